@@ -1,0 +1,105 @@
+"""The plan: everything a run depends on, as dense arrays, for any machine.
+
+`sim.plan` builds it from a spec and a trace; a machine reads it and never asks for more. Sizes used below:
+T trace tokens, L MoE layers, K top-k, E experts per layer, S steps, R rows (one row = one token of one step),
+V = S * L visits, numbered step * L + layer. A *global expert id* is `layer * E + expert`. Times are int64 ns.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+
+# Codes shared by the plan, the core and the record.
+GROUPS = ("one", "ready", "all")
+ORDERS = ("fifo", "nearest-layer", "probability")
+CAUSES = ("demand", "prefetch", "background")
+OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
+ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Durations in ns, each rounded half-even once, zero allowed.
+
+    dense_ns      int64 [classes, L + 1]: dense part before each MoE layer's routing (dense layers in front of it
+                  included); the last column is what follows the last MoE layer (dense layers at the end).
+    head_ns       int64 [classes]: end of step.
+    cost_class    int32 [S]: which row of the two tables a step uses.
+    decide_ns     from the end of the dense part to the routed instant.
+    group_ns      once per expert group.
+    expert_ns     int64 [max rows in a step + 1]: one expert, by the tokens it executes.
+    cpu_expert_ns int64 [2, max rows + 1]: one expert on the host; row 0 link idle, row 1 link busy at the routed instant.
+    transfer_ns   int64 [2]: one expert over the link; [0] with the idle set-up, [1] following on.
+    """
+
+    dense_ns: Int
+    head_ns: Int
+    cost_class: npt.NDArray[np.int32]
+    decide_ns: int
+    group_ns: int
+    expert_ns: Int
+    cpu_expert_ns: Int
+    transfer_ns: Int
+    commit_gap_ns: int = 0
+    commit_depth: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One policy as the core takes it: `name` of the registry, its integer `kind`, float64 `params` in declared order."""
+
+    name: str
+    kind: int
+    params: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    function: Any = None
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Ranked lists of predicted experts, best first, -1 = no entry.
+
+    lists   one int16 array [rows_d, L, m_d] per distance d = 1, 2, ...: `lists[d - 1][row[t], l]` is what is predicted, d
+            MoE layers ahead, for trace token t at MoE layer l (t is a token of the *target* step).
+    row     int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
+    budget  transfers that may join the prefetch queue per visit, over all targets; -1 = no limit.
+    order   index into ORDERS.
+    rank_key int64 [D, max m]: for order `probability`, the key of list rank r at distance d (lower goes first).
+    """
+
+    lists: tuple[npt.NDArray[np.int16], ...]
+    row: npt.NDArray[np.int32]
+    budget: int = -1
+    order: int = 0
+    rank_key: Int = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """experts int16 [T, L, K] (-1 none); step_offset int64 [S + 1] and step_row int32 [R]: step s runs the trace
+    tokens `step_row[step_offset[s]:step_offset[s + 1]]` in that order; step_prefill bool [S];
+    slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before time 0;
+    group: index into GROUPS; lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts."""
+
+    experts: npt.NDArray[np.int16]
+    n_experts: int
+    step_offset: Int
+    step_row: npt.NDArray[np.int32]
+    step_prefill: npt.NDArray[np.bool_]
+    costs: Costs
+    slots: Int
+    pooled: bool
+    residents: Int
+    expert_bytes: int
+    eviction: Choice
+    miss: Choice
+    prefetch: Prefetch | None = None
+    weights: npt.NDArray[np.floating[Any]] | None = None
+    group: int = 0
+    seed: int = 0
+    lossy_prefill: bool = False
+    warmup_steps: int = 0
+    late_counts_as_missing: bool = False
