@@ -62,15 +62,15 @@ class Choice:
 class Prefetch:
     """Ranked lists of predicted experts, best first, -1 = no entry.
 
-    lists   one int16 array [rows_d, L, m_d] per distance d = 1, 2, ...: `lists[d - 1][row[t], l]` is what is predicted, d
-            MoE layers ahead, for trace token t at MoE layer l (t is a token of the *target* step).
+    lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, t], l]` is what is predicted, d MoE layers ahead, for
+            trace token t at MoE layer l (t is a token of the *target* step); one entry in front serves all distances.
     row     int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
     budget  transfers that may join the prefetch queue per visit, over all targets; -1 = no limit.
     order   index into ORDERS.
-    rank_key int64 [D, max m]: for order `probability`, the key of list rank r at distance d (lower goes first).
+    rank_key int64 [D, m]: for order `probability`, the key of list rank r at distance d (lower goes first).
     """
 
-    lists: tuple[npt.NDArray[np.int16], ...]
+    lists: npt.NDArray[np.int16]
     row: npt.NDArray[np.int32]
     budget: int = -1
     order: int = 0

@@ -1,0 +1,129 @@
+"""Which resident makes room: the victim among the evictable residents of a scope.
+
+lru: the oldest touch or landing. fifo: the earliest landing. lfu: the fewest executions over the run. belady: the expert
+whose next wanted visit lies furthest ahead (Belady 1966; the only one that reads the future). decayed: the lowest score
+= uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. Ties: the older touch or landing.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sim.core import state as st
+from sim.core.hashing import hash64
+from sim.core.jit import choice, inlined
+from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
+
+LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
+
+
+@inlined
+def visits_of_layer(s: Any, g: int) -> int:
+    """How many visits of expert g's layer have been routed so far."""
+    layers = s.c[N_LAYERS]
+    return (s.c[ROUTED] + layers - 1 - g // s.c[st.N_EXPERTS]) // layers
+
+
+@choice
+def decayed_score(s: Any, g: int) -> float:
+    """score * decay ** (visits of its layer since the score was brought up to date)."""
+    return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[LAST, g]))
+
+
+@choice
+def count_use(s: Any, g: int) -> None:
+    """Bring the decayed score of an executed expert up to date: score = score * decay ** n + 1."""
+    s.score[g] = decayed_score(s, g) + 1.0
+    s.x[LAST, g] = visits_of_layer(s, g)
+
+
+@inlined
+def _evictable(s: Any, g: int, spare_from: int) -> bool:
+    """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
+    if s.x[STATE, g] != RESIDENT or s.x[WORK, g] > 0:
+        return False
+    return spare_from < 0 or not _listed(s, g, spare_from)
+
+
+@choice
+def _listed(s: Any, g: int, which: int) -> bool:
+    for i in range(1, s.merged[which, 0] + 1):
+        if s.merged[which, i] == g:
+            return True
+    return False
+
+
+@inlined
+def _least(s: Any, scope: int, spare_from: int, row: int, sign: int) -> int:
+    """The evictable expert with the least sign * x[row], then the oldest stamp; -1 where none is evictable."""
+    best, best_key, best_stamp = -1, np.int64(0), np.int64(0)
+    base = s.scope[BASE, scope]
+    for i in range(base, base + s.scope[USED, scope]):
+        g = s.slot[i]
+        if not _evictable(s, g, spare_from):
+            continue
+        key, stamp = sign * s.x[row, g], s.x[STAMP, g]
+        if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
+            best, best_key, best_stamp = g, key, stamp
+    return best
+
+
+@choice
+def _least_score(s: Any, scope: int, spare_from: int) -> int:
+    best, best_key, best_stamp = -1, 0.0, np.int64(0)
+    base = s.scope[BASE, scope]
+    for i in range(base, base + s.scope[USED, scope]):
+        g = s.slot[i]
+        if not _evictable(s, g, spare_from):
+            continue
+        key, stamp = decayed_score(s, g), s.x[STAMP, g]
+        if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
+            best, best_key, best_stamp = g, key, stamp
+    return best
+
+
+@choice
+def _smallest(candidates: Any, n: int, rank: int) -> int:
+    """The candidate with `rank` smaller ones among the first n (all different)."""
+    for i in range(n):
+        smaller = 0
+        for j in range(n):
+            smaller += candidates[j] < candidates[i]
+        if smaller == rank:
+            return candidates[i]  # type: ignore[no-any-return]
+    return -1
+
+
+@choice
+def _random(s: Any, scope: int, spare_from: int) -> int:
+    """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
+    base = s.scope[BASE, scope]
+    candidates = s.work[st.SCRATCH]
+    n = 0
+    for i in range(base, base + s.scope[USED, scope]):
+        if _evictable(s, s.slot[i], spare_from):
+            candidates[n] = s.slot[i]
+            n += 1
+    if n == 0:
+        return -1
+    drawn = hash64(s.c[SEED], s.c[ROUTED], s.c[DRAWS])
+    s.c[DRAWS] += 1
+    return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
+
+
+@inlined
+def victim(s: Any, scope: int, spare_from: int) -> int:
+    """The expert to evict from a full scope, or -1. `spare_from`: the merged list to spare, -1 for a demand."""
+    kind = s.c[st.EVICTION]
+    if kind == LRU:
+        return _least(s, scope, spare_from, STAMP, 1)
+    if kind == FIFO:
+        return _least(s, scope, spare_from, LANDED, 1)
+    if kind == LFU:
+        return _least(s, scope, spare_from, USES, 1)
+    if kind == BELADY:
+        return _least(s, scope, spare_from, NEXT, -1)
+    if kind == DECAYED:
+        return _least_score(s, scope, spare_from)
+    return _random(s, scope, spare_from)

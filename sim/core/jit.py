@@ -1,0 +1,45 @@
+"""How the choices are compiled: one decorator, and where numba may keep its cache.
+
+numba notices edits in the file of a cached function but not in the files it calls, so the cache folder carries a hash
+of every source file of the core and of the compiled machine: an edit anywhere there is a new folder.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+_HERE = Path(__file__).resolve().parent
+_MACHINES = _HERE.parent / "machines"
+_SOURCES = (*sorted(_HERE.glob("*.py")), _MACHINES / "clock.py", _MACHINES / "compiled.py")
+
+
+def _cache_dir() -> Path:
+    """`$NUMBA_CACHE_DIR` or the user's cache folder, then a name made of the hash of the sources."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-offload-sim"
+    root = Path(os.environ.get("NUMBA_CACHE_DIR", default))
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        digest.update(source.read_bytes())
+    return root / f"core-{digest.hexdigest()[:16]}"
+
+
+CACHE_DIR = _cache_dir()
+os.environ["NUMBA_CACHE_DIR"] = str(CACHE_DIR)
+
+import numba  # noqa: E402  (reads NUMBA_CACHE_DIR when it is imported)
+
+numba.config.CACHE_DIR = str(CACHE_DIR)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def choice(function: F) -> F:
+    """Compile one function of the core: callable from the compiled loop, from simpy, from torch, from a debugger."""
+    return numba.njit(cache=True, error_model="numpy", _nrt=False)(function)  # type: ignore[no-any-return]
+
+
+def inlined(function: F) -> F:
+    """The same for the few functions on the path of every request: always part of their caller."""
+    return numba.njit(cache=True, error_model="numpy", forceinline=True, _nrt=False)(function)  # type: ignore[no-any-return]

@@ -1,0 +1,132 @@
+"""What the choices know and change: residency, queues and counters, as a few dense int64 arrays.
+
+Nothing here has a time in it. A machine calls the choices (`visit.decide`, `link.next_commit`, `residency.land`,
+`visit.take_group`, `visit.finish_group`) in the order in which things happen and keeps the clock to itself.
+
+An expert is a global id g = layer * E + expert. Its life (`STATE`) is the table LEGAL; any other step raises
+IllegalTransition with both names. "Held" is WORK > 0: the visit being served gave it GPU work that has not run.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core.plan import Plan
+
+Int = npt.NDArray[np.int64]
+
+# --- fields of one expert: rows of State.x ---------------------------------------------------------------------
+STATE = 0  # ABSENT ... RESIDENT
+STAMP = 1  # running number of its last touch or landing (recency)
+LANDED = 2  # running number of its last landing (fifo)
+USES = 3  # executions on the GPU over the whole run, kept across evictions (lfu)
+WORK = 4  # tokens of GPU work given by the visit being served; > 0 means held
+STAND_IN = 5  # of these, tokens executed in another expert's place
+SEEN = 6  # 1 + the last visit that wanted it
+TOKENS = 7  # (token, slot) entries of that visit that wanted it
+CLASS = 8  # HIT, LATE or MISS in that visit
+NEXT = 9  # next visit that wants it (belady only)
+SLOT = 10  # its slot while COMMITTED or RESIDENT
+FRESH = 11  # landed by a prefetch and not wanted since
+WAITED = 12  # late in the visit being served, and waited for
+ORIGIN = 13  # cause of its transfer: index into plan.CAUSES
+TRANSFER = 14  # its row in the record's transfers (record only)
+HOST = 15  # tokens of CPU work given by the visit being served
+ASKED = 16  # bits of the answers it got in the visit being served
+LAST = 17  # visits of its layer routed when its decayed score was last brought up to date
+FIELDS = 18
+
+ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
+STATES = ("absent", "queued", "demanded", "committed", "resident")
+HIT, LATE, MISS = range(3)
+
+LEGAL = np.zeros((5, 5), np.bool_)
+LEGAL[ABSENT, [QUEUED, DEMANDED]] = True  # joins a queue
+LEGAL[QUEUED, [ABSENT, DEMANDED, COMMITTED]] = True  # withdrawn or rejected, promoted, on the link
+LEGAL[DEMANDED, COMMITTED] = True
+LEGAL[COMMITTED, RESIDENT] = True
+LEGAL[RESIDENT, ABSENT] = True  # evicted
+
+# --- rows of State.work: lists of global ids, filled up to their counter --------------------------------------
+WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, SCRATCH, RANKS, WORK_ROWS = range(8)
+# --- rows of State.scope ----------------------------------------------------------------------------------------
+BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
+# --- columns of the prefetch queue ------------------------------------------------------------------------------
+Q_EXPERT, Q_KEY, Q_LIST = range(3)  # Q_LIST: which merged list it joined from, -1 none
+
+# --- State.c: one number each -----------------------------------------------------------------------------------
+N_LAYERS, N_EXPERTS, POOLED, EVICTION, SEED, DEPTH, BUDGET, ORDER = range(8)  # fixed for the run
+ROUTED, STAMPS, DRAWS, EVENTS = range(8, 12)  # visits routed, touches and landings, random draws, event numbers
+N_WANTED, N_READY, N_RUN, N_WORK, N_WAITED, N_ANSWERED, N_HOST = range(12, 19)  # of the visit being served
+DEMAND_HEAD, DEMAND_TAIL, QUEUE_LEN, FLIGHT_HEAD, FLIGHT_LEN = range(19, 24)
+R_VISITS, R_EXECUTIONS, R_TRANSFERS, R_ANSWERS = range(24, 28)  # rows written to the record
+# counters of the summary; warm-up sets them back to zero
+EVICTIONS, SLOTS_WANTED, SLOTS_HIT, SLOTS_LATE = range(28, 32)
+FETCHED, SUBSTITUTED, DROPPED, CPU, LOW = range(32, 37)
+LANDED_DEMAND, LANDED_PREFETCH, LANDED_BACKGROUND, PROMOTED, WITHDRAWN, REJECTED = range(37, 43)
+PREFETCH_USED, PREFETCH_LATE, PREFETCH_WASTED = range(43, 46)
+FIRST_COUNTER, N_SCALARS = EVICTIONS, 46
+
+# --- columns of State.layer: per MoE layer ------------------------------------------------------------------------
+L_HITS, L_LATE, L_MISSES, L_STALL_DEMAND, L_STALL_LATE, L_STALL_HELD, LAYER_COLUMNS = range(7)
+
+NEVER = np.iinfo(np.int64).max
+
+
+class IllegalTransition(RuntimeError):
+    """A law of the machine was about to be broken: the message names the expert, its state and the step refused."""
+
+    def __str__(self) -> str:
+        was, to, expert = self.args
+        return f"expert {expert}: {STATES[was]} -> {STATES[to]} is not a legal transition"
+
+
+class State(NamedTuple):
+    """x [FIELDS, G] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
+    queue [G + 1, 3] prefetches in the order they will go; flight [G] ring of committed experts; layer [L, LAYER_COLUMNS];
+    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses."""
+
+    x: Int
+    c: Int
+    work: Int
+    scope: Int
+    slot: Int
+    queue: Int
+    flight: Int
+    layer: Int
+    merged: Int
+    score: npt.NDArray[np.float64]
+    params: npt.NDArray[np.float64]
+
+
+def new_state(plan: Plan) -> State:
+    """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
+    layers = plan.experts.shape[1]
+    n = layers * plan.n_experts
+    depth = min(plan.costs.commit_depth, n)
+    distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
+    c = np.zeros(N_SCALARS, np.int64)
+    c[[N_LAYERS, N_EXPERTS, POOLED, EVICTION]] = layers, plan.n_experts, plan.pooled, plan.eviction.kind
+    c[[SEED, DEPTH]] = plan.seed, depth
+    if plan.prefetch is not None:
+        c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
+    scope = np.zeros((4, len(plan.slots)), np.int64)
+    scope[CAPACITY] = plan.slots
+    scope[BASE, 1:] = np.cumsum(plan.slots)[:-1]
+    x = np.zeros((FIELDS, n), np.int64)
+    x[[SLOT, TRANSFER]] = -1
+    x[NEXT] = NEVER
+    return State(
+        x=x,
+        c=c,
+        work=np.zeros((WORK_ROWS, n), np.int64),
+        scope=scope,
+        slot=np.full(int(plan.slots.sum()), -1, np.int64),
+        queue=np.zeros((n + 1, 3), np.int64),
+        flight=np.zeros(n, np.int64),
+        layer=np.zeros((layers, LAYER_COLUMNS), np.int64),
+        merged=np.zeros((distances * (distances + 1), plan.n_experts + 1), np.int64),
+        score=np.zeros(n, np.float64),
+        params=np.asarray(plan.eviction.params, np.float64),
+    )

@@ -1,0 +1,400 @@
+"""One visit: what is decided at its routed instant, and what the GPU takes afterwards (design: section 6, 2a to 3).
+
+`decide` does everything that happens at the routed instant: it classifies the wanted experts, withdraws prefetches that
+turned out wrong, asks the miss policy, gives work to the GPU and the host, and queues transfers. What is absent from a
+run (a miss policy other than fetch, a prefetcher, a log) is passed as None and is not compiled at all.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core import log as lg
+from sim.core import state as st
+from sim.core.eviction import BELADY
+from sim.core.jit import choice, inlined
+from sim.core.link import demand, join, withdraw
+from sim.core.miss import ANSWER_CPU, ANSWER_FETCH, Miss, answer
+from sim.core.plan import Plan
+from sim.core.residency import executed, scope_of
+from sim.core.state import (
+    ABSENT,
+    CLASS,
+    COMMITTED,
+    FRESH,
+    HIT,
+    HOST,
+    LATE,
+    MISS,
+    N_RUN,
+    N_WANTED,
+    N_WORK,
+    NEVER,
+    QUEUED,
+    READY,
+    RESIDENT,
+    SEEN,
+    STATE,
+    TOKENS,
+    WAITED,
+    WANTED,
+    WORK,
+)
+
+Int = npt.NDArray[np.int64]
+ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
+
+
+class Route(NamedTuple):
+    """What the router wants: see plan.Plan. next_use int32 [R, L, K]: the next visit that wants the same expert, -1 never
+    (belady only, else empty)."""
+
+    experts: npt.NDArray[np.int16]
+    step_offset: Int
+    step_row: npt.NDArray[np.int32]
+    step_prefill: npt.NDArray[np.bool_]
+    next_use: npt.NDArray[np.int32]
+
+
+class Ahead(NamedTuple):
+    """What the prefetcher predicts: see plan.Prefetch."""
+
+    lists: npt.NDArray[np.int16]
+    row: npt.NDArray[np.int32]
+    rank_key: Int
+
+
+@choice
+def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_experts: int, out: Any) -> None:
+    """Walk the visits backwards; `last` [G] ends as the first visit that wants each expert."""
+    layers, top_k = experts.shape[1], experts.shape[2]
+    for step in range(len(step_offset) - 2, -1, -1):
+        for layer in range(layers - 1, -1, -1):
+            for i in range(step_offset[step], step_offset[step + 1]):
+                for k in range(top_k):
+                    e = experts[step_row[i], layer, k]
+                    if e >= 0 and last[layer * n_experts + e] != NEVER:
+                        out[i, layer, k] = last[layer * n_experts + e]
+            for i in range(step_offset[step], step_offset[step + 1]):
+                for k in range(top_k):
+                    e = experts[step_row[i], layer, k]
+                    if e >= 0:
+                        last[layer * n_experts + e] = step * layers + layer
+
+
+def _frozen(array: Any) -> Any:
+    """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
+    out = np.ascontiguousarray(array).view()
+    out.flags.writeable = False
+    return out
+
+
+def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
+    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state)."""
+    next_use = np.zeros((0, 0, 0), np.int32)
+    if plan.eviction.kind == BELADY:
+        next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
+        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[st.NEXT], plan.n_experts, next_use)
+    route = Route(*map(_frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
+    ahead = None
+    if plan.prefetch is not None:
+        p = plan.prefetch
+        key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
+        ahead = Ahead(_frozen(p.lists), _frozen(p.row), _frozen(key))
+    return route, Miss.of(plan), ahead
+
+
+@inlined
+def _want(s: Any, g: int, visit: int) -> None:
+    """The first entry of this visit that wants expert g: classify it, once."""
+    s.x[SEEN, g] = visit + 1
+    s.x[TOKENS, g] = 1
+    now = s.x[STATE, g]
+    kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
+    s.x[CLASS, g] = kind
+    if s.x[FRESH, g] == 1 and kind == HIT:
+        s.c[st.PREFETCH_USED] += 1
+        s.x[FRESH, g] = 0
+    elif kind == LATE:
+        s.x[FRESH, g] = 2
+    s.work[WANTED, s.c[N_WANTED]] = g
+    s.c[N_WANTED] += 1
+
+
+@inlined
+def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
+    """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
+    s.c[st.ROUTED] = visit + 1
+    s.c[st.DRAWS] = 0
+    for i in range(N_WANTED, st.N_HOST + 1):
+        s.c[i] = 0
+    base = layer * s.c[st.N_EXPERTS]
+    belady = s.c[st.EVICTION] == BELADY
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        t = route.step_row[i]
+        for k in range(route.experts.shape[2]):
+            e = route.experts[t, layer, k]
+            if e < 0:
+                continue
+            g = base + e
+            if s.x[SEEN, g] == visit + 1:
+                s.x[TOKENS, g] += 1
+                continue
+            _want(s, g, visit)
+            if belady:
+                after = route.next_use[i, layer, k]
+                s.x[st.NEXT, g] = after if after >= 0 else NEVER
+
+
+@inlined
+def _count(s: Any, layer: int) -> None:
+    """Distinct experts by class, and their (token, slot) entries."""
+    for i in range(s.c[N_WANTED]):
+        g = s.work[WANTED, i]
+        s.layer[layer, s.x[CLASS, g]] += 1
+        s.c[st.SLOTS_WANTED] += s.x[TOKENS, g]
+
+
+@inlined
+def _work(s: Any, g: int, tokens: int) -> None:
+    """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
+    if s.x[WORK, g] == 0:
+        s.c[N_WORK] += 1
+        if s.x[STATE, g] == RESIDENT:
+            s.work[READY, s.c[st.N_READY]] = g
+            s.c[st.N_READY] += 1
+    s.x[WORK, g] += tokens
+
+
+@inlined
+def _wait_for_late(s: Any, g: int) -> None:
+    if s.x[WAITED, g] == 0:
+        s.x[WAITED, g] = 1
+        s.c[st.N_WAITED] += 1
+
+
+@choice
+def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
+    """Without a miss policy every entry of a missing expert is answered `fetch`."""
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        t = route.step_row[i]
+        for k in range(route.experts.shape[2]):
+            e = route.experts[t, layer, k]
+            if e >= 0 and s.x[CLASS, layer * s.c[st.N_EXPERTS] + e] == MISS:
+                lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
+
+
+@inlined
+def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
+    """2d to 2f where every miss is fetched and every late expert waited for."""
+    if log is not None:
+        _log_fetches(s, log, route, visit, step, layer)
+    for i in range(s.c[N_WANTED]):
+        g = s.work[WANTED, i]
+        tokens, kind = s.x[TOKENS, g], s.x[CLASS, g]
+        _work(s, g, tokens)
+        if kind == HIT:
+            s.c[st.SLOTS_HIT] += tokens
+        elif kind == LATE:
+            s.c[st.SLOTS_LATE] += tokens
+            _wait_for_late(s, g)
+        else:
+            s.c[st.FETCHED] += tokens
+            demand(s, log, g, visit)
+
+
+@choice
+def _ask(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, lossy: bool) -> None:
+    """2d for one (token, slot) whose expert is not there: ask, count, give the work where the answer says."""
+    g = layer * s.c[st.N_EXPERTS] + e
+    reply, other, gate = answer(s, miss, visit, t, layer, k, e)
+    if not lossy and reply != ANSWER_CPU:
+        reply, other = ANSWER_FETCH, -1
+    if s.x[st.ASKED, g] == 0:
+        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = g
+        s.c[st.N_ANSWERED] += 1
+    s.x[st.ASKED, g] |= 1 << reply
+    late = s.x[CLASS, g] == LATE
+    s.c[st.SLOTS_LATE if late and reply == ANSWER_FETCH else st.FETCHED + reply] += 1
+    lg.answered(s, log, visit, t, k, e, reply, other, gate)
+    if reply == ANSWER_FETCH:
+        _work(s, g, 1)
+        if late:
+            _wait_for_late(s, g)
+    elif reply == ANSWER_CPU:
+        if s.x[HOST, g] == 0:
+            s.work[st.ON_HOST, s.c[st.N_HOST]] = g
+            s.c[st.N_HOST] += 1
+        s.x[HOST, g] += 1
+
+
+@inlined
+def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: int, layer: int) -> None:
+    """2d to 2f with a miss policy: every (token, slot) in order, then the queues in the order first answered."""
+    lossy = miss.lossy_prefill or not route.step_prefill[step]
+    for i in range(s.c[N_WANTED]):
+        s.x[st.ASKED, s.work[WANTED, i]] = 0
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        t = route.step_row[i]
+        for k in range(route.experts.shape[2]):
+            e = route.experts[t, layer, k]
+            if e < 0:
+                continue
+            g = layer * s.c[st.N_EXPERTS] + e
+            kind = s.x[CLASS, g]
+            if kind == MISS or (kind == LATE and miss.ask_late):
+                _ask(s, log, miss, visit, t, layer, k, e, lossy)
+            else:
+                _work(s, g, 1)
+                s.c[st.SLOTS_HIT if kind == HIT else st.SLOTS_LATE] += 1
+                if kind == LATE:
+                    _wait_for_late(s, g)
+    for i in range(s.c[st.N_ANSWERED]):
+        g = s.work[st.FIRST_ANSWERED, i]
+        if s.x[CLASS, g] == LATE:
+            continue
+        if s.x[st.ASKED, g] & (1 << ANSWER_FETCH):
+            demand(s, log, g, visit)
+        elif s.x[STATE, g] == QUEUED:
+            withdraw(s, log, g)
+
+
+@choice
+def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
+    """2b: prefetches queued for this layer whose expert this visit does not want."""
+    n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
+    for i in range(s.c[st.QUEUE_LEN]):
+        g = s.queue[i, st.Q_EXPERT]
+        if g // n_experts == layer and s.x[SEEN, g] != visit + 1:
+            unwanted[n] = g
+            n += 1
+    for i in range(n):
+        withdraw(s, log, unwanted[i])
+
+
+@choice
+def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
+    """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
+    lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
+    base, n = layer * s.c[st.N_EXPERTS], 0
+    listed, ranks = s.work[st.SCRATCH], s.work[st.RANKS]
+    listed[: s.c[st.N_EXPERTS]] = 0
+    for r in range(lists.shape[2]):
+        for i in range(route.step_offset[step], route.step_offset[step + 1]):
+            row = ahead.row[d, route.step_row[i]]
+            e = lists[row, layer, r] if row >= 0 else -1
+            if e >= 0 and listed[e] == 0:
+                listed[e] = 1
+                ranks[n] = r
+                n += 1
+                s.merged[which, n] = base + e
+    s.merged[which, 0] = n
+    return n
+
+
+@choice
+def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
+    """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
+    layers, distances = s.c[st.N_LAYERS], ahead.row.shape[0]
+    left = s.c[st.BUDGET] if s.c[st.BUDGET] >= 0 else NEVER
+    for d in range(distances):
+        target = visit + d + 1
+        if target >= layers * len(route.step_prefill):
+            return
+        which = (visit % (distances + 1)) * distances + d
+        n = _merge(s, route, ahead, d, target // layers, target % layers, which)
+        for i in range(n):
+            g = s.merged[which, i + 1]
+            if left > 0 and s.x[STATE, g] == ABSENT:
+                order = s.c[st.ORDER]
+                key = target if order == 1 else (ahead.rank_key[d, s.work[st.RANKS, i]] if order == 2 else 0)
+                join(s, log, g, visit, 1, key, which)
+                left -= 1
+
+
+@inlined
+def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int) -> None:
+    """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
+    visit = step * s.c[st.N_LAYERS] + layer
+    s.c[st.DEMAND_HEAD] = 0
+    s.c[st.DEMAND_TAIL] = 0
+    _classify(s, route, visit, step, layer)
+    if log is not None:
+        _log_visit(s, log, step, layer)
+    if ahead is not None:
+        _withdraw_unwanted(s, log, visit, layer)
+    _count(s, layer)
+    if miss is None:
+        _fetch_all(s, log, route, visit, step, layer)
+    else:
+        _answer_each(s, log, route, miss, visit, step, layer)
+    if ahead is not None:
+        _predict(s, log, route, ahead, visit)
+
+
+@choice
+def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
+    row = log.visits[s.c[st.R_VISITS]]
+    s.c[st.R_VISITS] += 1
+    for i in range(lg.V_COLUMNS):
+        row[i] = 0
+    row[lg.V_EVENT], row[lg.V_STEP], row[lg.V_LAYER] = lg.next_event(s), step, layer
+    row[lg.V_WANTED] = s.c[N_WANTED]
+    for i in range(s.c[N_WANTED]):
+        row[lg.V_HITS + s.x[CLASS, s.work[WANTED, i]]] += 1
+
+
+@inlined
+def take_group(s: Any, mode: int) -> int:
+    """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
+    ready = s.c[st.N_READY] - s.c[N_RUN]
+    if mode == ONE:
+        return min(ready, 1)
+    if mode == ALL and s.c[st.N_READY] < s.c[N_WORK]:
+        return 0
+    return ready  # type: ignore[no-any-return]
+
+
+@choice
+def stuck(s: Any) -> bool:
+    """For groups of all: nothing more can land while the rest is held (looked at after the commits of an instant)."""
+    if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL] or s.c[st.N_READY] == s.c[N_RUN]:
+        return False
+    scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
+    if s.scope[st.USED, scope] < s.scope[st.CAPACITY, scope] or s.scope[st.ARRIVING, scope] > 0:
+        return False
+    base = s.scope[st.BASE, scope]
+    for i in range(base, base + s.scope[st.USED, scope]):
+        if s.x[WORK, s.slot[i]] == 0:
+            return False
+    return True
+
+
+@inlined
+def finish_group(s: Any, log: Any, n: int) -> None:
+    """The group of the next n ready experts has run: touched and released in its order."""
+    for i in range(s.c[N_RUN], s.c[N_RUN] + n):
+        g = s.work[READY, i]
+        if log is not None:
+            _log_execution(s, log, g, s.x[WORK, g], s.x[st.STAND_IN, g], 0)
+        executed(s, g)
+    s.c[N_RUN] += n
+
+
+@choice
+def finish_host(s: Any, log: Any) -> None:
+    """The visit's experts on the CPU have run."""
+    for i in range(s.c[st.N_HOST]):
+        g = s.work[st.ON_HOST, i]
+        if log is not None:
+            _log_execution(s, log, g, s.x[HOST, g], 0, 1)
+        s.x[HOST, g] = 0
+
+
+@choice
+def _log_execution(s: Any, log: Any, g: int, tokens: int, stand_in: int, cpu: int) -> None:
+    row = log.executions[s.c[st.R_EXECUTIONS]]
+    s.c[st.R_EXECUTIONS] += 1
+    row[lg.X_EVENT], row[lg.X_VISIT] = lg.next_event(s), s.c[st.ROUTED] - 1
+    row[lg.X_EXPERT], row[lg.X_TOKENS], row[lg.X_STAND_IN], row[lg.X_CPU] = g, tokens, stand_in, cpu

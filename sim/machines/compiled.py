@@ -1,0 +1,229 @@
+"""The compiled machine: virtual time in int64 ns, one straight loop, compiled with numba.
+
+It asks the core what happens and knows only how long it takes. One rule orders an instant: nothing is committed at `now`
+while anything else is due at `now`; so commits happen in the one place where the clock moves on (`_link_until`) and
+where the GPU has nothing to do but wait (`_stall`).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core import log as lg
+from sim.core import state as st
+from sim.core.jit import choice, inlined
+from sim.core.link import next_commit, waiting
+from sim.core.plan import Plan
+from sim.core.residency import land
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, READY, TRANSFER, WORK
+from sim.core.visit import ALL, decide, finish_group, finish_host, inputs, stuck, take_group
+from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, Clock, begin_run, close, forget
+from sim.record import RunRecord
+
+Int = npt.NDArray[np.int64]
+
+class Durations(NamedTuple):
+    """plan.Costs as the loop takes it."""
+
+    dense_ns: Int
+    head_ns: Int
+    cost_class: npt.NDArray[np.int32]
+    expert_ns: Int
+    cpu_expert_ns: Int
+    transfer_ns: Int
+    decide_ns: int
+    group_ns: int
+    commit_gap_ns: int
+
+
+@choice
+def _commit_all(s: Any, log: Any, d: Any, clock: Any) -> None:
+    """The commits of this instant, as far as the depth of the link and the slots allow."""
+    now = clock.k[NOW]
+    while waiting(s):
+        behind = s.c[FLIGHT_LEN] > 0
+        if behind:
+            tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN] - 1
+            last = s.flight[tail if tail < len(s.flight) else tail - len(s.flight)]
+        g = next_commit(s, log)
+        if g < 0:
+            return
+        clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
+        clock.lands[g] = clock.starts[g] + d.transfer_ns[1 if behind else 0]
+        if log is not None:
+            row = log.transfers[s.x[TRANSFER, g]]
+            row[lg.T_COMMITTED], row[lg.T_STARTED] = now, clock.starts[g]
+
+
+@inlined
+def _land_due(s: Any, log: Any, clock: Clock) -> None:
+    """The transfers that land now."""
+    now = clock.k[NOW]
+    while s.c[FLIGHT_LEN] > 0 and clock.lands[s.flight[s.c[FLIGHT_HEAD]]] == now:
+        g = land(s, log)
+        clock.k[LINK_BUSY] += now - clock.starts[g]
+        if log is not None:
+            log.transfers[s.x[TRANSFER, g], lg.T_LANDED] = now
+
+
+@choice
+def _link_until(s: Any, log: Any, d: Any, clock: Any, to: int) -> None:
+    """The clock leaves `now`: commit, then land and commit at every instant before `to`, and land at `to`."""
+    if waiting(s):
+        _commit_all(s, log, d, clock)
+    while s.c[FLIGHT_LEN] > 0 and clock.lands[s.flight[s.c[FLIGHT_HEAD]]] <= to:
+        clock.k[NOW] = clock.lands[s.flight[s.c[FLIGHT_HEAD]]]
+        _land_due(s, log, clock)
+        if clock.k[NOW] < to and waiting(s):
+            _commit_all(s, log, d, clock)
+    clock.k[NOW] = to
+
+
+@inlined
+def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int) -> None:
+    """The GPU is busy for ns (or waits for the host); the link goes on beside it."""
+    if ns > 0:
+        if s.c[FLIGHT_LEN] > 0 or waiting(s):
+            _link_until(s, log, d, clock, clock.k[NOW] + ns)
+        else:
+            clock.k[NOW] += ns
+
+
+@choice
+def _stall(s: Any, log: Any, d: Any, clock: Any, mode: int, layer: int) -> int:
+    """Nothing to take: commit, then wait for the next landing. Returns a group's size where `all` need not wait."""
+    _commit_all(s, log, d, clock)
+    if mode == ALL and stuck(s):
+        return s.c[N_READY] - s.c[N_RUN]  # type: ignore[no-any-return]
+    if s.c[FLIGHT_LEN] == 0:
+        raise RuntimeError("deadlock: the GPU waits and nothing is under way")
+    due = clock.lands[s.flight[s.c[FLIGHT_HEAD]]]
+    waited = due - clock.k[NOW]
+    cause = 0
+    if s.c[st.N_WAITED] > 0:
+        cause = 1
+    elif waiting(s):
+        cause = 2
+    s.layer[layer, st.L_STALL_DEMAND + cause] += waited
+    clock.k[STALL] += waited
+    if log is not None:
+        log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += waited
+    clock.k[NOW] = due
+    _land_due(s, log, clock)
+    return 0
+
+
+@inlined
+def _run_group(s: Any, log: Any, d: Durations, clock: Clock, n: int, group: int) -> None:
+    """The next n ready experts, one after another behind one group set-up."""
+    begin = clock.k[NOW]
+    ns = d.group_ns
+    for i in range(s.c[N_RUN], s.c[N_RUN] + n):
+        ns += d.expert_ns[s.x[WORK, s.work[READY, i]]]
+    _advance(s, log, d, clock, ns)
+    clock.k[EXPERTS] += ns
+    finish_group(s, log, n)
+    if log is not None:
+        _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
+
+
+@choice
+def _time_executions(s: Any, log: Any, expert_ns: Any, begin: int, n: int, group: int) -> None:
+    """When each of the last n executions began and ended."""
+    last = s.c[st.R_EXECUTIONS]
+    for i in range(last - n, last):
+        row = log.executions[i]
+        row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
+        begin += expert_ns[row[lg.X_TOKENS]]
+        row[lg.X_END] = begin
+
+
+@choice
+def _host_ns(s: Any, d: Any) -> int:
+    """How long the host computes what this visit gave it: one expert after another from the routed instant."""
+    busy = 1 if s.c[FLIGHT_LEN] > 0 else 0
+    ns = 0
+    for i in range(s.c[st.N_HOST]):
+        ns += d.cpu_expert_ns[busy, s.x[st.HOST, s.work[st.ON_HOST, i]]]
+    return ns
+
+
+@choice
+def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
+    """The layer ends when the host is done too."""
+    wait = max(0, routed + ns - clock.k[NOW])
+    clock.k[CPU_WAIT] += wait
+    _advance(s, log, d, clock, wait)
+    n = s.c[st.N_HOST]
+    finish_host(s, log)
+    if log is not None:
+        log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+        _time_executions(s, log, d.cpu_expert_ns[busy], routed, n, -1)
+
+
+@inlined
+def _visit(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, step: int, layer: int) -> None:
+    """One visit from its routed instant to the end of its layer."""
+    first_transfer = s.c[st.R_TRANSFERS]
+    decide(s, log, route, miss, ahead, step, layer)
+    routed, busy = clock.k[NOW], 1 if s.c[FLIGHT_LEN] > 0 else 0
+    if log is not None:
+        log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
+        for i in range(first_transfer, s.c[st.R_TRANSFERS]):
+            log.transfers[i, lg.T_QUEUED] = routed
+    host_ns = 0
+    if miss is not None:
+        host_ns = _host_ns(s, d)
+    group = 0
+    while s.c[N_RUN] < s.c[N_WORK]:
+        n = take_group(s, mode)
+        if n == 0:
+            n = _stall(s, log, d, clock, mode, layer)
+        if n > 0:
+            _run_group(s, log, d, clock, n, group)
+            group += 1
+    if miss is not None and s.c[st.N_HOST] > 0:
+        _wait_for_host(s, log, d, clock, routed, busy, host_ns)
+    if log is not None:
+        log.visits[s.c[st.R_VISITS] - 1, lg.V_END] = clock.k[NOW]
+
+
+@choice
+def _loop(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, warmup: int) -> None:
+    """The whole run."""
+    layers = route.experts.shape[1]
+    for step in range(len(route.step_prefill)):
+        if step == warmup and warmup > 0:
+            forget(s, clock)
+        clock.begin[step] = clock.k[NOW]
+        dense = d.dense_ns[d.cost_class[step]]
+        for layer in range(layers):
+            _advance(s, log, d, clock, dense[layer])
+            _advance(s, log, d, clock, d.decide_ns)
+            clock.k[DENSE] += dense[layer]
+            clock.k[DECIDE] += d.decide_ns
+            _visit(s, log, route, miss, ahead, d, clock, mode, step, layer)
+        _advance(s, log, d, clock, dense[layers])
+        _advance(s, log, d, clock, d.head_ns[d.cost_class[step]])
+        clock.k[DENSE] += dense[layers]
+        clock.k[HEAD] += d.head_ns[d.cost_class[step]]
+        clock.end[step] = clock.k[NOW]
+        if log is not None:
+            clock.event[step] = lg.next_event(s)
+    close(s, log, clock)
+
+
+def durations(plan: Plan) -> Durations:
+    """The plan's costs as one flat tuple of one type."""
+    c = plan.costs
+    arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns)
+    return Durations(*arrays, c.decide_ns, c.group_ns, c.commit_gap_ns)
+
+
+def run(plan: Plan, full: bool = False) -> RunRecord:
+    """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
+    s, log, clock = begin_run(plan, full)
+    route, miss, ahead = inputs(plan, s)
+    _loop(s, log, route, miss, ahead, durations(plan), clock, plan.group, plan.warmup_steps)
+    return RunRecord.of(plan, s, log, clock)

@@ -1,0 +1,209 @@
+"""The reference machine: the same run as simpy processes, to read and to extend with new resources.
+
+Two actors share one environment: the GPU, a process that walks through steps and layers, and the link, which lands and
+commits by callbacks. The order of one instant is the priority of its events: landings, ends of GPU work, commits, and
+last the look of a GPU that waits for everything. simpy processes an event of a smaller priority first, also when it was
+made at this very instant, so nothing is committed while anything else is due.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import simpy
+
+from sim.core import log as lg
+from sim.core import state as st
+from sim.core.link import next_commit, waiting
+from sim.core.plan import Plan
+from sim.core.residency import land
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, READY, TRANSFER, WORK
+from sim.core.visit import ALL, decide, finish_group, finish_host, inputs, stuck, take_group
+from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.record import RunRecord
+
+LANDING, GPU, COMMIT, LOOK = range(4)  # one instant, one order
+Process = Generator[simpy.Event, Any, Any]
+
+
+class Machine:
+    """One run: the core's state, the plan's durations, and simpy's clock."""
+
+    def __init__(self, plan: Plan, full: bool) -> None:
+        self.env = simpy.Environment()
+        self.plan, self.costs = plan, plan.costs
+        self.s, self.log, self.clock = begin_run(plan, full)
+        self.route, self.miss, self.ahead = inputs(plan, self.s)
+        self.commit_due = False
+        self.wake: simpy.Event | None = None  # what a stalled GPU waits for
+        self.stalled_since = 0
+        self.layer = 0
+
+    def at(
+        self, ns: int, priority: int, call: Callable[[Any], None] | None = None, event: simpy.Event | None = None
+    ) -> simpy.Event:
+        """An event `ns` from now (a new one, or one that is waited for), in its place among those of that instant."""
+        event = simpy.Event(self.env) if event is None else event
+        event._ok, event._value = True, None
+        if call is not None:
+            event.callbacks.append(call)
+        self.env.schedule(event, priority=priority, delay=ns)
+        return event
+
+    # --- the link ------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Something was queued, landed or released: look at the link when everything else of this instant is done."""
+        if not self.commit_due and waiting(self.s):
+            self.commit_due = True
+            self.at(0, COMMIT, self.commit)
+
+    def commit(self, _: Any) -> None:
+        """Commit as much as the depth and the slots allow."""
+        self.commit_due = False
+        s, now = self.s, self.env.now
+        while waiting(s):
+            behind = self.last_committed() if s.c[FLIGHT_LEN] else None
+            g = next_commit(s, self.log)
+            if g < 0:
+                return
+            starts = now + self.costs.commit_gap_ns if behind is None else int(self.clock.lands[behind])
+            lands = starts + int(self.costs.transfer_ns[0 if behind is None else 1])
+            self.clock.starts[g], self.clock.lands[g] = starts, lands
+            if self.log is not None:
+                row = self.log.transfers[s.x[TRANSFER, g]]
+                row[lg.T_COMMITTED], row[lg.T_STARTED] = now, starts
+            self.at(lands - now, LANDING, self.landed)
+
+    def last_committed(self) -> int:
+        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.flight)
+        return int(self.s.flight[place])
+
+    def landed(self, _: Any) -> None:
+        """The oldest committed transfer has landed."""
+        if self.wake is not None:
+            self.count_stall()
+        g = land(self.s, self.log)
+        self.clock.k[LINK_BUSY] += self.env.now - self.clock.starts[g]
+        if self.log is not None:
+            self.log.transfers[self.s.x[TRANSFER, g], lg.T_LANDED] = self.env.now
+        if self.wake is not None and not self.wake.triggered:
+            self.at(0, GPU, event=self.wake)
+        self.kick()
+
+    def count_stall(self) -> None:
+        """What the GPU has waited for since it last looked: the state of the link has not changed since then."""
+        ns, s = self.env.now - self.stalled_since, self.s
+        self.stalled_since = self.env.now
+        cause = 1 if s.c[st.N_WAITED] > 0 else (2 if waiting(s) else 0)
+        s.layer[self.layer, st.L_STALL_DEMAND + cause] += ns
+        self.clock.k[STALL] += ns
+        if self.log is not None:
+            self.log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += ns
+
+    # --- the GPU ---------------------------------------------------------------------------------------------------
+
+    def busy(self, ns: int, what: int) -> Process:
+        """The GPU (or the host it waits for) is busy for ns."""
+        self.clock.k[what] += ns
+        if ns > 0:
+            yield self.at(ns, GPU)
+
+    def run(self) -> Process:
+        """Every step, every layer."""
+        layers = self.plan.experts.shape[1]
+        for step in range(len(self.plan.step_prefill)):
+            if step == self.plan.warmup_steps and step > 0:
+                self.clock.k[NOW] = self.env.now
+                forget(self.s, self.clock)
+            self.clock.begin[step] = self.env.now
+            of_step = int(self.costs.cost_class[step])
+            dense = self.costs.dense_ns[of_step].tolist()
+            for layer in range(layers):
+                yield from self.busy(dense[layer], DENSE)
+                yield from self.busy(self.costs.decide_ns, DECIDE)
+                yield from self.visit(step, layer)
+            yield from self.busy(dense[layers], DENSE)
+            yield from self.busy(int(self.costs.head_ns[of_step]), HEAD)
+            self.clock.end[step] = self.env.now
+            if self.log is not None:
+                self.clock.event[step] = self.s.c[st.EVENTS]
+                self.s.c[st.EVENTS] += 1
+        self.clock.k[NOW] = self.env.now
+        close(self.s, self.log, self.clock)
+
+    def visit(self, step: int, layer: int) -> Process:
+        """One visit, from its routed instant to the end of its layer."""
+        s, log, routed = self.s, self.log, self.env.now
+        self.layer, first = layer, s.c[st.R_TRANSFERS]
+        decide(s, log, self.route, self.miss, self.ahead, step, layer)
+        busy = int(s.c[FLIGHT_LEN] > 0)
+        if log is not None:
+            log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
+            log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = routed
+        self.kick()
+        group = 0
+        while s.c[N_RUN] < s.c[N_WORK]:
+            n = yield from self.next_group()
+            yield from self.run_group(n, group)
+            group += 1
+        if s.c[st.N_HOST] > 0:
+            yield from self.wait_for_host(routed, busy)
+        if log is not None:
+            log.visits[s.c[st.R_VISITS] - 1, lg.V_END] = self.env.now
+
+    def next_group(self) -> Process:
+        """Wait until the GPU can take a group; returns how many experts are in it."""
+        s, mode = self.s, self.plan.group
+        while True:
+            n = take_group(s, mode)
+            if n == 0 and mode == ALL:
+                yield self.at(0, LOOK)
+                n = take_group(s, mode) or (s.c[N_READY] - s.c[N_RUN] if stuck(s) else 0)
+            if n > 0:
+                return n
+            self.wake, self.stalled_since = simpy.Event(self.env), self.env.now
+            yield self.wake
+            self.wake = None
+
+    def run_group(self, n: int, group: int) -> Process:
+        """The next n ready experts, one after another behind one group set-up."""
+        s, run = self.s, int(self.s.c[N_RUN])
+        tokens = s.x[WORK, s.work[READY, run : run + n]]
+        begin = self.env.now + self.costs.group_ns
+        yield from self.busy(self.costs.group_ns + int(self.costs.expert_ns[tokens].sum()), EXPERTS)
+        finish_group(s, self.log, n)
+        self.time_executions(self.costs.expert_ns, begin, n, group)
+        self.kick()
+
+    def wait_for_host(self, routed: int, busy: int) -> Process:
+        """The layer ends when the experts computed on the CPU are done too."""
+        s, n = self.s, int(self.s.c[st.N_HOST])
+        expert_ns = self.costs.cpu_expert_ns[busy]
+        ns = int(expert_ns[s.x[st.HOST, s.work[st.ON_HOST, :n]]].sum())
+        wait = max(0, routed + ns - self.env.now)
+        yield from self.busy(wait, CPU_WAIT)
+        finish_host(s, self.log)
+        self.time_executions(expert_ns, routed, n, -1)
+        if self.log is not None:
+            self.log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+
+    def time_executions(self, expert_ns: Any, begin: int, n: int, group: int) -> None:
+        """When each of the last n executions began and ended."""
+        if self.log is None:
+            return
+        last = self.s.c[st.R_EXECUTIONS]
+        for row in self.log.executions[last - n : last]:
+            row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
+            begin += expert_ns[row[lg.X_TOKENS]]
+            row[lg.X_END] = begin
+
+
+def run(plan: Plan, full: bool = False) -> RunRecord:
+    """Simulate a plan with simpy; the record equals the compiled machine's, event by event.
+
+    Raises RuntimeError when the GPU waits and nothing is under way.
+    """
+    machine = Machine(plan, full)
+    process = machine.env.process(machine.run())
+    machine.env.run(until=process)
+    return RunRecord.of(plan, machine.s, machine.log, machine.clock)
