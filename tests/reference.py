@@ -1,8 +1,8 @@
 """The independent reference: the simulated machine of the design, spelled as plainly as Python allows.
 
-It shares nothing with the machines but the plan (`sim.core.plan`). It is a discrete-event simulation over dicts
-and lists. At one instant the first thing in this list that can happen does, and the list is then read again from
-its top:
+It shares nothing with the machines but the plan (`sim.core.plan`). It is a discrete-event simulation over
+dicts and lists. At one instant the first thing in this list that can happen does, and the list is then read
+again from its top:
 
 1. the transfer at the head of the link lands;
 2. the GPU work that ends takes effect (a group; a step);
@@ -86,8 +86,8 @@ def reference_steps(
 
 @dataclass(eq=False)
 class Transfer:
-    """A transfer on its way; `row` is its line of the record. For a prefetch, `key` is its place in the transfer
-    order (lower first, then by joining) and `listed` the whole list that it came from."""
+    """A transfer on its way; `row` is its line of the record. For a prefetch, `key` is its place in the
+    transfer order (lower first, then by joining) and `listed` the whole list that it came from."""
 
     expert: int
     row: Row
@@ -223,8 +223,8 @@ class Visit:
 
 
 class Machine:
-    """One run. `gpu` says what the GPU does until `gpu_ns`: dense (and the decision after it), group, tail (of a
-    step), or nothing (it waits)."""
+    """One run. `gpu` says what the GPU does until `gpu_ns`: dense (and the decision after it), group, tail
+    (of a step), or nothing (it waits)."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.cache = plan, Cache(plan)
@@ -621,9 +621,9 @@ def columns(rows: list[Row], names: Sequence[str]) -> dict[str, list[int | bool]
 
 
 def simulate(plan: Plan) -> dict[str, Any]:
-    """Runs the plan. Returns the record, group -> column -> list of Python ints and bools (times in ns); under
-    `totals` the figures over the whole run, among them `residents`: who is resident at the end (global ids), the
-    least recently touched or landed first.
+    """Runs the plan. Returns the record, group -> column -> list of Python ints and bools (in ns); under
+    `totals` the figures over the whole run, among them `residents`: who is resident at the end (global ids),
+    the least recently touched or landed first.
 
     Raises:
         RuntimeError: a demand can never get a slot (a scope without slots).
