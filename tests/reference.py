@@ -144,15 +144,17 @@ class Cache:
         self.seen_at[expert] = self.numbers
         self.numbers += 1
         self.uses[expert] = self.uses.get(expert, 0) + 1
-        self.score[expert] = self.decayed(expert) + 1.0
-        self.score_at[expert] = self.layer_routed[self.layer(expert)]
+        if self.plan.eviction.name == "decayed":
+            self.score[expert] = self.decayed(expert) + 1.0
+            self.score_at[expert] = self.layer_routed[self.layer(expert)]
 
     def evict(self, expert: int) -> None:
         del self.landed_at[expert], self.seen_at[expert]
         self.claimed[self.scope(expert)] -= 1
 
     def decayed(self, expert: int) -> float:
-        decay = float(self.plan.eviction.params[0]) if self.plan.eviction.name == "decayed" else 1.0
+        params = self.plan.eviction.params
+        decay = float(params[0]) if len(params) else 0.9
         age = self.layer_routed[self.layer(expert)] - self.score_at.get(expert, 0)
         return self.score.get(expert, 0.0) * pow(decay, float(age))
 

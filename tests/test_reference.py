@@ -325,6 +325,14 @@ def test_a_rejected_prefetch_lets_the_next_one_through(run: Run) -> None:
     assert (result["totals"]["time_ns"], result["totals"]["evictions"]) == (130, 1)
 
 
+def test_what_lands_when_a_group_ends_lands_first(run: Run) -> None:
+    # The prefetch of 2 lands at 15, when 0's group ends: the landing is numbered before the touch, so 2 is
+    # the older when 3 needs a slot at 25, on the link from 25 to 30.
+    prefetch = predicted((2, 1), {(1, 1, 0): [2]})
+    result = run(make(top1(0, 3), 4, [2], [0, 1], prefetch=prefetch, costs={"transfer": [5, 5]}))
+    assert lines(result, "transfers", "expert", "landed_ns", "victim") == [(2, 15, 1), (3, 30, 2)]
+
+
 def test_zero_everything(run: Run) -> None:
     # The worked check with nothing taking time: the same decisions, all at 0, in one order.
     costs = {"dense": 0, "expert": [0, 0], "transfer": [0, 0]}
@@ -580,21 +588,14 @@ def random_plan(seed: int) -> Plan:
         [[rng.permutation(n_experts)[:top_k] for _ in range(layers)] for _ in range(tokens)], np.int16
     )
     experts[rng.random(experts.shape) < 0.1] = -1
-    cuts = (
-        np.sort(rng.choice(np.arange(1, tokens), rng.integers(0, tokens), replace=False))
-        if tokens > 1
-        else []
-    )
+    cuts = [token for token in range(1, tokens) if rng.random() < 0.7]
     steps = [list(map(int, rows)) for rows in np.split(np.arange(tokens), cuts)]
     pooled = bool(rng.random() < 0.3)
-    slots = (
-        [int(rng.integers(1, n_experts * layers + 1))] if pooled else rng.integers(1, n_experts + 1, layers)
-    )
-    few = (
-        []
-        if rng.random() < 0.2
-        else [layer * n_experts + e for e in range(n_experts) for layer in range(layers)]
-    )
+    most = n_experts * layers if pooled else n_experts
+    slots = [int(rng.integers(1, most + 1)) for _ in range(1 if pooled else layers)]
+    few = [layer * n_experts + e for e in range(n_experts) for layer in range(layers)]
+    if rng.random() < 0.2:
+        few = []
     residents: list[int] = []
     for expert in few:
         scope = 0 if pooled else expert // n_experts
@@ -605,7 +606,9 @@ def random_plan(seed: int) -> Plan:
     lists = tuple(
         rng.integers(-1, n_experts, (tokens, layers, width)).astype(np.int16) for _ in range(distances)
     )
-    row = np.array([rng.permutation(tokens) - (rng.random(tokens) < 0.1) for _ in range(distances)], np.int32)
+    for ranked in lists:  # half of the first guesses are right
+        ranked[..., 0] = np.where(rng.random((tokens, layers)) < 0.5, experts[..., 0], ranked[..., 0])
+    row = np.array([np.arange(tokens) - (rng.random(tokens) < 0.1) for _ in range(distances)], np.int32)
     keys = rng.integers(0, 5, (distances, width))
     prefetch = Prefetch(lists, row, int(rng.integers(-1, 4)), int(rng.integers(0, 3)), keys)
     short = [int(value) for value in rng.choice([0, 1, 5, 10], 6)]
@@ -618,11 +621,11 @@ def random_plan(seed: int) -> Plan:
         "head": short[5],
         "expert": np.r_[0, rng.integers(0, 6, tokens)],
         "cpu_expert": rng.integers(0, 30, (2, tokens + 1)),
-        "transfer": [int(value) for value in rng.choice([0, 5, 10, 40], 2)],
+        "transfer": [int(value) for value in rng.choice([0, 5, 40, 150], 2)],
         "depth": int(rng.choice([1, 1, 2, 5])),
     }
     return make(
-        experts,
+        experts.tolist(),
         n_experts,
         slots,
         residents,
