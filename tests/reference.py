@@ -8,7 +8,7 @@ again from its top:
 2. the GPU work that ends takes effect (a group; a step);
 3. a visit is decided;
 4. the free GPU takes its next group, or leaves a layer whose work is done;
-5. one transfer is committed (or one prefetch rejected);
+5. transfers are committed (or prefetches rejected) as far as the link and the slots allow;
 6. with `all`: a group of what is ready, as nothing more can land while it is held.
 
 When nothing in it can happen the clock moves on to the next thing due.
@@ -199,7 +199,7 @@ def wanted_visits(plan: Plan) -> dict[int, list[int]]:
 
 def merged_list(prefetch: Prefetch, distance: int, rows: list[int], layer: int) -> dict[int, int]:
     """Expert within the layer -> the rank in which it was first seen; in order: rank by rank, row by row."""
-    lists = prefetch.lists[distance - 1]
+    lists = prefetch.lists[min(distance, len(prefetch.lists)) - 1]
     lines = [int(prefetch.row[distance - 1, row]) for row in rows]
     first_rank: dict[int, int] = {}
     for rank in range(lists.shape[2]):
@@ -418,7 +418,7 @@ class Machine:
         self.visit = Visit(self.step * self.layers + self.layer, row)
 
     def withdraw_unwanted(self, wanted: set[int]) -> None:
-        for transfer in list(self.prefetches):
+        for transfer in self.prefetches_in_line():
             if self.cache.layer(transfer.expert) == self.layer and transfer.expert not in wanted:
                 self.withdraw(transfer)
 
@@ -506,7 +506,7 @@ class Machine:
         if prefetch is None:
             return
         left = prefetch.budget if prefetch.budget >= 0 else inf
-        for distance in range(1, len(prefetch.lists) + 1):
+        for distance in range(1, len(prefetch.row) + 1):
             step, layer = divmod(here + distance, self.layers)
             if step >= len(self.plan.step_prefill):
                 return
@@ -539,14 +539,24 @@ class Machine:
 
     # The link
 
+    def prefetches_in_line(self) -> list[Transfer]:
+        return sorted(self.prefetches, key=lambda transfer: transfer.key)
+
     def commit(self) -> bool:
+        """Commits what the link and the slots allow; False when that is nothing."""
+        something = False
+        while self.commit_one():
+            something = True
+        return something
+
+    def commit_one(self) -> bool:
         """Commits the first transfer in line, or rejects it; False when the link is full, idle or blocked."""
         if len(self.link) >= self.plan.costs.commit_depth or not (self.demands or self.prefetches):
             return False
         if self.demands:
             transfer, queue, spared = self.demands[0], self.demands, frozenset[int]()
         else:
-            transfer, queue = min(self.prefetches, key=lambda transfer: transfer.key), self.prefetches
+            transfer, queue = self.prefetches_in_line()[0], self.prefetches
             spared = transfer.listed
         scope = self.cache.scope(transfer.expert)
         if not self.cache.has_free_slot(scope):
@@ -601,7 +611,7 @@ class Machine:
     # The end
 
     def finish(self) -> None:
-        for transfer in [*self.link, *self.demands, *self.prefetches]:
+        for transfer in [*self.link, *self.demands, *self.prefetches_in_line()]:
             self.close(transfer, UNFINISHED)
             if transfer.row["started_ns"] > self.now:
                 transfer.row["started_ns"] = -1

@@ -356,14 +356,14 @@ def test_zero_everything_commits_nothing_before_the_next_decision(run: Run) -> N
     assert lines(result, "visits", "hits", "late", "misses") == [(1, 0, 0), (0, 0, 1), (1, 0, 0)]
 
 
-def test_nothing_is_committed_while_a_landing_is_due(run: Run) -> None:
-    # A transfer takes 0, or 80 following on. 1 is committed at 10 and lands at 10, before 2 is committed: 2
-    # pays the idle set-up and lands at 10 too. 10 to 15 to 20.
+def test_the_commits_of_an_instant_are_one_phase(run: Run) -> None:
+    # A transfer takes 0, or 80 following on. 1 and 2 are committed at 10, one behind the other; then the instant
+    # repeats: 1 lands at 10 and runs to 15; 2 follows on, lands at 90 (stall 75) and runs to 95.
     result = run(make([[[1, 2]]], 3, [2], [], costs={"depth": 2, "transfer": [0, 80]}))
-    assert lines(result, "transfers", "committed_ns", "landed_ns") == [(10, 10), (10, 10)]
-    # visit 0, answers 1 and 2, queued 3 and 4, committed 5, landed 6, committed 7, landed 8
-    assert lines(result, "transfers", "event_committed", "event") == [(5, 6), (7, 8)]
-    assert result["totals"]["time_ns"] == 20
+    assert lines(result, "transfers", "committed_ns", "landed_ns") == [(10, 10), (10, 90)]
+    # visit 0, answers 1 and 2, queued 3 and 4, committed 5 and 6, landed 7, executed 8, landed 9
+    assert lines(result, "transfers", "event_committed", "event") == [(5, 7), (6, 9)]
+    assert (result["totals"]["time_ns"], result["totals"]["stall_ns"]) == (95, 75)
 
 
 def test_on_the_cpu_beside_the_gpu(run: Run) -> None:

@@ -22,7 +22,7 @@ class Miss(NamedTuple):
     @staticmethod
     def of(plan: Plan) -> "Miss | None":
         """None where every miss is fetched: the loop is then compiled without any question."""
-        if plan.miss.kind == FETCH:
+        if plan.miss.kind == FETCH and not plan.late_counts_as_missing:
             return None
         return Miss(plan.miss.kind, plan.late_counts_as_missing, plan.lossy_prefill)
 

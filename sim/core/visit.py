@@ -345,21 +345,10 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
         row[lg.V_HITS + s.x[CLASS, s.work[WANTED, i]]] += 1
 
 
-@inlined
-def take_group(s: Any, mode: int) -> int:
-    """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
-    ready = s.c[st.N_READY] - s.c[N_RUN]
-    if mode == ONE:
-        return min(ready, 1)
-    if mode == ALL and s.c[st.N_READY] < s.c[N_WORK]:
-        return 0
-    return ready  # type: ignore[no-any-return]
-
-
 @choice
-def stuck(s: Any) -> bool:
-    """For groups of all: nothing more can land while the rest is held (looked at after the commits of an instant)."""
-    if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL] or s.c[st.N_READY] == s.c[N_RUN]:
+def _stuck(s: Any) -> bool:
+    """Nothing more can land while the rest is held: the demand in front finds no slot, nor will what is under way bring one."""
+    if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
         return False
     scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
     if s.scope[st.USED, scope] < s.scope[st.CAPACITY, scope] or s.scope[st.ARRIVING, scope] > 0:
@@ -369,6 +358,17 @@ def stuck(s: Any) -> bool:
         if s.x[WORK, s.slot[i]] == 0:
             return False
     return True
+
+
+@inlined
+def take_group(s: Any, mode: int) -> int:
+    """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
+    ready = s.c[st.N_READY] - s.c[N_RUN]
+    if mode == ONE:
+        return min(ready, 1)
+    if mode == ALL and s.c[st.N_READY] < s.c[N_WORK] and not _stuck(s):
+        return 0
+    return ready  # type: ignore[no-any-return]
 
 
 @inlined

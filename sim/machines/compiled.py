@@ -17,7 +17,7 @@ from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, READY, TRANSFER, WORK
-from sim.core.visit import ALL, decide, finish_group, finish_host, inputs, stuck, take_group
+from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, Clock, begin_run, close, forget
 from sim.record import RunRecord
 
@@ -91,11 +91,9 @@ def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int) -> None:
 
 
 @choice
-def _stall(s: Any, log: Any, d: Any, clock: Any, mode: int, layer: int) -> int:
-    """Nothing to take: commit, then wait for the next landing. Returns a group's size where `all` need not wait."""
+def _stall(s: Any, log: Any, d: Any, clock: Any, layer: int) -> None:
+    """Nothing to take: commit, then wait for the next landing."""
     _commit_all(s, log, d, clock)
-    if mode == ALL and stuck(s):
-        return s.c[N_READY] - s.c[N_RUN]  # type: ignore[no-any-return]
     if s.c[FLIGHT_LEN] == 0:
         raise RuntimeError("deadlock: the GPU waits and nothing is under way")
     due = clock.lands[s.flight[s.c[FLIGHT_HEAD]]]
@@ -111,7 +109,6 @@ def _stall(s: Any, log: Any, d: Any, clock: Any, mode: int, layer: int) -> int:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += waited
     clock.k[NOW] = due
     _land_due(s, log, clock)
-    return 0
 
 
 @inlined
@@ -179,8 +176,8 @@ def _visit(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: A
     while s.c[N_RUN] < s.c[N_WORK]:
         n = take_group(s, mode)
         if n == 0:
-            n = _stall(s, log, d, clock, mode, layer)
-        if n > 0:
+            _stall(s, log, d, clock, layer)
+        else:
             _run_group(s, log, d, clock, n, group)
             group += 1
     if miss is not None and s.c[st.N_HOST] > 0:

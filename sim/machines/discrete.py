@@ -1,8 +1,7 @@
 """The reference machine: the same run as simpy processes, to read and to extend with new resources.
 
 Two actors share one environment: the GPU, a process that walks through steps and layers, and the link, which lands and
-commits by callbacks. The order of one instant is the priority of its events: landings, ends of GPU work, commits, and
-last the look of a GPU that waits for everything. simpy processes an event of a smaller priority first, also when it was
+commits by callbacks. The order of one instant is the priority of its events: landings, ends of GPU work, commits. simpy processes an event of a smaller priority first, also when it was
 made at this very instant, so nothing is committed while anything else is due.
 """
 
@@ -16,12 +15,12 @@ from sim.core import state as st
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, READY, TRANSFER, WORK
-from sim.core.visit import ALL, decide, finish_group, finish_host, inputs, stuck, take_group
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, READY, TRANSFER, WORK
+from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
 from sim.record import RunRecord
 
-LANDING, GPU, COMMIT, LOOK = range(4)  # one instant, one order
+LANDING, GPU, COMMIT = range(3)  # one instant, one order
 Process = Generator[simpy.Event, Any, Any]
 
 
@@ -153,17 +152,11 @@ class Machine:
 
     def next_group(self) -> Process:
         """Wait until the GPU can take a group; returns how many experts are in it."""
-        s, mode = self.s, self.plan.group
-        while True:
-            n = take_group(s, mode)
-            if n == 0 and mode == ALL:
-                yield self.at(0, LOOK)
-                n = take_group(s, mode) or (s.c[N_READY] - s.c[N_RUN] if stuck(s) else 0)
-            if n > 0:
-                return n
+        while (n := take_group(self.s, self.plan.group)) == 0:
             self.wake, self.stalled_since = simpy.Event(self.env), self.env.now
             yield self.wake
             self.wake = None
+        return n
 
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""

@@ -1,0 +1,41 @@
+"""Law 7: the compiled and the simpy machine equal the brute-force reference, to the nanosecond and event by event."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sim.core.plan import Plan
+from sim.machines import compiled, discrete
+from sim.record import RunRecord
+from tests.plans import random_plan
+from tests.reference import simulate
+
+RENAMED = {"prefetched_used": "prefetch_used", "prefetched_late": "prefetch_late", "prefetched_wasted": "prefetch_wasted"}
+SEEDS = 3000
+CHUNKS = 10
+
+
+def difference(expected: dict[str, Any], record: RunRecord) -> tuple[Any, ...] | None:
+    """The first group and column in which the reference and a record differ."""
+    for name, group in (record.groups | {"steps": record.steps}).items():
+        for column in expected[name]:
+            left, right = list(map(int, expected[name][column])), group[column].tolist()
+            if left != right:
+                return name, column, left, right
+    for name, total in expected["totals"].items():
+        name = RENAMED.get(name, name)
+        if name in record.counters and record.counters[name] != total:
+            return "totals", name, total, record.counters[name]
+    return None
+
+
+def check(plan: Plan, machine: ModuleType) -> tuple[Any, ...] | None:
+    return difference(simulate(plan), machine.run(plan, full=True))
+
+
+@pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_the_machines_agree_with_the_reference(machine: ModuleType, chunk: int) -> None:
+    for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
+        assert check(random_plan(seed), machine) is None, seed
