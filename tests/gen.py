@@ -31,9 +31,10 @@ def random_trace(
 ) -> RoutingTrace:
     """A valid trace of `tokens` rows in min(requests, tokens) requests of at least one row.
 
-    prompt: share of each request's rows that are prompt rows (None: a random share, 0 and 1 included); missing: chance of a
-    slot to be -1 (weight 0); skew: how far popularity differs between experts; lookahead: length m of the lookahead lists
-    (0: none), correct with chance 1/2 per list; dense_layers: dense layers before the MoE layers; meta: further keys.
+    prompt: share of each request's rows that are prompt rows (None: a random share, 0 and 1 included);
+    missing: chance of a slot to be -1 (weight 0); skew: how far popularity differs between experts;
+    lookahead: length m of the lookahead lists (0: none), each list right with chance 1/2;
+    dense_layers: dense layers before the MoE layers; meta: further keys.
     """
     scores = rng.gumbel(size=(tokens, layers, experts)) + skew * rng.normal(size=(layers, experts))
     scores = scores.astype(np.float16).astype(np.float64)
@@ -111,7 +112,10 @@ def traces(
     max_requests: int = 4,
     **fixed: Any,
 ) -> RoutingTrace:
-    """Small valid traces: with and without -1, prompts, decodes, weights, logits, lookahead; `fixed` goes to random_trace."""
+    """Small valid traces: with and without -1, prompts, decodes, weights, logits, lookahead.
+
+    fixed: arguments of random_trace that are not drawn.
+    """
     experts = draw(st.integers(1, max_experts))
     layers = draw(st.integers(1, max_layers))
     options: dict[str, Any] = {

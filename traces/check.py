@@ -1,11 +1,11 @@
 """What a routing trace of format 1 must hold, and the one-line refusal of what does not.
 
-Structure (dtypes, shapes, meta) is checked from headers alone: no array is read, so a file can be refused before anything
-is allocated. Values are checked in chunks of tokens, so memory stays bounded whatever the trace's size.
+Structure (dtypes, shapes, meta) is checked from headers alone: no array is read, so a file can be refused
+before anything is allocated. Values are checked in chunks of tokens, so memory stays bounded whatever the trace's size.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,11 +43,8 @@ def validate(trace: "RoutingTrace", name: str = "trace") -> None:
     check_values(trace, name)
 
 
-# --- structure -----------------------------------------------------------------------------------------------------
-
-
 def check_structure(headers: Mapping[str, Header], meta: object, name: str) -> None:
-    """Check dtypes, ranks, lengths and meta without reading an array. headers: (dtype, shape) by array name."""
+    """Check dtypes, ranks, lengths, meta without reading an array. headers: (dtype, shape) by array name."""
     for array, (words, rank, required) in ARRAYS.items():
         if array in headers:
             _check_header(name, array, headers[array], words, rank)
@@ -160,7 +157,7 @@ def _check_count(meta: dict[str, Any], key: str, most: int, name: str) -> None:
 def _ascending(value: object) -> bool:
     if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
         return False
-    return all(a < b for a, b in zip(value, value[1:], strict=False))
+    return all(a < b for a, b in pairwise(value))
 
 
 def _is_int(value: object) -> bool:
@@ -173,9 +170,6 @@ def _short(value: object) -> str:
     except (ValueError, RecursionError):  # integers of thousands of digits, nesting without end
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# --- values --------------------------------------------------------------------------------------------------------
 
 
 def check_values(trace: "RoutingTrace", name: str) -> None:
@@ -199,7 +193,7 @@ def check_values(trace: "RoutingTrace", name: str) -> None:
 
 
 def chunks(array: Array) -> Iterator[tuple[int, Array]]:
-    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, as plain ndarray views."""
+    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, plain ndarray views."""
     plain = array.view(np.ndarray)
     step = max(1, CHUNK_ELEMENTS // max(1, plain[:1].size))
     for lo in range(0, plain.shape[0], step):
@@ -216,12 +210,12 @@ def _check_ids(name: str, array: str, base: tuple[int, ...], chunk: Array, n_exp
     if int(chunk.min()) >= -1 and int(chunk.max()) < n_experts:
         return
     at = tuple(int(i) for i in np.argwhere((chunk < -1) | (chunk >= n_experts))[0])
-    index = list(base[: len(base) - 3]) + [base[-3] + at[0], *at[1:]]
+    index = [*base[:-3], base[-3] + at[0], *at[1:]]
     raise TraceError(f"{name}: {array}{index} = {chunk[at]}; expert ids lie in [-1, {n_experts})")
 
 
 def _check_distinct(name: str, lo: int, chunk: Array) -> None:
-    """Refuse the same expert twice in a token's slots: every pair of slots is compared, or neighbours after a sort."""
+    """Refuse the same expert twice in a token: pairs of slots are compared, or neighbours after a sort."""
     k = chunk.shape[2]
     slots = np.ascontiguousarray(chunk.reshape(-1, k).T, dtype=np.int16)
     # Absent slots become ids of their own, so that equal means the same expert.

@@ -2,4 +2,4 @@
 
 
 class TraceError(ValueError):
-    """Bad input: one line that names the file, the array, the index and the value, and what would be right."""
+    """Bad input: one line that names file, array, index and value, and what would be right."""

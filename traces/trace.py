@@ -1,6 +1,7 @@
 """RoutingTrace: which experts the router chose, for every token and MoE layer (routing trace format 1).
 
-Sizes used below: T tokens (rows), L MoE layers, K top-k, E experts per layer, D lookahead distances, m lookahead list length.
+Sizes used below: T tokens (rows), L MoE layers, K top-k, E experts per layer, D lookahead distances, m entries
+of a lookahead list.
 """
 
 import math
@@ -24,14 +25,15 @@ class RoutingTrace:
     """Arrays of one trace, read-only, perhaps memory-mapped. Building one checks nothing: see `validate`.
 
     experts    integer [T, L, K]: routed experts, slots in descending router weight; -1 = none.
-    sequence   int32 [T]: which request a token belongs to; a request's rows stand together, prompt rows first.
+    sequence   int32 [T]: which request a token belongs to; a request's rows stand together, prompt first.
     position   int32 [T]: its place in that request, from any start >= 0, rising by one.
     prefill    bool [T]: prompt token (true) or generated token.
-    meta       what the format asks for (format_version, model, n_experts, top_k, n_layers, moe_layers, real) and more.
+    meta       what the format asks for (format_version, model, n_experts, top_k, n_layers, moe_layers, real), and
+               more: unknown keys are kept.
     weights    float16 or float32 [T, L, K]: router weights as the model applies them; optional.
     logits     float16 [T, L, E]: raw router logits of all experts; optional.
-    lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state `distance` MoE
-               layers earlier, best first; -1 = none; optional.
+    lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state `distance`
+               MoE layers earlier, best first; -1 = none; optional.
     token_ids  int32 [T]; optional.
     """
 
@@ -92,7 +94,7 @@ class RoutingTrace:
 
     @property
     def lookahead_distances(self) -> tuple[int, ...]:
-        """The distance of each entry of `lookahead`'s first axis; 1, 2, ... where meta does not say; () without lookahead."""
+        """Distances of `lookahead`'s first axis: meta's, else 1, 2, ...; () without lookahead."""
         if self.lookahead is None:
             return ()
         return tuple(self.meta.get("lookahead_distances") or range(1, self.lookahead.shape[0] + 1))
@@ -106,8 +108,9 @@ class RoutingTrace:
     def select(self, rows: npt.ArrayLike) -> "RoutingTrace":
         """The trace of some whole requests.
 
-        rows: bool mask [T], or row numbers; requests may change places, rows inside a request may not. One run of rows
-        stays a view of this trace. Raises TraceError where a request would be cut, repeated or reordered, or none is left.
+        rows: bool mask [T], or row numbers; requests may change places, rows inside a request may not. One run
+        of rows stays a view of this trace. Raises TraceError where a request would be cut, repeated or
+        reordered, or none is left.
         """
         index = np.asarray(rows)
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
@@ -129,7 +132,7 @@ def _refuse_cut_requests(index: npt.NDArray[np.int64], first: Array, last: Array
     begins = np.isin(index, first)
     ends = np.isin(index, last - 1)
     joined = (index[1:] == index[:-1] + 1) | (ends[:-1] & begins[1:])
-    # Rows that follow each other or go from a request's end to another's begin are whole requests, unless one comes twice.
+    # Rows that run on, or go from a request's end to another's begin, are whole requests (unless repeated).
     if not (begins[0] and ends[-1] and joined.all() and np.unique(index[begins]).size == int(begins.sum())):
         raise TraceError("select: rows must be whole requests, each once, its rows in order")
 
@@ -143,17 +146,18 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def hash64(seed: int, visit: npt.ArrayLike, ordinal: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Counter-based hash mix(mix(mix(seed) ^ visit) ^ ordinal), uint64 [broadcast shape, at least 1-d]; no state."""
+    """Counter-based hash mix(mix(mix(seed) ^ visit) ^ ordinal), uint64 [broadcast shape, at least 1-d]."""
     start = np.array([seed % 2**64], np.uint64)
     v, o = np.atleast_1d(visit).astype(np.uint64), np.atleast_1d(ordinal).astype(np.uint64)
     return _mix(_mix(_mix(start) ^ v) ^ o)
 
 
 def split(trace: RoutingTrace, fraction: float, seed: int) -> tuple[RoutingTrace, RoutingTrace]:
-    """Two traces of whole requests, each in the order of `trace`; which ones depends on the number of requests and `seed` alone.
+    """Two traces of whole requests, each in the order of `trace`; which depends on their number and `seed` alone.
 
-    The n requests are sorted by hash64(seed, ordinal of the request, 0); the first floor(fraction * n), at least 1 and at
-    most n - 1, form the first trace. Raises TraceError for a fraction outside (0, 1) or fewer than two requests.
+    The n requests are sorted by hash64(seed, ordinal of the request, 0); the first floor(fraction * n), at least
+    1 and at most n - 1, form the first trace. Raises TraceError for a fraction outside (0, 1) or fewer than two
+    requests.
     """
     if not 0 < fraction < 1:
         raise TraceError(f"split: fraction {fraction} is outside (0, 1)")
