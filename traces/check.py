@@ -1,7 +1,8 @@
 """What a routing trace of format 1 must hold, and the one-line refusal of what does not.
 
 Structure (dtypes, shapes, meta) is checked from headers alone: no array is read, so a file can be refused
-before anything is allocated. Values are checked in chunks of tokens, so memory stays bounded whatever the trace's size.
+before anything is allocated. Values are checked in chunks of tokens, so memory stays bounded whatever the
+trace's size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,12 +46,12 @@ def validate(trace: "RoutingTrace", name: str = "trace") -> None:
 
 def check_structure(headers: Mapping[str, Header], meta: object, name: str) -> None:
     """Check dtypes, ranks, lengths, meta without reading an array. headers: (dtype, shape) by array name."""
+    facts = check_meta(meta, name)
     for array, (words, rank, required) in ARRAYS.items():
         if array in headers:
             _check_header(name, array, headers[array], words, rank)
         elif required:
             raise TraceError(f"{name}: {array} is missing; the format requires it")
-    facts = check_meta(meta, name)
     _check_shapes(headers, facts, name)
 
 
@@ -193,7 +194,7 @@ def check_values(trace: "RoutingTrace", name: str) -> None:
 
 
 def chunks(array: Array) -> Iterator[tuple[int, Array]]:
-    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, plain ndarray views."""
+    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, plain ndarrays."""
     plain = array.view(np.ndarray)
     step = max(1, CHUNK_ELEMENTS // max(1, plain[:1].size))
     for lo in range(0, plain.shape[0], step):

@@ -1,7 +1,7 @@
 """RoutingTrace: which experts the router chose, for every token and MoE layer (routing trace format 1).
 
-Sizes used below: T tokens (rows), L MoE layers, K top-k, E experts per layer, D lookahead distances, m entries
-of a lookahead list.
+Sizes used below: T tokens (rows), L MoE layers, K top-k, E experts per layer, D lookahead distances,
+m entries of a lookahead list.
 """
 
 import math
@@ -28,12 +28,12 @@ class RoutingTrace:
     sequence   int32 [T]: which request a token belongs to; a request's rows stand together, prompt first.
     position   int32 [T]: its place in that request, from any start >= 0, rising by one.
     prefill    bool [T]: prompt token (true) or generated token.
-    meta       what the format asks for (format_version, model, n_experts, top_k, n_layers, moe_layers, real), and
-               more: unknown keys are kept.
+    meta       what the format asks for (format_version, model, n_experts, top_k, n_layers, moe_layers, real)
+               and more: unknown keys are kept.
     weights    float16 or float32 [T, L, K]: router weights as the model applies them; optional.
     logits     float16 [T, L, E]: raw router logits of all experts; optional.
-    lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state `distance`
-               MoE layers earlier, best first; -1 = none; optional.
+    lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state
+               `distance` MoE layers earlier, best first; -1 = none; optional.
     token_ids  int32 [T]; optional.
     """
 
@@ -108,8 +108,8 @@ class RoutingTrace:
     def select(self, rows: npt.ArrayLike) -> "RoutingTrace":
         """The trace of some whole requests.
 
-        rows: bool mask [T], or row numbers; requests may change places, rows inside a request may not. One run
-        of rows stays a view of this trace. Raises TraceError where a request would be cut, repeated or
+        rows: bool mask [T], or row numbers; requests may change places, rows inside a request may not. One
+        run of rows stays a view of this trace. Raises TraceError where a request would be cut, repeated or
         reordered, or none is left.
         """
         index = np.asarray(rows)
@@ -153,11 +153,11 @@ def hash64(seed: int, visit: npt.ArrayLike, ordinal: npt.ArrayLike) -> npt.NDArr
 
 
 def split(trace: RoutingTrace, fraction: float, seed: int) -> tuple[RoutingTrace, RoutingTrace]:
-    """Two traces of whole requests, each in the order of `trace`; which depends on their number and `seed` alone.
+    """Two traces of whole requests, in the order of `trace`; which depends on their number and `seed` alone.
 
-    The n requests are sorted by hash64(seed, ordinal of the request, 0); the first floor(fraction * n), at least
-    1 and at most n - 1, form the first trace. Raises TraceError for a fraction outside (0, 1) or fewer than two
-    requests.
+    The n requests are sorted by hash64(seed, ordinal of the request, 0); the first floor(fraction * n), at
+    least 1 and at most n - 1, form the first trace. Raises TraceError for a fraction outside (0, 1) or fewer
+    than two requests.
     """
     if not 0 < fraction < 1:
         raise TraceError(f"split: fraction {fraction} is outside (0, 1)")
