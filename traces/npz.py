@@ -1,4 +1,4 @@
-"""Routing traces as `.npz` files: read (memory-mapped), write (aligned, deterministic), hash, find by name."""
+"""Routing traces as `.npz` files: mapped reading, deterministic writing, content hash, look-up by name."""
 
 import difflib
 import hashlib
