@@ -7,7 +7,7 @@ LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
 
 
 def describe(facts: dict[str, Any], name: str) -> str:
-    """What `traces.stats.info` returned, as lines of plain text without a final newline. name: of the file."""
+    """What `traces.stats.info` returned, as lines without a final newline. name: of the file."""
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
     rows |= _shape(facts["shape"]) | _statistics(facts)
@@ -17,9 +17,10 @@ def describe(facts: dict[str, Any], name: str) -> str:
 
 def _shape(size: dict[str, Any]) -> dict[str, str]:
     tokens = f"{size['tokens']:,} in {size['requests']:,} requests"
+    layers = f"{size['moe_layers']} MoE of {size['layers']}"
     return {
         "tokens": f"{tokens} ({size['prompt_tokens']:,} prompt, {size['generated_tokens']:,} generated)",
-        "layers": f"{size['moe_layers']} MoE of {size['layers']}; {size['experts']} experts, top-{size['top_k']}",
+        "layers": f"{layers}; {size['experts']} experts, top-{size['top_k']}",
         "arrays": ", ".join(f"{name} {dtype}" for name, dtype in size["arrays"].items()),
         "missing slots": f"{size['missing_slots']:,}",
     }

@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -85,24 +86,38 @@ def _refuse_constant(word: str) -> None:
 def write(path: AnyPath, trace: RoutingTrace) -> None:
     """Write a valid trace: uncompressed, 64-byte aligned, equal bytes for an equal trace, all or nothing.
 
-    experts and lookahead become int16. Raises TraceError for an invalid trace or a path that cannot be
+    experts and lookahead become int16. Raises TraceError for an invalid trace and where nothing can be
     written.
     """
-    path = Path(path)
-    validate(trace, str(path))
-    text = np.array(_meta_json(trace.meta, str(path)))
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: cannot write: not a regular file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    write_all([(path, trace)])
+
+
+def write_all(pairs: Sequence[tuple[AnyPath, RoutingTrace]]) -> None:
+    """Write several traces as `write` does; no path changes before all of them are on disk."""
+    paths = [Path(path) for path, _ in pairs]
+    temporary = [p.with_name(f".{p.name}.{os.getpid()}.{threading.get_ident()}.tmp") for p in paths]
     try:
-        with refusing(f"{path}: cannot write"):
-            with temporary.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
-                _write_member(archive, file, "meta", text.astype(f"<U{text.dtype.itemsize // 4}"))
-                for name, array in trace.arrays().items():
-                    _write_member(archive, file, name, array)
-            os.replace(temporary, path)
+        for path, draft, (_, trace) in zip(paths, temporary, pairs, strict=True):
+            validate(trace, str(path))
+            if path.exists() and not path.is_file():
+                raise TraceError(f"{path}: cannot write: not a regular file")
+            with refusing(f"{path}: cannot write"):
+                _write_draft(draft, trace, str(path))
+        for path, draft in zip(paths, temporary, strict=True):
+            with refusing(f"{path}: cannot write"):
+                os.replace(draft, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for draft in temporary:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _write_draft(draft: Path, trace: RoutingTrace, name: str) -> None:
+    text = np.array(_meta_json(trace.meta, name))
+    with draft.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        _write_member(archive, file, "meta", text)
+        for array, values in trace.arrays().items():
+            _write_member(archive, file, array, values)
 
 
 def _meta_json(meta: dict[str, Any], name: str) -> str:

@@ -4,7 +4,7 @@ Every figure takes all rows, prompt and generated, in the order of the file, and
 unless it says otherwise. Sizes: T tokens, L MoE layers, K top-k, E experts per layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from traces.check import CHUNK_ELEMENTS, chunks
 from traces.npz import content_hash
+from traces.reuse import reuse_distance
 from traces.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
@@ -19,7 +20,6 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 WINDOWS = (1, 16, 64, 256)
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 PROVENANCE = ("source", "licence", "data", "capture", "created", "tokenizer", "model_as_captured")
 
 
@@ -135,71 +135,6 @@ def _shared(now: Array, before: Array, slot: int) -> Int:
     return shared
 
 
-def reuse_histogram(trace: RoutingTrace) -> Int:
-    """int64 [L, E + 1]: uses by reuse distance; the last column counts first uses.
-
-    The reuse distance (LRU stack distance; Mattson et al. 1970) of a use is the number of other distinct
-    experts of the layer used since that expert's last use, uses taken token by token and slot by slot,
-    requests running on. A fully associative LRU of c slots per layer that takes them one by one hits exactly
-    the uses of distance < c.
-    """
-    histogram = np.zeros((trace.n_moe_layers, trace.n_experts + 1), np.int64)
-    for layer in range(trace.n_moe_layers):
-        last = np.full(trace.n_experts, -1, np.int64)
-        start = 0
-        for ids in _uses(trace, layer):
-            distances, last = _stack_distances(ids, last, start)
-            histogram[layer] += np.bincount(distances, minlength=trace.n_experts + 1)
-            start += len(ids)
-    return histogram
-
-
-def _uses(trace: RoutingTrace, layer: int) -> Iterator[Int]:
-    """Expert ids of one layer in order of use, absent slots left out, a bounded piece at a time."""
-    step = max(1, CHUNK_ELEMENTS // (trace.n_experts * trace.top_k))
-    for lo in range(0, trace.n_tokens, step):
-        ids = trace.experts[lo : lo + step, layer].reshape(-1).astype(np.int64)
-        yield ids[ids >= 0]
-
-
-def _stack_distances(ids: Int, last: Int, start: int) -> tuple[Int, Int]:
-    """Distances of successive uses (E for a first use), and each expert's last use after them.
-
-    ids: int64 [n]; last: int64 [E], number of each expert's last use, -1 = never; start: number of the first
-    use here.
-    """
-    n, experts = len(ids), len(last)
-    # latest[i, e] = number of e's last use before use i: a running maximum over the uses put down in rows 1
-    # .. n.
-    latest = np.full((n + 1, experts), -1, np.int64)
-    latest[0] = last
-    latest[np.arange(1, n + 1), ids] = start + np.arange(n)
-    np.maximum.accumulate(latest, axis=0, out=latest)
-    own = latest[np.arange(n), ids]
-    distances = (latest[:n] > own[:, None]).sum(axis=1)
-    return np.where(own < 0, experts, distances), latest[n]
-
-
-def reuse_distance(trace: RoutingTrace) -> dict[str, Any]:
-    """Quantiles (inverted_cdf) of the reuse distance over the uses that have one; see reuse_histogram."""
-    histogram = reuse_histogram(trace)
-    return {
-        "quantiles": _quantiles(histogram[:, :-1].sum(axis=0)),
-        "first_uses": int(histogram[:, -1].sum()),
-        "reuses": int(histogram[:, :-1].sum()),
-        "median_by_layer": [_quantiles(row[:-1])["p50"] for row in histogram],
-    }
-
-
-def _quantiles(histogram: Int) -> dict[str, int | None]:
-    total = np.cumsum(histogram)
-    names = [f"p{round(q * 100)}" for q in QUANTILES]
-    if total[-1] == 0:
-        return dict.fromkeys(names)
-    at = [int(np.searchsorted(total, q * total[-1])) for q in QUANTILES]
-    return dict(zip(names, at, strict=True))
-
-
 def working_set(trace: RoutingTrace) -> dict[str, Any]:
     """Distinct experts used in windows of successive tokens, mean over the windows, by window length.
 
@@ -230,17 +165,16 @@ def _window_means(trace: RoutingTrace, window: int) -> Float:
 def router_entropy(trace: RoutingTrace) -> dict[str, Any]:
     """Mean entropy in bits of the router's choice; null where the trace lacks the array.
 
-    weights: of the weights of the chosen experts, renormalised; logits: of all experts' probabilities (sigmoid
-    scores renormalised, else softmax). normalised: divided by log2 of the number of alternatives.
+    weights: of the weights of the chosen experts, renormalised; logits: of all experts' probabilities
+    (softmax, or sigmoid scores renormalised). normalised: divided by log2 of the number of alternatives.
     """
-    k, n = trace.top_k, trace.n_experts
-    sigmoid = trace.meta.get("score_function") == "sigmoid"
-    return {
-        "weights": None if trace.weights is None else _mean_entropy(trace.weights, k, lambda w: w),
-        "logits": None
-        if trace.logits is None
-        else _mean_entropy(trace.logits, n, _sigmoid if sigmoid else _softmax),
-    }
+    entropy: dict[str, Any] = {"weights": None, "logits": None}
+    if trace.weights is not None:
+        entropy["weights"] = _mean_entropy(trace.weights, trace.top_k, lambda weights: weights)
+    if trace.logits is not None:
+        sigmoid = trace.meta.get("score_function") == "sigmoid"
+        entropy["logits"] = _mean_entropy(trace.logits, trace.n_experts, _sigmoid if sigmoid else _softmax)
+    return entropy
 
 
 def _softmax(logits: Float) -> Float:
@@ -254,7 +188,7 @@ def _sigmoid(logits: Float) -> Float:
     return odds
 
 
-def _mean_entropy(array: Array, alternatives: int, odds_of: Any) -> dict[str, Any]:
+def _mean_entropy(array: Array, alternatives: int, odds_of: Callable[[Float], Float]) -> dict[str, Any]:
     """Entropy by layer of odds along the last axis; tokens whose odds sum to zero do not count."""
     bits, rows = np.zeros(array.shape[1]), np.zeros(array.shape[1], np.int64)
     for _, chunk in chunks(array):
@@ -279,15 +213,15 @@ def _entropy(share: Float) -> Float:
 
 def co_activation_counts(trace: RoutingTrace, layer: int) -> Int:
     """int64 [E, E]: tokens whose experts in `layer` include both; the diagonal is each expert's own count."""
-    counts = np.zeros((trace.n_experts, trace.n_experts), np.int64)
-    step = max(1, CHUNK_ELEMENTS // trace.n_experts)
+    n, k = trace.n_experts, trace.top_k
+    counts = np.zeros(n * n, np.int64)
+    step = max(1, CHUNK_ELEMENTS // (k * k))
     for lo in range(0, trace.n_tokens, step):
         ids = trace.experts[lo : lo + step, layer].astype(np.int64)
-        token, slot = np.nonzero(ids >= 0)
-        used = np.zeros((len(ids), trace.n_experts), np.float32)
-        used[token, ids[token, slot]] = 1
-        counts += (used.T @ used).astype(np.int64)  # exact: step is below 2^24
-    return counts
+        first, second = np.broadcast_arrays(ids[:, :, None], ids[:, None, :])
+        both = (first >= 0) & (second >= 0)
+        counts += np.bincount(first[both] * n + second[both], minlength=n * n)
+    return counts.reshape(n, n)
 
 
 def co_activation(trace: RoutingTrace) -> dict[str, Any]:
