@@ -95,12 +95,13 @@ def write(path: AnyPath, trace: RoutingTrace) -> None:
 def write_all(pairs: Sequence[tuple[AnyPath, RoutingTrace]]) -> None:
     """Write several traces as `write` does; no path changes before all of them are on disk."""
     paths = [Path(path) for path, _ in pairs]
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise TraceError(f"{path}: cannot write: not a regular file")
     temporary = [p.with_name(f".{p.name}.{os.getpid()}.{threading.get_ident()}.tmp") for p in paths]
     try:
         for path, draft, (_, trace) in zip(paths, temporary, pairs, strict=True):
             validate(trace, str(path))
-            if path.exists() and not path.is_file():
-                raise TraceError(f"{path}: cannot write: not a regular file")
             with refusing(f"{path}: cannot write"):
                 _write_draft(draft, trace, str(path))
         for path, draft in zip(paths, temporary, strict=True):
