@@ -132,6 +132,13 @@ def test_fortran_order_and_odd_offsets_are_loaded(tmp_path: Path) -> None:
         assert all(a.flags.aligned and a.flags.c_contiguous for a in read.arrays().values())
 
 
+def test_a_header_from_python_2_is_read_in_silence(tmp_path: Path) -> None:
+    old = npy(base().experts).replace(b"(12, 3, 2), }", b"(12L, 3, 2),}")
+    assert b"12L" in old
+    write_raw(tmp_path / "t.npz", {**members(base()), "experts": old})
+    assert same(npz.read(tmp_path / "t.npz"), base())
+
+
 def test_unknown_members_and_meta_keys(tmp_path: Path) -> None:
     trace = RoutingTrace(**parts(base(), meta={**base().meta, "house": {"note": "kept é"}}))
     write_raw(tmp_path / "t.npz", {**members(trace), "extra": npy(np.arange(3))})

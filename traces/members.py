@@ -9,6 +9,7 @@ member, and nothing is ever unpickled.
 import io
 import math
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -124,7 +125,9 @@ def _npy_header(path: Path, name: str, head: bytes) -> tuple[np.dtype[Any], tupl
     if version not in ((1, 0), (2, 0)):
         raise TraceError(f"{path}: {name} has npy version {version}; 1.0 or 2.0 is read")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
+    with warnings.catch_warnings():  # numpy warns of headers that Python 2 wrote; they are read all the same
+        warnings.simplefilter("ignore")
+        shape, fortran_order, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     if dtype.hasobject:
         raise TraceError(f"{path}: {name} holds Python objects; they are never unpickled")
     if any(n < 0 for n in shape):
