@@ -1,0 +1,143 @@
+"""Command line of the traces: `python -m traces info | split | convert | synth`."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from traces import npz
+from traces.describe import LOUD, describe
+from traces.errors import TraceError
+from traces.readers.csv import read_csv
+from traces.stats import info
+from traces.trace import split
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments raise TraceError: one line, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TraceError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 2 bad input (one line on stderr)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = _parser().parse_args(_known_command(arguments))
+        COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except TraceError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _known_command(arguments: list[str]) -> list[str]:
+    """The arguments, if they begin with a command or an option."""
+    if not arguments:
+        raise TraceError(f"no command; one of {', '.join(COMMANDS)} is required")
+    if not arguments[0].startswith("-"):
+        one_of("command", arguments[0], list(COMMANDS))
+    return arguments
+
+
+def one_of(what: str, name: str, names: Sequence[str]) -> str:
+    """`name` if it is one of `names`. Raises TraceError that lists them, the nearest first of all."""
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise TraceError(f"{what} {name!r} is unknown; {hint}one of {', '.join(names)} is required")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    file_help = "a .npz file, or the name of a shipped sample"
+
+    command = commands.add_parser("info", help="shape, provenance and statistics of a trace")
+    command.add_argument("file", help=file_help)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    command = commands.add_parser("split", help="divide a trace into two by request")
+    command.add_argument("file", help=file_help)
+    command.add_argument("--fraction", type=float, required=True, help="share of the requests for OUT_A")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("out_a", metavar="OUT_A")
+    command.add_argument("out_b", metavar="OUT_B")
+
+    command = commands.add_parser("convert", help="import another tool's log")
+    command.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="csv")
+    command.add_argument("file", metavar="IN")
+    command.add_argument("out", metavar="OUT.npz")
+    command.add_argument("--model", required=True, help="name of the model in the catalog")
+    command.add_argument("--n-experts", type=int, required=True, help="routed experts per layer")
+    command.add_argument("--top-k", type=int, help="default: highest rank + 1")
+    command.add_argument("--n-layers", type=int, help="layers of the model; default: highest layer + 1")
+    command.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
+    command.add_argument("--source", help="where the log comes from; kept in the trace")
+    command.add_argument("--licence", help="of the log; kept in the trace")
+
+    command = commands.add_parser("synth", help="generate a synthetic trace")
+    command.add_argument("--like", required=True, metavar="NAME", help="which preset")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", required=True, metavar="FILE")
+    return parser
+
+
+def _info(options: argparse.Namespace) -> None:
+    path = npz.find(options.file)
+    facts = info(npz.read(path))
+    print(json.dumps(facts, allow_nan=False) if options.json else describe(facts, path.name))
+
+
+def _split(options: argparse.Namespace) -> None:
+    if os.path.realpath(options.out_a) == os.path.realpath(options.out_b):
+        raise TraceError(f"OUT_A and OUT_B are the same file, {options.out_a}; two are required")
+    path = npz.find(options.file)
+    first, second = split(npz.read(path), options.fraction, options.seed)
+    npz.write_all([(options.out_a, first), (options.out_b, second)])
+    for out, part in ((options.out_a, first), (options.out_b, second)):
+        print(f"{out}: {len(part.requests()[0]):,} requests, {part.n_tokens:,} tokens")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    one_of("format", options.format, ["csv"])
+    kept = {k: v for k, v in (("source", options.source), ("licence", options.licence)) if v is not None}
+    trace = read_csv(
+        options.file,
+        model=options.model,
+        n_experts=options.n_experts,
+        top_k=options.top_k,
+        n_layers=options.n_layers,
+        real=not options.synthetic,
+        **kept,
+    )
+    npz.write(options.out, trace)
+    kind = "" if trace.real else f"; {LOUD}"
+    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens{kind}")
+
+
+def _synth(options: argparse.Namespace) -> None:
+    from traces.synthetic import PRESETS, synthesise
+
+    trace = synthesise(one_of("preset", options.like, sorted(PRESETS)), options.seed)
+    npz.write(options.out, trace)
+    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens; {LOUD}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "info": _info,
+    "split": _split,
+    "convert": _convert,
+    "synth": _synth,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
