@@ -63,7 +63,7 @@ def classify(steps: StepShapes, window: int | None) -> CostClasses:
         if len(where):
             everywhere = len(where) == len(rows)
             columns = [c if everywhere else c[where] for c in (rows, *scored.values())]
-            inverse, representative = _unique(columns)
+            inverse, representative = distinct_rows(columns)
             of_step[where] = inverse + sum(map(len, parts))
             parts.append(where[representative])
     one = np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -93,7 +93,7 @@ def _sums(values: Int, offset: Int, rows: Int) -> Int:
     return np.asarray(total[offset[1:]] - total[offset[:-1]], np.int64)
 
 
-def _unique(columns: list[Int]) -> tuple[Int, Int]:
+def distinct_rows(columns: list[Int]) -> tuple[Int, Int]:
     """Distinct rows of equally long integer columns: (which one each row is, an index where each one stands).
 
     The columns are packed into one int64 key. Where its range is small a table finds the keys without

@@ -35,8 +35,8 @@ def test_totals_worked_by_hand() -> None:
     # 8 experts of 3 x 4096 x 14336) + embedding and head of 32000 x 4096 each
     layer = 2 * 4096**2 + 2 * 4096 * 1024 + 8 * 4096 + 2 * 4096 + 8 * 3 * 4096 * 14336
     assert catalog.model("mixtral-8x7b").total_params == 32 * layer + 2 * 32000 * 4096
-    # Switch-Base-128: 24 layers with self-attention, the last 12 with cross-attention too (4 x 768^2 each), every
-    # second layer sparse (128 experts of 2 x 768 x 3072 and a router), the others dense, embedding = head
+    # Switch-Base-128: 24 layers of self-attention, the last 12 with cross-attention too (4 x 768^2 each),
+    # half of them sparse (128 experts of 2 x 768 x 3072 and a router), the others dense, embedding = head
     layers = 24 * (4 * 768**2 + 2 * 768) + 12 * 4 * 768**2 + 12 * 2 * 768 * 3072
     sparse = 12 * (128 * 2 * 768 * 3072 + 768 * 128)
     switch = catalog.model("switch-base-128")
