@@ -274,6 +274,19 @@ def test_near_a_published_fetch_of_one_to_four_copies_on_an_rtx5090() -> None:
         assert (one[0] + (copies - 1) * one[1]) / 1e3 == pytest.approx(us, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("host", "experts", "tokens_per_s"),
+    [("", 8, 8.73), ("", 6, 10.303), ("2x-", 8, 12.208), ("2x-", 6, 13.69)],
+)
+def test_near_ktransformers_on_deepseek_v3(host: str, experts: int, tokens_per_s: float) -> None:
+    # all routed experts on the host, Q4_K_M; the engine's layer_ns is fitted to the mean of these four runs
+    model, machine = catalog.model("deepseek-v3"), catalog.hardware(f"rtx4090-{host}xeon-6454s")
+    steps = decode(500, 61, list(model.moe_layers))
+    table = costs(model, machine, catalog.engine("ktransformers"), "q4_k_m", steps)
+    routed = 58 * (table.decide_ns + experts * int(table.cpu_expert_ns[0, 1]))
+    assert 1e9 / (table.dense_ns.sum() + table.head_ns[0] + routed) == pytest.approx(tokens_per_s, rel=0.05)
+
+
 # ---- laws
 
 
