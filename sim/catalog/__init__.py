@@ -1,0 +1,55 @@
+"""Models, GPUs, links, hosts, engines and precisions as data, each figure with its source.
+
+The data lie in the TOML files beside this one. Names ignore case, `-`, `_` and spaces, and have aliases; a
+TOML file with the keys of an entry can stand in place of the name of a model, a piece of hardware or an
+engine. What is wrong raises CatalogError, one line. pydantic is imported when the first description is asked
+for, not with this module.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sim.catalog.errors import CatalogError
+from sim.catalog.files import KINDS, find, shipped
+
+if TYPE_CHECKING:
+    from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Hardware
+    from sim.catalog.model_spec import ModelSpec
+
+__all__ = ["KINDS", "CatalogError", "engine", "entries", "find", "hardware", "model", "names", "precision"]
+
+
+def model(name: str) -> "ModelSpec":
+    """The model of that name or file; CatalogError if unknown or wrong."""
+    from sim.catalog.load import load_model
+
+    return load_model(name)
+
+
+def hardware(name: str) -> "Hardware":
+    """The hardware of that name or file; CatalogError if unknown or wrong."""
+    from sim.catalog.load import load_hardware
+
+    return load_hardware(name)
+
+
+def engine(name: str) -> "Engine":
+    """The engine of that name or file; CatalogError if unknown or wrong."""
+    from sim.catalog.load import load_engine
+
+    return load_engine(name)
+
+
+def precision(name: str) -> str:
+    """The catalog's spelling of a precision; CatalogError if unknown."""
+    return find("precision", name)
+
+
+def names(kind: str) -> list[str]:
+    """Names of all entries of a kind (see KINDS), in the order of the file."""
+    return list(shipped(kind))
+
+
+def entries(kind: str) -> dict[str, dict[str, Any]]:
+    """All entries of a kind as plain tables, for listings."""
+    return {name: dict(table) for name, table in shipped(kind).items()}

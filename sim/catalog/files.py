@@ -1,0 +1,94 @@
+"""TOML files and names: reading, looking up, guessing what was meant. No pydantic here: listing names stays
+cheap."""
+
+import difflib
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sim.catalog.errors import CatalogError
+
+KINDS = {
+    "model": "models.toml",
+    "gpu": "gpus.toml",
+    "link": "links.toml",
+    "host": "hosts.toml",
+    "hardware": "hardware.toml",
+    "engine": "engines.toml",
+    "precision": "precisions.toml",
+}
+MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
+
+Table = dict[str, Any]
+
+
+def normal(name: str) -> str:
+    """`name` without case, hyphens, underscores and spaces: two names are the same when this is."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`; did you mean X?`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(normal(word), [normal(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {next(k for k in known if normal(k) == near[0])}?" if near else ""
+
+
+def read_toml(path: str | Path) -> Table:
+    """The tables of a TOML file. Raises CatalogError when it cannot be read, is too large, or is not TOML."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CatalogError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    if len(data) > MAX_BYTES:
+        raise CatalogError(f"{path}: more than {MAX_BYTES} bytes; a description in TOML is far smaller")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CatalogError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from None
+
+
+@cache
+def shipped(kind: str) -> Table:
+    """All entries of one kind, as in its file; not to be written to."""
+    if kind not in KINDS:
+        raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
+    return read_toml(Path(__file__).parent / KINDS[kind])
+
+
+@cache
+def _index(kind: str) -> dict[str, str]:
+    index = {}
+    for name, entry in shipped(kind).items():
+        for word in (name, *entry.get("aliases", ())):
+            index[normal(word)] = name
+    return index
+
+
+def find(kind: str, name: str) -> str:
+    """The catalog's spelling of `name`, an organisation in front (`org/name`) ignored; CatalogError if
+    unknown."""
+    index = _index(kind)
+    for word in (name, name.rsplit("/", 1)[-1]):
+        if normal(word) in index:
+            return index[normal(word)]
+    known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
+    guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
+    raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")
+
+
+def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
+    """What `name` stands for, as (label for messages, name, table): an entry, or a TOML file of the same
+    keys.
+
+    A name that ends in .toml is a file; any other is looked up first and taken as a file when there is one.
+    """
+    if not name.lower().endswith(".toml"):
+        try:
+            canonical = find(kind, name)
+            return f"{kind} {canonical}", canonical, dict(shipped(kind)[canonical])
+        except CatalogError:
+            if not Path(name).is_file():
+                raise
+    return name, Path(name).stem, read_toml(name)

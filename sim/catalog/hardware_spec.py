@@ -1,0 +1,199 @@
+"""GPU, link, host, and the three together. GB = 1e9 bytes, and GB/s is bytes per ns, which keeps the
+arithmetic short."""
+
+import math
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
+
+
+class Gpu(Entry):
+    """A GPU.
+
+    hbm_efficiency .7: the share of the memory bandwidth that batch-1 kernels reach, upper end of .38-.7 in
+    the collected formulas (moe-speed-of-light fits .38 with launches and waits inside; here those are terms
+    of the engine). flops_efficiency .6 is an assumption: no measurement was collected. kernel_launch_ns 4500:
+    the middle of CUDA's 3-6 us. tflops: dense peak by dtype (`bf16` required; `fp32`, `fp8` used for such
+    weights where given).
+    """
+
+    mem_gb: Rate
+    hbm_gb_per_s: Rate
+    hbm_efficiency: Share = 0.7
+    tflops: dict[str, Rate]
+    flops_efficiency: Share = 0.6
+    kernel_launch_ns: Ns = 4500
+    hbm_read_gb_per_s: Rate | None = None
+    slot: str = ""
+
+    @model_validator(mode="after")
+    def _has_bf16(self) -> "Gpu":
+        if "bf16" not in self.tflops:
+            raise ValueError("tflops: needs bf16, the dtype that the others fall back to")
+        return self
+
+    def memory_rate(self, efficiency: float | None = None) -> float:
+        """Bytes per ns that kernels read."""
+        return self.hbm_gb_per_s * (self.hbm_efficiency if efficiency is None else efficiency)
+
+    def compute_rate(self, precision: str) -> float:
+        """Operations per ns; a precision without a figure of its own computes in bf16."""
+        return self.tflops.get(precision, self.tflops["bf16"]) * 1e3 * self.flops_efficiency
+
+
+class Link(Entry):
+    """Host to device. Either `h2d_gb_per_s`, with `n_half_bytes` = the copy size that reaches half of it, or
+    `curve` = [bytes, GB/s] points in rising size.
+
+    setup_ns: before a transfer on an idle link; follow_setup_ns: before one that follows on; per_copy_ns:
+    each copy of it. gen, lanes and facts are for the reader.
+    """
+
+    memory: Literal["pinned", "pageable"] = "pinned"
+    gen: Positive | None = None
+    lanes: Positive | None = None
+    h2d_gb_per_s: Rate | None = None
+    n_half_bytes: Count = 0
+    curve: tuple[tuple[Rate, Rate], ...] | None = None
+    setup_ns: Ns
+    follow_setup_ns: Ns = 0
+    per_copy_ns: Ns = 0
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("curve", mode="before")
+    @classmethod
+    def _points(cls, value: Any) -> Any:
+        """TOML has lists where the field has tuples."""
+        return (
+            tuple(tuple(p) if isinstance(p, list) else p for p in value) if isinstance(value, list) else value
+        )
+
+    @model_validator(mode="after")
+    def _one_law(self) -> "Link":
+        if (self.h2d_gb_per_s is None) == (self.curve is None):
+            raise ValueError("h2d_gb_per_s or curve: give one of the two")
+        if self.curve is not None:
+            if self.n_half_bytes or not self.curve:
+                raise ValueError("curve: needs points, and no n_half_bytes beside it")
+            for (size, rate), (next_size, next_rate) in pairwise(self.curve):
+                if next_size <= size or next_size / next_rate < size / rate:
+                    raise ValueError(f"curve: at {next_size:g} bytes: size must rise, and time must not fall")
+        return self
+
+    def rate(self, size: float) -> float:
+        """Bytes per ns of one copy of `size` bytes. Between the points of a curve the rate is a power of the
+        size (a straight line in log-log, so that time never falls with size); outside them it is that of the
+        nearest point."""
+        if self.h2d_gb_per_s is not None:
+            return self.h2d_gb_per_s * size / (size + self.n_half_bytes) if size > 0 else self.h2d_gb_per_s
+        assert self.curve is not None
+        if size <= self.curve[0][0]:
+            return self.curve[0][1]
+        for (low, low_rate), (high, high_rate) in pairwise(self.curve):
+            if size <= high:
+                share = math.log(size / low) / math.log(high / low)
+                return float(low_rate * (high_rate / low_rate) ** share)
+        return self.curve[-1][1]
+
+
+class Host(Entry):
+    """A CPU and its memory.
+
+    read_gb_per_s: weights read alone, as measured with the engine's threads. total_gb_per_s: CPU and copy
+    engine together; default 1.2 x read_gb_per_s (desktop of results/059: 75 together, 62.3 alone). tflops 1.0
+    is an assumption: about 16 cores x 4 GHz x 32 operations, half reached. cpu_launch_ns: before each expert
+    (moe-speed-of-light's fit: 21 us).
+    """
+
+    read_gb_per_s: Rate
+    total_gb_per_s: Rate | None = None
+    peak_gb_per_s: Rate | None = None
+    tflops: Rate = 1.0
+    cpu_launch_ns: Ns = 21_000
+
+    def read_rate(self, link_rate: float = 0.0) -> float:
+        """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
+        half of it (results/059: CPU 37 and link 38 of 75), at most what it reads alone."""
+        if link_rate == 0:
+            return self.read_gb_per_s
+        total = self.total_gb_per_s or 1.2 * self.read_gb_per_s
+        return min(self.read_gb_per_s, max(total - link_rate, total / 2))
+
+
+class Fixed(Entry):
+    """Durations given outright, in ns; they replace every other cost, the engine's included.
+
+    dense_ns: each layer of the model; expert_ns, cpu_expert_ns: each executed expert, whatever its tokens (no
+    cpu_expert_ns: no cpu answers); transfer_ns: idle and following; decide_ns: each visit; head_ns: each
+    step; group_ns: each expert group.
+    """
+
+    dense_ns: Ns
+    expert_ns: Ns
+    transfer_ns: Ns
+    decide_ns: Ns
+    cpu_expert_ns: Ns | None = None
+    head_ns: Ns = 0
+    group_ns: Ns = 0
+    commit_gap_ns: Ns = 0
+    commit_depth: Positive = 1
+    expert_bytes: Positive = 1
+    mem_gb: Rate | None = None
+
+
+class Hardware(Entry):
+    """A machine: GPU, link, host, and the times a decision takes on the host; or [fixed] alone.
+
+    readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
+    us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
+    commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
+    commit to its start on an idle link.
+    """
+
+    gpu: Gpu | None = None
+    link: Link | None = None
+    pageable_link: Link | None = None
+    host: Host | None = None
+    readback_ns: Ns = 9000
+    policy_ns: Ns = 1000
+    predictor_ns: Ns = 0
+    commit_depth: Positive = 1
+    commit_gap_ns: Ns = 0
+    fixed: Fixed | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Hardware":
+        parts = {"gpu": self.gpu, "link": self.link, "host": self.host}
+        given = self.model_fields_set - set(Entry.model_fields) - {"fixed"}
+        if self.fixed is not None and given:
+            raise ValueError(f"{min(given)}: not beside [fixed], which replaces every other cost")
+        missing = [name for name, part in parts.items() if part is None]
+        if self.fixed is None and missing:
+            raise ValueError(f"{missing[0]}: missing; give gpu, link and host, or [fixed] alone")
+        return self
+
+    @property
+    def decide_ns(self) -> int:
+        """From the end of the dense part to the routed instant, the engine's own time apart."""
+        return self.fixed.decide_ns if self.fixed else self.readback_ns + self.policy_ns + self.predictor_ns
+
+    @property
+    def mem_bytes(self) -> int | None:
+        """GPU memory; None when only [fixed] without mem_gb is known."""
+        part = self.fixed or self.gpu
+        gb = None if part is None else part.mem_gb
+        return None if gb is None else round(gb * 1e9)
+
+    @property
+    def answers_cpu(self) -> bool:
+        """Whether a cpu answer has a cost here."""
+        return self.fixed is None or self.fixed.cpu_expert_ns is not None
+
+    def link_for(self, page_locked: bool) -> Link:
+        """The link that serves experts in page-locked or in ordinary memory (the former if there is no second
+        one)."""
+        assert self.link is not None
+        return self.link if page_locked or self.pageable_link is None else self.pageable_link

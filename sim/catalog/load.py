@@ -1,0 +1,67 @@
+"""From a name or a file to a validated description. Imports pydantic; `sim.catalog` loads this on first
+use."""
+
+from typing import Any
+
+from sim.catalog.engine_spec import Engine
+from sim.catalog.errors import CatalogError
+from sim.catalog.files import Table, entry_or_file, find, shipped
+from sim.catalog.hardware_spec import Hardware
+from sim.catalog.model_spec import ModelSpec
+from sim.catalog.parts import build
+from sim.catalog.weights import precision_bits
+
+PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
+
+
+def load_model(name: str) -> ModelSpec:
+    label, canonical, table = entry_or_file("model", name)
+    spec = build(ModelSpec, label, {"name": canonical, **table})
+    _check_precision(label, "native_precision", spec.native_precision)
+    return spec
+
+
+def load_engine(name: str) -> Engine:
+    label, canonical, table = entry_or_file("engine", name)
+    engine = build(Engine, label, {"name": canonical, **table})
+    for field in ("dense_precision", "head_precision"):
+        if getattr(engine, field) != "experts":
+            _check_precision(label, field, getattr(engine, field))
+    return engine
+
+
+def load_hardware(name: str) -> Hardware:
+    label, canonical, table = entry_or_file("hardware", name)
+    table = {"name": canonical, **table}
+    for key, kind in PARTS.items():
+        if key in table:
+            table[key] = _part(label, key, kind, table[key])
+    return build(Hardware, label, table)
+
+
+def _part(label: str, key: str, kind: str, value: Any) -> Any:
+    """A GPU, link or host: a name, a table, or a table that starts from a named entry with `like`."""
+    try:
+        if isinstance(value, str):
+            return _named(kind, value)
+        if isinstance(value, dict) and isinstance(value.get("like"), str):
+            rest = {k: v for k, v in value.items() if k != "like"}
+            if "h2d_gb_per_s" in rest or "curve" in rest:  # a rate of one's own replaces the entry's law
+                laws = {"h2d_gb_per_s", "n_half_bytes", "curve"}
+                return {k: v for k, v in _named(kind, value["like"]).items() if k not in laws} | rest
+            return _named(kind, value["like"]) | rest
+    except CatalogError as error:
+        raise CatalogError(f"{label}: {key}: {error}") from None
+    return value
+
+
+def _named(kind: str, name: str) -> Table:
+    canonical = find(kind, name)
+    return {"name": canonical, **shipped(kind)[canonical]}
+
+
+def _check_precision(label: str, field: str, precision: str) -> None:
+    try:
+        precision_bits(precision)
+    except CatalogError as error:
+        raise CatalogError(f"{label}: {field}: {error}") from None

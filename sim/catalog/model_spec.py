@@ -1,0 +1,191 @@
+"""What the simulator knows of a model: its shape, and the parameters and bytes that follow from the shape."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sim.catalog.parts import Count, Entry, Positive
+from sim.catalog.weights import weight_bytes
+
+
+class ModelSpec(Entry):
+    """A Mixture-of-Experts model. Parameters are counts; KV bytes are at bf16 whatever the weights are.
+
+    n_layers counts every layer, an encoder's first (`encoder_layers`). MoE layers are moe_first, moe_first +
+    moe_step, ...; every other layer has a dense FFN of `dense_intermediate`. `expert_biases` are parameters
+    of one expert outside its matrices; `shared_intermediate` is the width of all shared experts together,
+    `shared_gate` a vector of `hidden` that scales their output. `qk_dim` and `v_dim` are what one head
+    multiplies per cached entry (for MLA in its absorbed form). Layers window_first, window_first +
+    window_step, ... attend to the last `window` tokens only. Where `full_step` is given, only layers
+    full_first, full_first + full_step, ... attend to cached entries; the others read `linear_state_bytes` per
+    sequence.
+    """
+
+    n_layers: Positive
+    encoder_layers: Count = 0
+    moe_first: Count = 0
+    moe_step: Positive = 1
+    n_experts: Positive
+    top_k: Positive
+    hidden: Positive
+    expert_intermediate: Positive
+    expert_matrices: Literal[2, 3] = 3
+    expert_biases: Count = 0
+    n_shared_experts: Count = 0
+    shared_intermediate: Count = 0
+    shared_gate: bool = False
+    dense_intermediate: Positive | None = None
+    attn_params_per_layer: Positive
+    cross_attn_params_per_layer: Count = 0
+    kv_bytes_per_token_per_layer: Positive
+    attention: Literal["gqa", "mla"] = "gqa"
+    n_heads: Positive
+    qk_dim: Positive
+    v_dim: Positive
+    window: Positive | None = None
+    window_first: Count = 0
+    window_step: Positive = 2
+    full_first: Count = 0
+    full_step: Positive | None = None
+    linear_state_bytes: Count = 0
+    vocab: Positive
+    tied_embeddings: bool = False
+    router: str = ""
+    score_function: Literal["softmax", "softmax-topk", "sigmoid", "other"] = "other"
+    norm_topk: bool | None = None
+    routed_scaling_factor: float = 1.0
+    native_precision: str = "bf16"
+    published_total_b: float | None = Field(default=None, gt=0)
+    published_active_b: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelSpec":
+        if self.top_k > self.n_experts:
+            raise ValueError(f"top_k = {self.top_k}: more than n_experts = {self.n_experts}")
+        if self.moe_first >= self.n_layers:
+            raise ValueError(f"moe_first = {self.moe_first}: must be below n_layers = {self.n_layers}")
+        if self.encoder_layers >= self.n_layers:
+            raise ValueError(
+                f"encoder_layers = {self.encoder_layers}: must be below n_layers = {self.n_layers}"
+            )
+        if self.n_moe_layers < self.n_layers and self.dense_intermediate is None:
+            raise ValueError("dense_intermediate: missing, and some layers are not MoE layers")
+        return self
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the MoE layers."""
+        return tuple(range(self.moe_first, self.n_layers, self.moe_step))
+
+    @property
+    def n_moe_layers(self) -> int:
+        return len(self.moe_layers)
+
+    @property
+    def expert_params(self) -> int:
+        return self.expert_matrices * self.hidden * self.expert_intermediate + self.expert_biases
+
+    @property
+    def router_params(self) -> int:
+        return self.hidden * self.n_experts
+
+    @property
+    def shared_params(self) -> int:
+        """Shared experts of one MoE layer and their gate."""
+        gate = self.hidden if self.shared_gate else 0
+        return self.expert_matrices * self.hidden * self.shared_intermediate + gate
+
+    @property
+    def dense_ffn_params(self) -> int:
+        """FFN of one layer that is not an MoE layer."""
+        return self.expert_matrices * self.hidden * (self.dense_intermediate or 0)
+
+    @property
+    def head_params(self) -> int:
+        """LM head; read once per step even when it is the embedding."""
+        return self.vocab * self.hidden
+
+    def layer_params(self, moe: bool, cross: bool = False) -> int:
+        """Weights of one layer that every token reads: attention, two norms, and router + shared experts or
+        the dense FFN."""
+        attention = self.attn_params_per_layer + 2 * self.hidden
+        ffn = self.router_params + self.shared_params if moe else self.dense_ffn_params
+        return attention + (self.cross_attn_params_per_layer if cross else 0) + ffn
+
+    def attention_kind(self, layer: int) -> Literal["full", "window", "linear"]:
+        """How a layer attends; see the class for the keys that say so."""
+        if self.full_step is not None and not _in_steps(layer, self.full_first, self.full_step):
+            return "linear"
+        if self.window is not None and _in_steps(layer, self.window_first, self.window_step):
+            return "window"
+        return "full"
+
+    @property
+    def read_dense_params(self) -> int:
+        """Weights outside the routed experts that every token reads, LM head included."""
+        decoders = self.n_layers - self.encoder_layers if self.encoder_layers else 0
+        layers = self.n_moe_layers * self.layer_params(True)
+        layers += (self.n_layers - self.n_moe_layers) * self.layer_params(False)
+        return layers + decoders * self.cross_attn_params_per_layer + self.head_params
+
+    @property
+    def dense_params(self) -> int:
+        """All weights outside the routed experts: what stays on the GPU."""
+        return self.read_dense_params + (0 if self.tied_embeddings else self.head_params)
+
+    @property
+    def n_routed(self) -> int:
+        """Routed experts of all layers."""
+        return self.n_moe_layers * self.n_experts
+
+    @property
+    def total_params(self) -> int:
+        return self.dense_params + self.n_routed * self.expert_params
+
+    @property
+    def active_params(self) -> int:
+        """Weights one token reads: dense ones, LM head, top-k experts per MoE layer; not the embedding
+        table."""
+        return self.read_dense_params + self.n_moe_layers * self.top_k * self.expert_params
+
+    def expert_bytes(self, precision: str) -> int:
+        """Bytes of one routed expert."""
+        return weight_bytes(self.expert_params, precision)
+
+    def total_expert_bytes(self, precision: str) -> int:
+        """Bytes of all routed experts."""
+        return self.n_routed * self.expert_bytes(precision)
+
+    def dense_bytes(self, precision: str, head_precision: str | None = None) -> int:
+        """Bytes of all weights outside the routed experts; head and embedding at `head_precision` if
+        given."""
+        ends = self.head_params * (1 if self.tied_embeddings else 2)
+        return weight_bytes(self.dense_params - ends, precision) + weight_bytes(
+            ends, head_precision or precision
+        )
+
+    def kv_bytes(self, context: int) -> int:
+        """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones),
+        linear states."""
+        kinds = [self.attention_kind(layer) for layer in range(self.n_layers)]
+        entries = kinds.count("full") * context + kinds.count("window") * min(context, self.window or context)
+        return entries * self.kv_bytes_per_token_per_layer + kinds.count("linear") * self.linear_state_bytes
+
+    def mismatch(self, n_layers: int, moe_layers: tuple[int, ...], n_experts: int, top_k: int) -> str | None:
+        """What a trace's shape contradicts, in words, or None. A decoder alone is accepted of an
+        encoder-decoder model."""
+        ours = (self.n_layers, self.moe_layers)
+        first = self.encoder_layers
+        decoder = (self.n_layers - first, tuple(i - first for i in self.moe_layers if i >= first))
+        if (n_layers, moe_layers) not in (ours, decoder):
+            theirs = f"{n_layers} layers, {len(moe_layers)} of them MoE"
+            own = f"{self.n_layers} layers, {self.n_moe_layers} of them MoE"
+            return f"{self.name} has {own}; the trace has {theirs}"
+        if (n_experts, top_k) != (self.n_experts, self.top_k):
+            theirs = f"{n_experts} experts, top-{top_k}"
+            return f"{self.name} has {self.n_experts} experts, top-{self.top_k}; the trace has {theirs}"
+        return None
+
+
+def _in_steps(layer: int, first: int, step: int) -> bool:
+    return layer >= first and (layer - first) % step == 0

@@ -1,0 +1,328 @@
+"""The catalog: totals against what was published, a source for everything, names, and refusals in one
+line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim import catalog
+from sim.catalog import CatalogError
+from sim.catalog.hardware_spec import Gpu, Host, Link
+from sim.catalog.parts import build
+from sim.catalog.weights import precision_bits, weight_bytes
+
+TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
+MODELS = catalog.names("model")
+FIXED = "dense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\n"
+
+
+# ---- what the entries say
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_total_parameters_are_within_3_percent_of_the_published_figure(name: str) -> None:
+    model = catalog.model(name)
+    assert model.published_total_b is not None
+    assert model.total_params / 1e9 == pytest.approx(model.published_total_b, rel=0.03)
+
+
+def test_totals_worked_by_hand() -> None:
+    # Mixtral-8x7B: 32 layers x (attention 2 x 4096^2 + 2 x 4096 x 1024, router 8 x 4096, norms 2 x 4096,
+    # 8 experts of 3 x 4096 x 14336) + embedding and head of 32000 x 4096 each
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 8 * 4096 + 2 * 4096 + 8 * 3 * 4096 * 14336
+    assert catalog.model("mixtral-8x7b").total_params == 32 * layer + 2 * 32000 * 4096
+    # Switch-Base-128: 24 layers of self-attention, the last 12 with cross-attention too (4 x 768^2 each),
+    # half of them sparse (128 experts of 2 x 768 x 3072 and a router), the others dense, embedding = head
+    layers = 24 * (4 * 768**2 + 2 * 768) + 12 * 4 * 768**2 + 12 * 2 * 768 * 3072
+    sparse = 12 * (128 * 2 * 768 * 3072 + 768 * 128)
+    switch = catalog.model("switch-base-128")
+    assert switch.total_params == layers + sparse + 32128 * 768
+    assert switch.moe_layers == tuple(range(1, 24, 2))
+    assert catalog.model("nllb-moe-54b").moe_layers == tuple(range(3, 48, 4))
+
+
+def test_active_parameters_count_the_head_but_not_the_embedding() -> None:
+    # DeepSeek-V2-Lite: first layer dense, two shared experts in the other 26
+    model = catalog.model("deepseek-v2-lite")
+    attention = 27 * (13_762_560 + 2 * 2048)
+    moe = 26 * (64 * 2048 + 3 * 2048 * 2816 + 6 * 3 * 2048 * 1408)
+    assert model.active_params == attention + moe + 3 * 2048 * 10944 + 102400 * 2048
+    assert model.moe_layers == tuple(range(1, 27))
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if catalog.model(n).attention == "gqa"])
+def test_attention_parameters_and_kv_bytes_follow_from_the_heads(name: str) -> None:
+    model = catalog.model(name)
+    kv_heads = model.kv_bytes_per_token_per_layer // (2 * 2 * model.qk_dim)
+    matrices = 2 * model.hidden * model.qk_dim * (model.n_heads + kv_heads)
+    assert model.attn_params_per_layer == pytest.approx(matrices, rel=0.001)  # biases are the rest
+    assert kv_heads * 2 * 2 * model.qk_dim == model.kv_bytes_per_token_per_layer
+
+
+def test_expert_bytes() -> None:
+    mixtral, gpt = catalog.model("mixtral-8x7b"), catalog.model("gpt-oss-20b")
+    assert mixtral.expert_bytes("bf16") == 352_321_536
+    assert mixtral.expert_bytes("q8_0") == 187_170_816  # 8.5 bits
+    assert mixtral.expert_bytes("int8") == 176_160_768
+    assert mixtral.expert_bytes("q4") == 99_090_432  # 4.5 bits
+    assert catalog.model("switch-base-128").expert_bytes("fp32") == 18_874_368
+    assert gpt.expert_bytes("mxfp4") == pytest.approx(13.25e6, rel=0.003)  # measured
+    assert gpt.total_expert_bytes("mxfp4") == 24 * 32 * gpt.expert_bytes("mxfp4")
+    assert weight_bytes(3, "q4") == 2  # 13.5 bits, rounded up
+
+
+def test_lm_head_is_18_percent_of_the_bytes_of_a_qwen3_30b_token() -> None:
+    # experts at 4.5 bits: 48 x 8 x 2.654 MB = 1019 MB; the rest in bf16: 2459 MB,
+    # of which the head 151936 x 2048 x 2 = 622 MB
+    model = catalog.model("qwen3-30b-a3b")
+    head = weight_bytes(model.head_params, "bf16")
+    token = weight_bytes(model.read_dense_params, "bf16") + 48 * 8 * model.expert_bytes("q4")
+    assert head == 622_329_856
+    assert head / token == pytest.approx(0.18, abs=0.005)
+
+
+def test_kv_bytes_count_windows_and_linear_layers() -> None:
+    assert catalog.model("mixtral-8x7b").kv_bytes(1000) == 32 * 4096 * 1000
+    assert catalog.model("gpt-oss-20b").kv_bytes(1000) == 2048 * (12 * 1000 + 12 * 128)
+    assert catalog.model("qwen3-next").kv_bytes(1000) == 12 * 2048 * 1000 + 36 * 2_097_152
+
+
+@pytest.mark.parametrize("kind", list(catalog.KINDS))
+def test_every_entry_has_a_source_and_names_its_exceptions_rightly(kind: str) -> None:
+    for name, entry in catalog.entries(kind).items():
+        assert len(entry["source"]) > 5, name
+        assert all(len(text) > 1 for text in entry.get("sources", {}).values()), name
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("gpu", Gpu), ("link", Link), ("host", Host)])
+def test_every_part_is_valid(kind: str, spec: type[Gpu | Link | Host]) -> None:
+    for name, entry in catalog.entries(kind).items():
+        part = build(spec, name, entry)
+        assert set(part.sources) <= set(entry), name
+
+
+def test_every_preset_engine_and_precision_is_valid() -> None:
+    presets = [catalog.hardware(name) for name in catalog.names("hardware")]
+    assert all(p.gpu and p.link and p.host and p.decide_ns == 10_000 for p in presets)
+    assert all(catalog.engine(name).name == name for name in catalog.names("engine"))
+    assert all(0 < precision_bits(name) <= 32 for name in catalog.names("precision"))
+
+
+# ---- names
+
+
+def test_no_name_or_alias_means_two_things() -> None:
+    for kind in catalog.KINDS:
+        entries = catalog.entries(kind)
+        for name, entry in entries.items():
+            for word in (name, *entry.get("aliases", ())):
+                assert catalog.find(kind, word) == name
+
+
+@pytest.mark.parametrize("word", ["rtx4090", "RTX-4090", "rtx_4090", "Rtx 4090"])
+def test_names_ignore_case_and_separators(word: str) -> None:
+    assert catalog.hardware(word).name == "rtx4090"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rtx3090", "rtx4090", "rtx5090", "a100-pcie4", "a100-40gb", "h100-pcie5", "t4-pcie3", "gh200", "a6000"],
+)
+def test_presets_that_must_be_there(name: str) -> None:
+    assert catalog.hardware(name).name == name
+
+
+def test_model_names_of_checkpoints_resolve() -> None:
+    assert catalog.model("mistralai/Mixtral-8x7B-Instruct-v0.1").name == "mixtral-8x7b"
+    assert catalog.model("openai/gpt-oss-20b").name == "gpt-oss-20b"
+    assert catalog.model("deepseek-ai/DeepSeek-R1").name == "deepseek-v3"
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the real captures are not on this machine")
+def test_models_of_the_captures_resolve_and_fit() -> None:
+    for path in sorted(TRACES.glob("*.npz")):
+        meta = json.loads(str(np.load(path)["meta"]))
+        shape = (meta["n_layers"], tuple(meta["moe_layers"]), meta["n_experts"], meta["top_k"])
+        assert catalog.model(meta["model"]).mismatch(*shape) is None, path.name
+
+
+def test_mismatch_says_what_differs() -> None:
+    mixtral, switch = catalog.model("mixtral-8x7b"), catalog.model("switch-large-128")
+    assert "32 layers" in (mixtral.mismatch(24, tuple(range(24)), 8, 2) or "")
+    assert "top-1" in (mixtral.mismatch(32, tuple(range(32)), 8, 1) or "")
+    assert switch.mismatch(24, tuple(range(1, 24, 2)), 128, 1) is None  # its decoder alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "near"),
+    [
+        ("model", "mixtral-8x7", "mixtral-8x7b"),
+        ("hardware", "rtx40900", "rtx4090"),
+        ("engine", "moe-infinite", "moe-infinity"),
+        ("precision", "mxfp", "mxfp4"),
+    ],
+)
+def test_unknown_names_suggest(kind: str, word: str, near: str) -> None:
+    with pytest.raises(CatalogError, match=rf"^{kind} '{word}': not in the catalog; did you mean {near}\?$"):
+        getattr(catalog, kind)(word)
+
+
+def test_an_unknown_name_without_a_near_one_lists_what_there_is() -> None:
+    with pytest.raises(CatalogError, match=r"known: ideal, llama\.cpp, hf"):
+        catalog.engine("zzz")
+    with pytest.raises(CatalogError, match="not one of model, gpu"):
+        catalog.names("colour")
+
+
+def test_importing_the_catalog_and_listing_names_does_not_import_pydantic() -> None:
+    code = "import sys, sim.catalog as c; c.names('model'); c.find('gpu', 't4')"
+    code += "; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- files of the user
+
+
+def test_a_hardware_file_names_parts_gives_parts_or_changes_parts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'gpu = "RTX 4090"\npolicy_ns = 80000\n[link]\nlike = "pcie4x16-pinned"\nh2d_gb_per_s = 20\n'
+        "[host]\nread_gb_per_s = 50.0\n"
+    )
+    mine = catalog.hardware(str(path))
+    assert (mine.name, mine.decide_ns, mine.mem_bytes) == ("mine", 89_000, 24_000_000_000)
+    assert mine.link is not None and (mine.link.rate(1e6), mine.link.setup_ns) == (20.0, 7000)
+    assert mine.link_for(page_locked=False) is mine.link  # there is no second one
+
+
+def test_a_rate_of_ones_own_replaces_a_curve(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'gpu = "t4"\nhost = "grace"\nlink = {like = "pcie3x16-pageable-curve", h2d_gb_per_s = 7}\n'
+    )
+    link = catalog.hardware(str(path)).link
+    assert link is not None and link.curve is None and link.rate(4) == 7
+
+
+TINY_MODEL = {
+    "n_layers": 3,
+    "n_experts": 4,
+    "top_k": 2,
+    "hidden": 8,
+    "expert_intermediate": 16,
+    "attn_params_per_layer": 256,
+    "kv_bytes_per_token_per_layer": 32,
+    "n_heads": 1,
+    "qk_dim": 8,
+    "v_dim": 8,
+    "vocab": 100,
+}
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text("\n".join(f"{key} = {value}" for key, value in TINY_MODEL.items()))
+    assert catalog.model(str(path)).total_params == 3 * (256 + 16 + 32 + 4 * 3 * 8 * 16) + 2 * 800
+
+
+def test_a_fixed_file(tmp_path: Path) -> None:
+    path = tmp_path / "fixed.toml"
+    path.write_text("[fixed]\n" + FIXED)
+    hardware = catalog.hardware(str(path))
+    assert hardware.fixed is not None
+    assert (hardware.decide_ns, hardware.mem_bytes, hardware.answers_cpu) == (0, None, False)
+    assert (hardware.fixed.commit_depth, hardware.fixed.head_ns, hardware.fixed.expert_bytes) == (1, 0, 1)
+    path.write_text("[fixed]\nmem_gb = 2\ncpu_expert_ns = 0\n" + FIXED)
+    assert catalog.hardware(str(path)).mem_bytes == 2_000_000_000
+    assert catalog.hardware(str(path)).answers_cpu
+
+
+PARTS = 'gpu = "rtx-4090"\nlink = "pcie4x16-pinned"\nhost = "grace"\n'
+OWN_LINK = 'gpu = "rtx-4090"\nhost = "grace"\n[link]\nsetup_ns = 0\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[fixed]\n" + FIXED.replace("dense_ns = 10", "dense_ns = -10"),
+            "fixed.dense_ns = -10: should be greater",
+        ),
+        ("[fixed]\n" + FIXED.replace("10", "10.5"), "fixed.dense_ns = 10.5: should be a valid integer"),
+        ("[fixed]\n" + FIXED.replace("10\n", "true\n"), "fixed.dense_ns = True: should be a valid integer"),
+        (
+            "[fixed]\n" + FIXED.replace("dense_ns", "densens"),
+            "fixed.densens: unknown key; did you mean dense_ns?",
+        ),
+        ("[fixed]\n" + FIXED.replace("dense_ns = 10", ""), "fixed.dense_ns: missing"),
+        ("[fixed]\n" + FIXED.replace("100", "10000000000000000000000"), "fixed.transfer_ns = 1000"),
+        ("[fixed]\ncommit_depth = 0\n" + FIXED, "fixed.commit_depth = 0: should be greater than 0"),
+        ("fixed = 3\n", "fixed = 3: should be a table"),
+        ("[fixd]\n" + FIXED, "fixd: unknown key; did you mean fixed?"),
+        ("readback_ns = 1\n[fixed]\n" + FIXED, "readback_ns: not beside [fixed]"),
+        ("", "gpu: missing; give gpu, link and host, or [fixed] alone"),
+        (PARTS + "colour = 3\n", "colour: unknown key"),
+        (
+            PARTS.replace("rtx-4090", "rtx-409"),
+            "gpu: gpu 'rtx-409': not in the catalog; did you mean rtx-4090?",
+        ),
+        (OWN_LINK + "h2d_gb_per_s = 0.0\n", "link.h2d_gb_per_s = 0.0: should be greater than"),
+        (OWN_LINK + "h2d_gb_per_s = 0\n", "link.h2d_gb_per_s = 0: should be greater than"),
+        (OWN_LINK + "h2d_gb_per_s = -1.5\n", "link.h2d_gb_per_s = -1.5: should be greater than"),
+        (OWN_LINK + "h2d_gb_per_s = inf\n", "link.h2d_gb_per_s = inf: should be a finite number"),
+        (OWN_LINK + "h2d_gb_per_s = nan\n", "link.h2d_gb_per_s = nan: should be a finite number"),
+        (OWN_LINK, "link: h2d_gb_per_s or curve: give one of the two"),
+        (OWN_LINK + "curve = [[10, 5], [5, 7]]\n", "link: curve: at 5 bytes: size must rise"),
+        (
+            OWN_LINK + "curve = [[10, 1], [20, 9]]\n",
+            "link: curve: at 20 bytes: size must rise, and time must not fall",
+        ),
+        (OWN_LINK + "curve = [[10, 0]]\n", "link.curve.0.1 = 0: should be greater than"),
+        ("what is this", "not a TOML file"),
+        ("\udcff", "not a TOML file"),
+        ("#" * 1_000_001, "more than 1000000 bytes"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(CatalogError) as caught:
+        catalog.hardware(str(path))
+    line = str(caught.value)
+    assert line.startswith(f"{path}: {message}"), line
+    assert "\n" not in line and len(line) < 400
+
+
+def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"none\.toml: no such file or directory"):
+        catalog.hardware(str(tmp_path / "none.toml"))
+    (tmp_path / "dir.toml").mkdir()
+    with pytest.raises(CatalogError, match="is a directory"):
+        catalog.model(str(tmp_path / "dir.toml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("top_k = 9", "top_k = 9: more than n_experts = 4"),
+        ("moe_first = 3", "moe_first = 3: must be below n_layers = 3"),
+        ("moe_first = 1", "dense_intermediate: missing, and some layers are not MoE layers"),
+        ("encoder_layers = 3", "encoder_layers = 3: must be below n_layers = 3"),
+        (
+            'native_precision = "bf61"',
+            "native_precision: precision 'bf61': not in the catalog; did you mean bf16?",
+        ),
+        ("expert_matrices = 4", "expert_matrices = 4: should be 2 or 3"),
+    ],
+)
+def test_a_bad_model_file_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    key, value = change.split(" = ")
+    path = tmp_path / "bad.toml"
+    path.write_text("\n".join(f"{k} = {v}" for k, v in (TINY_MODEL | {key: value}).items()))
+    with pytest.raises(CatalogError) as caught:
+        catalog.model(str(path))
+    assert str(caught.value) == f"{path}: {message}"
