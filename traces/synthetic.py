@@ -1,0 +1,300 @@
+"""Synthetic routing traces: a short model fitted to published statistics, and two known-answer patterns.
+
+The model. In each layer, independently of the others, token t of request r gives expert e the router logit
+
+    z = scale * (offset[e]                                             liked whatever the text
+                 + sqrt(c) * G(t)                                      remembered from token to token
+                 + sqrt(1 - c) * (w(t) - a * w(t-1)) / sqrt(1 + a^2))  new, or avoided next time
+
+    G(t) = exp(min(sqrt(0.1) * topic[r, e] + sqrt(0.9) * x(t), 2.5)) / 1.851
+    x(t) = 0.75 * x(t-1) + sqrt(1 - 0.75^2) * n(t)
+
+with topic, w, n bell-shaped of mean 0 and variance 1. G is log-normal, cut at 2.5 sd: few experts are wanted
+strongly, which makes the *first* choice repeat more than the pair does. A tenth of its variance on the log
+scale stays for a whole request (topic), the rest fades by 0.75 a token (phrase). c is the strength of memory,
+a the alternation between neighbours: two numbers per layer, for the two repeat shares published per layer,
+linear between known layers. Logits are rounded to float16, and experts (ties: lower id), weights and
+predictions come from the rounded ones. A prediction ranks the target layer's own logits with bell-shaped
+noise added, whose size sets the recall. Not modelled: links between layers, experts that go together,
+vocabulary, prompt against generation.
+
+Reproducibility. A trace depends on (preset, seed) alone and is the same bit for bit wherever doubles are IEEE
+754: random numbers come from a counter-based hash (`hash64`, splitmix64), a bell-shaped one is the sum of a
+hash's four 16-bit fields (Irwin-Hall, kurtosis 2.7, within 3.5 sd), and only +, -, *, /, min and square root
+are used, one per numpy call, each rounded as the standard says: no libm, no distribution of numpy's, no sum
+whose order may change.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.trace import RoutingTrace, TraceError, hash64
+
+Floats = npt.NDArray[np.float64]
+
+FADE = 0.75
+CUT = 2.5
+CUT_LOG_NORMAL_SD = 1.851  # sd of exp(min(x, CUT)), x normal
+BELL_SD = math.sqrt((2.0**32 - 1) / 3)  # of the sum of four uniform 16-bit integers
+OFFSET, TOPIC, PHRASE, FRESH, LENGTHS, PATTERN, PREDICTION = range(7)  # random streams; PREDICTION + distance
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Shape and statistics of one kind of trace.
+
+    moe_layers   indices of the MoE layers among n_layers.
+    memory       (MoE layer ordinal, c, a) at known layers, rising; linear between, constant beyond.
+    offset_sd    spread of the popularity offsets, in units of the logit's own sd.
+    topic        share of memory that lasts for a whole request.
+    scale        size of a logit, which sets how uneven a token's weights are.
+    noise        sd of a prediction's error at distance 1, 2, ..., same units; () = no lookahead.
+    lookahead_m  length of a lookahead list.
+    prompt, generation   shortest and longest, evenly spread over the requests, in tokens.
+    pattern      "model", or "uniform" / "cyclic", which use the shape alone.
+    facts        what was fitted, with sources; assumptions: what was not published and was chosen.
+    """
+
+    model: str
+    n_experts: int
+    top_k: int
+    n_layers: int
+    moe_layers: tuple[int, ...]
+    norm_topk: bool = True
+    memory: tuple[tuple[int, float, float], ...] = ((0, 0.0, 0.0),)
+    offset_sd: float = 0.0
+    topic: float = 0.1
+    scale: float = 1.3
+    noise: tuple[float, ...] = ()
+    lookahead_m: int = 4
+    requests: int = 16
+    prompt: tuple[int, int] = (24, 144)
+    generation: tuple[int, int] = (100, 260)
+    pattern: Literal["model", "uniform", "cyclic"] = "model"
+    facts: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+def synthesise(like: str, seed: int) -> RoutingTrace:
+    """The trace of the preset `like` with this seed, meta.real false; the same bytes everywhere.
+
+    Raises TraceError for an unknown preset or a seed that is not an integer in [0, 2^64).
+    """
+    if like not in PRESETS:
+        raise TraceError(f"like: no preset {like!r}; there are {', '.join(sorted(PRESETS))}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise TraceError(f"seed: {seed!r} is not an integer from 0 to 2^64 - 1")
+    return generate(PRESETS[like], seed)
+
+
+def generate(preset: Preset, seed: int) -> RoutingTrace:
+    """As `synthesise`, for a preset of your own."""
+    prompts, lengths = _lengths(preset, seed)
+    sequence = np.repeat(np.arange(preset.requests, dtype=np.int32), lengths)
+    position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    prefill = position < np.repeat(prompts, lengths)
+    arrays = _pattern(preset, seed, position) if preset.pattern != "model" else _model(preset, seed, lengths)
+    arrays |= {"sequence": sequence, "position": position, "prefill": prefill}
+    return RoutingTrace(meta=_meta(preset, seed), **arrays)
+
+
+def _lengths(preset: Preset, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Prompt tokens and all tokens of each request, int64 [requests]; the seed only shuffles them."""
+    i = np.arange(preset.requests)
+
+    def spread(shortest: int, longest: int, stream: int) -> npt.NDArray[np.int64]:
+        order = np.argsort(hash64(seed, LENGTHS << 32, stream * preset.requests + i), kind="stable")
+        return (shortest + (longest - shortest) * i // max(preset.requests - 1, 1))[order]
+
+    prompts = spread(*preset.prompt, 0)
+    return prompts, prompts + spread(*preset.generation, 1)
+
+
+def _bell(seed: int, stream: int, layer: int, *shape: int) -> Floats:
+    """Bell-shaped numbers of mean 0 and variance 1 [shape]: the sum of the four 16-bit fields of a hash."""
+    bits = hash64(seed, (stream << 32) + layer, np.arange(math.prod(shape)))
+    fields = [(bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
+    total: Floats = (fields[0] + fields[1] + fields[2] + fields[3]).astype(np.float64)
+    scaled: Floats = (total - 2 * 65535.0) / BELL_SD
+    return scaled.reshape(shape)
+
+
+def _exp(x: Floats) -> Floats:
+    """e^x for |x| < 30 to ten digits, from + * / alone: the series at x / 1024, then ten squarings."""
+    y = x / 1024.0
+    power = np.ones_like(y)
+    for term in range(6, 0, -1):
+        power = 1.0 + power * (y / term)
+    for _ in range(10):
+        power = power * power
+    return power
+
+
+def _at_layer(memory: tuple[tuple[int, float, float], ...], layer: int) -> tuple[float, float]:
+    """(c, a) of one layer, linear between the known ones."""
+    before = [knot for knot in memory if knot[0] <= layer] or [memory[0]]
+    after = [knot for knot in memory if knot[0] >= layer] or [memory[-1]]
+    (lo, c_lo, a_lo), (hi, c_hi, a_hi) = before[-1], after[0]
+    share = (layer - lo) / (hi - lo) if hi > lo else 0.0
+    return c_lo + share * (c_hi - c_lo), a_lo + share * (a_hi - a_lo)
+
+
+def _logits(preset: Preset, seed: int, layer: int, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+    """Router logits of one layer, float16 [tokens, n_experts]; equation in the module's docstring."""
+    n, longest, n_experts = (
+        preset.requests,
+        int(max(preset.prompt)) + int(max(preset.generation)),
+        preset.n_experts,
+    )
+    c, a = _at_layer(preset.memory, layer)
+    phrase = _bell(seed, PHRASE, layer, n, longest, n_experts)
+    for t in range(1, longest):
+        phrase[:, t] = FADE * phrase[:, t - 1] + math.sqrt(1 - FADE * FADE) * phrase[:, t]
+    topic = _bell(seed, TOPIC, layer, n, 1, n_experts)
+    log_memory = math.sqrt(preset.topic) * topic + math.sqrt(1 - preset.topic) * phrase
+    remembered = _exp(np.minimum(log_memory, CUT)) / CUT_LOG_NORMAL_SD
+    fresh = _bell(seed, FRESH, layer, n, longest + 1, n_experts)
+    alternating = (fresh[:, 1:] - a * fresh[:, :-1]) / math.sqrt(1 + a * a)
+    offset = preset.offset_sd * _bell(seed, OFFSET, layer, n_experts)
+    z = preset.scale * (offset + math.sqrt(c) * remembered + math.sqrt(1 - c) * alternating)
+    there: npt.NDArray[np.bool_] = np.arange(longest) < lengths[:, None]
+    return z[there].astype(np.float16)
+
+
+def _weights(z: Floats, chosen: npt.NDArray[np.int16], norm_topk: bool) -> Floats:
+    """Router weights [tokens, top_k]: softmax over all experts, or the chosen ones if normalised."""
+    powers = _exp(z - np.take_along_axis(z, chosen[:, :1].astype(np.int64), axis=1))
+    own = np.take_along_axis(powers, chosen.astype(np.int64), axis=1)
+    summed = np.cumsum(own if norm_topk else powers, axis=1)[
+        :, -1:
+    ]  # cumsum, not sum: adds in one fixed order
+    return own / summed
+
+
+def _ranked(scores: npt.NDArray[Any], m: int) -> npt.NDArray[np.int16]:
+    """The m experts of highest score, best first, ties to the lower id: int16 [tokens, m]."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :m].astype(np.int16)
+
+
+def _model(preset: Preset, seed: int, lengths: npt.NDArray[np.int64]) -> dict[str, Any]:
+    tokens, layers, k, m = int(lengths.sum()), len(preset.moe_layers), preset.top_k, preset.lookahead_m
+    logits = np.empty((tokens, layers, preset.n_experts), np.float16)
+    experts = np.empty((tokens, layers, k), np.int16)
+    weights = np.empty((tokens, layers, k), np.float16)
+    lookahead = np.full((len(preset.noise), tokens, layers, m), -1, np.int16)
+    for layer in range(layers):
+        logits[:, layer] = _logits(preset, seed, layer, lengths)
+        z = logits[:, layer].astype(np.float64)
+        experts[:, layer] = _ranked(z, k)
+        weights[:, layer] = _weights(z, experts[:, layer], preset.norm_topk)
+        for distance, sd in enumerate(preset.noise[:layer], start=1):
+            error = preset.scale * sd * _bell(seed, PREDICTION + distance, layer, tokens, preset.n_experts)
+            lookahead[distance - 1, :, layer] = _ranked(z + error, m)
+    arrays: dict[str, Any] = {"experts": experts, "weights": weights, "logits": logits}
+    return arrays | ({"lookahead": lookahead} if preset.noise else {})
+
+
+def _pattern(preset: Preset, seed: int, position: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """Routing whose cache hits are known, every weight 1 / top_k.
+
+    uniform: independent, every set of top_k experts equally likely: a cache of s slots that does not know the
+    future hits s / n_experts of what it is asked for. cyclic: token t asks for experts t * top_k ... modulo
+    n_experts: LRU with at most n_experts - top_k slots never hits (n_experts a multiple of top_k).
+    """
+    tokens, layers, k, n_experts = len(position), len(preset.moe_layers), preset.top_k, preset.n_experts
+    experts = np.empty((tokens, layers, k), np.int16)
+    ids = np.arange(tokens * n_experts).reshape(tokens, n_experts)
+    cycle = (np.arange(tokens)[:, None] * k + np.arange(k)) % n_experts
+    for layer in range(layers):
+        hashes = hash64(seed, (PATTERN << 32) + layer, ids.ravel()).reshape(ids.shape)
+        shuffled = np.argsort(hashes, axis=1, kind="stable")[:, :k]
+        experts[:, layer] = cycle if preset.pattern == "cyclic" else shuffled
+    return {"experts": experts, "weights": np.full(experts.shape, 1 / k, np.float16)}
+
+
+def _meta(preset: Preset, seed: int) -> dict[str, Any]:
+    name = next((key for key, value in PRESETS.items() if value == preset), "own preset")
+    meta: dict[str, Any] = {
+        "format_version": 1,
+        **{key: getattr(preset, key) for key in ("model", "n_experts", "top_k", "n_layers", "norm_topk")},
+        "moe_layers": list(preset.moe_layers),
+        "real": False,
+        "score_function": "softmax" if preset.pattern == "model" else "other",
+        "source": f"synthetic, made by traces.synthetic: {name}, seed {seed}; no captured data in it",
+        "licence": "Apache-2.0",
+        "facts": list(preset.facts),
+        "assumptions": list(preset.assumptions),
+    }
+    return meta | ({"lookahead_distances": list(range(1, len(preset.noise) + 1))} if preset.noise else {})
+
+
+_MODEL = (
+    "a phrase fades by 0.75 a token",
+    "logit scale 1.3: the first of two experts carries about two thirds of the weight",
+    "layers and experts are independent of each other; prompt and generation are alike",
+    "requests: 16 with prompts of 24-144 and generations of 100-260 tokens",
+)
+_LIKE_MIXTRAL = (
+    "popularity and topic share as fitted for mixtral-8x7b",
+    "prediction noise as for mixtral-8x7b: predictor recall is an assumption, not a measurement",
+    *_MODEL,
+)
+
+PRESETS: dict[str, Preset] = {
+    "mixtral-8x7b": Preset(
+        model="mixtral-8x7b",
+        n_experts=8,
+        top_k=2,
+        n_layers=32,
+        moe_layers=tuple(range(32)),
+        memory=((0, 0.025, 0.0), (15, 0.34, 0.0), (31, 0.35, 0.35)),
+        offset_sd=0.12,
+        noise=(0.24, 0.45),
+        facts=(
+            "consecutive-token repeats at layers 0 / 15 / 31, mean of eight datasets: first choice "
+            "14.1 / 26.4 / 22.7 %, either choice 48.0 / 63.7 / 50.9 % (arXiv 2401.04088 Table 5)",
+            "popularity: sd / mean of an expert's share 0.16 over 7 MMLU subjects, 0.14 rms of one from "
+            "all (github.com/efeslab/fiddler@5e5ed673, benchmarks/results/popularity/mixtral_8x7b_instruct)",
+        ),
+        assumptions=(
+            "predictor recall@2 of 0.86 at distance 1, 0.76 at distance 2: an assumption, not a measurement "
+            "(published one layer ahead, other models and methods: 71.6 % colibri GLM-5.2, 78.8 % Fate gate, "
+            "88-89 % SP-MoE, 96 % HOBBIT top-1)",
+            *_MODEL,
+        ),
+    ),
+    "olmoe-1b-7b": Preset(
+        model="olmoe-1b-7b",
+        n_experts=64,
+        top_k=8,
+        n_layers=16,
+        moe_layers=tuple(range(16)),
+        norm_topk=False,
+        memory=((0, 0.60, 0.0),),
+        offset_sd=0.12,
+        noise=(0.24, 0.45),
+        lookahead_m=16,
+        facts=("overlap of consecutive tokens 40.3 % (JustVugg/colibri experiments/olmoe-tier-caching)",),
+        assumptions=("all layers alike", *_LIKE_MIXTRAL),
+    ),
+    "deepseek-v2-lite": Preset(
+        model="deepseek-v2-lite",
+        n_experts=64,
+        top_k=6,
+        n_layers=27,
+        moe_layers=tuple(range(1, 27)),
+        norm_topk=False,
+        memory=((0, 0.335, 0.0),),
+        offset_sd=0.12,
+        noise=(0.24, 0.45),
+        lookahead_m=12,
+        facts=("LRU hit rate 47.7 % with a quarter of the experts resident (arXiv 2504.05897)",),
+        assumptions=("all layers alike", *_LIKE_MIXTRAL),
+    ),
+    "uniform": Preset("uniform-8x2", 8, 2, 4, tuple(range(4)), pattern="uniform"),
+    "cyclic": Preset("cyclic-8x2", 8, 2, 4, tuple(range(4)), pattern="cyclic"),
+}
