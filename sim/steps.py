@@ -1,0 +1,123 @@
+"""Which tokens run together: from the requests of a trace to prefill and decode steps (design: section 6, Steps).
+
+Requests are admitted in order of first appearance while fewer than `batch` are active, all free places at one instant;
+then their prompts run, one request after the other, in prefill steps of at most `prefill_chunk` tokens; a request
+without generated tokens leaves when its prompt is done. When no more can be admitted, every active request gives one
+token to a decode step, in order of admission.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.trace import RoutingTrace
+
+Int = npt.NDArray[np.int64]
+Blocks = tuple[list[Int], list[Int], list[bool]]  # rows of a block of steps, rows of each of its steps, prefill
+
+
+@dataclass(frozen=True)
+class Steps:
+    """offset int64 [S + 1], row int32 [R], prefill bool [S]: step s runs trace tokens row[offset[s]:offset[s + 1]].
+
+    request int64 [n]: index of each request in the trace, in order of admission; admitted int64 [n]: the step at whose
+    begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one.
+    """
+
+    offset: Int
+    row: npt.NDArray[np.int32]
+    prefill: npt.NDArray[np.bool_]
+    request: Int
+    admitted: Int
+    last_prefill: Int
+
+    def __len__(self) -> int:
+        return len(self.prefill)
+
+    def previous_rows(self, sequence: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """int32 [tokens], given the trace's `sequence` [tokens]: for the first row of each request in each step, that request's last row in an earlier step;
+        -1 for its other rows, for first steps, and for tokens that no step runs."""
+        out = np.full(len(sequence), -1, np.int32)
+        step = np.full(len(sequence), -1, np.int64)
+        step[self.row] = np.repeat(np.arange(len(self)), np.diff(self.offset))
+        rows = self.row[self.row > 0]
+        rows = rows[sequence[rows] == sequence[rows - 1]]  # a request's rows stand together and run in order
+        out[rows] = np.where((step[rows - 1] >= 0) & (step[rows - 1] < step[rows]), rows - 1, -1)
+        return out
+
+
+class _Builder:
+    """Steps as they are laid down, block by block."""
+
+    def __init__(self) -> None:
+        self.rows: list[Int] = []
+        self.sizes: list[Int] = []
+        self.kinds: list[npt.NDArray[np.bool_]] = []
+        self.steps = 0
+
+    def add(self, rows: Int, size: Int, prefill: bool) -> None:
+        """A block of len(size) steps whose rows are given step after step."""
+        self.rows.append(rows)
+        self.sizes.append(size)
+        self.kinds.append(np.full(len(size), prefill))
+        self.steps += len(size)
+
+    def prompt(self, first: int, end: int, chunk: int) -> None:
+        sizes = np.full(-(-(end - first) // chunk), chunk, np.int64)
+        sizes[-1] -= sizes.sum() - (end - first)
+        self.add(np.arange(first, end), sizes, True)
+
+    def decode(self, heads: list[int], n: int) -> None:
+        """n decode steps in which every active request gives one token."""
+        rows = (np.array(heads, np.int64)[None, :] + np.arange(n)[:, None]).reshape(-1)
+        self.add(rows, np.full(n, len(heads), np.int64), False)
+
+
+def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False) -> Steps:
+    """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps."""
+    starts, ends = trace.requests()
+    prompts = np.zeros(len(starts), np.int64)
+    if not as_decode:
+        np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
+    build, waiting, active = _Builder(), deque(range(len(starts))), [[0, 0]][:0]
+    order, admitted, last_prefill = [], [], []
+    while waiting or active:
+        while waiting and len(active) < batch:
+            now, arrivals = build.steps, []
+            while waiting and len(active) + len(arrivals) < batch:
+                arrivals.append(waiting.popleft())
+            for r in arrivals:
+                first, middle, end = int(starts[r]), int(starts[r] + prompts[r]), int(ends[r])
+                if middle > first:
+                    build.prompt(first, middle, prefill_chunk)
+                order.append(r)
+                admitted.append(now)
+                last_prefill.append(build.steps - 1 if middle > first else -1)
+                if end > middle:
+                    active.append([middle, end])
+        if active:
+            n = min(end - head for head, end in active)
+            build.decode([head for head, _ in active], n)
+            active = [[head + n, end] for head, end in active if head + n < end]
+    sizes = np.concatenate(build.sizes)
+    return Steps(
+        offset=np.concatenate([[0], np.cumsum(sizes)]),
+        row=np.concatenate(build.rows).astype(np.int32),
+        prefill=np.concatenate(build.kinds),
+        request=np.array(order, np.int64),
+        admitted=np.array(admitted, np.int64),
+        last_prefill=np.array(last_prefill, np.int64),
+    )
+
+
+def first_steps(steps: Steps, n: int) -> Steps:
+    """The first n steps; requests that are not admitted by then are left out."""
+    if n >= len(steps):
+        return steps
+    kept = steps.admitted < n
+    offset = steps.offset[: n + 1]
+    return Steps(
+        offset, steps.row[: offset[-1]], steps.prefill[:n], steps.request[kept], steps.admitted[kept], steps.last_prefill[kept]
+    )
