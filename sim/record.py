@@ -4,21 +4,26 @@ A record always has its steps, its requests and its counters. With `full` it has
 answer too, as parallel int64 columns with one event number over all groups.
 """
 
+import json
 import os
 import tempfile
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
-from sim.core.plan import CAUSES, Plan
+from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
+from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
 Group = dict[str, Int]
+VERSION = 1
 
 CLOCK = "link_busy_ns dense_ns decide_ns experts_ns stall_ns cpu_wait_ns head_ns unfinished".split()
 COUNTERS = {
@@ -40,10 +45,13 @@ LAYER = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`); counters name -> int, times in ns, after
+    """requests {request, admitted_ns, first_ns, last_ns, tokens, ...} one row per admitted request: tokens counts its token
+    times (from its last prefill step on), first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step,
+    first_decode, generated say which steps they are. steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`); counters name -> int, times in ns, after
     warm-up; layer name -> int64 [L], after warm-up; groups visits, executions, transfers, answers, or empty."""
 
     steps: Group
+    requests: Group
     counters: dict[str, int]
     layer: Group
     groups: dict[str, Group]
@@ -65,7 +73,31 @@ class RunRecord:
             steps["event"] = clock.event
         layer = {name: s.layer[:, i].copy() for name, i in LAYER.items()}
         groups = {} if log is None else _groups(plan, s, log)
-        return RunRecord(steps, counters, layer, groups, plan.warmup_steps, plan.expert_bytes)
+        requests = _requests(plan, clock.begin, clock.end)
+        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes)
+
+
+def _requests(plan: Plan, begin: Int, end: Int) -> Group:
+    """Each request's admission, first and last token."""
+    request, admitted, prompt_end, first, generated = plan.requests.T
+    decode_ends = end[~plan.step_prefill]
+    has_prompt, has_decode = prompt_end >= 0, generated > 0
+    last = np.where(has_prompt, end[prompt_end], -1)
+    began = last.copy()
+    if has_decode.any():
+        began[has_decode & (prompt_end == -1)] = decode_ends[first[has_decode & (prompt_end == -1)]]
+        last[has_decode] = decode_ends[(first + generated - 1)[has_decode]]
+    return {
+        "request": request,
+        "admitted_ns": begin[admitted],
+        "first_ns": began,
+        "last_ns": last,
+        "tokens": generated + has_prompt,
+        "admitted_step": admitted,
+        "last_prefill_step": prompt_end,
+        "first_decode": first,
+        "generated": generated,
+    }
 
 
 def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
@@ -80,3 +112,55 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
             out[name]["layer"] = ids // plan.n_experts
             out[name]["bytes"] = np.full(len(ids), plan.expert_bytes)
     return out
+
+
+def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
+    """Write a record as `.npz`: one member `group.column` per column, counters and `meta` as JSON in member `meta`."""
+    facts = {
+        "record_version": VERSION,
+        "causes": CAUSES,
+        "outcomes": OUTCOMES,
+        "answers": ANSWERS,
+        "warmup_steps": record.warmup_steps,
+        "expert_bytes": record.expert_bytes,
+        "counters": record.counters,
+        **meta,
+    }
+    members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
+    for name, group in (record.groups | {"steps": record.steps, "requests": record.requests, "layer": record.layer}).items():
+        members |= {f"{name}.{column}": values for column, values in group.items()}
+    replace(path, lambda file: np.savez(file, **members))
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:
+    """(record, meta) of a file written by `save`. Raises SpecError, one line, if it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            members = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(members.pop("meta")))
+        if meta["record_version"] != VERSION:
+            raise SpecError(f"{path}: meta: record_version is {meta['record_version']!r}; must be {VERSION}")
+        groups: dict[str, Group] = {}
+        for name, values in members.items():
+            group, _, column = name.partition(".")
+            groups.setdefault(group, {})[column] = values
+        fixed = [groups.pop(name) for name in ("steps", "requests")]
+        layer = groups.pop("layer")
+        return RunRecord(*fixed, meta["counters"], layer, groups, meta["warmup_steps"], meta["expert_bytes"]), meta
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"{path}: is no record of a run: {error}") from None

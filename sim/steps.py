@@ -23,7 +23,8 @@ class Steps:
     """offset int64 [S + 1], row int32 [R], prefill bool [S]: step s runs trace tokens row[offset[s]:offset[s + 1]].
 
     request int64 [n]: index of each request in the trace, in order of admission; admitted int64 [n]: the step at whose
-    begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one.
+    begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one, -2 if the run ends before; first_decode int64 [n]:
+    its first decode step, counted among decode steps; generated int64 [n]: its decode steps, which follow one another.
     """
 
     offset: Int
@@ -32,9 +33,16 @@ class Steps:
     request: Int
     admitted: Int
     last_prefill: Int
+    first_decode: Int
+    generated: Int
 
     def __len__(self) -> int:
         return len(self.prefill)
+
+    @property
+    def requests(self) -> Int:
+        """int64 [n, 5]: request, admitted, last_prefill, first_decode, generated."""
+        return np.stack([getattr(self, name) for name in _OF_REQUESTS], axis=1)
 
     def previous_rows(self, sequence: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """int32 [tokens], given the trace's `sequence` [tokens]: for the first row of each request in each step, that request's last row in an earlier step;
@@ -48,6 +56,9 @@ class Steps:
         return out
 
 
+_OF_REQUESTS = ("request", "admitted", "last_prefill", "first_decode", "generated")
+
+
 class _Builder:
     """Steps as they are laid down, block by block."""
 
@@ -56,6 +67,7 @@ class _Builder:
         self.sizes: list[Int] = []
         self.kinds: list[npt.NDArray[np.bool_]] = []
         self.steps = 0
+        self.requests: list[tuple[int, int, int, int, int]] = []
 
     def add(self, rows: Int, size: Int, prefill: bool) -> None:
         """A block of len(size) steps whose rows are given step after step."""
@@ -82,7 +94,7 @@ def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_d
     if not as_decode:
         np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
     build, waiting, active = _Builder(), deque(range(len(starts))), [[0, 0]][:0]
-    order, admitted, last_prefill = [], [], []
+    decoded = 0
     while waiting or active:
         while waiting and len(active) < batch:
             now, arrivals = build.steps, []
@@ -92,32 +104,31 @@ def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_d
                 first, middle, end = int(starts[r]), int(starts[r] + prompts[r]), int(ends[r])
                 if middle > first:
                     build.prompt(first, middle, prefill_chunk)
-                order.append(r)
-                admitted.append(now)
-                last_prefill.append(build.steps - 1 if middle > first else -1)
+                prompt_end = build.steps - 1 if middle > first else -1
+                build.requests.append((r, now, prompt_end, decoded, end - middle))
                 if end > middle:
                     active.append([middle, end])
         if active:
             n = min(end - head for head, end in active)
             build.decode([head for head, _ in active], n)
+            decoded += n
             active = [[head + n, end] for head, end in active if head + n < end]
     sizes = np.concatenate(build.sizes)
     return Steps(
         offset=np.concatenate([[0], np.cumsum(sizes)]),
         row=np.concatenate(build.rows).astype(np.int32),
         prefill=np.concatenate(build.kinds),
-        request=np.array(order, np.int64),
-        admitted=np.array(admitted, np.int64),
-        last_prefill=np.array(last_prefill, np.int64),
+        **dict(zip(_OF_REQUESTS, np.array(build.requests, np.int64).T, strict=True)),
     )
 
 
 def first_steps(steps: Steps, n: int) -> Steps:
-    """The first n steps; requests that are not admitted by then are left out."""
+    """The first n steps; requests that are not admitted by then are left out, others end early."""
     if n >= len(steps):
         return steps
-    kept = steps.admitted < n
+    requests = {name: getattr(steps, name)[steps.admitted < n] for name in _OF_REQUESTS}
+    decoded = int((~steps.prefill[:n]).sum())
+    requests["last_prefill"] = np.where(requests["last_prefill"] < n, requests["last_prefill"], -2)
+    requests["generated"] = np.clip(decoded - requests["first_decode"], 0, requests["generated"])
     offset = steps.offset[: n + 1]
-    return Steps(
-        offset, steps.row[: offset[-1]], steps.prefill[:n], steps.request[kept], steps.admitted[kept], steps.last_prefill[kept]
-    )
+    return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)

@@ -82,7 +82,8 @@ class Plan:
     """experts int16 [T, L, K] (-1 none); step_offset int64 [S + 1] and step_row int32 [R]: step s runs the trace
     tokens `step_row[step_offset[s]:step_offset[s + 1]]` in that order; step_prefill bool [S];
     slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before time 0;
-    group: index into GROUPS; lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts."""
+    group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode, generated of
+    sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts."""
 
     experts: npt.NDArray[np.int16]
     n_experts: int
@@ -103,3 +104,4 @@ class Plan:
     lossy_prefill: bool = False
     warmup_steps: int = 0
     late_counts_as_missing: bool = False
+    requests: Int = field(default_factory=lambda: np.zeros((0, 5), np.int64))

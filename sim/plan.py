@@ -1,0 +1,194 @@
+"""From a spec to a plan: the trace in steps, the costs, the predictions, the slots and first residents, as arrays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim import catalog
+from sim.catalog import CatalogError
+from sim.core.plan import GROUPS, ORDERS, Plan, Prefetch
+from sim.costs import StepShapes, costs, expert_bytes, memory
+from sim.errors import SpecError
+from sim.policies import EVICTION, MISS, PLACEMENT, Policy, find, predictor, predictors
+from sim.spec import RunSpec, cache_bytes
+from sim.steps import Steps, first_steps, schedule
+from traces import npz
+from traces.trace import RoutingTrace, split
+
+if TYPE_CHECKING:
+    from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Hardware
+    from sim.catalog.model_spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside."""
+
+    spec: RunSpec
+    plan: Plan
+    trace: RoutingTrace
+    trace_hash: str
+    calibration: RoutingTrace | None
+    steps: Steps
+    model: "ModelSpec | None"
+    hardware: "Hardware"
+    engine: "Engine"
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """The summary's memory line: bytes on the GPU at the longest context."""
+        longest = int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset
+        total = int(self.plan.slots.sum())
+        return memory(self.model, self.spec.precision, total, longest, self.spec.batch, self.hardware, self.engine)
+
+
+def prepare(spec: RunSpec) -> Setting:
+    """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each."""
+    _refuse_stray_parameters(spec)
+    path = npz.find(spec.trace)
+    whole = npz.read(path)
+    hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
+    model = _model(spec, whole, path, hardware.fixed is not None)
+    calibration, trace = _set_aside(spec, whole)
+    eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
+    _refuse_what_is_missing(trace, path, spec, (eviction, miss))
+    if miss.name == "cpu" and not hardware.answers_cpu:
+        raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss cpu needs")
+    steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
+    steps = first_steps(steps, spec.max_steps or len(steps))
+    if spec.warmup_steps >= len(steps):
+        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    size = expert_bytes(model, hardware, spec.precision)
+    slots = _slots(spec, trace, size)
+    miss_params = spec.params(miss.name)
+    plan = Plan(
+        experts=trace.experts,
+        n_experts=trace.n_experts,
+        step_offset=steps.offset,
+        step_row=steps.row,
+        step_prefill=steps.prefill,
+        costs=costs(model, hardware, engine, spec.precision, _shapes(spec, trace, steps)),
+        slots=slots,
+        pooled=spec.cache_scope == "global",
+        residents=_residents(spec, trace, slots, calibration),
+        expert_bytes=size,
+        eviction=eviction.choice(spec.params(eviction.name)),
+        miss=miss.choice(miss_params),
+        prefetch=_prefetch(spec, trace, steps, calibration),
+        weights=trace.weights,
+        group=GROUPS.index(spec.expert_group or engine.expert_group),
+        seed=spec.seed,
+        lossy_prefill=bool(miss_params.get("prefill", 0)),
+        late_counts_as_missing=bool(miss_params.get("late", 0)),
+        warmup_steps=spec.warmup_steps,
+        requests=steps.requests,
+    )
+    return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, model, hardware, engine)
+
+
+def _refuse_stray_parameters(spec: RunSpec) -> None:
+    """--set names a policy that the run uses."""
+    chosen = {spec.eviction, spec.miss, spec.prefetch, spec.placement}
+    for key in spec.set:
+        name, dot, _ = key.rpartition(".")
+        if not dot or name not in chosen:
+            used = ", ".join(sorted(chosen - {"none"}))
+            raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used})")
+
+
+def _model(spec: RunSpec, trace: RoutingTrace, path: Path, fixed: bool) -> "ModelSpec | None":
+    """The model that the spec or the trace names; with fixed durations an unknown one is no matter."""
+    try:
+        model = catalog.model(spec.model or trace.model)
+    except CatalogError as error:
+        if spec.model is None and fixed:
+            return None
+        hint = "" if spec.model else "; the trace names it, --model NAME|FILE replaces it"
+        raise SpecError(f"model: {error}{hint}") from None
+    wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, trace.top_k)
+    if wrong is None:
+        return model
+    if spec.model is None and fixed:
+        return None
+    raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
+
+
+def _set_aside(spec: RunSpec, trace: RoutingTrace) -> tuple[RoutingTrace | None, RoutingTrace]:
+    """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
+    if spec.calibration is None:
+        return None, trace
+    if isinstance(spec.calibration, float):
+        return split(trace, spec.calibration, spec.seed)
+    path = npz.find(spec.calibration)
+    other = npz.read(path)
+    for name in ("n_moe_layers", "n_experts", "top_k"):
+        if getattr(other, name) != getattr(trace, name):
+            raise SpecError(
+                f"calibration: {path.name}: {name} is {getattr(other, name)}, but {getattr(trace, name)} in the trace"
+            )
+    return other, trace
+
+
+def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: tuple[Policy, ...]) -> None:
+    """Arrays that the trace lacks, and a calibration that the run lacks, by the name of the policy that needs them."""
+    chosen: list[Any] = [*policies]
+    if spec.prefetch != "none":
+        chosen.append(find("prefetch", {"none": None, **predictors()}, spec.prefetch))
+    for policy in chosen:
+        name = getattr(policy, "name", spec.prefetch)
+        for array in policy.needs:
+            if not trace.has(array):
+                raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
+        if policy.fitted and spec.calibration is None:
+            raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
+    if find("placement", PLACEMENT, spec.placement) and spec.placement == "popular" and spec.calibration is None:
+        raise SpecError("placement popular: is fitted and needs --calibration FILE|FRACTION")
+
+
+def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
+    positions = trace.position[steps.row].astype(np.int64) + spec.context_offset
+    moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
+    return StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
+
+
+def _slots(spec: RunSpec, trace: RoutingTrace, size: int) -> npt.NDArray[np.int64]:
+    """Slots of each scope, never more than it has experts. Bytes: as many whole experts as fit, in equal shares, what is
+    left over one each to the first layers. Raises SpecError where a layer would have none."""
+    pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
+    most = trace.n_experts * (layers if pooled else 1)
+    scopes = 1 if pooled else layers
+    if isinstance(spec.cache, str):
+        total = cache_bytes(spec.cache) // size
+        if total < scopes:
+            raise SpecError(f"cache: {spec.cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
+        slots = total // scopes + (np.arange(scopes) < total % scopes)
+    else:
+        share = max(1, int(spec.cache * most)) if isinstance(spec.cache, float) else spec.cache
+        slots = np.full(scopes, share)
+    return np.minimum(slots, most).astype(np.int64)
+
+
+def _residents(
+    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None
+) -> npt.NDArray[np.int64]:
+    from sim.fit.placement import first_residents
+
+    shape = (trace.n_moe_layers, trace.n_experts)
+    return first_residents(spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed)
+
+
+def _prefetch(
+    spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None
+) -> Prefetch | None:
+    if spec.prefetch == "none":
+        return None
+    method = predictor(spec.prefetch, spec.params(spec.prefetch))
+    if method.fitted:
+        method.fit(calibration)
+    found = method.predict(trace, steps)
+    budget = -1 if spec.prefetch_budget is None else spec.prefetch_budget
+    return Prefetch(found.lists, found.row, budget, ORDERS.index(spec.transfer_order), found.rank_key)

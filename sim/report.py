@@ -1,0 +1,184 @@
+"""What a run comes to: the one JSON object, and the same for people."""
+
+from typing import Any
+
+from sim import __version__
+from sim.bounds import bounds_of
+from sim.plan import Setting
+from sim.policies import MISS, find
+from sim.record import RunRecord
+from sim.summary import summarise
+
+SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
+OPEN_LOOP = "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
+
+
+def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    """The summary object: figures, bounds, verdict, memory, and everything the run depended on."""
+    spec = setting.spec
+    out = summarise(record)
+    out["quality"] = _quality(setting, record)
+    out["memory"] = setting.memory
+    out["bounds"] = bounds_of(setting.plan, record)
+    out["verdict"] = verdict(setting, out)
+    out["notes"] = _notes(setting, out)
+    out["machine"] = spec.machine
+    out["spec"] = spec.model_dump(exclude={"machine"})
+    out["trace"] = _trace(setting)
+    out["version"] = __version__
+    return out
+
+
+def _trace(setting: Setting) -> dict[str, Any]:
+    trace, calibration = setting.trace, setting.calibration
+    return {
+        "hash": setting.trace_hash,
+        "model": trace.model,
+        "real": trace.real,
+        "source": trace.meta.get("source"),
+        "tokens": trace.n_tokens,
+        "moe_layers": trace.n_moe_layers,
+        "n_experts": trace.n_experts,
+        "top_k": trace.top_k,
+        "calibration_tokens": None if calibration is None else calibration.n_tokens,
+        "assumptions": trace.meta.get("assumptions"),
+    }
+
+
+def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    """Shares of the router weight that another expert answered for, or none. None where the trace has no weights."""
+    c = record.counters
+    known = setting.plan.weights is not None and "weight_wanted" in c
+    total = c["weight_wanted"] if known else 0
+    return {
+        "substituted_weight": c["weight_substituted"] / total if total else (0.0 if _lossless(setting) else None),
+        "dropped_weight": c["weight_dropped"] / total if total else (0.0 if _lossless(setting) else None),
+    }
+
+
+def _lossless(setting: Setting) -> bool:
+    return not find("miss", MISS, setting.spec.miss).lossy
+
+
+def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
+    """What must be said wherever these figures are shown."""
+    notes = [] if setting.trace.real else [SYNTHETIC]
+    if not setting.trace.real and setting.spec.prefetch == "gate-lookahead":
+        notes.append("the recall of this trace's lookahead is an assumption of its generator")
+    if not _lossless(setting):
+        notes.append(OPEN_LOOP)
+    if out["memory"]["fits"] is False:
+        m = out["memory"]
+        need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
+        notes.append(f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB; times as if it did")
+    return notes
+
+
+def verdict(setting: Setting, out: dict[str, Any]) -> str:
+    """Which of four things holds the run back.
+
+    working-set-bound: a layer has fewer slots than one visit wants on average; compute-bound: the GPU waits less than a
+    tenth of the time; link-bound: the link is busy at least nine tenths of it; else policy-bound.
+    """
+    time = out["time_ns"] or 1
+    waits = (out["breakdown_ns"]["stall"] + out["breakdown_ns"]["cpu_wait"]) / time
+    visits = out["steps"] * setting.trace.n_moe_layers
+    wanted, slots = out["wanted"] / visits, _slots_per_layer(setting)
+    if slots < wanted and waits > 0:
+        return (
+            f"working-set-bound: {slots:g} slots per layer, but one visit wants {wanted:.2f} experts; "
+            "below that no policy keeps them all"
+        )
+    if waits < 0.1:
+        return f"compute-bound: the GPU waits {waits:.1%} of the time"
+    busy = out["link_busy_ns"] / time
+    if busy >= 0.9:
+        return f"link-bound: the link is busy {busy:.1%} of the time; fewer or smaller transfers are what helps"
+    return f"policy-bound: the GPU waits {waits:.1%} of the time, the link is busy {busy:.1%}; see the bounds"
+
+
+def _slots_per_layer(setting: Setting) -> float:
+    slots = setting.plan.slots
+    return float(slots[0]) / setting.trace.n_moe_layers if setting.plan.pooled else float(slots.min())
+
+
+# --- for people --------------------------------------------------------------------------------------------------------
+
+
+def table(out: dict[str, Any]) -> str:
+    """The same object as text."""
+    spec, trace = out["spec"], out["trace"]
+    lines = [
+        f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, top-{trace['top_k']}; "
+        f"{out['requests']} requests, {out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
+        f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; cache {spec['cache']} per {spec['cache_scope']}, "
+        f"eviction {spec['eviction']}, prefetch {spec['prefetch']}, miss {spec['miss']}, batch {spec['batch']}; {out['machine']} machine",
+        *(f"! {note}" for note in out["notes"]),
+        "",
+        *_speed(out),
+        "",
+        *_time(out),
+        "",
+        *_cache(out),
+        "",
+        *_memory(out),
+        *_bounds(out),
+        f"{'verdict':<12} {out['verdict']}",
+    ]
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _speed(out: dict[str, Any]) -> list[str]:
+    lines = [f"{'tokens/s':<12} {_figure(out['tokens_per_s'])} generated, {_figure(out['total_tokens_per_s'])} with prompts"]
+    lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
+    for name in ("tpot", "itl", "ttft"):
+        row = out[f"{name}_ms"]
+        values = " ".join(f"{_figure(row[key], 3):>12}" for key in ("mean", "p50", "p95", "p99"))
+        lines.append(f"{name.upper():<12} {values} {row['n']:>8}")
+    return lines
+
+
+def _time(out: dict[str, Any]) -> list[str]:
+    total = out["time_ns"] or 1
+    parts = " ".join(f"{name} {ns / total:.1%}" for name, ns in out["breakdown_ns"].items())
+    stall = out["breakdown_ns"]["stall"] or 1
+    causes = " ".join(f"{name} {ns / stall:.1%}" for name, ns in out["stall_ns_by_cause"].items())
+    return [f"{'time':<12} {out['time_ns'] / 1e9:.3f} s: {parts}", f"{'stall by':<12} {causes}"]
+
+
+def _cache(out: dict[str, Any]) -> list[str]:
+    wanted = out["wanted"] or 1
+    counts = ", ".join(f"{name} {out[name]:,} ({out[name] / wanted:.1%})" for name in ("hits", "late", "misses"))
+    sent = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in out["h2d_bytes"].items())
+    lines = [f"{'wanted':<12} {out['wanted']:,}: {counts}; {out['evictions']:,} evictions", f"{'H2D':<12} {sent}; link busy {out['link_busy_ns'] / (out['time_ns'] or 1):.1%}"]  # fmt: skip
+    if out["spec"]["prefetch"] != "none":
+        found, t = out["prefetched"], out["transfers"]
+        landed = sum(found.values()) or 1
+        lines.append(
+            f"{'prefetched':<12} " + ", ".join(f"{name} {n:,} ({n / landed:.1%})" for name, n in found.items())
+            + f"; promoted {t['promoted']:,}, withdrawn {t['withdrawn']:,}, rejected {t['rejected']:,}"
+        )  # fmt: skip
+    slots = out["slots_wanted"] or 1
+    answered = [(name, out[name]) for name in ("substituted", "dropped", "cpu", "low") if out[name]]
+    if answered:
+        lines.append(f"{'answers':<12} " + ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered))
+    return lines
+
+
+def _memory(out: dict[str, Any]) -> list[str]:
+    parts = {name: size for name, size in out["memory"].items() if name != "fits"}
+    known = ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
+    fits = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[out["memory"]["fits"]]
+    return [f"{'memory':<12} {known}: {fits}"]
+
+
+def _bounds(out: dict[str, Any]) -> list[str]:
+    time = out["time_ns"] or 1
+    return [
+        f"{'bound':<12} {name}: {bound['ns'] / 1e9:.3f} s ({bound['ns'] / time:.1%} of the time), for {bound['class']}"
+        for name, bound in out["bounds"].items()
+    ]

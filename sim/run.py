@@ -1,0 +1,232 @@
+"""python -m sim.run: simulate one run and print what it comes to.
+
+Exit status 0 done, 2 bad input (one line on stderr), 1 a failure of ours.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sim.errors import SpecError
+from sim.policies import EVICTION, MISS, PLACEMENT, predictors
+from sim.spec import RunSpec
+from traces.errors import TraceError
+
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "what runs": {
+        "trace": {"metavar": "FILE|SAMPLE", "help": "routing trace; a name that is no file is a shipped sample"},
+        "model": {"metavar": "NAME|FILE", "help": "model whose sizes are charged (default: the trace's)"},
+        "hardware": {"metavar": "NAME|FILE", "help": "GPU, link and host, or fixed durations"},
+        "engine": {"metavar": "NAME|FILE", "help": "what the inference engine itself costs"},
+        "precision": {"metavar": "NAME", "help": "precision of the experts: bf16, q8, q4, mxfp4, ..."},
+    },
+    "cache and policies": {
+        "cache": {"metavar": "0.5|24|20GB", "help": "share of the experts, slots per layer (of the pool), or bytes"},
+        "cache_scope": {"metavar": "layer|global", "help": "slots of each layer's own, or one pool"},
+        "eviction": {"metavar": "NAME", "help": "which resident makes room"},
+        "prefetch": {"metavar": "NAME", "help": "what is fetched before it is wanted"},
+        "prefetch_budget": {"type": int, "metavar": "N", "help": "prefetches that may join per visit (default: all)"},
+        "miss": {"metavar": "NAME", "help": "what happens when a wanted expert is not there"},
+        "rerank": {"metavar": "NAME", "help": "re-ranking of the routed experts"},
+        "placement": {"metavar": "NAME", "help": "first residents"},
+        "transfer_order": {"metavar": "NAME", "help": "fifo, nearest-layer or probability, among prefetches"},
+        "expert_group": {"metavar": "one|ready|all", "help": "how the GPU takes experts (default: the engine's)"},
+        "set": {"action": "append", "metavar": "POLICY.PARAM=VALUE", "help": "a parameter of a chosen policy"},
+        "calibration": {"metavar": "FILE|FRACTION", "help": "what policies are fitted on; never judged"},
+    },
+    "how it runs": {
+        "batch": {"type": int, "metavar": "N", "help": "requests that decode together"},
+        "prefill_chunk": {"type": int, "metavar": "N", "help": "tokens of a prefill step"},
+        "as_decode": {"action": "store_true", "help": "run prompt rows as decode steps"},
+        "context_offset": {"type": int, "metavar": "N", "help": "added to every position"},
+        "warmup_steps": {"type": int, "metavar": "N", "help": "first steps that no figure counts"},
+        "max_steps": {"type": int, "metavar": "N", "help": "stop after so many steps"},
+        "seed": {"type": int, "metavar": "N", "help": "of everything random"},
+        "machine": {"metavar": "compiled|simpy", "help": "which machine; they agree to the nanosecond"},
+    },
+}
+LISTS = ("policies", "models", "hardware", "engines")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """One flag per field of RunSpec, in groups, and the flags of the command itself."""
+    out = _Parser(prog="python -m sim.run", description="Simulate one run.", allow_abbrev=False)
+    for title, flags in GROUPS.items():
+        group = out.add_argument_group(title)
+        for name, options in flags.items():
+            default = RunSpec.model_fields[name].default
+            if name != "set" and "default" not in options["help"] and default is not None and name != "trace":
+                options = {**options, "help": f"{options['help']} (default: {default})"}
+            group.add_argument("--" + name.replace("_", "-"), **{"default": None, **options})
+    group = out.add_argument_group("input and output")
+    group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
+    group.add_argument("--out", metavar="DIR", help="write summary.json and record.npz there")
+    group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
+    group.add_argument("--json", action="store_true", help="print exactly one JSON object")
+    for what in LISTS:
+        group.add_argument(f"--list-{what}", action="store_true", help=f"print the {what} and their sources")
+    return out
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Raises SpecError, with the nearest flag for an unknown one."""
+    flags = parser()
+    found, rest = flags.parse_known_args(argv)
+    if rest:
+        known = [option for action in flags._actions for option in action.option_strings]
+        near = difflib.get_close_matches(rest[0].split("=")[0], known, 1, 0.5)
+        raise SpecError(f"{rest[0]}: unknown argument" + (f"; did you mean {near[0]}?" if near else ""))
+    return found
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """--set POLICY.PARAM=VALUE: numbers, true and false as such, anything else as text."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"set: {pair}: must be POLICY.PARAM=VALUE")
+        try:
+            out[key] = json.loads(text.lower() if text.lower() in ("true", "false") else text)
+        except json.JSONDecodeError:
+            out[key] = text
+    return out
+
+
+def _config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+    except OSError as error:
+        raise SpecError(f"config: {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"config: {path}: is no TOML: {error}") from None
+
+
+def spec_of(args: argparse.Namespace) -> RunSpec:
+    """The spec from the config file and the flags, which win. Raises SpecError."""
+    fields = _config(args.config)
+    RunSpec.of({"trace": "", **fields}, f"config: {args.config}: ")
+    for name in RunSpec.model_fields:
+        value = getattr(args, name)
+        if name == "set":
+            fields["set"] = {**fields.get("set", {}), **_settings(value or [])}
+        elif value is not None and value is not False:
+            fields[name] = value
+    if not fields.get("trace"):
+        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
+    return RunSpec.of(fields)
+
+
+def _list(what: str) -> str:
+    from sim import catalog
+
+    if what == "policies":
+        return _list_policies()
+    kind = {"models": "model", "hardware": "hardware", "engines": "engine"}[what]
+    return "\n".join(f"{name:<24} {entry.get('source', '')}" for name, entry in catalog.entries(kind).items())
+
+
+def _list_policies() -> str:
+    lines = []
+    for kind, entries in (("eviction", EVICTION), ("prefetch", predictors()), ("miss", MISS)):
+        lines.append(f"{kind}:")
+        for name, policy in entries.items():
+            marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word, False)]
+            doc = getattr(policy, "doc", None) or (policy.__doc__ or "").strip().splitlines()[0]
+            needs = [f"needs {array}" for array in policy.needs]
+            tail = "; ".join([*marks, *needs, *_defaults(policy)])
+            lines.append(f"  {name:<18} {doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
+    lines.append("placement:")
+    lines += [f"  {name:<18} {doc}" for name, doc in PLACEMENT.items()]
+    return "\n".join(lines)
+
+
+def _defaults(policy: Any) -> list[str]:
+    if hasattr(policy, "params"):
+        return [f"{name}={value:g}" for name, value in policy.params.items()]
+    import inspect
+
+    return [str(p).replace("'", "").split(":")[0] + f"={p.default}" for p in inspect.signature(policy).parameters.values()]
+
+
+def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
+    """(summary object, record) of one spec. Raises SpecError, TraceError or CatalogError for what is wrong with it."""
+    from sim.plan import prepare
+    from sim.report import result
+
+    setting = prepare(spec)
+    if spec.machine == "simpy":
+        from sim.machines import discrete as machine
+    else:
+        from sim.machines import compiled as machine  # type: ignore[no-redef]
+    record = machine.run(setting.plan, full)
+    return result(setting, record), record
+
+
+def _announce_compiling() -> None:
+    """The first run ever compiles the machine: say so, or it looks as if it hung."""
+    from sim.core.jit import CACHE_DIR
+
+    if not any(CACHE_DIR.rglob("*.nbi")):
+        print("compiling the machine for the first time, about half a minute; later runs start at once", file=sys.stderr)
+
+
+def _write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
+    from sim.record import replace, save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind != "none":
+        save(record, folder / "record.npz", {"spec": summary["spec"], "machine": summary["machine"], "trace": summary["trace"]})
+    text = json.dumps(summary, indent=1) + "\n"
+    replace(folder / "summary.json", lambda file: file.write(text.encode()) and None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    try:
+        args = _parse(argv)
+        for what in LISTS:
+            if getattr(args, f"list_{what}"):
+                print(_list(what))
+                return 0
+        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+            raise SpecError(f"out: {args.out}: is a file; must be a folder")
+        spec = spec_of(args)
+        _announce_compiling()
+        summary, record = simulate(spec, args.record == "full")
+        if args.out:
+            _write(Path(args.out), summary, record, args.record or "summary")
+    except (ValueError, OSError) as error:
+        if not _ours(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        from sim.report import table
+
+        print(table(summary))
+    return 0
+
+
+def _ours(error: Exception) -> bool:
+    """Whether an error is about what the user gave: its class says so."""
+    return isinstance(error, (SpecError, TraceError, OSError)) or type(error).__module__.split(".")[0] in ("sim", "traces")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The summary of a run: the figures of design section 8, from the record alone, and what the run was."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.record import RunRecord
+
+Int = npt.NDArray[np.int64]
+PERCENTILES = (50, 95, 99)
+STALLS = ("demand", "late", "held")
+
+
+def spread_ms(ns: Int) -> dict[str, Any]:
+    """mean and percentiles (numpy's inverted_cdf) in ms; None where there is no value."""
+    out: dict[str, Any] = {"mean": float(np.mean(ns)) / 1e6 if len(ns) else None}
+    for p in PERCENTILES:
+        out[f"p{p}"] = float(np.percentile(ns, p, method="inverted_cdf")) / 1e6 if len(ns) else None
+    return out | {"n": len(ns)}
+
+
+def _per_second(n: int, ns: int) -> float | None:
+    return n / (ns / 1e9) if n and ns else None
+
+
+def summarise(record: RunRecord) -> dict[str, Any]:
+    """Every figure that the record alone gives; steps before `warmup_steps` count for nothing."""
+    warm = record.warmup_steps
+    steps = {name: column[warm:] for name, column in record.steps.items()}
+    prefill = steps["prefill"].astype(bool)
+    spent = steps["end_ns"] - steps["begin_ns"]
+    decode_ns, prefill_ns = int(spent[~prefill].sum()), int(spent[prefill].sum())
+    tokens, prompt = int(steps["rows"][~prefill].sum()), int(steps["rows"][prefill].sum())
+    time_ns = int(steps["end_ns"][-1] - steps["begin_ns"][0])
+    return {
+        "time_ns": time_ns,
+        "decode_ns": decode_ns,
+        "prefill_ns": prefill_ns,
+        "steps": len(spent),
+        "requests": _running(record),
+        "tokens": tokens,
+        "prompt_tokens": prompt,
+        "tokens_per_s": _per_second(tokens, decode_ns),
+        "total_tokens_per_s": _per_second(tokens + prompt, time_ns),
+        **_latencies(record),
+        **_counts(record),
+    }
+
+
+def _running(record: RunRecord) -> int:
+    """Requests that had a token in a counted step."""
+    decode_steps = np.flatnonzero(record.steps["prefill"] == 0)
+    r, last = record.requests, np.full(len(record.requests["request"]), -1)
+    decoding = r["generated"] > 0
+    last[decoding] = decode_steps[(r["first_decode"] + r["generated"] - 1)[decoding]]
+    last = np.where(r["last_prefill_step"] == -2, len(record.steps["prefill"]), np.maximum(last, r["last_prefill_step"]))
+    return int((last >= record.warmup_steps).sum())
+
+
+def _latencies(record: RunRecord) -> dict[str, Any]:
+    """TPOT and TTFT over requests, ITL over tokens; those that began in the warm-up are left out."""
+    r, warm = record.requests, record.warmup_steps
+    ends = record.steps["end_ns"][record.steps["prefill"] == 0]
+    start = record.steps["begin_ns"][warm]
+    gaps: list[Int] = []
+    for i in np.flatnonzero(r["generated"] > 0):
+        times = ends[r["first_decode"][i] : r["first_decode"][i] + r["generated"][i]]
+        if r["last_prefill_step"][i] >= 0:
+            times = np.concatenate([r["first_ns"][i : i + 1], times])
+        gaps.append(np.diff(times)[times[1:] > start])
+    whole = (r["first_ns"] >= start) & (r["tokens"] > 1)
+    begun = (r["admitted_step"] >= warm) & (r["first_ns"] >= 0)
+    tpot = (r["last_ns"] - r["first_ns"])[whole] / (r["tokens"] - 1)[whole]
+    return {
+        "tpot_ms": spread_ms(tpot),
+        "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[begun]),
+        "itl_ms": spread_ms(np.concatenate(gaps) if gaps else np.zeros(0, np.int64)),
+    }
+
+
+def _counts(record: RunRecord) -> dict[str, Any]:
+    c, layer = record.counters, record.layer
+    stall = {cause: int(layer[f"stall_{cause}_ns"].sum()) for cause in STALLS}
+    landed = {cause: c[f"landed_{cause}"] for cause in ("demand", "prefetch", "background")}
+    hits, late, misses = (int(layer[name].sum()) for name in ("hits", "late", "misses"))
+    return {
+        "breakdown_ns": {part: c[f"{part}_ns"] for part in ("dense", "decide", "experts", "stall", "cpu_wait", "head")},
+        "stall_ns_by_cause": stall,
+        "wanted": hits + late + misses,
+        "hits": hits,
+        "late": late,
+        "misses": misses,
+        "evictions": c["evictions"],
+        **{n: c[n] for n in "slots_wanted slots_hit slots_late fetched substituted dropped cpu low".split()},
+        "transfers": landed | {name: c[name] for name in ("promoted", "withdrawn", "rejected", "unfinished")},
+        "prefetched": {name: c[f"prefetch_{name}"] for name in ("used", "late", "wasted")},
+        "h2d_bytes": {cause: n * record.expert_bytes for cause, n in landed.items()},
+        "link_busy_ns": c["link_busy_ns"],
+        "by_layer": {
+            "hits": layer["hits"].tolist(),
+            "late": layer["late"].tolist(),
+            "misses": layer["misses"].tolist(),
+            "stall_ns": sum(layer[f"stall_{cause}_ns"] for cause in STALLS).tolist(),  # type: ignore[union-attr]
+        },
+    }
