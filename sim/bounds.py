@@ -3,7 +3,7 @@
 Classes. *Lossless*: every wanted expert executes on the GPU in the visit that wants it (miss policy fetch),
 with any eviction, any prefetch and any transfer order: oracles included. *Demand*: lossless, and nothing is
 transferred before the visit that wants it is routed (no prefetch). *Any*: whatever it does, by the work it
-executed. The plan's machine is given: costs, slots, first residents (so each placement has bounds of its own),
+executed. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
 `group` and `commit_depth`. A policy that changes the routing (a re-ranker) is in neither of the first two.
 
 Span. Everything is about what the figures are about: the time from the begin of step `plan.warmup_steps` to
