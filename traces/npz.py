@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -49,7 +49,7 @@ def read(path: AnyPath, check: bool = True) -> RoutingTrace:
     path = Path(path)
     with open_zip(path) as archive:
         members = find_members(archive, path, ("meta", *ARRAYS))
-        meta = _read_meta(archive, path, members.pop("meta", None))
+        meta = read_meta(archive, path, members.pop("meta", None))
         check_structure({n: (m.dtype, m.shape) for n, m in members.items()}, meta, str(path))
         arrays = {n: load(archive, path, n, members[n]) for n in ARRAYS if n in members}
     trace = RoutingTrace(meta=meta, **arrays)
@@ -61,10 +61,12 @@ def read(path: AnyPath, check: bool = True) -> RoutingTrace:
     return trace
 
 
-def _read_meta(archive: zipfile.ZipFile, path: Path, member: Member | None) -> dict[str, Any]:
-    """The JSON object in the 0-d string array `meta`."""
+def read_meta(
+    archive: zipfile.ZipFile, path: Path, member: Member | None, what: str = "a routing trace"
+) -> dict[str, Any]:
+    """The JSON object in the 0-d string array `meta` of a file that ought to be `what`."""
     if member is None:
-        raise TraceError(f"{path}: meta is missing; a routing trace carries its description there")
+        raise TraceError(f"{path}: meta is missing; {what} carries its description there")
     if member.dtype.kind not in "US" or member.shape or member.dtype.itemsize == 0:
         found = f"dtype {member.dtype.name}, shape {member.shape}"
         raise TraceError(f"{path}: meta has {found}; one JSON string is required")
@@ -94,16 +96,34 @@ def write(path: AnyPath, trace: RoutingTrace) -> None:
 
 def write_all(pairs: Sequence[tuple[AnyPath, RoutingTrace]]) -> None:
     """Write several traces as `write` does; no path changes before all of them are on disk."""
-    paths = [Path(path) for path, _ in pairs]
-    for path in paths:
-        if path.exists() and not path.is_file():
-            raise TraceError(f"{path}: cannot write: not a regular file")
+    for path, trace in pairs:
+        _refuse_irregular(Path(path))
+        validate(trace, str(path))
+    _replace([(Path(path), trace.meta, trace.arrays()) for path, trace in pairs])
+
+
+def write_arrays(path: AnyPath, meta: dict[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write arrays and their `meta` as a trace is written, for other files of this family; checks no value.
+
+    Raises TraceError where meta is not JSON or nothing can be written.
+    """
+    _refuse_irregular(Path(path))
+    _replace([(Path(path), meta, arrays)])
+
+
+def _refuse_irregular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: cannot write: not a regular file")
+
+
+def _replace(files: Sequence[tuple[Path, dict[str, Any], Mapping[str, Array]]]) -> None:
+    """Write each file under a temporary name beside its own, then put all of them in place."""
+    paths = [path for path, _, _ in files]
     temporary = [p.with_name(f".{p.name}.{os.getpid()}.{threading.get_ident()}.tmp") for p in paths]
     try:
-        for path, draft, (_, trace) in zip(paths, temporary, pairs, strict=True):
-            validate(trace, str(path))
+        for draft, (path, meta, arrays) in zip(temporary, files, strict=True):
             with refusing(f"{path}: cannot write"):
-                _write_draft(draft, trace, str(path))
+                _write_draft(draft, meta, arrays, str(path))
         for path, draft in zip(paths, temporary, strict=True):
             with refusing(f"{path}: cannot write"):
                 os.replace(draft, path)
@@ -113,11 +133,11 @@ def write_all(pairs: Sequence[tuple[AnyPath, RoutingTrace]]) -> None:
                 draft.unlink(missing_ok=True)
 
 
-def _write_draft(draft: Path, trace: RoutingTrace, name: str) -> None:
-    text = np.array(_meta_json(trace.meta, name))
+def _write_draft(draft: Path, meta: dict[str, Any], arrays: Mapping[str, Array], name: str) -> None:
+    text = np.array(_meta_json(meta, name))
     with draft.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         _write_member(archive, file, "meta", text)
-        for array, values in trace.arrays().items():
+        for array, values in arrays.items():
             _write_member(archive, file, array, values)
 
 
