@@ -1,0 +1,156 @@
+"""What a predictor hands over, and what all predictors check, count and measure alike.
+
+Sizes: T trace tokens, L MoE layers, K top-k, E experts per layer, D distances, m entries of a list.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.fit.errors import FitError
+from sim.steps import Steps
+from traces.trace import RoutingTrace
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.int16]
+Int = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+
+CHUNK_ELEMENTS = 1 << 20
+MEASURED_ROWS = 1 << 16
+CERTAIN = 10**9  # rank keys of fitted predictors: CERTAIN x (1 - share of entries that were right)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Ranked lists of predicted experts, best first, -1 = no entry: a plan's Prefetch but for its policy.
+
+    lists     int16 [D or 1, rows, L, m]: `lists[min(d, n) - 1, row[d - 1, t], l]` is what is predicted, d MoE
+              layers ahead, for trace token t at MoE layer l (t is a token of the target step).
+    row       int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
+    rank_key  int64 [D, m]: lower = more probable, for list rank r at distance d.
+    """
+
+    lists: Ids
+    row: Rows
+    rank_key: Int = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+
+class Predictor(Protocol):
+    """What every predictor has. One that is `fitted` has also `fit(calibration) -> Self`, to be called first.
+
+    Causality: the list for layer l of token t, d layers ahead, depends on the calibration trace and on the
+    routing of visits up to d before the target visit, that one included; only an `oracle` reads further.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]  # optional arrays of the trace it reads
+    fitted: ClassVar[bool]  # needs a calibration trace
+    oracle: ClassVar[bool]  # reads the future
+    source: ClassVar[str]  # where it comes from
+    distance: int  # D: how many MoE layers ahead it looks
+
+    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction: ...
+
+
+def whole(name: str, parameter: str, value: Any, least: int = 1) -> int:
+    """`value` as an int. Raises FitError unless it is a whole number from `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise FitError(f"{name}: {parameter} is {value}; a whole number from {least} is required")
+    return int(value)
+
+
+def share(name: str, parameter: str, value: Any, zero: bool = True) -> float:
+    """`value` as a float. Raises FitError unless it lies in [0, 1], or (0, 1] without `zero`."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not (0 <= value <= 1) or (value == 0 and not zero):
+        raise FitError(f"{name}: {parameter} is {value}; a number in {'[' if zero else '('}0, 1] is required")
+    return float(value)
+
+
+def check(predictor: Predictor, trace: RoutingTrace) -> None:
+    """Raises FitError where the trace lacks an array the predictor needs, or has too few MoE layers."""
+    for array in predictor.needs:
+        if not trace.has(array):
+            raise FitError(f"{predictor.name}: the trace has no array {array}; this predictor needs it")
+    if predictor.distance > trace.n_moe_layers:
+        raise FitError(
+            f"{predictor.name}: distance is {predictor.distance}; the trace has {trace.n_moe_layers} MoE layers"
+        )
+
+
+def shape(trace: RoutingTrace) -> tuple[int, int, int]:
+    """(L, E, K): what a calibration trace and the run's must share."""
+    return trace.n_moe_layers, trace.n_experts, trace.top_k
+
+
+def check_fitted(predictor: Predictor, trace: RoutingTrace) -> None:
+    """As `check`; also raises FitError before `fit`, or where calibration had another model shape."""
+    fitted: tuple[int, int, int] | None = getattr(predictor, "shape_", None)
+    if fitted is None:
+        raise FitError(f"{predictor.name}: not fitted; it needs a calibration trace")
+    if fitted != shape(trace):
+        there, here = (f"{n} MoE layers, {e} experts, top-{k}" for n, e, k in (fitted, shape(trace)))
+        raise FitError(f"{predictor.name}: the calibration trace has {there}; the trace has {here}")
+    check(predictor, trace)
+
+
+def length(width: int | None, trace: RoutingTrace) -> int:
+    """m: `width`, or the trace's top-k; never more than its experts."""
+    return min(width or trace.top_k, trace.n_experts)
+
+
+def ids(array: Array) -> Ids:
+    """Expert ids as int16, a view where they are int16 already."""
+    return np.asarray(array).astype(np.int16, copy=False)
+
+
+def identity_rows(distance: int, tokens: int) -> Rows:
+    """int32 [D, T]: every token reads its own row, at every distance (a read-only view of one row)."""
+    return np.broadcast_to(np.arange(tokens, dtype=np.int32), (distance, tokens))
+
+
+def step_of_rows(steps: Steps, tokens: int) -> Int:
+    """int64 [T]: the step that runs each token, -1 where none does."""
+    out = np.full(tokens, -1, np.int64)
+    out[steps.row] = np.repeat(np.arange(len(steps)), np.diff(steps.offset))
+    return out
+
+
+def ranked(counts: Int, m: int) -> Ids:
+    """int16 [..., m] from counts [..., E]: the m highest, ties to the lower id; -1 for counts of zero."""
+    order = np.argsort(-counts, axis=-1, kind="stable")[..., :m]
+    return np.where(np.take_along_axis(counts, order, axis=-1) > 0, order, -1).astype(np.int16)
+
+
+def nearest_first(distance: int, m: int) -> Int:
+    """int64 [D, m]: the key of predictors that measure nothing: by rank, then by distance."""
+    return np.arange(m)[None, :] * distance + np.arange(distance)[:, None]
+
+
+def leading_requests(trace: RoutingTrace, rows: int = MEASURED_ROWS) -> RoutingTrace:
+    """The first whole requests of a trace, `rows` rows at most but at least one request."""
+    _, ends = trace.requests()
+    n = max(1, int(np.searchsorted(ends, rows, side="right")))
+    return trace.select(np.arange(ends[n - 1]))
+
+
+def measured(prediction: Prediction, trace: RoutingTrace) -> Int:
+    """int64 [D, m]: by distance and rank, CERTAIN x (1 - right entries / entries).
+
+    An entry is right when its own token is routed to that expert at that layer; CERTAIN: none is listed.
+    """
+    distance, m = len(prediction.row), prediction.lists.shape[3]
+    right, listed = np.zeros((2, distance, m), np.int64)
+    size = max(1, CHUNK_ELEMENTS // (trace.n_moe_layers * m * trace.top_k))
+    for d in range(distance):
+        tokens = np.flatnonzero(prediction.row[d] >= 0)
+        for lo in range(0, len(tokens), size):
+            t = tokens[lo : lo + size]
+            guess = prediction.lists[min(d, len(prediction.lists) - 1), prediction.row[d, t]]
+            hit = (guess[..., None] == trace.experts[t][:, :, None, :]).any(axis=3) & (guess >= 0)
+            right[d] += hit.sum(axis=(0, 1))
+            listed[d] += (guess >= 0).sum(axis=(0, 1))
+    return CERTAIN - CERTAIN * right // np.maximum(listed, 1)
