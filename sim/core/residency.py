@@ -38,10 +38,10 @@ PREFETCH = 1  # plan.CAUSES
 @inlined
 def move(s: Any, g: int, to: int) -> None:
     """Raises IllegalTransition when the table does not allow it."""
-    was = s.x[STATE, g]
+    was = s.x[g, STATE]
     if not LEGAL[was, to]:
         raise IllegalTransition("an expert was about to make an illegal transition")
-    s.x[STATE, g] = to
+    s.x[g, STATE] = to
 
 
 @inlined
@@ -52,7 +52,7 @@ def scope_of(s: Any, g: int) -> int:
 
 @inlined
 def _touch(s: Any, g: int) -> None:
-    s.x[STAMP, g] = s.c[st.STAMPS]
+    s.x[g, STAMP] = s.c[st.STAMPS]
     s.c[st.STAMPS] += 1
 
 
@@ -64,19 +64,19 @@ def place(s: Any, residents: Any) -> None:
         slot = s.scope[BASE, scope] + s.scope[USED, scope]
         s.scope[USED, scope] += 1
         s.slot[slot] = g
-        s.x[SLOT, g] = slot
-        s.x[STATE, g] = RESIDENT
-        s.x[LANDED, g] = s.c[st.STAMPS]
+        s.x[g, SLOT] = slot
+        s.x[g, STATE] = RESIDENT
+        s.x[g, LANDED] = s.c[st.STAMPS]
         _touch(s, g)
 
 
 @inlined
 def _evict(s: Any, g: int) -> None:
-    if s.x[WORK, g] > 0:
+    if s.x[g, WORK] > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
     s.c[EVICTIONS] += 1
-    if s.x[FRESH, g] == 1:
+    if s.x[g, FRESH] == 1:
         s.c[st.PREFETCH_WASTED] += 1
 
 
@@ -96,11 +96,11 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
         if gone < 0:
             return False
         _evict(s, gone)
-        slot = s.x[SLOT, gone]
+        slot = s.x[gone, SLOT]
     move(s, g, COMMITTED)
     s.slot[slot] = g
-    s.x[SLOT, g] = slot
-    s.x[FRESH, g] = 0
+    s.x[g, SLOT] = slot
+    s.x[g, FRESH] = 0
     s.scope[ARRIVING, scope] += 1
     lg.committed(s, log, g, gone)
     return True
@@ -115,19 +115,19 @@ def land(s: Any, log: Any) -> int:
     s.c[st.FLIGHT_LEN] -= 1
     move(s, g, RESIDENT)
     s.scope[ARRIVING, scope_of(s, g)] -= 1
-    s.x[LANDED, g] = s.c[st.STAMPS]
+    s.x[g, LANDED] = s.c[st.STAMPS]
     _touch(s, g)
-    s.c[st.LANDED_DEMAND + s.x[ORIGIN, g]] += 1
-    if s.x[ORIGIN, g] == PREFETCH:
-        if s.x[FRESH, g] == 2:  # wanted on its way
+    s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1
+    if s.x[g, ORIGIN] == PREFETCH:
+        if s.x[g, FRESH] == 2:  # wanted on its way
             s.c[st.PREFETCH_LATE] += 1
-            s.x[FRESH, g] = 0
+            s.x[g, FRESH] = 0
         else:
-            s.x[FRESH, g] = 1
-    if s.x[WAITED, g]:
-        s.x[WAITED, g] = 0
+            s.x[g, FRESH] = 1
+    if s.x[g, WAITED]:
+        s.x[g, WAITED] = 0
         s.c[st.N_WAITED] -= 1
-    if s.x[WORK, g] > 0:
+    if s.x[g, WORK] > 0:
         s.work[st.READY, s.c[st.N_READY]] = g
         s.c[st.N_READY] += 1
     lg.ended(s, log, g, 0)
@@ -138,8 +138,8 @@ def land(s: Any, log: Any) -> int:
 def executed(s: Any, g: int) -> None:
     """Expert g has run on the GPU: one touch, one use, and it is no longer held."""
     _touch(s, g)
-    s.x[USES, g] += 1
+    s.x[g, USES] += 1
     if s.c[st.EVICTION] == DECAYED:
         count_use(s, g)
-    s.x[WORK, g] = 0
-    s.x[st.STAND_IN, g] = 0
+    s.x[g, WORK] = 0
+    s.x[g, st.STAND_IN] = 0

@@ -16,7 +16,7 @@ from sim.core.plan import Plan
 
 Int = npt.NDArray[np.int64]
 
-# --- fields of one expert: rows of State.x ---------------------------------------------------------------------
+# --- fields of one expert: columns of State.x ---------------------------------------------------------------------
 STATE = 0  # ABSENT ... RESIDENT
 STAMP = 1  # running number of its last touch or landing (recency)
 LANDED = 2  # running number of its last landing (fifo)
@@ -83,7 +83,7 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [FIELDS, G] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
     queue [G + 1, 3] prefetches in the order they will go; flight [G] ring of committed experts; layer [L, LAYER_COLUMNS];
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses."""
 
@@ -114,9 +114,9 @@ def new_state(plan: Plan) -> State:
     scope = np.zeros((4, len(plan.slots)), np.int64)
     scope[CAPACITY] = plan.slots
     scope[BASE, 1:] = np.cumsum(plan.slots)[:-1]
-    x = np.zeros((FIELDS, n), np.int64)
-    x[[SLOT, TRANSFER]] = -1
-    x[NEXT] = NEVER
+    x = np.zeros((n, FIELDS), np.int64)
+    x[:, [SLOT, TRANSFER]] = -1
+    x[:, NEXT] = NEVER
     return State(
         x=x,
         c=c,

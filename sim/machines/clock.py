@@ -35,7 +35,7 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
     """Time 0: the first residents have landed, nothing is queued."""
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
-    steps, n = len(plan.step_prefill), s.x.shape[1]
+    steps, n = len(plan.step_prefill), len(s.x)
     clock = Clock(*(np.zeros(size, np.int64) for size in (N_CLOCK, n, n, steps, steps, steps)))
     return s, lg.new_log(plan) if full else None, clock
 
@@ -59,9 +59,9 @@ def close(s: Any, log: Any, clock: Any) -> None:
         g = s.flight[(s.c[FLIGHT_HEAD] + i) % len(s.flight)]
         clock.k[LINK_BUSY] += max(0, now - clock.starts[g])
         if log is not None and clock.starts[g] > now:
-            log.transfers[s.x[TRANSFER, g], lg.T_STARTED] = -1
+            log.transfers[s.x[g, TRANSFER], lg.T_STARTED] = -1
     clock.k[UNFINISHED] = abandon(s, log)
     for i in range(len(s.slot)):
         g = s.slot[i]
-        if g >= 0 and s.x[st.STATE, g] == st.RESIDENT and s.x[st.FRESH, g] == 1:
+        if g >= 0 and s.x[g, st.STATE] == st.RESIDENT and s.x[g, st.FRESH] == 1:
             s.c[st.PREFETCH_WASTED] += 1

@@ -52,7 +52,7 @@ def _commit_all(s: Any, log: Any, d: Any, clock: Any) -> None:
         clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
         clock.lands[g] = clock.starts[g] + d.transfer_ns[1 if behind else 0]
         if log is not None:
-            row = log.transfers[s.x[TRANSFER, g]]
+            row = log.transfers[s.x[g, TRANSFER]]
             row[lg.T_COMMITTED], row[lg.T_STARTED] = now, clock.starts[g]
 
 
@@ -64,7 +64,7 @@ def _land_due(s: Any, log: Any, clock: Clock) -> None:
         g = land(s, log)
         clock.k[LINK_BUSY] += now - clock.starts[g]
         if log is not None:
-            log.transfers[s.x[TRANSFER, g], lg.T_LANDED] = now
+            log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = now
 
 
 @choice
@@ -117,7 +117,7 @@ def _run_group(s: Any, log: Any, d: Durations, clock: Clock, n: int, group: int)
     begin = clock.k[NOW]
     ns = d.group_ns
     for i in range(s.c[N_RUN], s.c[N_RUN] + n):
-        ns += d.expert_ns[s.x[WORK, s.work[READY, i]]]
+        ns += d.expert_ns[s.x[s.work[READY, i], WORK]]
     _advance(s, log, d, clock, ns)
     clock.k[EXPERTS] += ns
     finish_group(s, log, n)
@@ -142,7 +142,7 @@ def _host_ns(s: Any, d: Any) -> int:
     busy = 1 if s.c[FLIGHT_LEN] > 0 else 0
     ns = 0
     for i in range(s.c[st.N_HOST]):
-        ns += d.cpu_expert_ns[busy, s.x[st.HOST, s.work[st.ON_HOST, i]]]
+        ns += d.cpu_expert_ns[busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
     return ns
 
 
