@@ -77,7 +77,7 @@ def check(predictor: Predictor, trace: RoutingTrace) -> None:
             raise FitError(f"{predictor.name}: the trace has no array {array}; this predictor needs it")
     if predictor.distance > trace.n_moe_layers:
         raise FitError(
-            f"{predictor.name}: distance is {predictor.distance}; the trace has {trace.n_moe_layers} MoE layers"
+            f"{predictor.name}: distance {predictor.distance}; the trace has {trace.n_moe_layers} MoE layers"
         )
 
 
