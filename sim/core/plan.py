@@ -20,7 +20,7 @@ CAUSES = ("demand", "prefetch", "background")
 OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
 ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 
-# What `Plan.miss.params` holds, in this order, for every miss policy that can put a stand-in in an expert's place.
+# What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
 SUBSTITUTE_PARAMS = (
     "selector",
@@ -107,10 +107,16 @@ class Plan:
     sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts.
 
     What lossy answers and re-ranking read, empty or None where the policies of the run need none of it:
-    weights float16/32 [T, L, K]: router weights; logits float16 [T, L, E]: raw router logits; tau float64 [L]: the TAE gate's
-    threshold per layer, the gate off where it is negative and everywhere when the array is empty; peers int16 [L, E, n]: the
-    stand-ins of each expert within its layer, best first, -1 padded; peer_q float32 [L, E, n]: their q(j|i); rerank: the
-    re-ranking policy; similarity float32 [L, E, E]; norm_topk: whether the model renormalises the weights of the chosen experts."""
+
+    weights     float16/32 [T, L, K]: router weights.
+    logits      float16 [T, L, E]: raw router logits.
+    tau         float64 [L]: threshold of the TAE gate; off where negative, and everywhere when the array is empty.
+    peers       int16 [L, E, n]: possible stand-ins of each expert of the layer, best first, -1 padded.
+    peer_q      float32 [L, E, n]: their q(j|i).
+    rerank      the re-ranking policy.
+    similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
+    norm_topk   whether the model renormalises the weights of the experts it chose.
+    """
 
     experts: npt.NDArray[np.int16]
     n_experts: int
