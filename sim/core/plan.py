@@ -20,6 +20,27 @@ CAUSES = ("demand", "prefetch", "background")
 OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
 ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 
+# What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
+# selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
+SUBSTITUTE_PARAMS = (
+    "selector",
+    "matched",
+    "temperature",
+    "gamma",
+    "beta",
+    "budget",
+    "rho",
+    "search",
+    "lowest_first",
+    "fallback",
+    "eta",
+    "kappa",
+    "partitions",
+    "background",
+    "touch",
+    "backlog",
+)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -83,7 +104,19 @@ class Plan:
     tokens `step_row[step_offset[s]:step_offset[s + 1]]` in that order; step_prefill bool [S];
     slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before time 0;
     group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode, generated of
-    sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts."""
+    sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts.
+
+    What lossy answers and re-ranking read, empty or None where the policies of the run need none of it:
+
+    weights     float16/32 [T, L, K]: router weights.
+    logits      float16 [T, L, E]: raw router logits.
+    tau         float64 [L]: threshold of the TAE gate; off where negative, and everywhere when the array is empty.
+    peers       int16 [L, E, n]: possible stand-ins of each expert of the layer, best first, -1 padded.
+    peer_q      float32 [L, E, n]: their q(j|i).
+    rerank      the re-ranking policy.
+    similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
+    norm_topk   whether the model renormalises the weights of the experts it chose.
+    """
 
     experts: npt.NDArray[np.int16]
     n_experts: int
@@ -105,3 +138,10 @@ class Plan:
     warmup_steps: int = 0
     late_counts_as_missing: bool = False
     requests: Int = field(default_factory=lambda: np.zeros((0, 5), np.int64))
+    logits: npt.NDArray[np.float16] | None = None
+    tau: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    peers: npt.NDArray[np.int16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.int16))
+    peer_q: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    rerank: Choice | None = None
+    similarity: npt.NDArray[np.float32] | None = None
+    norm_topk: bool = True
