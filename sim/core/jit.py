@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
 _SOURCES = (*sorted(_HERE.glob("*.py")), _MACHINES / "clock.py", _MACHINES / "compiled.py")
@@ -43,3 +45,10 @@ def choice(function: F) -> F:
 def inlined(function: F) -> F:
     """The same for the few functions on the path of every request: always part of their caller."""
     return numba.njit(cache=True, error_model="numpy", forceinline=True, _nrt=False)(function)  # type: ignore[no-any-return]
+
+
+def frozen(array: Any) -> Any:
+    """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
+    out = np.ascontiguousarray(array).view()
+    out.flags.writeable = False
+    return out

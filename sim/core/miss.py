@@ -1,37 +1,352 @@
-"""What to do for one (token, slot) whose expert is not on the GPU: the miss policies.
+"""What to do for a (token, slot) whose expert is not on the GPU: the miss policies.
 
-fetch: wait for it. drop: leave it out. cpu: compute it on the host.
+`plan_token` answers for all slots of one token at once (Algorithm 1 of BuddyMoE works token by token); `visit` then
+applies the answers in slot order. fetch, drop, cpu and drop-by-weight need no more than that. Everything else is one
+method with parameters (arXiv 2511.10054; what the paper leaves open is a parameter of ours):
+
+    gates      may anything be substituted for this token, in this visit
+    selector   which resident stands in: the buddy list, any, the best ranked by the live router, or nobody (drop)
+    matched    only where the buddy list has a resident: the same gates and budget, another selector
+    fallback   what the others get: fetch, drop, cpu, or the cheaper of cpu and fetch (Fiddler, arXiv 2402.07033)
 """
 
+import math
 from typing import Any, NamedTuple
 
-from sim.core.jit import choice
-from sim.core.plan import Plan
+import numpy as np
+import numpy.typing as npt
+
+from sim.core import state as st
+from sim.core.half import half_to_float
+from sim.core.hashing import hash64
+from sim.core.jit import choice, frozen
+from sim.core.plan import SUBSTITUTE_PARAMS, Plan
+from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
-FETCH, DROP, CPU = range(3)
+FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE = range(5)  # SUBSTITUTE is plan.SUBSTITUTION
+# why nothing stood in: the prompt, TAE, margin, distribution, rho, no resident on the list
+OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY, N_GATES = range(8)
+GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")
+SELECT_LIST, SELECT_RANDOM, SELECT_NEXT, SELECT_DROP, SELECT_NOBODY = range(5)
+FALL_FETCH, FALL_DROP, FALL_CPU, FALL_CHEAPER = range(4)
+(SELECTOR, MATCHED, TEMPERATURE, GAMMA, BETA, BUDGET, RHO_MAX, SEARCH, LOWEST_FIRST, FALLBACK) = range(10)
+ETA, KAPPA, PARTITIONS, BACKGROUND, TOUCH, BACKLOG = range(10, len(SUBSTITUTE_PARAMS))
+REPLY, OTHER, GATE = range(3)  # rows of State.reply
+MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those of evictions
 
 
 class Miss(NamedTuple):
-    """The miss policy as `answer` takes it; ask_late: late experts are asked about too."""
+    """The miss policy as the core takes it. ask_late: late experts are asked about too; params float64 (SUBSTITUTE: as above;
+    DROP_BY_WEIGHT: the threshold); tau float64 [L]; weights float32 [T, L, K] or empty; logits uint16 [T, L, E] (float16
+    bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens],
+    expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank: kind of the re-ranking policy (core.rerank),
+    -1 none, with its parameters; similarity float32 [L, E, E] or empty; norm_topk: chosen experts' weights add up to 1."""
 
     kind: int
     ask_late: bool
     lossy_prefill: bool
+    params: npt.NDArray[np.float64]
+    tau: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.uint16]
+    peers: npt.NDArray[np.int16]
+    q: npt.NDArray[np.float32]
+    cpu_ns: npt.NDArray[np.int64]
+    expert_ns: npt.NDArray[np.int64]
+    transfer_ns: npt.NDArray[np.int64]
+    rerank: int
+    rerank_params: npt.NDArray[np.float64]
+    similarity: npt.NDArray[np.float32]
+    norm_topk: bool
 
     @staticmethod
     def of(plan: Plan) -> "Miss | None":
-        """None where every miss is fetched: the loop is then compiled without any question."""
-        if plan.miss.kind == FETCH and not plan.late_counts_as_missing:
+        """None where every miss is fetched and nothing is re-ranked: the loop is then compiled without any question."""
+        if plan.miss.kind == FETCH and not plan.late_counts_as_missing and plan.rerank is None:
             return None
-        return Miss(plan.miss.kind, plan.late_counts_as_missing, plan.lossy_prefill)
+        layers, n = plan.experts.shape[1], plan.n_experts
+        weights = np.zeros((0, 0, 0), np.float32) if plan.weights is None else plan.weights.astype(np.float32)
+        logits = np.zeros((0, 0, 0), np.uint16) if plan.logits is None else plan.logits.view(np.uint16)
+        similarity = np.zeros((0, 0, 0), np.float32) if plan.similarity is None else plan.similarity
+        peers = plan.peers if plan.peers.size else np.zeros((layers, n, 0), np.int16)
+        q = plan.peer_q if plan.peer_q.size else np.zeros((layers, n, 0), np.float32)
+        return Miss(
+            kind=plan.miss.kind,
+            ask_late=plan.late_counts_as_missing,
+            lossy_prefill=plan.lossy_prefill,
+            params=frozen(plan.miss.params),
+            tau=frozen(plan.tau if plan.tau.size else np.full(layers, -1.0)),
+            weights=frozen(weights),
+            logits=frozen(logits),
+            peers=frozen(peers),
+            q=frozen(q),
+            cpu_ns=frozen(plan.costs.cpu_expert_ns),
+            expert_ns=frozen(plan.costs.expert_ns),
+            transfer_ns=frozen(plan.costs.transfer_ns),
+            rerank=-1 if plan.rerank is None else plan.rerank.kind,
+            rerank_params=frozen(np.zeros(0) if plan.rerank is None else plan.rerank.params),
+            similarity=frozen(similarity),
+            norm_topk=plan.norm_topk,
+        )
 
 
 @choice
-def answer(s: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int) -> tuple[int, int, int]:
-    """(answer, stand-in or -1, gate that stopped a substitution or 0) for trace token t, slot k, expert e of its layer."""
-    if miss.kind == DROP:
-        return ANSWER_DROP, -1, 0
-    if miss.kind == CPU:
-        return ANSWER_CPU, -1, 0
-    return ANSWER_FETCH, -1, 0
+def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
+    """Fill State.reply for the slots of one token whose expert is missing (and, with ask_late, late).
+
+    ids int64 [K], weights float64 [K]: the token's routed experts (-1 none) and router weights, after re-ranking.
+    """
+    if miss.kind == SUBSTITUTE:
+        _substitute(s, miss, ids, weights, t, layer)
+        return
+    for k in range(len(ids)):
+        reply = ANSWER_FETCH
+        if miss.kind == DROP:
+            reply = ANSWER_DROP
+        elif miss.kind == CPU:
+            reply = ANSWER_CPU
+        elif miss.kind == DROP_BY_WEIGHT and ids[k] >= 0 and weights[k] < miss.params[0]:
+            reply = ANSWER_DROP
+        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = reply, -1, OPEN
+
+
+@choice
+def asked(s: Any, miss: Any, g: int) -> bool:
+    """Whether the miss policy answers for expert g in this visit."""
+    return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)  # type: ignore[no-any-return]
+
+
+@choice
+def entropy(weights: Any, ids: Any, temperature: float) -> float:
+    """TAE (Eq. 1): -sum p ln p / ln k over the token's router weights, renormalised, in [0, 1]; 0 for k = 1.
+
+    p is proportional to weight ** (1 / temperature): the softmax of the logits at that temperature, on the chosen experts.
+    """
+    total = 0.0
+    for k in range(len(ids)):
+        if ids[k] >= 0 and weights[k] > 0:
+            total += math.pow(weights[k], 1.0 / temperature)
+    if len(ids) < 2 or total <= 0.0:
+        return 0.0
+    out = 0.0
+    for k in range(len(ids)):
+        if ids[k] >= 0 and weights[k] > 0:
+            p = math.pow(weights[k], 1.0 / temperature) / total
+            if p > 0.0:
+                out -= p * math.log(p)
+    return out / math.log(float(len(ids)))
+
+
+@choice
+def margin(weights: Any, ids: Any) -> float:
+    """The difference of the two largest renormalised router weights."""
+    first, second, total = 0.0, 0.0, 0.0
+    for k in range(len(ids)):
+        if ids[k] < 0:
+            continue
+        total += weights[k]
+        if weights[k] > first:
+            first, second = weights[k], first
+        elif weights[k] > second:
+            second = weights[k]
+    return (first - second) / total if total > 0.0 else 0.0
+
+
+@choice
+def _distribution_gate(s: Any, params: Any) -> bool:
+    """Eq. 2: too large a share of the wanted set is not on the GPU, or fetching it would pass the transfer budget."""
+    away = 0
+    for i in range(s.c[st.N_WANTED]):
+        away += s.x[s.work[st.WANTED, i], CLASS] != HIT
+    if away >= params[BETA] * s.c[st.N_WANTED]:
+        return True
+    return params[BUDGET] > 0 and away > params[BUDGET]  # type: ignore[no-any-return]
+
+
+@choice
+def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
+    """The first gate that is shut for this token, in the paper's order, or OPEN."""
+    if miss.tau[layer] >= 0.0 and entropy(weights, ids, miss.params[TEMPERATURE]) <= miss.tau[layer]:
+        return TAE
+    if miss.params[GAMMA] <= 1.0 and margin(weights, ids) >= miss.params[GAMMA]:
+        return MARGIN
+    return DISTRIBUTION if _distribution_gate(s, miss.params) else OPEN
+
+
+@choice
+def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
+    """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its normalisation is
+    ours), hop the number of partitions between the two experts (E / partitions experts each)."""
+    j, n = miss.peers[layer, i, rank], s.c[st.N_EXPERTS]
+    psi = float(miss.q[layer, i, rank])
+    if miss.params[ETA] != 0.0:
+        psi *= 1.0 + miss.params[ETA] * _probability(miss.logits, t, layer, j)
+    if miss.params[KAPPA] != 0.0:
+        parts = np.int64(miss.params[PARTITIONS])
+        psi *= 1.0 - miss.params[KAPPA] * abs(j * parts // n - i * parts // n)
+    return psi
+
+
+@choice
+def _probability(logits: Any, t: int, layer: int, j: int) -> float:
+    top, total = half_to_float(logits[t, layer, 0]), 0.0
+    for e in range(1, logits.shape[2]):
+        top = max(top, half_to_float(logits[t, layer, e]))
+    for e in range(logits.shape[2]):
+        total += math.exp(half_to_float(logits[t, layer, e]) - top)
+    return math.exp(half_to_float(logits[t, layer, j]) - top) / total
+
+
+@choice
+def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+    """B(i) into work[SCRATCH], by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
+    n, order = 0, s.work[st.SCRATCH]
+    plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
+    while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
+        order[n] = n
+        place = n
+        while not plain and place > 0 and _score(s, miss, t, layer, i, n) > _score(s, miss, t, layer, i, order[place - 1]):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = n
+        n += 1
+    return n
+
+
+@choice
+def _free(s: Any, base: int, j: int) -> bool:
+    """Resident now, and not in the token's set U."""
+    return s.x[base + j, STATE] == RESIDENT and s.x[base + j, st.USED_BY] != s.c[st.TOKEN]  # type: ignore[no-any-return]
+
+
+@choice
+def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+    """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
+    base, n = layer * s.c[st.N_EXPERTS], _in_order(s, miss, t, layer, i)
+    for r in range(min(n, np.int64(miss.params[SEARCH]))):
+        j = miss.peers[layer, i, s.work[st.SCRATCH, r]]
+        if _free(s, base, j):
+            return j  # type: ignore[no-any-return]
+    return -1
+
+
+@choice
+def _any(s: Any, layer: int) -> int:
+    """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
+    n_experts, n = s.c[st.N_EXPERTS], 0
+    for j in range(n_experts):
+        n += _free(s, layer * n_experts, j)
+    if n == 0:
+        return -1
+    rank = np.int64(hash64(s.c[st.SEED], s.c[st.ROUTED], MISS_DRAWS + s.c[st.MISS_DRAWS]) % np.uint64(n))
+    s.c[st.MISS_DRAWS] += 1
+    for j in range(n_experts):
+        if _free(s, layer * n_experts, j):
+            if rank == 0:
+                return j
+            rank -= 1
+    return -1
+
+
+@choice
+def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
+    """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
+    best, best_logit = -1, 0.0
+    for j in range(s.c[st.N_EXPERTS]):
+        if _free(s, layer * s.c[st.N_EXPERTS], j):
+            logit = half_to_float(miss.logits[t, layer, j])
+            if best < 0 or logit > best_logit:
+                best, best_logit = j, logit
+    return best
+
+
+@choice
+def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+    """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control)."""
+    selector = np.int64(miss.params[SELECTOR])
+    if selector == SELECT_NOBODY:
+        return -1
+    if (selector == SELECT_LIST or miss.params[MATCHED] != 0.0) and _buddy(s, miss, t, layer, i) < 0:
+        return -1
+    if selector == SELECT_LIST:
+        return _buddy(s, miss, t, layer, i)
+    if selector == SELECT_RANDOM:
+        return _any(s, layer)
+    return _best_ranked(s, miss, t, layer) if selector == SELECT_NEXT else -2
+
+
+@choice
+def _cheaper(s: Any, miss: Any, g: int) -> int:
+    """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side also
+    waits for what this visit has already given it."""
+    if s.x[g, st.ASKED] & (1 << ANSWER_CPU):
+        return ANSWER_CPU
+    if s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
+        return ANSWER_FETCH
+    tokens, busy = s.x[g, st.TOKENS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
+    cpu_ns, gpu_ns = miss.cpu_ns[busy, tokens], miss.transfer_ns[0] + miss.expert_ns[tokens]
+    if miss.params[BACKLOG] != 0.0:
+        cpu_ns += s.c[st.HOST_NS]
+        gpu_ns += s.c[st.LINK_NS]
+    if cpu_ns < gpu_ns:
+        s.c[st.HOST_NS] += miss.cpu_ns[busy, tokens]
+        return ANSWER_CPU
+    s.c[st.LINK_NS] += miss.transfer_ns[0]
+    return ANSWER_FETCH
+
+
+@choice
+def _fall_back(s: Any, miss: Any, g: int, gate: int) -> int:
+    """The answer for a slot that nobody stands in for; a shut gate or rho makes `drop` a fetch."""
+    fallback = np.int64(miss.params[FALLBACK])
+    if fallback == FALL_CHEAPER:
+        return _cheaper(s, miss, g)
+    if fallback == FALL_CPU:
+        return ANSWER_CPU
+    return ANSWER_DROP if fallback == FALL_DROP and gate == NOBODY else ANSWER_FETCH
+
+
+@choice
+def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
+    """The slot to look at next: descending router weight, ties by slot, or ascending; those done carry REPLY >= 0."""
+    best = -1
+    for k in range(len(ids)):
+        if ids[k] < 0 or s.reply[REPLY, k] >= 0:
+            continue
+        better = best >= 0 and (weights[k] < weights[best] if lowest_first else weights[k] > weights[best])
+        if best < 0 or better:
+            best = k
+    return best
+
+
+@choice
+def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
+    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as all of the token's set."""
+    base = layer * s.c[st.N_EXPERTS]
+    s.c[st.TOKEN] += 1
+    gate, done = -1, 0
+    for k in range(len(ids)):
+        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = -1, -1, OPEN
+        if ids[k] >= 0:
+            s.x[base + ids[k], st.USED_BY] = s.c[st.TOKEN]
+    while True:
+        k = _next_slot(s, weights, ids, miss.params[LOWEST_FIRST] != 0.0)
+        if k < 0:
+            return
+        s.reply[REPLY, k] = ANSWER_FETCH
+        if not asked(s, miss, base + ids[k]):
+            continue
+        if gate < 0:
+            gate = _gate(s, miss, ids, weights, layer)
+        why = gate if gate > OPEN else (RHO if done >= miss.params[RHO_MAX] else OPEN)
+        chosen = _select(s, miss, t, layer, ids[k]) if why == OPEN else -1
+        if chosen == -1:
+            s.reply[GATE, k] = why if why > OPEN else NOBODY
+            s.reply[REPLY, k] = _fall_back(s, miss, base + ids[k], s.reply[GATE, k])
+            continue
+        done += 1
+        s.reply[REPLY, k] = ANSWER_SUBSTITUTE if chosen >= 0 else ANSWER_DROP
+        if chosen >= 0:
+            s.reply[OTHER, k] = chosen
+            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]

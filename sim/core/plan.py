@@ -22,6 +22,7 @@ ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
+SUBSTITUTION = 4  # the miss policies' kind that takes them
 SUBSTITUTE_PARAMS = (
     "selector",
     "matched",

@@ -136,10 +136,12 @@ def land(s: Any, log: Any) -> int:
 
 @inlined
 def executed(s: Any, g: int) -> None:
-    """Expert g has run on the GPU: one touch, one use, and it is no longer held."""
-    _touch(s, g)
-    s.x[g, USES] += 1
-    if s.c[st.EVICTION] == DECAYED:
-        count_use(s, g)
+    """Expert g has run on the GPU: one touch, one use (unless it only stood in and that is not to count), and it is no
+    longer held."""
+    if s.c[st.NO_TOUCH] == 0 or s.x[g, st.STAND_IN] < s.x[g, WORK]:
+        _touch(s, g)
+        s.x[g, USES] += 1
+        if s.c[st.EVICTION] == DECAYED:
+            count_use(s, g)
     s.x[g, WORK] = 0
     s.x[g, st.STAND_IN] = 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import Plan
+from sim.core.plan import SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
 
 Int = npt.NDArray[np.int64]
 
@@ -35,7 +35,8 @@ TRANSFER = 14  # its row in the record's transfers (record only)
 HOST = 15  # tokens of CPU work given by the visit being served
 ASKED = 16  # bits of the answers it got in the visit being served
 LAST = 17  # visits of its layer routed when its decayed score was last brought up to date
-FIELDS = 18
+USED_BY = 18  # the last token (State.c TOKEN) whose set U it was in
+FIELDS = 19
 
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
@@ -66,7 +67,11 @@ EVICTIONS, SLOTS_WANTED, SLOTS_HIT, SLOTS_LATE = range(28, 32)
 FETCHED, SUBSTITUTED, DROPPED, CPU, LOW = range(32, 37)
 LANDED_DEMAND, LANDED_PREFETCH, LANDED_BACKGROUND, PROMOTED, WITHDRAWN, REJECTED = range(37, 43)
 PREFETCH_USED, PREFETCH_LATE, PREFETCH_WASTED = range(43, 46)
-FIRST_COUNTER, N_SCALARS = EVICTIONS, 46
+WANTED_BEFORE = 46  # distinct experts per visit by the trace's own ids, where a policy re-ranks
+STOPPED = 47  # (token, slot) entries by what stopped a substitution: index + miss.PREFILL ... miss.NOBODY
+FIRST_COUNTER = EVICTIONS
+# of miss policies: tokens planned, random draws of this visit, ns this visit has given the host and the link by cost
+TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_SCALARS = range(54, 60)
 
 # --- columns of State.layer: per MoE layer ------------------------------------------------------------------------
 L_HITS, L_LATE, L_MISSES, L_STALL_DEMAND, L_STALL_LATE, L_STALL_HELD, LAYER_COLUMNS = range(7)
@@ -85,7 +90,11 @@ class IllegalTransition(RuntimeError):
 class State(NamedTuple):
     """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
     queue [G + 1, 3] prefetches in the order they will go; flight [G] ring of committed experts; layer [L, LAYER_COLUMNS];
-    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses."""
+    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
+
+    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and router weights
+    by row of the step; reply [3, K], the answers planned for one token; quality float64 [L, 3] router weight wanted, substituted,
+    dropped; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and number of logit ranges (cache-prior)."""
 
     x: Int
     c: Int
@@ -98,6 +107,12 @@ class State(NamedTuple):
     merged: Int
     score: npt.NDArray[np.float64]
     params: npt.NDArray[np.float64]
+    routed: Int
+    weight: npt.NDArray[np.float64]
+    reply: Int
+    quality: npt.NDArray[np.float64]
+    loss: npt.NDArray[np.float64]
+    ranges: npt.NDArray[np.float64]
 
 
 def new_state(plan: Plan) -> State:
@@ -106,9 +121,12 @@ def new_state(plan: Plan) -> State:
     n = layers * plan.n_experts
     depth = min(plan.costs.commit_depth, n)
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
+    rows = int(np.diff(plan.step_offset).max(initial=0))
     c = np.zeros(N_SCALARS, np.int64)
     c[[N_LAYERS, N_EXPERTS, POOLED, EVICTION]] = layers, plan.n_experts, plan.pooled, plan.eviction.kind
     c[[SEED, DEPTH]] = plan.seed, depth
+    touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
+    c[NO_TOUCH] = 0 if touch else 1
     if plan.prefetch is not None:
         c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
     scope = np.zeros((4, len(plan.slots)), np.int64)
@@ -129,4 +147,10 @@ def new_state(plan: Plan) -> State:
         merged=np.zeros((distances * (distances + 1), plan.n_experts + 1), np.int64),
         score=np.zeros(n, np.float64),
         params=np.asarray(plan.eviction.params, np.float64),
+        routed=np.zeros((rows, plan.experts.shape[2]), np.int64),
+        weight=np.zeros((rows, plan.experts.shape[2]), np.float64),
+        reply=np.zeros((3, plan.experts.shape[2]), np.int64),
+        quality=np.zeros((layers, 3), np.float64),
+        loss=np.zeros(plan.experts.shape[0], np.float64),
+        ranges=np.zeros((layers, 2), np.float64),
     )

@@ -13,10 +13,24 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import BELADY
-from sim.core.jit import choice, inlined
-from sim.core.link import demand, join, withdraw
-from sim.core.miss import ANSWER_CPU, ANSWER_FETCH, Miss, answer
+from sim.core.jit import choice, frozen, inlined
+from sim.core.link import LAST_KEY, demand, join, withdraw
+from sim.core.miss import (
+    ANSWER_CPU,
+    ANSWER_FETCH,
+    ANSWER_SUBSTITUTE,
+    BACKGROUND,
+    GATE,
+    OTHER,
+    PREFILL,
+    REPLY,
+    SUBSTITUTE,
+    Miss,
+    asked,
+    plan_token,
+)
 from sim.core.plan import Plan
+from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
 from sim.core.state import (
     ABSENT,
@@ -44,6 +58,7 @@ from sim.core.state import (
 
 Int = npt.NDArray[np.int64]
 ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
+ANSWERED = 1 << 8  # in ASKED, beside one bit per answer
 
 
 class Route(NamedTuple):
@@ -83,25 +98,18 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
                         last[layer * n_experts + e] = step * layers + layer
 
 
-def _frozen(array: Any) -> Any:
-    """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
-    out = np.ascontiguousarray(array).view()
-    out.flags.writeable = False
-    return out
-
-
 def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
     """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state)."""
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.kind == BELADY:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
         _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:, st.NEXT], plan.n_experts, next_use)
-    route = Route(*map(_frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
+    route = Route(*map(frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
     ahead = None
     if plan.prefetch is not None:
         p = plan.prefetch
         key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
-        ahead = Ahead(_frozen(p.lists), _frozen(p.row), _frozen(key))
+        ahead = Ahead(frozen(p.lists), frozen(p.row), frozen(key))
     return route, Miss.of(plan), ahead
 
 
@@ -122,19 +130,64 @@ def _want(s: Any, g: int, visit: int) -> None:
     s.c[N_WANTED] += 1
 
 
+@choice
+def _load(s: Any, route: Any, miss: Any, step: int, layer: int) -> None:
+    """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
+    first, last = route.step_offset[step], route.step_offset[step + 1]
+    for i in range(first, last):
+        t = route.step_row[i]
+        for k in range(route.experts.shape[2]):
+            s.routed[i - first, k] = route.experts[t, layer, k]
+            s.weight[i - first, k] = miss.weights[t, layer, k] if len(miss.weights) > 0 else 0.0
+    if miss.rerank >= 0:
+        _count_before(s, last - first, layer)
+        rerank(s, miss, route.step_row[first:last], layer)
+
+
+@choice
+def _count_before(s: Any, rows: int, layer: int) -> None:
+    """Distinct experts that the trace itself wants in this visit."""
+    seen = s.work[st.SCRATCH]
+    for e in range(s.c[st.N_EXPERTS]):
+        seen[e] = 0
+    for row in range(rows):
+        for k in range(s.routed.shape[1]):
+            e = s.routed[row, k]
+            if e >= 0 and seen[e] == 0:
+                seen[e] = 1
+                s.c[st.WANTED_BEFORE] += 1
+
+
 @inlined
-def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
+def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
+    """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
+    if miss is None:
+        return route.experts[route.step_row[i], layer, k]  # type: ignore[no-any-return]
+    return s.routed[i - route.step_offset[step], k]  # type: ignore[no-any-return]
+
+
+@choice
+def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
+    """Belady: every expert that the trace wants here is next wanted later."""
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        for k in range(route.experts.shape[2]):
+            e = route.experts[route.step_row[i], layer, k]
+            if e >= 0:
+                after = route.next_use[i, layer, k]
+                s.x[layer * s.c[st.N_EXPERTS] + e, st.NEXT] = after if after >= 0 else NEVER
+
+
+@inlined
+def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.c[st.ROUTED] = visit + 1
     s.c[st.DRAWS] = 0
     for i in range(N_WANTED, st.N_HOST + 1):
         s.c[i] = 0
     base = layer * s.c[st.N_EXPERTS]
-    belady = s.c[st.EVICTION] == BELADY
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
-        t = route.step_row[i]
         for k in range(route.experts.shape[2]):
-            e = route.experts[t, layer, k]
+            e = _expert(s, route, miss, step, i, layer, k)
             if e < 0:
                 continue
             g = base + e
@@ -142,9 +195,8 @@ def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
                 s.x[g, TOKENS] += 1
                 continue
             _want(s, g, visit)
-            if belady:
-                after = route.next_use[i, layer, k]
-                s.x[g, st.NEXT] = after if after >= 0 else NEVER
+    if s.c[st.EVICTION] == BELADY:
+        _note_next_uses(s, route, step, layer)
 
 
 @inlined
@@ -205,59 +257,101 @@ def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int
 
 
 @choice
-def _ask(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, lossy: bool) -> None:
-    """2d for one (token, slot) whose expert is not there: ask, count, give the work where the answer says."""
-    g = layer * s.c[st.N_EXPERTS] + e
-    reply, other, gate = answer(s, miss, visit, t, layer, k, e)
-    if not lossy and reply != ANSWER_CPU:
-        reply, other = ANSWER_FETCH, -1
-    if s.x[g, st.ASKED] == 0:
+def _give_stand_in(s: Any, g: int) -> None:
+    """Resident expert g executes one more token, in another expert's place."""
+    _work(s, g, 1)
+    s.x[g, st.STAND_IN] += 1
+
+
+@choice
+def _give_host(s: Any, g: int) -> None:
+    """The host computes one more token of expert g."""
+    if s.x[g, HOST] == 0:
+        s.work[st.ON_HOST, s.c[st.N_HOST]] = g
+        s.c[st.N_HOST] += 1
+    s.x[g, HOST] += 1
+
+
+@choice
+def _reply(s: Any, log: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool) -> None:
+    """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
+    base = layer * s.c[st.N_EXPERTS]
+    g, reply, other, gate = base + e, s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k]
+    if lossless and reply != ANSWER_FETCH and reply != ANSWER_CPU:
+        reply, other, gate = ANSWER_FETCH, -1, PREFILL
+    if s.x[g, st.ASKED] & ANSWERED == 0:
         s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = g
         s.c[st.N_ANSWERED] += 1
-    s.x[g, st.ASKED] |= 1 << reply
+    s.x[g, st.ASKED] |= ANSWERED | 1 << reply
     late = s.x[g, CLASS] == LATE
     s.c[st.SLOTS_LATE if late and reply == ANSWER_FETCH else st.FETCHED + reply] += 1
+    s.c[st.STOPPED + gate] += 1
     lg.answered(s, log, visit, t, k, e, reply, other, gate)
     if reply == ANSWER_FETCH:
         _work(s, g, 1)
         if late:
             _wait_for_late(s, g)
     elif reply == ANSWER_CPU:
-        if s.x[g, HOST] == 0:
-            s.work[st.ON_HOST, s.c[st.N_HOST]] = g
-            s.c[st.N_HOST] += 1
-        s.x[g, HOST] += 1
+        _give_host(s, g)
+    else:
+        if reply == ANSWER_SUBSTITUTE:
+            _give_stand_in(s, base + other)
+        s.quality[layer, 1 if reply == ANSWER_SUBSTITUTE else 2] += weight
+        s.loss[t] += weight
 
 
-@inlined
-def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: int, layer: int) -> None:
-    """2d to 2f with a miss policy: every (token, slot) in order, then the queues in the order first answered."""
-    lossy = miss.lossy_prefill or not route.step_prefill[step]
+@choice
+def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, row: int, lossless: bool) -> None:
+    """2d for one token: plan its answers where it needs any, then slot by slot."""
+    ids, weights = s.routed[row], s.weight[row]
+    base, missing = layer * s.c[st.N_EXPERTS], False
+    for k in range(len(ids)):
+        missing |= ids[k] >= 0 and asked(s, miss, base + ids[k])
+    if missing:
+        plan_token(s, miss, ids, weights, t, layer)
+    for k in range(len(ids)):
+        if ids[k] < 0:
+            continue
+        g = base + ids[k]
+        s.quality[layer, 0] += weights[k]
+        if asked(s, miss, g):
+            _reply(s, log, visit, t, layer, k, ids[k], weights[k], lossless)
+            continue
+        _work(s, g, 1)
+        s.c[st.SLOTS_HIT if s.x[g, CLASS] == HIT else st.SLOTS_LATE] += 1
+        if s.x[g, CLASS] == LATE:
+            _wait_for_late(s, g)
+
+
+@choice
+def _answer_each(s: Any, log: Any, route: Any, miss: Any, visit: int, step: int, layer: int) -> None:
+    """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
+    lossless = route.step_prefill[step] and not miss.lossy_prefill
+    s.c[st.MISS_DRAWS], s.c[st.HOST_NS], s.c[st.LINK_NS] = 0, 0, 0
     for i in range(s.c[N_WANTED]):
         s.x[s.work[WANTED, i], st.ASKED] = 0
-    for i in range(route.step_offset[step], route.step_offset[step + 1]):
-        t = route.step_row[i]
-        for k in range(route.experts.shape[2]):
-            e = route.experts[t, layer, k]
-            if e < 0:
-                continue
-            g = layer * s.c[st.N_EXPERTS] + e
-            kind = s.x[g, CLASS]
-            if kind == MISS or (kind == LATE and miss.ask_late):
-                _ask(s, log, miss, visit, t, layer, k, e, lossy)
-            else:
-                _work(s, g, 1)
-                s.c[st.SLOTS_HIT if kind == HIT else st.SLOTS_LATE] += 1
-                if kind == LATE:
-                    _wait_for_late(s, g)
+    first = route.step_offset[step]
+    for i in range(first, route.step_offset[step + 1]):
+        _answer_token(s, log, miss, visit, route.step_row[i], layer, i - first, lossless)
     for i in range(s.c[st.N_ANSWERED]):
         g = s.work[st.FIRST_ANSWERED, i]
         if s.x[g, CLASS] == LATE:
             continue
         if s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
             demand(s, log, g, visit)
-        elif s.x[g, STATE] == QUEUED:
+        elif s.x[g, STATE] == QUEUED and s.x[g, st.ORIGIN] == 1:
             withdraw(s, log, g)
+    if miss.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
+        _fetch_in_background(s, log, visit)
+
+
+@choice
+def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
+    """Experts that somebody stood in for follow behind every prefetch, for the visits to come."""
+    for i in range(s.c[st.N_ANSWERED]):
+        g = s.work[st.FIRST_ANSWERED, i]
+        if s.x[g, st.ASKED] & (1 << ANSWER_SUBSTITUTE) and s.x[g, STATE] == ABSENT:
+            join(s, log, g, visit, 2, LAST_KEY, -1)
 
 
 @choice
@@ -266,7 +360,7 @@ def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
     n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
     for i in range(s.c[st.QUEUE_LEN]):
         g = s.queue[i, st.Q_EXPERT]
-        if g // n_experts == layer and s.x[g, SEEN] != visit + 1:
+        if g // n_experts == layer and s.x[g, SEEN] != visit + 1 and s.x[g, st.ORIGIN] == 1:
             unwanted[n] = g
             n += 1
     for i in range(n):
@@ -319,7 +413,9 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
     visit = step * s.c[st.N_LAYERS] + layer
     s.c[st.DEMAND_HEAD] = 0
     s.c[st.DEMAND_TAIL] = 0
-    _classify(s, route, visit, step, layer)
+    if miss is not None:
+        _load(s, route, miss, step, layer)
+    _classify(s, route, miss, visit, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None:

@@ -1,0 +1,231 @@
+"""Re-ranking: other experts for a token than the router chose, decided before hits and misses are told apart (2a).
+
+All look at the residents as they are at the routed instant and change the visit's ids and weights (State.routed,
+State.weight) in place. Ranks are by router logit, ties by the lower id; p is the softmax over all experts.
+
+cache-prior (arXiv 2412.00099): logit + strength * D * resident, D the running mean of max - min logit of the layer.
+max-rank (same): the first `always` by rank, then residents among the first `among`, then by rank.
+smoe (2508.18983): with m the (K+1)-th p, a missing slot with p < m (1 + margin) takes the best unused resident with p in
+(m (1 - margin), m). adapmoe (2408.10284): no slot but the strongest where weight^2 < threshold.
+sere (2602.07616): in a batch, a secondary expert that is nobody's primary goes to the most similar primary one.
+"""
+
+import math
+from typing import Any
+
+from sim.core import state as st
+from sim.core.half import half_to_float
+from sim.core.jit import choice
+from sim.core.state import RESIDENT, STATE
+
+CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE = range(5)
+
+
+@choice
+def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
+    """Every token of the visit, in row order; tokens [rows]: their places in the trace."""
+    if miss.rerank == SERE:
+        _sere(s, miss, len(tokens), layer)
+        return
+    for row in range(len(tokens)):
+        t = tokens[row]
+        if miss.rerank == CACHE_PRIOR:
+            _cache_prior(s, miss, t, layer, row)
+        elif miss.rerank == MAX_RANK:
+            _max_rank(s, miss, t, layer, row)
+        elif miss.rerank == SMOE:
+            _smoe(s, miss, t, layer, row)
+        else:
+            _adapmoe(s, miss, row)
+
+
+@choice
+def _resident(s: Any, layer: int, e: int) -> bool:
+    return s.x[layer * s.c[st.N_EXPERTS] + e, STATE] == RESIDENT  # type: ignore[no-any-return]
+
+
+@choice
+def _logit(miss: Any, t: int, layer: int, e: int) -> float:
+    return half_to_float(miss.logits[t, layer, e])  # type: ignore[no-any-return]
+
+
+@choice
+def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
+    """All experts of the layer into work[RANKS], by logit descending, ties by id."""
+    order = s.work[st.RANKS]
+    for e in range(s.c[st.N_EXPERTS]):
+        place = e
+        while place > 0 and _logit(miss, t, layer, order[place - 1]) < _logit(miss, t, layer, e):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = e
+
+
+@choice
+def _mass(miss: Any, t: int, layer: int) -> tuple[float, float]:
+    """(largest logit, sum of exp(logit - largest)): what the softmax over all experts is made of."""
+    top, total = _logit(miss, t, layer, 0), 0.0
+    for e in range(1, miss.logits.shape[2]):
+        top = max(top, _logit(miss, t, layer, e))
+    for e in range(miss.logits.shape[2]):
+        total += math.exp(_logit(miss, t, layer, e) - top)
+    return top, total
+
+
+@choice
+def _weigh(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+    """Weights of the chosen set: its own p, renormalised where the model does."""
+    top, total = _mass(miss, t, layer)
+    chosen = 0.0
+    for k in range(s.routed.shape[1]):
+        e = s.routed[row, k]
+        s.weight[row, k] = math.exp(_logit(miss, t, layer, e) - top) / total if e >= 0 else 0.0
+        chosen += s.weight[row, k]
+    if miss.norm_topk and chosen > 0.0:
+        for k in range(s.routed.shape[1]):
+            s.weight[row, k] /= chosen
+
+
+@choice
+def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+    high, low = _logit(miss, t, layer, 0), _logit(miss, t, layer, 0)
+    for e in range(1, miss.logits.shape[2]):
+        high, low = max(high, _logit(miss, t, layer, e)), min(low, _logit(miss, t, layer, e))
+    s.ranges[layer, 0] += high - low
+    s.ranges[layer, 1] += 1.0
+    bonus = miss.rerank_params[0] * (s.ranges[layer, 0] / s.ranges[layer, 1])
+    taken = s.work[st.SCRATCH]
+    for e in range(s.c[st.N_EXPERTS]):
+        taken[e] = 0
+    for k in range(s.routed.shape[1]):
+        best, best_score = -1, 0.0
+        for e in range(s.c[st.N_EXPERTS]):
+            score = _logit(miss, t, layer, e) + (bonus if _resident(s, layer, e) else 0.0)
+            if taken[e] == 0 and (best < 0 or score > best_score):
+                best, best_score = e, score
+        s.routed[row, k] = best
+        if best >= 0:
+            taken[best] = 1
+    _weigh(s, miss, t, layer, row)
+
+
+@choice
+def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+    always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
+    order, n, top_k = s.work[st.RANKS], 0, s.routed.shape[1]
+    _by_rank(s, miss, t, layer)
+    for turn in range(3):
+        for r in range(s.c[st.N_EXPERTS]):
+            e = order[r]
+            if e < 0 or n == top_k:
+                continue
+            if turn == 2 or (turn == 0 and r < always) or (turn == 1 and r < among and _resident(s, layer, e)):
+                s.routed[row, n] = e
+                n += 1
+                order[r] = -1
+    while n < top_k:
+        s.routed[row, n] = -1
+        n += 1
+    _weigh(s, miss, t, layer, row)
+
+
+@choice
+def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+    top_k, n = s.routed.shape[1], s.c[st.N_EXPERTS]
+    if top_k >= n:
+        return
+    _by_rank(s, miss, t, layer)
+    top, total = _mass(miss, t, layer)
+    a = miss.rerank_params[0]
+    m = math.exp(_logit(miss, t, layer, s.work[st.RANKS, top_k]) - top) / total
+    for k in range(top_k):
+        e = s.routed[row, k]
+        if e < 0 or _resident(s, layer, e):
+            continue
+        p = math.exp(_logit(miss, t, layer, e) - top) / total
+        if p >= m * (1.0 + a):
+            continue
+        other = _stand_in(s, miss, t, layer, row, m, a, top, total)
+        if other >= 0:
+            p_new = math.exp(_logit(miss, t, layer, other) - top) / total
+            s.weight[row, k] = s.weight[row, k] * p_new / p
+            s.routed[row, k] = other
+
+
+@choice
+def _stand_in(
+    s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float
+) -> int:
+    """The resident with the highest p in (m (1 - a), m) that the token does not use; -1 if there is none."""
+    best, best_p = -1, 0.0
+    for e in range(s.c[st.N_EXPERTS]):
+        p = math.exp(_logit(miss, t, layer, e) - top) / total
+        if _resident(s, layer, e) and m * (1.0 - a) < p < m and (best < 0 or p > best_p) and not _uses(s, row, e):
+            best, best_p = e, p
+    return best
+
+
+@choice
+def _uses(s: Any, row: int, e: int) -> bool:
+    for k in range(s.routed.shape[1]):
+        if s.routed[row, k] == e:
+            return True
+    return False
+
+
+@choice
+def _adapmoe(s: Any, miss: Any, row: int) -> None:
+    strongest = -1
+    for k in range(s.routed.shape[1]):
+        if s.routed[row, k] >= 0 and (strongest < 0 or s.weight[row, k] > s.weight[row, strongest]):
+            strongest = k
+    for k in range(s.routed.shape[1]):
+        if k != strongest and s.weight[row, k] * s.weight[row, k] < miss.rerank_params[0]:
+            s.routed[row, k] = -1
+
+
+@choice
+def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
+    """Whether slot k is among the `primary` strongest of its token (ties: the lower slot)."""
+    stronger = 0
+    for j in range(s.routed.shape[1]):
+        if s.routed[row, j] >= 0 and j != k:
+            w, mine = s.weight[row, j], s.weight[row, k]
+            stronger += w > mine or (w == mine and j < k)
+    return stronger < primary
+
+
+@choice
+def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
+    threshold, count = miss.rerank_params[0], int(miss.rerank_params[1])
+    primary = s.work[st.SCRATCH]
+    for e in range(s.c[st.N_EXPERTS]):
+        primary[e] = 0
+    for row in range(rows):
+        for k in range(s.routed.shape[1]):
+            if s.routed[row, k] >= 0 and _is_primary(s, row, k, count):
+                primary[s.routed[row, k]] = 1
+    for row in range(rows):
+        for k in range(s.routed.shape[1]):
+            e = s.routed[row, k]
+            if e >= 0 and primary[e] == 0:
+                _to_primary(s, miss, layer, row, k, e, primary, threshold)
+
+
+@choice
+def _to_primary(
+    s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float
+) -> None:
+    """Slot k goes to the most similar primary expert; where the token has it already, only its weight does."""
+    best = -1
+    for j in range(s.c[st.N_EXPERTS]):
+        if primary[j] == 1 and (best < 0 or miss.similarity[layer, e, j] > miss.similarity[layer, e, best]):
+            best = j
+    if best < 0 or miss.similarity[layer, e, best] < threshold:
+        return
+    for j in range(s.routed.shape[1]):
+        if s.routed[row, j] == best:
+            s.weight[row, j] += s.weight[row, k]
+            s.routed[row, k] = -1
+            return
+    s.routed[row, k] = best

@@ -1,0 +1,181 @@
+"""make bench: the figures of the README, interleaved in one run, median with the least and the most.
+
+    python -m tests.bench [--requests 1e7] [--runs 5] [--scaling] [--quick]
+
+Requests are the decode rows of a real capture where one lies beside the checkout, else of the shipped sample, repeated. Machines are
+shared and noisy: read the ratios, which come from the same minutes.
+"""
+
+import argparse
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sim.core.plan import Choice, Costs, Plan, Prefetch
+from sim.machines import compiled, discrete
+from traces import npz
+from traces.trace import RoutingTrace
+
+ROOT = Path(__file__).parent.parent
+CAPTURES = ROOT.parent / "shared" / "traces"
+
+
+def captures() -> dict[str, RoutingTrace]:
+    """Mixtral (k = 2) and OLMoE (k = 8) if they are there, else the sample."""
+    found = [CAPTURES / name for name in ("mixtral-8x7b.npz", "olmoe-1b-7b.npz")]
+    paths = [path for path in found if path.exists()] or [npz.find("mixtral.npz")]
+    return {path.stem: npz.read(path) for path in paths}
+
+
+def repeated(trace: RoutingTrace, requests: float, prefetch: bool = False) -> Plan:
+    """Decode rows over and over until there are so many expert requests; half of the experts have a slot; fixed costs."""
+    rows = np.flatnonzero(~trace.prefill).astype(np.int32)
+    per_row = (trace.experts[rows] >= 0).sum() / len(rows)
+    steps = max(1, round(requests / per_row))
+    row = np.resize(rows, steps)
+    layers, experts = trace.n_moe_layers, trace.n_experts
+    costs = Costs(
+        dense_ns=np.full((1, layers + 1), 10_000),
+        head_ns=np.zeros(1, np.int64),
+        cost_class=np.zeros(steps, np.int32),
+        decide_ns=0,
+        group_ns=0,
+        expert_ns=np.full(2, 5_000),
+        cpu_expert_ns=np.full((2, 2), 50_000),
+        transfer_ns=np.array([100_000, 100_000]),
+    )
+    residents = np.arange(layers)[:, None] * experts + np.arange(experts // 2)
+    return Plan(
+        experts=trace.experts.astype(np.int16),
+        n_experts=experts,
+        step_offset=np.arange(steps + 1),
+        step_row=row,
+        step_prefill=np.zeros(steps, bool),
+        costs=costs,
+        slots=np.full(layers, experts // 2),
+        pooled=False,
+        residents=residents.reshape(-1),
+        expert_bytes=1,
+        eviction=Choice("lru", 0),
+        miss=Choice("fetch", 0),
+        prefetch=_lookahead(trace) if prefetch else None,
+    )
+
+
+def _lookahead(trace: RoutingTrace) -> Prefetch:
+    """What gate-lookahead hands over: the trace's own lists, else (a capture has none) its experts with every third wrong."""
+    if trace.lookahead is not None:
+        lists = np.ascontiguousarray(trace.lookahead[:1])
+    else:
+        wrong = (np.arange(trace.experts.size).reshape(trace.experts.shape) % 3) == 0
+        lists = np.where(wrong, (trace.experts + 1) % trace.n_experts, trace.experts)[None].astype(np.int16)
+    return Prefetch(lists, np.arange(trace.n_tokens, dtype=np.int32)[None], budget=2)
+
+
+def requests_of(plan: Plan) -> int:
+    return int((plan.experts[plan.step_row] >= 0).sum())
+
+
+class LibCacheSim:
+    """The same requests, layer by layer, to one LRU each: an oracleGeneral file per layer, read by its C++ reader."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        import libcachesim
+
+        self.lib, self.slots, self.paths = libcachesim, int(plan.slots[0]), []
+        record = np.dtype([("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")])
+        for layer in range(plan.experts.shape[1]):
+            ids = plan.experts[plan.step_row, layer].reshape(-1)
+            out = np.zeros(int((ids >= 0).sum()), record)
+            out["id"], out["size"], out["next"] = ids[ids >= 0], 1, -1
+            self.paths.append(folder / f"{layer}.bin")
+            out.tofile(self.paths[-1])
+        assert struct.calcsize("<IQIq") == record.itemsize
+
+    def __call__(self) -> None:
+        for path in self.paths:
+            reader = self.lib.TraceReader(trace=str(path), trace_type=self.lib.TraceType.ORACLE_GENERAL_TRACE)
+            self.lib.LRU(cache_size=self.slots).process_trace(reader)
+
+
+def interleaved(jobs: dict[str, tuple[Callable[[], object], int]], runs: int) -> dict[str, np.ndarray]:
+    """Requests per second of each job, run after run, all jobs in each round; the first round is not counted."""
+    out: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_ in range(runs + 1):
+        for name, (job, n) in jobs.items():
+            start = time.perf_counter()
+            job()
+            if round_:
+                out[name].append(n / (time.perf_counter() - start))
+    return {name: np.array(rates) for name, rates in out.items()}
+
+
+def show(name: str, rates: np.ndarray, base: np.ndarray | None = None) -> None:
+    ratio = "" if base is None else f"  {np.median(rates / base):5.2f} x libCacheSim LRU"
+    print(f"  {name:<34} {np.median(rates) / 1e6:8.3f} M requests/s  ({rates.min() / 1e6:.3f} .. {rates.max() / 1e6:.3f}){ratio}")
+
+
+def throughput(name: str, trace: RoutingTrace, requests: float, runs: int) -> None:
+    plan, ahead = repeated(trace, requests), repeated(trace, requests, prefetch=True)
+    small, n = repeated(trace, min(requests, 40_000)), requests_of(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs: dict[str, tuple[Callable[[], object], int]] = {
+            "compiled, lru + fetch": (lambda: compiled.run(plan), n),
+            "compiled, full record": (lambda: compiled.run(plan, full=True), n),
+            "compiled, lru + lookahead": (lambda: compiled.run(ahead), n),
+            "simpy, lru + fetch": (lambda: discrete.run(small), requests_of(small)),
+        }
+        try:
+            jobs["libCacheSim LRU (hits alone)"] = (LibCacheSim(plan, Path(folder)), n)
+        except ImportError:
+            print("  libcachesim is not installed: no comparison")
+        rates = interleaved(jobs, runs)
+    print(f"{name}: {n:,} expert requests, {plan.slots[0]} of {plan.n_experts} slots")
+    for job, figures in rates.items():
+        show(job, figures, rates.get("libCacheSim LRU (hits alone)"))
+    steps = len(plan.step_row)
+    print(f"  {'simulated tokens/s, lru + fetch':<34} {np.median(rates['compiled, lru + fetch']) * steps / n:12,.0f}")
+
+
+def start_up(runs: int) -> None:
+    command = [sys.executable, "-m", "sim.run", "--trace", "mixtral.npz", "--json"]
+    took = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        took.append(time.perf_counter() - start)
+    print(f"python -m sim.run on the sample: {np.median(took[1:]):.2f} s wall ({min(took[1:]):.2f} .. {max(took[1:]):.2f}), first {took[0]:.2f} s")
+
+
+def scaling(trace: RoutingTrace, most: float) -> None:
+    print("scaling, lru + fetch, each in a process of its own state")
+    for power in range(4, round(np.log10(most)) + 1):
+        plan = repeated(trace, 10**power)
+        start = time.perf_counter()
+        compiled.run(plan)
+        took = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        print(f"  10^{power}: {took:8.3f} s, {requests_of(plan) / took / 1e6:6.2f} M/s, peak so far {peak:,.0f} MB")
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("--requests", type=float, default=1e7)
+    flags.add_argument("--runs", type=int, default=5)
+    flags.add_argument("--most", type=float, default=1e8, help="largest size of the scaling")
+    args = flags.parse_args()
+    for name, trace in captures().items():
+        throughput(name, trace, args.requests, args.runs)
+    start_up(args.runs)
+    scaling(next(iter(captures().values())), args.most)
+
+
+if __name__ == "__main__":
+    main()

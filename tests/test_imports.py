@@ -1,0 +1,60 @@
+"""The rule of the house and who may import whom, held against the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("traces", "sim", "runtime", "analysis")
+# what a room may import of the other rooms, and what it must never import
+MAY = {"traces": (), "sim": ("traces",), "runtime": ("traces", "sim"), "analysis": ("traces", "sim")}
+NEVER = {
+    "sim/core": ("time", "datetime", "random", "simpy", "torch", "pydantic", "pandas"),
+    "sim": ("torch", "pandas", "plotly", "libcachesim"),
+    "traces": ("torch", "pandas", "plotly", "simpy", "libcachesim"),
+    "analysis": ("torch", "simpy"),
+}
+CAPTURE = "traces/capture.py"  # the one file of its room that records from a live torch model
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or late."""
+    out = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            out.add(node.module or "")
+    return out
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    for path in files(room):
+        others = {name.split(".")[0] for name in imports(path)} & set(ROOMS) - {room, *MAY[room]}
+        assert not others, f"{path} imports {others}"
+
+
+@pytest.mark.parametrize("place", NEVER)
+def test_what_a_place_never_imports(place: str) -> None:
+    for path in files(place):
+        if path == ROOT / CAPTURE:
+            continue
+        found = {name.split(".")[0] for name in imports(path)} & set(NEVER[place])
+        assert not found, f"{path} imports {found}"
+
+
+def test_only_the_discrete_machine_imports_simpy() -> None:
+    users = [path.name for room in ROOMS for path in files(room) if "simpy" in imports(path)]
+    assert users == ["discrete.py"]
+
+
+def test_the_core_knows_no_machine() -> None:
+    for path in files("sim/core"):
+        outside = {name for name in imports(path) if name.startswith("sim.") and not name.startswith("sim.core")}
+        assert not outside, f"{path} imports {outside}"
