@@ -1,4 +1,4 @@
-"""A machine's record in the form in which the reference gives its own: groups of plain columns, and totals."""
+"""A machine's record in the form of the reference's: groups of plain columns, and totals."""
 
 from itertools import pairwise
 from types import ModuleType
@@ -16,7 +16,7 @@ MACHINES: dict[str, ModuleType] = {"compiled": compiled, "simpy": discrete}
 
 
 def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
-    """Group -> column -> list of Python ints, `totals` included, from a full record of this plan (no warm-up)."""
+    """Group -> column -> list of Python ints, and `totals`, from a full record of this plan."""
     groups = record.groups | {"steps": record.steps}
     result: dict[str, Any] = {
         name: {column: np.asarray(values).tolist() for column, values in group.items()}

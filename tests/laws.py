@@ -21,8 +21,8 @@ PREFETCH = CAUSES.index("prefetch")
 
 @dataclass
 class Moment:
-    """One event: a visit (it is decided), an answer, a transfer that is queued, committed or ended (what names the
-    outcome), an expert that has run (executed, on the CPU: computed), a step that has ended. `expert` is a global id."""
+    """One event; `expert` is a global id or -1, `row` its line of the record. `what`: visit (decided), answer,
+    queued, committed, an outcome of a transfer, executed (on the GPU), computed (on the CPU), or step."""
 
     event: int
     what: str
@@ -32,7 +32,7 @@ class Moment:
 
 @dataclass
 class Cache:
-    """Who is where just before a moment; `on_link` in the order of the commits, `landed_ns` of who has landed."""
+    """Who is where just before a moment; `on_link` in the order of the commits."""
 
     resident: set[int]
     on_link: list[int] = field(default_factory=list)
@@ -99,11 +99,12 @@ def classes(cache: Cache, wanted: list[tuple[int, int, int]]) -> dict[int, str]:
 
 
 def check_conservation(plan: Plan, result: Result) -> None:
-    """Law 1: every wanted (token, slot) is executed by its expert or by a substitute, dropped, or computed on the CPU."""
+    """Law 1: every wanted (token, slot) is executed by its expert or a substitute, dropped, or on the CPU."""
     answered = {(row["visit"], row["row"], row["slot"]): row for row in rows(result, "answers")}
     assert len(answered) == len(result["answers"]["event"])
     work: Counter[tuple[int, int, int]] = Counter()  # (visit, global id, on the CPU) -> tokens
-    stand_in: Counter[tuple[int, int]] = Counter()
+    stand_in: Counter[tuple[int, int, int]] = Counter()
+    layers = plan.experts.shape[1]
     for moment, cache in walk(plan, result):
         if moment.what != "visit":
             continue
@@ -111,13 +112,13 @@ def check_conservation(plan: Plan, result: Result) -> None:
         wanted = entries(plan, visit)
         kinds = classes(cache, wanted)
         counts = Counter(kinds.values())
-        assert {kind: moment.row[kind] for kind in ("hits", "late", "misses")} == {
-            kind: counts[kind] for kind in ("hits", "late", "misses")
-        }
+        assert all(moment.row[kind] == counts[kind] for kind in ("hits", "late", "misses"))
+        lossless = bool(plan.step_prefill[visit // layers]) and not plan.lossy_prefill
         for row, slot, expert in wanted:
             asked = kinds[expert] == "misses" or (kinds[expert] == "late" and plan.late_counts_as_missing)
             answer = answered.pop((visit, row, slot), None)
             assert (answer is not None) == asked
+            assert answer is None or not lossless or answer["answer"] in (FETCH, CPU)
             if answer is None or answer["answer"] in (FETCH, LOW):
                 work[visit, expert, 0] += 1
             elif answer["answer"] == CPU:
@@ -126,19 +127,22 @@ def check_conservation(plan: Plan, result: Result) -> None:
                 other = expert // plan.n_experts * plan.n_experts + answer["stand_in"]
                 assert other in cache.resident
                 work[visit, other, 0] += 1
-                stand_in[visit, other] += 1
+                stand_in[visit, other, 0] += 1
             assert answer is None or answer["wanted"] == expert % plan.n_experts
     assert not answered
-    layers, done = plan.experts.shape[1], rows(result, "executions")
-    who = [(row["visit"], row["visit"] % layers * plan.n_experts + row["expert"]) for row in done]
-    assert len({(*name, row["cpu"]) for name, row in zip(who, done, strict=True)}) == len(done)
-    assert {(*name, int(row["cpu"])): row["tokens"] for name, row in zip(who, done, strict=True)} == work
-    executed = {name: row["stand_in_tokens"] for name, row in zip(who, done, strict=True)}
-    assert {name: tokens for name, tokens in executed.items() if tokens} == stand_in
+    done = rows(result, "executions")
+    who = [
+        (row["visit"], row["visit"] % layers * plan.n_experts + row["expert"], int(row["cpu"]))
+        for row in done
+    ]
+    assert len(set(who)) == len(done), "an expert runs once in a visit, and once more on the CPU"
+    assert {name: row["tokens"] for name, row in zip(who, done, strict=True)} == work
+    given = {name: row["stand_in_tokens"] for name, row in zip(who, done, strict=True)}
+    assert {name: tokens for name, tokens in given.items() if tokens} == stand_in
 
 
 def check_residency(plan: Plan, result: Result) -> None:
-    """Law 2: slots suffice, victims are there, not held and not spared, nothing is loaded twice, who runs is there."""
+    """Law 2: slots suffice, victims are there, not held, not spared; nothing is loaded twice."""
     layers = plan.experts.shape[1]
     ends = {
         (row["visit"], row["expert"]): row["event"] for row in rows(result, "executions") if not row["cpu"]
@@ -204,7 +208,7 @@ def check_causality(plan: Plan, result: Result) -> None:
 
 
 def check_sums(plan: Plan, result: Result) -> None:
-    """Law 4: the breakdown is the time, the answers are what was wanted, every queued transfer has one outcome."""
+    """Law 4: the breakdown is the time, answers are what was wanted, no visit exceeds the budget."""
     totals, visits = result["totals"], result["visits"]
     parts = ("dense_ns", "decide_ns", "experts_ns", "stall_ns", "cpu_wait_ns", "head_ns")
     assert totals["time_ns"] == sum(totals[part] for part in parts) == result["steps"]["end_ns"][-1]
@@ -218,13 +222,16 @@ def check_sums(plan: Plan, result: Result) -> None:
     assert all(wanted == hits + late + misses for wanted, hits, late, misses in kinds)
     fates = sum(totals[f"prefetched_{fate}"] for fate in ("used", "late", "wasted"))
     assert fates == lines(result, "transfers", "cause", "outcome").count((PREFETCH, LANDED))
+    joined = Counter(row["visit"] for row in rows(result, "transfers") if row["cause"] or row["promoted"])
+    budget = -1 if plan.prefetch is None else plan.prefetch.budget
+    assert budget < 0 or all(n <= budget for n in joined.values())
     assert set(result["transfers"]["outcome"]) <= set(range(len(OUTCOMES)))
     for landed_ns, outcome, size in lines(result, "transfers", "landed_ns", "outcome", "bytes"):
         assert (landed_ns >= 0) == (outcome == LANDED) and size == plan.expert_bytes
 
 
 def check_events(result: Result) -> None:
-    """Law 3: events are numbered 0, 1, 2 ..., the clock never falls as they rise, the link carries one at a time."""
+    """Law 3: events are numbered 0, 1, 2 ..., the clock never falls, the link carries one at a time."""
     at = lines(result, "steps", "event", "end_ns") + lines(result, "visits", "event", "routed_ns")
     group_end: dict[tuple[int, ...], int] = {}
     for visit, group, end in lines(result, "executions", "visit", "group", "end_ns"):

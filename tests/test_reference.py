@@ -357,8 +357,8 @@ def test_zero_everything_commits_nothing_before_the_next_decision(run: Run) -> N
 
 
 def test_the_commits_of_an_instant_are_one_phase(run: Run) -> None:
-    # A transfer takes 0, or 80 following on. 1 and 2 are committed at 10, one behind the other; then the instant
-    # repeats: 1 lands at 10 and runs to 15; 2 follows on, lands at 90 (stall 75) and runs to 95.
+    # A transfer takes 0, or 80 following on. 1 and 2 are committed at 10, one behind the other; then the
+    # instant repeats: 1 lands at 10 and runs to 15; 2 follows on, lands at 90 (stall 75) and runs to 95.
     result = run(make([[[1, 2]]], 3, [2], [], costs={"depth": 2, "transfer": [0, 80]}))
     assert lines(result, "transfers", "committed_ns", "landed_ns") == [(10, 10), (10, 90)]
     # visit 0, answers 1 and 2, queued 3 and 4, committed 5 and 6, landed 7, executed 8, landed 9
