@@ -21,7 +21,7 @@ PREFETCH = CAUSES.index("prefetch")
 
 @dataclass
 class Moment:
-    """One event; `expert` is a global id or -1, `row` its line of the record. `what`: visit (decided), answer,
+    """One event; `expert` is a global id or -1, `row` its record line. `what`: visit (decided), answer,
     queued, committed, an outcome of a transfer, executed (on the GPU), computed (on the CPU), or step."""
 
     event: int
