@@ -59,5 +59,5 @@ def one_expert_a_visit(seed: int) -> Plan:
     wanted = np.where(rng.random(skewed.shape) < 0.05, -1, skewed)
     pooled = bool(rng.random() < 0.4)
     slots = rng.integers(1, n_experts * (layers if pooled else 1) + 1, 1 if pooled else layers)
-    residents = None if rng.random() < 0.5 else []
+    residents: list[int] | None = None if rng.random() < 0.5 else []
     return plan(wanted, n_experts, slots, residents=residents, pooled=pooled, seed=seed % 7)
