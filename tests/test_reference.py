@@ -5,17 +5,22 @@ tokens, a transfer 100, all else 0; one layer, one token a step, lru and fetch.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.core.plan import ANSWERS, CAUSES, GROUPS, ORDERS, OUTCOMES, Choice, Costs, Plan, Prefetch
+from sim.core.plan import ANSWERS, GROUPS, ORDERS, Choice, Costs, Plan, Prefetch
+from tests import groups
+from tests.groups import lines, run_groups
+from tests.laws import check_all
+from tests.plans import EVICTIONS, MISSES
 from tests.reference import hash64, mix, reference_steps, simulate
 
 Run = Callable[[Plan], dict[str, Any]]
 MACHINES: dict[str, Run] = {"reference": simulate}
+MACHINES |= {name: partial(run_groups, name) for name in groups.MACHINES}
 LANDED, WITHDRAWN, REJECTED, UNFINISHED = range(4)
 DEMAND, PREFETCH = range(2)
 
@@ -73,8 +78,8 @@ def make(
         residents=np.array(residents, np.int64),
         pooled=rest.pop("pooled", False),
         expert_bytes=1000,
-        eviction=Choice(eviction, 0, np.array(params, np.float64)),
-        miss=Choice(miss, 0),
+        eviction=Choice(eviction, EVICTIONS[eviction], np.array(params, np.float64)),
+        miss=Choice(miss, MISSES[miss]),
         group=GROUPS.index(group),
         **rest,
     )
@@ -86,16 +91,11 @@ def predicted(
     """A prefetcher for `shape` = (tokens, layers), from (distance, token, layer) -> list, best first."""
     distances = max(distance for distance, _, _ in lists)
     width = max(map(len, lists.values()))
-    arrays = [np.full((*shape, width), -1, np.int16) for _ in range(distances)]
+    array = np.full((distances, *shape, width), -1, np.int16)
     for (distance, token, layer), ranked in lists.items():
-        arrays[distance - 1][token, layer, : len(ranked)] = ranked
+        array[distance - 1, token, layer, : len(ranked)] = ranked
     row = np.tile(np.arange(shape[0], dtype=np.int32), (distances, 1))
-    return Prefetch(tuple(arrays), row, order=ORDERS.index(order), **rest)
-
-
-def lines(result: dict[str, Any], group: str, *names: str) -> list[tuple[int, ...]]:
-    """The lines of a group of the record, as tuples of the named columns."""
-    return list(zip(*(result[group][name] for name in names), strict=True))
+    return Prefetch(array, row, order=ORDERS.index(order), **rest)
 
 
 def top1(*wanted: int) -> list[list[list[int]]]:
@@ -357,8 +357,8 @@ def test_zero_everything_commits_nothing_before_the_next_decision(run: Run) -> N
 
 
 def test_the_commits_of_an_instant_are_one_phase(run: Run) -> None:
-    # A transfer takes 0, or 80 following on. 1 and 2 are committed at 10, one behind the other; then the instant
-    # repeats: 1 lands at 10 and runs to 15; 2 follows on, lands at 90 (stall 75) and runs to 95.
+    # A transfer takes 0, or 80 following on. 1 and 2 are committed at 10, one behind the other; then the
+    # instant repeats: 1 lands at 10 and runs to 15; 2 follows on, lands at 90 (stall 75) and runs to 95.
     result = run(make([[[1, 2]]], 3, [2], [], costs={"depth": 2, "transfer": [0, 80]}))
     assert lines(result, "transfers", "committed_ns", "landed_ns") == [(10, 10), (10, 90)]
     # visit 0, answers 1 and 2, queued 3 and 4, committed 5 and 6, landed 7, executed 8, landed 9
@@ -603,9 +603,7 @@ def random_plan(seed: int) -> Plan:
         residents += [expert] if len(in_scope) < slots[scope] else []
     distances = int(rng.integers(0, layers + 1))
     width = int(rng.integers(1, 4))
-    lists = tuple(
-        rng.integers(-1, n_experts, (tokens, layers, width)).astype(np.int16) for _ in range(distances)
-    )
+    lists = rng.integers(-1, n_experts, (distances, tokens, layers, width)).astype(np.int16)
     for ranked in lists:  # half of the first guesses are right
         ranked[..., 0] = np.where(rng.random((tokens, layers)) < 0.5, experts[..., 0], ranked[..., 0])
     row = np.array([np.arange(tokens) - (rng.random(tokens) < 0.1) for _ in range(distances)], np.int32)
@@ -648,89 +646,4 @@ def random_plan(seed: int) -> Plan:
 def test_the_laws_on_random_plans(run: Run, seed: int) -> None:
     plan = random_plan(seed)
     result = run(plan)
-    check_sums(plan, result)
-    check_events(result)
-    check_residency(plan, result)
-
-
-def check_sums(plan: Plan, result: dict[str, Any]) -> None:
-    totals, visits = result["totals"], result["visits"]
-    parts = ("dense_ns", "decide_ns", "experts_ns", "stall_ns", "cpu_wait_ns", "head_ns")
-    assert totals["time_ns"] == sum(totals[part] for part in parts) == result["steps"]["end_ns"][-1]
-    causes = ("stall_demand_ns", "stall_late_ns", "stall_held_ns")
-    assert totals["stall_ns"] == sum(sum(visits[cause]) for cause in causes)
-    answers = ("slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low")
-    assert totals["slots_wanted"] == sum(totals[name] for name in answers)
-    assert totals["slots_wanted"] == int((plan.experts[plan.step_row] >= 0).sum())
-    assert totals["slots_wanted"] == sum(result["executions"]["tokens"]) + totals["dropped"]
-    kinds = zip(visits["wanted"], visits["hits"], visits["late"], visits["misses"], strict=True)
-    assert all(wanted == hits + late + misses for wanted, hits, late, misses in kinds)
-    fates = sum(totals[f"prefetched_{fate}"] for fate in ("used", "late", "wasted"))
-    outcomes = lines(result, "transfers", "cause", "outcome")
-    assert fates == outcomes.count((CAUSES.index("prefetch"), OUTCOMES.index("landed")))
-
-
-def check_events(result: dict[str, Any]) -> None:
-    """Events are numbered 0, 1, 2 ..., the clock never falls as they rise, the link carries one at a time."""
-    at = lines(result, "steps", "event", "end_ns") + lines(result, "visits", "event", "routed_ns")
-    group_end: dict[tuple[int, ...], int] = {}
-    for visit, group, end in lines(result, "executions", "visit", "group", "end_ns"):
-        group_end[visit, group] = max(end, group_end.get((visit, group), 0))
-    numbers = list(result["answers"]["event"])
-    for event, visit, group in lines(result, "executions", "event", "visit", "group"):
-        at += [(event, group_end[visit, group])] * (group >= 0)
-        numbers += [event] * (group < 0)
-    columns = (
-        "event_queued",
-        "queued_ns",
-        "event_committed",
-        "committed_ns",
-        "event",
-        "landed_ns",
-        "started_ns",
-    )
-    for queued, queued_ns, committed, committed_ns, event, landed_ns, started_ns in lines(
-        result, "transfers", *columns
-    ):
-        at += [(queued, queued_ns)] + [(committed, committed_ns)] * (committed >= 0)
-        at += [(event, landed_ns)] * (landed_ns >= 0)
-        numbers += [event] * (landed_ns < 0)
-        assert landed_ns < 0 or queued_ns <= committed_ns <= started_ns <= landed_ns
-    assert sorted(numbers + [event for event, _ in at]) == list(range(len(numbers) + len(at)))
-    times = [time for _, time in sorted(at)]
-    assert times == sorted(times)
-    landed = sorted(
-        (started, end) for started, end in lines(result, "transfers", "started_ns", "landed_ns") if end >= 0
-    )
-    assert all(end <= begin for (_, end), (begin, _) in pairwise(landed))
-
-
-def check_residency(plan: Plan, result: dict[str, Any]) -> None:
-    """Replays the record in the order of events: slots suffice, and who runs or goes is there."""
-    resident = set(map(int, plan.residents))
-    on_link: set[int] = set()
-    happened: list[tuple[int, str, int, int]] = []
-    for layer, expert, victim, committed, event, landed in lines(
-        result, "transfers", "layer", "expert", "victim", "event_committed", "event", "landed_ns"
-    ):
-        name = layer * plan.n_experts + expert
-        happened += [(committed, "committed", name, victim)] * (committed >= 0)
-        happened += [(event, "landed", name, -1)] * (landed >= 0)
-    for event, visit, expert, cpu in lines(result, "executions", "event", "visit", "expert", "cpu"):
-        name = visit % plan.experts.shape[1] * plan.n_experts + expert
-        happened += [(event, "executed", name, -1)] * (not cpu)
-    for _, what, expert, victim in sorted(happened):
-        if what == "executed":
-            assert expert in resident
-            continue
-        if what == "landed":
-            on_link.remove(expert)
-            resident.add(expert)
-            continue
-        assert expert not in resident | on_link
-        if victim >= 0:
-            resident.remove(victim)
-        on_link.add(expert)
-        scopes = [0 if plan.pooled else name // plan.n_experts for name in resident | on_link]
-        assert all(scopes.count(scope) <= plan.slots[scope] for scope in set(scopes))
-    assert resident == set(result["totals"]["residents"])
+    check_all(plan, result)

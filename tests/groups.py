@@ -1,0 +1,87 @@
+"""A machine's record in the form of the reference's: groups of plain columns, and totals."""
+
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from sim.core.plan import Plan
+from sim.machines import compiled, discrete
+from sim.record import RunRecord
+from tests.reference import TOTALS
+
+RENAMED = {f"prefetched_{fate}": f"prefetch_{fate}" for fate in ("used", "late", "wasted")}
+MACHINES: dict[str, ModuleType] = {"compiled": compiled, "simpy": discrete}
+
+
+def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
+    """Group -> column -> list of Python ints, and `totals`, from a full record of this plan."""
+    groups = record.groups | {"steps": record.steps}
+    result: dict[str, Any] = {
+        name: {column: np.asarray(values).tolist() for column, values in group.items()}
+        for name, group in groups.items()
+    }
+    totals = {name: record.counters[RENAMED.get(name, name)] for name in TOTALS.split() if name != "time_ns"}
+    steps = result["steps"]["end_ns"]
+    return result | {
+        "totals": totals | {"time_ns": steps[-1] if steps else 0, "residents": _last_residents(plan, result)}
+    }
+
+
+def _last_residents(plan: Plan, result: dict[str, Any]) -> list[int]:
+    """Who is resident at the end (global ids), the least recently touched or landed first."""
+    first = [(place - len(plan.residents), int(expert), True) for place, expert in enumerate(plan.residents)]
+    changes = first + [(event, expert, there) for event, expert, there in _changes(plan, result)]
+    recency: dict[int, int] = {}
+    for event, expert, there in sorted(changes):
+        recency.pop(expert, None)
+        if there:
+            recency[expert] = event
+    return list(recency)
+
+
+def _changes(plan: Plan, result: dict[str, Any]) -> list[tuple[int, int, bool]]:
+    """(event, global id, stays) of every landing, touch and eviction."""
+    layers, n_experts = plan.experts.shape[1], plan.n_experts
+    changes = []
+    for row in rows(result, "executions"):
+        if not row["cpu"]:
+            changes.append((row["event"], row["visit"] % layers * n_experts + row["expert"], True))
+    for row in rows(result, "transfers"):
+        if row["landed_ns"] >= 0:
+            changes.append((row["event"], row["layer"] * n_experts + row["expert"], True))
+        if row["victim"] >= 0:
+            changes.append((row["event_committed"], row["victim"], False))
+    return changes
+
+
+def rows(result: dict[str, Any], group: str) -> list[dict[str, int]]:
+    """The lines of one group, each as column -> value."""
+    columns = result[group]
+    return [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
+
+
+def lines(result: dict[str, Any], group: str, *names: str) -> list[tuple[int, ...]]:
+    """The lines of a group, as tuples of the named columns."""
+    return list(zip(*(result[group][name] for name in names), strict=True))
+
+
+def run_groups(machine: str, plan: Plan) -> dict[str, Any]:
+    """Run a plan on a machine of MACHINES, with the full record."""
+    return as_groups(plan, MACHINES[machine].run(plan, full=True))
+
+
+def fingerprint(record: RunRecord) -> bytes:
+    """Every byte of a record, in one string."""
+    groups = record.groups | {"steps": record.steps, "layer": record.layer}
+    parts = [
+        f"{name}.{column} {np.asarray(values).dtype} ".encode() + np.asarray(values).tobytes()
+        for name, group in sorted(groups.items())
+        for column, values in sorted(group.items())
+    ]
+    return b"\n".join([*parts, repr(sorted(record.counters.items())).encode()])
+
+
+def rising(values: list[int]) -> bool:
+    return all(a <= b for a, b in pairwise(values))

@@ -1,0 +1,63 @@
+"""Plans made from other plans, and plans of one special kind: for laws that hold only there."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sim.core.plan import Choice, Plan
+from tests.plans import EVICTIONS, MISSES, plan
+
+
+def with_eviction(plan: Plan, name: str) -> Plan:
+    return replace(plan, eviction=Choice(name, EVICTIONS[name], np.array([0.9])))
+
+
+def with_slots(plan: Plan, slots: int) -> Plan:
+    """The same run with this many slots in every scope, all empty at first."""
+    return replace(plan, slots=np.full_like(plan.slots, slots), residents=np.zeros(0, np.int64))
+
+
+def lossless(plan: Plan) -> Plan:
+    """The same wants under lru and fetch, without prefetch."""
+    return replace(with_eviction(plan, "lru"), prefetch=None, miss=Choice("fetch", MISSES["fetch"]))
+
+
+def per_layer(plan: Plan) -> Plan:
+    """The same with slots of its own for each layer: a pool is shared out evenly and starts empty."""
+    if not plan.pooled:
+        return plan
+    layers = plan.experts.shape[1]
+    slots = np.full(layers, min(plan.n_experts, 1 + plan.slots[0] // layers))
+    return replace(plan, pooled=False, slots=slots, residents=np.zeros(0, np.int64))
+
+
+def everything_resident(plan: Plan) -> Plan:
+    n = plan.experts.shape[1] * plan.n_experts
+    slots = np.array([n]) if plan.pooled else np.full_like(plan.slots, plan.n_experts)
+    return replace(plan, slots=slots, residents=np.arange(n))
+
+
+def without_transfer_time(plan: Plan) -> Plan:
+    return replace(plan, costs=replace(plan.costs, transfer_ns=np.zeros(2, np.int64), commit_gap_ns=0))
+
+
+def rerouted_after(plan: Plan, step: int, seed: int) -> Plan:
+    """The same plan with other wanted experts in every step behind `step`; the prefetcher's lists stay."""
+    rng = np.random.default_rng(seed)
+    experts = plan.experts.copy()
+    for token in plan.step_row[plan.step_offset[step + 1] :]:
+        for layer in range(experts.shape[1]):
+            experts[token, layer] = rng.permutation(plan.n_experts)[: experts.shape[2]]
+    return replace(plan, experts=experts)
+
+
+def one_expert_a_visit(seed: int) -> Plan:
+    """One token a step, top-1, some visits that want nothing; no prefetch, fetch; either scope."""
+    rng = np.random.default_rng(seed)
+    layers, n_experts, tokens = (int(rng.integers(1, high)) for high in (4, 9, 80))
+    skewed = (rng.random((tokens, layers, 1)) ** rng.choice([1, 2]) * n_experts).astype(int)
+    wanted = np.where(rng.random(skewed.shape) < 0.05, -1, skewed)
+    pooled = bool(rng.random() < 0.4)
+    slots = rng.integers(1, n_experts * (layers if pooled else 1) + 1, 1 if pooled else layers)
+    residents: list[int] | None = None if rng.random() < 0.5 else []
+    return plan(wanted, n_experts, slots, residents=residents, pooled=pooled, seed=seed % 7)
