@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.core import state as st
 from sim.core.hashing import hash64
-from sim.core.jit import choice, inlined
+from sim.core.jit import inlined, inner
 from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
@@ -25,13 +25,13 @@ def visits_of_layer(s: Any, g: int) -> int:
     return (s.c[ROUTED] + layers - 1 - g // s.c[st.N_EXPERTS]) // layers
 
 
-@choice
+@inner
 def decayed_score(s: Any, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
     return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[g, LAST]))
 
 
-@choice
+@inner
 def count_use(s: Any, g: int) -> None:
     """Bring the decayed score of an executed expert up to date: score = score * decay ** n + 1."""
     s.score[g] = decayed_score(s, g) + 1.0
@@ -46,7 +46,7 @@ def _evictable(s: Any, g: int, spare_from: int) -> bool:
     return spare_from < 0 or not _listed(s, g, spare_from)
 
 
-@choice
+@inner
 def _listed(s: Any, g: int, which: int) -> bool:
     for i in range(1, s.merged[which, 0] + 1):
         if s.merged[which, i] == g:
@@ -69,7 +69,7 @@ def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
     return best
 
 
-@choice
+@inner
 def _least_score(s: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
     base = s.scope[BASE, scope]
@@ -83,7 +83,7 @@ def _least_score(s: Any, scope: int, spare_from: int) -> int:
     return best
 
 
-@choice
+@inner
 def _smallest(candidates: Any, n: int, rank: int) -> int:
     """The candidate with `rank` smaller ones among the first n (all different)."""
     for i in range(n):
@@ -95,7 +95,7 @@ def _smallest(candidates: Any, n: int, rank: int) -> int:
     return -1
 
 
-@choice
+@inner
 def _random(s: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
     base = s.scope[BASE, scope]

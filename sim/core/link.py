@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, inner
 from sim.core.residency import claim, move
 from sim.core.state import (
     ABSENT,
@@ -54,7 +54,7 @@ def _shift(s: Any, source: int, target: int) -> None:
         s.queue[target, column] = s.queue[source, column]
 
 
-@choice
+@inner
 def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int, which: int) -> None:
     """Expert g (absent) joins the prefetch queue behind every entry whose key is not greater."""
     move(s, g, QUEUED)
@@ -68,7 +68,7 @@ def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int, which: int)
     s.c[QUEUE_LEN] += 1
 
 
-@choice
+@inner
 def _place_of(s: Any, g: int) -> int:
     i = 0
     while s.queue[i, Q_EXPERT] != g:
@@ -76,14 +76,14 @@ def _place_of(s: Any, g: int) -> int:
     return i
 
 
-@choice
+@inner
 def _remove(s: Any, i: int) -> None:
     s.c[QUEUE_LEN] -= 1
     for j in range(i, s.c[QUEUE_LEN]):
         _shift(s, j + 1, j)
 
 
-@choice
+@inner
 def withdraw(s: Any, log: Any, g: int) -> None:
     """The queued prefetch of expert g is not wanted any more."""
     _remove(s, _place_of(s, g))
@@ -92,7 +92,7 @@ def withdraw(s: Any, log: Any, g: int) -> None:
     lg.ended(s, log, g, WITHDRAWN)
 
 
-@choice
+@inner
 def _next_prefetch(s: Any, log: Any) -> int:
     """The first queued prefetch that finds room; those before it are rejected. -1 where none does."""
     while s.c[QUEUE_LEN] > 0:
@@ -106,14 +106,14 @@ def _next_prefetch(s: Any, log: Any) -> int:
     return -1
 
 
-@inlined
+@choice
 def waiting(s: Any) -> bool:
     """Something is queued and the link may take it."""
     queued = s.c[DEMAND_HEAD] < s.c[DEMAND_TAIL] or s.c[QUEUE_LEN] > 0
     return queued and s.c[FLIGHT_LEN] < s.c[st.DEPTH]
 
 
-@inlined
+@choice
 def next_commit(s: Any, log: Any) -> int:
     """Commit one transfer and return its expert, or -1: nothing is queued, or a demand waits for a slot."""
     if s.c[DEMAND_HEAD] < s.c[DEMAND_TAIL]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.hashing import hash64
-from sim.core.jit import choice, frozen
+from sim.core.jit import frozen, inner
 from sim.core.plan import SUBSTITUTE_PARAMS, Plan
 from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
@@ -37,13 +37,14 @@ MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those o
 
 
 class Miss(NamedTuple):
-    """The miss policy as the core takes it. ask_late: late experts are asked about too; params float64 (SUBSTITUTE: as above;
+    """The miss policy as the core takes it. asks: False where every miss is fetched and nothing is re-ranked; ask_late: late experts are asked about too; params float64 (SUBSTITUTE: as above;
     DROP_BY_WEIGHT: the threshold); tau float64 [L]; weights float32 [T, L, K] or empty; logits uint16 [T, L, E] (float16
     bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens],
     expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank: kind of the re-ranking policy (core.rerank),
     -1 none, with its parameters; similarity float32 [L, E, E] or empty; norm_topk: chosen experts' weights add up to 1."""
 
     kind: int
+    asks: bool
     ask_late: bool
     lossy_prefill: bool
     params: npt.NDArray[np.float64]
@@ -61,10 +62,8 @@ class Miss(NamedTuple):
     norm_topk: bool
 
     @staticmethod
-    def of(plan: Plan) -> "Miss | None":
-        """None where every miss is fetched and nothing is re-ranked: the loop is then compiled without any question."""
-        if plan.miss.kind == FETCH and not plan.late_counts_as_missing and plan.rerank is None:
-            return None
+    def of(plan: Plan) -> "Miss":
+        """As the plan has it."""
         layers, n = plan.experts.shape[1], plan.n_experts
         weights = np.zeros((0, 0, 0), np.float32) if plan.weights is None else plan.weights.astype(np.float32)
         logits = np.zeros((0, 0, 0), np.uint16) if plan.logits is None else plan.logits.view(np.uint16)
@@ -73,6 +72,7 @@ class Miss(NamedTuple):
         q = plan.peer_q if plan.peer_q.size else np.zeros((layers, n, 0), np.float32)
         return Miss(
             kind=plan.miss.kind,
+            asks=plan.miss.kind != FETCH or plan.late_counts_as_missing or plan.rerank is not None,
             ask_late=plan.late_counts_as_missing,
             lossy_prefill=plan.lossy_prefill,
             params=frozen(plan.miss.params),
@@ -91,7 +91,7 @@ class Miss(NamedTuple):
         )
 
 
-@choice
+@inner
 def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Fill State.reply for the slots of one token whose expert is missing (and, with ask_late, late).
 
@@ -111,13 +111,13 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
         s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = reply, -1, OPEN
 
 
-@choice
+@inner
 def asked(s: Any, miss: Any, g: int) -> bool:
     """Whether the miss policy answers for expert g in this visit."""
     return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def entropy(weights: Any, ids: Any, temperature: float) -> float:
     """TAE (Eq. 1): -sum p ln p / ln k over the token's router weights, renormalised, in [0, 1]; 0 for k = 1.
 
@@ -138,7 +138,7 @@ def entropy(weights: Any, ids: Any, temperature: float) -> float:
     return out / math.log(float(len(ids)))
 
 
-@choice
+@inner
 def margin(weights: Any, ids: Any) -> float:
     """The difference of the two largest renormalised router weights."""
     first, second, total = 0.0, 0.0, 0.0
@@ -153,7 +153,7 @@ def margin(weights: Any, ids: Any) -> float:
     return (first - second) / total if total > 0.0 else 0.0
 
 
-@choice
+@inner
 def _distribution_gate(s: Any, params: Any) -> bool:
     """Eq. 2: too large a share of the wanted set is not on the GPU, or fetching it would pass the transfer budget."""
     away = 0
@@ -164,7 +164,7 @@ def _distribution_gate(s: Any, params: Any) -> bool:
     return params[BUDGET] > 0 and away > params[BUDGET]  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
     """The first gate that is shut for this token, in the paper's order, or OPEN."""
     if miss.tau[layer] >= 0.0 and entropy(weights, ids, miss.params[TEMPERATURE]) <= miss.tau[layer]:
@@ -174,7 +174,7 @@ def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
     return DISTRIBUTION if _distribution_gate(s, miss.params) else OPEN
 
 
-@choice
+@inner
 def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
     """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its normalisation is
     ours), hop the number of partitions between the two experts (E / partitions experts each)."""
@@ -188,7 +188,7 @@ def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
     return psi
 
 
-@choice
+@inner
 def _probability(logits: Any, t: int, layer: int, j: int) -> float:
     top, total = half_to_float(logits[t, layer, 0]), 0.0
     for e in range(1, logits.shape[2]):
@@ -198,7 +198,7 @@ def _probability(logits: Any, t: int, layer: int, j: int) -> float:
     return math.exp(half_to_float(logits[t, layer, j]) - top) / total
 
 
-@choice
+@inner
 def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """B(i) into work[SCRATCH], by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
     n, order = 0, s.work[st.SCRATCH]
@@ -214,13 +214,13 @@ def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     return n
 
 
-@choice
+@inner
 def _free(s: Any, base: int, j: int) -> bool:
     """Resident now, and not in the token's set U."""
     return s.x[base + j, STATE] == RESIDENT and s.x[base + j, st.USED_BY] != s.c[st.TOKEN]  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
     base, n = layer * s.c[st.N_EXPERTS], _in_order(s, miss, t, layer, i)
@@ -231,7 +231,7 @@ def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     return -1
 
 
-@choice
+@inner
 def _any(s: Any, layer: int) -> int:
     """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
     n_experts, n = s.c[st.N_EXPERTS], 0
@@ -249,7 +249,7 @@ def _any(s: Any, layer: int) -> int:
     return -1
 
 
-@choice
+@inner
 def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
     """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
     best, best_logit = -1, 0.0
@@ -261,7 +261,7 @@ def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
     return best
 
 
-@choice
+@inner
 def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control)."""
     selector = np.int64(miss.params[SELECTOR])
@@ -276,7 +276,7 @@ def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     return _best_ranked(s, miss, t, layer) if selector == SELECT_NEXT else -2
 
 
-@choice
+@inner
 def _cheaper(s: Any, miss: Any, g: int) -> int:
     """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side also
     waits for what this visit has already given it."""
@@ -296,7 +296,7 @@ def _cheaper(s: Any, miss: Any, g: int) -> int:
     return ANSWER_FETCH
 
 
-@choice
+@inner
 def _fall_back(s: Any, miss: Any, g: int, gate: int) -> int:
     """The answer for a slot that nobody stands in for; a shut gate or rho makes `drop` a fetch."""
     fallback = np.int64(miss.params[FALLBACK])
@@ -307,7 +307,7 @@ def _fall_back(s: Any, miss: Any, g: int, gate: int) -> int:
     return ANSWER_DROP if fallback == FALL_DROP and gate == NOBODY else ANSWER_FETCH
 
 
-@choice
+@inner
 def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
     """The slot to look at next: descending router weight, ties by slot, or ascending; those done carry REPLY >= 0."""
     best = -1
@@ -320,7 +320,7 @@ def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
     return best
 
 
-@choice
+@inner
 def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as all of the token's set."""
     base = layer * s.c[st.N_EXPERTS]

@@ -15,13 +15,13 @@ from typing import Any
 
 from sim.core import state as st
 from sim.core.half import half_to_float
-from sim.core.jit import choice
+from sim.core.jit import inner
 from sim.core.state import RESIDENT, STATE
 
 CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE = range(5)
 
 
-@choice
+@inner
 def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
     """Every token of the visit, in row order; tokens [rows]: their places in the trace."""
     if miss.rerank == SERE:
@@ -39,17 +39,17 @@ def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
             _adapmoe(s, miss, row)
 
 
-@choice
+@inner
 def _resident(s: Any, layer: int, e: int) -> bool:
     return s.x[layer * s.c[st.N_EXPERTS] + e, STATE] == RESIDENT  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def _logit(miss: Any, t: int, layer: int, e: int) -> float:
     return half_to_float(miss.logits[t, layer, e])  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
     """All experts of the layer into work[RANKS], by logit descending, ties by id."""
     order = s.work[st.RANKS]
@@ -61,7 +61,7 @@ def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
         order[place] = e
 
 
-@choice
+@inner
 def _mass(miss: Any, t: int, layer: int) -> tuple[float, float]:
     """(largest logit, sum of exp(logit - largest)): what the softmax over all experts is made of."""
     top, total = _logit(miss, t, layer, 0), 0.0
@@ -72,7 +72,7 @@ def _mass(miss: Any, t: int, layer: int) -> tuple[float, float]:
     return top, total
 
 
-@choice
+@inner
 def _weigh(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     """Weights of the chosen set: its own p, renormalised where the model does."""
     top, total = _mass(miss, t, layer)
@@ -86,7 +86,7 @@ def _weigh(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
             s.weight[row, k] /= chosen
 
 
-@choice
+@inner
 def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     high, low = _logit(miss, t, layer, 0), _logit(miss, t, layer, 0)
     for e in range(1, miss.logits.shape[2]):
@@ -109,7 +109,7 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     _weigh(s, miss, t, layer, row)
 
 
-@choice
+@inner
 def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
     order, n, top_k = s.work[st.RANKS], 0, s.routed.shape[1]
@@ -129,7 +129,7 @@ def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     _weigh(s, miss, t, layer, row)
 
 
-@choice
+@inner
 def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     top_k, n = s.routed.shape[1], s.c[st.N_EXPERTS]
     if top_k >= n:
@@ -152,7 +152,7 @@ def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
             s.routed[row, k] = other
 
 
-@choice
+@inner
 def _stand_in(
     s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float
 ) -> int:
@@ -165,7 +165,7 @@ def _stand_in(
     return best
 
 
-@choice
+@inner
 def _uses(s: Any, row: int, e: int) -> bool:
     for k in range(s.routed.shape[1]):
         if s.routed[row, k] == e:
@@ -173,7 +173,7 @@ def _uses(s: Any, row: int, e: int) -> bool:
     return False
 
 
-@choice
+@inner
 def _adapmoe(s: Any, miss: Any, row: int) -> None:
     strongest = -1
     for k in range(s.routed.shape[1]):
@@ -184,7 +184,7 @@ def _adapmoe(s: Any, miss: Any, row: int) -> None:
             s.routed[row, k] = -1
 
 
-@choice
+@inner
 def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
     """Whether slot k is among the `primary` strongest of its token (ties: the lower slot)."""
     stronger = 0
@@ -195,7 +195,7 @@ def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
     return stronger < primary
 
 
-@choice
+@inner
 def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
     threshold, count = miss.rerank_params[0], int(miss.rerank_params[1])
     primary = s.work[st.SCRATCH]
@@ -212,7 +212,7 @@ def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
                 _to_primary(s, miss, layer, row, k, e, primary, threshold)
 
 
-@choice
+@inner
 def _to_primary(
     s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float
 ) -> None:

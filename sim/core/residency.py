@@ -8,19 +8,21 @@ from typing import Any
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import DECAYED, count_use, victim
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, inner
 from sim.core.state import (
     ABSENT,
     ARRIVING,
     BASE,
     CAPACITY,
     COMMITTED,
+    DEMANDED,
     EVICTIONS,
     FRESH,
     LANDED,
     LEGAL,
     ORIGIN,
     POOLED,
+    QUEUED,
     RESIDENT,
     SLOT,
     STAMP,
@@ -35,12 +37,50 @@ from sim.core.state import (
 PREFETCH = 1  # plan.CAUSES
 
 
-@inlined
+@inner
+def _refuse(was: int, to: int) -> None:
+    """Compiled code raises constants only: one line for each transition that the table does not know."""
+    if was == ABSENT:
+        if to == ABSENT:
+            raise IllegalTransition(0, 0)
+        if to == COMMITTED:
+            raise IllegalTransition(0, 3)
+        raise IllegalTransition(0, 4)
+    if was == QUEUED:
+        if to == QUEUED:
+            raise IllegalTransition(1, 1)
+        raise IllegalTransition(1, 4)
+    if was == DEMANDED:
+        if to == ABSENT:
+            raise IllegalTransition(2, 0)
+        if to == QUEUED:
+            raise IllegalTransition(2, 1)
+        if to == DEMANDED:
+            raise IllegalTransition(2, 2)
+        raise IllegalTransition(2, 4)
+    if was == COMMITTED:
+        if to == ABSENT:
+            raise IllegalTransition(3, 0)
+        if to == QUEUED:
+            raise IllegalTransition(3, 1)
+        if to == DEMANDED:
+            raise IllegalTransition(3, 2)
+        raise IllegalTransition(3, 3)
+    if to == QUEUED:
+        raise IllegalTransition(4, 1)
+    if to == DEMANDED:
+        raise IllegalTransition(4, 2)
+    if to == COMMITTED:
+        raise IllegalTransition(4, 3)
+    raise IllegalTransition(4, 4)
+
+
+@choice
 def move(s: Any, g: int, to: int) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.x[g, STATE]
     if not LEGAL[was, to]:
-        raise IllegalTransition("an expert was about to make an illegal transition")
+        _refuse(was, to)
     s.x[g, STATE] = to
 
 
@@ -106,7 +146,7 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
     return True
 
 
-@inlined
+@choice
 def land(s: Any, log: Any) -> int:
     """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
     head = s.c[st.FLIGHT_HEAD]

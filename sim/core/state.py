@@ -80,11 +80,11 @@ NEVER = np.iinfo(np.int64).max
 
 
 class IllegalTransition(RuntimeError):
-    """A law of the machine was about to be broken: the message names the expert, its state and the step refused."""
+    """A law of the machine was about to be broken: args are the state an expert was in and the one refused."""
 
     def __str__(self) -> str:
-        was, to, expert = self.args
-        return f"expert {expert}: {STATES[was]} -> {STATES[to]} is not a legal transition"
+        was, to = self.args
+        return f"{STATES[was]} -> {STATES[to]} is not a legal transition"
 
 
 class State(NamedTuple):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import BELADY
-from sim.core.jit import choice, frozen, inlined
+from sim.core.jit import choice, frozen, inlined, inner
 from sim.core.link import LAST_KEY, demand, join, withdraw
 from sim.core.miss import (
     ANSWER_CPU,
@@ -98,19 +98,30 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
                         last[layer * n_experts + e] = step * layers + layer
 
 
-def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
-    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state)."""
+def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
+    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state).
+
+    A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
+    without any of it. Every other run takes the one version that has everything: a few versions in all, not one per feature.
+    """
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.kind == BELADY:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
         _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:, st.NEXT], plan.n_experts, next_use)
     route = Route(*map(frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
-    ahead = None
-    if plan.prefetch is not None:
-        p = plan.prefetch
-        key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
-        ahead = Ahead(frozen(p.lists), frozen(p.row), frozen(key))
-    return route, Miss.of(plan), ahead
+    miss = Miss.of(plan)
+    if not full and not miss.asks and plan.prefetch is None:
+        return route, None, None
+    return route, miss, _ahead(plan)
+
+
+def _ahead(plan: Plan) -> Ahead:
+    if plan.prefetch is None:
+        none = np.zeros((0, 0), np.int64)
+        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), frozen(none))
+    p = plan.prefetch
+    key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
+    return Ahead(frozen(p.lists), frozen(p.row), frozen(key))
 
 
 @inlined
@@ -130,7 +141,7 @@ def _want(s: Any, g: int, visit: int) -> None:
     s.c[N_WANTED] += 1
 
 
-@choice
+@inner
 def _load(s: Any, route: Any, miss: Any, step: int, layer: int) -> None:
     """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
     first, last = route.step_offset[step], route.step_offset[step + 1]
@@ -144,7 +155,7 @@ def _load(s: Any, route: Any, miss: Any, step: int, layer: int) -> None:
         rerank(s, miss, route.step_row[first:last], layer)
 
 
-@choice
+@inner
 def _count_before(s: Any, rows: int, layer: int) -> None:
     """Distinct experts that the trace itself wants in this visit."""
     seen = s.work[st.SCRATCH]
@@ -161,12 +172,12 @@ def _count_before(s: Any, rows: int, layer: int) -> None:
 @inlined
 def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
     """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
-    if miss is None:
-        return route.experts[route.step_row[i], layer, k]  # type: ignore[no-any-return]
-    return s.routed[i - route.step_offset[step], k]  # type: ignore[no-any-return]
+    if miss is not None and miss.asks:
+        return s.routed[i - route.step_offset[step], k]  # type: ignore[no-any-return]
+    return route.experts[route.step_row[i], layer, k]  # type: ignore[no-any-return]
 
 
-@choice
+@inner
 def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
     """Belady: every expert that the trace wants here is next wanted later."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
@@ -226,7 +237,7 @@ def _wait_for_late(s: Any, g: int) -> None:
         s.c[st.N_WAITED] += 1
 
 
-@choice
+@inner
 def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
     """Without a miss policy every entry of a missing expert is answered `fetch`."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
@@ -256,14 +267,14 @@ def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int
             demand(s, log, g, visit)
 
 
-@choice
+@inner
 def _give_stand_in(s: Any, g: int) -> None:
     """Resident expert g executes one more token, in another expert's place."""
     _work(s, g, 1)
     s.x[g, st.STAND_IN] += 1
 
 
-@choice
+@inner
 def _give_host(s: Any, g: int) -> None:
     """The host computes one more token of expert g."""
     if s.x[g, HOST] == 0:
@@ -272,7 +283,7 @@ def _give_host(s: Any, g: int) -> None:
     s.x[g, HOST] += 1
 
 
-@choice
+@inner
 def _reply(s: Any, log: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool) -> None:
     """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
     base = layer * s.c[st.N_EXPERTS]
@@ -300,7 +311,7 @@ def _reply(s: Any, log: Any, visit: int, t: int, layer: int, k: int, e: int, wei
         s.loss[t] += weight
 
 
-@choice
+@inner
 def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, row: int, lossless: bool) -> None:
     """2d for one token: plan its answers where it needs any, then slot by slot."""
     ids, weights = s.routed[row], s.weight[row]
@@ -323,7 +334,7 @@ def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, r
             _wait_for_late(s, g)
 
 
-@choice
+@inner
 def _answer_each(s: Any, log: Any, route: Any, miss: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
     lossless = route.step_prefill[step] and not miss.lossy_prefill
@@ -345,7 +356,7 @@ def _answer_each(s: Any, log: Any, route: Any, miss: Any, visit: int, step: int,
         _fetch_in_background(s, log, visit)
 
 
-@choice
+@inner
 def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
     """Experts that somebody stood in for follow behind every prefetch, for the visits to come."""
     for i in range(s.c[st.N_ANSWERED]):
@@ -354,7 +365,7 @@ def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
             join(s, log, g, visit, 2, LAST_KEY, -1)
 
 
-@choice
+@inner
 def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
     """2b: prefetches queued for this layer whose expert this visit does not want."""
     n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
@@ -367,7 +378,7 @@ def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
         withdraw(s, log, unwanted[i])
 
 
-@choice
+@inner
 def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
@@ -387,7 +398,7 @@ def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which:
     return n
 
 
-@choice
+@inner
 def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
     """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
     layers, distances = s.c[st.N_LAYERS], ahead.row.shape[0]
@@ -407,29 +418,30 @@ def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
                 left -= 1
 
 
-@inlined
+@choice
 def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int) -> None:
     """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
     visit = step * s.c[st.N_LAYERS] + layer
     s.c[st.DEMAND_HEAD] = 0
     s.c[st.DEMAND_TAIL] = 0
-    if miss is not None:
+    asks = miss is not None and miss.asks
+    if miss is not None and asks:
         _load(s, route, miss, step, layer)
     _classify(s, route, miss, visit, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
-    if ahead is not None:
+    if ahead is not None and s.c[st.QUEUE_LEN] > 0:
         _withdraw_unwanted(s, log, visit, layer)
     _count(s, layer)
-    if miss is None:
-        _fetch_all(s, log, route, visit, step, layer)
-    else:
+    if miss is not None and asks:
         _answer_each(s, log, route, miss, visit, step, layer)
+    else:
+        _fetch_all(s, log, route, visit, step, layer)
     if ahead is not None:
         _predict(s, log, route, ahead, visit)
 
 
-@choice
+@inner
 def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
     row = log.visits[s.c[st.R_VISITS]]
     s.c[st.R_VISITS] += 1
@@ -441,7 +453,7 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
         row[lg.V_HITS + s.x[s.work[WANTED, i], CLASS]] += 1
 
 
-@choice
+@inner
 def _stuck(s: Any) -> bool:
     """Nothing more can land while the rest is held: the demand in front finds no slot, nor will what is under way bring one."""
     if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
@@ -456,7 +468,7 @@ def _stuck(s: Any) -> bool:
     return True
 
 
-@inlined
+@choice
 def take_group(s: Any, mode: int) -> int:
     """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
     ready = s.c[st.N_READY] - s.c[N_RUN]
@@ -467,7 +479,7 @@ def take_group(s: Any, mode: int) -> int:
     return ready  # type: ignore[no-any-return]
 
 
-@inlined
+@choice
 def finish_group(s: Any, log: Any, n: int) -> None:
     """The group of the next n ready experts has run: touched and released in its order."""
     for i in range(s.c[N_RUN], s.c[N_RUN] + n):
@@ -488,7 +500,7 @@ def finish_host(s: Any, log: Any) -> None:
         s.x[g, HOST] = 0
 
 
-@choice
+@inner
 def _log_execution(s: Any, log: Any, g: int, tokens: int, stand_in: int, cpu: int) -> None:
     row = log.executions[s.c[st.R_EXECUTIONS]]
     s.c[st.R_EXECUTIONS] += 1

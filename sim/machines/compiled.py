@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, inner
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
@@ -37,7 +37,7 @@ class Durations(NamedTuple):
     commit_gap_ns: int
 
 
-@choice
+@inner
 def _commit_all(s: Any, log: Any, d: Any, clock: Any) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.k[NOW]
@@ -67,7 +67,7 @@ def _land_due(s: Any, log: Any, clock: Clock) -> None:
             log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = now
 
 
-@choice
+@inner
 def _link_until(s: Any, log: Any, d: Any, clock: Any, to: int) -> None:
     """The clock leaves `now`: commit, then land and commit at every instant before `to`, and land at `to`."""
     if waiting(s):
@@ -90,7 +90,7 @@ def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int) -> None:
             clock.k[NOW] += ns
 
 
-@choice
+@inner
 def _stall(s: Any, log: Any, d: Any, clock: Any, layer: int) -> None:
     """Nothing to take: commit, then wait for the next landing."""
     _commit_all(s, log, d, clock)
@@ -125,7 +125,7 @@ def _run_group(s: Any, log: Any, d: Durations, clock: Clock, n: int, group: int)
         _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
 
 
-@choice
+@inner
 def _time_executions(s: Any, log: Any, expert_ns: Any, begin: int, n: int, group: int) -> None:
     """When each of the last n executions began and ended."""
     last = s.c[st.R_EXECUTIONS]
@@ -136,7 +136,7 @@ def _time_executions(s: Any, log: Any, expert_ns: Any, begin: int, n: int, group
         row[lg.X_END] = begin
 
 
-@choice
+@inner
 def _host_ns(s: Any, d: Any) -> int:
     """How long the host computes what this visit gave it: one expert after another from the routed instant."""
     busy = 1 if s.c[FLIGHT_LEN] > 0 else 0
@@ -146,7 +146,7 @@ def _host_ns(s: Any, d: Any) -> int:
     return ns
 
 
-@choice
+@inner
 def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
     """The layer ends when the host is done too."""
     wait = max(0, routed + ns - clock.k[NOW])
@@ -221,6 +221,6 @@ def durations(plan: Plan) -> Durations:
 def run(plan: Plan, full: bool = False) -> RunRecord:
     """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
     s, log, clock = begin_run(plan, full)
-    route, miss, ahead = inputs(plan, s)
+    route, miss, ahead = inputs(plan, s, full)
     _loop(s, log, route, miss, ahead, durations(plan), clock, plan.group, plan.warmup_steps)
     return RunRecord.of(plan, s, log, clock)

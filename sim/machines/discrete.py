@@ -31,7 +31,7 @@ class Machine:
         self.env = simpy.Environment()
         self.plan, self.costs = plan, plan.costs
         self.s, self.log, self.clock = begin_run(plan, full)
-        self.route, self.miss, self.ahead = inputs(plan, self.s)
+        self.route, self.miss, self.ahead = inputs(plan, self.s, full)
         self.commit_due = False
         self.wake: simpy.Event | None = None  # what a stalled GPU waits for
         self.stalled_since = 0
