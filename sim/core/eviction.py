@@ -13,7 +13,7 @@ import numpy as np
 from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.jit import choice, inlined
-from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
 
@@ -28,20 +28,20 @@ def visits_of_layer(s: Any, g: int) -> int:
 @choice
 def decayed_score(s: Any, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
-    return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[LAST, g]))
+    return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[g, LAST]))
 
 
 @choice
 def count_use(s: Any, g: int) -> None:
     """Bring the decayed score of an executed expert up to date: score = score * decay ** n + 1."""
     s.score[g] = decayed_score(s, g) + 1.0
-    s.x[LAST, g] = visits_of_layer(s, g)
+    s.x[g, LAST] = visits_of_layer(s, g)
 
 
 @inlined
 def _evictable(s: Any, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
-    if s.x[STATE, g] != RESIDENT or s.x[WORK, g] > 0:
+    if s.x[g, STATE] != RESIDENT or s.x[g, WORK] > 0:
         return False
     return spare_from < 0 or not _listed(s, g, spare_from)
 
@@ -55,29 +55,28 @@ def _listed(s: Any, g: int, which: int) -> bool:
 
 
 @inlined
-def _least(s: Any, scope: int, spare_from: int, row: int, sign: int) -> int:
-    """The evictable expert with the least sign * x[row], then the oldest stamp; -1 where none is evictable."""
-    best, best_key, best_stamp = -1, np.int64(0), np.int64(0)
-    base = s.scope[BASE, scope]
-    for i in range(base, base + s.scope[USED, scope]):
+def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
+    """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
+    best, best_key, best_stamp = -1, NEVER, NEVER
+    base = s.scope[scope, BASE]
+    for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
-        if not _evictable(s, g, spare_from):
-            continue
-        key, stamp = sign * s.x[row, g], s.x[STAMP, g]
-        if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
-            best, best_key, best_stamp = g, key, stamp
+        key, stamp = sign * s.x[g, field], s.x[g, STAMP]
+        if key < best_key or (key == best_key and stamp < best_stamp):
+            if _evictable(s, g, spare_from):
+                best, best_key, best_stamp = g, key, stamp
     return best
 
 
 @choice
 def _least_score(s: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
-    base = s.scope[BASE, scope]
-    for i in range(base, base + s.scope[USED, scope]):
+    base = s.scope[scope, BASE]
+    for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         if not _evictable(s, g, spare_from):
             continue
-        key, stamp = decayed_score(s, g), s.x[STAMP, g]
+        key, stamp = decayed_score(s, g), s.x[g, STAMP]
         if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
             best, best_key, best_stamp = g, key, stamp
     return best
@@ -98,10 +97,10 @@ def _smallest(candidates: Any, n: int, rank: int) -> int:
 @choice
 def _random(s: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
-    base = s.scope[BASE, scope]
+    base = s.scope[scope, BASE]
     candidates = s.work[st.SCRATCH]
     n = 0
-    for i in range(base, base + s.scope[USED, scope]):
+    for i in range(base, base + s.scope[scope, USED]):
         if _evictable(s, s.slot[i], spare_from):
             candidates[n] = s.slot[i]
             n += 1
@@ -116,14 +115,9 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
 def victim(s: Any, scope: int, spare_from: int) -> int:
     """The expert to evict from a full scope, or -1. `spare_from`: the merged list to spare, -1 for a demand."""
     kind = s.c[st.EVICTION]
-    if kind == LRU:
-        return _least(s, scope, spare_from, STAMP, 1)
-    if kind == FIFO:
-        return _least(s, scope, spare_from, LANDED, 1)
-    if kind == LFU:
-        return _least(s, scope, spare_from, USES, 1)
-    if kind == BELADY:
-        return _least(s, scope, spare_from, NEXT, -1)
     if kind == DECAYED:
         return _least_score(s, scope, spare_from)
-    return _random(s, scope, spare_from)
+    if kind == RANDOM:
+        return _random(s, scope, spare_from)
+    field = STAMP if kind == LRU else (LANDED if kind == FIFO else (USES if kind == LFU else NEXT))
+    return _least(s, scope, spare_from, field, -1 if kind == BELADY else 1)

@@ -36,14 +36,14 @@ WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
 @inlined
 def demand(s: Any, log: Any, g: int, visit: int) -> None:
     """Expert g was answered `fetch`: it joins the demand queue, from the prefetch queue if it stood there."""
-    if s.x[STATE, g] == QUEUED:
+    if s.x[g, STATE] == QUEUED:
         _remove(s, _place_of(s, g))
         s.c[st.PROMOTED] += 1
         lg.promoted(s, log, g)
     else:
         lg.queued(s, log, g, visit, 0)
     move(s, g, DEMANDED)
-    s.x[ORIGIN, g] = 0
+    s.x[g, ORIGIN] = 0
     s.work[DEMAND, s.c[DEMAND_TAIL]] = g
     s.c[DEMAND_TAIL] += 1
 
@@ -58,7 +58,7 @@ def _shift(s: Any, source: int, target: int) -> None:
 def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int, which: int) -> None:
     """Expert g (absent) joins the prefetch queue behind every entry whose key is not greater."""
     move(s, g, QUEUED)
-    s.x[ORIGIN, g] = cause
+    s.x[g, ORIGIN] = cause
     lg.queued(s, log, g, visit, cause)
     i = s.c[QUEUE_LEN]
     while i > 0 and s.queue[i - 1, Q_KEY] > key:
@@ -126,7 +126,7 @@ def next_commit(s: Any, log: Any) -> int:
         if g < 0:
             return -1
     tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN]
-    s.flight[tail if tail < len(s.flight) else tail - len(s.flight)] = g
+    s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)] = g
     s.c[FLIGHT_LEN] += 1
     return g  # type: ignore[no-any-return]
 
@@ -136,7 +136,7 @@ def abandon(s: Any, log: Any) -> int:
     """The run has ended: what is under way or queued is unfinished (in that order). Returns how many transfers."""
     left = s.c[FLIGHT_LEN] + s.c[DEMAND_TAIL] - s.c[DEMAND_HEAD] + s.c[QUEUE_LEN]
     for i in range(s.c[FLIGHT_LEN]):
-        lg.ended(s, log, s.flight[(s.c[FLIGHT_HEAD] + i) % len(s.flight)], UNFINISHED)
+        lg.ended(s, log, s.work[st.FLIGHT, (s.c[FLIGHT_HEAD] + i) % len(s.x)], UNFINISHED)
     for i in range(s.c[DEMAND_HEAD], s.c[DEMAND_TAIL]):
         lg.ended(s, log, s.work[DEMAND, i], UNFINISHED)
     for i in range(s.c[QUEUE_LEN]):

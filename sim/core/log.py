@@ -74,7 +74,7 @@ def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
     if log is not None:
         i = s.c[R_TRANSFERS]
         s.c[R_TRANSFERS] += 1
-        s.x[TRANSFER, g] = i
+        s.x[g, TRANSFER] = i
         row = log.transfers[i]
         for j in range(T_COLUMNS):
             row[j] = -1
@@ -86,7 +86,7 @@ def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
 def ended(s: Any, log: Any, g: int, outcome: int) -> None:
     """The transfer of expert g landed, was withdrawn, was rejected, or is unfinished."""
     if log is not None:
-        row = log.transfers[s.x[TRANSFER, g]]
+        row = log.transfers[s.x[g, TRANSFER]]
         row[T_OUTCOME], row[T_EVENT] = outcome, next_event(s)
 
 
@@ -94,7 +94,7 @@ def ended(s: Any, log: Any, g: int, outcome: int) -> None:
 def promoted(s: Any, log: Any, g: int) -> None:
     """The queued prefetch of expert g becomes a demand; it keeps its place in the order of events."""
     if log is not None:
-        row = log.transfers[s.x[TRANSFER, g]]
+        row = log.transfers[s.x[g, TRANSFER]]
         row[T_CAUSE], row[T_PROMOTED] = 0, 1
 
 
@@ -102,7 +102,7 @@ def promoted(s: Any, log: Any, g: int) -> None:
 def committed(s: Any, log: Any, g: int, victim: int) -> None:
     """The transfer of expert g goes on the link in the place of `victim` (-1: a free slot)."""
     if log is not None:
-        row = log.transfers[s.x[TRANSFER, g]]
+        row = log.transfers[s.x[g, TRANSFER]]
         row[T_VICTIM], row[T_EVENT_COMMITTED] = victim, next_event(s)
 
 

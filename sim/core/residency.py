@@ -20,7 +20,6 @@ from sim.core.state import (
     LANDED,
     LEGAL,
     ORIGIN,
-    POOLED,
     RESIDENT,
     SLOT,
     STAMP,
@@ -38,21 +37,21 @@ PREFETCH = 1  # plan.CAUSES
 @inlined
 def move(s: Any, g: int, to: int) -> None:
     """Raises IllegalTransition when the table does not allow it."""
-    was = s.x[STATE, g]
+    was = s.x[g, STATE]
     if not LEGAL[was, to]:
         raise IllegalTransition("an expert was about to make an illegal transition")
-    s.x[STATE, g] = to
+    s.x[g, STATE] = to
 
 
 @inlined
 def scope_of(s: Any, g: int) -> int:
     """The one pool, or the expert's layer."""
-    return 0 if s.c[POOLED] else g // s.c[st.N_EXPERTS]
+    return s.x[g, st.SCOPE]  # type: ignore[no-any-return]
 
 
 @inlined
 def _touch(s: Any, g: int) -> None:
-    s.x[STAMP, g] = s.c[st.STAMPS]
+    s.x[g, STAMP] = s.c[st.STAMPS]
     s.c[st.STAMPS] += 1
 
 
@@ -61,22 +60,22 @@ def place(s: Any, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
     for g in residents:
         scope = scope_of(s, g)
-        slot = s.scope[BASE, scope] + s.scope[USED, scope]
-        s.scope[USED, scope] += 1
+        slot = s.scope[scope, BASE] + s.scope[scope, USED]
+        s.scope[scope, USED] += 1
         s.slot[slot] = g
-        s.x[SLOT, g] = slot
-        s.x[STATE, g] = RESIDENT
-        s.x[LANDED, g] = s.c[st.STAMPS]
+        s.x[g, SLOT] = slot
+        s.x[g, STATE] = RESIDENT
+        s.x[g, LANDED] = s.c[st.STAMPS]
         _touch(s, g)
 
 
 @inlined
 def _evict(s: Any, g: int) -> None:
-    if s.x[WORK, g] > 0:
+    if s.x[g, WORK] > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
     s.c[EVICTIONS] += 1
-    if s.x[FRESH, g] == 1:
+    if s.x[g, FRESH] == 1:
         s.c[st.PREFETCH_WASTED] += 1
 
 
@@ -88,20 +87,20 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
     """
     scope = scope_of(s, g)
     gone = -1
-    if s.scope[USED, scope] < s.scope[CAPACITY, scope]:
-        slot = s.scope[BASE, scope] + s.scope[USED, scope]
-        s.scope[USED, scope] += 1
+    if s.scope[scope, USED] < s.scope[scope, CAPACITY]:
+        slot = s.scope[scope, BASE] + s.scope[scope, USED]
+        s.scope[scope, USED] += 1
     else:
         gone = victim(s, scope, spare_from)
         if gone < 0:
             return False
         _evict(s, gone)
-        slot = s.x[SLOT, gone]
+        slot = s.x[gone, SLOT]
     move(s, g, COMMITTED)
     s.slot[slot] = g
-    s.x[SLOT, g] = slot
-    s.x[FRESH, g] = 0
-    s.scope[ARRIVING, scope] += 1
+    s.x[g, SLOT] = slot
+    s.x[g, FRESH] = 0
+    s.scope[scope, ARRIVING] += 1
     lg.committed(s, log, g, gone)
     return True
 
@@ -110,24 +109,24 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
 def land(s: Any, log: Any) -> int:
     """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
     head = s.c[st.FLIGHT_HEAD]
-    g = s.flight[head]
-    s.c[st.FLIGHT_HEAD] = head + 1 if head + 1 < len(s.flight) else 0
+    g = s.work[st.FLIGHT, head]
+    s.c[st.FLIGHT_HEAD] = head + 1 if head + 1 < len(s.x) else 0
     s.c[st.FLIGHT_LEN] -= 1
     move(s, g, RESIDENT)
-    s.scope[ARRIVING, scope_of(s, g)] -= 1
-    s.x[LANDED, g] = s.c[st.STAMPS]
+    s.scope[scope_of(s, g), ARRIVING] -= 1
+    s.x[g, LANDED] = s.c[st.STAMPS]
     _touch(s, g)
-    s.c[st.LANDED_DEMAND + s.x[ORIGIN, g]] += 1
-    if s.x[ORIGIN, g] == PREFETCH:
-        if s.x[FRESH, g] == 2:  # wanted on its way
+    s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1
+    if s.x[g, ORIGIN] == PREFETCH:
+        if s.x[g, FRESH] == 2:  # wanted on its way
             s.c[st.PREFETCH_LATE] += 1
-            s.x[FRESH, g] = 0
+            s.x[g, FRESH] = 0
         else:
-            s.x[FRESH, g] = 1
-    if s.x[WAITED, g]:
-        s.x[WAITED, g] = 0
+            s.x[g, FRESH] = 1
+    if s.x[g, WAITED]:
+        s.x[g, WAITED] = 0
         s.c[st.N_WAITED] -= 1
-    if s.x[WORK, g] > 0:
+    if s.x[g, WORK] > 0:
         s.work[st.READY, s.c[st.N_READY]] = g
         s.c[st.N_READY] += 1
     lg.ended(s, log, g, 0)
@@ -138,8 +137,8 @@ def land(s: Any, log: Any) -> int:
 def executed(s: Any, g: int) -> None:
     """Expert g has run on the GPU: one touch, one use, and it is no longer held."""
     _touch(s, g)
-    s.x[USES, g] += 1
+    s.x[g, USES] += 1
     if s.c[st.EVICTION] == DECAYED:
         count_use(s, g)
-    s.x[WORK, g] = 0
-    s.x[st.STAND_IN, g] = 0
+    s.x[g, WORK] = 0
+    s.x[g, st.STAND_IN] = 0

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from sim.core.plan import Plan
 
 Int = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint32]
 
-# --- fields of one expert: rows of State.x ---------------------------------------------------------------------
+# --- fields of one expert: columns of State.x ---------------------------------------------------------------------
 STATE = 0  # ABSENT ... RESIDENT
 STAMP = 1  # running number of its last touch or landing (recency)
 LANDED = 2  # running number of its last landing (fifo)
@@ -35,7 +36,8 @@ TRANSFER = 14  # its row in the record's transfers (record only)
 HOST = 15  # tokens of CPU work given by the visit being served
 ASKED = 16  # bits of the answers it got in the visit being served
 LAST = 17  # visits of its layer routed when its decayed score was last brought up to date
-FIELDS = 18
+SCOPE = 18  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
+FIELDS = 19
 
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
@@ -48,9 +50,9 @@ LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
-# --- rows of State.work: lists of global ids, filled up to their counter --------------------------------------
-WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, SCRATCH, RANKS, WORK_ROWS = range(8)
-# --- rows of State.scope ----------------------------------------------------------------------------------------
+# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) --------------------------------------
+WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS, WORK_ROWS = range(9)
+# --- columns of State.scope ----------------------------------------------------------------------------------------
 BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
 # --- columns of the prefetch queue ------------------------------------------------------------------------------
 Q_EXPERT, Q_KEY, Q_LIST = range(3)  # Q_LIST: which merged list it joined from, -1 none
@@ -83,17 +85,18 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [FIELDS, G] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
-    queue [G + 1, 3] prefetches in the order they will go; flight [G] ring of committed experts; layer [L, LAYER_COLUMNS];
-    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses."""
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [scopes, 4]; slot [slots] expert in each taken slot;
+    queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
+    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
+
+    Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 
     x: Int
     c: Int
-    work: Int
+    work: Ids
     scope: Int
-    slot: Int
+    slot: Ids
     queue: Int
-    flight: Int
     layer: Int
     merged: Int
     score: npt.NDArray[np.float64]
@@ -111,20 +114,20 @@ def new_state(plan: Plan) -> State:
     c[[SEED, DEPTH]] = plan.seed, depth
     if plan.prefetch is not None:
         c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
-    scope = np.zeros((4, len(plan.slots)), np.int64)
-    scope[CAPACITY] = plan.slots
-    scope[BASE, 1:] = np.cumsum(plan.slots)[:-1]
-    x = np.zeros((FIELDS, n), np.int64)
-    x[[SLOT, TRANSFER]] = -1
-    x[NEXT] = NEVER
+    scope = np.zeros((len(plan.slots), 4), np.int64)
+    scope[:, CAPACITY] = plan.slots
+    scope[1:, BASE] = np.cumsum(plan.slots)[:-1]
+    x = np.zeros((n, FIELDS), np.int64)
+    x[:, [SLOT, TRANSFER]] = -1
+    x[:, NEXT] = NEVER
+    x[:, SCOPE] = 0 if plan.pooled else np.arange(n) // plan.n_experts
     return State(
         x=x,
         c=c,
-        work=np.zeros((WORK_ROWS, n), np.int64),
+        work=np.zeros((WORK_ROWS, n), np.uint32),
         scope=scope,
-        slot=np.full(int(plan.slots.sum()), -1, np.int64),
+        slot=np.zeros(int(plan.slots.sum()), np.uint32),
         queue=np.zeros((n + 1, 3), np.int64),
-        flight=np.zeros(n, np.int64),
         layer=np.zeros((layers, LAYER_COLUMNS), np.int64),
         merged=np.zeros((distances * (distances + 1), plan.n_experts + 1), np.int64),
         score=np.zeros(n, np.float64),

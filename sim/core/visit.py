@@ -95,7 +95,7 @@ def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.kind == BELADY:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
-        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[st.NEXT], plan.n_experts, next_use)
+        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:, st.NEXT], plan.n_experts, next_use)
     route = Route(*map(_frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
     ahead = None
     if plan.prefetch is not None:
@@ -106,18 +106,19 @@ def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
 
 
 @inlined
-def _want(s: Any, g: int, visit: int) -> None:
+def _want(s: Any, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once."""
-    s.x[SEEN, g] = visit + 1
-    s.x[TOKENS, g] = 1
-    now = s.x[STATE, g]
+    s.x[g, SEEN] = visit + 1
+    s.x[g, TOKENS] = 1
+    now = s.x[g, STATE]
     kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
-    s.x[CLASS, g] = kind
-    if s.x[FRESH, g] == 1 and kind == HIT:
+    s.x[g, CLASS] = kind
+    if s.x[g, FRESH] == 1 and kind == HIT:
         s.c[st.PREFETCH_USED] += 1
-        s.x[FRESH, g] = 0
+        s.x[g, FRESH] = 0
     elif kind == LATE:
-        s.x[FRESH, g] = 2
+        s.x[g, FRESH] = 2
+    s.layer[layer, kind] += 1
     s.work[WANTED, s.c[N_WANTED]] = g
     s.c[N_WANTED] += 1
 
@@ -138,39 +139,31 @@ def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
             if e < 0:
                 continue
             g = base + e
-            if s.x[SEEN, g] == visit + 1:
-                s.x[TOKENS, g] += 1
+            s.c[st.SLOTS_WANTED] += 1
+            if s.x[g, SEEN] == visit + 1:
+                s.x[g, TOKENS] += 1
                 continue
-            _want(s, g, visit)
+            _want(s, g, visit, layer)
             if belady:
                 after = route.next_use[i, layer, k]
-                s.x[st.NEXT, g] = after if after >= 0 else NEVER
-
-
-@inlined
-def _count(s: Any, layer: int) -> None:
-    """Distinct experts by class, and their (token, slot) entries."""
-    for i in range(s.c[N_WANTED]):
-        g = s.work[WANTED, i]
-        s.layer[layer, s.x[CLASS, g]] += 1
-        s.c[st.SLOTS_WANTED] += s.x[TOKENS, g]
+                s.x[g, st.NEXT] = after if after >= 0 else NEVER
 
 
 @inlined
 def _work(s: Any, g: int, tokens: int) -> None:
     """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
-    if s.x[WORK, g] == 0:
+    if s.x[g, WORK] == 0:
         s.c[N_WORK] += 1
-        if s.x[STATE, g] == RESIDENT:
+        if s.x[g, STATE] == RESIDENT:
             s.work[READY, s.c[st.N_READY]] = g
             s.c[st.N_READY] += 1
-    s.x[WORK, g] += tokens
+    s.x[g, WORK] += tokens
 
 
 @inlined
 def _wait_for_late(s: Any, g: int) -> None:
-    if s.x[WAITED, g] == 0:
-        s.x[WAITED, g] = 1
+    if s.x[g, WAITED] == 0:
+        s.x[g, WAITED] = 1
         s.c[st.N_WAITED] += 1
 
 
@@ -181,7 +174,7 @@ def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int
         t = route.step_row[i]
         for k in range(route.experts.shape[2]):
             e = route.experts[t, layer, k]
-            if e >= 0 and s.x[CLASS, layer * s.c[st.N_EXPERTS] + e] == MISS:
+            if e >= 0 and s.x[layer * s.c[st.N_EXPERTS] + e, CLASS] == MISS:
                 lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
 
 
@@ -192,7 +185,7 @@ def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int
         _log_fetches(s, log, route, visit, step, layer)
     for i in range(s.c[N_WANTED]):
         g = s.work[WANTED, i]
-        tokens, kind = s.x[TOKENS, g], s.x[CLASS, g]
+        tokens, kind = s.x[g, TOKENS], s.x[g, CLASS]
         _work(s, g, tokens)
         if kind == HIT:
             s.c[st.SLOTS_HIT] += tokens
@@ -211,11 +204,11 @@ def _ask(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e:
     reply, other, gate = answer(s, miss, visit, t, layer, k, e)
     if not lossy and reply != ANSWER_CPU:
         reply, other = ANSWER_FETCH, -1
-    if s.x[st.ASKED, g] == 0:
+    if s.x[g, st.ASKED] == 0:
         s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = g
         s.c[st.N_ANSWERED] += 1
-    s.x[st.ASKED, g] |= 1 << reply
-    late = s.x[CLASS, g] == LATE
+    s.x[g, st.ASKED] |= 1 << reply
+    late = s.x[g, CLASS] == LATE
     s.c[st.SLOTS_LATE if late and reply == ANSWER_FETCH else st.FETCHED + reply] += 1
     lg.answered(s, log, visit, t, k, e, reply, other, gate)
     if reply == ANSWER_FETCH:
@@ -223,10 +216,10 @@ def _ask(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e:
         if late:
             _wait_for_late(s, g)
     elif reply == ANSWER_CPU:
-        if s.x[HOST, g] == 0:
+        if s.x[g, HOST] == 0:
             s.work[st.ON_HOST, s.c[st.N_HOST]] = g
             s.c[st.N_HOST] += 1
-        s.x[HOST, g] += 1
+        s.x[g, HOST] += 1
 
 
 @inlined
@@ -234,7 +227,7 @@ def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: i
     """2d to 2f with a miss policy: every (token, slot) in order, then the queues in the order first answered."""
     lossy = miss.lossy_prefill or not route.step_prefill[step]
     for i in range(s.c[N_WANTED]):
-        s.x[st.ASKED, s.work[WANTED, i]] = 0
+        s.x[s.work[WANTED, i], st.ASKED] = 0
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         t = route.step_row[i]
         for k in range(route.experts.shape[2]):
@@ -242,7 +235,7 @@ def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: i
             if e < 0:
                 continue
             g = layer * s.c[st.N_EXPERTS] + e
-            kind = s.x[CLASS, g]
+            kind = s.x[g, CLASS]
             if kind == MISS or (kind == LATE and miss.ask_late):
                 _ask(s, log, miss, visit, t, layer, k, e, lossy)
             else:
@@ -252,11 +245,11 @@ def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: i
                     _wait_for_late(s, g)
     for i in range(s.c[st.N_ANSWERED]):
         g = s.work[st.FIRST_ANSWERED, i]
-        if s.x[CLASS, g] == LATE:
+        if s.x[g, CLASS] == LATE:
             continue
-        if s.x[st.ASKED, g] & (1 << ANSWER_FETCH):
+        if s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
             demand(s, log, g, visit)
-        elif s.x[STATE, g] == QUEUED:
+        elif s.x[g, STATE] == QUEUED:
             withdraw(s, log, g)
 
 
@@ -266,7 +259,7 @@ def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
     n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
     for i in range(s.c[st.QUEUE_LEN]):
         g = s.queue[i, st.Q_EXPERT]
-        if g // n_experts == layer and s.x[SEEN, g] != visit + 1:
+        if g // n_experts == layer and s.x[g, SEEN] != visit + 1:
             unwanted[n] = g
             n += 1
     for i in range(n):
@@ -306,7 +299,7 @@ def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
         n = _merge(s, route, ahead, d, target // layers, target % layers, which)
         for i in range(n):
             g = s.merged[which, i + 1]
-            if left > 0 and s.x[STATE, g] == ABSENT:
+            if left > 0 and s.x[g, STATE] == ABSENT:
                 order = s.c[st.ORDER]
                 key = target if order == 1 else (ahead.rank_key[d, s.work[st.RANKS, i]] if order == 2 else 0)
                 join(s, log, g, visit, 1, key, which)
@@ -324,7 +317,6 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
         _log_visit(s, log, step, layer)
     if ahead is not None:
         _withdraw_unwanted(s, log, visit, layer)
-    _count(s, layer)
     if miss is None:
         _fetch_all(s, log, route, visit, step, layer)
     else:
@@ -342,7 +334,7 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
     row[lg.V_EVENT], row[lg.V_STEP], row[lg.V_LAYER] = lg.next_event(s), step, layer
     row[lg.V_WANTED] = s.c[N_WANTED]
     for i in range(s.c[N_WANTED]):
-        row[lg.V_HITS + s.x[CLASS, s.work[WANTED, i]]] += 1
+        row[lg.V_HITS + s.x[s.work[WANTED, i], CLASS]] += 1
 
 
 @choice
@@ -351,11 +343,11 @@ def _stuck(s: Any) -> bool:
     if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
         return False
     scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
-    if s.scope[st.USED, scope] < s.scope[st.CAPACITY, scope] or s.scope[st.ARRIVING, scope] > 0:
+    if s.scope[scope, st.USED] < s.scope[scope, st.CAPACITY] or s.scope[scope, st.ARRIVING] > 0:
         return False
-    base = s.scope[st.BASE, scope]
-    for i in range(base, base + s.scope[st.USED, scope]):
-        if s.x[WORK, s.slot[i]] == 0:
+    base = s.scope[scope, st.BASE]
+    for i in range(base, base + s.scope[scope, st.USED]):
+        if s.x[s.slot[i], WORK] == 0:
             return False
     return True
 
@@ -377,7 +369,7 @@ def finish_group(s: Any, log: Any, n: int) -> None:
     for i in range(s.c[N_RUN], s.c[N_RUN] + n):
         g = s.work[READY, i]
         if log is not None:
-            _log_execution(s, log, g, s.x[WORK, g], s.x[st.STAND_IN, g], 0)
+            _log_execution(s, log, g, s.x[g, WORK], s.x[g, st.STAND_IN], 0)
         executed(s, g)
     s.c[N_RUN] += n
 
@@ -388,8 +380,8 @@ def finish_host(s: Any, log: Any) -> None:
     for i in range(s.c[st.N_HOST]):
         g = s.work[st.ON_HOST, i]
         if log is not None:
-            _log_execution(s, log, g, s.x[HOST, g], 0, 1)
-        s.x[HOST, g] = 0
+            _log_execution(s, log, g, s.x[g, HOST], 0, 1)
+        s.x[g, HOST] = 0
 
 
 @choice

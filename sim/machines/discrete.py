@@ -69,13 +69,13 @@ class Machine:
             lands = starts + int(self.costs.transfer_ns[0 if behind is None else 1])
             self.clock.starts[g], self.clock.lands[g] = starts, lands
             if self.log is not None:
-                row = self.log.transfers[s.x[TRANSFER, g]]
+                row = self.log.transfers[s.x[g, TRANSFER]]
                 row[lg.T_COMMITTED], row[lg.T_STARTED] = now, starts
             self.at(lands - now, LANDING, self.landed)
 
     def last_committed(self) -> int:
-        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.flight)
-        return int(self.s.flight[place])
+        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.x)
+        return int(self.s.work[st.FLIGHT, place])
 
     def landed(self, _: Any) -> None:
         """The oldest committed transfer has landed."""
@@ -84,7 +84,7 @@ class Machine:
         g = land(self.s, self.log)
         self.clock.k[LINK_BUSY] += self.env.now - self.clock.starts[g]
         if self.log is not None:
-            self.log.transfers[self.s.x[TRANSFER, g], lg.T_LANDED] = self.env.now
+            self.log.transfers[self.s.x[g, TRANSFER], lg.T_LANDED] = self.env.now
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
         self.kick()
@@ -161,7 +161,7 @@ class Machine:
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""
         s, run = self.s, int(self.s.c[N_RUN])
-        tokens = s.x[WORK, s.work[READY, run : run + n]]
+        tokens = s.x[s.work[READY, run : run + n], WORK]
         begin = self.env.now + self.costs.group_ns
         yield from self.busy(self.costs.group_ns + int(self.costs.expert_ns[tokens].sum()), EXPERTS)
         finish_group(s, self.log, n)
@@ -172,7 +172,7 @@ class Machine:
         """The layer ends when the experts computed on the CPU are done too."""
         s, n = self.s, int(self.s.c[st.N_HOST])
         expert_ns = self.costs.cpu_expert_ns[busy]
-        ns = int(expert_ns[s.x[st.HOST, s.work[st.ON_HOST, :n]]].sum())
+        ns = int(expert_ns[s.x[s.work[st.ON_HOST, :n], st.HOST]].sum())
         wait = max(0, routed + ns - self.env.now)
         yield from self.busy(wait, CPU_WAIT)
         finish_host(s, self.log)
