@@ -58,22 +58,21 @@ def _listed(s: Any, g: int, which: int) -> bool:
 def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
     """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
     best, best_key, best_stamp = -1, NEVER, NEVER
-    base = s.scope[BASE, scope]
-    for i in range(base, base + s.scope[USED, scope]):
+    base = s.scope[scope, BASE]
+    for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
-        if not _evictable(s, g, spare_from):
-            continue
         key, stamp = sign * s.x[g, field], s.x[g, STAMP]
         if key < best_key or (key == best_key and stamp < best_stamp):
-            best, best_key, best_stamp = g, key, stamp
+            if _evictable(s, g, spare_from):
+                best, best_key, best_stamp = g, key, stamp
     return best
 
 
 @inner
 def _least_score(s: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
-    base = s.scope[BASE, scope]
-    for i in range(base, base + s.scope[USED, scope]):
+    base = s.scope[scope, BASE]
+    for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         if not _evictable(s, g, spare_from):
             continue
@@ -98,10 +97,10 @@ def _smallest(candidates: Any, n: int, rank: int) -> int:
 @inner
 def _random(s: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
-    base = s.scope[BASE, scope]
+    base = s.scope[scope, BASE]
     candidates = s.work[st.SCRATCH]
     n = 0
-    for i in range(base, base + s.scope[USED, scope]):
+    for i in range(base, base + s.scope[scope, USED]):
         if _evictable(s, s.slot[i], spare_from):
             candidates[n] = s.slot[i]
             n += 1

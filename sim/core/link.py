@@ -126,7 +126,7 @@ def next_commit(s: Any, log: Any) -> int:
         if g < 0:
             return -1
     tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN]
-    s.flight[tail if tail < len(s.flight) else tail - len(s.flight)] = g
+    s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)] = g
     s.c[FLIGHT_LEN] += 1
     return g  # type: ignore[no-any-return]
 
@@ -136,7 +136,7 @@ def abandon(s: Any, log: Any) -> int:
     """The run has ended: what is under way or queued is unfinished (in that order). Returns how many transfers."""
     left = s.c[FLIGHT_LEN] + s.c[DEMAND_TAIL] - s.c[DEMAND_HEAD] + s.c[QUEUE_LEN]
     for i in range(s.c[FLIGHT_LEN]):
-        lg.ended(s, log, s.flight[(s.c[FLIGHT_HEAD] + i) % len(s.flight)], UNFINISHED)
+        lg.ended(s, log, s.work[st.FLIGHT, (s.c[FLIGHT_HEAD] + i) % len(s.x)], UNFINISHED)
     for i in range(s.c[DEMAND_HEAD], s.c[DEMAND_TAIL]):
         lg.ended(s, log, s.work[DEMAND, i], UNFINISHED)
     for i in range(s.c[QUEUE_LEN]):

@@ -200,8 +200,8 @@ def _probability(logits: Any, t: int, layer: int, j: int) -> float:
 
 @inner
 def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
-    """B(i) into work[SCRATCH], by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
-    n, order = 0, s.work[st.SCRATCH]
+    """B(i) into order[0], by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
+    n, order = 0, s.order[0]
     plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
         order[n] = n
@@ -225,7 +225,7 @@ def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
     base, n = layer * s.c[st.N_EXPERTS], _in_order(s, miss, t, layer, i)
     for r in range(min(n, np.int64(miss.params[SEARCH]))):
-        j = miss.peers[layer, i, s.work[st.SCRATCH, r]]
+        j = miss.peers[layer, i, s.order[0, r]]
         if _free(s, base, j):
             return j  # type: ignore[no-any-return]
     return -1

@@ -51,8 +51,8 @@ def _logit(miss: Any, t: int, layer: int, e: int) -> float:
 
 @inner
 def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
-    """All experts of the layer into work[RANKS], by logit descending, ties by id."""
-    order = s.work[st.RANKS]
+    """All experts of the layer into order[1], by logit descending, ties by id."""
+    order = s.order[1]
     for e in range(s.c[st.N_EXPERTS]):
         place = e
         while place > 0 and _logit(miss, t, layer, order[place - 1]) < _logit(miss, t, layer, e):
@@ -94,7 +94,7 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     s.ranges[layer, 0] += high - low
     s.ranges[layer, 1] += 1.0
     bonus = miss.rerank_params[0] * (s.ranges[layer, 0] / s.ranges[layer, 1])
-    taken = s.work[st.SCRATCH]
+    taken = s.order[0]
     for e in range(s.c[st.N_EXPERTS]):
         taken[e] = 0
     for k in range(s.routed.shape[1]):
@@ -112,7 +112,7 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 @inner
 def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
-    order, n, top_k = s.work[st.RANKS], 0, s.routed.shape[1]
+    order, n, top_k = s.order[1], 0, s.routed.shape[1]
     _by_rank(s, miss, t, layer)
     for turn in range(3):
         for r in range(s.c[st.N_EXPERTS]):
@@ -137,7 +137,7 @@ def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     _by_rank(s, miss, t, layer)
     top, total = _mass(miss, t, layer)
     a = miss.rerank_params[0]
-    m = math.exp(_logit(miss, t, layer, s.work[st.RANKS, top_k]) - top) / total
+    m = math.exp(_logit(miss, t, layer, s.order[1, top_k]) - top) / total
     for k in range(top_k):
         e = s.routed[row, k]
         if e < 0 or _resident(s, layer, e):
@@ -198,7 +198,7 @@ def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
 @inner
 def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
     threshold, count = miss.rerank_params[0], int(miss.rerank_params[1])
-    primary = s.work[st.SCRATCH]
+    primary = s.order[0]
     for e in range(s.c[st.N_EXPERTS]):
         primary[e] = 0
     for row in range(rows):

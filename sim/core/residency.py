@@ -21,7 +21,6 @@ from sim.core.state import (
     LANDED,
     LEGAL,
     ORIGIN,
-    POOLED,
     QUEUED,
     RESIDENT,
     SLOT,
@@ -87,7 +86,7 @@ def move(s: Any, g: int, to: int) -> None:
 @inlined
 def scope_of(s: Any, g: int) -> int:
     """The one pool, or the expert's layer."""
-    return 0 if s.c[POOLED] else g // s.c[st.N_EXPERTS]
+    return s.x[g, st.SCOPE]  # type: ignore[no-any-return]
 
 
 @inlined
@@ -101,8 +100,8 @@ def place(s: Any, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
     for g in residents:
         scope = scope_of(s, g)
-        slot = s.scope[BASE, scope] + s.scope[USED, scope]
-        s.scope[USED, scope] += 1
+        slot = s.scope[scope, BASE] + s.scope[scope, USED]
+        s.scope[scope, USED] += 1
         s.slot[slot] = g
         s.x[g, SLOT] = slot
         s.x[g, STATE] = RESIDENT
@@ -128,9 +127,9 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
     """
     scope = scope_of(s, g)
     gone = -1
-    if s.scope[USED, scope] < s.scope[CAPACITY, scope]:
-        slot = s.scope[BASE, scope] + s.scope[USED, scope]
-        s.scope[USED, scope] += 1
+    if s.scope[scope, USED] < s.scope[scope, CAPACITY]:
+        slot = s.scope[scope, BASE] + s.scope[scope, USED]
+        s.scope[scope, USED] += 1
     else:
         gone = victim(s, scope, spare_from)
         if gone < 0:
@@ -141,7 +140,7 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
     s.slot[slot] = g
     s.x[g, SLOT] = slot
     s.x[g, FRESH] = 0
-    s.scope[ARRIVING, scope] += 1
+    s.scope[scope, ARRIVING] += 1
     lg.committed(s, log, g, gone)
     return True
 
@@ -150,11 +149,11 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
 def land(s: Any, log: Any) -> int:
     """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
     head = s.c[st.FLIGHT_HEAD]
-    g = s.flight[head]
-    s.c[st.FLIGHT_HEAD] = head + 1 if head + 1 < len(s.flight) else 0
+    g = s.work[st.FLIGHT, head]
+    s.c[st.FLIGHT_HEAD] = head + 1 if head + 1 < len(s.x) else 0
     s.c[st.FLIGHT_LEN] -= 1
     move(s, g, RESIDENT)
-    s.scope[ARRIVING, scope_of(s, g)] -= 1
+    s.scope[scope_of(s, g), ARRIVING] -= 1
     s.x[g, LANDED] = s.c[st.STAMPS]
     _touch(s, g)
     s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sim.core.plan import SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
 
 Int = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint32]
 
 # --- fields of one expert: columns of State.x ---------------------------------------------------------------------
 STATE = 0  # ABSENT ... RESIDENT
@@ -36,7 +37,8 @@ HOST = 15  # tokens of CPU work given by the visit being served
 ASKED = 16  # bits of the answers it got in the visit being served
 LAST = 17  # visits of its layer routed when its decayed score was last brought up to date
 USED_BY = 18  # the last token (State.c TOKEN) whose set U it was in
-FIELDS = 19
+SCOPE = 19  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
+FIELDS = 20
 
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
@@ -49,9 +51,9 @@ LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
-# --- rows of State.work: lists of global ids, filled up to their counter --------------------------------------
-WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, SCRATCH, RANKS, WORK_ROWS = range(8)
-# --- rows of State.scope ----------------------------------------------------------------------------------------
+# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) --------------------------------------
+WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS, WORK_ROWS = range(9)
+# --- columns of State.scope ----------------------------------------------------------------------------------------
 BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
 # --- columns of the prefetch queue ------------------------------------------------------------------------------
 Q_EXPERT, Q_KEY, Q_LIST = range(3)  # Q_LIST: which merged list it joined from, -1 none
@@ -88,21 +90,23 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [4, scopes]; slot [slots] expert in each slot or -1;
-    queue [G + 1, 3] prefetches in the order they will go; flight [G] ring of committed experts; layer [L, LAYER_COLUMNS];
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [scopes, 4]; slot [slots] expert in each taken slot;
+    queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
 
-    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and router weights
-    by row of the step; reply [3, K], the answers planned for one token; quality float64 [L, 3] router weight wanted, substituted,
-    dropped; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and number of logit ranges (cache-prior)."""
+    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and router
+    weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality float64 [L, 3]
+    router weight wanted, substituted, dropped; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and
+    number of logit ranges (cache-prior).
+
+    Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 
     x: Int
     c: Int
-    work: Int
+    work: Ids
     scope: Int
-    slot: Int
+    slot: Ids
     queue: Int
-    flight: Int
     layer: Int
     merged: Int
     score: npt.NDArray[np.float64]
@@ -110,6 +114,7 @@ class State(NamedTuple):
     routed: Int
     weight: npt.NDArray[np.float64]
     reply: Int
+    order: Int
     quality: npt.NDArray[np.float64]
     loss: npt.NDArray[np.float64]
     ranges: npt.NDArray[np.float64]
@@ -129,20 +134,20 @@ def new_state(plan: Plan) -> State:
     c[NO_TOUCH] = 0 if touch else 1
     if plan.prefetch is not None:
         c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
-    scope = np.zeros((4, len(plan.slots)), np.int64)
-    scope[CAPACITY] = plan.slots
-    scope[BASE, 1:] = np.cumsum(plan.slots)[:-1]
+    scope = np.zeros((len(plan.slots), 4), np.int64)
+    scope[:, CAPACITY] = plan.slots
+    scope[1:, BASE] = np.cumsum(plan.slots)[:-1]
     x = np.zeros((n, FIELDS), np.int64)
     x[:, [SLOT, TRANSFER]] = -1
     x[:, NEXT] = NEVER
+    x[:, SCOPE] = 0 if plan.pooled else np.arange(n) // plan.n_experts
     return State(
         x=x,
         c=c,
-        work=np.zeros((WORK_ROWS, n), np.int64),
+        work=np.zeros((WORK_ROWS, n), np.uint32),
         scope=scope,
-        slot=np.full(int(plan.slots.sum()), -1, np.int64),
+        slot=np.zeros(int(plan.slots.sum()), np.uint32),
         queue=np.zeros((n + 1, 3), np.int64),
-        flight=np.zeros(n, np.int64),
         layer=np.zeros((layers, LAYER_COLUMNS), np.int64),
         merged=np.zeros((distances * (distances + 1), plan.n_experts + 1), np.int64),
         score=np.zeros(n, np.float64),
@@ -150,6 +155,7 @@ def new_state(plan: Plan) -> State:
         routed=np.zeros((rows, plan.experts.shape[2]), np.int64),
         weight=np.zeros((rows, plan.experts.shape[2]), np.float64),
         reply=np.zeros((3, plan.experts.shape[2]), np.int64),
+        order=np.zeros((2, n), np.int64),
         quality=np.zeros((layers, 3), np.float64),
         loss=np.zeros(plan.experts.shape[0], np.float64),
         ranges=np.zeros((layers, 2), np.float64),

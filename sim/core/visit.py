@@ -125,7 +125,7 @@ def _ahead(plan: Plan) -> Ahead:
 
 
 @inlined
-def _want(s: Any, g: int, visit: int) -> None:
+def _want(s: Any, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once."""
     s.x[g, SEEN] = visit + 1
     s.x[g, TOKENS] = 1
@@ -137,6 +137,7 @@ def _want(s: Any, g: int, visit: int) -> None:
         s.x[g, FRESH] = 0
     elif kind == LATE:
         s.x[g, FRESH] = 2
+    s.layer[layer, kind] += 1
     s.work[WANTED, s.c[N_WANTED]] = g
     s.c[N_WANTED] += 1
 
@@ -202,21 +203,13 @@ def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int
             if e < 0:
                 continue
             g = base + e
+            s.c[st.SLOTS_WANTED] += 1
             if s.x[g, SEEN] == visit + 1:
                 s.x[g, TOKENS] += 1
                 continue
-            _want(s, g, visit)
+            _want(s, g, visit, layer)
     if s.c[st.EVICTION] == BELADY:
         _note_next_uses(s, route, step, layer)
-
-
-@inlined
-def _count(s: Any, layer: int) -> None:
-    """Distinct experts by class, and their (token, slot) entries."""
-    for i in range(s.c[N_WANTED]):
-        g = s.work[WANTED, i]
-        s.layer[layer, s.x[g, CLASS]] += 1
-        s.c[st.SLOTS_WANTED] += s.x[g, TOKENS]
 
 
 @inlined
@@ -432,7 +425,6 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
         _log_visit(s, log, step, layer)
     if ahead is not None and s.c[st.QUEUE_LEN] > 0:
         _withdraw_unwanted(s, log, visit, layer)
-    _count(s, layer)
     if miss is not None and asks:
         _answer_each(s, log, route, miss, visit, step, layer)
     else:
@@ -459,10 +451,10 @@ def _stuck(s: Any) -> bool:
     if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
         return False
     scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
-    if s.scope[st.USED, scope] < s.scope[st.CAPACITY, scope] or s.scope[st.ARRIVING, scope] > 0:
+    if s.scope[scope, st.USED] < s.scope[scope, st.CAPACITY] or s.scope[scope, st.ARRIVING] > 0:
         return False
-    base = s.scope[st.BASE, scope]
-    for i in range(base, base + s.scope[st.USED, scope]):
+    base = s.scope[scope, st.BASE]
+    for i in range(base, base + s.scope[scope, st.USED]):
         if s.x[s.slot[i], WORK] == 0:
             return False
     return True

@@ -48,7 +48,7 @@ def forget(s: Any, clock: Any) -> None:
     now = clock.k[NOW]
     clock.k[1:] = 0
     if s.c[FLIGHT_LEN] > 0:
-        clock.k[LINK_BUSY] -= max(0, now - clock.starts[s.flight[s.c[FLIGHT_HEAD]]])
+        clock.k[LINK_BUSY] -= max(0, now - clock.starts[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]])
 
 
 @choice
@@ -56,12 +56,11 @@ def close(s: Any, log: Any, clock: Any) -> None:
     """The end of the run: what is queued or under way stays unfinished."""
     now = clock.k[NOW]
     for i in range(s.c[FLIGHT_LEN]):
-        g = s.flight[(s.c[FLIGHT_HEAD] + i) % len(s.flight)]
+        g = s.work[st.FLIGHT, (s.c[FLIGHT_HEAD] + i) % len(s.x)]
         clock.k[LINK_BUSY] += max(0, now - clock.starts[g])
         if log is not None and clock.starts[g] > now:
             log.transfers[s.x[g, TRANSFER], lg.T_STARTED] = -1
     clock.k[UNFINISHED] = abandon(s, log)
-    for i in range(len(s.slot)):
-        g = s.slot[i]
-        if g >= 0 and s.x[g, st.STATE] == st.RESIDENT and s.x[g, st.FRESH] == 1:
+    for g in range(len(s.x)):
+        if s.x[g, st.STATE] == st.RESIDENT and s.x[g, st.FRESH] == 1:
             s.c[st.PREFETCH_WASTED] += 1

@@ -16,12 +16,14 @@ from sim.core.jit import choice, inlined, inner
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, READY, TRANSFER, WORK
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, NEVER, READY, TRANSFER, WORK
 from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, Clock, begin_run, close, forget
 from sim.record import RunRecord
 
 Int = npt.NDArray[np.int64]
+UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
+
 
 class Durations(NamedTuple):
     """plan.Costs as the loop takes it."""
@@ -37,15 +39,15 @@ class Durations(NamedTuple):
     commit_gap_ns: int
 
 
-@inner
-def _commit_all(s: Any, log: Any, d: Any, clock: Any) -> None:
+@inlined
+def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.k[NOW]
     while waiting(s):
         behind = s.c[FLIGHT_LEN] > 0
         if behind:
             tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN] - 1
-            last = s.flight[tail if tail < len(s.flight) else tail - len(s.flight)]
+            last = s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)]
         g = next_commit(s, log)
         if g < 0:
             return
@@ -57,72 +59,61 @@ def _commit_all(s: Any, log: Any, d: Any, clock: Any) -> None:
 
 
 @inlined
-def _land_due(s: Any, log: Any, clock: Clock) -> None:
-    """The transfers that land now."""
-    now = clock.k[NOW]
-    while s.c[FLIGHT_LEN] > 0 and clock.lands[s.flight[s.c[FLIGHT_HEAD]]] == now:
-        g = land(s, log)
-        clock.k[LINK_BUSY] += now - clock.starts[g]
-        if log is not None:
-            log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = now
-
-
-@inner
-def _link_until(s: Any, log: Any, d: Any, clock: Any, to: int) -> None:
-    """The clock leaves `now`: commit, then land and commit at every instant before `to`, and land at `to`."""
-    if waiting(s):
-        _commit_all(s, log, d, clock)
-    while s.c[FLIGHT_LEN] > 0 and clock.lands[s.flight[s.c[FLIGHT_HEAD]]] <= to:
-        clock.k[NOW] = clock.lands[s.flight[s.c[FLIGHT_HEAD]]]
-        _land_due(s, log, clock)
-        if clock.k[NOW] < to and waiting(s):
-            _commit_all(s, log, d, clock)
-    clock.k[NOW] = to
+def _next_landing(s: Any, clock: Clock) -> int:
+    """When the oldest committed transfer lands; NEVER where nothing is under way."""
+    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER  # type: ignore[no-any-return]
 
 
 @inlined
-def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int) -> None:
-    """The GPU is busy for ns (or waits for the host); the link goes on beside it."""
-    if ns > 0:
-        if s.c[FLIGHT_LEN] > 0 or waiting(s):
-            _link_until(s, log, d, clock, clock.k[NOW] + ns)
-        else:
-            clock.k[NOW] += ns
+def _land(s: Any, log: Any, clock: Clock) -> None:
+    """The oldest committed transfer lands now."""
+    g = land(s, log)
+    clock.k[LINK_BUSY] += clock.k[NOW] - clock.starts[g]
+    if log is not None:
+        log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = clock.k[NOW]
 
 
-@inner
-def _stall(s: Any, log: Any, d: Any, clock: Any, layer: int) -> None:
-    """Nothing to take: commit, then wait for the next landing."""
-    _commit_all(s, log, d, clock)
-    if s.c[FLIGHT_LEN] == 0:
+@inlined
+def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
+    """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
+    if due == NEVER:
         raise RuntimeError("deadlock: the GPU waits and nothing is under way")
-    due = clock.lands[s.flight[s.c[FLIGHT_HEAD]]]
     waited = due - clock.k[NOW]
-    cause = 0
-    if s.c[st.N_WAITED] > 0:
-        cause = 1
-    elif waiting(s):
-        cause = 2
+    cause = 1 if s.c[st.N_WAITED] > 0 else (2 if waiting(s) else 0)
     s.layer[layer, st.L_STALL_DEMAND + cause] += waited
     clock.k[STALL] += waited
     if log is not None:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += waited
-    clock.k[NOW] = due
-    _land_due(s, log, clock)
 
 
 @inlined
-def _run_group(s: Any, log: Any, d: Durations, clock: Clock, n: int, group: int) -> None:
+def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
+    """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
+
+    Commits before the clock leaves an instant, lands and commits at every instant on the way, and only lands at the last.
+    """
+    to = clock.k[NOW] + ns
+    while ns != 0:
+        if waiting(s):
+            _commit_all(s, log, d, clock)
+        due = _next_landing(s, clock)
+        if ns == UNTIL_LANDING:
+            _stalled(s, log, clock, layer, due)
+            to = due
+        clock.k[NOW] = min(due, to)
+        while _next_landing(s, clock) == clock.k[NOW]:
+            _land(s, log, clock)
+        if due >= to:
+            return
+
+
+@inlined
+def _group_ns(s: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
-    begin = clock.k[NOW]
     ns = d.group_ns
     for i in range(s.c[N_RUN], s.c[N_RUN] + n):
         ns += d.expert_ns[s.x[s.work[READY, i], WORK]]
-    _advance(s, log, d, clock, ns)
-    clock.k[EXPERTS] += ns
-    finish_group(s, log, n)
-    if log is not None:
-        _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
+    return ns
 
 
 @inner
@@ -151,7 +142,7 @@ def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int,
     """The layer ends when the host is done too."""
     wait = max(0, routed + ns - clock.k[NOW])
     clock.k[CPU_WAIT] += wait
-    _advance(s, log, d, clock, wait)
+    _advance(s, log, d, clock, wait, 0)
     n = s.c[st.N_HOST]
     finish_host(s, log)
     if log is not None:
@@ -174,11 +165,14 @@ def _visit(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: A
         host_ns = _host_ns(s, d)
     group = 0
     while s.c[N_RUN] < s.c[N_WORK]:
-        n = take_group(s, mode)
-        if n == 0:
-            _stall(s, log, d, clock, layer)
-        else:
-            _run_group(s, log, d, clock, n, group)
+        n, begin = take_group(s, mode), clock.k[NOW]
+        ns = _group_ns(s, d, n) if n > 0 else UNTIL_LANDING
+        _advance(s, log, d, clock, ns, layer)
+        if n > 0:
+            clock.k[EXPERTS] += ns
+            finish_group(s, log, n)
+            if log is not None:
+                _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
             group += 1
     if miss is not None and s.c[st.N_HOST] > 0:
         _wait_for_host(s, log, d, clock, routed, busy, host_ns)
@@ -194,17 +188,14 @@ def _loop(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: An
         if step == warmup and warmup > 0:
             forget(s, clock)
         clock.begin[step] = clock.k[NOW]
-        dense = d.dense_ns[d.cost_class[step]]
-        for layer in range(layers):
-            _advance(s, log, d, clock, dense[layer])
-            _advance(s, log, d, clock, d.decide_ns)
+        dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
+        for layer in range(layers + 1):
+            then = d.decide_ns if layer < layers else head
+            _advance(s, log, d, clock, dense[layer] + then, layer)
             clock.k[DENSE] += dense[layer]
-            clock.k[DECIDE] += d.decide_ns
-            _visit(s, log, route, miss, ahead, d, clock, mode, step, layer)
-        _advance(s, log, d, clock, dense[layers])
-        _advance(s, log, d, clock, d.head_ns[d.cost_class[step]])
-        clock.k[DENSE] += dense[layers]
-        clock.k[HEAD] += d.head_ns[d.cost_class[step]]
+            clock.k[DECIDE if layer < layers else HEAD] += then
+            if layer < layers:
+                _visit(s, log, route, miss, ahead, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
         if log is not None:
             clock.event[step] = lg.next_event(s)

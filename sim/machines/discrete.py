@@ -74,8 +74,8 @@ class Machine:
             self.at(lands - now, LANDING, self.landed)
 
     def last_committed(self) -> int:
-        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.flight)
-        return int(self.s.flight[place])
+        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.x)
+        return int(self.s.work[st.FLIGHT, place])
 
     def landed(self, _: Any) -> None:
         """The oldest committed transfer has landed."""
