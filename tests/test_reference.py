@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, CAUSES, GROUPS, ORDERS, OUTCOMES, Choice, Costs, Plan, Prefetch
-from tests.reference import hash64, mix, reference_steps, simulate
+from tests.reference import reference_steps, simulate
+from tests.reference_miss import hash64, mix
 
 Run = Callable[[Plan], dict[str, Any]]
 MACHINES: dict[str, Run] = {"reference": simulate}
