@@ -42,7 +42,7 @@ def listed(plan: Plan, peers: Mapping[int, Sequence[int]], q: Mapping[int, Seque
 def lossy(
     experts: Sequence[Any], n_experts: int, slots: Sequence[int], residents: Sequence[int], **given: Any
 ) -> Plan:
-    """As make; `policy` its name, the family's parameters by name, `weights`, `logits` as [token][layer][...],
+    """As make; `policy` its name, the family's parameters by name, weights, logits as [token][layer][...],
     peers expert -> list, q expert -> list, tau one number, rerank (name, parameters...)."""
     params = {name: given.pop(name) for name in SUBSTITUTE_PARAMS if name in given}
     policy, threshold = given.pop("policy", "buddy"), given.pop("threshold", ())

@@ -1,6 +1,6 @@
 """Hand-worked cases of re-ranking, for the reference and every machine that claims to be the same.
 
-The costs and plans are those of test_reference_lossy. Most cases drop what is missing, so that the dropped
+Costs and plans are those of test_reference_lossy. Most cases drop what is missing, so that the dropped
 weights show what the re-ranker wrote.
 """
 
