@@ -1,13 +1,26 @@
 """Plans for the laws: small, drawn at random over everything a plan can hold, and one in which everything is plain."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sim.core.plan import Choice, Costs, Plan, Prefetch
+from sim.core.plan import SUBSTITUTE_PARAMS, Choice, Costs, Plan, Prefetch
 
 EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
-MISSES = {"fetch": 0, "drop": 1, "cpu": 2}
+LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
+SUBSTITUTES = (
+    "random", "next-ranked", "buddy", "buddy-b", "buddy-first-fit", "similarity",
+    "matched-random", "matched-next-ranked", "matched-drop", "fiddler", "mixed",
+)  # fmt: skip
+MISSES = {"fetch": 0, "drop": 1, "cpu": 2, "drop-by-weight": 3} | dict.fromkeys(SUBSTITUTES, 4)
+RERANKERS = {"cache-prior": 0, "max-rank": 1, "smoe": 2, "adapmoe": 3, "sere": 4}
+OPEN = {
+    "selector": 0, "matched": 0, "temperature": 1, "gamma": 2, "beta": math.inf, "budget": 0,
+    "rho": 1000, "search": 1000, "lowest_first": 0, "fallback": 0, "eta": 0, "kappa": 0,
+    "partitions": 1, "background": 0, "touch": 1, "backlog": 0,
+}  # fmt: skip
 
 
 def costs(layers: int, steps: int, rows: int, **ns: Any) -> Costs:
@@ -41,6 +54,7 @@ def plan(
         residents = _first(layers, n_experts, slots, pooled)
     fields = {k: kw.pop(k) for k in list(kw) if k in Plan.__dataclass_fields__}
     eviction, miss = fields.pop("eviction", "lru"), fields.pop("miss", "fetch")
+    params = np.asarray(kw.pop("miss_params", ()), np.float64)
     rows = max(map(len, steps))
     return Plan(
         experts=experts,
@@ -54,7 +68,7 @@ def plan(
         residents=np.asarray(residents, np.int64),
         expert_bytes=3,
         eviction=Choice(eviction, EVICTIONS[eviction], np.array([0.9])),
-        miss=Choice(miss, MISSES[miss]),
+        miss=Choice(miss, MISSES[miss], params),
         **fields,
     )
 
@@ -81,10 +95,10 @@ def prefetch_of(rng: np.random.Generator, tokens: int, layers: int, n_experts: i
     )
 
 
-def random_plan(seed: int) -> Plan:
-    """One plan of the whole space: shapes, batches, costs (zero, small, large), scopes, depths, groups, policies."""
+def random_plan(seed: int, experts: int = 7) -> Plan:
+    """One plan of the whole space: shapes (up to `experts`), batches, costs, scopes, depths, groups, policies."""
     rng = np.random.default_rng(seed)
-    layers, n_experts = int(rng.integers(1, 5)), int(rng.integers(1, 8))
+    layers, n_experts = int(rng.integers(1, 5)), int(rng.integers(1, experts + 1))
     top_k, tokens = int(rng.integers(1, min(n_experts, 4) + 1)), int(rng.integers(1, 14))
     order = np.argsort(rng.random((tokens, layers, n_experts)) ** (1 + np.arange(n_experts)), axis=-1)[..., :top_k]
     wanted = np.where(rng.random(order.shape) < rng.choice([0, 0.1, 0.5]), -1, order)
@@ -98,10 +112,114 @@ def random_plan(seed: int) -> Plan:
     some = lambda *values: int(rng.choice(values))  # noqa: E731
     return plan(
         wanted, n_experts, slots, steps, rng.random(len(steps)) < 0.3, rng.permutation(residents),
-        pooled=pooled, eviction=str(rng.choice(list(EVICTIONS))), miss=str(rng.choice(list(MISSES), p=[0.6, 0.2, 0.2])),
+        pooled=pooled, eviction=str(rng.choice(list(EVICTIONS))), miss=str(rng.choice(LOSSLESS_OR_DROP, p=[0.6, 0.2, 0.2])),
         dense=some(0, 1, 10, 50), tail=some(0, 3), head=some(0, 7), decide=some(0, 0, 4), group=int(rng.integers(3)), group_set_up=some(0, 2),
         expert=some(0, 1, 5, 20), per_token=some(0, 2), transfer=(some(0, 1, 10, 100), some(0, 1, 10, 90)),
         gap=some(0, 0, 3), depth=some(1, 1, 2, 3, 100), seed=some(0, 1, 2**40), lossy_prefill=bool(rng.random() < 0.3),
         late_counts_as_missing=bool(rng.random() < 0.3),
         prefetch=prefetch_of(rng, tokens, layers, n_experts) if rng.random() < 0.6 else None,
     )  # fmt: skip
+
+
+def substitute(name: str, **given: float) -> Choice:
+    """A miss policy of the substitution family: every gate open, no limit, unless given."""
+    return Choice(name, MISSES[name], np.array([float((OPEN | given)[key]) for key in SUBSTITUTE_PARAMS]))
+
+
+def peers_of(rng: np.random.Generator, layers: int, n_experts: int) -> tuple[Any, Any]:
+    """Ragged lists of other experts, -1 padded, and their q, mostly falling, with ties."""
+    width = int(rng.integers(0, n_experts + 1))
+    others = np.argsort(rng.random((layers, n_experts, n_experts)), axis=-1)
+    own = others == np.arange(n_experts)[None, :, None]
+    others = np.take_along_axis(others, np.argsort(own, axis=-1, kind="stable"), axis=-1)  # itself goes last
+    length = rng.integers(0, n_experts, (layers, n_experts, 1))
+    peers = np.where(np.arange(n_experts) < length, others, -1)[..., :width].astype(np.int16)
+    q = rng.integers(0, 6, peers.shape) / np.float32(7)
+    return peers, (-np.sort(-q, axis=-1) if rng.random() < 0.7 else q).astype(np.float32)
+
+
+def weights_of(rng: np.random.Generator, logits: Any, experts: Any, norm_topk: bool) -> Any:
+    """Softmax of the logits at the routed experts; now and then flat, or something else altogether."""
+    p = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    p = np.take_along_axis(p / p.sum(-1, keepdims=True), np.maximum(experts, 0).astype(int), axis=-1)
+    if rng.random() < 0.3:
+        p = rng.choice([0.0, 0.1, 0.25, 0.5], p.shape)  # many ties, sums of nothing
+    held = np.where(experts >= 0, p, 0)
+    if norm_topk:
+        held = held / np.maximum(held.sum(-1, keepdims=True), 1e-9)
+    unused = 0.9 if rng.random() < 0.2 else 0.0  # what a slot without an expert says counts for nothing
+    return np.where(experts >= 0, held, unused).astype(np.float16 if rng.random() < 0.8 else np.float32)
+
+
+def miss_of(rng: np.random.Generator) -> Choice:
+    some = lambda *values: float(rng.choice(values))  # noqa: E731
+    others = [name for name in MISSES if name not in SUBSTITUTES]
+    name = str(rng.choice(SUBSTITUTES if rng.random() < 0.75 else others))
+    if name == "drop-by-weight":
+        return Choice(name, MISSES[name], np.array([some(0, 0.1, 0.25, 0.5, 2)]))
+    if name in LOSSLESS_OR_DROP:
+        return Choice(name, MISSES[name])
+    mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731
+    return substitute(
+        name,
+        selector=some(0, 0, 1, 2, 3, 4),
+        matched=some(0, 0, 1),
+        temperature=some(1, 1, 0.8, 1.2, 0.1, 8),
+        gamma=mostly(2, 1, 0.5, 0.2, 0),
+        beta=mostly(math.inf, 2, 1, 0.75, 0.5, 0),
+        budget=mostly(0, 1, 2),
+        rho=mostly(1000, 0, 1, 2),
+        search=mostly(1000, 0, 1, 2),
+        lowest_first=some(0, 1),
+        fallback=some(0, 1, 2, 3),
+        eta=some(0, 0, 1, 10),
+        kappa=some(0, 0, 0.3, 2),
+        partitions=some(1, 2, 3, 8),
+        background=some(0, 1),
+        touch=some(1, 0),
+        backlog=some(0, 1),
+    )
+
+
+def rerank_of(rng: np.random.Generator) -> Choice:
+    some = lambda *values: float(rng.choice(values))  # noqa: E731
+    name = str(rng.choice(list(RERANKERS)))
+    params = {
+        "cache-prior": [some(0, 0.2, 0.5, 1, 10)],
+        "max-rank": [some(0, 1, 2, 4), some(0, 2, 4, 12)],
+        "smoe": [some(0, 0.25, 0.9, 1)],
+        "adapmoe": [some(0, 0.005, 0.04, 0.3, 1)],
+        "sere": [some(0, 0.3, 0.6, 2), some(0, 1, 1, 2)],
+    }[name]
+    return Choice(name, RERANKERS[name], np.array(params))
+
+
+def random_lossy_plan(seed: int) -> Plan:
+    """A random plan with a lossy miss policy, weights, logits, stand-ins, TAE gates and, at times, re-ranking."""
+    rng = np.random.default_rng([seed, 1])
+    base = random_plan(seed, int(rng.choice([7, 16])))
+    tokens, layers, _ = base.experts.shape
+    n_experts = base.n_experts
+    logits = rng.normal(0, float(rng.choice([0.1, 1, 3, 10])), (tokens, layers, n_experts)).astype(np.float16)
+    if rng.random() < 0.2:
+        logits = np.round(logits / np.float16(2)) * np.float16(2)  # ties
+    if rng.random() < 0.7:  # the slots in descending router score, as in a real trace
+        scores = np.take_along_axis(logits, np.maximum(base.experts, 0).astype(int), axis=-1)
+        order = np.argsort(np.where(base.experts < 0, np.inf, -scores), axis=-1, kind="stable")
+        base = replace(base, experts=np.take_along_axis(base.experts, order, axis=-1))
+    norm_topk = bool(rng.random() < 0.5)
+    peers, q = peers_of(rng, layers, n_experts)
+    alike = rng.choice([0, 0.25, 0.5, 0.75, 1], (layers, n_experts, n_experts)).astype(np.float32)
+    return replace(
+        base,
+        miss=miss_of(rng),
+        logits=logits,
+        weights=weights_of(rng, logits, base.experts, norm_topk),
+        tau=rng.choice([-1, -1, 0.3, 0.6, 0.9], layers) if rng.random() < 0.35 else np.zeros(0),
+        peers=peers,
+        peer_q=q,
+        rerank=rerank_of(rng) if rng.random() < 0.25 else None,
+        similarity=alike,
+        norm_topk=norm_topk,
+        late_counts_as_missing=bool(rng.random() < 0.4),
+    )

@@ -1,6 +1,7 @@
 """The independent reference: the simulated machine of the design, spelled as plainly as Python allows.
 
-It shares nothing with the machines but the plan (`sim.core.plan`). It is a discrete-event simulation over
+It shares nothing with the machines but the plan (`sim.core.plan`). The answers to missing experts are in
+`tests.reference_miss`, re-ranking is in `tests.reference_rerank`. It is a discrete-event simulation over
 dicts and lists. At one instant the first thing in this list that can happen does, and the list is then read
 again from its top:
 
@@ -15,15 +16,19 @@ When nothing in it can happen the clock moves on to the next thing due.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, pow
 from typing import Any
 
-from sim.core.plan import ANSWERS, CAUSES, GROUPS, ORDERS, OUTCOMES, Plan, Prefetch
+from sim.core.plan import ANSWERS, CAUSES, GROUPS, ORDERS, OUTCOMES, SUBSTITUTE_PARAMS, Plan, Prefetch
+from tests import reference_miss
+from tests.reference_miss import GATES, Answer, Token, hash64
+from tests.reference_rerank import Reranker
 
 Row = dict[str, Any]
-DEMAND, PREFETCH = CAUSES.index("demand"), CAUSES.index("prefetch")
+DEMAND, PREFETCH, BACKGROUND = (CAUSES.index(name) for name in ("demand", "prefetch", "background"))
 LANDED, WITHDRAWN, REJECTED, UNFINISHED = (
     OUTCOMES.index(name) for name in ("landed", "withdrawn", "rejected", "unfinished")
 )
@@ -39,23 +44,10 @@ COLUMNS = {
 TOTALS = (
     "time_ns evictions decide_ns dense_ns experts_ns stall_ns cpu_wait_ns head_ns link_busy_ns"
     " prefetched_used prefetched_late prefetched_wasted"
-    " slots_wanted slots_hit slots_late fetched substituted dropped cpu low"
+    " slots_wanted slots_hit slots_late fetched substituted dropped cpu low wanted_before"
 )
+QUALITY = ("weight_wanted", "weight_substituted", "weight_dropped")
 COUNTED_AS = dict(zip(ANSWERS, ("fetched", "substituted", "dropped", "cpu", "low"), strict=True))
-
-
-def mix(z: int) -> int:
-    """The splitmix64 finaliser (Steele, Lea and Flood 2014), modulo 2^64."""
-    mask = 2**64 - 1
-    z = (z + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)
-
-
-def hash64(seed: int, visit: int, ordinal: int) -> int:
-    """The counter-based hash that every random choice is drawn from."""
-    return mix(mix(mix(seed % 2**64) ^ visit) ^ ordinal)
 
 
 def reference_steps(
@@ -217,6 +209,7 @@ class Visit:
     number: int
     row: Row
     work: dict[int, int] = field(default_factory=dict)  # expert -> tokens; gone once its group has ended
+    stand_in_tokens: dict[int, int] = field(default_factory=dict)  # how many of them it serves as a stand-in
     ready: list[int] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
     on_cpu: list[Row] = field(default_factory=list)
@@ -234,8 +227,12 @@ class Machine:
         self.now = self.events = 0
         self.record: dict[str, list[Row]] = {group: [] for group in COLUMNS}
         self.totals: Row = dict.fromkeys(TOTALS.split(), 0)
+        self.quality = {name: [0.0] * plan.experts.shape[1] for name in QUALITY}  # by layer
+        self.gates = [0] * len(GATES)  # answers by gate code
+        self.reranker = Reranker(plan)
         self.demands: list[Transfer] = []
         self.prefetches: list[Transfer] = []
+        self.backgrounds: list[Transfer] = []
         self.link: list[Transfer] = []  # committed, not yet landed
         self.brought: dict[int, Transfer] = {}  # resident -> the prefetch it came with
         self.prefetched: list[Transfer] = []  # every one that landed
@@ -324,7 +321,8 @@ class Machine:
             row["event"] = self.event()
             self.record["executions"].append(row)
             expert = self.global_id(row["expert"])
-            self.cache.use(expert)
+            if row["tokens"] > row["stand_in_tokens"] or self.param("touch"):
+                self.cache.use(expert)
             del self.visit.work[expert]
 
     def end_step(self) -> None:
@@ -383,7 +381,9 @@ class Machine:
         self.gpu, self.gpu_ns = "group", begin
 
     def execution(self, expert: int, tokens: int, begin: int, end: int, group: int) -> Row:
-        who = {"visit": self.visit.number, "expert": expert % self.plan.n_experts, "stand_in_tokens": 0}
+        stand_in_tokens = self.visit.stand_in_tokens.get(expert, 0) if group >= 0 else 0
+        who: Row = {"visit": self.visit.number, "expert": expert % self.plan.n_experts}
+        who["stand_in_tokens"] = stand_in_tokens
         return who | {"tokens": tokens, "begin_ns": begin, "end_ns": end, "group": group, "cpu": group < 0}
 
     # A visit's decisions
@@ -396,20 +396,41 @@ class Machine:
             return False
         self.gpu = "nothing"
         self.cache.routed(self.layer)
-        entries = [
-            (row, slot, self.global_id(int(expert)))
-            for row in step_rows(self.plan, self.step)
-            for slot, expert in enumerate(self.plan.experts[row, self.layer])
-            if expert >= 0
-        ]
+        tokens = self.routed_tokens()
+        experts = [self.global_id(expert) for token in tokens for expert in token.ids if expert >= 0]
         self.begin_visit()
-        self.withdraw_unwanted({expert for _, _, expert in entries})
-        kinds = self.classify(entries)
-        answered = self.answer(entries, kinds)
-        self.visit.ready = [expert for expert in self.visit.work if kinds[expert] == "hits"]
+        self.withdraw_unwanted(set(experts))
+        kinds = self.classify(experts)
+        answered = self.answer(tokens, kinds, Counter(experts))
+        self.visit.ready = [expert for expert in self.visit.work if expert in self.cache.landed_at]
         self.queue_demands(answered, kinds)
+        self.queue_backgrounds(answered)
         self.queue_prefetches()
         return True
+
+    def param(self, name: str) -> float:
+        """A parameter of the substitution family; the plan of any other miss policy does without."""
+        without = {"touch": 1.0, "background": 0.0}
+        params = self.plan.miss.params
+        if self.plan.miss.name in ("fetch", "drop", "cpu", "drop-by-weight"):
+            return without[name]
+        return float(params[SUBSTITUTE_PARAMS.index(name)])
+
+    def residents_here(self) -> set[int]:
+        """Who of this layer is resident, numbered within the layer."""
+        layer = self.layer
+        return {e % self.plan.n_experts for e in self.cache.landed_at if self.cache.layer(e) == layer}
+
+    def routed_tokens(self) -> list[Token]:
+        """What the tokens of this step want at this layer, after re-ranking."""
+        tokens = []
+        for row in step_rows(self.plan, self.step):
+            ids = [int(expert) for expert in self.plan.experts[row, self.layer]]
+            given = None if self.plan.weights is None else self.plan.weights[row, self.layer]
+            weights = [0.0] * len(ids) if given is None else [float(weight) for weight in given]
+            tokens.append(Token(row, ids, weights))
+        self.totals["wanted_before"] += len({e for token in tokens for e in token.ids if e >= 0})
+        return self.reranker.rerank(self.layer, tokens, self.residents_here())
 
     def begin_visit(self) -> None:
         row: Row = dict.fromkeys(COLUMNS["visits"].split(), 0)
@@ -429,10 +450,10 @@ class Machine:
     def close(self, transfer: Transfer, outcome: int) -> None:
         transfer.row["outcome"], transfer.row["event"] = outcome, self.event()
 
-    def classify(self, entries: list[tuple[int, int, int]]) -> dict[int, str]:
+    def classify(self, experts: list[int]) -> dict[int, str]:
         on_link = {transfer.expert: transfer for transfer in self.link}
         kinds: dict[int, str] = {}
-        for expert in dict.fromkeys(expert for _, _, expert in entries):
+        for expert in dict.fromkeys(experts):
             if expert in self.cache.landed_at:
                 kinds[expert] = "hits"
                 if expert in self.brought:
@@ -446,37 +467,69 @@ class Machine:
             self.visit.row["wanted"] += 1
         return kinds
 
-    def answer(self, entries: list[tuple[int, int, int]], kinds: dict[int, str]) -> dict[int, set[str]]:
-        """Gives out the work of every (token, slot). Returns the answers to each expert asked about."""
+    def answer(
+        self, tokens: list[Token], kinds: dict[int, str], entries: dict[int, int]
+    ) -> dict[int, set[str]]:
+        """Gives out the work of every (token, slot). Returns the answers to each expert asked about, in the
+        order of their first answers."""
         answered: dict[int, set[str]] = {}
         cpu_tokens: dict[int, int] = {}
-        for row, slot, expert in entries:
-            kind, answer = kinds[expert], ""
-            if kind == "misses" or (kind == "late" and self.plan.late_counts_as_missing):
-                answer = self.ask(row, slot, expert)
-                answered.setdefault(expert, set()).add(answer)
-            if answer in ("", "fetch"):
-                self.visit.work[expert] = self.visit.work.get(expert, 0) + 1
-                if kind == "late":
-                    self.visit.late.add(expert)
-            elif answer == "cpu":
-                cpu_tokens[expert] = cpu_tokens.get(expert, 0) + 1
-            self.totals["slots_wanted"] += 1
-            executed = {"hits": "slots_hit", "late": "slots_late", "misses": "fetched"}[kind]
-            self.totals[executed if answer in ("", "fetch") else COUNTED_AS[answer]] += 1
+        asked = self.asked(kinds, entries)
+        for token in tokens:
+            answers = asked.answers(token)
+            for slot, within in enumerate(token.ids):
+                if within < 0:
+                    continue
+                expert, answer = self.global_id(within), answers.get(slot)
+                if answer:
+                    self.note(token.row, slot, within, answer)
+                    answered.setdefault(expert, set()).add(answer.answer)
+                self.give_work(expert, kinds[expert], answer, cpu_tokens)
+                self.count(kinds[expert], answer.answer if answer else "", token.weights[slot])
         self.start_cpu(cpu_tokens)
         return answered
 
-    def ask(self, row: int, slot: int, expert: int) -> str:
-        name = self.plan.miss.name
-        if name not in ("fetch", "drop", "cpu"):
-            raise ValueError(f"the reference knows no miss policy {name}")
-        lossless_only = bool(self.plan.step_prefill[self.step]) and not self.plan.lossy_prefill
-        answer = "fetch" if name == "drop" and lossless_only else name
-        where = {"visit": self.visit.number, "row": row, "slot": slot}
-        what = {"wanted": expert % self.plan.n_experts, "answer": ANSWERS.index(answer)}
-        self.record["answers"].append({"event": self.event(), **where, **what, "stand_in": -1, "gate": 0})
-        return answer
+    def asked(self, kinds: dict[int, str], entries: dict[int, int]) -> reference_miss.Visit:
+        """The visit as the miss policies see it."""
+        n = self.plan.n_experts
+        return reference_miss.Visit(
+            plan=self.plan,
+            layer=self.layer,
+            prefill=bool(self.plan.step_prefill[self.step]),
+            classes={
+                name: [e % n for e, k in kinds.items() if k == name] for name in ("hits", "late", "misses")
+            },
+            entries={expert % n: count for expert, count in entries.items()},
+            resident=self.residents_here(),
+            routed=self.cache.visits_routed,
+            busy=bool(self.link),
+        )
+
+    def give_work(self, expert: int, kind: str, answer: Answer | None, cpu_tokens: dict[int, int]) -> None:
+        if answer is None or answer.answer == "fetch":
+            self.visit.work[expert] = self.visit.work.get(expert, 0) + 1
+            if kind == "late":
+                self.visit.late.add(expert)
+        elif answer.answer == "substitute":
+            stand_in, served = self.global_id(answer.stand_in), self.visit.stand_in_tokens
+            self.visit.work[stand_in] = self.visit.work.get(stand_in, 0) + 1
+            served[stand_in] = served.get(stand_in, 0) + 1
+        elif answer.answer == "cpu":
+            cpu_tokens[expert] = cpu_tokens.get(expert, 0) + 1
+
+    def count(self, kind: str, answer: str, weight: float) -> None:
+        self.totals["slots_wanted"] += 1
+        executed = {"hits": "slots_hit", "late": "slots_late", "misses": "fetched"}[kind]
+        self.totals[executed if answer in ("", "fetch") else COUNTED_AS[answer]] += 1
+        self.quality["weight_wanted"][self.layer] += weight
+        if answer in ("substitute", "drop"):
+            self.quality[f"weight_{COUNTED_AS[answer]}"][self.layer] += weight
+
+    def note(self, row: int, slot: int, wanted: int, answer: Answer) -> None:
+        where = {"event": self.event(), "visit": self.visit.number, "row": row, "slot": slot}
+        what = {"wanted": wanted, "answer": ANSWERS.index(answer.answer)}
+        self.record["answers"].append(where | what | {"stand_in": answer.stand_in, "gate": answer.gate})
+        self.gates[answer.gate] += 1
 
     def start_cpu(self, cpu_tokens: dict[int, int]) -> None:
         begin = self.now
@@ -488,18 +541,23 @@ class Machine:
 
     def queue_demands(self, answered: dict[int, set[str]], kinds: dict[int, str]) -> None:
         for expert, answers in answered.items():
-            queued = [transfer for transfer in self.prefetches if transfer.expert == expert]
             if kinds[expert] == "late":
                 continue  # it comes anyway
-            if "fetch" not in answers:
-                for transfer in queued:
-                    self.withdraw(transfer)
-            elif queued:
-                self.prefetches.remove(queued[0])
-                queued[0].row |= {"cause": DEMAND, "promoted": True}
-                self.demands.append(queued[0])
-            else:
+            for queue in (self.prefetches, self.backgrounds):
+                queued = [transfer for transfer in queue if transfer.expert == expert]
+                if queued and "fetch" in answers:
+                    queue.remove(queued[0])
+                    queued[0].row |= {"cause": DEMAND, "promoted": True}
+                    self.demands.append(queued[0])
+                elif queued and queue is self.prefetches:
+                    self.withdraw(queued[0])
+            if "fetch" in answers and not self.is_here_or_coming(expert):
                 self.demands.append(Transfer(expert, self.transfer_row(expert, DEMAND)))
+
+    def queue_backgrounds(self, answered: dict[int, set[str]]) -> None:
+        for expert, answers in answered.items():
+            if self.param("background") and "substitute" in answers and not self.is_here_or_coming(expert):
+                self.backgrounds.append(Transfer(expert, self.transfer_row(expert, BACKGROUND)))
 
     def queue_prefetches(self) -> None:
         prefetch, here = self.plan.prefetch, self.visit.number
@@ -525,7 +583,7 @@ class Machine:
                 left -= 1
 
     def is_here_or_coming(self, expert: int) -> bool:
-        coming = [*self.link, *self.demands, *self.prefetches]
+        coming = [*self.link, *self.demands, *self.prefetches, *self.backgrounds]
         return expert in self.cache.landed_at or any(transfer.expert == expert for transfer in coming)
 
     def transfer_row(self, expert: int, cause: int) -> Row:
@@ -551,13 +609,13 @@ class Machine:
 
     def commit_one(self) -> bool:
         """Commits the first transfer in line, or rejects it; False when the link is full, idle or blocked."""
-        if len(self.link) >= self.plan.costs.commit_depth or not (self.demands or self.prefetches):
+        line = [*self.demands, *self.prefetches_in_line(), *self.backgrounds]
+        if len(self.link) >= self.plan.costs.commit_depth or not line:
             return False
-        if self.demands:
-            transfer, queue, spared = self.demands[0], self.demands, frozenset[int]()
-        else:
-            transfer, queue = self.prefetches_in_line()[0], self.prefetches
-            spared = transfer.listed
+        transfer, spared = line[0], line[0].listed
+        queue = self.demands or self.prefetches or self.backgrounds
+        if queue is self.demands:
+            spared = frozenset()  # of a promoted prefetch the list no longer counts
         scope = self.cache.scope(transfer.expert)
         if not self.cache.has_free_slot(scope):
             kept = spared | set(self.visit.work)
@@ -611,7 +669,7 @@ class Machine:
     # The end
 
     def finish(self) -> None:
-        for transfer in [*self.link, *self.demands, *self.prefetches_in_line()]:
+        for transfer in [*self.link, *self.demands, *self.prefetches_in_line(), *self.backgrounds]:
             self.close(transfer, UNFINISHED)
             if transfer.row["started_ns"] > self.now:
                 transfer.row["started_ns"] = -1
@@ -635,11 +693,12 @@ def columns(rows: list[Row], names: Sequence[str]) -> dict[str, list[int | bool]
 def simulate(plan: Plan) -> dict[str, Any]:
     """Runs the plan. Returns the record, group -> column -> list of Python ints and bools (in ns); under
     `totals` the figures over the whole run, among them `residents`: who is resident at the end (global ids),
-    the least recently touched or landed first.
+    the least recently touched or landed first; `gates`: how many answers carry each gate code; floats
+    `weight_wanted`, `weight_substituted`, `weight_dropped`, and lists of them by layer under `by_layer`.
 
     Raises:
         RuntimeError: a demand can never get a slot (a scope without slots).
-        ValueError: a miss policy that the reference does not spell.
+        ValueError: a policy that the reference does not spell, or that lacks what it needs.
     """
     machine = Machine(plan)
     machine.run()
@@ -647,6 +706,8 @@ def simulate(plan: Plan) -> dict[str, Any]:
         group: columns(machine.record[group], names.split()) for group, names in COLUMNS.items()
     }
     recency = machine.cache.seen_at
-    totals = {name: plain(value) for name, value in machine.totals.items()}
-    result["totals"] = totals | {"residents": sorted(recency, key=recency.__getitem__)}
+    totals: Row = {name: plain(value) for name, value in machine.totals.items()}
+    totals |= {name: sum(by_layer) for name, by_layer in machine.quality.items()}
+    lists = {"gates": machine.gates, "by_layer": machine.quality}
+    result["totals"] = totals | lists | {"residents": sorted(recency, key=recency.__getitem__)}
     return result

@@ -16,7 +16,8 @@ from tests import groups
 from tests.groups import lines, run_groups
 from tests.laws import check_all
 from tests.plans import EVICTIONS, MISSES
-from tests.reference import hash64, mix, reference_steps, simulate
+from tests.reference import reference_steps, simulate
+from tests.reference_miss import hash64, mix
 
 Run = Callable[[Plan], dict[str, Any]]
 MACHINES: dict[str, Run] = {"reference": simulate}
