@@ -18,19 +18,21 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
+from sim.core.miss import GATES
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
 Group = dict[str, Int]
 VERSION = 1
+WEIGHTS = ("wanted", "substituted", "dropped")  # columns of State.quality: router weight
 
 CLOCK = "link_busy_ns dense_ns decide_ns experts_ns stall_ns cpu_wait_ns head_ns unfinished".split()
 COUNTERS = {
     name: getattr(st, name.upper())
     for name in (
         "evictions slots_wanted slots_hit slots_late fetched substituted dropped cpu low landed_demand landed_prefetch "
-        "landed_background promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted"
+        "landed_background promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before"
     ).split()
 }
 LAYER = {
@@ -52,7 +54,7 @@ class RunRecord:
 
     steps: Group
     requests: Group
-    counters: dict[str, int]
+    counters: dict[str, Any]
     layer: Group
     groups: dict[str, Group]
     warmup_steps: int
@@ -71,7 +73,12 @@ class RunRecord:
         }
         if log is not None:
             steps["event"] = clock.event
+        counters |= {f"stopped_{gate}": int(s.c[st.STOPPED + 1 + i]) for i, gate in enumerate(GATES)}
+        counters |= {f"weight_{name}": float(s.quality[:, i].sum()) for i, name in enumerate(WEIGHTS)}
         layer = {name: s.layer[:, i].copy() for name, i in LAYER.items()}
+        if plan.rerank is None:
+            counters["wanted_before"] = int(sum(layer[name].sum() for name in ("hits", "late", "misses")))
+        layer |= {f"weight_{name}": s.quality[:, i].copy() for i, name in enumerate(WEIGHTS)}
         groups = {} if log is None else _groups(plan, s, log)
         requests = _requests(plan, clock.begin, clock.end)
         return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes)

@@ -32,6 +32,7 @@ SELECT_LIST, SELECT_RANDOM, SELECT_NEXT, SELECT_DROP, SELECT_NOBODY = range(5)
 FALL_FETCH, FALL_DROP, FALL_CPU, FALL_CHEAPER = range(4)
 (SELECTOR, MATCHED, TEMPERATURE, GAMMA, BETA, BUDGET, RHO_MAX, SEARCH, LOWEST_FIRST, FALLBACK) = range(10)
 ETA, KAPPA, PARTITIONS, BACKGROUND, TOUCH, BACKLOG = range(10, len(SUBSTITUTE_PARAMS))
+COST_CPU, COST_FETCH = 1 << 9, 1 << 10  # in ASKED: what the cheaper rule has said of this expert
 REPLY, OTHER, GATE = range(3)  # rows of State.reply
 MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those of evictions
 
@@ -280,9 +281,9 @@ def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 def _cheaper(s: Any, miss: Any, g: int) -> int:
     """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side also
     waits for what this visit has already given it."""
-    if s.x[g, st.ASKED] & (1 << ANSWER_CPU):
+    if s.x[g, st.ASKED] & COST_CPU:
         return ANSWER_CPU
-    if s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
+    if s.x[g, st.ASKED] & COST_FETCH:
         return ANSWER_FETCH
     tokens, busy = s.x[g, st.TOKENS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
     cpu_ns, gpu_ns = miss.cpu_ns[busy, tokens], miss.transfer_ns[0] + miss.expert_ns[tokens]
@@ -291,8 +292,10 @@ def _cheaper(s: Any, miss: Any, g: int) -> int:
         gpu_ns += s.c[st.LINK_NS]
     if cpu_ns < gpu_ns:
         s.c[st.HOST_NS] += miss.cpu_ns[busy, tokens]
+        s.x[g, st.ASKED] |= COST_CPU
         return ANSWER_CPU
     s.c[st.LINK_NS] += miss.transfer_ns[0]
+    s.x[g, st.ASKED] |= COST_FETCH
     return ANSWER_FETCH
 
 

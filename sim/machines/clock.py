@@ -45,6 +45,8 @@ def forget(s: Any, clock: Any) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
     s.c[st.FIRST_COUNTER :] = 0
     s.layer[:] = 0
+    s.quality[:] = 0.0
+    s.loss[:] = 0.0
     now = clock.k[NOW]
     clock.k[1:] = 0
     if s.c[FLIGHT_LEN] > 0:
