@@ -75,7 +75,7 @@ def applicable(plan: Plan) -> tuple[str, ...]:
     fetch: all, `demand_ns` only without a prefetcher. Others (drop, cpu, stand-ins) leave out or move work:
     executed ones only.
     """
-    if plan.miss.name != "fetch":
+    if plan.miss.name != "fetch" or plan.rerank is not None:
         return ANY
     return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
 

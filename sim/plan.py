@@ -12,7 +12,8 @@ from sim.catalog import CatalogError
 from sim.core.plan import GROUPS, ORDERS, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, memory
 from sim.errors import SpecError
-from sim.policies import EVICTION, MISS, PLACEMENT, Policy, find, predictor, predictors
+from sim.fit.answers import answer_fields
+from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, find, predictor, predictors
 from sim.spec import RunSpec, cache_bytes
 from sim.steps import Steps, first_steps, schedule
 from traces import npz
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Hardware
     from sim.catalog.model_spec import ModelSpec
+
+USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,19 @@ def prepare(spec: RunSpec) -> Setting:
     model = _model(spec, whole, path, hardware.fixed is not None)
     calibration, trace = _set_aside(spec, whole)
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
-    _refuse_what_is_missing(trace, path, spec, (eviction, miss))
-    if miss.name == "cpu" and not hardware.answers_cpu:
-        raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss cpu needs")
+    rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
+    _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
+    if miss.name in USE_THE_HOST and not hardware.answers_cpu:
+        raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
     steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
     steps = first_steps(steps, spec.max_steps or len(steps))
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(model, hardware, spec.precision)
     slots = _slots(spec, trace, size)
-    miss_params = spec.params(miss.name)
+    answers = answer_fields(
+        miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
+    )
     plan = Plan(
         experts=trace.experts,
         n_experts=trace.n_experts,
@@ -77,22 +83,19 @@ def prepare(spec: RunSpec) -> Setting:
         residents=_residents(spec, trace, slots, calibration),
         expert_bytes=size,
         eviction=eviction.choice(spec.params(eviction.name)),
-        miss=miss.choice(miss_params),
         prefetch=_prefetch(spec, trace, steps, calibration),
-        weights=trace.weights,
         group=GROUPS.index(spec.expert_group or engine.expert_group),
         seed=spec.seed,
-        lossy_prefill=bool(miss_params.get("prefill", 0)),
-        late_counts_as_missing=bool(miss_params.get("late", 0)),
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
+        **answers,
     )
     return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, model, hardware, engine)
 
 
 def _refuse_stray_parameters(spec: RunSpec) -> None:
     """--set names a policy that the run uses."""
-    chosen = {spec.eviction, spec.miss, spec.prefetch, spec.placement}
+    chosen = {spec.eviction, spec.miss, spec.prefetch, spec.rerank}
     for key in spec.set:
         name, dot, _ = key.rpartition(".")
         if not dot or name not in chosen:
@@ -143,7 +146,7 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         for array in policy.needs:
             if not trace.has(array):
                 raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
-        if policy.fitted and spec.calibration is None:
+        if policy.fitted and spec.calibration is None and not spec.params(name).get("lists"):
             raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
     if find("placement", PLACEMENT, spec.placement) and spec.placement == "popular" and spec.calibration is None:
         raise SpecError("placement popular: is fitted and needs --calibration FILE|FRACTION")

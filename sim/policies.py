@@ -1,7 +1,7 @@
 """The policies by name: what a spec may ask for, with parameters, needs and sources.
 
-Adding an eviction or a miss policy touches two places: its function in sim/core, and its line here. Prefetchers are
-classes of sim.fit.predictors; they register themselves there and need no line here.
+Adding an eviction, a miss or a re-ranking policy touches two places: its function in sim/core, and its line here.
+Prefetchers are classes of sim.fit.predictors; they register themselves there and need no line here.
 """
 
 import inspect
@@ -12,36 +12,54 @@ from typing import Any
 import numpy as np
 
 from sim.core import eviction, miss
-from sim.core.plan import Choice
+from sim.core.plan import SUBSTITUTE_PARAMS, Choice
 from sim.errors import SpecError, unknown
 
 Value = float | int | str | bool
+MANY = 1e9  # no limit
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One named policy. `kind`: its code in the core. params: name -> default, in the order the core takes them. needs:
-    arrays of the trace. fitted: needs --calibration. oracle: reads the future. lossy: may leave a wanted expert out."""
+    """One named policy. `kind`: its code in the core. params: name -> default, in the order the core takes them; prepared:
+    parameters that the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the
+    future. lossy: may leave a wanted expert out. lists: where its buddy lists come from ("" none, "buddies", "similarity")."""
 
     name: str
     kind: int
     doc: str
     source: str
     params: Mapping[str, float] = field(default_factory=dict)
+    prepared: Mapping[str, Value] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     fitted: bool = False
     oracle: bool = False
     lossy: bool = False
+    lists: str = ""
+
+    def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """Every parameter: as given, else its default. Raises SpecError for one that it does not have or that is no number."""
+        known = {**self.params, **self.prepared}
+        for key, value in given.items():
+            if key not in known:
+                raise unknown(f"set: parameter of {self.name}", key, known)
+            if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
+                raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
+            if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
+                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
+        return {**known, **given}
 
     def choice(self, given: Mapping[str, Value]) -> Choice:
-        """As the core takes it. Raises SpecError for a parameter that it does not have or that is no number."""
-        for key, value in given.items():
-            if key not in self.params:
-                raise unknown(f"set: parameter of {self.name}", key, self.params)
-            if isinstance(value, str):
-                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
-        values = [float(given.get(key, default)) for key, default in self.params.items()]
-        return Choice(self.name, self.kind, np.array(values, np.float64))
+        """As the core takes it."""
+        values = self.values(given)
+        return Choice(self.name, self.kind, np.array([_number(key, values[key]) for key in self.params], np.float64))
+
+
+WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
+
+
+def _number(key: str, value: Value) -> float:
+    return float(WORDS[key].index(value)) if isinstance(value, str) else float(value)
 
 
 def _table(*policies: Policy) -> dict[str, Policy]:
@@ -65,12 +83,108 @@ EVICTION = _table(
     ),
 )
 
-_LOSSY = {"prefill": 0.0, "late": 0.0}  # lossy answers in prefill steps too; late experts count as missing
+# --- miss policies -----------------------------------------------------------------------------------------------------
+BUDDYMOE = "BuddyMoE, arXiv 2511.10054"
+_COMMON = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts count as missing
+_OPEN = dict(
+    zip(SUBSTITUTE_PARAMS, (0, 0, 1, 2, 2, 0, MANY, MANY, 0, 0, 0, 0, 1, 0, 1, 0), strict=True)
+)  # every gate open, no limit, list order, fetch what nobody stands in for
+_GATED = {"beta": 1.0, "rho": 3.0}
+_GATE_SETTINGS: dict[str, Value] = {"tau": 0.95, "percentile": -1.0, "budget_mb": 0.0}
+_LISTS: dict[str, Value] = {
+    "lists": "", "alpha": 0.9, "k_max": 16, "count": "binary", "mix": 0.5, "eps": 1e-6, "warmup": 0,
+}  # fmt: skip
+
+
+def _substitution(
+    name: str, doc: str, source: str, selector: int, prepared: Mapping[str, Value], lists: str = "", **params: Any
+) -> Policy:
+    needs: tuple[str, ...] = params.pop("needs", ("weights",))
+    lossy = params.pop("lossy", True)
+    return Policy(
+        name,
+        miss.SUBSTITUTE,
+        doc,
+        source,
+        params={**_OPEN, **params, "selector": selector},
+        prepared={**_COMMON, **prepared},
+        needs=needs,
+        lossy=lossy,
+        fitted=lists == "buddies",
+        lists=lists,
+    )
+
+
+def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = BUDDYMOE, **more: Any) -> Policy:
+    """A policy under the buddy's gates and budget; `more` may hold core parameters and prepared ones."""
+    settings = {**_GATE_SETTINGS, **_LISTS}
+    prepared = {**settings, **{key: more.pop(key) for key in list(more) if key in settings}}
+    return _substitution(name, doc, source, selector, prepared, "buddies", **{**_GATED, **more})
+
+
+NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
 MISS = _table(
     Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine"),
-    Policy("drop", miss.DROP, "leave the missing expert out", "the zero-fill baseline", _LOSSY, lossy=True),
-    Policy("cpu", miss.CPU, "compute the missing expert on the host, beside the GPU", "Fiddler, arXiv 2402.07033", {"late": 0.0}),
+    Policy("drop", miss.DROP, "leave the missing expert out", "the zero-fill baseline", prepared=_COMMON, lossy=True),
+    Policy(
+        "drop-by-weight",
+        miss.DROP_BY_WEIGHT,
+        "leave a missing expert out where its router weight is below `threshold`, else fetch",
+        "zero-fill by weight, as several engines do",
+        {"threshold": 0.08},
+        _COMMON,
+        needs=("weights",),
+        lossy=True,
+    ),
+    Policy(
+        "cpu", miss.CPU, "compute the missing expert on the host, beside the GPU", "Fiddler, arXiv 2402.07033", prepared={"late": 0}
+    ),
+    _substitution(
+        "fiddler",
+        "per missing expert the cheaper of the CPU and transfer plus GPU; with `backlog` what waits counts too",
+        "Fiddler, arXiv 2402.07033",
+        miss.SELECT_NOBODY,
+        {},
+        needs=(),
+        lossy=False,
+        fallback=miss.FALL_CHEAPER,
+    ),
+    _buddy("buddy", "a resident buddy stands in; tau = .95 is the TAE gate (reading A of the paper's tables)"),
+    _buddy("buddy-b", "the same, reading B: tau = .95 is the coverage alpha; TAE gate by percentile", alpha=0.95, percentile=15.0),
+    _buddy("buddy-first-fit", "Algorithm 1 alone: no gate, no limit", tau=-1.0, beta=2.0, rho=MANY),
+    _buddy("matched-random", "any resident, only where a buddy would stand in", miss.SELECT_RANDOM, NULLS, matched=1.0),
+    _buddy(
+        "matched-next-ranked",
+        "the resident the live router ranks best, only where a buddy would stand in",
+        miss.SELECT_NEXT,
+        NULLS,
+        matched=1.0,
+        needs=("weights", "logits"),
+    ),
+    _buddy("matched-drop", "nobody, only where a buddy would stand in", miss.SELECT_DROP, NULLS, matched=1.0),
+    _buddy("mixed", "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each", fallback=miss.FALL_CHEAPER, backlog=1.0),  # fmt: skip
+    _substitution(
+        "similarity",
+        "the resident of most similar output stands in (lists from `matrix`, an .npz), under the buddy's gates",
+        "functional similarity, Fig. 4 of arXiv 2511.10054",
+        miss.SELECT_LIST,
+        {**_GATE_SETTINGS, "matrix": "", "k_max": 16, "alpha": 1.0},
+        "similarity",
+        **_GATED,
+    ),
+    _substitution("random", "any resident stands in, no gate", "the paper's baseline; whether gated is not known", miss.SELECT_RANDOM, {}, needs=()),  # fmt: skip
+    _substitution(
+        "next-ranked", "the resident the live router ranks best stands in, no gate", "neighbours of arXiv 2511.10054", miss.SELECT_NEXT, {}, needs=("logits",)
+    ),  # fmt: skip
 )
+
+RERANK = _table(
+    Policy("cache-prior", 0, "logits of residents rise by strength x mean logit range", "arXiv 2412.00099", {"strength": 0.3}, needs=("logits",), lossy=True),
+    Policy("max-rank", 1, "the first `always`, then residents among the first `among`", "arXiv 2412.00099", {"always": 1, "among": 12}, needs=("logits",), lossy=True),
+    Policy("smoe", 2, "a missing low-score expert gives way to a resident just below the cut", "SMoE, arXiv 2508.18983", {"margin": 0.25}, needs=("weights", "logits"), lossy=True),
+    Policy("adapmoe", 3, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284", {"threshold": 0.005}, needs=("weights",), lossy=True),
+    Policy("sere", 4, "in a batch, secondary experts go to the most similar primary one", "SERE, arXiv 2602.07616", {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True),
+)  # fmt: skip
 
 PLACEMENT = {
     "first": "expert 0, 1, ... of each layer",

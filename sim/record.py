@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
-from sim.core.miss import GATES
+from sim.core.miss import FETCH, GATES
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
 Group = dict[str, Int]
 VERSION = 1
-WEIGHTS = ("wanted", "substituted", "dropped")  # columns of State.quality: router weight
+WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.quality: router weight
 
 CLOCK = "link_busy_ns dense_ns decide_ns experts_ns stall_ns cpu_wait_ns head_ns unfinished".split()
 COUNTERS = {
@@ -49,7 +49,8 @@ LAYER = {
 class RunRecord:
     """requests {request, admitted_ns, first_ns, last_ns, tokens, ...} one row per admitted request: tokens counts its token
     times (from its last prefill step on), first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step,
-    first_decode, generated say which steps they are. steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`); counters name -> int, times in ns, after
+    first_decode, generated say which steps they are. tokens {lost_weight} float64 [T], runs with a miss policy only: router weight that others answered for, or
+    nobody, by trace token. steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`); counters name -> int, times in ns, after
     warm-up; layer name -> int64 [L], after warm-up; groups visits, executions, transfers, answers, or empty."""
 
     steps: Group
@@ -59,6 +60,7 @@ class RunRecord:
     groups: dict[str, Group]
     warmup_steps: int
     expert_bytes: int
+    tokens: Group = field(default_factory=dict)
 
     @staticmethod
     def of(plan: Plan, s: st.State, log: Log | None, clock: Any) -> "RunRecord":
@@ -81,7 +83,8 @@ class RunRecord:
         layer |= {f"weight_{name}": s.quality[:, i].copy() for i, name in enumerate(WEIGHTS)}
         groups = {} if log is None else _groups(plan, s, log)
         requests = _requests(plan, clock.begin, clock.end)
-        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes)
+        tokens = {"lost_weight": s.loss} if plan.miss.kind != FETCH else {}
+        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, tokens)
 
 
 def _requests(plan: Plan, begin: Int, end: Int) -> Group:
@@ -134,7 +137,8 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
         **meta,
     }
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
-    for name, group in (record.groups | {"steps": record.steps, "requests": record.requests, "layer": record.layer}).items():
+    fixed = {"steps": record.steps, "requests": record.requests, "layer": record.layer, "tokens": record.tokens}
+    for name, group in (record.groups | fixed).items():
         members |= {f"{name}.{column}": values for column, values in group.items()}
     replace(path, lambda file: np.savez(file, **members))
 
@@ -165,8 +169,9 @@ def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:
             group, _, column = name.partition(".")
             groups.setdefault(group, {})[column] = values
         fixed = [groups.pop(name) for name in ("steps", "requests")]
-        layer = groups.pop("layer")
-        return RunRecord(*fixed, meta["counters"], layer, groups, meta["warmup_steps"], meta["expert_bytes"]), meta
+        layer, tokens = groups.pop("layer"), groups.pop("tokens", {})
+        known = (meta["counters"], layer, groups, meta["warmup_steps"], meta["expert_bytes"], tokens)
+        return RunRecord(*fixed, *known), meta
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SpecError):
             raise

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
 from sim.plan import Setting
@@ -52,18 +54,44 @@ def _trace(setting: Setting) -> dict[str, Any]:
 
 
 def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
-    """Shares of the router weight that another expert answered for, or none. None where the trace has no weights."""
-    c = record.counters
-    known = setting.plan.weights is not None and "weight_wanted" in c
-    total = c["weight_wanted"] if known else 0
-    return {
-        "substituted_weight": c["weight_substituted"] / total if total else (0.0 if _lossless(setting) else None),
-        "dropped_weight": c["weight_dropped"] / total if total else (0.0 if _lossless(setting) else None),
-    }
+    """What the answers cost in router weight: shares of the wanted weight that another expert answered for, or nobody.
+
+    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus dropped weight,
+    where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in. None: not known.
+    """
+    c, layer = record.counters, record.layer
+    out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": sum(_wanted(record))}
+    if _lossless(setting):
+        return out | {"substituted_weight": 0.0, "dropped_weight": 0.0}
+    total, by_layer = c["weight_wanted"], layer["weight_wanted"]
+    known = setting.plan.weights is not None and total > 0
+    for name in ("substituted", "dropped"):
+        out[f"{name}_weight"] = c[f"weight_{name}"] / total if known else None
+        share = np.divide(layer[f"weight_{name}"], by_layer, out=np.zeros_like(by_layer), where=by_layer > 0)
+        out[f"{name}_weight_by_layer"] = share.tolist() if known else None
+    out["per_token_p95"] = _per_token(setting, record) if known else None
+    out["expected_error"] = c["weight_missed"] / total if known and setting.plan.similarity is not None else None
+    return out | {"stopped": {name.removeprefix("stopped_"): n for name, n in c.items() if name.startswith("stopped_")}}
+
+
+def _wanted(record: RunRecord) -> list[int]:
+    return [int(record.layer[name].sum()) for name in ("hits", "late", "misses")]
+
+
+def _per_token(setting: Setting, record: RunRecord) -> float | None:
+    """The 95th percentile, over the counted tokens, of the share of a token's router weight that was lost."""
+    if not record.tokens:
+        return None
+    plan = setting.plan
+    rows = plan.step_row[plan.step_offset[plan.warmup_steps] :]
+    weights = setting.trace.weights[rows].astype(np.float64)  # type: ignore[index]
+    wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
+    share = np.divide(record.tokens["lost_weight"][rows], wanted, out=np.zeros(len(rows)), where=wanted > 0)
+    return float(np.percentile(share, 95, method="inverted_cdf"))
 
 
 def _lossless(setting: Setting) -> bool:
-    return not find("miss", MISS, setting.spec.miss).lossy
+    return not find("miss", MISS, setting.spec.miss).lossy and setting.spec.rerank == "none"
 
 
 def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
@@ -118,7 +146,8 @@ def table(out: dict[str, Any]) -> str:
         f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, top-{trace['top_k']}; "
         f"{out['requests']} requests, {out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
         f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; cache {spec['cache']} per {spec['cache_scope']}, "
-        f"eviction {spec['eviction']}, prefetch {spec['prefetch']}, miss {spec['miss']}, batch {spec['batch']}; {out['machine']} machine",
+        f"eviction {spec['eviction']}, prefetch {spec['prefetch']}, miss {spec['miss']}"
+        + (f", rerank {spec['rerank']}" if spec["rerank"] != "none" else "") + f", batch {spec['batch']}; {out['machine']} machine",
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
@@ -172,7 +201,18 @@ def _cache(out: dict[str, Any]) -> list[str]:
     answered = [(name, out[name]) for name in ("substituted", "dropped", "cpu", "low") if out[name]]
     if answered:
         lines.append(f"{'answers':<12} " + ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered))
+    quality = out["quality"]
+    if quality.get("stopped") is not None:
+        lost = ", ".join(f"{name} {_share(quality[f'{name}_weight'])}" for name in ("substituted", "dropped"))
+        lines.append(f"{'router weight':<12} {lost}; a token's p95 {_share(quality['per_token_p95'])}")
+        stopped = ", ".join(f"{name} {n:,}" for name, n in quality["stopped"].items() if n)
+        if stopped:
+            lines.append(f"{'stopped by':<12} {stopped}")
     return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _memory(out: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sim.errors import SpecError
-from sim.policies import EVICTION, MISS, PLACEMENT, predictors
+from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
 from sim.spec import RunSpec
 from traces.errors import TraceError
 
@@ -141,7 +141,7 @@ def _list(what: str) -> str:
 
 def _list_policies() -> str:
     lines = []
-    for kind, entries in (("eviction", EVICTION), ("prefetch", predictors()), ("miss", MISS)):
+    for kind, entries in (("eviction", EVICTION), ("prefetch", predictors()), ("miss", MISS), ("rerank", RERANK)):
         lines.append(f"{kind}:")
         for name, policy in entries.items():
             marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word, False)]
@@ -156,7 +156,8 @@ def _list_policies() -> str:
 
 def _defaults(policy: Any) -> list[str]:
     if hasattr(policy, "params"):
-        return [f"{name}={value:g}" for name, value in policy.params.items()]
+        given = {**policy.params, **policy.prepared}
+        return [f"{name}={value:g}" if not isinstance(value, str) else f"{name}={value}" for name, value in given.items()]
     import inspect
 
     return [str(p).replace("'", "").split(":")[0] + f"={p.default}" for p in inspect.signature(policy).parameters.values()]

@@ -36,7 +36,7 @@ class RunSpec(BaseModel):
     prefetch: str = "none"
     prefetch_budget: Steps | None = None
     miss: str = "fetch"
-    rerank: Literal["none"] = "none"
+    rerank: str = "none"
     placement: str = "first"
     transfer_order: Literal["fifo", "nearest-layer", "probability"] = "fifo"
     expert_group: Literal["one", "ready", "all"] | None = None

@@ -95,8 +95,8 @@ class State(NamedTuple):
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
 
     Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and router
-    weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality float64 [L, 3]
-    router weight wanted, substituted, dropped; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and
+    weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality float64 [L, 4]
+    router weight wanted, substituted, dropped, and the last two times what the stand-in lacks in similarity; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and
     number of logit ranges (cache-prior).
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
@@ -156,7 +156,7 @@ def new_state(plan: Plan) -> State:
         weight=np.zeros((rows, plan.experts.shape[2]), np.float64),
         reply=np.zeros((3, plan.experts.shape[2]), np.int64),
         order=np.zeros((2, n), np.int64),
-        quality=np.zeros((layers, 3), np.float64),
+        quality=np.zeros((layers, 4), np.float64),
         loss=np.zeros(plan.experts.shape[0], np.float64),
         ranges=np.zeros((layers, 2), np.float64),
     )

@@ -277,7 +277,9 @@ def _give_host(s: Any, g: int) -> None:
 
 
 @inner
-def _reply(s: Any, log: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool) -> None:
+def _reply(
+    s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
+) -> None:
     """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
     base = layer * s.c[st.N_EXPERTS]
     g, reply, other, gate = base + e, s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k]
@@ -302,6 +304,8 @@ def _reply(s: Any, log: Any, visit: int, t: int, layer: int, k: int, e: int, wei
             _give_stand_in(s, base + other)
         s.quality[layer, 1 if reply == ANSWER_SUBSTITUTE else 2] += weight
         s.loss[t] += weight
+        alike = reply == ANSWER_SUBSTITUTE and len(miss.similarity) > 0
+        s.quality[layer, 3] += weight * (1.0 - miss.similarity[layer, e, other]) if alike else weight
 
 
 @inner
@@ -319,7 +323,7 @@ def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, r
         g = base + ids[k]
         s.quality[layer, 0] += weights[k]
         if asked(s, miss, g):
-            _reply(s, log, visit, t, layer, k, ids[k], weights[k], lossless)
+            _reply(s, log, miss, visit, t, layer, k, ids[k], weights[k], lossless)
             continue
         _work(s, g, 1)
         s.c[st.SLOTS_HIT if s.x[g, CLASS] == HIT else st.SLOTS_LATE] += 1
