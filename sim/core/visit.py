@@ -132,11 +132,11 @@ def _want(s: Any, g: int, visit: int, layer: int) -> None:
     now = s.x[g, STATE]
     kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
     s.x[g, CLASS] = kind
-    if s.x[g, FRESH] == 1 and kind == HIT:
+    if kind == LATE:
+        s.x[g, FRESH] = 2
+    elif s.x[g, FRESH] == 1 and kind == HIT:
         s.c[st.PREFETCH_USED] += 1
         s.x[g, FRESH] = 0
-    elif kind == LATE:
-        s.x[g, FRESH] = 2
     s.layer[layer, kind] += 1
     s.work[WANTED, s.c[N_WANTED]] = g
     s.c[N_WANTED] += 1
@@ -217,9 +217,8 @@ def _work(s: Any, g: int, tokens: int) -> None:
     """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
     if s.x[g, WORK] == 0:
         s.c[N_WORK] += 1
-        if s.x[g, STATE] == RESIDENT:
-            s.work[READY, s.c[st.N_READY]] = g
-            s.c[st.N_READY] += 1
+        s.work[READY, s.c[st.N_READY]] = g  # counts only when it is resident, without a branch
+        s.c[st.N_READY] += s.x[g, STATE] == RESIDENT
     s.x[g, WORK] += tokens
 
 

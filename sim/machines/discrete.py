@@ -30,6 +30,7 @@ class Machine:
     def __init__(self, plan: Plan, full: bool) -> None:
         self.env = simpy.Environment()
         self.plan, self.costs = plan, plan.costs
+        self.expert_ns = plan.costs.expert_ns.tolist()
         self.s, self.log, self.clock = begin_run(plan, full)
         self.route, self.miss, self.ahead = inputs(plan, self.s, full)
         self.commit_due = False
@@ -160,10 +161,10 @@ class Machine:
 
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""
-        s, run = self.s, int(self.s.c[N_RUN])
-        tokens = s.x[s.work[READY, run : run + n], WORK]
+        s, run = self.s, self.s.c[N_RUN]
+        tokens = s.x[s.work[READY, run : run + n], WORK].tolist()
         begin = self.env.now + self.costs.group_ns
-        yield from self.busy(self.costs.group_ns + int(self.costs.expert_ns[tokens].sum()), EXPERTS)
+        yield from self.busy(self.costs.group_ns + sum(self.expert_ns[t] for t in tokens), EXPERTS)
         finish_group(s, self.log, n)
         self.time_executions(self.costs.expert_ns, begin, n, group)
         self.kick()
