@@ -12,13 +12,13 @@ import numpy as np
 
 from sim.core import state as st
 from sim.core.hashing import hash64
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, part
 from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
 
 
-@inlined
+@part
 def visits_of_layer(s: Any, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
     layers = s.c[N_LAYERS]
@@ -38,7 +38,7 @@ def count_use(s: Any, g: int) -> None:
     s.x[g, LAST] = visits_of_layer(s, g)
 
 
-@inlined
+@part
 def _evictable(s: Any, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
     if s.x[g, STATE] != RESIDENT or s.x[g, WORK] > 0:
@@ -54,7 +54,7 @@ def _listed(s: Any, g: int, which: int) -> bool:
     return False
 
 
-@inlined
+@part
 def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
     """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
     best, best_key, best_stamp = -1, NEVER, NEVER
@@ -111,7 +111,7 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 
-@inlined
+@part
 def victim(s: Any, scope: int, spare_from: int) -> int:
     """The expert to evict from a full scope, or -1. `spare_from`: the merged list to spare, -1 for a demand."""
     kind = s.c[st.EVICTION]

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, part
 from sim.core.residency import claim, move
 from sim.core.state import (
     ABSENT,
@@ -33,7 +33,7 @@ LAST_KEY = np.int64(2**62)  # of background transfers
 WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
 
 
-@inlined
+@part
 def demand(s: Any, log: Any, g: int, visit: int) -> None:
     """Expert g was answered `fetch`: it joins the demand queue, from the prefetch queue if it stood there."""
     if s.x[g, STATE] == QUEUED:
@@ -48,7 +48,7 @@ def demand(s: Any, log: Any, g: int, visit: int) -> None:
     s.c[DEMAND_TAIL] += 1
 
 
-@inlined
+@part
 def _shift(s: Any, source: int, target: int) -> None:
     for column in range(Q_LIST + 1):
         s.queue[target, column] = s.queue[source, column]

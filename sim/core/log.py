@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import inlined
+from sim.core.jit import part
 from sim.core.plan import Plan
 from sim.core.state import EVENTS, R_ANSWERS, R_TRANSFERS, TRANSFER
 
@@ -61,14 +61,14 @@ def new_log(plan: Plan) -> Log:
     )
 
 
-@inlined
+@part
 def next_event(s: Any) -> int:
     """The running number of what happens now."""
     s.c[EVENTS] += 1
     return s.c[EVENTS] - 1  # type: ignore[no-any-return]
 
 
-@inlined
+@part
 def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
     """A transfer of expert g joins a queue."""
     if log is not None:
@@ -82,7 +82,7 @@ def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
         row[T_EVENT_QUEUED] = next_event(s)
 
 
-@inlined
+@part
 def ended(s: Any, log: Any, g: int, outcome: int) -> None:
     """The transfer of expert g landed, was withdrawn, was rejected, or is unfinished."""
     if log is not None:
@@ -90,7 +90,7 @@ def ended(s: Any, log: Any, g: int, outcome: int) -> None:
         row[T_OUTCOME], row[T_EVENT] = outcome, next_event(s)
 
 
-@inlined
+@part
 def promoted(s: Any, log: Any, g: int) -> None:
     """The queued prefetch of expert g becomes a demand; it keeps its place in the order of events."""
     if log is not None:
@@ -98,7 +98,7 @@ def promoted(s: Any, log: Any, g: int) -> None:
         row[T_CAUSE], row[T_PROMOTED] = 0, 1
 
 
-@inlined
+@part
 def committed(s: Any, log: Any, g: int, victim: int) -> None:
     """The transfer of expert g goes on the link in the place of `victim` (-1: a free slot)."""
     if log is not None:
@@ -106,7 +106,7 @@ def committed(s: Any, log: Any, g: int, victim: int) -> None:
         row[T_VICTIM], row[T_EVENT_COMMITTED] = victim, next_event(s)
 
 
-@inlined
+@part
 def answered(s: Any, log: Any, visit: int, token: int, slot: int, wanted: int, answer: int, other: int, gate: int) -> None:
     """The miss policy answered for one (token, slot); `gate` names what stopped a substitution, 0 = nothing."""
     if log is not None:

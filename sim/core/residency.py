@@ -8,7 +8,7 @@ from typing import Any
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import DECAYED, count_use, victim
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, part
 from sim.core.state import (
     ABSENT,
     ARRIVING,
@@ -34,7 +34,7 @@ from sim.core.state import (
 PREFETCH = 1  # plan.CAUSES
 
 
-@inlined
+@part
 def move(s: Any, g: int, to: int) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.x[g, STATE]
@@ -43,13 +43,13 @@ def move(s: Any, g: int, to: int) -> None:
     s.x[g, STATE] = to
 
 
-@inlined
+@part
 def scope_of(s: Any, g: int) -> int:
     """The one pool, or the expert's layer."""
     return s.x[g, st.SCOPE]  # type: ignore[no-any-return]
 
 
-@inlined
+@part
 def _touch(s: Any, g: int) -> None:
     s.x[g, STAMP] = s.c[st.STAMPS]
     s.c[st.STAMPS] += 1
@@ -69,7 +69,7 @@ def place(s: Any, residents: Any) -> None:
         _touch(s, g)
 
 
-@inlined
+@part
 def _evict(s: Any, g: int) -> None:
     if s.x[g, WORK] > 0:
         raise RuntimeError("a held expert was chosen as victim")
@@ -79,7 +79,7 @@ def _evict(s: Any, g: int) -> None:
         s.c[st.PREFETCH_WASTED] += 1
 
 
-@inlined
+@part
 def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
     """A slot for expert g at its commit: a free one of its scope, else the victim's; False where there is neither.
 
@@ -133,7 +133,7 @@ def land(s: Any, log: Any) -> int:
     return g  # type: ignore[no-any-return]
 
 
-@inlined
+@part
 def executed(s: Any, g: int) -> None:
     """Expert g has run on the GPU: one touch, one use, and it is no longer held."""
     _touch(s, g)

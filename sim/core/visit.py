@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import BELADY
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, inlined, part
 from sim.core.link import demand, join, withdraw
 from sim.core.miss import ANSWER_CPU, ANSWER_FETCH, Miss, answer
 from sim.core.plan import Plan
@@ -105,7 +105,7 @@ def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
     return route, Miss.of(plan), ahead
 
 
-@inlined
+@part
 def _want(s: Any, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once."""
     s.x[g, SEEN] = visit + 1
@@ -123,7 +123,7 @@ def _want(s: Any, g: int, visit: int, layer: int) -> None:
     s.c[N_WANTED] += 1
 
 
-@inlined
+@part
 def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.c[st.ROUTED] = visit + 1
@@ -149,7 +149,7 @@ def _classify(s: Any, route: Route, visit: int, step: int, layer: int) -> None:
                 s.x[g, st.NEXT] = after if after >= 0 else NEVER
 
 
-@inlined
+@part
 def _work(s: Any, g: int, tokens: int) -> None:
     """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
     if s.x[g, WORK] == 0:
@@ -159,7 +159,7 @@ def _work(s: Any, g: int, tokens: int) -> None:
     s.x[g, WORK] += tokens
 
 
-@inlined
+@part
 def _wait_for_late(s: Any, g: int) -> None:
     if s.x[g, WAITED] == 0:
         s.x[g, WAITED] = 1
@@ -177,7 +177,7 @@ def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int
                 lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
 
 
-@inlined
+@part
 def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
@@ -221,7 +221,7 @@ def _ask(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e:
         s.x[g, HOST] += 1
 
 
-@inlined
+@part
 def _answer_each(s: Any, log: Any, route: Route, miss: Miss, visit: int, step: int, layer: int) -> None:
     """2d to 2f with a miss policy: every (token, slot) in order, then the queues in the order first answered."""
     lossy = miss.lossy_prefill or not route.step_prefill[step]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice, inlined
+from sim.core.jit import choice, part
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
@@ -39,7 +39,7 @@ class Durations(NamedTuple):
     commit_gap_ns: int
 
 
-@inlined
+@part
 def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.k[NOW]
@@ -58,13 +58,13 @@ def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
             row[lg.T_COMMITTED], row[lg.T_STARTED] = now, clock.starts[g]
 
 
-@inlined
+@part
 def _next_landing(s: Any, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
     return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER  # type: ignore[no-any-return]
 
 
-@inlined
+@part
 def _land(s: Any, log: Any, clock: Clock) -> None:
     """The oldest committed transfer lands now."""
     g = land(s, log)
@@ -73,7 +73,7 @@ def _land(s: Any, log: Any, clock: Clock) -> None:
         log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = clock.k[NOW]
 
 
-@inlined
+@part
 def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
     """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
     if due == NEVER:
@@ -86,7 +86,7 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += waited
 
 
-@inlined
+@part
 def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
     """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
 
@@ -107,7 +107,7 @@ def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) 
             return
 
 
-@inlined
+@part
 def _group_ns(s: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
     ns = d.group_ns
@@ -150,7 +150,7 @@ def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int,
         _time_executions(s, log, d.cpu_expert_ns[busy], routed, n, -1)
 
 
-@inlined
+@part
 def _visit(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, step: int, layer: int) -> None:
     """One visit from its routed instant to the end of its layer."""
     first_transfer = s.c[st.R_TRANSFERS]
