@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
 _SOURCES = (*sorted(_HERE.glob("*.py")), _MACHINES / "clock.py", _MACHINES / "compiled.py")
@@ -50,5 +52,10 @@ def inlined(function: F) -> F:
 
 
 def part(function: F) -> F:
-    """A piece of choices, always part of its caller, and called from compiled functions only (it compiles twice as fast)."""
+    """A piece of a choice: part of its caller, and called from compiled functions only (compiles twice as fast)."""
     return numba.njit(forceinline=True, no_cpython_wrapper=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+
+
+def wrapping(function: F) -> F:
+    """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
+    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else choice(function)

@@ -61,7 +61,7 @@ def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
 @part
 def _next_landing(s: Any, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
-    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER  # type: ignore[no-any-return]
+    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER
 
 
 @part
