@@ -8,11 +8,14 @@ import numpy as np
 
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
+from sim.core.miss import GATES
 from sim.record import RunRecord
 from tests.reference import TOTALS
 
 RENAMED = {f"prefetched_{fate}": f"prefetch_{fate}" for fate in ("used", "late", "wasted")}
 MACHINES: dict[str, ModuleType] = {"compiled": compiled, "simpy": discrete}
+
+WEIGHTS = ("weight_wanted", "weight_substituted", "weight_dropped")
 
 
 def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
@@ -24,6 +27,9 @@ def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
     }
     totals = {name: record.counters[RENAMED.get(name, name)] for name in TOTALS.split() if name != "time_ns"}
     steps = result["steps"]["end_ns"]
+    totals |= {name: record.counters[name] for name in ("wanted_before", *WEIGHTS)}
+    totals["by_layer"] = {name: record.layer[name].tolist() for name in WEIGHTS}
+    totals["gates"] = np.bincount(record.groups["answers"]["gate"], minlength=len(GATES) + 1).tolist()
     return result | {
         "totals": totals | {"time_ns": steps[-1] if steps else 0, "residents": _last_residents(plan, result)}
     }

@@ -115,7 +115,7 @@ def test_activation_matrix_knows_all_of_a_turn_that_lies_more_than_a_step_back()
     # Request b's row 2 takes that step, row 0 is done: (1 0 0 | 0 1 0), .50 against .76.
     none = np.zeros(0, np.int64)
     apart = trace_of([[[0], [1]], [[0], [0]], [[1], [1]]], 3, [0, 0, 1])
-    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), none, none, none)
+    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), none, none, none, none, none)
     assert of(predictor.predict(apart, steps), 2, 1, 0) == [2, 0]
 
 

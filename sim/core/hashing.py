@@ -6,14 +6,14 @@ numbers in turn, so that the same decision draws the same number on every machin
 
 import numpy as np
 
-from sim.core.jit import choice
+from sim.core.jit import choice, wrapping
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _A = np.uint64(0xBF58476D1CE4E5B9)
 _B = np.uint64(0x94D049BB133111EB)
 
 
-@choice
+@wrapping
 def mix64(z: np.uint64) -> np.uint64:
     """One round of splitmix64: a bijection of 64-bit integers."""
     z = z + _GOLDEN

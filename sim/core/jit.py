@@ -55,6 +55,11 @@ def inlined(function: F) -> F:
     return numba.njit(forceinline=True, **_BARE)(function)  # type: ignore[no-any-return]
 
 
+def wrapping(function: F) -> F:
+    """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
+    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else choice(function)
+
+
 def frozen(array: Any) -> Any:
     """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
     out = np.ascontiguousarray(array).view()
