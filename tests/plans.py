@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -229,5 +228,5 @@ def random_lossy_plan(seed: int) -> Plan:
 
 
 def any_plan(seed: int) -> Plan:
-    """A plan of either kind, for the laws; nothing is re-ranked, because the laws read what is wanted from the trace."""
+    """A plan of either kind, for the laws; nothing is re-ranked: the laws read what is wanted from the trace."""
     return random_plan(seed) if seed % 2 else replace(random_lossy_plan(seed), rerank=None)
