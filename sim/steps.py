@@ -15,7 +15,6 @@ import numpy.typing as npt
 from traces.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
-Blocks = tuple[list[Int], list[Int], list[bool]]  # rows of a block of steps, rows of each of its steps, prefill
 
 
 @dataclass(frozen=True)
