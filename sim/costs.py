@@ -96,9 +96,7 @@ def group_ns(hardware: "Hardware", engine: "Engine") -> int:
     return engine.group_ns + engine.launches_per_group * _gpu(hardware).kernel_launch_ns
 
 
-def expert_ns(
-    model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int
-) -> Int:
+def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
     """One expert on the GPU by its tokens, int64 [max_tokens + 1], 0 tokens = 0.
 
     bytes = weights + tokens x 2 bytes x (hidden in and out, intermediate written and read); operations = 2 x
@@ -116,9 +114,7 @@ def expert_ns(
     return _rounded(ns)
 
 
-def cpu_expert_ns(
-    model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int
-) -> Int:
+def cpu_expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
     """One expert on the host by its tokens, int64 [2, max_tokens + 1]: link idle, link busy; 0 tokens = 0.
 
     cpu_launch + max(bytes / read rate, 2 x tokens x weights / host peak): reading dominates at one token
@@ -225,11 +221,7 @@ def _layer_ns(
         size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer)
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
     ns = _roofline(hardware, engine, stored, size, operations)
-    own = (
-        engine.mla_layer_ns
-        if model.attention == "mla" and engine.mla_layer_ns is not None
-        else engine.layer_ns
-    )
+    own = engine.mla_layer_ns if model.attention == "mla" and engine.mla_layer_ns is not None else engine.layer_ns
     return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
 
 

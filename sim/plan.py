@@ -159,8 +159,8 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
 
 
 def _slots(spec: RunSpec, trace: RoutingTrace, size: int) -> npt.NDArray[np.int64]:
-    """Slots of each scope, never more than it has experts. Bytes: as many whole experts as fit, in equal shares, what is
-    left over one each to the first layers. Raises SpecError where a layer would have none."""
+    """Slots of each scope, never more than it has experts. Bytes: as many whole experts as fit, in equal shares, what
+    is left over one each to the first layers. Raises SpecError where a layer would have none."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
@@ -172,7 +172,7 @@ def _slots(spec: RunSpec, trace: RoutingTrace, size: int) -> npt.NDArray[np.int6
     else:
         share = max(1, int(spec.cache * most)) if isinstance(spec.cache, float) else spec.cache
         slots = np.full(scopes, share)
-    return np.minimum(slots, most).astype(np.int64)
+    return np.asarray(np.minimum(slots, most), np.int64)
 
 
 def _residents(
@@ -184,9 +184,7 @@ def _residents(
     return first_residents(spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed)
 
 
-def _prefetch(
-    spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None
-) -> Prefetch | None:
+def _prefetch(spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None) -> Prefetch | None:
     if spec.prefetch == "none":
         return None
     method = predictor(spec.prefetch, spec.params(spec.prefetch))

@@ -21,9 +21,12 @@ MANY = 1e9  # no limit
 
 @dataclass(frozen=True)
 class Policy:
-    """One named policy. `kind`: its code in the core. params: name -> default, in the order the core takes them; prepared:
-    parameters that the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the
-    future. lossy: may leave a wanted expert out. lists: where its buddy lists come from ("" none, "buddies", "similarity")."""
+    """One named policy.
+
+    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
+    the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
+    lossy: may leave a wanted expert out. lists: where its buddy lists come from ("" none, "buddies", "similarity").
+    """
 
     name: str
     kind: int
@@ -38,7 +41,7 @@ class Policy:
     lists: str = ""
 
     def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """Every parameter: as given, else its default. Raises SpecError for one that it does not have or that is no number."""
+        """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
         known = {**self.params, **self.prepared}
         for key, value in given.items():
             if key not in known:
@@ -79,11 +82,15 @@ EVICTION = _table(
         {"decay": 0.9},
     ),
     Policy(
-        "belady", eviction.BELADY, "the expert wanted furthest ahead goes (reads the future)", "Belady 1966", oracle=True
+        "belady",
+        eviction.BELADY,
+        "the expert wanted furthest ahead goes (reads the future)",
+        "Belady 1966",
+        oracle=True,
     ),
 )
 
-# --- miss policies -----------------------------------------------------------------------------------------------------
+# --- miss policies ---
 BUDDYMOE = "BuddyMoE, arXiv 2511.10054"
 _COMMON = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts count as missing
 _OPEN = dict(
@@ -137,7 +144,11 @@ MISS = _table(
         lossy=True,
     ),
     Policy(
-        "cpu", miss.CPU, "compute the missing expert on the host, beside the GPU", "Fiddler, arXiv 2402.07033", prepared={"late": 0}
+        "cpu",
+        miss.CPU,
+        "compute the missing expert on the host, beside the GPU",
+        "Fiddler, arXiv 2402.07033",
+        prepared={"late": 0},
     ),
     _substitution(
         "fiddler",
@@ -150,7 +161,12 @@ MISS = _table(
         fallback=miss.FALL_CHEAPER,
     ),
     _buddy("buddy", "a resident buddy stands in; tau = .95 is the TAE gate (reading A of the paper's tables)"),
-    _buddy("buddy-b", "the same, reading B: tau = .95 is the coverage alpha; TAE gate by percentile", alpha=0.95, percentile=15.0),
+    _buddy(
+        "buddy-b",
+        "the same, reading B: tau = .95 is the coverage alpha; TAE gate by percentile",
+        alpha=0.95,
+        percentile=15.0,
+    ),
     _buddy("buddy-first-fit", "Algorithm 1 alone: no gate, no limit", tau=-1.0, beta=2.0, rho=MANY),
     _buddy("matched-random", "any resident, only where a buddy would stand in", miss.SELECT_RANDOM, NULLS, matched=1.0),
     _buddy(
@@ -162,7 +178,12 @@ MISS = _table(
         needs=("weights", "logits"),
     ),
     _buddy("matched-drop", "nobody, only where a buddy would stand in", miss.SELECT_DROP, NULLS, matched=1.0),
-    _buddy("mixed", "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each", fallback=miss.FALL_CHEAPER, backlog=1.0),  # fmt: skip
+    _buddy(
+        "mixed",
+        "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each",
+        fallback=miss.FALL_CHEAPER,
+        backlog=1.0,
+    ),
     _substitution(
         "similarity",
         "the resident of most similar output stands in (lists from `matrix`, an .npz), under the buddy's gates",
@@ -172,18 +193,45 @@ MISS = _table(
         "similarity",
         **_GATED,
     ),
-    _substitution("random", "any resident stands in, no gate", "the paper's baseline; whether gated is not known", miss.SELECT_RANDOM, {}, needs=()),  # fmt: skip
     _substitution(
-        "next-ranked", "the resident the live router ranks best stands in, no gate", "neighbours of arXiv 2511.10054", miss.SELECT_NEXT, {}, needs=("logits",)
-    ),  # fmt: skip
+        "random",
+        "any resident stands in, no gate",
+        "the paper's baseline; whether gated is not known",
+        miss.SELECT_RANDOM,
+        {},
+        needs=(),
+    ),
+    _substitution(
+        "next-ranked",
+        "the resident the live router ranks best stands in, no gate",
+        "neighbours of arXiv 2511.10054",
+        miss.SELECT_NEXT,
+        {},
+        needs=("logits",),
+    ),
 )
 
 RERANK = _table(
-    Policy("cache-prior", 0, "logits of residents rise by strength x mean logit range", "arXiv 2412.00099", {"strength": 0.3}, needs=("logits",), lossy=True),
-    Policy("max-rank", 1, "the first `always`, then residents among the first `among`", "arXiv 2412.00099", {"always": 1, "among": 12}, needs=("logits",), lossy=True),
-    Policy("smoe", 2, "a missing low-score expert gives way to a resident just below the cut", "SMoE, arXiv 2508.18983", {"margin": 0.25}, needs=("weights", "logits"), lossy=True),
-    Policy("adapmoe", 3, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284", {"threshold": 0.005}, needs=("weights",), lossy=True),
-    Policy("sere", 4, "in a batch, secondary experts go to the most similar primary one", "SERE, arXiv 2602.07616", {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True),
+    Policy(
+        "cache-prior", 0, "logits of residents rise by strength x mean logit range", "arXiv 2412.00099",
+        {"strength": 0.3}, needs=("logits",), lossy=True,
+    ),
+    Policy(
+        "max-rank", 1, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
+        {"always": 1, "among": 12}, needs=("logits",), lossy=True,
+    ),
+    Policy(
+        "smoe", 2, "a missing low-score expert gives way to a resident just below the cut", "SMoE, arXiv 2508.18983",
+        {"margin": 0.25}, needs=("weights", "logits"), lossy=True,
+    ),
+    Policy(
+        "adapmoe", 3, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284",
+        {"threshold": 0.005}, needs=("weights",), lossy=True,
+    ),
+    Policy(
+        "sere", 4, "in a batch, secondary experts go to the most similar primary one", "SERE, arXiv 2602.07616",
+        {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True,
+    ),
 )  # fmt: skip
 
 PLACEMENT = {

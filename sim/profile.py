@@ -75,16 +75,10 @@ def _parser() -> Parser:
     group.add_argument("--seed", type=int, default=0, help="orders equal peers (I); default 0")
 
     group = parser.add_argument_group("counting, with --trace")
-    group.add_argument(
-        "--count", choices=COUNTS, help="a pair counts 1, or its lower router weight (P), or a mixture"
-    )
-    group.add_argument(
-        "--mix", type=float, metavar="X", help="share of the weighted counts in mixed (I); default 0.5"
-    )
+    group.add_argument("--count", choices=COUNTS, help="a pair counts 1, or its lower router weight (P), or a mixture")
+    group.add_argument("--mix", type=float, metavar="X", help="share of the weighted counts in mixed (I); default 0.5")
     group.add_argument("--eps", type=float, metavar="X", help="added to every count (P); default 1e-6 (I)")
-    group.add_argument(
-        "--warmup", type=int, metavar="N", help="first tokens of a request that count less (P)"
-    )
+    group.add_argument("--warmup", type=int, metavar="N", help="first tokens of a request that count less (P)")
     group.add_argument("--warmup-weight", type=float, metavar="X", help="what each counts (I); default 0.5")
     group.add_argument("--decode-only", action="store_true", default=None, help="leave prompt tokens out (I)")
     group.add_argument(
@@ -183,17 +177,14 @@ def _warning(sample: dict[str, Any]) -> str | None:
         return "no token has two routed experts: co-activation says nothing, the lists are random"
     if sample["tokens"] >= sample["tokens_needed"]:
         return None
-    have = (
-        f"{sample['tokens']:,.0f} tokens leave a mean pair of experts an error of {sample['pair_error']:.0%}"
-    )
+    have = f"{sample['tokens']:,.0f} tokens leave a mean pair of experts an error of {sample['pair_error']:.0%}"
     return f"{have}; {sample['tokens_needed']:,} tokens would do for {sample['stated_error']:.0%}"
 
 
 def describe(facts: dict[str, Any]) -> str:
     """What `report` returned, as lines for people."""
     rows = _source(facts["meta"]) | {
-        "list size": "mean {mean:.2f}, {min} to {max}".format(**facts["list_size"])
-        + f" of {facts['longest']}",
+        "list size": "mean {mean:.2f}, {min} to {max}".format(**facts["list_size"]) + f" of {facts['longest']}",
         "covered mass": "mean {mean:.3f}, least {min:.3f}".format(**facts["covered_mass"]),
         "bound by K_max": f"{facts['bound_by_k_max']:.1%} of the lists end before they cover alpha",
     }

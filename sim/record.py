@@ -23,18 +23,16 @@ from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
-Group = dict[str, Int]
+Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight
 VERSION = 1
 WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.quality: router weight
 
-CLOCK = "link_busy_ns dense_ns decide_ns experts_ns stall_ns cpu_wait_ns head_ns unfinished".split()
-COUNTERS = {
-    name: getattr(st, name.upper())
-    for name in (
-        "evictions slots_wanted slots_hit slots_late fetched substituted dropped cpu low landed_demand landed_prefetch "
-        "landed_background promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before"
-    ).split()
-}
+CLOCK = ("link_busy_ns", "dense_ns", "decide_ns", "experts_ns", "stall_ns", "cpu_wait_ns", "head_ns", "unfinished")
+_COUNTERS = """
+    evictions slots_wanted slots_hit slots_late fetched substituted dropped cpu low landed_demand landed_prefetch
+    landed_background promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before
+"""
+COUNTERS = {name: getattr(st, name.upper()) for name in _COUNTERS.split()}
 LAYER = {
     "hits": st.L_HITS,
     "late": st.L_LATE,
@@ -47,11 +45,15 @@ LAYER = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """requests {request, admitted_ns, first_ns, last_ns, tokens, ...} one row per admitted request: tokens counts its token
-    times (from its last prefill step on), first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step,
-    first_decode, generated say which steps they are. tokens {lost_weight} float64 [T], runs with a miss policy only: router weight that others answered for, or
-    nobody, by trace token. steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`); counters name -> int, times in ns, after
-    warm-up; layer name -> int64 [L], after warm-up; groups visits, executions, transfers, answers, or empty."""
+    """What one run decided and when. Counters and layer count what came after the warm-up; times in ns.
+
+    steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`). requests {request, admitted_ns, first_ns,
+    last_ns, tokens, ...}, one row per admitted request: tokens counts its token times (from its last prefill step on),
+    first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step, first_decode, generated say which
+    steps they are. counters: name -> number. layer: name -> [L], int64, router weights float64. groups: visits,
+    executions, transfers, answers, or empty. tokens {lost_weight} float64 [T], runs with a miss policy only: router
+    weight that others answered for, or nobody, by trace token.
+    """
 
     steps: Group
     requests: Group
@@ -65,7 +67,7 @@ class RunRecord:
     @staticmethod
     def of(plan: Plan, s: st.State, log: Log | None, clock: Any) -> "RunRecord":
         """From what a machine ends with (clock: machines.clock.Clock)."""
-        counters = {name: int(s.c[i]) for name, i in COUNTERS.items()}
+        counters: dict[str, Any] = {name: int(s.c[i]) for name, i in COUNTERS.items()}
         counters |= {name: int(clock.k[1 + i]) for i, name in enumerate(CLOCK)}
         steps: Group = {
             "prefill": plan.step_prefill.astype(np.int64),
@@ -77,7 +79,7 @@ class RunRecord:
             steps["event"] = clock.event
         counters |= {f"stopped_{gate}": int(s.c[st.STOPPED + 1 + i]) for i, gate in enumerate(GATES)}
         counters |= {f"weight_{name}": float(s.quality[:, i].sum()) for i, name in enumerate(WEIGHTS)}
-        layer = {name: s.layer[:, i].copy() for name, i in LAYER.items()}
+        layer: Group = {name: s.layer[:, i].copy() for name, i in LAYER.items()}
         if plan.rerank is None:
             counters["wanted_before"] = int(sum(layer[name].sum() for name in ("hits", "late", "misses")))
         layer |= {f"weight_{name}": s.quality[:, i].copy() for i, name in enumerate(WEIGHTS)}
@@ -111,7 +113,8 @@ def _requests(plan: Plan, begin: Int, end: Int) -> Group:
 
 
 def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
-    rows = dict(zip(COLUMNS, (s.c[i] for i in (st.R_VISITS, st.R_EXECUTIONS, st.R_TRANSFERS, st.R_ANSWERS)), strict=True))
+    counts = (st.R_VISITS, st.R_EXECUTIONS, st.R_TRANSFERS, st.R_ANSWERS)
+    rows = dict(zip(COLUMNS, (s.c[i] for i in counts), strict=True))
     out = {}
     for name, table in zip(COLUMNS, log, strict=True):
         out[name] = {column: table[: rows[name], i] for i, column in enumerate(COLUMNS[name].split())}
@@ -143,7 +146,7 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     replace(path, lambda file: np.savez(file, **members))
 
 
-def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -168,10 +171,10 @@ def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:
         for name, values in members.items():
             group, _, column = name.partition(".")
             groups.setdefault(group, {})[column] = values
-        fixed = [groups.pop(name) for name in ("steps", "requests")]
-        layer, tokens = groups.pop("layer"), groups.pop("tokens", {})
-        known = (meta["counters"], layer, groups, meta["warmup_steps"], meta["expert_bytes"], tokens)
-        return RunRecord(*fixed, *known), meta
+        steps, requests, layer = (groups.pop(name) for name in ("steps", "requests", "layer"))
+        tokens = groups.pop("tokens", {})
+        warmup_steps, size = meta["warmup_steps"], meta["expert_bytes"]
+        return RunRecord(steps, requests, meta["counters"], layer, groups, warmup_steps, size, tokens), meta
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SpecError):
             raise

@@ -12,7 +12,9 @@ from sim.record import RunRecord
 from sim.summary import summarise
 
 SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
-OPEN_LOOP = "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
+OPEN_LOOP = (
+    "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
+)
 
 
 def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
@@ -56,8 +58,9 @@ def _trace(setting: Setting) -> dict[str, Any]:
 def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
     """What the answers cost in router weight: shares of the wanted weight that another expert answered for, or nobody.
 
-    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus dropped weight,
-    where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in. None: not known.
+    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus
+    dropped weight, where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in.
+    None: not known.
     """
     c, layer = record.counters, record.layer
     out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": sum(_wanted(record))}
@@ -84,7 +87,8 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
         return None
     plan = setting.plan
     rows = plan.step_row[plan.step_offset[plan.warmup_steps] :]
-    weights = setting.trace.weights[rows].astype(np.float64)  # type: ignore[index]
+    assert setting.trace.weights is not None  # the plan's weights are the trace's
+    weights = setting.trace.weights[rows].astype(np.float64)
     wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
     share = np.divide(record.tokens["lost_weight"][rows], wanted, out=np.zeros(len(rows)), where=wanted > 0)
     return float(np.percentile(share, 95, method="inverted_cdf"))
@@ -104,7 +108,8 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
     if out["memory"]["fits"] is False:
         m = out["memory"]
         need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
-        notes.append(f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB; times as if it did")
+        sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
+        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
     return notes
 
 
@@ -136,18 +141,20 @@ def _slots_per_layer(setting: Setting) -> float:
     return float(slots[0]) / setting.trace.n_moe_layers if setting.plan.pooled else float(slots.min())
 
 
-# --- for people --------------------------------------------------------------------------------------------------------
+# --- for people ---
 
 
 def table(out: dict[str, Any]) -> str:
     """The same object as text."""
     spec, trace = out["spec"], out["trace"]
+    rerank = "" if spec["rerank"] == "none" else f", rerank {spec['rerank']}"
     lines = [
-        f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, top-{trace['top_k']}; "
-        f"{out['requests']} requests, {out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
-        f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; cache {spec['cache']} per {spec['cache_scope']}, "
-        f"eviction {spec['eviction']}, prefetch {spec['prefetch']}, miss {spec['miss']}"
-        + (f", rerank {spec['rerank']}" if spec["rerank"] != "none" else "") + f", batch {spec['batch']}; {out['machine']} machine",
+        f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, "
+        f"top-{trace['top_k']}; {out['requests']} requests, "
+        f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
+        f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; "
+        f"cache {spec['cache']} per {spec['cache_scope']}, eviction {spec['eviction']}, "
+        f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
@@ -168,7 +175,8 @@ def _figure(value: float | None, digits: int = 2) -> str:
 
 
 def _speed(out: dict[str, Any]) -> list[str]:
-    lines = [f"{'tokens/s':<12} {_figure(out['tokens_per_s'])} generated, {_figure(out['total_tokens_per_s'])} with prompts"]
+    generated, total = _figure(out["tokens_per_s"]), _figure(out["total_tokens_per_s"])
+    lines = [f"{'tokens/s':<12} {generated} generated, {total} with prompts"]
     lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
     for name in ("tpot", "itl", "ttft"):
         row = out[f"{name}_ms"]
@@ -189,18 +197,21 @@ def _cache(out: dict[str, Any]) -> list[str]:
     wanted = out["wanted"] or 1
     counts = ", ".join(f"{name} {out[name]:,} ({out[name] / wanted:.1%})" for name in ("hits", "late", "misses"))
     sent = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in out["h2d_bytes"].items())
-    lines = [f"{'wanted':<12} {out['wanted']:,}: {counts}; {out['evictions']:,} evictions", f"{'H2D':<12} {sent}; link busy {out['link_busy_ns'] / (out['time_ns'] or 1):.1%}"]  # fmt: skip
+    lines = [
+        f"{'wanted':<12} {out['wanted']:,}: {counts}; {out['evictions']:,} evictions",
+        f"{'H2D':<12} {sent}; link busy {out['link_busy_ns'] / (out['time_ns'] or 1):.1%}",
+    ]
     if out["spec"]["prefetch"] != "none":
         found, t = out["prefetched"], out["transfers"]
         landed = sum(found.values()) or 1
-        lines.append(
-            f"{'prefetched':<12} " + ", ".join(f"{name} {n:,} ({n / landed:.1%})" for name, n in found.items())
-            + f"; promoted {t['promoted']:,}, withdrawn {t['withdrawn']:,}, rejected {t['rejected']:,}"
-        )  # fmt: skip
+        ends = ", ".join(f"{name} {n:,} ({n / landed:.1%})" for name, n in found.items())
+        others = ", ".join(f"{name} {t[name]:,}" for name in ("promoted", "withdrawn", "rejected"))
+        lines.append(f"{'prefetched':<12} {ends}; {others}")
     slots = out["slots_wanted"] or 1
     answered = [(name, out[name]) for name in ("substituted", "dropped", "cpu", "low") if out[name]]
     if answered:
-        lines.append(f"{'answers':<12} " + ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered))
+        shares = ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered)
+        lines.append(f"{'answers':<12} {shares}")
     quality = out["quality"]
     if quality.get("stopped") is not None:
         lost = ", ".join(f"{name} {_share(quality[f'{name}_weight'])}" for name in ("substituted", "dropped"))

@@ -157,10 +157,10 @@ def _list_policies() -> str:
 def _defaults(policy: Any) -> list[str]:
     if hasattr(policy, "params"):
         given = {**policy.params, **policy.prepared}
-        return [f"{name}={value:g}" if not isinstance(value, str) else f"{name}={value}" for name, value in given.items()]
+        return [f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in given.items()]
     import inspect
 
-    return [str(p).replace("'", "").split(":")[0] + f"={p.default}" for p in inspect.signature(policy).parameters.values()]
+    return [f"{name}={p.default}" for name, p in inspect.signature(policy).parameters.items()]
 
 
 def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
@@ -170,10 +170,10 @@ def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
 
     setting = prepare(spec)
     if spec.machine == "simpy":
-        from sim.machines import discrete as machine
+        from sim.machines.discrete import run
     else:
-        from sim.machines import compiled as machine  # type: ignore[no-redef]
-    record = machine.run(setting.plan, full)
+        from sim.machines.compiled import run
+    record = run(setting.plan, full)
     return result(setting, record), record
 
 
@@ -182,7 +182,8 @@ def _announce_compiling() -> None:
     from sim.core.jit import CACHE_DIR
 
     if not any(CACHE_DIR.rglob("*.nbi")):
-        print("compiling the machine for the first time, about half a minute; later runs start at once", file=sys.stderr)
+        message = "compiling the machine for the first time, about half a minute; later runs start at once"
+        print(message, file=sys.stderr)
 
 
 def _write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
@@ -190,9 +191,9 @@ def _write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> Non
 
     folder.mkdir(parents=True, exist_ok=True)
     if kind != "none":
-        save(record, folder / "record.npz", {"spec": summary["spec"], "machine": summary["machine"], "trace": summary["trace"]})
+        save(record, folder / "record.npz", {name: summary[name] for name in ("spec", "machine", "trace")})
     text = json.dumps(summary, indent=1) + "\n"
-    replace(folder / "summary.json", lambda file: file.write(text.encode()) and None)
+    replace(folder / "summary.json", lambda file: file.write(text.encode()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ours(error: Exception) -> bool:
     """Whether an error is about what the user gave: its class says so."""
-    return isinstance(error, (SpecError, TraceError, OSError)) or type(error).__module__.split(".")[0] in ("sim", "traces")
+    package = type(error).__module__.split(".")[0]
+    return isinstance(error, (SpecError, TraceError, OSError)) or package in ("sim", "traces")
 
 
 if __name__ == "__main__":

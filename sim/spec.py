@@ -17,8 +17,9 @@ _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mi
 class RunSpec(BaseModel):
     """One field per flag of `python -m sim.run`, under the same name.
 
-    model None: the one that the trace names. cache: slots per layer (of the pool when cache_scope is global) as an int, a
-    fraction of the experts as a float, bytes as text with a unit. prefetch_budget None: no limit. max_steps None: all.
+    model None: the one that the trace names. cache: slots per layer (of the pool when cache_scope is global) as an
+    int, a fraction of the experts as a float, bytes as text with a unit. prefetch_budget None: no limit. max_steps
+    None: all.
     calibration: a trace file, or the fraction of the requests that are set aside. expert_group None: the engine's.
     set: parameters by `policy.param`.
     """

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from traces.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
-Blocks = tuple[list[Int], list[Int], list[bool]]  # rows of a block of steps, rows of each of its steps, prefill
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,9 @@ class Steps:
     """offset int64 [S + 1], row int32 [R], prefill bool [S]: step s runs trace tokens row[offset[s]:offset[s + 1]].
 
     request int64 [n]: index of each request in the trace, in order of admission; admitted int64 [n]: the step at whose
-    begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one, -2 if the run ends before; first_decode int64 [n]:
-    its first decode step, counted among decode steps; generated int64 [n]: its decode steps, which follow one another.
+    begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one, -2 if the run ends
+    before; first_decode int64 [n]: its first decode step, counted among decode steps; generated int64 [n]: its decode
+    steps, which follow one another.
     """
 
     offset: Int
@@ -45,8 +45,9 @@ class Steps:
         return np.stack([getattr(self, name) for name in _OF_REQUESTS], axis=1)
 
     def previous_rows(self, sequence: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """int32 [tokens], given the trace's `sequence` [tokens]: for the first row of each request in each step, that request's last row in an earlier step;
-        -1 for its other rows, for first steps, and for tokens that no step runs."""
+        """int32 [tokens], given the trace's `sequence` [tokens]: for the first row of each request in each step, that
+        request's last row in an earlier step; -1 for its other rows, for first steps, and for tokens that no step runs.
+        """
         out = np.full(len(sequence), -1, np.int32)
         step = np.full(len(sequence), -1, np.int64)
         step[self.row] = np.repeat(np.arange(len(self)), np.diff(self.offset))
@@ -93,11 +94,12 @@ def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_d
     prompts = np.zeros(len(starts), np.int64)
     if not as_decode:
         np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
-    build, waiting, active = _Builder(), deque(range(len(starts))), [[0, 0]][:0]
-    decoded = 0
+    build, waiting, decoded = _Builder(), deque(range(len(starts))), 0
+    active: list[list[int]] = []  # [next row, end] of each
     while waiting or active:
         while waiting and len(active) < batch:
-            now, arrivals = build.steps, []
+            now = build.steps
+            arrivals: list[int] = []
             while waiting and len(active) + len(arrivals) < batch:
                 arrivals.append(waiting.popleft())
             for r in arrivals:

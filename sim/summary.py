@@ -10,6 +10,7 @@ from sim.record import RunRecord
 Int = npt.NDArray[np.int64]
 PERCENTILES = (50, 95, 99)
 STALLS = ("demand", "late", "held")
+SLOTS = ("slots_wanted", "slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low")
 
 
 def spread_ms(ns: Int) -> dict[str, Any]:
@@ -54,7 +55,8 @@ def _running(record: RunRecord) -> int:
     r, last = record.requests, np.full(len(record.requests["request"]), -1)
     decoding = r["generated"] > 0
     last[decoding] = decode_steps[(r["first_decode"] + r["generated"] - 1)[decoding]]
-    last = np.where(r["last_prefill_step"] == -2, len(record.steps["prefill"]), np.maximum(last, r["last_prefill_step"]))
+    prompt_end = r["last_prefill_step"]
+    last = np.where(prompt_end == -2, len(record.steps["prefill"]), np.maximum(last, prompt_end))
     return int((last >= record.warmup_steps).sum())
 
 
@@ -92,7 +94,7 @@ def _counts(record: RunRecord) -> dict[str, Any]:
         "late": late,
         "misses": misses,
         "evictions": c["evictions"],
-        **{n: c[n] for n in "slots_wanted slots_hit slots_late fetched substituted dropped cpu low".split()},
+        **{n: c[n] for n in SLOTS},
         "transfers": landed | {name: c[name] for name in ("promoted", "withdrawn", "rejected", "unfinished")},
         "prefetched": {name: c[f"prefetch_{name}"] for name in ("used", "late", "wasted")},
         "h2d_bytes": {cause: n * record.expert_bytes for cause, n in landed.items()},
@@ -101,6 +103,6 @@ def _counts(record: RunRecord) -> dict[str, Any]:
             "hits": layer["hits"].tolist(),
             "late": layer["late"].tolist(),
             "misses": layer["misses"].tolist(),
-            "stall_ns": sum(layer[f"stall_{cause}_ns"] for cause in STALLS).tolist(),  # type: ignore[union-attr]
+            "stall_ns": np.sum([layer[f"stall_{cause}_ns"] for cause in STALLS], axis=0).tolist(),
         },
     }

@@ -2,8 +2,8 @@
 
     python -m tests.bench [--requests 1e7] [--runs 5] [--scaling] [--quick]
 
-Requests are the decode rows of a real capture where one lies beside the checkout, else of the shipped sample, repeated. Machines are
-shared and noisy: read the ratios, which come from the same minutes.
+Requests are the decode rows of a real capture where one lies beside the checkout, else of the shipped sample, repeated.
+Machines are shared and noisy: read the ratios, which come from the same minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def captures() -> dict[str, RoutingTrace]:
 
 
 def repeated(trace: RoutingTrace, requests: float, prefetch: bool = False) -> Plan:
-    """Decode rows over and over until there are so many expert requests; half of the experts have a slot; fixed costs."""
+    """Decode rows over and over until there are so many expert requests; half the experts have a slot; fixed costs."""
     rows = np.flatnonzero(~trace.prefill).astype(np.int32)
     per_row = (trace.experts[rows] >= 0).sum() / len(rows)
     steps = max(1, round(requests / per_row))
@@ -70,7 +70,7 @@ def repeated(trace: RoutingTrace, requests: float, prefetch: bool = False) -> Pl
 
 
 def _lookahead(trace: RoutingTrace) -> Prefetch:
-    """What gate-lookahead hands over: the trace's own lists, else (a capture has none) its experts with every third wrong."""
+    """What gate-lookahead hands over: the trace's, else (captures have none) its experts with every third wrong."""
     if trace.lookahead is not None:
         lists = np.ascontiguousarray(trace.lookahead[:1])
     else:
@@ -119,7 +119,8 @@ def interleaved(jobs: dict[str, tuple[Callable[[], object], int]], runs: int) ->
 
 def show(name: str, rates: np.ndarray, base: np.ndarray | None = None) -> None:
     ratio = "" if base is None else f"  {np.median(rates / base):5.2f} x libCacheSim LRU"
-    print(f"  {name:<34} {np.median(rates) / 1e6:8.3f} M requests/s  ({rates.min() / 1e6:.3f} .. {rates.max() / 1e6:.3f}){ratio}")
+    spread = f"({rates.min() / 1e6:.3f} .. {rates.max() / 1e6:.3f})"
+    print(f"  {name:<34} {np.median(rates) / 1e6:8.3f} M requests/s  {spread}{ratio}")
 
 
 def throughput(name: str, trace: RoutingTrace, requests: float, runs: int) -> None:
@@ -151,7 +152,8 @@ def start_up(runs: int) -> None:
         start = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         took.append(time.perf_counter() - start)
-    print(f"python -m sim.run on the sample: {np.median(took[1:]):.2f} s wall ({min(took[1:]):.2f} .. {max(took[1:]):.2f}), first {took[0]:.2f} s")
+    spread = f"({min(took[1:]):.2f} .. {max(took[1:]):.2f})"
+    print(f"python -m sim.run on the sample: {np.median(took[1:]):.2f} s wall {spread}, first {took[0]:.2f} s")
 
 
 def scaling(trace: RoutingTrace, most: float) -> None:

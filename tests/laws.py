@@ -131,10 +131,7 @@ def check_conservation(plan: Plan, result: Result) -> None:
             assert answer is None or answer["wanted"] == expert % plan.n_experts
     assert not answered
     done = rows(result, "executions")
-    who = [
-        (row["visit"], row["visit"] % layers * plan.n_experts + row["expert"], int(row["cpu"]))
-        for row in done
-    ]
+    who = [(row["visit"], row["visit"] % layers * plan.n_experts + row["expert"], int(row["cpu"])) for row in done]
     assert len(set(who)) == len(done), "an expert runs once in a visit, and once more on the CPU"
     assert {name: row["tokens"] for name, row in zip(who, done, strict=True)} == work
     given = {name: row["stand_in_tokens"] for name, row in zip(who, done, strict=True)}
@@ -144,9 +141,7 @@ def check_conservation(plan: Plan, result: Result) -> None:
 def check_residency(plan: Plan, result: Result) -> None:
     """Law 2: slots suffice, victims are there, not held, not spared; nothing is loaded twice."""
     layers = plan.experts.shape[1]
-    ends = {
-        (row["visit"], row["expert"]): row["event"] for row in rows(result, "executions") if not row["cpu"]
-    }
+    ends = {(row["visit"], row["expert"]): row["event"] for row in rows(result, "executions") if not row["cpu"]}
     for moment, cache in walk(plan, result):
         if moment.what == "executed":
             assert moment.expert in cache.resident
@@ -186,8 +181,7 @@ def check_causality(plan: Plan, result: Result) -> None:
         assert row["queued_ns"] == visits[row["visit"]]["routed_ns"]
         if row["committed_ns"] >= 0:
             assert (
-                row["queued_ns"] <= row["committed_ns"]
-                and row["event_queued"] < row["event_committed"] < row["event"]
+                row["queued_ns"] <= row["committed_ns"] and row["event_queued"] < row["event_committed"] < row["event"]
             )
         if row["landed_ns"] >= 0:
             assert row["committed_ns"] <= row["started_ns"] <= row["landed_ns"]

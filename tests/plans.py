@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,11 +109,13 @@ def random_plan(seed: int, experts: int = 7) -> Plan:
     slots = rng.integers(1, n_experts * (layers if pooled else 1) + 1, size)
     ids = _first(layers, n_experts, slots, pooled)
     residents = [] if rng.random() < 0.3 else ids[: int(rng.integers(0, len(ids) + 1))]
-    some = lambda *values: int(rng.choice(values))  # noqa: E731
+    some = lambda *values: int(rng.choice(values))  # noqa: E731 - a def would say no more
     return plan(
         wanted, n_experts, slots, steps, rng.random(len(steps)) < 0.3, rng.permutation(residents),
-        pooled=pooled, eviction=str(rng.choice(list(EVICTIONS))), miss=str(rng.choice(LOSSLESS_OR_DROP, p=[0.6, 0.2, 0.2])),
-        dense=some(0, 1, 10, 50), tail=some(0, 3), head=some(0, 7), decide=some(0, 0, 4), group=int(rng.integers(3)), group_set_up=some(0, 2),
+        pooled=pooled, eviction=str(rng.choice(list(EVICTIONS))),
+        miss=str(rng.choice(LOSSLESS_OR_DROP, p=[0.6, 0.2, 0.2])),
+        dense=some(0, 1, 10, 50), tail=some(0, 3), head=some(0, 7), decide=some(0, 0, 4),
+        group=int(rng.integers(3)), group_set_up=some(0, 2),
         expert=some(0, 1, 5, 20), per_token=some(0, 2), transfer=(some(0, 1, 10, 100), some(0, 1, 10, 90)),
         gap=some(0, 0, 3), depth=some(1, 1, 2, 3, 100), seed=some(0, 1, 2**40), lossy_prefill=bool(rng.random() < 0.3),
         late_counts_as_missing=bool(rng.random() < 0.3),
@@ -153,14 +154,14 @@ def weights_of(rng: np.random.Generator, logits: Any, experts: Any, norm_topk: b
 
 
 def miss_of(rng: np.random.Generator) -> Choice:
-    some = lambda *values: float(rng.choice(values))  # noqa: E731
+    some = lambda *values: float(rng.choice(values))  # noqa: E731 - a def would say no more
     others = [name for name in MISSES if name not in SUBSTITUTES]
     name = str(rng.choice(SUBSTITUTES if rng.random() < 0.75 else others))
     if name == "drop-by-weight":
         return Choice(name, MISSES[name], np.array([some(0, 0.1, 0.25, 0.5, 2)]))
     if name in LOSSLESS_OR_DROP:
         return Choice(name, MISSES[name])
-    mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731
+    mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731 - a def would say no more
     return substitute(
         name,
         selector=some(0, 0, 1, 2, 3, 4),
@@ -183,7 +184,7 @@ def miss_of(rng: np.random.Generator) -> Choice:
 
 
 def rerank_of(rng: np.random.Generator) -> Choice:
-    some = lambda *values: float(rng.choice(values))  # noqa: E731
+    some = lambda *values: float(rng.choice(values))  # noqa: E731 - a def would say no more
     name = str(rng.choice(list(RERANKERS)))
     params = {
         "cache-prior": [some(0, 0.2, 0.5, 1, 10)],
@@ -227,5 +228,5 @@ def random_lossy_plan(seed: int) -> Plan:
 
 
 def any_plan(seed: int) -> Plan:
-    """A plan of either kind, for the laws; nothing is re-ranked, because the laws read what is wanted from the trace."""
+    """A plan of either kind, for the laws; nothing is re-ranked: the laws read what is wanted from the trace."""
     return random_plan(seed) if seed % 2 else replace(random_lossy_plan(seed), rerank=None)

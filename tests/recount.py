@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.core.miss import GATES
+from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.record import COUNTERS, LAYER, RunRecord
 from tests.groups import as_groups, rows
 from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk

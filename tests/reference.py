@@ -467,9 +467,7 @@ class Machine:
             self.visit.row["wanted"] += 1
         return kinds
 
-    def answer(
-        self, tokens: list[Token], kinds: dict[int, str], entries: dict[int, int]
-    ) -> dict[int, set[str]]:
+    def answer(self, tokens: list[Token], kinds: dict[int, str], entries: dict[int, int]) -> dict[int, set[str]]:
         """Gives out the work of every (token, slot). Returns the answers to each expert asked about, in the
         order of their first answers."""
         answered: dict[int, set[str]] = {}
@@ -496,9 +494,7 @@ class Machine:
             plan=self.plan,
             layer=self.layer,
             prefill=bool(self.plan.step_prefill[self.step]),
-            classes={
-                name: [e % n for e, k in kinds.items() if k == name] for name in ("hits", "late", "misses")
-            },
+            classes={name: [e % n for e, k in kinds.items() if k == name] for name in ("hits", "late", "misses")},
             entries={expert % n: count for expert, count in entries.items()},
             resident=self.residents_here(),
             routed=self.cache.visits_routed,
@@ -702,9 +698,7 @@ def simulate(plan: Plan) -> dict[str, Any]:
     """
     machine = Machine(plan)
     machine.run()
-    result: dict[str, Any] = {
-        group: columns(machine.record[group], names.split()) for group, names in COLUMNS.items()
-    }
+    result: dict[str, Any] = {group: columns(machine.record[group], names.split()) for group, names in COLUMNS.items()}
     recency = machine.cache.seen_at
     totals: Row = {name: plain(value) for name, value in machine.totals.items()}
     totals |= {name: sum(by_layer) for name, by_layer in machine.quality.items()}

@@ -174,9 +174,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="rewrite the tables of traces/samples/README.md")
     args = parser.parse_args()
     if args.write and not CAPTURE.exists():
-        parser.error(
-            f"--write needs the capture {CAPTURE.name} in ../shared/traces: it would lose the distances"
-        )
+        parser.error(f"--write needs the capture {CAPTURE.name} in ../shared/traces: it would lose the distances")
     text = page(PAGE.read_text())
     if args.write:
         PAGE.write_text(text)

@@ -11,7 +11,11 @@ from sim.record import RunRecord
 from tests.plans import random_lossy_plan, random_plan
 from tests.reference import simulate
 
-RENAMED = {"prefetched_used": "prefetch_used", "prefetched_late": "prefetch_late", "prefetched_wasted": "prefetch_wasted"}
+RENAMED = {
+    "prefetched_used": "prefetch_used",
+    "prefetched_late": "prefetch_late",
+    "prefetched_wasted": "prefetch_wasted",
+}
 SEEDS = 2000
 CHUNKS = 10
 

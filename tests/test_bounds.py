@@ -113,9 +113,7 @@ def most_kept(visits: list[set[int]], first: set[int], slots: int) -> int:
     """The size of the largest set of intervals that fits, of all sets."""
     every = intervals(visits, first)
     sizes = range(len(every), -1, -1)
-    return next(
-        n for n in sizes if any(fits(kept, visits, slots) for kept in itertools.combinations(every, n))
-    )
+    return next(n for n in sizes if any(fits(kept, visits, slots) for kept in itertools.combinations(every, n)))
 
 
 def tiny(seed: int, top_k: int = 2) -> Plan:
@@ -151,9 +149,7 @@ def fewest_loads(visits: list[set[int]], first: set[int], slots: int) -> int:
     def least(v: int, to_do: frozenset[int], resident: frozenset[int]) -> int:
         if not to_do:
             return 0 if v + 1 == len(visits) else least(v + 1, frozenset(visits[v + 1]), resident)
-        return min(
-            cost + least(v, to_do - {g}, after) for g in to_do for cost, after in made_resident(g, resident)
-        )
+        return min(cost + least(v, to_do - {g}, after) for g in to_do for cost, after in made_resident(g, resident))
 
     def made_resident(g: int, resident: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
         if g in resident:
@@ -169,9 +165,7 @@ def fewest_loads(visits: list[set[int]], first: set[int], slots: int) -> int:
 def test_loads_are_what_the_best_of_all_machines_needs_with_one_want_a_visit() -> None:
     for seed in range(200):
         p = tiny(seed, top_k=1)
-        assert bounds(p)["loads"] == fewest_loads(visits_of(p), set(p.residents.tolist()), int(p.slots[0])), (
-            seed
-        )
+        assert bounds(p)["loads"] == fewest_loads(visits_of(p), set(p.residents.tolist()), int(p.slots[0])), seed
 
 
 def test_loads_are_at_most_what_the_best_of_all_machines_needs_with_several() -> None:

@@ -32,9 +32,7 @@ REUSING_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fix
 ROUTED = [[0, 1], [1, 0], [0, 2], [1, 2], [0, 1], [3, -1]]
 
 
-def small(
-    weights: Any = None, prefill: Any = (0, 0, 0, 0, 0, 0), experts: Any = ROUTED, n: int = 4
-) -> RoutingTrace:
+def small(weights: Any = None, prefill: Any = (0, 0, 0, 0, 0, 0), experts: Any = ROUTED, n: int = 4) -> RoutingTrace:
     ids = np.array(experts, np.int16)[:, None, :]
     rows = len(ids)
     meta = {
@@ -86,9 +84,7 @@ def test_weighted_counts_by_hand() -> None:
     assert counts.m[0, 0] == pytest.approx([0.75 + 0.5 + 0.75 + 0.5, 1.25, 0.25, 0])
     assert counts.m[0, 1] == pytest.approx([1.25, 0.25 + 0.5 + 0.5, 0, 0])
     assert counts.uses[0] == pytest.approx([2.5, 1.25, 0.25, 1])
-    assert counts.mean_pairs == pytest.approx(
-        10 / 12
-    )  # pairs are counted, not weighed, for the sample's size
+    assert counts.mean_pairs == pytest.approx(10 / 12)  # pairs are counted, not weighed, for the sample's size
 
 
 def test_mixed_counts_by_hand() -> None:
@@ -131,9 +127,7 @@ def naive(trace: RoutingTrace, weighted: bool, keep: np.ndarray) -> np.ndarray:
                 p = {s: w[s] / sum(w.values()) if sum(w.values()) else 0.0 for s in slots}
             for a in slots:
                 for b in slots:
-                    m[layer, trace.experts[t, layer, a], trace.experts[t, layer, b]] += keep[t] * min(
-                        p[a], p[b]
-                    )
+                    m[layer, trace.experts[t, layer, a], trace.experts[t, layer, b]] += keep[t] * min(p[a], p[b])
     return m
 
 
@@ -247,9 +241,7 @@ def test_alpha_per_layer() -> None:
     k_max=st.integers(1, 9),
     seed=st.integers(-3, 2**64),
 )
-def test_lists_are_the_shortest_that_cover_alpha(
-    trace: RoutingTrace, alpha: float, k_max: int, seed: int
-) -> None:
+def test_lists_are_the_shortest_that_cover_alpha(trace: RoutingTrace, alpha: float, k_max: int, seed: int) -> None:
     """By exact fractions: a list covers alpha unless K_max binds; without its last entry it does not."""
     assume(trace.n_experts > 1)
     lists = BuddyProfile(alpha=alpha, k_max=k_max, eps=0, seed=seed).fit(trace).lists_
@@ -265,9 +257,7 @@ def test_lists_are_the_shortest_that_cover_alpha(
             kept = [int(j) for j in lists.peers[layer, i] if j >= 0]
             share = [mass[j] / sum(mass) for j in kept]
             assert i not in kept and all(a >= b for a, b in pairwise(share))
-            assert min(share) >= max(
-                (mass[j] / sum(mass) for j in range(len(mass)) if j not in [*kept, i]), default=0
-            )
+            assert min(share) >= max((mass[j] / sum(mass) for j in range(len(mass)) if j not in [*kept, i]), default=0)
             assert sum(share) >= goal or (len(kept) == k_max and lists.bound[layer, i])
             assert sum(share[:-1]) < goal
             assert lists.coverage[layer, i] == pytest.approx(float(sum(share)))
@@ -366,9 +356,7 @@ def test_bad_shapes() -> None:
         lists.require_fit(small(n=5))
     moved = small()
     with pytest.raises(BuddyError, match="other MoE layers"):
-        lists.require_fit(
-            RoutingTrace(**moved.arrays(), meta={**moved.meta, "n_layers": 2, "moe_layers": [1]})
-        )
+        lists.require_fit(RoutingTrace(**moved.arrays(), meta={**moved.meta, "n_layers": 2, "moe_layers": [1]}))
 
 
 # --- the report ---
@@ -436,9 +424,7 @@ def test_provenance_and_equal_bytes(tmp_path: Path) -> None:
         "real": False,
     }
     assert meta["n_tokens"] == 40 and meta["count"] == "binary" and meta["how"] == "co-activation"
-    buddies_file.write(
-        tmp_path / "s.npz", from_similarity(np.eye(4)[None], name="sim.npz", about={"metric": "cka"})
-    )
+    buddies_file.write(tmp_path / "s.npz", from_similarity(np.eye(4)[None], name="sim.npz", about={"metric": "cka"}))
     kept = buddies_file.read(tmp_path / "s.npz").meta["similarity"]
     assert kept["name"] == "sim.npz" and kept["symmetric"] and kept["about"] == {"metric": "cka"}
 
@@ -550,9 +536,7 @@ def test_q_after_the_end_of_a_list(tmp_path: Path) -> None:
     layer, i = (int(x) for x in np.argwhere(lists.sizes < 4)[0])
     size = int(lists.sizes[layer, i])
     save(tmp_path / "b.npz", **put("q", layer, i, size, value=1e-5))
-    with pytest.raises(
-        BuddyError, match=rf"q\[{layer}, {i}, {size}\] = .*; 0 is required after a list's end"
-    ):
+    with pytest.raises(BuddyError, match=rf"q\[{layer}, {i}, {size}\] = .*; 0 is required after a list's end"):
         buddies_file.read(tmp_path / "b.npz")
 
 
@@ -606,22 +590,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_the_command_writes_and_reports(
-    calib: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_and_reports(calib: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "buddies.npz")
     assert main(["--trace", calib, "--out", out, "--alpha", "0.5,1", "--k-max", "5", "--seed", "3"]) == 0
     text, warning = capsys.readouterr()
     # 400 * 2 * 1 / (8 * 7) = 14.3 pairs: 26 %, and 100 * 56 / 2 tokens would do.
     assert (
-        warning
-        == "warning: 400 tokens leave a mean pair of experts an error of 26%; 2,800 tokens would do for 10%\n"
+        warning == "warning: 400 tokens leave a mean pair of experts an error of 26%; 2,800 tokens would do for 10%\n"
     )
     assert "calib.npz: test-model, *** SYNTHETIC" in text and len(text.splitlines()) == 11
     lists = buddies_file.read(out)
-    assert same(
-        lists, BuddyProfile(alpha=[0.5, 1.0], k_max=5, seed=3).fit(npz.read(calib), "calib.npz").lists_
-    )
+    assert same(lists, BuddyProfile(alpha=[0.5, 1.0], k_max=5, seed=3).fit(npz.read(calib), "calib.npz").lists_)
     assert main(["--trace", calib, "--json", "--pair-error", "0.3", "--count", "mixed", "--warmup", "2"]) == 0
     text, warning = capsys.readouterr()
     facts = json.loads(text)
@@ -630,9 +609,7 @@ def test_the_command_writes_and_reports(
     assert main(["--trace", calib, "--count", "mixed", "--warmup", "2", "--decode-only", "--eps", "1"]) == 0
 
 
-def test_the_command_reads_samples_and_similarities(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reads_samples_and_similarities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--trace", "mixtral"]) == 0
     assert capsys.readouterr().out.startswith("trace            mixtral.npz: mixtral-8x7b, *** SYNTHETIC")
     s = np.corrcoef(np.random.default_rng(0).normal(size=(6, 9)))[None].astype(np.float32)
@@ -641,9 +618,7 @@ def test_the_command_reads_samples_and_similarities(
     np.savez(tmp_path / "bare.npz", similarity=s)
     out = str(tmp_path / "b.npz")
     assert main(["--similarity", str(tmp_path / "s.npz"), "--out", out, "--threshold", "0.1"]) == 0
-    assert capsys.readouterr().out.startswith(
-        "similarity       s.npz, symmetric, at least 0.1; K_max 16, seed 0\n"
-    )
+    assert capsys.readouterr().out.startswith("similarity       s.npz, symmetric, at least 0.1; K_max 16, seed 0\n")
     lists = buddies_file.read(out)
     assert lists.meta["similarity"]["about"] == {"metric": "correlation of outputs"}
     assert np.array_equal(lists.sizes[0], (s[0] >= 0.1).sum(axis=1) - 1)

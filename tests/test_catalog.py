@@ -201,9 +201,7 @@ def test_a_hardware_file_names_parts_gives_parts_or_changes_parts(tmp_path: Path
 
 def test_a_rate_of_ones_own_replaces_a_curve(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(
-        'gpu = "t4"\nhost = "grace"\nlink = {like = "pcie3x16-pageable-curve", h2d_gb_per_s = 7}\n'
-    )
+    path.write_text('gpu = "t4"\nhost = "grace"\nlink = {like = "pcie3x16-pageable-curve", h2d_gb_per_s = 7}\n')
     link = catalog.hardware(str(path)).link
     assert link is not None and link.curve is None and link.rate(4) == 7
 

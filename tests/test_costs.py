@@ -24,9 +24,7 @@ GPT = catalog.model("gpt-oss-20b")
 HBM = 1008 * 0.7  # bytes per ns that kernels read on the 4090
 
 
-def shapes(
-    rows: list[int], positions: list[int], prefill: list[bool], n_layers: int, moe: list[int]
-) -> StepShapes:
+def shapes(rows: list[int], positions: list[int], prefill: list[bool], n_layers: int, moe: list[int]) -> StepShapes:
     offset = np.concatenate(([0], np.cumsum(rows))).astype(np.int64)
     return StepShapes(offset, np.array(positions, np.int64), np.array(prefill), n_layers, np.array(moe))
 
@@ -88,12 +86,8 @@ def test_a_prefill_chunk_reads_its_requests_entries_once_and_decode_rows_read_th
     apart = shapes([2], [998, 999], [False], 1, [0])
     chunk = shapes([2], [998, 999], [True], 1, [0])
     weights = 2 * 41_984_000
-    assert costs(MIXTRAL, RTX4090, IDEAL, "bf16", apart).dense_ns[0, 0] == round(
-        (weights + 4096 * 1999) / HBM
-    )
-    assert costs(MIXTRAL, RTX4090, IDEAL, "bf16", chunk).dense_ns[0, 0] == round(
-        (weights + 4096 * 1000) / HBM
-    )
+    assert costs(MIXTRAL, RTX4090, IDEAL, "bf16", apart).dense_ns[0, 0] == round((weights + 4096 * 1999) / HBM)
+    assert costs(MIXTRAL, RTX4090, IDEAL, "bf16", chunk).dense_ns[0, 0] == round((weights + 4096 * 1000) / HBM)
 
 
 def test_window_layers_read_no_more_than_the_window() -> None:
@@ -207,9 +201,7 @@ def test_fixed_durations_replace_everything(tmp_path: Path) -> None:
     assert table.transfer_ns.tolist() == [100, 100]
     assert (table.decide_ns, table.group_ns, table.head_ns.tolist()) == (0, 0, [0])
     assert (table.commit_gap_ns, table.commit_depth) == (0, 1)
-    more = fixed(
-        tmp_path, "cpu_expert_ns = 9\nhead_ns = 1\ngroup_ns = 2\ncommit_gap_ns = 3\ncommit_depth = 4\n"
-    )
+    more = fixed(tmp_path, "cpu_expert_ns = 9\nhead_ns = 1\ngroup_ns = 2\ncommit_gap_ns = 3\ncommit_depth = 4\n")
     table = costs(MIXTRAL, more, engine, "bf16", steps)
     assert table.cpu_expert_ns.tolist() == [[0, 9, 9, 9]] * 2
     assert (table.head_ns.tolist(), table.group_ns, table.commit_gap_ns, table.commit_depth) == ([1], 2, 3, 4)
@@ -293,9 +285,7 @@ def test_near_ktransformers_on_deepseek_v3(host: str, experts: int, tokens_per_s
 STEP = st.tuples(st.integers(1, 6), st.booleans(), st.integers(0, 300))
 
 
-def build_steps(
-    drawn: list[tuple[int, bool, int]], gap: int
-) -> tuple[list[int], list[list[int]], list[bool]]:
+def build_steps(drawn: list[tuple[int, bool, int]], gap: int) -> tuple[list[int], list[list[int]], list[bool]]:
     """Prefill rows are consecutive positions of one request; decode rows come from requests `gap` apart."""
     rows = [n for n, _, _ in drawn]
     positions = [[p + i * (1 if prefill else gap) for i in range(n)] for n, prefill, p in drawn]
@@ -312,9 +302,7 @@ def test_every_step_costs_in_its_class_what_it_costs_alone(drawn: Any, gap: int,
     model = catalog.model(name)
     rows, positions, prefill = build_steps(drawn, gap)
     moe = [1, 2, 5]
-    together = costs(
-        model, RTX4090, IDEAL, "bf16", shapes(rows, [p for r in positions for p in r], prefill, 7, moe)
-    )
+    together = costs(model, RTX4090, IDEAL, "bf16", shapes(rows, [p for r in positions for p in r], prefill, 7, moe))
     for s in range(len(rows)):
         alone = costs(model, RTX4090, IDEAL, "bf16", shapes([rows[s]], positions[s], [prefill[s]], 7, moe))
         row = together.cost_class[s]
@@ -335,22 +323,17 @@ def test_a_later_position_never_costs_less(position: int, more: int, name: str, 
     model = catalog.model(name)
     moe = list(model.moe_layers)
     early, late = (
-        costs(model, RTX4090, IDEAL, precision, decode(p, model.n_layers, moe))
-        for p in (position, position + more)
+        costs(model, RTX4090, IDEAL, precision, decode(p, model.n_layers, moe)) for p in (position, position + more)
     )
     assert (early.dense_ns <= late.dense_ns).all() and early.head_ns[0] == late.head_ns[0]
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.sampled_from(catalog.names("model")), st.sampled_from(catalog.names("hardware")), st.integers(1, 64)
-)
+@given(st.sampled_from(catalog.names("model")), st.sampled_from(catalog.names("hardware")), st.integers(1, 64))
 def test_more_tokens_or_more_bits_never_cost_less(name: str, preset: str, tokens: int) -> None:
     model, hardware = catalog.model(name), catalog.hardware(preset)
     steps = shapes([tokens], list(range(tokens)), [False], model.n_layers, list(model.moe_layers))
-    tables: list[Costs] = [
-        costs(model, hardware, IDEAL, p, steps) for p in ("q2", "q4", "q8", "bf16", "fp32")
-    ]
+    tables: list[Costs] = [costs(model, hardware, IDEAL, p, steps) for p in ("q2", "q4", "q8", "bf16", "fp32")]
     for table in tables:
         assert (np.diff(table.expert_ns) >= 0).all() and (np.diff(table.cpu_expert_ns) >= 0).all()
         assert (table.cpu_expert_ns[1] >= table.cpu_expert_ns[0]).all()
@@ -384,9 +367,7 @@ def test_the_head_reads_its_weights_once(rows: int, prefill: bool) -> None:
 
 def test_a_million_steps_share_a_small_table() -> None:
     n = 1_000_000
-    steps = StepShapes(
-        np.arange(n + 1), np.arange(n) % 1000, np.zeros(n, bool), 24, np.arange(24, dtype=np.int64)
-    )
+    steps = StepShapes(np.arange(n + 1), np.arange(n) % 1000, np.zeros(n, bool), 24, np.arange(24, dtype=np.int64))
     table = costs(GPT, RTX4090, IDEAL, "mxfp4", steps)
     assert table.dense_ns.shape == (1000, 25) and table.cost_class.shape == (n,)
     assert (table.cost_class[:1000] == table.cost_class[-1000:]).all()

@@ -142,9 +142,7 @@ def arrays_of(value: Any) -> Iterator[np.ndarray]:
 @machines
 @some_plans
 @given(PLANS, PLANS)
-def test_the_same_plan_gives_the_same_bytes_whatever_ran_before(
-    machine: str, plan: Plan, other: Plan
-) -> None:
+def test_the_same_plan_gives_the_same_bytes_whatever_ran_before(machine: str, plan: Plan, other: Plan) -> None:
     run = MACHINES[machine].run
     given = [array.tobytes() for array in arrays_of(plan)]
     first = fingerprint(run(plan, full=True))
@@ -179,9 +177,7 @@ def digest(seeds: range) -> str:
 def test_another_process_gives_the_same_bytes() -> None:
     code = "from tests.test_laws import digest; print(digest(range(20)))"
     env = os.environ | {"PYTHONHASHSEED": "12345", "NUMBA_CACHE_DIR": str(CACHE_DIR.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest(range(20))
 
 
@@ -273,10 +269,7 @@ def decisions_until(plan: Plan, record: RunRecord, step: int) -> list[tuple[Any,
     }
     result = as_groups(plan, record)
     until = moments(plan, result)[: result["steps"]["event"][step] + 1]
-    return [
-        (now.event, now.what, now.expert, *(now.row[name] for name in known.get(now.what, ())))
-        for now in until
-    ]
+    return [(now.event, now.what, now.expert, *(now.row[name] for name in known.get(now.what, ()))) for now in until]
 
 
 def decisions_changed(plan: Plan, step: int, seed: int) -> bool:
@@ -289,9 +282,7 @@ def decisions_changed(plan: Plan, step: int, seed: int) -> bool:
 @pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ORACLES])
 @few_plans
 @given(PLANS, some.floats(0, 1, exclude_max=True), some.integers(0, 100))
-def test_what_comes_later_changes_no_earlier_decision(
-    eviction: str, plan: Plan, at: float, seed: int
-) -> None:
+def test_what_comes_later_changes_no_earlier_decision(eviction: str, plan: Plan, at: float, seed: int) -> None:
     step = int(at * len(plan.step_prefill))
     assert not decisions_changed(with_eviction(plan, eviction), step, seed)
 

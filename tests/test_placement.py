@@ -66,9 +66,7 @@ def test_random_is_the_order_of_the_hash() -> None:
     some.booleans(),
     some.integers(0, 9),
 )
-def test_never_more_than_slots_and_nobody_twice(
-    kind: str, n: list[int], experts: int, pooled: bool, seed: int
-) -> None:
+def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts: int, pooled: bool, seed: int) -> None:
     layers = len(n)
     calibration = random_trace(np.random.default_rng(seed), 9, layers, experts, 1)
     room = slots(sum(n)) if pooled else slots(*n)
@@ -99,9 +97,7 @@ def test_never_more_than_slots_and_nobody_twice(
         ),
     ],
 )
-def test_refusals(
-    kind: str, room: np.ndarray, pooled: bool, calibration: RoutingTrace | None, message: str
-) -> None:
+def test_refusals(kind: str, room: np.ndarray, pooled: bool, calibration: RoutingTrace | None, message: str) -> None:
     with pytest.raises(FitError) as raised:
         first_residents(kind, 2, 3, room, pooled, calibration)
     assert str(raised.value) == message

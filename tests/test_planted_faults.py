@@ -78,8 +78,8 @@ FAULTS = [
     fault(
         "ties are reversed",
         "eviction.py",
-        "or (key == best_key and stamp < best_stamp):\n            if",
-        "or (key == best_key and stamp > best_stamp):\n            if",
+        "or (key == best_key and stamp < best_stamp)) and",
+        "or (key == best_key and stamp > best_stamp)) and",
     ),
     fault("belady takes the nearest use", "eviction.py", "-1 if kind == BELADY else 1)", "1)"),
     fault("fifo goes by the last touch", "eviction.py", "(LANDED if kind == FIFO", "(STAMP if kind == FIFO"),
@@ -160,12 +160,19 @@ FAULTS = [
         "False",
         law=True,
     ),
-    fault("a stand-in serves a token twice", "miss.py", "            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]\n", ""),
+    fault(
+        "a stand-in serves a token twice", "miss.py", "            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]\n", ""
+    ),
     fault("rho allows one more", "miss.py", "done >= miss.params[RHO_MAX]", "done > miss.params[RHO_MAX]"),
     fault("the TAE gate opens the wrong way", "miss.py", "<= miss.tau[layer]", "> miss.tau[layer]"),
     fault("the control is not matched", "miss.py", "miss.params[MATCHED] != 0.0", "False"),
     fault("a use as stand-in always counts", "residency.py", "s.c[st.NO_TOUCH] == 0 or", "True or"),
-    fault("a background transfer is withdrawn like a prefetch", "visit.py", " and s.x[g, st.ORIGIN] == 1:\n            unwanted", ":\n            unwanted"),
+    fault(
+        "a background transfer is withdrawn like a prefetch",
+        "visit.py",
+        " and s.x[g, st.ORIGIN] == 1:\n            unwanted",
+        ":\n            unwanted",
+    ),
     fault("a resident gets no bonus", "rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
     fault("all never gives up waiting", "visit.py", " and not _stuck(s):", ":"),
 ]

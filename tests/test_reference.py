@@ -205,9 +205,7 @@ def test_a_promoted_prefetch(run: Run) -> None:
 def test_one_slot_and_a_hit_that_holds_it(run: Run) -> None:
     # Routed at 10: 0 runs to 15 and is held so long; 1 is committed at 15, lands at 115, runs to 120.
     result = run(make([[[0, 1]]], 3, [1], [0]))
-    assert lines(result, "transfers", "queued_ns", "committed_ns", "landed_ns", "victim") == [
-        (10, 15, 115, 0)
-    ]
+    assert lines(result, "transfers", "queued_ns", "committed_ns", "landed_ns", "victim") == [(10, 15, 115, 0)]
     assert lines(result, "visits", "stall_demand_ns", "stall_held_ns", "end_ns") == [(100, 0, 120)]
 
 
@@ -386,9 +384,7 @@ def test_the_cpu_pays_for_a_busy_link_and_a_queued_prefetch_is_withdrawn(run: Ru
     # 2 is on the link from 10; 3 is queued, and at 25 wanted and answered cpu: withdrawn. Link busy: 25 to
     # 85.
     prefetch = predicted((2, 1), {(1, 1, 0): [2, 3]})
-    plan = make(
-        top1(0, 3), 4, [2], [0, 1], miss="cpu", prefetch=prefetch, costs={"cpu_expert": [[0, 40], [0, 60]]}
-    )
+    plan = make(top1(0, 3), 4, [2], [0, 1], miss="cpu", prefetch=prefetch, costs={"cpu_expert": [[0, 40], [0, 60]]})
     result = run(plan)
     assert lines(result, "executions", "expert", "begin_ns", "end_ns") == [(0, 10, 15), (3, 25, 85)]
     # The run ends at 85 with 2 under way since 10. Answer 7, withdrawal 8, execution 9, step 10, unfinished
@@ -416,9 +412,7 @@ def test_no_lossy_answer_in_a_prefill_step_unless_asked(run: Run, lossy: bool, t
     assert result["answers"]["answer"] == [ANSWERS.index("drop" if lossy else "fetch")]
 
 
-@pytest.mark.parametrize(
-    ("miss", "time_ns", "counted"), [("fetch", 115, "slots_late"), ("drop", 25, "dropped")]
-)
+@pytest.mark.parametrize(("miss", "time_ns", "counted"), [("fetch", 115, "slots_late"), ("drop", 25, "dropped")])
 def test_late_counts_as_missing(run: Run, miss: str, time_ns: int, counted: str) -> None:
     # Late from 25 to 110: waited for (runs to 115), or dropped, and the layer is over at 25.
     prefetch = predicted((2, 1), {(1, 1, 0): [2]})
@@ -467,9 +461,7 @@ def test_what_lands_at_the_last_instant_has_landed(run: Run) -> None:
         ("decayed", (0.9,), (0, 0, 0, 1, 2), 1),  # at visit 5: 0 has 2.71 x 0.9^2 = 2.1951, 1 has 0.9
     ],
 )
-def test_who_goes(
-    run: Run, eviction: str, params: tuple[float, ...], wanted: tuple[int, ...], victim: int
-) -> None:
+def test_who_goes(run: Run, eviction: str, params: tuple[float, ...], wanted: tuple[int, ...], victim: int) -> None:
     result = run(make(top1(*wanted), 3, [2], [0, 1], eviction=eviction, params=params))
     assert result["transfers"]["victim"][0] == victim
 
@@ -527,9 +519,7 @@ def test_transfer_order(run: Run, order: str, expected: list[int]) -> None:
     ("order", "expected"),
     [("nearest-layer", [(1, 10), (3, 30), (2, 50)]), ("fifo", [(1, 10), (2, 30), (3, 50)])],
 )
-def test_nearest_layer_goes_before_what_joined_earlier(
-    run: Run, order: str, expected: list[tuple[int, int]]
-) -> None:
+def test_nearest_layer_goes_before_what_joined_earlier(run: Run, order: str, expected: list[tuple[int, int]]) -> None:
     # A transfer takes 20. Visit 0 (10) queues 1 and 2 for visit 3, visit 1 (25) queues 3 for visit 2. 1 is on
     # the link from 10 to 30; then the nearer 3 passes 2. With fifo 2 goes first, and 3 is promoted at 40,
     # when visit 2 wants it.
@@ -585,9 +575,7 @@ def random_plan(seed: int) -> Plan:
     rng = np.random.default_rng(seed)
     tokens, layers, top_k, n_experts = (int(rng.integers(1, high)) for high in (9, 4, 4, 7))
     n_experts = max(n_experts, top_k)
-    experts = np.array(
-        [[rng.permutation(n_experts)[:top_k] for _ in range(layers)] for _ in range(tokens)], np.int16
-    )
+    experts = np.array([[rng.permutation(n_experts)[:top_k] for _ in range(layers)] for _ in range(tokens)], np.int16)
     experts[rng.random(experts.shape) < 0.1] = -1
     cuts = [token for token in range(1, tokens) if rng.random() < 0.7]
     steps = [list(map(int, rows)) for rows in np.split(np.arange(tokens), cuts)]

@@ -39,9 +39,7 @@ def listed(plan: Plan, peers: Mapping[int, Sequence[int]], q: Mapping[int, Seque
     return replace(plan, peers=ids, peer_q=shares)
 
 
-def lossy(
-    experts: Sequence[Any], n_experts: int, slots: Sequence[int], residents: Sequence[int], **given: Any
-) -> Plan:
+def lossy(experts: Sequence[Any], n_experts: int, slots: Sequence[int], residents: Sequence[int], **given: Any) -> Plan:
     """As make; `policy` its name, the family's parameters by name, weights, logits as [token][layer][...],
     peers expert -> list, q expert -> list, tau one number, rerank (name, parameters...)."""
     params = {name: given.pop(name) for name in SUBSTITUTE_PARAMS if name in given}
@@ -124,9 +122,7 @@ def test_without_touch_what_was_wanted_too_is_touched(run: Run) -> None:
         ((0.0, 0.0), -1.0, 1, 0),  # a negative tau: the gate is off
     ],
 )
-def test_the_tae_gate(
-    run: Run, weights: tuple[float, float], tau: float, temperature: float, code: int
-) -> None:
+def test_the_tae_gate(run: Run, weights: tuple[float, float], tau: float, temperature: float, code: int) -> None:
     given: dict[str, Any] = {"weights": [[weights]], "tau": tau, "temperature": temperature, "peers": EITHER}
     assert gates(run, *PAIR, **given) == [code, code]
 
@@ -205,9 +201,7 @@ def test_a_late_expert_is_away(run: Run, beta: float, code: int) -> None:
 def test_a_late_expert_that_counts_as_missing_is_substituted(run: Run) -> None:
     # As above, and 0 runs at once for 2 (25 to 30), which lands at 110 all the same, after the end.
     prefetch = predicted((2, 1), {(1, 1, 0): [2]})
-    plan = lossy(
-        [[[0]], [[2]]], 4, [2], [0, 1], prefetch=prefetch, peers={2: [0]}, late_counts_as_missing=True
-    )
+    plan = lossy([[[0]], [[2]]], 4, [2], [0, 1], prefetch=prefetch, peers={2: [0]}, late_counts_as_missing=True)
     result = run(plan)
     assert answers(result) == [(2, SUBSTITUTE, 0, 0)]
     assert lines(result, "visits", "late", "stall_late_ns", "end_ns") == [(0, 0, 15), (1, 0, 30)]
@@ -413,9 +407,7 @@ def test_one_visit_with_a_substitution_a_cpu_answer_and_a_fetch(run: Run) -> Non
     # Routed at 10. 0 stands in for 2 and runs to 15. 3 finds nobody: 60 < 105, on the CPU from 10 to 70. 4:
     # 60 + 60 against 105: fetched from 10, for 1 as 0 is held; lands at 110 (stall 95), runs to 115.
     given: dict[str, Any] = {"policy": "mixed", "fallback": 3, "backlog": 1, "costs": FIDDLER}
-    plan = lossy(
-        [[[2, 3, 4]]], 5, [2], [0, 1], weights=[[[0.5, 0.25, 0.25]]], peers={2: [0], 3: [0]}, **given
-    )
+    plan = lossy([[[2, 3, 4]]], 5, [2], [0, 1], weights=[[[0.5, 0.25, 0.25]]], peers={2: [0], 3: [0]}, **given)
     result = run(plan)
     assert answers(result) == [(2, SUBSTITUTE, 0, 0), (3, CPU, -1, NOBODY), (4, FETCH, -1, NOBODY)]
     columns = ("expert", "stand_in_tokens", "begin_ns", "end_ns", "cpu")
@@ -557,9 +549,7 @@ def test_prefill_is_spared_unless_the_plan_says_otherwise(
     assert answers(spared) == [(1, FETCH, -1, PREFILL)]
     assert executed(spared) == [(1, 1, 0)]
     assert (spared["totals"]["weight_wanted"], spared["totals"]["weight_dropped"]) == (1, 0)
-    assert answers(run(lossy([[[1]]], 2, [1], [0], prefill=True, lossy_prefill=True, **given))) == [
-        lossy_answer
-    ]
+    assert answers(run(lossy([[[1]]], 2, [1], [0], prefill=True, lossy_prefill=True, **given))) == [lossy_answer]
 
 
 def test_in_prefill_a_lossless_answer_keeps_its_code(run: Run) -> None:

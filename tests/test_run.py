@@ -18,11 +18,14 @@ from traces import npz
 
 ROOT = Path(__file__).parent.parent
 CAPTURES = sorted((ROOT.parent / "shared" / "traces").glob("*.npz"))
-KEYS = """time_ns decode_ns prefill_ns steps requests tokens prompt_tokens tokens_per_s total_tokens_per_s tpot_ms ttft_ms
+KEYS = """
+    time_ns decode_ns prefill_ns steps requests tokens prompt_tokens tokens_per_s total_tokens_per_s tpot_ms ttft_ms
     itl_ms breakdown_ns stall_ns_by_cause wanted hits late misses evictions slots_wanted slots_hit slots_late fetched
-    substituted dropped cpu low transfers prefetched h2d_bytes link_busy_ns by_layer quality memory bounds verdict machine
-    spec trace""".split()
+    substituted dropped cpu low transfers prefetched h2d_bytes link_busy_ns by_layer quality memory bounds verdict
+    machine spec trace
+"""
 SLOT_KEYS = ("slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low")
+NO_BANDWIDTH = 'gpu = "rtx4090"\nhost = "ddr4"\n[link]\nh2d_gb_per_s = 0\nsetup_ns = 1\n'
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"
 
 
@@ -49,7 +52,7 @@ def small(folder: Path) -> list[Any]:
 
 def test_one_object_with_the_keys_that_other_tools_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
     out = call(capsys, "--trace", "mixtral.npz", "--max-steps", 60)
-    assert not set(KEYS) - set(out)
+    assert not set(KEYS.split()) - set(out)
     assert sum(out["breakdown_ns"].values()) == out["time_ns"]
     assert sum(out["stall_ns_by_cause"].values()) == out["breakdown_ns"]["stall"]
     assert out["hits"] + out["late"] + out["misses"] == out["wanted"]
@@ -91,7 +94,7 @@ def test_the_worked_check_of_the_design(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_latencies_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # everything resident, one layer, top-1: a step lasts 10 + 5. One request, 2 prompt tokens (one step) and 3 generated.
+    # everything resident, one layer, top-1: a step lasts 10 + 5. One request, 2 prompt tokens (one step), 3 generated.
     # first token at 15, then 30, 45, 60: ttft 15 ns, three gaps of 15, tpot 15.
     rng = np.random.default_rng(0)
     trace = random_trace(rng, tokens=5, layers=1, experts=2, k=1, requests=1, prompt=0)
@@ -106,7 +109,9 @@ def test_latencies_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert out["itl_ms"] == same | {"n": 3}
     assert out["tpot_ms"] == same | {"n": 1}
     assert out["tokens_per_s"] == pytest.approx(3 / 45e-9)
-    warm = call(capsys, "--trace", tmp_path / "t.npz", "--hardware", tmp_path / "h.toml", "--cache", 2, "--warmup-steps", 2)
+    warm = call(
+        capsys, "--trace", tmp_path / "t.npz", "--hardware", tmp_path / "h.toml", "--cache", 2, "--warmup-steps", 2
+    )
     assert (warm["time_ns"], warm["tokens"], warm["itl_ms"]["n"], warm["ttft_ms"]["n"]) == (30, 2, 2, 0)
 
 
@@ -126,7 +131,9 @@ def test_output_files_are_whole_and_repeat(folder: Path, capsys: pytest.CaptureF
 
 
 def test_a_config_file_and_flags_that_win(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "run.toml").write_text(f'trace = "{folder}/t.npz"\nhardware = "{folder}/h.toml"\ncache = 2\neviction = "fifo"\n')
+    (folder / "run.toml").write_text(
+        f'trace = "{folder}/t.npz"\nhardware = "{folder}/h.toml"\ncache = 2\neviction = "fifo"\n'
+    )
     out = call(capsys, "--config", folder / "run.toml", "--eviction", "decayed", "--set", "decayed.decay=0.5")
     assert out["spec"]["eviction"] == "decayed" and out["spec"]["cache"] == 2
     assert out["spec"]["set"] == {"decayed.decay": 0.5}
@@ -157,10 +164,21 @@ def _set(key: str, index: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _file(path: Path, data: bytes) -> Path:
+    """The path, once the bytes are there."""
+    path.write_bytes(data)
+    return path
+
+
+def _on(folder: Path, hardware: str) -> list[Any]:
+    """Flags that run the small trace on this hardware file."""
+    return ["--trace", folder / "t.npz", "--hardware", _file(folder / "bad.toml", hardware.encode())]
+
+
 BAD: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "pickled array": (
         lambda f: ["--trace", _archive(f, lambda m: m.update(experts=np.array([{}], object)))], "experts"),
-    "truncated zip": (lambda f: [(f / "cut.npz").write_bytes((f / "t.npz").read_bytes()[:900]), "--trace", f / "cut.npz"][1:], "cut.npz"),
+    "truncated zip": (lambda f: ["--trace", _file(f / "cut.npz", (f / "t.npz").read_bytes()[:900])], "cut.npz"),
     "not a zip": (lambda f: ["--trace", f / "h.toml"], "h.toml"),
     "ids out of range": (lambda f: ["--trace", _archive(f, _set("experts", (0, 0, 0), 99))], "99"),
     "duplicate slots": (lambda f: ["--trace", _archive(f, _set("experts", (1, 1), 2))], "experts"),
@@ -184,15 +202,14 @@ BAD: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "calibration missing": (lambda f: [*small(f), "--prefetch", "transition"], "--calibration"),
     "calibration of one": (lambda f: [*small(f), "--calibration", "1.0"], "calibration"),
     "too much warm-up": (lambda f: [*small(f), "--warmup-steps", 10**6], "warmup_steps"),
-    "unknown config field": (lambda f: [(f / "c.toml").write_text("evction = 'lru'"), *small(f), "--config", f / "c.toml"][1:], "eviction"),
-    "config is no toml": (lambda f: [(f / "c.toml").write_text("= 3"), *small(f), "--config", f / "c.toml"][1:], "c.toml"),
-    "zero bandwidth": (lambda f: [
-        (f / "z.toml").write_text('gpu = "rtx4090"\nhost = "ddr4"\n[link]\nh2d_gb_per_s = 0\nsetup_ns = 1\n'),
-        "--trace", f / "t.npz", "--hardware", f / "z.toml"][1:], "z.toml"),
-    "negative fixed": (lambda f: [(f / "n.toml").write_text(FIXED.replace("100", "-1")), "--trace", f / "t.npz", "--hardware", f / "n.toml"][1:], "transfer_ns"),
+    "unknown config field": (
+        lambda f: [*small(f), "--config", _file(f / "c.toml", b"evction = 'lru'")], "eviction"),
+    "config is no toml": (lambda f: [*small(f), "--config", _file(f / "c.toml", b"= 3")], "c.toml"),
+    "zero bandwidth": (lambda f: _on(f, NO_BANDWIDTH), "bad.toml"),
+    "negative fixed": (lambda f: _on(f, FIXED.replace("100", "-1")), "transfer_ns"),
     "model that does not match": (lambda f: [*small(f), "--model", "olmoe-1b-7b"], "olmoe"),
     "model not in the catalog": (lambda f: ["--trace", f / "t.npz"], "--model"),
-    "no cpu time": (lambda f: [(f / "n.toml").write_text(FIXED.replace("cpu_expert_ns = 7\n", "")), "--trace", f / "t.npz", "--hardware", f / "n.toml", "--miss", "cpu"][1:], "cpu_expert_ns"),
+    "no cpu time": (lambda f: [*_on(f, FIXED.replace("cpu_expert_ns = 7\n", "")), "--miss", "cpu"], "cpu_expert_ns"),
     "out is a file": (lambda f: [*small(f), "--out", f / "h.toml"], "h.toml"),
 }  # fmt: skip
 

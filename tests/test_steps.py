@@ -40,11 +40,17 @@ def test_two_places_three_requests() -> None:
         sequence=np.array([0, 0, 0, 0, 1, 2], np.int32),
         position=np.array([0, 1, 2, 3, 0, 0], np.int32),
         prefill=np.array([1, 1, 0, 0, 1, 0], bool),
-        meta={"format_version": 1, "model": "m", "n_experts": 1, "top_k": 1, "n_layers": 1, "moe_layers": [0], "real": False},
+        meta={
+            "format_version": 1,
+            "model": "m",
+            "n_experts": 1,
+            "top_k": 1,
+            "n_layers": 1,
+            "moe_layers": [0],
+            "real": False,
+        },
     )
     steps = schedule(trace, 2, 1)
     assert steps.row.tolist() == [0, 1, 4, 2, 5, 3]
     assert np.diff(steps.offset).tolist() == [1, 1, 1, 2, 1]
     assert (steps.admitted.tolist(), steps.last_prefill.tolist()) == ([0, 0, 3], [1, 2, -1])
-
-

@@ -162,9 +162,7 @@ def test_csv_round_trip(trace: RoutingTrace, seed: int, tmp_path: Path) -> None:
     write_csv(path, trace, np.random.default_rng(seed).permutation(trace.experts.size))
     shuffled = read_csv(path, model="m", n_experts=trace.n_experts, n_layers=trace.n_layers)
     for row in np.unique(trace.sequence):
-        assert np.array_equal(
-            shuffled.experts[shuffled.sequence == row], trace.experts[trace.sequence == row]
-        )
+        assert np.array_equal(shuffled.experts[shuffled.sequence == row], trace.experts[trace.sequence == row])
 
 
 def test_csv_gaps_become_absent_slots(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_arrays_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         trace.experts[0, 0, 0] = 1
     with pytest.raises(AttributeError):
-        trace.experts = trace.experts  # type: ignore[misc]
+        trace.experts = trace.experts  # type: ignore[misc]  # frozen: the point of the test
 
 
 # --- what a file may not be ---
@@ -511,9 +511,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_files_are_refused_in_one_line(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_files_are_refused_in_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build, message = HOSTILE[kind]
     path = tmp_path / "hostile.npz"
     build(path)
@@ -592,9 +590,7 @@ def test_duplicates_against_sets(trace: RoutingTrace, seed: int) -> None:
 
 def test_a_fault_in_a_late_chunk_is_named_by_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("traces.check.CHUNK_ELEMENTS", 7)
-    trace = random_trace(
-        np.random.default_rng(0), 50, 2, 8, 2, lookahead=2, distances=(1, 2), requests=1, prompt=0
-    )
+    trace = random_trace(np.random.default_rng(0), 50, 2, 8, 2, lookahead=2, distances=(1, 2), requests=1, prompt=0)
     validate(trace)
     for name, index, value in (
         ("experts", (41, 1, 0), 9),
@@ -610,9 +606,7 @@ def test_a_fault_in_a_late_chunk_is_named_by_its_own_row(monkeypatch: pytest.Mon
             validate(RoutingTrace(**parts(trace, **{name: array})), "t.npz")
 
 
-@pytest.mark.parametrize(
-    "name", ["mixtral-8x7b", "gpt-oss-20b", "olmoe-1b-7b", "qwen1.5-moe", "granite-3.0-1b"]
-)
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "gpt-oss-20b", "olmoe-1b-7b", "qwen1.5-moe", "granite-3.0-1b"])
 def test_captures_open(name: str, tmp_path: Path) -> None:
     path = CAPTURES / f"{name}.npz"
     if not path.exists():

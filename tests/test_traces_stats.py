@@ -18,9 +18,7 @@ from traces.trace import RoutingTrace
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
 
-def one_layer(
-    rows: list[list[int]], n_experts: int, sequence: list[int] | None = None, **arrays: Any
-) -> RoutingTrace:
+def one_layer(rows: list[list[int]], n_experts: int, sequence: list[int] | None = None, **arrays: Any) -> RoutingTrace:
     experts = np.array(rows, np.int16)[:, None, :]
     ids = np.array(sequence or [0] * len(rows), np.int32)
     position = np.array([list(ids[:i]).count(ids[i]) for i in range(len(ids))], np.int32)

@@ -74,36 +74,24 @@ def _check_shapes(headers: Mapping[str, Header], meta: dict[str, Any], name: str
     """Every array's shape against that of experts and against meta."""
     tokens, layers, top_k = headers["experts"][1]
     if layers != len(meta["moe_layers"]):
-        raise TraceError(
-            f"{name}: experts has {layers} MoE layers; meta.moe_layers lists {len(meta['moe_layers'])}"
-        )
+        raise TraceError(f"{name}: experts has {layers} MoE layers; meta.moe_layers lists {len(meta['moe_layers'])}")
     if top_k != meta["top_k"]:
         raise TraceError(f"{name}: experts has {top_k} slots per token; meta.top_k is {meta['top_k']}")
-    want: dict[str, tuple[int, ...]] = {
-        n: (tokens,) for n in ("sequence", "position", "prefill", "token_ids")
-    }
+    want: dict[str, tuple[int, ...]] = {n: (tokens,) for n in ("sequence", "position", "prefill", "token_ids")}
     want |= {"weights": (tokens, layers, top_k), "logits": (tokens, layers, meta["n_experts"])}
     for array, shape in want.items():
         if array in headers and headers[array][1] != shape:
-            raise TraceError(
-                f"{name}: {array} has shape {headers[array][1]}; experts and meta ask for {shape}"
-            )
+            raise TraceError(f"{name}: {array} has shape {headers[array][1]}; experts and meta ask for {shape}")
     if "lookahead" in headers:
         _check_lookahead_shape(headers["lookahead"][1], (tokens, layers), meta, name)
 
 
-def _check_lookahead_shape(
-    shape: tuple[int, ...], rows: tuple[int, int], meta: dict[str, Any], name: str
-) -> None:
+def _check_lookahead_shape(shape: tuple[int, ...], rows: tuple[int, int], meta: dict[str, Any], name: str) -> None:
     if shape[1:3] != rows:
-        raise TraceError(
-            f"{name}: lookahead has shape {shape}; experts asks for [distances, {rows[0]}, {rows[1]}, m]"
-        )
+        raise TraceError(f"{name}: lookahead has shape {shape}; experts asks for [distances, {rows[0]}, {rows[1]}, m]")
     distances = meta.get("lookahead_distances")
     if distances is not None and len(distances) != shape[0]:
-        raise TraceError(
-            f"{name}: lookahead has {shape[0]} distances; meta.lookahead_distances lists {len(distances)}"
-        )
+        raise TraceError(f"{name}: lookahead has {shape[0]} distances; meta.lookahead_distances lists {len(distances)}")
 
 
 def check_meta(meta: object, name: str) -> dict[str, Any]:
@@ -115,9 +103,7 @@ def check_meta(meta: object, name: str) -> dict[str, Any]:
             raise TraceError(f"{name}: meta.{key} is missing")
     if not _is_int(meta["format_version"]) or meta["format_version"] != FORMAT_VERSION:
         found = _short(meta["format_version"])
-        raise TraceError(
-            f"{name}: meta.format_version is {found}; this reader knows version {FORMAT_VERSION}"
-        )
+        raise TraceError(f"{name}: meta.format_version is {found}; this reader knows version {FORMAT_VERSION}")
     for key in ("real", "norm_topk", "slots_ordered_by_weight"):
         if key in meta and not isinstance(meta[key], bool):
             raise TraceError(f"{name}: meta.{key} is {_short(meta[key])}; true or false is required")
@@ -137,22 +123,16 @@ def _check_meta_counts(meta: dict[str, Any], name: str) -> None:
         raise TraceError(f"{name}: meta.moe_layers is {_short(layers)}; it must list {right}")
     score = meta.get("score_function")
     if score is not None and score not in SCORE_FUNCTIONS:
-        raise TraceError(
-            f"{name}: meta.score_function is {_short(score)}; one of {', '.join(SCORE_FUNCTIONS)}"
-        )
+        raise TraceError(f"{name}: meta.score_function is {_short(score)}; one of {', '.join(SCORE_FUNCTIONS)}")
     distances = meta.get("lookahead_distances")
     if distances is not None and (not _ascending(distances) or (distances and distances[0] < 1)):
         found = _short(distances)
-        raise TraceError(
-            f"{name}: meta.lookahead_distances is {found}; it must list ascending integers from 1"
-        )
+        raise TraceError(f"{name}: meta.lookahead_distances is {found}; it must list ascending integers from 1")
 
 
 def _check_count(meta: dict[str, Any], key: str, most: int, name: str) -> None:
     if not _is_int(meta[key]) or not 1 <= meta[key] <= most:
-        raise TraceError(
-            f"{name}: meta.{key} is {_short(meta[key])}; an integer from 1 to {most} is required"
-        )
+        raise TraceError(f"{name}: meta.{key} is {_short(meta[key])}; an integer from 1 to {most} is required")
 
 
 def _ascending(value: object) -> bool:

@@ -103,9 +103,7 @@ def find_members(archive: zipfile.ZipFile, path: Path, names: tuple[str, ...]) -
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> Member:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise TraceError(
-            f"{path}: {name} is compressed by method {info.compress_type}; stored or deflated is read"
-        )
+        raise TraceError(f"{path}: {name} is compressed by method {info.compress_type}; stored or deflated is read")
     with archive.open(info) as stream:
         head = stream.read(12 + MAX_HEADER_BYTES)
     dtype, shape, fortran_order, length = _npy_header(path, name, head)
@@ -167,9 +165,7 @@ def load(archive: zipfile.ZipFile, path: Path, name: str, member: Member) -> Arr
         return native.reshape(member.shape)  # a 0-d array has become 1-d
 
 
-def _fill(
-    archive: zipfile.ZipFile, path: Path, name: str, member: Member, out: npt.NDArray[np.uint8]
-) -> None:
+def _fill(archive: zipfile.ZipFile, path: Path, name: str, member: Member, out: npt.NDArray[np.uint8]) -> None:
     with archive.open(member.info) as stream:
         stream.read(len(member.head))
         for lo in range(0, len(out), BLOCK_BYTES):

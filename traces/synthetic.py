@@ -169,9 +169,7 @@ def _weights(z: Floats, chosen: npt.NDArray[np.int16], norm_topk: bool) -> Float
     """Router weights [tokens, top_k]: softmax over all experts, or the chosen ones if normalised."""
     powers = _exp(z - np.take_along_axis(z, chosen[:, :1].astype(np.int64), axis=1))
     own = np.take_along_axis(powers, chosen.astype(np.int64), axis=1)
-    summed = np.cumsum(own if norm_topk else powers, axis=1)[
-        :, -1:
-    ]  # cumsum, not sum: adds in one fixed order
+    summed = np.cumsum(own if norm_topk else powers, axis=1)[:, -1:]  # cumsum, not sum: adds in one fixed order
     return own / summed
 
 

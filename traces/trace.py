@@ -126,9 +126,7 @@ def _refuse_cut_requests(index: npt.NDArray[np.int64], first: Array, last: Array
     if index.size == 0:
         raise TraceError("select: no rows; a trace needs at least one request")
     if index.min() < 0 or index.max() >= n_tokens:
-        raise TraceError(
-            f"select: row {int(index.min())} .. {int(index.max())} is outside 0 .. {n_tokens - 1}"
-        )
+        raise TraceError(f"select: row {int(index.min())} .. {int(index.max())} is outside 0 .. {n_tokens - 1}")
     begins = np.isin(index, first)
     ends = np.isin(index, last - 1)
     joined = (index[1:] == index[:-1] + 1) | (ends[:-1] & begins[1:])

@@ -67,9 +67,7 @@ class Link(Entry):
     @classmethod
     def _points(cls, value: Any) -> Any:
         """TOML has lists where the field has tuples."""
-        return (
-            tuple(tuple(p) if isinstance(p, list) else p for p in value) if isinstance(value, list) else value
-        )
+        return tuple(tuple(p) if isinstance(p, list) else p for p in value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_law(self) -> "Link":

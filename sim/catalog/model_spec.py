@@ -65,9 +65,7 @@ class ModelSpec(Entry):
         if self.moe_first >= self.n_layers:
             raise ValueError(f"moe_first = {self.moe_first}: must be below n_layers = {self.n_layers}")
         if self.encoder_layers >= self.n_layers:
-            raise ValueError(
-                f"encoder_layers = {self.encoder_layers}: must be below n_layers = {self.n_layers}"
-            )
+            raise ValueError(f"encoder_layers = {self.encoder_layers}: must be below n_layers = {self.n_layers}")
         if self.n_moe_layers < self.n_layers and self.dense_intermediate is None:
             raise ValueError("dense_intermediate: missing, and some layers are not MoE layers")
         return self
@@ -160,9 +158,7 @@ class ModelSpec(Entry):
         """Bytes of all weights outside the routed experts; head and embedding at `head_precision` if
         given."""
         ends = self.head_params * (1 if self.tied_embeddings else 2)
-        return weight_bytes(self.dense_params - ends, precision) + weight_bytes(
-            ends, head_precision or precision
-        )
+        return weight_bytes(self.dense_params - ends, precision) + weight_bytes(ends, head_precision or precision)
 
     def kv_bytes(self, context: int) -> int:
         """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones),

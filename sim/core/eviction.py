@@ -1,8 +1,9 @@
 """Which resident makes room: the victim among the evictable residents of a scope.
 
-lru: the oldest touch or landing. fifo: the earliest landing. lfu: the fewest executions over the run. belady: the expert
-whose next wanted visit lies furthest ahead (Belady 1966; the only one that reads the future). decayed: the lowest score
-= uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. Ties: the older touch or landing.
+lru: the oldest touch or landing. fifo: the earliest landing. lfu: the fewest executions over the run. belady: the
+expert whose next wanted visit lies furthest ahead (Belady 1966; the only one that reads the future). decayed: the
+lowest score = uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. Ties: the
+older touch or landing.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.jit import inlined, inner
-from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import BASE, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
 
@@ -62,9 +63,8 @@ def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
     for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         key, stamp = sign * s.x[g, field], s.x[g, STAMP]
-        if key < best_key or (key == best_key and stamp < best_stamp):
-            if _evictable(s, g, spare_from):
-                best, best_key, best_stamp = g, key, stamp
+        if (key < best_key or (key == best_key and stamp < best_stamp)) and _evictable(s, g, spare_from):
+            best, best_key, best_stamp = g, key, stamp
     return best
 
 
@@ -83,14 +83,14 @@ def _least_score(s: Any, scope: int, spare_from: int) -> int:
 
 
 @inner
-def _smallest(candidates: Any, n: int, rank: int) -> int:
+def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
     """The candidate with `rank` smaller ones among the first n (all different)."""
     for i in range(n):
         smaller = 0
         for j in range(n):
             smaller += candidates[j] < candidates[i]
         if smaller == rank:
-            return candidates[i]  # type: ignore[no-any-return]
+            return candidates[i]
     return -1
 
 
@@ -106,8 +106,8 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
             n += 1
     if n == 0:
         return -1
-    drawn = hash64(s.c[SEED], s.c[ROUTED], s.c[DRAWS])
-    s.c[DRAWS] += 1
+    drawn = hash64(s.c[st.SEED], s.c[ROUTED], s.c[st.DRAWS])
+    s.c[st.DRAWS] += 1
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 

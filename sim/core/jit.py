@@ -29,30 +29,30 @@ def _cache_dir() -> Path:
 
 
 CACHE_DIR = _cache_dir()
-numba.config.CACHE_DIR = str(CACHE_DIR)
+numba.config.CACHE_DIR = str(CACHE_DIR)  # type: ignore[attr-defined]  # its settings are made at import
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 # Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
-_OPTIONS = {"cache": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
 # A wrapper for Python unpacks the whole state: leaving it out halves the compile time of what only compiled code calls.
-_BARE = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_BARE: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def choice(function: F) -> F:
     """Compile a function that machines call: the compiled loop (which inlines it), simpy, torch, a test."""
-    return numba.njit(forceinline=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    return numba.njit(forceinline=True, **_OPTIONS)(function)
 
 
 def inner(function: F) -> F:
     """Compile a function that only compiled code calls."""
-    return numba.njit(**_BARE)(function)  # type: ignore[no-any-return]
+    return numba.njit(**_BARE)(function)
 
 
 def inlined(function: F) -> F:
     """The same for the few on the path of every request: always part of their caller."""
-    return numba.njit(forceinline=True, **_BARE)(function)  # type: ignore[no-any-return]
+    return numba.njit(forceinline=True, **_BARE)(function)
 
 
 def wrapping(function: F) -> F:

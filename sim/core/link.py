@@ -55,7 +55,7 @@ def _shift(s: Any, source: int, target: int) -> None:
 
 
 @inner
-def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int, which: int) -> None:
+def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int | np.int64, which: int) -> None:
     """Expert g (absent) joins the prefetch queue behind every entry whose key is not greater."""
     move(s, g, QUEUED)
     s.x[g, ORIGIN] = cause
@@ -99,7 +99,7 @@ def _next_prefetch(s: Any, log: Any) -> int:
         g, which = s.queue[0, Q_EXPERT], s.queue[0, Q_LIST]
         _remove(s, 0)
         if claim(s, log, g, which):
-            return g  # type: ignore[no-any-return]
+            return g
         move(s, g, ABSENT)
         s.c[st.REJECTED] += 1
         lg.ended(s, log, g, REJECTED)
@@ -128,7 +128,7 @@ def next_commit(s: Any, log: Any) -> int:
     tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN]
     s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)] = g
     s.c[FLIGHT_LEN] += 1
-    return g  # type: ignore[no-any-return]
+    return g
 
 
 @choice
@@ -141,4 +141,4 @@ def abandon(s: Any, log: Any) -> int:
         lg.ended(s, log, s.work[DEMAND, i], UNFINISHED)
     for i in range(s.c[QUEUE_LEN]):
         lg.ended(s, log, s.queue[i, Q_EXPERT], UNFINISHED)
-    return left  # type: ignore[no-any-return]
+    return left

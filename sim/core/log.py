@@ -65,7 +65,7 @@ def new_log(plan: Plan) -> Log:
 def next_event(s: Any) -> int:
     """The running number of what happens now."""
     s.c[EVENTS] += 1
-    return s.c[EVENTS] - 1  # type: ignore[no-any-return]
+    return s.c[EVENTS] - 1
 
 
 @inlined
@@ -107,7 +107,9 @@ def committed(s: Any, log: Any, g: int, victim: int) -> None:
 
 
 @inlined
-def answered(s: Any, log: Any, visit: int, token: int, slot: int, wanted: int, answer: int, other: int, gate: int) -> None:
+def answered(
+    s: Any, log: Any, visit: int, token: int, slot: int, wanted: int, answer: int, other: int, gate: int
+) -> None:
     """The miss policy answered for one (token, slot); `gate` names what stopped a substitution, 0 = nothing."""
     if log is not None:
         i = s.c[R_ANSWERS]

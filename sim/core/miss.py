@@ -38,11 +38,15 @@ MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those o
 
 
 class Miss(NamedTuple):
-    """The miss policy as the core takes it. asks: False where every miss is fetched and nothing is re-ranked; ask_late: late experts are asked about too; params float64 (SUBSTITUTE: as above;
-    DROP_BY_WEIGHT: the threshold); tau float64 [L]; weights float32 [T, L, K] or empty; logits uint16 [T, L, E] (float16
-    bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens],
-    expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank: kind of the re-ranking policy (core.rerank),
-    -1 none, with its parameters; similarity float32 [L, E, E] or empty; norm_topk: chosen experts' weights add up to 1."""
+    """The miss policy as the core takes it.
+
+    asks: False where every miss is fetched and nothing is re-ranked; ask_late: late experts are asked about too;
+    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; weights float32 [T, L, K] or
+    empty; logits uint16 [T, L, E] (float16 bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists,
+    best first, -1 = end; cpu_ns int64 [2, tokens], expert_ns [tokens], transfer_ns [2]: what the cheaper answer
+    compares; rerank: kind of the re-ranking policy (core.rerank), -1 none, with its parameters; similarity float32
+    [L, E, E] or empty; norm_topk: chosen experts' weights add up to 1.
+    """
 
     kind: int
     asks: bool
@@ -115,14 +119,15 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
 @inner
 def asked(s: Any, miss: Any, g: int) -> bool:
     """Whether the miss policy answers for expert g in this visit."""
-    return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)  # type: ignore[no-any-return]
+    return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)
 
 
 @inner
 def entropy(weights: Any, ids: Any, temperature: float) -> float:
     """TAE (Eq. 1): -sum p ln p / ln k over the token's router weights, renormalised, in [0, 1]; 0 for k = 1.
 
-    p is proportional to weight ** (1 / temperature): the softmax of the logits at that temperature, on the chosen experts.
+    p is proportional to weight ** (1 / temperature): the softmax of the logits at that temperature, on the chosen
+    experts.
     """
     total = 0.0
     for k in range(len(ids)):
@@ -162,7 +167,7 @@ def _distribution_gate(s: Any, params: Any) -> bool:
         away += s.x[s.work[st.WANTED, i], CLASS] != HIT
     if away >= params[BETA] * s.c[st.N_WANTED]:
         return True
-    return params[BUDGET] > 0 and away > params[BUDGET]  # type: ignore[no-any-return]
+    return params[BUDGET] > 0 and away > params[BUDGET]
 
 
 @inner
@@ -177,8 +182,8 @@ def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
 
 @inner
 def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
-    """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its normalisation is
-    ours), hop the number of partitions between the two experts (E / partitions experts each)."""
+    """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its
+    normalisation is ours), hop the number of partitions between the two experts (E / partitions experts each)."""
     j, n = miss.peers[layer, i, rank], s.c[st.N_EXPERTS]
     psi = float(miss.q[layer, i, rank])
     if miss.params[ETA] != 0.0:
@@ -207,7 +212,9 @@ def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
         order[n] = n
         place = n
-        while not plain and place > 0 and _score(s, miss, t, layer, i, n) > _score(s, miss, t, layer, i, order[place - 1]):
+        while (
+            not plain and place > 0 and _score(s, miss, t, layer, i, n) > _score(s, miss, t, layer, i, order[place - 1])
+        ):
             order[place] = order[place - 1]
             place -= 1
         order[place] = n
@@ -218,17 +225,17 @@ def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 @inner
 def _free(s: Any, base: int, j: int) -> bool:
     """Resident now, and not in the token's set U."""
-    return s.x[base + j, STATE] == RESIDENT and s.x[base + j, st.USED_BY] != s.c[st.TOKEN]  # type: ignore[no-any-return]
+    return s.x[base + j, STATE] == RESIDENT and s.x[base + j, st.USED_BY] != s.c[st.TOKEN]
 
 
 @inner
 def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
     base, n = layer * s.c[st.N_EXPERTS], _in_order(s, miss, t, layer, i)
-    for r in range(min(n, np.int64(miss.params[SEARCH]))):
+    for r in range(min(n, int(miss.params[SEARCH]))):
         j = miss.peers[layer, i, s.order[0, r]]
         if _free(s, base, j):
-            return j  # type: ignore[no-any-return]
+            return j
     return -1
 
 
@@ -279,8 +286,8 @@ def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 
 @inner
 def _cheaper(s: Any, miss: Any, g: int) -> int:
-    """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side also
-    waits for what this visit has already given it."""
+    """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side
+    also waits for what this visit has already given it."""
     if s.x[g, st.ASKED] & COST_CPU:
         return ANSWER_CPU
     if s.x[g, st.ASKED] & COST_FETCH:
@@ -325,7 +332,7 @@ def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
 
 @inner
 def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
-    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as all of the token's set."""
+    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
     base = layer * s.c[st.N_EXPERTS]
     s.c[st.TOKEN] += 1
     gate, done = -1, 0

@@ -54,7 +54,7 @@ class Costs:
     decide_ns     from the end of the dense part to the routed instant.
     group_ns      once per expert group.
     expert_ns     int64 [max rows in a step + 1]: one expert, by the tokens it executes.
-    cpu_expert_ns int64 [2, max rows + 1]: one expert on the host; row 0 link idle, row 1 link busy at the routed instant.
+    cpu_expert_ns int64 [2, max rows + 1]: one expert on the host; row 0 link idle, 1 link busy at the routed instant.
     transfer_ns   int64 [2]: one expert over the link; [0] with the idle set-up, [1] following on.
     """
 
@@ -72,7 +72,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Choice:
-    """One policy as the core takes it: `name` of the registry, its integer `kind`, float64 `params` in declared order."""
+    """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order."""
 
     name: str
     kind: int
@@ -103,9 +103,10 @@ class Prefetch:
 class Plan:
     """experts int16 [T, L, K] (-1 none); step_offset int64 [S + 1] and step_row int32 [R]: step s runs the trace
     tokens `step_row[step_offset[s]:step_offset[s + 1]]` in that order; step_prefill bool [S];
-    slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before time 0;
-    group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode, generated of
-    sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps; warmup_steps: steps no figure counts.
+    slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before
+    time 0; group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode,
+    generated of sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps;
+    warmup_steps: steps no figure counts.
 
     What lossy answers and re-ranking read, empty or None where the policies of the run need none of it:
 

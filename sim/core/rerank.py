@@ -5,8 +5,8 @@ State.weight) in place. Ranks are by router logit, ties by the lower id; p is th
 
 cache-prior (arXiv 2412.00099): logit + strength * D * resident, D the running mean of max - min logit of the layer.
 max-rank (same): the first `always` by rank, then residents among the first `among`, then by rank.
-smoe (2508.18983): with m the (K+1)-th p, a missing slot with p < m (1 + margin) takes the best unused resident with p in
-(m (1 - margin), m). adapmoe (2408.10284): no slot but the strongest where weight^2 < threshold.
+smoe (2508.18983): with m the (K+1)-th p, a missing slot with p < m (1 + margin) takes the best unused resident with p
+in (m (1 - margin), m). adapmoe (2408.10284): no slot but the strongest where weight^2 < threshold.
 sere (2602.07616): in a batch, a secondary expert that is nobody's primary goes to the most similar primary one.
 """
 
@@ -41,12 +41,12 @@ def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
 
 @inner
 def _resident(s: Any, layer: int, e: int) -> bool:
-    return s.x[layer * s.c[st.N_EXPERTS] + e, STATE] == RESIDENT  # type: ignore[no-any-return]
+    return s.x[layer * s.c[st.N_EXPERTS] + e, STATE] == RESIDENT
 
 
 @inner
 def _logit(miss: Any, t: int, layer: int, e: int) -> float:
-    return half_to_float(miss.logits[t, layer, e])  # type: ignore[no-any-return]
+    return half_to_float(miss.logits[t, layer, e])
 
 
 @inner
@@ -153,9 +153,7 @@ def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _stand_in(
-    s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float
-) -> int:
+def _stand_in(s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float) -> int:
     """The resident with the highest p in (m (1 - a), m) that the token does not use; -1 if there is none."""
     best, best_p = -1, 0.0
     for e in range(s.c[st.N_EXPERTS]):
@@ -213,9 +211,7 @@ def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
 
 
 @inner
-def _to_primary(
-    s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float
-) -> None:
+def _to_primary(s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float) -> None:
     """Slot k goes to the most similar primary expert; where the token has it already, only its weight does."""
     best = -1
     for j in range(s.c[st.N_EXPERTS]):

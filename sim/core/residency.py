@@ -86,7 +86,7 @@ def move(s: Any, g: int, to: int) -> None:
 @inlined
 def scope_of(s: Any, g: int) -> int:
     """The one pool, or the expert's layer."""
-    return s.x[g, st.SCOPE]  # type: ignore[no-any-return]
+    return s.x[g, st.SCOPE]
 
 
 @inlined
@@ -170,7 +170,7 @@ def land(s: Any, log: Any) -> int:
         s.work[st.READY, s.c[st.N_READY]] = g
         s.c[st.N_READY] += 1
     lg.ended(s, log, g, 0)
-    return g  # type: ignore[no-any-return]
+    return g
 
 
 @inlined

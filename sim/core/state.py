@@ -51,7 +51,7 @@ LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
-# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) --------------------------------------
+# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) ---
 WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS, WORK_ROWS = range(9)
 # --- columns of State.scope ----------------------------------------------------------------------------------------
 BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
@@ -90,14 +90,15 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [scopes, 4]; slot [slots] expert in each taken slot;
-    queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [scopes, 4]; slot [slots] expert in each
+    taken slot; queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
 
-    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and router
-    weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality float64 [L, 4]
-    router weight wanted, substituted, dropped, and the last two times what the stand-in lacks in similarity; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and
-    number of logit ranges (cache-prior).
+    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and
+    router weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality
+    float64 [L, 4] router weight wanted, substituted, dropped, and the last two times what the stand-in lacks in
+    similarity; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and number of logit ranges
+    (cache-prior).
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 

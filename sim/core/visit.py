@@ -62,8 +62,8 @@ ANSWERED = 1 << 8  # in ASKED, beside one bit per answer
 
 
 class Route(NamedTuple):
-    """What the router wants: see plan.Plan. next_use int32 [R, L, K]: the next visit that wants the same expert, -1 never
-    (belady only, else empty)."""
+    """What the router wants: see plan.Plan. next_use int32 [R, L, K]: the next visit that wants the same expert, -1
+    never (belady only, else empty)."""
 
     experts: npt.NDArray[np.int16]
     step_offset: Int
@@ -102,7 +102,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state).
 
     A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
-    without any of it. Every other run takes the one version that has everything: a few versions in all, not one per feature.
+    without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
     """
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.kind == BELADY:
@@ -174,8 +174,8 @@ def _count_before(s: Any, rows: int, layer: int) -> None:
 def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
     """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
     if miss is not None and miss.asks:
-        return s.routed[i - route.step_offset[step], k]  # type: ignore[no-any-return]
-    return route.experts[route.step_row[i], layer, k]  # type: ignore[no-any-return]
+        return s.routed[i - route.step_offset[step], k]
+    return route.experts[route.step_row[i], layer, k]
 
 
 @inner
@@ -450,7 +450,7 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
 
 @inner
 def _stuck(s: Any) -> bool:
-    """Nothing more can land while the rest is held: the demand in front finds no slot, nor will what is under way bring one."""
+    """Nothing more can land while the rest is held: the first demand finds no slot and nothing under way brings one."""
     if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
         return False
     scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
@@ -471,7 +471,7 @@ def take_group(s: Any, mode: int) -> int:
         return min(ready, 1)
     if mode == ALL and s.c[st.N_READY] < s.c[N_WORK] and not _stuck(s):
         return 0
-    return ready  # type: ignore[no-any-return]
+    return ready
 
 
 @choice

@@ -54,9 +54,7 @@ class ActivationMatrix:
     oracle: ClassVar[bool] = False
     source: ClassVar[str] = "MoE-Infinity, arXiv 2401.14361"
 
-    def __init__(
-        self, *, distance: int = 1, width: int | None = None, capacity: int = 64, seed: int = 0
-    ) -> None:
+    def __init__(self, *, distance: int = 1, width: int | None = None, capacity: int = 64, seed: int = 0) -> None:
         self.distance = whole(self.name, "distance", distance)
         self.width = None if width is None else whole(self.name, "width", width)
         self.capacity = whole(self.name, "capacity", capacity)
@@ -84,9 +82,7 @@ class ActivationMatrix:
         turns = _Turns.of(trace, steps)
         match = _matches(self.collection_, trace, turns)
         best = ranked(self.collection_, length(self.width, trace))
-        best = np.concatenate(
-            [best, np.full_like(best[:1], -1)]
-        )  # the last line, also number -1, is no match
+        best = np.concatenate([best, np.full_like(best[:1], -1)])  # the last line, also number -1, is no match
         lists = np.empty((self.distance, *match.shape, best.shape[2]), np.int16)
         for d in range(1, self.distance + 1):
             _look_up(best, match, turns, d, lists[d - 1])

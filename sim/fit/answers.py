@@ -1,7 +1,6 @@
-"""What miss and re-ranking policies are handed before a run: buddy lists, gate thresholds, weights, logits, similarities."""
+"""What miss and re-ranking policies are handed before a run: buddy lists, thresholds, weights, logits, similarities."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +65,37 @@ def _logits(miss: Policy, rerank: Policy | None, params: Any, trace: RoutingTrac
     return trace.logits if wanted or (miss.lists and params[ETA] != 0.0) else None
 
 
-def _lists(
-    miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingTrace | None, seed: int
-) -> BuddyLists:
+def _lists(miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingTrace | None, seed: int) -> BuddyLists:
     """From a file of `python -m sim.profile`, from a similarity matrix, or fitted on the calibration trace."""
     if miss.lists == "similarity":
         if not values["matrix"]:
             raise SpecError("similarity: needs a matrix: --set similarity.matrix=FILE.npz")
         lists = from_similarity(
-            _similarity(str(values["matrix"]), trace), k_max=int(values["k_max"]), alpha=float(values["alpha"]), seed=seed
+            _similarity(str(values["matrix"]), trace),
+            k_max=int(values["k_max"]),
+            alpha=float(values["alpha"]),
+            seed=seed,
         )
     elif values["lists"]:
         lists = read(Path(str(values["lists"])))
     else:
         assert calibration is not None
         profile = BuddyProfile(
-            alpha=float(values["alpha"]), k_max=int(values["k_max"]), count=str(values["count"]),  # type: ignore[arg-type]
-            mix=float(values["mix"]), eps=float(values["eps"]), warmup=int(values["warmup"]), seed=seed,
-        )  # fmt: skip
+            alpha=float(values["alpha"]),
+            k_max=int(values["k_max"]),
+            count=str(values["count"]),
+            mix=float(values["mix"]),
+            eps=float(values["eps"]),
+            warmup=int(values["warmup"]),
+            seed=seed,
+        )
         lists = profile.fit(calibration).lists_
     lists.require_fit(trace)
     return lists
 
 
 def _tau(miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingTrace | None) -> Any:
-    """float64 [L]: one threshold, or each layer's percentile on the calibration trace (on it alone, never on the judged)."""
+    """float64 [L]: one threshold, or each layer's percentile on the calibration trace (never on the judged one)."""
     percentile = float(values["percentile"])
     if percentile < 0:
         return np.full(trace.n_moe_layers, float(values["tau"]))
@@ -107,8 +112,3 @@ def _similarity(path: str, trace: RoutingTrace) -> Any:
     if matrix.shape != shape:
         raise SpecError(f"{path}: similarity: shape is {matrix.shape}; must be {shape} for this trace")
     return matrix
-
-
-def defaults(policy: Policy) -> Policy:
-    """The same policy with its prepared parameters among the others, for listings."""
-    return replace(policy, params={**policy.params, **policy.prepared}, prepared={})  # type: ignore[dict-item]

@@ -211,9 +211,7 @@ def from_similarity(
 def check_similarity(matrix: Float, name: str) -> None:
     """Raise BuddyError, one line that begins with `name`, for what is no similarity matrix [L, E, E]."""
     if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2] or len(matrix) == 0:
-        raise BuddyError(
-            f"{name}: similarity has shape {matrix.shape}; [MoE layers, experts, experts] is required"
-        )
+        raise BuddyError(f"{name}: similarity has shape {matrix.shape}; [MoE layers, experts, experts] is required")
     check_cells(matrix.shape[0], matrix.shape[1])
     inside = np.abs(matrix) <= 1 + SIMILARITY_SLACK  # false for NaN
     np.einsum("lii->li", inside)[...] = True
@@ -225,9 +223,7 @@ def check_similarity(matrix: Float, name: str) -> None:
 def _alphas(alpha: float | Sequence[float], layers: int) -> Float:
     values = np.array(alpha, np.float64)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != layers):
-        raise BuddyError(
-            f"alpha has {values.size} values; one, or one for each of {layers} MoE layers is required"
-        )
+        raise BuddyError(f"alpha has {values.size} values; one, or one for each of {layers} MoE layers is required")
     bad = values[~((values > 0) & (values <= 1))]
     if bad.size:
         raise BuddyError(f"alpha is {bad.flat[0]}; a share in (0, 1] is required")

@@ -103,9 +103,7 @@ def read_similarity(path: AnyPath) -> tuple[npt.NDArray[np.float64], dict[str, A
     with _as_buddy_error(), open_zip(path) as archive:
         members = find_members(archive, path, ("meta", "similarity"))
         if "similarity" not in members:
-            raise BuddyError(
-                f"{path}: similarity is missing; an array [MoE layers, experts, experts] is required"
-            )
+            raise BuddyError(f"{path}: similarity is missing; an array [MoE layers, experts, experts] is required")
         member = members["similarity"]
         if member.dtype.kind != "f":
             raise BuddyError(f"{path}: similarity has dtype {member.dtype.name}; a floating type is required")

@@ -105,9 +105,7 @@ def check_cells(layers: int, experts: int) -> None:
     if experts < 2:
         raise BuddyError(f"n_experts is {experts}; buddies need at least 2 experts in a layer")
     if layers * experts * experts > MAX_CELLS:
-        raise BuddyError(
-            f"{layers} layers of {experts} experts: more than {MAX_CELLS:,} pairs are not counted"
-        )
+        raise BuddyError(f"{layers} layers of {experts} experts: more than {MAX_CELLS:,} pairs are not counted")
 
 
 def _token_weights(
@@ -122,14 +120,10 @@ def _token_weights(
     if rows is not None:
         chosen = np.asarray(rows)
         if chosen.dtype != np.bool_ or chosen.shape != keep.shape:
-            raise BuddyError(
-                f"rows has dtype {chosen.dtype}, shape {chosen.shape}; bool {keep.shape} is required"
-            )
+            raise BuddyError(f"rows has dtype {chosen.dtype}, shape {chosen.shape}; bool {keep.shape} is required")
         keep[~chosen] = 0
     if not keep.any():
-        raise BuddyError(
-            "no token is left to count: all are prompt tokens, warm-up of weight 0, or not chosen"
-        )
+        raise BuddyError("no token is left to count: all are prompt tokens, warm-up of weight 0, or not chosen")
     return keep
 
 
@@ -144,11 +138,7 @@ def _count(trace: RoutingTrace, keep: Float, weighted: bool) -> tuple[Float, Flo
         hold = keep[lo : lo + step][counted]
         share = None if (hold == 1).all() else hold
         routed = np.asarray(trace.experts[lo : lo + step])[counted]
-        gates = (
-            np.asarray(trace.weights[lo : lo + step])[counted]
-            if weighted and trace.weights is not None
-            else None
-        )
+        gates = np.asarray(trace.weights[lo : lo + step])[counted] if weighted and trace.weights is not None else None
         for layer in range(layers):
             ids = np.ascontiguousarray(routed[:, layer].T, np.int64)
             ids[ids < 0] = n  # absent slots count in a row and a column that are cut off at the end

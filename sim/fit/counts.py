@@ -18,9 +18,7 @@ def pair_counts(source: npt.NDArray[Any], target: npt.NDArray[Any], n_experts: i
     size = max(1, CHUNK_ELEMENTS // max(1, source.shape[1] * target.shape[1]))
     for lo in range(0, len(source), size):
         i, j = (part[lo : lo + size].astype(np.int64) + 1 for part in (source, target))
-        counts += np.bincount(
-            (i[:, :, None] * (n_experts + 1) + j[:, None, :]).reshape(-1), minlength=counts.size
-        )
+        counts += np.bincount((i[:, :, None] * (n_experts + 1) + j[:, None, :]).reshape(-1), minlength=counts.size)
     return counts.reshape(n_experts + 1, n_experts + 1)[1:, 1:]
 
 

@@ -11,7 +11,7 @@ Float = npt.NDArray[np.float64]
 
 
 def entropies(weights: npt.NDArray[Any], experts: npt.NDArray[Any], temperature: float = 1.0) -> Float:
-    """TAE (BuddyMoE, arXiv 2511.10054, Eq. 1) of router weights [..., K]; experts < 0 do not count. In [0, 1], 0 for K = 1."""
+    """TAE (BuddyMoE, arXiv 2511.10054, Eq. 1) of router weights [..., K], experts >= 0 only. In [0, 1]; 0 for K = 1."""
     k = weights.shape[-1]
     mass = np.where(experts >= 0, weights.astype(np.float64), 0.0) ** (1.0 / temperature)
     total = mass.sum(axis=-1, keepdims=True)
@@ -24,4 +24,4 @@ def entropies(weights: npt.NDArray[Any], experts: npt.NDArray[Any], temperature:
 def thresholds(trace: RoutingTrace, percentile: float, temperature: float = 1.0) -> Float:
     """float64 [L]: the percentile of each layer's TAE over the trace's tokens."""
     assert trace.weights is not None
-    return np.percentile(entropies(trace.weights, trace.experts, temperature), percentile, axis=0)  # type: ignore[no-any-return]
+    return np.percentile(entropies(trace.weights, trace.experts, temperature), percentile, axis=0)

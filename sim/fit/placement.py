@@ -48,9 +48,7 @@ def first_residents(
     return np.concatenate([line[::-1] for line in chosen] if kind == "popular" else chosen)
 
 
-def _order(
-    kind: str, n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, seed: int
-) -> Int:
+def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, seed: int) -> Int:
     """int64 [scopes, experts of the scope]: global ids in the order in which they are chosen."""
     every = np.arange(n_layers * n_experts).reshape(n_layers, n_experts)
     if kind == "popular":

@@ -116,9 +116,7 @@ class PreviousToken:
         """Lists int16 [1, T, L, m], no copy of int16 experts."""
         check(self, trace)
         row = steps.previous_rows(trace.sequence)
-        return _unfitted(
-            ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row)))
-        )
+        return _unfitted(ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row))))
 
 
 class GateLookahead:
@@ -155,9 +153,7 @@ class GateLookahead:
         lists = ids(trace.lookahead)[: self.distance, :, :, : length(self.width, trace)]
         for d in wanted:
             if (lists[d - 1, :, :d] >= 0).any():
-                raise FitError(
-                    f"{self.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed"
-                )
+                raise FitError(f"{self.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed")
         return _unfitted(lists, identity_rows(self.distance, trace.n_tokens))
 
 

@@ -1,8 +1,8 @@
 """The compiled machine: virtual time in int64 ns, one straight loop, compiled with numba.
 
-It asks the core what happens and knows only how long it takes. One rule orders an instant: nothing is committed at `now`
-while anything else is due at `now`; so commits happen in the one place where the clock moves on (`_link_until`) and
-where the GPU has nothing to do but wait (`_stall`).
+It asks the core what happens and knows only how long it takes. One rule orders an instant: nothing is committed at
+`now` while anything else is due at `now`; so commits happen in the one place where the clock moves on (`_link_until`)
+and where the GPU has nothing to do but wait (`_stall`).
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +16,22 @@ from sim.core.jit import choice, inlined, inner
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_READY, N_RUN, N_WORK, NEVER, READY, TRANSFER, WORK
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, TRANSFER, WORK
 from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
-from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, Clock, begin_run, close, forget
+from sim.machines.clock import (
+    CPU_WAIT,
+    DECIDE,
+    DENSE,
+    EXPERTS,
+    HEAD,
+    LINK_BUSY,
+    NOW,
+    STALL,
+    Clock,
+    begin_run,
+    close,
+    forget,
+)
 from sim.record import RunRecord
 
 Int = npt.NDArray[np.int64]
@@ -61,7 +74,7 @@ def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
 @inlined
 def _next_landing(s: Any, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
-    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER  # type: ignore[no-any-return]
+    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER
 
 
 @inlined
@@ -90,7 +103,7 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
 def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
     """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
 
-    Commits before the clock leaves an instant, lands and commits at every instant on the way, and only lands at the last.
+    Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.k[NOW] + ns
     while ns != 0:
@@ -151,7 +164,9 @@ def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int,
 
 
 @inlined
-def _visit(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, step: int, layer: int) -> None:
+def _visit(
+    s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, step: int, layer: int
+) -> None:
     """One visit from its routed instant to the end of its layer."""
     first_transfer = s.c[st.R_TRANSFERS]
     decide(s, log, route, miss, ahead, step, layer)

@@ -1,8 +1,9 @@
 """The reference machine: the same run as simpy processes, to read and to extend with new resources.
 
 Two actors share one environment: the GPU, a process that walks through steps and layers, and the link, which lands and
-commits by callbacks. The order of one instant is the priority of its events: landings, ends of GPU work, commits. simpy processes an event of a smaller priority first, also when it was
-made at this very instant, so nothing is committed while anything else is due.
+commits by callbacks. The order of one instant is the priority of its events: landings, ends of GPU work, commits. simpy
+processes an event of a smaller priority first, also when it was made at this very instant, so nothing is committed
+while anything else is due.
 """
 
 from collections.abc import Callable, Generator
@@ -28,7 +29,7 @@ class Machine:
     """One run: the core's state, the plan's durations, and simpy's clock."""
 
     def __init__(self, plan: Plan, full: bool) -> None:
-        self.env = simpy.Environment()
+        self.env: Any = simpy.Environment()  # Any: to simpy time may be a float, here every delay is a whole ns
         self.plan, self.costs = plan, plan.costs
         self.expert_ns = plan.costs.expert_ns.tolist()
         self.s, self.log, self.clock = begin_run(plan, full)
