@@ -103,7 +103,7 @@ def _rate(link: str) -> float | None:
 def _head(args: Namespace, trace: Any) -> list[str]:
     """Everything that the paper does not say and that had to be chosen."""
     kind = (
-        f"trace {Path(args.trace).stem}, captured"
+        f"trace {Path(args.trace).stem}, {'captured' if trace.real else 'SYNTHETIC'}"
         if args.trace
         else f"trace: SYNTHETIC preset {PRESET}, seed {args.seed}"
     )

@@ -85,9 +85,7 @@ class Published(BaseModel):
 
 
 def published(path: Path | None = None) -> Published:
-    """The shipped figures, or those of another file of the same keys. Raises ValueError for what is
-    malformed.
-    """
+    """The shipped figures, or those of another file of the same keys. Raises ValueError if malformed."""
     table = read_toml(path or Path(sim.catalog.__file__).parent / "published.toml")
     figures = [_figure(case, figure) for case in table["case"] for figure in case["figure"]]
     fits = {name: Fit(**fit) for name, fit in table.get("fit", {}).items()}

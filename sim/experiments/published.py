@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sim.errors import unknown
+from sim.errors import SpecError, unknown
 from sim.experiments.cases import Figure, Published, published, run_spec
 from sim.experiments.fitting import WITHOUT, anchors_for, fit_terms
 from sim.experiments.tables import Column, Report, Row, gain, parser
@@ -69,7 +69,11 @@ class Runner:
 
 
 def value_of(figure: Figure, out: Mapping[str, Any]) -> float:
-    """The published metric from a summary object."""
+    """The published metric from a summary object. Raises SpecError if the run generated nothing."""
+    if not out["tokens"]:
+        raise SpecError(
+            f"max_steps: {figure.id}: {figure.name} ends before it generates a token; must be more"
+        )
     if figure.metric == "hit %":
         return float(100 * out["hits"] / out["wanted"])
     rate = (

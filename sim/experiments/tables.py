@@ -68,9 +68,7 @@ class Report:
         return text.getvalue()
 
     def write(self, folder: Path, name: str, command: str) -> None:
-        """`name`.md and `name`.csv in `folder`, each whole or not at all. Raises OSError, or SpecError for
-        a file in the way.
-        """
+        """`name`.md and `name`.csv in `folder`, whole or not at all. Raises SpecError if that is a file."""
         from sim.record import replace
 
         if folder.exists() and not folder.is_dir():
