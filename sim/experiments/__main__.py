@@ -1,0 +1,50 @@
+"""python -m sim.experiments NAME ...: exit status 0 done, 2 bad input (one line on stderr), 1 a failure of
+ours.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sim.errors import SpecError, unknown
+from sim.experiments import buddymoe, policies, published
+from sim.experiments.tables import Report, command_line
+
+EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
+    "policies": policies.report,
+    "buddymoe": buddymoe.report,
+    "published": published.report,
+}
+USAGE = "usage: python -m sim.experiments NAME [flags], NAME one of\n" + "\n".join(
+    f"  {name:<12} {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}"
+    for name, run in EXPERIMENTS.items()
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    try:
+        if args[0] not in EXPERIMENTS:
+            raise unknown("experiment", args[0], EXPERIMENTS)
+        report, out = EXPERIMENTS[args[0]](args[1:])
+        text = report.markdown(command_line(args))
+        if out is not None:
+            report.write(Path(out), args[0], command_line(args))
+    except (ValueError, OSError) as error:
+        if not isinstance(error, (SpecError, OSError)) and type(error).__module__.split(".")[0] not in (
+            "sim",
+            "traces",
+        ):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""What every experiment shares: its command line, and a table kept as markdown and CSV."""
+
+import argparse
+import csv
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from sim.errors import SpecError
+
+Cell = str | float | int | None
+Row = Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key in rows and in the CSV, its heading in markdown, digits after the point (None: as
+    it is).
+    csv_only: too long for the markdown table."""
+
+    key: str
+    title: str
+    digits: int | None = None
+    signed: bool = False
+    csv_only: bool = False
+
+    def text(self, value: Cell) -> str:
+        """A cell for people; `-` is what is not known or does not apply."""
+        if value is None:
+            return "-"
+        if isinstance(value, str) or self.digits is None:
+            return str(value).replace("|", "\\|")
+        return f"{value:{'+' if self.signed else ''},.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished experiment: title, lines above the table, the table, lines below it. Rows may lack keys."""
+
+    title: str
+    head: Sequence[str]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    foot: Sequence[str] = ()
+
+    def markdown(self, command: str) -> str:
+        """The whole report, the command that made it first."""
+        lines = [f"# {self.title}", "", f"    {command}", "", *(f"- {line}" for line in self.head), ""]
+        shown = [column for column in self.columns if not column.csv_only]
+        lines.append("| " + " | ".join(column.title for column in shown) + " |")
+        lines.append("|" + "|".join("---" if column.digits is None else "---:" for column in shown) + "|")
+        for row in self.rows:
+            lines.append("| " + " | ".join(column.text(row.get(column.key)) for column in shown) + " |")
+        return "\n".join([*lines, "", *(f"- {line}" for line in self.foot)]).rstrip() + "\n"
+
+    def csv(self, command: str) -> str:
+        """The table alone, figures to six digits; the first line is a comment with the command."""
+        text = io.StringIO()
+        text.write(f"# {command}\n")
+        write = csv.writer(text, lineterminator="\n")
+        write.writerow([column.key for column in self.columns])
+        for row in self.rows:
+            cells = [row.get(column.key) for column in self.columns]
+            write.writerow(["" if c is None else f"{c:.6g}" if isinstance(c, float) else c for c in cells])
+        return text.getvalue()
+
+    def write(self, folder: Path, name: str, command: str) -> None:
+        """`name`.md and `name`.csv in `folder`, whole or not at all. Raises SpecError if that is a file."""
+        from sim.record import replace
+
+        if folder.exists() and not folder.is_dir():
+            raise SpecError(f"out: {folder}: is a file; must be a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".md", self.markdown(command)), (".csv", self.csv(command))):
+            data = text.encode()
+            replace(folder / f"{name}{suffix}", lambda file, data=data: file.write(data) and None)  # type: ignore[misc]
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad flags are a SpecError of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises SpecError."""
+        raise SpecError(message)
+
+
+def parser(name: str, doc: str) -> Parser:
+    """A parser with the flags that every experiment has."""
+    out = Parser(prog=f"python -m sim.experiments {name}", description=doc, allow_abbrev=False)
+    out.add_argument("--out", metavar="DIR", help=f"write {name}.md and {name}.csv there")
+    out.add_argument("--max-steps", type=int, metavar="N", help="stop each run after so many steps")
+    return out
+
+
+def command_line(args: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(["python", "-m", "sim.experiments", *args])
+
+
+def gain(value: float | None, base: float | None) -> float | None:
+    """By how many percent `value` exceeds `base`."""
+    return None if not value or not base else 100 * (value / base - 1)
