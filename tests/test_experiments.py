@@ -29,9 +29,7 @@ FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0
 DATA = published()
 
 
-def call(
-    folder: Path, capsys: pytest.CaptureFixture[str], *args: Any
-) -> tuple[str, list[dict[str, str]], list[str]]:
+def call(folder: Path, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[str, list[dict[str, str]], list[str]]:
     """(markdown, rows of the CSV, lines of the CSV) of one command; the two files are what was printed."""
     assert main([*map(str, args), "--out", str(folder / "results")]) == 0
     text = capsys.readouterr().out
@@ -100,9 +98,7 @@ def test_policies_figures_are_those_of_a_plain_run(folder: Path, capsys: pytest.
         assert int(got["judged_tokens"]) == out["tokens"]
 
 
-def test_what_a_trace_cannot_serve_is_a_row_that_says_why(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_trace_cannot_serve_is_a_row_that_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, rows, _ = call(folder, capsys, *flags(folder, "bare.npz"), "--batch", 1)
     table_is_well_formed(text, rows)
     notes = {row["arm"]: row["note"] for row in rows}
@@ -117,9 +113,7 @@ def test_what_a_trace_cannot_serve_is_a_row_that_says_why(
 # ---- buddymoe
 
 
-def test_buddymoe_stands_beside_the_published_gains(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_buddymoe_stands_beside_the_published_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, rows, _ = call(tmp_path, capsys, "buddymoe", "--max-steps", 60, "--link", 20)
     table_is_well_formed(text, rows)
     assert len(rows) == 18 and text.count("SYNTHETIC") >= 2 and "link 20" in text and "OPEN LOOP" in text
@@ -176,9 +170,7 @@ def test_leaving_one_out_by_hand() -> None:
     assert terms["layer_ns"] == pytest.approx(1.4e6)
     assert straight(c, terms) / c.published - 1 == pytest.approx(-0.2)
     # without b: 2 and 3 s: (u / 2 - 1) / 2 + (u / 3 - 1) / 3 = 0, 13 u / 36 = 5 / 6, u = 30 / 13
-    assert fit_terms(FIT, anchors_for(b, [a, b, c]), straight)["layer_ns"] == pytest.approx(
-        (30 / 13 - 1) * 1e6
-    )
+    assert fit_terms(FIT, anchors_for(b, [a, b, c]), straight)["layer_ns"] == pytest.approx((30 / 13 - 1) * 1e6)
 
 
 def test_a_whole_group_is_left_out_and_figures_that_are_no_anchors_never_count() -> None:
@@ -252,9 +244,7 @@ def test_published_rows_and_medians(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_every_figure_can_be_set_up_and_every_fit_has_anchors(tmp_path: Path) -> None:
     assert len(DATA.figures) == len({(f.id, f.name) for f in DATA.figures})
     for figure in DATA.figures:
-        run_spec(
-            figure.model_copy(update={"trace": figure.trace.model_copy(update={"requests": 1})}), {}, tmp_path
-        )
+        run_spec(figure.model_copy(update={"trace": figure.trace.model_copy(update={"requests": 1})}), {}, tmp_path)
         assert figure.assumed and figure.source
         assert figure.fit is None or (anchors_for(figure, DATA.figures) and figure.metric != "hit %")
         assert figure.fit is None or figure.fit in DATA.fits

@@ -57,7 +57,8 @@ def inlined(function: F) -> F:
 
 def wrapping(function: F) -> F:
     """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
-    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else choice(function)
+    jit_is_off = getattr(numba.config, "DISABLE_JIT", 0)
+    return np.errstate(over="ignore")(function) if jit_is_off else choice(function)
 
 
 def frozen(array: Any) -> Any:

@@ -16,8 +16,7 @@ EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
     "published": published.report,
 }
 USAGE = "usage: python -m sim.experiments NAME [flags], NAME one of\n" + "\n".join(
-    f"  {name:<12} {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}"
-    for name, run in EXPERIMENTS.items()
+    f"  {name:<12} {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}" for name, run in EXPERIMENTS.items()
 )
 
 

@@ -48,9 +48,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
         "--trace", metavar="FILE", help=f"routing trace (default: the synthetic {PRESET}, made for the run)"
     )
     flags.add_argument("--precision", default="q4", help="of the experts (not published)")
-    flags.add_argument(
-        "--link", default="pcie4x16-pinned", metavar="NAME|GB/S", help="host to device (not published)"
-    )
+    flags.add_argument("--link", default="pcie4x16-pinned", metavar="NAME|GB/S", help="host to device (not published)")
     flags.add_argument("--batch", type=int, default=1, help="requests that decode together (not published)")
     flags.add_argument("--engine", default="llama.cpp")
     flags.add_argument("--gpu", default="a100-80gb-pcie")
@@ -143,9 +141,7 @@ def _grid(args: Namespace, path: str, hardware: str, cache: str) -> list[Row]:
     published = cases.published().buddymoe["tokens_per_s"][cache]
     base: dict[str, Any] = {}
     for name, miss, settings, beside in ARMS:
-        row: dict[str, Any] = {"cache": float(cache), "arm": name} | _run(
-            args, path, hardware, cache, miss, settings
-        )
+        row: dict[str, Any] = {"cache": float(cache), "arm": name} | _run(args, path, hardware, cache, miss, settings)
         base = base or row
         row["gain_percent"] = gain(row["tokens_per_s"], base["tokens_per_s"])
         row["h2d_change_percent"] = gain(row["h2d_mb_per_token"], base["h2d_mb_per_token"])
@@ -158,18 +154,13 @@ def _grid(args: Namespace, path: str, hardware: str, cache: str) -> list[Row]:
     return rows
 
 
-def _run(
-    args: Namespace, path: str, hardware: str, cache: str, miss: str, settings: dict[str, Any]
-) -> dict[str, Any]:
+def _run(args: Namespace, path: str, hardware: str, cache: str, miss: str, settings: dict[str, Any]) -> dict[str, Any]:
     from sim.experiments.policies import percent
     from sim.run import simulate
 
-    given = {
-        f"{miss}.{key}": getattr(args, key) for key in ("alpha", "beta") if getattr(args, key) is not None
-    }
+    given = {f"{miss}.{key}": getattr(args, key) for key in ("alpha", "beta") if getattr(args, key) is not None}
     fields = {
-        name: getattr(args, name)
-        for name in ("precision", "engine", "batch", "calibration", "seed", "max_steps")
+        name: getattr(args, name) for name in ("precision", "engine", "batch", "calibration", "seed", "max_steps")
     }
     fields |= {
         "trace": path,
@@ -201,8 +192,7 @@ def _foot(rows: Sequence[Row]) -> list[str]:
         "21.7 + 28.8 (1 - c) within 3 %",
         "percentages shrink with the time per token that neither policy touches, which is larger as "
         "published: compare the saved ms",
-        "H2D MB/token counts the prompts' transfers too. The paper reports PCIe reads about 20 % lower "
-        "with buddies",
+        "H2D MB/token counts the prompts' transfers too. The paper reports PCIe reads about 20 % lower with buddies",
         "published accuracy (mean of ARC-Easy and ARC-Challenge) at c = .75: Original .735, Random .55, "
         "Buddy .695; a replay predicts none of it",
     ]

@@ -109,9 +109,7 @@ def _figure(case: Table, figure: Table) -> Figure:
 # --------------------------------------------------------------------------------------------
 
 
-def run_spec(
-    figure: Figure, terms: Mapping[str, float], folder: Path, max_steps: int | None = None
-) -> RunSpec:
+def run_spec(figure: Figure, terms: Mapping[str, float], folder: Path, max_steps: int | None = None) -> RunSpec:
     """The spec of a figure with these values of the fitted terms; the files that it needs are written into
     `folder`.
     """
@@ -159,9 +157,7 @@ def _changed(folder: Path, kind: str, name: str, changes: Table) -> str:
 def _toml(value: Any) -> str:
     """A value as TOML: JSON's spelling, but for tables."""
     if isinstance(value, Mapping):
-        return (
-            "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(part)}" for key, part in value.items()) + " }"
-        )
+        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(part)}" for key, part in value.items()) + " }"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(part) for part in value) + "]"
     return json.dumps(value)

@@ -20,9 +20,7 @@ ROUNDS = 6
 
 def anchors_for(figure: Figure, figures: Sequence[Figure]) -> list[Figure]:
     """The figures that a fit for `figure` may look at: the fit's anchors outside the figure's own group."""
-    return [
-        other for other in figures if other.fit == figure.fit and other.anchor and other.group != figure.group
-    ]
+    return [other for other in figures if other.fit == figure.fit and other.anchor and other.group != figure.group]
 
 
 def fit_terms(

@@ -34,8 +34,7 @@ FOOT = (
     "LOOP, the policy is lossy "
     "but the routing stays the trace's; a real model would route differently afterwards. Weight shares "
     "are no accuracy.",
-    "substituted and dropped weight: shares of all wanted router weight that a stand-in, or nobody, "
-    "answered for.",
+    "substituted and dropped weight: shares of all wanted router weight that a stand-in, or nobody, answered for.",
     "tokens/s counts decode steps; H2D bytes count the prompts too, in which every miss is fetched (or "
     "computed by the CPU).",
     "matched-*: the gates and budget of `buddy`, and a stand-in only where a buddy was there, chosen "
@@ -56,9 +55,7 @@ FOOT = (
 def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     """(the report, --out). Raises SpecError, TraceError or CatalogError for bad input."""
     flags = parser("policies", __doc__ or "")
-    flags.add_argument(
-        "--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples"
-    )
+    flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
     flags.add_argument(
         "--cache", nargs="+", default=["0.75", "0.5", "0.375"], metavar="C", help="cache sizes, as of sim.run"
     )
@@ -108,9 +105,7 @@ def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> 
         row: dict[str, Any] = {"trace": Path(path).stem, "cache": _number(cache), "batch": batch, "arm": arm}
         lacks = [array for array in MISS[arm].needs if array not in has]
         if lacks:
-            row["note"] = (
-                f"not run: needs {', '.join(f'`{array}`' for array in lacks)}, which the trace does not have"
-            )
+            row["note"] = f"not run: needs {', '.join(f'`{array}`' for array in lacks)}, which the trace does not have"
         else:
             row |= run(args, path, cache, batch, MISS[arm])
             base = row["tokens_per_s"] if arm == "fetch" else base
@@ -131,12 +126,9 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
     from sim.run import simulate
 
     fields = {
-        name: getattr(args, name)
-        for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
+        name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
     }
-    out, _ = simulate(
-        RunSpec.of({"trace": path, "cache": cache, "batch": batch, "miss": miss.name, **fields})
-    )
+    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "batch": batch, "miss": miss.name, **fields}))
     quality = out["quality"]
     return {
         "replay": "open" if miss.lossy else "exact",

@@ -32,8 +32,7 @@ HEAD = (
     "leaving out: where `cost terms` says "
     "`fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
     "several share one), and that prediction is shown.",
-    "`without fitted terms`: the error when the engine takes no time per layer and the host reads at "
-    "its peak.",
+    "`without fitted terms`: the error when the engine takes no time per layer and the host reads at its peak.",
     "`without write-back`: the error when victims are not copied back, the engine's time per layer "
     "fitted again under that assumption.",
     "SYNTHETIC routing throughout: hit rates are the presets', except where the row's assumptions make "
@@ -71,16 +70,10 @@ class Runner:
 def value_of(figure: Figure, out: Mapping[str, Any]) -> float:
     """The published metric from a summary object. Raises SpecError if the run generated nothing."""
     if not out["tokens"]:
-        raise SpecError(
-            f"max_steps: {figure.id}: {figure.name} ends before it generates a token; must be more"
-        )
+        raise SpecError(f"max_steps: {figure.id}: {figure.name} ends before it generates a token; must be more")
     if figure.metric == "hit %":
         return float(100 * out["hits"] / out["wanted"])
-    rate = (
-        out["tokens"] / (out["time_ns"] / 1e9)
-        if figure.metric == "tokens/s end to end"
-        else out["tokens_per_s"]
-    )
+    rate = out["tokens"] / (out["time_ns"] / 1e9) if figure.metric == "tokens/s end to end" else out["tokens_per_s"]
     return float(1 / rate if figure.metric == "s/token" else rate)
 
 
@@ -126,17 +119,13 @@ def row(runner: Runner, data: Published, figure: Figure) -> dict[str, Any]:
     }
 
 
-def _no_write_back(
-    runner: Runner, data: Published, figure: Figure, anchors: Sequence[Figure]
-) -> float | None:
+def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Sequence[Figure]) -> float | None:
     """The error with a fit in which no victim is written back; None where no engine of the row or its
     anchors does that.
     """
     if figure.fit is None or not any(_engine(part).get("write_back") for part in (figure, *anchors)):
         return None
-    terms = fit_terms(
-        data.fits[figure.fit], [anchor.without("write_back") for anchor in anchors], runner.seconds
-    )
+    terms = fit_terms(data.fits[figure.fit], [anchor.without("write_back") for anchor in anchors], runner.seconds)
     return gain(runner.value(figure.without("write_back"), terms), figure.published)
 
 
@@ -173,9 +162,7 @@ def _terms(figure: Figure, out: Mapping[str, Any], terms: Terms) -> str:
         if term == "layer_ns"
     ]
     parts += [
-        f"host reads {1 / value:.2f} of peak (fitted)"
-        for term, value in terms.items()
-        if term == "host_read_share"
+        f"host reads {1 / value:.2f} of peak (fitted)" for term, value in terms.items() if term == "host_read_share"
     ]
     return ", ".join(parts)
 
@@ -203,8 +190,7 @@ def _foot(rows: Sequence[Row], figures: Sequence[Figure], data: Published) -> li
     both = [row for row in rows if row["no_write_back_percent"] is not None]
     if both:
         errors = [
-            median(abs(float(row[key] or 0)) for row in both)
-            for key in ("error_percent", "no_write_back_percent")
+            median(abs(float(row[key] or 0)) for row in both) for key in ("error_percent", "no_write_back_percent")
         ]
         lines.append(
             f"the {len(both)} figures that depend on write-back: median {errors[0]:.1f} % with it, "
@@ -213,7 +199,5 @@ def _foot(rows: Sequence[Row], figures: Sequence[Figure], data: Published) -> li
     for name in dict.fromkeys(figure.id for figure in figures):
         first = next(figure for figure in figures if figure.id == name)
         lines.append(f"{name} ({first.source}), assumed: {'; '.join(first.assumed)}")
-    lines += [
-        f"fitted terms of {name} ({', '.join(fit.terms)}): {fit.source}" for name, fit in data.fits.items()
-    ]
+    lines += [f"fitted terms of {name} ({', '.join(fit.terms)}): {fit.source}" for name, fit in data.fits.items()]
     return [*lines, *(f"not set up: {name}: {why}" for name, why in data.skipped.items())]
