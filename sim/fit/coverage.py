@@ -1,17 +1,18 @@
 """Buddy coverage: the residents that leave the least wanted weight without a resident buddy.
 
-Expert i of a layer is covered by a resident set R when i is in R or some entry of its buddy list B(i) is. Let w_i be
-what calibration routed to i: the sum of its router weights, or, where the trace has none, its number of uses. The
-residents sought are
+Expert i of a layer is covered by a resident set R when i is in R or some entry of its buddy list B(i) is. Let
+w_i be what calibration routed to i: the sum of its router weights, or, where the trace has none, its number
+of uses. The residents sought are
 
     argmax F(R) = sum_l sum_{i covered by R_l} w_i     with |R_l| <= slots[l], or |R| <= slots[0] in one pool.
 
-F counts the weight of a union, of the sets C_j = {i : i = j or j in B(i)} of those chosen: weighted maximum coverage,
-which is monotone, submodular and F({}) = 0. Taking the highest marginal gain each time is therefore worth at least
-1 - (1 - 1/s)^s > 1 - 1/e of the optimum at s slots (Nemhauser, Wolsey, Fisher 1978, Mathematical Programming 14,
-265-294, theorem 4.2). It holds for each layer, since F is a sum over layers that do not share slots, and for the
-pool, which is one such problem over all experts. It is a bound on the weight that is covered, and says nothing of the
-share that is left uncovered; nor of a run, where residents change from the first eviction on.
+F counts the weight of a union, of the sets C_j = {i : i = j or j in B(i)} of those chosen: weighted maximum
+coverage, which is monotone, submodular and F({}) = 0. Taking the highest marginal gain each time is therefore
+worth at least 1 - (1 - 1/s)^s > 1 - 1/e of the optimum at s slots (Nemhauser, Wolsey, Fisher 1978,
+Mathematical Programming 14, 265-294). It holds for each layer, since F is a sum over layers that
+do not share slots, and for the pool, which is one such problem over all experts. It is a bound on the weight
+that is covered, and says nothing of the share that is left uncovered; nor of a run, where residents change
+from the first eviction on.
 """
 
 import numpy as np
@@ -28,11 +29,11 @@ _BITS = 40  # of the heaviest expert's weight: sums over all experts of a model 
 
 
 def coverage_order(calibration: RoutingTrace, lists: BuddyLists) -> tuple[Int, Int]:
-    """(order, gain), int64 [L, E] each: every expert of a layer in the order in which the greedy choice takes it, and
-    the units of `wanted_units` that it covers and those before it do not; never rising along a layer.
+    """(order, gain), int64 [L, E] each: every expert of a layer in the order in which the greedy choice takes
+    it, and the units of `wanted_units` that it covers and those before it do not; never rising along a layer.
 
-    Equal gains go to the more popular in calibration (uses), then to the lower id. Raises BuddyError where the lists
-    are of another shape than the trace.
+    Equal gains go to the more popular in calibration (uses), then to the lower id. Raises BuddyError where
+    the lists are of another shape than the trace.
     """
     lists.require_fit(calibration)
     units, uses = wanted_units(calibration), expert_counts(calibration)
@@ -54,8 +55,8 @@ def covers(peers: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
 def wanted_units(trace: RoutingTrace) -> Int:
     """int64 [L, E]: the router weight routed to each expert, or its uses where the trace has no weights.
 
-    Whole units of a power of two, so that equal gains are equal: 2^-40 of the heaviest expert's weight, or up to
-    twice that; rounded half-even.
+    Whole units of a power of two, so that equal gains are equal: 2^-40 of the heaviest expert's weight, or up
+    to twice that; rounded half-even.
     """
     if trace.weights is None:
         return expert_counts(trace)

@@ -19,8 +19,8 @@ PLACEMENTS = {
     "empty": "nobody",
     "popular": "the most used experts in calibration, the most popular last (ties: the lower id)",
     "random": "experts of lowest hash64(seed, layer, expert), in that order",
-    "buddy-coverage": "the greedy set that leaves the least calibration weight without a resident buddy, the most "
-    "valuable last",
+    "buddy-coverage": "the greedy set that leaves the least calibration weight without a resident buddy, the "
+    "most valuable last",
 }
 FITTED = ("popular", "buddy-coverage")  # need a calibration trace; their best lands last
 
@@ -39,10 +39,10 @@ def first_residents(
     slots.
 
     kind: a key of PLACEMENTS. slots: int64 [L], or [1] when pooled. Among experts equally popular the lower
-    (global) id counts as the more popular, so it is chosen first and lands last. `buddy-coverage` takes the buddy
-    `lists` of the run; choice, guarantee and ties: see `coverage`. Raises FitError for an unknown kind, slots of
-    another shape or below zero, a fitted kind without a calibration trace of L layers and E experts, and
-    `buddy-coverage` without lists; BuddyError for lists of another shape.
+    (global) id counts as the more popular, so it is chosen first and lands last. `buddy-coverage` takes the
+    buddy `lists` of the run; choice, guarantee and ties: see `coverage`. Raises FitError for an unknown kind,
+    slots of another shape or below zero, a fitted kind without a calibration trace of L layers and E experts,
+    and `buddy-coverage` without lists; BuddyError for lists of another shape.
     """
     wanted = (1,) if pooled else (n_layers,)
     if np.shape(slots) != wanted or np.min(slots) < 0:
@@ -80,7 +80,7 @@ def _order(
 def _coverage(
     n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, lists: "BuddyLists | None"
 ) -> Int:
-    """As `_order`. Layers share no experts, so one pool's greedy choice is the layers' choices, merged by gain."""
+    """As `_order`. The pool's greedy choice is that of the layers, merged by gain: they share no experts."""
     from sim.fit.coverage import coverage_order
 
     trace = _calibrated("buddy-coverage", calibration, n_layers, n_experts)

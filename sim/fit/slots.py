@@ -1,16 +1,18 @@
 """How many slots each layer gets when layers share one memory budget: as many calibration hits as possible.
 
-What is counted (`hit_curves`): a visit is one decode row at one layer, rows in the order of the trace, requests
-running on, batch 1; a request of the cache is one distinct expert of a visit. It hits with c slots when it lies among
-the c most recent experts as the visit begins, which is LRU's stack property (Mattson, Gecsei, Slutz, Traiger 1970, IBM
-Systems Journal 9, 78-117) with the decision taken once per visit, as the machine classifies. The experts of a visit
-become the most recent in slot order, the last slot's the most recent, whatever c is: the machine runs those that hit
-before those that must land, so with several experts a visit its order can differ among them, and its hits by a little;
-with one expert a visit they are equal. Below the top-k slots the machine serves a visit in turns, and hits are fewer
-than counted here. The cache is empty at first. Prefetches and buddies are not counted.
+What is counted (`hit_curves`): a visit is one decode row at one layer, rows in the order of the trace,
+requests running on, batch 1; a request of the cache is one distinct expert of a visit. It hits with c slots
+when it lies among the c most recent experts as the visit begins, which is LRU's stack property (Mattson,
+Gecsei, Slutz, Traiger 1970, IBM Systems Journal 9, 78-117) with the decision taken once per visit, as the
+machine classifies. The experts of a visit become the most recent in slot order, the last slot's the most
+recent, whatever c is: the machine runs those that hit before those that must land, so with several experts a
+visit its order can differ among them, and its hits by a little; with one expert a visit they are equal. Below
+the top-k slots the machine serves a visit in turns, and its hits can be fewer than counted here. The cache is
+empty at first. Prefetches and buddies are not counted.
 
-Hits over slots need not be concave (a loop over n experts hits nothing below n slots), so marginal hits one slot at
-a time can stop short of the optimum; `spread_slots` takes exact dynamic programming over the layers instead.
+Hits over slots need not be concave (a loop over n experts hits nothing below n slots), so marginal hits one
+slot at a time can stop short of the optimum; `spread_slots` takes exact dynamic programming over the layers
+instead.
 """
 
 import numpy as np
@@ -47,8 +49,8 @@ def hit_curves(trace: RoutingTrace, as_decode: bool = False) -> Int:
 
 
 def _depths(experts: Int, recency: npt.NDArray[np.int32]) -> tuple[Int, npt.NDArray[np.int32]]:
-    """(depths, recency after): how many other experts are more recent as the visit begins, E for a first use, of the
-    experts int64 [n, K] of successive visits that are there.
+    """(depths, recency after): how many other experts are more recent as the visit begins, E for a first use,
+    of the experts int64 [n, K] of successive visits that are there.
 
     recency: int32 [E], below E, larger = more recent, -1 = never used.
     """
@@ -78,11 +80,12 @@ def spread_slots(
     least: int = 1,
     as_decode: bool = False,
 ) -> Int:
-    """int64 [L]: slots of each layer, `least` .. E each, `total` of them in all (all L x E, if total is more), with
-    the most hits by `hit_curves` that any such spread has; of those the most even (least sum of squares).
+    """int64 [L]: slots of each layer, `least` .. E each, `total` of them in all (all L x E, if total is
+    more), with the most hits by `hit_curves` that any such spread has; of those the most even (least sum of
+    squares).
 
-    Raises FitError for a calibration trace of another shape, without decode rows (see `hit_curves`), and a total
-    that does not give every layer `least` slots.
+    Raises FitError for a calibration trace of another shape, without decode rows (see `hit_curves`), and a
+    total that does not give every layer `least` slots.
     """
     have = (calibration.n_moe_layers, calibration.n_experts)
     if have != (n_layers, n_experts):
@@ -100,8 +103,8 @@ def spread_slots(
 def best_spread(hits: Int, total: int, least: int = 1) -> Int:
     """As `spread_slots`, from hits int64 [L, E + 1]; L x least <= total <= L x E.
 
-    Dynamic programming: best[s] over the layers so far with s slots is the maximum over c of the last layer's hits
-    with c and best[s - c] without it. Time L x E x total.
+    Dynamic programming: best[s] over the layers so far with s slots is the maximum over c of the last layer's
+    hits with c and best[s - c] without it. Time L x E x total.
     """
     layers, n = len(hits), hits.shape[1] - 1
     # One number to maximise: a hit outweighs every sum of squares.
