@@ -29,9 +29,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    print("error: runtime.predictor needs torch, which is not installed", file=sys.stderr)
+    sys.exit(2)
 
 from traces import npz
 from traces.errors import TraceError
@@ -61,10 +68,10 @@ class Options:
     distances: int = 1
     width: int | None = None
     hidden: int = 128
-    history: int = 2
+    history: int = 4
     epochs: int = 20
     batch: int = 128
-    rate: float = 2e-3
+    rate: float = 1e-2
     decay: float = 0.05
     seed: int = 0
     as_decode: bool = False
@@ -149,7 +156,7 @@ def learn(calibration: RoutingTrace, distance: int, options: Options) -> Weights
         )
         optimizer.zero_grad()
         # a mean over recorded rows and a sum over layers and experts: layers do not slow one another down
-        (loss / len(some)).backward()
+        (loss / len(some)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         fall.step()
     return weights
@@ -162,7 +169,7 @@ def _batches(tokens: int, options: Options, random: torch.Generator) -> Iterator
             yield order[lo : lo + options.batch]
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def foretell(trace: RoutingTrace, weights: Weights, distance: int, options: Options) -> Ids:
     """int16 [T, L, m]: each token's lists at one distance, best first; -1 at layers below it."""
     width = min(options.width or trace.top_k, trace.n_experts)
@@ -210,7 +217,8 @@ def _check(calibration: RoutingTrace, trace: RoutingTrace, options: Options) -> 
         raise PredictorError(f"seed is {options.seed}; a whole number from 0 to 2^40 is required")
     if options.distances >= trace.n_moe_layers:
         raise PredictorError(
-            f"distances is {options.distances}; fewer than the trace's {trace.n_moe_layers} MoE layers are required"
+            f"distances is {options.distances}; "
+            f"fewer than the trace's {trace.n_moe_layers} MoE layers are required"
         )
     shapes = [(t.n_moe_layers, t.n_experts, t.top_k) for t in (calibration, trace)]
     if shapes[0] != shapes[1]:

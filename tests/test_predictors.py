@@ -115,7 +115,7 @@ def test_activation_matrix_knows_all_of_a_turn_that_lies_more_than_a_step_back()
     # Request b's row 2 takes that step, row 0 is done: (1 0 0 | 0 1 0), .50 against .76.
     none = np.zeros(0, np.int64)
     apart = trace_of([[[0], [1]], [[0], [0]], [[1], [1]]], 3, [0, 0, 1])
-    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), none, none, none)
+    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), *[none] * 5)
     assert of(predictor.predict(apart, steps), 2, 1, 0) == [2, 0]
 
 
@@ -210,7 +210,7 @@ def test_noisy_oracle_is_its_documented_draw(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def looking(**fixed: Any) -> some.SearchStrategy[RoutingTrace]:
-    return traces(lookahead=2, distances=(1, 2, 3, 4), **fixed)
+    return traces(lookahead=2, distances=(1, 2, 3, 4), lookahead_source="learned: by chance", **fixed)
 
 
 def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> RoutingTrace:
@@ -300,7 +300,7 @@ def test_lists_are_lists(name: str, trace: RoutingTrace, batch: int, seed: int, 
     assert p.row.shape == (distance, trace.n_tokens) and p.rank_key.shape == (distance, m)
     assert p.row.min() >= -1 and p.row.max() < p.lists.shape[1]
     assert p.lists.min() >= -1 and p.lists.max() < trace.n_experts
-    if name != "gate-lookahead":  # the trace's own lists are what they are
+    if name not in ("gate-lookahead", "learned"):  # the trace's own lists are what they are
         line = np.sort(p.lists, axis=3)
         assert not ((np.diff(line, axis=3) == 0) & (line[..., 1:] >= 0)).any()
 
@@ -311,7 +311,12 @@ def test_predicting_twice_is_the_same_and_chunks_do_not_show(
 ) -> None:
     rng = np.random.default_rng(8)
     run = random_trace(
-        rng, tokens=90, layers=4, experts=6, requests=9, lookahead=2, distances=(1, 2), missing=0.1
+        *(rng, 90, 4, 6),
+        requests=9,
+        lookahead=2,
+        distances=(1, 2),
+        missing=0.1,
+        lookahead_source="learned: by chance",
     )
     steps = first_steps(schedule(run, batch=3, prefill_chunk=4), 40)
     p = fitted(name, run, 1, distance=2).predict(run, steps)
@@ -449,7 +454,7 @@ def test_own_options_are_checked(name: str, options: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
 def test_no_distance_beyond_the_layers(name: str) -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1)
+    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance")
     message = f"^{name}: distance 4; the trace has 3 MoE layers$"
     with pytest.raises(FitError, match=message):
         predictor = PREDICTORS[name](distance=4)
@@ -505,6 +510,7 @@ def test_the_registry_tells_what_each_is() -> None:
             "previous-token",
             "transition",
             "gate-lookahead",
+            "learned",
             "activation-matrix",
             "oracle",
             "noisy-oracle",
