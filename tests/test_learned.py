@@ -190,8 +190,11 @@ def test_inputs_by_hand(made: Any) -> None:
 
 def test_it_learns_what_can_be_learned(made: Any) -> None:
     first, second = chained(0), chained(1)
-    found = made.with_predictions(first, second, made.Options(distances=3, hidden=64))
+    found = made.with_predictions(first, second, made.Options(distances=3, hidden=64, width=2))
+    assert found.lookahead is not None
     for d in (1, 2, 3):
+        best = found.lookahead[d - 1, :, d:, 0]
+        assert (best == second.experts[:, d:, 0]).mean() > 0.95  # and it is the first of the list
         assert made.recall(found, d) > 0.95
     popular = PREDICTORS["popular"]().fit(first).predict(second, schedule(second))
     right = (popular.lists[0, 0][None] == second.experts)[:, 1:].mean()
