@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware
     from sim.catalog.model_spec import ModelSpec
 
+FITTED = ("popular", "buddy-coverage", "marginal")  # placements and spreads that read the calibration trace
 USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
 
 
@@ -67,7 +68,7 @@ def prepare(spec: RunSpec) -> Setting:
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(model, hardware, spec.precision)
-    slots = _slots(spec, trace, size)
+    slots = _slots(spec, trace, size, calibration)
     answers = answer_fields(
         miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
     )
@@ -148,8 +149,10 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
                 raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
         if policy.fitted and spec.calibration is None and not spec.params(name).get("lists"):
             raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
-    if find("placement", PLACEMENT, spec.placement) and spec.placement == "popular" and spec.calibration is None:
-        raise SpecError("placement popular: is fitted and needs --calibration FILE|FRACTION")
+    find("placement", PLACEMENT, spec.placement)
+    for field, name in (("placement", spec.placement), ("cache_spread", spec.cache_spread)):
+        if name in FITTED and spec.calibration is None:
+            raise SpecError(f"{field} {name}: is fitted and needs --calibration FILE|FRACTION")
 
 
 def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
@@ -158,8 +161,11 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
     return StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
 
 
-def _slots(spec: RunSpec, trace: RoutingTrace, size: int) -> npt.NDArray[np.int64]:
-    """Slots of each scope, never more than it has experts. Bytes: as many whole experts as fit, in equal shares, what
+def _slots(
+    spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None
+) -> npt.NDArray[np.int64]:
+    """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the calibration trace
+    hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what
     is left over one each to the first layers. Raises SpecError where a layer would have none."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
@@ -180,8 +186,15 @@ def _residents(
 ) -> npt.NDArray[np.int64]:
     from sim.fit.placement import first_residents
 
+    lists = None
+    if spec.placement == "buddy-coverage":
+        from sim.fit.buddies import BuddyProfile
+
+        lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
     shape = (trace.n_moe_layers, trace.n_experts)
-    return first_residents(spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed)
+    return first_residents(
+        spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed, lists=lists
+    )
 
 
 def _prefetch(spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None) -> Prefetch | None:

@@ -239,6 +239,7 @@ PLACEMENT = {
     "empty": "nothing is resident",
     "popular": "the most popular of the calibration trace, the most popular the most recent",
     "random": "by a hash of seed, layer and expert",
+    "buddy-coverage": "leaves the least wanted router weight of the calibration without a resident buddy (greedy)",
 }
 
 

@@ -33,6 +33,7 @@ class RunSpec(BaseModel):
     precision: str = "bf16"
     cache: int | float | str = 0.5
     cache_scope: Literal["layer", "global"] = "layer"
+    cache_spread: Literal["even", "marginal"] = "even"
     eviction: str = "lru"
     prefetch: str = "none"
     prefetch_budget: Steps | None = None

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from sim.fit.buddies import BuddyLists
 from sim.fit.errors import FitError
 from sim.fit.placement import PLACEMENTS, first_residents
 from tests.gen import random_trace
@@ -70,7 +71,14 @@ def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts
     layers = len(n)
     calibration = random_trace(np.random.default_rng(seed), 9, layers, experts, 1)
     room = slots(sum(n)) if pooled else slots(*n)
-    found = first_residents(kind, layers, experts, room, pooled, calibration, seed)
+    lists = None
+    if kind == "buddy-coverage":
+        peers = (np.arange(experts)[None, :, None] + 1) % experts if experts > 1 else np.full((1, 1, 1), -1)
+        every = np.broadcast_to(peers, (layers, experts, 1))
+        lists = BuddyLists(
+            every.astype(np.int16), np.ones(every.shape, np.float32), np.ones(every.shape[:2]), {}
+        )
+    found = first_residents(kind, layers, experts, room, pooled, calibration, seed, lists)
     assert len(set(found.tolist())) == len(found) and found.dtype == np.int64
     held = slots(len(found)) if pooled else np.bincount(found // experts, minlength=layers)
     most = layers * experts if pooled else experts
@@ -80,7 +88,13 @@ def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts
 @pytest.mark.parametrize(
     ("kind", "room", "pooled", "calibration", "message"),
     [
-        ("best", slots(1, 1), False, None, "placement best is unknown; known: first, empty, popular, random"),
+        (
+            "best",
+            slots(1, 1),
+            False,
+            None,
+            "placement best is unknown; known: first, empty, popular, random, buddy-coverage",
+        ),
         ("popular", slots(1, 1), False, None, "placement popular needs a calibration trace"),
         (
             *("popular", slots(1, 1), False, counted({0: 1})),

@@ -20,7 +20,9 @@ CAUSAL = sorted(name for name, each in PREDICTORS.items() if not each.oracle)
 FITTED = sorted(name for name, each in PREDICTORS.items() if each.fitted)
 
 
-def trace_of(experts: Any, n_experts: int, sequence: Any = None, prefill: Any = None, **more: Any) -> RoutingTrace:
+def trace_of(
+    experts: Any, n_experts: int, sequence: Any = None, prefill: Any = None, **more: Any
+) -> RoutingTrace:
     """experts [T][L][K]; one request of generated tokens unless said otherwise."""
     array = np.asarray(experts, np.int16)
     tokens, layers, k = array.shape
@@ -113,7 +115,7 @@ def test_activation_matrix_knows_all_of_a_turn_that_lies_more_than_a_step_back()
     # Request b's row 2 takes that step, row 0 is done: (1 0 0 | 0 1 0), .50 against .76.
     none = np.zeros(0, np.int64)
     apart = trace_of([[[0], [1]], [[0], [0]], [[1], [1]]], 3, [0, 0, 1])
-    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), none, none, none, none, none)
+    steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), *[none] * 5)
     assert of(predictor.predict(apart, steps), 2, 1, 0) == [2, 0]
 
 
@@ -208,7 +210,7 @@ def test_noisy_oracle_is_its_documented_draw(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def looking(**fixed: Any) -> some.SearchStrategy[RoutingTrace]:
-    return traces(lookahead=2, distances=(1, 2, 3, 4), **fixed)
+    return traces(lookahead=2, distances=(1, 2, 3, 4), lookahead_source="learned: by chance", **fixed)
 
 
 def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> RoutingTrace:
@@ -272,7 +274,9 @@ def test_an_oracle_breaks_that_law() -> None:
     other = scrambled(run, prediction.step_of_rows(steps, run.n_tokens), 5, 1)
     for name in ("oracle", "noisy-oracle"):
         p, q = (PREDICTORS[name]().predict(each, steps) for each in (run, other))
-        assert used(p, steps, 3, 4) == used(q, steps, 3, 4)  # one layer ahead of visit 4 is visit 5, unchanged
+        assert used(p, steps, 3, 4) == used(
+            q, steps, 3, 4
+        )  # one layer ahead of visit 4 is visit 5, unchanged
         assert used(p, steps, 3, 9) != used(q, steps, 3, 9)
 
 
@@ -296,15 +300,24 @@ def test_lists_are_lists(name: str, trace: RoutingTrace, batch: int, seed: int, 
     assert p.row.shape == (distance, trace.n_tokens) and p.rank_key.shape == (distance, m)
     assert p.row.min() >= -1 and p.row.max() < p.lists.shape[1]
     assert p.lists.min() >= -1 and p.lists.max() < trace.n_experts
-    if name != "gate-lookahead":  # the trace's own lists are what they are
+    if name not in ("gate-lookahead", "learned"):  # the trace's own lists are what they are
         line = np.sort(p.lists, axis=3)
         assert not ((np.diff(line, axis=3) == 0) & (line[..., 1:] >= 0)).any()
 
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
-def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicting_twice_is_the_same_and_chunks_do_not_show(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(8)
-    run = random_trace(rng, tokens=90, layers=4, experts=6, requests=9, lookahead=2, distances=(1, 2), missing=0.1)
+    run = random_trace(
+        *(rng, 90, 4, 6),
+        requests=9,
+        lookahead=2,
+        distances=(1, 2),
+        missing=0.1,
+        lookahead_source="learned: by chance",
+    )
     steps = first_steps(schedule(run, batch=3, prefill_chunk=4), 40)
     p = fitted(name, run, 1, distance=2).predict(run, steps)
     for module in (prediction, predictors, transition):
@@ -441,7 +454,7 @@ def test_own_options_are_checked(name: str, options: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
 def test_no_distance_beyond_the_layers(name: str) -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1)
+    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance")
     message = f"^{name}: distance 4; the trace has 3 MoE layers$"
     with pytest.raises(FitError, match=message):
         predictor = PREDICTORS[name](distance=4)
@@ -456,7 +469,9 @@ def test_what_is_fitted_says_so(name: str) -> None:
     with pytest.raises(FitError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
         predictor.predict(RUN, schedule(RUN))
     predictor.fit(random_trace(np.random.default_rng(0), experts=9))
-    with pytest.raises(FitError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
+    with pytest.raises(
+        FitError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "
+    ):
         predictor.predict(RUN, schedule(RUN))
 
 
@@ -466,14 +481,18 @@ def test_lookahead_must_be_there_and_reach_far_enough() -> None:
         PREDICTORS["gate-lookahead"]().predict(RUN, schedule(RUN))
     run = random_trace(np.random.default_rng(0), lookahead=1, distances=(1, 3))
     PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
-    with pytest.raises(FitError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"):
+    with pytest.raises(
+        FitError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"
+    ):
         PREDICTORS["gate-lookahead"](distance=2).predict(run, schedule(run))
 
 
 def test_lookahead_from_nowhere_is_refused() -> None:
     ahead = np.zeros((1, 2, 2, 1), np.int16)
     run = trace_of(np.zeros((2, 2, 1)), 2, lookahead=ahead, meta={"lookahead_distances": [1]})
-    with pytest.raises(FitError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"):
+    with pytest.raises(
+        FitError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"
+    ):
         PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
 
 
@@ -491,6 +510,7 @@ def test_the_registry_tells_what_each_is() -> None:
             "previous-token",
             "transition",
             "gate-lookahead",
+            "learned",
             "activation-matrix",
             "oracle",
             "noisy-oracle",

@@ -1,6 +1,6 @@
 """Who is resident before time 0, in the order in which they land."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,9 @@ from sim.fit.errors import FitError
 from traces.stats import expert_counts
 from traces.trace import RoutingTrace, hash64
 
+if TYPE_CHECKING:
+    from sim.fit.buddies import BuddyLists
+
 Int = npt.NDArray[np.int64]
 
 PLACEMENTS = {
@@ -16,7 +19,10 @@ PLACEMENTS = {
     "empty": "nobody",
     "popular": "the most used experts in calibration, the most popular last (ties: the lower id)",
     "random": "experts of lowest hash64(seed, layer, expert), in that order",
+    "buddy-coverage": "the greedy set that leaves the least calibration weight without a resident buddy, the "
+    "most valuable last",
 }
+FITTED = ("popular", "buddy-coverage")  # need a calibration trace; their best lands last
 
 
 def first_residents(
@@ -27,25 +33,30 @@ def first_residents(
     pooled: bool,
     calibration: RoutingTrace | None = None,
     seed: int = 0,
+    lists: "BuddyLists | None" = None,
 ) -> Int:
     """int64 [n]: global ids (layer * E + expert) in the order they land, layer by layer; never more than
     slots.
 
     kind: a key of PLACEMENTS. slots: int64 [L], or [1] when pooled. Among experts equally popular the lower
-    (global) id counts as the more popular, so it is chosen first and lands last. Raises FitError for an
-    unknown kind, slots of another shape or below zero, and `popular` without a calibration trace of L layers
-    and E experts.
+    (global) id counts as the more popular, so it is chosen first and lands last. `buddy-coverage` takes the
+    buddy `lists` of the run; choice, guarantee and ties: see `coverage`. Raises FitError for an unknown kind,
+    slots of another shape or below zero, a fitted kind without a calibration trace of L layers and E experts,
+    and `buddy-coverage` without lists; BuddyError for lists of another shape.
     """
     wanted = (1,) if pooled else (n_layers,)
     if np.shape(slots) != wanted or np.min(slots) < 0:
         raise FitError(
             f"placement {kind}: slots is {np.asarray(slots).tolist()}; {wanted[0]} numbers from 0 are needed"
         )
-    order = _order(kind, n_layers, n_experts, pooled, calibration, seed)
+    if kind == "buddy-coverage":
+        order = _coverage(n_layers, n_experts, pooled, calibration, lists)
+    else:
+        order = _order(kind, n_layers, n_experts, pooled, calibration, seed)
     if kind == "empty":
         return np.zeros(0, np.int64)
     chosen = [line[: int(n)] for line, n in zip(order, slots, strict=True)]
-    return np.concatenate([line[::-1] for line in chosen] if kind == "popular" else chosen)
+    return np.concatenate([line[::-1] for line in chosen] if kind in FITTED else chosen)
 
 
 def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, seed: int) -> Int:
@@ -64,12 +75,34 @@ def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, calibration: 
     return np.take_along_axis(every, np.argsort(key, axis=1, kind="stable"), axis=1)
 
 
+def _coverage(
+    n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, lists: "BuddyLists | None"
+) -> Int:
+    """As `_order`. The pool's greedy choice is that of the layers, merged by gain: they share no experts."""
+    from sim.fit.coverage import coverage_order
+
+    trace = _calibrated("buddy-coverage", calibration, n_layers, n_experts)
+    if lists is None:
+        raise FitError("placement buddy-coverage needs buddy lists")
+    order, gain = coverage_order(trace, lists)
+    order += np.arange(n_layers)[:, None] * n_experts
+    if not pooled:
+        return order
+    flat = order.reshape(-1)
+    uses = expert_counts(trace).reshape(-1)[flat]
+    return flat[np.lexsort((flat, -uses, -gain.reshape(-1)))][None]
+
+
 def _popularity(calibration: RoutingTrace | None, n_layers: int, n_experts: int) -> Int:
+    return expert_counts(_calibrated("popular", calibration, n_layers, n_experts))
+
+
+def _calibrated(kind: str, calibration: RoutingTrace | None, n_layers: int, n_experts: int) -> RoutingTrace:
     if calibration is None:
-        raise FitError("placement popular needs a calibration trace")
+        raise FitError(f"placement {kind} needs a calibration trace")
     if (calibration.n_moe_layers, calibration.n_experts) != (n_layers, n_experts):
         raise FitError(
-            f"placement popular: the calibration trace has {calibration.n_moe_layers} MoE layers of "
+            f"placement {kind}: the calibration trace has {calibration.n_moe_layers} MoE layers of "
             f"{calibration.n_experts} experts; {n_layers} of {n_experts} are required"
         )
-    return expert_counts(calibration)
+    return calibration

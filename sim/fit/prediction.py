@@ -130,6 +130,11 @@ def nearest_first(distance: int, m: int) -> Int:
     return np.arange(m)[None, :] * distance + np.arange(distance)[:, None]
 
 
+def unfitted(lists: Ids, row: Rows) -> Prediction:
+    """A prediction with the key of predictors that measure nothing."""
+    return Prediction(lists, row, nearest_first(len(row), lists.shape[3]))
+
+
 def leading_requests(trace: RoutingTrace, rows: int = MEASURED_ROWS) -> RoutingTrace:
     """The first whole requests of a trace, `rows` rows at most but at least one request."""
     _, ends = trace.requests()

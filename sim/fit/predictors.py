@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sim.fit.activation import ActivationMatrix
 from sim.fit.errors import FitError
+from sim.fit.lookahead import GateLookahead, Learned
 from sim.fit.prediction import (
     CHUNK_ELEMENTS,
     Ids,
@@ -34,10 +35,10 @@ from sim.fit.prediction import (
     leading_requests,
     length,
     measured,
-    nearest_first,
     ranked,
     shape,
     share,
+    unfitted,
     whole,
 )
 from sim.fit.transition import Transition
@@ -116,45 +117,9 @@ class PreviousToken:
         """Lists int16 [1, T, L, m], no copy of int16 experts."""
         check(self, trace)
         row = steps.previous_rows(trace.sequence)
-        return _unfitted(ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row))))
-
-
-class GateLookahead:
-    """The trace's `lookahead`: the coming layers' routers asked with the hidden state of this one.
-
-    distance   look 1 .. distance MoE layers ahead; meta.lookahead_distances must hold them all.
-    width      entries of a list; None = the trace's top-k; never more than the trace's lists hold.
-
-    Lists are a view of the array, memory-mapped if it is; cutting them shorter makes them strided.
-    """
-
-    name: ClassVar[str] = "gate-lookahead"
-    needs: ClassVar[tuple[str, ...]] = ("lookahead",)
-    fitted: ClassVar[bool] = False
-    oracle: ClassVar[bool] = False
-    source: ClassVar[str] = "speculative expert loading: Eliseev and Mazur, arXiv 2312.17238, section 3.2"
-
-    def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [D, T, L, m], no copy of an int16 array. Raises FitError where the trace has no
-        lookahead, lacks a distance, or foretells a layer below the distance, which no hidden state of that
-        token could."""
-        check(self, trace)
-        there, wanted = trace.lookahead_distances, tuple(range(1, self.distance + 1))
-        if there[: self.distance] != wanted:  # the format lists them ascending
-            raise FitError(
-                f"{self.name}: distance {self.distance} needs lookahead distances {list(wanted)}; "
-                f"the trace has {list(there)}"
-            )
-        assert trace.lookahead is not None  # check has seen it
-        lists = ids(trace.lookahead)[: self.distance, :, :, : length(self.width, trace)]
-        for d in wanted:
-            if (lists[d - 1, :, :d] >= 0).any():
-                raise FitError(f"{self.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed")
-        return _unfitted(lists, identity_rows(self.distance, trace.n_tokens))
+        return unfitted(
+            ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row)))
+        )
 
 
 class Oracle:
@@ -180,7 +145,7 @@ class Oracle:
         """Lists int16 [1, T, L, m], no copy of int16 experts."""
         check(self, trace)
         lists = ids(trace.experts)[None, :, :, : self.width]
-        return _unfitted(lists, identity_rows(self.distance, trace.n_tokens))
+        return unfitted(lists, identity_rows(self.distance, trace.n_tokens))
 
 
 class NoisyOracle:
@@ -240,7 +205,7 @@ class NoisyOracle:
             visit = np.arange(lo * layers, (lo + len(experts)) * layers).reshape(-1, layers)
             found = self._noisy(experts, visit, trace.n_experts, per_right, most)
             lists[0, lo : lo + size] = found[:, :, : lists.shape[3]]
-        return _unfitted(lists, identity_rows(self.distance, tokens))
+        return unfitted(lists, identity_rows(self.distance, tokens))
 
     def _noisy(self, experts: Ids, visit: Int, n: int, per_right: float, most: int) -> Ids:
         """int16 [N, L, K + most] for experts [N, L, K] and their hash numbers [N, L]."""
@@ -267,10 +232,6 @@ class NoisyOracle:
         return (lowest & _ID).astype(np.int64)
 
 
-def _unfitted(lists: Ids, row: npt.NDArray[np.int32]) -> Prediction:
-    return Prediction(lists, row, nearest_first(len(row), lists.shape[3]))
-
-
 def _chance(hashed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """float64 in [0, 1) from a hash."""
     return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -283,5 +244,14 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
 
 PREDICTORS: dict[str, type[Any]] = {
     each.name: each
-    for each in (Popular, PreviousToken, Transition, GateLookahead, ActivationMatrix, Oracle, NoisyOracle)
+    for each in (
+        Popular,
+        PreviousToken,
+        Transition,
+        GateLookahead,
+        Learned,
+        ActivationMatrix,
+        Oracle,
+        NoisyOracle,
+    )
 }
