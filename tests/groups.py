@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sim.core.miss import GATES
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
-from sim.core.miss import GATES
 from sim.record import RunRecord
 from tests.reference import TOTALS
 
