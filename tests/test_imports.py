@@ -30,7 +30,9 @@ def imports(path: Path) -> set[str]:
 
 
 def files(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+    found = sorted((ROOT / room).rglob("*.py"))
+    assert found, f"{room}: no such folder, nothing would be checked"
+    return found
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -29,7 +29,8 @@ def _cache_dir() -> Path:
 
 
 CACHE_DIR = _cache_dir()
-numba.config.CACHE_DIR = str(CACHE_DIR)  # type: ignore[attr-defined]  # its settings are made at import
+_config: Any = numba.config  # Any: its settings are made when it is imported, where mypy does not see them
+_config.CACHE_DIR = str(CACHE_DIR)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,8 +58,7 @@ def inlined(function: F) -> F:
 
 def wrapping(function: F) -> F:
     """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
-    jit_is_off = getattr(numba.config, "DISABLE_JIT", 0)
-    return np.errstate(over="ignore")(function) if jit_is_off else choice(function)
+    return np.errstate(over="ignore")(function) if _config.DISABLE_JIT else choice(function)
 
 
 def frozen(array: Any) -> Any:
