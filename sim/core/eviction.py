@@ -115,7 +115,7 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
 @inner
 def _by_user(s: Any, hooks: Any, scope: int, spare_from: int, g: int) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
-    base, n = s.scope[scope, BASE], 0
+    base, n = s.scope[scope, BASE], np.int64(0)
     for i in range(base, base + s.scope[scope, USED]):
         if _evictable(s, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]
@@ -128,7 +128,7 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     """The expert to evict from a full scope for expert g, or -1. `spare_from`: the merged list to spare, -1 for a demand."""
     kind = s.c[st.EVICTION]
     if hooks is not None and kind == USER:
-        return _by_user(s, hooks, scope, spare_from, g)
+        return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
     if kind == DECAYED:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:

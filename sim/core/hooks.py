@@ -25,14 +25,16 @@ from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
 from sim.core.view import CPU, Float, Int, View
 
 KINDS = ("eviction", "miss", "rerank")
-EVICTION, MISS, RERANK = range(3)
+# numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
+EVICTION, MISS, RERANK = np.arange(3)
+NONE = np.int64(-1)
 # rows of Hooks.of_each: the view's arrays over experts, in its order
 CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, ROWS = range(9)
 # Hooks.c: where each kind's state and params begin (three kinds and an end, each), and what is going on, for errors
 STATE_AT, PARAMS_AT = 0, 4
 ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(8, 17)
 NOTHING_ASKED = -1
-NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = range(1, 9)
+NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = np.arange(1, 9)
 WHY = {
     NO_INDEX: "answered {answer}: is no index into the candidates",
     NO_EXPERT: "answered {answer}: the layer has no such expert",
@@ -295,7 +297,7 @@ def ask_victim(s: Any, hooks: Any, n: int, g: int) -> int:
     """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
     for i in range(n):
         _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
-    answer = _ask(s, hooks, EVICTION, s.c[st.ROUTED] - 1, -1, -1, np.int64(g), 0.0, n, 0, np.int64(g))
+    answer = _ask(s, hooks, EVICTION, s.c[st.ROUTED] - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
     if answer < 0 or answer >= n:
         _refuse(hooks, NO_INDEX, answer)
     hooks.c[ASKING] = NOTHING_ASKED
@@ -330,7 +332,7 @@ def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, 
     """One token's experts and weights as the function wants them."""
     n = s.c[st.N_EXPERTS]
     scores = _show_token(s, hooks, logits, t, layer, row)
-    _ask(s, hooks, RERANK, visit, np.int64(t), -1, -1, 0.0, n, scores, -1)
+    _ask(s, hooks, RERANK, visit, np.int64(t), NONE, NONE, 0.0, n, scores, NONE)
     ids, weights = hooks.ids, hooks.weights
     for k in range(len(ids)):
         if ids[k] < -1 or ids[k] >= n:
