@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,3 +224,8 @@ def random_lossy_plan(seed: int) -> Plan:
         norm_topk=norm_topk,
         late_counts_as_missing=bool(rng.random() < 0.4),
     )
+
+
+def any_plan(seed: int) -> Plan:
+    """A plan of either kind, for the laws; nothing is re-ranked, because the laws read what is wanted from the trace."""
+    return random_plan(seed) if seed % 2 else replace(random_lossy_plan(seed), rerank=None)

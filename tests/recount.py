@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
+from sim.core.miss import GATES
 from sim.record import COUNTERS, LAYER, RunRecord
 from tests.groups import as_groups, rows
 from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk
@@ -29,6 +30,7 @@ class Recount:
         self.first_event = self.steps["event"][warm - 1] + 1 if warm else 0
         self.first_ns = self.steps["end_ns"][warm - 1] if warm else 0
         self.count: Counter[str] = Counter()
+        self.weight: Counter[str] = Counter()  # router weight by answer
         self.layer = {name: np.zeros(plan.experts.shape[1], np.int64) for name in LAYER}
         self.answered = {(row["visit"], row["row"], row["slot"]): row for row in rows(self.result, "answers")}
         self.fresh: set[int] = set()  # landed by a prefetch, not wanted since
@@ -36,6 +38,7 @@ class Recount:
         for moment, cache in walk(plan, self.result):
             self.see(moment, cache)
         self.add("prefetch_wasted", len(self.fresh), True)
+        self.count["wanted_before"] = sum(int(self.layer[name].sum()) for name in ("hits", "late", "misses"))
         self.times()
 
     def add(self, name: str, n: int, counted: bool) -> None:
@@ -77,6 +80,10 @@ class Recount:
                 self.add("slots_hit" if kinds[expert] == "hits" else "slots_late", 1, counted)
             else:
                 self.add(COUNTED_AS[answer["answer"]], 1, counted)
+            if answer is not None:
+                self.add(f"stopped_{answer['gate']}", 1, counted)
+                if counted and self.plan.weights is not None and self.plan.miss.name != "fetch":
+                    self.weight[COUNTED_AS[answer["answer"]]] += float(self.plan.weights[token, row["layer"], slot])
         if counted:
             for name in self.layer:
                 self.layer[name][row["layer"]] += row[name]
@@ -116,5 +123,9 @@ def check_counters(plan: Plan, record: RunRecord) -> None:
     recount = Recount(plan, record)
     for name in (*COUNTERS, *TIMES, "unfinished"):
         assert record.counters[name] == recount.count[name], name
-    for name, values in record.layer.items():
-        assert values.tolist() == recount.layer[name].tolist(), name
+    for name in LAYER:
+        assert record.layer[name].tolist() == recount.layer[name].tolist(), name
+    for i, gate in enumerate(GATES):
+        assert record.counters[f"stopped_{gate}"] == recount.count[f"stopped_{i + 1}"], gate
+    for name in ("substituted", "dropped"):
+        assert np.isclose(record.counters[f"weight_{name}"], recount.weight[name]), name
