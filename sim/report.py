@@ -27,6 +27,7 @@ def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
     out["machine"] = spec.machine
     out["spec"] = spec.model_dump(exclude={"machine"})
     out["trace"] = _trace(setting)
+    out["policy_files"] = setting.policy_files
     out["version"] = __version__
     return out
 

@@ -1,7 +1,7 @@
-"""A user's own policies: `FILE.py:FUNCTION` where a policy's name may stand. docs/policies.md says how to write one.
+"""A user's own policies: `FILE.py:FUNCTION` where a policy's name may stand; docs/policies.md: how to write one.
 
-What the function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order in which it finds
-them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace).
+What the function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order in
+which it finds them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace).
 """
 
 import hashlib
@@ -23,15 +23,19 @@ from sim.errors import SpecError, unknown
 from sim.fit.prediction import Prediction
 from sim.policies import Policy, Value
 from sim.steps import Steps
-from traces.trace import OPTIONAL, RoutingTrace
+from traces.trace import RoutingTrace
 
 KINDS = {"eviction": eviction.USER, "miss": miss.USER, "rerank": rerank.USER}
-OF_EVERY_MISS_POLICY = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts are asked about
+OPTIONAL = ("weights", "logits", "lookahead", "token_ids")  # arrays that a trace may lack
+OF_EVERY_MISS_POLICY = {
+    "prefill": 0,
+    "late": 0,
+}  # lossy answers in prefill steps too; late experts are asked about
 
 
 @dataclass(frozen=True)
 class UserPolicy(Policy):
-    """A run-time policy whose choices one function of the user makes; `name` is FILE.py:FUNCTION. sha256: of its file."""
+    """A run-time policy that is one function of the user; `name` is FILE.py:FUNCTION. sha256: of its file."""
 
     hook: Hook | None = None
     sha256: str = ""
@@ -40,10 +44,15 @@ class UserPolicy(Policy):
         """As the core takes it."""
         return replace(super().choice(given), function=self.hook)
 
+    def without_host(self, choice: Choice) -> Choice:
+        """The same choice for hardware that has no durations for CPU answers: giving one is an error."""
+        assert self.hook is not None
+        return replace(choice, function=replace(self.hook, host=False))
+
 
 @dataclass(frozen=True)
 class UserPrefetch:
-    """A predictor that is one function of the user: `f(trace, steps, **params)`, whole trace in, ranked lists out."""
+    """A predictor that is one function of the user: `f(trace, steps, **params)`, whole trace in, lists out."""
 
     name: str
     function: Callable[..., Any]
@@ -63,19 +72,25 @@ class UserPrefetch:
         return replace(self, given=given)
 
     def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """What the function returns, checked. Raises SpecError, one line, where it fails or returns something else."""
+        """What the function returns, checked. Raises SpecError, one line, where it fails or returns anything else."""
         try:
             found = self.function(trace, steps, **self.given)
         except Exception as error:
             raise SpecError(f"prefetch: {self.name}: raised {type(error).__name__}: {_line(error)}") from None
         if not isinstance(found, Prediction):
             if not isinstance(found, tuple) or len(found) not in (2, 3):
-                raise SpecError(f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)")
+                raise SpecError(
+                    f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)"
+                )
             found = Prediction(*map(np.asarray, found))
         wrong = _wrong(found, trace)
         if wrong:
             raise SpecError(f"prefetch: {self.name}: {wrong}")
-        lists, row, key = found.lists.astype(np.int16), found.row.astype(np.int32), found.rank_key.astype(np.int64)
+        lists, row, key = (
+            found.lists.astype(np.int16),
+            found.row.astype(np.int32),
+            found.rank_key.astype(np.int64),
+        )
         return Prediction(lists, row, key)
 
 
@@ -99,21 +114,11 @@ def _wrong(found: Prediction, trace: RoutingTrace) -> str | None:
     return None
 
 
-# --- loading -----------------------------------------------------------------------------------------------------------
-
-
-def is_user(text: str) -> bool:
-    """Whether a policy's name is a file and a function in it."""
-    return text.rpartition(":")[0].endswith(".py")
-
-
-def called(text: str) -> str:
-    """What --set calls a policy: the function of a user's own, else its name."""
-    return text.rpartition(":")[2] if is_user(text) else text
+# --- loading ---
 
 
 def load(text: str, kind: str) -> Any:
-    """The policy FILE.py:FUNCTION of a kind (eviction, miss, rerank, prefetch). Raises SpecError, one line, naming both."""
+    """The policy FILE.py:FUNCTION of a kind (eviction, miss, rerank, prefetch). Raises SpecError, naming both."""
     path = Path(text.rpartition(":")[0])
     try:
         source = path.read_bytes()
@@ -151,7 +156,9 @@ def _function(module: ModuleType, name: str) -> Callable[..., Any]:
     """Raises SpecError where the file has no function of that name."""
     found = getattr(module, name, None)
     if not inspect.isfunction(getattr(found, "py_func", found)):
-        names = [key for key, value in vars(module).items() if inspect.isfunction(getattr(value, "py_func", value))]
+        names = [
+            key for key, value in vars(module).items() if inspect.isfunction(getattr(value, "py_func", value))
+        ]
         raise unknown("function", name, names)
     return found  # type: ignore[return-value]
 
@@ -185,7 +192,9 @@ def _prefetch(text: str, function: Any, sha256: str) -> UserPrefetch:
     function = getattr(function, "py_func", function)
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) < 2 or any(p.default is p.empty for p in parameters[2:]):
-        raise SpecError(f"takes {inspect.signature(function)}; must take (trace, steps) and then parameters with defaults")
+        raise SpecError(
+            f"takes {inspect.signature(function)}; must take (trace, steps) and then parameters with defaults"
+        )
     oracle = bool(getattr(function, "oracle", False))
     return UserPrefetch(text, function, _doc(function), sha256, _needs(function), oracle)
 
@@ -208,17 +217,3 @@ def _is_number(value: Any) -> bool:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# --- of a run ----------------------------------------------------------------------------------------------------------
-
-
-def without_host(choice: Choice) -> Choice:
-    """The same policy where the hardware has no durations for CPU answers: it may not give any."""
-    hook = choice.function
-    return choice if hook is None else replace(choice, function=replace(hook, host=False))
-
-
-def policy_files(chosen: Mapping[str, str]) -> dict[str, str]:
-    """sha256 of the file of each policy of a run (kind -> name) that is a user's own, by its name."""
-    return {text: load(text, kind).sha256 for kind, text in chosen.items() if is_user(text)}

@@ -1,8 +1,8 @@
-"""A user's own policies in the core: how one is compiled alone, called through its address, and its answers checked.
+"""A user's own policies in the core: one is compiled alone, called by its address, its answers are checked.
 
-The compiled loop takes addresses, so it is not compiled again for a function that it has never seen; runs without any
-pass None in the place of Hooks and are compiled without all of this. The function itself is compiled with numba's runtime (it may
-allocate) and with bounds checks (a wrong index is an error and no ruined memory).
+The compiled loop takes addresses, so it is not compiled again for a function that it has never seen; the lean
+version takes None in the place of Hooks and has none of this. The user's function is compiled with numba's
+runtime (it may allocate) and with bounds checks (a wrong index is an error and no ruined memory).
 """
 
 import inspect
@@ -24,18 +24,19 @@ from sim.core.plan import Choice, Plan
 from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
 from sim.core.view import CPU, Float, Int, View
 
+OFF: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 KINDS = ("eviction", "miss", "rerank")
 # numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
 EVICTION, MISS, RERANK = np.arange(3)
 NONE = np.int64(-1)
 # rows of Hooks.of_each: the view's arrays over experts, in its order
 CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, ROWS = range(9)
-# Hooks.c: where each kind's state and params begin (three kinds and an end, each), and what is going on, for errors
+# Hooks.c: where each kind's state and params begin (three kinds and an end, each); what goes on, for errors
 STATE_AT, PARAMS_AT = 0, 4
 ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(8, 17)
 NOTHING_ASKED = -1
 NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = np.arange(1, 9)
-WHY = {
+WHY: dict[Any, str] = {
     NO_INDEX: "answered {answer}: is no index into the candidates",
     NO_EXPERT: "answered {answer}: the layer has no such expert",
     NOT_RESIDENT: "answered {answer}: that expert is not resident",
@@ -48,7 +49,7 @@ WHY = {
 
 
 class PolicyError(ValueError):
-    """A user's policy cannot be compiled, or failed or gave a wrong answer in a run: one line that names it."""
+    """A user's policy cannot be compiled, failed, or gave a wrong answer in a run: one line that names it."""
 
 
 class BadAnswer(Exception):
@@ -57,8 +58,8 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True)
 class Hook:
-    """A user's function, ready for the core: `size` of its state array; `address` of the compiled code (0 where numba is
-    switched off); `compiled` keeps that code alive; `host`: whether it may answer CPU."""
+    """A user's function, ready for the core: `size` of its state array; `address` of the compiled code (0
+    where numba is switched off); `compiled` keeps that code alive; `host`: whether it may answer CPU."""
 
     function: Callable[..., int]
     size: int
@@ -68,9 +69,9 @@ class Hook:
 
 
 class Hooks(NamedTuple):
-    """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each [ROWS, G], ids [K],
-    weights float64 [K], logits float64 [E]: what views are made of; state and params float64: of the three kinds, one behind the
-    other; the durations of plan.Costs."""
+    """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each
+    [ROWS, G], ids [K], weights float64 [K], logits float64 [E]: what views are made of; state and params float64:
+    of the three kinds, one behind the other; the durations of plan.Costs."""
 
     functions: Any
     c: Int
@@ -88,16 +89,17 @@ class Hooks(NamedTuple):
 def new_hooks(plan: Plan) -> Hooks:
     """Fresh state for one run of a plan."""
     choices = _choices(plan)
-    hooks = [choice.function if choice is not None else None for choice in choices]
+    hooks = [None if choice is None else choice.function for choice in choices]
     sizes = [0 if hook is None else hook.size for hook in hooks]
-    given = [np.zeros(0) if hook is None else choice.params for hook, choice in zip(hooks, choices, strict=True)]
+    given = [np.zeros(0) if choice is None else choice.params for choice in choices]
     c = np.zeros(N_HOOK_SCALARS, np.int64)
     c[STATE_AT : STATE_AT + 4] = np.cumsum([0, *sizes])
     c[PARAMS_AT : PARAMS_AT + 4] = np.cumsum([0, *map(len, given)])
-    c[ASKING], c[EXPERT_BYTES], c[NO_CPU] = NOTHING_ASKED, plan.expert_bytes, hooks[MISS] is not None and not hooks[MISS].host
+    c[ASKING], c[EXPERT_BYTES] = NOTHING_ASKED, plan.expert_bytes
+    c[NO_CPU] = any(hook is not None and not hook.host for hook in hooks)
     layers, top_k = plan.experts.shape[1:]
-    functions: Any = np.array([0 if hook is None else hook.address for hook in hooks])
-    if numba.config.DISABLE_JIT:
+    functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
+    if OFF:
         functions = tuple(None if hook is None else hook.function for hook in hooks)
     return Hooks(
         functions=functions,
@@ -116,7 +118,8 @@ def new_hooks(plan: Plan) -> Hooks:
 
 def _choices(plan: Plan) -> tuple[Choice | None, ...]:
     """In the order of KINDS; None where the run's policy is not a user's."""
-    return tuple(c if c is not None and c.function is not None else None for c in (plan.eviction, plan.miss, plan.rerank))
+    chosen = (plan.eviction, plan.miss, plan.rerank)
+    return tuple(None if choice is None or choice.function is None else choice for choice in chosen)
 
 
 @contextmanager
@@ -134,20 +137,21 @@ def _explanation(plan: Plan, hooks: Hooks, error: Exception) -> str:
     c, layers = hooks.c, plan.experts.shape[1]
     choice = _choices(plan)[c[ASKING]]
     assert choice is not None
-    why = WHY[int(c[WRONG])].format(answer=c[ANSWER]) if c[WRONG] else f"raised {type(error).__name__}: {error}"
+    why = WHY[int(c[WRONG])] if c[WRONG] else f"raised {type(error).__name__}: {error}"
     where = f"step {c[VISIT] // layers}, layer {c[VISIT] % layers}"
     where += "".join(f", {name} {c[i]}" for name, i in (("token", TOKEN), ("slot", SLOT)) if c[i] >= 0)
-    return f"{KINDS[c[ASKING]]}: {choice.name}: {why} (at {where})"
+    return f"{KINDS[c[ASKING]]}: {choice.name}: {why.replace('{answer}', str(c[ANSWER]))} (at {where})"
 
 
-# --- compiling and calling -------------------------------------------------------------------------------------------
+# --- compiling and calling ---
 
 
 def _types() -> tuple[Any, Any]:
     """numba's types of a view and of the other two arguments."""
     ints, floats = np.zeros(1, np.int64), np.zeros(1, np.float64)
-    kinds = {Int: ints, Float: floats, int: 1, float: 1.0}
-    return numba.typeof(View(*(kinds[kind] for kind in View.__annotations__.values()))), numba.typeof(floats)
+    kinds: Any = {Int: ints, Float: floats, int: 1, float: 1.0}
+    typeof: Any = numba.typeof
+    return typeof(View(*(kinds[kind] for kind in View.__annotations__.values()))), typeof(floats)
 
 
 VIEW, FLOATS = _types()
@@ -155,23 +159,24 @@ NAMES = ("view", "state", "params")
 
 
 def compile_hook(function: Callable[..., Any], size: int) -> Hook:
-    """Compile a user's function alone. Raises PolicyError, one line without the function's name, if it cannot be."""
+    """Compile a user's function alone. Raises PolicyError, one line without its name, if it cannot be."""
     if len(inspect.signature(function).parameters) != len(NAMES):
         raise PolicyError(f"takes {inspect.signature(function)}; must take (view, state, params)")
-    if numba.config.DISABLE_JIT:
+    if OFF:
         return Hook(function, size, 0, None)
     dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
     try:
-        found = dispatcher.get_compile_result(types.int64(VIEW, FLOATS, FLOATS))
+        found: Any = dispatcher.get_compile_result(types.int64(VIEW, FLOATS, FLOATS))
     except Exception as error:  # numba raises more than its own classes
         raise PolicyError(f"cannot be compiled: {_essence(error)}") from None
     if found.signature.return_type != types.int64:
         raise PolicyError(f"returns {found.signature.return_type}; must return an int on every path")
-    return Hook(function, size, found.library.get_pointer_to_function(found.fndesc.llvm_func_name), dispatcher)
+    address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
+    return Hook(function, size, address, dispatcher)
 
 
 def _essence(error: Exception) -> str:
-    """What numba has to say, without its pipeline, its list of candidates and the spelling of the view's type."""
+    """What numba has to say, without its pipeline, its candidates and the spelling of the view's type."""
     text = str(error).replace(str(VIEW), "View")
     lines = [line.strip() for line in text.splitlines()]
     said = [line for line in lines if line and not line.startswith(("Failed in", "File ", "During:", "- "))]
@@ -182,7 +187,7 @@ def _essence(error: Exception) -> str:
 
 @intrinsic
 def _call_address(context: Any, address: Any, view: Any, state: Any, params: Any) -> Any:
-    """Call compiled code by its address, as numba calls its own functions: what is raised there goes on here."""
+    """Call compiled code by its address, as numba calls its own functions: what it raises goes on here."""
     if (view, state, params) != (VIEW, FLOATS, FLOATS):
         raise numba.TypingError(f"a view of another type: {view}, {state}, {params}")
 
@@ -190,8 +195,10 @@ def _call_address(context: Any, address: Any, view: Any, state: Any, params: Any
         kinds = signature.args[1:]
         kind = context.call_conv.get_function_type(signature.return_type, kinds)
         function = builder.inttoptr(args[0], kind.as_pointer())
-        status, answer = context.call_conv.call_function(builder, function, signature.return_type, kinds, args[1:])
-        with cgutils.if_unlikely(builder, status.is_error):
+        status, answer = context.call_conv.call_function(
+            builder, function, signature.return_type, kinds, args[1:]
+        )
+        with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]
             context.call_conv.return_status_propagate(builder, status)
         return answer
 
@@ -206,15 +213,15 @@ def _call_function(function: Any, view: View, state: Float, params: Float) -> in
     return int(answer)
 
 
-_call = _call_function if numba.config.DISABLE_JIT else _call_address
+_call: Any = _call_function if OFF else _call_address
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
+# --- asking ---
 
 
 @inner
 def _backlog(s: Any, expert: int) -> int:
-    """Transfers under way or demanded, not counting that of `expert` (a global id), also those that this visit is still to queue."""
+    """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
     n = s.c[st.FLIGHT_LEN]
     for i in range(s.c[st.DEMAND_HEAD], s.c[st.DEMAND_TAIL]):
         n += s.work[st.DEMAND, i] != expert
@@ -235,9 +242,19 @@ def _host_backlog(s: Any, cpu_expert_ns: Any, busy: int) -> int:
 
 @inner
 def _ask(
-    s: Any, hooks: Any, kind: int, visit: int, token: int, slot: int, expert: int, weight: float, n: int, logits: int, g: int
+    s: Any,
+    hooks: Any,
+    kind: Any,
+    visit: int,
+    token: Any,
+    slot: Any,
+    expert: Any,
+    weight: float,
+    n: int,
+    logits: Any,
+    g: Any,
 ) -> int:
-    """Call one function; n: length of the arrays over experts, logits: of the logits, g: the expert it is about, -1 none."""
+    """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
     c, each = hooks.c, hooks.of_each
     c[ASKING], c[VISIT], c[TOKEN], c[SLOT], c[WRONG] = kind, visit, token, slot, 0
     layers, busy = s.c[st.N_LAYERS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
@@ -260,7 +277,7 @@ def _ask(
 
 
 @inner
-def _refuse(hooks: Any, wrong: int, answer: int) -> None:
+def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
     hooks.c[WRONG], hooks.c[ANSWER] = wrong, answer
     raise BadAnswer
 
@@ -293,7 +310,7 @@ def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -
 
 
 @inner
-def ask_victim(s: Any, hooks: Any, n: int, g: int) -> int:
+def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
     """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
     for i in range(n):
         _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
@@ -305,8 +322,10 @@ def ask_victim(s: Any, hooks: Any, n: int, g: int) -> int:
 
 
 @inner
-def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any) -> int:
-    """The answer for slot k of row: a resident expert of the layer, or a code. stood_in [>= k]: who stood in for earlier slots, -1 nobody."""
+def ask_miss(
+    s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any
+) -> int:
+    """The answer for slot k of row: a resident of the layer, or a code. stood_in: for earlier slots, -1 nobody."""
     n, e = s.c[st.N_EXPERTS], s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
     for j in range(len(hooks.ids)):
@@ -314,7 +333,9 @@ def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, ro
             hooks.of_each[IS_USED, hooks.ids[j]] = 1
         if j < k and stood_in[j] >= 0:
             hooks.of_each[IS_USED, stood_in[j]] = 1
-    answer = _ask(s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e)
+    answer = _ask(
+        s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e
+    )
     if answer >= n:
         _refuse(hooks, NO_EXPERT, answer)
     if answer < CPU:
@@ -324,7 +345,7 @@ def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, ro
     if answer >= 0 and s.x[layer * n + answer, STATE] != RESIDENT:
         _refuse(hooks, NOT_RESIDENT, answer)
     hooks.c[ASKING] = NOTHING_ASKED
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 @inner

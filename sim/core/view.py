@@ -1,8 +1,8 @@
 """What a user's own policy sees: one fixed tuple, the same for every kind and on every machine.
 
-A policy is one function in numba's subset, `f(view, state, params) -> int`. It sees where things are now: no clock, and
-nothing of the future. Its arrays are copies; only a re-ranking policy's `ids` and `weights` are read back. docs/policies.md
-has an example of each kind.
+A policy is one function in numba's subset, `f(view, state, params) -> int`. It sees where things are now: no
+clock, and nothing of the future. Its arrays are copies; only a re-ranking policy's `ids` and `weights` are read
+back. docs/policies.md has an example of each kind.
 
     eviction   the index into `candidates` of the one that goes
     miss       the id of the resident expert that stands in, or FETCH, DROP or CPU
@@ -21,7 +21,7 @@ FETCH, DROP, CPU = -1, -2, -3  # answers of a miss policy
 
 
 class View(NamedTuple):
-    """K top-k, E experts of a layer, n = E (miss, re-rank) or the number of candidates (eviction). -1: there is none."""
+    """K top-k, E experts of a layer; n = E (miss, re-rank) or the number of candidates (eviction); -1: none."""
 
     step: int  # number of the step of the visit being served
     layer: int  # its MoE layer
@@ -43,7 +43,9 @@ class View(NamedTuple):
     recency: Int  # [n] running number of its last touch or landing: the smallest is the least recent
     landed: Int  # [n] running number of its last landing
     uses: Int  # [n] times it was executed on the GPU over the run
-    backlog_bytes: int  # demands of this visit and what is under way, before this one: it waits at most for these
+    backlog_bytes: (
+        int  # demands of this visit and what is under way, before this one: it waits at most for these
+    )
     host_backlog_ns: int  # what this visit has given the CPU so far
     expert_bytes: int  # one expert over the link
     transfer_ns: int  # the same: with the idle set-up where backlog_bytes is 0, else following on
