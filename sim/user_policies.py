@@ -1,7 +1,7 @@
-"""A user's own policies: `FILE.py:FUNCTION` where a policy's name may stand; docs/policies.md: how to write one.
+"""A user's own policies: `FILE.py:FUNCTION` where a policy's name may stand. How to: docs/policies.md.
 
-What the function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order in
-which it finds them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace).
+What the function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order
+in which it finds them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace).
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class UserPolicy(Policy):
 
 @dataclass(frozen=True)
 class UserPrefetch:
-    """A predictor that is one function of the user: `f(trace, steps, **params)`, whole trace in, lists out."""
+    """A predictor that is one function of the user: `f(trace, steps, **params)`, trace in, lists out."""
 
     name: str
     function: Callable[..., Any]
@@ -72,7 +72,7 @@ class UserPrefetch:
         return replace(self, given=given)
 
     def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """What the function returns, checked. Raises SpecError, one line, where it fails or returns anything else."""
+        """What the function returns, checked. Raises SpecError where it fails or that is no use, one line."""
         try:
             found = self.function(trace, steps, **self.given)
         except Exception as error:
@@ -118,7 +118,7 @@ def _wrong(found: Prediction, trace: RoutingTrace) -> str | None:
 
 
 def load(text: str, kind: str) -> Any:
-    """The policy FILE.py:FUNCTION of a kind (eviction, miss, rerank, prefetch). Raises SpecError, naming both."""
+    """The policy FILE.py:FUNCTION of a kind (eviction, miss, rerank, prefetch). Raises SpecError."""
     path = Path(text.rpartition(":")[0])
     try:
         source = path.read_bytes()

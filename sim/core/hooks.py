@@ -70,8 +70,8 @@ class Hook:
 
 class Hooks(NamedTuple):
     """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each
-    [ROWS, G], ids [K], weights float64 [K], logits float64 [E]: what views are made of; state and params float64:
-    of the three kinds, one behind the other; the durations of plan.Costs."""
+    [ROWS, G], ids [K], weights float64 [K], logits float64 [E]: what views are made of; state and params
+    float64: of the three kinds, one behind the other; the durations of plan.Costs."""
 
     functions: Any
     c: Int
@@ -325,7 +325,7 @@ def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
 def ask_miss(
     s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any
 ) -> int:
-    """The answer for slot k of row: a resident of the layer, or a code. stood_in: for earlier slots, -1 nobody."""
+    """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
     n, e = s.c[st.N_EXPERTS], s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
     for j in range(len(hooks.ids)):

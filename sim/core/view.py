@@ -1,8 +1,8 @@
 """What a user's own policy sees: one fixed tuple, the same for every kind and on every machine.
 
 A policy is one function in numba's subset, `f(view, state, params) -> int`. It sees where things are now: no
-clock, and nothing of the future. Its arrays are copies; only a re-ranking policy's `ids` and `weights` are read
-back. docs/policies.md has an example of each kind.
+clock, and nothing of the future. Its arrays are copies; only a re-ranking policy's `ids` and `weights` are
+read back. docs/policies.md has an example of each kind.
 
     eviction   the index into `candidates` of the one that goes
     miss       the id of the resident expert that stands in, or FETCH, DROP or CPU
@@ -21,7 +21,7 @@ FETCH, DROP, CPU = -1, -2, -3  # answers of a miss policy
 
 
 class View(NamedTuple):
-    """K top-k, E experts of a layer; n = E (miss, re-rank) or the number of candidates (eviction); -1: none."""
+    """K top-k, E experts of a layer; n = E (miss, re-rank) or the number of candidates (eviction)."""
 
     step: int  # number of the step of the visit being served
     layer: int  # its MoE layer
