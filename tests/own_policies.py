@@ -67,7 +67,7 @@ def watchful(view, state, params):
     if view.expert_ns != 5 + 2 * view.tokens or view.transfer_ns != (100 if view.backlog_bytes == 0 else 90):
         raise ValueError("gpu or link")
     idle, busy = 7 + view.tokens, 9 + 2 * view.tokens
-    if view.cpu_expert_ns != (busy if view.committed.any() else idle):
+    if view.cpu_expert_ns != busy and (view.cpu_expert_ns != idle or view.committed.any()):
         raise ValueError("cpu")
     if (view.step, view.layer) < (state[0], state[1]) or len(view.candidates) > 0:
         raise ValueError("order")

@@ -66,10 +66,10 @@ def test_eviction_like_a_built_in_one(machine: ModuleType, name: str) -> None:
 
 
 def lossy(seed: int) -> Plan:
-    """A random lossy plan whose slots stand in descending weight: then slot order is the order of Algorithm 1 too."""
+    """A random lossy plan without gates whose weights fall from slot to slot: Algorithm 1 goes by slot too then."""
     base = random_lossy_plan(seed)
     weights = np.broadcast_to(0.5 ** np.arange(1, base.experts.shape[2] + 1), base.experts.shape)
-    return replace(base, rerank=None, weights=weights.astype(np.float32))
+    return replace(base, rerank=None, tau=np.zeros(0), weights=weights.astype(np.float32))
 
 
 @MACHINES
@@ -110,7 +110,7 @@ def test_reranking_like_a_built_in_one(machine: ModuleType) -> None:
 def test_prefetch_like_a_built_in_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = call(capsys, folder, "--prefetch", f"{OWN}:again", "--set", "again.ahead=2")
     theirs = call(capsys, folder, "--prefetch", "previous-token", "--set", "previous-token.distance=2")
-    assert mine["transfers"]["prefetch"] > 0
+    assert mine["transfers"]["promoted"] > 0
     for out in (mine, theirs):
         del out["spec"], out["policy_files"]
     assert mine == theirs
@@ -210,8 +210,10 @@ def test_a_file_that_does_not_load(
         (folder / "mine.py").write_text(source)
     status = run.main([*flags(folder), "--miss", f"{folder}/mine.py:f"])
     out, err = capsys.readouterr()
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: miss: {folder}/mine.py:f: ") and says in err
+    assert (status, out) == (2, "")
+    *compiling, line = err.splitlines()
+    assert all(other.startswith("compiling the machine") for other in compiling)
+    assert line.startswith(f"error: miss: {folder}/mine.py:f: ") and says in line
 
 
 @MACHINES

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from sim.core import state as st
 from sim.core.half import half_to_float
-from sim.core.jit import frozen, inner
+from sim.core.jit import inner
 from sim.core.plan import Choice, Plan
 from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
 from sim.core.view import CPU, Float, Int, View
@@ -29,11 +29,14 @@ KINDS = ("eviction", "miss", "rerank")
 # numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
 EVICTION, MISS, RERANK = np.arange(3)
 NONE = np.int64(-1)
-# rows of Hooks.of_each: the view's arrays over experts, in its order
-CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, ROWS = range(9)
-# Hooks.c: where each kind's state and params begin (three kinds and an end, each); what goes on, for errors
-STATE_AT, PARAMS_AT = 0, 4
-ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(8, 17)
+# rows of Hooks.of_each: the view's arrays over experts, in its order, and the token's ids
+CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, IDS, ROWS = range(10)
+# rows of Hooks.floats; state and params: one of each kind
+WEIGHTS, LOGITS, STATES, PARAMS, FLOAT_ROWS = 0, 1, 2, 5, 8
+TRANSFER_NS, EXPERT_NS, CPU_NS = range(3)  # rows of Hooks.ns; CPU_NS: link idle, then busy
+# Hooks.c: lengths of each kind's state and params; for errors, what goes on
+STATE_LEN, PARAMS_LEN = 0, 3
+ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(6, 15)
 NOTHING_ASKED = -1
 NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = np.arange(1, 9)
 WHY: dict[Any, str] = {
@@ -70,20 +73,15 @@ class Hook:
 
 class Hooks(NamedTuple):
     """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each
-    [ROWS, G], ids [K], weights float64 [K], logits float64 [E]: what views are made of; state and params
-    float64: of the three kinds, one behind the other; the durations of plan.Costs."""
+    [ROWS, ...] and floats [FLOAT_ROWS, ...]: what views are made of, each row as long as it is needed; ns
+    [4, ...]: plan.Costs' transfer_ns, expert_ns and the two of cpu_expert_ns. Few arrays, because each is
+    passed down as seven or ten arguments."""
 
     functions: Any
     c: Int
     of_each: Int
-    ids: Int
-    weights: Float
-    logits: Float
-    state: Float
-    params: Float
-    transfer_ns: Int
-    expert_ns: Int
-    cpu_expert_ns: Int
+    floats: Float
+    ns: Int
 
 
 def new_hooks(plan: Plan) -> Hooks:
@@ -93,27 +91,26 @@ def new_hooks(plan: Plan) -> Hooks:
     sizes = [0 if hook is None else hook.size for hook in hooks]
     given = [np.zeros(0) if choice is None else choice.params for choice in choices]
     c = np.zeros(N_HOOK_SCALARS, np.int64)
-    c[STATE_AT : STATE_AT + 4] = np.cumsum([0, *sizes])
-    c[PARAMS_AT : PARAMS_AT + 4] = np.cumsum([0, *map(len, given)])
+    c[STATE_LEN : STATE_LEN + 3], c[PARAMS_LEN : PARAMS_LEN + 3] = sizes, [len(values) for values in given]
     c[ASKING], c[EXPERT_BYTES] = NOTHING_ASKED, plan.expert_bytes
     c[NO_CPU] = any(hook is not None and not hook.host for hook in hooks)
     layers, top_k = plan.experts.shape[1:]
+    floats = np.zeros((FLOAT_ROWS, max(plan.n_experts, top_k, *sizes, *map(len, given))), np.float64)
+    for kind, values in enumerate(given):
+        floats[PARAMS + kind, : len(values)] = values
     functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
     if OFF:
         functions = tuple(None if hook is None else hook.function for hook in hooks)
-    return Hooks(
-        functions=functions,
-        c=c,
-        of_each=np.zeros((ROWS, layers * plan.n_experts), np.int64),
-        ids=np.zeros(top_k, np.int64),
-        weights=np.zeros(top_k, np.float64),
-        logits=np.zeros(plan.n_experts, np.float64),
-        state=np.zeros(sum(sizes), np.float64),
-        params=np.concatenate(given).astype(np.float64),
-        transfer_ns=frozen(plan.costs.transfer_ns),
-        expert_ns=frozen(plan.costs.expert_ns),
-        cpu_expert_ns=frozen(plan.costs.cpu_expert_ns),
-    )
+    of_each = np.zeros((ROWS, max(layers * plan.n_experts, top_k)), np.int64)
+    return Hooks(functions, c, of_each, floats, _durations(plan))
+
+
+def _durations(plan: Plan) -> Int:
+    costs = plan.costs
+    ns = np.zeros((4, max(2, len(costs.expert_ns))), np.int64)
+    for row, values in enumerate((costs.transfer_ns, costs.expert_ns, *costs.cpu_expert_ns)):
+        ns[row, : len(values)] = values
+    return ns
 
 
 def _choices(plan: Plan) -> tuple[Choice | None, ...]:
@@ -233,10 +230,10 @@ def _backlog(s: Any, expert: int) -> int:
 
 
 @inner
-def _host_backlog(s: Any, cpu_expert_ns: Any, busy: int) -> int:
+def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
     ns = 0
     for i in range(s.c[st.N_HOST]):
-        ns += cpu_expert_ns[busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
+        ns += hooks.ns[CPU_NS + busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
     return ns
 
 
@@ -255,23 +252,23 @@ def _ask(
     g: Any,
 ) -> int:
     """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
-    c, each = hooks.c, hooks.of_each
+    c, each, floats, ns = hooks.c, hooks.of_each, hooks.floats, hooks.ns
     c[ASKING], c[VISIT], c[TOKEN], c[SLOT], c[WRONG] = kind, visit, token, slot, 0
     layers, busy = s.c[st.N_LAYERS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
     tokens = s.x[g, st.TOKENS] if kind == MISS else 1
     backlog = s.c[st.FLIGHT_LEN] if kind == RERANK else _backlog(s, g)
-    host = 0 if kind == RERANK else _host_backlog(s, hooks.cpu_expert_ns, busy)
-    k = 0 if kind == EVICTION else len(hooks.ids)
+    host = 0 if kind == RERANK else _host_backlog(s, hooks, busy)
+    k = 0 if kind == EVICTION else s.routed.shape[1]
     view = View(
         visit // layers, visit % layers, token, slot, expert, weight, tokens, s.c[st.N_EXPERTS], s.c[st.SEED],
-        hooks.ids[:k], hooks.weights[:k], hooks.logits[:logits],
+        each[IDS, :k], floats[WEIGHTS, :k], floats[LOGITS, :logits],
         each[CANDIDATES, : n if kind == EVICTION else 0], each[IS_RESIDENT, :n], each[IS_COMMITTED, :n],
         each[IS_HELD, :n], each[IS_USED, :n], each[RECENCY, :n], each[LANDINGS, :n], each[USED_TIMES, :n],
-        backlog * c[EXPERT_BYTES], host, c[EXPERT_BYTES], hooks.transfer_ns[1 if backlog > 0 else 0],
-        hooks.expert_ns[tokens], hooks.cpu_expert_ns[busy, tokens],
+        backlog * c[EXPERT_BYTES], host, c[EXPERT_BYTES], ns[TRANSFER_NS, 1 if backlog > 0 else 0],
+        ns[EXPERT_NS, tokens], ns[CPU_NS + busy, tokens],
     )  # fmt: skip
-    state = hooks.state[c[STATE_AT + kind] : c[STATE_AT + kind + 1]]
-    params = hooks.params[c[PARAMS_AT + kind] : c[PARAMS_AT + kind + 1]]
+    state = floats[STATES + kind, : c[STATE_LEN + kind]]
+    params = floats[PARAMS + kind, : c[PARAMS_LEN + kind]]
     c[ANSWER] = _call(hooks.functions[kind], view, state, params)
     return c[ANSWER]  # type: ignore[no-any-return]
 
@@ -303,9 +300,9 @@ def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -
     for e in range(n):
         _show(s, hooks, e, layer * n + e)
     for e in range(scores):
-        hooks.logits[e] = half_to_float(logits[t, layer, e])
-    for k in range(len(hooks.ids)):
-        hooks.ids[k], hooks.weights[k] = s.routed[row, k], s.weight[row, k]
+        hooks.floats[LOGITS, e] = half_to_float(logits[t, layer, e])
+    for k in range(s.routed.shape[1]):
+        hooks.of_each[IDS, k], hooks.floats[WEIGHTS, k] = s.routed[row, k], s.weight[row, k]
     return scores  # type: ignore[no-any-return]
 
 
@@ -328,11 +325,12 @@ def ask_miss(
     """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
     n, e = s.c[st.N_EXPERTS], s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
-    for j in range(len(hooks.ids)):
-        if hooks.ids[j] >= 0:
-            hooks.of_each[IS_USED, hooks.ids[j]] = 1
+    used = hooks.of_each[IS_USED]
+    for j in range(s.routed.shape[1]):
+        if s.routed[row, j] >= 0:
+            used[s.routed[row, j]] = 1
         if j < k and stood_in[j] >= 0:
-            hooks.of_each[IS_USED, stood_in[j]] = 1
+            used[stood_in[j]] = 1
     answer = _ask(
         s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e
     )
@@ -354,8 +352,8 @@ def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, 
     n = s.c[st.N_EXPERTS]
     scores = _show_token(s, hooks, logits, t, layer, row)
     _ask(s, hooks, RERANK, visit, np.int64(t), NONE, NONE, 0.0, n, scores, NONE)
-    ids, weights = hooks.ids, hooks.weights
-    for k in range(len(ids)):
+    ids, weights = hooks.of_each[IDS], hooks.floats[WEIGHTS]
+    for k in range(s.routed.shape[1]):
         if ids[k] < -1 or ids[k] >= n:
             _refuse(hooks, BAD_ID, ids[k])
         for j in range(k):

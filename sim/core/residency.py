@@ -75,7 +75,7 @@ def _refuse(was: int, to: int) -> None:
 
 
 @choice
-def move(s: Any, g: int, to: int) -> None:
+def move(s: Any, g: int, to: Any) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.x[g, STATE]
     if not LEGAL[was, to]:

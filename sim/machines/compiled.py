@@ -143,7 +143,7 @@ def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int
     """The layer ends when the host is done too."""
     wait = max(0, routed + ns - clock.k[NOW])
     clock.k[CPU_WAIT] += wait
-    _advance(s, log, hooks, d, clock, wait, 0)
+    _advance(s, log, hooks, d, clock, wait, s.c[st.ROUTED])  # no stall: any layer
     n = s.c[st.N_HOST]
     finish_host(s, log)
     if log is not None:
