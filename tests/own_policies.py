@@ -1,4 +1,4 @@
-"""Policies as a user would write them, for test_user_policies: some like built-in ones, some wrong on purpose."""
+"""Policies as a user would write them, for test_user_policies: like built-in ones, or wrong on purpose."""
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def cpu(view, state, params):
 
 
 def ranked(view, state, params):
-    """The resident that the router ranks best and the token does not use, as next-ranked without its gates."""
+    """The resident that the router ranks best and the token does not use, as next-ranked ungated."""
     best = FETCH
     for e in range(view.n_experts):
         if view.resident[e] and not view.used[e] and (best < 0 or view.logits[e] > view.logits[best]):
