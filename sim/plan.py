@@ -1,6 +1,6 @@
 """From a spec to a plan: the trace in steps, the costs, the predictions, the slots and first residents, as arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from sim.core.plan import GROUPS, ORDERS, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, memory
 from sim.errors import SpecError
 from sim.fit.answers import answer_fields
-from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, find, predictor, predictors
+from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
 from sim.spec import RunSpec, cache_bytes
 from sim.steps import Steps, first_steps, schedule
 from traces import npz
@@ -30,7 +30,8 @@ USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
 
 @dataclass(frozen=True)
 class Setting:
-    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside."""
+    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside.
+    policy_files: sha256 of the file of each policy that is a user's own."""
 
     spec: RunSpec
     plan: Plan
@@ -41,6 +42,7 @@ class Setting:
     model: "ModelSpec | None"
     hardware: "Hardware"
     engine: "Engine"
+    policy_files: dict[str, str] = field(default_factory=dict)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def prepare(spec: RunSpec) -> Setting:
     answers = answer_fields(
         miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
     )
+    if miss.user and not hardware.answers_cpu:
+        answers["miss"] = miss.without_host(answers["miss"])
     plan = Plan(
         experts=trace.experts,
         n_experts=trace.n_experts,
@@ -91,12 +95,19 @@ def prepare(spec: RunSpec) -> Setting:
         requests=steps.requests,
         **answers,
     )
-    return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, model, hardware, engine)
+    sources = (model, hardware, engine, _policy_files(spec))
+    return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, *sources)
+
+
+def _policy_files(spec: RunSpec) -> dict[str, str]:
+    """sha256 by name, of the policies that are a user's own."""
+    chosen = {kind: getattr(spec, kind) for kind in ("eviction", "prefetch", "miss", "rerank")}
+    return {name: find(kind, {}, name).sha256 for kind, name in chosen.items() if is_user(name)}
 
 
 def _refuse_stray_parameters(spec: RunSpec) -> None:
     """--set names a policy that the run uses."""
-    chosen = {spec.eviction, spec.miss, spec.prefetch, spec.rerank}
+    chosen = {called(name) for name in (spec.eviction, spec.miss, spec.prefetch, spec.rerank)}
     for key in spec.set:
         name, dot, _ = key.rpartition(".")
         if not dot or name not in chosen:

@@ -26,6 +26,7 @@ class Policy:
     kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
     lossy: may leave a wanted expert out. lists: where its buddy lists come from ("" none, "buddies", "similarity").
+    user: a function of the user's (sim.user_policies): it sees whatever the trace has.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Policy:
     oracle: bool = False
     lossy: bool = False
     lists: str = ""
+    user: bool = False
 
     def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
@@ -244,10 +246,24 @@ PLACEMENT = {
 
 
 def find(kind: str, table: Mapping[str, Any], name: str) -> Any:
-    """The policy of that name; SpecError with the nearest name if there is none."""
+    """The policy of that name, or the user's own that FILE.py:FUNCTION names; SpecError with the nearest name if there is none."""
+    if kind != "placement" and is_user(name):
+        from sim.user_policies import load
+
+        return load(name, kind)
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
+
+
+def is_user(name: str) -> bool:
+    """Whether a policy's name is FILE.py:FUNCTION: a user's own."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def called(name: str) -> str:
+    """What --set calls a policy: the function of a user's own, else its name."""
+    return name.rpartition(":")[2] if is_user(name) else name
 
 
 def predictors() -> Mapping[str, Any]:
@@ -259,6 +275,8 @@ def predictors() -> Mapping[str, Any]:
 
 def predictor(name: str, given: Mapping[str, Value]) -> Any:
     """A prefetcher with its parameters. Raises SpecError for one that it does not have."""
+    if is_user(name):
+        return find("prefetch", {}, name).with_params(given)
     kind = find("prefetch", predictors(), name)
     known = inspect.signature(kind).parameters
     for key in given:

@@ -7,7 +7,7 @@ import numpy as np
 from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
 from sim.plan import Setting
-from sim.policies import MISS, find
+from sim.policies import MISS, find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
 
@@ -29,6 +29,7 @@ def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
     out["machine"] = spec.machine
     out["spec"] = spec.model_dump(exclude={"machine"})
     out["trace"] = _trace(setting)
+    out["policy_files"] = setting.policy_files
     out["version"] = __version__
     return out
 
@@ -105,6 +106,8 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
+    if is_user(setting.spec.prefetch) and find("prefetch", {}, setting.spec.prefetch).oracle:
+        notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:
         m = out["memory"]
         need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies import Value
+from sim.policies import Value, called
 
 Steps = Annotated[int, Field(ge=0)]
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE)
@@ -82,8 +82,9 @@ class RunSpec(BaseModel):
 
     def params(self, *policies: str) -> dict[str, Value]:
         """The parameters given to the one policy among `policies`, without its name in front."""
+        names = {called(policy) for policy in policies}
         split = {tuple(key.rsplit(".", 1)): value for key, value in self.set.items()}
-        return {key[1]: value for key, value in split.items() if key[0] in policies}
+        return {key[1]: value for key, value in split.items() if key[0] in names}
 
 
 def _number(text: str) -> float | None:

@@ -13,10 +13,11 @@ import numpy as np
 
 from sim.core import state as st
 from sim.core.hashing import hash64
+from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
 from sim.core.state import BASE, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
-LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
+LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER = range(7)
 
 
 @inlined
@@ -111,10 +112,23 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 
+@inner
+def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
+    """The user's own function chooses, among the evictable in the order of their slots."""
+    base, n = s.scope[scope, BASE], np.int64(0)
+    for i in range(base, base + s.scope[scope, USED]):
+        if _evictable(s, s.slot[i], spare_from):
+            hooks.of_each[CANDIDATES, n] = s.slot[i]
+            n += 1
+    return ask_victim(s, hooks, n, g) if n > 0 else -1
+
+
 @inlined
-def victim(s: Any, scope: int, spare_from: int) -> int:
-    """The expert to evict from a full scope, or -1. `spare_from`: the merged list to spare, -1 for a demand."""
+def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
+    """The expert that goes from a full scope for expert g, or -1. `spare_from`: the merged list to spare, -1 a demand."""
     kind = s.c[st.EVICTION]
+    if hooks is not None and kind == USER:
+        return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
     if kind == DECAYED:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:

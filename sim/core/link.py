@@ -93,12 +93,12 @@ def withdraw(s: Any, log: Any, g: int) -> None:
 
 
 @inner
-def _next_prefetch(s: Any, log: Any) -> int:
+def _next_prefetch(s: Any, log: Any, hooks: Any) -> int:
     """The first queued prefetch that finds room; those before it are rejected. -1 where none does."""
     while s.c[QUEUE_LEN] > 0:
         g, which = s.queue[0, Q_EXPERT], s.queue[0, Q_LIST]
         _remove(s, 0)
-        if claim(s, log, g, which):
+        if claim(s, log, g, which, hooks):
             return g
         move(s, g, ABSENT)
         s.c[st.REJECTED] += 1
@@ -114,15 +114,17 @@ def waiting(s: Any) -> bool:
 
 
 @choice
-def next_commit(s: Any, log: Any) -> int:
-    """Commit one transfer and return its expert, or -1: nothing is queued, or a demand waits for a slot."""
+def next_commit(s: Any, log: Any, hooks: Any = None) -> int:
+    """Commit one transfer and return its expert, or -1: nothing is queued, or a demand waits for a slot.
+
+    hooks (core.hooks.Hooks): the run's own policies of a user, None where it cannot have any."""
     if s.c[DEMAND_HEAD] < s.c[DEMAND_TAIL]:
         g = s.work[DEMAND, s.c[DEMAND_HEAD]]
-        if not claim(s, log, g, -1):
+        if not claim(s, log, g, -1, hooks):
             return -1
         s.c[DEMAND_HEAD] += 1
     else:
-        g = _next_prefetch(s, log)
+        g = _next_prefetch(s, log, hooks)
         if g < 0:
             return -1
     tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN]

@@ -24,7 +24,7 @@ from sim.core.plan import SUBSTITUTE_PARAMS, Plan
 from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
-FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE = range(5)  # SUBSTITUTE is plan.SUBSTITUTION
+FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER = range(6)  # SUBSTITUTE is plan.SUBSTITUTION
 # why nothing stood in: the prompt, TAE, margin, distribution, rho, no resident on the list
 OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY, N_GATES = range(8)
 GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")

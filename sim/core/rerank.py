@@ -18,7 +18,7 @@ from sim.core.half import half_to_float
 from sim.core.jit import inner
 from sim.core.state import RESIDENT, STATE
 
-CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE = range(5)
+CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER = range(6)
 
 
 @inner

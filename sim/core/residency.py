@@ -75,7 +75,7 @@ def _refuse(was: int, to: int) -> None:
 
 
 @choice
-def move(s: Any, g: int, to: int) -> None:
+def move(s: Any, g: int, to: Any) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.x[g, STATE]
     if not LEGAL[was, to]:
@@ -120,7 +120,7 @@ def _evict(s: Any, g: int) -> None:
 
 
 @inlined
-def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
+def claim(s: Any, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
     """A slot for expert g at its commit: a free one of its scope, else the victim's; False where there is neither.
 
     On success g is COMMITTED and the victim is gone. Raises IllegalTransition if g was not queued.
@@ -131,7 +131,7 @@ def claim(s: Any, log: Any, g: int, spare_from: int) -> bool:
         slot = s.scope[scope, BASE] + s.scope[scope, USED]
         s.scope[scope, USED] += 1
     else:
-        gone = victim(s, scope, spare_from)
+        gone = victim(s, scope, spare_from, g, hooks)
         if gone < 0:
             return False
         _evict(s, gone)

@@ -40,7 +40,8 @@ USED_BY = 18  # the last token (State.c TOKEN) whose set U it was in
 SCOPE = 19  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
 FIELDS = 20
 
-ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
+# not literals: numba compiles a function anew for every number spelled out in a call, but not for an np.int64
+ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
 HIT, LATE, MISS = range(3)
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import BELADY
+from sim.core.hooks import ask_miss, ask_rerank
 from sim.core.jit import choice, frozen, inlined, inner
 from sim.core.link import LAST_KEY, demand, join, withdraw
 from sim.core.miss import (
     ANSWER_CPU,
+    ANSWER_DROP,
     ANSWER_FETCH,
     ANSWER_SUBSTITUTE,
     BACKGROUND,
@@ -25,11 +27,13 @@ from sim.core.miss import (
     PREFILL,
     REPLY,
     SUBSTITUTE,
+    USER,
     Miss,
     asked,
     plan_token,
 )
 from sim.core.plan import Plan
+from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
 from sim.core.state import (
@@ -59,6 +63,7 @@ from sim.core.state import (
 Int = npt.NDArray[np.int64]
 ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
 ANSWERED = 1 << 8  # in ASKED, beside one bit per answer
+ANSWER_OF_CODE = (-1, ANSWER_FETCH, ANSWER_DROP, ANSWER_CPU)  # by -code of view.FETCH, DROP, CPU
 
 
 class Route(NamedTuple):
@@ -110,7 +115,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
         _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:, st.NEXT], plan.n_experts, next_use)
     route = Route(*map(frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
     miss = Miss.of(plan)
-    if not full and not miss.asks and plan.prefetch is None:
+    if not full and not miss.asks and plan.prefetch is None and plan.eviction.function is None:
         return route, None, None
     return route, miss, _ahead(plan)
 
@@ -143,7 +148,7 @@ def _want(s: Any, g: int, visit: int, layer: int) -> None:
 
 
 @inner
-def _load(s: Any, route: Any, miss: Any, step: int, layer: int) -> None:
+def _load(s: Any, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> None:
     """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
     first, last = route.step_offset[step], route.step_offset[step + 1]
     for i in range(first, last):
@@ -153,7 +158,12 @@ def _load(s: Any, route: Any, miss: Any, step: int, layer: int) -> None:
             s.weight[i - first, k] = miss.weights[t, layer, k] if len(miss.weights) > 0 else 0.0
     if miss.rerank >= 0:
         _count_before(s, last - first, layer)
-        rerank(s, miss, route.step_row[first:last], layer)
+        if miss.rerank != USER_RERANKS:
+            rerank(s, miss, route.step_row[first:last], layer)
+        elif hooks is not None:
+            visit = step * s.c[st.N_LAYERS] + layer
+            for i in range(first, last):
+                ask_rerank(s, hooks, miss.logits, visit, route.step_row[i], layer, i - first)
 
 
 @inner
@@ -308,7 +318,17 @@ def _reply(
 
 
 @inner
-def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, row: int, lossless: bool) -> None:
+def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
+    """A user's own miss policy answers for one slot when its turn comes; stand-ins of earlier slots stand in State.reply."""
+    answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k, s.reply[OTHER])
+    s.reply[OTHER, k] = answer if answer >= 0 else -1
+    s.reply[REPLY, k] = ANSWER_SUBSTITUTE if answer >= 0 else ANSWER_OF_CODE[-answer]
+
+
+@inner
+def _answer_token(
+    s: Any, log: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, lossless: bool
+) -> None:
     """2d for one token: plan its answers where it needs any, then slot by slot."""
     ids, weights = s.routed[row], s.weight[row]
     base, missing = layer * s.c[st.N_EXPERTS], False
@@ -322,6 +342,8 @@ def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, r
         g = base + ids[k]
         s.quality[layer, 0] += weights[k]
         if asked(s, miss, g):
+            if hooks is not None and miss.kind == USER:
+                _ask_user(s, miss, hooks, visit, t, layer, row, k)
             _reply(s, log, miss, visit, t, layer, k, ids[k], weights[k], lossless)
             continue
         _work(s, g, 1)
@@ -331,7 +353,9 @@ def _answer_token(s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, r
 
 
 @inner
-def _answer_each(s: Any, log: Any, route: Any, miss: Any, visit: int, step: int, layer: int) -> None:
+def _answer_each(
+    s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int
+) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
     lossless = route.step_prefill[step] and not miss.lossy_prefill
     s.c[st.MISS_DRAWS], s.c[st.HOST_NS], s.c[st.LINK_NS] = 0, 0, 0
@@ -339,7 +363,7 @@ def _answer_each(s: Any, log: Any, route: Any, miss: Any, visit: int, step: int,
         s.x[s.work[WANTED, i], st.ASKED] = 0
     first = route.step_offset[step]
     for i in range(first, route.step_offset[step + 1]):
-        _answer_token(s, log, miss, visit, route.step_row[i], layer, i - first, lossless)
+        _answer_token(s, log, miss, hooks, visit, route.step_row[i], layer, i - first, lossless)
     for i in range(s.c[st.N_ANSWERED]):
         g = s.work[st.FIRST_ANSWERED, i]
         if s.x[g, CLASS] == LATE:
@@ -415,21 +439,21 @@ def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
 
 
 @choice
-def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int) -> None:
+def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any = None) -> None:
     """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
     visit = step * s.c[st.N_LAYERS] + layer
     s.c[st.DEMAND_HEAD] = 0
     s.c[st.DEMAND_TAIL] = 0
     asks = miss is not None and miss.asks
     if miss is not None and asks:
-        _load(s, route, miss, step, layer)
+        _load(s, route, miss, hooks, step, layer)
     _classify(s, route, miss, visit, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.c[st.QUEUE_LEN] > 0:
         _withdraw_unwanted(s, log, visit, layer)
     if miss is not None and asks:
-        _answer_each(s, log, route, miss, visit, step, layer)
+        _answer_each(s, log, route, miss, hooks, visit, step, layer)
     else:
         _fetch_all(s, log, route, visit, step, layer)
     if ahead is not None:

@@ -24,6 +24,8 @@ def answer_fields(
     """The fields of a Plan that answers depend on. Raises SpecError or BuddyError, one line, for what does not fit."""
     values = miss.values(given)
     chosen = miss.choice(given)
+    if miss.user:  # whatever its own parameters are called
+        values = {key: values[key] for key in miss.prepared}
     if values.get("budget_mb"):
         index = list(miss.params).index("budget")
         chosen.params[index] = float(values["budget_mb"]) * 1e6 / expert_bytes
@@ -61,7 +63,7 @@ def _matrix_of(rerank: Policy | None, given: Given) -> str:
 def _logits(miss: Policy, rerank: Policy | None, params: Any, trace: RoutingTrace) -> Any:
     if miss.lists and params[ETA] != 0.0 and trace.logits is None:
         raise SpecError(f"{miss.name}: eta needs `logits`, which the trace does not have")
-    wanted = "logits" in miss.needs or (rerank is not None and "logits" in rerank.needs)
+    wanted = any("logits" in policy.needs or policy.user for policy in (miss, rerank) if policy is not None)
     return trace.logits if wanted or (miss.lists and params[ETA] != 0.0) else None
 
 

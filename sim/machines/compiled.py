@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
+from sim.core.hooks import explained, new_hooks
 from sim.core.jit import choice, inlined, inner
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
@@ -53,7 +54,7 @@ class Durations(NamedTuple):
 
 
 @inlined
-def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
+def _commit_all(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.k[NOW]
     while waiting(s):
@@ -61,7 +62,7 @@ def _commit_all(s: Any, log: Any, d: Durations, clock: Clock) -> None:
         if behind:
             tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN] - 1
             last = s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)]
-        g = next_commit(s, log)
+        g = next_commit(s, log, hooks)
         if g < 0:
             return
         clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
@@ -100,7 +101,7 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
 
 
 @inlined
-def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
+def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
     """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
@@ -108,7 +109,7 @@ def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) 
     to = clock.k[NOW] + ns
     while ns != 0:
         if waiting(s):
-            _commit_all(s, log, d, clock)
+            _commit_all(s, log, hooks, d, clock)
         due = _next_landing(s, clock)
         if ns == UNTIL_LANDING:
             _stalled(s, log, clock, layer, due)
@@ -151,11 +152,11 @@ def _host_ns(s: Any, d: Any) -> int:
 
 
 @inner
-def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
+def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
     """The layer ends when the host is done too."""
     wait = max(0, routed + ns - clock.k[NOW])
     clock.k[CPU_WAIT] += wait
-    _advance(s, log, d, clock, wait, 0)
+    _advance(s, log, hooks, d, clock, wait, s.c[st.ROUTED])  # no stall: any layer
     n = s.c[st.N_HOST]
     finish_host(s, log)
     if log is not None:
@@ -165,11 +166,11 @@ def _wait_for_host(s: Any, log: Any, d: Any, clock: Any, routed: int, busy: int,
 
 @inlined
 def _visit(
-    s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, step: int, layer: int
+    s: Any, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Any, mode: int, step: int, layer: int
 ) -> None:
     """One visit from its routed instant to the end of its layer."""
     first_transfer = s.c[st.R_TRANSFERS]
-    decide(s, log, route, miss, ahead, step, layer)
+    decide(s, log, route, miss, ahead, step, layer, hooks)
     routed, busy = clock.k[NOW], 1 if s.c[FLIGHT_LEN] > 0 else 0
     if log is not None:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
@@ -182,7 +183,7 @@ def _visit(
     while s.c[N_RUN] < s.c[N_WORK]:
         n, begin = take_group(s, mode), clock.k[NOW]
         ns = _group_ns(s, d, n) if n > 0 else UNTIL_LANDING
-        _advance(s, log, d, clock, ns, layer)
+        _advance(s, log, hooks, d, clock, ns, layer)
         if n > 0:
             clock.k[EXPERTS] += ns
             finish_group(s, log, n)
@@ -190,13 +191,15 @@ def _visit(
                 _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
             group += 1
     if miss is not None and s.c[st.N_HOST] > 0:
-        _wait_for_host(s, log, d, clock, routed, busy, host_ns)
+        _wait_for_host(s, log, hooks, d, clock, routed, busy, host_ns)
     if log is not None:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_END] = clock.k[NOW]
 
 
 @choice
-def _loop(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: Any, mode: int, warmup: int) -> None:
+def _loop(
+    s: Any, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Any, mode: int, warmup: int
+) -> None:
     """The whole run."""
     layers = route.experts.shape[1]
     for step in range(len(route.step_prefill)):
@@ -206,11 +209,11 @@ def _loop(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: An
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
-            _advance(s, log, d, clock, dense[layer] + then, layer)
+            _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
             clock.k[DENSE] += dense[layer]
             clock.k[DECIDE if layer < layers else HEAD] += then
             if layer < layers:
-                _visit(s, log, route, miss, ahead, d, clock, mode, step, layer)
+                _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
         if log is not None:
             clock.event[step] = lg.next_event(s)
@@ -228,5 +231,7 @@ def run(plan: Plan, full: bool = False) -> RunRecord:
     """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
     s, log, clock = begin_run(plan, full)
     route, miss, ahead = inputs(plan, s, full)
-    _loop(s, log, route, miss, ahead, durations(plan), clock, plan.group, plan.warmup_steps)
+    hooks = None if miss is None else new_hooks(plan)
+    with explained(plan, hooks):
+        _loop(s, log, route, miss, ahead, hooks, durations(plan), clock, plan.group, plan.warmup_steps)
     return RunRecord.of(plan, s, log, clock)

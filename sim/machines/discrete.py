@@ -13,6 +13,7 @@ import simpy
 
 from sim.core import log as lg
 from sim.core import state as st
+from sim.core.hooks import explained, new_hooks
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
@@ -34,6 +35,7 @@ class Machine:
         self.expert_ns = plan.costs.expert_ns.tolist()
         self.s, self.log, self.clock = begin_run(plan, full)
         self.route, self.miss, self.ahead = inputs(plan, self.s, full)
+        self.hooks = None if self.miss is None else new_hooks(plan)
         self.commit_due = False
         self.wake: simpy.Event | None = None  # what a stalled GPU waits for
         self.stalled_since = 0
@@ -64,7 +66,7 @@ class Machine:
         s, now = self.s, self.env.now
         while waiting(s):
             behind = self.last_committed() if s.c[FLIGHT_LEN] else None
-            g = next_commit(s, self.log)
+            g = next_commit(s, self.log, self.hooks)
             if g < 0:
                 return
             starts = now + self.costs.commit_gap_ns if behind is None else int(self.clock.lands[behind])
@@ -136,7 +138,7 @@ class Machine:
         """One visit, from its routed instant to the end of its layer."""
         s, log, routed = self.s, self.log, self.env.now
         self.layer, first = layer, s.c[st.R_TRANSFERS]
-        decide(s, log, self.route, self.miss, self.ahead, step, layer)
+        decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
         busy = int(s.c[FLIGHT_LEN] > 0)
         if log is not None:
             log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
@@ -200,5 +202,6 @@ def run(plan: Plan, full: bool = False) -> RunRecord:
     """
     machine = Machine(plan, full)
     process = machine.env.process(machine.run())
-    machine.env.run(until=process)
+    with explained(plan, machine.hooks):
+        machine.env.run(until=process)
     return RunRecord.of(plan, machine.s, machine.log, machine.clock)

@@ -1,0 +1,365 @@
+"""A user's own policies in the core: one is compiled alone, called by its address, its answers are checked.
+
+The compiled loop takes addresses, so it is not compiled again for a function that it has never seen; the lean
+version takes None in the place of Hooks and has none of this. The user's function is compiled with numba's
+runtime (it may allocate) and with bounds checks (a wrong index is an error and no ruined memory).
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from sim.core import state as st
+from sim.core.half import half_to_float
+from sim.core.jit import inner
+from sim.core.plan import Choice, Plan
+from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
+from sim.core.view import CPU, Float, Int, View
+
+OFF: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+KINDS = ("eviction", "miss", "rerank")
+# numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
+EVICTION, MISS, RERANK = np.arange(3)
+NONE = np.int64(-1)
+# rows of Hooks.of_each: the view's arrays over experts, in its order, and the token's ids
+CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, IDS, ROWS = range(10)
+# rows of Hooks.floats; state and params: one of each kind
+WEIGHTS, LOGITS, STATES, PARAMS, FLOAT_ROWS = 0, 1, 2, 5, 8
+TRANSFER_NS, EXPERT_NS, CPU_NS = range(3)  # rows of Hooks.ns; CPU_NS: link idle, then busy
+# Hooks.c: lengths of each kind's state and params; for errors, what goes on
+STATE_LEN, PARAMS_LEN = 0, 3
+ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(6, 15)
+NOTHING_ASKED = -1
+NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = np.arange(1, 9)
+WHY: dict[Any, str] = {
+    NO_INDEX: "answered {answer}: is no index into the candidates",
+    NO_EXPERT: "answered {answer}: the layer has no such expert",
+    NOT_RESIDENT: "answered {answer}: that expert is not resident",
+    NO_CODE: "answered {answer}: must be an expert, or FETCH -1, DROP -2, CPU -3",
+    NO_HOST: "answered CPU: the hardware has no durations for it",
+    BAD_ID: "wrote {answer} into ids: the layer has no such expert",
+    TWICE: "wrote expert {answer} into ids twice",
+    BAD_WEIGHT: "wrote a weight that is negative or no number, beside expert {answer}",
+}
+
+
+class PolicyError(ValueError):
+    """A user's policy cannot be compiled, failed, or gave a wrong answer in a run: one line that names it."""
+
+
+class BadAnswer(Exception):
+    """Raised within a run; `explained` says what was wrong."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A user's function, ready for the core: `size` of its state array; `address` of the compiled code (0
+    where numba is switched off); `compiled` keeps that code alive; `host`: whether it may answer CPU."""
+
+    function: Callable[..., int]
+    size: int
+    address: int
+    compiled: Any
+    host: bool = True
+
+
+class Hooks(NamedTuple):
+    """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each
+    [ROWS, ...] and floats [FLOAT_ROWS, ...]: what views are made of, each row as long as it is needed; ns
+    [4, ...]: plan.Costs' transfer_ns, expert_ns and the two of cpu_expert_ns. Few arrays, because each is
+    passed down as seven or ten arguments."""
+
+    functions: Any
+    c: Int
+    of_each: Int
+    floats: Float
+    ns: Int
+
+
+def new_hooks(plan: Plan) -> Hooks:
+    """Fresh state for one run of a plan."""
+    choices = _choices(plan)
+    hooks = [None if choice is None else choice.function for choice in choices]
+    sizes = [0 if hook is None else hook.size for hook in hooks]
+    given = [np.zeros(0) if choice is None else choice.params for choice in choices]
+    c = np.zeros(N_HOOK_SCALARS, np.int64)
+    c[STATE_LEN : STATE_LEN + 3], c[PARAMS_LEN : PARAMS_LEN + 3] = sizes, [len(values) for values in given]
+    c[ASKING], c[EXPERT_BYTES] = NOTHING_ASKED, plan.expert_bytes
+    c[NO_CPU] = any(hook is not None and not hook.host for hook in hooks)
+    layers, top_k = plan.experts.shape[1:]
+    floats = np.zeros((FLOAT_ROWS, max(plan.n_experts, top_k, *sizes, *map(len, given))), np.float64)
+    for kind, values in enumerate(given):
+        floats[PARAMS + kind, : len(values)] = values
+    functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
+    if OFF:
+        functions = tuple(None if hook is None else hook.function for hook in hooks)
+    of_each = np.zeros((ROWS, max(layers * plan.n_experts, top_k)), np.int64)
+    return Hooks(functions, c, of_each, floats, _durations(plan))
+
+
+def _durations(plan: Plan) -> Int:
+    costs = plan.costs
+    ns = np.zeros((4, max(2, len(costs.expert_ns))), np.int64)
+    for row, values in enumerate((costs.transfer_ns, costs.expert_ns, *costs.cpu_expert_ns)):
+        ns[row, : len(values)] = values
+    return ns
+
+
+def _choices(plan: Plan) -> tuple[Choice | None, ...]:
+    """In the order of KINDS; None where the run's policy is not a user's."""
+    chosen = (plan.eviction, plan.miss, plan.rerank)
+    return tuple(None if choice is None or choice.function is None else choice for choice in chosen)
+
+
+@contextmanager
+def explained(plan: Plan, hooks: Hooks | None) -> Iterator[None]:
+    """Whatever is raised while a user's function is asked becomes a PolicyError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if hooks is None or hooks.c[ASKING] == NOTHING_ASKED:
+            raise
+        raise PolicyError(_explanation(plan, hooks, error)) from None
+
+
+def _explanation(plan: Plan, hooks: Hooks, error: Exception) -> str:
+    c, layers = hooks.c, plan.experts.shape[1]
+    choice = _choices(plan)[c[ASKING]]
+    assert choice is not None
+    why = WHY[int(c[WRONG])] if c[WRONG] else f"raised {type(error).__name__}: {error}"
+    where = f"step {c[VISIT] // layers}, layer {c[VISIT] % layers}"
+    where += "".join(f", {name} {c[i]}" for name, i in (("token", TOKEN), ("slot", SLOT)) if c[i] >= 0)
+    return f"{KINDS[c[ASKING]]}: {choice.name}: {why.replace('{answer}', str(c[ANSWER]))} (at {where})"
+
+
+# --- compiling and calling ---
+
+
+def _types() -> tuple[Any, Any]:
+    """numba's types of a view and of the other two arguments."""
+    ints, floats = np.zeros(1, np.int64), np.zeros(1, np.float64)
+    kinds: Any = {Int: ints, Float: floats, int: 1, float: 1.0}
+    typeof: Any = numba.typeof
+    return typeof(View(*(kinds[kind] for kind in View.__annotations__.values()))), typeof(floats)
+
+
+VIEW, FLOATS = _types()
+NAMES = ("view", "state", "params")
+
+
+def compile_hook(function: Callable[..., Any], size: int) -> Hook:
+    """Compile a user's function alone. Raises PolicyError, one line without its name, if it cannot be."""
+    if len(inspect.signature(function).parameters) != len(NAMES):
+        raise PolicyError(f"takes {inspect.signature(function)}; must take (view, state, params)")
+    if OFF:
+        return Hook(function, size, 0, None)
+    dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
+    try:
+        found: Any = dispatcher.get_compile_result(types.int64(VIEW, FLOATS, FLOATS))
+    except Exception as error:  # numba raises more than its own classes
+        raise PolicyError(f"cannot be compiled: {_essence(error)}") from None
+    if found.signature.return_type != types.int64:
+        raise PolicyError(f"returns {found.signature.return_type}; must return an int on every path")
+    address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
+    return Hook(function, size, address, dispatcher)
+
+
+def _essence(error: Exception) -> str:
+    """What numba has to say, without its pipeline, its candidates and the spelling of the view's type."""
+    text = str(error).replace(str(VIEW), "View")
+    lines = [line.strip() for line in text.splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Failed in", "File ", "During:", "- "))]
+    places = [line for line in lines if line.startswith("File ")]
+    where = f" ({places[-1].rpartition(', ')[2].rstrip(':')})" if places else ""
+    return (said[0] if said else type(error).__name__) + where
+
+
+@intrinsic
+def _call_address(context: Any, address: Any, view: Any, state: Any, params: Any) -> Any:
+    """Call compiled code by its address, as numba calls its own functions: what it raises goes on here."""
+    if (view, state, params) != (VIEW, FLOATS, FLOATS):
+        raise numba.TypingError(f"a view of another type: {view}, {state}, {params}")
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args[1:]
+        kind = context.call_conv.get_function_type(signature.return_type, kinds)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        status, answer = context.call_conv.call_function(
+            builder, function, signature.return_type, kinds, args[1:]
+        )
+        with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]
+            context.call_conv.return_status_propagate(builder, status)
+        return answer
+
+    return types.int64(types.int64, VIEW, FLOATS, FLOATS), code
+
+
+def _call_function(function: Any, view: View, state: Float, params: Float) -> int:
+    """The same where numba is switched off."""
+    answer = function(view, state, params)
+    if not isinstance(answer, int | np.integer) or isinstance(answer, bool):
+        raise TypeError(f"it returns {type(answer).__name__}; must return an int")
+    return int(answer)
+
+
+_call: Any = _call_function if OFF else _call_address
+
+
+# --- asking ---
+
+
+@inner
+def _backlog(s: Any, expert: int) -> int:
+    """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
+    n = s.c[st.FLIGHT_LEN]
+    for i in range(s.c[st.DEMAND_HEAD], s.c[st.DEMAND_TAIL]):
+        n += s.work[st.DEMAND, i] != expert
+    if s.c[st.DEMAND_TAIL] == 0:  # while answers are given nothing is queued yet
+        for i in range(s.c[st.N_ANSWERED]):
+            g = s.work[st.FIRST_ANSWERED, i]
+            n += g != expert and s.x[g, st.CLASS] == st.MISS and s.x[g, st.ASKED] & 1 == 1
+    return n  # type: ignore[no-any-return]
+
+
+@inner
+def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
+    ns = 0
+    for i in range(s.c[st.N_HOST]):
+        ns += hooks.ns[CPU_NS + busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
+    return ns
+
+
+@inner
+def _ask(
+    s: Any,
+    hooks: Any,
+    kind: Any,
+    visit: int,
+    token: Any,
+    slot: Any,
+    expert: Any,
+    weight: float,
+    n: int,
+    logits: Any,
+    g: Any,
+) -> int:
+    """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
+    c, each, floats, ns = hooks.c, hooks.of_each, hooks.floats, hooks.ns
+    c[ASKING], c[VISIT], c[TOKEN], c[SLOT], c[WRONG] = kind, visit, token, slot, 0
+    layers, busy = s.c[st.N_LAYERS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
+    tokens = s.x[g, st.TOKENS] if kind == MISS else 1
+    backlog = s.c[st.FLIGHT_LEN] if kind == RERANK else _backlog(s, g)
+    host = 0 if kind == RERANK else _host_backlog(s, hooks, busy)
+    k = 0 if kind == EVICTION else s.routed.shape[1]
+    view = View(
+        visit // layers, visit % layers, token, slot, expert, weight, tokens, s.c[st.N_EXPERTS], s.c[st.SEED],
+        each[IDS, :k], floats[WEIGHTS, :k], floats[LOGITS, :logits],
+        each[CANDIDATES, : n if kind == EVICTION else 0], each[IS_RESIDENT, :n], each[IS_COMMITTED, :n],
+        each[IS_HELD, :n], each[IS_USED, :n], each[RECENCY, :n], each[LANDINGS, :n], each[USED_TIMES, :n],
+        backlog * c[EXPERT_BYTES], host, c[EXPERT_BYTES], ns[TRANSFER_NS, 1 if backlog > 0 else 0],
+        ns[EXPERT_NS, tokens], ns[CPU_NS + busy, tokens],
+    )  # fmt: skip
+    state = floats[STATES + kind, : c[STATE_LEN + kind]]
+    params = floats[PARAMS + kind, : c[PARAMS_LEN + kind]]
+    c[ANSWER] = _call(hooks.functions[kind], view, state, params)
+    return c[ANSWER]  # type: ignore[no-any-return]
+
+
+@inner
+def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
+    hooks.c[WRONG], hooks.c[ANSWER] = wrong, answer
+    raise BadAnswer
+
+
+@inner
+def _show(s: Any, hooks: Any, i: int, g: int) -> None:
+    """Expert g (global) into place i of the view's arrays."""
+    each, now = hooks.of_each, s.x[g, STATE]
+    each[CANDIDATES, i] = g
+    each[IS_RESIDENT, i] = 1 if now == RESIDENT else 0
+    each[IS_COMMITTED, i] = 1 if now == COMMITTED else 0
+    each[IS_HELD, i] = 1 if s.x[g, WORK] > 0 else 0
+    each[IS_USED, i] = 0
+    each[RECENCY, i] = s.x[g, STAMP]
+    each[LANDINGS, i] = s.x[g, LANDED]
+    each[USED_TIMES, i] = s.x[g, USES]
+
+
+@inner
+def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -> int:
+    """The layer and one token of it; returns how many logits it has."""
+    n, scores = s.c[st.N_EXPERTS], logits.shape[2]
+    for e in range(n):
+        _show(s, hooks, e, layer * n + e)
+    for e in range(scores):
+        hooks.floats[LOGITS, e] = half_to_float(logits[t, layer, e])
+    for k in range(s.routed.shape[1]):
+        hooks.of_each[IDS, k], hooks.floats[WEIGHTS, k] = s.routed[row, k], s.weight[row, k]
+    return scores  # type: ignore[no-any-return]
+
+
+@inner
+def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
+    """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
+    for i in range(n):
+        _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
+    answer = _ask(s, hooks, EVICTION, s.c[st.ROUTED] - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
+    if answer < 0 or answer >= n:
+        _refuse(hooks, NO_INDEX, answer)
+    hooks.c[ASKING] = NOTHING_ASKED
+    return hooks.of_each[CANDIDATES, answer]  # type: ignore[no-any-return]
+
+
+@inner
+def ask_miss(
+    s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any
+) -> int:
+    """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
+    n, e = s.c[st.N_EXPERTS], s.routed[row, k]
+    scores = _show_token(s, hooks, logits, t, layer, row)
+    used = hooks.of_each[IS_USED]
+    for j in range(s.routed.shape[1]):
+        if s.routed[row, j] >= 0:
+            used[s.routed[row, j]] = 1
+        if j < k and stood_in[j] >= 0:
+            used[stood_in[j]] = 1
+    answer = _ask(
+        s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e
+    )
+    if answer >= n:
+        _refuse(hooks, NO_EXPERT, answer)
+    if answer < CPU:
+        _refuse(hooks, NO_CODE, answer)
+    if answer == CPU and hooks.c[NO_CPU] == 1:
+        _refuse(hooks, NO_HOST, answer)
+    if answer >= 0 and s.x[layer * n + answer, STATE] != RESIDENT:
+        _refuse(hooks, NOT_RESIDENT, answer)
+    hooks.c[ASKING] = NOTHING_ASKED
+    return answer
+
+
+@inner
+def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int) -> None:
+    """One token's experts and weights as the function wants them."""
+    n = s.c[st.N_EXPERTS]
+    scores = _show_token(s, hooks, logits, t, layer, row)
+    _ask(s, hooks, RERANK, visit, np.int64(t), NONE, NONE, 0.0, n, scores, NONE)
+    ids, weights = hooks.of_each[IDS], hooks.floats[WEIGHTS]
+    for k in range(s.routed.shape[1]):
+        if ids[k] < -1 or ids[k] >= n:
+            _refuse(hooks, BAD_ID, ids[k])
+        for j in range(k):
+            if ids[k] >= 0 and ids[j] == ids[k]:
+                _refuse(hooks, TWICE, ids[k])
+        if not (math.isfinite(weights[k]) and weights[k] >= 0.0):
+            _refuse(hooks, BAD_WEIGHT, ids[k])
+        s.routed[row, k], s.weight[row, k] = ids[k], weights[k]
+    hooks.c[ASKING] = NOTHING_ASKED
