@@ -196,9 +196,7 @@ def with_predictions(
     """
     options = options or Options()
     _check(calibration, trace, options)
-    lists = [
-        foretell(trace, learn(calibration, d, options), d, options) for d in range(1, options.distances + 1)
-    ]
+    lists = [foretell(trace, learn(calibration, d, options), d, options) for d in range(1, options.distances + 1)]
     digest = npz.content_hash(calibration)
     meta = trace.meta | {
         "lookahead_distances": list(range(1, options.distances + 1)),
@@ -217,8 +215,7 @@ def _check(calibration: RoutingTrace, trace: RoutingTrace, options: Options) -> 
         raise PredictorError(f"seed is {options.seed}; a whole number from 0 to 2^40 is required")
     if options.distances >= trace.n_moe_layers:
         raise PredictorError(
-            f"distances is {options.distances}; "
-            f"fewer than the trace's {trace.n_moe_layers} MoE layers are required"
+            f"distances is {options.distances}; fewer than the trace's {trace.n_moe_layers} MoE layers are required"
         )
     shapes = [(t.n_moe_layers, t.n_experts, t.top_k) for t in (calibration, trace)]
     if shapes[0] != shapes[1]:
@@ -247,22 +244,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m runtime.predictor", description=(__doc__ or "").split(": ", 1)[1].split("\n")[0]
-    )
-    parser.add_argument(
-        "--calibration", required=True, help="trace to learn from (.npz, or a shipped sample)"
-    )
+    parser = _Parser(prog="python -m runtime.predictor", description=(__doc__ or "").split(": ", 1)[1].split("\n")[0])
+    parser.add_argument("--calibration", required=True, help="trace to learn from (.npz, or a shipped sample)")
     parser.add_argument("--trace", required=True, help="trace to predict: other requests of the same model")
     parser.add_argument("--out", required=True, help="where the trace with its predictions goes")
-    parser.add_argument(
-        "--distances", type=int, default=Options.distances, help="look 1 .. this many MoE layers ahead"
-    )
+    parser.add_argument("--distances", type=int, default=Options.distances, help="look 1 .. this many MoE layers ahead")
     parser.add_argument("--width", type=int, help="experts in a list; default: the trace's top-k")
     parser.add_argument("--hidden", type=int, default=Options.hidden, help="units of the hidden layer")
-    parser.add_argument(
-        "--history", type=int, default=Options.history, help="layers of the token's routing seen"
-    )
+    parser.add_argument("--history", type=int, default=Options.history, help="layers of the token's routing seen")
     parser.add_argument("--epochs", type=int, default=Options.epochs)
     parser.add_argument("--seed", type=int, default=Options.seed)
     parser.add_argument("--threads", type=int, default=1, help="of torch; the sums may differ with it")

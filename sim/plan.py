@@ -172,9 +172,7 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
     return StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
 
 
-def _slots(
-    spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None
-) -> npt.NDArray[np.int64]:
+def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None) -> npt.NDArray[np.int64]:
     """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the calibration trace
     hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what
     is left over one each to the first layers. Raises SpecError where a layer would have none."""

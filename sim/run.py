@@ -28,7 +28,10 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "cache and policies": {
         "cache": {"metavar": "0.5|24|20GB", "help": "share of the experts, slots per layer (of the pool), or bytes"},
         "cache_scope": {"metavar": "layer|global", "help": "slots of each layer's own, or one pool"},
-        "cache_spread": {"metavar": "even|marginal", "help": "slots of the layers alike, or by marginal hits on the calibration"},
+        "cache_spread": {
+            "metavar": "even|marginal",
+            "help": "slots of the layers alike, or by marginal hits on the calibration",
+        },
         "eviction": {"metavar": "NAME|FILE.py:F", "help": "which resident makes room"},
         "prefetch": {"metavar": "NAME|FILE.py:F", "help": "what is fetched before it is wanted"},
         "prefetch_budget": {"type": int, "metavar": "N", "help": "prefetches that may join per visit (default: all)"},

@@ -79,9 +79,7 @@ class UserPrefetch:
             raise SpecError(f"prefetch: {self.name}: raised {type(error).__name__}: {_line(error)}") from None
         if not isinstance(found, Prediction):
             if not isinstance(found, tuple) or len(found) not in (2, 3):
-                raise SpecError(
-                    f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)"
-                )
+                raise SpecError(f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)")
             found = Prediction(*map(np.asarray, found))
         wrong = _wrong(found, trace)
         if wrong:
@@ -156,9 +154,7 @@ def _function(module: ModuleType, name: str) -> Callable[..., Any]:
     """Raises SpecError where the file has no function of that name."""
     found = getattr(module, name, None)
     if not inspect.isfunction(getattr(found, "py_func", found)):
-        names = [
-            key for key, value in vars(module).items() if inspect.isfunction(getattr(value, "py_func", value))
-        ]
+        names = [key for key, value in vars(module).items() if inspect.isfunction(getattr(value, "py_func", value))]
         raise unknown("function", name, names)
     return found  # type: ignore[return-value]
 

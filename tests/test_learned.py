@@ -89,9 +89,7 @@ def test_lists_for_decode_steps_are_refused_in_a_prefill_step() -> None:
     about = {"lookahead_source": "learned: x", "lookahead_model": {"as_decode": True}}
     run = random_trace(np.random.default_rng(0), prompt=0.5, lookahead=2, **about)
     PREDICTORS["learned"]().predict(run, schedule(run, as_decode=True))
-    with pytest.raises(
-        FitError, match=r"^learned: the lists were made --as-decode and the run has prefill st"
-    ):
+    with pytest.raises(FitError, match=r"^learned: the lists were made --as-decode and the run has prefill st"):
         PREDICTORS["learned"]().predict(run, schedule(run))
 
 
@@ -120,9 +118,7 @@ def test_what_is_written_is_a_valid_trace_with_lists(made: Any, tmp_path: Path) 
 
 def test_the_same_seed_gives_the_same_lists_and_another_one_others(made: Any) -> None:
     first, second = pair()
-    a, b, c = (
-        made.with_predictions(first, second, made.Options(**QUICK, seed=s)).lookahead for s in (3, 3, 4)
-    )
+    a, b, c = (made.with_predictions(first, second, made.Options(**QUICK, seed=s)).lookahead for s in (3, 3, 4))
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 

@@ -75,9 +75,7 @@ def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts
     if kind == "buddy-coverage":
         peers = (np.arange(experts)[None, :, None] + 1) % experts if experts > 1 else np.full((1, 1, 1), -1)
         every = np.broadcast_to(peers, (layers, experts, 1))
-        lists = BuddyLists(
-            every.astype(np.int16), np.ones(every.shape, np.float32), np.ones(every.shape[:2]), {}
-        )
+        lists = BuddyLists(every.astype(np.int16), np.ones(every.shape, np.float32), np.ones(every.shape[:2]), {})
     found = first_residents(kind, layers, experts, room, pooled, calibration, seed, lists)
     assert len(set(found.tolist())) == len(found) and found.dtype == np.int64
     held = slots(len(found)) if pooled else np.bincount(found // experts, minlength=layers)

@@ -128,9 +128,7 @@ def test_greedy_against_every_set(trace: RoutingTrace, seed: int, room: int, poo
         chosen = mine[::-1]
         for at, expert in enumerate(chosen):
             before = covered(chosen[:at], lists, worth)
-            gains = {
-                e: covered([*chosen[:at], e], lists, worth) - before for e in scope if e not in chosen[:at]
-            }
+            gains = {e: covered([*chosen[:at], e], lists, worth) - before for e in scope if e not in chosen[:at]}
             uses = expert_counts(trace).reshape(-1)
             assert expert == min(gains, key=lambda e: (-gains[e], -uses[e], e))
 
@@ -169,9 +167,7 @@ def test_refusals_of_coverage() -> None:
         first_residents("buddy-coverage", 3, 8, room, False, calibration)
     with pytest.raises(FitError, match=r"has 3 MoE layers of 8 experts; 3 of 9 are required$"):
         first_residents("buddy-coverage", 3, 9, room, False, calibration, lists=lists)
-    with pytest.raises(
-        BuddyError, match=r"^buddy lists are of 3 MoE layers and 7 experts; the trace .* 3 and 8$"
-    ):
+    with pytest.raises(BuddyError, match=r"^buddy lists are of 3 MoE layers and 7 experts; the trace .* 3 and 8$"):
         small = lists_of(np.full((3, 7, 1), -1))
         first_residents("buddy-coverage", 3, 8, room, False, calibration, lists=small)
 

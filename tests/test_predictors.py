@@ -20,9 +20,7 @@ CAUSAL = sorted(name for name, each in PREDICTORS.items() if not each.oracle)
 FITTED = sorted(name for name, each in PREDICTORS.items() if each.fitted)
 
 
-def trace_of(
-    experts: Any, n_experts: int, sequence: Any = None, prefill: Any = None, **more: Any
-) -> RoutingTrace:
+def trace_of(experts: Any, n_experts: int, sequence: Any = None, prefill: Any = None, **more: Any) -> RoutingTrace:
     """experts [T][L][K]; one request of generated tokens unless said otherwise."""
     array = np.asarray(experts, np.int16)
     tokens, layers, k = array.shape
@@ -274,9 +272,7 @@ def test_an_oracle_breaks_that_law() -> None:
     other = scrambled(run, prediction.step_of_rows(steps, run.n_tokens), 5, 1)
     for name in ("oracle", "noisy-oracle"):
         p, q = (PREDICTORS[name]().predict(each, steps) for each in (run, other))
-        assert used(p, steps, 3, 4) == used(
-            q, steps, 3, 4
-        )  # one layer ahead of visit 4 is visit 5, unchanged
+        assert used(p, steps, 3, 4) == used(q, steps, 3, 4)  # one layer ahead of visit 4 is visit 5, unchanged
         assert used(p, steps, 3, 9) != used(q, steps, 3, 9)
 
 
@@ -306,9 +302,7 @@ def test_lists_are_lists(name: str, trace: RoutingTrace, batch: int, seed: int, 
 
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
-def test_predicting_twice_is_the_same_and_chunks_do_not_show(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     run = random_trace(
         *(rng, 90, 4, 6),
@@ -469,9 +463,7 @@ def test_what_is_fitted_says_so(name: str) -> None:
     with pytest.raises(FitError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
         predictor.predict(RUN, schedule(RUN))
     predictor.fit(random_trace(np.random.default_rng(0), experts=9))
-    with pytest.raises(
-        FitError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "
-    ):
+    with pytest.raises(FitError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
         predictor.predict(RUN, schedule(RUN))
 
 
@@ -481,18 +473,14 @@ def test_lookahead_must_be_there_and_reach_far_enough() -> None:
         PREDICTORS["gate-lookahead"]().predict(RUN, schedule(RUN))
     run = random_trace(np.random.default_rng(0), lookahead=1, distances=(1, 3))
     PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
-    with pytest.raises(
-        FitError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"
-    ):
+    with pytest.raises(FitError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"):
         PREDICTORS["gate-lookahead"](distance=2).predict(run, schedule(run))
 
 
 def test_lookahead_from_nowhere_is_refused() -> None:
     ahead = np.zeros((1, 2, 2, 1), np.int16)
     run = trace_of(np.zeros((2, 2, 1)), 2, lookahead=ahead, meta={"lookahead_distances": [1]})
-    with pytest.raises(
-        FitError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"
-    ):
+    with pytest.raises(FitError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"):
         PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
 
 

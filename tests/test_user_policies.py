@@ -43,12 +43,8 @@ def own(kind: str, name: str, **given: float) -> Choice:
 
 def unlike(a: RunRecord, b: RunRecord, but: tuple[str, ...] = ()) -> list[str]:
     """Where two records differ, but for some columns and counters."""
-    left = {
-        f"{name}.{column}": values for name, group in a.groups.items() for column, values in group.items()
-    }
-    right = {
-        f"{name}.{column}": values for name, group in b.groups.items() for column, values in group.items()
-    }
+    left = {f"{name}.{column}": values for name, group in a.groups.items() for column, values in group.items()}
+    right = {f"{name}.{column}": values for name, group in b.groups.items() for column, values in group.items()}
     out = [key for key in left if key not in but and left[key].tolist() != right[key].tolist()]
     return out + [key for key in a.counters if not key.startswith(but) and a.counters[key] != b.counters[key]]
 
@@ -102,9 +98,7 @@ def test_reranking_like_a_built_in_one(machine: ModuleType) -> None:
         base = random_lossy_plan(seed)
         mine = machine.run(replace(base, rerank=function), full=True)
         assert unlike(mine, machine.run(replace(base, rerank=like), full=True)) == [], seed
-        left_out += mine.counters["wanted_before"] - sum(
-            mine.layer[name].sum() for name in ("hits", "late", "misses")
-        )
+        left_out += mine.counters["wanted_before"] - sum(mine.layer[name].sum() for name in ("hits", "late", "misses"))
     assert left_out > 100
 
 
@@ -129,10 +123,7 @@ def test_state_is_kept_within_a_run_and_empty_at_its_begin(machine: ModuleType) 
     for _ in range(2):
         record = machine.run(replace(base, miss=own("miss", "every_other")), full=True)
         # 2 is dropped and 3 fetched (0 goes); then 2 is dropped again
-        assert (
-            record.groups["answers"]["answer"].tolist()
-            == [2, 0, 2, 0][: len(record.groups["answers"]["answer"])]
-        )
+        assert record.groups["answers"]["answer"].tolist() == [2, 0, 2, 0][: len(record.groups["answers"]["answer"])]
         assert record.groups["answers"]["wanted"].tolist()[:3] == [2, 3, 2]
     third = machine.run(replace(base, miss=own("miss", "every_other", of=3)), full=True)
     assert third.groups["answers"]["answer"].tolist()[:2] == [2, 0]
@@ -268,15 +259,11 @@ def test_a_prediction_that_is_no_use(folder: Path, name: str, says: str) -> None
 
 def test_a_parameter_that_it_does_not_have(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, setting in (("miss", "every_other.often=3"), ("prefetch", "again.often=3")):
-        assert (
-            run.main([*flags(folder), f"--{kind}", f"{OWN}:{setting.split('.')[0]}", "--set", setting]) == 2
-        )
+        assert run.main([*flags(folder), f"--{kind}", f"{OWN}:{setting.split('.')[0]}", "--set", setting]) == 2
         assert "'often' is unknown" in capsys.readouterr().err
 
 
-def test_cpu_answers_that_the_hardware_has_no_durations_for(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cpu_answers_that_the_hardware_has_no_durations_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "h.toml").write_text(FIXED.replace("cpu_expert_ns = 7\n", ""))
     assert run.main([*flags(folder), "--miss", f"{OWN}:cpu"]) == 2
     assert "answered CPU: the hardware has no durations for it" in capsys.readouterr().err

@@ -192,9 +192,7 @@ def _call_address(context: Any, address: Any, view: Any, state: Any, params: Any
         kinds = signature.args[1:]
         kind = context.call_conv.get_function_type(signature.return_type, kinds)
         function = builder.inttoptr(args[0], kind.as_pointer())
-        status, answer = context.call_conv.call_function(
-            builder, function, signature.return_type, kinds, args[1:]
-        )
+        status, answer = context.call_conv.call_function(builder, function, signature.return_type, kinds, args[1:])
         with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]
             context.call_conv.return_status_propagate(builder, status)
         return answer
@@ -226,7 +224,7 @@ def _backlog(s: Any, expert: int) -> int:
         for i in range(s.c[st.N_ANSWERED]):
             g = s.work[st.FIRST_ANSWERED, i]
             n += g != expert and s.x[g, st.CLASS] == st.MISS and s.x[g, st.ASKED] & 1 == 1
-    return n  # type: ignore[no-any-return]
+    return n
 
 
 @inner
@@ -270,7 +268,7 @@ def _ask(
     state = floats[STATES + kind, : c[STATE_LEN + kind]]
     params = floats[PARAMS + kind, : c[PARAMS_LEN + kind]]
     c[ANSWER] = _call(hooks.functions[kind], view, state, params)
-    return c[ANSWER]  # type: ignore[no-any-return]
+    return c[ANSWER]
 
 
 @inner
@@ -303,7 +301,7 @@ def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -
         hooks.floats[LOGITS, e] = half_to_float(logits[t, layer, e])
     for k in range(s.routed.shape[1]):
         hooks.of_each[IDS, k], hooks.floats[WEIGHTS, k] = s.routed[row, k], s.weight[row, k]
-    return scores  # type: ignore[no-any-return]
+    return scores
 
 
 @inner
@@ -315,13 +313,11 @@ def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
     if answer < 0 or answer >= n:
         _refuse(hooks, NO_INDEX, answer)
     hooks.c[ASKING] = NOTHING_ASKED
-    return hooks.of_each[CANDIDATES, answer]  # type: ignore[no-any-return]
+    return hooks.of_each[CANDIDATES, answer]
 
 
 @inner
-def ask_miss(
-    s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any
-) -> int:
+def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any) -> int:
     """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
     n, e = s.c[st.N_EXPERTS], s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
@@ -331,9 +327,7 @@ def ask_miss(
             used[s.routed[row, j]] = 1
         if j < k and stood_in[j] >= 0:
             used[stood_in[j]] = 1
-    answer = _ask(
-        s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e
-    )
+    answer = _ask(s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e)
     if answer >= n:
         _refuse(hooks, NO_EXPERT, answer)
     if answer < CPU:

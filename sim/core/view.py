@@ -43,9 +43,7 @@ class View(NamedTuple):
     recency: Int  # [n] running number of its last touch or landing: the smallest is the least recent
     landed: Int  # [n] running number of its last landing
     uses: Int  # [n] times it was executed on the GPU over the run
-    backlog_bytes: (
-        int  # demands of this visit and what is under way, before this one: it waits at most for these
-    )
+    backlog_bytes: int  # demands of this visit and what is under way, before this one: it waits at most for these
     host_backlog_ns: int  # what this visit has given the CPU so far
     expert_bytes: int  # one expert over the link
     transfer_ns: int  # the same: with the idle set-up where backlog_bytes is 0, else following on

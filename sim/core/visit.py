@@ -353,9 +353,7 @@ def _answer_token(
 
 
 @inner
-def _answer_each(
-    s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int
-) -> None:
+def _answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
     lossless = route.step_prefill[step] and not miss.lossy_prefill
     s.c[st.MISS_DRAWS], s.c[st.HOST_NS], s.c[st.LINK_NS] = 0, 0, 0

@@ -69,9 +69,7 @@ class Learned:
         check(self, trace)
         made_by = trace.meta.get("lookahead_source")
         if trace.lookahead is None or not str(made_by).startswith(LEARNED):
-            raise FitError(
-                f"{self.name}: the trace's lookahead is not of a learned model; make one: {COMMAND}"
-            )
+            raise FitError(f"{self.name}: the trace's lookahead is not of a learned model; make one: {COMMAND}")
         about = trace.meta.get("lookahead_model")
         if isinstance(about, dict) and about.get("as_decode") and steps.prefill.any():
             raise FitError(
@@ -92,7 +90,5 @@ def _looked_up(predictor: Predictor, trace: RoutingTrace, width: int | None) -> 
     lists: Ids = ids(trace.lookahead)[: predictor.distance, :, :, : length(width, trace)]
     for d in wanted:
         if (lists[d - 1, :, :d] >= 0).any():
-            raise FitError(
-                f"{predictor.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed"
-            )
+            raise FitError(f"{predictor.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed")
     return unfitted(lists, identity_rows(predictor.distance, trace.n_tokens))

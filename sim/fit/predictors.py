@@ -117,9 +117,7 @@ class PreviousToken:
         """Lists int16 [1, T, L, m], no copy of int16 experts."""
         check(self, trace)
         row = steps.previous_rows(trace.sequence)
-        return unfitted(
-            ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row)))
-        )
+        return unfitted(ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row))))
 
 
 class Oracle:

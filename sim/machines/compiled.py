@@ -166,7 +166,17 @@ def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int
 
 @inlined
 def _visit(
-    s: Any, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Any, mode: int, step: int, layer: int
+    s: Any,
+    log: Any,
+    route: Any,
+    miss: Any,
+    ahead: Any,
+    hooks: Any,
+    d: Any,
+    clock: Any,
+    mode: int,
+    step: int,
+    layer: int,
 ) -> None:
     """One visit from its routed instant to the end of its layer."""
     first_transfer = s.c[st.R_TRANSFERS]
