@@ -161,9 +161,9 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         if policy.fitted and spec.calibration is None and not spec.params(name).get("lists"):
             raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
     find("placement", PLACEMENT, spec.placement)
-    for field, name in (("placement", spec.placement), ("cache_spread", spec.cache_spread)):
+    for kind, name in (("placement", spec.placement), ("cache_spread", spec.cache_spread)):
         if name in FITTED and spec.calibration is None:
-            raise SpecError(f"{field} {name}: is fitted and needs --calibration FILE|FRACTION")
+            raise SpecError(f"{kind} {name}: is fitted and needs --calibration FILE|FRACTION")
 
 
 def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
@@ -173,9 +173,8 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
 
 
 def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None) -> npt.NDArray[np.int64]:
-    """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the calibration trace
-    hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what
-    is left over one each to the first layers. Raises SpecError where a layer would have none."""
+    """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the
+    calibration trace hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first layers. Raises SpecError where a layer would have none."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
@@ -199,6 +198,7 @@ def _residents(
     if spec.placement == "buddy-coverage":
         from sim.fit.buddies import BuddyProfile
 
+        assert calibration is not None  # _refuse_what_is_missing has seen to it
         lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
     shape = (trace.n_moe_layers, trace.n_experts)
     return first_residents(

@@ -30,7 +30,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "cache_scope": {"metavar": "layer|global", "help": "slots of each layer's own, or one pool"},
         "cache_spread": {
             "metavar": "even|marginal",
-            "help": "slots of the layers alike, or by marginal hits on the calibration",
+            "help": "slots of the layers alike, or where the calibration hits more",
         },
         "eviction": {"metavar": "NAME|FILE.py:F", "help": "which resident makes room"},
         "prefetch": {"metavar": "NAME|FILE.py:F", "help": "what is fetched before it is wanted"},

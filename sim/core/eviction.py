@@ -125,7 +125,7 @@ def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
 
 @inlined
 def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
-    """The expert that goes from a full scope for expert g, or -1. `spare_from`: the merged list to spare, -1 a demand."""
+    """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, -1 a demand."""
     kind = s.c[st.EVICTION]
     if hooks is not None and kind == USER:
         return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))

@@ -1,0 +1,30 @@
+"""The README's commands run, and the output it shows is the output they give."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+SHOWN, USED = BLOCKS[0], BLOCKS[1]
+
+
+def call(line: str) -> str:
+    """The output of one `python -m ...` line of the README."""
+    command = [sys.executable, *line.split("#")[0].split()[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_first_screen_shows_what_the_command_prints() -> None:
+    line, _, shown = SHOWN.partition("\n")
+    assert call(line.removeprefix("$ ")).split() == shown.split()
+
+
+@pytest.mark.parametrize("line", [line.removeprefix("$ ") for line in USED.splitlines()])
+def test_every_command_runs(line: str) -> None:
+    assert call(line)
