@@ -174,7 +174,8 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
 
 def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None) -> npt.NDArray[np.int64]:
     """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the
-    calibration trace hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first layers. Raises SpecError where a layer would have none."""
+    calibration trace hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what is left
+    over one each to the first layers. Raises SpecError where a layer would have none."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers

@@ -246,7 +246,7 @@ PLACEMENT = {
 
 
 def find(kind: str, table: Mapping[str, Any], name: str) -> Any:
-    """The policy of that name, or the user's own (FILE.py:FUNCTION); SpecError with the nearest name if there is none."""
+    """The policy of that name, or the user's own (FILE.py:FUNCTION); SpecError with the nearest name if none is."""
     if kind != "placement" and is_user(name):
         from sim.user_policies import load
 

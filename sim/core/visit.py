@@ -319,7 +319,7 @@ def _reply(
 
 @inner
 def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
-    """A user's own miss policy answers for one slot when its turn comes; those of earlier slots stand in State.reply."""
+    """A user's own miss policy answers for one slot when its turn comes; the earlier ones stand in State.reply."""
     answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k, s.reply[OTHER])
     s.reply[OTHER, k] = answer if answer >= 0 else -1
     s.reply[REPLY, k] = ANSWER_SUBSTITUTE if answer >= 0 else ANSWER_OF_CODE[-answer]
