@@ -93,6 +93,9 @@ def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, and only lands at the last.
     """
     to = clock.k[NOW] + ns
+    if ns > 0 and s.c[FLIGHT_LEN] == 0 and not waiting(s):
+        clock.k[NOW] = to
+        return
     while ns != 0:
         if waiting(s):
             _commit_all(s, log, d, clock)
@@ -192,11 +195,12 @@ def _loop(s: Any, log: Any, route: Any, miss: Any, ahead: Any, d: Any, clock: An
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
             _advance(s, log, d, clock, dense[layer] + then, layer)
-            clock.k[DENSE] += dense[layer]
-            clock.k[DECIDE if layer < layers else HEAD] += then
             if layer < layers:
                 _visit(s, log, route, miss, ahead, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
+        clock.k[DENSE] += dense.sum()
+        clock.k[DECIDE] += layers * d.decide_ns
+        clock.k[HEAD] += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock)
