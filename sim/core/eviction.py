@@ -13,7 +13,7 @@ import numpy as np
 from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.jit import choice, part
-from sim.core.state import BASE, DRAWS, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import BASE, DRAWS, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
 
@@ -52,6 +52,16 @@ def _listed(s: Any, g: int, which: int) -> bool:
         if s.merged[which, i] == g:
             return True
     return False
+
+
+@part
+def _oldest(s: Any, scope: int, spare_from: int) -> int:
+    """The first evictable expert in the order of touches (lru) or landings (fifo); -1 where none is evictable."""
+    end = len(s.x) + scope
+    g = s.work[NEWER, end]
+    while g != end and not _evictable(s, g, spare_from):
+        g = s.work[NEWER, g]
+    return np.int64(g) if g != end else -1
 
 
 @part
@@ -119,5 +129,6 @@ def victim(s: Any, scope: int, spare_from: int) -> int:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    field = STAMP if kind == LRU else (LANDED if kind == FIFO else (USES if kind == LFU else NEXT))
-    return _least(s, scope, spare_from, field, -1 if kind == BELADY else 1)
+    if kind == LFU or kind == BELADY:
+        return _least(s, scope, spare_from, USES if kind == LFU else NEXT, 1 if kind == LFU else -1)
+    return _oldest(s, scope, spare_from)

@@ -27,18 +27,17 @@ CLASS = 3  # HIT, LATE or MISS in that visit
 FRESH = 4  # landed by a prefetch and not wanted since
 WORK = 5  # tokens of GPU work given by the visit being served; > 0 means held
 STAND_IN = 6  # of these, tokens executed in another expert's place
-STAMP = 7  # running number of its last touch or landing (recency)
+STAMP = 7  # running number of its last touch or landing
 USES = 8  # executions on the GPU over the whole run, kept across evictions (lfu)
 SCOPE = 9  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
 SLOT = 10  # its slot while COMMITTED or RESIDENT
 ORIGIN = 11  # cause of its transfer: index into plan.CAUSES
 WAITED = 12  # late in the visit being served, and waited for
-LANDED = 13  # running number of its last landing (fifo)
-TRANSFER = 14  # its row in the record's transfers (record only)
-HOST = 15  # tokens of CPU work given by the visit being served
-ASKED = 16  # bits of the answers it got in the visit being served
-LAST = 17  # visits of its layer routed when its decayed score was last brought up to date
-NEXT = 18  # next visit that wants it (belady only)
+TRANSFER = 13  # its row in the record's transfers (record only)
+HOST = 14  # tokens of CPU work given by the visit being served
+ASKED = 15  # bits of the answers it got in the visit being served
+LAST = 16  # visits of its layer routed when its decayed score was last brought up to date
+NEXT = 17  # next visit that wants it (belady only)
 FIELDS = 24  # whole cache lines
 
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
@@ -53,7 +52,9 @@ LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
 # --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) --------------------------------------
-WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS, WORK_ROWS = range(9)
+WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS = range(8)
+# and the residents of each scope in a ring, by last touch (lru) or by landing; entry G + scope is where it begins and ends
+OLDER, NEWER, WORK_ROWS = range(8, 11)
 # --- columns of State.scope ----------------------------------------------------------------------------------------
 BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
 # --- columns of the prefetch queue ------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, G]; scope [scopes, 4]; slot [slots] expert in each taken slot;
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, > G + scopes]; scope [scopes, 4]; slot [slots] expert in each taken slot;
     queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
 
@@ -131,10 +132,12 @@ def new_state(plan: Plan) -> State:
     x[:, [SLOT, TRANSFER]] = -1
     x[:, NEXT] = NEVER
     x[:, SCOPE] = 0 if plan.pooled else np.arange(n) // plan.n_experts
+    work = zeros(WORK_ROWS, n + len(plan.slots) + 16, dtype=np.uint32)
+    work[OLDER:, n : n + len(plan.slots)] = np.arange(n, n + len(plan.slots))
     return State(
         x=x,
         c=c,
-        work=zeros(WORK_ROWS, n + 16, dtype=np.uint32),
+        work=work,
         scope=scope,
         slot=zeros(int(plan.slots.sum()), dtype=np.uint32),
         queue=zeros(n + 1, 3),
