@@ -13,7 +13,23 @@ import numpy as np
 from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.jit import choice, part
-from sim.core.state import BASE, DRAWS, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, SEED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import (
+    BASE,
+    DRAWS,
+    LAST,
+    N_LAYERS,
+    NEVER,
+    NEWER,
+    NEXT,
+    RESIDENT,
+    ROUTED,
+    SEED,
+    STAMP,
+    STATE,
+    USED,
+    USES,
+    WORK,
+)
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY = range(6)
 
@@ -56,25 +72,25 @@ def _listed(s: Any, g: int, which: int) -> bool:
 
 @part
 def _oldest(s: Any, scope: int, spare_from: int) -> int:
-    """The first evictable expert in the order of touches (lru) or landings (fifo); -1 where none is evictable."""
+    """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
     end = len(s.x) + scope
     g = s.work[NEWER, end]
     while g != end and not _evictable(s, g, spare_from):
         g = s.work[NEWER, g]
-    return np.int64(g) if g != end else -1
+    return np.int64(g) if g != end else -1  # type: ignore[return-value]
 
 
 @part
 def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
-    """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
+    """The evictable expert with the least sign * x[field], then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
     base = s.scope[scope, BASE]
     for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         key, stamp = sign * s.x[g, field], s.x[g, STAMP]
-        if key < best_key or (key == best_key and stamp < best_stamp):
-            if _evictable(s, g, spare_from):
-                best, best_key, best_stamp = g, key, stamp
+        better = key < best_key or (key == best_key and stamp < best_stamp)
+        if better and _evictable(s, g, spare_from):
+            best, best_key, best_stamp = g, key, stamp
     return best
 
 
@@ -129,6 +145,8 @@ def victim(s: Any, scope: int, spare_from: int) -> int:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    if kind == LFU or kind == BELADY:
-        return _least(s, scope, spare_from, USES if kind == LFU else NEXT, 1 if kind == LFU else -1)
+    if kind == LFU:
+        return _least(s, scope, spare_from, USES, 1)
+    if kind == BELADY:
+        return _least(s, scope, spare_from, NEXT, -1)
     return _oldest(s, scope, spare_from)

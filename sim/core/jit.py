@@ -37,25 +37,27 @@ numba.config.CACHE_DIR = str(CACHE_DIR)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# No reference counting (nothing here allocates; with it the loop runs a hundred times slower), no entry point for C.
+# No reference counting (nothing here allocates; with it the loop runs a hundred times slower), no C entry point.
+_njit: Any = numba.njit  # not every option is in its signature
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
 
 
 def choice(function: F) -> F:
     """Compile one function of the core: callable from the compiled loop, from simpy, from torch, from a debugger."""
-    return numba.njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+    return _njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
 
 
 def inlined(function: F) -> F:
     """The same for the few choices on the path of every request: always part of their caller."""
-    return numba.njit(forceinline=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    return _njit(forceinline=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
 
 
 def part(function: F) -> F:
-    """A piece of a choice: part of its caller, and called from compiled functions only (compiles twice as fast)."""
-    return numba.njit(forceinline=True, no_cpython_wrapper=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    """A piece of a choice: part of its caller, called from compiled functions only (compiles twice as fast)."""
+    return _njit(forceinline=True, no_cpython_wrapper=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
 
 
 def wrapping(function: F) -> F:
-    """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
-    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else choice(function)
+    """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of it."""
+    off: bool = getattr(numba.config, "DISABLE_JIT")  # noqa: B009 (numba sets it by name, unseen by mypy)
+    return np.errstate(over="ignore")(function) if off else choice(function)

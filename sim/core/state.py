@@ -51,9 +51,9 @@ LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
-# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) --------------------------------------
+# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) -----------------------
 WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS = range(8)
-# and the residents of each scope in a ring, by last touch (lru) or by landing; entry G + scope is where it begins and ends
+# and the residents of each scope in a ring, by last touch (lru) or landing; entry G + scope begins and ends it
 OLDER, NEWER, WORK_ROWS = range(8, 11)
 # --- columns of State.scope ----------------------------------------------------------------------------------------
 BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
@@ -88,8 +88,8 @@ class IllegalTransition(RuntimeError):
 
 
 class State(NamedTuple):
-    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, > G + scopes]; scope [scopes, 4]; slot [slots] expert in each taken slot;
-    queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
+    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, > G + scopes]; scope [scopes, 4];
+    slot [slots] expert in each taken slot; queue [G + 1, 3] prefetches in the order they will go; layer [L, LAYER_COLUMNS];
     merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
@@ -107,7 +107,7 @@ class State(NamedTuple):
 
 
 def zeros(*shape: int, dtype: Any = np.int64) -> Any:
-    """Zeros that begin at a cache line: how the state lies in lines would else change the speed by half from run to run."""
+    """Zeros that begin at a cache line: where the state lies would else change the speed from run to run."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64

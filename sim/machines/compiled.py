@@ -88,9 +88,9 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
 
 @part
 def _advance(s: Any, log: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
-    """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
+    """The GPU is busy for ns, or (UNTIL_LANDING) waits at `layer` for the next landing; the link goes on beside it.
 
-    Commits before the clock leaves an instant, lands and commits at every instant on the way, and only lands at the last.
+    Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.k[NOW] + ns
     if ns > 0 and s.c[FLIGHT_LEN] == 0 and not waiting(s):
