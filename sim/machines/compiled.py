@@ -223,8 +223,6 @@ def _loop(
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
             _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
-            clock.k[DENSE] += dense[layer]
-            clock.k[DECIDE if layer < layers else HEAD] += then
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
