@@ -1,21 +1,22 @@
 """A small Mixture-of-Experts decoder whose routing is real because it was trained (`runtime.train`).
 
-The architecture and the names of its tensors are those of Qwen3-MoE in Hugging Face transformers (pre-norm, rotary
-positions, q/k norm, softmax router over all experts, top-k weights renormalised, SwiGLU experts kept as two 3-D
-tensors), so that what is written for such models applies to this one.
+The architecture and the names of its tensors are those of Qwen3-MoE in Hugging Face transformers (pre-norm,
+rotary positions, q/k norm, softmax router over all experts, top-k weights renormalised, SwiGLU experts kept
+as two 3-D tensors), so that what is written for such models applies to this one.
 
 The place to look at, or to change, routing is the call of `MoeBlock.experts(hidden, ids, weights)`:
 
-* to record: `model.layers[i].mlp.experts.register_forward_pre_hook(f)`; `f(module, (hidden, ids, weights))` sees what is
-  routed, and a forward hook on `mlp.gate` sees the raw logits of all experts;
-* to let a cache policy change which experts run: return other `(hidden, ids, weights)` from that pre-hook, or put
-  another module with the same call in `mlp.experts` (one that holds only the resident experts' slices, say). An id of -1
-  is a dropped slot: it adds nothing.
+* to record: `model.moe_blocks[i].experts.register_forward_pre_hook(f)`; `f(module, (hidden, ids, weights))`
+  sees what is routed, and a forward hook on `moe_blocks[i].gate` sees the raw logits of all experts;
+* to let a cache policy change which experts run: return other `(hidden, ids, weights)` from that pre-hook, or
+  put another module with the same call in its place (one that holds only the resident experts' slices,
+  say). An id of -1 is a dropped slot: it adds nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,7 +35,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder; the field names are Qwen3-MoE's."""
+    """Sizes of the decoder; the field names are Qwen3-MoE's. ModelError where they cannot be built."""
 
     vocab_size: int = 2048
     hidden_size: int = 160
@@ -49,8 +50,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
-                raise ModelError(f"model config: {name} is {value}; it must be positive")
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ModelError(f"model config: {name} is {value!r}; it must be a positive number")
+            if isinstance(value, float) and name not in ("rope_theta", "rms_norm_eps"):
+                raise ModelError(f"model config: {name} is {value!r}; it must be whole")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ModelError(
                 f"model config: hidden_size is {self.hidden_size}; "
@@ -76,14 +79,14 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden [N, H]` -> raw logits `[N, E]`, router weights `[N, k]` (descending), expert ids int64 `[N, k]`."""
+        """`hidden [N, H]` -> raw logits `[N, E]`; router weights and expert ids `[N, k]`, best first."""
         logits = F.linear(hidden, self.weight)
         top, ids = logits.float().softmax(-1).topk(self.top_k, dim=-1)
         return logits, (top / top.sum(-1, keepdim=True)).to(hidden.dtype), ids
 
 
 class Experts(nn.Module):
-    """All experts of a layer: `gate_up_proj [E, 2I, H]` and `down_proj [E, H, I]`; expert e is slice e of both."""
+    """A layer's experts: `gate_up_proj [E, 2I, H]` and `down_proj [E, H, I]`; expert e is slice e of both."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -94,9 +97,9 @@ class Experts(nn.Module):
     def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the routed experts' outputs.
 
-        `hidden [N, H]`, `ids` int `[N, k]` (-1: dropped), `weights [N, k]` -> `[N, H]`. Slots are sorted by expert, each
-        expert runs once on its rows. `unbind` and `split` rather than indexing: the backward of `w[e]` would fill a
-        zero tensor of all experts' size for every expert.
+        `hidden [N, H]`, `ids` int `[N, k]` (-1: dropped), `weights [N, k]` -> `[N, H]`. Slots are sorted by
+        expert, each expert runs once on its rows. `unbind` and `split` rather than indexing: the backward of
+        `w[e]` would fill a zero tensor of all experts' size for every expert.
         """
         flat = ids.reshape(-1)
         order = flat.argsort(stable=True)
@@ -106,7 +109,10 @@ class Experts(nn.Module):
         parts = [
             F.linear(_swiglu(F.linear(x, gate_up)), down)
             for x, gate_up, down in zip(
-                hidden[rows].split(counts), self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True
+                torch.split(hidden[rows], counts),
+                self.gate_up_proj.unbind(),
+                self.down_proj.unbind(),
+                strict=True,
             )
             if len(x)
         ]
@@ -138,7 +144,7 @@ class MoeBlock(nn.Module):
 
 
 def load_balancing_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """`E * sum_e f_e P_e` with f the share of slots and P the mean router probability: 1 when even, E at worst.
+    """`E * sum_e f_e P_e`, f the share of slots, P the mean router probability: 1 when even, E at worst.
 
     Switch Transformer, arXiv 2101.03961, equation 4, over one layer's tokens (top-k slots counted alike).
     """
@@ -176,7 +182,8 @@ def rotary_table(config: ModelConfig, device: torch.device) -> tuple[Tensor, Ten
     """cos and sin, each float32 `[context, 1, head_dim / 2]`."""
     half = config.head_dim // 2
     inverse = config.rope_theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-    angle = torch.arange(config.max_position_embeddings, device=device, dtype=torch.float32)[:, None] * inverse
+    positions = torch.arange(config.max_position_embeddings, device=device, dtype=torch.float32)
+    angle = positions[:, None] * inverse
     return angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
 
 
@@ -204,20 +211,23 @@ class Layer(nn.Module):
 class MoeDecoder(nn.Module):
     """Token ids in, logits of the next token out; embedding and head share one matrix."""
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        """Weights drawn from `seed`; None leaves them unset, for a checkpoint to fill."""
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rotary: tuple[Tensor, Tensor] | None = None
-        self._initialise(seed)
+        if seed is not None:
+            self._initialise(seed)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
         """Normal weights, scaled down by depth where they write into the residual stream (GPT-2's rule).
 
-        The router starts near indifference: one with opinions at random starves experts before balance can act.
+        The router starts near indifference: one that prefers at random starves experts before balance can
+        act.
         """
         generator = torch.Generator().manual_seed(seed)
         deep = (2 * self.config.num_hidden_layers) ** -0.5
@@ -226,13 +236,20 @@ class MoeDecoder(nn.Module):
                 p.fill_(1.0)
                 continue
             scale = 0.02 if "embed" in name or "gate.weight" in name else p.shape[-1] ** -0.5
-            p.normal_(0.0, scale * (deep if "o_proj" in name or "down_proj" in name else 1.0), generator=generator)
+            into_residual = "o_proj" in name or "down_proj" in name
+            p.normal_(0.0, scale * (deep if into_residual else 1.0), generator=generator)
+
+    @property
+    def moe_blocks(self) -> list[MoeBlock]:
+        """The MoE layers in order: where to hook."""
+        return [layer.mlp for layer in self.layers if isinstance(layer, Layer)]
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`tokens` int `[B, T]` -> logits `[B, T, V]`, mean load-balancing loss over layers (a scalar)."""
         if tokens.shape[1] > self.config.max_position_embeddings:
             raise ModelError(
-                f"tokens: {tokens.shape[1]} positions; the model takes at most {self.config.max_position_embeddings}"
+                f"tokens has {tokens.shape[1]} positions; "
+                f"it must have at most max_position_embeddings = {self.config.max_position_embeddings}"
             )
         if self._rotary is None or self._rotary[0].device != tokens.device:
             self._rotary = rotary_table(self.config, tokens.device)
@@ -254,17 +271,24 @@ def save_checkpoint(folder: Path, model: MoeDecoder) -> None:
 def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> MoeDecoder:
     """The decoder that `save_checkpoint` wrote, in evaluation mode on the CPU.
 
-    Raises ModelError, naming the file and what is wrong, where a file is missing, is not what it should be, or its
-    tensors are not those the configuration asks for.
+    Raises ModelError, naming the file and what is wrong, where a file is missing, is not what it should be,
+    or its tensors are not those the configuration asks for. Nothing is allocated by what the configuration
+    says: the model is laid out without memory and takes the file's own tensors.
     """
-    config = read_config(folder / "config.json")
-    weights = read_tensors(folder / "model.safetensors")
-    model = MoeDecoder(config)
-    for name, p in model.named_parameters():
+    path = folder / "model.safetensors"
+    config, weights = read_config(folder / "config.json"), read_tensors(path)
+    if config.num_hidden_layers > len(weights):
+        raise ModelError(
+            f"{path}: {len(weights)} tensors; config.json asks for {config.num_hidden_layers} layers"
+        )
+    with torch.device("meta"):
+        model = MoeDecoder(config, seed=None)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name in sorted(wanted.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else None
-        if found != tuple(p.shape):
-            raise ModelError(f"{folder / 'model.safetensors'}: {name} has shape {found}; it must be {tuple(p.shape)}")
-    model.load_state_dict(weights)
+        if found != wanted.get(name):
+            raise ModelError(f"{path}: {name} has shape {found}; it must be {wanted.get(name)}")
+    model.load_state_dict(weights, assign=True)
     return model.to(dtype).eval()
 
 

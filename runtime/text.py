@@ -1,10 +1,10 @@
 """The training text: the Python standard library's own sources, as the running Python brings them.
 
-Licence: CPython is under the PSF License Version 2 (some modules add notices of their own, all compatible with it); the
-text is read where Python is installed and is never copied into this project. Files are split by a hash of their path,
-so that a file is held out or not whatever else is installed. Left out: tests and generated machine settings (many
-distributions do not ship them, or ship other ones) and `encodings` (generated tables that are near copies of each
-other, which would leak over the split).
+Licence: CPython is under the PSF License Version 2 (some modules add notices of their own, all compatible
+with it); the text is read where Python is installed and is never copied into this project. Files are split by
+a hash of their path, so that a file is held out or not whatever else is installed. Left out: tests and
+generated machine settings (many distributions do not ship them, or ship other ones) and `encodings`
+(generated tables that are near copies of each other, which would leak over the split).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Ids = NDArray[np.int64]
 
 LICENCE = "PSF-2.0 (CPython standard library, read from the running Python)"
 FILE_TOKEN = "<|file|>"
+FILE_ID = 0
 HELDOUT_ONE_IN = 16
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings"}
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
 
 
 class TextError(ValueError):
@@ -34,7 +35,7 @@ class TextError(ValueError):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of the corpus: `path` relative to the standard library, with `/`; `data` UTF-8 with `\\n` ends."""
+    """One file: `path` relative to the standard library, with `/`; `data` in UTF-8, lines ended by `\\n`."""
 
     path: str
     data: bytes
@@ -78,15 +79,16 @@ def is_heldout(path: str) -> bool:
 def read_corpus(root: Path | None = None, limit_bytes: int | None = None) -> Corpus:
     """Every `.py` file of the standard library at `root` (default: the running Python's), split.
 
-    `limit_bytes` keeps the first training files up to that size, and of the held-out files a sixteenth of it (at least
-    one of each), for tests. Raises TextError where `root` holds too little for both parts.
+    `limit_bytes` keeps the first training files up to that size, and of the held-out files a sixteenth of it
+    (at least one of each), for tests. Raises TextError where `root` holds too little for both parts.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = [f for f in _files(root) if f.data]
     train = _first([f for f in files if not f.heldout], limit_bytes)
     heldout = _first([f for f in files if f.heldout], limit_bytes and limit_bytes // HELDOUT_ONE_IN)
     if not train or not heldout:
-        raise TextError(f"{root}: {len(train)} training and {len(heldout)} held-out .py files; each must be at least 1")
+        counts = f"{len(train)} training and {len(heldout)} held-out .py files"
+        raise TextError(f"{root}: {counts}; there must be at least one of each")
     return Corpus(tuple(train), tuple(heldout))
 
 
@@ -131,21 +133,21 @@ def train_tokenizer(files: Sequence[SourceFile], vocab_size: int) -> Tokenizer:
 def encode(tokenizer: Tokenizer, files: Sequence[SourceFile]) -> Ids:
     """All files in one stream, each led by the file token: int64 `[tokens]`.
 
-    The file token is looked for nowhere in the text itself: a source that spells it is cut into ordinary tokens.
+    The file token is not looked for in the text itself: a source that spells it is cut into ordinary tokens.
     """
     tokenizer.encode_special_tokens = True
     return np.concatenate(
-        [np.array([0, *tokenizer.encode(f.data.decode()).ids], dtype=np.int64) for f in files]
+        [np.array([FILE_ID, *tokenizer.encode(f.data.decode()).ids], dtype=np.int64) for f in files]
     )
 
 
 def order2_bits(train: Sequence[Ids], heldout: Sequence[Ids], alphabet: int, pad: int) -> float:
     """Bits that an order-2 model of `train` needs for `heldout`, each a list of symbol sequences.
 
-    The model gives a symbol's probability from the two before it (`pad` stands before a sequence's start), with
-    interpolated Witten-Bell smoothing (Bell, Witten and Cleary 1990, method C): at each order
-    `p(c | ctx) = (n(ctx c) + T(ctx) p(c | shorter ctx)) / (n(ctx) + T(ctx))`, T the distinct symbols seen after ctx, down to
-    a uniform distribution over `alphabet` symbols.
+    The model gives a symbol's probability from the two before it (`pad` stands before a sequence's start),
+    with interpolated Witten-Bell smoothing (method C of Witten and Bell 1991): at each order `p(c | ctx) =
+    (n(ctx c) + T(ctx) p(c | shorter ctx)) / (n(ctx) + T(ctx))`, T the number of distinct symbols seen after
+    ctx, down to a uniform distribution over `alphabet` symbols.
     """
     seen, asked = _contexts(train, alphabet, pad), _contexts(heldout, alphabet, pad)
     p = np.full(len(asked), 1.0 / alphabet)
@@ -165,28 +167,28 @@ def order2_bits(train: Sequence[Ids], heldout: Sequence[Ids], alphabet: int, pad
 
 
 def _contexts(sequences: Sequence[Ids], alphabet: int, pad: int) -> Ids:
-    """Every symbol with the two before it as one number, `(two before, one before, symbol)` in base `alphabet`."""
+    """Every symbol with the two before it, as digits of one number in base `alphabet`, itself the last."""
     padded = [np.concatenate([[pad, pad], s]).astype(np.int64) for s in sequences]
     return np.concatenate([(s[:-2] * alphabet + s[1:-1]) * alphabet + s[2:] for s in padded])
 
 
 def _lookup(keys: Ids, values: Ids, asked: Ids) -> Ids:
-    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    at = np.searchsorted(keys, asked)
+    keys, values = np.append(keys, -1), np.append(values, 0)  # what lies past the last key is in no table
     return np.where(keys[at] == asked, values[at], 0)
 
 
 def order2_bits_per_byte(corpus: Corpus) -> float:
     """The order-2 model over bytes (a byte given the two before it), fitted on the training files."""
-    train, heldout = ([np.frombuffer(f.data, np.uint8).astype(np.int64) for f in part] for part in _parts(corpus))
+    train, heldout = (
+        [np.frombuffer(f.data, np.uint8).astype(np.int64) for f in part]
+        for part in (corpus.train, corpus.heldout)
+    )
     return order2_bits(train, heldout, 256, pad=ord("\n")) / sum(map(len, heldout))
 
 
 def order2_token_bits_per_byte(corpus: Corpus, tokenizer: Tokenizer) -> float:
     """The same model over the vocabulary's tokens: a stronger one, its context being some six bytes."""
-    train, heldout = ([encode(tokenizer, [f])[1:] for f in part] for part in _parts(corpus))
+    train, heldout = ([encode(tokenizer, [f])[1:] for f in part] for part in (corpus.train, corpus.heldout))
     bits = order2_bits(train, heldout, tokenizer.get_vocab_size(), pad=0)
     return bits / sum(len(f.data) for f in corpus.heldout)
-
-
-def _parts(corpus: Corpus) -> tuple[Sequence[SourceFile], Sequence[SourceFile]]:
-    return corpus.train, corpus.heldout
