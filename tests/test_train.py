@@ -178,6 +178,24 @@ def test_balance_loss_is_one_when_even_and_all_experts_when_one_takes_it_all() -
     assert model.load_balancing_loss(one_sided, torch.full((32, 1), 3)).item() == pytest.approx(16.0)
 
 
+def test_the_decoder_equals_hugging_faces_qwen3_moe() -> None:
+    """The same tensors under the same names give the same logits in an independent implementation."""
+    transformers = pytest.importorskip("transformers", reason="Hugging Face transformers is not installed")
+    decoder = model.MoeDecoder(SMALL).eval()
+    config = transformers.Qwen3MoeConfig(
+        **train.asdict(SMALL),
+        num_key_value_heads=SMALL.num_attention_heads,
+        head_dim=SMALL.head_dim,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+    )
+    other = transformers.Qwen3MoeForCausalLM(config).eval()
+    other.model.load_state_dict(decoder.state_dict())
+    tokens = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(tokens)[0], other(tokens).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_pre_hook_sees_the_routing_and_can_change_it() -> None:
     decoder = model.MoeDecoder(SMALL).eval()
     tokens = torch.arange(10).unsqueeze(0)
