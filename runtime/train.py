@@ -117,8 +117,11 @@ def start(config: ModelConfig, options: TrainOptions, out: Path, device: torch.d
 def advance(run: Run, minutes: float | None = None, save_every_s: float = 300.0) -> None:
     """Train to the end, or until `minutes` have passed; evaluate twenty times on the way; save as it goes.
 
-    Looks up from training every 50 steps only, so that where it is paused leaves no mark on its curves.
+    Looks up from training every 50 steps only, so that where it is paused leaves no mark on its curves. A run
+    that was finished already is only written out again.
     """
+    if run.finished:
+        save_run(run)
     begun = saved = time.monotonic()
     before = run.progress.seconds
     sums = torch.zeros(2, device=run.device)

@@ -271,6 +271,17 @@ def test_resumed_equals_uninterrupted(trained: train.Run, tmp_path: Path) -> Non
     assert resumed.progress.heldout_curve == trained.progress.heldout_curve
 
 
+def test_a_finished_run_is_written_out_again(trained: train.Run) -> None:
+    names = ("config.json", "model.safetensors", "record.json", "tokenizer.json")
+    before = {name: (trained.out / name).read_bytes() for name in names}
+    for name in names:
+        (trained.out / name).unlink()
+    again = run_in(trained.out)
+    train.resume(again)
+    train.advance(again)
+    assert {name: (trained.out / name).read_bytes() for name in names} == before
+
+
 def test_another_runs_state_is_refused(trained: train.Run) -> None:
     with pytest.raises(train.TrainError, match="it must be of this run"):
         train.resume(run_in(trained.out, train.replace(OPTIONS, seed=1)))
