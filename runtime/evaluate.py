@@ -29,9 +29,7 @@ def counted_experts(model: MoeDecoder) -> Iterator[Tensor]:
 
         return hook
 
-    handles = [
-        block.experts.register_forward_pre_hook(counter(i)) for i, block in enumerate(model.moe_blocks)
-    ]
+    handles = [block.experts.register_forward_pre_hook(counter(i)) for i, block in enumerate(model.moe_blocks)]
     try:
         yield counts
     finally:

@@ -278,9 +278,7 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> MoeDeco
     path = folder / "model.safetensors"
     config, weights = read_config(folder / "config.json"), read_tensors(path)
     if config.num_hidden_layers > len(weights):
-        raise ModelError(
-            f"{path}: {len(weights)} tensors; config.json asks for {config.num_hidden_layers} layers"
-        )
+        raise ModelError(f"{path}: {len(weights)} tensors; config.json asks for {config.num_hidden_layers} layers")
     with torch.device("meta"):
         model = MoeDecoder(config, seed=None)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}

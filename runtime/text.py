@@ -136,9 +136,7 @@ def encode(tokenizer: Tokenizer, files: Sequence[SourceFile]) -> Ids:
     The file token is not looked for in the text itself: a source that spells it is cut into ordinary tokens.
     """
     tokenizer.encode_special_tokens = True
-    return np.concatenate(
-        [np.array([FILE_ID, *tokenizer.encode(f.data.decode()).ids], dtype=np.int64) for f in files]
-    )
+    return np.concatenate([np.array([FILE_ID, *tokenizer.encode(f.data.decode()).ids], dtype=np.int64) for f in files])
 
 
 def order2_bits(train: Sequence[Ids], heldout: Sequence[Ids], alphabet: int, pad: int) -> float:
@@ -181,8 +179,7 @@ def _lookup(keys: Ids, values: Ids, asked: Ids) -> Ids:
 def order2_bits_per_byte(corpus: Corpus) -> float:
     """The order-2 model over bytes (a byte given the two before it), fitted on the training files."""
     train, heldout = (
-        [np.frombuffer(f.data, np.uint8).astype(np.int64) for f in part]
-        for part in (corpus.train, corpus.heldout)
+        [np.frombuffer(f.data, np.uint8).astype(np.int64) for f in part] for part in (corpus.train, corpus.heldout)
     )
     return order2_bits(train, heldout, 256, pad=ord("\n")) / sum(map(len, heldout))
 

@@ -145,9 +145,7 @@ def advance(run: Run, minutes: float | None = None, save_every_s: float = 300.0)
 
 def _one_step(run: Run) -> Tensor:
     windows = batch_at(run.data.train, run.progress.step, run.options, run.config.max_position_embeddings)
-    nats, balance = train_step(
-        run.model, run.optimizer, windows.to(run.device), run.progress.step, run.options
-    )
+    nats, balance = train_step(run.model, run.optimizer, windows.to(run.device), run.progress.step, run.options)
     run.progress.step += 1
     return torch.stack((nats, balance))
 
@@ -190,9 +188,7 @@ def save_run(run: Run) -> None:
 def identity(run: Run) -> str:
     """What two runs must share for one to go on from the other, as a JSON string."""
     data = run.data.corpus.describe()["sha256"]
-    return json.dumps(
-        {"config": asdict(run.config), "options": asdict(run.options), "data": data}, sort_keys=True
-    )
+    return json.dumps({"config": asdict(run.config), "options": asdict(run.options), "data": data}, sort_keys=True)
 
 
 def _state_tensors(run: Run) -> dict[str, Tensor]:
