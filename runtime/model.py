@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from traces.command import write_bytes
+from traces.errors import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError):
     """A model's configuration or checkpoint is not usable; the text names the file or field."""
 
 
@@ -264,8 +266,9 @@ class MoeDecoder(nn.Module):
 def save_checkpoint(folder: Path, model: MoeDecoder) -> None:
     """`config.json` and `model.safetensors` (float16) in `folder`, each replaced in one move."""
     weights = {name: p.detach().to("cpu", torch.float16).contiguous() for name, p in model.named_parameters()}
-    replace_file(folder / "config.json", json.dumps(_config_json(model.config), indent=1).encode() + b"\n")
-    replace_file(folder / "model.safetensors", save(weights, {"format": "pt"}))
+    text = json.dumps(_config_json(model.config), indent=1) + "\n"
+    write_bytes(folder / "config.json", text.encode())
+    write_bytes(folder / "model.safetensors", save(weights, {"format": "pt"}))
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> MoeDecoder:
@@ -309,10 +312,3 @@ def read_config(path: Path) -> ModelConfig:
 def _config_json(config: ModelConfig) -> dict[str, Any]:
     fixed = {"model_type": "moe_decoder", "norm_topk_prob": True, "tie_word_embeddings": True}
     return {**fixed, **asdict(config)}
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write beside `path`, then move: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from runtime.model import MoeDecoder
 from runtime.text import Ids
+from traces.errors import UserError
 
 
-class TrainError(ValueError):
+class TrainError(UserError):
     """The options cannot be trained with; the text names the option."""
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from traces.errors import UserError
+
 Ids = NDArray[np.int64]
 
 LICENCE = "PSF-2.0 (CPython standard library, read from the running Python)"
@@ -29,7 +31,7 @@ HELDOUT_ONE_IN = 16
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
 
 
-class TextError(ValueError):
+class TextError(UserError):
     """The corpus is not what was asked for."""
 
 

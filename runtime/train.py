@@ -29,8 +29,9 @@ from torch import Tensor
 
 from runtime import text
 from runtime.evaluate import evaluate, share_of_fair
-from runtime.model import ModelConfig, ModelError, MoeDecoder, read_tensors, replace_file, save_checkpoint
+from runtime.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
 from runtime.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
+from traces.command import Parser, guarded, write_bytes
 
 RECORD_VERSION = 1
 CURVE_EVERY = 50
@@ -179,10 +180,10 @@ def save_run(run: Run) -> None:
     """Everything in `run.out`; the resume file last, so that it is never ahead of the others."""
     run.out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(run.out, run.model)
-    replace_file(run.out / "tokenizer.json", run.data.tokenizer.to_str().encode())
-    replace_file(run.out / "record.json", (json.dumps(record(run), indent=1) + "\n").encode())
+    write_bytes(run.out / "tokenizer.json", run.data.tokenizer.to_str().encode())
+    write_bytes(run.out / "record.json", (json.dumps(record(run), indent=1) + "\n").encode())
     meta = {"identity": identity(run), "progress": json.dumps(asdict(run.progress))}
-    replace_file(run.out / "resume.safetensors", save(_state_tensors(run), meta))
+    write_bytes(run.out / "resume.safetensors", save(_state_tensors(run), meta))
 
 
 def identity(run: Run) -> str:
@@ -292,7 +293,7 @@ def pick_device(name: str) -> torch.device:
 
 def arguments() -> argparse.ArgumentParser:
     about = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m runtime.train", description=about)
+    parser = Parser(prog="python -m runtime.train", description=about)
     parser.add_argument("--out", type=Path, default=Path("out/train"), help="the run's folder (out/train)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's resume.safetensors")
     parser.add_argument("--minutes", type=float, help="pause after so many minutes, saved; --resume goes on")
@@ -306,21 +307,20 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done or paused, 2 what was asked for cannot be done."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
     given = vars(arguments().parse_args(argv))
-    try:
-        options = TrainOptions(**{name: given[name] for name in asdict(TrainOptions())})
-        config = ModelConfig(**{name: given[name] for name in asdict(ModelConfig())})
-        if not given["resume"] and (given["out"] / "resume.safetensors").exists():
-            raise TrainError(f"--out {given['out']} holds a run; go on with --resume, or name another folder")
-        run = start(config, options, given["out"], pick_device(given["device"]))
-        if given["resume"]:
-            resume(run)
-        say(f"{sum(p.numel() for p in run.model.parameters()):,} parameters; order-2: {run.baselines}")
-        advance(run, given["minutes"])
-    except (TrainError, ModelError, text.TextError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = TrainOptions(**{name: given[name] for name in asdict(TrainOptions())})
+    config = ModelConfig(**{name: given[name] for name in asdict(ModelConfig())})
+    if not given["resume"] and (given["out"] / "resume.safetensors").exists():
+        raise TrainError(f"--out {given['out']} holds a run; go on with --resume, or name another folder")
+    run = start(config, options, given["out"], pick_device(given["device"]))
+    if given["resume"]:
+        resume(run)
+    say(f"{sum(p.numel() for p in run.model.parameters()):,} parameters; order-2: {run.baselines}")
+    advance(run, given["minutes"])
 
 
 if __name__ == "__main__":
