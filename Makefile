@@ -6,12 +6,18 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
 .PHONY: run test check lint types bench clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+$(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,check]"
+	$(INSTALL) -e .
 	touch $@
 
-run: $(VENV)/.ready
+$(VENV)/.ready: $(VENV)/.run
+	$(INSTALL) -e ".[test,check]"
+	touch $@
+
+run: $(VENV)/.run
 	$(BIN)/python -m sim.run --trace mixtral.npz
 
 test: $(VENV)/.ready

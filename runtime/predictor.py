@@ -19,13 +19,12 @@ Seeded and on the CPU, with one thread unless `--threads` says otherwise: equal 
 one machine.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,8 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from traces import npz
-from traces.errors import TraceError
+from traces.command import Parser, guarded
+from traces.errors import UserError
 from traces.trace import RoutingTrace
 
 Ids = npt.NDArray[np.int16]
@@ -49,7 +49,7 @@ Ids = npt.NDArray[np.int16]
 PREDICT_ROWS = 1024  # fixed, so that a token's sums do not depend on how many tokens there are
 
 
-class PredictorError(ValueError):
+class PredictorError(UserError):
     """Bad input; one line says what is wrong and what would be right."""
 
 
@@ -238,13 +238,8 @@ def recall(trace: RoutingTrace, distance: int) -> float:
     return right / max(wanted, 1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PredictorError(f"{message}; see {self.prog} --help")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="python -m runtime.predictor", description=(__doc__ or "").split(": ", 1)[1].split("\n")[0])
+def _parser() -> Parser:
+    parser = Parser(prog="python -m runtime.predictor", description=(__doc__ or "").split(": ", 1)[1].split("\n")[0])
     parser.add_argument("--calibration", required=True, help="trace to learn from (.npz, or a shipped sample)")
     parser.add_argument("--trace", required=True, help="trace to predict: other requests of the same model")
     parser.add_argument("--out", required=True, help="where the trace with its predictions goes")
@@ -261,16 +256,15 @@ def _parser() -> _Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 bad input (one line on stderr, nothing written)."""
-    try:
-        given = vars(_parser().parse_args(arguments))
-        if given["threads"] < 1:
-            raise PredictorError(f"--threads {given['threads']}: a whole number from 1 is required")
-        torch.set_num_threads(given.pop("threads"))
-        _run(given.pop("calibration"), given.pop("trace"), given.pop("out"), Options(**given))
-    except (PredictorError, TraceError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(_command, arguments)
+
+
+def _command(arguments: list[str]) -> None:
+    given = vars(_parser().parse_args(arguments))
+    if given["threads"] < 1:
+        raise PredictorError(f"--threads {given['threads']}: a whole number from 1 is required")
+    torch.set_num_threads(given.pop("threads"))
+    _run(given.pop("calibration"), given.pop("trace"), given.pop("out"), Options(**given))
 
 
 def _run(calibration: Any, trace: Any, out: str, options: Options) -> None:

@@ -19,29 +19,24 @@ from sim.fit import buddies_file
 from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
 from traces import npz
-from traces.__main__ import Parser
+from traces.command import Parser, guarded
 from traces.describe import LOUD
-from traces.errors import TraceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, write, report. Returns the exit status: 0 done, 2 bad input (one line on stderr)."""
-    try:
-        options = _parser().parse_args(arguments)
-        lists = _fit(options)
-        facts = report(lists, options.pair_error)
-        if options.out is not None:
-            buddies_file.write(options.out, lists)
-        print(json.dumps(facts, allow_nan=False) if options.json else describe(facts))
-        if facts["warning"]:
-            print(f"warning: {facts['warning']}", file=sys.stderr)
-        sys.stdout.flush()
-    except (TraceError, BuddyError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return guarded(_command, arguments)
+
+
+def _command(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    lists = _fit(options)
+    facts = report(lists, options.pair_error)
+    if options.out is not None:
+        buddies_file.write(options.out, lists)
+    print(json.dumps(facts, allow_nan=False) if options.json else describe(facts))
+    if facts["warning"]:
+        print(f"warning: {facts['warning']}", file=sys.stderr)
 
 
 def _parser() -> Parser:

@@ -5,13 +5,10 @@ answer too, as parallel int64 columns with one event number over all groups.
 """
 
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +18,7 @@ from sim.core.log import COLUMNS, Log
 from sim.core.miss import FETCH, GATES
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
 from sim.errors import SpecError
+from traces.command import replace
 
 Int = npt.NDArray[np.int64]
 Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight
@@ -144,19 +142,6 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     for name, group in (record.groups | fixed).items():
         members |= {f"{name}.{column}": values for column, values in group.items()}
     replace(path, lambda file: np.savez(file, **members))
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
 
 
 def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:

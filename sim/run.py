@@ -4,18 +4,17 @@ Exit status 0 done, 2 bad input (one line on stderr), 1 a failure of ours.
 """
 
 import argparse
-import difflib
 import json
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sim.errors import SpecError
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
 from sim.spec import RunSpec
-from traces.errors import TraceError
+from traces.command import Parser, guarded, write_bytes
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "what runs": {
@@ -57,14 +56,9 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 LISTS = ("policies", "models", "hardware", "engines")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SpecError(message)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """One flag per field of RunSpec, in groups, and the flags of the command itself."""
-    out = _Parser(prog="python -m sim.run", description="Simulate one run.", allow_abbrev=False)
+    out = Parser(prog="python -m sim.run", description="Simulate one run.")
     for title, flags in GROUPS.items():
         group = out.add_argument_group(title)
         for name, options in flags.items():
@@ -80,17 +74,6 @@ def parser() -> argparse.ArgumentParser:
     for what in LISTS:
         group.add_argument(f"--list-{what}", action="store_true", help=f"print the {what} and their sources")
     return out
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Raises SpecError, with the nearest flag for an unknown one."""
-    flags = parser()
-    found, rest = flags.parse_known_args(argv)
-    if rest:
-        known = [option for action in flags._actions for option in action.option_strings]
-        near = difflib.get_close_matches(rest[0].split("=")[0], known, 1, 0.5)
-        raise SpecError(f"{rest[0]}: unknown argument" + (f"; did you mean {near[0]}?" if near else ""))
-    return found
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -181,7 +164,7 @@ def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
     return result(setting, record), record
 
 
-def _announce_compiling() -> None:
+def announce_compiling() -> None:
     """The first run ever compiles the machine: say so, or it looks as if it hung."""
     from sim.core.jit import CACHE_DIR
 
@@ -190,49 +173,41 @@ def _announce_compiling() -> None:
         print(message, file=sys.stderr)
 
 
-def _write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
-    from sim.record import replace, save
+def write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
+    """`summary.json` and, unless kind is `none`, `record.npz` in a folder that is made, each whole or not at all."""
+    from sim.record import save
 
     folder.mkdir(parents=True, exist_ok=True)
     if kind != "none":
         save(record, folder / "record.npz", {name: summary[name] for name in ("spec", "machine", "trace")})
     text = json.dumps(summary, indent=1) + "\n"
-    replace(folder / "summary.json", lambda file: file.write(text.encode()))
+    write_bytes(folder / "summary.json", text.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        args = _parse(argv)
-        for what in LISTS:
-            if getattr(args, f"list_{what}"):
-                print(_list(what))
-                return 0
-        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-            raise SpecError(f"out: {args.out}: is a file; must be a folder")
-        spec = spec_of(args)
-        _announce_compiling()
-        summary, record = simulate(spec, args.record == "full")
-        if args.out:
-            _write(Path(args.out), summary, record, args.record or "summary")
-    except (ValueError, OSError) as error:
-        if not _ours(error):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    for what in LISTS:
+        if getattr(args, f"list_{what}"):
+            print(_list(what))
+            return
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise SpecError(f"out: {args.out}: is a file; must be a folder")
+    spec = spec_of(args)
+    announce_compiling()
+    summary, record = simulate(spec, args.record == "full")
+    if args.out:
+        write(Path(args.out), summary, record, args.record or "summary")
     if args.json:
         print(json.dumps(summary))
     else:
         from sim.report import table
 
         print(table(summary))
-    return 0
-
-
-def _ours(error: Exception) -> bool:
-    """Whether an error is about what the user gave: its class says so."""
-    package = type(error).__module__.split(".")[0]
-    return isinstance(error, (SpecError, TraceError, OSError)) or package in ("sim", "traces")
 
 
 if __name__ == "__main__":

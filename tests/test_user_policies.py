@@ -330,7 +330,7 @@ def test_the_second_start_loads_everything_from_the_cache(folder: Path, tmp_path
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-        compiled_files.append({(path, path.stat().st_mtime_ns) for path in CACHE_DIR.rglob("*.nbc")})
+        compiled_files.append({(path, path.stat().st_mtime_ns) for path in CACHE_DIR.rglob("mine.*.nbc")})
     assert outputs[0] == outputs[1]
     assert compiled_files[0] == compiled_files[1] != set()
 

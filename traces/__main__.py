@@ -1,14 +1,13 @@
 """Command line of the traces: `python -m traces info | split | convert | synth`."""
 
 import argparse
-import difflib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from traces import npz
+from traces.command import Parser, guarded, one_of
 from traces.describe import LOUD, describe
 from traces.errors import TraceError
 from traces.readers.csv import read_csv
@@ -16,26 +15,14 @@ from traces.stats import info
 from traces.trace import split
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad arguments raise TraceError: one line, like every other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TraceError(f"{message}; see {self.prog} --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 2 bad input (one line on stderr)."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        options = _parser().parse_args(_known_command(arguments))
-        COMMANDS[options.command](options)
-        sys.stdout.flush()
-    except TraceError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return guarded(_command, arguments)
+
+
+def _command(arguments: list[str]) -> None:
+    options = _parser().parse_args(_known_command(arguments))
+    COMMANDS[options.command](options)
 
 
 def _known_command(arguments: list[str]) -> list[str]:
@@ -45,15 +32,6 @@ def _known_command(arguments: list[str]) -> list[str]:
     if not arguments[0].startswith("-"):
         one_of("command", arguments[0], list(COMMANDS))
     return arguments
-
-
-def one_of(what: str, name: str, names: Sequence[str]) -> str:
-    """`name` if it is one of `names`. Raises TraceError that lists them, the nearest first of all."""
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise TraceError(f"{what} {name!r} is unknown; {hint}one of {', '.join(names)} is required")
 
 
 def _parser() -> Parser:

@@ -1,5 +1,9 @@
-"""The one error of this package."""
+"""What a user gets wrong: one line on stderr, exit status 2."""
 
 
-class TraceError(ValueError):
-    """Bad input: one line that names file, array, index and value, and what would be right."""
+class UserError(ValueError):
+    """Bad input of any kind: the message is one line that names what is wrong and what would be right."""
+
+
+class TraceError(UserError):
+    """Of a trace: the line names file, array, index and value."""

@@ -1,6 +1,5 @@
 """Routing traces as `.npz` files: mapped reading, deterministic writing, content hash, look-up by name."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.check import ARRAYS, check_structure, check_values, chunks, validate
+from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.members import Member, check_crc, find_members, load, open_zip, refusing
 from traces.trace import RoutingTrace
@@ -205,8 +205,7 @@ def find(name: AnyPath) -> Path:
         return SAMPLES / f"{text}.npz"
     if os.path.exists(name):
         raise TraceError(f"{name}: not a regular file; a .npz is required")
-    near = difflib.get_close_matches(text, samples, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(text, samples)
     raise TraceError(f"{name}: no such file or shipped sample; samples: {', '.join(samples) or 'none'}{hint}")
 
 

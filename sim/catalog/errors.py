@@ -1,7 +1,9 @@
 """The catalog's error, apart so that it can be caught without importing pydantic."""
 
+from traces.errors import UserError
 
-class CatalogError(ValueError):
+
+class CatalogError(UserError):
     """A name or a file that does not describe what it should; the message is always one line."""
 
     def __init__(self, message: str) -> None:

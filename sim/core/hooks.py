@@ -23,6 +23,7 @@ from sim.core.jit import inner
 from sim.core.plan import Choice, Plan
 from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
 from sim.core.view import CPU, Float, Int, View
+from traces.errors import UserError
 
 OFF: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 KINDS = ("eviction", "miss", "rerank")
@@ -51,7 +52,7 @@ WHY: dict[Any, str] = {
 }
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError):
     """A user's policy cannot be compiled, failed, or gave a wrong answer in a run: one line that names it."""
 
 
@@ -163,11 +164,13 @@ def compile_hook(function: Callable[..., Any], size: int) -> Hook:
         return Hook(function, size, 0, None)
     dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
     try:
-        found: Any = dispatcher.get_compile_result(types.int64(VIEW, FLOATS, FLOATS))
+        dispatcher.compile((VIEW, FLOATS, FLOATS))  # without a return type: numba would convert to the one it is given
+        found: Any = dispatcher.overloads[(VIEW, FLOATS, FLOATS)]
     except Exception as error:  # numba raises more than its own classes
         raise PolicyError(f"cannot be compiled: {_essence(error)}") from None
-    if found.signature.return_type != types.int64:
-        raise PolicyError(f"returns {found.signature.return_type}; must return an int on every path")
+    returned: Any = types.unliteral(found.signature.return_type)  # type: ignore[no-untyped-call]
+    if returned != types.int64:
+        raise PolicyError(f"returns {returned}; must return an int on every path")
     address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
     return Hook(function, size, address, dispatcher)
 

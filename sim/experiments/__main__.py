@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sim.errors import SpecError, unknown
+from sim.errors import unknown
 from sim.experiments import buddymoe, policies, published
 from sim.experiments.tables import Report, command_line
+from traces.command import guarded
 
 EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
     "policies": policies.report,
@@ -22,25 +23,19 @@ USAGE = "usage: python -m sim.experiments NAME [flags], NAME one of\n" + "\n".jo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    return guarded(_command, argv)
+
+
+def _command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
-    try:
-        if args[0] not in EXPERIMENTS:
-            raise unknown("experiment", args[0], EXPERIMENTS)
-        report, out = EXPERIMENTS[args[0]](args[1:])
-        text = report.markdown(command_line(args))
-        if out is not None:
-            report.write(Path(out), args[0], command_line(args))
-    except (ValueError, OSError) as error:
-        if not isinstance(error, (SpecError, OSError)) and type(error).__module__.split(".")[0] not in (
-            "sim",
-            "traces",
-        ):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if args[0] not in EXPERIMENTS:
+        raise unknown("experiment", args[0], EXPERIMENTS)
+    report, out = EXPERIMENTS[args[0]](args[1:])
+    text = report.markdown(command_line(args))
+    if out is not None:
+        report.write(Path(out), args[0], command_line(args))
     print(text, end="")
     return 0
 

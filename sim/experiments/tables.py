@@ -1,15 +1,14 @@
 """What every experiment shares: its command line, and a table kept as markdown and CSV."""
 
-import argparse
 import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from sim.errors import SpecError
+from traces.command import Parser, write_bytes
 
 Cell = str | float | int | None
 Row = Mapping[str, Cell]
@@ -69,27 +68,16 @@ class Report:
 
     def write(self, folder: Path, name: str, command: str) -> None:
         """`name`.md and `name`.csv in `folder`, whole or not at all. Raises SpecError if that is a file."""
-        from sim.record import replace
-
         if folder.exists() and not folder.is_dir():
             raise SpecError(f"out: {folder}: is a file; must be a folder")
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in ((".md", self.markdown(command)), (".csv", self.csv(command))):
-            data = text.encode()
-            replace(folder / f"{name}{suffix}", lambda file, data=data: file.write(data) and None)  # type: ignore[misc]
-
-
-class Parser(argparse.ArgumentParser):
-    """Bad flags are a SpecError of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises SpecError."""
-        raise SpecError(message)
+            write_bytes(folder / f"{name}{suffix}", text.encode())
 
 
 def parser(name: str, doc: str) -> Parser:
     """A parser with the flags that every experiment has."""
-    out = Parser(prog=f"python -m sim.experiments {name}", description=doc, allow_abbrev=False)
+    out = Parser(prog=f"python -m sim.experiments {name}", description=doc)
     out.add_argument("--out", metavar="DIR", help=f"write {name}.md and {name}.csv there")
     out.add_argument("--max-steps", type=int, metavar="N", help="stop each run after so many steps")
     return out

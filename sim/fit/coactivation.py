@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from traces.errors import UserError
 from traces.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
@@ -26,7 +27,7 @@ BLOCK_TOKENS = 1 << 13  # the pair ids of a block stay in the processor's cache
 BLOCK_SLOTS = 1 << 20
 
 
-class BuddyError(ValueError):
+class BuddyError(UserError):
     """Bad input: one line that names file or parameter, value, and what would be right."""
 
     def __init__(self, message: str) -> None:
