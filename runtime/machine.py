@@ -59,10 +59,6 @@ from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
 from sim.record import RunRecord
 
-# Plain Python of two choices that only look: a compiled call from here would cost five times what they do.
-_waiting = getattr(waiting, "py_func", waiting)
-_take_group = getattr(take_group, "py_func", take_group)
-
 
 class Work(Protocol):
     """The kernels. All but `begin_step`, `routed`, `check` and `on_host` run inside a launch on `port.compute`."""
@@ -138,7 +134,7 @@ class AsTheyCome:
             self.machine.kick()
 
     def take(self) -> int:
-        return int(_take_group(self.machine.s, self.machine.plan.group))
+        return int(take_group(self.machine.s, self.machine.plan.group))
 
 
 class Machine:
@@ -183,7 +179,7 @@ class Machine:
 
     def kick(self) -> None:
         """Something was queued, landed or released: the link may take more, before time goes on."""
-        if not self.commit_due and _waiting(self.s):
+        if not self.commit_due and waiting(self.s):
             self.commit_due = True
             self.port.soon(self.commit)
 
@@ -193,7 +189,7 @@ class Machine:
         if self.ended:
             return
         s, costs = self.s, self.costs
-        while _waiting(s):
+        while waiting(s):
             behind = int(s.c[FLIGHT_LEN] > 0)
             g = int(next_commit(s, self.log, self.hooks))
             if g < 0:
@@ -233,7 +229,7 @@ class Machine:
 
     def _why(self) -> int:
         """What the GPU waits for, as the link stands: a late expert, a slot, or a demand."""
-        return 1 if self.s.c[st.N_WAITED] > 0 else (2 if _waiting(self.s) else 0)
+        return 1 if self.s.c[st.N_WAITED] > 0 else (2 if waiting(self.s) else 0)
 
     def _count_stall(self, now: int, cause: int) -> None:
         """What the GPU has waited for since it last looked."""

@@ -188,7 +188,7 @@ class ExpertStore:
         return accesses
 
     def read(self, slots: Iterable[int], event: Event) -> None:
-        """`event` stands behind the last kernel that reads these slots."""
+        """`event` stands behind the last use of these slots on `compute`."""
         for slot in slots:
             self.last_read[slot] = event
 
@@ -199,7 +199,9 @@ class ExpertStore:
         for g, slot in residents.items():
             reads, writes = [self.host_access(g)], [self.slot_access(slot)]
             self.port.compute.copy(self.slot_bytes[slot], self.host_bytes[self.where(g)], reads=reads, writes=writes)
-        self.port.compute.record().wait()
+        placed = self.port.compute.record()
+        self.read(residents.values(), placed)
+        placed.wait()
 
     def wrong_slots(self, residents: Mapping[int, int]) -> list[int]:
         """Experts, of {expert: slot}, whose slot does not hold their bytes. Waits for the device first."""
