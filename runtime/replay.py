@@ -84,7 +84,9 @@ def at_scale(setting: "Setting", scale: float) -> "Setting":
     from runtime.layers import scaled
 
     if setting.model is None:
-        raise SpecError("model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it")
+        raise SpecError(
+            "model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it"
+        )
     model = scaled(setting.model, scale)
     size = model.expert_bytes(setting.spec.precision)
     return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size))
@@ -141,7 +143,9 @@ def groups(kernel: str, layout: Any, port: "Port") -> bool:
     possible = has_grouped() and not layout.biases
     if kernel == "grouped" and not possible:
         raise SpecError("expert-kernel: grouped: needs torch.nn.functional.grouped_mm and experts without biases")
-    return kernel == "grouped" or (kernel == "auto" and possible and port.device.type == "cuda" and layout.dtype.itemsize == 2)
+    return kernel == "grouped" or (
+        kernel == "auto" and possible and port.device.type == "cuda" and layout.dtype.itemsize == 2
+    )
 
 
 def replay(setting: "Setting", port: "Port", options: Options = Options()) -> "list[RunRecord]":  # noqa: B008 - frozen
@@ -159,11 +163,15 @@ def arguments() -> argparse.ArgumentParser:
     out = parser()
     out.prog, out.description = "python -m runtime.replay", "Replay a trace on a device."
     group = out.add_argument_group("the device")
-    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)")
+    group.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
+    )
     group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link (default: 25)")
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the model's widths (default: 1)")
-    group.add_argument("--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share")
+    group.add_argument(
+        "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
+    )
     group.add_argument("--weights", metavar="DIR", help="experts of a Hugging Face checkpoint (default: seeded noise)")
     group.add_argument("--expert-kernel", choices=KERNELS, default="auto", help="how the experts of a group run")
     group.add_argument("--repeat", type=int, default=1, metavar="N", help="run so often, report the median")
@@ -241,7 +249,9 @@ def summary_of(
     spread = (max(times) - min(times)) / sorted(times)[len(times) // 2] if times else None
     out["device"] = facts | asdict(options) | {"repeat_time_ns": list(times), "spread": spread}
     if options.alias is not None:
-        out["notes"].append(f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's")
+        out["notes"].append(
+            f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's"
+        )
     if options.scale != 1:
         out["notes"].append(f"SCALED: the model's widths times {options.scale:g}; times are those of the smaller model")
     return out
