@@ -3,23 +3,24 @@
 Operations are queued per stream and run when the host waits, one at a time. Which stream's turn it is, is the port's
 `pick`:
 
-    timed      simulated time: the operation that ends first, as the plan says how long each lasts. At one instant copies
-               land first, then kernels end; `soon` comes last. So the torch machine becomes a simulator whose record must
-               equal the compiled machine's.
+    timed      simulated time: the operation that ends first, as the plan says how long each lasts. At one instant
+               copies land first, then kernels end; `soon` comes last. So the torch machine becomes a simulator whose
+               record must equal the compiled machine's.
     shuffled   any, by a seed; now and then also while the host goes on, as real devices do
     scripted   one numbered script of turns; `every_order` runs them all, where a program is small
 
 **Races.** A kernel that runs beside a copy into the slot that it reads gives a wrong result only in some orders, and
-seldom. So what is checked is not the order that happened, but that every other one were as good: whether two operations
-that touch the same thing (one of them writing) are *ordered*, by the rules of streams and events alone. The rules are kept
-as vector clocks (Mattern 1989; the check of each access is FastTrack's, Flanagan and Freund, PLDI 2009): a stream's
-operations follow one another; `wait` takes over what stood behind the event; a launch follows what the host has done. An
-event that the host waited for orders the host, and by `trust_host` also what it launches afterwards. Without it (the
-default) the device's own events must order everything: the stronger law, which holds when the host does not wait.
-Everything is known when an operation is queued, so a race is found there, in whatever order things run.
+seldom. So what is checked is not the order that happened, but that every other one were as good: whether two
+operations that touch the same thing (one of them writing) are *ordered*, by the rules of streams and events alone. The
+rules are kept as vector clocks (Mattern 1989; the check of each access is FastTrack's, Flanagan and Freund, PLDI
+2009): a stream's operations follow one another; `wait` takes over what stood behind the event; a launch follows what
+the host has done. An event that the host waited for orders the host, and by `trust_host` also what it launches
+afterwards. Without it (the default) the device's own events must order everything: the stronger law, which holds when
+the host does not wait. Everything is known when an operation is queued, so a race is found there, in whatever order
+things run.
 
-Found are: a race (two accesses that nothing orders), a use or a free of memory that an operation may still use, a use after
-free, a double free, a wait for something that can never happen.
+Found are: a race (two accesses that nothing orders), a use or a free of memory that an operation may still use, a use
+after free, a double free, a wait for something that can never happen.
 """
 
 import random
@@ -381,8 +382,8 @@ def shuffled(seed: int, trust_host: bool = False) -> VirtualPort:
 
 
 def every_order(program: Callable[[VirtualPort], None], most: int = 10_000, trust_host: bool = False) -> int:
-    """Run a small program in each of its legal orders, as far as the host's own waiting leaves them open; how many there
-    were. Raises what the program raises, and DeviceError when there are more than `most`."""
+    """Run a small program in each of its legal orders, as far as the host's own waiting leaves them open; how many
+    there were. Raises what the program raises, and DeviceError when there are more than `most`."""
     script: list[int] = []
     runs = 0
     while True:

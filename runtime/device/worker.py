@@ -1,4 +1,5 @@
-"""A stream that a thread works off, one job after the other: the copy engine of the CPU port, and the host's experts."""
+"""A stream that a thread works off, one job after the other: the copy engine of the CPU port, and the host's
+experts."""
 
 import threading
 import time
@@ -75,7 +76,8 @@ class Mark:
 
 
 class Worker(threading.Thread):
-    """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its core."""
+    """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its
+    core."""
 
     def __init__(self, threads: Threads, name: str, torch_threads: int) -> None:
         super().__init__(name=name, daemon=True)
