@@ -15,10 +15,10 @@ marks goes to one part (`lap`). The parts add up to the time because nothing els
 between two kernels is in the part that the GPU waits in: that is what an engine pays. The dense part ends where its
 kernels end, by the device's clock; reading back and deciding is `decide`.
 
-A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); `landed_ns` in the record is
-when it ended, the event's place in the order is when it was learnt. The next transfer is committed at once, in the
-same hold of the lock. A slot is safe by events (runtime.store); the core's hold on an expert (WORK > 0) ends at its
-group's end.
+A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); that is its place in the order
+of events. `landed_ns` is when it ended, unless something else stands between in that order. The next transfer is
+committed at once, in the same hold of the lock. A slot is safe by events (runtime.store); the core's hold on an expert
+(WORK > 0) ends at its group's end.
 
 Where time is simulated (runtime.device.virtual, given the plan's durations) this machine's record equals the compiled
 machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code
@@ -162,6 +162,8 @@ class Machine:
         self.taken = 0
         self.layer = 0
         self.origin = self.mark = 0
+        # of the device's clock, mapped to the host's: nothing in the record is earlier than what stands before it
+        self.latest = self.link_free = 0
         self.counted_from = 0  # link time before the end of the warm-up counts for nothing
         self.copies: dict[int, Any] = {}
         self.row_of = np.zeros(plan.experts.shape[0], np.int64)
@@ -199,7 +201,7 @@ class Machine:
             if g < 0:
                 return
             row = self.log.transfers[s.x[g, TRANSFER]]
-            row[lg.T_COMMITTED] = self.now()
+            row[lg.T_COMMITTED] = self.latest = self.now()
             self.clock.starts[g] = NEVER
             gap = 0 if behind else costs.commit_gap_ns
             planned = self.transfer_ns[self.is_low(g)][behind]
@@ -222,9 +224,9 @@ class Machine:
         s = self.s
         transfer = int(s.x[g, TRANSFER])
         committed = int(self.log.transfers[transfer, lg.T_COMMITTED])
-        # a device's clock is mapped to the host's, a little off
-        landed_ns = max(min(landed_ns, self.now()), committed)
-        started_ns = min(max(started_ns, committed), landed_ns)
+        landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
+        started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
+        self.link_free = landed_ns
         if self.stalled_since >= 0:
             self._count_stall(max(self.now(), self.stalled_since), self._why())
         found = int(land(s, self.log))
@@ -322,7 +324,7 @@ class Machine:
             first, answer = int(s.c[st.R_TRANSFERS]), int(s.c[st.R_ANSWERS])
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
             busy = int(s.c[FLIGHT_LEN] > 0)
-            self.routed_ns = self.lap(DECIDE)
+            self.routed_ns = self.latest = self.lap(DECIDE)
             log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = self.routed_ns
             log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = self.routed_ns
             self.order.done(VISIT)
@@ -402,12 +404,15 @@ class Machine:
             self.order.done(GROUP)
 
     def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
-        """When each of the last n executions began and ended; those of one kernel, together."""
-        last = self.s.c[st.R_EXECUTIONS]
+        """When each of the last n executions began and ended; one kernel's time is shared out by tokens."""
+        rows = self.log.executions[self.s.c[st.R_EXECUTIONS] - n : self.s.c[st.R_EXECUTIONS]]
         times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
-        for i, row in enumerate(self.log.executions[last - n : last]):
-            i = min(i, len(times) - 2)
-            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = times[i], times[i + 1], group
+        times[-1] = self.latest = max(times[-1], self.latest)
+        if len(times) < n + 1:
+            shares = np.cumsum([0, *rows[:, lg.X_TOKENS]]) / rows[:, lg.X_TOKENS].sum()
+            times = [times[0] + round(share * (times[-1] - times[0])) for share in shares.tolist()]
+        for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
+            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = begin, end, group
 
     # --- the CPU beside the GPU ------------------------------------------------------------------------------------
 
@@ -447,9 +452,9 @@ class Machine:
         compute.record().wait()
         self.work.check()
         self.lap(DENSE, ended.time_ns() - self.origin)
-        self.clock.end[step] = self.lap(HEAD)
         self.order.turn(STEP)
         with self.port.lock:
+            self.clock.end[step] = self.latest = self.lap(HEAD)
             self.clock.event[step] = self.s.c[st.EVENTS]
             self.s.c[st.EVENTS] += 1
             self.order.done(STEP)

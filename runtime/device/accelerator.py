@@ -323,6 +323,11 @@ class SynchronousStream(Now):
         self.work_off()
         return super().record()
 
+    def wait(self, event: Event) -> None:
+        if not event.done():  # of a copy that is put off
+            self.work_off()
+        event.wait()
+
 
 class OneStreamPort(HostPort):
     """A device that does one thing at a time: right, and without overlap."""

@@ -25,8 +25,7 @@ after free, a double free, a wait for something that can never happen.
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +143,19 @@ def _join(clock: Clock, other: Clock) -> None:
         clock[name] = max(clock.get(name, 0), n)
 
 
+class Held:
+    """The lock of a port without threads: nothing runs while it is held."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
 class VirtualPort:
     """See runtime.device.port.Port, and above. Make one by `timed`, `shuffled` or `scripted`."""
 
@@ -158,9 +170,9 @@ class VirtualPort:
         memory_bytes: int = 1 << 62,
     ) -> None:
         self.pick, self.trust_host, self.idle, self.memory_bytes = pick, trust_host, idle, memory_bytes
-        self.now, self.steps, self.held = 0, 0, 0
+        self.now = self.steps = 0
         self.link, self.compute, self.host = (VirtualStream(self, name) for name in STREAMS)
-        self.lock = self._lock()
+        self.lock = Held()
         self.known: Clock = {"program": 1}  # what the host knows; its own place is `program`
         self.written: dict[tuple[Buffer, Any], tuple[str, int]] = {}
         self.read: dict[tuple[Buffer, Any], Clock] = {}
@@ -224,32 +236,6 @@ class VirtualPort:
 
     # --- the host ---
 
-    @contextmanager
-    def _hold(self) -> Iterator[None]:
-        self.held += 1
-        try:
-            yield
-        finally:
-            self.held -= 1
-
-    def _lock(self) -> Any:
-        hold = self._hold
-
-        class Lock:
-            """Nobody else is there; while it is held nothing runs."""
-
-            def __init__(self) -> None:
-                self.stack: list[Any] = []
-
-            def __enter__(self) -> None:
-                self.stack.append(hold())
-                self.stack[-1].__enter__()
-
-            def __exit__(self, *args: Any) -> None:
-                self.stack.pop().__exit__(*args)
-
-        return Lock()
-
     def now_ns(self) -> int:
         return self.now
 
@@ -264,11 +250,11 @@ class VirtualPort:
 
     def meanwhile(self) -> None:
         """The device goes on while the host does, as `idle` says."""
-        while not self.held and self.idle() and self._step():
+        while not self.lock.depth and self.idle() and self._step():
             pass
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        assert not self.held, "waits with the lock held"
+        assert not self.lock.depth, "waits with the lock held"
         while self._lands_now() or not ready():
             if not self._step():
                 raise DeviceError("the host waits and nothing is under way")
