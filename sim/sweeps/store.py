@@ -54,10 +54,14 @@ class Store:
             _refuse_another(self.folder, known, identity, set(ids))
         self.parts.mkdir(parents=True, exist_ok=True)
         self._take()
-        self._sweep_up()
-        if known is None or known["ids"] != list(ids):
-            self.describe({**identity, "ids": list(ids)})
-        return self._rows(set(ids))
+        try:
+            self._sweep_up()
+            if known is None or known["ids"] != list(ids):
+                self.describe({**identity, "ids": list(ids)})
+            return self._rows(set(ids))
+        except BaseException:
+            self.close()
+            raise
 
     def _read_known(self) -> dict[str, Any] | None:
         """What sweep.json says; None for a folder that is new or empty."""
@@ -81,6 +85,7 @@ class Store:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.close()
             raise SpecError(f"out: {self.folder}: another process runs this sweep; wait for it, or end it") from None
 
     def _sweep_up(self) -> None:
