@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import run, sweep
+from sim.errors import SpecError
 from sim.memo import Kept
 from sim.sweeps import session
 from sim.sweeps.config import Run, expand, read
@@ -252,7 +253,7 @@ class FakePool:
 
     def start(self) -> int:
         self.started += 1
-        self.happened.append(Event(self.started, dead=self.stillborn))
+        self.happened.append(Event(self.started, dead=self.stillborn, why="exit status 9"))
         return self.started
 
     def give(self, worker: int, task: Task) -> None:
@@ -289,7 +290,7 @@ def test_a_run_that_kills_its_worker_is_tried_again_alone_then_a_row_with_an_err
 
 def test_workers_that_die_as_they_start_end_the_sweep(folder: Path) -> None:
     runs, setup = seeded(folder, 2)
-    with pytest.raises(RuntimeError, match="as they started"):
+    with pytest.raises(SpecError, match="as they started: exit status 9"):
         list(Dispatcher(FakePool(setup, stillborn=True), 2).run(runs))
 
 

@@ -73,7 +73,7 @@ class RayPool:
         if found or self._tasks:
             self._alive = time.monotonic()
         elif time.monotonic() - self._alive > PATIENCE_S:
-            raise RuntimeError(f"ray: no worker came up in {PATIENCE_S:.0f} s; does the cluster have a free CPU?")
+            raise SpecError(f"ray: no worker came up in {PATIENCE_S:.0f} s; does the cluster have a free CPU?")
         return [event for event in found if event is not None]
 
     def _event(self, reference: Any, worker: int) -> Event | None:
@@ -82,10 +82,10 @@ class RayPool:
             done = self._ray.get(reference)
         except errors.RayTaskError:
             raise  # a failure of ours
-        except errors.RayError:
+        except errors.RayError as error:
             self._ray.kill(self._workers.pop(worker))
             self._tasks.pop(worker, None)
-            return Event(worker, dead=True)
+            return Event(worker, dead=True, why=str(error))
         if done is not None and done.unseen:
             self._hand(worker, done.unseen)
             return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
+from sim.errors import SpecError
 from sim.sweeps.config import Run
 from sim.sweeps.rows import Row, error_row
 from sim.sweeps.worker import Done, Task
@@ -26,11 +27,12 @@ KILLED = "the worker died twice while it ran this (out of memory?)"
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker did: it is ready (done None, dead False), has done its task, or is dead and will do nothing."""
+    """What a worker did: it is ready (done None, dead False), has done its task, or is dead (`why`) for good."""
 
     worker: int
     done: Done | None = None
     dead: bool = False
+    why: str = ""
 
 
 class Pool(Protocol):
@@ -159,7 +161,7 @@ class Dispatcher:
                 self._seen(event)
 
     def run(self, runs: Sequence[Run]) -> Iterator[list[Row]]:
-        """The rows of all runs, as they come: each run once. Raises RuntimeError where no worker can be kept alive."""
+        """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive."""
         queue = Queue.of(runs, max(1, len(self._places)))
         while queue or self._tasks:
             while self._idle and (taken := queue.take(self._places[self._idle[-1]], self.seconds)):
@@ -190,7 +192,7 @@ class Dispatcher:
         if event.worker in self._starting:
             self._stillborn += 1
         if self._stillborn >= STILLBORN:
-            raise RuntimeError(f"{STILLBORN} workers died one after another as they started; see their messages above")
+            raise SpecError(f"workers: {STILLBORN} died one after another as they started: {event.why}")
         self._starting.discard(event.worker)
         self._idle = [worker for worker in self._idle if worker != event.worker]
         self._start(self._places.pop(event.worker))

@@ -51,7 +51,7 @@ class LocalPool:
             process, _ = self._workers.pop(worker)
             pipe.close()
             process.join()
-            return Event(worker, dead=True)
+            return Event(worker, dead=True, why=f"exit status {process.exitcode}")
         return Event(worker, done)
 
     def close(self) -> None:

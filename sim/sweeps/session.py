@@ -65,7 +65,7 @@ class Session:
         dispatcher = None
         try:
             dispatcher = Dispatcher(pool, workers)
-            dispatcher.warm_up(_to_compile(missing))
+            dispatcher.warm_up(to_compile(missing))
             progress = Progress(self.out, len(missing), workers)
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
@@ -128,7 +128,7 @@ def _core() -> str:
     return CACHE_DIR.name
 
 
-def _to_compile(runs: Sequence[Run]) -> list[Run]:
+def to_compile(runs: Sequence[Run]) -> list[Run]:
     """While nothing is compiled: a run of each version of the machine that the sweep needs."""
     from sim.core.jit import CACHE_DIR
 
