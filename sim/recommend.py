@@ -5,7 +5,6 @@ Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says w
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,9 +57,10 @@ def _command(argv: list[str]) -> None:
     from sim.sweeps.advice import text
     from sim.sweeps.evaluate import Evaluator
     from sim.sweeps.recommendation import Recommendation
+    from sim.sweeps.session import cores
 
     recommendation = Recommendation(wish, _tell)
-    evaluate = Evaluator(args.workers or len(os.sched_getaffinity(0)))
+    evaluate = Evaluator(args.workers or cores())
     try:
         out = recommendation.search(evaluate)
     finally:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    from sim.sweeps.answer import answer
+    from sim.sweeps.answer import COLUMNS_READ, answer
     from sim.sweeps.config import expand, read
     from sim.sweeps.session import Session
 
@@ -47,7 +47,7 @@ def _command(argv: list[str]) -> int:
     folder = Path(args.out) if args.out else Path(Path(args.config).stem + ".sweep")
     session = Session(folder, tables, runs, sys.stderr)
     try:
-        rows = session.run(args.engine, args.ray_address or "local", args.workers, args.retry_failed)
+        table = session.run(args.engine, args.ray_address or "local", args.workers, args.retry_failed)
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "sim.sweep", *argv])
         print(
@@ -56,9 +56,9 @@ def _command(argv: list[str]) -> int:
         return INTERRUPTED
     finally:
         session.close()
-    print(answer(rows))
-    print(f"{folder / 'results.parquet'}: {len(rows):,} rows")
-    return 2 if all(row["error"] for row in rows) else 0
+    print(answer(table.select(COLUMNS_READ).to_pylist()))
+    print(f"{folder / 'results.parquet'}: {len(runs):,} rows")
+    return 2 if all(session.store.done.values()) else 0
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sim import run, sweep
 from sim.errors import SpecError
 from sim.memo import Kept
-from sim.sweeps import session
+from sim.sweeps import dispatch, session, store
 from sim.sweeps.config import Run, expand, read
 from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
 from sim.sweeps.local import LocalPool
@@ -413,6 +413,23 @@ def test_a_folder_of_something_else_and_a_part_of_nothing(
     capsys.readouterr()
     assert sweep.main(["--config", "s.toml", "--out", "a"]) == 2
     assert f"{part.relative_to(folder)}: is no part of a sweep" in capsys.readouterr().err
+
+
+def test_many_parts_are_joined_and_a_join_cut_short_loses_and_repeats_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    monkeypatch.setattr(store, "MOST_PARTS", 3)
+    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nrepeats = 7\ncache = [2, 4]')
+    monkeypatch.setattr(dispatch, "TASK_S", 0.0)  # one run a task: fourteen parts
+    assert sweep.main(["--config", "s.toml", "--out", "a"]) == 0
+    names = sorted(path.name for path in folder.glob("a/parts/*"))
+    assert names == ["part-000015.parquet", "part-000016.parquet", "part-000017.parquet"]  # 12 rows, 1, 1
+    assert len(parts_of(folder / "a")) == len(set(parts_of(folder / "a"))) == 14
+    first = (folder / "a/results.parquet").read_bytes()
+    shutil.copy(folder / "a/parts/part-000016.parquet", folder / "a/parts/part-000003.parquet")  # not yet removed
+    assert sweep.main(["--config", "s.toml", "--out", "a"]) == 0
+    assert (folder / "a/results.parquet").read_bytes() == first
 
 
 def test_one_process_at_a_time_and_failed_ones_again(

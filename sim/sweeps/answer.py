@@ -11,6 +11,10 @@ POLICY = (
     "eviction", "prefetch", "prefetch_budget", "miss", "rerank", "placement", "transfer_order", "cache_scope",
     "cache_spread", "set", "seed",
 )  # fmt: skip
+COLUMNS_READ = [
+    "error", "synthetic", "open_loop", "oracle", "tokens_per_s", "total_tokens_per_s",
+    "quality.substituted_weight", "quality.dropped_weight", *SPEC,
+]  # fmt: skip
 MOST_LINES = 24
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sim import __version__
 from sim.errors import SpecError
 from sim.memo import Kept
-from sim.plan import Setting, prepare
+from sim.plan import USE_THE_HOST, Setting, prepare
 from sim.report import BOUNDS, OPEN_LOOP, result
 from sim.spec import RunSpec
 from sim.sweeps.config import Run
@@ -19,8 +19,8 @@ from sim.sweeps.split import Split, split
 from sim.sweeps.sure import PerRequest, drawn, interval
 from sim.sweeps.worker import MEMO_BYTES
 
-KINDS = (*POLICIES, "cache_scope", "placement")  # two candidates that differ in none of these are one policy
 CALIBRATION = 0.25
+CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Recommendation:
             raise SpecError(f"no candidate could be run{why}")
         best, row = ranked[0]
         others = [
-            c for c, r in ranked if any(c[kind] != best[kind] for kind in KINDS) and r["time_ns"] != row["time_ns"]
+            c for c, r in ranked if any(c[kind] != best[kind] for kind in POLICIES) and r["time_ns"] != row["time_ns"]
         ]
         other = others[0] if others else None
         judged = self._judge(best)
@@ -153,7 +153,7 @@ class Recommendation:
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
             "verdict": s["verdict"],
-            "notes": [*s["notes"], *self.notes],
+            "notes": [*s["notes"], *self.notes, *([CPU] if best.spec.miss in USE_THE_HOST else [])],
             "command": command(best.spec),
             "spec": best.spec.model_dump(),
             "version": __version__,

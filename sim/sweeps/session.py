@@ -13,7 +13,6 @@ from sim.run import announce_compiling
 from sim.sweeps.config import POLICIES, Run
 from sim.sweeps.dispatch import Dispatcher, Pool
 from sim.sweeps.local import LocalPool
-from sim.sweeps.rows import Row
 from sim.sweeps.store import Store, require_pyarrow
 from sim.sweeps.worker import Setup
 from traces import npz
@@ -32,32 +31,30 @@ class Session:
         self.store = Store(folder)
         self.setup, files = inspect(runs)
         self.identity = {"version": __version__, "core": _core(), "files": files, "config": dict(tables)}
-        self.rows = self.store.open(self.identity, [run.id for run in runs])
+        self.store.open(self.identity, [run.id for run in runs])
 
     @property
     def safe(self) -> int:
-        return len(self.rows)
+        return len(self.store.done)
 
     def close(self) -> None:
         self.store.close()
 
-    def run(self, engine: str, address: str, workers: int | None, retry_failed: bool) -> list[Row]:
-        """Every row, in the order of the configurations: those that were there, and those run now."""
-        if retry_failed:
-            self.rows = {key: row for key, row in self.rows.items() if row["error"] is None}
-        missing = [run for run in self.runs if run.id not in self.rows]
+    def run(self, engine: str, address: str, workers: int | None, retry_failed: bool) -> Any:
+        """The table of all rows (pyarrow), in the order of the configurations: those that were there, those run now."""
+        done = self.store.done
+        missing = [run for run in self.runs if run.id not in done or (retry_failed and done[run.id] is not None)]
         if self.safe:
             print(f"{self.safe:,} of {len(self.runs):,} runs are done; {len(missing):,} to go", file=self.out)
         about: dict[str, Any] = {}
         if missing:
             about = self._work(missing, engine, address, workers)
-        rows = [self.rows[run.id] for run in self.runs]
-        self.store.finish(rows)
+        ids = [run.id for run in self.runs]
+        whole = self.store.finish(ids)
         if missing:
-            ids = [run.id for run in self.runs]
             self.store.describe({**self.identity, "ids": ids, "last": about})
-        self._complain(rows)
-        return rows
+        self._complain()
+        return whole
 
     def _work(self, missing: Sequence[Run], engine: str, address: str, workers: int | None) -> dict[str, Any]:
         begin = time.monotonic()
@@ -69,7 +66,6 @@ class Session:
             progress = Progress(self.out, len(missing), workers)
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
-                self.rows |= {row["id"]: row for row in rows}
                 progress.show(dispatcher.totals.runs)
             progress.end()
         finally:
@@ -92,10 +88,10 @@ class Session:
         print(_told(about), file=self.out)
         return about
 
-    def _complain(self, rows: Sequence[Row]) -> None:
-        failed = [row for row in rows if row["error"] is not None]
+    def _complain(self) -> None:
+        failed = [error for run in self.runs if (error := self.store.done[run.id]) is not None]
         if failed:
-            print(f"{len(failed):,} of {len(rows):,} runs failed; the first: {failed[0]['error']}", file=self.out)
+            print(f"{len(failed):,} of {len(self.runs):,} runs failed; the first: {failed[0]}", file=self.out)
 
 
 def _told(about: Mapping[str, Any]) -> str:
@@ -112,13 +108,18 @@ def _told(about: Mapping[str, Any]) -> str:
 def _pool(setup: Setup, engine: str, address: str, workers: int | None, runs: int) -> tuple[Pool, int]:
     """A pool and how many workers it shall have: never more than there are runs."""
     if engine == "local":
-        return LocalPool(setup), min(workers or len(os.sched_getaffinity(0)), runs)
+        return LocalPool(setup), min(workers or cores(), runs)
     from dataclasses import replace
 
     from sim.sweeps.cluster import RayPool
 
     pool = RayPool(replace(setup, check_traces=True), address)
     return pool, min(workers or pool.cpus, runs)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _core() -> str:

@@ -21,6 +21,7 @@ from sim.sweeps.rows import COLUMNS, Row, table
 from traces.command import replace, write_bytes
 
 FORMAT = 1
+MOST_PARTS = 256  # then they are joined to one
 NO_PYARROW = "sweeps keep their rows in Parquet files: pip install 'moe-offload-sim[parquet]'"
 
 
@@ -33,16 +34,20 @@ def require_pyarrow() -> None:
 
 
 class Store:
-    """The folder of one sweep, held by one process at a time. Raises SpecError for a folder that is something else."""
+    """The folder of one sweep, held by one process at a time. Raises SpecError for a folder that is something else.
+
+    done: the error, or None, of every row that is kept, by id.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.parts = self.folder / "parts"
+        self.done: dict[str, str | None] = {}
         self._lock: IO[Any] | None = None
-        self._next = 0
+        self._next = self._loose = 0  # number of the next part file; how many are not joined yet
 
-    def open(self, identity: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Row]:
-        """Take the folder for the sweep that `identity` describes, made or gone on with; the rows it has, by id.
+    def open(self, identity: Mapping[str, Any], ids: Sequence[str]) -> None:
+        """Take the folder for the sweep that `identity` describes, new or gone on with.
 
         identity: version and core (of the simulator), files (digest by name), config (the tables). ids: of the
         configurations, in their order.
@@ -58,7 +63,7 @@ class Store:
             self._sweep_up()
             if known is None or known["ids"] != list(ids):
                 self.describe({**identity, "ids": list(ids)})
-            return self._rows(set(ids))
+            self._look(set(ids))
         except BaseException:
             self.close()
             raise
@@ -93,41 +98,53 @@ class Store:
         for draft in (*self.parts.glob(".part-*"), *self.folder.glob(".results.*"), *self.folder.glob(".sweep.json.*")):
             draft.unlink()
 
-    def _rows(self, ids: set[str]) -> dict[str, Row]:
-        """The finished rows of these configurations; of two of one id, the later."""
-        import pyarrow.parquet
-
-        rows: dict[str, Row] = {}
-        for path in sorted(self.parts.glob("part-*.parquet")):
-            try:
-                found = pyarrow.parquet.read_table(path, partitioning=None).to_pylist()
-            except (pyarrow.ArrowException, OSError) as error:
-                raise SpecError(f"{path}: is no part of a sweep ({error}); without it its runs are run again") from None
-            if found and set(found[0]) != set(COLUMNS):
-                raise SpecError(f"{path}: has other columns than this version writes; name another --out")
-            rows |= {row["id"]: {name: row[name] for name in COLUMNS} for row in found if row["id"] in ids}
+    def _look(self, ids: set[str]) -> None:
+        """What the part files hold."""
+        for path in self._files():
+            part = _read(path)
+            self._learn(part.select(["id", "error"]).to_pylist(), ids)
             self._next = int(path.stem.removeprefix("part-")) + 1
-        return rows
+
+    def _learn(self, rows: Iterable[Row], ids: set[str] | None = None) -> None:
+        self.done |= {row["id"]: row["error"] for row in rows if ids is None or row["id"] in ids}
+
+    def _files(self) -> list[Path]:
+        return sorted(self.parts.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keep finished rows: one new part file, whole or not at all."""
-        import pyarrow.parquet
+        self._write_part(table(rows))
+        self._learn(rows)
+        self._loose += 1
+        if self._loose >= MOST_PARTS:
+            self._join()
 
-        path = self.parts / f"part-{self._next:06d}.parquet"
-        replace(path, lambda file: pyarrow.parquet.write_table(table(rows), file, compression="zstd"))
+    def _write_part(self, part: Any) -> None:
+        _write(part, self.parts / f"part-{self._next:06d}.parquet")
         self._next += 1
 
-    def finish(self, rows: Iterable[Row]) -> None:
-        """Write the final table, rows in the order given."""
-        import pyarrow.parquet
+    def _join(self) -> None:
+        """All part files in one. A process killed between the two steps leaves rows twice; they are read as once."""
+        before = self._files()
+        self._write_part(self._all(before))
+        for path in before:
+            path.unlink()
+        self._loose = 0
 
-        rows = list(rows)
-        whole = table(rows)
-        replace(
-            self.folder / "results.parquet",
-            lambda file: pyarrow.parquet.write_table(whole, file, compression="zstd"),
-        )
-        write_bytes(self.folder / "results.csv", _csv(rows).encode())
+    def _all(self, files: Sequence[Path], ids: Sequence[str] | None = None) -> Any:
+        """The rows of the files; with `ids` those, in that order, of two of one id the later."""
+        import pyarrow
+
+        whole = pyarrow.concat_tables([_read(path) for path in files])
+        at = {each: i for i, each in enumerate(whole["id"].to_pylist())}
+        return whole.take(list(at.values()) if ids is None else [at[each] for each in ids]).combine_chunks()
+
+    def finish(self, ids: Sequence[str]) -> Any:
+        """Write the final table, a row for each id in the order given; gives it (pyarrow)."""
+        whole = self._all(self._files(), ids)
+        _write(whole, self.folder / "results.parquet")
+        replace(self.folder / "results.csv", lambda file: _write_csv(whole, file))
+        return whole
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Write sweep.json."""
@@ -140,14 +157,35 @@ class Store:
             self._lock.close()
 
 
-def _csv(rows: Iterable[Row]) -> str:
+def _read(path: Path) -> Any:
+    """A part file as a table of exactly COLUMNS. Raises SpecError where it is none."""
+    import pyarrow.parquet
+
+    try:
+        part = pyarrow.parquet.read_table(path, partitioning=None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SpecError(f"{path}: is no part of a sweep ({error}); without it its runs are run again") from None
+    if part.column_names != list(COLUMNS):
+        raise SpecError(f"{path}: has other columns than this version writes; name another --out")
+    return part
+
+
+def _write(rows: Any, path: Path) -> None:
+    import pyarrow.parquet
+
+    replace(path, lambda file: pyarrow.parquet.write_table(rows, file, compression="zstd"))
+
+
+def _write_csv(whole: Any, file: IO[bytes]) -> None:
     """No value is an empty field; true and false as in JSON; numbers as Python writes them, which loses nothing."""
-    out = io.StringIO()
+    out = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([json.dumps(value) if isinstance(value, bool) else value for value in row.values()])
-    return out.getvalue()
+    for batch in whole.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            writer.writerow([json.dumps(value) if isinstance(value, bool) else value for value in row.values()])
+    out.flush()
+    out.detach()
 
 
 def _refuse_another(folder: Path, known: Mapping[str, Any], identity: Mapping[str, Any], ids: set[str]) -> None:
