@@ -72,11 +72,12 @@ class Search:
     def _ranked(self, candidates: Sequence[Candidate], steps: int) -> list[tuple[Candidate, Row]]:
         """Run them over the first steps; those admitted, the fastest first."""
         ends = steps >= self.steps
-        runs = {run.id: c for c in candidates for run in [self._run_of(c, None if ends else steps)]}
-        rows = {row["id"]: row for row in self.evaluate([self._run_of(c, None if ends else steps) for c in candidates])}
+        runs = [self._run_of(candidate, None if ends else steps) for candidate in candidates]
+        by_id = {run.id: (run, candidate) for run, candidate in zip(runs, candidates, strict=True)}
+        rows = self.evaluate([run for run, _ in by_id.values()])
         self.runs += len(rows)
-        self.failed += sum(row["error"] is not None for row in rows.values())
-        found = {key: (runs[key], rows[key]) for key in runs}
+        self.failed += sum(row["error"] is not None for row in rows)
+        found = {row["id"]: (by_id[row["id"]][1], row) for row in rows}
         if ends:
             self.whole |= found
         return self._order(found.values())

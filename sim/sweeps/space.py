@@ -101,14 +101,15 @@ class Space:
 
     def sample(self, n: int, seed: int) -> list[Candidate]:
         """n different candidates, the plain ones first, the others drawn at random (fewer where there are no more)."""
-        rng, found = np.random.default_rng(seed), self.plain()
+        rng, found = np.random.default_rng(seed), {_name(each): each for each in self.plain()}
         for _ in range(20 * n):
             if len(found) >= n:
                 break
             draft = {knob: values[rng.integers(len(values))] for knob, values in self.knobs.items()}
             drawn = {knob: values[rng.integers(len(values))] for knob, values in self.mattering(draft).items()}
-            found = _distinct([*found, self.whole({**drawn, **draft})])
-        return found[: max(n, len(self.plain()))]
+            candidate = self.whole({**drawn, **draft})
+            found.setdefault(_name(candidate), candidate)
+        return list(found.values())
 
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
         """What differs in one knob (and in the parameters that come and go with it)."""
@@ -129,4 +130,9 @@ def fields_of(candidate: Candidate) -> dict[str, Any]:
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    return list({repr(sorted(each.items(), key=lambda item: item[0])): each for each in candidates}.values())
+    return list({_name(each): each for each in candidates}.values())
+
+
+def _name(candidate: Candidate) -> str:
+    """Equal for equal candidates."""
+    return repr(sorted(candidate.items(), key=lambda item: item[0]))
