@@ -263,7 +263,12 @@ def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureF
 
 
 def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
-    wish = Wish({"trace": small, "hardware": "rtx4090"}, context=4096, candidates=24, fixed={"miss": "fetch"})
+    wish = Wish(
+        {"trace": small, "hardware": "rtx4090"},
+        context=4096,
+        candidates=24,
+        fixed={"eviction": "fifo", "miss": "fetch"},
+    )
     out = Recommendation(wish).search(here)
     assert out["best"]["lost_router_weight"] == 0 and not out["best"]["open_loop"]
     assert out["bounds"]["own"]["lossless_ns"] <= out["bounds"]["time_ns"] == out["best"]["time_ns"]

@@ -579,3 +579,23 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
     for name in ("results.parquet", "results.csv"):
         assert (folder / "ray" / name).read_bytes() == (folder / "local" / name).read_bytes()
     assert len(parts_of(folder / "ray")) == len(set(parts_of(folder / "ray"))) == 160
+
+
+# --- the page ---
+
+PAGE = (ROOT / "docs" / "sweeps.md").read_text()
+
+
+def test_the_example_of_the_page_is_a_sweep() -> None:
+    import tomllib
+
+    runs = expand(tomllib.loads(PAGE.split("```toml")[1].split("```")[0]))
+    # hardware x cache x (lru, lfu, decayed of 3 decays) x (fetch, cpu, buddy of 2 taus) x budget x seeds x zip
+    assert len(runs) == 2 * 3 * 5 * 4 * 2 * 2 * 2
+    assert all(each.spec for each in runs)
+
+
+def test_the_page_names_every_column() -> None:
+    table = PAGE.split("### Columns")[1].split("### How fast")[0]
+    named = {word for word in table.split("`") if word.replace("_", "").replace(".", "").replace("*", "").isalnum()}
+    assert {name for name in COLUMNS if name not in named and f"{name.split('.')[0]}.*" not in named} == set()

@@ -57,7 +57,7 @@ def _lossy(told: Mapping[str, Any]) -> str:
 
 def _beaten(beats: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What it beats, by how much, and whether that is more than other requests could undo."""
-    lines = []
+    lines = [] if "lru + fetch" in beats else [f"{'':<12} this is lru + fetch itself: nothing that was tried beats it"]
     for name, told in beats.items():
         lines.append(f"{'beats':<12} {name}: {_speed(told)}{_lossy(told)}")
         if told["ratio"] is not None:
