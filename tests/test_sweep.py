@@ -1,5 +1,6 @@
 """Sweeps: what a file expands to, that nothing is lost or repeated whatever is killed, that rows say all and agree."""
 
+import io
 import os
 import shutil
 import signal
@@ -540,6 +541,18 @@ def test_a_trace_that_a_worker_does_not_see_comes_over_the_network(folder: Path)
         os.chdir(folder)
 
 
+def test_no_cluster_where_there_should_be_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'moe-offload-sim[ray]'")
+    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"')
+    for address, hint in (("127.0.0.1:1", "no cluster there"), ("nowhere:port", "no cluster there")):
+        assert sweep.main(["--config", "s.toml", "--engine", "ray", "--ray-address", address]) == 2
+        assert hint in capsys.readouterr().err
+    assert sweep.main(["--config", "s.toml", "--ray-address", "auto"]) == 2
+    assert "ray-address: needs --engine ray" in capsys.readouterr().err
+    assert sweep.main(["--config", "s.toml", "--engine", "rai"]) == 2
+    assert "did you mean ray" in capsys.readouterr().err
+
+
 def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -579,6 +592,18 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
     for name in ("results.parquet", "results.csv"):
         assert (folder / "ray" / name).read_bytes() == (folder / "local" / name).read_bytes()
     assert len(parts_of(folder / "ray")) == len(set(parts_of(folder / "ray"))) == 160
+
+
+def test_progress_is_for_terminals() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for out, told in ((Terminal(), "10/10 runs"), (io.StringIO(), "")):
+        progress = session.Progress(out, 10, 2)
+        progress.show(10)
+        progress.end()
+        assert told in out.getvalue() and bool(out.getvalue()) == bool(told)
 
 
 # --- the page ---

@@ -8,6 +8,7 @@ parameters (lists, matrices) and policies of your own must lie under the same pa
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from traces import npz
 
 NO_RAY = "engine ray: is not installed: pip install 'moe-offload-sim[ray]'"
 PATIENCE_S = 120.0  # without a single worker
+REACH_S = 10.0
 
 
 class RayPool:
@@ -32,6 +34,7 @@ class RayPool:
         except ImportError:
             raise SpecError(NO_RAY) from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _reach(address)
         try:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=_dashboard(address)
@@ -105,6 +108,17 @@ class RayPool:
         for worker in self._workers.values():
             self._ray.kill(worker)
         self._ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray itself tries for minutes. Raises SpecError where nobody listens at HOST:PORT."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise SpecError(f"ray-address: {address}: no cluster there: {error}") from None
 
 
 def _dashboard(address: str) -> bool | None:

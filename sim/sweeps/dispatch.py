@@ -58,6 +58,7 @@ class Totals:
     loop_s: float = 0.0
     prepare_s: float = 0.0
     busy_s: float = 0.0
+    cpu_s: float = 0.0
     requests: int = 0
     runs: int = 0
 
@@ -65,6 +66,7 @@ class Totals:
         self.loop_s += done.loop_s
         self.prepare_s += done.prepare_s
         self.busy_s += done.busy_s
+        self.cpu_s += done.cpu_s
         self.requests += done.requests
         self.runs += len(done.rows)
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +12,7 @@ from sim import __version__, catalog
 from sim.policies import is_user
 from sim.run import announce_compiling
 from sim.sweeps.config import POLICIES, Run
-from sim.sweeps.dispatch import Dispatcher, Pool
+from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
 from sim.sweeps.store import Store, require_pyarrow
 from sim.sweeps.worker import Setup
@@ -70,23 +71,9 @@ class Session:
             progress.end()
         finally:
             pool.close()
-        totals = dispatcher.totals
-        wall = time.monotonic() - begin
-        about = {
-            "engine": engine,
-            "workers": workers,
-            "runs": totals.runs,
-            "wall_s": wall,
-            "requests": totals.requests,
-            "requests_per_s": totals.requests / wall,
-            "requests_per_s_per_worker": totals.requests / wall / workers,
-            "loop_s": totals.loop_s,
-            "prepare_s": totals.prepare_s,
-            "busy_s": totals.busy_s,
-            "overhead_share": 1 - totals.loop_s / (wall * workers),
-        }
+        about = _account(dispatcher.totals, time.monotonic() - begin, workers)
         print(_told(about), file=self.out)
-        return about
+        return {"engine": engine, **about}
 
     def _complain(self) -> None:
         failed = [error for run in self.runs if (error := self.store.done[run.id]) is not None]
@@ -94,14 +81,33 @@ class Session:
             print(f"{len(failed):,} of {len(self.runs):,} runs failed; the first: {failed[0]}", file=self.out)
 
 
+def _account(totals: Totals, wall_s: float, workers: int) -> dict[str, Any]:
+    """What the workers' time went to: shares of wall_s x workers. requests_per_cpu_s: per second that a core was ours,
+    whoever else used the machine."""
+    all_s = wall_s * workers
+    return {
+        **asdict(totals),
+        "workers": workers,
+        "wall_s": wall_s,
+        "runs_per_s": totals.runs / wall_s,
+        "requests_per_s_per_worker": totals.requests / all_s,
+        "requests_per_cpu_s": totals.requests / totals.cpu_s if totals.cpu_s else None,
+        "overhead_share": 1 - totals.loop_s / all_s,
+        "prepare_share": totals.prepare_s / all_s,
+        "summary_share": (totals.busy_s - totals.prepare_s - totals.loop_s) / all_s,
+        "waiting_share": 1 - totals.busy_s / all_s,
+    }
+
+
 def _told(about: Mapping[str, Any]) -> str:
-    w, busy, wall = about["workers"], about["busy_s"], about["wall_s"]
+    rate = about["requests_per_cpu_s"]
+    per_core = "" if rate is None else f" ({rate / 1e6:.2f} M per second of CPU)"
     return (
-        f"{about['runs']:,} runs in {wall:.1f} s on {w} workers: {about['runs'] / wall:.1f} runs/s, "
-        f"{about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker; overhead "
-        f"{about['overhead_share']:.0%} of the time (preparing {about['prepare_s'] / (wall * w):.0%}, "
-        f"summaries {(busy - about['prepare_s'] - about['loop_s']) / (wall * w):.0%}, "
-        f"starting and waiting {1 - busy / (wall * w):.0%})"
+        f"{about['runs']:,} runs in {about['wall_s']:.1f} s on {about['workers']} workers: "
+        f"{about['runs_per_s']:.1f} runs/s, "
+        f"{about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker{per_core}; overhead "
+        f"{about['overhead_share']:.0%} of the time (preparing {about['prepare_share']:.0%}, summaries "
+        f"{about['summary_share']:.0%}, starting and waiting {about['waiting_share']:.0%})"
     )
 
 
@@ -109,8 +115,6 @@ def _pool(setup: Setup, engine: str, address: str, workers: int | None, runs: in
     """A pool and how many workers it shall have: never more than there are runs."""
     if engine == "local":
         return LocalPool(setup), min(workers or cores(), runs)
-    from dataclasses import replace
-
     from sim.sweeps.cluster import RayPool
 
     pool = RayPool(replace(setup, check_traces=True), address)

@@ -194,11 +194,11 @@ def _refuse_another(folder: Path, known: Mapping[str, Any], identity: Mapping[st
     for name in ("version", "core"):
         if known.get(name) != identity[name]:
             raise SpecError(f"out: {folder}: was begun by another version of the simulator; {new}")
-    for name, digest in known["files"].items():
-        if name in identity["files"] and identity["files"][name] != digest:
-            raise SpecError(f"out: {folder}: {name} is not the file that its rows were made from; {new}")
     gone = [each for each in known["ids"] if each not in ids]
     if gone:
         raise SpecError(
             f"out: {folder}: holds another sweep: {len(gone)} of its configurations are not in this one; {new}"
         )
+    for name, digest in known["files"].items():
+        if identity["files"].get(name) != digest:
+            raise SpecError(f"out: {folder}: {name} is not the file that its rows were made from (or is gone); {new}")

@@ -43,13 +43,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """rows of a task's runs, in their order; loop_s spent in machines, prepare_s before, busy_s in all; requests: the
-    (token, slot) entries that were simulated. unseen: a trace that this worker has no file of: nothing was run."""
+    """rows of a task's runs, in their order; loop_s spent in machines, prepare_s before, busy_s in all, cpu_s of it on
+    a core; requests: the (token, slot) entries that were simulated. unseen: a trace that this worker has no file of:
+    nothing was run."""
 
     rows: Sequence[Row]
     loop_s: float = 0.0
     prepare_s: float = 0.0
     busy_s: float = 0.0
+    cpu_s: float = 0.0
     requests: int = 0
     unseen: str = ""
 
@@ -79,7 +81,7 @@ class Worker:
 
     def run(self, task: Task) -> Done:
         """Every run of the task; one that fails is a row with its error. Never raises for a run."""
-        begin, before = time.perf_counter(), dict(self.seconds)
+        begin, cpu, before = time.perf_counter(), time.process_time(), dict(self.seconds)
         try:
             rows = [self._row(run, task.warm_up) for run in task.runs]
         except Unseen as error:
@@ -87,7 +89,8 @@ class Worker:
         spent = {name: self.seconds[name] - before[name] for name in before}
         busy = time.perf_counter() - begin
         entries = sum(row["slots_wanted"] or 0 for row in rows)
-        return Done(() if task.warm_up else rows, spent["loop"], spent["prepare"], busy, entries)
+        on_core = time.process_time() - cpu
+        return Done(() if task.warm_up else rows, spent["loop"], spent["prepare"], busy, on_core, entries)
 
     def _row(self, run: Run, warm_up: bool) -> Row:
         if run.spec is None:
