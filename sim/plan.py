@@ -13,6 +13,7 @@ from sim.core.plan import GROUPS, ORDERS, Low, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
 from sim.errors import SpecError
 from sim.fit.answers import answer_fields
+from sim.memo import Memo, afresh
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Hardware
     from sim.catalog.model_spec import ModelSpec
+    from sim.fit.prediction import Prediction
 
 FITTED = ("popular", "buddy-coverage", "marginal")  # placements and spreads that read the calibration trace
 USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
@@ -31,7 +33,8 @@ USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
 @dataclass(frozen=True)
 class Setting:
     """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside.
-    policy_files: sha256 of the file of each policy that is a user's own."""
+    policy_files: sha256 of the file of each policy that is a user's own. costs_key: equal where trace, steps and
+    costs are."""
 
     spec: RunSpec
     plan: Plan
@@ -43,6 +46,7 @@ class Setting:
     hardware: "Hardware"
     engine: "Engine"
     policy_files: dict[str, str] = field(default_factory=dict)
+    costs_key: tuple[Any, ...] = ()
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -54,29 +58,35 @@ class Setting:
         return memory(self.model, *sizes, self.hardware, self.engine, copies)
 
 
-def prepare(spec: RunSpec) -> Setting:
-    """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each."""
+def prepare(spec: RunSpec, memo: Memo = afresh) -> Setting:
+    """Everything before the first nanosecond; `memo` may keep what other specs share with this one.
+
+    Raises SpecError, TraceError or CatalogError, one line each."""
     _refuse_stray_parameters(spec)
-    path = npz.find(spec.trace)
-    whole = npz.read(path)
-    hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
-    model = _model(spec, whole, path, hardware.fixed is not None)
-    calibration, trace = _set_aside(spec, whole)
+    path = Path(spec.trace)
+    whole, trace_hash = _opened(spec.trace, memo)
+    hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
+    engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
+    fixed = hardware.fixed is not None
+    model = memo(("model", spec.model, spec.trace, fixed), lambda: _model(spec, whole, path, fixed))
+    judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
+    calibration, trace = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
     _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
         raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
-    steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
+    laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
+    steps = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
     steps = first_steps(steps, spec.max_steps or len(steps))
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
+    shapes = memo(("shapes", *costed), lambda: _shapes(spec, trace, steps))
     size = expert_bytes(model, hardware, spec.precision)
     slots = _slots(spec, trace, size, calibration)
     chosen = eviction.choice(spec.params(eviction.name))
-    answers = answer_fields(
-        eviction, miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
-    )
+    answers = dict(_answers(spec, eviction, miss, rerank, trace, calibration, size, memo, judged))
     if miss.user and not hardware.answers_cpu:
         answers["miss"] = miss.without_host(answers["miss"])
     plan = Plan(
@@ -85,13 +95,13 @@ def prepare(spec: RunSpec) -> Setting:
         step_offset=steps.offset,
         step_row=steps.row,
         step_prefill=steps.prefill,
-        costs=costs(model, hardware, engine, spec.precision, _shapes(spec, trace, steps)),
+        costs=memo(("costs", *costed), lambda: costs(model, hardware, engine, spec.precision, shapes)),
         slots=slots,
         pooled=spec.cache_scope == "global",
-        residents=_residents(spec, trace, slots, calibration),
+        residents=_residents(spec, trace, slots, calibration, memo, judged),
         expert_bytes=size,
         eviction=chosen,
-        prefetch=_prefetch(spec, trace, steps, calibration),
+        prefetch=_prefetch(spec, trace, steps, calibration, memo, laid_out),
         group=GROUPS.index(spec.expert_group or engine.expert_group),
         seed=spec.seed,
         warmup_steps=spec.warmup_steps,
@@ -101,7 +111,30 @@ def prepare(spec: RunSpec) -> Setting:
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
-    return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, *sources)
+    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+
+
+def _opened(name: str, memo: Memo) -> tuple[RoutingTrace, str]:
+    """The trace of that name, checked, and its content hash."""
+
+    def open_it() -> tuple[RoutingTrace, str]:
+        trace = npz.read(npz.find(name))
+        return trace, npz.content_hash(trace)
+
+    return memo(("trace", name), open_it)
+
+
+def _answers(
+    spec: RunSpec, eviction: Policy, miss: Policy, rerank: Policy | None, trace: RoutingTrace,
+    calibration: RoutingTrace | None, size: int, memo: Memo, judged: tuple[Any, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """The plan's fields that answers depend on (sim.fit.answers)."""
+    given, given_rerank = spec.params(miss.name), spec.params(spec.rerank)
+    chosen = (eviction.name, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
+    return memo(
+        ("answers", *judged, spec.seed, size, *chosen),
+        lambda: answer_fields(eviction, miss, given, rerank, given_rerank, trace, calibration, size, spec.seed),
+    )
 
 
 def _policy_files(spec: RunSpec) -> dict[str, str]:
@@ -137,14 +170,14 @@ def _model(spec: RunSpec, trace: RoutingTrace, path: Path, fixed: bool) -> "Mode
     raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
 
 
-def _set_aside(spec: RunSpec, trace: RoutingTrace) -> tuple[RoutingTrace | None, RoutingTrace]:
+def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace]:
     """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
     if spec.calibration is None:
         return None, trace
     if isinstance(spec.calibration, float):
         return split(trace, spec.calibration, spec.seed)
     path = npz.find(spec.calibration)
-    other = npz.read(path)
+    other = _opened(spec.calibration, memo)[0]
     for name in ("n_moe_layers", "n_experts", "top_k"):
         if getattr(other, name) != getattr(trace, name):
             raise SpecError(
@@ -231,28 +264,39 @@ def _low(
 
 
 def _residents(
-    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None
-) -> npt.NDArray[np.int64]:
+    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None,
+    memo: Memo, judged: tuple[Any, ...],
+) -> npt.NDArray[np.int64]:  # fmt: skip
     from sim.fit.placement import first_residents
 
-    lists = None
-    if spec.placement == "buddy-coverage":
-        from sim.fit.buddies import BuddyProfile
+    def place() -> npt.NDArray[np.int64]:
+        lists = None
+        if spec.placement == "buddy-coverage":
+            from sim.fit.buddies import BuddyProfile
 
-        assert calibration is not None  # _refuse_what_is_missing has seen to it
-        lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
-    shape = (trace.n_moe_layers, trace.n_experts)
-    return first_residents(
-        spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed, lists=lists
-    )
+            assert calibration is not None  # _refuse_what_is_missing has seen to it
+            lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
+        shape = (trace.n_moe_layers, trace.n_experts)
+        pooled = spec.cache_scope == "global"
+        return first_residents(spec.placement, *shape, slots, pooled, calibration, spec.seed, lists=lists)
+
+    return memo(("residents", *judged, spec.placement, spec.seed, spec.cache_scope, slots.tolist()), place)
 
 
-def _prefetch(spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None) -> Prefetch | None:
+def _prefetch(
+    spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None, memo: Memo, key: tuple[Any, ...]
+) -> Prefetch | None:
     if spec.prefetch == "none":
         return None
-    method = predictor(spec.prefetch, spec.params(spec.prefetch))
-    if method.fitted:
-        method.fit(calibration)
-    found = method.predict(trace, steps)
+    given = spec.params(spec.prefetch)
+
+    def predict() -> "Prediction":
+        method = predictor(spec.prefetch, given)
+        if method.fitted:
+            method.fit(calibration)
+        out: Prediction = method.predict(trace, steps)
+        return out
+
+    found = memo(("prefetch", *key, spec.max_steps, spec.prefetch, *sorted(given.items())), predict)
     budget = -1 if spec.prefetch_budget is None else spec.prefetch_budget
     return Prefetch(found.lists, found.row, budget, ORDERS.index(spec.transfer_order), found.rank_key)
