@@ -11,12 +11,12 @@ from sim import catalog
 from sim.catalog import CatalogError
 from sim.core.plan import GROUPS, ORDERS, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, memory
-from sim.errors import SpecError
+from sim.errors import SpecError, unknown
 from sim.fit.answers import answer_fields
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
 from sim.spec import RunSpec, cache_bytes
 from sim.steps import Steps, first_steps, schedule
-from traces import npz
+from traces import npz, profile
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _policy_files(spec: RunSpec) -> dict[str, str]:
 def _refuse_stray_parameters(spec: RunSpec) -> None:
     """--set names a policy that the run uses."""
     chosen = {called(name) for name in (spec.eviction, spec.miss, spec.prefetch, spec.rerank)}
+    chosen |= {"profile"} & {spec.placement}
     for key in spec.set:
         name, dot, _ = key.rpartition(".")
         if not dot or name not in chosen:
@@ -195,7 +196,9 @@ def _residents(
 ) -> npt.NDArray[np.int64]:
     from sim.fit.placement import first_residents
 
-    lists = None
+    lists, counts, kind = None, None, spec.placement
+    if kind == "profile":
+        kind, counts = "popular", _profile_counts(spec, trace)
     if spec.placement == "buddy-coverage":
         from sim.fit.buddies import BuddyProfile
 
@@ -203,8 +206,25 @@ def _residents(
         lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
     shape = (trace.n_moe_layers, trace.n_experts)
     return first_residents(
-        spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed, lists=lists
+        kind, *shape, slots, spec.cache_scope == "global", calibration, spec.seed, lists=lists, counts=counts
     )
+
+
+def _profile_counts(spec: RunSpec, trace: RoutingTrace) -> npt.NDArray[np.float64]:
+    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
+    params = spec.params("profile")
+    for key in params:
+        if key != "file":
+            raise unknown("set: parameter of profile", key, ["file"])
+    if not isinstance(params.get("file"), str):
+        raise SpecError("placement profile: needs --set profile.file=P.npz, a frequency profile")
+    found = profile.read(npz.find(str(params["file"])))
+    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
+        have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
+        raise SpecError(
+            f"set: profile.file={params['file']}: counts {have}; the trace has [MoE layers, experts] {want}"
+        )
+    return found.counts
 
 
 def _prefetch(spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None) -> Prefetch | None:
