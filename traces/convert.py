@@ -59,7 +59,10 @@ def convert(options: argparse.Namespace) -> None:
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
     _refuse_other_name(out, ".npz")
-    found = entry.read(path, _ask(options, out))
+    ask = _ask(options, out)
+    found = entry.read(path, ask)
+    for flag in ask.unused():
+        raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
         profile.write(out, found)
         print(f"{out}: {_counted(found)}")

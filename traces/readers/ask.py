@@ -36,6 +36,7 @@ class Ask:
     iteration: int | None = None
     scratch: Path | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)  # names of the flags that were asked for
 
     def __post_init__(self) -> None:
         if self.phase is not None and self.phase not in PHASES:
@@ -49,6 +50,21 @@ class Ask:
         for flag, value in (("--prompt-tokens", self.prompt_tokens), ("--prompt-start", self.prompt_start)):
             if value is not None and not 0 <= value < 2**31:
                 raise TraceError(f"{flag} {value}: a number from 0 to {2**31 - 1} is required")
+
+    def start(self) -> int | None:
+        """--prompt-start."""
+        self.used.add("prompt_start")
+        return self.prompt_start
+
+    def rule(self) -> str | None:
+        """--requests."""
+        self.used.add("requests")
+        return self.requests
+
+    def unused(self) -> list[str]:
+        """Flags that were given and that the source left no question for."""
+        flags = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")
+        return [flag for flag in flags if getattr(self, flag) is not None and flag not in self.used]
 
     @property
     def tokens_each(self) -> int:
@@ -93,6 +109,7 @@ class Ask:
 
         together: tokens of the pass they ran in, for by-batch; 0: the source does not say that either.
         """
+        self.used.update(("phase", "prompt_tokens"))
         if self.prompt_tokens is not None:
             return np.asarray(position < self.prompt_tokens)
         if self.phase is None or (self.phase == "by-batch" and not together):
@@ -142,8 +159,6 @@ def pick_layers(path: Path, axis: int, ask: Ask, what: str) -> tuple[list[int], 
 
     An axis over all layers has places for the dense ones too: the list of MoE layers is then needed.
     """
-    if ask.model.moe_layers is None and ask.model.n_layers is not None and ask.model.n_layers != axis:
-        raise TraceError(f"{path}: {what} has {axis} layers; the model has {ask.model.n_layers}")
     layers = ask.moe_layers(path)
     if axis == len(layers):
         return list(layers), None

@@ -157,6 +157,7 @@ class _Positions:
         self.prompt: int | None = None  # first row of the prompt that runs
         self.shifts: list[tuple[int, int, int]] = []
         self.request, self.following = -1, 0
+        self.start = ask.start() or 0  # of a prompt with nothing generated after it
         self.dropped = 0
 
     def line(self, number: int, position: int, layer: int, ids: list[int]) -> None:
@@ -198,7 +199,7 @@ class _Positions:
         assert self.rows is not None
         if positions[0] < 0:
             if self.prompt is None:
-                self.request, self.following = self.request + 1, 0
+                self.request, self.following = self.request + 1, self.start
                 self.prompt = len(self.rows)
             self.rows.add(experts, self.request, self.following + np.arange(len(experts)), True)
             self.following += len(experts)
@@ -207,8 +208,8 @@ class _Positions:
             raise TraceError(f"{where}: positions {positions[:5]} do not rise by one")
         if self.prompt is not None:
             shift = positions[0] - self.following
-            if shift < 0:
-                raise TraceError(f"{where}: position {positions[0]} after {self.following} prompt tokens")
+            if self.start + shift < 0:
+                raise TraceError(f"{where}: position {positions[0]} after {self.following - self.start} prompt tokens")
             self.shifts.append((self.prompt, len(self.rows), shift))
             self.prompt = None
         elif positions[0] != self.following or self.request < 0:

@@ -134,7 +134,6 @@ class Links:
     def begin(self, position: int) -> Request:
         request = Request(len(self.requests), position, position)
         self.requests.append(request)
-        self.running.append(request)
         return request
 
     def extend(self, first: int, length: int, sure: bool) -> Request:
@@ -142,10 +141,10 @@ class Links:
         others = self.parked + self.running
         waiting = [r for r in others if r.following == first and first > 0 and not (sure and r.generated)]
         request = waiting[0] if waiting else self.begin(first)
-        request.following = first + length
-        if request in self.parked:
-            self.parked.remove(request)
+        if request not in self.running:
             self.running.append(request)
+        self.parked = [r for r in self.parked if r is not request]
+        request.following = first + length
         request.generated = request.generated or not sure
         if sure:
             request.prompt_end = request.following

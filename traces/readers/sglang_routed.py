@@ -77,11 +77,13 @@ def _positions(response: dict[str, Any], rows: int, where: str, ask: Ask) -> tup
     """(position of each row, prompt tokens or None). The rows end with the last token but one."""
     told = response.get(META) if isinstance(response.get(META), dict) else response.get(USAGE)
     lengths: dict[str, Any] = told if isinstance(told, dict) else {}
-    start, prompt = ask.prompt_start, None
+    start, prompt = None, None
     if PROMPT_TOKENS in lengths:
         prompt = integer(lengths[PROMPT_TOKENS], PROMPT_TOKENS, where)
     if start is None and prompt is not None and COMPLETION_TOKENS in lengths:
         start = prompt + integer(lengths[COMPLETION_TOKENS], COMPLETION_TOKENS, where) - 1 - rows
+    if start is None:
+        start = ask.start()
     if start is None:
         raise TraceError(
             f"{where}: no {PROMPT_TOKENS} and {COMPLETION_TOKENS}; required: --prompt-start N "

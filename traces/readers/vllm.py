@@ -77,7 +77,9 @@ class Layers:
 
     def of(self, array: Array, where: str) -> Array:
         """[n, MoE layers, K] of an integer array whose shape is that of the first one; a list without rows has none."""
-        if self.shape and array.size == 0:
+        if array.size == 0 and not self.shape:
+            return array
+        if array.size == 0:
             return np.zeros((0, len(self.layers), self.shape[1]), np.int64)
         if array.ndim != 3 or array.dtype.kind not in "iu" or 0 in array.shape[1:]:
             raise TraceError(
@@ -110,7 +112,7 @@ class _Build:
 
     def array(self, path: Path) -> None:
         """One request, of an array that knows no lengths: the flags say them."""
-        whole, start = read_npy(path), self.ask.prompt_start or 0
+        whole, start = read_npy(path), self.ask.start() or 0
         for lo in range(0, len(whole), BLOCK_ROWS):
             block = self.layers.of(whole[lo : lo + BLOCK_ROWS], str(path))
             position = np.arange(start + lo, start + lo + len(block))
@@ -138,7 +140,10 @@ class _Build:
     def _split(self, prompt: Array, generated: Array, prompt_tokens: int, here: str) -> None:
         """0.21: the prompt was run once, so its rows go to the first completion."""
         self.layout = "0.21"
-        rows = np.concatenate([prompt, generated])
+        parts = [part for part in (prompt, generated) if len(part)]
+        if not parts:
+            return
+        rows = np.concatenate(parts)
         position = prompt_tokens - len(prompt) + np.arange(len(rows))
         routed = (rows >= 0).any(axis=(1, 2))
         cached = int(np.argmax(routed)) if routed.any() else len(rows)
@@ -152,9 +157,11 @@ class _Build:
     def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
         """0.33: rows of a whole sequence from its start (or from where the request asked them to begin)."""
         prompt, generated = lengths
-        start = self.ask.prompt_start
-        if start is None and prompt is not None and generated is not None:
+        start = None
+        if prompt is not None and generated is not None:
             start = prompt + generated - 1 - len(rows)
+        else:
+            start = self.ask.start()
         if start is None:
             wrong = f"{here}: the response does not say how many tokens this completion has"
             raise TraceError(f"{wrong}; required: --prompt-start N (0 if routed_experts_prompt_start was not set)")
