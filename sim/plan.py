@@ -11,13 +11,13 @@ from sim import catalog
 from sim.catalog import CatalogError
 from sim.core.plan import GROUPS, ORDERS, Low, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
-from sim.errors import SpecError
+from sim.errors import SpecError, unknown
 from sim.fit.answers import answer_fields
 from sim.memo import Memo, afresh
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
-from traces import npz
+from traces import npz, profile
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _policy_files(spec: RunSpec) -> dict[str, str]:
 def _refuse_stray_parameters(spec: RunSpec) -> None:
     """--set names a policy that the run uses."""
     chosen = {called(name) for name in (spec.eviction, spec.miss, spec.prefetch, spec.rerank)}
+    chosen |= {"profile"} & {spec.placement}
     for key in spec.set:
         name, dot, _ = key.rpartition(".")
         if not dot or name not in chosen:
@@ -270,17 +271,37 @@ def _residents(
     from sim.fit.placement import first_residents
 
     def place() -> npt.NDArray[np.int64]:
-        lists = None
-        if spec.placement == "buddy-coverage":
+        lists, counts, kind = None, None, spec.placement
+        if kind == "profile":
+            kind, counts = "popular", _profile_counts(spec, trace)
+        if kind == "buddy-coverage":
             from sim.fit.buddies import BuddyProfile
 
             assert calibration is not None  # _refuse_what_is_missing has seen to it
             lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
         shape = (trace.n_moe_layers, trace.n_experts)
         pooled = spec.cache_scope == "global"
-        return first_residents(spec.placement, *shape, slots, pooled, calibration, spec.seed, lists=lists)
+        return first_residents(kind, *shape, slots, pooled, calibration, spec.seed, lists=lists, counts=counts)
 
-    return memo(("residents", *judged, spec.placement, spec.seed, spec.cache_scope, slots.tolist()), place)
+    chosen = (spec.placement, *sorted(spec.params("profile").items()))
+    return memo(("residents", *judged, *chosen, spec.seed, spec.cache_scope, slots.tolist()), place)
+
+
+def _profile_counts(spec: RunSpec, trace: RoutingTrace) -> npt.NDArray[np.float64]:
+    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
+    params = spec.params("profile")
+    for key in params:
+        if key != "file":
+            raise unknown("set: parameter of profile", key, ["file"])
+    if not isinstance(params.get("file"), str):
+        raise SpecError("placement profile: needs --set profile.file=P.npz, a frequency profile")
+    found = profile.read(npz.find(str(params["file"])))
+    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
+        have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
+        raise SpecError(
+            f"set: profile.file={params['file']}: counts {have}; the trace has [MoE layers, experts] {want}"
+        )
+    return found.counts
 
 
 def _prefetch(
