@@ -25,6 +25,7 @@ CONDITIONS = (
     "warmup_steps",
     "max_steps",
 )
+OPEN_LOOP = "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards"
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
     "dropped, of the wanted) and no worse in the other; oracles stand apart"
@@ -48,11 +49,11 @@ def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resampl
     base = runs[_place(runs, baseline)]
     pairs = against(list(runs), base, seed, resamples)
     fields = differing(runs)
-    best = pareto_best(runs)
+    best, groups = pareto_best(runs), conditions(runs)
     rows = []
     for i, (run, pair) in enumerate(zip(runs, pairs, strict=True)):
         row = {"index": i, "run": run.name, "settings": {field: settings(run).get(field) for field in fields}}
-        rows.append(row | row_of(run, base, pair) | {"pareto_best": best[i], "marks": run.marks})
+        rows.append(row | row_of(run, base, pair) | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks})
     statistic = STATISTIC.format(level=LEVEL, resamples=resamples, seed=seed)
     return Comparison(rows, base.name, fields, _notes(runs, base, pairs), statistic)
 
@@ -113,12 +114,26 @@ def pareto_best(runs: Sequence[Run]) -> list[bool]:
     """Which runs no other run of the same conditions beats: none is at least as good in tokens/s and in lost weight
     and better in one. A run whose tokens/s or lost weight is not known is never best; oracles are a limit, not a
     choice: they are not best and beat nobody."""
+    out = [False] * len(runs)
+    groups = conditions(runs)
+    for group in set(groups):
+        known = [(mine, i) for i, run in enumerate(runs) if groups[i] == group and (mine := _standing(run)) is not None]
+        front: tuple[float, float] | None = None
+        for mine, i in sorted(known, key=lambda one: one[0], reverse=True):  # the fastest first, of them the best
+            if front is None or mine[1] > front[1]:
+                front = mine
+            out[i] = mine == front
+    return out
+
+
+def conditions(runs: Sequence[Run]) -> list[int]:
+    """A number for each set of conditions, by first appearance: runs of one number are alternatives of each other."""
+    firsts: list[Run] = []
     out = []
     for run in runs:
-        mine = _standing(run)
-        rivals = [_standing(other) for other in runs if same_conditions(run, other)]
-        known = [rival for rival in rivals if rival is not None]
-        out.append(mine is not None and not any(_beats(rival, mine) for rival in known))
+        known = [i for i, first in enumerate(firsts) if same_conditions(run, first)]
+        out.append(known[0] if known else len(firsts))
+        firsts += [] if known else [run]
     return out
 
 
@@ -132,10 +147,6 @@ def _standing(run: Run) -> tuple[float, float] | None:
     """(tokens/s, minus lost weight): more is better in both."""
     speed, lost = run.summary["tokens_per_s"], run.lost_weight
     return None if speed is None or lost is None or run.oracle else (speed, -lost)
-
-
-def _beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    return a[0] >= b[0] and a[1] >= b[1] and a != b
 
 
 def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None]) -> list[str]:
@@ -176,7 +187,7 @@ def _marked(runs: Sequence[Run]) -> list[str]:
     notes = []
     about = {
         "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
-        "open-loop": "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards",
+        "open-loop": OPEN_LOOP,
         "oracle": "ORACLE: reads the future; no engine can",
         "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
         "measured": "MEASURED on a device",

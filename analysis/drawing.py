@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from analysis.compare import Comparison
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 250, 34, 64
+LEGEND = (
+    "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
+    "&#9733; Pareto-best"
+)
 STYLE = """
   text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1c2733; }
   .title { font-size: 16px; font-weight: 600; }
@@ -39,8 +43,7 @@ def svg(found: "Comparison") -> str:
         f'<desc id="d">{escape(_spoken(found))}</desc>',
         f"<style>{STYLE}</style>",
         f'<text x="0" y="20" class="title">{escape(_title(found))}</text>',
-        '<text x="0" y="42" class="soft">generated tokens/s; whisker: 95 % interval of the difference, paired over requests; '
-        "% of router weight lost; &#9733; Pareto-best</text>",
+        f'<text x="0" y="42" class="soft">{LEGEND}</text>',
     ]
     for i, row in enumerate(found.rows):
         parts += _bar(row, base, TOP + ROW * i, top, colour[row["policy"]])

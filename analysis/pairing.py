@@ -30,8 +30,8 @@ RESAMPLES = 2000
 FEW = 8  # below that many requests an interval says little, and it is said
 BLOCK = 1 << 20  # draws held at once
 STATISTIC = (
-    "intervals: {level:.0%} percentile bootstrap, paired over requests, {resamples} draws, seed {seed}; tokens/s is the "
-    "sum of the drawn requests' tokens by the sum of their shares of step time, TPOT their mean"
+    "intervals: {level:.0%} percentile bootstrap, paired over requests, {resamples} draws, seed {seed}; tokens/s is "
+    "the sum of the drawn requests' tokens by the sum of their shares of step time, TPOT their mean"
 )
 
 
@@ -99,7 +99,7 @@ def why_not(run: Run, base: Run) -> str | None:
 
 def paired(run: PerRequest, base: PerRequest, seed: int = 0, resamples: int = RESAMPLES) -> Paired:
     """The run against the baseline, over requests that gave the same number of counted tokens in both."""
-    common, mine, theirs = np.intersect1d(run.request, base.request, return_indices=True)
+    _, mine, theirs = np.intersect1d(run.request, base.request, return_indices=True)
     same = run.tokens[mine] == base.tokens[theirs]
     mine, theirs = mine[same], theirs[same]
     some = run.tokens[mine] > 0

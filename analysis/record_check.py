@@ -7,7 +7,7 @@ import numpy as np
 
 from sim.core.log import COLUMNS
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
-from sim.record import LAYER, RunRecord, load
+from sim.record import LAYER, Group, RunRecord, load
 from traces.errors import UserError
 from traces.members import find_members, open_zip
 
@@ -38,11 +38,15 @@ def _check_sizes(path: Path) -> None:
 def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
     """What is wrong with it, or None: a missing or uneven column, an index out of range, other sums."""
     layers, experts = summary["trace"]["moe_layers"], summary["trace"]["n_experts"]
-    groups = [("steps", record.steps, STEPS), ("requests", record.requests, REQUESTS), ("layer", record.layer, LAYER)]
+    groups: list[tuple[str, Group, tuple[str, ...]]] = [
+        ("steps", record.steps, STEPS),
+        ("requests", record.requests, REQUESTS),
+        ("layer", record.layer, tuple(LAYER)),
+    ]
     for name, columns in COLUMNS.items() if record.groups else ():
         groups.append((name, record.groups.get(name, {}), (*columns.split(), *EXTRA.get(name, ()))))
     for name, group, columns in groups:
-        wrong = _uneven(name, group, tuple(columns))
+        wrong = _uneven(name, group, columns)
         if wrong:
             return wrong
     if len(record.steps["end_ns"]) == 0 or not 0 <= record.warmup_steps < len(record.steps["end_ns"]):

@@ -62,7 +62,7 @@ class Run:
     @property
     def measured(self) -> bool:
         """Whether its times are a device's, not a model's."""
-        return self.summary["machine"] == MEASURED
+        return str(self.summary["machine"]) == MEASURED
 
     @property
     def synthetic(self) -> bool:
@@ -70,19 +70,21 @@ class Run:
 
     @property
     def reranks(self) -> bool:
-        return self.spec.get("rerank", "none") != "none"
+        return str(self.spec.get("rerank", "none")) != "none"
 
     @property
     def lossy(self) -> bool:
         """Whether wanted experts may have been left out: then the replay is open-loop."""
-        noted = any(note.startswith("OPEN LOOP") for note in self.summary.get("notes", ()))
-        return noted or self.reranks or self.summary.get("substituted", 0) + self.summary.get("dropped", 0) > 0
+        replaced = int(self.summary["substituted"]) + int(self.summary["dropped"])
+        return self._noted("OPEN LOOP") or self.reranks or replaced > 0
 
     @property
     def oracle(self) -> bool:
         """Whether a policy of the run reads the future."""
-        noted = any(note.startswith("ORACLE") for note in self.summary.get("notes", ()))
-        return noted or self.spec.get("eviction") in ORACLES or self.spec.get("prefetch") in ORACLES
+        return self._noted("ORACLE") or self.spec["eviction"] in ORACLES or self.spec["prefetch"] in ORACLES
+
+    def _noted(self, word: str) -> bool:
+        return any(note.startswith(word) for note in self.summary.get("notes", ()))
 
     @property
     def lost_weight(self) -> float | None:

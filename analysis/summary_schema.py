@@ -142,7 +142,7 @@ class _Summary(_Part):
     prefetched: _Prefetched
     h2d_bytes: _Causes
     link_busy_ns: Count
-    by_layer: _ByLayer
+    by_layer: _ByLayer | None = None
     quality: _Quality
     memory: _Memory
     bounds: Annotated[dict[Text, Count], Field(max_length=100)]
@@ -154,9 +154,9 @@ class _Summary(_Part):
     version: Text
 
 
-def check_summary(summary: dict[str, Any], where: str, version: str) -> None:
+def check_summary(summary: dict[str, Any], where: str, version: str, by_layer: bool = True) -> None:
     """Raises UserError, one line that begins with `where`, unless it is a summary that `version` wrote and whose parts
-    add up."""
+    add up. by_layer: whether it must hold figures by layer, which rows of a sweep do not."""
     found = summary.get("version")
     if isinstance(found, str) and found != version:
         raise UserError(f"{where}: version: made by {found[:40]!r}; this is {version}: run it again to compare")
@@ -168,6 +168,8 @@ def check_summary(summary: dict[str, Any], where: str, version: str) -> None:
         value = "" if first["type"] == "missing" else f"{ascii(first['input'])[:60]}: "
         raise UserError(f"{where}: is no summary of a run: {place}: {value}{first['msg']}") from None
     _check_sums(summary, where)
+    if by_layer:
+        _check_layers(summary, where)
 
 
 def _check_sums(s: dict[str, Any], where: str) -> None:
@@ -185,6 +187,12 @@ def _check_sums(s: dict[str, Any], where: str) -> None:
     for name, found, total, right in sums:
         if found != total:
             raise UserError(f"{where}: {name} adds up to {found}; {right} is {total}")
+
+
+def _check_layers(s: dict[str, Any], where: str) -> None:
+    """As many entries as there are MoE layers, everywhere."""
+    if s.get("by_layer") is None:
+        raise UserError(f"{where}: is no summary of a run: by_layer is missing")
     layers = {len(s["by_layer"][part]) for part in _ByLayer.model_fields}
     quality = [s["quality"].get(f"{name}_weight_by_layer") for name in ("substituted", "dropped")]
     layers |= {len(part) for part in quality if part is not None}
