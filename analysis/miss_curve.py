@@ -46,6 +46,7 @@ FLAGS = (
 PLACEMENTS = ("first", "random", "empty")  # those whose first residents at c slots are the first c of one order
 FORMATS = ("table", "csv", "json")
 SHOWN = 24  # lines of the table
+HARDLY = 0.1  # sharpness of a knee that is none
 DECODE, PREFILL = range(2)
 ONE, READY, ALL = range(3)  # sim.core.plan.GROUPS
 
@@ -257,35 +258,39 @@ def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
     from sim.report import SYNTHETIC
 
-    out = [] if setting.trace.real else [SYNTHETIC]
-    return [*out, "misses are exact; tokens/s are predicted from them: `error` is against the simulator"]
+    return [] if setting.trace.real else [SYNTHETIC]
 
 
-def describe(setting: "Setting", found: Curve) -> list[str]:
-    """What the curve says, in words."""
+def headlines(setting: "Setting") -> list[str]:
+    """What was looked at."""
     plan, spec = setting.plan, setting.spec
     what = "of the pool" if plan.pooled else "per layer"
-    knee, sharpness = found.knee()
-    lines = [
+    return [
         f"{spec.trace}: {setting.trace.model}, {plan.experts.shape[1]} MoE layers x {plan.n_experts} experts, "
-        f"top-{plan.experts.shape[2]}; {found.tokens:,} generated tokens",
+        f"top-{plan.experts.shape[2]}; {int(np.diff(plan.step_offset)[~plan.step_prefill].sum()):,} generated tokens",
         f"{spec.hardware}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, batch {spec.batch}",
-        *(f"! {note}" for note in notes(setting)),
-        "",
-        f"cliff  {found.cliff} slots: a step wants that many; below it its own experts do not fit",
-        f"knee   {knee} slots, sharpness {sharpness:.2f}"
-        + (": hardly one, every slot pays alike" if sharpness < 0.1 else ""),
+    ]
+
+
+def findings(found: Curve) -> list[str]:
+    """What the curve says, in words."""
+    knee, sharpness = found.knee()
+    hardly = " (hardly one: every slot pays alike)" if sharpness < HARDLY else ""
+    lines = [
+        f"cliff  {found.cliff} slots: as many as one step wants; below, its own experts do not fit",
+        f"knee   {knee} slots: sharpness {sharpness:.2f}{hardly}",
     ]
     if found.fits is not None:
         lines.append(f"fits   {found.fits} slots: the most that the GPU's memory holds beside the rest")
-    return lines
+    return [*lines, "misses are exact; tokens/s are predicted from them, the error is against the simulator"]
 
 
 def table(setting: "Setting", found: Curve, lines: Sequence[Row]) -> str:
     """The curve as text: every marked or checked capacity, and evenly spread ones between."""
     spread = set(np.linspace(0, len(lines) - 1, min(len(lines), SHOWN)).round().astype(int).tolist())
     heads = ("slots", "share", "GB", "hit rate", "misses/token", "tokens/s", "simulated", "error")
-    text = [*describe(setting, found), "", " ".join(f"{head:>12}" for head in heads)]
+    loud = [f"! {note}" for note in notes(setting)]
+    text = [*headlines(setting), *loud, "", *findings(found), "", " ".join(f"{head:>12}" for head in heads)]
     for i, row in enumerate(lines):
         if i not in spread and not row["marks"] and row["simulated_tokens_per_s"] is None:
             continue
@@ -369,7 +374,9 @@ def _command(argv: list[str]) -> None:
     if args.out:
         from analysis.miss_figure import page
 
-        write_bytes(args.out, page(describe(setting, found), lines).encode())
+        what, *rest = headlines(setting)
+        said = [f"{' '.join(line.split())}." for line in (*rest, *findings(found))]
+        write_bytes(args.out, page(what, said, notes(setting), lines).encode())
     if args.format == "table":
         print(table(setting, found, lines))
     else:

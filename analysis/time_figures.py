@@ -21,7 +21,9 @@ def over_time(at: Float, slots: dict[str, Float], link: dict[str, Float], total:
             fig.add_trace(_area(seconds, values, name, SLOT[name], "%{y:.1f} slots", "slots"), row=1, col=1)
     for name, values in link.items():
         if np.any(values > 1e-9):
-            fig.add_trace(_area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1)
+            fig.add_trace(
+                _area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1
+            )
     base = canvas(470, "")
     fig.update_layout(base.layout.to_plotly_json() | {"xaxis": {}, "yaxis": {}, "hovermode": "x unified"})
     fig.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)

@@ -14,7 +14,6 @@ uploaded), in chrome://tracing, or with whatever reads torch.profiler's traces.
 An arrow leads from a copy to the first execution that it serves. `L12` is the 13th MoE layer, `E37` an expert of it.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,12 @@ import numpy.typing as npt
 
 from analysis.chrome_json import arrows, counts, names, slices, write
 from analysis.counters import Counter, counters
+from analysis.runs import Run, RunError, load
 from analysis.stalls import CAUSES as STALLS
 from analysis.tracks import Slices, Tracks, tracks
 from sim import __version__
 from sim.core.plan import CAUSES, OUTCOMES
-from sim.errors import SpecError
-from sim.record import RunRecord, load
+from sim.record import RunRecord
 from traces.command import Parser, guarded
 
 Int = npt.NDArray[np.int64]
@@ -54,26 +53,25 @@ class Facts:
     other: dict[str, Any] | None = None
 
     @staticmethod
-    def of(summary: dict[str, Any], expert_bytes: int) -> "Facts":
+    def of(run: Run, expert_bytes: int) -> "Facts":
         """From a run's summary. Every placement but `empty` fills all slots."""
-        spec, trace = summary["spec"], summary["trace"]
-        slots = 0 if spec["placement"] == "empty" else summary["memory"]["slots"] // max(expert_bytes, 1)
-        measured = "measured" if summary["machine"] == "torch" else "simulated"
+        spec, slots = run.spec, run.summary["memory"]["slots"] or 0
+        slots = 0 if spec.get("placement") == "empty" else int(slots) // max(expert_bytes, 1)
+        how = "measured" if run.measured else "simulated"
         other = {
             "made_by": f"moe-offload-sim {__version__}",
-            "machine": f"{summary['machine']} ({measured})",
-            "trace": f"{spec['trace']} ({trace['model']}, {trace['hash']})",
-            "policies": {key: spec[key] for key in ("cache", "eviction", "prefetch", "miss", "rerank")},
-            "notes": summary["notes"],
+            "machine": f"{run.summary['machine']} ({how})",
+            "trace": f"{spec['trace']} ({run.trace['model']}, {run.trace['hash']})",
+            "policies": {key: spec[key] for key in ("cache", "eviction", "prefetch", "miss", "rerank") if key in spec},
+            "notes": run.summary["notes"],
         }
-        return Facts(slots, trace["n_experts"], f"{spec['hardware']}, {measured}", other)
+        return Facts(slots, run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
 
 
 def events(record: RunRecord, facts: Facts, first: int = 0, last: int | None = None) -> Iterator[str]:
     """The events of steps `first` to before `last` (None: all), one JSON object each.
 
-    Slices that reach into these steps are whole; an arrow is there when both of its slices are. Raises SpecError for a
-    record without detail.
+    Slices that reach into these steps are whole; an arrow is there when both of its slices are.
     """
     every, n = tracks(record), len(record.steps["begin_ns"])
     last = n if last is None else last
@@ -207,21 +205,8 @@ def _arrows(shown: Tracks) -> Iterator[str]:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> tuple[RunRecord, dict[str, Any]]:
-    """(record, summary) of a run's folder. Raises SpecError, one line."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        raise SpecError(f"{folder}: has no summary.json; must be a folder written by sim.run --out") from None
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{folder / 'summary.json'}: is no summary of a run: {error}") from None
-    if not (folder / "record.npz").exists():
-        raise SpecError(f"{folder}: has no record.npz; run it again with --record full")
-    return load(folder / "record.npz")[0], summary
-
-
 def steps_of(text: str | None, n: int) -> tuple[int, int]:
-    """`10:20` (step 10 to 19), `10:`, `:20` or one step `10`, of a run of n steps; None: all. Raises SpecError."""
+    """`10:20` (step 10 to 19), `10:`, `:20` or one step `10`, of a run of n steps; None: all. Raises RunError."""
     if text is None:
         return 0, n
     first, colon, last = text.partition(":")
@@ -229,9 +214,9 @@ def steps_of(text: str | None, n: int) -> tuple[int, int]:
         lo = int(first) if first or not colon else 0
         hi = int(last) if last else n if colon else lo + 1
     except ValueError:
-        raise SpecError(f"steps: {text}: must be FIRST:LAST, such as 10:20 for the steps 10 to 19") from None
+        raise RunError(f"steps: {text}: must be FIRST:LAST, such as 10:20 for the steps 10 to 19") from None
     if not 0 <= lo < hi <= n:
-        raise SpecError(f"steps: {text}: must lie in 0:{n}, the steps of this run, and hold at least one")
+        raise RunError(f"steps: {text}: must lie in 0:{n}, the steps of this run, and hold at least one")
     return lo, hi
 
 
@@ -251,20 +236,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    folder = Path(args.run)
-    record, summary = read(folder)
-    first, last = steps_of(args.steps, len(record.steps["begin_ns"]))
-    try:
-        facts = Facts.of(summary, record.expert_bytes)
-    except (KeyError, TypeError) as error:
-        raise SpecError(f"{folder / 'summary.json'}: is no summary of a run: {error} is missing") from None
-    out = Path(args.out) if args.out else folder / "timeline.json.gz"
-    n = write(out, head(out.name, facts, summary["memory"]["gpu"]), events(record, facts, first, last))
-    for note in summary["notes"]:
+    run = load([args.run], detail=1)[0]
+    if run.record is None or not run.full:
+        raise RunError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
+    n = len(run.record.steps["begin_ns"])
+    first, last = steps_of(args.steps, n)
+    facts = Facts.of(run, run.record.expert_bytes)
+    out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
+    written = write(out, head(out.name, facts, run.summary["memory"]["gpu"]), events(run.record, facts, first, last))
+    for note in run.summary["notes"]:
         print(f"! {note}")
-    print(
-        f"{out}: steps {first} to {last - 1} of {len(record.steps['begin_ns'])}, {n:,} events; open it at https://ui.perfetto.dev"
-    )
+    print(f"{out}: steps {first} to {last - 1} of {n}, {written:,} events; open it at https://ui.perfetto.dev")
 
 
 def head(name: str, facts: Facts, gpu_bytes: int | None = None) -> dict[str, Any]:

@@ -32,13 +32,6 @@ Int = npt.NDArray[np.int64]
 
 RESIDENT = 3  # behind sim.core.plan.CAUSES: here since before time 0, no copy brought it
 HIT, LATE, MISS = range(3)
-NEEDS = {
-    "visits": "event step layer routed_ns end_ns hits late misses stall_demand_ns stall_late_ns stall_held_ns "
-    "cpu_wait_ns",
-    "executions": "event visit expert tokens stand_in_tokens begin_ns end_ns group cpu",
-    "transfers": "event visit expert layer cause promoted queued_ns committed_ns started_ns landed_ns victim outcome "
-    "event_queued event_committed bytes",
-}
 
 
 @dataclass(frozen=True)
@@ -83,10 +76,14 @@ class Tracks:
 
 
 def tracks(record: RunRecord) -> Tracks:
-    """The intervals of a full record. Raises SpecError, one line, for a record without detail or of another shape."""
-    check(record)
+    """The intervals of a full record (analysis.record_check has looked at one that came from a file).
+
+    Raises SpecError, one line, unless every step has a visit of every MoE layer.
+    """
     n_steps, n_layers = len(record.steps["begin_ns"]), len(record.layer["hits"])
     visits, x = record.groups["visits"], record.groups["executions"]
+    if len(visits["step"]) != n_steps * n_layers:
+        raise SpecError(f"record: visits: {len(visits['step'])} rows; steps x MoE layers are {n_steps * n_layers}")
     counted = visits["step"] >= record.warmup_steps
     before = np.concatenate([record.steps["begin_ns"][:, None], visits["end_ns"].reshape(n_steps, n_layers)], axis=1)
     begins = before[:, :-1].reshape(-1)
@@ -116,24 +113,6 @@ def tracks(record: RunRecord) -> Tracks:
         host=executed.where(~on_gpu),
         copies=_copies(record),
     )
-
-
-def check(record: RunRecord) -> None:
-    """Raises SpecError where the record lacks what the intervals are made of."""
-    for name, columns in NEEDS.items():
-        group = record.groups.get(name, {})
-        missing = [column for column in columns.split() if column not in group]
-        if missing:
-            raise SpecError(f"record: {name}.{missing[0]} is missing; write it with --record full")
-        if len({len(column) for column in group.values()}) != 1:
-            raise SpecError(f"record: {name}: its columns differ in length")
-    wanted = len(record.steps["begin_ns"]) * len(record.layer["hits"])
-    found = len(record.groups["visits"]["step"])
-    if found != wanted or not wanted:
-        raise SpecError(f"record: visits: has {found} rows; steps x MoE layers is {wanted}")
-    visit = record.groups["executions"]["visit"]
-    if len(visit) and not 0 <= visit.min() <= visit.max() < wanted:
-        raise SpecError(f"record: executions.visit: {visit.min()} .. {visit.max()}; must lie in 0 .. {wanted - 1}")
 
 
 def _merged(first: Slices, second: Slices) -> Slices:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from analysis import timeline
+from analysis.runs import RunError
+from analysis.runs import load as load_runs
 from analysis.timeline import Facts, events, steps_of
 from analysis.tracks import tracks
 from sim import run
 from sim.core import state as st
 from sim.core.link import waiting
 from sim.core.plan import Plan
-from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.record import RunRecord
 from tests.groups import as_groups
@@ -45,7 +46,9 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_long_run_with_prefetch_and_buddies_holds_every_law(long_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.json.gz"
     assert timeline.main([str(long_run), "--out", str(out)]) == 0
-    record, summary = timeline.read(long_run)
+    read = load_runs([long_run], detail=1)[0]
+    record, summary = read.record, read.summary
+    assert record is not None
     whole = load(out)
     t = check_whole(whole["traceEvents"], record)
     assert len(t.slices["steps"]) == 1000
@@ -260,7 +263,7 @@ def test_steps(text: str | None, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1:b", "5:5", "5:3", "0:10", "9", "-1:3", "1:2:3", "1.5"])
 def test_steps_that_are_not_there_are_refused(text: str) -> None:
-    with pytest.raises(SpecError, match=r"steps: .* must"):
+    with pytest.raises(RunError, match=r"steps: .* must"):
         steps_of(text, 9)
 
 
@@ -271,9 +274,9 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "broken" / "record.npz").write_bytes((long_run / "record.npz").read_bytes())
     capsys.readouterr()
     for args, wrong in (
-        ([tmp_path / "nowhere"], "has no summary.json"),
-        ([tmp_path / "thin"], "write it with --record full"),
-        ([tmp_path / "broken"], "is no summary of a run"),
+        ([tmp_path / "nowhere"], "no such file or folder"),
+        ([tmp_path / "thin"], "run it again with --out and --record full"),
+        ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
         ([long_run, "--steps", "5000"], "must lie in 0:1000"),
         ([long_run, "--step", "5"], "did you mean --steps?"),
         ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
