@@ -32,7 +32,9 @@ def find_trace(run: Run, given: str | None) -> tuple[RoutingTrace | None, str]:
         return None, f"the trace is not there to be looked at ({error}); --trace FILE gives it"
     if npz.content_hash(trace) != run.trace["hash"]:
         if given:
-            raise RunError(f"trace: {given}: is not the trace of run {run.name}, whose hash is {run.trace['hash'][:16]}...")
+            raise RunError(
+                f"trace: {given}: is not the trace of run {run.name}, whose hash is {run.trace['hash'][:16]}..."
+            )
         return None, f"{name} is another trace by now than the one that was run; --trace FILE gives it"
     return trace, ""
 
@@ -47,7 +49,9 @@ def trace_section(trace: RoutingTrace | None, why: str, buddies: str | None, sim
         section.panels.append(_skew(trace))
         found = trace_tables.counted(trace)
         if found is None:
-            section.remarks.append("Co-activation is not shown: no two experts serve one token, or too many pairs exist.")
+            section.remarks.append(
+                "Co-activation is not shown: no two experts serve one token, or too many pairs exist."
+            )
     section.panels.extend(_q_mass(found, buddies))
     if found is not None and trace is not None:
         layers = list(trace.meta["moe_layers"])
@@ -66,8 +70,8 @@ def _skew(trace: RoutingTrace) -> Panel:
     return Panel(
         "skew",
         f"The busiest fifth of a layer's experts takes {100 * found.middle[:top].sum():.3g} % of its uses",
-        f"Uses by popularity rank, in the {kind} of {shortened(trace.model, 60)}, prompts included. An even use would be "
-        f"{100 / trace.n_experts:.3g} % each.",
+        f"Uses by popularity rank, in the {kind} of {shortened(trace.model, 60)}, prompts included. An even use would "
+        f"be {100 / trace.n_experts:.3g} % each.",
         trace_figures.skew(found),
     )
 
@@ -79,7 +83,9 @@ def _q_mass(found: Any, buddies: str | None) -> list[Panel]:
         mass = Spread.of(np.cumsum(lists.q.astype(np.float64), axis=2).reshape(-1, lists.q.shape[2]))
         sizes = lists.sizes
         title = f"Buddy lists hold {sizes.mean():.3g} peers on average and cover {100 * lists.coverage.mean():.3g} %"
-        about = f"q(j|i) summed over the lists of {shortened(Path(buddies).name, 60)}; a list ends where it reaches alpha."
+        about = (
+            f"q(j|i) summed over the lists of {shortened(Path(buddies).name, 60)}; a list ends where it reaches alpha."
+        )
         return [Panel("q-mass", title, about, trace_figures.q_mass(mass, float(lists.alpha.mean())))]
     if found is None:
         return []
@@ -105,7 +111,8 @@ def _similarity(path: str) -> Panel:
     np.einsum("lii->li", off)[...] = np.nan
     best = np.nanmax(off, axis=2)
     title = f"An expert's most similar peer has a similarity of {np.nanmedian(best):.3g} in the median"
-    caption = f"Similarity of the outputs of experts i and j, from {shortened(Path(path).name, 60)}; the diagonal is left out."
+    name = shortened(Path(path).name, 60)
+    caption = f"Similarity of the outputs of experts i and j, from {name}; the diagonal is left out."
     return _heatmap("similarity", title, caption, off, list(range(len(off))), "similarity")
 
 
@@ -134,4 +141,5 @@ def averaged(square: Float, side: int = MAX_SIDE) -> Float:
     known = np.isfinite(blocks)
     total = np.where(known, blocks, 0.0).sum(axis=(1, 3))
     count = known.sum(axis=(1, 3))
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: Float = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean
