@@ -1,6 +1,7 @@
 """The sections of a report that summaries and records give, in the order in which they are read."""
 
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
