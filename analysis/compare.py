@@ -53,7 +53,9 @@ def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resampl
     rows = []
     for i, (run, pair) in enumerate(zip(runs, pairs, strict=True)):
         row = {"index": i, "run": run.name, "settings": {field: settings(run).get(field) for field in fields}}
-        rows.append(row | row_of(run, base, pair) | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks})
+        rows.append(
+            row | row_of(run, base, pair) | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks}
+        )
     statistic = STATISTIC.format(level=LEVEL, resamples=resamples, seed=seed)
     return Comparison(rows, base.name, fields, _notes(runs, base, pairs), statistic)
 

@@ -109,7 +109,7 @@ def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: 
     return [*parts, f'<text x="{end + 8:.1f}" y="{middle + 4:.1f}">{shown}{star}{tail}</text>']
 
 
-def _wrapped(notes: list[str], columns: int = 112) -> list[tuple[str, bool]]:
+def _wrapped(notes: list[str], columns: int = 100) -> list[tuple[str, bool]]:
     """(line, whether a note begins there)."""
     lines: list[tuple[str, bool]] = []
     for note in notes:

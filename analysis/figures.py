@@ -5,17 +5,14 @@ are palette's, the background is the page's. Text that came from files is escape
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours, label, shortened, symbols
-
-if TYPE_CHECKING:
-    from analysis.compare import Comparison
+from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours, label, shortened
 
 Float = npt.NDArray[np.float64]
 
@@ -46,8 +43,13 @@ def canvas(height: int, x: str, y: str = "", **layout: Any) -> go.Figure:
         bargap=0.3,
         **layout,
     )
-    fig.update_xaxes(title={"text": x, "standoff": 10}, gridcolor=GRID, zerolinecolor=GRID, automargin=True)
-    fig.update_yaxes(title={"text": y, "standoff": 8}, gridcolor=GRID, zerolinecolor=GRID, automargin=True)
+    small = {"size": 13}
+    fig.update_xaxes(
+        title={"text": x, "standoff": 10, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
+    )
+    fig.update_yaxes(
+        title={"text": y, "standoff": 8, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
+    )
     return fig
 
 
@@ -57,7 +59,7 @@ def short_labels(names: Sequence[str], most: int = 22) -> list[str]:
     return [label(f"{text} #{i}" if cut.count(text) > 1 else text) for i, text in enumerate(cut)]
 
 
-def _rows(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
+def rows_canvas(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
     """A canvas with one row per name, the first on top."""
     fig = canvas(extra + ROW * len(names), x)
     fig.update_yaxes(categoryorder="array", categoryarray=short_labels(names)[::-1], showgrid=False, type="category")
@@ -67,7 +69,7 @@ def _rows(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
 def _stacked(table: pd.DataFrame, x: str, parts: dict[str, tuple[str, str]], hover: str) -> go.Figure:
     """Horizontal stacked bars, a row per run; parts: column -> (name, colour). Columns of zeros are left out."""
     names = list(map(str, table.index))
-    fig = _rows(names, x)
+    fig = rows_canvas(names, x)
     for part, (name, colour) in parts.items():
         values = table[part].to_numpy(np.float64)
         if not np.any(values):
@@ -81,7 +83,7 @@ def _stacked(table: pd.DataFrame, x: str, parts: dict[str, tuple[str, str]], hov
             customdata=100 * values / np.maximum(table[list(parts)].sum(axis=1).to_numpy(), 1e-300),
             hovertemplate="%{y}<br>" + label(name) + f": {hover} (%{{customdata:.1f}} %)<extra></extra>",
         )
-    return fig.update_layout(barmode="stack")
+    return fig.update_layout(barmode="stack").update_xaxes(tickformat=",")
 
 
 def time_parts(table: pd.DataFrame) -> go.Figure:
@@ -103,7 +105,7 @@ def prefetch_ends(table: pd.DataFrame) -> go.Figure:
 def prefetch_rates(table: pd.DataFrame) -> go.Figure:
     """Accuracy, coverage and timeliness, a row per run: `tables.prefetching`."""
     names = list(map(str, table.index))
-    fig = _rows(names, "share (%)")
+    fig = rows_canvas(names, "share (%)")
     for (name, symbol), colour in zip(RATES.items(), (CAUSE["prefetch"], "#0e9b74", "#e69f00"), strict=True):
         fig.add_scatter(
             x=100 * table[name].to_numpy(np.float64),
@@ -116,50 +118,13 @@ def prefetch_rates(table: pd.DataFrame) -> go.Figure:
     return fig.update_xaxes(range=[-2, 102])
 
 
-def speed(found: "Comparison") -> go.Figure:
-    """Tokens/s, a bar per run; whiskers are the interval of the difference from the baseline, at the baseline's rate."""
-    rows = found.rows
-    names, colour = [row["run"] for row in rows], colours([row["policy"] for row in rows])
-    fig = _rows(names, "generated tokens/s")
-    speeds = np.array([row["tokens_per_s"] or 0.0 for row in rows])
-    low, high = whiskers(found)
-    fig.add_bar(
-        y=short_labels(names),
-        x=speeds,
-        orientation="h",
-        marker={"color": [colour[row["policy"]] for row in rows]},
-        text=[f"{value:,.2f}" for value in speeds],
-        textposition="auto",
-        insidetextanchor="start",
-        error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.5, "color": GREY},
-        hovertext=[label(row["policy"]) for row in rows],
-        hovertemplate="%{y}: %{x:,.3f} tokens/s<br>%{hovertext}<extra></extra>",
-    )
-    return fig.update_layout(showlegend=False)
-
-
-def whiskers(found: "Comparison") -> tuple[Float, Float]:
-    """(below, above) tokens/s of each row: how far the interval of its difference reaches; 0 where there is none."""
-    base = next(row["tokens_per_s"] for row in found.rows if row["run"] == found.baseline)
-    reach = []
-    for row in found.rows:
-        low, high = row["tokens_per_s_change_low"], row["tokens_per_s_change_high"]
-        if low is None or high is None or not base or row["tokens_per_s"] is None:
-            reach.append((0.0, 0.0))
-            continue
-        now = row["tokens_per_s"] / base - 1
-        reach.append((max(0.0, now - low) * base, max(0.0, high - now) * base))
-    below, above = np.array(reach, np.float64).reshape(-1, 2).T
-    return below, above
-
-
 def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str]) -> go.Figure:
     """TPOT: mean and percentiles of `tables.latencies`, and a dot per request where a record has them.
 
     requests: run -> float64 [requests] in ms. policies: of each row, for its colour.
     """
     names = list(map(str, table.index))
-    fig, short, colour = _rows(names, "TPOT (ms per token)"), short_labels(names), colours(policies)
+    fig, short, colour = rows_canvas(names, "TPOT (ms per token)"), short_labels(names), colours(policies)
     for name, text, policy in zip(names, short, policies, strict=True):
         values = _thinned(requests.get(name, np.zeros(0)))
         if len(values):
@@ -208,13 +173,13 @@ def step_times(steps: dict[str, Float], policies: Sequence[str]) -> go.Figure:
     known = np.concatenate([*steps.values(), np.zeros(0)])
     known = known[known > 0]
     if len(known) and known.max() > MANY_TIMES * known.min():
-        fig.update_xaxes(type="log", dtick=1)
+        fig.update_xaxes(type="log", dtick="D2")
     return fig
 
 
 def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
     """A heatmap of shares (of 1) [runs, L], layers along x. what: of what, for the colour bar, in percent."""
-    fig = canvas(128 + ROW * len(names), "MoE layer")
+    fig = canvas(112 + ROW * len(names), "MoE layer")
     fig.add_heatmap(
         z=(100 * shares).astype(np.float32),
         x=np.arange(shares.shape[1]),
@@ -226,13 +191,13 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
         hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
         hoverongaps=False,
     )
-    fig.update_yaxes(autorange="reversed", showgrid=False)
-    return fig.update_xaxes(showgrid=False)
+    fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
+    return fig.update_xaxes(showgrid=False, zeroline=False)
 
 
 def _colorbar(title: str) -> dict[str, Any]:
     place = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
-    return {"title": {"text": title, "side": "top"}, "lenmode": "pixels", "len": 240, **place}
+    return {"title": {"text": title, "side": "top", "font": {"size": 13}}, "lenmode": "pixels", "len": 240, **place}
 
 
 def answers_by_layer(counts: dict[str, npt.NDArray[np.int64]]) -> go.Figure:
@@ -250,57 +215,10 @@ def answers_by_layer(counts: dict[str, npt.NDArray[np.int64]]) -> go.Figure:
     return fig.update_layout(barmode="stack", bargap=0.15)
 
 
-def pareto(found: "Comparison") -> go.Figure:
-    """Quality against speed: lost router weight across, tokens/s upward, the front of realisable runs as a line."""
-    rows = [row for row in found.rows if row["tokens_per_s"] is not None and row["lost_weight"] is not None]
-    fig = canvas(460, "router weight substituted or dropped (%)", "generated tokens/s")
-    _fronts(fig, rows)
-    colour, symbol = colours([row["policy"] for row in found.rows]), symbols([row["policy"] for row in found.rows])
-    low, high = whiskers(found)
-    reach = {row["run"]: (low[i], high[i]) for i, row in enumerate(found.rows)}
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        mine = [row for row in rows if row["policy"] == policy]
-        above, below = [reach[row["run"]][1] for row in mine], [reach[row["run"]][0] for row in mine]
-        shape = symbol[policy] + ("-open" if any("oracle" in row["marks"] for row in mine) else "")
-        fig.add_scatter(
-            x=[100 * row["lost_weight"] for row in mine],
-            y=[row["tokens_per_s"] for row in mine],
-            mode="markers+text" if len(rows) <= LABELLED else "markers",
-            text=short_labels([row["run"] for row in mine]),
-            textposition="top center",
-            cliponaxis=False,
-            name=label(shortened(policy, 40)),
-            marker={"symbol": shape, "size": 12, "color": colour[policy], "line": {"width": 1.5}},
-            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1},
-            customdata=[label(", ".join(row["marks"])) for row in mine],
-            hovertemplate="%{text}<br>%{y:,.3f} tokens/s, %{x:.2f} % lost<br>%{customdata}<extra></extra>",
-        )
-    speeds = [row["tokens_per_s"] for row in rows if row["tokens_per_s"] > 0]
-    if speeds and max(speeds) > MANY_TIMES * min(speeds):
-        fig.update_yaxes(type="log", dtick=1)
-    return fig
-
-
-def _fronts(fig: go.Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """The Pareto-best rows of each set of conditions, joined from the least loss on."""
-    for conditions in dict.fromkeys(row["conditions"] for row in rows):
-        best = [row for row in rows if row["pareto_best"] and row["conditions"] == conditions]
-        best.sort(key=lambda row: (row["lost_weight"], row["tokens_per_s"]))
-        if len(best) > 1:
-            fig.add_scatter(
-                x=[100 * row["lost_weight"] for row in best],
-                y=[row["tokens_per_s"] for row in best],
-                mode="lines",
-                name="Pareto front",
-                line={"shape": "vh", "width": 1.6, "dash": "dot", "color": GREY},
-                hoverinfo="skip",
-            )
-
-
 def bounds(table: pd.DataFrame) -> go.Figure:
     """How near each run is to what no policy beats: `tables.bounds`."""
     names = list(map(str, table.index))
-    fig = _rows(names, "share of the run's time (%): 100 = cannot be faster")
+    fig = rows_canvas(names, "bound (% of the run's time)")
     fig.add_bar(
         x=[100.0] * len(names),
         y=short_labels(names),
@@ -340,4 +258,3 @@ def errors(table: pd.DataFrame) -> go.Figure:
         )
     fig.update_yaxes(categoryorder="array", categoryarray=texts[::-1], showgrid=False)
     return fig.update_layout(barmode="group")
-

@@ -48,9 +48,7 @@ def signed(value: float) -> str:
 def _columns(found: "Comparison") -> list[tuple[str, Callable[[Row], str]]]:
     """(title, text of a cell) of the table for people."""
     base = plain(found.baseline)
-    settings: list[tuple[str, Callable[[Row], str]]] = [
-        (field, lambda row, field=field: plain(row["settings"][field])) for field in found.differs
-    ]
+    settings = [(field, _setting(field)) for field in found.differs]
     return [
         ("#", lambda row: str(row["index"])),
         ("run", lambda row: plain(row["run"])),
@@ -58,16 +56,20 @@ def _columns(found: "Comparison") -> list[tuple[str, Callable[[Row], str]]]:
         ("tokens/s", lambda row: figure(row["tokens_per_s"])),
         (f"against {base}", lambda row: change(row, "tokens_per_s_change", signed_percent)),
         ("TPOT ms", lambda row: figure(row["tpot_ms"], 1)),
-        ("ms more", lambda row: change(row, "tpot_ms_change", signed)),
+        ("change ms", lambda row: change(row, "tpot_ms_change", signed)),
         ("p95", lambda row: figure(row["tpot_ms_p95"], 1)),
         ("waiting", lambda row: percent(row["stall_share"])),
         ("hits", lambda row: percent(row["hit_rate"])),
         ("H2D GB", lambda row: figure(row["h2d_gb"], 1)),
-        ("more", lambda row: change(row, "h2d_change", signed_percent)),
+        ("change", lambda row: change(row, "h2d_change", signed_percent)),
         ("lost weight", lambda row: percent(row["lost_weight"], 2)),
         ("best", lambda row: "*" if row["pareto_best"] else ""),
         ("marks", lambda row: ", ".join(row["marks"])),
     ]
+
+
+def _setting(field: str) -> Callable[[Row], str]:
+    return lambda row: plain(row["settings"][field])
 
 
 LEFT = ("run", "marks", "best")

@@ -12,11 +12,15 @@ from typing import Any
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from analysis.legend import legend
 from analysis.panels import Cells, Panel, Section
 from sim import __version__
 
+LONG = 44  # characters that a cell may have on one line
 HERE = Path(__file__).parent
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
 
 
 def text(value: object) -> str:
@@ -28,7 +32,9 @@ def render(sections: list[Section], notes: list[str], title: str) -> str:
     """The whole page. notes: what must be said before any figure."""
     ids = {panel.key: f"p{i}" for i, panel in enumerate(panel for section in sections for panel in section.panels)}
     figures = {ids[p.key]: _figure(p) for section in sections for p in section.panels if p.figure is not None}
-    body = "\n".join(_section(section, ids) for section in sections)
+    body = "\n".join(_section(section, ids, figures) for section in sections)
+    for figure in figures.values():
+        figure["layout"]["showlegend"] = False  # the page has it
     parts = {
         "POLICY": POLICY,
         "TITLE": text(title),
@@ -65,8 +71,8 @@ def _figure(panel: Panel) -> dict[str, Any]:
     return figure
 
 
-def _section(section: Section, ids: dict[str, str]) -> str:
-    panels = "\n".join(_panel(panel, ids[panel.key]) for panel in section.panels)
+def _section(section: Section, ids: dict[str, str], figures: dict[str, dict[str, Any]]) -> str:
+    panels = "\n".join(_panel(panel, ids[panel.key], figures.get(ids[panel.key])) for panel in section.panels)
     remarks = "".join(f'<p class="remark">{text(remark)}</p>' for remark in section.remarks)
     return (
         f'<section id="{section.key}" aria-labelledby="{section.key}-h">'
@@ -75,11 +81,13 @@ def _section(section: Section, ids: dict[str, str]) -> str:
     )
 
 
-def _panel(panel: Panel, key: str) -> str:
+def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
     wide = " wide" if panel.wide else ""
     caption = f'<p class="caption" id="{key}-c">{text(panel.caption)}</p>' if panel.caption else ""
-    if panel.figure is None:
+    if figure is None:
         table = _table(panel.table, panel.title, key) if panel.table else ""
+        facts = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in panel.facts)
+        table += f"<dl>{facts}</dl>" if facts else ""
         return f'<div class="panel{wide}"><h3 id="{key}-t">{text(panel.title)}</h3>{table}{caption}</div>'
     described = f' aria-describedby="{key}-c"' if panel.caption else ""
     plot = f'<div class="plot" id="{key}" role="img" aria-labelledby="{key}-t"{described}></div>'
@@ -88,7 +96,8 @@ def _panel(panel: Panel, key: str) -> str:
         shown = _table(panel.table, panel.title, key)
         table = f"<details><summary>The same as a table</summary>{shown}</details>"
     return (
-        f'<figure class="panel{wide}"><h3 id="{key}-t">{text(panel.title)}</h3>{_choices(panel, key)}{plot}'
+        f'<figure class="panel{wide}"><h3 id="{key}-t">{text(panel.title)}</h3>'
+        f"{_choices(panel, key)}{legend(figure)}{plot}"
         f"<figcaption>{caption}{table}</figcaption></figure>"
     )
 
@@ -107,8 +116,12 @@ def _choices(panel: Panel, key: str) -> str:
 def _table(cells: Cells, caption: str, key: str) -> str:
     """A table that scrolls sideways in a frame of its own, reachable by keyboard. The row's name is its heading."""
     titles, rows = cells
-    name = next((i for i, title in enumerate(titles) if title in ("run", "part")), 0)
-    head = "".join(f'<th scope="col">{text(title)}</th>' for title in titles)
+    name = titles.index("run") if "run" in titles else 0
+    numbers = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(titles)
+    head = "".join(
+        f'<th scope="col"{" class=n" if number else ""}>{text(title)}</th>'
+        for title, number in zip(titles, numbers, strict=True)
+    )
     body = "".join(f"<tr>{''.join(_cell(value, i == name) for i, value in enumerate(row))}</tr>" for row in rows)
     return (
         f'<div class="frame" tabindex="0" role="region" aria-labelledby="{key}-t"><table>'
@@ -119,5 +132,9 @@ def _table(cells: Cells, caption: str, key: str) -> str:
 def _cell(value: str, heading: bool) -> str:
     if heading:
         return f'<th scope="row">{text(value)}</th>'
-    number = value[:1] in "+-0123456789" and any(c.isdigit() for c in value[:2])
-    return f'<td class="n">{text(value)}</td>' if number else f"<td>{text(value)}</td>"
+    kind = ' class="n"' if _is_number(value) else ' class="long"' if len(value) > LONG else ""
+    return f"<td{kind}>{text(value)}</td>"
+
+
+def _is_number(value: str) -> bool:
+    return value[:1] in tuple("+-0123456789") and any(c.isdigit() for c in value[:2])

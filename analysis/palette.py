@@ -19,7 +19,7 @@ BLUE, SKY, GREEN, ORANGE, RED, PURPLE, YELLOW, GREY = (
 )
 # parts of a run's time, in the order in which they are stacked; stall by its cause
 TIME = {
-    "dense": ("dense part", "#1f5a96"),
+    "dense": ("dense part", "#2f6db0"),
     "experts": ("experts", SKY),
     "decide": ("decision", GREY),
     "head": ("head", "#b9c3cc"),
@@ -37,7 +37,7 @@ SLOT = {
     "on its way": YELLOW,
 }
 PREFETCHED = {"used": BLUE, "late": ORANGE, "wasted": RED, "promoted": PURPLE, "withdrawn": GREY, "rejected": YELLOW}
-ANSWER = {"fetch": RED, "substitute": GREEN, "drop": "#5b6773", "cpu": PURPLE, "low": SKY}
+ANSWER = {"fetch": RED, "substitute": GREEN, "drop": GREY, "cpu": PURPLE, "low": SKY}
 SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagram")
 SCALE = "Cividis"  # one hue from dark to light, made for colour-blind readers (Nunez et al. 2018)

@@ -43,8 +43,8 @@ def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
         ("requests", record.requests, REQUESTS),
         ("layer", record.layer, tuple(LAYER)),
     ]
-    for name, columns in COLUMNS.items() if record.groups else ():
-        groups.append((name, record.groups.get(name, {}), (*columns.split(), *EXTRA.get(name, ()))))
+    for name, words in COLUMNS.items() if record.groups else ():
+        groups.append((name, record.groups.get(name, {}), (*words.split(), *EXTRA.get(name, ()))))
     for name, group, columns in groups:
         wrong = _uneven(name, group, columns)
         if wrong:

@@ -11,7 +11,8 @@ from pathlib import Path
 from analysis.compare import Comparison, compare
 from analysis.page import render
 from analysis.panels import Section
-from analysis.run_sections import cache, in_short, measured, prefetching, quality, speed, time, what_was_run
+from analysis.policy_sections import cache, measured, prefetching, quality
+from analysis.run_sections import in_short, speed, time, what_was_run
 from analysis.runs import Run, RunError, load
 from analysis.trace_sections import find_trace, trace_section
 from traces.command import Parser, guarded, write_bytes

@@ -46,7 +46,8 @@ def _mean(times: Int, at: Float) -> Float:
     moment = np.append(0.0, np.cumsum(when))
     came = np.searchsorted(when, at, side="right")
     integral = at * came - moment[came]
-    return np.diff(integral) / np.diff(at)
+    mean: Float = np.diff(integral) / np.diff(at)
+    return mean
 
 
 def occupancy(record: RunRecord, n_experts: int, slots: int, at: Float, empty: bool = False) -> dict[str, Float]:

@@ -57,12 +57,13 @@ def hit_rates(runs: Sequence[Run]) -> tuple[list[str], npt.NDArray[np.float64]]:
 def lost_by_layer(runs: Sequence[Run]) -> tuple[list[str], npt.NDArray[np.float64]]:
     """(names, float64 [runs, L]): router weight substituted or dropped, share of the layer's wanted weight, of the
     lossy runs where it is known."""
-    mine, rows = [], []
+    mine: list[str] = []
+    rows: list[npt.NDArray[np.float64]] = []
     for run in runs:
         parts = [run.summary["quality"].get(f"{name}_weight_by_layer") for name in ("substituted", "dropped")]
         if run.lossy and None not in parts:
             mine.append(run.name)
-            rows.append(np.sum(parts, axis=0, dtype=np.float64))
+            rows.append(np.array(parts, np.float64).sum(axis=0))
     return mine, _padded(rows)
 
 
@@ -97,7 +98,7 @@ def prefetching(runs: Sequence[Run]) -> pd.DataFrame:
             "timeliness": _rate(used, used + late),
         }
         rows.append({**found, **{name: t[name] for name in ("promoted", "withdrawn", "rejected")}, **rates})
-    columns = "used late wasted promoted withdrawn rejected accuracy coverage timeliness".split()
+    columns = ["used", "late", "wasted", "promoted", "withdrawn", "rejected", "accuracy", "coverage", "timeliness"]
     return _frame(rows, mine).reindex(columns=columns)
 
 

@@ -24,13 +24,13 @@ def over_time(at: Float, slots: dict[str, Float], link: dict[str, Float], total:
             fig.add_trace(
                 _area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1
             )
-    base = canvas(470, "")
+    base = canvas(380, "")
     fig.update_layout(base.layout.to_plotly_json() | {"xaxis": {}, "yaxis": {}, "hovermode": "x unified"})
     fig.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)
     fig.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)
-    fig.update_xaxes(title={"text": "time (s)", "standoff": 8}, row=2, col=1)
-    fig.update_yaxes(title={"text": "slots"}, range=[0, max(total, 1) * 1.02], row=1, col=1)
-    return fig.update_yaxes(title={"text": "link busy (%)"}, range=[0, 102], row=2, col=1)
+    fig.update_xaxes(title={"text": "time (s)", "standoff": 8, "font": {"size": 13}}, row=2, col=1)
+    fig.update_yaxes(title={"text": "slots", "font": {"size": 13}}, range=[0, max(total, 1) * 1.02], row=1, col=1)
+    return fig.update_yaxes(title={"text": "link busy (%)", "font": {"size": 13}}, range=[0, 102], row=2, col=1)
 
 
 def _area(x: Any, y: Float, name: str, colour: str, hover: str, group: str) -> go.Scatter:

@@ -22,17 +22,17 @@ def pairs(square: Float, what: str, unit: str = "", scale: str = SCALE) -> go.Fi
         zmin=low,
         zmax=high if high > low else low + 1,
         hoverongaps=False,
-        colorbar={"title": {"text": what, "side": "right"}, "thickness": 10, "ticksuffix": unit},
+        colorbar={"title": {"text": what, "side": "right", "font": {"size": 13}}, "thickness": 10, "ticksuffix": unit},
         hovertemplate="i %{y}, j %{x}: %{z:.3g}" + unit + "<extra></extra>",
     )
-    fig.update_yaxes(autorange="reversed", showgrid=False, constrain="domain")
-    return fig.update_xaxes(showgrid=False, constrain="domain")
+    fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
+    return fig.update_xaxes(showgrid=False, zeroline=False)
 
 
 def skew(found: Spread) -> go.Figure:
     """Share of a layer's uses by popularity rank, beside an even use."""
     n = len(found.middle)
-    fig = canvas(340, "expert, by popularity in its layer (1 = most used)", "share of the layer's uses (%)")
+    fig = canvas(340, "expert by popularity rank (1 = most used)", "share of the layer's uses (%)")
     _band(fig, found, "layers, 10th to 90th percentile", "median layer")
     _line(fig, [1, n], [100 / n, 100 / n], "even use")
     return fig.update_yaxes(rangemode="tozero")

@@ -70,8 +70,8 @@ def _skew(trace: RoutingTrace) -> Panel:
     return Panel(
         "skew",
         f"The busiest fifth of a layer's experts takes {100 * found.middle[:top].sum():.3g} % of its uses",
-        f"Uses by popularity rank, in the {kind} of {shortened(trace.model, 60)}, prompts included. An even use would be "
-        f"{100 / trace.n_experts:.3g} % each.",
+        f"Uses by popularity rank, in the {kind} of {shortened(trace.model, 60)}, prompts included. An even use would "
+        f"be {100 / trace.n_experts:.3g} % each.",
         trace_figures.skew(found),
     )
 
@@ -111,7 +111,8 @@ def _similarity(path: str) -> Panel:
     np.einsum("lii->li", off)[...] = np.nan
     best = np.nanmax(off, axis=2)
     title = f"An expert's most similar peer has a similarity of {np.nanmedian(best):.3g} in the median"
-    caption = f"Similarity of the outputs of experts i and j, from {shortened(Path(path).name, 60)}; the diagonal is left out."
+    name = shortened(Path(path).name, 60)
+    caption = f"Similarity of the outputs of experts i and j, from {name}; the diagonal is left out."
     return _heatmap("similarity", title, caption, off, list(range(len(off))), "similarity")
 
 
@@ -140,4 +141,5 @@ def averaged(square: Float, side: int = MAX_SIDE) -> Float:
     known = np.isfinite(blocks)
     total = np.where(known, blocks, 0.0).sum(axis=(1, 3))
     count = known.sum(axis=(1, 3))
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: Float = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean
