@@ -71,6 +71,67 @@ def test_logits_are_those_that_the_model_puts_out(family: tuple[str, Any]) -> No
         np.testing.assert_allclose(found, logits.float().numpy().reshape(18, -1), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_and_weights_follow_from_the_logits_by_the_familys_formula(name: str) -> None:
+    """Section by section of each family's router, spelt in numpy over the logits that were recorded."""
+    model = build(name, seed=3)
+    with Recorder(model) as recorder, torch.no_grad():
+        model(prompts(4, 16))
+    trace = recorder.trace()
+    layers = find_moe_layers(model)
+    for place, layer in enumerate(layers):
+        bias = getattr(layer.router, "e_score_correction_bias", None)
+        logits = trace.logits[:, place].astype(np.float64)
+        ids, weights = chosen(name, logits, trace.top_k, None if bias is None else bias.numpy())
+        dense = np.zeros((2, *logits.shape))
+        np.put_along_axis(dense[0], ids, weights, axis=1)
+        np.put_along_axis(dense[1], trace.experts[:, place].astype(np.int64), trace.weights[:, place], axis=1)
+        # Where float16 logits tie, or lie at PhiMoE's threshold, a token may differ.
+        assert np.isclose(*dense, rtol=0.02, atol=2e-3).all(axis=1).mean() >= 0.95
+
+
+def chosen(name: str, logits: np.ndarray, k: int, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, weights) [N, K] of a family's router from its raw logits [N, E]."""
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    if name == "phimoe":
+        return sparsemixer(logits)
+    if name in ("deepseek-v3", "glm4-moe"):
+        scores = 1 / (1 + np.exp(-logits))
+        choice = grouped(scores + bias, lambda group: np.sort(group, axis=2)[:, :, -2:].sum(axis=2))
+    elif name == "deepseek-v2":
+        scores, choice = softmax, grouped(softmax, lambda group: group.max(axis=2))
+    else:
+        scores = choice = softmax
+    ids = np.argsort(-choice, axis=1, kind="stable")[:, :k]
+    weights = np.take_along_axis(scores, ids, axis=1)
+    if NORMALISED.get(name, name == "glm4-moe"):
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    return ids, weights * {"deepseek-v3": 2.5}.get(name, 1.0)
+
+
+def grouped(scores: np.ndarray, of_group: Any) -> np.ndarray:
+    """-inf outside the best 2 of 4 groups."""
+    parts = scores.reshape(len(scores), 4, -1)
+    best = np.argsort(-of_group(parts), axis=1)[:, :2]
+    keep = np.zeros((len(scores), 4), bool)
+    np.put_along_axis(keep, best, True, axis=1)
+    return np.where(keep[:, :, None], parts, -np.inf).reshape(scores.shape)
+
+
+def sparsemixer(logits: np.ndarray, jitter: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
+    """PhiMoE: twice the best, its weight a softmax over those within 2 x jitter of it."""
+    ids, weights, left = [], [], logits.copy()
+    for _ in range(2):
+        top = left.max(axis=1, keepdims=True)
+        far = (top - logits) / np.maximum(np.abs(logits), top) > 2 * jitter
+        odds = np.where(far | np.isinf(left), 0, np.exp(logits - top))
+        ids.append(left.argmax(axis=1))
+        weights.append(np.take_along_axis(odds, ids[-1][:, None], axis=1)[:, 0] / odds.sum(axis=1))
+        np.put_along_axis(left, ids[-1][:, None], -np.inf, axis=1)
+    return np.stack(ids, axis=1), np.stack(weights, axis=1)
+
+
 def gate_outputs(model: Any, ids: Any) -> list[Any]:
     """Router logits from a router module called again with what it was called with."""
     seen: list[Any] = []
@@ -358,3 +419,31 @@ def test_a_layer_that_was_gone_around_is_refused(qwen: Any) -> None:
     model.model.layers[1].mlp.forward = lambda hidden: hidden
     with Recorder(model), torch.no_grad(), pytest.raises(CaptureError, match=r"routed \[6, 6\] in its 3 MoE layers"):
         model(prompts(1, 6))
+
+
+# --- our own model
+
+
+def test_our_own_model_equals_its_hugging_face_twin() -> None:
+    pytest.importorskip("safetensors", reason="the runtime's safetensors is not installed")
+    from dataclasses import asdict
+
+    from runtime.model import ModelConfig, MoeDecoder
+
+    config = ModelConfig(128, 64, 3, 4, 16, 4, 32, 32)
+    ours = MoeDecoder(config).eval()
+    for block in ours.moe_blocks:
+        block.gate.weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(5))
+    given = asdict(config) | {"num_key_value_heads": 4, "head_dim": 16, "norm_topk_prob": True}
+    twin = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**given, tie_word_embeddings=True)).eval()
+    twin.model.load_state_dict(ours.state_dict())
+    found = []
+    for model in (ours, twin):
+        with Recorder(model) as recorder, torch.no_grad():
+            recorder.begin(prompt_lengths=5)
+            model(prompts(2, 12))
+        found.append(recorder.trace())
+    for row in range(2):
+        same(of(found[0], row), of(found[1], row))
+    names = ("n_layers", "moe_layers", "n_experts", "top_k", "score_function", "norm_topk", "lookahead_distances")
+    assert [found[0].meta[n] for n in names] == [found[1].meta[n] for n in names]

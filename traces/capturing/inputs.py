@@ -87,3 +87,10 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", found.type if found else "cpu"):
         raise CaptureError(f"--device is {name!r}; this machine has {found or 'the CPU alone'}")
     return device
+
+
+def made_with(model: Any) -> dict[str, str]:
+    """What a capture's numbers depend on beside the model: torch, the kind of device, the precision."""
+    weight = next(model.parameters())
+    found = {"torch": torch.__version__, "device": weight.device.type, "precision": str(weight.dtype).split(".")[-1]}
+    return found | ({"cpu": torch.backends.cpu.get_cpu_capability()} if weight.device.type == "cpu" else {})
