@@ -52,14 +52,18 @@ class Setting:
         return memory(self.model, self.spec.precision, total, longest, self.spec.batch, self.hardware, self.engine)
 
 
-def prepare(spec: RunSpec) -> Setting:
-    """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each."""
+def prepare(
+    spec: RunSpec, trace: RoutingTrace | None = None, calibration: RoutingTrace | None = None
+) -> Setting:
+    """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each.
+
+    trace, calibration: in memory, instead of the files that the spec names (a closed loop has no file)."""
     _refuse_stray_parameters(spec)
-    path = npz.find(spec.trace)
-    whole = npz.read(path)
+    path = npz.find(spec.trace) if trace is None else Path(spec.trace)
+    whole = npz.read(path) if trace is None else trace
     hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
     model = _model(spec, whole, path, hardware.fixed is not None)
-    calibration, trace = _set_aside(spec, whole)
+    calibration, trace = (calibration, whole) if calibration is not None else _set_aside(spec, whole)
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
     _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
