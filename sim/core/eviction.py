@@ -15,7 +15,7 @@ from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
-from sim.core.state import BASE, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER = range(7)
 
@@ -57,14 +57,25 @@ def _listed(s: Any, g: int, which: int) -> bool:
 
 
 @inlined
+def _oldest(s: Any, scope: int, spare_from: int) -> int:
+    """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
+    end = len(s.x) + scope
+    g = s.work[NEWER, end]
+    while g != end and not _evictable(s, g, spare_from):
+        g = s.work[NEWER, g]
+    return np.int64(g) if g != end else -1  # type: ignore[return-value]
+
+
+@inlined
 def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
-    """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
+    """The evictable expert with the least sign * x[field], then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
     base = s.scope[scope, BASE]
     for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         key, stamp = sign * s.x[g, field], s.x[g, STAMP]
-        if (key < best_key or (key == best_key and stamp < best_stamp)) and _evictable(s, g, spare_from):
+        better = key < best_key or (key == best_key and stamp < best_stamp)
+        if better and _evictable(s, g, spare_from):
             best, best_key, best_stamp = g, key, stamp
     return best
 
@@ -133,5 +144,8 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    field = STAMP if kind == LRU else (LANDED if kind == FIFO else (USES if kind == LFU else NEXT))
-    return _least(s, scope, spare_from, field, -1 if kind == BELADY else 1)
+    if kind == LFU:
+        return _least(s, scope, spare_from, USES, 1)
+    if kind == BELADY:
+        return _least(s, scope, spare_from, NEXT, -1)
+    return _oldest(s, scope, spare_from)

@@ -36,7 +36,7 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
     steps, n = len(plan.step_prefill), len(s.x)
-    clock = Clock(*(np.zeros(size, np.int64) for size in (N_CLOCK, n, n, steps, steps, steps)))
+    clock = Clock(*(st.zeros(size) for size in (N_CLOCK, n, n, steps, steps, steps)))
     return s, lg.new_log(plan) if full else None, clock
 
 

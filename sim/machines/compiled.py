@@ -107,6 +107,9 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.k[NOW] + ns
+    if ns > 0 and s.c[FLIGHT_LEN] == 0 and not waiting(s):
+        clock.k[NOW] = to
+        return
     while ns != 0:
         if waiting(s):
             _commit_all(s, log, hooks, d, clock)
@@ -220,11 +223,12 @@ def _loop(
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
             _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
-            clock.k[DENSE] += dense[layer]
-            clock.k[DECIDE if layer < layers else HEAD] += then
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
+        clock.k[DENSE] += dense.sum()
+        clock.k[DECIDE] += layers * d.decide_ns
+        clock.k[HEAD] += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock)
