@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.foresight import Foresight, foresight_of
+from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
@@ -185,18 +186,25 @@ class Stepped(Machine):
 class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
-    calibration: what fitted policies are fitted on. Raises SpecError, CatalogError or FitError, one line, for what
+    charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
+    fitted on. Raises SpecError, CatalogError or FitError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
-    def __init__(self, spec: RunSpec, shape: ModelShape, calibration: RoutingTrace | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        shape: ModelShape,
+        calibration: RoutingTrace | None = None,
+        charged: ModelSpec | None = None,
+    ) -> None:
         _refuse_oracles(spec)
         self.spec, self.shape = spec, shape
         self.foresight: Foresight | None = foresight_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"
         plain = spec.model_copy(update={"prefetch": "none", "set": own, "calibration": used or None})
-        self.setting: Setting = prepare(plain, shape.blank(), calibration)
+        self.setting: Setting = prepare(plain, shape.blank(), calibration, charged)
         self.rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank).name
         self._room = _Room(shape, self.foresight)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
@@ -206,6 +214,11 @@ class ClosedLoop:
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
         self._ended = True
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a policy of this run reads router logits."""
+        return self.setting.plan.logits is not None
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -241,9 +254,9 @@ class ClosedLoop:
         ordered_ids, ordered_weights = (np.take_along_axis(x, order, axis=1) for x in (ids, weights))
         room.experts[rows, layer] = ordered_ids
         room.weights[rows, layer] = ordered_weights
-        if logits is not None:
+        if self.needs_logits and logits is not None:
             room.logits[rows, layer] = ordered_half(logits.astype(np.float64), ids)
-        elif self.setting.plan.logits is not None:
+        elif self.needs_logits:
             raise SpecError(f"{self.spec.miss}, {self.spec.rerank}: need router logits, which this model does not give")
         if self.foresight is not None:
             self.foresight.visit(layer, room.experts, hidden)
@@ -396,7 +409,7 @@ class ClosedLoop:
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""
-        return self._room.trace(self.tokens, self.shape.meta(**meta), self.setting.plan.logits is not None)
+        return self._room.trace(self.tokens, self.shape.meta(**meta), self.needs_logits)
 
 
 class _Room:

@@ -53,16 +53,19 @@ class Setting:
 
 
 def prepare(
-    spec: RunSpec, trace: RoutingTrace | None = None, calibration: RoutingTrace | None = None
+    spec: RunSpec,
+    trace: RoutingTrace | None = None,
+    calibration: RoutingTrace | None = None,
+    model: "ModelSpec | None" = None,
 ) -> Setting:
     """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each.
 
-    trace, calibration: in memory, instead of the files that the spec names (a closed loop has no file)."""
+    trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file)."""
     _refuse_stray_parameters(spec)
     path = npz.find(spec.trace) if trace is None else Path(spec.trace)
     whole = npz.read(path) if trace is None else trace
     hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
-    model = _model(spec, whole, path, hardware.fixed is not None)
+    model = model or _model(spec, whole, path, hardware.fixed is not None)
     calibration, trace = (calibration, whole) if calibration is not None else _set_aside(spec, whole)
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
