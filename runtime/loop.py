@@ -128,8 +128,8 @@ class Served(NamedTuple):
 
     @property
     def untouched(self) -> bool:
-        """Every slot is answered by its own expert, on the GPU, with its own weight."""
-        return self.weights is None and not np.isin(self.answers, (SUBSTITUTE, DROP, CPU)).any()
+        """Every slot is answered by its own expert, wherever it is computed, with its own weight."""
+        return self.weights is None and not ((self.answers == SUBSTITUTE) | (self.answers == DROP)).any()
 
 
 def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArray[np.float16]:
@@ -187,7 +187,7 @@ class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
-    fitted on. Raises SpecError, CatalogError or FitError, one line, for what
+    fitted on. keep_logits: for `trace()`, also where no policy reads them. Raises SpecError, CatalogError or FitError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
@@ -197,6 +197,7 @@ class ClosedLoop:
         shape: ModelShape,
         calibration: RoutingTrace | None = None,
         charged: ModelSpec | None = None,
+        keep_logits: bool = False,
     ) -> None:
         _refuse_oracles(spec)
         self.spec, self.shape = spec, shape
@@ -205,6 +206,7 @@ class ClosedLoop:
         used = calibration is not None and "calibration"
         plain = spec.model_copy(update={"prefetch": "none", "set": own, "calibration": used or None})
         self.setting: Setting = prepare(plain, shape.blank(), calibration, charged)
+        self.needs_logits = keep_logits or self.setting.plan.logits is not None
         self.rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank).name
         self._room = _Room(shape, self.foresight)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
@@ -214,11 +216,6 @@ class ClosedLoop:
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
         self._ended = True
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether a policy of this run reads router logits."""
-        return self.setting.plan.logits is not None
 
     # --- one step ------------------------------------------------------------------------------------------------
 
