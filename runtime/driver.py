@@ -73,12 +73,24 @@ class Driver:
         self, requests: Sequence[int], positions: Sequence[int], prefill: bool, then: Sequence[int] | None = ()
     ) -> Iterator[None]:
         """One forward pass: see ClosedLoop.begin."""
-        self.loop.begin(requests, positions, prefill, then)
-        self.active = True
+        self.begin(requests, positions, prefill, then)
         try:
             yield
-        finally:
+        except BaseException:
             self.active = False
+            raise
+        self.end()
+
+    def begin(
+        self, requests: Sequence[int], positions: Sequence[int], prefill: bool, then: Sequence[int] | None = ()
+    ) -> None:
+        """A forward pass begins: see ClosedLoop.begin."""
+        self.loop.begin(requests, positions, prefill, then)
+        self.active = True
+
+    def end(self) -> None:
+        """It is over."""
+        self.active = False
         self.loop.end()
 
     def visit(self, layer: int, ids: Tensor, weights: Tensor) -> Served:

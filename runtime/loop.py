@@ -215,7 +215,7 @@ class ClosedLoop:
         self.machine = Stepped(self._plan())
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
-        self._ended = True
+        self._ended, self._record = True, None
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,8 @@ class ClosedLoop:
         """A forward pass over these rows. requests [n]: whose each row is (those of one stand together);
         positions [n]; then: whose rows the next step will have, one each (default: those of this step; None: the
         run ends here)."""
-        assert self._ended, "the step before has not ended"
+        if not self._ended or self._record is not None:
+            raise RuntimeError("no step can follow: the one before was broken off, or the run has ended")
         n, room = len(requests), self._room
         self._grow(self.tokens + n + max(n, len(then or ())), self.step + 3, n)
         self.step, self._ended = self.step + 1, False
@@ -265,6 +266,11 @@ class ClosedLoop:
         """The forward pass is over."""
         self.machine.until(self.machine.end_step(self.step))
         self._ended = True
+
+    def first_residents(self) -> list[Copy]:
+        """What is in the slots before the first step."""
+        s = self.machine.s
+        return [Copy(int(g), int(s.x[g, st.SLOT])) for g in self.setting.plan.residents]
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
@@ -388,7 +394,12 @@ class ClosedLoop:
     # --- what came of the run ------------------------------------------------------------------------------------
 
     def record(self) -> RunRecord:
-        """The record so far, like that of a replay; transfers under way are unfinished. The run ends with it."""
+        """The record, like that of a replay; transfers under way are unfinished. The run ends with it."""
+        if self._record is None:
+            self._record = self._recorded()
+        return self._record
+
+    def _recorded(self) -> RunRecord:
         assert self._ended, "a step is under way"
         room, steps, machine = self._room, self.step + 1, self.machine
         machine.end_run()
