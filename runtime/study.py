@@ -24,7 +24,7 @@ from runtime.closed_run import Baseline, judge
 from runtime.evaluate import captured, evaluated
 from runtime.loop import ClosedLoop
 from runtime.passages import Passages, passages
-from runtime.similarity import output_similarity
+from runtime.similarity import measure
 from runtime.subject import Subject, subject
 from sim import __version__
 from sim.machines.compiled import run as compiled
@@ -32,7 +32,7 @@ from sim.plan import prepare
 from sim.run import announce_compiling
 from sim.spec import RunSpec
 from sim.summary import summarise
-from traces import npz
+from traces.capturing.command import open_source
 from traces.command import Parser, guarded
 from traces.errors import UserError
 from traces.trace import RoutingTrace
@@ -139,7 +139,7 @@ def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.study", description="Quality against bytes and time, policy by policy.")
     out.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH")
-    out.add_argument("--sequences", type=int, default=20, metavar="N", help="passages that are judged (default: 20)")
+    out.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
     out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
     out.add_argument("--hardware", default="a100-pcie4")
@@ -166,7 +166,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     base = Baseline(model, text, keep=True)
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "similarity.npz"
-        npz.write_arrays(matrix, {}, {"similarity": output_similarity(model, calibration_text(model, args, length))})
+        other = passages(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
+        measure(open_source(args.subject, "cpu"), list(other.tokens)).write(matrix)
         study = Study(model, text, base, calibration, _routed(model, text, base, common, args.charge), common,
                       args.charge, str(matrix))  # fmt: skip
         rows = []
@@ -185,11 +186,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "version": __version__,
     }
-
-
-def calibration_text(model: Subject, args: argparse.Namespace, length: int) -> Passages:
-    """Passages that are not judged, for the similarity of outputs."""
-    return passages(model.tokens, 2 if args.quick else 16, length, args.seed, judged=False, lead=model.lead)
 
 
 def _routed(model: Subject, text: Passages, base: Baseline, common: dict[str, Any], like: str) -> RoutingTrace:

@@ -66,10 +66,12 @@ def prepare(
     whole = npz.read(path) if trace is None else trace
     hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
     model = model or _model(spec, whole, path, hardware.fixed is not None)
-    calibration, trace = (calibration, whole) if calibration is not None else _set_aside(spec, whole)
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
-    _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
+    policies = (eviction, miss, *([rerank] if rerank else []))
+    spec = _with_own_calibration(spec, path, policies)
+    calibration, trace = (calibration, whole) if calibration is not None else _set_aside(spec, whole)
+    _refuse_what_is_missing(trace, path, spec, policies)
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
         raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
     steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
@@ -139,6 +141,27 @@ def _model(spec: RunSpec, trace: RoutingTrace, path: Path, fixed: bool) -> "Mode
     raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
 
 
+def _with_own_calibration(spec: RunSpec, path: Path, policies: tuple[Policy, ...]) -> RunSpec:
+    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` is the calibration of
+    NAME where a run with something fitted names none. The spec then says so, and no request is set aside."""
+    own = f"{path.stem}-calibration"
+    shipped = path.parent == npz.SAMPLES and own in npz.sample_names()
+    if spec.calibration is not None or not shipped or not _fitted(spec, policies):
+        return spec
+    return spec.model_copy(update={"calibration": own})
+
+
+def _fitted(spec: RunSpec, policies: tuple[Policy, ...]) -> list[str]:
+    """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
+    chosen: list[Any] = [*policies]
+    if spec.prefetch != "none":
+        chosen.append(find("prefetch", {"none": None, **predictors()}, spec.prefetch))
+    names = [getattr(p, "name", spec.prefetch) for p in chosen if p.fitted]
+    out = [name for name in names if not spec.params(name).get("lists")]
+    placed = (("placement", spec.placement), ("cache_spread", spec.cache_spread))
+    return out + [f"{kind} {name}" for kind, name in placed if name in FITTED]
+
+
 def _set_aside(spec: RunSpec, trace: RoutingTrace) -> tuple[RoutingTrace | None, RoutingTrace]:
     """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
     if spec.calibration is None:
@@ -165,12 +188,9 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         for array in policy.needs:
             if not trace.has(array):
                 raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
-        if policy.fitted and spec.calibration is None and not spec.params(name).get("lists"):
-            raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
     find("placement", PLACEMENT, spec.placement)
-    for kind, name in (("placement", spec.placement), ("cache_spread", spec.cache_spread)):
-        if name in FITTED and spec.calibration is None:
-            raise SpecError(f"{kind} {name}: is fitted and needs --calibration FILE|FRACTION")
+    for name in _fitted(spec, policies) if spec.calibration is None else ():
+        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
 def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:

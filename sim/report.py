@@ -10,6 +10,7 @@ from sim.plan import Setting
 from sim.policies import MISS, find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
+from traces import npz
 
 SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
 OPEN_LOOP = (
@@ -106,6 +107,8 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
+    if setting.spec.calibration in npz.sample_names():
+        notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
     if is_user(setting.spec.prefetch) and find("prefetch", {}, setting.spec.prefetch).oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:

@@ -1,4 +1,4 @@
-"""Command line of the traces: `python -m traces info | split | convert | synth`."""
+"""Command line of the traces: `python -m traces info | split | convert | synth | capture`."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from traces import npz
+from traces.capturing import command as capturing
 from traces.command import Parser, guarded, one_of
 from traces.describe import LOUD, describe
 from traces.errors import TraceError
@@ -35,7 +36,7 @@ def _known_command(arguments: list[str]) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate.")
+    parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate, capture.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
 
@@ -66,6 +67,8 @@ def _parser() -> Parser:
     command.add_argument("--like", required=True, metavar="NAME", help="which preset")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", required=True, metavar="FILE")
+
+    capturing.add_arguments(commands.add_parser("capture", help="record the routing of a live model"))
     return parser
 
 
@@ -110,11 +113,18 @@ def _synth(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens; {LOUD}")
 
 
+def _capture(options: argparse.Namespace) -> None:
+    trace = capturing.run(options)
+    npz.write(options.out, trace)
+    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens of {trace.model}")
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "info": _info,
     "split": _split,
     "convert": _convert,
     "synth": _synth,
+    "capture": _capture,
 }
 
 if __name__ == "__main__":
