@@ -48,13 +48,18 @@ class Driver:
     any other is that of the unmodified model."""
 
     def __init__(self, model: nn.Module, loop: ClosedLoop) -> None:
-        self.loop, self.layers = loop, find_moe_layers(model)
+        self.loop, self.layers = loop, self.layers_of(model)
         self._logits: Tensor | None = None
         self._hidden: Tensor | None = None
         self._hooks: list[Any] = []
         self.active = False
         if loop.foresight is not None:
             loop.foresight.ask = self._ask
+
+    @staticmethod
+    def layers_of(model: nn.Module) -> list[MoeLayer]:
+        """Its MoE layers in order."""
+        return find_moe_layers(model)
 
     def __enter__(self) -> Driver:
         wanted = self.loop.needs_logits or self.loop.foresight is not None

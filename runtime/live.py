@@ -301,7 +301,9 @@ def load_model(path: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
     _registry()
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
         return model.eval(), AutoTokenizer.from_pretrained(path)

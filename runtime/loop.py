@@ -417,7 +417,7 @@ class ClosedLoop:
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""
-        return self._room.trace(self.tokens, self.shape.meta(**meta), self.needs_logits)
+        return self._room.trace(self.tokens, self.step + 1, self.shape.meta(**meta), self.needs_logits)
 
 
 class _Room:
@@ -467,18 +467,18 @@ class _Room:
             out.append((request, int(own[0]), last, first, len(decode)))
         return np.array(out, np.int64).reshape(-1, 5)
 
-    def trace(self, tokens: int, meta: dict[str, Any], with_logits: bool) -> RoutingTrace:
+    def trace(self, tokens: int, steps: int, meta: dict[str, Any], with_logits: bool) -> RoutingTrace:
         request = self.request[:tokens]
         place = {r: i for i, r in enumerate(dict.fromkeys(request.tolist()))}
         order = np.argsort([place[r] for r in request.tolist()], kind="stable")
-        step_of = np.searchsorted(self.offset[1:], np.arange(tokens), side="right")
+        prefill = np.repeat(self.prefill[:steps], np.diff(self.offset[: steps + 1]))
         return RoutingTrace(
             experts=self.experts[:tokens][order],
             weights=self.weights[:tokens][order],
             logits=self.logits[:tokens][order] if with_logits else None,
             sequence=request[order],
             position=self.position[:tokens][order],
-            prefill=self.prefill[np.minimum(step_of, len(self.prefill) - 1)][order],
+            prefill=prefill[order],
             meta=meta,
         )
 

@@ -57,9 +57,16 @@ def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
 
 
 def passages(
-    tokenizer: Tokens, n: int, length: int, seed: int, path: str | None = None, judged: bool = True, lead: int | None = None
+    tokenizer: Tokens,
+    n: int,
+    length: int,
+    seed: int,
+    path: str | None = None,
+    judged: bool = True,
+    lead: int | None = None,
 ) -> Passages:
-    """`n` windows of `length` tokens, drawn by `seed`; lead: a token that stands before every text.
+    """`n` windows of `length` tokens, drawn by `seed`; lead: a token that stands before every text. To calibrate on
+    (not `judged`) fewer will do.
 
     Raises TextError, one line, where there is too little text.
     """
@@ -68,6 +75,7 @@ def passages(
     for each in texts:
         ids = ([] if lead is None else [lead]) + tokenizer.encode(each)
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    n = n if judged else min(n, len(windows) or 1)
     if len(windows) < n:
         raise TextError(f"{source}: {len(windows)} passages of {length} tokens; {n} are asked for")
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
