@@ -58,23 +58,32 @@ class Setting:
         return memory(self.model, *sizes, self.hardware, self.engine, copies)
 
 
-def prepare(spec: RunSpec, memo: Memo = afresh) -> Setting:
+def prepare(
+    spec: RunSpec,
+    memo: Memo = afresh,
+    *,
+    trace: RoutingTrace | None = None,
+    calibration: RoutingTrace | None = None,
+    model: "ModelSpec | None" = None,
+) -> Setting:
     """Everything before the first nanosecond; `memo` may keep what other specs share with this one.
 
+    trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
     _refuse_stray_parameters(spec)
-    path = npz.find(spec.trace)
-    whole, trace_hash = _opened(spec.trace, memo)
+    path = npz.find(spec.trace) if trace is None else Path(spec.trace)
+    whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
     hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
     engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
     fixed = hardware.fixed is not None
-    model = memo(("model", spec.model, spec.trace, fixed), lambda: _model(spec, whole, path, fixed))
+    model = model or memo(("model", spec.model, spec.trace, fixed), lambda: _model(spec, whole, path, fixed))
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
     policies = (eviction, miss, *([rerank] if rerank else []))
     spec = _with_own_calibration(spec, path, policies)
     judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
-    calibration, trace = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+    given = None if calibration is None else (calibration, whole)
+    calibration, trace = given or memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
     _refuse_what_is_missing(trace, path, spec, policies)
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
         raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
