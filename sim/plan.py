@@ -64,7 +64,9 @@ def prepare(spec: RunSpec) -> Setting:
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
     _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
-        raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
+        raise SpecError(
+            f"hardware: {spec.hardware}: has no cpu_expert_ns or measured.cpu_expert, which miss {miss.name} needs"
+        )
     steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
     steps = first_steps(steps, spec.max_steps or len(steps))
     if spec.warmup_steps >= len(steps):
