@@ -21,7 +21,9 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 Float = npt.NDArray[np.float64]
-MAX_KNOTS = 6
+Curves = Sequence[tuple[int, int]]
+MAX_KNOTS = 8
+MOST = 4000  # observations that a shape is fitted on; the levels use all
 SCALE = 1.4826  # median absolute deviation to standard deviation of a normal distribution
 
 
@@ -48,10 +50,10 @@ class Observations:
 
 
 def knots_of(tokens: npt.ArrayLike, most: int = MAX_KNOTS) -> list[int]:
-    """Knots for a curve over observed numbers of tokens [n]: 1, and of the numbers seen at least once per hundred
-    observations as many as are allowed, even on a logarithmic scale, the largest among them."""
+    """Knots for a curve over observed numbers of tokens [n]: 1, and of the numbers seen three times or more as many as
+    are allowed, even on a logarithmic scale, the largest among them."""
     seen, counts = np.unique(np.asarray(tokens, np.int64), return_counts=True)
-    seen = seen[(counts >= max(3, counts.sum() / 100)) & (seen > 1)]
+    seen = seen[(counts >= 3) & (seen > 1)]
     if len(seen) > most - 1:
         wanted = np.geomspace(seen[0], seen[-1], most - 1)
         seen = np.unique([seen[np.argmin(np.abs(np.log(seen / w)))] for w in wanted])
@@ -71,22 +73,23 @@ def hats(tokens: npt.ArrayLike, knots: Sequence[int]) -> Float:
     return out
 
 
-def rising(width: int, knots: int) -> Float:
-    """float64 [width, width]: turns steps between knots, and what stands behind the knots, into coefficients; with
-    steps >= 0 the times at the knots never fall."""
+def _rising(width: int, curves: Curves) -> Float:
+    """float64 [width, width]: turns steps between the knots of a curve, and whatever is no curve, into coefficients;
+    with steps >= 0 the times at the knots never fall."""
     out = np.eye(width)
-    out[:knots, :knots] = np.tri(knots)
+    for first, end in curves:
+        out[first:end, first:end] = np.tri(end - first)
     return out
 
 
-def robust(design: Float, ns: Float, knots: int = 0) -> Float:
-    """Coefficients >= 0, float64 [k], the first `knots` of them rising, of ns [n] ~ design [n, k].
+def robust(design: Float, ns: Float, curves: Curves = ()) -> Float:
+    """Coefficients >= 0, float64 [k], of ns [n] ~ design [n, k]; those of each curve [first, end) rise.
 
     Raises ValueError when there is nothing to fit.
     """
     if len(ns) == 0:
         raise ValueError("nothing was observed")
-    turn = rising(design.shape[1], knots)
+    turn = _rising(design.shape[1], curves)
     columns = design @ turn
     size = np.sqrt((columns**2).mean(axis=0))
     used = size > 0
@@ -111,8 +114,8 @@ def robust(design: Float, ns: Float, knots: int = 0) -> Float:
     return np.asarray(turn @ steps)
 
 
-def fit(rounds: Sequence[Observations], knots: int = 0) -> Term:
-    """A term from at least one round; see the module's text. The first `knots` coefficients rise.
+def fit(rounds: Sequence[Observations], curves: Curves = ()) -> Term:
+    """A term from at least one round; see the module's text and `robust`.
 
     Raises ValueError when no round has an observation.
     """
@@ -120,7 +123,8 @@ def fit(rounds: Sequence[Observations], knots: int = 0) -> Term:
     if not rounds:
         raise ValueError("nothing was observed")
     design, ns = np.concatenate([r.design for r in rounds]), np.concatenate([r.ns for r in rounds])
-    shape = robust(design, ns, knots)
+    every = slice(None, None, -(-len(ns) // MOST))
+    shape = robust(design[every], ns[every], curves)
     levels = np.array([_level(r.ns.sum(), (r.design @ shape).sum()) for r in rounds])
     level = float(np.median(levels))
     coefficients = shape * level
