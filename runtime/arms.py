@@ -1,0 +1,159 @@
+"""What calibration and validation run: links, arms, the traces they are run on, and the pace of a CPU's link.
+
+An *arm* is one run specification on one link. Arms that calibrate run on other requests than arms that are judged.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.agreement import HIGH, LOW
+from sim.errors import SpecError
+from sim.plan import Setting, prepare
+from sim.policies import EVICTION, find, predictors
+from sim.spec import RunSpec
+from traces import npz
+from traces.synthetic import Preset, generate
+from traces.trace import RoutingTrace, split
+
+BATCHES = (1, 4)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link. gbps None: the device's own; else a CPU's paced one. regime: where its arms should fall."""
+
+    name: str
+    gbps: float | None = None
+    latency_us: float = 0.0
+    regime: str | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """fields: of RunSpec, without trace and hardware; policy: what it is called by in tables."""
+
+    link: Link
+    policy: str
+    fields: dict[str, Any]
+    calibrates: bool = False
+
+    @property
+    def name(self) -> str:
+        """One line for tables, unlike any other arm's of the run."""
+        kind = "calibrating " if self.calibrates else ""
+        return f"{self.link.name}: {kind}{self.policy}, cache {self.fields['cache']}, batch {self.fields['batch']}"
+
+
+def policy_fields(policy: str) -> dict[str, Any]:
+    """Of `EVICTION`, `EVICTION+PREFETCH` or `EVICTION+cpu`: what the parts choose. Raises SpecError for an unknown one."""
+    eviction, _, other = policy.partition("+")
+    find("eviction", EVICTION, eviction)
+    out: dict[str, Any] = {"eviction": eviction}
+    if other == "cpu":
+        return out | {"miss": "cpu"}
+    if other:
+        find("prefetch", {"none": None, **predictors()}, other)
+        out |= {"prefetch": other, "prefetch_budget": 2}
+    return out
+
+
+def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str], batches: Sequence[int]) -> list[Arm]:
+    """Every policy at every capacity and batch on one link."""
+    return [
+        Arm(link, policy, {**policy_fields(policy), "cache": cache, "batch": batch})
+        for batch in batches
+        for cache in caches
+        for policy in policies
+    ]
+
+
+def calibrating(link: Link, caches: Sequence[int | float | str], batches: Sequence[int], host: bool = False) -> list[Arm]:
+    """Arms that a calibration is fitted on: the smallest and the largest capacity at each batch, lru; one with
+    prefetches, so that transfers follow one another; one with experts on the host where they are asked for."""
+    ends = list(dict.fromkeys((min(caches, key=_size), max(caches, key=_size))))
+    arms = [a for batch in batches for a in grid(link, ["lru"], ends, [batch])]
+    arms += grid(link, ["lru+previous-token"], ends[:1], batches[:1])
+    arms += grid(link, ["lru+cpu"], ends[:1], batches[:1]) if host else []
+    return [Arm(a.link, a.policy, a.fields, True) for a in arms]
+
+
+def _size(cache: int | float | str) -> float:
+    from sim.spec import cache_bytes
+
+    return float(cache_bytes(cache)) if isinstance(cache, str) else float(cache)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The file that is judged, with the share of its requests that calibrates, and a file of those requests alone."""
+
+    judged: str
+    fraction: float
+    calibration: str
+
+    @staticmethod
+    def of(trace: str, fraction: float, seed: int, folder: Path) -> "Traces":
+        """Cut the calibration's requests into a file in `folder`. Raises TraceError for a trace of one request."""
+        path = folder / "calibration.npz"
+        npz.write(path, split(npz.read(npz.find(trace)), fraction, seed)[0])
+        return Traces(trace, fraction, str(path))
+
+    def setting(self, arm: Arm, common: dict[str, Any], hardware: str) -> Setting:
+        """The arm's setting on its requests, with the durations of a piece of hardware."""
+        fields = {**common, **arm.fields, "hardware": hardware}
+        if arm.calibrates:
+            return prepare(RunSpec.of({**fields, "trace": self.calibration}))
+        return prepare(RunSpec.of({**fields, "trace": self.judged, "calibration": self.fraction}))
+
+
+def synthetic(model: str, seed: int) -> RoutingTrace:
+    """A trace in the shape of a catalog model, to calibrate on without a capture. Raises CatalogError."""
+    from sim import catalog
+
+    m = catalog.model(model)
+    preset = Preset(
+        model=m.name,
+        n_experts=m.n_experts,
+        top_k=m.top_k,
+        n_layers=m.n_layers,
+        moe_layers=m.moe_layers,
+        memory=((0, 0.3, 0.0),),
+        requests=8,
+    )
+    return generate(preset, seed)
+
+
+# --- the pace of a paced link -----------------------------------------------------------------------------------------
+
+TARGETS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "compute": (np.max, LOW * 0.6),
+    "mixed": (np.mean, (LOW + HIGH) / 2),
+    "stall": (np.min, 1 - (1 - HIGH) * 0.6),
+}
+SLOWEST, FASTEST = 0.02, 4.0  # GB/s: what a thread that also really copies can keep
+
+
+def paced(regime: str, stall_share: Callable[[float], Sequence[float]]) -> float:
+    """GB/s at which arms fall into a regime: the stall shares of all of them, as simulated at a pace, brought to the
+    regime's target by bisection on the logarithm. Raises SpecError when no pace does.
+    """
+    of, target = TARGETS[regime]
+    low, high = np.log(SLOWEST), np.log(FASTEST)
+    for _ in range(20):
+        middle = (low + high) / 2
+        if of(list(stall_share(float(np.exp(middle))))) > target:
+            low = middle
+        else:
+            high = middle
+    gbps = float(np.exp(high))
+    if regime == "compute" and of(list(stall_share(gbps))) > LOW:
+        raise SpecError(
+            f"regime compute: stall stays above {LOW:.0%} even at {FASTEST:g} GB/s; give larger --caches or --batches"
+        )
+    return round(gbps, 3 if gbps < 1 else 2)
+
+
