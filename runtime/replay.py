@@ -1,0 +1,266 @@
+"""python -m runtime.replay: replay a trace on a real device, with the policies of the simulator.
+
+Takes every flag of sim.run. The summary is the simulator's, with machine "torch" and an entry `device`; the record has
+the simulator's schema. Exit status 0 done, 1 the device failed or decisions differ, 2 bad input, 130 interrupted.
+
+The routing is the trace's, whatever the router of the replayed model says; its ids are read back all the same. Bounds are
+left out: they hold for the plan's hardware, not for this device.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.errors import SpecError
+from sim.run import LISTS, announce_compiling, parser, spec_of, write
+from sim.run import main as simulate
+from traces.command import guarded
+
+if TYPE_CHECKING:
+    from runtime.device.port import Port
+    from runtime.machine import Machine
+    from sim.plan import Setting
+    from sim.record import RunRecord
+
+KERNELS = ("auto", "loop", "grouped")
+SAMPLE = 64  # slots that are compared with the host's bytes after a run
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a trace is replayed, beside its spec. scale: times the model's widths; alias: distinct experts on the host per
+    layer (None: all); weights: folder of a checkpoint (None: seeded noise); kernel: how several experts of a group
+    run; repeat: how often."""
+
+    scale: float = 1.0
+    alias: int | None = None
+    weights: str | None = None
+    kernel: str = "auto"
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A port with a store, the kernels, and the setting at the scale that is replayed."""
+
+    setting: "Setting"
+    port: "Port"
+    store: Any
+    work: Any
+
+    def machine(self, plan: Any = None, **options: Any) -> "Machine":
+        """A fresh run of the setting's plan, or of another one with the same sizes."""
+        from runtime.machine import Machine
+
+        return Machine(self.setting.plan if plan is None else plan, self.port, self.store, self.work, **options)
+
+    def warm_up(self) -> None:
+        """Run the first steps once, unmeasured: kernels are loaded, tuned and cached."""
+        from sim.steps import first_steps
+
+        prefill = self.setting.plan.step_prefill
+        enough = 1 + max(int(np.argmax(prefill)), int(np.argmax(~prefill)))
+        steps = first_steps(self.setting.steps, min(max(enough, 2), len(prefill), 24))
+        few = replace(
+            self.setting.plan,
+            step_offset=steps.offset,
+            step_row=steps.row,
+            step_prefill=steps.prefill,
+            requests=steps.requests,
+            warmup_steps=0,
+        )
+        self.machine(few).run()
+
+
+def at_scale(setting: "Setting", scale: float) -> "Setting":
+    """The setting with the model's widths times `scale`. Raises SpecError when the model is not known."""
+    from runtime.layers import scaled
+
+    if setting.model is None:
+        raise SpecError("model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it")
+    model = scaled(setting.model, scale)
+    size = model.expert_bytes(setting.spec.precision)
+    return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size))
+
+
+@contextmanager
+def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> Iterator[Prepared]:  # noqa: B008 - frozen
+    """Memory, weights and kernels of a setting on a port, given back at the end.
+
+    Raises StoreError when it does not fit (before anything is allocated) or the checkpoint is wrong.
+    """
+    from runtime import layers, store
+    from sim.catalog import precision
+
+    setting = at_scale(setting, options.scale)
+    plan, model = setting.plan, setting.model
+    assert model is not None
+    layout = store.Layout.of(model, precision(setting.spec.precision))
+    moe_layers, n_layers = setting.trace.meta["moe_layers"], setting.trace.n_layers
+    batches = layers.Batches(
+        setting.trace, plan.step_offset, plan.step_row, plan.step_prefill, setting.spec.context_offset
+    )
+    dense = layers.dense_bytes(model, layout, batches, n_layers, moe_layers)
+    sizes = (len(moe_layers), plan.n_experts)
+    store.fits(store.need(layout, *sizes, int(plan.slots.sum()), options.alias, dense), port)
+    source: store.Source = store.Synthetic(layout, setting.spec.seed)
+    if options.weights is not None:
+        source = store.Checkpoint(options.weights, layout, moe_layers)
+    experts = store.ExpertStore(port, layout, *sizes, plan.slots.tolist(), source, options.alias)
+    work = layers.CatalogWork(
+        port, model, experts, batches, moe_layers, n_layers, uses_host(plan), groups(options.kernel, layout, port)
+    )
+    try:
+        yield Prepared(setting, port, experts, work)
+    finally:
+        port.close()
+
+
+def uses_host(plan: Any) -> bool:
+    """Whether the miss policy may have the CPU compute an expert."""
+    from sim.core import miss
+
+    if plan.miss.kind == miss.SUBSTITUTE:
+        return int(plan.miss.params[miss.FALLBACK]) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+    return plan.miss.kind in (miss.CPU, miss.USER)
+
+
+def groups(kernel: str, layout: Any, port: "Port") -> bool:
+    """Whether the experts of a group run in one kernel. `auto`: on an accelerator in bf16, where torch can."""
+    from runtime.layers import has_grouped
+
+    if kernel not in KERNELS:
+        raise SpecError(f"expert-kernel: {kernel}: must be one of {', '.join(KERNELS)}")
+    possible = has_grouped() and not layout.biases
+    if kernel == "grouped" and not possible:
+        raise SpecError("expert-kernel: grouped: needs torch.nn.functional.grouped_mm and experts without biases")
+    return kernel == "grouped" or (kernel == "auto" and possible and port.device.type == "cuda" and layout.dtype.itemsize == 2)
+
+
+def replay(setting: "Setting", port: "Port", options: Options = Options()) -> "list[RunRecord]":  # noqa: B008 - frozen
+    """Replay a setting `repeat` times after a warm-up; the records. Closes the port."""
+    with prepared(setting, port, options) as here:
+        here.warm_up()
+        return [here.machine().run() for _ in range(options.repeat)]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The flags of sim.run and of the device."""
+    out = parser()
+    out.prog, out.description = "python -m runtime.replay", "Replay a trace on a device."
+    group = out.add_argument_group("the device")
+    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)")
+    group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link (default: 25)")
+    group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
+    group.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the model's widths (default: 1)")
+    group.add_argument("--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share")
+    group.add_argument("--weights", metavar="DIR", help="experts of a Hugging Face checkpoint (default: seeded noise)")
+    group.add_argument("--expert-kernel", choices=KERNELS, default="auto", help="how the experts of a group run")
+    group.add_argument("--repeat", type=int, default=1, metavar="N", help="run so often, report the median")
+    group.add_argument("--lock-step", metavar="DIR", help="take the order of completions from the full record there")
+    group.add_argument("--check", action="store_true", help="run the order of completions through the core alone, too")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    from runtime.device.port import DeviceError
+
+    args = arguments().parse_args(argv)
+    for what in LISTS:
+        if getattr(args, f"list_{what}"):
+            return simulate([f"--list-{what}"])
+    if args.machine is not None:
+        raise SpecError(f"machine: {args.machine}: the replay is the torch machine; leave it out")
+    for name, value, low in (("scale", args.scale, 0), ("repeat", args.repeat, 0), ("alias-host", args.alias_host, 0)):
+        if value is not None and not value > low:
+            raise SpecError(f"{name}: {value}: must be above {low}")
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise SpecError(f"out: {args.out}: is a file; must be a folder")
+    announce_compiling()
+    try:
+        return _run(args)
+    except DeviceError as error:
+        return _failed(str(error), 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+
+
+def _failed(why: str, status: int) -> int:
+    print(f"error: {' '.join(why.split())}", file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    from runtime.device.port import choose
+    from sim.plan import prepare
+
+    setting = prepare(spec_of(args))
+    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat)
+    port = choose(args.device, args.link_gbps, args.link_latency_us)
+    with prepared(setting, port, options) as here:
+        here.warm_up()
+        records = [here.machine().run() for _ in range(options.repeat)]
+        machine = here.machine()
+        facts = port.facts()
+    times = [int(r.steps["end_ns"][-1] - r.steps["begin_ns"][r.warmup_steps]) for r in records]
+    chosen = records[int(np.argsort(times)[(len(times) - 1) // 2])]
+    summary = summary_of(here.setting, chosen, facts, options, times)
+    if args.out:
+        write(Path(args.out), summary, chosen, args.record or "summary")
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(table(summary))
+    return 0
+
+
+def summary_of(
+    setting: "Setting", record: "RunRecord", facts: dict[str, Any], options: Options, times: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The simulator's summary object, with machine "torch", no bounds, and `device`: the port's facts, the options, and
+    the time of every repeat."""
+    from sim.report import result
+
+    out = result(setting, record)
+    out |= {"machine": "torch", "bounds": {}}
+    spread = (max(times) - min(times)) / sorted(times)[len(times) // 2] if times else None
+    out["device"] = facts | asdict(options) | {"repeat_time_ns": list(times), "spread": spread}
+    if options.alias is not None:
+        out["notes"].append(f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's")
+    if options.scale != 1:
+        out["notes"].append(f"SCALED: the model's widths times {options.scale:g}; times are those of the smaller model")
+    return out
+
+
+def table(out: dict[str, Any]) -> str:
+    """The same for people: sim.run's table, and the device."""
+    from sim.report import table as simulated
+
+    device = out["device"]
+    times = ", ".join(f"{ns / 1e9:.3f}" for ns in device["repeat_time_ns"])
+    return "\n".join(
+        [
+            simulated(out),
+            f"{'device':<12} {device['what']}; torch {device.get('torch', '')}".rstrip("; torch "),
+            f"{'runs':<12} {times} s, spread {device['spread']:.1%}; the median is shown",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
