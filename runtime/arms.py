@@ -32,7 +32,7 @@ class Link:
     regime: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """fields: of RunSpec, without trace and hardware; policy: what it is called by in tables."""
 
@@ -71,13 +71,16 @@ def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str
     ]
 
 
-def calibrating(link: Link, caches: Sequence[int | float | str], batches: Sequence[int], host: bool = False) -> list[Arm]:
-    """Arms that a calibration is fitted on: the smallest and the largest capacity at each batch, lru; one with
-    prefetches, so that transfers follow one another; one with experts on the host where they are asked for."""
-    ends = list(dict.fromkeys((min(caches, key=_size), max(caches, key=_size))))
-    arms = [a for batch in batches for a in grid(link, ["lru"], ends, [batch])]
-    arms += grid(link, ["lru+previous-token"], ends[:1], batches[:1])
-    arms += grid(link, ["lru+cpu"], ends[:1], batches[:1]) if host else []
+def calibrating(
+    link: Link, caches: Sequence[int | float | str], batches: Sequence[int], host: bool = False
+) -> list[Arm]:
+    """Arms that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with prefetches
+    of an oracle with errors, which every trace can have; one with experts on the host where they are asked for."""
+    small, large = min(caches, key=_size), max(caches, key=_size)
+    arms = []
+    for batch in batches:
+        arms += grid(link, ["lru"], [small], [batch]) + grid(link, ["lru+noisy-oracle"], [large], [batch])
+    arms += grid(link, ["lru+cpu"], [small], batches[:1]) if host else []
     return [Arm(a.link, a.policy, a.fields, True) for a in arms]
 
 
@@ -130,9 +133,9 @@ def synthetic(model: str, seed: int) -> RoutingTrace:
 # --- the pace of a paced link -----------------------------------------------------------------------------------------
 
 TARGETS: dict[str, tuple[Callable[[Any], Any], float]] = {
-    "compute": (np.max, LOW * 0.6),
+    "compute": (np.max, LOW / 2),
     "mixed": (np.mean, (LOW + HIGH) / 2),
-    "stall": (np.min, 1 - (1 - HIGH) * 0.6),
+    "stall": (np.min, 1 - (1 - HIGH) / 2),
 }
 SLOWEST, FASTEST = 0.02, 4.0  # GB/s: what a thread that also really copies can keep
 
@@ -155,5 +158,3 @@ def paced(regime: str, stall_share: Callable[[float], Sequence[float]]) -> float
             f"regime compute: stall stays above {LOW:.0%} even at {FASTEST:g} GB/s; give larger --caches or --batches"
         )
     return round(gbps, 3 if gbps < 1 else 2)
-
-

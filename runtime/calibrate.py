@@ -35,7 +35,9 @@ CACHES = (0.375, 0.75)
 SOURCE = "measured in place by runtime.calibrate: medians over rounds of replays"
 
 
-def section_of(found: Fitted, facts: dict[str, Any], setting: Setting, scale: float, expert_bytes: int) -> dict[str, Any]:
+def section_of(
+    found: Fitted, facts: dict[str, Any], setting: Setting, scale: float, expert_bytes: int
+) -> dict[str, Any]:
     """The hardware file's table: provenance, then the fitted terms. Raises CatalogError should it not be valid."""
     assert setting.model is not None
     about = {
@@ -85,9 +87,15 @@ def parser() -> Parser:
     out = Parser(prog="python -m runtime.calibrate", description="Measure a device; write a hardware file for sim.run.")
     out.add_argument("--out", required=True, metavar="FILE.toml", help="the hardware file to write")
     out.add_argument("--model", metavar="NAME|FILE", help="model that runs (default: the trace's)")
-    out.add_argument("--trace", metavar="FILE|SAMPLE", help="what is replayed (default: synthetic, in the model's shape)")
-    out.add_argument("--caches", type=listed(_cache), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)")
-    out.add_argument("--batches", type=listed(int), default=list(BATCHES), metavar="A,B", help="requests together (1,4)")
+    out.add_argument(
+        "--trace", metavar="FILE|SAMPLE", help="what is replayed (default: synthetic, in the model's shape)"
+    )
+    out.add_argument(
+        "--caches", type=listed(_cache), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)"
+    )
+    out.add_argument(
+        "--batches", type=listed(int), default=list(BATCHES), metavar="A,B", help="requests together (1,4)"
+    )
     out.add_argument("--host-experts", action="store_true", help="also time experts on the CPU (for miss policy cpu)")
     out.add_argument("--json", action="store_true", help="print one JSON object: the terms, and the cross-check")
     device_flags(out)
@@ -98,10 +106,16 @@ def parser() -> Parser:
 def device_flags(out: argparse.ArgumentParser) -> None:
     """The flags that say which device, and how the model is made to fit it."""
     group = out.add_argument_group("the device")
-    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)")
+    group.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
+    )
     group.add_argument("--precision", metavar="bf16|fp32", help="of the experts (default: bf16; --device cpu: fp32)")
-    group.add_argument("--scale", type=float, metavar="F", help="times the model's widths (default: 1; --device cpu: 0.0625)")
-    group.add_argument("--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share")
+    group.add_argument(
+        "--scale", type=float, metavar="F", help="times the model's widths (default: 1; --device cpu: 0.0625)"
+    )
+    group.add_argument(
+        "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
+    )
     group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link")
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--expert-kernel", default="auto", metavar="auto|loop|grouped", help="how a group's experts run")
@@ -116,7 +130,9 @@ def measuring_flags(out: argparse.ArgumentParser) -> None:
     group.add_argument("--expert-group", metavar="one|ready|all", help="how the GPU takes experts (default: one)")
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens of a prefill step")
     group.add_argument("--context-offset", type=int, metavar="N", help="added to every position")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of replays and of the requests set aside")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the order of replays and of the requests set aside"
+    )
     group.add_argument("--quick", action="store_true", help="minutes instead of longer")
 
 
@@ -142,7 +158,7 @@ def common_fields(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {
         "precision": args.precision or ("fp32" if cpu else "bf16"),
         "max_steps": args.steps or (24 if args.quick else 64),
-        "warmup_steps": 2,
+        "warmup_steps": 1,
         "as_decode": args.as_decode or args.quick,
         "seed": args.seed,
     }
@@ -262,13 +278,19 @@ def traces_of(args: argparse.Namespace, folder: Path) -> Traces:
 def report(path: str, table: dict[str, Any], check: dict[str, str]) -> str:
     """For people: every term with its spread and residual, and the cross-check."""
     measured = table["measured"]
-    rows = [f"{path}: {measured['model']} x {measured['scale']:g} in {measured['precision']} on {measured['device']}", ""]
+    rows = [
+        f"{path}: {measured['model']} x {measured['scale']:g} in {measured['precision']} on {measured['device']}",
+        "",
+    ]
     rows.append(f"{'term':<24} {'us':>12} {'spread':>8} {'residual':>9} {'rounds':>7} {'samples':>8}")
     for name, known in measured["uncertainty"].items():
         value = f"{_first(measured[name]) / 1e3:,.1f}"
         numbers = f"{known['spread']:>8.1%} {known['residual']:>9.1%} {known['repeats']:>7} {known['samples']:>8}"
         rows.append(f"{name:<24} {value:>12} {numbers}")
-    rows += ["", "one token (expert, cpu_expert), one row (dense, head); spread: of the rounds' levels; residual: median"]
+    rows += [
+        "",
+        "one token (expert, cpu_expert), one row (dense, head); spread: of the rounds' levels; residual: median",
+    ]
     rows += [f"cross-check, {name}: {text}" for name, text in check.items()]
     return "\n".join(rows)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime.device.port import Port
 from runtime.layers import Batches, CatalogWork, dense_bytes
+from runtime.lockstep import LockStep, Outcome, Unequal
 from runtime.machine import AsTheyCome, Machine
 from runtime.replay import Options, at_scale, groups, uses_host
 from runtime.store import Checkpoint, ExpertStore, Layout, Source, Synthetic, fits, need
@@ -26,9 +27,11 @@ from sim.record import RunRecord
 class Bench(Protocol):
     """What calibration and validation ask of a device; a fake one is a few lines (tests/test_validate.py)."""
 
-    def replay(self, setting: Setting, lock: RunRecord | None = None) -> RunRecord:
-        """The full record of one replay, with `dense_end_ns` among its visits. lock: the record whose order of
-        completions is kept (lock-step)."""
+    def replay(self, setting: Setting) -> RunRecord:
+        """The full record of one free-running replay, with `dense_end_ns` among its visits."""
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        """Replay in a record's order of completions: what came out (None when it could not go on), what was compared."""
 
     def pace(self, gbps: float, latency_us: float) -> None:
         """Set the link's pace for the replays to come; only where it is paced."""
@@ -102,12 +105,26 @@ class Rig:
     def facts(self) -> dict[str, Any]:
         return self.port.facts()
 
-    def replay(self, setting: Setting, lock: RunRecord | None = None) -> RunRecord:
+    def replay(self, setting: Setting) -> RunRecord:
+        return self._machine(setting, AsTheyCome).noted()
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        machine = self._machine(setting, LockStep.of(record))
+        order = machine.order
+        assert isinstance(order, LockStep)
+        try:
+            replayed = machine.noted()
+            order.finish()
+        except Unequal:
+            self.port.sync()
+            return None, order.outcome
+        return replayed, order.outcome
+
+    def _machine(self, setting: Setting, order: Any) -> Noting:
         plan = replace(setting.plan, expert_bytes=self.expert_bytes)
         self._cut(plan.slots.tolist())
         self.work.batches = _batches(setting)
-        order: Any = AsTheyCome
-        return Noting(plan, self.port, self.store, self.work, order=order).noted()
+        return Noting(plan, self.port, self.store, self.work, order=order)
 
     def _cut(self, slots: list[int]) -> None:
         """The slots that there are, shared out as a plan has them."""

@@ -27,7 +27,9 @@ class Fitted:
 
 def fitted(rounds: Rounds) -> Fitted:
     """Every term from at least one round of full runs. Raises ValueError when a round has no counted visit."""
-    terms: dict[str, Term] = {"decide_ns": constant([np.concatenate([observe.decide_of(r) for r in g]) for g in rounds])}
+    terms: dict[str, Term] = {
+        "decide_ns": constant([np.concatenate([observe.decide_of(r) for r in g]) for g in rounds])
+    }
     tables, terms["dense"] = _dense(rounds)
     section: dict[str, Any] = {"decide_ns": _whole(terms["decide_ns"])}
     section |= _link(rounds, terms)
@@ -193,7 +195,11 @@ def _link(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     """Transfer times and the commit gap. A kind that never happened costs what the other one does."""
     seen = [[observe.transfers_of(run) for run in group] for group in rounds]
     found = {}
-    for name, field in (("commit_gap_ns", "gap_ns"), ("transfer_idle_ns", "idle_ns"), ("transfer_following_ns", "following_ns")):
+    for name, field in (
+        ("commit_gap_ns", "gap_ns"),
+        ("transfer_idle_ns", "idle_ns"),
+        ("transfer_following_ns", "following_ns"),
+    ):
         parts = [np.concatenate([getattr(t, field) for t in group]) for group in seen]
         if any(len(ns) for ns in parts):
             terms[name] = constant([np.maximum(ns, 0) for ns in parts])
