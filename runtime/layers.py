@@ -85,7 +85,6 @@ class Attention(NamedTuple):
         """Elements of one entry: keys (and all of a latent one), values."""
         return (self.kv_heads * self.qk, 0) if self.latent else (self.kv_heads * self.qk, self.kv_heads * self.v)
 
-
     def split(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Queries, keys and values from the projection's columns, which are theirs where they are exactly so many."""
         queries, (keys, values) = self.heads * self.qk, self.cached
@@ -475,7 +474,9 @@ def dense_elements(model: ModelSpec, n_layers: int, moe_layers: Sequence[int]) -
     return total
 
 
-def dense_bytes(model: ModelSpec, layout: Layout, batches: Batches, n_layers: int, moe_layers: Sequence[int]) -> dict[str, int]:
+def dense_bytes(
+    model: ModelSpec, layout: Layout, batches: Batches, n_layers: int, moe_layers: Sequence[int]
+) -> dict[str, int]:
     """Device bytes beside the slots: dense weights, KV cache, and the largest activations."""
     item, shift = layout.dtype.itemsize, max(0, model.n_layers - n_layers)
     keys, values = Attention.of(model).cached

@@ -170,7 +170,7 @@ class Machine:
 
     def lap(self, part: int, at: int | None = None) -> int:
         """What has passed since the last mark belongs to `part`; the new mark."""
-        now = self.now() if at is None else max(at, self.mark)
+        now = self.now() if at is None else min(max(at, self.mark), self.now())
         self.clock.k[part] += now - self.mark
         self.mark = now
         return now
@@ -214,8 +214,9 @@ class Machine:
         s = self.s
         transfer = int(s.x[g, TRANSFER])
         committed = int(self.log.transfers[transfer, lg.T_COMMITTED])
-        started_ns = max(started_ns, committed)  # the device's clock is mapped to the host's, a little off
-        landed_ns = max(landed_ns, started_ns)
+        # a device's clock is mapped to the host's, a little off
+        landed_ns = max(min(landed_ns, self.now()), committed)
+        started_ns = min(max(started_ns, committed), landed_ns)
         if self.stalled_since >= 0:
             self._count_stall(max(self.now(), self.stalled_since), self._why())
         found = int(land(s, self.log))
@@ -361,7 +362,7 @@ class Machine:
 
     def _run_group(self, layer: int, n: int, group: int) -> None:
         """The next n ready experts, from their slots; their marks; and their end."""
-        s, compute = self.s, self.port.compute
+        s, compute, began = self.s, self.port.compute, self.mark
         ids = s.work[READY, s.c[N_RUN] : s.c[N_RUN] + n].tolist()
         slots = s.x[ids, SLOT].tolist()
         planned = [self.expert_ns[tokens] for tokens in s.x[ids, WORK].tolist()]
@@ -382,13 +383,13 @@ class Machine:
         with self.port.lock:
             finish_group(s, self.log, n)
             self.lap(EXPERTS)
-            self._time_executions(marks, n, group)
+            self._time_executions(marks, n, group, began)
             self.order.done(GROUP)
 
-    def _time_executions(self, marks: list[Event], n: int, group: int) -> None:
+    def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
         """When each of the last n executions began and ended; those of one kernel, together."""
         last = self.s.c[st.R_EXECUTIONS]
-        times = [mark.time_ns() - self.origin for mark in marks]
+        times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
         for i, row in enumerate(self.log.executions[last - n : last]):
             i = min(i, len(times) - 2)
             row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = times[i], times[i + 1], group

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.device.port import DeviceError
 from sim.errors import SpecError
 from sim.run import LISTS, announce_compiling, parser, spec_of, write
 from sim.run import main as simulate
@@ -46,7 +47,7 @@ class Options:
     repeat: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
     """A port with a store, the kernels, and the setting at the scale that is replayed."""
 
@@ -54,12 +55,36 @@ class Prepared:
     port: "Port"
     store: Any
     work: Any
+    last: "Machine | None" = None
 
     def machine(self, plan: Any = None, **options: Any) -> "Machine":
         """A fresh run of the setting's plan, or of another one with the same sizes."""
         from runtime.machine import Machine
 
-        return Machine(self.setting.plan if plan is None else plan, self.port, self.store, self.work, **options)
+        self.last = Machine(self.setting.plan if plan is None else plan, self.port, self.store, self.work, **options)
+        return self.last
+
+    def in_lock_step(self, recorded: "RunRecord") -> "tuple[RunRecord | None, list[tuple[str, Any]]]":
+        """Run the device in the order of a record, and that order through the core alone: the record of the run (None
+        when it had to stop) and what was compared."""
+        from runtime.lockstep import LockStep, Unequal, check
+
+        machine = self.machine(order=LockStep.of(recorded))
+        assert isinstance(machine.order, LockStep)
+        done = None
+        try:
+            done = machine.run()
+            machine.order.finish()
+        except (Unequal, DeviceError):
+            if machine.order.outcome.equal:
+                raise
+        alone = ("the recorded order, through the core", check(self.setting.plan, recorded))
+        return done, [("the recorded order, on the device", machine.order.outcome), alone]
+
+    def wrong_slots(self) -> list[int]:
+        """Experts, of a sample of those resident after the last run, whose slot does not hold their bytes."""
+        there = sorted(self.last.residents().items()) if self.last else []
+        return [] if not there else self.store.wrong_slots(dict(there[:: -(-len(there) // SAMPLE)]))
 
     def warm_up(self) -> None:
         """Run the first steps once, unmeasured: kernels are loaded, tuned and cached."""
@@ -84,14 +109,16 @@ def at_scale(setting: "Setting", scale: float) -> "Setting":
     from runtime.layers import scaled
 
     if setting.model is None:
-        raise SpecError("model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it")
+        raise SpecError(
+            "model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it"
+        )
     model = scaled(setting.model, scale)
     size = model.expert_bytes(setting.spec.precision)
     return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size))
 
 
 @contextmanager
-def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> Iterator[Prepared]:  # noqa: B008 - frozen
+def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> Iterator[Prepared]:
     """Memory, weights and kernels of a setting on a port, given back at the end.
 
     Raises StoreError when it does not fit (before anything is allocated) or the checkpoint is wrong.
@@ -141,10 +168,12 @@ def groups(kernel: str, layout: Any, port: "Port") -> bool:
     possible = has_grouped() and not layout.biases
     if kernel == "grouped" and not possible:
         raise SpecError("expert-kernel: grouped: needs torch.nn.functional.grouped_mm and experts without biases")
-    return kernel == "grouped" or (kernel == "auto" and possible and port.device.type == "cuda" and layout.dtype.itemsize == 2)
+    return kernel == "grouped" or (
+        kernel == "auto" and possible and port.device.type == "cuda" and layout.dtype.itemsize == 2
+    )
 
 
-def replay(setting: "Setting", port: "Port", options: Options = Options()) -> "list[RunRecord]":  # noqa: B008 - frozen
+def replay(setting: "Setting", port: "Port", options: Options = Options()) -> "list[RunRecord]":
     """Replay a setting `repeat` times after a warm-up; the records. Closes the port."""
     with prepared(setting, port, options) as here:
         here.warm_up()
@@ -159,11 +188,15 @@ def arguments() -> argparse.ArgumentParser:
     out = parser()
     out.prog, out.description = "python -m runtime.replay", "Replay a trace on a device."
     group = out.add_argument_group("the device")
-    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)")
+    group.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
+    )
     group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link (default: 25)")
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the model's widths (default: 1)")
-    group.add_argument("--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share")
+    group.add_argument(
+        "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
+    )
     group.add_argument("--weights", metavar="DIR", help="experts of a Hugging Face checkpoint (default: seeded noise)")
     group.add_argument("--expert-kernel", choices=KERNELS, default="auto", help="how the experts of a group run")
     group.add_argument("--repeat", type=int, default=1, metavar="N", help="run so often, report the median")
@@ -178,8 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from runtime.device.port import DeviceError
-
     args = arguments().parse_args(argv)
     for what in LISTS:
         if getattr(args, f"list_{what}"):
@@ -210,23 +241,63 @@ def _run(args: argparse.Namespace) -> int:
     from sim.plan import prepare
 
     setting = prepare(spec_of(args))
+    recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
     options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat)
-    port = choose(args.device, args.link_gbps, args.link_latency_us)
-    with prepared(setting, port, options) as here:
+    checked: list[tuple[str, Any]] = []
+    with prepared(setting, choose(args.device, args.link_gbps, args.link_latency_us), options) as here:
         here.warm_up()
-        records = [here.machine().run() for _ in range(options.repeat)]
-        machine = here.machine()
-        facts = port.facts()
-    times = [int(r.steps["end_ns"][-1] - r.steps["begin_ns"][r.warmup_steps]) for r in records]
-    chosen = records[int(np.argsort(times)[(len(times) - 1) // 2])]
-    summary = summary_of(here.setting, chosen, facts, options, times)
-    if args.out:
-        write(Path(args.out), summary, chosen, args.record or "summary")
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        print(table(summary))
+        if recorded is None:
+            records = [here.machine().run() for _ in range(options.repeat)]
+        else:
+            found, outcomes = here.in_lock_step(recorded)
+            records, checked = [found] if found else [], outcomes
+        facts = here.port.facts() | {"wrong_slots": here.wrong_slots()}
+    if records and args.check:
+        checked.append(("this run's order, through the core", check_here(here.setting, _median(records))))
+    if records:
+        summary = summary_of(here.setting, _median(records), facts, options, _times(records))
+        summary["device"]["lock_step"] = {what: outcome.as_dict() for what, outcome in checked}
+        if args.out:
+            write(Path(args.out), summary, _median(records), args.record or "summary")
+        print(json.dumps(summary) if args.json else table(summary))
+    unequal = [f"{what}: {outcome.difference or outcome.error}" for what, outcome in checked if not outcome.equal]
+    if unequal:
+        return _failed(f"decisions differ: {'; '.join(unequal)}", 1)
+    if facts["wrong_slots"]:
+        return _failed(f"slots hold other bytes than their experts: {facts['wrong_slots']}", 1)
     return 0
+
+
+def _times(records: "Sequence[RunRecord]") -> list[int]:
+    return [int(r.steps["end_ns"][-1] - r.steps["begin_ns"][r.warmup_steps]) for r in records]
+
+
+def _median(records: "Sequence[RunRecord]") -> "RunRecord":
+    return records[int(np.argsort(_times(records))[(len(records) - 1) // 2])]
+
+
+def recorded_run(folder: Path, setting: "Setting") -> "RunRecord":
+    """The full record in a folder. Raises SpecError when there is none, or when it is of another spec or trace."""
+    from sim.record import load
+
+    record, meta = load(folder / "record.npz" if folder.is_dir() else folder)
+    if not record.groups:
+        raise SpecError(f"lock-step: {folder}: holds no full record; write it with --record full")
+    spec, theirs = setting.spec.model_dump(exclude={"machine"}), meta.get("spec", {})
+    other = [name for name, value in spec.items() if theirs.get(name) != value and name not in ("trace", "hardware")]
+    if other:
+        name = other[0]
+        raise SpecError(f"lock-step: {folder}: has {name} {theirs.get(name)!r}; this run has {spec[name]!r}")
+    if meta.get("trace", {}).get("hash") != setting.trace_hash:
+        raise SpecError(f"lock-step: {folder}: was recorded from another trace")
+    return record
+
+
+def check_here(setting: "Setting", record: "RunRecord") -> Any:
+    """A record's order of completions through the core alone (runtime.lockstep.check)."""
+    from runtime.lockstep import check
+
+    return check(setting.plan, record)
 
 
 def summary_of(
@@ -241,7 +312,9 @@ def summary_of(
     spread = (max(times) - min(times)) / sorted(times)[len(times) // 2] if times else None
     out["device"] = facts | asdict(options) | {"repeat_time_ns": list(times), "spread": spread}
     if options.alias is not None:
-        out["notes"].append(f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's")
+        out["notes"].append(
+            f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's"
+        )
     if options.scale != 1:
         out["notes"].append(f"SCALED: the model's widths times {options.scale:g}; times are those of the smaller model")
     return out
@@ -256,10 +329,17 @@ def table(out: dict[str, Any]) -> str:
     return "\n".join(
         [
             simulated(out),
-            f"{'device':<12} {device['what']}; torch {device.get('torch', '')}".rstrip("; torch "),
+            f"{'device':<12} {device['what']}; torch {device['torch']}",
             f"{'runs':<12} {times} s, spread {device['spread']:.1%}; the median is shown",
+            *(_compared(what, outcome) for what, outcome in device["lock_step"].items()),
         ]
     )
+
+
+def _compared(what: str, outcome: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{name} {n:,}" for name, n in outcome["compared"].items())
+    verdict = "equal" if outcome["equal"] else "DIFFERENT"
+    return f"{'lock-step':<12} {what}: {outcome['decisions']:,} decisions {verdict} ({kinds})"
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ class ExpertStore:
         self.all_slots = layout.weights(self.slot_bytes.view(layout.dtype))
         self.slot_weights = [layout.weights(row) for row in self.slot_bytes.view(layout.dtype)]
         self.slabs = [
-            port.alloc_host(self.distinct * stride, f"{self.distinct} experts of layer {layer}") for layer in range(layers)
+            port.alloc_host(self.distinct * stride, f"{self.distinct} experts of layer {layer}")
+            for layer in range(layers)
         ]
         rows = [slab.tensor.view(self.distinct, stride)[:, : layout.nbytes] for slab in self.slabs]
         self.host_bytes = [row[e] for row in rows for e in range(self.distinct)]
@@ -283,7 +284,9 @@ class Checkpoint:
                 continue
             fused, part = found["expert"] is None, found["part"]
             kind = (FUSED if fused else PARTS).get(part)
-            if kind is not None and not (fused and "experts" not in name and part not in ("input_linear", "output_linear")):
+            if kind is not None and not (
+                fused and "experts" not in name and part not in ("input_linear", "output_linear")
+            ):
                 self.tensors[int(found["layer"]), -1 if fused else int(found["expert"]), kind] = (file, name)
         if not self.tensors:
             raise StoreError(f"weights: {folder}: holds no experts under the names of a Hugging Face MoE model")
@@ -320,7 +323,9 @@ class Checkpoint:
                 whole = self._open(file).get_slice(name)
                 size = tuple(whole.get_shape())
                 if size[e < 0 :] != shape or (e < 0 and expert >= size[0]):
-                    raise StoreError(f"weights: {name}: has shape {list(size)}; the model wants {list(shape)} an expert")
+                    raise StoreError(
+                        f"weights: {name}: has shape {list(size)}; the model wants {list(shape)} an expert"
+                    )
                 return whole[expert] if e < 0 else whole[:]
         return None
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from runtime.device.port import Access, Buffer, DeviceError, DeviceMissing, Event, Landed
-from runtime.device.worker import Mark, Threads, Worker, give_back
+from runtime.device.port import Access, Buffer, DeviceMissing, Event, Landed
+from runtime.device.worker import Mark, Threads, Worker, failing, give_back
 
 SPIN_NS = 120_000  # sleeping is late by up to about this much
 Sequences = Sequence[Access]
@@ -37,7 +37,7 @@ class Link(Worker):
     def __init__(self, threads: Threads, gbps: float, latency_ns: int) -> None:
         self.gbps, self.latency_ns = gbps, latency_ns
         self.under_way, self.copies, self.behind, self.behind_ns = 0, 0, 0, 0
-        super().__init__(threads, "link")
+        super().__init__(threads, "link", 1)
 
     def copy(
         self,
@@ -109,35 +109,28 @@ class Now:
         event.wait()
 
 
-class CpuPort:
-    """See runtime.device.port.Port."""
+class HostPort:
+    """What ports share whose kernels run, and are waited for, where they are launched. See runtime.device.port.Port."""
 
-    name = "cpu"
-    device = torch.device("cpu")
+    link: Any
 
-    def __init__(self, link_gbps: float = 25.0, link_latency_us: float = 10.0, timeout_s: float | None = None) -> None:
-        if not link_gbps > 0 or not link_latency_us >= 0:
-            raise DeviceMissing(f"link: {link_gbps:g} GB/s after {link_latency_us:g} us; must be above 0, and not below 0")
-        self._torch_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    def __init__(self, device: torch.device, timeout_s: float | None, torch_threads: int) -> None:
+        self.device, self.name = device, device.type
         self.threads = Threads() if timeout_s is None else Threads(timeout_s)
         self.lock = self.threads.condition
-        self.link = Link(self.threads, link_gbps, round(link_latency_us * 1e3))
-        self.host = Worker(self.threads, "host")
-        self.compute = Now(self.threads)
+        self.host = Worker(self.threads, "host", torch_threads)
         self.buffers: list[Buffer] = []
 
     def alloc_device(self, nbytes: int, what: str) -> Buffer:
-        """Ordinary memory, as host memory is here."""
-        try:
-            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8), what))
-        except RuntimeError as error:
-            raise DeviceError(f"{what}: no {nbytes / 1e9:.2f} GB of memory: {str(error).splitlines()[0]}") from None
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8, device=self.device), what))
         return self.buffers[-1]
 
     def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:
-        """Nothing can be page-locked without an accelerator."""
-        return self.alloc_device(nbytes, what)
+        """Ordinary memory: nothing can be page-locked without an accelerator that knows how."""
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8), what))
+        return self.buffers[-1]
 
     def free(self, buffer: Buffer) -> None:
         give_back(buffer)
@@ -150,7 +143,7 @@ class CpuPort:
         call()
 
     def poll(self) -> None:
-        """The link's own thread notices."""
+        """Whoever copies notices."""
 
     def notify(self) -> None:
         self.threads.condition.notify_all()
@@ -162,11 +155,37 @@ class CpuPort:
         """Nothing to do."""
 
     def sync(self) -> None:
-        for stream in (self.link, self.host):
-            stream.record().wait()
+        for worker in self.threads.workers:
+            worker.record().wait()
 
     def free_bytes(self) -> int:
         return host_bytes()
+
+    def close(self) -> None:
+        for worker in self.threads.workers:
+            worker.stop()
+        for buffer in list(self.buffers):
+            self.free(buffer)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class CpuPort(HostPort):
+    """The CPU, and a paced thread for its link. torch computes with one thread while the port is open."""
+
+    def __init__(self, link_gbps: float = 25.0, link_latency_us: float = 10.0, timeout_s: float | None = None) -> None:
+        if not link_gbps > 0 or not link_latency_us >= 0:
+            wrong = f"{link_gbps:g} GB/s after {link_latency_us:g} us"
+            raise DeviceMissing(f"link: {wrong}: must be above 0, and not below 0")
+        self._torch_threads: int | None = torch.get_num_threads()
+        torch.set_num_threads(1)
+        super().__init__(torch.device("cpu"), timeout_s, 1)
+        self.link = Link(self.threads, link_gbps, round(link_latency_us * 1e3))
+        self.compute = Now(self.threads)
 
     def facts(self) -> dict[str, Any]:
         """Pace of the link as asked and as kept."""
@@ -174,6 +193,7 @@ class CpuPort:
         return {
             "name": self.name,
             "what": "torch on the CPU, 1 thread; the link is a paced thread",
+            "torch": torch.__version__,
             "link_gb_per_s": link.gbps,
             "link_latency_ns": link.latency_ns,
             "copies": link.copies,
@@ -183,19 +203,10 @@ class CpuPort:
         }
 
     def close(self) -> None:
-        if not any(worker.is_alive() for worker in self.threads.workers) and not self.buffers:
-            return
-        for worker in self.threads.workers:
-            worker.stop()
-        for buffer in list(self.buffers):
-            self.free(buffer)
-        torch.set_num_threads(self._torch_threads)
-
-    def __enter__(self) -> "CpuPort":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().close()
+        if self._torch_threads is not None:
+            torch.set_num_threads(self._torch_threads)
+            self._torch_threads = None
 
 
 def sleep_until(end_ns: int) -> None:

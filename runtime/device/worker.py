@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -76,23 +77,21 @@ class Mark:
 class Worker(threading.Thread):
     """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its core."""
 
-    def __init__(self, threads: Threads, name: str) -> None:
+    def __init__(self, threads: Threads, name: str, torch_threads: int) -> None:
         super().__init__(name=name, daemon=True)
-        self.threads, self.stopped = threads, False
+        self.threads, self.stopped, self.torch_threads = threads, False, torch_threads
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         threads.workers.append(self)
         self.start()
 
     def run(self) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.torch_threads)
         try:
             with torch.inference_mode():
                 while (job := self.jobs.get()) is not None:
                     job()
         except BaseException as error:
-            said = str(error).splitlines()
-            why = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
-            self.threads.fail(f"the {self.name} thread failed: {why}")
+            self.threads.fail(f"the {self.name} thread failed: {type(error).__name__}: {first_line(error)}")
         finally:
             self.stopped = self.threads.failure is None
 
@@ -128,6 +127,24 @@ class Worker(threading.Thread):
         self.jobs.put(None)
         if threading.current_thread() is not self:
             self.join(seconds)
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """What torch raises of a device, as DeviceError with its first line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"{what}: out of device memory: {first_line(error)}") from None
+    except RuntimeError as error:
+        if isinstance(error, DeviceError):
+            raise
+        raise DeviceError(f"{what}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def give_back(buffer: Buffer) -> None:
