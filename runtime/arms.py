@@ -1,17 +1,13 @@
-"""What calibration and validation run: links, arms, the traces they are run on, and the pace of a CPU's link.
+"""What calibration and validation run: links, arms, and the traces they are run on.
 
 An *arm* is one run specification on one link. Arms that calibrate run on other requests than arms that are judged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from runtime.agreement import HIGH, LOW
-from sim.errors import SpecError
 from sim.plan import Setting, prepare
 from sim.policies import EVICTION, find, predictors
 from sim.spec import RunSpec
@@ -128,33 +124,3 @@ def synthetic(model: str, seed: int) -> RoutingTrace:
         requests=8,
     )
     return generate(preset, seed)
-
-
-# --- the pace of a paced link -----------------------------------------------------------------------------------------
-
-TARGETS: dict[str, tuple[Callable[[Any], Any], float]] = {
-    "compute": (np.max, LOW / 2),
-    "mixed": (np.mean, (LOW + HIGH) / 2),
-    "stall": (np.min, 1 - (1 - HIGH) / 2),
-}
-SLOWEST, FASTEST = 0.02, 4.0  # GB/s: what a thread that also really copies can keep
-
-
-def paced(regime: str, stall_share: Callable[[float], Sequence[float]]) -> float:
-    """GB/s at which arms fall into a regime: the stall shares of all of them, as simulated at a pace, brought to the
-    regime's target by bisection on the logarithm. Raises SpecError when no pace does.
-    """
-    of, target = TARGETS[regime]
-    low, high = np.log(SLOWEST), np.log(FASTEST)
-    for _ in range(20):
-        middle = (low + high) / 2
-        if of(list(stall_share(float(np.exp(middle))))) > target:
-            low = middle
-        else:
-            high = middle
-    gbps = float(np.exp(high))
-    if regime == "compute" and of(list(stall_share(gbps))) > LOW:
-        raise SpecError(
-            f"regime compute: stall stays above {LOW:.0%} even at {FASTEST:g} GB/s; give larger --caches or --batches"
-        )
-    return round(gbps, 3 if gbps < 1 else 2)

@@ -28,8 +28,9 @@ import numpy as np
 
 from runtime import agreement, calibrate, observe
 from runtime.agreement import COMPONENTS, Judged, Tolerance, Verdict
-from runtime.arms import TARGETS, Arm, Link, Traces, calibrating, grid, paced
+from runtime.arms import Arm, Link, Traces, calibrating, grid
 from runtime.observe import Run
+from runtime.pacing import TARGETS, pace_of
 from runtime.terms import fitted
 from sim.errors import SpecError
 from sim.plan import Setting
@@ -39,13 +40,14 @@ from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
 
 POLICIES = ("lru", "belady", "lru+{ahead}")
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), None: (0.3, 0.5)}
+CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.3, 0.5), "stall": (0.25, 0.4)}
 REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
 QUICK_S, LONG_S = 150, 900  # of rounds, when --repeats does not say how many
 FEWEST, MOST = 3, 15  # rounds
 PROBE_GBPS = 2.0
+REPLAY_S = 0.5  # counted steps of a replay on a link whose pace is chosen
 PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: durations there are the device's
 
 
@@ -217,41 +219,34 @@ def _row(
 def paced_links(
     bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, scale: float
 ) -> tuple[list[Link], dict[str, int]]:
-    """A pace for each regime, and the steps that a replay then has: from one probe of this device, simulated at one pace
-    after the other. The probe decides nothing but these."""
-    probe = calibrating(Link("probe", PROBE_GBPS, LATENCY_US), [0.3, 0.9], args.batches or [1, 4])
+    """A pace for each regime and the steps that its replays have, from one probe of this device (runtime.pacing)."""
+    probe = probing(args)
     settings = {arm: traces.setting(arm, {**common, "max_steps": 8}, PLACEHOLDER) for arm in probe}
     sweep(bench, settings, probe[:1])
-    runs = sweep(bench, settings, probe)
-    table = calibrate.section_of(
-        fitted([list(runs.values())]), bench.facts(), next(iter(settings.values())), scale, bench.expert_bytes
-    )
-    at_pace = bench.expert_bytes / PROBE_GBPS + LATENCY_US * 1e3
-    behind = max(0.0, table["measured"]["transfer_idle_ns"] - at_pace)  # what the copying thread adds
-    links, steps = [], {}
+    runs = list(sweep(bench, settings, probe).values())
+    found = calibrate.section_of(fitted([runs]), bench.facts(), runs[0].setting, scale, bench.expert_bytes)
+    hardware = folder / "probe.toml"
+    calibrate.write_hardware(hardware, found)
+    fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
+    links, steps, warm = [], {}, common["warmup_steps"]
     for regime in TARGETS:
         arms = regime_arms(Link(regime, 1.0, LATENCY_US, regime), args)
-
-        def runs_at(gbps: float, arms: list[Arm] = arms) -> list[dict[str, int]]:
-            ns = round(bench.expert_bytes / gbps + LATENCY_US * 1e3 + behind)
-            measured = {**table["measured"], "transfer_idle_ns": ns, "transfer_following_ns": ns}
-            path = folder / "probe.toml"
-            calibrate.write_hardware(path, {**table, "measured": measured})
-            of = [traces.setting(arm, {**common, "max_steps": 12}, str(path)) for arm in arms]
-            return [observe.components(observe.simulated(setting)) for setting in of]
-
-        gbps = paced(regime, lambda gbps: [c["stall"] / c["total"] for c in runs_at(gbps)])
+        of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
+        most = common["max_steps"] - warm
+        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
-        per_step = statistics.mean(c["total"] / (12 - common["warmup_steps"]) for c in runs_at(gbps)) / 1e9
-        steps[regime] = (
-            int(np.clip(round(args.seconds_each / per_step), 2, common["max_steps"])) + common["warmup_steps"]
-        )
+        steps[regime] = counted + warm
     return links, steps
+
+
+def probing(args: argparse.Namespace) -> list[Arm]:
+    """The arms of the probe."""
+    return calibrating(Link("probe", PROBE_GBPS, LATENCY_US), [0.3, 0.9], args.batches or [1, 4])
 
 
 def regime_arms(link: Link, args: argparse.Namespace) -> list[Arm]:
     """The judged arms of one link."""
-    caches = args.caches or CACHES.get(link.regime, CACHES[None])
+    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
     batches = args.batches or ([4] if link.regime == "compute" else [1])
     if link.regime is None:
         caches, batches = args.caches or REAL_CACHES, args.batches or REAL_BATCHES
@@ -301,7 +296,6 @@ def parser() -> Parser:
     out.add_argument("--json", action="store_true", help="print the JSON record instead of the table")
     calibrate.device_flags(out)
     calibrate.measuring_flags(out)
-    out.set_defaults(seconds_each=0.5)
     return out
 
 
@@ -343,7 +337,7 @@ def run(args: argparse.Namespace, traces: Traces, scratch: Path) -> dict[str, An
     choose = cpu and args.link_gbps is None
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [_one_link(args, cpu)]
     # every arm at its longest, and the probe's: what the device must have room for
-    arms = all_arms(links, args) + calibrating(Link("probe"), [0.3, 0.9], args.batches or [1, 4])
+    arms = all_arms(links, args) + probing(args)
     room = [traces.setting(arm, common, PLACEHOLDER) for arm in arms]
     args.link_gbps = links[0].gbps
     with calibrate.open_bench(args, room, options) as bench:

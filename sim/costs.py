@@ -100,8 +100,10 @@ def low_copies(
     model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, slots: Int, max_rows: int
 ) -> Low:
     """Low-precision copies of a model's experts: bytes, transfers and executions as those of experts stored at
-    `precision`. Raises CatalogError where the hardware's [fixed] durations have none."""
+    `precision`. Raises CatalogError where the hardware's [fixed] or [measured] durations have none."""
     fixed = hardware.fixed
+    if hardware.measured is not None:
+        raise CatalogError("hardware: [measured] has no times of low-precision copies, which this policy needs")
     if fixed is not None:
         if fixed.low_transfer_ns is None or fixed.low_expert_ns is None:
             raise CatalogError("hardware: [fixed] has no low_transfer_ns and low_expert_ns, which this policy needs")
