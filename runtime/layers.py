@@ -407,7 +407,7 @@ class CatalogWork:
         """One expert from its slot, on the rows that are its."""
         rows, weights = self.index[g]
         own = self.normed if rows is None else self.normed[rows]
-        out = expert(own, self.store.slot_weights[slot]) * weights
+        out = expert(own, self.store.in_slot(slot)) * weights
         if rows is None:
             self.x = self.x + out
         else:

@@ -1,22 +1,22 @@
 """Lock-step: the completions of a recorded run in their recorded order, and whether every decision is the same again.
 
-What a run decides depends on its plan and on the order in which things complete (visits, landings, ends of groups and of
-the host's experts), not on time. So a record of one machine can be replayed on another: the order is taken from the record,
-the decisions are made anew, and must be equal, every one. Two ways:
+What a run decides depends on its plan and on the order in which things complete (visits, landings, ends of groups and
+of the host's experts), not on time. So a record of one machine can be replayed on another: the order is taken from the
+record, the decisions are made anew, and must be equal, every one. Two ways:
 
-    check(plan, record)    through the core alone: no device, no clock. Proves of a real run that its decisions are those
-                           of the simulator's policies
+    check(plan, record)    through the core alone: no device, no clock. Proves of a real run that its decisions are
+                           those of the simulator's policies
     LockStep               the order of a torch machine: each completion takes effect on the device when it is its turn;
                            a copy that lands too early waits. Proves it the other way: of a simulated run
 
-A *decision* is a row of the record without its times: a visit's hits, late and misses; an answer with its stand-in and its
-gate; a transfer's expert, cause, place in the queue and in the order of commits, victim and outcome; an execution's expert,
-tokens and group. Event numbers are compared with them, so the order of everything is.
+A *decision* is a row of the record without its times: a visit's hits, late and misses; an answer with its stand-in and
+its gate; a transfer's expert, cause, place in the queue and in the order of commits, victim and outcome; an
+execution's expert, tokens and group. Event numbers are compared with them, so the order of everything is.
 
 A phase of commits has no completion of its own. It stands in the order where the record has it, and is replayed as the
 machines do it: commit until the core has no more to commit. Where the order leaves an instant without one (the next
-completion is later), the core is asked, too, and must have nothing. A group must be what the core offered at some moment
-since the visit's decisions or the last group's end: how many are ready then is a choice, the moment is a time.
+completion is later), the core is asked, too, and must have nothing. A group must be what the core offered at some
+moment since the visit's decisions or the last group's end: how many are ready then is a choice, the moment is a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ DECISIONS = {
         "event_queued",
         "event_committed",
     ),
-    "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu"),
+    "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu", "low"),
 }
 ROWS = {"visits": st.R_VISITS, "answers": st.R_ANSWERS, "transfers": st.R_TRANSFERS, "executions": st.R_EXECUTIONS}
 AT_ONCE = ("visit", "expert", "event_queued")  # of a transfer, what is known when it is queued
@@ -115,7 +115,7 @@ class Entry(NamedTuple):
     ns: int = 0
 
 
-def entries(record: RunRecord, n_experts: int) -> list[Entry]:
+def entries(record: RunRecord, plan: Plan) -> list[Entry]:
     """The order of a full record. Raises SpecError for one without its groups."""
     if not record.groups or "event" not in record.steps:
         raise SpecError("lock-step: the record holds no order of events; it must be written with --record full")
@@ -124,7 +124,8 @@ def entries(record: RunRecord, n_experts: int) -> list[Entry]:
     out += _executions(runs, visits["end_ns"])
     landed = np.flatnonzero(sent["outcome"] == 0)
     for i in landed:
-        g = int(sent["layer"][i]) * n_experts + int(sent["expert"][i])
+        place = int(sent["layer"][i]) + int(sent["low"][i]) * plan.experts.shape[1]
+        g = place * plan.n_experts + int(sent["expert"][i])
         out.append(Entry(int(sent["event"][i]), LAND, g=g, ns=int(sent["landed_ns"][i])))
     for i in np.flatnonzero(sent["event_committed"] >= 0):
         out.append(Entry(int(sent["event_committed"][i]), COMMITS, ns=int(sent["committed_ns"][i])))
@@ -160,15 +161,16 @@ def _phases(found: list[Entry]) -> list[Entry]:
 class Comparison:
     """Rows that a running log has, against the record's, as they are written."""
 
-    def __init__(self, record: RunRecord, n_experts: int) -> None:
+    def __init__(self, plan: Plan, record: RunRecord) -> None:
+        n_experts, full = plan.n_experts, plan.experts.shape[1] * plan.n_experts
         self.recorded: dict[str, dict[str, Any]] = {}
         for name, group in record.groups.items():
             columns = {column: group[column] for column in DECISIONS[name]}
             if name == "transfers":
-                columns["expert"] = group["expert"] + group["layer"] * n_experts
+                columns["expert"] = group["expert"] + group["layer"] * n_experts + group["low"] * full
             if name == "executions":
                 layer = record.groups["visits"]["layer"][group["visit"]]
-                columns["expert"] = group["expert"] + layer * n_experts
+                columns["expert"] = group["expert"] + layer * n_experts + group["low"] * full
             self.recorded[name] = columns
         self.rows = dict.fromkeys(DECISIONS, 0)
         self.outcome = Outcome()
@@ -303,8 +305,8 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
     """Replay the completion order of a full record through the core; compare every decision.
 
     Raises SpecError when the record has no order of events, and PolicyError like any machine."""
-    order, core, offers = entries(record, plan.n_experts), _Core(plan), Offers(plan.group)
-    comparison = Comparison(record, plan.n_experts)
+    order, core, offers = entries(record, plan), _Core(plan), Offers(plan.group)
+    comparison = Comparison(plan, record)
     with explained(plan, core.hooks), comparison.noting():
         for i, entry in enumerate(order):
             if entry.kind == GROUP:
@@ -334,14 +336,14 @@ def ends_an_instant(order: list[Entry], i: int) -> bool:
 class LockStep:
     """An order for runtime.machine.Machine: completions take effect as in a record, and every decision is compared.
 
-    Machine(..., order=LockStep.of(record)): raises Unequal from the machine's run when something differs; `outcome` says
-    what was compared and what was not equal.
+    Machine(..., order=LockStep.of(record)): raises Unequal from the machine's run when something differs; `outcome`
+    says what was compared and what was not equal.
     """
 
     def __init__(self, machine: "Machine", record: RunRecord) -> None:
-        self.machine, n = machine, machine.plan.n_experts
-        self.order, self.at = entries(record, n), 0
-        self.comparison, self.offers = Comparison(record, n), Offers(machine.plan.group)
+        self.machine, plan = machine, machine.plan
+        self.order, self.at = entries(record, plan), 0
+        self.comparison, self.offers = Comparison(plan, record), Offers(plan.group)
         self.arrived: dict[int, tuple[int, int]] = {}
         self.why: str | None = None
 

@@ -15,13 +15,14 @@ marks goes to one part (`lap`). The parts add up to the time because nothing els
 between two kernels is in the part that the GPU waits in: that is what an engine pays. The dense part ends where its
 kernels end, by the device's clock; reading back and deciding is `decide`.
 
-A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); `landed_ns` in the record is when it
-ended, the event's place in the order is when it was learnt. The next transfer is committed at once, in the same hold of the
-lock. A slot is safe by events (runtime.store); the core's hold on an expert (WORK > 0) ends at its group's end.
+A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); that is its place in the order
+of events. `landed_ns` is when it ended, unless something else stands between in that order. The next transfer is
+committed at once, in the same hold of the lock. A slot is safe by events (runtime.store); the core's hold on an expert
+(WORK > 0) ends at its group's end.
 
 Where time is simulated (runtime.device.virtual, given the plan's durations) this machine's record equals the compiled
-machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code in
-the same order, and only the durations are the device's.
+machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code
+in the same order, and only the durations are the device's.
 
 The API, for what is built on it:
 
@@ -51,7 +52,7 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.link import next_commit, waiting
-from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_SUBSTITUTE
+from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, SLOT, TRANSFER, WORK, IllegalTransition
@@ -150,7 +151,10 @@ class Machine:
         self.route, self.miss, self.ahead = inputs(plan, self.s, True)
         self.asks = self.miss is not None and self.miss.asks
         self.hooks = None if self.miss is None else new_hooks(plan)
-        self.expert_ns = plan.costs.expert_ns.tolist()
+        low = plan.low or plan.costs
+        # both by whether it is a low-precision copy
+        self.expert_ns = (plan.costs.expert_ns.tolist(), low.expert_ns.tolist())
+        self.transfer_ns = (plan.costs.transfer_ns.tolist(), low.transfer_ns.tolist())
         self.order: Order = order(self)
         self.commit_due = self.ended = False
         self.stalled_since = -1  # -1: the GPU does not stall
@@ -158,6 +162,8 @@ class Machine:
         self.taken = 0
         self.layer = 0
         self.origin = self.mark = 0
+        # of the device's clock, mapped to the host's: nothing in the record is earlier than what stands before it
+        self.latest = self.link_free = 0
         self.counted_from = 0  # link time before the end of the warm-up counts for nothing
         self.copies: dict[int, Any] = {}
         self.row_of = np.zeros(plan.experts.shape[0], np.int64)
@@ -195,11 +201,15 @@ class Machine:
             if g < 0:
                 return
             row = self.log.transfers[s.x[g, TRANSFER]]
-            row[lg.T_COMMITTED] = self.now()
+            row[lg.T_COMMITTED] = self.latest = self.now()
             self.clock.starts[g] = NEVER
             gap = 0 if behind else costs.commit_gap_ns
-            planned = int(costs.transfer_ns[behind])
+            planned = self.transfer_ns[self.is_low(g)][behind]
             self.copies[g] = self.store.fetch(g, int(s.x[g, SLOT]), self._observer(g), planned, gap)
+
+    def is_low(self, g: int) -> bool:
+        """Whether a global id is that of a low-precision copy."""
+        return bool(g >= self.s.c[st.N_FULL])
 
     def _observer(self, g: int) -> Callable[[int, int], None]:
         def ended(started_ns: int, landed_ns: int) -> None:
@@ -214,9 +224,9 @@ class Machine:
         s = self.s
         transfer = int(s.x[g, TRANSFER])
         committed = int(self.log.transfers[transfer, lg.T_COMMITTED])
-        # a device's clock is mapped to the host's, a little off
-        landed_ns = max(min(landed_ns, self.now()), committed)
-        started_ns = min(max(started_ns, committed), landed_ns)
+        landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
+        started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
+        self.link_free = landed_ns
         if self.stalled_since >= 0:
             self._count_stall(max(self.now(), self.stalled_since), self._why())
         found = int(land(s, self.log))
@@ -254,6 +264,9 @@ class Machine:
                         self.dense(step, layer)
                         self.visit(step, layer)
                     self.end_step(step)
+            except BaseException:
+                self.ended = True  # what still lands commits nothing more
+                raise
             finally:
                 if collecting:
                     gc.enable()
@@ -311,7 +324,7 @@ class Machine:
             first, answer = int(s.c[st.R_TRANSFERS]), int(s.c[st.R_ANSWERS])
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
             busy = int(s.c[FLIGHT_LEN] > 0)
-            self.routed_ns = self.lap(DECIDE)
+            self.routed_ns = self.latest = self.lap(DECIDE)
             log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = self.routed_ns
             log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = self.routed_ns
             self.order.done(VISIT)
@@ -332,16 +345,19 @@ class Machine:
         if weights is None or (self.plan.weights is None and not weights.any()):
             weights = np.full(ids.shape, 1 / ids.shape[1], np.float32)
         on_cpu = np.zeros(ids.shape, np.bool_)
+        experts = np.where(ids >= 0, ids + base, -1)
         if self.asks:
             for row in self.log.answers[answer : s.c[st.R_ANSWERS]]:
                 at = self.row_of[row[lg.A_ROW]], row[lg.A_SLOT]
                 if row[lg.A_ANSWER] == ANSWER_SUBSTITUTE:
-                    ids[at] = row[lg.A_STAND_IN]
+                    experts[at] = base + row[lg.A_STAND_IN]
                 elif row[lg.A_ANSWER] == ANSWER_DROP:
-                    ids[at] = -1
+                    experts[at] = -1
+                elif row[lg.A_ANSWER] == ANSWER_LOW:
+                    experts[at] += s.c[st.N_FULL]
                 elif row[lg.A_ANSWER] == ANSWER_CPU:
                     on_cpu[at] = True
-        return _by_expert(ids, weights, ~on_cpu, base), _by_expert(ids, weights, on_cpu, base)
+        return _by_expert(experts, weights, ~on_cpu), _by_expert(experts, weights, on_cpu)
 
     def _next_group(self, before: int) -> int:
         """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
@@ -365,11 +381,12 @@ class Machine:
         s, compute, began = self.s, self.port.compute, self.mark
         ids = s.work[READY, s.c[N_RUN] : s.c[N_RUN] + n].tolist()
         slots = s.x[ids, SLOT].tolist()
-        planned = [self.expert_ns[tokens] for tokens in s.x[ids, WORK].tolist()]
+        low = [self.is_low(g) for g in ids]
+        planned = [self.expert_ns[i][tokens] for i, tokens in zip(low, s.x[ids, WORK].tolist(), strict=True)]
         reads = self.store.reading(slots)
         compute.launch(_nothing, self.costs.group_ns)
         marks = [compute.record()]
-        if n > 1 and self.work.group:
+        if n > 1 and self.work.group and not any(low):
             jobs = [self.jobs[g] for g in ids]
             compute.launch(lambda: self.work.experts(layer, jobs, slots), sum(planned), reads)
             marks.append(compute.record())
@@ -387,12 +404,15 @@ class Machine:
             self.order.done(GROUP)
 
     def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
-        """When each of the last n executions began and ended; those of one kernel, together."""
-        last = self.s.c[st.R_EXECUTIONS]
+        """When each of the last n executions began and ended; one kernel's time is shared out by tokens."""
+        rows = self.log.executions[self.s.c[st.R_EXECUTIONS] - n : self.s.c[st.R_EXECUTIONS]]
         times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
-        for i, row in enumerate(self.log.executions[last - n : last]):
-            i = min(i, len(times) - 2)
-            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = times[i], times[i + 1], group
+        times[-1] = self.latest = max(times[-1], self.latest)
+        if len(times) < n + 1:
+            shares = np.cumsum([0, *rows[:, lg.X_TOKENS]]) / rows[:, lg.X_TOKENS].sum()
+            times = [times[0] + round(share * (times[-1] - times[0])) for share in shares.tolist()]
+        for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
+            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = begin, end, group
 
     # --- the CPU beside the GPU ------------------------------------------------------------------------------------
 
@@ -432,9 +452,9 @@ class Machine:
         compute.record().wait()
         self.work.check()
         self.lap(DENSE, ended.time_ns() - self.origin)
-        self.clock.end[step] = self.lap(HEAD)
         self.order.turn(STEP)
         with self.port.lock:
+            self.clock.end[step] = self.latest = self.lap(HEAD)
             self.clock.event[step] = self.s.c[st.EVENTS]
             self.s.c[st.EVENTS] += 1
             self.order.done(STEP)
@@ -485,13 +505,13 @@ def _nothing() -> None:
     """The set-up of a group: on a device its time passes on the host."""
 
 
-def _by_expert(ids: Any, weights: Any, which: Any, base: int) -> dict[int, Job]:
-    """Rows and weights by global expert, of the (row, slot) entries that `which` marks; in order of first appearance."""
+def _by_expert(experts: Any, weights: Any, which: Any) -> dict[int, Job]:
+    """Rows and weights by global expert, of the (row, slot) entries that `which` marks; in order of appearance."""
     rows: dict[int, list[int]] = {}
     shares: dict[int, list[float]] = {}
-    for i, (row, marked) in enumerate(zip(ids.tolist(), which.tolist(), strict=True)):
-        for k, e in enumerate(row):
-            if e >= 0 and marked[k]:
-                rows.setdefault(base + e, []).append(i)
-                shares.setdefault(base + e, []).append(float(weights[i, k]))
+    for i, (row, marked) in enumerate(zip(experts.tolist(), which.tolist(), strict=True)):
+        for k, g in enumerate(row):
+            if g >= 0 and marked[k]:
+                rows.setdefault(g, []).append(i)
+                shares.setdefault(g, []).append(float(weights[i, k]))
     return {g: Job(g, np.array(at, np.int64), np.array(shares[g], np.float32)) for g, at in rows.items()}

@@ -3,8 +3,8 @@
 Takes every flag of sim.run. The summary is the simulator's, with machine "torch" and an entry `device`; the record has
 the simulator's schema. Exit status 0 done, 1 the device failed or decisions differ, 2 bad input, 130 interrupted.
 
-The routing is the trace's, whatever the router of the replayed model says; its ids are read back all the same. Bounds are
-left out: they hold for the plan's hardware, not for this device.
+The routing is the trace's, whatever the router of the replayed model says; its ids are read back all the same. Bounds
+are left out: they hold for the plan's hardware, not for this device.
 """
 
 import argparse
@@ -36,8 +36,8 @@ SAMPLE = 64  # slots that are compared with the host's bytes after a run
 
 @dataclass(frozen=True)
 class Options:
-    """How a trace is replayed, beside its spec. scale: times the model's widths; alias: distinct experts on the host per
-    layer (None: all); weights: folder of a checkpoint (None: seeded noise); kernel: how several experts of a group
+    """How a trace is replayed, beside its spec. scale: times the model's widths; alias: distinct experts on the host
+    per layer (None: all); weights: folder of a checkpoint (None: seeded noise); kernel: how several experts of a group
     run; repeat: how often."""
 
     scale: float = 1.0
@@ -113,8 +113,19 @@ def at_scale(setting: "Setting", scale: float) -> "Setting":
             "model: the catalog does not know the trace's; the replay needs one, --model NAME|FILE names it"
         )
     model = scaled(setting.model, scale)
-    size = model.expert_bytes(setting.spec.precision)
-    return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size))
+    size, low = model.expert_bytes(setting.spec.precision), setting.plan.low
+    if low is not None:
+        low = replace(low, bytes=model.expert_bytes(low_precision(setting)))
+    return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size, low=low))
+
+
+def low_precision(setting: "Setting") -> str:
+    """The precision of the low-precision copies of a miss policy that has them."""
+    from sim.catalog import precision
+    from sim.policies import MISS, find
+
+    miss = find("miss", MISS, setting.spec.miss)
+    return precision(str(miss.values(setting.spec.params(miss.name))["precision"]))
 
 
 @contextmanager
@@ -124,6 +135,7 @@ def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> 
     Raises StoreError when it does not fit (before anything is allocated) or the checkpoint is wrong.
     """
     from runtime import layers, store
+    from runtime.low import LowLayout
     from sim.catalog import precision
 
     setting = at_scale(setting, options.scale)
@@ -136,11 +148,14 @@ def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> 
     )
     dense = layers.dense_bytes(model, layout, batches, n_layers, moe_layers)
     sizes = (len(moe_layers), plan.n_experts)
-    store.fits(store.need(layout, *sizes, int(plan.slots.sum()), options.alias, dense), port)
+    low = None if plan.low is None else LowLayout.of(layout.elements, low_precision(setting))
+    low_slots = [] if plan.low is None else plan.low.slots.tolist()
+    needs = store.need(layout, *sizes, int(plan.slots.sum()), options.alias, dense, low, sum(low_slots))
+    store.fits(needs, port)
     source: store.Source = store.Synthetic(layout, setting.spec.seed)
     if options.weights is not None:
         source = store.Checkpoint(options.weights, layout, moe_layers)
-    experts = store.ExpertStore(port, layout, *sizes, plan.slots.tolist(), source, options.alias)
+    experts = store.ExpertStore(port, layout, *sizes, plan.slots.tolist(), source, options.alias, low, low_slots)
     work = layers.CatalogWork(
         port, model, experts, batches, moe_layers, n_layers, uses_host(plan), groups(options.kernel, layout, port)
     )

@@ -21,13 +21,19 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from runtime.device.cpu import host_bytes
-from runtime.device.port import Access, Copy, Event, Landed, Port
+from runtime.device.port import Access, Buffer, Copy, Event, Landed, Port
+from runtime.low import LowLayout
 from sim.catalog.model_spec import ModelSpec
 from traces.errors import UserError
 
 ALIGN = 256  # bytes: what kernels and copy engines like of an address
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SPARE_BYTES = 256 << 20  # left to the system, and to what torch itself needs
+
+
+def aligned(nbytes: int) -> int:
+    """The next multiple of ALIGN."""
+    return -(-nbytes // ALIGN) * ALIGN
 
 
 class StoreError(UserError):
@@ -80,7 +86,7 @@ class Layout:
     @property
     def stride(self) -> int:
         """Bytes from one expert to the next."""
-        return -(-self.nbytes // ALIGN) * ALIGN
+        return aligned(self.nbytes)
 
     def weights(self, packed: torch.Tensor) -> Weights:
         """Views of experts packed in the last dimension, [..., elements]."""
@@ -113,8 +119,10 @@ class Synthetic:
 class ExpertStore:
     """Experts on the host, slots on the device.
 
-    slots: of each scope, as in Plan.slots. alias: distinct experts that the host holds of each layer (None: all);
-    others share their bytes, which limits host memory and falsifies what is computed, not how long it takes.
+    slots: of each scope, as in Plan.slots. low, low_slots: layout and slots of low-precision copies, where the plan
+    has them (Plan.low): expert g's copy is expert layers * n_experts + g, and its slots follow all others. alias:
+    distinct experts that the host holds of each layer (None: all); others share their bytes, which limits host memory
+    and falsifies what is computed, not how long it takes.
     """
 
     def __init__(
@@ -126,8 +134,10 @@ class ExpertStore:
         slots: Sequence[int],
         source: Source,
         alias: int | None = None,
+        low: LowLayout | None = None,
+        low_slots: Sequence[int] = (),
     ) -> None:
-        self.port, self.layout, self.layers, self.n_experts = port, layout, layers, n_experts
+        self.port, self.layout, self.layers, self.n_experts, self.low = port, layout, layers, n_experts, low
         self.distinct = n_experts if alias is None else min(alias, n_experts)
         self.first_slot = [sum(slots[:i]) for i in range(len(slots))]
         self.slots = list(slots)
@@ -145,25 +155,63 @@ class ExpertStore:
         for i, row in enumerate(self.host_bytes):
             source.fill(*divmod(i, self.distinct), row.view(layout.dtype))
         self.host_weights = [layout.weights(row.view(layout.dtype)) for row in self.host_bytes]
+        self.full = layers * n_experts
+        self.low_device: Buffer | None = None
+        self.low_slabs: list[Buffer] = []
+        if low is not None:
+            self._add_low(low, sum(low_slots))
+            total += sum(low_slots)
         self.arrived: list[Event | None] = [None] * total
         self.last_read: list[Event | None] = [None] * total
 
+    def _add_low(self, low: LowLayout, slots: int) -> None:
+        """Low-precision copies of every expert on the host, and their slots."""
+        stride = aligned(low.nbytes)
+        self.low_device = self.port.alloc_device(slots * stride, f"{slots} slots of {low.nbytes / 1e6:.1f} MB")
+        self.low_slots = self.low_device.tensor.view(slots, stride)[:, : low.nbytes]
+        self.low_host = []
+        for layer in range(self.layers):
+            what = f"{self.distinct} low-precision experts of layer {layer}"
+            self.low_slabs.append(self.port.alloc_host(self.distinct * stride, what))
+            rows = self.low_slabs[-1].tensor.view(self.distinct, stride)[:, : low.nbytes]
+            for e, row in enumerate(rows):
+                low.pack(self.host_bytes[layer * self.distinct + e].view(self.layout.dtype), row)
+            self.low_host += list(rows)
+
     def where(self, g: int) -> int:
         """Place of expert g (global id) among the host's buffers."""
-        layer, expert = divmod(g, self.n_experts)
+        layer, expert = divmod(g % self.full, self.n_experts)
         return layer * self.distinct + expert % self.distinct
 
     def on_host(self, g: int) -> Weights:
         """The host's own copy of expert g, to compute with."""
         return self.host_weights[self.where(g)]
 
+    def source(self, g: int) -> torch.Tensor:
+        """The bytes that a transfer of expert g, or of its low-precision copy, moves."""
+        return (self.host_bytes if g < self.full else self.low_host)[self.where(g)]
+
+    def target(self, slot: int) -> torch.Tensor:
+        """The bytes of a slot."""
+        n = len(self.slot_bytes)
+        return self.slot_bytes[slot] if slot < n else self.low_slots[slot - n]
+
+    def in_slot(self, slot: int) -> Weights:
+        """The weights in a slot, expanded where they are of low precision."""
+        n = len(self.slot_weights)
+        if slot < n:
+            return self.slot_weights[slot]
+        assert self.low is not None
+        return self.layout.weights(self.low.expand(self.low_slots[slot - n], self.layout.dtype))
+
     def host_access(self, g: int) -> Access:
         """What reading the host's copy of expert g touches."""
-        return self.slabs[g // self.n_experts], g % self.n_experts % self.distinct
+        slabs = self.slabs if g < self.full else self.low_slabs
+        return slabs[g % self.full // self.n_experts], g % self.n_experts % self.distinct
 
     def slot_access(self, slot: int) -> Access:
         """What using a slot touches."""
-        return self.device, slot
+        return (self.device if slot < len(self.slot_bytes) else self.low_device or self.device), slot
 
     def fetch(self, g: int, slot: int, landed: Landed | None = None, planned_ns: int = 0, gap_ns: int = 0) -> Copy:
         """Copy expert g into a slot over the link, when the last kernel that read the slot has run."""
@@ -172,8 +220,7 @@ class ExpertStore:
             self.port.link.wait(read)
             self.last_read[slot] = None
         reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-        source = self.host_bytes[self.where(g)]
-        copy = self.port.link.copy(self.slot_bytes[slot], source, landed, planned_ns, gap_ns, reads, writes)
+        copy = self.port.link.copy(self.target(slot), self.source(g), landed, planned_ns, gap_ns, reads, writes)
         self.arrived[slot] = copy
         return copy
 
@@ -199,7 +246,7 @@ class ExpertStore:
         self.arrived, self.last_read = [None] * len(self.arrived), [None] * len(self.last_read)
         for g, slot in residents.items():
             reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-            self.port.compute.copy(self.slot_bytes[slot], self.host_bytes[self.where(g)], reads=reads, writes=writes)
+            self.port.compute.copy(self.target(slot), self.source(g), reads=reads, writes=writes)
         placed = self.port.compute.record()
         self.read(residents.values(), placed)
         placed.wait()
@@ -207,13 +254,13 @@ class ExpertStore:
     def wrong_slots(self, residents: Mapping[int, int]) -> list[int]:
         """Experts, of {expert: slot}, whose slot does not hold their bytes. Waits for the device first."""
         self.port.sync()
-        held = ((g, self.slot_bytes[slot].cpu()) for g, slot in residents.items())
-        return [g for g, data in held if not torch.equal(data, self.host_bytes[self.where(g)])]
+        held = ((g, self.target(slot).cpu()) for g, slot in residents.items())
+        return [g for g, data in held if not torch.equal(data, self.source(g))]
 
     def close(self) -> None:
         """Give all memory back, when nothing uses it any more."""
         self.port.sync()
-        for buffer in (self.device, *self.slabs):
+        for buffer in (self.device, *self.slabs, *([self.low_device] if self.low_device else []), *self.low_slabs):
             self.port.free(buffer)
 
 
@@ -228,10 +275,24 @@ class Need:
     host: Mapping[str, int]
 
 
-def need(layout: Layout, layers: int, n_experts: int, slots: int, alias: int | None, dense: Mapping[str, int]) -> Need:
+def need(
+    layout: Layout,
+    layers: int,
+    n_experts: int,
+    slots: int,
+    alias: int | None,
+    dense: Mapping[str, int],
+    low: LowLayout | None = None,
+    low_slots: int = 0,
+) -> Need:
     """Of a store, and of the dense part beside it on the device."""
-    distinct = n_experts if alias is None else min(alias, n_experts)
-    return Need({"slots": slots * layout.stride, **dense}, {"experts": layers * distinct * layout.stride})
+    distinct = layers * (n_experts if alias is None else min(alias, n_experts))
+    device = {"slots": slots * layout.stride, **dense}
+    host = {"experts": distinct * layout.stride}
+    if low is not None:
+        device["low-precision slots"] = low_slots * aligned(low.nbytes)
+        host["low-precision experts"] = distinct * aligned(low.nbytes)
+    return Need(device, host)
 
 
 def fits(needs: Need, port: Port) -> None:

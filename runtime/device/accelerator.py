@@ -1,16 +1,18 @@
 """A real accelerator through torch.accelerator: CUDA, ROCm (which calls itself cuda), XPU. And devices of one stream.
 
 Kernels go to one stream, copies to another; events order them on the device. Only the host's one thread talks to the
-device, so no two threads fight for the interpreter: it looks whether copies have ended each time it launches something, and
-all the while that it waits. So a landing is noticed within the time between two launches, some microseconds, and the next
-transfer follows from there; the gap is in the record (`started_ns` after the last `landed_ns`).
+device, so no two threads fight for the interpreter: it looks whether copies have ended each time it launches
+something, and all the while that it waits. So a landing is noticed within the time between two launches, some
+microseconds, and the next transfer follows from there; the gap is in the record (`started_ns` after the last
+`landed_ns`).
 
-Times of events come from the device's own clock, as milliseconds from another event. `anchor` is an event that the host saw
-happen (it looks without sleeping, so it is late by about a microsecond); waits for kernels make new ones, which keeps the
-difference small enough for a float32.
+Times of events come from the device's own clock, as milliseconds from another event. `anchor` is an event that the
+host saw happen (it looks without sleeping, so it is late by about a microsecond); waits for kernels make new ones,
+which keeps the difference small enough for a float32.
 
-Host memory is page-locked by registering ordinary memory where the runtime can (cudaHostRegister): torch's own allocator
-of page-locked memory rounds each block up to a power of two, which may double the hundred gigabytes that experts take.
+Host memory is page-locked by registering ordinary memory where the runtime can (cudaHostRegister): torch's own
+allocator of page-locked memory rounds each block up to a power of two, which may double the hundred gigabytes that
+experts take.
 """
 
 import contextlib
@@ -320,6 +322,11 @@ class SynchronousStream(Now):
     def record(self) -> Event:
         self.work_off()
         return super().record()
+
+    def wait(self, event: Event) -> None:
+        if not event.done():  # of a copy that is put off
+            self.work_off()
+        event.wait()
 
 
 class OneStreamPort(HostPort):

@@ -1,9 +1,9 @@
 """The device port: the little that the replay needs of a device, and which backend gives it.
 
-A port has three *streams*, each of which does what it is given in the order in which it was given: `compute` (kernels of
-the GPU), `link` (copies) and `host` (experts that the CPU computes beside the GPU). What is put into a stream may run at
-any time after that; nothing is ordered between streams, or between a stream and the host, but by events. That is
-CUDA's model, and the contract of every backend:
+A port has three *streams*, each of which does what it is given in the order in which it was given: `compute` (kernels
+of the GPU), `link` (copies) and `host` (experts that the CPU computes beside the GPU). What is put into a stream may
+run at any time after that; nothing is ordered between streams, or between a stream and the host, but by events. That
+is CUDA's model, and the contract of every backend:
 
     accelerator   torch.accelerator: CUDA, ROCm, XPU; a device without streams (MPS) does one thing at a time
     cpu           kernels run where they are launched, a worker thread paced to a given GB/s is the copy engine

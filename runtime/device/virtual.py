@@ -3,29 +3,29 @@
 Operations are queued per stream and run when the host waits, one at a time. Which stream's turn it is, is the port's
 `pick`:
 
-    timed      simulated time: the operation that ends first, as the plan says how long each lasts. At one instant copies
-               land first, then kernels end; `soon` comes last. So the torch machine becomes a simulator whose record must
-               equal the compiled machine's.
+    timed      simulated time: the operation that ends first, as the plan says how long each lasts. At one instant
+               copies land first, then kernels end; `soon` comes last. So the torch machine becomes a simulator whose
+               record must equal the compiled machine's.
     shuffled   any, by a seed; now and then also while the host goes on, as real devices do
     scripted   one numbered script of turns; `every_order` runs them all, where a program is small
 
 **Races.** A kernel that runs beside a copy into the slot that it reads gives a wrong result only in some orders, and
-seldom. So what is checked is not the order that happened, but that every other one were as good: whether two operations
-that touch the same thing (one of them writing) are *ordered*, by the rules of streams and events alone. The rules are kept
-as vector clocks (Mattern 1989; the check of each access is FastTrack's, Flanagan and Freund, PLDI 2009): a stream's
-operations follow one another; `wait` takes over what stood behind the event; a launch follows what the host has done. An
-event that the host waited for orders the host, and by `trust_host` also what it launches afterwards. Without it (the
-default) the device's own events must order everything: the stronger law, which holds when the host does not wait.
-Everything is known when an operation is queued, so a race is found there, in whatever order things run.
+seldom. So what is checked is not the order that happened, but that every other one were as good: whether two
+operations that touch the same thing (one of them writing) are *ordered*, by the rules of streams and events alone. The
+rules are kept as vector clocks (Mattern 1989; the check of each access is FastTrack's, Flanagan and Freund, PLDI
+2009): a stream's operations follow one another; `wait` takes over what stood behind the event; a launch follows what
+the host has done. An event that the host waited for orders the host, and by `trust_host` also what it launches
+afterwards. Without it (the default) the device's own events must order everything: the stronger law, which holds when
+the host does not wait. Everything is known when an operation is queued, so a race is found there, in whatever order
+things run.
 
-Found are: a race (two accesses that nothing orders), a use or a free of memory that an operation may still use, a use after
-free, a double free, a wait for something that can never happen.
+Found are: a race (two accesses that nothing orders), a use or a free of memory that an operation may still use, a use
+after free, a double free, a wait for something that can never happen.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -143,6 +143,19 @@ def _join(clock: Clock, other: Clock) -> None:
         clock[name] = max(clock.get(name, 0), n)
 
 
+class Held:
+    """The lock of a port without threads: nothing runs while it is held."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
 class VirtualPort:
     """See runtime.device.port.Port, and above. Make one by `timed`, `shuffled` or `scripted`."""
 
@@ -157,9 +170,9 @@ class VirtualPort:
         memory_bytes: int = 1 << 62,
     ) -> None:
         self.pick, self.trust_host, self.idle, self.memory_bytes = pick, trust_host, idle, memory_bytes
-        self.now, self.steps, self.held = 0, 0, 0
+        self.now = self.steps = 0
         self.link, self.compute, self.host = (VirtualStream(self, name) for name in STREAMS)
-        self.lock = self._lock()
+        self.lock = Held()
         self.known: Clock = {"program": 1}  # what the host knows; its own place is `program`
         self.written: dict[tuple[Buffer, Any], tuple[str, int]] = {}
         self.read: dict[tuple[Buffer, Any], Clock] = {}
@@ -223,32 +236,6 @@ class VirtualPort:
 
     # --- the host ---
 
-    @contextmanager
-    def _hold(self) -> Iterator[None]:
-        self.held += 1
-        try:
-            yield
-        finally:
-            self.held -= 1
-
-    def _lock(self) -> Any:
-        hold = self._hold
-
-        class Lock:
-            """Nobody else is there; while it is held nothing runs."""
-
-            def __init__(self) -> None:
-                self.stack: list[Any] = []
-
-            def __enter__(self) -> None:
-                self.stack.append(hold())
-                self.stack[-1].__enter__()
-
-            def __exit__(self, *args: Any) -> None:
-                self.stack.pop().__exit__(*args)
-
-        return Lock()
-
     def now_ns(self) -> int:
         return self.now
 
@@ -263,11 +250,11 @@ class VirtualPort:
 
     def meanwhile(self) -> None:
         """The device goes on while the host does, as `idle` says."""
-        while not self.held and self.idle() and self._step():
+        while not self.lock.depth and self.idle() and self._step():
             pass
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        assert not self.held, "waits with the lock held"
+        assert not self.lock.depth, "waits with the lock held"
         while self._lands_now() or not ready():
             if not self._step():
                 raise DeviceError("the host waits and nothing is under way")
@@ -381,8 +368,8 @@ def shuffled(seed: int, trust_host: bool = False) -> VirtualPort:
 
 
 def every_order(program: Callable[[VirtualPort], None], most: int = 10_000, trust_host: bool = False) -> int:
-    """Run a small program in each of its legal orders, as far as the host's own waiting leaves them open; how many there
-    were. Raises what the program raises, and DeviceError when there are more than `most`."""
+    """Run a small program in each of its legal orders, as far as the host's own waiting leaves them open; how many
+    there were. Raises what the program raises, and DeviceError when there are more than `most`."""
     script: list[int] = []
     runs = 0
     while True:

@@ -1,4 +1,5 @@
-"""A stream that a thread works off, one job after the other: the copy engine of the CPU port, and the host's experts."""
+"""A stream that a thread works off, one job after the other: the copy engine of the CPU port, and the host's
+experts."""
 
 import threading
 import time
@@ -21,6 +22,7 @@ class Threads:
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self.condition = threading.Condition(threading.RLock())
         self.failure: str | None = None
+        self.closing = False
         self.workers: list[Worker] = []
         self.timeout_s = timeout_s
 
@@ -33,7 +35,7 @@ class Threads:
     def check(self) -> None:
         """Raises DeviceError when a thread has failed or died."""
         for worker in self.workers:
-            if not worker.is_alive() and not worker.stopped:
+            if not worker.is_alive() and not self.closing:
                 self.failure = self.failure or f"the {worker.name} thread died"
         if self.failure is not None:
             raise DeviceError(self.failure)
@@ -75,11 +77,12 @@ class Mark:
 
 
 class Worker(threading.Thread):
-    """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its core."""
+    """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its
+    core."""
 
     def __init__(self, threads: Threads, name: str, torch_threads: int) -> None:
         super().__init__(name=name, daemon=True)
-        self.threads, self.stopped, self.torch_threads = threads, False, torch_threads
+        self.threads, self.torch_threads = threads, torch_threads
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         threads.workers.append(self)
         self.start()
@@ -92,8 +95,6 @@ class Worker(threading.Thread):
                     job()
         except BaseException as error:
             self.threads.fail(f"the {self.name} thread failed: {type(error).__name__}: {first_line(error)}")
-        finally:
-            self.stopped = self.threads.failure is None
 
     def launch(
         self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequence[Access] = (), writes: Sequence[Access] = ()
@@ -124,6 +125,7 @@ class Worker(threading.Thread):
 
     def stop(self, seconds: float = 5.0) -> None:
         """Finish what is queued and end; a thread that does not within `seconds` is left to the process's end."""
+        self.threads.closing = True
         self.jobs.put(None)
         if threading.current_thread() is not self:
             self.join(seconds)
