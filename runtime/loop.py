@@ -36,9 +36,9 @@ from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
+from sim.core.inputs import inputs
 from sim.core.jit import frozen
 from sim.core.plan import ANSWERS, Costs, Plan
-from sim.core.visit import inputs
 from sim.costs import StepShapes, costs
 from sim.errors import SpecError
 from sim.machines.discrete import Machine, Process
@@ -242,9 +242,7 @@ class ClosedLoop:
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
 
-    def visit(
-        self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None
-    ) -> Served:
+    def visit(self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None) -> Served:
         """The router of MoE layer `layer` (0 ...) has spoken: ids [n, K], weights [n, K], raw logits [n, E]; hidden is
         what its router saw, for a prefetcher that asks later routers."""
         room, rows, step, machine = self._room, self.rows, self.step, self.machine
@@ -437,7 +435,9 @@ class _Room:
         tokens, steps = (max(have, 2 * have * (need > have), need) for need, have in (
             (tokens, len(self.row)), (steps, len(self.prefill)),
         ))  # fmt: skip
-        self.experts, self.weights, self.logits = (_longer(a, tokens) for a in (self.experts, self.weights, self.logits))
+        self.experts, self.weights, self.logits = (
+            _longer(a, tokens) for a in (self.experts, self.weights, self.logits)
+        )
         self.request, self.position = _longer(self.request, tokens), _longer(self.position, tokens)
         self.row = np.arange(tokens, dtype=np.int32)
         self.offset, self.prefill = _longer(self.offset, steps + 1), _longer(self.prefill, steps)

@@ -8,7 +8,6 @@ and .svg in `--out`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -179,7 +178,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": args.subject,
         "loop": "closed, teacher-forced, one sequence at a time, every token a decode step, cache carried on",
-        "text": {"source": text.source, "sequences": sequences, "length": length, "predicted_bytes": int(text.n_bytes.sum())},
+        "text": {
+            "source": text.source,
+            "sequences": sequences,
+            "length": length,
+            "predicted_bytes": int(text.n_bytes.sum()),
+        },
         "calibration_tokens": calibration.n_tokens,
         "settings": {**common, "charge": args.charge, "eviction": "lru", "prefetch": "none", "placement": "first"},
         "interval": f"95 % percentile bootstrap over sequences, paired, seed {args.seed}",

@@ -22,6 +22,7 @@ from sim.catalog.files import find
 from sim.catalog.weights import weight_bytes
 from sim.core.plan import Costs, Int, Low
 from sim.cost_classes import CostClasses, StepShapes, classify, layer_columns
+from sim.measured_costs import measured_costs
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -53,12 +54,15 @@ def costs(
     unknown precision.
 
     With hardware of [fixed] durations these replace every other term and no model is needed; without its
-    cpu_expert_ns the table of CPU times is zero and must not be used (`hardware.answers_cpu`).
+    cpu_expert_ns the table of CPU times is zero and must not be used (`hardware.answers_cpu`). [measured] ones do the
+    same for the model that they were measured with.
     """
     if hardware.fixed is not None:
         return _fixed_costs(hardware.fixed, steps)
     if model is None:
         raise CatalogError(NO_MODEL)
+    if hardware.measured is not None:
+        return measured_costs(model, hardware.measured, precision, steps)
     precision = find("precision", precision)
     classes = classify(steps, model.window)
     return Costs(
@@ -96,8 +100,10 @@ def low_copies(
     model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, slots: Int, max_rows: int
 ) -> Low:
     """Low-precision copies of a model's experts: bytes, transfers and executions as those of experts stored at
-    `precision`. Raises CatalogError where the hardware's [fixed] durations have none."""
+    `precision`. Raises CatalogError where the hardware's [fixed] or [measured] durations have none."""
     fixed = hardware.fixed
+    if hardware.measured is not None:
+        raise CatalogError("hardware: [measured] has no times of low-precision copies, which this policy needs")
     if fixed is not None:
         if fixed.low_transfer_ns is None or fixed.low_expert_ns is None:
             raise CatalogError("hardware: [fixed] has no low_transfer_ns and low_expert_ns, which this policy needs")
@@ -264,8 +270,10 @@ def _rounded(ns: Float) -> Int:
 
 
 def expert_bytes(model: "ModelSpec | None", hardware: "Hardware", precision: str) -> int:
-    """Bytes of one expert: what [fixed] says, else the model's, else 1 (a fixed file without either counts
-    transfers)."""
+    """Bytes of one expert: what [measured] or [fixed] says, else the model's, else 1 (a fixed file without either
+    counts transfers)."""
+    if hardware.measured is not None:
+        return hardware.measured.expert_bytes
     fixed = hardware.fixed
     if fixed is not None and (model is None or "expert_bytes" in fixed.model_fields_set):
         return fixed.expert_bytes
@@ -288,12 +296,13 @@ def memory(
     of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers), gpu
     (what there is), fits (whether the four fit into it).
 
-    None is what cannot be known: dense, kv, fits without a model, gpu and fits without a GPU. Raises
-    CatalogError for an unknown precision.
+    None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
+    and fits without a GPU. Raises CatalogError for an unknown precision.
     """
     size = expert_bytes(model, hardware, precision)
     line: dict[str, Any] = {"dense": None, "kv": None}
-    if model is not None:
+    shrunk = hardware.measured is not None and hardware.measured.scale != 1
+    if model is not None and not shrunk:
         stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
         line = {"dense": model.dense_bytes(*stored), "kv": batch * model.kv_bytes(context)}
     line |= {"slots": slots_total * size + more, "staging": engine.staging_experts * size, "gpu": hardware.mem_bytes}

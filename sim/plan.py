@@ -86,7 +86,8 @@ def prepare(
     calibration, trace = given or memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
     _refuse_what_is_missing(trace, path, spec, policies)
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
-        raise SpecError(f"hardware: {spec.hardware}: [fixed] has no cpu_expert_ns, which miss {miss.name} needs")
+        wrong = "has no cpu_expert_ns or measured.cpu_expert"
+        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
     laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
     steps = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
     steps = first_steps(steps, spec.max_steps or len(steps))

@@ -114,6 +114,10 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append(OPEN_LOOP)
     if setting.spec.calibration in npz.sample_names():
         notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
+    measured = setting.hardware.measured
+    if measured is not None:
+        shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
+        notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
     if is_user(setting.spec.prefetch) and find("prefetch", {}, setting.spec.prefetch).oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:

@@ -262,7 +262,7 @@ OWN_LINK = 'gpu = "rtx-4090"\nhost = "grace"\n[link]\nsetup_ns = 0\n'
         ("fixed = 3\n", "fixed = 3: should be a table"),
         ("[fixd]\n" + FIXED, "fixd: unknown key; did you mean fixed?"),
         ("readback_ns = 1\n[fixed]\n" + FIXED, "readback_ns: not beside [fixed]"),
-        ("", "gpu: missing; give gpu, link and host, or [fixed] alone"),
+        ("", "gpu: missing; give gpu, link and host, or [fixed] or [measured] alone"),
         (PARTS + "colour = 3\n", "colour: unknown key"),
         (
             PARTS.replace("rtx-4090", "rtx-409"),

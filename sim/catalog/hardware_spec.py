@@ -1,13 +1,11 @@
 """GPU, link, host, and the three together. GB = 1e9 bytes, and GB/s is bytes per ns, which keeps the
 arithmetic short."""
 
-import math
-from itertools import pairwise
-from typing import Any, Literal
+from pydantic import model_validator
 
-from pydantic import Field, field_validator, model_validator
-
-from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
+from sim.catalog.link_spec import Link
+from sim.catalog.measured_spec import Measured
+from sim.catalog.parts import Entry, Ns, Positive, Rate, Share
 
 
 class Gpu(Entry):
@@ -42,59 +40,6 @@ class Gpu(Entry):
     def compute_rate(self, precision: str) -> float:
         """Operations per ns; a precision without a figure of its own computes in bf16."""
         return self.tflops.get(precision, self.tflops["bf16"]) * 1e3 * self.flops_efficiency
-
-
-class Link(Entry):
-    """Host to device. Either `h2d_gb_per_s`, with `n_half_bytes` = the copy size that reaches half of it, or
-    `curve` = [bytes, GB/s] points in rising size.
-
-    setup_ns: before a transfer on an idle link; follow_setup_ns: before one that follows on; per_copy_ns:
-    each copy of it. gen, lanes and facts are for the reader.
-    """
-
-    memory: Literal["pinned", "pageable"] = "pinned"
-    gen: Positive | None = None
-    lanes: Positive | None = None
-    h2d_gb_per_s: Rate | None = None
-    n_half_bytes: Count = 0
-    curve: tuple[tuple[Rate, Rate], ...] | None = None
-    setup_ns: Ns
-    follow_setup_ns: Ns = 0
-    per_copy_ns: Ns = 0
-    facts: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("curve", mode="before")
-    @classmethod
-    def _points(cls, value: Any) -> Any:
-        """TOML has lists where the field has tuples."""
-        return tuple(tuple(p) if isinstance(p, list) else p for p in value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _one_law(self) -> "Link":
-        if (self.h2d_gb_per_s is None) == (self.curve is None):
-            raise ValueError("h2d_gb_per_s or curve: give one of the two")
-        if self.curve is not None:
-            if self.n_half_bytes or not self.curve:
-                raise ValueError("curve: needs points, and no n_half_bytes beside it")
-            for (size, rate), (next_size, next_rate) in pairwise(self.curve):
-                if next_size <= size or next_size / next_rate < size / rate:
-                    raise ValueError(f"curve: at {next_size:g} bytes: size must rise, and time must not fall")
-        return self
-
-    def rate(self, size: float) -> float:
-        """Bytes per ns of one copy of `size` bytes. Between the points of a curve the rate is a power of the
-        size (a straight line in log-log, so that time never falls with size); outside them it is that of the
-        nearest point."""
-        if self.h2d_gb_per_s is not None:
-            return self.h2d_gb_per_s * size / (size + self.n_half_bytes) if size > 0 else self.h2d_gb_per_s
-        assert self.curve is not None
-        if size <= self.curve[0][0]:
-            return self.curve[0][1]
-        for (low, low_rate), (high, high_rate) in pairwise(self.curve):
-            if size <= high:
-                share = math.log(size / low) / math.log(high / low)
-                return float(low_rate * (high_rate / low_rate) ** share)
-        return self.curve[-1][1]
 
 
 class Host(Entry):
@@ -146,7 +91,7 @@ class Fixed(Entry):
 
 
 class Hardware(Entry):
-    """A machine: GPU, link, host, and the times a decision takes on the host; or [fixed] alone.
+    """A machine: GPU, link, host, and the times a decision takes on the host; or [fixed] alone; or [measured] alone.
 
     readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
@@ -164,33 +109,43 @@ class Hardware(Entry):
     commit_depth: Positive = 1
     commit_gap_ns: Ns = 0
     fixed: Fixed | None = None
+    measured: Measured | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Hardware":
         parts = {"gpu": self.gpu, "link": self.link, "host": self.host}
-        given = self.model_fields_set - set(Entry.model_fields) - {"fixed"}
-        if self.fixed is not None and given:
-            raise ValueError(f"{min(given)}: not beside [fixed], which replaces every other cost")
+        for alone in ("fixed", "measured"):
+            given = self.model_fields_set - set(Entry.model_fields) - {alone}
+            if getattr(self, alone) is not None and given:
+                raise ValueError(f"{min(given)}: not beside [{alone}], which replaces every other cost")
         missing = [name for name, part in parts.items() if part is None]
-        if self.fixed is None and missing:
-            raise ValueError(f"{missing[0]}: missing; give gpu, link and host, or [fixed] alone")
+        if self.durations is None and missing:
+            raise ValueError(f"{missing[0]}: missing; give gpu, link and host, or [fixed] or [measured] alone")
         return self
+
+    @property
+    def durations(self) -> Fixed | Measured | None:
+        """The section that gives durations outright, if one does."""
+        return self.fixed or self.measured
 
     @property
     def decide_ns(self) -> int:
         """From the end of the dense part to the routed instant, the engine's own time apart."""
-        return self.fixed.decide_ns if self.fixed else self.readback_ns + self.policy_ns + self.predictor_ns
+        given = self.durations
+        return given.decide_ns if given else self.readback_ns + self.policy_ns + self.predictor_ns
 
     @property
     def mem_bytes(self) -> int | None:
-        """GPU memory; None when only [fixed] without mem_gb is known."""
-        part = self.fixed or self.gpu
+        """GPU memory; None when only [fixed] or [measured] without mem_gb is known."""
+        part = self.durations or self.gpu
         gb = None if part is None else part.mem_gb
         return None if gb is None else round(gb * 1e9)
 
     @property
     def answers_cpu(self) -> bool:
         """Whether a cpu answer has a cost here."""
+        if self.measured is not None:
+            return self.measured.cpu_expert is not None
         return self.fixed is None or self.fixed.cpu_expert_ns is not None
 
     def link_for(self, page_locked: bool) -> Link:

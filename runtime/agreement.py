@@ -1,0 +1,123 @@
+"""How far a simulation is off, beside how far one measurement lies from the next: numbers in, numbers out.
+
+Signed errors are (simulated - measured) / measured. The spread of an arm is half the range of its repeats over their
+median: what one more run may differ by. The statements:
+
+* an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
+  and everything whose spread is wider than the tolerance, is inconclusive;
+* two arms are told apart when their medians differ by more than the sum of their spreads (in ns). Kendall's tau is
+  taken over those pairs alone: (concordant - discordant) / pairs (Kendall, Biometrika 30 (1938) 81-93).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import combinations
+
+import numpy as np
+
+COMPONENTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+REGIMES = ("compute", "mixed", "stall")
+LOW, HIGH = 0.2, 0.8  # shares of the time that the GPU stalls, between the regimes
+
+
+class Verdict(IntEnum):
+    """The exit status."""
+
+    WITHIN = 0
+    OUTSIDE = 1
+    INCONCLUSIVE = 3
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is promised of |error| of the time per token, as shares, and of tau."""
+
+    median: float = 0.10
+    worst: float = 0.20
+    tau: float = 0.9
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One arm in short. error: signed; spread: share; ns: time per token, measured and simulated; group: arms of one
+    group are ranked against each other."""
+
+    error: float
+    spread: float
+    measured_ns: float
+    simulated_ns: float
+    group: str = ""
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median."""
+    return float(np.median(values))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the range over the median, of repeats; 0 where the median is 0. One repeat has none: infinite."""
+    if len(values) < 2:
+        return float("inf")
+    center = middle(values)
+    return float(np.ptp(values)) / 2 / center if center else 0.0
+
+
+def signed_error(simulated: float, measured: float) -> float | None:
+    """(simulated - measured) / measured; None where nothing was measured."""
+    return (simulated - measured) / measured if measured else None
+
+
+def regime(stall_share: float) -> str:
+    """Which of REGIMES a share of stall belongs to: under 20 %, between, over 80 %."""
+    return REGIMES[0] if stall_share < LOW else REGIMES[2] if stall_share > HIGH else REGIMES[1]
+
+
+def separated(a: Judged, b: Judged) -> bool:
+    """Whether measurement tells two arms apart."""
+    return abs(a.measured_ns - b.measured_ns) > a.spread * a.measured_ns + b.spread * b.measured_ns
+
+
+def tau(arms: Sequence[Judged]) -> tuple[float | None, int]:
+    """(Kendall's tau over the pairs of one group that are told apart, how many those are); None without any. A tie of
+    the simulated times is neither concordant nor discordant."""
+    pairs = [(a, b) for a, b in combinations(arms, 2) if a.group == b.group and separated(a, b)]
+    if not pairs:
+        return None, 0
+    signs = [np.sign(a.measured_ns - b.measured_ns) * np.sign(a.simulated_ns - b.simulated_ns) for a, b in pairs]
+    return float(np.mean(signs)), len(pairs)
+
+
+def judge(error: float, spread_: float, tolerance: float) -> Verdict:
+    """One |error| against a tolerance."""
+    if error > tolerance + 2 * spread_:
+        return Verdict.OUTSIDE
+    return Verdict.WITHIN if error <= tolerance and spread_ <= tolerance else Verdict.INCONCLUSIVE
+
+
+def judge_tau(value: float | None, least: float) -> Verdict:
+    """The rank agreement; nothing told apart shows nothing."""
+    if value is None:
+        return Verdict.INCONCLUSIVE
+    return Verdict.WITHIN if value >= least else Verdict.OUTSIDE
+
+
+def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """OUTSIDE before INCONCLUSIVE before WITHIN."""
+    for verdict in (Verdict.OUTSIDE, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.WITHIN
+
+
+def verdicts(arms: Sequence[Judged], equal: bool, tolerance: Tolerance) -> dict[str, Verdict]:
+    """Every statement about a set of arms, by name. `equal`: hits and decisions were equal wherever they must be. The
+    median is judged with the median spread, every arm with its own against `worst`."""
+    errors = [abs(arm.error) for arm in arms]
+    of_median = judge(middle(errors), middle([arm.spread for arm in arms]), tolerance.median)
+    return {
+        "median": of_median,
+        "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
+        "tau": judge_tau(tau(arms)[0], tolerance.tau),
+        "equal": Verdict.WITHIN if equal else Verdict.OUTSIDE,
+    }

@@ -1,0 +1,154 @@
+"""A device opened once, on which many settings are replayed: what calibration and validation measure with.
+
+Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has its
+own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents are
+copied anew and every choice starts afresh.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.device.port import Port
+from runtime.layers import Batches, CatalogWork, dense_bytes
+from runtime.lockstep import LockStep, Outcome, Unequal
+from runtime.machine import AsTheyCome, Machine
+from runtime.replay import Options, at_scale, groups, uses_host
+from runtime.store import Checkpoint, ExpertStore, Layout, Source, Synthetic, fits, need
+from sim.catalog import precision
+from sim.plan import Setting
+from sim.record import RunRecord
+
+
+class Bench(Protocol):
+    """What calibration and validation ask of a device; a fake one is a few lines (tests/test_validate.py)."""
+
+    def replay(self, setting: Setting) -> RunRecord:
+        """The full record of one free-running replay, with `dense_end_ns` among its visits."""
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        """Replay in a record's order of completions: what came out (None when it could not go on), what was compared."""
+
+    def pace(self, gbps: float, latency_us: float) -> None:
+        """Set the link's pace for the replays to come; only where it is paced."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the device is: `what`, `torch`, and for the CPU the pace and how well it was kept."""
+
+    @property
+    def expert_bytes(self) -> int:
+        """What one transfer carries."""
+
+    @property
+    def paced(self) -> bool:
+        """Whether the link is one that `pace` sets."""
+
+
+class Noting(Machine):
+    """The torch machine, noting when each dense part ended on the device."""
+
+    dense_end: list[int]
+
+    def dense(self, step: int, layer: int) -> None:
+        """See Machine.dense; its mark is where the dense part ended."""
+        super().dense(step, layer)
+        self.dense_end.append(self.mark)
+
+    def noted(self) -> RunRecord:
+        """Run, and put the marks among the visits."""
+        self.dense_end = []
+        record = self.run()
+        record.groups["visits"]["dense_end_ns"] = np.array(self.dense_end, np.int64)
+        return record
+
+
+class Rig:
+    """See the module's text and class Bench."""
+
+    def __init__(self, port: Port, settings: Sequence[Setting], options: Options) -> None:
+        """Raises StoreError, before anything is allocated, when the largest of the settings does not fit."""
+        self.port, self.options = port, options
+        first = at_scale(settings[0], options.scale)
+        model = first.model
+        assert model is not None
+        layout = Layout.of(model, precision(first.spec.precision))
+        layers, n_layers = first.trace.meta["moe_layers"], first.trace.n_layers
+        slots = max((s.plan.slots.tolist() for s in settings), key=sum)
+        room = _room([_batches(s) for s in settings])
+        dense = dense_bytes(model, layout, room, n_layers, layers)
+        sizes = (len(layers), first.plan.n_experts)
+        fits(need(layout, *sizes, sum(slots), options.alias, dense), port)
+        source: Source = Synthetic(layout, first.spec.seed)
+        if options.weights is not None:
+            source = Checkpoint(options.weights, layout, layers)
+        self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
+        to_host = any(uses_host(s.plan) for s in settings)
+        group = groups(options.kernel, layout, port)
+        self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
+
+    @property
+    def expert_bytes(self) -> int:
+        return self.store.layout.nbytes
+
+    @property
+    def paced(self) -> bool:
+        return self.port.name == "cpu"
+
+    def pace(self, gbps: float, latency_us: float) -> None:
+        link: Any = self.port.link
+        link.gbps, link.latency_ns = gbps, round(latency_us * 1e3)
+
+    def facts(self) -> dict[str, Any]:
+        return self.port.facts()
+
+    def replay(self, setting: Setting) -> RunRecord:
+        return self._machine(setting, AsTheyCome).noted()
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        machine = self._machine(setting, LockStep.of(record))
+        order = machine.order
+        assert isinstance(order, LockStep)
+        try:
+            replayed = machine.noted()
+            order.finish()
+        except Unequal:
+            self.port.sync()
+            return None, order.outcome
+        return replayed, order.outcome
+
+    def _machine(self, setting: Setting, order: Any) -> Noting:
+        plan = replace(setting.plan, expert_bytes=self.expert_bytes)
+        self._cut(plan.slots.tolist())
+        self.work.batches = _batches(setting)
+        return Noting(plan, self.port, self.store, self.work, order=order)
+
+    def _cut(self, slots: list[int]) -> None:
+        """The slots that there are, shared out as a plan has them."""
+        self.store.slots = slots
+        self.store.first_slot = [sum(slots[:i]) for i in range(len(slots))]
+
+
+def _batches(setting: Setting) -> Batches:
+    plan = setting.plan
+    return Batches(setting.trace, plan.step_offset, plan.step_row, plan.step_prefill, setting.spec.context_offset)
+
+
+def _room(every: Sequence[Batches]) -> Batches:
+    """Batches as large as the largest of each kind."""
+    out = copy(every[0])
+    for name in ("places", "longest", "most"):
+        setattr(out, name, max(getattr(b, name) for b in every))
+    return out
+
+
+@contextmanager
+def opened(port: Port, settings: Sequence[Setting], options: Options) -> Iterator[Rig]:
+    """A rig with room for every one of the settings; the port is closed at the end, whatever happens."""
+    try:
+        yield Rig(port, settings, options)
+    finally:
+        port.close()

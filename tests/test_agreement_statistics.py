@@ -1,0 +1,110 @@
+"""The statistics of a validation, worked by hand, and against scipy's Kendall tau."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+
+from runtime.agreement import (
+    Judged,
+    Tolerance,
+    Verdict,
+    judge,
+    judge_tau,
+    regime,
+    separated,
+    signed_error,
+    spread,
+    tau,
+    verdicts,
+    worst_of,
+)
+
+WITHIN, OUTSIDE, INCONCLUSIVE = Verdict
+
+
+def arm(measured: float, simulated: float, spread_: float = 0.0, group: str = "") -> Judged:
+    return Judged((simulated - measured) / measured, spread_, measured, simulated, group)
+
+
+def test_spread_is_half_the_range_over_the_median() -> None:
+    assert spread([9.0, 10.0, 12.0]) == pytest.approx(1.5 / 10)
+    assert spread([5.0, 5.0]) == 0 and spread([0.0, 0.0, 0.0]) == 0
+    assert spread([5.0]) == float("inf")  # one run says nothing of the next
+
+
+def test_signed_error_and_regime() -> None:
+    assert signed_error(9, 10) == pytest.approx(-0.1) and signed_error(12, 10) == pytest.approx(0.2)
+    assert signed_error(3, 0) is None
+    assert [regime(share) for share in (0, 0.19, 0.2, 0.5, 0.8, 0.81, 1)] == [
+        "compute", "compute", "mixed", "mixed", "mixed", "stall", "stall",
+    ]  # fmt: skip
+
+
+def test_two_arms_are_told_apart_by_more_than_both_spreads() -> None:
+    assert separated(arm(100, 0, 0.02), arm(110, 0, 0.05))  # 10 > 2 + 5.5
+    assert not separated(arm(100, 0, 0.05), arm(110, 0, 0.05))  # 10 < 5 + 5.5
+    assert not separated(arm(100, 0), arm(100, 0))  # equal times are never told apart
+
+
+def test_tau_by_hand() -> None:
+    # measured 1 2 3 4, simulated 1 3 2 4: of six pairs one is discordant: (5 - 1) / 6
+    arms = [arm(1, 1), arm(2, 3), arm(3, 2), arm(4, 4)]
+    assert tau(arms) == (pytest.approx(4 / 6), 6)
+    # with a spread of 30 % the discordant pair (1 <= 0.6 + 0.9) is not told apart, nor (3, 4); (1, 2) is
+    wide = [Judged(0, 0.3, a.measured_ns, a.simulated_ns) for a in arms]
+    assert tau(wide) == (1.0, 4)
+    # in two groups the two pairs within one are left, one of them a tie of the simulated times
+    grouped = [arm(1, 1, 0, "a"), arm(2, 3, 0, "a"), arm(3, 2, 0, "b"), arm(4, 2, 0, "b")]
+    assert tau(grouped) == (0.5, 2)
+    assert tau([arm(1, 1), arm(1, 2)]) == (None, 0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=2, max_size=12, unique_by=lambda p: p[0]))
+def test_without_spread_tau_is_kendalls(pairs: list[tuple[int, int]]) -> None:
+    assume(len({simulated for _, simulated in pairs}) == len(pairs))
+    measured, simulated = np.array(pairs).T
+    ours, n = tau([arm(m, s) for m, s in pairs])
+    assert ours == pytest.approx(kendalltau(measured, simulated).statistic) and n == len(pairs) * (len(pairs) - 1) / 2
+
+
+@pytest.mark.parametrize(
+    ("error", "spread_", "expected"),
+    [
+        (0.10, 0.05, WITHIN),  # the edge itself is within
+        (0.05, 0.10, WITHIN),
+        (0.05, 0.11, INCONCLUSIVE),  # a spread wider than the tolerance
+        (0.11, 0.01, INCONCLUSIVE),  # over it by 0.01, not by more than 2 x 0.01
+        (0.12, 0.01, INCONCLUSIVE),  # by exactly 2 x 0.01 (not more)
+        (0.125, 0.01, OUTSIDE),
+        (0.60, 0.15, OUTSIDE),  # wide spread, and still far outside
+        (0.30, 0.15, INCONCLUSIVE),
+        (0.01, float("inf"), INCONCLUSIVE),
+        (0.2, 0.0, OUTSIDE),
+    ],
+)
+def test_one_error_against_ten_percent(error: float, spread_: float, expected: Verdict) -> None:
+    assert judge(error, spread_, 0.10) == expected
+
+
+def test_the_worst_verdict_counts_and_is_the_exit_status() -> None:
+    assert worst_of([WITHIN, INCONCLUSIVE, OUTSIDE, WITHIN]) == OUTSIDE == 1
+    assert worst_of([WITHIN, INCONCLUSIVE]) == INCONCLUSIVE == 3
+    assert worst_of([WITHIN]) == WITHIN == 0
+    assert [judge_tau(v, 0.9) for v in (0.9, 0.89, None)] == [WITHIN, OUTSIDE, INCONCLUSIVE]
+
+
+def test_all_statements_about_a_set_of_arms() -> None:
+    good = [arm(100, 104, 0.02), arm(200, 194, 0.02), arm(300, 345, 0.02)]  # 4 %, 3 %, 15 %
+    assert set(verdicts(good, True, Tolerance()).values()) == {WITHIN}
+    assert verdicts(good, False, Tolerance())["equal"] == OUTSIDE
+    # a median of 12 %, spread 0.5 %: outside; the worst of 15 % is still within 20 %
+    off = [arm(100, 112, 0.005), arm(200, 222, 0.005), arm(300, 345, 0.005)]
+    found = verdicts(off, True, Tolerance())
+    assert (found["median"], found["worst"], found["tau"]) == (OUTSIDE, WITHIN, WITHIN)
+    # one arm at 30 % +- 2 % is outside of the worst that is allowed; at 30 % +- 6 % nobody knows
+    assert verdicts([*good, arm(400, 520, 0.02)], True, Tolerance())["worst"] == OUTSIDE
+    assert verdicts([*good, arm(400, 520, 0.06)], True, Tolerance())["worst"] == INCONCLUSIVE
+    # two policies in the wrong order
+    assert verdicts([arm(100, 106, 0.01), arm(105, 101, 0.01)], True, Tolerance())["tau"] == OUTSIDE
