@@ -34,7 +34,10 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
     """The model with its widths times `factor` (layers, experts and top-k stay); factor 1 is the model itself."""
     if factor == 1:
         return model
-    size = lambda n: max(STEP, round(n * factor / STEP) * STEP) if n else n  # noqa: E731 - a def would say no more
+
+    def size(n: int | None) -> int:
+        return max(STEP, round(n * factor / STEP) * STEP) if n else 0
+
     shape = Attention.of(model)
     hidden = size(model.hidden)
     kv_heads = max(1, round(shape.kv_heads * factor))
@@ -43,7 +46,7 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
         "hidden": hidden,
         "expert_intermediate": size(model.expert_intermediate),
         "shared_intermediate": size(model.shared_intermediate),
-        "dense_intermediate": size(model.dense_intermediate),
+        "dense_intermediate": size(model.dense_intermediate) or None,
         "n_heads": heads,
         "vocab": max(256, size(model.vocab)),
         "attn_params_per_layer": max(2 * hidden, round(model.attn_params_per_layer * factor**2)),
@@ -89,7 +92,7 @@ class Attention(NamedTuple):
         """Queries, keys and values from the projection's columns, which are theirs where they are exactly so many."""
         queries, (keys, values) = self.heads * self.qk, self.cached
         if projected.shape[-1] == queries + keys + values and values:
-            q, k, v = projected.split([queries, keys, values], dim=-1)
+            q, k, v = torch.split(projected, [queries, keys, values], dim=-1)
             return q, k, v
         return fitted(projected, queries), fitted(projected, keys), fitted(projected, values) if values else None
 
@@ -223,8 +226,11 @@ class CatalogWork:
 
     def _take(self, elements: int, what: str) -> torch.Tensor:
         """Device memory for so many elements."""
-        self.buffers.append(self.port.alloc_device(elements * self.dtype.itemsize, what))
-        return self.buffers[-1].tensor.view(self.dtype)
+        return self._take_bytes(elements * self.dtype.itemsize, what).view(self.dtype)
+
+    def _take_bytes(self, nbytes: int, what: str) -> torch.Tensor:
+        self.buffers.append(self.port.alloc_device(nbytes, what))
+        return self.buffers[-1].tensor
 
     def _staging(self, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> torch.Tensor:
         """Page-locked host memory that the device writes into."""
@@ -246,6 +252,12 @@ class CatalogWork:
         self.ids_host = self._staging((rows, model.top_k), torch.int64, "the router's ids")
         self.best_host = self._staging((rows,), torch.float32, "the best logits")
         self.tokens_host = self._staging((rows,), torch.int64, "the next tokens")
+        listed = (2, rows * model.top_k)  # rows, and bits of their weights, of all experts of a visit
+        self.jobs = self.jobs_host = self._staging(listed, torch.int32, "what a visit executes")
+        if self.port.device.type != "cpu":
+            self.jobs = (
+                self._take_bytes(self.jobs_host.numel() * 4, "what a visit executes").view(torch.int32).view(listed)
+            )
         if self.to_host:
             self.normed_host = self._staging((rows, model.hidden), self.dtype, "activations for the CPU")
             self.host_sum = self._staging((rows, model.hidden), self.dtype, "what the CPU computed")
@@ -390,28 +402,30 @@ class CatalogWork:
             self.normed_host[:n].copy_(self.normed, non_blocking=True)
 
     def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
-        """What this visit executes, by global expert: rows and weights to the device."""
-        n, device = len(self.rows.tokens), self.port.device.type != "cpu"
-        self.index: dict[int, tuple[torch.Tensor | None, torch.Tensor]] = {}
+        """What this visit executes, by global expert: rows and weights go to the device in one copy."""
+        n, at = len(self.rows.tokens), 0
+        self.index: dict[int, tuple[torch.Tensor, torch.Tensor, bool]] = {}
+        places = []
         for g, job in jobs.items():
-            weights = torch.from_numpy(job.weights)
-            every = len(job.rows) == n and bool((job.rows == np.arange(n)).all())
-            rows = None if every else torch.from_numpy(job.rows)
-            if device:
-                weights, rows = self._up(weights), None if rows is None else self._up(rows)
-            self.index[g] = (rows, weights.to(self.dtype)[:, None])
+            end = at + len(job.rows)
+            self.jobs_host[0, at:end] = torch.from_numpy(job.rows)
+            self.jobs_host[1, at:end].view(torch.float32).copy_(torch.from_numpy(job.weights))
+            places.append((g, at, end, len(job.rows) == n and bool((job.rows == np.arange(n)).all())))
+            at = end
+        if self.jobs is not self.jobs_host:
+            self.jobs[:, :at].copy_(self.jobs_host[:, :at], non_blocking=True)
+        weights = self.jobs[1, :at].view(torch.float32).to(self.dtype)[:, None]
+        for g, first, end, every in places:
+            self.index[g] = (self.jobs[0, first:end], weights[first:end], every)
         if host_jobs:
             self.host_sum[:n].zero_()
 
     def expert(self, g: int, slot: int) -> None:
         """One expert from its slot, on the rows that are its."""
-        rows, weights = self.index[g]
-        own = self.normed if rows is None else self.normed[rows]
+        rows, weights, every = self.index[g]
+        own = self.normed if every else self.normed[rows]
         out = expert(own, self.store.in_slot(slot)) * weights
-        if rows is None:
-            self.x = self.x + out
-        else:
-            self.x = self.x.index_add(0, rows, out)
+        self.x = self.x + out if every else self.x.index_add(0, rows, out)
 
     def experts(self, layer: int, jobs: Sequence[Job], slots: Sequence[int]) -> None:
         """Several experts at once, over all slots of their scope."""
@@ -422,11 +436,11 @@ class CatalogWork:
         tokens = np.zeros(count, np.int32)
         for i in order:
             tokens[slots[i] - first] = len(jobs[i].rows)
-        rows = self._up(torch.from_numpy(np.concatenate([jobs[i].rows for i in order])))
-        weights = self._up(torch.from_numpy(np.concatenate([jobs[i].weights for i in order])))
+        parts = [self.index[jobs[i].expert] for i in order]
+        rows, weights = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         ends = self._up(torch.from_numpy(np.cumsum(tokens, dtype=np.int32)))
         up, down = (part[first : first + count] for part in store.all_slots[:2])
-        out = grouped(self.normed[rows], ends, up, down) * weights.to(self.dtype)[:, None]
+        out = grouped(self.normed[rows], ends, up, down) * weights
         self.x = self.x.index_add(0, rows, out)
 
     def on_host(self, job: Job) -> None:

@@ -336,13 +336,13 @@ class Machine:
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
         """Who executes each (row, slot): its own expert, a stand-in, the CPU or nobody; in the order work was given."""
         s, n, base = self.s, len(self.tokens), layer * self.plan.n_experts
+        known = self.plan.weights
         if self.asks:
             ids, weights = s.routed[:n].copy(), s.weight[:n].astype(np.float32)
         else:
             ids = self.plan.experts[self.tokens, layer].astype(np.int64)
-            known = self.plan.weights
-            weights = None if known is None else known[self.tokens, layer].astype(np.float32)
-        if weights is None or (self.plan.weights is None and not weights.any()):
+            weights = np.zeros(ids.shape, np.float32) if known is None else known[self.tokens, layer].astype(np.float32)
+        if known is None:  # nobody knows: an equal share for each
             weights = np.full(ids.shape, 1 / ids.shape[1], np.float32)
         on_cpu = np.zeros(ids.shape, np.bool_)
         experts = np.where(ids >= 0, ids + base, -1)

@@ -91,7 +91,7 @@ class Layout:
     def weights(self, packed: torch.Tensor) -> Weights:
         """Views of experts packed in the last dimension, [..., elements]."""
         rows, h, i = self.up_rows, self.hidden, self.intermediate
-        up, down, *rest = packed.split([rows * h, h * i, *([rows, h] if self.biases else [])], dim=-1)
+        up, down, *rest = torch.split(packed, [rows * h, h * i, *([rows, h] if self.biases else [])], dim=-1)
         matrices = (up.unflatten(-1, (rows, h)), down.unflatten(-1, (h, i)))
         return Weights(*matrices, *rest)
 
@@ -387,7 +387,8 @@ class Checkpoint:
                     raise StoreError(
                         f"weights: {name}: has shape {list(size)}; the model wants {list(shape)} an expert"
                     )
-                return whole[expert] if e < 0 else whole[:]
+                found: torch.Tensor = whole[expert] if e < 0 else whole[:]
+                return found
         return None
 
     def fill(self, layer: int, expert: int, out: torch.Tensor) -> None:

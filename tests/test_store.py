@@ -197,9 +197,9 @@ def test_experts_in_one_kernel_equal_experts_one_by_one(pooled: bool) -> None:
         ]
         where = [base + 2, base + 1, base]
         before = work.x
+        work.routed({job.expert: job for job in jobs}, {})
         work.experts(2, jobs, where)
         together, work.x = work.x, before
-        work.routed({job.expert: job for job in jobs}, {})
         for job, slot in zip(jobs, where, strict=True):
             work.expert(job.expert, slot)
         torch.testing.assert_close(together, work.x)

@@ -65,7 +65,7 @@ class DeviceEvent:
         if self.port.anchor[0] is self.event:
             return int(self.port.anchor[1])
         known, at = self.anchor
-        return at + round(known.elapsed_time(self.event) * 1e6)
+        return at + round(float(known.elapsed_time(self.event)) * 1e6)
 
 
 class DeviceCopy(DeviceEvent):
@@ -177,7 +177,8 @@ class AcceleratorPort:
         return memory
 
     def _checked(self, call: str, *arguments: int) -> None:
-        code = int(getattr(torch.cuda.cudart(), call)(*arguments))
+        cudart: Any = torch.cuda.cudart  # untyped
+        code = int(getattr(cudart(), call)(*arguments))
         if code != 0:
             raise DeviceError(f"{call}: error {code} of the runtime")
 
@@ -242,7 +243,8 @@ class AcceleratorPort:
     def facts(self) -> dict[str, Any]:
         """Which device, which software."""
         kind = getattr(torch, self.device.type, None)
-        name = kind.get_device_name(self.device) if hasattr(kind, "get_device_name") else self.device.type
+        named = getattr(kind, "get_device_name", None)
+        name = self.device.type if named is None else named(self.device)
         return {
             "name": self.device.type,
             "what": f"{name}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),

@@ -106,10 +106,22 @@ class Port(Protocol):
 
     name: str
     device: torch.device
-    compute: Stream
-    link: Stream
-    host: Stream
-    lock: AbstractContextManager[Any]
+
+    @property
+    def compute(self) -> Stream:
+        """Kernels of the GPU."""
+
+    @property
+    def link(self) -> Stream:
+        """Copies."""
+
+    @property
+    def host(self) -> Stream:
+        """What the CPU computes beside the GPU."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever shares state with landings; may be taken again by its holder."""
 
     def alloc_device(self, nbytes: int, what: str) -> Buffer:
         """Device memory. Raises DeviceError when there is not enough."""
