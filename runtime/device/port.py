@@ -173,8 +173,9 @@ def choose(device: str = "auto", link_gbps: float | None = None, link_latency_us
     link_gbps, link_latency_us: pace of the CPU's copy engine (25 GB/s unless given). Raises DeviceMissing when the
     device is not here, or when a pace is asked of a real link.
     """
-    from runtime.device.accelerator import AcceleratorPort, OneStreamPort, current
+    from runtime.device.accelerator import AcceleratorPort, current
     from runtime.device.cpu import CpuPort
+    from runtime.device.one_stream import OneStreamPort
 
     found = current()
     if device == "auto":
