@@ -16,6 +16,7 @@ experts take.
 """
 
 import contextlib
+import mmap
 import os
 import time
 from collections import deque
@@ -24,12 +25,13 @@ from typing import Any
 
 import torch
 
-from runtime.device.cpu import HostPort, Now, PacedCopy, host_bytes
-from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Event, Landed
+from runtime.device.cpu import host_bytes
+from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
 from runtime.device.worker import Threads, Worker, failing, give_back
 
 Sequences = Sequence[Access]
 SHARP_NS = 10_000  # an anchor: the host looked twice within this time, and in between it happened
+REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
 STALE_NS = 5_000_000_000  # after so long a float32 of milliseconds is worse than a blunt anchor
 
 
@@ -38,7 +40,20 @@ def current() -> torch.device | None:
     if not torch.accelerator.is_available():
         return None
     found = torch.accelerator.current_accelerator()
-    return None if found is None else torch.device(found.type, torch.accelerator.current_device_index())
+    index = _named(torch.accelerator, "current_device_index", "current_device_idx")
+    return None if found is None else torch.device(found.type, index())
+
+
+def _named(room: Any, *names: str) -> Any:
+    """The first of these names that this torch has: some moved between 2.6 and 2.9."""
+    return next(getattr(room, name) for name in names if hasattr(room, name))
+
+
+def own_pages(nbytes: int) -> mmap.mmap:
+    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes)
 
 
 class DeviceEvent:
@@ -65,7 +80,7 @@ class DeviceEvent:
         if self.port.anchor[0] is self.event:
             return int(self.port.anchor[1])
         known, at = self.anchor
-        return at + round(known.elapsed_time(self.event) * 1e6)
+        return at + round(float(known.elapsed_time(self.event)) * 1e6)
 
 
 class DeviceCopy(DeviceEvent):
@@ -169,15 +184,16 @@ class AcceleratorPort:
         return sum(b.tensor.numel() for b in self.buffers if b.tensor.device.type == "cpu")
 
     def _page_locked(self, nbytes: int) -> torch.Tensor:
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or nbytes < REGISTERED_FROM:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-        memory = torch.empty(nbytes, dtype=torch.uint8)
+        memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
         self._checked("cudaHostRegister", memory.data_ptr(), nbytes, 0)
         self.registered[memory.data_ptr()] = memory
         return memory
 
     def _checked(self, call: str, *arguments: int) -> None:
-        code = int(getattr(torch.cuda.cudart(), call)(*arguments))
+        cudart: Any = torch.cuda.cudart  # untyped
+        code = int(getattr(cudart(), call)(*arguments))
         if code != 0:
             raise DeviceError(f"{call}: error {code} of the runtime")
 
@@ -189,8 +205,9 @@ class AcceleratorPort:
         self.buffers.remove(buffer)
 
     def free_bytes(self) -> int:
-        free, _ = torch.accelerator.get_memory_info(self.device)
-        return int(free)
+        ask = getattr(torch.accelerator, "get_memory_info", None)
+        ask = ask or getattr(torch, self.device.type).mem_get_info
+        return int(ask(self.device)[0])
 
     # --- the host ---
 
@@ -242,7 +259,8 @@ class AcceleratorPort:
     def facts(self) -> dict[str, Any]:
         """Which device, which software."""
         kind = getattr(torch, self.device.type, None)
-        name = kind.get_device_name(self.device) if hasattr(kind, "get_device_name") else self.device.type
+        named = getattr(kind, "get_device_name", None)
+        name = self.device.type if named is None else named(self.device)
         return {
             "name": self.device.type,
             "what": f"{name}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),
@@ -265,90 +283,12 @@ class AcceleratorPort:
             with contextlib.suppress(Exception):
                 self.free(buffer)
         torch.accelerator.set_stream(self.before)
-        torch.accelerator.empty_cache()
+        give_up: Any = getattr(getattr(torch, self.device.type), "empty_cache", None)
+        if give_up is not None:
+            give_up()
 
     def __enter__(self) -> "AcceleratorPort":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class SynchronousStream(Now):
-    """Work runs where it is launched, and the host waits for it: of a device that has no streams to speak of (MPS).
-
-    Copies are put off until a launch or a wait, because whoever asks for one holds the lock."""
-
-    def __init__(self, threads: Threads, settle: Callable[[], None]) -> None:
-        super().__init__(threads)
-        self.settle = settle
-        self.queue: deque[tuple[PacedCopy, torch.Tensor, torch.Tensor]] = deque()
-
-    def launch(
-        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequences = (), writes: Sequences = ()
-    ) -> None:
-        self.threads.check()
-        with failing("the device"):
-            work()
-            self.settle()
-        self.work_off()
-
-    def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequences = (),
-        writes: Sequences = (),
-    ) -> PacedCopy:
-        copy = PacedCopy(self.threads, 0, landed)
-        self.queue.append((copy, dst, src))
-        return copy
-
-    def work_off(self) -> None:
-        """Run what is queued, also what landings queue."""
-        while self.queue:
-            copy, dst, src = self.queue.popleft()
-            copy.started_ns = time.perf_counter_ns()
-            with failing("a copy"):
-                dst.copy_(src)
-                self.settle()
-            copy.set()
-            if copy.landed is not None:
-                copy.landed(copy.started_ns, copy.time_ns())
-
-    def record(self) -> Event:
-        self.work_off()
-        return super().record()
-
-    def wait(self, event: Event) -> None:
-        if not event.done():  # of a copy that is put off
-            self.work_off()
-        event.wait()
-
-
-class OneStreamPort(HostPort):
-    """A device that does one thing at a time: right, and without overlap."""
-
-    def __init__(self, device: torch.device, timeout_s: float | None = None) -> None:
-        super().__init__(device, timeout_s, max(1, (os.cpu_count() or 1) - 1))
-        settle: Callable[[], None] = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
-        self.compute = self.link = SynchronousStream(self.threads, settle)
-
-    def wait_until(self, ready: Callable[[], bool]) -> None:
-        self.compute.work_off()
-        super().wait_until(ready)
-
-    def sync(self) -> None:
-        self.compute.work_off()
-        super().sync()
-
-    def facts(self) -> dict[str, Any]:
-        """That there is one stream."""
-        return {"name": self.name, "what": f"{self.device.type}, one stream, no overlap", "torch": torch.__version__}
-
-    def close(self) -> None:
-        self.compute.queue.clear()
-        super().close()
