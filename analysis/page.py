@@ -126,7 +126,7 @@ def _table(cells: Cells, caption: str, key: str) -> str:
 
 def _cell(value: str, heading: bool) -> str:
     if heading:
-        return f'<th scope="row">{markup(value)}</th>'
+        return f'<th scope="row"{" class=long" if len(value) > LONG else ""}>{markup(value)}</th>'
     kind = ' class="n"' if _is_number(value) else ' class="long"' if len(value) > LONG else ""
     return f"<td{kind}>{markup(value)}</td>"
 
