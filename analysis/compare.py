@@ -26,7 +26,16 @@ CONDITIONS = (
     "warmup_steps",
     "max_steps",
 )
-OPEN_LOOP = "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards"
+# What each mark of a run means, and how the notes begin that a summary has of it already.
+MARKS = {
+    "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
+    "open-loop": "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards",
+    "oracle": "ORACLE: reads the future; no engine can",
+    "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
+    "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
+    "measured": "MEASURED on a device",
+}
+NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
     "dropped, of the wanted) and no worse in the other; oracles, and runs whose loss is partly unseen, stand apart"
@@ -186,21 +195,15 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
 
 
 def _marked(runs: Sequence[Run]) -> list[str]:
-    """One line for each mark, with the runs that carry it."""
-    notes = []
-    about = {
-        "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
-        "open-loop": OPEN_LOOP,
-        "oracle": "ORACLE: reads the future; no engine can",
-        "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
-        "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
-        "measured": "MEASURED on a device",
-    }
-    for mark, text in about.items():
-        names = [run.name for run in runs if mark in run.marks]
-        if names:
-            notes.append(f"{text}: {'all runs' if len(names) == len(runs) else ', '.join(names)}")
-    return notes
+    """One line for each mark, and for each further note of a summary, with the runs that carry it."""
+    carriers: dict[str, list[str]] = {}
+    for run in runs:
+        own = [note for note in run.summary.get("notes", ()) if not note.startswith(NOTED)]
+        for text in [*(MARKS[mark] for mark in run.marks), *own]:
+            carriers.setdefault(text, []).append(run.name)
+    ranked = sorted(carriers, key=lambda text: list(MARKS.values()).index(text) if text in MARKS.values() else 99)
+    every = {text: "all runs" if len(names) == len(runs) else ", ".join(names) for text, names in carriers.items()}
+    return [f"{text}: {every[text]}" for text in ranked]
 
 
 def parser() -> Parser:

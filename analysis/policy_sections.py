@@ -188,6 +188,9 @@ def measured(runs: Sequence[Run]) -> Section | None:
     left = [run.name for run in runs if run.measured and run not in [mine for mine, _ in found]]
     if left:
         section.remarks.append(f"No simulated run of the same spec and trace beside {listed(left)}.")
+    for mine, other in found:
+        if mine.summary["memory"].get("slots") != other.summary["memory"].get("slots"):
+            section.remarks.append(f"{mine.name} and {other.name} have experts of other sizes: that is no check.")
     if not found:
         return section
     table = tables.errors(found)

@@ -48,6 +48,9 @@ def _told(run: Run) -> dict[str, str]:
     out |= {name: str(value) for name, value in spec.items() if name not in hidden and value is not None}
     out |= {name: str(value) for name, value in (spec.get("set") or {}).items()}
     out |= {name: f"{run.summary[name]:,}" for name in ("requests", "tokens", "prompt_tokens")}
+    device = run.summary.get("device")
+    if isinstance(device, dict) and "what" in device:
+        out["device"] = str(device["what"])
     return out | {"machine": str(run.summary["machine"]), "marks": ", ".join(run.marks) or "-"}
 
 

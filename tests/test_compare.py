@@ -188,13 +188,14 @@ def test_marks_and_notes_are_loud() -> None:
         made("lossy", substituted=2),
         made("oracle", spec={"prefetch": "oracle"}),
         made("big", memory={"slots": 1, "fits": False}),
-        made("device", machine="torch"),
+        made("device", machine="torch", notes=["SCALED: the model's widths times 0.1"]),
         made("elsewhere", spec={"hardware": "h100"}),
     ]
     found = compare(runs)
     marks = [row["marks"] for row in found.rows]
     assert marks == [[], ["synthetic"], ["open-loop"], ["oracle"], ["does not fit"], ["measured"], []]
     text = "\n".join(found.notes)
+    assert "SCALED: the model's widths times 0.1: device" in found.notes
     for words in ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT", "MIXED machines", "MIXED hardware: h.toml, h100"):
         assert words in text, words
 
