@@ -11,7 +11,7 @@ from typing import Any
 from analysis import formats
 from analysis.pairing import FEW, LEVEL, RESAMPLES, STATISTIC, Paired, against
 from analysis.runs import Run, RunError, differing, load, settings, share
-from analysis.words import plain
+from analysis.words import listed, plain
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
@@ -171,7 +171,7 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
     for name, found in kinds:
         if len(found) > 1:
             tail = "; other work has no differences" if name == "traces" else ""
-            notes.append(f"MIXED {name}: {', '.join(found.values())}: these are no alternatives of each other{tail}")
+            notes.append(f"MIXED {name}: {listed(list(found.values()))}: these are no alternatives of each other{tail}")
     if len({run.judged for run in runs}) > len({run.trace["hash"] for run in runs}):
         notes.append("MIXED requests: not the same ones are judged (calibration, seed or as_decode differ)")
     if len({run.measured for run in runs}) > 1:
@@ -189,7 +189,7 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
     ]
     if partly:
         notes.append(
-            f"intervals of {', '.join(partly)} are over the requests that gave the same tokens in both, not over all"
+            f"intervals of {listed(partly)} are over the requests that gave the same tokens in both, not over all"
         )
     return notes
 
@@ -202,13 +202,13 @@ def _marked(runs: Sequence[Run]) -> list[str]:
         for text in [*(MARKS[mark] for mark in run.marks), *own]:
             carriers.setdefault(text, []).append(run.name)
     ranked = sorted(carriers, key=lambda text: list(MARKS.values()).index(text) if text in MARKS.values() else 99)
-    every = {text: "all runs" if len(names) == len(runs) else ", ".join(names) for text, names in carriers.items()}
+    every = {text: "all runs" if len(names) == len(runs) else listed(names) for text, names in carriers.items()}
     return [f"{text}: {every[text]}" for text in ranked]
 
 
 def parser() -> Parser:
     out = Parser(prog="python -m analysis.compare", description="Runs side by side, each against a baseline.")
-    out.add_argument("runs", metavar="RUN", nargs="+", help="folder with summary.json (and record.npz), or a summary")
+    out.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep, or a summary")
     out.add_argument("--baseline", metavar="NAME|INDEX", default="0", help="run to compare with (default: the first)")
     out.add_argument("--format", choices=sorted(formats.FORMATS), default="table", help="default: table")
     out.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap's draws (default: 0)")

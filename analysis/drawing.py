@@ -39,9 +39,10 @@ def svg(found: "Comparison") -> str:
     top = max([_high(row, base) for row in found.rows] + [1e-12])
     notes = _wrapped(found.notes)
     height = TOP + ROW * len(found.rows) + 22 + 16 * len(notes)
+    wide, high = WIDTH + 2 * EDGE, height + EDGE
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + 2 * EDGE}" height="{height + EDGE}" viewBox="{-EDGE} {-EDGE} {WIDTH + 2 * EDGE} {height + EDGE}"'
-        ' role="img" aria-labelledby="t d">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" role="img" aria-labelledby="t d"'
+        f' viewBox="{-EDGE} {-EDGE} {wide} {high}">',
         f'<title id="t">{markup(_title(found))}</title>',
         f'<desc id="d">{markup(_spoken(found))}</desc>',
         f"<style>{STYLE}</style>",

@@ -7,9 +7,10 @@ import numpy as np
 
 from analysis import compare_figures, figures, formats, series, tables
 from analysis.compare import Comparison
-from analysis.panels import Panel, Section, cells, listed, percent_range, span, without
+from analysis.panels import Panel, Section, cells, percent_range, span, without
 from analysis.runs import Run
 from analysis.time_figures import over_time
+from analysis.words import listed
 
 NEEDS_FULL = "is not shown for {names}: it needs the full record (python -m sim.run --out DIR --record full)"
 
