@@ -108,13 +108,13 @@ ARGUMENTS = {
 }
 
 
-def simulated(folder: Path, **more: list[str]) -> dict[str, Path]:
-    """Small real runs, by name: a random trace of 12 requests on fixed durations."""
+def simulated(folder: Path, *names: str, **more: list[str]) -> dict[str, Path]:
+    """Small real runs, by name (default: all of ARGUMENTS) and more: a random trace of 12 requests, fixed durations."""
     trace = random_trace(np.random.default_rng(5), 240, 4, 8, 2, requests=12, prompt=0.3, lookahead=3)
     npz.write(folder / "t.npz", trace)
     (folder / "h.toml").write_text(FIXED)
     out = {}
-    for name, arguments in (ARGUMENTS | more).items():
+    for name, arguments in ({name: ARGUMENTS[name] for name in names or ARGUMENTS} | more).items():
         out[name] = folder / name
         given = ["--trace", folder / "t.npz", "--hardware", folder / "h.toml", "--cache", 4, *arguments]
         assert run.main([*map(str, given), "--out", str(out[name])]) == 0
