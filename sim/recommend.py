@@ -19,7 +19,16 @@ ALWAYS = (
     "trace", "model", "hardware", "engine", "precision", "batch", "prefill_chunk", "as_decode", "context_offset",
     "warmup_steps", "max_steps", "expert_group", "calibration", "seed",
 )  # fmt: skip
-SEARCHED = ("cache_scope", "eviction", "prefetch", "prefetch_budget", "miss", "placement", "transfer_order")
+SEARCHED = (
+    "cache_scope",
+    "cache_spread",
+    "eviction",
+    "prefetch",
+    "prefetch_budget",
+    "miss",
+    "placement",
+    "transfer_order",
+)
 
 
 def parser() -> Parser:

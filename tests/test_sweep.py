@@ -289,6 +289,25 @@ def test_a_run_that_kills_its_worker_is_tried_again_alone_then_a_row_with_an_err
     assert dispatcher.totals.runs == 60
 
 
+def test_while_nothing_is_compiled_one_worker_compiles_each_version_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nmiss = ["fetch", "drop", "cpu"]\nrepeats = 2')
+    runs = expand(read("s.toml"))
+    monkeypatch.setattr(session, "announce_compiling", lambda: None)
+    assert session.to_compile(runs) == []
+    from sim.core import jit
+
+    monkeypatch.setattr(jit, "CACHE_DIR", folder / "empty")
+    samples = session.to_compile(runs)
+    assert [each.spec.miss for each in samples if each.spec] == ["fetch", "drop"]
+    pool = FakePool(session.inspect(runs)[0])
+    dispatcher = Dispatcher(pool, 2)
+    dispatcher.warm_up(samples)
+    assert pool.tasks == [[0], [0]] and dispatcher.totals.runs == 0
+    assert len([row for rows in dispatcher.run(runs) for row in rows]) == 6
+
+
 def test_workers_that_die_as_they_start_end_the_sweep(folder: Path) -> None:
     runs, setup = seeded(folder, 2)
     with pytest.raises(SpecError, match="as they started: exit status 9"):
