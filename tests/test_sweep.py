@@ -257,7 +257,8 @@ def test_the_answer_is_the_best_of_each_setting_that_an_engine_could_have(folder
             "spec.miss": "drop", "quality.substituted_weight": 0.01, "quality.dropped_weight": 0.02}),
         told(tokens_per_s=1.0, **{"spec.hardware": "b"}),
         told(tokens_per_s=4.0, open_loop=True, **{
-            "spec.hardware": "b", "spec.rerank": "adapmoe", "quality.substituted_weight": 0, "quality.dropped_weight": 0}),
+            "spec.hardware": "b", "spec.rerank": "adapmoe",
+            "quality.substituted_weight": 0, "quality.dropped_weight": 0}),
         told(error="no"),
     ]  # fmt: skip
     assert answer(rows).splitlines() == [

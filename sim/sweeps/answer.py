@@ -44,8 +44,8 @@ def speed(row: Mapping[str, Any]) -> float:
 
 
 def lost_weight(row: Row) -> float:
-    """Share of the wanted router weight that a stand-in answered for, or nobody. Infinite where it is not known: of runs
-    that failed, that re-rank, or that answered with low-precision copies."""
+    """Share of the wanted router weight that a stand-in answered for, or nobody. Infinite where it is not known: of
+    runs that failed, that re-rank, or that answered with low-precision copies."""
     lost = (row["quality.substituted_weight"], row["quality.dropped_weight"])
     unknown = row["error"] is not None or None in lost or row["spec.rerank"] != "none" or row["low"]
     return math.inf if unknown else float(sum(lost))
