@@ -96,8 +96,10 @@ def prepare(
     costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
     shapes = memo(("shapes", *costed), lambda: _shapes(spec, trace, steps))
     size = expert_bytes(model, hardware, spec.precision)
-    slots = _slots(spec, trace, size, calibration)
-    chosen = eviction.choice(spec.params(eviction.name))
+    spread = (*judged, spec.cache, spec.cache_scope, spec.cache_spread, spec.as_decode, size)
+    slots = memo(("slots", *spread), lambda: _slots(spec, trace, size, calibration))
+    # activation-matrix names a prefetcher with parameters too: --set then speaks of that one
+    chosen = eviction.choice({} if eviction.name == spec.prefetch else spec.params(eviction.name))
     answers = dict(_answers(spec, eviction, miss, rerank, trace, calibration, size, memo, judged))
     if miss.user and not hardware.answers_cpu:
         answers["miss"] = miss.without_host(answers["miss"])
@@ -119,7 +121,10 @@ def prepare(
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
         low=_low(spec, trace, miss, model, hardware, engine, steps, size),
-        leaving=leaving(steps, eviction.name, chosen.params, trace.sequence),
+        leaving=memo(
+            ("leaving", *laid_out, spec.max_steps, eviction.name, chosen.params.tolist()),
+            lambda: leaving(steps, eviction.name, chosen.params, trace.sequence),
+        ),
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
@@ -142,7 +147,7 @@ def _answers(
 ) -> dict[str, Any]:  # fmt: skip
     """The plan's fields that answers depend on (sim.fit.answers)."""
     given, given_rerank = spec.params(miss.name), spec.params(spec.rerank)
-    chosen = (eviction.name, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
+    chosen = (spec.eviction, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
     return memo(
         ("answers", *judged, spec.seed, size, *chosen),
         lambda: answer_fields(eviction, miss, given, rerank, given_rerank, trace, calibration, size, spec.seed),

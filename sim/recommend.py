@@ -19,7 +19,16 @@ ALWAYS = (
     "trace", "model", "hardware", "engine", "precision", "batch", "prefill_chunk", "as_decode", "context_offset",
     "warmup_steps", "max_steps", "expert_group", "calibration", "seed",
 )  # fmt: skip
-SEARCHED = ("cache_scope", "eviction", "prefetch", "prefetch_budget", "miss", "placement", "transfer_order")
+SEARCHED = (
+    "cache_scope",
+    "cache_spread",
+    "eviction",
+    "prefetch",
+    "prefetch_budget",
+    "miss",
+    "placement",
+    "transfer_order",
+)
 
 
 def parser() -> Parser:
@@ -76,7 +85,7 @@ def _wish(args: argparse.Namespace) -> Any:
     if "trace" not in base:
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
     RunSpec.of({**base, **fixed})
-    _refuse_oracles(fixed)
+    _refuse_unfit(fixed, args.max_lossy_weight)
     if not 0 <= args.max_lossy_weight <= 1:
         raise SpecError(f"max-lossy-weight: {args.max_lossy_weight}: must be a share from 0 to 1")
     for name in ("context", "candidates", "workers"):
@@ -85,12 +94,19 @@ def _wish(args: argparse.Namespace) -> Any:
     return Wish(base, args.context, _vram(args.vram), args.max_lossy_weight, args.candidates, fixed)
 
 
-def _refuse_oracles(fixed: Mapping[str, Any]) -> None:
-    """Nobody can build what reads the future."""
+def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
+    """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
     tables = {"eviction": EVICTION, "prefetch": {"none": None, **predictors()}, "miss": MISS}
     for kind in tables.keys() & fixed.keys():
         if getattr(find(kind, tables[kind], fixed[kind]), "oracle", False):
             raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")
+    miss = find("miss", MISS, fixed.get("miss", "fetch"))
+    if "slots" in miss.prepared:
+        raise SpecError(
+            f"miss: {miss.name}: a replay does not know what low-precision copies cost in quality; simulate it"
+        )
+    if miss.lossy and not max_lossy_weight:
+        raise SpecError(f"miss: {miss.name} is lossy; --max-lossy-weight says how much router weight it may lose")
 
 
 def _vram(text: str | None) -> int | None:

@@ -18,8 +18,9 @@ from sim.machines.compiled import run as simulate
 from sim.plan import prepare
 from sim.spec import RunSpec
 from sim.summary import summarise
+from sim.sweeps.answer import lost_weight
 from sim.sweeps.config import Run
-from sim.sweeps.halving import LENGTHS, Search, lost_weight
+from sim.sweeps.halving import LENGTHS, Search
 from sim.sweeps.recommendation import Recommendation, Wish, command
 from sim.sweeps.rows import Row
 from sim.sweeps.session import inspect
@@ -87,6 +88,8 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "no workers": (["--workers", "0"], "workers: 0"),
     "an oracle": (["--eviction", "belady"], "eviction: belady is an oracle"),
     "an oracle ahead": (["--prefetch", "oracle"], "prefetch: oracle is an oracle"),
+    "lossy without leave": (["--miss", "buddy"], "miss: buddy is lossy; --max-lossy-weight"),
+    "of unknown cost": (["--miss", "hobbit", "--max-lossy-weight", "0.1"], "does not know what low-precision copies"),
     "unknown": (["--miss", "fetsch"], "did you mean fetch"),
     "a flag": (["--contxt", "3"], "did you mean --context"),
 }
@@ -159,6 +162,7 @@ def invented(
                 "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
                 "tokens_per_s": speeds[spec.miss] + speeds.get(spec.eviction, 0) + (spec.cache_scope == "global"),
                 "quality.substituted_weight": lost.get(spec.miss, 0.0), "quality.dropped_weight": 0.0,
+                "spec.rerank": "none", "low": 0,
             })  # fmt: skip
         return rows
 

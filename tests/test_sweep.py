@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from sim import run, sweep
 from sim.errors import SpecError
 from sim.memo import Kept
+from sim.report import OPEN_LOOP, SYNTHETIC
 from sim.sweeps import dispatch, session, store
+from sim.sweeps.answer import COLUMNS_READ, answer
 from sim.sweeps.config import Run, expand, read
 from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
 from sim.sweeps.local import LocalPool
@@ -238,6 +240,38 @@ def test_equal_keys_are_equal_values_and_the_oldest_go() -> None:
     assert made == ["a", "float", "b", "c", "float"]
 
 
+def test_the_answer_is_the_best_of_each_setting_that_an_engine_could_have(folder: Path) -> None:
+    def told(**fields: Any) -> Row:
+        plain = {name: None for name in COLUMNS_READ} | {
+            "spec.hardware": "a",
+            "spec.eviction": "lru",
+            "spec.rerank": "none",
+        }
+        return {**plain, "synthetic": True, "open_loop": False, "oracle": False, "low": 0, **fields}
+
+    rows = [
+        told(tokens_per_s=2.0),
+        told(tokens_per_s=3.0, **{"spec.eviction": "lfu"}),
+        told(tokens_per_s=9.0, oracle=True, **{"spec.eviction": "belady"}),
+        told(tokens_per_s=5.0, open_loop=True, **{
+            "spec.miss": "drop", "quality.substituted_weight": 0.01, "quality.dropped_weight": 0.02}),
+        told(tokens_per_s=1.0, **{"spec.hardware": "b"}),
+        told(tokens_per_s=4.0, open_loop=True, **{
+            "spec.hardware": "b", "spec.rerank": "adapmoe",
+            "quality.substituted_weight": 0, "quality.dropped_weight": 0}),
+        told(error="no"),
+    ]  # fmt: skip
+    assert answer(rows).splitlines() == [
+        f"! {SYNTHETIC}",
+        f"! {OPEN_LOOP}",
+        "hardware a: 3.00 tokens/s  eviction lfu, rerank none",
+        "hardware a: 5.00 tokens/s  eviction lru, miss drop, rerank none  LOSSY, open loop: 3.00% of the router weight",
+        "hardware b: 1.00 tokens/s  eviction lru, rerank none",
+        "hardware b: 4.00 tokens/s  eviction lru, rerank adapmoe"
+        "  LOSSY, open loop: an unknown share of the router weight",
+    ]
+
+
 # --- who runs what ---
 
 
@@ -287,6 +321,25 @@ def test_a_run_that_kills_its_worker_is_tried_again_alone_then_a_row_with_an_err
     assert pool.started == 2 + 3  # a new worker for each that died: twice by 7, once by 31
     assert pool.tasks.count([7]) >= 1 and [31] in pool.tasks
     assert dispatcher.totals.runs == 60
+
+
+def test_while_nothing_is_compiled_one_worker_compiles_each_version_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nmiss = ["fetch", "drop", "cpu"]\nrepeats = 2')
+    runs = expand(read("s.toml"))
+    monkeypatch.setattr(session, "announce_compiling", lambda: None)
+    assert session.to_compile(runs) == []
+    from sim.core import jit
+
+    monkeypatch.setattr(jit, "CACHE_DIR", folder / "empty")
+    samples = session.to_compile(runs)
+    assert [each.spec.miss for each in samples if each.spec] == ["fetch", "drop"]
+    pool = FakePool(session.inspect(runs)[0])
+    dispatcher = Dispatcher(pool, 2)
+    dispatcher.warm_up(samples)
+    assert pool.tasks == [[0], [0]] and dispatcher.totals.runs == 0
+    assert len([row for rows in dispatcher.run(runs) for row in rows]) == 6
 
 
 def test_workers_that_die_as_they_start_end_the_sweep(folder: Path) -> None:

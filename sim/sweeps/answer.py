@@ -1,5 +1,6 @@
 """What a sweep comes to: the best policies of each setting, in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ POLICY = (
     "cache_spread", "set", "seed",
 )  # fmt: skip
 COLUMNS_READ = [
-    "error", "synthetic", "open_loop", "oracle", "tokens_per_s", "total_tokens_per_s",
+    "error", "synthetic", "open_loop", "oracle", "tokens_per_s", "total_tokens_per_s", "low",
     "quality.substituted_weight", "quality.dropped_weight", *SPEC,
 ]  # fmt: skip
 MOST_LINES = 24
@@ -42,6 +43,14 @@ def speed(row: Mapping[str, Any]) -> float:
     return row["tokens_per_s"] or row["total_tokens_per_s"] or 0.0
 
 
+def lost_weight(row: Row) -> float:
+    """Share of the wanted router weight that a stand-in answered for, or nobody. Infinite where it is not known: of
+    runs that failed, that re-rank, or that answered with low-precision copies."""
+    lost = (row["quality.substituted_weight"], row["quality.dropped_weight"])
+    unknown = row["error"] is not None or None in lost or row["spec.rerank"] != "none" or row["low"]
+    return math.inf if unknown else float(sum(lost))
+
+
 def _best(group: Sequence[Row], setting: Sequence[str], varying: Sequence[str]) -> list[str]:
     causal = [row for row in group if not row["oracle"]] or list(group)
     lossless = [row for row in causal if not row["open_loop"]]
@@ -50,8 +59,8 @@ def _best(group: Sequence[Row], setting: Sequence[str], varying: Sequence[str]) 
     where = _fields(group[0], setting) or "best"
     lines = [] if best is None else [_line(where, best, setting, varying, "")]
     if lossy is not None and (best is None or speed(lossy) > speed(best)):
-        lost = [lossy[f"quality.{kind}_weight"] for kind in ("substituted", "dropped")]
-        share = "an unknown share" if None in lost else f"{sum(lost):.2%}"
+        lost = lost_weight(lossy)
+        share = "an unknown share" if math.isinf(lost) else f"{lost:.2%}"
         lines.append(_line(where, lossy, setting, varying, f"  LOSSY, open loop: {share} of the router weight"))
     return lines
 

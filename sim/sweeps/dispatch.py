@@ -166,13 +166,17 @@ class Dispatcher:
         """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive."""
         queue = Queue.of(runs, max(1, len(self._places)))
         while queue or self._tasks:
-            while self._idle and (taken := queue.take(self._places[self._idle[-1]], self.seconds)):
-                self._give(self._idle.pop(), Task(taken))
             rows: list[Row] = []
+            self._hand_out(queue)
             for event in self.pool.events(1.0):
                 rows += self._rows(event, queue)
+            self._hand_out(queue)  # nobody waits while the rows are written
             if rows:
                 yield rows
+
+    def _hand_out(self, queue: Queue) -> None:
+        while self._idle and (taken := queue.take(self._places[self._idle[-1]], self.seconds)):
+            self._give(self._idle.pop(), Task(taken))
 
     def _give(self, worker: int, task: Task) -> None:
         self._tasks[worker] = task

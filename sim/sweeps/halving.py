@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.spec import RunSpec
-from sim.sweeps.answer import speed
+from sim.sweeps.answer import lost_weight, speed
 from sim.sweeps.config import Run, identity
 from sim.sweeps.rows import Row
 from sim.sweeps.space import Candidate, Space, fields_of
@@ -89,9 +89,3 @@ class Search:
 
     def _turned(self, candidate: Candidate) -> int:
         return sum(candidate[knob] != values[0] for knob, values in self.space.mattering(candidate).items())
-
-
-def lost_weight(row: Row) -> float:
-    """Share of the wanted router weight that a stand-in answered for, or nobody; infinite where unknown or failed."""
-    lost = (row["quality.substituted_weight"], row["quality.dropped_weight"])
-    return float("inf") if row["error"] is not None or None in lost else float(sum(lost))

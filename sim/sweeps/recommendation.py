@@ -192,7 +192,9 @@ def words(candidate: Candidate) -> str:
             given |= {knob: candidate[knob] for knob in ("prefetch_budget", "transfer_order") if candidate.get(knob)}
         inside = ", ".join(f"{key} {value}" for key, value in given.items())
         parts.append(f"{kind} {name}" + (f" ({inside})" if inside else ""))
-    parts.append("one pool for all layers" if candidate["cache_scope"] == "global" else "slots of each layer's own")
+    marginal = ", spread by marginal hits" if candidate.get("cache_spread") == "marginal" else ""
+    own = f"slots of each layer's own{marginal}"
+    parts.append("one pool for all layers" if candidate["cache_scope"] == "global" else own)
     return ", ".join([*parts, f"placement {candidate['placement']}"])
 
 

@@ -2,8 +2,8 @@
 
 A candidate is a choice for every knob that matters to it: `{"eviction": "decayed", "decayed.decay": 0.8, "prefetch":
 "none", ...}`. A knob with a dot is a parameter of a policy. Which knobs matter depends on the policies chosen.
-Left out on purpose: oracles and `random` (nobody would build them), re-ranking (replay does not know what it costs),
-policies that need a file of their own (similarity, sere).
+Left out on purpose: oracles and `random` (nobody would build them), re-ranking and low-precision copies (the weight
+that they cost is not counted as lost), policies that need a file of their own (similarity, sere).
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,27 @@ Values = tuple[Any, ...]
 
 _DISTANCES = (1, 2, 3)
 _TAUS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
-PARAMETERS: dict[str, dict[str, Values]] = {
-    "decayed": {"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
-    "popular": {"distance": (1, 2)},
-    "previous-token": {"distance": _DISTANCES},
-    "transition": {"distance": _DISTANCES},
-    "gate-lookahead": {"distance": _DISTANCES},
-    "learned": {"distance": _DISTANCES},
-    "activation-matrix": {"distance": _DISTANCES},
-    "fiddler": {"backlog": (0, 1)},
-    "drop-by-weight": {"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
-    "buddy": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
-    "mixed": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
+PARAMETERS: dict[str, dict[str, dict[str, Values]]] = {
+    "eviction": {
+        "decayed": {"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
+        "window-score": {"window": (16, 4, 8, 32, 64)},
+    },
+    "prefetch": {
+        "popular": {"distance": (1, 2)},
+        "previous-token": {"distance": _DISTANCES},
+        "transition": {"distance": _DISTANCES},
+        "gate-lookahead": {"distance": _DISTANCES},
+        "learned": {"distance": _DISTANCES},
+        "activation-matrix": {"distance": _DISTANCES},
+    },
+    "miss": {
+        "fiddler": {"backlog": (0, 1)},
+        "drop-by-weight": {"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
+        "buddy": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
+        "mixed": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
+    },
 }
+EVICTIONS = ("lru", "lfu", "fifo", "decayed", "least-stale", "activation-matrix", "window-score")
 LOSSLESS = ("fetch", "cpu", "fiddler")
 LOSSY = ("drop-by-weight", "buddy", "mixed")
 PREFETCHES = ("none", "previous-token", "popular", "transition", "activation-matrix", "gate-lookahead", "learned")
@@ -47,10 +55,13 @@ BASELINE: Candidate = {
 
 @dataclass(frozen=True)
 class Space:
-    """knobs: the choices that every candidate makes, the plainest value of each first; parameters: of policies."""
+    """knobs: the choices that every candidate makes, the plainest value of each first; queue: those of candidates with
+    a prefetcher; spread: those of candidates with slots per layer; parameters: of the policies of each kind."""
 
     knobs: Mapping[str, Values]
-    parameters: Mapping[str, Mapping[str, Values]]
+    queue: Mapping[str, Values]
+    spread: Mapping[str, Values]
+    parameters: Mapping[str, Mapping[str, Mapping[str, Values]]]
 
     @staticmethod
     def of(trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool, fixed: Mapping[str, Any]) -> "Space":
@@ -58,9 +69,8 @@ class Space:
         host: answers by the CPU have a cost; lossy: wanted experts may be replaced or left out; fixed: field -> its one
         value."""
         distances = trace.lookahead_distances
-        parameters = {name: dict(given) for name, given in PARAMETERS.items()}
-        for name in ("gate-lookahead", "learned"):
-            parameters[name]["distance"] = tuple(d for d in _DISTANCES if set(range(1, d + 1)) <= set(distances))
+        there = {"distance": tuple(d for d in _DISTANCES if set(range(1, d + 1)) <= set(distances))}
+        prefetch = {**PARAMETERS["prefetch"], "gate-lookahead": there, "learned": there}
         learned = str(trace.meta.get("lookahead_source", "")).startswith("learned")
         absent = {"learned" if not learned else "gate-lookahead"} | (
             set() if distances else {"gate-lookahead", "learned"}
@@ -71,22 +81,26 @@ class Space:
             absent |= {"cpu", "fiddler", "mixed"}
         knobs: dict[str, Values] = {
             "cache_scope": ("layer", "global"),
-            "eviction": ("lru", "lfu", "fifo", "decayed"),
+            "eviction": tuple(name for name in EVICTIONS if name != "window-score" or trace.has("weights")),
             "prefetch": tuple(name for name in PREFETCHES if name not in absent),
             "miss": tuple(name for name in (*LOSSLESS, *(LOSSY if lossy else ())) if name not in absent),
             "placement": ("first", *(("popular",) if calibrated else ())),
         }
-        knobs |= {name: (value,) for name, value in fixed.items() if name not in QUEUE}
-        parameters[""] = QUEUE | {name: (value,) for name, value in fixed.items() if name in QUEUE}
-        return Space(knobs, parameters)
+        spread: dict[str, Values] = {"cache_spread": ("even", *(("marginal",) if calibrated else ()))}
+        knobs, queue, spread = (_as_fixed(part, fixed) for part in (knobs, QUEUE, spread))
+        return Space(knobs, queue, spread, {**PARAMETERS, "prefetch": prefetch})
 
     def mattering(self, candidate: Candidate) -> dict[str, Values]:
         """Every knob of a candidate with such policies, and what it may be set to."""
         out = dict(self.knobs)
         if candidate["prefetch"] != "none":
-            out |= self.parameters[""]
-        for kind in POLICIES:
-            out |= {f"{candidate[kind]}.{name}": v for name, v in self.parameters.get(candidate[kind], {}).items()}
+            out |= self.queue
+        if candidate["cache_scope"] == "layer":
+            out |= self.spread
+        names = [candidate[kind] for kind in POLICIES]
+        for kind, name in zip(POLICIES, names, strict=True):
+            if names.count(name) == 1:  # `set` could not say which of two policies of one name is meant
+                out |= {f"{name}.{p}": values for p, values in self.parameters[kind].get(name, {}).items()}
         return out
 
     def whole(self, candidate: Candidate) -> Candidate:
@@ -120,6 +134,10 @@ class Space:
             if value != candidate[knob]
         ]
         return _distinct(changed)
+
+
+def _as_fixed(knobs: Mapping[str, Values], fixed: Mapping[str, Any]) -> dict[str, Values]:
+    return {knob: (fixed[knob],) if knob in fixed else values for knob, values in knobs.items()}
 
 
 def fields_of(candidate: Candidate) -> dict[str, Any]:
