@@ -403,3 +403,44 @@ def test_megatron_logits_order_the_slots(tmp_path: Path) -> None:
     trace = convert(tmp_path / "router_trace_rank0.jsonl", tmp_path / "o.npz", flags)
     assert trace.experts.tolist() == [[[2, 3, 0]]] and trace.meta["slots_ordered_by_weight"] is True
     assert trace.logits.tolist() == [[[1.0, 9.0, 2.5, 2.5]]] and trace.weights is None
+
+
+# --- bounded memory ---
+
+
+@pytest.mark.parametrize("name", ["vllm-npy", "vllm", "llamacpp-records"])
+def test_a_large_source_is_read_in_bounded_memory(name: str, tmp_path: Path) -> None:
+    """About 60 MB of each, 120 MB of routing, while Python and numpy never hold more than 48 MB."""
+    import tracemalloc
+
+    layers, n = 400, 150_000
+    flags = ["--model", "m", "--n-experts", "4", "--top-k", "1", "--n-layers", str(layers)]
+    flags += ["--moe-layers", f"0-{layers - 1}"]
+    path = tmp_path / PER_TOKEN[name][1]
+    if name == "vllm-npy":  # zeros: expert 0 everywhere, and a file of holes
+        with path.open("wb") as file:
+            head = {"descr": "|u1", "fortran_order": False, "shape": (n, layers, 1)}
+            np.lib.format.write_array_header_1_0(file, head)
+            file.truncate(file.tell() + n * layers)
+        flags += ["--phase", "decode"]
+    elif name == "vllm":
+        array = foreign.base64.b64encode(foreign.npy_bytes(np.zeros((5000, layers, 1), np.uint8))).decode()
+        usage = {"prompt_tokens": 5000, "completion_tokens": 1}
+        line = json.dumps({"choices": [{"routed_experts": array}], "usage": usage}) + "\n"
+        with path.open("w") as file:
+            for _ in range(n // 5000):
+                file.write(line)
+    else:
+        with path.open("wb") as file:
+            for _ in range(n // 1000 // 4):
+                for layer in range(layers):
+                    file.write(np.array([layer, 1000, 1], "<i4").tobytes() + bytes(4000))
+        flags += ["--from", "llamacpp", "--phase", "prefill", "--requests", "step"]
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        assert main(["convert", str(path), str(tmp_path / "out.npz"), *flags]) == 0
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 55 << 20 and most < 48 << 20, (size, most)
