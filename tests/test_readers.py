@@ -444,3 +444,38 @@ def test_a_large_source_is_read_in_bounded_memory(name: str, tmp_path: Path) -> 
     finally:
         tracemalloc.stop()
     assert size > 55 << 20 and most < 48 << 20, (size, most)
+
+
+# --- the documentation ---
+
+DOCS = Path(__file__).parent.parent / "docs" / "formats.md"
+
+
+def commands(word: str) -> list[list[str]]:
+    lines = [line.removeprefix("$ ") for line in DOCS.read_text().splitlines() if line.startswith("$ ")]
+    return [line.split()[3:] for line in lines if line.startswith(f"python -m {word}")]
+
+
+def test_the_documentation_s_commands_are_ours() -> None:
+    """Every command parses, every format is there, and every flag is one that its format takes."""
+    from sim.run import parser
+    from traces.__main__ import _parser
+    from traces.models import model
+    from traces.readers.registry import EVERY_FLAG, FORMATS
+    from traces.writers.registry import WRITERS
+
+    read, written = set(), set()
+    for words in commands("traces"):
+        options = _parser().parse_args(words)
+        if options.command != "convert":
+            continue
+        if options.to is not None:
+            written.add(options.to)
+            continue
+        name = options.format or "llamacpp"
+        read.add(name)
+        assert {flag for flag in EVERY_FLAG if getattr(options, flag) is not None} <= set(FORMATS[name].flags)
+        assert model(options.model).hint == "" or options.n_experts is not None, options.model
+    assert read == set(FORMATS) and written == set(WRITERS)
+    for words in [*commands("sim.run"), *commands("sim.placement")]:
+        parser().parse_args(words)
