@@ -403,3 +403,79 @@ def test_megatron_logits_order_the_slots(tmp_path: Path) -> None:
     trace = convert(tmp_path / "router_trace_rank0.jsonl", tmp_path / "o.npz", flags)
     assert trace.experts.tolist() == [[[2, 3, 0]]] and trace.meta["slots_ordered_by_weight"] is True
     assert trace.logits.tolist() == [[[1.0, 9.0, 2.5, 2.5]]] and trace.weights is None
+
+
+# --- bounded memory ---
+
+
+@pytest.mark.parametrize("name", ["vllm-npy", "vllm", "llamacpp-records"])
+def test_a_large_source_is_read_in_bounded_memory(name: str, tmp_path: Path) -> None:
+    """About 60 MB of each, 120 MB of routing, while Python and numpy never hold more than 48 MB."""
+    import tracemalloc
+
+    layers, n = 400, 150_000
+    flags = ["--model", "m", "--n-experts", "4", "--top-k", "1", "--n-layers", str(layers)]
+    flags += ["--moe-layers", f"0-{layers - 1}"]
+    path = tmp_path / PER_TOKEN[name][1]
+    if name == "vllm-npy":  # zeros: expert 0 everywhere, and a file of holes
+        with path.open("wb") as file:
+            head = {"descr": "|u1", "fortran_order": False, "shape": (n, layers, 1)}
+            np.lib.format.write_array_header_1_0(file, head)
+            file.truncate(file.tell() + n * layers)
+        flags += ["--phase", "decode"]
+    elif name == "vllm":
+        array = foreign.base64.b64encode(foreign.npy_bytes(np.zeros((5000, layers, 1), np.uint8))).decode()
+        usage = {"prompt_tokens": 5000, "completion_tokens": 1}
+        line = json.dumps({"choices": [{"routed_experts": array}], "usage": usage}) + "\n"
+        with path.open("w") as file:
+            for _ in range(n // 5000):
+                file.write(line)
+    else:
+        with path.open("wb") as file:
+            for _ in range(n // 1000 // 4):
+                for layer in range(layers):
+                    file.write(np.array([layer, 1000, 1], "<i4").tobytes() + bytes(4000))
+        flags += ["--from", "llamacpp", "--phase", "prefill", "--requests", "step"]
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        assert main(["convert", str(path), str(tmp_path / "out.npz"), *flags]) == 0
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 55 << 20 and most < 48 << 20, (size, most)
+
+
+# --- the documentation ---
+
+DOCS = Path(__file__).parent.parent / "docs" / "formats.md"
+
+
+def commands(word: str) -> list[list[str]]:
+    lines = [line.removeprefix("$ ") for line in DOCS.read_text().splitlines() if line.startswith("$ ")]
+    return [line.split()[3:] for line in lines if line.startswith(f"python -m {word}")]
+
+
+def test_the_documentation_s_commands_are_ours() -> None:
+    """Every command parses, every format is there, and every flag is one that its format takes."""
+    from sim.run import parser
+    from traces.__main__ import _parser
+    from traces.models import model
+    from traces.readers.registry import EVERY_FLAG, FORMATS
+    from traces.writers.registry import WRITERS
+
+    read, written = set(), set()
+    for words in commands("traces"):
+        options = _parser().parse_args(words)
+        if options.command != "convert":
+            continue
+        if options.to is not None:
+            written.add(options.to)
+            continue
+        name = options.format or "llamacpp"
+        read.add(name)
+        assert {flag for flag in EVERY_FLAG if getattr(options, flag) is not None} <= set(FORMATS[name].flags)
+        assert model(options.model).hint == "" or options.n_experts is not None, options.model
+    assert read == set(FORMATS) and written == set(WRITERS)
+    for words in [*commands("sim.run"), *commands("sim.placement")]:
+        parser().parse_args(words)

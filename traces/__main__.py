@@ -95,7 +95,8 @@ def _synth(options: argparse.Namespace) -> None:
     if options.like_profile is not None:
         from traces.synthetic import from_profile
 
-        trace = from_profile(profile.read(npz.find(options.like_profile)), options.tokens or 1024, options.seed)
+        tokens = 1024 if options.tokens is None else options.tokens
+        trace = from_profile(profile.read(npz.find(options.like_profile)), tokens, options.seed)
     elif options.tokens is not None:
         raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
     else:

@@ -27,7 +27,7 @@ ACTIVES, SAMPLES, INDICES, SCORES, TOKEN_ID = "actives", "samples", "indices", "
 ITERATION, LAYER = re.compile(r"iter_([0-9]{1,9})"), re.compile(r"layer_([0-9]{1,4})\.parquet")
 BATCH_ROWS = 8192
 # A column of equal values packs well; rows beyond both of these per byte of file are taken for a bomb.
-BOMB_ROWS, BOMB_ROWS_PER_BYTE = 1 << 24, 100
+BOMB_ROWS, BOMB_ROWS_PER_BYTE = 1 << 20, 100
 
 
 def layer_file(layer: int) -> str:

@@ -1,5 +1,6 @@
 """Arrays of unknown length that grow on disk, so that a log of any size is read in bounded memory."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from traces.errors import TraceError
 
 Array = npt.NDArray[Any]
-BLOCK_ROWS = 1 << 16
+BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 1 << 22
 
 
 class Spill:
@@ -22,6 +23,7 @@ class Spill:
     def __init__(self, dtype: npt.DTypeLike, tail: tuple[int, ...], scratch: Path | None) -> None:
         self.dtype, self.tail = np.dtype(dtype), tail
         self.rows = 0
+        self.block = max(1, BLOCK_BYTES // (self.dtype.itemsize * math.prod(tail)))  # rows at a time
         self._scratch = None if scratch is None else str(scratch)
         self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed in __del__
 
@@ -39,8 +41,8 @@ class Spill:
 
     def fill(self, rows: int, value: Any) -> None:
         """Add rows that all hold `value`."""
-        block = np.full((min(rows, BLOCK_ROWS), *self.tail), value, self.dtype)
-        for lo in range(0, rows, BLOCK_ROWS):
+        block = np.full((min(rows, self.block), *self.tail), value, self.dtype)
+        for lo in range(0, rows, self.block):
             self.append(block[: rows - lo])
 
     def array(self) -> Array:
@@ -54,8 +56,8 @@ class Spill:
     def gathered(self, order: Array) -> Array:
         """The rows in another order, a copy of their own on disk."""
         source, out = self.array(), Spill(self.dtype, self.tail, None if self._scratch is None else Path(self._scratch))
-        for lo in range(0, len(order), BLOCK_ROWS):
-            out.append(source[order[lo : lo + BLOCK_ROWS]])
+        for lo in range(0, len(order), self.block):
+            out.append(source[order[lo : lo + self.block]])
         return out.array()
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from traces.check import chunks
 from traces.errors import TraceError
 from traces.members import refusing
 from traces.readers.ask import Ask, pick_layers
 from traces.readers.json_lines import decoding, first_object, integer, member, objects
 from traces.readers.npy import head_of, npy_of, read_npy
 from traces.readers.rows import Rows
-from traces.readers.spill import BLOCK_ROWS, Array
+from traces.readers.spill import Array
 from traces.trace import RoutingTrace
 
 CHOICES, EXPERTS, PROMPT_EXPERTS = "choices", "routed_experts", "prompt_routed_experts"
@@ -113,8 +114,8 @@ class _Build:
     def array(self, path: Path) -> None:
         """One request, of an array that knows no lengths: the flags say them."""
         whole, start = read_npy(path), self.ask.start() or 0
-        for lo in range(0, len(whole), BLOCK_ROWS):
-            block = self.layers.of(whole[lo : lo + BLOCK_ROWS], str(path))
+        for lo, part in chunks(whole):
+            block = self.layers.of(part, str(path))
             position = np.arange(start + lo, start + lo + len(block))
             self._add(block, position, self.ask.prefill(self.path, position))
         self.sequence += 1
@@ -157,11 +158,8 @@ class _Build:
     def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
         """0.33: rows of a whole sequence from its start (or from where the request asked them to begin)."""
         prompt, generated = lengths
-        start = None
-        if prompt is not None and generated is not None:
-            start = prompt + generated - 1 - len(rows)
-        else:
-            start = self.ask.start()
+        said = prompt is not None and generated is not None
+        start = (prompt or 0) + (generated or 0) - 1 - len(rows) if said else self.ask.start()
         if start is None:
             wrong = f"{here}: the response does not say how many tokens this completion has"
             raise TraceError(f"{wrong}; required: --prompt-start N (0 if routed_experts_prompt_start was not set)")

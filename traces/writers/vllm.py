@@ -6,9 +6,10 @@ from typing import IO
 
 import numpy as np
 
+from traces.check import chunks
 from traces.command import replace
 from traces.errors import TraceError
-from traces.readers.spill import BLOCK_ROWS, Array
+from traces.readers.spill import Array
 from traces.readers.vllm import (
     CHOICES,
     COMPLETION_TOKENS,
@@ -55,8 +56,8 @@ def _npy(trace: RoutingTrace, file: IO[bytes]) -> None:
     dtype, shape = dtype_for(trace.n_experts), (trace.n_tokens, trace.n_layers, trace.top_k)
     head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, head)
-    for lo in range(0, trace.n_tokens, BLOCK_ROWS):
-        file.write(_rows(trace, lo, min(trace.n_tokens, lo + BLOCK_ROWS)).tobytes())
+    for lo, part in chunks(trace.experts):
+        file.write(_rows(trace, lo, lo + len(part)).tobytes())
 
 
 def _responses(trace: RoutingTrace, file: IO[bytes]) -> None:
