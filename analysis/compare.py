@@ -11,6 +11,7 @@ from typing import Any
 from analysis import formats
 from analysis.pairing import FEW, LEVEL, RESAMPLES, STATISTIC, Paired, against
 from analysis.runs import Run, RunError, differing, load, settings, share
+from analysis.words import plain
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
@@ -28,7 +29,7 @@ CONDITIONS = (
 OPEN_LOOP = "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards"
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
-    "dropped, of the wanted) and no worse in the other; oracles stand apart"
+    "dropped, of the wanted) and no worse in the other; oracles, and runs whose loss is partly unseen, stand apart"
 )
 
 
@@ -114,8 +115,8 @@ def _change(value: float | None, base: float | None) -> float | None:
 
 def pareto_best(runs: Sequence[Run]) -> list[bool]:
     """Which runs no other run of the same conditions beats: none is at least as good in tokens/s and in lost weight
-    and better in one. A run whose tokens/s or lost weight is not known is never best; oracles are a limit, not a
-    choice: they are not best and beat nobody."""
+    and better in one. A run whose tokens/s or lost weight is not known, or only in part, and an oracle, which is a
+    limit and no choice, are not best and beat nobody."""
     out = [False] * len(runs)
     groups = conditions(runs)
     for group in set(groups):
@@ -148,7 +149,7 @@ def same_conditions(a: Run, b: Run) -> bool:
 def _standing(run: Run) -> tuple[float, float] | None:
     """(tokens/s, minus lost weight): more is better in both."""
     speed, lost = run.summary["tokens_per_s"], run.lost_weight
-    return None if speed is None or lost is None or run.oracle else (speed, -lost)
+    return None if speed is None or lost is None or run.oracle or run.partly_seen else (speed, -lost)
 
 
 def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None]) -> list[str]:
@@ -191,6 +192,7 @@ def _marked(runs: Sequence[Run]) -> list[str]:
         "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
         "open-loop": OPEN_LOOP,
         "oracle": "ORACLE: reads the future; no engine can",
+        "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
         "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
         "measured": "MEASURED on a device",
     }
@@ -198,9 +200,6 @@ def _marked(runs: Sequence[Run]) -> list[str]:
         names = [run.name for run in runs if mark in run.marks]
         if names:
             notes.append(f"{text}: {'all runs' if len(names) == len(runs) else ', '.join(names)}")
-    reranked = [run.name for run in runs if run.reranks]
-    if reranked:
-        notes.append(f"lost weight does not see what re-ranking changes: unknown for {', '.join(reranked)}")
     return notes
 
 
@@ -230,7 +229,7 @@ def _command(argv: list[str]) -> None:
     found = compare(load(args.runs), args.baseline, args.seed, args.resamples)
     print(formats.FORMATS[args.format](found))
     if args.format in ("csv", "svg"):  # what a machine reads holds rows only
-        print("\n".join(f"! {formats.plain(note)}" for note in found.notes), file=sys.stderr)
+        print("\n".join(f"! {plain(note)}" for note in found.notes), file=sys.stderr)
 
 
 if __name__ == "__main__":

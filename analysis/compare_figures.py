@@ -8,7 +8,10 @@ import plotly.graph_objects as go
 
 from analysis.compare import Comparison
 from analysis.figures import LABELLED, MANY_TIMES, Float, canvas, rows_canvas, short_labels
-from analysis.palette import GREY, colours, label, shortened, symbols
+from analysis.palette import GREY, colours, symbols
+from analysis.words import label, shortened
+
+APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 
 
 def speed(found: Comparison) -> go.Figure:
@@ -61,7 +64,7 @@ def pareto(found: Comparison) -> go.Figure:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
         above, below = [reach[row["run"]][1] for row in mine], [reach[row["run"]][0] for row in mine]
-        shape = symbol[policy] + ("-open" if any("oracle" in row["marks"] for row in mine) else "")
+        shape = symbol[policy] + ("-open" if any(set(row["marks"]) & APART for row in mine) else "")
         fig.add_scatter(
             x=[100 * row["lost_weight"] for row in mine],
             y=[row["tokens_per_s"] for row in mine],

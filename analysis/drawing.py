@@ -3,10 +3,10 @@
 Written by hand because plotly draws in a browser only. It follows the reader's light or dark theme.
 """
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from analysis.palette import colours, shortened
+from analysis.palette import colours
+from analysis.words import markup, shortened
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -39,10 +39,10 @@ def svg(found: "Comparison") -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
         ' role="img" aria-labelledby="t d">',
-        f'<title id="t">{escape(_title(found))}</title>',
-        f'<desc id="d">{escape(_spoken(found))}</desc>',
+        f'<title id="t">{markup(_title(found))}</title>',
+        f'<desc id="d">{markup(_spoken(found))}</desc>',
         f"<style>{STYLE}</style>",
-        f'<text x="0" y="20" class="title">{escape(_title(found))}</text>',
+        f'<text x="0" y="20" class="title">{markup(_title(found))}</text>',
         f'<text x="0" y="42" class="soft">{LEGEND}</text>',
     ]
     for i, row in enumerate(found.rows):
@@ -54,7 +54,7 @@ def svg(found: "Comparison") -> str:
     for i, (note, first) in enumerate(notes):
         y = TOP + ROW * len(found.rows) + 22 + 16 * i
         loud = "loud" if first else "soft"
-        parts.append(f'<text x="0" y="{y}" class="{loud}">{escape(note)}</text>')
+        parts.append(f'<text x="0" y="{y}" class="{loud}">{markup(note)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 
@@ -88,7 +88,7 @@ def _spoken(found: "Comparison") -> str:
 def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: str) -> list[str]:
     scale, middle = (WIDTH - LEFT - RIGHT) / top, y + ROW / 2
     speed = row["tokens_per_s"]
-    parts = [f'<text x="{LEFT - 10}" y="{middle + 4:.1f}" text-anchor="end">{escape(shortened(row["run"], 24))}</text>']
+    parts = [f'<text x="{LEFT - 10}" y="{middle + 4:.1f}" text-anchor="end">{markup(shortened(row["run"], 24))}</text>']
     end = float(LEFT)
     if speed is not None:
         end = LEFT + speed * scale
@@ -104,7 +104,7 @@ def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: 
     lost = "lost weight unknown" if row["lost_weight"] is None else f"lost {row['lost_weight']:.1%}"
     star = " \u2605" if row["pareto_best"] else ""
     marks = [mark for mark in row["marks"] if mark != "synthetic"]
-    tail = f'<tspan class="soft">  {escape("; ".join([lost, *marks]))}</tspan>'
+    tail = f'<tspan class="soft">  {markup("; ".join([lost, *marks]))}</tspan>'
     shown = "-" if speed is None else f"{speed:,.2f}"
     return [*parts, f'<text x="{end + 8:.1f}" y="{middle + 4:.1f}">{shown}{star}{tail}</text>']
 

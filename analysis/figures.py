@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours, label, shortened
+from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
+from analysis.words import label, shortened
 
 Float = npt.NDArray[np.float64]
 

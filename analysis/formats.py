@@ -7,18 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from analysis.drawing import svg
+from analysis.words import plain
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
 
 Row = dict[str, Any]
 NONE = "-"
-
-
-def plain(value: object) -> str:
-    """One printable line: names and settings are their authors'."""
-    text = value if isinstance(value, str) else "-" if value is None else f"{value}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def figure(value: float | None, digits: int = 2) -> str:

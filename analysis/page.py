@@ -5,7 +5,6 @@ security policy forbids the page any request, should something have slipped thro
 """
 
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis.legend import legend
 from analysis.panels import Cells, Panel, Section
+from analysis.words import markup
 from sim import __version__
 
 LONG = 44  # characters that a cell may have on one line
@@ -21,11 +21,6 @@ HERE = Path(__file__).parent
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
-
-
-def text(value: object) -> str:
-    """Text for HTML: escaped, without control characters."""
-    return escape("".join(c if c.isprintable() else " " for c in str(value)))
 
 
 def render(sections: list[Section], notes: list[str], title: str) -> str:
@@ -37,11 +32,11 @@ def render(sections: list[Section], notes: list[str], title: str) -> str:
         figure["layout"]["showlegend"] = False  # the page has it
     parts = {
         "POLICY": POLICY,
-        "TITLE": text(title),
-        "VERSION": text(__version__),
+        "TITLE": markup(title),
+        "VERSION": markup(__version__),
         "STYLE": (HERE / "report.css").read_text(),
-        "LINKS": "\n".join(f'<li><a href="#{s.key}">{text(s.heading)}</a></li>' for s in sections),
-        "NOTES": "".join(f'<p class="loud">{text(note)}</p>' for note in notes),
+        "LINKS": "\n".join(f'<li><a href="#{s.key}">{markup(s.heading)}</a></li>' for s in sections),
+        "NOTES": "".join(f'<p class="loud">{markup(note)}</p>' for note in notes),
         "BODY": body,
         "FIGURES": _for_script(json.dumps(figures, separators=(",", ":"))),
         "PLOTLY": get_plotlyjs().replace("</script", "<\\/script"),
@@ -73,22 +68,22 @@ def _figure(panel: Panel) -> dict[str, Any]:
 
 def _section(section: Section, ids: dict[str, str], figures: dict[str, dict[str, Any]]) -> str:
     panels = "\n".join(_panel(panel, ids[panel.key], figures.get(ids[panel.key])) for panel in section.panels)
-    remarks = "".join(f'<p class="remark">{text(remark)}</p>' for remark in section.remarks)
+    remarks = "".join(f'<p class="remark">{markup(remark)}</p>' for remark in section.remarks)
     return (
         f'<section id="{section.key}" aria-labelledby="{section.key}-h">'
-        f'<h2 id="{section.key}-h">{text(section.heading)}</h2>'
+        f'<h2 id="{section.key}-h">{markup(section.heading)}</h2>'
         f'{remarks}<div class="panels">{panels}</div></section>'
     )
 
 
 def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
     wide = " wide" if panel.wide else ""
-    caption = f'<p class="caption" id="{key}-c">{text(panel.caption)}</p>' if panel.caption else ""
+    caption = f'<p class="caption" id="{key}-c">{markup(panel.caption)}</p>' if panel.caption else ""
     if figure is None:
         table = _table(panel.table, panel.title, key) if panel.table else ""
-        facts = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in panel.facts)
+        facts = "".join(f"<div><dt>{markup(name)}</dt><dd>{markup(value)}</dd></div>" for name, value in panel.facts)
         table += f"<dl>{facts}</dl>" if facts else ""
-        return f'<div class="panel{wide}"><h3 id="{key}-t">{text(panel.title)}</h3>{table}{caption}</div>'
+        return f'<div class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>{table}{caption}</div>'
     described = f' aria-describedby="{key}-c"' if panel.caption else ""
     plot = f'<div class="plot" id="{key}" role="img" aria-labelledby="{key}-t"{described}></div>'
     table = ""
@@ -96,7 +91,7 @@ def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
         shown = _table(panel.table, panel.title, key)
         table = f"<details><summary>The same as a table</summary>{shown}</details>"
     return (
-        f'<figure class="panel{wide}"><h3 id="{key}-t">{text(panel.title)}</h3>'
+        f'<figure class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>'
         f"{_choices(panel, key)}{legend(figure)}{plot}"
         f"<figcaption>{caption}{table}</figcaption></figure>"
     )
@@ -107,7 +102,7 @@ def _choices(panel: Panel, key: str) -> str:
     if len(panel.choices) < 2:
         return ""
     options = "".join(
-        f'<option value="{i}"{" selected" if i == panel.chosen else ""}>{text(name)}</option>'
+        f'<option value="{i}"{" selected" if i == panel.chosen else ""}>{markup(name)}</option>'
         for i, (name, _) in enumerate(panel.choices)
     )
     return f'<p class="choice"><label>Shown: <select data-for="{key}">{options}</select></label></p>'
@@ -119,21 +114,21 @@ def _table(cells: Cells, caption: str, key: str) -> str:
     name = titles.index("run") if "run" in titles else 0
     numbers = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(titles)
     head = "".join(
-        f'<th scope="col"{" class=n" if number else ""}>{text(title)}</th>'
+        f'<th scope="col"{" class=n" if number else ""}>{markup(title)}</th>'
         for title, number in zip(titles, numbers, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(value, i == name) for i, value in enumerate(row))}</tr>" for row in rows)
     return (
         f'<div class="frame" tabindex="0" role="region" aria-labelledby="{key}-t"><table>'
-        f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption>{markup(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def _cell(value: str, heading: bool) -> str:
     if heading:
-        return f'<th scope="row">{text(value)}</th>'
+        return f'<th scope="row"{" class=long" if len(value) > LONG else ""}>{markup(value)}</th>'
     kind = ' class="n"' if _is_number(value) else ' class="long"' if len(value) > LONG else ""
-    return f"<td{kind}>{text(value)}</td>"
+    return f"<td{kind}>{markup(value)}</td>"
 
 
 def _is_number(value: str) -> bool:

@@ -5,7 +5,6 @@ shows on white. Time that works is blue, time that waits is warm; what a transfe
 """
 
 from collections.abc import Iterable
-from html import escape
 
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE, YELLOW, GREY = (
     "#2274b5",
@@ -34,6 +33,7 @@ SLOT = {
     "fetched on demand": RED,
     "prefetched, used": BLUE,
     "prefetched, not used yet": SKY,
+    "low-precision copies": GREEN,
     "on its way": YELLOW,
 }
 PREFETCHED = {"used": BLUE, "late": ORANGE, "wasted": RED, "promoted": PURPLE, "withdrawn": GREY, "rejected": YELLOW}
@@ -51,15 +51,3 @@ def colours(policies: Iterable[str]) -> dict[str, str]:
 def symbols(policies: Iterable[str]) -> dict[str, str]:
     """A marker for each policy: what colours do once more, and further when there are more policies than colours."""
     return {policy: SYMBOLS[i % len(SYMBOLS)] for i, policy in enumerate(dict.fromkeys(policies))}
-
-
-def shortened(text: str, most: int = 28) -> str:
-    """At most `most` characters, the middle left out."""
-    tail = (most - 1) // 2
-    return text if len(text) <= most else f"{text[: most - 1 - tail]}…{text[-tail:]}"
-
-
-def label(text: object) -> str:
-    """Text as plotly shows it: its tags and links stay letters, no control characters."""
-    plain = "".join(c if c.isprintable() else " " for c in str(text))
-    return escape(plain, quote=False)

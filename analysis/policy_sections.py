@@ -62,8 +62,10 @@ def _over_time(run: Run) -> Panel:
     record = run.record
     assert record is not None  # of a full record
     at = series.edges(record)
-    total = round((run.summary["memory"].get("slots") or 0) / max(record.expert_bytes, 1))
-    slots = series.occupancy(record, run.trace["n_experts"], total, at, run.spec.get("placement") == "empty")
+    whole, low = tables.slots(run)
+    total = whole + low
+    first = 0 if run.spec.get("placement") == "empty" else whole
+    slots = series.occupancy(record, run.trace["n_experts"], first, at)
     link = series.link_use(record, at)
     busy = sum(float(values.mean()) for values in link.values())
     filled = sum(float(values.mean()) for values in slots.values()) / max(total, 1)
@@ -116,9 +118,10 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
         section.panels.append(
             Panel(
                 "pareto",
-                f"Pareto-best: {listed(best)}" if best else "No run is a choice: oracles stand apart",
+                f"Pareto-best: {listed(best)}" if best else "No run is on a front",
                 "Up is faster, left is nearer to the model. Router weight that another expert answered for, or nobody, "
-                "is all that a replay knows of quality: it is open-loop and no perplexity. Open markers are oracles.",
+                "is all that a replay knows of quality: it is open-loop and no perplexity. Open markers stand apart: "
+                "oracles, and runs whose loss is partly unseen.",
                 compare_figures.pareto(found),
                 (
                     ["run", "tokens/s", "lost weight", "best"],

@@ -13,7 +13,7 @@ from traces.members import find_members, open_zip
 
 STEPS = ("prefill", "begin_ns", "end_ns", "rows")
 REQUESTS = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "first_decode", "generated", "last_prefill_step")
-EXTRA = {"transfers": ("layer", "bytes")}
+EXTRA = {"transfers": ("layer", "bytes", "low")}
 
 
 def read_record(path: Path, summary: dict[str, Any]) -> RunRecord:
@@ -93,7 +93,9 @@ def _outside(record: RunRecord, layers: int, experts: int) -> str | None:
             ("transfers.expert", transfers["expert"], 0, experts),
             ("transfers.cause", transfers["cause"], 0, len(CAUSES)),
             ("transfers.outcome", transfers["outcome"], 0, len(OUTCOMES)),
-            ("transfers.victim", transfers["victim"], -1, layers * experts),
+            ("transfers.victim", transfers["victim"], -1, 2 * layers * experts),
+            ("transfers.low", transfers["low"], 0, 2),
+            ("executions.low", executions["low"], 0, 2),
             ("answers.visit", answers["visit"], 0, n),
             ("answers.answer", answers["answer"], 0, len(ANSWERS)),
         ]

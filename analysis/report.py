@@ -98,7 +98,7 @@ def _command(argv: list[str]) -> None:
     if len(page) > MAX_PAGE_BYTES:
         raise RunError(f"out: the page would have {len(page):,} bytes, more than {MAX_PAGE_BYTES:,}; give fewer runs")
     write_bytes(out, page)
-    print(f"{args.out}: {len(runs)} runs, {len(page) / 1e6:.1f} MB", file=sys.stderr)
+    print(f"{args.out}: {len(page) / 1e6:.1f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":

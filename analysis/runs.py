@@ -88,13 +88,16 @@ class Run:
 
     @property
     def lost_weight(self) -> float | None:
-        """Router weight that another expert answered for, or nobody, as a share of the wanted; None: not known.
-
-        A re-ranking policy changes what is wanted, which this share does not see: not known either.
-        """
+        """Router weight that another expert answered for, or nobody, as a share of the wanted; None: not known."""
         quality = self.summary["quality"]
         parts = [quality.get(f"{name}_weight") for name in ("substituted", "dropped")]
-        return None if self.reranks or None in parts else float(sum(parts))
+        return None if None in parts else float(sum(parts))
+
+    @property
+    def partly_seen(self) -> bool:
+        """Whether `lost_weight` leaves out a part of the loss: a re-ranking changes what is wanted before it is
+        counted, and a low-precision copy computes something else with the same weight."""
+        return self.reranks or int(self.summary["low"]) > 0
 
     @property
     def judged(self) -> tuple[Any, ...]:
@@ -111,6 +114,7 @@ class Run:
             "synthetic": self.synthetic,
             "open-loop": self.lossy,
             "oracle": self.oracle,
+            "loss partly unseen": self.partly_seen,
             "does not fit": fits is False,
         }
         return [mark for mark, holds in (marks | {"measured": self.measured}).items() if holds]
@@ -159,16 +163,16 @@ def _names(path: Path) -> list[str]:
 
 def _named(found: Sequence[tuple[list[str], Run]]) -> list[Run]:
     """The runs with the shortest names that tell them apart; the same folder twice is numbered."""
-    names = [choices[0] for choices, _ in found]
-    for depth in range(1, max(len(choices) for choices, _ in found)):
-        twice = {name for name in names if names.count(name) > 1}
-        names = [
-            choices[min(depth, len(choices) - 1)] if name in twice else name
-            for name, (choices, _) in zip(names, found, strict=True)
-        ]
+    places = {tuple(choices): choices[0] for choices, _ in found}
+    for depth in range(1, max(map(len, places))):
+        taken = list(places.values())
+        for place, name in places.items():
+            if taken.count(name) > 1:
+                places[place] = place[min(depth, len(place) - 1)]
     out, seen = [], set[str]()
-    for name, (_, run) in zip(names, found, strict=True):
-        n, unique = 2, name
+    for choices, run in found:
+        name = unique = places[tuple(choices)]
+        n = 2
         while unique in seen:
             unique, n = f"{name} ({n})", n + 1
         seen.add(unique)

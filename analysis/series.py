@@ -50,26 +50,28 @@ def _mean(times: Int, at: Float) -> Float:
     return mean
 
 
-def occupancy(record: RunRecord, n_experts: int, slots: int, at: Float, empty: bool = False) -> dict[str, Float]:
-    """Slots in use by what is in them, mean over each bin: float64 [bins] each; at most `slots` in all.
+def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[str, Float]:
+    """Slots in use by what is in them, mean over each bin: float64 [bins] each.
 
-    empty: nothing was resident before time 0 (placement `empty`), else every slot was filled. An expert is resident
-    from its landing to the commit of the transfer that takes its slot; a prefetched one is used from its first
-    execution on the GPU.
+    first: slots that placement filled before time 0. An expert is resident from its landing to the commit of the
+    transfer that takes its slot; a prefetched one is used from its first execution on the GPU. Low-precision copies,
+    which have slots of their own, are counted with them.
     """
     t, end = record.groups["transfers"], int(record.steps["end_ns"][-1])
-    landed = t["outcome"] == LANDED
+    landed, low = t["outcome"] == LANDED, t["low"] == 1
     on_link = t["committed_ns"] >= 0
-    gone, first_gone = _evictions(t, n_experts, end)
-    used = np.minimum(_first_use(record, n_experts, end), gone)
-    fetched, prefetched = landed & (t["cause"] == DEMAND), landed & (t["cause"] != DEMAND)
+    ids = _copies(record, n_experts)
+    gone, first_gone = _evictions(t, ids, end)
+    used = np.minimum(_first_use(record, ids, n_experts, end), gone)
+    fetched = landed & (t["cause"] == DEMAND) & ~low
+    prefetched = landed & (t["cause"] != DEMAND) & ~low
     arrives = np.where(landed, t["landed_ns"], end)
-    there = np.full(len(at) - 1, 0.0 if empty else float(slots))
     out = {
-        "first residents": there - _mean(first_gone, at),
+        "first residents": np.full(len(at) - 1, float(first)) - _mean(first_gone, at),
         "fetched on demand": _between(t["landed_ns"], gone, fetched, at),
         "prefetched, used": _between(used, gone, prefetched, at),
         "prefetched, not used yet": _between(t["landed_ns"], used, prefetched, at),
+        "low-precision copies": _between(t["landed_ns"], gone, landed & low, at),
         "on its way": _between(t["committed_ns"], arrives, on_link, at),
     }
     return {name: np.maximum(values, 0.0) for name, values in out.items()}
@@ -79,41 +81,41 @@ def _between(begin: Int, end: Int, mine: Bool, at: Float) -> Float:
     return _mean(begin[mine], at) - _mean(end[mine], at)
 
 
-def _keys(ids: Int, events: Int, span: int) -> Int:
-    """One number that sorts by expert, then by event."""
-    return ids * span + events
+def _copies(record: RunRecord, n_experts: int) -> Int:
+    """The global id that each transfer brings, int64 [transfers]: low-precision copies stand behind all experts."""
+    t = record.groups["transfers"]
+    return (t["low"] * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
 
 
-def _evictions(t: Group, n_experts: int, end: int) -> tuple[Int, Int]:
+def _evictions(t: Group, ids: Int, end: int) -> tuple[Int, Int]:
     """(when each transfer's expert left its slot again, int64 [transfers], the run's end where it stayed; when first
-    residents left theirs)."""
+    residents left theirs). An event's key sorts by global id, then by event."""
     span = int(max(t["event"].max(initial=0), t["event_committed"].max(initial=0))) + 1
     landed = np.flatnonzero(t["outcome"] == LANDED)
-    keys = _keys(t["layer"][landed] * n_experts + t["expert"][landed], t["event"][landed], span)
+    keys = ids[landed] * span + t["event"][landed]
     order = np.argsort(keys)
     landings, transfer = keys[order], landed[order]
     takes = np.flatnonzero((t["victim"] >= 0) & (t["committed_ns"] >= 0))
     # the landing that an eviction undoes is the last one before it, if it is of the same expert
-    before = np.searchsorted(landings, _keys(t["victim"][takes], t["event_committed"][takes], span)) - 1
+    before = np.searchsorted(landings, t["victim"][takes] * span + t["event_committed"][takes]) - 1
     same = before >= 0
     same[same] = landings[before[same]] // span == t["victim"][takes][same]
-    gone = np.full(len(t["victim"]), end, np.int64)
+    gone = np.full(len(ids), end, np.int64)
     gone[transfer[before[same]]] = t["committed_ns"][takes][same]
     return gone, t["committed_ns"][takes][~same]
 
 
-def _first_use(record: RunRecord, n_experts: int, end: int) -> Int:
+def _first_use(record: RunRecord, ids: Int, n_experts: int, end: int) -> Int:
     """When each landed transfer's expert first ran on the GPU after its landing: int64 [transfers], `end` where it
     never did. It may have been loaded anew before; whoever asks knows when it was evicted."""
     t, x = record.groups["transfers"], record.groups["executions"]
     gpu = np.flatnonzero(x["cpu"] == 0)
     span = int(max(t["event"].max(initial=0), x["event"].max(initial=0))) + 1
-    layer = record.groups["visits"]["layer"][x["visit"][gpu]]
-    keys = _keys(layer * n_experts + x["expert"][gpu], x["event"][gpu], span)
+    layer = record.groups["visits"]["layer"][x["visit"][gpu]] + x["low"][gpu] * len(record.layer["hits"])
+    keys = (layer * n_experts + x["expert"][gpu]) * span + x["event"][gpu]
     order = np.argsort(keys)
     runs, begins = keys[order], x["begin_ns"][gpu][order]
-    ids = t["layer"] * n_experts + t["expert"]
-    after = np.searchsorted(runs, _keys(ids, np.maximum(t["event"], 0), span))
+    after = np.searchsorted(runs, ids * span + np.maximum(t["event"], 0))
     there = after < len(runs)
     there[there] = runs[after[there]] // span == ids[there]
     out = np.full(len(ids), end, np.int64)

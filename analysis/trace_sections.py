@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis import trace_figures, trace_tables
-from analysis.palette import shortened
 from analysis.panels import Panel, Section
 from analysis.runs import Run, RunError
 from analysis.trace_tables import Spread
+from analysis.words import shortened
 from sim.fit import buddies_file
 from traces import npz
 from traces.errors import UserError
