@@ -77,13 +77,13 @@ def _last_late_landing(record: RunRecord) -> Int:
     if not len(t["event"]):
         return out
     # The visit in which each transfer landed; it was late there if the commit is older than the visit.
-    rows = np.flatnonzero(t["landed_ns"] >= 0)
+    rows = np.flatnonzero((t["landed_ns"] >= 0) & (t["low"] == 0))
     v = np.searchsorted(visits["event"], t["event"][rows]) - 1
     rows, v = rows[v >= 0], v[v >= 0]
     late = (t["event_committed"][rows] < visits["event"][v]) & (t["layer"][rows] == visits["layer"][v])
     rows, v = rows[late], v[late]
     width = 1 + max(int(x["expert"].max(initial=0)), int(t["expert"].max(initial=0)))
-    on_gpu = x["cpu"] == 0
+    on_gpu = (x["cpu"] == 0) & (x["low"] == 0)
     ran = np.isin(v * width + t["expert"][rows], (x["visit"] * width + x["expert"])[on_gpu])
     np.maximum.at(out, v[ran], t["landed_ns"][rows[ran]])
     return out

@@ -6,12 +6,14 @@ uploaded), in chrome://tracing, or with whatever reads torch.profiler's traces.
 
     GPU   steps             one slice per step
           layers            one slice per visit: from the end of the one before it to its own end
-          compute           dense, decide, set-up, experts (L12.E37), stall by cause, cpu_wait, head: side by side they
-                            are the run's time, and by their `part` they add up to the summary's breakdown
+          compute           dense, decide, experts (L12.E37) and the overhead of their groups, stall by cause,
+                            cpu_wait, head: one after another they are the run's time, and by their `part` they add up
+                            to the summary's breakdown
           H2D link 0        one slice per copy (L12.E37), with cause, wait in the queue, victim, and what became of it
     host  CPU experts       what the host computes beside the GPU
 
-An arrow leads from a copy to the first execution that it serves. `L12` is the 13th MoE layer, `E37` an expert of it.
+An arrow leads from a copy to the first execution that it serves. `L12` is the 13th MoE layer, `E37` an expert of it;
+`L12.E37 low` is its low-precision copy.
 """
 
 import sys
@@ -41,22 +43,31 @@ THREADS = {STEPS: "steps", LAYERS: "layers", COMPUTE: "compute", LINK: "H2D link
 COLOURS = ("terrible", "bad", "yellow")  # of stalls, in chrome://tracing; Perfetto colours by name
 BROUGHT = (*CAUSES, "resident")
 WANTED = ("hit", "late", "miss")
+LOW = ("", " low")  # a low-precision copy
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the record does not say: slots in use before time 0, experts per layer, and what to call things."""
+    """What the record does not say: slots in use before time 0 (None: not known), MoE layers x experts of a layer, and
+    what to call things."""
 
-    first_slots: int
+    first_slots: int | None
+    layers: int
     n_experts: int
     gpu: str = "GPU"
     other: dict[str, Any] | None = None
 
     @staticmethod
-    def of(run: Run, expert_bytes: int) -> "Facts":
-        """From a run's summary. Every placement but `empty` fills all slots."""
-        spec, slots = run.spec, run.summary["memory"]["slots"] or 0
-        slots = 0 if spec.get("placement") == "empty" else int(slots) // max(expert_bytes, 1)
+    def of(run: Run) -> "Facts":
+        """From a run's summary. Every placement but `empty` fills all slots; how many there are beside those of
+        low-precision copies, no summary says."""
+        spec, record = run.spec, run.record
+        assert record is not None
+        first: int | None = int(run.summary["memory"]["slots"] or 0) // max(record.expert_bytes, 1)
+        if spec.get("placement") == "empty":
+            first = 0
+        elif record.low_bytes:
+            first = None
         how = "measured" if run.measured else "simulated"
         other = {
             "made_by": f"moe-offload-sim {__version__}",
@@ -65,7 +76,7 @@ class Facts:
             "policies": {key: spec[key] for key in ("cache", "eviction", "prefetch", "miss", "rerank") if key in spec},
             "notes": run.summary["notes"],
         }
-        return Facts(slots, run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
+        return Facts(first, run.trace["moe_layers"], run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
 
 
 def events(record: RunRecord, facts: Facts, first: int = 0, last: int | None = None) -> Iterator[str]:
@@ -137,7 +148,7 @@ def _compute(shown: Tracks, record: RunRecord) -> Iterator[str]:
     kinds = (
         ("dense", "kernel", "dense", shown.dense),
         ("decide", "decide", "decide", shown.decide),
-        ("set-up", "kernel", "experts", shown.set_up),
+        ("overhead", "kernel", "experts", shown.overhead),
         ("cpu_wait", "stall", "cpu_wait", shown.cpu_wait),
         ("head", "kernel", "head", shown.head),
     )
@@ -160,21 +171,22 @@ def _experts(x: Slices, place: tuple[int, int], category: str, record: RunRecord
     the routed instant; bytes: the weights that it reads."""
     alone = np.where(x.of["stand_in"] == 0, 0, np.where(x.of["stand_in"] < x.of["tokens"], 1, 2))
     args = _ids(x, "step", "layer", "expert", "tokens")
-    args["bytes"] = _number(np.full(len(x), record.expert_bytes))
+    args["bytes"] = _number(np.where(x.of["low"], record.low_bytes, record.expert_bytes))
     if place == COMPUTE:
         args["cause"] = _word(BROUGHT, x.of["cause"])
         args["part"] = ('"experts"%.0s', x.begin)
     args["wanted"] = _word(WANTED, x.of["wanted"])
     args["as"] = _word(("itself", "itself and stand-in", "stand-in"), alone)
     args["stand_in_tokens"] = _number(x.of["stand_in"])
-    name = ("L%d.E%d", (x.of["layer"], x.of["expert"]))
-    yield from slices(place, category, name, x.begin, x.end, args)
+    yield from slices(place, category, _named(x), x.begin, x.end, args)
 
 
 def _copies(c: Slices, facts: Facts) -> Iterator[str]:
     """Transfers that moved data. A victim is named like the expert it was."""
-    layer, expert = c.of["victim"] // facts.n_experts, c.of["victim"] % facts.n_experts
-    victims = [f'"L{a}.E{b}"' if a >= 0 else "null" for a, b in zip(layer.tolist(), expert.tolist(), strict=True)]
+    copy, expert = np.divmod(c.of["victim"], facts.layers * facts.n_experts)
+    layer, expert = np.divmod(expert, facts.n_experts)
+    rows = zip(c.of["victim"].tolist(), layer.tolist(), expert.tolist(), copy.tolist(), strict=True)
+    victims = [f'"L{a}.E{b}{LOW[low]}"' if victim >= 0 else "null" for victim, a, b, low in rows]
     spent = np.maximum(c.end - c.begin, 1)
     args = {
         "device": ("0%.0s", c.begin),
@@ -188,7 +200,12 @@ def _copies(c: Slices, facts: Facts) -> Iterator[str]:
         "victim": ("%s", np.array(victims, object)),
         "outcome": _word(OUTCOMES, c.of["outcome"]),
     }
-    yield from slices(LINK, "gpu_memcpy", ("L%d.E%d", (c.of["layer"], c.of["expert"])), c.begin, c.end, args)
+    yield from slices(LINK, "gpu_memcpy", _named(c), c.begin, c.end, args)
+
+
+def _named(part: Slices) -> tuple[str, tuple[Any, ...]]:
+    """What a slice of an expert is called."""
+    return "L%d.E%d%s", (part.of["layer"], part.of["expert"], np.array(LOW, object)[part.of["low"]])
 
 
 def _arrows(shown: Tracks) -> Iterator[str]:
@@ -241,7 +258,7 @@ def _command(argv: list[str]) -> None:
         raise RunError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
     n = len(run.record.steps["begin_ns"])
     first, last = steps_of(args.steps, n)
-    facts = Facts.of(run, run.record.expert_bytes)
+    facts = Facts.of(run)
     out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
     written = write(out, head(out.name, facts, run.summary["memory"]["gpu"]), events(run.record, facts, first, last))
     for note in run.summary["notes"]:

@@ -28,8 +28,12 @@ RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget
 LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "1000", "--warmup-steps", "5"]
 
 
+PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+LOW_SLOTS = "slots of low-precision copies used"
+
+
 def facts(of: Plan) -> Facts:
-    return Facts(len(of.residents), of.n_experts)
+    return Facts(len(of.residents), of.experts.shape[1], of.n_experts)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,8 @@ def check(made: Plan) -> None:
     t = check_whole(parse(events(record, facts(made))), record)
     check_costs(t, made)
     left = as_groups(made, record)["totals"]["residents"]
-    assert last(t, "slots used") == len(left) + last(t, "transfers in flight")
+    copies = last(t, LOW_SLOTS) if made.low else 0
+    assert last(t, "slots used") + copies == len(left) + last(t, "transfers in flight")
 
 
 def check_costs(t: Timeline, made: Plan) -> None:
@@ -87,7 +92,7 @@ def check_costs(t: Timeline, made: Plan) -> None:
             assert end - begin == costs.dense_ns[costs.cost_class[args["step"]], args["layer"]]
         elif args["part"] == "decide":
             assert end - begin == costs.decide_ns
-        elif e["name"] == "set-up":
+        elif e["name"] == "overhead":
             assert end - begin == costs.group_ns
         elif args["part"] == "head" and not tail:
             assert end - begin == costs.head_ns[costs.cost_class[args["step"]]]
@@ -169,42 +174,52 @@ def test_times_are_exact_where_a_float_would_not_be() -> None:
 def stretched(made: Plan, seed: int) -> RunRecord:
     """A run as a device would have recorded it: the same events in the same order, every duration another one.
 
-    Every instant is moved by a rising function; counters and visits are summed over the moved intervals.
+    Every instant is moved by a rising function, and counters and visits are summed over the moved intervals. Experts of
+    a group ran in one kernel. A visit is routed a little before its decision ends; what is left of the decision counts
+    as such in front of a stall, else as experts.
     """
     record = compiled.run(made, full=True)
-    every = tracks(record)
-    rng = np.random.default_rng(seed)
-    end = int(record.steps["end_ns"][-1])
-    moved = np.concatenate([[0], np.cumsum(rng.integers(1, 2000, end + 1))])
+    every, rng = tracks(record), np.random.default_rng(seed)
+    moved = np.cumsum(rng.integers(1, 2000, int(record.steps["end_ns"][-1]) + 1))
+    moved -= moved[0]
 
-    def move(column: Any) -> Any:
-        return np.where(column >= 0, moved[column], -1)
+    def lasts(part: Any) -> Any:
+        return moved[part.end] - moved[part.begin]
 
-    groups = {
-        name: {
-            column: move(values)
-            if column.endswith("_ns") and "stall" not in column and "wait" not in column
-            else values
-            for column, values in group.items()
-        }
-        for name, group in record.groups.items()
-    }
-    counters, layers = dict(record.counters), len(record.layer["hits"])
-    parts = {
-        "dense": (every.dense,), "decide": (every.decide,), "experts": (every.set_up, every.experts),
-        "stall": (every.stall,), "cpu_wait": (every.cpu_wait,), "head": (every.head,),
-    }  # fmt: skip
-    for name, found in parts.items():
-        counters[f"{name}_ns"] = sum(int((move(part.end) - move(part.begin)).sum()) for part in found)
+    def at(group: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {name: np.where(group[name] >= 0, moved[group[name]], -1) for name in names}
+
+    g, layers = record.groups, len(record.layer["hits"])
+    x = g["executions"] | at(g["executions"], "begin_ns", "end_ns")
+    v = g["visits"] | at(g["visits"], "routed_ns", "end_ns")
+    t = g["transfers"] | at(g["transfers"], "committed_ns", "started_ns", "landed_ns")
     for cause, name in enumerate(("demand", "late", "held")):
-        column = np.zeros(len(groups["visits"]["step"]), np.int64)
-        part = every.stall.where(every.stall.of["cause"] == cause)
-        np.add.at(column, part.of["step"] * layers + part.of["layer"], move(part.end) - move(part.begin))
-        groups["visits"][f"stall_{name}_ns"] = column
-    groups["visits"]["cpu_wait_ns"] = move(every.cpu_wait.end) - move(every.cpu_wait.begin)
-    counters["link_busy_ns"] = int((move(every.copies.end) - move(every.copies.begin)).sum())
-    steps = record.steps | {name: move(record.steps[name]) for name in ("begin_ns", "end_ns")}
+        part, v[f"stall_{name}_ns"] = every.stall.where(every.stall.of["cause"] == cause), np.zeros(len(v["step"]), int)
+        np.add.at(v[f"stall_{name}_ns"], part.of["step"] * layers + part.of["layer"], lasts(part))
+    v["cpu_wait_ns"] = lasts(every.cpu_wait)
+    counters = record.counters | {f"{name}_ns": int(lasts(getattr(every, name)).sum()) for name in PARTS}
+    counters["experts_ns"] += int(lasts(every.overhead).sum())
+    counters["link_busy_ns"] = int(lasts(every.copies).sum())
+    one_kernel(x)
+    early = (lasts(every.decide) * rng.random(len(v["step"]))).astype(np.int64)
+    stalls_first = np.isin(
+        g["visits"]["routed_ns"], every.stall.begin
+    )  # of equal instants all, or the sum is not known
+    early[~stalls_first] = 0
+    v["routed_ns"] = v["routed_ns"] - early
+    t["queued_ns"] = v["routed_ns"][t["visit"]]
+    steps = record.steps | at(record.steps, "begin_ns", "end_ns")
+    groups = g | {"executions": x, "visits": v, "transfers": t}
     return replace(record, groups=groups, counters=counters, steps=steps)
+
+
+def one_kernel(x: dict[str, Any]) -> None:
+    """Give the experts of each group on the GPU the interval of all of them."""
+    of_group: dict[tuple[int, int], list[int]] = {}
+    for i in np.flatnonzero(x["cpu"] == 0).tolist():
+        of_group.setdefault((int(x["visit"][i]), int(x["group"][i])), []).append(i)
+    for rows in of_group.values():
+        x["begin_ns"][rows], x["end_ns"][rows] = x["begin_ns"][rows].min(), x["end_ns"][rows].max()
 
 
 def test_a_device_whose_durations_all_differ_gives_the_same_tracks_and_sums() -> None:

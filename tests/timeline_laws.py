@@ -150,7 +150,9 @@ def check_link(t: Timeline, record: RunRecord) -> None:
     copies = {e["args"]["correlation"]: e for *_, e in t.slices["H2D link 0"]}
     assert sorted(copies) == [i for i, at in enumerate(transfers["started_ns"]) if at >= 0]
     for i, e in copies.items():
-        assert e["name"] == f"L{transfers['layer'][i]}.E{transfers['expert'][i]}"
+        low = " low" * int(transfers["low"][i])
+        assert e["name"] == f"L{transfers['layer'][i]}.E{transfers['expert'][i]}{low}"
+        assert e["args"]["bytes"] == (record.low_bytes if low else record.expert_bytes)
         assert e["args"]["outcome"] in ("landed", "unfinished")
 
 
@@ -158,16 +160,16 @@ def check_uses(t: Timeline, record: RunRecord) -> None:
     """Executions say what brought their expert; exactly the first one after each landing has an arrow."""
     x, transfers, visits = (record.groups[name] for name in ("executions", "transfers", "visits"))
     moments = [
-        (int(transfers["event"][i]), (int(transfers["layer"][i]), int(transfers["expert"][i])), "landed", i)
+        (int(transfers["event"][i]), tuple(int(transfers[name][i]) for name in ("low", "layer", "expert")), "landed", i)
         for i in range(len(transfers["event"]))
         if transfers["landed_ns"][i] >= 0
     ]
     for i in range(len(x["event"])):
         if not x["cpu"][i]:
-            expert = (int(visits["layer"][x["visit"][i]]), int(x["expert"][i]))
+            expert = (int(x["low"][i]), int(visits["layer"][x["visit"][i]]), int(x["expert"][i]))
             moments.append((int(x["event"][i]), expert, "ran", i))
-    brought: dict[tuple[int, int], int] = {}
-    fresh: dict[tuple[int, int], int] = {}
+    brought: dict[tuple[int, ...], int] = {}
+    fresh: dict[tuple[int, ...], int] = {}
     causes, uses = Counter(), []
     for _, expert, what, i in sorted(moments):
         if what == "landed":
@@ -180,7 +182,7 @@ def check_uses(t: Timeline, record: RunRecord) -> None:
             ] += 1
             if expert in fresh:
                 uses.append(fresh.pop(expert))
-    found = [e for *_, e in t.slices["compute"] if e["args"]["part"] == "experts" and e["name"] != "set-up"]
+    found = [e for *_, e in t.slices["compute"] if e["args"]["part"] == "experts" and e["name"] != "overhead"]
     assert Counter(e["args"]["cause"] for e in found) == causes
     assert sorted(copy["args"]["correlation"] for copy, _ in t.arrows) == sorted(uses)
     assert sum(e["args"]["tokens"] for e in found) == x["tokens"][x["cpu"] == 0].sum()
