@@ -1,8 +1,8 @@
 """A device opened once, on which many settings are replayed: what calibration and validation measure with.
 
-Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has its
-own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents are
-copied anew and every choice starts afresh.
+Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has
+its own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents
+are copied anew and every choice starts afresh.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from runtime.device.port import Port
 from runtime.layers import Batches, CatalogWork, dense_bytes
@@ -31,7 +32,7 @@ class Bench(Protocol):
         """The full record of one free-running replay, with `dense_end_ns` among its visits."""
 
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
-        """Replay in a record's order of completions: what came out (None when it could not go on), what was compared."""
+        """Replay in a record's order of completions: what came out (None: it could not go on), what was compared."""
 
     def pace(self, gbps: float, latency_us: float) -> None:
         """Set the link's pace for the replays to come; only where it is paced."""
@@ -42,10 +43,6 @@ class Bench(Protocol):
     @property
     def expert_bytes(self) -> int:
         """What one transfer carries."""
-
-    @property
-    def paced(self) -> bool:
-        """Whether the link is one that `pace` sets."""
 
 
 class Noting(Machine):
@@ -94,16 +91,14 @@ class Rig:
     def expert_bytes(self) -> int:
         return self.store.layout.nbytes
 
-    @property
-    def paced(self) -> bool:
-        return self.port.name == "cpu"
-
     def pace(self, gbps: float, latency_us: float) -> None:
         link: Any = self.port.link
         link.gbps, link.latency_ns = gbps, round(latency_us * 1e3)
 
     def facts(self) -> dict[str, Any]:
-        return self.port.facts()
+        properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
+        memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
+        return {"torch": torch.__version__, **memory, **self.port.facts()}
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()
