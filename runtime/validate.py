@@ -41,7 +41,7 @@ from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
 
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.3, 0.5), "stall": (0.25, 0.4)}
+CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
 LATENCY_US = 10.0
