@@ -12,92 +12,19 @@ projections are two matrices of the right size together. Cross-attention of enco
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from runtime.device.port import Buffer, DeviceError, Port
-from runtime.store import ExpertStore, Layout, Weights
+from runtime.shapes import Attention, Batches, cross_width, dense_bytes, dense_elements, fitted, scaled
+from runtime.store import ExpertStore, Weights
+from runtime.work import Job
 from sim.catalog.model_spec import ModelSpec
-from traces.trace import RoutingTrace
 
-Int = npt.NDArray[np.int64]
-STEP = 32  # sizes of a scaled model are multiples of it
-
-
-def scaled(model: ModelSpec, factor: float) -> ModelSpec:
-    """The model with its widths times `factor` (layers, experts and top-k stay); factor 1 is the model itself."""
-    if factor == 1:
-        return model
-    size = lambda n: max(STEP, round(n * factor / STEP) * STEP) if n else n  # noqa: E731 - a def would say no more
-    shape = Attention.of(model)
-    hidden = size(model.hidden)
-    kv_heads = max(1, round(shape.kv_heads * factor))
-    heads = kv_heads * max(1, round(model.n_heads * factor / kv_heads))
-    smaller = {
-        "hidden": hidden,
-        "expert_intermediate": size(model.expert_intermediate),
-        "shared_intermediate": size(model.shared_intermediate),
-        "dense_intermediate": size(model.dense_intermediate),
-        "n_heads": heads,
-        "vocab": max(256, size(model.vocab)),
-        "attn_params_per_layer": max(2 * hidden, round(model.attn_params_per_layer * factor**2)),
-        "cross_attn_params_per_layer": round(model.cross_attn_params_per_layer * factor**2),
-        "linear_state_bytes": round(model.linear_state_bytes * factor**2),
-    }
-    if not shape.latent:
-        entry = kv_heads * (model.qk_dim + model.v_dim)
-        smaller["kv_bytes_per_token_per_layer"] = 2 * entry
-        smaller["attn_params_per_layer"] = hidden * (heads * (model.qk_dim + model.v_dim) + entry)
-    if model.expert_biases:
-        smaller["expert_biases"] = (model.expert_matrices - 1) * smaller["expert_intermediate"] + hidden
-    return model.model_copy(update=smaller)
-
-
-class Attention(NamedTuple):
-    """Sizes of attention. width_in, width_out: columns of its two projections; latent: one cached entry for all heads
-    and for keys and values."""
-
-    heads: int
-    kv_heads: int
-    qk: int
-    v: int
-    latent: bool
-    width_in: int
-    width_out: int
-
-    @staticmethod
-    def of(model: ModelSpec) -> "Attention":
-        entry, qk, v = model.kv_bytes_per_token_per_layer // 2, model.qk_dim, model.v_dim
-        latent = entry < qk + v
-        kv_heads = 1 if latent else max(1, entry // (qk + v))
-        columns = max(2, model.attn_params_per_layer // model.hidden)
-        out = model.n_heads * v if not latent and model.n_heads * v < columns else columns // 2
-        return Attention(model.n_heads, kv_heads, qk, v, latent, columns - out, out)
-
-    @property
-    def cached(self) -> tuple[int, int]:
-        """Elements of one entry: keys (and all of a latent one), values."""
-        return (self.kv_heads * self.qk, 0) if self.latent else (self.kv_heads * self.qk, self.kv_heads * self.v)
-
-    def split(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Queries, keys and values from the projection's columns, which are theirs where they are exactly so many."""
-        queries, (keys, values) = self.heads * self.qk, self.cached
-        if projected.shape[-1] == queries + keys + values and values:
-            q, k, v = projected.split([queries, keys, values], dim=-1)
-            return q, k, v
-        return fitted(projected, queries), fitted(projected, keys), fitted(projected, values) if values else None
-
-
-def fitted(x: torch.Tensor, width: int) -> torch.Tensor:
-    """The first `width` columns, repeated where there are fewer."""
-    have = x.shape[-1]
-    return x[..., :width] if have >= width else x.repeat(1, -(-width // have))[..., :width]
+__all__ = ["Attention", "Batches", "CatalogWork", "Job", "dense_bytes", "dense_elements", "expert", "grouped", "scaled"]
 
 
 def expert(x: torch.Tensor, weights: Weights) -> torch.Tensor:
@@ -125,56 +52,7 @@ def grouped(x: torch.Tensor, ends: torch.Tensor, up: torch.Tensor, down: torch.T
     return F.grouped_mm(inner, down.transpose(1, 2), offs=ends)
 
 
-# --- steps ---
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One step's rows: tokens of the trace [R], their positions, and the KV cache's place of each one's request."""
-
-    tokens: Int
-    positions: Int
-    places: Int
-    prefill: bool
-
-
-class Batches:
-    """The rows of every step, and places in the KV cache: a request takes the lowest free one and leaves it after its
-    last row."""
-
-    def __init__(self, trace: RoutingTrace, offset: Int, row: npt.NDArray[np.int32], prefill: Any, extra: int) -> None:
-        self.rows: list[Rows] = []
-        self.places = 0
-        steps = np.repeat(np.arange(len(prefill)), np.diff(offset))
-        last = dict(zip(trace.sequence[row].tolist(), steps.tolist(), strict=True))
-        free: list[int] = []
-        taken: dict[int, int] = {}
-        for step in range(len(prefill)):
-            tokens = row[offset[step] : offset[step + 1]].astype(np.int64)
-            owners = trace.sequence[tokens].tolist()
-            for owner in owners:
-                if owner not in taken:
-                    taken[owner] = heappop(free) if free else self.places
-                    self.places = max(self.places, taken[owner] + 1)
-            places = np.array([taken[owner] for owner in owners], np.int64)
-            positions = trace.position[tokens].astype(np.int64) + extra
-            self.rows.append(Rows(tokens, positions, places, bool(prefill[step])))
-            for owner in dict.fromkeys(owners):
-                if last[owner] == step:
-                    heappush(free, taken.pop(owner))
-        self.longest = max((int(r.positions.max()) + 1 for r in self.rows if len(r.positions)), default=1)
-        self.most = max((len(r.tokens) for r in self.rows), default=1)
-
-
 # --- the work of a catalog model ---
-
-
-class Job(NamedTuple):
-    """What one expert executes in one visit: rows of the step [n] and the router weight of each."""
-
-    expert: int
-    rows: Int
-    weights: npt.NDArray[np.float32]
 
 
 class _Layer(NamedTuple):
@@ -223,8 +101,11 @@ class CatalogWork:
 
     def _take(self, elements: int, what: str) -> torch.Tensor:
         """Device memory for so many elements."""
-        self.buffers.append(self.port.alloc_device(elements * self.dtype.itemsize, what))
-        return self.buffers[-1].tensor.view(self.dtype)
+        return self._take_bytes(elements * self.dtype.itemsize, what).view(self.dtype)
+
+    def _take_bytes(self, nbytes: int, what: str) -> torch.Tensor:
+        self.buffers.append(self.port.alloc_device(nbytes, what))
+        return self.buffers[-1].tensor
 
     def _staging(self, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> torch.Tensor:
         """Page-locked host memory that the device writes into."""
@@ -246,6 +127,12 @@ class CatalogWork:
         self.ids_host = self._staging((rows, model.top_k), torch.int64, "the router's ids")
         self.best_host = self._staging((rows,), torch.float32, "the best logits")
         self.tokens_host = self._staging((rows,), torch.int64, "the next tokens")
+        listed = (2, rows * model.top_k)  # rows, and bits of their weights, of all experts of a visit
+        self.jobs = self.jobs_host = self._staging(listed, torch.int32, "what a visit executes")
+        if self.port.device.type != "cpu":
+            self.jobs = (
+                self._take_bytes(self.jobs_host.numel() * 4, "what a visit executes").view(torch.int32).view(listed)
+            )
         if self.to_host:
             self.normed_host = self._staging((rows, model.hidden), self.dtype, "activations for the CPU")
             self.host_sum = self._staging((rows, model.hidden), self.dtype, "what the CPU computed")
@@ -390,28 +277,30 @@ class CatalogWork:
             self.normed_host[:n].copy_(self.normed, non_blocking=True)
 
     def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
-        """What this visit executes, by global expert: rows and weights to the device."""
-        n, device = len(self.rows.tokens), self.port.device.type != "cpu"
-        self.index: dict[int, tuple[torch.Tensor | None, torch.Tensor]] = {}
+        """What this visit executes, by global expert: rows and weights go to the device in one copy."""
+        n, at = len(self.rows.tokens), 0
+        self.index: dict[int, tuple[torch.Tensor, torch.Tensor, bool]] = {}
+        places = []
         for g, job in jobs.items():
-            weights = torch.from_numpy(job.weights)
-            every = len(job.rows) == n and bool((job.rows == np.arange(n)).all())
-            rows = None if every else torch.from_numpy(job.rows)
-            if device:
-                weights, rows = self._up(weights), None if rows is None else self._up(rows)
-            self.index[g] = (rows, weights.to(self.dtype)[:, None])
+            end = at + len(job.rows)
+            self.jobs_host[0, at:end] = torch.from_numpy(job.rows)
+            self.jobs_host[1, at:end].view(torch.float32).copy_(torch.from_numpy(job.weights))
+            places.append((g, at, end, len(job.rows) == n and bool((job.rows == np.arange(n)).all())))
+            at = end
+        if self.jobs is not self.jobs_host:
+            self.jobs[:, :at].copy_(self.jobs_host[:, :at], non_blocking=True)
+        weights = self.jobs[1, :at].view(torch.float32).to(self.dtype)[:, None]
+        for g, first, end, every in places:
+            self.index[g] = (self.jobs[0, first:end], weights[first:end], every)
         if host_jobs:
             self.host_sum[:n].zero_()
 
     def expert(self, g: int, slot: int) -> None:
         """One expert from its slot, on the rows that are its."""
-        rows, weights = self.index[g]
-        own = self.normed if rows is None else self.normed[rows]
+        rows, weights, every = self.index[g]
+        own = self.normed if every else self.normed[rows]
         out = expert(own, self.store.in_slot(slot)) * weights
-        if rows is None:
-            self.x = self.x + out
-        else:
-            self.x = self.x.index_add(0, rows, out)
+        self.x = self.x + out if every else self.x.index_add(0, rows, out)
 
     def experts(self, layer: int, jobs: Sequence[Job], slots: Sequence[int]) -> None:
         """Several experts at once, over all slots of their scope."""
@@ -422,11 +311,11 @@ class CatalogWork:
         tokens = np.zeros(count, np.int32)
         for i in order:
             tokens[slots[i] - first] = len(jobs[i].rows)
-        rows = self._up(torch.from_numpy(np.concatenate([jobs[i].rows for i in order])))
-        weights = self._up(torch.from_numpy(np.concatenate([jobs[i].weights for i in order])))
+        parts = [self.index[jobs[i].expert] for i in order]
+        rows, weights = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         ends = self._up(torch.from_numpy(np.cumsum(tokens, dtype=np.int32)))
         up, down = (part[first : first + count] for part in store.all_slots[:2])
-        out = grouped(self.normed[rows], ends, up, down) * weights.to(self.dtype)[:, None]
+        out = grouped(self.normed[rows], ends, up, down) * weights
         self.x = self.x.index_add(0, rows, out)
 
     def on_host(self, job: Job) -> None:
@@ -454,41 +343,3 @@ class CatalogWork:
         n = 1 if self.rows.prefill else len(self.rows.tokens)
         if n and not bool(torch.isfinite(self.best_host[:n]).all()):
             raise DeviceError(f"step {self.step}: the logits are not finite")
-
-
-def cross_width(model: ModelSpec) -> int:
-    """Columns of the two matrices that stand for the projections of cross-attention."""
-    return model.cross_attn_params_per_layer // (2 * model.hidden)
-
-
-def dense_elements(model: ModelSpec, n_layers: int, moe_layers: Sequence[int]) -> int:
-    """Elements of all dense weights that CatalogWork keeps."""
-    a, shift = Attention.of(model), max(0, model.n_layers - n_layers)
-    total = (model.vocab + 1) * model.hidden
-    for layer in range(n_layers):
-        cross = cross_width(model) if layer + shift >= model.encoder_layers else 0
-        moe = layer in moe_layers
-        ffn = model.shared_intermediate if moe else (model.dense_intermediate or 0)
-        columns = 2 + a.width_in + a.width_out + 2 * cross + (model.n_experts if moe else 0)
-        total += model.hidden * (columns + model.expert_matrices * ffn)
-    return total
-
-
-def dense_bytes(
-    model: ModelSpec, layout: Layout, batches: Batches, n_layers: int, moe_layers: Sequence[int]
-) -> dict[str, int]:
-    """Device bytes beside the slots: dense weights, KV cache, and the largest activations."""
-    item, shift = layout.dtype.itemsize, max(0, model.n_layers - n_layers)
-    keys, values = Attention.of(model).cached
-    kv = 0
-    for layer in range(n_layers):
-        if model.attention_kind(layer + shift) == "linear":
-            kv += batches.places * model.linear_state_bytes
-        else:
-            kv += batches.places * batches.longest * (keys + values) * item
-    widest = max(model.vocab, 3 * model.expert_intermediate * model.top_k, model.dense_intermediate or 0)
-    return {
-        "dense": dense_elements(model, n_layers, moe_layers) * item,
-        "kv": kv,
-        "activations": 4 * batches.most * widest * item,
-    }

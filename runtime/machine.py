@@ -38,16 +38,17 @@ The API, for what is built on it:
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from runtime.device.port import Event, Port
-from runtime.layers import Job
+from runtime.order import GROUP, HOST, STEP, VISIT, AsTheyCome, Order
 from runtime.store import ExpertStore
+from runtime.work import Job, Work, by_expert
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
@@ -59,83 +60,6 @@ from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY,
 from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
 from sim.record import RunRecord
-
-
-class Work(Protocol):
-    """The kernels. All but `begin_step`, `routed`, `check` and `on_host` run inside a launch on `port.compute`."""
-
-    group: bool
-
-    def begin_step(self, step: int) -> None:
-        """A step begins; may launch (its time is the dense part's)."""
-
-    def dense(self, column: int) -> None:
-        """The dense part in front of MoE layer `column` (the number of MoE layers: what follows the last one)."""
-
-    def read_back(self) -> None:
-        """The router's ids, to the host."""
-
-    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
-        """What this visit executes on the GPU and on the CPU, by global expert id."""
-
-    def expert(self, g: int, slot: int) -> None:
-        """One expert of `jobs`, from its slot."""
-
-    def experts(self, layer: int, jobs: Sequence[Job], slots: Sequence[int]) -> None:
-        """Several at once; only called where `group` is true and a group has more than one."""
-
-    def on_host(self, job: Job) -> None:
-        """One expert of `host_jobs`; in the thread of `port.host`."""
-
-    def join_host(self) -> None:
-        """Add what the CPU computed."""
-
-    def end(self) -> None:
-        """The end of the step."""
-
-    def check(self) -> None:
-        """The step has run. Raises DeviceError when what came out is wrong."""
-
-
-class Order(Protocol):
-    """In which order completions take effect: as they come, or as a record says (runtime.lockstep)."""
-
-    def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
-        """The copy of expert g has ended (with the lock held, from any thread)."""
-
-    def turn(self, kind: int) -> None:
-        """The host waits until it may let this take effect."""
-
-    def done(self, kind: int) -> None:
-        """It has taken effect (with the lock held)."""
-
-    def take(self) -> int:
-        """How many experts the free GPU takes now; 0: it stalls (with the lock held)."""
-
-
-VISIT, GROUP, HOST, STEP = range(4)  # kinds of turn
-
-
-class AsTheyCome:
-    """The order of a free run."""
-
-    def __init__(self, machine: "Machine") -> None:
-        self.machine = machine
-
-    def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
-        self.machine.landed(g, started_ns, landed_ns)
-        self.machine.kick()
-        self.machine.port.notify()
-
-    def turn(self, kind: int) -> None:
-        """At once."""
-
-    def done(self, kind: int) -> None:
-        if kind != STEP:
-            self.machine.kick()
-
-    def take(self) -> int:
-        return int(take_group(self.machine.s, self.machine.plan.group))
 
 
 class Machine:
@@ -336,13 +260,13 @@ class Machine:
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
         """Who executes each (row, slot): its own expert, a stand-in, the CPU or nobody; in the order work was given."""
         s, n, base = self.s, len(self.tokens), layer * self.plan.n_experts
+        known = self.plan.weights
         if self.asks:
             ids, weights = s.routed[:n].copy(), s.weight[:n].astype(np.float32)
         else:
             ids = self.plan.experts[self.tokens, layer].astype(np.int64)
-            known = self.plan.weights
-            weights = None if known is None else known[self.tokens, layer].astype(np.float32)
-        if weights is None or (self.plan.weights is None and not weights.any()):
+            weights = np.zeros(ids.shape, np.float32) if known is None else known[self.tokens, layer].astype(np.float32)
+        if known is None:  # nobody knows: an equal share for each
             weights = np.full(ids.shape, 1 / ids.shape[1], np.float32)
         on_cpu = np.zeros(ids.shape, np.bool_)
         experts = np.where(ids >= 0, ids + base, -1)
@@ -357,7 +281,7 @@ class Machine:
                     experts[at] += s.c[st.N_FULL]
                 elif row[lg.A_ANSWER] == ANSWER_CPU:
                     on_cpu[at] = True
-        return _by_expert(experts, weights, ~on_cpu), _by_expert(experts, weights, on_cpu)
+        return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
 
     def _next_group(self, before: int) -> int:
         """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
@@ -503,15 +427,3 @@ def warm(plan: Plan) -> None:
 
 def _nothing() -> None:
     """The set-up of a group: on a device its time passes on the host."""
-
-
-def _by_expert(experts: Any, weights: Any, which: Any) -> dict[int, Job]:
-    """Rows and weights by global expert, of the (row, slot) entries that `which` marks; in order of appearance."""
-    rows: dict[int, list[int]] = {}
-    shares: dict[int, list[float]] = {}
-    for i, (row, marked) in enumerate(zip(experts.tolist(), which.tolist(), strict=True)):
-        for k, g in enumerate(row):
-            if g >= 0 and marked[k]:
-                rows.setdefault(g, []).append(i)
-                shares.setdefault(g, []).append(float(weights[i, k]))
-    return {g: Job(g, np.array(at, np.int64), np.array(shares[g], np.float32)) for g, at in rows.items()}

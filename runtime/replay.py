@@ -134,11 +134,18 @@ def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> 
 
     Raises StoreError when it does not fit (before anything is allocated) or the checkpoint is wrong.
     """
+    try:
+        yield _prepare(at_scale(setting, options.scale), port, options)
+    finally:
+        port.close()
+
+
+def _prepare(setting: "Setting", port: "Port", options: Options) -> Prepared:
     from runtime import layers, store
+    from runtime.device.worker import failing
     from runtime.low import LowLayout
     from sim.catalog import precision
 
-    setting = at_scale(setting, options.scale)
     plan, model = setting.plan, setting.model
     assert model is not None
     layout = store.Layout.of(model, precision(setting.spec.precision))
@@ -155,14 +162,11 @@ def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> 
     source: store.Source = store.Synthetic(layout, setting.spec.seed)
     if options.weights is not None:
         source = store.Checkpoint(options.weights, layout, moe_layers)
-    experts = store.ExpertStore(port, layout, *sizes, plan.slots.tolist(), source, options.alias, low, low_slots)
-    work = layers.CatalogWork(
-        port, model, experts, batches, moe_layers, n_layers, uses_host(plan), groups(options.kernel, layout, port)
-    )
-    try:
-        yield Prepared(setting, port, experts, work)
-    finally:
-        port.close()
+    group = groups(options.kernel, layout, port)
+    with failing("weights and caches"):
+        experts = store.ExpertStore(port, layout, *sizes, plan.slots.tolist(), source, options.alias, low, low_slots)
+        work = layers.CatalogWork(port, model, experts, batches, moe_layers, n_layers, uses_host(plan), group)
+    return Prepared(setting, port, experts, work)
 
 
 def uses_host(plan: Any) -> bool:

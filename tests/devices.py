@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from runtime.device.port import Port
-from runtime.layers import Job
 from runtime.low import LowLayout
 from runtime.machine import Machine
 from runtime.store import ExpertStore, Layout
+from runtime.work import Job
 from sim.core.plan import Plan
 from sim.record import RunRecord
 from tests.plans import random_lossy_plan, random_plan

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.device.accelerator import AcceleratorPort, OneStreamPort, current
+from runtime.device.accelerator import AcceleratorPort, current
 from runtime.device.cpu import CpuPort
+from runtime.device.one_stream import OneStreamPort
 from runtime.device.port import DeviceError, DeviceMissing, Port, choose
 from runtime.device.virtual import Race, VirtualPort, every_order, shuffled, timed
 from runtime.lockstep import LockStep, Unequal, check

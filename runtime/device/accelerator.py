@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from runtime.device.cpu import HostPort, Now, PacedCopy, host_bytes
-from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Event, Landed
+from runtime.device.cpu import host_bytes
+from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
 from runtime.device.worker import Threads, Worker, failing, give_back
 
 Sequences = Sequence[Access]
@@ -65,7 +65,7 @@ class DeviceEvent:
         if self.port.anchor[0] is self.event:
             return int(self.port.anchor[1])
         known, at = self.anchor
-        return at + round(known.elapsed_time(self.event) * 1e6)
+        return at + round(float(known.elapsed_time(self.event)) * 1e6)
 
 
 class DeviceCopy(DeviceEvent):
@@ -177,7 +177,8 @@ class AcceleratorPort:
         return memory
 
     def _checked(self, call: str, *arguments: int) -> None:
-        code = int(getattr(torch.cuda.cudart(), call)(*arguments))
+        cudart: Any = torch.cuda.cudart  # untyped
+        code = int(getattr(cudart(), call)(*arguments))
         if code != 0:
             raise DeviceError(f"{call}: error {code} of the runtime")
 
@@ -242,7 +243,8 @@ class AcceleratorPort:
     def facts(self) -> dict[str, Any]:
         """Which device, which software."""
         kind = getattr(torch, self.device.type, None)
-        name = kind.get_device_name(self.device) if hasattr(kind, "get_device_name") else self.device.type
+        named = getattr(kind, "get_device_name", None)
+        name = self.device.type if named is None else named(self.device)
         return {
             "name": self.device.type,
             "what": f"{name}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),
@@ -272,83 +274,3 @@ class AcceleratorPort:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class SynchronousStream(Now):
-    """Work runs where it is launched, and the host waits for it: of a device that has no streams to speak of (MPS).
-
-    Copies are put off until a launch or a wait, because whoever asks for one holds the lock."""
-
-    def __init__(self, threads: Threads, settle: Callable[[], None]) -> None:
-        super().__init__(threads)
-        self.settle = settle
-        self.queue: deque[tuple[PacedCopy, torch.Tensor, torch.Tensor]] = deque()
-
-    def launch(
-        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequences = (), writes: Sequences = ()
-    ) -> None:
-        self.threads.check()
-        with failing("the device"):
-            work()
-            self.settle()
-        self.work_off()
-
-    def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequences = (),
-        writes: Sequences = (),
-    ) -> PacedCopy:
-        copy = PacedCopy(self.threads, 0, landed)
-        self.queue.append((copy, dst, src))
-        return copy
-
-    def work_off(self) -> None:
-        """Run what is queued, also what landings queue."""
-        while self.queue:
-            copy, dst, src = self.queue.popleft()
-            copy.started_ns = time.perf_counter_ns()
-            with failing("a copy"):
-                dst.copy_(src)
-                self.settle()
-            copy.set()
-            if copy.landed is not None:
-                copy.landed(copy.started_ns, copy.time_ns())
-
-    def record(self) -> Event:
-        self.work_off()
-        return super().record()
-
-    def wait(self, event: Event) -> None:
-        if not event.done():  # of a copy that is put off
-            self.work_off()
-        event.wait()
-
-
-class OneStreamPort(HostPort):
-    """A device that does one thing at a time: right, and without overlap."""
-
-    def __init__(self, device: torch.device, timeout_s: float | None = None) -> None:
-        super().__init__(device, timeout_s, max(1, (os.cpu_count() or 1) - 1))
-        settle: Callable[[], None] = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
-        self.compute = self.link = SynchronousStream(self.threads, settle)
-
-    def wait_until(self, ready: Callable[[], bool]) -> None:
-        self.compute.work_off()
-        super().wait_until(ready)
-
-    def sync(self) -> None:
-        self.compute.work_off()
-        super().sync()
-
-    def facts(self) -> dict[str, Any]:
-        """That there is one stream."""
-        return {"name": self.name, "what": f"{self.device.type}, one stream, no overlap", "torch": torch.__version__}
-
-    def close(self) -> None:
-        self.compute.queue.clear()
-        super().close()

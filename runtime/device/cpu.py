@@ -82,7 +82,8 @@ class Now:
         self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequences = (), writes: Sequences = ()
     ) -> None:
         self.threads.check()
-        work()
+        with failing("the device"):
+            work()
 
     def copy(
         self,

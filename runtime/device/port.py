@@ -106,10 +106,22 @@ class Port(Protocol):
 
     name: str
     device: torch.device
-    compute: Stream
-    link: Stream
-    host: Stream
-    lock: AbstractContextManager[Any]
+
+    @property
+    def compute(self) -> Stream:
+        """Kernels of the GPU."""
+
+    @property
+    def link(self) -> Stream:
+        """Copies."""
+
+    @property
+    def host(self) -> Stream:
+        """What the CPU computes beside the GPU."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever shares state with landings; may be taken again by its holder."""
 
     def alloc_device(self, nbytes: int, what: str) -> Buffer:
         """Device memory. Raises DeviceError when there is not enough."""
@@ -161,8 +173,9 @@ def choose(device: str = "auto", link_gbps: float | None = None, link_latency_us
     link_gbps, link_latency_us: pace of the CPU's copy engine (25 GB/s unless given). Raises DeviceMissing when the
     device is not here, or when a pace is asked of a real link.
     """
-    from runtime.device.accelerator import AcceleratorPort, OneStreamPort, current
+    from runtime.device.accelerator import AcceleratorPort, current
     from runtime.device.cpu import CpuPort
+    from runtime.device.one_stream import OneStreamPort
 
     found = current()
     if device == "auto":

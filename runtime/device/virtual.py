@@ -7,20 +7,10 @@ Operations are queued per stream and run when the host waits, one at a time. Whi
                copies land first, then kernels end; `soon` comes last. So the torch machine becomes a simulator whose
                record must equal the compiled machine's.
     shuffled   any, by a seed; now and then also while the host goes on, as real devices do
-    scripted   one numbered script of turns; `every_order` runs them all, where a program is small
+    scripted   one script of turns after another; `every_order` runs them all, where a program is small
 
-**Races.** A kernel that runs beside a copy into the slot that it reads gives a wrong result only in some orders, and
-seldom. So what is checked is not the order that happened, but that every other one were as good: whether two
-operations that touch the same thing (one of them writing) are *ordered*, by the rules of streams and events alone. The
-rules are kept as vector clocks (Mattern 1989; the check of each access is FastTrack's, Flanagan and Freund, PLDI
-2009): a stream's operations follow one another; `wait` takes over what stood behind the event; a launch follows what
-the host has done. An event that the host waited for orders the host, and by `trust_host` also what it launches
-afterwards. Without it (the default) the device's own events must order everything: the stronger law, which holds when
-the host does not wait. Everything is known when an operation is queued, so a race is found there, in whatever order
-things run.
-
-Found are: a race (two accesses that nothing orders), a use or a free of memory that an operation may still use, a use
-after free, a double free, a wait for something that can never happen.
+Found are: a race (two accesses that nothing orders: runtime.device.races), a use or a free of memory that an operation
+may still use, a use after free, a double free, a wait for something that can never happen.
 """
 
 import random
@@ -31,16 +21,14 @@ from typing import Any
 import torch
 
 from runtime.device.port import Access, Buffer, DeviceError, Landed
+from runtime.device.races import Clock, Race, Races, join
 from runtime.device.worker import give_back
 
-Clock = dict[str, int]  # how far each thread of execution is known
+__all__ = ["Race", "VirtualPort", "every_order", "shuffled", "timed"]
+
 LANDING, KERNEL = range(2)  # one instant, one order
 STREAMS = ("link", "compute", "host")
 NEVER = 1 << 62
-
-
-class Race(DeviceError):
-    """Two accesses that nothing orders, or memory that is used when it may be gone."""
 
 
 class Op:
@@ -73,7 +61,7 @@ class Op:
 
     def wait(self) -> None:
         self.port.wait_until(self.done)
-        self.port.learn(self.clock)
+        self.port.races.learn(self.clock)
 
     def time_ns(self) -> int:
         assert self.ended_ns is not None, "asked for the time of what has not happened"
@@ -126,21 +114,13 @@ class VirtualStream:
     def wait(self, event: Any) -> None:
         op = Op(self)
         op.after = event
-        _join(self.clock, event.clock)
+        join(self.clock, event.clock)
         self.queue.append(op)
 
     def _queue(self, op: Op, reads: Sequence[Access], writes: Sequence[Access]) -> None:
         """Ordered behind the stream's last one and behind what the host has done; then its accesses are checked."""
-        _join(self.clock, self.port.known if self.port.trust_host else {"program": self.port.known["program"]})
-        self.clock[self.name] = self.clock.get(self.name, 0) + 1
-        op.clock = dict(self.clock)
-        self.port.access(self.name, op.clock, reads, writes)
+        op.clock = self.port.races.queued(self.name, self.clock, reads, writes)
         self.queue.append(op)
-
-
-def _join(clock: Clock, other: Clock) -> None:
-    for name, n in other.items():
-        clock[name] = max(clock.get(name, 0), n)
 
 
 class Held:
@@ -157,7 +137,7 @@ class Held:
 
 
 class VirtualPort:
-    """See runtime.device.port.Port, and above. Make one by `timed`, `shuffled` or `scripted`."""
+    """See runtime.device.port.Port, and above. Make one by `timed` or `shuffled`; `every_order` makes many."""
 
     name = "virtual"
     device = torch.device("cpu")
@@ -169,13 +149,11 @@ class VirtualPort:
         idle: Callable[[], bool] = lambda: False,
         memory_bytes: int = 1 << 62,
     ) -> None:
-        self.pick, self.trust_host, self.idle, self.memory_bytes = pick, trust_host, idle, memory_bytes
+        self.pick, self.idle, self.memory_bytes = pick, idle, memory_bytes
         self.now = self.steps = 0
         self.link, self.compute, self.host = (VirtualStream(self, name) for name in STREAMS)
         self.lock = Held()
-        self.known: Clock = {"program": 1}  # what the host knows; its own place is `program`
-        self.written: dict[tuple[Buffer, Any], tuple[str, int]] = {}
-        self.read: dict[tuple[Buffer, Any], Clock] = {}
+        self.races = Races(trust_host)
         self.buffers: list[Buffer] = []
         self.calls: list[Callable[[], None]] = []
 
@@ -192,47 +170,17 @@ class VirtualPort:
 
     def free(self, buffer: Buffer) -> None:
         """Everything that touched the buffer must be known to the host to have run."""
-        if not buffer.freed:
-            for key in [key for key in (self.written.keys() | self.read.keys()) if key[0] is buffer]:
-                self._check("free", self.known, key, writing=True)
+        self.races.freed(buffer)
         give_back(buffer)
         self.buffers.remove(buffer)
 
     def free_bytes(self) -> int:
         return self.memory_bytes - sum(buffer.tensor.numel() for buffer in self.buffers)
 
-    # --- the order of accesses ---
+    # --- the order of accesses: runtime.device.races ---
 
     def touch(self, reads: Sequence[Access] = (), writes: Sequence[Access] = ()) -> None:
-        self.known["program"] += 1
-        self.access("program", self.known, reads, writes)
-
-    def access(self, who: str, clock: Clock, reads: Sequence[Access], writes: Sequence[Access]) -> None:
-        """Raises Race where one of these is not ordered behind what conflicts with it."""
-        for key in reads:
-            self._check(who, clock, key, writing=False)
-            self.read.setdefault(key, {})[who] = clock[who]
-        for key in writes:
-            self._check(who, clock, key, writing=True)
-            self.written[key] = (who, clock[who])
-            self.read.pop(key, None)
-
-    def _check(self, who: str, clock: Clock, key: tuple[Buffer, Any], writing: bool) -> None:
-        buffer, part = key
-        if buffer.freed:
-            raise Race(f"{who} uses {buffer.what} ({part}) after it was freed")
-        last, n = self.written.get(key, ("", 0))
-        if n > clock.get(last, 0):
-            raise Race(f"{who} {'writes' if writing else 'reads'} {buffer.what} ({part}), which {last} may still write")
-        if writing:
-            for reader, n in self.read.get(key, {}).items():
-                if n > clock.get(reader, 0):
-                    raise Race(f"{who} writes {buffer.what} ({part}), which {reader} may still read")
-
-    def learn(self, clock: Clock) -> None:
-        """The host has seen that this has run."""
-        _join(self.known, clock)
-        self.known["program"] += 1
+        self.races.host_touches(reads, writes)
 
     # --- the host ---
 
@@ -263,7 +211,7 @@ class VirtualPort:
         while self._step():
             pass
         for name in STREAMS:
-            self.learn(getattr(self, name).clock)
+            self.races.learn(getattr(self, name).clock)
 
     # --- running ---
 
@@ -322,7 +270,7 @@ class VirtualPort:
         op.work()
         self.settle()
         if op.landed is not None:
-            self.learn(op.clock)
+            self.races.learn(op.clock)
             op.landed(started, self.now)
 
     # --- the rest ---
