@@ -14,12 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from runtime.checkpoint import Checkpoint
+from runtime.decisions import Outcome, Unequal
 from runtime.device.port import Port
-from runtime.layers import Batches, CatalogWork, dense_bytes
-from runtime.lockstep import LockStep, Outcome, Unequal
-from runtime.machine import AsTheyCome, Machine
+from runtime.device.worker import failing
+from runtime.layers import CatalogWork
+from runtime.layout import Layout
+from runtime.lockstep import LockStep
+from runtime.machine import Machine
+from runtime.order import AsTheyCome
 from runtime.replay import Options, at_scale, groups, uses_host
-from runtime.store import Checkpoint, ExpertStore, Layout, Source, Synthetic, fits, need
+from runtime.shapes import Batches, dense_bytes
+from runtime.store import ExpertStore, Source, Synthetic, fits, need
 from sim.catalog import precision
 from sim.plan import Setting
 from sim.record import RunRecord
@@ -82,10 +88,10 @@ class Rig:
         source: Source = Synthetic(layout, first.spec.seed)
         if options.weights is not None:
             source = Checkpoint(options.weights, layout, layers)
-        self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
-        to_host = any(uses_host(s.plan) for s in settings)
-        group = groups(options.kernel, layout, port)
-        self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
+        to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, layout, port)
+        with failing("weights and caches"):
+            self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
+            self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
 
     @property
     def expert_bytes(self) -> int:

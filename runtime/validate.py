@@ -46,8 +46,9 @@ BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
-QUICK_S, LONG_S = 150.0, 900.0  # of rounds, when --repeats does not say how many
-FEWEST, MOST = 3, 15  # rounds
+QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
+FEWEST, MOST = 3, 25  # rounds
+AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
 PROBE_GBPS, PROBE_STEPS = 2.0, 8
 REPLAY_S = 0.5  # counted steps of a replay on a link whose pace is chosen
 PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there durations are the device's
@@ -67,22 +68,23 @@ def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dic
 
 
 def measure(
-    bench: Any, settings: dict[Arm, Setting], repeats: int | None, seconds: float, seed: int
+    bench: Any, settings: dict[Arm, Setting], repeats: int | None, deadline: float, seed: int
 ) -> list[dict[Arm, Run]]:
-    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as `seconds` allow."""
+    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes after
+    them before the deadline (of time.monotonic)."""
     rng, arms, rounds = np.random.default_rng(seed), list(settings), []
     began = time.monotonic()
-    while not enough(len(rounds), repeats, time.monotonic() - began, seconds):
+    while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
         progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
         rounds.append(sweep(bench, settings, [arms[i] for i in rng.permutation(len(arms))]))
     return rounds
 
 
-def enough(done: int, repeats: int | None, spent: float, seconds: float) -> bool:
-    """Whether so many rounds in so many seconds will do: one more would take longer than there is."""
+def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
+    """Whether so many rounds, which took so many seconds, will do: another one would not leave time for the rest."""
     if repeats is not None:
         return done >= repeats
-    return done >= MOST or (done >= FEWEST and spent * (done + 1) / done > seconds)
+    return done >= MOST or (done >= FEWEST and (1 + AFTER) * spent / done > left)
 
 
 # --- which arms ------------------------------------------------------------------------------------------------------
@@ -147,13 +149,14 @@ def validated(
     args: argparse.Namespace,
     steps: dict[str, int],
     scale: float,
+    deadline: float,
 ) -> dict[str, Any]:
     """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
-    into the folder."""
+    into the folder; deadline: see `measure`."""
     fields = {link: {**common, "max_steps": n} for link, n in steps.items()}
     settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
     links = list(dict.fromkeys(arm.link for arm in arms))
-    rounds = measure(bench, settings, args.repeats, QUICK_S if args.quick else LONG_S, args.seed)
+    rounds = measure(bench, settings, args.repeats, deadline, args.seed)
     sections, rows = {}, []
     for link in links:
         of_link = [arm for arm in arms if arm.link == link]
@@ -250,6 +253,7 @@ def _command(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
+    deadline = time.monotonic() + (QUICK_S if args.quick else LONG_S)
     whole = npz.read(npz.find(args.trace))
     batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
@@ -267,7 +271,8 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
         else:
             warm_up(bench, traces, links, args, common)
-        found = validated(bench, traces, all_arms(links, args), common, scratch, args, steps, options.scale)
+        arms = all_arms(links, args)
+        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
     return {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}

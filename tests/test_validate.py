@@ -16,7 +16,8 @@ from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
 from runtime.arms import enough_requests
 from runtime.compare import statements
-from runtime.lockstep import Outcome, check
+from runtime.decisions import Outcome
+from runtime.lockstep import check
 from runtime.observe import simulated
 from runtime.validate import enough, main
 from sim.catalog.measured_spec import Measured
@@ -207,9 +208,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_rounds_until_the_time_is_spent() -> None:
     assert [enough(done, 2, 1e9, 10) for done in (0, 1, 2)] == [False, False, True]
     assert not enough(1, None, 500, 10) and not enough(2, None, 500, 10)  # three at least
-    assert not enough(3, None, 6, 10)  # 2 s each: a fourth ends at 8
-    assert enough(4, None, 8.1, 10)  # a fifth would end after 10
-    assert enough(15, None, 0, 10)
+    assert not enough(3, None, 6, 2.9)  # 2 s each: a fourth and what comes after it, 2.8
+    assert enough(3, None, 6, 2.7)
+    assert enough(25, None, 0, 10)
 
 
 def test_a_regime_without_two_arms_is_inconclusive() -> None:
