@@ -59,7 +59,7 @@ def policy_fields(policy: str) -> dict[str, Any]:
     return out
 
 
-def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str], batches: Sequence[int]) -> list[Arm]:
+def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float], batches: Sequence[int]) -> list[Arm]:
     """Every policy at every capacity and batch on one link."""
     return [
         Arm(link, policy, {**policy_fields(policy), "cache": cache, "batch": batch})
@@ -69,23 +69,15 @@ def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str
     ]
 
 
-def calibrating(
-    link: Link, caches: Sequence[int | float | str], batches: Sequence[int], host: bool = False
-) -> list[Arm]:
+def calibrating(link: Link, caches: Sequence[int | float], batches: Sequence[int], host: bool = False) -> list[Arm]:
     """Arms that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with
     prefetches of an oracle with errors, which every trace can have; one with experts on the host where asked for."""
-    small, large = min(caches, key=_size), max(caches, key=_size)
+    small, large = min(caches), max(caches)
     arms = []
     for batch in batches:
         arms += grid(link, ["lru"], [small], [batch]) + grid(link, ["lru+noisy-oracle"], [large], [batch])
     arms += grid(link, ["lru+cpu"], [small], batches[:1]) if host else []
     return [Arm(a.link, a.policy, a.fields, True) for a in arms]
-
-
-def _size(cache: int | float | str) -> float:
-    from sim.spec import cache_bytes
-
-    return float(cache_bytes(cache)) if isinstance(cache, str) else float(cache)
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,10 @@ def parser() -> Parser:
         "--trace", metavar="FILE|SAMPLE", help="what is replayed (default: synthetic, in the model's shape)"
     )
     out.add_argument(
-        "--caches", type=listed(parse_cache), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)"
+        "--caches", type=listed(capacity), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)"
     )
     out.add_argument(
-        "--batches", type=listed(int), default=list(BATCHES), metavar="A,B", help="requests together (1,4)"
+        "--batches", type=listed(requests), default=list(BATCHES), metavar="A,B", help="requests together (1,4)"
     )
     out.add_argument("--host-experts", action="store_true", help="also time experts on the CPU (for miss policy cpu)")
     out.add_argument("--json", action="store_true", help="print one JSON object: the terms, and the cross-check")
@@ -141,10 +141,27 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A type for argparse: values with commas between."""
 
     def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
-    parse.__name__ = "list"
     return parse
+
+
+def capacity(text: str) -> int | float:
+    """A type for argparse: slots per layer, or a fraction of the experts; bytes would depend on --scale."""
+    value = parse_cache(text)
+    if isinstance(value, str):
+        raise ValueError("must be slots (24) or a fraction of the experts (0.5)")
+    return value
+
+
+def requests(text: str) -> int:
+    """A type for argparse: a number above 0."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError("must be whole numbers above 0")
+    return int(text)
 
 
 def common_fields(args: argparse.Namespace) -> dict[str, Any]:

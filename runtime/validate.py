@@ -16,6 +16,7 @@ inconclusive, 2 bad input.
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -35,7 +36,6 @@ from runtime.pacing import TARGETS, pace_of
 from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
-from sim.spec import parse_cache
 from traces import npz
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
@@ -51,6 +51,7 @@ FEWEST, MOST = 3, 25  # rounds
 AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
 PROBE_GBPS, PROBE_STEPS = 2.0, 8
 REPLAY_S = 0.5  # counted steps of a replay on a link whose pace is chosen
+REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
 PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there durations are the device's
 
 
@@ -70,8 +71,8 @@ def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dic
 def measure(
     bench: Any, settings: dict[Arm, Setting], repeats: int | None, deadline: float, seed: int
 ) -> list[dict[Arm, Run]]:
-    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes after
-    them before the deadline (of time.monotonic)."""
+    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes
+    after them before the deadline (of time.monotonic)."""
     rng, arms, rounds = np.random.default_rng(seed), list(settings), []
     began = time.monotonic()
     while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
@@ -215,8 +216,8 @@ def parser() -> Parser:
     add("--model", metavar="NAME|FILE", help="model that runs (default: the trace's)")
     policies = "EVICTION, EVICTION+PREFETCH or EVICTION+cpu (default: lru, belady, and lru with a prefetcher)"
     add("--policies", type=listed(str), metavar="A,B+C", help=policies)
-    add("--caches", type=listed(parse_cache), metavar="A,B", help="capacities, on every link")
-    add("--batches", type=listed(int), metavar="A,B", help="requests together, on every link")
+    add("--caches", type=listed(calibrate.capacity), metavar="A,B", help="capacities, on every link")
+    add("--batches", type=listed(calibrate.requests), metavar="A,B", help="requests together, on every link")
     share = f"requests set aside to calibrate on (default: {FRACTION})"
     add("--calibration", type=float, default=FRACTION, metavar="FRACTION", help=share)
     add("--out", default="validation", metavar="DIR", help="validation.json, .md and the hardware files (validation)")
@@ -266,11 +267,10 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     # every arm at its longest, and the probe's: what the device must have room for
     room = [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args) + probing(args)]
     with calibrate.open_bench(args, room, options) as bench:
-        steps = {link.name: common["max_steps"] for link in links}
         if choose:
             links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
         else:
-            warm_up(bench, traces, links, args, common)
+            steps = warm_up(bench, traces, links, args, common)
         arms = all_arms(links, args)
         found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
         facts = bench.facts()
@@ -285,11 +285,23 @@ def own_link(args: argparse.Namespace, cpu: bool) -> Link:
 
 def warm_up(
     bench: Any, traces: Traces, links: Sequence[Link], args: argparse.Namespace, common: dict[str, Any]
-) -> None:
-    """A few steps of every arm that calibrates, unmeasured: kernels are loaded and tuned, memory is touched."""
+) -> dict[str, int]:
+    """A few steps of every arm that calibrates, not judged: first kernels are loaded and tuned and memory is touched,
+    then a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
     arms = [arm for arm in all_arms(links, args) if arm.calibrates]
     few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
-    sweep(bench, {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}, arms)
+    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
+    sweep(bench, settings, arms)
+    runs, warm = sweep(bench, settings, arms), common["warmup_steps"]
+    out = {}
+    for link in links:
+        of = [observe.components(run)["total"] for arm, run in runs.items() if arm.link == link]
+        per_step = statistics.mean(of) / (few["max_steps"] - warm) / 1e9
+        counted = common["max_steps"] - warm
+        if args.steps is None:
+            counted = int(np.clip(round(REAL_S[args.quick] / per_step), 4, counted))
+        out[link.name] = counted + warm
+    return out
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
