@@ -63,7 +63,7 @@ def locked(bench: Any, arm: Arm, simulated: Run) -> dict[str, Any]:
         bench.pace(arm.link.gbps, arm.link.latency_us)
     record, outcome = bench.lock_step(simulated.setting, simulated.record)
     same = {"hits": None if record is None else hits(record), "simulated_hits": hits(simulated.record)}
-    return outcome.as_dict() | same
+    return {**outcome.as_dict(), **same}
 
 
 def judged(row: dict[str, Any]) -> Judged:

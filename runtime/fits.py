@@ -13,7 +13,7 @@ Nothing is discarded: the spread of the levels and the residuals are reported be
 Sources: soft L1 as in scipy.optimize.least_squares; Huber, Robust Statistics (1981), for the scale from the median.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,17 +101,12 @@ def robust(design: Float, ns: Float, curves: Curves = ()) -> Float:
     unit = float(np.median(np.abs(ns))) or 1.0
     start = np.full(columns.shape[1], 1.0 / max(1, columns.shape[1]))
     scale = 1.0
+    miss: Callable[[Float], Float] = lambda x: columns @ x - ns / unit  # noqa: E731 - the residual, in units
+    slope: Callable[[Float], Float] = lambda x: columns  # noqa: E731 - and what it changes by
     for _ in range(3):  # the scale of the residuals and the fit find each other
-        found = least_squares(
-            lambda x: columns @ x - ns / unit,
-            start,
-            jac=lambda x: columns,
-            bounds=(0, np.inf),
-            loss="soft_l1",
-            f_scale=scale,
-        )
+        found = least_squares(miss, start, jac=slope, bounds=(0, np.inf), loss="soft_l1", f_scale=scale)
         start = found.x + 1e-12
-        rest = np.abs(columns @ found.x - ns / unit)
+        rest = np.abs(miss(found.x))
         scale = max(SCALE * float(np.median(rest)), 1e-6)
     steps = np.zeros(design.shape[1])
     steps[used] = found.x * unit / size[used]

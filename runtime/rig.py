@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from runtime.checkpoint import Checkpoint
-from runtime.decisions import Outcome, Unequal
+from runtime.decisions import Outcome
 from runtime.device.port import Port
 from runtime.device.worker import failing
 from runtime.layers import CatalogWork
@@ -75,6 +75,7 @@ class Rig:
     def __init__(self, port: Port, settings: Sequence[Setting], options: Options) -> None:
         """Raises StoreError, before anything is allocated, when the largest of the settings does not fit."""
         self.port, self.options = port, options
+        self.failed: str | None = None
         first = at_scale(settings[0], options.scale)
         model = first.model
         assert model is not None
@@ -110,14 +111,18 @@ class Rig:
         return self._machine(setting, AsTheyCome).noted()
 
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        if self.failed is not None:
+            return None, Outcome(error=f"not replayed, because an earlier lock-step ended: {self.failed}")
         machine = self._machine(setting, LockStep.of(record))
         order = machine.order
         assert isinstance(order, LockStep)
         try:
             replayed = machine.noted()
             order.finish()
-        except Unequal:
-            self.port.sync()
+        except RuntimeError as error:  # a difference, perhaps by way of the link's thread, which then is no more
+            if order.outcome.equal:
+                raise
+            self.failed = str(order.outcome.error or order.outcome.difference or error)
             return None, order.outcome
         return replayed, order.outcome
 

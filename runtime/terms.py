@@ -12,6 +12,7 @@ from runtime.fits import Observations, Term, constant, fit, hats, knots_of
 from runtime.observe import Run
 
 Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Run]]
 Kind = tuple[str, str, str]
 
@@ -162,7 +163,7 @@ def _experts(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     return out | {"expert": _knots(knots, term.coefficients[: len(knots)])}
 
 
-def _counted(run: Run) -> tuple[Float, Float, Float]:
+def _counted(run: Run) -> tuple[Int, Int, Float]:
     """(tokens [m], group [m], ns [groups]) of the groups in counted steps."""
     taken = observe.groups_of(run)
     counted = run.record.groups["visits"]["step"][taken.visit] >= run.record.warmup_steps
@@ -171,7 +172,7 @@ def _counted(run: Run) -> tuple[Float, Float, Float]:
     return taken.tokens[of], number[taken.member[of]], taken.spent_ns[counted].astype(np.float64)
 
 
-def _group_design(tokens: Float, member: Float, groups: int, knots: list[int], apart: bool) -> Float:
+def _group_design(tokens: Int, member: Int, groups: int, knots: list[int], apart: bool) -> Float:
     out = np.zeros((groups, len(knots)))
     np.add.at(out, member, hats(tokens, knots))
     return np.column_stack([out, np.ones(groups)]) if apart else out

@@ -73,7 +73,8 @@ def measure(
 ) -> list[dict[Arm, Run]]:
     """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes
     after them before the deadline (of time.monotonic)."""
-    rng, arms, rounds = np.random.default_rng(seed), list(settings), []
+    rng, arms = np.random.default_rng(seed), list(settings)
+    rounds: list[dict[Arm, Run]] = []
     began = time.monotonic()
     while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
         progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
