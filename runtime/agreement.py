@@ -6,7 +6,8 @@ median: what one more run may differ by. The statements:
 * an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
   and everything whose spread is wider than the tolerance, is inconclusive;
 * two arms are told apart when their medians differ by more than the sum of their spreads (in ns). Kendall's tau is
-  taken over those pairs alone: (concordant - discordant) / pairs (Kendall, Biometrika 30 (1938) 81-93).
+  taken over those pairs alone: (concordant - discordant) / pairs (Kendall, Biometrika 30 (1938) 81-93). It is outside
+  when it is too low over the pairs that differ by more than twice that, too.
 """
 
 from collections.abc import Sequence
@@ -73,15 +74,15 @@ def regime(stall_share: float) -> str:
     return REGIMES[0] if stall_share < LOW else REGIMES[2] if stall_share > HIGH else REGIMES[1]
 
 
-def separated(a: Judged, b: Judged) -> bool:
-    """Whether measurement tells two arms apart."""
-    return abs(a.measured_ns - b.measured_ns) > a.spread * a.measured_ns + b.spread * b.measured_ns
+def separated(a: Judged, b: Judged, times: float = 1.0) -> bool:
+    """Whether measurement tells two arms apart, by more than so many `times` their spreads."""
+    return abs(a.measured_ns - b.measured_ns) > times * (a.spread * a.measured_ns + b.spread * b.measured_ns)
 
 
-def tau(arms: Sequence[Judged]) -> tuple[float | None, int]:
+def tau(arms: Sequence[Judged], times: float = 1.0) -> tuple[float | None, int]:
     """(Kendall's tau over the pairs of one group that are told apart, how many those are); None without any. A tie of
     the simulated times is neither concordant nor discordant."""
-    pairs = [(a, b) for a, b in combinations(arms, 2) if a.group == b.group and separated(a, b)]
+    pairs = [(a, b) for a, b in combinations(arms, 2) if a.group == b.group and separated(a, b, times)]
     if not pairs:
         return None, 0
     signs = [np.sign(a.measured_ns - b.measured_ns) * np.sign(a.simulated_ns - b.simulated_ns) for a, b in pairs]
@@ -95,11 +96,12 @@ def judge(error: float, spread_: float, tolerance: float) -> Verdict:
     return Verdict.WITHIN if error <= tolerance and spread_ <= tolerance else Verdict.INCONCLUSIVE
 
 
-def judge_tau(value: float | None, least: float) -> Verdict:
-    """The rank agreement; nothing told apart shows nothing."""
-    if value is None:
-        return Verdict.INCONCLUSIVE
-    return Verdict.WITHIN if value >= least else Verdict.OUTSIDE
+def judge_tau(value: float | None, clear: float | None, least: float) -> Verdict:
+    """The rank agreement: over pairs told apart, and over those that are clearly so (twice their spreads). Nothing told
+    apart shows nothing."""
+    if value is not None and value >= least:
+        return Verdict.WITHIN
+    return Verdict.OUTSIDE if clear is not None and clear < least else Verdict.INCONCLUSIVE
 
 
 def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
@@ -118,6 +120,6 @@ def verdicts(arms: Sequence[Judged], equal: bool, tolerance: Tolerance) -> dict[
     return {
         "median": of_median,
         "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
-        "tau": judge_tau(tau(arms)[0], tolerance.tau),
+        "tau": judge_tau(tau(arms)[0], tau(arms, 2.0)[0], tolerance.tau),
         "equal": Verdict.WITHIN if equal else Verdict.OUTSIDE,
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sim.plan import Setting, prepare
 from sim.policies import EVICTION, find, predictors
 from sim.spec import RunSpec
@@ -45,7 +47,7 @@ class Arm:
 
 
 def policy_fields(policy: str) -> dict[str, Any]:
-    """Of `EVICTION`, `EVICTION+PREFETCH` or `EVICTION+cpu`: what the parts choose. Raises SpecError for an unknown one."""
+    """What `EVICTION`, `EVICTION+PREFETCH` or `EVICTION+cpu` chooses. Raises SpecError for an unknown part."""
     eviction, _, other = policy.partition("+")
     find("eviction", EVICTION, eviction)
     out: dict[str, Any] = {"eviction": eviction}
@@ -57,7 +59,7 @@ def policy_fields(policy: str) -> dict[str, Any]:
     return out
 
 
-def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str], batches: Sequence[int]) -> list[Arm]:
+def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float], batches: Sequence[int]) -> list[Arm]:
     """Every policy at every capacity and batch on one link."""
     return [
         Arm(link, policy, {**policy_fields(policy), "cache": cache, "batch": batch})
@@ -67,23 +69,15 @@ def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float | str
     ]
 
 
-def calibrating(
-    link: Link, caches: Sequence[int | float | str], batches: Sequence[int], host: bool = False
-) -> list[Arm]:
-    """Arms that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with prefetches
-    of an oracle with errors, which every trace can have; one with experts on the host where they are asked for."""
-    small, large = min(caches, key=_size), max(caches, key=_size)
+def calibrating(link: Link, caches: Sequence[int | float], batches: Sequence[int], host: bool = False) -> list[Arm]:
+    """Arms that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with
+    prefetches of an oracle with errors, which every trace can have; one with experts on the host where asked for."""
+    small, large = min(caches), max(caches)
     arms = []
     for batch in batches:
         arms += grid(link, ["lru"], [small], [batch]) + grid(link, ["lru+noisy-oracle"], [large], [batch])
     arms += grid(link, ["lru+cpu"], [small], batches[:1]) if host else []
     return [Arm(a.link, a.policy, a.fields, True) for a in arms]
-
-
-def _size(cache: int | float | str) -> float:
-    from sim.spec import cache_bytes
-
-    return float(cache_bytes(cache)) if isinstance(cache, str) else float(cache)
 
 
 @dataclass(frozen=True)
@@ -95,10 +89,11 @@ class Traces:
     calibration: str
 
     @staticmethod
-    def of(trace: str, fraction: float, seed: int, folder: Path) -> "Traces":
-        """Cut the calibration's requests into a file in `folder`. Raises TraceError for a trace of one request."""
+    def of(trace: str, fraction: float, seed: int, folder: Path, batch: int) -> "Traces":
+        """Cut the calibration's requests into a file in `folder`, enough of them to run `batch` together. Raises
+        TraceError for a trace of one request."""
         path = folder / "calibration.npz"
-        npz.write(path, split(npz.read(npz.find(trace)), fraction, seed)[0])
+        npz.write(path, enough_requests(split(npz.read(npz.find(trace)), fraction, seed)[0], batch))
         return Traces(trace, fraction, str(path))
 
     def setting(self, arm: Arm, common: dict[str, Any], hardware: str) -> Setting:
@@ -107,6 +102,24 @@ class Traces:
         if arm.calibrates:
             return prepare(RunSpec.of({**fields, "trace": self.calibration}))
         return prepare(RunSpec.of({**fields, "trace": self.judged, "calibration": self.fraction}))
+
+
+def enough_requests(trace: RoutingTrace, batch: int) -> RoutingTrace:
+    """The trace with at least `batch` requests: where there are fewer, all again, each time begun at another token (and
+    wrapped round), so that those that run together do not route alike."""
+    first, end = trace.requests()
+    times = -(-batch // len(first))
+    if times == 1:
+        return trace
+    index, sequence = [], []
+    for again in range(times):
+        for number, (a, b) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+            index.append(np.roll(np.arange(a, b), -(again * (b - a) // times)))
+            sequence.append(np.full(b - a, again * len(first) + number, np.int32))
+    rows, plain = np.concatenate(index), np.tile(np.arange(trace.n_tokens), times)
+    arrays = {name: a[:, rows] if name == "lookahead" else a[rows] for name, a in trace.arrays().items()}
+    kept = {"position": trace.position[plain], "prefill": trace.prefill[plain], "sequence": np.concatenate(sequence)}
+    return RoutingTrace(meta=trace.meta, **{**arrays, **kept})
 
 
 def synthetic(model: str, seed: int) -> RoutingTrace:

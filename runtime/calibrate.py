@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.arms import BATCHES, Link, Traces, calibrating, synthetic
+from runtime.arms import BATCHES, Link, Traces, calibrating, enough_requests, synthetic
 from runtime.observe import Run
 from runtime.terms import Fitted, fitted, toml
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.parts import build
 from sim.errors import SpecError
 from sim.plan import Setting
+from sim.spec import parse_cache
 from traces import npz
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
@@ -91,10 +92,10 @@ def parser() -> Parser:
         "--trace", metavar="FILE|SAMPLE", help="what is replayed (default: synthetic, in the model's shape)"
     )
     out.add_argument(
-        "--caches", type=listed(_cache), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)"
+        "--caches", type=listed(capacity), default=list(CACHES), metavar="A,B", help="capacities (0.375,0.75)"
     )
     out.add_argument(
-        "--batches", type=listed(int), default=list(BATCHES), metavar="A,B", help="requests together (1,4)"
+        "--batches", type=listed(requests), default=list(BATCHES), metavar="A,B", help="requests together (1,4)"
     )
     out.add_argument("--host-experts", action="store_true", help="also time experts on the CPU (for miss policy cpu)")
     out.add_argument("--json", action="store_true", help="print one JSON object: the terms, and the cross-check")
@@ -140,16 +141,27 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A type for argparse: values with commas between."""
 
     def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
-    parse.__name__ = "list"
     return parse
 
 
-def _cache(text: str) -> int | float | str:
-    from sim.spec import parse_cache
+def capacity(text: str) -> int | float:
+    """A type for argparse: slots per layer, or a fraction of the experts; bytes would depend on --scale."""
+    value = parse_cache(text)
+    if isinstance(value, str):
+        raise ValueError("must be slots (24) or a fraction of the experts (0.5)")
+    return value
 
-    return parse_cache(text)
+
+def requests(text: str) -> int:
+    """A type for argparse: a number above 0."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError("must be whole numbers above 0")
+    return int(text)
 
 
 def common_fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -247,7 +259,8 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
     common, options = common_fields(args), options_of(args)
     link = Link("link", args.link_gbps, args.link_latency_us)
     arms = calibrating(link, args.caches, args.batches, args.host_experts)
-    settings = [traces_of(args, folder).setting(arm, common, "a100-pcie4") for arm in arms]
+    traces = requests_of(args, folder)
+    settings = [traces.setting(arm, common, "a100-pcie4") for arm in arms]
     repeats = args.repeats or (3 if args.quick else 5)
     began = time.monotonic()
     with open_bench(args, settings, options) as bench:
@@ -266,12 +279,11 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def traces_of(args: argparse.Namespace, folder: Path) -> Traces:
-    """The whole of the given trace, or a synthetic one."""
-    if args.trace is not None:
-        return Traces(args.trace, 0.5, args.trace)
-    path = folder / "synthetic.npz"
-    npz.write(path, synthetic(args.model, args.seed + 1))
+def requests_of(args: argparse.Namespace, folder: Path) -> Traces:
+    """The requests of the given trace, or of a synthetic one, enough to run the largest batch; none is judged."""
+    trace = npz.read(npz.find(args.trace)) if args.trace is not None else synthetic(args.model, args.seed + 1)
+    path = folder / "requests.npz"
+    npz.write(path, enough_requests(trace, max(args.batches)))
     return Traces(str(path), 0.5, str(path))
 
 

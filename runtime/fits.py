@@ -13,7 +13,7 @@ Nothing is discarded: the spread of the levels and the residuals are reported be
 Sources: soft L1 as in scipy.optimize.least_squares; Huber, Robust Statistics (1981), for the scale from the median.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ Float = npt.NDArray[np.float64]
 Curves = Sequence[tuple[int, int]]
 MAX_KNOTS = 8
 MOST = 4000  # observations that a shape is fitted on; the levels use all
+EVENLY = 1e-4
 SCALE = 1.4826  # median absolute deviation to standard deviation of a normal distribution
 
 
@@ -50,10 +51,10 @@ class Observations:
 
 
 def knots_of(tokens: npt.ArrayLike, most: int = MAX_KNOTS) -> list[int]:
-    """Knots for a curve over observed numbers of tokens [n]: 1, and of the numbers seen three times or more as many as
-    are allowed, even on a logarithmic scale, the largest among them."""
+    """Knots for a curve over observed numbers of tokens [n]: 1 (in the place of the smallest), and of the others that
+    were seen three times or more as many as are allowed, even on a logarithmic scale, the largest among them."""
     seen, counts = np.unique(np.asarray(tokens, np.int64), return_counts=True)
-    seen = seen[(counts >= 3) & (seen > 1)]
+    seen = seen[(counts >= 3) & (seen > 0)][1:]
     if len(seen) > most - 1:
         wanted = np.geomspace(seen[0], seen[-1], most - 1)
         seen = np.unique([seen[np.argmin(np.abs(np.log(seen / w)))] for w in wanted])
@@ -94,20 +95,18 @@ def robust(design: Float, ns: Float, curves: Curves = ()) -> Float:
     size = np.sqrt((columns**2).mean(axis=0))
     used = size > 0
     columns = columns[:, used] / size[used]
+    # what the observations leave open (columns that always come together) is shared evenly
+    columns = np.concatenate([columns, EVENLY * np.eye(columns.shape[1])])
+    ns = np.concatenate([ns, np.zeros(columns.shape[1])])
     unit = float(np.median(np.abs(ns))) or 1.0
     start = np.full(columns.shape[1], 1.0 / max(1, columns.shape[1]))
     scale = 1.0
+    miss: Callable[[Float], Float] = lambda x: columns @ x - ns / unit  # noqa: E731 - the residual, in units
+    slope: Callable[[Float], Float] = lambda x: columns  # noqa: E731 - and what it changes by
     for _ in range(3):  # the scale of the residuals and the fit find each other
-        found = least_squares(
-            lambda x: columns @ x - ns / unit,
-            start,
-            jac=lambda x: columns,
-            bounds=(0, np.inf),
-            loss="soft_l1",
-            f_scale=scale,
-        )
+        found = least_squares(miss, start, jac=slope, bounds=(0, np.inf), loss="soft_l1", f_scale=scale)
         start = found.x + 1e-12
-        rest = np.abs(columns @ found.x - ns / unit)
+        rest = np.abs(miss(found.x))
         scale = max(SCALE * float(np.median(rest)), 1e-6)
     steps = np.zeros(design.shape[1])
     steps[used] = found.x * unit / size[used]

@@ -40,7 +40,7 @@ def copy_ns(port: Any, size: int, to_device: bool, page_locked: bool) -> float:
         port.sync()
         port.free(device)
         port.free(host)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def _one_copy(port: Any, dst: torch.Tensor, src: torch.Tensor) -> int:
@@ -74,4 +74,4 @@ def launch_ns(port: Any, work: Callable[[], Any]) -> float:
             port.compute.launch(work)
             port.compute.record().wait()
             times.append(port.now_ns() - began)
-    return statistics.median(times)
+    return float(statistics.median(times))

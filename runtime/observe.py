@@ -5,8 +5,8 @@ The same definitions serve measured and simulated records, so that components co
     begin      the end of the visit before it, or the step's begin
     dense      from there to `dense_end_ns`, when the device had done the dense part
     decide     from there to the routed instant
-    a group    begins when the one before it has ended (the first: at the routed instant) and all its experts have landed;
-               what it waits for the latter is stall, what it lasts is experts (launches and wake-ups with it)
+    a group    begins when the one before it has ended (the first: at the routed instant) and all its experts have
+               landed; its wait for the latter is stall, what it lasts is experts (launches and wake-ups with it)
     cpu_wait   from the last group's end to the visit's, where the host computed experts; else that is the group's
     head       from the last visit's end to the next step's begin: dense layers behind it, head, sampling
 
@@ -65,8 +65,8 @@ def simulated(setting: Setting) -> Run:
 
 @dataclass(frozen=True)
 class Groups:
-    """What the GPU executed, group after group: visit, begin_ns, ready_ns, end_ns int64 [n]; member int64 [m]: the group
-    of each execution; tokens int64 [m]."""
+    """What the GPU executed, group after group: visit, begin_ns, ready_ns, end_ns int64 [n]; member int64 [m]: the
+    group of each execution; tokens int64 [m]."""
 
     visit: Int
     begin_ns: Int
@@ -180,23 +180,37 @@ def rows_done(run: Run) -> int:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense part of each counted visit [n]: rows, KV entries scored by kind of attention, phase, column, ns."""
+    """Dense parts [n]: rows, KV entries scored by kind of attention, phase, column of the dense table, ns. Where layers
+    stand behind the last MoE layer, also what follows it in each step, which ends with the head on `logits` rows (0 for
+    all others)."""
 
     rows: Int
     entries: dict[str, Int]
     prefill: npt.NDArray[np.bool_]
     column: Int
+    logits: Int
     ns: Int
 
 
 def dense_of(run: Run) -> Dense:
-    """Observations of the dense part."""
-    visits = run.record.groups["visits"]
-    counted = visits["step"] >= run.record.warmup_steps
-    step = visits["step"][counted]
+    """Observations of the dense part, of the counted steps."""
+    visits, warm = run.record.groups["visits"], run.record.warmup_steps
+    counted = visits["step"] >= warm
+    step, column = visits["step"][counted], visits["layer"][counted]
     ns = (visits["dense_end_ns"] - begins(run))[counted]
+    logits = np.zeros(len(step), np.int64)
+    if columns_of(run)[-1]:
+        steps = np.arange(warm, len(run.record.steps["rows"]))
+        step, column = np.append(step, steps), np.append(column, np.full(len(steps), run.layers))
+        ns, logits = np.append(ns, heads(run)[warm:]), np.append(logits, logits_of(run)[warm:])
     entries = {kind: sums[step] for kind, sums in entries_of(run).items()}
-    return Dense(run.record.steps["rows"][step], entries, run.setting.steps.prefill[step], visits["layer"][counted], ns)
+    return Dense(run.record.steps["rows"][step], entries, run.setting.steps.prefill[step], column, logits, ns)
+
+
+def logits_of(run: Run) -> Int:
+    """Rows of each step whose logits are needed, int64 [S]: of a prompt one."""
+    rows = run.record.steps["rows"]
+    return np.where(run.setting.steps.prefill, np.minimum(rows, 1), rows)
 
 
 def entries_of(run: Run) -> dict[str, Int]:

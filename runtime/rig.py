@@ -1,8 +1,8 @@
 """A device opened once, on which many settings are replayed: what calibration and validation measure with.
 
-Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has its
-own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents are
-copied anew and every choice starts afresh.
+Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has
+its own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents
+are copied anew and every choice starts afresh.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,20 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from runtime.checkpoint import Checkpoint
+from runtime.decisions import Outcome
 from runtime.device.port import Port
-from runtime.layers import Batches, CatalogWork, dense_bytes
-from runtime.lockstep import LockStep, Outcome, Unequal
-from runtime.machine import AsTheyCome, Machine
+from runtime.device.worker import failing
+from runtime.layers import CatalogWork
+from runtime.layout import Layout
+from runtime.lockstep import LockStep
+from runtime.machine import Machine
+from runtime.order import AsTheyCome
 from runtime.replay import Options, at_scale, groups, uses_host
-from runtime.store import Checkpoint, ExpertStore, Layout, Source, Synthetic, fits, need
+from runtime.shapes import Batches, dense_bytes
+from runtime.store import ExpertStore, Source, Synthetic, fits, need
 from sim.catalog import precision
 from sim.plan import Setting
 from sim.record import RunRecord
@@ -31,7 +38,7 @@ class Bench(Protocol):
         """The full record of one free-running replay, with `dense_end_ns` among its visits."""
 
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
-        """Replay in a record's order of completions: what came out (None when it could not go on), what was compared."""
+        """Replay in a record's order of completions: what came out (None: it could not go on), what was compared."""
 
     def pace(self, gbps: float, latency_us: float) -> None:
         """Set the link's pace for the replays to come; only where it is paced."""
@@ -42,10 +49,6 @@ class Bench(Protocol):
     @property
     def expert_bytes(self) -> int:
         """What one transfer carries."""
-
-    @property
-    def paced(self) -> bool:
-        """Whether the link is one that `pace` sets."""
 
 
 class Noting(Machine):
@@ -72,6 +75,7 @@ class Rig:
     def __init__(self, port: Port, settings: Sequence[Setting], options: Options) -> None:
         """Raises StoreError, before anything is allocated, when the largest of the settings does not fit."""
         self.port, self.options = port, options
+        self.failed: str | None = None
         first = at_scale(settings[0], options.scale)
         model = first.model
         assert model is not None
@@ -85,38 +89,40 @@ class Rig:
         source: Source = Synthetic(layout, first.spec.seed)
         if options.weights is not None:
             source = Checkpoint(options.weights, layout, layers)
-        self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
-        to_host = any(uses_host(s.plan) for s in settings)
-        group = groups(options.kernel, layout, port)
-        self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
+        to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, layout, port)
+        with failing("weights and caches"):
+            self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
+            self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
 
     @property
     def expert_bytes(self) -> int:
         return self.store.layout.nbytes
-
-    @property
-    def paced(self) -> bool:
-        return self.port.name == "cpu"
 
     def pace(self, gbps: float, latency_us: float) -> None:
         link: Any = self.port.link
         link.gbps, link.latency_ns = gbps, round(latency_us * 1e3)
 
     def facts(self) -> dict[str, Any]:
-        return self.port.facts()
+        properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
+        memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
+        return {"torch": torch.__version__, **memory, **self.port.facts()}
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()
 
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        if self.failed is not None:
+            return None, Outcome(error=f"not replayed, because an earlier lock-step ended: {self.failed}")
         machine = self._machine(setting, LockStep.of(record))
         order = machine.order
         assert isinstance(order, LockStep)
         try:
             replayed = machine.noted()
             order.finish()
-        except Unequal:
-            self.port.sync()
+        except RuntimeError as error:  # a difference, perhaps by way of the link's thread, which then is no more
+            if order.outcome.equal:
+                raise
+            self.failed = str(order.outcome.error or order.outcome.difference or error)
             return None, order.outcome
         return replayed, order.outcome
 

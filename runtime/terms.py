@@ -12,6 +12,7 @@ from runtime.fits import Observations, Term, constant, fit, hats, knots_of
 from runtime.observe import Run
 
 Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Run]]
 Kind = tuple[str, str, str]
 
@@ -63,7 +64,8 @@ def _knots(knots: Sequence[int], ns: Float) -> dict[str, Any]:
 
 
 def _dense(rounds: Rounds) -> tuple[list[dict[str, Any]], Term]:
-    """One table per kind of layer and phase, fitted together: a column is the sum of its layers."""
+    """One table per kind of layer and phase, fitted together: a column is the sum of its layers, and what follows the
+    last MoE layer is a sum with the head."""
     seen = [[observe.dense_of(run) for run in group] for group in rounds]
     columns = observe.columns_of(rounds[0][0])
     knots = {
@@ -73,12 +75,13 @@ def _dense(rounds: Rounds) -> tuple[list[dict[str, Any]], Term]:
     phases = [p for p, prefill in (("decode", False), ("prefill", True)) if _any(seen, prefill)]
     layers = list(dict.fromkeys(kind for column in columns for kind in column))
     kinds: list[Kind] = [(layer, attention, phase) for phase in phases for layer, attention in layers]
-    used = [[_dense_design(d, columns, kinds, knots) for d in group] for group in seen]
+    ends = knots_of(np.concatenate([d.logits for group in seen for d in group]))
+    used = [[_dense_design(d, columns, kinds, knots, ends) for d in group] for group in seen]
     observations = [
         Observations(np.concatenate(group), np.concatenate([d.ns for d in of]).astype(np.float64))
         for group, of in zip(used, seen, strict=True)
     ]
-    sizes = [len(knots[phase]) for _, _, phase in kinds]
+    sizes = [*(len(knots[phase]) for _, _, phase in kinds), len(ends)]
     first = np.concatenate([[0], np.cumsum(np.array(sizes) + 1)])  # behind each curve, the time per entry
     term = fit(observations, [(int(a), int(a) + n) for a, n in zip(first, sizes, strict=False)])
     return _dense_tables(kinds, knots, term), term
@@ -89,16 +92,20 @@ def _any(seen: list[list[observe.Dense]], prefill: bool) -> bool:
 
 
 def _dense_design(
-    seen: observe.Dense, columns: list[list[tuple[str, str]]], kinds: list[Kind], knots: dict[str, list[int]]
+    seen: observe.Dense,
+    columns: list[list[tuple[str, str]]],
+    kinds: list[Kind],
+    knots: dict[str, list[int]],
+    ends: list[int],
 ) -> Float:
-    """float64 [n, sum over kinds of (knots + 1)]: times at the knots, then the time per KV entry."""
+    """float64 [n, sum over kinds of (knots + 1) + ends]: times at the knots, then the time per KV entry; the head's."""
     blocks = []
     for layer, attention, phase in kinds:
         times = np.array([column.count((layer, attention)) for column in columns])[seen.column]
         here = times * (seen.prefill == (phase == "prefill"))
         entries = seen.entries.get(attention, np.zeros(len(here)))
         blocks.append(here[:, None] * np.column_stack([hats(seen.rows, knots[phase]), entries]))
-    return np.concatenate(blocks, axis=1)
+    return np.concatenate([*blocks, hats(seen.logits, ends)], axis=1)
 
 
 def _dense_tables(kinds: list[Kind], knots: dict[str, list[int]], term: Term) -> list[dict[str, Any]]:
@@ -131,7 +138,7 @@ def _head_of(run: Run, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
             if (table["layer"], table["attention"]) == (layer, attention):
                 here = prefill == (table["phase"] == "prefill")
                 ns -= here * (hats(rows, table["tokens"]) @ table["ns"] + table["entry_ns"] * entries)
-    return np.where(prefill, np.minimum(rows, 1), rows)[warm:], np.maximum(ns, 0)[warm:]
+    return observe.logits_of(run)[warm:].astype(np.float64), np.maximum(ns, 0)[warm:]
 
 
 def _stacked(pairs: list[tuple[Float, Float]], knots: list[int]) -> Observations:
@@ -156,7 +163,7 @@ def _experts(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     return out | {"expert": _knots(knots, term.coefficients[: len(knots)])}
 
 
-def _counted(run: Run) -> tuple[Float, Float, Float]:
+def _counted(run: Run) -> tuple[Int, Int, Float]:
     """(tokens [m], group [m], ns [groups]) of the groups in counted steps."""
     taken = observe.groups_of(run)
     counted = run.record.groups["visits"]["step"][taken.visit] >= run.record.warmup_steps
@@ -165,7 +172,7 @@ def _counted(run: Run) -> tuple[Float, Float, Float]:
     return taken.tokens[of], number[taken.member[of]], taken.spent_ns[counted].astype(np.float64)
 
 
-def _group_design(tokens: Float, member: Float, groups: int, knots: list[int], apart: bool) -> Float:
+def _group_design(tokens: Int, member: Int, groups: int, knots: list[int], apart: bool) -> Float:
     out = np.zeros((groups, len(knots)))
     np.add.at(out, member, hats(tokens, knots))
     return np.column_stack([out, np.ones(groups)]) if apart else out

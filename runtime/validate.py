@@ -1,14 +1,14 @@
 """python -m runtime.validate: how far the simulation is off, on this device, component by component.
 
-Theory of operation. On every link (a real one; or three paces of a CPU's, so that stall is under 20 %, between, and
-over 80 % of the time) there are arms that calibrate and arms that are judged, on other requests. All of them run in one
-process, round after round, each round in a new seeded order, so that whatever else the machine does meets all alike.
-From the calibrating arms' records a hardware file is fitted (runtime.terms); from it every judged arm is simulated; its
-median time per token and that of its replays are compared, part by part, beside the spread of the replays.
+Theory of operation. On every link (the device's own; or three paces of a CPU's, so that stall is under 20 %, between,
+and over 80 % of the time) there are arms that calibrate and arms that are judged, on other requests. All of them run in
+one process, round after round, each round in a new seeded order, so that whatever else the machine does meets all
+alike. From the calibrating arms' records a hardware file is fitted (runtime.terms); from it every judged arm is
+simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
 
 Decisions are compared in lock-step: the device replays the order of completions that the simulator had; then every
 decision, hence every hit, must be the same. Free-running replays may decide otherwise where two things happen almost at
-once: their hits are reported.
+once: their hits are reported, and the core, given their order of completions, must decide as they did.
 
 Exit status 0 within tolerance, 1 outside it by more than twice the run-to-run spread (or the device failed), 3
 inconclusive, 2 bad input.
@@ -26,31 +26,36 @@ from typing import Any
 
 import numpy as np
 
-from runtime import agreement, calibrate, observe
-from runtime.agreement import COMPONENTS, Judged, Tolerance, Verdict
+from runtime import calibrate, observe
+from runtime.agreement import Tolerance
 from runtime.arms import Arm, Link, Traces, calibrating, grid
+from runtime.calibrate import listed, progress
+from runtime.compare import compared, drift, locked, statements, status
 from runtime.observe import Run
 from runtime.pacing import TARGETS, pace_of
 from runtime.terms import fitted
+from runtime.validate_table import markdown
 from sim.plan import Setting
-from sim.record import RunRecord
 from traces import npz
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
 
-POLICIES = ("lru", "belady", "lru+{ahead}")
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.3, 0.5), "stall": (0.25, 0.4)}
+POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
+CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
-QUICK_S, LONG_S = 150, 900  # of rounds, when --repeats does not say how many
-FEWEST, MOST = 3, 15  # rounds
-PROBE_GBPS = 2.0
+QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
+FEWEST, MOST = 3, 25  # rounds
+AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
+PROBE_GBPS, PROBE_STEPS = 2.0, 8
 REPLAY_S = 0.5  # counted steps of a replay on a link whose pace is chosen
-PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: durations there are the device's
+REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
+PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there durations are the device's
 
 
-# --- what happens on the device --------------------------------------------------------------------------------------
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dict[Arm, Run]:
@@ -64,102 +69,74 @@ def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dic
 
 
 def measure(
-    bench: Any, settings: dict[Arm, Setting], repeats: int | None, seconds: float, seed: int
+    bench: Any, settings: dict[Arm, Setting], repeats: int | None, deadline: float, seed: int
 ) -> list[dict[Arm, Run]]:
-    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as `seconds` allow."""
-    rng, arms, rounds = np.random.default_rng(seed), list(settings), []
+    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes
+    after them before the deadline (of time.monotonic)."""
+    rng, arms = np.random.default_rng(seed), list(settings)
+    rounds: list[dict[Arm, Run]] = []
     began = time.monotonic()
-    while not _enough(len(rounds), repeats, time.monotonic() - began, seconds):
-        calibrate.progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
+    while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
+        progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
         rounds.append(sweep(bench, settings, [arms[i] for i in rng.permutation(len(arms))]))
     return rounds
 
 
-def _enough(done: int, repeats: int | None, spent: float, seconds: float) -> bool:
+def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
+    """Whether so many rounds, which took so many seconds, will do: another one would not leave time for the rest."""
     if repeats is not None:
         return done >= repeats
-    return done >= MOST or (done >= FEWEST and spent * (done + 1) / done > seconds)
+    return done >= MOST or (done >= FEWEST and (1 + AFTER) * spent / done > left)
 
 
-def locked(bench: Any, arm: Arm, simulated: Run) -> dict[str, Any]:
-    """One replay in the simulator's order of completions, and whether every decision was the same."""
-    if arm.link.gbps is not None:
-        bench.pace(arm.link.gbps, arm.link.latency_us)
-    record, outcome = bench.lock_step(simulated.setting, simulated.record)
-    same = {"hits": None if record is None else hits(record), "simulated_hits": hits(simulated.record)}
-    return outcome.as_dict() | same
+# --- which arms ------------------------------------------------------------------------------------------------------
 
 
-def hits(record: RunRecord) -> int:
-    """Hits of the counted steps."""
-    return int(record.layer["hits"].sum())
+def judged_arms(link: Link, args: argparse.Namespace) -> list[Arm]:
+    """The judged arms of one link."""
+    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
+    return grid(link, args.policies, caches, args.batches or BATCH.get(link.regime or "", REAL_BATCHES))
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+def all_arms(links: Sequence[Link], args: argparse.Namespace) -> list[Arm]:
+    """Calibrating and judged arms of every link."""
+    out = []
+    for link in links:
+        arms = judged_arms(link, args)
+        caches = list(dict.fromkeys(arm.fields["cache"] for arm in arms))
+        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms))
+        host = any(arm.policy.endswith("+cpu") for arm in arms)
+        out += calibrating(link, caches, batches, host) + arms
+    return out
 
 
-def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]:
-    """One arm: medians of its replays beside its simulation, per token in ns, and the errors."""
-    rows = observe.rows_done(simulated)
-    parts = [observe.components(run) for run in replays]
-    totals = [p["total"] / rows for p in parts]
-    measured = {name: statistics.median(p[name] for p in parts) / rows for name in (*COMPONENTS, "copies", "total")}
-    found = {name: ns / rows for name, ns in observe.components(simulated).items()}
-    share = statistics.median(p["stall"] / p["total"] for p in parts)
-    awake = [(p["total"] - p["stall"]) / rows for p in parts]
-    return {
-        "arm": arm.name,
-        "link": arm.link.name,
-        "policy": arm.policy,
-        "cache": arm.fields["cache"],
-        "batch": arm.fields["batch"],
-        "steps": len(simulated.setting.steps),
-        "tokens": rows,
-        "stall_share": share,
-        "regime": agreement.regime(share),
-        "measured_ns": measured,
-        "simulated_ns": found,
-        "repeats_ns": totals,
-        "spread": agreement.spread(totals),
-        "error": agreement.signed_error(found["total"], measured["total"]),
-        "error_without_link": agreement.signed_error(found["total"] - found["stall"], statistics.median(awake)),
-        "component_error": {n: agreement.signed_error(found[n], measured[n]) for n in (*COMPONENTS, "copies")},
-        "component_share": {n: (found[n] - measured[n]) / measured["total"] for n in COMPONENTS},
-        "hits": {"simulated": hits(simulated.record), "measured": [hits(run.record) for run in replays]},
-    }
+def probing(args: argparse.Namespace) -> list[Arm]:
+    """The arms of the probe."""
+    batches = args.batches or sorted({b for batches in BATCH.values() for b in batches})
+    return calibrating(Link("probe", PROBE_GBPS, LATENCY_US), [0.3, 0.9], batches)
 
 
-def judged(row: dict[str, Any]) -> Judged:
-    """A row in short; arms are ranked within one link and batch."""
-    group = f"{row['link']} {row['batch']}"
-    return Judged(row["error"], row["spread"], row["measured_ns"]["total"], row["simulated_ns"]["total"], group)
-
-
-def statements(rows: Sequence[dict[str, Any]], tolerance: Tolerance) -> dict[str, dict[str, Any]]:
-    """What is claimed of the arms, each with its value, what is asked and the verdict."""
-    arms = [judged(row) for row in rows]
-    equal = all(row["lock_step"]["equal"] for row in rows)
-    same_hits = all(row["lock_step"]["hits"] == row["lock_step"]["simulated_hits"] for row in rows)
-    found = agreement.verdicts(arms, equal and same_hits, tolerance)
-    errors = [abs(arm.error) for arm in arms]
-    tau, pairs = agreement.tau(arms)
-    values: dict[str, dict[str, Any]] = {
-        "median": {"value": statistics.median(errors), "asked": tolerance.median},
-        "worst": {"value": max(errors), "asked": tolerance.worst},
-        "tau": {"value": tau, "asked": tolerance.tau, "pairs": pairs},
-        "equal": {"value": equal and same_hits, "asked": True, "arms": len(rows)},
-    }
-    return {name: values[name] | {"verdict": verdict.name.lower()} for name, verdict in found.items()}
-
-
-def drift(rounds: Sequence[dict[Arm, Run]]) -> list[float]:
-    """For each round the median, over all arms, of an arm's time over that arm's median: what the machine did."""
-    times = np.array([[observe.components(run)["total"] for _, run in sorted(r.items(), key=_name)] for r in rounds])
-    return [float(v) for v in np.median(times / np.median(times, axis=0), axis=1)]
-
-
-def _name(pair: tuple[Arm, Run]) -> str:
-    return pair[0].name
+def paced_links(
+    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, scale: float
+) -> tuple[list[Link], dict[str, int]]:
+    """A pace for each regime and the steps that its replays have, from one probe of this device (runtime.pacing)."""
+    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
+    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in probing(args)}
+    sweep(bench, settings, list(settings)[:1])
+    runs = list(sweep(bench, settings, list(settings)).values())
+    found = calibrate.section_of(fitted([runs]), bench.facts(), runs[0].setting, scale, bench.expert_bytes)
+    hardware = folder / "probe.toml"
+    calibrate.write_hardware(hardware, found)
+    fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
+    links, steps, warm = [], {}, common["warmup_steps"]
+    for regime in TARGETS:
+        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args)
+        of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
+        most = common["max_steps"] - warm
+        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
+        links.append(Link(regime, gbps, LATENCY_US, regime))
+        steps[regime] = counted + warm
+    return links, steps
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -171,97 +148,62 @@ def validated(
     arms: Sequence[Arm],
     common: dict[str, Any],
     folder: Path,
-    options: dict[str, Any],
+    args: argparse.Namespace,
     steps: dict[str, int],
+    scale: float,
+    deadline: float,
 ) -> dict[str, Any]:
-    """Measure, calibrate, simulate, lock-step, judge. options: repeats, seconds, seed, scale, tolerance. steps: of each
-    link's replays, by name."""
-    settings = {arm: traces.setting(arm, {**common, "max_steps": steps[arm.link.name]}, PLACEHOLDER) for arm in arms}
-    rounds = measure(bench, settings, options["repeats"], options["seconds"], options["seed"])
+    """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
+    into the folder; deadline: see `measure`."""
+    fields = {link: {**common, "max_steps": n} for link, n in steps.items()}
+    settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
+    links = list(dict.fromkeys(arm.link for arm in arms))
+    rounds = measure(bench, settings, args.repeats, deadline, args.seed)
     sections, rows = {}, []
-    for link in dict.fromkeys(arm.link for arm in arms):
+    for link in links:
         of_link = [arm for arm in arms if arm.link == link]
-        found = fitted([[r[arm] for arm in of_link if arm.calibrates] for r in rounds])
-        if link.gbps is not None:
-            bench.pace(link.gbps, link.latency_us)
-        table = calibrate.section_of(found, bench.facts(), settings[of_link[0]], options["scale"], bench.expert_bytes)
-        path = folder / f"{link.name}.toml"
-        calibrate.write_hardware(path, table)
-        sections[link.name] = table["measured"]
+        hardware = folder / f"{link.name}.toml"
+        sections[link.name] = _calibrated(bench, of_link, settings, rounds, scale, hardware)
         for arm in of_link:
             if not arm.calibrates:
-                rows.append(_row(bench, arm, traces, {**common, "max_steps": steps[link.name]}, rounds, str(path)))
-    stated = statements(rows, options["tolerance"])
+                rows.append(_row(bench, arm, traces, fields[link.name], rounds, str(hardware)))
+    stated = statements(rows, Tolerance(), all(link.regime for link in links))
     return {
         "statements": stated,
-        "exit": int(agreement.worst_of([Verdict[s["verdict"].upper()] for s in stated.values()])),
+        "exit": status(stated),
         "rounds": len(rounds),
         "drift": drift(rounds),
-        "links": [
-            {"name": link.name, "gbps": link.gbps, "latency_us": link.latency_us, "regime": link.regime}
-            for link in dict.fromkeys(arm.link for arm in arms)
-        ],
+        "links": [{name: getattr(link, name) for name in ("name", "gbps", "latency_us", "regime")} for link in links],
         "arms": rows,
         "calibration": sections,
     }
 
 
-def _row(
-    bench: Any, arm: Arm, traces: Traces, common: dict[str, Any], rounds: Sequence[dict[Arm, Run]], hardware: str
+def _calibrated(
+    bench: Any,
+    arms: Sequence[Arm],
+    settings: dict[Arm, Setting],
+    rounds: Sequence[dict[Arm, Run]],
+    scale: float,
+    hardware: Path,
 ) -> dict[str, Any]:
-    simulated = observe.simulated(traces.setting(arm, common, hardware))
-    row = compared(arm, [r[arm] for r in rounds], simulated)
-    few = {**common, "max_steps": max(common["warmup_steps"] + 1, common["max_steps"] // 4)}
+    """Write the hardware file of one link from its calibrating arms; its [measured] section."""
+    found = fitted([[runs[arm] for arm in arms if arm.calibrates] for runs in rounds])
+    if arms[0].link.gbps is not None:
+        bench.pace(arms[0].link.gbps, arms[0].link.latency_us)
+    table = calibrate.section_of(found, bench.facts(), settings[arms[0]], scale, bench.expert_bytes)
+    calibrate.write_hardware(hardware, table)
+    measured: dict[str, Any] = table["measured"]
+    return measured
+
+
+def _row(
+    bench: Any, arm: Arm, traces: Traces, fields: dict[str, Any], rounds: Sequence[dict[Arm, Run]], hardware: str
+) -> dict[str, Any]:
+    """One judged arm: compared, and replayed in lock-step over a quarter of its steps."""
+    row = compared(arm, [runs[arm] for runs in rounds], observe.simulated(traces.setting(arm, fields, hardware)))
+    few = {**fields, "max_steps": max(fields["warmup_steps"] + 2, fields["max_steps"] // 4)}
     return row | {"lock_step": locked(bench, arm, observe.simulated(traces.setting(arm, few, hardware)))}
-
-
-def paced_links(
-    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, scale: float
-) -> tuple[list[Link], dict[str, int]]:
-    """A pace for each regime and the steps that its replays have, from one probe of this device (runtime.pacing)."""
-    probe = probing(args)
-    settings = {arm: traces.setting(arm, {**common, "max_steps": 8}, PLACEHOLDER) for arm in probe}
-    sweep(bench, settings, probe[:1])
-    runs = list(sweep(bench, settings, probe).values())
-    found = calibrate.section_of(fitted([runs]), bench.facts(), runs[0].setting, scale, bench.expert_bytes)
-    hardware = folder / "probe.toml"
-    calibrate.write_hardware(hardware, found)
-    fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
-    links, steps, warm = [], {}, common["warmup_steps"]
-    for regime in TARGETS:
-        arms = regime_arms(Link(regime, 1.0, LATENCY_US, regime), args)
-        of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
-        most = common["max_steps"] - warm
-        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
-        links.append(Link(regime, gbps, LATENCY_US, regime))
-        steps[regime] = counted + warm
-    return links, steps
-
-
-def probing(args: argparse.Namespace) -> list[Arm]:
-    """The arms of the probe."""
-    return calibrating(Link("probe", PROBE_GBPS, LATENCY_US), [0.3, 0.9], args.batches or [1, 4])
-
-
-def regime_arms(link: Link, args: argparse.Namespace) -> list[Arm]:
-    """The judged arms of one link."""
-    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
-    batches = args.batches or ([4] if link.regime == "compute" else [1])
-    if link.regime is None:
-        caches, batches = args.caches or REAL_CACHES, args.batches or REAL_BATCHES
-    return grid(link, args.policies, caches, batches)
-
-
-def all_arms(links: Sequence[Link], args: argparse.Namespace) -> list[Arm]:
-    """Calibrating and judged arms of every link."""
-    out = []
-    for link in links:
-        arms = regime_arms(link, args)
-        caches = list(dict.fromkeys(arm.fields["cache"] for arm in arms))
-        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms))
-        host = any(arm.policy.endswith("+cpu") for arm in arms)
-        out += calibrating(link, caches, batches, host) + arms
-    return out
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -270,29 +212,17 @@ def all_arms(links: Sequence[Link], args: argparse.Namespace) -> list[Arm]:
 def parser() -> Parser:
     """The flags."""
     out = Parser(prog="python -m runtime.validate", description="Measure how far the simulation is off on this device.")
-    out.add_argument("--trace", required=True, metavar="FILE|SAMPLE", help="routing trace, of two requests at least")
-    out.add_argument("--model", metavar="NAME|FILE", help="model that runs (default: the trace's)")
-    out.add_argument(
-        "--policies",
-        type=calibrate.listed(str),
-        metavar="A,B+C",
-        help="EVICTION, EVICTION+PREFETCH or EVICTION+cpu (default: lru, belady, and lru with a prefetcher)",
-    )
-    out.add_argument(
-        "--caches", type=calibrate.listed(calibrate._cache), metavar="A,B", help="capacities of every link"
-    )
-    out.add_argument("--batches", type=calibrate.listed(int), metavar="A,B", help="requests together, of every link")
-    out.add_argument(
-        "--calibration",
-        type=float,
-        default=FRACTION,
-        metavar="FRACTION",
-        help=f"requests set aside to calibrate on (default: {FRACTION})",
-    )
-    out.add_argument(
-        "--out", default="validation", metavar="DIR", help="validation.json, validation.md, hardware files"
-    )
-    out.add_argument("--json", action="store_true", help="print the JSON record instead of the table")
+    add = out.add_argument
+    add("--trace", required=True, metavar="FILE|SAMPLE", help="routing trace, of two requests at least")
+    add("--model", metavar="NAME|FILE", help="model that runs (default: the trace's)")
+    policies = "EVICTION, EVICTION+PREFETCH or EVICTION+cpu (default: lru, belady, and lru with a prefetcher)"
+    add("--policies", type=listed(str), metavar="A,B+C", help=policies)
+    add("--caches", type=listed(calibrate.capacity), metavar="A,B", help="capacities, on every link")
+    add("--batches", type=listed(calibrate.requests), metavar="A,B", help="requests together, on every link")
+    share = f"requests set aside to calibrate on (default: {FRACTION})"
+    add("--calibration", type=float, default=FRACTION, metavar="FRACTION", help=share)
+    add("--out", default="validation", metavar="DIR", help="validation.json, .md and the hardware files (validation)")
+    add("--json", action="store_true", help="print the JSON record instead of the table")
     calibrate.device_flags(out)
     calibrate.measuring_flags(out)
     return out
@@ -315,49 +245,64 @@ def _command(argv: list[str]) -> int:
     announce_compiling()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        traces = Traces.of(args.trace, args.calibration, args.seed, Path(scratch))
-        out = run(args, traces, Path(scratch))
-        out |= {
-            "command": "python -m runtime.validate " + " ".join(argv),
-            "seconds": round(time.monotonic() - began, 1),
-        }
+        out = run(args, Path(scratch))
+        command = "python -m runtime.validate " + " ".join(argv)
+        out |= {"command": command, "seconds": round(time.monotonic() - began, 1)}
         save(out, folder, Path(scratch))
-    print(json.dumps(out) if args.json else table(out))
+    print(json.dumps(out) if args.json else markdown(out))
     return int(out["exit"])
 
 
-def run(args: argparse.Namespace, traces: Traces, scratch: Path) -> dict[str, Any]:
-    """Open the device with room for every arm, choose the links, and validate."""
-    common, options = calibrate.common_fields(args), calibrate.options_of(args)
+def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
+    deadline = time.monotonic() + (QUICK_S if args.quick else LONG_S)
     whole = npz.read(npz.find(args.trace))
+    batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
+    traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
+    common, options = calibrate.common_fields(args), calibrate.options_of(args)
     ahead = "gate-lookahead" if whole.has("lookahead") else "transition"
     args.policies = args.policies or [policy.format(ahead=ahead) for policy in POLICIES]
     cpu = calibrate.device_name(args) == "cpu"
     choose = cpu and args.link_gbps is None
-    links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [_one_link(args, cpu)]
+    links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
     # every arm at its longest, and the probe's: what the device must have room for
-    arms = all_arms(links, args) + probing(args)
-    room = [traces.setting(arm, common, PLACEHOLDER) for arm in arms]
-    args.link_gbps = links[0].gbps
+    room = [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args) + probing(args)]
     with calibrate.open_bench(args, room, options) as bench:
-        steps = {link.name: common["max_steps"] for link in links}
         if choose:
             links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
-        found = {
-            "repeats": args.repeats,
-            "seconds": QUICK_S if args.quick else LONG_S,
-            "seed": args.seed,
-            "scale": options.scale,
-            "tolerance": Tolerance(),
-        }
-        out = validated(bench, traces, all_arms(links, args), common, scratch, found, steps)
+        else:
+            steps = warm_up(bench, traces, links, args, common)
+        arms = all_arms(links, args)
+        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
-    return {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **out}
+    return {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}
 
 
-def _one_link(args: argparse.Namespace, cpu: bool) -> Link:
-    return Link("link", args.link_gbps if cpu else None, args.link_latency_us if cpu else 0.0)
+def own_link(args: argparse.Namespace, cpu: bool) -> Link:
+    """The one link whose pace is not chosen: the device's, or a CPU's at the pace that was asked for."""
+    return Link("link", args.link_gbps, args.link_latency_us) if cpu else Link("link")
+
+
+def warm_up(
+    bench: Any, traces: Traces, links: Sequence[Link], args: argparse.Namespace, common: dict[str, Any]
+) -> dict[str, int]:
+    """A few steps of every arm that calibrates, not judged: first kernels are loaded and tuned and memory is touched,
+    then a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
+    arms = [arm for arm in all_arms(links, args) if arm.calibrates]
+    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
+    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
+    sweep(bench, settings, arms)
+    runs, warm = sweep(bench, settings, arms), common["warmup_steps"]
+    out = {}
+    for link in links:
+        of = [observe.components(run)["total"] for arm, run in runs.items() if arm.link == link]
+        per_step = statistics.mean(of) / (few["max_steps"] - warm) / 1e9
+        counted = common["max_steps"] - warm
+        if args.steps is None:
+            counted = int(np.clip(round(REAL_S[args.quick] / per_step), 4, counted))
+        out[link.name] = counted + warm
+    return out
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
@@ -365,15 +310,8 @@ def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
-    write_bytes(folder / "validation.md", (table(out) + "\n").encode())
+    write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())
     write_bytes(folder / "validation.json", (json.dumps(out, indent=1) + "\n").encode())
-
-
-def table(out: dict[str, Any]) -> str:
-    """For people, as Markdown."""
-    from runtime.validate_table import markdown
-
-    return markdown(out)
 
 
 if __name__ == "__main__":

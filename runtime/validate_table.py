@@ -6,88 +6,76 @@ from runtime.agreement import COMPONENTS
 from traces.describe import LOUD
 
 SAID = {
-    "median": "median |error| of the time per token",
-    "worst": "worst |error| of the time per token",
-    "tau": "Kendall's tau over pairs told apart",
-    "equal": "hits and decisions equal in lock-step",
+    "median": "median error of the time per token, without sign",
+    "worst": "worst error of the time per token, without sign",
+    "tau": "Kendall's tau over pairs that measurement tells apart",
+    "equal": "hits and decisions equal, lock-step and through the core",
+    "regimes": "arms with stall under 20 %, between, over 80 % of the time",
 }
+NOTE = """\
+Error = (simulated - measured) / measured, of the time per token; spread: half the range of the replays over their
+median. Without link: of the time that is not stall. The parts: (simulated - measured) of the part over the measured
+total. Copies: of the link's own time. Hits: simulated; range of the free-running replays. Lock-step: decisions that
+were equal when the device replayed the simulator's order of completions."""
 
 
 def markdown(out: dict[str, Any]) -> str:
     """The whole record in one page."""
-    lines = [f"# Simulated against measured: {out['trace']['name']} on {out['device'].get('what', 'a device')}", ""]
-    lines += [] if out["trace"]["real"] else [LOUD, ""]
-    lines += [
-        f"`{out.get('command', '')}`",
-        "",
-        f"{out['trace']['model']} with widths x {out['scale']:g} in {out['precision']}; torch {out['device'].get('torch')}; "
-        f"{len(out['arms'])} arms, {out['rounds']} rounds, {out.get('seconds', 0):.0f} s. "
-        f"Drift of the machine by round: {', '.join(f'{d:.2f}' for d in out['drift'])}.",
-        "",
-        *_statements(out),
-        "",
-        *_arms(out),
-        "",
-        "Error = (simulated - measured) / measured. Spread: half the range of the replays over their median. Without link: "
-        "of the time that is not stall. Components: (simulated - measured) of the part, over the measured total; copies: of "
-        "the link's own time. Hits: simulated, and the range of the free-running replays; in lock-step they are equal.",
-        "",
-        *_links(out),
-    ]
-    return "\n".join(lines)
+    device, trace = out["device"], out["trace"]
+    about = (
+        f"{trace['model']} with widths x {out['scale']:g} in {out['precision']}; torch {device.get('torch')}; "
+        f"{len(out['arms'])} arms, {out['rounds']} rounds, {out.get('seconds', 0):.0f} s in all. "
+        f"Drift of the machine by round: {', '.join(f'{d:.2f}' for d in out['drift'])}."
+    )
+    lines = [f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
+    lines += [] if trace["real"] else [LOUD, ""]
+    lines += [f"    {out.get('command', '')}", "", about, "", *_statements(out), "", *_arms(out), "", NOTE, ""]
+    return "\n".join(lines + _links(out))
 
 
 def _statements(out: dict[str, Any]) -> list[str]:
     lines = ["| statement | found | asked | verdict |", "|---|---|---|---|"]
-    for name, s in out["statements"].items():
-        value = s["value"]
-        found = "-" if value is None else str(value) if isinstance(value, bool) else _figure(name, value)
-        asked = "all" if name == "equal" else (">= " if name == "tau" else "<= ") + _figure(name, s["asked"])
-        more = f" ({s['pairs']} pairs)" if "pairs" in s else ""
-        lines.append(f"| {SAID[name]} | {found}{more} | {asked} | {s['verdict']} |")
+    for name, stated in out["statements"].items():
+        found, asked = _found(name, stated)
+        lines.append(f"| {SAID[name]} | {found} | {asked} | {stated['verdict']} |")
     return lines
 
 
-def _figure(name: str, value: float) -> str:
-    return f"{value:.2f}" if name == "tau" else f"{value:.1%}"
+def _found(name: str, stated: dict[str, Any]) -> tuple[str, str]:
+    value, asked = stated["value"], stated["asked"]
+    if name == "equal":
+        return ("all" if value else "not all"), "all"
+    if name == "regimes":
+        return ", ".join(str(n) for n in value.values()), f">= {asked} each"
+    if name == "tau":
+        return ("-" if value is None else f"{value:.2f}") + f" ({stated['pairs']} pairs)", f">= {asked}"
+    return f"{value:.1%}", f"<= {asked:.0%}"
 
 
 def _arms(out: dict[str, Any]) -> list[str]:
-    parts = [
-        name for name in COMPONENTS if any(row["measured_ns"][name] or row["simulated_ns"][name] for row in out["arms"])
-    ]
-    head = [
-        "arm",
-        "stall",
-        "measured ms",
-        "spread",
-        "simulated ms",
-        "error",
-        "without link",
-        *parts,
-        "copies",
-        "hits",
-        "lock-step",
-    ]
+    rows = out["arms"]
+    parts = [name for name in COMPONENTS if any(r["measured_ns"][name] or r["simulated_ns"][name] for r in rows)]
+    head = ["arm", "stall", "measured ms", "spread", "simulated ms", "error", "without link"]
+    head += [*parts, "copies", "hits", "lock-step"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in out["arms"]:
-        measured, simulated = row["measured_ns"]["total"] / 1e6, row["simulated_ns"]["total"] / 1e6
-        low, high = min(row["hits"]["measured"]), max(row["hits"]["measured"])
-        cells = [
-            row["arm"],
-            f"{row['stall_share']:.0%}",
-            f"{measured:.2f}",
-            f"{row['spread']:.1%}",
-            f"{simulated:.2f}",
-            _signed(row["error"]),
-            _signed(row["error_without_link"]),
-            *(_signed(row["component_share"][name]) for name in parts),
-            _signed(row["component_error"]["copies"]),
-            f"{row['hits']['simulated']}; {low}" + (f"-{high}" if high > low else ""),
-            _locked(row["lock_step"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return lines + [f"| {' | '.join(_cells(row, parts))} |" for row in rows]
+
+
+def _cells(row: dict[str, Any], parts: list[str]) -> list[str]:
+    low, high = min(row["hits"]["measured"]), max(row["hits"]["measured"])
+    return [
+        row["arm"],
+        f"{row['stall_share']:.0%}",
+        f"{row['measured_ns']['total'] / 1e6:.2f}",
+        f"{row['spread']:.1%}",
+        f"{row['simulated_ns']['total'] / 1e6:.2f}",
+        _signed(row["error"]),
+        _signed(row["error_without_link"]),
+        *(_signed(row["component_share"][name]) for name in parts),
+        _signed(row["component_error"]["copies"]),
+        f"{row['hits']['simulated']}; {low}" + (f"-{high}" if high > low else ""),
+        _locked(row["lock_step"]),
+    ]
 
 
 def _locked(found: dict[str, Any]) -> str:
@@ -100,14 +88,18 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1%}"
 
 
+TERMS = ("transfer_idle_ns", "commit_gap_ns", "decide_ns")
+
+
 def _links(out: dict[str, Any]) -> list[str]:
-    lines = ["| link | GB/s | transfer us | gap us | dense us | expert us | decide us | head us |", "|" + "---|" * 8]
+    """The calibrations in short: the hardware files say more."""
+    head = "| link | GB/s | transfer us | gap us | decide us | dense us | expert us | head us | widest spread |"
+    lines = [head, "|" + "---|" * 9]
     for link in out["links"]:
         m = out["calibration"][link["name"]]
-        dense = next(t for t in m["dense"] if t["phase"] == "decode" or len(m["dense"]) == 1)
-        numbers = (
-            m["transfer_idle_ns"], m["commit_gap_ns"], dense["ns"][0], m["expert"]["ns"][0], m["decide_ns"], m["head"]["ns"][0]
-        )  # fmt: skip
+        ns = [m[name] for name in TERMS] + [table["ns"][0] for table in (m["dense"][0], m["expert"], m["head"])]
         gbps = "its own" if link["gbps"] is None else f"{link['gbps']:g}"
-        lines.append(f"| {link['name']} | {gbps} | " + " | ".join(f"{ns / 1e3:.0f}" for ns in numbers) + " |")
+        widest = max(m["uncertainty"].items(), key=lambda term: float(term[1]["spread"]))
+        known = f"{widest[1]['spread']:.0%} ({widest[0]})"
+        lines.append(f"| {link['name']} | {gbps} | " + " | ".join(f"{v / 1e3:.0f}" for v in ns) + f" | {known} |")
     return lines

@@ -44,6 +44,7 @@ def test_signed_error_and_regime() -> None:
 
 def test_two_arms_are_told_apart_by_more_than_both_spreads() -> None:
     assert separated(arm(100, 0, 0.02), arm(110, 0, 0.05))  # 10 > 2 + 5.5
+    assert not separated(arm(100, 0, 0.02), arm(110, 0, 0.05), 2)  # 10 < 2 x 7.5
     assert not separated(arm(100, 0, 0.05), arm(110, 0, 0.05))  # 10 < 5 + 5.5
     assert not separated(arm(100, 0), arm(100, 0))  # equal times are never told apart
 
@@ -54,7 +55,7 @@ def test_tau_by_hand() -> None:
     assert tau(arms) == (pytest.approx(4 / 6), 6)
     # with a spread of 30 % the discordant pair (1 <= 0.6 + 0.9) is not told apart, nor (3, 4); (1, 2) is
     wide = [Judged(0, 0.3, a.measured_ns, a.simulated_ns) for a in arms]
-    assert tau(wide) == (1.0, 4)
+    assert tau(wide) == (1.0, 4) and tau(wide, 1.9) == (1.0, 1) and tau(wide, 2) == (None, 0)  # of (1, 4): 3 and 1.5
     # in two groups the two pairs within one are left, one of them a tie of the simulated times
     grouped = [arm(1, 1, 0, "a"), arm(2, 3, 0, "a"), arm(3, 2, 0, "b"), arm(4, 2, 0, "b")]
     assert tau(grouped) == (0.5, 2)
@@ -92,7 +93,9 @@ def test_the_worst_verdict_counts_and_is_the_exit_status() -> None:
     assert worst_of([WITHIN, INCONCLUSIVE, OUTSIDE, WITHIN]) == OUTSIDE == 1
     assert worst_of([WITHIN, INCONCLUSIVE]) == INCONCLUSIVE == 3
     assert worst_of([WITHIN]) == WITHIN == 0
-    assert [judge_tau(v, 0.9) for v in (0.9, 0.89, None)] == [WITHIN, OUTSIDE, INCONCLUSIVE]
+    taus = [(0.9, None), (0.95, 0.5), (0.89, 0.89), (0.89, 0.9), (0.5, None), (None, None)]
+    expected = [WITHIN, WITHIN, OUTSIDE, INCONCLUSIVE, INCONCLUSIVE, INCONCLUSIVE]
+    assert [judge_tau(*both, 0.9) for both in taus] == expected
 
 
 def test_all_statements_about_a_set_of_arms() -> None:

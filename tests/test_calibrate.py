@@ -1,0 +1,231 @@
+"""Calibration: what a record says, terms found again from simulated records, the file, the command."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import calibrate, observe, terms
+from runtime.calibrate import main
+from sim import catalog
+from sim.plan import prepare
+from sim.spec import RunSpec
+from sim.summary import summarise
+from tests.test_validate import MODEL, MadeUp, on
+from traces import npz
+from traces.synthetic import Preset, generate
+
+HARDWARE = """
+[measured]
+device = "made up"
+torch = "none"
+model = "tiny"
+precision = "fp32"
+expert_bytes = 1000
+decide_ns = 7000
+group_ns = 3000
+transfer_idle_ns = 110000
+transfer_following_ns = 100000
+commit_gap_ns = 2000
+commit_depth = 2
+[measured.expert]
+tokens = [1, 4]
+ns = [10000, 16000]
+[measured.head]
+tokens = [1, 4]
+ns = [20000, 26000]
+[measured.cpu_expert]
+tokens = [1, 4]
+ns = [50000, 80000]
+busy_ns = [70000, 100000]
+[[measured.dense]]
+tokens = [1, 4]
+ns = [100000, 130000]
+entry_ns = 50.5
+[[measured.dense]]
+layer = "ffn"
+tokens = [1, 4]
+ns = [30000, 60000]
+entry_ns = 50.5
+[[measured.dense]]
+phase = "prefill"
+tokens = [1, 64]
+ns = [200000, 830000]
+entry_ns = 2.5
+[[measured.dense]]
+layer = "ffn"
+phase = "prefill"
+tokens = [1, 64]
+ns = [50000, 680000]
+entry_ns = 2.5
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.toml`: six layers, the first and the last without experts' (moe 1 and 3 of 0..4), `t.npz`, `h.toml`."""
+    folder = tmp_path_factory.mktemp("files")
+    text = MODEL.replace("n_layers = 4", "n_layers = 5\nmoe_first = 1\nmoe_step = 2\ndense_intermediate = 64")
+    (folder / "tiny.toml").write_text(text)
+    (folder / "h.toml").write_text(HARDWARE)
+    preset = Preset("tiny", 8, 2, 5, (1, 3), memory=((0, 0.3, 0.0),), requests=12, prompt=(5, 60), generation=(20, 60))
+    npz.write(folder / "t.npz", generate(preset, 0))
+    return folder
+
+
+def simulated(files: Path, **fields: Any) -> observe.Run:
+    named = {"trace": str(files / "t.npz"), "model": str(files / "tiny.toml"), "hardware": str(files / "h.toml")}
+    return observe.simulated(prepare(RunSpec.of({**named, "precision": "fp32", **fields})))
+
+
+ARMS: list[dict[str, Any]] = [
+    {"cache": 3},
+    {"cache": 5, "batch": 4, "warmup_steps": 3},
+    {"cache": 4, "prefetch": "noisy-oracle", "expert_group": "ready", "batch": 3},
+    {"cache": 4, "prefetch": "previous-token", "miss": "cpu", "batch": 2},
+    {"cache": 12, "cache_scope": "global", "expert_group": "all", "batch": 2},
+]
+
+
+@pytest.mark.parametrize("fields", ARMS)
+def test_components_are_the_simulator_s_and_add_up(files: Path, fields: dict[str, Any]) -> None:
+    run = simulated(files, **fields)
+    found, summary = observe.components(run), summarise(run.record)
+    # the dense layer behind the last MoE layer stands with the head
+    whole = dict(summary["breakdown_ns"])
+    behind = whole["dense"] - found["dense"]
+    assert behind > 0 and found["head"] == whole.pop("head") + behind
+    whole["dense"] -= behind
+    assert {name: found[name] for name in whole} == whole
+    assert found["total"] == summary["time_ns"] == sum(found[n] for n in (*whole, "head"))
+    assert found["copies"] == summary["link_busy_ns"]
+
+
+def test_transfers_show_the_link_s_terms_and_nothing_else(files: Path) -> None:
+    for fields in ARMS:
+        seen = observe.transfers_of(simulated(files, **fields))
+        assert set(seen.gap_ns) <= {2000.0} and set(seen.idle_ns) <= {110000.0} and set(seen.following_ns) <= {100000.0}
+    assert len(seen.gap_ns) and len(seen.idle_ns) and len(seen.following_ns)
+
+
+def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
+    runs = [simulated(files, **fields) for fields in ARMS]
+    section = terms.fitted([runs, runs]).section
+    exact = ("decide_ns", "transfer_idle_ns", "transfer_following_ns", "commit_gap_ns", "commit_depth")
+    assert [section[name] for name in exact] == [7000, 110000, 100000, 2000, 2]
+    assert section["group_ns"] == pytest.approx(3000, rel=0.05)
+    table = {"source": "", "measured": {"device": "", "torch": "", "model": "tiny", "precision": "fp32"}}
+    table["measured"] |= {"expert_bytes": 1000, **section}  # type: ignore[operator]
+    path = files / "found.toml"
+    calibrate.write_hardware(path, table)
+    for fields in ARMS:  # what counts: every run costs what it cost
+        before = observe.components(simulated(files, **fields))
+        after = observe.components(simulated(files, **{**fields, "hardware": str(path)}))
+        for name in before:
+            assert after[name] == pytest.approx(before[name], rel=0.02, abs=0.002 * before["total"]), (fields, name)
+    assert {u["spread"] for u in section["uncertainty"].values()} == {0.0}
+
+
+def test_a_disturbed_round_moves_no_term_and_is_told(files: Path) -> None:
+    runs = [simulated(files, **fields) for fields in ARMS[:2]]
+    slow = []
+    for run in runs:
+        group = {name: {k: v * 3 if k.endswith("_ns") else v for k, v in columns.items()}
+                 for name, columns in run.record.groups.items()}  # fmt: skip
+        steps = {k: v * 3 if k.endswith("_ns") else v for k, v in run.record.steps.items()}
+        slow.append(replace(run, record=replace(run.record, groups=group, steps=steps)))
+    section = terms.fitted([runs, slow, runs]).section
+    assert section["decide_ns"] == pytest.approx(7000, rel=0.01)
+    assert section["transfer_idle_ns"] == pytest.approx(110000, rel=0.01)
+    assert section["uncertainty"]["decide_ns"]["spread"] == pytest.approx(2, rel=0.02)
+
+
+def test_a_kind_of_transfer_that_never_was_costs_what_the_other_does(files: Path) -> None:
+    (files / "one.toml").write_text(HARDWARE.replace("commit_depth = 2", "commit_depth = 1"))
+    section = terms.fitted([[simulated(files, cache=3, hardware=str(files / "one.toml"))]]).section
+    assert section["transfer_following_ns"] == section["transfer_idle_ns"] == 110000
+    assert "transfer_following_ns" not in section["uncertainty"]
+
+
+def test_toml_reads_back() -> None:
+    table = {
+        "source": 'a "b" \\ c', "measured": {"n": 3, "x": 0.25, "e": 1e-07, "on": True, "list": [1, 2],
+        "expert": {"ns": [1]}, "dense": [{"ns": [1], "phase": "decode"}, {"ns": [2], "phase": "prefill"}],
+        "uncertainty": {"expert": {"spread": 0.0}}},
+    }  # fmt: skip
+    assert tomllib.loads(terms.toml(table)) == table
+
+
+# ---- the command
+
+
+def flags(files: Path, out: Path, *more: str) -> list[str]:
+    return ["--device", "cpu", "--model", str(files / "tiny.toml"), "--out", str(out), "--quick", *more]
+
+
+def test_the_command_writes_a_file_that_sim_run_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    on(MadeUp(noise=0.01), monkeypatch)
+    assert main(flags(tmp_path, tmp_path / "my.toml", "--host-experts")) == 0
+    said = capsys.readouterr().out
+    assert "decide_ns" in said and "spread" in said and "made up" in said
+    measured = catalog.hardware(str(tmp_path / "my.toml")).measured
+    assert measured is not None and measured.model == "tiny"
+    assert measured.cpu_expert is not None and measured.cpu_expert.ns[0] == pytest.approx(700_000, rel=0.03)
+    assert measured.decide_ns == pytest.approx(40_000, rel=0.03)
+    assert measured.expert.ns[0] == pytest.approx(300_000, rel=0.03)
+    assert measured.transfer_idle_ns == pytest.approx(2_000_000, rel=0.03)
+    assert 0 < measured.uncertainty["expert"].spread < 0.03
+
+
+def test_a_trace_of_one_s_own_and_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    preset = Preset("tiny", 8, 2, 4, tuple(range(4)), requests=2)
+    npz.write(tmp_path / "t.npz", generate(preset, 0))
+    on(MadeUp(), monkeypatch)
+    named = ("--trace", str(tmp_path / "t.npz"), "--json", "--batches", "2")
+    assert main(flags(tmp_path, tmp_path / "my.toml", *named)) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["hardware"]["measured"]["decide_ns"] == 40_000 and out["cross_check"] == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--out", "x.json"), "x.json: must end in .toml"),
+        (("--out", "/no/such/folder/x.toml"), "its folder does not exist"),
+        (("--model", "mixtrall"), "did you mean mixtral"),
+        (("--trace", "no.npz"), "no.npz"),
+        (("--repeats", "-1"), "repeats: -1"),
+        (("--caches", "x"), "caches"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    assert main(flags(tmp_path, tmp_path / "my.toml", *more)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny.toml"}
+    assert main(["--device", "cpu", "--out", str(tmp_path / "my.toml")]) == 2
+    assert "give --trace FILE, or --model NAME" in capsys.readouterr().err
+
+
+def test_the_cross_check_on_this_cpu_says_what_was_asked() -> None:
+    from runtime.device.port import choose
+    from runtime.micro import copy_ns, launch_ns
+
+    with choose("cpu", 2.0, 5.0) as port:
+        lasted = copy_ns(port, 1 << 20, True, True)
+        assert lasted >= (1 << 20) / 2.0  # paced: never faster than asked
+        assert launch_ns(port, lambda: None) > 0
+    assert np.isfinite(lasted)

@@ -1,0 +1,83 @@
+"""One device, many settings: capacities, batches and policies one after another, and lock-steps that differ."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from runtime import observe
+from runtime.device.port import choose
+from runtime.lockstep import check
+from runtime.observe import Run
+from runtime.replay import Options
+from runtime.rig import Rig, opened
+from runtime.store import StoreError
+from sim.plan import Setting, prepare
+from sim.spec import RunSpec
+from tests.test_validate import MODEL
+from traces import npz
+from traces.synthetic import Preset, generate
+
+ARMS: list[dict[str, Any]] = [
+    {"cache": 3},
+    {"cache": 6, "batch": 3, "prefetch": "gate-lookahead"},
+    {"cache": 10, "cache_scope": "global", "eviction": "lfu"},
+    {"cache": 4, "miss": "cpu", "as_decode": True},
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[Setting]:
+    folder = tmp_path_factory.mktemp("rig")
+    (folder / "tiny.toml").write_text(MODEL)
+    preset = Preset("tiny", 8, 2, 4, tuple(range(4)), noise=(0.24,), requests=4, prompt=(4, 9), generation=(10, 20))
+    npz.write(folder / "t.npz", generate(preset, 0))
+    named = {"trace": str(folder / "t.npz"), "model": str(folder / "tiny.toml"), "precision": "fp32"}
+    return [prepare(RunSpec.of({**named, "max_steps": 12, "warmup_steps": 2, **arm})) for arm in ARMS]
+
+
+@pytest.fixture(scope="module")
+def rig(settings: list[Setting]) -> Iterator[Rig]:
+    with opened(choose("cpu", 2.0, 5.0), settings, Options()) as found:
+        yield found
+
+
+def test_every_setting_on_one_rig_decides_as_the_core_does_and_adds_up(rig: Rig, settings: list[Setting]) -> None:
+    for setting in (*settings, settings[0]):
+        run = Run(setting, rig.replay(setting))
+        assert check(setting.plan, run.record).equal
+        found = observe.components(run)
+        parts = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+        assert sum(found[name] for name in parts) == found["total"] and min(found[name] for name in parts) >= 0
+        assert (found["cpu_wait"] > 0) <= (setting.spec.miss == "cpu")
+        visits = run.record.groups["visits"]
+        assert (visits["dense_end_ns"] <= visits["routed_ns"]).all()
+        assert (observe.begins(run) <= visits["dense_end_ns"]).all()
+
+
+def test_the_pace_holds_from_the_next_replay_on(rig: Rig, settings: list[Setting]) -> None:
+    for gbps in (1.0, 0.05):
+        rig.pace(gbps, 7.0)
+        lasted = observe.transfers_of(Run(settings[0], rig.replay(settings[0]))).idle_ns
+        assert len(lasted) and lasted.min() >= rig.expert_bytes / gbps + 7000 - 1  # never faster than asked
+    rig.pace(2.0, 5.0)
+    assert rig.facts()["link_gb_per_s"] == 2.0 and rig.facts()["torch"]
+
+
+def test_what_does_not_fit_is_refused_and_the_port_is_closed(settings: list[Setting]) -> None:
+    huge = prepare(settings[0].spec.model_copy(update={"context_offset": 10**9}))
+    with pytest.raises(StoreError, match=r"kv [0-9.]+ GB"), opened(choose("cpu"), [huge], Options()):
+        raise AssertionError("opened")
+
+
+def test_a_lock_step_that_differs_says_where_and_ends_the_lock_steps(settings: list[Setting]) -> None:
+    simulated = observe.simulated(settings[0])
+    other = prepare(settings[0].spec.model_copy(update={"eviction": "fifo"}))
+    with opened(choose("cpu", 2.0, 5.0), settings[:1], Options()) as rig:
+        replayed, same = rig.lock_step(settings[0], simulated.record)
+        assert same.equal and replayed is not None and sum(same.compared.values()) > 100
+        assert (replayed.layer["hits"] == simulated.record.layer["hits"]).all()
+        replayed, wrong = rig.lock_step(other, simulated.record)
+        assert replayed is None and wrong.difference is not None
+        after = rig.lock_step(settings[0], simulated.record)[1]
+        assert not after.equal and str(wrong.difference) in str(after.error)
