@@ -196,18 +196,29 @@ def test_meta_tells_the_shape_and_the_score(family: tuple[str, Any]) -> None:
     assert ("norm_topk" in trace.meta) is (name != "phimoe")
 
 
-def test_a_padded_batch_equals_each_prompt_alone_and_chunks_equal_the_whole(family: tuple[str, Any]) -> None:
+def test_a_padded_batch_equals_each_prompt_alone(family: tuple[str, Any]) -> None:
     _, model = family
-    ids = prompts(3, 8)
-    ids[1, :3] = 1
-    ids[2, :1] = 1
+    ids = padded()
     whole = recorded(model, ids)
-    chunked = recorded(model, ids, prefill_chunk_size=3)
     for row, padding in enumerate((0, 3, 1)):
         single = of(recorded(model, ids[row : row + 1, padding:]), 0)
         assert single["prefill"].sum() == 8 - padding and len(single["prefill"]) == 8 - padding + 5
         same(of(whole, row), single)
-        same(of(chunked, row), single)
+
+
+def test_chunked_prefill_equals_the_whole(family: tuple[str, Any]) -> None:
+    _, model = family
+    whole, chunked = recorded(model, padded()), recorded(model, padded(), prefill_chunk_size=3)
+    for row in range(3):
+        same(of(whole, row), of(chunked, row))
+
+
+def padded() -> Any:
+    """Three prompts of 8, 5 and 7 tokens, padded on the left."""
+    ids = prompts(3, 8)
+    ids[1, :3] = 1
+    ids[2, :1] = 1
+    return ids
 
 
 # --- how the model is run
@@ -272,6 +283,42 @@ def test_speculation_leaves_no_rejected_candidate(qwen: Any) -> None:
     same(of(trace, 0), of(recorded(qwen, ids, 9), 0))
 
 
+def test_speculation_that_an_end_token_stops_leaves_none_either(qwen: Any) -> None:
+    """Wherever the end falls: of the candidates that ran with it, those behind it were never part of the text."""
+    ids = torch.arange(2, 128)[None]  # whatever comes is in the prompt, so there are always candidates
+    made = recorder_generate(qwen, ids, 12)[0, 126:]
+    shorter = 0
+    for end in made[2:].unique().tolist():
+        with Recorder(qwen) as recorder:
+            out = recorder_generate(qwen, ids, 12, prompt_lookup_num_tokens=4, eos_token_id=end)
+        np.testing.assert_array_equal(recorder.trace().token_ids, out[0, :-1])
+        shorter += out.shape[1] < 126 + 12
+    assert shorter > 2
+
+
+def test_a_cache_that_is_cut_back_takes_its_rows_along(qwen: Any) -> None:
+    """Tree search of one's own: three tokens on, three back, another way on."""
+    ids, cache = prompts(1, 8), transformers.DynamicCache()
+    with Recorder(qwen) as recorder, torch.no_grad():
+        recorder.begin(prompt_lengths=5)
+        qwen(ids[:, :5], past_key_values=cache)
+        for token in (9, 10, 11):
+            qwen(torch.tensor([[token]]), past_key_values=cache)
+        cache.crop(-3)
+        qwen(ids[:, 5:6], past_key_values=cache)
+        qwen(ids[:, 6:], past_key_values=cache)
+    same(of(recorder.trace(), 0), alone(qwen, ids[0].numpy(), 5))
+
+
+def test_padding_that_generate_finds_itself(qwen: Any) -> None:
+    """No mask is given: Hugging Face takes the padding token for padding, and the decoder's own mask says so."""
+    told = recorded(qwen, padded())
+    for options in ({}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}):
+        found = recorded(qwen, padded(), attention_mask=None, **options)
+        for row in range(3):
+            same(of(found, row), of(told, row))
+
+
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
 def test_beams_are_followed_back_to_their_ancestors(qwen: Any, options: dict[str, Any]) -> None:
     ids = prompts(2, 8)
@@ -334,10 +381,12 @@ def test_prompt_lengths_decide_over_the_forward_passes(qwen: Any) -> None:
     with Recorder(qwen) as recorder, torch.no_grad():
         recorder.begin(prompt_lengths=[3, 5])
         qwen(prompts(2, 8))
+        recorder.begin(prompt_lengths=[2, 6])
+        qwen(prompts(4, 7))  # each twice
         qwen(prompts(1, 4))  # an unannounced batch of its own, all prompt
     trace = recorder.trace()
-    assert trace.prefill.reshape(-1)[:16].reshape(2, 8).sum(1).tolist() == [3, 5]
-    assert trace.sequence.tolist() == [0] * 8 + [1] * 8 + [2] * 4 and trace.prefill[16:].all()
+    assert trace.sequence.tolist() == [0] * 8 + [1] * 8 + [2] * 7 + [3] * 7 + [4] * 7 + [5] * 7 + [6] * 4
+    assert np.bincount(trace.sequence, trace.prefill).tolist() == [3, 5, 2, 2, 6, 6, 4]
 
 
 def test_a_filled_cache_goes_on_where_it_stands(qwen: Any) -> None:
@@ -371,11 +420,18 @@ def test_embeddings_leave_no_token_ids(qwen: Any) -> None:
     np.testing.assert_array_equal(trace.experts, recorded(qwen, ids, 4).experts)
 
 
-def test_half_precision_is_recorded(qwen: Any) -> None:
-    model = build("deepseek-v3").to(torch.bfloat16)
-    trace = recorded(model, prompts(2, 8))
-    validate(trace)
-    assert trace.meta["score_function"] == "sigmoid" and trace.logits.dtype == np.float16
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-moe"])
+def test_half_precision_is_recorded_as_the_router_had_it(name: str) -> None:
+    """Not as float32 would have it: the experts follow from the logits that the router rounded."""
+    model, ids = build(name).to(torch.bfloat16), prompts(2, 8)
+    with Recorder(model) as recorder, torch.no_grad():
+        model(ids)
+        model(ids)
+    trace = recorder.trace()
+    assert trace.meta["score_function"] == SCORES.get(name, "softmax") and trace.logits.dtype == np.float16
+    for place, logits in enumerate(gate_outputs(model, ids)):
+        wanted = logits.to(torch.float16).numpy()
+        np.testing.assert_array_equal(trace.logits[:, place], np.concatenate([wanted, wanted]))
 
 
 # --- what is left behind, and what is refused

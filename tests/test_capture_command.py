@@ -1,4 +1,4 @@
-"""`python -m traces capture`: what it writes, from a Hugging Face folder and from our own model, and what it refuses."""
+"""`python -m traces capture`: what it writes, from a Hugging Face folder and our own model; what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,6 @@ def test_prompts_alone(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "no/such-model-here"], "--model no/such-model-here: "),
         (["--model", "tiny-moe", "--prompt-tokens", "200", "--generate", "100"], "the model's context is 256"),
         (["--model", "tiny-moe", "--requests", "100000"], "prompts are there; ask for fewer"),
         (["--model", "tiny-moe", "--prompts-from", "mixtral"], "mixtral.npz: has no token_ids"),
@@ -87,14 +86,18 @@ def test_prompts_alone(folder: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refusals(
-    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_refusals(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["capture", *flags, "--out", str(tmp_path / "t.npz")]) == 2
     line = capsys.readouterr().err
     assert message in line and line.startswith("error: ") and line.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["capture", "--model", str(tmp_path / "empty"), "--out", str(tmp_path / "t.npz")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: --model {tmp_path / 'empty'}: ") and line.count("\n") == 1
 
 
 def test_a_missing_folder_is_refused_before_the_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

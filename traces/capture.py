@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from traces.capturing.batch import Array, Batch, CaptureError, Columns, joined, score_function
 from traces.capturing.inputs import announced, pick_device, refuse_packed, tokens_seen
-from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, is_experts, raw_logits
+from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, is_experts, raw_logits, routed
 from traces.trace import RoutingTrace, validate
 
 __all__ = ["CaptureError", "MoeLayer", "Recorder", "find_moe_layers", "is_experts", "pick_device"]
@@ -168,7 +168,8 @@ class Recorder:
         shape = int(tokens.shape[0]), int(tokens.shape[1])
         told = batch.mask is not None and past + shape[1] <= batch.mask.shape[1]
         valid = np.ones(shape, np.bool_) if told else tokens_seen(given.get("attention_mask"), past, *shape)
-        refuse_packed(given, valid)
+        if not told:
+            refuse_packed(given, valid)
         self._pass = Columns(past, arrays, valid, self._parents)
         self._parents = None
         self._watch(cache)
@@ -205,13 +206,7 @@ class Recorder:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._pass is None:
                 return
-            routed = [*args, *kwargs.values()]
-            ids = next((t for t in routed if isinstance(t, Tensor) and not t.is_floating_point()), None)
-            shape = None if ids is None else ids.shape
-            weights = next((t for t in routed if isinstance(t, Tensor) and t is not ids and t.shape == shape), None)
-            if ids is None or weights is None:
-                raise CaptureError(f"{layer.name}: is not called as experts(hidden, ids [N, K], weights [N, K])")
-            ids, weights = canonical(ids.detach(), weights.detach(), layer.n_experts)
+            ids, weights = canonical(*routed(layer, [*args, *kwargs.values()]), layer.n_experts)
             self._ids.append(ids)
             self._weights.append(weights)
 

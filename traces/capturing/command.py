@@ -97,10 +97,10 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     if not Path(options.out).absolute().parent.is_dir():
         raise CaptureError(f"--out {options.out}: its folder is not there")
     source = open_source(options.model, options.device)
+    if not options.prompts_from:
+        _refuse_too_long(source, options.prompt_tokens + options.generate)
     prompts, about = _prompts(options, source)
-    longest = max(len(p) for p in prompts) + options.generate
-    if source.context is not None and longest > source.context:
-        raise CaptureError(f"{longest} tokens of prompt and --generate; the model's context is {source.context}")
+    _refuse_too_long(source, max(len(p) for p in prompts) + options.generate)
     recorder = _recorder(source.model, not options.no_logits, options.lookahead)
     for first, rows in _batches(prompts, options.batch):
         source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
@@ -113,6 +113,11 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     meta = source.meta | about | {k: v for k, v in own.items() if v is not None} | {"capture": capture}
     found: RoutingTrace = recorder.trace(**meta)
     return found
+
+
+def _refuse_too_long(source: Source, tokens: int) -> None:
+    if source.context is not None and tokens > source.context:
+        raise CaptureError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
 
 
 def open_source(name: str, device: str) -> Source:

@@ -78,6 +78,21 @@ def _router(block: nn.Module, experts: nn.Module) -> nn.Module | None:
     return None
 
 
+def routed(layer: MoeLayer, given: list[Any]) -> tuple[Tensor, Tensor]:
+    """Ids and weights [N, K] from what the experts were called with, whatever the names of its arguments.
+
+    Weights may be dense, [N, E] (PhiMoE in transformers 5.0). Raises CaptureError for another kind of call.
+    """
+    tensors = [t.detach() for t in given if isinstance(t, Tensor) and t.dim() == 2]
+    ids = next((t for t in tensors if not t.is_floating_point()), None)
+    if ids is not None:
+        shapes = (ids.shape, (len(ids), layer.n_experts))
+        weights = [t for t in tensors if t.is_floating_point() and t.shape in shapes]
+        if weights:
+            return ids, weights[-1] if weights[-1].shape == ids.shape else weights[-1].gather(1, ids)
+    raise CaptureError(f"{layer.name}: is not called as experts(hidden, ids [N, K], weights [N, K])")
+
+
 def canonical(ids: Tensor, weights: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     """Both [N, K], slots by descending weight, equal ones by ascending id; ids that are no expert's become -1, last."""
     weights = weights.float()
