@@ -10,21 +10,20 @@ simulator for the hardware asked for; they are then carried out: experts are cop
 the order of the commits, and computed from slots alone, group by group, so that a visit that wants more experts than
 there are slots runs in waves. An expert that the policy gives to the CPU is computed there.
 
-**Same result.** Each slot's output is computed by the very operations of the module's `eager` implementation and summed in the
-order of the implementation that the model had before. With everything fetched, a model that ran `eager` gives equal
-logits to the last bit; one that ran `grouped_mm` does on the CPU, and elsewhere as near as the two kernels are.
+**Same result.** Each slot's output is computed by the very operations of the module's `eager` implementation and summed
+in the order of the implementation that the model had before. With everything fetched, a model that ran `eager` gives
+equal logits to the last bit; one that ran `grouped_mm` does on the CPU, and elsewhere as near as the two kernels are.
 
-**Padding** is routed and served as the model itself routes and computes it. **Steps**: one call of the decoder is one step; it is a
-prefill step while it holds columns of the prompt that `generate` was given (outside of `generate`: when the cache is empty
-or more than one column comes). Lossy answers are off in prefill steps unless the policy says otherwise. Beams are served,
-but a prefetcher that goes by the last token follows the row, not the beam.
+**Padding** is routed and served as the model itself routes and computes it. **Steps**: one call of the decoder is one
+step; it is a prefill step while it holds columns of the prompt that `generate` was given (outside of `generate`: when
+the cache is empty or more than one column comes). Lossy answers are off in prefill steps unless the policy says
+otherwise. Beams are served, but a prefetcher that goes by the last token follows the row, not the beam.
 
 The clock is the simulated one, the copies are real: how fast they are here is another matter (`runtime.replay`).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +127,9 @@ class SlottedModel:
         work = _Work(experts, hidden, used.cpu().numpy(), used_weights, out)
         if served is None:
             for e in np.unique(work.ids[work.ids >= 0]).tolist():
-                work.run(e, work.ids == e, self.host.layout.views(self.host.row(self._global(place, e)).to(hidden.device)))
+                work.run(
+                    e, work.ids == e, self.host.layout.views(self.host.row(self._global(place, e)).to(hidden.device))
+                )
         else:
             self._carry_out(served, work, place)
         return combined(out, used.to(hidden.device), hidden.dtype, self.eager)
@@ -149,7 +150,9 @@ class SlottedModel:
                 with slots.reading(expert) as weights:
                     work.run(e, (work.ids == e) & on_gpu, weights)
         for e in np.unique(work.ids[~on_gpu]).tolist():
-            work.run_on_host(e, (work.ids == e) & ~on_gpu, self.host.layout.views(self.host.row(self._global(place, e))))
+            work.run_on_host(
+                e, (work.ids == e) & ~on_gpu, self.host.layout.views(self.host.row(self._global(place, e)))
+            )
         if not work.done.all():
             raise LiveError(f"MoE layer {place}: slots {np.argwhere(~work.done)[:3].tolist()} were not computed")
 
@@ -317,7 +320,9 @@ def parser() -> Parser:
     group.add_argument("--model", dest="subject", required=True, metavar="PATH", help="Hugging Face MoE model")
     group.add_argument("--prompt", required=True, help="text to continue")
     group.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: 32")
-    group.add_argument("--device", metavar="cpu|cuda|...", help="of the slots and all but the experts (default: the model's)")
+    group.add_argument(
+        "--device", metavar="cpu|cuda|...", help="of the slots and all but the experts (default: the model's)"
+    )
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     add_flags(out, LEFT_OUT)
     out.add_argument("--json", action="store_true", help="print exactly one JSON object")

@@ -187,7 +187,9 @@ class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
-    fitted on. keep_logits: for `trace()`, also where no policy reads them. Raises SpecError, CatalogError or FitError, one line, for what
+    fitted on. keep_logits: for `trace()`, also where no policy reads them.
+
+    Raises SpecError, CatalogError or FitError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
@@ -204,7 +206,9 @@ class ClosedLoop:
         self.foresight: Foresight | None = foresight_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"
-        plain = spec.model_copy(update={"prefetch": "none", "set": own, "calibration": used or None})
+        plain = spec.model_copy(
+            update={"prefetch": "none", "set": own, "calibration": used or None, "warmup_steps": 0}  # one blank step
+        )
         self.setting: Setting = prepare(plain, shape.blank(), calibration, charged)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
         self.rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank).name
@@ -242,16 +246,13 @@ class ClosedLoop:
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
 
-    def visit(
-        self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None
-    ) -> Served:
+    def visit(self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None) -> Served:
         """The router of MoE layer `layer` (0 ...) has spoken: ids [n, K], weights [n, K], raw logits [n, E]; hidden is
         what its router saw, for a prefetcher that asks later routers."""
         room, rows, step, machine = self._room, self.rows, self.step, self.machine
-        order = np.lexsort((ids, -weights), axis=1)  # a trace's slots: descending weight, ties by id
-        ordered_ids, ordered_weights = (np.take_along_axis(x, order, axis=1) for x in (ids, weights))
-        room.experts[rows, layer] = ordered_ids
-        room.weights[rows, layer] = ordered_weights
+        order = _slot_order(ids, weights)
+        room.experts[rows, layer] = _taken(order, ids)
+        room.weights[rows, layer] = _taken(order, weights)
         if self.needs_logits and logits is not None:
             room.logits[rows, layer] = ordered_half(logits.astype(np.float64), ids)
         elif self.needs_logits:
@@ -274,28 +275,29 @@ class ClosedLoop:
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
-    def _served(self, order: Int, ids: Array, weights: Array, logits: Array | None, before: int) -> Served:
+    def _served(self, order: Int | None, ids: Array, weights: Array, logits: Array | None, before: int) -> Served:
         machine, n = self.machine, len(ids)
         s, log = machine.s, machine.log
         assert log is not None
-        got, slot = np.take_along_axis(ids, order, axis=1).astype(np.int64), order
+        got, slot = _taken(order, ids).astype(np.int64), order
         new_weights, reweighted = None, np.zeros(n, np.bool_)
         if self.rerank is not None:
             if self.rerank in BY_RANK and self.step == 0:
                 self._check_router(ids, weights, logits)
-            got, slot, reweighted = self._reranked(got, np.take_along_axis(weights, order, axis=1), ids, order)
+            got, slot, reweighted = self._reranked(got, _taken(order, weights), ids, order)
             if reweighted.any():
                 new_weights = _scattered(slot, s.weight[:n].copy())
         answers = np.full(got.shape, HIT, np.int8)
         rows = log.answers[before : s.c[st.R_ANSWERS]]
-        at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
-        answers[at] = rows[:, lg.A_ANSWER]
-        got[at] = np.where(rows[:, lg.A_ANSWER] == SUBSTITUTE, rows[:, lg.A_STAND_IN], got[at])
-        got[answers == DROP] = -1
+        if len(rows):
+            at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
+            answers[at] = rows[:, lg.A_ANSWER]
+            got[at] = np.where(rows[:, lg.A_ANSWER] == SUBSTITUTE, rows[:, lg.A_STAND_IN], got[at])
+            got[answers == DROP] = -1
         ops, machine.ops = machine.ops, []
         return Served(_scattered(slot, got), new_weights, reweighted, _scattered(slot, answers), ops)
 
-    def _reranked(self, routed: Int, weights: Array, ids: Array, order: Int) -> tuple[Int, Int, Any]:
+    def _reranked(self, routed: Int, weights: Array, ids: Array, order: Int | None) -> tuple[Int, Int | None, Any]:
         """(ids after re-ranking, the router's slot that each belongs to, rows whose weights are the policy's)."""
         s, n = self.machine.s, len(routed)
         new = s.routed[:n].copy()
@@ -368,6 +370,7 @@ class ClosedLoop:
             step_prefill=room.prefill,
             costs=self._costs,
             prefetch=None if self.foresight is None else self.foresight.prefetch(self.spec),
+            warmup_steps=self.spec.warmup_steps,
         )
 
     def _adopt(self, rows: int = 1) -> None:
@@ -402,6 +405,8 @@ class ClosedLoop:
     def _recorded(self) -> RunRecord:
         assert self._ended, "a step is under way"
         room, steps, machine = self._room, self.step + 1, self.machine
+        if steps <= self.spec.warmup_steps:
+            raise SpecError(f"warmup_steps: {self.spec.warmup_steps}: the run has {steps} steps; must be fewer")
         machine.end_run()
         plan = replace(
             machine.plan,
@@ -437,7 +442,9 @@ class _Room:
         tokens, steps = (max(have, 2 * have * (need > have), need) for need, have in (
             (tokens, len(self.row)), (steps, len(self.prefill)),
         ))  # fmt: skip
-        self.experts, self.weights, self.logits = (_longer(a, tokens) for a in (self.experts, self.weights, self.logits))
+        self.experts, self.weights, self.logits = (
+            _longer(a, tokens) for a in (self.experts, self.weights, self.logits)
+        )
         self.request, self.position = _longer(self.request, tokens), _longer(self.position, tokens)
         self.row = np.arange(tokens, dtype=np.int32)
         self.offset, self.prefill = _longer(self.offset, steps + 1), _longer(self.prefill, steps)
@@ -497,8 +504,22 @@ def _longer(array: Array, n: int) -> Array:
     return out
 
 
-def _scattered(slot: Int, values: Array) -> Array:
+def _slot_order(ids: Array, weights: Array) -> Int | None:
+    """The slots [n, K] as a trace has them: by descending weight, ties by id; None where they stand so already."""
+    if (weights[:, :-1] > weights[:, 1:]).all():
+        return None
+    return np.lexsort((ids, -weights), axis=1)
+
+
+def _taken(order: Int | None, values: Array) -> Array:
+    """Values [n, K] of the router's slots, in the core's order."""
+    return values if order is None else np.take_along_axis(values, order, axis=1)
+
+
+def _scattered(slot: Int | None, values: Array) -> Array:
     """Values [n, K] of slots in the core's order, put where the router has them."""
+    if slot is None:
+        return values
     out = np.empty_like(values)
     np.put_along_axis(out, slot, values, axis=1)
     return out

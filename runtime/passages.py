@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,8 +53,14 @@ def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
             raise TextError(f"{path}: is no UTF-8; a text file is required") from None
         half = len(whole) // 2  # the first half is judged, the second calibrates
         return [whole[:half] if judged else whole[half:]], Path(path).name
-    files = [f for f in text.read_corpus().heldout if is_judged(f.path) == judged]
+    files = [f for f in _heldout() if is_judged(f.path) == judged]
     return [f.data.decode() for f in files], "held-out sources of the Python standard library"
+
+
+@cache
+def _heldout() -> tuple[text.SourceFile, ...]:
+    """Read once: finding them means to read the whole library."""
+    return text.read_corpus().heldout
 
 
 def passages(

@@ -69,7 +69,9 @@ class Slots:
             self.memory = torch.full((n, host.layout.size), torch.nan, dtype=host.layout.dtype, device=device)
         except RuntimeError as error:
             size = n * host.layout.bytes
-            raise LiveError(f"{n} slots of {host.layout.bytes} bytes = {size / 1e9:.2f} GB: {device}: {_line(error)}") from None
+            raise LiveError(
+                f"{n} slots of {host.layout.bytes} bytes = {size / 1e9:.2f} GB: {device}: {_line(error)}"
+            ) from None
         self.place: dict[int, int] = {}
         self.copied = 0
         self._holds: dict[int, int] = {}

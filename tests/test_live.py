@@ -148,7 +148,9 @@ def test_with_everything_resident_no_policy_changes_anything(fields: dict[str, s
     for family in ("mixtral", "gpt-oss", "olmoe"):
         model, ids = build(family), prompts(2, 6)
         want = logits_of(model, ids)
-        with OffloadedExperts(model, hardware=hardware, cache=1.0, set=PREFILL.get(fields.get("miss", ""), {}), **fields) as opened:
+        with OffloadedExperts(
+            model, hardware=hardware, cache=1.0, set=PREFILL.get(fields.get("miss", ""), {}), **fields
+        ) as opened:
             assert torch.equal(logits_of(model, ids), want), family
             assert opened.summary()["misses"] == 0
 
@@ -170,7 +172,9 @@ def test_stand_ins_and_dropped_slots_are_what_the_model_computes(hardware: str) 
         hooks, none = [], model.config.num_local_experts  # this many is nobody's id to the eager experts
         for served, layer in zip(seen, live.Driver.layers_of(model), strict=True):
             answer = torch.from_numpy(np.where(served.ids < 0, none, served.ids))
-            hooks.append(layer.experts.register_forward_pre_hook(lambda _m, args, answer=answer: (args[0], answer, args[2])))
+            hooks.append(
+                layer.experts.register_forward_pre_hook(lambda _m, args, answer=answer: (args[0], answer, args[2]))
+            )
         want = logits_of(model, ids)
         for hook in hooks:
             hook.remove()
@@ -274,7 +278,9 @@ def test_the_command_generates(folder: Path, hardware: str, capsys: pytest.Captu
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_hugging_face_model_is_judged(folder: Path, hardware: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_hugging_face_model_is_judged(
+    folder: Path, hardware: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     import json
 
     from runtime import evaluate
