@@ -180,6 +180,26 @@ FAULTS = [
         ":\n            unwanted",
     ),
     fault("a resident gets no bonus", "rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
+    fault("least-stale takes the layer that comes next", "eviction.py", "return -float((layer", "return float((layer"),
+    fault(
+        "a window never forgets",
+        "eviction.py",
+        "route.leaving_row[i], layer, -1.0)",
+        "route.leaving_row[i], layer, 0.0)",
+    ),
+    fault(
+        "a request's tokens stay",
+        "eviction.py",
+        "route.leaving_row[i], each, -1.0)",
+        "route.leaving_row[i], each, 0.0)",
+    ),
+    fault(
+        "a copy is taken where the original is due",
+        "miss.py",
+        "share <= miss.params[0] else",
+        "share < miss.params[0] else",
+    ),
+    fault("a copy is demanded for every token", "visit.py", " == ABSENT and s.x[low, st.ASKED] == 0:", " == ABSENT:"),
     fault("all never gives up waiting", "visit.py", " and not _stuck(s):", ":"),
 ]
 

@@ -2,8 +2,10 @@
 
 lru: the oldest touch or landing. fifo: the earliest landing. lfu: the fewest executions over the run. belady: the
 expert whose next wanted visit lies furthest ahead (Belady 1966; the only one that reads the future). decayed: the
-lowest score = uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. Ties: the
-older touch or landing.
+lowest score = uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. least-stale:
+the expert whose layer comes again last. window-score: the least router weight in the last `window` visits of its layer.
+activation-matrix: the least (share of its layer's tokens + EPSILON) x (1 - layer / layers), over the tokens so far of
+the requests being served. Ties: the older touch or landing.
 """
 
 import math
@@ -17,20 +19,63 @@ from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
 from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
-LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER = range(7)
+LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
+EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
+WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
 
 
 @inlined
 def visits_of_layer(s: Any, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
     layers = s.c[N_LAYERS]
-    return (s.c[ROUTED] + layers - 1 - g // s.c[st.N_EXPERTS]) // layers
+    return (s.c[ROUTED] + layers - 1 - s.x[g, st.LAYER]) // layers
 
 
 @inner
 def decayed_score(s: Any, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
     return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[g, LAST]))
+
+
+@inner
+def _worth(s: Any, g: int) -> float:
+    """What the policies of a score keep an expert for; a low-precision copy is worth what its original is."""
+    kind, layers = s.c[st.EVICTION], s.c[N_LAYERS]
+    if kind == DECAYED:
+        return decayed_score(s, g)
+    layer, original = s.x[g, st.LAYER], g if g < s.c[st.N_FULL] else g - s.c[st.N_FULL]
+    if kind == LEAST_STALE:  # minus how many layers away its next visit is; the one being served comes last
+        return -float((layer - s.c[ROUTED]) % layers)
+    if kind == WINDOW_SCORE:
+        return s.score[original]
+    total = s.score[len(s.x) + layer]
+    share = s.score[original] / total if total > 0.0 else 0.0
+    return (share + EPSILON) * (1.0 - float(layer) / float(layers))
+
+
+@inner
+def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
+    """At a routed instant: what this visit's rows add to the scores, and what those that leave take away."""
+    if s.c[st.EVICTION] == WINDOW_SCORE:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            _add(s, route, weights, route.leaving_row[i], layer, -1.0)
+    elif layer == 0:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            for each in range(s.c[N_LAYERS]):
+                _add(s, route, weights, route.leaving_row[i], each, -1.0)
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        _add(s, route, weights, route.step_row[i], layer, 1.0)
+
+
+@inner
+def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
+    for k in range(route.experts.shape[2]):
+        e = route.experts[t, layer, k]
+        if e >= 0:
+            by_weight = s.c[st.EVICTION] == WINDOW_SCORE
+            amount = sign * np.rint(weights[t, layer, k] * WEIGHT_UNIT) if by_weight else sign
+            s.score[layer * s.c[st.N_EXPERTS] + e] += amount
+            s.score[len(s.x) + layer] += amount
 
 
 @inner
@@ -88,7 +133,7 @@ def _least_score(s: Any, scope: int, spare_from: int) -> int:
         g = s.slot[i]
         if not _evictable(s, g, spare_from):
             continue
-        key, stamp = decayed_score(s, g), s.x[g, STAMP]
+        key, stamp = _worth(s, g), s.x[g, STAMP]
         if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
             best, best_key, best_stamp = g, key, stamp
     return best
@@ -140,7 +185,7 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     kind = s.c[st.EVICTION]
     if hooks is not None and kind == USER:
         return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
-    if kind == DECAYED:
+    if kind == DECAYED or kind >= LEAST_STALE:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)

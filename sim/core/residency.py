@@ -177,6 +177,7 @@ def land(s: Any, log: Any) -> int:
     _touch(s, g)
     _join_order(s, g)
     s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1
+    s.c[st.LANDED_LOW] += g >= s.c[st.N_FULL]
     if s.x[g, ORIGIN] == PREFETCH:
         if s.x[g, FRESH] == 2:  # wanted on its way
             s.c[st.PREFETCH_LATE] += 1

@@ -40,6 +40,7 @@ LAST = 16  # visits of its layer routed when its decayed score was last brought 
 NEXT = 17  # next visit that wants it (belady only)
 USED_BY = 18  # the last token (State.c TOKEN) whose set U it was in
 LANDED = 19  # running number of its last landing (for a user's own eviction)
+LAYER = 20  # its MoE layer (fixed for the run)
 FIELDS = 24  # whole cache lines
 
 # not literals: numba compiles a function anew for every number spelled out in a call, but not for an np.int64
@@ -76,9 +77,9 @@ LANDED_DEMAND, LANDED_PREFETCH, LANDED_BACKGROUND, PROMOTED, WITHDRAWN, REJECTED
 PREFETCH_USED, PREFETCH_LATE, PREFETCH_WASTED = range(43, 46)
 WANTED_BEFORE = 46  # distinct experts per visit by the trace's own ids, where a policy re-ranks
 STOPPED = 47  # (token, slot) entries by what stopped a substitution: index + miss.PREFILL ... miss.NOBODY
-FIRST_COUNTER = EVICTIONS
+FIRST_COUNTER, LAST_COUNTER = EVICTIONS, STOPPED + 6
 # of miss policies: tokens planned, random draws of this visit, ns this visit has given the host and the link by cost
-TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_SCALARS = range(54, 60)
+TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_FULL, LANDED_LOW, N_SCALARS = range(54, 62)
 
 # --- columns of State.layer: per MoE layer ------------------------------------------------------------------------
 L_HITS, L_LATE, L_MISSES, L_STALL_DEMAND, L_STALL_LATE, L_STALL_HELD, LAYER_COLUMNS = range(7)
@@ -97,7 +98,10 @@ class IllegalTransition(RuntimeError):
 class State(NamedTuple):
     """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, > G + scopes]; scope [scopes, 4];
     slot [slots] expert in each taken slot; queue [G + 1, 3] prefetches in order; layer [L, LAYER_COLUMNS];
-    merged [lists, E + 1] the ranked lists of the last visits (length in column 0); score float64 [G] decayed uses.
+    merged [lists, E + 1] the ranked lists of the last visits (length in column 0).
+    score float64 [experts here + L]: decayed uses; or router weight x 2**24 in the window; or tokens of the requests
+    being served, and behind them each layer's sum. With low-precision copies there are 2 G experts here, the copy of g
+    being G + g, and twice as many scopes.
 
     Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and
     router weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality
@@ -137,7 +141,9 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
 def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
     layers = plan.experts.shape[1]
-    n = layers * plan.n_experts
+    full = layers * plan.n_experts
+    n = full if plan.low is None else 2 * full
+    slots = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
     depth = min(plan.costs.commit_depth, n)
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
     rows = int(np.diff(plan.step_offset).max(initial=0))
@@ -145,28 +151,29 @@ def new_state(plan: Plan) -> State:
     c[[N_LAYERS, N_EXPERTS, POOLED, EVICTION]] = layers, plan.n_experts, plan.pooled, plan.eviction.kind
     c[[SEED, DEPTH]] = plan.seed, depth
     touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
-    c[NO_TOUCH] = 0 if touch else 1
+    c[NO_TOUCH], c[N_FULL] = 0 if touch else 1, full
     if plan.prefetch is not None:
         c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
-    scope = zeros(len(plan.slots), 4)
-    scope[:, CAPACITY] = plan.slots
-    scope[1:, BASE] = np.cumsum(plan.slots)[:-1]
+    scope = zeros(len(slots), 4)
+    scope[:, CAPACITY] = slots
+    scope[1:, BASE] = np.cumsum(slots)[:-1]
     x = zeros(n, FIELDS)
     x[:, [SLOT, TRANSFER]] = -1
     x[:, NEXT] = NEVER
-    x[:, SCOPE] = 0 if plan.pooled else np.arange(n) // plan.n_experts
-    work = zeros(WORK_ROWS, n + len(plan.slots) + 16, dtype=np.uint32)
-    work[OLDER:, n : n + len(plan.slots)] = np.arange(n, n + len(plan.slots))
+    x[:, LAYER] = np.arange(n) // plan.n_experts % layers
+    x[:, SCOPE] = np.arange(n) // (full if plan.pooled else plan.n_experts)
+    work = zeros(WORK_ROWS, n + len(slots) + 16, dtype=np.uint32)
+    work[OLDER:, n : n + len(slots)] = np.arange(n, n + len(slots))
     return State(
         x=x,
         c=c,
         work=work,
         scope=scope,
-        slot=zeros(int(plan.slots.sum()), dtype=np.uint32),
+        slot=zeros(int(slots.sum()), dtype=np.uint32),
         queue=zeros(n + 1, 3),
         layer=zeros(layers, LAYER_COLUMNS),
         merged=zeros(distances * (distances + 1), plan.n_experts + 1),
-        score=zeros(n, dtype=np.float64),
+        score=zeros(n + layers, dtype=np.float64),
         params=np.asarray(plan.eviction.params, np.float64),
         routed=np.zeros((rows, plan.experts.shape[2]), np.int64),
         weight=np.zeros((rows, plan.experts.shape[2]), np.float64),

@@ -43,7 +43,8 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
 @choice
 def forget(s: Any, clock: Any) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
-    s.c[st.FIRST_COUNTER :] = 0
+    s.c[st.FIRST_COUNTER : st.LAST_COUNTER + 1] = 0
+    s.c[st.LANDED_LOW] = 0
     s.layer[:] = 0
     s.quality[:] = 0.0
     s.loss[:] = 0.0
