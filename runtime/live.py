@@ -79,6 +79,8 @@ class SlottedModel:
     """A Hugging Face model whose experts are computed from slots, as a closed loop says, while it is open."""
 
     def __init__(self, model: Any, loop: ClosedLoop, device: torch.device | None = None) -> None:
+        if loop.setting.plan.low is not None:
+            raise LiveError(f"miss {loop.spec.miss}: live models have no low-precision copies; tiny-moe computes them")
         self.model, self.loop = model, loop
         self.driver = Driver(model, loop)
         self.device = device or next(model.get_input_embeddings().parameters()).device

@@ -37,13 +37,13 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.jit import frozen
-from sim.core.plan import ANSWERS, Costs, Plan
+from sim.core.plan import ANSWERS, Costs, Leaving, Low, Plan
 from sim.core.visit import inputs
-from sim.costs import StepShapes, costs
+from sim.costs import StepShapes, costs, low_copies
 from sim.errors import SpecError
 from sim.machines.discrete import Machine, Process
 from sim.plan import Setting, prepare
-from sim.policies import EVICTION, RERANK, find
+from sim.policies import EVICTION, MISS, RERANK, find
 from sim.record import RunRecord
 from sim.spec import RunSpec
 from traces.trace import RoutingTrace
@@ -99,7 +99,8 @@ class ModelShape:
 
 
 class Copy(NamedTuple):
-    """A transfer was committed: expert (global id) takes the slot, whose former resident is gone."""
+    """A transfer was committed: expert (global id) takes the slot, whose former resident is gone. Low-precision copies
+    have ids and slots of their own, behind all others (sim.core.plan.Low)."""
 
     expert: int
     slot: int
@@ -129,7 +130,7 @@ class Served(NamedTuple):
     @property
     def untouched(self) -> bool:
         """Every slot is answered by its own expert, wherever it is computed, with its own weight."""
-        return self.weights is None and not ((self.answers == SUBSTITUTE) | (self.answers == DROP)).any()
+        return self.weights is None and not (self.answers[self.answers != CPU] > FETCH).any()
 
 
 def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArray[np.float16]:
@@ -160,7 +161,7 @@ class Stepped(Machine):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, full=True)
         self.ops: list[Copy | Run] = []
-        self.step_ns: tuple[list[int], int] = ([], 0)
+        self.step_ns: tuple[list[int], int] = ([], 0)  # of the step that runs: dense parts, head
 
     def durations(self, step: int) -> tuple[list[int], int]:
         return self.step_ns
@@ -219,7 +220,9 @@ class ClosedLoop:
         self.machine = Stepped(self._plan())
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
-        self._ended, self._record = True, None
+        self._ended = True
+        self._record: RunRecord | None = None
+        self._active: set[int] = set()  # requests of the step before
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -237,6 +240,8 @@ class ClosedLoop:
         self.rows = slice(self.tokens, self.tokens + n)
         self.tokens += n
         room.begin(self.step, self.rows, requests, positions, prefill)
+        if self.setting.plan.leaving is not None:
+            room.leave(self.step, self._leaving(set(requests)))
         ahead = () if then is None else tuple(then) or tuple(dict.fromkeys(requests))
         room.foretell(self.step, self.tokens, len(ahead))
         if self.foresight is not None:
@@ -245,6 +250,17 @@ class ClosedLoop:
         self.machine.route = self.machine.route._replace(step_prefill=frozen(room.prefill[:known]))
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
+
+    def _leaving(self, here: set[int]) -> Array:
+        """The rows that an eviction policy that looks back forgets now (sim.steps.leaving): those of the step `window`
+        steps ago, or of the requests that no longer have a row."""
+        room, eviction = self._room, self.setting.plan.eviction
+        if eviction.name == "window-score":
+            gone = self.step - int(eviction.params[0])
+            return np.arange(*room.offset[gone : gone + 2]) if gone >= 0 else np.zeros(0, np.int64)
+        left = [request for request in self._active if request not in here]
+        self._active = here
+        return np.flatnonzero(np.isin(room.request[: self.rows.start], left))
 
     def visit(self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None) -> Served:
         """The router of MoE layer `layer` (0 ...) has spoken: ids [n, K], weights [n, K], raw logits [n, E]; hidden is
@@ -357,6 +373,21 @@ class ClosedLoop:
         if self._room.grow(tokens, steps) or wider:
             self._adopt(rows)
 
+    def _low(self) -> Low | None:
+        """The low-precision copies, with durations for as many rows as a step may have."""
+        made = self.setting
+        if made.plan.low is None:
+            return None
+        rows = len(self._costs.expert_ns) - 1
+        found = low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
+        return found
+
+    @property
+    def low_precision(self) -> str:
+        """The precision of the low-precision copies."""
+        miss = find("miss", MISS, self.spec.miss)
+        return str(miss.values(self.spec.params(self.spec.miss))["precision"])
+
     def _plan(self) -> Plan:
         """The plan over the room there is now."""
         room, plan = self._room, self.setting.plan
@@ -371,6 +402,8 @@ class ClosedLoop:
             costs=self._costs,
             prefetch=None if self.foresight is None else self.foresight.prefetch(self.spec),
             warmup_steps=self.spec.warmup_steps,
+            low=self._low(),
+            leaving=None if plan.leaving is None else Leaving(room.leaving_offset, room.leaving_row),
         )
 
     def _adopt(self, rows: int = 1) -> None:
@@ -379,10 +412,11 @@ class ClosedLoop:
         if machine is None:
             return
         plan, s = self._plan(), machine.s
+        low = plan.low or plan.costs
         rows = max(rows, len(s.routed), len(self._costs.expert_ns) - 1)
         wide = {name: _longer(getattr(s, name), rows) for name in ("routed", "weight")}
         machine.s = s._replace(loss=_longer(s.loss, len(plan.experts)), **wide)
-        machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, plan.costs.expert_ns.tolist()
+        machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
         machine.log = lg.Log(*(_longer(a, len(b)) for a, b in zip(machine.log, lg.new_log(plan), strict=True)))
         n = len(plan.step_prefill)
         machine.clock = machine.clock._replace(
@@ -434,6 +468,7 @@ class _Room:
         self.experts, self.weights, self.logits = (np.empty((0, *a.shape[1:]), a.dtype) for a in _routed(none))
         self.row, self.request, self.position = (np.zeros(0, np.int32) for _ in range(3))
         self.offset, self.prefill = np.zeros(1, np.int64), np.zeros(0, np.bool_)
+        self.leaving_offset, self.leaving_row = np.zeros(1, np.int64), np.zeros(0, np.int32)
 
     def grow(self, tokens: int, steps: int) -> bool:
         """Room for at least so many; False where there was."""
@@ -447,6 +482,7 @@ class _Room:
         )
         self.request, self.position = _longer(self.request, tokens), _longer(self.position, tokens)
         self.row = np.arange(tokens, dtype=np.int32)
+        self.leaving_offset, self.leaving_row = _longer(self.leaving_offset, steps + 1), _longer(self.leaving_row, tokens)
         self.offset, self.prefill = _longer(self.offset, steps + 1), _longer(self.prefill, steps)
         if self.foresight is not None:
             self.foresight.grow(tokens)
@@ -455,6 +491,12 @@ class _Room:
     def begin(self, step: int, rows: slice, requests: Sequence[int], positions: Sequence[int], prefill: bool) -> None:
         self.request[rows], self.position[rows] = requests, positions
         self.offset[step], self.offset[step + 1], self.prefill[step] = rows.start, rows.stop, prefill
+
+    def leave(self, step: int, rows: Array) -> None:
+        """These rows are forgotten at this step by an eviction policy that looks back."""
+        first = self.leaving_offset[step]
+        self.leaving_row[first : first + len(rows)] = rows
+        self.leaving_offset[step + 1] = first + len(rows)
 
     def foretell(self, step: int, first: int, rows: int) -> None:
         """The step after this one will have so many rows."""

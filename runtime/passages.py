@@ -25,6 +25,8 @@ class Tokens(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def decode(self, ids: Sequence[int]) -> str: ...
+
     def n_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of the text that these tokens spell."""
         ...
@@ -106,6 +108,9 @@ class OwnTokens:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text).ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def n_bytes(self, ids: Sequence[int]) -> int:
         return sum(len(self.tokenizer.id_to_token(i)) for i in ids)
 
@@ -119,5 +124,8 @@ class HfTokens:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
     def n_bytes(self, ids: Sequence[int]) -> int:
-        return len(self.tokenizer.decode(ids).encode())
+        return len(self.decode(ids).encode())

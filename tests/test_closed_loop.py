@@ -23,6 +23,7 @@ from runtime.loop import ClosedLoop, ModelShape, ordered_half  # noqa: E402
 from runtime.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
 from runtime.passages import Passages, is_judged, passages  # noqa: E402
 from runtime.quality import Sums, compared, figures  # noqa: E402
+from runtime.rounding import bits_of, rounded  # noqa: E402
 from runtime.subject import TINY, Subject, subject  # noqa: E402
 from runtime.text import TextError, read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
@@ -41,6 +42,9 @@ head_ns = 500
 group_ns = 50
 cpu_expert_ns = 1700
 expert_bytes = 10
+low_transfer_ns = 900
+low_expert_ns = 200
+low_bytes = 3
 """
 
 
@@ -121,6 +125,9 @@ RUNS: list[dict[str, Any]] = [
     {"miss": "random", "eviction": "random", "seed": 5},
     {"miss": "fiddler", "eviction": "lfu", "expert_group": "ready"},
     {"miss": "mixed", "cache_scope": "global", "cache": 17, "expert_group": "all", "eviction": "decayed"},
+    {"eviction": "window-score", "set": {"window-score.window": 3}, "miss": "buddy", "prefetch": "previous-token"},
+    {"eviction": "activation-matrix", "cache_scope": "global", "cache": 11},
+    {"miss": "hobbit", "set": {"hobbit.slots": 2, "hobbit.full": 0.3}, "cache": 3, "eviction": "least-stale"},
     {"rerank": "adapmoe", "set": {"adapmoe.threshold": 0.04}, "warmup_steps": 3},
 ]
 
@@ -258,7 +265,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass() -> None:
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
-def run_of(tiny: Subject, text: Passages, fitted: RoutingTrace, **fields: Any) -> Any:
+def run_of(tiny: Subject, text: Passages, fitted: RoutingTrace | None, **fields: Any) -> Any:
     spec = RunSpec.of({"trace": TINY, **fields})
     base = Baseline(tiny, text, keep=True)
     loop_ = ClosedLoop(spec, tiny.shape, fitted, charged(tiny.model, tiny.shape, "deepseek-v2-lite"), keep_logits=True)
@@ -333,6 +340,23 @@ def test_a_stand_in_is_what_the_model_computes(tiny: Subject, judged: Passages, 
     for hook in hooks:
         hook.remove()
     assert torch.equal(got, want) and not torch.equal(got, stepwise(tiny, tokens))
+
+
+def test_a_low_precision_copy_is_computed_with_rounded_weights(tiny: Subject, judged: Passages) -> None:
+    experts = tiny.model.layers[0].mlp.experts  # type: ignore[union-attr, index]
+    coarse, fine = (rounded(experts.down_proj.data, bits) for bits in (4, 8))
+    whole = experts.down_proj.data
+    errors = [float((w - whole).norm() / whole.norm()) for w in (coarse, fine)]
+    assert 0.05 < errors[0] < 0.15 and errors[1] < 0.01 and coarse.shape == experts.down_proj.shape
+    assert len(coarse[0, 0, :32].unique()) <= 15 and bits_of("q4") == 4 and bits_of("q8") == 8
+    kl = []
+    for precision in ("q8", "q4"):
+        given = {"hobbit.precision": precision, "hobbit.full": -1.0, "hobbit.low": 1.0, "hobbit.slots": 32}
+        _, run, _ = run_of(tiny, judged, None, cache=1, miss="hobbit", set=given)
+        assert run.record.counters["low"] > 0.8 * run.record.counters["slots_wanted"] > 0
+        assert run.record.counters["dropped"] == 0
+        kl.append(run.sums.kl.sum() / run.sums.tokens.sum())
+    assert 0 < kl[0] < 0.01 * kl[1] < 0.01
 
 
 def test_free_running_with_fetch_generates_the_same(tiny: Subject, judged: Passages, fitted_on: RoutingTrace) -> None:
