@@ -1,0 +1,294 @@
+"""A real accelerator through torch.accelerator: CUDA, ROCm (which calls itself cuda), XPU. And devices of one stream.
+
+Kernels go to one stream, copies to another; events order them on the device. Only the host's one thread talks to the
+device, so no two threads fight for the interpreter: it looks whether copies have ended each time it launches
+something, and all the while that it waits. So a landing is noticed within the time between two launches, some
+microseconds, and the next transfer follows from there; the gap is in the record (`started_ns` after the last
+`landed_ns`).
+
+Times of events come from the device's own clock, as milliseconds from another event. `anchor` is an event that the
+host saw happen (it looks without sleeping, so it is late by about a microsecond); waits for kernels make new ones,
+which keeps the difference small enough for a float32.
+
+Host memory is page-locked by registering ordinary memory where the runtime can (cudaHostRegister): torch's own
+allocator of page-locked memory rounds each block up to a power of two, which may double the hundred gigabytes that
+experts take.
+"""
+
+import contextlib
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from runtime.device.cpu import host_bytes
+from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
+from runtime.device.worker import Threads, Worker, failing, give_back
+
+Sequences = Sequence[Access]
+SHARP_NS = 10_000  # an anchor: the host looked twice within this time, and in between it happened
+REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
+STALE_NS = 5_000_000_000  # after so long a float32 of milliseconds is worse than a blunt anchor
+
+
+def current() -> torch.device | None:
+    """The accelerator that torch finds, if any."""
+    if not torch.accelerator.is_available():
+        return None
+    found = torch.accelerator.current_accelerator()
+    index = _named(torch.accelerator, "current_device_index", "current_device_idx")
+    return None if found is None else torch.device(found.type, index())
+
+
+def _named(room: Any, *names: str) -> Any:
+    """The first of these names that this torch has: some moved between 2.6 and 2.9."""
+    return next(getattr(room, name) for name in names if hasattr(room, name))
+
+
+def own_pages(nbytes: int) -> mmap.mmap:
+    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes)
+
+
+class DeviceEvent:
+    """An event of the device, with a time."""
+
+    def __init__(self, port: "AcceleratorPort", stream: Any) -> None:
+        self.port, self.anchor = port, port.anchor
+        self.event = torch.Event(device=port.device, enable_timing=True)
+        self.event.record(stream)
+
+    def done(self) -> bool:
+        if self.event.query():
+            return True
+        self.port.looked_ns = time.perf_counter_ns()
+        return False
+
+    def wait(self) -> None:
+        self.port.wait_until(self.done)
+        now = time.perf_counter_ns()
+        if now - self.port.looked_ns < SHARP_NS or now - self.port.anchor[1] > STALE_NS:
+            self.port.anchor = (self.event, now)
+
+    def time_ns(self) -> int:
+        if self.port.anchor[0] is self.event:
+            return int(self.port.anchor[1])
+        known, at = self.anchor
+        return at + round(float(known.elapsed_time(self.event)) * 1e6)
+
+
+class DeviceCopy(DeviceEvent):
+    """A copy between two events."""
+
+    def __init__(self, port: "AcceleratorPort", begin: DeviceEvent, landed: Landed | None, stream: Any) -> None:
+        super().__init__(port, stream)
+        self.begin, self.landed = begin, landed
+
+    @property
+    def started_ns(self) -> int | None:
+        return self.begin.time_ns() if self.begin.done() else None
+
+
+class DeviceStream:
+    """A stream of the device."""
+
+    def __init__(self, port: "AcceleratorPort", stream: Any) -> None:
+        self.port, self.stream = port, stream
+
+    def launch(
+        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequences = (), writes: Sequences = ()
+    ) -> None:
+        with failing("the device"):
+            work()
+        self.port.poll()
+
+    def copy(
+        self,
+        dst: torch.Tensor,
+        src: torch.Tensor,
+        landed: Landed | None = None,
+        planned_ns: int = 0,
+        gap_ns: int = 0,
+        reads: Sequences = (),
+        writes: Sequences = (),
+    ) -> DeviceCopy:
+        with failing("a copy"):
+            torch.accelerator.set_stream(self.stream)
+            try:
+                begin = DeviceEvent(self.port, self.stream)
+                dst.copy_(src, non_blocking=True)
+                copy = DeviceCopy(self.port, begin, landed, self.stream)
+            finally:
+                torch.accelerator.set_stream(self.port.compute.stream)
+        if landed is not None:
+            self.port.flights.append(copy)
+        return copy
+
+    def record(self) -> DeviceEvent:
+        return DeviceEvent(self.port, self.stream)
+
+    def wait(self, event: Any) -> None:
+        if isinstance(event, DeviceEvent):
+            self.stream.wait_event(event.event)
+        else:
+            event.wait()
+
+
+class AcceleratorPort:
+    """See runtime.device.port.Port."""
+
+    name = "accelerator"
+
+    def __init__(self, device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
+        self.device, self.timeout_s = device, timeout_s
+        self.threads = Threads(timeout_s)
+        self.lock = self.threads.condition
+        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
+        self.before = torch.accelerator.current_stream(device)
+        self.compute = DeviceStream(self, torch.Stream(device=device))
+        self.link = DeviceStream(self, torch.Stream(device=device))
+        torch.accelerator.set_stream(self.compute.stream)
+        self.flights: deque[DeviceCopy] = deque()
+        self.noticing = self.closed = False
+        self.buffers: list[Buffer] = []
+        self.registered: dict[int, torch.Tensor] = {}
+        self.copies = 0
+        self.looked_ns = 0
+        self.anchor: tuple[Any, int] = (None, 0)
+        first = self.compute.record()
+        torch.accelerator.synchronize(device)
+        self.anchor = (first.event, time.perf_counter_ns())
+
+    # --- memory ---
+
+    def alloc_device(self, nbytes: int, what: str) -> Buffer:
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8, device=self.device), what))
+        return self.buffers[-1]
+
+    def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:
+        if not page_locked:
+            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8), what))
+            return self.buffers[-1]
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB page-locked beside {self._locked() / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(self._page_locked(nbytes), what))
+        return self.buffers[-1]
+
+    def _locked(self) -> int:
+        return sum(b.tensor.numel() for b in self.buffers if b.tensor.device.type == "cpu")
+
+    def _page_locked(self, nbytes: int) -> torch.Tensor:
+        if self.device.type != "cuda" or nbytes < REGISTERED_FROM:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
+        self._checked("cudaHostRegister", memory.data_ptr(), nbytes, 0)
+        self.registered[memory.data_ptr()] = memory
+        return memory
+
+    def _checked(self, call: str, *arguments: int) -> None:
+        cudart: Any = torch.cuda.cudart  # untyped
+        code = int(getattr(cudart(), call)(*arguments))
+        if code != 0:
+            raise DeviceError(f"{call}: error {code} of the runtime")
+
+    def free(self, buffer: Buffer) -> None:
+        memory = self.registered.pop(buffer.tensor.data_ptr(), None) if not buffer.freed else None
+        if memory is not None:
+            self._checked("cudaHostUnregister", memory.data_ptr())
+        give_back(buffer)
+        self.buffers.remove(buffer)
+
+    def free_bytes(self) -> int:
+        ask = getattr(torch.accelerator, "get_memory_info", None)
+        ask = ask or getattr(torch, self.device.type).mem_get_info
+        return int(ask(self.device)[0])
+
+    # --- the host ---
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    def soon(self, call: Callable[[], None]) -> None:
+        call()
+
+    def notify(self) -> None:
+        """The one thread looks by itself."""
+
+    def touch(self, reads: Sequences = (), writes: Sequences = ()) -> None:
+        """Nothing to do."""
+
+    def poll(self) -> None:
+        """Tell of the copies that have ended, in order."""
+        if self.noticing:
+            return
+        self.noticing = True
+        try:
+            while self.flights and self.flights[0].done():
+                copy = self.flights.popleft()
+                self.copies += 1
+                assert copy.landed is not None
+                copy.landed(copy.begin.time_ns(), copy.time_ns())
+        finally:
+            self.noticing = False
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        end = time.monotonic() + self.timeout_s
+        with failing("the device"):
+            while True:
+                self.poll()
+                with self.lock:
+                    if ready():
+                        return
+                self.threads.check()
+                if time.monotonic() > end:
+                    raise DeviceError(f"nothing happened for {self.timeout_s:g} s; gave up waiting")
+                time.sleep(0)  # the host's experts run in a thread that wants the interpreter too
+
+    def sync(self) -> None:
+        for stream in (self.compute, self.link):
+            stream.record().wait()
+        self.host.record().wait()
+        self.poll()
+
+    def facts(self) -> dict[str, Any]:
+        """Which device, which software."""
+        kind = getattr(torch, self.device.type, None)
+        named = getattr(kind, "get_device_name", None)
+        name = self.device.type if named is None else named(self.device)
+        return {
+            "name": self.device.type,
+            "what": f"{name}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),
+            "torch": torch.__version__,
+            "copies": self.copies,
+            "page_locked": True,
+            "host_free_bytes": host_bytes(),
+        }
+
+    def close(self) -> None:
+        """Wait for what runs, if the device still answers, and give everything back."""
+        if self.closed:
+            return
+        self.closed = True
+        self.flights.clear()
+        with contextlib.suppress(Exception):  # a device that failed has said so already
+            torch.accelerator.synchronize(self.device)
+        self.host.stop()
+        for buffer in list(self.buffers):
+            with contextlib.suppress(Exception):
+                self.free(buffer)
+        torch.accelerator.set_stream(self.before)
+        give_up: Any = getattr(getattr(torch, self.device.type), "empty_cache", None)
+        if give_up is not None:
+            give_up()
+
+    def __enter__(self) -> "AcceleratorPort":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
