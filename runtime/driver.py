@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.loop import ClosedLoop, ModelShape, Served
+from runtime.loop import LOW, ClosedLoop, ModelShape, Served
+from runtime.rounding import bits_of, rounded
 from traces.capturing.routers import MoeLayer, find_moe_layers, foretold, raw_logits
 
 ALWAYS_NORMALISED = ("mixtral", "gpt_oss")  # their configurations do not say
@@ -131,23 +133,54 @@ def answered(served: Served, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     return torch.from_numpy(served.ids).to(ids), weights
 
 
+class _LowCopies:
+    """Rounded experts of our own decoder's layers, made when they are first asked for."""
+
+    def __init__(self, layers: list[MoeLayer], precision: str) -> None:
+        self.layers, self.bits = layers, bits_of(precision)
+        self._made: dict[int, nn.Module] = {}
+
+    def output(self, place: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """What the rounded experts of a layer add for these slots (-1: none)."""
+        if place not in self._made:
+            copy = deepcopy(self.layers[place].experts)
+            for p in copy.parameters():
+                p.data = rounded(p.data, self.bits)
+            self._made[place] = copy
+        out: Tensor = self._made[place].forward(hidden, ids, weights)
+        return out
+
+
 @contextmanager
 def served(model: nn.Module, loop: ClosedLoop) -> Iterator[Driver]:
     """While open, `runtime.model.MoeDecoder` computes what the loop's visits say (within `Driver.step`)."""
     driver, hooks = Driver(model, loop), []
+    low = _LowCopies(driver.layers, loop.low_precision) if loop.setting.plan.low is not None else None
+    beside: dict[int, Tensor] = {}  # of the layer that runs: what low-precision copies add
 
     def serve(place: int) -> Callable[..., Any]:
         def hook(_module: nn.Module, routed: tuple[Tensor, Tensor, Tensor]) -> Any:
             hidden, ids, weights = routed
             if not driver.active:
                 return None
-            return (hidden, *answered(driver.visit(place, ids, weights), ids, weights))
+            result = driver.visit(place, ids, weights)
+            ids, weights = answered(result, ids, weights)
+            rounded_slots = torch.from_numpy(result.answers == LOW).to(ids.device)
+            if low is not None and rounded_slots.any():
+                beside[place] = low.output(place, hidden, ids.masked_fill(~rounded_slots, -1), weights)
+                ids = ids.masked_fill(rounded_slots, -1)
+            return hidden, ids, weights
 
         return hook
+
+    def add(place: int) -> Callable[..., Any]:
+        return lambda _module, _routed, out: out + beside.pop(place) if place in beside else None
 
     with driver:
         for layer in driver.layers:
             hooks.append(layer.experts.register_forward_pre_hook(serve(layer.place)))
+            if low is not None:
+                hooks.append(layer.experts.register_forward_hook(add(layer.place)))
         try:
             yield driver
         finally:

@@ -81,6 +81,7 @@ def _shares(run: Judged) -> dict[str, float]:
         "substituted_slots": c["substituted"] / slots,
         "dropped_slots": c["dropped"] / slots,
         "cpu_slots": c["cpu"] / slots,
+        "low_slots": c["low"] / slots,
         "substituted_weight": c["weight_substituted"] / weight,
         "dropped_weight": c["weight_dropped"] / weight,
         "reranked_slots": run.reranked[0] / slots,

@@ -1,8 +1,8 @@
 """The experts of a Hugging Face layer as one packed buffer each, and what one expert computes.
 
 transformers >= 5.0 keeps a layer's experts in 3-D parameters whose first axis is the expert: `gate_up_proj` [E, 2I, H]
-and `down_proj` [E, H, I]; gpt-oss transposes both, interleaves gate and up, and has a bias for each; a few families have
-`up_proj` alone. What a module has is said by its flags (has_gate, has_bias, is_transposed) and its `_apply_gate`, which
+and `down_proj` [E, H, I]; gpt-oss transposes both, interleaves gate and up, and has a bias for each; a few families
+have `up_proj` alone. What a module has is said by its flags (has_gate, has_bias, is_transposed) and its `_apply_gate`, which
 are used here as its own implementations use them: so every layout that they serve is served.
 """
 

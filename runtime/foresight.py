@@ -48,10 +48,11 @@ class Foresight:
 
     def grow(self, tokens: int) -> None:
         """Room for so many rows."""
-        more = tokens - self.row.shape[1]
+        have = self.row.shape[1]
+        more = tokens - have
         fill = np.full((self.lists.shape[0], more, *self.lists.shape[2:]), -1, np.int16)
         self.lists = np.concatenate([self.lists, fill], axis=1)
-        own = np.broadcast_to(np.arange(tokens, dtype=np.int32)[-more:], (self.distance, more))
+        own = np.broadcast_to(np.arange(have, tokens, dtype=np.int32), (self.distance, more))
         self.row = np.concatenate([self.row, own], axis=1)
 
     def prefetch(self, spec: RunSpec) -> Prefetch:

@@ -10,14 +10,14 @@ simulator for the hardware asked for; they are then carried out: experts are cop
 the order of the commits, and computed from slots alone, group by group, so that a visit that wants more experts than
 there are slots runs in waves. An expert that the policy gives to the CPU is computed there.
 
-**Same result.** Each slot's output is computed by the very operations of the module's `eager` implementation and summed in the
-order of the implementation that the model had before. With everything fetched, a model that ran `eager` gives equal
-logits to the last bit; one that ran `grouped_mm` does on the CPU, and elsewhere as near as the two kernels are.
+**Same result.** Each slot's output is computed by the very operations of the module's `eager` implementation and summed
+in the order of the implementation that the model had before. With everything fetched, a model that ran `eager` gives
+equal logits to the last bit; one that ran `grouped_mm` does on the CPU, and elsewhere as near as the two kernels are.
 
-**Padding** is routed and served as the model itself routes and computes it. **Steps**: one call of the decoder is one step; it is a
-prefill step while it holds columns of the prompt that `generate` was given (outside of `generate`: when the cache is empty
-or more than one column comes). Lossy answers are off in prefill steps unless the policy says otherwise. Beams are served,
-but a prefetcher that goes by the last token follows the row, not the beam.
+**Padding** is routed and served as the model itself routes and computes it. **Steps**: one call of the decoder is one
+step; it is a prefill step while it holds columns of the prompt that `generate` was given (outside of `generate`: when
+the cache is empty or more than one column comes). Lossy answers are off in prefill steps unless the policy says
+otherwise. Beams are served, but a prefetcher that goes by the last token follows the row, not the beam.
 
 The clock is the simulated one, the copies are real: how fast they are here is another matter (`runtime.replay`).
 """
@@ -79,6 +79,8 @@ class SlottedModel:
     """A Hugging Face model whose experts are computed from slots, as a closed loop says, while it is open."""
 
     def __init__(self, model: Any, loop: ClosedLoop, device: torch.device | None = None) -> None:
+        if loop.setting.plan.low is not None:
+            raise LiveError(f"miss {loop.spec.miss}: live models have no low-precision copies; tiny-moe computes them")
         self.model, self.loop = model, loop
         self.driver = Driver(model, loop)
         self.device = device or next(model.get_input_embeddings().parameters()).device

@@ -38,12 +38,12 @@ from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
-from sim.core.plan import ANSWERS, Costs, Plan
-from sim.costs import StepShapes, costs
+from sim.core.plan import ANSWERS, Costs, Leaving, Low, Plan
+from sim.costs import StepShapes, costs, low_copies
 from sim.errors import SpecError
 from sim.machines.discrete import Machine, Process
 from sim.plan import Setting, prepare
-from sim.policies import EVICTION, RERANK, find
+from sim.policies import EVICTION, MISS, RERANK, find
 from sim.record import RunRecord
 from sim.spec import RunSpec
 from traces.trace import RoutingTrace
@@ -99,7 +99,8 @@ class ModelShape:
 
 
 class Copy(NamedTuple):
-    """A transfer was committed: expert (global id) takes the slot, whose former resident is gone."""
+    """A transfer was committed: expert (global id) takes the slot, whose former resident is gone. Low-precision copies
+    have ids and slots of their own, behind all others (sim.core.plan.Low)."""
 
     expert: int
     slot: int
@@ -129,7 +130,7 @@ class Served(NamedTuple):
     @property
     def untouched(self) -> bool:
         """Every slot is answered by its own expert, wherever it is computed, with its own weight."""
-        return self.weights is None and not ((self.answers == SUBSTITUTE) | (self.answers == DROP)).any()
+        return self.weights is None and not (self.answers[self.answers != CPU] > FETCH).any()
 
 
 def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArray[np.float16]:
@@ -160,7 +161,7 @@ class Stepped(Machine):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, full=True)
         self.ops: list[Copy | Run] = []
-        self.step_ns: tuple[list[int], int] = ([], 0)
+        self.step_ns: tuple[list[int], int] = ([], 0)  # of the step that runs: dense parts, head
 
     def durations(self, step: int) -> tuple[list[int], int]:
         return self.step_ns
@@ -187,7 +188,9 @@ class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
-    fitted on. keep_logits: for `trace()`, also where no policy reads them. Raises SpecError, CatalogError or FitError, one line, for what
+    fitted on. keep_logits: for `trace()`, also where no policy reads them.
+
+    Raises SpecError, CatalogError or FitError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
@@ -204,7 +207,9 @@ class ClosedLoop:
         self.foresight: Foresight | None = foresight_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"
-        plain = spec.model_copy(update={"prefetch": "none", "set": own, "calibration": used or None})
+        plain = spec.model_copy(
+            update={"prefetch": "none", "set": own, "calibration": used or None, "warmup_steps": 0}  # one blank step
+        )
         self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=charged)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
         self.rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank).name
@@ -215,7 +220,9 @@ class ClosedLoop:
         self.machine = Stepped(self._plan())
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
-        self._ended, self._record = True, None
+        self._ended = True
+        self._record: RunRecord | None = None
+        self._active: set[int] = set()  # requests of the step before
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -233,6 +240,8 @@ class ClosedLoop:
         self.rows = slice(self.tokens, self.tokens + n)
         self.tokens += n
         room.begin(self.step, self.rows, requests, positions, prefill)
+        if self.setting.plan.leaving is not None:
+            room.leave(self.step, self._leaving(set(requests)))
         ahead = () if then is None else tuple(then) or tuple(dict.fromkeys(requests))
         room.foretell(self.step, self.tokens, len(ahead))
         if self.foresight is not None:
@@ -242,14 +251,24 @@ class ClosedLoop:
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
 
+    def _leaving(self, here: set[int]) -> Array:
+        """The rows that an eviction policy that looks back forgets now (sim.steps.leaving): those of the step `window`
+        steps ago, or of the requests that no longer have a row."""
+        room, eviction = self._room, self.setting.plan.eviction
+        if eviction.name == "window-score":
+            gone = self.step - int(eviction.params[0])
+            return np.arange(*room.offset[gone : gone + 2]) if gone >= 0 else np.zeros(0, np.int64)
+        left = [request for request in self._active if request not in here]
+        self._active = here
+        return np.flatnonzero(np.isin(room.request[: self.rows.start], left))
+
     def visit(self, layer: int, ids: Array, weights: Array, logits: Array | None = None, hidden: Any = None) -> Served:
         """The router of MoE layer `layer` (0 ...) has spoken: ids [n, K], weights [n, K], raw logits [n, E]; hidden is
         what its router saw, for a prefetcher that asks later routers."""
         room, rows, step, machine = self._room, self.rows, self.step, self.machine
-        order = np.lexsort((ids, -weights), axis=1)  # a trace's slots: descending weight, ties by id
-        ordered_ids, ordered_weights = (np.take_along_axis(x, order, axis=1) for x in (ids, weights))
-        room.experts[rows, layer] = ordered_ids
-        room.weights[rows, layer] = ordered_weights
+        order = _slot_order(ids, weights)
+        room.experts[rows, layer] = _taken(order, ids)
+        room.weights[rows, layer] = _taken(order, weights)
         if self.needs_logits and logits is not None:
             room.logits[rows, layer] = ordered_half(logits.astype(np.float64), ids)
         elif self.needs_logits:
@@ -272,28 +291,29 @@ class ClosedLoop:
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
-    def _served(self, order: Int, ids: Array, weights: Array, logits: Array | None, before: int) -> Served:
+    def _served(self, order: Int | None, ids: Array, weights: Array, logits: Array | None, before: int) -> Served:
         machine, n = self.machine, len(ids)
         s, log = machine.s, machine.log
         assert log is not None
-        got, slot = np.take_along_axis(ids, order, axis=1).astype(np.int64), order
+        got, slot = _taken(order, ids).astype(np.int64), order
         new_weights, reweighted = None, np.zeros(n, np.bool_)
         if self.rerank is not None:
             if self.rerank in BY_RANK and self.step == 0:
                 self._check_router(ids, weights, logits)
-            got, slot, reweighted = self._reranked(got, np.take_along_axis(weights, order, axis=1), ids, order)
+            got, slot, reweighted = self._reranked(got, _taken(order, weights), ids, order)
             if reweighted.any():
                 new_weights = _scattered(slot, s.weight[:n].copy())
         answers = np.full(got.shape, HIT, np.int8)
         rows = log.answers[before : s.c[st.R_ANSWERS]]
-        at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
-        answers[at] = rows[:, lg.A_ANSWER]
-        got[at] = np.where(rows[:, lg.A_ANSWER] == SUBSTITUTE, rows[:, lg.A_STAND_IN], got[at])
-        got[answers == DROP] = -1
+        if len(rows):
+            at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
+            answers[at] = rows[:, lg.A_ANSWER]
+            got[at] = np.where(rows[:, lg.A_ANSWER] == SUBSTITUTE, rows[:, lg.A_STAND_IN], got[at])
+            got[answers == DROP] = -1
         ops, machine.ops = machine.ops, []
         return Served(_scattered(slot, got), new_weights, reweighted, _scattered(slot, answers), ops)
 
-    def _reranked(self, routed: Int, weights: Array, ids: Array, order: Int) -> tuple[Int, Int, Any]:
+    def _reranked(self, routed: Int, weights: Array, ids: Array, order: Int | None) -> tuple[Int, Int | None, Any]:
         """(ids after re-ranking, the router's slot that each belongs to, rows whose weights are the policy's)."""
         s, n = self.machine.s, len(routed)
         new = s.routed[:n].copy()
@@ -353,6 +373,21 @@ class ClosedLoop:
         if self._room.grow(tokens, steps) or wider:
             self._adopt(rows)
 
+    def _low(self) -> Low | None:
+        """The low-precision copies, with durations for as many rows as a step may have."""
+        made = self.setting
+        if made.plan.low is None:
+            return None
+        rows = len(self._costs.expert_ns) - 1
+        found = low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
+        return found
+
+    @property
+    def low_precision(self) -> str:
+        """The precision of the low-precision copies."""
+        miss = find("miss", MISS, self.spec.miss)
+        return str(miss.values(self.spec.params(self.spec.miss))["precision"])
+
     def _plan(self) -> Plan:
         """The plan over the room there is now."""
         room, plan = self._room, self.setting.plan
@@ -366,6 +401,9 @@ class ClosedLoop:
             step_prefill=room.prefill,
             costs=self._costs,
             prefetch=None if self.foresight is None else self.foresight.prefetch(self.spec),
+            warmup_steps=self.spec.warmup_steps,
+            low=self._low(),
+            leaving=None if plan.leaving is None else Leaving(room.leaving_offset, room.leaving_row),
         )
 
     def _adopt(self, rows: int = 1) -> None:
@@ -374,10 +412,11 @@ class ClosedLoop:
         if machine is None:
             return
         plan, s = self._plan(), machine.s
+        low = plan.low or plan.costs
         rows = max(rows, len(s.routed), len(self._costs.expert_ns) - 1)
         wide = {name: _longer(getattr(s, name), rows) for name in ("routed", "weight")}
         machine.s = s._replace(loss=_longer(s.loss, len(plan.experts)), **wide)
-        machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, plan.costs.expert_ns.tolist()
+        machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
         machine.log = lg.Log(*(_longer(a, len(b)) for a, b in zip(machine.log, lg.new_log(plan), strict=True)))
         n = len(plan.step_prefill)
         machine.clock = machine.clock._replace(
@@ -400,6 +439,8 @@ class ClosedLoop:
     def _recorded(self) -> RunRecord:
         assert self._ended, "a step is under way"
         room, steps, machine = self._room, self.step + 1, self.machine
+        if steps <= self.spec.warmup_steps:
+            raise SpecError(f"warmup_steps: {self.spec.warmup_steps}: the run has {steps} steps; must be fewer")
         machine.end_run()
         plan = replace(
             machine.plan,
@@ -427,6 +468,7 @@ class _Room:
         self.experts, self.weights, self.logits = (np.empty((0, *a.shape[1:]), a.dtype) for a in _routed(none))
         self.row, self.request, self.position = (np.zeros(0, np.int32) for _ in range(3))
         self.offset, self.prefill = np.zeros(1, np.int64), np.zeros(0, np.bool_)
+        self.leaving_offset, self.leaving_row = np.zeros(1, np.int64), np.zeros(0, np.int32)
 
     def grow(self, tokens: int, steps: int) -> bool:
         """Room for at least so many; False where there was."""
@@ -440,6 +482,7 @@ class _Room:
         )
         self.request, self.position = _longer(self.request, tokens), _longer(self.position, tokens)
         self.row = np.arange(tokens, dtype=np.int32)
+        self.leaving_offset, self.leaving_row = _longer(self.leaving_offset, steps + 1), _longer(self.leaving_row, tokens)
         self.offset, self.prefill = _longer(self.offset, steps + 1), _longer(self.prefill, steps)
         if self.foresight is not None:
             self.foresight.grow(tokens)
@@ -448,6 +491,12 @@ class _Room:
     def begin(self, step: int, rows: slice, requests: Sequence[int], positions: Sequence[int], prefill: bool) -> None:
         self.request[rows], self.position[rows] = requests, positions
         self.offset[step], self.offset[step + 1], self.prefill[step] = rows.start, rows.stop, prefill
+
+    def leave(self, step: int, rows: Array) -> None:
+        """These rows are forgotten at this step by an eviction policy that looks back."""
+        first = self.leaving_offset[step]
+        self.leaving_row[first : first + len(rows)] = rows
+        self.leaving_offset[step + 1] = first + len(rows)
 
     def foretell(self, step: int, first: int, rows: int) -> None:
         """The step after this one will have so many rows."""
@@ -497,8 +546,22 @@ def _longer(array: Array, n: int) -> Array:
     return out
 
 
-def _scattered(slot: Int, values: Array) -> Array:
+def _slot_order(ids: Array, weights: Array) -> Int | None:
+    """The slots [n, K] as a trace has them: by descending weight, ties by id; None where they stand so already."""
+    if (weights[:, :-1] > weights[:, 1:]).all():
+        return None
+    return np.lexsort((ids, -weights), axis=1)
+
+
+def _taken(order: Int | None, values: Array) -> Array:
+    """Values [n, K] of the router's slots, in the core's order."""
+    return values if order is None else np.take_along_axis(values, order, axis=1)
+
+
+def _scattered(slot: Int | None, values: Array) -> Array:
     """Values [n, K] of slots in the core's order, put where the router has them."""
+    if slot is None:
+        return values
     out = np.empty_like(values)
     np.put_along_axis(out, slot, values, axis=1)
     return out

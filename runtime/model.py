@@ -100,23 +100,19 @@ class Experts(nn.Module):
         """Weighted sum of the routed experts' outputs.
 
         `hidden [N, H]`, `ids` int `[N, k]` (-1: dropped), `weights [N, k]` -> `[N, H]`. Slots are sorted by
-        expert, each expert runs once on its rows. `unbind` and `split` rather than indexing: the backward of
-        `w[e]` would fill a zero tensor of all experts' size for every expert.
+        expert, each expert runs once on its rows. `unbind` and `split` rather than indexing where gradients are
+        wanted: the backward of `w[e]` would fill a zero tensor of all experts' size for every expert.
         """
         flat = ids.reshape(-1)
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat + 1, minlength=len(self.down_proj) + 1).tolist()
         order, counts = order[counts[0] :], counts[1:]
         rows = order // ids.shape[1]
+        gate_up, down = (p.unbind() if torch.is_grad_enabled() else p for p in (self.gate_up_proj, self.down_proj))
+        active = [e for e, n in enumerate(counts) if n]
         parts = [
-            F.linear(_swiglu(F.linear(x, gate_up)), down)
-            for x, gate_up, down in zip(
-                torch.split(hidden[rows], counts),
-                self.gate_up_proj.unbind(),
-                self.down_proj.unbind(),
-                strict=True,
-            )
-            if len(x)
+            F.linear(_swiglu(F.linear(x, gate_up[e])), down[e])
+            for e, x in zip(active, torch.split(hidden[rows], [counts[e] for e in active]), strict=True)
         ]
         if not parts:
             return torch.zeros_like(hidden)

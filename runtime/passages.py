@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ class Tokens(Protocol):
     """A tokenizer, as far as it is needed here."""
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
     def n_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of the text that these tokens spell."""
@@ -52,8 +55,14 @@ def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
             raise TextError(f"{path}: is no UTF-8; a text file is required") from None
         half = len(whole) // 2  # the first half is judged, the second calibrates
         return [whole[:half] if judged else whole[half:]], Path(path).name
-    files = [f for f in text.read_corpus().heldout if is_judged(f.path) == judged]
+    files = [f for f in _heldout() if is_judged(f.path) == judged]
     return [f.data.decode() for f in files], "held-out sources of the Python standard library"
+
+
+@cache
+def _heldout() -> tuple[text.SourceFile, ...]:
+    """Read once: finding them means to read the whole library."""
+    return text.read_corpus().heldout
 
 
 def passages(
@@ -99,6 +108,9 @@ class OwnTokens:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text).ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def n_bytes(self, ids: Sequence[int]) -> int:
         return sum(len(self.tokenizer.id_to_token(i)) for i in ids)
 
@@ -112,5 +124,8 @@ class HfTokens:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
     def n_bytes(self, ids: Sequence[int]) -> int:
-        return len(self.tokenizer.decode(ids).encode())
+        return len(self.decode(ids).encode())

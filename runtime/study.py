@@ -39,7 +39,6 @@ from traces.trace import RoutingTrace
 CACHES = (0.75, 0.5, 0.375)
 MATRIX = "MATRIX"  # stands for the similarity matrix's file
 B = {"alpha": 0.95, "percentile": 15.0}  # reading B of the paper's tau
-FIRST_FIT = {"tau": -1.0, "beta": 2.0, "rho": 1e9}
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,17 @@ class Arm:
         return RunSpec.of({**common, "miss": self.miss, "rerank": self.rerank, "set": given})
 
 
-def _matched(reading: str, params: dict[str, Any]) -> list[Arm]:
-    return [Arm(f"{name}, {reading}", "matched", name, params=params)
-            for name in ("matched-random", "matched-next-ranked", "matched-drop")]  # fmt: skip
-
-
 ARMS = (
     Arm("fetch", "fetch"),
     Arm("buddy, reading A", "buddy", "buddy"),
-    *_matched("A", {}),
     Arm("buddy, reading B, rho 1", "buddy", "buddy-b", params={"rho": 1}),
     Arm("buddy, reading B, rho 2", "buddy", "buddy-b", params={"rho": 2}),
     Arm("buddy, reading B, rho 3", "buddy", "buddy-b"),
     Arm("buddy, reading B, rho 4", "buddy", "buddy-b", params={"rho": 4}),
-    *_matched("B", B),
+    Arm("matched-random, reading B", "matched", "matched-random", params=B),
+    Arm("matched-next-ranked, reading B", "matched", "matched-next-ranked", params=B),
+    Arm("matched-drop, reading B", "matched", "matched-drop", params=B),
     Arm("buddy, first fit", "buddy", "buddy-first-fit"),
-    *_matched("first fit", FIRST_FIT),
     Arm("similarity, gates of B", "similarity", "similarity", params={"matrix": MATRIX, "percentile": 15.0}),
     Arm("next-ranked, no gate", "ungated", "next-ranked"),
     Arm("random, no gate", "ungated", "random"),

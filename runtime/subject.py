@@ -1,7 +1,7 @@
 """The models that a closed loop judges, step by step: our own small one, or a Hugging Face one.
 
-A subject gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or, while
-it is `looped`, as a closed loop says.
+A subject gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or,
+while it is `looped`, as a closed loop says.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Transition:
         return Prediction(lists, identity_rows(self.distance, tokens))
 
     def ranker(self, d: int, layer: int, m: int, tokens: int = 0) -> "_Ranker":
-        """What ranks the m best experts of MoE layer `layer`, given those d layers earlier; for about `tokens`."""
+        """What ranks the m best experts of MoE layer `layer`, given those d layers earlier, for some tokens."""
         return _Ranker(self._scores(d, layer), self.shape_[2], m, tokens)
 
     def _scores(self, d: int, layer: int) -> npt.NDArray[np.float64]:
