@@ -92,7 +92,8 @@ def _between(visits: Group, visit: Int, group: Int, begin: Int, end: Int) -> Gap
     )  # fmt: skip
     joined = [np.concatenate(pair)[order] for pair in columns]
     zeros = np.zeros(len(order), np.int64)
-    return Gaps(joined[0], np.maximum(joined[1], joined[0]), *joined[2:], zeros, zeros)
+    begin_ns, end_ns, of_visit, leads, first = joined
+    return Gaps(begin_ns, np.maximum(end_ns, begin_ns), of_visit, leads, first, zeros, zeros)
 
 
 def changes(values: Int) -> Bool:
@@ -139,7 +140,8 @@ def _in_proportion(spans: Int, total: int) -> Int:
         return np.zeros(len(spans), np.int64)
     whole = int(upto[-1])
     parts = [at * total // whole for at in upto.tolist()]  # Python's integers: ns * ns does not fit 64 bits
-    return np.diff(np.array([0, *parts], np.int64))
+    shares: Int = np.diff(np.array([0, *parts], np.int64)).astype(np.int64)
+    return shares
 
 
 def _within(owner: Int, spans: Int, totals: Int) -> Int:

@@ -114,9 +114,8 @@ def row(study: Study, arm: Arm, cache: float) -> dict[str, Any]:
 def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
     """The open-loop replay of the unmodified model's routing under the same policies."""
     model = charged(study.model.model, study.model.shape, study.like)
-    setting = prepare(
-        spec.model_copy(update={"as_decode": True, "calibration": "captured"}), study.routed, study.calibration, model
-    )
+    again = spec.model_copy(update={"as_decode": True, "calibration": "captured"})
+    setting = prepare(again, trace=study.routed, calibration=study.calibration, model=model)
     summary = summarise(compiled(setting.plan))
     slots = summary["slots_wanted"]
     return {

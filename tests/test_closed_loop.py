@@ -144,7 +144,7 @@ def test_what_went_by_replayed_is_the_same_record(
     drive(run, 3, one_by_one(3, prompt, 9))
     record, trace = run.record(), run.trace()
     beforehand = spec.model_copy(update={"calibration": "of the test"})
-    want = compiled(prepare(beforehand, trace, calibration()).plan, full=True)
+    want = compiled(prepare(beforehand, trace=trace, calibration=calibration()).plan, full=True)
     assert record.counters == want.counters
     for kind in ("steps", "layer", "requests", "tokens"):
         for name, column in getattr(want, kind).items():
@@ -162,7 +162,7 @@ def test_a_batch_is_that_of_a_replay(hardware: str) -> None:
     drive(run, 4, steps)
     record, trace = run.record(), run.trace()
     assert trace.sequence.tolist() == [0] * 8 + [1] * 8 + [2] * 8 and trace.position.tolist() == [*range(8)] * 3
-    want = compiled(prepare(spec, trace).plan, full=True)
+    want = compiled(prepare(spec, trace=trace).plan, full=True)
     assert record.counters == want.counters and record.counters["substituted"] > 0
     for name, column in want.groups["visits"].items():
         assert np.array_equal(record.groups["visits"][name], column), name
@@ -306,11 +306,11 @@ def test_open_loop_is_closed_loop_for_fetch_and_not_for_a_lossy_policy(
     _, unmodified, loop_ = run_of(tiny, judged, fitted_on, cache=0.375)
     spec = RunSpec.of({"trace": TINY, "cache": 0.375, "as_decode": True})
     model = loop_.setting.model
-    replay = compiled(prepare(spec, unmodified.trace, fitted_on, model).plan)
+    replay = compiled(prepare(spec, trace=unmodified.trace, calibration=fitted_on, model=model).plan)
     assert replay.counters == unmodified.record.counters
     _, lossy, _ = run_of(tiny, judged, fitted_on, cache=0.375, miss="next-ranked")
     again = RunSpec.of({**spec.model_dump(), "miss": "next-ranked"})
-    replayed = compiled(prepare(again, unmodified.trace, fitted_on, model).plan)
+    replayed = compiled(prepare(again, trace=unmodified.trace, calibration=fitted_on, model=model).plan)
     assert replayed.counters["substituted"] != lossy.record.counters["substituted"] > 0
     assert not np.array_equal(lossy.trace.experts, unmodified.trace.experts)
     assert np.array_equal(lossy.trace.experts[0, 0], unmodified.trace.experts[0, 0])  # nothing had changed yet

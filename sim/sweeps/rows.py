@@ -140,7 +140,7 @@ def _value(kind: str, value: Any) -> Any:
 
 def table(rows: Iterable[Row]) -> Any:
     """The rows as a pyarrow table of exactly COLUMNS."""
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     types = {"text": pyarrow.string(), "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_()}
     schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])

@@ -28,7 +28,7 @@ NO_PYARROW = "sweeps keep their rows in Parquet files: pip install 'moe-offload-
 def require_pyarrow() -> None:
     """Raises SpecError where it is not installed."""
     try:
-        import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise SpecError(NO_PYARROW) from None
 
