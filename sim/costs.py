@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sim.catalog.errors import CatalogError
 from sim.catalog.files import find
 from sim.catalog.weights import weight_bytes
-from sim.core.plan import Costs, Int
+from sim.core.plan import Costs, Int, Low
 from sim.cost_classes import CostClasses, StepShapes, classify, layer_columns
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "expert_ns",
     "group_ns",
     "head_ns",
+    "low_copies",
     "memory",
     "transfer_ns",
 ]
@@ -89,6 +90,25 @@ def _fixed_costs(fixed: "Fixed", steps: StepShapes) -> Costs:
         commit_gap_ns=fixed.commit_gap_ns,
         commit_depth=fixed.commit_depth,
     )
+
+
+def low_copies(
+    model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, slots: Int, max_rows: int
+) -> Low:
+    """Low-precision copies of a model's experts: bytes, transfers and executions as those of experts stored at
+    `precision`. Raises CatalogError where the hardware's [fixed] durations have none."""
+    fixed = hardware.fixed
+    if fixed is not None:
+        if fixed.low_transfer_ns is None or fixed.low_expert_ns is None:
+            raise CatalogError("hardware: [fixed] has no low_transfer_ns and low_expert_ns, which this policy needs")
+        by_tokens = np.where(np.arange(max_rows + 1) > 0, fixed.low_expert_ns, 0)
+        return Low(slots, fixed.low_bytes, np.array([fixed.low_transfer_ns] * 2, np.int64), by_tokens)
+    if model is None:
+        raise CatalogError(NO_MODEL)
+    precision = find("precision", precision)
+    size = model.expert_bytes(precision)
+    by_tokens = expert_ns(model, hardware, engine, precision, max_rows)
+    return Low(slots, size, transfer_ns(hardware, engine, size), by_tokens)
 
 
 def group_ns(hardware: "Hardware", engine: "Engine") -> int:
@@ -262,10 +282,11 @@ def memory(
     batch: int,
     hardware: "Hardware",
     engine: "Engine",
+    more: int = 0,
 ) -> dict[str, Any]:
-    """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch`
-    sequences of `context` tokens, bf16), slots, staging (the engine's buffers), gpu (what there is), fits
-    (whether the four fit into it).
+    """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
+    of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers), gpu
+    (what there is), fits (whether the four fit into it).
 
     None is what cannot be known: dense, kv, fits without a model, gpu and fits without a GPU. Raises
     CatalogError for an unknown precision.
@@ -275,7 +296,7 @@ def memory(
     if model is not None:
         stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
         line = {"dense": model.dense_bytes(*stored), "kv": batch * model.kv_bytes(context)}
-    line |= {"slots": slots_total * size, "staging": engine.staging_experts * size, "gpu": hardware.mem_bytes}
+    line |= {"slots": slots_total * size + more, "staging": engine.staging_experts * size, "gpu": hardware.mem_bytes}
     known = all(part is not None for part in line.values())
     need = sum(line[part] or 0 for part in ("dense", "kv", "slots", "staging"))
     line["fits"] = need <= line["gpu"] if known else None

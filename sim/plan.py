@@ -1,6 +1,6 @@
 """From a spec to a plan: the trace in steps, the costs, the predictions, the slots and first residents, as arrays."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from sim import catalog
 from sim.catalog import CatalogError
-from sim.core.plan import GROUPS, ORDERS, Plan, Prefetch
-from sim.costs import StepShapes, costs, expert_bytes, memory
+from sim.core.plan import GROUPS, ORDERS, Low, Plan, Prefetch
+from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
 from sim.errors import SpecError, unknown
 from sim.fit.answers import answer_fields
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
-from sim.spec import RunSpec, cache_bytes
-from sim.steps import Steps, first_steps, schedule
+from sim.spec import RunSpec, cache_bytes, parse_cache
+from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
 from traces.trace import RoutingTrace, split
 
@@ -48,8 +48,10 @@ class Setting:
     def memory(self) -> dict[str, Any]:
         """The summary's memory line: bytes on the GPU at the longest context."""
         longest = int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset
-        total = int(self.plan.slots.sum())
-        return memory(self.model, self.spec.precision, total, longest, self.spec.batch, self.hardware, self.engine)
+        total, low = int(self.plan.slots.sum()), self.plan.low
+        copies = 0 if low is None else int(low.slots.sum()) * low.bytes
+        sizes = (self.spec.precision, total, longest, self.spec.batch)
+        return memory(self.model, *sizes, self.hardware, self.engine, copies)
 
 
 def prepare(spec: RunSpec) -> Setting:
@@ -71,8 +73,9 @@ def prepare(spec: RunSpec) -> Setting:
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(model, hardware, spec.precision)
     slots = _slots(spec, trace, size, calibration)
+    chosen = eviction.choice(spec.params(eviction.name))
     answers = answer_fields(
-        miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
+        eviction, miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
     )
     if miss.user and not hardware.answers_cpu:
         answers["miss"] = miss.without_host(answers["miss"])
@@ -87,12 +90,14 @@ def prepare(spec: RunSpec) -> Setting:
         pooled=spec.cache_scope == "global",
         residents=_residents(spec, trace, slots, calibration),
         expert_bytes=size,
-        eviction=eviction.choice(spec.params(eviction.name)),
+        eviction=chosen,
         prefetch=_prefetch(spec, trace, steps, calibration),
         group=GROUPS.index(spec.expert_group or engine.expert_group),
         seed=spec.seed,
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
+        low=_low(spec, trace, miss, model, hardware, engine, steps, size),
+        leaving=leaving(steps, eviction.name, chosen.params, trace.sequence),
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
@@ -174,21 +179,56 @@ def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
 
 
 def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None) -> npt.NDArray[np.int64]:
-    """Slots of each scope, never more than it has experts; `marginal` moves them between layers to where the
-    calibration trace hits more (sim.fit.slots). Bytes: as many whole experts as fit, in equal shares, what is left
-    over one each to the first layers. Raises SpecError where a layer would have none."""
+    """Slots of each scope; `marginal` moves them between layers to where the calibration trace hits more."""
+    slots = _shares("cache", spec.cache, spec, trace, size)
+    if spec.cache_spread == "even":
+        return slots
+    if spec.cache_scope == "global":
+        raise SpecError("cache_spread: marginal: spreads slots over layers; --cache-scope layer is required")
+    from sim.fit.slots import spread_slots
+
+    assert calibration is not None  # _refuse_what_is_missing has seen to it
+    shape = (trace.n_moe_layers, trace.n_experts)
+    return spread_slots(calibration, int(slots.sum()), *shape, as_decode=spec.as_decode)
+
+
+def _shares(
+    field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int
+) -> npt.NDArray[np.int64]:
+    """int64 [scopes], never more than a scope has experts. Bytes: as many whole experts as fit, in equal shares, what
+    is left over one each to the first layers. Raises SpecError where a scope would have none."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
-    if isinstance(spec.cache, str):
-        total = cache_bytes(spec.cache) // size
+    if isinstance(cache, str):
+        total = cache_bytes(cache) // size
         if total < scopes:
-            raise SpecError(f"cache: {spec.cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
+            raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
         slots = total // scopes + (np.arange(scopes) < total % scopes)
     else:
-        share = max(1, int(spec.cache * most)) if isinstance(spec.cache, float) else spec.cache
-        slots = np.full(scopes, share)
+        slots = np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache)
     return np.asarray(np.minimum(slots, most), np.int64)
+
+
+def _low(
+    spec: RunSpec, trace: RoutingTrace, miss: Policy, model: "ModelSpec | None", hardware: "Hardware",
+    engine: "Engine", steps: Steps, size: int,
+) -> Low | None:  # fmt: skip
+    """The low-precision copies of a miss policy that answers `low`, with slots of their own in every scope."""
+    if "slots" not in miss.prepared:
+        return None
+    values = miss.values(spec.params(miss.name))
+    field = f"set: {miss.name}.slots"
+    try:
+        cache = parse_cache(values["slots"])
+    except ValueError as error:
+        raise SpecError(f"{field}={values['slots']}: {error}") from None
+    precision, rows = str(values["precision"]), int(np.diff(steps.offset).max())
+    low = low_copies(model, hardware, engine, precision, np.zeros(0, np.int64), rows)
+    if low.bytes >= size and hardware.fixed is None:
+        wrong = f"{low.bytes} bytes; must be fewer than the {size} of a full copy"
+        raise SpecError(f"set: {miss.name}.precision={precision}: {wrong}")
+    return replace(low, slots=_shares(field, cache, spec, trace, low.bytes))
 
 
 def _residents(

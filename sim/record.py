@@ -28,7 +28,7 @@ WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.qua
 CLOCK = ("link_busy_ns", "dense_ns", "decide_ns", "experts_ns", "stall_ns", "cpu_wait_ns", "head_ns", "unfinished")
 _COUNTERS = """
     evictions slots_wanted slots_hit slots_late fetched substituted dropped cpu low landed_demand landed_prefetch
-    landed_background promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before
+    landed_background landed_low promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before
 """
 COUNTERS = {name: getattr(st, name.upper()) for name in _COUNTERS.split()}
 LAYER = {
@@ -60,6 +60,7 @@ class RunRecord:
     groups: dict[str, Group]
     warmup_steps: int
     expert_bytes: int
+    low_bytes: int = 0  # of a low-precision copy, 0 where there are none
     tokens: Group = field(default_factory=dict)
 
     @staticmethod
@@ -84,7 +85,8 @@ class RunRecord:
         groups = {} if log is None else _groups(plan, s, log)
         requests = _requests(plan, clock.begin, clock.end)
         tokens = {"lost_weight": s.loss} if plan.miss.kind != FETCH else {}
-        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, tokens)
+        low = 0 if plan.low is None else plan.low.bytes
+        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
 
 
 def _requests(plan: Plan, begin: Int, end: Int) -> Group:
@@ -120,8 +122,11 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
         ids = out[name]["expert"]
         out[name]["expert"] = ids % plan.n_experts
         if name == "transfers":
-            out[name]["layer"] = ids // plan.n_experts
-            out[name]["bytes"] = np.full(len(ids), plan.expert_bytes)
+            layers = plan.experts.shape[1]
+            out[name]["layer"] = ids // plan.n_experts % layers
+            out[name]["low"] = (ids >= layers * plan.n_experts).astype(np.int64)
+            low = plan.expert_bytes if plan.low is None else plan.low.bytes
+            out[name]["bytes"] = np.where(out[name]["low"], low, plan.expert_bytes)
     return out
 
 
@@ -134,6 +139,7 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
         "answers": ANSWERS,
         "warmup_steps": record.warmup_steps,
         "expert_bytes": record.expert_bytes,
+        "low_bytes": record.low_bytes,
         "counters": record.counters,
         **meta,
     }
@@ -158,8 +164,8 @@ def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:
             groups.setdefault(group, {})[column] = values
         steps, requests, layer = (groups.pop(name) for name in ("steps", "requests", "layer"))
         tokens = groups.pop("tokens", {})
-        warmup_steps, size = meta["warmup_steps"], meta["expert_bytes"]
-        return RunRecord(steps, requests, meta["counters"], layer, groups, warmup_steps, size, tokens), meta
+        sizes = meta["expert_bytes"], meta["low_bytes"]
+        return RunRecord(steps, requests, meta["counters"], layer, groups, meta["warmup_steps"], *sizes, tokens), meta
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SpecError):
             raise

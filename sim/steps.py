@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sim.core.plan import Leaving
+from sim.errors import SpecError
 from traces.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
@@ -134,3 +136,33 @@ def first_steps(steps: Steps, n: int) -> Steps:
     requests["generated"] = np.clip(decoded - requests["first_decode"], 0, requests["generated"])
     offset = steps.offset[: n + 1]
     return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)
+
+
+def leaving(
+    steps: Steps, eviction: str, params: npt.NDArray[np.float64], sequence: npt.NDArray[np.int32]
+) -> Leaving | None:
+    """What an eviction policy that looks back forgets at each step (sim.core.eviction).
+
+    window-score: at step s the rows of step s - window, its one parameter. activation-matrix: every row of the requests
+    whose last row ran in step s - 1; sequence int32 [tokens] says whose a row is. None for every other policy.
+    Raises SpecError for a window that is no whole number from 1.
+    """
+    n = len(steps)
+    if eviction == "window-score":
+        if params[0] < 1 or params[0] != int(params[0]):
+            raise SpecError(f"set: window-score.window={params[0]:g}: must be a whole number from 1")
+        gone = np.arange(n) - int(params[0])
+        sizes = np.where(gone >= 0, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
+        offset = np.concatenate([[0], np.cumsum(sizes)])
+        return Leaving(offset, steps.row[: int(offset[-1])])
+    if eviction != "activation-matrix":
+        return None
+    step_of = np.repeat(np.arange(n), np.diff(steps.offset))
+    whose = np.unique(sequence[steps.row], return_inverse=True)[1]
+    last = np.zeros(int(whose.max(initial=0)) + 1, np.int64)
+    np.maximum.at(last, whose, step_of)
+    at = last[whose] + 1
+    rows = np.flatnonzero(at < n)
+    rows = rows[np.argsort(at[rows], kind="stable")]
+    offset = np.concatenate([[0], np.cumsum(np.bincount(at[rows], minlength=n))])
+    return Leaving(offset, steps.row[rows])

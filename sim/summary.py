@@ -81,6 +81,13 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def _bytes(record: RunRecord, landed: dict[str, int]) -> dict[str, int]:
+    """By cause; a low-precision copy is always a demand."""
+    out = {cause: n * record.expert_bytes for cause, n in landed.items()}
+    out["demand"] -= record.counters["landed_low"] * (record.expert_bytes - record.low_bytes)
+    return out
+
+
 def _counts(record: RunRecord) -> dict[str, Any]:
     c, layer = record.counters, record.layer
     stall = {cause: int(layer[f"stall_{cause}_ns"].sum()) for cause in STALLS}
@@ -97,7 +104,7 @@ def _counts(record: RunRecord) -> dict[str, Any]:
         **{n: c[n] for n in SLOTS},
         "transfers": landed | {name: c[name] for name in ("promoted", "withdrawn", "rejected", "unfinished")},
         "prefetched": {name: c[f"prefetch_{name}"] for name in ("used", "late", "wasted")},
-        "h2d_bytes": {cause: n * record.expert_bytes for cause, n in landed.items()},
+        "h2d_bytes": _bytes(record, landed),
         "link_busy_ns": c["link_busy_ns"],
         "by_layer": {
             "hits": layer["hits"].tolist(),

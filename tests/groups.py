@@ -49,17 +49,29 @@ def _last_residents(plan: Plan, result: dict[str, Any]) -> list[int]:
 
 def _changes(plan: Plan, result: dict[str, Any]) -> list[tuple[int, int, bool]]:
     """(event, global id, stays) of every landing, touch and eviction."""
-    layers, n_experts = plan.experts.shape[1], plan.n_experts
+    layers = plan.experts.shape[1]
     changes = []
     for row in rows(result, "executions"):
         if not row["cpu"]:
-            changes.append((row["event"], row["visit"] % layers * n_experts + row["expert"], True))
+            changes.append((row["event"], global_id(plan, row["visit"] % layers, row), True))
     for row in rows(result, "transfers"):
         if row["landed_ns"] >= 0:
-            changes.append((row["event"], row["layer"] * n_experts + row["expert"], True))
+            changes.append((row["event"], global_id(plan, row["layer"], row), True))
         if row["victim"] >= 0:
             changes.append((row["event_committed"], row["victim"], False))
     return changes
+
+
+def global_id(plan: Plan, layer: int, row: dict[str, int]) -> int:
+    """Of the expert of a line of executions or transfers; low-precision copies come behind all experts."""
+    return (row["low"] * plan.experts.shape[1] + layer) * plan.n_experts + row["expert"]
+
+
+def scope_of(plan: Plan, expert: int) -> int:
+    """Whose slots an expert (global id) lives in: its layer's or the pool's; copies have scopes of their own."""
+    copies = plan.experts.shape[1] * plan.n_experts
+    among = 0 if plan.pooled else expert % copies // plan.n_experts
+    return among + len(plan.slots) * (expert // copies)
 
 
 def rows(result: dict[str, Any], group: str) -> list[dict[str, int]]:

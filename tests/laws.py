@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
-from tests.groups import lines, rising, rows
+from tests.groups import global_id, lines, rising, rows, scope_of
 from tests.reference import merged_list, step_rows
 
 Result = dict[str, Any]
@@ -42,20 +42,21 @@ class Cache:
     def in_scope(self, plan: Plan, scope: int) -> list[int]:
         """Those that take up a slot."""
         taken = [*self.resident, *self.on_link]
-        return [expert for expert in taken if plan.pooled or expert // plan.n_experts == scope]
+        return [expert for expert in taken if scope_of(plan, expert) == scope]
 
 
 def moments(plan: Plan, result: Result) -> list[Moment]:
     """Everything in the record, in the order of its event numbers."""
-    layers, n_experts = plan.experts.shape[1], plan.n_experts
+    layers = plan.experts.shape[1]
     out = [Moment(row["event"], "step", -1, row) for row in rows(result, "steps")]
     out += [Moment(row["event"], "visit", -1, row) for row in rows(result, "visits")]
     for group, what in (("answers", "answer"), ("executions", "executed")):
         for row in rows(result, group):
-            expert = row["visit"] % layers * n_experts + row["wanted" if what == "answer" else "expert"]
+            of = {"low": 0, "expert": row["wanted"]} if what == "answer" else row
+            expert = global_id(plan, row["visit"] % layers, of)
             out.append(Moment(row["event"], "computed" if row.get("cpu") else what, expert, row))
     for row in rows(result, "transfers"):
-        expert = row["layer"] * n_experts + row["expert"]
+        expert = global_id(plan, row["layer"], row)
         out.append(Moment(row["event_queued"], "queued", expert, row))
         if row["event_committed"] >= 0:
             out.append(Moment(row["event_committed"], "committed", expert, row))
@@ -119,8 +120,10 @@ def check_conservation(plan: Plan, result: Result) -> None:
             answer = answered.pop((visit, row, slot), None)
             assert (answer is not None) == asked
             assert answer is None or not lossless or answer["answer"] in (FETCH, CPU)
-            if answer is None or answer["answer"] in (FETCH, LOW):
+            if answer is None or answer["answer"] == FETCH:
                 work[visit, expert, 0] += 1
+            elif answer["answer"] == LOW:
+                work[visit, layers * plan.n_experts + expert, 0] += 1
             elif answer["answer"] == CPU:
                 work[visit, expert, 1] += 1
             elif answer["answer"] == SUBSTITUTE:
@@ -131,7 +134,7 @@ def check_conservation(plan: Plan, result: Result) -> None:
             assert answer is None or answer["wanted"] == expert % plan.n_experts
     assert not answered
     done = rows(result, "executions")
-    who = [(row["visit"], row["visit"] % layers * plan.n_experts + row["expert"], int(row["cpu"])) for row in done]
+    who = [(row["visit"], global_id(plan, row["visit"] % layers, row), int(row["cpu"])) for row in done]
     assert len(set(who)) == len(done), "an expert runs once in a visit, and once more on the CPU"
     assert {name: row["tokens"] for name, row in zip(who, done, strict=True)} == work
     given = {name: row["stand_in_tokens"] for name, row in zip(who, done, strict=True)}
@@ -141,7 +144,9 @@ def check_conservation(plan: Plan, result: Result) -> None:
 def check_residency(plan: Plan, result: Result) -> None:
     """Law 2: slots suffice, victims are there, not held, not spared; nothing is loaded twice."""
     layers = plan.experts.shape[1]
-    ends = {(row["visit"], row["expert"]): row["event"] for row in rows(result, "executions") if not row["cpu"]}
+    done = [row for row in rows(result, "executions") if not row["cpu"]]
+    ends = {(row["visit"], global_id(plan, row["visit"] % layers, row)): row["event"] for row in done}
+    slots = [*plan.slots, *(plan.low.slots if plan.low else ())]
     for moment, cache in walk(plan, result):
         if moment.what == "executed":
             assert moment.expert in cache.resident
@@ -149,16 +154,15 @@ def check_residency(plan: Plan, result: Result) -> None:
             assert cache.on_link[0] == moment.expert
         if moment.what != "committed":
             continue
-        victim, scope = moment.row["victim"], 0 if plan.pooled else moment.expert // plan.n_experts
+        victim, scope = moment.row["victim"], scope_of(plan, moment.expert)
         assert moment.expert not in cache.resident and moment.expert not in cache.on_link
         assert len(cache.on_link) < plan.costs.commit_depth
         taken = cache.in_scope(plan, scope)
-        assert (victim >= 0) == (len(taken) == plan.slots[scope]), "a free slot is taken before anyone goes"
+        assert (victim >= 0) == (len(taken) == slots[scope]), "a free slot is taken before anyone goes"
         if victim < 0:
             continue
         assert victim in cache.resident and victim in taken
-        held = victim // plan.n_experts == cache.visit % layers
-        assert not held or ends.get((cache.visit, victim % plan.n_experts), -1) < moment.event
+        assert ends.get((cache.visit, victim), -1) < moment.event, "held until it has run"
         if moment.row["cause"] == PREFETCH:
             assert victim not in spared(plan, moment.row)
     assert cache.resident == set(result["totals"]["residents"])
@@ -229,8 +233,9 @@ def check_sums(plan: Plan, result: Result) -> None:
     budget = -1 if plan.prefetch is None else plan.prefetch.budget
     assert budget < 0 or all(n <= budget for n in joined.values())
     assert set(result["transfers"]["outcome"]) <= set(range(len(OUTCOMES)))
-    for landed_ns, outcome, size in lines(result, "transfers", "landed_ns", "outcome", "bytes"):
-        assert (landed_ns >= 0) == (outcome == LANDED) and size == plan.expert_bytes
+    for landed_ns, outcome, size, low in lines(result, "transfers", "landed_ns", "outcome", "bytes", "low"):
+        assert (landed_ns >= 0) == (outcome == LANDED)
+        assert size == (plan.low.bytes if plan.low and low else plan.expert_bytes)
 
 
 def check_events(result: Result) -> None:

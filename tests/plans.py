@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import SUBSTITUTE_PARAMS, Choice, Costs, Plan, Prefetch
+from sim.core.plan import SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
 
 EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
+EVICTIONS |= {"least-stale": 7, "window-score": 8, "activation-matrix": 9}
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
 SUBSTITUTES = (
     "random", "next-ranked", "buddy", "buddy-b", "buddy-first-fit", "similarity",
     "matched-random", "matched-next-ranked", "matched-drop", "fiddler", "mixed",
 )  # fmt: skip
-MISSES = {"fetch": 0, "drop": 1, "cpu": 2, "drop-by-weight": 3} | dict.fromkeys(SUBSTITUTES, 4)
+MISSES = {"fetch": 0, "drop": 1, "cpu": 2, "drop-by-weight": 3, "hobbit": 6} | dict.fromkeys(SUBSTITUTES, 4)
 RERANKERS = {"cache-prior": 0, "max-rank": 1, "smoe": 2, "adapmoe": 3, "sere": 4}
 OPEN = {
     "selector": 0, "matched": 0, "temperature": 1, "gamma": 2, "beta": math.inf, "budget": 0,
@@ -67,10 +68,27 @@ def plan(
         pooled=pooled,
         residents=np.asarray(residents, np.int64),
         expert_bytes=3,
-        eviction=Choice(eviction, EVICTIONS[eviction], np.array([0.9])),
+        eviction=Choice(eviction, EVICTIONS[eviction], np.array([2.0 if eviction == "window-score" else 0.9])),
+        leaving=fields.pop("leaving", None) or leaving_of(eviction, steps),
         miss=Choice(miss, MISSES[miss], params),
         **fields,
     )
+
+
+def leaving_of(eviction: str, steps: list[list[int]]) -> Leaving | None:
+    """A window of two steps; or requests of three trace rows each, gone after the last step that any of them is in."""
+    gone: list[list[int]] = [[] for _ in steps]
+    if eviction == "window-score":
+        gone = [steps[s - 2] if s >= 2 else [] for s in range(len(steps))]
+    elif eviction == "activation-matrix":
+        last: dict[int, int] = {}
+        for s, rows in enumerate(steps):
+            last |= {row // 3: s for row in rows}
+        for s in range(1, len(steps)):
+            gone[s] = [row for rows in steps[:s] for row in rows if last[row // 3] == s - 1]
+    else:
+        return None
+    return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))
 
 
 def _first(layers: int, n_experts: int, slots: Any, pooled: bool) -> list[int]:
@@ -110,9 +128,11 @@ def random_plan(seed: int, experts: int = 7) -> Plan:
     ids = _first(layers, n_experts, slots, pooled)
     residents = [] if rng.random() < 0.3 else ids[: int(rng.integers(0, len(ids) + 1))]
     some = lambda *values: int(rng.choice(values))  # noqa: E731 - a def would say no more
+    eviction = str(rng.choice(list(EVICTIONS)))
+    weights = rng.random(wanted.shape).astype(np.float16) if eviction == "window-score" else None
     return plan(
         wanted, n_experts, slots, steps, rng.random(len(steps)) < 0.3, rng.permutation(residents),
-        pooled=pooled, eviction=str(rng.choice(list(EVICTIONS))),
+        pooled=pooled, eviction=eviction, weights=weights,
         miss=str(rng.choice(LOSSLESS_OR_DROP, p=[0.6, 0.2, 0.2])),
         dense=some(0, 1, 10, 50), tail=some(0, 3), head=some(0, 7), decide=some(0, 0, 4),
         group=int(rng.integers(3)), group_set_up=some(0, 2),
@@ -159,6 +179,8 @@ def miss_of(rng: np.random.Generator) -> Choice:
     name = str(rng.choice(SUBSTITUTES if rng.random() < 0.75 else others))
     if name == "drop-by-weight":
         return Choice(name, MISSES[name], np.array([some(0, 0.1, 0.25, 0.5, 2)]))
+    if name == "hobbit":
+        return Choice(name, MISSES[name], np.array(sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)])))
     if name in LOSSLESS_OR_DROP:
         return Choice(name, MISSES[name])
     mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731 - a def would say no more
@@ -212,9 +234,11 @@ def random_lossy_plan(seed: int) -> Plan:
     norm_topk = bool(rng.random() < 0.5)
     peers, q = peers_of(rng, layers, n_experts)
     alike = rng.choice([0, 0.25, 0.5, 0.75, 1], (layers, n_experts, n_experts)).astype(np.float32)
+    miss = miss_of(rng)
     return replace(
         base,
-        miss=miss_of(rng),
+        miss=miss,
+        low=low_of(rng, base) if miss.name == "hobbit" else None,
         logits=logits,
         weights=weights_of(rng, logits, base.experts, norm_topk),
         tau=rng.choice([-1, -1, 0.3, 0.6, 0.9], layers) if rng.random() < 0.35 else np.zeros(0),
@@ -225,6 +249,14 @@ def random_lossy_plan(seed: int) -> Plan:
         norm_topk=norm_topk,
         late_counts_as_missing=bool(rng.random() < 0.4),
     )
+
+
+def low_of(rng: np.random.Generator, base: Plan) -> Low:
+    """Copies in few slots, of other durations than the originals."""
+    some = lambda *values: int(rng.choice(values))  # noqa: E731 - a def would say no more
+    slots = np.minimum(rng.integers(1, 4, len(base.slots)), base.n_experts)
+    transfer = np.array([some(0, 1, 7, 40), some(0, 1, 6)], np.int64)
+    return Low(slots, 2, transfer, np.arange(len(base.costs.expert_ns)) * some(0, 1, 3))
 
 
 def any_plan(seed: int) -> Plan:

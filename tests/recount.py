@@ -55,6 +55,7 @@ class Recount:
             self.fresh.discard(victim)
         elif moment.what == "landed":
             self.add("landed_" + CAUSES[moment.row["cause"]], 1, counted)
+            self.add("landed_low", moment.row["low"], counted)
             self.see_prefetch(moment, counted)
         elif moment.what in OUTCOMES:
             self.add(moment.what, 1, counted or moment.what == "unfinished")

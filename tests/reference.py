@@ -36,8 +36,8 @@ COLUMNS = {
     "steps": "event prefill begin_ns end_ns rows",
     "visits": "event step layer routed_ns end_ns wanted hits late misses"
     " stall_demand_ns stall_late_ns stall_held_ns cpu_wait_ns",
-    "executions": "event visit expert tokens stand_in_tokens begin_ns end_ns group cpu",
-    "transfers": "visit layer expert cause promoted bytes queued_ns committed_ns started_ns landed_ns"
+    "executions": "event visit expert tokens stand_in_tokens begin_ns end_ns group cpu low",
+    "transfers": "visit layer expert low cause promoted bytes queued_ns committed_ns started_ns landed_ns"
     " victim outcome event_queued event_committed event",
     "answers": "event visit row slot wanted answer stand_in gate",
 }
@@ -95,7 +95,10 @@ class Cache:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.claimed = [0] * len(plan.slots)  # slots of each scope that hold a resident or await a transfer
+        self.slots = [int(n) for n in plan.slots]
+        if plan.low is not None:  # copies: experts behind all others, in scopes behind all others
+            self.slots += [int(n) for n in plan.low.slots]
+        self.claimed = [0] * len(self.slots)  # slots of each scope that hold a resident or await a transfer
         self.landed_at: dict[int, int] = {}  # resident -> number of its landing
         self.seen_at: dict[int, int] = {}  # resident -> number of its last touch or landing
         self.uses: dict[int, int] = {}
@@ -110,14 +113,21 @@ class Cache:
             self.claimed[self.scope(expert)] += 1
             self.land(expert)
 
+    def is_copy(self, expert: int) -> bool:
+        return expert >= self.plan.experts.shape[1] * self.plan.n_experts
+
+    def original(self, expert: int) -> int:
+        return expert % (self.plan.experts.shape[1] * self.plan.n_experts)
+
     def layer(self, expert: int) -> int:
-        return expert // self.plan.n_experts
+        return self.original(expert) // self.plan.n_experts
 
     def scope(self, expert: int) -> int:
-        return 0 if self.plan.pooled else self.layer(expert)
+        among = 0 if self.plan.pooled else self.layer(expert)
+        return among + (len(self.plan.slots) if self.is_copy(expert) else 0)
 
     def has_free_slot(self, scope: int) -> bool:
-        return self.claimed[scope] < int(self.plan.slots[scope])
+        return self.claimed[scope] < self.slots[scope]
 
     def residents_of(self, scope: int) -> list[int]:
         return sorted(expert for expert in self.landed_at if self.scope(expert) == scope)
@@ -151,7 +161,7 @@ class Cache:
         return self.score.get(expert, 0.0) * pow(decay, float(age))
 
     def next_wanted(self, expert: int) -> float:
-        visits = self.wanted_at.get(expert, [])
+        visits = self.wanted_at.get(self.original(expert), [])
         place = bisect_left(visits, self.visits_routed)
         return visits[place] if place < len(visits) else inf
 
@@ -168,8 +178,48 @@ class Cache:
             "lfu": lambda expert: (self.uses.get(expert, 0), self.seen_at[expert]),
             "decayed": lambda expert: (self.decayed(expert), self.seen_at[expert]),
             "belady": lambda expert: (-self.next_wanted(expert), self.seen_at[expert]),
+            "least-stale": lambda expert: (-self.steps_away(expert), self.seen_at[expert]),
+            "window-score": lambda expert: (self.window_weight(expert), self.seen_at[expert]),
+            "activation-matrix": lambda expert: (self.activation(expert), self.seen_at[expert]),
         }
         return min(candidates, key=goes_first[name])
+
+    # Policies that look back. The visit being served is number visits_routed - 1.
+
+    def steps_away(self, expert: int) -> int:
+        """Visits until the expert's layer comes again, 1 for the layer behind the one being served."""
+        layers, away = self.plan.experts.shape[1], 1
+        while (self.visits_routed - 1 + away) % layers != self.layer(expert):
+            away += 1
+        return away
+
+    def window_weight(self, expert: int) -> int:
+        """In 2^-24ths, the router weight of the last `window` visits of its layer."""
+        layer, within = self.layer(expert), self.original(expert) % self.plan.n_experts
+        window, routed, total = int(self.plan.eviction.params[0]), self.layer_routed[layer], 0
+        for step in range(max(0, routed - window), routed):
+            for row in step_rows(self.plan, step):
+                for slot, wanted in enumerate(self.plan.experts[row, layer]):
+                    if wanted == within and self.plan.weights is not None:
+                        total += round(float(self.plan.weights[row, layer, slot]) * 2**24)
+        return total
+
+    def activation(self, expert: int) -> float:
+        """Its share of its layer's tokens so far, of rows that have not left, early layers worth more."""
+        layer, within = self.layer(expert), self.original(expert) % self.plan.n_experts
+        layers, step = self.plan.experts.shape[1], (self.visits_routed - 1) // self.plan.experts.shape[1]
+        leaving = self.plan.leaving
+        assert leaving is not None
+        gone = Counter(int(row) for row in leaving.row[: leaving.offset[step + 1]])
+        own = everyone = 0
+        for earlier in range(self.layer_routed[layer]):
+            for row in step_rows(self.plan, earlier):
+                if gone[row]:
+                    gone[row] -= 1
+                    continue
+                own += sum(int(wanted) == within for wanted in self.plan.experts[row, layer])
+                everyone += sum(int(wanted) >= 0 for wanted in self.plan.experts[row, layer])
+        return ((own / everyone if everyone else 0.0) + 1e-6) * (1.0 - layer / layers)
 
 
 def step_rows(plan: Plan, step: int) -> list[int]:
@@ -224,6 +274,7 @@ class Machine:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.cache = plan, Cache(plan)
         self.layers = plan.experts.shape[1]
+        self.copies = self.layers * plan.n_experts  # the number of the first low-precision copy
         self.now = self.events = 0
         self.record: dict[str, list[Row]] = {group: [] for group in COLUMNS}
         self.totals: Row = dict.fromkeys(TOTALS.split(), 0)
@@ -320,7 +371,7 @@ class Machine:
         for row in self.group:
             row["event"] = self.event()
             self.record["executions"].append(row)
-            expert = self.global_id(row["expert"])
+            expert = self.global_id(row["expert"]) + (self.copies if row["low"] else 0)
             if row["tokens"] > row["stand_in_tokens"] or self.param("touch"):
                 self.cache.use(expert)
             del self.visit.work[expert]
@@ -360,8 +411,8 @@ class Machine:
         """At `all`: nothing more can land while the rest is held."""
         if self.gpu != "nothing" or not self.visit.ready or not self.demands:
             return False
-        scope = self.cache.scope(self.demands[0].expert)
-        if self.cache.has_free_slot(scope) or any(self.cache.scope(t.expert) == scope for t in self.link):
+        scope, n = self.cache.scope(self.demands[0].expert), len(self.plan.slots)
+        if self.cache.has_free_slot(scope) or any(self.cache.scope(t.expert) % n == scope % n for t in self.link):
             return False
         if not set(self.cache.residents_of(scope)) <= set(self.visit.work):
             return False
@@ -372,7 +423,8 @@ class Machine:
         begin, self.group = self.now + self.plan.costs.group_ns, []
         for expert in experts:
             tokens = self.visit.work[expert]
-            end = begin + int(self.plan.costs.expert_ns[tokens])
+            low = self.plan.low if self.cache.is_copy(expert) else None
+            end = begin + int((low or self.plan.costs).expert_ns[tokens])
             self.group.append(self.execution(expert, tokens, begin, end, self.visit.groups))
             self.visit.ready.remove(expert)
             begin = end
@@ -383,7 +435,7 @@ class Machine:
     def execution(self, expert: int, tokens: int, begin: int, end: int, group: int) -> Row:
         stand_in_tokens = self.visit.stand_in_tokens.get(expert, 0) if group >= 0 else 0
         who: Row = {"visit": self.visit.number, "expert": expert % self.plan.n_experts}
-        who["stand_in_tokens"] = stand_in_tokens
+        who |= {"stand_in_tokens": stand_in_tokens, "low": self.cache.is_copy(expert)}
         return who | {"tokens": tokens, "begin_ns": begin, "end_ns": end, "group": group, "cpu": group < 0}
 
     # A visit's decisions
@@ -412,14 +464,14 @@ class Machine:
         """A parameter of the substitution family; the plan of any other miss policy does without."""
         without = {"touch": 1.0, "background": 0.0}
         params = self.plan.miss.params
-        if self.plan.miss.name in ("fetch", "drop", "cpu", "drop-by-weight"):
+        if self.plan.miss.name in ("fetch", "drop", "cpu", "drop-by-weight", "hobbit"):
             return without[name]
         return float(params[SUBSTITUTE_PARAMS.index(name)])
 
     def residents_here(self) -> set[int]:
         """Who of this layer is resident, numbered within the layer."""
-        layer = self.layer
-        return {e % self.plan.n_experts for e in self.cache.landed_at if self.cache.layer(e) == layer}
+        cache, n = self.cache, self.plan.n_experts
+        return {e % n for e in cache.landed_at if cache.layer(e) == self.layer and not cache.is_copy(e)}
 
     def routed_tokens(self) -> list[Token]:
         """What the tokens of this step want at this layer, after re-ranking."""
@@ -482,6 +534,8 @@ class Machine:
                 if answer:
                     self.note(token.row, slot, within, answer)
                     answered.setdefault(expert, set()).add(answer.answer)
+                    if answer.answer == "low":  # what is fetched is the copy
+                        answered.setdefault(self.copies + expert, set()).add("fetch")
                 self.give_work(expert, kinds[expert], answer, cpu_tokens)
                 self.count(kinds[expert], answer.answer if answer else "", token.weights[slot])
         self.start_cpu(cpu_tokens)
@@ -510,6 +564,9 @@ class Machine:
             stand_in, served = self.global_id(answer.stand_in), self.visit.stand_in_tokens
             self.visit.work[stand_in] = self.visit.work.get(stand_in, 0) + 1
             served[stand_in] = served.get(stand_in, 0) + 1
+        elif answer.answer == "low":
+            copy = self.copies + expert
+            self.visit.work[copy] = self.visit.work.get(copy, 0) + 1
         elif answer.answer == "cpu":
             cpu_tokens[expert] = cpu_tokens.get(expert, 0) + 1
 
@@ -537,7 +594,7 @@ class Machine:
 
     def queue_demands(self, answered: dict[int, set[str]], kinds: dict[int, str]) -> None:
         for expert, answers in answered.items():
-            if kinds[expert] == "late":
+            if kinds.get(expert) == "late":
                 continue  # it comes anyway
             for queue in (self.prefetches, self.backgrounds):
                 queued = [transfer for transfer in queue if transfer.expert == expert]
@@ -584,9 +641,10 @@ class Machine:
 
     def transfer_row(self, expert: int, cause: int) -> Row:
         row: Row = dict.fromkeys(COLUMNS["transfers"].split(), -1)
-        layer, within = divmod(expert, self.plan.n_experts)
+        layer, within = divmod(self.cache.original(expert), self.plan.n_experts)
+        low = self.plan.low if self.cache.is_copy(expert) else None
         row |= {"visit": self.visit.number, "layer": layer, "expert": within, "cause": cause}
-        row |= {"promoted": False, "bytes": self.plan.expert_bytes}
+        row |= {"promoted": False, "low": low is not None, "bytes": low.bytes if low else self.plan.expert_bytes}
         row |= {"queued_ns": self.now, "event_queued": self.event()}
         self.record["transfers"].append(row)
         return row
@@ -643,7 +701,8 @@ class Machine:
 
     def start(self, transfer: Transfer, at: int, follows_on: bool) -> None:
         transfer.row["started_ns"] = at
-        transfer.land_ns = at + int(self.plan.costs.transfer_ns[1 if follows_on else 0])
+        low = self.plan.low if self.cache.is_copy(transfer.expert) else None
+        transfer.land_ns = at + int((low or self.plan.costs).transfer_ns[1 if follows_on else 0])
 
     def land(self) -> bool:
         if not self.link or self.link[0].land_ns != self.now:

@@ -124,9 +124,23 @@ class Visit:
         if name == "drop-by-weight":
             light = {slot: token.weights[slot] < float(params[0]) for slot in missing}
             return {slot: Answer("drop" if light[slot] else "fetch") for slot in missing}
+        if name == "hobbit":
+            return {slot: Answer(self.precision_of(token, slot)) for slot in missing}
         if len(params) != len(SUBSTITUTE_PARAMS):
             raise ValueError(f"the reference knows no miss policy {name}")
         return Substitution(self, token).answers(missing) if missing else {}
+
+    def precision_of(self, token: Token, slot: int) -> str:
+        """HOBBIT: how much of the token's weight is served before this slot, the heavier and the earlier first."""
+        full, low = (float(limit) for limit in self.plan.miss.params)
+        slots = sorted((s for s, e in enumerate(token.ids) if e >= 0), key=lambda s: (-token.weights[s], s))
+        total = before = 0.0
+        for weight in (token.weights[s] for s, e in enumerate(token.ids) if e >= 0):
+            total += weight
+        for heavier in slots[: slots.index(slot)]:
+            before += token.weights[heavier]
+        share = before / total if total > 0 else 0.0
+        return "fetch" if share <= full else "low" if share <= low else "drop"
 
     def draw(self, count: int) -> int:
         drawn = hash64(self.plan.seed, self.routed, 2**32 + self.draws) % count

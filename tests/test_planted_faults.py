@@ -78,11 +78,17 @@ FAULTS = [
     fault(
         "ties are reversed",
         "eviction.py",
-        "or (key == best_key and stamp < best_stamp)) and",
-        "or (key == best_key and stamp > best_stamp)) and",
+        "better = key < best_key or (key == best_key and stamp < best_stamp)",
+        "better = key < best_key or (key == best_key and stamp > best_stamp)",
     ),
-    fault("belady takes the nearest use", "eviction.py", "-1 if kind == BELADY else 1)", "1)"),
-    fault("fifo goes by the last touch", "eviction.py", "(LANDED if kind == FIFO", "(STAMP if kind == FIFO"),
+    fault(
+        "belady takes the nearest use",
+        "eviction.py",
+        "_least(s, scope, spare_from, NEXT, -1)",
+        "_least(s, scope, spare_from, NEXT, 1)",
+    ),
+    fault("fifo goes by the last touch", "residency.py", "        if s.c[st.EVICTION] == LRU:\n", "        if True:\n"),
+    fault("lru goes by the landing", "residency.py", "        if s.c[st.EVICTION] == LRU:\n", "        if False:\n"),
     fault(
         "the spared list is ignored",
         "eviction.py",
@@ -107,8 +113,8 @@ FAULTS = [
     fault(
         "a landing is a use",
         "residency.py",
-        "    _touch(s, g)\n    s.c[st.LANDED_DEMAND",
-        "    _touch(s, g)\n    s.x[g, USES] += 1\n    s.c[st.LANDED_DEMAND",
+        "    _join_order(s, g)\n    s.c[st.LANDED_DEMAND",
+        "    _join_order(s, g)\n    s.x[g, USES] += 1\n    s.c[st.LANDED_DEMAND",
     ),
     fault("an expert stays held after its group", "residency.py", "    s.x[g, WORK] = 0\n", ""),
     fault("a promoted prefetch keeps its cause", "link.py", "    s.x[g, ORIGIN] = 0\n", "", law=True),
@@ -174,6 +180,26 @@ FAULTS = [
         ":\n            unwanted",
     ),
     fault("a resident gets no bonus", "rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
+    fault("least-stale takes the layer that comes next", "eviction.py", "return -float((layer", "return float((layer"),
+    fault(
+        "a window never forgets",
+        "eviction.py",
+        "route.leaving_row[i], layer, -1.0)",
+        "route.leaving_row[i], layer, 0.0)",
+    ),
+    fault(
+        "a request's tokens stay",
+        "eviction.py",
+        "route.leaving_row[i], each, -1.0)",
+        "route.leaving_row[i], each, 0.0)",
+    ),
+    fault(
+        "a copy is taken where the original is due",
+        "miss.py",
+        "share <= miss.params[0] else",
+        "share < miss.params[0] else",
+    ),
+    fault("a copy is demanded for every token", "visit.py", " == ABSENT and s.x[low, st.ASKED] == 0:", " == ABSENT:"),
     fault("all never gives up waiting", "visit.py", " and not _stuck(s):", ":"),
 ]
 

@@ -1,15 +1,22 @@
 """Plans made from other plans, and plans of one special kind: for laws that hold only there."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from sim.core.plan import Choice, Plan
-from tests.plans import EVICTIONS, MISSES, plan
+from tests.plans import EVICTIONS, MISSES, leaving_of, plan
 
 
 def with_eviction(plan: Plan, name: str) -> Plan:
-    return replace(plan, eviction=Choice(name, EVICTIONS[name], np.array([0.9])))
+    """The same under another eviction, with what that one looks back on (weights drawn where there are none)."""
+    steps = [plan.step_row[lo:hi].tolist() for lo, hi in pairwise(plan.step_offset)]
+    weights = plan.weights
+    if name == "window-score" and weights is None:
+        weights = np.random.default_rng(0).random(plan.experts.shape).astype(np.float16)
+    choice = Choice(name, EVICTIONS[name], np.array([2.0 if name == "window-score" else 0.9]))
+    return replace(plan, eviction=choice, leaving=leaving_of(name, steps), weights=weights)
 
 
 def with_slots(plan: Plan, slots: int) -> Plan:
@@ -38,7 +45,9 @@ def everything_resident(plan: Plan) -> Plan:
 
 
 def without_transfer_time(plan: Plan) -> Plan:
-    return replace(plan, costs=replace(plan.costs, transfer_ns=np.zeros(2, np.int64), commit_gap_ns=0))
+    none = np.zeros(2, np.int64)
+    low = None if plan.low is None else replace(plan.low, transfer_ns=none)
+    return replace(plan, costs=replace(plan.costs, transfer_ns=none, commit_gap_ns=0), low=low)
 
 
 def rerouted_after(plan: Plan, step: int, seed: int) -> Plan:

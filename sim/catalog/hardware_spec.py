@@ -126,7 +126,7 @@ class Fixed(Entry):
 
     dense_ns: each layer of the model; expert_ns, cpu_expert_ns: each executed expert, whatever its tokens (no
     cpu_expert_ns: no cpu answers); transfer_ns: idle and following; decide_ns: each visit; head_ns: each
-    step; group_ns: each expert group.
+    step; group_ns: each expert group. low_*: of a low-precision copy (none: no answer can be `low`).
     """
 
     dense_ns: Ns
@@ -139,6 +139,9 @@ class Fixed(Entry):
     commit_gap_ns: Ns = 0
     commit_depth: Positive = 1
     expert_bytes: Positive = 1
+    low_transfer_ns: Ns | None = None
+    low_expert_ns: Ns | None = None
+    low_bytes: Positive = 1
     mem_gb: Rate | None = None
 
 

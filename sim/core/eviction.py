@@ -2,8 +2,10 @@
 
 lru: the oldest touch or landing. fifo: the earliest landing. lfu: the fewest executions over the run. belady: the
 expert whose next wanted visit lies furthest ahead (Belady 1966; the only one that reads the future). decayed: the
-lowest score = uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. Ties: the
-older touch or landing.
+lowest score = uses, each multiplied by `decay` per visit of the expert's layer since. random: by hash64. least-stale:
+the expert whose layer comes again last. window-score: the least router weight in the last `window` visits of its layer.
+activation-matrix: the least (share of its layer's tokens + EPSILON) x (1 - layer / layers), over the tokens so far of
+the requests being served. Ties: the older touch or landing.
 """
 
 import math
@@ -15,22 +17,65 @@ from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
-from sim.core.state import BASE, LANDED, LAST, N_LAYERS, NEVER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
-LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER = range(7)
+LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
+EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
+WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
 
 
 @inlined
 def visits_of_layer(s: Any, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
     layers = s.c[N_LAYERS]
-    return (s.c[ROUTED] + layers - 1 - g // s.c[st.N_EXPERTS]) // layers
+    return (s.c[ROUTED] + layers - 1 - s.x[g, st.LAYER]) // layers
 
 
 @inner
 def decayed_score(s: Any, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
     return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[g, LAST]))
+
+
+@inner
+def _worth(s: Any, g: int) -> float:
+    """What the policies of a score keep an expert for; a low-precision copy is worth what its original is."""
+    kind, layers = s.c[st.EVICTION], s.c[N_LAYERS]
+    if kind == DECAYED:
+        return decayed_score(s, g)
+    layer, original = s.x[g, st.LAYER], g if g < s.c[st.N_FULL] else g - s.c[st.N_FULL]
+    if kind == LEAST_STALE:  # minus how many layers away its next visit is; the one being served comes last
+        return -float((layer - s.c[ROUTED]) % layers)
+    if kind == WINDOW_SCORE:
+        return s.score[original]
+    total = s.score[len(s.x) + layer]
+    share = s.score[original] / total if total > 0.0 else 0.0
+    return (share + EPSILON) * (1.0 - float(layer) / float(layers))
+
+
+@inner
+def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
+    """At a routed instant: what this visit's rows add to the scores, and what those that leave take away."""
+    if s.c[st.EVICTION] == WINDOW_SCORE:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            _add(s, route, weights, route.leaving_row[i], layer, -1.0)
+    elif layer == 0:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            for each in range(s.c[N_LAYERS]):
+                _add(s, route, weights, route.leaving_row[i], each, -1.0)
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        _add(s, route, weights, route.step_row[i], layer, 1.0)
+
+
+@inner
+def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
+    for k in range(route.experts.shape[2]):
+        e = route.experts[t, layer, k]
+        if e >= 0:
+            by_weight = s.c[st.EVICTION] == WINDOW_SCORE
+            amount = sign * np.rint(weights[t, layer, k] * WEIGHT_UNIT) if by_weight else sign
+            s.score[layer * s.c[st.N_EXPERTS] + e] += amount
+            s.score[len(s.x) + layer] += amount
 
 
 @inner
@@ -57,14 +102,25 @@ def _listed(s: Any, g: int, which: int) -> bool:
 
 
 @inlined
+def _oldest(s: Any, scope: int, spare_from: int) -> int:
+    """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
+    end = len(s.x) + scope
+    g = s.work[NEWER, end]
+    while g != end and not _evictable(s, g, spare_from):
+        g = s.work[NEWER, g]
+    return np.int64(g) if g != end else -1  # type: ignore[return-value]
+
+
+@inlined
 def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
-    """The evictable expert with the least sign * x[field], then the oldest stamp; -1 where none is evictable."""
+    """The evictable expert with the least sign * x[field], then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
     base = s.scope[scope, BASE]
     for i in range(base, base + s.scope[scope, USED]):
         g = s.slot[i]
         key, stamp = sign * s.x[g, field], s.x[g, STAMP]
-        if (key < best_key or (key == best_key and stamp < best_stamp)) and _evictable(s, g, spare_from):
+        better = key < best_key or (key == best_key and stamp < best_stamp)
+        if better and _evictable(s, g, spare_from):
             best, best_key, best_stamp = g, key, stamp
     return best
 
@@ -77,7 +133,7 @@ def _least_score(s: Any, scope: int, spare_from: int) -> int:
         g = s.slot[i]
         if not _evictable(s, g, spare_from):
             continue
-        key, stamp = decayed_score(s, g), s.x[g, STAMP]
+        key, stamp = _worth(s, g), s.x[g, STAMP]
         if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
             best, best_key, best_stamp = g, key, stamp
     return best
@@ -129,9 +185,12 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     kind = s.c[st.EVICTION]
     if hooks is not None and kind == USER:
         return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
-    if kind == DECAYED:
+    if kind == DECAYED or kind >= LEAST_STALE:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    field = STAMP if kind == LRU else (LANDED if kind == FIFO else (USES if kind == LFU else NEXT))
-    return _least(s, scope, spare_from, field, -1 if kind == BELADY else 1)
+    if kind == LFU:
+        return _least(s, scope, spare_from, USES, 1)
+    if kind == BELADY:
+        return _least(s, scope, spare_from, NEXT, -1)
+    return _oldest(s, scope, spare_from)

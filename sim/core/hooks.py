@@ -102,7 +102,7 @@ def new_hooks(plan: Plan) -> Hooks:
     functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
     if OFF:
         functions = tuple(None if hook is None else hook.function for hook in hooks)
-    of_each = np.zeros((ROWS, max(layers * plan.n_experts, top_k)), np.int64)
+    of_each = np.zeros((ROWS, max(2 * layers * plan.n_experts, top_k)), np.int64)
     return Hooks(functions, c, of_each, floats, _durations(plan))
 
 

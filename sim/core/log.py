@@ -19,7 +19,7 @@ Int = npt.NDArray[np.int64]
 V_EVENT, V_STEP, V_LAYER, V_ROUTED, V_END, V_WANTED, V_HITS, V_LATE, V_MISSES = range(9)
 V_STALL_DEMAND, V_STALL_LATE, V_STALL_HELD, V_CPU_WAIT, V_COLUMNS = range(9, 14)
 # one expert executed in one visit
-X_EVENT, X_VISIT, X_EXPERT, X_TOKENS, X_STAND_IN, X_BEGIN, X_END, X_GROUP, X_CPU, X_COLUMNS = range(10)
+X_EVENT, X_VISIT, X_EXPERT, X_TOKENS, X_STAND_IN, X_BEGIN, X_END, X_GROUP, X_CPU, X_LOW, X_COLUMNS = range(11)
 # one transfer, from its queue to its outcome; its expert is a global id
 T_EVENT, T_VISIT, T_EXPERT, T_CAUSE, T_PROMOTED, T_QUEUED, T_COMMITTED, T_STARTED, T_LANDED = range(9)
 T_VICTIM, T_OUTCOME, T_EVENT_QUEUED, T_EVENT_COMMITTED, T_COLUMNS = range(9, 14)
@@ -29,7 +29,7 @@ A_EVENT, A_VISIT, A_ROW, A_SLOT, A_WANTED, A_ANSWER, A_STAND_IN, A_GATE, A_COLUM
 COLUMNS = {
     "visits": "event step layer routed_ns end_ns wanted hits late misses "
     "stall_demand_ns stall_late_ns stall_held_ns cpu_wait_ns",
-    "executions": "event visit expert tokens stand_in_tokens begin_ns end_ns group cpu",
+    "executions": "event visit expert tokens stand_in_tokens begin_ns end_ns group cpu low",
     "transfers": "event visit expert cause promoted queued_ns committed_ns started_ns landed_ns "
     "victim outcome event_queued event_committed",
     "answers": "event visit row slot wanted answer stand_in gate",

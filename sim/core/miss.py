@@ -24,7 +24,7 @@ from sim.core.plan import SUBSTITUTE_PARAMS, Plan
 from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
-FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER = range(6)  # SUBSTITUTE is plan.SUBSTITUTION
+FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION = range(7)  # SUBSTITUTE is plan.SUBSTITUTION
 # why nothing stood in: the prompt, TAE, margin, distribution, rho, no resident on the list
 OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY, N_GATES = range(8)
 GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")
@@ -105,6 +105,9 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
     if miss.kind == SUBSTITUTE:
         _substitute(s, miss, ids, weights, t, layer)
         return
+    if miss.kind == PRECISION:
+        _by_precision(s, miss, ids, weights)
+        return
     for k in range(len(ids)):
         reply = ANSWER_FETCH
         if miss.kind == DROP:
@@ -114,6 +117,25 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
         elif miss.kind == DROP_BY_WEIGHT and ids[k] >= 0 and weights[k] < miss.params[0]:
             reply = ANSWER_DROP
         s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = reply, -1, OPEN
+
+
+@inner
+def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
+    """HOBBIT (arXiv 2411.01433): with s the share of the token's router weight in front of a slot (descending weight,
+    ties by slot), fetch up to s = params[0], the low-precision copy up to params[1], and nobody beyond."""
+    total, before = 0.0, 0.0
+    for k in range(len(ids)):
+        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = -1, -1, OPEN
+        total += weights[k] if ids[k] >= 0 else 0.0
+    k = _next_slot(s, weights, ids, False)
+    while k >= 0:
+        share = before / total if total > 0.0 else 0.0
+        reply = ANSWER_FETCH if share <= miss.params[0] else ANSWER_DROP
+        if reply == ANSWER_DROP and share <= miss.params[1]:
+            reply = ANSWER_LOW
+        s.reply[REPLY, k] = reply
+        before += weights[k]
+        k = _next_slot(s, weights, ids, False)
 
 
 @inner

@@ -71,6 +71,29 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Low:
+    """Low-precision copies of every expert, with slots of their own (miss policies that answer `low`).
+
+    slots int64 [scopes]; bytes of one copy; transfer_ns int64 [2] and expert_ns int64 [max rows + 1] as in Costs.
+    The copy of global expert g is global id L * E + g.
+    """
+
+    slots: Int
+    bytes: int
+    transfer_ns: Int
+    expert_ns: Int
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Which trace rows an eviction policy that looks back forgets at each step: row[offset[s] : offset[s + 1]]
+    at step s. offset int64 [S + 1], row int32."""
+
+    offset: Int
+    row: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class Choice:
     """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order."""
 
@@ -118,6 +141,8 @@ class Plan:
     rerank      the re-ranking policy.
     similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
     norm_topk   whether the model renormalises the weights of the experts it chose.
+    low         the low-precision copies, None where no answer is `low`.
+    leaving     of the evictions window-score and activation-matrix.
     """
 
     experts: npt.NDArray[np.int16]
@@ -147,3 +172,5 @@ class Plan:
     rerank: Choice | None = None
     similarity: npt.NDArray[np.float32] | None = None
     norm_topk: bool = True
+    low: Low | None = None
+    leaving: Leaving | None = None

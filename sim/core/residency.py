@@ -7,7 +7,7 @@ from typing import Any
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.eviction import DECAYED, count_use, victim
+from sim.core.eviction import DECAYED, LRU, count_use, victim
 from sim.core.jit import choice, inlined, inner
 from sim.core.state import (
     ABSENT,
@@ -20,6 +20,8 @@ from sim.core.state import (
     FRESH,
     LANDED,
     LEGAL,
+    NEWER,
+    OLDER,
     ORIGIN,
     QUEUED,
     RESIDENT,
@@ -95,6 +97,21 @@ def _touch(s: Any, g: int) -> None:
     s.c[st.STAMPS] += 1
 
 
+@inlined
+def _join_order(s: Any, g: int) -> None:
+    """Expert g becomes the newest of its scope."""
+    end = len(s.x) + scope_of(s, g)
+    newest = s.work[OLDER, end]
+    s.work[NEWER, newest] = s.work[OLDER, end] = g
+    s.work[OLDER, g], s.work[NEWER, g] = newest, end
+
+
+@inlined
+def _leave_order(s: Any, g: int) -> None:
+    older, newer = s.work[OLDER, g], s.work[NEWER, g]
+    s.work[NEWER, older], s.work[OLDER, newer] = newer, older
+
+
 @choice
 def place(s: Any, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
@@ -107,6 +124,7 @@ def place(s: Any, residents: Any) -> None:
         s.x[g, STATE] = RESIDENT
         s.x[g, LANDED] = s.c[st.STAMPS]
         _touch(s, g)
+        _join_order(s, g)
 
 
 @inlined
@@ -114,6 +132,7 @@ def _evict(s: Any, g: int) -> None:
     if s.x[g, WORK] > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
+    _leave_order(s, g)
     s.c[EVICTIONS] += 1
     if s.x[g, FRESH] == 1:
         s.c[st.PREFETCH_WASTED] += 1
@@ -156,7 +175,9 @@ def land(s: Any, log: Any) -> int:
     s.scope[scope_of(s, g), ARRIVING] -= 1
     s.x[g, LANDED] = s.c[st.STAMPS]
     _touch(s, g)
+    _join_order(s, g)
     s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1
+    s.c[st.LANDED_LOW] += g >= s.c[st.N_FULL]
     if s.x[g, ORIGIN] == PREFETCH:
         if s.x[g, FRESH] == 2:  # wanted on its way
             s.c[st.PREFETCH_LATE] += 1
@@ -180,7 +201,10 @@ def executed(s: Any, g: int) -> None:
     if s.c[st.NO_TOUCH] == 0 or s.x[g, st.STAND_IN] < s.x[g, WORK]:
         _touch(s, g)
         s.x[g, USES] += 1
-        if s.c[st.EVICTION] == DECAYED:
+        if s.c[st.EVICTION] == LRU:
+            _leave_order(s, g)
+            _join_order(s, g)
+        elif s.c[st.EVICTION] == DECAYED:
             count_use(s, g)
     s.x[g, WORK] = 0
     s.x[g, st.STAND_IN] = 0

@@ -30,7 +30,8 @@ class View(NamedTuple):
     expert: int  # miss: the wanted expert, 0 .. E - 1; eviction: the one that needs the slot, a global id
     weight: float  # miss: the slot's router weight (0.0 where the trace has none)
     tokens: int  # miss: how many tokens of this visit want the expert; else 1
-    n_experts: int  # E; of a global id g the layer is g // n_experts, the expert g % n_experts
+    n_experts: int  # E; of a global id g the layer is g // n_experts, the expert g % n_experts (modulo
+    # the layers: a low-precision copy's id lies layers x n_experts above its original's)
     seed: int  # of the run
     ids: Int  # [K] the token's experts, -1 none (eviction: empty)
     weights: Float  # [K] their router weights

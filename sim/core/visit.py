@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.eviction import BELADY
+from sim.core.eviction import ACTIVATION, BELADY, LEAST_STALE, WINDOW_SCORE, look_back
 from sim.core.hooks import ask_miss, ask_rerank
 from sim.core.jit import choice, frozen, inlined, inner
 from sim.core.link import LAST_KEY, demand, join, withdraw
@@ -20,6 +20,7 @@ from sim.core.miss import (
     ANSWER_CPU,
     ANSWER_DROP,
     ANSWER_FETCH,
+    ANSWER_LOW,
     ANSWER_SUBSTITUTE,
     BACKGROUND,
     GATE,
@@ -32,7 +33,7 @@ from sim.core.miss import (
     asked,
     plan_token,
 )
-from sim.core.plan import Plan
+from sim.core.plan import Leaving, Plan
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
@@ -67,14 +68,16 @@ ANSWER_OF_CODE = (-1, ANSWER_FETCH, ANSWER_DROP, ANSWER_CPU)  # by -code of view
 
 
 class Route(NamedTuple):
-    """What the router wants: see plan.Plan. next_use int32 [R, L, K]: the next visit that wants the same expert, -1
-    never (belady only, else empty)."""
+    """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
+    same expert, -1 never (belady only, else empty)."""
 
     experts: npt.NDArray[np.int16]
     step_offset: Int
     step_row: npt.NDArray[np.int32]
     step_prefill: npt.NDArray[np.bool_]
     next_use: npt.NDArray[np.int32]
+    leaving_offset: Int
+    leaving_row: npt.NDArray[np.int32]
 
 
 class Ahead(NamedTuple):
@@ -112,10 +115,15 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.kind == BELADY:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
-        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:, st.NEXT], plan.n_experts, next_use)
-    route = Route(*map(frozen, (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill, next_use)))
+        full = s.c[st.N_FULL]
+        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:full, st.NEXT], plan.n_experts, next_use)
+        s.x[full:, st.NEXT] = s.x[: len(s.x) - full, st.NEXT]
+    leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
+    wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
+    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))
     miss = Miss.of(plan)
-    if not full and not miss.asks and plan.prefetch is None and plan.eviction.function is None:
+    plain = plan.eviction.function is None and plan.eviction.kind not in (WINDOW_SCORE, ACTIVATION)
+    if plain and not full and not miss.asks and plan.prefetch is None:
         return route, None, None
     return route, miss, _ahead(plan)
 
@@ -196,7 +204,10 @@ def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
             e = route.experts[route.step_row[i], layer, k]
             if e >= 0:
                 after = route.next_use[i, layer, k]
-                s.x[layer * s.c[st.N_EXPERTS] + e, st.NEXT] = after if after >= 0 else NEVER
+                g = layer * s.c[st.N_EXPERTS] + e
+                s.x[g, st.NEXT] = after if after >= 0 else NEVER
+                if s.c[st.N_FULL] < len(s.x):
+                    s.x[s.c[st.N_FULL] + g, st.NEXT] = s.x[g, st.NEXT]
 
 
 @inlined
@@ -286,6 +297,18 @@ def _give_host(s: Any, g: int) -> None:
 
 
 @inner
+def _give_low(s: Any, g: int) -> None:
+    """The low-precision copy of expert g (global id `low`) executes one more token, once it is there."""
+    low = s.c[st.N_FULL] + g
+    _work(s, low, 1)
+    # resident or absent: a visit that asks for a copy does not end before the copy has landed and run
+    if s.x[low, STATE] == ABSENT and s.x[low, st.ASKED] == 0:
+        s.x[low, st.ASKED] = 1 << ANSWER_FETCH
+        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = low
+        s.c[st.N_ANSWERED] += 1
+
+
+@inner
 def _reply(
     s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
 ) -> None:
@@ -308,6 +331,8 @@ def _reply(
             _wait_for_late(s, g)
     elif reply == ANSWER_CPU:
         _give_host(s, g)
+    elif reply == ANSWER_LOW:
+        _give_low(s, g)
     else:
         if reply == ANSWER_SUBSTITUTE:
             _give_stand_in(s, base + other)
@@ -364,9 +389,12 @@ def _answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int
         _answer_token(s, log, miss, hooks, visit, route.step_row[i], layer, i - first, lossless)
     for i in range(s.c[st.N_ANSWERED]):
         g = s.work[st.FIRST_ANSWERED, i]
-        if s.x[g, CLASS] == LATE:
+        if g >= s.c[st.N_FULL]:
+            s.x[g, st.ASKED] = 0
+            demand(s, log, g, visit)
+        elif s.x[g, CLASS] == LATE:
             continue
-        if s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
+        elif s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
             demand(s, log, g, visit)
         elif s.x[g, STATE] == QUEUED and s.x[g, st.ORIGIN] == 1:
             withdraw(s, log, g)
@@ -446,6 +474,8 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
     if miss is not None and asks:
         _load(s, route, miss, hooks, step, layer)
     _classify(s, route, miss, visit, step, layer)
+    if miss is not None and s.c[st.EVICTION] > LEAST_STALE:
+        look_back(s, route, miss.weights, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.c[st.QUEUE_LEN] > 0:
@@ -472,11 +502,17 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
 
 @inner
 def _stuck(s: Any) -> bool:
-    """Nothing more can land while the rest is held: the first demand finds no slot and nothing under way brings one."""
+    """Nothing more can land while the rest is held: the first demand finds no slot and nothing under way brings one,
+    nor, among copies of another precision, more work."""
     if s.c[st.DEMAND_HEAD] >= s.c[st.DEMAND_TAIL]:
         return False
     scope = scope_of(s, s.work[st.DEMAND, s.c[st.DEMAND_HEAD]])
-    if s.scope[scope, st.USED] < s.scope[scope, st.CAPACITY] or s.scope[scope, st.ARRIVING] > 0:
+    if s.scope[scope, st.USED] < s.scope[scope, st.CAPACITY]:
+        return False
+    twin = scope
+    if s.c[st.N_FULL] < len(s.x):
+        twin = (scope + len(s.scope) // 2) % len(s.scope)
+    if s.scope[scope, st.ARRIVING] > 0 or s.scope[twin, st.ARRIVING] > 0:
         return False
     base = s.scope[scope, st.BASE]
     for i in range(base, base + s.scope[scope, st.USED]):
@@ -523,3 +559,4 @@ def _log_execution(s: Any, log: Any, g: int, tokens: int, stand_in: int, cpu: in
     s.c[st.R_EXECUTIONS] += 1
     row[lg.X_EVENT], row[lg.X_VISIT] = lg.next_event(s), s.c[st.ROUTED] - 1
     row[lg.X_EXPERT], row[lg.X_TOKENS], row[lg.X_STAND_IN], row[lg.X_CPU] = g, tokens, stand_in, cpu
+    row[lg.X_LOW] = 1 if g >= s.c[st.N_FULL] else 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.core.eviction import WINDOW_SCORE
 from sim.core.miss import ETA
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
@@ -18,7 +19,7 @@ Given = Mapping[str, Value]
 
 
 def answer_fields(
-    miss: Policy, given: Given, rerank: Policy | None, given_rerank: Given,
+    eviction: Policy, miss: Policy, given: Given, rerank: Policy | None, given_rerank: Given,
     trace: RoutingTrace, calibration: RoutingTrace | None, expert_bytes: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields of a Plan that answers depend on. Raises SpecError or BuddyError, one line, for what does not fit."""
@@ -35,7 +36,7 @@ def answer_fields(
         "late_counts_as_missing": bool(values.get("late", 0)),
         "norm_topk": bool(trace.meta.get("norm_topk", True)),
     }
-    if miss.name != "fetch" or rerank is not None:
+    if miss.name != "fetch" or rerank is not None or eviction.kind == WINDOW_SCORE:
         fields["weights"] = trace.weights
         fields["logits"] = _logits(miss, rerank, chosen.params, trace)
     if miss.lists:

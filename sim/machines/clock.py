@@ -36,14 +36,15 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
     steps, n = len(plan.step_prefill), len(s.x)
-    clock = Clock(*(np.zeros(size, np.int64) for size in (N_CLOCK, n, n, steps, steps, steps)))
+    clock = Clock(*(st.zeros(size) for size in (N_CLOCK, n, n, steps, steps, steps)))
     return s, lg.new_log(plan) if full else None, clock
 
 
 @choice
 def forget(s: Any, clock: Any) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
-    s.c[st.FIRST_COUNTER :] = 0
+    s.c[st.FIRST_COUNTER : st.LAST_COUNTER + 1] = 0
+    s.c[st.LANDED_LOW] = 0
     s.layer[:] = 0
     s.quality[:] = 0.0
     s.loss[:] = 0.0

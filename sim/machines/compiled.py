@@ -40,7 +40,7 @@ UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
 
 
 class Durations(NamedTuple):
-    """plan.Costs as the loop takes it."""
+    """plan.Costs as the loop takes it, and plan.Low's (the same again where there is none)."""
 
     dense_ns: Int
     head_ns: Int
@@ -48,9 +48,19 @@ class Durations(NamedTuple):
     expert_ns: Int
     cpu_expert_ns: Int
     transfer_ns: Int
+    low_expert_ns: Int
+    low_transfer_ns: Int
     decide_ns: int
     group_ns: int
     commit_gap_ns: int
+
+
+@inlined
+def _transfer_ns(s: Any, hooks: Any, d: Durations, g: int, follows: int) -> int:
+    """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies."""
+    if hooks is not None and g >= s.c[st.N_FULL]:
+        return d.low_transfer_ns[follows]
+    return d.transfer_ns[follows]
 
 
 @inlined
@@ -66,7 +76,7 @@ def _commit_all(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock) -> Non
         if g < 0:
             return
         clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
-        clock.lands[g] = clock.starts[g] + d.transfer_ns[1 if behind else 0]
+        clock.lands[g] = clock.starts[g] + _transfer_ns(s, hooks, d, g, 1 if behind else 0)
         if log is not None:
             row = log.transfers[s.x[g, TRANSFER]]
             row[lg.T_COMMITTED], row[lg.T_STARTED] = now, clock.starts[g]
@@ -107,6 +117,9 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.k[NOW] + ns
+    if ns > 0 and s.c[FLIGHT_LEN] == 0 and not waiting(s):
+        clock.k[NOW] = to
+        return
     while ns != 0:
         if waiting(s):
             _commit_all(s, log, hooks, d, clock)
@@ -122,22 +135,26 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
 
 
 @inlined
-def _group_ns(s: Any, d: Durations, n: int) -> int:
+def _group_ns(s: Any, hooks: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
     ns = d.group_ns
     for i in range(s.c[N_RUN], s.c[N_RUN] + n):
-        ns += d.expert_ns[s.x[s.work[READY, i], WORK]]
+        g = s.work[READY, i]
+        if hooks is not None and g >= s.c[st.N_FULL]:
+            ns += d.low_expert_ns[s.x[g, WORK]]
+        else:
+            ns += d.expert_ns[s.x[g, WORK]]
     return ns
 
 
 @inner
-def _time_executions(s: Any, log: Any, expert_ns: Any, begin: int, n: int, group: int) -> None:
+def _time_executions(s: Any, log: Any, expert_ns: Any, low_ns: Any, begin: int, n: int, group: int) -> None:
     """When each of the last n executions began and ended."""
     last = s.c[st.R_EXECUTIONS]
     for i in range(last - n, last):
         row = log.executions[i]
         row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
-        begin += expert_ns[row[lg.X_TOKENS]]
+        begin += low_ns[row[lg.X_TOKENS]] if row[lg.X_LOW] == 1 else expert_ns[row[lg.X_TOKENS]]
         row[lg.X_END] = begin
 
 
@@ -161,7 +178,7 @@ def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int
     finish_host(s, log)
     if log is not None:
         log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
-        _time_executions(s, log, d.cpu_expert_ns[busy], routed, n, -1)
+        _time_executions(s, log, d.cpu_expert_ns[busy], d.low_expert_ns, routed, n, -1)
 
 
 @inlined
@@ -192,13 +209,13 @@ def _visit(
     group = 0
     while s.c[N_RUN] < s.c[N_WORK]:
         n, begin = take_group(s, mode), clock.k[NOW]
-        ns = _group_ns(s, d, n) if n > 0 else UNTIL_LANDING
+        ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
         _advance(s, log, hooks, d, clock, ns, layer)
         if n > 0:
             clock.k[EXPERTS] += ns
             finish_group(s, log, n)
             if log is not None:
-                _time_executions(s, log, d.expert_ns, begin + d.group_ns, n, group)
+                _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
             group += 1
     if miss is not None and s.c[st.N_HOST] > 0:
         _wait_for_host(s, log, hooks, d, clock, routed, busy, host_ns)
@@ -220,11 +237,12 @@ def _loop(
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
             _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
-            clock.k[DENSE] += dense[layer]
-            clock.k[DECIDE if layer < layers else HEAD] += then
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
         clock.end[step] = clock.k[NOW]
+        clock.k[DENSE] += dense.sum()
+        clock.k[DECIDE] += layers * d.decide_ns
+        clock.k[HEAD] += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock)
@@ -233,8 +251,9 @@ def _loop(
 def durations(plan: Plan) -> Durations:
     """The plan's costs as one flat tuple of one type."""
     c = plan.costs
+    low = plan.low or c
     arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns)
-    return Durations(*arrays, c.decide_ns, c.group_ns, c.commit_gap_ns)
+    return Durations(*arrays, low.expert_ns, low.transfer_ns, c.decide_ns, c.group_ns, c.commit_gap_ns)
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:

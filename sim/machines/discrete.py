@@ -32,7 +32,9 @@ class Machine:
     def __init__(self, plan: Plan, full: bool) -> None:
         self.env: Any = simpy.Environment()  # Any: to simpy time may be a float, here every delay is a whole ns
         self.plan, self.costs = plan, plan.costs
-        self.expert_ns = plan.costs.expert_ns.tolist()
+        low = plan.low or plan.costs
+        self.expert_ns = (plan.costs.expert_ns, low.expert_ns)  # by whether it is a low-precision copy
+        self.transfer_ns = (plan.costs.transfer_ns, low.transfer_ns)
         self.s, self.log, self.clock = begin_run(plan, full)
         self.route, self.miss, self.ahead = inputs(plan, self.s, full)
         self.hooks = None if self.miss is None else new_hooks(plan)
@@ -70,12 +72,16 @@ class Machine:
             if g < 0:
                 return
             starts = now + self.costs.commit_gap_ns if behind is None else int(self.clock.lands[behind])
-            lands = starts + int(self.costs.transfer_ns[0 if behind is None else 1])
+            lands = starts + int(self.transfer_ns[self.is_low(g)][0 if behind is None else 1])
             self.clock.starts[g], self.clock.lands[g] = starts, lands
             if self.log is not None:
                 row = self.log.transfers[s.x[g, TRANSFER]]
                 row[lg.T_COMMITTED], row[lg.T_STARTED] = now, starts
             self.at(lands - now, LANDING, self.landed)
+
+    def is_low(self, g: int) -> bool:
+        """Whether a global id is that of a low-precision copy."""
+        return bool(g >= self.s.c[st.N_FULL])
 
     def last_committed(self) -> int:
         place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.x)
@@ -165,11 +171,12 @@ class Machine:
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""
         s, run = self.s, self.s.c[N_RUN]
-        tokens = s.x[s.work[READY, run : run + n], WORK].tolist()
+        group_of = s.work[READY, run : run + n].tolist()
         begin = self.env.now + self.costs.group_ns
-        yield from self.busy(self.costs.group_ns + sum(self.expert_ns[t] for t in tokens), EXPERTS)
+        ns = sum(int(self.expert_ns[self.is_low(g)][s.x[g, WORK]]) for g in group_of)
+        yield from self.busy(self.costs.group_ns + ns, EXPERTS)
         finish_group(s, self.log, n)
-        self.time_executions(self.costs.expert_ns, begin, n, group)
+        self.time_executions(self.expert_ns, begin, n, group)
         self.kick()
 
     def wait_for_host(self, routed: int, busy: int) -> Process:
@@ -180,7 +187,7 @@ class Machine:
         wait = max(0, routed + ns - self.env.now)
         yield from self.busy(wait, CPU_WAIT)
         finish_host(s, self.log)
-        self.time_executions(expert_ns, routed, n, -1)
+        self.time_executions((expert_ns, expert_ns), routed, n, -1)
         if self.log is not None:
             self.log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
 
@@ -191,7 +198,7 @@ class Machine:
         last = self.s.c[st.R_EXECUTIONS]
         for row in self.log.executions[last - n : last]:
             row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
-            begin += expert_ns[row[lg.X_TOKENS]]
+            begin += expert_ns[row[lg.X_LOW]][row[lg.X_TOKENS]]
             row[lg.X_END] = begin
 
 
