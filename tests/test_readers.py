@@ -126,6 +126,21 @@ def test_sglang_round_trip(
         ids_agree(read, trace)
 
 
+def test_sglang_requests_without_ambiguity_are_found_exactly(tmp_path: Path) -> None:
+    """Three requests that join and leave: wherever no row was ambiguous, requests and phases are the server's own."""
+    exact = 0
+    for seed in range(60):
+        trace = random_trace(np.random.default_rng(seed), 40, 1, 8, 1, requests=3, prompt=0.5, token_ids=True)
+        if min(int(trace.prefill[rows].sum()) for rows in foreign.requests_of(trace)) == 0:
+            continue
+        flags = foreign.sglang(tmp_path / "dump.pt", trace, 6, seed)
+        read = convert(tmp_path / "dump.pt", tmp_path / "out.npz", flags)
+        if read.meta["ambiguous_rows"] == 0:
+            ids_agree(read, trace)
+            exact += 1
+    assert exact >= 10, exact
+
+
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_each_is_told_by_its_content_and_then_replayed(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

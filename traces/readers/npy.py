@@ -48,7 +48,8 @@ def head_of(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
             head = file.read(12 + MAX_HEADER_BYTES)
         if not head.startswith(MAGIC):
             return None
-        dtype, shape, _, _ = npy_header(path, "the array", head)
+        with refusing(f"{path}: not a .npy file"):
+            dtype, shape, _, _ = npy_header(path, "the array", head)
         return dtype, shape
-    except (OSError, ValueError):
+    except (OSError, TraceError):
         return None

@@ -4,12 +4,13 @@ The file is {"records": [one dict per forward pass], "last_physical_to_logical_m
 [L, T, columns] of *physical* expert ids, -1 where a column or a dense layer has none (0.5.23 always has 8 columns). A
 pass knows its positions and mode, not its requests; they are linked again here:
 
-- an extend pass has segments (extend_seq_lens) of rising positions. A segment continues a request whose prompt stopped
-  just there (chunked prefill), else it begins one, at position 0 or after a cached prefix.
+- an extend pass has segments (extend_seq_lens) of rising positions. A segment continues the request whose prompt
+  stopped just there (chunked prefill; of several the last that was extended, and its rows are counted as ambiguous),
+  else it begins one, at position 0 or after a cached prefix.
 - a decode pass has one row for each running request, in the order in which they joined. Each row goes to the first
   request in that order, after the row before's, whose next position it is. Requests that a decode pass leaves out have
-  ended. Where two requests that wait for the same position differ in number from the rows, the choice is the first
-  one, and the rows are counted as ambiguous. A row that nobody waits for begins a request (recording began late).
+  ended. Where more requests wait for a position than it has rows, the first ones are taken, and the rows are counted
+  as ambiguous. A row that nobody waits for begins a request (recording began late).
 - a mixed pass is segments again; those of length one that go on after a prompt are generated rows unless more of
   the prompt follows.
 - passes of other modes (idle, speculative verification, draft) do not give one row per token and are left out, counted.
@@ -120,6 +121,7 @@ class Request:
     following: int
     prompt_end: int
     generated: bool = False
+    extended: int = 0  # which segment extended it last
 
 
 @dataclass
@@ -130,6 +132,7 @@ class Links:
     running: list[Request] = field(default_factory=list)
     parked: list[Request] = field(default_factory=list)  # left out of a decode pass, and no row generated: chunks
     ambiguous: int = 0
+    extends: int = 0
 
     def begin(self, position: int) -> Request:
         request = Request(len(self.requests), position, position)
@@ -140,7 +143,10 @@ class Links:
         """The request of a segment. sure: its rows are prompt rows (in a mixed pass one row may be generated)."""
         others = self.parked + self.running
         waiting = [r for r in others if r.following == first and first > 0 and not (sure and r.generated)]
-        request = waiting[0] if waiting else self.begin(first)
+        self.ambiguous += length if len(waiting) > 1 else 0
+        request = max(waiting, key=lambda r: r.extended) if waiting else self.begin(first)
+        self.extends += 1
+        request.extended = self.extends
         if request not in self.running:
             self.running.append(request)
         self.parked = [r for r in self.parked if r is not request]

@@ -14,7 +14,7 @@ from traces.readers import torch_file
 from traces.readers.ask import Ask
 from traces.readers.counting import of_axis
 from traces.readers.json_lines import first_object
-from traces.readers.sglang import COUNTS, IDS, RECORDS, parts
+from traces.readers.sglang import COUNTS, IDS, MAP, RECORDS, parts
 from traces.readers.spill import Array
 
 COUNT, PHYSICAL_MAP = "logical_count", "physical_to_logical_map"
@@ -47,13 +47,16 @@ def _from_dump(dump: Any, path: Path) -> tuple[Array, str]:
         dims = 2 if getattr(value, "ndim", 0) == 2 else 3
         return torch_file.array(value, COUNT, path, dims, "iuf"), "stat"
     records, physical = parts(dump, path)
+    if physical.size == 0 or int(physical.min()) < 0 or int(physical.max()) >= physical.shape[1]:
+        found = f"{MAP} {list(physical.shape)}"
+        raise TraceError(f"{path}: {found} is no map: each physical expert is one of at most as many logical ones")
     total = np.zeros((len(physical), int(physical.max()) + 1), np.int64)
     layer = np.arange(len(physical))[:, None]
     for i, record in enumerate(records):
         counts = torch_file.array(record.get(COUNTS), f"{RECORDS}[{i}]: {COUNTS}", path, 2)
-        if counts.shape != physical.shape or int(physical.min()) < 0:
-            found = f"shape {list(counts.shape)}, map {list(physical.shape)}"
-            raise TraceError(f"{path}: {RECORDS}[{i}]: {COUNTS} has {found}; a logical id per physical one is required")
+        if counts.shape != physical.shape:
+            found = f"shape {list(counts.shape)}, the map {list(physical.shape)}"
+            raise TraceError(f"{path}: {RECORDS}[{i}]: {COUNTS} has {found}; they must be alike")
         np.add.at(total, (layer, physical), counts)
     return total, "per_pass"
 
