@@ -14,12 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sim.core.plan import Choice, Costs, Plan, Prefetch
+from sim.fit.buddies import BuddyProfile
 from sim.machines import compiled, discrete
+from sim.policies import MISS
 from traces import npz
 from traces.trace import RoutingTrace
 
@@ -79,6 +82,20 @@ def _lookahead(trace: RoutingTrace) -> Prefetch:
     return Prefetch(lists, np.arange(trace.n_tokens, dtype=np.int32)[None], budget=2)
 
 
+def with_buddies(plan: Plan, trace: RoutingTrace) -> Plan:
+    """The full buddy policy (all gates of preset `buddy`); a trace without router weights is given falling ones."""
+    policy = MISS["buddy"]
+    weights = trace.weights
+    if weights is None:
+        falling = 0.5 ** np.arange(trace.top_k)
+        weights = np.broadcast_to((falling / falling.sum()).astype(np.float16), trace.experts.shape)
+    lists = BuddyProfile().fit(replace(trace, weights=weights)).lists_
+    tau = np.full(trace.n_moe_layers, 0.95)
+    return replace(
+        plan, miss=policy.choice({}), weights=weights, tau=tau, peers=lists.peers, peer_q=lists.q, lossy_prefill=False
+    )
+
+
 def requests_of(plan: Plan) -> int:
     return int((plan.experts[plan.step_row] >= 0).sum())
 
@@ -125,12 +142,14 @@ def show(name: str, rates: np.ndarray, base: np.ndarray | None = None) -> None:
 
 def throughput(name: str, trace: RoutingTrace, requests: float, runs: int) -> None:
     plan, ahead = repeated(trace, requests), repeated(trace, requests, prefetch=True)
+    buddy = with_buddies(ahead, trace)
     small, n = repeated(trace, min(requests, 40_000)), requests_of(plan)
     with tempfile.TemporaryDirectory() as folder:
         jobs: dict[str, tuple[Callable[[], object], int]] = {
             "compiled, lru + fetch": (lambda: compiled.run(plan), n),
             "compiled, full record": (lambda: compiled.run(plan, full=True), n),
             "compiled, lru + lookahead": (lambda: compiled.run(ahead), n),
+            "compiled, lookahead + buddy": (lambda: compiled.run(buddy), n),
             "simpy, lru + fetch": (lambda: discrete.run(small), requests_of(small)),
         }
         try:
