@@ -11,7 +11,7 @@ from typing import Any
 from analysis import formats
 from analysis.pairing import FEW, LEVEL, RESAMPLES, STATISTIC, Paired, against
 from analysis.runs import Run, RunError, differing, load, settings, share
-from analysis.words import plain
+from analysis.words import listed, plain
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
@@ -26,7 +26,16 @@ CONDITIONS = (
     "warmup_steps",
     "max_steps",
 )
-OPEN_LOOP = "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards"
+# What each mark of a run means, and how the notes begin that a summary has of it already.
+MARKS = {
+    "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
+    "open-loop": "OPEN LOOP: lossy, but the routing stays the trace's; a real model would route differently afterwards",
+    "oracle": "ORACLE: reads the future; no engine can",
+    "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
+    "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
+    "measured": "MEASURED on a device",
+}
+NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
     "dropped, of the wanted) and no worse in the other; oracles, and runs whose loss is partly unseen, stand apart"
@@ -162,7 +171,7 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
     for name, found in kinds:
         if len(found) > 1:
             tail = "; other work has no differences" if name == "traces" else ""
-            notes.append(f"MIXED {name}: {', '.join(found.values())}: these are no alternatives of each other{tail}")
+            notes.append(f"MIXED {name}: {listed(list(found.values()))}: these are no alternatives of each other{tail}")
     if len({run.judged for run in runs}) > len({run.trace["hash"] for run in runs}):
         notes.append("MIXED requests: not the same ones are judged (calibration, seed or as_decode differ)")
     if len({run.measured for run in runs}) > 1:
@@ -180,32 +189,26 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
     ]
     if partly:
         notes.append(
-            f"intervals of {', '.join(partly)} are over the requests that gave the same tokens in both, not over all"
+            f"intervals of {listed(partly)} are over the requests that gave the same tokens in both, not over all"
         )
     return notes
 
 
 def _marked(runs: Sequence[Run]) -> list[str]:
-    """One line for each mark, with the runs that carry it."""
-    notes = []
-    about = {
-        "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
-        "open-loop": OPEN_LOOP,
-        "oracle": "ORACLE: reads the future; no engine can",
-        "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
-        "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
-        "measured": "MEASURED on a device",
-    }
-    for mark, text in about.items():
-        names = [run.name for run in runs if mark in run.marks]
-        if names:
-            notes.append(f"{text}: {'all runs' if len(names) == len(runs) else ', '.join(names)}")
-    return notes
+    """One line for each mark, and for each further note of a summary, with the runs that carry it."""
+    carriers: dict[str, list[str]] = {}
+    for run in runs:
+        own = [note for note in run.summary.get("notes", ()) if not note.startswith(NOTED)]
+        for text in [*(MARKS[mark] for mark in run.marks), *own]:
+            carriers.setdefault(text, []).append(run.name)
+    ranked = sorted(carriers, key=lambda text: list(MARKS.values()).index(text) if text in MARKS.values() else 99)
+    every = {text: "all runs" if len(names) == len(runs) else listed(names) for text, names in carriers.items()}
+    return [f"{text}: {every[text]}" for text in ranked]
 
 
 def parser() -> Parser:
     out = Parser(prog="python -m analysis.compare", description="Runs side by side, each against a baseline.")
-    out.add_argument("runs", metavar="RUN", nargs="+", help="folder with summary.json (and record.npz), or a summary")
+    out.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep, or a summary")
     out.add_argument("--baseline", metavar="NAME|INDEX", default="0", help="run to compare with (default: the first)")
     out.add_argument("--format", choices=sorted(formats.FORMATS), default="table", help="default: table")
     out.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap's draws (default: 0)")

@@ -3,6 +3,7 @@
 Written by hand because plotly draws in a browser only. It follows the reader's light or dark theme.
 """
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from analysis.palette import colours
@@ -11,12 +12,13 @@ from analysis.words import markup, shortened
 if TYPE_CHECKING:
     from analysis.compare import Comparison
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 250, 34, 64
+WIDTH, EDGE, LEFT, RIGHT, ROW, TOP = 760, 16, 190, 250, 34, 64
 LEGEND = (
     "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
     "&#9733; Pareto-best"
 )
 STYLE = """
+  .back { fill: #ffffff; }
   text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1c2733; }
   .title { font-size: 16px; font-weight: 600; }
   .soft { fill: #5b6773; font-size: 12px; }
@@ -24,6 +26,7 @@ STYLE = """
   .line { stroke: #1c2733; stroke-width: 1.5; fill: none; }
   .base { stroke: #8a949e; stroke-dasharray: 3 3; }
   @media (prefers-color-scheme: dark) {
+    .back { fill: #161e27; }
     text { fill: #e6edf3; } .soft { fill: #9aa7b4; } .loud { fill: #ffa657; } .line { stroke: #e6edf3; }
   }
 """
@@ -36,12 +39,14 @@ def svg(found: "Comparison") -> str:
     top = max([_high(row, base) for row in found.rows] + [1e-12])
     notes = _wrapped(found.notes)
     height = TOP + ROW * len(found.rows) + 22 + 16 * len(notes)
+    wide, high = WIDTH + 2 * EDGE, height + EDGE
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        ' role="img" aria-labelledby="t d">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" role="img" aria-labelledby="t d"'
+        f' viewBox="{-EDGE} {-EDGE} {wide} {high}">',
         f'<title id="t">{markup(_title(found))}</title>',
         f'<desc id="d">{markup(_spoken(found))}</desc>',
         f"<style>{STYLE}</style>",
+        f'<path class="back" d="M{-EDGE} {-EDGE}H{WIDTH + EDGE}V{height}H{-EDGE}z"/>',
         f'<text x="0" y="20" class="title">{markup(_title(found))}</text>',
         f'<text x="0" y="42" class="soft">{LEGEND}</text>',
     ]
@@ -51,10 +56,9 @@ def svg(found: "Comparison") -> str:
     if base["tokens_per_s"]:
         x = LEFT + base["tokens_per_s"] * scale
         parts.append(f'<path class="base" d="M{x:.1f} {TOP - 6}V{TOP + ROW * len(found.rows)}"/>')
-    for i, (note, first) in enumerate(notes):
+    for i, note in enumerate(notes):
         y = TOP + ROW * len(found.rows) + 22 + 16 * i
-        loud = "loud" if first else "soft"
-        parts.append(f'<text x="0" y="{y}" class="{loud}">{markup(note)}</text>')
+        parts.append(f'<text x="0" y="{y}" class="loud">{markup(note)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 
@@ -109,15 +113,6 @@ def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: 
     return [*parts, f'<text x="{end + 8:.1f}" y="{middle + 4:.1f}">{shown}{star}{tail}</text>']
 
 
-def _wrapped(notes: list[str], columns: int = 100) -> list[tuple[str, bool]]:
-    """(line, whether a note begins there)."""
-    lines: list[tuple[str, bool]] = []
-    for note in notes:
-        words, line, first = note.split(), "", True
-        for word in words:
-            if line and len(line) + len(word) > columns:
-                lines.append((line, first))
-                line, first = "", False
-            line = f"{line} {word}".strip()
-        lines.append((line, first))
-    return lines
+def _wrapped(notes: list[str], columns: int = 100) -> list[str]:
+    """Each note in lines that fit the drawing."""
+    return [line for note in notes for line in textwrap.wrap(note, columns, subsequent_indent="  ")]

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
@@ -60,7 +61,7 @@ def _figure(panel: Panel) -> dict[str, Any]:
     figure: dict[str, Any] = json.loads(plotly.io.to_json(panel.figure, validate=False, remove_uids=True))
     figure["layout"].pop("template", None)
     if len(panel.choices) > 1:
-        arrays = {"data": [{"type": "heatmap", "z": z} for _, z in panel.choices]}
+        arrays = go.Figure([go.Heatmap(z=z) for _, z in panel.choices])  # as a figure, they are packed in base 64
         encoded = json.loads(plotly.io.to_json(arrays, validate=False))
         figure["choices"] = [trace["z"] for trace in encoded["data"]]
     return figure

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.runs import Run
+from analysis.words import listed
 
 Cells = tuple[list[str], list[list[str]]]  # titles, rows
 MAX_TABLE_ROWS = 60
@@ -68,13 +69,6 @@ def percent_range(values: Iterable[float]) -> str:
         return "-"
     low, high = f"{min(known):.3g}", f"{max(known):.3g}"
     return f"{low} %" if low == high else f"{low} to {high} %"
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """`a, b and 3 more`."""
-    if len(names) <= most:
-        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def span(values: npt.NDArray[np.float64]) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 
 from analysis import compare_figures, figures, formats, series, tables
 from analysis.compare import Comparison
-from analysis.panels import Panel, Section, cells, listed, percent_range, span, without
+from analysis.panels import Panel, Section, cells, percent_range, span, without
 from analysis.runs import Run
 from analysis.time_figures import over_time
+from analysis.words import listed
 
 NEEDS_FULL = "is not shown for {names}: it needs the full record (python -m sim.run --out DIR --record full)"
 
@@ -188,6 +189,9 @@ def measured(runs: Sequence[Run]) -> Section | None:
     left = [run.name for run in runs if run.measured and run not in [mine for mine, _ in found]]
     if left:
         section.remarks.append(f"No simulated run of the same spec and trace beside {listed(left)}.")
+    for mine, other in found:
+        if mine.summary["memory"].get("slots") != other.summary["memory"].get("slots"):
+            section.remarks.append(f"{mine.name} and {other.name} have experts of other sizes: that is no check.")
     if not found:
         return section
     table = tables.errors(found)

@@ -71,7 +71,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 def parser() -> Parser:
     out = Parser(prog="python -m analysis.report", description="Runs as one self-contained HTML page.")
-    out.add_argument("runs", metavar="RUN", nargs="+", help="folder with summary.json (and record.npz), or a summary")
+    out.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep, or a summary")
     out.add_argument("--out", metavar="FILE", required=True, help="the page")
     out.add_argument("--baseline", metavar="NAME|INDEX", default="0", help="run to compare with (default: the first)")
     out.add_argument("--trace", metavar="FILE", help="routing trace of the first run (default: where its spec says)")

@@ -48,6 +48,9 @@ def _told(run: Run) -> dict[str, str]:
     out |= {name: str(value) for name, value in spec.items() if name not in hidden and value is not None}
     out |= {name: str(value) for name, value in (spec.get("set") or {}).items()}
     out |= {name: f"{run.summary[name]:,}" for name in ("requests", "tokens", "prompt_tokens")}
+    device = run.summary.get("device")
+    if isinstance(device, dict) and "what" in device:
+        out["device"] = str(device["what"])
     return out | {"machine": str(run.summary["machine"]), "marks": ", ".join(run.marks) or "-"}
 
 
@@ -75,8 +78,7 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
         Panel(
             "speed",
             f"{best['run']} generates the most: {best['tokens_per_s']:,.2f} tokens/s{ratio}",
-            "Generated tokens per second of decode time. Whiskers: 95 % interval of the difference from "
-            f"{found.baseline}, paired over requests.",
+            f"Generated tokens per second of decode time.{_whiskers(found)}",
             compare_figures.speed(found),
             (["run", "tokens/s"], [[row["run"], formats.figure(row["tokens_per_s"], 3)] for row in found.rows]),
         )
@@ -97,6 +99,12 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
     section.panels.extend(_steps(recorded))
     section.remarks.extend(without("The distribution over requests and steps", runs, recorded, NEEDS_RECORD))
     return section
+
+
+def _whiskers(found: Comparison) -> str:
+    if all(row["tokens_per_s_change_low"] is None for row in found.rows):
+        return ""
+    return f" Whiskers: 95 % interval of the difference from {found.baseline}, paired over requests."
 
 
 def _steps(recorded: Sequence[Run]) -> list[Panel]:

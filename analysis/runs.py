@@ -1,8 +1,8 @@
 """Runs as analysis reads them: what was asked for, what it came to and, where there is one, the record.
 
 A run is a folder with `summary.json` and perhaps `record.npz` (python -m sim.run --out, runtime.replay), a summary
-file alone, or a row of a sweep's Parquet file. Everything in them may have been written by anybody: figures are
-checked before they are used, text is shown and never run.
+file alone, or a row of a sweep's `results.parquet`, which is given itself or by its folder. Everything in them may have
+been written by anybody: figures are checked before they are used, text is shown and never run.
 """
 
 import json
@@ -19,7 +19,7 @@ from sim.record import RunRecord
 from traces.errors import UserError
 
 MAX_JSON_BYTES = 64 << 20
-SUMMARY, RECORD = "summary.json", "record.npz"
+SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
 MEASURED = "torch"  # the machine whose times are measured, not modelled
 POLICY_FIELDS = ("eviction", "prefetch", "miss", "rerank")
 
@@ -138,6 +138,8 @@ def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
     """
     found: list[tuple[list[str], Run]] = []
     for path in map(Path, paths):
+        if (path / SWEEP).is_file() and not (path / SUMMARY).exists():
+            path = path / SWEEP
         if path.suffix == ".parquet":
             from analysis.sweep_rows import read_rows
 

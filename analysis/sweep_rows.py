@@ -26,7 +26,7 @@ def read_rows(path: Path) -> list["Run"]:
     out = []
     for i, run in enumerate(runs):
         given = settings(run)
-        name = ", ".join(f"{field}={given.get(field)}" for field in fields if given.get(field) is not None)
+        name = " ".join("-" if given.get(field) is None else str(given[field]) for field in fields)
         out.append(replace(run, name=name or f"row {i}"))
     return out
 

@@ -1,5 +1,6 @@
 """Text that came from files, made fit to be shown: names and settings are their authors'."""
 
+from collections.abc import Sequence
 from html import escape
 
 
@@ -23,3 +24,10 @@ def markup(value: object) -> str:
 def label(value: object) -> str:
     """Text for plotly, which knows tags and links of its own, but not every entity: all of it stays letters."""
     return escape(plain(value), quote=False)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """`a, b and 3 more`."""
+    if len(names) <= most:
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+    return f"{', '.join(names[:most])} and {len(names) - most} more"

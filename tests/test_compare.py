@@ -188,14 +188,22 @@ def test_marks_and_notes_are_loud() -> None:
         made("lossy", substituted=2),
         made("oracle", spec={"prefetch": "oracle"}),
         made("big", memory={"slots": 1, "fits": False}),
-        made("device", machine="torch"),
+        made("device", machine="torch", notes=["SCALED: the model's widths times 0.1"]),
         made("elsewhere", spec={"hardware": "h100"}),
     ]
     found = compare(runs)
     marks = [row["marks"] for row in found.rows]
     assert marks == [[], ["synthetic"], ["open-loop"], ["oracle"], ["does not fit"], ["measured"], []]
     text = "\n".join(found.notes)
-    for words in ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT", "MIXED machines", "MIXED hardware: h.toml, h100"):
+    assert "SCALED: the model's widths times 0.1: device" in found.notes
+    for words in (
+        "SYNTHETIC",
+        "OPEN LOOP",
+        "ORACLE",
+        "DOES NOT FIT",
+        "MIXED machines",
+        "MIXED hardware: h.toml and h100",
+    ):
         assert words in text, words
 
 
@@ -290,8 +298,9 @@ def test_rows_of_a_sweep_are_runs(runs: dict[str, Path], tmp_path: Path) -> None
     rows = [flat(json.loads((runs[name] / "summary.json").read_text())) for name in ("lru", "drop")]
     rows.append({name: None for name in rows[0]} | {"error": "no such trace"})
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "results.parquet")
+    assert len(load([tmp_path])) == 2
     found, direct = compare(load([tmp_path / "results.parquet"])), compare(load([runs["lru"], runs["drop"]]))
-    assert [row["run"] for row in found.rows] == ["miss=fetch", "miss=drop"]
+    assert [row["run"] for row in found.rows] == ["fetch", "drop"]
     for row, right in zip(found.rows, direct.rows, strict=True):
         assert {k: row[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")} == {
             k: right[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")

@@ -384,7 +384,8 @@ def test_another_trace_is_not_shown_as_the_runs_own(runs: dict[str, Path], folde
 def test_the_command_writes_one_page(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs["lru"]), "--out", str(tmp_path / "r.html")]) == 0
     told = capsys.readouterr()
-    assert told.out == "" and told.err == f"{tmp_path / 'r.html'}: 5.0 MB\n"
+    size = (tmp_path / "r.html").stat().st_size
+    assert told.out == "" and told.err == f"{tmp_path / 'r.html'}: {size / 1e6:.1f} MB\n"
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
