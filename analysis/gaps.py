@@ -91,8 +91,9 @@ def _between(visits: Group, visit: Int, group: Int, begin: Int, end: Int) -> Gap
         (new | changes(group), np.zeros(n, bool)), (new, np.zeros(n, bool)),
     )  # fmt: skip
     joined = [np.concatenate(pair)[order] for pair in columns]
-    zeros = np.zeros(len(order), np.int64)
-    return Gaps(joined[0], np.maximum(joined[1], joined[0]), *joined[2:], zeros, zeros)
+    at, until, of, leads, first = joined
+    nothing = np.zeros(len(order), np.int64)
+    return Gaps(at, np.maximum(until, at), of, leads, first, nothing, nothing)
 
 
 def changes(values: Int) -> Bool:
@@ -139,7 +140,8 @@ def _in_proportion(spans: Int, total: int) -> Int:
         return np.zeros(len(spans), np.int64)
     whole = int(upto[-1])
     parts = [at * total // whole for at in upto.tolist()]  # Python's integers: ns * ns does not fit 64 bits
-    return np.diff(np.array([0, *parts], np.int64))
+    upto[:] = parts
+    return np.diff(upto, prepend=0)
 
 
 def _within(owner: Int, spans: Int, totals: Int) -> Int:
