@@ -296,7 +296,8 @@ def _command(argv: list[str]) -> None:
         write_bytes(args.out, page(what, said, miss_formats.notes(setting), lines).encode())
     print(show(setting, found, lines))
     if args.format == "csv":  # what a machine reads holds rows only
-        print("\n".join(f"! {note}" for note in miss_formats.notes(setting)), file=sys.stderr)
+        for note in miss_formats.notes(setting):
+            print(f"! {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":
