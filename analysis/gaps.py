@@ -91,9 +91,9 @@ def _between(visits: Group, visit: Int, group: Int, begin: Int, end: Int) -> Gap
         (new | changes(group), np.zeros(n, bool)), (new, np.zeros(n, bool)),
     )  # fmt: skip
     joined = [np.concatenate(pair)[order] for pair in columns]
-    zeros = np.zeros(len(order), np.int64)
-    begin_ns, end_ns, of_visit, leads, first = joined
-    return Gaps(begin_ns, np.maximum(end_ns, begin_ns), of_visit, leads, first, zeros, zeros)
+    at, until, of, leads, first = joined
+    nothing = np.zeros(len(order), np.int64)
+    return Gaps(at, np.maximum(until, at), of, leads, first, nothing, nothing)
 
 
 def changes(values: Int) -> Bool:
@@ -140,8 +140,8 @@ def _in_proportion(spans: Int, total: int) -> Int:
         return np.zeros(len(spans), np.int64)
     whole = int(upto[-1])
     parts = [at * total // whole for at in upto.tolist()]  # Python's integers: ns * ns does not fit 64 bits
-    shares: Int = np.diff(np.array([0, *parts], np.int64)).astype(np.int64)
-    return shares
+    upto[:] = parts
+    return np.diff(upto, prepend=0)
 
 
 def _within(owner: Int, spans: Int, totals: Int) -> Int:

@@ -18,9 +18,6 @@ compute no longer than one transfer lasts and have one token each; elsewhere it 
 simulator runs, too: its figure stands beside the predicted one, and its misses must equal the curve's.
 """
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -44,9 +41,6 @@ FLAGS = (
     "as_decode", "context_offset", "max_steps", "seed",
 )  # fmt: skip
 PLACEMENTS = ("first", "random", "empty")  # those whose first residents at c slots are the first c of one order
-FORMATS = ("table", "csv", "json")
-SHOWN = 24  # lines of the table
-HARDLY = 0.1  # sharpness of a knee that is none
 DECODE, PREFILL = range(2)
 ONE, READY, ALL = range(3)  # sim.core.plan.GROUPS
 
@@ -79,13 +73,13 @@ class Curve:
     @property
     def hit_rate(self) -> npt.NDArray[np.float64]:
         """[n], of what decode steps want."""
-        return 1 - self.decode_misses / max(int(self.wanted[DECODE]), 1)
+        return np.asarray(1 - self.decode_misses / max(int(self.wanted[DECODE]), 1))
 
     @property
     def tokens_per_s(self) -> npt.NDArray[np.float64]:
         """[n], predicted, generated tokens."""
         ns = self.fixed_ns + self.decode_misses * self.transfer_ns - self.beside_ns
-        return self.tokens / (np.maximum(ns, 1) / 1e9)
+        return np.asarray(self.tokens / (np.maximum(ns, 1) / 1e9))
 
     def knee(self) -> tuple[int, float]:
         """(slots, sharpness) of the knee of the hit rate, from the cliff on."""
@@ -254,85 +248,6 @@ def rows(setting: "Setting", found: Curve, checked: Iterable[int]) -> list[Row]:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def notes(setting: "Setting") -> list[str]:
-    """What must be said wherever these figures are shown."""
-    from sim.report import SYNTHETIC
-
-    return [] if setting.trace.real else [SYNTHETIC]
-
-
-def headlines(setting: "Setting") -> list[str]:
-    """What was looked at."""
-    plan, spec = setting.plan, setting.spec
-    what = "of the pool" if plan.pooled else "per layer"
-    return [
-        f"{spec.trace}: {setting.trace.model}, {plan.experts.shape[1]} MoE layers x {plan.n_experts} experts, "
-        f"top-{plan.experts.shape[2]}; {int(np.diff(plan.step_offset)[~plan.step_prefill].sum()):,} generated tokens",
-        f"{spec.hardware}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, batch {spec.batch}",
-    ]
-
-
-def findings(found: Curve) -> list[str]:
-    """What the curve says, in words."""
-    knee, sharpness = found.knee()
-    hardly = " (hardly one: every slot pays alike)" if sharpness < HARDLY else ""
-    lines = [
-        f"cliff  {found.cliff} slots: as many as one step wants; below, its own experts do not fit",
-        f"knee   {knee} slots: sharpness {sharpness:.2f}{hardly}",
-    ]
-    if found.fits is not None:
-        lines.append(f"fits   {found.fits} slots: the most that the GPU's memory holds beside the rest")
-    return [*lines, "misses are exact; tokens/s are predicted from them, the error is against the simulator"]
-
-
-def table(setting: "Setting", found: Curve, lines: Sequence[Row]) -> str:
-    """The curve as text: every marked or checked capacity, and evenly spread ones between."""
-    spread = set(np.linspace(0, len(lines) - 1, min(len(lines), SHOWN)).round().astype(int).tolist())
-    heads = ("slots", "share", "GB", "hit rate", "misses/token", "tokens/s", "simulated", "error")
-    loud = [f"! {note}" for note in notes(setting)]
-    text = [*headlines(setting), *loud, "", *findings(found), "", " ".join(f"{head:>12}" for head in heads)]
-    for i, row in enumerate(lines):
-        if i not in spread and not row["marks"] and row["simulated_tokens_per_s"] is None:
-            continue
-        simulated, error = row["simulated_tokens_per_s"], row["error"]
-        cells = (
-            f"{row['slots']}", f"{row['share']:.1%}", f"{row['gb']:,.2f}", f"{row['hit_rate']:.2%}",
-            f"{row['misses_per_token']:.2f}", f"{row['tokens_per_s']:,.2f}",
-            "" if simulated is None else f"{simulated:,.2f}", "" if error is None else f"{error:+.1%}",
-        )  # fmt: skip
-        text.append((" ".join(f"{cell:>12}" for cell in cells) + "  " + ", ".join(row["marks"])).rstrip())
-    return "\n".join(text)
-
-
-def as_csv(lines: Sequence[Row]) -> str:
-    """A line per capacity; marks joined by a blank."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "marks": " ".join(row["marks"])} for row in lines)
-    return out.getvalue().rstrip("\n")
-
-
-def as_json(setting: "Setting", found: Curve, lines: Sequence[Row]) -> str:
-    """One object: the rows and what they depend on."""
-    knee, sharpness = found.knee()
-    trace = setting.trace
-    out = {
-        "trace": {"name": setting.spec.trace, "hash": setting.trace_hash, "model": trace.model, "real": trace.real},
-        "spec": setting.spec.model_dump(include={"trace", "eviction", "miss", "prefetch", *FLAGS}),
-        "notes": notes(setting),
-        "tokens": found.tokens,
-        "wanted": int(found.wanted[DECODE]),
-        "cliff": found.cliff,
-        "knee": knee,
-        "sharpness": sharpness,
-        "fits": found.fits,
-        "rows": list(lines),
-        "misses_by_layer": None if setting.plan.pooled else found.misses[DECODE].tolist(),
-    }
-    return json.dumps(out)
-
-
 def parser() -> Parser:
     """The command line: the flags of sim.run that a curve can depend on, and its own."""
     out = Parser(prog="python -m analysis.miss_curve", description="LRU's hits and tokens/s at every capacity.")
@@ -341,7 +256,7 @@ def parser() -> Parser:
     for name in FLAGS:
         out.add_argument("--" + name.replace("_", "-"), **{"default": None, **every[name]})
     out.add_argument("--check", metavar="N,N", help="capacities at which the simulator runs too (default: four; none)")
-    out.add_argument("--format", metavar="|".join(FORMATS), default="table", help="how to print it (default: table)")
+    out.add_argument("--format", metavar="table|csv|json", default="table", help="how to print it (default: table)")
     out.add_argument("--out", metavar="FILE.html", help="also draw it, as one page that needs no network")
     return out
 
@@ -364,8 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
+    from analysis import miss_formats
+
     args = parser().parse_args(argv)
-    one_of("format", args.format, FORMATS)
+    show = miss_formats.FORMATS[one_of("format", args.format, tuple(miss_formats.FORMATS))]
     fields = {name: getattr(args, name) for name in ("trace", *FLAGS)}
     announce_compiling()
     setting = setting_of({name: value for name, value in fields.items() if value not in (None, False)})
@@ -374,13 +291,13 @@ def _command(argv: list[str]) -> None:
     if args.out:
         from analysis.miss_figure import page
 
-        what, *rest = headlines(setting)
-        said = [f"{' '.join(line.split())}." for line in (*rest, *findings(found))]
-        write_bytes(args.out, page(what, said, notes(setting), lines).encode())
-    if args.format == "table":
-        print(table(setting, found, lines))
-    else:
-        print(as_csv(lines) if args.format == "csv" else as_json(setting, found, lines))
+        what, *rest = miss_formats.headlines(setting)
+        said = [f"{' '.join(line.split())}." for line in (*rest, *miss_formats.findings(found))]
+        write_bytes(args.out, page(what, said, miss_formats.notes(setting), lines).encode())
+    print(show(setting, found, lines))
+    if args.format == "csv":  # what a machine reads holds rows only
+        for note in miss_formats.notes(setting):
+            print(f"! {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

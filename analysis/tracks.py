@@ -79,12 +79,11 @@ class Tracks:
 def tracks(record: RunRecord) -> Tracks:
     """The intervals of a full record (analysis.record_check has looked at one that came from a file).
 
-    Raises SpecError, one line, unless every step has a visit of every MoE layer.
+    Raises SpecError, one line, unless every step has a visit of every MoE layer and time goes forward.
     """
+    _check(record)
     n_steps, n_layers = len(record.steps["begin_ns"]), len(record.layer["hits"])
     visits, x = record.groups["visits"], record.groups["executions"]
-    if len(visits["step"]) != n_steps * n_layers:
-        raise SpecError(f"record: visits: {len(visits['step'])} rows; steps x MoE layers are {n_steps * n_layers}")
     before = np.concatenate([record.steps["begin_ns"][:, None], visits["end_ns"].reshape(n_steps, n_layers)], axis=1)
     begins, here = before[:, :-1].reshape(-1), {"step": visits["step"], "layer": visits["layer"]}
     tail, head, tail_ns = _ends(record, before[:, -1])
@@ -116,6 +115,26 @@ def tracks(record: RunRecord) -> Tracks:
         host=executed.where(x["cpu"] == 1),
         copies=_copies(record),
     )
+
+
+def _check(record: RunRecord) -> None:
+    """What everything else here rests on."""
+    steps, visits, x = record.steps, record.groups["visits"], record.groups["executions"]
+    wanted = len(steps["begin_ns"]) * len(record.layer["hits"])
+    if len(visits["step"]) != wanted or not wanted:
+        raise SpecError(f"record: visits: has {len(visits['step'])} rows; steps x MoE layers are {wanted}")
+    on_gpu = x["cpu"] == 0
+    falls = {
+        "steps.begin_ns, end_ns": np.stack([steps["begin_ns"], steps["end_ns"]], axis=1).reshape(-1),
+        "visits.routed_ns, end_ns": np.stack([visits["routed_ns"], visits["end_ns"]], axis=1).reshape(-1),
+        "executions.visit": x["visit"][on_gpu],
+        "executions.begin_ns": x["begin_ns"][on_gpu],
+        "executions.end_ns": x["end_ns"][on_gpu],
+    }
+    for name, column in falls.items():
+        wrong = np.flatnonzero(column[1:] < column[:-1])
+        if len(wrong):
+            raise SpecError(f"record: {name}: falls from {column[wrong[0]]} to {column[wrong[0] + 1]}; it must rise")
 
 
 def _ends(record: RunRecord, after: Int) -> tuple[Slices, Slices, int]:

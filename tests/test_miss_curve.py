@@ -212,7 +212,10 @@ def test_the_formats_say_the_same(capsys: pytest.CaptureFixture[str], folder: Pa
     text = call(capsys, folder)
     assert "SYNTHETIC" in text and "cliff  3 slots" in text and text.count("knee") == 2
     whole = json.loads(call(capsys, folder, "--format", "json"))
-    lines = list(csv.DictReader(io.StringIO(call(capsys, folder, "--format", "csv"))))
+    assert miss_curve.main([str(folder / "t.npz"), "--hardware", str(folder / "h.toml"), "--format", "csv"]) == 0
+    said = capsys.readouterr()
+    assert "SYNTHETIC" in said.err
+    lines = list(csv.DictReader(io.StringIO(said.out)))
     assert [int(line["slots"]) for line in lines] == [row["slots"] for row in whole["rows"]] == list(range(1, 10))
     assert [float(line["hit_rate"]) for line in lines] == [row["hit_rate"] for row in whole["rows"]]
     assert whole["rows"][-1]["misses"] == 0 and whole["rows"][-1]["hit_rate"] == 1

@@ -23,6 +23,7 @@ from sim.record import RunRecord
 from tests.groups import as_groups
 from tests.plans import plan, random_lossy_plan, random_plan
 from tests.timeline_laws import Timeline, check_whole, last, load, parse
+from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
 LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "1000", "--warmup-steps", "5"]
@@ -248,6 +249,26 @@ def test_a_window_holds_what_belongs_to_its_steps(long_run: Path, tmp_path: Path
     for name, values in some.counts.items():
         before = [args for at, args in every.counts[name] if at <= begin]
         assert values[0] == (begin, before[-1]) and values[-1][0] <= end
+
+
+@pytest.mark.parametrize(
+    ("group", "column"),
+    [("visits", "end_ns"), ("visits", "routed_ns"), ("executions", "begin_ns"), ("executions", "visit")],
+)
+def test_a_record_whose_time_falls_is_refused(group: str, column: str) -> None:
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    record = compiled.run(made, full=True)
+    broken = record.groups[group] | {column: record.groups[group][column][::-1]}
+    with pytest.raises(UserError, match=rf"record: {group}\..*{column}.*: falls from"):
+        list(events(replace(record, groups=record.groups | {group: broken}), facts(made)))
+
+
+def test_a_record_with_a_visit_too_few_is_refused() -> None:
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    record = compiled.run(made, full=True)
+    short = {name: column[:-1] for name, column in record.groups["visits"].items()}
+    with pytest.raises(UserError, match="record: visits: has 2 rows; steps x MoE layers are 3"):
+        list(events(replace(record, groups=record.groups | {"visits": short}), facts(made)))
 
 
 def test_equal_input_gives_equal_bytes(long_run: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ with app.setup:
     from analysis import compare_figures, formats, tables
     from analysis.compare import compare
     from analysis.figures import by_layer, time_parts
-    from analysis.miss_curve import curve, headlines, notes, rows, setting_of, to_check
+    from analysis.miss_curve import curve, rows, setting_of, to_check
     from analysis.miss_figure import figure
+    from analysis.miss_formats import headlines, notes
     from analysis.race import race
 
 
