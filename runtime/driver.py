@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.loop import LOW, ClosedLoop, ModelShape, Served
-from runtime.rounding import bits_of, rounded
+from runtime.low import LowLayout
 from traces.capturing.routers import MoeLayer, find_moe_layers, foretold, raw_logits
 
 ALWAYS_NORMALISED = ("mixtral", "gpt_oss")  # their configurations do not say
@@ -133,11 +133,19 @@ def answered(served: Served, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     return torch.from_numpy(served.ids).to(ids), weights
 
 
+def rounded(weights: Tensor, precision: str) -> Tensor:
+    """Weights of any shape as a low-precision copy has them (runtime.low). Raises UserError for odd sizes."""
+    layout = LowLayout.of(weights.numel(), precision)
+    packed = torch.empty(layout.nbytes, dtype=torch.uint8, device=weights.device)
+    layout.pack(weights.flatten(), packed)
+    return layout.expand(packed, weights.dtype).view_as(weights)
+
+
 class _LowCopies:
     """Rounded experts of our own decoder's layers, made when they are first asked for."""
 
     def __init__(self, layers: list[MoeLayer], precision: str) -> None:
-        self.layers, self.bits = layers, bits_of(precision)
+        self.layers, self.precision = layers, precision
         self._made: dict[int, nn.Module] = {}
 
     def output(self, place: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -145,7 +153,7 @@ class _LowCopies:
         if place not in self._made:
             copy = deepcopy(self.layers[place].experts)
             for p in copy.parameters():
-                p.data = rounded(p.data, self.bits)
+                p.data = rounded(p.data, self.precision)
             self._made[place] = copy
         out: Tensor = self._made[place].forward(hidden, ids, weights)
         return out

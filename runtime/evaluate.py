@@ -118,15 +118,16 @@ def captured(model: Subject, tokens: int, seed: int, text: str | None) -> Routin
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.evaluate", description="Judge a model with its expert cache in the loop.")
     group = out.add_argument_group("model and text")
-    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH",
-                       help="our own model, a folder of runtime.train, or a Hugging Face model (default: tiny-moe)")  # fmt: skip
+    which = "our own model, a folder of runtime.train, or a Hugging Face model (default: tiny-moe)"
+    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH", help=which)
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     group.add_argument("--text", metavar="FILE", help="UTF-8 text (default: held-out sources of the standard library)")
     group.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
     group.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
-    group.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N",
-                       help=f"captured from other text where a policy is fitted (default: {CALIBRATION_TOKENS})")  # fmt: skip
+    what = f"captured from other text where a policy is fitted (default: {CALIBRATION_TOKENS})"
+    group.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N", help=what)
     group.add_argument("--free-running", action="store_true", help="also generate from the first half of each passage")
+    group.add_argument("--device", metavar="cpu|cuda|...", help="where the model computes (default: the CPU)")
     group.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: 1)")
     add_flags(out, LEFT_OUT)
     group = out.add_argument_group("output")
@@ -151,7 +152,7 @@ def _command(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     args.trace = args.subject
     spec = spec_of(args)
-    model = subject(args.subject)
+    model = subject(args.subject, args.device)
     if args.length > model.context:
         raise UserError(f"--length is {args.length}; the model has {model.context} positions")
     announce_compiling()
@@ -201,8 +202,9 @@ def table(result: dict[str, Any]) -> str:
     for name in SHOWN:
         f = quality[name]
         lines.append(f"{name:22}{f['value']:11.5f}   {f['low']:.5f} .. {f['high']:.5f}")
-    lines.append(f"unmodified: {quality['base_bits_per_byte']['value']:.5f} bits per byte, perplexity "
-                 f"{quality['base_perplexity']['value']:.4f}, accuracy {quality['base_accuracy']['value']:.5f}")  # fmt: skip
+    base = {name: quality[f"base_{name}"]["value"] for name in ("bits_per_byte", "perplexity", "accuracy")}
+    lines.append("unmodified: {bits_per_byte:.5f} bits per byte, perplexity {perplexity:.4f}, "
+                 "accuracy {accuracy:.5f}".format(**base))  # fmt: skip
     lines += ["", *(f"{name:22}{100 * share:10.2f} %" for name, share in result["shares"].items())]
     speed, counts = result["speed"], result["counts"]
     lines += [

@@ -2,23 +2,24 @@
 
 transformers >= 5.0 keeps a layer's experts in 3-D parameters whose first axis is the expert: `gate_up_proj` [E, 2I, H]
 and `down_proj` [E, H, I]; gpt-oss transposes both, interleaves gate and up, and has a bias for each; a few families
-have `up_proj` alone. What a module has is said by its flags (has_gate, has_bias, is_transposed) and its `_apply_gate`, which
-are used here as its own implementations use them: so every layout that they serve is served.
+have `up_proj` alone. What a module has is said by its flags (has_gate, has_bias, is_transposed) and its `_apply_gate`,
+which are used here as its own implementations use them: so every layout that they serve is served.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.layout import aligned
+from traces.capturing.routers import MoeLayer
 from traces.errors import UserError
-
-ALIGNMENT = 64  # bytes: kernels want aligned matrices
 
 
 class LiveError(UserError):
@@ -35,48 +36,86 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one expert is packed: parts, elements in all (a multiple of the alignment), dtype."""
+class ModuleLayout:
+    """How one expert of a module is packed: what runtime.store.ExpertStore asks of a layout. elements: in all, parts
+    padded so that each begins at a whole alignment."""
 
     parts: tuple[Part, ...]
-    size: int
+    elements: int
     dtype: torch.dtype
 
     @staticmethod
-    def of(experts: nn.Module, n_experts: int, name: str) -> Layout:
+    def of(layer: MoeLayer) -> ModuleLayout:
         """Raises LiveError for parameters that are not one slice for each expert, all of one dtype."""
         parts, end, kinds = [], 0, set()
-        for own, p in experts.named_parameters():
-            if "." in own or p.shape[0] != n_experts:
-                raise LiveError(f"{name}: parameter {own} {tuple(p.shape)} is not one slice for each expert")
-            step = ALIGNMENT // p.element_size()
-            parts.append(Part(own, tuple(p.shape[1:]), end))
-            end += -(-prod(p.shape[1:]) // step) * step
+        for name, p in layer.experts.named_parameters():
+            if "." in name or p.shape[0] != layer.n_experts:
+                raise LiveError(f"{layer.name}: parameter {name} {tuple(p.shape)} is not one slice for each expert")
+            parts.append(Part(name, tuple(p.shape[1:]), end))
+            end += aligned(prod(p.shape[1:]) * p.element_size()) // p.element_size()
             kinds.add(p.dtype)
         if len(kinds) != 1:
-            raise LiveError(f"{name}: experts of dtypes {sorted(map(str, kinds))}; one is required")
-        return Layout(tuple(parts), end, kinds.pop())
+            raise LiveError(f"{layer.name}: experts of dtypes {sorted(map(str, kinds))}; one is required")
+        return ModuleLayout(tuple(parts), end, kinds.pop())
 
     @property
-    def bytes(self) -> int:
-        """Of one packed expert."""
-        return self.size * self.dtype.itemsize
+    def nbytes(self) -> int:
+        """What one transfer moves."""
+        return self.elements * self.dtype.itemsize
 
-    def pack(self, experts: nn.Module, into: Tensor) -> None:
-        """All experts of a layer into `into` [E, size]."""
-        for part in self.parts:
-            weight = getattr(experts, part.name).detach()
-            into[:, part.start : part.start + prod(part.shape)].copy_(weight.flatten(1))
+    @property
+    def stride(self) -> int:
+        """Bytes from one expert to the next."""
+        return aligned(self.nbytes)
 
-    def views(self, packed: Tensor) -> dict[str, Tensor]:
-        """The parts of one packed expert [size], or of all [E, size]."""
-        lead = packed.shape[:-1]
+    def weights(self, packed: Tensor) -> dict[str, Tensor]:
+        """Views of the parts, by parameter, of experts packed in the last dimension [..., elements]."""
         return {
             part.name: packed[..., part.start : part.start + prod(part.shape)].unflatten(-1, part.shape)
-            if lead
-            else packed[part.start : part.start + prod(part.shape)].view(part.shape)
             for part in self.parts
         }
+
+
+class ModelExperts:
+    """A model's own experts as the source of an expert store (runtime.store.Source).
+
+    When a layer has been filled in its parameters become views of the store's memory, so that at most one layer is held
+    twice; `restore` gives them memory of their own again, where they were.
+    """
+
+    def __init__(self, layers: Sequence[MoeLayer]) -> None:
+        layouts = [ModuleLayout.of(layer) for layer in layers]
+        if len(set(layouts)) > 1:
+            raise LiveError("experts of different layers differ in shape or dtype; slots serve all alike")
+        self.layers, self.layout = layers, layouts[0]
+        self._devices = [next(layer.experts.parameters()).device for layer in layers]
+        self._moved: list[int] = []
+
+    def fill(self, layer: int, expert: int, out: Tensor) -> None:
+        """Write one expert into out [elements]."""
+        experts = self.layers[layer].experts
+        out.zero_()
+        for name, view in self.layout.weights(out).items():
+            view.copy_(getattr(experts, name).detach()[expert])
+        if expert == self.layers[layer].n_experts - 1:
+            self._move(layer, out)
+
+    def _move(self, layer: int, last: Tensor) -> None:
+        """The layer's parameters are from now on what lies in the store, up to this last row."""
+        n, stride = self.layers[layer].n_experts, self.layout.stride // self.layout.dtype.itemsize
+        first = last.storage_offset() - (n - 1) * stride
+        rows = last.as_strided((n, self.layout.elements), (stride, 1), first)
+        for name, view in self.layout.weights(rows).items():
+            getattr(self.layers[layer].experts, name).data = view
+        self._moved.append(layer)
+
+    def restore(self) -> None:
+        """Every parameter has memory of its own again."""
+        for layer in self._moved:
+            for part in self.layout.parts:
+                p = getattr(self.layers[layer].experts, part.name)
+                p.data = p.data.to(self._devices[layer], copy=True).contiguous()
+        self._moved = []
 
 
 def expert_output(experts: Any, weights: dict[str, Tensor], hidden: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,13 @@ import torch
 from torch import Tensor, nn
 
 from runtime.charge import charged
+from runtime.device.one_stream import OneStreamPort
+from runtime.device.port import Port, choose
 from runtime.driver import Driver, answered, shape_of
-from runtime.expert_weights import LiveError, combined, expert_output
-from runtime.loop import CPU, ClosedLoop, Copy, Served
-from runtime.slots import HostExperts, Slots
+from runtime.expert_weights import LiveError, ModelExperts, combined, expert_output
+from runtime.loop import CPU, LOW, ClosedLoop, Copy, Run, Served
+from runtime.low import LowLayout
+from runtime.store import ExpertStore
 from sim.record import RunRecord
 from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
@@ -76,29 +80,27 @@ def moe_offload_experts_forward(
 
 
 class SlottedModel:
-    """A Hugging Face model whose experts are computed from slots, as a closed loop says, while it is open."""
+    """A Hugging Face model whose experts are computed from slots, as a closed loop says, while it is open.
 
-    def __init__(self, model: Any, loop: ClosedLoop, device: torch.device | None = None) -> None:
-        if loop.setting.plan.low is not None:
-            raise LiveError(f"miss {loop.spec.miss}: live models have no low-precision copies; tiny-moe computes them")
-        self.model, self.loop = model, loop
+    device: of the slots and of everything but the experts: a name, an open port of runtime.device (which stays open),
+    or None, the device where the model is.
+    """
+
+    def __init__(self, model: Any, loop: ClosedLoop, device: str | Port | None = None) -> None:
+        self.model, self.loop, self.device = model, loop, device
         self.driver = Driver(model, loop)
-        self.device = device or next(model.get_input_embeddings().parameters()).device
-        self.slots: Slots | None = None
 
     def __enter__(self) -> SlottedModel:
         _registry()
         self._before = self.model.config._experts_implementation
         self.eager = self._before == "eager"
-        self.host = HostExperts(self.driver.layers, pinned=self.device.type not in ("cpu", "mps"))
+        self.port = _port_of(self.model, self.device)
+        self.source = ModelExperts(self.driver.layers)
         try:
-            _move(self.model, {id(layer.experts) for layer in self.driver.layers}, self.device)
-            plan = self.loop.setting.plan
-            self.slots = Slots(self.host, int(plan.slots.sum()), self.device)
-            for expert, slot in self.loop.first_residents():
-                self.slots.copy(expert, slot)
+            self.store = self._store(self.port)
+            _move(self.model, {id(layer.experts) for layer in self.driver.layers}, self.port.device)
         except BaseException:
-            self.host.restore()
+            self._give_back()
             raise
         for layer in self.driver.layers:
             layer.experts.__dict__[ATTACHED] = (self, layer.place)
@@ -106,82 +108,126 @@ class SlottedModel:
         self.driver.__enter__()
         return self
 
+    def _store(self, port: Port) -> ExpertStore:
+        """All experts on the host, the first residents in their slots; an empty slot is no number."""
+        plan, layers = self.loop.setting.plan, self.driver.layers
+        layout = self.source.layout
+        low = None if plan.low is None else LowLayout.of(layout.elements, self.loop.low_precision)
+        slots = {"low": low, "low_slots": [] if plan.low is None else plan.low.slots.tolist()}
+        n_experts = layers[0].n_experts
+        store = ExpertStore(port, layout, len(layers), n_experts, plan.slots.tolist(), self.source, **slots)
+        store.slot_bytes.view(layout.dtype).fill_(torch.nan)
+        self.place = {expert: slot for expert, slot in self.loop.first_residents()}
+        self._holds = {slot: expert for expert, slot in self.place.items()}
+        store.place(self.place)
+        return store
+
     def __exit__(self, *error: object) -> None:
         self.driver.__exit__(*error)
         self.model.set_experts_implementation(self._before)
         for layer in self.driver.layers:
             layer.experts.__dict__.pop(ATTACHED, None)
-        assert self.slots is not None
-        self.slots.drain()
-        self.slots = None
-        self.host.restore()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The model has its experts again; what was the port's goes back to it."""
+        self.port.sync()
+        self.source.restore()
+        if self.port is not self.device:
+            self.port.close()
+        elif hasattr(self, "store"):
+            self.store.close()
 
     @torch.no_grad()
     def experts_forward(self, experts: nn.Module, place: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """One layer's routed experts: from the slots within a step, else from host memory, unmodified."""
-        if not self.driver.active:
-            served, used, used_weights = None, ids, weights
-        else:
-            served = self.driver.visit(place, ids, weights)
-            used, used_weights = answered(served, ids, weights)
-        shape = (*used.shape, hidden.shape[-1])
-        out = hidden.new_zeros(shape, dtype=torch.result_type(hidden, weights))
+        served = self.driver.visit(place, ids, weights) if self.driver.active else None
+        used, used_weights = (ids, weights) if served is None else answered(served, ids, weights)
+        kind = torch.result_type(hidden, weights)
+        out = hidden.new_zeros((*used.shape, hidden.shape[-1]), dtype=kind)
         work = _Work(experts, hidden, used.cpu().numpy(), used_weights, out)
         if served is None:
             for e in np.unique(work.ids[work.ids >= 0]).tolist():
-                work.run(
-                    e, work.ids == e, self.host.layout.views(self.host.row(self._global(place, e)).to(hidden.device))
-                )
+                whole = self.store.source(self._global(place, e)).view(self.source.layout.dtype).to(hidden.device)
+                work.run(e, work.ids == e, self.source.layout.weights(whole))
         else:
             self._carry_out(served, work, place)
         return combined(out, used.to(hidden.device), hidden.dtype, self.eager)
 
     def _global(self, place: int, expert: int) -> int:
-        return place * self.host.n_experts + expert
+        return place * self.store.n_experts + expert
 
     def _carry_out(self, served: Served, work: _Work, place: int) -> None:
         """Copies and groups in the machine's order; then what the CPU computes."""
-        slots, on_gpu = self.slots, served.answers != CPU
-        assert slots is not None
+        port, low = self.port, served.answers == LOW
         for op in served.ops:
             if isinstance(op, Copy):
-                slots.copy(*op)
-                continue
-            for expert in op.experts:
-                e = expert % self.host.n_experts
-                with slots.reading(expert) as weights:
-                    work.run(e, (work.ids == e) & on_gpu, weights)
-        for e in np.unique(work.ids[~on_gpu]).tolist():
-            work.run_on_host(
-                e, (work.ids == e) & ~on_gpu, self.host.layout.views(self.host.row(self._global(place, e)))
-            )
+                self._copy(*op)
+            else:
+                self._run(op, work, served.answers != CPU, low)
+        on_host = (served.answers == CPU) & (work.ids >= 0)
+        for e in np.unique(work.ids[on_host]).tolist():
+            work.run(e, (work.ids == e) & on_host, self.store.on_host(self._global(place, e)), torch.device("cpu"))
+        if port.name == "virtual":  # its kernels are not in the stream of what follows
+            port.compute.record().wait()
         if not work.done.all():
             raise LiveError(f"MoE layer {place}: slots {np.argwhere(~work.done)[:3].tolist()} were not computed")
 
+    def _copy(self, expert: int, slot: int) -> None:
+        """The expert takes the slot; whoever was there is gone."""
+        gone = self._holds.pop(slot, None)
+        if gone is not None:
+            del self.place[gone]
+        self.place[expert], self._holds[slot] = slot, expert
+        self.store.fetch(expert, slot)
+
+    def _run(self, op: Run, work: _Work, on_gpu: Any, low: Any) -> None:
+        """A group of experts is computed, each from its slot. Raises LiveError for one that is in none."""
+        port, store, slots = self.port, self.store, []
+        for expert in op.experts:
+            if expert not in self.place:
+                raise LiveError(f"expert {expert} is to be computed and is in no slot: a decision was not followed")
+            slot, e = self.place[expert], expert % store.full % store.n_experts
+            where = (work.ids == e) & on_gpu & (low if expert >= store.full else ~low)
+            slots.append(slot)
+            reads = store.reading([slot])
+            port.compute.launch(partial(work.run_from, e, where, store, slot), reads=reads)
+            work.done |= where
+        store.read(slots, port.compute.record())
+
 
 class _Work:
-    """The slots of one visit, and which of them are computed."""
+    """The slots of one visit, and which of them are computed, or will be by what was launched."""
 
     def __init__(self, experts: nn.Module, hidden: Tensor, ids: Any, weights: Tensor, out: Tensor) -> None:
         self.experts, self.hidden, self.ids, self.weights, self.out = experts, hidden, ids, weights, out
         self.done = ids < 0
 
-    def run(self, expert: int, where: Any, weights: dict[str, Tensor]) -> None:
-        """An expert computes its slots (bool [N, K]), in the order of the eager implementation: slot by slot."""
+    def run_from(self, expert: int, where: Any, store: ExpertStore, slot: int) -> None:
+        """An expert computes its slots from a slot's memory."""
+        self.run(expert, where, store.in_slot(slot))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def run(self, expert: int, where: Any, weights: dict[str, Tensor], on: torch.device | None = None) -> None:
+        """An expert computes its slots (bool [N, K]), where its weights are (`on`: not where the hidden states are).
+
+        Rows go in the order of the eager implementation, slot by slot: so a matrix product sees the same rows."""
         if not where.any():
             return
         slot, token = (torch.from_numpy(i).to(self.hidden.device) for i in np.nonzero(where.T))
-        found = expert_output(self.experts, weights, self.hidden[token])
+        hidden = self.hidden[token]
+        found = expert_output(self.experts, weights, hidden if on is None else hidden.to(on)).to(hidden.device)
         self.out[token, slot] = (found * self.weights[token, slot, None]).to(self.out.dtype)
         self.done |= where
 
-    def run_on_host(self, expert: int, where: Any, weights: dict[str, Tensor]) -> None:
-        """The same on the CPU, from host memory."""
-        slot, token = np.nonzero(where.T)
-        at = torch.from_numpy(token).to(self.hidden.device), torch.from_numpy(slot).to(self.hidden.device)
-        found = expert_output(self.experts, weights, self.hidden[at[0]].cpu()).to(self.hidden.device)
-        self.out[at] = (found * self.weights[at][:, None]).to(self.out.dtype)
-        self.done |= where
+
+def _port_of(model: Any, device: str | Port | None) -> Port:
+    """The port of a device; a CPU copies where it is told to, without a pace. Raises DeviceMissing."""
+    if device is None:
+        device = str(next(model.get_input_embeddings().parameters()).device.type)
+    if not isinstance(device, str):
+        return device
+    return OneStreamPort(torch.device("cpu")) if device == "cpu" else choose(device)
 
 
 def _move(model: nn.Module, experts: set[int], device: torch.device) -> None:
@@ -196,18 +242,19 @@ def _move(model: nn.Module, experts: set[int], device: torch.device) -> None:
 
 
 @contextmanager
-def slotted(model: Any, loop: ClosedLoop) -> Iterator[Driver]:
+def slotted(model: Any, loop: ClosedLoop, device: str | None = None) -> Iterator[Driver]:
     """While open, the model's forward passes within the driver's steps run from slots."""
-    with SlottedModel(model, loop) as opened:
+    with SlottedModel(model, loop, device) as opened:
         yield opened.driver
 
 
 class OffloadedExperts:
     """A Hugging Face model with its experts offloaded, while it is open; `generate` and plain calls are served.
 
-    spec: any fields of sim.spec.RunSpec but `trace` and `model` (cache, miss, eviction, prefetch, rerank, hardware, set,
-    ...). device: where the slots and everything but the experts are (default: where the model is). calibration: what
-    fitted policies are fitted on. charge: whose sizes are charged in simulated time (default: the model's own).
+    spec: any fields of sim.spec.RunSpec but `trace` and `model`: cache, miss, eviction, prefetch, rerank, hardware, ...
+    device: of the slots and of everything but the experts: a name, an open port of runtime.device (whose link's pace
+    then holds), or None, where the model is. calibration: what fitted policies are fitted on. charge: whose sizes are
+    charged in simulated time (default: the model's own).
     Raises LiveError, SpecError or CatalogError, one line, for what does not fit.
     """
 
@@ -215,7 +262,7 @@ class OffloadedExperts:
         self,
         model: Any,
         *,
-        device: str | torch.device | None = None,
+        device: str | Port | None = None,
         calibration: RoutingTrace | None = None,
         charge: str | None = None,
         **spec: Any,
@@ -225,7 +272,7 @@ class OffloadedExperts:
         self.model, self.shape = model, shape_of(model)
         run = RunSpec.of({"trace": self.shape.name, **spec})
         self.loop = ClosedLoop(run, self.shape, calibration, charged(model, self.shape, charge))
-        self._slotted = SlottedModel(model, self.loop, None if device is None else torch.device(device))
+        self._slotted = SlottedModel(model, self.loop, device)
         self._undo: list[Callable[[], Any]] = []
         self._prompt: int | None = None
         self._first, self._rows = 0, 0
@@ -246,10 +293,9 @@ class OffloadedExperts:
         self._slotted.__exit__(*error)
 
     @property
-    def slots(self) -> Slots:
-        """The slots, while it is open."""
-        assert self._slotted.slots is not None, "it is not open"
-        return self._slotted.slots
+    def store(self) -> ExpertStore:
+        """All experts on the host, some of them in slots, while it is open."""
+        return self._slotted.store
 
     def record(self) -> RunRecord:
         """The record of everything so far, as of a replay. The run ends with it: no step may follow."""
@@ -348,9 +394,8 @@ def _command(argv: list[str]) -> None:
     model, tokenizer = load_model(args.subject)
     announce_compiling()
     fields = {name: getattr(spec, name) for name in spec.model_fields_set if name not in (*LEFT_OUT, "calibration")}
-    device = args.device and torch.device(args.device)
-    with OffloadedExperts(model, device=device, calibration=calibration, charge=args.charge, **fields) as live:
-        inputs = tokenizer(args.prompt, return_tensors="pt").to(device or model.device)
+    with OffloadedExperts(model, device=args.device, calibration=calibration, charge=args.charge, **fields) as live:
+        inputs = tokenizer(args.prompt, return_tensors="pt").to(model.device)
         out = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
         summary = {"text": tokenizer.decode(out[0]), **live.summary()}
     print(json.dumps(summary) if args.json else told(summary))
@@ -363,7 +408,7 @@ def told(summary: dict[str, Any]) -> str:
         summary["text"],
         "",
         f"{summary['prompt_tokens']} prompt and {summary['tokens']} decode tokens; wanted experts {summary['wanted']}: "
-        f"hits {summary['hits'] / wanted:.1%}, late {summary['late'] / wanted:.1%}, misses {summary['misses'] / wanted:.1%}",
+        + ", ".join(f"{kind} {summary[kind] / wanted:.1%}" for kind in ("hits", "late", "misses")),
         f"substituted {summary['substituted']}, dropped {summary['dropped']}, on the CPU {summary['cpu']} of "
         f"{summary['slots_wanted']} slots; {sum(summary['h2d_bytes'].values()) / 1e6:.3f} MB copied",
         f"simulated: {summary['tokens_per_s'] or 0:.1f} tokens/s",

@@ -48,10 +48,14 @@ class Scorer:
     def score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """(log-likelihood of the continuation, whether greedy decoding gives it). What is too long loses its front."""
         if not context or not continuation:
-            raise UserError("a request without context or continuation cannot be scored; the model has no leading token")
+            raise UserError(
+                "a request without context or continuation cannot be scored; the model has no leading token"
+            )
         room = self.model.context + 1 - len(continuation)
         if room < 1:
-            raise UserError(f"a continuation of {len(continuation)} tokens; the model has {self.model.context} positions")
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens; the model has {self.model.context} positions"
+            )
         total, greedy = 0.0, True
         steps = self._steps(list(context)[-room:])
         logits = next(steps)
@@ -123,7 +127,9 @@ def language_model(scorer: Scorer) -> Any:
             until = given.get("until") or []
             most = int(given.get("max_gen_toks", MOST_NEW_TOKENS))
             ids = scorer.encoded(context, "")[0] or scorer.model.tokens.encode(context)
-            return scorer.generate(ids, [until] if isinstance(until, str) else until, min(most, scorer.model.context // 2))
+            return scorer.generate(
+                ids, [until] if isinstance(until, str) else until, min(most, scorer.model.context // 2)
+            )
 
     return ClosedLoopLM()
 

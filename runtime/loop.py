@@ -482,7 +482,10 @@ class _Room:
         )
         self.request, self.position = _longer(self.request, tokens), _longer(self.position, tokens)
         self.row = np.arange(tokens, dtype=np.int32)
-        self.leaving_offset, self.leaving_row = _longer(self.leaving_offset, steps + 1), _longer(self.leaving_row, tokens)
+        self.leaving_offset, self.leaving_row = (
+            _longer(self.leaving_offset, steps + 1),
+            _longer(self.leaving_row, tokens),
+        )
         self.offset, self.prefill = _longer(self.offset, steps + 1), _longer(self.prefill, steps)
         if self.foresight is not None:
             self.foresight.grow(tokens)

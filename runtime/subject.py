@@ -18,6 +18,7 @@ from runtime.loop import ClosedLoop, ModelShape
 from runtime.model import KvCache, MoeDecoder, load_checkpoint
 from runtime.passages import HfTokens, OwnTokens, Tokens
 from runtime.text import FILE_ID
+from traces.capturing.inputs import pick_device
 from traces.errors import UserError
 
 TINY = "tiny-moe"
@@ -50,8 +51,9 @@ class Subject(Protocol):
 class Own:
     """Our own decoder."""
 
-    def __init__(self, model: MoeDecoder, folder: Path, name: str) -> None:
-        self.model, self.shape = model, shape_of(model, name)
+    def __init__(self, model: MoeDecoder, folder: Path, name: str, device: str = "cpu") -> None:
+        self.model, self.shape = model.to(device), shape_of(model, name)
+        self.device = device
         self.tokens: Tokens = OwnTokens(folder / "tokenizer.json")
         self.lead: int | None = FILE_ID
         self.context = model.config.max_position_embeddings
@@ -61,8 +63,8 @@ class Own:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: KvCache) -> Tensor:
-        logits: Tensor = self.model(ids[None], cache)[0][0]
-        return logits.float()
+        logits: Tensor = self.model(ids[None].to(self.device), cache)[0][0]
+        return logits.float().cpu()
 
     def looped(self, loop: ClosedLoop) -> AbstractContextManager[Driver]:
         return served(self.model, loop)
@@ -71,8 +73,8 @@ class Own:
 class HuggingFace:
     """A causal language model of transformers >= 5.0; its experts run from real slots while it is looped."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str | None = None) -> None:
-        self.model, self.shape = model, shape_of(model, name)
+    def __init__(self, model: Any, tokenizer: Any, name: str | None = None, device: str | None = None) -> None:
+        self.model, self.shape, self.device = model, shape_of(model, name), device
         self.tokens: Tokens = HfTokens(tokenizer)
         self.lead: int | None = tokenizer.bos_token_id
         self.context = int(model.config.max_position_embeddings)
@@ -90,17 +92,21 @@ class HuggingFace:
     def looped(self, loop: ClosedLoop) -> AbstractContextManager[Driver]:
         from runtime.live import slotted
 
-        return slotted(self.model, loop)
+        return slotted(self.model, loop, self.device)
 
 
-def subject(name: str) -> Subject:
-    """`tiny-moe`, a folder that runtime.train wrote, or a Hugging Face model's path. Raises UserError, one line."""
+def subject(name: str, device: str | None = None) -> Subject:
+    """`tiny-moe`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None: the CPU).
+
+    Raises UserError, one line."""
+    if device is not None:
+        pick_device(device)
     folder = TINY_FOLDER if name == TINY else Path(name)
     if (folder / "record.json").is_file():
-        return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name)
+        return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name, device or "cpu")
     if name == TINY or (not folder.exists() and "/" not in name):
         raise UserError(f"model: {name}: no such folder; {TINY}, a folder of runtime.train or a Hugging Face model")
     from runtime.live import load_model
 
     model, tokenizer = load_model(name)
-    return HuggingFace(model, tokenizer, Path(name).name)
+    return HuggingFace(model, tokenizer, Path(name).name, device)

@@ -18,12 +18,12 @@ from hypothesis import strategies as some  # noqa: E402
 from runtime import evaluate, loop  # noqa: E402
 from runtime.charge import charged  # noqa: E402
 from runtime.closed_run import Baseline, free_running, judge, stepwise  # noqa: E402
+from runtime.driver import rounded  # noqa: E402
 from runtime.evaluate import captured, needs_calibration  # noqa: E402
 from runtime.loop import ClosedLoop, ModelShape, ordered_half  # noqa: E402
 from runtime.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
 from runtime.passages import Passages, is_judged, passages  # noqa: E402
 from runtime.quality import Sums, compared, figures  # noqa: E402
-from runtime.rounding import bits_of, rounded  # noqa: E402
 from runtime.subject import TINY, Subject, subject  # noqa: E402
 from runtime.text import TextError, read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
@@ -279,8 +279,8 @@ def run_of(tiny: Subject, text: Passages, fitted: RoutingTrace | None, **fields:
         {"cache": 0.3, "prefetch": "gate-lookahead", "set": {"gate-lookahead.distance": 2}, "eviction": "lfu"},
         {"cache": 4, "miss": "cpu"},
         *({"cache": 1.0, "miss": name} for name in (
-            "buddy", "buddy-b", "buddy-first-fit", "matched-random", "matched-next-ranked", "matched-drop", "next-ranked",
-            "random", "drop", "drop-by-weight",
+            "buddy", "buddy-b", "buddy-first-fit", "matched-random", "matched-next-ranked", "matched-drop",
+            "next-ranked", "random", "drop", "drop-by-weight", "hobbit",
         )),
         {"cache": 1.0, "rerank": "cache-prior"},
         {"cache": 1.0, "rerank": "max-rank"},
@@ -344,11 +344,11 @@ def test_a_stand_in_is_what_the_model_computes(tiny: Subject, judged: Passages, 
 
 def test_a_low_precision_copy_is_computed_with_rounded_weights(tiny: Subject, judged: Passages) -> None:
     experts = tiny.model.layers[0].mlp.experts  # type: ignore[union-attr, index]
-    coarse, fine = (rounded(experts.down_proj.data, bits) for bits in (4, 8))
+    coarse, fine = (rounded(experts.down_proj.data, precision) for precision in ("q4", "q8"))
     whole = experts.down_proj.data
     errors = [float((w - whole).norm() / whole.norm()) for w in (coarse, fine)]
     assert 0.05 < errors[0] < 0.15 and errors[1] < 0.01 and coarse.shape == experts.down_proj.shape
-    assert len(coarse[0, 0, :32].unique()) <= 15 and bits_of("q4") == 4 and bits_of("q8") == 8
+    assert len(coarse.flatten()[:32].unique()) <= 15
     kl = []
     for precision in ("q8", "q4"):
         given = {"hobbit.precision": precision, "hobbit.full": -1.0, "hobbit.low": 1.0, "hobbit.slots": 32}

@@ -77,7 +77,8 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def row(arm: str, group: str, delta: float, low: float, high: float, gain: float, **more: Any) -> dict[str, Any]:
     facts = {"cache": 0.5, "delta_interval": f"{low:+.2f} .. {high:+.2f}", "accuracy_delta": -1.0,
-             "accuracy_interval": "-2 .. 0", "substituted": 10.0, "open_h2d": 0.0, "open_ms": 0.0, "h2d_mb": 1.0}  # fmt: skip
+             "accuracy_interval": "-2 .. 0", "substituted": 10.0, "open_h2d": 0.0, "open_ms": 0.0,
+             "h2d_mb": 1.0}  # fmt: skip
     return {**facts, "arm": arm, "group": group, "delta_percent": delta, "low": low, "high": high,
             "gain_percent": gain, **more}  # fmt: skip
 
@@ -138,7 +139,9 @@ def test_in_the_loop_scores_change_with_the_policy_alone(tiny: Subject) -> None:
     want = Scorer(tiny, None).score(*pair)
     got = {}
     for miss in ("fetch", "next-ranked"):
-        loop = ClosedLoop(RunSpec.of({"trace": TINY, "cache": 4, "miss": miss}), tiny.shape, None, charged(tiny.model, tiny.shape))
+        loop = ClosedLoop(
+            RunSpec.of({"trace": TINY, "cache": 4, "miss": miss}), tiny.shape, None, charged(tiny.model, tiny.shape)
+        )
         with tiny.looped(loop) as driver:
             scorer = Scorer(tiny, driver)
             got[miss] = [scorer.score(*pair) for _ in range(2)]
@@ -159,6 +162,8 @@ def test_the_harness_is_asked_for_by_name(tiny: Subject, capsys: pytest.CaptureF
     ask = [SimpleNamespace(args=("def f(x):", " return x"))]
     assert model.loglikelihood(ask) == [Scorer(tiny, None).score(*Scorer(tiny, None).encoded("def f(x):", " return x"))]
     (rolled,) = model.loglikelihood_rolling([SimpleNamespace(args=("import os\nimport sys\n",))])
-    assert rolled == pytest.approx(Scorer(tiny, None).score(*Scorer(tiny, None).encoded("", "import os\nimport sys\n"))[0])
+    assert rolled == pytest.approx(
+        Scorer(tiny, None).score(*Scorer(tiny, None).encoded("", "import os\nimport sys\n"))[0]
+    )
     (text,) = model.generate_until([SimpleNamespace(args=("import ", {"until": ["\n"], "max_gen_toks": 6}))])
     assert "\n" not in text
