@@ -50,7 +50,7 @@ QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say ho
 FEWEST, MOST = 3, 25  # rounds
 AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
 PROBE_GBPS, PROBE_STEPS = 2.0, 8
-REPLAY_S = 0.5  # counted steps of a replay on a link whose pace is chosen
+REPLAY_S = 0.35  # counted steps of a replay on a link whose pace is chosen
 REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
 PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there durations are the device's
 
