@@ -18,6 +18,7 @@ from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
+from traces.errors import TraceError
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def prepare(
     trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
     _refuse_stray_parameters(spec)
-    path = npz.find(spec.trace) if trace is None else Path(spec.trace)
+    path = _place(spec.trace)
     whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
     hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
     engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
@@ -129,6 +130,14 @@ def prepare(
     )
     sources = (model, hardware, engine, _policy_files(spec))
     return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+
+
+def _place(name: str) -> Path:
+    """Where the trace of that name lies. Where nothing does, opening it says so, unless it came some other way."""
+    try:
+        return npz.find(name)
+    except TraceError:
+        return Path(name)
 
 
 def _opened(name: str, memo: Memo) -> tuple[RoutingTrace, str]:

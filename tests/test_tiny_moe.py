@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the runtime's torch is not installe
 pytest.importorskip("safetensors", reason="the runtime's safetensors is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the train extra's tokenizers is not installed")
 
-from runtime import evaluate, model, text, train  # noqa: E402 - after the skips
+from runtime import heldout, model, text, train  # noqa: E402 - after the skips
 
 FOLDER = Path(model.__file__).parent / "tiny_moe"
 FILES = ("base64.py", "copy.py", "fileinput.py", "http/cookies.py", "json/__init__.py")
@@ -43,7 +43,7 @@ def test_the_checkpoint_keeps_the_claims(record: dict[str, Any]) -> None:
     files = [f for f in text.read_corpus().heldout if f.path in FILES]
     assert len(files) == len(FILES) and all(f.path in record["data"]["heldout"] for f in files)
     n_bytes = sum(len(f.data) for f in files)
-    bits, counts = evaluate.evaluate(decoder, text.encode(tokenizer, files), n_bytes)
+    bits, counts = heldout.evaluate(decoder, text.encode(tokenizer, files), n_bytes)
     assert bits <= 0.75 * record["heldout"]["order2"]["order2_bytes"]
     assert bits == pytest.approx(record["heldout"]["bits_per_byte"], abs=0.2)
-    assert min(map(min, evaluate.share_of_fair(counts))) >= 1 / ONE_FAIR_SHARE_IN
+    assert min(map(min, heldout.share_of_fair(counts))) >= 1 / ONE_FAIR_SHARE_IN
