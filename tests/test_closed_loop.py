@@ -181,8 +181,8 @@ def test_what_is_served_is_what_was_answered(hardware: str) -> None:
     assert got.ids.tolist() == [[7, 1, 0]]
     assert got.answers.tolist() == [[stepped.FETCH, stepped.SUBSTITUTE, stepped.HIT]]
     assert got.weights is None and not got.untouched
-    # both residents are held; 7 takes the slot of the first that has run
-    assert got.ops == [stepped.Run((1,)), stepped.Copy(7, 1), stepped.Run((0,)), stepped.Run((7,))]
+    # both residents are held; when the first has run the GPU takes the second, and 7 the slot that is free
+    assert got.ops == [stepped.Run((1,)), stepped.Run((0,)), stepped.Copy(7, 1), stepped.Run((7,))]
 
 
 @given(some.integers(0, 2**32 - 1), some.integers(2, 40), some.floats(0.001, 100))
