@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from runtime.loop import ModelShape
+from runtime.routed import ModelShape
 from sim import catalog
 from sim.catalog.model_spec import ModelSpec
 from traces.capturing.routers import find_moe_layers

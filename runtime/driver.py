@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.loop import LOW, ClosedLoop, ModelShape, Served
+from runtime.loop import ClosedLoop
 from runtime.low import LowLayout
+from runtime.routed import ModelShape
+from runtime.stepped import LOW, Served
 from traces.capturing.routers import MoeLayer, find_moe_layers, foretold, raw_logits
 
 ALWAYS_NORMALISED = ("mixtral", "gpt_oss")  # their configurations do not say

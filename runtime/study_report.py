@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from html import escape
@@ -234,11 +235,10 @@ def figure(result: dict[str, Any]) -> str:
     """One panel for each cache size: H2D MB per token against the rise of bits per byte, with intervals."""
     rows = flattened(result)
     caches = list(dict.fromkeys(row["cache"] for row in rows))
-    top = max(row["high"] for row in rows) * 1.08 or 1.0
-    widest = max(row["h2d_mb"] for row in rows) * 1.06 or 1.0
+    tall, wide = (_ticks(max(row[name] for row in rows)) for name in ("high", "h2d_mb"))
     width = LEFT + len(caches) * (PANEL + GAP) + 10
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + 80}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + 45}" '
         'font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="20" font-size="14">{escape(result["model"])}, closed loop: what the bytes that are not '
@@ -250,13 +250,22 @@ def figure(result: dict[str, Any]) -> str:
     for i, cache in enumerate(caches):
         left = LEFT + i * (PANEL + GAP)
         here = [row for row in rows if row["cache"] == cache]
-        parts += _panel(here, cache, left, top, widest, first=i == 0)
+        parts += _panel(here, cache, left, tall, wide, first=i == 0)
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _panel(rows: list[dict[str, Any]], cache: float, left: int, top: float, widest: float, first: bool) -> list[str]:
+def _ticks(most: float) -> list[float]:
+    """Round numbers from 0 to at least `most`, five to eleven of them."""
+    step = 10.0 ** math.floor(math.log10(max(most, 1e-9)))
+    step *= next(part for part in (0.1, 0.2, 0.5, 1.0) if most <= 10 * step * part)
+    return [step * k for k in range(math.ceil(most / step - 1e-9) + 1)]
+
+
+def _panel(
+    rows: list[dict[str, Any]], cache: float, left: int, tall: list[float], wide: list[float], first: bool
+) -> list[str]:
     def at(mb: float, percent: float) -> tuple[float, float]:
-        return left + PANEL * mb / widest, TOP + HEIGHT * (1 - max(0.0, percent) / top)
+        return left + PANEL * mb / wide[-1], TOP + HEIGHT * (1 - max(0.0, percent) / tall[-1])
 
     floor = TOP + HEIGHT
     parts = [
@@ -264,12 +273,13 @@ def _panel(rows: list[dict[str, Any]], cache: float, left: int, top: float, wide
         f'<text x="{left + 6}" y="{TOP - 6}">cache {cache:g}</text>',
         f'<text x="{left + PANEL / 2}" y="{floor + 34}" text-anchor="middle">H2D MB per token</text>',
     ]
-    for k in range(5):
-        x, y = left + PANEL * k / 4, floor - HEIGHT * k / 4
-        parts.append(f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{widest * k / 4:.1f}</text>')
+    for tick in wide:
+        parts.append(f'<text x="{at(tick, 0)[0]:.1f}" y="{floor + 16}" text-anchor="middle">{tick:g}</text>')
+    for tick in tall:
+        y = at(0, tick)[1]
         parts.append(f'<line x1="{left}" x2="{left + PANEL}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
         if first:
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{top * k / 4:.0f} %</text>')
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g} %</text>')
     if first:
         middle = TOP + HEIGHT / 2
         parts.append(f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from runtime.driver import Driver, served, shape_of
-from runtime.loop import ClosedLoop, ModelShape
+from runtime.loop import ClosedLoop
 from runtime.model import KvCache, MoeDecoder, load_checkpoint
 from runtime.passages import HfTokens, OwnTokens, Tokens
+from runtime.routed import ModelShape
 from runtime.text import FILE_ID
 from traces.capturing.inputs import pick_device
 from traces.errors import UserError
@@ -90,7 +91,7 @@ class HuggingFace:
         return out.logits[0].float().cpu()
 
     def looped(self, loop: ClosedLoop) -> AbstractContextManager[Driver]:
-        from runtime.live import slotted
+        from runtime.slotted import slotted
 
         return slotted(self.model, loop, self.device)
 

@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402 - after the skips
 from runtime import live  # noqa: E402
 from runtime.device.cpu import CpuPort  # noqa: E402
 from runtime.device.virtual import Race, shuffled  # noqa: E402
+from runtime.driver import Driver  # noqa: E402
 from runtime.expert_weights import LiveError  # noqa: E402
 from runtime.live import OffloadedExperts  # noqa: E402
 from runtime.store import ExpertStore  # noqa: E402
@@ -232,7 +233,7 @@ def test_stand_ins_and_dropped_slots_are_what_the_model_computes(hardware: str) 
             got = logits_of(model, ids)
             assert opened.summary()[changed] > 0
         hooks, none = [], model.config.num_local_experts  # this many is nobody's id to the eager experts
-        for served, layer in zip(seen, live.Driver.layers_of(model), strict=True):
+        for served, layer in zip(seen, Driver.layers_of(model), strict=True):
             answer = torch.from_numpy(np.where(served.ids < 0, none, served.ids))
             hooks.append(
                 layer.experts.register_forward_pre_hook(lambda _m, args, answer=answer: (args[0], answer, args[2]))
@@ -296,7 +297,7 @@ def test_what_cannot_be_is_refused_in_one_line(hardware: str) -> None:
         OffloadedExperts(torch.nn.Linear(2, 2), hardware=hardware)
     with pytest.raises(SpecError, match=r"eviction: belady: reads the future"):
         OffloadedExperts(model, hardware=hardware, eviction="belady")
-    model.set_experts_implementation(live.NAME)
+    model.set_experts_implementation("moe_offload")
     with pytest.raises(LiveError, match="not open in OffloadedExperts"):
         logits_of(model, ids)
 
