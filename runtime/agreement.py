@@ -1,8 +1,8 @@
 """How far a simulation is off, beside how far one measurement lies from the next: numbers in, numbers out.
 
-Signed errors are (simulated - measured) / measured. The spread of an arm is the robust standard deviation of its repeats
-(interquartile range / 1.349, which for a normal distribution is the standard deviation) over their median: what one more
-run may differ by. Unlike the range it does not grow with the number of repeats. The statements:
+Signed errors are (simulated - measured) / measured. The spread of an arm is the robust standard deviation of its
+repeats (interquartile range / 1.349, which for a normal distribution is the standard deviation) over their median: what
+one more run may differ by. Unlike the range it does not grow with the number of repeats. The statements:
 
 * an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
   and everything whose spread is wider than the tolerance, is inconclusive;
@@ -59,7 +59,7 @@ def middle(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Interquartile range / 1.349 over the median, of repeats; 0 where the median is 0. One repeat has none: infinite."""
+    """Interquartile range / 1.349 over the median, of repeats; 0 where that is 0. One repeat has none: infinite."""
     if len(values) < 2:
         return float("inf")
     low, center, high = np.percentile(values, (25, 50, 75)).tolist()
