@@ -28,7 +28,7 @@ The API, for what is built on it:
 
     port = device.port.choose("cpu", link_gbps=5)             the device
     store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source)
-    work = CatalogWork(port, model, store, batches, ...)      or your own: see class Work
+    work = CatalogWork(port, model, store, batches, ...)      or your own: runtime.work.Work
     record = Machine(plan, port, store, work).run()           a whole replay; Machine(...).start(), begin_step(step),
                                                               dense(step, layer), visit(step, layer), end_step(step) and
                                                               finish() are its pieces, for whoever drives the walk

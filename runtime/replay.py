@@ -239,6 +239,8 @@ def _command(argv: list[str]) -> int:
     for name, value, low in (("scale", args.scale, 0), ("repeat", args.repeat, 0), ("alias-host", args.alias_host, 0)):
         if value is not None and not value > low:
             raise SpecError(f"{name}: {value}: must be above {low}")
+    if args.lock_step and args.repeat != 1:
+        raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
     if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
         raise SpecError(f"out: {args.out}: is a file; must be a folder")
     announce_compiling()
@@ -322,14 +324,16 @@ def check_here(setting: "Setting", record: "RunRecord") -> Any:
 def summary_of(
     setting: "Setting", record: "RunRecord", facts: dict[str, Any], options: Options, times: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The simulator's summary object, with machine "torch", no bounds, and `device`: the port's facts, the options, and
-    the time of every repeat."""
+    """The simulator's summary object, with machine "torch", no bounds, and `device`: the port's facts, the options,
+    what the link moved while it was busy, and the time of every repeat."""
     from sim.report import result
 
     out = result(setting, record)
     out |= {"machine": "torch", "bounds": {}}
     spread = (max(times) - min(times)) / sorted(times)[len(times) // 2] if times else None
-    out["device"] = facts | asdict(options) | {"repeat_time_ns": list(times), "spread": spread}
+    moved, busy = sum(out["h2d_bytes"].values()), out["link_busy_ns"]
+    measured = {"h2d_gb_per_s": moved / busy if busy else None, "repeat_time_ns": list(times), "spread": spread}
+    out["device"] = facts | asdict(options) | measured
     if options.alias is not None:
         out["notes"].append(
             f"ALIASED HOST: only {options.alias} experts per layer are distinct; outputs are not the model's"

@@ -1,5 +1,6 @@
 """The device layer: the torch machine in simulated time equals the compiled one; races are found; nothing hangs."""
 
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.device.accelerator import AcceleratorPort, current
+from runtime.device.accelerator import AcceleratorPort, current, own_pages
 from runtime.device.cpu import CpuPort
 from runtime.device.one_stream import OneStreamPort
 from runtime.device.port import DeviceError, DeviceMissing, Port, choose
@@ -365,6 +366,13 @@ def test_the_accelerator_port_on_a_device_that_is_not_there(monkeypatch: Any) ->
         if plan.rerank is None and plan.warmup_steps == 0:
             check_all(plan, as_groups(plan, record))
         assert not port.buffers
+
+
+def test_page_locked_memory_has_pages_of_its_own() -> None:
+    one, two = (torch.frombuffer(own_pages(5000), dtype=torch.uint8) for _ in range(2))
+    assert one.data_ptr() % mmap.PAGESIZE == two.data_ptr() % mmap.PAGESIZE == 0 and one.numel() == 5000
+    one.fill_(3)
+    assert int(two.max()) == 0
 
 
 def test_the_device_that_is_asked_for_must_be_here() -> None:

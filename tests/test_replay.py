@@ -174,6 +174,7 @@ def test_what_is_not_the_model_is_said_loudly(capsys: Any) -> None:
         (["--machine", "simpy"], "the replay is the torch machine"),
         (["--precision", "q4"], "precision: q4: has no kernel here; one of bf16, fp32"),
         (["--device", "tpu"], "device: tpu: is not here"),
+        (["--lock-step", "x", "--repeat", "2"], "repeat: 2: a lock-step runs once"),
         (["--lokstep", "x"], "did you mean --lock-step?"),
         (["--weights", "/nowhere"], "has no .safetensors files"),
         (["--cache", "0"], "must be at least one slot"),

@@ -16,6 +16,7 @@ experts take.
 """
 
 import contextlib
+import mmap
 import os
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from runtime.device.worker import Threads, Worker, failing, give_back
 
 Sequences = Sequence[Access]
 SHARP_NS = 10_000  # an anchor: the host looked twice within this time, and in between it happened
+REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
 STALE_NS = 5_000_000_000  # after so long a float32 of milliseconds is worse than a blunt anchor
 
 
@@ -38,7 +40,20 @@ def current() -> torch.device | None:
     if not torch.accelerator.is_available():
         return None
     found = torch.accelerator.current_accelerator()
-    return None if found is None else torch.device(found.type, torch.accelerator.current_device_index())
+    index = _named(torch.accelerator, "current_device_index", "current_device_idx")
+    return None if found is None else torch.device(found.type, index())
+
+
+def _named(room: Any, *names: str) -> Any:
+    """The first of these names that this torch has: some moved between 2.6 and 2.9."""
+    return next(getattr(room, name) for name in names if hasattr(room, name))
+
+
+def own_pages(nbytes: int) -> mmap.mmap:
+    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes)
 
 
 class DeviceEvent:
@@ -169,9 +184,9 @@ class AcceleratorPort:
         return sum(b.tensor.numel() for b in self.buffers if b.tensor.device.type == "cpu")
 
     def _page_locked(self, nbytes: int) -> torch.Tensor:
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or nbytes < REGISTERED_FROM:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-        memory = torch.empty(nbytes, dtype=torch.uint8)
+        memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
         self._checked("cudaHostRegister", memory.data_ptr(), nbytes, 0)
         self.registered[memory.data_ptr()] = memory
         return memory
@@ -190,8 +205,9 @@ class AcceleratorPort:
         self.buffers.remove(buffer)
 
     def free_bytes(self) -> int:
-        free, _ = torch.accelerator.get_memory_info(self.device)
-        return int(free)
+        ask = getattr(torch.accelerator, "get_memory_info", None)
+        ask = ask or getattr(torch, self.device.type).mem_get_info
+        return int(ask(self.device)[0])
 
     # --- the host ---
 
@@ -267,7 +283,9 @@ class AcceleratorPort:
             with contextlib.suppress(Exception):
                 self.free(buffer)
         torch.accelerator.set_stream(self.before)
-        torch.accelerator.empty_cache()
+        give_up: Any = getattr(getattr(torch, self.device.type), "empty_cache", None)
+        if give_up is not None:
+            give_up()
 
     def __enter__(self) -> "AcceleratorPort":
         return self
