@@ -1,7 +1,8 @@
 """How far a simulation is off, beside how far one measurement lies from the next: numbers in, numbers out.
 
-Signed errors are (simulated - measured) / measured. The spread of an arm is half the range of its repeats over their
-median: what one more run may differ by. The statements:
+Signed errors are (simulated - measured) / measured. The spread of an arm is the robust standard deviation of its
+repeats (interquartile range / 1.349, which for a normal distribution is the standard deviation) over their median: what
+one more run may differ by. Unlike the range it does not grow with the number of repeats. The statements:
 
 * an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
   and everything whose spread is wider than the tolerance, is inconclusive;
@@ -19,6 +20,7 @@ import numpy as np
 
 COMPONENTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
 REGIMES = ("compute", "mixed", "stall")
+IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution, in standard deviations
 LOW, HIGH = 0.2, 0.8  # shares of the time that the GPU stalls, between the regimes
 
 
@@ -57,11 +59,11 @@ def middle(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the range over the median, of repeats; 0 where the median is 0. One repeat has none: infinite."""
+    """Interquartile range / 1.349 over the median, of repeats; 0 where that is 0. One repeat has none: infinite."""
     if len(values) < 2:
         return float("inf")
-    center = middle(values)
-    return float(np.ptp(values)) / 2 / center if center else 0.0
+    low, center, high = np.percentile(values, (25, 50, 75)).tolist()
+    return float((high - low) / IQR_OF_NORMAL / center) if center else 0.0
 
 
 def signed_error(simulated: float, measured: float) -> float | None:

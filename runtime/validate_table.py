@@ -13,10 +13,10 @@ SAID = {
     "regimes": "arms with stall under 20 %, between, over 80 % of the time",
 }
 NOTE = """\
-Error = (simulated - measured) / measured, of the time per token; spread: half the range of the replays over their
-median. Without link: of the time that is not stall. The parts: (simulated - measured) of the part over the measured
-total. Copies: of the link's own time. Hits: simulated; range of the free-running replays. Lock-step: decisions that
-were equal when the device replayed the simulator's order of completions."""
+Error = (simulated - measured) / measured, of the time per token; spread: robust standard deviation of the replays over
+their median. Without link: of the time that is not stall. The parts: (simulated - measured) of the part over the
+measured total. Copies: of the link's own time. Hits: simulated; range of the free-running replays. Lock-step: decisions
+that were equal when the device replayed the simulator's order of completions."""
 
 
 def markdown(out: dict[str, Any]) -> str:

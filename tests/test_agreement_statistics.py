@@ -28,8 +28,11 @@ def arm(measured: float, simulated: float, spread_: float = 0.0, group: str = ""
     return Judged((simulated - measured) / measured, spread_, measured, simulated, group)
 
 
-def test_spread_is_half_the_range_over_the_median() -> None:
-    assert spread([9.0, 10.0, 12.0]) == pytest.approx(1.5 / 10)
+def test_spread_is_a_robust_standard_deviation_over_the_median() -> None:
+    assert spread([9.0, 10.0, 12.0]) == pytest.approx((11 - 9.5) / 1.349 / 10)  # quartiles half way between
+    normal = np.random.default_rng(0).normal(100, 7, 4001)
+    assert spread(normal.tolist()) == pytest.approx(0.07, rel=0.05)
+    assert spread([*normal.tolist(), 1e9]) == pytest.approx(0.07, rel=0.05)
     assert spread([5.0, 5.0]) == 0 and spread([0.0, 0.0, 0.0]) == 0
     assert spread([5.0]) == float("inf")  # one run says nothing of the next
 
