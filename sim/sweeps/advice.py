@@ -52,7 +52,15 @@ def _between(pair: Sequence[float] | None, digits: int) -> str:
 
 
 def _lossy(told: Mapping[str, Any]) -> str:
-    return f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight" if told["open_loop"] else ""
+    if not told["open_loop"]:
+        return ""
+    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight"
+    if told["closed_loop"] is None:
+        return lost
+    rise, low, high = told["closed_loop"]["bits_per_byte_percent"]
+    at = told["closed_loop"]["cache"]
+    rose = f"bits per byte {rise:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return f"{lost}; measured in closed loop with {at:g} of the experts: {rose}"
 
 
 def _beaten(beats: Mapping[str, Mapping[str, Any]]) -> list[str]:

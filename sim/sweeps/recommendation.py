@@ -13,6 +13,7 @@ from sim.report import BOUNDS, OPEN_LOOP, result
 from sim.spec import RunSpec
 from sim.sweeps.config import Run
 from sim.sweeps.halving import Search
+from sim.sweeps.quality import measured
 from sim.sweeps.rows import Row
 from sim.sweeps.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.sweeps.split import Split, split
@@ -169,7 +170,12 @@ class Recommendation:
             "time_ns": s["time_ns"],
             "lost_router_weight": (lost["substituted_weight"] or 0.0) + (lost["dropped_weight"] or 0.0),
             "open_loop": OPEN_LOOP in s["notes"],
+            "closed_loop": self._closed_loop(judged) if OPEN_LOOP in s["notes"] else None,
         }
+
+    def _closed_loop(self, judged: Judged) -> dict[str, Any] | None:
+        """What the study measured of this policy on this model, where it did."""
+        return measured(self.setting.trace.model, judged.spec, self.split.slots / self.split.experts)
 
 
 def _ratio(best: Judged, other: Judged) -> float | None:
