@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.hashing import hash64
-from sim.core.jit import frozen, inner
+from sim.core.jit import frozen, inlined, inner
 from sim.core.plan import SUBSTITUTE_PARAMS, Plan
 from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
@@ -144,6 +144,12 @@ def asked(s: Any, miss: Any, g: int) -> bool:
     return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)
 
 
+@inlined
+def _tempered(weight: float, temperature: float) -> float:
+    """weight ** (1 / temperature); at 1, the usual case, without the power, which would cost a fifth of the run."""
+    return weight if temperature == 1.0 else math.pow(weight, 1.0 / temperature)
+
+
 @inner
 def entropy(weights: Any, ids: Any, temperature: float) -> float:
     """TAE (Eq. 1): -sum p ln p / ln k over the token's router weights, renormalised, in [0, 1]; 0 for k = 1.
@@ -154,13 +160,13 @@ def entropy(weights: Any, ids: Any, temperature: float) -> float:
     total = 0.0
     for k in range(len(ids)):
         if ids[k] >= 0 and weights[k] > 0:
-            total += math.pow(weights[k], 1.0 / temperature)
+            total += _tempered(weights[k], temperature)
     if len(ids) < 2 or total <= 0.0:
         return 0.0
     out = 0.0
     for k in range(len(ids)):
         if ids[k] >= 0 and weights[k] > 0:
-            p = math.pow(weights[k], 1.0 / temperature) / total
+            p = _tempered(weights[k], temperature) / total
             if p > 0.0:
                 out -= p * math.log(p)
     return out / math.log(float(len(ids)))
