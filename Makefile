@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench clean
+.PHONY: run test check lint types bench figure clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -34,6 +34,13 @@ check: lint types test
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m tests.bench
+
+figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
+	for run in "fetch" "buddy --miss buddy" "cpu --miss cpu" "belady --eviction belady"; do \
+	    set -- $$run; name=$$1; shift; \
+	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name "$$@" || exit 1; \
+	done
+	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
 
 clean:
 	rm -rf $(VENV) .numba_cache

@@ -1,0 +1,8 @@
+"""The same replay on a real device, and the small model: everything here needs torch (extra `runtime`)."""
+
+import importlib.util
+import sys
+
+if sys.argv[:1] == ["-m"] and importlib.util.find_spec("torch") is None:  # a command line: one line, no traceback
+    print("error: python -m runtime needs torch; pip install -e '.[runtime]'", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,74 +1,229 @@
-"""Held-out bits per byte of a decoder, and how evenly its experts are used."""
+"""`python -m runtime.evaluate`: what a cache and its policies cost a model in quality, with the loop closed.
+
+The model runs with the cache and the policies in it: a stand-in or a dropped slot changes what the layers behind it
+see, and so what they route to. Printed: quality against the unmodified model (run in the same steps), what was
+substituted and dropped, bytes over the link, and the simulated time per token of the hardware asked for.
+
+Exit status 0 done, 2 bad input (one line on stderr), 1 a failure of ours.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from runtime.model import MoeDecoder
-from runtime.text import FILE_ID, Ids
+from runtime.charge import charged
+from runtime.closed_run import Baseline, Judged, Progress, calibrate, free_running, judge, quiet
+from runtime.loop import ClosedLoop
+from runtime.passages import Passages, passages
+from runtime.quality import LEVEL, figures
+from runtime.subject import Subject, subject
+from sim import __version__
+from sim.plan import FITTED
+from sim.policies import MISS, RERANK, find, predictors
+from sim.run import add_flags, announce_compiling, spec_of
+from sim.spec import RunSpec
+from sim.summary import summarise
+from traces import npz
+from traces.command import Parser, guarded, write_bytes
+from traces.errors import UserError
+from traces.trace import RoutingTrace
 
-WINDOWS_AT_ONCE = 16
-
-
-@contextmanager
-def counted_experts(model: MoeDecoder) -> Iterator[Tensor]:
-    """While open, the yielded int64 `[layers, experts]` counts (on the CPU) the slots routed to each."""
-    counts = torch.zeros(len(model.layers), model.config.num_experts, dtype=torch.int64)
-
-    def counter(layer: int) -> Any:
-        def hook(_module: Any, routed: tuple[Tensor, Tensor, Tensor]) -> None:
-            counts[layer] += torch.bincount(routed[1].flatten(), minlength=counts.shape[1]).cpu()
-
-        return hook
-
-    handles = [block.experts.register_forward_pre_hook(counter(i)) for i, block in enumerate(model.moe_blocks)]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
+# fields of RunSpec that a closed loop of one sequence at a time has no use for
+LEFT_OUT = ("trace", "model", "batch", "prefill_chunk", "as_decode", "max_steps", "machine", "config")
+CALIBRATION_TOKENS = 16384
+SHOWN = ("bits_per_byte", "bits_per_byte_delta", "perplexity", "perplexity_ratio", "accuracy", "accuracy_delta",
+         "kl_nats", "agreement")  # fmt: skip
 
 
-@torch.no_grad()
-def evaluate(model: MoeDecoder, stream: Ids, n_bytes: int) -> tuple[float, Tensor]:
-    """Bits per byte of a stream of whole files (`text.encode`), and each expert's load in slots.
-
-    Every token but the file tokens is predicted exactly once, in windows that do not overlap (so the first of
-    a window has a context of one token): the bits of all of them over the `n_bytes` of the text. The load is
-    int64 `[layers, experts]`.
-    """
-    device = model.embed_tokens.weight.device
-    nats, training = 0.0, model.training
-    model.eval()
-    with counted_experts(model) as counts:
-        for piece in _windows(stream, model.config.max_position_embeddings):
-            windows = torch.from_numpy(piece).to(device)
-            logits, _ = model(windows[:, :-1])
-            scores, targets = logits.flatten(0, 1).float(), windows[:, 1:].flatten()
-            nats += F.cross_entropy(scores, targets, reduction="sum", ignore_index=FILE_ID).item()
-    model.train(training)
-    return nats / math.log(2) / n_bytes, counts
-
-
-def _windows(stream: Ids, context: int) -> Iterator[Ids]:
-    """Batches of windows `[<= 16, context + 1]`, each sharing a token with the next; the short rest last."""
-    whole = (len(stream) - 1) // context
-    starts = np.arange(whole)[:, None] * context
-    for i in range(0, whole, WINDOWS_AT_ONCE):
-        yield stream[starts[i : i + WINDOWS_AT_ONCE] + np.arange(context + 1)]
-    if len(rest := stream[whole * context :]) > 1:
-        yield rest[None]
+def evaluated(
+    model: Subject,
+    spec: RunSpec,
+    text: Passages,
+    base: Baseline,
+    calibration: RoutingTrace | None = None,
+    like: str | None = None,
+    progress: Progress = quiet,
+) -> tuple[dict[str, Any], Judged]:
+    """(the figures of one teacher-forced closed-loop run, the run). Raises UserError, one line."""
+    loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, like))
+    run = judge(model, text, loop, base, progress)
+    summary, tokens = summarise(run.record), run.trace.n_tokens
+    out = {
+        "quality": figures(run.sums, spec.seed),
+        "shares": _shares(run),
+        "speed": {
+            "time_ns_per_token": summary["time_ns"] / summary["tokens"],
+            "tokens_per_s": summary["tokens_per_s"],
+            "h2d_bytes": sum(summary["h2d_bytes"].values()),
+            "h2d_bytes_per_token": sum(summary["h2d_bytes"].values()) / tokens,
+            "breakdown_ns": summary["breakdown_ns"],
+        },
+        "counts": {name: summary[name] for name in ("wanted", "hits", "late", "misses", "evictions", "transfers")},
+        "charged": loop.setting.model.name if loop.setting.model else None,
+    }
+    return out, run
 
 
-def share_of_fair(counts: Tensor) -> list[list[float]]:
-    """Each expert's slots over what it would have if all had as many (1.0 is even), `[layers][experts]`."""
-    rows: list[list[float]] = (counts / counts.sum(1, keepdim=True) * counts.shape[1]).tolist()
-    return [[round(x, 4) for x in row] for row in rows]
+def _shares(run: Judged) -> dict[str, float]:
+    """Shares of all slots that the router filled, and of their router weight. Re-ranking comes first: what it
+    replaced is no miss any more."""
+    c, trace = run.record.counters, run.trace
+    assert trace.weights is not None
+    slots, weight = int((trace.experts >= 0).sum()), float(trace.weights.sum())
+    return {
+        "substituted_slots": c["substituted"] / slots,
+        "dropped_slots": c["dropped"] / slots,
+        "cpu_slots": c["cpu"] / slots,
+        "low_slots": c["low"] / slots,
+        "substituted_weight": c["weight_substituted"] / weight,
+        "dropped_weight": c["weight_dropped"] / weight,
+        "reranked_slots": run.reranked[0] / slots,
+        "reranked_weight": run.reranked[1] / weight,
+    }
+
+
+def needs_calibration(spec: RunSpec) -> bool:
+    """Whether something in the run is fitted."""
+    miss = find("miss", MISS, spec.miss)
+    fitted = miss.fitted and not spec.params(spec.miss).get("lists")
+    if spec.rerank != "none":
+        fitted |= find("rerank", RERANK, spec.rerank).fitted
+    fitted |= getattr(predictors().get(spec.prefetch), "fitted", False)
+    percentile = {**miss.prepared, **spec.params(spec.miss)}.get("percentile", -1)
+    return bool(fitted or float(percentile) >= 0 or spec.placement in FITTED or spec.cache_spread in FITTED)
+
+
+def calibration_of(model: Subject, spec: RunSpec, tokens: int, text: str | None) -> RoutingTrace | None:
+    """The trace that the spec names, or one captured now from text that is not judged; None where nothing is fitted."""
+    if isinstance(spec.calibration, float):
+        raise UserError("calibration: a fraction is of a trace's requests; give a FILE, or leave it out")
+    if spec.calibration is not None:
+        return npz.read(npz.find(spec.calibration))
+    return captured(model, tokens, spec.seed, text) if needs_calibration(spec) else None
+
+
+def captured(model: Subject, tokens: int, seed: int, text: str | None) -> RoutingTrace:
+    """A calibration trace of about so many tokens, from text that is not judged."""
+    length = min(model.context, 256)
+    return calibrate(model, passages(model.tokens, max(1, tokens // length), length, seed, text, False, model.lead))
+
+
+def parser() -> Parser:
+    out = Parser(prog="python -m runtime.evaluate", description="Judge a model with its expert cache in the loop.")
+    group = out.add_argument_group("model and text")
+    which = "our own model, a folder of runtime.train, or a Hugging Face model (default: tiny-moe)"
+    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH", help=which)
+    group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
+    group.add_argument("--text", metavar="FILE", help="UTF-8 text (default: held-out sources of the standard library)")
+    group.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
+    group.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
+    what = f"captured from other text where a policy is fitted (default: {CALIBRATION_TOKENS})"
+    group.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N", help=what)
+    group.add_argument("--free-running", action="store_true", help="also generate from the first half of each passage")
+    group.add_argument("--device", metavar="cpu|cuda|...", help="where the model computes (default: the CPU)")
+    group.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: 1)")
+    add_flags(out, LEFT_OUT)
+    group = out.add_argument_group("output")
+    group.add_argument("--out", metavar="DIR", help="write evaluation.json and routed.npz (what was routed) there")
+    group.add_argument("--json", action="store_true", help="print exactly one JSON object")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    for name, least in (("sequences", 1), ("length", 3), ("calibration_tokens", 1), ("threads", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
+    out = Path(args.out) if args.out else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"out: {out}: is a file; must be a folder")
+    torch.set_num_threads(args.threads)
+    args.trace = args.subject
+    spec = spec_of(args)
+    model = subject(args.subject, args.device)
+    if args.length > model.context:
+        raise UserError(f"--length is {args.length}; the model has {model.context} positions")
+    announce_compiling()
+    result, run = _run(args, spec, model)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
+        npz.write(out / "routed.npz", run.trace)
+    print(json.dumps(result) if args.json else table(result))
+
+
+def _run(args: argparse.Namespace, spec: RunSpec, model: Subject) -> tuple[dict[str, Any], Judged]:
+    text = passages(model.tokens, args.sequences, args.length, spec.seed, args.text, True, model.lead)
+    calibration = calibration_of(model, spec, args.calibration_tokens, args.text)
+    base, progress = Baseline(model, text), _progress()
+    result, run = evaluated(model, spec, text, base, calibration, args.charge, progress)
+    if args.free_running:
+        loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, args.charge))
+        result["free_running"] = free_running(model, text, loop, progress)
+    result["text"] = {"source": text.source, "sequences": args.sequences, "length": args.length,
+                      "predicted_bytes": int(text.n_bytes.sum())}  # fmt: skip
+    result["calibration_tokens"] = None if calibration is None else calibration.n_tokens
+    result["model"], result["loop"], result["batch"] = args.subject, "closed", 1
+    result["spec"] = spec.model_dump(exclude=set(LEFT_OUT) - {"config"})
+    result["interval"] = f"{LEVEL} % percentile bootstrap over sequences, paired, seed {spec.seed}"
+    result["version"] = __version__
+    return result, run
+
+
+def _progress() -> Progress:
+    """Passages done, on a terminal only."""
+    if not sys.stderr.isatty():
+        return quiet
+    return lambda done, of: print(f"\r{done}/{of} passages", end="\n" if done == of else "", file=sys.stderr)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same for people."""
+    spec, text, quality = result["spec"], result["text"], result["quality"]
+    lines = [
+        f"{result['model']}, CLOSED LOOP, batch 1: cache {spec['cache']}, {spec['eviction']}, miss {spec['miss']}, "
+        f"prefetch {spec['prefetch']}, rerank {spec['rerank']}",
+        f"{text['sequences']} passages x {text['length']} tokens of {text['source']}; seed {spec['seed']}",
+        "",
+        f"{'':22}{'value':>11}   {LEVEL} % interval over passages",
+    ]
+    for name in SHOWN:
+        f = quality[name]
+        lines.append(f"{name:22}{f['value']:11.5f}   {f['low']:.5f} .. {f['high']:.5f}")
+    base = {name: quality[f"base_{name}"]["value"] for name in ("bits_per_byte", "perplexity", "accuracy")}
+    lines.append("unmodified: {bits_per_byte:.5f} bits per byte, perplexity {perplexity:.4f}, "
+                 "accuracy {accuracy:.5f}".format(**base))  # fmt: skip
+    lines += ["", *(f"{name:22}{100 * share:10.2f} %" for name, share in result["shares"].items())]
+    speed, counts = result["speed"], result["counts"]
+    lines += [
+        "",
+        f"{'per token':22}{speed['time_ns_per_token'] / 1e6:10.4f} ms simulated on {spec['hardware']} "
+        f"({spec['engine']}, {spec['precision']}), charged as {result['charged'] or 'fixed durations'}",
+        f"{'H2D per token':22}{speed['h2d_bytes_per_token'] / 1e6:10.4f} MB",
+        f"{'wanted experts':22}{counts['wanted']:11}   hits {counts['hits']}, late {counts['late']}, "
+        f"misses {counts['misses']}",
+    ]
+    if "free_running" in result:
+        free = result["free_running"]
+        lines += ["", f"free-running, {free['generated_tokens']} tokens behind {free['prompt_tokens']}: "
+                  f"{100 * free['same_tokens']:.1f} % of tokens as unmodified, first difference after "
+                  f"{free['tokens_until_first_difference']:.1f}, perplexity to the unmodified model "
+                  f"{free['perplexity_of_modified']:.3f} (its own {free['perplexity_of_own']:.3f}), "
+                  f"{free['tpot_ms']:.4f} ms per token"]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

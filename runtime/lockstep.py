@@ -30,10 +30,11 @@ from runtime.order import GROUP, HOST, STEP, VISIT
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
+from sim.core.inputs import inputs
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
+from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.errors import SpecError
 from sim.machines.clock import NOW, begin_run, close, forget
 from sim.record import RunRecord

@@ -52,12 +52,13 @@ from runtime.work import Job, Work, by_expert
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
+from sim.core.inputs import inputs
 from sim.core.link import next_commit, waiting
 from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, SLOT, TRANSFER, WORK, IllegalTransition
-from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
+from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
 from sim.record import RunRecord
 

@@ -100,23 +100,19 @@ class Experts(nn.Module):
         """Weighted sum of the routed experts' outputs.
 
         `hidden [N, H]`, `ids` int `[N, k]` (-1: dropped), `weights [N, k]` -> `[N, H]`. Slots are sorted by
-        expert, each expert runs once on its rows. `unbind` and `split` rather than indexing: the backward of
-        `w[e]` would fill a zero tensor of all experts' size for every expert.
+        expert, each expert runs once on its rows. `unbind` and `split` rather than indexing where gradients are
+        wanted: the backward of `w[e]` would fill a zero tensor of all experts' size for every expert.
         """
         flat = ids.reshape(-1)
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat + 1, minlength=len(self.down_proj) + 1).tolist()
         order, counts = order[counts[0] :], counts[1:]
         rows = order // ids.shape[1]
+        gate_up, down = (p.unbind() if torch.is_grad_enabled() else p for p in (self.gate_up_proj, self.down_proj))
+        active = [e for e, n in enumerate(counts) if n]
         parts = [
-            F.linear(_swiglu(F.linear(x, gate_up)), down)
-            for x, gate_up, down in zip(
-                torch.split(hidden[rows], counts),
-                self.gate_up_proj.unbind(),
-                self.down_proj.unbind(),
-                strict=True,
-            )
-            if len(x)
+            F.linear(_swiglu(F.linear(x, gate_up[e])), down[e])
+            for e, x in zip(active, torch.split(hidden[rows], [counts[e] for e in active]), strict=True)
         ]
         if not parts:
             return torch.zeros_like(hidden)
@@ -137,12 +133,13 @@ class MoeBlock(nn.Module):
         self.gate = Router(config)
         self.experts = Experts(config)
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden [..., H]` -> output of the same shape and this layer's load-balancing loss (a scalar)."""
+    def forward(self, hidden: Tensor, balanced: bool = True) -> tuple[Tensor, Tensor]:
+        """`hidden [..., H]` -> output of the same shape and this layer's load-balancing loss (a scalar; 0 where
+        nobody asks for it: it costs a decode step a tenth of its time)."""
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits, weights, ids = self.gate(flat)
         out: Tensor = self.experts(flat, ids, weights)
-        return out.view_as(hidden), load_balancing_loss(logits, ids)
+        return out.view_as(hidden), load_balancing_loss(logits, ids) if balanced else logits.new_zeros(())
 
 
 def load_balancing_loss(logits: Tensor, ids: Tensor) -> Tensor:
@@ -153,6 +150,34 @@ def load_balancing_loss(logits: Tensor, ids: Tensor) -> Tensor:
     n_experts = logits.shape[-1]
     share = torch.bincount(ids.reshape(-1), minlength=n_experts).to(torch.float32) / ids.numel()
     return n_experts * (share * logits.float().softmax(-1).mean(0)).sum()
+
+
+class LayerCache:
+    """Keys and values of one layer, `[B, heads, context, head_dim]` each, filled from the front."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (batch, config.num_attention_heads, config.max_position_embeddings, config.head_dim)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything so far, these at the end."""
+        self.length, start = self.length + keys.shape[2], self.length
+        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = keys, values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class KvCache:
+    """What decoding keeps of `batch` sequences, to give to `MoeDecoder.forward` again and again."""
+
+    def __init__(self, model: MoeDecoder, batch: int = 1) -> None:
+        like = model.embed_tokens.weight.detach()
+        self.layers = [LayerCache(model.config, batch, like) for _ in model.layers]
+
+    @property
+    def length(self) -> int:
+        """Positions that it holds."""
+        return self.layers[0].length
 
 
 class Attention(nn.Module):
@@ -169,13 +194,18 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], past: LayerCache | None = None) -> Tensor:
         batch, length, size = hidden.shape
         shape = (batch, length, self.heads, size // self.heads)
         q = rotate(self.q_norm(self.q_proj(hidden).view(shape)), rotary).transpose(1, 2)
         k = rotate(self.k_norm(self.k_proj(hidden).view(shape)), rotary).transpose(1, 2)
         v = self.v_proj(hidden).view(shape).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if past is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = past.extended(k, v)
+            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=k.device).tril(k.shape[2] - length)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if length == 1 else mask)
         result: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, size))
         return result
 
@@ -204,9 +234,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MoeBlock(config)
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary)
-        routed, balance = self.mlp(self.post_attention_layernorm(hidden))
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], past: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, past)
+        routed, balance = self.mlp(self.post_attention_layernorm(hidden), past is None)
         return hidden + routed, balance
 
 
@@ -246,19 +278,25 @@ class MoeDecoder(nn.Module):
         """The MoE layers in order: where to hook."""
         return [layer.mlp for layer in self.layers if isinstance(layer, Layer)]
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`tokens` int `[B, T]` -> logits `[B, T, V]`, mean load-balancing loss over layers (a scalar)."""
-        if tokens.shape[1] > self.config.max_position_embeddings:
+    def forward(self, tokens: Tensor, past: KvCache | None = None) -> tuple[Tensor, Tensor]:
+        """`tokens` int `[B, T]` -> logits `[B, T, V]`, mean load-balancing loss over layers (a scalar).
+
+        With `past` the tokens follow those that it holds, and are added to it; the loss is 0 then.
+        """
+        start = 0 if past is None else past.length
+        end = start + tokens.shape[1]
+        if end > self.config.max_position_embeddings:
             raise ModelError(
-                f"tokens has {tokens.shape[1]} positions; "
+                f"tokens has {end} positions; "
                 f"it must have at most max_position_embeddings = {self.config.max_position_embeddings}"
             )
         if self._rotary is None or self._rotary[0].device != tokens.device:
             self._rotary = rotary_table(self.config, tokens.device)
+        rotary = (self._rotary[0][start:end], self._rotary[1][start:end])
         hidden = self.embed_tokens(tokens)
         losses = []
-        for layer in self.layers:
-            hidden, balance = layer(hidden, self._rotary)
+        for i, layer in enumerate(self.layers):
+            hidden, balance = layer(hidden, rotary, None if past is None else past.layers[i])
             losses.append(balance)
         return F.linear(self.norm(hidden), self.embed_tokens.weight), torch.stack(losses).mean()
 

@@ -89,14 +89,14 @@ class ExpertStore:
         self.slot_bytes = self.device.tensor.view(total, stride)[:, : layout.nbytes]
         self.all_slots = layout.weights(self.slot_bytes.view(layout.dtype))
         self.slot_weights = [layout.weights(row) for row in self.slot_bytes.view(layout.dtype)]
-        self.slabs = [
-            port.alloc_host(self.distinct * stride, f"{self.distinct} experts of layer {layer}")
-            for layer in range(layers)
-        ]
-        rows = [slab.tensor.view(self.distinct, stride)[:, : layout.nbytes] for slab in self.slabs]
-        self.host_bytes = [row[e] for row in rows for e in range(self.distinct)]
-        for i, row in enumerate(self.host_bytes):
-            source.fill(*divmod(i, self.distinct), row.view(layout.dtype))
+        self.slabs: list[Buffer] = []
+        self.host_bytes: list[torch.Tensor] = []
+        for layer in range(layers):  # one after the other: a source may give its own memory back as it goes
+            self.slabs.append(port.alloc_host(self.distinct * stride, f"{self.distinct} experts of layer {layer}"))
+            rows = self.slabs[-1].tensor.view(self.distinct, stride)[:, : layout.nbytes]
+            for expert, row in enumerate(rows):
+                source.fill(layer, expert, row.view(layout.dtype))
+            self.host_bytes += list(rows)
         self.host_weights = [layout.weights(row.view(layout.dtype)) for row in self.host_bytes]
         self.full = layers * n_experts
         self.low_device: Buffer | None = None

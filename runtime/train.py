@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runtime import text
-from runtime.evaluate import evaluate, share_of_fair
+from runtime.heldout import evaluate, share_of_fair
 from runtime.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
 from runtime.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
 from traces.command import Parser, guarded, write_bytes

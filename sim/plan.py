@@ -11,18 +11,21 @@ from sim import catalog
 from sim.catalog import CatalogError
 from sim.core.plan import GROUPS, ORDERS, Low, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
-from sim.errors import SpecError
+from sim.errors import SpecError, unknown
 from sim.fit.answers import answer_fields
+from sim.memo import Memo, afresh
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
-from traces import npz
+from traces import npz, profile
+from traces.errors import TraceError
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Hardware
     from sim.catalog.model_spec import ModelSpec
+    from sim.fit.prediction import Prediction
 
 FITTED = ("popular", "buddy-coverage", "marginal")  # placements and spreads that read the calibration trace
 USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
@@ -31,7 +34,8 @@ USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
 @dataclass(frozen=True)
 class Setting:
     """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside.
-    policy_files: sha256 of the file of each policy that is a user's own."""
+    policy_files: sha256 of the file of each policy that is a user's own. costs_key: equal where trace, steps and
+    costs are."""
 
     spec: RunSpec
     plan: Plan
@@ -43,6 +47,7 @@ class Setting:
     hardware: "Hardware"
     engine: "Engine"
     policy_files: dict[str, str] = field(default_factory=dict)
+    costs_key: tuple[Any, ...] = ()
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -54,31 +59,49 @@ class Setting:
         return memory(self.model, *sizes, self.hardware, self.engine, copies)
 
 
-def prepare(spec: RunSpec) -> Setting:
-    """Everything before the first nanosecond. Raises SpecError, TraceError or CatalogError, one line each."""
+def prepare(
+    spec: RunSpec,
+    memo: Memo = afresh,
+    *,
+    trace: RoutingTrace | None = None,
+    calibration: RoutingTrace | None = None,
+    model: "ModelSpec | None" = None,
+) -> Setting:
+    """Everything before the first nanosecond; `memo` may keep what other specs share with this one.
+
+    trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
+    Raises SpecError, TraceError or CatalogError, one line each."""
     _refuse_stray_parameters(spec)
-    path = npz.find(spec.trace)
-    whole = npz.read(path)
-    hardware, engine = catalog.hardware(spec.hardware), catalog.engine(spec.engine)
-    model = _model(spec, whole, path, hardware.fixed is not None)
-    calibration, trace = _set_aside(spec, whole)
+    path = _place(spec.trace)
+    whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
+    hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
+    engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
+    fixed = hardware.fixed is not None
+    model = model or memo(("model", spec.model, spec.trace, fixed), lambda: _model(spec, whole, path, fixed))
     eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
     rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
-    _refuse_what_is_missing(trace, path, spec, (eviction, miss, *([rerank] if rerank else [])))
+    policies = (eviction, miss, *([rerank] if rerank else []))
+    spec = _with_own_calibration(spec, path, policies)
+    judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
+    given = None if calibration is None else (calibration, whole)
+    calibration, trace = given or memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+    _refuse_what_is_missing(trace, path, spec, policies)
     if miss.name in USE_THE_HOST and not hardware.answers_cpu:
-        raise SpecError(
-            f"hardware: {spec.hardware}: has no cpu_expert_ns or measured.cpu_expert, which miss {miss.name} needs"
-        )
-    steps = schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode)
+        wrong = "has no cpu_expert_ns or measured.cpu_expert"
+        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
+    laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
+    steps = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
     steps = first_steps(steps, spec.max_steps or len(steps))
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
+    shapes = memo(("shapes", *costed), lambda: _shapes(spec, trace, steps))
     size = expert_bytes(model, hardware, spec.precision)
-    slots = _slots(spec, trace, size, calibration)
-    chosen = eviction.choice(spec.params(eviction.name))
-    answers = answer_fields(
-        eviction, miss, spec.params(miss.name), rerank, spec.params(spec.rerank), trace, calibration, size, spec.seed
-    )
+    spread = (*judged, spec.cache, spec.cache_scope, spec.cache_spread, spec.as_decode, size)
+    slots = memo(("slots", *spread), lambda: _slots(spec, trace, size, calibration))
+    # activation-matrix names a prefetcher with parameters too: --set then speaks of that one
+    chosen = eviction.choice({} if eviction.name == spec.prefetch else spec.params(eviction.name))
+    answers = dict(_answers(spec, eviction, miss, rerank, trace, calibration, size, memo, judged))
     if miss.user and not hardware.answers_cpu:
         answers["miss"] = miss.without_host(answers["miss"])
     plan = Plan(
@@ -87,23 +110,57 @@ def prepare(spec: RunSpec) -> Setting:
         step_offset=steps.offset,
         step_row=steps.row,
         step_prefill=steps.prefill,
-        costs=costs(model, hardware, engine, spec.precision, _shapes(spec, trace, steps)),
+        costs=memo(("costs", *costed), lambda: costs(model, hardware, engine, spec.precision, shapes)),
         slots=slots,
         pooled=spec.cache_scope == "global",
-        residents=_residents(spec, trace, slots, calibration),
+        residents=_residents(spec, trace, slots, calibration, memo, judged),
         expert_bytes=size,
         eviction=chosen,
-        prefetch=_prefetch(spec, trace, steps, calibration),
+        prefetch=_prefetch(spec, trace, steps, calibration, memo, laid_out),
         group=GROUPS.index(spec.expert_group or engine.expert_group),
         seed=spec.seed,
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
         low=_low(spec, trace, miss, model, hardware, engine, steps, size),
-        leaving=leaving(steps, eviction.name, chosen.params, trace.sequence),
+        leaving=memo(
+            ("leaving", *laid_out, spec.max_steps, eviction.name, chosen.params.tolist()),
+            lambda: leaving(steps, eviction.name, chosen.params, trace.sequence),
+        ),
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
-    return Setting(spec, plan, trace, npz.content_hash(whole), calibration, steps, *sources)
+    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+
+
+def _place(name: str) -> Path:
+    """Where the trace of that name lies. Where nothing does, opening it says so, unless it came some other way."""
+    try:
+        return npz.find(name)
+    except TraceError:
+        return Path(name)
+
+
+def _opened(name: str, memo: Memo) -> tuple[RoutingTrace, str]:
+    """The trace of that name, checked, and its content hash."""
+
+    def open_it() -> tuple[RoutingTrace, str]:
+        trace = npz.read(npz.find(name))
+        return trace, npz.content_hash(trace)
+
+    return memo(("trace", name), open_it)
+
+
+def _answers(
+    spec: RunSpec, eviction: Policy, miss: Policy, rerank: Policy | None, trace: RoutingTrace,
+    calibration: RoutingTrace | None, size: int, memo: Memo, judged: tuple[Any, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """The plan's fields that answers depend on (sim.fit.answers)."""
+    given, given_rerank = spec.params(miss.name), spec.params(spec.rerank)
+    chosen = (spec.eviction, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
+    return memo(
+        ("answers", *judged, spec.seed, size, *chosen),
+        lambda: answer_fields(eviction, miss, given, rerank, given_rerank, trace, calibration, size, spec.seed),
+    )
 
 
 def _policy_files(spec: RunSpec) -> dict[str, str]:
@@ -115,6 +172,7 @@ def _policy_files(spec: RunSpec) -> dict[str, str]:
 def _refuse_stray_parameters(spec: RunSpec) -> None:
     """--set names a policy that the run uses."""
     chosen = {called(name) for name in (spec.eviction, spec.miss, spec.prefetch, spec.rerank)}
+    chosen |= {"profile"} & {spec.placement}
     for key in spec.set:
         name, dot, _ = key.rpartition(".")
         if not dot or name not in chosen:
@@ -139,14 +197,35 @@ def _model(spec: RunSpec, trace: RoutingTrace, path: Path, fixed: bool) -> "Mode
     raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
 
 
-def _set_aside(spec: RunSpec, trace: RoutingTrace) -> tuple[RoutingTrace | None, RoutingTrace]:
+def _with_own_calibration(spec: RunSpec, path: Path, policies: tuple[Policy, ...]) -> RunSpec:
+    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` is the calibration of
+    NAME where a run with something fitted names none. The spec then says so, and no request is set aside."""
+    own = f"{path.stem}-calibration"
+    shipped = path.parent == npz.SAMPLES and own in npz.sample_names()
+    if spec.calibration is not None or not shipped or not _fitted(spec, policies):
+        return spec
+    return spec.model_copy(update={"calibration": own})
+
+
+def _fitted(spec: RunSpec, policies: tuple[Policy, ...]) -> list[str]:
+    """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
+    chosen: list[Any] = [*policies]
+    if spec.prefetch != "none":
+        chosen.append(find("prefetch", {"none": None, **predictors()}, spec.prefetch))
+    names = [getattr(p, "name", spec.prefetch) for p in chosen if p.fitted]
+    out = [name for name in names if not spec.params(name).get("lists")]
+    placed = (("placement", spec.placement), ("cache_spread", spec.cache_spread))
+    return out + [f"{kind} {name}" for kind, name in placed if name in FITTED]
+
+
+def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace]:
     """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
     if spec.calibration is None:
         return None, trace
     if isinstance(spec.calibration, float):
         return split(trace, spec.calibration, spec.seed)
     path = npz.find(spec.calibration)
-    other = npz.read(path)
+    other = _opened(spec.calibration, memo)[0]
     for name in ("n_moe_layers", "n_experts", "top_k"):
         if getattr(other, name) != getattr(trace, name):
             raise SpecError(
@@ -165,12 +244,9 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         for array in policy.needs:
             if not trace.has(array):
                 raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
-        if policy.fitted and spec.calibration is None and not spec.params(name).get("lists"):
-            raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
     find("placement", PLACEMENT, spec.placement)
-    for kind, name in (("placement", spec.placement), ("cache_spread", spec.cache_spread)):
-        if name in FITTED and spec.calibration is None:
-            raise SpecError(f"{kind} {name}: is fitted and needs --calibration FILE|FRACTION")
+    for name in _fitted(spec, policies) if spec.calibration is None else ():
+        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
 def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
@@ -233,28 +309,59 @@ def _low(
 
 
 def _residents(
-    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None
-) -> npt.NDArray[np.int64]:
+    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None,
+    memo: Memo, judged: tuple[Any, ...],
+) -> npt.NDArray[np.int64]:  # fmt: skip
     from sim.fit.placement import first_residents
 
-    lists = None
-    if spec.placement == "buddy-coverage":
-        from sim.fit.buddies import BuddyProfile
+    def place() -> npt.NDArray[np.int64]:
+        lists, counts, kind = None, None, spec.placement
+        if kind == "profile":
+            kind, counts = "popular", _profile_counts(spec, trace)
+        if kind == "buddy-coverage":
+            from sim.fit.buddies import BuddyProfile
 
-        assert calibration is not None  # _refuse_what_is_missing has seen to it
-        lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
-    shape = (trace.n_moe_layers, trace.n_experts)
-    return first_residents(
-        spec.placement, *shape, slots, spec.cache_scope == "global", calibration, spec.seed, lists=lists
-    )
+            assert calibration is not None  # _refuse_what_is_missing has seen to it
+            lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
+        shape = (trace.n_moe_layers, trace.n_experts)
+        pooled = spec.cache_scope == "global"
+        return first_residents(kind, *shape, slots, pooled, calibration, spec.seed, lists=lists, counts=counts)
+
+    chosen = (spec.placement, *sorted(spec.params("profile").items()))
+    return memo(("residents", *judged, *chosen, spec.seed, spec.cache_scope, slots.tolist()), place)
 
 
-def _prefetch(spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None) -> Prefetch | None:
+def _profile_counts(spec: RunSpec, trace: RoutingTrace) -> npt.NDArray[np.float64]:
+    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
+    params = spec.params("profile")
+    for key in params:
+        if key != "file":
+            raise unknown("set: parameter of profile", key, ["file"])
+    if not isinstance(params.get("file"), str):
+        raise SpecError("placement profile: needs --set profile.file=P.npz, a frequency profile")
+    found = profile.read(npz.find(str(params["file"])))
+    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
+        have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
+        raise SpecError(
+            f"set: profile.file={params['file']}: counts {have}; the trace has [MoE layers, experts] {want}"
+        )
+    return found.counts
+
+
+def _prefetch(
+    spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None, memo: Memo, key: tuple[Any, ...]
+) -> Prefetch | None:
     if spec.prefetch == "none":
         return None
-    method = predictor(spec.prefetch, spec.params(spec.prefetch))
-    if method.fitted:
-        method.fit(calibration)
-    found = method.predict(trace, steps)
+    given = spec.params(spec.prefetch)
+
+    def predict() -> "Prediction":
+        method = predictor(spec.prefetch, given)
+        if method.fitted:
+            method.fit(calibration)
+        out: Prediction = method.predict(trace, steps)
+        return out
+
+    found = memo(("prefetch", *key, spec.max_steps, spec.prefetch, *sorted(given.items())), predict)
     budget = -1 if spec.prefetch_budget is None else spec.prefetch_budget
     return Prefetch(found.lists, found.row, budget, ORDERS.index(spec.transfer_order), found.rank_key)

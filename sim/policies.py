@@ -270,6 +270,7 @@ PLACEMENT = {
     "first": "expert 0, 1, ... of each layer",
     "empty": "nothing is resident",
     "popular": "the most popular of the calibration trace, the most popular the most recent",
+    "profile": "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
     "random": "by a hash of seed, layer and expert",
     "buddy-coverage": "leaves the least wanted router weight of the calibration without a resident buddy (greedy)",
 }

@@ -1,15 +1,18 @@
 """What a run comes to: the one JSON object, and the same for people."""
 
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
+from sim.memo import Memo, afresh
 from sim.plan import Setting
 from sim.policies import MISS, find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
+from traces import npz
 
 SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
 OPEN_LOOP = (
@@ -17,13 +20,13 @@ OPEN_LOOP = (
 )
 
 
-def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
+def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str, Any]:
     """The summary object: figures, bounds, verdict, memory, and everything the run depended on."""
     spec = setting.spec
     out = summarise(record)
     out["quality"] = _quality(setting, record)
     out["memory"] = setting.memory
-    out["bounds"] = _bounds_of(setting, record)
+    out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(setting, out)
     out["notes"] = _notes(setting, out)
     out["machine"] = spec.machine
@@ -34,10 +37,13 @@ def result(setting: Setting, record: RunRecord) -> dict[str, Any]:
     return out
 
 
-def _bounds_of(setting: Setting, record: RunRecord) -> dict[str, int]:
+def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
     """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
-    every = bounds(setting.plan) | executed_bounds(setting.plan, record)
-    return {name: every[name] for name in applicable(setting.plan) if name in every}
+    plan = setting.plan
+    places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
+    key = ("bounds", *setting.costs_key, plan.warmup_steps, plan.group, *places)
+    every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
+    return {name: every[name] for name in applicable(plan) if name in every}
 
 
 def _trace(setting: Setting) -> dict[str, Any]:
@@ -106,6 +112,8 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
+    if setting.spec.calibration in npz.sample_names():
+        notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
     measured = setting.hardware.measured
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"

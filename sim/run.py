@@ -59,13 +59,7 @@ LISTS = ("policies", "models", "hardware", "engines")
 def parser() -> Parser:
     """One flag per field of RunSpec, in groups, and the flags of the command itself."""
     out = Parser(prog="python -m sim.run", description="Simulate one run.")
-    for title, flags in GROUPS.items():
-        group = out.add_argument_group(title)
-        for name, options in flags.items():
-            default = RunSpec.model_fields[name].default
-            if name != "set" and "default" not in options["help"] and default is not None and name != "trace":
-                options = {**options, "help": f"{options['help']} (default: {default})"}
-            group.add_argument("--" + name.replace("_", "-"), **{"default": None, **options})
+    add_flags(out)
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
     group.add_argument("--out", metavar="DIR", help="write summary.json and record.npz there")
@@ -74,6 +68,20 @@ def parser() -> Parser:
     for what in LISTS:
         group.add_argument(f"--list-{what}", action="store_true", help=f"print the {what} and their sources")
     return out
+
+
+def add_flags(out: Parser, leave_out: Sequence[str] = ()) -> None:
+    """The flags of RunSpec's fields, in their groups; those that another command has no use for are None instead."""
+    out.set_defaults(**dict.fromkeys(leave_out))
+    for title, flags in GROUPS.items():
+        group = out.add_argument_group(title)
+        for name, options in flags.items():
+            if name in leave_out:
+                continue
+            default = RunSpec.model_fields[name].default
+            if name != "set" and "default" not in options["help"] and default is not None and name != "trace":
+                options = {**options, "help": f"{options['help']} (default: {default})"}
+            group.add_argument("--" + name.replace("_", "-"), **{"default": None, **options})
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -143,25 +143,25 @@ FAULTS = [
         "        lg.ended(s, log, g, REJECTED)\n",
         "        lg.ended(s, log, g, REJECTED)\n        return -1\n",
     ),
-    fault("an unwanted prefetch is not withdrawn", "visit.py", "withdraw(s, log, unwanted[i])", "pass"),
+    fault("an unwanted prefetch is not withdrawn", "ahead.py", "withdraw(s, log, unwanted[i])", "pass"),
     fault(
         "the prefetch of a dropped expert is not withdrawn",
-        "visit.py",
+        "answer.py",
         "            withdraw(s, log, g)\n",
         "            pass\n",
     ),
     fault("late is a miss", "visit.py", "LATE if now == COMMITTED else MISS", "MISS"),
-    fault("the budget is one too large", "visit.py", "if left > 0 and", "if left >= 0 and", law=True),
+    fault("the budget is one too large", "ahead.py", "if left > 0 and", "if left >= 0 and", law=True),
     fault(
         "lists merge token by token",
-        "visit.py",
+        "ahead.py",
         f"    {RANKS}        {TOKENS}",
         f"    {TOKENS}        {RANKS}",
     ),
     fault("draws go on from visit to visit", "visit.py", "    s.c[st.DRAWS] = 0\n", ""),
     fault(
         "prompts are answered lossily",
-        "visit.py",
+        "answer.py",
         "route.step_prefill[step] and not miss.lossy_prefill",
         "False",
         law=True,
@@ -175,7 +175,7 @@ FAULTS = [
     fault("a use as stand-in always counts", "residency.py", "s.c[st.NO_TOUCH] == 0 or", "True or"),
     fault(
         "a background transfer is withdrawn like a prefetch",
-        "visit.py",
+        "ahead.py",
         " and s.x[g, st.ORIGIN] == 1:\n            unwanted",
         ":\n            unwanted",
     ),
@@ -199,7 +199,7 @@ FAULTS = [
         "share <= miss.params[0] else",
         "share < miss.params[0] else",
     ),
-    fault("a copy is demanded for every token", "visit.py", " == ABSENT and s.x[low, st.ASKED] == 0:", " == ABSENT:"),
+    fault("a copy is demanded for every token", "answer.py", " == ABSENT and s.x[low, st.ASKED] == 0:", " == ABSENT:"),
     fault("all never gives up waiting", "visit.py", " and not _stuck(s):", ":"),
 ]
 

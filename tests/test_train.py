@@ -19,7 +19,7 @@ from hypothesis import given, settings  # noqa: E402 - after the skips
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from runtime import evaluate, model, optimise, text, train  # noqa: E402
+from runtime import heldout, model, optimise, text, train  # noqa: E402
 
 SMALL = model.ModelConfig(
     vocab_size=300,
@@ -289,7 +289,7 @@ def test_another_runs_state_is_refused(trained: train.Run) -> None:
 
 def test_the_smoke_training_learns_and_uses_its_experts(trained: train.Run) -> None:
     fresh = model.MoeDecoder(trained.config)
-    untrained, _ = evaluate.evaluate(fresh, trained.data.heldout, trained.data.heldout_bytes)
+    untrained, _ = heldout.evaluate(fresh, trained.data.heldout, trained.data.heldout_bytes)
     (_, first), *_, (_, last) = trained.progress.heldout_curve
     assert last < first < untrained and last < 0.75 * untrained
     load = trained.progress.expert_load
@@ -311,7 +311,7 @@ def test_the_checkpoint_is_half_precision_and_loads(trained: train.Run) -> None:
     tensors = model.read_tensors(trained.out / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     loaded = model.load_checkpoint(trained.out)
-    bits, _ = evaluate.evaluate(loaded, trained.data.heldout, trained.data.heldout_bytes)
+    bits, _ = heldout.evaluate(loaded, trained.data.heldout, trained.data.heldout_bytes)
     assert bits == pytest.approx(trained.progress.heldout_curve[-1][1], abs=0.01)
 
 
@@ -322,7 +322,7 @@ def test_evaluation_charges_every_token_but_file_tokens_once() -> None:
 
     stream = np.ones(1000, dtype=np.int64)
     stream[[0, 500]] = text.FILE_ID
-    bits, _ = evaluate.evaluate(Uniform(SMALL), stream, n_bytes=998)
+    bits, _ = heldout.evaluate(Uniform(SMALL), stream, n_bytes=998)
     assert bits == pytest.approx(math.log2(300))
 
 

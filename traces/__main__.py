@@ -1,4 +1,7 @@
-"""Command line of the traces: `python -m traces info | split | convert | synth`."""
+"""Command line of the traces: `python -m traces info | split | convert | synth | capture`.
+
+`info` looks at frequency profiles too; `convert` is in traces.convert, `capture` in traces.capturing.
+"""
 
 import argparse
 import json
@@ -6,11 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from traces import npz
+from traces import npz, profile
+from traces.capturing import command as capturing
 from traces.command import Parser, guarded, one_of
+from traces.convert import add_arguments, convert
 from traces.describe import LOUD, describe
 from traces.errors import TraceError
-from traces.readers.csv import read_csv
 from traces.stats import info
 from traces.trace import split
 
@@ -35,7 +39,7 @@ def _known_command(arguments: list[str]) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate.")
+    parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate, capture.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
 
@@ -50,27 +54,27 @@ def _parser() -> Parser:
     command.add_argument("out_a", metavar="OUT_A")
     command.add_argument("out_b", metavar="OUT_B")
 
-    command = commands.add_parser("convert", help="import another tool's log")
-    command.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="csv")
-    command.add_argument("file", metavar="IN")
-    command.add_argument("out", metavar="OUT.npz")
-    command.add_argument("--model", required=True, help="name of the model in the catalog")
-    command.add_argument("--n-experts", type=int, required=True, help="routed experts per layer")
-    command.add_argument("--top-k", type=int, help="default: highest rank + 1")
-    command.add_argument("--n-layers", type=int, help="layers of the model; default: highest layer + 1")
-    command.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
-    command.add_argument("--source", help="where the log comes from; kept in the trace")
-    command.add_argument("--licence", help="of the log; kept in the trace")
+    command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
+    add_arguments(command)
 
     command = commands.add_parser("synth", help="generate a synthetic trace")
-    command.add_argument("--like", required=True, metavar="NAME", help="which preset")
+    shape = command.add_mutually_exclusive_group(required=True)
+    shape.add_argument("--like", metavar="NAME", help="which preset")
+    shape.add_argument("--like-profile", metavar="FILE", help="a frequency profile, whose popularity it gets")
+    command.add_argument("--tokens", type=int, metavar="N", help="of a profile's trace (default: 1024)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", required=True, metavar="FILE")
+
+    capturing.add_arguments(commands.add_parser("capture", help="record the routing of a live model"))
     return parser
 
 
 def _info(options: argparse.Namespace) -> None:
     path = npz.find(options.file)
+    if profile.is_profile(path):
+        counted = profile.read(path)
+        print(json.dumps(profile.facts(counted)) if options.json else profile.describe(counted, path.name))
+        return
     facts = info(npz.read(path))
     print(json.dumps(facts, allow_nan=False) if options.json else describe(facts, path.name))
 
@@ -85,36 +89,34 @@ def _split(options: argparse.Namespace) -> None:
         print(f"{out}: {len(part.requests()[0]):,} requests, {part.n_tokens:,} tokens")
 
 
-def _convert(options: argparse.Namespace) -> None:
-    one_of("format", options.format, ["csv"])
-    kept = {k: v for k, v in (("source", options.source), ("licence", options.licence)) if v is not None}
-    trace = read_csv(
-        options.file,
-        model=options.model,
-        n_experts=options.n_experts,
-        top_k=options.top_k,
-        n_layers=options.n_layers,
-        real=not options.synthetic,
-        **kept,
-    )
-    npz.write(options.out, trace)
-    kind = "" if trace.real else f"; {LOUD}"
-    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens{kind}")
-
-
 def _synth(options: argparse.Namespace) -> None:
     from traces.synthetic import PRESETS, synthesise
 
-    trace = synthesise(one_of("preset", options.like, sorted(PRESETS)), options.seed)
+    if options.like_profile is not None:
+        from traces.synthetic import from_profile
+
+        tokens = 1024 if options.tokens is None else options.tokens
+        trace = from_profile(profile.read(npz.find(options.like_profile)), tokens, options.seed)
+    elif options.tokens is not None:
+        raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
+    else:
+        trace = synthesise(one_of("preset", options.like, sorted(PRESETS)), options.seed)
     npz.write(options.out, trace)
     print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens; {LOUD}")
+
+
+def _capture(options: argparse.Namespace) -> None:
+    trace = capturing.run(options)
+    npz.write(options.out, trace)
+    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens of {trace.model}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "info": _info,
     "split": _split,
-    "convert": _convert,
+    "convert": convert,
     "synth": _synth,
+    "capture": _capture,
 }
 
 if __name__ == "__main__":

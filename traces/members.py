@@ -106,7 +106,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipIn
         raise TraceError(f"{path}: {name} is compressed by method {info.compress_type}; stored or deflated is read")
     with archive.open(info) as stream:
         head = stream.read(12 + MAX_HEADER_BYTES)
-    dtype, shape, fortran_order, length = _npy_header(path, name, head)
+    dtype, shape, fortran_order, length = npy_header(path, name, head)
     offset = -1
     if info.compress_type == zipfile.ZIP_STORED:
         offset = _data_offset(path, name, info) + length
@@ -116,8 +116,8 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipIn
     return Member(info, dtype, shape, fortran_order, head[:length], offset)
 
 
-def _npy_header(path: Path, name: str, head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-    """(dtype, shape, Fortran order, bytes of the header) of an npy file that begins with `head`."""
+def npy_header(path: Path, name: str, head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """(dtype, shape, Fortran order, bytes of the header) of an npy file that begins with `head`; `name` in messages."""
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):

@@ -50,6 +50,11 @@ def read(path: AnyPath, check: bool = True) -> RoutingTrace:
     with open_zip(path) as archive:
         members = find_members(archive, path, ("meta", *ARRAYS))
         meta = read_meta(archive, path, members.pop("meta", None))
+        if "experts" not in members and isinstance(
+            meta.get("kind"), str
+        ):  # a relative: a frequency profile, a placement
+            reason = "it does not say which experts each token used, in which order"
+            raise TraceError(f"{path}: a {ascii(meta['kind'][:40])[1:-1].replace('-', ' ')}, not a trace: {reason}")
         check_structure({n: (m.dtype, m.shape) for n, m in members.items()}, meta, str(path))
         arrays = {n: load(archive, path, n, members[n]) for n in ARRAYS if n in members}
     trace = RoutingTrace(meta=meta, **arrays)

@@ -27,20 +27,25 @@ whose order may change.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.trace import RoutingTrace, TraceError, hash64
 
+if TYPE_CHECKING:
+    from traces.profile import Profile
+
 Floats = npt.NDArray[np.float64]
 
 FADE = 0.75
+PROFILE_TOKENS = 4096  # of a profile's trace, made at a time
 CUT = 2.5
 CUT_LOG_NORMAL_SD = 1.851  # sd of exp(min(x, CUT)), x normal
 BELL_SD = math.sqrt((2.0**32 - 1) / 3)  # of the sum of four uniform 16-bit integers
 OFFSET, TOPIC, PHRASE, FRESH, LENGTHS, PATTERN, PREDICTION = range(7)  # random streams; PREDICTION + distance
+PROFILE_ORDER, PROFILE_START = 1 << 8, 1 << 9
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,57 @@ def _pattern(preset: Preset, seed: int, position: npt.NDArray[np.int32]) -> dict
         shuffled = np.argsort(hashes, axis=1, kind="stable")[:, :k]
         experts[:, layer] = cycle if preset.pattern == "cyclic" else shuffled
     return {"experts": experts, "weights": np.full(experts.shape, 1 / k, np.float16)}
+
+
+def from_profile(profile: "Profile", tokens: int, seed: int) -> RoutingTrace:
+    """A trace of one request, all tokens generated, whose experts have the popularity of a frequency profile.
+
+    Each token takes top_k experts of a layer by systematic sampling (Madow 1949, Ann. Math. Stat. 20, 333-354): the
+    experts, in an order drawn anew, laid end to end with length top_k x share, are hit by the points u, u + 1, ... with
+    one u drawn in [0, 1). Expert e is taken with probability top_k x share[e] exactly, and never twice. Tokens and
+    layers are independent: a real trace repeats itself more than this. Raises TraceError for a profile without top_k
+    and where an expert has more than 1 / top_k of a layer's uses, which no router gives.
+    """
+    meta = profile.meta
+    k = meta.get("top_k")
+    if k is None:
+        raise TraceError("profile: meta.top_k is missing; convert it with --top-k N, or the name of a known model")
+    if not 0 < tokens < 2**31:
+        raise TraceError(f"tokens: {tokens}; at least 1 is required")
+    share = profile.counts / profile.counts.sum(axis=1, keepdims=True)
+    worst = np.argwhere(share * k > 1 + 1e-9)
+    if len(worst):
+        layer, expert = worst[0].tolist()
+        fact = f"expert {expert} has {share[layer, expert]:.1%} of MoE layer {layer}'s uses"
+        raise TraceError(f"profile: {fact}; with top-{k} a router gives at most {1 / k:.1%}: is top_k right?")
+    experts = np.empty((tokens, len(share), k), np.int16)
+    for layer in range(len(share)):
+        for lo in range(0, tokens, PROFILE_TOKENS):
+            at = np.arange(lo, min(tokens, lo + PROFILE_TOKENS))
+            experts[at, layer] = _systematic(share[layer], k, at, seed, layer)
+    row = np.arange(tokens, dtype=np.int32)
+    keys = ("model", "n_experts", "top_k", "moe_layers", "licence")
+    described = {"format_version": 1, "real": False, **{key: meta[key] for key in keys if key in meta}}
+    described["n_layers"] = meta.get("n_layers", meta["moe_layers"][-1] + 1)
+    of = " ".join(str(meta[key]) for key in ("tool", "source") if key in meta)
+    described["source"] = f"synthetic, made by traces.synthetic from a frequency profile ({of}), seed {seed}"
+    described["facts"] = ["popularity of each expert in each layer: the profile's"]
+    described["assumptions"] = ["tokens and layers are independent of each other; one request, no prompt"]
+    described["slots_ordered_by_weight"] = False
+    return RoutingTrace(experts, np.zeros(tokens, np.int32), row, np.zeros(tokens, np.bool_), described)
+
+
+def _systematic(share: Floats, k: int, at: npt.NDArray[Any], seed: int, layer: int) -> npt.NDArray[Any]:
+    """[len(at), k]: the experts of tokens `at`."""
+    n = len(share)
+    ids = at[:, None] * n + np.arange(n)
+    order = np.argsort(hash64(seed, (PROFILE_ORDER << 32) + layer, ids.ravel()).reshape(ids.shape), axis=1)
+    ends = np.cumsum(share[order] * k, axis=1)
+    ends[:, -1] = k  # whatever the sum's last bits say
+    # 53 bits of a hash: u in [0, 1), exact
+    u = (hash64(seed, (PROFILE_START << 32) + layer, at) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    hit = np.stack([(ends <= (u + i)[:, None]).sum(axis=1) for i in range(k)], axis=1)
+    return np.take_along_axis(order, hit, axis=1)
 
 
 def _meta(preset: Preset, seed: int) -> dict[str, Any]:

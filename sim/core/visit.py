@@ -5,40 +5,23 @@ turned out wrong, asks the miss policy, gives work to the GPU and the host, and 
 run (a miss policy other than fetch, a prefetcher, a log) is passed as None and is not compiled at all.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.eviction import ACTIVATION, BELADY, LEAST_STALE, WINDOW_SCORE, look_back
-from sim.core.hooks import ask_miss, ask_rerank
-from sim.core.jit import choice, frozen, inlined, inner
-from sim.core.link import LAST_KEY, demand, join, withdraw
-from sim.core.miss import (
-    ANSWER_CPU,
-    ANSWER_DROP,
-    ANSWER_FETCH,
-    ANSWER_LOW,
-    ANSWER_SUBSTITUTE,
-    BACKGROUND,
-    GATE,
-    OTHER,
-    PREFILL,
-    REPLY,
-    SUBSTITUTE,
-    USER,
-    Miss,
-    asked,
-    plan_token,
-)
-from sim.core.plan import Leaving, Plan
+from sim.core.ahead import predict, withdraw_unwanted
+from sim.core.answer import answer_each, fetch_all
+from sim.core.eviction import BELADY, LEAST_STALE, look_back
+from sim.core.hooks import ask_rerank
+from sim.core.inputs import Route
+from sim.core.jit import choice, inlined, inner
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
 from sim.core.state import (
-    ABSENT,
     CLASS,
     COMMITTED,
     FRESH,
@@ -50,91 +33,17 @@ from sim.core.state import (
     N_WANTED,
     N_WORK,
     NEVER,
-    QUEUED,
     READY,
     RESIDENT,
     SEEN,
     STATE,
     TOKENS,
-    WAITED,
     WANTED,
     WORK,
 )
 
 Int = npt.NDArray[np.int64]
 ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
-ANSWERED = 1 << 8  # in ASKED, beside one bit per answer
-ANSWER_OF_CODE = (-1, ANSWER_FETCH, ANSWER_DROP, ANSWER_CPU)  # by -code of view.FETCH, DROP, CPU
-
-
-class Route(NamedTuple):
-    """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
-    same expert, -1 never (belady only, else empty)."""
-
-    experts: npt.NDArray[np.int16]
-    step_offset: Int
-    step_row: npt.NDArray[np.int32]
-    step_prefill: npt.NDArray[np.bool_]
-    next_use: npt.NDArray[np.int32]
-    leaving_offset: Int
-    leaving_row: npt.NDArray[np.int32]
-
-
-class Ahead(NamedTuple):
-    """What the prefetcher predicts: see plan.Prefetch."""
-
-    lists: npt.NDArray[np.int16]
-    row: npt.NDArray[np.int32]
-    rank_key: Int
-
-
-@choice
-def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_experts: int, out: Any) -> None:
-    """Walk the visits backwards; `last` [G] ends as the first visit that wants each expert."""
-    layers, top_k = experts.shape[1], experts.shape[2]
-    for step in range(len(step_offset) - 2, -1, -1):
-        for layer in range(layers - 1, -1, -1):
-            for i in range(step_offset[step], step_offset[step + 1]):
-                for k in range(top_k):
-                    e = experts[step_row[i], layer, k]
-                    if e >= 0 and last[layer * n_experts + e] != NEVER:
-                        out[i, layer, k] = last[layer * n_experts + e]
-            for i in range(step_offset[step], step_offset[step + 1]):
-                for k in range(top_k):
-                    e = experts[step_row[i], layer, k]
-                    if e >= 0:
-                        last[layer * n_experts + e] = step * layers + layer
-
-
-def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
-    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state).
-
-    A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
-    without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
-    """
-    next_use = np.zeros((0, 0, 0), np.int32)
-    if plan.eviction.kind == BELADY:
-        next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
-        full = s.c[st.N_FULL]
-        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:full, st.NEXT], plan.n_experts, next_use)
-        s.x[full:, st.NEXT] = s.x[: len(s.x) - full, st.NEXT]
-    leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
-    wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
-    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))
-    miss = Miss.of(plan)
-    plain = plan.eviction.function is None and plan.eviction.kind not in (WINDOW_SCORE, ACTIVATION)
-    if plain and not full and not miss.asks and plan.prefetch is None:
-        return route, None, None
-    return route, miss, _ahead(plan)
-
-
-def _ahead(plan: Plan) -> Ahead:
-    if plan.prefetch is None:
-        none = np.zeros((0, 0), np.int64)
-        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), frozen(none))
-    p = plan.prefetch
-    key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
-    return Ahead(frozen(p.lists), frozen(p.row), frozen(key))
 
 
 @inlined
@@ -233,237 +142,6 @@ def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int
         _note_next_uses(s, route, step, layer)
 
 
-@inlined
-def _work(s: Any, g: int, tokens: int) -> None:
-    """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
-    if s.x[g, WORK] == 0:
-        s.c[N_WORK] += 1
-        s.work[READY, s.c[st.N_READY]] = g  # counts only when it is resident, without a branch
-        s.c[st.N_READY] += s.x[g, STATE] == RESIDENT
-    s.x[g, WORK] += tokens
-
-
-@inlined
-def _wait_for_late(s: Any, g: int) -> None:
-    if s.x[g, WAITED] == 0:
-        s.x[g, WAITED] = 1
-        s.c[st.N_WAITED] += 1
-
-
-@inner
-def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
-    """Without a miss policy every entry of a missing expert is answered `fetch`."""
-    for i in range(route.step_offset[step], route.step_offset[step + 1]):
-        t = route.step_row[i]
-        for k in range(route.experts.shape[2]):
-            e = route.experts[t, layer, k]
-            if e >= 0 and s.x[layer * s.c[st.N_EXPERTS] + e, CLASS] == MISS:
-                lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
-
-
-@inlined
-def _fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
-    """2d to 2f where every miss is fetched and every late expert waited for."""
-    if log is not None:
-        _log_fetches(s, log, route, visit, step, layer)
-    for i in range(s.c[N_WANTED]):
-        g = s.work[WANTED, i]
-        tokens, kind = s.x[g, TOKENS], s.x[g, CLASS]
-        _work(s, g, tokens)
-        if kind == HIT:
-            s.c[st.SLOTS_HIT] += tokens
-        elif kind == LATE:
-            s.c[st.SLOTS_LATE] += tokens
-            _wait_for_late(s, g)
-        else:
-            s.c[st.FETCHED] += tokens
-            demand(s, log, g, visit)
-
-
-@inner
-def _give_stand_in(s: Any, g: int) -> None:
-    """Resident expert g executes one more token, in another expert's place."""
-    _work(s, g, 1)
-    s.x[g, st.STAND_IN] += 1
-
-
-@inner
-def _give_host(s: Any, g: int) -> None:
-    """The host computes one more token of expert g."""
-    if s.x[g, HOST] == 0:
-        s.work[st.ON_HOST, s.c[st.N_HOST]] = g
-        s.c[st.N_HOST] += 1
-    s.x[g, HOST] += 1
-
-
-@inner
-def _give_low(s: Any, g: int) -> None:
-    """The low-precision copy of expert g (global id `low`) executes one more token, once it is there."""
-    low = s.c[st.N_FULL] + g
-    _work(s, low, 1)
-    # resident or absent: a visit that asks for a copy does not end before the copy has landed and run
-    if s.x[low, STATE] == ABSENT and s.x[low, st.ASKED] == 0:
-        s.x[low, st.ASKED] = 1 << ANSWER_FETCH
-        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = low
-        s.c[st.N_ANSWERED] += 1
-
-
-@inner
-def _reply(
-    s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
-) -> None:
-    """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
-    base = layer * s.c[st.N_EXPERTS]
-    g, reply, other, gate = base + e, s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k]
-    if lossless and reply != ANSWER_FETCH and reply != ANSWER_CPU:
-        reply, other, gate = ANSWER_FETCH, -1, PREFILL
-    if s.x[g, st.ASKED] & ANSWERED == 0:
-        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = g
-        s.c[st.N_ANSWERED] += 1
-    s.x[g, st.ASKED] |= ANSWERED | 1 << reply
-    late = s.x[g, CLASS] == LATE
-    s.c[st.SLOTS_LATE if late and reply == ANSWER_FETCH else st.FETCHED + reply] += 1
-    s.c[st.STOPPED + gate] += 1
-    lg.answered(s, log, visit, t, k, e, reply, other, gate)
-    if reply == ANSWER_FETCH:
-        _work(s, g, 1)
-        if late:
-            _wait_for_late(s, g)
-    elif reply == ANSWER_CPU:
-        _give_host(s, g)
-    elif reply == ANSWER_LOW:
-        _give_low(s, g)
-    else:
-        if reply == ANSWER_SUBSTITUTE:
-            _give_stand_in(s, base + other)
-        s.quality[layer, 1 if reply == ANSWER_SUBSTITUTE else 2] += weight
-        s.loss[t] += weight
-        alike = reply == ANSWER_SUBSTITUTE and len(miss.similarity) > 0
-        s.quality[layer, 3] += weight * (1.0 - miss.similarity[layer, e, other]) if alike else weight
-
-
-@inner
-def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
-    """A user's own miss policy answers for one slot when its turn comes; the earlier ones stand in State.reply."""
-    answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k, s.reply[OTHER])
-    s.reply[OTHER, k] = answer if answer >= 0 else -1
-    s.reply[REPLY, k] = ANSWER_SUBSTITUTE if answer >= 0 else ANSWER_OF_CODE[-answer]
-
-
-@inner
-def _answer_token(
-    s: Any, log: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, lossless: bool
-) -> None:
-    """2d for one token: plan its answers where it needs any, then slot by slot."""
-    ids, weights = s.routed[row], s.weight[row]
-    base, missing = layer * s.c[st.N_EXPERTS], False
-    for k in range(len(ids)):
-        missing |= ids[k] >= 0 and asked(s, miss, base + ids[k])
-    if missing:
-        plan_token(s, miss, ids, weights, t, layer)
-    for k in range(len(ids)):
-        if ids[k] < 0:
-            continue
-        g = base + ids[k]
-        s.quality[layer, 0] += weights[k]
-        if asked(s, miss, g):
-            if hooks is not None and miss.kind == USER:
-                _ask_user(s, miss, hooks, visit, t, layer, row, k)
-            _reply(s, log, miss, visit, t, layer, k, ids[k], weights[k], lossless)
-            continue
-        _work(s, g, 1)
-        s.c[st.SLOTS_HIT if s.x[g, CLASS] == HIT else st.SLOTS_LATE] += 1
-        if s.x[g, CLASS] == LATE:
-            _wait_for_late(s, g)
-
-
-@inner
-def _answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int) -> None:
-    """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
-    lossless = route.step_prefill[step] and not miss.lossy_prefill
-    s.c[st.MISS_DRAWS], s.c[st.HOST_NS], s.c[st.LINK_NS] = 0, 0, 0
-    for i in range(s.c[N_WANTED]):
-        s.x[s.work[WANTED, i], st.ASKED] = 0
-    first = route.step_offset[step]
-    for i in range(first, route.step_offset[step + 1]):
-        _answer_token(s, log, miss, hooks, visit, route.step_row[i], layer, i - first, lossless)
-    for i in range(s.c[st.N_ANSWERED]):
-        g = s.work[st.FIRST_ANSWERED, i]
-        if g >= s.c[st.N_FULL]:
-            s.x[g, st.ASKED] = 0
-            demand(s, log, g, visit)
-        elif s.x[g, CLASS] == LATE:
-            continue
-        elif s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
-            demand(s, log, g, visit)
-        elif s.x[g, STATE] == QUEUED and s.x[g, st.ORIGIN] == 1:
-            withdraw(s, log, g)
-    if miss.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
-        _fetch_in_background(s, log, visit)
-
-
-@inner
-def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
-    """Experts that somebody stood in for follow behind every prefetch, for the visits to come."""
-    for i in range(s.c[st.N_ANSWERED]):
-        g = s.work[st.FIRST_ANSWERED, i]
-        if s.x[g, st.ASKED] & (1 << ANSWER_SUBSTITUTE) and s.x[g, STATE] == ABSENT:
-            join(s, log, g, visit, 2, LAST_KEY, -1)
-
-
-@inner
-def _withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
-    """2b: prefetches queued for this layer whose expert this visit does not want."""
-    n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
-    for i in range(s.c[st.QUEUE_LEN]):
-        g = s.queue[i, st.Q_EXPERT]
-        if g // n_experts == layer and s.x[g, SEEN] != visit + 1 and s.x[g, st.ORIGIN] == 1:
-            unwanted[n] = g
-            n += 1
-    for i in range(n):
-        withdraw(s, log, unwanted[i])
-
-
-@inner
-def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
-    """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
-    lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
-    base, n = layer * s.c[st.N_EXPERTS], 0
-    listed, ranks = s.work[st.SCRATCH], s.work[st.RANKS]
-    listed[: s.c[st.N_EXPERTS]] = 0
-    for r in range(lists.shape[2]):
-        for i in range(route.step_offset[step], route.step_offset[step + 1]):
-            row = ahead.row[d, route.step_row[i]]
-            e = lists[row, layer, r] if row >= 0 else -1
-            if e >= 0 and listed[e] == 0:
-                listed[e] = 1
-                ranks[n] = r
-                n += 1
-                s.merged[which, n] = base + e
-    s.merged[which, 0] = n
-    return n
-
-
-@inner
-def _predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
-    """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
-    layers, distances = s.c[st.N_LAYERS], ahead.row.shape[0]
-    left = s.c[st.BUDGET] if s.c[st.BUDGET] >= 0 else NEVER
-    for d in range(distances):
-        target = visit + d + 1
-        if target >= layers * len(route.step_prefill):
-            return
-        which = (visit % (distances + 1)) * distances + d
-        n = _merge(s, route, ahead, d, target // layers, target % layers, which)
-        for i in range(n):
-            g = s.merged[which, i + 1]
-            if left > 0 and s.x[g, STATE] == ABSENT:
-                order = s.c[st.ORDER]
-                key = target if order == 1 else (ahead.rank_key[d, s.work[st.RANKS, i]] if order == 2 else 0)
-                join(s, log, g, visit, 1, key, which)
-                left -= 1
-
-
 @choice
 def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any = None) -> None:
     """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
@@ -479,13 +157,13 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.c[st.QUEUE_LEN] > 0:
-        _withdraw_unwanted(s, log, visit, layer)
+        withdraw_unwanted(s, log, visit, layer)
     if miss is not None and asks:
-        _answer_each(s, log, route, miss, hooks, visit, step, layer)
+        answer_each(s, log, route, miss, hooks, visit, step, layer)
     else:
-        _fetch_all(s, log, route, visit, step, layer)
+        fetch_all(s, log, route, visit, step, layer)
     if ahead is not None:
-        _predict(s, log, route, ahead, visit)
+        predict(s, log, route, ahead, visit)
 
 
 @inner

@@ -34,13 +34,15 @@ def first_residents(
     calibration: RoutingTrace | None = None,
     seed: int = 0,
     lists: "BuddyLists | None" = None,
+    counts: npt.NDArray[Any] | None = None,
 ) -> Int:
     """int64 [n]: global ids (layer * E + expert) in the order they land, layer by layer; never more than
     slots.
 
     kind: a key of PLACEMENTS. slots: int64 [L], or [1] when pooled. Among experts equally popular the lower
     (global) id counts as the more popular, so it is chosen first and lands last. `buddy-coverage` takes the
-    buddy `lists` of the run; choice, guarantee and ties: see `coverage`. Raises FitError for an unknown kind,
+    buddy `lists` of the run; choice, guarantee and ties: see `coverage`. `popular` takes `counts` [L, E] of uses
+    instead of a calibration trace where they are given. Raises FitError for an unknown kind,
     slots of another shape or below zero, a fitted kind without a calibration trace of L layers and E experts,
     and `buddy-coverage` without lists; BuddyError for lists of another shape.
     """
@@ -52,18 +54,19 @@ def first_residents(
     if kind == "buddy-coverage":
         order = _coverage(n_layers, n_experts, pooled, calibration, lists)
     else:
-        order = _order(kind, n_layers, n_experts, pooled, calibration, seed)
+        uses = _uses(counts, calibration, n_layers, n_experts) if kind == "popular" else None
+        order = _order(kind, n_layers, n_experts, pooled, uses, seed)
     if kind == "empty":
         return np.zeros(0, np.int64)
     chosen = [line[: int(n)] for line, n in zip(order, slots, strict=True)]
     return np.concatenate([line[::-1] for line in chosen] if kind in FITTED else chosen)
 
 
-def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, calibration: RoutingTrace | None, seed: int) -> Int:
+def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, uses: npt.NDArray[Any] | None, seed: int) -> Int:
     """int64 [scopes, experts of the scope]: global ids in the order in which they are chosen."""
     every = np.arange(n_layers * n_experts).reshape(n_layers, n_experts)
-    if kind == "popular":
-        key: npt.NDArray[Any] = -_popularity(calibration, n_layers, n_experts)
+    if uses is not None:
+        key: npt.NDArray[Any] = -uses
     elif kind == "random":
         key = hash64(seed, np.arange(n_layers)[:, None], np.arange(n_experts))
     elif kind in ("first", "empty"):
@@ -93,8 +96,14 @@ def _coverage(
     return flat[np.lexsort((flat, -uses, -gain.reshape(-1)))][None]
 
 
-def _popularity(calibration: RoutingTrace | None, n_layers: int, n_experts: int) -> Int:
-    return expert_counts(_calibrated("popular", calibration, n_layers, n_experts))
+def _uses(
+    counts: npt.NDArray[Any] | None, calibration: RoutingTrace | None, n_layers: int, n_experts: int
+) -> npt.NDArray[Any]:
+    if counts is None:
+        return expert_counts(_calibrated("popular", calibration, n_layers, n_experts))
+    if counts.shape != (n_layers, n_experts):
+        raise FitError(f"placement popular: counts has shape {counts.shape}; {(n_layers, n_experts)} is required")
+    return counts
 
 
 def _calibrated(kind: str, calibration: RoutingTrace | None, n_layers: int, n_experts: int) -> RoutingTrace:

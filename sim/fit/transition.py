@@ -82,12 +82,16 @@ class Transition:
         for d in range(1, self.distance + 1):
             for layer in range(layers):
                 at, earlier = source_layer(layer, d, layers)
-                ranker = _Ranker(self._scores(d, layer), trace.top_k, m, tokens)
+                ranker = self.ranker(d, layer, m, tokens)
                 if earlier:
                     lists[d - 1, rows, layer] = ranker(trace.experts[previous[rows], at])
                 else:
                     lists[d - 1, :, layer] = ranker(trace.experts[:, at])
         return Prediction(lists, identity_rows(self.distance, tokens))
+
+    def ranker(self, d: int, layer: int, m: int, tokens: int = 0) -> "_Ranker":
+        """What ranks the m best experts of MoE layer `layer`, given those d layers earlier, for some tokens."""
+        return _Ranker(self._scores(d, layer), self.shape_[2], m, tokens)
 
     def _scores(self, d: int, layer: int) -> npt.NDArray[np.float64]:
         """float64 [E, E]: smoothed probability of target j, given source i."""

@@ -14,11 +14,12 @@ import simpy
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
+from sim.core.inputs import inputs
 from sim.core.link import next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, READY, TRANSFER, WORK
-from sim.core.visit import decide, finish_group, finish_host, inputs, take_group
+from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
 from sim.record import RunRecord
 
@@ -42,6 +43,8 @@ class Machine:
         self.wake: simpy.Event | None = None  # what a stalled GPU waits for
         self.stalled_since = 0
         self.layer = 0
+        self.dense: list[int] = []  # of the step that runs
+        self.head = 0
 
     def at(
         self, ns: int, priority: int, call: Callable[[Any], None] | None = None, event: simpy.Event | None = None
@@ -119,24 +122,41 @@ class Machine:
 
     def run(self) -> Process:
         """Every step, every layer."""
-        layers = self.plan.experts.shape[1]
         for step in range(len(self.plan.step_prefill)):
-            if step == self.plan.warmup_steps and step > 0:
-                self.clock.k[NOW] = self.env.now
-                forget(self.s, self.clock)
-            self.clock.begin[step] = self.env.now
-            of_step = int(self.costs.cost_class[step])
-            dense = self.costs.dense_ns[of_step].tolist()
-            for layer in range(layers):
-                yield from self.busy(dense[layer], DENSE)
-                yield from self.busy(self.costs.decide_ns, DECIDE)
-                yield from self.visit(step, layer)
-            yield from self.busy(dense[layers], DENSE)
-            yield from self.busy(int(self.costs.head_ns[of_step]), HEAD)
-            self.clock.end[step] = self.env.now
-            if self.log is not None:
-                self.clock.event[step] = self.s.c[st.EVENTS]
-                self.s.c[st.EVENTS] += 1
+            self.begin_step(step)
+            for layer in range(self.plan.experts.shape[1]):
+                yield from self.layer_of(step, layer)
+            yield from self.end_step(step)
+        self.end_run()
+
+    def durations(self, step: int) -> tuple[list[int], int]:
+        """(the dense parts of a step, its head) in ns."""
+        of_step = int(self.costs.cost_class[step])
+        return self.costs.dense_ns[of_step].tolist(), int(self.costs.head_ns[of_step])
+
+    def begin_step(self, step: int) -> None:
+        if step == self.plan.warmup_steps and step > 0:
+            self.clock.k[NOW] = self.env.now
+            forget(self.s, self.clock)
+        self.clock.begin[step] = self.env.now
+        self.dense, self.head = self.durations(step)
+
+    def layer_of(self, step: int, layer: int) -> Process:
+        """The dense part in front of an MoE layer, the decision, the visit."""
+        yield from self.busy(self.dense[layer], DENSE)
+        yield from self.busy(self.costs.decide_ns, DECIDE)
+        yield from self.visit(step, layer)
+
+    def end_step(self, step: int) -> Process:
+        """What follows the last MoE layer, and the end of step."""
+        yield from self.busy(self.dense[-1], DENSE)
+        yield from self.busy(self.head, HEAD)
+        self.clock.end[step] = self.env.now
+        if self.log is not None:
+            self.clock.event[step] = self.s.c[st.EVENTS]
+            self.s.c[st.EVENTS] += 1
+
+    def end_run(self) -> None:
         self.clock.k[NOW] = self.env.now
         close(self.s, self.log, self.clock)
 

@@ -1,0 +1,161 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(app_title="Size a cache for your GPU")
+
+with app.setup:
+    import marimo as mo
+    import numpy as np
+
+    from analysis import compare_figures, formats, tables
+    from analysis.compare import compare
+    from analysis.figures import by_layer, time_parts
+    from analysis.miss_curve import curve, rows, setting_of, to_check
+    from analysis.miss_figure import figure
+    from analysis.miss_formats import headlines, notes
+    from analysis.race import race
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md(r"""
+    # Size a cache for your GPU
+
+    Every slot costs memory that the KV cache could use, and the first slots pay differently from the last. Here LRU is
+    looked at with every number of slots at once, in tokens/s on a GPU of your choice; then, at one size, how much a
+    better policy would add. Change the next cell and run again.
+    """)
+    return
+
+
+@app.cell
+def _():
+    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
+    HARDWARE = "a100-pcie4"  # python -m sim.run --list-hardware, or a TOML file of your own
+    ENGINE = "ideal"  # python -m sim.run --list-engines
+    PRECISION = "bf16"  # of the experts: bf16, q8, q4, ...
+    STEPS = 300  # of the trace; None: all
+
+    fields = {"trace": TRACE, "hardware": HARDWARE, "engine": ENGINE, "precision": PRECISION, "max_steps": STEPS}
+    setting = setting_of(fields)
+    found = curve(setting)
+    lines = rows(setting, found, to_check(found))
+    mo.md("\n\n".join([*headlines(setting), *(f"**{note}**" for note in notes(setting))]))
+    return fields, found, lines
+
+
+@app.cell(hide_code=True)
+def _(found, lines):
+    _knee, _sharp = found.knee()
+    _cliff, _all = (lines[slots - 1]["tokens_per_s"] for slots in (found.cliff, len(lines)))
+    _real = "a real knee" if _sharp >= 0.1 else "hardly a knee: every slot pays about alike, so buy what you can"
+    _fits = "of this hardware file no memory size is known"
+    if found.fits is not None:
+        _fits = f"**{found.fits} slots** fit into the GPU beside everything else"
+    mo.md(f"""
+    ## All sizes at once
+
+    **Look at** three places.
+
+    - The **cliff**, {found.cliff} slots: as many as one step wants of a layer. Below it a token's own experts do not
+      fit; no policy repairs that. At the cliff you get {_cliff:,.2f} tokens/s, with everything resident {_all:,.2f}.
+    - The **knee**, {_knee} slots: furthest above the straight line (by {_sharp:.2f}): {_real}.
+    - What **fits**: {_fits}.
+
+    Tokens/s bend upward where hits rise evenly: time goes with the *misses*, and the last misses are the largest
+    share of those left. Diamonds are full simulations; the line must go through them.
+    """)
+    return
+
+
+@app.cell
+def _(lines):
+    figure(lines)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Layers are not alike
+
+    The hit rate of each layer at three sizes. **Look for** columns that stay dark: layers that would use another slot
+    more than their neighbours do. `--cache-spread marginal` moves slots there.
+    """)
+    return
+
+
+@app.cell
+def _(found):
+    _sizes = sorted({found.cliff, len(found.slots) // 2, found.knee()[0]})
+    _each = max(found.wanted[0] / found.misses.shape[1], 1)  # wanted of a layer: as many in each
+    _shares = [1 - found.misses[0, :, slots - 1] / _each for slots in _sizes]
+    by_layer([f"{slots} slots" for slots in _sizes], np.array(_shares), "hits (%)")
+    return
+
+
+@app.cell
+def _(fields, found):
+    # at one size: what would a better policy add? belady reads the future: no engine can do what it does
+    size = found.fits if found.fits and found.fits < len(found.slots) else max(found.cliff, len(found.slots) // 2)
+    arms = {
+        "lru": {},
+        "lfu": {"eviction": "lfu"},
+        "oracle eviction": {"eviction": "belady"},
+        "oracle prefetch": {"prefetch": "oracle"},
+    }
+    runs = race(arms, **fields, cache=int(size))
+    table = compare(runs)
+    return runs, size, table
+
+
+@app.cell(hide_code=True)
+def _(runs, size, table):
+    _by = {row["run"]: row["tokens_per_s"] for row in table.rows}
+    _bound = runs[0].summary["bounds"]["lossless_ns"] / runs[0].summary["time_ns"]
+    _gain = _by["oracle eviction"] / _by["lru"] - 1
+    mo.md(f"""
+    ## At {size} slots: is it the policy or the size?
+
+    **Look at** how little or how much the future helps. An eviction that knows the whole trace is {_gain:+.0%} against
+    LRU: about all that any eviction could add. And no lossless policy at all, oracles included, takes less than
+    **{_bound:.0%}** of LRU's time. Where that is near 100 %, do not look for a better policy: find slots (a lower
+    precision), a faster link, or answers that need no copy (`design_miss_policy.py`).
+    """)
+    return
+
+
+@app.cell
+def _(table):
+    compare_figures.speed(table)
+    return
+
+
+@app.cell
+def _(runs):
+    time_parts(tables.time_parts(runs))
+    return
+
+
+@app.cell
+def _(table):
+    mo.plain_text(formats.table(table))
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md(r"""
+    ## The same from the command line
+
+        python -m analysis.miss_curve TRACE --hardware a100-pcie4 --precision q4 --out curve.html
+        python -m sim.run --trace TRACE --hardware a100-pcie4 --precision q4 --cache 20GB
+
+    Misses are exact (`analysis/stack_distances.py` says for what). A cache in bytes, `--cache 20GB`, is shared over the
+    layers for you.
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()

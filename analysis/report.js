@@ -1,0 +1,97 @@
+"use strict";
+// Draws every figure in the page's own colours, and again when the theme or the width changes.
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const root = document.documentElement;
+  const button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 600px)");
+  const axes = (layout) => Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+
+  // What depends on the theme, as an update of the layout.
+  const colours = (layout) => {
+    const style = getComputedStyle(root);
+    const ink = style.getPropertyValue("--ink").trim();
+    const soft = style.getPropertyValue("--soft").trim();
+    const card = style.getPropertyValue("--card").trim();
+    const rule = style.getPropertyValue("--rule").trim();
+    const out = {
+      "font.color": ink,
+      "hoverlabel.bgcolor": card,
+      "hoverlabel.bordercolor": rule,
+      "hoverlabel.font.color": ink,
+    };
+    for (const axis of axes(layout)) {
+      out[`${axis}.linecolor`] = soft;
+      out[`${axis}.tickcolor`] = soft;
+    }
+    return out;
+  };
+
+  // On a phone a finger that scrolls the page must not zoom a figure, and names on points have no room.
+  const fitted = (figure) => {
+    const layout = structuredClone(figure.layout);
+    let data = structuredClone(figure.data);
+    if (narrow.matches) {
+      layout.dragmode = false;
+      layout.font = { ...layout.font, size: 11 };
+      layout.margin = { ...layout.margin, l: 4, r: 8 };
+      for (const axis of axes(layout)) layout[axis] = { ...layout[axis], fixedrange: true };
+      data = data.map((trace) => {
+        const out = { ...trace };
+        if (out.mode === "markers+text") out.mode = "markers";
+        if (out.colorbar && out.colorbar.len > 1) out.colorbar = { ...out.colorbar, len: 150 };
+        return out;
+      });
+    }
+    return { data, layout };
+  };
+
+  const set = (target, path, value) => {
+    const keys = path.split(".");
+    const last = keys.pop();
+    let place = target;
+    for (const key of keys) place = place[key] = { ...place[key] };
+    place[last] = value;
+  };
+
+  const draw = (id) => {
+    const { data, layout } = fitted(figures[id]);
+    for (const [path, value] of Object.entries(colours(layout))) set(layout, path, value);
+    const plot = document.getElementById(id);
+    plot.style.minHeight = `${layout.height}px`;
+    return Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
+  };
+
+  const drawAll = () => Promise.all(Object.keys(figures).map(draw));
+
+  const paint = () => {
+    button.setAttribute("aria-pressed", String(dark()));
+    return Promise.all(
+      Object.keys(figures).map((id) => {
+        const plot = document.getElementById(id);
+        return Plotly.relayout(plot, colours(plot.layout));
+      }),
+    );
+  };
+
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    paint();
+  });
+  system.addEventListener("change", paint);
+  narrow.addEventListener("change", drawAll);
+  for (const select of document.querySelectorAll("select[data-for]")) {
+    select.addEventListener("change", () => {
+      const figure = figures[select.dataset.for];
+      figure.data[0].z = figure.choices[Number(select.value)];
+      draw(select.dataset.for);
+    });
+  }
+  button.setAttribute("aria-pressed", String(dark()));
+  drawAll().then(() => {
+    root.dataset.drawn = String(Object.keys(figures).length);
+  });
+})();

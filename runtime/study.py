@@ -1,0 +1,218 @@
+"""`python -m runtime.study`: what every miss and re-ranking policy costs in quality, against what it saves.
+
+Each arm is a teacher-forced closed-loop run of `runtime.evaluate` on the same passages, and beside it the open-loop
+replay of the unmodified model's routing on the same text: how far a replay is off. Kept: closed_loop.csv, .json, .md
+and .svg in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime import study_report
+from runtime.charge import charged
+from runtime.closed_run import Baseline, judge
+from runtime.evaluate import captured, evaluated
+from runtime.loop import ClosedLoop
+from runtime.passages import Passages, passages
+from runtime.similarity import measure
+from runtime.subject import Subject, subject
+from sim import __version__
+from sim.machines.compiled import run as compiled
+from sim.plan import prepare
+from sim.run import announce_compiling
+from sim.spec import RunSpec
+from sim.summary import summarise
+from traces.capturing.command import open_source
+from traces.command import Parser, guarded
+from traces.errors import UserError
+from traces.trace import RoutingTrace
+
+CACHES = (0.75, 0.5, 0.375)
+MATRIX = "MATRIX"  # stands for the similarity matrix's file
+B = {"alpha": 0.95, "percentile": 15.0}  # reading B of the paper's tau
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the study: its name, the group it is drawn in, the policy and its parameters."""
+
+    name: str
+    group: str
+    miss: str = "fetch"
+    rerank: str = "none"
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self, **common: Any) -> RunSpec:
+        """The run of this arm."""
+        policy = self.rerank if self.rerank != "none" else self.miss
+        given = {f"{policy}.{key}": value for key, value in self.params.items()}
+        return RunSpec.of({**common, "miss": self.miss, "rerank": self.rerank, "set": given})
+
+
+ARMS = (
+    Arm("fetch", "fetch"),
+    Arm("buddy, reading A", "buddy", "buddy"),
+    Arm("buddy, reading B, rho 1", "buddy", "buddy-b", params={"rho": 1}),
+    Arm("buddy, reading B, rho 2", "buddy", "buddy-b", params={"rho": 2}),
+    Arm("buddy, reading B, rho 3", "buddy", "buddy-b"),
+    Arm("buddy, reading B, rho 4", "buddy", "buddy-b", params={"rho": 4}),
+    Arm("matched-random, reading B", "matched", "matched-random", params=B),
+    Arm("matched-next-ranked, reading B", "matched", "matched-next-ranked", params=B),
+    Arm("matched-drop, reading B", "matched", "matched-drop", params=B),
+    Arm("buddy, first fit", "buddy", "buddy-first-fit"),
+    Arm("similarity, gates of B", "similarity", "similarity", params={"matrix": MATRIX, "percentile": 15.0}),
+    Arm("next-ranked, no gate", "ungated", "next-ranked"),
+    Arm("random, no gate", "ungated", "random"),
+    Arm("drop", "ungated", "drop"),
+    Arm("cache-prior 0.1", "re-ranking", rerank="cache-prior", params={"strength": 0.1}),
+    Arm("cache-prior 0.3", "re-ranking", rerank="cache-prior"),
+    Arm("max-rank 3 of 6", "re-ranking", rerank="max-rank", params={"always": 3, "among": 6}),
+    Arm("max-rank 1 of 12", "re-ranking", rerank="max-rank"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all arms share."""
+
+    model: Subject
+    text: Passages
+    base: Baseline
+    calibration: RoutingTrace
+    routed: RoutingTrace
+    common: dict[str, Any]
+    like: str
+    matrix: str
+
+
+def row(study: Study, arm: Arm, cache: float) -> dict[str, Any]:
+    """One arm's closed-loop figures, and how far its open-loop replay is from them."""
+    params = {key: study.matrix if value == MATRIX else value for key, value in arm.params.items()}
+    spec = Arm(arm.name, arm.group, arm.miss, arm.rerank, params).spec(cache=cache, **study.common)
+    figures, _ = evaluated(study.model, spec, study.text, study.base, study.calibration, study.like)
+    return {
+        "cache": cache,
+        "arm": arm.name,
+        "group": arm.group,
+        "miss": arm.miss,
+        "rerank": arm.rerank,
+        "params": {key: "of the model" if value == MATRIX else value for key, value in arm.params.items()},
+        **{name: figures[name] for name in ("quality", "shares", "speed", "counts")},
+        "open_loop": replayed(study, spec),
+    }
+
+
+def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
+    """The open-loop replay of the unmodified model's routing under the same policies."""
+    model = charged(study.model.model, study.model.shape, study.like)
+    again = spec.model_copy(update={"as_decode": True, "calibration": "captured"})
+    setting = prepare(again, trace=study.routed, calibration=study.calibration, model=model)
+    summary = summarise(compiled(setting.plan))
+    slots = summary["slots_wanted"]
+    return {
+        "wanted": summary["wanted"],
+        "misses": summary["misses"],
+        "h2d_bytes": sum(summary["h2d_bytes"].values()),
+        "time_ns_per_token": summary["time_ns"] / summary["tokens"],
+        "substituted_slots": summary["substituted"] / slots,
+        "dropped_slots": summary["dropped"] / slots,
+    }
+
+
+def parser() -> Parser:
+    out = Parser(prog="python -m runtime.study", description="Quality against bytes and time, policy by policy.")
+    out.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH")
+    out.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
+    out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
+    out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
+    out.add_argument("--hardware", default="a100-pcie4")
+    out.add_argument("--engine", default="llama.cpp")
+    out.add_argument("--precision", default="q4")
+    out.add_argument("--charge", default="deepseek-v2-lite", metavar="NAME|FILE", help="whose sizes are charged")
+    out.add_argument("--seed", type=int, default=0)
+    out.add_argument("--threads", type=int, default=1, metavar="N")
+    out.add_argument("--quick", action="store_true", help="one cache size, two short passages: a look at the machinery")
+    out.add_argument("--out", metavar="DIR", help="write closed_loop.{csv,json,md,svg} there")
+    return out
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All arms; the result as closed_loop.json has it. Raises UserError, one line, for bad input."""
+    model = subject(args.subject)
+    sequences, length = (2, 24) if args.quick else (args.sequences, args.length)
+    if sequences < 2 or not 3 <= length <= model.context:
+        raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 3 .. {model.context} are required")
+    text = passages(model.tokens, sequences, length, args.seed, lead=model.lead)
+    calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
+    common = {"trace": args.subject, "hardware": args.hardware, "engine": args.engine, "precision": args.precision,
+              "seed": args.seed}  # fmt: skip
+    base = Baseline(model, text, keep=True)
+    with tempfile.TemporaryDirectory() as folder:
+        matrix = Path(folder) / "similarity.npz"
+        other = passages(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
+        measure(open_source(args.subject, "cpu"), list(other.tokens)).write(matrix)
+        study = Study(model, text, base, calibration, _routed(model, text, base, common, args.charge), common,
+                      args.charge, str(matrix))  # fmt: skip
+        rows = []
+        caches = CACHES[1:2] if args.quick else CACHES
+        for cache in caches:
+            for arm in ARMS:
+                rows.append(row(study, arm, cache))
+                _say(len(rows), len(caches) * len(ARMS), arm, cache)
+    return {
+        "model": args.subject,
+        "loop": "closed, teacher-forced, one sequence at a time, every token a decode step, cache carried on",
+        "text": {
+            "source": text.source,
+            "sequences": sequences,
+            "length": length,
+            "predicted_bytes": int(text.n_bytes.sum()),
+        },
+        "calibration_tokens": calibration.n_tokens,
+        "settings": {**common, "charge": args.charge, "eviction": "lru", "prefetch": "none", "placement": "first"},
+        "interval": f"95 % percentile bootstrap over sequences, paired, seed {args.seed}",
+        "rows": rows,
+        "version": __version__,
+    }
+
+
+def _routed(model: Subject, text: Passages, base: Baseline, common: dict[str, Any], like: str) -> RoutingTrace:
+    """The unmodified model's routing of the judged text, with its logits."""
+    loop = ClosedLoop(RunSpec.of(common), model.shape, None, charged(model.model, model.shape, like), keep_logits=True)
+    return judge(model, text, loop, base).trace
+
+
+def _say(done: int, of: int, arm: Arm, cache: float) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{of} {arm.name} at {cache}".ljust(60), end="\n" if done == of else "", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UserError(f"out: {args.out}: is a file; must be a folder")
+    torch.set_num_threads(args.threads)
+    announce_compiling()
+    result = run(args)
+    command = study_report.command_line(argv)
+    if args.out:
+        study_report.write(Path(args.out), result, command)
+    print(study_report.report(result).markdown(command), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

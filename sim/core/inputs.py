@@ -1,0 +1,89 @@
+"""What `visit.decide` is handed beside the state: the plan's arrays, frozen, and None for what a run does not use."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core import state as st
+from sim.core.eviction import ACTIVATION, BELADY, WINDOW_SCORE
+from sim.core.jit import choice, frozen
+from sim.core.miss import (
+    Miss,
+)
+from sim.core.plan import Leaving, Plan
+from sim.core.state import (
+    NEVER,
+)
+
+Int = npt.NDArray[np.int64]
+
+
+class Route(NamedTuple):
+    """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
+    same expert, -1 never (belady only, else empty)."""
+
+    experts: npt.NDArray[np.int16]
+    step_offset: Int
+    step_row: npt.NDArray[np.int32]
+    step_prefill: npt.NDArray[np.bool_]
+    next_use: npt.NDArray[np.int32]
+    leaving_offset: Int
+    leaving_row: npt.NDArray[np.int32]
+
+
+class Ahead(NamedTuple):
+    """What the prefetcher predicts: see plan.Prefetch."""
+
+    lists: npt.NDArray[np.int16]
+    row: npt.NDArray[np.int32]
+    rank_key: Int
+
+
+@choice
+def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_experts: int, out: Any) -> None:
+    """Walk the visits backwards; `last` [G] ends as the first visit that wants each expert."""
+    layers, top_k = experts.shape[1], experts.shape[2]
+    for step in range(len(step_offset) - 2, -1, -1):
+        for layer in range(layers - 1, -1, -1):
+            for i in range(step_offset[step], step_offset[step + 1]):
+                for k in range(top_k):
+                    e = experts[step_row[i], layer, k]
+                    if e >= 0 and last[layer * n_experts + e] != NEVER:
+                        out[i, layer, k] = last[layer * n_experts + e]
+            for i in range(step_offset[step], step_offset[step + 1]):
+                for k in range(top_k):
+                    e = experts[step_row[i], layer, k]
+                    if e >= 0:
+                        last[layer * n_experts + e] = step * layers + layer
+
+
+def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
+    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state).
+
+    A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
+    without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
+    """
+    next_use = np.zeros((0, 0, 0), np.int32)
+    if plan.eviction.kind == BELADY:
+        next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
+        full = s.c[st.N_FULL]
+        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:full, st.NEXT], plan.n_experts, next_use)
+        s.x[full:, st.NEXT] = s.x[: len(s.x) - full, st.NEXT]
+    leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
+    wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
+    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))
+    miss = Miss.of(plan)
+    plain = plan.eviction.function is None and plan.eviction.kind not in (WINDOW_SCORE, ACTIVATION)
+    if plain and not full and not miss.asks and plan.prefetch is None:
+        return route, None, None
+    return route, miss, _ahead(plan)
+
+
+def _ahead(plan: Plan) -> Ahead:
+    if plan.prefetch is None:
+        none = np.zeros((0, 0), np.int64)
+        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), frozen(none))
+    p = plan.prefetch
+    key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
+    return Ahead(frozen(p.lists), frozen(p.row), frozen(key))

@@ -1,0 +1,44 @@
+"""Command line of a placement: `python -m sim.placement --trace T --placement popular --calibration C --out P.npz`.
+
+Writes the first residents that a run with the same flags would have, for tools that place experts themselves:
+`python -m traces convert --to sglang P.npz location.json`. Nothing is simulated.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sim.errors import SpecError
+from sim.plan import Setting, prepare
+from sim.run import parser, spec_of
+from traces import placement
+from traces.command import guarded
+from traces.placement import KIND, VERSION, Placement
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
+    flags = parser()
+    flags.prog, flags.description = "python -m sim.placement", "Write the first residents of a run to --out FILE."
+    args = flags.parse_args(argv)
+    if args.out is None:
+        raise SpecError("out: missing; --out FILE.npz is required")
+    chosen = of(prepare(spec_of(args)))
+    placement.write(Path(args.out), chosen)
+    print(f"{args.out}: {len(chosen.residents):,} residents of {len(chosen.meta['moe_layers'])} MoE layers")
+
+
+def of(setting: Setting) -> Placement:
+    """The placement that a run begins with."""
+    trace, spec = setting.trace, setting.spec
+    meta = {"kind": KIND, "format_version": VERSION, "chosen_by": spec.placement, "seed": spec.seed}
+    meta |= {key: trace.meta[key] for key in ("model", "n_experts", "n_layers", "moe_layers", "real")}
+    return Placement(setting.plan.residents, meta | {"trace_hash": setting.trace_hash})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

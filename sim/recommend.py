@@ -1,0 +1,131 @@
+"""python -m sim.recommend: which policies serve a model best within a GPU's memory.
+
+Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says what would).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim.errors import SpecError
+from sim.policies import EVICTION, MISS, find, predictors
+from sim.run import GROUPS, announce_compiling
+from sim.spec import RunSpec, cache_bytes, parse_cache
+from traces.command import Parser, guarded
+
+ALWAYS = (
+    "trace", "model", "hardware", "engine", "precision", "batch", "prefill_chunk", "as_decode", "context_offset",
+    "warmup_steps", "max_steps", "expert_group", "calibration", "seed",
+)  # fmt: skip
+SEARCHED = (
+    "cache_scope",
+    "cache_spread",
+    "eviction",
+    "prefetch",
+    "prefetch_budget",
+    "miss",
+    "placement",
+    "transfer_order",
+)
+
+
+def parser() -> Parser:
+    """The flags of sim.run that hold for every candidate, those that fix what is searched, and its own."""
+    out = Parser(prog="python -m sim.recommend", description="Search for the fastest policies that fit.")
+    flags = {name: options for group in GROUPS.values() for name, options in group.items()}
+    group = out.add_argument_group("what is asked for")
+    group.add_argument("--vram", metavar="24GB", help="GPU memory to use (default: all that the hardware has)")
+    group.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of KV per sequence (8192)")
+    group.add_argument(
+        "--max-lossy-weight", type=float, default=0.0, metavar="X",
+        help="share of the router weight that may be substituted or dropped (default: 0, nothing)",
+    )  # fmt: skip
+    for name in ALWAYS:
+        group.add_argument("--" + name.replace("_", "-"), **{"default": None, **flags[name]})
+    group = out.add_argument_group("not to be searched, but as given")
+    for name in SEARCHED:
+        group.add_argument("--" + name.replace("_", "-"), **{"default": None, **flags[name]})
+    group = out.add_argument_group("the search")
+    group.add_argument("--candidates", type=int, default=256, metavar="N", help="how many it begins with (256)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    group.add_argument("--json", action="store_true", help="print exactly one JSON object")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return guarded(_command, argv)
+
+
+def _command(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    wish = _wish(args)
+    announce_compiling()
+    from sim.sweeps.advice import text
+    from sim.sweeps.evaluate import Evaluator
+    from sim.sweeps.recommendation import Recommendation
+    from sim.sweeps.session import cores
+
+    recommendation = Recommendation(wish, _tell)
+    evaluate = Evaluator(args.workers or cores())
+    try:
+        out = recommendation.search(evaluate)
+    finally:
+        evaluate.close()
+    print(json.dumps(out) if args.json else text(out))
+
+
+def _wish(args: argparse.Namespace) -> Any:
+    from sim.sweeps.recommendation import Wish
+
+    base = {name: value for name in ALWAYS if (value := getattr(args, name)) not in (None, False)}
+    fixed = {name: value for name in SEARCHED if (value := getattr(args, name)) is not None}
+    if "trace" not in base:
+        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
+    RunSpec.of({**base, **fixed})
+    _refuse_unfit(fixed, args.max_lossy_weight)
+    if not 0 <= args.max_lossy_weight <= 1:
+        raise SpecError(f"max-lossy-weight: {args.max_lossy_weight}: must be a share from 0 to 1")
+    for name in ("context", "candidates", "workers"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise SpecError(f"{name}: {getattr(args, name)}: must be at least 1")
+    return Wish(base, args.context, _vram(args.vram), args.max_lossy_weight, args.candidates, fixed)
+
+
+def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
+    """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
+    tables = {"eviction": EVICTION, "prefetch": {"none": None, **predictors()}, "miss": MISS}
+    for kind in tables.keys() & fixed.keys():
+        if getattr(find(kind, tables[kind], fixed[kind]), "oracle", False):
+            raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")
+    miss = find("miss", MISS, fixed.get("miss", "fetch"))
+    if "slots" in miss.prepared:
+        raise SpecError(
+            f"miss: {miss.name}: a replay does not know what low-precision copies cost in quality; simulate it"
+        )
+    if miss.lossy and not max_lossy_weight:
+        raise SpecError(f"miss: {miss.name} is lossy; --max-lossy-weight says how much router weight it may lose")
+
+
+def _vram(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        size = parse_cache(text)
+    except ValueError:
+        size = 0
+    if not isinstance(size, str):
+        raise SpecError(f"vram: {text}: must be bytes with a unit, such as 24GB")
+    return cache_bytes(size)
+
+
+def _tell(line: str) -> None:
+    """Progress, on a terminal only."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

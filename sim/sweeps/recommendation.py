@@ -1,0 +1,212 @@
+"""The answer of `python -m sim.recommend`, as an object: a memory split, a search, and how the best compares."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sim import __version__
+from sim.errors import SpecError
+from sim.memo import Kept
+from sim.plan import USE_THE_HOST, Setting, prepare
+from sim.report import BOUNDS, OPEN_LOOP, result
+from sim.spec import RunSpec
+from sim.sweeps.config import Run
+from sim.sweeps.halving import Search
+from sim.sweeps.rows import Row
+from sim.sweeps.space import BASELINE, POLICIES, Candidate, Space, fields_of
+from sim.sweeps.split import Split, split
+from sim.sweeps.sure import PerRequest, drawn, interval
+from sim.sweeps.worker import MEMO_BYTES
+
+CALIBRATION = 0.25
+CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. base: fields of RunSpec that hold for every candidate; fixed: fields that a search could
+    choose, and shall not; vram None: all that the hardware has; candidates: how many it begins with."""
+
+    base: Mapping[str, Any]
+    context: int
+    vram: int | None = None
+    max_lossy_weight: float = 0.0
+    candidates: int = 256
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate over the whole judged trace, and its requests one by one."""
+
+    candidate: Candidate
+    spec: RunSpec
+    summary: Mapping[str, Any]
+    requests: PerRequest
+
+
+class Recommendation:
+    """One search, from a wish. Raises UserError, one line, where nothing fits or the trace lacks something."""
+
+    def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.wish, self.tell = wish, tell
+        self.memo = Kept(MEMO_BYTES)
+        first = RunSpec.of({**wish.base, "cache": 1.0})
+        calibration, why = self._calibration(first)
+        self.notes = [why] if why else []
+        self.setting = prepare(first.model_copy(update={"calibration": calibration}), self.memo)
+        self.split = self._split(self.setting)
+        self.base = {**wish.base, "calibration": calibration, "cache": self.split.cache}
+        if calibration is None:
+            del self.base["calibration"]
+        self.space = self._space(self.setting)
+
+    def _calibration(self, spec: RunSpec) -> tuple[Any, str]:
+        """What is set aside: as asked for, else a quarter of the requests, or nothing of a single one, and why."""
+        if spec.calibration is not None:
+            return spec.calibration, ""
+        whole = prepare(spec, self.memo).trace
+        if len(whole.requests()[0]) > 1:
+            return CALIBRATION, ""
+        return None, "the trace has one request: nothing is set aside, so no fitted policy is tried"
+
+    def _split(self, setting: Setting) -> Split:
+        spec = setting.spec
+        if setting.model is None:
+            raise SpecError("model: none that the catalog knows; a memory split needs --model NAME|FILE")
+        vram = setting.hardware.mem_bytes if self.wish.vram is None else self.wish.vram
+        if vram is None:
+            raise SpecError("vram: the hardware does not say how much it has; give --vram 24GB")
+        longest = int(setting.trace.position.max()) + 1 + spec.context_offset
+        if self.wish.context < longest:
+            raise SpecError(
+                f"context: {self.wish.context}: the trace has requests of {longest} tokens; must be as many"
+            )
+        if setting.hardware.mem_bytes is not None and vram > setting.hardware.mem_bytes:
+            have = setting.hardware.mem_bytes / 1e9
+            self.notes.append(f"{vram / 1e9:.2f} GB is more than the {have:.2f} GB that {spec.hardware} has")
+        engine, hardware = setting.engine, setting.hardware
+        return split(setting.model, hardware, engine, spec.precision, vram, self.wish.context, spec.batch)
+
+    def _space(self, setting: Setting) -> Space:
+        trace, limit = setting.trace, self.wish.max_lossy_weight
+        if limit > 0 and not trace.has("weights"):
+            raise SpecError(f"max-lossy-weight: {limit}: needs `weights`, which {setting.spec.trace} does not have")
+        calibrated = setting.calibration is not None
+        return Space.of(trace, calibrated, setting.hardware.answers_cpu, limit > 0, self.wish.fixed)
+
+    def search(self, evaluate: Callable[[Sequence[Run]], Sequence[Row]]) -> dict[str, Any]:
+        """The answer as one JSON object. evaluate: see sim.sweeps.halving."""
+        limit = self.wish.max_lossy_weight
+        search = Search(self.space, self.base, evaluate, len(self.setting.steps), limit, self.tell)
+        candidates = self.space.sample(self.wish.candidates, self.setting.spec.seed)
+        ranked = search.run(candidates)
+        if not ranked:
+            errors = sorted({str(row["error"]) for _, row in search.whole.values() if row["error"]})
+            why = f": {errors[0]}" if errors else f" of at most {limit:g} lost router weight"
+            raise SpecError(f"no candidate could be run{why}")
+        best, row = ranked[0]
+        others = [
+            c for c, r in ranked if any(c[kind] != best[kind] for kind in POLICIES) and r["time_ns"] != row["time_ns"]
+        ]
+        other = others[0] if others else None
+        judged = self._judge(best)
+        if judged.summary["time_ns"] != row["time_ns"]:
+            raise RuntimeError(f"{judged.spec}: {judged.summary['time_ns']} ns here, {row['time_ns']} ns in a worker")
+        baseline = self._judge(BASELINE)
+        rivals = {"lru + fetch": baseline} | ({"next best": self._judge(other)} if other is not None else {})
+        return {"search": {"candidates": len(candidates), **search.counts}, **self._object(judged, rivals, baseline)}
+
+    def _judge(self, candidate: Candidate) -> Judged:
+        from sim.machines.compiled import run
+
+        spec = RunSpec.of({**self.base, **fields_of(candidate)})
+        setting = prepare(spec, self.memo)
+        record = run(setting.plan)
+        return Judged(candidate, spec, result(setting, record, self.memo), PerRequest.of(record))
+
+    def _object(self, best: Judged, rivals: Mapping[str, Judged], baseline: Judged) -> dict[str, Any]:
+        n = len(best.requests.request)
+        draws = drawn(n, best.spec.seed) if n > 1 else None
+        s, trace = best.summary, self.setting.trace
+        return {
+            "best": self._told(best, draws),
+            "beats": {
+                name: {
+                    **self._told(rival, draws),
+                    "ratio": _ratio(best, rival),
+                    "ratio_interval": _ratios(best, rival, draws),
+                }
+                for name, rival in rivals.items()
+                if rival.spec != best.spec
+            },
+            "bounds": {
+                "own": s["bounds"],
+                "lossless_on_gpu": {n: ns for n, ns in baseline.summary["bounds"].items() if n in BOUNDS},
+                "time_ns": s["time_ns"],
+            },
+            "memory": asdict(self.split) | {"context": self.wish.context, "batch": best.spec.batch},
+            "judged": {
+                "requests": n, "tokens": s["tokens"], "steps": s["steps"], "calibration": best.spec.calibration,
+                "set_aside_tokens": s["trace"]["calibration_tokens"], "model": trace.model, "hash": s["trace"]["hash"],
+            },
+            "max_lossy_weight": self.wish.max_lossy_weight,
+            "verdict": s["verdict"],
+            "notes": [*s["notes"], *self.notes, *([CPU] if best.spec.miss in USE_THE_HOST else [])],
+            "command": command(best.spec),
+            "spec": best.spec.model_dump(),
+            "version": __version__,
+        }  # fmt: skip
+
+    def _told(self, judged: Judged, draws: Any) -> dict[str, Any]:
+        s, lost = judged.summary, judged.summary["quality"]
+        return {
+            "policy": words(judged.candidate),
+            "tokens_per_s": s["tokens_per_s"],
+            "total_tokens_per_s": s["total_tokens_per_s"],
+            "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
+            "time_ns": s["time_ns"],
+            "lost_router_weight": (lost["substituted_weight"] or 0.0) + (lost["dropped_weight"] or 0.0),
+            "open_loop": OPEN_LOOP in s["notes"],
+        }
+
+
+def _ratio(best: Judged, other: Judged) -> float | None:
+    a, b = best.summary["tokens_per_s"], other.summary["tokens_per_s"]
+    return a / b if a and b else None
+
+
+def _ratios(best: Judged, other: Judged, draws: Any) -> tuple[float, float] | None:
+    """How many times as fast, request by request on the same draws."""
+    return None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws))
+
+
+def words(candidate: Candidate) -> str:
+    """A candidate for people: eviction, prefetch, miss with their parameters, then what else is not plain."""
+    parts = []
+    for kind in POLICIES:
+        name = candidate[kind]
+        given = {knob.rpartition(".")[2]: v for knob, v in candidate.items() if knob.rpartition(".")[0] == name}
+        if kind == "prefetch":
+            given |= {knob: candidate[knob] for knob in ("prefetch_budget", "transfer_order") if candidate.get(knob)}
+        inside = ", ".join(f"{key} {value}" for key, value in given.items())
+        parts.append(f"{kind} {name}" + (f" ({inside})" if inside else ""))
+    marginal = ", spread by marginal hits" if candidate.get("cache_spread") == "marginal" else ""
+    own = f"slots of each layer's own{marginal}"
+    parts.append("one pool for all layers" if candidate["cache_scope"] == "global" else own)
+    return ", ".join([*parts, f"placement {candidate['placement']}"])
+
+
+def command(spec: RunSpec) -> str:
+    """The command that runs this spec."""
+    words = ["python", "-m", "sim.run"]
+    for name, value in spec.model_dump(exclude_defaults=True).items():
+        flag = "--" + name.replace("_", "-")
+        if name == "set":
+            words += [word for key, given in value.items() for word in ("--set", f"{key}={given}")]
+        elif value is True:
+            words.append(flag)
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)

@@ -1,0 +1,307 @@
+"""Recommendations: the memory split, the search, how sure it is, and that the command it prints gives its number."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim import catalog, recommend, run
+from sim.costs import memory
+from sim.errors import SpecError
+from sim.machines.compiled import run as simulate
+from sim.plan import prepare
+from sim.spec import RunSpec
+from sim.summary import summarise
+from sim.sweeps.answer import lost_weight
+from sim.sweeps.config import Run
+from sim.sweeps.halving import LENGTHS, Search
+from sim.sweeps.recommendation import Recommendation, Wish, command
+from sim.sweeps.rows import Row
+from sim.sweeps.session import inspect
+from sim.sweeps.space import BASELINE, LOSSY, Candidate, Space, fields_of
+from sim.sweeps.split import split
+from sim.sweeps.sure import PerRequest, drawn, interval
+from sim.sweeps.worker import Task, Worker
+from tests.gen import random_trace
+from traces import npz
+from traces.synthetic import PRESETS, generate
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trace of Mixtral's shape, synthetic, five requests of 20 to 30 generated tokens."""
+    path = tmp_path_factory.mktemp("traces") / "small.npz"
+    npz.write(path, generate(replace(PRESETS["mixtral-8x7b"], requests=5, prompt=(6, 12), generation=(20, 30)), 1))
+    return str(path)
+
+
+def here(runs: Sequence[Run]) -> Sequence[Row]:
+    """Rows by one worker in this process."""
+    return Worker(inspect(runs)[0]).run(Task(runs)).rows
+
+
+# --- memory ---
+
+MIXTRAL = (catalog.model("mixtral-8x7b"), catalog.hardware("rtx4090"), catalog.engine("mixtral-offloading"))
+
+
+def test_the_split_by_hand() -> None:
+    """Mixtral, bf16: an expert has 3 x 4096 x 14336 weights of 2 bytes; KV is 32 layers x 4096 bytes a token."""
+    s = split(*MIXTRAL, "bf16", 24 * 10**9, context=8192, batch=2)
+    assert s.expert_bytes == 3 * 4096 * 14336 * 2 == 352_321_536
+    assert s.kv == 2 * 8192 * 32 * 4096
+    assert s.staging == 4 * s.expert_bytes  # the engine's four buffers
+    left = 24 * 10**9 - s.dense - s.kv - s.staging
+    assert s.slots == left // s.expert_bytes and 0 <= left - s.slots * s.expert_bytes < s.expert_bytes
+    line = memory(MIXTRAL[0], "bf16", s.slots, 8192, 2, *MIXTRAL[1:])
+    assert (line["dense"], line["kv"], line["staging"]) == (s.dense, s.kv, s.staging) and line["fits"]
+    assert not memory(MIXTRAL[0], "bf16", s.slots + 1, 8192, 2, *MIXTRAL[1:])["fits"]
+    assert split(*MIXTRAL, "bf16", 10**12, 8192, 1).slots == 256  # never more than there are
+
+
+def test_what_would_fit_does_and_a_little_less_does_not(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trace", small, "--hardware", "rtx4090"]
+    assert recommend.main([*flags, "--vram", "8GB"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: vram: 8.00 GB") and err.count("\n") == 1
+    words = err.replace(",", "").split()
+    needed, precision = words[words.index("--vram") + 1], words[words.index("--precision") + 1]
+    gigabytes = float(needed.removesuffix("GB"))
+    assert split(*MIXTRAL[:2], catalog.engine("ideal"), "bf16", math.ceil(gigabytes * 1e9), 8192, 1).slots == 32
+    with pytest.raises(SpecError, match="needs --vram"):
+        split(*MIXTRAL[:2], catalog.engine("ideal"), "bf16", int((gigabytes - 0.01) * 1e9), 8192, 1)
+    assert split(*MIXTRAL[:2], catalog.engine("ideal"), precision, 8 * 10**9, 8192, 1).slots >= 32
+    assert recommend.main([*flags, "--vram", "1GB"]) == 2
+    assert "no lower precision would fit either" in capsys.readouterr().err
+
+
+BAD: dict[str, tuple[list[Any], str]] = {
+    "no unit": (["--vram", "24"], "vram: 24: must be bytes with a unit"),
+    "short context": (["--context", "10"], "context: 10: the trace has requests of"),
+    "a share above one": (["--max-lossy-weight", "5"], "max-lossy-weight: 5.0: must be a share"),
+    "no workers": (["--workers", "0"], "workers: 0"),
+    "an oracle": (["--eviction", "belady"], "eviction: belady is an oracle"),
+    "an oracle ahead": (["--prefetch", "oracle"], "prefetch: oracle is an oracle"),
+    "lossy without leave": (["--miss", "buddy"], "miss: buddy is lossy; --max-lossy-weight"),
+    "of unknown cost": (["--miss", "hobbit", "--max-lossy-weight", "0.1"], "does not know what low-precision copies"),
+    "unknown": (["--miss", "fetsch"], "did you mean fetch"),
+    "a flag": (["--contxt", "3"], "did you mean --context"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags, hint = BAD[name]
+    assert recommend.main(["--trace", small, *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert hint in captured.err
+
+
+def test_lossy_candidates_need_router_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = generate(replace(PRESETS["mixtral-8x7b"], requests=2, prompt=(2, 2), generation=(4, 4)), 1)
+    npz.write(tmp_path / "t.npz", replace(whole, weights=None))
+    assert recommend.main(["--trace", str(tmp_path / "t.npz"), "--max-lossy-weight", "0.1"]) == 2
+    assert "needs `weights`, which" in capsys.readouterr().err
+
+
+# --- the space ---
+
+
+def test_candidates_are_what_the_trace_and_the_limits_allow() -> None:
+    rng = np.random.default_rng(0)
+    trace = random_trace(rng, lookahead=3, distances=(1, 2))
+    space = Space.of(trace, calibrated=True, host=True, lossy=True, fixed={})
+    every = space.sample(400, 0)
+    assert len(every) == 400 == len({json.dumps(c, sort_keys=True) for c in every})
+    assert every == space.sample(400, 0) != space.sample(400, 1)
+    assert {c["miss"] for c in every} > set(LOSSY)
+    assert {c["gate-lookahead.distance"] for c in every if c["prefetch"] == "gate-lookahead"} == {1, 2}
+    assert all(("transfer_order" in c) == (c["prefetch"] != "none") for c in every)
+    assert space.whole(BASELINE) in every
+    bare = Space.of(
+        replace(trace, lookahead=None), calibrated=False, host=False, lossy=False, fixed={"eviction": "lfu"}
+    )
+    few = bare.sample(400, 0)
+    assert {c["miss"] for c in few} == {"fetch"} and {c["eviction"] for c in few} == {"lfu"}
+    assert {c["prefetch"] for c in few} == {"none", "previous-token"} and {c["placement"] for c in few} == {"first"}
+    assert len(few) == 2 * (1 + 3 * 4 * 3)  # scope x (none, or distance x budget x order): all there are
+
+
+def test_neighbours_differ_in_one_knob_and_in_what_hangs_on_it() -> None:
+    space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=False, fixed={})
+    for candidate in space.sample(60, 3):
+        for near in space.neighbours(candidate):
+            assert near == space.whole(near) != candidate
+            shared = set(near) & set(candidate)
+            assert len([knob for knob in shared if near[knob] != candidate[knob]]) == 1
+
+
+# --- the search ---
+
+
+def invented(
+    space: Space, speeds: dict[str, float], lost: dict[str, float]
+) -> tuple[Any, list[tuple[str, int | None]]]:
+    """An evaluate whose speed depends on the policies' names alone; and what it was asked, as (miss, steps)."""
+    asked: list[tuple[str, int | None]] = []
+
+    def evaluate(runs: Sequence[Run]) -> Sequence[Row]:
+        rows = []
+        for each in runs:
+            spec = each.spec
+            assert spec is not None
+            asked.append((spec.miss, spec.max_steps))
+            rows.append({
+                "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
+                "tokens_per_s": speeds[spec.miss] + speeds.get(spec.eviction, 0) + (spec.cache_scope == "global"),
+                "quality.substituted_weight": lost.get(spec.miss, 0.0), "quality.dropped_weight": 0.0,
+                "spec.rerank": "none", "low": 0,
+            })  # fmt: skip
+        return rows
+
+    return evaluate, asked
+
+
+def test_the_fastest_admitted_one_is_found_and_the_worse_half_stops_early() -> None:
+    space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=True, fixed={})
+    speeds = {"fetch": 1, "cpu": 2, "fiddler": 3, "drop-by-weight": 9, "buddy": 8, "mixed": 7, "lfu": 0.5}
+    evaluate, asked = invented(space, speeds, {"drop-by-weight": 0.2, "buddy": 0.04, "mixed": 0.06})
+    search = Search(space, {"trace": "t"}, evaluate, steps=1600, max_lossy_weight=0.05)
+    ranked = search.run(space.sample(64, 0))
+    best = ranked[0][0]
+    assert (best["miss"], best["eviction"], best["cache_scope"]) == ("buddy", "lfu", "global")
+    assert (best["prefetch"], best["placement"]) == ("none", "first")  # of equals, the plainest
+    assert all(lost_weight(row) <= 0.05 for _, row in ranked)
+    by_length = [len([1 for _, steps in asked if steps == n]) for n in (100, 200, 400, 800)]
+    assert len(LENGTHS) == 5 and by_length == [64, 32, 16, 8]
+    assert search.counts["runs"] == len(asked) and search.counts["failed"] > 0
+    evaluate, _ = invented(space, speeds, {})
+    lossless = Search(
+        Space.of(random_trace(np.random.default_rng(0)), True, True, False, {}), {"trace": "t"}, evaluate, 40
+    )
+    assert lossless.run(lossless.space.sample(64, 0))[0][0]["miss"] == "fiddler"
+
+
+# --- how sure ---
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_requests_add_up_to_the_run(small: str, batch: int) -> None:
+    setting = prepare(RunSpec.of({"trace": small, "batch": batch}))
+    record = simulate(setting.plan)
+    summary, each = summarise(record), PerRequest.of(record)
+    assert each.request.tolist() == [0, 1, 2, 3, 4]
+    assert each.tokens.sum() == summary["tokens"]
+    assert each.ns.sum() == pytest.approx(summary["decode_ns"], rel=1e-12)
+    once = np.arange(5)[None]
+    assert each.rates(once)[0] == pytest.approx(summary["tokens_per_s"], rel=1e-12)
+
+
+def test_intervals_of_known_cases() -> None:
+    same = PerRequest(np.arange(4), np.full(4, 10.0), np.full(4, 2e9))  # every request 5 tokens/s
+    draws = drawn(4, 0)
+    assert interval(same.rates(draws)) == (5.0, 5.0)
+    uneven = PerRequest(np.arange(4), np.full(4, 10.0), np.array([1e9, 2e9, 4e9, 8e9]))
+    twice = PerRequest(np.arange(4), uneven.tokens, uneven.ns / 2)
+    low, high = interval(uneven.rates(draws))
+    assert 10 / 8 < low < 40 / 15 < high < 10
+    assert interval(twice.rates(draws) / uneven.rates(draws)) == (2.0, 2.0)  # paired: no noise between them
+    assert (drawn(4, 0) == drawn(4, 0)).all() and drawn(4, 0).shape == (2000, 4)
+
+
+# --- the whole ---
+
+
+def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--trace",
+        small,
+        "--model",
+        "mixtral-8x7b",
+        "--hardware",
+        "rtx4090",
+        "--vram",
+        "24GB",
+        "--context",
+        "8192",
+    ]
+    flags += ["--max-lossy-weight", "0.05", "--candidates", "40", "--workers", "1", "--seed", "3"]
+    assert recommend.main([*flags, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    out = json.loads(printed)
+    words = shlex.split(out["command"])
+    assert words[:3] == ["python", "-m", "sim.run"] and run.main([*words[3:], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["tokens_per_s"] == out["best"]["tokens_per_s"] and again["time_ns"] == out["best"]["time_ns"]
+    assert (
+        again["memory"]["fits"] and again["memory"]["slots"] == out["memory"]["slots"] * out["memory"]["expert_bytes"]
+    )
+    assert again["spec"]["calibration"] == 0.25 and out["judged"]["requests"] == again["requests"] == 4
+    lost = again["quality"]["substituted_weight"] + again["quality"]["dropped_weight"]
+    assert lost == out["best"]["lost_router_weight"] <= 0.05
+    assert out["best"]["open_loop"] == any("OPEN LOOP" in note for note in out["notes"]) == (lost > 0)
+    assert any("SYNTHETIC" in note for note in out["notes"])
+    for rival in out["beats"].values():
+        low, high = rival["ratio_interval"]
+        assert low <= rival["ratio"] <= high and rival["tokens_per_s"] <= out["best"]["tokens_per_s"]
+    plain = [
+        "--trace",
+        small,
+        "--hardware",
+        "rtx4090",
+        "--cache",
+        f"{again['memory']['slots']}B",
+        "--calibration",
+        "0.25",
+    ]
+    assert run.main([*plain, "--seed", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens_per_s"] == out["beats"]["lru + fetch"]["tokens_per_s"]
+
+
+def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
+    wish = Wish(
+        {"trace": small, "hardware": "rtx4090"},
+        context=4096,
+        candidates=24,
+        fixed={"eviction": "fifo", "miss": "fetch"},
+    )
+    out = Recommendation(wish).search(here)
+    assert out["best"]["lost_router_weight"] == 0 and not out["best"]["open_loop"]
+    assert out["bounds"]["own"]["lossless_ns"] <= out["bounds"]["time_ns"] == out["best"]["time_ns"]
+    assert json.dumps(Recommendation(wish).search(here)) == json.dumps(out)
+    from sim.sweeps.advice import text
+
+    told = text(out)
+    assert "beats        lru + fetch" in told and "x as fast" in told and out["command"] in told
+    assert "SYNTHETIC" in told and "any lossless policy, oracles included" in told
+
+
+def test_one_request_alone_has_no_fitted_policy_and_no_interval(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", generate(replace(PRESETS["mixtral-8x7b"], requests=1, generation=(20, 20)), 1))
+    wish = Wish({"trace": str(tmp_path / "t.npz"), "hardware": "rtx4090"}, context=4096, candidates=12)
+    out = Recommendation(wish).search(here)
+    assert out["best"]["tokens_per_s_interval"] is None and out["spec"]["calibration"] is None
+    assert any("one request" in note for note in out["notes"])
+
+
+def test_commands_say_every_field() -> None:
+    fields = {
+        "trace": "a b.npz", "cache": "3B", "cache_scope": "global", "as_decode": True, "calibration": 0.1,
+        "eviction": "decayed", "set": {"decayed.decay": 0.8}, "prefetch_budget": 2, "max_steps": 7,
+    }  # fmt: skip
+    spec = RunSpec.of(fields)
+    words = shlex.split(command(spec))
+    assert run.spec_of(run.parser().parse_args(words[3:])) == spec
+
+
+def test_fields_of_a_candidate() -> None:
+    candidate: Candidate = {"eviction": "decayed", "decayed.decay": 0.8, "prefetch_budget": None}
+    assert fields_of(candidate) == {"eviction": "decayed", "set": {"decayed.decay": 0.8}}

@@ -1,0 +1,169 @@
+"""The study and the harness's adapter: what they print follows from the runs."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra: runtime)")
+pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: train)")
+pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
+
+from runtime import lm_eval_adapter, study, study_report  # noqa: E402 - after the skips
+from runtime.charge import charged  # noqa: E402
+from runtime.lm_eval_adapter import Scorer  # noqa: E402
+from runtime.loop import ClosedLoop  # noqa: E402
+from runtime.subject import TINY, Subject, subject  # noqa: E402
+from sim.spec import RunSpec  # noqa: E402
+from traces.errors import UserError  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+FEW = ("fetch", "buddy, reading B, rho 3", "similarity, gates of B", "next-ranked, no gate", "cache-prior 0.3")
+
+
+def test_a_look_at_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "ARMS", [arm for arm in study.ARMS if arm.name in FEW])
+    assert study.main(["--quick", "--sequences", "9", "--calibration-tokens", "512", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "closed_loop.md").read_text()
+    lines = printed.splitlines()
+    assert lines[2] == f"    python -m runtime.study --quick --sequences 9 --calibration-tokens 512 --out {tmp_path}"
+    assert "claim of a negligible loss" in lines[4]
+    result = json.loads((tmp_path / "closed_loop.json").read_text())
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert set(rows) == set(FEW) and result["text"]["sequences"] == 2
+    fetch, ranked = rows["fetch"], rows["next-ranked, no gate"]
+    assert fetch["quality"]["kl_nats"]["value"] == 0
+    assert fetch["open_loop"]["h2d_bytes"] == fetch["speed"]["h2d_bytes"] > 0
+    assert fetch["open_loop"]["time_ns_per_token"] == fetch["speed"]["time_ns_per_token"]
+    assert ranked["speed"]["h2d_bytes"] == 0 and ranked["quality"]["kl_nats"]["value"] > 0.01
+    assert rows["cache-prior 0.3"]["shares"]["reranked_slots"] > 0
+    assert rows["similarity, gates of B"]["params"]["matrix"] == "of the model"
+    table = (tmp_path / "closed_loop.csv").read_text().splitlines()
+    assert table[0].startswith("# python -m runtime.study") and len(table) == 2 + len(FEW)
+    picture = ET.parse(tmp_path / "closed_loop.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    told = [title.text for title in picture.iter(f"{space}title")]
+    assert len(told) == len(FEW) and any(text.startswith("fetch: +0.00 %") for text in told if text)
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (["--sequences", "1"], "at least 2 of 3 .. 256 are required"),
+        (["--out", str(tmp_path / "file")], "is a file; must be a folder"),
+        (["--charge", "nobody", "--quick"], "not in the catalog"),
+    ):
+        assert study.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def row(arm: str, group: str, delta: float, low: float, high: float, gain: float, **more: Any) -> dict[str, Any]:
+    facts = {"cache": 0.5, "delta_interval": f"{low:+.2f} .. {high:+.2f}", "accuracy_delta": -1.0,
+             "accuracy_interval": "-2 .. 0", "substituted": 10.0, "open_h2d": 0.0, "open_ms": 0.0,
+             "h2d_mb": 1.0}  # fmt: skip
+    return {**facts, "arm": arm, "group": group, "delta_percent": delta, "low": low, "high": high,
+            "gain_percent": gain, **more}  # fmt: skip
+
+
+def test_what_is_said_of_the_claim_follows_from_the_intervals() -> None:
+    fetch = row("fetch", "fetch", 0, 0, 0, 0)
+    good, bad = row("g", "buddy", 0.1, 0.05, 0.2, 5), row("b", "buddy", 9, 7, 12, 30, open_ms=-4.0, open_h2d=8.0)
+    said = study_report.findings([fetch, good, bad])
+    assert "is not settled on this model" in said[0] and "above 0.3 % in 1, below it in 1" in said[0]
+    assert "**The claim of a negligible loss (a web summary: < 0.3 %) holds" in study_report.findings([fetch, good])[0]
+    assert "does not hold" in study_report.findings([fetch, bad, bad])[0]
+    assert said[1].startswith("least: g") and said[2].startswith("most: b")
+    assert "within 1 %: g" in said[-2] and "within 20 %: b" in said[-2]
+    assert "at worst -4.0 % (b, c = 0.5)" in said[-1]
+    wrong = study_report.findings([row("fetch", "fetch", 0, 0, 0, 0, open_ms=1.0), good])[-1]
+    assert "something is wrong" in wrong
+
+
+def test_the_kept_study_is_the_programs_own() -> None:
+    """The table and the figure in the repository are what its JSON gives."""
+    folder = ROOT / "analysis" / "results"
+    result = json.loads((folder / "closed_loop.json").read_text())
+    command = result.pop("command")
+    made = study_report.report(result)
+    assert made.markdown(command) == (folder / "closed_loop.md").read_text()
+    assert made.csv(command) == (folder / "closed_loop.csv").read_text()
+    assert study_report.figure(result) == (folder / "closed_loop.svg").read_text()
+    caches = sorted({row["cache"] for row in result["rows"]})
+    assert caches == [0.375, 0.5, 0.75] and len(result["rows"]) == 3 * len(study.ARMS)
+    assert all(row["quality"]["kl_nats"]["value"] == 0 for row in result["rows"] if row["arm"] == "fetch")
+
+
+# --- the harness
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Subject:
+    return subject(TINY)
+
+
+def test_scores_are_the_models_own(tiny: Subject) -> None:
+    scorer = Scorer(tiny, None)
+    context, continuation = scorer.encoded("def f(x):\n    return ", "x + 1")
+    assert tiny.tokens.decode(context[1:]) == "def f(x):\n    return" and tiny.tokens.decode(continuation) == " x + 1"
+    whole = torch.tensor(context + continuation)
+    logits = tiny.forward(whole[:-1], tiny.fresh())[len(context) - 1 :].double().log_softmax(-1)
+    got, greedy = scorer.score(context, continuation)
+    assert got == pytest.approx(logits[torch.arange(len(continuation)), continuation].sum().item(), abs=1e-3)
+    assert greedy == (logits.argmax(-1).tolist() == continuation)
+    out = scorer.generate(context, ["\n"], 8)
+    assert "\n" not in out and scorer.score(*scorer.encoded("def f(x):\n    return", out))[1]
+    with pytest.raises(UserError, match="positions"):
+        scorer.score(context, [5] * 300)
+
+
+def test_in_the_loop_scores_change_with_the_policy_alone(tiny: Subject) -> None:
+    pair = Scorer(tiny, None).encoded("import os\n\ndef main(", "argv):\n    return 0")
+    want = Scorer(tiny, None).score(*pair)
+    got = {}
+    for miss in ("fetch", "next-ranked"):
+        loop = ClosedLoop(
+            RunSpec.of({"trace": TINY, "cache": 4, "miss": miss}), tiny.shape, None, charged(tiny.model, tiny.shape)
+        )
+        with tiny.looped(loop) as driver:
+            scorer = Scorer(tiny, driver)
+            got[miss] = [scorer.score(*pair) for _ in range(2)]
+        record = loop.record()
+        assert record.counters["substituted"] > 0 or miss == "fetch"
+        assert (record.steps["prefill"] == 1).sum() == 2 and len(record.requests["request"]) == 2
+    assert got["fetch"] == [want, want] and got["next-ranked"][0][0] != want[0]
+
+
+def test_the_harness_is_asked_for_by_name(tiny: Subject, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        assert lm_eval_adapter.main(["--tasks", "arc_easy"]) == 2
+        assert "pip install 'moe-offload-sim[lm-eval]'" in capsys.readouterr().err
+        pytest.skip("lm-evaluation-harness is not installed (extra: lm-eval)")
+    model = lm_eval_adapter.language_model(Scorer(tiny, None))
+    ask = [SimpleNamespace(args=("def f(x):", " return x"))]
+    assert model.loglikelihood(ask) == [Scorer(tiny, None).score(*Scorer(tiny, None).encoded("def f(x):", " return x"))]
+    (rolled,) = model.loglikelihood_rolling([SimpleNamespace(args=("import os\nimport sys\n",))])
+    assert rolled == pytest.approx(
+        Scorer(tiny, None).score(*Scorer(tiny, None).encoded("", "import os\nimport sys\n"))[0]
+    )
+    (text,) = model.generate_until([SimpleNamespace(args=("import ", {"until": ["\n"], "max_gen_toks": 6}))])
+    assert "\n" not in text

@@ -1,0 +1,323 @@
+"""The timeline: laws of the file on random plans and on long runs, exact times, windows, and what it refuses."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import timeline
+from analysis.runs import RunError
+from analysis.runs import load as load_runs
+from analysis.timeline import Facts, events, steps_of
+from analysis.tracks import tracks
+from sim import run
+from sim.core import state as st
+from sim.core.link import waiting
+from sim.core.plan import Plan
+from sim.machines import compiled, discrete
+from sim.record import RunRecord
+from tests.groups import as_groups
+from tests.plans import plan, random_lossy_plan, random_plan
+from tests.timeline_laws import Timeline, check_whole, last, load, parse
+from traces.errors import UserError
+
+RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
+LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "1000", "--warmup-steps", "5"]
+
+
+PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+LOW_SLOTS = "slots of low-precision copies used"
+
+
+def facts(of: Plan) -> Facts:
+    return Facts(len(of.residents), of.experts.shape[1], of.n_experts)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 steps with prefetch and buddies, five of them warm-up."""
+    folder = tmp_path_factory.mktemp("runs") / "long"
+    assert run.main([*LONG, "--record", "full", "--out", str(folder), "--json"]) == 0
+    return folder
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_run_with_prefetch_and_buddies_holds_every_law(long_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.json.gz"
+    assert timeline.main([str(long_run), "--out", str(out)]) == 0
+    read = load_runs([long_run], detail=1)[0]
+    record, summary = read.record, read.summary
+    assert record is not None
+    whole = load(out)
+    t = check_whole(whole["traceEvents"], record)
+    assert len(t.slices["steps"]) == 1000
+    counted = [s for s in t.slices["compute"] if s[2]["args"]["step"] >= 5]
+    for part, said in summary["breakdown_ns"].items():
+        assert sum(end - begin for begin, end, e in counted if e["args"]["part"] == part) == said
+    kinds = {e["args"]["as"] for *_, e in counted if e["name"].startswith("L")}
+    assert kinds == {"itself", "stand-in", "itself and stand-in"} or kinds == {"itself", "stand-in"}
+    assert {e["args"]["cause"] for *_, e in t.slices["H2D link 0"]} == {"demand", "prefetch"}
+    assert any("SYNTHETIC" in note for note in whole["otherData"]["notes"])
+
+
+@pytest.mark.parametrize("chunk", range(6))
+def test_random_plans_hold_every_law(chunk: int) -> None:
+    for seed in range(chunk * 50, chunk * 50 + 50):
+        for made in (random_plan(seed), random_lossy_plan(seed)):
+            warm = len(made.step_prefill) // 3 if seed % 4 == 0 else 0
+            check(replace(made, warmup_steps=warm))
+
+
+def check(made: Plan) -> None:
+    record = compiled.run(made, full=True)
+    t = check_whole(parse(events(record, facts(made))), record)
+    check_costs(t, made)
+    left = as_groups(made, record)["totals"]["residents"]
+    copies = last(t, LOW_SLOTS) if made.low else 0
+    assert last(t, "slots used") + copies == len(left) + last(t, "transfers in flight")
+
+
+def check_costs(t: Timeline, made: Plan) -> None:
+    """Where the record tells the parts apart, each slice lasts what the plan says."""
+    costs, layers = made.costs, made.experts.shape[1]
+    tail = int(costs.dense_ns[:, -1].max())
+    for begin, end, e in t.slices["compute"]:
+        args = e["args"]
+        if args["part"] == "dense" and args["layer"] < layers:
+            assert end - begin == costs.dense_ns[costs.cost_class[args["step"]], args["layer"]]
+        elif args["part"] == "decide":
+            assert end - begin == costs.decide_ns
+        elif e["name"] == "overhead":
+            assert end - begin == costs.group_ns
+        elif args["part"] == "head" and not tail:
+            assert end - begin == costs.head_ns[costs.cost_class[args["step"]]]
+
+
+class Watched(discrete.Machine):
+    """The simpy machine, which also notes when it stalled and why: what the timeline must find from the record."""
+
+    def __init__(self, made: Plan) -> None:
+        super().__init__(made, True)
+        self.stalls: list[tuple[int, int, str]] = []
+
+    def count_stall(self) -> None:
+        begin, s = self.stalled_since, self.s
+        cause = "late" if s.c[st.N_WAITED] > 0 else "held" if waiting(s) else "demand"
+        super().count_stall()
+        if self.env.now > begin:
+            self.stalls.append((begin, self.env.now, cause))
+
+
+def joined(stalls: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    out: list[tuple[int, int, str]] = []
+    for begin, end, cause in stalls:
+        if out and out[-1][1] == begin and out[-1][2] == cause:
+            begin = out.pop()[0]
+        out.append((begin, end, cause))
+    return out
+
+
+def test_stalls_stand_where_the_machine_stalled() -> None:
+    causes = set()
+    for seed in range(150):
+        made = random_plan(seed)
+        machine = Watched(made)
+        machine.env.run(until=machine.env.process(machine.run()))
+        record = RunRecord.of(made, machine.s, machine.log, machine.clock)
+        t = Timeline(parse(events(record, facts(made))))
+        found = [
+            (begin, end, e["args"]["cause"])
+            for begin, end, e in t.slices["compute"]
+            if e["cat"] == "stall" and "cause" in e["args"]
+        ]
+        assert joined(found) == joined(machine.stalls), seed
+        causes |= {cause for *_, cause in found}
+    assert causes == {"demand", "late", "held"}
+
+
+# --- a hand-worked case -----------------------------------------------------------------------------------------------
+
+
+def test_the_worked_check_of_the_design() -> None:
+    """Layers 1, experts 3, slots {0, 1}, dense 10, expert 5, transfer 100; tokens want 0, 2, 1."""
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    t = check_whole(parse(events(compiled.run(made, full=True), facts(made))), compiled.run(made, full=True))
+    seen = [(begin, end, e["name"]) for begin, end, e in t.slices["compute"]]
+    assert seen == [
+        (0, 10, "dense"), (10, 15, "L0.E0"),
+        (15, 25, "dense"), (25, 125, "stall: demand"), (125, 130, "L0.E2"),
+        (130, 140, "dense"), (140, 240, "stall: demand"), (240, 245, "L0.E1"),
+    ]  # fmt: skip
+    copies = [(begin, end, e["name"], e["args"]["victim"]) for begin, end, e in t.slices["H2D link 0"]]
+    assert copies == [(25, 125, "L0.E2", "L0.E1"), (140, 240, "L0.E1", "L0.E0")]
+    assert [(copy["name"], use["args"]["wanted"]) for copy, use in t.arrows] == [("L0.E2", "miss"), ("L0.E1", "miss")]
+    assert t.counts["slots used"] == [(0, {"slots used": 2})]
+    assert t.counts["wanted experts"][-1] == (140, {"hits": 1, "late": 0, "misses": 2})
+
+
+def test_times_are_exact_where_a_float_would_not_be() -> None:
+    made = plan([[[0]], [[1]]], 2, 1, dense=2**52 + 1, expert=7)
+    record = compiled.run(made, full=True)
+    text = [line for line in events(record, facts(made)) if '"L0.E1"' in line and "kernel" in line]
+    begins = 2 * (2**52 + 1) + 7 + 100
+    assert f'"ts":{begins // 1000}.{begins % 1000:03d},' in text[0]
+
+
+# --- a device's record: nothing is constant --------------------------------------------------------------------------
+
+
+def stretched(made: Plan, seed: int) -> RunRecord:
+    """A run as a device would have recorded it: the same events in the same order, every duration another one.
+
+    Every instant is moved by a rising function, and counters and visits are summed over the moved intervals. Experts of
+    a group ran in one kernel. A visit is routed a little before its decision ends; what is left of the decision counts
+    as such in front of a stall, else as experts.
+    """
+    record = compiled.run(made, full=True)
+    every, rng = tracks(record), np.random.default_rng(seed)
+    moved = np.cumsum(rng.integers(1, 2000, int(record.steps["end_ns"][-1]) + 1))
+    moved -= moved[0]
+
+    def lasts(part: Any) -> Any:
+        return moved[part.end] - moved[part.begin]
+
+    def at(group: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {name: np.where(group[name] >= 0, moved[group[name]], -1) for name in names}
+
+    g, layers = record.groups, len(record.layer["hits"])
+    x = g["executions"] | at(g["executions"], "begin_ns", "end_ns")
+    v = g["visits"] | at(g["visits"], "routed_ns", "end_ns")
+    t = g["transfers"] | at(g["transfers"], "committed_ns", "started_ns", "landed_ns")
+    for cause, name in enumerate(("demand", "late", "held")):
+        part, v[f"stall_{name}_ns"] = every.stall.where(every.stall.of["cause"] == cause), np.zeros(len(v["step"]), int)
+        np.add.at(v[f"stall_{name}_ns"], part.of["step"] * layers + part.of["layer"], lasts(part))
+    v["cpu_wait_ns"] = lasts(every.cpu_wait)
+    counters = record.counters | {f"{name}_ns": int(lasts(getattr(every, name)).sum()) for name in PARTS}
+    counters["experts_ns"] += int(lasts(every.overhead).sum())
+    counters["link_busy_ns"] = int(lasts(every.copies).sum())
+    one_kernel(x)
+    early = (lasts(every.decide) * rng.random(len(v["step"]))).astype(np.int64)
+    stalls_first = np.isin(
+        g["visits"]["routed_ns"], every.stall.begin
+    )  # of equal instants all, or the sum is not known
+    early[~stalls_first] = 0
+    v["routed_ns"] = v["routed_ns"] - early
+    t["queued_ns"] = v["routed_ns"][t["visit"]]
+    steps = record.steps | at(record.steps, "begin_ns", "end_ns")
+    groups = g | {"executions": x, "visits": v, "transfers": t}
+    return replace(record, groups=groups, counters=counters, steps=steps)
+
+
+def one_kernel(x: dict[str, Any]) -> None:
+    """Give the experts of each group on the GPU the interval of all of them."""
+    of_group: dict[tuple[int, int], list[int]] = {}
+    for i in np.flatnonzero(x["cpu"] == 0).tolist():
+        of_group.setdefault((int(x["visit"][i]), int(x["group"][i])), []).append(i)
+    for rows in of_group.values():
+        x["begin_ns"][rows], x["end_ns"][rows] = x["begin_ns"][rows].min(), x["end_ns"][rows].max()
+
+
+def test_a_device_whose_durations_all_differ_gives_the_same_tracks_and_sums() -> None:
+    for seed in range(120):
+        made = random_plan(seed) if seed % 2 else random_lossy_plan(seed)
+        record = stretched(made, seed)
+        check_whole(parse(events(record, facts(made))), record)
+
+
+# --- windows and files -----------------------------------------------------------------------------------------------
+
+
+def test_a_window_holds_what_belongs_to_its_steps(long_run: Path, tmp_path: Path) -> None:
+    for name, flags in (("all", ()), ("some", ("--steps", "10:20"))):
+        assert timeline.main([str(long_run), *flags, "--out", str(tmp_path / name)]) == 0
+    every, some = (Timeline(load(tmp_path / name)["traceEvents"]) for name in ("all", "some"))
+    assert [e["name"] for *_, e in some.slices["steps"]] == [f"step {i}" for i in range(10, 20)]
+    begin, end = some.slices["steps"][0][0], some.slices["steps"][-1][1]
+    for track in ("layers", "compute", "CPU experts"):
+        assert some.slices[track] == [s for s in every.slices[track] if 10 <= s[2]["args"]["step"] < 20]
+    link = [s for s in every.slices["H2D link 0"] if s[1] > begin and s[0] < end]
+    assert some.slices["H2D link 0"] == link and link[0][0] < begin, "a copy under way is whole"
+    shown = {s[2]["args"]["correlation"] for s in link}
+    assert some.arrows and all(arrow in every.arrows for arrow in some.arrows)
+    assert all(copy["args"]["correlation"] in shown for copy, _ in some.arrows)
+    for name, values in some.counts.items():
+        before = [args for at, args in every.counts[name] if at <= begin]
+        assert values[0] == (begin, before[-1]) and values[-1][0] <= end
+
+
+@pytest.mark.parametrize(
+    ("group", "column"),
+    [("visits", "end_ns"), ("visits", "routed_ns"), ("executions", "begin_ns"), ("executions", "visit")],
+)
+def test_a_record_whose_time_falls_is_refused(group: str, column: str) -> None:
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    record = compiled.run(made, full=True)
+    broken = record.groups[group] | {column: record.groups[group][column][::-1]}
+    with pytest.raises(UserError, match=rf"record: {group}\..*{column}.*: falls from"):
+        list(events(replace(record, groups=record.groups | {group: broken}), facts(made)))
+
+
+def test_a_record_with_a_visit_too_few_is_refused() -> None:
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    record = compiled.run(made, full=True)
+    short = {name: column[:-1] for name, column in record.groups["visits"].items()}
+    with pytest.raises(UserError, match="record: visits: has 2 rows; steps x MoE layers are 3"):
+        list(events(replace(record, groups=record.groups | {"visits": short}), facts(made)))
+
+
+def test_equal_input_gives_equal_bytes(long_run: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        assert timeline.main([str(long_run), "--steps", "3", "--out", str(folder / "t.json.gz")]) == 0
+    one, other = ((folder / "t.json.gz").read_bytes() for folder in folders)
+    assert one == other and one[4:8] == bytes(4), "the time in a gzip header is left out"
+
+
+def test_the_head_is_that_of_kineto(long_run: Path, tmp_path: Path) -> None:
+    assert timeline.main([str(long_run), "--steps", "0:1", "--out", str(tmp_path / "t.json.gz")]) == 0
+    whole = json.loads(gzip.decompress((tmp_path / "t.json.gz").read_bytes()))
+    assert whole["schemaVersion"] == 1 and whole["displayTimeUnit"] == "ms"
+    assert whole["deviceProperties"][0]["totalGlobalMem"] == 80_000_000_000
+    assert whole["otherData"]["machine"] == "compiled (simulated)"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no draft is left"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, (0, 9)), ("2:5", (2, 5)), ("2:", (2, 9)), (":5", (0, 5)), ("7", (7, 8)), ("0:9", (0, 9))],
+)
+def test_steps(text: str | None, expected: tuple[int, int]) -> None:
+    assert steps_of(text, 9) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:b", "5:5", "5:3", "0:10", "9", "-1:3", "1:2:3", "1.5"])
+def test_steps_that_are_not_there_are_refused(text: str) -> None:
+    with pytest.raises(RunError, match=r"steps: .* must"):
+        steps_of(text, 9)
+
+
+def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--trace", "mixtral.npz", "--max-steps", "2", "--out", str(tmp_path / "thin"), "--json"]) == 0
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "summary.json").write_text("[1, 2]")
+    (tmp_path / "broken" / "record.npz").write_bytes((long_run / "record.npz").read_bytes())
+    capsys.readouterr()
+    for args, wrong in (
+        ([tmp_path / "nowhere"], "no such file or folder"),
+        ([tmp_path / "thin"], "run it again with --out and --record full"),
+        ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
+        ([long_run, "--steps", "5000"], "must lie in 0:1000"),
+        ([long_run, "--step", "5"], "did you mean --steps?"),
+        ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
+    ):
+        assert timeline.main([str(arg) for arg in args]) == 2
+        err = capsys.readouterr().err
+        assert wrong in err and err.startswith("error: ") and err.count("\n") == 1, err
+    assert sorted(path.name for path in (tmp_path / "thin").iterdir()) == ["record.npz", "summary.json"]

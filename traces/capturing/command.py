@@ -1,0 +1,199 @@
+"""`python -m traces capture`: prompts in, a model run under the recorder, a trace out. torch comes with the model."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from traces import npz
+from traces.capturing.batch import CaptureError
+from traces.command import Parser
+from traces.trace import RoutingTrace, hash64
+
+Ids = npt.NDArray[np.int64]
+
+# Models of this project by name, as `module:class` of a Source. Named, not imported: their room builds on this one.
+OWN = {"tiny-moe": "runtime.source:TinyMoe"}
+HUGGING_FACE = "traces.capturing.hf:HuggingFace"
+EXTRAS = "pip install 'moe-offload-sim[hf,train]'"
+
+
+class Source(Protocol):
+    """A model that can be run, with its tokenizer.
+
+    model: the module to record. meta: what it adds to a trace's meta. context: tokens that a request may have; None:
+    not known.
+    """
+
+    model: Any
+    meta: dict[str, Any]
+    context: int | None
+
+    def heldout(self) -> list[Ids]:
+        """Token ids of each text to take prompts from where the user names none. CaptureError where it has none."""
+        ...
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of a text."""
+        ...
+
+    def run(self, recorder: Any, prompts: Ids, generate: int, temperature: float, seed: int, first: int) -> None:
+        """Open the recorder and generate `generate` tokens after each prompt [B, P]; 0: the prompts alone.
+
+        Temperature 0 takes the likeliest token. first: the number of the first prompt, which seeds its sampling.
+        """
+        ...
+
+
+def add_arguments(command: Parser) -> None:
+    """The flags of `capture`."""
+    command.add_argument("--model", required=True, metavar="NAME|PATH", help="tiny-moe, or a Hugging Face model")
+    command.add_argument("--out", required=True, metavar="FILE", help="the trace to write (.npz)")
+    command.add_argument("--text", nargs="+", metavar="FILE", help="prompts from these (tiny-moe: held-out text)")
+    command.add_argument("--prompts-from", metavar="TRACE", help="the prompts of a trace that holds token_ids")
+    command.add_argument("--requests", type=_count, metavar="N", help="default 16; all with --prompts-from")
+    command.add_argument("--skip", type=_count, default=0, metavar="N", help="leave out the first N prompts")
+    command.add_argument("--prompt-tokens", type=_count, default=64, metavar="P", help="tokens of a prompt (64)")
+    command.add_argument("--generate", type=_count, default=64, metavar="G", help="tokens generated after each (64)")
+    command.add_argument("--batch", type=_count, default=8, metavar="B", help="requests that run together (8)")
+    command.add_argument(
+        "--temperature", type=_temperature, default=1.0, metavar="T", help="0: the likeliest token (1)"
+    )
+    command.add_argument("--seed", type=_count, default=0, help="which prompts, and sampling (0)")
+    command.add_argument("--lookahead", type=_count, default=3, metavar="D", help="distances 1 to D; 0: none (3)")
+    command.add_argument("--no-logits", action="store_true", help="leave the raw router logits out")
+    command.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (auto)")
+    command.add_argument("--name", metavar="NAME", help="the model's name in the trace (default: its own)")
+    command.add_argument("--licence", metavar="TEXT", help="of the captured text; kept in the trace")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not 0 <= value < np.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no temperature; a number from 0 up is required")
+    return value
+
+
+def run(options: argparse.Namespace) -> RoutingTrace:
+    """What the flags ask for, as a trace. Raises CaptureError and TraceError, one line."""
+    if options.text and options.prompts_from:
+        raise CaptureError("--text and --prompts-from both give prompts; one of them is required")
+    if min(options.batch, options.prompt_tokens) < 1 or options.requests == 0:
+        raise CaptureError("--batch, --prompt-tokens and --requests are at least 1")
+    if not Path(options.out).absolute().parent.is_dir():
+        raise CaptureError(f"--out {options.out}: its folder is not there")
+    source = open_source(options.model, options.device)
+    if not options.prompts_from:
+        _refuse_too_long(source, options.prompt_tokens + options.generate)
+    prompts, about = _prompts(options, source)
+    _refuse_too_long(source, max(len(p) for p in prompts) + options.generate)
+    recorder = _recorder(source.model, not options.no_logits, options.lookahead)
+    for first, rows in _batches(prompts, options.batch):
+        source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
+        if sys.stderr.isatty():
+            done = first + len(rows)
+            print(f"\rcaptured {done} of {len(prompts)} requests", end="\n" * (done == len(prompts)), file=sys.stderr)
+    own = {"model": options.name, "licence": options.licence}
+    asked = {name: getattr(options, name) for name in ("seed", "skip", "generate", "batch", "temperature")}
+    capture = {**source.meta.get("capture", {}), **asked, "requests": len(prompts)}
+    meta = source.meta | about | {k: v for k, v in own.items() if v is not None} | {"capture": capture}
+    found: RoutingTrace = recorder.trace(**meta)
+    return found
+
+
+def _refuse_too_long(source: Source, tokens: int) -> None:
+    if source.context is not None and tokens > source.context:
+        raise CaptureError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
+
+
+def open_source(name: str, device: str) -> Source:
+    """The model of that name, loaded. Raises CaptureError where it, or what loads it, is not there."""
+    module, _, attribute = OWN.get(name, HUGGING_FACE).partition(":")
+    try:
+        made: Source = getattr(import_module(module), attribute)(name, device)
+    except ModuleNotFoundError as error:
+        raise CaptureError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
+    return made
+
+
+def _recorder(model: Any, logits: bool, lookahead: int) -> Any:
+    from traces.capture import Recorder
+
+    return Recorder(model, logits=logits, lookahead=lookahead)
+
+
+def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], dict[str, Any]]:
+    """Token ids of each request's prompt, and what the trace says of where they come from."""
+    about: dict[str, Any] = {}
+    if options.prompts_from:
+        path = npz.find(options.prompts_from)
+        trace = npz.read(path)
+        found = prompts_of(trace, path.name)
+        about = {name: trace.meta[name] for name in ("data", "licence") if name in trace.meta}
+    elif options.text:
+        texts = [_read(Path(name)) for name in options.text]
+        found = windows([source.encode(text) for text in texts], options.prompt_tokens, options.generate, options.seed)
+        about = {"data": ", ".join(Path(name).name for name in options.text)}
+    else:
+        found = windows(source.heldout(), options.prompt_tokens, options.generate, options.seed)
+    wanted = options.requests or (len(found) if options.prompts_from else 16)
+    chosen = found[options.skip : options.skip + wanted]
+    if len(chosen) < wanted or not chosen:
+        have = f"{len(found)} prompts are there"
+        raise CaptureError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
+    return chosen, about
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CaptureError(f"{path}: {error.reason} at byte {error.start}; text in UTF-8 is required") from error
+
+
+def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> list[Ids]:
+    """Prompts of `prompt` tokens from token streams, in an order that `seed` shuffles.
+
+    Each is followed in its text by `generate` tokens that are in no other prompt, or by the text's end.
+    """
+    found = [s[i : i + prompt] for s in streams for i in range(0, len(s) - prompt + 1, prompt + generate)]
+    order = np.argsort(hash64(seed, np.arange(len(found)), 0), kind="stable")
+    return [found[i] for i in order]
+
+
+def prompts_of(trace: RoutingTrace, name: str) -> list[Ids]:
+    """The prompt of each request of a trace. Raises CaptureError where it does not hold them, or not from the start."""
+    if trace.token_ids is None:
+        raise CaptureError(f"{name}: has no token_ids, so its prompts are not known")
+    out = []
+    for first, last in zip(*trace.requests(), strict=True):
+        prompt = trace.token_ids[first:last][trace.prefill[first:last]]
+        if trace.position[first] or not len(prompt):
+            raise CaptureError(f"{name}: request {trace.sequence[first]} does not begin with its prompt's first token")
+        out.append(prompt.astype(np.int64))
+    return out
+
+
+def _batches(prompts: Sequence[Ids], size: int) -> Iterator[tuple[int, list[Ids]]]:
+    """(number of the first, prompts): up to `size` neighbours of equal length, so that none is padded."""
+    first = 0
+    while first < len(prompts):
+        last = first
+        while last < min(first + size, len(prompts)) and len(prompts[last]) == len(prompts[first]):
+            last += 1
+        yield first, list(prompts[first:last])
+        first = last

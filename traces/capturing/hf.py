@@ -1,0 +1,59 @@
+"""A Hugging Face causal model as a source of `python -m traces capture`: a repository's name, or a folder."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from traces.capturing.batch import CaptureError
+from traces.capturing.inputs import made_with, pick_device
+
+Ids = npt.NDArray[np.int64]
+
+
+class HuggingFace:
+    """The model in the precision of its checkpoint, on one device, and its tokenizer."""
+
+    def __init__(self, name: str, device: str) -> None:
+        chosen = pick_device(device)
+        try:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise CaptureError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
+        self.model: Any = model.to(chosen).eval()
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = None if limit is None else int(limit)
+        self.meta: dict[str, Any] = {
+            "source": name,
+            "tokenizer": name,
+            "capture": {**made_with(self.model), "transformers": transformers.__version__},
+        }
+
+    def heldout(self) -> list[Ids]:
+        raise CaptureError("--text FILE: missing; prompts come from a text, or with --prompts-from from a trace")
+
+    def encode(self, text: str) -> Ids:
+        return np.asarray(self.tokenizer(text, verbose=False)["input_ids"], np.int64)
+
+    def run(self, recorder: Any, prompts: Ids, generate: int, temperature: float, seed: int, first: int) -> None:
+        """Seeded by request number and seed; one batch's samples depend on which requests it holds."""
+        tokens = torch.from_numpy(prompts).to(self.model.device)
+        mask = torch.ones_like(tokens)
+        if not generate:
+            with recorder, torch.no_grad():
+                self.model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            return
+        torch.manual_seed((seed << 20) + first)
+        end = self.model.generation_config.eos_token_id
+        pad = self.model.generation_config.pad_token_id
+        if pad is None:
+            pad = int(np.atleast_1d(0 if end is None else end)[0])
+        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature:
+            how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        with recorder:
+            self.model.generate(tokens, attention_mask=mask, max_new_tokens=generate, pad_token_id=pad, **how)
