@@ -37,9 +37,10 @@ SOURCE = "measured in place by runtime.calibrate: medians over rounds of replays
 
 
 def section_of(
-    found: Fitted, facts: dict[str, Any], setting: Setting, scale: float, expert_bytes: int
+    found: Fitted, facts: dict[str, Any], setting: Setting, scale: float, expert_bytes: int, bare: Any = None
 ) -> dict[str, Any]:
-    """The hardware file's table: provenance, then the fitted terms. Raises CatalogError should it not be valid."""
+    """The hardware file's table: provenance, the fitted terms, and the link's `bare` copies where they were measured.
+    Raises CatalogError should it not be valid."""
     assert setting.model is not None
     about = {
         "device": plain(facts.get("what", "unknown")),
@@ -52,7 +53,7 @@ def section_of(
     }
     if facts.get("mem_gb"):
         about["mem_gb"] = facts["mem_gb"]
-    table = {"source": SOURCE, "measured": {**about, **found.section}}
+    table = {"source": SOURCE, "measured": {**about, **found.section, **({"link": bare} if bare else {})}}
     build(Hardware, "calibration", table)
     return table
 
@@ -267,15 +268,15 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
         rounds(bench, settings[:1], 1, args.seed)  # unmeasured: kernels are loaded, memory is touched
         runs = rounds(bench, settings, repeats, args.seed, progress)
         found, facts, size = fitted(runs), bench.facts(), bench.expert_bytes
-        check = cross_check(bench)
-    table = section_of(found, facts, settings[0], options.scale, size)
+        words, bare = cross_check(bench, runs[-1][0])
+    table = section_of(found, facts, settings[0], options.scale, size, bare)
     about = [
         f"made by python -m runtime.calibrate in {time.monotonic() - began:.0f} s on: {facts.get('what')}",
         f"requests: {args.trace or 'synthetic, in the shape of the model'}",
-        *(f"{name}: {text}" for name, text in check.items()),
+        *(f"{name}: {text}" for name, text in words.items()),
     ]
     write_hardware(args.out, table, about)
-    print(json.dumps({"hardware": table, "cross_check": check}) if args.json else report(args.out, table, check))
+    print(json.dumps({"hardware": table, "cross_check": words}) if args.json else report(args.out, table, words))
     return 0
 
 
@@ -314,14 +315,15 @@ def _first(value: Any) -> float:
     return float(value["ns"][0] if isinstance(value, dict) else value)
 
 
-def cross_check(bench: Any) -> dict[str, str]:
-    """Microbenchmarks beside the terms, in words; nothing where the bench has none (a fake one)."""
+def cross_check(bench: Any, run: Run) -> tuple[dict[str, str], dict[str, Any]]:
+    """Microbenchmarks beside the terms: in words, and the link's bare copies; nothing of a bench without a port."""
     port = getattr(bench, "port", None)
     if port is None:
-        return {}
+        return {}, {}
     from runtime.micro import microbenchmarks
 
-    return microbenchmarks(port, bench)
+    found = microbenchmarks(port, bench, run)
+    return found.words, found.link
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from runtime import calibrate, observe, terms
 from runtime.calibrate import main
+from runtime.micro import _copies, curve
 from sim import catalog
+from sim.catalog.link_spec import Link
 from sim.plan import prepare
 from sim.spec import RunSpec
 from sim.summary import summarise
@@ -184,6 +185,20 @@ def test_the_command_writes_a_file_that_sim_run_takes(
     assert 0 < measured.uncertainty["expert"].spread < 0.03
 
 
+def test_on_this_cpu_the_file_holds_the_terms_and_the_bare_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    few = ("--repeats", "1", "--steps", "6", "--scale", "1", "--link-gbps", "2", "--batches", "2", "--json")
+    assert main(flags(tmp_path, tmp_path / "my.toml", *few)) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert {"one expert", "one launch", "the core alone"} < set(out["cross_check"])
+    measured = catalog.hardware(str(tmp_path / "my.toml")).measured
+    assert measured is not None and measured.link is not None and measured.link.curve is not None
+    assert measured.transfer_idle_ns >= measured.expert_bytes / 2.0  # paced: never faster than asked
+    assert measured.expert_bytes == 3 * 64 * 96 * 4 and measured.torch
+
+
 def test_a_trace_of_one_s_own_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,4 +243,12 @@ def test_the_cross_check_on_this_cpu_says_what_was_asked() -> None:
         lasted = copy_ns(port, 1 << 20, True, True)
         assert lasted >= (1 << 20) / 2.0  # paced: never faster than asked
         assert launch_ns(port, lambda: None) > 0
-    assert np.isfinite(lasted)
+
+
+def test_bare_copies_become_a_link_of_the_catalog() -> None:
+    # the third copy took less than the second, which noise does: time never falls
+    points = curve([1000, 2000, 4000], [500.0, 800.0, 700.0])
+    assert points == [[1000, 2], [2000, 2.5], [4000, 5]]
+    link = Link(curve=tuple((size, rate) for size, rate in points), setup_ns=0)
+    assert link.rate(2000) == 2.5
+    assert "us and then 2.00 GB/s: 1 KiB" in _copies([1024, 2048, 4096], [612.0, 1124.0, 2148.0])  # 100 ns + n / 2

@@ -15,11 +15,12 @@ from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
 from runtime.arms import enough_requests
-from runtime.compare import statements
+from runtime.compare import statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
 from runtime.observe import simulated
 from runtime.validate import enough, main
+from runtime.validate_table import markdown
 from sim.catalog.measured_spec import Measured
 from sim.errors import SpecError
 from sim.machines.compiled import run as compiled
@@ -286,3 +287,18 @@ def test_too_few_requests_to_calibrate_on_come_again_begun_elsewhere() -> None:
     assert more.lookahead is not None and trace.lookahead is not None
     assert (more.lookahead[:, n : n + length] == np.roll(trace.lookahead[:, :length], -shift, axis=1)).all()
     assert (more.position[n : 2 * n] == trace.position).all() and (more.prefill[n : 2 * n] == trace.prefill).all()
+
+
+def test_the_kept_record_says_what_its_page_says() -> None:
+    kept = Path(__file__).parent.parent / "analysis/results/validation_cpu"
+    out = json.loads(kept.with_suffix(".json").read_text())
+    assert kept.with_suffix(".md").read_text() == markdown(out) + "\n"
+    stated = statements(out["arms"], Tolerance(), True)
+    assert stated == out["statements"] and out["exit"] == status(stated)
+    page = (kept.parent.parent.parent / "VALIDATION.md").read_text()
+    for name in ("median", "worst"):
+        assert f"{stated[name]['value']:.1%}".replace("%", " %") in page
+    assert f"{stated['tau']['value']:.2f} over {stated['tau']['pairs']} pairs" in page
+    assert "It was made by the command" in page and out["command"] in page.replace(
+        "--trace mixtral.npz --device cpu --quick", "--device cpu --quick --trace mixtral.npz"
+    )
