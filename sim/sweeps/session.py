@@ -45,8 +45,8 @@ class Session:
         """The table of all rows (pyarrow), in the order of the configurations: those that were there, those run now."""
         done = self.store.done
         missing = [run for run in self.runs if run.id not in done or (retry_failed and done[run.id] is not None)]
-        if self.safe:
-            print(f"{self.safe:,} of {len(self.runs):,} runs are done; {len(missing):,} to go", file=self.out)
+        if done:
+            print(f"{len(done):,} of {len(self.runs):,} runs are done; {len(missing):,} to go", file=self.out)
         about: dict[str, Any] = {}
         if missing:
             about = self._work(missing, engine, address, workers)

@@ -12,7 +12,10 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +34,22 @@ def require_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise SpecError(NO_PYARROW) from None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards (signals reach the main thread alone)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        raise KeyboardInterrupt
 
 
 class Store:
@@ -112,12 +131,13 @@ class Store:
         return sorted(self.parts.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep finished rows: one new part file, whole or not at all."""
-        self._write_part(table(rows))
-        self._learn(rows)
-        self._loose += 1
-        if self._loose >= MOST_PARTS:
-            self._join()
+        """Keep finished rows: one new part file, whole or not at all; Ctrl-C waits until it is written and noted."""
+        with _uninterrupted():
+            self._write_part(table(rows))
+            self._learn(rows)
+            self._loose += 1
+            if self._loose >= MOST_PARTS:
+                self._join()
 
     def _write_part(self, part: Any) -> None:
         _write(part, self.parts / f"part-{self._next:06d}.parquet")
