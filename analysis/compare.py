@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import formats
-from analysis.pairing import FEW, LEVEL, RESAMPLES, STATISTIC, Paired, against
+from analysis.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
 from analysis.runs import Run, RunError, differing, load, settings, share
 from analysis.words import listed, plain
+from sim.per_request import LEVEL
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.

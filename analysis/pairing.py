@@ -1,8 +1,7 @@
 """Is the difference more than luck of the draw? Paired bootstrap over the requests that two runs both judged.
 
-Theory. A request's decode time in a run is the sum, over the counted decode steps it takes part in, of the step's
-time divided by the requests that share the step; its tokens are those steps. Over all requests both add up exactly to
-the summary's `decode_ns` and `tokens`, so that
+Theory. A request's tokens and its share of the decode time (sim.per_request) add up over all requests to the
+summary's, so that
 
     tokens/s = sum_i tokens_i / sum_i time_i
 
@@ -20,30 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.runs import Run
-from sim.record import RunRecord
+from sim.per_request import DRAWS, PerRequest, interval, per_request
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-LEVEL = 0.95
-RESAMPLES = 2000
+RESAMPLES = DRAWS
 FEW = 8  # below that many requests an interval says little, and it is said
 BLOCK = 1 << 20  # draws held at once
 STATISTIC = (
     "intervals: {level:.0%} percentile bootstrap, paired over requests, {resamples} draws, seed {seed}; tokens/s is "
     "the sum of the drawn requests' tokens by the sum of their shares of step time, TPOT their mean"
 )
-
-
-@dataclass(frozen=True)
-class PerRequest:
-    """One row per request of a run, ascending in `request`. tokens int64: counted decode steps; time_ns float64: its
-    share of them; tpot_ms float64: as the summary takes it, NaN where it has none."""
-
-    request: Int
-    tokens: Int
-    time_ns: Float
-    tpot_ms: Float
 
 
 @dataclass(frozen=True)
@@ -60,30 +47,6 @@ class Paired:
     n_tpot: int
     tpot_ms: float | None
     tpot_interval: tuple[float, float] | None
-
-
-def per_request(record: RunRecord) -> PerRequest:
-    """What each request took: decode steps after the warm-up only."""
-    decode = np.flatnonzero(record.steps["prefill"] == 0)
-    spent = (record.steps["end_ns"] - record.steps["begin_ns"])[decode]
-    counted = decode >= record.warmup_steps
-    time = np.where(counted, spent / np.maximum(record.steps["rows"][decode], 1), 0.0)
-    upto_time, upto_steps = np.append(0.0, np.cumsum(time)), np.append(0, np.cumsum(counted))
-    r = record.requests
-    first, last = r["first_decode"], r["first_decode"] + r["generated"]
-    none = r["generated"] == 0
-    first, last = np.where(none, 0, first), np.where(none, 0, last)
-    start = record.steps["begin_ns"][record.warmup_steps]
-    whole = (r["first_ns"] >= start) & (r["tokens"] > 1)
-    gaps = np.maximum(r["tokens"] - 1, 1)
-    tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
-    order = np.argsort(r["request"], kind="stable")
-    return PerRequest(
-        r["request"][order],
-        (upto_steps[last] - upto_steps[first])[order],
-        (upto_time[last] - upto_time[first])[order],
-        tpot[order],
-    )
 
 
 def why_not(run: Run, base: Run) -> str | None:
@@ -110,9 +73,9 @@ def paired(run: PerRequest, base: PerRequest, seed: int = 0, resamples: int = RE
     ratio_interval = tpot_interval = None
     if ratio is not None and len(a) > 1:
         sums = _resampled(np.stack([b, a]), seed, resamples)
-        ratio_interval = _interval(sums[0] / np.maximum(sums[1], np.finfo(float).tiny))
+        ratio_interval = interval(sums[0] / np.maximum(sums[1], np.finfo(float).tiny))
     if len(gap) > 1:
-        tpot_interval = _interval(_resampled(gap[None], seed, resamples)[0] / len(gap))
+        tpot_interval = interval(_resampled(gap[None], seed, resamples)[0] / len(gap))
     tpot = float(gap.mean()) if len(gap) else None
     return Paired(len(a), ratio, ratio_interval, len(gap), tpot, tpot_interval)
 
@@ -127,12 +90,6 @@ def _resampled(rows: Float, seed: int, resamples: int) -> Float:
         draw = rng.integers(0, n, (min(block, resamples - lo), n))
         out[:, lo : lo + len(draw)] = rows[:, draw].sum(axis=2)
     return out
-
-
-def _interval(values: Float) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def against(runs: list[Run], base: Run, seed: int, resamples: int) -> list[Paired | str | None]:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from analysis import compare_figures, figures, formats, series, tables
 from analysis.compare import Comparison
-from analysis.pairing import per_request
 from analysis.panels import Panel, Section, cells, percent_range, span, without
 from analysis.runs import Run
+from sim.per_request import per_request
 
 NEEDS_RECORD = "is not shown for {names}: it needs record.npz (python -m sim.run --out)"
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sim.per_request import drawn
+
 Float = npt.NDArray[np.float64]
-DRAWS = 2000
 LEVEL = 95
 
 
@@ -76,13 +77,13 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def figures(sums: Sums, seed: int) -> dict[str, dict[str, float]]:
     """name -> {value, low, high}: the figure over all sequences and its 95 % interval over draws of sequences."""
     n = len(sums.tokens)
-    draws = np.random.default_rng(seed).integers(0, n, (DRAWS, n))
+    draws = drawn(n, seed)
     names = [f.name for f in fields(Sums)]
     whole = {name: getattr(sums, name).sum() for name in names}
-    drawn = {name: getattr(sums, name)[draws].sum(axis=1) for name in names}
+    sampled = {name: getattr(sums, name)[draws].sum(axis=1) for name in names}
     edges = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
     out = {}
     for name, figure in FIGURES.items():
-        low, high = np.percentile(figure(drawn), edges)
+        low, high = np.percentile(figure(sampled), edges)
         out[name] = {"value": float(figure(whole)), "low": float(low), "high": float(high)}
     return out

@@ -16,8 +16,9 @@ import pytest
 
 from analysis.compare import compare, main, pareto_best
 from analysis.formats import FORMATS
-from analysis.pairing import per_request, why_not
+from analysis.pairing import why_not
 from analysis.runs import Run, RunError, load
+from sim.per_request import per_request
 from tests.runs_by_hand import made, record, simulated, summary, written
 
 

@@ -15,6 +15,7 @@ from sim import catalog, recommend, run
 from sim.costs import memory
 from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
+from sim.per_request import PerRequest, drawn, interval, per_request
 from sim.plan import prepare
 from sim.spec import RunSpec
 from sim.summary import summarise
@@ -26,7 +27,6 @@ from sim.sweeps.rows import Row
 from sim.sweeps.session import inspect
 from sim.sweeps.space import BASELINE, LOSSY, Candidate, Space, fields_of
 from sim.sweeps.split import split
-from sim.sweeps.sure import PerRequest, drawn, interval
 from sim.sweeps.worker import Task, Worker
 from tests.gen import random_trace
 from traces import npz
@@ -196,20 +196,21 @@ def test_the_fastest_admitted_one_is_found_and_the_worse_half_stops_early() -> N
 def test_requests_add_up_to_the_run(small: str, batch: int) -> None:
     setting = prepare(RunSpec.of({"trace": small, "batch": batch}))
     record = simulate(setting.plan)
-    summary, each = summarise(record), PerRequest.of(record)
+    summary, each = summarise(record), per_request(record).with_tokens()
     assert each.request.tolist() == [0, 1, 2, 3, 4]
     assert each.tokens.sum() == summary["tokens"]
-    assert each.ns.sum() == pytest.approx(summary["decode_ns"], rel=1e-12)
+    assert each.time_ns.sum() == pytest.approx(summary["decode_ns"], rel=1e-12)
     once = np.arange(5)[None]
     assert each.rates(once)[0] == pytest.approx(summary["tokens_per_s"], rel=1e-12)
 
 
 def test_intervals_of_known_cases() -> None:
-    same = PerRequest(np.arange(4), np.full(4, 10.0), np.full(4, 2e9))  # every request 5 tokens/s
+    none = np.full(4, np.nan)  # no TPOT
+    same = PerRequest(np.arange(4), np.full(4, 10), np.full(4, 2e9), none)  # every request 5 tokens/s
     draws = drawn(4, 0)
     assert interval(same.rates(draws)) == (5.0, 5.0)
-    uneven = PerRequest(np.arange(4), np.full(4, 10.0), np.array([1e9, 2e9, 4e9, 8e9]))
-    twice = PerRequest(np.arange(4), uneven.tokens, uneven.ns / 2)
+    uneven = PerRequest(np.arange(4), np.full(4, 10), np.array([1e9, 2e9, 4e9, 8e9]), none)
+    twice = PerRequest(np.arange(4), uneven.tokens, uneven.time_ns / 2, none)
     low, high = interval(uneven.rates(draws))
     assert 10 / 8 < low < 40 / 15 < high < 10
     assert interval(twice.rates(draws) / uneven.rates(draws)) == (2.0, 2.0)  # paired: no noise between them

@@ -8,6 +8,7 @@ from typing import Any
 from sim import __version__
 from sim.errors import SpecError
 from sim.memo import Kept
+from sim.per_request import PerRequest, drawn, interval, per_request
 from sim.plan import USE_THE_HOST, Setting, prepare
 from sim.report import BOUNDS, OPEN_LOOP, result
 from sim.spec import RunSpec
@@ -17,7 +18,6 @@ from sim.sweeps.quality import measured
 from sim.sweeps.rows import Row
 from sim.sweeps.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.sweeps.split import Split, split
-from sim.sweeps.sure import PerRequest, drawn, interval
 from sim.sweeps.worker import MEMO_BYTES
 
 CALIBRATION = 0.25
@@ -125,7 +125,7 @@ class Recommendation:
         spec = RunSpec.of({**self.base, **fields_of(candidate)})
         setting = prepare(spec, self.memo)
         record = run(setting.plan)
-        return Judged(candidate, spec, result(setting, record, self.memo), PerRequest.of(record))
+        return Judged(candidate, spec, result(setting, record, self.memo), per_request(record).with_tokens())
 
     def _object(self, best: Judged, rivals: Mapping[str, Judged], baseline: Judged) -> dict[str, Any]:
         n = len(best.requests.request)
