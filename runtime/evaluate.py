@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
 from sim.summary import summarise
 from traces import npz
-from traces.command import Parser, guarded, write_bytes
+from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 from traces.trace import RoutingTrace
 
@@ -146,9 +145,7 @@ def _command(argv: list[str]) -> None:
     for name, least in (("sequences", 1), ("length", 3), ("calibration_tokens", 1), ("threads", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
-    out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"out: {out}: is a file; must be a folder")
+    out = out_folder(args.out) if args.out else None
     torch.set_num_threads(args.threads)
     args.trace = args.subject
     spec = spec_of(args)

@@ -22,7 +22,7 @@ from runtime.device.port import DeviceError
 from sim.errors import SpecError
 from sim.run import LISTS, announce_compiling, parser, spec_of, write
 from sim.run import main as simulate
-from traces.command import guarded
+from traces.command import guarded, out_folder
 
 if TYPE_CHECKING:
     from runtime.device.port import Port
@@ -241,8 +241,8 @@ def _command(argv: list[str]) -> int:
             raise SpecError(f"{name}: {value}: must be above {low}")
     if args.lock_step and args.repeat != 1:
         raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise SpecError(f"out: {args.out}: is a file; must be a folder")
+    if args.out:
+        out_folder(args.out)
     announce_compiling()
     try:
         return _run(args)

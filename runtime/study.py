@@ -32,7 +32,7 @@ from sim.run import announce_compiling
 from sim.spec import RunSpec
 from sim.summary import summarise
 from traces.capturing.command import open_source
-from traces.command import Parser, guarded
+from traces.command import Parser, guarded, out_folder
 from traces.errors import UserError
 from traces.trace import RoutingTrace
 
@@ -203,8 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f"out: {args.out}: is a file; must be a folder")
+    if args.out:
+        out_folder(args.out)
     torch.set_num_threads(args.threads)
     announce_compiling()
     result = run(args)

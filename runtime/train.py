@@ -31,6 +31,7 @@ from runtime import text
 from runtime.heldout import evaluate, share_of_fair
 from runtime.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
 from runtime.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
+from traces.capturing.inputs import pick_device
 from traces.command import Parser, guarded, write_bytes
 
 RECORD_VERSION = 1
@@ -275,20 +276,6 @@ def command(run: Run) -> str:
 def say(line: str) -> None:
     """One line of the log: a training of hours is watched through a file as often as on a terminal."""
     print(line, file=sys.stderr, flush=True)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the accelerator torch finds, else the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TrainError(f"--device is {name!r}; it must be auto, cpu or a device of torch") from error
-    if device.type not in ("cpu", found.type if found else "cpu"):
-        raise TrainError(f"--device is {name!r}; this machine has {found or 'the CPU alone'}")
-    return device
 
 
 def arguments() -> argparse.ArgumentParser:

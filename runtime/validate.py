@@ -37,7 +37,7 @@ from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
 from traces import npz
-from traces.command import Parser, guarded, write_bytes
+from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
@@ -237,9 +237,7 @@ def _command(argv: list[str]) -> int:
     from sim.run import announce_compiling
 
     args = parser().parse_args(argv)
-    folder = Path(args.out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out: {args.out}: is a file; must be a folder")
+    folder = out_folder(args.out)
     if not 0 < args.calibration < 1:
         raise UserError(f"calibration: {args.calibration:g}: must be a fraction between 0 and 1")
     announce_compiling()

@@ -14,7 +14,7 @@ from typing import Any
 from sim.errors import SpecError
 from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
 from sim.spec import RunSpec
-from traces.command import Parser, guarded, write_bytes
+from traces.command import Parser, guarded, out_folder, write_bytes
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "what runs": {
@@ -203,8 +203,8 @@ def _command(argv: list[str]) -> None:
         if getattr(args, f"list_{what}"):
             print(_list(what))
             return
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise SpecError(f"out: {args.out}: is a file; must be a folder")
+    if args.out:
+        out_folder(args.out)
     spec = spec_of(args)
     announce_compiling()
     summary, record = simulate(spec, args.record == "full")

@@ -74,6 +74,14 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
         return 2
 
 
+def out_folder(path: str | Path) -> Path:
+    """Where `--out DIR` says that files go; whoever writes makes it. Raises UserError where a file is in its place."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out: {path}: is a file; must be a folder")
+    return folder
+
+
 def replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed."""
     path = Path(path)

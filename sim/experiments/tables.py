@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.errors import SpecError
-from traces.command import Parser, write_bytes
+from traces.command import Parser, out_folder, write_bytes
 
 Cell = str | float | int | None
 Row = Mapping[str, Cell]
@@ -67,10 +66,8 @@ class Report:
         return text.getvalue()
 
     def write(self, folder: Path, name: str, command: str) -> None:
-        """`name`.md and `name`.csv in `folder`, whole or not at all. Raises SpecError if that is a file."""
-        if folder.exists() and not folder.is_dir():
-            raise SpecError(f"out: {folder}: is a file; must be a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        """`name`.md and `name`.csv in `folder`, whole or not at all. Raises UserError if that is a file."""
+        out_folder(folder).mkdir(parents=True, exist_ok=True)
         for suffix, text in ((".md", self.markdown(command)), (".csv", self.csv(command))):
             write_bytes(folder / f"{name}{suffix}", text.encode())
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from sim.errors import SpecError
 from sim.sweeps.rows import COLUMNS, Row, table
-from traces.command import replace, write_bytes
+from traces.command import out_folder, replace, write_bytes
 
 FORMAT = 1
 MOST_PARTS = 256  # then they are joined to one
@@ -71,8 +71,7 @@ class Store:
         identity: version and core (of the simulator), files (digest by name), config (the tables). ids: of the
         configurations, in their order.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise SpecError(f"out: {self.folder}: is a file; must be a folder")
+        out_folder(self.folder)
         known = self._read_known()
         if known is not None:
             _refuse_another(self.folder, known, identity, set(ids))
