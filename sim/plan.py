@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sim import catalog
 from sim.catalog import CatalogError
-from sim.core.plan import GROUPS, ORDERS, Low, Plan, Prefetch
+from sim.core.plan import GROUPS, ORDERS, Costs, Low, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
 from sim.errors import SpecError, unknown
 from sim.fit.answers import answer_fields
@@ -76,41 +76,33 @@ def prepare(
     whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
     hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
     engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
-    fixed = hardware.fixed is not None
-    model = model or memo(("model", spec.model, spec.trace, fixed), lambda: _model(spec, whole, path, fixed))
-    eviction, miss = find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss)
-    rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
+    model = model or memo(("model", spec.model, spec.trace, spec.hardware), lambda: _model(spec, whole, path, hardware))
+    eviction, miss, rerank = _policies(spec)
     policies = (eviction, miss, *([rerank] if rerank else []))
     spec = _with_own_calibration(spec, path, policies)
     judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
-    given = None if calibration is None else (calibration, whole)
-    calibration, trace = given or memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+    if calibration is None:
+        calibration, trace = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+    else:
+        trace = whole
     _refuse_what_is_missing(trace, path, spec, policies)
-    if miss.name in USE_THE_HOST and not hardware.answers_cpu:
-        wrong = "has no cpu_expert_ns or measured.cpu_expert"
-        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
+    _refuse_the_host(spec, miss, hardware)
     laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
-    steps = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
-    steps = first_steps(steps, spec.max_steps or len(steps))
-    if spec.warmup_steps >= len(steps):
-        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    steps = _steps(spec, trace, memo, laid_out)
     costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
-    shapes = memo(("shapes", *costed), lambda: _shapes(spec, trace, steps))
     size = expert_bytes(model, hardware, spec.precision)
-    spread = (*judged, spec.cache, spec.cache_scope, spec.cache_spread, spec.as_decode, size)
-    slots = memo(("slots", *spread), lambda: _slots(spec, trace, size, calibration))
+    slots = _slots(spec, trace, size, calibration, memo, judged)
     # activation-matrix names a prefetcher with parameters too: --set then speaks of that one
     chosen = eviction.choice({} if eviction.name == spec.prefetch else spec.params(eviction.name))
-    answers = dict(_answers(spec, eviction, miss, rerank, trace, calibration, size, memo, judged))
-    if miss.user and not hardware.answers_cpu:
-        answers["miss"] = miss.without_host(answers["miss"])
+    answers = _answers(spec, eviction, miss, rerank, trace, calibration, size, hardware, memo, judged)
+    forgets = (*laid_out, spec.max_steps, eviction.name, chosen.params.tolist())
     plan = Plan(
         experts=trace.experts,
         n_experts=trace.n_experts,
         step_offset=steps.offset,
         step_row=steps.row,
         step_prefill=steps.prefill,
-        costs=memo(("costs", *costed), lambda: costs(model, hardware, engine, spec.precision, shapes)),
+        costs=memo(("costs", *costed), lambda: _costs(spec, trace, steps, model, hardware, engine)),
         slots=slots,
         pooled=spec.cache_scope == "global",
         residents=_residents(spec, trace, slots, calibration, memo, judged),
@@ -122,14 +114,33 @@ def prepare(
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
         low=_low(spec, trace, miss, model, hardware, engine, steps, size),
-        leaving=memo(
-            ("leaving", *laid_out, spec.max_steps, eviction.name, chosen.params.tolist()),
-            lambda: leaving(steps, eviction.name, chosen.params, trace.sequence),
-        ),
+        leaving=memo(("leaving", *forgets), lambda: leaving(steps, eviction.name, chosen.params, trace.sequence)),
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
     return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+
+
+def _policies(spec: RunSpec) -> tuple[Any, Any, Any]:
+    """Eviction, miss policy and re-ranker (None without one) of a run: policies.Policy, or a user's own."""
+    rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
+    return find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss), rerank
+
+
+def _steps(spec: RunSpec, trace: RoutingTrace, memo: Memo, laid_out: tuple[Any, ...]) -> Steps:
+    """The steps that a run takes, at most `max_steps`. Raises SpecError where the warm-up leaves none."""
+    every = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
+    steps = first_steps(every, spec.max_steps or len(every))
+    if spec.warmup_steps >= len(steps):
+        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    return steps
+
+
+def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
+    """A miss policy that may answer cpu, on hardware without times for it."""
+    if miss.name in USE_THE_HOST and not hardware.answers_cpu:
+        wrong = "has no cpu_expert_ns or measured.cpu_expert"
+        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
 
 
 def _place(name: str) -> Path:
@@ -151,16 +162,19 @@ def _opened(name: str, memo: Memo) -> tuple[RoutingTrace, str]:
 
 
 def _answers(
-    spec: RunSpec, eviction: Policy, miss: Policy, rerank: Policy | None, trace: RoutingTrace,
-    calibration: RoutingTrace | None, size: int, memo: Memo, judged: tuple[Any, ...],
+    spec: RunSpec, eviction: Policy, miss: Any, rerank: Policy | None, trace: RoutingTrace,
+    calibration: RoutingTrace | None, size: int, hardware: "Hardware", memo: Memo, judged: tuple[Any, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """The plan's fields that answers depend on (sim.fit.answers)."""
     given, given_rerank = spec.params(miss.name), spec.params(spec.rerank)
     chosen = (spec.eviction, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
-    return memo(
+    found = memo(
         ("answers", *judged, spec.seed, size, *chosen),
         lambda: answer_fields(eviction, miss, given, rerank, given_rerank, trace, calibration, size, spec.seed),
     )
+    if miss.user and not hardware.answers_cpu:
+        return {**found, "miss": miss.without_host(found["miss"])}
+    return found
 
 
 def _policy_files(spec: RunSpec) -> dict[str, str]:
@@ -180,8 +194,9 @@ def _refuse_stray_parameters(spec: RunSpec) -> None:
             raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used})")
 
 
-def _model(spec: RunSpec, trace: RoutingTrace, path: Path, fixed: bool) -> "ModelSpec | None":
+def _model(spec: RunSpec, trace: RoutingTrace, path: Path, hardware: "Hardware") -> "ModelSpec | None":
     """The model that the spec or the trace names; with fixed durations an unknown one is no matter."""
+    fixed = hardware.fixed is not None
     try:
         model = catalog.model(spec.model or trace.model)
     except CatalogError as error:
@@ -249,13 +264,19 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
-def _shapes(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> StepShapes:
+def _costs(
+    spec: RunSpec, trace: RoutingTrace, steps: Steps, model: "ModelSpec | None", hardware: "Hardware", engine: "Engine"
+) -> Costs:
+    """The cost tables of these steps."""
     positions = trace.position[steps.row].astype(np.int64) + spec.context_offset
     moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
-    return StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
+    shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
+    return costs(model, hardware, engine, spec.precision, shapes)
 
 
-def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None) -> npt.NDArray[np.int64]:
+def _slots(
+    spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None, memo: Memo, judged: tuple[Any, ...]
+) -> npt.NDArray[np.int64]:
     """Slots of each scope; `marginal` moves them between layers to where the calibration trace hits more."""
     slots = _shares("cache", spec.cache, spec, trace, size)
     if spec.cache_spread == "even":
@@ -265,8 +286,11 @@ def _slots(spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTr
     from sim.fit.slots import spread_slots
 
     assert calibration is not None  # _refuse_what_is_missing has seen to it
-    shape = (trace.n_moe_layers, trace.n_experts)
-    return spread_slots(calibration, int(slots.sum()), *shape, as_decode=spec.as_decode)
+    fitted_on, total, shape = calibration, int(slots.sum()), (trace.n_moe_layers, trace.n_experts)
+    return memo(
+        ("spread", *judged, total, spec.as_decode),
+        lambda: spread_slots(fitted_on, total, *shape, as_decode=spec.as_decode),
+    )
 
 
 def _shares(

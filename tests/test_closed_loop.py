@@ -1,7 +1,6 @@
 """The closed loop: the machine driven visit by visit is the machine; the model computes what it is told."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +30,15 @@ from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.plan import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
+from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
 from traces.trace import RoutingTrace  # noqa: E402
 
 SHAPE = ModelShape("unnamed", 4, (0, 1, 2, 3), 12, 3)
-FIXED = """[fixed]
-dense_ns = 1000
-decide_ns = 100
-expert_ns = 300
-transfer_ns = 2500
-head_ns = 500
-group_ns = 50
-cpu_expert_ns = 1700
-expert_bytes = 10
-low_transfer_ns = 900
-low_expert_ns = 200
-low_bytes = 3
-"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def hardware(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("hardware") / "fixed.toml"
-    path.write_text(FIXED)
-    return str(path)
+    return fixed_hardware(tmp_path_factory.mktemp("hardware"), cpu_expert_ns=1700)
 
 
 # --- the machine, with a router that is drawn at random

@@ -1,6 +1,5 @@
 """Live Hugging Face models on the expert cache: equal results, computed from slots alone."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,36 +23,13 @@ from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.plan import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
+from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
 from tests.tiny_models import FAMILIES, GREEDY, build, prompts  # noqa: E402
-
-FIXED = """[fixed]
-dense_ns = 1000
-decide_ns = 100
-expert_ns = 300
-transfer_ns = 2500
-head_ns = 500
-group_ns = 50
-cpu_expert_ns = 1000
-expert_bytes = 10
-low_transfer_ns = 900
-low_expert_ns = 200
-low_bytes = 3
-"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def hardware(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("hardware") / "fixed.toml"
-    path.write_text(FIXED)
-    return str(path)
+    return fixed_hardware(tmp_path_factory.mktemp("hardware"), cpu_expert_ns=1000)
 
 
 def logits_of(model: Any, ids: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,17 +18,10 @@ from runtime.lm_eval_adapter import Scorer  # noqa: E402
 from runtime.loop import ClosedLoop  # noqa: E402
 from runtime.subject import TINY, Subject, subject  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
+from tests.on_torch import one_thread  # noqa: E402, F401 - a fixture by import
 from traces.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 FEW = ("fetch", "buddy, reading B, rho 3", "similarity, gates of B", "next-ranked, no gate", "cache-prior 0.3")
