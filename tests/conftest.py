@@ -1,22 +1,38 @@
-"""Before anything runs: compile the machine once, not once in every worker."""
+"""What holds for every test: how hypothesis looks for examples, and when the machine is compiled."""
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from sim.core.jit import CACHE_DIR
+from tests.machine import is_compiled, needs_the_machine
 
-ROOT = Path(__file__).parent.parent
-BATCHES = (("lean", "everything"), ("log",))  # side by side, about as long as each other
+# No verdict hangs on how busy the computer is: no deadline, no health check that measures time. The same sources are
+# tried on the same examples everywhere, so that a red run is repeated by repeating it, and a planted fault that is
+# caught once is caught always. `--hypothesis-profile explore` draws new ones each time and prints how to repeat a find.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", settings.get_profile("repeatable"), derandomize=False)
+settings.load_profile("repeatable")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """In the process that starts the workers, and only where nothing is cached yet for these sources."""
-    cold = not any(CACHE_DIR.rglob("compiled._loop*.nbc"))
-    if cold and not hasattr(config, "workerinput") and not os.environ.get("NUMBA_DISABLE_JIT"):
-        jobs = [subprocess.Popen([sys.executable, "-m", "tests.warm", *batch], cwd=ROOT) for batch in BATCHES]
-        if any([job.wait() for job in jobs]):
-            raise pytest.UsageError("the machine does not compile: see above")
+def pytest_collection_finish() -> None:
+    """Nothing has run the machine by now: it would have been compiled in every worker, for tests not even selected."""
+    loop = getattr(sys.modules.get("sim.machines.compiled"), "_loop", None)
+    if getattr(loop, "overloads", None):
+        raise pytest.UsageError("a test file runs the machine while it is imported: let a fixture do it")
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture, which may run the machine
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The first test that needs the machine compiles it, once for all workers; the others wait."""
+    told = item.get_closest_marker("machine") is not None
+    if (told or needs_the_machine(item.path)) and not os.environ.get("NUMBA_DISABLE_JIT") and not is_compiled():
+        pytest.fail("the machine does not compile: `python -m tests.warm` says why", pytrace=False)

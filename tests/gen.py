@@ -3,9 +3,15 @@
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from traces.trace import RoutingTrace
+
+# For a test with `tmp_path`, which every example of it gets the same: each writes its files anew.
+REUSING_FOLDER = settings(
+    suppress_health_check=[*settings.default.suppress_health_check, HealthCheck.function_scoped_fixture]
+)
 
 
 def random_trace(

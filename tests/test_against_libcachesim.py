@@ -24,7 +24,7 @@ THEIRS = {"lru": "LRU", "fifo": "FIFO", "belady": "Belady"}
 NEVER = 2**63 - 1
 SHARES = (0.1, 0.5, 0.8)
 SYNTHETIC = ["mixtral-8x7b", "olmoe-1b-7b", "uniform", "cyclic"]
-plans = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+plans = settings(max_examples=150)
 
 
 def next_uses(ids: list[int]) -> list[int]:

@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sim.fit import buddies_file, coactivation
 from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import co_activation, conditional
 from sim.profile import main, report
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces import npz
 from traces.trace import RoutingTrace
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = ROOT.parent / "shared" / "traces"
-REUSING_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 # Six tokens, one layer, 4 experts, top-2, requests of 4 and 2 rows; the third token is a prompt's second.
 ROUTED = [[0, 1], [1, 0], [0, 2], [1, 2], [0, 1], [3, -1]]
@@ -131,7 +130,6 @@ def naive(trace: RoutingTrace, weighted: bool, keep: np.ndarray) -> np.ndarray:
     return m
 
 
-@settings(deadline=None)
 @given(
     trace=traces(),
     warmup=st.integers(0, 3),
@@ -170,7 +168,6 @@ def test_conditional_by_hand() -> None:
     assert m[0, 0, 0] == 4  # the counts are left as they were
 
 
-@settings(deadline=None)
 @given(trace=traces(), eps=st.sampled_from([0.0, 1e-6, 1.0]))
 def test_rows_of_q_sum_to_one(trace: RoutingTrace, eps: float) -> None:
     assume(trace.n_experts > 1)
@@ -234,7 +231,6 @@ def test_alpha_per_layer() -> None:
     assert means[0] < means[1] < means[2]
 
 
-@settings(deadline=None)
 @given(
     trace=traces(),
     alpha=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),

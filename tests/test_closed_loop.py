@@ -163,7 +163,7 @@ def test_what_is_served_is_what_was_answered(hardware: str) -> None:
 
 
 @given(some.integers(0, 2**32 - 1), some.integers(2, 40), some.floats(0.001, 100))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_half_precision_logits_keep_their_order(seed: int, n: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.choice(rng.normal(0, scale, n).astype(np.float32), (3, n)) + rng.choice([0, 1e-6], (3, n))

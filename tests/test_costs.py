@@ -292,7 +292,7 @@ def build_steps(drawn: list[tuple[int, bool, int]], gap: int) -> tuple[list[int]
     return rows, positions, [prefill for _, prefill, _ in drawn]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(STEP, min_size=1, max_size=30),
     st.sampled_from([0, 1, 7, 10**6, 10**9]),
@@ -312,7 +312,7 @@ def test_every_step_costs_in_its_class_what_it_costs_alone(drawn: Any, gap: int,
     assert sorted(set(together.cost_class.tolist())) == list(range(len(together.head_ns)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 5000),
     st.integers(1, 5000),
@@ -328,7 +328,7 @@ def test_a_later_position_never_costs_less(position: int, more: int, name: str, 
     assert (early.dense_ns <= late.dense_ns).all() and early.head_ns[0] == late.head_ns[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(catalog.names("model")), st.sampled_from(catalog.names("hardware")), st.integers(1, 64))
 def test_more_tokens_or_more_bits_never_cost_less(name: str, preset: str, tokens: int) -> None:
     model, hardware = catalog.model(name), catalog.hardware(preset)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import catalog
@@ -152,7 +152,6 @@ def test_a_bad_section_is_refused_in_one_line(tmp_path: Path, old: str, new: str
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 10**6)), min_size=1, max_size=6), st.integers(1, 400))
 def test_more_tokens_never_cost_less(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int]], n: int

@@ -14,6 +14,7 @@ from tests.gen import random_trace
 from traces import npz
 
 pytest.importorskip("marimo")
+pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "analysis" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))

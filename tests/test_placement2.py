@@ -105,7 +105,7 @@ def test_without_buddies_and_weights_it_is_popular() -> None:
         assert here.tolist() == first_residents("popular", 3, 8, room, pooled, calibration).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     trace=traces(max_tokens=12, max_layers=2, max_experts=5),
     seed=some.integers(0, 999),
@@ -206,7 +206,7 @@ def test_hit_curves_by_hand() -> None:
     assert hit_curves(pairs).tolist() == [[0, 1, 2, 3]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(trace=traces(), as_decode=some.booleans(), chunk=some.sampled_from([1, 20, 1 << 18]))
 def test_hit_curves_are_those_of_a_plain_lru(trace: RoutingTrace, as_decode: bool, chunk: int) -> None:
     if not as_decode and trace.prefill.all():
@@ -245,7 +245,7 @@ def test_spread_by_hand() -> None:
     assert spread_slots(run, 4, 2, 3, least=2).tolist() == [2, 2]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=some.data(), layers=some.integers(1, 4), experts=some.integers(1, 5))
 def test_spread_against_every_spread(data: Any, layers: int, experts: int) -> None:
     steps = some.lists(some.integers(0, 3), min_size=experts, max_size=experts)
@@ -263,7 +263,7 @@ def test_spread_against_every_spread(data: Any, layers: int, experts: int) -> No
     assert tuple(found.tolist()) == min(every, key=rank)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trace=traces(prompt=0.0), share=some.floats(0, 1))
 def test_never_fewer_hits_than_the_even_spread(trace: RoutingTrace, share: float) -> None:
     layers, n = trace.n_moe_layers, trace.n_experts

@@ -244,7 +244,7 @@ def used(p: Prediction, steps: Steps, layers: int, until: int) -> list[list[int]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     data=some.data(),
     trace=looking(),
@@ -277,7 +277,7 @@ def test_an_oracle_breaks_that_law() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     trace=looking(max_experts=6),
     batch=some.integers(1, 3),
@@ -338,7 +338,7 @@ def earlier_row(steps: Steps, trace: RoutingTrace, t: int) -> tuple[int, int, bo
     return (before[-1], int(step[t] - step[before[-1]]), first) if before else (-1, 0, first)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trace=looking(max_tokens=10), batch=some.integers(1, 3), seed=some.integers(0, 99), data=some.data())
 def test_transition_in_plain_python(trace: RoutingTrace, batch: int, seed: int, data: Any) -> None:
     layers, n = trace.n_moe_layers, trace.n_experts
@@ -371,7 +371,7 @@ def test_transition_in_plain_python(trace: RoutingTrace, batch: int, seed: int, 
             assert np.abs(score[found] - best).max(initial=0) < 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trace=looking(max_tokens=12), batch=some.integers(1, 3), seed=some.integers(0, 99), data=some.data())
 def test_activation_matrix_in_plain_python(trace: RoutingTrace, batch: int, seed: int, data: Any) -> None:
     layers, n, d = trace.n_moe_layers, trace.n_experts, data.draw(some.integers(1, trace.n_moe_layers))

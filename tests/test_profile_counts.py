@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import run
 from sim.fit.placement import first_residents
 from tests.foreign import COUNTED, counts_of
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.test_readers import FIXED, refused, without
 from traces import npz, profile
 from traces.__main__ import main
@@ -21,9 +21,7 @@ from traces.profile import Profile, of_trace
 from traces.synthetic import from_profile
 from traces.trace import RoutingTrace, validate
 
-few = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(REUSING_FOLDER, max_examples=12)
 
 
 def used(trace: RoutingTrace) -> bool:

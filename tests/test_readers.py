@@ -5,20 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import foreign
 from tests.foreign import PER_TOKEN
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces import npz
 from traces.__main__ import main
 from traces.trace import RoutingTrace
 
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"
-few = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(REUSING_FOLDER, max_examples=15)
 KEPT = ("experts", "position", "prefill")
 
 

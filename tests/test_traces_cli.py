@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces import npz
 from traces.__main__ import main
 from traces.describe import LOUD
@@ -146,7 +146,7 @@ def write_csv(path: Path, trace: RoutingTrace, order: np.ndarray | None = None) 
     path.write_text("\n".join(rows) + "\n")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@REUSING_FOLDER
 @given(trace=traces(missing=0.0, logits=False, lookahead=0, token_ids=False), seed=st.integers(0, 99))
 def test_csv_round_trip(trace: RoutingTrace, seed: int, tmp_path: Path) -> None:
     """Every line counts, in whatever order: rows of a request are sorted by token."""

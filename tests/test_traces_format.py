@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces import npz
 from traces.__main__ import main
 from traces.trace import RoutingTrace, TraceError, hash64, split, validate
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
-# A hypothesis test writes to one temporary folder again and again, which is what it wants here.
-REUSING_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def base() -> RoutingTrace:

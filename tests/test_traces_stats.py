@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.gen import random_trace, traces
 from traces import npz, stats
@@ -103,7 +103,6 @@ def test_co_activation_by_hand() -> None:
     assert stats.co_activation(trace)["top_companion"] == 5 / 6
 
 
-@settings(deadline=None)
 @given(trace=traces(max_tokens=40))
 def test_reuse_histogram_against_an_lru_stack(trace: RoutingTrace) -> None:
     histogram = reuse_histogram(trace)
@@ -118,7 +117,6 @@ def test_reuse_histogram_against_an_lru_stack(trace: RoutingTrace) -> None:
         assert histogram[layer].tolist() == expected
 
 
-@settings(deadline=None)
 @given(trace=traces(max_tokens=40))
 def test_overlap_and_working_set_against_sets(trace: RoutingTrace) -> None:
     sets = [[{e for e in slots if e >= 0} for slots in row] for row in trace.experts.tolist()]
@@ -135,7 +133,6 @@ def test_overlap_and_working_set_against_sets(trace: RoutingTrace) -> None:
         assert math.isclose(means[layer], sum(counts) / len(counts))
 
 
-@settings(deadline=None)
 @given(trace=traces())
 def test_info_is_json_and_text_for_every_trace(trace: RoutingTrace) -> None:
     facts = stats.info(trace)

@@ -99,7 +99,7 @@ def test_a_source_that_spells_the_file_token_does_not_make_one() -> None:
     assert (ids == text.FILE_ID).sum() == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=3),
     st.lists(st.integers(0, 3), min_size=1, max_size=8),
@@ -144,7 +144,7 @@ def test_a_token_sees_nothing_after_it() -> None:
     assert not torch.allclose(before[:, 20:], after[:, 20:])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 9), st.integers(0, 2**32 - 1))
 def test_experts_equal_the_sum_spelt_out_and_skip_dropped_slots(n: int, seed: int) -> None:
     decoder = model.MoeDecoder(SMALL, seed)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from sim import placement as sim_placement
 from sim.placement import of
 from sim.plan import prepare
 from sim.spec import RunSpec
 from tests.foreign import counts_of, over_all_layers, prompt_flags, requests_of, shape_flags
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.test_against_libcachesim import next_uses, their_misses
 from tests.test_readers import FIXED, convert, ids_agree, refused
 from traces import npz, placement, profile
@@ -24,9 +24,7 @@ from traces.trace import RoutingTrace
 from traces.writers import oracle_general
 from traces.writers.registry import WRITERS
 
-few = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(REUSING_FOLDER, max_examples=12)
 full = traces(missing=0.0, logits=False, lookahead=0, max_tokens=14)
 
 
