@@ -87,6 +87,20 @@ def test_differences_by_hand() -> None:
     assert (row["tpot_ms_change_low"], row["tpot_ms_change_high"]) == pytest.approx((-50e-6, -50e-6))
 
 
+def test_the_shares_and_changes_of_a_row_by_hand() -> None:
+    # of 1000 ns 300 stall and 200 wait for the host; 30 of 40 wanted are hits; 2 + 1 GB cross, 4 in the baseline
+    parts = {"dense": 400, "decide": 0, "experts": 100, "stall": 300, "cpu_wait": 200, "head": 0}
+    sent = {"demand": 2_000_000_000, "prefetch": 600_000_000, "background": 400_000_000}
+    lost = {"substituted_weight": 0.02, "dropped_weight": 0.01}
+    known = {"time_ns": 1000, "breakdown_ns": parts, "hits": 30, "wanted": 40, "h2d_bytes": sent, "link_busy_ns": 600}
+    base = made("base", h2d_bytes={"demand": 4_000_000_000, "prefetch": 0, "background": 0})
+    row = compare([base, made("run", **known, quality=lost)]).rows[1]
+    shares = {name: row[name] for name in ("time_s", "stall_share", "hit_rate", "link_busy_share", "h2d_gb")}
+    assert shares == {"time_s": 1e-6, "stall_share": 0.5, "hit_rate": 0.75, "link_busy_share": 0.6, "h2d_gb": 3.0}
+    assert row["h2d_change"] == -0.25
+    assert (row["substituted_weight"], row["dropped_weight"], row["lost_weight"]) == (0.02, 0.01, pytest.approx(0.03))
+
+
 def test_the_interval_of_two_requests_by_hand() -> None:
     # request 0 is 4 times as fast, request 1 as fast as before. Drawn with replacement: (0, 0) gives 4, (1, 1) gives 1,
     # the two mixed 200 / 125 = 1.6; each extreme comes up in a quarter of the draws, so 95 % reach from 1 to 4.

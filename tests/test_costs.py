@@ -15,7 +15,7 @@ from sim.catalog.engine_spec import Engine
 from sim.catalog.hardware_spec import Gpu, Hardware, Host, Link
 from sim.core.plan import Costs, Int
 from sim.cost_classes import distinct_rows
-from sim.costs import StepShapes, costs, expert_bytes, expert_ns, head_ns, memory, transfer_ns
+from sim.costs import StepShapes, costs, expert_bytes, expert_ns, head_ns, low_copies, memory, transfer_ns
 
 IDEAL = catalog.engine("ideal")
 RTX4090 = catalog.hardware("rtx4090")
@@ -54,6 +54,21 @@ def test_one_mixtral_expert_on_the_gpu() -> None:
     assert table[1024] == round(2 * 1024 * 176_160_768 / (165.2e3 * 0.6)) == 3_639_803
 
 
+def test_an_expert_reads_and_writes_the_activations_of_each_token() -> None:
+    # 8 tokens, still bound by reading: 352,321,536 bytes of weights + 8 x 73,728 of activations
+    assert expert_ns(MIXTRAL, RTX4090, IDEAL, "bf16", 8)[8] == round((352_321_536 + 8 * 73_728) / HBM) == 500_158
+
+
+def test_low_precision_copies() -> None:
+    # q4 is 4.5 bits a weight: 176,160,768 x 4.5 / 8 = 99,090,432 bytes; over the link at 25.5 GB/s = 3,885,899.3 ns
+    low = low_copies(MIXTRAL, RTX4090, IDEAL, "q4", np.array([3]), 2)
+    assert low.bytes == 99_090_432 and low.slots.tolist() == [3]
+    assert low.transfer_ns.tolist() == [3_893_899, 3_886_899]
+    assert low.expert_ns.tolist() == [0, *(round((99_090_432 + n * 73_728) / HBM) for n in (1, 2))]
+    with pytest.raises(CatalogError, match=r"--model NAME\|FILE"):
+        low_copies(None, RTX4090, IDEAL, "q4", np.array([3]), 2)
+
+
 def test_one_mixtral_expert_on_the_host() -> None:
     # 21 us + 352,321,536 bytes at 62.3 GB/s; while the link takes 25.5 of the host's 75 GB/s, at 49.5
     table = costs(MIXTRAL, RTX4090, IDEAL, "bf16", decode(0)).cpu_expert_ns
@@ -69,6 +84,29 @@ def test_a_mixtral_layer_and_the_head_at_one_token() -> None:
     assert table.dense_ns.tolist() == [[layer] * 32 + [0]] == [[119_583] * 32 + [0]]
     assert table.head_ns.tolist() == [head] == [371_712]
     assert (table.decide_ns, table.group_ns, table.commit_gap_ns, table.commit_depth) == (10_000, 0, 0, 1)
+
+
+def test_the_head_reads_its_weights_once_and_writes_the_logits_of_every_row() -> None:
+    # 4 rows that decode: bound by reading; 200: by 2 x 200 x 131,072,000 operations; of a prompt's 200 one row counts
+    weights, rows = 2 * 32000 * 4096 + 2 * 4096, np.array([4, 200, 200])
+    found = head_ns(MIXTRAL, RTX4090, IDEAL, "bf16", rows, np.array([False, False, True]))
+    assert found[0] == round((weights + 4 * 4 * 32000) / HBM) == 372_257
+    assert found[1] == round(2 * 200 * 131_072_000 / 99_120) == 528_943
+    assert found[2] == 371_712
+
+
+def test_the_link_s_rate_is_that_of_one_copy() -> None:
+    # 3000 bytes in three copies of 1000, at which this link has half its rate: 5 bytes per ns; 3 x 7 + 3000 / 5
+    half = Link(h2d_gb_per_s=10.0, n_half_bytes=1000, setup_ns=5, per_copy_ns=7)
+    assert transfer_ns(on(half), Engine(copies_per_expert=3), 3000).tolist() == [5 + 21 + 600, 21 + 600]
+    # and what a busy link takes from the host's memory bandwidth: 4 of its 62.4 GB/s total leave 58.4 to the host
+    host = Host(read_gb_per_s=60.0, total_gb_per_s=62.4, tflops=1e6, cpu_launch_ns=0)
+    size = MIXTRAL.expert_bytes("bf16")
+    link = Link(h2d_gb_per_s=8.0, n_half_bytes=size // 3, setup_ns=5)
+    busy = costs(
+        MIXTRAL, Hardware(gpu=RTX4090.gpu, link=link, host=host), Engine(copies_per_expert=3), "bf16", decode(0)
+    )
+    assert busy.cpu_expert_ns[:, 1].tolist() == [round(size / 60), round(size / 58.4)]
 
 
 def test_a_prefill_chunk_is_bound_by_operations_and_needs_one_row_of_logits() -> None:
@@ -118,6 +156,15 @@ def test_a_linear_attention_layer_does_not_grow_with_position() -> None:
     assert early[0] == late[0] and early[3] < late[3]
     weights = 2 * (18_874_368 + 2 * 2048 + 512 * 2048 + 3 * 2048 * 512 + 2048)
     assert early[0] == round((weights + 2 * 2_097_152) / HBM)
+    # two rows that decode read and write a state each; 600 rows of a prompt share one, and their operations decide:
+    # 2 for each of the 23,074,816 weights and row, and one for each byte of state and row
+    two = costs(model, RTX4090, IDEAL, "bf16", shapes([2], [7, 9], [False], 48, list(range(48)))).dense_ns[0, 0]
+    assert two == round((weights + 2 * 2 * 2_097_152) / HBM)
+    prompt = costs(model, RTX4090, IDEAL, "bf16", shapes([600], list(range(600)), [True], 48, list(range(48))))
+    operations = 600 * (2 * (weights // 2) + 2_097_152)
+    assert prompt.dense_ns[0, 0] == round(operations / 99_120)
+    few = costs(model, RTX4090, IDEAL, "bf16", shapes([3], [0, 1, 2], [True], 48, list(range(48)))).dense_ns[0, 0]
+    assert few == round((weights + 2 * 2_097_152) / HBM)
 
 
 def test_cross_attention_is_read_in_decoder_layers_only() -> None:
@@ -175,6 +222,8 @@ def test_engine_precisions_memory_share_and_dequantisation() -> None:
     added = expert_ns(MIXTRAL, RTX4090, expand, "q4", 1)[1] - expert_ns(MIXTRAL, RTX4090, IDEAL, "q4", 1)[1]
     assert added == pytest.approx(99_090_432 / 100, abs=1)
     assert expert_ns(MIXTRAL, RTX4090, expand, "bf16", 1)[1] == 499_426  # nothing to expand
+    eight = expert_ns(MIXTRAL, RTX4090, expand, "q8", 1)[1] - expert_ns(MIXTRAL, RTX4090, IDEAL, "q8", 1)[1]
+    assert eight == pytest.approx(MIXTRAL.expert_bytes("q8") / 100, abs=1)
 
 
 def test_a_pageable_source_uses_the_second_link() -> None:
@@ -201,10 +250,24 @@ def test_fixed_durations_replace_everything(tmp_path: Path) -> None:
     assert table.transfer_ns.tolist() == [100, 100]
     assert (table.decide_ns, table.group_ns, table.head_ns.tolist()) == (0, 0, [0])
     assert (table.commit_gap_ns, table.commit_depth) == (0, 1)
+    assert costs(None, fixed(tmp_path), engine, "", shapes([1], [0], [False], 4, [1, 3])).dense_ns.tolist() == [
+        [20, 20, 0]
+    ]
+    assert table.cpu_expert_ns.tolist() == [[0, 0, 0, 0]] * 2
     more = fixed(tmp_path, "cpu_expert_ns = 9\nhead_ns = 1\ngroup_ns = 2\ncommit_gap_ns = 3\ncommit_depth = 4\n")
     table = costs(MIXTRAL, more, engine, "bf16", steps)
     assert table.cpu_expert_ns.tolist() == [[0, 9, 9, 9]] * 2
     assert (table.head_ns.tolist(), table.group_ns, table.commit_gap_ns, table.commit_depth) == ([1], 2, 3, 4)
+
+
+def test_fixed_durations_of_low_precision_copies(tmp_path: Path) -> None:
+    given = fixed(tmp_path, "low_transfer_ns = 30\nlow_expert_ns = 2\nlow_bytes = 7\n")
+    low = low_copies(None, given, IDEAL, "q4", np.array([2, 3]), 2)
+    assert (low.slots.tolist(), low.bytes, low.transfer_ns.tolist()) == ([2, 3], 7, [30, 30])
+    assert low.expert_ns.tolist() == [0, 2, 2]
+    for one in ("low_transfer_ns = 30", "low_expert_ns = 2", ""):
+        with pytest.raises(CatalogError, match="no low_transfer_ns and low_expert_ns"):
+            low_copies(None, fixed(tmp_path, one), IDEAL, "q4", np.array([2, 3]), 2)
 
 
 def test_a_model_is_needed_unless_durations_are_fixed(tmp_path: Path) -> None:

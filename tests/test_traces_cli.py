@@ -216,6 +216,16 @@ def test_bad_csv(content: str, message: str, tmp_path: Path, capsys: pytest.Capt
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_csv_words_of_a_phase(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    words = ("prefill", "Prompt", "decode", "GENERATE")
+    path.write_text("\n".join(["phase,token,layer,rank,expert", *(f"{w},{t},0,0,1" for t, w in enumerate(words))]))
+    assert read_csv(path, model="m", n_experts=8).prefill.tolist() == [True, True, False, False]
+    path.write_text("phase,token,layer,rank,expert\nwarmup,0,0,0,1")
+    with pytest.raises(TraceError, match=r"phase = 'warmup'; one of prefill, prompt, decode, generate is required"):
+        read_csv(path, model="m", n_experts=8)
+
+
 def test_csv_limits_by_flags(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(HEAD + GOOD + "decode,0,3,1,2,0.25\n")

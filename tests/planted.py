@@ -1,0 +1,312 @@
+"""The faults that the tests must catch, and which tests catch them: the table of test_planted_faults.py."""
+
+from dataclasses import dataclass
+
+REFERENCE = "tests/planted_watch.py::test_equals_the_reference"
+LAWS = "tests/planted_watch.py::test_keeps_the_laws"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In each (file, right, wrong) the text `right`, there exactly once, becomes `wrong`; then each of the tests
+    `caught_by`, pytest node ids, fails."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    caught_by: tuple[str, ...]
+
+
+def fault(name: str, file: str, right: str, wrong: str, *caught_by: str) -> Fault:
+    """Of one edit. The reference catches what is said to be caught by nobody."""
+    return Fault(name, ((file, right, wrong),), caught_by or (REFERENCE,))
+
+
+RANKS = "for r in range(lists.shape[2]):\n"
+TOKENS = "for i in range(route.step_offset[step], route.step_offset[step + 1]):\n"
+CORE = [
+    Fault(
+        "a held victim is allowed and the guard is gone",
+        (
+            ("sim/core/eviction.py", " or s.x[g, WORK] > 0:\n        return False", ":\n        return False"),
+            ("sim/core/residency.py", 'raise RuntimeError("a held expert was chosen as victim")', "pass"),
+        ),
+        (REFERENCE, LAWS),
+    ),
+    fault(
+        "ties are reversed",
+        "sim/core/eviction.py",
+        "better = key < best_key or (key == best_key and stamp < best_stamp)",
+        "better = key < best_key or (key == best_key and stamp > best_stamp)",
+    ),
+    fault(
+        "belady takes the nearest use",
+        "sim/core/eviction.py",
+        "_least(s, scope, spare_from, NEXT, -1)",
+        "_least(s, scope, spare_from, NEXT, 1)",
+    ),
+    fault(
+        "fifo goes by the last touch",
+        "sim/core/residency.py",
+        "        if s.c[st.EVICTION] == LRU:\n",
+        "        if True:\n",
+    ),
+    fault(
+        "lru goes by the landing",
+        "sim/core/residency.py",
+        "        if s.c[st.EVICTION] == LRU:\n",
+        "        if False:\n",
+    ),
+    fault(
+        "the spared list is ignored",
+        "sim/core/eviction.py",
+        "return spare_from < 0 or not _listed(s, g, spare_from)",
+        "return True",
+        REFERENCE,
+        LAWS,
+    ),
+    fault("a decayed score keeps its date", "sim/core/eviction.py", "    s.x[g, LAST] = visits_of_layer(s, g)\n", ""),
+    fault(
+        "the last free slot stays free",
+        "sim/core/residency.py",
+        "if s.scope[scope, USED] < s.scope[scope, CAPACITY]:",
+        "if s.scope[scope, USED] < s.scope[scope, CAPACITY] - 1 or s.scope[scope, USED] == 0:",
+        REFERENCE,
+        LAWS,
+    ),
+    fault(
+        "a landing is not a touch",
+        "sim/core/residency.py",
+        "\n    s.x[g, LANDED] = s.c[st.STAMPS]\n    _touch(s, g)",
+        "",
+    ),
+    fault(
+        "a landing is a use",
+        "sim/core/residency.py",
+        "    _join_order(s, g)\n    s.c[st.LANDED_DEMAND",
+        "    _join_order(s, g)\n    s.x[g, USES] += 1\n    s.c[st.LANDED_DEMAND",
+    ),
+    fault("an expert stays held after its group", "sim/core/residency.py", "    s.x[g, WORK] = 0\n", ""),
+    fault("a promoted prefetch keeps its cause", "sim/core/link.py", "    s.x[g, ORIGIN] = 0\n", "", REFERENCE, LAWS),
+    fault(
+        "prefetch goes before demand",
+        "sim/core/link.py",
+        "    if s.c[DEMAND_HEAD] < s.c[DEMAND_TAIL]:\n",
+        "    if s.c[QUEUE_LEN] == 0:\n",
+    ),
+    fault(
+        "the link takes one too many",
+        "sim/core/link.py",
+        "s.c[FLIGHT_LEN] < s.c[st.DEPTH]",
+        "s.c[FLIGHT_LEN] <= s.c[st.DEPTH]",
+        REFERENCE,
+        LAWS,
+    ),
+    fault(
+        "equal keys go last in, first out",
+        "sim/core/link.py",
+        "s.queue[i - 1, Q_KEY] > key",
+        "s.queue[i - 1, Q_KEY] >= key",
+    ),
+    fault(
+        "a rejected prefetch holds up the next",
+        "sim/core/link.py",
+        "        lg.ended(s, log, g, REJECTED)\n",
+        "        lg.ended(s, log, g, REJECTED)\n        return -1\n",
+    ),
+    fault("an unwanted prefetch is not withdrawn", "sim/core/ahead.py", "withdraw(s, log, unwanted[i])", "pass"),
+    fault(
+        "the prefetch of a dropped expert is not withdrawn",
+        "sim/core/answer.py",
+        "            withdraw(s, log, g)\n",
+        "            pass\n",
+    ),
+    fault("late is a miss", "sim/core/visit.py", "LATE if now == COMMITTED else MISS", "MISS"),
+    fault("the budget is one too large", "sim/core/ahead.py", "if left > 0 and", "if left >= 0 and", REFERENCE, LAWS),
+    fault(
+        "lists merge token by token",
+        "sim/core/ahead.py",
+        f"    {RANKS}        {TOKENS}",
+        f"    {TOKENS}        {RANKS}",
+    ),
+    fault("draws go on from visit to visit", "sim/core/visit.py", "    s.c[st.DRAWS] = 0\n", ""),
+    fault(
+        "prompts are answered lossily",
+        "sim/core/answer.py",
+        "route.step_prefill[step] and not miss.lossy_prefill",
+        "False",
+        REFERENCE,
+        LAWS,
+    ),
+    fault(
+        "a stand-in serves a token twice",
+        "sim/core/miss.py",
+        "            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]\n",
+        "",
+    ),
+    fault("rho allows one more", "sim/core/miss.py", "done >= miss.params[RHO_MAX]", "done > miss.params[RHO_MAX]"),
+    fault("the TAE gate opens the wrong way", "sim/core/miss.py", "<= miss.tau[layer]", "> miss.tau[layer]"),
+    fault("the control is not matched", "sim/core/miss.py", "miss.params[MATCHED] != 0.0", "False"),
+    fault("a use as stand-in always counts", "sim/core/residency.py", "s.c[st.NO_TOUCH] == 0 or", "True or"),
+    fault(
+        "a background transfer is withdrawn like a prefetch",
+        "sim/core/ahead.py",
+        " and s.x[g, st.ORIGIN] == 1:\n            unwanted",
+        ":\n            unwanted",
+    ),
+    fault("a resident gets no bonus", "sim/core/rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
+    fault(
+        "least-stale takes the layer that comes next",
+        "sim/core/eviction.py",
+        "return -float((layer",
+        "return float((layer",
+    ),
+    fault(
+        "a window never forgets",
+        "sim/core/eviction.py",
+        "route.leaving_row[i], layer, -1.0)",
+        "route.leaving_row[i], layer, 0.0)",
+    ),
+    fault(
+        "a request's tokens stay",
+        "sim/core/eviction.py",
+        "route.leaving_row[i], each, -1.0)",
+        "route.leaving_row[i], each, 0.0)",
+    ),
+    fault(
+        "a copy is taken where the original is due",
+        "sim/core/miss.py",
+        "share <= miss.params[0] else",
+        "share < miss.params[0] else",
+    ),
+    fault(
+        "a copy is demanded for every token",
+        "sim/core/answer.py",
+        " == ABSENT and s.x[low, st.ASKED] == 0:",
+        " == ABSENT:",
+    ),
+    fault("all never gives up waiting", "sim/core/visit.py", " and not _stuck(s):", ":"),
+]
+
+# --- what a run is made from ---
+PLAN = [
+    fault(
+        "what is left of a cache in bytes goes to the last layers",
+        "sim/plan.py",
+        "(np.arange(scopes) < total % scopes)",
+        "(np.arange(scopes) >= scopes - total % scopes)",
+        "tests/test_plan.py::test_slots_by_hand",
+    ),
+    fault(
+        "memory forgets the context offset",
+        "sim/plan.py",
+        "int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset",
+        "int(self.trace.position[self.steps.row].max()) + 1",
+        "tests/test_plan.py::test_memory_is_that_of_the_longest_context_offset_and_all",
+    ),
+    fault(
+        "mixed is not known to use the host",
+        "sim/plan.py",
+        '("cpu", "fiddler", "mixed")',
+        '("cpu", "fiddler")',
+        "tests/test_plan.py::test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs",
+    ),
+    fault(
+        "linear attention reads no state",
+        "sim/costs.py",
+        "        size += 2.0 * sequences * model.linear_state_bytes\n",
+        "",
+        "tests/test_costs.py::test_a_linear_attention_layer_does_not_grow_with_position",
+    ),
+    fault(
+        "linear attention computes nothing",
+        "sim/costs.py",
+        "        operations += rows * model.linear_state_bytes\n",
+        "",
+        "tests/test_costs.py::test_a_linear_attention_layer_does_not_grow_with_position",
+    ),
+    fault(
+        "an expert's activations do not grow with its tokens",
+        "sim/costs.py",
+        "activations = tokens * (",
+        "activations = tokens + (",
+        "tests/test_costs.py::test_an_expert_reads_and_writes_the_activations_of_each_token",
+    ),
+    fault(
+        "the head computes one row",
+        "sim/costs.py",
+        "2.0 * needed * model.head_params)",
+        "2.0 * model.head_params + 0.0 * needed)",
+        "tests/test_costs.py::test_the_head_reads_its_weights_once_and_writes_the_logits_of_every_row",
+    ),
+]
+
+# --- what is fitted ---
+EVERY_SPREAD = "tests/test_placement2.py::test_spread_against_every_spread"
+FIT = [
+    fault(
+        "layers may get fewer slots than asked for",
+        "sim/fit/slots.py",
+        "range(least, min",
+        "range(1, min",
+        EVERY_SPREAD,
+    ),
+    fault(
+        "the most uneven of the best spreads",
+        "sim/fit/slots.py",
+        " - np.arange(n + 1) ** 2",
+        " + np.arange(n + 1) ** 2",
+        EVERY_SPREAD,
+    ),
+    fault(
+        "no layer gets all its experts", "sim/fit/slots.py", "min(n, total) + 1", "min(n - 1, total) + 1", EVERY_SPREAD
+    ),
+]
+
+# --- what is said of a run ---
+FIGURES = [
+    fault(
+        "intervals are of 90 %",
+        "sim/per_request.py",
+        "LEVEL = 0.95",
+        "LEVEL = 0.9",
+        "tests/test_per_request.py::test_an_interval_is_the_middle_95_percent",
+    ),
+    fault(
+        "what is dropped is not lost",
+        "sim/sweeps/answer.py",
+        "float(sum(lost))",
+        "float(lost[0])",
+        "tests/test_sweep.py::test_the_answer_is_the_best_of_each_setting_that_an_engine_could_have",
+    ),
+    fault(
+        "waiting for the host is no stall in a comparison",
+        "analysis/compare.py",
+        ' + s["breakdown_ns"]["cpu_wait"]',
+        "",
+        "tests/test_compare.py::test_the_shares_and_changes_of_a_row_by_hand",
+    ),
+]
+
+# --- what is read and observed ---
+PHASE_WORDS = "tests/test_traces_cli.py::test_csv_words_of_a_phase"
+LINK_SEEN = "tests/test_observe.py::test_what_a_device_adds_between_two_transfers_is_part_of_the_second"
+READ = [
+    fault("a prompt is generated", "traces/readers/csv.py", '"prompt": 1', '"prompt": 0', PHASE_WORDS),
+    fault("a word of a phase is not known", "traces/readers/csv.py", ', "generate": 0', "", PHASE_WORDS),
+    fault(
+        "a following transfer lasts from its start",
+        "runtime/observe.py",
+        '(t["landed_ns"] - before)[counted & following]',
+        '(t["landed_ns"] - t["started_ns"])[counted & following]',
+        LINK_SEEN,
+    ),
+    fault(
+        "idle and following transfers are taken for each other",
+        "runtime/observe.py",
+        'following = t["committed_ns"] < before',
+        'following = t["committed_ns"] >= before',
+        LINK_SEEN,
+    ),
+]
+
+FAULTS = [*CORE, *PLAN, *FIT, *FIGURES, *READ]

@@ -1,0 +1,26 @@
+"""The core against the reference and against the laws, over random plans: what catches a fault planted in sim/core.
+
+Not collected with the other tests, which look further (test_agreement, test_laws): here the first plan that shows a
+fault is enough, and the core runs as plain Python.
+"""
+
+from sim.machines import compiled
+from tests.groups import as_groups
+from tests.laws import check_all
+from tests.plans import any_plan, random_lossy_plan
+from tests.reference import simulate
+from tests.test_agreement import difference
+
+PLANS = 800  # a fault must show within so many
+
+
+def test_equals_the_reference() -> None:
+    for seed in range(PLANS):
+        plan = random_lossy_plan(seed // 2) if seed % 2 == 0 else any_plan(seed)
+        assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
+
+
+def test_keeps_the_laws() -> None:
+    for seed in range(PLANS):
+        plan = any_plan(seed)
+        check_all(plan, as_groups(plan, compiled.run(plan, full=True)))

@@ -1,0 +1,122 @@
+"""From a spec to a plan, worked by hand: slots for a cache of so many bytes, memory, and who may ask the host."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.errors import SpecError
+from sim.machines.compiled import run
+from sim.plan import prepare
+from sim.policies import MISS
+from sim.spec import RunSpec
+from tests.gen import random_trace
+from traces import npz
+
+# An expert costs nothing on the host and an age over the link: whoever may answer cpu does.
+NO_HOST = """
+[fixed]
+dense_ns = 10
+expert_ns = 5
+transfer_ns = 1000
+decide_ns = 0
+expert_bytes = 100
+low_transfer_ns = 50
+low_expert_ns = 5
+low_bytes = 25
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`t.npz`: 3 MoE layers of 8 experts, requests of 10 rows; `similar.npz`; hardware without and with cpu times."""
+    trace = random_trace(np.random.default_rng(3), 40, 3, 8, 2, requests=4, logits=True, lookahead=3, prompt=0.2)
+    npz.write(tmp_path / "t.npz", trace)
+    (tmp_path / "no-host.toml").write_text(NO_HOST)
+    (tmp_path / "host.toml").write_text(NO_HOST + "cpu_expert_ns = 0\n")
+    np.savez(tmp_path / "similar.npz", similarity=np.full((3, 8, 8), 0.5, np.float32))
+    return tmp_path
+
+
+def spec(folder: Path, **fields: Any) -> RunSpec:
+    return RunSpec.of({"trace": str(folder / "t.npz"), "hardware": str(folder / "host.toml"), **fields})
+
+
+# ---- slots
+
+
+@pytest.mark.parametrize(
+    ("cache", "scope", "slots"),
+    [
+        ("1199B", "layer", [4, 4, 3]),  # 11 whole experts of 100 bytes: 3 each, one more to the first 11 - 9 = 2
+        ("1.0KB", "layer", [4, 3, 3]),
+        ("900B", "layer", [3, 3, 3]),
+        ("99KB", "layer", [8, 8, 8]),  # there are no more
+        ("1199B", "global", [11]),
+        ("99KB", "global", [24]),
+        (0.5, "layer", [4, 4, 4]),
+        (0.49, "layer", [3, 3, 3]),  # 3.92, rounded down
+        (0.01, "layer", [1, 1, 1]),  # at least one
+        (0.5, "global", [12]),
+        (5, "layer", [5, 5, 5]),
+        (5, "global", [5]),
+    ],
+)
+def test_slots_by_hand(folder: Path, cache: Any, scope: str, slots: list[int]) -> None:
+    assert prepare(spec(folder, cache=cache, cache_scope=scope)).plan.slots.tolist() == slots
+
+
+def test_bytes_for_fewer_experts_than_there_are_scopes_are_refused(folder: Path) -> None:
+    assert prepare(spec(folder, cache="300B")).plan.slots.tolist() == [1, 1, 1]
+    with pytest.raises(SpecError, match=r"^cache: 299B: holds 2 experts of 100 bytes; needs at least 3$"):
+        prepare(spec(folder, cache="299B"))
+    assert prepare(spec(folder, cache="299B", cache_scope="global")).plan.slots.tolist() == [2]
+
+
+# ---- memory
+
+
+def test_memory_is_that_of_the_longest_context_offset_and_all(folder: Path) -> None:
+    # the first request's rows are positions 0 to 9: a context of 10; one more KV entry of Mixtral's 32 layers with 8 KV
+    # heads of 128, in bf16, is 32 x 2 x 8 x 128 x 2 = 131,072 bytes
+    model = {"hardware": "a100-pcie4", "trace": "mixtral.npz", "max_steps": 3, "prefill_chunk": 4}
+    short, long, both = (
+        prepare(RunSpec.of({**model, "context_offset": offset, "batch": batch})).memory
+        for offset, batch in ((0, 1), (1000, 1), (1000, 2))
+    )
+    steps = prepare(RunSpec.of(model)).steps
+    rows = int(steps.offset[-1])  # three chunks of four prompt rows: positions 0 to 11
+    assert rows == 12
+    assert short["kv"] == 12 * 131_072
+    assert long["kv"] == 1012 * 131_072
+    assert both["kv"] == 2 * 1012 * 131_072
+
+
+def test_memory_counts_every_slot_and_the_low_precision_copies(folder: Path) -> None:
+    # 11 slots of 100 bytes; hobbit's copies: a quarter of 8 experts in each of 3 layers, of 25 bytes
+    plain = prepare(spec(folder, cache="1199B")).memory
+    assert plain["slots"] == 1100
+    hobbit = prepare(spec(folder, cache="1199B", miss="hobbit", set={"hobbit.slots": "0.25"})).memory
+    assert hobbit["slots"] == 1100 + 3 * 2 * 25
+
+
+# ---- the host
+
+
+def parameters(name: str, folder: Path) -> dict[str, Any]:
+    return {"similarity.matrix": str(folder / "similar.npz")} if name == "similarity" else {}
+
+
+@pytest.mark.parametrize("name", MISS)
+def test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs(folder: Path, name: str) -> None:
+    """Refused without cpu times if, and only if, it does answer cpu where the host costs nothing."""
+    fields = {"cache": 2, "miss": name, "calibration": 0.5, "set": parameters(name, folder)}
+    setting = prepare(spec(folder, **fields))
+    answers_cpu = run(setting.plan).counters["cpu"] > 0
+    without = spec(folder, **fields | {"hardware": str(folder / "no-host.toml")})
+    if answers_cpu:
+        with pytest.raises(SpecError, match=f"has no cpu_expert_ns or measured.cpu_expert, which miss {name} needs"):
+            prepare(without)
+    else:
+        prepare(without)
