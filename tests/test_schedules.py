@@ -1,8 +1,9 @@
-"""Every schedule, cut by --max-steps and begun by --warmup-steps at every boundary: what is counted, counted again here."""
+"""Every schedule, cut by --max-steps and begun by --warmup-steps at every boundary: what is counted, counted again."""
 
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,7 @@ def check(told: list[Told], record: RunRecord, steps: int, warmup: int) -> None:
     decoded = [step for request in told for step in request.decode if warmup <= step < steps]
     assert out["tokens"] == len(decoded)
     assert out["decode_ns"] + out["prefill_ns"] == out["time_ns"] == end[-1] - began
-    gaps = [b - a for each in times for a, b in zip(each, each[1:], strict=False) if b > began]
+    gaps = [b - a for each in times for a, b in pairwise(each) if b > began]
     assert out["itl_ms"] == spread_ms(np.array(gaps, np.int64))
     whole = [each for each in times if len(each) > 1 and each[0] >= began]
     assert out["tpot_ms"] == spread_ms(np.array([(each[-1] - each[0]) / (len(each) - 1) for each in whole]))
@@ -131,4 +132,5 @@ def test_a_run_that_ends_within_its_first_prompt() -> None:
     assert done.returncode == 0, done.stderr
     # one step of three prompt tokens: one request has begun, none has a token
     assert "1 requests, 3 prompt + 0 generated tokens" in done.stdout
-    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith(("TPOT", "ITL", "TTFT"))] == ["0"] * 3
+    latencies = [line.split() for line in done.stdout.splitlines() if line.startswith(("TPOT", "ITL", "TTFT"))]
+    assert [line[-1] for line in latencies] == ["0"] * 3
