@@ -24,8 +24,8 @@ from runtime.passages import Passages, passages
 from runtime.quality import LEVEL, figures
 from runtime.subject import Subject, subject
 from sim import __version__
-from sim.plan import FITTED
-from sim.policies import MISS, RERANK, find, predictors
+from sim.plan import fitted
+from sim.policies import find
 from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
 from sim.summary import summarise
@@ -89,14 +89,9 @@ def _shares(run: Judged) -> dict[str, float]:
 
 
 def needs_calibration(spec: RunSpec) -> bool:
-    """Whether something in the run is fitted."""
-    miss = find("miss", MISS, spec.miss)
-    fitted = miss.fitted and not spec.params(spec.miss).get("lists")
-    if spec.rerank != "none":
-        fitted |= find("rerank", RERANK, spec.rerank).fitted
-    fitted |= getattr(predictors().get(spec.prefetch), "fitted", False)
-    percentile = {**miss.prepared, **spec.params(spec.miss)}.get("percentile", -1)
-    return bool(fitted or float(percentile) >= 0 or spec.placement in FITTED or spec.cache_spread in FITTED)
+    """Whether something in the run is fitted, or takes a threshold from other text."""
+    percentile = {**find("miss", spec.miss).prepared, **spec.params("miss")}.get("percentile", -1)
+    return bool(fitted(spec) or float(percentile) >= 0)
 
 
 def calibration_of(model: Subject, spec: RunSpec, tokens: int, text: str | None) -> RoutingTrace | None:

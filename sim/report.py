@@ -9,7 +9,7 @@ from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
 from sim.memo import Memo, afresh
 from sim.plan import Setting
-from sim.policies import MISS, find, is_user
+from sim.policies import find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
 from traces import npz
@@ -102,7 +102,7 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not find("miss", MISS, setting.spec.miss).lossy and setting.spec.rerank == "none"
+    return not find("miss", setting.spec.miss).lossy and setting.spec.rerank == "none"
 
 
 def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
@@ -118,7 +118,7 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
-    if is_user(setting.spec.prefetch) and find("prefetch", {}, setting.spec.prefetch).oracle:
+    if is_user(setting.spec.prefetch) and find("prefetch", setting.spec.prefetch).oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:
         m = out["memory"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
+from sim.policies import KINDS, parameters
+from sim.policies import table as policies
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
 
@@ -39,7 +40,11 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "placement": {"metavar": "NAME", "help": "first residents"},
         "transfer_order": {"metavar": "NAME", "help": "fifo, nearest-layer or probability, among prefetches"},
         "expert_group": {"metavar": "one|ready|all", "help": "how the GPU takes experts (default: the engine's)"},
-        "set": {"action": "append", "metavar": "POLICY.PARAM=VALUE", "help": "a parameter of a chosen policy"},
+        "set": {
+            "action": "append",
+            "metavar": "[KIND.]POLICY.PARAM=VALUE",
+            "help": "a parameter of a chosen policy (KIND where two policies have one name)",
+        },
         "calibration": {"metavar": "FILE|FRACTION", "help": "what policies are fitted on; never judged"},
     },
     "how it runs": {
@@ -136,26 +141,19 @@ def _list(what: str) -> str:
 
 def _list_policies() -> str:
     lines = []
-    for kind, entries in (("eviction", EVICTION), ("prefetch", predictors()), ("miss", MISS), ("rerank", RERANK)):
+    for kind in KINDS:
         lines.append(f"{kind}:")
-        for name, policy in entries.items():
+        for name, policy in policies(kind).items():
             marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word, False)]
             doc = getattr(policy, "doc", None) or (policy.__doc__ or "").strip().splitlines()[0]
             needs = [f"needs {array}" for array in policy.needs]
-            tail = "; ".join([*marks, *needs, *_defaults(policy)])
+            tail = "; ".join([*marks, *needs, *(f"{key}={_short(value)}" for key, value in parameters(policy).items())])
             lines.append(f"  {name:<18} {doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
-    lines.append("placement:")
-    lines += [f"  {name:<18} {doc}" for name, doc in PLACEMENT.items()]
     return "\n".join(lines)
 
 
-def _defaults(policy: Any) -> list[str]:
-    if hasattr(policy, "params"):
-        given = {**policy.params, **policy.prepared}
-        return [f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in given.items()]
-    import inspect
-
-    return [f"{name}={p.default}" for name, p in inspect.signature(policy).parameters.items()]
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:

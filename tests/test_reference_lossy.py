@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, SUBSTITUTE_PARAMS, Choice, Plan
-from tests.plans import MISSES, RERANKERS, substitute
+from sim.policies import MISS
+from tests.plans import MISSES, RERANKERS, named, substitute
 from tests.reference_miss import adaptive_entropy, hash64
 from tests.test_reference import MACHINES, Run, lines, make, predicted
 
@@ -51,7 +52,7 @@ def lossy(experts: Sequence[Any], n_experts: int, slots: Sequence[int], resident
     if "logits" in given:
         given["logits"] = np.array(given["logits"], np.float16)
     plan = make(experts, n_experts, slots, residents, weights=np.array(weights, np.float32), **given)
-    plain = Choice(policy, MISSES[policy], np.array(threshold, np.float64).reshape(-1))
+    plain = named(MISS[policy], np.reshape(threshold, -1))
     plan = replace(plan, miss=substitute(policy, **params) if MISSES[policy] == MISSES["buddy"] else plain)
     if rerank:
         plan = replace(plan, rerank=Choice(rerank[0], RERANKERS[rerank[0]], np.array(rerank[1:], np.float64)))
