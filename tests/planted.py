@@ -188,6 +188,7 @@ CORE = [
 ]
 
 # --- what a run is made from ---
+USES_THE_HOST = "tests/test_plan.py::test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs"
 PLAN = [
     fault(
         "what is left of a cache in bytes goes to the last layers",
@@ -204,11 +205,18 @@ PLAN = [
         "tests/test_plan.py::test_memory_is_that_of_the_longest_context_offset_and_all",
     ),
     fault(
-        "mixed is not known to use the host",
-        "sim/plan.py",
-        '("cpu", "fiddler", "mixed")',
-        '("cpu", "fiddler")',
-        "tests/test_plan.py::test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs",
+        "the cheaper of host and link is not known to use the host",
+        "sim/policies.py",
+        "in (miss.FALL_CPU, miss.FALL_CHEAPER)",
+        "in (miss.FALL_CPU,)",
+        USES_THE_HOST,
+    ),
+    fault(
+        "a fallback given by --set is not looked at",
+        "sim/policies.py",
+        'fallback = self.values(given).get("fallback", miss.FALL_FETCH)',
+        'fallback = self.values({}).get("fallback", miss.FALL_FETCH)',
+        USES_THE_HOST,
     ),
     fault(
         "linear attention reads no state",

@@ -9,7 +9,7 @@ import pytest
 from sim.errors import SpecError
 from sim.machines.compiled import run
 from sim.plan import prepare
-from sim.policies import MISS
+from sim.policies import MISS, WORDS
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from traces import npz
@@ -104,19 +104,23 @@ def test_memory_counts_every_slot_and_the_low_precision_copies(folder: Path) -> 
 # ---- the host
 
 
-def parameters(name: str, folder: Path) -> dict[str, Any]:
-    return {"similarity.matrix": str(folder / "similar.npz")} if name == "similarity" else {}
+FALLBACKS = [(name, word) for name, policy in MISS.items() if "fallback" in policy.params for word in WORDS["fallback"]]
 
 
-@pytest.mark.parametrize("name", MISS)
-def test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs(folder: Path, name: str) -> None:
-    """Refused without cpu times if, and only if, it does answer cpu where the host costs nothing."""
-    fields = {"cache": 2, "miss": name, "calibration": 0.5, "set": parameters(name, folder)}
-    setting = prepare(spec(folder, **fields))
-    answers_cpu = run(setting.plan).counters["cpu"] > 0
+@pytest.mark.parametrize(("name", "fallback"), [*((name, None) for name in MISS), *FALLBACKS])
+def test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs(
+    folder: Path, name: str, fallback: str | None
+) -> None:
+    """As it comes, a policy is refused without cpu times if, and only if, it does answer cpu where the host costs
+    nothing; with a fallback given, where that is the host (whether or not it comes to it here)."""
+    given = {"similarity.matrix": str(folder / "similar.npz")} if name == "similarity" else {}
+    given |= {f"{name}.fallback": fallback} if fallback else {}
+    fields = {"cache": 2, "miss": name, "calibration": 0.5, "set": given}
+    answers_cpu = run(prepare(spec(folder, **fields)).plan).counters["cpu"] > 0
+    assert not answers_cpu or fallback in (None, "cpu", "cheaper")
     without = spec(folder, **fields | {"hardware": str(folder / "no-host.toml")})
-    if answers_cpu:
+    if answers_cpu or fallback in ("cpu", "cheaper"):
         with pytest.raises(SpecError, match=f"has no cpu_expert_ns or measured.cpu_expert, which miss {name} needs"):
             prepare(without)
     else:
-        prepare(without)
+        assert run(prepare(without).plan).counters["cpu"] == 0
