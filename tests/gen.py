@@ -14,6 +14,18 @@ REUSING_FOLDER = settings(
 )
 
 
+def trace_of(experts: Any, n_experts: int, weights: Any = None, prefill: Any = None) -> RoutingTrace:
+    """experts [T][L][K] of one request."""
+    array = np.asarray(experts, np.int16)
+    tokens, layers, k = array.shape
+    meta = {"format_version": 1, "model": "m", "n_experts": n_experts, "top_k": k, "n_layers": layers}
+    meta |= {"moe_layers": list(range(layers)), "real": False}
+    prompt = np.zeros(tokens, bool) if prefill is None else np.asarray(prefill, bool)
+    weights = None if weights is None else np.asarray(weights, np.float32)
+    rows = np.arange(tokens, dtype=np.int32)
+    return RoutingTrace(array, np.zeros(tokens, np.int32), rows, prompt, meta, weights)
+
+
 def random_trace(
     rng: np.random.Generator,
     tokens: int = 40,

@@ -216,6 +216,9 @@ def test_engine_precisions_memory_share_and_dequantisation() -> None:
     base = costs(mla, RTX4090, Engine(), "q4", decode(0, 27)).dense_ns[0, 0]
     own = costs(mla, RTX4090, Engine(layer_ns=5, mla_layer_ns=9), "q4", decode(0, 27)).dense_ns[0, 0]
     assert own - base == 9
+    of_another = Engine(layer_ns=5, mla_layer_ns=9)  # Mixtral's attention is not latent
+    plain, busy = (costs(MIXTRAL, RTX4090, e, "bf16", decode(0)).dense_ns[0, 0] for e in (IDEAL, of_another))
+    assert busy - plain == 5
     slow = expert_ns(MIXTRAL, RTX4090, Engine(memory_efficiency=0.35), "bf16", 1)[1]
     assert slow == round((352_321_536 + 73_728) / (1008 * 0.35))
     expand = Engine(dequant_gb_per_s=100.0)

@@ -106,6 +106,20 @@ def test_a_window_layer_has_a_table_of_its_own(tmp_path: Path) -> None:
         costs(GPT, measured(tmp_path, of_gpt + TABLES), IDEAL, "bf16", steps)
 
 
+def test_layers_without_experts_and_with_linear_attention_have_tables_of_their_own(tmp_path: Path) -> None:
+    # layers 0 and 2 without experts; 0, 1 and 2 linear, whose state costs the same at every position; 3 scores 10
+    dense = "".join(
+        f'[[measured.dense]]\nlayer = "{layer}"\nattention = "{kind}"\ntokens = [1]\nns = [{ns}]\nentry_ns = 5.0\n'
+        for layer, kind, ns in (("moe", "linear", 70), ("ffn", "linear", 30), ("moe", "full", 100))
+    )
+    tables = TABLES[: TABLES.index("[measured.cpu_expert]")] + dense  # and no times of the host
+    hardware = measured(tmp_path, TERMS.replace("mixtral-8x7b", "qwen3-next-80b-a3b") + tables)
+    steps = StepShapes(np.array([0, 1]), np.array([9]), np.array([False]), 4, np.array([1, 3]))
+    table = costs(catalog.model("qwen3-next"), hardware, IDEAL, "bf16", steps)
+    assert table.dense_ns.tolist() == [[30 + 70, 30 + 100 + 50, 0]]
+    assert table.cpu_expert_ns.tolist() == [[0, 0], [0, 0]] and not hardware.answers_cpu
+
+
 def test_another_model_or_precision_than_was_measured_is_refused(tmp_path: Path) -> None:
     hardware, steps = measured(tmp_path), shapes([1], [0], [False])
     with pytest.raises(CatalogError, match="measured with model mixtral-8x7b, not gpt-oss-20b"):

@@ -1,0 +1,111 @@
+"""The summary object of a run, worked by hand where it says more than the record: quality, the trace, what fits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.run import simulate
+from sim.spec import RunSpec
+from tests.gen import trace_of
+from traces import npz
+
+HARDWARE = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\nexpert_bytes = 100\n"
+
+
+def result(folder: Path, **fields: Any) -> dict[str, Any]:
+    """Of `t.npz` on fixed hardware; experts 0 and 1 of every layer are resident at first."""
+    (folder / "h.toml").write_text(HARDWARE)
+    given = {"trace": str(folder / "t.npz"), "hardware": str(folder / "h.toml"), "cache": 2, **fields}
+    return simulate(RunSpec.of(given))[0]
+
+
+# Residents 0 and 1 stay, because nothing is ever fetched: 2 and 3 are dropped wherever they are wanted.
+EXPERTS = [[[0, 2], [1, 0]], [[2, 3], [3, 1]], [[0, 1], [0, 1]], [[1, 3], [-1, 2]]]
+WEIGHTS = [[[0.75, 0.25], [0.5, 0.5]], [[0.5, 0.5], [0.75, 0.25]], [[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.25], [0.0, 0.5]]]
+
+
+def test_dropped_weight_by_hand(tmp_path: Path) -> None:
+    # layer 0 wants 1 + 1 + 1 + .75, of which .25 + 1 + 0 + .25 is dropped; layer 1 wants 1 + 1 + 1 + .5, of which
+    # 0 + .75 + 0 + .5 is. Token by token .25 of 2, 1.75 of 2, 0 of 2, .75 of 1.25: the largest of four is their p95
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    found = result(tmp_path, miss="drop")["quality"]
+    assert found["dropped_weight"] == pytest.approx(2.75 / 7.25) and found["substituted_weight"] == 0
+    assert found["dropped_weight_by_layer"] == pytest.approx([1.5 / 3.75, 1.25 / 3.5])
+    assert found["substituted_weight_by_layer"] == [0, 0]
+    assert found["per_token_p95"] == pytest.approx(0.875)
+    # distinct experts: 2 in every visit but the last, which wants one
+    assert found["wanted"] == found["wanted_before_rerank"] == 15
+    # after two steps of warm-up the third and the fourth token are left: .75 of 3.25, p95 of 0 and .6
+    later = result(tmp_path, miss="drop", warmup_steps=2)["quality"]
+    assert later["dropped_weight"] == pytest.approx(0.75 / 3.25) and later["per_token_p95"] == pytest.approx(0.6)
+
+
+def test_of_twenty_tokens_the_p95_is_the_nineteenth(tmp_path: Path) -> None:
+    # token i wants the resident 0 and, by weight i / 20 of its 1, the absent 2
+    lost = np.arange(20) / 20
+    npz.write(
+        tmp_path / "t.npz", trace_of(np.tile([[[0, 2]]], (20, 1, 1)), 4, np.stack([1 - lost, lost], axis=1)[:, None])
+    )
+    assert result(tmp_path, miss="drop")["quality"]["per_token_p95"] == pytest.approx(18 / 20)
+
+
+def test_prompts_lose_nothing_and_count_in_what_was_wanted(tmp_path: Path) -> None:
+    # as a prompt the first two tokens are fetched: 2 and 3 evict 0 and 1 in both layers. What is lost depends on that:
+    # layer 0: 2, then 2 and 3 are there; the third token wants 0 and 1, the fourth 1: all dropped but its 3 (.25)
+    npz.write(
+        tmp_path / "t.npz",
+        trace_of([row[:1] for row in EXPERTS], 4, [row[:1] for row in WEIGHTS], prefill=[True, True, False, False]),
+    )
+    found = result(tmp_path, miss="drop")
+    assert found["quality"]["dropped_weight"] == pytest.approx((1 + 0.5) / 3.75)
+    assert (found["fetched"], found["dropped"]) == (3, 3)  # the prompt is one visit, for two slots of 2 and one of 3
+
+
+def test_substituted_weight_and_what_similarity_makes_of_it(tmp_path: Path) -> None:
+    # 2 is .8 like 0, and 3 is .5 like 1. Wanted: 2 by .5, 3 by .25, 0 by 1, 2 by .25: half of 2 is substituted, and
+    # (.5 + .25) x .2 + .25 x .5 = .275 of 2 is the error to expect
+    npz.write(tmp_path / "t.npz", trace_of([[[2]], [[3]], [[0]], [[2]]], 4, [[[0.5]], [[0.25]], [[1.0]], [[0.25]]]))
+    alike = np.zeros((1, 4, 4))
+    alike[0, 2, 0], alike[0, 3, 1] = 0.8, 0.5
+    np.savez(tmp_path / "s.npz", similarity=alike + np.eye(4))
+    every_gate_open = {"similarity.tau": -1, "similarity.beta": 2, "similarity.rho": 99}
+    found = result(tmp_path, miss="similarity", set=every_gate_open | {"similarity.matrix": str(tmp_path / "s.npz")})
+    assert (found["substituted"], found["slots_hit"]) == (3, 1)
+    assert found["quality"]["substituted_weight"] == pytest.approx(0.5) and found["quality"]["dropped_weight"] == 0
+    assert found["quality"]["expected_error"] == pytest.approx(0.1375)
+    assert found["quality"]["per_token_p95"] == 1
+
+
+def test_lossless_runs_lose_nothing_and_runs_without_weights_do_not_know(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    found = result(tmp_path)["quality"]
+    assert found == {"wanted_before_rerank": 15, "wanted": 15, "substituted_weight": 0.0, "dropped_weight": 0.0}
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, np.zeros((4, 2, 2))))
+    unknown = result(tmp_path, miss="drop")["quality"]
+    assert [unknown[name] for name in ("dropped_weight", "dropped_weight_by_layer", "per_token_p95")] == [None] * 3
+
+
+def test_bytes_by_cause(tmp_path: Path) -> None:
+    # HOBBIT at full 0: every miss but a token's first asks for a copy of 25 bytes; experts are of 100
+    npz.write(tmp_path / "t.npz", trace_of([[[2, 3]], [[2, 3]]], 4, [[[0.75, 0.25]], [[0.75, 0.25]]]))
+    low = "low_transfer_ns = 50\nlow_expert_ns = 5\nlow_bytes = 25\n"
+    (tmp_path / "low.toml").write_text(HARDWARE + low)
+    given = {"hobbit.full": 0.5, "hobbit.low": 0.99, "hobbit.slots": "1"}
+    found = result(tmp_path, miss="hobbit", hardware=str(tmp_path / "low.toml"), set=given)
+    # 2 has nothing in front of it: fetched, once; 3 has .75 in front of it: a copy, once
+    assert found["transfers"]["demand"] == 2 and found["h2d_bytes"] == {"demand": 125, "prefetch": 0, "background": 0}
+
+
+def test_what_is_said_of_the_trace_and_of_what_does_not_fit() -> None:
+    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 3, "calibration": 0.25}
+    found = simulate(RunSpec.of(given))[0]
+    about, whole = found["trace"], npz.read(npz.find("mixtral.npz"))
+    assert about["tokens"] + about["calibration_tokens"] == whole.n_tokens
+    assert (about["moe_layers"], about["n_experts"], about["top_k"], about["real"]) == (32, 8, 2, False)
+    # 4 of 8 slots in 32 layers are 45.1 GB, the rest of Mixtral 3.2 GB, 24 GB there are
+    memory = found["memory"]
+    need = (memory["dense"] + memory["kv"] + memory["slots"] + memory["staging"]) / 1e9
+    assert 48.3 < need < 48.6 and memory["fits"] is False
+    assert f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has 24.0 GB; times as if it did" in found["notes"]
