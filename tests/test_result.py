@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.report import table
 from sim.run import simulate
 from sim.spec import RunSpec
 from tests.gen import trace_of
@@ -109,3 +110,36 @@ def test_what_is_said_of_the_trace_and_of_what_does_not_fit() -> None:
     need = (memory["dense"] + memory["kv"] + memory["slots"] + memory["staging"]) / 1e9
     assert 48.3 < need < 48.6 and memory["fits"] is False
     assert f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has 24.0 GB; times as if it did" in found["notes"]
+
+
+def test_the_same_figures_as_text(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    spread = {"mean": 1.0, "p50": 2.0, "p95": 1234.5678, "p99": None, "n": 7}
+    lost = {"substituted_weight": 0.0125, "dropped_weight": 0.5, "per_token_p95": None}
+    made = {
+        "time_ns": 2_000_000_000, "tokens_per_s": 1234.567, "total_tokens_per_s": None, "tpot_ms": spread,
+        "breakdown_ns": {
+            "dense": 10**9, "decide": 0, "experts": 5 * 10**8, "stall": 4 * 10**8, "cpu_wait": 10**8, "head": 0,
+        },
+        "stall_ns_by_cause": {"demand": 10**8, "late": 3 * 10**8, "held": 0},
+        "wanted": 4000, "hits": 3000, "late": 400, "misses": 600, "evictions": 1001, "link_busy_ns": 500_000_000,
+        "h2d_bytes": {"demand": 1_234_500_000_000, "prefetch": 60_000_000, "background": 0},
+        "prefetched": {"used": 30, "late": 10, "wasted": 40}, "slots_wanted": 8000,
+        "transfers": {"promoted": 1, "withdrawn": 2000, "rejected": 3, "unfinished": 4},
+        "substituted": 800, "dropped": 4, "cpu": 0, "low": 0, "quality": lost | {"stopped": {"tae": 3, "rho": 0}},
+    }  # fmt: skip
+    out = result(tmp_path, miss="drop", prefetch="previous-token")
+    lines = [line.split(maxsplit=1) for line in table(out | made).splitlines() if line and line[0].isalpha()]
+    text = {words[0]: " ".join(words[1].split()) for words in lines}
+    assert text["tokens/s"] == "1,234.57 generated, - with prompts"
+    assert text["TPOT"] == "1.000 2.000 1,234.568 - 7"
+    assert text["time"] == "2.000 s: dense 50.0% decide 0.0% experts 25.0% stall 20.0% cpu_wait 5.0% head 0.0%"
+    assert text["stall"] == "by demand 25.0% late 75.0% held 0.0%"
+    assert text["wanted"] == "4,000: hits 3,000 (75.0%), late 400 (10.0%), misses 600 (15.0%); 1,001 evictions"
+    assert text["H2D"] == "demand 1,234.5 GB, prefetch 0.1 GB, background 0.0 GB; link busy 25.0%"
+    assert text["prefetched"] == (
+        "used 30 (37.5%), late 10 (12.5%), wasted 40 (50.0%); promoted 1, withdrawn 2,000, rejected 3"
+    )
+    assert text["answers"] == "substituted 800 (10.00% of slots), dropped 4 (0.05% of slots)"
+    assert text["router"] == "weight substituted 1.25%, dropped 50.00%; a token's p95 -"
+    assert text["stopped"] == "by tae 3"
