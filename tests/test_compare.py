@@ -16,9 +16,9 @@ import pytest
 
 from analysis.compare import compare, main, pareto_best
 from analysis.formats import FORMATS
-from analysis.pairing import why_not
+from analysis.pairing import paired, why_not
 from analysis.runs import Run, RunError, load
-from sim.per_request import per_request
+from sim.per_request import PerRequest, per_request
 from tests.runs_by_hand import made, record, simulated, summary, written
 
 
@@ -148,13 +148,43 @@ def test_what_is_not_paired(change: dict[str, Any], reason: str) -> None:
 def test_the_same_calibration_file_judges_the_same_requests() -> None:
     base = made("base", record([[100]]))
     assert why_not(made("other", record([[50]]), spec={"calibration": "c.npz"}), base) is None
-    assert why_not(made("other", None), base) == "no record.npz"
+    assert why_not(made("other", None), base) == why_not(base, made("other", None)) == "no record.npz"
 
 
 def test_only_requests_with_the_same_tokens_are_paired() -> None:
     found = compare([made("a", record([[10], [10, 10]])), made("b", record([[5], [5]]))])
     assert found.rows[1]["paired_requests"] == 1
     assert any("not over all" in note for note in found.notes)
+
+
+def requests(ids: list[int], tokens: list[int], time_ns: list[float], tpot_ms: list[float]) -> PerRequest:
+    return PerRequest(np.array(ids), np.array(tokens), np.array(time_ns), np.array(tpot_ms))
+
+
+def test_pairs_by_hand() -> None:
+    # 0 and 1 are in both with as many tokens; 2 has none; 3 gave fewer; 4 and 5 are in one run alone
+    run = requests([0, 1, 2, 3, 4], [2, 1, 0, 3, 1], [10.0, 5.0, 0.0, 9.0, 1.0], [1.0, np.nan, np.nan, 3.0, 1.0])
+    base = requests([5, 3, 2, 1, 0], [1, 4, 0, 1, 2], [1.0, 9.0, 0.0, 12.0, 18.0], [1.0, 3.0, np.nan, 2.0, 2.5])
+    found = paired(run, base)
+    assert (found.n, found.ratio) == (2, (18 + 12) / (10 + 5))
+    # drawn twice, 0 is 18 / 10 times as fast and 1 12 / 5: both come up in a quarter of the draws
+    assert found.ratio_interval == pytest.approx((1.8, 2.4))
+    assert (found.n_tpot, found.tpot_ms, found.tpot_interval) == (1, -1.5, None)  # 1 has a TPOT in one run alone
+
+
+def test_one_request_has_no_interval_and_no_time_no_ratio() -> None:
+    one = requests([0], [2], [10.0], [1.0])
+    assert paired(one, one).ratio == 1 and paired(one, one).ratio_interval is None
+    still = requests([0, 1], [2, 2], [0.0, 0.0], [0.0, 0.0])
+    found = paired(still, requests([0, 1], [2, 2], [5.0, 5.0], [1.0, 2.0]))
+    assert (found.n, found.ratio, found.ratio_interval, found.tpot_ms) == (2, None, None, -1.5)
+    assert found.tpot_interval == pytest.approx((-2, -1))
+
+
+@pytest.mark.parametrize("n", [7, 8])
+def test_fewer_than_eight_requests_are_few(n: int) -> None:
+    found = compare([made("a", record([[10]] * n)), made("b", record([[5]] * n))])
+    assert any(note.startswith("FEW requests: intervals over 7 requests") for note in found.notes) == (n < 8)
 
 
 # --- Pareto ---

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests.gen import random_trace, traces
+from tests.gen import random_trace, trace_of, traces
 from traces import npz, stats
 from traces.describe import LOUD, describe
 from traces.reuse import reuse_distance, reuse_histogram
@@ -89,6 +89,43 @@ def test_router_entropy_by_hand() -> None:
     masked = np.full((4, 1, 4), -np.inf, np.float16)
     masked[:, :, :2] = 30_000
     assert math.isclose(stats.router_entropy(one_layer([[0, 1]] * 4, 4, logits=masked))["logits"]["bits"], 1)
+
+
+def test_router_entropy_of_sigmoid_scores_by_hand() -> None:
+    """Logits ln 3, 0, -ln 3 are scores 3/4, 1/2, 1/4, which are shares 1/2, 1/3, 1/6 of their sum: 1/2 + log2(3) / 3 +
+    log2(6) / 6 bits, of log2(3) for three experts. A softmax of the same would give 9, 3, 1 of 13."""
+    logits = np.log([[[3.0, 1.0, 1 / 3]]])
+    trace = one_layer([[0, 1]], 3, logits=logits.astype(np.float32))
+    trace.meta["score_function"] = "sigmoid"
+    bits = 1 / 2 + math.log2(3) / 3 + math.log2(6) / 6
+    facts = stats.router_entropy(trace)["logits"]
+    assert math.isclose(facts["bits"], bits, rel_tol=1e-6) and math.isclose(
+        facts["normalised"], bits / math.log2(3), rel_tol=1e-6
+    )
+    trace.meta["score_function"] = "softmax"
+    softmax = -sum(share * math.log2(share) for share in (9 / 13, 3 / 13, 1 / 13))
+    assert math.isclose(stats.router_entropy(trace)["logits"]["bits"], softmax, rel_tol=1e-6)
+
+
+def test_each_layer_by_itself_and_their_mean() -> None:
+    """Layer 0: 0 1, 0 2, as above. Layer 1: 3 0, 3 0: uses 2, 0, 0, 2, of which each token shares both with the one
+    before, and each expert has one companion always."""
+    trace = trace_of([[[0, 1], [3, 0]], [[0, 2], [3, 0]]], 4)
+    assert stats.expert_counts(trace).tolist() == [[2, 1, 1, 0], [2, 0, 0, 2]]
+    popularity = stats.popularity(trace)
+    assert popularity["by_layer"]["top_share"] == [0.5, 0.5] and popularity["by_layer"]["unused"] == [1, 2]
+    assert np.allclose(popularity["by_layer"]["normalised_entropy"], [0.75, 0.5])
+    # of (0, 0, 1, 1) / 2: (-3 * 0 - 0 + 1 + 3) / 2 / 4
+    assert popularity["by_layer"]["gini"] == [6 / 16, 1 / 2] and popularity["mean"]["gini"] == 7 / 16
+    overlap = stats.overlap(trace)
+    assert (overlap["by_layer"], overlap["mean"], overlap["pairs"]) == ([0.5, 1.0], 0.75, 1)
+    # two tokens drawn by popularity: layer 0 (1 + 1/4 + 1/4) / 2, layer 1 (1 + 1) / 2
+    assert overlap["popularity"] == (0.75 + 1) / 2
+    companions = stats.co_activation(trace)
+    # layer 0: 0 with 1 (or 2) in 1 of its 2 uses, 1 and 2 with 0 always: 3 of 4; chance would give 1 of the other 3
+    assert (companions["by_layer"], companions["top_companion"]) == ([0.75, 1.0], 7 / 8)
+    assert companions["random"] == 1 / 3
+    assert stats.working_set(trace)["by_layer"]["1"] == [2, 2]
 
 
 def test_co_activation_by_hand() -> None:
