@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.core.plan import GROUPS, ORDERS
 from sim.errors import SpecError
 from sim.machines.compiled import run
 from sim.plan import prepare
@@ -99,6 +100,37 @@ def test_memory_counts_every_slot_and_the_low_precision_copies(folder: Path) -> 
     assert plain["slots"] == 1100
     hobbit = prepare(spec(folder, cache="1199B", miss="hobbit", set={"hobbit.slots": "0.25"})).memory
     assert hobbit["slots"] == 1100 + 3 * 2 * 25
+
+
+# ---- steps and durations
+
+
+def test_every_position_moves_by_the_context_offset() -> None:
+    # as in test_costs: 2 bytes for each of a layer's 41,984,000 weights and 4,096 for each entry, at 1008 x 0.7 GB/s
+    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "as_decode": True, "max_steps": 3, "context_offset": 1000}
+    costs = prepare(RunSpec.of(given)).plan.costs
+    right = [round((2 * 41_984_000 + 4096 * (position + 1)) / (1008 * 0.7)) for position in (1000, 1001, 1002)]
+    assert costs.dense_ns[costs.cost_class, 0].tolist() == right
+
+
+def test_the_warm_up_leaves_a_step(folder: Path) -> None:
+    assert prepare(spec(folder, max_steps=5, warmup_steps=4)).plan.warmup_steps == 4
+    with pytest.raises(SpecError, match=r"^warmup_steps: 5: the run has 5 steps; must be fewer$"):
+        prepare(spec(folder, max_steps=5, warmup_steps=5))
+
+
+def test_who_says_how_the_gpu_takes_experts(folder: Path) -> None:
+    engines = {"ideal": "one", "llama.cpp": "all"}
+    for engine, group in engines.items():
+        assert GROUPS[prepare(spec(folder, engine=engine)).plan.group] == group
+        assert GROUPS[prepare(spec(folder, engine=engine, expert_group="ready")).plan.group] == "ready"
+
+
+@pytest.mark.parametrize(("given", "budget"), [(None, -1), (0, 0), (2, 2)])
+def test_a_budget_of_none_is_no_limit_and_of_zero_no_prefetch(folder: Path, given: int | None, budget: int) -> None:
+    ahead = prepare(spec(folder, prefetch="gate-lookahead", prefetch_budget=given, transfer_order="probability")).plan
+    assert ahead.prefetch is not None
+    assert (ahead.prefetch.budget, ORDERS[ahead.prefetch.order]) == (budget, "probability")
 
 
 # ---- the host
