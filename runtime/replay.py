@@ -21,9 +21,9 @@ import numpy as np
 from runtime.device.port import DeviceError
 from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
-from sim.run import LISTS, announce_compiling, parser, spec_of, write
+from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
 from sim.run import main as simulate
-from traces.command import guarded, out_folder
+from traces.command import guarded
 
 if TYPE_CHECKING:
     from runtime.device.port import Port
@@ -238,8 +238,7 @@ def _command(argv: list[str]) -> int:
             raise SpecError(f"{name}: {value}: must be above {low}")
     if args.lock_step and args.repeat != 1:
         raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
-    if args.out:
-        out_folder(args.out)
+    check_out(args)
     announce_compiling()
     try:
         return _run(args)

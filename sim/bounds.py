@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import ANSWERS_CPU, GROUPS, LOSSY, Plan
+from sim.core.plan import GROUPS, NOT_ALL_FETCHED, Plan
 
 if TYPE_CHECKING:
     from sim.record import RunRecord  # imports numba, which takes its time
@@ -75,7 +75,7 @@ def applicable(plan: Plan) -> tuple[str, ...]:
     Whoever fetches every miss: all, `demand_ns` only without a prefetcher. Others (drop, cpu, stand-ins) leave out or
     move work: executed ones only.
     """
-    if plan.miss.marks & (LOSSY | ANSWERS_CPU) or plan.rerank is not None:
+    if plan.miss.marks & NOT_ALL_FETCHED or plan.rerank is not None:
         return ANY
     return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
 

@@ -20,6 +20,7 @@ from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
 from traces.errors import TraceError
+from traces.overlap import shared_requests
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside.
+    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside; repeated: so many
+    of its requests have the routing of a judged one (a fraction of a trace that repeats itself).
     policy_files: sha256 of the file of each policy that is a user's own. costs_key: equal where trace, steps and
     costs are."""
 
@@ -46,6 +48,7 @@ class Setting:
     engine: "Engine"
     policy_files: dict[str, str] = field(default_factory=dict)
     costs_key: tuple[Any, ...] = ()
+    repeated: int = 0
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -79,9 +82,9 @@ def prepare(
     spec = _with_own_calibration(spec, path)
     judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
     if calibration is None:
-        calibration, trace = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+        calibration, trace, repeated = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
     else:
-        trace = whole
+        trace, repeated = whole, 0
     _refuse_what_is_missing(trace, path, spec, policies.values())
     _refuse_the_host(spec, miss, hardware)
     laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
@@ -114,7 +117,7 @@ def prepare(
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
-    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed, repeated=repeated)
 
 
 def _policies(spec: RunSpec) -> dict[str, Any]:
@@ -217,12 +220,14 @@ def fitted(spec: RunSpec) -> list[str]:
     return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]
 
 
-def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace]:
-    """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
+def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace, int]:
+    """(what is fitted on, what is judged, requests that the two share): by --calibration and the seed alone, whatever
+    the policies. Raises SpecError for a file that shares any."""
     if spec.calibration is None:
-        return None, trace
+        return None, trace, 0
     if isinstance(spec.calibration, float):
-        return split(trace, spec.calibration, spec.seed)
+        aside, judged = split(trace, spec.calibration, spec.seed)
+        return aside, judged, len(shared_requests(judged, aside))
     path = npz.find(spec.calibration)
     other = _opened(spec.calibration, memo)[0]
     for name in ("n_moe_layers", "n_experts", "top_k"):
@@ -230,7 +235,12 @@ def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingT
             raise SpecError(
                 f"calibration: {path.name}: {name} is {getattr(other, name)}, but {getattr(trace, name)} in the trace"
             )
-    return other, trace
+    shared, (first, _) = shared_requests(trace, other), other.requests()
+    if len(shared):
+        which = f"{len(shared)} of its {len(first)} requests (request {other.sequence[first[shared[0]]]} for one)"
+        remedy = "must be other requests; a fraction (0.3) sets some of the trace aside"
+        raise SpecError(f"calibration: {path.name}: {which} are judged too; {remedy}")
+    return other, trace, 0
 
 
 def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: Iterable[Any]) -> None:
@@ -275,8 +285,8 @@ def _slots(
 def _shares(
     field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int
 ) -> npt.NDArray[np.int64]:
-    """int64 [scopes], never more than a scope has experts. Bytes: as many whole experts as fit, in equal shares, what
-    is left over one each to the first layers. Raises SpecError where a scope would have none."""
+    """int64 [scopes]. Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first
+    layers, at most all there are. Raises SpecError where a scope would have none, and for more slots than experts."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
@@ -284,10 +294,11 @@ def _shares(
         total = cache_bytes(cache) // size
         if total < scopes:
             raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
-        slots = total // scopes + (np.arange(scopes) < total % scopes)
-    else:
-        slots = np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache)
-    return np.asarray(np.minimum(slots, most), np.int64)
+        return np.minimum(total // scopes + (np.arange(scopes) < total % scopes), most).astype(np.int64)
+    if cache > most:
+        has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
+        raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")
+    return np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache, np.int64)
 
 
 def _low(

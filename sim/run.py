@@ -16,6 +16,7 @@ from sim.policies import KINDS, parameters
 from sim.policies import table as policies
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
+from traces.errors import UserError
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "what runs": {
@@ -68,6 +69,7 @@ def parser() -> Parser:
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
     group.add_argument("--out", metavar="DIR", help="write summary.json and record.npz there")
+    group.add_argument("--force", action="store_true", help="replace a run that is in DIR already")
     group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     for what in LISTS:
@@ -179,11 +181,25 @@ def announce_compiling() -> None:
         print(message, file=sys.stderr)
 
 
+FILES = ("summary.json", "record.npz")  # of a run's folder
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Before anything runs: where it goes, and that it takes nobody's place. Raises UserError."""
+    if args.out is None:
+        if args.record not in (None, "none"):
+            raise UserError(f"record: {args.record}: nothing keeps it; give --out DIR too")
+        return
+    out_folder(args.out, () if args.force else FILES)
+
+
 def write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
     """`summary.json` and, unless kind is `none`, `record.npz` in a folder that is made, each whole or not at all."""
     from sim.record import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # of the run whose place this one takes
+        (folder / name).unlink(missing_ok=True)
     if kind != "none":
         save(record, folder / "record.npz", {name: summary[name] for name in ("spec", "machine", "trace")})
     text = json.dumps(summary, indent=1) + "\n"
@@ -201,9 +217,8 @@ def _command(argv: list[str]) -> None:
         if getattr(args, f"list_{what}"):
             print(_list(what))
             return
-    if args.out:
-        out_folder(args.out)
     spec = spec_of(args)
+    check_out(args)
     announce_compiling()
     summary, record = simulate(spec, args.record == "full")
     if args.out:

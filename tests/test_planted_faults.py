@@ -4,17 +4,15 @@ pytest runs them in the copy, in a process of its own, with the core as plain Py
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.copied import copy_sources
 from tests.planted import FAULTS, Fault
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("traces", "sim", "analysis", "runtime", "docs", "tests")
 PASSED, FAILED = 0, 1  # pytest's exit statuses; a test that is not there, or does not even import, gives another one
 CATCHERS = sorted({test for fault in FAULTS for test in fault.caught_by})
 PAIRS = [(each, test) for each in FAULTS for test in each.caught_by]
@@ -22,12 +20,8 @@ PAIRS = [(each, test) for each in FAULTS for test in each.caught_by]
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The sources as they are, to plant a fault in; the shipped samples are the same files."""
-    left_out = shutil.ignore_patterns("__pycache__", "samples", "results")
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=left_out)
-    (tmp_path / "traces" / "samples").symlink_to(ROOT / "traces" / "samples")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    """The sources as they are, to plant a fault in."""
+    copy_sources(tmp_path)
     return tmp_path
 
 

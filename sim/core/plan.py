@@ -27,6 +27,7 @@ BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY
     1 << i for i in range(len(MARKS))
 )
 LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS
+NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
