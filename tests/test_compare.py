@@ -77,8 +77,10 @@ def test_differences_by_hand() -> None:
     # base: 4 tokens in 400 ns; fast: 4 tokens in 200 ns: twice the tokens/s, 50 ns less per token
     base = made("base", record([[100, 100], [100, 100]], [10, 10]))
     fast = made("fast", record([[50, 50], [50, 50]], [10, 10]))
-    row = compare([base, fast]).rows[1]
-    assert row["tokens_per_s"] == pytest.approx(4 / 200e-9)
+    found = compare([base, fast])
+    row = found.rows[1]
+    assert found.notes == ["FEW requests: intervals over 2 requests say little; 8 or more are wanted"]
+    assert row["tokens_per_s"] == pytest.approx(4 / 200e-9) and row["tpot_ms"] == pytest.approx(50e-6)
     assert row["tokens_per_s_change"] == pytest.approx(1.0)
     assert row["tpot_ms_change"] == pytest.approx(-50e-6)
     assert row["paired_requests"] == 2
@@ -113,12 +115,13 @@ def test_the_interval_of_two_requests_by_hand() -> None:
 
 def test_the_draws_are_the_seeds_alone() -> None:
     rng = np.random.default_rng(1)
-    base = made("base", record([[int(x)] for x in rng.integers(80, 120, 30)]))
-    other = made("other", record([[int(x)] for x in rng.integers(60, 120, 30)]))
+    base = made("base", record([[int(x)] for x in rng.integers(80, 120, 30)], [10] * 30))
+    other = made("other", record([[int(x)] for x in rng.integers(60, 120, 30)], [10] * 30))
     first, again, later = (compare([base, other], seed=seed).rows[1] for seed in (0, 0, 1))
     assert first == again
     assert first["tokens_per_s_change_low"] != later["tokens_per_s_change_low"]
-    assert first["tokens_per_s_change_low"] < first["tokens_per_s_change"] < first["tokens_per_s_change_high"]
+    for name in ("tokens_per_s_change", "tpot_ms_change"):
+        assert first[f"{name}_low"] < first[name] < first[f"{name}_high"]
 
 
 def test_a_real_difference_is_outside_its_interval_around_nothing(runs: dict[str, Path]) -> None:
@@ -142,6 +145,7 @@ def test_what_is_not_paired(change: dict[str, Any], reason: str) -> None:
     assert reason in str(why_not(other, base))
     found = compare([base, other])
     assert found.rows[1]["tokens_per_s_change"] is None and found.rows[1]["h2d_change"] is None
+    assert reason in found.rows[1]["not_paired"] and found.rows[0]["not_paired"] is None
     assert any(note.startswith("MIXED") for note in found.notes)
 
 
@@ -155,6 +159,8 @@ def test_only_requests_with_the_same_tokens_are_paired() -> None:
     found = compare([made("a", record([[10], [10, 10]])), made("b", record([[5], [5]]))])
     assert found.rows[1]["paired_requests"] == 1
     assert any("not over all" in note for note in found.notes)
+    nothing = compare([made("a", record([[10]])), made("b", record([[5, 5]]))]).rows[1]
+    assert (nothing["paired_requests"], nothing["not_paired"]) == (None, "no request with the same tokens in both")
 
 
 def requests(ids: list[int], tokens: list[int], time_ns: list[float], tpot_ms: list[float]) -> PerRequest:
@@ -220,8 +226,10 @@ def test_who_stands_apart_from_the_front() -> None:
         standing("reranked", 9.0, 0.0, spec={"rerank": "cache-prior"}),
         standing("low copies", 9.0, 0.0, low=3),
         standing("elsewhere", 9.0, 0.0, spec={"hardware": "h100"}),
+        standing("others judged", 9.0, 0.0, spec={"calibration": 0.3}),
+        standing("on a device", 9.0, 0.0, machine="torch"),
     ]
-    assert pareto_best(runs) == [True, False, False, False, False, False, True]
+    assert pareto_best(runs) == [True, False, False, False, False, False, True, True, True]
 
 
 # --- what is said ---

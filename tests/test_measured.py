@@ -185,6 +185,9 @@ def test_a_run_takes_it_like_any_hardware_and_says_so(tmp_path: Path, capsys: py
     path.write_text(TERMS + TABLES)
     assert main(["--trace", "mixtral.npz", "--hardware", str(path), "--max-steps", "30"]) == 0
     said = capsys.readouterr().out
-    assert "MEASURED: durations from a calibration on a test, of mixtral-8x7b" in said
+    assert "! MEASURED: durations from a calibration on a test, of mixtral-8x7b\n" in said
     assert main(["--trace", "mixtral.npz", "--hardware", str(path), "--precision", "q4"]) == 2
     assert capsys.readouterr().err == "error: hardware: measured at --precision bf16, not q4\n"
+    path.write_text(TERMS + "scale = 0.5\n" + TABLES)
+    assert main(["--trace", "mixtral.npz", "--hardware", str(path), "--max-steps", "3"]) == 0
+    assert "on a test, of mixtral-8x7b with its sizes x 0.5\n" in capsys.readouterr().out

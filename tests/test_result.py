@@ -1,15 +1,16 @@
 """The summary object of a run, worked by hand where it says more than the record: quality, the trace, what fits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.report import table
+from sim.report import OPEN_LOOP, SYNTHETIC, table
 from sim.run import simulate
 from sim.spec import RunSpec
-from tests.gen import trace_of
+from tests.gen import random_trace, trace_of
 from traces import npz
 
 HARDWARE = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\nexpert_bytes = 100\n"
@@ -35,7 +36,7 @@ def test_dropped_weight_by_hand(tmp_path: Path) -> None:
     assert found["dropped_weight"] == pytest.approx(2.75 / 7.25) and found["substituted_weight"] == 0
     assert found["dropped_weight_by_layer"] == pytest.approx([1.5 / 3.75, 1.25 / 3.5])
     assert found["substituted_weight_by_layer"] == [0, 0]
-    assert found["per_token_p95"] == pytest.approx(0.875)
+    assert found["per_token_p95"] == pytest.approx(0.875) and found["expected_error"] is None
     # distinct experts: 2 in every visit but the last, which wants one
     assert found["wanted"] == found["wanted_before_rerank"] == 15
     # after two steps of warm-up the third and the fourth token are left: .75 of 3.25, p95 of 0 and .6
@@ -110,6 +111,38 @@ def test_what_is_said_of_the_trace_and_of_what_does_not_fit() -> None:
     need = (memory["dense"] + memory["kv"] + memory["slots"] + memory["staging"]) / 1e9
     assert 48.3 < need < 48.6 and memory["fits"] is False
     assert f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has 24.0 GB; times as if it did" in found["notes"]
+
+
+RECALL = "the recall of this trace's lookahead is an assumption of its generator"
+
+
+@pytest.mark.parametrize(
+    ("real", "fields", "notes"),
+    [
+        (True, {}, []),
+        (True, {"prefetch": "gate-lookahead"}, []),
+        (True, {"miss": "drop"}, [OPEN_LOOP]),
+        (True, {"rerank": "adapmoe"}, [OPEN_LOOP]),
+        (False, {}, [SYNTHETIC]),
+        (False, {"prefetch": "gate-lookahead", "miss": "drop"}, [SYNTHETIC, RECALL, OPEN_LOOP]),
+        (False, {"prefetch": "previous-token"}, [SYNTHETIC]),
+    ],
+)
+def test_what_must_be_said(tmp_path: Path, real: bool, fields: dict[str, Any], notes: list[str]) -> None:
+    trace = random_trace(np.random.default_rng(0), 6, 2, 4, 2, lookahead=2, prompt=0.0)
+    npz.write(tmp_path / "t.npz", replace(trace, meta=trace.meta | {"real": real}))
+    assert result(tmp_path, **fields)["notes"] == notes
+
+
+def test_of_nothing_there_is_text_too(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    out = result(tmp_path, miss="drop", rerank="adapmoe", prefetch="previous-token")
+    zero = {key: dict.fromkeys(out[key], 0) for key in ("breakdown_ns", "stall_ns_by_cause", "prefetched")}
+    counts = dict.fromkeys(("time_ns", "wanted", "hits", "late", "misses", "slots_wanted", "link_busy_ns"), 0)
+    text = table(out | zero | counts)
+    assert "miss drop, rerank adapmoe, batch 1" in text and text.count(" 0 (0.0%)") == 6
+    for fits, said in ((True, "gpu -: fits"), (False, "gpu -: DOES NOT FIT"), (None, "gpu -: unknown whether it fits")):
+        assert said in table(out | {"memory": out["memory"] | {"fits": fits}})
 
 
 def test_the_same_figures_as_text(tmp_path: Path) -> None:
