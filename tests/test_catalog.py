@@ -54,15 +54,6 @@ def test_active_parameters_count_the_head_but_not_the_embedding() -> None:
     assert model.moe_layers == tuple(range(1, 27))
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if catalog.model(n).attention == "gqa"])
-def test_attention_parameters_and_kv_bytes_follow_from_the_heads(name: str) -> None:
-    model = catalog.model(name)
-    kv_heads = model.kv_bytes_per_token_per_layer // (2 * 2 * model.qk_dim)
-    matrices = 2 * model.hidden * model.qk_dim * (model.n_heads + kv_heads)
-    assert model.attn_params_per_layer == pytest.approx(matrices, rel=0.001)  # biases are the rest
-    assert kv_heads * 2 * 2 * model.qk_dim == model.kv_bytes_per_token_per_layer
-
-
 def test_expert_bytes() -> None:
     mixtral, gpt = catalog.model("mixtral-8x7b"), catalog.model("gpt-oss-20b")
     assert mixtral.expert_bytes("bf16") == 352_321_536
@@ -88,7 +79,7 @@ def test_lm_head_is_18_percent_of_the_bytes_of_a_qwen3_30b_token() -> None:
 def test_kv_bytes_count_windows_and_linear_layers() -> None:
     assert catalog.model("mixtral-8x7b").kv_bytes(1000) == 32 * 4096 * 1000
     assert catalog.model("gpt-oss-20b").kv_bytes(1000) == 2048 * (12 * 1000 + 12 * 128)
-    assert catalog.model("qwen3-next").kv_bytes(1000) == 12 * 2048 * 1000 + 36 * 2_097_152
+    assert catalog.model("qwen3-next").kv_bytes(1000) == 12 * 2048 * 1000 + 36 * 2_146_304
 
 
 @pytest.mark.parametrize("kind", list(catalog.KINDS))
@@ -194,7 +185,7 @@ def test_a_hardware_file_names_parts_gives_parts_or_changes_parts(tmp_path: Path
         "[host]\nread_gb_per_s = 50.0\n"
     )
     mine = catalog.hardware(str(path))
-    assert (mine.name, mine.decide_ns, mine.mem_bytes) == ("mine", 89_000, 24_000_000_000)
+    assert (mine.name, mine.decide_ns, mine.mem_bytes) == ("mine", 89_000, 24_080 << 20)
     assert mine.link is not None and (mine.link.rate(1e6), mine.link.setup_ns) == (20.0, 7000)
     assert mine.link_for(page_locked=False) is mine.link  # there is no second one
 
@@ -204,6 +195,23 @@ def test_a_rate_of_ones_own_replaces_a_curve(tmp_path: Path) -> None:
     path.write_text('gpu = "t4"\nhost = "grace"\nlink = {like = "pcie3x16-pageable-curve", h2d_gb_per_s = 7}\n')
     link = catalog.hardware(str(path)).link
     assert link is not None and link.curve is None and link.rate(4) == 7
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mem_bytes"),
+    [
+        ('like = "rtx-4090"', 24_080 << 20),  # what CUDA shows of 24564 MiB
+        ('like = "a100"', 81_920 << 20),  # what CUDA shows is not known: all that nvidia-smi reports
+        ('like = "rtx-4090"\nmem_gb = 48', 48_000_000_000),  # a size of one's own replaces both
+        ('like = "rtx-4090"\nmem_mib = 49140', 49_140 << 20),
+        ('like = "rtx-4090"\nmem_cuda_mib = 24000', 24_000 << 20),
+        ("hbm_gb_per_s = 1\ntflops = { bf16 = 1 }\nmem_gb = 0.5", 500_000_000),
+    ],
+)
+def test_gpu_memory_that_a_run_may_use(tmp_path: Path, gpu: str, mem_bytes: int) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'link = "pcie4x16-pinned"\nhost = "grace"\n[gpu]\n{gpu}\n')
+    assert catalog.hardware(str(path)).mem_bytes == mem_bytes
 
 
 TINY_MODEL = {
@@ -237,9 +245,12 @@ def test_a_fixed_file(tmp_path: Path) -> None:
     path.write_text("[fixed]\nmem_gb = 2\ncpu_expert_ns = 0\n" + FIXED)
     assert catalog.hardware(str(path)).mem_bytes == 2_000_000_000
     assert catalog.hardware(str(path)).answers_cpu
+    path.write_text("[fixed]\nmem_mib = 2\n" + FIXED)
+    assert catalog.hardware(str(path)).mem_bytes == 2 * 1024 * 1024
 
 
 PARTS = 'gpu = "rtx-4090"\nlink = "pcie4x16-pinned"\nhost = "grace"\n'
+OWN_GPU = 'link = "pcie4x16-pinned"\nhost = "grace"\n[gpu]\nhbm_gb_per_s = 1\ntflops = { bf16 = 1 }\n'
 OWN_LINK = 'gpu = "rtx-4090"\nhost = "grace"\n[link]\nsetup_ns = 0\n'
 
 
@@ -268,6 +279,12 @@ OWN_LINK = 'gpu = "rtx-4090"\nhost = "grace"\n[link]\nsetup_ns = 0\n'
             PARTS.replace("rtx-4090", "rtx-409"),
             "gpu: gpu 'rtx-409': not in the catalog; did you mean rtx-4090?",
         ),
+        (OWN_GPU, "gpu: mem_gb or mem_mib: missing; give one of the two"),
+        (OWN_GPU + "mem_gb = 8\nmem_mib = 8188\n", "gpu: mem_gb = 8, mem_mib = 8188: give one of the two"),
+        (OWN_GPU + "mem_mib = 8188\nmem_cuda_mib = 8189\n", "gpu: mem_cuda_mib = 8189: must stand beside mem_mib"),
+        (OWN_GPU + "mem_gb = 8\nmem_cuda_mib = 8000\n", "gpu: mem_cuda_mib = 8000: must stand beside mem_mib"),
+        (OWN_GPU + "mem_mib = 23.5\n", "gpu.mem_mib = 23.5: should be a valid integer"),
+        ("[fixed]\nmem_gb = 1\nmem_mib = 1\n" + FIXED, "fixed: mem_gb = 1, mem_mib = 1: give one of the two"),
         (OWN_LINK + "h2d_gb_per_s = 0.0\n", "link.h2d_gb_per_s = 0.0: should be greater than"),
         (OWN_LINK + "h2d_gb_per_s = 0\n", "link.h2d_gb_per_s = 0: should be greater than"),
         (OWN_LINK + "h2d_gb_per_s = -1.5\n", "link.h2d_gb_per_s = -1.5: should be greater than"),

@@ -284,7 +284,7 @@ def test_the_head_is_that_of_kineto(long_run: Path, tmp_path: Path) -> None:
     assert timeline.main([str(long_run), "--steps", "0:1", "--out", str(tmp_path / "t.json.gz")]) == 0
     whole = json.loads(gzip.decompress((tmp_path / "t.json.gz").read_bytes()))
     assert whole["schemaVersion"] == 1 and whole["displayTimeUnit"] == "ms"
-    assert whole["deviceProperties"][0]["totalGlobalMem"] == 80_000_000_000
+    assert whole["deviceProperties"][0]["totalGlobalMem"] == 81_920 * 1024**2
     assert whole["otherData"]["machine"] == "compiled (simulated)"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no draft is left"
 

@@ -5,11 +5,15 @@ from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
-from sim.catalog.parts import Entry, Ns, Positive, Rate, Share
+from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
 
 
-class Gpu(Entry):
-    """A GPU.
+class Gpu(Sized):
+    """A GPU. Its memory is given as mem_gb or as mem_mib.
+
+    mem_mib: as nvidia-smi reports it; mem_cuda_mib: what CUDA shows to a process (cudaMemGetInfo, total_memory in
+    torch), which is that less the driver's reserve. A run may use the latter where it is known, else all of the
+    former; what a CUDA context takes (some 0.3 GB with PyTorch) is not taken off.
 
     hbm_efficiency .7: the share of the memory bandwidth that batch-1 kernels reach, upper end of .38-.7 in
     the collected formulas (moe-speed-of-light fits .38 with launches and waits inside; here those are terms
@@ -18,7 +22,7 @@ class Gpu(Entry):
     weights where given).
     """
 
-    mem_gb: Rate
+    mem_cuda_mib: Positive | None = None
     hbm_gb_per_s: Rate
     hbm_efficiency: Share = 0.7
     tflops: dict[str, Rate]
@@ -26,6 +30,18 @@ class Gpu(Entry):
     kernel_launch_ns: Ns = 4500
     hbm_read_gb_per_s: Rate | None = None
     slot: str = ""
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> "Gpu":
+        if self.mem_gb is None and self.mem_mib is None:
+            raise ValueError("mem_gb or mem_mib: missing; give one of the two")
+        if self.mem_cuda_mib is not None and self.mem_cuda_mib > (self.mem_mib or 0):
+            raise ValueError(f"mem_cuda_mib = {self.mem_cuda_mib}: must stand beside mem_mib, and be at most that")
+        return self
+
+    @property
+    def mem_bytes(self) -> int | None:
+        return super().mem_bytes if self.mem_cuda_mib is None else self.mem_cuda_mib << 20
 
     @model_validator(mode="after")
     def _has_bf16(self) -> "Gpu":
@@ -66,7 +82,7 @@ class Host(Entry):
         return min(self.read_gb_per_s, max(total - link_rate, total / 2))
 
 
-class Fixed(Entry):
+class Fixed(Sized):
     """Durations given outright, in ns; they replace every other cost, the engine's included.
 
     dense_ns: each layer of the model; expert_ns, cpu_expert_ns: each executed expert, whatever its tokens (no
@@ -87,7 +103,6 @@ class Fixed(Entry):
     low_transfer_ns: Ns | None = None
     low_expert_ns: Ns | None = None
     low_bytes: Positive = 1
-    mem_gb: Rate | None = None
 
 
 class Hardware(Entry):
@@ -136,10 +151,9 @@ class Hardware(Entry):
 
     @property
     def mem_bytes(self) -> int | None:
-        """GPU memory; None when only [fixed] or [measured] without mem_gb is known."""
+        """GPU memory that a run may use; None when only [fixed] or [measured] is given and does not say it."""
         part = self.durations or self.gpu
-        gb = None if part is None else part.mem_gb
-        return None if gb is None else round(gb * 1e9)
+        return None if part is None else part.mem_bytes
 
     @property
     def answers_cpu(self) -> bool:

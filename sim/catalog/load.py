@@ -12,6 +12,11 @@ from sim.catalog.parts import build
 from sim.catalog.weights import precision_bits
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
+# one of these keys, given beside `like`, replaces all of them and what qualifies them: a link's rate, a GPU's memory
+TOGETHER = (
+    (("h2d_gb_per_s", "curve"), ("n_half_bytes",)),
+    (("mem_gb", "mem_mib"), ("mem_cuda_mib",)),
+)
 
 
 def load_model(name: str) -> ModelSpec:
@@ -46,10 +51,8 @@ def _part(label: str, key: str, kind: str, value: Any) -> Any:
             return _named(kind, value)
         if isinstance(value, dict) and isinstance(value.get("like"), str):
             rest = {k: v for k, v in value.items() if k != "like"}
-            if "h2d_gb_per_s" in rest or "curve" in rest:  # a rate of one's own replaces the entry's law
-                laws = {"h2d_gb_per_s", "n_half_bytes", "curve"}
-                return {k: v for k, v in _named(kind, value["like"]).items() if k not in laws} | rest
-            return _named(kind, value["like"]) | rest
+            gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)}
+            return {k: v for k, v in _named(kind, value["like"]).items() if k not in gone} | rest
     except CatalogError as error:
         raise CatalogError(f"{label}: {key}: {error}") from None
     return value

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sim.catalog.link_spec import Link
-from sim.catalog.parts import Entry, Ns, Positive, Rate
+from sim.catalog.parts import Entry, Ns, Positive, Sized
 
 TERMS = (
     "decide_ns",
@@ -87,7 +87,7 @@ class Uncertainty(Entry):
     samples: Positive
 
 
-class Measured(Entry):
+class Measured(Sized):
     """Durations measured on a device; they replace every other cost, the engine's included.
 
     device, torch, date: where and when. model, precision, scale: what ran (`scale` < 1: a model with its hidden sizes
@@ -116,7 +116,6 @@ class Measured(Entry):
     head: Knots
     cpu_expert: HostKnots | None = None
     dense: Annotated[tuple[DenseKnots, ...], Field(strict=False, min_length=1)]
-    mem_gb: Rate | None = None
     link: Link | None = None
     uncertainty: dict[str, Uncertainty] = Field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.catalog.errors import CatalogError
 from sim.catalog.files import did_you_mean
@@ -29,6 +29,26 @@ class Entry(BaseModel):
     source: str = ""
     sources: dict[str, str] = Field(default_factory=dict)
     note: str = ""
+
+
+class Sized(Entry):
+    """What may say how much GPU memory there is: `mem_gb` (1e9 bytes) or `mem_mib` (2**20 bytes), not both."""
+
+    mem_gb: Rate | None = None
+    mem_mib: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Sized":
+        if self.mem_gb is not None and self.mem_mib is not None:
+            raise ValueError(f"mem_gb = {self.mem_gb:g}, mem_mib = {self.mem_mib}: give one of the two")
+        return self
+
+    @property
+    def mem_bytes(self) -> int | None:
+        """GPU memory that a run may use, in bytes; None where it is not said."""
+        if self.mem_mib is not None:
+            return self.mem_mib << 20
+        return None if self.mem_gb is None else round(self.mem_gb * 1e9)
 
 
 E = TypeVar("E", bound=BaseModel)

@@ -1,0 +1,360 @@
+"""Second sources of the catalog's figures, spelled another way than the catalog does.
+
+A model is the config of its checkpoint, from which parameters and bytes follow; a GPU is bus and memory clock,
+multiprocessors and boost clock; a link is the time of one lone copy; a host its memory channels; an engine's term the
+sum that it came from; a precision the bytes of a block; a preset the slot of its card. `tests/test_catalog_facts.py`
+compares. A new entry of the catalog needs its row here, written from its source and not from the catalog.
+"""
+
+from typing import Any
+
+from sim import catalog
+from sim.catalog.engine_spec import Engine
+from sim.catalog.hardware_spec import Gpu, Host
+from sim.catalog.link_spec import Link
+from sim.catalog.model_spec import ModelSpec
+from sim.catalog.parts import Entry, build
+
+WORDS = {"name", "aliases", "source", "sources", "note", "router"}  # for the reader
+SPECS: dict[str, type[Entry]] = {"model": ModelSpec, "gpu": Gpu, "link": Link, "host": Host, "engine": Engine}
+
+Figures = dict[str, Any]
+
+
+def spec(kind: str, name: str) -> Any:
+    return build(SPECS[kind], name, {"name": name, **catalog.entries(kind)[name]})
+
+
+def figures(kind: str, name: str) -> Figures:
+    """All that an entry says but words, its defaults included."""
+    return {key: value for key, value in spec(kind, name).model_dump().items() if key not in WORDS}
+
+
+def defaults(kind: str, **given: Any) -> Figures:
+    """The figures of an entry that gives these alone."""
+    of = SPECS[kind].model_fields.items()
+    fields = {name: field.get_default(call_default_factory=True) for name, field in of if name not in WORDS}
+    assert given.keys() <= fields.keys()
+    return fields | given
+
+
+def table(text: str) -> dict[str, dict[str, str]]:
+    """Rows of words under a row of column names, by their first word."""
+    head, *rows = [line.split() for line in text.strip().splitlines()]
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def number(word: str) -> float | None:
+    return None if word == "-" else float(word)
+
+
+# ---- models: configs of the checkpoints
+# kv: KV heads of dim columns. k: experts of a token. ffn: width of an expert, shared: that of all shared ones in such
+# widths. first: first MoE layer. score, norm: of the router. total, active: published, in 1e9 parameters.
+
+CONFIGS = table("""
+name                 layers hidden heads kv dim n_exp k  ffn   shared dense first vocab  score        norm total  active
+mixtral-8x7b         32     4096   32    8  128 8     2  14336 0      0     0     32000  softmax      yes  46.7   12.9
+mixtral-8x22b        56     6144   48    8  128 8     2  16384 0      0     0     32000  softmax      yes  140.6  39
+deepseek-v2-lite     27     2048   16    -  -   64    6  1408  2      10944 1     102400 softmax      no   15.7   2.4
+deepseek-v2          60     5120   128   -  -   160   6  1536  2      12288 1     102400 softmax      no   236    21
+deepseek-v3          61     7168   128   -  -   256   8  2048  1      18432 3     129280 sigmoid      yes  671    37
+deepseek-moe-16b     28     2048   16    16 128 64    6  1408  2      10944 1     102400 softmax      no   16.4   2.8
+qwen1.5-moe-a2.7b    24     2048   16    16 128 60    4  1408  4      0     0     151936 softmax      no   14.3   2.7
+qwen2-57b-a14b       28     3584   28    4  128 64    8  2560  8      0     0     151936 softmax      no   57.4   14.2
+qwen3-30b-a3b        48     2048   32    4  128 128   8  768   0      0     0     151936 softmax      yes  30.5   3.3
+qwen3-235b-a22b      94     4096   64    4  128 128   8  1536  0      0     0     151936 softmax      yes  235    22
+qwen3-next-80b-a3b   48     2048   16    2  256 512   10 512   1      0     0     151936 softmax      yes  80     3
+qwen3.6-35b-a3b      40     2048   16    2  256 256   8  512   1      0     0     248320 softmax      yes  35     3
+olmoe-1b-7b          16     2048   16    16 128 64    8  1024  0      0     0     50304  softmax      no   6.92   1.3
+phi-3.5-moe          32     4096   32    8  128 16    2  6400  0      0     0     32064  other        no   41.9   6.6
+gpt-oss-20b          24     2880   64    8  64  32    4  2880  0      0     0     201088 softmax-topk yes  20.9   3.6
+gpt-oss-120b         36     2880   64    8  64  128   4  2880  0      0     0     201088 softmax-topk yes  116.8  5.1
+glm-4.5-air          46     4096   96    8  128 128   8  1408  1      10944 1     151552 sigmoid      yes  106.8  12
+kimi-k2              61     7168   64    -  -   384   8  2048  1      18432 1     163840 sigmoid      yes  1026   32.6
+switch-base-128      24     768    12    12 64  128   1  3072  0      3072  1     32128  softmax      -    7.5    -
+switch-large-128     48     1024   16    16 64  128   1  4096  0      4096  1     32128  softmax      -    26.4   -
+nllb-moe-54b         48     2048   16    16 128 128   2  8192  0      8192  3     256206 softmax      -    54.5   -
+granite-3.0-1b-a400m 24     1024   16    8  64  32    8  512   0      0     0     49155  softmax-topk yes  1.3    0.4
+tiny-moe             6      160    5     5  32  32    4  48    0      0     0     2048   softmax      yes  0.0054 -
+""")
+LATENT, ROTARY, HEAD = 512, 64, 128  # kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim = v_head_dim of every MLA model
+Q_RANK = {"deepseek-v2-lite": None, "deepseek-v2": 1536, "deepseek-v3": 1536, "kimi-k2": 1536}
+ENCODERS = {"switch-base-128": 12, "switch-large-128": 24, "nllb-moe-54b": 24}
+MOE_STEP = {"switch-base-128": 2, "switch-large-128": 2, "nllb-moe-54b": 4}
+HYBRID = {"qwen3-next-80b-a3b", "qwen3.6-35b-a3b"}  # three layers of gated DeltaNet, then one of gated attention
+TIED = {*ENCODERS, "granite-3.0-1b-a400m", "tiny-moe"}
+GATED_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b", *HYBRID}
+ONE_WIDE_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b"}  # 4 and 8 times as wide as an expert, but one
+BIASES = {"qwen1.5-moe-a2.7b": "qkv", "qwen2-57b-a14b": "qkv", "glm-4.5-air": "qkv", "phi-3.5-moe": "qkvo"}
+BIASES |= {"gpt-oss-20b": "qkvo", "gpt-oss-120b": "qkvo"}
+NATIVE = {"gpt-oss-20b": "mxfp4", "gpt-oss-120b": "mxfp4", "deepseek-v3": "fp8", "kimi-k2": "fp8"}
+NATIVE |= dict.fromkeys(ENCODERS, "fp32")
+SCALING = {"deepseek-v2": 16.0, "deepseek-v3": 2.5, "kimi-k2": 2.827}
+
+
+def attention(name: str, hidden: int, q: int, kv: int, dim: int) -> int:
+    """Parameters of attention with separate heads: q and kv columns of queries, and of keys or values."""
+    norms = 2 * dim if name in HYBRID | {"tiny-moe"} else 0  # of queries and keys, where the catalog counts them
+    queries = 2 * q if name in HYBRID else q  # and a gate for every column
+    biases = {"qkv": q + 2 * kv, "qkvo": q + 2 * kv + hidden, "": 0}[BIASES.get(name, "")]
+    full = hidden * (queries + 2 * kv) + q * hidden + norms + biases
+    return (3 * delta_net(hidden) + full) // 4 if name in HYBRID else full
+
+
+def delta_net(hidden: int, keys: int = 16, values: int = 32, dim: int = 128) -> int:
+    """Parameters of a gated DeltaNet layer: queries, keys, values, output gate; beta and alpha; a convolution over four
+    tokens; A and dt of every value head; the norm; the output."""
+    key, value = keys * dim, values * dim
+    return (
+        hidden * (2 * key + 2 * value) + hidden * 2 * values + 4 * (2 * key + value) + 2 * values + dim + value * hidden
+    )
+
+
+def latent_attention(hidden: int, heads: int, q_rank: int | None) -> int:
+    """Parameters of MLA without its norms."""
+    queries = heads * (HEAD + ROTARY)
+    of_queries = hidden * queries if q_rank is None else q_rank * (hidden + queries)
+    return of_queries + hidden * (LATENT + ROTARY) + LATENT * heads * 2 * HEAD + heads * HEAD * hidden
+
+
+def model_figures(name: str) -> Figures:
+    row = CONFIGS[name]
+    layers, hidden, heads, width = (int(row[key]) for key in ("layers", "hidden", "heads", "ffn"))
+    more: Figures = {}
+    if name in Q_RANK:
+        more = {"attention": "mla", "qk_dim": LATENT + ROTARY, "v_dim": LATENT}
+        params, entry = latent_attention(hidden, heads, Q_RANK[name]), LATENT + ROTARY
+    else:
+        dim, kv = int(row["dim"]), int(row["kv"]) * int(row["dim"])
+        more = {"qk_dim": dim, "v_dim": dim}
+        params, entry = attention(name, hidden, heads * dim, kv, dim), 2 * kv
+    if name in HYBRID:  # recurrent state in fp32, and three tokens of the convolution in bf16
+        more |= {"full_first": 3, "full_step": 4, "linear_state_bytes": 32 * 128 * 128 * 4 + 3 * (2 * 2048 + 4096) * 2}
+    if name.startswith("gpt-oss"):
+        more |= {"expert_biases": 3 * 2880, "window": 128}
+    if name in ENCODERS:
+        more |= {"encoder_layers": ENCODERS[name], "expert_matrices": 2, "cross_attn_params_per_layer": params}
+    shared = int(row["shared"])
+    return defaults(
+        "model",
+        n_layers=layers,
+        moe_first=int(row["first"]),
+        moe_step=MOE_STEP.get(name, 1),
+        n_experts=int(row["n_exp"]),
+        top_k=int(row["k"]),
+        hidden=hidden,
+        expert_intermediate=width,
+        n_shared_experts=min(shared, 1) if name in ONE_WIDE_SHARED else shared,
+        shared_intermediate=shared * width,
+        shared_gate=name in GATED_SHARED,
+        dense_intermediate=int(row["dense"]) or None,
+        attn_params_per_layer=params,
+        kv_bytes_per_token_per_layer=2 * entry,
+        n_heads=heads,
+        vocab=int(row["vocab"]),
+        tied_embeddings=name in TIED,
+        score_function=row["score"],
+        norm_topk={"yes": True, "no": False, "-": None}[row["norm"]],
+        routed_scaling_factor=SCALING.get(name, 1.0),
+        native_precision=NATIVE.get(name, "bf16"),
+        published_total_b=number(row["total"]),
+        published_active_b=number(row["active"]),
+        **more,
+    )
+
+
+# ---- GPUs: bus and memory clock, multiprocessors and boost clock
+# Gbit: of one pin of the bus. flop: dense fp16 or bf16 operations of a multiprocessor and clock. read: measured, GB/s.
+
+GPUS = table("""
+name            GiB mib    cuda   bus  Gbit  SMs flop GHz   slot   read
+rtx-3060        12  12288  12022  192  15    28  512  1.777 4.0x16 -
+rtx-3080-mobile 16  16384  -      256  14    48  512  1.545 4.0x16 -
+rtx-3090        24  24576  24121  384  19.5  82  512  1.695 4.0x16 -
+rtx-4060        8   8188   -      128  17    24  512  2.460 4.0x8  -
+rtx-4070        12  12282  -      192  21    46  512  2.475 4.0x16 -
+rtx-4080        16  16376  -      256  22.4  76  512  2.505 4.0x16 -
+rtx-4090        24  24564  24080  384  21    128 512  2.520 4.0x16 -
+rtx-5070        12  12227  -      192  28    48  512  2.512 5.0x16 -
+rtx-5070-ti     16  16303  15842  256  28    70  512  2.452 5.0x16 -
+rtx-5090        32  32607  32089  512  28    170 512  2.407 5.0x16 1690.6
+t4              16  15360  14912  256  10    40  1024 1.590 3.0x16 -
+a10             24  23028  22589  384  12.5  72  1024 1.695 4.0x16 -
+l4              24  23034  22559  192  12.5  58  1024 2.040 4.0x16 -
+a5000           24  24564  -      384  16    64  1024 1.695 4.0x16 -
+a6000           48  49140  -      384  16    84  1024 1.800 4.0x16 -
+rtx-6000-ada    48  49140  -      384  20    142 1024 2.505 4.0x16 -
+quadro-rtx-6000 24  24220  -      384  14    72  1024 1.770 3.0x16 -
+a100-40gb       40  40960  40326  5120 2.43  108 2048 1.410 4.0x16 -
+a100-80gb-pcie  80  81920  -      5120 3.024 108 2048 1.410 4.0x16 -
+a100-80gb-sxm   80  81920  81151  5120 3.186 108 2048 1.410 4.0x16 1762
+h100-pcie       80  81559  -      5120 3.186 114 4096 1.620 5.0x16 -
+h100-sxm        80  81559  81081  5120 5.235 132 4096 1.830 5.0x16 -
+h200            141 143771 143073 6144 6.25  132 4096 1.830 5.0x16 -
+gh200           96  97871  -      6144 5.21  132 4096 1.830 C2C    3738
+l40s            48  46068  45467  384  18    142 1024 2.490 4.0x16 -
+rtx-pro-6000    96  97887  97249  512  28    188 1024 2.617 5.0x16 -
+gtx-1080-ti     11  11264  11172  352  11    28  256  1.582 3.0x16 -
+""")
+
+
+# ---- links: what one lone small copy takes (t0), and how much of it comes back with each copy
+
+LINKS = table("""
+name                            gen lanes memory   GB/s  t0_us copy_us
+pcie3x16-pinned                 3   16    pinned   12.15 6.6   1
+pcie3x16-pageable               3   16    pageable 5.5   6.6   1
+pcie3x16-pageable-curve         3   16    pageable -     0     0
+pcie3x16-numa-remote            3   16    pinned   3.78  6.6   1
+pcie4x16-pinned                 4   16    pinned   25.5  8     1
+pcie4x8-pinned                  4   8     pinned   12.6  8     1
+pcie5x16-pinned                 5   16    pinned   56.3  2     1
+pcie5x16-5090-desktop-sync      5   16    pinned   -     0     0
+pcie5x16-5090-desktop-pipelined 5   16    pinned   57.2  1     1
+pcie5x16-wsl2-pageable-864kib   5   16    pageable 9.6   0     0
+pcie5x16-wsl2-pinned-864kib     5   16    pinned   32.4  0     0
+nvlink-c2c-gh200                -   -     pinned   346   2     1
+pcie4x16-pageable               4   16    pageable 10.0  8     1
+pcie5x16-pageable               5   16    pageable 10.0  2     1
+pcie4x8-pageable                4   8     pageable 5.7   8     1
+pcie5x16-wsl2-small-copies      5   16    pinned   32.4  21    21
+""")
+KIB, MIB = 1024.0, 1024.0**2
+CURVES = {
+    "pcie3x16-pageable-curve": {
+        4.0: 0.0006, 4 * KIB: 0.593, 64 * KIB: 2.95, 256 * KIB: 5.56, MIB: 6.41, 4 * MIB: 9.87, 16 * MIB: 11.44,
+        64 * MIB: 8.67, 1024 * MIB: 8.32,
+    },
+    "pcie5x16-5090-desktop-sync": {MIB: 31.05, 4 * MIB: 31.73, 16 * MIB: 38.46, 64 * MIB: 46.86, 256 * MIB: 55.02},
+}  # fmt: skip
+GT_PER_S = {3: 8, 4: 16, 5: 32}
+# other figures of the same measurements; "theoretical" is beside the law of the lanes below
+FACTS: dict[str, Figures] = {
+    "pcie3x16-pinned": {
+        "theoretical_gbs": 15.75, "d2h_gbs": 12.89, "range_gbs": [11, 13.2], "n_half_bytes": 80_000, "t0_us": 6.6,
+    },
+    "pcie3x16-pageable": {"range_gbs": [5.0, 6.0]},
+    "pcie3x16-numa-remote": {"d2h_gbs": 2.54},
+    "pcie4x16-pinned": {
+        "theoretical_gbs": 31.5, "d2h_gbs": 26.7, "range_gbs": [22.9, 26.4], "n_half_bytes": 200_000, "t0_us": 8,
+        "bidirectional_h2d_gbs": [11, 16], "bidirectional_d2h_gbs": [24, 25.5],
+    },
+    "pcie5x16-pinned": {
+        "theoretical_gbs": 63, "d2h_gbs": 57.3, "n_half_bytes": 160_000, "t0_us": 2,
+        "bidirectional_h2d_gbs": 50.9, "bidirectional_d2h_gbs": 50.9,
+    },
+    "pcie5x16-5090-desktop-sync": {"d2h_curve_gbs": [55.7, 57.0, 57.3, 57.4, 57.4]},
+    "pcie5x16-5090-desktop-pipelined": {
+        "t0_us": 1, "chunk_2MB_gbs": 54.2, "zero_copy_gbs": [48.9, 53],
+        "fetch_us": {"2.86MB x1/x2/x4": [51.4, 102, 203.3], "13.25MB x1/x2/x4": [231.2, 461.6, 923.3]},
+    },
+    "pcie5x16-wsl2-pageable-864kib": {"host_us": 76.2, "gpu_us": 92.3},
+    "pcie5x16-wsl2-pinned-864kib": {"host_us": 2.8, "gpu_us": 27.3},
+    "nvlink-c2c-gh200": {
+        "theoretical_gbs": 450, "sm_copy_gbs": 342, "measured_other_gbs": 337, "d2h_note": "about 15 % below H2D",
+    },
+}  # fmt: skip
+
+
+# ---- hosts: memory channels (of all sockets), MT/s, 8 bytes each
+
+HOSTS = table("""
+name               channels MT/s read  total peak  tflops
+desktop-ddr5       2        6000 62.3  75    -     1
+xeon-8452y         8        4800 220   -     -     1
+epyc-9374f         12       4800 185   -     -     1
+2x-epyc-9654       24       4800 679   -     -     1
+2x-epyc-9175f      24       6000 754   -     -     1
+epyc-9355          12       6400 500   -     -     1
+2x-epyc-9355       24       6400 947   -     1228  1
+lambda-a10         8        3200 152.2 -     -     1
+lambda-a100        8        3200 120   -     204.8 1
+grace              -        -    316   -     -     1
+ddr4-8ch           8        3200 100   -     -     1
+xeon-6454s         8        4800 177   -     307.2 21
+2x-xeon-6454s      16       4800 349   -     614.4 42
+threadripper-7960x 4        5200 95.7  -     166.4 1
+xeon-6126          6        2666 50.3  -     -     0.0503
+""")
+
+
+# ---- engines: the sums that their terms came from, in us
+
+OPERATION = 20  # one PyTorch elementwise operation
+ENGINES: dict[str, Figures] = {
+    "ideal": {},
+    "llama.cpp": {  # measured less 0.7 x bandwidth: 16 to 84 a layer, 190 and 290 with MLA; the middle
+        "layer_ns": 1000 * (16 + 84) // 2,
+        "mla_layer_ns": 1000 * (190 + 290) // 2,
+        "expert_group": "all",
+        "dense_precision": "experts",
+        "head_precision": "q6",
+    },
+    "hf": {
+        "layer_ns": 1000 * 30 * OPERATION,
+        "expert_ns": 1000 * 5 * OPERATION,  # three matrices, activation, product
+        "copies_per_expert": 3,
+        "page_locked": False,
+    },
+    "moe-infinity": {"layer_ns": 3 * 10**6},
+    "pre-gated": {"transfer_ns": 10**6 // 4},
+    "mixtral-offloading": {"layer_ns": 2_700_000, "write_back": True, "staging_experts": 4},
+    "fiddler": {"layer_ns": 1000 * 30 * OPERATION, "expert_ns": 1000 * 5 * OPERATION, "page_locked": False},
+    "ktransformers": {  # 45 ms a token less dense weights, CPU launches and decisions, over 61 layers
+        "layer_ns": 10_000 * round(100 * (45 - 13.9 - 58 * 8 * 0.021 - 58 * 0.010) / 61),
+        "expert_group": "all",
+        "dense_precision": "experts",
+    },
+    "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
+}
+
+
+# ---- precisions: bytes of a block and its weights
+
+BLOCKS: dict[str, tuple[float, int]] = {
+    "fp32": (4, 1),
+    "bf16": (2, 1),
+    "fp8": (1, 1),
+    "int8": (1, 1),
+    "q8": (34, 32),
+    "q6": (210, 256),
+    "q5": (176, 256),
+    "q4": (18, 32),
+    "q3": (110, 256),
+    "q2": (84, 256),
+    "mxfp4": (17, 32),
+    "q4-k-m": (26.7e6, 3 * 7168 * 2048),  # an expert of DeepSeek-V3
+    "hqq3": (84.8e6, 3 * 4096 * 14336),  # experts of Mixtral
+    "hqq2": (68.5e6, 3 * 4096 * 14336),
+}
+OTHER_BLOCKS = {"q4_k": (144, 256), "q5_0": (22, 32)}  # that an alias stands for
+
+
+# ---- presets: the link that the card's slot gives, and the machines that were measured
+
+CARDS = {
+    "rtx4090-threadripper": "rtx-4090",
+    "rtx4090-xeon-6454s": "rtx-4090",
+    "rtx4090-2x-xeon-6454s": "rtx-4090",
+    "t4-pcie3": "t4",
+    "quadro-rtx-6000-pcie3": "quadro-rtx-6000",
+    "a100-pcie4": "a100-80gb-pcie",
+    "h100-pcie5": "h100-pcie",
+}
+OWN_LINKS = {
+    "rtx3080-mobile": ("pcie4x8-pinned", "pcie4x8-pageable"),  # laptops
+    "rtx5090": ("pcie5x16-5090-desktop-pipelined", "pcie5x16-pageable"),  # measured on this card
+    "gh200": ("nvlink-c2c-gh200", None),
+}
+SERVERS = {
+    "rtx4090-threadripper": "threadripper-7960x",
+    "rtx4090-xeon-6454s": "xeon-6454s",
+    "rtx4090-2x-xeon-6454s": "2x-xeon-6454s",
+    "quadro-rtx-6000-pcie3": "xeon-6126",
+    "a10": "lambda-a10",
+    "gh200": "grace",
+    **dict.fromkeys(("a100-40gb", "a100-pcie4", "a100-sxm"), "lambda-a100"),
+    **dict.fromkeys(("t4-pcie3", "l4", "a5000", "a6000"), "ddr4-8ch"),
+    **dict.fromkeys(("l40s", "rtx6000-ada", "h100-pcie5", "h100-sxm", "h200"), "xeon-8452y"),
+}

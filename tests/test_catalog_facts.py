@@ -1,0 +1,253 @@
+"""Every figure of the catalog against its second source, and the laws that several figures keep together.
+
+All that an entry says but words is compared, defaults included; an entry without a second source fails.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim import catalog
+from sim.catalog import CatalogError
+from sim.catalog.files import read_toml, shipped
+from sim.catalog.weights import precision_bits
+from tests.second_sources import (
+    BLOCKS,
+    CARDS,
+    CURVES,
+    ENGINES,
+    FACTS,
+    GPUS,
+    GT_PER_S,
+    HOSTS,
+    LINKS,
+    OTHER_BLOCKS,
+    OWN_LINKS,
+    SERVERS,
+    Figures,
+    defaults,
+    figures,
+    model_figures,
+    number,
+    spec,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(kind: str, name: str, expected: Figures) -> None:
+    found = figures(kind, name)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == value, f"{kind} {name}: {key} = {found[key]}, here {value}"
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("name", catalog.names("model"))
+def test_a_model_is_its_checkpoint_s_config(name: str) -> None:
+    check("model", name, model_figures(name))
+
+
+@pytest.mark.parametrize("name", catalog.names("model"))
+def test_active_parameters_are_near_the_published_ones(name: str) -> None:
+    """Published ones are rounded, and count the embedding, the head or neither."""
+    model = catalog.model(name)
+    if model.published_active_b is not None:
+        ends = model.head_params * (1 if model.tied_embeddings else 2) / 1e9
+        low, high = 0.93 * (model.active_params / 1e9 - ends), 1.07 * (model.active_params / 1e9 + ends)
+        assert low <= model.published_active_b <= high
+
+
+def test_the_small_model_s_parameters_are_counted_in_its_record() -> None:
+    record = json.loads((ROOT / "runtime" / "tiny_moe" / "record.json").read_text())
+    model = catalog.model("tiny-moe")
+    assert model.total_params == record["parameters"] - model.hidden  # the last norm
+
+
+# ---- GPUs
+
+
+@pytest.mark.parametrize("name", catalog.names("gpu"))
+def test_a_gpu_is_its_clocks(name: str) -> None:
+    row, found = GPUS[name], figures("gpu", name)
+    peak = int(row["SMs"]) * int(row["flop"]) * float(row["GHz"]) / 1e3
+    assert found.pop("tflops") == {"bf16": pytest.approx(peak, rel=0.01)}
+    assert found.pop("hbm_gb_per_s") == pytest.approx(int(row["bus"]) * float(row["Gbit"]) / 8, rel=0.002)
+    slot = found.pop("slot").replace(" ", "").replace("NVLink-", "")
+    assert slot.split("(")[0] == row["slot"]
+    assert found == {
+        "mem_gb": None,
+        "mem_mib": number(row["mib"]),
+        "mem_cuda_mib": number(row["cuda"]),
+        "hbm_read_gb_per_s": number(row["read"]),
+        "hbm_efficiency": 0.7,  # the upper end of the collected .38-.7
+        "flops_efficiency": 0.6,
+        "kernel_launch_ns": 1000 * (4 + 6) // 2 if name == "rtx-5070-ti" else 1000 * (3 + 6) // 2,  # us, the middle
+    }
+
+
+@pytest.mark.parametrize("name", catalog.names("gpu"))
+def test_a_card_reports_nearly_the_memory_that_it_is_sold_with(name: str) -> None:
+    """ECC takes a sixteenth, the driver up to three per cent of the rest."""
+    gpu, sold = spec("gpu", name), int(GPUS[name]["GiB"]) * 1024
+    assert 0.93 * sold <= gpu.mem_mib <= sold
+    assert 0.97 * gpu.mem_mib <= gpu.mem_bytes / 2**20 <= gpu.mem_mib
+    assert gpu.hbm_read_gb_per_s is None or 0.85 < gpu.hbm_read_gb_per_s / gpu.hbm_gb_per_s < 1
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("name", catalog.names("link"))
+def test_a_link_is_its_lone_copy_and_its_rate(name: str) -> None:
+    row = LINKS[name]
+    t0, copy = (round(1000 * float(row[key])) for key in ("t0_us", "copy_us"))
+    expected = defaults("link", memory=row["memory"], gen=number(row["gen"]), lanes=number(row["lanes"]))
+    expected |= {"h2d_gb_per_s": number(row["GB/s"]), "setup_ns": t0 - copy, "per_copy_ns": copy}
+    expected |= {"curve": tuple(CURVES[name].items()) if name in CURVES else None, "facts": FACTS.get(name, {})}
+    check("link", name, expected)
+
+
+@pytest.mark.parametrize("name", catalog.names("link"))
+def test_no_pcie_link_is_faster_than_its_lanes(name: str) -> None:
+    link = spec("link", name)
+    rates = [link.h2d_gb_per_s] if link.curve is None else [rate for _, rate in link.curve]
+    line = 450 if link.gen is None else link.lanes * GT_PER_S[link.gen] * 128 / 130 / 8  # 900 GB/s of C2C, one way
+    assert max(rates) < line
+    assert link.facts.get("theoretical_gbs", line) == pytest.approx(line, rel=0.001)
+
+
+def test_pageable_links_that_were_not_measured_are_shares_of_those_that_were() -> None:
+    rate = {name: spec("link", name).h2d_gb_per_s for name in catalog.names("link")}
+    share = rate["pcie3x16-pageable"] / rate["pcie3x16-pinned"]
+    assert rate["pcie4x8-pageable"] == pytest.approx(share * rate["pcie4x8-pinned"], rel=0.01)
+    assert rate["pcie5x16-pageable"] == rate["pcie4x16-pageable"]  # the copy into the staging buffer is the limit
+
+
+# ---- hosts
+
+
+@pytest.mark.parametrize("name", catalog.names("host"))
+def test_a_host_is_its_channels_and_what_was_read(name: str) -> None:
+    row = HOSTS[name]
+    given = {key: number(row[key.split("_")[0]]) for key in ("read_gb_per_s", "total_gb_per_s", "peak_gb_per_s")}
+    check("host", name, defaults("host", **given, tflops=float(row["tflops"]), cpu_launch_ns=21_000))
+    if row["channels"] != "-":
+        peak = int(row["channels"]) * int(row["MT/s"]) * 8 / 1000
+        assert max(given["read_gb_per_s"], given["total_gb_per_s"] or 0) < peak
+        assert given["peak_gb_per_s"] in (None, pytest.approx(peak, rel=0.001))
+
+
+def test_host_rates_that_were_derived() -> None:
+    rate = {name: spec("host", name) for name in catalog.names("host")}
+    assert rate["desktop-ddr5"].total_gb_per_s == 37 + 38  # CPU and PCIe together
+    assert rate["threadripper-7960x"].read_gb_per_s == pytest.approx(704.6 / 7.34, rel=0.005)  # MB in ms, 2512.16473
+    assert rate["xeon-6126"].read_gb_per_s == pytest.approx(352.3 / 7, rel=0.001)  # Fiddler's constant
+    assert rate["xeon-6126"].tflops * 1e12 == pytest.approx(2 * 3 * 4096 * 14336 / 7e-3, rel=0.001)
+    assert rate["2x-epyc-9355"].read_gb_per_s == pytest.approx(0.77 * 1228, rel=0.005)
+    assert rate["xeon-6454s"].read_gb_per_s == pytest.approx(0.58 * 307.2, rel=0.01)
+    assert rate["2x-xeon-6454s"].read_gb_per_s == pytest.approx(0.57 * 614.4, rel=0.01)
+
+
+# ---- engines
+
+
+@pytest.mark.parametrize("name", catalog.names("engine"))
+def test_an_engine_is_the_sums_that_it_came_from(name: str) -> None:
+    check("engine", name, defaults("engine", **ENGINES[name]))
+
+
+def test_ktransformers_dense_weights_take_13_9_ms() -> None:
+    # 9.8 GB at 0.7 x 1008 GB/s: what a token of DeepSeek-V3 reads beside routed experts at 4.85 bits, the head at 16
+    model = catalog.model("deepseek-v3")
+    size = (model.read_dense_params - model.head_params) * precision_bits("q4-k-m") / 8 + 2 * model.head_params
+    rate = spec("gpu", "rtx-4090").memory_rate()
+    assert (size / 1e9, size / rate / 1e6) == pytest.approx((9.8, 13.9), rel=0.15)
+
+
+# ---- precisions
+
+
+@pytest.mark.parametrize("name", catalog.names("precision"))
+def test_a_precision_is_its_block(name: str) -> None:
+    size, weights = BLOCKS[name]
+    assert precision_bits(name) == pytest.approx(8 * size / weights, rel=0 if size == int(size) < 1e6 else 2e-4)
+
+
+@pytest.mark.parametrize("alias", OTHER_BLOCKS)
+def test_an_alias_has_the_same_bits(alias: str) -> None:
+    assert precision_bits(alias) == 8 * OTHER_BLOCKS[alias][0] / OTHER_BLOCKS[alias][1]
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize("name", catalog.names("hardware"))
+def test_a_preset_s_link_is_that_of_the_card_s_slot(name: str) -> None:
+    preset = catalog.hardware(name)
+    card = CARDS.get(name) or catalog.find("gpu", name)
+    slot = "pcie" + GPUS[card]["slot"].replace(".0", "")
+    links = OWN_LINKS.get(name, (f"{slot}-pinned", f"{slot}-pageable"))
+    assert preset.gpu and preset.link and preset.host
+    pageable = preset.pageable_link and preset.pageable_link.name
+    assert (preset.gpu.name, preset.link.name, pageable) == (card, *links)
+    assert preset.host.name == SERVERS.get(name, "desktop-ddr5")
+
+
+@pytest.mark.parametrize("name", catalog.names("hardware"))
+def test_a_decision_takes_a_small_copy_a_call_and_a_compiled_policy(name: str) -> None:
+    preset = catalog.hardware(name)
+    assert preset.readback_ns == pytest.approx(6600 + 2300, rel=0.02)
+    assert (preset.policy_ns, preset.predictor_ns, preset.commit_depth, preset.commit_gap_ns) == (1000, 0, 1, 0)
+
+
+# ---- what others published of speeds: the figures of the shipped table are those of the catalog
+
+
+def test_published_figures_are_those_that_were_judged() -> None:
+    with open(ROOT / "analysis" / "results" / "published.csv", newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        judged = {(row["case"], row["figure"]): float(row["published"]) for row in rows}
+    cases = read_toml(ROOT / "sim" / "catalog" / "published.toml")["case"]
+    assert judged == {(c["id"], f["name"]): f["published"] for c in cases for f in c["figure"]}
+
+
+# ---- these tests can fail
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "model": test_a_model_is_its_checkpoint_s_config,
+    "gpu": test_a_gpu_is_its_clocks,
+    "link": test_a_link_is_its_lone_copy_and_its_rate,
+    "host": test_a_host_is_its_channels_and_what_was_read,
+    "engine": test_an_engine_is_the_sums_that_it_came_from,
+    "precision": test_a_precision_is_its_block,
+}
+
+
+def numbers(table: Any) -> Iterator[tuple[Any, Any]]:
+    """(table or list, key) of every number and every yes or no in it."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+        if isinstance(value, dict | list):
+            yield from numbers(value)
+        elif not isinstance(value, str):
+            yield table, key
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_every_changed_figure_is_found(kind: str) -> None:
+    """A whole number one more, any other a tenth more, a yes a no: one at a time."""
+    for name, entry in shipped(kind).items():
+        for table, key in numbers(entry):
+            right = table[key]
+            table[key] = right * 1.1 if isinstance(right, float) else not right if right is True else right + 1
+            try:
+                with pytest.raises((AssertionError, CatalogError)):
+                    CHECKS[kind](name)
+            finally:
+                table[key] = right
