@@ -188,6 +188,8 @@ CORE = [
 ]
 
 # --- what a run is made from ---
+MEASURED = "tests/test_measured.py::test_layers_without_experts_and_with_linear_attention_have_tables_of_their_own"
+KEPT = "tests/test_plan.py::test_a_run_of_another_seed_does_not_get_what_was_kept"
 USES_THE_HOST = "tests/test_plan.py::test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs"
 PLAN = [
     fault(
@@ -203,6 +205,34 @@ PLAN = [
         "int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset",
         "int(self.trace.position[self.steps.row].max()) + 1",
         "tests/test_plan.py::test_memory_is_that_of_the_longest_context_offset_and_all",
+    ),
+    fault(
+        "durations forget the context offset",
+        "sim/plan.py",
+        "positions = trace.position[steps.row].astype(np.int64) + spec.context_offset",
+        "positions = trace.position[steps.row].astype(np.int64)",
+        "tests/test_plan.py::test_every_position_moves_by_the_context_offset",
+    ),
+    fault(
+        "a prefetch budget of zero is no limit",
+        "sim/plan.py",
+        "-1 if spec.prefetch_budget is None else",
+        "-1 if not spec.prefetch_budget else",
+        "tests/test_plan.py::test_a_budget_of_none_is_no_limit_and_of_zero_no_prefetch",
+    ),
+    fault(
+        "residents are kept whatever the seed",
+        "sim/plan.py",
+        '("residents", *judged, *chosen, spec.seed, ',
+        '("residents", *judged, *chosen, ',
+        KEPT,
+    ),
+    fault(
+        "buddies are kept whatever the seed",
+        "sim/plan.py",
+        '("answers", *judged, spec.seed, ',
+        '("answers", *judged, ',
+        KEPT,
     ),
     fault(
         "the cheaper of host and link is not known to use the host",
@@ -245,6 +275,20 @@ PLAN = [
         "2.0 * needed * model.head_params)",
         "2.0 * model.head_params + 0.0 * needed)",
         "tests/test_costs.py::test_the_head_reads_its_weights_once_and_writes_the_logits_of_every_row",
+    ),
+    fault(
+        "measured layers all have experts",
+        "sim/measured_costs.py",
+        '"moe" if layer in moe else "ffn"',
+        '"moe"',
+        MEASURED,
+    ),
+    fault(
+        "measured linear attention scores entries",
+        "sim/measured_costs.py",
+        '0 if attention == "linear" else classes.scored[attention][where]',
+        'classes.scored["full"][where]',
+        MEASURED,
     ),
 ]
 
@@ -292,6 +336,69 @@ FIGURES = [
         ' + s["breakdown_ns"]["cpu_wait"]',
         "",
         "tests/test_compare.py::test_the_shares_and_changes_of_a_row_by_hand",
+    ),
+    fault(
+        "a token's p95 is its median",
+        "sim/report.py",
+        'np.percentile(share, 95, method="inverted_cdf")',
+        'np.percentile(share, 50, method="inverted_cdf")',
+        "tests/test_result.py::test_of_twenty_tokens_the_p95_is_the_nineteenth",
+    ),
+    fault(
+        "the p95 counts the warm-up's tokens",
+        "sim/report.py",
+        "plan.step_row[plan.step_offset[plan.warmup_steps] :]",
+        "plan.step_row",
+        "tests/test_result.py::test_dropped_weight_by_hand",
+    ),
+    fault(
+        "what re-ranks is not lossy",
+        "sim/report.py",
+        ' and setting.spec.rerank == "none"',
+        "",
+        "tests/test_result.py::test_what_must_be_said",
+    ),
+    fault(
+        "a low-precision copy is as large as an expert",
+        "sim/summary.py",
+        '    out["demand"] -= record.counters["landed_low"] * (record.expert_bytes - record.low_bytes)\n',
+        "",
+        "tests/test_result.py::test_bytes_by_cause",
+    ),
+    fault(
+        "measured and modelled runs compete",
+        "analysis/compare.py",
+        " and a.judged == b.judged and a.measured == b.measured",
+        " and a.judged == b.judged",
+        "tests/test_compare.py::test_who_stands_apart_from_the_front",
+    ),
+    fault(
+        "requests of other tokens are paired",
+        "analysis/pairing.py",
+        "same = run.tokens[mine] == base.tokens[theirs]",
+        "same = run.tokens[mine] >= 0",
+        "tests/test_compare.py::test_pairs_by_hand",
+    ),
+    fault(
+        "requests without a token are paired",
+        "analysis/pairing.py",
+        "some = run.tokens[mine] > 0",
+        "some = run.tokens[mine] >= 0",
+        "tests/test_compare.py::test_pairs_by_hand",
+    ),
+    fault(
+        "a TPOT is compared with none",
+        "analysis/pairing.py",
+        "both = np.isfinite(run.tpot_ms[mine]) & np",
+        "both = np.isfinite(run.tpot_ms[mine]) | np",
+        "tests/test_compare.py::test_pairs_by_hand",
+    ),
+    fault(
+        "sigmoid scores are read as a softmax",
+        "traces/stats.py",
+        "_sigmoid if sigmoid else _softmax",
+        "_softmax",
+        "tests/test_traces_stats.py::test_router_entropy_of_sigmoid_scores_by_hand",
     ),
 ]
 

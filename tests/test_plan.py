@@ -9,6 +9,7 @@ import pytest
 from sim.core.plan import GROUPS, ORDERS
 from sim.errors import SpecError
 from sim.machines.compiled import run
+from sim.memo import Kept
 from sim.plan import prepare
 from sim.policies import MISS, WORDS
 from sim.spec import RunSpec
@@ -131,6 +132,22 @@ def test_a_budget_of_none_is_no_limit_and_of_zero_no_prefetch(folder: Path, give
     ahead = prepare(spec(folder, prefetch="gate-lookahead", prefetch_budget=given, transfer_order="probability")).plan
     assert ahead.prefetch is not None
     assert (ahead.prefetch.budget, ORDERS[ahead.prefetch.order]) == (budget, "probability")
+
+
+# ---- what several runs share
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"), [({"placement": "random"}, "residents"), ({"miss": "buddy", "calibration": "c.npz"}, "peers")]
+)
+def test_a_run_of_another_seed_does_not_get_what_was_kept(folder: Path, fields: dict[str, Any], what: str) -> None:
+    """Where nothing is set aside, and so the seed decides nothing but this."""
+    npz.write(folder / "c.npz", random_trace(np.random.default_rng(4), 9, 3, 8, 2, requests=2, prompt=0.0))
+    fields |= {"calibration": str(folder / "c.npz")} if "calibration" in fields else {}
+    memo = Kept(10**9)
+    first, second = (getattr(prepare(spec(folder, seed=seed, **fields), memo).plan, what) for seed in (0, 1))
+    afresh = getattr(prepare(spec(folder, seed=1, **fields)).plan, what)
+    assert np.array_equal(second, afresh) and not np.array_equal(first, afresh)
 
 
 # ---- the host

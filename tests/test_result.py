@@ -106,11 +106,11 @@ def test_what_is_said_of_the_trace_and_of_what_does_not_fit() -> None:
     about, whole = found["trace"], npz.read(npz.find("mixtral.npz"))
     assert about["tokens"] + about["calibration_tokens"] == whole.n_tokens
     assert (about["moe_layers"], about["n_experts"], about["top_k"], about["real"]) == (32, 8, 2, False)
-    # 4 of 8 slots in 32 layers are 45.1 GB, the rest of Mixtral 3.2 GB, 24 GB there are
+    # 4 of 8 slots in 32 layers are 45.1 GB, the rest of Mixtral 3.2 GB; there are 24,080 MiB
     memory = found["memory"]
     need = (memory["dense"] + memory["kv"] + memory["slots"] + memory["staging"]) / 1e9
     assert 48.3 < need < 48.6 and memory["fits"] is False
-    assert f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has 24.0 GB; times as if it did" in found["notes"]
+    assert f"DOES NOT FIT: needs {need:.1f} GB of GPU memory, has 25.2 GB; times as if it did" in found["notes"]
 
 
 RECALL = "the recall of this trace's lookahead is an assumption of its generator"
