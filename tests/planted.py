@@ -47,13 +47,13 @@ CORE = [
     fault(
         "fifo goes by the last touch",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION] == LRU:\n",
+        "        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:\n",
         "        if True:\n",
     ),
     fault(
         "lru goes by the landing",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION] == LRU:\n",
+        "        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:\n",
         "        if False:\n",
     ),
     fault(
@@ -349,7 +349,7 @@ FIGURES = [
         "sim/report.py",
         "plan.step_row[plan.step_offset[plan.warmup_steps] :]",
         "plan.step_row",
-        "tests/test_result.py::test_dropped_weight_by_hand",
+        "tests/test_result.py::test_of_twenty_tokens_the_p95_is_the_nineteenth",
     ),
     fault(
         "what re-ranks is not lossy",

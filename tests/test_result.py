@@ -51,6 +51,8 @@ def test_of_twenty_tokens_the_p95_is_the_nineteenth(tmp_path: Path) -> None:
         tmp_path / "t.npz", trace_of(np.tile([[[0, 2]]], (20, 1, 1)), 4, np.stack([1 - lost, lost], axis=1)[:, None])
     )
     assert result(tmp_path, miss="drop")["quality"]["per_token_p95"] == pytest.approx(18 / 20)
+    # ten steps of warm-up leave ten tokens, of which the tenth
+    assert result(tmp_path, miss="drop", warmup_steps=10)["quality"]["per_token_p95"] == pytest.approx(19 / 20)
 
 
 def test_prompts_lose_nothing_and_count_in_what_was_wanted(tmp_path: Path) -> None:
