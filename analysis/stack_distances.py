@@ -6,27 +6,27 @@ exactly when fewer than c others were used since (the stack distance; Mattson et
 The machine takes whole visits, and the order in which a visit leaves its experts depends on c: hits run first, in the
 order wanted, then misses, in the order fetched (design section 6, 3). An expert that hits with many slots and misses
 with few therefore stands at another place in the two cases, and the machine's LRU is, strictly, no stack algorithm: a
-visit can miss more with one slot more. The pass stays exact by keeping, of an expert's last use, the two things that
-decide: the visit u that it was in, and its *turns*, the numbers of slots at which it went over from missing (0 slots)
-to hitting, and perhaps back and over again.
+visit can miss more with one slot more. The pass stays exact by keeping of an expert's last use the two things that
+decide: the visit u that it was in, and its *turns*, the numbers of slots at which it goes over from missing (with 0)
+to hitting, perhaps back, and to hitting again.
 
-- `n` experts were used in visits *after* u. They are more recent, whatever c is.
-- s experts of u *stay*: no later visit wanted them. With c slots those there are the c - n most recent: none of them up
-  to n, all from n + s on. Which are the most recent depends on c by the turns: of those that missed in u the ones wanted
-  last, then of those that hit.
+- n experts were used in visits after u. They are more recent, whatever c is.
+- s experts of u *stay*: no later visit wanted them. With c slots the c - n most recent of them are there, none up to
+  c = n and all from c = n + s on. The most recent are those that missed in u, the one wanted last in front, then those
+  that hit, likewise; who missed depends on c by the turns.
 
-So all uses of a visit whose last was in u turn within (n, n + s], and one walk over these c finds where: the staying
-experts stand in one order, hits before misses; at each c those with a turn there change sides, and the border between
-gone and there moves. An expert that hits first and is found past the border later has turned back. The walks
-of one visit, over each u that it wants from, lie apart: the older u, the more slots.
+So the coming uses of all that stay turn within n + 1 .. n + s, and one *walk* over these c finds where: the staying
+experts stand in one order, the hits of u before its misses; at each c those with a turn there change sides, then the
+border between gone and there moves to the (c - n)th from the end, and whoever is on the other side of it than before
+turns. A visit takes one walk for each u that it wants from. They lie apart: the older u, the more slots.
 
-An expert never used before is there if it is a first resident (rank r < c, lower ranks older) and fewer than c are more
-recent: all that were touched, and the untouched of a rank between r and c. That is r + 1 + (the touched ranks between)
-> touched: it turns once, behind the touched rank that makes up the number.
+An expert never used before is there if it is a first resident (its rank r < c; lower ranks are older) and fewer than c
+are more recent: all that were touched, and the untouched of a rank between r and c. With t of the ranks between r and c
+touched that says r + 1 + t > touched. So it turns once, and a search finds where: r + 1, or as soon as t suffices.
 
-Work: a use costs O(log) of the visits before it, a first use O(log) of the experts; a walk O((s + turns) log s), where
-s is at most what one visit wants. Memory: turns of every expert's last use, one int32 for each expert that a visit may
-want: 10,240 experts pooled, 256 in a visit, take 10 MB.
+Work: O(log) of the visits for a use, O(log) of the experts for a first use, O((s + turns) log s) for a walk, where s is
+at most what one visit wants and a use turns at most s times, in practice once or a few. Memory: one int32 for each
+expert and each expert that a visit may want, 10 MB for a pool of 10,240 and visits that want 256.
 
 Where it is exact, capacity by capacity, at every c >= 1: eviction lru, miss fetch, no prefetch, no re-ranking, first
 residents `first`, `random` or `empty`; any batch, prefill or decode steps, per-layer slots or one pool, any expert
@@ -63,11 +63,11 @@ class Misses(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is known of the past of a scope's experts, of G in all, before a visit; visits want at most W.
+    """The past of the G experts before a visit. Visits want at most W.
 
-    last [G]: the visit, of those of the scope, that last wanted an expert. rank [G]: its place among first residents.
-    turns int32 [G, W], n_turns [G]: of its last use, ascending. recent, touched: Fenwick trees that count experts by
-    last visit, and by rank those ever wanted.
+    last [G]: the visit, by number within the scope, that last wanted an expert, or NEVER. rank [G]: as in lru_misses.
+    turns int32 [G, W], n_turns [G]: of its last use, ascending. recent, touched: Fenwick trees that count the scope's
+    experts by last visit, and by rank those ever wanted.
     """
 
     last: Int
@@ -79,14 +79,14 @@ class State(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What one visit is looked at with.
+    """What one visit is worked out in.
 
-    latest [G]: where an expert's latest want stands in `expert`. turns int32 [W, W], n_turns [W]: of this visit's uses,
-    by place, before they take effect.
+    latest [G]: the place in `expert` where an expert is wanted latest. turns int32 [W, W], n_turns [W]: of the visit's
+    uses, by place in the visit, before they take effect.
 
-    Of one walk, by place among the staying: stays, passed, following [W]: the expert, how many of its turns lie behind,
-    who else turns where it does. due [W + 1]: the first who turns there. order [2 W + 1]: a Fenwick tree over the keys
-    of `_key`.
+    Of one walk, in the order in which its visit wanted them: stays, passed, following [W]: an expert, how many of its
+    turns lie behind, who else turns where it turns next. due [W + 1]: the first who turns there, by c - n; also where
+    `_count` counts. order [2 W + 1]: a Fenwick tree over the keys of `_key`.
     """
 
     latest: Int
@@ -111,7 +111,7 @@ def lru_misses(
     """
     scopes, size = (1, layers * n_experts) if pooled else (layers, n_experts)
     kinds, widest = int(kind.max(initial=0)) + 1, max(1, int(np.diff(offset).max(initial=0)))
-    state, room = _state(rank, len(offset) // scopes, size, widest), _room(len(rank), widest)
+    state, room = _state(rank, (len(offset) - 1) // scopes, size, widest), _room(len(rank), widest)
     change = np.zeros((scopes, kinds, 2, size + 2), np.int64)  # of uses and weight, with one slot more
     for scope in range(scopes):
         _pass(offset, expert, kind, weight, np.arange(scope, len(offset) - 1, scopes), state, room, change[scope])
@@ -196,7 +196,7 @@ def _key(room: Room, j: int, n: int) -> int:
 
 @inlined
 def _await(state: State, room: Room, j: int, n: int, sure: int) -> None:
-    """Note the next turn of the j-th staying expert, if it lies in the walk."""
+    """Put the j-th staying expert down for its next turn, if that lies in the walk."""
     g, passed = room.stays[j], room.passed[j]
     if passed < state.n_turns[g] and state.turns[g, passed] <= sure + n:
         at = state.turns[g, passed] - sure
@@ -204,51 +204,69 @@ def _await(state: State, room: Room, j: int, n: int, sure: int) -> None:
 
 
 @inner
-def _line_up(offset: Any, expert: Any, u: int, last: int, sure: int, state: State, room: Room) -> int:
-    """The experts that visit u wanted last, as they stand with `sure` slots; returns how many."""
+def _staying(offset: Any, expert: Any, u: int, last: int, state: State, room: Room) -> int:
+    """The experts that visit u was the last to want, in the order wanted; returns how many."""
     n = 0
     for i in range(offset[u], offset[u + 1]):
         if state.last[expert[i]] == last:
-            room.stays[n], room.passed[n] = expert[i], 0
+            room.stays[n] = expert[i]
             n += 1
-    room.order[: 2 * n + 1], room.due[: n + 1] = 0, NEVER
-    for j in range(n):
-        g = room.stays[j]
-        while room.passed[j] < state.n_turns[g] and state.turns[g, room.passed[j]] <= sure:
-            room.passed[j] += 1
-        _add(room.order[: 2 * n + 1], _key(room, j, n), 1)
-        _await(state, room, j, n, sure)
     return n
 
 
+@inner
+def _line_up(state: State, room: Room, n: int, sure: int) -> None:
+    """The n staying experts as they stand with `sure` slots."""
+    room.order[: 2 * n + 1], room.due[: n + 1] = 0, NEVER
+    for j in range(n):
+        g, passed = room.stays[j], 0
+        while passed < state.n_turns[g] and state.turns[g, passed] <= sure:
+            passed += 1
+        room.passed[j] = passed
+        _add(room.order[: 2 * n + 1], _key(room, j, n), 1)
+        _await(state, room, j, n, sure)
+
+
 @inlined
-def _turn(room: Room, j: int, n: int, border: int, begin: int, slots: int) -> None:
-    """Note that the coming use of the j-th staying expert, if this visit is one, turns here, if it does."""
+def _turn(room: Room, at: int, slots: int) -> None:
+    """The visit's use at this place turns here."""
+    room.turns[at, room.n_turns[at]] = slots
+    room.n_turns[at] += 1
+
+
+@inlined
+def _judge(room: Room, j: int, n: int, border: int, begin: int, slots: int) -> None:
+    """Note whether the j-th staying expert's use turns here, if the visit that begins at `begin` wants it."""
     at = room.latest[room.stays[j]] - begin
     if at >= 0 and (_key(room, j, n) >= border) != (room.n_turns[at] % 2 == 1):
-        room.turns[at, room.n_turns[at]] = slots
-        room.n_turns[at] += 1
+        _turn(room, at, slots)
+
+
+@inlined
+def _change_sides(order: Any, room: Room, j: int, n: int) -> None:
+    """Whoever turns where the j-th staying expert does, and it, between the hits and the misses of their visit."""
+    while j >= 0:
+        _add(order, _key(room, j, n), -1)
+        room.passed[j] += 1
+        _add(order, _key(room, j, n), 1)
+        j = room.following[j]
 
 
 @inner
-def _walk(offset: Any, expert: Any, u: int, last: int, sure: int, begin: int, state: State, room: Room) -> None:
-    """The turns of all uses whose last was in visit u, after which `sure` others were used."""
-    n = _line_up(offset, expert, u, last, sure, state, room)
+def _walk(state: State, room: Room, n: int, sure: int, begin: int) -> None:
+    """The turns of this visit's uses among the n staying experts of one visit, after which `sure` others were used."""
+    _line_up(state, room, n, sure)
     order, border = room.order[: 2 * n + 1], 2 * n
     for there in range(1, n + 1):
-        j = room.due[there]
-        while j >= 0:  # changes sides
-            _add(order, _key(room, j, n), -1)
-            room.passed[j] += 1
-            _add(order, _key(room, j, n), 1)
-            j = room.following[j]
-        gone, below, border = n - there, _sum_below(order, border), _find(order, n - there)
-        for k in range(min(gone, below), max(gone, below)):  # what the border has passed
-            _turn(room, _find(order, k) % n, n, border, begin, sure + there)
+        slots, gone = sure + there, n - there
+        _change_sides(order, room, room.due[there], n)
+        below, border = _sum_below(order, border), _find(order, gone)
+        for k in range(min(gone, below), max(gone, below)):  # those that the border has passed
+            _judge(room, _find(order, k) % n, n, border, begin, slots)
         j = room.due[there]
         while j >= 0:
             following = room.following[j]
-            _turn(room, j, n, border, begin, sure + there)
+            _judge(room, j, n, border, begin, slots)
             _await(state, room, j, n, sure)
             j = following
 
@@ -259,13 +277,17 @@ def _look(offset: Any, expert: Any, visits: Any, v: int, state: State, room: Roo
     begin = offset[v]
     for i in range(begin, offset[v + 1]):
         room.latest[expert[i]], room.n_turns[i - begin] = i, 0
-    for i in range(begin, offset[v + 1]):
-        last = state.last[expert[i]]
+    for at in range(offset[v + 1] - begin):
+        last = state.last[expert[begin + at]]
         if last == NEVER:
-            room.turns[i - begin, 0], room.n_turns[i - begin] = _first_turn(state, expert[i], touched, size), 1
-        elif room.n_turns[i - begin] == 0:
+            _turn(room, at, _first_turn(state, expert[begin + at], touched, size))
+        elif room.n_turns[at] == 0:
             sure = touched - _sum_below(state.recent, last + 1)
-            _walk(offset, expert, visits[last], last, sure, begin, state, room)
+            n = _staying(offset, expert, visits[last], last, state, room)
+            if n == 1:  # most of them, where few experts are wanted at a time
+                _turn(room, at, sure + 1)
+            else:
+                _walk(state, room, n, sure, begin)
 
 
 @inner
