@@ -129,6 +129,21 @@ def test_every_capacity_of_a_run_misses_what_the_simulator_misses(folder: Path, 
         assert found.misses[:, :, slots - 1].tolist() == misses.tolist(), slots
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_wide_visits_miss_what_the_simulator_misses(seed: int) -> None:
+    """8 to 40 of 48 experts a visit: many that stay turn at once, and back (which takes a few visits to come about)."""
+    rng, n = np.random.default_rng(seed), 48
+    chosen = [rng.permutation(n)[:wide] for wide in rng.integers(8, 41, 60)]
+    steps = np.split(np.arange(sum(map(len, chosen))), np.cumsum([len(part) for part in chosen])[:-1])
+    base = plan(np.concatenate(chosen)[:, None, None].tolist(), n, 1, [step.tolist() for step in steps])
+    wants, zeros, rank = Wants.of(base), np.zeros(60, np.int64), rng.permutation(n)
+    found = lru_misses(wants.offset, wants.expert, zeros, zeros + 1, n, 1, False, rank)
+    for slots in range(1, n + 1):
+        misses, missing = counted(base, slots, np.argsort(rank)[:slots])
+        assert found.uses[0, :, slots].tolist() == misses[0].tolist(), slots
+        assert found.weight[0, :, slots].sum() == missing[0], slots
+
+
 @pytest.mark.parametrize("name", capture_names())
 def test_captures_miss_what_the_simulator_misses(name: str) -> None:
     setting = setting_of({"trace": str(FOLDER / f"{name}.npz"), "as_decode": True, "max_steps": 150})
@@ -227,6 +242,16 @@ def test_twice_as_much_is_twice_the_work_and_a_little(plain: Any, twice: Callabl
         work.append(lines)
         assert np.array_equal(found, lru_misses(*given))
     assert work[1] / work[0] < 3 > work[2] / work[1], work
+
+
+def test_rows_look_at_a_curve_as_often_however_long_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, looks = setting_of(fields(folder)), []
+    for n in (20, 200):
+        seen: list[Curve] = []
+        monkeypatch.setattr(Curve, "decode_misses", property(lambda c, seen=seen: seen.append(c) or c.misses[0, 0]))
+        assert len(miss_curve.rows(setting, made(list(range(n, 0, -1))), [])) == n
+        looks.append(len(seen))
+    assert looks[0] == looks[1] > 0
 
 
 def test_a_pool_of_ten_thousand_experts(folder: Path) -> None:
