@@ -119,7 +119,7 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
         **{name: parts[name] / time for name in ("stall", "cpu_wait", "decide")},
         link=link,
         prompts=prompts,
-        host=_host(setting, out, link),
+        host=_host(setting, out),
         **_rooms(setting, prompts >= PROMPTS, memo),
     )
 
@@ -154,16 +154,15 @@ def wants_per_visit(plan: Plan, prefill: bool) -> npt.NDArray[np.float64]:
     return total / max(steps, 1)
 
 
-def _host(setting: Setting, out: dict[str, Any], link: float) -> str:
-    """What takes the time of an expert on the CPU, at the mean tokens of those that ran: reading its weights or its
-    arithmetic. Neither where starting it takes longer, or where durations are given outright."""
+def _host(setting: Setting, out: dict[str, Any]) -> str:
+    """What takes the time of an expert on the CPU, at the mean tokens of those that ran: reading its weights (beside an
+    idle link) or its arithmetic. Neither where starting it takes longer, or where durations are given outright."""
     host, model = setting.hardware.host, setting.model
     if host is None or model is None or out["cpu"] == 0:
         return HOST
     tokens = np.array(out["cpu"] / cpu_experts(out))
     read, operations = cpu_terms_ns(model, setting.hardware, setting.engine, setting.spec.precision, tokens)
-    memory_ns = (1 - link) * read[0] + link * read[1]
-    longest = {HOST: float(host.cpu_launch_ns), HOST_MEMORY: float(memory_ns), HOST_COMPUTE: float(operations)}
+    longest = {HOST: float(host.cpu_launch_ns), HOST_MEMORY: float(read[0]), HOST_COMPUTE: float(operations)}
     return max(longest, key=lambda name: longest[name])
 
 
