@@ -20,7 +20,7 @@ GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what tak
 LINK_BUSY = 0.9  # busy at least this share of the time, the link has no room for earlier transfers
 SMALL = 0.5  # with at least this share of the layers too small for their visits, the working set is
 PROMPTS = 0.5  # taking at least this share of the time, prompts are what the verdict rests on
-CHUNK = 1 << 24  # (step, layer, expert) flags at a time while wants are counted
+CHUNK = 1 << 22  # flags and routed entries at a time while wants are counted
 
 GPU, LINK, POLICY = "GPU-bound", "link-bound", "policy-bound"
 DECISION, WORKING_SET = "decision-bound", "working-set-bound"
@@ -143,8 +143,9 @@ def wants_per_visit(plan: Plan, prefill: bool) -> npt.NDArray[np.float64]:
     of_phase = (plan.step_prefill == prefill) & (np.arange(len(plan.step_prefill)) >= plan.warmup_steps)
     sizes = np.diff(plan.step_offset)
     rows, offset = plan.step_row[np.repeat(of_phase, sizes)], np.concatenate(([0], np.cumsum(sizes[of_phase])))
-    steps, layers = len(offset) - 1, plan.experts.shape[1]
-    total, each = np.zeros(layers), max(1, CHUNK // (layers * (plan.n_experts + 1)))
+    steps, (_, layers, top_k) = len(offset) - 1, plan.experts.shape
+    of_step = layers * max(plan.n_experts + 1, int(sizes.max()) * top_k)
+    total, each = np.zeros(layers), max(1, CHUNK // of_step)
     for first in range(0, steps, each):
         last = min(first + each, steps)
         step = np.repeat(np.arange(last - first), np.diff(offset[first : last + 1]))

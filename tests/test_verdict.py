@@ -281,7 +281,8 @@ def on_host(folder: Path, read_gb_per_s: float, launch_ns: int, **fields: Any) -
     """Mixtral's misses in q4 on a CPU of 1 TFLOP/s: 2 operations per weight, and 4.5 bits of each to read."""
     (folder / "h.toml").write_text(
         'gpu = "rtx4090"\n[link]\nh2d_gb_per_s = 25\nsetup_ns = 10000\n'
-        f"[host]\nread_gb_per_s = {read_gb_per_s}\ntotal_gb_per_s = {read_gb_per_s}\ntflops = 1\ncpu_launch_ns = {launch_ns}\n"
+        f"[host]\nread_gb_per_s = {read_gb_per_s}\ntotal_gb_per_s = {read_gb_per_s}\n"
+        f"tflops = 1\ncpu_launch_ns = {launch_ns}\n"
     )
     base = {"trace": "mixtral.npz", "hardware": str(folder / "h.toml"), "precision": "q4", "miss": "cpu"}
     return simulate(RunSpec.of({**base, **fields}))[0]
