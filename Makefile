@@ -38,7 +38,7 @@ bench: $(VENV)/.ready
 figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	for run in "fetch" "buddy --miss buddy" "cpu --miss cpu" "belady --eviction belady"; do \
 	    set -- $$run; name=$$1; shift; \
-	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name "$$@" || exit 1; \
+	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name --force "$$@" || exit 1; \
 	done
 	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
 

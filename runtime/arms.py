@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.plan import Setting, prepare
-from sim.policies import EVICTION, find, predictors
+from sim.policies import find
 from sim.spec import RunSpec
 from traces import npz
 from traces.synthetic import Preset, generate
@@ -49,12 +49,12 @@ class Arm:
 def policy_fields(policy: str) -> dict[str, Any]:
     """What `EVICTION`, `EVICTION+PREFETCH` or `EVICTION+cpu` chooses. Raises SpecError for an unknown part."""
     eviction, _, other = policy.partition("+")
-    find("eviction", EVICTION, eviction)
+    find("eviction", eviction)
     out: dict[str, Any] = {"eviction": eviction}
     if other == "cpu":
         return out | {"miss": "cpu"}
     if other:
-        find("prefetch", {"none": None, **predictors()}, other)
+        find("prefetch", other)
         out |= {"prefetch": other, "prefetch_budget": 2}
     return out
 

@@ -24,8 +24,8 @@ from runtime.passages import Passages, passages
 from runtime.quality import LEVEL, figures
 from runtime.subject import Subject, subject
 from sim import __version__
-from sim.plan import FITTED
-from sim.policies import MISS, RERANK, find, predictors
+from sim.plan import fitted
+from sim.policies import find
 from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
 from sim.summary import summarise
@@ -88,15 +88,13 @@ def _shares(run: Judged) -> dict[str, float]:
     }
 
 
+FILES = ("evaluation.json", "routed.npz")
+
+
 def needs_calibration(spec: RunSpec) -> bool:
-    """Whether something in the run is fitted."""
-    miss = find("miss", MISS, spec.miss)
-    fitted = miss.fitted and not spec.params(spec.miss).get("lists")
-    if spec.rerank != "none":
-        fitted |= find("rerank", RERANK, spec.rerank).fitted
-    fitted |= getattr(predictors().get(spec.prefetch), "fitted", False)
-    percentile = {**miss.prepared, **spec.params(spec.miss)}.get("percentile", -1)
-    return bool(fitted or float(percentile) >= 0 or spec.placement in FITTED or spec.cache_spread in FITTED)
+    """Whether something in the run is fitted, or takes a threshold from other text."""
+    percentile = {**find("miss", spec.miss).prepared, **spec.params("miss")}.get("percentile", -1)
+    return bool(fitted(spec) or float(percentile) >= 0)
 
 
 def calibration_of(model: Subject, spec: RunSpec, tokens: int, text: str | None) -> RoutingTrace | None:
@@ -131,6 +129,7 @@ def parser() -> Parser:
     add_flags(out, LEFT_OUT)
     group = out.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="write evaluation.json and routed.npz (what was routed) there")
+    group.add_argument("--force", action="store_true", help="replace results that are in DIR already")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     return out
 
@@ -145,7 +144,7 @@ def _command(argv: list[str]) -> None:
     for name, least in (("sequences", 1), ("length", 3), ("calibration_tokens", 1), ("threads", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
-    out = out_folder(args.out) if args.out else None
+    out = out_folder(args.out, () if args.force else FILES) if args.out else None
     torch.set_num_threads(args.threads)
     args.trace = args.subject
     spec = spec_of(args)
@@ -156,8 +155,8 @@ def _command(argv: list[str]) -> None:
     result, run = _run(args, spec, model)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
-        npz.write(out / "routed.npz", run.trace)
+        write_bytes(out / FILES[0], (json.dumps(result, indent=1) + "\n").encode())
+        npz.write(out / FILES[1], run.trace)
     print(json.dumps(result) if args.json else table(result))
 
 

@@ -152,7 +152,7 @@ def foresight_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace |
     if is_user(name) or (name in PREDICTORS and name not in AVAILABLE):
         why = "reads the future" if not is_user(name) and PREDICTORS[name].oracle else "is made from a whole trace"
         raise SpecError(f"prefetch: {name}: {why}; a closed loop has {', '.join(AVAILABLE)}")
-    method = predictor(name, spec.params(name))
+    method = predictor(name, spec.params("prefetch"))
     if method.distance > blank.n_moe_layers:
         raise SpecError(f"{name}: distance {method.distance}; the model has {blank.n_moe_layers} MoE layers")
     if method.fitted:

@@ -39,11 +39,11 @@ from sim.core import state as st
 from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
-from sim.core.plan import Costs, Leaving, Low, Plan
+from sim.core.plan import FORGETS_ROWS, Costs, Leaving, Low, Plan
 from sim.costs import StepShapes, costs, low_copies
 from sim.errors import SpecError
 from sim.plan import Setting, prepare
-from sim.policies import EVICTION, MISS, RERANK, find
+from sim.policies import find
 from sim.record import RunRecord
 from sim.spec import RunSpec
 from traces.trace import RoutingTrace
@@ -81,7 +81,7 @@ class ClosedLoop:
         )
         self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=charged)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
-        self.rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank).name
+        self.rerank = None if spec.rerank == "none" else find("rerank", spec.rerank).name
         self._room = Room(shape, self.foresight)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
         self._costs = self.setting.plan.costs
@@ -124,7 +124,7 @@ class ClosedLoop:
         """The rows that an eviction policy that looks back forgets now (sim.steps.leaving): those of the step `window`
         steps ago, or of the requests that no longer have a row."""
         room, eviction = self._room, self.setting.plan.eviction
-        if eviction.name == "window-score":
+        if eviction.marks & FORGETS_ROWS:
             gone = self.step - int(eviction.params[0])
             return np.arange(*room.offset[gone : gone + 2]) if gone >= 0 else np.zeros(0, np.int64)
         left = [request for request in self._active if request not in here]
@@ -254,8 +254,8 @@ class ClosedLoop:
     @property
     def low_precision(self) -> str:
         """The precision of the low-precision copies."""
-        miss = find("miss", MISS, self.spec.miss)
-        return str(miss.values(self.spec.params(self.spec.miss))["precision"])
+        miss = find("miss", self.spec.miss)
+        return str(miss.values(self.spec.params("miss"))["precision"])
 
     def _plan(self) -> Plan:
         """The plan over the room there is now."""
@@ -329,6 +329,6 @@ class ClosedLoop:
 
 
 def _refuse_oracles(spec: RunSpec) -> None:
-    policy = find("eviction", EVICTION, spec.eviction)
+    policy = find("eviction", spec.eviction)
     if policy.oracle:
         raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")

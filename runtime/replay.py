@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.device.port import DeviceError
+from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
-from sim.run import LISTS, announce_compiling, parser, spec_of, write
+from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
 from sim.run import main as simulate
-from traces.command import guarded, out_folder
+from traces.command import guarded
 
 if TYPE_CHECKING:
     from runtime.device.port import Port
@@ -122,10 +123,10 @@ def at_scale(setting: "Setting", scale: float) -> "Setting":
 def low_precision(setting: "Setting") -> str:
     """The precision of the low-precision copies of a miss policy that has them."""
     from sim.catalog import precision
-    from sim.policies import MISS, find
+    from sim.policies import find
 
-    miss = find("miss", MISS, setting.spec.miss)
-    return precision(str(miss.values(setting.spec.params(miss.name))["precision"]))
+    miss = find("miss", setting.spec.miss)
+    return precision(str(miss.values(setting.spec.params("miss"))["precision"]))
 
 
 @contextmanager
@@ -171,11 +172,7 @@ def _prepare(setting: "Setting", port: "Port", options: Options) -> Prepared:
 
 def uses_host(plan: Any) -> bool:
     """Whether the miss policy may have the CPU compute an expert."""
-    from sim.core import miss
-
-    if plan.miss.kind == miss.SUBSTITUTE:
-        return int(plan.miss.params[miss.FALLBACK]) in (miss.FALL_CPU, miss.FALL_CHEAPER)
-    return plan.miss.kind in (miss.CPU, miss.USER)
+    return bool(plan.miss.marks & ANSWERS_CPU)
 
 
 def groups(kernel: str, layout: Any, port: "Port") -> bool:
@@ -241,8 +238,7 @@ def _command(argv: list[str]) -> int:
             raise SpecError(f"{name}: {value}: must be above {low}")
     if args.lock_step and args.repeat != 1:
         raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
-    if args.out:
-        out_folder(args.out)
+    check_out(args)
     announce_compiling()
     try:
         return _run(args)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import GROUPS, Plan
+from sim.core.plan import GROUPS, NOT_ALL_FETCHED, Plan
 
 if TYPE_CHECKING:
     from sim.record import RunRecord  # imports numba, which takes its time
@@ -73,10 +73,10 @@ class _Link(NamedTuple):
 def applicable(plan: Plan) -> tuple[str, ...]:
     """The names of the bounds that hold for this plan's own run.
 
-    fetch: all, `demand_ns` only without a prefetcher. Others (drop, cpu, stand-ins) leave out or move work:
-    executed ones only.
+    Whoever fetches every miss: all, `demand_ns` only without a prefetcher. Others (drop, cpu, stand-ins) leave out or
+    move work: executed ones only.
     """
-    if plan.miss.name != "fetch" or plan.rerank is not None:
+    if plan.miss.marks & NOT_ALL_FETCHED or plan.rerank is not None:
         return ANY
     return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
 

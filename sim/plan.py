@@ -1,5 +1,6 @@
 """From a spec to a plan: the trace in steps, the costs, the predictions, the slots and first residents, as arrays."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,15 @@ from sim import catalog
 from sim.catalog import CatalogError
 from sim.core.plan import GROUPS, ORDERS, Costs, Low, Plan, Prefetch
 from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
-from sim.errors import SpecError, unknown
+from sim.errors import SpecError
 from sim.fit.answers import answer_fields
 from sim.memo import Memo, afresh
-from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, Policy, called, find, is_user, predictor, predictors
+from sim.policies import KINDS, Policy, find, is_user, predictor
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
 from traces.errors import TraceError
+from traces.overlap import shared_requests
 from traces.trace import RoutingTrace, split
 
 if TYPE_CHECKING:
@@ -27,13 +29,11 @@ if TYPE_CHECKING:
     from sim.catalog.model_spec import ModelSpec
     from sim.fit.prediction import Prediction
 
-FITTED = ("popular", "buddy-coverage", "marginal")  # placements and spreads that read the calibration trace
-USE_THE_HOST = ("cpu", "fiddler", "mixed")  # miss policies that may answer cpu
-
 
 @dataclass(frozen=True)
 class Setting:
-    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside.
+    """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside; repeated: so many
+    of its requests have the routing of a judged one (a fraction of a trace that repeats itself).
     policy_files: sha256 of the file of each policy that is a user's own. costs_key: equal where trace, steps and
     costs are."""
 
@@ -48,6 +48,7 @@ class Setting:
     engine: "Engine"
     policy_files: dict[str, str] = field(default_factory=dict)
     costs_key: tuple[Any, ...] = ()
+    repeated: int = 0
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -71,29 +72,27 @@ def prepare(
 
     trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
-    _refuse_stray_parameters(spec)
+    policies = _policies(spec)
     path = _place(spec.trace)
     whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
     hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
     engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
     model = model or memo(("model", spec.model, spec.trace, spec.hardware), lambda: _model(spec, whole, path, hardware))
-    eviction, miss, rerank = _policies(spec)
-    policies = (eviction, miss, *([rerank] if rerank else []))
-    spec = _with_own_calibration(spec, path, policies)
+    eviction, miss, rerank = policies["eviction"], policies["miss"], policies["rerank"]
+    spec = _with_own_calibration(spec, path)
     judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
     if calibration is None:
-        calibration, trace = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
+        calibration, trace, repeated = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
     else:
-        trace = whole
-    _refuse_what_is_missing(trace, path, spec, policies)
+        trace, repeated = whole, 0
+    _refuse_what_is_missing(trace, path, spec, policies.values())
     _refuse_the_host(spec, miss, hardware)
     laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
     steps = _steps(spec, trace, memo, laid_out)
     costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
     size = expert_bytes(model, hardware, spec.precision)
     slots = _slots(spec, trace, size, calibration, memo, judged)
-    # activation-matrix names a prefetcher with parameters too: --set then speaks of that one
-    chosen = eviction.choice({} if eviction.name == spec.prefetch else spec.params(eviction.name))
+    chosen = eviction.choice(spec.params("eviction"))
     answers = _answers(spec, eviction, miss, rerank, trace, calibration, size, hardware, memo, judged)
     forgets = (*laid_out, spec.max_steps, eviction.name, chosen.params.tolist())
     plan = Plan(
@@ -114,17 +113,18 @@ def prepare(
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
         low=_low(spec, trace, miss, model, hardware, engine, steps, size),
-        leaving=memo(("leaving", *forgets), lambda: leaving(steps, eviction.name, chosen.params, trace.sequence)),
+        leaving=memo(("leaving", *forgets), lambda: leaving(steps, chosen, trace.sequence)),
         **answers,
     )
     sources = (model, hardware, engine, _policy_files(spec))
-    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed)
+    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed, repeated=repeated)
 
 
-def _policies(spec: RunSpec) -> tuple[Any, Any, Any]:
-    """Eviction, miss policy and re-ranker (None without one) of a run: policies.Policy, or a user's own."""
-    rerank = None if spec.rerank == "none" else find("rerank", RERANK, spec.rerank)
-    return find("eviction", EVICTION, spec.eviction), find("miss", MISS, spec.miss), rerank
+def _policies(spec: RunSpec) -> dict[str, Any]:
+    """The policy of each kind: policies.Policy, a user's own, a predictor's class, None for `none`. Raises SpecError,
+    also for a parameter that none of them has."""
+    spec.params("eviction")  # whichever kind: all are looked at
+    return {kind: find(kind, getattr(spec, kind)) for kind in KINDS}
 
 
 def _steps(spec: RunSpec, trace: RoutingTrace, memo: Memo, laid_out: tuple[Any, ...]) -> Steps:
@@ -138,7 +138,7 @@ def _steps(spec: RunSpec, trace: RoutingTrace, memo: Memo, laid_out: tuple[Any, 
 
 def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
     """A miss policy that may answer cpu, on hardware without times for it."""
-    if miss.name in USE_THE_HOST and not hardware.answers_cpu:
+    if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
         wrong = "has no cpu_expert_ns or measured.cpu_expert"
         raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
 
@@ -166,7 +166,7 @@ def _answers(
     calibration: RoutingTrace | None, size: int, hardware: "Hardware", memo: Memo, judged: tuple[Any, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """The plan's fields that answers depend on (sim.fit.answers)."""
-    given, given_rerank = spec.params(miss.name), spec.params(spec.rerank)
+    given, given_rerank = spec.params("miss"), spec.params("rerank")
     chosen = (spec.eviction, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
     found = memo(
         ("answers", *judged, spec.seed, size, *chosen),
@@ -179,19 +179,8 @@ def _answers(
 
 def _policy_files(spec: RunSpec) -> dict[str, str]:
     """sha256 by name, of the policies that are a user's own."""
-    chosen = {kind: getattr(spec, kind) for kind in ("eviction", "prefetch", "miss", "rerank")}
-    return {name: find(kind, {}, name).sha256 for kind, name in chosen.items() if is_user(name)}
-
-
-def _refuse_stray_parameters(spec: RunSpec) -> None:
-    """--set names a policy that the run uses."""
-    chosen = {called(name) for name in (spec.eviction, spec.miss, spec.prefetch, spec.rerank)}
-    chosen |= {"profile"} & {spec.placement}
-    for key in spec.set:
-        name, dot, _ = key.rpartition(".")
-        if not dot or name not in chosen:
-            used = ", ".join(sorted(chosen - {"none"}))
-            raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used})")
+    chosen = {kind: getattr(spec, kind) for kind in KINDS}
+    return {name: find(kind, name).sha256 for kind, name in chosen.items() if is_user(name)}
 
 
 def _model(spec: RunSpec, trace: RoutingTrace, path: Path, hardware: "Hardware") -> "ModelSpec | None":
@@ -212,33 +201,33 @@ def _model(spec: RunSpec, trace: RoutingTrace, path: Path, hardware: "Hardware")
     raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
 
 
-def _with_own_calibration(spec: RunSpec, path: Path, policies: tuple[Policy, ...]) -> RunSpec:
+def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
     """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` is the calibration of
     NAME where a run with something fitted names none. The spec then says so, and no request is set aside."""
     own = f"{path.stem}-calibration"
     shipped = path.parent == npz.SAMPLES and own in npz.sample_names()
-    if spec.calibration is not None or not shipped or not _fitted(spec, policies):
+    if spec.calibration is not None or not shipped or not fitted(spec):
         return spec
     return spec.model_copy(update={"calibration": own})
 
 
-def _fitted(spec: RunSpec, policies: tuple[Policy, ...]) -> list[str]:
+def fitted(spec: RunSpec) -> list[str]:
     """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
-    chosen: list[Any] = [*policies]
-    if spec.prefetch != "none":
-        chosen.append(find("prefetch", {"none": None, **predictors()}, spec.prefetch))
-    names = [getattr(p, "name", spec.prefetch) for p in chosen if p.fitted]
-    out = [name for name in names if not spec.params(name).get("lists")]
-    placed = (("placement", spec.placement), ("cache_spread", spec.cache_spread))
-    return out + [f"{kind} {name}" for kind, name in placed if name in FITTED]
+    chosen = {kind: find(kind, getattr(spec, kind)) for kind in KINDS}
+    kinds = [kind for kind, policy in chosen.items() if policy is not None and policy.fitted]
+    out = [kind for kind in kinds if not spec.params(kind).get("lists")]
+    said = [f"{kind} {spec.placement}" if kind == "placement" else getattr(spec, kind) for kind in out]
+    return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]
 
 
-def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace]:
-    """(what is fitted on, what is judged): by --calibration and the seed alone, whatever the policies."""
+def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace, int]:
+    """(what is fitted on, what is judged, requests that the two share): by --calibration and the seed alone, whatever
+    the policies. Raises SpecError for a file that shares any."""
     if spec.calibration is None:
-        return None, trace
+        return None, trace, 0
     if isinstance(spec.calibration, float):
-        return split(trace, spec.calibration, spec.seed)
+        aside, judged = split(trace, spec.calibration, spec.seed)
+        return aside, judged, len(shared_requests(judged, aside))
     path = npz.find(spec.calibration)
     other = _opened(spec.calibration, memo)[0]
     for name in ("n_moe_layers", "n_experts", "top_k"):
@@ -246,21 +235,21 @@ def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingT
             raise SpecError(
                 f"calibration: {path.name}: {name} is {getattr(other, name)}, but {getattr(trace, name)} in the trace"
             )
-    return other, trace
+    shared, (first, _) = shared_requests(trace, other), other.requests()
+    if len(shared):
+        which = f"{len(shared)} of its {len(first)} requests (request {other.sequence[first[shared[0]]]} for one)"
+        remedy = "must be other requests; a fraction (0.3) sets some of the trace aside"
+        raise SpecError(f"calibration: {path.name}: {which} are judged too; {remedy}")
+    return other, trace, 0
 
 
-def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: tuple[Policy, ...]) -> None:
+def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: Iterable[Any]) -> None:
     """Arrays that the trace lacks, and a calibration that the run lacks, by the name of the policy that needs them."""
-    chosen: list[Any] = [*policies]
-    if spec.prefetch != "none":
-        chosen.append(find("prefetch", {"none": None, **predictors()}, spec.prefetch))
-    for policy in chosen:
-        name = getattr(policy, "name", spec.prefetch)
-        for array in policy.needs:
+    for policy in policies:
+        for array in () if policy is None else policy.needs:
             if not trace.has(array):
-                raise SpecError(f"{name}: needs `{array}`, which {path.name} does not have")
-    find("placement", PLACEMENT, spec.placement)
-    for name in _fitted(spec, policies) if spec.calibration is None else ():
+                raise SpecError(f"{policy.name}: needs `{array}`, which {path.name} does not have")
+    for name in fitted(spec) if spec.calibration is None else ():
         raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
@@ -296,8 +285,8 @@ def _slots(
 def _shares(
     field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int
 ) -> npt.NDArray[np.int64]:
-    """int64 [scopes], never more than a scope has experts. Bytes: as many whole experts as fit, in equal shares, what
-    is left over one each to the first layers. Raises SpecError where a scope would have none."""
+    """int64 [scopes]. Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first
+    layers, at most all there are. Raises SpecError where a scope would have none, and for more slots than experts."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
@@ -305,10 +294,11 @@ def _shares(
         total = cache_bytes(cache) // size
         if total < scopes:
             raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
-        slots = total // scopes + (np.arange(scopes) < total % scopes)
-    else:
-        slots = np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache)
-    return np.asarray(np.minimum(slots, most), np.int64)
+        return np.minimum(total // scopes + (np.arange(scopes) < total % scopes), most).astype(np.int64)
+    if cache > most:
+        has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
+        raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")
+    return np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache, np.int64)
 
 
 def _low(
@@ -318,7 +308,7 @@ def _low(
     """The low-precision copies of a miss policy that answers `low`, with slots of their own in every scope."""
     if "slots" not in miss.prepared:
         return None
-    values = miss.values(spec.params(miss.name))
+    values = miss.values(spec.params("miss"))
     field = f"set: {miss.name}.slots"
     try:
         cache = parse_cache(values["slots"])
@@ -339,36 +329,30 @@ def _residents(
     from sim.fit.placement import first_residents
 
     def place() -> npt.NDArray[np.int64]:
-        lists, counts, kind = None, None, spec.placement
-        if kind == "profile":
-            kind, counts = "popular", _profile_counts(spec, trace)
-        if kind == "buddy-coverage":
+        lists, counts, policy = None, None, find("placement", spec.placement)
+        if "file" in policy.parameters:
+            counts = _profile_counts(spec, trace)
+        if policy.lists:
             from sim.fit.buddies import BuddyProfile
 
             assert calibration is not None  # _refuse_what_is_missing has seen to it
             lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
-        shape = (trace.n_moe_layers, trace.n_experts)
-        pooled = spec.cache_scope == "global"
-        return first_residents(kind, *shape, slots, pooled, calibration, spec.seed, lists=lists, counts=counts)
+        sizes = (trace.n_moe_layers, trace.n_experts, slots, spec.cache_scope == "global")
+        return first_residents(spec.placement, *sizes, calibration, spec.seed, lists=lists, counts=counts)
 
-    chosen = (spec.placement, *sorted(spec.params("profile").items()))
+    chosen = (spec.placement, *sorted(spec.params("placement").items()))
     return memo(("residents", *judged, *chosen, spec.seed, spec.cache_scope, slots.tolist()), place)
 
 
 def _profile_counts(spec: RunSpec, trace: RoutingTrace) -> npt.NDArray[np.float64]:
     """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
-    params = spec.params("profile")
-    for key in params:
-        if key != "file":
-            raise unknown("set: parameter of profile", key, ["file"])
-    if not isinstance(params.get("file"), str):
-        raise SpecError("placement profile: needs --set profile.file=P.npz, a frequency profile")
-    found = profile.read(npz.find(str(params["file"])))
+    file = spec.params("placement").get("file")
+    if not isinstance(file, str):
+        raise SpecError(f"placement {spec.placement}: needs --set {spec.placement}.file=P.npz, a frequency profile")
+    found = profile.read(npz.find(file))
     if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
         have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
-        raise SpecError(
-            f"set: profile.file={params['file']}: counts {have}; the trace has [MoE layers, experts] {want}"
-        )
+        raise SpecError(f"set: {spec.placement}.file={file}: counts {have}; the trace has [MoE layers, experts] {want}")
     return found.counts
 
 
@@ -377,7 +361,7 @@ def _prefetch(
 ) -> Prefetch | None:
     if spec.prefetch == "none":
         return None
-    given = spec.params(spec.prefetch)
+    given = spec.params("prefetch")
 
     def predict() -> "Prediction":
         method = predictor(spec.prefetch, given)

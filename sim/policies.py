@@ -5,14 +5,14 @@ Prefetchers are classes of sim.fit.predictors; they register themselves there an
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sim.core import eviction, miss
-from sim.core.plan import SUBSTITUTE_PARAMS, Choice
+from sim.core.plan import MARKS, SUBSTITUTE_PARAMS, Choice
 from sim.errors import SpecError, unknown
 
 Value = float | int | str | bool
@@ -21,12 +21,14 @@ MANY = 1e9  # no limit
 
 @dataclass(frozen=True)
 class Policy:
-    """One named policy.
+    """One named policy, and all that anybody knows of it.
 
     kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
-    lossy: may leave a wanted expert out. lists: where its buddy lists come from ("" none, "buddies", "similarity").
-    user: a function of the user's (sim.user_policies): it sees whatever the trace has.
+    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (a
+    `fallback` parameter says it for itself). keeps: what the core does for an eviction, words of plan.MARKS. lists:
+    where its buddy lists come from ("" none, "buddies", "similarity"). user: a function of the user's
+    (sim.user_policies): it sees whatever the trace has.
     """
 
     name: str
@@ -39,25 +41,45 @@ class Policy:
     fitted: bool = False
     oracle: bool = False
     lossy: bool = False
+    answers_cpu: bool = False
+    keeps: tuple[str, ...] = ()
     lists: str = ""
     user: bool = False
 
+    @property
+    def parameters(self) -> Mapping[str, Value]:
+        """Every parameter and its default."""
+        return {**self.params, **self.prepared}
+
     def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
-        known = {**self.params, **self.prepared}
+        known = self.parameters
         for key, value in given.items():
             if key not in known:
-                raise unknown(f"set: parameter of {self.name}", key, known)
+                raise _no_parameter(self.name, key, known)
             if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
                 raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
             if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
                 raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
         return {**known, **given}
 
+    def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
+        """Whether the host may compute an expert under these parameters."""
+        fallback = self.values(given).get("fallback", miss.FALL_FETCH)
+        return self.answers_cpu or _number("fallback", fallback) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+
     def choice(self, given: Mapping[str, Value]) -> Choice:
         """As the core takes it."""
         values = self.values(given)
-        return Choice(self.name, self.kind, np.array([_number(key, values[key]) for key in self.params], np.float64))
+        marks = (*self.keeps, *(["lossy"] if self.lossy else []), *(["cpu"] if self.may_answer_cpu(given) else []))
+        params = np.array([_number(key, values[key]) for key in self.params], np.float64)
+        return Choice(self.name, self.kind, params, marks=sum(1 << MARKS.index(mark) for mark in marks))
+
+
+def _no_parameter(name: str, key: str, known: Iterable[str]) -> SpecError:
+    if not known:
+        return SpecError(f"set: {name}.{key}: {name} has no parameters")
+    return unknown(f"set: parameter of {name}", key, known)
 
 
 WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
@@ -74,7 +96,7 @@ def _table(*policies: Policy) -> dict[str, Policy]:
 EVICTION = _table(
     Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970"),
     Policy("lfu", eviction.LFU, "the fewest executions over the whole run go", "Mattson et al. 1970"),
-    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966"),
+    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",)),
     Policy("random", eviction.RANDOM, "any evictable resident, by a hash of seed, visit and draw", "Belady 1966"),
     Policy(
         "decayed",
@@ -82,12 +104,14 @@ EVICTION = _table(
         "the lowest score goes: uses, each multiplied by `decay` per visit of the layer since",
         "LRFU, Lee et al. 2001; decayed counts as in several offloading engines",
         {"decay": 0.9},
+        keeps=("scores", "uses"),
     ),
     Policy(
         "least-stale",
         eviction.LEAST_STALE,
         "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
         "by layer distance, after SpecMD, arXiv 2602.03921",
+        keeps=("scores",),
     ),
     Policy(
         "window-score",
@@ -96,12 +120,14 @@ EVICTION = _table(
         "score-averaged window, as in engines that keep router scores",
         {"window": 16},
         needs=("weights",),
+        keeps=("scores", "window", "weights"),
     ),
     Policy(
         "activation-matrix",
         eviction.ACTIVATION,
         "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
         "MoE-Infinity, arXiv 2401.14361",
+        keeps=("scores", "requests"),
     ),
     Policy(
         "belady",
@@ -109,6 +135,7 @@ EVICTION = _table(
         "the expert wanted furthest ahead goes (reads the future)",
         "Belady 1966",
         oracle=True,
+        keeps=("next-use",),
     ),
 )
 
@@ -181,6 +208,7 @@ MISS = _table(
         "compute the missing expert on the host, beside the GPU",
         "Fiddler, arXiv 2402.07033",
         prepared={"late": 0},
+        answers_cpu=True,
     ),
     _substitution(
         "fiddler",
@@ -266,25 +294,58 @@ RERANK = _table(
     ),
 )  # fmt: skip
 
-PLACEMENT = {
-    "first": "expert 0, 1, ... of each layer",
-    "empty": "nothing is resident",
-    "popular": "the most popular of the calibration trace, the most popular the most recent",
-    "profile": "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
-    "random": "by a hash of seed, layer and expert",
-    "buddy-coverage": "leaves the least wanted router weight of the calibration without a resident buddy (greedy)",
-}
+PLACEMENT = _table(
+    Policy("first", 0, "expert 0, 1, ... of each layer", "the order in which engines load a checkpoint"),
+    Policy("empty", 0, "nothing is resident", "a cold start"),
+    Policy(
+        "popular",
+        0,
+        "the most popular of the calibration trace, the most popular the most recent",
+        "expert popularity from calibration data: Fiddler, arXiv 2402.07033",
+        fitted=True,
+    ),
+    Policy(
+        "profile",
+        0,
+        "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
+        "the counts that engines write: docs/formats.md",
+        prepared={"file": ""},
+    ),
+    Policy("random", 0, "by a hash of seed, layer and expert", "this project"),
+    Policy(
+        "buddy-coverage",
+        0,
+        "leaves the least wanted router weight of the calibration without a resident buddy (greedy)",
+        BUDDYMOE,
+        fitted=True,
+        lists="buddies",
+    ),
+)
+
+# --- by name ---
+KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")
+NONE = "none"  # no prefetcher, no re-ranker
 
 
-def find(kind: str, table: Mapping[str, Any], name: str) -> Any:
-    """The policy of that name, or the user's own (FILE.py:FUNCTION); SpecError with the nearest name if none is."""
+def table(kind: str) -> Mapping[str, Any]:
+    """The policies of a kind by name, without `none`."""
+    if kind == "prefetch":
+        return predictors()
+    return {"eviction": EVICTION, "miss": MISS, "rerank": RERANK, "placement": PLACEMENT}[kind]
+
+
+def find(kind: str, name: str) -> Any:
+    """The policy of that name (None for a kind's `none`), or the user's own (FILE.py:FUNCTION); SpecError with the
+    nearest name if none is."""
+    if name == NONE and kind in ("prefetch", "rerank"):
+        return None
     if kind != "placement" and is_user(name):
         from sim.user_policies import load
 
         return load(name, kind)
-    if name not in table:
-        raise unknown(kind, name, table)
-    return table[name]
+    if name not in table(kind):
+        raise unknown(kind, name, table(kind))
+    return table(kind)[name]
 
 
 def is_user(name: str) -> bool:
@@ -304,13 +365,53 @@ def predictors() -> Mapping[str, Any]:
     return PREDICTORS
 
 
+def parameters(policy: Any) -> Mapping[str, Any]:
+    """Every parameter of a policy or prefetcher and its default."""
+    if isinstance(policy, type):  # a prefetcher is a class, its parameters are its arguments
+        return {name: each.default for name, each in inspect.signature(policy).parameters.items()}
+    return policy.parameters  # type: ignore[no-any-return]
+
+
 def predictor(name: str, given: Mapping[str, Value]) -> Any:
     """A prefetcher with its parameters. Raises SpecError for one that it does not have."""
+    kind = find("prefetch", name)
     if is_user(name):
-        return find("prefetch", {}, name).with_params(given)
-    kind = find("prefetch", predictors(), name)
-    known = inspect.signature(kind).parameters
+        return kind.with_params(given)
+    known = parameters(kind)
     for key in given:
         if key not in known:
-            raise unknown(f"set: parameter of {name}", key, known)
+            raise _no_parameter(name, key, known)
     return kind(**given)
+
+
+def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Which policy of a run each parameter goes to: by kind, name -> value.
+
+    chosen: the policy of each kind. given: by POLICY.PARAM, which goes to whichever chosen policy of that name has the
+    parameter, or by KIND.POLICY.PARAM. Raises SpecError where nobody has it, or several.
+    """
+    out: dict[str, dict[str, Value]] = {kind: {} for kind in chosen}
+    for key, value in given.items():
+        kind, param = _owner(chosen, key), key.rpartition(".")[2]
+        if param in out[kind]:
+            raise SpecError(f"set: {key}: given twice, with and without {kind} in front; once is enough")
+        out[kind][param] = value
+    return out
+
+
+def _owner(chosen: Mapping[str, str], key: str) -> str:
+    """The kind of the one chosen policy that a `set` key is about."""
+    name, _, param = key.rpartition(".")
+    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE}
+    meant = [kind for kind, policy in named.items() if name in (policy, f"{kind}.{policy}")]
+    if not meant:
+        used = ", ".join(sorted(set(named.values())))
+        raise SpecError(f"set: {key}: must be POLICY.PARAM (or KIND.POLICY.PARAM) with a policy of this run ({used})")
+    known = {kind: parameters(find(kind, chosen[kind])) for kind in meant}
+    owners = [kind for kind in meant if param in known[kind]]
+    if not owners:
+        raise _no_parameter(name, param, sorted({each for names in known.values() for each in names}))
+    if len(owners) > 1:
+        ways = " or ".join(f"--set {kind}.{key}=..." for kind in owners)
+        raise SpecError(f"set: {key}: {' and '.join(owners)} are both {name} and have it; say {ways}")
+    return owners[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import EVICTION, MISS, find, predictors
+from sim.policies import find
 from sim.run import GROUPS, announce_compiling
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from traces.command import Parser, guarded
@@ -96,11 +96,10 @@ def _wish(args: argparse.Namespace) -> Any:
 
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
     """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
-    tables = {"eviction": EVICTION, "prefetch": {"none": None, **predictors()}, "miss": MISS}
-    for kind in tables.keys() & fixed.keys():
-        if getattr(find(kind, tables[kind], fixed[kind]), "oracle", False):
+    for kind in {"eviction", "prefetch", "miss"} & fixed.keys():
+        if getattr(find(kind, fixed[kind]), "oracle", False):
             raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")
-    miss = find("miss", MISS, fixed.get("miss", "fetch"))
+    miss = find("miss", fixed.get("miss", "fetch"))
     if "slots" in miss.prepared:
         raise SpecError(
             f"miss: {miss.name}: a replay does not know what low-precision copies cost in quality; simulate it"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
-from sim.core.miss import FETCH, GATES
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
+from sim.core.miss import GATES
+from sim.core.plan import ANSWERS, CAUSES, LOSSY, OUTCOMES, Plan
 from sim.errors import SpecError
 from traces.command import replace
 
@@ -49,7 +49,7 @@ class RunRecord:
     last_ns, tokens, ...}, one row per admitted request: tokens counts its token times (from its last prefill step on),
     first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step, first_decode, generated say which
     steps they are. counters: name -> number. layer: name -> [L], int64, router weights float64. groups: visits,
-    executions, transfers, answers, or empty. tokens {lost_weight} float64 [T], runs with a miss policy only: router
+    executions, transfers, answers, or empty. tokens {lost_weight} float64 [T], of lossy miss policies only: router
     weight that others answered for, or nobody, by trace token.
     """
 
@@ -83,22 +83,22 @@ class RunRecord:
             counters["wanted_before"] = int(sum(layer[name].sum() for name in ("hits", "late", "misses")))
         layer |= {f"weight_{name}": s.quality[:, i].copy() for i, name in enumerate(WEIGHTS)}
         groups = {} if log is None else _groups(plan, s, log)
-        requests = _requests(plan, clock.begin, clock.end)
-        tokens = {"lost_weight": s.loss} if plan.miss.kind != FETCH else {}
+        requests = requests_of(plan, clock.begin, clock.end)
+        tokens = {"lost_weight": s.loss} if plan.miss.marks & LOSSY else {}
         low = 0 if plan.low is None else plan.low.bytes
         return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
 
 
-def _requests(plan: Plan, begin: Int, end: Int) -> Group:
+def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
     """Each request's admission, first and last token."""
     request, admitted, prompt_end, first, generated = plan.requests.T
     decode_ends = end[~plan.step_prefill]
     has_prompt, has_decode = prompt_end >= 0, generated > 0
-    last = np.where(has_prompt, end[prompt_end], -1)
-    began = last.copy()
-    if has_decode.any():
-        began[has_decode & (prompt_end == -1)] = decode_ends[first[has_decode & (prompt_end == -1)]]
-        last[has_decode] = decode_ends[(first + generated - 1)[has_decode]]
+    last = np.full(len(request), -1)
+    last[has_prompt] = end[prompt_end[has_prompt]]
+    began, decode_only = last.copy(), has_decode & (prompt_end == -1)
+    began[decode_only] = decode_ends[first[decode_only]]
+    last[has_decode] = decode_ends[(first + generated - 1)[has_decode]]
     return {
         "request": request,
         "admitted_ns": begin[admitted],

@@ -11,7 +11,7 @@ from sim.bounds import applicable, bounds, executed_bounds
 from sim.core.plan import Plan
 from sim.memo import Memo, afresh
 from sim.plan import Setting
-from sim.policies import MISS, find, is_user
+from sim.policies import find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
 from sim.verdict import facts_of, verdict
@@ -132,23 +132,26 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not find("miss", MISS, setting.spec.miss).lossy and setting.spec.rerank == "none"
+    return not find("miss", setting.spec.miss).lossy and setting.spec.rerank == "none"
 
 
 def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
     """What must be said wherever these figures are shown."""
     notes = [] if setting.trace.real else [SYNTHETIC]
-    if not setting.trace.real and setting.spec.prefetch == "gate-lookahead":
+    prefetch = find("prefetch", setting.spec.prefetch)
+    if not setting.trace.real and prefetch is not None and "lookahead" in prefetch.needs:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
+    if setting.repeated:
+        notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
     if setting.spec.calibration in npz.sample_names():
         notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
     measured = setting.hardware.measured
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
-    if is_user(setting.spec.prefetch) and find("prefetch", {}, setting.spec.prefetch).oracle:
+    if is_user(setting.spec.prefetch) and prefetch.oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:
         m = out["memory"]

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
+from sim.policies import KINDS, parameters
+from sim.policies import table as policies
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
+from traces.errors import UserError
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "what runs": {
@@ -39,7 +41,11 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "placement": {"metavar": "NAME", "help": "first residents"},
         "transfer_order": {"metavar": "NAME", "help": "fifo, nearest-layer or probability, among prefetches"},
         "expert_group": {"metavar": "one|ready|all", "help": "how the GPU takes experts (default: the engine's)"},
-        "set": {"action": "append", "metavar": "POLICY.PARAM=VALUE", "help": "a parameter of a chosen policy"},
+        "set": {
+            "action": "append",
+            "metavar": "[KIND.]POLICY.PARAM=VALUE",
+            "help": "a parameter of a chosen policy (KIND where two policies have one name)",
+        },
         "calibration": {"metavar": "FILE|FRACTION", "help": "what policies are fitted on; never judged"},
     },
     "how it runs": {
@@ -63,6 +69,7 @@ def parser() -> Parser:
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
     group.add_argument("--out", metavar="DIR", help="write summary.json and record.npz there")
+    group.add_argument("--force", action="store_true", help="replace a run that is in DIR already")
     group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     for what in LISTS:
@@ -136,26 +143,19 @@ def _list(what: str) -> str:
 
 def _list_policies() -> str:
     lines = []
-    for kind, entries in (("eviction", EVICTION), ("prefetch", predictors()), ("miss", MISS), ("rerank", RERANK)):
+    for kind in KINDS:
         lines.append(f"{kind}:")
-        for name, policy in entries.items():
+        for name, policy in policies(kind).items():
             marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word, False)]
             doc = getattr(policy, "doc", None) or (policy.__doc__ or "").strip().splitlines()[0]
             needs = [f"needs {array}" for array in policy.needs]
-            tail = "; ".join([*marks, *needs, *_defaults(policy)])
+            tail = "; ".join([*marks, *needs, *(f"{key}={_short(value)}" for key, value in parameters(policy).items())])
             lines.append(f"  {name:<18} {doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
-    lines.append("placement:")
-    lines += [f"  {name:<18} {doc}" for name, doc in PLACEMENT.items()]
     return "\n".join(lines)
 
 
-def _defaults(policy: Any) -> list[str]:
-    if hasattr(policy, "params"):
-        given = {**policy.params, **policy.prepared}
-        return [f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in given.items()]
-    import inspect
-
-    return [f"{name}={p.default}" for name, p in inspect.signature(policy).parameters.items()]
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
@@ -181,11 +181,25 @@ def announce_compiling() -> None:
         print(message, file=sys.stderr)
 
 
+FILES = ("summary.json", "record.npz")  # of a run's folder
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Before anything runs: where it goes, and that it takes nobody's place. Raises UserError."""
+    if args.out is None:
+        if args.record not in (None, "none"):
+            raise UserError(f"record: {args.record}: nothing keeps it; give --out DIR too")
+        return
+    out_folder(args.out, () if args.force else FILES)
+
+
 def write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
     """`summary.json` and, unless kind is `none`, `record.npz` in a folder that is made, each whole or not at all."""
     from sim.record import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # of the run whose place this one takes
+        (folder / name).unlink(missing_ok=True)
     if kind != "none":
         save(record, folder / "record.npz", {name: summary[name] for name in ("spec", "machine", "trace")})
     text = json.dumps(summary, indent=1) + "\n"
@@ -203,9 +217,8 @@ def _command(argv: list[str]) -> None:
         if getattr(args, f"list_{what}"):
             print(_list(what))
             return
-    if args.out:
-        out_folder(args.out)
     spec = spec_of(args)
+    check_out(args)
     announce_compiling()
     summary, record = simulate(spec, args.record == "full")
     if args.out:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies import Value, called
+from sim.policies import KINDS, Value, assigned
 
 Steps = Annotated[int, Field(ge=0)]
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE)
@@ -21,7 +21,7 @@ class RunSpec(BaseModel):
     int, a fraction of the experts as a float, bytes as text with a unit. prefetch_budget None: no limit. max_steps
     None: all.
     calibration: a trace file, or the fraction of the requests that are set aside. expert_group None: the engine's.
-    set: parameters by `policy.param`.
+    set: parameters by `policy.param`, or `kind.policy.param` where two policies of the run have one name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -80,11 +80,10 @@ class RunSpec(BaseModel):
             wrong = first["msg"].removeprefix("Value error, ")
             raise SpecError(f"{where}{name}: {first['input']!r}: {wrong}") from None
 
-    def params(self, *policies: str) -> dict[str, Value]:
-        """The parameters given to the one policy among `policies`, without its name in front."""
-        names = {called(policy) for policy in policies}
-        split = {tuple(key.rsplit(".", 1)): value for key, value in self.set.items()}
-        return {key[1]: value for key, value in split.items() if key[0] in names}
+    def params(self, kind: str) -> dict[str, Value]:
+        """The parameters given to the policy of a kind (policies.KINDS). Raises SpecError for one that nobody of the
+        run has."""
+        return assigned({each: getattr(self, each) for each in KINDS}, self.set)[kind]
 
 
 def _number(text: str) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import Leaving
+from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Leaving
 from sim.errors import SpecError
 from traces.trace import RoutingTrace
 
@@ -138,24 +138,23 @@ def first_steps(steps: Steps, n: int) -> Steps:
     return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)
 
 
-def leaving(
-    steps: Steps, eviction: str, params: npt.NDArray[np.float64], sequence: npt.NDArray[np.int32]
-) -> Leaving | None:
+def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> Leaving | None:
     """What an eviction policy that looks back forgets at each step (sim.core.eviction).
 
-    window-score: at step s the rows of step s - window, its one parameter. activation-matrix: every row of the requests
-    whose last row ran in step s - 1; sequence int32 [tokens] says whose a row is. None for every other policy.
+    A window (its first parameter): at step s the rows of step s - window. Requests: every row of those whose last row
+    ran in step s - 1; sequence int32 [tokens] says whose a row is. None for a policy that does not look back.
     Raises SpecError for a window that is no whole number from 1.
     """
     n = len(steps)
-    if eviction == "window-score":
-        if params[0] < 1 or params[0] != int(params[0]):
-            raise SpecError(f"set: window-score.window={params[0]:g}: must be a whole number from 1")
-        gone = np.arange(n) - int(params[0])
+    if eviction.marks & FORGETS_ROWS:
+        window = eviction.params[0]
+        if window < 1 or window != int(window):
+            raise SpecError(f"set: {eviction.name}.window={window:g}: must be a whole number from 1")
+        gone = np.arange(n) - int(window)
         sizes = np.where(gone >= 0, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
         offset = np.concatenate([[0], np.cumsum(sizes)])
         return Leaving(offset, steps.row[: int(offset[-1])])
-    if eviction != "activation-matrix":
+    if not eviction.marks & FORGETS_REQUESTS:
         return None
     step_of = np.repeat(np.arange(n), np.diff(steps.offset))
     whose = np.unique(sequence[steps.row], return_inverse=True)[1]

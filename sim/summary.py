@@ -55,8 +55,10 @@ def _running(record: RunRecord) -> int:
     r, last = record.requests, np.full(len(record.requests["request"]), -1)
     decoding = r["generated"] > 0
     last[decoding] = decode_steps[(r["first_decode"] + r["generated"] - 1)[decoding]]
-    prompt_end = r["last_prefill_step"]
-    last = np.where(prompt_end == -2, len(record.steps["prefill"]), np.maximum(last, prompt_end))
+    prompt_end, final = r["last_prefill_step"], len(record.steps["prefill"]) - 1
+    last = np.maximum(last, prompt_end)
+    if record.steps["prefill"][final] and final not in prompt_end:  # the run ends within a prompt
+        last[np.flatnonzero(prompt_end == -2)[0]] = final  # prompts run one after another: no other has begun
     return int((last >= record.warmup_steps).sum())
 
 

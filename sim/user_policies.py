@@ -44,6 +44,10 @@ class UserPolicy(Policy):
         """As the core takes it."""
         return replace(super().choice(given), function=self.hook)
 
+    def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
+        """Any miss policy of a user's may; what its parameters mean only it knows."""
+        return self.answers_cpu
+
     def without_host(self, choice: Choice) -> Choice:
         """The same choice for hardware that has no durations for CPU answers: giving one is an error."""
         assert self.hook is not None
@@ -63,12 +67,17 @@ class UserPrefetch:
     given: Mapping[str, Value] = field(default_factory=dict)
     fitted: bool = False
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Every parameter and its default."""
+        every = inspect.signature(self.function).parameters.items()
+        return {name: each.default for name, each in list(every)[2:]}
+
     def with_params(self, given: Mapping[str, Value]) -> "UserPrefetch":
         """The same with these arguments. Raises SpecError for one that the function does not take."""
-        known = list(inspect.signature(self.function).parameters)[2:]
         for key in given:
-            if key not in known:
-                raise unknown(f"set: parameter of {self.name}", key, known)
+            if key not in self.parameters:
+                raise unknown(f"set: parameter of {self.name}", key, self.parameters)
         return replace(self, given=given)
 
     def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
@@ -178,6 +187,7 @@ def _policy(text: str, kind: str, function: Any, sha256: str) -> UserPolicy:
         prepared=common,
         needs=_needs(function),
         lossy=kind != "eviction",
+        answers_cpu=kind == "miss",
         user=True,
         hook=compile_hook(getattr(function, "py_func", function), size),
         sha256=sha256,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
+from sim.core.plan import ANSWERS_CPU, LOSSY, SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
+from sim.policies import EVICTION, MISS, Policy
 
 EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
 EVICTIONS |= {"least-stale": 7, "window-score": 8, "activation-matrix": 9}
@@ -68,11 +69,21 @@ def plan(
         pooled=pooled,
         residents=np.asarray(residents, np.int64),
         expert_bytes=3,
-        eviction=Choice(eviction, EVICTIONS[eviction], np.array([2.0 if eviction == "window-score" else 0.9])),
+        eviction=evicting(eviction),
         leaving=fields.pop("leaving", None) or leaving_of(eviction, steps),
-        miss=Choice(miss, MISSES[miss], params),
+        miss=named(MISS[miss], params),
         **fields,
     )
+
+
+def named(policy: Policy, params: Any) -> Choice:
+    """A policy of the registry, with its marks and other parameters."""
+    return replace(policy.choice({}), params=np.asarray(params, np.float64))
+
+
+def evicting(name: str) -> Choice:
+    """An eviction: a window of two steps, or a decay of 0.9, whoever takes a parameter."""
+    return named(EVICTION[name], [2.0 if name == "window-score" else 0.9])
 
 
 def leaving_of(eviction: str, steps: list[list[int]]) -> Leaving | None:
@@ -145,7 +156,8 @@ def random_plan(seed: int, experts: int = 7) -> Plan:
 
 def substitute(name: str, **given: float) -> Choice:
     """A miss policy of the substitution family: every gate open, no limit, unless given."""
-    return Choice(name, MISSES[name], np.array([float((OPEN | given)[key]) for key in SUBSTITUTE_PARAMS]))
+    params = np.array([float((OPEN | given)[key]) for key in SUBSTITUTE_PARAMS])
+    return Choice(name, MISSES[name], params, marks=LOSSY | ANSWERS_CPU)
 
 
 def peers_of(rng: np.random.Generator, layers: int, n_experts: int) -> tuple[Any, Any]:
@@ -178,11 +190,11 @@ def miss_of(rng: np.random.Generator) -> Choice:
     others = [name for name in MISSES if name not in SUBSTITUTES]
     name = str(rng.choice(SUBSTITUTES if rng.random() < 0.75 else others))
     if name == "drop-by-weight":
-        return Choice(name, MISSES[name], np.array([some(0, 0.1, 0.25, 0.5, 2)]))
+        return named(MISS[name], [some(0, 0.1, 0.25, 0.5, 2)])
     if name == "hobbit":
-        return Choice(name, MISSES[name], np.array(sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)])))
+        return named(MISS[name], sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)]))
     if name in LOSSLESS_OR_DROP:
-        return Choice(name, MISSES[name])
+        return named(MISS[name], ())
     mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731 - a def would say no more
     return substitute(
         name,

@@ -16,11 +16,12 @@ from runtime.device.port import DeviceError, DeviceMissing, Port, choose
 from runtime.device.virtual import Race, VirtualPort, every_order, shuffled, timed
 from runtime.lockstep import LockStep, Unequal, check
 from runtime.store import ExpertStore
-from sim.core.plan import Choice, Plan
+from sim.core.plan import Plan
 from sim.machines import compiled
 from tests.devices import FakeAccelerator, difference, machine_on, some_plan
 from tests.groups import as_groups
 from tests.laws import check_all
+from tests.plans import evicting
 from tests.plans import plan as plan_of
 
 SIMULATED = 400  # plans in simulated time
@@ -261,7 +262,7 @@ def test_a_device_follows_a_simulated_run_in_lock_step() -> None:
 def test_another_decision_is_found_in_lock_step() -> None:
     """The run of another eviction, another answer, another order of transfers is no run of this plan."""
     lru = plan_of([[[e]] for e in (0, 1, 2, 0, 3, 1, 2, 0)], 4, [3], eviction="lru")
-    fifo = replace(lru, eviction=Choice("fifo", 2))
+    fifo = replace(lru, eviction=evicting("fifo"))
     recorded = compiled.run(lru, True)
     outcome = check(fifo, recorded)
     assert not outcome.equal

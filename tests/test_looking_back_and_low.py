@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.plan import ANSWERS, Choice, Leaving, Low, Plan
+from sim.core.plan import ANSWERS, Leaving, Low, Plan
+from sim.policies import MISS
 from sim.run import main
 from sim.steps import leaving, schedule
 from tests.gen import random_trace
-from tests.plans import MISSES
+from tests.plans import evicting, named
 from tests.test_reference import MACHINES, Run, lines, make
 from traces import npz
 
@@ -32,7 +33,7 @@ def hobbit(experts: Any, weights: Any, full: float = 0.6, low: float = 0.8, **gi
     """One full slot that holds expert 0, one slot of copies that cross in 30 and run in 2."""
     plan = make(experts, 4, [1], [0], weights=np.array(weights, np.float32), **given)
     copies = Low(np.array([1]), 250, np.array([30, 30]), np.array([0, 2]))
-    policy = Choice("hobbit", MISSES["hobbit"], np.array([full, low]))
+    policy = named(MISS["hobbit"], [full, low])
     return Plan(**{**vars(plan), "low": copies, "miss": policy})
 
 
@@ -110,13 +111,13 @@ def test_who_leaves_when() -> None:
     prompt = np.array([True, True, False, False] * 2)
     trace = replace(random_trace(np.random.default_rng(0), 8), sequence=sequence, prefill=prompt)
     steps = schedule(trace, 1, 512, False)
-    window = leaving(steps, "window-score", np.array([2.0]), sequence)
+    window = leaving(steps, evicting("window-score"), sequence)
     assert window is not None
     assert window.offset.tolist() == [0, 0, 0, 2, 3, 4, 6] and window.row.tolist() == [0, 1, 2, 3, 4, 5]
-    requests = leaving(steps, "activation-matrix", np.zeros(0), sequence)
+    requests = leaving(steps, evicting("activation-matrix"), sequence)
     assert requests is not None
     assert requests.offset.tolist() == [0, 0, 0, 0, 4, 4, 4] and requests.row.tolist() == [0, 1, 2, 3]
-    assert leaving(steps, "lru", np.zeros(0), sequence) is None
+    assert leaving(steps, evicting("lru"), sequence) is None
 
 
 def summary(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:

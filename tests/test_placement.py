@@ -7,7 +7,8 @@ from hypothesis import strategies as some
 
 from sim.fit.buddies import BuddyLists
 from sim.fit.errors import FitError
-from sim.fit.placement import PLACEMENTS, first_residents
+from sim.fit.placement import first_residents
+from sim.policies import PLACEMENT
 from tests.gen import random_trace
 from traces.trace import RoutingTrace, hash64
 
@@ -61,7 +62,7 @@ def test_random_is_the_order_of_the_hash() -> None:
 
 
 @given(
-    some.sampled_from(sorted(PLACEMENTS)),
+    some.sampled_from(sorted(PLACEMENT)),
     some.lists(some.integers(0, 7), min_size=1, max_size=4),
     some.integers(1, 6),
     some.booleans(),
@@ -91,7 +92,7 @@ def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts
             slots(1, 1),
             False,
             None,
-            "placement best is unknown; known: first, empty, popular, random, buddy-coverage",
+            "placement best is unknown",
         ),
         ("popular", slots(1, 1), False, None, "placement popular needs a calibration trace"),
         (

@@ -204,9 +204,9 @@ FAULTS = [
 ]
 
 
-def copy_sources(folder: Path) -> None:
-    """All that the watching process imports."""
-    for package in ("sim", "traces"):
+def copy_sources(folder: Path, *more: str) -> None:
+    """All that the watching process imports, and more packages."""
+    for package in ("sim", "traces", *more):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("*.pyc", "samples"))
     (folder / "tests").mkdir()
     for path in (ROOT / "tests").glob("*.py"):

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.plan import ANSWERS, GROUPS, ORDERS, Choice, Costs, Plan, Prefetch
+from sim.core.plan import ANSWERS, GROUPS, ORDERS, Costs, Plan, Prefetch
+from sim.policies import EVICTION, MISS
 from tests import groups
 from tests.groups import lines, run_groups
 from tests.laws import check_all
-from tests.plans import EVICTIONS, MISSES
+from tests.plans import named
 from tests.reference import reference_steps, simulate
 from tests.reference_miss import hash64, mix
 
@@ -79,8 +80,8 @@ def make(
         residents=np.array(residents, np.int64),
         pooled=rest.pop("pooled", False),
         expert_bytes=1000,
-        eviction=Choice(eviction, EVICTIONS[eviction], np.array(params, np.float64)),
-        miss=Choice(miss, MISSES[miss]),
+        eviction=named(EVICTION[eviction], params),
+        miss=named(MISS[miss], ()),
         group=GROUPS.index(group),
         **rest,
     )

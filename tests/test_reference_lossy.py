@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, SUBSTITUTE_PARAMS, Choice, Plan
-from tests.plans import MISSES, RERANKERS, substitute
+from sim.policies import MISS
+from tests.plans import MISSES, RERANKERS, named, substitute
 from tests.reference_miss import adaptive_entropy, hash64
 from tests.test_reference import MACHINES, Run, lines, make, predicted
 
@@ -51,7 +52,7 @@ def lossy(experts: Sequence[Any], n_experts: int, slots: Sequence[int], resident
     if "logits" in given:
         given["logits"] = np.array(given["logits"], np.float16)
     plan = make(experts, n_experts, slots, residents, weights=np.array(weights, np.float32), **given)
-    plain = Choice(policy, MISSES[policy], np.array(threshold, np.float64).reshape(-1))
+    plain = named(MISS[policy], np.reshape(threshold, -1))
     plan = replace(plan, miss=substitute(policy, **params) if MISSES[policy] == MISSES["buddy"] else plain)
     if rerank:
         plan = replace(plan, rerank=Choice(rerank[0], RERANKERS[rerank[0]], np.array(rerank[1:], np.float64)))
@@ -586,3 +587,19 @@ def test_quality_by_layer(run: Run) -> None:
     }
     assert [totals[name] for name in totals["by_layer"]] == [1.625, 0.625, 0.25]
     assert totals["gates"] == [2, 0, 0, 0, 0, 0, 1]
+
+
+def test_fetches_queue_by_an_experts_first_answer_of_any_kind(run: Run) -> None:
+    # A batch of two. Token 0 leaves 2 out (weight .05 < .1) and waits for 3; token 1 waits for 2 (weight 1).
+    # 2 was answered first, though not with a fetch, so it goes first: on the link 10..110 in the slot of 0, runs until
+    # 115 for token 1 alone; 3 follows 110..210 in the slot of 1 and runs until 215. By first *fetch* 3 would be first.
+    weights = [[[0.05, 0.95]], [[1.0, 0.0]]]
+    plan = lossy([[[2, 3]], [[2, -1]]], 4, [2], [0, 1], steps=[[0, 1]], policy="drop-by-weight", threshold=0.1,
+                 weights=weights)  # fmt: skip
+    result = run(plan)
+    assert answers(result) == [(2, DROP, -1, 0), (3, FETCH, -1, 0), (2, FETCH, -1, 0)]
+    assert lines(result, "transfers", "expert", "victim", "started_ns", "landed_ns") == [
+        (2, 0, 10, 110),
+        (3, 1, 110, 210),
+    ]
+    assert lines(result, "executions", "expert", "tokens", "end_ns") == [(2, 1, 115), (3, 1, 215)]

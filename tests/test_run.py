@@ -277,3 +277,101 @@ def test_every_capture_runs_the_same_on_both_machines(
 def test_every_capture_says_what_it_lacks(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--trace", str(path), "--cache", "4", "--prefetch", "gate-lookahead"]) == 2
     assert "lookahead" in capsys.readouterr().err
+
+
+# --- parameters go to whichever chosen policy has them ---
+
+
+def test_a_parameter_goes_to_the_policy_that_has_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two policies called random; only the miss policy has `late`. Both called activation-matrix: only one has any."""
+    flags = [*small(folder), "--batch", 2, "--prefetch", "previous-token", "--eviction", "random", "--miss", "random"]
+    plain = call(capsys, *flags)
+    late = call(capsys, *flags, "--set", "random.late=1")
+    assert late["spec"]["set"] == {"random.late": 1} and late["slots_late"] < plain["slots_late"]
+    named = call(capsys, *flags, "--set", "miss.random.late=1")
+    assert {**named, "spec": 0} == {**late, "spec": 0}
+    twice = [*small(folder), "--eviction", "activation-matrix", "--prefetch", "activation-matrix", "--calibration", 0.3]
+    wider = call(capsys, *twice, "--set", "activation-matrix.width=1")
+    assert wider["transfers"]["prefetch"] < call(capsys, *twice)["transfers"]["prefetch"]
+
+
+TWO_OF_ONE_NAME = '''
+def choose(view, state, params):
+    """The first candidate, or wait."""
+    return 0 if len(view.candidates) else -1
+
+
+choose.params = {"reach": 1.0}
+'''
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--eviction", "random", "--set", "random.late=1"], "set: random.late: random has no parameters"),
+        (
+            ["--eviction", "random", "--miss", "random", "--set", "random.lte=1"],
+            "set: parameter of random: 'lte' is unknown; did you mean late?",
+        ),
+        (
+            ["--eviction", "MINE", "--miss", "MINE", "--set", "choose.reach=2"],
+            "set: choose.reach: eviction and miss are both choose and have it; "
+            "say --set eviction.choose.reach=... or --set miss.choose.reach=...",
+        ),
+        (
+            ["--miss", "drop", "--set", "drop.late=1", "--set", "miss.drop.late=0"],
+            "set: miss.drop.late: given twice, with and without miss in front",
+        ),
+        (["--set", "eviction.drop.late=1"], "set: eviction.drop.late: must be POLICY.PARAM (or KIND.POLICY.PARAM)"),
+        (["--placement", "popular", "--calibration", 0.3, "--set", "popular.file=x"], "popular has no parameters"),
+    ],
+)
+def test_a_parameter_that_nobody_or_everybody_has(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[Any], said: str
+) -> None:
+    (folder / "mine.py").write_text(TWO_OF_ONE_NAME)
+    given = [f"{folder / 'mine.py'}:choose" if flag == "MINE" else str(flag) for flag in flags]
+    assert run.main([*map(str, small(folder)), *given]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+
+
+# --- slots, and where a run goes ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cache", 9], "cache: 9: a layer has 8 experts; must be at most 8 slots"),
+        (["--cache", 25, "--cache-scope", "global"], "cache: 25: the pool is of 24 experts; must be at most 24 slots"),
+        (["--miss", "hobbit", "--set", "hobbit.slots=9"], "set: hobbit.slots: 9: a layer has 8 experts"),
+        (["--record", "full"], "record: full: nothing keeps it; give --out DIR too"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[Any], said: str
+) -> None:
+    (folder / "h.toml").write_text(FIXED + "low_transfer_ns = 9\nlow_expert_ns = 4\nlow_bytes = 1\n")
+    assert run.main([*map(str, small(folder)), *map(str, flags)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+
+
+def test_every_slot_there_is_may_be_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, *small(folder), "--cache", 8)["misses"] == 0
+    assert call(capsys, *small(folder), "--cache", 24, "--cache-scope", "global")["misses"] == 0
+    assert call(capsys, *small(folder), "--cache", "999GB")["misses"] == 0  # bytes are cut to what there is
+
+
+def test_a_run_takes_nobodys_place_unless_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*map(str, small(folder)), "--out", str(folder / "out")]
+    assert run.main([*flags, "--record", "full"]) == 0
+    kept = (folder / "out" / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert run.main([*flags, "--eviction", "lfu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "out: " in err and "holds results already (summary.json, record.npz)" in err
+    assert (folder / "out" / "summary.json").read_bytes() == kept
+    assert run.main([*flags, "--eviction", "lfu", "--force", "--record", "none"]) == 0
+    assert (folder / "out" / "summary.json").read_bytes() != kept
+    assert not (folder / "out" / "record.npz").exists()  # of the run whose place it took

@@ -21,10 +21,10 @@ from sim.core.jit import CACHE_DIR
 from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
-from sim.policies import find, predictor
+from sim.policies import MISS, find, predictor
 from sim.record import RunRecord
 from tests.gen import random_trace
-from tests.plans import RERANKERS, plan, random_lossy_plan, random_plan, substitute
+from tests.plans import RERANKERS, named, plan, random_lossy_plan, random_plan, substitute
 from tests.reference import simulate
 from tests.test_agreement import difference
 from tests.test_run import FIXED
@@ -38,7 +38,7 @@ SEEDS = 150
 
 
 def own(kind: str, name: str, **given: float) -> Choice:
-    return find(kind, {}, f"{OWN}:{name}").choice(given)  # type: ignore[no-any-return]
+    return find(kind, f"{OWN}:{name}").choice(given)  # type: ignore[no-any-return]
 
 
 def unlike(a: RunRecord, b: RunRecord, but: tuple[str, ...] = ()) -> list[str]:
@@ -73,8 +73,8 @@ def lossy(seed: int) -> Plan:
 @pytest.mark.parametrize(
     ("name", "like"),
     [
-        ("drop", Choice("drop", 1)),
-        ("cpu", Choice("cpu", 2)),
+        ("drop", named(MISS["drop"], ())),
+        ("cpu", named(MISS["cpu"], ())),
         ("ranked", substitute("next-ranked", selector=2)),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_an_eviction_function_sees(machine: ModuleType) -> None:
 )
 def test_a_function_that_cannot_be_used(kind: str, name: str, says: str) -> None:
     with pytest.raises(SpecError) as found:
-        find(kind, {}, f"{OWN}:{name}")
+        find(kind, f"{OWN}:{name}")
     message = str(found.value)
     assert message.startswith(f"{kind}: {OWN}:{name}: ") and says in message
     assert "\n" not in message and len(message) < 400 + 2 * len(str(OWN)), message

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.core.plan import Choice, Plan
-from tests.plans import EVICTIONS, MISSES, leaving_of, plan
+from sim.core.plan import Plan
+from sim.policies import MISS
+from tests.plans import evicting, leaving_of, named, plan
 
 
 def with_eviction(plan: Plan, name: str) -> Plan:
@@ -15,8 +16,7 @@ def with_eviction(plan: Plan, name: str) -> Plan:
     weights = plan.weights
     if name == "window-score" and weights is None:
         weights = np.random.default_rng(0).random(plan.experts.shape).astype(np.float16)
-    choice = Choice(name, EVICTIONS[name], np.array([2.0 if name == "window-score" else 0.9]))
-    return replace(plan, eviction=choice, leaving=leaving_of(name, steps), weights=weights)
+    return replace(plan, eviction=evicting(name), leaving=leaving_of(name, steps), weights=weights)
 
 
 def with_slots(plan: Plan, slots: int) -> Plan:
@@ -26,7 +26,7 @@ def with_slots(plan: Plan, slots: int) -> Plan:
 
 def lossless(plan: Plan) -> Plan:
     """The same wants under lru and fetch, without prefetch."""
-    return replace(with_eviction(plan, "lru"), prefetch=None, miss=Choice("fetch", MISSES["fetch"]))
+    return replace(with_eviction(plan, "lru"), prefetch=None, miss=named(MISS["fetch"], ()))
 
 
 def per_layer(plan: Plan) -> Plan:

@@ -74,11 +74,16 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
         return 2
 
 
-def out_folder(path: str | Path) -> Path:
-    """Where `--out DIR` says that files go; whoever writes makes it. Raises UserError where a file is in its place."""
+def out_folder(path: str | Path, keep: Iterable[str] = ()) -> Path:
+    """Where `--out DIR` says that files go; whoever writes makes it. keep: files that are not to be replaced.
+
+    Raises UserError where a file is in its place, or where one of `keep` is in it."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out: {path}: is a file; must be a folder")
+    there = [name for name in keep if (folder / name).exists()]
+    if there:
+        raise UserError(f"out: {path}: holds results already ({', '.join(there)}); give another DIR, or --force")
     return folder
 
 

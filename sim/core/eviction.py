@@ -17,6 +17,7 @@ from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
+from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
 from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
@@ -55,8 +56,9 @@ def _worth(s: Any, g: int) -> float:
 
 @inner
 def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
-    """At a routed instant: what this visit's rows add to the scores, and what those that leave take away."""
-    if s.c[st.EVICTION] == WINDOW_SCORE:
+    """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
+    window layer by layer, a request leaves all at once."""
+    if s.c[st.EVICTION_MARKS] & FORGETS_ROWS:
         for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
             _add(s, route, weights, route.leaving_row[i], layer, -1.0)
     elif layer == 0:
@@ -72,7 +74,7 @@ def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> N
     for k in range(route.experts.shape[2]):
         e = route.experts[t, layer, k]
         if e >= 0:
-            by_weight = s.c[st.EVICTION] == WINDOW_SCORE
+            by_weight = s.c[st.EVICTION_MARKS] & BY_WEIGHT
             amount = sign * np.rint(weights[t, layer, k] * WEIGHT_UNIT) if by_weight else sign
             s.score[layer * s.c[st.N_EXPERTS] + e] += amount
             s.score[len(s.x) + layer] += amount
@@ -185,7 +187,7 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     kind = s.c[st.EVICTION]
     if hooks is not None and kind == USER:
         return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
-    if kind == DECAYED or kind >= LEAST_STALE:
+    if s.c[st.EVICTION_MARKS] & BY_SCORE:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)

@@ -6,22 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import state as st
-from sim.core.eviction import ACTIVATION, BELADY, WINDOW_SCORE
 from sim.core.jit import choice, frozen
-from sim.core.miss import (
-    Miss,
-)
-from sim.core.plan import Leaving, Plan
-from sim.core.state import (
-    NEVER,
-)
+from sim.core.miss import Miss
+from sim.core.plan import BY_NEXT_USE, LOOKS_BACK, Leaving, Plan
+from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
 
 
 class Route(NamedTuple):
     """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
-    same expert, -1 never (belady only, else empty)."""
+    same expert, -1 never (evictions by next use only, else empty)."""
 
     experts: npt.NDArray[np.int16]
     step_offset: Int
@@ -59,13 +54,13 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
 
 
 def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
-    """The plan as `decide` takes it. For belady, also looks up each expert's next use (and its first, in the state).
+    """The plan as `decide` takes it. For an eviction by next use, each expert's is looked up (its first, in the state).
 
     A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
     without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
     """
     next_use = np.zeros((0, 0, 0), np.int32)
-    if plan.eviction.kind == BELADY:
+    if plan.eviction.marks & BY_NEXT_USE:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
         full = s.c[st.N_FULL]
         _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:full, st.NEXT], plan.n_experts, next_use)
@@ -74,7 +69,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
     route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))
     miss = Miss.of(plan)
-    plain = plan.eviction.function is None and plan.eviction.kind not in (WINDOW_SCORE, ACTIVATION)
+    plain = plan.eviction.function is None and not plan.eviction.marks & LOOKS_BACK
     if plain and not full and not miss.asks and plan.prefetch is None:
         return route, None, None
     return route, miss, _ahead(plan)

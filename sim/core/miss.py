@@ -20,7 +20,7 @@ from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.hashing import hash64
 from sim.core.jit import frozen, inlined, inner
-from sim.core.plan import SUBSTITUTE_PARAMS, Plan
+from sim.core.plan import NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
 from sim.core.state import CLASS, HIT, RESIDENT, STATE
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
@@ -77,7 +77,7 @@ class Miss(NamedTuple):
         q = plan.peer_q if plan.peer_q.size else np.zeros((layers, n, 0), np.float32)
         return Miss(
             kind=plan.miss.kind,
-            asks=plan.miss.kind != FETCH or plan.late_counts_as_missing or plan.rerank is not None,
+            asks=bool(plan.miss.marks & NOT_ALL_FETCHED) or plan.late_counts_as_missing or plan.rerank is not None,
             ask_late=plan.late_counts_as_missing,
             lossy_prefill=plan.lossy_prefill,
             params=frozen(plan.miss.params),

@@ -20,6 +20,15 @@ CAUSES = ("demand", "prefetch", "background")
 OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
 ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 
+# Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
+# its own code does. `sim.policies.Policy` says them in words, once; nobody lists codes or names.
+MARKS = ("landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu")
+BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
+    1 << i for i in range(len(MARKS))
+)
+LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS
+NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
+
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
 SUBSTITUTION = 4  # the miss policies' kind that takes them
@@ -95,12 +104,20 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Choice:
-    """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order."""
+    """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order.
+
+    marks: bits of MARKS. Of evictions: landings: the ring of residents keeps the order of landings, else of touches;
+    scores: the resident of the least score goes (eviction._worth); uses: an execution adds to the score; window,
+    requests: the score looks back on what was routed, the rows of the last steps or of the requests being served, by
+    router weight (weights) or by count; next-use: the next visit that wants each expert is looked up. Of miss policies:
+    lossy: a wanted expert may be left out or replaced; cpu: the host may compute it.
+    """
 
     name: str
     kind: int
     params: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     function: Any = None
+    marks: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ class Plan:
     similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
-    leaving     of the evictions window-score and activation-matrix.
+    leaving     of evictions that look back.
     """
 
     experts: npt.NDArray[np.int16]

@@ -7,8 +7,9 @@ from typing import Any
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.eviction import DECAYED, LRU, count_use, victim
+from sim.core.eviction import count_use, victim
 from sim.core.jit import choice, inlined, inner
+from sim.core.plan import BY_LANDING, SCORES_USES
 from sim.core.state import (
     ABSENT,
     ARRIVING,
@@ -201,10 +202,10 @@ def executed(s: Any, g: int) -> None:
     if s.c[st.NO_TOUCH] == 0 or s.x[g, st.STAND_IN] < s.x[g, WORK]:
         _touch(s, g)
         s.x[g, USES] += 1
-        if s.c[st.EVICTION] == LRU:
+        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:
             _leave_order(s, g)
             _join_order(s, g)
-        elif s.c[st.EVICTION] == DECAYED:
+        if s.c[st.EVICTION_MARKS] & SCORES_USES:
             count_use(s, g)
     s.x[g, WORK] = 0
     s.x[g, st.STAND_IN] = 0

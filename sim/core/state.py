@@ -79,7 +79,7 @@ WANTED_BEFORE = 46  # distinct experts per visit by the trace's own ids, where a
 STOPPED = 47  # (token, slot) entries by what stopped a substitution: index + miss.PREFILL ... miss.NOBODY
 FIRST_COUNTER, LAST_COUNTER = EVICTIONS, STOPPED + 6
 # of miss policies: tokens planned, random draws of this visit, ns this visit has given the host and the link by cost
-TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_FULL, LANDED_LOW, N_SCALARS = range(54, 62)
+TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_FULL, LANDED_LOW, EVICTION_MARKS, N_SCALARS = range(54, 63)
 
 # --- columns of State.layer: per MoE layer ------------------------------------------------------------------------
 L_HITS, L_LATE, L_MISSES, L_STALL_DEMAND, L_STALL_LATE, L_STALL_HELD, LAYER_COLUMNS = range(7)
@@ -151,7 +151,7 @@ def new_state(plan: Plan) -> State:
     c[[N_LAYERS, N_EXPERTS, POOLED, EVICTION]] = layers, plan.n_experts, plan.pooled, plan.eviction.kind
     c[[SEED, DEPTH]] = plan.seed, depth
     touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
-    c[NO_TOUCH], c[N_FULL] = 0 if touch else 1, full
+    c[NO_TOUCH], c[N_FULL], c[EVICTION_MARKS] = 0 if touch else 1, full, plan.eviction.marks
     if plan.prefetch is not None:
         c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
     scope = zeros(len(slots), 4)

@@ -14,10 +14,11 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.ahead import predict, withdraw_unwanted
 from sim.core.answer import answer_each, fetch_all
-from sim.core.eviction import BELADY, LEAST_STALE, look_back
+from sim.core.eviction import look_back
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import choice, inlined, inner
+from sim.core.plan import BY_NEXT_USE, LOOKS_BACK
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
@@ -107,7 +108,7 @@ def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: i
 
 @inner
 def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
-    """Belady: every expert that the trace wants here is next wanted later."""
+    """Every expert that the trace wants here is next wanted later."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         for k in range(route.experts.shape[2]):
             e = route.experts[route.step_row[i], layer, k]
@@ -138,7 +139,7 @@ def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int
                 s.x[g, TOKENS] += 1
                 continue
             _want(s, g, visit, layer)
-    if s.c[st.EVICTION] == BELADY:
+    if s.c[st.EVICTION_MARKS] & BY_NEXT_USE:
         _note_next_uses(s, route, step, layer)
 
 
@@ -152,7 +153,7 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
     if miss is not None and asks:
         _load(s, route, miss, hooks, step, layer)
     _classify(s, route, miss, visit, step, layer)
-    if miss is not None and s.c[st.EVICTION] > LEAST_STALE:
+    if miss is not None and s.c[st.EVICTION_MARKS] & LOOKS_BACK:
         look_back(s, route, miss.weights, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.eviction import WINDOW_SCORE
 from sim.core.miss import ETA
+from sim.core.plan import NOT_ALL_FETCHED
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.buddies_file import read, read_similarity
@@ -36,7 +36,7 @@ def answer_fields(
         "late_counts_as_missing": bool(values.get("late", 0)),
         "norm_topk": bool(trace.meta.get("norm_topk", True)),
     }
-    if miss.name != "fetch" or rerank is not None or eviction.kind == WINDOW_SCORE:
+    if chosen.marks & NOT_ALL_FETCHED or rerank is not None or "weights" in eviction.keeps:
         fields["weights"] = trace.weights
         fields["logits"] = _logits(miss, rerank, chosen.params, trace)
     if miss.lists:

@@ -14,15 +14,8 @@ if TYPE_CHECKING:
 
 Int = npt.NDArray[np.int64]
 
-PLACEMENTS = {
-    "first": "expert 0, 1, ... of each layer (one pool: expert 0 of every layer, then expert 1, ...)",
-    "empty": "nobody",
-    "popular": "the most used experts in calibration, the most popular last (ties: the lower id)",
-    "random": "experts of lowest hash64(seed, layer, expert), in that order",
-    "buddy-coverage": "the greedy set that leaves the least calibration weight without a resident buddy, the "
-    "most valuable last",
-}
-FITTED = ("popular", "buddy-coverage")  # need a calibration trace; their best lands last
+BY_USES = ("popular", "profile")
+BEST_LAST = (*BY_USES, "buddy-coverage")  # chosen first, the most valuable land last: it is the most recent
 
 
 def first_residents(
@@ -39,10 +32,12 @@ def first_residents(
     """int64 [n]: global ids (layer * E + expert) in the order they land, layer by layer; never more than
     slots.
 
-    kind: a key of PLACEMENTS. slots: int64 [L], or [1] when pooled. Among experts equally popular the lower
-    (global) id counts as the more popular, so it is chosen first and lands last. `buddy-coverage` takes the
-    buddy `lists` of the run; choice, guarantee and ties: see `coverage`. `popular` takes `counts` [L, E] of uses
-    instead of a calibration trace where they are given. Raises FitError for an unknown kind,
+    kind: a placement by name. first: expert 0, 1, ... of each layer (one pool: expert 0 of every layer, then
+    expert 1, ...). empty: nobody. random: experts of lowest hash64(seed, layer, expert), in that order. popular,
+    profile: the most used in calibration, or by `counts` [L, E]; among experts equally popular the lower (global)
+    id counts as the more popular, so it is chosen first and lands last. buddy-coverage: the greedy set that leaves
+    the least calibration weight without a resident buddy of the run's `lists`; choice, guarantee and ties: see
+    `coverage`. slots: int64 [L], or [1] when pooled. Raises FitError for an unknown kind,
     slots of another shape or below zero, a fitted kind without a calibration trace of L layers and E experts,
     and `buddy-coverage` without lists; BuddyError for lists of another shape.
     """
@@ -54,12 +49,12 @@ def first_residents(
     if kind == "buddy-coverage":
         order = _coverage(n_layers, n_experts, pooled, calibration, lists)
     else:
-        uses = _uses(counts, calibration, n_layers, n_experts) if kind == "popular" else None
+        uses = _uses(counts, calibration, n_layers, n_experts) if kind in BY_USES else None
         order = _order(kind, n_layers, n_experts, pooled, uses, seed)
     if kind == "empty":
         return np.zeros(0, np.int64)
     chosen = [line[: int(n)] for line, n in zip(order, slots, strict=True)]
-    return np.concatenate([line[::-1] for line in chosen] if kind in FITTED else chosen)
+    return np.concatenate([line[::-1] for line in chosen] if kind in BEST_LAST else chosen)
 
 
 def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, uses: npt.NDArray[Any] | None, seed: int) -> Int:
@@ -72,7 +67,7 @@ def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, uses: npt.NDA
     elif kind in ("first", "empty"):
         key = every % n_experts
     else:
-        raise FitError(f"placement {kind} is unknown; known: {', '.join(PLACEMENTS)}")
+        raise FitError(f"placement {kind} is unknown")
     if pooled:
         every, key = every.reshape(1, -1), key.reshape(1, -1)
     return np.take_along_axis(every, np.argsort(key, axis=1, kind="stable"), axis=1)

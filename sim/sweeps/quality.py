@@ -23,7 +23,8 @@ def measured(model: str, spec: RunSpec, share: float, study: Path = STUDY) -> di
     found = json.loads(study.read_text())
     if found["model"] != model:
         return None
-    wanted = (spec.miss, spec.rerank, _own(spec.miss, spec), _own(spec.rerank, spec))
+    changed = (_changed(getattr(spec, kind), spec.params(kind)) for kind in ("miss", "rerank"))
+    wanted = (spec.miss, spec.rerank, *changed)
     rows = [row for row in found["rows"] if row["cache"] <= share and _of(row) == wanted]
     if not rows:
         return None
@@ -44,10 +45,6 @@ def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
         _changed(row["miss"], {} if reranked else given),
         _changed(row["rerank"], given if reranked else {}),
     )
-
-
-def _own(name: str, spec: RunSpec) -> dict[str, Any]:
-    return _changed(name, spec.params(name))
 
 
 def _changed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from sim import __version__
 from sim.errors import SpecError
 from sim.memo import Kept
 from sim.per_request import PerRequest, drawn, interval, per_request
-from sim.plan import USE_THE_HOST, Setting, prepare
+from sim.plan import Setting, prepare
+from sim.policies import find
 from sim.report import BOUNDS, OPEN_LOOP, result
 from sim.spec import RunSpec
 from sim.sweeps.config import Run
@@ -154,7 +155,7 @@ class Recommendation:
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
             "verdict": s["verdict"],
-            "notes": [*s["notes"], *self.notes, *([CPU] if best.spec.miss in USE_THE_HOST else [])],
+            "notes": [*s["notes"], *self.notes, *([CPU] if _on_the_host(best.spec) else [])],
             "command": command(best.spec),
             "spec": best.spec.model_dump(),
             "version": __version__,
@@ -176,6 +177,10 @@ class Recommendation:
     def _closed_loop(self, judged: Judged) -> dict[str, Any] | None:
         """What the study measured of this policy on this model, where it did."""
         return measured(self.setting.trace.model, judged.spec, self.split.slots / self.split.experts)
+
+
+def _on_the_host(spec: RunSpec) -> bool:
+    return bool(find("miss", spec.miss).may_answer_cpu(spec.params("miss")))
 
 
 def _ratio(best: Judged, other: Judged) -> float | None:

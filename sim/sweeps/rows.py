@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.policies import EVICTION, find, predictors
+from sim.policies import find
 from sim.report import OPEN_LOOP, SYNTHETIC
 from sim.spec import RunSpec
 from sim.sweeps.config import Run
@@ -83,10 +83,8 @@ def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
 
 
 def _reads_the_future(spec: RunSpec) -> bool:
-    chosen = [find("eviction", EVICTION, spec.eviction)]
-    if spec.prefetch != "none":
-        chosen.append(find("prefetch", predictors(), spec.prefetch))
-    return any(policy.oracle for policy in chosen)
+    chosen = [find(kind, getattr(spec, kind)) for kind in ("eviction", "prefetch")]
+    return any(policy is not None and policy.oracle for policy in chosen)
 
 
 def error_row(run: Run, error: str) -> Row:

@@ -1,0 +1,153 @@
+"""A policy added as CONTRIBUTING says behaves like one that was always there: a twin of every policy of every kind.
+
+In a copy of the sources each policy gets a twin by the written recipe: its branch beside the original's, its line, and
+nothing else. The twin must run like its original: with and without a record, on all machines, summary and bounds too.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.gen import random_trace
+from tests.on_torch import fixed_hardware
+from tests.test_planted_faults import copy_sources
+from traces import npz, profile
+
+EVICTIONS = ("LRU", "LFU", "FIFO", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE", "ACTIVATION")
+MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
+RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE")
+# (file, text that stands there once, the same with the twin's branch)
+RECIPE = [
+    (
+        "sim/core/eviction.py",
+        "ACTIVATION = range(10)",
+        f"ACTIVATION, {', '.join(f'TWIN_{name}' for name in EVICTIONS)} = range({10 + len(EVICTIONS)})",
+    ),
+    *(
+        ("sim/core/eviction.py", f"if kind == {name}:", f"if kind == {name} or kind == TWIN_{name}:")
+        for name in ("LFU", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE")
+    ),
+    (
+        "sim/core/miss.py",
+        "PRECISION = range(7)",
+        f"PRECISION, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({7 + len(MISSES)})",
+    ),
+    *(
+        (
+            "sim/core/miss.py",
+            f"if miss.kind == {name}{end}",
+            f"if (miss.kind == {name} or miss.kind == TWIN_{name}){end}",
+        )
+        for name, end in (("DROP", ":"), ("CPU", ":"), ("DROP_BY_WEIGHT", " and"), ("PRECISION", ":"))
+    ),
+    (
+        "sim/core/rerank.py",
+        "USER = range(6)",
+        f"USER, {', '.join(f'TWIN_{name}' for name in RERANKERS)} = range({6 + len(RERANKERS)})",
+    ),
+    *(
+        (
+            "sim/core/rerank.py",
+            f"if miss.rerank == {name}:",
+            f"if miss.rerank == {name} or miss.rerank == TWIN_{name}:",
+        )
+        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE")
+    ),
+    ("sim/fit/placement.py", 'kind == "random":', 'kind in ("random", "twin-random"):'),
+    ("sim/fit/placement.py", 'kind in ("first", "empty"):', 'kind in ("first", "empty", "twin-first", "twin-empty"):'),
+    ("sim/fit/placement.py", 'if kind == "empty":', 'if kind in ("empty", "twin-empty"):'),
+    ("sim/fit/placement.py", '= ("popular", "profile")', '= ("popular", "profile", "twin-popular", "twin-profile")'),
+    ("sim/fit/placement.py", 'if kind == "buddy-coverage":', 'if kind in ("buddy-coverage", "twin-buddy-coverage"):'),
+    ("sim/fit/placement.py", '(*BY_USES, "buddy-coverage")', '(*BY_USES, "buddy-coverage", "twin-buddy-coverage")'),
+]
+LINES = """
+from dataclasses import replace as _replace
+from sim.core import rerank as _rerank
+def _line(table, policy, module):
+    codes = {vars(module)[name.removeprefix("TWIN_")]: code for name, code in vars(module).items() if "TWIN_" in name}
+    name = f"twin-{policy.name}"
+    table[name] = _replace(policy, name=name, kind=codes.get(policy.kind, policy.kind))
+for _table_of, _module in ((EVICTION, eviction), (MISS, miss), (RERANK, _rerank), (PLACEMENT, object)):
+    for _policy in list(_table_of.values()):
+        _line(_table_of, _policy, _module)
+"""
+CLASSES = """
+for _each in list(PREDICTORS.values()):
+    PREDICTORS[f"twin-{_each.name}"] = type(f"Twin{_each.__name__}", (_each,), {"name": f"twin-{_each.name}"})
+"""
+COMPARE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import sim.core.visit
+from runtime.device.virtual import timed
+from sim.machines import compiled, discrete
+from sim.plan import prepare
+from sim.policies import find, parameters, table
+from sim.report import result
+from sim.spec import RunSpec
+from tests.devices import difference, machine_on
+
+assert Path(sim.core.visit.__file__).is_relative_to(Path.cwd()), "not the copy"
+FILES = {"matrix": "matrix.npz", "file": "counts.npz"}
+BASE = {"trace": "t.npz", "hardware": "fixed.toml", "calibration": 0.3, "batch": 2, "prefill_chunk": 5, "cache": 3}
+
+def plain(summary):
+    return {key: value for key, value in summary.items() if key not in ("spec", "machine")}
+
+def setting_of(kind, name, **more):
+    needs = {f"{name}.{key}": file for key, file in FILES.items() if key in parameters(find(kind, name))}
+    return prepare(RunSpec.of({**BASE, **more, kind: name, "set": needs}))
+
+def twins(kind, name, **more):
+    mine, theirs = setting_of(kind, f"twin-{name}", **more), setting_of(kind, name, **more)
+    for run in (compiled.run, discrete.run):
+        for full in (False, True):
+            a, b = run(mine.plan, full), run(theirs.plan, full)
+            wrong = difference(b, a)
+            assert wrong is None, (kind, name, more, run.__module__, full, wrong)
+            assert plain(result(mine, a)) == plain(result(theirs, b)), (kind, name, more, run.__module__, full)
+    assert difference(compiled.run(theirs.plan, True), machine_on(mine.plan, timed()).run()) is None, (kind, name)
+
+for kind in sys.argv[1:]:
+    names = [name for name in table(kind) if not name.startswith("twin-")]
+    for name in names:
+        twins(kind, name)
+        if kind == "eviction":
+            twins(kind, name, cache_scope="global", cache=5, as_decode=True, prefetch="gate-lookahead")
+    print(kind, len(names))
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources with the twins in them, and what the runs need."""
+    folder = tmp_path_factory.mktemp("twins")
+    copy_sources(folder, "runtime")
+    for file, right, with_twin in RECIPE:
+        path = folder / file
+        source = path.read_text()
+        assert source.count(right) == 1, f"{file} has changed: the recipe stands elsewhere for {right!r}"
+        path.write_text(source.replace(right, with_twin))
+    for file, more in (("sim/policies.py", LINES), ("sim/fit/predictors.py", CLASSES)):
+        (folder / file).write_text((folder / file).read_text() + more)
+    rng = np.random.default_rng(11)
+    trace = random_trace(rng, 24, 2, 6, 2, requests=5, prompt=0.4, logits=True, lookahead=3, lookahead_source="learned")
+    npz.write(folder / "t.npz", trace)
+    fixed_hardware(folder, 700)
+    np.savez(folder / "matrix.npz", similarity=rng.random((2, 6, 6)))
+    profile.write(folder / "counts.npz", profile.of_trace(trace))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["eviction", "miss", "rerank", "prefetch", "placement"])
+def test_a_twin_runs_like_its_original(copy: Path, kind: str) -> None:
+    env = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", COMPARE, kind]
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[1]) >= 5
