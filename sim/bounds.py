@@ -2,8 +2,9 @@
 
 Classes. *Lossless*: every wanted expert executes on the GPU in the visit that wants it (miss policy fetch),
 with any eviction, any prefetch and any transfer order: oracles included. *Demand*: lossless, and nothing is
-transferred before the visit that wants it is routed (no prefetch). *Any*: whatever it does, by the work it
-executed. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
+transferred before the visit that wants it is routed (no prefetch). *Any*: whatever the policy, by this
+run's own transfers and kernels, perfectly overlapped; it bounds no other run, for another policy may need less
+of them. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
 `group` and `commit_depth`. A policy that changes the routing (a re-ranker) is in neither of the first two.
 
 Span. Everything is about what the figures are about: the time from the begin of step `plan.warmup_steps` to
@@ -211,8 +212,8 @@ def _exposed_ns(plan: Plan, work: _Work, link: _Link, loads: int) -> int:
 
 
 def executed_bounds(plan: Plan, record: "RunRecord") -> dict[str, int]:
-    """executed_gpu_ns, executed_link_ns and their maximum executed_ns (class: any policy, by the work it
-    executed).
+    """executed_gpu_ns, executed_link_ns and their maximum executed_ns (class any): this run's own transfers and
+    kernels, perfectly overlapped.
 
     Proof. Dense parts, decisions, groups and step ends are never two at a time, so the time is at least the
     sum of those of this run (executed_gpu_ns): the time with the same work and no waiting. The link carries
