@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
 from analysis.words import label, shortened
-from sim.report import BOUNDS
+from sim.report import LIMITS
 
 Float = npt.NDArray[np.float64]
 
@@ -236,9 +236,9 @@ def bounds(table: pd.DataFrame) -> go.Figure:
                 x=values,
                 y=short_labels(names),
                 mode="markers",
-                name=BOUNDS[column],
+                name=LIMITS[column],
                 marker={"symbol": symbol, "size": 13, "color": colour},
-                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + BOUNDS[column] + "<extra></extra>",
+                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + LIMITS[column] + "<extra></extra>",
             )
     return fig.update_xaxes(range=[0, 104])
 

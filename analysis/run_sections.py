@@ -10,7 +10,7 @@ from analysis.compare import Comparison
 from analysis.panels import Panel, Section, cells, percent_range, span, without
 from analysis.runs import Run
 from sim.per_request import per_request
-from sim.report import BOUNDS, cache_words
+from sim.report import LIMITS, cache_words
 
 NEEDS_RECORD = "is not shown for {names}: it needs record.npz (python -m sim.run --out)"
 
@@ -147,7 +147,7 @@ def time(runs: Sequence[Run]) -> Section:
                 "A lossless mark at 60 % says: no such policy takes less than 60 % of the run's time on this machine. "
                 "The mark of the run's own transfers and kernels is no limit for other policies.",
                 figures.bounds(limits),
-                cells(100 * limits.rename(columns=BOUNDS), "{:.1f} %"),
+                cells(100 * limits.rename(columns=LIMITS), "{:.1f} %"),
             )
         )
     return Section("time", "Where the time went", panels)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.palette import TIME
 from analysis.runs import Run, share
-from sim.report import BOUNDS
+from sim.report import LIMITS
 
 STALLS = ("demand", "late", "held")
 
@@ -103,13 +103,13 @@ def _rate(part: int, whole: int) -> float:
 
 
 def bounds(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each bound as a share of the run's time (1 = nothing can be faster), columns as BOUNDS, NaN where it does not
+    """Each bound as a share of the run's time (1 = nothing can be faster), columns as LIMITS, NaN where it does not
     apply."""
     rows: list[dict[str, object]] = []
     for run in runs:
         found, time = run.summary["bounds"], run.summary["time_ns"]
-        rows.append({name: found[name] / time if name in found and time else float("nan") for name in BOUNDS})
-    return _frame(rows, runs).reindex(columns=list(BOUNDS))
+        rows.append({name: found[name] / time if name in found and time else float("nan") for name in LIMITS})
+    return _frame(rows, runs).reindex(columns=list(LIMITS))
 
 
 def slots(run: Run) -> tuple[int, int]:

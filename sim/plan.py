@@ -294,7 +294,8 @@ def _shares(
         total = cache_bytes(cache) // size
         if total < scopes:
             raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
-        return np.minimum(total // scopes + (np.arange(scopes) < total % scopes), most).astype(np.int64)
+        shares = total // scopes + (np.arange(scopes) < total % scopes)
+        return np.asarray(np.minimum(shares, most), np.int64)
     if cache > most:
         has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
         raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")
