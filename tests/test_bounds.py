@@ -14,7 +14,7 @@ import pytest
 from sim.bounds import ANY, DEMAND, LOSSLESS, applicable, bounds, executed_bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.machines import compiled
-from sim.packing import Wants, pack
+from sim.packing import Walk, Wants
 from sim.record import RunRecord
 from tests.plans import EVICTIONS, MISSES, plan, random_plan
 
