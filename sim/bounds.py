@@ -34,8 +34,8 @@ Int = npt.NDArray[np.int64]
 LOSSLESS = ("loads", "compute_ns", "link_ns", "lossless_ns")
 DEMAND = ("demand_ns",)
 ANY = ("executed_gpu_ns", "executed_link_ns", "executed_ns")
-BLOCK = 1 << 16  # expert requests of a block of steps, so that its arrays stay in a core's own cache
-NUMBERS = 8  # numbers in a block's arrays for each of its requests, about
+BLOCK = 1 << 16  # expert requests of a block of steps: its arrays stay in a core's own cache
+BYTES = 64  # that a block's arrays have for each of its requests, about
 
 
 class _Work(NamedTuple):
@@ -93,7 +93,7 @@ def applicable(plan: Plan) -> tuple[str, ...]:
     return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
 
 
-def bounds(plan: Plan, block: int = BLOCK) -> dict[str, int]:
+def bounds(plan: Plan, block: int | None = None) -> dict[str, int]:
     """loads, compute_ns, link_ns, lossless_ns (class: lossless) and demand_ns (class: demand), for the plan's
     span.
 
@@ -102,7 +102,7 @@ def bounds(plan: Plan, block: int = BLOCK) -> dict[str, int]:
     The span is walked twice, a block of steps at a time: forward, adding up; then, for the best cut, from the end. A
     cut asks for what lies before it and behind it at once; what lies before the visits of a block is found again
     there, from where the first walk stood at its begin. So memory is that of one block, and of one such state for
-    each. No value depends on `block` (see _blocks).
+    each. block: expert requests of a block, about (default: _block's); no value depends on it.
     """
     if plan.warmup_steps >= len(plan.step_prefill):
         return dict.fromkeys(LOSSLESS + DEMAND, 0)
@@ -123,22 +123,25 @@ def bounds(plan: Plan, block: int = BLOCK) -> dict[str, int]:
     }
 
 
+def _block(plan: Plan, walk: "Walk") -> int:
+    """Expert requests of a block; more than BLOCK where a walk's state is large and the span long: all states together
+    are then as large as a block's arrays, and both grow as the square root of the span."""
+    rows = int(plan.step_offset[-1] - plan.step_offset[plan.warmup_steps])
+    requests = rows * plan.experts.shape[1] * plan.experts.shape[2]
+    return max(BLOCK, isqrt(requests * walk.nbytes // BYTES))
+
+
 def _blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
-    """The span's steps in blocks, first and last + 1, of about `block` expert requests, at least one step; of more
-    where a walk's state is large and the span long, so that all states together are no larger than a block's arrays:
-    both then grow as the square root of the span."""
-    layers, top_k = plan.experts.shape[1:]
+    """The span's steps in blocks, first and last + 1, of at most `block` expert requests or one step."""
     offset, first = plan.step_offset, plan.warmup_steps
-    state = layers * plan.n_experts + int(plan.slots.sum())
-    requests = int(offset[-1] - offset[first]) * layers * top_k
-    rows = max(block, isqrt(requests * state // NUMBERS)) // (layers * top_k)
+    rows = block // (plan.experts.shape[1] * plan.experts.shape[2])
     while first < len(plan.step_prefill):
         last = max(first + 1, int(np.searchsorted(offset, offset[first] + rows, "right")) - 1)
         yield first, last
         first = last
 
 
-def _span(plan: Plan, link: _Link, block: int) -> tuple[_Span, list[tuple[int, int, "Walk"]]]:
+def _span(plan: Plan, link: _Link, block: int | None) -> tuple[_Span, list[tuple[int, int, "Walk"]]]:
     """What the work of all visits adds up to, and each block with the walk that stands at its begin."""
     from sim.packing import Walk, Wants  # numba: only when a bound is asked for
 
@@ -146,7 +149,7 @@ def _span(plan: Plan, link: _Link, block: int) -> tuple[_Span, list[tuple[int, i
     walk = Walk.begin(plan, everyone if plan.warmup_steps else np.asarray(plan.residents, np.int64))
     after_ns = int(_step_end_ns(plan, slice(-1, None))[0])
     span, begins = _Span(after_ns, after_ns), []
-    for first, last in _blocks(plan, block):
+    for first, last in _blocks(plan, block or _block(plan, walk)):
         begins.append((first, last, walk.copy()))
         work = _work(plan, Wants.of(plan, first, last), first, last, walk)
         span.compute_ns += int(work.before_ns.sum() + work.experts_ns.sum())
@@ -177,7 +180,7 @@ def _work(plan: Plan, wants: "Wants", first: int, last: int, walk: "Walk") -> _W
         experts_ns=expert_ns + group_ns * groups,
         last_ns=least_ns + group_ns * (wanted > 0),
         wanted=wanted,
-        missing=walk.over(wants, first * plan.experts.shape[1])[0],
+        missing=walk.over(wants)[0],
     )
 
 
@@ -194,7 +197,7 @@ def _before_ns(plan: Plan, first: int, last: int) -> Int:
 def _step_end_ns(plan: Plan, steps: slice) -> Int:
     """int64 [steps]: what follows the last visit of each."""
     costs, classes = plan.costs, plan.costs.cost_class[steps]
-    return costs.dense_ns[classes, -1] + costs.head_ns[classes]
+    return np.asarray(costs.dense_ns[classes, -1] + costs.head_ns[classes], np.int64)
 
 
 def _routed_ns(plan: Plan) -> int:
@@ -227,14 +230,14 @@ def _best_cut_ns(plan: Plan, link: _Link, span: _Span, begins: list[tuple[int, i
     """
     from sim.packing import Walk, Wants
 
-    best, layers = 0, plan.experts.shape[1]
+    best = 0
     back = Walk.begin(plan, np.zeros(0, np.int64), backward=True)
     compute_behind, loads_behind, loads_before = span.after_ns, 0, span.loads
     for first, last, walk in reversed(begins):
         wants = Wants.of(plan, first, last)
         work = _work(plan, wants, first, last, walk)
         compute = compute_behind + _from_each(work.before_ns + work.experts_ns)
-        behind = loads_behind + _from_each(back.over(wants, first * layers)[1])
+        behind = loads_behind + _from_each(back.over(wants)[1])
         before = loads_before - _from_each(work.missing)
         right_ns = np.where(behind > 0, (behind - 1) * link.each_ns + span.shortest_ns + span.after_ns, 0)
         left = np.maximum(span.compute_ns - compute, _link_ns(plan, link, span, before))
@@ -245,7 +248,8 @@ def _best_cut_ns(plan: Plan, link: _Link, span: _Span, begins: list[tuple[int, i
 
 def _from_each(values: Int) -> Int:
     """int64 [n]: the sum of the values from each place on."""
-    return np.cumsum(values[::-1])[::-1]
+    sums: Int = np.cumsum(values[::-1])[::-1]
+    return sums
 
 
 def _spread(plan: Plan, link: _Link, work: _Work, span: _Span) -> None:
@@ -275,8 +279,8 @@ def _exposed_ns(link: _Link, span: _Span) -> int:
     experts. It is convex, so giving the loads to the cheapest increments is the least sum over all ways to
     spread them, and any run spreads at least `loads` (_work).
 
-    Of the increments the span keeps how many are 0 (hidden) and how many have each value that is a part of each_ns
-    (partly): as many numbers as there are different visits, by their experts' tokens, and not as there are visits.
+    Of these increments the span knows how many are 0 (hidden), and of the parts of each_ns how many there are of each
+    value (partly): no more values than there are visits that differ in the tokens of their experts.
     """
     left, exposed = max(0, span.loads - span.hidden), 0
     for ns, visits in sorted(span.partly.items()):

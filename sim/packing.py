@@ -47,13 +47,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import choice, frozen, inlined
+from sim.core.jit import choice, frozen, inlined, inner
 from sim.core.plan import Plan
 
 Int = npt.NDArray[np.int64]
 
-EVER = -(2**62)  # before every place: free, or resident, from the begin of the walk on
-NEVER = EVER - 1  # not wanted so far, and not resident at the begin
+SPARE = 16  # nodes of a scope beyond twice its slots: how often a walk numbers them anew
+MOVING = ("last", "free", "below", "top", "opened")  # what of a walk changes as it goes on
 
 
 class Wants(NamedTuple):
@@ -83,7 +83,7 @@ class Wants(NamedTuple):
         """int64 [n] each, ns: the executions of each visit's experts, and the shortest of them; 0 where it wants
         nothing. expert_ns: by tokens."""
         total, least = np.zeros((2, len(self.offset) - 1), np.int64)
-        _spent(*map(frozen, (self.offset, self.tokens, expert_ns)), total, least)
+        _spent(frozen(self.offset), frozen(self.tokens), frozen(expert_ns), total, least)
         return total, least
 
 
@@ -130,35 +130,48 @@ def _spent(offset: Any, tokens: Any, expert_ns: Any, total: Any, least: Any) -> 
 
 
 class Walk(NamedTuple):
-    """Where the greedy stands: everything that it has to know of what lies behind it.
+    """Where the greedy stands: all that it has to know of what lies behind it, so much for any number of visits.
 
-    last int64 [G]: the place where each expert was last wanted; free int64 [all slots]: since which place each slot is
-    free, ascending within each scope, scope i from base[i] to before base[i + 1]; opened int64 [scopes]: intervals
-    that Belady's greedy has open. Places rise in walking order; `way` is 1 forward, -1 backward.
+    A scope s has room for nodes from base[s] to before base[s + 1], and some to before top[s]: visits behind the walk
+    that wanted something, oldest first. free int32 [nodes]: slots that have been free since then. below int32 [nodes]:
+    the node itself if it has any; else an older one, not beyond the nearest that has (union-find: Tarjan 1975). The
+    first node never has any and ends a search, the second is the begin of the walk. last int32 [G]: the node of the
+    visit that wanted each expert last. slots, opened int64 [scopes]: how many, and how many intervals Belady's greedy
+    has open.
     """
 
-    last: Int
-    free: Int
+    last: npt.NDArray[np.int32]
+    free: npt.NDArray[np.int32]
+    below: npt.NDArray[np.int32]
     base: Int
+    top: Int
+    slots: Int
     opened: Int
-    way: int
+    backward: bool
 
     @staticmethod
     def begin(plan: Plan, initial: Int, backward: bool = False) -> "Walk":
         """A walk that has not begun. initial: global ids, each at most once, that may be resident then."""
-        last = np.full(plan.experts.shape[1] * plan.n_experts, NEVER)
-        last[initial] = EVER
-        mine = np.bincount(initial * 0 if plan.pooled else initial // plan.n_experts, minlength=len(plan.slots))
-        base = np.concatenate([[0], np.cumsum(plan.slots)])
-        return Walk(last, np.full(base[-1], EVER), base, np.minimum(mine, plan.slots), -1 if backward else 1)
+        scope_of = np.arange(plan.experts.shape[1] * plan.n_experts) // plan.n_experts * (not plan.pooled)
+        slots = np.array(plan.slots, np.int64)
+        base = np.concatenate([[0], np.cumsum(2 * slots + SPARE)])
+        last, free = base[scope_of].astype(np.int32), np.zeros(base[-1], np.int32)
+        last[initial] += 1
+        free[base[:-1] + 1] = slots
+        opened = np.minimum(slots, np.bincount(scope_of[initial], minlength=len(slots)))
+        return Walk(last, free, np.arange(base[-1], dtype=np.int32), base, base[:-1] + 2, slots, opened, backward)
+
+    @property
+    def nbytes(self) -> int:
+        """What a copy takes."""
+        return sum(getattr(self, name).nbytes for name in MOVING)
 
     def copy(self) -> "Walk":
         """The same place, to walk on from later."""
-        return self._replace(last=self.last.copy(), free=self.free.copy(), opened=self.opened.copy())
+        return self._replace(**{name: getattr(self, name).copy() for name in MOVING})
 
-    def over(self, wants: Wants, visit: int) -> tuple[Int, Int]:
-        """Walk on over the n visits of some whole steps, `visit` the number of the first of them in the run; a walk
-        backward takes them from the last to the first.
+    def over(self, wants: Wants) -> tuple[Int, Int]:
+        """Walk on over the n visits of some whole steps; backward, over the last of them first.
 
         Returns (missing, dropped), int64 [n] each. missing[v]: wants of visit v before which no interval is kept;
         dropped[v]: open intervals given up when the walk was at visit v or had just left it. Forward, the sum of
@@ -166,45 +179,70 @@ class Walk(NamedTuple):
         sum of dropped is the least number for them whoever is resident when they begin.
         """
         missing, dropped = np.zeros((2, len(wants.offset) - 1), np.int64)
-        _keep(frozen(wants.offset), frozen(wants.expert), visit, self, missing, dropped)
+        _keep(frozen(wants.offset), frozen(wants.expert), self, missing, dropped)
         return missing, dropped
 
 
 @inlined
-def _take(free: Any, first: int, end: int, since: int, place: int) -> None:
-    """Of the slots first .. end - 1 that are free since `since` or before, the one that has been for the shortest time
-    is free from `place` on. There is one."""
-    low, high = first, end
-    while high - low > 1:
-        middle = (low + high) // 2
-        if free[middle] <= since:
-            low = middle
-        else:
-            high = middle
-    for i in range(low, end - 1):
-        free[i] = free[i + 1]
-    free[end - 1] = place
+def _find(below: Any, node: int) -> int:
+    """The nearest node, not newer, that has a free slot; the first of its scope if there is none."""
+    while below[node] != node:
+        below[node] = below[below[node]]
+        node = below[node]
+    return node
+
+
+@inlined
+def _take(free: Any, below: Any, node: int) -> None:
+    """One of the slots that have been free since then."""
+    free[node] -= 1
+    if free[node] == 0:
+        below[node] = node - 1
+
+
+@inner
+def _renumber(walk: Any, scope: int) -> None:
+    """Only nodes with free slots are told apart any more: at most as many as slots."""
+    first, experts = walk.base[scope], len(walk.last) // len(walk.slots)
+    to = first
+    for node in range(first + 1, walk.top[scope]):
+        if walk.free[node] > 0:
+            to += 1
+            walk.free[to] = walk.free[node]
+        walk.below[node] = to
+    for g in range(scope * experts, (scope + 1) * experts):
+        walk.last[g] = walk.below[walk.last[g]]
+    for node in range(first, to + 1):
+        walk.below[node] = node
+    walk.top[scope] = to + 1
 
 
 @choice
-def _keep(offset: Any, expert: Any, visit: int, walk: Any, missing: Any, dropped: Any) -> None:
+def _keep(offset: Any, expert: Any, walk: Any, missing: Any, dropped: Any) -> None:
     """The greedy over some visits; see Walk.over."""
-    n, scopes = len(missing), len(walk.opened)
+    free, below, slots, opened = walk.free, walk.below, walk.slots, walk.opened
+    n, scope = len(missing), len(slots) - 1 if walk.backward else 0
     for i in range(n):
-        v = i if walk.way > 0 else n - 1 - i
-        wanted = offset[v + 1] - offset[v]
-        if wanted == 0:
-            continue
-        place, scope, kept = (visit + v) * walk.way, (visit + v) % scopes, 0
-        first, end = walk.base[scope], walk.base[scope + 1]
-        for j in range(offset[v], offset[v + 1]):
-            g = expert[j]
-            if walk.free[first] <= walk.last[g]:
-                _take(walk.free, first, end, walk.last[g], place)
-                kept += 1
-            walk.last[g] = place
-        walk.free[end - 1] = place  # this visit's own; where one is kept, it is that one's already
-        missing[v] = wanted - kept
-        passing = min(walk.opened[scope] - kept, end - first - 1)
-        walk.opened[scope], opened = min(passing + wanted, end - first), walk.opened[scope]
-        dropped[v] = opened - kept + wanted - walk.opened[scope]
+        v = n - 1 - i if walk.backward else i
+        wanted, kept = offset[v + 1] - offset[v], 0
+        if wanted > 0:
+            if walk.top[scope] == walk.base[scope + 1]:
+                _renumber(walk, scope)
+            here = walk.top[scope]
+            for j in range(offset[v], offset[v + 1]):
+                node = _find(below, walk.last[expert[j]])
+                if node != walk.base[scope]:
+                    _take(free, below, node)
+                    kept += 1
+                walk.last[expert[j]] = here
+            if kept == 0:  # for the visit itself; else it has one of theirs
+                _take(free, below, _find(below, here - 1))
+            free[here], below[here] = max(kept, 1), here
+            walk.top[scope] = here + 1
+            missing[v] = wanted - kept
+            unkept = opened[scope] - kept
+            opened[scope] = min(min(unkept, slots[scope] - 1) + wanted, slots[scope])
+            dropped[v] = unkept + wanted - opened[scope]
+        scope += -1 if walk.backward else 1
+        if scope < 0 or scope == len(slots):
+            scope = len(slots) - 1 if walk.backward else 0
