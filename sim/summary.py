@@ -88,9 +88,10 @@ def _gaps(record: RunRecord, start: int) -> Int:
         times = ends[r["first_decode"][i] : r["first_decode"][i] + r["generated"][i]]
         if r["last_prefill_step"][i] >= 0:
             times = np.concatenate([r["first_ns"][i : i + 1], times])
-        gaps = np.diff(times)[times[1:] > start]
-        out[n : n + len(gaps)] = gaps
-        n += len(gaps)
+        first = max(1, int(np.searchsorted(times, start, "right")))  # they rise
+        later = times[first:]
+        np.subtract(later, times[first - 1 : len(times) - 1], out=out[n : n + len(later)])
+        n += len(later)
     return out[:n]
 
 
