@@ -35,11 +35,11 @@ and Lloyd 1995, Faigle and Nawijn 1995; that the past alone tells what Belady's 
 
 Open intervals. Of a suffix we ask how many wants have to land whoever is resident when it begins: intervals
 that its begin cuts off may be kept too. Belady's greedy (1966) decides those as well: where too many are
-open, drop the one that ends furthest; here, any that is cut off, they all reach equally far back. It keeps
-the most of every prefix of the walk too, so as many that end in any one visit as ours; and so, without
-knowing which, we know how many it has open: a visit ends those that are kept and passes under C - 1 at most,
-then it opens one for each expert that it wants, C at most. What is beyond is dropped: the wants that have to
-land.
+open, drop the one that ends furthest, which leaves no more open at any point ahead than another would; here,
+any that is cut off, they all reach equally far back. It keeps the most of every prefix of the walk too, so as
+many that end in any one visit as ours; and so we know, without knowing which, how many it has open: a visit
+ends those that are kept and opens one for each expert that it wants, and what is then beyond C has been
+dropped, at the visit or behind it: the wants that have to land.
 """
 
 from typing import Any, NamedTuple
@@ -196,8 +196,7 @@ def _find(below: Any, node: int) -> int:
 def _take(free: Any, below: Any, node: int) -> None:
     """One of the slots that have been free since then."""
     free[node] -= 1
-    if free[node] == 0:
-        below[node] = node - 1
+    below[node] = node - (free[node] == 0)
 
 
 @inner
@@ -220,29 +219,29 @@ def _renumber(walk: Any, scope: int) -> None:
 @choice
 def _keep(offset: Any, expert: Any, walk: Any, missing: Any, dropped: Any) -> None:
     """The greedy over some visits; see Walk.over."""
-    free, below, slots, opened = walk.free, walk.below, walk.slots, walk.opened
+    last, free, below, slots, opened = walk.last, walk.free, walk.below, walk.slots, walk.opened
     n, scope = len(missing), len(slots) - 1 if walk.backward else 0
     for i in range(n):
         v = n - 1 - i if walk.backward else i
-        wanted, kept = offset[v + 1] - offset[v], 0
-        if wanted > 0:
+        begin, end, kept = offset[v], offset[v + 1], 0
+        if begin < end:
             if walk.top[scope] == walk.base[scope + 1]:
                 _renumber(walk, scope)
-            here = walk.top[scope]
-            for j in range(offset[v], offset[v + 1]):
-                node = _find(below, walk.last[expert[j]])
-                if node != walk.base[scope]:
+            here, none = walk.top[scope], walk.base[scope]
+            for j in range(begin, end):
+                node = _find(below, last[expert[j]])
+                if node != none:
                     _take(free, below, node)
                     kept += 1
-                walk.last[expert[j]] = here
+                last[expert[j]] = here
             if kept == 0:  # for the visit itself; else it has one of theirs
                 _take(free, below, _find(below, here - 1))
             free[here], below[here] = max(kept, 1), here
             walk.top[scope] = here + 1
-            missing[v] = wanted - kept
-            unkept = opened[scope] - kept
-            opened[scope] = min(min(unkept, slots[scope] - 1) + wanted, slots[scope])
-            dropped[v] = unkept + wanted - opened[scope]
+            missing[v] = end - begin - kept
+            asked = opened[scope] + missing[v]
+            opened[scope] = min(asked, slots[scope])
+            dropped[v] = asked - opened[scope]
         scope += -1 if walk.backward else 1
         if scope < 0 or scope == len(slots):
             scope = len(slots) - 1 if walk.backward else 0
