@@ -22,9 +22,9 @@ class Counter(NamedTuple):
     values: dict[str, npt.NDArray[np.generic]]
 
 
-def counters(record: RunRecord, tracks: Tracks, first_slots: int | None) -> list[Counter]:
-    """The counters of a run. first_slots: slots in use before time 0, which the record does not say; None: not known,
-    the counter is left out. Low-precision copies have slots of their own, empty at first."""
+def counters(record: RunRecord, tracks: Tracks, first_slots: int) -> list[Counter]:
+    """The counters of a run. first_slots: slots in use before time 0, which the record does not say. Low-precision
+    copies have slots of their own, empty at first."""
     t = record.groups["transfers"]
     on_link, landed = t["committed_ns"] >= 0, t["landed_ns"] >= 0
     new_slot = on_link & (t["victim"] < 0)
@@ -32,7 +32,7 @@ def counters(record: RunRecord, tracks: Tracks, first_slots: int | None) -> list
     at = t["committed_ns"]
     full, low = ([(at[new_slot & (t["low"] == which)], 1)] for which in (0, 1))
     return [
-        *([] if first_slots is None else [_running("slots used", full, first_slots)]),
+        _running("slots used", full, first_slots),
         *([_running("slots of low-precision copies used", low)] if record.low_bytes else []),
         _running("transfers in flight", [(at[on_link], 1), (t["landed_ns"][landed], -1)]),
         _running("transfers queued", [(t["queued_ns"], 1), (at[on_link], -1), (_when(record, t["event"][gone]), -1)]),

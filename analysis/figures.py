@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from analysis.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
 from analysis.words import label, shortened
+from sim.report import LIMITS
 
 Float = npt.NDArray[np.float64]
 
@@ -24,9 +25,9 @@ MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a lo
 LABELLED = 14  # points that carry their names
 RATES = {"accuracy": "circle", "coverage": "diamond", "timeliness": "square"}
 BOUND_MARKS = {
-    "lossless_ns": ("any lossless policy, oracles included", "diamond", CAUSE["prefetch"]),
-    "demand_ns": ("any lossless policy without prefetch", "circle", "#0e9b74"),
-    "executed_ns": ("any policy, by the work that this run executed", "square", CAUSE["demand"]),
+    "lossless_ns": ("diamond", CAUSE["prefetch"]),
+    "demand_ns": ("circle", "#0e9b74"),
+    "executed_ns": ("square", CAUSE["demand"]),
 }
 
 
@@ -217,7 +218,7 @@ def answers_by_layer(counts: dict[str, npt.NDArray[np.int64]]) -> go.Figure:
 
 
 def bounds(table: pd.DataFrame) -> go.Figure:
-    """How near each run is to what no policy beats: `tables.bounds`."""
+    """How near each run is to its bounds: `tables.bounds`."""
     names = list(map(str, table.index))
     fig = rows_canvas(names, "bound (% of the run's time)")
     fig.add_bar(
@@ -228,16 +229,16 @@ def bounds(table: pd.DataFrame) -> go.Figure:
         name="the run",
         hoverinfo="skip",
     )
-    for column, (name, symbol, colour) in BOUND_MARKS.items():
+    for column, (symbol, colour) in BOUND_MARKS.items():
         values = 100 * table[column].to_numpy(np.float64)
         if np.isfinite(values).any():
             fig.add_scatter(
                 x=values,
                 y=short_labels(names),
                 mode="markers",
-                name=name,
+                name=LIMITS[column],
                 marker={"symbol": symbol, "size": 13, "color": colour},
-                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + name + "<extra></extra>",
+                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + LIMITS[column] + "<extra></extra>",
             )
     return fig.update_xaxes(range=[0, 104])
 

@@ -219,18 +219,19 @@ def rows(setting: "Setting", found: Curve, checked: Iterable[int]) -> list[Row]:
     """
     scopes, size = len(setting.plan.slots), setting.plan.expert_bytes
     knee, _ = found.knee()
+    each = zip(found.slots, found.hit_rate, found.decode_misses, found.tokens_per_s, strict=True)
     out = []
-    for i, slots in enumerate(found.slots.tolist()):
+    for slots, hit_rate, misses, tokens_per_s in ((x.item() for x in row) for row in each):
         marks = {"cliff": slots == found.cliff, "knee": slots == knee, "fits": slots == found.fits}
         out.append(
             {
                 "slots": slots,
                 "share": slots / len(found.slots),
                 "gb": slots * scopes * size / 1e9,
-                "hit_rate": float(found.hit_rate[i]),
-                "misses": int(found.decode_misses[i]),
-                "misses_per_token": float(found.decode_misses[i]) / found.tokens,
-                "tokens_per_s": float(found.tokens_per_s[i]),
+                "hit_rate": hit_rate,
+                "misses": misses,
+                "misses_per_token": misses / found.tokens,
+                "tokens_per_s": tokens_per_s,
                 "simulated_tokens_per_s": None,
                 "error": None,
                 "marks": [name for name, here in marks.items() if here],

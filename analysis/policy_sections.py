@@ -63,10 +63,8 @@ def _over_time(run: Run) -> Panel:
     record = run.record
     assert record is not None  # of a full record
     at = series.edges(record)
-    whole, low = tables.slots(run)
-    total = whole + low
-    first = 0 if run.spec.get("placement") == "empty" else whole
-    slots = series.occupancy(record, run.trace["n_experts"], first, at)
+    total = sum(tables.slots(run))
+    slots = series.occupancy(record, run.trace["n_experts"], run.summary["start"]["residents"], at)
     link = series.link_use(record, at)
     busy = sum(float(values.mean()) for values in link.values())
     filled = sum(float(values.mean()) for values in slots.values()) / max(total, 1)

@@ -10,6 +10,7 @@ from analysis.compare import Comparison
 from analysis.panels import Panel, Section, cells, percent_range, span, without
 from analysis.runs import Run
 from sim.per_request import per_request
+from sim.report import LIMITS, cache_words
 
 NEEDS_RECORD = "is not shown for {names}: it needs record.npz (python -m sim.run --out)"
 
@@ -42,7 +43,7 @@ def _told(run: Run) -> dict[str, str]:
         "routing": f"{size}, top-{trace['top_k']}",
         "source": str(trace.get("source") or "-"),
         "model": str(spec.get("model") or trace["model"]),
-        "cache": f"{spec['cache']} per {spec['cache_scope']}",
+        "cache": cache_words(run.summary),
     }
     hidden = {"trace", "model", "cache", "cache_scope", "set"}
     out |= {name: str(value) for name, value in spec.items() if name not in hidden and value is not None}
@@ -143,9 +144,10 @@ def time(runs: Sequence[Run]) -> Section:
             Panel(
                 "bounds",
                 _bound_title(limits),
-                "A mark at 60 % says: no policy of that class takes less than 60 % of the run's time on this machine.",
+                "A lossless mark at 60 % says: no such policy takes less than 60 % of the run's time on this machine. "
+                "The mark of the run's own transfers and kernels is no limit for other policies.",
                 figures.bounds(limits),
-                cells(100 * limits.rename(columns=tables.BOUNDS), "{:.1f} %"),
+                cells(100 * limits.rename(columns=LIMITS), "{:.1f} %"),
             )
         )
     return Section("time", "Where the time went", panels)
@@ -156,4 +158,4 @@ def _bound_title(limits: pd.DataFrame) -> str:
     if len(lossless) and lossless.max() > 0:
         nearest = str(lossless.idxmax())
         return f"{nearest} is nearest to the lossless bound: at best {1 / lossless.max():.2f} x as fast"
-    return "What no policy could beat"
+    return "What the run's own transfers and kernels take"

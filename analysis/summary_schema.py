@@ -86,6 +86,20 @@ class _Memory(_Part):
     fits: bool | None = None
 
 
+class _Slots(_Part):
+    total: Count
+    scopes: Count
+    least: Count
+    most: Count
+    low: Count
+
+
+class _Start(_Part):
+    residents: Count
+    bytes: Count
+    load_ns: Count
+
+
 class _Trace(_Part):
     hash: Text
     model: Text
@@ -145,6 +159,8 @@ class _Summary(_Part):
     by_layer: _ByLayer | None = None
     quality: _Quality
     memory: _Memory
+    slots: _Slots
+    start: _Start
     bounds: Annotated[dict[Text, Count], Field(max_length=100)]
     verdict: Text
     notes: Annotated[list[Text], Field(max_length=100)] = []

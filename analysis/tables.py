@@ -11,14 +11,9 @@ import pandas as pd
 
 from analysis.palette import TIME
 from analysis.runs import Run, share
-from sim.spec import cache_bytes
+from sim.report import LIMITS
 
 STALLS = ("demand", "late", "held")
-BOUNDS = {
-    "lossless_ns": "lossless, oracles included",
-    "demand_ns": "lossless, without prefetch",
-    "executed_ns": "any policy, by the work executed",
-}
 
 
 def _frame(rows: Sequence[dict[str, object]], runs: Sequence[Run]) -> pd.DataFrame:
@@ -108,34 +103,18 @@ def _rate(part: int, whole: int) -> float:
 
 
 def bounds(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each bound as a share of the run's time (1 = nothing can be faster), columns as BOUNDS, NaN where it does not
+    """Each bound as a share of the run's time (1 = nothing can be faster), columns as LIMITS, NaN where it does not
     apply."""
     rows: list[dict[str, object]] = []
     for run in runs:
         found, time = run.summary["bounds"], run.summary["time_ns"]
-        rows.append({name: found[name] / time if name in found and time else float("nan") for name in BOUNDS})
-    return _frame(rows, runs).reindex(columns=list(BOUNDS))
+        rows.append({name: found[name] / time if name in found and time else float("nan") for name in LIMITS})
+    return _frame(rows, runs).reindex(columns=list(LIMITS))
 
 
 def slots(run: Run) -> tuple[int, int]:
-    """(slots of whole experts, slots of low-precision copies) of all layers together, from the bytes they take.
-
-    Bytes alone do not tell the two apart: where a run has low-precision copies, `cache` of its spec says how many
-    slots are whole ones, by the rule of --cache. 0 where nothing is known.
-    """
-    record, bytes_held = run.record, run.summary["memory"].get("slots") or 0
-    if record is None or record.expert_bytes <= 0:
-        return 0, 0
-    if record.low_bytes <= 0:
-        return round(bytes_held / record.expert_bytes), 0
-    cache, layers = run.spec["cache"], run.trace["moe_layers"]
-    scopes = 1 if run.spec["cache_scope"] == "global" else layers
-    most = run.trace["n_experts"] * layers // scopes
-    if isinstance(cache, str):
-        whole = min(cache_bytes(cache) // record.expert_bytes, most * scopes)
-    else:
-        whole = min(cache if isinstance(cache, int) else max(1, int(cache * most)), most) * scopes
-    return whole, round(max(0, bytes_held - whole * record.expert_bytes) / record.low_bytes)
+    """(slots of whole experts, slots of low-precision copies) of all layers together."""
+    return run.summary["slots"]["total"], run.summary["slots"]["low"]
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:

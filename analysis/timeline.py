@@ -48,10 +48,10 @@ LOW = ("", " low")  # a low-precision copy
 
 @dataclass(frozen=True)
 class Facts:
-    """What the record does not say: slots in use before time 0 (None: not known), MoE layers x experts of a layer, and
+    """What the record does not say: slots in use before time 0, MoE layers x experts of a layer, and
     what to call things."""
 
-    first_slots: int | None
+    first_slots: int
     layers: int
     n_experts: int
     gpu: str = "GPU"
@@ -59,15 +59,8 @@ class Facts:
 
     @staticmethod
     def of(run: Run) -> "Facts":
-        """From a run's summary. Every placement but `empty` fills all slots; how many there are beside those of
-        low-precision copies, no summary says."""
-        spec, record = run.spec, run.record
-        assert record is not None
-        first: int | None = int(run.summary["memory"]["slots"] or 0) // max(record.expert_bytes, 1)
-        if spec.get("placement") == "empty":
-            first = 0
-        elif record.low_bytes:
-            first = None
+        """From a run's summary."""
+        spec, first = run.spec, run.summary["start"]["residents"]
         how = "measured" if run.measured else "simulated"
         other = {
             "made_by": f"moe-offload-sim {__version__}",

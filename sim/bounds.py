@@ -2,8 +2,9 @@
 
 Classes. *Lossless*: every wanted expert executes on the GPU in the visit that wants it (miss policy fetch),
 with any eviction, any prefetch and any transfer order: oracles included. *Demand*: lossless, and nothing is
-transferred before the visit that wants it is routed (no prefetch). *Any*: whatever it does, by the work it
-executed. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
+transferred before the visit that wants it is routed (no prefetch). *Any*: whatever the policy, by this
+run's own transfers and kernels, perfectly overlapped; it bounds no other run, for another policy may need less
+of them. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
 `group` and `commit_depth`. A policy that changes the routing (a re-ranker) is in neither of the first two.
 
 Span. Everything is about what the figures are about: the time from the begin of step `plan.warmup_steps` to
@@ -14,6 +15,10 @@ that fits the slots.
 in a visit it is not even the least number of misses, and a policy with more misses may hide more of them.
 """
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,33 +26,42 @@ import numpy.typing as npt
 
 from sim.core.plan import GROUPS, NOT_ALL_FETCHED, Plan
 
-if TYPE_CHECKING:
-    from sim.record import RunRecord  # imports numba, which takes its time
+if TYPE_CHECKING:  # both import numba, which takes its time
+    from sim.packing import Walk, Wants
+    from sim.record import RunRecord
 
 Int = npt.NDArray[np.int64]
 
 LOSSLESS = ("loads", "compute_ns", "link_ns", "lossless_ns")
 DEMAND = ("demand_ns",)
 ANY = ("executed_gpu_ns", "executed_link_ns", "executed_ns")
+BLOCK = 1 << 16  # expert requests of a block of steps: its arrays stay in a core's own cache
+BYTES = 64  # that a block's arrays have for each of its requests, about
 
 
 class _Work(NamedTuple):
-    """The work of the n visits of the span. ns: before_ns [n] from the end of the visit before to the routed
-    instant; experts_ns [n] the least its experts phase lasts; last_ns [n] the least one group of it lasts;
-    after_ns from the end of the last visit to the end of the run. wanted [n]: distinct experts; missing,
-    suffix_dropped: packing.pack's, [n]."""
+    """The work of the n visits of some steps, int64 [n] each. ns: before_ns from the end of the visit before to the
+    routed instant; experts_ns the least its experts phase lasts; last_ns the least one group of it lasts, 0 where
+    nothing is wanted. wanted: distinct experts; missing: packing.Walk.over's, forward."""
 
     before_ns: Int
     experts_ns: Int
     last_ns: Int
-    after_ns: int
     wanted: Int
     missing: Int
-    suffix_dropped: Int
 
-    @property
-    def compute_ns(self) -> int:
-        return int(self.before_ns.sum() + self.experts_ns.sum()) + self.after_ns
+
+@dataclass
+class _Span:
+    """What the work of the span adds up to. after_ns: from the end of the last visit to the end of the run; compute_ns
+    and loads: see _work; shortest_ns: the shortest group any visit can run; hidden, partly: see _exposed_ns."""
+
+    after_ns: int
+    compute_ns: int
+    loads: int = 0
+    shortest_ns: int = 2**62
+    hidden: int = 0
+    partly: Counter[int] = field(default_factory=Counter)
 
 
 class _Link(NamedTuple):
@@ -80,29 +94,74 @@ def applicable(plan: Plan) -> tuple[str, ...]:
     return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
 
 
-def bounds(plan: Plan) -> dict[str, int]:
+def bounds(plan: Plan, block: int | None = None) -> dict[str, int]:
     """loads, compute_ns, link_ns, lossless_ns (class: lossless) and demand_ns (class: demand), for the plan's
     span.
 
     Which of them bind the plan's own run, `applicable` says. The arguments are with each function below.
+
+    The span is walked twice, a block of steps at a time: forward, adding up; then, for the best cut, from the end. A
+    cut asks for what lies before it and behind it at once; what lies before the visits of a block is found again
+    there, from where the first walk stood at its begin. So memory is that of one block, and of one such state for
+    each. block: expert requests of a block, about (default: _block's); no value depends on it.
     """
     if plan.warmup_steps >= len(plan.step_prefill):
         return dict.fromkeys(LOSSLESS + DEMAND, 0)
-    work, link = _work(plan), _Link.of(plan)
-    loads = int(work.missing.sum())
-    link_ns = int(_link_prefix_ns(plan, work, link)[-1]) + work.after_ns if loads else 0
-    lossless_ns = _lossless_ns(plan, work, link)
+    plan = replace(plan, experts=np.ascontiguousarray(plan.experts))
+    link = _Link.of(plan)
+    span, begins = _span(plan, link, block)
+    compute_ns = lossless_ns = span.compute_ns
+    link_ns = 0
+    if span.loads:
+        link_ns = int(_link_ns(plan, link, span, np.array(span.loads))) + span.after_ns
+        lossless_ns = max(compute_ns, link_ns, _best_cut_ns(plan, link, span, begins))
     return {
-        "loads": loads,
-        "compute_ns": work.compute_ns,
+        "loads": span.loads,
+        "compute_ns": compute_ns,
         "link_ns": link_ns,
         "lossless_ns": lossless_ns,
-        "demand_ns": max(lossless_ns, work.compute_ns + _exposed_ns(plan, work, link, loads)),
+        "demand_ns": max(lossless_ns, compute_ns + _exposed_ns(link, span)),
     }
 
 
-def _work(plan: Plan) -> _Work:
-    """What any lossless run has to do.
+def _block(plan: Plan, walk: "Walk") -> int:
+    """Expert requests of a block; more than BLOCK where a walk's state is large and the span long: all states together
+    are then as large as a block's arrays, and both grow as the square root of the span."""
+    rows = int(plan.step_offset[-1] - plan.step_offset[plan.warmup_steps])
+    requests = rows * plan.experts.shape[1] * plan.experts.shape[2]
+    return max(BLOCK, isqrt(requests * walk.nbytes // BYTES))
+
+
+def _blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
+    """The span's steps in blocks, first and last + 1, of at most `block` expert requests or one step."""
+    offset, first = plan.step_offset, plan.warmup_steps
+    rows = block // (plan.experts.shape[1] * plan.experts.shape[2])
+    while first < len(plan.step_prefill):
+        last = max(first + 1, int(np.searchsorted(offset, offset[first] + rows, "right")) - 1)
+        yield first, last
+        first = last
+
+
+def _span(plan: Plan, link: _Link, block: int | None) -> tuple[_Span, list[tuple[int, int, "Walk"]]]:
+    """What the work of all visits adds up to, and each block with the walk that stands at its begin."""
+    from sim.packing import Walk, Wants  # numba: only when a bound is asked for
+
+    everyone = np.arange(plan.experts.shape[1] * plan.n_experts)
+    walk = Walk.begin(plan, everyone if plan.warmup_steps else np.asarray(plan.residents, np.int64))
+    after_ns = int(_step_end_ns(plan, slice(-1, None))[0])
+    span, begins = _Span(after_ns, after_ns), []
+    for first, last in _blocks(plan, block or _block(plan, walk)):
+        begins.append((first, last, walk.copy()))
+        work = _work(plan, Wants.of(plan, first, last), first, last, walk)
+        span.compute_ns += int(work.before_ns.sum() + work.experts_ns.sum())
+        span.loads += int(work.missing.sum())
+        span.shortest_ns = int(work.last_ns.min(initial=span.shortest_ns, where=work.wanted > 0))
+        _spread(plan, link, work, span)
+    return span, begins
+
+
+def _work(plan: Plan, wants: "Wants", first: int, last: int, walk: "Walk") -> _Work:
+    """What any lossless run has to do in the steps first .. last - 1; the walk goes on over them.
 
     compute_ns, class lossless. The GPU runs every dense part, waits out every decision and runs every step's
     end; and each visit executes each distinct wanted expert once, with all its tokens, in at least one group,
@@ -110,83 +169,105 @@ def _work(plan: Plan) -> _Work:
 
     loads, class lossless: transfers that land in the span, for executions in it. When an expert executes,
     either it has been resident since it was last executed (or since the span's begin, if not executed in it),
-    or it has landed since then. So every want that is not kept has a landing of its own, and packing.pack
+    or it has landed since then. So every want that is not kept has a landing of its own, and sim.packing
     says how many wants can be kept at most.
     """
-    from sim.packing import Wants, pack  # numba: only when a bound is asked for
-
-    wants, costs = Wants.of(plan), plan.costs
-    expert_ns = costs.expert_ns[wants.tokens]
-    wanted, asked = np.diff(wants.offset), wants.offset[:-1] < wants.offset[1:]
-    groups = wanted if GROUPS[plan.group] == "one" else asked
-    experts_ns, last_ns = np.zeros((2, len(wanted)), np.int64)
-    if asked.any():
-        first = wants.offset[:-1][asked]
-        experts_ns[asked] = np.add.reduceat(expert_ns, first)
-        last_ns[asked] = np.minimum.reduceat(expert_ns, first) + costs.group_ns
-    everyone = np.arange(plan.experts.shape[1] * plan.n_experts)
-    initial = everyone if plan.warmup_steps else np.asarray(plan.residents, np.int64)
-    before_ns, after_ns = _between(plan)
+    group_ns = plan.costs.group_ns
+    expert_ns, least_ns = wants.spent(plan.costs.expert_ns)
+    wanted = np.diff(wants.offset)
+    groups = wanted if GROUPS[plan.group] == "one" else wanted > 0
     return _Work(
-        before_ns=before_ns,
-        experts_ns=experts_ns + costs.group_ns * groups,
-        last_ns=last_ns,
-        after_ns=after_ns,
+        before_ns=_before_ns(plan, first, last),
+        experts_ns=expert_ns + group_ns * groups,
+        last_ns=least_ns + group_ns * (wanted > 0),
         wanted=wanted,
-        missing=pack(plan, wants, initial)[0],
-        suffix_dropped=pack(plan, wants, np.zeros(0, np.int64), backward=True)[1],
+        missing=walk.over(wants)[0],
     )
 
 
-def _between(plan: Plan) -> tuple[Int, int]:
-    """int64 [n] from the end of each visit's predecessor (or the span's begin) to its routed instant; and
-    what follows the last."""
-    costs, classes = plan.costs, plan.costs.cost_class[plan.warmup_steps :]
-    before = costs.dense_ns[classes, :-1] + costs.decide_ns
-    step_end = costs.dense_ns[classes, -1] + costs.head_ns[classes]
-    before[1:, 0] += step_end[:-1]
-    return before.reshape(-1), int(step_end[-1])
+def _before_ns(plan: Plan, first: int, last: int) -> Int:
+    """int64 [n], for each visit of the steps first .. last - 1: from the end of its predecessor (or the span's begin)
+    to its routed instant."""
+    costs = plan.costs
+    before = costs.dense_ns[costs.cost_class[first:last], :-1] + costs.decide_ns
+    behind = max(first, plan.warmup_steps + 1)  # the first step that comes after another's end
+    before[behind - first :, 0] += _step_end_ns(plan, slice(behind - 1, last - 1))
+    return before.reshape(-1)
 
 
-def _shortest_ns(work: _Work) -> int:
-    """The shortest group any visit can run, 0 if none wants anything."""
-    groups = work.last_ns[work.wanted > 0]
-    return int(groups.min()) if len(groups) else 0
+def _step_end_ns(plan: Plan, steps: slice) -> Int:
+    """int64 [steps]: what follows the last visit of each."""
+    costs, classes = plan.costs, plan.costs.cost_class[steps]
+    return np.asarray(costs.dense_ns[classes, -1] + costs.head_ns[classes], np.int64)
 
 
-def _link_prefix_ns(plan: Plan, work: _Work, link: _Link) -> Int:
-    """int64 [n + 1]: least time from the span's begin to the end of visit b - 1, by the loads its visits
-    need; 0 without any.
+def _routed_ns(plan: Plan) -> int:
+    """From the span's begin to its first routed instant."""
+    return int(plan.costs.dense_ns[plan.costs.cost_class[plan.warmup_steps], 0]) + plan.costs.decide_ns
 
-    link_ns, class lossless, is the last of these and what follows the last visit. Proof. Of the m loads, the
+
+def _link_ns(plan: Plan, link: _Link, span: _Span, loads: Int) -> Int:
+    """int64, as `loads`: least time from the span's begin to the end of a visit, by the loads that are needed until
+    then; 0 without any.
+
+    link_ns, class lossless, is this for all loads and what follows the last visit. Proof. Of the m loads, the
     first lands first_ns after its commit at least, the others each_ns after one another (_Link); nothing is
     committed before the run's first routed instant, where the queues are first filled. The last one to land
     executes after it has landed. After a warm-up the first may be about to land at the span's begin.
     """
-    loads = np.concatenate([[0], np.cumsum(work.missing)])
-    begin = 0 if plan.warmup_steps else int(work.before_ns[0]) + link.first_ns
-    return np.where(loads > 0, begin + (loads - 1) * link.each_ns + _shortest_ns(work), 0)
+    begin = 0 if plan.warmup_steps else _routed_ns(plan) + link.first_ns
+    return np.where(loads > 0, begin + (loads - 1) * link.each_ns + span.shortest_ns, 0)
 
 
-def _lossless_ns(plan: Plan, work: _Work, link: _Link) -> int:
-    """lossless_ns, class lossless: the best cut of the run in two.
+def _best_cut_ns(plan: Plan, link: _Link, span: _Span, begins: list[tuple[int, int, "Walk"]]) -> int:
+    """lossless_ns, class lossless: the best cut of the run in two, at a visit's begin; with compute_ns and link_ns,
+    which are the cuts at both ends.
 
     Proof. Cut the span at the end of any visit's predecessor. Each part takes at least its own compute; the
-    first part also at least its link time (_link_prefix_ns). The second part too: whoever is resident at the
-    cut, at most what fits, m of its wants have to land after it (packing.pack, backward), the first perhaps
+    first part also at least its link time (_link_ns). The second part too: whoever is resident at the
+    cut, at most what fits, m of its wants have to land after it (packing.Walk, backward), the first perhaps
     at once, the others each_ns after one another, and the last of them then executes, with what follows the
-    last visit behind it. So time >= the sum of both for every cut. The cuts at both ends make this at least
-    compute_ns and at least link_ns.
+    last visit behind it. So time >= the sum of both for every cut.
     """
-    compute = np.concatenate([[0], np.cumsum(work.before_ns + work.experts_ns)])
-    loads = np.concatenate([np.cumsum(work.suffix_dropped[::-1])[::-1], [0]])
-    link_suffix = np.where(loads > 0, (loads - 1) * link.each_ns + _shortest_ns(work) + work.after_ns, 0)
-    left = np.maximum(compute, _link_prefix_ns(plan, work, link))
-    right = np.maximum(work.compute_ns - compute, link_suffix)
-    return int((left + right).max())
+    from sim.packing import Walk, Wants
+
+    best = 0
+    back = Walk.begin(plan, np.zeros(0, np.int64), backward=True)
+    compute_behind, loads_behind, loads_before = span.after_ns, 0, span.loads
+    for first, last, walk in reversed(begins):
+        wants = Wants.of(plan, first, last)
+        work = _work(plan, wants, first, last, walk)
+        compute = compute_behind + _from_each(work.before_ns + work.experts_ns)
+        behind = loads_behind + _from_each(back.over(wants)[1])
+        before = loads_before - _from_each(work.missing)
+        right_ns = np.where(behind > 0, (behind - 1) * link.each_ns + span.shortest_ns + span.after_ns, 0)
+        left = np.maximum(span.compute_ns - compute, _link_ns(plan, link, span, before))
+        best = max(best, int((left + np.maximum(compute, right_ns)).max()))
+        compute_behind, loads_behind, loads_before = int(compute[0]), int(behind[0]), int(before[0])
+    return best
 
 
-def _exposed_ns(plan: Plan, work: _Work, link: _Link, loads: int) -> int:
+def _from_each(values: Int) -> Int:
+    """int64 [n]: the sum of the values from each place on."""
+    sums: Int = np.cumsum(values[::-1])[::-1]
+    return sums
+
+
+def _spread(plan: Plan, link: _Link, work: _Work, span: _Span) -> None:
+    """Add what a block's visits can hide to the span's `hidden` and `partly`: see _exposed_ns."""
+    if link.each_ns == 0:
+        return
+    room = np.maximum(0, work.experts_ns - work.last_ns - (link.first_ns - link.each_ns))
+    if GROUPS[plan.group] == "all":
+        room[:] = 0
+    hidden = np.minimum(room // link.each_ns, work.wanted)
+    partly = ((hidden + 1) * link.each_ns - room)[hidden < work.wanted]
+    span.hidden += int(hidden.sum())
+    values, counts = np.unique(partly, return_counts=True)
+    span.partly.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+def _exposed_ns(link: _Link, span: _Span) -> int:
     """demand_ns, class demand, is compute_ns and this: the least stall when each visit's transfers lie inside
     its experts phase.
 
@@ -198,21 +279,20 @@ def _exposed_ns(plan: Plan, work: _Work, link: _Link, loads: int) -> int:
     is 0 up to some m, then rises by a part of each_ns, then by each_ns; m is at most the number of wanted
     experts. It is convex, so giving the loads to the cheapest increments is the least sum over all ways to
     spread them, and any run spreads at least `loads` (_work).
+
+    Of these increments the span knows how many are 0 (hidden), and of the parts of each_ns how many there are of each
+    value (partly): no more values than there are visits that differ in the tokens of their experts.
     """
-    if link.each_ns == 0 or loads == 0:
-        return 0
-    room = np.maximum(0, work.experts_ns - work.last_ns - (link.first_ns - link.each_ns))
-    if GROUPS[plan.group] == "all":
-        room[:] = 0
-    hidden = np.minimum(room // link.each_ns, work.wanted)
-    partly = np.sort(((hidden + 1) * link.each_ns - room)[hidden < work.wanted])
-    left = max(0, loads - int(hidden.sum()))
-    return int(partly[:left].sum()) + max(0, left - len(partly)) * link.each_ns
+    left, exposed = max(0, span.loads - span.hidden), 0
+    for ns, visits in sorted(span.partly.items()):
+        exposed += ns * min(left, visits)
+        left -= min(left, visits)
+    return exposed + left * link.each_ns
 
 
 def executed_bounds(plan: Plan, record: "RunRecord") -> dict[str, int]:
-    """executed_gpu_ns, executed_link_ns and their maximum executed_ns (class: any policy, by the work it
-    executed).
+    """executed_gpu_ns, executed_link_ns and their maximum executed_ns (class any): this run's own transfers and
+    kernels, perfectly overlapped.
 
     Proof. Dense parts, decisions, groups and step ends are never two at a time, so the time is at least the
     sum of those of this run (executed_gpu_ns): the time with the same work and no waiting. The link carries
@@ -224,5 +304,5 @@ def executed_bounds(plan: Plan, record: "RunRecord") -> dict[str, int]:
     gpu_ns = k["dense_ns"] + k["decide_ns"] + k["experts_ns"] + k["head_ns"]
     link_ns = k["link_busy_ns"]
     if link_ns and not plan.warmup_steps:
-        link_ns += int(_between(plan)[0][0])
+        link_ns += _routed_ns(plan)
     return {"executed_gpu_ns": gpu_ns, "executed_link_ns": link_ns, "executed_ns": max(gpu_ns, link_ns)}

@@ -34,6 +34,7 @@ __all__ = [
     "StepShapes",
     "costs",
     "cpu_expert_ns",
+    "cpu_terms_ns",
     "expert_bytes",
     "expert_ns",
     "group_ns",
@@ -147,14 +148,24 @@ def cpu_expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", pr
     (arXiv 2512.16473: 704.6 MB in 7.34 ms = 96 GB/s). A busy link takes its share of the host's memory
     bandwidth (`Host.read_rate`).
     """
+    host = hardware.host
+    assert host is not None
+    read, operations = cpu_terms_ns(model, hardware, engine, precision, np.arange(max_tokens + 1))
+    ns = host.cpu_launch_ns + np.maximum(read[:, None], operations)
+    ns[:, 0] = 0
+    return _rounded(ns)
+
+
+def cpu_terms_ns(
+    model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, tokens: npt.NDArray[Any]
+) -> tuple[Float, Float]:
+    """The two terms of an expert on the host: reading its weights, float64 [2] with the link idle and busy, and its
+    operations, float64 by `tokens` (any shape)."""
     host, size = hardware.host, model.expert_bytes(precision)
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
-    operations_ns = np.arange(max_tokens + 1) * (2.0 * model.expert_params) / (host.tflops * 1e3)
-    rates = (host.read_rate(), host.read_rate(link_rate))
-    ns = np.stack([host.cpu_launch_ns + np.maximum(size / rate, operations_ns) for rate in rates])
-    ns[:, 0] = 0
-    return _rounded(ns)
+    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)])
+    return read, tokens * (2.0 * model.expert_params) / (host.tflops * 1e3)
 
 
 def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:

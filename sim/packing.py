@@ -14,13 +14,32 @@ Nothing else is asked, so the largest set of intervals under these limits is at 
 slots are claimed at the commit, that held experts stay, that a group releases its experts together, only
 takes sets away.
 
-Greedy. Go through the points in order; where too many intervals are open, drop the one that ends furthest.
-This keeps the most, whatever the limits are: some open one has to go, the points behind are satisfied
-already, and dropping the furthest leaves at every point ahead no more than dropping any other would (Carlisle
-and Lloyd 1995, Faigle and Nawijn 1995; for a cache, Belady 1966). It keeps the most for *every* prefix of the
-run at once: intervals that end beyond the prefix are dropped before any that does not, so those inside fare
-as if the others were not there. The same walk from the end backwards does so for every suffix: intervals cut
-off by the suffix's begin all reach equally far back.
+The limits in slots. At most C intervals are open anywhere if and only if they fit into C slots, none of which
+holds two at a time. So: each kept interval has a slot from after u to before w, and each visit that wants
+something has one while it lasts, perhaps the one of an interval that ends or begins in it.
+
+Greedy. Visit after visit, nothing looks ahead. An interval (u, w) is decided in w: it is kept if a slot has
+been free since u or before, in the one of these that has been free for the shortest time. Then w takes, for
+itself, the slot that has been free for the shortest time; any will do, all are free then. This keeps the
+most. Proof: take a largest set, in slots, that agrees with ours for as long as one can, and look at the first
+decision in which it differs. Everything decided later ends later, or at the same visit.
+    We do not keep (u, w): every slot is taken after u, so the other set does not either.
+    We give slot a, the other set slot b: b has been free for at least as long as a. Exchange, in the other
+    set, all that a and b hold from here on: what begins after a is free begins after b is.
+    We keep (u, w) in slot a, the other set nowhere: of what it puts into a from here on, one interval at most
+    overlaps (u, w), for all of these end in w or later. Put (u, w) in its place: as many as before.
+Each time it agrees longer, so ours is a largest set. And it is one for *every* prefix of the run at once, for
+the decisions up to there are those of the prefix alone. From the end backwards: for every suffix. (Carlisle
+and Lloyd 1995, Faigle and Nawijn 1995; that the past alone tells what Belady's optimum hits: Jain and Lin
+2016.)
+
+Open intervals. Of a suffix we ask how many wants have to land whoever is resident when it begins: intervals
+that its begin cuts off may be kept too. Belady's greedy (1966) decides those as well: where too many are
+open, drop the one that ends furthest, which leaves no more open at any point ahead than another would; here,
+any that is cut off, they all reach equally far back. It keeps the most of every prefix of the walk too, so as
+many that end in any one visit as ours; and so we know, without knowing which, how many it has open: a visit
+ends those that are kept and opens one for each expert that it wants, and what is then beyond C has been
+dropped, at the visit or behind it: the wants that have to land.
 """
 
 from typing import Any, NamedTuple
@@ -28,40 +47,44 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import choice
+from sim.core.jit import choice, frozen, inlined, inner
 from sim.core.plan import Plan
 
 Int = npt.NDArray[np.int64]
 
+SPARE = 16  # nodes of a scope beyond twice its slots: how often a walk numbers them anew
+MOVING = ("last", "free", "below", "top", "opened")  # what of a walk changes as it goes on
+
 
 class Wants(NamedTuple):
-    """The distinct experts wanted in each visit from the first counted step on: visit v (of n) wants the
-    global ids `expert[offset[v]:offset[v + 1]]` (int32 [N]), each for `tokens` (int32 [N]) rows; offset int64
-    [n + 1]."""
+    """The distinct experts wanted in each of some visits: visit v (of n) wants the global ids
+    `expert[offset[v]:offset[v + 1]]` (int32 [N]), each for `tokens` (int32 [N]) rows; offset int64 [n + 1]."""
 
     offset: Int
     expert: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int32]
 
     @staticmethod
-    def of(plan: Plan) -> "Wants":
-        """From step `plan.warmup_steps` on."""
+    def of(plan: Plan, first: int | None = None, last: int | None = None) -> "Wants":
+        """The visits of the steps from `first` (default: plan.warmup_steps) to before `last` (default: the end)."""
         layers, top_k = plan.experts.shape[1:]
-        step_offset = plan.step_offset[min(plan.warmup_steps, len(plan.step_prefill)) :]
+        steps = len(plan.step_prefill)
+        first = min(plan.warmup_steps, steps) if first is None else first
+        step_offset = plan.step_offset[first : (steps if last is None else last) + 1]
         most = int(step_offset[-1] - step_offset[0]) * layers * top_k
         offset = np.zeros((len(step_offset) - 1) * layers + 1, np.int64)
         expert, tokens = np.empty(most, np.int32), np.empty(most, np.int32)
         seen = np.full(layers * plan.n_experts, -1, np.int64)
-        experts, step_offset, step_row = map(_frozen, (plan.experts, step_offset, plan.step_row))
+        experts, step_offset, step_row = map(frozen, (plan.experts, step_offset, plan.step_row))
         n = _distinct(experts, step_offset, step_row, plan.n_experts, seen, offset, expert, tokens)
         return Wants(offset, expert[:n], tokens[:n])
 
-
-def _frozen(array: Any) -> Any:
-    """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
-    out = np.ascontiguousarray(array).view()
-    out.flags.writeable = False
-    return out
+    def spent(self, expert_ns: Int) -> tuple[Int, Int]:
+        """int64 [n] each, ns: the executions of each visit's experts, and the shortest of them; 0 where it wants
+        nothing. expert_ns: by tokens."""
+        total, least = np.zeros((2, len(self.offset) - 1), np.int64)
+        _spent(frozen(self.offset), frozen(self.tokens), frozen(expert_ns), total, least)
+        return total, least
 
 
 @choice
@@ -98,125 +121,127 @@ def _distinct(
 
 
 @choice
-def _push(heap: Any, size: int, key: int) -> int:
-    """Into a heap whose largest key is in front; returns the new size."""
-    i = size
-    while i > 0 and heap[(i - 1) // 2] < key:
-        heap[i] = heap[(i - 1) // 2]
-        i = (i - 1) // 2
-    heap[i] = key
-    return size + 1
-
-
-@choice
-def _pop(heap: Any, size: int) -> int:
-    """Take the front away; returns the new size."""
-    size -= 1
-    key, i, child = heap[size], 0, 1
-    while child < size:
-        if child + 1 < size and heap[child + 1] > heap[child]:
-            child += 1
-        if heap[child] <= key:
-            break
-        heap[i] = heap[child]
-        i, child = child, 2 * child + 1
-    heap[i] = key
-    return size
-
-
-@choice
-def _open(heap: Any, size: int, is_open: Any, g: int, end: int) -> int:
-    is_open[g] = True
-    return _push(heap, size, end * len(is_open) + g)
-
-
-@choice
-def _trim(heap: Any, size: int, is_open: Any, excess: int) -> int:
-    """Drop the `excess` open intervals that end furthest. Closed ones still in the heap end before any open
-    one."""
-    for _ in range(excess):
-        is_open[heap[0] % len(is_open)] = False
-        size = _pop(heap, size)
-    return size
-
-
-@choice
-def _next_wants(offset: Any, expert: Any, backward: bool, following: Any, first: Any) -> None:
-    """following [N]: the place (in walking order) where the same expert is wanted next, n for never; first
-    [G] likewise."""
-    n = len(offset) - 1
-    for i in range(n - 1, -1, -1):
-        v = n - 1 - i if backward else i
+def _spent(offset: Any, tokens: Any, expert_ns: Any, total: Any, least: Any) -> None:
+    for v in range(len(total)):
         for j in range(offset[v], offset[v + 1]):
-            following[j] = first[expert[j]]
-            first[expert[j]] = i
+            ns = expert_ns[tokens[j]]
+            total[v] += ns
+            least[v] = ns if j == offset[v] else min(least[v], ns)
 
 
-@choice
-def _pack(
-    offset: Any, expert: Any, slots: int, start: int, stride: int, backward: bool,
-    following: Any, heap: Any, size: int, is_open: Any, count: int, missing: Any, dropped: Any,
-) -> None:  # fmt: skip
-    """One scope: the places start, start + stride, ... of the walk. Intervals open before it: `count`, in
-    heap and is_open."""
-    n = len(offset) - 1
-    for i in range(start, n, stride):
-        v = n - 1 - i if backward else i
-        if offset[v] == offset[v + 1]:
-            continue
-        for j in range(offset[v], offset[v + 1]):
-            if is_open[expert[j]]:
-                is_open[expert[j]] = False
-                count -= 1
-            else:
-                missing[v] += 1
-        excess = max(0, count - max(0, slots - 1))  # what passes over this visit
-        size = _trim(heap, size, is_open, excess)
-        dropped[v] += excess
-        count -= excess
-        for j in range(offset[v], offset[v + 1]):
-            size = _open(heap, size, is_open, expert[j], following[j])
-            count += 1
-        excess = max(0, count - slots)  # what is open between this visit and the next
-        size = _trim(heap, size, is_open, excess)
-        dropped[v] += excess
-        count -= excess
+class Walk(NamedTuple):
+    """Where the greedy stands: all that it has to know of what lies behind it, so much for any number of visits.
 
-
-@choice
-def _start(heap: Any, is_open: Any, first: Any, initial: Any, slots: int) -> int:
-    """The intervals of the experts resident at first, at most `slots` of them; returns how many (the size of
-    the heap)."""
-    size = 0
-    for g in initial:
-        size = _open(heap, size, is_open, g, first[g])
-    return _trim(heap, size, is_open, max(0, size - slots))
-
-
-def pack(plan: Plan, wants: Wants, initial: Int, backward: bool = False) -> tuple[Int, Int]:
-    """(missing, dropped), int64 [n] each. missing[v]: wants of visit v before which no interval was kept;
-    dropped[v]: intervals given up when the walk was at visit v or had just left it. initial: global ids, each
-    at most once, that may be resident when a forward walk begins.
-
-    Forward, missing[:b].sum() is the least number of loads for the first b visits, for every b. Backward
-    (initial empty), dropped[b:].sum() is the least number for the visits from b on, whoever is resident when
-    they begin.
+    A scope s has room for nodes from base[s] to before base[s + 1], and some to before top[s]: visits behind the walk
+    that wanted something, oldest first. free int32 [nodes]: slots that have been free since then. below int32 [nodes]:
+    the node itself if it has any; else an older one, not beyond the nearest that has (union-find: Tarjan 1975). The
+    first node never has any and ends a search, the second is the begin of the walk. last int32 [G]: the node of the
+    visit that wanted each expert last. slots, opened int64 [scopes]: how many, and how many intervals Belady's greedy
+    has open.
     """
-    n, layers = len(wants.offset) - 1, plan.experts.shape[1]
-    n_global = layers * plan.n_experts
-    following, first = np.empty(len(wants.expert), np.int64), np.full(n_global, n, np.int64)
-    _next_wants(wants.offset, wants.expert, backward, following, first)
-    is_open = np.zeros(n_global, np.bool_)
-    missing, dropped = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    stride = 1 if plan.pooled else layers
-    opened = np.diff(wants.offset).reshape(-1, stride).sum(axis=0).max(initial=0)
-    heap = np.empty(opened + n_global, np.int64)
-    for scope, slots in enumerate(plan.slots.tolist()):
-        mine = initial if plan.pooled else initial[initial // plan.n_experts == scope]
-        size = _start(heap, is_open, first, mine, slots)
-        start = stride - 1 - scope if backward else scope
-        _pack(
-            wants.offset, wants.expert, slots, start, stride, backward,
-            following, heap, size, is_open, size, missing, dropped,
-        )  # fmt: skip
-    return missing, dropped
+
+    last: npt.NDArray[np.int32]
+    free: npt.NDArray[np.int32]
+    below: npt.NDArray[np.int32]
+    base: Int
+    top: Int
+    slots: Int
+    opened: Int
+    backward: bool
+
+    @staticmethod
+    def begin(plan: Plan, initial: Int, backward: bool = False) -> "Walk":
+        """A walk that has not begun. initial: global ids, each at most once, that may be resident then."""
+        scope_of = np.arange(plan.experts.shape[1] * plan.n_experts) // plan.n_experts * (not plan.pooled)
+        slots = np.array(plan.slots, np.int64)
+        base = np.concatenate([[0], np.cumsum(2 * slots + SPARE)])
+        last, free = base[scope_of].astype(np.int32), np.zeros(base[-1], np.int32)
+        last[initial] += 1
+        free[base[:-1] + 1] = slots
+        opened = np.minimum(slots, np.bincount(scope_of[initial], minlength=len(slots)))
+        return Walk(last, free, np.arange(base[-1], dtype=np.int32), base, base[:-1] + 2, slots, opened, backward)
+
+    @property
+    def nbytes(self) -> int:
+        """What a copy takes."""
+        return sum(getattr(self, name).nbytes for name in MOVING)
+
+    def copy(self) -> "Walk":
+        """The same place, to walk on from later."""
+        return self._replace(**{name: getattr(self, name).copy() for name in MOVING})
+
+    def over(self, wants: Wants) -> tuple[Int, Int]:
+        """Walk on over the n visits of some whole steps; backward, over the last of them first.
+
+        Returns (missing, dropped), int64 [n] each. missing[v]: wants of visit v before which no interval is kept;
+        dropped[v]: open intervals given up when the walk was at visit v or had just left it. Forward, the sum of
+        missing over all visits behind the walk is the least number of loads for them. Backward (initial empty), the
+        sum of dropped is the least number for them whoever is resident when they begin.
+        """
+        missing, dropped = np.zeros((2, len(wants.offset) - 1), np.int64)
+        _keep(frozen(wants.offset), frozen(wants.expert), self, missing, dropped)
+        return missing, dropped
+
+
+@inlined
+def _find(below: Any, node: int) -> int:
+    """The nearest node, not newer, that has a free slot; the first of its scope if there is none."""
+    while below[node] != node:
+        below[node] = below[below[node]]
+        node = below[node]
+    return node
+
+
+@inlined
+def _take(free: Any, below: Any, node: int) -> None:
+    """One of the slots that have been free since then."""
+    free[node] -= 1
+    below[node] = node - (free[node] == 0)
+
+
+@inner
+def _renumber(walk: Any, scope: int) -> None:
+    """Only nodes with free slots are told apart any more: at most as many as slots."""
+    first, experts = walk.base[scope], len(walk.last) // len(walk.slots)
+    to = first
+    for node in range(first + 1, walk.top[scope]):
+        if walk.free[node] > 0:
+            to += 1
+            walk.free[to] = walk.free[node]
+        walk.below[node] = to
+    for g in range(scope * experts, (scope + 1) * experts):
+        walk.last[g] = walk.below[walk.last[g]]
+    for node in range(first, to + 1):
+        walk.below[node] = node
+    walk.top[scope] = to + 1
+
+
+@choice
+def _keep(offset: Any, expert: Any, walk: Any, missing: Any, dropped: Any) -> None:
+    """The greedy over some visits; see Walk.over."""
+    last, free, below, slots, opened = walk.last, walk.free, walk.below, walk.slots, walk.opened
+    n, scope = len(missing), len(slots) - 1 if walk.backward else 0
+    for i in range(n):
+        v = n - 1 - i if walk.backward else i
+        begin, end, kept = offset[v], offset[v + 1], 0
+        if begin < end:
+            if walk.top[scope] == walk.base[scope + 1]:
+                _renumber(walk, scope)
+            here, none = walk.top[scope], walk.base[scope]
+            for j in range(begin, end):
+                node = _find(below, last[expert[j]])
+                if node != none:
+                    _take(free, below, node)
+                    kept += 1
+                last[expert[j]] = here
+            if kept == 0:  # for the visit itself; else it has one of theirs
+                _take(free, below, _find(below, here - 1))
+            free[here], below[here] = max(kept, 1), here
+            walk.top[scope] = here + 1
+            missing[v] = end - begin - kept
+            asked = opened[scope] + missing[v]
+            opened[scope] = min(asked, slots[scope])
+            dropped[v] = asked - opened[scope]
+        scope += -1 if walk.backward else 1
+        if scope < 0 or scope == len(slots):
+            scope = len(slots) - 1 if walk.backward else 0

@@ -72,12 +72,12 @@ def prepare(
 
     trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
-    policies = _policies(spec)
     path = _place(spec.trace)
     whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
     hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
     engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
     model = model or memo(("model", spec.model, spec.trace, spec.hardware), lambda: _model(spec, whole, path, hardware))
+    policies = _policies(spec)
     eviction, miss, rerank = policies["eviction"], policies["miss"], policies["rerank"]
     spec = _with_own_calibration(spec, path)
     judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
@@ -294,7 +294,8 @@ def _shares(
         total = cache_bytes(cache) // size
         if total < scopes:
             raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
-        return np.minimum(total // scopes + (np.arange(scopes) < total % scopes), most).astype(np.int64)
+        shares = total // scopes + (np.arange(scopes) < total % scopes)
+        return np.asarray(np.minimum(shares, most), np.int64)
     if cache > most:
         has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
         raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")

@@ -1,5 +1,6 @@
 """What a run comes to: the one JSON object, and the same for people."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -7,17 +8,29 @@ import numpy as np
 
 from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
+from sim.core.plan import Plan
 from sim.memo import Memo, afresh
 from sim.plan import Setting
 from sim.policies import find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
+from sim.verdict import facts_of, verdict
 from traces import npz
 
 SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
 OPEN_LOOP = (
     "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
 )
+NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
+
+# What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
+BOUNDS = {
+    "lossless_ns": "any lossless policy on the GPU, oracles included",
+    "demand_ns": "any lossless policy on the GPU without prefetch",
+}
+LIMITS = BOUNDS | {
+    "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
+}
 
 
 def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str, Any]:
@@ -26,8 +39,10 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out = summarise(record)
     out["quality"] = _quality(setting, record)
     out["memory"] = setting.memory
+    out["slots"] = _slots(setting.plan)
+    out["start"] = _start(setting.plan)
     out["bounds"] = _bounds_of(setting, record, memo)
-    out["verdict"] = verdict(setting, out)
+    out["verdict"] = verdict(facts_of(setting, out, memo))
     out["notes"] = _notes(setting, out)
     out["machine"] = spec.machine
     out["spec"] = spec.model_dump(exclude={"machine"})
@@ -35,6 +50,23 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["policy_files"] = setting.policy_files
     out["version"] = __version__
     return out
+
+
+def _slots(plan: Plan) -> dict[str, int]:
+    """What --cache came to: slots in total, of how many scopes (layers, or the one pool), the fewest and the most that
+    one has; and the slots of low-precision copies."""
+    slots, low = plan.slots, plan.low
+    sizes = {"total": int(slots.sum()), "scopes": len(slots), "least": int(slots.min()), "most": int(slots.max())}
+    return sizes | {"low": 0 if low is None else int(low.slots.sum())}
+
+
+def _start(plan: Plan) -> dict[str, int]:
+    """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
+    to load them, one after another."""
+    idle, following = plan.costs.transfer_ns.tolist()
+    first = plan.costs.commit_gap_ns + idle
+    n, each = len(plan.residents), first if plan.costs.commit_depth == 1 else following
+    return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
 
 
 def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
@@ -131,34 +163,6 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
     return notes
 
 
-def verdict(setting: Setting, out: dict[str, Any]) -> str:
-    """Which of four things holds the run back.
-
-    working-set-bound: a layer has fewer slots than one visit wants on average; compute-bound: the GPU waits less than a
-    tenth of the time; link-bound: the link is busy at least nine tenths of it; else policy-bound.
-    """
-    time = out["time_ns"] or 1
-    waits = (out["breakdown_ns"]["stall"] + out["breakdown_ns"]["cpu_wait"]) / time
-    visits = out["steps"] * setting.trace.n_moe_layers
-    wanted, slots = out["wanted"] / visits, _slots_per_layer(setting)
-    if slots < wanted and waits > 0:
-        return (
-            f"working-set-bound: {slots:g} slots per layer, but one visit wants {wanted:.2f} experts; "
-            "below that no policy keeps them all"
-        )
-    if waits < 0.1:
-        return f"compute-bound: the GPU waits {waits:.1%} of the time"
-    busy = out["link_busy_ns"] / time
-    if busy >= 0.9:
-        return f"link-bound: the link is busy {busy:.1%} of the time; fewer or smaller transfers are what helps"
-    return f"policy-bound: the GPU waits {waits:.1%} of the time, the link is busy {busy:.1%}; see the bounds"
-
-
-def _slots_per_layer(setting: Setting) -> float:
-    slots = setting.plan.slots
-    return float(slots[0]) / setting.trace.n_moe_layers if setting.plan.pooled else float(slots.min())
-
-
 # --- for people ---
 
 
@@ -171,7 +175,7 @@ def table(out: dict[str, Any]) -> str:
         f"top-{trace['top_k']}; {out['requests']} requests, "
         f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
         f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; "
-        f"cache {spec['cache']} per {spec['cache_scope']}, eviction {spec['eviction']}, "
+        f"cache {cache_words(out)}, eviction {spec['eviction']}, "
         f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
         *(f"! {note}" for note in out["notes"]),
         "",
@@ -188,6 +192,24 @@ def table(out: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cache_words(out: Mapping[str, Any]) -> str:
+    """The cache as it was asked for and what that came to: `24 slots per layer`, `0.5 (4 of 8 experts per layer)`,
+    `60GB (170 slots over 32 layers, 5 to 6 per layer)`, `pool of 128 slots`."""
+    asked, slots, trace = out["spec"]["cache"], out["slots"], out["trace"]
+    total, least, most = (f"{slots[name]:,}" for name in ("total", "least", "most"))
+    pooled = out["spec"]["cache_scope"] == "global"
+    low = f", and {slots['low']:,} slots of low-precision copies" if slots["low"] else ""
+    if isinstance(asked, int) and asked == slots["least"] == slots["most"]:
+        return (f"pool of {total} slots" if pooled else f"{least} slot{'s' * (asked > 1)} per layer") + low
+    if pooled:
+        came_to = f"pool of {total} slots for {trace['moe_layers'] * trace['n_experts']:,} experts"
+    elif least == most:
+        came_to = f"{least} of {trace['n_experts']:,} experts per layer"
+    else:
+        came_to = f"{total} slots over {slots['scopes']:,} layers, {least} to {most} per layer"
+    return f"{asked} ({came_to}){low}"
+
+
 def _figure(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
@@ -200,7 +222,19 @@ def _speed(out: dict[str, Any]) -> list[str]:
         row = out[f"{name}_ms"]
         values = " ".join(f"{_figure(row[key], 3):>12}" for key in ("mean", "p50", "p95", "p99"))
         lines.append(f"{name.upper():<12} {values} {row['n']:>8}")
-    return lines
+    return lines + _free_start(out)
+
+
+def _free_start(out: dict[str, Any]) -> list[str]:
+    """That the first residents came free of charge, where that is a noticeable part of TTFT or of the hits."""
+    start, ttft = out["start"], out["ttft_ms"]
+    waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
+    flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
+    if out["spec"]["warmup_steps"] or not start["residents"] or not flatters:
+        return []
+    there = f"{start['residents']:,} experts ({start['bytes'] / 1e9:.2f} GB, placement {out['spec']['placement']})"
+    load = f"the {start['load_ns'] / 1e9:.3f} s of loading them"
+    return [f"{'start':<12} {there} are there at time 0; TTFT and hits do not pay {load}"]
 
 
 def _time(out: dict[str, Any]) -> list[str]:
@@ -247,21 +281,16 @@ def _share(value: float | None) -> str:
 def _memory(out: dict[str, Any]) -> list[str]:
     parts = {name: size for name, size in out["memory"].items() if name != "fits"}
     known = ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
+    card = "" if parts["gpu"] is None else f" ({parts['gpu'] / 2**20:,.0f} MiB)"  # as the driver names it
     fits = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[out["memory"]["fits"]]
-    return [f"{'memory':<12} {known}: {fits}"]
-
-
-BOUNDS = {
-    "lossless_ns": "any lossless policy, oracles included",
-    "demand_ns": "any lossless policy without prefetch",
-    "executed_ns": "any policy, by the work that this run executed",
-}
+    return [f"{'memory':<12} {known}{card}: {fits}"]
 
 
 def _bounds(out: dict[str, Any]) -> list[str]:
     time = out["time_ns"] or 1
     return [
-        f"{'bound':<12} {out['bounds'][name] / 1e9:.3f} s ({out['bounds'][name] / time:.1%} of the time) for {what}"
-        for name, what in BOUNDS.items()
+        f"{'bound' if name in BOUNDS else 'own work':<12} {out['bounds'][name] / 1e9:.3f} s "
+        f"({out['bounds'][name] / time:.1%} of the time) for {what}"
+        for name, what in LIMITS.items()
         if name in out["bounds"]
     ]

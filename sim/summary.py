@@ -14,11 +14,13 @@ SLOTS = ("slots_wanted", "slots_hit", "slots_late", "fetched", "substituted", "d
 
 
 def spread_ms(ns: Int) -> dict[str, Any]:
-    """mean and percentiles (numpy's inverted_cdf) in ms; None where there is no value."""
-    out: dict[str, Any] = {"mean": float(np.mean(ns)) / 1e6 if len(ns) else None}
-    for p in PERCENTILES:
-        out[f"p{p}"] = float(np.percentile(ns, p, method="inverted_cdf")) / 1e6 if len(ns) else None
-    return out | {"n": len(ns)}
+    """mean and percentiles (numpy's inverted_cdf) in ms; None where there is no value. Leaves ns in another order."""
+    names = [f"p{p}" for p in PERCENTILES]
+    if not len(ns):
+        return {"mean": None, **dict.fromkeys(names), "n": 0}
+    mean = float(np.mean(ns)) / 1e6
+    found = np.percentile(ns, PERCENTILES, method="inverted_cdf", overwrite_input=True).tolist()
+    return {"mean": mean, **{name: value / 1e6 for name, value in zip(names, found, strict=True)}, "n": len(ns)}
 
 
 def _per_second(n: int, ns: int) -> float | None:
@@ -30,15 +32,14 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     warm = record.warmup_steps
     steps = {name: column[warm:] for name, column in record.steps.items()}
     prefill = steps["prefill"].astype(bool)
-    spent = steps["end_ns"] - steps["begin_ns"]
-    decode_ns, prefill_ns = int(spent[~prefill].sum()), int(spent[prefill].sum())
-    tokens, prompt = int(steps["rows"][~prefill].sum()), int(steps["rows"][prefill].sum())
+    decode_ns, prefill_ns = _by_kind(steps["end_ns"] - steps["begin_ns"], prefill)
+    tokens, prompt = _by_kind(steps["rows"], prefill)
     time_ns = int(steps["end_ns"][-1] - steps["begin_ns"][0])
     return {
         "time_ns": time_ns,
         "decode_ns": decode_ns,
         "prefill_ns": prefill_ns,
-        "steps": len(spent),
+        "steps": len(prefill),
         "requests": _running(record),
         "tokens": tokens,
         "prompt_tokens": prompt,
@@ -47,6 +48,11 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         **_latencies(record),
         **_counts(record),
     }
+
+
+def _by_kind(values: Int, prefill: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Sums over the decode steps and over the prefill steps."""
+    return int(values.sum(where=~prefill)), int(values.sum(where=prefill))
 
 
 def _running(record: RunRecord) -> int:
@@ -65,22 +71,30 @@ def _running(record: RunRecord) -> int:
 def _latencies(record: RunRecord) -> dict[str, Any]:
     """TPOT and TTFT over requests, ITL over tokens; those that began in the warm-up are left out."""
     r, warm = record.requests, record.warmup_steps
-    ends = record.steps["end_ns"][record.steps["prefill"] == 0]
     start = record.steps["begin_ns"][warm]
-    gaps: list[Int] = []
-    for i in np.flatnonzero(r["generated"] > 0):
-        times = ends[r["first_decode"][i] : r["first_decode"][i] + r["generated"][i]]
-        if r["last_prefill_step"][i] >= 0:
-            times = np.concatenate([r["first_ns"][i : i + 1], times])
-        gaps.append(np.diff(times)[times[1:] > start])
     whole = (r["first_ns"] >= start) & (r["tokens"] > 1)
     begun = (r["admitted_step"] >= warm) & (r["first_ns"] >= 0)
     tpot = (r["last_ns"] - r["first_ns"])[whole] / (r["tokens"] - 1)[whole]
     return {
         "tpot_ms": spread_ms(tpot),
         "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[begun]),
-        "itl_ms": spread_ms(np.concatenate(gaps) if gaps else np.zeros(0, np.int64)),
+        "itl_ms": spread_ms(_gaps(record, start)),
     }
+
+
+def _gaps(record: RunRecord, start: int) -> Int:
+    """int64 [n], ns: from each token of a request to its next, where that came after `start`."""
+    r, ends = record.requests, record.steps["end_ns"][record.steps["prefill"] == 0]
+    out, n = np.empty(int(r["generated"].sum()), np.int64), 0
+    for i in np.flatnonzero(r["generated"] > 0):
+        times = ends[r["first_decode"][i] : r["first_decode"][i] + r["generated"][i]]
+        if r["last_prefill_step"][i] >= 0:
+            times = np.concatenate([r["first_ns"][i : i + 1], times])
+        first = max(1, int(np.searchsorted(times, start, "right")))  # they rise
+        later = times[first:]
+        np.subtract(later, times[first - 1 : len(times) - 1], out=out[n : n + len(later)])
+        n += len(later)
+    return out[:n]
 
 
 def _bytes(record: RunRecord, landed: dict[str, int]) -> dict[str, int]:

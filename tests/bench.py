@@ -1,13 +1,12 @@
 """make bench: the figures of the README, interleaved in one run, median with the least and the most.
 
-    python -m tests.bench [--requests 1e7] [--runs 5] [--scaling] [--quick]
+    python -m tests.bench [--requests 1e7] [--runs 5] [--most 1e8] [--scaling]
 
 Requests are the decode rows of a real capture where one lies beside the checkout, else of the shipped sample, repeated.
 Machines are shared and noisy: read the ratios, which come from the same minutes.
 """
 
 import argparse
-import resource
 import struct
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sim.bounds import bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.fit.buddies import BuddyProfile
 from sim.machines import compiled, discrete
@@ -175,15 +175,37 @@ def start_up(runs: int) -> None:
     print(f"python -m sim.run on the sample: {np.median(took[1:]):.2f} s wall {spread}, first {took[0]:.2f} s")
 
 
-def scaling(trace: RoutingTrace, most: float) -> None:
-    print("scaling, lru + fetch, each in a process of its own state")
+def scaling(most: float) -> None:
+    print("scaling, lru + fetch, each size in a process of its own", flush=True)
+    print("    requests    run s  bounds s  run M/s  peak MB  of which the trace", flush=True)
     for power in range(4, round(np.log10(most)) + 1):
-        plan = repeated(trace, 10**power)
+        command = [sys.executable, "-m", "tests.bench", "--one-size", str(10**power)]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+def one_size(requests: float) -> None:
+    """The run and the bounds of one size, and the peak memory of this process. The trace is as long as the run."""
+    trace = next(iter(captures().values()))
+    for plan in (repeated(trace, 1e4), whole(repeated(trace, requests))):  # the first loads what is compiled
         start = time.perf_counter()
         compiled.run(plan)
-        took = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        print(f"  10^{power}: {took:8.3f} s, {requests_of(plan) / took / 1e6:6.2f} M/s, peak so far {peak:,.0f} MB")
+        ran = time.perf_counter()
+        bounds(plan)
+        took, bound, peak = ran - start, time.perf_counter() - ran, peak_bytes() / 1e6
+    n, size = requests_of(plan), plan.experts.nbytes / 1e6
+    print(f"{n:12,} {took:8.3f}  {bound:8.3f}  {n / took / 1e6:7.1f}  {peak:7,.0f}  {size:18,.1f}")
+
+
+def whole(plan: Plan) -> Plan:
+    """The same run of a trace that holds every row in its place, instead of some rows over and over."""
+    row = np.arange(len(plan.step_row), dtype=np.int32)
+    return replace(plan, experts=plan.experts[plan.step_row], step_row=row)
+
+
+def peak_bytes() -> int:
+    """The most memory that this program has had, from Linux: ru_maxrss begins with that of the process it is from."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def main() -> None:
@@ -191,11 +213,17 @@ def main() -> None:
     flags.add_argument("--requests", type=float, default=1e7)
     flags.add_argument("--runs", type=int, default=5)
     flags.add_argument("--most", type=float, default=1e8, help="largest size of the scaling")
+    flags.add_argument("--scaling", action="store_true", help="the scaling alone: times and peak memory by size")
+    flags.add_argument("--one-size", type=float, help=argparse.SUPPRESS)  # what the scaling starts
     args = flags.parse_args()
-    for name, trace in captures().items():
-        throughput(name, trace, args.requests, args.runs)
-    start_up(args.runs)
-    scaling(next(iter(captures().values())), args.most)
+    if args.one_size:
+        one_size(args.one_size)
+        return
+    if not args.scaling:
+        for name, trace in captures().items():
+            throughput(name, trace, args.requests, args.runs)
+        start_up(args.runs)
+    scaling(args.most)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,16 +12,18 @@ from functools import cache
 import numpy as np
 import pytest
 
-from sim.bounds import ANY, DEMAND, LOSSLESS, applicable, bounds, executed_bounds
+from sim.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, _blocks, applicable, bounds, executed_bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.machines import compiled
-from sim.packing import Wants, pack
+from sim.packing import Walk, Wants
 from sim.record import RunRecord
 from tests.plans import EVICTIONS, MISSES, plan, random_plan
+from tests.reference_bounds import long_plan, reference_bounds
 
 SEEDS = 3000
 CHUNKS = 6
 FETCH = Choice("fetch", MISSES["fetch"])
+NOBODY = np.zeros(0, np.int64)
 
 
 def span_ns(p: Plan, record: RunRecord) -> int:
@@ -134,8 +137,8 @@ def test_greedy_packs_as_many_intervals_as_the_best_of_all_sets_for_every_prefix
     for seed in range(250):
         p = tiny(seed)
         visits, first, slots = visits_of(p), set(p.residents.tolist()), int(p.slots[0])
-        missing, _ = pack(p, Wants.of(p), p.residents)
-        _, dropped = pack(p, Wants.of(p), np.zeros(0, np.int64), backward=True)
+        missing, _ = Walk.begin(p, p.residents).over(Wants.of(p))
+        _, dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
         for b in range(len(visits) + 1):
             assert missing[:b].sum() == loads_of(visits[:b], first, slots), (seed, b)
             assert dropped[b:].sum() == loads_of(visits[b:], set(range(p.n_experts)), slots), (seed, b)
@@ -184,7 +187,7 @@ def test_after_a_warm_up_forward_and_backward_count_the_same_loads() -> None:
         p = random_plan(seed)
         p = replace(p, warmup_steps=len(p.step_prefill) // 2)
         if p.warmup_steps:
-            _, dropped = pack(p, Wants.of(p), np.zeros(0, np.int64), backward=True)
+            _, dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
             assert bounds(p)["loads"] == dropped.sum()
 
 
@@ -218,6 +221,86 @@ def test_a_visit_that_wants_more_than_the_slots_loads_the_rest_every_time() -> N
     more here."""
     p = plan([[[0, 1, 2, 3]]] * 3, 4, [3], residents=[0, 1, 2])
     assert bounds(p)["loads"] == 3
+
+
+# --- block by block: a second spelling over all visits at once ----------------------------------------------
+
+
+def blocks_of(p: Plan) -> tuple[int, ...]:
+    """Requests of blocks of one, two, three rows, of one step whatever its rows, and of the whole span."""
+    row = p.experts.shape[1] * p.experts.shape[2]
+    return 1, row, 2 * row, 3 * row, 10 * row, BLOCK
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_the_bounds_are_those_of_the_reference_whatever_the_blocks(chunk: int) -> None:
+    for seed in range(chunk * 60, (chunk + 1) * 60):
+        for p in (law_plan(seed), long_plan(seed)):
+            expected = reference_bounds(p)
+            assert [bounds(p, block) for block in blocks_of(p)] == [expected] * 6, seed
+            assert bounds(p) == expected
+
+
+def test_every_step_of_the_span_is_in_one_block() -> None:
+    for seed in range(50):
+        p = long_plan(seed)
+        row = p.experts.shape[1] * p.experts.shape[2]
+        for block in blocks_of(p):
+            steps = list(_blocks(p, block))
+            assert [s for first, last in steps for s in range(first, last)] == [
+                *range(p.warmup_steps, len(p.costs.cost_class))
+            ]
+            for first, last in steps:
+                assert last == first + 1 or (p.step_offset[last] - p.step_offset[first]) * row <= block
+
+
+def test_a_walk_taken_up_again_goes_the_same_way() -> None:
+    """What a walk knows at a block's begin is enough, and a copy is one's own."""
+    for seed in range(100):
+        p = long_plan(seed)
+        half = (p.warmup_steps + len(p.step_prefill)) // 2
+        for backward in (False, True):
+            parts = [Wants.of(p, p.warmup_steps, half), Wants.of(p, half, len(p.step_prefill))]
+            walk = Walk.begin(p, NOBODY, backward)
+            behind = walk.over(parts.pop(-1 if backward else 0))
+            again = walk.copy()
+            ahead = walk.over(parts[0])
+            np.testing.assert_array_equal(again.over(parts[0]), ahead)
+            whole = (ahead, behind) if backward else (behind, ahead)
+            np.testing.assert_array_equal(
+                np.concatenate(whole, axis=1), Walk.begin(p, NOBODY, backward).over(Wants.of(p))
+            )
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    """From 480,000 to 3,840,000 requests: what is allocated beside the plan stays what it was."""
+    rng = np.random.default_rng(0)
+    wanted = np.argsort(rng.random((600, 4, 8)), axis=-1)[..., :2]
+    once = plan(wanted, 8, [4] * 4)
+    bounds(once)  # compiled, loaded
+
+    def peak(times: int) -> int:
+        n = 600 * times
+        row, costs = np.tile(once.step_row, times), replace(once.costs, cost_class=np.zeros(n, np.int32))
+        p = replace(once, step_offset=np.arange(n + 1), step_row=row, step_prefill=np.zeros(n, bool), costs=costs)
+        tracemalloc.start()
+        bounds(p)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(800) < 1.1 * peak(100)
+
+
+def test_a_large_state_makes_the_blocks_larger() -> None:
+    """10^8 requests of 61 layers of 256 experts in one pool: as much in all states as in one block, below 50 MB."""
+    layers, top_k, rows = 61, 8, 10**8 // (61 * 8)
+    p = plan(np.zeros((1, layers, top_k)), 256, [layers * 128], pooled=True)
+    p = replace(p, step_offset=np.array([0, rows]))
+    walk = Walk.begin(p, p.residents)
+    block = _block(p, walk)
+    assert 10**8 / block * walk.nbytes == pytest.approx(block * BYTES, rel=0.01)
+    assert block * BYTES < 50e6
 
 
 # --- times by hand ------------------------------------------------------------------------------------------

@@ -2,24 +2,30 @@
 command line."""
 
 import csv
+import importlib.util
 import io
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from analysis import miss_curve
-from analysis.miss_curve import Curve, curve, setting_of, simulated
+from analysis import miss_curve, stack_distances
+from analysis.miss_curve import PLACEMENTS, Curve, curve, setting_of, simulated
 from analysis.stack_distances import lru_misses
+from sim.core import jit
 from sim.core.plan import Choice, Plan
 from sim.machines import compiled
 from sim.packing import Wants
 from sim.plan import Setting
 from tests.captures import FOLDER, capture_names
-from tests.gen import random_trace
+from tests.gen import random_trace, traces
 from tests.plans import plan, random_plan
 from traces import npz
 from traces.reuse import reuse_histogram
@@ -66,7 +72,17 @@ def ranks(order: Any, placement: str) -> Any:
     return rank
 
 
-@pytest.mark.parametrize("placement", ["first", "random", "empty"])
+def counted(base: Plan, slots: int, residents: Any) -> tuple[Any, Any]:
+    """The simulator's (misses, visits that miss), int64 [2, scopes] and [2]: in decode and in prefill steps."""
+    scopes = len(base.slots)
+    record = compiled.run(replace(base, slots=np.full(scopes, slots), residents=residents), full=True)
+    v = record.groups["visits"]
+    kind, scope = base.step_prefill[v["step"]].astype(int), v["layer"] if scopes > 1 else 0 * v["layer"]
+    misses = np.bincount(kind * scopes + scope, v["misses"], 2 * scopes).astype(np.int64)
+    return misses.reshape(2, scopes), np.bincount(kind, v["misses"] > 0, 2).astype(np.int64)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_capacity_misses_what_the_simulator_misses(placement: str) -> None:
     """Layer by layer, in prefill and in decode steps, on plans of every kind that lru and fetch can have."""
     compared = 0
@@ -78,18 +94,54 @@ def test_every_capacity_misses_what_the_simulator_misses(placement: str) -> None
         one = np.ones(visits, np.int64)
         shape = (base.n_experts, layers, base.pooled)
         found = lru_misses(wants.offset, wants.expert, kind, one, *shape, ranks(order, placement))
+        kinds = len(found.uses)
         for slots in range(1, order.shape[1] + 1):
             residents = order[:, : 0 if placement == "empty" else slots].reshape(-1)
-            record = compiled.run(replace(base, slots=np.full(len(order), slots), residents=residents), full=True)
-            v = record.groups["visits"]
-            for prefill in range(found.uses.shape[0]):
-                mine = kind == prefill
-                misses = np.bincount(v["layer"][mine], v["misses"][mine], layers).astype(np.int64)
-                expected = [misses.sum()] if base.pooled else misses.tolist()
-                assert found.uses[prefill, :, slots].tolist() == expected, (seed, slots)
-                assert found.weight[prefill, :, slots].sum() == (v["misses"][mine] > 0).sum()
-                compared += 1
+            misses, missing = counted(base, slots, residents)
+            assert found.uses[:, :, slots].tolist() == misses[:kinds].tolist(), (seed, slots)
+            assert found.weight[:, :, slots].sum(axis=1).tolist() == missing[:kinds].tolist(), (seed, slots)
+            compared += kinds
     assert compared > 1000
+
+
+@given(
+    trace=traces(max_tokens=60, max_layers=3, max_experts=12, max_k=4),
+    how=st.fixed_dictionaries(
+        {
+            "cache_scope": st.sampled_from(["global", "global", "layer"]),
+            "placement": st.sampled_from(PLACEMENTS),
+            "batch": st.integers(1, 5),
+            "as_decode": st.booleans(),
+            "seed": st.integers(0, 99),
+        },
+        optional={"prefill_chunk": st.integers(1, 9)},
+    ),
+)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_capacity_of_a_run_misses_what_the_simulator_misses(folder: Path, trace: Any, how: Any) -> None:
+    """From the trace and the flags on: batches, prompts in pieces, slots without an expert, each placement."""
+    npz.write(folder / "t.npz", trace)
+    how = {**how, "as_decode": how["as_decode"] or bool(trace.prefill.all())}
+    setting = setting_of(fields(folder, **how))
+    found = curve(setting)
+    for slots in found.slots.tolist():
+        misses, _ = counted(setting.plan, slots, miss_curve.residents(setting, slots))
+        assert found.misses[:, :, slots - 1].tolist() == misses.tolist(), slots
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_wide_visits_miss_what_the_simulator_misses(seed: int) -> None:
+    """8 to 40 of 48 experts a visit: many that stay turn at once, and back (which takes a few visits to come about)."""
+    rng, n = np.random.default_rng(seed), 48
+    chosen = [rng.permutation(n)[:wide] for wide in rng.integers(8, 41, 60)]
+    steps = np.split(np.arange(sum(map(len, chosen))), np.cumsum([len(part) for part in chosen])[:-1])
+    base = plan(np.concatenate(chosen)[:, None, None].tolist(), n, 1, [step.tolist() for step in steps])
+    wants, zeros, rank = Wants.of(base), np.zeros(60, np.int64), rng.permutation(n)
+    found = lru_misses(wants.offset, wants.expert, zeros, zeros + 1, n, 1, False, rank)
+    for slots in range(1, n + 1):
+        misses, missing = counted(base, slots, np.argsort(rank)[:slots])
+        assert found.uses[0, :, slots].tolist() == misses[0].tolist(), slots
+        assert found.weight[0, :, slots].sum() == missing[0], slots
 
 
 @pytest.mark.parametrize("name", capture_names())
@@ -127,6 +179,93 @@ def test_with_one_expert_a_visit_it_is_the_reuse_distance() -> None:
     histogram = reuse_histogram(trace)
     for slots in range(13):
         assert found.uses[0, :, slots].tolist() == histogram[:, slots:].sum(axis=1).tolist()
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+def wants_of(steps: int, layers: int, experts: int, wide: int, prompts: int) -> tuple[Any, ...]:
+    """Arguments of lru_misses: one pool; each visit of the first `prompts` steps wants all experts of its layer, every
+    other `wide` of them."""
+    rng, visits = np.random.default_rng(1), steps * layers
+    width = np.where(np.arange(visits) < prompts * layers, experts, wide)
+    chosen = [rng.permutation(experts)[:n] + v % layers * experts for v, n in enumerate(width)]
+    offset, zeros = np.append(0, np.cumsum(width)), np.zeros(visits, np.int64)
+    expert, rank = np.concatenate(chosen).astype(np.int32), rng.permutation(layers * experts)
+    return offset, expert, zeros, zeros + 1, experts, layers, True, rank
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """analysis.stack_distances as plain Python."""
+    for name in ("choice", "inner", "inlined"):
+        monkeypatch.setattr(jit, name, lambda function: function)
+    spec = importlib.util.spec_from_file_location("plain_stack_distances", stack_distances.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines_run(path: str, call: Callable[[], Any]) -> tuple[int, Any]:
+    """How many lines of that file the call runs, and what it returns."""
+    lines, before = 0, sys.gettrace()
+
+    def each(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return each
+
+    sys.settrace(lambda frame, event, _: each if frame.f_code.co_filename == path else None)
+    try:
+        found = call()
+    finally:
+        sys.settrace(before)
+    return lines, found
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        lambda n: wants_of(4, 2, n, 4, 4),  # experts, all wanted by every visit
+        lambda n: wants_of(24, 2, n, 4, 2),  # experts, all wanted at first, few later
+        lambda n: wants_of(20, 2, n, 4, 0),  # experts, few wanted
+        lambda n: wants_of(n, 2, 32, 4, 1),  # steps
+    ],
+)
+def test_twice_as_much_is_twice_the_work_and_a_little(plain: Any, twice: Callable[[int], Any]) -> None:
+    """n log n from 16 to 32 to 64: at most 2 x 5 / 4 and 2 x 6 / 5; n squared would be 4."""
+    work = []
+    for n in (16, 32, 64):
+        given = twice(n)
+        lines, found = lines_run(plain.__file__, lambda given=given: plain.lru_misses(*given))
+        work.append(lines)
+        assert np.array_equal(found, lru_misses(*given))
+    assert work[1] / work[0] < 3 > work[2] / work[1], work
+
+
+def test_rows_look_at_a_curve_as_often_however_long_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, looks = setting_of(fields(folder)), []
+    for n in (20, 200):
+        seen: list[Curve] = []
+        monkeypatch.setattr(Curve, "decode_misses", property(lambda c, seen=seen: seen.append(c) or c.misses[0, 0]))
+        assert len(miss_curve.rows(setting, made(list(range(n, 0, -1))), [])) == n
+        looks.append(len(seen))
+    assert looks[0] == looks[1] > 0
+
+
+def test_a_pool_of_ten_thousand_experts(folder: Path) -> None:
+    """256 experts in 40 layers, 8 a token: prompts of 60 rows, of which a visit wants most experts, then decode steps
+    of two requests."""
+    rng = np.random.default_rng(3)
+    trace = random_trace(rng, tokens=140, layers=40, experts=256, k=8, requests=2, prompt=0.8, weights=False)
+    npz.write(folder / "t.npz", trace)
+    setting = setting_of(fields(folder, cache_scope="global", batch=2))
+    found = curve(setting)
+    assert len(found.slots) == 10_240 and found.cliff > 320
+    for slots in (1, found.cliff, 2_000, 5_120, 7_500, 10_239):
+        misses, _ = counted(setting.plan, slots, miss_curve.residents(setting, slots))
+        assert found.misses[:, :, slots - 1].tolist() == misses.tolist(), slots
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -283,7 +283,7 @@ def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
 
     told = text(out)
     assert "beats        lru + fetch" in told and "x as fast" in told and out["command"] in told
-    assert "SYNTHETIC" in told and "any lossless policy, oracles included" in told
+    assert "SYNTHETIC" in told and "any lossless policy on the GPU, oracles included" in told
 
 
 def test_one_request_alone_has_no_fitted_policy_and_no_interval(tmp_path: Path) -> None:

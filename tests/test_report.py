@@ -20,7 +20,7 @@ from sim import profile
 from sim.machines import compiled
 from sim.record import RunRecord
 from tests.plans import plan
-from tests.runs_by_hand import made, record, simulated, summary, written
+from tests.runs_by_hand import made, record, simulated, written
 from traces import npz
 from traces.trace import RoutingTrace
 
@@ -177,14 +177,6 @@ def test_bins_add_up_to_the_record(runs: dict[str, Path]) -> None:
         assert (whole, low) == (16, 0) and np.allclose(total, 16)
 
 
-def test_slots_of_whole_experts_and_of_low_copies() -> None:
-    # 2 layers x 4 experts, half of them: 4 slots of 3 bytes; 8 more bytes are 8 low-precision copies of one byte
-    of = record([[100]])
-    low = Run("r", "r", summary(of, memory={"slots": 20}), RunRecord(**{**vars(of), "low_bytes": 1}))
-    assert tables.slots(low) == (4, 8)
-    assert tables.slots(made("r", of)) == (4, 0)
-
-
 def test_answers_by_layer_by_hand() -> None:
     of = record([[100, 100]], warmup=1)
     visits = {"step": np.array([0, 1, 1]), "layer": np.array([0, 0, 1])}
@@ -276,7 +268,7 @@ def test_the_page_can_be_read_without_eyes_or_mouse(page: str) -> None:
 
 def test_what_was_run_is_said(page: str) -> None:
     text = " ".join("".join(Page(page).texts["main"]).split())
-    for words in ("synthetic, made by a generator", "test-model", "h.toml", "belady", "open-loop", "4 per layer"):
+    for words in ("synthetic, made by a generator", "test-model", "h.toml", "belady", "open-loop", "4 slots per layer"):
         assert words in text, words
     notes = "".join(Page(page).texts["header"])
     assert "SYNTHETIC" in notes and "OPEN LOOP" in notes and "ORACLE" in notes

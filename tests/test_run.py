@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,25 @@ def test_latencies_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         capsys, "--trace", tmp_path / "t.npz", "--hardware", tmp_path / "h.toml", "--cache", 2, "--warmup-steps", 2
     )
     assert (warm["time_ns"], warm["tokens"], warm["itl_ms"]["n"], warm["ttft_ms"]["n"]) == (30, 2, 2, 0)
+
+
+def test_a_summary_takes_less_than_three_numbers_a_step(tmp_path: Path) -> None:
+    """One int64 column of the ends, one of the gaps, and what is small: 24 bytes a step are never there at once."""
+    from sim.machines import compiled
+    from sim.plan import prepare
+    from sim.spec import RunSpec
+    from sim.summary import summarise
+
+    steps = 200_000
+    npz.write(tmp_path / "t.npz", random_trace(np.random.default_rng(0), steps, 1, 2, 1, requests=3, prompt=0))
+    (tmp_path / "h.toml").write_text(FIXED)
+    record = compiled.run(prepare(RunSpec(trace=str(tmp_path / "t.npz"), hardware=str(tmp_path / "h.toml"))).plan)
+    summarise(record)  # numpy loads what it needs
+    tracemalloc.start()
+    summarise(record)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 24 * steps
 
 
 def test_output_files_are_whole_and_repeat(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,8 @@ def _():
     ## 3. What no policy beats
 
     A bound is a proof (`sim/bounds.py`), a run is an experiment; no run may be faster than its bound. **Look at** how
-    near the marks come to 100 %: there the run does about as well as it could.
+    near the lossless marks come to 100 %: there the run does about as well as it could. The third mark is another
+    thing: the run's own transfers and kernels, had nothing waited; another policy may need less of them.
     """)
     return
 

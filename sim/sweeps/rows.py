@@ -54,6 +54,8 @@ COLUMNS: dict[str, str] = {
     **_each("int", "quality.stopped", GATES),
     **_each("int", "memory", "dense kv slots staging gpu"),
     "memory.fits": "bool",
+    **_each("int", "slots", "total scopes least most low"),
+    **_each("int", "start", "residents bytes load_ns"),
     **_each("int", "bounds", "loads compute_ns link_ns lossless_ns demand_ns"),
     **_each("int", "bounds", "executed_gpu_ns executed_link_ns executed_ns"),
     "bounds.best_ns": "int",
