@@ -315,7 +315,24 @@ FIT = [
 ]
 
 # --- what is said of a run ---
+VERDICTS = "tests/test_verdict.py::test_each_verdict_on_both_sides_of_its_thresholds"
 FIGURES = [
+    fault(
+        "a GPU that waits a tenth of the time does not",
+        "sim/verdict.py",
+        "f.waits < GPU_WAITS",
+        "f.waits <= GPU_WAITS",
+        VERDICTS,
+    ),
+    fault(
+        "a link is busy from the next per mille on",
+        "sim/verdict.py",
+        "f.link >= LINK_BUSY",
+        "f.link > LINK_BUSY",
+        VERDICTS,
+    ),
+    fault("half of the layers small are not enough", "sim/verdict.py", "f.small >= SMALL", "f.small > SMALL", VERDICTS),
+    fault("waiting for the host is not looked at", "sim/verdict.py", "if f.cpu_wait > f.stall:", "if False:", VERDICTS),
     fault(
         "intervals are of 90 %",
         "sim/per_request.py",

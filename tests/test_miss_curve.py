@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import miss_curve, stack_distances
@@ -25,7 +25,7 @@ from sim.machines import compiled
 from sim.packing import Wants
 from sim.plan import Setting
 from tests.captures import FOLDER, capture_names
-from tests.gen import random_trace, traces
+from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.plans import plan, random_plan
 from traces import npz
 from traces.reuse import reuse_histogram
@@ -117,7 +117,7 @@ def test_every_capacity_misses_what_the_simulator_misses(placement: str) -> None
         optional={"prefill_chunk": st.integers(1, 9)},
     ),
 )
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(REUSING_FOLDER, max_examples=60)
 def test_every_capacity_of_a_run_misses_what_the_simulator_misses(folder: Path, trace: Any, how: Any) -> None:
     """From the trace and the flags on: batches, prompts in pieces, slots without an expert, each placement."""
     npz.write(folder / "t.npz", trace)
