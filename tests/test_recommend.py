@@ -342,6 +342,7 @@ def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureF
         "8192",
     ]
     flags += ["--max-lossy-weight", "0.05", "--candidates", "40", "--workers", "1", "--seed", "3"]
+    flags += ["--time-limit", "0"]
     assert recommend.main([*flags, "--json"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
@@ -373,6 +374,17 @@ def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureF
     ]
     assert run.main([*plain, "--seed", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens_per_s"] == out["beats"]["lru + fetch"]["tokens_per_s"]
+
+
+@pytest.mark.parametrize("sample", npz.sample_names())
+def test_the_command_gives_the_same_number_of_every_shipped_sample(sample: str) -> None:
+    """Also of one that brings a calibration of its own: the command says what was set aside."""
+    base = {"trace": sample, "hardware": "rtx4090", "max_steps": 120}
+    out = Recommendation(Wish(base, context=8192, candidates=20, max_lossy_weight=0.05)).search(here)
+    spec = run.spec_of(run.parser().parse_args(shlex.split(out["command"])[3:]))
+    again = run.simulate(spec)[0]
+    assert spec.calibration == 0.25 and again["steps"] == 120
+    assert (again["time_ns"], again["tokens_per_s"]) == (out["best"]["time_ns"], out["best"]["tokens_per_s"])
 
 
 def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
