@@ -1,5 +1,6 @@
 """What a memo keeps is what would be made afresh: whatever specs were prepared before, in whatever they differ."""
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -119,13 +120,14 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
 
 
 def bases() -> list[dict[str, Any]]:
-    """Specs in which every policy occurs, with calibration and the trace that it needs; and two that leave the model to
-    the trace, one of which names none that anybody knows."""
+    """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; and two that leave the
+    model to the trace, one of which names none that anybody knows."""
     plain = {name: values[0] for name, values in VALUES.items()}
     plain |= {"model": "m.toml", "hardware": "rtx4090", "calibration": 0.25}
     n = max(len(VALUES[kind]) for kind in KINDS)
     each = [plain | {kind: VALUES[kind][i % len(VALUES[kind])] for kind in KINDS} for i in range(n)]
     each = [base | ({"trace": "learned.npz"} if base["prefetch"] == "learned" else {}) for base in each]
+    each.append(plain | {"cache_spread": "marginal"})
     return [*each, plain | {"model": None}, plain | {"model": None, "hardware": "h.toml", "trace": "unknown.npz"}]
 
 
@@ -137,8 +139,8 @@ def prepared(spec: RunSpec, memo: Memo) -> Any:
         return str(error)
 
 
-def difference(a: Any, b: Any, where: str = "") -> str:
-    """The first place in which two settings differ, "" where they are equal: arrays by type and value."""
+def difference(a: Any, b: Any, where: str = "setting") -> str:
+    """The first place in which two settings (or errors) differ, "" where they are equal: arrays by type and value."""
     if type(a) is not type(b):
         return f"{where}: {type(a).__name__}, {type(b).__name__}"
     if isinstance(a, np.ndarray):
@@ -157,11 +159,14 @@ def difference(a: Any, b: Any, where: str = "") -> str:
 
 
 def changes(base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The base with one field, or one parameter of its policies, set to each other value."""
+    """The base with one field, or one parameter of its policies, set to each other value; and every calibration with
+    every seed: the seed says what is set aside, but only of a share of the requests."""
     for name, values in {**VALUES, **PARAMETERS}.items():
         for value in values:
             if base.get(name) != value or type(base.get(name)) is not type(value):
                 yield {**base, name: value}
+    for calibration, seed in itertools.product(VALUES["calibration"], VALUES["seed"]):
+        yield {**base, "calibration": calibration, "seed": seed}
 
 
 def clash(base: Mapping[str, Any]) -> str:
@@ -207,6 +212,6 @@ def test_a_memo_gives_what_is_made_afresh_after_any_other_runs(folder: Path, dat
 def test_a_difference_is_found_wherever_it_is() -> None:
     a, b = np.arange(3), np.arange(3)
     assert difference({"x": (a, 1)}, {"x": (b, 1)}) == ""
-    assert difference({"x": (a, 1)}, {"x": (b.astype(np.int32), 1)}) == ".x.0"
-    assert difference({"x": (a, 1)}, {"x": (b, 2)}) == ".x.1"
-    assert difference(a, None) == ": ndarray, NoneType"
+    assert difference({"x": (a, 1)}, {"x": (b.astype(np.int32), 1)}) == "setting.x.0"
+    assert difference({"x": (a, 1)}, {"x": (b, 2)}) == "setting.x.1"
+    assert difference(a, None) == "setting: ndarray, NoneType" and difference("no", "never") == "setting"
