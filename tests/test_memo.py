@@ -120,14 +120,14 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
 
 
 def bases() -> list[dict[str, Any]]:
-    """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; and two that leave the
-    model to the trace, one of which names none that anybody knows."""
+    """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; one whose budget in MB
+    depends on the size of an expert; and two that leave the model to the trace, one of which names an unknown one."""
     plain = {name: values[0] for name, values in VALUES.items()}
     plain |= {"model": "m.toml", "hardware": "rtx4090", "calibration": 0.25}
     n = max(len(VALUES[kind]) for kind in KINDS)
     each = [plain | {kind: VALUES[kind][i % len(VALUES[kind])] for kind in KINDS} for i in range(n)]
     each = [base | ({"trace": "learned.npz"} if base["prefetch"] == "learned" else {}) for base in each]
-    each.append(plain | {"cache_spread": "marginal"})
+    each += [plain | {"cache_spread": "marginal"}, plain | {"miss": "buddy", "buddy.budget_mb": 1.0}]
     return [*each, plain | {"model": None}, plain | {"model": None, "hardware": "h.toml", "trace": "unknown.npz"}]
 
 
