@@ -5,6 +5,7 @@ Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says w
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,14 @@ def parser() -> Parser:
     for name in SEARCHED:
         group.add_argument("--" + name.replace("_", "-"), **{"default": None, **flags[name]})
     group = out.add_argument_group("the search")
-    group.add_argument("--candidates", type=int, default=256, metavar="N", help="how many it begins with (256)")
+    group.add_argument(
+        "--candidates", type=int, default=640, metavar="N",
+        help="different candidates that are run, at most (640); with very few, the plainest, lru + fetch among them",
+    )  # fmt: skip
+    group.add_argument(
+        "--time-limit", type=float, default=120.0, metavar="SECONDS",
+        help="then the search ends and the best so far is the answer (120; 0: no limit)",
+    )  # fmt: skip
     group.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     return out
@@ -69,7 +77,7 @@ def _command(argv: list[str]) -> None:
     from sim.sweeps.session import cores
 
     recommendation = Recommendation(wish, _tell)
-    evaluate = Evaluator(args.workers or cores())
+    evaluate = Evaluator(args.workers or cores(), wish.time_limit_s, sys.stderr)
     try:
         out = recommendation.search(evaluate)
     finally:
@@ -91,7 +99,10 @@ def _wish(args: argparse.Namespace) -> Any:
     for name in ("context", "candidates", "workers"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SpecError(f"{name}: {getattr(args, name)}: must be at least 1")
-    return Wish(base, args.context, _vram(args.vram), args.max_lossy_weight, args.candidates, fixed)
+    if not 0 <= args.time_limit < math.inf:
+        raise SpecError(f"time-limit: {args.time_limit}: must be seconds, or 0 for no limit")
+    vram, limit_s = _vram(args.vram), args.time_limit or None
+    return Wish(base, args.context, vram, args.max_lossy_weight, args.candidates, fixed, limit_s)
 
 
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:

@@ -21,7 +21,7 @@ from sim.errors import SpecError
 from traces.command import replace
 
 Int = npt.NDArray[np.int64]
-Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight
+Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; bool and int32 by step, int64 in a file
 VERSION = 1
 WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.quality: router weight
 
@@ -69,10 +69,10 @@ class RunRecord:
         counters: dict[str, Any] = {name: int(s.c[i]) for name, i in COUNTERS.items()}
         counters |= {name: int(clock.k[1 + i]) for i, name in enumerate(CLOCK)}
         steps: Group = {
-            "prefill": plan.step_prefill.astype(np.int64),
+            "prefill": plan.step_prefill,
             "begin_ns": clock.begin,
             "end_ns": clock.end,
-            "rows": np.diff(plan.step_offset),
+            "rows": np.diff(plan.step_offset).astype(np.int32),
         }
         if log is not None:
             steps["event"] = clock.event
@@ -146,7 +146,8 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
     fixed = {"steps": record.steps, "requests": record.requests, "layer": record.layer, "tokens": record.tokens}
     for name, group in (record.groups | fixed).items():
-        members |= {f"{name}.{column}": values for column, values in group.items()}
+        for column, values in group.items():
+            members[f"{name}.{column}"] = values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
     replace(path, lambda file: np.savez(file, **members))
 
 

@@ -63,31 +63,37 @@ _OF_REQUESTS = ("request", "admitted", "last_prefill", "first_decode", "generate
 
 
 class _Builder:
-    """Steps as they are laid down, block by block."""
+    """Steps as they are laid down, block by block: runs of (steps, rows of each, prefill or not)."""
 
-    def __init__(self) -> None:
-        self.rows: list[Int] = []
-        self.sizes: list[Int] = []
-        self.kinds: list[npt.NDArray[np.bool_]] = []
-        self.steps = 0
+    def __init__(self, tokens: int) -> None:
+        self.row = np.empty(tokens, np.int32)
+        self.laid = self.steps = 0
+        self.runs: list[tuple[int, int, bool]] = []
         self.requests: list[tuple[int, int, int, int, int]] = []
 
-    def add(self, rows: Int, size: Int, prefill: bool) -> None:
-        """A block of len(size) steps whose rows are given step after step."""
-        self.rows.append(rows)
-        self.sizes.append(size)
-        self.kinds.append(np.full(len(size), prefill))
-        self.steps += len(size)
+    def add(self, rows: Int, runs: list[tuple[int, int, bool]]) -> None:
+        """Some runs, whose rows are given step after step."""
+        self.row[self.laid : self.laid + len(rows)] = rows
+        self.laid += len(rows)
+        self.runs += runs
+        self.steps += sum(run[0] for run in runs)
 
     def prompt(self, first: int, end: int, chunk: int) -> None:
-        sizes = np.full(-(-(end - first) // chunk), chunk, np.int64)
-        sizes[-1] -= sizes.sum() - (end - first)
-        self.add(np.arange(first, end), sizes, True)
+        whole, rest = divmod(end - first, chunk)
+        self.add(np.arange(first, end), [(whole, chunk, True), (int(rest > 0), rest, True)])
 
     def decode(self, heads: list[int], n: int) -> None:
         """n decode steps in which every active request gives one token."""
-        rows = (np.array(heads, np.int64)[None, :] + np.arange(n)[:, None]).reshape(-1)
-        self.add(rows, np.full(n, len(heads), np.int64), False)
+        rows = np.array(heads, np.int64)[None, :] + np.arange(n)[:, None]
+        self.add(rows.reshape(-1), [(n, len(heads), False)])
+
+    def built(self) -> Steps:
+        """All that was laid down."""
+        steps, rows, kinds = zip(*self.runs, strict=True)
+        offset = np.zeros(self.steps + 1, np.int64)
+        np.cumsum(np.repeat(np.array(rows, np.int32), steps), out=offset[1:])
+        requests = dict(zip(_OF_REQUESTS, np.array(self.requests, np.int64).T, strict=True))
+        return Steps(offset, self.row, np.repeat(np.array(kinds), steps), **requests)
 
 
 def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False) -> Steps:
@@ -96,7 +102,7 @@ def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_d
     prompts = np.zeros(len(starts), np.int64)
     if not as_decode:
         np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
-    build, waiting, decoded = _Builder(), deque(range(len(starts))), 0
+    build, waiting, decoded = _Builder(trace.n_tokens), deque(range(len(starts))), 0
     active: list[list[int]] = []  # [next row, end] of each
     while waiting or active:
         while waiting and len(active) < batch:
@@ -117,13 +123,7 @@ def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_d
             build.decode([head for head, _ in active], n)
             decoded += n
             active = [[head + n, end] for head, end in active if head + n < end]
-    sizes = np.concatenate(build.sizes)
-    return Steps(
-        offset=np.concatenate([[0], np.cumsum(sizes)]),
-        row=np.concatenate(build.rows).astype(np.int32),
-        prefill=np.concatenate(build.kinds),
-        **dict(zip(_OF_REQUESTS, np.array(build.requests, np.int64).T, strict=True)),
-    )
+    return build.built()
 
 
 def first_steps(steps: Steps, n: int) -> Steps:

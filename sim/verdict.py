@@ -140,18 +140,18 @@ def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
 def wants_per_visit(plan: Plan, prefill: bool) -> npt.NDArray[np.float64]:
     """float64 [L]: distinct experts that the trace wants in a visit of each layer, mean over the counted steps of one
     phase; 0 where it has none."""
-    of_phase = (plan.step_prefill == prefill) & (np.arange(len(plan.step_prefill)) >= plan.warmup_steps)
-    sizes = np.diff(plan.step_offset)
-    rows, offset = plan.step_row[np.repeat(of_phase, sizes)], np.concatenate(([0], np.cumsum(sizes[of_phase])))
-    steps, (_, layers, top_k) = len(offset) - 1, plan.experts.shape
-    of_step = layers * max(plan.n_experts + 1, int(sizes.max()) * top_k)
-    total, each = np.zeros(layers), max(1, CHUNK // of_step)
-    for first in range(0, steps, each):
-        last = min(first + each, steps)
+    offset, (_, layers, top_k) = plan.step_offset, plan.experts.shape
+    of_step = layers * max(plan.n_experts + 1, (len(plan.costs.expert_ns) - 1) * top_k)  # the table ends at most rows
+    total, steps, each = np.zeros(layers), 0, max(1, CHUNK // of_step)
+    for first in range(plan.warmup_steps, len(plan.step_prefill), each):
+        last = min(first + each, len(plan.step_prefill))
+        counted = plan.step_prefill[first:last] == prefill
         step = np.repeat(np.arange(last - first), np.diff(offset[first : last + 1]))
+        rows = plan.step_row[offset[first] : offset[last]][counted[step]]
         seen = np.zeros((last - first, layers, plan.n_experts + 1), np.bool_)  # the last one stands for -1, nobody
-        seen[step[:, None, None], np.arange(layers)[:, None], plan.experts[rows[offset[first] : offset[last]]]] = True
+        seen[step[counted[step]][:, None, None], np.arange(layers)[:, None], plan.experts[rows]] = True
         total += seen[..., :-1].sum(axis=(0, 2))
+        steps += int(counted.sum())
     return total / max(steps, 1)
 
 

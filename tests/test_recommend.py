@@ -17,11 +17,12 @@ from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
 from sim.per_request import PerRequest, drawn, interval, per_request
 from sim.plan import prepare
+from sim.report import BOUNDS
 from sim.spec import RunSpec
 from sim.summary import summarise
 from sim.sweeps.answer import lost_weight
-from sim.sweeps.config import Run
-from sim.sweeps.halving import LENGTHS, Search
+from sim.sweeps.config import Run, identity
+from sim.sweeps.halving import LENGTHS, Search, begin_with, lengths_of
 from sim.sweeps.recommendation import Recommendation, Wish, command
 from sim.sweeps.rows import Row
 from sim.sweeps.session import inspect
@@ -29,8 +30,10 @@ from sim.sweeps.space import BASELINE, LOSSY, Candidate, Space, fields_of
 from sim.sweeps.split import split
 from sim.sweeps.worker import Task, Worker
 from tests.gen import random_trace
+from tests.runs_by_hand import FIXED
 from traces import npz
 from traces.synthetic import PRESETS, generate
+from traces.trace import RoutingTrace
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 def here(runs: Sequence[Run]) -> Sequence[Row]:
     """Rows by one worker in this process."""
     return Worker(inspect(runs)[0]).run(Task(runs)).rows
+
+
+def run_of(spec: RunSpec) -> Run:
+    return Run(identity(spec.model_dump()), spec)
 
 
 # --- memory ---
@@ -87,6 +94,9 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "short context": (["--context", "10"], "context: 10: the trace has requests of"),
     "a share above one": (["--max-lossy-weight", "5"], "max-lossy-weight: 5.0: must be a share"),
     "no workers": (["--workers", "0"], "workers: 0"),
+    "no candidates": (["--candidates", "0"], "candidates: 0: must be at least 1"),
+    "time backwards": (["--time-limit", "-1"], "time-limit: -1.0: must be seconds, or 0"),
+    "no time at all": (["--time-limit", "nan"], "time-limit: nan: must be seconds, or 0"),
     "an oracle": (["--eviction", "belady"], "eviction: belady is an oracle"),
     "an oracle ahead": (["--prefetch", "oracle"], "prefetch: oracle is an oracle"),
     "lossy without leave": (["--miss", "buddy"], "miss: buddy is lossy; --max-lossy-weight"),
@@ -150,7 +160,8 @@ def test_neighbours_differ_in_one_knob_and_in_what_hangs_on_it() -> None:
 def invented(
     space: Space, speeds: dict[str, float], lost: dict[str, float]
 ) -> tuple[Any, list[tuple[str, int | None]]]:
-    """An evaluate whose speed depends on the policies' names alone; and what it was asked, as (miss, steps)."""
+    """An evaluate whose speed depends on the policies' names alone; and what it was asked, as (miss, steps). lost: by
+    miss policy, of those that drop the dropped router weight, of the others what stand-ins answered for."""
     asked: list[tuple[str, int | None]] = []
 
     def evaluate(runs: Sequence[Run]) -> Sequence[Row]:
@@ -162,7 +173,8 @@ def invented(
             rows.append({
                 "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
                 "tokens_per_s": speeds[spec.miss] + speeds.get(spec.eviction, 0) + (spec.cache_scope == "global"),
-                "quality.substituted_weight": lost.get(spec.miss, 0.0), "quality.dropped_weight": 0.0,
+                "quality.substituted_weight": 0.0 if "drop" in spec.miss else lost.get(spec.miss, 0.0),
+                "quality.dropped_weight": lost.get(spec.miss, 0.0) if "drop" in spec.miss else 0.0,
                 "spec.rerank": "none", "low": 0,
             })  # fmt: skip
         return rows
@@ -174,7 +186,7 @@ def test_the_fastest_admitted_one_is_found_and_the_worse_half_stops_early() -> N
     space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=True, fixed={})
     speeds = {"fetch": 1, "cpu": 2, "fiddler": 3, "drop-by-weight": 9, "buddy": 8, "mixed": 7, "lfu": 0.5}
     evaluate, asked = invented(space, speeds, {"drop-by-weight": 0.2, "buddy": 0.04, "mixed": 0.06})
-    search = Search(space, {"trace": "t"}, evaluate, steps=1600, max_lossy_weight=0.05)
+    search = Search(space, {"trace": "t"}, evaluate, lengths_of(1600, 1600), most=400, max_lossy_weight=0.05)
     ranked = search.run(space.sample(64, 0))
     best = ranked[0][0]
     assert (best["miss"], best["eviction"], best["cache_scope"]) == ("buddy", "lfu", "global")
@@ -184,10 +196,101 @@ def test_the_fastest_admitted_one_is_found_and_the_worse_half_stops_early() -> N
     assert len(LENGTHS) == 5 and by_length == [64, 32, 16, 8]
     assert search.counts["runs"] == len(asked) and search.counts["failed"] > 0
     evaluate, _ = invented(space, speeds, {})
-    lossless = Search(
-        Space.of(random_trace(np.random.default_rng(0)), True, True, False, {}), {"trace": "t"}, evaluate, 40
+    exact = Space.of(random_trace(np.random.default_rng(0)), True, True, False, {})
+    lossless = Search(exact, {"trace": "t"}, evaluate, [40], 400)
+    assert lossless.run(exact.sample(64, 0))[0][0]["miss"] == "fiddler"
+
+
+def test_lengths_of_the_trace_by_hand() -> None:
+    """Parts of the steps, no fewer than 64 of them; of prompts in large steps, no fewer than 4, and than 1,024 rows."""
+    assert lengths_of(1600, 1600) == [100, 200, 400, 800, 1600]
+    assert lengths_of(300, 300) == [64, 75, 150, 300]  # 300 / 16 and 300 / 8 are fewer than 64
+    assert lengths_of(30, 30) == [30]
+    assert lengths_of(32, 32 * 512) == [4, 8, 16, 32]  # 1,024 rows are two steps: at least four
+    assert lengths_of(160, 160 * 64) == [16, 20, 40, 80, 160]  # 1,024 rows are 16 steps; 160 / 16 are fewer
+    assert lengths_of(1700, 1700, warmup=100) == [200, 300, 500, 900, 1700]  # parts of what counts
+
+
+@pytest.mark.parametrize("most", [1, 2, 6, 16, 40, 300])
+def test_the_number_of_candidates_bounds_what_is_ever_run(most: int) -> None:
+    space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=False, fixed={})
+    evaluate, _ = invented(space, {"fetch": 1, "cpu": 2, "fiddler": 3, "lfu": 0.5}, {})
+    ever: set[str] = set()
+
+    def counted(runs: Sequence[Run]) -> Sequence[Row]:
+        for each in runs:
+            assert each.spec is not None
+            ever.add(repr(each.spec.model_copy(update={"max_steps": None})))
+        return evaluate(runs)
+
+    search = Search(space, {"trace": "t"}, counted, lengths_of(1600, 1600), most)
+    begun = begin_with(space, most, 0)
+    assert begun[0] == space.whole(BASELINE) and len(begun) == max(min(most, len(space.plain())), int(0.4 * most))
+    assert search.run(begun)
+    assert search.counts["candidates"] == len(ever) <= most
+    assert (search.ended == "candidates") == (most < 60)
+    if most == 6:  # as plain as can be: the baseline, and one other value of each of five choices
+        assert [sum(c[knob] != BASELINE[knob] for knob in BASELINE) for c in begun] == [0, 1, 1, 1, 1, 1]
+        assert len({knob for c in begun for knob in BASELINE if c[knob] != BASELINE[knob]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("patience", "reached", "compared"), [(0, 100, 0), (10, 100, 10), (64, 100, 64), (70, 200, 6), (124, 1600, 4)]
+)
+def test_when_time_is_over_the_best_over_the_longest_length_is_the_answer(
+    patience: int, reached: int, compared: int
+) -> None:
+    """An evaluate that gives up after so many runs: of the 64 over 100 steps, the 32 over 200, ... the 4 over 1,600."""
+    space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=False, fixed={})
+    evaluate, asked = invented(space, {"fetch": 1, "cpu": 2, "fiddler": 3, "lfu": 0.5}, {})
+    search = Search(
+        space, {"trace": "t"}, lambda runs: evaluate(runs[: patience - len(asked)]), lengths_of(1600, 1600), 400
     )
-    assert lossless.run(lossless.space.sample(64, 0))[0][0]["miss"] == "fiddler"
+    ranked = search.run(space.sample(64, 0))
+    assert (search.ended, search.reached, search.counts["compared"]) == ("time-limit", reached, compared)
+    assert search.runs == patience and (len(ranked) > 0) == (patience > 0)
+    if patience > 64:  # those that led over the length before were run first
+        assert ranked[0][0]["miss"] == "fiddler"
+
+
+# --- what is lost ---
+
+
+def test_lost_weight_is_what_stand_ins_and_nobody_answered_for() -> None:
+    row = {"error": None, "spec.rerank": "none", "low": 0}
+    row |= {"quality.substituted_weight": 0.25, "quality.dropped_weight": 0.125}
+    assert lost_weight(row) == 0.375
+    for unknown in (
+        {"error": "no"}, {"spec.rerank": "sere"}, {"low": 1},
+        {"quality.substituted_weight": None}, {"quality.dropped_weight": None},
+    ):  # fmt: skip
+        assert math.isinf(lost_weight(row | unknown))
+
+
+def test_dropped_weight_is_lost_weight(tmp_path: Path) -> None:
+    """Experts 0 and 1 of 4 are resident. The first token wants 0 and 2, with weights 3/4 and 1/4: 2 is not there and
+    1/4 is below the threshold, so it is left out. The second wants 1 and 0. Lost: 1/4 of 2."""
+    trace = RoutingTrace(
+        experts=np.array([[[0, 2]], [[1, 0]]], np.int16), sequence=np.zeros(2, np.int32),
+        position=np.arange(2, dtype=np.int32), prefill=np.zeros(2, bool),
+        weights=np.array([[[0.75, 0.25]], [[0.5, 0.5]]], np.float16),
+        meta=random_trace(np.random.default_rng(0), layers=1, experts=4).meta,
+    )  # fmt: skip
+    npz.write(tmp_path / "t.npz", trace)
+    (tmp_path / "h.toml").write_text(FIXED)
+    dropping: Candidate = {
+        **BASELINE,
+        "miss": "drop-by-weight",
+        "cache_spread": "even",
+        "drop-by-weight.threshold": 0.3,
+    }
+    fields = {"trace": str(tmp_path / "t.npz"), "hardware": str(tmp_path / "h.toml"), "cache": 2}
+    (row,) = here([run_of(RunSpec.of({**fields, **fields_of(dropping)}))])
+    assert row["dropped"] == 1 and lost_weight(row) == 0.125
+    for limit, admitted in [(0.125, True), (0.124, False)]:
+        only = Space.of(trace, False, False, True, {**BASELINE, "miss": "drop-by-weight"})
+        search = Search(only, fields, here, [2], 2, limit)
+        assert bool(search.run([dropping])) == admitted
 
 
 # --- how sure ---
@@ -203,6 +306,11 @@ def test_requests_add_up_to_the_run(small: str, batch: int) -> None:
     assert each.time_ns.sum() == pytest.approx(summary["decode_ns"], rel=1e-12)
     once = np.arange(5)[None]
     assert each.rates(once)[0] == pytest.approx(summary["tokens_per_s"], rel=1e-12)
+
+
+def test_the_interval_is_the_middle_95_percent() -> None:
+    """Of 0, 1, ... 1000 a fortieth, 25, lies below and a fortieth above."""
+    assert interval(np.random.default_rng(0).permutation(np.arange(1001.0))) == (pytest.approx(25), pytest.approx(975))
 
 
 def test_intervals_of_known_cases() -> None:
@@ -235,6 +343,7 @@ def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureF
         "8192",
     ]
     flags += ["--max-lossy-weight", "0.05", "--candidates", "40", "--workers", "1", "--seed", "3"]
+    flags += ["--time-limit", "0"]
     assert recommend.main([*flags, "--json"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
@@ -268,6 +377,17 @@ def test_the_claim_is_what_its_command_gives(small: str, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["tokens_per_s"] == out["beats"]["lru + fetch"]["tokens_per_s"]
 
 
+@pytest.mark.parametrize("sample", npz.sample_names())
+def test_the_command_gives_the_same_number_of_every_shipped_sample(sample: str) -> None:
+    """Also of one that brings a calibration of its own: the command says what was set aside."""
+    base = {"trace": sample, "hardware": "rtx4090", "max_steps": 120}
+    out = Recommendation(Wish(base, context=8192, candidates=20, max_lossy_weight=0.05)).search(here)
+    spec = run.spec_of(run.parser().parse_args(shlex.split(out["command"])[3:]))
+    again = run.simulate(spec)[0]
+    assert spec.calibration == 0.25 and again["steps"] == 120
+    assert (again["time_ns"], again["tokens_per_s"]) == (out["best"]["time_ns"], out["best"]["tokens_per_s"])
+
+
 def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
     wish = Wish(
         {"trace": small, "hardware": "rtx4090"},
@@ -277,13 +397,54 @@ def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
     )
     out = Recommendation(wish).search(here)
     assert out["best"]["lost_router_weight"] == 0 and not out["best"]["open_loop"]
-    assert out["bounds"]["own"]["lossless_ns"] <= out["bounds"]["time_ns"] == out["best"]["time_ns"]
+    bounds = out["bounds"]
+    assert bounds["is_lossless_gpu"] and bounds["time_ns"] == out["best"]["time_ns"]
+    assert bounds["lossless_gpu_ns"] == bounds["own_class"]["lossless_ns"] <= bounds["time_ns"]
     assert json.dumps(Recommendation(wish).search(here)) == json.dumps(out)
     from sim.sweeps.advice import text
 
     told = text(out)
     assert "beats        lru + fetch" in told and "x as fast" in told and out["command"] in told
-    assert "SYNTHETIC" in told and "any lossless policy on the GPU, oracles included" in told
+    assert "SYNTHETIC" in told and "answers misses otherwise" not in told
+    assert "any lossless policy on the GPU, oracles included" in told
+    assert told.count("as fast is possible: at least") == sum(name in bounds["own_class"] for name in BOUNDS)
+    assert "24 different candidates of at most 24" in told
+
+
+def test_a_bound_is_never_said_to_be_beaten() -> None:
+    """A bound of 2 s: the best of its class takes 3 s, so 1.5 x as fast is possible; one outside it takes 1.5 s."""
+    from sim.sweeps.advice import _bounds
+
+    inside = {"time_ns": 3 * 10**9, "own_class": {"lossless_ns": 2 * 10**9}, "lossless_gpu_ns": 2 * 10**9}
+    (line,) = _bounds({"bounds": {**inside, "is_lossless_gpu": True}})
+    assert "at best 1.50 x as fast is possible: at least 2.000 s for" in line
+    outside = {"time_ns": 15 * 10**8, "own_class": {"executed_ns": 10**9}, "lossless_gpu_ns": 2 * 10**9}
+    (other,) = _bounds({"bounds": {**outside, "is_lossless_gpu": False}})  # its own work bounds nobody else
+    assert other.split(maxsplit=1)[1].endswith(
+        "than 2.000 s; this one answers misses otherwise and takes 1.500 s, i.e. 25% less time"
+    )
+    assert "i.e. 50% more time" in _bounds({"bounds": {**outside, "time_ns": 3 * 10**9, "is_lossless_gpu": False}})[0]
+
+
+def test_the_answer_after_the_time_limit_is_of_what_was_compared(small: str) -> None:
+    """Ten of the candidates over the first length, then time is over: the command says --max-steps and gives the same
+    number."""
+    wish = Wish({"trace": small, "hardware": "rtx4090"}, context=4096, candidates=24, time_limit_s=7.0)
+    recommendation = Recommendation(wish)
+    out = recommendation.search(lambda runs: here(runs[:10]))
+    steps, search = recommendation.setting.steps, out["search"]
+    assert (search["ended"], search["compared"], search["candidates"], search["whole"]) == ("time-limit", 10, 10, 0)
+    assert (search["compared_steps"], search["steps"]) == (64, len(steps)) and len(steps) > 64
+    words = shlex.split(out["command"])
+    assert words[words.index("--max-steps") + 1] == "64"
+    again = run.simulate(run.spec_of(run.parser().parse_args(words[3:])))[0]
+    assert again["time_ns"] == out["best"]["time_ns"] and again["steps"] == 64
+    from sim.sweeps.advice import text
+
+    told = "7 s ended the search: the answer is the best of the 10 candidates that were done over the first 64 of "
+    assert told + f"{len(steps)} steps; everything here is of those steps alone" in text(out)
+    with pytest.raises(SpecError, match="time-limit: 7 s: 0 runs were done over the first"):
+        Recommendation(wish).search(lambda runs: [])
 
 
 def test_one_request_alone_has_no_fitted_policy_and_no_interval(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: what a file expands to, that nothing is lost or repeated whatever is killed, that rows say all and agree."""
 
 import io
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
 from sim.sweeps.config import Run, expand, read
 from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
+from sim.sweeps.evaluate import Evaluator
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row
 from sim.sweeps.worker import Done, Setup, Task, Worker
@@ -346,6 +348,33 @@ def test_workers_that_die_as_they_start_end_the_sweep(folder: Path) -> None:
     runs, setup = seeded(folder, 2)
     with pytest.raises(SpecError, match="as they started: exit status 9"):
         list(Dispatcher(FakePool(setup, stillborn=True), 2).run(runs))
+
+
+def test_after_the_deadline_nothing_is_given_out(folder: Path) -> None:
+    runs, setup = seeded(folder, 8)
+    pool = FakePool(setup)
+    dispatcher = Dispatcher(pool, 2)
+    assert list(dispatcher.run(runs, deadline=time.monotonic())) == [] and pool.tasks == []
+    rows = [row for batch in dispatcher.run(runs, deadline=math.inf) for row in batch]
+    assert len(rows) == 8
+
+
+def test_a_run_that_never_ends_is_ended_with_its_worker_when_time_is_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefetcher of a user's own waits for ten minutes: the worker is gone before, and there is no row."""
+    (folder / "own.py").write_text("import time\n\n\ndef late(trace, steps):\n    time.sleep(600)\n")
+    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nprefetch = "own.py:late"\nmax_steps = 3')
+    runs = expand(read("s.toml"))
+    monkeypatch.setattr("sim.sweeps.evaluate.to_compile", lambda runs: [])
+    pools: list[LocalPool] = []
+    monkeypatch.setattr("sim.sweeps.evaluate.LocalPool", lambda setup: pools.append(LocalPool(setup)) or pools[0])
+    evaluate = Evaluator(1, 0.5, io.StringIO())
+    try:
+        assert evaluate(runs) == [] and pools[0].pids() == []
+        assert evaluate(runs) == []  # and nobody is asked again
+    finally:
+        evaluate.close()
 
 
 def test_a_killed_worker_loses_nothing(folder: Path) -> None:

@@ -14,7 +14,7 @@ def text(out: Mapping[str, Any]) -> str:
         [
             f"{spec['trace']}: {j['model']} on {spec['hardware']}, engine {spec['engine']}, {spec['precision']}, "
             f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
-            *(f"! {note}" for note in out["notes"]),
+            *(f"! {note}" for note in (*out["notes"], *_cut_short(search))),
             "",
             f"{'memory':<12} {_memory(m)}",
             "",
@@ -24,9 +24,7 @@ def text(out: Mapping[str, Any]) -> str:
             "",
             *_bounds(out),
             f"{'verdict':<12} {out['verdict']}",
-            f"{'searched':<12} {search['candidates']} candidates and neighbours of the best, {search['runs']:,} runs, "
-            f"{search['whole']:,} of them of the whole judged trace"
-            + (f"; {search['failed']:,} failed" if search["failed"] else ""),
+            f"{'searched':<12} {_searched(search)}",
             f"{'again':<12} {out['command']}",
         ]
     )
@@ -77,15 +75,51 @@ def _beaten(beats: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _cut_short(search: Mapping[str, Any]) -> list[str]:
+    """What the time limit left undone."""
+    if search["ended"] != "time-limit":
+        return []
+    n, all_of_it = search["compared_steps"], search["compared_steps"] == search["steps"]
+    over = "all" if all_of_it else f"the first {n:,}"
+    judged = "" if all_of_it else "; everything here is of those steps alone"
+    return [
+        f"the time limit of {search['time_limit_s']:g} s ended the search: the answer is the best of the "
+        f"{search['compared']:,} candidates that were done over {over} of {search['steps']:,} steps{judged}"
+    ]
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    ended = {
+        "settled": "no choice of the best is left to change",
+        "rounds": "the rounds of changing the best are over",
+        "candidates": "as many as were allowed",
+        "time-limit": "the time was over",
+    }
+    failed = f" ({search['failed']:,} failed)" if search["failed"] else ""
+    return (
+        f"{search['candidates']:,} different candidates of at most {search['most']:,}: {ended[search['ended']]}; "
+        f"{search['runs']:,} runs{failed}, {search['whole']:,} of them of the whole judged trace"
+    )
+
+
 def _bounds(out: Mapping[str, Any]) -> list[str]:
-    """The bounds of its own class, and of the lossless GPU runs with these slots where it is in another."""
-    time, own = out["bounds"]["time_ns"], out["bounds"]["own"]
-    lines = [_bound(own[name], time, what) for name, what in BOUNDS.items() if name in own]
-    for name, ns in out["bounds"]["lossless_on_gpu"].items():
-        if name not in own and name == "lossless_ns":
-            lines.append(_bound(ns, time, f"{BOUNDS[name]}, that computes no expert on the CPU"))
-    return lines
+    """How much is left to gain in its own classes; how it stands to lossless GPU runs, where it is none itself."""
+    bounds, time = out["bounds"], out["bounds"]["time_ns"]
+    lines = [
+        _possible(bounds["own_class"][name], time, what) for name, what in BOUNDS.items() if name in bounds["own_class"]
+    ]
+    return lines if bounds["is_lossless_gpu"] else [*lines, _beside(bounds["lossless_gpu_ns"], time)]
 
 
-def _bound(ns: int, time: int, what: str) -> str:
-    return f"{'bound':<12} {ns / 1e9:.3f} s for {what}; this takes {time / 1e9:.3f} s, {time / (ns or 1):.2f} x"
+def _possible(ns: int, time: int, what: str) -> str:
+    """A bound of a class that the best belongs to."""
+    return f"{'bound':<12} at best {time / (ns or 1):.2f} x as fast is possible: at least {ns / 1e9:.3f} s for {what}"
+
+
+def _beside(ns: int, time: int) -> str:
+    """A bound of runs that answer every miss by a fetch, of which the best is none."""
+    change = f"{abs(time / (ns or 1) - 1):.0%} {'less' if time < ns else 'more'} time"
+    return (
+        f"{'':<12} no lossless GPU run with these slots and first residents takes less than {ns / 1e9:.3f} s; this one "
+        f"answers misses otherwise and takes {time / 1e9:.3f} s, i.e. {change}"
+    )

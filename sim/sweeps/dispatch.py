@@ -8,6 +8,8 @@ A worker that dies takes no other with it: its runs are tried again, each alone;
 becomes a row with an error.
 """
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -154,21 +156,25 @@ class Dispatcher:
         self.pool.close()
 
     def warm_up(self, samples: Sequence[Run]) -> None:
-        """Compile what these runs need, each on a worker of its own, and wait: the others then find it on the disk."""
+        """Compile what these runs need, each on a worker of its own, and wait: the others then find it on the disk.
+        Returns when a worker is ready for work."""
         queue = deque(Task([run], warm_up=True) for run in samples)
-        while queue or self._tasks:
+        while queue or self._tasks or not self._idle:
             while queue and self._idle:
                 self._give(self._idle.pop(), queue.popleft())
             for event in self.pool.events(1.0):
                 self._seen(event)
 
-    def run(self, runs: Sequence[Run]) -> Iterator[list[Row]]:
-        """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive."""
+    def run(self, runs: Sequence[Run], deadline: float = math.inf) -> Iterator[list[Row]]:
+        """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive.
+
+        deadline, by time.monotonic(): what is not done by then is left undone, workers that are at it included: there
+        is nothing to do with them then but `close`."""
         queue = Queue.of(runs, max(1, len(self._places)))
-        while queue or self._tasks:
+        while (queue or self._tasks) and (left := deadline - time.monotonic()) > 0:
             rows: list[Row] = []
             self._hand_out(queue)
-            for event in self.pool.events(1.0):
+            for event in self.pool.events(min(1.0, left)):
                 rows += self._rows(event, queue)
             self._hand_out(queue)  # nobody waits while the rows are written
             if rows:

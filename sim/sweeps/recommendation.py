@@ -6,17 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sim import __version__
+from sim.bounds import bounds
 from sim.errors import SpecError
 from sim.memo import Kept
 from sim.per_request import PerRequest, drawn, interval, per_request
 from sim.plan import Setting, prepare
 from sim.policies import find
-from sim.report import BOUNDS, OPEN_LOOP, result
+from sim.report import OPEN_LOOP, result
 from sim.spec import RunSpec
+from sim.sweeps.answer import lost_weight
 from sim.sweeps.config import Run
-from sim.sweeps.halving import Search
+from sim.sweeps.halving import Search, begin_with, lengths_of
 from sim.sweeps.quality import measured
-from sim.sweeps.rows import Row
+from sim.sweeps.rows import Row, row_of
 from sim.sweeps.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.sweeps.split import Split, split
 from sim.sweeps.worker import MEMO_BYTES
@@ -28,24 +30,28 @@ CPU = "the best computes experts on the CPU beside the GPU, which not every engi
 @dataclass(frozen=True)
 class Wish:
     """What is asked for. base: fields of RunSpec that hold for every candidate; fixed: fields that a search could
-    choose, and shall not; vram None: all that the hardware has; candidates: how many it begins with."""
+    choose, and shall not; vram None: all that the hardware has; candidates: different ones that are run at most;
+    time_limit_s: what `evaluate` is given, None for no limit (it is only told here)."""
 
     base: Mapping[str, Any]
     context: int
     vram: int | None = None
     max_lossy_weight: float = 0.0
-    candidates: int = 256
+    candidates: int = 640
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    time_limit_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate over the whole judged trace, and its requests one by one."""
+    """A candidate over the judged trace, and its requests one by one. lossless_ns: what no run of the class lossless
+    can take less than, with these slots and first residents (sim.bounds), whatever this one's class."""
 
     candidate: Candidate
     spec: RunSpec
     summary: Mapping[str, Any]
     requests: PerRequest
+    lossless_ns: int
 
 
 class Recommendation:
@@ -95,30 +101,56 @@ class Recommendation:
         trace, limit = setting.trace, self.wish.max_lossy_weight
         if limit > 0 and not trace.has("weights"):
             raise SpecError(f"max-lossy-weight: {limit}: needs `weights`, which {setting.spec.trace} does not have")
-        calibrated = setting.calibration is not None
-        return Space.of(trace, calibrated, setting.hardware.answers_cpu, limit > 0, self.wish.fixed)
+        other = setting.calibration
+        decodes = other is not None and (setting.spec.as_decode or not other.prefill.all())
+        return Space.of(
+            trace, other is not None, setting.hardware.answers_cpu, limit > 0, self.wish.fixed, decodes=bool(decodes)
+        )
 
     def search(self, evaluate: Callable[[Sequence[Run]], Sequence[Row]]) -> dict[str, Any]:
         """The answer as one JSON object. evaluate: see sim.sweeps.halving."""
-        limit = self.wish.max_lossy_weight
-        search = Search(self.space, self.base, evaluate, len(self.setting.steps), limit, self.tell)
-        candidates = self.space.sample(self.wish.candidates, self.setting.spec.seed)
-        ranked = search.run(candidates)
+        steps, limit = self.setting.steps, self.wish.max_lossy_weight
+        lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
+        search = Search(self.space, self.base, evaluate, lengths, self.wish.candidates, limit, self.tell)
+        ranked = search.run(begin_with(self.space, self.wish.candidates, self.setting.spec.seed))
         if not ranked:
-            errors = sorted({str(row["error"]) for _, row in search.whole.values() if row["error"]})
-            why = f": {errors[0]}" if errors else f" of at most {limit:g} lost router weight"
-            raise SpecError(f"no candidate could be run{why}")
+            raise SpecError(self._nothing(search))
+        if search.reached < search.steps:
+            self.base["max_steps"] = search.reached
         best, row = ranked[0]
         others = [
             c for c, r in ranked if any(c[kind] != best[kind] for kind in POLICIES) and r["time_ns"] != row["time_ns"]
         ]
-        other = others[0] if others else None
         judged = self._judge(best)
         if judged.summary["time_ns"] != row["time_ns"]:
             raise RuntimeError(f"{judged.spec}: {judged.summary['time_ns']} ns here, {row['time_ns']} ns in a worker")
-        baseline = self._judge(BASELINE)
-        rivals = {"lru + fetch": baseline} | ({"next best": self._judge(other)} if other is not None else {})
-        return {"search": {"candidates": len(candidates), **search.counts}, **self._object(judged, rivals, baseline)}
+        rivals = {"lru + fetch": self._judge(BASELINE)}
+        if others:
+            rivals["next best"] = self._judge(others[0])
+        return {"search": self._searched(search), **self._object(judged, rivals)}
+
+    def _nothing(self, search: Search) -> str:
+        """Why there is no answer, in one line."""
+        limit = self.wish.max_lossy_weight
+        if search.ended == "time-limit":
+            done = f"{search.runs} runs were done over the first {search.lengths[0]:,} of {search.steps:,} steps"
+            return f"time-limit: {self.wish.time_limit_s:g} s: {done}, none with an answer; needs more, or --max-steps"
+        rows = [row for found in search.found.values() for _, row in found.values()]
+        errors = sorted({str(row["error"]) for row in rows if row["error"]})
+        why = f": {errors[0]}" if errors else f" of at most {limit:g} lost router weight"
+        return f"no candidate could be run{why}"
+
+    def _searched(self, search: Search) -> dict[str, Any]:
+        """What the search came to. most: candidates allowed; steps: of the whole judged trace; compared_steps: the
+        first ones, over which `compared` candidates ran and the best was chosen among them."""
+        return {
+            **search.counts,
+            "most": search.most,
+            "steps": search.steps,
+            "compared_steps": search.reached,
+            "time_limit_s": self.wish.time_limit_s,
+            "ended": search.ended,
+        }
 
     def _judge(self, candidate: Candidate) -> Judged:
         from sim.machines.compiled import run
@@ -126,9 +158,13 @@ class Recommendation:
         spec = RunSpec.of({**self.base, **fields_of(candidate)})
         setting = prepare(spec, self.memo)
         record = run(setting.plan)
-        return Judged(candidate, spec, result(setting, record, self.memo), per_request(record).with_tokens())
+        summary, each = result(setting, record, self.memo), per_request(record).with_tokens()
+        lossless_ns = summary["bounds"].get("lossless_ns")
+        if lossless_ns is None:
+            lossless_ns = bounds(setting.plan)["lossless_ns"]
+        return Judged(candidate, spec, summary, each, lossless_ns)
 
-    def _object(self, best: Judged, rivals: Mapping[str, Judged], baseline: Judged) -> dict[str, Any]:
+    def _object(self, best: Judged, rivals: Mapping[str, Judged]) -> dict[str, Any]:
         n = len(best.requests.request)
         draws = drawn(n, best.spec.seed) if n > 1 else None
         s, trace = best.summary, self.setting.trace
@@ -143,11 +179,7 @@ class Recommendation:
                 for name, rival in rivals.items()
                 if rival.spec != best.spec
             },
-            "bounds": {
-                "own": s["bounds"],
-                "lossless_on_gpu": {n: ns for n, ns in baseline.summary["bounds"].items() if n in BOUNDS},
-                "time_ns": s["time_ns"],
-            },
+            "bounds": _bounds(best),
             "memory": asdict(self.split) | {"context": self.wish.context, "batch": best.spec.batch},
             "judged": {
                 "requests": n, "tokens": s["tokens"], "steps": s["steps"], "calibration": best.spec.calibration,
@@ -162,14 +194,14 @@ class Recommendation:
         }  # fmt: skip
 
     def _told(self, judged: Judged, draws: Any) -> dict[str, Any]:
-        s, lost = judged.summary, judged.summary["quality"]
+        s = judged.summary
         return {
             "policy": words(judged.candidate),
             "tokens_per_s": s["tokens_per_s"],
             "total_tokens_per_s": s["total_tokens_per_s"],
             "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
             "time_ns": s["time_ns"],
-            "lost_router_weight": (lost["substituted_weight"] or 0.0) + (lost["dropped_weight"] or 0.0),
+            "lost_router_weight": lost_weight(row_of(Run("", judged.spec), s)),
             "open_loop": OPEN_LOOP in s["notes"],
             "closed_loop": self._closed_loop(judged) if OPEN_LOOP in s["notes"] else None,
         }
@@ -181,6 +213,18 @@ class Recommendation:
 
 def _on_the_host(spec: RunSpec) -> bool:
     return bool(find("miss", spec.miss).may_answer_cpu(spec.params("miss")))
+
+
+def _bounds(best: Judged) -> dict[str, Any]:
+    """time_ns: of the best. own_class: bounds of classes that it belongs to, so none of them is above time_ns.
+    lossless_gpu_ns: of runs that execute every wanted expert on the GPU, with its slots and first residents; where
+    is_lossless_gpu is false the best is none of them and may well take less."""
+    return {
+        "time_ns": best.summary["time_ns"],
+        "own_class": best.summary["bounds"],
+        "lossless_gpu_ns": best.lossless_ns,
+        "is_lossless_gpu": "lossless_ns" in best.summary["bounds"],
+    }
 
 
 def _ratio(best: Judged, other: Judged) -> float | None:

@@ -8,6 +8,7 @@ that they cost is not counted as lost), policies that need a file of their own (
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,12 @@ class Space:
     parameters: Mapping[str, Mapping[str, Mapping[str, Values]]]
 
     @staticmethod
-    def of(trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool, fixed: Mapping[str, Any]) -> "Space":
+    def of(
+        trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool, fixed: Mapping[str, Any], decodes: bool = True
+    ) -> "Space":
         """Everything that the trace has the arrays for. calibrated: fitted policies have something to be fitted on;
         host: answers by the CPU have a cost; lossy: wanted experts may be replaced or left out; fixed: field -> its one
-        value."""
+        value; decodes: the calibration has decode steps, which the marginal spread counts hits of."""
         distances = trace.lookahead_distances
         there = {"distance": tuple(d for d in _DISTANCES if set(range(1, d + 1)) <= set(distances))}
         prefetch = {**PARAMETERS["prefetch"], "gate-lookahead": there, "learned": there}
@@ -86,7 +89,7 @@ class Space:
             "miss": tuple(name for name in (*LOSSLESS, *(LOSSY if lossy else ())) if name not in absent),
             "placement": ("first", *(("popular",) if calibrated else ())),
         }
-        spread: dict[str, Values] = {"cache_spread": ("even", *(("marginal",) if calibrated else ()))}
+        spread: dict[str, Values] = {"cache_spread": ("even", *(("marginal",) if calibrated and decodes else ()))}
         knobs, queue, spread = (_as_fixed(part, fixed) for part in (knobs, QUEUE, spread))
         return Space(knobs, queue, spread, {**PARAMETERS, "prefetch": prefetch})
 
@@ -108,21 +111,24 @@ class Space:
         return {knob: candidate.get(knob, values[0]) for knob, values in self.mattering(candidate).items()}
 
     def plain(self) -> list[Candidate]:
-        """The baseline, and what differs from it in one policy: the floor of any comparison."""
+        """The baseline, and what differs from it in one choice: the floor of any comparison. The second value of every
+        knob comes before the third of any, so that the first few differ in as much as they can."""
         base = {knob: values[0] for knob, values in self.knobs.items()}
-        changed = [{**base, knob: value} for knob, values in self.knobs.items() for value in values]
+        turned = zip_longest(*([{knob: value} for value in values[1:]] for knob, values in self.knobs.items()))
+        changed = [{**base, **knob} for each in turned for knob in each if knob]
         return _distinct([self.whole(candidate) for candidate in (base, *changed)])
 
     def sample(self, n: int, seed: int) -> list[Candidate]:
-        """n different candidates, the plain ones first, the others drawn at random (fewer where there are no more)."""
-        rng, found = np.random.default_rng(seed), {_name(each): each for each in self.plain()}
+        """n different candidates: the plain ones first, as many as there is room for, the others drawn at random (fewer
+        where there are no more)."""
+        rng, found = np.random.default_rng(seed), {name_of(each): each for each in self.plain()[:n]}
         for _ in range(20 * n):
             if len(found) >= n:
                 break
             draft = {knob: values[rng.integers(len(values))] for knob, values in self.knobs.items()}
             drawn = {knob: values[rng.integers(len(values))] for knob, values in self.mattering(draft).items()}
             candidate = self.whole({**drawn, **draft})
-            found.setdefault(_name(candidate), candidate)
+            found.setdefault(name_of(candidate), candidate)
         return list(found.values())
 
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
@@ -148,9 +154,9 @@ def fields_of(candidate: Candidate) -> dict[str, Any]:
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    return list({_name(each): each for each in candidates}.values())
+    return list({name_of(each): each for each in candidates}.values())
 
 
-def _name(candidate: Candidate) -> str:
+def name_of(candidate: Candidate) -> str:
     """Equal for equal candidates."""
     return repr(sorted(candidate.items(), key=lambda item: item[0]))
