@@ -197,7 +197,7 @@ def test_a_memo_gives_what_is_made_afresh_after_a_change_of_one_field(folder: Pa
     assert clash(bases()[number]) == ""
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_memo_gives_what_is_made_afresh_after_any_other_runs(folder: Path, data: st.DataObject) -> None:
     """Runs that differ in several fields, one after the other on one memo."""
