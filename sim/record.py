@@ -21,7 +21,7 @@ from sim.errors import SpecError
 from traces.command import replace
 
 Int = npt.NDArray[np.int64]
-Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; bool and int32 by step, int64 in a file
+Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; int8 and int32 by step, int64 in a file
 VERSION = 1
 WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.quality: router weight
 
@@ -69,7 +69,7 @@ class RunRecord:
         counters: dict[str, Any] = {name: int(s.c[i]) for name, i in COUNTERS.items()}
         counters |= {name: int(clock.k[1 + i]) for i, name in enumerate(CLOCK)}
         steps: Group = {
-            "prefill": plan.step_prefill,
+            "prefill": plan.step_prefill.view(np.int8),
             "begin_ns": clock.begin,
             "end_ns": clock.end,
             "rows": np.diff(plan.step_offset).astype(np.int32),
