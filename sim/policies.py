@@ -95,9 +95,17 @@ def _table(*policies: Policy) -> dict[str, Policy]:
 
 EVICTION = _table(
     Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970"),
-    Policy("lfu", eviction.LFU, "the fewest executions over the whole run go", "Mattson et al. 1970"),
+    Policy(
+        "lfu", eviction.LFU, "the fewest executions over the whole run go", "Mattson et al. 1970", keeps=("landings",)
+    ),
     Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",)),
-    Policy("random", eviction.RANDOM, "any evictable resident, by a hash of seed, visit and draw", "Belady 1966"),
+    Policy(
+        "random",
+        eviction.RANDOM,
+        "any evictable resident, by a hash of seed, visit and draw",
+        "Belady 1966",
+        keeps=("landings",),
+    ),
     Policy(
         "decayed",
         eviction.DECAYED,

@@ -47,13 +47,13 @@ CORE = [
     fault(
         "fifo goes by the last touch",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:\n",
+        "        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:\n",
         "        if True:\n",
     ),
     fault(
         "lru goes by the landing",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:\n",
+        "        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:\n",
         "        if False:\n",
     ),
     fault(

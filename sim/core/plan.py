@@ -27,6 +27,7 @@ BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY
     1 << i for i in range(len(MARKS))
 )
 LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS
+NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE  # nobody asks for the order of touches: it is not kept
 NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
@@ -106,7 +107,7 @@ class Leaving:
 class Choice:
     """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order.
 
-    marks: bits of MARKS. Of evictions: landings: the ring of residents keeps the order of landings, else of touches;
+    marks: bits of MARKS. Of evictions: landings: the ring of residents stays in the order of landings, else of touches;
     scores: the resident of the least score goes (eviction._worth); uses: an execution adds to the score; window,
     requests: the score looks back on what was routed, the rows of the last steps or of the requests being served, by
     router weight (weights) or by count; next-use: the next visit that wants each expert is looked up. Of miss policies:

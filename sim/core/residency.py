@@ -9,7 +9,7 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.eviction import count_use, victim
 from sim.core.jit import choice, inlined, inner
-from sim.core.plan import BY_LANDING, SCORES_USES
+from sim.core.plan import NOT_BY_TOUCH, SCORES_USES
 from sim.core.state import (
     ABSENT,
     ARRIVING,
@@ -202,7 +202,7 @@ def executed(s: Any, g: int) -> None:
     if s.c[st.NO_TOUCH] == 0 or s.x[g, st.STAND_IN] < s.x[g, WORK]:
         _touch(s, g)
         s.x[g, USES] += 1
-        if s.c[st.EVICTION_MARKS] & BY_LANDING == 0:
+        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:
             _leave_order(s, g)
             _join_order(s, g)
         if s.c[st.EVICTION_MARKS] & SCORES_USES:
