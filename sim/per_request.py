@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.record import RunRecord
+from sim.summary import begun
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -55,8 +56,7 @@ def per_request(record: RunRecord) -> PerRequest:
     first, last = r["first_decode"], r["first_decode"] + r["generated"]
     none = r["generated"] == 0
     first, last = np.where(none, 0, first), np.where(none, 0, last)
-    start = record.steps["begin_ns"][record.warmup_steps]
-    whole = (r["first_ns"] >= start) & (r["tokens"] > 1)
+    whole = begun(record) & (r["tokens"] > 1)
     gaps = np.maximum(r["tokens"] - 1, 1)
     tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
     order = np.argsort(r["request"], kind="stable")

@@ -291,7 +291,7 @@ def _shares(
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
     if isinstance(cache, str):
-        total = cache_bytes(cache) // size
+        total = min(cache_bytes(cache) // size, most * scopes)
         if total < scopes:
             raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
         shares = total // scopes + (np.arange(scopes) < total % scopes)

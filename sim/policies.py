@@ -407,16 +407,22 @@ def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str,
     return out
 
 
+def meant(chosen: Mapping[str, str], key: str) -> dict[str, Mapping[str, Any]]:
+    """The kinds whose chosen policy a `set` key names, each with the parameters that this policy has."""
+    name = key.rpartition(".")[0]
+    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE}
+    kinds = [kind for kind, policy in named.items() if name in (policy, f"{kind}.{policy}")]
+    return {kind: parameters(find(kind, chosen[kind])) for kind in kinds}
+
+
 def _owner(chosen: Mapping[str, str], key: str) -> str:
     """The kind of the one chosen policy that a `set` key is about."""
     name, _, param = key.rpartition(".")
-    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE}
-    meant = [kind for kind, policy in named.items() if name in (policy, f"{kind}.{policy}")]
-    if not meant:
-        used = ", ".join(sorted(set(named.values())))
+    known = meant(chosen, key)
+    if not known:
+        used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE}))
         raise SpecError(f"set: {key}: must be POLICY.PARAM (or KIND.POLICY.PARAM) with a policy of this run ({used})")
-    known = {kind: parameters(find(kind, chosen[kind])) for kind in meant}
-    owners = [kind for kind in meant if param in known[kind]]
+    owners = [kind for kind in known if param in known[kind]]
     if not owners:
         raise _no_parameter(name, param, sorted({each for names in known.values() for each in names}))
     if len(owners) > 1:

@@ -10,7 +10,7 @@ from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
 from sim.core.plan import Plan
 from sim.memo import Memo, afresh
-from sim.plan import Setting
+from sim.plan import Setting, fitted
 from sim.policies import find, is_user
 from sim.record import RunRecord
 from sim.summary import summarise
@@ -147,7 +147,7 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append(OPEN_LOOP)
     if setting.repeated:
         notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
-    if setting.spec.calibration in npz.sample_names():
+    if str(setting.spec.calibration).removesuffix(".npz") in npz.sample_names() and fitted(setting.spec):
         notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
     measured = setting.hardware.measured
     if measured is not None:
@@ -200,7 +200,9 @@ def cache_words(out: Mapping[str, Any]) -> str:
     pooled = out["spec"]["cache_scope"] == "global"
     low = f", and {slots['low']:,} slots of low-precision copies" if slots["low"] else ""
     if isinstance(asked, int) and asked == slots["least"] == slots["most"]:
-        return (f"pool of {total} slots" if pooled else f"{least} slot{'s' * (asked > 1)} per layer") + low
+        return (
+            f"pool of {total} slot{'s' * (asked > 1)}" if pooled else f"{least} slot{'s' * (asked > 1)} per layer"
+        ) + low
     if pooled:
         came_to = f"pool of {total} slots for {trace['moe_layers'] * trace['n_experts']:,} experts"
     elif least == most:

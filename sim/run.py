@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,25 @@ def _config(path: str | None) -> dict[str, Any]:
         return {}
     try:
         with open(path, "rb") as file:
-            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+            fields = {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
         raise SpecError(f"config: {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"config: {path}: is no TOML: {error}") from None
+    return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
+
+
+def _flat(table: Mapping[str, Any], front: str = "") -> dict[str, Any]:
+    """Parameters by their whole names; in TOML `random.late = 1` is a table of a table."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{front}{key}.") if isinstance(value, Mapping) else {f"{front}{key}": value}
+    return out
+
+
+def _same(key: str, other: str) -> bool:
+    """Whether two names are one parameter's, with and without the kind in front."""
+    return key == other or key.endswith(f".{other}") or other.endswith(f".{key}")
 
 
 def spec_of(args: argparse.Namespace) -> RunSpec:
@@ -124,7 +138,9 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
     for name in RunSpec.model_fields:
         value = getattr(args, name)
         if name == "set":
-            fields["set"] = {**fields.get("set", {}), **_settings(value or [])}
+            given = _settings(value or [])
+            kept = {key: old for key, old in fields.get("set", {}).items() if not any(_same(key, new) for new in given)}
+            fields["set"] = kept | given
         elif value is not None and value is not False:
             fields[name] = value
     if not fields.get("trace"):
@@ -164,6 +180,7 @@ def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
     from sim.report import result
 
     setting = prepare(spec)
+    announce_compiling()
     if spec.machine == "simpy":
         from sim.machines.discrete import run
     else:
@@ -174,9 +191,9 @@ def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
 
 def announce_compiling() -> None:
     """The first run ever compiles the machine: say so, or it looks as if it hung."""
-    from sim.core.jit import CACHE_DIR
+    from sim.core.jit import CACHE_DIR, compiles
 
-    if not any(CACHE_DIR.rglob("*.nbi")):
+    if compiles() and not any(CACHE_DIR.rglob("*.nbi")):
         message = "compiling the machine for the first time, about half a minute; later runs start at once"
         print(message, file=sys.stderr)
 
@@ -219,9 +236,8 @@ def _command(argv: list[str]) -> None:
             return
     spec = spec_of(args)
     check_out(args)
-    announce_compiling()
     summary, record = simulate(spec, args.record == "full")
-    if args.out:
+    if args.out is not None:
         write(Path(args.out), summary, record, args.record or "summary")
     if args.json:
         print(json.dumps(summary))

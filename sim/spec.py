@@ -1,5 +1,6 @@
 """RunSpec: everything a run depends on, validated when it is made, saved with every result."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sim.errors import SpecError, unknown
 from sim.policies import KINDS, Value, assigned
 
-Steps = Annotated[int, Field(ge=0)]
+MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
+Steps = Annotated[int, Field(ge=0, le=MOST)]
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -42,12 +44,12 @@ class RunSpec(BaseModel):
     placement: str = "first"
     transfer_order: Literal["fifo", "nearest-layer", "probability"] = "fifo"
     expert_group: Literal["one", "ready", "all"] | None = None
-    batch: Annotated[int, Field(ge=1)] = 1
-    prefill_chunk: Annotated[int, Field(ge=1)] = 512
+    batch: Annotated[int, Field(ge=1, le=MOST)] = 1
+    prefill_chunk: Annotated[int, Field(ge=1, le=MOST)] = 512
     as_decode: bool = False
     context_offset: Steps = 0
     warmup_steps: Steps = 0
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
     calibration: str | float | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     machine: Literal["compiled", "simpy"] = "compiled"
@@ -66,6 +68,14 @@ class RunSpec(BaseModel):
             raise ValueError(f"{value!r} must be a file, or a fraction between 0 and 1")
         return value if fraction is None else float(fraction)
 
+    @field_validator("set")
+    @classmethod
+    def _set(cls, value: dict[str, Value]) -> dict[str, Value]:
+        for key, given in value.items():
+            if isinstance(given, float) and not math.isfinite(given):
+                raise ValueError(f"{key}: must be a finite number")
+        return value
+
     @classmethod
     def of(cls, fields: Mapping[str, Any], where: str = "") -> "RunSpec":
         """A spec from plain values (`where` names their file in errors). Raises SpecError, one line."""
@@ -76,7 +86,7 @@ class RunSpec(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"][:1])
+            name = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "set" else 1])
             wrong = first["msg"].removeprefix("Value error, ")
             raise SpecError(f"{where}{name}: {first['input']!r}: {wrong}") from None
 

@@ -148,7 +148,7 @@ def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> 
     n = len(steps)
     if eviction.marks & FORGETS_ROWS:
         window = eviction.params[0]
-        if window < 1 or window != int(window):
+        if not 1 <= window < 2**31 or window != int(window):
             raise SpecError(f"set: {eviction.name}.window={window:g}: must be a whole number from 1")
         gone = np.arange(n) - int(window)
         sizes = np.where(gone >= 0, np.diff(steps.offset)[np.maximum(gone, 0)], 0)

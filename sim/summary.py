@@ -68,32 +68,48 @@ def _running(record: RunRecord) -> int:
     return int((last >= record.warmup_steps).sum())
 
 
+def begun(record: RunRecord) -> npt.NDArray[np.bool_]:
+    """bool [n]: the requests whose first token ends the warm-up or came after it: none of their times lies in it."""
+    r, last_warm = record.requests, record.warmup_steps - 1
+    prompt_end, decode_only = r["last_prefill_step"], (r["last_prefill_step"] == -1) & (r["generated"] > 0)
+    first = (prompt_end >= 0) & (prompt_end >= last_warm)
+    return np.asarray(first | (decode_only & (r["first_decode"] >= _decoded(record, last_warm))), np.bool_)
+
+
+def _decoded(record: RunRecord, step: int) -> int:
+    """Decode steps before a step: whose number among decode steps is at least this is not before it."""
+    return int((record.steps["prefill"][: max(step, 0)] == 0).sum())
+
+
 def _latencies(record: RunRecord) -> dict[str, Any]:
-    """TPOT and TTFT over requests, ITL over tokens; those that began in the warm-up are left out."""
+    """TPOT and TTFT over requests, ITL over tokens; what began before the end of the warm-up is left out."""
     r, warm = record.requests, record.warmup_steps
-    start = record.steps["begin_ns"][warm]
-    whole = (r["first_ns"] >= start) & (r["tokens"] > 1)
-    begun = (r["admitted_step"] >= warm) & (r["first_ns"] >= 0)
+    whole = begun(record) & (r["tokens"] > 1)
+    waited = (r["admitted_step"] >= warm) & (r["first_ns"] >= 0)
     tpot = (r["last_ns"] - r["first_ns"])[whole] / (r["tokens"] - 1)[whole]
     return {
         "tpot_ms": spread_ms(tpot),
-        "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[begun]),
-        "itl_ms": spread_ms(_gaps(record, start)),
+        "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[waited]),
+        "itl_ms": spread_ms(_gaps(record)),
     }
 
 
-def _gaps(record: RunRecord, start: int) -> Int:
-    """int64 [n], ns: from each token of a request to its next, where that came after `start`."""
-    r, ends = record.requests, record.steps["end_ns"][record.steps["prefill"] == 0]
+def _gaps(record: RunRecord) -> Int:
+    """int64 [n], ns: from each token of a request to its next, where the former ends the warm-up or comes after it."""
+    r, prefill, ends = record.requests, record.steps["prefill"], record.steps["end_ns"]
+    ends = ends[prefill == 0] if prefill.any() else ends
+    earliest, last_warm = _decoded(record, record.warmup_steps - 1), record.warmup_steps - 1
     out, n = np.empty(int(r["generated"].sum()), np.int64), 0
     for i in np.flatnonzero(r["generated"] > 0):
-        times = ends[r["first_decode"][i] : r["first_decode"][i] + r["generated"][i]]
-        if r["last_prefill_step"][i] >= 0:
-            times = np.concatenate([r["first_ns"][i : i + 1], times])
-        first = max(1, int(np.searchsorted(times, start, "right")))  # they rise
-        later = times[first:]
-        np.subtract(later, times[first - 1 : len(times) - 1], out=out[n : n + len(later)])
-        n += len(later)
+        first, end = int(r["first_decode"][i]), int(r["first_decode"][i] + r["generated"][i])
+        prompt_end = r["last_prefill_step"][i]
+        if prompt_end >= max(last_warm, 0):
+            out[n] = ends[first] - r["first_ns"][i]
+            n += 1
+        first = max(first, earliest)
+        if end - first > 1:
+            np.subtract(ends[first + 1 : end], ends[first : end - 1], out=out[n : n + end - first - 1])
+            n += end - first - 1
     return out[:n]
 
 

@@ -55,7 +55,7 @@ SAID = {
     ),
     POLICY: (
         "the GPU waits {waits:.1%} of the time, though the link is busy only {link:.1%}",
-        "fewer or earlier transfers help (eviction, prefetch): see the bounds",
+        "fewer or earlier transfers help: another eviction, a prefetcher; oracles (belady, oracle) say how much",
     ),
 }  # fmt: skip
 

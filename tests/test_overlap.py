@@ -1,5 +1,6 @@
 """Requests that a calibration trace shares with the judged one, against a plain comparison of rows."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,47 +14,92 @@ from sim import run
 from tests.gen import random_trace, traces
 from tests.on_torch import fixed_hardware
 from traces import npz
-from traces.overlap import LEAST, shared_requests
+from traces.overlap import BITS, WINDOW, shared_requests
 from traces.trace import RoutingTrace
 
 
 def plainly(trace: RoutingTrace, other: RoutingTrace) -> list[int]:
-    """Row by row."""
-    mine = [trace.experts[a:b] for a, b in zip(*trace.requests(), strict=True)]
-    theirs = [other.experts[a:b] for a, b in zip(*other.requests(), strict=True)]
+    """Row by row, each row a set of (layer, expert)."""
+    bits = trace.n_moe_layers * math.log2(math.comb(trace.n_experts, trace.top_k))
+    if bits == 0:
+        return []
+    enough = math.ceil(BITS / bits)
+    window = max(WINDOW, enough)
+    mine, theirs = _requests(trace), _requests(other)
+    runs = {tuple(a[i : i + window]) for a in mine for i in range(len(a) - window + 1) if all(a[i : i + window])}
 
-    def same(a: Any, b: Any) -> bool:
-        n = min(len(a), len(b))
-        return (len(a) == len(b) or n >= LEAST) and bool((a[:n] == b[:n]).all())
+    def copied(b: list[Any]) -> bool:
+        for a in mine:
+            n = min(len(a), len(b))
+            if a[:n] == b[:n] and n >= (enough if len(a) == len(b) else window):
+                return any(b)
+        for i in range(len(b) - window + 1):
+            shared = any(a[: i + window] == b[: i + window] for a in mine)
+            if not shared and tuple(b[i : i + window]) in runs:
+                return True
+        return False
 
-    return [i for i, b in enumerate(theirs) if (b >= 0).any() and any(same(a, b) for a in mine)]
+    return [i for i, b in enumerate(theirs) if copied(b)]
 
 
-@given(traces(max_tokens=60, max_layers=2, max_k=2), some.integers(0, 2**32 - 1))
+def _requests(trace: RoutingTrace) -> list[list[frozenset[Any]]]:
+    """The rows of each request."""
+    return [
+        [
+            frozenset((layer, e) for layer, k in enumerate(row.tolist()) for e in k if e >= 0)
+            for row in trace.experts[a:b]
+        ]
+        for a, b in zip(*trace.requests(), strict=True)
+    ]
+
+
+@given(traces(max_tokens=90, max_layers=2, max_k=2), some.integers(0, 2**32 - 1))
 def test_against_a_comparison_of_rows(trace: RoutingTrace, seed: int) -> None:
-    """Of a trace with itself, mixed with other rows, cut at the end, and with other names and weights."""
+    """Of a trace with itself cut at both ends, some rows of it changed, and slots in another order."""
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, trace.n_tokens + 1))
-    cut = _first_rows(trace, n)
-    changed = replace(cut, experts=np.where(rng.random(cut.experts.shape) < 0.02, -1, cut.experts))
+    first, last = sorted(rng.integers(0, trace.n_tokens + 1, 2))
+    cut = rows_of(trace, slice(int(min(first, trace.n_tokens - 1)), int(max(last, first + 1))))
+    gone = rng.random(cut.experts.shape[0]) < rng.choice([0.02, 0.2])
+    changed = replace(cut, experts=np.where(gone[:, None, None], -1, cut.experts[:, :, ::-1]))
     for other in (cut, changed):
         assert shared_requests(trace, other).tolist() == plainly(trace, other)
         assert shared_requests(other, trace).tolist() == plainly(other, trace)
 
 
-def _first_rows(trace: RoutingTrace, n: int) -> RoutingTrace:
-    named = ("experts", "sequence", "position", "prefill", "weights", "logits", "token_ids")
-    rows = {name: None if (array := getattr(trace, name)) is None else array[:n] for name in named}
-    return replace(trace, **rows, lookahead=None, meta={k: v for k, v in trace.meta.items() if "lookahead" not in k})
+def rows_of(trace: RoutingTrace, rows: Any) -> RoutingTrace:
+    """Some rows, whether or not requests are cut."""
+    named = ("experts", "sequence", "position", "prefill")
+    meta = {key: value for key, value in trace.meta.items() if "lookahead" not in key}
+    return RoutingTrace(**{name: getattr(trace, name)[rows] for name in named}, meta=meta)
 
 
-def test_a_system_prompt_is_no_copy_but_a_cut_recording_is() -> None:
-    rng = np.random.default_rng(0)
-    trace = random_trace(rng, 60, 2, 8, 2, requests=1)
-    prompt, rest = trace.experts[:40], rng.permutation(trace.experts[40:])
-    assert shared_requests(trace, replace(trace, experts=np.concatenate([prompt, rest]))).tolist() == []
-    assert shared_requests(trace, _first_rows(trace, LEAST)).tolist() == [0]
-    assert shared_requests(trace, _first_rows(trace, LEAST - 1)).tolist() == []
+@pytest.fixture
+def recording() -> RoutingTrace:
+    """One request of 60 rows, 20 of them prompt."""
+    return random_trace(np.random.default_rng(0), 60, 2, 8, 2, requests=1, prompt=1 / 3)
+
+
+def test_a_copy_is_found_whatever_it_has_lost(recording: RoutingTrace) -> None:
+    rows = np.arange(60)
+    halves = replace(recording, sequence=(rows // 30).astype(np.int32), position=(rows % 30).astype(np.int32))
+    assert shared_requests(recording, halves).tolist() == [0, 1]
+    kept = {"its first row": rows[1:], "its prompt": rows[20:], "its end": rows[:WINDOW], "a row": rows[rows != 40]}
+    for what, some_rows in kept.items():
+        assert shared_requests(recording, rows_of(recording, some_rows)).tolist() == [0], what
+        assert shared_requests(rows_of(recording, some_rows), recording).tolist() == [0], what
+    assert shared_requests(recording, replace(recording, experts=recording.experts[:, :, ::-1])).tolist() == [0]
+
+
+def test_what_is_no_copy(recording: RoutingTrace) -> None:
+    """A common beginning, fewer rows than tell a copy from chance, and a toy in which everything looks alike."""
+    rng = np.random.default_rng(1)
+    prompt, rest = recording.experts[:40], rng.permutation(recording.experts[40:])
+    assert shared_requests(recording, replace(recording, experts=np.concatenate([prompt, rest]))).tolist() == []
+    assert shared_requests(recording, rows_of(recording, slice(20, 20 + WINDOW - 1))).tolist() == []
+    ones = [random_trace(rng, 50, 1, 8, 1, requests=50) for _ in range(2)]  # 3 bits a request: most are equal by chance
+    assert shared_requests(*ones).tolist() == []
+    every = random_trace(rng, 40, 2, 2, 2, requests=2)  # top-2 of 2: no row tells anything
+    assert shared_requests(every, every).tolist() == []
 
 
 # --- the command ---
@@ -62,7 +108,7 @@ def test_a_system_prompt_is_no_copy_but_a_cut_recording_is() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(3)
-    judged, others = (random_trace(rng, 60, 2, 8, 2, requests=6) for _ in range(2))
+    judged, others = (random_trace(rng, 120, 2, 8, 2, requests=6) for _ in range(2))
     npz.write(tmp_path / "judged.npz", judged)
     npz.write(tmp_path / "others.npz", others)
     first, ends = judged.requests()

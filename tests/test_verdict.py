@@ -92,7 +92,7 @@ LINES = [
     (
         Facts(stall=0.5, decide=0.1, link=0.4),
         "policy-bound: the GPU waits 60.0% of the time, though the link is busy only 40.0%; fewer or earlier transfers "
-        "help (eviction, prefetch): see the bounds",
+        "help: another eviction, a prefetcher; oracles (belady, oracle) say how much",
     ),
     (
         Facts(stall=0.9, scopes=4, small=3, slots=1.5, wanted=2),

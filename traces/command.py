@@ -64,7 +64,8 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     """
     try:
         status = command(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: whoever started us closed it
+            sys.stdout.flush()
         return status or 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,8 +80,10 @@ def out_folder(path: str | Path, keep: Iterable[str] = ()) -> Path:
 
     Raises UserError where a file is in its place, or where one of `keep` is in it."""
     folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out: {path}: is a file; must be a folder")
+    if not str(path).strip():
+        raise UserError(f"out: {str(path)!r}: must name a folder")
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise UserError(f"out: {path}: is a {'file' if folder.exists() else 'dangling link'}; must be a folder")
     there = [name for name in keep if (folder / name).exists()]
     if there:
         raise UserError(f"out: {path}: holds results already ({', '.join(there)}); give another DIR, or --force")

@@ -1,13 +1,18 @@
 """Requests that two traces share, by what was routed: fitting on what is judged would flatter whatever is fitted.
 
-A request is the same as another when all its rows want the same experts in the same slots, or when it is at least
-LEAST rows long and the other begins with it (a recording cut short). Names, positions and weights do not matter: a
-copy of a recording may have lost them. Requests without a routed expert are nobody's copy.
+A request is another's copy when a run of WINDOW rows of it stands in the other too, anywhere: a copy may have lost its
+prompt, its end, a row, or been cut in two. One run does not count: a beginning that both have in common, such as a
+system prompt, after which they go their own ways; unless that is all there is of one of them. Shorter requests are
+copies when they are equal. Names, weights and the order of slots do not matter: a copy may have changed them.
 
-Method. A row's 64-bit hash is linear in its expert ids; a request's rows are mixed with their places in it and summed,
-so that one running sum holds the hash of every beginning of every request. Two different beginnings collide with
-probability 2**-64 per pair.
+A row tells log2 (E over k) bits a layer. Where that is little (a toy of one layer) as many rows are asked for as have
+BITS; where it is nothing (every expert is always routed) nobody is anybody's copy. Rows that want nobody tell nothing.
+
+Method. A row's 64-bit hash is the sum of one random number for each (layer, expert) that it wants; a beginning and a
+window are sums of their rows' hashes, each mixed with its place. Two that differ collide with probability 2**-64.
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -16,37 +21,57 @@ from traces.trace import RoutingTrace, hash64
 
 Hashes = npt.NDArray[np.uint64]
 Int = npt.NDArray[np.int64]
-LEAST = 16  # rows: shorter requests begin alike by chance, or with the same system prompt
+WINDOW = 16  # rows
+BITS = 64
 _ROWS = 1 << 14  # at a time: the copy of a memory-mapped trace stays small
 
 
 def shared_requests(trace: RoutingTrace, other: RoutingTrace) -> Int:
     """int64 [n]: the requests of `other`, by their ordinal in it, that `trace` has too. Both of one shape."""
-    mine, theirs = _beginnings(trace), _beginnings(other)
-    (_, my_ends), (first, ends) = trace.requests(), other.requests()
-    whole, my_whole = theirs[ends - 1], mine[my_ends - 1]
-    found = np.isin(whole, my_whole) | (np.isin(whole, mine) & (ends - first >= LEAST))
-    long = my_whole[np.diff(my_ends, prepend=0) >= LEAST]
-    longer = np.searchsorted(ends, np.flatnonzero(np.isin(theirs, long)), side="right")
-    found[longer] = True
-    return np.flatnonzero(found & (_routed(other, first, ends)))
+    bits = trace.n_moe_layers * math.log2(math.comb(trace.n_experts, trace.top_k))
+    if bits == 0:
+        return np.zeros(0, np.int64)
+    enough = math.ceil(BITS / bits)
+    window = max(WINDOW, enough)
+    my_rows, rows = _row_hashes(trace), _row_hashes(other)
+    (my_first, my_ends), (first, ends) = trace.requests(), other.requests()
+    mine, theirs = _beginnings(my_rows, my_first, my_ends), _beginnings(rows, first, ends)
+    whole, my_whole, length = theirs[ends - 1], mine[my_ends - 1], ends - first
+    found = np.isin(whole, my_whole) & (length >= enough)
+    found |= np.isin(whole, mine) & (length >= window)
+    longer = np.isin(theirs, my_whole[my_ends - my_first >= window])
+    _, my_windows = _windows(my_rows, my_first, my_ends, window)
+    at, windows = _windows(rows, first, ends, window)
+    at = at[np.isin(windows, my_windows)]
+    inside = at[~np.isin(theirs[at + window - 1], mine)]  # not within a beginning that both have
+    found[np.searchsorted(ends, np.concatenate([np.flatnonzero(longer), inside]), side="right")] = True
+    return np.flatnonzero(found & (np.add.reduceat(rows != 0, first) > 0))
 
 
-def _routed(trace: RoutingTrace, first: Int, ends: Int) -> npt.NDArray[np.bool_]:
-    """Whether each request wants any expert."""
-    return np.array([bool((trace.experts[a:b] >= 0).any()) for a, b in zip(first, ends, strict=True)], np.bool_)
-
-
-def _beginnings(trace: RoutingTrace) -> Hashes:
-    """uint64 [tokens]: the hash of each row's request from its first row to this one."""
-    first, ends = trace.requests()
-    place = np.arange(trace.n_tokens) - np.repeat(first, ends - first)
-    factor = hash64(0, np.arange(trace.n_moe_layers * trace.top_k), 0) | np.uint64(1)
+def _row_hashes(trace: RoutingTrace) -> Hashes:
+    """uint64 [tokens]: of the experts that each row wants; 0 where it wants none."""
+    layers = np.arange(trace.n_moe_layers)
+    number = hash64(0, layers[:, None], np.arange(trace.n_experts + 1))
+    number[:, -1] = 0  # -1, nobody
     out = np.empty(trace.n_tokens, np.uint64)
     for lo in range(0, trace.n_tokens, _ROWS):
-        ids = trace.experts[lo : lo + _ROWS].reshape(-1, len(factor)).astype(np.int64).view(np.uint64)
-        out[lo : lo + _ROWS] = hash64(1, (ids * factor).sum(axis=1), place[lo : lo + _ROWS])
-    np.cumsum(out, out=out)
-    before = np.append(np.uint64(0), out[ends[:-1] - 1])
-    out -= np.repeat(before, ends - first)
+        out[lo : lo + _ROWS] = number[layers[:, None], trace.experts[lo : lo + _ROWS]].sum(axis=(1, 2))
     return out
+
+
+def _beginnings(rows: Hashes, first: Int, ends: Int) -> Hashes:
+    """uint64 [tokens]: of each row's request from its first row to this one."""
+    sums = np.cumsum(hash64(1, rows, np.arange(len(rows)) - np.repeat(first, ends - first)))
+    before = np.append(np.uint64(0), sums[ends[:-1] - 1])
+    return np.asarray(sums - np.repeat(before, ends - first), np.uint64)
+
+
+def _windows(rows: Hashes, first: Int, ends: Int, n: int) -> tuple[Int, Hashes]:
+    """(the row at which it begins, its hash) of each run of n rows of one request, all of which want somebody."""
+    idle = np.concatenate([[0], np.cumsum(rows == 0)])
+    at = np.arange(max(0, len(rows) - n + 1))
+    at = at[(at + n <= np.repeat(ends, ends - first)[: len(at)]) & (idle[at + n] == idle[at])]
+    out = np.zeros(len(at), np.uint64)
+    for i in range(n):
+        out += hash64(2, rows[at + i], i)
+    return at, out

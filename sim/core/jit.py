@@ -32,6 +32,12 @@ CACHE_DIR = _cache_dir()
 _config: Any = numba.config  # Any: its settings are made when it is imported, where mypy does not see them
 _config.CACHE_DIR = str(CACHE_DIR)
 
+
+def compiles() -> bool:
+    """Whether the choices are compiled at all (NUMBA_DISABLE_JIT=1 runs them as plain Python)."""
+    return not _config.DISABLE_JIT
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -58,7 +64,7 @@ def inlined(function: F) -> F:
 
 def wrapping(function: F) -> F:
     """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
-    return np.errstate(over="ignore")(function) if _config.DISABLE_JIT else choice(function)
+    return choice(function) if compiles() else np.errstate(over="ignore")(function)
 
 
 def frozen(array: Any) -> Any:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import called
+from sim.policies import KINDS, meant
 from sim.spec import RunSpec
 from sim.sweeps.axes import DEFAULT, Axis, axes_of
-
-POLICIES = ("eviction", "prefetch", "miss", "rerank")  # fields that name what `set` gives parameters to
 
 
 @dataclass(frozen=True)
@@ -66,27 +64,29 @@ def _fields(axes: Iterable[Axis], values: Iterable[tuple[Any, ...]], used: set[s
     for axis, point in zip(axes, values, strict=True):
         given |= dict(zip(axis.fields, point, strict=True))
     fields = {name: value for name, value in given.items() if not name.startswith("set.") and value != DEFAULT}
-    policies = {called(str(fields[kind])) for kind in POLICIES if kind in fields} | {
-        RunSpec.model_fields[kind].default for kind in POLICIES if kind not in fields
-    }
+    chosen = {kind: str(fields.get(kind, RunSpec.model_fields[kind].default)) for kind in KINDS}
     parameters = {name: value for name, value in given.items() if name.startswith("set.")}
-    mine = {name: value for name, value in parameters.items() if _policy(name) in policies}
+    mine = {name: value for name, value in parameters.items() if _has(chosen, name.removeprefix("set."))}
     used |= set(mine)
     if any(value != DEFAULT for value in mine.values()):
         fields["set"] = {name.removeprefix("set."): value for name, value in mine.items() if value != DEFAULT}
     return fields
 
 
-def _policy(parameter: str) -> str:
-    """The policy of `set.POLICY.PARAM`."""
-    return parameter.removeprefix("set.").rpartition(".")[0]
+def _has(chosen: Mapping[str, str], key: str) -> bool:
+    """Whether a chosen policy has this parameter; so it is said where one cannot be looked at: its run says why."""
+    try:
+        return any(key.rpartition(".")[2] in known for known in meant(chosen, key).values())
+    except SpecError:
+        return True
 
 
 def _refuse_unused(axes: Iterable[Axis], used: set[str]) -> None:
     for axis in axes:
         for name in axis.fields:
             if name.startswith("set.") and name not in used:
-                raise SpecError(f"{name}: no configuration uses a policy {_policy(name)!r}")
+                policy = name.removeprefix("set.").rpartition(".")[0]
+                raise SpecError(f"{name}: no configuration uses a policy {policy!r} with such a parameter")
 
 
 def _run(fields: dict[str, Any]) -> Run:

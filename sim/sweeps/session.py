@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from sim import __version__, catalog
+from sim.policies import KINDS as POLICIES
 from sim.policies import is_user
 from sim.run import announce_compiling
-from sim.sweeps.config import POLICIES, Run
+from sim.sweeps.config import Run
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
 from sim.sweeps.store import Store, require_pyarrow
