@@ -108,7 +108,7 @@ def test_what_is_no_copy(recording: RoutingTrace) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(3)
-    judged, others = (random_trace(rng, 120, 2, 8, 2, requests=6) for _ in range(2))
+    judged, others = (random_trace(rng, 60, 4, 64, 8, requests=6) for _ in range(2))
     npz.write(tmp_path / "judged.npz", judged)
     npz.write(tmp_path / "others.npz", others)
     first, ends = judged.requests()

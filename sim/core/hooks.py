@@ -19,13 +19,12 @@ from numba.extending import intrinsic
 
 from sim.core import state as st
 from sim.core.half import half_to_float
-from sim.core.jit import inner
+from sim.core.jit import compiles, inner
 from sim.core.plan import Choice, Plan
 from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
 from sim.core.view import CPU, Float, Int, View
 from traces.errors import UserError
 
-OFF: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 KINDS = ("eviction", "miss", "rerank")
 # numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
 EVICTION, MISS, RERANK = np.arange(3)
@@ -100,7 +99,7 @@ def new_hooks(plan: Plan) -> Hooks:
     for kind, values in enumerate(given):
         floats[PARAMS + kind, : len(values)] = values
     functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
-    if OFF:
+    if not compiles():
         functions = tuple(None if hook is None else hook.function for hook in hooks)
     of_each = np.zeros((ROWS, max(2 * layers * plan.n_experts, top_k)), np.int64)
     return Hooks(functions, c, of_each, floats, _durations(plan))
@@ -160,7 +159,7 @@ def compile_hook(function: Callable[..., Any], size: int) -> Hook:
     """Compile a user's function alone. Raises PolicyError, one line without its name, if it cannot be."""
     if len(inspect.signature(function).parameters) != len(NAMES):
         raise PolicyError(f"takes {inspect.signature(function)}; must take (view, state, params)")
-    if OFF:
+    if not compiles():
         return Hook(function, size, 0, None)
     dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
     try:
@@ -211,7 +210,7 @@ def _call_function(function: Any, view: View, state: Float, params: Float) -> in
     return int(answer)
 
 
-_call: Any = _call_function if OFF else _call_address
+_call: Any = _call_address if compiles() else _call_function
 
 
 # --- asking ---
