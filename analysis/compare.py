@@ -13,6 +13,7 @@ from analysis.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
 from analysis.runs import Run, RunError, differing, load, settings, share
 from analysis.words import listed, plain
 from sim.per_request import LEVEL
+from sim.report import START, starts_free
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
@@ -200,6 +201,7 @@ def _marked(runs: Sequence[Run]) -> list[str]:
     carriers: dict[str, list[str]] = {}
     for run in runs:
         own = [note for note in run.summary.get("notes", ()) if not note.startswith(NOTED)]
+        own += [START] if starts_free(run.summary) else []
         for text in [*(MARKS[mark] for mark in run.marks), *own]:
             carriers.setdefault(text, []).append(run.name)
     ranked = sorted(carriers, key=lambda text: list(MARKS.values()).index(text) if text in MARKS.values() else 99)

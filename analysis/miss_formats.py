@@ -19,9 +19,10 @@ HARDLY = 0.1  # sharpness of a knee that is none
 
 def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
-    from sim.report import SYNTHETIC
+    from sim.report import START, SYNTHETIC
 
-    return [] if setting.trace.real else [SYNTHETIC]
+    starts_full = [] if setting.spec.placement == "empty" else [START]
+    return [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
 
 
 def headlines(setting: "Setting") -> list[str]:

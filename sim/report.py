@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
 OPEN_LOOP = (
     "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
 )
+START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
 NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
@@ -145,6 +147,8 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
+    if _fitted_on_the_judged(setting):
+        notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
     if setting.repeated:
         notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
     if str(setting.spec.calibration).removesuffix(".npz") in npz.sample_names() and fitted(setting.spec):
@@ -161,6 +165,17 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
     return notes
+
+
+def _fitted_on_the_judged(setting: Setting) -> bool:
+    """Whether the miss policy was handed buddy lists that were made from the very trace that the run judges."""
+    lists = setting.spec.params("miss").get("lists")
+    if not lists:
+        return False
+    from sim.fit.buddies_file import read
+
+    source = read(Path(str(lists))).meta.get("trace", {})
+    return isinstance(source, dict) and source.get("content_hash") == setting.trace_hash
 
 
 # --- for people ---
@@ -227,13 +242,18 @@ def _speed(out: dict[str, Any]) -> list[str]:
     return lines + _free_start(out)
 
 
-def _free_start(out: dict[str, Any]) -> list[str]:
-    """That the first residents came free of charge, where that is a noticeable part of TTFT or of the hits."""
+def starts_free(out: Mapping[str, Any]) -> bool:
+    """Whether the first residents, which came free of charge, are a noticeable part of TTFT or of the hits."""
     start, ttft = out["start"], out["ttft_ms"]
     waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
     flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
-    if out["spec"]["warmup_steps"] or not start["residents"] or not flatters:
+    return bool(start["residents"] and flatters and not out["spec"].get("warmup_steps"))
+
+
+def _free_start(out: dict[str, Any]) -> list[str]:
+    if not starts_free(out):
         return []
+    start = out["start"]
     there = f"{start['residents']:,} experts ({start['bytes'] / 1e9:.2f} GB, placement {out['spec']['placement']})"
     load = f"the {start['load_ns'] / 1e9:.3f} s of loading them"
     return [f"{'start':<12} {there} are there at time 0; TTFT and hits do not pay {load}"]

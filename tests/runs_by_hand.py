@@ -80,7 +80,7 @@ def summary(of: RunRecord | None = None, **changes: Any) -> dict[str, Any]:
     """A summary as sim.run writes it, from a record; `changes` replace keys, those of spec, trace and quality one by
     one."""
     out = summarise(of if of is not None else record([[100, 100]]))
-    out |= {"memory": {"slots": 12, "fits": True}, "start": {"residents": 4, "bytes": 12, "load_ns": 400}}
+    out |= {"memory": {"slots": 12, "fits": True}, "start": {"residents": 0, "bytes": 0, "load_ns": 0}}
     out |= {"slots": {"total": 4, "scopes": 2, "least": 2, "most": 2, "low": 0}}
     out |= {"bounds": {}, "verdict": "-", "notes": [], "machine": "compiled"}
     out |= {"spec": dict(SPEC), "trace": dict(TRACE), "version": __version__}

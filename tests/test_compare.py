@@ -19,6 +19,7 @@ from analysis.formats import FORMATS
 from analysis.pairing import paired, why_not
 from analysis.runs import Run, RunError, load
 from sim.per_request import PerRequest, per_request
+from sim.report import START
 from tests.runs_by_hand import made, record, simulated, summary, written
 
 
@@ -493,3 +494,11 @@ def test_damaged_records_are_refused(
 def test_bad_arguments(arguments: list[str], runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([text.format(lru=runs["lru"]) for text in arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_free_start_is_said_of_the_runs_that_it_flatters() -> None:
+    """20 hits, 4 of them of residents that nobody paid for; loading them took 400 ns. An empty start says nothing."""
+    full = made("full", record([[100, 100]], [10]), hits=20, start={"residents": 4, "bytes": 12, "load_ns": 400})
+    empty = made("empty", record([[100, 100]], [10]), hits=20)
+    assert f"{START}: full" in compare([full, empty]).notes
+    assert not any(note.startswith(START) for note in compare([empty, empty]).notes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim import run
+from sim import profile, run
 from tests.gen import random_trace
 from traces import npz
 
@@ -395,3 +395,64 @@ def test_a_run_takes_nobodys_place_unless_told(folder: Path, capsys: pytest.Capt
     assert run.main([*flags, "--eviction", "lfu", "--force", "--record", "none"]) == 0
     assert (folder / "out" / "summary.json").read_bytes() != kept
     assert not (folder / "out" / "record.npz").exists()  # of the run whose place it took
+
+
+# --- numbers that are none, or that no run can have ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--eviction", "decayed", "--set", "decayed.decay=NaN"], "decayed.decay: must be a finite number"),
+        (["--miss", "random", "--set", "random.late=Infinity"], "random.late: must be a finite number"),
+        (["--eviction", "window-score", "--set", "window-score.window=1e30"], "must be a whole number from 1"),
+        (["--prefill-chunk", "9" * 23], "prefill_chunk: "),
+        (["--context-offset", "9000000000000000000"], "context_offset: "),
+        (["--prefetch", "previous-token", "--prefetch-budget", "9" * 23], "prefetch_budget: "),
+        (["--out", ""], "out: '': must name a folder"),
+        (["--out", "", "--record", "full"], "out: '': must name a folder"),
+    ],
+)
+def test_a_number_that_is_none_or_too_large(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[Any], said: str
+) -> None:
+    assert run.main([*map(str, small(folder)), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+
+
+def test_more_bytes_than_there_are_experts_are_all_of_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, *small(folder), "--cache", "9" * 23 + "GB")["slots"]["total"] == 24
+
+
+def test_a_link_to_nowhere_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gone").symlink_to(folder / "nowhere")
+    assert run.main([*map(str, small(folder)), "--out", str(folder / "gone")]) == 2
+    assert "is a dangling link; must be a folder" in capsys.readouterr().err
+
+
+def test_who_reads_nothing_is_told_nothing(folder: Path) -> None:
+    command = [sys.executable, "-m", "sim.run", *map(str, small(folder)), "--json"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_flags_win_over_the_config_whatever_they_call_a_parameter(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "run.toml").write_text('miss = "random"\neviction = "random"\n[set]\nrandom.late = 1\n')
+    flags = [*small(folder), "--config", folder / "run.toml"]
+    assert call(capsys, *flags)["spec"]["set"] == {"random.late": 1}
+    assert call(capsys, *flags, "--set", "miss.random.late=0")["spec"]["set"] == {"miss.random.late": 0}
+
+
+def test_lists_of_the_judged_trace_are_said_to_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = random_trace(np.random.default_rng(8), tokens=40, layers=3, experts=8, k=2, requests=4)
+    npz.write(folder / "other.npz", other)
+    for name in ("t", "other"):
+        made = ["--trace", str(folder / f"{name}.npz"), "--out", str(folder / f"{name}.lists.npz")]
+        assert profile.main(made) == 0
+        capsys.readouterr()
+        lists = f"buddy.lists={folder / f'{name}.lists.npz'}"
+        notes = call(capsys, *small(folder), "--miss", "buddy", "--set", lists)["notes"]
+        assert any(note.startswith("FITTED ON WHAT IS JUDGED") for note in notes) == (name == "t")

@@ -706,3 +706,17 @@ def test_the_page_names_every_column() -> None:
     table = PAGE.split("### Columns")[1].split("### How fast")[0]
     named = {word for word in table.split("`") if word.replace("_", "").replace(".", "").replace("*", "").isalnum()}
     assert {name for name in COLUMNS if name not in named and f"{name.split('.')[0]}.*" not in named} == set()
+
+
+def test_a_parameter_multiplies_the_configurations_whose_policy_has_it(tmp_path: Path) -> None:
+    """Only the miss policy `random` has `late`: lru + fetch and random + fetch run once, the two with it twice: 6."""
+    text = 'trace = "t"\neviction = ["lru", "random"]\nmiss = ["fetch", "random"]\n[set]\n{} = [0, 1]\n'
+    for name in ("random.late", '"random.late"', "miss.random.late"):
+        (tmp_path / "s.toml").write_text(text.format(name))
+        runs = expand(read(tmp_path / "s.toml"))
+        given = [run.spec.set for run in runs if run.spec is not None]
+        assert len(runs) == 6 and sum(bool(each) for each in given) == 4
+    (tmp_path / "s.toml").write_text(text.format("eviction.random.late"))
+    runs = expand(read(tmp_path / "s.toml"))  # nobody has it: the runs that it names say so
+    assert [run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "lru"] == [{}, {}]
+    assert all(run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "random")

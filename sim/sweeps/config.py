@@ -3,8 +3,9 @@
 import itertools
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sim.errors import SpecError
 from sim.policies import KINDS, meant
 from sim.spec import RunSpec
 from sim.sweeps.axes import DEFAULT, Axis, axes_of
+
+HAS, USED, UNUSED = "has", "used", "unused"
 
 
 @dataclass(frozen=True)
@@ -48,45 +51,63 @@ def expand(tables: Mapping[str, Any], where: str = "config") -> list[Run]:
         if not any("trace" in axis.fields for axis in axes):
             raise SpecError('trace: missing; give trace = "FILE", or the name of a shipped sample such as mixtral.npz')
         runs: dict[str, Run] = {}
-        used: set[str] = set()
-        for values in itertools.product(*(axis.values for axis in axes)):
-            run = _run(_fields(axes, values, used))
+        had = _had(axes)
+        for given in _points(axes):
+            run = _run(_fields(given, had))
             runs.setdefault(run.id, run)
-        _refuse_unused(axes, used)
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
     return list(runs.values())
 
 
-def _fields(axes: Iterable[Axis], values: Iterable[tuple[Any, ...]], used: set[str]) -> dict[str, Any]:
-    """The fields of one point of the grid; adds to `used` the parameters that one of its policies has."""
-    given: dict[str, Any] = {}
-    for axis, point in zip(axes, values, strict=True):
-        given |= dict(zip(axis.fields, point, strict=True))
+def _points(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
+    """Each point of the grid: field -> value."""
+    for values in itertools.product(*(axis.values for axis in axes)):
+        given: dict[str, Any] = {}
+        for axis, point in zip(axes, values, strict=True):
+            given |= dict(zip(axis.fields, point, strict=True))
+        yield given
+
+
+def _had(axes: Sequence[Axis]) -> set[str]:
+    """The parameters that a policy of some configuration has. Raises SpecError for one whose policy nobody uses."""
+    names = {name for axis in axes for name in axis.fields if name.startswith("set.")}
+    looked = {name: {_look(_chosen(given), name) for given in _points(axes)} for name in names}
+    for name, found in looked.items():
+        if found == {UNUSED}:
+            raise SpecError(f"{name}: no configuration uses a policy {name[4:].rpartition('.')[0]!r}")
+    return {name for name, found in looked.items() if HAS in found}
+
+
+def _fields(given: dict[str, Any], had: set[str]) -> dict[str, Any]:
+    """The fields of one point. Of the parameters those that its policies have; one that nobody has goes to whoever it
+    names, whose run says what is wrong with it."""
     fields = {name: value for name, value in given.items() if not name.startswith("set.") and value != DEFAULT}
-    chosen = {kind: str(fields.get(kind, RunSpec.model_fields[kind].default)) for kind in KINDS}
-    parameters = {name: value for name, value in given.items() if name.startswith("set.")}
-    mine = {name: value for name, value in parameters.items() if _has(chosen, name.removeprefix("set."))}
-    used |= set(mine)
-    if any(value != DEFAULT for value in mine.values()):
-        fields["set"] = {name.removeprefix("set."): value for name, value in mine.items() if value != DEFAULT}
-    return fields
+    chosen = _chosen(given)
+    takes = {name: _look(chosen, name) for name in given if name.startswith("set.")}
+    mine = [name for name, look in takes.items() if look == HAS or (look == USED and name not in had)]
+    parameters = {name.removeprefix("set."): given[name] for name in mine if given[name] != DEFAULT}
+    return fields | ({"set": parameters} if parameters else {})
 
 
-def _has(chosen: Mapping[str, str], key: str) -> bool:
-    """Whether a chosen policy has this parameter; so it is said where one cannot be looked at: its run says why."""
+def _chosen(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The policy of each kind."""
+    defaults = {kind: RunSpec.model_fields[kind].default for kind in KINDS}
+    asked = {kind: str(given[kind]) for kind in KINDS if given.get(kind, DEFAULT) != DEFAULT}
+    return tuple((defaults | asked).items())
+
+
+@cache
+def _look(chosen: tuple[tuple[str, str], ...], parameter: str) -> str:
+    """Whether a chosen policy HAS a parameter, only has its name (USED), or neither."""
+    key = parameter.removeprefix("set.")
     try:
-        return any(key.rpartition(".")[2] in known for known in meant(chosen, key).values())
-    except SpecError:
-        return True
-
-
-def _refuse_unused(axes: Iterable[Axis], used: set[str]) -> None:
-    for axis in axes:
-        for name in axis.fields:
-            if name.startswith("set.") and name not in used:
-                policy = name.removeprefix("set.").rpartition(".")[0]
-                raise SpecError(f"{name}: no configuration uses a policy {policy!r} with such a parameter")
+        known = meant(dict(chosen), key)
+    except SpecError:  # a policy that does not load: its run says why
+        return HAS
+    if not known:
+        return UNUSED
+    return HAS if any(key.rpartition(".")[2] in names for names in known.values()) else USED
 
 
 def _run(fields: dict[str, Any]) -> Run:

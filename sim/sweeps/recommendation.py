@@ -182,7 +182,8 @@ class Recommendation:
             "bounds": _bounds(best),
             "memory": asdict(self.split) | {"context": self.wish.context, "batch": best.spec.batch},
             "judged": {
-                "requests": n, "tokens": s["tokens"], "steps": s["steps"], "calibration": best.spec.calibration,
+                "requests": s["requests"], "tokens": s["tokens"], "steps": s["steps"],
+                "calibration": best.spec.calibration,
                 "set_aside_tokens": s["trace"]["calibration_tokens"], "model": trace.model, "hash": s["trace"]["hash"],
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
