@@ -25,10 +25,10 @@ class Policy:
 
     kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
-    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (a
-    `fallback` parameter says it for itself). keeps: what the core does for an eviction, words of plan.MARKS. lists:
-    where its buddy lists come from ("" none, "buddies", "similarity"). user: a function of the user's
-    (sim.user_policies): it sees whatever the trace has.
+    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
+    substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
+    eviction, words of plan.MARKS. lists: where its buddy lists come from ("" none, "buddies", "similarity"). user: a
+    function of the user's (sim.user_policies): it sees whatever the trace has.
     """
 
     name: str
@@ -65,13 +65,22 @@ class Policy:
 
     def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
         """Whether the host may compute an expert under these parameters."""
-        fallback = self.values(given).get("fallback", miss.FALL_FETCH)
-        return self.answers_cpu or _number("fallback", fallback) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+        return self.answers_cpu or self._falls(given) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+
+    def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
+        """Whether a wanted expert may be left out or replaced under these parameters."""
+        selector = self.values(given).get("selector", miss.SELECT_NOBODY)
+        return self.lossy or selector != miss.SELECT_NOBODY or self._falls(given) == miss.FALL_DROP
+
+    def _falls(self, given: Mapping[str, Value]) -> float:
+        """What the substitution family answers where nobody stands in."""
+        return _number("fallback", self.values(given).get("fallback", miss.FALL_FETCH))
 
     def choice(self, given: Mapping[str, Value]) -> Choice:
         """As the core takes it."""
         values = self.values(given)
-        marks = (*self.keeps, *(["lossy"] if self.lossy else []), *(["cpu"] if self.may_answer_cpu(given) else []))
+        lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
+        marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
         params = np.array([_number(key, values[key]) for key in self.params], np.float64)
         return Choice(self.name, self.kind, params, marks=sum(1 << MARKS.index(mark) for mark in marks))
 

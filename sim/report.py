@@ -9,7 +9,7 @@ import numpy as np
 
 from sim import __version__
 from sim.bounds import applicable, bounds, executed_bounds
-from sim.core.plan import Plan
+from sim.core.plan import LOSSY, Plan
 from sim.memo import Memo, afresh
 from sim.plan import Setting, fitted
 from sim.policies import find, is_user
@@ -136,7 +136,7 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not find("miss", setting.spec.miss).lossy and setting.spec.rerank == "none"
+    return not setting.plan.miss.marks & LOSSY and setting.spec.rerank == "none"
 
 
 def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:

@@ -48,6 +48,10 @@ class UserPolicy(Policy):
         """Any miss policy of a user's may; what its parameters mean only it knows."""
         return self.answers_cpu
 
+    def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
+        """The same."""
+        return self.lossy
+
     def without_host(self, choice: Choice) -> Choice:
         """The same choice for hardware that has no durations for CPU answers: giving one is an error."""
         assert self.hook is not None

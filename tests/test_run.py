@@ -456,3 +456,18 @@ def test_lists_of_the_judged_trace_are_said_to_be(folder: Path, capsys: pytest.C
         lists = f"buddy.lists={folder / f'{name}.lists.npz'}"
         notes = call(capsys, *small(folder), "--miss", "buddy", "--set", lists)["notes"]
         assert any(note.startswith("FITTED ON WHAT IS JUDGED") for note in notes) == (name == "t")
+
+
+def test_what_a_parameter_makes_lossy_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """fiddler is lossless as it comes; with another selector, or where it falls back to nobody, it is not."""
+    flags = [*small(folder), "--as-decode", "--miss", "fiddler"]
+    lossless = call(capsys, *flags)
+    assert lossless["substituted"] == lossless["dropped"] == 0 and not any("OPEN LOOP" in n for n in lossless["notes"])
+    for more, answer in (
+        (["--set", "fiddler.selector=1"], "substituted"),
+        (["--set", "fiddler.fallback=drop"], "dropped"),
+    ):
+        for fallback in ([], ["--set", "fiddler.fallback=fetch"]) if answer == "substituted" else ([],):
+            out = call(capsys, *flags, *more, *fallback)
+            assert out[answer] > 0 and any("OPEN LOOP" in note for note in out["notes"])
+            assert "lossless_ns" not in out["bounds"]
