@@ -430,7 +430,7 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
     known = meant(chosen, key)
     if not known:
         used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE}))
-        raise SpecError(f"set: {key}: must be POLICY.PARAM (or KIND.POLICY.PARAM) with a policy of this run ({used})")
+        raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM")
     owners = [kind for kind in known if param in known[kind]]
     if not owners:
         raise _no_parameter(name, param, sorted({each for names in known.values() for each in names}))

@@ -100,7 +100,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise SpecError(f"set: {pair}: must be POLICY.PARAM=VALUE")
         try:
             out[key] = json.loads(text.lower() if text.lower() in ("true", "false") else text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or more digits or brackets than Python reads
             out[key] = text
     return out
 
@@ -113,7 +113,7 @@ def _config(path: str | None) -> dict[str, Any]:
             fields = {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
         raise SpecError(f"config: {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"config: {path}: is no TOML: {error}") from None
     return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
 

@@ -1,6 +1,5 @@
 """RunSpec: everything a run depends on, validated when it is made, saved with every result."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from sim.errors import SpecError, unknown
 from sim.policies import KINDS, Value, assigned
 
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
+LARGEST = 1e18  # of a parameter
 Steps = Annotated[int, Field(ge=0, le=MOST)]
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -72,8 +72,8 @@ class RunSpec(BaseModel):
     @classmethod
     def _set(cls, value: dict[str, Value]) -> dict[str, Value]:
         for key, given in value.items():
-            if isinstance(given, float) and not math.isfinite(given):
-                raise ValueError(f"{key}: must be a finite number")
+            if not isinstance(given, str) and not abs(given) <= LARGEST:  # NaN is not either
+                raise ValueError(f"{key}: must be a number of at most {LARGEST:g}")
         return value
 
     @classmethod
@@ -88,7 +88,8 @@ class RunSpec(BaseModel):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "set" else 1])
             wrong = first["msg"].removeprefix("Value error, ")
-            raise SpecError(f"{where}{name}: {first['input']!r}: {wrong}") from None
+            given = repr(first["input"])
+            raise SpecError(f"{where}{name}: {given if len(given) <= 80 else given[:77] + '...'}: {wrong}") from None
 
     def params(self, kind: str) -> dict[str, Value]:
         """The parameters given to the policy of a kind (policies.KINDS). Raises SpecError for one that nobody of the

@@ -193,7 +193,7 @@ def test_half_precision_logits_keep_their_order(seed: int, n: int, scale: float)
             "distance 9; the model has 4 MoE layers",
         ),
         ({"miss": "buddy"}, "buddy: is fitted and needs --calibration"),
-        ({"set": {"lru.x": 1}}, "set: parameter of lru"),
+        ({"set": {"lru.x": 1}}, "set: lru.x: lru has no parameters"),
         ({"set": {"random.x": 1}}, "set: random.x: must be POLICY.PARAM"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,41 @@ from sim import run
 from tests.gen import random_trace, traces
 from tests.on_torch import fixed_hardware
 from traces import npz
-from traces.overlap import BITS, WINDOW, shared_requests
+from traces.overlap import BITS, RECENT, WINDOW, shared_requests
 from traces.trace import RoutingTrace
 
 
 def plainly(trace: RoutingTrace, other: RoutingTrace) -> list[int]:
     """Row by row, each row a set of (layer, expert)."""
-    bits = trace.n_moe_layers * math.log2(math.comb(trace.n_experts, trace.top_k))
+    mine, theirs = _requests(trace), _requests(other)
+    bits = min(_bits(trace, mine), _bits(other, theirs))
     if bits == 0:
         return []
     enough = math.ceil(BITS / bits)
     window = max(WINDOW, enough)
-    mine, theirs = _requests(trace), _requests(other)
-    runs = {tuple(a[i : i + window]) for a in mine for i in range(len(a) - window + 1) if all(a[i : i + window])}
+    runs = {run for a in mine for run, _ in _runs(a, window)}
 
     def copied(b: list[Any]) -> bool:
         for a in mine:
             n = min(len(a), len(b))
             if a[:n] == b[:n] and n >= (enough if len(a) == len(b) else window):
                 return any(b)
-        for i in range(len(b) - window + 1):
-            shared = any(a[: i + window] == b[: i + window] for a in mine)
-            if not shared and tuple(b[i : i + window]) in runs:
-                return True
-        return False
+        return any(run in runs and not any(a[:end] == b[:end] for a in mine) for run, end in _runs(b, window))
 
     return [i for i, b in enumerate(theirs) if copied(b)]
+
+
+def _runs(rows: list[Any], n: int) -> list[tuple[Any, int]]:
+    """Each run of n rows that tell something, and the place behind it."""
+    tells = [i for i, row in enumerate(rows) if row and row not in rows[max(0, i - RECENT) : i]]
+    return [(tuple(rows[i] for i in tells[k : k + n]), tells[k + n - 1] + 1) for k in range(len(tells) - n + 1)]
+
+
+def _bits(trace: RoutingTrace, requests: list[Any]) -> float:
+    most = trace.n_moe_layers * math.log2(math.comb(trace.n_experts, trace.top_k))
+    rows = [row for request in requests for row in request]
+    pairs = sum(a == b for a, b in combinations(rows, 2))
+    return min(most, -math.log2(pairs / (len(rows) * (len(rows) - 1) / 2))) if pairs else most
 
 
 def _requests(trace: RoutingTrace) -> list[list[frozenset[Any]]]:
@@ -83,6 +93,8 @@ def test_a_copy_is_found_whatever_it_has_lost(recording: RoutingTrace) -> None:
     rows = np.arange(60)
     halves = replace(recording, sequence=(rows // 30).astype(np.int32), position=(rows % 30).astype(np.int32))
     assert shared_requests(recording, halves).tolist() == [0, 1]
+    sparse = replace(recording, experts=np.where((rows % 7 == 3)[:, None, None], -1, recording.experts))
+    assert shared_requests(sparse, rows_of(sparse, rows[5:])).tolist() == [0]  # a seventh of its rows were lost
     kept = {"its first row": rows[1:], "its prompt": rows[20:], "its end": rows[:WINDOW], "a row": rows[rows != 40]}
     for what, some_rows in kept.items():
         assert shared_requests(recording, rows_of(recording, some_rows)).tolist() == [0], what
@@ -98,6 +110,11 @@ def test_what_is_no_copy(recording: RoutingTrace) -> None:
     assert shared_requests(recording, rows_of(recording, slice(20, 20 + WINDOW - 1))).tolist() == []
     ones = [random_trace(rng, 50, 1, 8, 1, requests=50) for _ in range(2)]  # 3 bits a request: most are equal by chance
     assert shared_requests(*ones).tolist() == []
+    skewed = [replace(each, experts=np.where(rng.random(each.experts.shape) < 0.9, 0, each.experts)) for each in ones]
+    alike = [rows_of(each, np.resize(np.arange(50), 400)) for each in skewed]
+    first = [replace(each, sequence=np.repeat(np.arange(2), 200).astype(np.int32)) for each in alike]
+    numbered = [replace(each, position=np.tile(np.arange(200), 2).astype(np.int32)) for each in first]
+    assert shared_requests(*numbered).tolist() == []  # nine rows in ten are expert 0
     every = random_trace(rng, 40, 2, 2, 2, requests=2)  # top-2 of 2: no row tells anything
     assert shared_requests(every, every).tolist() == []
 

@@ -342,7 +342,7 @@ choose.params = {"reach": 1.0}
             ["--miss", "drop", "--set", "drop.late=1", "--set", "miss.drop.late=0"],
             "set: miss.drop.late: given twice, with and without miss in front",
         ),
-        (["--set", "eviction.drop.late=1"], "set: eviction.drop.late: must be POLICY.PARAM (or KIND.POLICY.PARAM)"),
+        (["--set", "eviction.drop.late=1"], "set: eviction.drop.late: must be POLICY.PARAM with a policy of this run"),
         (["--placement", "popular", "--calibration", 0.3, "--set", "popular.file=x"], "popular has no parameters"),
     ],
 )
@@ -403,9 +403,16 @@ def test_a_run_takes_nobodys_place_unless_told(folder: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--eviction", "decayed", "--set", "decayed.decay=NaN"], "decayed.decay: must be a finite number"),
-        (["--miss", "random", "--set", "random.late=Infinity"], "random.late: must be a finite number"),
-        (["--eviction", "window-score", "--set", "window-score.window=1e30"], "must be a whole number from 1"),
+        (["--eviction", "decayed", "--set", "decayed.decay=NaN"], "decayed.decay: must be a number of at most 1e+18"),
+        (["--miss", "random", "--set", "random.late=Infinity"], "random.late: must be a number of at most 1e+18"),
+        (["--eviction", "window-score", "--set", "window-score.window=1e17"], "must be a whole number from 1"),
+        (
+            ["--eviction", "decayed", "--set", "decayed.decay=1" + "0" * 400],
+            "decayed.decay: must be a number of at most",
+        ),
+        (["--eviction", "decayed", "--set", "decayed.decay=" + "1" * 5000], "decayed.decay="),
+        (["--eviction", "decayed", "--set", "decayed.decay=" + "[" * 100_000], "decayed.decay="),
+        (["--miss", "random", "--set", "random.temperature=0"], "random.temperature=0: must be above 0"),
         (["--prefill-chunk", "9" * 23], "prefill_chunk: "),
         (["--context-offset", "9000000000000000000"], "context_offset: "),
         (["--prefetch", "previous-token", "--prefetch-budget", "9" * 23], "prefetch_budget: "),
@@ -435,6 +442,14 @@ def test_who_reads_nothing_is_told_nothing(folder: Path) -> None:
     command = [sys.executable, "-m", "sim.run", *map(str, small(folder)), "--json"]
     done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 20_000])
+def test_a_config_that_python_does_not_read(folder: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    (folder / "run.toml").write_text(f"cache = {value}\n")
+    assert run.main([*map(str, small(folder)), "--config", str(folder / "run.toml")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "run.toml: is no TOML" in err
 
 
 def test_flags_win_over_the_config_whatever_they_call_a_parameter(

@@ -145,6 +145,7 @@ BAD = {
     'trace = "t"\nzip = 3': "[[zip]]",
     'trace = "t"\nset.tau = 3': "set.POLICY.PARAM",
     'trace = "t"\n[set]\n"buddy.tau" = [0.1]': "no configuration uses",
+    'trace = "t"\ncache = {from = 1, to = 1' + "0" * 400 + ", times = 2}": "a range takes finite numbers",
     'trace = "t"\nrepeats = 0': "repeats: 0",
     'trace = "t"\nseed = [1, 2]\nrepeats = 2': "give one of the two",
     "= 3": "is no TOML",

@@ -84,6 +84,9 @@ def out_folder(path: str | Path, keep: Iterable[str] = ()) -> Path:
         raise UserError(f"out: {str(path)!r}: must name a folder")
     if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
         raise UserError(f"out: {path}: is a {'file' if folder.exists() else 'dangling link'}; must be a folder")
+    above = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"out: {path}: no folder can be made there: {above} is not ours to write to")
     there = [name for name in keep if (folder / name).exists()]
     if there:
         raise UserError(f"out: {path}: holds results already ({', '.join(there)}); give another DIR, or --force")

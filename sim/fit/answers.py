@@ -27,6 +27,8 @@ def answer_fields(
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
         values = {key: values[key] for key in miss.prepared}
+    if not float(values.get("temperature", 1)) > 0:
+        raise SpecError(f"set: {miss.name}.temperature={values['temperature']}: must be above 0")
     if values.get("budget_mb"):
         index = list(miss.params).index("budget")
         chosen.params[index] = float(values["budget_mb"]) * 1e6 / expert_bytes

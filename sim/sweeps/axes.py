@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 from sim.errors import SpecError, unknown
-from sim.spec import RunSpec
+from sim.spec import LARGEST, RunSpec
 
 DEFAULT = "default"
 MOST = 1_000_000  # configurations of one sweep: more is a range with a digit too many
@@ -112,7 +112,7 @@ def _range(field: str, table: Mapping[str, Any]) -> list[int] | list[float]:
         raise SpecError(f"{field}: a range is {{ from = A, to = B, step = S }}, with times or count in place of step")
     numbers = [table["from"], table["to"], table[ways[0]]]
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= LARGEST:
             raise SpecError(f"{field}: {number!r}: a range takes finite numbers")
     first, last, by = (Fraction(repr(number)) for number in numbers)  # as written: ten steps of 0.1 are 1
     values = _spaced(field, first, last, ways[0], by)

@@ -35,7 +35,7 @@ def read(path: str | Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise SpecError(f"config: {path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"config: {path}: is no TOML: {error}") from None
 
 
