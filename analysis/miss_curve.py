@@ -118,7 +118,7 @@ def curve(setting: "Setting") -> Curve:
     wants = Wants.of(plan)
     kind = np.repeat(plan.step_prefill.astype(np.int64), layers)
     rank = _ranks(setting)
-    wide, (idle_ns, transfer_ns) = np.diff(wants.offset), _transfers_ns(setting)
+    wide, (idle_ns, transfer_ns) = np.diff(wants.offset), plan.costs.in_a_row_ns
     experts_ns, groups = _experts_ns(setting, wants.tokens, wants.offset)
     weight = _beside_ns(setting, experts_ns, groups, wide, idle_ns) - (idle_ns - transfer_ns)
     misses, beside = lru_misses(wants.offset, wants.expert, kind, weight, n_experts, layers, plan.pooled, rank)
@@ -162,13 +162,6 @@ def _fixed_ns(setting: "Setting") -> int:
     classes = costs.cost_class[~plan.step_prefill]
     decisions = len(classes) * plan.experts.shape[1] * costs.decide_ns
     return int(costs.dense_ns[classes].sum() + costs.head_ns[classes].sum()) + decisions
-
-
-def _transfers_ns(setting: "Setting") -> tuple[int, int]:
-    """(the first miss of a visit, every other): those that follow on only where the link commits several at once."""
-    costs = setting.plan.costs
-    idle = int(costs.transfer_ns[0]) + costs.commit_gap_ns
-    return idle, int(costs.transfer_ns[1]) if costs.commit_depth > 1 else idle
 
 
 def _experts_ns(setting: "Setting", tokens: npt.NDArray[np.int32], offset: Int) -> tuple[Int, Int]:

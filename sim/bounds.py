@@ -78,9 +78,8 @@ class _Link(NamedTuple):
 
     @staticmethod
     def of(plan: Plan) -> "_Link":
-        idle, following = plan.costs.transfer_ns.tolist()
-        first = idle + plan.costs.commit_gap_ns
-        return _Link(first, first if plan.costs.commit_depth == 1 else min(first, following))
+        first, each = plan.costs.in_a_row_ns
+        return _Link(first, min(first, each))
 
 
 def applicable(plan: Plan) -> tuple[str, ...]:
@@ -132,7 +131,7 @@ def _block(plan: Plan, walk: "Walk") -> int:
     return max(BLOCK, isqrt(requests * walk.nbytes // BYTES))
 
 
-def _blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
+def blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
     """The span's steps in blocks, first and last + 1, of at most `block` expert requests or one step."""
     offset, first = plan.step_offset, plan.warmup_steps
     rows = block // (plan.experts.shape[1] * plan.experts.shape[2])
@@ -150,7 +149,7 @@ def _span(plan: Plan, link: _Link, block: int | None) -> tuple[_Span, list[tuple
     walk = Walk.begin(plan, everyone if plan.warmup_steps else np.asarray(plan.residents, np.int64))
     after_ns = int(_step_end_ns(plan, slice(-1, None))[0])
     span, begins = _Span(after_ns, after_ns), []
-    for first, last in _blocks(plan, block or _block(plan, walk)):
+    for first, last in blocks(plan, block or _block(plan, walk)):
         begins.append((first, last, walk.copy()))
         work = _work(plan, Wants.of(plan, first, last), first, last, walk)
         span.compute_ns += int(work.before_ns.sum() + work.experts_ns.sum())

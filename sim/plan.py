@@ -15,7 +15,7 @@ from sim.costs import StepShapes, costs, expert_bytes, low_copies, memory
 from sim.errors import SpecError
 from sim.fit.answers import answer_fields
 from sim.memo import Memo, afresh
-from sim.policies import KINDS, Policy, find, is_user, predictor
+from sim.policies import Policy, find, is_user, predictor
 from sim.spec import RunSpec, cache_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
@@ -124,7 +124,7 @@ def _policies(spec: RunSpec) -> dict[str, Any]:
     """The policy of each kind: policies.Policy, a user's own, a predictor's class, None for `none`. Raises SpecError,
     also for a parameter that none of them has."""
     spec.params("eviction")  # whichever kind: all are looked at
-    return {kind: find(kind, getattr(spec, kind)) for kind in KINDS}
+    return {kind: find(kind, name) for kind, name in spec.policies.items()}
 
 
 def _steps(spec: RunSpec, trace: RoutingTrace, memo: Memo, laid_out: tuple[Any, ...]) -> Steps:
@@ -179,8 +179,7 @@ def _answers(
 
 def _policy_files(spec: RunSpec) -> dict[str, str]:
     """sha256 by name, of the policies that are a user's own."""
-    chosen = {kind: getattr(spec, kind) for kind in KINDS}
-    return {name: find(kind, name).sha256 for kind, name in chosen.items() if is_user(name)}
+    return {name: find(kind, name).sha256 for kind, name in spec.policies.items() if is_user(name)}
 
 
 def _model(spec: RunSpec, trace: RoutingTrace, path: Path, hardware: "Hardware") -> "ModelSpec | None":
@@ -213,8 +212,7 @@ def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
 
 def fitted(spec: RunSpec) -> list[str]:
     """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
-    chosen = {kind: find(kind, getattr(spec, kind)) for kind in KINDS}
-    kinds = [kind for kind, policy in chosen.items() if policy is not None and policy.fitted]
+    kinds = [kind for kind, policy in _policies(spec).items() if policy is not None and policy.fitted]
     out = [kind for kind in kinds if not spec.params(kind).get("lists")]
     said = [f"{kind} {spec.placement}" if kind == "placement" else getattr(spec, kind) for kind in out]
     return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]

@@ -45,7 +45,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["start"] = _start(setting.plan)
     out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(facts_of(setting, out, memo))
-    out["notes"] = _notes(setting, out)
+    out["notes"] = _notes(setting, out, memo)
     out["machine"] = spec.machine
     out["spec"] = spec.model_dump(exclude={"machine"})
     out["trace"] = _trace(setting)
@@ -65,9 +65,7 @@ def _slots(plan: Plan) -> dict[str, int]:
 def _start(plan: Plan) -> dict[str, int]:
     """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
     to load them, one after another."""
-    idle, following = plan.costs.transfer_ns.tolist()
-    first = plan.costs.commit_gap_ns + idle
-    n, each = len(plan.residents), first if plan.costs.commit_depth == 1 else following
+    n, (first, each) = len(plan.residents), plan.costs.in_a_row_ns
     return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
 
 
@@ -139,7 +137,7 @@ def _lossless(setting: Setting) -> bool:
     return not setting.plan.miss.marks & LOSSY and setting.spec.rerank == "none"
 
 
-def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
+def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown."""
     notes = [] if setting.trace.real else [SYNTHETIC]
     prefetch = find("prefetch", setting.spec.prefetch)
@@ -147,7 +145,7 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
-    if _fitted_on_the_judged(setting):
+    if _fitted_on_the_judged(setting, memo):
         notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
     if setting.repeated:
         notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
@@ -167,14 +165,14 @@ def _notes(setting: Setting, out: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _fitted_on_the_judged(setting: Setting) -> bool:
+def _fitted_on_the_judged(setting: Setting, memo: Memo) -> bool:
     """Whether the miss policy was handed buddy lists that were made from the very trace that the run judges."""
     lists = setting.spec.params("miss").get("lists")
     if not lists:
         return False
     from sim.fit.buddies_file import read
 
-    source = read(Path(str(lists))).meta.get("trace", {})
+    source = memo(("lists of", lists), lambda: read(Path(str(lists))).meta.get("trace", {}))
     return isinstance(source, dict) and source.get("content_hash") == setting.trace_hash
 
 

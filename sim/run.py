@@ -215,12 +215,12 @@ def write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None
     from sim.record import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:  # of the run whose place this one takes
-        (folder / name).unlink(missing_ok=True)
     if kind != "none":
         save(record, folder / "record.npz", {name: summary[name] for name in ("spec", "machine", "trace")})
     text = json.dumps(summary, indent=1) + "\n"
     write_bytes(folder / "summary.json", text.encode())
+    if kind == "none":  # a record that lies there is of the run whose place this one takes
+        (folder / "record.npz").unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

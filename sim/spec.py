@@ -91,10 +91,15 @@ class RunSpec(BaseModel):
             given = repr(first["input"])
             raise SpecError(f"{where}{name}: {given if len(given) <= 80 else given[:77] + '...'}: {wrong}") from None
 
+    @property
+    def policies(self) -> dict[str, str]:
+        """The name of the policy of each kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
     def params(self, kind: str) -> dict[str, Value]:
         """The parameters given to the policy of a kind (policies.KINDS). Raises SpecError for one that nobody of the
         run has."""
-        return assigned({each: getattr(self, each) for each in KINDS}, self.set)[kind]
+        return assigned(self.policies, self.set)[kind]
 
 
 def _number(text: str) -> float | None:

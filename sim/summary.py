@@ -72,7 +72,7 @@ def begun(record: RunRecord) -> npt.NDArray[np.bool_]:
     """bool [n]: the requests whose first token ends the warm-up or came after it: none of their times lies in it."""
     r, last_warm = record.requests, record.warmup_steps - 1
     prompt_end, decode_only = r["last_prefill_step"], (r["last_prefill_step"] == -1) & (r["generated"] > 0)
-    first = (prompt_end >= 0) & (prompt_end >= last_warm)
+    first = prompt_end >= max(last_warm, 0)
     return np.asarray(first | (decode_only & (r["first_decode"] >= _decoded(record, last_warm))), np.bool_)
 
 

@@ -6,11 +6,13 @@ transfers is the working set's where slots are fewer than what one visit wants, 
 else a matter of which transfers there are and when they begin, which is the policy's.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.bounds import BLOCK, blocks
 from sim.core.plan import Plan
 from sim.costs import cpu_terms_ns
 from sim.memo import Memo, afresh
@@ -20,7 +22,6 @@ GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what tak
 LINK_BUSY = 0.9  # busy at least this share of the time, the link has no room for earlier transfers
 SMALL = 0.5  # with at least this share of the layers too small for their visits, the working set is
 PROMPTS = 0.5  # taking at least this share of the time, prompts are what the verdict rests on
-CHUNK = 1 << 22  # flags and routed entries at a time while wants are counted
 
 GPU, LINK, POLICY = "GPU-bound", "link-bound", "policy-bound"
 DECISION, WORKING_SET = "decision-bound", "working-set-bound"
@@ -140,17 +141,15 @@ def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
 def wants_per_visit(plan: Plan, prefill: bool) -> npt.NDArray[np.float64]:
     """float64 [L]: distinct experts that the trace wants in a visit of each layer, mean over the counted steps of one
     phase; 0 where it has none."""
-    offset, (_, layers, top_k) = plan.step_offset, plan.experts.shape
-    of_step = layers * max(plan.n_experts + 1, (len(plan.costs.expert_ns) - 1) * top_k)  # the table ends at most rows
-    total, steps, each = np.zeros(layers), 0, max(1, CHUNK // of_step)
-    for first in range(plan.warmup_steps, len(plan.step_prefill), each):
-        last = min(first + each, len(plan.step_prefill))
+    from sim.packing import Wants  # numba: only once a run is over
+
+    plan = replace(plan, experts=np.ascontiguousarray(plan.experts))
+    layers, steps = plan.experts.shape[1], 0
+    total = np.zeros(layers)
+    for first, last in blocks(plan, BLOCK):
         counted = plan.step_prefill[first:last] == prefill
-        step = np.repeat(np.arange(last - first), np.diff(offset[first : last + 1]))
-        rows = plan.step_row[offset[first] : offset[last]][counted[step]]
-        seen = np.zeros((last - first, layers, plan.n_experts + 1), np.bool_)  # the last one stands for -1, nobody
-        seen[step[counted[step]][:, None, None], np.arange(layers)[:, None], plan.experts[rows]] = True
-        total += seen[..., :-1].sum(axis=(0, 2))
+        wanted = np.diff(Wants.of(plan, first, last).offset).reshape(-1, layers)
+        total += wanted[counted].sum(axis=0)
         steps += int(counted.sum())
     return total / max(steps, 1)
 

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from sim.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, _blocks, applicable, bounds, executed_bounds
+from sim.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, applicable, blocks, bounds, executed_bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.machines import compiled
 from sim.packing import Walk, Wants
@@ -246,7 +246,7 @@ def test_every_step_of_the_span_is_in_one_block() -> None:
         p = long_plan(seed)
         row = p.experts.shape[1] * p.experts.shape[2]
         for block in blocks_of(p):
-            steps = list(_blocks(p, block))
+            steps = list(blocks(p, block))
             assert [s for first, last in steps for s in range(first, last)] == [
                 *range(p.warmup_steps, len(p.costs.cost_class))
             ]

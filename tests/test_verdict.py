@@ -155,9 +155,9 @@ def test_wants_by_hand() -> None:
     assert wants_per_visit(late, False).tolist() == [2, 2] and wants_per_visit(late, True).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("chunk", [1, 40, module.CHUNK])
-def test_wants_are_counted_the_same_in_any_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+@pytest.mark.parametrize("block", [1, 40, module.BLOCK])
+def test_wants_are_counted_the_same_in_any_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
     rng = np.random.default_rng(7)
     for _ in range(20):
         steps, first = [], 0

@@ -79,6 +79,14 @@ class Costs:
     commit_gap_ns: int = 0
     commit_depth: int = 1
 
+    @property
+    def in_a_row_ns(self) -> tuple[int, int]:
+        """Of transfers one after another: the first, from its commit on an idle link to its landing, and each that
+        follows, from landing to landing; it follows on only where the link commits several at once."""
+        idle, following = self.transfer_ns.tolist()
+        first = idle + self.commit_gap_ns
+        return first, first if self.commit_depth == 1 else following
+
 
 @dataclass(frozen=True)
 class Low:
