@@ -97,6 +97,19 @@ def test_a_transfer_lasts_what_the_link_takes(settings: dict[str, Setting], link
         assert np.median(lasted) == pytest.approx(true_ns, rel=0.2) and lasted.min() > 0
 
 
+def test_an_event_that_happened_long_ago_is_no_anchor() -> None:
+    """Though the host has just looked, in vain, whether the copy that is under way has landed."""
+    with StandIn(link_gbps=0.01) as machine, choose("cuda") as port:
+        slot, source = port.alloc_device(10_000, "slot"), port.alloc_host(10_000, "expert")
+        for away_ns in range(0, 3_000_000, 300_000):
+            copy = port.link.copy(slot.tensor, source.tensor, lambda *_: None)  # takes 1 ms
+            old = port.compute.record()
+            machine.pass_ns(away_ns)
+            for event in (old, port.compute.record(), copy):
+                event.wait()
+                assert abs(event.time_ns() - event.event.at_ns) < 50_000, away_ns  # type: ignore[attr-defined]
+
+
 def test_the_best_anchor_is_kept_until_clocks_have_drifted() -> None:
     with StandIn(), choose("cuda") as port:
         assert isinstance(port, AcceleratorPort)
