@@ -44,11 +44,11 @@ from traces.errors import UserError
 
 PROMPT_POLICY = "lru"  # of arms with a long prompt
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
-# on a link whose pace is not chosen, up to all experts, where kernels and host are alone; and so few that three rounds
-# at 55 GB/s leave time for the rest: three quarters wait for the link as half do
-REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.9, 1.0), (1, 4)
+# on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
+# kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest
+REAL_CACHES, REAL_BATCHES = {True: (0.25, 0.9, 1.0), False: (0.25, 0.5, 0.9, 1.0)}, (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
 QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
@@ -100,7 +100,7 @@ def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
 def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]:
     """The judged arms of one link, for layers of so many experts. Where all have slots no policy decides anything: one
     is enough there. A link whose pace is not chosen has long prompts too, at the two largest capacities."""
-    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
+    caches = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
     batches = args.batches or BATCH.get(link.regime or "", REAL_BATCHES)
     every = [cache for cache in caches if slots_of(cache, experts) >= experts]
     some = [cache for cache in caches if cache not in every]
@@ -129,7 +129,7 @@ def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]]
     from runtime.rig import Extent
     from runtime.store import StoreError
 
-    args.caches, out = list(REAL_CACHES), []
+    args.caches, out = list(REAL_CACHES[args.quick]), []
     with calibrate.port_of(args) as port:
         while len(args.caches) > 1:
             try:

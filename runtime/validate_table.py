@@ -39,8 +39,9 @@ def markdown(out: dict[str, Any]) -> str:
     )
     lines = [*loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
     lines += [] if trace["real"] else [LOUD, ""]
-    lines += [f"    {out.get('command', '')}", "", about, "", *_statements(out), "", *_arms(out), "", NOTE, ""]
-    return "\n".join(lines + _links(out) + _left_out(out))
+    lines += [f"    {out.get('command', '')}", "", about, "", *_left_out(out)]
+    lines += [*_statements(out), "", *_arms(out), "", NOTE, ""]
+    return "\n".join(lines + _links(out))
 
 
 def loud(out: dict[str, Any]) -> list[str]:
@@ -59,7 +60,8 @@ def most(out: dict[str, Any], name: str) -> str:
 
 
 def _left_out(out: dict[str, Any]) -> list[str]:
-    return [f"\nLeft out, cache {left['cache']}: {left['why']}" for left in out["left_out"]]
+    """Capacities that nobody asked for and that there is no room for."""
+    return [line for left in out["left_out"] for line in (f"Left out, cache {left['cache']}: {left['why']}", "")]
 
 
 def _statements(out: dict[str, Any]) -> list[str]:
