@@ -14,11 +14,11 @@ import pytest
 from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import enough_requests
-from runtime.compare import statements, status
+from runtime.arms import Link, Traces, enough_requests, grid
+from runtime.compare import compared, statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
-from runtime.observe import simulated
+from runtime.observe import Run, simulated
 from runtime.store import Need, StoreError
 from runtime.validate import enough, main
 from runtime.validate_table import markdown
@@ -140,7 +140,8 @@ def test_a_device_that_is_what_was_calibrated_is_within(
     assert {name: s["verdict"] for name, s in out["statements"].items()} == dict.fromkeys(
         ("median", "without_link", "worst", "tau", "equal", "regimes", "capacities"), "within"
     )
-    assert len(out["arms"]) == 18 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
+    # three policies at 6 slots and one at 8, of 8; at 3 and 5; at 3 and 4
+    assert len(out["arms"]) == 3 + 1 + 6 + 6 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
     for arm in out["arms"]:
         assert abs(arm["error"]) < 0.04 and arm["spread"] < 0.02 and len(arm["repeats_ns"]) == 3
         assert arm["hits"]["measured"] == [arm["hits"]["simulated"]] * 3
@@ -148,6 +149,7 @@ def test_a_device_that_is_what_was_calibrated_is_within(
         assert sum(arm["measured_ns"][n] for n in ("dense", "decide", "experts", "stall", "head")) == pytest.approx(
             arm["measured_ns"]["total"], rel=0.02
         )
+    assert [link["calibrated_at"] for link in out["links"]] == [[5, 7], [4, 6], [2, 5]]
     assert out["calibration"]["mixed"]["expert"]["ns"][0] == pytest.approx(300_000, rel=0.03)
     assert out["calibration"]["mixed"]["decide_ns"] == pytest.approx(40_000, rel=0.03)
     assert out["calibration"]["stall"]["transfer_idle_ns"] > out["calibration"]["compute"]["transfer_idle_ns"]
@@ -338,6 +340,18 @@ def test_the_time_without_link_is_judged_beside_the_whole_and_its_worst_arm_name
     none = [{**row, "error_without_link": None} for row in ROWS]
     assert statements(none, Tolerance(), LINKS)["without_link"]["value"] is None
     assert verdicts(none, LINKS)["without_link"] == "inconclusive"
+
+
+def test_the_spread_without_link_is_that_of_the_time_that_is_not_stall(files: Path) -> None:
+    arm = grid(Link("link"), ["lru"], [3], [1])[0]
+    traces = Traces.of(str(files / "t.npz"), 0.25, 0, files, 1)
+    common = {"model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 8, "warmup_steps": 1}
+    setting, bench, runs = traces.setting(arm, common, command.PLACEHOLDER), MadeUp(), []
+    for gbps in (0.5, 1.0, 2.0):  # what the link takes differs from run to run, all else is the same
+        bench.pace(gbps, 0.0)
+        runs.append(Run(setting, bench.replay(setting)))
+    row = compared(arm, runs, runs[1])
+    assert row["error"] == row["error_without_link"] == 0 and row["spread_without_link"] == 0 < 0.1 < row["spread"]
 
 
 @pytest.mark.parametrize(
