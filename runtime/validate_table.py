@@ -34,17 +34,17 @@ def markdown(out: dict[str, Any]) -> str:
         f"{trace['model']} with widths x {out['scale']:g} in {out['precision']}; torch {device.get('torch')}; "
         f"{len(out['arms'])} arms, {out['rounds']} rounds, {out.get('seconds', 0):.0f} s in all. "
         f"Drift of the machine by round: {', '.join(f'{d:.2f}' for d in out['drift'])}. "
-        f"Prompts of up to {most(out, 'longest_prompt')} tokens in prefill steps, "
-        f"contexts of up to {most(out, 'longest_context')}."
+        f"Longest prompt in prefill steps: {_most(out, 'longest_prompt')} tokens; "
+        f"longest context: {_most(out, 'longest_context')}."
     )
-    lines = [*loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
+    lines = [*_loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
     lines += [] if trace["real"] else [LOUD, ""]
     lines += [f"    {out.get('command', '')}", "", about, "", *_left_out(out)]
     lines += [*_statements(out), "", *_arms(out), "", NOTE, ""]
     return "\n".join(lines + _links(out))
 
 
-def loud(out: dict[str, Any]) -> list[str]:
+def _loud(out: dict[str, Any]) -> list[str]:
     """What a record cannot show that has arms of one regime alone; nothing of another."""
     if out["kind"] == "full":
         return []
@@ -54,7 +54,7 @@ def loud(out: dict[str, Any]) -> list[str]:
     return [f"*** {out['kind'].upper()}: {arms} arms {SHOWS_NOT[regime]} ***", ""]
 
 
-def most(out: dict[str, Any], name: str) -> str:
+def _most(out: dict[str, Any], name: str) -> str:
     """The largest of what the arms have under a name."""
     return f"{max(row[name] for row in out['arms']):,}"
 
