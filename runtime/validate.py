@@ -45,7 +45,6 @@ from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
-PROMPT_POLICY = "lru"  # of arms with a long prompt
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
 # of 8 experts 6 and 8, 3 and 5, 3 and 4 slots: what calibrates lies between them or on both sides
 CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 1.0), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
@@ -110,7 +109,7 @@ def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]
     some = [cache for cache in caches if cache not in every]
     arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
     largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
-    return arms if link.regime else arms + long_prompts(link, PROMPT_POLICY, largest)
+    return arms if link.regime else arms + long_prompts(link, largest)
 
 
 def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
@@ -122,7 +121,7 @@ def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> l
         batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms if not arm.chained))
         host = any(arm.policy.endswith("+cpu") for arm in arms)
         out += calibrating(link, caches, batches, host)
-        out += [] if link.regime else long_prompts(link, PROMPT_POLICY, caches[-1:], True)
+        out += [] if link.regime else long_prompts(link, caches[-1:], True)
         out += arms
     return out
 
