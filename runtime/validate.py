@@ -46,8 +46,8 @@ from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-# of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has as many copies in the mean, and
-# on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
+# of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has about as many copies in the
+# mean, and on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
 CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75,), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 # on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where

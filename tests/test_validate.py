@@ -170,7 +170,7 @@ def test_exit_statuses(
     files: Path, monkeypatch: pytest.MonkeyPatch, bench: MadeUp, status: int, wrong: dict[str, str]
 ) -> None:
     on(bench, monkeypatch)
-    assert main(flags(files, "--repeats", "3", "--policies", "lru,belady", "--json")) == status
+    assert main(flags(files, "--repeats", "9", "--policies", "lru,belady", "--json")) == status
     stated = json.loads((files / "out/validation.json").read_text())["statements"]
     assert wrong.items() <= {name: s["verdict"] for name, s in stated.items()}.items()
 
