@@ -5,6 +5,9 @@ and over 80 % of the time) there are arms that calibrate and arms that are judge
 one process, round after round, each round in a new seeded order, so that whatever else the machine does meets all
 alike. From the calibrating arms' records a hardware file is fitted (runtime.terms); from it every judged arm is
 simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
+On a link whose pace is not chosen capacities go up to all experts, and there are long prompts. A link is calibrated at
+capacities of its own (runtime.arms). A record whose arms are all in one regime cannot show what the others would: it is
+inconclusive and says so in its first line.
 
 Decisions are compared in lock-step: the device replays the order of completions that the simulator had; then every
 decision, hence every hit, must be the same. Free-running replays may decide otherwise where two things happen almost at
@@ -20,30 +23,36 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime import calibrate, observe
-from runtime.agreement import Tolerance
-from runtime.arms import Arm, Link, Traces, calibrating, grid
+from runtime.agreement import Tolerance, kind
+from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts
 from runtime.calibrate import listed, progress
-from runtime.compare import compared, drift, locked, statements, status
+from runtime.compare import capacity, compared, drift, locked, statements, status
 from runtime.observe import Run
 from runtime.pacing import TARGETS, pace_of
 from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
+from sim.spec import slots_of
 from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+# of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has about as many copies in the
+# mean, and on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
+CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75,), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
-REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
+# on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
+# kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest
+REAL_CACHES, REAL_BATCHES = {True: (0.25, 0.9, 1.0), False: (0.25, 0.5, 0.9, 1.0)}, (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
 QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
@@ -92,21 +101,46 @@ def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
 # --- which arms ------------------------------------------------------------------------------------------------------
 
 
-def judged_arms(link: Link, args: argparse.Namespace) -> list[Arm]:
-    """The judged arms of one link."""
-    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
-    return grid(link, args.policies, caches, args.batches or BATCH.get(link.regime or "", REAL_BATCHES))
+def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]:
+    """The judged arms of one link, for layers of so many experts. Where all have slots no policy decides anything: one
+    is enough there. A link whose pace is not chosen has long prompts too, at the two largest capacities."""
+    caches = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
+    batches = args.batches or BATCH.get(link.regime or "", REAL_BATCHES)
+    every = [cache for cache in caches if slots_of(cache, experts) >= experts]
+    some = [cache for cache in caches if cache not in every]
+    arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
+    largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
+    return arms if link.regime else arms + long_prompts(link, largest)
 
 
-def all_arms(links: Sequence[Link], args: argparse.Namespace) -> list[Arm]:
-    """Calibrating and judged arms of every link."""
+def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
+    """Calibrating and judged arms of every link, for layers of so many experts."""
     out = []
     for link in links:
-        arms = judged_arms(link, args)
-        caches = list(dict.fromkeys(arm.fields["cache"] for arm in arms))
-        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms))
+        arms = judged_arms(link, args, experts)
+        caches = apart([arm.fields["cache"] for arm in arms], experts)
+        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms if not arm.chained))
         host = any(arm.policy.endswith("+cpu") for arm in arms)
-        out += calibrating(link, caches, batches, host) + arms
+        out += calibrating(link, caches, batches, host)
+        out += [] if link.regime else long_prompts(link, caches[-1:], True)
+        out += arms
+    return out
+
+
+def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]], options: Any) -> list[dict[str, Any]]:
+    """Put the capacities that nobody chose into `args.caches`, and take from them, largest first, what the device has
+    no room for, but the last; what was taken, and why. settings: of every arm that there is at `args.caches`."""
+    from runtime.rig import Extent
+    from runtime.store import StoreError
+
+    args.caches, out = list(REAL_CACHES[args.quick]), []
+    with calibrate.port_of(args) as port:
+        while len(args.caches) > 1:
+            try:
+                Extent(settings(), options).refuse(port)
+                break
+            except StoreError as error:
+                out.append({"cache": args.caches.pop(), "why": str(error)})
     return out
 
 
@@ -130,7 +164,7 @@ def paced_links(
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
     links, steps, warm = [], {}, common["warmup_steps"]
     for regime in TARGETS:
-        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args)
+        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
         gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
@@ -167,16 +201,23 @@ def validated(
         for arm in of_link:
             if not arm.calibrates:
                 rows.append(_row(bench, arm, traces, fields[link.name], rounds, str(hardware)))
-    stated = statements(rows, Tolerance(), all(link.regime for link in links))
+    told = [_told(link, [settings[arm] for arm in arms if arm.link == link and arm.calibrates]) for link in links]
+    stated = statements(rows, Tolerance(), told)
     return {
+        "kind": kind([row["regime"] for row in rows]),
         "statements": stated,
         "exit": status(stated),
         "rounds": len(rounds),
         "drift": drift(rounds),
-        "links": [{name: getattr(link, name) for name in ("name", "gbps", "latency_us", "regime")} for link in links],
+        "links": told,
         "arms": rows,
         "calibration": sections,
     }
+
+
+def _told(link: Link, calibrated: Sequence[Setting]) -> dict[str, Any]:
+    """A link as the record has it, with the capacities, in slots, that it was calibrated at."""
+    return asdict(link) | {"calibrated_at": sorted({capacity(setting) for setting in calibrated})}
 
 
 def _calibrated(
@@ -255,6 +296,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
     deadline = time.monotonic() + (QUICK_S if args.quick else LONG_S)
     whole = npz.read(npz.find(args.trace))
+    experts = whole.n_experts
     batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
     common, options = calibrate.common_fields(args), calibrate.options_of(args)
@@ -263,18 +305,24 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     cpu = calibrate.device_name(args) == "cpu"
     choose = cpu and args.link_gbps is None
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
-    # every arm at its longest, and the probe's: what the device must have room for
-    room = [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args) + probing(args)]
-    with calibrate.open_bench(args, room, options) as bench:
+
+    def settings() -> list[Setting]:
+        """Of every arm at its longest, and of the probe: what the device must have room for."""
+        probe = probing(args) if choose else []
+        return [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args, experts) + probe]
+
+    left_out = [] if choose or args.caches else without_room(args, settings, options)
+    with calibrate.open_bench(args, settings(), options) as bench:
         if choose:
             links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
         else:
-            steps = warm_up(bench, traces, links, args, common)
-        arms = all_arms(links, args)
+            steps = warm_up(bench, traces, all_arms(links, args, experts), args, common)
+        arms = all_arms(links, args, experts)
         found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
-    return {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}
+    given = {"scale": options.scale, "precision": common["precision"], "trace": about, "left_out": left_out}
+    return {"device": facts, **given, **found}
 
 
 def own_link(args: argparse.Namespace, cpu: bool) -> Link:
@@ -283,18 +331,19 @@ def own_link(args: argparse.Namespace, cpu: bool) -> Link:
 
 
 def warm_up(
-    bench: Any, traces: Traces, links: Sequence[Link], args: argparse.Namespace, common: dict[str, Any]
+    bench: Any, traces: Traces, every: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any]
 ) -> dict[str, int]:
-    """A few steps of every arm that calibrates, not judged: first kernels are loaded and tuned and memory is touched,
-    then a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
-    arms = [arm for arm in all_arms(links, args) if arm.calibrates]
+    """A few steps of each of these arms that calibrates: first kernels are loaded and tuned and memory is touched, then
+    a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
+    arms = [arm for arm in every if arm.calibrates]
     few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
     settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
     sweep(bench, settings, arms)
     runs, warm = sweep(bench, settings, arms), common["warmup_steps"]
     out = {}
-    for link in links:
-        of = [observe.components(run)["total"] for arm, run in runs.items() if arm.link == link]
+    for link in dict.fromkeys(arm.link for arm in arms):
+        own = [run for arm, run in runs.items() if arm.link == link and not arm.chained]
+        of = [observe.components(run)["total"] for run in own]
         per_step = statistics.mean(of) / (few["max_steps"] - warm) / 1e9
         counted = common["max_steps"] - warm
         if args.steps is None:
