@@ -107,6 +107,8 @@ def parser() -> Parser:
 
 def device_flags(out: argparse.ArgumentParser) -> None:
     """The flags that say which device, and how the model is made to fit it."""
+    from runtime.replay import host_memory_flag
+
     group = out.add_argument_group("the device")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
@@ -118,6 +120,7 @@ def device_flags(out: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
     )
+    host_memory_flag(group)
     group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link")
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--expert-kernel", default="auto", metavar="auto|loop|grouped", help="how a group's experts run")
@@ -205,7 +208,7 @@ def options_of(args: argparse.Namespace) -> Any:
             raise SpecError(f"{name}: {value}: must be above 0")
     if scale > 1:
         raise SpecError(f"scale: {scale:g}: must be at most 1")
-    return Options(scale=scale, alias=args.alias_host, kernel=args.expert_kernel)
+    return Options(scale=scale, alias=args.alias_host, kernel=args.expert_kernel, host_bytes=args.host_memory)
 
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:

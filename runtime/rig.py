@@ -44,7 +44,8 @@ class Bench(Protocol):
         """Set the link's pace for the replays to come; only where it is paced."""
 
     def facts(self) -> dict[str, Any]:
-        """What the device is: `what`, `torch`, and for the CPU the pace and how well it was kept."""
+        """What the device is: `what`, `torch`, `host_bytes` of memory as stated (None: nobody did), and for the CPU the
+        pace and how well it was kept."""
 
     @property
     def expert_bytes(self) -> int:
@@ -85,7 +86,7 @@ class Rig:
         room = _room([_batches(s) for s in settings])
         dense = dense_bytes(model, layout, room, n_layers, layers)
         sizes = (len(layers), first.plan.n_experts)
-        fits(need(layout, *sizes, sum(slots), options.alias, dense), port)
+        fits(need(layout, *sizes, sum(slots), options.alias, dense), port, options.host_bytes)
         source: Source = Synthetic(layout, first.spec.seed)
         if options.weights is not None:
             source = Checkpoint(options.weights, layout, layers)
@@ -105,7 +106,7 @@ class Rig:
     def facts(self) -> dict[str, Any]:
         properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
         memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
-        return {"torch": torch.__version__, **memory, **self.port.facts()}
+        return {"torch": torch.__version__, **memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()
