@@ -114,8 +114,9 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.WITHIN
 
 
-def verdicts(arms: Sequence[Judged], equal: bool, tolerance: Tolerance) -> dict[str, Verdict]:
-    """Every statement about a set of arms, by name. `equal`: hits and decisions were equal wherever they must be. The
+def verdicts(arms: Sequence[Judged], equal: bool | None, tolerance: Tolerance) -> dict[str, Verdict]:
+    """Every statement about a set of arms, by name. `equal`: hits and decisions were equal wherever they must be (None:
+    wherever that was looked at, which was not everywhere). The
     median is judged with the median spread, every arm with its own against `worst`."""
     errors = [abs(arm.error) for arm in arms]
     of_median = judge(middle(errors), middle([arm.spread for arm in arms]), tolerance.median)
@@ -123,5 +124,5 @@ def verdicts(arms: Sequence[Judged], equal: bool, tolerance: Tolerance) -> dict[
         "median": of_median,
         "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
         "tau": judge_tau(tau(arms)[0], tau(arms, 2.0)[0], tolerance.tau),
-        "equal": Verdict.WITHIN if equal else Verdict.OUTSIDE,
+        "equal": {True: Verdict.WITHIN, False: Verdict.OUTSIDE, None: Verdict.INCONCLUSIVE}[equal],
     }

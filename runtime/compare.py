@@ -10,6 +10,7 @@ import numpy as np
 from runtime import agreement, observe
 from runtime.agreement import COMPONENTS, REGIMES, Judged, Tolerance, Verdict
 from runtime.arms import Arm
+from runtime.decisions import Outcome
 from runtime.lockstep import check
 from runtime.observe import Run
 from sim.record import RunRecord
@@ -66,6 +67,12 @@ def locked(bench: Any, arm: Arm, simulated: Run) -> dict[str, Any]:
     return {**outcome.as_dict(), **same}
 
 
+def no_time() -> dict[str, Any]:
+    """The lock-step of an arm for which no time was left: nothing is known of it."""
+    skipped = Outcome(error="not replayed: no time was left").as_dict()
+    return {**skipped, "equal": None, "hits": None, "simulated_hits": None}
+
+
 def judged(row: dict[str, Any]) -> Judged:
     """A row in short; arms are ranked within one link and batch."""
     group = f"{row['link']} {row['batch']}"
@@ -76,7 +83,7 @@ def statements(rows: Sequence[dict[str, Any]], tolerance: Tolerance, regimes: bo
     """What is claimed of the arms: each with its value, what is asked, and the verdict. regimes: whether two arms or
     more must have been in each of the three."""
     arms = [judged(row) for row in rows]
-    same = all(_same(row) for row in rows)
+    same = _all_same(rows)
     found = agreement.verdicts(arms, same, tolerance)
     tau, pairs = agreement.tau(arms)
     errors = [abs(arm.error) for arm in arms]
@@ -94,9 +101,17 @@ def statements(rows: Sequence[dict[str, Any]], tolerance: Tolerance, regimes: bo
     return {name: values[name] | {"verdict": verdict.name.lower()} for name, verdict in found.items()}
 
 
-def _same(row: dict[str, Any]) -> bool:
-    """Hits and every decision: of the lock-step, and of a free replay through the core."""
+def _all_same(rows: Sequence[dict[str, Any]]) -> bool | None:
+    """Whether every arm's decisions were the same; None where that is not known of some, and the others' were."""
+    found = [_same(row) for row in rows]
+    return False if False in found else None if None in found else True
+
+
+def _same(row: dict[str, Any]) -> bool | None:
+    """Hits and every decision: of the lock-step (None: it was not replayed), and of a free replay through the core."""
     step = row["lock_step"]
+    if step["equal"] is None and row["core_check"]["equal"]:
+        return None
     return bool(step["equal"] and step["hits"] == step["simulated_hits"] and row["core_check"]["equal"])
 
 

@@ -278,9 +278,7 @@ def _run(args: argparse.Namespace) -> int:
 
     setting = prepare(spec_of(args))
     recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
-    options = Options(
-        args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat, args.host_memory
-    )
+    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat, args.host_memory)
     checked: list[tuple[str, Any]] = []
     with prepared(setting, choose(args.device, args.link_gbps, args.link_latency_us), options) as here:
         here.warm_up()

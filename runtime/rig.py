@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from runtime import micro
 from runtime.checkpoint import Checkpoint
 from runtime.decisions import Outcome
 from runtime.device.port import Port
@@ -46,6 +47,12 @@ class Bench(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the device is: `what`, `torch`, `host_bytes` of memory as stated (None: nobody did), and for the CPU the
         pace and how well it was kept."""
+
+    def bare_copy_ns(self) -> tuple[int, int]:
+        """What the fastest bare copy of one expert lasts: on an idle link, and behind another copy."""
+
+    def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        """For each number of tokens what one expert takes of the device and of the host (runtime.micro.Kernel)."""
 
     @property
     def expert_bytes(self) -> int:
@@ -107,6 +114,12 @@ class Rig:
         properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
         memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
         return {"torch": torch.__version__, **memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
+
+    def bare_copy_ns(self) -> tuple[int, int]:
+        return micro.bare_copies(self.port, self.store)
+
+    def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        return micro.kernels(self.port, self.store, tokens)
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()

@@ -52,25 +52,28 @@ class After:
         return self.share * round_s + self.fixed_s
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What there is time for. round_s: what the first round is expected to take; after: what comes behind the last."""
+
+    deadline: Deadline
+    round_s: float
+    after: After = After()
+
+
 def progress(text: str) -> None:
     """On stderr, also where nobody looks: the log of a lent machine must say where a run was."""
     print(text, file=sys.stderr, flush=True)
 
 
 def measured(
-    arms: Sequence[A],
-    replay: Callable[[A], Run],
-    deadline: Deadline,
-    repeats: int | None,
-    seed: int,
-    round_s: float,
-    after: After = After(),
+    arms: Sequence[A], replay: Callable[[A], Run], budget: Budget, repeats: int | None, seed: int
 ) -> list[dict[A, Run]]:
     """Complete rounds, at least one: `repeats` of them (None: MOST), or as many as the deadline leaves time for.
-    round_s: what the first is expected to take.
 
     Raises DeviceError when the first is not complete by the deadline, or could not be.
     """
+    deadline, round_s, after = budget.deadline, budget.round_s, budget.after
     rng, began_s = np.random.default_rng(seed), deadline.gone_s
     rounds: list[dict[A, Run]] = []
     while len(rounds) < (repeats or MOST) and (not rounds or fits(round_s, after, deadline)):

@@ -16,11 +16,10 @@ inconclusive, 2 bad input.
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,13 @@ import numpy as np
 from runtime import calibrate, observe
 from runtime.agreement import Tolerance
 from runtime.arms import Arm, Link, Traces, calibrating, grid
-from runtime.calibrate import listed, progress
-from runtime.compare import compared, drift, locked, statements, status
+from runtime.calibrate import listed
+from runtime.compare import compared, drift, locked, no_time, statements, status
+from runtime.lockstep import check
+from runtime.micro import TOKENS, gpu_busy_ns
 from runtime.observe import Run
-from runtime.pacing import TARGETS, pace_of
+from runtime.pacing import TARGETS, pace_of, predicted_s, seconds_of
+from runtime.rounds import MARGIN, After, Budget, Deadline, complete, measured, progress
 from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
@@ -46,9 +48,10 @@ BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
-QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
-FEWEST, MOST = 3, 25  # rounds
-AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
+QUICK_S, LONG_S = 270.0, 1200.0  # of everything
+FEWEST = 3  # rounds that the steps of a replay are chosen for
+LOCKED = 0.25  # of an arm's steps are replayed in lock-step
+AFTERWARDS = 2  # so often is an arm prepared and simulated after the rounds: whole, and for the lock-step
 PROBE_GBPS, PROBE_STEPS = 2.0, 8
 REPLAY_S = 0.35  # counted steps of a replay on a link whose pace is chosen
 REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
@@ -58,35 +61,64 @@ PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there dura
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dict[Arm, Run]:
-    """One replay of each arm, each link at its pace."""
-    out = {}
-    for arm in order:
+def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
+    """How an arm is replayed: its link at its pace."""
+
+    def replay(arm: Arm) -> Run:
         if arm.link.gbps is not None:
             bench.pace(arm.link.gbps, arm.link.latency_us)
-        out[arm] = Run(settings[arm], bench.replay(settings[arm]))
-    return out
+        return Run(settings[arm], bench.replay(settings[arm]))
+
+    return replay
 
 
-def measure(
-    bench: Any, settings: dict[Arm, Setting], repeats: int | None, deadline: float, seed: int
-) -> list[dict[Arm, Run]]:
-    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes
-    after them before the deadline (of time.monotonic)."""
-    rng, arms = np.random.default_rng(seed), list(settings)
-    rounds: list[dict[Arm, Run]] = []
-    began = time.monotonic()
-    while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
-        progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
-        rounds.append(sweep(bench, settings, [arms[i] for i in rng.permutation(len(arms))]))
-    return rounds
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of some arms said of the time. step_s: of a step; each_s: of a replay beside its steps, such as
+    the first residents; prepared_s: of making a setting; check_s: of a step through the core alone."""
+
+    runs: dict[Arm, Run]
+    step_s: float
+    each_s: float
+    prepared_s: float = 0.0
+    check_s: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """What comes after the rounds for each second of a replay's steps: checked by the core, part of them locked."""
+        return LOCKED + self.check_s / self.step_s
+
+    def after(self, arms: int, replay_s: float) -> After:
+        """What comes after the rounds of so many arms, whose replays have steps of so many seconds."""
+        share = (self.each_s + self.share * replay_s) / (self.each_s + replay_s)
+        return After(share, arms * AFTERWARDS * self.prepared_s)
+
+    def replay_s(self, at_most_s: float, arms: int, deadline: Deadline) -> float:
+        """Seconds of the steps of a replay, so that FEWEST rounds of so many arms and what comes after them fit into
+        the time that is left."""
+        beside_s = (1 + AFTERWARDS) * self.prepared_s + (FEWEST + 1) * self.each_s
+        left_s = (1 - MARGIN) * deadline.left_s / arms - beside_s
+        return max(1e-3, min(at_most_s, left_s / (FEWEST + self.share)))
 
 
-def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
-    """Whether so many rounds, which took so many seconds, will do: another one would not leave time for the rest."""
-    if repeats is not None:
-        return done >= repeats
-    return done >= MOST or (done >= FEWEST and (1 + AFTER) * spent / done > left)
+def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, Any], deadline: Deadline) -> Probe:
+    """A few steps of every arm, twice: first kernels are loaded and tuned and memory is touched, then they are timed.
+    Where there is no time for that, the first have to do."""
+    few, began_s = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, deadline.gone_s
+    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
+    prepared_s, took_s = deadline.gone_s - began_s, 0.0
+    for _ in range(2):
+        if took_s * (1 + FEWEST) > deadline.left_s:
+            break
+        began_s = deadline.gone_s
+        runs = complete(arms, replaying(bench, settings), deadline, "the warm-up")
+        took_s = deadline.gone_s - began_s
+    steps_s = sum(float(run.record.steps["end_ns"][-1]) for run in runs.values()) / 1e9
+    steps, n = sum(len(run.setting.steps) for run in runs.values()), len(arms)
+    began_s, first = deadline.gone_s, runs[arms[0]]
+    check(first.setting.plan, first.record)
+    check_s = (deadline.gone_s - began_s) / len(first.setting.steps)
+    return Probe(runs, steps_s / steps, max(0.0, took_s - steps_s) / n, prepared_s / n, check_s)
 
 
 # --- which arms ------------------------------------------------------------------------------------------------------
@@ -117,14 +149,13 @@ def probing(args: argparse.Namespace) -> list[Arm]:
 
 
 def paced_links(
-    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, scale: float
-) -> tuple[list[Link], dict[str, int]]:
-    """A pace for each regime and the steps that its replays have, from one probe of this device (runtime.pacing)."""
-    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
-    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in probing(args)}
-    sweep(bench, settings, list(settings)[:1])
-    runs = list(sweep(bench, settings, list(settings)).values())
-    found = calibrate.section_of(fitted([runs]), bench.facts(), runs[0].setting, scale, bench.expert_bytes)
+    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, probe: Probe,
+    scale: float, replay_s: float,
+) -> tuple[list[Link], dict[str, int]]:  # fmt: skip
+    """A pace for each regime and the steps that its replays have, about `replay_s` long, from one probe of this device
+    (runtime.pacing)."""
+    runs = list(probe.runs.values())
+    found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
     hardware = folder / "probe.toml"
     calibrate.write_hardware(hardware, found)
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
@@ -133,7 +164,7 @@ def paced_links(
         arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
-        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
+        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
         steps[regime] = counted + warm
     return links, steps
@@ -151,31 +182,38 @@ def validated(
     args: argparse.Namespace,
     steps: dict[str, int],
     scale: float,
-    deadline: float,
+    budget: Budget,
+    kernels: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
-    into the folder; deadline: see `measure`."""
+    into the folder; kernels: what an expert takes, by tokens (runtime.micro)."""
     fields = {link: {**common, "max_steps": n} for link, n in steps.items()}
     settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
     links = list(dict.fromkeys(arm.link for arm in arms))
-    rounds = measure(bench, settings, args.repeats, deadline, args.seed)
-    sections, rows = {}, []
+    rounds = measured(arms, replaying(bench, settings), budget, args.repeats, args.seed)
+    sections, rows = {}, {}
     for link in links:
         of_link = [arm for arm in arms if arm.link == link]
         hardware = folder / f"{link.name}.toml"
         sections[link.name] = _calibrated(bench, of_link, settings, rounds, scale, hardware)
         for arm in of_link:
             if not arm.calibrates:
-                rows.append(_row(bench, arm, traces, fields[link.name], rounds, str(hardware)))
-    stated = statements(rows, Tolerance(), all(link.regime for link in links))
+                runs = [found[arm] for found in rounds]
+                simulated = observe.simulated(traces.setting(arm, fields[link.name], str(hardware)))
+                rows[arm] = compared(arm, runs, simulated) | {"gpu_busy_ns": gpu_busy_ns(runs[0], kernels)}
+    _lock_steps(bench, rows, traces, fields, folder, budget.deadline)
+    stated = statements(list(rows.values()), Tolerance(), all(link.regime for link in links))
     return {
         "statements": stated,
         "exit": status(stated),
         "rounds": len(rounds),
+        "rounds_asked": args.repeats,
+        "deadline_s": budget.deadline.seconds,
         "drift": drift(rounds),
         "links": [{name: getattr(link, name) for name in ("name", "gbps", "latency_us", "regime")} for link in links],
-        "arms": rows,
+        "arms": list(rows.values()),
         "calibration": sections,
+        "kernels": list(kernels),
     }
 
 
@@ -191,19 +229,32 @@ def _calibrated(
     found = fitted([[runs[arm] for arm in arms if arm.calibrates] for runs in rounds])
     if arms[0].link.gbps is not None:
         bench.pace(arms[0].link.gbps, arms[0].link.latency_us)
-    table = calibrate.section_of(found, bench.facts(), settings[arms[0]], scale, bench.expert_bytes)
+    table = calibrate.section_of(found, bench, settings[arms[0]], scale)
     calibrate.write_hardware(hardware, table)
     measured: dict[str, Any] = table["measured"]
     return measured
 
 
-def _row(
-    bench: Any, arm: Arm, traces: Traces, fields: dict[str, Any], rounds: Sequence[dict[Arm, Run]], hardware: str
-) -> dict[str, Any]:
-    """One judged arm: compared, and replayed in lock-step over a quarter of its steps."""
-    row = compared(arm, [runs[arm] for runs in rounds], observe.simulated(traces.setting(arm, fields, hardware)))
-    few = {**fields, "max_steps": max(fields["warmup_steps"] + 2, fields["max_steps"] // 4)}
-    return row | {"lock_step": locked(bench, arm, observe.simulated(traces.setting(arm, few, hardware)))}
+def _lock_steps(
+    bench: Any, rows: dict[Arm, dict[str, Any]], traces: Traces, fields: dict[str, dict[str, Any]], folder: Path,
+    deadline: Deadline,
+) -> None:  # fmt: skip
+    """Replay every judged arm in lock-step over a part of its steps, as long as there is time for another one."""
+    slowest_s, done = 0.0, 0
+    for arm, row in rows.items():
+        if deadline.left_s <= slowest_s:
+            row["lock_step"] = no_time()
+            continue
+        began_s, hardware = deadline.gone_s, str(folder / f"{arm.link.name}.toml")
+        setting = traces.setting(arm, _locked(fields[arm.link.name]), hardware)
+        row["lock_step"] = locked(bench, arm, observe.simulated(setting))
+        slowest_s, done = max(slowest_s, deadline.gone_s - began_s), done + 1
+    progress(f"{done} of {len(rows)} lock-steps done: {deadline}")
+
+
+def _locked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an arm with the steps of its lock-step."""
+    return {**fields, "max_steps": max(fields["warmup_steps"] + 2, int(fields["max_steps"] * LOCKED))}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -241,11 +292,8 @@ def _command(argv: list[str]) -> int:
     if not 0 < args.calibration < 1:
         raise UserError(f"calibration: {args.calibration:g}: must be a fraction between 0 and 1")
     announce_compiling()
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        out = run(args, Path(scratch))
-        command = "python -m runtime.validate " + " ".join(argv)
-        out |= {"command": command, "seconds": round(time.monotonic() - began, 1)}
+        out = run(args, Path(scratch)) | {"command": "python -m runtime.validate " + " ".join(argv)}
         save(out, folder, Path(scratch))
     print(json.dumps(out) if args.json else markdown(out))
     return int(out["exit"])
@@ -253,7 +301,7 @@ def _command(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
-    deadline = time.monotonic() + (QUICK_S if args.quick else LONG_S)
+    deadline = calibrate.deadline_of(args, QUICK_S, LONG_S)
     whole = npz.read(npz.find(args.trace))
     batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
@@ -265,16 +313,31 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
     # every arm at its longest, and the probe's: what the device must have room for
     room = [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args) + probing(args)]
+    most_rows = max(int(np.diff(setting.steps.offset).max()) for setting in room)
     with calibrate.open_bench(args, room, options) as bench:
-        if choose:
-            links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
-        else:
-            steps = warm_up(bench, traces, links, args, common)
+        progress(f"the device is open: {deadline}")
         arms = all_arms(links, args)
-        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
+        few = probing(args) if choose else [arm for arm in arms if arm.calibrates]
+        probe = probed(bench, traces, few, common, deadline)
+        if not choose:
+            bare_ns = bench.bare_copy_ns()[1]
+            gbps = bench.expert_bytes / bare_ns
+            expected = expected_s(traces, arms, args, common, PLACEHOLDER, gbps, bench.expert_bytes)
+            progress(f"the plans alone, at {gbps:.2f} GB/s, take {expected:.0f} s: {deadline}")
+        kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
+        replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], len(arms), deadline)
+        if choose:
+            links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
+            arms = all_arms(links, args)
+        else:
+            steps = {link.name: steps_of(probe, replay_s, args, common) for link in links}
+            replay_s = probe.step_s * max(steps.values())
+        budget = Budget(deadline, len(arms) * (probe.each_s + replay_s), probe.after(len(arms), replay_s))
+        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
-    return {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}
+    out = {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}
+    return out | {"seconds": round(deadline.gone_s, 1)}
 
 
 def own_link(args: argparse.Namespace, cpu: bool) -> Link:
@@ -282,25 +345,33 @@ def own_link(args: argparse.Namespace, cpu: bool) -> Link:
     return Link("link", args.link_gbps, args.link_latency_us) if cpu else Link("link")
 
 
-def warm_up(
-    bench: Any, traces: Traces, links: Sequence[Link], args: argparse.Namespace, common: dict[str, Any]
-) -> dict[str, int]:
-    """A few steps of every arm that calibrates, not judged: first kernels are loaded and tuned and memory is touched,
-    then a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
-    arms = [arm for arm in all_arms(links, args) if arm.calibrates]
-    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
-    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
-    sweep(bench, settings, arms)
-    runs, warm = sweep(bench, settings, arms), common["warmup_steps"]
-    out = {}
-    for link in links:
-        of = [observe.components(run)["total"] for arm, run in runs.items() if arm.link == link]
-        per_step = statistics.mean(of) / (few["max_steps"] - warm) / 1e9
-        counted = common["max_steps"] - warm
-        if args.steps is None:
-            counted = int(np.clip(round(REAL_S[args.quick] / per_step), 4, counted))
-        out[link.name] = counted + warm
-    return out
+def steps_of(probe: Probe, replay_s: float, args: argparse.Namespace, common: dict[str, Any]) -> int:
+    """Steps of a replay on a link whose pace is not chosen: as asked for, or what takes about `replay_s`; 4 at least
+    count."""
+    warm = common["warmup_steps"]
+    counted = common["max_steps"] - warm
+    if args.steps is None:
+        counted = int(np.clip(round(replay_s / probe.step_s), 4, counted))
+    return int(counted + warm)
+
+
+def expected_s(
+    traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any], hardware: str, gbps: float,
+    expert_bytes: int,
+) -> float:  # fmt: skip
+    """Seconds of everything on a link whose pace is not chosen, with transfers at so many GB/s and FEWEST rounds unless
+    others are asked for: from the plans alone, with the kernels of a piece of hardware."""
+
+    def settings(of: Sequence[Arm], fields: dict[str, Any]) -> list[Setting]:
+        return [traces.setting(arm, fields, hardware) for arm in of]
+
+    calibrates, judged = ([arm for arm in arms if arm.calibrates == yes] for yes in (True, False))
+    warming = settings(calibrates, {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])})
+    placed_s, steps_s = seconds_of(warming, gbps, expert_bytes)
+    probe = Probe({}, steps_s / sum(len(s.steps) for s in warming), placed_s / len(warming))
+    fields = {**common, "max_steps": steps_of(probe, REAL_S[args.quick], args, common)}
+    every, locked = settings(arms, fields), settings(judged, _locked(fields))
+    return predicted_s(warming, every, locked, gbps, expert_bytes, args.repeats or FEWEST)
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:

@@ -44,7 +44,7 @@ def _statements(out: dict[str, Any]) -> list[str]:
 def _found(name: str, stated: dict[str, Any]) -> tuple[str, str]:
     value, asked = stated["value"], stated["asked"]
     if name == "equal":
-        return ("all" if value else "not all"), "all"
+        return {True: "all", False: "not all", None: "all that were replayed"}[value], "all"
     if name == "regimes":
         return ", ".join(str(n) for n in value.values()), f">= {asked} each"
     if name == "tau":

@@ -192,7 +192,7 @@ def test_on_this_cpu_the_file_holds_the_terms_and_the_bare_link(
     few = ("--repeats", "1", "--steps", "6", "--scale", "1", "--link-gbps", "2", "--batches", "2", "--json")
     assert main(flags(tmp_path, tmp_path / "my.toml", *few)) == 0
     out = json.loads(capsys.readouterr().out)
-    assert {"one expert", "one launch", "the core alone"} < set(out["cross_check"])
+    assert {"one expert, 1 token", "one launch", "the core alone"} < set(out["cross_check"])
     measured = catalog.hardware(str(tmp_path / "my.toml")).measured
     assert measured is not None and measured.link is not None and measured.link.curve is not None
     assert measured.transfer_idle_ns >= measured.expert_bytes / 2.0  # paced: never faster than asked

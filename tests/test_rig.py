@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_and_the_port_is_closed(settings: list[Sett
 
 
 def test_host_memory_as_stated_counts_and_is_in_the_facts(settings: list[Setting]) -> None:
-    with pytest.raises(StoreError, match="^memory: needs"), opened(choose("cpu"), settings, Options(host_bytes=1)):
+    with pytest.raises(StoreError, match=r"^memory: needs"), opened(choose("cpu"), settings, Options(host_bytes=1)):
         raise AssertionError("opened")
     with opened(choose("cpu", 2.0, 5.0), settings[:1], Options(host_bytes=10**9)) as rig:
         assert rig.facts()["host_bytes"] == 10**9

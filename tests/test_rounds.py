@@ -6,7 +6,7 @@ import pytest
 
 from runtime import rounds
 from runtime.device.port import DeviceError
-from runtime.rounds import After, Deadline, complete, fits, measured, sweep
+from runtime.rounds import After, Budget, Deadline, complete, fits, measured, sweep
 from tests.clocks import Clock
 
 ARMS = ["a", "b", "c", "d"]
@@ -28,46 +28,50 @@ def taking(clock: Clock, *seconds: float) -> Any:
     return replay
 
 
+def rounds_of(replay: Any, seconds: float, repeats: int | None, round_s: float, *after: float) -> Any:
+    return measured(ARMS, replay, Budget(Deadline(seconds), round_s, After(*after)), repeats, 0)
+
+
 def test_rounds_until_another_one_and_what_comes_after_it_would_not_fit(clock: Clock) -> None:
     # a round of four replays of 2 s: 8 s; another one takes 8.8 s with its margin, then half a round and 3 s: 15.8 s.
     # After four rounds 16 s of 48 are left, after five 8
-    found = measured(ARMS, taking(clock, 2.0), Deadline(48.0), None, 0, 8.0, After(0.5, 3.0))
+    found = rounds_of(taking(clock, 2.0), 48.0, None, 8.0, 0.5, 3.0)
     assert len(found) == 5 and clock.now == 40 and [set(f) for f in found] == [set(ARMS)] * 5
     assert len({tuple(f) for f in found}) > 1  # orders of their own
 
 
 def test_the_deadline_holds_whatever_number_of_rounds_is_asked_for(clock: Clock) -> None:
-    assert len(measured(ARMS, taking(clock, 2.0), Deadline(48.0), 2, 0, 8.0)) == 2
+    assert len(rounds_of(taking(clock, 2.0), 48.0, 2, 8.0)) == 2
     clock.now = 0
-    assert len(measured(ARMS, taking(clock, 2.0), Deadline(48.0), 100, 0, 8.0)) == 5 and clock.now == 40
+    assert len(rounds_of(taking(clock, 2.0), 48.0, 100, 8.0)) == 5 and clock.now == 40
     clock.now = 0
-    assert len(measured(ARMS, taking(clock, 1e-6), Deadline(48.0), None, 0, 8.0)) == rounds.MOST
+    assert len(rounds_of(taking(clock, 1e-6), 48.0, None, 8.0)) == rounds.MOST
 
 
 def test_fewer_rounds_than_a_spread_needs_are_kept_when_the_time_is_over(clock: Clock) -> None:
     # 20 s a round of a deadline of 30: one, though three were asked for
-    assert len(measured(ARMS, taking(clock, 5.0), Deadline(30.0), 3, 0, 1.0)) == 1 and clock.now == 20
+    assert len(rounds_of(taking(clock, 5.0), 30.0, 3, 1.0)) == 1 and clock.now == 20
 
 
 def test_a_round_that_cannot_be_finished_is_dropped_whole(clock: Clock) -> None:
     # a first round of 4 s; the second begins with 96 s left, its first replay takes 94: three of 1 s would not fit
-    found = measured(ARMS, taking(clock, 1, 1, 1, 1, 94, 1), Deadline(100.0), None, 0, 4.0)
+    found = rounds_of(taking(clock, 1, 1, 1, 1, 94, 1), 100.0, None, 4.0)
     assert len(found) == 1 and clock.now == 98
     # what is reserved for afterwards (60 s) is not used up by a slow round either
     clock.now = 0
-    found = measured(ARMS, taking(clock, 1, 1, 1, 1, 40, 1), Deadline(100.0), None, 0, 4.0, After(0, 60.0))
+    found = rounds_of(taking(clock, 1, 1, 1, 1, 40, 1), 100.0, None, 4.0, 0, 60.0)
     assert len(found) == 1 and clock.now == 44
 
 
 def test_without_a_complete_round_one_line_says_how_far_it_was(clock: Clock) -> None:
     with pytest.raises(DeviceError, match=r"^seconds: 10: over after 3 of the 4 replays of the first round, .*--steps"):
-        measured(ARMS, taking(clock, 4.0), Deadline(10.0), None, 0, 1.0)
+        rounds_of(taking(clock, 4.0), 10.0, None, 1.0)
     assert clock.now == 12  # the third began before the deadline; none after it
 
 
 def test_a_first_round_that_cannot_be_done_is_not_begun(clock: Clock) -> None:
-    with pytest.raises(DeviceError, match="over after 0 of the 4 .* would take about 11 s"):
-        measured(ARMS, taking(clock, 1.0), Deadline(10.0), None, 0, 11.0)
+    with pytest.raises(DeviceError, match=r"over after 0 of the 4 .* would take about 11 s"):
+        rounds_of(taking(clock, 1.0), 10.0, None, 11.0)
     assert clock.now == 0
 
 
@@ -82,7 +86,7 @@ def test_a_sweep_ends_with_the_time(clock: Clock) -> None:
 
 
 def test_every_round_says_the_time_that_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    measured(ARMS, taking(clock, 2.5), Deadline(60.0), 2, 0, 8.0)
+    rounds_of(taking(clock, 2.5), 60.0, 2, 8.0)
     assert capsys.readouterr().err.splitlines() == [
         "round 1 of 2, which takes about 8 s: 0 s gone, 60 s left of 60 s",
         "round 2 of 2, which takes about 10 s: 10 s gone, 50 s left of 60 s",

@@ -177,7 +177,7 @@ def test_host_memory_as_stated_replaces_what_the_system_says(monkeypatch: Any) -
         monkeypatch.setattr(port, "device", torch.device("cpu"))  # one memory for both
         both = enough + sum(needs.device.values())
         store.fits(needs, port, both)
-        with pytest.raises(StoreError, match="^memory: needs"):
+        with pytest.raises(StoreError, match=r"^memory: needs"):
             store.fits(needs, port, both - 1)
 
 
