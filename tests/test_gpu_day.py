@@ -268,6 +268,15 @@ def test_asked_to_stop_it_ends_what_runs_and_packs_what_is_there(there: Path, ho
     assert {"page.md", "parts/one/one.log", "parts/two/two.log"} <= packed(there)
 
 
+def test_whoever_looked_on_may_be_gone(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    assert run(made_up_day(there, part("one", "say=1")))["one"].status == "done"
+    assert "=== one: done" in (there / "day" / "day.log").read_text()
+
+
 # --- what is sent back ---
 
 
@@ -312,6 +321,10 @@ ROW = {"regime": "stall", "longest_context": 1300, "gpu_busy_ns": 20.0, "measure
 RECORD = {
     "trace": {"model": "mixtral-8x7b", "real": False},
     "arms": [ROW, {**ROW, "gpu_busy_ns": 10.0}, {**ROW, "gpu_busy_ns": 40.0}],
+    "kernels": [
+        {"tokens": 1, "device_ns": 4100.0, "host_ns": 30000.0, "seen_ns": 58000.0, "ahead": True},
+        {"tokens": 256, "device_ns": 900000.0, "host_ns": 30000.0, "seen_ns": 950000.0, "ahead": True},
+    ],
     "kind": "link-only",
     "rounds": 5,
     "seconds": 99.7,
@@ -360,7 +373,8 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert (
         "| median | 0.0312 | 0.1 | within |" in text and "| regimes | compute 0, stall 3 | 2 | inconclusive |" in text
     )
-    assert "busy 20% of the time (10% .. 40% by arm); the rest is the host that launches them: HOST-BOUND." in text
+    assert "| 1 | 4.1 | 30.0 | 58.0: HOST-BOUND |" in text and "| 256 | 900.0 | 30.0 | 950.0 |" in text
+    assert "busy 20% of the time (10% .. 40% by arm)" in text
     assert "| second | simulated against measured: many small experts | failed, error: a / b | 12 |" in text
 
 

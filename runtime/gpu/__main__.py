@@ -81,7 +81,7 @@ def run(day: Day, chosen: Sequence[str], again: bool) -> int:
         signal.signal(name, day.stop)
     results = day.run(chosen, again)
     left_out = day.pack()
-    day.say(f"\n{(day.out / PAGE).read_text()}\n{listed(results)}\n")
+    day.say(f"\n{(day.out / PAGE).read_text(encoding='utf-8')}\n{listed(results)}\n")
     if left_out:
         day.say(f"too large to send back, and only in {day.out}: {', '.join(left_out)}")
     day.say(f"send back {day.out / NAME} ({(day.out / NAME).stat().st_size / 1e6:.2f} MB)")

@@ -67,9 +67,9 @@ class Day:
 
     def say(self, text: str) -> None:
         """To whoever looks, who may be gone, and into the day's log."""
-        with (self.out / LOG).open("a") as log:
+        with (self.out / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{text}\n")
-        with suppress(OSError):
+        with suppress(OSError, UnicodeError):
             print(text, flush=True)
 
     def stop(self, *_: object) -> None:
@@ -112,8 +112,8 @@ class Day:
     def _ended(self, part: Part, result: Result) -> None:
         """Tell of it and pack what there is."""
         if result.commands:
-            log = (self.out / "parts" / part.name / f"{part.name}.log").read_text(errors="replace")
-            self.say("\n".join(f"    {line[:200]}" for line in log.splitlines()[-part.shown :]))
+            log = lines_of(self.out / "parts" / part.name / f"{part.name}.log")
+            self.say("\n".join(f"    {line[:200]}" for line in log[-part.shown :]))
         verdict = "" if result.verdict is None else f", {result.verdict}"
         self.say(f"=== {part.name}: {result.status}{verdict} after {result.seconds:.0f} s {result.why[:200]}".rstrip())
         self.pack()
@@ -174,7 +174,7 @@ class Day:
             {"command": command, "exit": e.exit, "seconds": round(e.seconds, 1)}
             for command, e in zip(part.commands, ended, strict=False)
         ]
-        why = "" if status == DONE else last_line(work / f"{part.name}.log")
+        why = "" if status == DONE else lines_of(work / f"{part.name}.log")[-1].strip()
         return Result(part.name, status, round(seconds, 1), box_s, commands, verdict, why, self.made_with)
 
     def _skipped(self, part: Part) -> Result:
@@ -223,10 +223,9 @@ def _verdict(part: Part, work: Path, status: int | None) -> str | None:
     return None
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says anything."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+def lines_of(log: Path) -> list[str]:
+    """The lines of a log that say anything, whatever bytes are in it."""
+    return [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def touched(out: Path) -> str | None:

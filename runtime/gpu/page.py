@@ -109,8 +109,7 @@ def validation(folder: Path) -> list[str]:
             for name, stated in found["statements"].items()
         ),
     ]
-    busy = host_bound(arms)
-    return lines if busy is None else [*lines, "", busy]
+    return [*lines, "", *busy(found)]
 
 
 def covered(found: dict[str, Any]) -> str:
@@ -121,14 +120,23 @@ def covered(found: dict[str, Any]) -> str:
     return f"{found['kind']} ({said}), contexts of up to {longest:,} tokens"
 
 
-def host_bound(arms: Sequence[dict[str, Any]]) -> str | None:
-    """Of the time that experts take, what the GPU is busy; None where the record does not say."""
-    shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in arms if row.get("gpu_busy_ns")]
-    if not shares:
-        return None
-    low, middle, high = min(shares), median(shares), max(shares)
-    bound = "; the rest is the host that launches them: HOST-BOUND" if middle < 0.5 else ""
-    return f"While experts run, the GPU is busy {middle:.0%} of the time ({low:.0%} .. {high:.0%} by arm){bound}."
+def busy(found: dict[str, Any]) -> list[str]:
+    """The GPU beside the host: one expert alone by tokens, and of the time that an arm's experts take."""
+    lines = []
+    for kernel in found["kernels"]:
+        device, launch, seen = (kernel[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
+        bound = ": HOST-BOUND" if kernel["ahead"] and launch > device else ""
+        lines.append(f"| {kernel['tokens']} | {device:,.1f} | {launch:,.1f} | {seen:,.1f}{bound} |")
+    shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in found["arms"]]
+    least, most = min(shares), max(shares)
+    return [
+        "| one expert, tokens | GPU busy us | launched in us | seen to end after us |",
+        "|---|---|---|---|",
+        *lines,
+        "",
+        f"While experts run, the GPU is busy {median(shares):.0%} of the time ({least:.0%} .. {most:.0%} by arm); the "
+        "rest is the host.",
+    ]
 
 
 def live(folder: Path) -> list[str]:

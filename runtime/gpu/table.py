@@ -8,7 +8,7 @@ and its dry run, and when it starts: `{seconds}` is a deadline a little before t
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-DRY_BOX_S = 180.0  # of every part of a dry run: for a machine that others use, too
+DRY_BOX_S = 240.0  # of every part of a dry run: for a machine that others use, too
 WORDS: Mapping[str, Mapping[str, str]] = {
     "cuda": {
         "device": "cuda",
@@ -66,7 +66,7 @@ PARTS = (
     Part(
         name="versions",
         shows="machine, GPU, bus, driver, versions, limits; touches host memory",
-        box_s=30,
+        box_s=25,
         commands=("runtime.gpu.parts.versions --touch-gb {touched}",),
         early=True,
         shown=45,
@@ -83,7 +83,7 @@ PARTS = (
     Part(
         name="probe",
         shows="each call that the accelerator port makes, alone",
-        box_s=30,
+        box_s=25,
         commands=("runtime.gpu.parts.probe {device}",),
         early=True,
         shown=20,
@@ -91,7 +91,7 @@ PARTS = (
     Part(
         name="copies",
         shows="bare copies by size and kind of host memory, both ways; a kernel beside a copy",
-        box_s=30,
+        box_s=25,
         commands=("runtime.gpu.parts.copies {device}",),
         early=True,
         shown=30,
@@ -99,14 +99,14 @@ PARTS = (
     Part(
         name="tests",
         shows="the tests marked gpu",
-        box_s=50,
+        box_s=65,
         commands=("runtime.gpu.parts.marked",),
         shown=30,
     ),
     Part(
         name="smoke",
         shows="three small replays, checked: decode, a batch of four in grouped kernels, prompts",
-        box_s=40,
+        box_s=45,
         commands=(
             f"{SMOKE} --max-steps 8 --as-decode --warmup-steps 1 --repeat 2",
             f"{SMOKE} --max-steps 6 --as-decode --batch 4 --expert-group all",
@@ -126,7 +126,7 @@ PARTS = (
     Part(
         name="mixtral",
         shows="simulated against measured: few large experts",
-        box_s=120,
+        box_s=115,
         commands=(
             "runtime.validate --trace mixtral.npz {coarse} {quick} --batches 1 --caches 4,7,8 "
             "--policies lru,lru+gate-lookahead --out validation",
@@ -138,7 +138,7 @@ PARTS = (
     Part(
         name="second",
         shows="simulated against measured: many small experts",
-        box_s=75,
+        box_s=70,
         commands=(
             MAKE_SECOND,
             f"runtime.validate {OF_SECOND} {{quick}} --batches 1 --caches 0.25,0.5,1.0 "
@@ -172,7 +172,7 @@ PARTS = (
     Part(
         name="profile",
         shows="torch.profiler over a few steps",
-        box_s=20,
+        box_s=25,
         commands=(
             MAKE_SECOND,
             f"runtime.gpu.parts.profiled {OF_SECOND} {{memory}} --max-steps 3 --as-decode --cache 0.5",

@@ -2,10 +2,9 @@
 through the expert cache; the tokens must be equal.
 
 The model is left in FOLDER for `runtime.live`, figures in live.json. Exit status 1 where tokens differ, NOT_HERE
-without transformers.
+without transformers >= 5.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -15,7 +14,10 @@ from typing import Any
 import torch
 
 import runtime
+from runtime.expert_weights import LiveError
 from runtime.gpu.parts import NOT_HERE
+from runtime.live import OffloadedExperts
+from runtime.slotted import registry
 from traces.command import write_bytes
 
 TOKENIZER = Path(runtime.__file__).parent / "tiny_moe" / "tokenizer.json"
@@ -57,8 +59,6 @@ def generated(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 def compared(device: str, folder: str) -> list[dict[str, Any]]:
     """One row for each of ASKED."""
-    from runtime.live import OffloadedExperts
-
     model, tokenizer = made(folder)
     ids, model = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(device), model.to(device)
     model.set_experts_implementation("eager")
@@ -77,8 +77,10 @@ def compared(device: str, folder: str) -> list[dict[str, Any]]:
 
 def main(device: str, folder: str) -> int:
     """The command."""
-    if importlib.util.find_spec("transformers") is None:
-        print("transformers: not installed")
+    try:
+        registry()
+    except LiveError as error:
+        print(error)
         return NOT_HERE
     found = compared(device, folder)
     write_bytes("live.json", (json.dumps(found, indent=1) + "\n").encode())

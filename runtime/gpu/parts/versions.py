@@ -9,10 +9,10 @@ import mmap
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ STEP_BYTES = 1 << 30
 SPARE_BYTES = 3 << 30  # where less is left, memory is given time to grow
 TOUCH_S = 12.0  # no longer than that
 GROWTH_S = 0.5
+ASK_S = 10.0
 
 
 def facts() -> dict[str, Any]:
@@ -83,11 +84,12 @@ def _limit() -> int | None:
 
 def _gpu() -> dict[str, str] | None:
     """What nvidia-smi says of the first GPU, by its own names; None where it says nothing."""
-    if shutil.which("nvidia-smi") is None:
-        return None
     ask = ["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader", "-i", "0"]
-    said = subprocess.run(ask, capture_output=True, text=True, timeout=15).stdout.strip()
-    return dict(zip(GPU, said.split(", "), strict=False)) if said else None
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=ASK_S, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(GPU, said.split(", "), strict=False))
 
 
 def touch(most_bytes: int) -> int:
@@ -106,7 +108,8 @@ def touch(most_bytes: int) -> int:
 def _touched(nbytes: int) -> mmap.mmap:
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
     return memory
 
@@ -118,7 +121,8 @@ def main(argv: list[str]) -> None:
     wanted = parser.parse_args(argv).touch_gb * 10**9
     found = facts()
     _write(found)  # whatever becomes of this process
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if somebody must go, then this one
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if somebody must go, then this one
     _write(found | {"touched_bytes": touch(wanted), "host_free_bytes_after": host_bytes()})
     print(Path(FILE).read_text())
 
