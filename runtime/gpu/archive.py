@@ -1,7 +1,7 @@
 """The one file to send back: what the parts found, the page, and the records under plain names; small by construction.
 
-Only figures go in: files that are told by their ending to be logs, tables, records or traces of time. Weights, routing
-traces and checkpoints are neither, and everything in a `scratch` folder stays out, whatever it is.
+Only figures go in: files that are told by their ending to be logs, tables, records or traces of time; weights, routing
+traces and checkpoints are neither.
 """
 
 import tarfile
@@ -14,13 +14,12 @@ from traces.command import replace
 NAME = "gpu.tar.gz"
 LIMIT_BYTES = 9_500_000  # of the files before they are compressed, which bounds the archive
 ENDINGS = (".json", ".log", ".md", ".toml", ".gz")
-SCRATCH = "scratch"  # folder of a part for what only its own commands read
 
 
 def pack(out: Path, folders: Iterable[Path], plain: Mapping[str, Path], limit_bytes: int = LIMIT_BYTES) -> list[str]:
     """Write out/NAME with folders of `out` and with `plain`, {name in the archive: file}: smallest files first, until
     the limit. Returns the names of those that did not fit."""
-    found = {str(path.relative_to(out)): path for folder in folders for path in folder.rglob("*") if _goes(path, out)}
+    found = {str(path.relative_to(out)): path for folder in folders for path in folder.rglob("*") if _goes(path)}
     found |= {name: path for name, path in plain.items() if path.is_file()}
     kept, left, room = [], [], limit_bytes
     for name, path in sorted(found.items(), key=lambda item: (item[1].stat().st_size, item[0])):
@@ -34,9 +33,8 @@ def pack(out: Path, folders: Iterable[Path], plain: Mapping[str, Path], limit_by
     return sorted(left)
 
 
-def _goes(path: Path, out: Path) -> bool:
-    inside = path.relative_to(out).parts
-    return path.suffix in ENDINGS and SCRATCH not in inside and path.is_file() and not path.is_symlink()
+def _goes(path: Path) -> bool:
+    return path.suffix in ENDINGS and path.is_file() and not path.is_symlink()
 
 
 def _write(file: IO[bytes], found: Mapping[str, Path]) -> None:

@@ -29,6 +29,7 @@ VERDICTS = {0: "within", 1: "outside", 3: "inconclusive"}  # of runtime.validate
 LEAST_S = 10.0  # less time shows nothing: python alone takes some of it
 MARGIN_S = 8.0  # between a command's own deadline and the end of its box: what it prints and writes last
 PAGE, LOG = "page.md", "day.log"
+SCRATCH = "scratch"  # folder of a part for what its own commands alone read; gone when it ends
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Day:
             return self._skipped(part)
         work = self.out / "work" / part.name
         shutil.rmtree(work, ignore_errors=True)
-        (work / archive.SCRATCH).mkdir(parents=True)
+        (work / SCRATCH).mkdir(parents=True)
         began, ended = time.monotonic(), []
         for command in part.commands:
             ended.append(self._command(part, command, work, began + box_s - time.monotonic()))
@@ -158,7 +159,7 @@ class Day:
         log = work / f"{part.name}.log"
         with log.open("a") as file:
             file.write(f"$ python -m {shlex.join(words)}\n")
-        environment = {**self.environment, "TMPDIR": str(work / archive.SCRATCH)}
+        environment = {**self.environment, "TMPDIR": str(work / SCRATCH)}
         return box.run([sys.executable, "-m", *words], work, log, seconds, environment, lambda: self.stopped)
 
     def _result(self, part: Part, work: Path, ended: Sequence[box.Ended], seconds: float, box_s: float) -> Result:
@@ -190,7 +191,7 @@ class Day:
     # --- what is kept ---
 
     def _keep(self, work: Path, result: Result) -> Result:
-        shutil.rmtree(work / archive.SCRATCH, ignore_errors=True)
+        shutil.rmtree(work / SCRATCH, ignore_errors=True)
         write_bytes(work / "result.json", (json.dumps(asdict(result), indent=1) + "\n").encode())
         place, old = self.out / "parts" / work.name, work.with_name(f"{work.name}.old")
         place.parent.mkdir(exist_ok=True)
