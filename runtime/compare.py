@@ -1,5 +1,6 @@
 """Measured replays of one arm beside its simulation, and what is claimed of all arms together."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -51,15 +52,20 @@ def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]
         "measured_ns": measured,
         "simulated_ns": found,
         "repeats_ns": totals,
-        "spread": agreement.spread(totals),
+        "spread": _known(agreement.spread(totals)),
         "error": agreement.signed_error(found["total"], measured["total"]),
         "error_without_link": agreement.signed_error(found["total"] - found["stall"], statistics.median(awake)),
-        "spread_without_link": agreement.spread(awake),
+        "spread_without_link": _known(agreement.spread(awake)),
         "component_error": {n: agreement.signed_error(found[n], measured[n]) for n in (*COMPONENTS, "copies")},
         "component_share": {n: (found[n] - measured[n]) / measured["total"] for n in COMPONENTS},
         "hits": {"simulated": hits(simulated.record), "measured": [hits(run.record) for run in replays]},
         "core_check": check(replays[0].setting.plan, replays[0].record).as_dict(),
     }
+
+
+def _known(spread: float) -> float | None:
+    """None in the place of infinity, which one replay has and JSON does not."""
+    return spread if math.isfinite(spread) else None
 
 
 def capacity(setting: Setting) -> int:
@@ -98,8 +104,8 @@ def judged(row: dict[str, Any]) -> Judged:
     """A row in short; arms are ranked within one link and batch, chained requests by themselves."""
     group, error = f"{row['link']} {row['batch']} {row['chained']}", row["error_without_link"]
     ns = row["measured_ns"]["total"], row["simulated_ns"]["total"]
-    awake = None if error is None else (error, row["spread_without_link"])
-    return Judged(row["error"], row["spread"], *ns, group, awake)
+    whole, beside = (math.inf if row[name] is None else row[name] for name in ("spread", "spread_without_link"))
+    return Judged(row["error"], whole, *ns, group, None if error is None else (error, beside))
 
 
 def statements(

@@ -455,7 +455,7 @@ def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
     write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())
-    write_bytes(folder / "validation.json", (json.dumps(out, indent=1) + "\n").encode())
+    write_bytes(folder / "validation.json", (json.dumps(out, indent=1, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":
