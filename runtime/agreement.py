@@ -6,11 +6,15 @@ one more run may differ by. Unlike the range it does not grow with the number of
 
 * an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
   and everything whose spread is wider than the tolerance, is inconclusive;
+* the errors of the time that is not stall are judged in the median alone, as those of the whole time are: where arms
+  wait for the link most of the time, an error of the kernels hardly shows in the whole. An arm that does nothing but
+  wait has none;
 * two arms are told apart when their medians differ by more than the sum of their spreads (in ns). Kendall's tau is
   taken over those pairs alone: (concordant - discordant) / pairs (Kendall, Biometrika 30 (1938) 81-93). It is outside
   when it is too low over the pairs that differ by more than twice that, too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,6 +26,8 @@ COMPONENTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
 REGIMES = ("compute", "mixed", "stall")
 IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution, in standard deviations
 LOW, HIGH = 0.2, 0.8  # shares of the time that the GPU stalls, between the regimes
+ARMS = 2  # that a regime needs to be covered
+KINDS = {"compute": "compute-only", "mixed": "mixed-only", "stall": "link-only"}  # what a record of one regime is
 
 
 class Verdict(IntEnum):
@@ -44,13 +50,14 @@ class Tolerance:
 @dataclass(frozen=True)
 class Judged:
     """One arm in short. error: signed; spread: share; ns: time per token, measured and simulated; group: arms of one
-    group are ranked against each other."""
+    group are ranked against each other; awake: error and spread of the time that is not stall, None without any."""
 
     error: float
     spread: float
     measured_ns: float
     simulated_ns: float
     group: str = ""
+    awake: tuple[float, float] | None = None
 
 
 def middle(values: Sequence[float]) -> float:
@@ -76,6 +83,14 @@ def regime(stall_share: float) -> str:
     return REGIMES[0] if stall_share < LOW else REGIMES[2] if stall_share > HIGH else REGIMES[1]
 
 
+def kind(regimes: Sequence[str]) -> str:
+    """What arms in these regimes can show: `full` where two regimes are covered; else one of KINDS, by the regime that
+    most are in, and nothing of what the others would."""
+    counts = Counter(regimes)
+    covered = [name for name in REGIMES if counts[name] >= ARMS]
+    return "full" if len(covered) > 1 else KINDS[max(REGIMES, key=lambda name: counts[name])]
+
+
 def separated(a: Judged, b: Judged, times: float = 1.0) -> bool:
     """Whether measurement tells two arms apart, by more than so many `times` their spreads."""
     return abs(a.measured_ns - b.measured_ns) > times * (a.spread * a.measured_ns + b.spread * b.measured_ns)
@@ -98,6 +113,13 @@ def judge(error: float, spread_: float, tolerance: float) -> Verdict:
     return Verdict.WITHIN if error <= tolerance and spread_ <= tolerance else Verdict.INCONCLUSIVE
 
 
+def judge_median(errors: Sequence[tuple[float, float]], tolerance: float) -> Verdict:
+    """The median of several |error|, of (error, spread), with the median spread; nothing there shows nothing."""
+    if not errors:
+        return Verdict.INCONCLUSIVE
+    return judge(middle([abs(e) for e, _ in errors]), middle([s for _, s in errors]), tolerance)
+
+
 def judge_tau(value: float | None, clear: float | None, least: float) -> Verdict:
     """The rank agreement: over pairs told apart, and over those that are clearly so (twice their spreads). Nothing told
     apart shows nothing."""
@@ -115,13 +137,12 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def verdicts(arms: Sequence[Judged], equal: bool | None, tolerance: Tolerance) -> dict[str, Verdict]:
-    """Every statement about a set of arms, by name. `equal`: hits and decisions were equal wherever they must be (None:
-    wherever that was looked at, which was not everywhere). The
-    median is judged with the median spread, every arm with its own against `worst`."""
-    errors = [abs(arm.error) for arm in arms]
-    of_median = judge(middle(errors), middle([arm.spread for arm in arms]), tolerance.median)
+    """Every statement about the times of a set of arms, by name. `equal`: hits and decisions were equal wherever they
+    must be (None: wherever that was looked at, which was not everywhere). A median is judged with the median spread,
+    every arm with its own against `worst`."""
     return {
-        "median": of_median,
+        "median": judge_median([(arm.error, arm.spread) for arm in arms], tolerance.median),
+        "without_link": judge_median([arm.awake for arm in arms if arm.awake is not None], tolerance.median),
         "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
         "tau": judge_tau(tau(arms)[0], tau(arms, 2.0)[0], tolerance.tau),
         "equal": {True: Verdict.WITHIN, False: Verdict.OUTSIDE, None: Verdict.INCONCLUSIVE}[equal],

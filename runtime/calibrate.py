@@ -218,10 +218,16 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:
     """The device with room for the settings, as a context manager."""
-    from runtime.device.port import choose
     from runtime.rig import opened
 
-    return opened(choose(device_name(args), args.link_gbps, args.link_latency_us), settings, options)
+    return opened(port_of(args), settings, options)
+
+
+def port_of(args: argparse.Namespace) -> Any:
+    """The port that the flags name; whoever opens it closes it."""
+    from runtime.device.port import choose
+
+    return choose(device_name(args), args.link_gbps, args.link_latency_us)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

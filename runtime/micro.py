@@ -22,6 +22,7 @@ from runtime.fits import hats, robust
 from runtime.lockstep import check
 from runtime.observe import Run
 from runtime.rounds import Deadline
+from runtime.validate_table import said, tokens_of
 
 SIZES = tuple(2**power for power in range(12, 27, 2))  # 4 KiB to 64 MiB
 REPEATS = 9
@@ -186,20 +187,6 @@ def _in_a_row(port: Any, store: Any, works: Sequence[Callable[[], Any]]) -> tupl
         end.wait()
         copies *= 2
     return (end.time_ns() - begin.time_ns()) / LAUNCHES, host_ns / LAUNCHES, ahead
-
-
-def tokens_of(found: dict[str, Any]) -> str:
-    """`1 token`, `4 tokens`."""
-    return f"{found['tokens']} token{'s' * (found['tokens'] > 1)}"
-
-
-def said(found: dict[str, Any]) -> str:
-    """A Kernel in words."""
-    device, host, seen = (found[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
-    if not found["ahead"]:
-        return f"{seen:.1f} us until the host has seen its end; its kernels run where they are launched"
-    bound = ": HOST-BOUND" if host > device else ""
-    return f"GPU busy {device:.1f} us of the {seen:.1f} us that the host takes to launch it and see its end{bound}"
 
 
 def gpu_busy_ns(run: Run, found: Sequence[dict[str, Any]]) -> float:

@@ -235,10 +235,13 @@ def columns_of(run: Run) -> list[list[tuple[str, str]]]:
 
 
 def decide_of(run: Run) -> Float:
-    """ns between the end of the dense part and the routed instant, of each counted visit."""
+    """ns between the end of the dense part and the routed instant, of each counted visit of the decode steps; of the
+    prefill steps, which have more rows to read back and little to gain by it, where there are no others."""
     visits = run.record.groups["visits"]
+    counted = visits["step"] >= run.record.warmup_steps
+    decode = counted & ~run.setting.steps.prefill[visits["step"]]
     ns = visits["routed_ns"] - visits["dense_end_ns"]
-    return np.asarray(ns[visits["step"] >= run.record.warmup_steps], np.float64)
+    return np.asarray(ns[decode if decode.any() else counted], np.float64)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,25 @@ class Noting(Machine):
         return record
 
 
+class Extent:
+    """What must be there for every one of the settings: slots of each scope, and room in the dense part."""
+
+    def __init__(self, settings: Sequence[Setting], options: Options) -> None:
+        first = at_scale(settings[0], options.scale)
+        assert first.model is not None
+        self.model, self.alias, self.host_bytes = first.model, options.alias, options.host_bytes
+        self.layout = Layout.of(self.model, precision(first.spec.precision))
+        self.layers, self.n_layers = first.trace.meta["moe_layers"], first.trace.n_layers
+        self.sizes = (len(self.layers), first.plan.n_experts)
+        self.slots = max((s.plan.slots.tolist() for s in settings), key=sum)
+        self.room = _room([_batches(s) for s in settings])
+
+    def refuse(self, port: Port) -> None:
+        """Raises StoreError, with the numbers, when it does not fit."""
+        dense = dense_bytes(self.model, self.layout, self.room, self.n_layers, self.layers)
+        fits(need(self.layout, *self.sizes, sum(self.slots), self.alias, dense), port, self.host_bytes)
+
+
 class Rig:
     """See the module's text and class Bench."""
 
@@ -84,23 +103,15 @@ class Rig:
         """Raises StoreError, before anything is allocated, when the largest of the settings does not fit."""
         self.port, self.options = port, options
         self.failed: str | None = None
-        first = at_scale(settings[0], options.scale)
-        model = first.model
-        assert model is not None
-        layout = Layout.of(model, precision(first.spec.precision))
-        layers, n_layers = first.trace.meta["moe_layers"], first.trace.n_layers
-        slots = max((s.plan.slots.tolist() for s in settings), key=sum)
-        room = _room([_batches(s) for s in settings])
-        dense = dense_bytes(model, layout, room, n_layers, layers)
-        sizes = (len(layers), first.plan.n_experts)
-        fits(need(layout, *sizes, sum(slots), options.alias, dense), port, options.host_bytes)
-        source: Source = Synthetic(layout, first.spec.seed)
+        e = Extent(settings, options)
+        e.refuse(port)
+        source: Source = Synthetic(e.layout, settings[0].spec.seed)
         if options.weights is not None:
-            source = Checkpoint(options.weights, layout, layers)
-        to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, layout, port)
+            source = Checkpoint(options.weights, e.layout, e.layers)
+        to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, e.layout, port)
         with failing("weights and caches"):
-            self.store = ExpertStore(port, layout, *sizes, slots, source, options.alias)
-            self.work = CatalogWork(port, model, self.store, room, layers, n_layers, to_host, group)
+            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, e.alias)
+            self.work = CatalogWork(port, e.model, self.store, e.room, e.layers, e.n_layers, to_host, group)
 
     @property
     def expert_bytes(self) -> int:

@@ -19,17 +19,17 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime import calibrate, observe
-from runtime.agreement import Tolerance
-from runtime.arms import Arm, Link, Traces, calibrating, grid
+from runtime.agreement import Tolerance, kind
+from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts
 from runtime.calibrate import listed
-from runtime.compare import compared, drift, locked, no_time, statements, status
+from runtime.compare import capacity, compared, drift, locked, no_time, statements, status
 from runtime.lockstep import check
 from runtime.micro import TOKENS, gpu_busy_ns
 from runtime.observe import Run
@@ -38,14 +38,18 @@ from runtime.rounds import MARGIN, After, Budget, Deadline, complete, measured, 
 from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
+from sim.spec import slots_of
 from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
+PROMPT_POLICY = "lru"  # of arms with a long prompt
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-CACHES: dict[str | None, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
-REAL_CACHES, REAL_BATCHES = (0.25, 0.5, 0.75, 0.9), (1, 4)
+# on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
+# kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest
+REAL_CACHES, REAL_BATCHES = {True: (0.25, 0.9, 1.0), False: (0.25, 0.5, 0.9, 1.0)}, (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
 QUICK_S, LONG_S = 270.0, 1200.0  # of everything
@@ -75,30 +79,38 @@ def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
 @dataclass(frozen=True)
 class Probe:
     """What a few steps of some arms said of the time. step_s: of a step; each_s: of a replay beside its steps, such as
-    the first residents; prepared_s: of making a setting; check_s: of a step through the core alone."""
+    the first residents; long_s: of a replay of a chained arm, which always has all its steps; prepared_s: of making a
+    setting; check_s: of a step through the core alone."""
 
     runs: dict[Arm, Run]
     step_s: float
     each_s: float
-    prepared_s: float = 0.0
-    check_s: float = 0.0
+    long_s: float
+    prepared_s: float
+    check_s: float
 
     @property
     def share(self) -> float:
         """What comes after the rounds for each second of a replay's steps: checked by the core, part of them locked."""
         return LOCKED + self.check_s / self.step_s
 
-    def after(self, arms: int, replay_s: float) -> After:
-        """What comes after the rounds of so many arms, whose replays have steps of so many seconds."""
-        share = (self.each_s + self.share * replay_s) / (self.each_s + replay_s)
-        return After(share, arms * AFTERWARDS * self.prepared_s)
+    def round_s(self, arms: Sequence[Arm], replay_s: float) -> float:
+        """Seconds of a round, of replays whose steps take so long where they are not chained."""
+        long = sum(arm.chained for arm in arms)
+        return (len(arms) - long) * (self.each_s + replay_s) + long * self.long_s
 
-    def replay_s(self, at_most_s: float, arms: int, deadline: Deadline) -> float:
-        """Seconds of the steps of a replay, so that FEWEST rounds of so many arms and what comes after them fit into
-        the time that is left."""
-        beside_s = (1 + AFTERWARDS) * self.prepared_s + (FEWEST + 1) * self.each_s
-        left_s = (1 - MARGIN) * deadline.left_s / arms - beside_s
-        return max(1e-3, min(at_most_s, left_s / (FEWEST + self.share)))
+    def after(self, arms: Sequence[Arm], replay_s: float) -> After:
+        """What comes after such rounds."""
+        share = self.round_s(arms, self.share * replay_s) / self.round_s(arms, replay_s)
+        return After(share, len(arms) * AFTERWARDS * self.prepared_s)
+
+    def replay_s(self, at_most_s: float, arms: Sequence[Arm], deadline: Deadline) -> float:
+        """Seconds that the steps of a replay may take, so that FEWEST rounds and what comes after them fit into the
+        time that is left."""
+        beside_s = (FEWEST + 1) * self.round_s(arms, 0.0) + len(arms) * (1 + AFTERWARDS) * self.prepared_s
+        left_s = (1 - MARGIN) * deadline.left_s - beside_s
+        short = sum(not arm.chained for arm in arms)
+        return max(1e-3, min(at_most_s, left_s / short / (FEWEST + self.share)))
 
 
 def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, Any], deadline: Deadline) -> Probe:
@@ -106,39 +118,75 @@ def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, An
     Where there is no time for that, the first have to do."""
     few, began_s = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, deadline.gone_s
     settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
-    prepared_s, took_s = deadline.gone_s - began_s, 0.0
+    prepared_s, replay = (deadline.gone_s - began_s) / len(arms), replaying(bench, settings)
+    short, long = ([arm for arm in arms if arm.chained is yes] for yes in (False, True))
+    runs, short_s, long_s = {}, 0.0, 0.0
     for _ in range(2):
-        if took_s * (1 + FEWEST) > deadline.left_s:
+        if (short_s + long_s) * (1 + FEWEST) > deadline.left_s:
             break
         began_s = deadline.gone_s
-        runs = complete(arms, replaying(bench, settings), deadline, "the warm-up")
-        took_s = deadline.gone_s - began_s
+        complete(long, replay, deadline, "the warm-up")
+        long_s, began_s = deadline.gone_s - began_s, deadline.gone_s
+        runs = complete(short, replay, deadline, "the warm-up")
+        short_s = deadline.gone_s - began_s
     steps_s = sum(float(run.record.steps["end_ns"][-1]) for run in runs.values()) / 1e9
-    steps, n = sum(len(run.setting.steps) for run in runs.values()), len(arms)
-    began_s, first = deadline.gone_s, runs[arms[0]]
-    check(first.setting.plan, first.record)
-    check_s = (deadline.gone_s - began_s) / len(first.setting.steps)
-    return Probe(runs, steps_s / steps, max(0.0, took_s - steps_s) / n, prepared_s / n, check_s)
+    steps = sum(len(run.setting.steps) for run in runs.values())
+    each_s = max(0.0, short_s - steps_s) / len(short)
+    return Probe(
+        runs, steps_s / steps, each_s, long_s / max(1, len(long)), prepared_s, check_s(runs[short[0]], deadline)
+    )
+
+
+def check_s(run: Run, deadline: Deadline) -> float:
+    """Seconds that the core alone takes for a step of a run."""
+    began_s = deadline.gone_s
+    check(run.setting.plan, run.record)
+    return (deadline.gone_s - began_s) / len(run.setting.steps)
 
 
 # --- which arms ------------------------------------------------------------------------------------------------------
 
 
-def judged_arms(link: Link, args: argparse.Namespace) -> list[Arm]:
-    """The judged arms of one link."""
-    caches = args.caches or CACHES.get(link.regime, REAL_CACHES)
-    return grid(link, args.policies, caches, args.batches or BATCH.get(link.regime or "", REAL_BATCHES))
+def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]:
+    """The judged arms of one link, for layers of so many experts. Where all have slots no policy decides anything: one
+    is enough there. A link whose pace is not chosen has long prompts too, at the two largest capacities."""
+    caches = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
+    batches = args.batches or BATCH.get(link.regime or "", REAL_BATCHES)
+    every = [cache for cache in caches if slots_of(cache, experts) >= experts]
+    some = [cache for cache in caches if cache not in every]
+    arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
+    largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
+    return arms if link.regime else arms + long_prompts(link, PROMPT_POLICY, largest)
 
 
-def all_arms(links: Sequence[Link], args: argparse.Namespace) -> list[Arm]:
-    """Calibrating and judged arms of every link."""
+def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
+    """Calibrating and judged arms of every link, for layers of so many experts."""
     out = []
     for link in links:
-        arms = judged_arms(link, args)
-        caches = list(dict.fromkeys(arm.fields["cache"] for arm in arms))
-        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms))
+        arms = judged_arms(link, args, experts)
+        caches = apart([arm.fields["cache"] for arm in arms], experts)
+        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms if not arm.chained))
         host = any(arm.policy.endswith("+cpu") for arm in arms)
-        out += calibrating(link, caches, batches, host) + arms
+        out += calibrating(link, caches, batches, host)
+        out += [] if link.regime else long_prompts(link, PROMPT_POLICY, caches[-1:], True)
+        out += arms
+    return out
+
+
+def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]], options: Any) -> list[dict[str, Any]]:
+    """Put the capacities that nobody chose into `args.caches`, and take from them, largest first, what the device has
+    no room for, but the last; what was taken, and why. settings: of every arm that there is at `args.caches`."""
+    from runtime.rig import Extent
+    from runtime.store import StoreError
+
+    args.caches, out = list(REAL_CACHES[args.quick]), []
+    with calibrate.port_of(args) as port:
+        while len(args.caches) > 1:
+            try:
+                Extent(settings(), options).refuse(port)
+                break
+            except StoreError as error:
+                out.append({"cache": args.caches.pop(), "why": str(error)})
     return out
 
 
@@ -161,7 +209,7 @@ def paced_links(
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
     links, steps, warm = [], {}, common["warmup_steps"]
     for regime in TARGETS:
-        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args)
+        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
         gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
@@ -202,19 +250,27 @@ def validated(
                 simulated = observe.simulated(traces.setting(arm, fields[link.name], str(hardware)))
                 rows[arm] = compared(arm, runs, simulated) | {"gpu_busy_ns": gpu_busy_ns(runs[0], kernels)}
     _lock_steps(bench, rows, traces, fields, folder, budget.deadline)
-    stated = statements(list(rows.values()), Tolerance(), all(link.regime for link in links))
+    told = [_told(link, [settings[arm] for arm in arms if arm.link == link and arm.calibrates]) for link in links]
+    judged = list(rows.values())
+    stated = statements(judged, Tolerance(), told)
     return {
+        "kind": kind([row["regime"] for row in judged]),
         "statements": stated,
         "exit": status(stated),
         "rounds": len(rounds),
         "rounds_asked": args.repeats,
         "deadline_s": budget.deadline.seconds,
         "drift": drift(rounds),
-        "links": [{name: getattr(link, name) for name in ("name", "gbps", "latency_us", "regime")} for link in links],
-        "arms": list(rows.values()),
+        "links": told,
+        "arms": judged,
         "calibration": sections,
         "kernels": list(kernels),
     }
+
+
+def _told(link: Link, calibrated: Sequence[Setting]) -> dict[str, Any]:
+    """A link as the record has it, with the capacities, in slots, that it was calibrated at."""
+    return asdict(link) | {"calibrated_at": sorted({capacity(setting) for setting in calibrated})}
 
 
 def _calibrated(
@@ -303,6 +359,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
     deadline = calibrate.deadline_of(args, QUICK_S, LONG_S)
     whole = npz.read(npz.find(args.trace))
+    experts = whole.n_experts
     batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
     common, options = calibrate.common_fields(args), calibrate.options_of(args)
@@ -311,33 +368,35 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     cpu = calibrate.device_name(args) == "cpu"
     choose = cpu and args.link_gbps is None
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
-    # every arm at its longest, and the probe's: what the device must have room for
-    room = [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args) + probing(args)]
+
+    def settings() -> list[Setting]:
+        """Of every arm at its longest, and of the probe: what the device must have room for."""
+        probe = probing(args) if choose else []
+        return [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args, experts) + probe]
+
+    left_out = [] if choose or args.caches else without_room(args, settings, options)
+    room = settings()
     most_rows = max(int(np.diff(setting.steps.offset).max()) for setting in room)
     with calibrate.open_bench(args, room, options) as bench:
         progress(f"the device is open: {deadline}")
-        arms = all_arms(links, args)
-        few = probing(args) if choose else [arm for arm in arms if arm.calibrates]
-        probe = probed(bench, traces, few, common, deadline)
+        arms = all_arms(links, args, experts)
+        probe = probed(bench, traces, probing(args) if choose else _calibrating(arms), common, deadline)
         if not choose:
-            bare_ns = bench.bare_copy_ns()[1]
-            gbps = bench.expert_bytes / bare_ns
-            expected = expected_s(traces, arms, args, common, PLACEHOLDER, gbps, bench.expert_bytes)
-            progress(f"the plans alone, at {gbps:.2f} GB/s, take {expected:.0f} s: {deadline}")
+            say_expected(bench, traces, arms, args, common, deadline)
         kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
-        replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], len(arms), deadline)
+        replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], arms, deadline)
         if choose:
             links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
-            arms = all_arms(links, args)
+            arms = all_arms(links, args, experts)
         else:
-            steps = {link.name: steps_of(probe, replay_s, args, common) for link in links}
+            steps = {link.name: steps_of(probe.step_s, replay_s, args, common) for link in links}
             replay_s = probe.step_s * max(steps.values())
-        budget = Budget(deadline, len(arms) * (probe.each_s + replay_s), probe.after(len(arms), replay_s))
+        budget = Budget(deadline, probe.round_s(arms, replay_s), probe.after(arms, replay_s))
         found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
-    out = {"device": facts, "scale": options.scale, "precision": common["precision"], "trace": about, **found}
-    return out | {"seconds": round(deadline.gone_s, 1)}
+    given = {"scale": options.scale, "precision": common["precision"], "trace": about, "left_out": left_out}
+    return {"device": facts, **given, **found, "seconds": round(deadline.gone_s, 1)}
 
 
 def own_link(args: argparse.Namespace, cpu: bool) -> Link:
@@ -345,14 +404,26 @@ def own_link(args: argparse.Namespace, cpu: bool) -> Link:
     return Link("link", args.link_gbps, args.link_latency_us) if cpu else Link("link")
 
 
-def steps_of(probe: Probe, replay_s: float, args: argparse.Namespace, common: dict[str, Any]) -> int:
+def steps_of(step_s: float, replay_s: float, args: argparse.Namespace, common: dict[str, Any]) -> int:
     """Steps of a replay on a link whose pace is not chosen: as asked for, or what takes about `replay_s`; 4 at least
     count."""
     warm = common["warmup_steps"]
     counted = common["max_steps"] - warm
     if args.steps is None:
-        counted = int(np.clip(round(replay_s / probe.step_s), 4, counted))
+        counted = int(np.clip(round(replay_s / step_s), 4, counted))
     return int(counted + warm)
+
+
+def say_expected(
+    bench: Any, traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any],
+    deadline: Deadline,
+) -> None:  # fmt: skip
+    """What the plans alone say that everything takes, at the pace of the link's bare copies."""
+    gbps = bench.expert_bytes / bench.bare_copy_ns()[1]
+    expected = expected_s(traces, arms, args, common, PLACEHOLDER, gbps, bench.expert_bytes)
+    progress(
+        f"the plans alone, at {gbps:.2f} GB/s, take {expected:.0f} s with {args.repeats or FEWEST} rounds: {deadline}"
+    )
 
 
 def expected_s(
@@ -365,13 +436,17 @@ def expected_s(
     def settings(of: Sequence[Arm], fields: dict[str, Any]) -> list[Setting]:
         return [traces.setting(arm, fields, hardware) for arm in of]
 
-    calibrates, judged = ([arm for arm in arms if arm.calibrates == yes] for yes in (True, False))
-    warming = settings(calibrates, {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])})
-    placed_s, steps_s = seconds_of(warming, gbps, expert_bytes)
-    probe = Probe({}, steps_s / sum(len(s.steps) for s in warming), placed_s / len(warming))
-    fields = {**common, "max_steps": steps_of(probe, REAL_S[args.quick], args, common)}
-    every, locked = settings(arms, fields), settings(judged, _locked(fields))
-    return predicted_s(warming, every, locked, gbps, expert_bytes, args.repeats or FEWEST)
+    few, calibrates = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, _calibrating(arms)
+    timed = settings([arm for arm in calibrates if not arm.chained], few)
+    step_s = seconds_of(timed, gbps, expert_bytes)[1] / sum(len(setting.steps) for setting in timed)
+    fields = {**common, "max_steps": steps_of(step_s, REAL_S[args.quick], args, common)}
+    locked = settings([arm for arm in arms if not arm.calibrates], _locked(fields))
+    each = settings(arms, fields)
+    return predicted_s(settings(calibrates, few), each, locked, gbps, expert_bytes, args.repeats or FEWEST)
+
+
+def _calibrating(arms: Sequence[Arm]) -> list[Arm]:
+    return [arm for arm in arms if arm.calibrates]
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
@@ -380,7 +455,7 @@ def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
     write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())
-    write_bytes(folder / "validation.json", (json.dumps(out, indent=1) + "\n").encode())
+    write_bytes(folder / "validation.json", (json.dumps(out, indent=1, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from sim.errors import SpecError
 from sim.fit.answers import answer_fields
 from sim.memo import Memo, afresh
 from sim.policies import Policy, find, is_user, predictor
-from sim.spec import RunSpec, cache_bytes, parse_cache
+from sim.spec import RunSpec, cache_bytes, parse_cache, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces import npz, profile
 from traces.errors import TraceError
@@ -51,12 +51,16 @@ class Setting:
     repeated: int = 0
 
     @property
+    def longest_context(self) -> int:
+        """Tokens, of any request at any step."""
+        return int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset
+
+    @property
     def memory(self) -> dict[str, Any]:
         """The summary's memory line: bytes on the GPU at the longest context."""
-        longest = int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
-        sizes = (self.spec.precision, total, longest, self.spec.batch)
+        sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
         return memory(self.model, *sizes, self.hardware, self.engine, copies)
 
 
@@ -297,7 +301,7 @@ def _shares(
     if cache > most:
         has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
         raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")
-    return np.full(scopes, max(1, int(cache * most)) if isinstance(cache, float) else cache, np.int64)
+    return np.full(scopes, slots_of(cache, most), np.int64)
 
 
 def _low(

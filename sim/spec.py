@@ -125,6 +125,11 @@ def parse_cache(value: Any) -> int | float | str:
     return value.strip() if isinstance(value, str) else value
 
 
+def slots_of(cache: int | float, experts: int) -> int:
+    """Slots of a scope of so many experts: the int itself, of a fraction the whole ones, at least one."""
+    return max(1, int(cache * experts)) if isinstance(cache, float) else cache
+
+
 def cache_bytes(text: str) -> int:
     """Bytes of a size with a unit (GB = 1e9, GiB = 2**30). Raises ValueError for anything else."""
     found = _SIZE.match(text.strip())

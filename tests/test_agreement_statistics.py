@@ -1,5 +1,7 @@
 """The statistics of a validation, worked by hand, and against scipy's Kendall tau."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -12,6 +14,7 @@ from runtime.agreement import (
     Verdict,
     judge,
     judge_tau,
+    kind,
     regime,
     separated,
     signed_error,
@@ -25,7 +28,8 @@ WITHIN, OUTSIDE, INCONCLUSIVE = Verdict
 
 
 def arm(measured: float, simulated: float, spread_: float = 0.0, group: str = "") -> Judged:
-    return Judged((simulated - measured) / measured, spread_, measured, simulated, group)
+    error = (simulated - measured) / measured
+    return Judged(error, spread_, measured, simulated, group, (error, spread_))
 
 
 def test_spread_is_a_robust_standard_deviation_over_the_median() -> None:
@@ -43,6 +47,22 @@ def test_signed_error_and_regime() -> None:
     assert [regime(share) for share in (0, 0.19, 0.2, 0.5, 0.8, 0.81, 1)] == [
         "compute", "compute", "mixed", "mixed", "mixed", "stall", "stall",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arms", "expected"),
+    [
+        ({"stall": 16}, "link-only"),
+        ({"compute": 4}, "compute-only"),
+        ({"mixed": 2}, "mixed-only"),
+        ({"compute": 2, "stall": 2}, "full"),
+        ({"compute": 1, "stall": 15}, "link-only"),  # one arm covers nothing
+        ({"compute": 1, "mixed": 1}, "compute-only"),
+        ({"compute": 1, "mixed": 3, "stall": 2}, "full"),
+    ],
+)
+def test_a_record_is_what_its_regimes_are(arms: dict[str, int], expected: str) -> None:
+    assert kind([name for name, n in arms.items() for _ in range(n)]) == expected
 
 
 def test_two_arms_are_told_apart_by_more_than_both_spreads() -> None:
@@ -112,5 +132,11 @@ def test_all_statements_about_a_set_of_arms() -> None:
     # one arm at 30 % +- 2 % is outside of the worst that is allowed; at 30 % +- 6 % nobody knows
     assert verdicts([*good, arm(400, 520, 0.02)], True, Tolerance())["worst"] == OUTSIDE
     assert verdicts([*good, arm(400, 520, 0.06)], True, Tolerance())["worst"] == INCONCLUSIVE
+    # kernels off by 30 % in arms that wait for the link nine tenths of the time: 3 % of the whole
+    hidden = [replace(a, awake=(10 * a.error, 0.02)) for a in good]
+    found = verdicts(hidden, True, Tolerance())
+    assert (found["median"], found["without_link"]) == (WITHIN, OUTSIDE)
+    assert verdicts([replace(a, awake=None) for a in good], True, Tolerance())["without_link"] == INCONCLUSIVE
+    assert verdicts([*hidden[:1], replace(good[1], awake=None)], True, Tolerance())["without_link"] == OUTSIDE
     # two policies in the wrong order
     assert verdicts([arm(100, 106, 0.01), arm(105, 101, 0.01)], True, Tolerance())["tau"] == OUTSIDE

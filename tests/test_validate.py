@@ -14,19 +14,22 @@ import pytest
 from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import enough_requests
+from runtime.arms import Link, Traces, enough_requests
 from runtime.compare import statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
 from runtime.observe import simulated
+from runtime.store import Need, StoreError
 from runtime.validate import main
 from runtime.validate_table import markdown
+from sim import catalog
 from sim.catalog.measured_spec import Knots, Measured
 from sim.errors import SpecError
 from sim.machines.compiled import run as compiled
 from sim.measured_costs import interpolated, measured_costs
 from sim.plan import Setting
 from sim.record import RunRecord
+from tests.clocks import Clock
 from traces import npz
 from traces.check import validate
 from traces.synthetic import Preset, generate
@@ -101,7 +104,8 @@ class MadeUp:
         record = compiled(replace(setting.plan, costs=costs), True)
         visits = record.groups["visits"]
         visits["dense_end_ns"] = visits["routed_ns"] - costs.decide_ns
-        factor = (self.bias if setting.spec.calibration else 1.0) * (1 + self.noise * self.rng.uniform(-1, 1))
+        judged = "calibration" not in Path(setting.spec.trace).name
+        factor = (self.bias if judged else 1.0) * (1 + self.noise * self.rng.uniform(-1, 1))
         for group in (record.steps, *record.groups.values()):
             for name in group:
                 if name.endswith("_ns"):
@@ -111,6 +115,25 @@ class MadeUp:
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
         outcome = check(setting.plan, record)
         return (None, replace(outcome, error="made to differ")) if self.unequal else (record, outcome)
+
+
+class Timed(MadeUp):
+    """A device on a clock: a replay takes what its record says, and `each_s`."""
+
+    def __init__(self, clock: Clock, each_s: float) -> None:
+        super().__init__(noise=0.01)
+        self.clock, self.each_s, self.replays, self.lock_steps = clock, each_s, 0, 0
+
+    def replay(self, setting: Setting) -> RunRecord:
+        record = super().replay(setting)
+        self.clock.tick(self.each_s + float(record.steps["end_ns"][-1]) / 1e9)
+        self.replays += 1
+        return record
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        self.clock.tick(self.each_s)
+        self.lock_steps += 1
+        return super().lock_step(setting, record)
 
 
 @pytest.fixture
@@ -146,7 +169,7 @@ def test_a_device_that_is_what_was_calibrated_is_within(
     out = json.loads((files / "out/validation.json").read_text())
     assert (out["exit"], out["rounds"], len(out["drift"])) == (0, 3, 3)
     assert {name: s["verdict"] for name, s in out["statements"].items()} == dict.fromkeys(
-        ("median", "worst", "tau", "equal", "regimes"), "within"
+        ("median", "without_link", "worst", "tau", "equal", "regimes", "capacities"), "within"
     )
     assert len(out["arms"]) == 18 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
     for arm in out["arms"]:
@@ -182,13 +205,87 @@ def test_exit_statuses(
     assert wrong.items() <= {name: s["verdict"] for name, s in stated.items()}.items()
 
 
-def test_a_link_that_is_not_chosen_has_no_regimes_to_cover(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def record(files: Path) -> dict[str, Any]:
+    """What the last command wrote."""
+    out: dict[str, Any] = json.loads((files / "out/validation.json").read_text())
+    return out
+
+
+def test_an_own_link_is_judged_up_to_all_experts_and_over_long_prompts(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(MadeUp(noise=0.01), monkeypatch)
+    assert main(flags(files, "--repeats", "3", "--link-gbps", "0.7")) == 0
+    out = record(files)
+    assert {s["verdict"] for s in out["statements"].values()} == {"within"} and out["kind"] == "full"
+    # three policies at 2 and 7 of 8 slots, at 8 one, for nothing is decided there; two batches; two long prompts
+    assert len(out["arms"]) == (2 * 3 + 1) * 2 + 2
+    assert {arm["capacity"] for arm in out["arms"]} == {2, 7, 8} and out["links"][0]["calibrated_at"] == [4, 6]
+    assert out["statements"]["capacities"]["value"] == {"link": [2, 7, 8]}
+    assert out["statements"]["regimes"] | {"value": 0} == {"value": 0, "asked": 2, "regimes": 2, "verdict": "within"}
+    for arm in out["arms"]:
+        assert (arm["stall_share"] == 0) == (arm["capacity"] == 8)
+        assert arm["longest_prompt"] == (1280 if arm["chained"] else 0)
+        assert (arm["longest_context"] == 1288) == arm["chained"]
+        assert abs(arm["error_without_link"]) < 0.04 and arm["spread_without_link"] < 0.02
+    assert [(arm["capacity"], arm["arm"]) for arm in out["arms"] if arm["chained"]] == [
+        (7, "link: lru, cache 0.9, batch 1, chained prompt"), (8, "link: lru, cache 1.0, batch 1, chained prompt"),
+    ]  # fmt: skip
+    by_phase = {table["phase"]: table for table in out["calibration"]["link"]["dense"]}
+    assert by_phase["prefill"]["entry_ns"] == pytest.approx(2.0, rel=0.05)
+    assert by_phase["decode"]["ns"][0] == pytest.approx(200_000, rel=0.05)
+    page = (files / "out/validation.md").read_text()
+    assert page.startswith("# Simulated") and "Left out" not in page
+    assert "Prompts of up to 1,280 tokens in prefill steps, contexts of up to 1,288." in page
+
+
+@pytest.mark.parametrize(
+    ("gbps", "caches", "kind", "said"),
+    [
+        ("0.02", "2,4", "link-only", "over 80 % of the time; an error of the kernels"),
+        ("4000", "6,7", "compute-only", "under 20 % of the time; an error of its transfers"),
+    ],
+)
+def test_a_record_of_one_regime_is_called_what_it_is_and_is_inconclusive(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    gbps: str, caches: str, kind: str, said: str,
+) -> None:  # fmt: skip
     on(MadeUp(), monkeypatch)
-    few = ("--repeats", "2", "--link-gbps", "3", "--caches", "3,5", "--batches", "2", "--policies", "lru,lfu+cpu")
-    assert main(flags(files, *few)) in (0, 1, 3)
-    out = json.loads((files / "out/validation.json").read_text())
-    assert "regimes" not in out["statements"] and [link["gbps"] for link in out["links"]] == [3.0]
-    assert "cpu_expert" in out["calibration"]["link"]
+    few = ("--link-latency-us", "1", "--link-gbps", gbps, "--caches", caches, "--policies", "lru,belady")
+    assert main(flags(files, "--repeats", "2", "--batches", "1,2", *few)) == 3
+    out = record(files)
+    verdicts = {name: s["verdict"] for name, s in out["statements"].items()}
+    assert out["kind"] == kind and verdicts.pop("regimes") == "inconclusive" and set(verdicts.values()) == {"within"}
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"*** {kind.upper()}: all 10 arms wait for the link {said} would not show ***"
+    assert (files / "out/validation.md").read_text().splitlines()[0] == first
+
+
+@pytest.mark.parametrize(("slots", "kept"), [(31, [2, 7]), (27, [2]), (1, [2])])
+def test_default_capacities_without_room_are_left_out_by_name(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slots: int, kept: list[int]
+) -> None:
+    # widths x 1/16 and none below 32: an expert is 3 x 32 x 32 x 4 = 12,288 B; 7 of 8 in 4 layers are 28 slots
+    def fits(needs: Need, *_: Any) -> None:
+        if needs.device["slots"] > slots * 12_288:
+            raise StoreError(f"no room for {needs.device['slots'] // 12_288} slots")
+
+    monkeypatch.setattr("runtime.rig.fits", fits)
+    on(MadeUp(), monkeypatch)
+    few = ("--repeats", "2", "--link-gbps", "0.7", "--batches", "1", "--policies", "lru")
+    assert main(flags(files, *few)) in (0, 3)
+    out, left = record(files), [(1.0, 32), (0.9, 28)][: 3 - len(kept)]
+    assert sorted({arm["capacity"] for arm in out["arms"]}) == kept
+    assert out["left_out"] == [{"cache": cache, "why": f"no room for {n} slots"} for cache, n in left]
+    assert f"Left out, cache 1.0: {out['left_out'][0]['why']}" in capsys.readouterr().out
+
+
+def test_capacities_that_were_asked_for_are_refused_without_room(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("runtime.device.cpu.CpuPort.free_bytes", lambda port: 10**6)
+    assert main(flags(files, "--link-gbps", "3", "--caches", "3,8")) == 2
+    assert "memory: needs" in capsys.readouterr().err and not (files / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -221,19 +318,198 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (files / "out").exists()
 
 
-def test_a_regime_without_two_arms_is_inconclusive() -> None:
-    row = {
-        "link": "a", "batch": 1, "error": 0.0, "spread": 0.0, "regime": "mixed",
-        "measured_ns": {"total": 1.0}, "simulated_ns": {"total": 1.0}, "core_check": {"equal": True},
+# --- the deadline -----------------------------------------------------------------------------------------------------
+
+FEW = (
+    "--link-gbps",
+    "3",
+    "--caches",
+    "3,5",
+    "--batches",
+    "2",
+    "--policies",
+    "lru",
+)  # of 7 arms 3 calibrate and 3 are long
+
+
+def timed(
+    files: Path, monkeypatch: pytest.MonkeyPatch, each_s: float, *more: str
+) -> tuple[int, Timed, dict[str, Any] | None]:
+    """A run on a made-up device with a clock: exit status, the device, and the record if there is one."""
+    bench = Timed(Clock().install(monkeypatch), each_s)
+    on(bench, monkeypatch)
+    status, record = main(flags(files, *FEW, *more)), files / "out/validation.json"
+    return status, bench, json.loads(record.read_text()) if record.exists() else None
+
+
+@pytest.mark.parametrize(("seconds", "each_s"), [(40, 0.5), (60, 0.5), (270, 0.5), (270, 4.0), (270, 0.0)])
+def test_a_run_ends_by_its_deadline_whatever_is_asked_for(
+    files: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, each_s: float
+) -> None:
+    for asked in ((), ("--repeats", "1000")):
+        _, bench, out = timed(files, monkeypatch, each_s, "--seconds", str(seconds), *asked)
+        assert out is not None and bench.clock.now <= seconds
+        assert out["deadline_s"] == seconds and out["seconds"] == pytest.approx(bench.clock.now, abs=0.1)
+        assert out["rounds_asked"] == (1000 if asked else None)
+        assert out["rounds"] >= 3 and out["statements"]["equal"]["verdict"] == "within"  # the steps are chosen for that
+        if not asked and out["rounds"] < 25:  # and little of the time is left
+            assert bench.clock.now > 0.5 * seconds
+        page = (files / "out/validation.md").read_text()
+        assert f"{out['rounds']} rounds" in page and f" s of {seconds} s" in page
+
+
+def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2 s a replay and a little: 13 s warm up; of the 37 s that are left a round of seven takes 15, lock-steps 8: no other
+    status, bench, out = timed(files, monkeypatch, 2.0, "--seconds", "50")
+    assert out is not None and bench.clock.now <= 50 and out["rounds"] == 1
+    assert status == 3 and {row["spread"] for row in out["arms"]} == {None}
+    assert out["statements"]["median"]["verdict"] == out["statements"]["tau"]["verdict"] == "inconclusive"
+    assert "Infinity" not in (files / "out/validation.json").read_text()
+
+
+def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = lambda self, setting, record: (self.clock.tick(30.0), MadeUp.lock_step(self, setting, record))[1]  # noqa: E731
+    monkeypatch.setattr(Timed, "lock_step", slow)
+    status, bench, out = timed(files, monkeypatch, 0.5, "--seconds", "60")
+    assert out is not None and bench.clock.now < 60 + 30  # one may have begun before the deadline
+    done = [row["lock_step"]["equal"] for row in out["arms"]]
+    assert done[0] is True and done[1:] == [None] * (len(done) - 1)
+    assert out["arms"][-1]["lock_step"]["error"] == "not replayed: no time was left"
+    assert status == 3 and out["statements"]["equal"]["verdict"] == "inconclusive"
+    assert "| all that were replayed | all | inconclusive |" in (files / "out/validation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("each_s", "seconds", "said", "most"),
+    [
+        (35.0, "60", "60: over after 1 of the 2 replays of the warm-up", 73),  # the long prompt, and one more
+        (9.0, "85", "85: over after 0 of the 7 replays of the first round, which would take about 6", 35),  # 27 s warm up
+    ],
+)
+def test_without_a_complete_round_one_line_says_how_far_it_was(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    each_s: float, seconds: str, said: str, most: float,
+) -> None:  # fmt: skip
+    status, bench, out = timed(files, monkeypatch, each_s, "--seconds", seconds)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 1 and out is None and not (files / "out").exists() and bench.clock.now <= most
+    assert len(errors) == 1 and errors[0].startswith("error: seconds: ") and said in errors[0]
+    assert "--steps take less, --seconds N gives more" in errors[0]
+
+
+def test_the_time_left_is_said_though_nobody_looks(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed(files, monkeypatch, 0.5, "--seconds", "60", "--repeats", "2")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "the device is open: 0 s gone, 60 s left of 60 s"
+    assert said[1].startswith("the plans alone, at ") and " with 2 rounds: " in said[1]
+    assert [line.split(",")[0] for line in said[2:4]] == ["round 1 of 2", "round 2 of 2"]
+    assert said[-1].startswith("4 of 4 lock-steps done: ") and all(" s left of 60 s" in line for line in said)
+
+
+def test_the_plans_alone_say_that_the_default_quick_grid_keeps_its_promise(tmp_path: Path) -> None:
+    """Mixtral on a link of its own at 55 GB/s, with the kernels of an H200: three rounds of whole replays."""
+    args = command.parser().parse_args(["--trace", "mixtral.npz", "--device", "cuda", "--alias-host", "2", "--quick"])
+    args.policies = [policy.format(ahead="gate-lookahead") for policy in command.POLICIES]
+    whole = npz.read(npz.find(args.trace))
+    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 4)
+    arms, common = command.all_arms([Link("link")], args, whole.n_experts), calibrate.common_fields(args)
+    size = catalog.model(whole.model).expert_bytes("bf16")
+    seconds = [command.expected_s(traces, arms, args, common, "h200", gbps, size) for gbps in (55.0, 5.5)]
+    assert 60 < seconds[0] < 0.9 * command.QUICK_S < command.QUICK_S < seconds[1]  # and 0.1 for Python, memory, fits
+
+
+# --- a fit that cannot be ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bare", "term", "said"),
+    [
+        ((4_000_000, 1), "transfer_idle_ns", "but a bare copy of an expert takes 4,000,000 ns"),
+        ((1, 4_000_000), "transfer_following_ns", "but a bare copy of an expert takes 4,000,000 ns"),
+    ],
+)
+def test_a_transfer_faster_than_the_bare_copy_is_refused_by_name(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    bare: tuple[int, int], term: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(MadeUp, "bare_copy_ns", lambda self: bare)
+    on(MadeUp(), monkeypatch)
+    assert main(flags(files, *FEW, "--repeats", "1")) == 1  # the link takes 0.68 ms
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {term}: ") and said in errors[0]
+    assert not (files / "out").exists()
+
+
+LINKS = [{"name": "a", "regime": "mixed", "calibrated_at": [4, 7]}]
+ROWS: list[dict[str, Any]] = [
+    {
+        "arm": f"a: {i}", "link": "a", "batch": 1, "chained": False, "capacity": (2, 3, 5)[i % 3], "regime": name,
+        "error": 0.0, "spread": 0.0, "error_without_link": 0.0, "spread_without_link": 0.0,
+        "measured_ns": {"total": i + 1.0}, "simulated_ns": {"total": i + 1.0}, "core_check": {"equal": True},
         "lock_step": {"equal": True, "hits": 3, "simulated_hits": 3},
+    }
+    for i, name in enumerate(REGIMES * 2)
+]  # fmt: skip
+
+
+def verdicts(rows: list[dict[str, Any]], links: list[dict[str, Any]]) -> dict[str, str]:
+    """Each statement's verdict."""
+    return {name: stated["verdict"] for name, stated in statements(rows, Tolerance(), links).items()}
+
+
+def test_a_regime_without_two_arms_is_inconclusive() -> None:
+    chosen, own = LINKS[0], {**LINKS[0], "regime": None}  # of a chosen pace all three are asked for, of others two
+    found = lambda rows, link: verdicts(rows, [link])["regimes"]  # noqa: E731 - the one that this is about
+    assert found(ROWS, chosen) == found(ROWS, own) == "within"
+    assert found(ROWS[:-1], chosen) == "inconclusive" and found(ROWS[:-1], own) == "within"
+    assert found(ROWS[:-2], own) == "inconclusive"  # two, one and one
+
+
+def test_hits_and_decisions_must_be_equal_in_every_arm() -> None:
+    assert verdicts(ROWS, LINKS)["equal"] == "within"
+    wrong = [{**ROWS[0], "lock_step": {"equal": True, "hits": 3, "simulated_hits": 4}}, *ROWS[1:]]
+    assert verdicts(wrong, LINKS)["equal"] == "outside"
+    assert verdicts([{**ROWS[0], "core_check": {"equal": False}}, *ROWS[1:]], LINKS)["equal"] == "outside"
+
+
+def test_the_time_without_link_is_judged_beside_the_whole_and_its_worst_arm_named() -> None:
+    # an arm that waits 95 % of the time and has kernels twice as slow as simulated: 2.5 % of the whole, 50 % without
+    hidden = [{**row, "error": -0.025, "error_without_link": -0.5} for row in ROWS]
+    found = statements(hidden, Tolerance(), LINKS)
+    assert (found["median"]["verdict"], found["without_link"]["verdict"]) == ("within", "outside")
+    one = [{**ROWS[0], "arm": "that", "error_without_link": -0.5}, {**ROWS[1], "error_without_link": None}, *ROWS[2:]]
+    assert statements(one, Tolerance(), LINKS)["without_link"] == {
+        "value": 0.0, "worst": 0.5, "arm": "that", "asked": 0.1, "verdict": "within",
     }  # fmt: skip
-    rows = [{**row, "regime": name, "measured_ns": {"total": float(i)}} for i, name in enumerate(REGIMES * 2)]
-    assert statements(rows, Tolerance(), True)["regimes"]["verdict"] == "within"
-    assert statements(rows[:-1], Tolerance(), True)["regimes"]["verdict"] == "inconclusive"
-    wrong = [{**rows[0], "lock_step": {"equal": True, "hits": 3, "simulated_hits": 4}}, *rows[1:]]
-    assert statements(wrong, Tolerance(), True)["equal"]["verdict"] == "outside"
-    wrong = [{**rows[0], "core_check": {"equal": False}}, *rows[1:]]
-    assert statements(wrong, Tolerance(), True)["equal"]["verdict"] == "outside"
+    wide = [{**row, "spread_without_link": 0.2} for row in ROWS]  # its own spread counts, not that of the whole
+    assert verdicts(wide, LINKS)["without_link"] == "inconclusive" and verdicts(wide, LINKS)["median"] == "within"
+    none = [{**row, "error_without_link": None} for row in ROWS]
+    assert statements(none, Tolerance(), LINKS)["without_link"]["value"] is None
+    assert verdicts(none, LINKS)["without_link"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "unseen", "verdict"),
+    [
+        ([4, 7], [2, 3, 5], "within"),
+        ([2, 7], [3, 5], "within"),
+        ([2, 3], [5], "inconclusive"),
+        ([2, 5], [3], "inconclusive"),
+    ],
+)
+def test_two_capacities_must_be_judged_that_were_not_calibrated(
+    calibrated: list[int], unseen: list[int], verdict: str
+) -> None:
+    links = [{**LINKS[0], "calibrated_at": calibrated}]
+    found = statements(ROWS, Tolerance(), links)["capacities"]
+    assert found == {"value": {"a": unseen}, "asked": 2, "verdict": verdict}
+    same = [{**row, "capacity": 2} for row in ROWS]  # one is all that there is
+    assert verdicts(same, links)["capacities"] == ("within" if 2 not in calibrated else "inconclusive")
+    both = [*links, {**LINKS[0], "name": "b"}]  # every link for itself
+    more = [*ROWS, *({**row, "link": "b", "capacity": 6} for row in ROWS)]
+    assert verdicts(more, both)["capacities"] == verdict
 
 
 def test_the_pace_meets_the_regime() -> None:
@@ -252,7 +528,7 @@ def test_on_this_cpu_hits_and_decisions_are_equal(files: Path, capsys: pytest.Ca
     status = main(flags(files, *small, "--link-gbps", "2", "--caches", "3,6", "--batches", "2"))
     assert status in (0, 1, 3)
     out = json.loads((files / "out/validation.json").read_text())
-    assert out["statements"]["equal"]["value"] is True and len(out["arms"]) == 4
+    assert out["statements"]["equal"]["value"] is True and len(out["arms"]) == 4 + 2
     for arm in out["arms"]:
         assert arm["lock_step"]["equal"] and arm["lock_step"]["hits"] == arm["lock_step"]["simulated_hits"]
         assert arm["core_check"]["equal"] and arm["lock_step"]["decisions"] > 100
@@ -298,7 +574,7 @@ def test_the_kept_record_says_what_its_page_says() -> None:
     kept = Path(__file__).parent.parent / "analysis/results/validation_cpu"
     out = json.loads(kept.with_suffix(".json").read_text())
     assert kept.with_suffix(".md").read_text() == markdown(out) + "\n"
-    stated = statements(out["arms"], Tolerance(), True)
+    stated = statements(out["arms"], Tolerance(), out["links"])
     assert stated == out["statements"] and out["exit"] == status(stated)
     page = (kept.parent.parent.parent / "VALIDATION.md").read_text()
     for name in ("median", "worst"):
