@@ -21,7 +21,7 @@ from runtime.gpu import __main__ as command
 from runtime.gpu import archive, day
 from runtime.gpu.day import Day, Result
 from runtime.gpu.page import page
-from runtime.gpu.table import PARTS, WORDS, Part, parts
+from runtime.gpu.table import PARTS, SECOND, WORDS, Part, parts
 
 pytestmark = pytest.mark.machine  # the dry run and its tests come to it
 ROOT = Path(__file__).parent.parent
@@ -369,7 +369,9 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert text.startswith("## What a GPU showed\n")
     assert "| 1.0 MB | 50.0 / 40.0 |" in text and "+4.0% beside copies" in text and "0.0 MB" not in text
     assert "transfer_idle 320.5 us, decide 41.0 us" in text
-    assert "3 arms, 5 rounds, 100 s, exit 3; link-only (0 compute, 0 mixed, 3 stall), contexts of up to 1,300" in text
+    assert (
+        "3 arms, 5 rounds, 100 s, exit 3; **LINK-ONLY** (0 compute, 0 mixed, 3 stall), contexts of up to 1,300" in text
+    )
     assert (
         "| median | 0.0312 | 0.1 | within |" in text and "| regimes | compute 0, stall 3 | 2 | inconclusive |" in text
     )
@@ -396,6 +398,28 @@ def test_a_dry_run_is_called_one(tmp_path: Path) -> None:
 def test_the_table_fits_a_lent_machine() -> None:
     boxes = {found.name: found.box_s for found in PARTS if not found.beside}
     assert len({found.name for found in PARTS}) == len(PARTS) and sum(boxes.values()) <= 500 < command.BUDGET_S
+
+
+@pytest.mark.parametrize("name", ["mixtral", "second"])
+def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_path: Path) -> None:
+    """From their plans alone, with copies at 55 GB/s and an H200's kernels."""
+    from runtime import calibrate, validate
+    from runtime.arms import Traces, synthetic
+    from traces import npz
+
+    found = next(part for part in parts("cuda") if part.name == name)
+    npz.write(tmp_path / "second.npz", synthetic(SECOND, 1))
+    deadline_s = found.box_s - day.MARGIN_S
+    text = day.filled(found.commands[-1], {"seconds": f"{deadline_s:.0f}", "memory": ""})
+    args = validate.parser().parse_args(shlex.split(text.replace("scratch", str(tmp_path)))[1:])
+    trace = npz.read(npz.find(args.trace))
+    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 1)
+    common = calibrate.common_fields(args)
+    arms = validate.all_arms([validate.own_link(args, False)], args, trace.n_experts)
+    model = traces.setting(arms[0], common, "h200").model
+    assert model is not None
+    size = model.expert_bytes("bf16")
+    assert 5 < validate.expected_s(traces, arms, args, common, "h200", 55.0, size) < deadline_s == args.seconds
 
 
 @pytest.mark.parametrize("device", WORDS)

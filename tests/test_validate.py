@@ -383,7 +383,12 @@ def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monk
     ("each_s", "seconds", "said", "most"),
     [
         (35.0, "60", "60: over after 1 of the 2 replays of the warm-up", 73),  # the long prompt, and one more
-        (9.0, "85", "85: over after 0 of the 7 replays of the first round, which would take about 6", 35),  # 27 s warm up
+        (
+            9.0,
+            "85",
+            "85: over after 0 of the 7 replays of the first round, which would take about 6",
+            35,
+        ),  # 27 s warm up
     ],
 )
 def test_without_a_complete_round_one_line_says_how_far_it_was(

@@ -117,7 +117,8 @@ def covered(found: dict[str, Any]) -> str:
     counts = {name: sum(row["regime"] == name for row in found["arms"]) for name in ("compute", "mixed", "stall")}
     said = ", ".join(f"{n} {name}" for name, n in counts.items())
     longest = max((row.get("longest_context", 0) for row in found["arms"]), default=0)
-    return f"{found['kind']} ({said}), contexts of up to {longest:,} tokens"
+    name = found["kind"] if found["kind"] == "full" else f"**{found['kind'].upper()}**"
+    return f"{name} ({said}), contexts of up to {longest:,} tokens"
 
 
 def busy(found: dict[str, Any]) -> list[str]:
@@ -169,6 +170,8 @@ def value(found: Any) -> str:
         return ", ".join(f"{name} {n}" for name, n in found.items())
     if isinstance(found, float):
         return f"{found:.3g}"
+    if found is None:
+        return "-"
     return cell(str(found))
 
 

@@ -24,7 +24,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "small": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
         "coarse": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
         "fine": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
-        "quick": "--quick --steps 6 --seconds 25 {memory}",
+        "quick": "--quick --steps 6 --repeats 2 --seconds 90 {memory}",
     },
 }
 SECOND = "deepseek-v2-lite"  # the model with many small experts: 64 a layer, of 17 MB
@@ -126,7 +126,7 @@ PARTS = (
     Part(
         name="mixtral",
         shows="simulated against measured: few large experts",
-        box_s=115,
+        box_s=125,
         commands=(
             "runtime.validate --trace mixtral.npz {coarse} {quick} --batches 1 --caches 4,7,8 "
             "--policies lru,lru+gate-lookahead --out validation",
@@ -138,7 +138,7 @@ PARTS = (
     Part(
         name="second",
         shows="simulated against measured: many small experts",
-        box_s=70,
+        box_s=60,
         commands=(
             MAKE_SECOND,
             f"runtime.validate {OF_SECOND} {{quick}} --batches 1 --caches 0.25,0.5,1.0 "
