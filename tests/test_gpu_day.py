@@ -25,7 +25,7 @@ from runtime.gpu.table import PARTS, SECOND, WORDS, Part, parts
 
 pytestmark = pytest.mark.machine  # the dry run and its tests come to it
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60.0  # of a test, for something that happens at once
+PATIENCE_S = 120.0  # of a test, for something that happens soon
 
 # What the parts of these tests run: one word a deed, one after the other.
 MADE_UP = """
@@ -527,12 +527,12 @@ def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path) -> N
     out = tmp_path / "day"
     call = [sys.executable, "-m", "runtime.gpu", "--device", "cpu", "--out", str(out)]
     first = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
-    eventually_long(lambda: (out / "work" / "smoke").exists() or first.poll() is not None)
+    eventually(lambda: (out / "work" / "copies").exists())
     first.kill()
     first.wait()
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode in (0, 1, 3), done.stderr
-    assert "kept: versions, probe, copies, tests\n" in done.stdout
+    assert "kept: versions, probe\n" in done.stdout and "ended what an earlier run left" in done.stdout
     results = {name: json.loads((out / "parts" / name / "result.json").read_text()) for name in command.NAMES}
     absent = {name for name, result in results.items() if result["status"] == "skipped"}
     assert all(result["status"] in ("done", "skipped") for result in results.values()), done.stdout
@@ -544,11 +544,3 @@ def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path) -> N
     assert plain | {"page.md", "parts/timeline/step.json.gz", "parts/profile/profile.json.gz"} <= names
     assert (out / archive.NAME).stat().st_size < 10e6
     assert "cannot be read" not in (out / "page.md").read_text()
-
-
-def eventually_long(what: Callable[[], bool]) -> None:
-    """The parts before it, and numba's compilation where its cache is cold, on a machine that others use."""
-    end = time.monotonic() + 600
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
