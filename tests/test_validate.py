@@ -14,11 +14,11 @@ import pytest
 from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import Link, Traces, enough_requests
-from runtime.compare import statements, status
+from runtime.arms import Link, Traces, enough_requests, grid
+from runtime.compare import compared, statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
-from runtime.observe import simulated
+from runtime.observe import Run, simulated
 from runtime.store import Need, StoreError
 from runtime.validate import main
 from runtime.validate_table import markdown
@@ -171,7 +171,8 @@ def test_a_device_that_is_what_was_calibrated_is_within(
     assert {name: s["verdict"] for name, s in out["statements"].items()} == dict.fromkeys(
         ("median", "without_link", "worst", "tau", "equal", "regimes", "capacities"), "within"
     )
-    assert len(out["arms"]) == 18 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
+    # three policies at 6 slots and one at 8, of 8; at 3 and 5; at 3 and 4
+    assert len(out["arms"]) == 3 + 1 + 6 + 6 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
     for arm in out["arms"]:
         assert abs(arm["error"]) < 0.04 and arm["spread"] < 0.02 and len(arm["repeats_ns"]) == 3
         assert arm["hits"]["measured"] == [arm["hits"]["simulated"]] * 3
@@ -179,6 +180,7 @@ def test_a_device_that_is_what_was_calibrated_is_within(
         assert sum(arm["measured_ns"][n] for n in ("dense", "decide", "experts", "stall", "head")) == pytest.approx(
             arm["measured_ns"]["total"], rel=0.02
         )
+    assert [link["calibrated_at"] for link in out["links"]] == [[5, 7], [4, 6], [2, 5]]
     assert out["calibration"]["mixed"]["expert"]["ns"][0] == pytest.approx(300_000, rel=0.03)
     assert out["calibration"]["mixed"]["decide_ns"] == pytest.approx(40_000, rel=0.03)
     assert out["calibration"]["stall"]["transfer_idle_ns"] > out["calibration"]["compute"]["transfer_idle_ns"]
@@ -236,7 +238,7 @@ def test_an_own_link_is_judged_up_to_all_experts_and_over_long_prompts(
     assert by_phase["decode"]["ns"][0] == pytest.approx(200_000, rel=0.05)
     page = (files / "out/validation.md").read_text()
     assert page.startswith("# Simulated") and "Left out" not in page
-    assert "Prompts of up to 1,280 tokens in prefill steps, contexts of up to 1,288." in page
+    assert "Longest prompt in prefill steps: 1,280 tokens; longest context: 1,288." in page
 
 
 @pytest.mark.parametrize(
@@ -467,6 +469,11 @@ def test_a_regime_without_two_arms_is_inconclusive() -> None:
     assert found(ROWS[:-2], own) == "inconclusive"  # two, one and one
 
 
+def test_chained_requests_are_ranked_by_themselves() -> None:
+    pairs = lambda rows: statements(rows, Tolerance(), LINKS)["tau"]["pairs"]  # noqa: E731 - a number
+    assert pairs(ROWS) == 6 * 5 / 2 and pairs([{**ROWS[0], "chained": True}, *ROWS[1:]]) == 5 * 4 / 2
+
+
 def test_hits_and_decisions_must_be_equal_in_every_arm() -> None:
     assert verdicts(ROWS, LINKS)["equal"] == "within"
     wrong = [{**ROWS[0], "lock_step": {"equal": True, "hits": 3, "simulated_hits": 4}}, *ROWS[1:]]
@@ -488,6 +495,19 @@ def test_the_time_without_link_is_judged_beside_the_whole_and_its_worst_arm_name
     none = [{**row, "error_without_link": None} for row in ROWS]
     assert statements(none, Tolerance(), LINKS)["without_link"]["value"] is None
     assert verdicts(none, LINKS)["without_link"] == "inconclusive"
+
+
+def test_the_spread_without_link_is_that_of_the_time_that_is_not_stall(files: Path) -> None:
+    arm = grid(Link("link"), ["lru"], [3], [1])[0]
+    traces = Traces.of(str(files / "t.npz"), 0.25, 0, files, 1)
+    common = {"model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 8, "warmup_steps": 1}
+    setting, bench, runs = traces.setting(arm, common, command.PLACEHOLDER), MadeUp(), []
+    for gbps in (0.5, 1.0, 2.0):  # what the link takes differs from run to run, all else is the same
+        bench.pace(gbps, 0.0)
+        runs.append(Run(setting, bench.replay(setting)))
+    row = compared(arm, runs, runs[1])
+    assert row["error"] == 0 and row["error_without_link"] == pytest.approx(0, abs=1e-12)
+    assert row["spread_without_link"] < 1e-12 and row["spread"] > 0.1
 
 
 @pytest.mark.parametrize(
