@@ -181,6 +181,11 @@ def test_a_device_that_is_what_was_calibrated_is_within(
             arm["measured_ns"]["total"], rel=0.02
         )
     assert [link["calibrated_at"] for link in out["links"]] == [[5, 7], [4, 6], [2, 5]]
+    # a token's two experts in each of four layers, 30 us of the device each: TRUE, and a tenth of it
+    assert {arm["gpu_busy_ns"] for arm in out["arms"] if arm["batch"] == 1} == {2 * 4 * 30_000}
+    assert [kernel["tokens"] for kernel in out["kernels"]] == [1, 4]  # four requests together
+    assert "* one expert, 4 tokens: GPU busy 45.0 us of the 450.0 us that the host takes to launch it and see" in said
+    assert ": HOST-BOUND\n" in said and "experts keep the device busy for " in said
     assert out["calibration"]["mixed"]["expert"]["ns"][0] == pytest.approx(300_000, rel=0.03)
     assert out["calibration"]["mixed"]["decide_ns"] == pytest.approx(40_000, rel=0.03)
     assert out["calibration"]["stall"]["transfer_idle_ns"] > out["calibration"]["compute"]["transfer_idle_ns"]
@@ -361,7 +366,7 @@ def test_a_run_ends_by_its_deadline_whatever_is_asked_for(
 
 
 def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 2 s a replay and a little: 13 s warm up; of the 37 s that are left a round of seven takes 15, lock-steps 8: no other
+    # 2 s a replay and a little: 13 s warm up; of 37 s left a round of seven takes 15, lock-steps 8
     status, bench, out = timed(files, monkeypatch, 2.0, "--seconds", "50")
     assert out is not None and bench.clock.now <= 50 and out["rounds"] == 1
     assert status == 3 and {row["spread"] for row in out["arms"]} == {None}
@@ -370,7 +375,10 @@ def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkey
 
 
 def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = lambda self, setting, record: (self.clock.tick(30.0), MadeUp.lock_step(self, setting, record))[1]  # noqa: E731
+    def slow(self: Timed, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        self.clock.tick(30.0)
+        return MadeUp.lock_step(self, setting, record)
+
     monkeypatch.setattr(Timed, "lock_step", slow)
     status, bench, out = timed(files, monkeypatch, 0.5, "--seconds", "60")
     assert out is not None and bench.clock.now < 60 + 30  # one may have begun before the deadline
@@ -385,7 +393,12 @@ def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monk
     ("each_s", "seconds", "said", "most"),
     [
         (35.0, "60", "60: over after 1 of the 2 replays of the warm-up", 73),  # the long prompt, and one more
-        (9.0, "85", "85: over after 0 of the 7 replays of the first round, which would take about 6", 35),  # 27 s warm up
+        (
+            9.0,
+            "85",
+            "85: over after 0 of the 7 replays of the first round, which would take about 6",
+            35,
+        ),  # 27 s warm up
     ],
 )
 def test_without_a_complete_round_one_line_says_how_far_it_was(
