@@ -162,7 +162,10 @@ def requests(text: str) -> int:
 
 def positive(text: str) -> float:
     """A type for argparse: a finite number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
     return value

@@ -40,6 +40,9 @@ def activated(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * value
 
 
+MOST_GROUPS = 1023  # torch's grouped products on CUDA: "Can't process more than 1024 groups", from 1,024 on
+
+
 def has_grouped() -> bool:
     """Whether this torch has a grouped matrix product."""
     return hasattr(F, "grouped_mm")
@@ -85,7 +88,7 @@ class CatalogWork:
         group: bool = False,
         seed: int = 0,
     ) -> None:
-        self.port, self.model, self.store, self.batches, self.group = port, model, store, batches, group
+        self.port, self.model, self.store, self.batches, self.in_one = port, model, store, batches, group
         self.dtype, self.to_host = store.layout.dtype, to_host
         self.moe = {layer: i for i, layer in enumerate(moe_layers)}
         columns = np.searchsorted(np.asarray(moe_layers), np.arange(n_layers)).tolist()
@@ -96,6 +99,11 @@ class CatalogWork:
         self.attention = Attention.of(model)
         self.buffers: list[Buffer] = []
         self._allocate(n_layers, seed)
+
+    @property
+    def group(self) -> bool:
+        """Whether the experts of a group run in one kernel; its torch refuses too many slots."""
+        return self.in_one and max(self.store.slots) <= MOST_GROUPS
 
     # --- memory ---
 
@@ -127,12 +135,10 @@ class CatalogWork:
         self.ids_host = self._staging((rows, model.top_k), torch.int64, "the router's ids")
         self.best_host = self._staging((rows,), torch.float32, "the best logits")
         self.tokens_host = self._staging((rows,), torch.int64, "the next tokens")
-        listed = (2, rows * model.top_k)  # rows, and bits of their weights, of all experts of a visit
-        self.jobs = self.jobs_host = self._staging(listed, torch.int32, "what a visit executes")
+        listed = 2 * rows * model.top_k  # rows of all experts of a visit, and behind them the bits of their weights
+        self.jobs = self.jobs_host = self._staging((listed,), torch.int32, "what a visit executes")
         if self.port.device.type != "cpu":
-            self.jobs = (
-                self._take_bytes(self.jobs_host.numel() * 4, "what a visit executes").view(torch.int32).view(listed)
-            )
+            self.jobs = self._take_bytes(4 * listed, "what a visit executes").view(torch.int32)
         if self.to_host:
             self.normed_host = self._staging((rows, model.hidden), self.dtype, "activations for the CPU")
             self.host_sum = self._staging((rows, model.hidden), self.dtype, "what the CPU computed")
@@ -278,20 +284,23 @@ class CatalogWork:
 
     def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
         """What this visit executes, by global expert: rows and weights go to the device in one copy."""
-        n, at = len(self.rows.tokens), 0
+        n, at, total = len(self.rows.tokens), 0, sum(len(job.rows) for job in jobs.values())
+        listed = self.jobs_host[: 2 * total]  # one piece: a copy of anything else is not asynchronous
+        rows, bits = listed.view(2, total)
         self.index: dict[int, tuple[torch.Tensor, torch.Tensor, bool]] = {}
         places = []
         for g, job in jobs.items():
             end = at + len(job.rows)
-            self.jobs_host[0, at:end] = torch.from_numpy(job.rows)
-            self.jobs_host[1, at:end].view(torch.float32).copy_(torch.from_numpy(job.weights))
+            rows[at:end] = torch.from_numpy(job.rows)
+            bits[at:end].view(torch.float32).copy_(torch.from_numpy(job.weights))
             places.append((g, at, end, len(job.rows) == n and bool((job.rows == np.arange(n)).all())))
             at = end
         if self.jobs is not self.jobs_host:
-            self.jobs[:, :at].copy_(self.jobs_host[:, :at], non_blocking=True)
-        weights = self.jobs[1, :at].view(torch.float32).to(self.dtype)[:, None]
+            self.jobs[: 2 * total].copy_(listed, non_blocking=True)
+            rows, bits = self.jobs[: 2 * total].view(2, total)
+        weights = bits.view(torch.float32).to(self.dtype)[:, None]
         for g, first, end, every in places:
-            self.index[g] = (self.jobs[0, first:end], weights[first:end], every)
+            self.index[g] = (rows[first:end], weights[first:end], every)
         if host_jobs:
             self.host_sum[:n].zero_()
 

@@ -46,6 +46,7 @@ import numpy as np
 import torch
 
 from runtime.device.port import Event, Port
+from runtime.device.worker import failing
 from runtime.order import GROUP, HOST, STEP, VISIT, AsTheyCome, Order
 from runtime.store import ExpertStore
 from runtime.work import Job, Work, by_expert
@@ -210,7 +211,8 @@ class Machine:
             with self.port.lock:
                 self._forget()
         self.clock.begin[step] = self.mark
-        self.work.begin_step(step)
+        with failing("the device"):
+            self.work.begin_step(step)
         first, last = self.plan.step_offset[step], self.plan.step_offset[step + 1]
         self.tokens = self.plan.step_row[first:last]
         self.row_of[self.tokens] = np.arange(last - first)
@@ -255,7 +257,8 @@ class Machine:
             self.order.done(VISIT)
         jobs, host_jobs = self._jobs(layer, answer)
         self.jobs = jobs
-        self.work.routed(jobs, host_jobs)
+        with failing("the device"):
+            self.work.routed(jobs, host_jobs)
         return [self._on_host(job, busy) for job in host_jobs.values()]
 
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:

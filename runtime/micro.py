@@ -9,7 +9,8 @@ takes for it, because a replay in Python whose experts are small measures the ho
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,7 @@ REPEATS = 9
 BURSTS, BURST = 5, 4  # of bare copies, and copies in each
 TOKENS = (1, 4, 16, 64, 256)  # of one expert
 LAUNCHES = 8  # in a row
-MOST_COPIES = 64  # that the launches in a row are queued behind
+LEADS = tuple(2**power for power in range(20, 33))  # bytes of the copies that they are queued behind: 1 MiB to 4 GiB
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,22 @@ def core_ns(run: Run) -> float:
 
 def copy_ns(port: Any, size: int, to_device: bool, page_locked: bool) -> float:
     """Median ns of a copy of `size` bytes on an idle link, from when it began until it had ended."""
+    with _buffers(port, size, page_locked) as (device, host):
+        dst, src = (device, host) if to_device else (host, device)
+        return float(statistics.median(_one_copy(port, dst, src) for _ in range(REPEATS)))
+
+
+@contextmanager
+def _buffers(port: Any, size: int, page_locked: bool = True) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """So many bytes on the device and on the host, given back at the end."""
     device = port.alloc_device(size, "a microbenchmark")
     host = port.alloc_host(size, "a microbenchmark", page_locked)
-    dst, src = (device, host) if to_device else (host, device)
     try:
-        times = [_one_copy(port, dst.tensor, src.tensor) for _ in range(REPEATS)]
+        yield device.tensor, host.tensor
     finally:
         port.sync()
         port.free(device)
         port.free(host)
-    return float(statistics.median(times))
 
 
 def _one_copy(port: Any, dst: torch.Tensor, src: torch.Tensor) -> int:
@@ -162,30 +169,32 @@ def kernel(port: Any, store: Any, tokens: int) -> Kernel:
 
     x = torch.ones((tokens, store.layout.hidden), dtype=store.layout.dtype, device=port.device)
     works = [lambda w=weights: expert(x, w) for weights in store.slot_weights[:LAUNCHES]]
-    with torch.inference_mode():
+    with torch.inference_mode(), _buffers(port, SIZES[-1]) as (device, host):
         seen = launch_ns(port, works[0])
-        found = [_in_a_row(port, store, works) for _ in range(REPEATS)]
-    device, host = (float(statistics.median(times)) for times in list(zip(*found, strict=True))[:2])
+        found = [_in_a_row(port, works, device, host) for _ in range(REPEATS)]
+    device_ns, host_ns = (float(statistics.median(times)) for times in list(zip(*found, strict=True))[:2])
     ahead = all(f[2] for f in found)
-    return Kernel(tokens, device if ahead else host, host, seen, ahead)
+    return Kernel(tokens, device_ns if ahead else host_ns, host_ns, seen, ahead)
 
 
-def _in_a_row(port: Any, store: Any, works: Sequence[Callable[[], Any]]) -> tuple[float, float, bool]:
+def _in_a_row(
+    port: Any, works: Sequence[Callable[[], Any]], device: torch.Tensor, host: torch.Tensor
+) -> tuple[float, float, bool]:
     """(ns of the device, ns of the host, whether the host was ahead) of one of LAUNCHES launches, which wait on the
-    device for copies, so many of them that the last launch comes before the last copy has landed."""
-    copies, ahead, runs_there = 1, False, False
-    while not (ahead or runs_there or copies > MOST_COPIES):
-        copy = [store.fetch(0, 0) for _ in range(copies)][-1]
-        store.reading([0])
-        runs_there = copy.done()  # the wait was the host's: kernels run where they are launched
+    device for copies, of so many bytes that the last launch comes before the last copy has landed."""
+    for nbytes in LEADS:
+        size = min(nbytes, len(host))
+        last = [port.link.copy(device[:size], host[:size]) for _ in range(nbytes // size)][-1]
+        port.compute.wait(last)
+        runs_there = last.done()  # the wait was the host's: kernels run where they are launched
         begin, began_ns = port.compute.record(), port.now_ns()
         for i in range(LAUNCHES):
             port.compute.launch(works[i % len(works)])
-        host_ns, ahead = port.now_ns() - began_ns, not copy.done()
+        host_ns, ahead = port.now_ns() - began_ns, not last.done()
         end = port.compute.record()
-        store.read([0], end)
         end.wait()
-        copies *= 2
+        if ahead or runs_there:
+            break
     return (end.time_ns() - begin.time_ns()) / LAUNCHES, host_ns / LAUNCHES, ahead
 
 

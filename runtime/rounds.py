@@ -120,6 +120,6 @@ def complete(
         took = f", which would take about {expected_s:.0f} s" if expected_s else ""
         raise DeviceError(
             f"seconds: {deadline.seconds:g}: over after {len(found)} of the {len(order)} replays of {what}{took}; "
-            "fewer --policies, --caches, --batches or --steps take less, --seconds N gives more"
+            "fewer --caches, --batches or --steps take less, --seconds N gives more"
         )
     return found

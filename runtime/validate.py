@@ -5,6 +5,9 @@ and over 80 % of the time) there are arms that calibrate and arms that are judge
 one process, round after round, each round in a new seeded order, so that whatever else the machine does meets all
 alike. From the calibrating arms' records a hardware file is fitted (runtime.terms); from it every judged arm is
 simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
+On a link whose pace is not chosen capacities go up to all experts, and there are long prompts. A link is calibrated at
+capacities of its own (runtime.arms). A record whose arms are all in one regime cannot show what the others would: it is
+inconclusive and says so in its first line.
 
 Decisions are compared in lock-step: the device replays the order of completions that the simulator had; then every
 decision, hence every hit, must be the same. Free-running replays may decide otherwise where two things happen almost at
@@ -45,7 +48,8 @@ from traces.errors import UserError
 
 PROMPT_POLICY = "lru"  # of arms with a long prompt
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 0.9), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+# of 8 experts 6 and 8, 3 and 5, 3 and 4 slots: what calibrates lies between them or on both sides
+CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 1.0), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 # on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
 # kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest

@@ -34,10 +34,10 @@ def markdown(out: dict[str, Any]) -> str:
         f"{trace['model']} with widths x {out['scale']:g} in {out['precision']}; torch {device.get('torch')}; "
         f"{len(out['arms'])} arms, {_rounds(out)}. "
         f"Drift of the machine by round: {', '.join(f'{d:.2f}' for d in out['drift'])}. "
-        f"Prompts of up to {most(out, 'longest_prompt')} tokens in prefill steps, "
-        f"contexts of up to {most(out, 'longest_context')}."
+        f"Longest prompt in prefill steps: {_most(out, 'longest_prompt')} tokens; "
+        f"longest context: {_most(out, 'longest_context')}."
     )
-    lines = [*loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
+    lines = [*_loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
     lines += [] if trace["real"] else [LOUD, ""]
     lines += [f"    {out.get('command', '')}", "", about, "", *_left_out(out)]
     lines += [*_statements(out), "", *_arms(out), "", NOTE, "", *_kernels(out), ""]
@@ -71,7 +71,7 @@ def said(found: dict[str, Any]) -> str:
     return f"GPU busy {device:.1f} us of the {seen:.1f} us that the host takes to launch it and see its end{bound}"
 
 
-def loud(out: dict[str, Any]) -> list[str]:
+def _loud(out: dict[str, Any]) -> list[str]:
     """What a record cannot show that has arms of one regime alone; nothing of another."""
     if out["kind"] == "full":
         return []
@@ -81,7 +81,7 @@ def loud(out: dict[str, Any]) -> list[str]:
     return [f"*** {out['kind'].upper()}: {arms} arms {SHOWS_NOT[regime]} ***", ""]
 
 
-def most(out: dict[str, Any], name: str) -> str:
+def _most(out: dict[str, Any], name: str) -> str:
     """The largest of what the arms have under a name."""
     return f"{max(row[name] for row in out['arms']):,}"
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,3 +37,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     told = item.get_closest_marker("machine") is not None
     if (told or needs_the_machine(item.path)) and not os.environ.get("NUMBA_DISABLE_JIT") and not is_compiled():
         pytest.fail("the machine does not compile: `python -m tests.warm` says why", pytrace=False)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[float]:
+    """A CUDA device, the simulated one or the machine's own; how much smaller models should be there."""
+    from runtime.device.accelerator import current
+    from tests.stand_in import StandIn
+
+    if request.param == "stand-in":
+        with StandIn():
+            yield 1 / 128
+    elif current() is None:
+        pytest.skip("torch finds no accelerator")
+    else:
+        yield 1 / 8

@@ -476,4 +476,55 @@ READ = [
     ),
 ]
 
-FAULTS = [*CORE, *PLAN, *FIT, *FIGURES, *READ]
+PORT = [
+    fault(
+        "waiting sleeps",
+        "runtime/device/accelerator.py",
+        "                give_way()",
+        "                time.sleep(0)",
+        "tests/test_accelerator.py::test_an_idle_poll_is_short",
+    ),
+    fault(
+        "the paced link sleeps to the end",
+        "runtime/device/cpu.py",
+        "            give_way()",
+        "            time.sleep(0)",
+        "tests/test_accelerator.py::test_a_paced_copy_ends_when_it_should",
+    ),
+    fault(
+        "an event is an anchor whenever it is found to be over",
+        "runtime/device/accelerator.py",
+        "self.before_ns, time.perf_counter_ns())",
+        "time.perf_counter_ns() - 1_000, time.perf_counter_ns())",
+        "tests/test_accelerator.py::test_an_event_that_happened_long_ago_is_no_anchor",
+    ),
+    fault(
+        "cuDNN's attention stays on",
+        "runtime/device/accelerator.py",
+        "    backends.enable_cudnn_sdp(False)\n",
+        "",
+        "tests/test_accelerator.py::test_cudnn_attention_is_off_while_the_port_is_open",
+    ),
+    fault(
+        "a grouped kernel over any number of slots",
+        "runtime/layers.py",
+        "self.in_one and max(self.store.slots) <= MOST_GROUPS",
+        "self.in_one",
+        "tests/test_accelerator.py::test_more_slots_than_a_grouped_kernel_takes_are_looped_over",
+    ),
+    fault(
+        "giving memory back talks over what went wrong",
+        "runtime/device/accelerator.py",
+        "            with suppress(Exception):\n                give_back_to_torch()",
+        "            give_back_to_torch()",
+        "tests/test_accelerator.py::test_what_the_device_said_first_is_what_is_told",
+    ),
+    fault(
+        "a kernel's check compares a device's tensor with a host's",
+        "tests/devices.py",
+        "self.store.target(slot).cpu()",
+        "self.store.target(slot)",
+        "tests/test_accelerator.py::test_on_the_accelerator",
+    ),
+]
+FAULTS = [*CORE, *PLAN, *FIT, *FIGURES, *READ, *PORT]

@@ -1,6 +1,5 @@
 """The device layer: the torch machine in simulated time equals the compiled one; races are found; nothing hangs."""
 
-import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.device.accelerator import AcceleratorPort, current, own_pages
 from runtime.device.cpu import CpuPort
 from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import DeviceError, DeviceMissing, Port, choose
+from runtime.device.port import DeviceError, Port
 from runtime.device.virtual import Race, VirtualPort, every_order, shuffled, timed
 from runtime.lockstep import LockStep, Unequal, check
 from runtime.store import ExpertStore
 from sim.core.plan import Plan
 from sim.machines import compiled
-from tests.devices import FakeAccelerator, difference, machine_on, some_plan
+from tests.devices import difference, machine_on, some_plan
 from tests.groups import as_groups
 from tests.laws import check_all
 from tests.plans import evicting
@@ -350,52 +348,3 @@ def test_leaving_gives_everything_back_twice_over() -> None:
     assert all(buffer.freed and buffer.tensor.numel() == 0 for buffer in buffers)
     assert torch.get_num_threads() == threads
     assert not any(worker.is_alive() for worker in port.threads.workers)
-
-
-# --- accelerators -----------------------------------------------------------------------------------------------------
-
-
-def test_the_accelerator_port_on_a_device_that_is_not_there(monkeypatch: Any) -> None:
-    """Its host side, with torch's streams and events replaced: landings by looking, times from events, any delays."""
-    for seed in range(12):
-        FakeAccelerator(seed).install(monkeypatch)
-        monkeypatch.setattr(AcceleratorPort, "_page_locked", lambda self, n: torch.empty(n, dtype=torch.uint8))
-        plan = some_plan(seed + 40)
-        with AcceleratorPort(torch.device("cpu")) as port:
-            record = machine_on(plan, port).run()
-        assert check(plan, record).equal, seed
-        if plan.rerank is None and plan.warmup_steps == 0:
-            check_all(plan, as_groups(plan, record))
-        assert not port.buffers
-
-
-def test_page_locked_memory_has_pages_of_its_own() -> None:
-    one, two = (torch.frombuffer(own_pages(5000), dtype=torch.uint8) for _ in range(2))
-    assert one.data_ptr() % mmap.PAGESIZE == two.data_ptr() % mmap.PAGESIZE == 0 and one.numel() == 5000
-    one.fill_(3)
-    assert int(two.max()) == 0
-
-
-def test_the_device_that_is_asked_for_must_be_here() -> None:
-    if current() is None:
-        with pytest.raises(DeviceMissing, match="device: cuda: is not here"):
-            choose("cuda")
-        with choose("auto") as port:
-            assert port.device.type == "cpu"
-    with pytest.raises(DeviceMissing, match="device: tpu: is not here"):
-        choose("tpu")
-    with pytest.raises(DeviceMissing, match="must be above 0"):
-        choose("cpu", link_gbps=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(current() is None, reason="torch finds no accelerator")
-def test_on_the_accelerator() -> None:
-    for seed in range(40, 70):
-        plan = some_plan(seed)
-        with choose("auto") as port:
-            machine = machine_on(plan, port)
-            record = machine.run()
-            assert machine.store.wrong_slots(machine.residents()) == []
-        assert check(plan, record).equal, seed
-        check_all(plan, as_groups(plan, record)) if plan.rerank is None and plan.warmup_steps == 0 else None

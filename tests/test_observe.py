@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.observe import Run, transfers_of
+from runtime.observe import Run, decide_of, transfers_of
 from sim.machines import compiled
 from tests.plans import plan
 
@@ -46,3 +46,17 @@ def test_transfers_queued_in_the_warm_up_are_not_observed() -> None:
     steps = run.record.steps | {"begin_ns": np.array([0, 11])}
     seen = transfers_of(replace(run, record=replace(run.record, warmup_steps=1, steps=steps)))
     assert not len(seen.gap_ns) and not len(seen.idle_ns) and not len(seen.following_ns)
+
+
+def test_a_decision_is_observed_in_decode_steps_and_only_without_them_in_prompts() -> None:
+    """Two visits in each of three steps: a warm-up, a prompt (300 ns from its dense part to the routed instant), a
+    decode step (100 and 110 ns)."""
+    visits = {
+        "step": np.array([0, 0, 1, 1, 2, 2]),
+        "dense_end_ns": np.array([0, 1000, 2000, 3000, 4000, 5000]),
+        "routed_ns": np.array([900, 1900, 2300, 3300, 4100, 5110]),
+    }
+    record: Any = SimpleNamespace(groups={"visits": visits}, warmup_steps=1)
+    for phases, expected in (([True, True, False], [100, 110]), ([False, True, True], [300, 300, 100, 110])):
+        setting: Any = SimpleNamespace(steps=SimpleNamespace(prefill=np.array(phases)))
+        assert decide_of(Run(setting, record)).tolist() == expected

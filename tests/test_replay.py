@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from runtime import layers, store
-from runtime.device.accelerator import current
 from runtime.device.cpu import CpuPort, Link
 from runtime.device.worker import Worker
 from runtime.replay import Options, main, replay
@@ -304,11 +303,9 @@ def test_threads_do_not_outlive_a_replay(capsys: Any, monkeypatch: Any, left: An
     assert len(began) == 2 and not any(worker.is_alive() for worker in began)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(current() is None, reason="torch finds no accelerator")
 @pytest.mark.parametrize("name", POLICIES)
-def test_on_the_accelerator(name: str, capsys: Any) -> None:
-    flags = [*FAST, "--scale", "0.125", "--precision", "bf16", *POLICIES[name], "--json", "--check"]
+def test_on_the_accelerator(name: str, accelerator: float, capsys: Any) -> None:
+    flags = [*FAST, "--scale", str(accelerator), "--precision", "bf16", *POLICIES[name], "--json", "--check"]
     assert main(flags) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"]["lock_step"]["this run's order, through the core"]["equal"]

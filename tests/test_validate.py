@@ -14,11 +14,11 @@ import pytest
 from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import Link, Traces, enough_requests
-from runtime.compare import statements, status
+from runtime.arms import Link, Traces, enough_requests, grid
+from runtime.compare import compared, statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
-from runtime.observe import simulated
+from runtime.observe import Run, simulated
 from runtime.store import Need, StoreError
 from runtime.validate import main
 from runtime.validate_table import markdown
@@ -171,7 +171,8 @@ def test_a_device_that_is_what_was_calibrated_is_within(
     assert {name: s["verdict"] for name, s in out["statements"].items()} == dict.fromkeys(
         ("median", "without_link", "worst", "tau", "equal", "regimes", "capacities"), "within"
     )
-    assert len(out["arms"]) == 18 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
+    # three policies at 6 slots and one at 8, of 8; at 3 and 5; at 3 and 4
+    assert len(out["arms"]) == 3 + 1 + 6 + 6 and {arm["regime"] for arm in out["arms"]} == set(REGIMES)
     for arm in out["arms"]:
         assert abs(arm["error"]) < 0.04 and arm["spread"] < 0.02 and len(arm["repeats_ns"]) == 3
         assert arm["hits"]["measured"] == [arm["hits"]["simulated"]] * 3
@@ -179,6 +180,12 @@ def test_a_device_that_is_what_was_calibrated_is_within(
         assert sum(arm["measured_ns"][n] for n in ("dense", "decide", "experts", "stall", "head")) == pytest.approx(
             arm["measured_ns"]["total"], rel=0.02
         )
+    assert [link["calibrated_at"] for link in out["links"]] == [[5, 7], [4, 6], [2, 5]]
+    # a token's two experts in each of four layers, 30 us of the device each: TRUE, and a tenth of it
+    assert {arm["gpu_busy_ns"] for arm in out["arms"] if arm["batch"] == 1} == {2 * 4 * 30_000}
+    assert [kernel["tokens"] for kernel in out["kernels"]] == [1, 4]  # four requests together
+    assert "* one expert, 4 tokens: GPU busy 45.0 us of the 450.0 us that the host takes to launch it and see" in said
+    assert ": HOST-BOUND\n" in said and "experts keep the device busy for " in said
     assert out["calibration"]["mixed"]["expert"]["ns"][0] == pytest.approx(300_000, rel=0.03)
     assert out["calibration"]["mixed"]["decide_ns"] == pytest.approx(40_000, rel=0.03)
     assert out["calibration"]["stall"]["transfer_idle_ns"] > out["calibration"]["compute"]["transfer_idle_ns"]
@@ -236,7 +243,7 @@ def test_an_own_link_is_judged_up_to_all_experts_and_over_long_prompts(
     assert by_phase["decode"]["ns"][0] == pytest.approx(200_000, rel=0.05)
     page = (files / "out/validation.md").read_text()
     assert page.startswith("# Simulated") and "Left out" not in page
-    assert "Prompts of up to 1,280 tokens in prefill steps, contexts of up to 1,288." in page
+    assert "Longest prompt in prefill steps: 1,280 tokens; longest context: 1,288." in page
 
 
 @pytest.mark.parametrize(
@@ -359,7 +366,7 @@ def test_a_run_ends_by_its_deadline_whatever_is_asked_for(
 
 
 def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 2 s a replay and a little: 13 s warm up; of the 37 s that are left a round of seven takes 15, lock-steps 8: no other
+    # 2 s a replay and a little: 13 s warm up; of 37 s left a round of seven takes 15, lock-steps 8
     status, bench, out = timed(files, monkeypatch, 2.0, "--seconds", "50")
     assert out is not None and bench.clock.now <= 50 and out["rounds"] == 1
     assert status == 3 and {row["spread"] for row in out["arms"]} == {None}
@@ -368,7 +375,10 @@ def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkey
 
 
 def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = lambda self, setting, record: (self.clock.tick(30.0), MadeUp.lock_step(self, setting, record))[1]  # noqa: E731
+    def slow(self: Timed, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        self.clock.tick(30.0)
+        return MadeUp.lock_step(self, setting, record)
+
     monkeypatch.setattr(Timed, "lock_step", slow)
     status, bench, out = timed(files, monkeypatch, 0.5, "--seconds", "60")
     assert out is not None and bench.clock.now < 60 + 30  # one may have begun before the deadline
@@ -472,6 +482,11 @@ def test_a_regime_without_two_arms_is_inconclusive() -> None:
     assert found(ROWS[:-2], own) == "inconclusive"  # two, one and one
 
 
+def test_chained_requests_are_ranked_by_themselves() -> None:
+    pairs = lambda rows: statements(rows, Tolerance(), LINKS)["tau"]["pairs"]  # noqa: E731 - a number
+    assert pairs(ROWS) == 6 * 5 / 2 and pairs([{**ROWS[0], "chained": True}, *ROWS[1:]]) == 5 * 4 / 2
+
+
 def test_hits_and_decisions_must_be_equal_in_every_arm() -> None:
     assert verdicts(ROWS, LINKS)["equal"] == "within"
     wrong = [{**ROWS[0], "lock_step": {"equal": True, "hits": 3, "simulated_hits": 4}}, *ROWS[1:]]
@@ -493,6 +508,19 @@ def test_the_time_without_link_is_judged_beside_the_whole_and_its_worst_arm_name
     none = [{**row, "error_without_link": None} for row in ROWS]
     assert statements(none, Tolerance(), LINKS)["without_link"]["value"] is None
     assert verdicts(none, LINKS)["without_link"] == "inconclusive"
+
+
+def test_the_spread_without_link_is_that_of_the_time_that_is_not_stall(files: Path) -> None:
+    arm = grid(Link("link"), ["lru"], [3], [1])[0]
+    traces = Traces.of(str(files / "t.npz"), 0.25, 0, files, 1)
+    common = {"model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 8, "warmup_steps": 1}
+    setting, bench, runs = traces.setting(arm, common, command.PLACEHOLDER), MadeUp(), []
+    for gbps in (0.5, 1.0, 2.0):  # what the link takes differs from run to run, all else is the same
+        bench.pace(gbps, 0.0)
+        runs.append(Run(setting, bench.replay(setting)))
+    row = compared(arm, runs, runs[1])
+    assert row["error"] == 0 and row["error_without_link"] == pytest.approx(0, abs=1e-12)
+    assert row["spread_without_link"] < 1e-12 and row["spread"] > 0.1
 
 
 @pytest.mark.parametrize(

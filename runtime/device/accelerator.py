@@ -6,33 +6,37 @@ something, and all the while that it waits. So a landing is noticed within the t
 microseconds, and the next transfer follows from there; the gap is in the record (`started_ns` after the last
 `landed_ns`).
 
-Times of events come from the device's own clock, as milliseconds from another event. `anchor` is an event that the
-host saw happen (it looks without sleeping, so it is late by about a microsecond); waits for kernels make new ones,
-which keeps the difference small enough for a float32.
+Times of events come from the device's own clock, as milliseconds from another event, the *anchor*, whose instant the
+host knows: it happened after the host last saw that it had not (or had recorded it), and before the host saw that it
+had. Each event keeps its own looks, so one that happened long before somebody asked is no anchor, whatever else the
+host looked at meanwhile; and the host looks without sleeping, so that most are known to a few microseconds. An anchor
+is worth its width, and what two clocks drift apart since; whichever is worth more stays.
+
+cuDNN's attention is off while the port is open: it plans anew, for milliseconds, at every length of the context.
 
 Host memory is page-locked by registering ordinary memory where the runtime can (cudaHostRegister): torch's own
 allocator of page-locked memory rounds each block up to a power of two, which may double the hundred gigabytes that
 experts take.
 """
 
-import contextlib
 import mmap
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 
 from runtime.device.cpu import host_bytes
 from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
-from runtime.device.worker import Threads, Worker, failing, give_back
+from runtime.device.worker import Threads, Worker, failing, give_back, give_way
 
 Sequences = Sequence[Access]
-SHARP_NS = 10_000  # an anchor: the host looked twice within this time, and in between it happened
 REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
-STALE_NS = 5_000_000_000  # after so long a float32 of milliseconds is worse than a blunt anchor
+DRIFT = 20_000  # two clocks differ by 1 ns more in so many (50 ppm); a float32 of milliseconds loses less
+FIRST_LOOKS = 20  # events of which the best is the first anchor
 
 
 def current() -> torch.device | None:
@@ -49,11 +53,28 @@ def _named(room: Any, *names: str) -> Any:
     return next(getattr(room, name) for name in names if hasattr(room, name))
 
 
+def without_cudnn_attention(device: torch.device) -> Callable[[], None]:
+    """Turn it off; returns what turns it on again if it was on."""
+    backends: Any = torch.backends.cuda
+    if device.type != "cuda" or not backends.cudnn_sdp_enabled():
+        return lambda: None
+    backends.enable_cudnn_sdp(False)
+    return lambda: backends.enable_cudnn_sdp(True)
+
+
 def own_pages(nbytes: int) -> mmap.mmap:
     """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
     if hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, nbytes)
+
+
+class Anchor(NamedTuple):
+    """An event of the device, and when it happened by the host's clock, give or take half of `width_ns`."""
+
+    event: Any
+    ns: int
+    width_ns: int
 
 
 class DeviceEvent:
@@ -62,25 +83,26 @@ class DeviceEvent:
     def __init__(self, port: "AcceleratorPort", stream: Any) -> None:
         self.port, self.anchor = port, port.anchor
         self.event = torch.Event(device=port.device, enable_timing=True)
+        self.before_ns = time.perf_counter_ns()  # it happens after this
         self.event.record(stream)
+        self.seen = False
 
     def done(self) -> bool:
-        if self.event.query():
+        if self.seen:
             return True
-        self.port.looked_ns = time.perf_counter_ns()
-        return False
+        looked = time.perf_counter_ns()
+        if self.event.query():
+            self.seen = True
+            self.port.saw(self.event, self.before_ns, time.perf_counter_ns())
+        else:
+            self.before_ns = looked
+        return self.seen
 
     def wait(self) -> None:
         self.port.wait_until(self.done)
-        now = time.perf_counter_ns()
-        if now - self.port.looked_ns < SHARP_NS or now - self.port.anchor[1] > STALE_NS:
-            self.port.anchor = (self.event, now)
 
     def time_ns(self) -> int:
-        if self.port.anchor[0] is self.event:
-            return int(self.port.anchor[1])
-        known, at = self.anchor
-        return at + round(float(known.elapsed_time(self.event)) * 1e6)
+        return self.anchor.ns + round(float(self.anchor.event.elapsed_time(self.event)) * 1e6)
 
 
 class DeviceCopy(DeviceEvent):
@@ -159,11 +181,11 @@ class AcceleratorPort:
         self.buffers: list[Buffer] = []
         self.registered: dict[int, torch.Tensor] = {}
         self.copies = 0
-        self.looked_ns = 0
-        self.anchor: tuple[Any, int] = (None, 0)
-        first = self.compute.record()
+        self.cudnn = without_cudnn_attention(device)
         torch.accelerator.synchronize(device)
-        self.anchor = (first.event, time.perf_counter_ns())
+        self.anchor = Anchor(None, 0, 1 << 62)
+        for _ in range(FIRST_LOOKS):
+            self.compute.record().wait()
 
     # --- memory ---
 
@@ -211,6 +233,12 @@ class AcceleratorPort:
 
     # --- the host ---
 
+    def saw(self, event: Any, before_ns: int, after_ns: int) -> None:
+        """An event happened between two instants of the host's clock: a new anchor, if it is worth more."""
+        width, age = after_ns - before_ns, before_ns - self.anchor.ns
+        if width <= self.anchor.width_ns + age // DRIFT:
+            self.anchor = Anchor(event, (before_ns + after_ns) // 2, width)
+
     def now_ns(self) -> int:
         return time.perf_counter_ns()
 
@@ -248,7 +276,7 @@ class AcceleratorPort:
                 self.threads.check()
                 if time.monotonic() > end:
                     raise DeviceError(f"nothing happened for {self.timeout_s:g} s; gave up waiting")
-                time.sleep(0)  # the host's experts run in a thread that wants the interpreter too
+                give_way()  # the host's experts run in a thread that wants the interpreter too
 
     def sync(self) -> None:
         for stream in (self.compute, self.link):
@@ -271,21 +299,28 @@ class AcceleratorPort:
         }
 
     def close(self) -> None:
-        """Wait for what runs, if the device still answers, and give everything back."""
+        """Wait for what runs, if the device still answers, and give everything back; what a device that failed says to
+        that is not told: it has said why already."""
         if self.closed:
             return
         self.closed = True
         self.flights.clear()
-        with contextlib.suppress(Exception):  # a device that failed has said so already
+        self.cudnn()
+        with suppress(Exception):
             torch.accelerator.synchronize(self.device)
         self.host.stop()
         for buffer in list(self.buffers):
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 self.free(buffer)
+        for give_back_to_torch in (self._leave_stream, self._empty_cache):
+            with suppress(Exception):
+                give_back_to_torch()
+
+    def _leave_stream(self) -> None:
         torch.accelerator.set_stream(self.before)
-        give_up: Any = getattr(getattr(torch, self.device.type), "empty_cache", None)
-        if give_up is not None:
-            give_up()
+
+    def _empty_cache(self) -> None:
+        getattr(torch, self.device.type).empty_cache()
 
     def __enter__(self) -> "AcceleratorPort":
         return self

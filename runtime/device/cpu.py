@@ -3,7 +3,7 @@
 The copies are real: bytes move from the host's copy of an expert into its slot. Then the thread waits until as much
 time has passed as a link of `link_gbps` would take (and `link_latency_us` before a copy on an idle link), so that copy
 and compute can stand to each other as on a GPU machine. It sleeps for most of that and looks at the clock for the last
-SPIN_NS, which keeps the pace to some ten microseconds and leaves the core to the thread that computes. A pace that the
+SPIN_NS, which keeps the pace to some microseconds and leaves the core to the thread that computes. A pace that the
 memory cannot keep is not kept: `facts` says how many copies fell behind and by how much.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from runtime.device.port import Access, Buffer, DeviceMissing, Event, Landed
-from runtime.device.worker import Mark, Threads, Worker, failing, give_back
+from runtime.device.worker import Mark, Threads, Worker, failing, give_back, give_way
 
 SPIN_NS = 120_000  # sleeping is late by up to about this much
 Sequences = Sequence[Access]
@@ -213,7 +213,10 @@ class CpuPort(HostPort):
 def sleep_until(end_ns: int) -> None:
     """Sleep, then watch the clock; between two looks others may have the interpreter."""
     while (left := end_ns - time.perf_counter_ns()) > 0:
-        time.sleep(max(0, left - SPIN_NS) / 1e9)
+        if left > SPIN_NS:
+            time.sleep((left - SPIN_NS) / 1e9)
+        else:
+            give_way()
 
 
 def host_bytes() -> int:
