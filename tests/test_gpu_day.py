@@ -392,6 +392,56 @@ def test_a_dry_run_is_called_one(tmp_path: Path) -> None:
     assert text.startswith("## A dry run without a GPU: no figure counts\n")
 
 
+# --- what runs inside the parts, on a GPU that is not there ---
+
+
+def test_every_probe_of_a_gpu_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from runtime.gpu.parts import probe
+    from tests.stand_in import StandIn
+
+    monkeypatch.setattr(probe, "EXPERTS", {"small": (64, 32)})
+    monkeypatch.setattr(probe, "EXPERT_BYTES", 1 << 22)
+    with StandIn(noise=0.0):
+        found = probe.found(torch.device("cuda", 0))
+    assert {name: result for name, result in found.items() if "failed" in result} == {}
+    assert set(found) == {*probe.ANYWHERE, *probe.ON_A_GPU}
+    # 4 MiB at 55 GB/s after 8 us are 84 us, and up to 7 us of the host's calls lie between the events
+    copied = found["a copy of an expert is asynchronous"]["found"]
+    assert 2**22 / 91_000 < copied["gb_per_s"] < 2**22 / 84_000 and copied["returned_us"] < 20
+
+
+def test_a_probe_that_fails_has_a_name_and_the_others_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from runtime.gpu.parts import probe
+
+    def broken(device: Any) -> None:
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe, "ANYWHERE", {"broken": broken, "torch accelerator": probe.torch_accelerator})
+    assert probe.main("cpu") == 1 and torch
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert found["broken"] == {"failed": "RuntimeError: no such thing"} and "found" in found["torch accelerator"]
+
+
+def test_bare_copies_are_timed_by_the_device() -> None:
+    pytest.importorskip("torch")
+    from runtime.gpu.parts import copies
+    from tests.stand_in import StandIn
+
+    with StandIn(noise=0.0, link_gbps=50.0, copy_ns=8_000) as machine:
+        rows = copies.copies("cuda", (4096, 1 << 20))
+        beside = copies.beside_a_copy(1 << 12, 1 << 20)
+        assert machine.strided == []
+    kinds = {(row["bytes"], row["host_memory"]): row for row in rows}
+    assert {kind for _, kind in kinds} == {"registered", "pinned", "pageable"}
+    for kind in ("registered", "pinned"):  # 8 us + 2^20 bytes / 50 GB/s = 28.97 us, and 2 us between the host's calls
+        row = kinds[1 << 20, kind]
+        assert 28_971 <= row["h2d_ns"] <= 36_000 and 28_971 <= row["d2h_ns"] <= 36_000
+    assert beside["kernels_ns_beside_copies"] == pytest.approx(beside["kernels_ns_alone"], rel=0.1)
+
+
 # --- the table ---
 
 

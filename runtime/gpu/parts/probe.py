@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from runtime.device.accelerator import current, own_pages
+from runtime.device.accelerator import current
 from runtime.device.port import choose
+from runtime.gpu.parts.copies import registered
 from runtime.layers import expert, grouped, has_grouped
 from runtime.store import Weights
 from traces.command import write_bytes
@@ -27,6 +28,7 @@ ANYWHERE: dict[str, Probe] = {}
 ON_A_GPU: dict[str, Probe] = {}
 EXPERT_BYTES = 352_321_536  # of Mixtral in bf16
 EXPERTS = {"mixtral-8x7b": (4096, 14336), "deepseek-v2-lite": (2048, 1408)}  # hidden size, intermediate size
+BF16 = 0.02  # of the largest number that comes out: what two orders of summing in bf16 may differ by
 SHRUNK = 16  # times smaller on the CPU
 FEW, MANY = 20, 300  # calls whose mean is a time on the device, and a cost on the host
 
@@ -94,7 +96,9 @@ def experts_in_one_grouped_kernel(device: torch.device) -> Any:
         up, down = slots_of(name, device)
         x, ends = tokens_for(up, 4), torch.tensor([1, 1, 2, 2, 2, 3, 3, 4], dtype=torch.int32, device=device)
         alone = [expert(x[i : i + 1], Weights(up[e], down[e])) for i, e in enumerate((0, 2, 5, 7))]
-        torch.testing.assert_close(grouped(x, ends, up, down), torch.cat(alone), rtol=0.05, atol=0.05)
+        apart = float((grouped(x, ends, up, down) - torch.cat(alone)).abs().max() / torch.cat(alone).abs().max())
+        if not apart < BF16:
+            raise RuntimeError(f"{name}: what the grouped kernel gives is {apart:.1%} off")
         out[name] = us(mean_ns(partial(grouped, x, ends, up, down), device, FEW))
     return out
 
@@ -191,27 +195,21 @@ def costs_of_events(device: torch.device) -> Any:
 
 @probe(ON_A_GPU)
 def memory_registered_and_given_back(device: torch.device) -> Any:
-    """ms for 1 GiB of ordinary pages; and whether torch then knows them as page-locked."""
-    memory, runtime = torch.frombuffer(own_pages(1 << 30), dtype=torch.uint8), torch.cuda.cudart()
+    """ms for as many ordinary pages as an expert has; and whether torch then knows them as page-locked."""
     began = time.perf_counter_ns()
-    code = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
-    locked_ns, known = time.perf_counter_ns() - began, memory.is_pinned()
-    back = int(runtime.cudaHostUnregister(memory.data_ptr()))
-    if code or back or not known:
-        raise RuntimeError(f"cudaHostRegister {code}, cudaHostUnregister {back}, is_pinned {known}")
-    return {"register_ms": round(locked_ns / 1e6, 1)}
+    with registered(EXPERT_BYTES) as memory:
+        return {"register_ms": round((time.perf_counter_ns() - began) / 1e6, 1), "is_pinned": memory.is_pinned()}
 
 
 @probe(ON_A_GPU)
 def a_copy_of_an_expert_is_asynchronous(device: torch.device) -> Any:
-    """One Mixtral expert from registered memory: when the call came back, and how long the copy took."""
-    memory, runtime = torch.frombuffer(own_pages(EXPERT_BYTES), dtype=torch.uint8), torch.cuda.cudart()
-    runtime.cudaHostRegister(memory.data_ptr(), EXPERT_BYTES, 0)
-    try:
+    """One Mixtral expert from registered memory: when the call came back, and how fast the copy was."""
+    with registered(EXPERT_BYTES) as memory:
         memory.fill_(3)
         there = torch.empty(EXPERT_BYTES, dtype=torch.uint8, device=device)
         begin, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
         stream = torch.accelerator.current_stream(device)
+        synchronize(device)
         began = time.perf_counter_ns()
         begin.record(stream)
         there.copy_(memory, non_blocking=True)
@@ -221,8 +219,6 @@ def a_copy_of_an_expert_is_asynchronous(device: torch.device) -> Any:
         if not early or not bool((there == 3).all()):
             raise RuntimeError("the call came back only when the copy had ended, or other bytes arrived")
         return {"returned_us": us(returned_ns), "gb_per_s": round(EXPERT_BYTES / begin.elapsed_time(end) / 1e6, 1)}
-    finally:
-        runtime.cudaHostUnregister(memory.data_ptr())
 
 
 @probe(ON_A_GPU)
