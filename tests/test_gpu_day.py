@@ -169,8 +169,12 @@ def test_what_a_command_leaves_running_ends_with_it(there: Path) -> None:
 def test_a_part_that_no_time_is_left_for_is_skipped_and_what_is_known_of_it_stays(there: Path) -> None:
     table = (part("one", "say=1"), part("two", "say=2"))
     made_up_day(there, *table).run(["one"])
+    cut = there / "day" / "work" / "two" / "half.json"  # of a day that was killed
+    cut.parent.mkdir(parents=True)
+    cut.touch()
     results = run(made_up_day(there, *table, seconds=5), again=True)
     assert [results[name].status for name in ("one", "two")] == ["done", "skipped"]
+    assert [path.name for path in (there / "day" / "parts" / "two").iterdir()] == ["result.json"]
     assert results["two"].why == "5 s left" and day.status(list(results.values())) == 3
 
 
@@ -423,6 +427,29 @@ def test_a_probe_that_fails_has_a_name_and_the_others_run(monkeypatch: pytest.Mo
     assert probe.main("cpu") == 1 and torch
     found = json.loads((tmp_path / "probe.json").read_text())
     assert found["broken"] == {"failed": "RuntimeError: no such thing"} and "found" in found["torch accelerator"]
+
+
+def test_a_profile_takes_host_memory_as_stated() -> None:
+    pytest.importorskip("torch")
+    from runtime.gpu.parts.profiled import profiled
+    from runtime.layout import StoreError
+
+    small = "--trace mixtral.npz --device cpu --precision fp32 --scale 0.0078125 --max-steps 2 --cache 2"
+    with pytest.raises(StoreError, match=r"has 0.00 GB"):
+        profiled([*small.split(), "--host-memory", "1KB"])
+
+
+def test_tests_that_are_not_here_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from runtime.gpu.parts import NOT_HERE, marked
+
+    assert {Path(file).name for file in marked.files()} == {"test_accelerator.py", "test_live.py", "test_replay.py"}
+    assert marked.lacking() == ""
+    monkeypatch.setattr(marked, "ROOT", tmp_path)
+    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "tests/: not here\n")
+    monkeypatch.setattr(marked, "NEEDED", ("pytest", "nowhere"))
+    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "nowhere: not installed\n")
 
 
 def test_bare_copies_are_timed_by_the_device() -> None:

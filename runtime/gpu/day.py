@@ -139,9 +139,7 @@ class Day:
         box_s = min(part.box_s, self.left())
         if self.stopped or box_s < LEAST_S:
             return self._skipped(part)
-        work = self.out / "work" / part.name
-        shutil.rmtree(work, ignore_errors=True)
-        (work / SCRATCH).mkdir(parents=True)
+        work = self._emptied(part)
         began, ended = time.monotonic(), []
         for command in part.commands:
             ended.append(self._command(part, command, work, began + box_s - time.monotonic()))
@@ -183,10 +181,15 @@ class Day:
         known = dict((part.name, result) for part, result in self.kept()).get(part.name)
         if known is not None:
             return known
-        work = self.out / "work" / part.name
-        work.mkdir(parents=True, exist_ok=True)
         why = "interrupted before it" if self.stopped else f"{max(0.0, self.left()):.0f} s left"
-        return self._keep(work, Result(part.name, SKIPPED, why=why, made_with=self.made_with))
+        return self._keep(self._emptied(part), Result(part.name, SKIPPED, why=why, made_with=self.made_with))
+
+    def _emptied(self, part: Part) -> Path:
+        """Where the part runs; nothing of an earlier run is there."""
+        work = self.out / "work" / part.name
+        shutil.rmtree(work, ignore_errors=True)
+        (work / SCRATCH).mkdir(parents=True)
+        return work
 
     # --- what is kept ---
 

@@ -21,7 +21,7 @@ from traces.command import write_bytes
 def profiled(argv: list[str]) -> Any:
     """The profile of one run, after a warm-up that is not profiled."""
     args = arguments().parse_args(argv)
-    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel)
+    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, host_bytes=args.host_memory)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     port = choose(args.device, args.link_gbps, args.link_latency_us)
     with prepared(prepare(spec_of(args)), port, options) as here:
