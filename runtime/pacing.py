@@ -57,9 +57,9 @@ def _transferring(setting: Setting, transfer_ns: int) -> Setting:
 
 def pace_of(
     regime: str, settings: Sequence[Setting], expert_bytes: int, fixed_ns: float, seconds: float, most: int
-) -> tuple[float, int]:
-    """(GB/s, counted steps that take about `seconds` there, at least 2 and at most `most`). fixed_ns: of a transfer,
-    whatever its pace."""
+) -> tuple[float, int, float]:
+    """(GB/s, counted steps that take about `seconds` there, at least 2 and at most `most`, seconds of one). fixed_ns:
+    of a transfer, whatever its pace."""
 
     def at(gbps: float) -> list[dict[str, int]]:
         return simulated_at(settings, round(expert_bytes / gbps + fixed_ns))
@@ -67,7 +67,7 @@ def pace_of(
     gbps = gbps_for(regime, lambda gbps: [c["stall"] / c["total"] for c in at(gbps)])
     counted = len(settings[0].steps) - settings[0].spec.warmup_steps
     per_step = statistics.mean(c["total"] for c in at(gbps)) / counted / 1e9
-    return gbps, int(np.clip(round(seconds / per_step), 2, most))
+    return gbps, int(np.clip(round(seconds / per_step), 2, most)), per_step
 
 
 # --- seconds ----------------------------------------------------------------------------------------------------------

@@ -127,6 +127,10 @@ class Rig:
         return {"torch": torch.__version__, **memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
 
     def bare_copy_ns(self) -> tuple[int, int]:
+        link: Any = self.port.link
+        if hasattr(link, "gbps"):  # a paced link holds its pace, however slow the machine is just now
+            following = int(self.expert_bytes / link.gbps)
+            return following + link.latency_ns, following
         return micro.bare_copies(self.port, self.store)
 
     def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:

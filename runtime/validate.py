@@ -203,23 +203,24 @@ def probing(args: argparse.Namespace) -> list[Arm]:
 def paced_links(
     bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, probe: Probe,
     scale: float, replay_s: float,
-) -> tuple[list[Link], dict[str, int]]:  # fmt: skip
-    """A pace for each regime and the steps that its replays have, about `replay_s` long, from one probe of this device
-    (runtime.pacing)."""
+) -> tuple[list[Link], dict[str, int], float]:  # fmt: skip
+    """A pace for each regime, the steps that its replays have, about `replay_s` long, and what they take on the mean,
+    from one probe of this device (runtime.pacing)."""
     runs = list(probe.runs.values())
     found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
     hardware = folder / "probe.toml"
     calibrate.write_hardware(hardware, found)
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
-    links, steps, warm = [], {}, common["warmup_steps"]
+    links, steps, took_s, warm = [], {}, 0.0, common["warmup_steps"]
     for regime in TARGETS:
         arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
-        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
+        gbps, counted, step_s = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
         steps[regime] = counted + warm
-    return links, steps
+        took_s += step_s * steps[regime] / len(TARGETS)
+    return links, steps, took_s
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -390,7 +391,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
         replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], arms, deadline)
         if choose:
-            links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
+            links, steps, replay_s = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
             arms = all_arms(links, args, experts)
         else:
             steps = {link.name: steps_of(probe.step_s, replay_s, args, common) for link in links}
