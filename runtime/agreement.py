@@ -136,13 +136,14 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.WITHIN
 
 
-def verdicts(arms: Sequence[Judged], equal: bool, tolerance: Tolerance) -> dict[str, Verdict]:
+def verdicts(arms: Sequence[Judged], equal: bool | None, tolerance: Tolerance) -> dict[str, Verdict]:
     """Every statement about the times of a set of arms, by name. `equal`: hits and decisions were equal wherever they
-    must be. A median is judged with the median spread, every arm with its own against `worst`."""
+    must be (None: wherever that was looked at, which was not everywhere). A median is judged with the median spread,
+    every arm with its own against `worst`."""
     return {
         "median": judge_median([(arm.error, arm.spread) for arm in arms], tolerance.median),
         "without_link": judge_median([arm.awake for arm in arms if arm.awake is not None], tolerance.median),
         "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
         "tau": judge_tau(tau(arms)[0], tau(arms, 2.0)[0], tolerance.tau),
-        "equal": Verdict.WITHIN if equal else Verdict.OUTSIDE,
+        "equal": {True: Verdict.WITHIN, False: Verdict.OUTSIDE, None: Verdict.INCONCLUSIVE}[equal],
     }

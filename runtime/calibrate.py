@@ -11,18 +11,17 @@ Exit status 0 done, 1 the device failed, 2 bad input. The file is written whole 
 import argparse
 import datetime
 import json
+import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from runtime.arms import BATCHES, Link, Traces, calibrating, enough_requests, synthetic
+from runtime.arms import BATCHES, Arm, Link, Traces, calibrating, enough_requests, synthetic
 from runtime.observe import Run
-from runtime.terms import Fitted, fitted, toml
+from runtime.rounds import After, Budget, Deadline, complete, measured
+from runtime.terms import Fitted, fitted, refuse_impossible, toml
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.parts import build
 from sim.errors import SpecError
@@ -33,15 +32,17 @@ from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
 
 CACHES = (0.375, 0.75)
+QUICK_S, LONG_S = 90.0, 600.0  # of everything
+CHECKS = 0.15  # of it, for what comes after the rounds: the fits, bare copies, the cross-check
 SOURCE = "measured in place by runtime.calibrate: medians over rounds of replays"
 
 
-def section_of(
-    found: Fitted, facts: dict[str, Any], setting: Setting, scale: float, expert_bytes: int, bare: Any = None
-) -> dict[str, Any]:
+def section_of(found: Fitted, bench: Any, setting: Setting, scale: float, bare: Any = None) -> dict[str, Any]:
     """The hardware file's table: provenance, the fitted terms, and the link's `bare` copies where they were measured.
-    Raises CatalogError should it not be valid."""
+    Raises DeviceError for a term that no device can have, CatalogError should the table not be valid."""
     assert setting.model is not None
+    refuse_impossible(found.section, bench.bare_copy_ns())
+    facts = bench.facts()
     about = {
         "device": plain(facts.get("what", "unknown")),
         "torch": plain(facts.get("torch", "")),
@@ -49,7 +50,7 @@ def section_of(
         "model": setting.model.name,
         "precision": setting.spec.precision,
         "scale": scale,
-        "expert_bytes": expert_bytes,
+        "expert_bytes": bench.expert_bytes,
     }
     if facts.get("mem_gb"):
         about["mem_gb"] = facts["mem_gb"]
@@ -67,18 +68,6 @@ def write_hardware(path: str | Path, table: dict[str, Any], about: Sequence[str]
     """The table as TOML, behind comment lines."""
     comments = "".join(f"# {plain(line)}\n" for line in about)
     write_bytes(path, (comments + toml(table) + "\n").encode())
-
-
-def rounds(
-    bench: Any, settings: Sequence[Setting], repeats: int, seed: int, say: Callable[[str], None] = lambda text: None
-) -> list[list[Run]]:
-    """Replay every setting `repeats` times, round after round, each round in an order of its own; the records."""
-    rng, out = np.random.default_rng(seed), []
-    for number in range(repeats):
-        say(f"round {number + 1} of {repeats}")
-        runs = [(i, Run(settings[i], bench.replay(settings[i]))) for i in rng.permutation(len(settings)).tolist()]
-        out.append([run for _, run in sorted(runs, key=lambda pair: pair[0])])
-    return out
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -107,6 +96,8 @@ def parser() -> Parser:
 
 def device_flags(out: argparse.ArgumentParser) -> None:
     """The flags that say which device, and how the model is made to fit it."""
+    from runtime.replay import host_memory_flag
+
     group = out.add_argument_group("the device")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
@@ -118,6 +109,7 @@ def device_flags(out: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
     )
+    host_memory_flag(group)
     group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link")
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--expert-kernel", default="auto", metavar="auto|loop|grouped", help="how a group's experts run")
@@ -127,7 +119,10 @@ def measuring_flags(out: argparse.ArgumentParser) -> None:
     """The flags that say how long and how often."""
     group = out.add_argument_group("measuring")
     group.add_argument("--steps", type=int, metavar="N", help="steps of a replay (default: 64; --quick: 24)")
-    group.add_argument("--repeats", type=int, metavar="N", help="rounds (default: 5; --quick: 3)")
+    most = "rounds, as far as the time does (default: calibrate 5, --quick: 3; validate as many as there is time for)"
+    group.add_argument("--repeats", type=int, metavar="N", help=most)
+    whole = "seconds for everything (default: calibrate 600, --quick: 90; validate 1200, --quick: 270)"
+    group.add_argument("--seconds", type=positive, metavar="N", help=whole)
     group.add_argument("--as-decode", action="store_true", help="run prompt rows as decode steps (--quick does)")
     group.add_argument("--expert-group", metavar="one|ready|all", help="how the GPU takes experts (default: one)")
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens of a prefill step")
@@ -165,6 +160,17 @@ def requests(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> float:
+    """A type for argparse: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
 def common_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of RunSpec that every arm has, with the defaults of the device."""
     cpu = device_name(args) == "cpu"
@@ -181,6 +187,11 @@ def common_fields(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             out[name] = getattr(args, name)
     return out
+
+
+def deadline_of(args: argparse.Namespace, quick_s: float, long_s: float) -> Deadline:
+    """From now on; as asked for, or what a command allows itself."""
+    return Deadline(args.seconds or (quick_s if args.quick else long_s))
 
 
 def device_name(args: argparse.Namespace) -> str:
@@ -205,7 +216,7 @@ def options_of(args: argparse.Namespace) -> Any:
             raise SpecError(f"{name}: {value}: must be above 0")
     if scale > 1:
         raise SpecError(f"scale: {scale:g}: must be at most 1")
-    return Options(scale=scale, alias=args.alias_host, kernel=args.expert_kernel)
+    return Options(scale=scale, alias=args.alias_host, kernel=args.expert_kernel, host_bytes=args.host_memory)
 
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:
@@ -220,12 +231,6 @@ def port_of(args: argparse.Namespace) -> Any:
     from runtime.device.port import choose
 
     return choose(device_name(args), args.link_gbps, args.link_latency_us)
-
-
-def progress(text: str) -> None:
-    """On stderr, only where somebody looks."""
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,27 +268,42 @@ def _command(argv: list[str]) -> int:
 
 
 def _calibrate(args: argparse.Namespace, folder: Path) -> int:
+    deadline = deadline_of(args, QUICK_S, LONG_S)
     common, options = common_fields(args), options_of(args)
     link = Link("link", args.link_gbps, args.link_latency_us)
     arms = calibrating(link, args.caches, args.batches, args.host_experts)
     traces = requests_of(args, folder)
-    settings = [traces.setting(arm, common, "a100-pcie4") for arm in arms]
-    repeats = args.repeats or (3 if args.quick else 5)
-    began = time.monotonic()
-    with open_bench(args, settings, options) as bench:
-        rounds(bench, settings[:1], 1, args.seed)  # unmeasured: kernels are loaded, memory is touched
-        runs = rounds(bench, settings, repeats, args.seed, progress)
-        found, facts, size = fitted(runs), bench.facts(), bench.expert_bytes
-        words, bare = cross_check(bench, runs[-1][0])
-    table = section_of(found, facts, settings[0], options.scale, size, bare)
+    settings = {arm: traces.setting(arm, common, "a100-pcie4") for arm in arms}
+    asked = args.repeats or (3 if args.quick else 5)
+    with open_bench(args, list(settings.values()), options) as bench:
+        runs = rounds_of(bench, settings, deadline, asked, args.seed)
+        found = fitted(runs)
+        words, bare = cross_check(bench, runs[-1][0], deadline)
+        table = section_of(found, bench, settings[arms[0]], options.scale, bare)
+    took = f"{len(runs)} of {asked} rounds, {deadline.gone_s:.0f} s of {deadline.seconds:g} s"
     about = [
-        f"made by python -m runtime.calibrate in {time.monotonic() - began:.0f} s on: {facts.get('what')}",
+        f"made by python -m runtime.calibrate, {took}, on: {table['measured']['device']}",
         f"requests: {args.trace or 'synthetic, in the shape of the model'}",
         *(f"{name}: {text}" for name, text in words.items()),
     ]
     write_hardware(args.out, table, about)
-    print(json.dumps({"hardware": table, "cross_check": words}) if args.json else report(args.out, table, words))
+    spent = {"rounds": len(runs), "rounds_asked": asked, "deadline_s": deadline.seconds}
+    out = {"hardware": table, "cross_check": words, **spent, "seconds": round(deadline.gone_s, 1)}
+    print(json.dumps(out) if args.json else f"{report(args.out, table, words)}\n{took}")
     return 0
+
+
+def rounds_of(bench: Any, settings: dict[Arm, Setting], deadline: Deadline, asked: int, seed: int) -> list[list[Run]]:
+    """The records of every round, in the order of the settings; before them one replay that is not measured: kernels
+    are loaded, memory is touched."""
+    arms = list(settings)
+    replay: Callable[[Arm], Run] = lambda arm: Run(settings[arm], bench.replay(settings[arm]))  # noqa: E731
+    before_s = deadline.gone_s
+    complete(arms[:1], replay, deadline, "the warm-up")
+    round_s = (deadline.gone_s - before_s) * len(arms)
+    budget = Budget(deadline, round_s, After(fixed_s=CHECKS * deadline.seconds))
+    rounds = measured(arms, replay, budget, asked, seed)
+    return [[found[arm] for arm in arms] for found in rounds]
 
 
 def requests_of(args: argparse.Namespace, folder: Path) -> Traces:
@@ -321,14 +341,14 @@ def _first(value: Any) -> float:
     return float(value["ns"][0] if isinstance(value, dict) else value)
 
 
-def cross_check(bench: Any, run: Run) -> tuple[dict[str, str], dict[str, Any]]:
+def cross_check(bench: Any, run: Run, deadline: Deadline) -> tuple[dict[str, str], dict[str, Any]]:
     """Microbenchmarks beside the terms: in words, and the link's bare copies; nothing of a bench without a port."""
     port = getattr(bench, "port", None)
     if port is None:
         return {}, {}
     from runtime.micro import microbenchmarks
 
-    found = microbenchmarks(port, bench, run)
+    found = microbenchmarks(port, bench, run, deadline)
     return found.words, found.link
 
 

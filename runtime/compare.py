@@ -1,5 +1,6 @@
 """Measured replays of one arm beside its simulation, and what is claimed of all arms together."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from runtime import agreement, observe
 from runtime.agreement import ARMS, COMPONENTS, REGIMES, Judged, Tolerance, Verdict
 from runtime.arms import Arm
+from runtime.decisions import Outcome
 from runtime.lockstep import check
 from runtime.observe import Run
 from sim.plan import Setting
@@ -50,15 +52,20 @@ def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]
         "measured_ns": measured,
         "simulated_ns": found,
         "repeats_ns": totals,
-        "spread": agreement.spread(totals),
+        "spread": _known(agreement.spread(totals)),
         "error": agreement.signed_error(found["total"], measured["total"]),
         "error_without_link": agreement.signed_error(found["total"] - found["stall"], statistics.median(awake)),
-        "spread_without_link": agreement.spread(awake),
+        "spread_without_link": _known(agreement.spread(awake)),
         "component_error": {n: agreement.signed_error(found[n], measured[n]) for n in (*COMPONENTS, "copies")},
         "component_share": {n: (found[n] - measured[n]) / measured["total"] for n in COMPONENTS},
         "hits": {"simulated": hits(simulated.record), "measured": [hits(run.record) for run in replays]},
         "core_check": check(replays[0].setting.plan, replays[0].record).as_dict(),
     }
+
+
+def _known(spread: float) -> float | None:
+    """None in the place of infinity, which one replay has and JSON does not."""
+    return spread if math.isfinite(spread) else None
 
 
 def capacity(setting: Setting) -> int:
@@ -87,12 +94,18 @@ def locked(bench: Any, arm: Arm, simulated: Run) -> dict[str, Any]:
     return {**outcome.as_dict(), **same}
 
 
+def no_time() -> dict[str, Any]:
+    """The lock-step of an arm for which no time was left: nothing is known of it."""
+    skipped = Outcome(error="not replayed: no time was left").as_dict()
+    return {**skipped, "equal": None, "hits": None, "simulated_hits": None}
+
+
 def judged(row: dict[str, Any]) -> Judged:
     """A row in short; arms are ranked within one link and batch, chained requests by themselves."""
     group, error = f"{row['link']} {row['batch']} {row['chained']}", row["error_without_link"]
     ns = row["measured_ns"]["total"], row["simulated_ns"]["total"]
-    awake = None if error is None else (error, row["spread_without_link"])
-    return Judged(row["error"], row["spread"], *ns, group, awake)
+    whole, beside = (math.inf if row[name] is None else row[name] for name in ("spread", "spread_without_link"))
+    return Judged(row["error"], whole, *ns, group, None if error is None else (error, beside))
 
 
 def statements(
@@ -101,7 +114,7 @@ def statements(
     """What is claimed of the arms: each with its value, what is asked, and the verdict. links: the record's; where
     their paces were chosen all three regimes must have been met, else two."""
     arms = [judged(row) for row in rows]
-    same = all(_same(row) for row in rows)
+    same = _all_same(rows)
     found = agreement.verdicts(arms, same, tolerance)
     tau, pairs = agreement.tau(arms)
     errors = [abs(arm.error) for arm in arms]
@@ -146,9 +159,17 @@ def _capacities(rows: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]])
     return {"value": value, "asked": CAPACITIES}, Verdict.WITHIN if enough else Verdict.INCONCLUSIVE
 
 
-def _same(row: dict[str, Any]) -> bool:
-    """Hits and every decision: of the lock-step, and of a free replay through the core."""
+def _all_same(rows: Sequence[dict[str, Any]]) -> bool | None:
+    """Whether every arm's decisions were the same; None where that is not known of some, and the others' were."""
+    found = [_same(row) for row in rows]
+    return False if False in found else None if None in found else True
+
+
+def _same(row: dict[str, Any]) -> bool | None:
+    """Hits and every decision: of the lock-step (None: it was not replayed), and of a free replay through the core."""
     step = row["lock_step"]
+    if step["equal"] is None and row["core_check"]["equal"]:
+        return None
     return bool(step["equal"] and step["hits"] == step["simulated_hits"] and row["core_check"]["equal"])
 
 

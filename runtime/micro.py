@@ -1,25 +1,36 @@
 """Microbenchmarks, as a cross-check beside what was measured in place: never part of a hardware file's terms.
 
 They say what the parts take alone. In place the same parts take longer, because the host waits for each before it
-decides: the difference is what an engine with a readback pays.
+decides: the difference is what an engine with a readback pays. Two of them are used: no transfer of a fit may be faster
+than the bare copies of an expert (runtime.terms), and what an expert keeps the GPU busy stands beside what the host
+takes for it, because a replay in Python whose experts are small measures the host.
 """
 
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from runtime.fits import robust
+from runtime import observe
+from runtime.fits import hats, robust
 from runtime.lockstep import check
 from runtime.observe import Run
+from runtime.rounds import Deadline
+from runtime.validate_table import said, tokens_of
 
 SIZES = tuple(2**power for power in range(12, 27, 2))  # 4 KiB to 64 MiB
 REPEATS = 9
+BURSTS, BURSTS_NS, BURST = 5, 20_000_000, 4  # of bare copies at least, for so long at least, and copies in each
+TOKENS = (1, 4, 16, 64, 256)  # of one expert
+LAUNCHES = 8  # in a row
+LEADS = tuple(2**power for power in range(20, 33))  # bytes of the copies that they are queued behind: 1 MiB to 4 GiB
 
 
 @dataclass(frozen=True)
@@ -31,21 +42,48 @@ class Micro:
     link: dict[str, Any]
 
 
-def microbenchmarks(port: Any, bench: Any, run: Run) -> Micro:
-    """Copies by size, page-locked and not, both ways; one expert by tokens; one launch; the core's decisions."""
-    words: dict[str, str] = {}
+def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micro:
+    """One expert by tokens; one launch; the core's decisions; copies by size, page-locked and not, both ways, as far as
+    the time does (a copy by size is none of an expert, and takes longest)."""
+    words = {f"one expert, {tokens_of(kernel)}": said(kernel) for kernel in bench.kernels(TOKENS)}
+    words["one launch"] = f"{launch_ns(port, lambda: None) / 1e3:.1f} us until the host has seen its end"
+    words["the core alone"] = f"{core_ns(run) / 1e3:.1f} us a visit: its decisions, landings and ends, without a device"
     sizes = [size for size in SIZES if size <= max(SIZES[1], 4 * bench.expert_bytes)]
     link: dict[str, Any] = {}
     for to_device in (True, False):
         for locked in (True, False):
-            times = [copy_ns(port, size, to_device, locked) for size in sizes]
             name = f"copies to the {'device' if to_device else 'host'}, {'page-locked' if locked else 'pageable'}"
+            if deadline.left_s <= 0:
+                words[name] = "not measured: no time was left"
+                continue
+            times = [copy_ns(port, size, to_device, locked) for size in sizes]
             words[name] = _copies(sizes, times)
             link = link or {"curve": curve(sizes, times), "setup_ns": 0, "source": f"runtime.calibrate: {name}"}
-    words["one expert"] = ", ".join(f"{n} tokens {expert_ns(port, bench, n) / 1e3:.1f} us" for n in (1, 2, 4, 16, 64))
-    words["one launch"] = f"{launch_ns(port, lambda: None) / 1e3:.1f} us until the host has seen its end"
-    words["the core alone"] = f"{core_ns(run) / 1e3:.1f} us a visit: its decisions, landings and ends, without a device"
     return Micro(words, link)
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def bare_copies(port: Any, store: Any) -> tuple[int, int]:
+    """ns of a bare copy of one expert into a slot, (on an idle link, behind another copy, which takes no longer): of
+    several bursts the fastest, so that a machine that is disturbed does not raise it."""
+    began_ns, bursts = port.now_ns(), []
+    while len(bursts) < BURSTS or port.now_ns() - began_ns < BURSTS_NS:
+        bursts.append(_burst(port, store))
+    idle = min(copies[0][1] - copies[0][0] for copies in bursts)
+    return idle, min(idle, *(b - a for copies in bursts for (_, a), (_, b) in pairwise(copies)))
+
+
+def _burst(port: Any, store: Any) -> list[tuple[int, int]]:
+    """(started, landed) of copies given to an idle link at once."""
+    port.sync()
+    times: list[tuple[int, int]] = []
+    for i in range(BURST):
+        slot = i % len(store.slot_bytes)
+        store.fetch(i % store.full, slot, lambda started_ns, landed_ns: times.append((started_ns, landed_ns)))
+    port.wait_until(lambda: len(times) == BURST)
+    return times
 
 
 def _copies(sizes: Sequence[int], times: Sequence[float]) -> str:
@@ -73,16 +111,22 @@ def core_ns(run: Run) -> float:
 
 def copy_ns(port: Any, size: int, to_device: bool, page_locked: bool) -> float:
     """Median ns of a copy of `size` bytes on an idle link, from when it began until it had ended."""
+    with _buffers(port, size, page_locked) as (device, host):
+        dst, src = (device, host) if to_device else (host, device)
+        return float(statistics.median(_one_copy(port, dst, src) for _ in range(REPEATS)))
+
+
+@contextmanager
+def _buffers(port: Any, size: int, page_locked: bool = True) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """So many bytes on the device and on the host, given back at the end."""
     device = port.alloc_device(size, "a microbenchmark")
     host = port.alloc_host(size, "a microbenchmark", page_locked)
-    dst, src = (device, host) if to_device else (host, device)
     try:
-        times = [_one_copy(port, dst.tensor, src.tensor) for _ in range(REPEATS)]
+        yield device.tensor, host.tensor
     finally:
         port.sync()
         port.free(device)
         port.free(host)
-    return float(statistics.median(times))
 
 
 def _one_copy(port: Any, dst: torch.Tensor, src: torch.Tensor) -> int:
@@ -98,13 +142,71 @@ def _one_copy(port: Any, dst: torch.Tensor, src: torch.Tensor) -> int:
     return times[0]
 
 
-def expert_ns(port: Any, bench: Any, tokens: int) -> float:
-    """Median ns of one expert from slot 0 on so many tokens, from its launch until the host has seen its end."""
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One expert on so many tokens, in ns. device_ns: how long the device is busy; host_ns: what the host needs to
+    launch it; seen_ns: from its launch until the host has seen its end. ahead: whether the host was ahead of the device
+    while device_ns was measured; a device whose kernels run where they are launched never lets it be, and device_ns is
+    host_ns there."""
+
+    tokens: int
+    device_ns: float
+    host_ns: float
+    seen_ns: float
+    ahead: bool
+
+
+def kernels(port: Any, store: Any, tokens: Sequence[int]) -> list[dict[str, Any]]:
+    """A Kernel, as a dict, for each number of tokens; from one slot after the other, whose bytes no cache then holds
+    from the launch before."""
+    return [asdict(kernel(port, store, n)) for n in tokens]
+
+
+def kernel(port: Any, store: Any, tokens: int) -> Kernel:
+    """One expert on so many tokens; medians."""
     from runtime.layers import expert
 
-    weights, layout = bench.store.slot_weights[0], bench.store.layout
-    x = torch.ones((tokens, layout.hidden), dtype=layout.dtype, device=port.device)
-    return launch_ns(port, lambda: expert(x, weights))
+    x = torch.ones((tokens, store.layout.hidden), dtype=store.layout.dtype, device=port.device)
+    works = [lambda w=weights: expert(x, w) for weights in store.slot_weights[:LAUNCHES]]
+    with torch.inference_mode(), _buffers(port, SIZES[-1]) as (device, host):
+        seen = launch_ns(port, works[0])
+        found = [_in_a_row(port, works, device, host) for _ in range(REPEATS)]
+    device_ns, host_ns = (float(statistics.median(times)) for times in list(zip(*found, strict=True))[:2])
+    ahead = all(f[2] for f in found)
+    return Kernel(tokens, device_ns if ahead else host_ns, host_ns, seen, ahead)
+
+
+def _in_a_row(
+    port: Any, works: Sequence[Callable[[], Any]], device: torch.Tensor, host: torch.Tensor
+) -> tuple[float, float, bool]:
+    """(ns of the device, ns of the host, whether the host was ahead) of one of LAUNCHES launches, which wait on the
+    device for copies, of so many bytes that the last launch comes before the last copy has landed."""
+    for nbytes in LEADS:
+        size = min(nbytes, len(host))
+        last = [port.link.copy(device[:size], host[:size]) for _ in range(nbytes // size)][-1]
+        port.compute.wait(last)
+        runs_there = last.done()  # the wait was the host's: kernels run where they are launched
+        begin, began_ns = port.compute.record(), port.now_ns()
+        for i in range(LAUNCHES):
+            port.compute.launch(works[i % len(works)])
+        host_ns, ahead = port.now_ns() - began_ns, not last.done()
+        end = port.compute.record()
+        end.wait()
+        if ahead or runs_there:
+            break
+    return (end.time_ns() - begin.time_ns()) / LAUNCHES, host_ns / LAUNCHES, ahead
+
+
+def gpu_busy_ns(run: Run, found: Sequence[dict[str, Any]]) -> float:
+    """ns per token that the experts of a run's counted steps keep the device busy, each executed alone: device_ns at
+    its number of tokens, on straight lines between those that were measured."""
+    done, visits = run.record.groups["executions"], run.record.groups["visits"]
+    counted = (done["cpu"] == 0) & (visits["step"][done["visit"]] >= run.record.warmup_steps)
+    each = hats(done["tokens"][counted], [k["tokens"] for k in found]) @ [k["device_ns"] for k in found]
+    return float(each.sum()) / observe.rows_done(run)
 
 
 def launch_ns(port: Any, work: Callable[[], Any]) -> float:

@@ -1,10 +1,10 @@
-"""The pace of a CPU's link: GB/s at which arms fall into a regime, from one probe of the device, by simulation.
+"""What paces do, by simulation: GB/s of a CPU's link at which arms fall into a regime, and seconds of a validation.
 
 The probe decides nothing but the paces and how many steps a replay has; in which regime an arm was is measured.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,18 +46,20 @@ def gbps_for(regime: str, shares: Callable[[float], Sequence[float]]) -> float:
 
 def simulated_at(settings: Sequence[Setting], transfer_ns: int) -> list[dict[str, int]]:
     """Components of each setting with another time per transfer."""
-    out = []
-    for setting in settings:
-        costs = replace(setting.plan.costs, transfer_ns=np.array([transfer_ns] * 2, np.int64))
-        out.append(observe.components(observe.simulated(replace(setting, plan=replace(setting.plan, costs=costs)))))
-    return out
+    return [observe.components(observe.simulated(_transferring(setting, transfer_ns))) for setting in settings]
+
+
+def _transferring(setting: Setting, transfer_ns: int) -> Setting:
+    """The setting with that time per transfer."""
+    costs = replace(setting.plan.costs, transfer_ns=np.array([transfer_ns] * 2, np.int64))
+    return replace(setting, plan=replace(setting.plan, costs=costs))
 
 
 def pace_of(
     regime: str, settings: Sequence[Setting], expert_bytes: int, fixed_ns: float, seconds: float, most: int
-) -> tuple[float, int]:
-    """(GB/s, counted steps that take about `seconds` there, at least 2 and at most `most`). fixed_ns: of a transfer,
-    whatever its pace."""
+) -> tuple[float, int, float]:
+    """(GB/s, counted steps that take about `seconds` there, at least 2 and at most `most`, seconds of one). fixed_ns:
+    of a transfer, whatever its pace."""
 
     def at(gbps: float) -> list[dict[str, int]]:
         return simulated_at(settings, round(expert_bytes / gbps + fixed_ns))
@@ -65,4 +67,28 @@ def pace_of(
     gbps = gbps_for(regime, lambda gbps: [c["stall"] / c["total"] for c in at(gbps)])
     counted = len(settings[0].steps) - settings[0].spec.warmup_steps
     per_step = statistics.mean(c["total"] for c in at(gbps)) / counted / 1e9
-    return gbps, int(np.clip(round(seconds / per_step), 2, most))
+    return gbps, int(np.clip(round(seconds / per_step), 2, most)), per_step
+
+
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+
+def seconds_of(settings: Iterable[Setting], gbps: float, expert_bytes: int) -> tuple[float, float]:
+    """Seconds of one replay of each setting, by simulation: (first residents, placed one after another; all steps).
+    Every copy of an expert takes what its bytes take at `gbps`."""
+    from sim.machines.compiled import run
+
+    copy_ns = round(expert_bytes / gbps)
+    plans = [_transferring(setting, copy_ns).plan for setting in settings]
+    placed_ns = sum(len(plan.residents) for plan in plans) * copy_ns
+    return placed_ns / 1e9, sum(int(run(plan, False).steps["end_ns"][-1]) for plan in plans) / 1e9
+
+
+def predicted_s(
+    warming: Sequence[Setting], arms: Sequence[Setting], locked: Sequence[Setting], gbps: float, expert_bytes: int,
+    rounds: int,
+) -> float:  # fmt: skip
+    """Seconds of a whole validation on a link of so many GB/s: what warms up, twice; `rounds` of the arms; what is
+    replayed in lock-step."""
+    once, each, last = (sum(seconds_of(settings, gbps, expert_bytes)) for settings in (warming, arms, locked))
+    return 2 * once + rounds * each + last

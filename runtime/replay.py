@@ -23,6 +23,7 @@ from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
 from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
 from sim.run import main as simulate
+from sim.spec import cache_bytes
 from traces.command import guarded
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ SAMPLE = 64  # slots that are compared with the host's bytes after a run
 class Options:
     """How a trace is replayed, beside its spec. scale: times the model's widths; alias: distinct experts on the host
     per layer (None: all); weights: folder of a checkpoint (None: seeded noise); kernel: how several experts of a group
-    run; repeat: how often."""
+    run; repeat: how often; host_bytes: host memory as stated (None: as the system has it)."""
 
     scale: float = 1.0
     alias: int | None = None
     weights: str | None = None
     kernel: str = "auto"
     repeat: int = 1
+    host_bytes: int | None = None
 
 
 @dataclass
@@ -159,7 +161,7 @@ def _prepare(setting: "Setting", port: "Port", options: Options) -> Prepared:
     low = None if plan.low is None else LowLayout.of(layout.elements, low_precision(setting))
     low_slots = [] if plan.low is None else plan.low.slots.tolist()
     needs = store.need(layout, *sizes, int(plan.slots.sum()), options.alias, dense, low, sum(low_slots))
-    store.fits(needs, port)
+    store.fits(needs, port, options.host_bytes)
     source: store.Source = store.Synthetic(layout, setting.spec.seed)
     if options.weights is not None:
         source = store.Checkpoint(options.weights, layout, moe_layers)
@@ -213,12 +215,29 @@ def arguments() -> argparse.ArgumentParser:
     group.add_argument(
         "--alias-host", type=int, metavar="N", help="distinct experts per layer on the host; others share"
     )
+    host_memory_flag(group)
     group.add_argument("--weights", metavar="DIR", help="experts of a Hugging Face checkpoint (default: seeded noise)")
     group.add_argument("--expert-kernel", choices=KERNELS, default="auto", help="how the experts of a group run")
     group.add_argument("--repeat", type=int, default=1, metavar="N", help="run so often, report the median")
     group.add_argument("--lock-step", metavar="DIR", help="take the order of completions from the full record there")
     group.add_argument("--check", action="store_true", help="run the order of completions through the core alone, too")
     return out
+
+
+def host_memory_flag(group: Any) -> None:
+    """--host-memory, of every command that holds experts on the host."""
+    what = "host memory that there is (default: what the system says, which may begin small)"
+    group.add_argument("--host-memory", type=_memory, metavar="100GB", help=what)
+
+
+def _memory(text: str) -> int:
+    try:
+        size = cache_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if size == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -259,7 +278,7 @@ def _run(args: argparse.Namespace) -> int:
 
     setting = prepare(spec_of(args))
     recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
-    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat)
+    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, args.repeat, args.host_memory)
     checked: list[tuple[str, Any]] = []
     with prepared(setting, choose(args.device, args.link_gbps, args.link_latency_us), options) as here:
         here.warm_up()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from runtime import micro
 from runtime.checkpoint import Checkpoint
 from runtime.decisions import Outcome
 from runtime.device.port import Port
@@ -44,7 +45,14 @@ class Bench(Protocol):
         """Set the link's pace for the replays to come; only where it is paced."""
 
     def facts(self) -> dict[str, Any]:
-        """What the device is: `what`, `torch`, and for the CPU the pace and how well it was kept."""
+        """What the device is: `what`, `torch`, `host_bytes` of memory as stated (None: nobody did), and for the CPU the
+        pace and how well it was kept."""
+
+    def bare_copy_ns(self) -> tuple[int, int]:
+        """What the fastest bare copy of one expert lasts: on an idle link, and behind another copy."""
+
+    def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        """For each number of tokens what one expert takes of the device and of the host (runtime.micro.Kernel)."""
 
     @property
     def expert_bytes(self) -> int:
@@ -75,7 +83,7 @@ class Extent:
     def __init__(self, settings: Sequence[Setting], options: Options) -> None:
         first = at_scale(settings[0], options.scale)
         assert first.model is not None
-        self.model, self.alias = first.model, options.alias
+        self.model, self.alias, self.host_bytes = first.model, options.alias, options.host_bytes
         self.layout = Layout.of(self.model, precision(first.spec.precision))
         self.layers, self.n_layers = first.trace.meta["moe_layers"], first.trace.n_layers
         self.sizes = (len(self.layers), first.plan.n_experts)
@@ -85,7 +93,7 @@ class Extent:
     def refuse(self, port: Port) -> None:
         """Raises StoreError, with the numbers, when it does not fit."""
         dense = dense_bytes(self.model, self.layout, self.room, self.n_layers, self.layers)
-        fits(need(self.layout, *self.sizes, sum(self.slots), self.alias, dense), port)
+        fits(need(self.layout, *self.sizes, sum(self.slots), self.alias, dense), port, self.host_bytes)
 
 
 class Rig:
@@ -116,7 +124,17 @@ class Rig:
     def facts(self) -> dict[str, Any]:
         properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
         memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
-        return {"torch": torch.__version__, **memory, **self.port.facts()}
+        return {"torch": torch.__version__, **memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
+
+    def bare_copy_ns(self) -> tuple[int, int]:
+        link: Any = self.port.link
+        if hasattr(link, "gbps"):  # a paced link holds its pace, however slow the machine is just now
+            following = int(self.expert_bytes / link.gbps)
+            return following + link.latency_ns, following
+        return micro.bare_copies(self.port, self.store)
+
+    def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        return micro.kernels(self.port, self.store, tokens)
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()

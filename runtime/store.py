@@ -243,20 +243,22 @@ def need(
     return Need(device, host)
 
 
-def fits(needs: Need, port: Port) -> None:
-    """Raises StoreError, with the numbers, when it does not. Allocates nothing."""
-    shared = port.device.type == "cpu"
-    device = sum(needs.device.values()) + (sum(needs.host.values()) if shared else 0)
-    parts = dict(needs.device) | (dict(needs.host) if shared else {})
-    _refuse("memory" if shared else "device memory", device, port.free_bytes() - SPARE_BYTES, parts)
-    if not shared:
-        _refuse("page-locked host memory", sum(needs.host.values()), host_bytes() - SPARE_BYTES, needs.host)
+def fits(needs: Need, port: Port, stated: int | None = None) -> None:
+    """Raises StoreError, with the numbers, when it does not. Allocates nothing. stated: bytes of host memory that there
+    are, whatever the system says (None: what it says)."""
+    if port.device.type == "cpu":
+        _refuse("memory", {**needs.device, **needs.host}, port.free_bytes() if stated is None else stated)
+        return
+    _refuse("device memory", needs.device, port.free_bytes())
+    _refuse("page-locked host memory", needs.host, host_bytes() if stated is None else stated)
 
 
-def _refuse(what: str, wanted: int, there: int, parts: Mapping[str, int]) -> None:
-    if wanted > there:
+def _refuse(what: str, parts: Mapping[str, int], there: int) -> None:
+    wanted, left = sum(parts.values()), there - SPARE_BYTES
+    if wanted > left:
         listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
         raise StoreError(
-            f"{what}: needs {wanted / 1e9:.2f} GB ({listed}), has {max(0, there) / 1e9:.2f} GB; "
-            "fewer slots (--cache), a smaller model (--scale) or shared host bytes (--alias-host) need less"
+            f"{what}: needs {wanted / 1e9:.2f} GB ({listed}), has {max(0, left) / 1e9:.2f} GB; "
+            "fewer slots (--cache), a smaller model (--scale) or shared host bytes (--alias-host) need less; "
+            "--host-memory says what the host has where the system does not know"
         )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import observe
+from runtime.device.port import DeviceError
 from runtime.fits import Observations, Term, constant, fit, hats, knots_of
 from runtime.observe import Run
 
@@ -15,6 +16,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Run]]
 Kind = tuple[str, str, str]
+BARE = 0.9  # of a bare copy: less than that no transfer takes
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,21 @@ def fitted(rounds: Rounds) -> Fitted:
     section["dense"] = tables
     section["uncertainty"] = {name: _uncertainty(term) for name, term in terms.items()}
     return Fitted(section, terms)
+
+
+def refuse_impossible(section: dict[str, Any], bare_ns: tuple[int, int]) -> None:
+    """What no device can take: a transfer faster than the bare copy of an expert (bare_ns: on an idle link, behind
+    another), an expert, a dense part or a decision of 0 ns. Raises DeviceError, which names the term."""
+    for name, least in zip(("transfer_idle_ns", "transfer_following_ns"), bare_ns, strict=True):
+        if section[name] < max(1, BARE * least):
+            wrong = f"{section[name]:,} ns was fitted, but a bare copy of an expert takes {least:,} ns"
+            raise DeviceError(f"{name}: {wrong}; the times that this device tells of its copies cannot be right")
+    alone = {"decide_ns": section["decide_ns"], "expert": section["group_ns"] + section["expert"]["ns"][0]}
+    for table in section["dense"]:
+        alone[f"dense {table['layer']} {table['attention']} {table['phase']}"] = table["ns"][-1] + table["entry_ns"]
+    for name, ns in alone.items():
+        if not ns > 0:
+            raise DeviceError(f"{name}: 0 ns was fitted; the times that this device tells of its work cannot be right")
 
 
 def _uncertainty(term: Term) -> dict[str, Any]:

@@ -19,12 +19,10 @@ inconclusive, 2 bad input.
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +31,13 @@ import numpy as np
 from runtime import calibrate, observe
 from runtime.agreement import Tolerance, kind
 from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts
-from runtime.calibrate import listed, progress
-from runtime.compare import capacity, compared, drift, locked, statements, status
+from runtime.calibrate import listed
+from runtime.compare import capacity, compared, drift, locked, no_time, statements, status
+from runtime.lockstep import check
+from runtime.micro import TOKENS, gpu_busy_ns
 from runtime.observe import Run
-from runtime.pacing import TARGETS, pace_of
+from runtime.pacing import TARGETS, pace_of, predicted_s, seconds_of
+from runtime.rounds import MARGIN, After, Budget, Deadline, complete, measured, progress
 from runtime.terms import fitted
 from runtime.validate_table import markdown
 from sim.plan import Setting
@@ -55,9 +56,10 @@ BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 REAL_CACHES, REAL_BATCHES = {True: (0.25, 0.9, 1.0), False: (0.25, 0.5, 0.9, 1.0)}, (1, 4)
 LATENCY_US = 10.0
 FRACTION = 0.25
-QUICK_S, LONG_S = 270.0, 1200.0  # of everything, when --repeats does not say how many rounds
-FEWEST, MOST = 3, 25  # rounds
-AFTER = 0.4  # what comes after the rounds, lock-steps above all, in rounds
+QUICK_S, LONG_S = 270.0, 1200.0  # of everything
+FEWEST = 3  # rounds that the steps of a replay are chosen for
+LOCKED = 0.25  # of an arm's steps are replayed in lock-step
+AFTERWARDS = 2  # so often is an arm prepared and simulated after the rounds: whole, and for the lock-step
 PROBE_GBPS, PROBE_STEPS = 2.0, 8
 REPLAY_S = 0.35  # counted steps of a replay on a link whose pace is chosen
 REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
@@ -67,35 +69,83 @@ PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there dura
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def sweep(bench: Any, settings: dict[Arm, Setting], order: Sequence[Arm]) -> dict[Arm, Run]:
-    """One replay of each arm, each link at its pace."""
-    out = {}
-    for arm in order:
+def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
+    """How an arm is replayed: its link at its pace."""
+
+    def replay(arm: Arm) -> Run:
         if arm.link.gbps is not None:
             bench.pace(arm.link.gbps, arm.link.latency_us)
-        out[arm] = Run(settings[arm], bench.replay(settings[arm]))
-    return out
+        return Run(settings[arm], bench.replay(settings[arm]))
+
+    return replay
 
 
-def measure(
-    bench: Any, settings: dict[Arm, Setting], repeats: int | None, deadline: float, seed: int
-) -> list[dict[Arm, Run]]:
-    """Rounds of all arms, each in its own seeded order: `repeats` of them, or as many as leave time for what comes
-    after them before the deadline (of time.monotonic)."""
-    rng, arms = np.random.default_rng(seed), list(settings)
-    rounds: list[dict[Arm, Run]] = []
-    began = time.monotonic()
-    while not enough(len(rounds), repeats, time.monotonic() - began, deadline - time.monotonic()):
-        progress(f"round {len(rounds) + 1}, {time.monotonic() - began:.0f} s")
-        rounds.append(sweep(bench, settings, [arms[i] for i in rng.permutation(len(arms))]))
-    return rounds
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of some arms said of the time. step_s: of a step; each_s: of a replay beside its steps, such as
+    the first residents; long_s: of a replay of a chained arm, which always has all its steps; prepared_s: of making a
+    setting; check_s: of a step through the core alone."""
+
+    runs: dict[Arm, Run]
+    step_s: float
+    each_s: float
+    long_s: float
+    prepared_s: float
+    check_s: float
+
+    @property
+    def share(self) -> float:
+        """What comes after the rounds for each second of a replay's steps: checked by the core, part of them locked."""
+        return LOCKED + self.check_s / self.step_s
+
+    def round_s(self, arms: Sequence[Arm], replay_s: float) -> float:
+        """Seconds of a round, of replays whose steps take so long where they are not chained."""
+        long = sum(arm.chained for arm in arms)
+        return (len(arms) - long) * (self.each_s + replay_s) + long * self.long_s
+
+    def after(self, arms: Sequence[Arm], replay_s: float) -> After:
+        """What comes after such rounds."""
+        share = self.round_s(arms, self.share * replay_s) / self.round_s(arms, replay_s)
+        return After(share, len(arms) * AFTERWARDS * self.prepared_s)
+
+    def replay_s(self, at_most_s: float, arms: Sequence[Arm], deadline: Deadline) -> float:
+        """Seconds that the steps of a replay may take, so that FEWEST rounds and what comes after them fit into the
+        time that is left."""
+        beside_s = (FEWEST + 1) * self.round_s(arms, 0.0) + len(arms) * (1 + AFTERWARDS) * self.prepared_s
+        left_s = (1 - MARGIN) * deadline.left_s - beside_s
+        short = sum(not arm.chained for arm in arms)
+        return max(1e-3, min(at_most_s, left_s / short / (FEWEST + self.share)))
 
 
-def enough(done: int, repeats: int | None, spent: float, left: float) -> bool:
-    """Whether so many rounds, which took so many seconds, will do: another one would not leave time for the rest."""
-    if repeats is not None:
-        return done >= repeats
-    return done >= MOST or (done >= FEWEST and (1 + AFTER) * spent / done > left)
+def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, Any], deadline: Deadline) -> Probe:
+    """A few steps of every arm, twice: first kernels are loaded and tuned and memory is touched, then they are timed.
+    Where there is no time for that, the first have to do."""
+    few, began_s = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, deadline.gone_s
+    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
+    prepared_s, replay = (deadline.gone_s - began_s) / len(arms), replaying(bench, settings)
+    short, long = ([arm for arm in arms if arm.chained is yes] for yes in (False, True))
+    runs, short_s, long_s = {}, 0.0, 0.0
+    for _ in range(2):
+        if (short_s + long_s) * (1 + FEWEST) > deadline.left_s:
+            break
+        began_s = deadline.gone_s
+        complete(long, replay, deadline, "the warm-up")
+        long_s, began_s = deadline.gone_s - began_s, deadline.gone_s
+        runs = complete(short, replay, deadline, "the warm-up")
+        short_s = deadline.gone_s - began_s
+    steps_s = sum(float(run.record.steps["end_ns"][-1]) for run in runs.values()) / 1e9
+    steps = sum(len(run.setting.steps) for run in runs.values())
+    each_s = max(0.0, short_s - steps_s) / len(short)
+    return Probe(
+        runs, steps_s / steps, each_s, long_s / max(1, len(long)), prepared_s, check_s(runs[short[0]], deadline)
+    )
+
+
+def check_s(run: Run, deadline: Deadline) -> float:
+    """Seconds that the core alone takes for a step of a run."""
+    began_s = deadline.gone_s
+    check(run.setting.plan, run.record)
+    return (deadline.gone_s - began_s) / len(run.setting.steps)
 
 
 # --- which arms ------------------------------------------------------------------------------------------------------
@@ -151,26 +201,26 @@ def probing(args: argparse.Namespace) -> list[Arm]:
 
 
 def paced_links(
-    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, scale: float
-) -> tuple[list[Link], dict[str, int]]:
-    """A pace for each regime and the steps that its replays have, from one probe of this device (runtime.pacing)."""
-    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
-    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in probing(args)}
-    sweep(bench, settings, list(settings)[:1])
-    runs = list(sweep(bench, settings, list(settings)).values())
-    found = calibrate.section_of(fitted([runs]), bench.facts(), runs[0].setting, scale, bench.expert_bytes)
+    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, probe: Probe,
+    scale: float, replay_s: float,
+) -> tuple[list[Link], dict[str, int], float]:  # fmt: skip
+    """A pace for each regime, the steps that its replays have, about `replay_s` long, and what they take on the mean,
+    from one probe of this device (runtime.pacing)."""
+    runs = list(probe.runs.values())
+    found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
     hardware = folder / "probe.toml"
     calibrate.write_hardware(hardware, found)
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
-    links, steps, warm = [], {}, common["warmup_steps"]
+    links, steps, took_s, warm = [], {}, 0.0, common["warmup_steps"]
     for regime in TARGETS:
         arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
-        gbps, counted = pace_of(regime, of, bench.expert_bytes, fixed_ns, REPLAY_S, most)
+        gbps, counted, step_s = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
         steps[regime] = counted + warm
-    return links, steps
+        took_s += step_s * steps[regime] / len(TARGETS)
+    return links, steps, took_s
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -185,33 +235,41 @@ def validated(
     args: argparse.Namespace,
     steps: dict[str, int],
     scale: float,
-    deadline: float,
+    budget: Budget,
+    kernels: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
-    into the folder; deadline: see `measure`."""
+    into the folder; kernels: what an expert takes, by tokens (runtime.micro)."""
     fields = {link: {**common, "max_steps": n} for link, n in steps.items()}
     settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
     links = list(dict.fromkeys(arm.link for arm in arms))
-    rounds = measure(bench, settings, args.repeats, deadline, args.seed)
-    sections, rows = {}, []
+    rounds = measured(arms, replaying(bench, settings), budget, args.repeats, args.seed)
+    sections, rows = {}, {}
     for link in links:
         of_link = [arm for arm in arms if arm.link == link]
         hardware = folder / f"{link.name}.toml"
         sections[link.name] = _calibrated(bench, of_link, settings, rounds, scale, hardware)
         for arm in of_link:
             if not arm.calibrates:
-                rows.append(_row(bench, arm, traces, fields[link.name], rounds, str(hardware)))
+                runs = [found[arm] for found in rounds]
+                simulated = observe.simulated(traces.setting(arm, fields[link.name], str(hardware)))
+                rows[arm] = compared(arm, runs, simulated) | {"gpu_busy_ns": gpu_busy_ns(runs[0], kernels)}
+    _lock_steps(bench, rows, traces, fields, folder, budget.deadline)
     told = [_told(link, [settings[arm] for arm in arms if arm.link == link and arm.calibrates]) for link in links]
-    stated = statements(rows, Tolerance(), told)
+    judged = list(rows.values())
+    stated = statements(judged, Tolerance(), told)
     return {
-        "kind": kind([row["regime"] for row in rows]),
+        "kind": kind([row["regime"] for row in judged]),
         "statements": stated,
         "exit": status(stated),
         "rounds": len(rounds),
+        "rounds_asked": args.repeats,
+        "deadline_s": budget.deadline.seconds,
         "drift": drift(rounds),
         "links": told,
-        "arms": rows,
+        "arms": judged,
         "calibration": sections,
+        "kernels": list(kernels),
     }
 
 
@@ -232,19 +290,32 @@ def _calibrated(
     found = fitted([[runs[arm] for arm in arms if arm.calibrates] for runs in rounds])
     if arms[0].link.gbps is not None:
         bench.pace(arms[0].link.gbps, arms[0].link.latency_us)
-    table = calibrate.section_of(found, bench.facts(), settings[arms[0]], scale, bench.expert_bytes)
+    table = calibrate.section_of(found, bench, settings[arms[0]], scale)
     calibrate.write_hardware(hardware, table)
     measured: dict[str, Any] = table["measured"]
     return measured
 
 
-def _row(
-    bench: Any, arm: Arm, traces: Traces, fields: dict[str, Any], rounds: Sequence[dict[Arm, Run]], hardware: str
-) -> dict[str, Any]:
-    """One judged arm: compared, and replayed in lock-step over a quarter of its steps."""
-    row = compared(arm, [runs[arm] for runs in rounds], observe.simulated(traces.setting(arm, fields, hardware)))
-    few = {**fields, "max_steps": max(fields["warmup_steps"] + 2, fields["max_steps"] // 4)}
-    return row | {"lock_step": locked(bench, arm, observe.simulated(traces.setting(arm, few, hardware)))}
+def _lock_steps(
+    bench: Any, rows: dict[Arm, dict[str, Any]], traces: Traces, fields: dict[str, dict[str, Any]], folder: Path,
+    deadline: Deadline,
+) -> None:  # fmt: skip
+    """Replay every judged arm in lock-step over a part of its steps, as long as there is time for another one."""
+    slowest_s, done = 0.0, 0
+    for arm, row in rows.items():
+        if deadline.left_s <= slowest_s:
+            row["lock_step"] = no_time()
+            continue
+        began_s, hardware = deadline.gone_s, str(folder / f"{arm.link.name}.toml")
+        setting = traces.setting(arm, _locked(fields[arm.link.name]), hardware)
+        row["lock_step"] = locked(bench, arm, observe.simulated(setting))
+        slowest_s, done = max(slowest_s, deadline.gone_s - began_s), done + 1
+    progress(f"{done} of {len(rows)} lock-steps done: {deadline}")
+
+
+def _locked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an arm with the steps of its lock-step."""
+    return {**fields, "max_steps": max(fields["warmup_steps"] + 2, int(fields["max_steps"] * LOCKED))}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -282,11 +353,8 @@ def _command(argv: list[str]) -> int:
     if not 0 < args.calibration < 1:
         raise UserError(f"calibration: {args.calibration:g}: must be a fraction between 0 and 1")
     announce_compiling()
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        out = run(args, Path(scratch))
-        command = "python -m runtime.validate " + " ".join(argv)
-        out |= {"command": command, "seconds": round(time.monotonic() - began, 1)}
+        out = run(args, Path(scratch)) | {"command": "python -m runtime.validate " + " ".join(argv)}
         save(out, folder, Path(scratch))
     print(json.dumps(out) if args.json else markdown(out))
     return int(out["exit"])
@@ -294,7 +362,7 @@ def _command(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
-    deadline = time.monotonic() + (QUICK_S if args.quick else LONG_S)
+    deadline = calibrate.deadline_of(args, QUICK_S, LONG_S)
     whole = npz.read(npz.find(args.trace))
     experts = whole.n_experts
     batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
@@ -312,17 +380,28 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         return [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args, experts) + probe]
 
     left_out = [] if choose or args.caches else without_room(args, settings, options)
-    with calibrate.open_bench(args, settings(), options) as bench:
-        if choose:
-            links, steps = paced_links(bench, traces, args, common, scratch, options.scale)
-        else:
-            steps = warm_up(bench, traces, all_arms(links, args, experts), args, common)
+    room = settings()
+    most_rows = max(int(np.diff(setting.steps.offset).max()) for setting in room)
+    with calibrate.open_bench(args, room, options) as bench:
+        progress(f"the device is open: {deadline}")
         arms = all_arms(links, args, experts)
-        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, deadline)
+        probe = probed(bench, traces, probing(args) if choose else _calibrating(arms), common, deadline)
+        if not choose:
+            say_expected(bench, traces, arms, args, common, deadline)
+        kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
+        replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], arms, deadline)
+        if choose:
+            links, steps, replay_s = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
+            arms = all_arms(links, args, experts)
+        else:
+            steps = {link.name: steps_of(probe.step_s, replay_s, args, common) for link in links}
+            replay_s = probe.step_s * max(steps.values())
+        budget = Budget(deadline, probe.round_s(arms, replay_s), probe.after(arms, replay_s))
+        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
     given = {"scale": options.scale, "precision": common["precision"], "trace": about, "left_out": left_out}
-    return {"device": facts, **given, **found}
+    return {"device": facts, **given, **found, "seconds": round(deadline.gone_s, 1)}
 
 
 def own_link(args: argparse.Namespace, cpu: bool) -> Link:
@@ -330,26 +409,49 @@ def own_link(args: argparse.Namespace, cpu: bool) -> Link:
     return Link("link", args.link_gbps, args.link_latency_us) if cpu else Link("link")
 
 
-def warm_up(
-    bench: Any, traces: Traces, every: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any]
-) -> dict[str, int]:
-    """A few steps of each of these arms that calibrates: first kernels are loaded and tuned and memory is touched, then
-    a step is timed. The steps of a replay, by link: what was asked for, or what takes about REAL_S seconds."""
-    arms = [arm for arm in every if arm.calibrates]
-    few = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}
-    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
-    sweep(bench, settings, arms)
-    runs, warm = sweep(bench, settings, arms), common["warmup_steps"]
-    out = {}
-    for link in dict.fromkeys(arm.link for arm in arms):
-        own = [run for arm, run in runs.items() if arm.link == link and not arm.chained]
-        of = [observe.components(run)["total"] for run in own]
-        per_step = statistics.mean(of) / (few["max_steps"] - warm) / 1e9
-        counted = common["max_steps"] - warm
-        if args.steps is None:
-            counted = int(np.clip(round(REAL_S[args.quick] / per_step), 4, counted))
-        out[link.name] = counted + warm
-    return out
+def steps_of(step_s: float, replay_s: float, args: argparse.Namespace, common: dict[str, Any]) -> int:
+    """Steps of a replay on a link whose pace is not chosen: as asked for, or what takes about `replay_s`; 4 at least
+    count."""
+    warm = common["warmup_steps"]
+    counted = common["max_steps"] - warm
+    if args.steps is None:
+        counted = int(np.clip(round(replay_s / step_s), 4, counted))
+    return int(counted + warm)
+
+
+def say_expected(
+    bench: Any, traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any],
+    deadline: Deadline,
+) -> None:  # fmt: skip
+    """What the plans alone say that everything takes, at the pace of the link's bare copies."""
+    gbps = bench.expert_bytes / bench.bare_copy_ns()[1]
+    expected = expected_s(traces, arms, args, common, PLACEHOLDER, gbps, bench.expert_bytes)
+    progress(
+        f"the plans alone, at {gbps:.2f} GB/s, take {expected:.0f} s with {args.repeats or FEWEST} rounds: {deadline}"
+    )
+
+
+def expected_s(
+    traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any], hardware: str, gbps: float,
+    expert_bytes: int,
+) -> float:  # fmt: skip
+    """Seconds of everything on a link whose pace is not chosen, with transfers at so many GB/s and FEWEST rounds unless
+    others are asked for: from the plans alone, with the kernels of a piece of hardware."""
+
+    def settings(of: Sequence[Arm], fields: dict[str, Any]) -> list[Setting]:
+        return [traces.setting(arm, fields, hardware) for arm in of]
+
+    few, calibrates = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, _calibrating(arms)
+    timed = settings([arm for arm in calibrates if not arm.chained], few)
+    step_s = seconds_of(timed, gbps, expert_bytes)[1] / sum(len(setting.steps) for setting in timed)
+    fields = {**common, "max_steps": steps_of(step_s, REAL_S[args.quick], args, common)}
+    locked = settings([arm for arm in arms if not arm.calibrates], _locked(fields))
+    each = settings(arms, fields)
+    return predicted_s(settings(calibrates, few), each, locked, gbps, expert_bytes, args.repeats or FEWEST)
+
+
+def _calibrating(arms: Sequence[Arm]) -> list[Arm]:
+    return [arm for arm in arms if arm.calibrates]
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
@@ -358,7 +460,7 @@ def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
     write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())
-    write_bytes(folder / "validation.json", (json.dumps(out, indent=1) + "\n").encode())
+    write_bytes(folder / "validation.json", (json.dumps(out, indent=1, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":

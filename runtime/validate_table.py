@@ -32,7 +32,7 @@ def markdown(out: dict[str, Any]) -> str:
     device, trace = out["device"], out["trace"]
     about = (
         f"{trace['model']} with widths x {out['scale']:g} in {out['precision']}; torch {device.get('torch')}; "
-        f"{len(out['arms'])} arms, {out['rounds']} rounds, {out.get('seconds', 0):.0f} s in all. "
+        f"{len(out['arms'])} arms, {_rounds(out)}. "
         f"Drift of the machine by round: {', '.join(f'{d:.2f}' for d in out['drift'])}. "
         f"Longest prompt in prefill steps: {_most(out, 'longest_prompt')} tokens; "
         f"longest context: {_most(out, 'longest_context')}."
@@ -40,8 +40,35 @@ def markdown(out: dict[str, Any]) -> str:
     lines = [*_loud(out), f"# Simulated against measured: {trace['name']} on {device.get('what', 'a device')}", ""]
     lines += [] if trace["real"] else [LOUD, ""]
     lines += [f"    {out.get('command', '')}", "", about, "", *_left_out(out)]
-    lines += [*_statements(out), "", *_arms(out), "", NOTE, ""]
+    lines += [*_statements(out), "", *_arms(out), "", NOTE, "", *_kernels(out), ""]
     return "\n".join(lines + _links(out))
+
+
+def _rounds(out: dict[str, Any]) -> str:
+    """How many, and what of the time they took."""
+    asked = "" if out["rounds_asked"] is None else f" of the {out['rounds_asked']} that were asked for"
+    return f"{out['rounds']} rounds{asked}, {out['seconds']:.0f} s of {out['deadline_s']:g} s"
+
+
+def _kernels(out: dict[str, Any]) -> list[str]:
+    """What an expert takes of the device and of the host: a replay in Python may be bound by the host."""
+    shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in out["arms"]]
+    busy = f"By that, experts keep the device busy for {min(shares):.0%} to {max(shares):.0%} of what the arms spend on"
+    return [*(f"* one expert, {tokens_of(k)}: {said(k)}" for k in out["kernels"]), "", f"{busy} them."]
+
+
+def tokens_of(found: dict[str, Any]) -> str:
+    """`1 token`, `4 tokens`."""
+    return f"{found['tokens']} token{'s' * (found['tokens'] > 1)}"
+
+
+def said(found: dict[str, Any]) -> str:
+    """A runtime.micro.Kernel in words."""
+    device, host, seen = (found[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
+    if not found["ahead"]:
+        return f"{seen:.1f} us until the host has seen its end; its kernels run where they are launched"
+    bound = ": HOST-BOUND" if host > device else ""
+    return f"GPU busy {device:.1f} us of the {seen:.1f} us that the host takes to launch it and see its end{bound}"
 
 
 def _loud(out: dict[str, Any]) -> list[str]:
@@ -75,7 +102,7 @@ def _statements(out: dict[str, Any]) -> list[str]:
 def _found(name: str, stated: dict[str, Any]) -> tuple[str, str]:
     value, asked = stated["value"], stated["asked"]
     if name == "equal":
-        return ("all" if value else "not all"), "all"
+        return {True: "all", False: "not all", None: "all that were replayed"}[value], "all"
     if name == "regimes":
         return ", ".join(str(n) for n in value.values()), f">= {asked} in {stated['regimes']} of them"
     if name == "capacities":
@@ -105,7 +132,7 @@ def _cells(row: dict[str, Any], parts: list[str]) -> list[str]:
         str(row["capacity"]),
         f"{row['stall_share']:.0%}",
         f"{row['measured_ns']['total'] / 1e6:.2f}",
-        f"{row['spread']:.1%}",
+        "-" if row["spread"] is None else f"{row['spread']:.1%}",
         f"{row['simulated_ns']['total'] / 1e6:.2f}",
         _signed(row["error"]),
         _signed(row["error_without_link"]),

@@ -13,7 +13,7 @@ from typing import Any
 from sim.errors import SpecError
 from sim.policies import find
 from sim.run import GROUPS, announce_compiling
-from sim.spec import RunSpec, cache_bytes, parse_cache
+from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
 
 ALWAYS = (
@@ -123,12 +123,9 @@ def _vram(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        size = parse_cache(text)
-    except ValueError:
-        size = 0
-    if not isinstance(size, str):
-        raise SpecError(f"vram: {text}: must be bytes with a unit, such as 24GB")
-    return cache_bytes(size)
+        return cache_bytes(text)
+    except ValueError as error:
+        raise SpecError(f"vram: {text}: {error}") from None
 
 
 def _tell(line: str) -> None:

@@ -131,7 +131,8 @@ def slots_of(cache: int | float, experts: int) -> int:
 
 
 def cache_bytes(text: str) -> int:
-    """Bytes of a size with a unit (GB = 1e9, GiB = 2**30)."""
-    found = _SIZE.match(text)
-    assert found is not None
+    """Bytes of a size with a unit (GB = 1e9, GiB = 2**30). Raises ValueError for anything else."""
+    found = _SIZE.match(text.strip())
+    if found is None:
+        raise ValueError("must be bytes with a unit, such as 24GB")
     return int(float(found[1]) * _UNITS[found[2].lower()])

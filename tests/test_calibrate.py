@@ -10,13 +10,15 @@ import pytest
 
 from runtime import calibrate, observe, terms
 from runtime.calibrate import main
+from runtime.device.port import DeviceError
 from runtime.micro import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
 from sim.plan import prepare
 from sim.spec import RunSpec
 from sim.summary import summarise
-from tests.test_validate import MODEL, MadeUp, on
+from tests.clocks import Clock
+from tests.test_validate import MODEL, MadeUp, Timed, on
 from traces import npz
 from traces.synthetic import Preset, generate
 
@@ -152,6 +154,42 @@ def test_a_kind_of_transfer_that_never_was_costs_what_the_other_does(files: Path
     assert "transfer_following_ns" not in section["uncertainty"]
 
 
+SECTION: dict[str, Any] = {
+    "decide_ns": 7000, "transfer_idle_ns": 900, "transfer_following_ns": 810, "group_ns": 0, "expert": {"ns": [1, 5]},
+    "dense": [
+        {"layer": "ffn", "attention": "full", "phase": "decode", "ns": [0, 0], "entry_ns": 0.5},
+        {"layer": "moe", "attention": "window", "phase": "prefill", "ns": [0, 1], "entry_ns": 0.0},
+    ],
+}  # fmt: skip
+NOTHING = {"layer": "moe", "attention": "full", "phase": "decode", "ns": [0, 0], "entry_ns": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"transfer_idle_ns": 899}, "transfer_idle_ns: 899 ns was fitted, but a bare copy of an expert takes 1,000 ns"),
+        ({"transfer_idle_ns": 0}, "transfer_idle_ns: 0 ns was fitted, but a bare copy of an expert takes 1,000 ns"),
+        (
+            {"transfer_following_ns": 809},
+            "transfer_following_ns: 809 ns was fitted, but a bare copy of an expert takes",
+        ),
+        ({"decide_ns": 0}, "decide_ns: 0 ns was fitted"),
+        ({"expert": {"ns": [0, 5]}}, "expert: 0 ns was fitted"),
+        ({"dense": [SECTION["dense"][0], NOTHING]}, "dense moe full decode: 0 ns was fitted"),
+    ],
+)
+def test_what_no_device_can_take_is_refused_by_name(wrong: dict[str, Any], said: str) -> None:
+    terms.refuse_impossible(SECTION, (1000, 900))  # 0.9 of a bare copy is enough: of two clocks one may be a bit fast
+    terms.refuse_impossible({**SECTION, "group_ns": 3, "expert": {"ns": [0]}}, (1000, 900))  # a group is never free
+    with pytest.raises(DeviceError, match=f"^{said}.* cannot be right$"):
+        terms.refuse_impossible({**SECTION, **wrong}, (1000, 900))
+
+
+def test_a_transfer_of_nothing_is_refused_though_the_bare_copy_took_nothing_either() -> None:
+    with pytest.raises(DeviceError, match="transfer_idle_ns: 0 ns"):
+        terms.refuse_impossible({**SECTION, "transfer_idle_ns": 0}, (0, 0))
+
+
 def test_toml_reads_back() -> None:
     table = {
         "source": 'a "b" \\ c', "measured": {"n": 3, "x": 0.25, "e": 1e-07, "on": True, "list": [1, 2],
@@ -192,11 +230,55 @@ def test_on_this_cpu_the_file_holds_the_terms_and_the_bare_link(
     few = ("--repeats", "1", "--steps", "6", "--scale", "1", "--link-gbps", "2", "--batches", "2", "--json")
     assert main(flags(tmp_path, tmp_path / "my.toml", *few)) == 0
     out = json.loads(capsys.readouterr().out)
-    assert {"one expert", "one launch", "the core alone"} < set(out["cross_check"])
+    assert {"one expert, 1 token", "one launch", "the core alone"} < set(out["cross_check"])
     measured = catalog.hardware(str(tmp_path / "my.toml")).measured
     assert measured is not None and measured.link is not None and measured.link.curve is not None
     assert measured.transfer_idle_ns >= measured.expert_bytes / 2.0  # paced: never faster than asked
     assert measured.expert_bytes == 3 * 64 * 96 * 4 and measured.torch
+
+
+def test_a_fit_that_cannot_be_is_one_line_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    monkeypatch.setattr(MadeUp, "bare_copy_ns", lambda self: (5_000_000, 5_000_000))
+    on(MadeUp(), monkeypatch)
+    assert main(flags(tmp_path, tmp_path / "my.toml")) == 1  # the link takes 2 ms
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: transfer_idle_ns: 2,000,000 ns was fitted, but a bare")
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny.toml"}
+
+
+def test_a_calibration_ends_by_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    bench = Timed(Clock().install(monkeypatch), 4.5)
+    on(bench, monkeypatch)
+    # one replay of about 5 s, then rounds of four: after two of them 45 of 60 s are gone, and a third takes 20
+    many = ("--seconds", "60", "--repeats", "100", "--json")
+    assert main(flags(tmp_path, tmp_path / "my.toml", *many)) == 0
+    said = capsys.readouterr()
+    out = json.loads(said.out)
+    assert (out["rounds"], out["rounds_asked"], out["deadline_s"]) == (2, 100, 60) and 40 < bench.clock.now <= 60
+    assert out["seconds"] == pytest.approx(bench.clock.now, abs=0.1)
+    assert "# made by python -m runtime.calibrate, 2 of 100 rounds, " in (tmp_path / "my.toml").read_text()
+    lines = said.err.splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == ["round 1 of 100", "round 2 of 100"]
+    assert all(" s left of 60 s" in line for line in lines)
+
+
+@pytest.mark.parametrize("seconds", ["4", "25"])  # gone after the warm-up's 5 s; not enough for a round of 21 s
+def test_a_calibration_without_a_complete_round_is_one_line_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text(MODEL)
+    on(Timed(Clock().install(monkeypatch), 5.0), monkeypatch)
+    assert main(flags(tmp_path, tmp_path / "my.toml", "--seconds", seconds)) == 1
+    said = capsys.readouterr().err.splitlines()[1:]  # behind "round 1 of 3, which takes about 21 s"
+    assert len(said) == 1 and "would take about 21 s; fewer --caches, --batches or --steps take less" in said[0]
+    assert said[0].startswith(f"error: seconds: {seconds}: over after 0 of the 4 replays of the first round, ")
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny.toml"}
 
 
 def test_a_trace_of_one_s_own_and_json(
@@ -220,6 +302,10 @@ def test_a_trace_of_one_s_own_and_json(
         (("--model", "mixtrall"), "did you mean mixtral"),
         (("--trace", "no.npz"), "no.npz"),
         (("--repeats", "-1"), "repeats: -1"),
+        (("--seconds", "0"), "--seconds: 0: must be a number above 0"),
+        (("--seconds", "inf"), "--seconds: inf: must be a number above 0"),
+        (("--seconds", "soon"), "--seconds: soon: must be a number above 0"),
+        (("--host-memory", "20"), "--host-memory: 20: must be bytes with a unit"),
         (("--caches", "x"), "caches"),
     ],
 )

@@ -170,6 +170,7 @@ def test_what_is_not_the_model_is_said_loudly(capsys: Any) -> None:
         (["--repeat", "0"], "repeat: 0: must be above 0"),
         (["--alias-host", "-1"], "alias-host: -1: must be above 0"),
         (["--link-gbps", "-3"], "must be above 0"),
+        (["--host-memory", "lots"], "--host-memory: lots: must be bytes with a unit, such as 24GB"),
         (["--machine", "simpy"], "the replay is the torch machine"),
         (["--precision", "q4"], "precision: q4: has no kernel here; one of bf16, fp32"),
         (["--device", "tpu"], "device: tpu: is not here"),

@@ -70,6 +70,19 @@ def test_what_does_not_fit_is_refused_and_the_port_is_closed(settings: list[Sett
         raise AssertionError("opened")
 
 
+def test_the_pace_of_a_paced_link_is_what_its_bare_copies_take(rig: Rig) -> None:
+    rig.pace(0.5, 7.0)
+    assert rig.bare_copy_ns() == (rig.expert_bytes * 2 + 7_000, rig.expert_bytes * 2)  # whoever else is at work
+    rig.pace(2.0, 5.0)
+
+
+def test_host_memory_as_stated_counts_and_is_in_the_facts(settings: list[Setting]) -> None:
+    with pytest.raises(StoreError, match=r"^memory: needs"), opened(choose("cpu"), settings, Options(host_bytes=1)):
+        raise AssertionError("opened")
+    with opened(choose("cpu", 2.0, 5.0), settings[:1], Options(host_bytes=10**9)) as rig:
+        assert rig.facts()["host_bytes"] == 10**9
+
+
 def test_a_lock_step_that_differs_says_where_and_ends_the_lock_steps(settings: list[Setting]) -> None:
     simulated = observe.simulated(settings[0])
     other = prepare(settings[0].spec.model_copy(update={"eviction": "fifo"}))

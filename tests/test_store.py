@@ -161,6 +161,26 @@ def test_on_an_accelerator_host_and_device_are_looked_at_apart(monkeypatch: Any)
             store.fits(needs, port)
 
 
+def test_host_memory_as_stated_replaces_what_the_system_says(monkeypatch: Any) -> None:
+    needs = store.need(SMALL, 2, 4, 4, None, {})
+    size = sum(needs.host.values())
+    enough = size + store.SPARE_BYTES
+    monkeypatch.setattr(store, "host_bytes", lambda: 0)
+    with virtual.timed() as port:
+        monkeypatch.setattr(port, "device", torch.device("meta"))
+        store.fits(needs, port, enough)
+        with pytest.raises(StoreError, match=r"page-locked host memory: .* --host-memory says what the host has"):
+            store.fits(needs, port, enough - 1)
+        port.memory_bytes = 0  # the device's own is no host memory
+        with pytest.raises(StoreError, match="device memory: needs"):
+            store.fits(needs, port, enough)
+        monkeypatch.setattr(port, "device", torch.device("cpu"))  # one memory for both
+        both = enough + sum(needs.device.values())
+        store.fits(needs, port, both)
+        with pytest.raises(StoreError, match=r"^memory: needs"):
+            store.fits(needs, port, both - 1)
+
+
 def test_memory_of_the_host_is_known() -> None:
     assert 1 << 20 < host_bytes() < 1 << 50
 

@@ -2,7 +2,7 @@
 where decisions must be equal and no time is judged."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,16 @@ from runtime.decisions import Outcome
 from runtime.lockstep import check
 from runtime.observe import Run, simulated
 from runtime.store import Need, StoreError
-from runtime.validate import enough, main
+from runtime.validate import main
 from runtime.validate_table import markdown
-from sim.catalog.measured_spec import Measured
+from sim import catalog
+from sim.catalog.measured_spec import Knots, Measured
 from sim.errors import SpecError
 from sim.machines.compiled import run as compiled
-from sim.measured_costs import measured_costs
+from sim.measured_costs import interpolated, measured_costs
 from sim.plan import Setting
 from sim.record import RunRecord
+from tests.clocks import Clock
 from traces import npz
 from traces.check import validate
 from traces.synthetic import Preset, generate
@@ -81,6 +83,16 @@ class MadeUp:
     def pace(self, gbps: float, latency_us: float) -> None:
         self.transfer_ns = round(self.expert_bytes / gbps + latency_us * 1e3)
 
+    def bare_copy_ns(self) -> tuple[int, int]:
+        return (round(self.transfer_ns * (1 - self.noise)),) * 2
+
+    def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        """As long as TRUE says, of which the device is busy for a tenth."""
+        expert = Knots(**TRUE["expert"])
+        seen = interpolated(expert, tokens).tolist()
+        times = [{"device_ns": ns / 10, "host_ns": ns / 2, "seen_ns": ns, "ahead": True} for ns in seen]
+        return [{"tokens": n, **ns} for n, ns in zip(tokens, times, strict=True)]
+
     def facts(self) -> dict[str, Any]:
         return {"what": "made up", "torch": "none"}
 
@@ -103,6 +115,25 @@ class MadeUp:
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
         outcome = check(setting.plan, record)
         return (None, replace(outcome, error="made to differ")) if self.unequal else (record, outcome)
+
+
+class Timed(MadeUp):
+    """A device on a clock: a replay takes what its record says, and `each_s`."""
+
+    def __init__(self, clock: Clock, each_s: float) -> None:
+        super().__init__(noise=0.01)
+        self.clock, self.each_s, self.replays, self.lock_steps = clock, each_s, 0, 0
+
+    def replay(self, setting: Setting) -> RunRecord:
+        record = super().replay(setting)
+        self.clock.tick(self.each_s + float(record.steps["end_ns"][-1]) / 1e9)
+        self.replays += 1
+        return record
+
+    def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        self.clock.tick(self.each_s)
+        self.lock_steps += 1
+        return super().lock_step(setting, record)
 
 
 @pytest.fixture
@@ -149,6 +180,11 @@ def test_a_device_that_is_what_was_calibrated_is_within(
             arm["measured_ns"]["total"], rel=0.02
         )
     assert [link["calibrated_at"] for link in out["links"]] == [[5, 7], [4, 6], [2, 5]]
+    # a token's two experts in each of four layers, 30 us of the device each: TRUE, and a tenth of it
+    assert {arm["gpu_busy_ns"] for arm in out["arms"] if arm["batch"] == 1} == {2 * 4 * 30_000}
+    assert [kernel["tokens"] for kernel in out["kernels"]] == [1, 4]  # four requests together
+    assert "* one expert, 4 tokens: GPU busy 45.0 us of the 450.0 us that the host takes to launch it and see" in said
+    assert ": HOST-BOUND\n" in said and "experts keep the device busy for " in said
     assert out["calibration"]["mixed"]["expert"]["ns"][0] == pytest.approx(300_000, rel=0.03)
     assert out["calibration"]["mixed"]["decide_ns"] == pytest.approx(40_000, rel=0.03)
     assert out["calibration"]["stall"]["transfer_idle_ns"] > out["calibration"]["compute"]["transfer_idle_ns"]
@@ -272,6 +308,9 @@ def test_capacities_that_were_asked_for_are_refused_without_room(
         (("--steps", "1"), "steps: 1: must be above 1, which warm up"),
         (("--repeats", "0"), "repeats: 0: must be above 0"),
         (("--precision", "q4"), "q4"),
+        (("--host-memory", "100"), "--host-memory: 100: must be bytes with a unit, such as 24GB"),
+        (("--host-memory", "0GB"), "--host-memory: 0GB: must be above 0"),
+        (("--host-memory", "1MB"), "memory: needs"),
         (("--device", "abacus"), "abacus"),
         (("--colour", "red"), "--colour: unknown argument"),
     ],
@@ -285,12 +324,136 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (files / "out").exists()
 
 
-def test_rounds_until_the_time_is_spent() -> None:
-    assert [enough(done, 2, 1e9, 10) for done in (0, 1, 2)] == [False, False, True]
-    assert not enough(1, None, 500, 10) and not enough(2, None, 500, 10)  # three at least
-    assert not enough(3, None, 6, 2.9)  # 2 s each: a fourth and what comes after it, 2.8
-    assert enough(3, None, 6, 2.7)
-    assert enough(25, None, 0, 10)
+# --- the deadline -----------------------------------------------------------------------------------------------------
+
+FEW = (
+    "--link-gbps",
+    "3",
+    "--caches",
+    "3,5",
+    "--batches",
+    "2",
+    "--policies",
+    "lru",
+)  # of 7 arms 3 calibrate and 3 are long
+
+
+def timed(
+    files: Path, monkeypatch: pytest.MonkeyPatch, each_s: float, *more: str
+) -> tuple[int, Timed, dict[str, Any] | None]:
+    """A run on a made-up device with a clock: exit status, the device, and the record if there is one."""
+    bench = Timed(Clock().install(monkeypatch), each_s)
+    on(bench, monkeypatch)
+    status, record = main(flags(files, *FEW, *more)), files / "out/validation.json"
+    return status, bench, json.loads(record.read_text()) if record.exists() else None
+
+
+@pytest.mark.parametrize(("seconds", "each_s"), [(40, 0.5), (60, 0.5), (270, 0.5), (270, 4.0), (270, 0.0)])
+def test_a_run_ends_by_its_deadline_whatever_is_asked_for(
+    files: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, each_s: float
+) -> None:
+    for asked in ((), ("--repeats", "1000")):
+        _, bench, out = timed(files, monkeypatch, each_s, "--seconds", str(seconds), *asked)
+        assert out is not None and bench.clock.now <= seconds
+        assert out["deadline_s"] == seconds and out["seconds"] == pytest.approx(bench.clock.now, abs=0.1)
+        assert out["rounds_asked"] == (1000 if asked else None)
+        assert out["rounds"] >= 3 and out["statements"]["equal"]["verdict"] == "within"  # the steps are chosen for that
+        if not asked and out["rounds"] < 25:  # and little of the time is left
+            assert bench.clock.now > 0.5 * seconds
+        page = (files / "out/validation.md").read_text()
+        assert f"{out['rounds']} rounds" in page and f" s of {seconds} s" in page
+
+
+def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2 s a replay and a little: 13 s warm up; of 37 s left a round of seven takes 15, lock-steps 8
+    status, bench, out = timed(files, monkeypatch, 2.0, "--seconds", "50")
+    assert out is not None and bench.clock.now <= 50 and out["rounds"] == 1
+    assert status == 3 and {row["spread"] for row in out["arms"]} == {None}
+    assert out["statements"]["median"]["verdict"] == out["statements"]["tau"]["verdict"] == "inconclusive"
+    assert "Infinity" not in (files / "out/validation.json").read_text()
+
+
+def test_lock_steps_for_which_no_time_is_left_are_not_replayed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: Timed, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
+        self.clock.tick(30.0)
+        return MadeUp.lock_step(self, setting, record)
+
+    monkeypatch.setattr(Timed, "lock_step", slow)
+    status, bench, out = timed(files, monkeypatch, 0.5, "--seconds", "60")
+    assert out is not None and bench.clock.now < 60 + 30  # one may have begun before the deadline
+    done = [row["lock_step"]["equal"] for row in out["arms"]]
+    assert done[0] is True and done[1:] == [None] * (len(done) - 1)
+    assert out["arms"][-1]["lock_step"]["error"] == "not replayed: no time was left"
+    assert status == 3 and out["statements"]["equal"]["verdict"] == "inconclusive"
+    assert "| all that were replayed | all | inconclusive |" in (files / "out/validation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("each_s", "seconds", "said", "most"),
+    [
+        (35.0, "60", "60: over after 1 of the 2 replays of the warm-up", 73),  # the long prompt, and one more
+        (
+            9.0,
+            "85",
+            "85: over after 0 of the 7 replays of the first round, which would take about 6",
+            35,
+        ),  # 27 s warm up
+    ],
+)
+def test_without_a_complete_round_one_line_says_how_far_it_was(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    each_s: float, seconds: str, said: str, most: float,
+) -> None:  # fmt: skip
+    status, bench, out = timed(files, monkeypatch, each_s, "--seconds", seconds)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 1 and out is None and not (files / "out").exists() and bench.clock.now <= most
+    assert len(errors) == 1 and errors[0].startswith("error: seconds: ") and said in errors[0]
+    assert "--steps take less, --seconds N gives more" in errors[0]
+
+
+def test_the_time_left_is_said_though_nobody_looks(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed(files, monkeypatch, 0.5, "--seconds", "60", "--repeats", "2")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "the device is open: 0 s gone, 60 s left of 60 s"
+    assert said[1].startswith("the plans alone, at ") and " with 2 rounds: " in said[1]
+    assert [line.split(",")[0] for line in said[2:4]] == ["round 1 of 2", "round 2 of 2"]
+    assert said[-1].startswith("4 of 4 lock-steps done: ") and all(" s left of 60 s" in line for line in said)
+
+
+def test_the_plans_alone_say_that_the_default_quick_grid_keeps_its_promise(tmp_path: Path) -> None:
+    """Mixtral on a link of its own at 55 GB/s, with the kernels of an H200: three rounds of whole replays."""
+    args = command.parser().parse_args(["--trace", "mixtral.npz", "--device", "cuda", "--alias-host", "2", "--quick"])
+    args.policies = [policy.format(ahead="gate-lookahead") for policy in command.POLICIES]
+    whole = npz.read(npz.find(args.trace))
+    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 4)
+    arms, common = command.all_arms([Link("link")], args, whole.n_experts), calibrate.common_fields(args)
+    size = catalog.model(whole.model).expert_bytes("bf16")
+    seconds = [command.expected_s(traces, arms, args, common, "h200", gbps, size) for gbps in (55.0, 5.5)]
+    assert 60 < seconds[0] < 0.9 * command.QUICK_S < command.QUICK_S < seconds[1]  # and 0.1 for Python, memory, fits
+
+
+# --- a fit that cannot be ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bare", "term", "said"),
+    [
+        ((4_000_000, 1), "transfer_idle_ns", "but a bare copy of an expert takes 4,000,000 ns"),
+        ((1, 4_000_000), "transfer_following_ns", "but a bare copy of an expert takes 4,000,000 ns"),
+    ],
+)
+def test_a_transfer_faster_than_the_bare_copy_is_refused_by_name(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    bare: tuple[int, int], term: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(MadeUp, "bare_copy_ns", lambda self: bare)
+    on(MadeUp(), monkeypatch)
+    assert main(flags(files, *FEW, "--repeats", "1")) == 1  # the link takes 0.68 ms
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {term}: ") and said in errors[0]
+    assert not (files / "out").exists()
 
 
 LINKS = [{"name": "a", "regime": "mixed", "calibrated_at": [4, 7]}]
