@@ -1,10 +1,10 @@
-# One entry point for people and for CI. `make run`, `make test`, `make check`, `make bench`.
+# One entry point for people and for CI. `make run`, `make test`, `make check`, `make bench`, `make gpu`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench figure clean
+.PHONY: run test check lint types bench figure gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -41,6 +41,10 @@ figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name --force "$$@" || exit 1; \
 	done
 	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
+
+DEVICE ?= cuda
+gpu:  # nothing is installed: a lent machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m runtime.gpu --device $(DEVICE)
 
 clean:
 	rm -rf $(VENV) .numba_cache

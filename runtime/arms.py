@@ -75,11 +75,11 @@ def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float], bat
     ]
 
 
-def long_prompts(link: Link, policy: str, caches: Sequence[int | float], calibrates: bool = False) -> list[Arm]:
-    """At each capacity one chained request: its prompt in prefill steps, whatever other arms do with theirs, then
-    decode steps at long contexts; all of its steps."""
+def long_prompts(link: Link, caches: Sequence[int | float], calibrates: bool = False) -> list[Arm]:
+    """At each capacity, with lru, one chained request: its prompt in prefill steps, whatever other arms do with theirs,
+    then decode steps at long contexts; all of its steps."""
     own = {"as_decode": False, "max_steps": None}
-    return [Arm(a.link, policy, {**a.fields, **own}, calibrates, True) for a in grid(link, [policy], caches, [1])]
+    return [Arm(link, a.policy, {**a.fields, **own}, calibrates, True) for a in grid(link, ["lru"], caches, [1])]
 
 
 def apart(judged: Sequence[int | float], experts: int) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def chain(trace: RoutingTrace, prompt: int, generated: int) -> RoutingTrace:
     """
     n = prompt + generated
     at = np.arange(n, dtype=np.int32)
-    return _of_rows(trace, np.resize(np.arange(trace.n_tokens), n), at, at < prompt, np.zeros(n, np.int32))
+    return _of_rows(trace, at % trace.n_tokens, at, at < prompt, np.zeros(n, np.int32))
 
 
 def _of_rows(trace: RoutingTrace, rows: Array, position: Array, prefill: Array, sequence: Array) -> RoutingTrace:

@@ -46,10 +46,10 @@ from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
-PROMPT_POLICY = "lru"  # of arms with a long prompt
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-# of 8 experts 6 and 8, 3 and 5, 3 and 4 slots: what calibrates lies between them or on both sides
-CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75, 1.0), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
+# of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has about as many copies in the
+# mean, and on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
+CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75,), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
 BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
 # on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
 # kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest
@@ -160,7 +160,7 @@ def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]
     some = [cache for cache in caches if cache not in every]
     arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
     largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
-    return arms if link.regime else arms + long_prompts(link, PROMPT_POLICY, largest)
+    return arms if link.regime else arms + long_prompts(link, largest)
 
 
 def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
@@ -172,7 +172,7 @@ def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> l
         batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms if not arm.chained))
         host = any(arm.policy.endswith("+cpu") for arm in arms)
         out += calibrating(link, caches, batches, host)
-        out += [] if link.regime else long_prompts(link, PROMPT_POLICY, caches[-1:], True)
+        out += [] if link.regime else long_prompts(link, caches[-1:], True)
         out += arms
     return out
 

@@ -18,6 +18,8 @@ however busy. What is told from a real device:
 import os
 import random
 import time
+from collections.abc import Callable
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +27,6 @@ import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter, tree_map
 
 CUDA = torch.device("cuda", 0)
 READBACK = {"cpu", "item", "tolist", "numpy", "equal", "allclose", "__bool__", "__float__", "__int__", "nonzero"}
@@ -54,13 +55,30 @@ class Mode(TorchFunctionMode):
         return self.machine.call(func, args, kwargs or {})
 
 
+def changed(x: Any, how: Callable[[torch.Tensor], Any]) -> Any:
+    """What an operation takes or gives, each tensor in it changed."""
+    if isinstance(x, torch.Tensor):
+        return how(x)
+    if type(x) in (list, tuple):
+        return type(x)([changed(part, how) for part in x])
+    if type(x) is dict:
+        return {name: changed(part, how) for name, part in x.items()}
+    return tuple(changed(part, how) for part in x) if isinstance(x, tuple) else x  # of several results
+
+
 def plain(x: Any) -> Any:
-    """The CPU tensor behind a tensor of the device; anything else is itself."""
-    return x.as_subclass(torch.Tensor) if isinstance(x, OnDevice) else x
+    """The CPU tensors behind tensors of the device; anything else is itself."""
+    return changed(x, lambda t: t.as_subclass(torch.Tensor) if isinstance(t, OnDevice) else t)
+
+
+def on_device(x: Any) -> Any:
+    return changed(x, lambda t: t.as_subclass(OnDevice))
 
 
 def tensors(*found: Any) -> list[torch.Tensor]:
-    return [x for x in tree_iter(found) if isinstance(x, torch.Tensor)]
+    out: list[torch.Tensor] = []
+    changed(found, out.append)
+    return out
 
 
 def start_of(x: torch.Tensor) -> int:
@@ -71,7 +89,8 @@ class StandIn:
     """See the module's text. Durations in ns: copy_ns of any copy, and its bytes at link_gbps; kernel_ns of any kernel,
     and the bytes of its matrices at memory_gbps; launch_ns: of the host for each call; noise: share by which each
     duration of the host varies; hiccups: how often in a second of its work the host is away for 0.3 to 3 ms (it
-    decides, collects garbage, is preempted)."""
+    decides, collects garbage, is preempted); yield_ns: what a look at what has not happened yet costs beside itself,
+    which a test of long waits may raise to be done sooner."""
 
     def __init__(
         self,
@@ -83,9 +102,12 @@ class StandIn:
         launch_ns: int = 5_000,
         noise: float = 0.2,
         hiccups: float = 0.0,
+        yield_ns: int = 700,
         memory_bytes: int = 1 << 37,
     ) -> None:
-        self.rng, self.now, self.noise, self.hiccups = random.Random(seed), 10**12, noise, hiccups
+        self.rng, self.now, self.hiccups, self.yield_ns = random.Random(seed), 10**12, hiccups, yield_ns
+        self.factors = cycle([1 + noise * self.rng.uniform(-1, 1) for _ in range(4099)])
+        self.works_ns = self.rng.expovariate(hiccups) * 1e9 if hiccups else float("inf")  # until the next hiccup
         self.link_gbps, self.copy_ns, self.memory_gbps = link_gbps, copy_ns, memory_gbps
         self.kernel_ns, self.launch_ns, self.memory_bytes = kernel_ns, launch_ns, memory_bytes
         self.locked: dict[int, int] = {}  # page-locked memory: {address: bytes}
@@ -99,12 +121,14 @@ class StandIn:
 
     def pass_ns(self, ns: float) -> None:
         """The host spends so long, give or take the noise."""
-        self.now += max(1, round(ns * (1 + self.noise * self.rng.uniform(-1, 1))))
-        if self.rng.random() < self.hiccups * ns / 1e9:
+        self.now += int(ns * next(self.factors)) + 1
+        self.works_ns -= ns
+        if self.works_ns < 0:
+            self.works_ns = self.rng.expovariate(self.hiccups) * 1e9
             self.now += self.rng.randrange(300_000, 3_000_000)
 
     def clock(self) -> int:
-        self.pass_ns(60)
+        self.now += 60
         return self.now
 
     def until(self, instant: int) -> None:
@@ -137,17 +161,16 @@ class StandIn:
             return self._on_host(func, args, kwargs)
         self._same_device(name, given, here)
         kwargs = {**kwargs, "device": "cpu"} if kwargs.get("device") is not None else kwargs
-        bare, named = tree_map(plain, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
-            out = func(*bare, **named)
-        return self._done(name, [plain(x) for x in given], out)
+            out = func(*plain(args), **plain(kwargs))
+        return self._done(name, plain(given), out)
 
     def _attribute(self, func: Any, args: Any, here: Any) -> Any:
         what = getattr(func.__self__, "__name__", "")
         if here and what == "device":
             return CUDA
         with torch._C.DisableTorchFunctionSubclass():
-            out = func(*tree_map(plain, args))
+            out = func(*plain(args))
         if what == "is_cuda":
             return bool(here)
         return out.as_subclass(OnDevice) if here and isinstance(out, torch.Tensor) else out
@@ -176,9 +199,7 @@ class StandIn:
             self._kernel(name, given)
         elif made:
             self.pass_ns(500)  # a view
-        if name in READBACK:
-            return out
-        return tree_map(lambda x: x.as_subclass(OnDevice) if isinstance(x, torch.Tensor) else x, out)
+        return out if name in READBACK else on_device(out)
 
     def _kernel(self, name: str, given: list[torch.Tensor]) -> None:
         self.pass_ns(self.launch_ns)
@@ -200,9 +221,8 @@ class StandIn:
             target = CUDA if self._to_device(name, args, kwargs, isinstance(whole, OnDevice)) else None
         kwargs = {k: v for k, v in kwargs.items() if k != "device"}
         rest = [x for x in args if not _names_device(x)]
-        bare, named = tree_map(plain, (rest, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
-            out = func(*bare, **named)
+            out = func(*plain(rest), **plain(kwargs))
         ends = (target is CUDA or isinstance(target, OnDevice), isinstance(source, OnDevice))
         if ends[0] != ends[1]:
             host = target if name == "copy_" and not ends[0] else source if not ends[1] else out
@@ -332,7 +352,7 @@ class StandIn:
         monkeypatch.setattr(time, "monotonic", lambda: self.clock() / 1e9)
         monkeypatch.setattr(time, "sleep", sleep)
         if hasattr(os, "sched_yield"):
-            monkeypatch.setattr(os, "sched_yield", lambda: self.pass_ns(700))
+            monkeypatch.setattr(os, "sched_yield", lambda: self.pass_ns(self.yield_ns))
 
 
 def _writes(name: str) -> bool:

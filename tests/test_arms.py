@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.arms import CALIBRATING_PROMPT, JUDGED_PROMPT, Link, Traces, apart, chain, long_prompts
+from runtime.arms import CALIBRATING_PROMPT, JUDGED_PROMPT, Link, Traces, apart, calibrating, chain, long_prompts
 from runtime.compare import longest_prompt
+from runtime.observe import LANDED, simulated, transfers_of
+from sim.core.plan import CAUSES
 from sim.spec import slots_of
 from tests.test_validate import MODEL
 from traces import npz
@@ -59,6 +61,21 @@ def recording(folder: Path) -> Path:
     return folder / "t.npz"
 
 
+def test_what_calibrates_sees_demands_at_one_capacity_and_prefetches_at_the_other(tmp_path: Path) -> None:
+    recording(tmp_path)
+    traces = Traces.of(str(tmp_path / "t.npz"), 0.5, 0, tmp_path, 1)
+    common = {"model": str(tmp_path / "tiny.toml"), "as_decode": True, "warmup_steps": 1}
+    seen = []
+    for arm in calibrating(Link("link"), apart([2, 7, 8], 8), [1]):
+        run = simulated(traces.setting(arm, common, "a100-pcie4"))
+        sent, transfers = run.record.groups["transfers"], transfers_of(run)
+        landed = sent["cause"][sent["outcome"] == LANDED]
+        seen.append((arm.fields["cache"], *(int((landed == CAUSES.index(c)).sum()) for c in ("demand", "prefetch"))))
+        assert len(transfers.gap_ns) > 10 and len(transfers.idle_ns) > 10
+    (small, demands, none), (large, _, prefetches) = seen
+    assert (small, large) == (4, 6) and demands > 10 < prefetches and none == 0
+
+
 def test_short_requests_are_chained_to_one_long_prompt(tmp_path: Path) -> None:
     trace = npz.read(recording(tmp_path))
     one, n = chain(trace, 200, 8), trace.n_tokens
@@ -75,7 +92,7 @@ def test_short_requests_are_chained_to_one_long_prompt(tmp_path: Path) -> None:
 def test_a_long_prompt_runs_in_prefill_steps_of_its_own_requests(tmp_path: Path, calibrates: bool) -> None:
     trace = npz.read(recording(tmp_path))
     traces = Traces.of(str(tmp_path / "t.npz"), 0.5, 0, tmp_path, 1)
-    arm = long_prompts(Link("link"), "lru", [3], calibrates)[0]
+    arm = long_prompts(Link("link"), [3], calibrates)[0]
     common = {"model": str(tmp_path / "tiny.toml"), "as_decode": True, "max_steps": 4, "warmup_steps": 1}
     setting = traces.setting(arm, common, "a100-pcie4")
     # 1,280 = 2 x 512 + 256 and 1,600 = 3 x 512 + 64 rows, then 8 decode steps
