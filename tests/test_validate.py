@@ -430,7 +430,7 @@ def test_steps_are_as_long_as_three_rounds_and_what_follows_leave_time_for(monke
     half a second of the core for each second of steps: a round of S seconds of steps takes 2 (2 + S) + 3; afterwards
     lock-steps and checks 2 (2 + 0.75 S) + 3 and each setting twice more."""
     Clock().install(monkeypatch)
-    arms = [*grid(Link("link"), ["lru"], [3, 5], [1]), *long_prompts(Link("link"), "lru", [5])]
+    arms = [*grid(Link("link"), ["lru"], [3, 5], [1]), *long_prompts(Link("link"), [5])]
     probe = command.Probe({}, step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
     assert probe.round_s(arms, 1.0) == 9 and probe.after(arms, 1.0) == After(8.5 / 9, 3.0)
     # 90 of 100 s = 3 (7 + 2 S) + 7 + 1.5 S + 3 x 3 x 0.5: 57.5 = 7.5 S
