@@ -14,11 +14,13 @@ import pytest
 from runtime import calibrate, pacing
 from runtime import validate as command
 from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import Link, Traces, enough_requests, grid
+from runtime.arms import Link, Traces, enough_requests, grid, long_prompts
 from runtime.compare import compared, statements, status
 from runtime.decisions import Outcome
 from runtime.lockstep import check
+from runtime.micro import gpu_busy_ns
 from runtime.observe import Run, simulated
+from runtime.rounds import After, Deadline
 from runtime.store import Need, StoreError
 from runtime.validate import main
 from runtime.validate_table import markdown
@@ -27,8 +29,9 @@ from sim.catalog.measured_spec import Knots, Measured
 from sim.errors import SpecError
 from sim.machines.compiled import run as compiled
 from sim.measured_costs import interpolated, measured_costs
-from sim.plan import Setting
+from sim.plan import Setting, prepare
 from sim.record import RunRecord
+from sim.spec import RunSpec
 from tests.clocks import Clock
 from traces import npz
 from traces.check import validate
@@ -420,6 +423,48 @@ def test_the_time_left_is_said_though_nobody_looks(
     assert said[1].startswith("the plans alone, at ") and " with 2 rounds: " in said[1]
     assert [line.split(",")[0] for line in said[2:4]] == ["round 1 of 2", "round 2 of 2"]
     assert said[-1].startswith("4 of 4 lock-steps done: ") and all(" s left of 60 s" in line for line in said)
+
+
+def test_steps_are_as_long_as_three_rounds_and_what_follows_leave_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two short arms and a chained one. With 2 s beside each replay, 3 s of the chained one, 0.5 s for each setting and
+    half a second of the core for each second of steps: a round of S seconds of steps takes 2 (2 + S) + 3; afterwards
+    lock-steps and checks 2 (2 + 0.75 S) + 3 and each setting twice more."""
+    Clock().install(monkeypatch)
+    arms = [*grid(Link("link"), ["lru"], [3, 5], [1]), *long_prompts(Link("link"), [5])]
+    probe = command.Probe({}, step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
+    assert probe.round_s(arms, 1.0) == 9 and probe.after(arms, 1.0) == After(8.5 / 9, 3.0)
+    # 90 of 100 s = 3 (7 + 2 S) + 7 + 1.5 S + 3 x 3 x 0.5: 57.5 = 7.5 S
+    assert probe.replay_s(100.0, arms, Deadline(100.0)) == pytest.approx(57.5 / 7.5)
+    assert probe.replay_s(4.0, arms, Deadline(100.0)) == 4 and probe.replay_s(4.0, arms, Deadline(20.0)) == 1e-3
+
+
+def test_seconds_of_a_replay_are_its_first_residents_and_its_steps(files: Path) -> None:
+    fields = {"trace": str(files / "t.npz"), "model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 3}
+    setting = prepare(RunSpec.of({**fields, "as_decode": True, "warmup_steps": 1, "cache": 3}))
+    placed, steps = pacing.seconds_of([setting], 2.0, 4_000_000)
+    assert placed == pytest.approx(4 * 3 * 0.002)  # three slots in each of four layers, 2 ms each
+    record = compiled(setting.plan, False)
+    other = compiled(_with_transfers(setting, 2_000_000).plan, False)
+    assert steps == other.steps["end_ns"][-1] / 1e9 > record.steps["end_ns"][-1] / 1e9  # the step that warms up, too
+    both = pacing.seconds_of([setting, setting], 2.0, 4_000_000)
+    assert both == (pytest.approx(2 * placed), pytest.approx(2 * steps))
+    once = pacing.predicted_s([setting], [], [], 2.0, 4_000_000, 3)
+    assert once == pytest.approx(2 * (placed + steps))  # what warms up runs twice
+    assert pacing.predicted_s([], [setting], [setting], 2.0, 4_000_000, 3) == pytest.approx(2 * once)
+
+
+def _with_transfers(setting: Setting, ns: int) -> Setting:
+    costs = replace(setting.plan.costs, transfer_ns=np.array([ns, ns], np.int64))
+    return replace(setting, plan=replace(setting.plan, costs=costs))
+
+
+def test_the_device_is_not_busy_with_what_the_host_computes(files: Path) -> None:
+    fields = {"trace": str(files / "t.npz"), "model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 9}
+    kernels = MadeUp().kernels([1, 4])
+    for miss, share in (("fetch", 1.0), ("cpu", 0.99)):
+        setting = prepare(RunSpec.of({**fields, "as_decode": True, "warmup_steps": 1, "cache": 3, "miss": miss}))
+        found = gpu_busy_ns(simulated(setting), kernels)
+        assert 0 < found <= share * 2 * 4 * 30_000 and (found == 2 * 4 * 30_000) == (miss == "fetch")
 
 
 def test_the_plans_alone_say_that_the_default_quick_grid_keeps_its_promise(tmp_path: Path) -> None:
