@@ -262,6 +262,7 @@ def test_out_of_memory_while_it_runs(capsys: Any, monkeypatch: Any, left: Any) -
 def test_interrupted(capsys: Any, monkeypatch: Any, left: Any) -> None:
     interrupt = after(60, lambda: signal.raise_signal(signal.SIGINT), layers.CatalogWork.dense)
     monkeypatch.setattr(layers.CatalogWork, "dense", interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     fails(capsys, 130, "interrupted")
 
 

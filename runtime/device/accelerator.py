@@ -53,13 +53,12 @@ def _named(room: Any, *names: str) -> Any:
     return next(getattr(room, name) for name in names if hasattr(room, name))
 
 
-def without_cudnn_attention(device: torch.device) -> Callable[[], None]:
+def without_cudnn_attention() -> Callable[[], None]:
     """Turn it off; returns what turns it on again if it was on."""
     backends: Any = torch.backends.cuda
-    if device.type != "cuda" or not backends.cudnn_sdp_enabled():
-        return lambda: None
+    before = bool(backends.cudnn_sdp_enabled())
     backends.enable_cudnn_sdp(False)
-    return lambda: backends.enable_cudnn_sdp(True)
+    return lambda: backends.enable_cudnn_sdp(before)
 
 
 def own_pages(nbytes: int) -> mmap.mmap:
@@ -181,7 +180,7 @@ class AcceleratorPort:
         self.buffers: list[Buffer] = []
         self.registered: dict[int, torch.Tensor] = {}
         self.copies = 0
-        self.cudnn = without_cudnn_attention(device)
+        self.cudnn = without_cudnn_attention()
         torch.accelerator.synchronize(device)
         self.anchor = Anchor(None, 0, 1 << 62)
         for _ in range(FIRST_LOOKS):
