@@ -15,9 +15,9 @@ SAID = {
     "capacities": "judged capacities, in slots of a layer, that no calibrating arm of the link had",
 }
 SHOWS_NOT = {  # by the one regime that there is
-    "compute": "wait for the link under 20 % of the time; as good as link-free, an error of the transfers would not show",
+    "compute": "wait for the link under 20 % of the time: as good as link-free, an error of transfers would not show",
     "mixed": "wait for the link 20 to 80 % of the time; errors of transfers and kernels may hide each other",
-    "stall": "wait for the link over 80 % of the time; as good as compute-free, an error of the kernels would not show",
+    "stall": "wait for the link over 80 % of the time: as good as compute-free, an error of kernels would not show",
 }
 NOTE = """\
 Error = (simulated - measured) / measured, of the time per token; spread: robust standard deviation of the replays over

@@ -251,8 +251,8 @@ def test_an_own_link_is_judged_up_to_all_experts_and_over_long_prompts(
 @pytest.mark.parametrize(
     ("gbps", "caches", "kind", "said"),
     [
-        ("0.02", "2,4", "link-only", "over 80 % of the time; as good as compute-free, an error of the kernels"),
-        ("4000", "6,7", "compute-only", "under 20 % of the time; as good as link-free, an error of the transfers"),
+        ("0.02", "2,4", "link-only", "over 80 % of the time: as good as compute-free, an error of kernels"),
+        ("4000", "6,7", "compute-only", "under 20 % of the time: as good as link-free, an error of transfers"),
     ],
 )
 def test_a_record_of_one_regime_is_called_what_it_is_and_is_inconclusive(
