@@ -84,11 +84,12 @@ def regime(stall_share: float) -> str:
 
 
 def kind(regimes: Sequence[str]) -> str:
-    """What arms in these regimes can show: `full` where two regimes are covered; else one of KINDS, by the regime that
-    most are in, and nothing of what the others would."""
+    """What arms in these regimes can show: `full` where two regimes are covered; one of KINDS where all are in one, and
+    nothing of what the others would; else `thin`: there is no second regime with enough arms."""
     counts = Counter(regimes)
-    covered = [name for name in REGIMES if counts[name] >= ARMS]
-    return "full" if len(covered) > 1 else KINDS[max(REGIMES, key=lambda name: counts[name])]
+    if len(counts) == 1:
+        return KINDS[regimes[0]]
+    return "full" if sum(n >= ARMS for n in counts.values()) > 1 else "thin"
 
 
 def separated(a: Judged, b: Judged, times: float = 1.0) -> bool:

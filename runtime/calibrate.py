@@ -26,7 +26,7 @@ from sim.catalog.hardware_spec import Hardware
 from sim.catalog.parts import build
 from sim.errors import SpecError
 from sim.plan import Setting
-from sim.spec import parse_cache
+from sim.spec import parse_cache, slots_of
 from traces import npz
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
@@ -274,6 +274,11 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
     arms = calibrating(link, args.caches, args.batches, args.host_experts)
     traces = requests_of(args, folder)
     settings = {arm: traces.setting(arm, common, "a100-pcie4") for arm in arms}
+    experts = settings[arms[0]].plan.n_experts
+    if min(slots_of(cache, experts) for cache in args.caches) >= experts:
+        raise SpecError(
+            f"caches: all {experts} experts of a layer are there, and none would cross the link; give fewer"
+        )
     asked = args.repeats or (3 if args.quick else 5)
     with open_bench(args, list(settings.values()), options) as bench:
         runs = rounds_of(bench, settings, deadline, asked, args.seed)

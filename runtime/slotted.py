@@ -7,7 +7,7 @@ its compute stream, each waiting for the other by events alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import Port, choose
+from runtime.device.port import DeviceError, Port, choose
 from runtime.driver import Driver, answered
 from runtime.expert_weights import LiveError, ModelExperts, combined, expert_output
 from runtime.loop import ClosedLoop
@@ -72,7 +72,7 @@ class SlottedModel:
             self.store = self._store(self.port)
             _move(self.model, {id(layer.experts) for layer in self.driver.layers}, self.port.device)
         except BaseException:
-            self._give_back()
+            self._give_back(failed=True)
             raise
         for layer in self.driver.layers:
             layer.experts.__dict__[ATTACHED] = (self, layer.place)
@@ -99,12 +99,20 @@ class SlottedModel:
         self.model.set_experts_implementation(self._before)
         for layer in self.driver.layers:
             layer.experts.__dict__.pop(ATTACHED, None)
-        self._give_back()
+        self._give_back(failed=error[0] is not None)
 
-    def _give_back(self) -> None:
-        """The model has its experts again; what was the port's goes back to it."""
-        self.port.sync()
-        self.source.restore()
+    def _give_back(self, failed: bool) -> None:
+        """The model has its experts again; what was the port's goes back to it. failed: something was raised already,
+        and what a device that failed says to this is not told."""
+        try:
+            with suppress(*[DeviceError] * failed):
+                self.port.sync()
+        finally:
+            self.source.restore()
+            with suppress(*[DeviceError] * failed):
+                self._leave()
+
+    def _leave(self) -> None:
         if self.port is not self.device:
             self.port.close()
         elif hasattr(self, "store"):

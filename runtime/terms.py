@@ -11,11 +11,13 @@ from runtime import observe
 from runtime.device.port import DeviceError
 from runtime.fits import Observations, Term, constant, fit, hats, knots_of
 from runtime.observe import Run
+from sim.errors import SpecError
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Run]]
 Kind = tuple[str, str, str]
+TRANSFERS = ("transfer_idle_ns", "transfer_following_ns")
 BARE = 0.9  # of a bare copy: less than that no transfer takes
 
 
@@ -47,9 +49,14 @@ def fitted(rounds: Rounds) -> Fitted:
 
 def refuse_impossible(section: dict[str, Any], bare_ns: tuple[int, int]) -> None:
     """What no device can take: a transfer faster than the bare copy of an expert (bare_ns: on an idle link, behind
-    another), an expert, a dense part or a decision of 0 ns. Raises DeviceError, which names the term."""
-    for name, least in zip(("transfer_idle_ns", "transfer_following_ns"), bare_ns, strict=True):
-        if section[name] < max(1, BARE * least):
+    another), an expert, a dense part or a decision of 0 ns. Raises DeviceError, which names the term, and SpecError
+    where nothing was transferred."""
+    seen = [name for name in TRANSFERS if name in section["uncertainty"]]
+    if not seen:
+        raise SpecError("caches: no expert crossed the link while it was measured; fewer slots have some cross it")
+    for name, least in zip(TRANSFERS, bare_ns, strict=True):
+        own = name in seen or name == TRANSFERS[1]  # one on an idle link that never was has the other's time
+        if own and section[name] < max(1, BARE * least):
             wrong = f"{section[name]:,} ns was fitted, but a bare copy of an expert takes {least:,} ns"
             raise DeviceError(f"{name}: {wrong}; the times that this device tells of its copies cannot be right")
     alone = {"decide_ns": section["decide_ns"], "expert": section["group_ns"] + section["expert"]["ns"][0]}

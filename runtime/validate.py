@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,7 +45,9 @@ from sim.spec import slots_of
 from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
+from traces.trace import split
 
+V = TypeVar("V")
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
 # of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has about as many copies in the
 # mean, and on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
@@ -126,7 +128,7 @@ def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, An
     short, long = ([arm for arm in arms if arm.chained is yes] for yes in (False, True))
     runs, short_s, long_s = {}, 0.0, 0.0
     for _ in range(2):
-        if (short_s + long_s) * (1 + FEWEST) > deadline.left_s:
+        if runs and (short_s + long_s) * (1 + FEWEST) > deadline.left_s:
             break
         began_s = deadline.gone_s
         complete(long, replay, deadline, "the warm-up")
@@ -154,13 +156,19 @@ def check_s(run: Run, deadline: Deadline) -> float:
 def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]:
     """The judged arms of one link, for layers of so many experts. Where all have slots no policy decides anything: one
     is enough there. A link whose pace is not chosen has long prompts too, at the two largest capacities."""
-    caches = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
+    given = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
+    caches = distinct(given, lambda cache: slots_of(cache, experts))
     batches = args.batches or BATCH.get(link.regime or "", REAL_BATCHES)
     every = [cache for cache in caches if slots_of(cache, experts) >= experts]
     some = [cache for cache in caches if cache not in every]
     arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
     largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
     return arms if link.regime else arms + long_prompts(link, largest)
+
+
+def distinct(values: Sequence[V], same: Callable[[V], Any]) -> list[V]:
+    """Without those that come to the same as an earlier one: an arm that runs twice is one arm."""
+    return list({same(value): value for value in reversed(values)}.values())[::-1]
 
 
 def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
@@ -369,10 +377,13 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
     common, options = calibrate.common_fields(args), calibrate.options_of(args)
     ahead = "gate-lookahead" if whole.has("lookahead") else "transition"
-    args.policies = args.policies or [policy.format(ahead=ahead) for policy in POLICIES]
+    args.policies = list(dict.fromkeys(args.policies or [policy.format(ahead=ahead) for policy in POLICIES]))
     cpu = calibrate.device_name(args) == "cpu"
     choose = cpu and args.link_gbps is None
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
+    if args.batches or not choose:
+        there = len(split(whole, args.calibration, args.seed)[1].requests()[0])  # no more run together
+        args.batches = distinct(args.batches or REAL_BATCHES, lambda batch: min(batch, there))
 
     def settings() -> list[Setting]:
         """Of every arm at its longest, and of the probe: what the device must have room for."""
@@ -457,6 +468,8 @@ def _calibrating(arms: Sequence[Arm]) -> list[Arm]:
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
     """validation.json, validation.md and the hardware file of each link."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (*TARGETS, "link"):  # of an earlier record
+        (folder / f"{name}.toml").unlink(missing_ok=True)
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
     write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from runtime.agreement import COMPONENTS, KINDS
+from runtime.agreement import ARMS, COMPONENTS, REGIMES
 from traces.describe import LOUD
 
 SAID = {
@@ -75,10 +75,11 @@ def _loud(out: dict[str, Any]) -> list[str]:
     """What a record cannot show that has arms of one regime alone; nothing of another."""
     if out["kind"] == "full":
         return []
-    regime = next(name for name, kind in KINDS.items() if kind == out["kind"])
-    n, of = sum(row["regime"] == regime for row in out["arms"]), len(out["arms"])
-    arms = f"all {n}" if n == of else f"{n} of {of}"
-    return [f"*** {out['kind'].upper()}: {arms} arms {SHOWS_NOT[regime]} ***", ""]
+    arms = [row["regime"] for row in out["arms"]]
+    if out["kind"] == "thin":
+        said = ", ".join(f"{arms.count(name)} {name}" for name in REGIMES)
+        return [f"*** THIN: {said} arms; less than {ARMS} in a second regime show little of it ***", ""]
+    return [f"*** {out['kind'].upper()}: all {len(arms)} arms {SHOWS_NOT[arms[0]]} ***", ""]
 
 
 def _most(out: dict[str, Any], name: str) -> str:

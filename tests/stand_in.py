@@ -90,7 +90,7 @@ class StandIn:
     and the bytes of its matrices at memory_gbps; launch_ns: of the host for each call; noise: share by which each
     duration of the host varies; hiccups: how often in a second of its work the host is away for 0.3 to 3 ms (it
     decides, collects garbage, is preempted); yield_ns: what a look at what has not happened yet costs beside itself,
-    which a test of long waits may raise to be done sooner."""
+    which a test of long waits may raise to be done sooner; drift_ppm: how much faster the device's clock is."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class StandIn:
         noise: float = 0.2,
         hiccups: float = 0.0,
         yield_ns: int = 700,
+        drift_ppm: float = 0.0,
         memory_bytes: int = 1 << 37,
     ) -> None:
         self.rng, self.now, self.hiccups, self.yield_ns = random.Random(seed), 10**12, hiccups, yield_ns
@@ -110,6 +111,7 @@ class StandIn:
         self.works_ns = self.rng.expovariate(hiccups) * 1e9 if hiccups else float("inf")  # until the next hiccup
         self.link_gbps, self.copy_ns, self.memory_gbps = link_gbps, copy_ns, memory_gbps
         self.kernel_ns, self.launch_ns, self.memory_bytes = kernel_ns, launch_ns, memory_bytes
+        self.pace = 1 + drift_ppm * 1e-6
         self.locked: dict[int, int] = {}  # page-locked memory: {address: bytes}
         self.strided: list[str] = []  # copies that were to be asynchronous and cannot
         self.copies: list[tuple[int, int]] = []  # (bytes, ns) of each asynchronous copy to the device
@@ -307,7 +309,7 @@ class StandIn:
 
             def elapsed_time(self, other: Any) -> float:
                 assert max(self.at_ns, other.at_ns) <= machine.now, "asked for the time of what has not happened"
-                return float(np.float32((other.at_ns - self.at_ns) / 1e6))
+                return float(np.float32((other.at_ns - self.at_ns) * machine.pace / 1e6))
 
         self.current = Stream()
         monkeypatch.setattr(torch, "Stream", Stream)

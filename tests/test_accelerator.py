@@ -1,7 +1,9 @@
 """The accelerator's port, on a CUDA machine that is not there (tests.stand_in) and on a real one where there is one."""
 
 import mmap
+import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,20 @@ def test_an_event_that_happened_long_ago_is_no_anchor() -> None:
             for event in (old, port.compute.record(), copy):  # timed from the anchors that there are by now
                 event.wait()
                 assert abs(event.time_ns() - event.event.at_ns) < 50_000, away_ns  # type: ignore[attr-defined]
+
+
+def test_times_hold_though_nothing_happens_for_long_and_clocks_drift() -> None:
+    """10 s of silence, 50 ppm: 500 us."""
+    with StandIn(drift_ppm=50) as machine, choose("cuda") as port:
+        slot, source = port.alloc_device(1000, "slot"), port.alloc_host(1000, "expert")
+        copied = lambda: port.link.copy(slot.tensor, source.tensor)  # noqa: E731
+        for away_ns in (10**6, 10**9, 10**10):
+            for recorded, late_ns in product((port.compute.record, copied), (0, 2_000_000)):
+                machine.now += away_ns
+                event: Any = recorded()
+                machine.now += late_ns  # the host is away while it happens, too
+                event.wait()
+                assert abs(event.time_ns() - event.event.at_ns) < 50_000, (away_ns, late_ns)
 
 
 def test_the_best_anchor_is_kept_until_clocks_have_drifted() -> None:
@@ -254,6 +270,36 @@ def test_what_the_device_said_first_is_what_is_told(monkeypatch: pytest.MonkeyPa
                 patched.setattr(where, name, gone)
                 port.wait_until(lambda: False)
             assert not port.buffers
+
+
+@pytest.mark.parametrize("call", ["record", "query", "elapsed_time", "wait_event"])
+def test_whatever_call_finds_the_device_gone_it_is_one_line(
+    call: str, settings: dict[str, Setting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that fails is told of by some later call, whichever comes next."""
+
+    def gone(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
+
+    for rig in on_stand_in([settings["lru"]], StandIn()):
+        rig.replay(settings["lru"])
+        monkeypatch.setattr(torch.Stream if call == "wait_event" else torch.Event, call, gone)
+        with pytest.raises(DeviceError, match=r"^the device: CUDA error: device-side assert triggered$"):
+            rig.replay(settings["lru"])
+
+
+def test_a_port_that_does_not_open_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    backends: Any = torch.backends.cuda
+    with StandIn() as machine:
+        before, threads, attention = machine.current, threading.active_count(), backends.cudnn_sdp_enabled()
+        monkeypatch.setattr(torch.Event, "record", gone)
+        with pytest.raises(DeviceError, match=r"^the device: CUDA error: unspecified launch failure$"):
+            choose("cuda")
+        assert machine.current is before and threading.active_count() == threads
+        assert backends.cudnn_sdp_enabled() == attention
 
 
 @pytest.mark.parametrize("what", ["begin_step", "routed"])

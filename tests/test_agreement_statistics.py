@@ -56,8 +56,8 @@ def test_signed_error_and_regime() -> None:
         ({"compute": 4}, "compute-only"),
         ({"mixed": 2}, "mixed-only"),
         ({"compute": 2, "stall": 2}, "full"),
-        ({"compute": 1, "stall": 15}, "link-only"),  # one arm covers nothing
-        ({"compute": 1, "mixed": 1}, "compute-only"),
+        ({"compute": 1, "stall": 15}, "thin"),  # one arm covers nothing
+        ({"compute": 1, "mixed": 1}, "thin"),
         ({"compute": 1, "mixed": 3, "stall": 2}, "full"),
     ],
 )

@@ -14,6 +14,7 @@ from runtime.device.port import DeviceError
 from runtime.micro import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
+from sim.errors import SpecError
 from sim.plan import prepare
 from sim.spec import RunSpec
 from sim.summary import summarise
@@ -156,6 +157,7 @@ def test_a_kind_of_transfer_that_never_was_costs_what_the_other_does(files: Path
 
 SECTION: dict[str, Any] = {
     "decide_ns": 7000, "transfer_idle_ns": 900, "transfer_following_ns": 810, "group_ns": 0, "expert": {"ns": [1, 5]},
+    "uncertainty": {"transfer_idle_ns": {}, "transfer_following_ns": {}},
     "dense": [
         {"layer": "ffn", "attention": "full", "phase": "decode", "ns": [0, 0], "entry_ns": 0.5},
         {"layer": "moe", "attention": "window", "phase": "prefill", "ns": [0, 1], "entry_ns": 0.0},
@@ -188,6 +190,14 @@ def test_what_no_device_can_take_is_refused_by_name(wrong: dict[str, Any], said:
 def test_a_transfer_of_nothing_is_refused_though_the_bare_copy_took_nothing_either() -> None:
     with pytest.raises(DeviceError, match="transfer_idle_ns: 0 ns"):
         terms.refuse_impossible({**SECTION, "transfer_idle_ns": 0}, (0, 0))
+
+
+def test_only_transfers_that_there_were_are_held_against_bare_copies() -> None:
+    """In a saturated link all follow one another; without any, the device is not to blame."""
+    following = {"uncertainty": {"transfer_following_ns": {}}, "transfer_idle_ns": 810}
+    terms.refuse_impossible({**SECTION, **following}, (1000, 900))
+    with pytest.raises(SpecError, match="caches: no expert crossed the link"):
+        terms.refuse_impossible({**SECTION, "uncertainty": {}, "transfer_idle_ns": 0}, (1000, 900))
 
 
 def test_toml_reads_back() -> None:
@@ -307,6 +317,7 @@ def test_a_trace_of_one_s_own_and_json(
         (("--seconds", "soon"), "--seconds: soon: must be a number above 0"),
         (("--host-memory", "20"), "--host-memory: 20: must be bytes with a unit"),
         (("--caches", "x"), "caches"),
+        (("--caches", "1.0"), "caches: all 8 experts of a layer are there, and none would cross the link; give fewer"),
     ],
 )
 def test_bad_input_is_one_line(

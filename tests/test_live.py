@@ -14,6 +14,8 @@ import numpy as np  # noqa: E402 - after the skips
 
 from runtime import live  # noqa: E402
 from runtime.device.cpu import CpuPort  # noqa: E402
+from runtime.device.one_stream import OneStreamPort  # noqa: E402
+from runtime.device.port import DeviceError  # noqa: E402
 from runtime.device.virtual import Race, shuffled  # noqa: E402
 from runtime.driver import Driver  # noqa: E402
 from runtime.expert_weights import LiveError  # noqa: E402
@@ -334,6 +336,29 @@ def test_a_hugging_face_model_is_judged(
     lossy = json.loads(capsys.readouterr().out)
     assert lossy["quality"]["kl_nats"]["value"] > 0 and lossy["shares"]["substituted_slots"] > 0
     assert lossy["free_running"]["prompt_tokens"] == 4
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_device_that_failed_says_why_once_and_the_model_is_whole_again(
+    own: bool, hardware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Giving memory back asks the device again, which says something else."""
+    model = build("mixtral")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    port = OneStreamPort(torch.device("cpu"))
+
+    def gone(self: Any) -> None:
+        raise DeviceError("what it says later")
+
+    with pytest.raises(DeviceError, match=r"^what it said first$"):  # noqa: SIM117 - the port is asked within
+        with OffloadedExperts(model, hardware=hardware, cache=2, device=port if own else None) as opened:
+            used = opened._slotted.port
+            monkeypatch.setattr(OneStreamPort, "sync", gone)
+            raise DeviceError("what it said first")
+    monkeypatch.undo()
+    assert own or not used.buffers
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    port.close()
 
 
 @pytest.mark.gpu

@@ -270,6 +270,37 @@ def test_a_record_of_one_regime_is_called_what_it_is_and_is_inconclusive(
     assert (files / "out/validation.md").read_text().splitlines()[0] == first
 
 
+def test_an_arm_twice_is_one_arm(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 experts 0.5 and 4 slots are the same, and 1.0 and 8; six requests are judged, and no more run together."""
+    on(MadeUp(), monkeypatch)
+    twice = ("--policies", "lru,belady,lru", "--caches", "4,0.5,1.0,8,2", "--batches", "6,1,9")
+    main(flags(files, "--repeats", "2", "--link-gbps", "1", *twice))
+    arms = [(arm["policy"], arm["capacity"], arm["batch"]) for arm in record(files)["arms"] if not arm["chained"]]
+    some = [(policy, slots, batch) for batch in (6, 1) for slots in (4, 2) for policy in ("lru", "belady")]
+    assert sorted(arms) == sorted([*some, ("lru", 8, 6), ("lru", 8, 1)])
+
+
+def test_a_second_regime_of_one_arm_is_not_shown(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is what the others are in all that there is."""
+    on(MadeUp(), monkeypatch)
+    monkeypatch.setattr(command, "long_prompts", lambda *_: [])
+    few = ("--link-gbps", "0.1", "--caches", "2,3,8", "--batches", "1", "--policies", "lru", "--repeats", "2")
+    assert main(flags(files, *few)) == 3
+    assert record(files)["kind"] == "thin"
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("*** THIN: 1 compute, 0 mixed, 2 stall arms; less than 2 in a second regime")
+
+
+def test_a_record_takes_the_place_of_an_earlier_one(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(MadeUp(), monkeypatch)
+    main(flags(files, "--repeats", "1"))
+    assert {p.name for p in (files / "out").glob("*.toml")} == {"compute.toml", "mixed.toml", "stall.toml"}
+    main(flags(files, *FEW, "--repeats", "1"))
+    assert {p.name for p in (files / "out").glob("*.toml")} == {"link.toml"}
+
+
 @pytest.mark.parametrize(("slots", "kept"), [(31, [2, 7]), (27, [2]), (1, [2])])
 def test_default_capacities_without_room_are_left_out_by_name(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slots: int, kept: list[int]
@@ -365,6 +396,22 @@ def test_a_run_ends_by_its_deadline_whatever_is_asked_for(
             assert bench.clock.now > 0.5 * seconds
         page = (files / "out/validation.md").read_text()
         assert f"{out['rounds']} rounds" in page and f" s of {seconds} s" in page
+
+
+def test_a_device_that_takes_longer_to_open_than_there_is_time_is_one_line(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Timed(Clock().install(monkeypatch), 1.0)
+
+    @contextmanager
+    def opened(*_: Any) -> Iterator[MadeUp]:
+        bench.clock.tick(41.0)
+        yield bench
+
+    monkeypatch.setattr(calibrate, "open_bench", opened)
+    assert main(flags(files, *FEW, "--seconds", "40")) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "over after 0 of the" in said[0] and not (files / "out").exists()
 
 
 def test_fewer_rounds_than_three_are_judged_as_what_they_are(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,14 @@ import torch
 
 from runtime.device.cpu import host_bytes
 from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
-from runtime.device.worker import Threads, Worker, failing, give_back, give_way
+from runtime.device.worker import Threads, Worker, asks_device, failing, give_back, give_way
 
 Sequences = Sequence[Access]
 REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
 DRIFT = 20_000  # two clocks differ by 1 ns more in so many (50 ppm); a float32 of milliseconds loses less
 FIRST_LOOKS = 20  # events of which the best is the first anchor
+RENEWED_NS = 100_000_000  # an anchor that is older is looked for anew, on a stream where nothing else is
+PATIENCE = 1000  # looks at an event that is to be an anchor
 
 
 def current() -> torch.device | None:
@@ -75,10 +77,15 @@ class Anchor(NamedTuple):
     ns: int
     width_ns: int
 
+    def doubt_ns(self, at_ns: int) -> int:
+        """What the time of an event about then is worth that is told from this one."""
+        return self.width_ns + abs(at_ns - self.ns) // DRIFT
+
 
 class DeviceEvent:
     """An event of the device, with a time."""
 
+    @asks_device
     def __init__(self, port: "AcceleratorPort", stream: Any) -> None:
         self.port, self.anchor = port, port.anchor
         self.event = torch.Event(device=port.device, enable_timing=True)
@@ -86,6 +93,7 @@ class DeviceEvent:
         self.event.record(stream)
         self.seen = False
 
+    @asks_device
     def done(self) -> bool:
         if self.seen:
             return True
@@ -100,6 +108,7 @@ class DeviceEvent:
     def wait(self) -> None:
         self.port.wait_until(self.done)
 
+    @asks_device
     def time_ns(self) -> int:
         return self.anchor.ns + round(float(self.anchor.event.elapsed_time(self.event)) * 1e6)
 
@@ -140,6 +149,7 @@ class DeviceStream:
         writes: Sequences = (),
     ) -> DeviceCopy:
         with failing("a copy"):
+            self.port.renew()
             torch.accelerator.set_stream(self.stream)
             try:
                 begin = DeviceEvent(self.port, self.stream)
@@ -152,8 +162,10 @@ class DeviceStream:
         return copy
 
     def record(self) -> DeviceEvent:
+        self.port.renew()
         return DeviceEvent(self.port, self.stream)
 
+    @asks_device
     def wait(self, event: Any) -> None:
         if isinstance(event, DeviceEvent):
             self.stream.wait_event(event.event)
@@ -167,24 +179,35 @@ class AcceleratorPort:
     name = "accelerator"
 
     def __init__(self, device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
+        """Raises DeviceError when the device does not answer; then it is as if the port had never been."""
         self.device, self.timeout_s = device, timeout_s
         self.threads = Threads(timeout_s)
         self.lock = self.threads.condition
-        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
-        self.before = torch.accelerator.current_stream(device)
-        self.compute = DeviceStream(self, torch.Stream(device=device))
-        self.link = DeviceStream(self, torch.Stream(device=device))
-        torch.accelerator.set_stream(self.compute.stream)
         self.flights: deque[DeviceCopy] = deque()
         self.noticing = self.closed = False
         self.buffers: list[Buffer] = []
         self.registered: dict[int, torch.Tensor] = {}
-        self.copies = 0
-        self.cudnn = without_cudnn_attention()
-        torch.accelerator.synchronize(device)
+        self.copies = self.looked_ns = 0
         self.anchor = Anchor(None, 0, 1 << 62)
+        with failing("the device"):
+            self.before = torch.accelerator.current_stream(device)
+        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
+        self.cudnn = without_cudnn_attention()
+        try:
+            with failing("the device"):
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Streams, and the first anchor."""
+        compute, link, self.quiet = (torch.Stream(device=self.device) for _ in range(3))
+        self.compute, self.link = DeviceStream(self, compute), DeviceStream(self, link)
+        torch.accelerator.set_stream(compute)
+        torch.accelerator.synchronize(self.device)
         for _ in range(FIRST_LOOKS):
-            self.compute.record().wait()
+            self._look()
 
     # --- memory ---
 
@@ -232,11 +255,24 @@ class AcceleratorPort:
 
     # --- the host ---
 
+    def renew(self) -> None:
+        """A new anchor, where the old one is from long ago: nothing happened, or nobody looked in time."""
+        now = time.perf_counter_ns()
+        if now - max(self.anchor.ns, self.looked_ns) > RENEWED_NS:
+            self.looked_ns = now
+            self._look()
+
+    def _look(self) -> None:
+        """Have something happen, and watch it; without the landings, for the lock may be held."""
+        event = DeviceEvent(self, self.quiet)
+        for _ in range(PATIENCE):
+            if event.done():
+                break
+
     def saw(self, event: Any, before_ns: int, after_ns: int) -> None:
         """An event happened between two instants of the host's clock: a new anchor, if it is worth more."""
-        width, age = after_ns - before_ns, before_ns - self.anchor.ns
-        if width <= self.anchor.width_ns + age // DRIFT:
-            self.anchor = Anchor(event, (before_ns + after_ns) // 2, width)
+        if after_ns - before_ns <= self.anchor.doubt_ns(before_ns):
+            self.anchor = Anchor(event, (before_ns + after_ns) // 2, after_ns - before_ns)
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()

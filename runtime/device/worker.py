@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from runtime.device.port import TIMEOUT_S, Access, Buffer, Copy, DeviceError, Event, Landed
 
 Job = Callable[[], None]
+P = ParamSpec("P")
+R = TypeVar("R")
 SLICE_S = 0.2  # how often a waiting host looks whether the thread it waits for is still alive
 
 
@@ -146,12 +149,29 @@ def failing(what: str) -> Iterator[None]:
     """What torch raises of a device, as DeviceError with its first line."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(f"{what}: out of device memory: {first_line(error)}") from None
     except RuntimeError as error:
-        if isinstance(error, DeviceError):
-            raise
-        raise DeviceError(f"{what}: {first_line(error)}") from None
+        raise told(what, error) from None
+
+
+def told(what: str, error: RuntimeError) -> DeviceError:
+    """What torch raised, as DeviceError with its first line."""
+    if isinstance(error, DeviceError):
+        return error
+    memory = "out of device memory: " if isinstance(error, torch.OutOfMemoryError) else ""
+    return DeviceError(f"{what}: {memory}{first_line(error)}")
+
+
+def asks_device(method: Callable[P, R]) -> Callable[P, R]:
+    """A call that may find the device gone, and that is made too often for `failing`."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            raise told("the device", error) from None
+
+    return call
 
 
 def first_line(error: BaseException) -> str:
