@@ -150,16 +150,16 @@ def choose(device: str, here: dict[str, str]) -> str:
 
 
 def size(text: str) -> str:
-    """A size with a unit. Raises UserError."""
-    from sim.spec import parse_cache
+    """A size with a unit, as one word. Raises UserError."""
+    from sim.spec import cache_bytes  # late: it needs more than the standard library
 
     try:
-        found = parse_cache(text)
-    except ValueError:
-        found = 0
-    if not isinstance(found, str):
-        raise UserError(f"host-memory: {text}: must be a size with its unit (100GB)")
-    return found.replace(" ", "")
+        found = cache_bytes(text)
+    except ValueError as error:
+        raise UserError(f"host-memory: {text}: {error}") from None
+    if found == 0:
+        raise UserError(f"host-memory: {text}: must be above 0")
+    return "".join(text.split())
 
 
 if __name__ == "__main__":
