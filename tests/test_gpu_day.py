@@ -21,6 +21,7 @@ from runtime.gpu import __main__ as command
 from runtime.gpu import archive, day
 from runtime.gpu.day import Day, Result
 from runtime.gpu.page import page
+from runtime.gpu.project import project
 from runtime.gpu.table import PARTS, SECOND, WORDS, Part, parts
 
 pytestmark = pytest.mark.machine  # the dry run and its tests come to it
@@ -134,6 +135,40 @@ def test_results_of_another_device_or_version_do_not_count(there: Path) -> None:
     other = made_up_day(there, *table, device="cuda")
     assert other.run(["one"])[0].made_with == {"device": "cuda"} and count.read_text() == "ran\n" * 2
     assert "parts/one/result.json" in packed(there) and "parts/two/old.json" not in packed(there)
+
+
+def test_parts_kept_from_other_sources_are_not_run_again_and_the_page_names_them(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = (part("one", "say=1"), part("two", f"needs={there / 'cure'}"), part("three", "exit=77"))
+    now = {"version": "1.0", "sources": "aaa"}
+    monkeypatch.setattr(day, "project", lambda: now)
+    first = run(made_up_day(there, *table))
+    assert first["one"].made_by == first["two"].made_by == {"version": "1.0", "sources": "aaa"}
+    assert "Made by version 1.0, sources aaa.\n\n|" in (there / "day" / "page.md").read_text()
+    (there / "cure").touch()
+    now = {"version": "1.0", "sources": "bbb"}
+    second = run(made_up_day(there, *table))
+    assert [second[name].made_by["sources"] for name in second] == ["aaa", "bbb", "bbb"]
+    said = (there / "day" / "page.md").read_text()
+    assert "Made by version 1.0, sources bbb.\n**Kept from version 1.0, sources aaa**: one.\n" in said
+
+
+def test_the_hash_of_the_sources_changes_with_a_name_and_with_a_byte(tmp_path: Path) -> None:
+    file = tmp_path / "sim" / "core" / "a.py"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "traces").mkdir()
+    seen = []
+    for text in ("x = 1\n", "x = 2\n"):
+        file.write_text(text)
+        seen.append(project(tmp_path))
+    (tmp_path / "notes.py").touch()  # none of what parts run
+    (tmp_path / "traces" / "sample.csv").touch()
+    assert project(tmp_path) == seen[1]
+    file.rename(file.with_name("b.py"))
+    seen.append(project(tmp_path))
+    assert len({found["sources"] for found in seen}) == 3 and all(len(found["sources"]) == 12 for found in seen)
+    assert project() == project() and project()["version"] == seen[0]["version"]
 
 
 def test_what_is_made_for_this_machine_is_made_again_only_for_a_part_that_needs_it(there: Path) -> None:
@@ -321,6 +356,7 @@ def test_stated_memory_is_passed_on(there: Path) -> None:
 
 # --- the page ---
 
+MADE_BY = {"version": "1.0", "sources": "aaa"}
 ROW = {"regime": "stall", "longest_context": 1300, "gpu_busy_ns": 20.0, "measured_ns": {"experts": 100.0}}
 RECORD = {
     "trace": {"model": "mixtral-8x7b", "real": False},
@@ -356,7 +392,15 @@ def planted(folder: Path, name: str, status: str = "done", **files: Any) -> tupl
         place.write_text(content if isinstance(content, str) else json.dumps(content))
     found = next(p for p in PARTS if p.name == name)
     why = "" if status == "done" else "error: a | b"
-    return found, {"status": status, "seconds": 12.0, "verdict": None, "why": why, "made_with": {"device": "cuda"}}
+    return found, {
+        "status": status,
+        "seconds": 12.0,
+        "verdict": None,
+        "why": why,
+        "commands": [],
+        "made_with": {"device": "cuda"},
+        "made_by": MADE_BY,
+    }
 
 
 def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
@@ -369,6 +413,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
             planted(tmp_path, "second", "failed"),
         ],
         tmp_path,
+        MADE_BY,
     )
     assert text.startswith("## What a GPU showed\n")
     assert "| 1.0 MB | 50.0 / 40.0 |" in text and "+4.0% beside copies" in text and "0.0 MB" not in text
@@ -385,14 +430,14 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
 
 
 def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path) -> None:
-    text = page([planted(tmp_path, "mixtral", validation__validation_json={"trace": {}})], tmp_path)
+    text = page([planted(tmp_path, "mixtral", validation__validation_json={"trace": {}})], tmp_path, MADE_BY)
     assert "**mixtral**: its record cannot be read: KeyError" in text
-    assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path)
+    assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path, MADE_BY)
 
 
 def test_a_dry_run_is_called_one(tmp_path: Path) -> None:
     found, result = planted(tmp_path, "copies", copies_json=COPIES)
-    text = page([(found, {**result, "made_with": {"device": "cpu"}})], tmp_path)
+    text = page([(found, {**result, "made_with": {"device": "cpu"}})], tmp_path, MADE_BY)
     assert text.startswith("## A dry run without a GPU: no figure counts\n")
 
 
@@ -515,14 +560,17 @@ def test_every_command_of_the_table_is_one_that_its_module_takes(device: str) ->
 
 
 def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
-    known = {*sys.stdlib_module_names, "runtime", "traces"}
-    for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), ROOT / "runtime/__init__.py", ROOT / "traces/command.py"]:
+    known = {*sys.stdlib_module_names, "runtime", "sim", "traces"}
+    others = [ROOT / name for name in ("runtime/__init__.py", "sim/__init__.py", "traces/command.py")]
+    for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), *others]:
         for node in ast.parse(path.read_text()).body:  # late imports come after what is missing has been said
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
-            ours = [name for name in names if name.split(".")[0] in ("runtime", "traces")]
-            assert all(name.startswith("runtime.gpu") or name in ("traces.command", "traces.errors") for name in ours)
+            ours = [name for name in names if name.split(".")[0] in ("runtime", "sim", "traces")]
+            assert all(
+                name.startswith("runtime.gpu") or name in ("sim", "traces.command", "traces.errors") for name in ours
+            )
 
 
 # --- bad input, and what the machine lacks ---

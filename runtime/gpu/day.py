@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from runtime.gpu import archive, box
 from runtime.gpu.page import page
 from runtime.gpu.parts import NOT_HERE
+from runtime.gpu.project import project
 from runtime.gpu.table import Part, filled
 from traces.command import write_bytes
 
@@ -35,7 +36,8 @@ SCRATCH = "scratch"  # folder of a part for what its own commands alone read; go
 @dataclass(frozen=True)
 class Result:
     """What became of a part. commands: each with its exit status (None: killed) and seconds; verdict: of a validation;
-    why: the last line of the log of a part that is not done; made_with: device and versions."""
+    why: the last line of the log of a part that is not done; made_with: device and versions, made_by: version and
+    sources of this project when the part began, which is said and decides nothing."""
 
     part: str
     status: str
@@ -45,6 +47,7 @@ class Result:
     verdict: str | None = None
     why: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
+    made_by: dict[str, str] = field(default_factory=dict)
 
 
 class Day:
@@ -126,7 +129,7 @@ class Day:
 
     def _pack(self) -> list[str]:
         kept = self.kept()
-        text = page([(part, asdict(result)) for part, result in kept], self.out / "parts")
+        text = page([(part, asdict(result)) for part, result in kept], self.out / "parts", project())
         write_bytes(self.out / PAGE, text.encode())
         folders = [self.out / "parts" / part.name for part, _ in kept]
         plain = {to: self.out / "parts" / part.name / name for part, _ in kept for name, to in part.keeps.items()}
@@ -139,13 +142,14 @@ class Day:
         box_s = min(part.box_s, self.left())
         if self.stopped or box_s < LEAST_S:
             return self._skipped(part)
-        work = self._emptied(part)
+        work, made_by = self._emptied(part), project()
         began, ended = time.monotonic(), []
         for command in part.commands:
             ended.append(self._command(part, command, work, began + box_s - time.monotonic()))
             if ended[-1].exit in (None, NOT_HERE):
                 break
-        return self._keep(work, self._result(part, work, ended, time.monotonic() - began, box_s))
+        result = self._result(part, work, ended, time.monotonic() - began, box_s)
+        return self._keep(work, replace(result, made_by=made_by))
 
     def _command(self, part: Part, command: str, work: Path, seconds: float) -> box.Ended:
         memory = self.memory or touched(self.out)

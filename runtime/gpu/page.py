@@ -18,8 +18,9 @@ FEWER = 1 << 20  # bytes, from which a copy's rate says something of the link
 TERMS = ("transfer_idle_ns", "transfer_following_ns", "commit_gap_ns", "decide_ns")
 
 
-def page(kept: Kept, parts: Path) -> str:
-    """kept: parts with their results, as result.json has them; parts: the folder of their folders."""
+def page(kept: Kept, parts: Path, project: dict[str, str]) -> str:
+    """kept: parts with their results, as result.json has them; parts: the folder of their folders; project: version
+    and sources as they are now."""
     done = {part.name for part, result in kept if result["status"] == "done"}
     sections: dict[str, Callable[[Path], list[str]]] = {
         "versions": machine,
@@ -30,7 +31,7 @@ def page(kept: Kept, parts: Path) -> str:
     }
     on_gpu = any(result["made_with"].get("device") == "cuda" for _, result in kept)
     lines = ["## What a GPU showed" if on_gpu else "## A dry run without a GPU: no figure counts", ""]
-    lines += table(kept)
+    lines += [*made_by(kept, project), "", *table(kept)]
     for name, section in sections.items():
         if name in done:
             lines += ["", *told(section, parts / name)]
@@ -43,6 +44,20 @@ def told(section: Callable[[Path], list[str]], folder: Path) -> list[str]:
         return section(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"**{folder.name}**: its record cannot be read: {type(error).__name__} {cell(str(error))}"]
+
+
+def made_by(kept: Kept, project: dict[str, str]) -> list[str]:
+    """The project as it is now, and the parts that it was another when they ran."""
+    others: dict[str, list[str]] = {}
+    for part, result in kept:
+        if result["commands"] and result["made_by"] != project:
+            others.setdefault(_named(result["made_by"]), []).append(part.name)
+    lines = [f"Made by {_named(project)}."]
+    return lines + [f"**Kept from {other}**: {', '.join(names)}." for other, names in others.items()]
+
+
+def _named(project: dict[str, str]) -> str:
+    return f"version {project.get('version', '?')}, sources {project.get('sources', '?')}"
 
 
 def table(kept: Kept) -> list[str]:
