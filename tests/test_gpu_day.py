@@ -38,6 +38,8 @@ for deed in sys.argv[1:]:
         file, _, text = value.partition(":")
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(text)
+    elif name == "copy":
+        Path(Path(value).name).write_bytes(Path(value).read_bytes())
     elif name == "note":  # a line more in a file outside the day: how often this ran
         with open(value, "a") as file:
             file.write("ran\\n")
@@ -257,6 +259,14 @@ def test_a_verdict_is_a_result_and_a_crash_is_none(
     assert (found.status, found.verdict, day.status([found])) == (status, verdict, whole)
 
 
+@pytest.mark.parametrize("record", ["null", "[]", '{"exit":"1"}', "{"])
+def test_a_record_without_an_exit_status_is_no_verdict(there: Path, record: str) -> None:
+    (there / "record.json").write_text(record)
+    table = (part("one", f"copy={there / 'record.json'} exit=1", record="record.json"),)
+    found = run(made_up_day(there, *table))["one"]
+    assert (found.status, found.verdict) == ("failed", None)
+
+
 # --- killed and stopped ---
 
 SCRIPT = """
@@ -345,8 +355,9 @@ def test_host_memory_is_stated_where_the_system_says_less_than_could_be_touched(
     assert day.touched(tmp_path) == "1000000GB"
     place.write_text('{"touched_bytes": 1}')
     assert day.touched(tmp_path) is None
-    place.write_text("{}")
-    assert day.touched(tmp_path) is None
+    for text in ("{}", "null", "[]", '{"touched_bytes": null}', '{"touched_bytes": Infinity}', "[" * 10**5, "{"):
+        place.write_text(text)
+        assert day.touched(tmp_path) is None, text
 
 
 def test_stated_memory_is_passed_on(there: Path) -> None:
@@ -429,10 +440,30 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert "| second | simulated against measured: many small experts | failed, error: a / b | 12 |" in text
 
 
-def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path) -> None:
-    text = page([planted(tmp_path, "mixtral", validation__validation_json={"trace": {}})], tmp_path, MADE_BY)
-    assert "**mixtral**: its record cannot be read: KeyError" in text
+IDLE = {**RECORD, "arms": [{**ROW, "measured_ns": {"experts": 0}}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"trace": {}}, "KeyError"),
+        ({**RECORD, "statements": []}, "AttributeError"),
+        (IDLE, "ZeroDivisionError"),
+        (None, "TypeError"),
+        ("[" * 10**5, "RecursionError"),
+    ],
+)
+def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path, record: Any, why: str) -> None:
+    text = page([planted(tmp_path, "mixtral", validation__validation_json=record)], tmp_path, MADE_BY)
+    assert f"**mixtral**: its record cannot be read: {why}" in text
     assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path, MADE_BY)
+
+
+def test_half_a_character_in_a_record_does_not_end_the_day(there: Path) -> None:
+    copies = json.dumps({"copies": [{"bytes": 2**20, "host_memory": "\ud800", "h2d_ns": 1, "d2h_ns": 1}]})
+    (there / "copies.json").write_text(copies)
+    run(made_up_day(there, part("copies", f"copy={there / 'copies.json'}")))
+    assert "GB/s to the device / back | ? |" in (there / "day" / "page.md").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_is_called_one(tmp_path: Path) -> None:

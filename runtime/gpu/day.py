@@ -130,7 +130,7 @@ class Day:
     def _pack(self) -> list[str]:
         kept = self.kept()
         text = page([(part, asdict(result)) for part, result in kept], self.out / "parts", project())
-        write_bytes(self.out / PAGE, text.encode())
+        write_bytes(self.out / PAGE, text.encode(errors="replace"))  # a record may hold half a character
         folders = [self.out / "parts" / part.name for part, _ in kept]
         plain = {to: self.out / "parts" / part.name / name for part, _ in kept for name, to in part.keeps.items()}
         return archive.pack(self.out, folders, {**{name: self.out / name for name in (PAGE, LOG)}, **plain})
@@ -225,7 +225,7 @@ def _verdict(part: Part, work: Path, status: int | None) -> str | None:
     """What a validation says, if it came to a verdict: the record is written, and says the same as the exit status."""
     if part.record is None:
         return None
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(Exception):  # whatever the record holds
         if json.loads((work / part.record).read_text())["exit"] == status:
             return VERDICTS.get(int(status or 0))
     return None
@@ -243,7 +243,7 @@ def touched(out: Path) -> str | None:
         found = int(json.loads((out / "parts" / "versions" / "versions.json").read_text())["touched_bytes"])
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever the record holds
         return None
     return f"{found // 10**9}GB" if available < found else None
 
