@@ -505,6 +505,13 @@ def test_a_probe_that_fails_has_a_name_and_the_others_run(monkeypatch: pytest.Mo
     assert found["broken"] == {"failed": "RuntimeError: no such thing"} and "found" in found["torch accelerator"]
 
 
+def test_what_this_machine_is_says_which_project_asked() -> None:
+    pytest.importorskip("torch")
+    from runtime.gpu.parts import here, versions
+
+    assert versions.facts()["project"] == project() and "project" not in here.here()  # results are kept by what is here
+
+
 def test_a_profile_takes_host_memory_as_stated() -> None:
     pytest.importorskip("torch")
     from runtime.gpu.parts.profiled import profiled
