@@ -137,17 +137,20 @@ def covered(found: dict[str, Any]) -> str:
 
 
 def busy(found: dict[str, Any]) -> list[str]:
-    """The GPU beside the host: one expert alone by tokens, and of the time that an arm's experts take."""
+    """The device beside the host: one expert alone by tokens, and of the time that an arm's experts take, where kernels
+    run while the host goes on."""
     lines = []
     for kernel in found["kernels"]:
         device, launch, seen = (kernel[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
         bound = ": HOST-BOUND" if kernel["ahead"] and launch > device else ""
         lines.append(f"| {kernel['tokens']} | {device:,.1f} | {launch:,.1f} | {seen:,.1f}{bound} |")
+    head = ["| one expert, tokens | device busy us | launched in us | seen to end after us |", "|---|---|---|---|"]
+    if not any(kernel["ahead"] for kernel in found["kernels"]):  # what launches a kernel runs it: no GPU beside a host
+        return [*head, *lines]
     shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in found["arms"]]
     least, most = min(shares), max(shares)
     return [
-        "| one expert, tokens | GPU busy us | launched in us | seen to end after us |",
-        "|---|---|---|---|",
+        *head,
         *lines,
         "",
         f"While experts run, the GPU is busy {median(shares):.0%} of the time ({least:.0%} .. {most:.0%} by arm); the "
