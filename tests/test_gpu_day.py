@@ -540,9 +540,49 @@ def test_tests_that_are_not_here_are_said_to_be(
     assert {Path(file).name for file in marked.files()} == {"test_accelerator.py", "test_live.py", "test_replay.py"}
     assert marked.lacking() == ""
     monkeypatch.setattr(marked, "ROOT", tmp_path)
-    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "tests/: not here\n")
+    assert (marked.main("cuda"), capsys.readouterr().out) == (NOT_HERE, "tests/: not here\n")
     monkeypatch.setattr(marked, "NEEDED", ("pytest", "nowhere"))
-    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "nowhere: not installed\n")
+    assert (marked.main("cuda"), capsys.readouterr().out) == (NOT_HERE, "nowhere: not installed\n")
+
+
+MARK = "pytest.mark" + ".gpu"  # in two, or this file were one with tests of a GPU
+ONE_OF_BOTH = f"""
+import pytest
+@pytest.fixture(params=["stand-in", pytest.param("real", marks={MARK})])
+def accelerator(request):
+    if request.param == "real":
+        pytest.skip("no accelerator")
+def test_it(accelerator): pass
+"""
+PASSES, FAILS = (f"{ONE_OF_BOTH}@{MARK}\ndef test_more(): assert {holds}\n" for holds in (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "status", "last"),
+    [
+        (ONE_OF_BOTH, "cuda", 77, "no test passed: no accelerator"),
+        (ONE_OF_BOTH, "cpu", 0, "1 passed, 1 deselected"),
+        (PASSES, "cuda", 0, "1 passed, 1 skipped, 1 deselected"),
+        (FAILS, "cuda", 1, "1 failed, 1 skipped, 1 deselected"),
+        (f"# {MARK}\n", "cuda", 77, "no test passed: none was found"),
+    ],
+)
+def test_tests_none_of_which_passed_are_no_result(
+    text: str,
+    device: str,
+    status: int,
+    last: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from runtime.gpu.parts import marked
+
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(text)
+    monkeypatch.setattr(marked, "ROOT", tmp_path)
+    assert [Path(file).name for file in marked.files()] == ["test_it.py"] and marked.main(device) == status
+    assert capfd.readouterr().out.splitlines()[-1].startswith(last)
 
 
 def test_bare_copies_are_timed_by_the_device() -> None:
@@ -718,4 +758,5 @@ def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path) -> N
     plain = {to for found in PARTS for to in found.keeps.values()}
     assert plain | {"page.md", "parts/timeline/step.json.gz", "parts/profile/profile.json.gz"} <= names
     assert (out / archive.NAME).stat().st_size < 10e6
-    assert "cannot be read" not in (out / "page.md").read_text()
+    assert "cannot be read" not in (said := (out / "page.md").read_text()) and "the GPU is busy" not in said
+    assert " passed" in (out / "parts" / "tests" / "tests.log").read_text().splitlines()[-1]
