@@ -1,6 +1,7 @@
 """The GPU day: made-up parts in their boxes, killed, resumed and packed; the real one as a dry run, killed once."""
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -287,7 +288,8 @@ sys.exit(run(made_up_day(there, *table), ["one", "two", "three"], False))
 def started(there: Path, sleep: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-c", SCRIPT, str(there), sleep]
-    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_killed_in_the_middle_of_a_part_it_does_what_is_missing(there: Path) -> None:
@@ -318,6 +320,29 @@ def test_asked_to_stop_it_ends_what_runs_and_packs_what_is_there(there: Path, ho
     }
     assert [results[name]["status"] for name in results] == ["done", "interrupted", "skipped"]
     assert {"page.md", "parts/one/one.log", "parts/two/two.log"} <= packed(there)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line_that_names_the_folder(there: Path) -> None:
+    (there / "day").mkdir()
+    (there / "day" / day.LOG).symlink_to("/dev/full")
+    process = started(there, "0")
+    said = process.communicate(timeout=PATIENCE_S)[1]
+    why = "No space left on device; make room there and start again: what is kept is not run again"
+    assert (process.returncode, said) == (1, f"error: out: {there / 'day'}: {why}\n")
+
+
+def test_where_the_day_cannot_go_on_the_background_ends(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Day, "_ended", full)
+    beside = part("beside", "sleep=3600", early=True, beside=True, box_s=15)
+    early = part("early", f"needs={there / 'day' / 'work' / 'beside'}", early=True)
+    with pytest.raises(OSError, match="No space left"):
+        run(made_up_day(there, beside, early))
+    result = json.loads((there / "day" / "parts" / "beside" / "result.json").read_text())
+    assert result["status"] == "interrupted"  # and not at the end of its box
 
 
 def test_whoever_looked_on_may_be_gone(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:

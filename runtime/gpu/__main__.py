@@ -5,6 +5,7 @@ skipped or is inconclusive, 2 bad input, 130 interrupted. Started again it runs 
 `gpu.tar.gz` in the folder of `--out`.
 """
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -74,7 +75,18 @@ def _command(argv: list[str]) -> int:
 
 
 def run(day: Day, chosen: Sequence[str], again: bool) -> int:
-    """The day until its end or until a signal asks for it; prints the page and where the archive is."""
+    """The day until its end, until a signal asks for it, or until its folder takes nothing more, which is one line on
+    stderr; prints the page and where the archive is. The exit status."""
+    try:
+        return _run(day, chosen, again)
+    except OSError as error:
+        mend = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        why = f"{error.strerror or error}; {mend} and start again: what is kept is not run again"
+        print(f"error: out: {day.out}: {why}", file=sys.stderr)
+        return 1
+
+
+def _run(day: Day, chosen: Sequence[str], again: bool) -> int:
     if left := box.kill_left_over(day.out):
         day.say(f"ended what an earlier run left: processes {', '.join(map(str, left))}")
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

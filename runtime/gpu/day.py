@@ -10,9 +10,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -92,7 +92,7 @@ class Day:
         todo = self.todo(chosen, again)
         if kept := [part.name for part in self.parts if part.name in chosen and part not in todo]:
             self.say(f"kept: {', '.join(kept)}")
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside, self._whole():
             waiting: list[tuple[Part, Future[Result]]] = []
             for part in todo:
                 while waiting and not part.early:
@@ -105,6 +105,15 @@ class Day:
             for part, future in waiting:
                 self._ended(part, future.result())
         return [result for part, result in self.kept() if part.name in chosen]
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Where the day cannot go on, what runs in the background ends, too."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def todo(self, chosen: Sequence[str], again: bool) -> list[Part]:
         """What is to be run: what is not done, and what must be made anew for it."""
