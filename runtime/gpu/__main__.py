@@ -1,8 +1,8 @@
 """python -m runtime.gpu: everything that a GPU can show about this project, in one command.
 
-Exit status 0 every part done and no validation outside its tolerance, 1 something failed or is outside, 3 something was
-skipped or is inconclusive, 2 bad input, 130 interrupted. Started again it runs what is not done. What to send back is
-`gpu.tar.gz` in the folder of `--out`.
+Exit status 0 every part done and no validation outside its tolerance (a dry run's do not count), 1 something failed or
+is outside, or the disk is full, 3 something was skipped or is inconclusive, 2 bad input, 130 interrupted. Started again
+it runs what is not done. What to send back is `gpu.tar.gz` in the folder of `--out`.
 """
 
 import errno
