@@ -1,6 +1,7 @@
 """The GPU day: made-up parts in their boxes, killed, resumed and packed; the real one as a dry run, killed once."""
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ from runtime.gpu import __main__ as command
 from runtime.gpu import archive, day
 from runtime.gpu.day import Day, Result
 from runtime.gpu.page import page
+from runtime.gpu.project import project
 from runtime.gpu.table import PARTS, SECOND, WORDS, Part, parts
 
 pytestmark = pytest.mark.machine  # the dry run and its tests come to it
@@ -37,6 +39,8 @@ for deed in sys.argv[1:]:
         file, _, text = value.partition(":")
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(text)
+    elif name == "copy":
+        Path(Path(value).name).write_bytes(Path(value).read_bytes())
     elif name == "note":  # a line more in a file outside the day: how often this ran
         with open(value, "a") as file:
             file.write("ran\\n")
@@ -136,6 +140,40 @@ def test_results_of_another_device_or_version_do_not_count(there: Path) -> None:
     assert "parts/one/result.json" in packed(there) and "parts/two/old.json" not in packed(there)
 
 
+def test_parts_kept_from_other_sources_are_not_run_again_and_the_page_names_them(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = (part("one", "say=1"), part("two", f"needs={there / 'cure'}"), part("three", "exit=77"))
+    now = {"version": "1.0", "sources": "aaa"}
+    monkeypatch.setattr(day, "project", lambda: now)
+    first = run(made_up_day(there, *table))
+    assert first["one"].made_by == first["two"].made_by == {"version": "1.0", "sources": "aaa"}
+    assert "Made by version 1.0, sources aaa.\n\n|" in (there / "day" / "page.md").read_text()
+    (there / "cure").touch()
+    now = {"version": "1.0", "sources": "bbb"}
+    second = run(made_up_day(there, *table))
+    assert [second[name].made_by["sources"] for name in second] == ["aaa", "bbb", "bbb"]
+    said = (there / "day" / "page.md").read_text()
+    assert "Made by version 1.0, sources bbb.\n**Kept from version 1.0, sources aaa**: one.\n" in said
+
+
+def test_the_hash_of_the_sources_changes_with_a_name_and_with_a_byte(tmp_path: Path) -> None:
+    file = tmp_path / "sim" / "core" / "a.py"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "traces").mkdir()
+    seen = []
+    for text in ("x = 1\n", "x = 2\n"):
+        file.write_text(text)
+        seen.append(project(tmp_path))
+    (tmp_path / "notes.py").touch()  # none of what parts run
+    (tmp_path / "traces" / "sample.csv").touch()
+    assert project(tmp_path) == seen[1]
+    file.rename(file.with_name("b.py"))
+    seen.append(project(tmp_path))
+    assert len({found["sources"] for found in seen}) == 3 and all(len(found["sources"]) == 12 for found in seen)
+    assert project() == project() and project()["version"] == seen[0]["version"]
+
+
 def test_what_is_made_for_this_machine_is_made_again_only_for_a_part_that_needs_it(there: Path) -> None:
     count, cure = there / "count", there / "cure"
     cache = part("cache", f"note={count}", early=True, fresh=True)
@@ -218,8 +256,19 @@ def test_a_verdict_is_a_result_and_a_crash_is_none(
     there: Path, exits: int, written: int | None, status: str, verdict: str | None, whole: int
 ) -> None:
     deeds = "" if written is None else f"""'write=v/record.json:{{"exit":{written}}}' """
-    found = run(made_up_day(there, part("one", f"{deeds}exit={exits}", record="v/record.json")))["one"]
+    table = (part("one", f"{deeds}exit={exits}", record="v/record.json"),)
+    found = run(made_up_day(there, *table, device="cuda"))["one"]
     assert (found.status, found.verdict, day.status([found])) == (status, verdict, whole)
+    dry = run(made_up_day(there, *table, device="cpu"))["one"]  # no figure of it counts
+    assert (dry.status, dry.verdict, day.status([dry])) == (status, verdict, int(status == "failed"))
+
+
+@pytest.mark.parametrize("record", ["null", "[]", '{"exit":"1"}', "{"])
+def test_a_record_without_an_exit_status_is_no_verdict(there: Path, record: str) -> None:
+    (there / "record.json").write_text(record)
+    table = (part("one", f"copy={there / 'record.json'} exit=1", record="record.json"),)
+    found = run(made_up_day(there, *table))["one"]
+    assert (found.status, found.verdict) == ("failed", None)
 
 
 # --- killed and stopped ---
@@ -239,7 +288,8 @@ sys.exit(run(made_up_day(there, *table), ["one", "two", "three"], False))
 def started(there: Path, sleep: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-c", SCRIPT, str(there), sleep]
-    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_killed_in_the_middle_of_a_part_it_does_what_is_missing(there: Path) -> None:
@@ -270,6 +320,29 @@ def test_asked_to_stop_it_ends_what_runs_and_packs_what_is_there(there: Path, ho
     }
     assert [results[name]["status"] for name in results] == ["done", "interrupted", "skipped"]
     assert {"page.md", "parts/one/one.log", "parts/two/two.log"} <= packed(there)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line_that_names_the_folder(there: Path) -> None:
+    (there / "day").mkdir()
+    (there / "day" / day.LOG).symlink_to("/dev/full")
+    process = started(there, "0")
+    said = process.communicate(timeout=PATIENCE_S)[1]
+    why = "No space left on device; make room there and start again: what is kept is not run again"
+    assert (process.returncode, said) == (1, f"error: out: {there / 'day'}: {why}\n")
+
+
+def test_where_the_day_cannot_go_on_the_background_ends(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Day, "_ended", full)
+    beside = part("beside", "sleep=3600", early=True, beside=True, box_s=15)
+    early = part("early", f"needs={there / 'day' / 'work' / 'beside'}", early=True)
+    with pytest.raises(OSError, match="No space left"):
+        run(made_up_day(there, beside, early))
+    result = json.loads((there / "day" / "parts" / "beside" / "result.json").read_text())
+    assert result["status"] == "interrupted"  # and not at the end of its box
 
 
 def test_whoever_looked_on_may_be_gone(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +383,9 @@ def test_host_memory_is_stated_where_the_system_says_less_than_could_be_touched(
     assert day.touched(tmp_path) == "1000000GB"
     place.write_text('{"touched_bytes": 1}')
     assert day.touched(tmp_path) is None
-    place.write_text("{}")
-    assert day.touched(tmp_path) is None
+    for text in ("{}", "null", "[]", '{"touched_bytes": null}', '{"touched_bytes": Infinity}', "[" * 10**5, "{"):
+        place.write_text(text)
+        assert day.touched(tmp_path) is None, text
 
 
 def test_stated_memory_is_passed_on(there: Path) -> None:
@@ -321,6 +395,7 @@ def test_stated_memory_is_passed_on(there: Path) -> None:
 
 # --- the page ---
 
+MADE_BY = {"version": "1.0", "sources": "aaa"}
 ROW = {"regime": "stall", "longest_context": 1300, "gpu_busy_ns": 20.0, "measured_ns": {"experts": 100.0}}
 RECORD = {
     "trace": {"model": "mixtral-8x7b", "real": False},
@@ -356,7 +431,15 @@ def planted(folder: Path, name: str, status: str = "done", **files: Any) -> tupl
         place.write_text(content if isinstance(content, str) else json.dumps(content))
     found = next(p for p in PARTS if p.name == name)
     why = "" if status == "done" else "error: a | b"
-    return found, {"status": status, "seconds": 12.0, "verdict": None, "why": why, "made_with": {"device": "cuda"}}
+    return found, {
+        "status": status,
+        "seconds": 12.0,
+        "verdict": None,
+        "why": why,
+        "commands": [],
+        "made_with": {"device": "cuda"},
+        "made_by": MADE_BY,
+    }
 
 
 def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
@@ -369,6 +452,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
             planted(tmp_path, "second", "failed"),
         ],
         tmp_path,
+        MADE_BY,
     )
     assert text.startswith("## What a GPU showed\n")
     assert "| 1.0 MB | 50.0 / 40.0 |" in text and "+4.0% beside copies" in text and "0.0 MB" not in text
@@ -384,16 +468,43 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert "| second | simulated against measured: many small experts | failed, error: a / b | 12 |" in text
 
 
-def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path) -> None:
-    text = page([planted(tmp_path, "mixtral", validation__validation_json={"trace": {}})], tmp_path)
-    assert "**mixtral**: its record cannot be read: KeyError" in text
-    assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path)
+IDLE = {**RECORD, "arms": [{**ROW, "measured_ns": {"experts": 0}}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"trace": {}}, "KeyError"),
+        ({**RECORD, "statements": []}, "AttributeError"),
+        (IDLE, "ZeroDivisionError"),
+        (None, "TypeError"),
+        ("[" * 10**5, "RecursionError"),
+    ],
+)
+def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path, record: Any, why: str) -> None:
+    text = page([planted(tmp_path, "mixtral", validation__validation_json=record)], tmp_path, MADE_BY)
+    assert f"**mixtral**: its record cannot be read: {why}" in text
+    assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path, MADE_BY)
+
+
+def test_half_a_character_in_a_record_does_not_end_the_day(there: Path) -> None:
+    copies = json.dumps({"copies": [{"bytes": 2**20, "host_memory": "\ud800", "h2d_ns": 1, "d2h_ns": 1}]})
+    (there / "copies.json").write_text(copies)
+    run(made_up_day(there, part("copies", f"copy={there / 'copies.json'}")))
+    assert "GB/s to the device / back | ? |" in (there / "day" / "page.md").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_is_called_one(tmp_path: Path) -> None:
     found, result = planted(tmp_path, "copies", copies_json=COPIES)
-    text = page([(found, {**result, "made_with": {"device": "cpu"}})], tmp_path)
+    text = page([(found, {**result, "made_with": {"device": "cpu"}})], tmp_path, MADE_BY)
     assert text.startswith("## A dry run without a GPU: no figure counts\n")
+
+
+def test_nothing_is_said_of_a_gpu_where_no_kernel_ran_ahead_of_the_host(tmp_path: Path) -> None:
+    kernels = [{**kernel, "ahead": False} for kernel in RECORD["kernels"]]
+    found = planted(tmp_path, "mixtral", validation__validation_json={**RECORD, "kernels": kernels})
+    text = page([found], tmp_path, MADE_BY)
+    assert "| 1 | 4.1 | 30.0 | 58.0 |" in text and "the GPU is busy" not in text
 
 
 # --- what runs inside the parts, on a GPU that is not there ---
@@ -429,6 +540,13 @@ def test_a_probe_that_fails_has_a_name_and_the_others_run(monkeypatch: pytest.Mo
     assert found["broken"] == {"failed": "RuntimeError: no such thing"} and "found" in found["torch accelerator"]
 
 
+def test_what_this_machine_is_says_which_project_asked() -> None:
+    pytest.importorskip("torch")
+    from runtime.gpu.parts import here, versions
+
+    assert versions.facts()["project"] == project() and "project" not in here.here()  # results are kept by what is here
+
+
 def test_a_profile_takes_host_memory_as_stated() -> None:
     pytest.importorskip("torch")
     from runtime.gpu.parts.profiled import profiled
@@ -447,9 +565,49 @@ def test_tests_that_are_not_here_are_said_to_be(
     assert {Path(file).name for file in marked.files()} == {"test_accelerator.py", "test_live.py", "test_replay.py"}
     assert marked.lacking() == ""
     monkeypatch.setattr(marked, "ROOT", tmp_path)
-    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "tests/: not here\n")
+    assert (marked.main("cuda"), capsys.readouterr().out) == (NOT_HERE, "tests/: not here\n")
     monkeypatch.setattr(marked, "NEEDED", ("pytest", "nowhere"))
-    assert (marked.main(), capsys.readouterr().out) == (NOT_HERE, "nowhere: not installed\n")
+    assert (marked.main("cuda"), capsys.readouterr().out) == (NOT_HERE, "nowhere: not installed\n")
+
+
+MARK = "pytest.mark" + ".gpu"  # in two, or this file were one with tests of a GPU
+ONE_OF_BOTH = f"""
+import pytest
+@pytest.fixture(params=["stand-in", pytest.param("real", marks={MARK})])
+def accelerator(request):
+    if request.param == "real":
+        pytest.skip("no accelerator")
+def test_it(accelerator): pass
+"""
+PASSES, FAILS = (f"{ONE_OF_BOTH}@{MARK}\ndef test_more(): assert {holds}\n" for holds in (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "status", "last"),
+    [
+        (ONE_OF_BOTH, "cuda", 77, "no test passed: no accelerator"),
+        (ONE_OF_BOTH, "cpu", 0, "1 passed, 1 deselected"),
+        (PASSES, "cuda", 0, "1 passed, 1 skipped, 1 deselected"),
+        (FAILS, "cuda", 1, "1 failed, 1 skipped, 1 deselected"),
+        (f"# {MARK}\n", "cuda", 77, "no test passed: none was found"),
+    ],
+)
+def test_tests_none_of_which_passed_are_no_result(
+    text: str,
+    device: str,
+    status: int,
+    last: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from runtime.gpu.parts import marked
+
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(text)
+    monkeypatch.setattr(marked, "ROOT", tmp_path)
+    assert [Path(file).name for file in marked.files()] == ["test_it.py"] and marked.main(device) == status
+    assert capfd.readouterr().out.splitlines()[-1].startswith(last)
 
 
 def test_bare_copies_are_timed_by_the_device() -> None:
@@ -515,14 +673,17 @@ def test_every_command_of_the_table_is_one_that_its_module_takes(device: str) ->
 
 
 def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
-    known = {*sys.stdlib_module_names, "runtime", "traces"}
-    for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), ROOT / "runtime/__init__.py", ROOT / "traces/command.py"]:
+    known = {*sys.stdlib_module_names, "runtime", "sim", "traces"}
+    others = [ROOT / name for name in ("runtime/__init__.py", "sim/__init__.py", "traces/command.py")]
+    for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), *others]:
         for node in ast.parse(path.read_text()).body:  # late imports come after what is missing has been said
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
-            ours = [name for name in names if name.split(".")[0] in ("runtime", "traces")]
-            assert all(name.startswith("runtime.gpu") or name in ("traces.command", "traces.errors") for name in ours)
+            ours = [name for name in names if name.split(".")[0] in ("runtime", "sim", "traces")]
+            assert all(
+                name.startswith("runtime.gpu") or name in ("sim", "traces.command", "traces.errors") for name in ours
+            )
 
 
 # --- bad input, and what the machine lacks ---
@@ -536,7 +697,9 @@ def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
         ("--seconds nan", "error: seconds: nan: must be above 0"),
         ("--out {file}", "error: out: {file}: is a file; must be a folder"),
         ("--device gpu", "error: argument --device: invalid choice: 'gpu'"),
-        ("--host-memory 100", "error: host-memory: 100: must be a size with its unit (100GB)"),
+        ("--host-memory 100", "error: host-memory: 100: must be bytes with a unit, such as 24GB"),
+        ("--host-memory 0GB", "error: host-memory: 0GB: must be above 0"),
+        ("--host-memory 0.1B", "error: host-memory: 0.1B: must be above 0"),
         ("--part probe", "error: --part: unknown argument; did you mean --parts?"),
     ],
 )
@@ -608,16 +771,17 @@ def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path) -> N
     first.kill()
     first.wait()
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode in (0, 1, 3), done.stderr
     assert "kept: versions, probe\n" in done.stdout and "ended what an earlier run left" in done.stdout
     results = {name: json.loads((out / "parts" / name / "result.json").read_text()) for name in command.NAMES}
     absent = {name for name, result in results.items() if result["status"] == "skipped"}
     assert all(result["status"] in ("done", "skipped") for result in results.values()), done.stdout
     assert absent <= {"live"}  # without transformers
+    assert done.returncode == (3 if absent else 0), done.stderr
     assert results["mixtral"]["verdict"] and results["second"]["verdict"]
     with tarfile.open(out / archive.NAME) as tar:
         names = {name.removeprefix("gpu/") for name in tar.getnames()}
     plain = {to for found in PARTS for to in found.keeps.values()}
     assert plain | {"page.md", "parts/timeline/step.json.gz", "parts/profile/profile.json.gz"} <= names
     assert (out / archive.NAME).stat().st_size < 10e6
-    assert "cannot be read" not in (out / "page.md").read_text()
+    assert "cannot be read" not in (said := (out / "page.md").read_text()) and "the GPU is busy" not in said
+    assert " passed" in (out / "parts" / "tests" / "tests.log").read_text().splitlines()[-1]

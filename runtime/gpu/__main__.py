@@ -1,10 +1,11 @@
 """python -m runtime.gpu: everything that a GPU can show about this project, in one command.
 
-Exit status 0 every part done and no validation outside its tolerance, 1 something failed or is outside, 3 something was
-skipped or is inconclusive, 2 bad input, 130 interrupted. Started again it runs what is not done. What to send back is
-`gpu.tar.gz` in the folder of `--out`.
+Exit status 0 every part done and no validation outside its tolerance (a dry run's do not count), 1 something failed or
+is outside, or the disk is full, 3 something was skipped or is inconclusive, 2 bad input, 130 interrupted. Started again
+it runs what is not done. What to send back is `gpu.tar.gz` in the folder of `--out`.
 """
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -74,7 +75,18 @@ def _command(argv: list[str]) -> int:
 
 
 def run(day: Day, chosen: Sequence[str], again: bool) -> int:
-    """The day until its end or until a signal asks for it; prints the page and where the archive is."""
+    """The day until its end, until a signal asks for it, or until its folder takes nothing more, which is one line on
+    stderr; prints the page and where the archive is. The exit status."""
+    try:
+        return _run(day, chosen, again)
+    except OSError as error:
+        mend = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        why = f"{error.strerror or error}; {mend} and start again: what is kept is not run again"
+        print(f"error: out: {day.out}: {why}", file=sys.stderr)
+        return 1
+
+
+def _run(day: Day, chosen: Sequence[str], again: bool) -> int:
     if left := box.kill_left_over(day.out):
         day.say(f"ended what an earlier run left: processes {', '.join(map(str, left))}")
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -150,16 +162,16 @@ def choose(device: str, here: dict[str, str]) -> str:
 
 
 def size(text: str) -> str:
-    """A size with a unit. Raises UserError."""
-    from sim.spec import parse_cache
+    """A size with a unit, as one word. Raises UserError."""
+    from sim.spec import cache_bytes  # late: it needs more than the standard library
 
     try:
-        found = parse_cache(text)
-    except ValueError:
-        found = 0
-    if not isinstance(found, str):
-        raise UserError(f"host-memory: {text}: must be a size with its unit (100GB)")
-    return found.replace(" ", "")
+        found = cache_bytes(text)
+    except ValueError as error:
+        raise UserError(f"host-memory: {text}: {error}") from None
+    if found == 0:
+        raise UserError(f"host-memory: {text}: must be above 0")
+    return "".join(text.split())
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from runtime.gpu import archive, box
 from runtime.gpu.page import page
 from runtime.gpu.parts import NOT_HERE
+from runtime.gpu.project import project
 from runtime.gpu.table import Part, filled
 from traces.command import write_bytes
 
@@ -35,7 +36,8 @@ SCRATCH = "scratch"  # folder of a part for what its own commands alone read; go
 @dataclass(frozen=True)
 class Result:
     """What became of a part. commands: each with its exit status (None: killed) and seconds; verdict: of a validation;
-    why: the last line of the log of a part that is not done; made_with: device and versions."""
+    why: the last line of the log of a part that is not done; made_with: device and versions, made_by: version and
+    sources of this project when the part began, which is said and decides nothing."""
 
     part: str
     status: str
@@ -45,6 +47,7 @@ class Result:
     verdict: str | None = None
     why: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
+    made_by: dict[str, str] = field(default_factory=dict)
 
 
 class Day:
@@ -89,7 +92,7 @@ class Day:
         todo = self.todo(chosen, again)
         if kept := [part.name for part in self.parts if part.name in chosen and part not in todo]:
             self.say(f"kept: {', '.join(kept)}")
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside, self._whole():
             waiting: list[tuple[Part, Future[Result]]] = []
             for part in todo:
                 while waiting and not part.early:
@@ -102,6 +105,15 @@ class Day:
             for part, future in waiting:
                 self._ended(part, future.result())
         return [result for part, result in self.kept() if part.name in chosen]
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Where the day cannot go on, what runs in the background ends, too."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def todo(self, chosen: Sequence[str], again: bool) -> list[Part]:
         """What is to be run: what is not done, and what must be made anew for it."""
@@ -126,8 +138,8 @@ class Day:
 
     def _pack(self) -> list[str]:
         kept = self.kept()
-        text = page([(part, asdict(result)) for part, result in kept], self.out / "parts")
-        write_bytes(self.out / PAGE, text.encode())
+        text = page([(part, asdict(result)) for part, result in kept], self.out / "parts", project())
+        write_bytes(self.out / PAGE, text.encode(errors="replace"))  # a record may hold half a character
         folders = [self.out / "parts" / part.name for part, _ in kept]
         plain = {to: self.out / "parts" / part.name / name for part, _ in kept for name, to in part.keeps.items()}
         return archive.pack(self.out, folders, {**{name: self.out / name for name in (PAGE, LOG)}, **plain})
@@ -139,13 +151,14 @@ class Day:
         box_s = min(part.box_s, self.left())
         if self.stopped or box_s < LEAST_S:
             return self._skipped(part)
-        work = self._emptied(part)
+        work, made_by = self._emptied(part), project()
         began, ended = time.monotonic(), []
         for command in part.commands:
             ended.append(self._command(part, command, work, began + box_s - time.monotonic()))
             if ended[-1].exit in (None, NOT_HERE):
                 break
-        return self._keep(work, self._result(part, work, ended, time.monotonic() - began, box_s))
+        result = self._result(part, work, ended, time.monotonic() - began, box_s)
+        return self._keep(work, replace(result, made_by=made_by))
 
     def _command(self, part: Part, command: str, work: Path, seconds: float) -> box.Ended:
         memory = self.memory or touched(self.out)
@@ -221,7 +234,7 @@ def _verdict(part: Part, work: Path, status: int | None) -> str | None:
     """What a validation says, if it came to a verdict: the record is written, and says the same as the exit status."""
     if part.record is None:
         return None
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(Exception):  # whatever the record holds
         if json.loads((work / part.record).read_text())["exit"] == status:
             return VERDICTS.get(int(status or 0))
     return None
@@ -239,19 +252,20 @@ def touched(out: Path) -> str | None:
         found = int(json.loads((out / "parts" / "versions" / "versions.json").read_text())["touched_bytes"])
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever the record holds
         return None
     return f"{found // 10**9}GB" if available < found else None
 
 
 def status(results: Sequence[Result], stopped: bool = False) -> int:
     """The day's exit status: 0 all done and no verdict outside, 1 something failed or is outside, 3 something was
-    skipped or is inconclusive, 130 interrupted."""
+    skipped or is inconclusive, 130 interrupted. What a dry run says of validations decides nothing."""
     if stopped:
         return 130
-    if any(r.status in (FAILED, TIMED_OUT, INTERRUPTED) or r.verdict == "outside" for r in results):
+    verdicts = {r.verdict for r in results if r.made_with.get("device") == "cuda"}
+    if "outside" in verdicts or any(r.status in (FAILED, TIMED_OUT, INTERRUPTED) for r in results):
         return 1
-    return 3 if any(r.status == SKIPPED or r.verdict == "inconclusive" for r in results) else 0
+    return 3 if "inconclusive" in verdicts or any(r.status == SKIPPED for r in results) else 0
 
 
 def listed(results: Sequence[Result]) -> str:

@@ -18,8 +18,9 @@ FEWER = 1 << 20  # bytes, from which a copy's rate says something of the link
 TERMS = ("transfer_idle_ns", "transfer_following_ns", "commit_gap_ns", "decide_ns")
 
 
-def page(kept: Kept, parts: Path) -> str:
-    """kept: parts with their results, as result.json has them; parts: the folder of their folders."""
+def page(kept: Kept, parts: Path, project: dict[str, str]) -> str:
+    """kept: parts with their results, as result.json has them; parts: the folder of their folders; project: version
+    and sources as they are now."""
     done = {part.name for part, result in kept if result["status"] == "done"}
     sections: dict[str, Callable[[Path], list[str]]] = {
         "versions": machine,
@@ -30,7 +31,7 @@ def page(kept: Kept, parts: Path) -> str:
     }
     on_gpu = any(result["made_with"].get("device") == "cuda" for _, result in kept)
     lines = ["## What a GPU showed" if on_gpu else "## A dry run without a GPU: no figure counts", ""]
-    lines += table(kept)
+    lines += [*made_by(kept, project), "", *table(kept)]
     for name, section in sections.items():
         if name in done:
             lines += ["", *told(section, parts / name)]
@@ -41,8 +42,22 @@ def told(section: Callable[[Path], list[str]], folder: Path) -> list[str]:
     """A section, or what is wrong with its record: the page of a day must not end the day."""
     try:
         return section(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever the record holds
         return [f"**{folder.name}**: its record cannot be read: {type(error).__name__} {cell(str(error))}"]
+
+
+def made_by(kept: Kept, project: dict[str, str]) -> list[str]:
+    """The project as it is now, and the parts that it was another when they ran."""
+    others: dict[str, list[str]] = {}
+    for part, result in kept:
+        if result["commands"] and result["made_by"] != project:
+            others.setdefault(_named(result["made_by"]), []).append(part.name)
+    lines = [f"Made by {_named(project)}."]
+    return lines + [f"**Kept from {other}**: {', '.join(names)}." for other, names in others.items()]
+
+
+def _named(project: dict[str, str]) -> str:
+    return f"version {project.get('version', '?')}, sources {project.get('sources', '?')}"
 
 
 def table(kept: Kept) -> list[str]:
@@ -122,17 +137,20 @@ def covered(found: dict[str, Any]) -> str:
 
 
 def busy(found: dict[str, Any]) -> list[str]:
-    """The GPU beside the host: one expert alone by tokens, and of the time that an arm's experts take."""
+    """The device beside the host: one expert alone by tokens, and of the time that an arm's experts take, where kernels
+    run while the host goes on."""
     lines = []
     for kernel in found["kernels"]:
         device, launch, seen = (kernel[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
         bound = ": HOST-BOUND" if kernel["ahead"] and launch > device else ""
         lines.append(f"| {kernel['tokens']} | {device:,.1f} | {launch:,.1f} | {seen:,.1f}{bound} |")
+    head = ["| one expert, tokens | device busy us | launched in us | seen to end after us |", "|---|---|---|---|"]
+    if not any(kernel["ahead"] for kernel in found["kernels"]):  # what launches a kernel runs it: no GPU beside a host
+        return [*head, *lines]
     shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in found["arms"]]
     least, most = min(shares), max(shares)
     return [
-        "| one expert, tokens | GPU busy us | launched in us | seen to end after us |",
-        "|---|---|---|---|",
+        *head,
         *lines,
         "",
         f"While experts run, the GPU is busy {median(shares):.0%} of the time ({least:.0%} .. {most:.0%} by arm); the "

@@ -98,9 +98,9 @@ PARTS = (
     ),
     Part(
         name="tests",
-        shows="the tests marked gpu",
+        shows="the tests marked gpu; in a dry run the same on a simulated GPU",
         box_s=65,
-        commands=("runtime.gpu.parts.marked",),
+        commands=("runtime.gpu.parts.marked {device}",),
         shown=30,
     ),
     Part(

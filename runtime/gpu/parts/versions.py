@@ -22,6 +22,7 @@ import torch
 
 from runtime.device.cpu import host_bytes
 from runtime.gpu.parts.here import here
+from runtime.gpu.project import project
 from runtime.layers import has_grouped
 from traces.command import Parser, write_bytes
 
@@ -42,6 +43,7 @@ def facts() -> dict[str, Any]:
     """Everything but the memory that is touched."""
     return {
         **here(),
+        "project": project(),
         "cudnn": torch.backends.cudnn.version(),
         "grouped_mm": has_grouped(),
         "system": platform.platform(),
