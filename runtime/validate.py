@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -82,6 +82,14 @@ def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
     return replay
 
 
+class Steps(NamedTuple):
+    """Of a link's replays, but the chained: how many, how many of them are locked, and seconds of one."""
+
+    count: int
+    locked: int
+    each_s: float
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a few steps of some arms said of the time. step_s: of a step; each_s: of a replay beside its steps, such as
@@ -97,23 +105,27 @@ class Probe:
 
     @property
     def share(self) -> float:
-        """What comes after the rounds for each second of a replay's steps: checked by the core, part of them locked."""
+        """About what comes after the rounds for each second of a replay's steps."""
         return LOCKED + self.check_s / self.step_s
 
-    def round_s(self, arms: Sequence[Arm], replay_s: float) -> float:
-        """Seconds of a round, of replays whose steps take so long where they are not chained."""
-        long = sum(arm.chained for arm in arms)
-        return (len(arms) - long) * (self.each_s + replay_s) + long * self.long_s
+    def round_s(self, arms: Sequence[Arm], steps_s: Callable[[Arm], float]) -> float:
+        """Seconds of one replay of each arm, whose steps take so long where it is not chained."""
+        return sum(self.long_s if arm.chained else self.each_s + steps_s(arm) for arm in arms)
 
-    def after(self, arms: Sequence[Arm], replay_s: float) -> After:
-        """What comes after such rounds."""
-        share = self.round_s(arms, self.share * replay_s) / self.round_s(arms, replay_s)
-        return After(share, len(arms) * AFTERWARDS * self.prepared_s)
+    def budget(self, arms: Sequence[Arm], of: dict[str, Steps], deadline: Deadline) -> Budget:
+        """What rounds of so many steps take, by the link, and what comes behind them: judged arms are checked by the
+        core, and part of their steps (of chained ones all) are locked."""
+        judged = [arm for arm in arms if not arm.calibrates]
+        round_s = self.round_s(arms, lambda arm: of[arm.link.name].count * of[arm.link.name].each_s)
+        locked_s = self.round_s(judged, lambda arm: of[arm.link.name].locked * of[arm.link.name].each_s)
+        checked_s = self.check_s * sum(of[arm.link.name].count for arm in judged if not arm.chained)
+        share = (1 + MARGIN) * (locked_s + checked_s) / round_s
+        return Budget(deadline, round_s, After(share, len(arms) * AFTERWARDS * self.prepared_s))
 
     def replay_s(self, at_most_s: float, arms: Sequence[Arm], deadline: Deadline) -> float:
         """Seconds that the steps of a replay may take, so that FEWEST rounds and what comes after them fit into the
         time that is left."""
-        beside_s = (FEWEST + 1) * self.round_s(arms, 0.0) + len(arms) * (1 + AFTERWARDS) * self.prepared_s
+        beside_s = (FEWEST + 1) * self.round_s(arms, lambda arm: 0.0) + len(arms) * (1 + AFTERWARDS) * self.prepared_s
         left_s = (1 - MARGIN) * deadline.left_s - beside_s
         short = sum(not arm.chained for arm in arms)
         return max(1e-3, min(at_most_s, left_s / short / (FEWEST + self.share)))
@@ -211,24 +223,23 @@ def probing(args: argparse.Namespace) -> list[Arm]:
 def paced_links(
     bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, probe: Probe,
     scale: float, replay_s: float,
-) -> tuple[list[Link], dict[str, int], float]:  # fmt: skip
-    """A pace for each regime, the steps that its replays have, about `replay_s` long, and what they take on the mean,
-    from one probe of this device (runtime.pacing)."""
+) -> tuple[list[Link], dict[str, Steps]]:  # fmt: skip
+    """A pace for each regime, and the steps that its replays have, about `replay_s` long, from one probe of this device
+    (runtime.pacing)."""
     runs = list(probe.runs.values())
     found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
     hardware = folder / "probe.toml"
     calibrate.write_hardware(hardware, found)
     fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
-    links, steps, took_s, warm = [], {}, 0.0, common["warmup_steps"]
+    links, steps, warm = [], {}, common["warmup_steps"]
     for regime in TARGETS:
         arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
         of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
         most = common["max_steps"] - warm
         gbps, counted, step_s = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
-        steps[regime] = counted + warm
-        took_s += step_s * steps[regime] / len(TARGETS)
-    return links, steps, took_s
+        steps[regime] = Steps(counted + warm, locked_steps(counted + warm, warm), step_s)
+    return links, steps
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -241,14 +252,14 @@ def validated(
     common: dict[str, Any],
     folder: Path,
     args: argparse.Namespace,
-    steps: dict[str, int],
+    steps: dict[str, Steps],
     scale: float,
     budget: Budget,
     kernels: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
     into the folder; kernels: what an expert takes, by tokens (runtime.micro)."""
-    fields = {link: {**common, "max_steps": n} for link, n in steps.items()}
+    fields = {link: {**common, "max_steps": of.count} for link, of in steps.items()}
     settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
     links = list(dict.fromkeys(arm.link for arm in arms))
     rounds = measured(arms, replaying(bench, settings), budget, args.repeats, args.seed)
@@ -323,7 +334,12 @@ def _lock_steps(
 
 def _locked(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of an arm with the steps of its lock-step."""
-    return {**fields, "max_steps": max(fields["warmup_steps"] + 2, int(fields["max_steps"] * LOCKED))}
+    return {**fields, "max_steps": locked_steps(fields["max_steps"], fields["warmup_steps"])}
+
+
+def locked_steps(steps: int, warm: int) -> int:
+    """How many of a replay's steps are locked; two at least count."""
+    return max(warm + 2, int(steps * LOCKED))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -402,12 +418,12 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
         replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], arms, deadline)
         if choose:
-            links, steps, replay_s = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
+            links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
             arms = all_arms(links, args, experts)
         else:
-            steps = {link.name: steps_of(probe.step_s, replay_s, args, common) for link in links}
-            replay_s = probe.step_s * max(steps.values())
-        budget = Budget(deadline, probe.round_s(arms, replay_s), probe.after(arms, replay_s))
+            count = steps_of(probe.step_s, replay_s, args, common)
+            steps = {links[0].name: Steps(count, locked_steps(count, common["warmup_steps"]), probe.step_s)}
+        budget = probe.budget(arms, steps, deadline)
         found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}

@@ -52,9 +52,12 @@ def _rounds(out: dict[str, Any]) -> str:
 
 def _kernels(out: dict[str, Any]) -> list[str]:
     """What an expert takes of the device and of the host: a replay in Python may be bound by the host."""
+    lines = [f"* one expert, {tokens_of(k)}: {said(k)}" for k in out["kernels"]]
+    if not any(k["ahead"] for k in out["kernels"]):
+        return lines
     shares = [row["gpu_busy_ns"] / row["measured_ns"]["experts"] for row in out["arms"]]
     busy = f"By that, experts keep the device busy for {min(shares):.0%} to {max(shares):.0%} of what the arms spend on"
-    return [*(f"* one expert, {tokens_of(k)}: {said(k)}" for k in out["kernels"]), "", f"{busy} them."]
+    return [*lines, "", f"{busy} them."]
 
 
 def tokens_of(found: dict[str, Any]) -> str:
@@ -66,7 +69,7 @@ def said(found: dict[str, Any]) -> str:
     """A runtime.micro.Kernel in words."""
     device, host, seen = (found[name] / 1e3 for name in ("device_ns", "host_ns", "seen_ns"))
     if not found["ahead"]:
-        return f"{seen:.1f} us until the host has seen its end; its kernels run where they are launched"
+        return f"{seen:.1f} us until the host has seen its end; the host was not ahead of its kernels"
     bound = ": HOST-BOUND" if host > device else ""
     return f"GPU busy {device:.1f} us of the {seen:.1f} us that the host takes to launch it and see its end{bound}"
 

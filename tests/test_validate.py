@@ -475,11 +475,13 @@ def test_the_time_left_is_said_though_nobody_looks(
 def test_steps_are_as_long_as_three_rounds_and_what_follows_leave_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two short arms and a chained one. With 2 s beside each replay, 3 s of the chained one, 0.5 s for each setting and
     half a second of the core for each second of steps: a round of S seconds of steps takes 2 (2 + S) + 3; afterwards
-    lock-steps and checks 2 (2 + 0.75 S) + 3 and each setting twice more."""
+    lock-steps and checks about 2 (2 + 0.75 S) + 3 and each setting twice more."""
     Clock().install(monkeypatch)
     arms = [*grid(Link("link"), ["lru"], [3, 5], [1]), *long_prompts(Link("link"), [5])]
     probe = command.Probe({}, step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
-    assert probe.round_s(arms, 1.0) == 9 and probe.after(arms, 1.0) == After(8.5 / 9, 3.0)
+    budget = probe.budget(arms, {"link": command.Steps(10, 3, 0.1)}, Deadline(100.0))
+    # of ten steps of 0.1 s three are locked and all are checked: 2 (2 + 0.3) + 3 + 2 x 10 x 0.05, and a tenth more
+    assert budget.round_s == 9 and budget.after == After(pytest.approx(1.1 * 8.6 / 9), 3.0)
     # 90 of 100 s = 3 (7 + 2 S) + 7 + 1.5 S + 3 x 3 x 0.5: 57.5 = 7.5 S
     assert probe.replay_s(100.0, arms, Deadline(100.0)) == pytest.approx(57.5 / 7.5)
     assert probe.replay_s(4.0, arms, Deadline(100.0)) == 4 and probe.replay_s(4.0, arms, Deadline(20.0)) == 1e-3
