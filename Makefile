@@ -43,7 +43,7 @@ figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
 
 DEVICE ?= cuda
-gpu:  # nothing is installed: a lent machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run
+gpu:  # nothing is installed: a rented machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m runtime.gpu --device $(DEVICE)
 
 clean:

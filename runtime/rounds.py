@@ -3,7 +3,7 @@
 Each round replays every arm once, in a seeded order of its own, so that whatever else the machine does meets all alike.
 A round begins only when it and what comes after the rounds would fit into the time that is left, by what rounds took so
 far. The deadline is looked at before every replay: a round that would not be finished is dropped whole when another one
-is complete. One replay is never cut, so the deadline is missed by what one takes at most.
+is complete. What is under way is never cut: by one replay, at most, the rounds miss the deadline.
 """
 
 import sys
@@ -62,7 +62,7 @@ class Budget:
 
 
 def progress(text: str) -> None:
-    """On stderr, also where nobody looks: the log of a lent machine must say where a run was."""
+    """On stderr, also where nobody looks: the log of a rented machine must say where a run was."""
     print(text, file=sys.stderr, flush=True)
 
 

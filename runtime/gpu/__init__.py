@@ -1,6 +1,6 @@
 """Everything that a GPU can show about this project, in one command: `python -m runtime.gpu`, `make gpu`.
 
-A machine with a GPU is lent for minutes and may be gone at any moment. So the day is a table of parts (`table`), each
+A machine with a GPU is rented by the minute and may go at any moment. So the day is a table of parts (`table`), each
 of them processes of its own in a time box (`box`); what a part found is kept the moment it ends, and started again the
 day does what is missing (`day`); after every part one archive to send back is packed (`archive`) with the page that
 VALIDATION.md should get (`page`).
