@@ -59,7 +59,7 @@ def policy_fields(policy: str) -> dict[str, Any]:
     out: dict[str, Any] = {"eviction": eviction}
     if other == "cpu":
         return out | {"miss": "cpu"}
-    if other:
+    if other and other != "none":
         find("prefetch", other)
         out |= {"prefetch": other, "prefetch_budget": 2}
     return out

@@ -110,12 +110,19 @@ class ModelExperts:
         self._moved.append(layer)
 
     def restore(self) -> None:
-        """Every parameter has memory of its own again."""
+        """Every parameter has memory of its own again: where it was, or on the host where that device is gone. Raises
+        what the device said first, when all are restored."""
+        first: RuntimeError | None = None
         for layer in self._moved:
             for part in self.layout.parts:
                 p = getattr(self.layers[layer].experts, part.name)
-                p.data = p.data.to(self._devices[layer], copy=True).contiguous()
+                try:
+                    p.data = p.data.to(self._devices[layer], copy=True).contiguous()
+                except RuntimeError as error:
+                    first, p.data = first or error, p.data.clone()
         self._moved = []
+        if first is not None:
+            raise first
 
 
 def expert_output(experts: Any, weights: dict[str, Tensor], hidden: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class OffloadedExperts:
         self._first, self._rows = 0, 0
 
     def __enter__(self) -> OffloadedExperts:
-        self._slotted.__enter__()
         decoder = self.model.get_decoder()
+        self._slotted.__enter__()
         self._undo = [
             decoder.register_forward_pre_hook(self._begin, with_kwargs=True).remove,
             decoder.register_forward_hook(self._end).remove,

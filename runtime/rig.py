@@ -110,6 +110,8 @@ class Rig:
             source = Checkpoint(options.weights, e.layout, e.layers)
         to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, e.layout, port)
         with failing("weights and caches"):
+            properties = getattr(getattr(torch, port.device.type, None), "get_device_properties", None)
+            self.memory = {} if properties is None else {"mem_gb": properties(port.device).total_memory / 1e9}
             self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, e.alias)
             self.work = CatalogWork(port, e.model, self.store, e.room, e.layers, e.n_layers, to_host, group)
 
@@ -122,9 +124,7 @@ class Rig:
         link.gbps, link.latency_ns = gbps, round(latency_us * 1e3)
 
     def facts(self) -> dict[str, Any]:
-        properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
-        memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
-        return {"torch": torch.__version__, **memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
+        return {"torch": torch.__version__, **self.memory, **self.port.facts(), "host_bytes": self.options.host_bytes}
 
     def bare_copy_ns(self) -> tuple[int, int]:
         link: Any = self.port.link

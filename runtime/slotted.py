@@ -7,7 +7,7 @@ its compute stream, each waiting for the other by events alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import DeviceError, Port, choose
+from runtime.device.port import Port, choose
 from runtime.driver import Driver, answered
 from runtime.expert_weights import LiveError, ModelExperts, combined, expert_output
 from runtime.loop import ClosedLoop
@@ -67,18 +67,22 @@ class SlottedModel:
         self._before = self.model.config._experts_implementation
         self.eager = self._before == "eager"
         self.port = _port_of(self.model, self.device)
-        self.source = ModelExperts(self.driver.layers)
         try:
-            self.store = self._store(self.port)
-            _move(self.model, {id(layer.experts) for layer in self.driver.layers}, self.port.device)
+            self._open()
         except BaseException:
             self._give_back(failed=True)
             raise
+        return self
+
+    def _open(self) -> None:
+        """Experts into the store, everything else to the device, and the model's forward passes come here."""
+        self.source = ModelExperts(self.driver.layers)
+        self.store = self._store(self.port)
+        _move(self.model, {id(layer.experts) for layer in self.driver.layers}, self.port.device)
         for layer in self.driver.layers:
             layer.experts.__dict__[ATTACHED] = (self, layer.place)
         self.model.set_experts_implementation(NAME)
         self.driver.__enter__()
-        return self
 
     def _store(self, port: Port) -> ExpertStore:
         """All experts on the host, the first residents in their slots; an empty slot is no number."""
@@ -95,22 +99,33 @@ class SlottedModel:
         return store
 
     def __exit__(self, *error: object) -> None:
-        self.driver.__exit__(*error)
-        self.model.set_experts_implementation(self._before)
-        for layer in self.driver.layers:
-            layer.experts.__dict__.pop(ATTACHED, None)
+        try:
+            self.driver.__exit__(*error)
+        except BaseException:
+            self._give_back(failed=True)
+            raise
         self._give_back(failed=error[0] is not None)
 
     def _give_back(self, failed: bool) -> None:
-        """The model has its experts again; what was the port's goes back to it. failed: something was raised already,
-        and what a device that failed says to this is not told."""
-        try:
-            with suppress(*[DeviceError] * failed):
-                self.port.sync()
-        finally:
+        """The model has its experts again; what was the port's goes back to it. All of it is tried, whatever fails; the
+        first failure is told, unless something was raised already (failed), which is why these fail, too."""
+        first: Exception | None = None
+        for step in (self._detach, self.port.sync, self._restore, self._leave):
+            try:
+                step()
+            except Exception as error:
+                first = first or error
+        if first is not None and not failed:
+            raise first
+
+    def _detach(self) -> None:
+        for layer in self.driver.layers:
+            layer.experts.__dict__.pop(ATTACHED, None)
+        self.model.set_experts_implementation(self._before)
+
+    def _restore(self) -> None:
+        if hasattr(self, "source"):
             self.source.restore()
-            with suppress(*[DeviceError] * failed):
-                self._leave()
 
     def _leave(self) -> None:
         if self.port is not self.device:

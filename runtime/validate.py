@@ -30,7 +30,7 @@ import numpy as np
 
 from runtime import calibrate, observe
 from runtime.agreement import Tolerance, kind
-from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts
+from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts, policy_fields
 from runtime.calibrate import listed
 from runtime.compare import capacity, compared, drift, locked, no_time, statements, status
 from runtime.lockstep import check
@@ -180,7 +180,10 @@ def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]
 
 def distinct(values: Sequence[V], same: Callable[[V], Any]) -> list[V]:
     """Without those that come to the same as an earlier one: an arm that runs twice is one arm."""
-    return list({same(value): value for value in reversed(values)}.values())[::-1]
+    out: dict[Any, V] = {}
+    for value in values:
+        out.setdefault(same(value), value)
+    return list(out.values())
 
 
 def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
@@ -393,7 +396,10 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
     common, options = calibrate.common_fields(args), calibrate.options_of(args)
     ahead = "gate-lookahead" if whole.has("lookahead") else "transition"
-    args.policies = list(dict.fromkeys(args.policies or [policy.format(ahead=ahead) for policy in POLICIES]))
+    args.policies = distinct(
+        args.policies or [policy.format(ahead=ahead) for policy in POLICIES],
+        lambda policy: tuple(policy_fields(policy).items()),
+    )
     cpu = calibrate.device_name(args) == "cpu"
     choose = cpu and args.link_gbps is None
     links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
@@ -482,14 +488,22 @@ def _calibrating(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:
-    """validation.json, validation.md and the hardware file of each link."""
+    """validation.json, validation.md and the hardware file of each link, in the place of an earlier record's."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*TARGETS, "link"):  # of an earlier record
+    for name in _links_of(folder / "validation.json") & {*TARGETS, "link"}:
         (folder / f"{name}.toml").unlink(missing_ok=True)
     for link in out["links"]:
         write_bytes(folder / f"{link['name']}.toml", (scratch / f"{link['name']}.toml").read_bytes())
     write_bytes(folder / "validation.md", (markdown(out) + "\n").encode())
     write_bytes(folder / "validation.json", (json.dumps(out, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _links_of(record: Path) -> set[str]:
+    """The links of an earlier record; none where there is no record of ours."""
+    try:
+        return {str(link["name"]) for link in json.loads(record.read_text())["links"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 if __name__ == "__main__":

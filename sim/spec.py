@@ -12,7 +12,7 @@ from sim.policies import KINDS, Value, assigned
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
 Steps = Annotated[int, Field(ge=0, le=MOST)]
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE)
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -133,6 +133,6 @@ def slots_of(cache: int | float, experts: int) -> int:
 def cache_bytes(text: str) -> int:
     """Bytes of a size with a unit (GB = 1e9, GiB = 2**30). Raises ValueError for anything else."""
     found = _SIZE.match(text.strip())
-    if found is None:
+    if found is None or len(text) > 40:
         raise ValueError("must be bytes with a unit, such as 24GB")
     return int(float(found[1]) * _UNITS[found[2].lower()])

@@ -288,6 +288,54 @@ def test_whatever_call_finds_the_device_gone_it_is_one_line(
             rig.replay(settings["lru"])
 
 
+@pytest.mark.parametrize("ask", ["free_bytes", "free"])
+def test_memory_of_a_device_that_is_gone_is_one_line(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    with StandIn() as machine, choose("cuda") as port:
+        buffer, said = port.alloc_host(1 << 20, "some"), r"^the device: CUDA error: an illegal memory access was .*ed$"
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.accelerator, "get_memory_info", gone)
+            patched.setattr(torch.cuda, "cudart", gone)
+            with pytest.raises(DeviceError, match=said):
+                port.free(buffer) if ask == "free" else port.free_bytes()
+        assert machine.locked  # what could not be given back is still known, and given back when it can be
+    assert not machine.locked
+
+
+def test_what_a_device_is_can_be_told_when_it_is_gone(
+    settings: dict[str, Setting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is told together with it."""
+
+    def gone(*_: Any) -> None:
+        raise RuntimeError("CUDA error: unknown error")
+
+    for rig in on_stand_in([settings["lru"]], StandIn()):
+        before = rig.facts()
+        for name in ("get_device_name", "get_device_properties"):
+            monkeypatch.setattr(torch.cuda, name, gone)
+        assert rig.facts()["what"] == before["what"] and rig.facts()["mem_gb"] == before["mem_gb"] > 0
+
+
+def test_a_device_that_is_slow_to_answer_has_an_anchor_all_the_same() -> None:
+    """20 looks of 1,000 queries each, and nothing has happened yet."""
+    with StandIn() as machine:
+        plain, machine.yield_ns = torch.Event.query, 1_000_000
+        began = machine.now
+
+        def query(self: Any) -> bool:
+            return bool(plain(self) and machine.now - began > 10**9)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch.Event, "query", query)
+            with choose("cuda") as port:
+                event: Any = port.compute.record()
+                event.wait()
+                assert event.time_ns() > 0
+
+
 def test_a_port_that_does_not_open_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")

@@ -487,6 +487,25 @@ def test_a_record_that_cannot_be_read_does_not_end_the_day(tmp_path: Path, recor
     assert "its record cannot be read: FileNotFoundError" in page([planted(tmp_path, "copies")], tmp_path, MADE_BY)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": "x"}, {"seconds": None}, {"box_s": None}, {"made_by": None}, {"made_by": [1]}, {"why": 5},
+        {"verdict": 3}, {"verdict": ["within"]}, {"status": "flying"}, {"status": None}, {"commands": None}, {"new": 1},
+    ],
+)  # fmt: skip
+def test_a_result_that_is_none_of_ours_is_run_again(there: Path, wrong: dict[str, Any]) -> None:
+    count = there / "count"
+    table = (part("one", f"note={count}"),)
+    run(made_up_day(there, *table))
+    place = there / "day" / "parts" / "one" / "result.json"
+    good = json.loads(place.read_text())
+    place.write_text(json.dumps({**good, **wrong}))
+    assert run(made_up_day(there, *table))["one"].status == "done" and count.read_text() == "ran\n" * 2
+    place.write_text("[" * 10**5)
+    assert run(made_up_day(there, *table))["one"].status == "done" and count.read_text() == "ran\n" * 3
+
+
 def test_half_a_character_in_a_record_does_not_end_the_day(there: Path) -> None:
     copies = json.dumps({"copies": [{"bytes": 2**20, "host_memory": "\ud800", "h2d_ns": 1, "d2h_ns": 1}]})
     (there / "copies.json").write_text(copies)

@@ -12,7 +12,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra: 
 
 import numpy as np  # noqa: E402 - after the skips
 
-from runtime import live  # noqa: E402
+from runtime import live, slotted  # noqa: E402
 from runtime.device.cpu import CpuPort  # noqa: E402
 from runtime.device.one_stream import OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
@@ -359,6 +359,34 @@ def test_a_device_that_failed_says_why_once_and_the_model_is_whole_again(
     assert own or not used.buffers
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     port.close()
+
+
+@pytest.mark.parametrize("step", ["ModelExperts", "_store", "_move", "set_experts_implementation", "Driver"])
+def test_an_opening_that_fails_leaves_the_model_as_it_was(
+    step: str, hardware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, closed = build("mixtral"), []
+    before, kind = {name: t.clone() for name, t in model.state_dict().items()}, model.config._experts_implementation
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise LiveError("no")
+
+    where: dict[str, tuple[Any, str]] = {
+        "ModelExperts": (slotted, "ModelExperts"),
+        "_store": (slotted.SlottedModel, "_store"),
+        "_move": (slotted, "_move"),
+        "set_experts_implementation": (type(model), "set_experts_implementation"),
+        "Driver": (Driver, "__enter__"),
+    }
+    close = OneStreamPort.close
+    monkeypatch.setattr(OneStreamPort, "close", lambda self: (closed.append(self), close(self)))
+    monkeypatch.setattr(*where[step], fails)
+    with pytest.raises(LiveError, match=r"^no$"), OffloadedExperts(model, hardware=hardware, cache=2):
+        raise AssertionError("opened")
+    assert len(closed) == 1 and model.config._experts_implementation == kind
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    attached = [module for module in model.modules() if slotted.ATTACHED in module.__dict__]
+    assert not attached
 
 
 @pytest.mark.gpu

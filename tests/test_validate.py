@@ -273,7 +273,7 @@ def test_a_record_of_one_regime_is_called_what_it_is_and_is_inconclusive(
 def test_an_arm_twice_is_one_arm(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 experts 0.5 and 4 slots are the same, and 1.0 and 8; six requests are judged, and no more run together."""
     on(MadeUp(), monkeypatch)
-    twice = ("--policies", "lru,belady,lru", "--caches", "4,0.5,1.0,8,2", "--batches", "6,1,9")
+    twice = ("--policies", "lru,belady,lru+none,lru", "--caches", "4,0.5,1.0,8,2", "--batches", "6,1,9")
     main(flags(files, "--repeats", "2", "--link-gbps", "1", *twice))
     arms = [(arm["policy"], arm["capacity"], arm["batch"]) for arm in record(files)["arms"] if not arm["chained"]]
     some = [(policy, slots, batch) for batch in (6, 1) for slots in (4, 2) for policy in ("lru", "belady")]
@@ -297,8 +297,10 @@ def test_a_record_takes_the_place_of_an_earlier_one(files: Path, monkeypatch: py
     on(MadeUp(), monkeypatch)
     main(flags(files, "--repeats", "1"))
     assert {p.name for p in (files / "out").glob("*.toml")} == {"compute.toml", "mixed.toml", "stall.toml"}
+    (files / "out/link.toml").write_text("of somebody else\n")
+    (files / "out/my.toml").write_text("of somebody else\n")
     main(flags(files, *FEW, "--repeats", "1"))
-    assert {p.name for p in (files / "out").glob("*.toml")} == {"link.toml"}
+    assert {p.name for p in (files / "out").glob("*.toml")} == {"link.toml", "my.toml"}
 
 
 @pytest.mark.parametrize(("slots", "kept"), [(31, [2, 7]), (27, [2]), (1, [2])])

@@ -191,8 +191,8 @@ class AcceleratorPort:
         self.anchor = Anchor(None, 0, 1 << 62)
         with failing("the device"):
             self.before = torch.accelerator.current_stream(device)
-        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
         self.cudnn = without_cudnn_attention()
+        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
         try:
             with failing("the device"):
                 self._open()
@@ -204,8 +204,11 @@ class AcceleratorPort:
         """Streams, and the first anchor."""
         compute, link, self.quiet = (torch.Stream(device=self.device) for _ in range(3))
         self.compute, self.link = DeviceStream(self, compute), DeviceStream(self, link)
+        named = getattr(getattr(torch, self.device.type, None), "get_device_name", None)
+        self.named = self.device.type if named is None else named(self.device)
         torch.accelerator.set_stream(compute)
         torch.accelerator.synchronize(self.device)
+        DeviceEvent(self, self.quiet).wait()  # an anchor, if a blunt one
         for _ in range(FIRST_LOOKS):
             self._look()
 
@@ -235,6 +238,7 @@ class AcceleratorPort:
         self.registered[memory.data_ptr()] = memory
         return memory
 
+    @asks_device
     def _checked(self, call: str, *arguments: int) -> None:
         cudart: Any = torch.cuda.cudart  # untyped
         code = int(getattr(cudart(), call)(*arguments))
@@ -242,12 +246,14 @@ class AcceleratorPort:
             raise DeviceError(f"{call}: error {code} of the runtime")
 
     def free(self, buffer: Buffer) -> None:
-        memory = self.registered.pop(buffer.tensor.data_ptr(), None) if not buffer.freed else None
-        if memory is not None:
-            self._checked("cudaHostUnregister", memory.data_ptr())
+        at = 0 if buffer.freed else buffer.tensor.data_ptr()
+        if at in self.registered:
+            self._checked("cudaHostUnregister", at)
+            del self.registered[at]
         give_back(buffer)
         self.buffers.remove(buffer)
 
+    @asks_device
     def free_bytes(self) -> int:
         ask = getattr(torch.accelerator, "get_memory_info", None)
         ask = ask or getattr(torch, self.device.type).mem_get_info
@@ -320,13 +326,10 @@ class AcceleratorPort:
         self.poll()
 
     def facts(self) -> dict[str, Any]:
-        """Which device, which software."""
-        kind = getattr(torch, self.device.type, None)
-        named = getattr(kind, "get_device_name", None)
-        name = self.device.type if named is None else named(self.device)
+        """Which device, which software; asks nothing of the device, which may be gone when what it did is told."""
         return {
             "name": self.device.type,
-            "what": f"{name}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),
+            "what": f"{self.named}, {self.device.type} {torch.version.cuda or torch.version.hip or ''}".rstrip(),
             "torch": torch.__version__,
             "copies": self.copies,
             "page_locked": True,

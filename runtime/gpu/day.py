@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,7 +26,7 @@ from runtime.gpu.project import project
 from runtime.gpu.table import Part, filled
 from traces.command import write_bytes
 
-DONE, FAILED, TIMED_OUT, SKIPPED, INTERRUPTED = "done", "failed", "timed out", "skipped", "interrupted"
+DONE, FAILED, TIMED_OUT, SKIPPED, INTERRUPTED = STATUSES = ("done", "failed", "timed out", "skipped", "interrupted")
 VERDICTS = {0: "within", 1: "outside", 3: "inconclusive"}  # of runtime.validate, by exit status
 LEAST_S = 10.0  # less time shows nothing: python alone takes some of it
 MARGIN_S = 8.0  # between a command's own deadline and the end of its box: what it prints and writes last
@@ -223,11 +224,19 @@ class Day:
         """Parts that have a result, whatever it is, made on this device with these versions."""
         out = []
         for part in self.parts:
-            with suppress(OSError, ValueError, TypeError):  # none, or not one of ours
+            with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not one of ours
                 result = Result(**json.loads((self.out / "parts" / part.name / "result.json").read_text()))
-                if result.made_with == self.made_with:
+                if result.made_with == self.made_with and is_ours(result):
                     out.append((part, result))
         return out
+
+
+def is_ours(result: Result) -> bool:
+    """Whether every field is of its type; one that is read from a file may hold anything."""
+    texts = (result.part, result.why, *result.made_by.values())
+    numbers = all(isinstance(n, (int, float)) and isfinite(n) for n in (result.seconds, result.box_s))
+    known = result.status in STATUSES and (result.verdict is None or result.verdict in VERDICTS.values())
+    return numbers and known and all(isinstance(text, str) for text in texts) and isinstance(result.commands, list)
 
 
 def _verdict(part: Part, work: Path, status: int | None) -> str | None:
