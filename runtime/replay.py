@@ -23,7 +23,7 @@ from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
 from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
 from sim.run import main as simulate
-from sim.spec import cache_bytes
+from sim.spec import memory_bytes
 from traces.command import guarded
 
 if TYPE_CHECKING:
@@ -232,12 +232,9 @@ def host_memory_flag(group: Any) -> None:
 
 def _memory(text: str) -> int:
     try:
-        size = cache_bytes(text)
+        return memory_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    if size == 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

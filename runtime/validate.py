@@ -83,10 +83,9 @@ def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
 
 
 class Steps(NamedTuple):
-    """Of a link's replays, but the chained: how many, how many of them are locked, and seconds of one."""
+    """Of a link's replays, but the chained: how many, and seconds of one."""
 
     count: int
-    locked: int
     each_s: float
 
 
@@ -112,12 +111,14 @@ class Probe:
         """Seconds of one replay of each arm, whose steps take so long where it is not chained."""
         return sum(self.long_s if arm.chained else self.each_s + steps_s(arm) for arm in arms)
 
-    def budget(self, arms: Sequence[Arm], of: dict[str, Steps], deadline: Deadline) -> Budget:
-        """What rounds of so many steps take, by the link, and what comes behind them: judged arms are checked by the
-        core, and part of their steps (of chained ones all) are locked."""
+    def budget(self, arms: Sequence[Arm], of: dict[str, Steps], warm: int, deadline: Deadline) -> Budget:
+        """What rounds of so many steps take, by the link, `warm` of which warm up, and what comes behind them: judged
+        arms are checked by the core, and part of their steps (of chained ones all) are locked."""
         judged = [arm for arm in arms if not arm.calibrates]
         round_s = self.round_s(arms, lambda arm: of[arm.link.name].count * of[arm.link.name].each_s)
-        locked_s = self.round_s(judged, lambda arm: of[arm.link.name].locked * of[arm.link.name].each_s)
+        locked_s = self.round_s(
+            judged, lambda arm: locked_steps(of[arm.link.name].count, warm) * of[arm.link.name].each_s
+        )
         checked_s = self.check_s * sum(of[arm.link.name].count for arm in judged if not arm.chained)
         share = (1 + MARGIN) * (locked_s + checked_s) / round_s
         return Budget(deadline, round_s, After(share, len(arms) * AFTERWARDS * self.prepared_s))
@@ -241,7 +242,7 @@ def paced_links(
         most = common["max_steps"] - warm
         gbps, counted, step_s = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
         links.append(Link(regime, gbps, LATENCY_US, regime))
-        steps[regime] = Steps(counted + warm, locked_steps(counted + warm, warm), step_s)
+        steps[regime] = Steps(counted + warm, step_s)
     return links, steps
 
 
@@ -427,9 +428,8 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
             arms = all_arms(links, args, experts)
         else:
-            count = steps_of(probe.step_s, replay_s, args, common)
-            steps = {links[0].name: Steps(count, locked_steps(count, common["warmup_steps"]), probe.step_s)}
-        budget = probe.budget(arms, steps, deadline)
+            steps = {links[0].name: Steps(steps_of(probe.step_s, replay_s, args, common), probe.step_s)}
+        budget = probe.budget(arms, steps, common["warmup_steps"], deadline)
         found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
         facts = bench.facts()
     about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}

@@ -136,3 +136,11 @@ def cache_bytes(text: str) -> int:
     if found is None or len(text) > 40:
         raise ValueError("must be bytes with a unit, such as 24GB")
     return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of memory that is stated to be there. Raises ValueError for what is no size with a unit, and for none."""
+    size = cache_bytes(text)
+    if size == 0:
+        raise ValueError("must be above 0")
+    return size

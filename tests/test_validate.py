@@ -481,7 +481,7 @@ def test_steps_are_as_long_as_three_rounds_and_what_follows_leave_time_for(monke
     Clock().install(monkeypatch)
     arms = [*grid(Link("link"), ["lru"], [3, 5], [1]), *long_prompts(Link("link"), [5])]
     probe = command.Probe({}, step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
-    budget = probe.budget(arms, {"link": command.Steps(10, 3, 0.1)}, Deadline(100.0))
+    budget = probe.budget(arms, {"link": command.Steps(10, 0.1)}, 1, Deadline(100.0))
     # of ten steps of 0.1 s three are locked and all are checked: 2 (2 + 0.3) + 3 + 2 x 10 x 0.05, and a tenth more
     assert budget.round_s == 9 and budget.after == After(pytest.approx(1.1 * 8.6 / 9), 3.0)
     # 90 of 100 s = 3 (7 + 2 S) + 7 + 1.5 S + 3 x 3 x 0.5: 57.5 = 7.5 S
