@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import formats
-from analysis.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
-from analysis.runs import Run, RunError, differing, load, settings, share
-from analysis.words import listed, plain
-from sim.per_request import LEVEL
-from sim.report import START, starts_free
+from analysis.comparing import formats
+from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
+from analysis.reading.runs import Run, RunError, differing, load, settings, share
+from analysis.reading.words import listed, plain
+from sim.outcome.per_request import LEVEL
+from sim.outcome.report import START, starts_free
 from traces.command import Parser, did_you_mean, guarded
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.

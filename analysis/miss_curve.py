@@ -1,6 +1,6 @@
 """python -m analysis.miss_curve TRACE: how large a cache must be: LRU's hits and tokens/s at every capacity at once.
 
-One pass over the trace (analysis.stack_distances) gives LRU's misses at every number of slots, exactly those of
+One pass over the trace (analysis.curves.stack_distances) gives LRU's misses at every number of slots, exactly those of
 `python -m sim.run` with eviction lru, miss fetch and no prefetch; the spec's costs turn them into time. What a better
 policy gains, `sim.run` and `analysis.compare` say; where more slots stop paying off, this curve does.
 
@@ -32,7 +32,7 @@ from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
 
 if TYPE_CHECKING:
-    from sim.plan import Setting
+    from sim.prepare import Setting
 
 Int = npt.NDArray[np.int64]
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ class Curve:
 
 def setting_of(fields: dict[str, Any]) -> "Setting":
     """The run that the curve is about, at one slot. Raises UserError for what is wrong with it."""
-    from sim.plan import prepare
+    from sim.prepare import prepare
 
     placement = fields.get("placement", "first")
     if placement not in PLACEMENTS:
@@ -108,8 +108,8 @@ def setting_of(fields: dict[str, Any]) -> "Setting":
 
 def curve(setting: "Setting") -> Curve:
     """One pass over the run's visits. Raises UserError for a setting with other policies than lru and fetch."""
-    from analysis.stack_distances import lru_misses
-    from sim.packing import Wants
+    from analysis.curves.stack_distances import lru_misses
+    from sim.outcome.packing import Wants
 
     plan = setting.plan
     if (plan.eviction.name, plan.miss.name) != ("lru", "fetch") or plan.prefetch or plan.rerank or plan.warmup_steps:
@@ -192,7 +192,7 @@ def _fits(setting: "Setting", size: int) -> int | None:
 def simulated(setting: "Setting", slots: int) -> dict[str, Any]:
     """The simulator's own figures at one capacity: tokens_per_s (None without decode time) and misses of all steps."""
     from sim.machines.compiled import run
-    from sim.summary import summarise
+    from sim.outcome.summary import summarise
 
     plan = replace(setting.plan, slots=np.full(len(setting.plan.slots), slots), residents=residents(setting, slots))
     found = summarise(run(plan))
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    from analysis import miss_formats
+    from analysis.curves import formats as miss_formats
 
     args = parser().parse_args(argv)
     show = miss_formats.FORMATS[one_of("format", args.format, tuple(miss_formats.FORMATS))]
@@ -283,7 +283,7 @@ def _command(argv: list[str]) -> None:
     found = curve(setting)
     lines = rows(setting, found, _checked(args.check, found))
     if args.out:
-        from analysis.miss_figure import page
+        from analysis.curves.page import page
 
         what, *rest = miss_formats.headlines(setting)
         said = [f"{' '.join(line.split())}." for line in (*rest, *miss_formats.findings(found))]

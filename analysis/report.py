@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.compare import Comparison, compare
-from analysis.page import render
-from analysis.panels import Section
-from analysis.policy_sections import cache, measured, prefetching, quality
-from analysis.run_sections import in_short, speed, time, what_was_run
-from analysis.runs import Run, RunError, load
-from analysis.trace_sections import find_trace, trace_section
+from analysis.pages.page import render
+from analysis.pages.panels import Section
+from analysis.pages.policy_sections import cache, measured, prefetching, quality
+from analysis.pages.run_sections import in_short, speed, time, what_was_run
+from analysis.pages.trace_sections import find_trace, trace_section
+from analysis.reading.runs import Run, RunError, load
 from traces.command import Parser, guarded, write_bytes
 
 DETAILED = 6  # full records that are drawn over time

@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.chrome_json import arrows, counts, names, slices, write
-from analysis.counters import Counter, counters
-from analysis.runs import Run, RunError, load
-from analysis.stalls import CAUSES as STALLS
-from analysis.tracks import Slices, Tracks, tracks
+from analysis.reading.runs import Run, RunError, load
+from analysis.timelines.chrome_json import arrows, counts, names, slices, write
+from analysis.timelines.counters import Counter, counters
+from analysis.timelines.stalls import CAUSES as STALLS
+from analysis.timelines.tracks import Slices, Tracks, tracks
 from sim import __version__
 from sim.core.plan import CAUSES, OUTCOMES
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from traces.command import Parser, guarded
 
 Int = npt.NDArray[np.int64]

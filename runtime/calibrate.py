@@ -2,8 +2,8 @@
 
 Every term is measured in place: calibration arms are replayed through the replay's own code, with its readback, its
 decisions and its waits, round after round in a new seeded order, and the terms are fitted to the full records
-(runtime.terms). A kernel timed alone lets the host run ahead, which an offloading engine cannot; such microbenchmarks
-stand beside the terms as a cross-check only.
+(runtime.measuring.terms). A kernel timed alone lets the host run ahead, which an offloading engine cannot; such
+microbenchmarks stand beside the terms as a cross-check only.
 
 Exit status 0 done, 1 the device failed, 2 bad input. The file is written whole or not at all.
 """
@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.arms import BATCHES, Arm, Link, Traces, calibrating, enough_requests, synthetic
-from runtime.observe import Run
-from runtime.rounds import After, Budget, Deadline, complete, measured
-from runtime.terms import Fitted, fitted, refuse_impossible, toml
+from runtime.measuring.cases import BATCHES, Arm, Link, Traces, calibrating, enough_requests, synthetic
+from runtime.measuring.durations import Run
+from runtime.measuring.rounds import After, Budget, Deadline, complete, measured
+from runtime.measuring.terms import Fitted, fitted, refuse_impossible, toml
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.parts import build
 from sim.errors import SpecError
-from sim.plan import Setting
+from sim.prepare import Setting
 from sim.spec import parse_cache, slots_of
-from traces import npz
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
+from traces.format import npz
 
 CACHES = (0.375, 0.75)
 QUICK_S, LONG_S = 90.0, 600.0  # of everything
@@ -221,7 +221,7 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:
     """The device with room for the settings, as a context manager."""
-    from runtime.rig import opened
+    from runtime.measuring.bench import opened
 
     return opened(port_of(args), settings, options)
 
@@ -351,7 +351,7 @@ def cross_check(bench: Any, run: Run, deadline: Deadline) -> tuple[dict[str, str
     port = getattr(bench, "port", None)
     if port is None:
         return {}, {}
-    from runtime.micro import microbenchmarks
+    from runtime.measuring.microbenchmarks import microbenchmarks
 
     found = microbenchmarks(port, bench, run, deadline)
     return found.words, found.link

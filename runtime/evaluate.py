@@ -17,22 +17,22 @@ from typing import Any
 
 import torch
 
-from runtime.charge import charged
-from runtime.closed_run import Baseline, Judged, Progress, calibrate, free_running, judge, quiet
-from runtime.loop import ClosedLoop
-from runtime.passages import Passages, passages
-from runtime.quality import LEVEL, figures
-from runtime.subject import Subject, subject
+from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.quality import LEVEL, figures
+from runtime.closed_loop.runs import Baseline, Judged, Progress, calibrate, free_running, judge, quiet
+from runtime.closed_loop.text_windows import Passages, passages
 from sim import __version__
-from sim.plan import fitted
-from sim.policies import find
+from sim.outcome.summary import summarise
+from sim.policies.registry import find
+from sim.prepare import fitted
 from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
-from sim.summary import summarise
-from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 # fields of RunSpec that a closed loop of one sequence at a time has no use for
 LEFT_OUT = ("trace", "model", "batch", "prefill_chunk", "as_decode", "max_steps", "machine", "config")

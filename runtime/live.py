@@ -5,10 +5,10 @@
         print(live.summary()["misses"])
 
 While it is open, the weights of all experts are in host memory, one packed buffer each, and only `slots` of them on the
-device. At each MoE layer the router's choice goes to the closed loop (`runtime.loop`), whose decisions are those of the
-simulator for the hardware asked for; they are then carried out: experts are copied into the slots of their victims, in
-the order of the commits, and computed from slots alone, group by group, so that a visit that wants more experts than
-there are slots runs in waves. An expert that the policy gives to the CPU is computed there.
+device. At each MoE layer the router's choice goes to the closed loop (`runtime.closed_loop.loop`), whose decisions are
+those of the simulator for the hardware asked for; they are then carried out: experts are copied into the slots of their
+victims, in the order of the commits, and computed from slots alone, group by group, so that a visit that wants more
+experts than there are slots runs in waves. An expert that the policy gives to the CPU is computed there.
 
 **Same result.** Each slot's output is computed by the very operations of the module's `eager` implementation and summed
 in the order of the implementation that the model had before. With everything fetched, a model that ran `eager` gives
@@ -31,21 +31,21 @@ from typing import Any
 
 from torch import nn
 
-from runtime.charge import charged
+from runtime.closed_loop.driver import shape_of
+from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.slotted import NEEDED, SlottedModel, registry
 from runtime.device.port import Port
-from runtime.driver import shape_of
-from runtime.expert_weights import LiveError
-from runtime.loop import ClosedLoop
-from runtime.slotted import NEEDED, SlottedModel, registry
-from runtime.store import ExpertStore
-from sim.record import RunRecord
+from runtime.experts.hugging_face import LiveError
+from runtime.experts.store import ExpertStore
+from sim.machines.record import RunRecord
+from sim.outcome.summary import summarise
 from sim.run import add_flags, announce_compiling, spec_of
 from sim.spec import RunSpec
-from sim.summary import summarise
-from traces import npz
 from traces.command import Parser, guarded
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 
 class OffloadedExperts:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from runtime.charge import charged
-from runtime.driver import Driver
+from runtime.closed_loop.driver import Driver
+from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.priced_as import charged
 from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
-from runtime.loop import ClosedLoop
-from runtime.subject import Subject, subject
+from sim.outcome.summary import summarise
 from sim.run import add_flags, announce_compiling, spec_of
-from sim.summary import summarise
 from traces.command import Parser, guarded
 from traces.errors import UserError
 

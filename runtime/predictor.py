@@ -39,10 +39,10 @@ except ModuleNotFoundError:
     print("error: runtime.predictor needs torch, which is not installed", file=sys.stderr)
     sys.exit(2)
 
-from traces import npz
 from traces.command import Parser, guarded
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 Ids = npt.NDArray[np.int16]
 

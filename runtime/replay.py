@@ -28,9 +28,9 @@ from traces.command import guarded
 
 if TYPE_CHECKING:
     from runtime.device.port import Port
-    from runtime.machine import Machine
-    from sim.plan import Setting
-    from sim.record import RunRecord
+    from runtime.replaying.machine import Machine
+    from sim.machines.record import RunRecord
+    from sim.prepare import Setting
 
 KERNELS = ("auto", "loop", "grouped")
 SAMPLE = 64  # slots that are compared with the host's bytes after a run
@@ -62,7 +62,7 @@ class Prepared:
 
     def machine(self, plan: Any = None, **options: Any) -> "Machine":
         """A fresh run of the setting's plan, or of another one with the same sizes."""
-        from runtime.machine import Machine
+        from runtime.replaying.machine import Machine
 
         self.last = Machine(self.setting.plan if plan is None else plan, self.port, self.store, self.work, **options)
         return self.last
@@ -70,7 +70,7 @@ class Prepared:
     def in_lock_step(self, recorded: "RunRecord") -> "tuple[RunRecord | None, list[tuple[str, Any]]]":
         """Run the device in the order of a record, and that order through the core alone: the record of the run (None
         when it had to stop) and what was compared."""
-        from runtime.lockstep import LockStep, Unequal, check
+        from runtime.replaying.lockstep import LockStep, Unequal, check
 
         machine = self.machine(order=LockStep.of(recorded))
         assert isinstance(machine.order, LockStep)
@@ -109,7 +109,7 @@ class Prepared:
 
 def at_scale(setting: "Setting", scale: float) -> "Setting":
     """The setting with the model's widths times `scale`. Raises SpecError when the model is not known."""
-    from runtime.layers import scaled
+    from runtime.replaying.layers import scaled
 
     if setting.model is None:
         raise SpecError(
@@ -125,7 +125,7 @@ def at_scale(setting: "Setting", scale: float) -> "Setting":
 def low_precision(setting: "Setting") -> str:
     """The precision of the low-precision copies of a miss policy that has them."""
     from sim.catalog import precision
-    from sim.policies import find
+    from sim.policies.registry import find
 
     miss = find("miss", setting.spec.miss)
     return precision(str(miss.values(setting.spec.params("miss"))["precision"]))
@@ -144,9 +144,10 @@ def prepared(setting: "Setting", port: "Port", options: Options = Options()) -> 
 
 
 def _prepare(setting: "Setting", port: "Port", options: Options) -> Prepared:
-    from runtime import layers, store
     from runtime.device.worker import failing
-    from runtime.low import LowLayout
+    from runtime.experts import store
+    from runtime.experts.quantised import LowLayout
+    from runtime.replaying import layers
     from sim.catalog import precision
 
     plan, model = setting.plan, setting.model
@@ -179,7 +180,7 @@ def uses_host(plan: Any) -> bool:
 
 def groups(kernel: str, layout: Any, port: "Port") -> bool:
     """Whether the experts of a group run in one kernel. `auto`: on an accelerator in bf16, where torch can."""
-    from runtime.layers import has_grouped
+    from runtime.replaying.layers import has_grouped
 
     if kernel not in KERNELS:
         raise SpecError(f"expert-kernel: {kernel}: must be one of {', '.join(KERNELS)}")
@@ -271,7 +272,7 @@ def _failed(why: str, status: int) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from runtime.device.port import choose
-    from sim.plan import prepare
+    from sim.prepare import prepare
 
     setting = prepare(spec_of(args))
     recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
@@ -311,7 +312,7 @@ def _median(records: "Sequence[RunRecord]") -> "RunRecord":
 
 def recorded_run(folder: Path, setting: "Setting") -> "RunRecord":
     """The full record in a folder. Raises SpecError when there is none, or when it is of another spec or trace."""
-    from sim.record import load
+    from sim.machines.record import load
 
     record, meta = load(folder / "record.npz" if folder.is_dir() else folder)
     if not record.groups:
@@ -327,8 +328,8 @@ def recorded_run(folder: Path, setting: "Setting") -> "RunRecord":
 
 
 def check_here(setting: "Setting", record: "RunRecord") -> Any:
-    """A record's order of completions through the core alone (runtime.lockstep.check)."""
-    from runtime.lockstep import check
+    """A record's order of completions through the core alone (runtime.replaying.lockstep.check)."""
+    from runtime.replaying.lockstep import check
 
     return check(setting.plan, record)
 
@@ -338,7 +339,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """The simulator's summary object, with machine "torch", no bounds, and `device`: the port's facts, the options,
     what the link moved while it was busy, and the time of every repeat."""
-    from sim.report import result
+    from sim.outcome.report import result
 
     out = result(setting, record)
     out |= {"machine": "torch", "bounds": {}}
@@ -357,7 +358,7 @@ def summary_of(
 
 def table(out: dict[str, Any]) -> str:
     """The same for people: sim.run's table, and the device."""
-    from sim.report import table as simulated
+    from sim.outcome.report import table as simulated
 
     device = out["device"]
     times = ", ".join(f"{ns / 1e9:.3f}" for ns in device["repeat_time_ns"])

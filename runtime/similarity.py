@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from sim.experiments.tables import Column, Report, Row
 from sim.fit.coactivation import co_activation, conditional
-from traces.capture import CaptureError, Recorder
 from traces.capturing.command import Source, open_source, windows
+from traces.capturing.recorder import CaptureError, Recorder
 from traces.capturing.routers import MoeLayer
 from traces.command import Parser, guarded
-from traces.npz import write_arrays
+from traces.format.npz import write_arrays
 
 Float = npt.NDArray[np.float64]
 

@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from runtime import study_report
-from runtime.charge import charged
-from runtime.closed_run import Baseline, judge
+from runtime.closed_loop import study_report
+from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.runs import Baseline, judge
+from runtime.closed_loop.text_windows import Passages, passages
 from runtime.evaluate import captured, evaluated
-from runtime.loop import ClosedLoop
-from runtime.passages import Passages, passages
 from runtime.similarity import measure
-from runtime.subject import Subject, subject
 from sim import __version__
 from sim.machines.compiled import run as compiled
-from sim.plan import prepare
+from sim.outcome.summary import summarise
+from sim.prepare import prepare
 from sim.run import announce_compiling
 from sim.spec import RunSpec
-from sim.summary import summarise
 from traces.capturing.command import open_source
 from traces.command import Parser, guarded, out_folder
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 CACHES = (0.75, 0.5, 0.375)
 MATRIX = "MATRIX"  # stands for the similarity matrix's file

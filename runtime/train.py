@@ -1,4 +1,4 @@
-"""`python -m runtime.train`: train the decoder of `runtime.model` on the standard library's sources.
+"""`python -m runtime.train`: train the decoder of `runtime.small_model.model` on the standard library's sources.
 
 Seeded and resumable: a step's data and learning rate follow from its number and the seed alone, so a run that
 was paused (`--minutes`) and taken up again (`--resume`) makes the very steps of one that never stopped; on
@@ -27,10 +27,10 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from runtime import text
-from runtime.heldout import evaluate, share_of_fair
-from runtime.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
-from runtime.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
+from runtime.small_model import text
+from runtime.small_model.heldout import evaluate, share_of_fair
+from runtime.small_model.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
+from runtime.small_model.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
 from traces.capturing.inputs import pick_device
 from traces.command import Parser, guarded, write_bytes
 

@@ -3,11 +3,11 @@
 Theory of operation. On every link (the device's own; or three paces of a CPU's, so that stall is under 20 %, between,
 and over 80 % of the time) there are arms that calibrate and arms that are judged, on other requests. All of them run in
 one process, round after round, each round in a new seeded order, so that whatever else the machine does meets all
-alike. From the calibrating arms' records a hardware file is fitted (runtime.terms); from it every judged arm is
-simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
+alike. From the calibrating arms' records a hardware file is fitted (runtime.measuring.terms); from it every judged arm
+is simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
 On a link whose pace is not chosen capacities go up to all experts, and there are long prompts. A link is calibrated at
-capacities of its own (runtime.arms). A record whose arms are all in one regime cannot show what the others would: it is
-inconclusive and says so in its first line.
+capacities of its own (runtime.measuring.cases). A record whose arms are all in one regime cannot show what the others
+would: it is inconclusive and says so in its first line.
 
 Decisions are compared in lock-step: the device replays the order of completions that the simulator had; then every
 decision, hence every hit, must be the same. Free-running replays may decide otherwise where two things happen almost at
@@ -28,24 +28,25 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from runtime import calibrate, observe
-from runtime.agreement import Tolerance, kind
-from runtime.arms import Arm, Link, Traces, apart, calibrating, grid, long_prompts, policy_fields
+from runtime import calibrate
 from runtime.calibrate import listed
-from runtime.compare import capacity, compared, drift, locked, no_time, statements, status
-from runtime.lockstep import check
-from runtime.micro import TOKENS, gpu_busy_ns
-from runtime.observe import Run
-from runtime.pacing import TARGETS, pace_of, predicted_s, seconds_of
-from runtime.rounds import MARGIN, After, Budget, Deadline, complete, measured, progress
-from runtime.terms import fitted
-from runtime.validate_table import markdown
-from sim.plan import Setting
+from runtime.measuring import durations as observe
+from runtime.measuring.agreement import Tolerance, kind
+from runtime.measuring.cases import Arm, Link, Traces, apart, calibrating, grid, long_prompts, policy_fields
+from runtime.measuring.durations import Run
+from runtime.measuring.judged import capacity, compared, drift, locked, no_time, statements, status
+from runtime.measuring.microbenchmarks import TOKENS, gpu_busy_ns
+from runtime.measuring.pacing import TARGETS, pace_of, predicted_s, seconds_of
+from runtime.measuring.rounds import MARGIN, After, Budget, Deadline, complete, measured, progress
+from runtime.measuring.table import markdown
+from runtime.measuring.terms import fitted
+from runtime.replaying.lockstep import check
+from sim.prepare import Setting
 from sim.spec import slots_of
-from traces import npz
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
-from traces.trace import split
+from traces.format import npz
+from traces.format.trace import split
 
 V = TypeVar("V")
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
@@ -204,8 +205,8 @@ def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> l
 def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]], options: Any) -> list[dict[str, Any]]:
     """Put the capacities that nobody chose into `args.caches`, and take from them, largest first, what the device has
     no room for, but the last; what was taken, and why. settings: of every arm that there is at `args.caches`."""
-    from runtime.rig import Extent
-    from runtime.store import StoreError
+    from runtime.experts.store import StoreError
+    from runtime.measuring.bench import Extent
 
     args.caches, out = list(REAL_CACHES[args.quick]), []
     with calibrate.port_of(args) as port:
@@ -229,7 +230,7 @@ def paced_links(
     scale: float, replay_s: float,
 ) -> tuple[list[Link], dict[str, Steps]]:  # fmt: skip
     """A pace for each regime, and the steps that its replays have, about `replay_s` long, from one probe of this device
-    (runtime.pacing)."""
+    (runtime.measuring.pacing)."""
     runs = list(probe.runs.values())
     found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
     hardware = folder / "probe.toml"
@@ -262,7 +263,7 @@ def validated(
     kernels: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
-    into the folder; kernels: what an expert takes, by tokens (runtime.micro)."""
+    into the folder; kernels: what an expert takes, by tokens (runtime.measuring.microbenchmarks)."""
     fields = {link: {**common, "max_steps": of.count} for link, of in steps.items()}
     settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
     links = list(dict.fromkeys(arm.link for arm in arms))

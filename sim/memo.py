@@ -1,7 +1,7 @@
 """Keeping what several runs share: a function `memo(key, make)` that may give back what an earlier `make` made.
 
-`sim.plan.prepare` asks one for everything that does not depend on the whole spec (the trace, its steps, costs, what is
-fitted). `afresh` keeps nothing; a `Kept` belongs to whoever made it, so two of them know nothing of each other.
+`sim.prepare.prepare` asks one for everything that does not depend on the whole spec (the trace, its steps, costs, what
+is fitted). `afresh` keeps nothing; a `Kept` belongs to whoever made it, so two of them know nothing of each other.
 """
 
 from collections import OrderedDict

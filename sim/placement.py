@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.errors import SpecError
-from sim.plan import Setting, prepare
+from sim.prepare import Setting, prepare
 from sim.run import parser, spec_of
-from traces import placement
 from traces.command import guarded
-from traces.placement import KIND, VERSION, Placement
+from traces.format import placement
+from traces.format.placement import KIND, VERSION, Placement
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 from sim.fit import buddies_file
 from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
-from traces import npz
 from traces.command import Parser, guarded
-from traces.describe import LOUD
+from traces.format import npz
+from traces.statistics.describe import LOUD
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

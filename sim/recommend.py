@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import find
+from sim.policies.registry import find
 from sim.run import GROUPS, announce_compiling
 from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
@@ -71,9 +71,9 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     wish = _wish(args)
     announce_compiling()
-    from sim.sweeps.advice import text
-    from sim.sweeps.evaluate import Evaluator
-    from sim.sweeps.recommendation import Recommendation
+    from sim.search.advice import text
+    from sim.search.evaluate import Evaluator
+    from sim.search.recommendation import Recommendation
     from sim.sweeps.session import cores
 
     recommendation = Recommendation(wish, _tell)
@@ -86,7 +86,7 @@ def _command(argv: list[str]) -> None:
 
 
 def _wish(args: argparse.Namespace) -> Any:
-    from sim.sweeps.recommendation import Wish
+    from sim.search.recommendation import Wish
 
     base = {name: value for name in ALWAYS if (value := getattr(args, name)) not in (None, False)}
     fixed = {name: value for name in SEARCHED if (value := getattr(args, name)) is not None}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies import KINDS, parameters
-from sim.policies import table as policies
+from sim.policies.registry import KINDS, parameters
+from sim.policies.registry import table as policies
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
@@ -176,8 +176,8 @@ def _short(value: Any) -> str:
 
 def simulate(spec: RunSpec, full: bool = False) -> tuple[dict[str, Any], Any]:
     """(summary object, record) of one spec. Raises SpecError, TraceError or CatalogError for what is wrong with it."""
-    from sim.plan import prepare
-    from sim.report import result
+    from sim.outcome.report import result
+    from sim.prepare import prepare
 
     setting = prepare(spec)
     announce_compiling()
@@ -212,7 +212,7 @@ def check_out(args: argparse.Namespace) -> None:
 
 def write(folder: Path, summary: dict[str, Any], record: Any, kind: str) -> None:
     """`summary.json` and, unless kind is `none`, `record.npz` in a folder that is made, each whole or not at all."""
-    from sim.record import save
+    from sim.machines.record import save
 
     folder.mkdir(parents=True, exist_ok=True)
     if kind != "none":
@@ -242,7 +242,7 @@ def _command(argv: list[str]) -> None:
     if args.json:
         print(json.dumps(summary))
     else:
-        from sim.report import table
+        from sim.outcome.report import table
 
         print(table(summary))
 

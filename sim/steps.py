@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Leaving
 from sim.errors import SpecError
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
 

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.bounds import bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.fit.buddies import BuddyProfile
 from sim.machines import compiled, discrete
-from sim.policies import MISS
-from traces import npz
-from traces.trace import RoutingTrace
+from sim.outcome.bounds import bounds
+from sim.policies.registry import MISS
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 ROOT = Path(__file__).parent.parent
 CAPTURES = ROOT.parent / "shared" / "traces"

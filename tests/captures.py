@@ -10,9 +10,9 @@ import pytest
 from sim.core.plan import Plan
 from sim.steps import schedule
 from tests.plans import plan
-from traces.npz import read
+from traces.format.npz import read
+from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, generate
-from traces.trace import RoutingTrace
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "traces"
 

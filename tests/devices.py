@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from runtime.device.port import Port
-from runtime.low import LowLayout
-from runtime.machine import Machine
-from runtime.store import ExpertStore, Layout
-from runtime.work import Job
+from runtime.experts.quantised import LowLayout
+from runtime.experts.store import ExpertStore, Layout
+from runtime.replaying.machine import Machine
+from runtime.replaying.work import Job
 from sim.core.plan import Plan
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.plans import random_lossy_plan, random_plan
 
 SMALL = Layout(8, 4, 3, False, torch.float32)

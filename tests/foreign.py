@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Flags = list[str]
 Builder = Callable[[Path, RoutingTrace], Flags]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 # For a test with `tmp_path`, which every example of it gets the same: each writes its files anew.
 REUSING_FOLDER = settings(

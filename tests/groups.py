@@ -9,7 +9,7 @@ import numpy as np
 from sim.core.miss import GATES
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.reference import TOTALS
 
 RENAMED = {f"prefetched_{fate}": f"prefetch_{fate}" for fate in ("used", "late", "wasted")}

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.core.miss import GATES
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
-from sim.record import COUNTERS, LAYER, RunRecord
+from sim.machines.record import COUNTERS, LAYER, RunRecord
 from tests.groups import as_groups, rows
 from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk
 

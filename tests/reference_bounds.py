@@ -1,5 +1,5 @@
-"""The bounds of sim.bounds in a second spelling: plain Python over all visits at once, and another greedy (drop the
-interval that ends furthest; sim.packing keeps those that end first). Small plans only."""
+"""The bounds of sim.outcome.bounds in a second spelling: plain Python over all visits at once, and another greedy (drop
+the interval that ends furthest; sim.outcome.packing keeps those that end first). Small plans only."""
 
 import math
 from collections import Counter
@@ -58,7 +58,7 @@ def trim(opened: dict[int, float], most: int) -> int:
 
 
 def reference_bounds(p: Plan) -> dict[str, int]:
-    """What sim.bounds.bounds returns."""
+    """What sim.outcome.bounds.bounds returns."""
     c, visits, layers = p.costs, visits_of(p), p.experts.shape[1]
     if not visits:
         return dict.fromkeys(("loads", "compute_ns", "link_ns", "lossless_ns", "demand_ns"), 0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.runs import Run
+from analysis.reading.runs import Run
 from sim import __version__, run
-from sim.record import CLOCK, COUNTERS, LAYER, WEIGHTS, RunRecord
-from sim.summary import summarise
+from sim.machines.record import CLOCK, COUNTERS, LAYER, WEIGHTS, RunRecord
+from sim.outcome.summary import summarise
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 FIXED = """[fixed]
 dense_ns = 10

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from traces import npz
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, Preset, generate
-from traces.trace import RoutingTrace
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "traces" / "samples" / "README.md"

@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import observe
 from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
 from runtime.device.cpu import sleep_until
 from runtime.device.port import DeviceError, DeviceMissing, choose
-from runtime.layers import MOST_GROUPS
-from runtime.lockstep import check
-from runtime.observe import Run
+from runtime.measuring import durations as observe
+from runtime.measuring.bench import Rig, opened
+from runtime.measuring.durations import Run
+from runtime.measuring.terms import fitted
 from runtime.replay import Options
-from runtime.rig import Rig, opened
-from runtime.terms import fitted
-from sim.plan import Setting, prepare
+from runtime.replaying.layers import MOST_GROUPS
+from runtime.replaying.lockstep import check
+from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.devices import FakeAccelerator, machine_on, some_plan
 from tests.groups import as_groups
 from tests.laws import check_all
 from tests.stand_in import CUDA, StandIn
 from tests.test_validate import MODEL
-from traces import npz
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 from traces.synthetic import Preset, generate
-from traces.trace import RoutingTrace
 
 ARMS: dict[str, dict[str, Any]] = {
     "lru": {"cache": 3},

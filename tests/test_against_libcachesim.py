@@ -16,7 +16,7 @@ from sim.machines import compiled
 from tests.captures import capture, capture_names, synthetic, whole_trace
 from tests.plans import plan, random_plan
 from tests.variants import lossless, one_expert_a_visit, per_layer, with_eviction
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 lcs = pytest.importorskip("libcachesim", reason="the extra `test` is not installed")
 

@@ -7,7 +7,7 @@ import pytest
 
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.plans import random_lossy_plan, random_plan
 from tests.reference import simulate
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from runtime.agreement import (
+from runtime.measuring.agreement import (
     Judged,
     Tolerance,
     Verdict,

@@ -9,16 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.arms import CALIBRATING_PROMPT, JUDGED_PROMPT, Link, Traces, apart, calibrating, chain, long_prompts
-from runtime.compare import longest_prompt
-from runtime.observe import LANDED, simulated, transfers_of
+from runtime.measuring.cases import (
+    CALIBRATING_PROMPT,
+    JUDGED_PROMPT,
+    Link,
+    Traces,
+    apart,
+    calibrating,
+    chain,
+    long_prompts,
+)
+from runtime.measuring.durations import LANDED, simulated, transfers_of
+from runtime.measuring.judged import longest_prompt
 from sim.core.plan import CAUSES
 from sim.spec import slots_of
 from tests.test_validate import MODEL
-from traces import npz
-from traces.check import validate
+from traces.format import npz
+from traces.format.check import validate
+from traces.format.trace import split
 from traces.synthetic import Preset, generate
-from traces.trace import split
 
 
 @pytest.mark.parametrize(

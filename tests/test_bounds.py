@@ -1,4 +1,4 @@
-"""Bounds: proved in sim.bounds, and here held against runs, against exhaustive search, and worked by hand."""
+"""Bounds: proved in sim.outcome.bounds, and here held against runs, against exhaustive search, and worked by hand."""
 
 import itertools
 import subprocess
@@ -12,11 +12,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from sim.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, applicable, blocks, bounds, executed_bounds
 from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.machines import compiled
-from sim.packing import Walk, Wants
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
+from sim.outcome.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, applicable, blocks, bounds, executed_bounds
+from sim.outcome.packing import Walk, Wants
 from tests.plans import EVICTIONS, MISSES, plan, random_plan
 from tests.reference_bounds import long_plan, reference_bounds
 
@@ -431,5 +431,5 @@ def test_which_bounds_apply(miss: str, ahead: bool, names: tuple[str, ...]) -> N
 
 
 def test_importing_the_bounds_does_not_import_numba() -> None:
-    code = "import sys, sim.bounds; sys.exit('numba' in sys.modules)"
+    code = "import sys, sim.outcome.bounds; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

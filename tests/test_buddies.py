@@ -21,8 +21,8 @@ from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarit
 from sim.fit.coactivation import co_activation, conditional
 from sim.profile import main, report
 from tests.gen import REUSING_FOLDER, random_trace, traces
-from traces import npz
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = ROOT.parent / "shared" / "traces"

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import figures, tables
-from analysis.runs import Run
-from sim.report import BOUNDS, LIMITS, table
+from analysis.pages import figures, tables
+from analysis.reading.runs import Run
+from sim.outcome.report import BOUNDS, LIMITS, table
 from sim.run import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.runs_by_hand import FIXED
-from traces import npz
+from traces.format import npz
 
 
 @pytest.fixture(scope="module")

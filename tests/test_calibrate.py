@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from runtime import calibrate, observe, terms
+from runtime import calibrate
 from runtime.calibrate import main
 from runtime.device.port import DeviceError
-from runtime.micro import _copies, curve
+from runtime.measuring import durations as observe
+from runtime.measuring import terms
+from runtime.measuring.microbenchmarks import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
 from sim.errors import SpecError
-from sim.plan import prepare
+from sim.outcome.summary import summarise
+from sim.prepare import prepare
 from sim.spec import RunSpec
-from sim.summary import summarise
 from tests.clocks import Clock
 from tests.test_validate import MODEL, MadeUp, Timed, on
-from traces import npz
+from traces.format import npz
 from traces.synthetic import Preset, generate
 
 HARDWARE = """
@@ -334,7 +336,7 @@ def test_bad_input_is_one_line(
 
 def test_the_cross_check_on_this_cpu_says_what_was_asked() -> None:
     from runtime.device.port import choose
-    from runtime.micro import copy_ns, launch_ns
+    from runtime.measuring.microbenchmarks import copy_ns, launch_ns
 
     with choose("cpu", 2.0, 5.0) as port:
         lasted = copy_ns(port, 1 << 20, True, True)

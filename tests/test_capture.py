@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import COMMON, FAMILIES, GREEDY, build, prompts, torch, transformers  # skips without them
-from traces.capture import CaptureError, Recorder, find_moe_layers
-from traces.trace import RoutingTrace, validate
+from traces.capturing.recorder import CaptureError, Recorder, find_moe_layers
+from traces.format.trace import RoutingTrace, validate
 
 Recorded = dict[str, np.ndarray]
 SCORES = {"deepseek-v3": "sigmoid", "glm4-moe": "sigmoid", "gpt-oss": "softmax-topk", "phimoe": "other"}
@@ -484,7 +484,7 @@ def test_our_own_model_equals_its_hugging_face_twin() -> None:
     pytest.importorskip("safetensors", reason="the runtime's safetensors is not installed")
     from dataclasses import asdict
 
-    from runtime.model import ModelConfig, MoeDecoder
+    from runtime.small_model.model import ModelConfig, MoeDecoder
 
     config = ModelConfig(128, 64, 3, 4, 16, 4, 32, 32)
     ours = MoeDecoder(config).eval()

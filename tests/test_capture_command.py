@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import build  # skips without torch and transformers
-from traces import npz
 from traces.__main__ import main
 from traces.capturing.batch import score_function
 from traces.capturing.command import windows
+from traces.format import npz
 
 tokenizers = pytest.importorskip("tokenizers", reason="the train extra's tokenizers is not installed")
 TEXT = "the quick brown fox jumps over the lazy dog " * 20

@@ -14,24 +14,26 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra: 
 from hypothesis import given, settings  # noqa: E402 - after the skips
 from hypothesis import strategies as some  # noqa: E402
 
-from runtime import evaluate, loop, stepped  # noqa: E402
-from runtime.charge import charged  # noqa: E402
-from runtime.closed_run import Baseline, free_running, judge, stepwise  # noqa: E402
-from runtime.driver import rounded  # noqa: E402
+from runtime import evaluate  # noqa: E402
+from runtime.closed_loop import loop  # noqa: E402
+from runtime.closed_loop import visit_by_visit as stepped  # noqa: E402
+from runtime.closed_loop.driver import rounded  # noqa: E402
+from runtime.closed_loop.judged_model import TINY, Subject, subject  # noqa: E402
+from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
+from runtime.closed_loop.priced_as import charged  # noqa: E402
+from runtime.closed_loop.quality import Sums, compared, figures  # noqa: E402
+from runtime.closed_loop.routed import ModelShape, ordered_half  # noqa: E402
+from runtime.closed_loop.runs import Baseline, free_running, judge, stepwise  # noqa: E402
+from runtime.closed_loop.text_windows import Passages, is_judged, passages  # noqa: E402
 from runtime.evaluate import captured, needs_calibration  # noqa: E402
-from runtime.loop import ClosedLoop  # noqa: E402
-from runtime.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
-from runtime.passages import Passages, is_judged, passages  # noqa: E402
-from runtime.quality import Sums, compared, figures  # noqa: E402
-from runtime.routed import ModelShape, ordered_half  # noqa: E402
-from runtime.subject import TINY, Subject, subject  # noqa: E402
-from runtime.text import TextError, read_corpus  # noqa: E402
+from runtime.small_model.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
+from runtime.small_model.text import TextError, read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
-from sim.plan import prepare  # noqa: E402
+from sim.prepare import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
 from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
-from traces.trace import RoutingTrace  # noqa: E402
+from traces.format.trace import RoutingTrace  # noqa: E402
 
 SHAPE = ModelShape("unnamed", 4, (0, 1, 2, 3), 12, 3)
 
@@ -440,7 +442,7 @@ def test_the_command_prints_one_object_and_keeps_it(tmp_path: Path, capsys: pyte
     assert result["charged"] == "deepseek-v2-lite layers in the counts of tiny-moe"
     assert set(result["quality"]) >= {"perplexity", "bits_per_byte_delta", "accuracy", "kl_nats", "agreement"}
     assert 0 < result["shares"]["substituted_slots"] <= 0.5 and result["speed"]["time_ns_per_token"] > 0
-    from traces import npz
+    from traces.format import npz
 
     assert npz.read(tmp_path / "routed.npz").n_tokens == 14
 

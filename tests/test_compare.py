@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from analysis.compare import compare, main, pareto_best
-from analysis.formats import FORMATS
-from analysis.pairing import paired, why_not
-from analysis.runs import Run, RunError, load
-from sim.per_request import PerRequest, per_request
-from sim.report import START
+from analysis.comparing.formats import FORMATS
+from analysis.comparing.pairing import paired, why_not
+from analysis.reading.runs import Run, RunError, load
+from sim.outcome.per_request import PerRequest, per_request
+from sim.outcome.report import START
 from tests.runs_by_hand import made, record, simulated, summary, written
 
 

@@ -12,8 +12,8 @@ from runtime.device.cpu import CpuPort
 from runtime.device.one_stream import OneStreamPort
 from runtime.device.port import DeviceError, Port
 from runtime.device.virtual import Race, VirtualPort, every_order, shuffled, timed
-from runtime.lockstep import LockStep, Unequal, check
-from runtime.store import ExpertStore
+from runtime.experts.store import ExpertStore
+from runtime.replaying.lockstep import LockStep, Unequal, check
 from sim.core.plan import Plan
 from sim.machines import compiled
 from tests.devices import difference, machine_on, some_plan

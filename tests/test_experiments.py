@@ -18,11 +18,11 @@ from sim.experiments.cases import Figure, Fit, TraceShape, published, run_spec
 from sim.experiments.fitting import anchors_for, fit_terms, least_squares
 from sim.experiments.policies import ARMS
 from sim.experiments.published import Runner, row
-from sim.policies import MISS
+from sim.policies.registry import MISS
 from sim.run import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "published.json"
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"

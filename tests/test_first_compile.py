@@ -15,7 +15,12 @@ from tests import machine
 from tests.machine import ROOT, is_compiled, needs_the_machine
 
 NEEDY = ("from sim.machines import compiled", "def f():\n    from sim import run", "C = ['-m', 'sim.run']")
-FREE = ("from sim.costs import costs", "C = ['-m', 'traces', 'info']", "import numpy", "import runtime.fits")
+FREE = (
+    "from sim.costs.roofline import costs",
+    "C = ['-m', 'traces', 'info']",
+    "import numpy",
+    "import runtime.measuring.fits",
+)
 
 
 @pytest.mark.parametrize("source", [*NEEDY, *FREE])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.fits import Observations, constant, fit, hats, knots_of, residual, robust
+from runtime.measuring.fits import Observations, constant, fit, hats, knots_of, residual, robust
 
 Float = npt.NDArray[np.float64]
 
@@ -22,7 +22,7 @@ def test_hats_are_the_weights_of_straight_lines() -> None:
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True), st.integers(0, 100))
 def test_a_fitted_curve_costs_in_the_simulator_what_it_costs_here(more: list[int], tokens: int) -> None:
     from sim.catalog.measured_spec import Knots
-    from sim.measured_costs import interpolated
+    from sim.costs.measured import interpolated
 
     knots = sorted({1, *more})
     ns = np.cumsum(np.arange(len(knots)) * 7 + 3)

@@ -568,8 +568,8 @@ def test_what_this_machine_is_says_which_project_asked() -> None:
 
 def test_a_profile_takes_host_memory_as_stated() -> None:
     pytest.importorskip("torch")
+    from runtime.experts.layout import StoreError
     from runtime.gpu.parts.profiled import profiled
-    from runtime.layout import StoreError
 
     small = "--trace mixtral.npz --device cpu --precision fp32 --scale 0.0078125 --max-steps 2 --cache 2"
     with pytest.raises(StoreError, match=r"has 0.00 GB"):
@@ -658,8 +658,8 @@ def test_the_table_fits_a_lent_machine() -> None:
 def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_path: Path) -> None:
     """From their plans alone, with copies at 55 GB/s and an H200's kernels."""
     from runtime import calibrate, validate
-    from runtime.arms import Traces, synthetic
-    from traces import npz
+    from runtime.measuring.cases import Traces, synthetic
+    from traces.format import npz
 
     found = next(part for part in parts("cuda") if part.name == name)
     npz.write(tmp_path / "second.npz", synthetic(SECOND, 1))

@@ -17,7 +17,7 @@ NEVER = {
 }
 # the files of their room that need torch, late: one records from a live model, one reads and writes .pt files
 CAPTURE = ("capture.py", "capturing/routers.py", "capturing/inputs.py", "capturing/hf.py")
-WITH_TORCH = (*(f"traces/{name}" for name in CAPTURE), "traces/readers/torch_file.py")
+WITH_TORCH = (*(f"traces/{name}" for name in CAPTURE), "traces/foreign/torch_file.py")
 
 
 def imports(path: Path) -> set[str]:
@@ -25,7 +25,7 @@ def imports(path: Path) -> set[str]:
     out = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "needed":
-            out |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}  # traces.extras.needed
+            out |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}  # traces.foreign.extras.needed
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

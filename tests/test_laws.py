@@ -23,7 +23,7 @@ from sim.core.plan import Plan
 from sim.core.residency import move
 from sim.core.state import LEGAL, STATE, STATES, IllegalTransition, new_state
 from sim.machines.discrete import Machine
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.captures import capture, capture_names, whole_trace
 from tests.groups import MACHINES, as_groups, fingerprint, rising, run_groups
 from tests.laws import check_all, moments

@@ -14,8 +14,8 @@ from sim.fit.errors import FitError
 from sim.fit.predictors import PREDICTORS
 from sim.steps import schedule
 from tests.gen import random_trace
-from traces import npz
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 QUICK: dict[str, Any] = {"distances": 2, "hidden": 16, "history": 2, "epochs": 2}
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, Leaving, Low, Plan
-from sim.policies import MISS
+from sim.policies.registry import MISS
 from sim.run import main
 from sim.steps import leaving, schedule
 from tests.gen import random_trace
 from tests.plans import evicting, named
 from tests.test_reference import MACHINES, Run, lines, make
-from traces import npz
+from traces.format import npz
 
 FETCH, _, DROP, _, LOW = range(len(ANSWERS))
 WEIGHTS = [0.625, 0.25, 0.125]  # in front of the slots: 0, 0.625, 0.875

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sim import catalog
 from sim.catalog import CatalogError
 from sim.catalog.hardware_spec import Hardware
-from sim.costs import StepShapes, costs, expert_bytes, memory
+from sim.costs.roofline import StepShapes, costs, expert_bytes, memory
 from sim.run import main
 
 IDEAL = catalog.engine("ideal")
@@ -171,7 +171,7 @@ def test_more_tokens_never_cost_less(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int]], n: int
 ) -> None:
     from sim.catalog.measured_spec import Knots
-    from sim.measured_costs import interpolated
+    from sim.costs.measured import interpolated
 
     tokens = tuple(np.cumsum([1] + [step for step, _ in drawn[1:]]).tolist())
     ns = tuple(np.cumsum([rise for _, rise in drawn]).tolist())

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sim.fit.buddies import BuddyProfile
 from sim.fit.buddies_file import write as write_buddies
 from sim.memo import Kept, Memo, afresh
-from sim.plan import prepare
-from sim.policies import EVICTION, MISS, PLACEMENT, RERANK, predictors
+from sim.policies.registry import EVICTION, MISS, PLACEMENT, RERANK, predictors
+from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.runs_by_hand import FIXED
-from traces import npz, profile
 from traces.errors import UserError
+from traces.format import npz, profile
 
 MODEL = """n_layers = 3
 n_experts = 8

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from runtime import micro
 from runtime.device.accelerator import AcceleratorPort
 from runtime.device.port import choose
-from runtime.layout import Layout
-from runtime.store import ExpertStore
-from runtime.validate_table import said, tokens_of
+from runtime.experts.layout import Layout
+from runtime.experts.store import ExpertStore
+from runtime.measuring import microbenchmarks as micro
+from runtime.measuring.table import said, tokens_of
 from tests.devices import SMALL, Numbered
 from tests.stand_in import StandIn
 

@@ -16,19 +16,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import miss_curve, stack_distances
+from analysis import miss_curve
+from analysis.curves import stack_distances
+from analysis.curves.stack_distances import lru_misses
 from analysis.miss_curve import PLACEMENTS, Curve, curve, setting_of, simulated
-from analysis.stack_distances import lru_misses
 from sim.core import jit
 from sim.core.plan import Choice, Plan
 from sim.machines import compiled
-from sim.packing import Wants
-from sim.plan import Setting
+from sim.outcome.packing import Wants
+from sim.prepare import Setting
 from tests.captures import FOLDER, capture_names
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.plans import plan, random_plan
-from traces import npz
-from traces.reuse import reuse_histogram
+from traces.format import npz
+from traces.statistics.reuse import reuse_histogram
 
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = {expert}\ntransfer_ns = 100\ndecide_ns = 3\nhead_ns = 4\n"
 
@@ -171,7 +172,7 @@ def test_a_visit_can_miss_more_with_a_slot_more() -> None:
 
 
 def test_with_one_expert_a_visit_it_is_the_reuse_distance() -> None:
-    """Mattson's stack distances, counted by another spelling (traces.reuse) in an empty cache."""
+    """Mattson's stack distances, counted by another spelling (traces.statistics.reuse) in an empty cache."""
     trace = random_trace(np.random.default_rng(8), tokens=200, layers=2, experts=12, k=1, requests=1)
     offset, expert = np.arange(401), (trace.experts.reshape(-1) + 12 * np.tile([0, 1], 200)).astype(np.int32)
     zeros = np.zeros(400, np.int64)
@@ -197,7 +198,7 @@ def wants_of(steps: int, layers: int, experts: int, wide: int, prompts: int) -> 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """analysis.stack_distances as plain Python."""
+    """analysis.curves.stack_distances as plain Python."""
     for name in ("choice", "inner", "inlined"):
         monkeypatch.setattr(jit, name, lambda function: function)
     spec = importlib.util.spec_from_file_location("plain_stack_distances", stack_distances.__file__)

@@ -11,7 +11,7 @@ import pytest
 
 from tests import captures
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 pytest.importorskip("marimo")
 pytestmark = pytest.mark.machine

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.observe import Run, decide_of, transfers_of
+from runtime.measuring.durations import Run, decide_of, transfers_of
 from sim.machines import compiled
 from tests.plans import plan
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as some
 from sim import run
 from tests.gen import random_trace, traces
 from tests.on_torch import fixed_hardware
-from traces import npz
-from traces.overlap import BITS, RECENT, WINDOW, shared_requests
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
+from traces.statistics.overlap import BITS, RECENT, WINDOW, shared_requests
 
 
 def plainly(trace: RoutingTrace, other: RoutingTrace) -> list[int]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.per_request import DRAWS, PerRequest, drawn, interval
+from sim.outcome.per_request import DRAWS, PerRequest, drawn, interval
 
 
 def of(tokens: list[int], time_ns: list[float]) -> PerRequest:

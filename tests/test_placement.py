@@ -8,9 +8,9 @@ from hypothesis import strategies as some
 from sim.fit.buddies import BuddyLists
 from sim.fit.errors import FitError
 from sim.fit.placement import first_residents
-from sim.policies import PLACEMENT
+from sim.policies.registry import PLACEMENT
 from tests.gen import random_trace
-from traces.trace import RoutingTrace, hash64
+from traces.format.trace import RoutingTrace, hash64
 
 
 def slots(*n: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from sim.fit.slots import best_spread, hit_curves, spread_slots
 from sim.machines import compiled
 from tests.gen import random_trace, trace_of, traces
 from tests.plans import plan
-from traces.stats import expert_counts
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
+from traces.statistics.stats import expert_counts
 
 
 def lists_of(peers: Any) -> BuddyLists:

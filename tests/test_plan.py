@@ -10,11 +10,11 @@ from sim.core.plan import GROUPS, ORDERS
 from sim.errors import SpecError
 from sim.machines.compiled import run
 from sim.memo import Kept
-from sim.plan import prepare
-from sim.policies import MISS, WORDS
+from sim.policies.registry import MISS, WORDS
+from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 # An expert costs nothing on the host and an age over the link: whoever may answer cpu does.
 NO_HOST = """

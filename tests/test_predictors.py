@@ -14,7 +14,7 @@ from sim.fit.prediction import CERTAIN, measured, ranked
 from sim.fit.predictors import PREDICTORS, FitError, Prediction
 from sim.steps import Steps, first_steps, schedule
 from tests.gen import random_trace, traces
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 CAUSAL = sorted(name for name, each in PREDICTORS.items() if not each.oracle)
 FITTED = sorted(name for name, each in PREDICTORS.items() if each.fitted)

@@ -13,13 +13,13 @@ from sim.fit.placement import first_residents
 from tests.foreign import COUNTED, counts_of
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.test_readers import FIXED, refused, without
-from traces import npz, profile
 from traces.__main__ import main
-from traces.describe import LOUD
 from traces.errors import TraceError
-from traces.profile import Profile, of_trace
+from traces.format import npz, profile
+from traces.format.profile import Profile, of_trace
+from traces.format.trace import RoutingTrace, validate
+from traces.statistics.describe import LOUD
 from traces.synthetic import from_profile
-from traces.trace import RoutingTrace, validate
 
 few = settings(REUSING_FOLDER, max_examples=12)
 
@@ -200,7 +200,7 @@ def test_a_synthetic_trace_has_the_profile_s_popularity(counts: list[list[int]],
 
 
 def counts_of_fast(trace: RoutingTrace) -> np.ndarray:
-    from traces.stats import expert_counts
+    from traces.statistics.stats import expert_counts
 
     return expert_counts(trace)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests import foreign
 from tests.foreign import PER_TOKEN
 from tests.gen import REUSING_FOLDER, random_trace, traces
-from traces import npz
 from traces.__main__ import main
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"
 few = settings(REUSING_FOLDER, max_examples=15)
@@ -473,8 +473,8 @@ def test_the_documentation_s_commands_are_ours() -> None:
     """Every command parses, every format is there, and every flag is one that its format takes."""
     from sim.run import parser
     from traces.__main__ import _parser
-    from traces.models import model
-    from traces.readers.registry import EVERY_FLAG, FORMATS
+    from traces.foreign.models import model
+    from traces.foreign.registry import EVERY_FLAG, FORMATS
     from traces.writers.registry import WRITERS
 
     read, written = set(), set()

@@ -18,7 +18,7 @@ from tests import foreign
 from tests.foreign import COUNTED, PER_TOKEN
 from tests.test_readers import refused, small, without
 from traces.__main__ import main
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 EVERY = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
 DIFFERENT = range(12)

@@ -12,28 +12,28 @@ import numpy as np
 import pytest
 
 from sim import catalog, recommend, run
-from sim.costs import memory
+from sim.costs.roofline import memory
 from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
-from sim.per_request import PerRequest, drawn, interval, per_request
-from sim.plan import prepare
-from sim.report import BOUNDS
+from sim.outcome.per_request import PerRequest, drawn, interval, per_request
+from sim.outcome.report import BOUNDS
+from sim.outcome.summary import summarise
+from sim.prepare import prepare
+from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
+from sim.search.memory_split import split
+from sim.search.recommendation import Recommendation, Wish, command
+from sim.search.space import BASELINE, LOSSY, Candidate, Space, fields_of
 from sim.spec import RunSpec
-from sim.summary import summarise
 from sim.sweeps.answer import lost_weight
 from sim.sweeps.config import Run, identity
-from sim.sweeps.halving import LENGTHS, Search, begin_with, lengths_of
-from sim.sweeps.recommendation import Recommendation, Wish, command
 from sim.sweeps.rows import Row
 from sim.sweeps.session import inspect
-from sim.sweeps.space import BASELINE, LOSSY, Candidate, Space, fields_of
-from sim.sweeps.split import split
 from sim.sweeps.worker import Task, Worker
 from tests.gen import random_trace
 from tests.runs_by_hand import FIXED
-from traces import npz
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, generate
-from traces.trace import RoutingTrace
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +401,7 @@ def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
     assert bounds["is_lossless_gpu"] and bounds["time_ns"] == out["best"]["time_ns"]
     assert bounds["lossless_gpu_ns"] == bounds["own_class"]["lossless_ns"] <= bounds["time_ns"]
     assert json.dumps(Recommendation(wish).search(here)) == json.dumps(out)
-    from sim.sweeps.advice import text
+    from sim.search.advice import text
 
     told = text(out)
     assert "beats        lru + fetch" in told and "x as fast" in told and out["command"] in told
@@ -413,7 +413,7 @@ def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
 
 def test_a_bound_is_never_said_to_be_beaten() -> None:
     """A bound of 2 s: the best of its class takes 3 s, so 1.5 x as fast is possible; one outside it takes 1.5 s."""
-    from sim.sweeps.advice import _bounds
+    from sim.search.advice import _bounds
 
     inside = {"time_ns": 3 * 10**9, "own_class": {"lossless_ns": 2 * 10**9}, "lossless_gpu_ns": 2 * 10**9}
     (line,) = _bounds({"bounds": {**inside, "is_lossless_gpu": True}})
@@ -439,7 +439,7 @@ def test_the_answer_after_the_time_limit_is_of_what_was_compared(small: str) -> 
     assert words[words.index("--max-steps") + 1] == "64"
     again = run.simulate(run.spec_of(run.parser().parse_args(words[3:])))[0]
     assert again["time_ns"] == out["best"]["time_ns"] and again["steps"] == 64
-    from sim.sweeps.advice import text
+    from sim.search.advice import text
 
     told = "7 s ended the search: the answer is the best of the 10 candidates that were done over the first 64 of "
     assert told + f"{len(steps)} steps; everything here is of those steps alone" in text(out)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from sim.search.advice import _lossy
+from sim.search.measured_quality import STUDY, measured
 from sim.spec import RunSpec
-from sim.sweeps.advice import _lossy
-from sim.sweeps.quality import STUDY, measured
 
 
 def row(cache: float, miss: str, rise: float, rerank: str = "none", **params: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, GROUPS, ORDERS, Costs, Plan, Prefetch
-from sim.policies import EVICTION, MISS
+from sim.policies.registry import EVICTION, MISS
 from tests import groups
 from tests.groups import lines, run_groups
 from tests.laws import check_all

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, SUBSTITUTE_PARAMS, Choice, Plan
-from sim.policies import MISS
+from sim.policies.registry import MISS
 from tests.plans import MISSES, RERANKERS, named, substitute
 from tests.reference_miss import adaptive_entropy, hash64
 from tests.test_reference import MACHINES, Run, lines, make, predicted

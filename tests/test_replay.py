@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import layers, store
 from runtime.device.cpu import CpuPort, Link
 from runtime.device.worker import Worker
+from runtime.experts import store
 from runtime.replay import Options, main, replay
-from sim.plan import prepare
-from sim.record import load
+from runtime.replaying import layers
+from sim.machines.record import load
+from sim.outcome.summary import summarise
+from sim.prepare import prepare
 from sim.run import main as simulate
 from sim.spec import RunSpec
-from sim.summary import summarise
 from tests.groups import as_groups
 from tests.laws import check_all
 

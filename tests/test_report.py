@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import compare_figures, figures, series, tables, trace_tables
 from analysis.compare import compare
+from analysis.pages import compare_figures, figures, tables, trace_tables
+from analysis.pages.trace_figures import pairs, q_mass, skew
+from analysis.pages.trace_sections import averaged
+from analysis.reading.runs import Run, load
 from analysis.report import DETAILED, DRAWN, MAX_PAGE_BYTES, main, report
-from analysis.runs import Run, load
-from analysis.trace_figures import pairs, q_mass, skew
-from analysis.trace_sections import averaged
+from analysis.timelines import series
 from sim import profile
 from sim.machines import compiled
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.plans import plan
 from tests.runs_by_hand import made, record, simulated, written
-from traces import npz
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned=1'>\"'&<b>"
 

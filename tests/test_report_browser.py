@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.reading.runs import load
 from analysis.report import DETAILED, report
-from analysis.runs import load
 from sim import profile
 from tests.runs_by_hand import simulated, written
 from tests.test_report import HOSTILE
-from traces import npz
+from traces.format import npz
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PLACES = (

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.report import OPEN_LOOP, SYNTHETIC, table
+from sim.outcome.report import OPEN_LOOP, SYNTHETIC, table
 from sim.run import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace, trace_of
-from traces import npz
+from traces.format import npz
 
 HARDWARE = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\nexpert_bytes = 100\n"
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from runtime import observe
 from runtime.device.port import choose
-from runtime.lockstep import check
-from runtime.observe import Run
+from runtime.experts.store import StoreError
+from runtime.measuring import durations as observe
+from runtime.measuring.bench import Rig, opened
+from runtime.measuring.durations import Run
 from runtime.replay import Options
-from runtime.rig import Rig, opened
-from runtime.store import StoreError
-from sim.plan import Setting, prepare
+from runtime.replaying.lockstep import check
+from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.test_validate import MODEL
-from traces import npz
+from traces.format import npz
 from traces.synthetic import Preset, generate
 
 ARMS: list[dict[str, Any]] = [

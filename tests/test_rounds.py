@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from runtime import rounds
 from runtime.device.port import DeviceError
-from runtime.rounds import After, Budget, Deadline, complete, fits, measured, sweep
+from runtime.measuring import rounds
+from runtime.measuring.rounds import After, Budget, Deadline, complete, fits, measured, sweep
 from tests.clocks import Clock
 
 ARMS = ["a", "b", "c", "d"]

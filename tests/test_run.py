@@ -15,7 +15,7 @@ import pytest
 
 from sim import profile, run
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 ROOT = Path(__file__).parent.parent
 CAPTURES = sorted((ROOT.parent / "shared" / "traces").glob("*.npz"))
@@ -119,9 +119,9 @@ def test_latencies_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_summary_takes_less_than_three_numbers_a_step(tmp_path: Path) -> None:
     """One int64 column of the ends, one of the gaps, and what is small: 24 bytes a step are never there at once."""
     from sim.machines import compiled
-    from sim.plan import prepare
+    from sim.outcome.summary import summarise
+    from sim.prepare import prepare
     from sim.spec import RunSpec
-    from sim.summary import summarise
 
     steps = 200_000
     npz.write(tmp_path / "t.npz", random_trace(np.random.default_rng(0), steps, 1, 2, 1, requests=3, prompt=0))
@@ -136,7 +136,7 @@ def test_a_summary_takes_less_than_three_numbers_a_step(tmp_path: Path) -> None:
 
 
 def test_output_files_are_whole_and_repeat(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sim.record import load
+    from sim.machines.record import load
 
     flags = [*small(folder), "--record", "full"]
     printed = call(capsys, *flags, "--out", folder / "a")

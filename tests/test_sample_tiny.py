@@ -8,8 +8,8 @@ import pytest
 
 from sim.run import main, simulate
 from sim.spec import RunSpec
-from traces import npz
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 SLOTS_AGREE = 0.99  # of a recomputation elsewhere: a tie between two experts may fall the other way
 
@@ -119,8 +119,8 @@ def test_the_model_routes_as_the_sample_says(sample: RoutingTrace) -> None:
     pytest.importorskip("tokenizers", reason="the train extra's tokenizers is not installed")
     import torch
 
-    from runtime.source import TinyMoe
-    from traces.capture import Recorder
+    from runtime.small_model.capture_source import TinyMoe
+    from traces.capturing.recorder import Recorder
 
     source = TinyMoe("tiny-moe", "cpu")
     rows = sample.sequence < 2

@@ -12,12 +12,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as some
 
-from sim.per_request import per_request
-from sim.record import CLOCK, COUNTERS, LAYER, RunRecord, requests_of
+from sim.machines.record import CLOCK, COUNTERS, LAYER, RunRecord, requests_of
+from sim.outcome.per_request import per_request
+from sim.outcome.summary import spread_ms, summarise
 from sim.steps import Steps, first_steps, schedule
-from sim.summary import spread_ms, summarise
 from tests.gen import traces
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 ROOT = Path(__file__).parent.parent
 

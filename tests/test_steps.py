@@ -7,7 +7,7 @@ from hypothesis import strategies as some
 from sim.steps import schedule
 from tests.gen import traces
 from tests.reference import reference_steps
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 
 @given(traces(), some.integers(1, 5), some.integers(1, 4), some.booleans())

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from runtime import layers, store
 from runtime.device import virtual
 from runtime.device.cpu import CpuPort, host_bytes
-from runtime.low import LowLayout
-from runtime.store import Checkpoint, ExpertStore, Layout, StoreError, Synthetic
+from runtime.experts import store
+from runtime.experts.quantised import LowLayout
+from runtime.experts.store import Checkpoint, ExpertStore, Layout, StoreError, Synthetic
+from runtime.replaying import layers
 from sim import catalog
 from sim.steps import schedule
 from traces.errors import UserError

@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra: runt
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: train)")
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
-from runtime import lm_eval_adapter, study, study_report  # noqa: E402 - after the skips
-from runtime.charge import charged  # noqa: E402
+from runtime import lm_eval_adapter, study  # noqa: E402
+from runtime.closed_loop import study_report  # noqa: E402
+from runtime.closed_loop.judged_model import TINY, Subject, subject  # noqa: E402
+from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
+from runtime.closed_loop.priced_as import charged  # noqa: E402
 from runtime.lm_eval_adapter import Scorer  # noqa: E402
-from runtime.loop import ClosedLoop  # noqa: E402
-from runtime.subject import TINY, Subject, subject  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
 from tests.on_torch import one_thread  # noqa: E402, F401 - a fixture by import
 from traces.errors import UserError  # noqa: E402

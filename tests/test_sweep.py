@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 from sim import run, sweep
 from sim.errors import SpecError
 from sim.memo import Kept
-from sim.report import OPEN_LOOP, SYNTHETIC
+from sim.outcome.report import OPEN_LOOP, SYNTHETIC
+from sim.search.evaluate import Evaluator
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
 from sim.sweeps.config import Run, expand, read
 from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
-from sim.sweeps.evaluate import Evaluator
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row
 from sim.sweeps.worker import Done, Setup, Task, Worker
 from tests.gen import random_trace
-from traces import npz
+from traces.format import npz
 
 ROOT = Path(__file__).parent.parent
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"
@@ -367,9 +367,9 @@ def test_a_run_that_never_ends_is_ended_with_its_worker_when_time_is_over(
     (folder / "own.py").write_text("import time\n\n\ndef late(trace, steps):\n    time.sleep(600)\n")
     (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nprefetch = "own.py:late"\nmax_steps = 3')
     runs = expand(read("s.toml"))
-    monkeypatch.setattr("sim.sweeps.evaluate.to_compile", lambda runs: [])
+    monkeypatch.setattr("sim.search.evaluate.to_compile", lambda runs: [])
     pools: list[LocalPool] = []
-    monkeypatch.setattr("sim.sweeps.evaluate.LocalPool", lambda setup: pools.append(LocalPool(setup)) or pools[0])
+    monkeypatch.setattr("sim.search.evaluate.LocalPool", lambda setup: pools.append(LocalPool(setup)) or pools[0])
     evaluate = Evaluator(1, 0.5, io.StringIO())
     try:
         assert evaluate(runs) == [] and pools[0].pids() == []

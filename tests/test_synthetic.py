@@ -23,10 +23,10 @@ from tests.sample_provenance import (
     repeat_shares,
     requests,
 )
-from traces import npz
-from traces.check import validate
+from traces.format import npz
+from traces.format.check import validate
+from traces.format.trace import RoutingTrace, TraceError
 from traces.synthetic import PRESETS, _bell, _exp, generate, synthesise
-from traces.trace import RoutingTrace, TraceError
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from analysis import timeline
-from analysis.runs import RunError
-from analysis.runs import load as load_runs
+from analysis.reading.runs import RunError
+from analysis.reading.runs import load as load_runs
 from analysis.timeline import Facts, events, steps_of
-from analysis.tracks import tracks
+from analysis.timelines.tracks import tracks
 from sim import run
 from sim.core import state as st
 from sim.core.link import waiting
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 from tests.groups import as_groups
 from tests.plans import plan, random_lossy_plan, random_plan
 from tests.timeline_laws import Timeline, check_whole, last, load, parse

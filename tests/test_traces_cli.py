@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gen import REUSING_FOLDER, random_trace, traces
-from traces import npz
 from traces.__main__ import main
-from traces.describe import LOUD
-from traces.readers.csv import read_csv
-from traces.trace import RoutingTrace, TraceError, split
+from traces.foreign.formats.csv import read_csv
+from traces.format import npz
+from traces.format.trace import RoutingTrace, TraceError, split
+from traces.statistics.describe import LOUD
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gen import REUSING_FOLDER, random_trace, traces
-from traces import npz
 from traces.__main__ import main
-from traces.trace import RoutingTrace, TraceError, hash64, split, validate
+from traces.format import npz
+from traces.format.trace import RoutingTrace, TraceError, hash64, split, validate
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
@@ -587,7 +587,7 @@ def test_duplicates_against_sets(trace: RoutingTrace, seed: int) -> None:
 
 
 def test_a_fault_in_a_late_chunk_is_named_by_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("traces.check.CHUNK_ELEMENTS", 7)
+    monkeypatch.setattr("traces.format.check.CHUNK_ELEMENTS", 7)
     trace = random_trace(np.random.default_rng(0), 50, 2, 8, 2, lookahead=2, distances=(1, 2), requests=1, prompt=0)
     validate(trace)
     for name, index, value in (

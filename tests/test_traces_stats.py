@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 
 from tests.gen import random_trace, trace_of, traces
-from traces import npz, stats
-from traces.describe import LOUD, describe
-from traces.reuse import reuse_distance, reuse_histogram
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
+from traces.statistics import stats
+from traces.statistics.describe import LOUD, describe
+from traces.statistics.reuse import reuse_distance, reuse_histogram
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 

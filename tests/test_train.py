@@ -19,7 +19,8 @@ from hypothesis import given, settings  # noqa: E402 - after the skips
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from runtime import heldout, model, optimise, text, train  # noqa: E402
+from runtime import train  # noqa: E402
+from runtime.small_model import heldout, model, optimise, text  # noqa: E402
 
 SMALL = model.ModelConfig(
     vocab_size=300,

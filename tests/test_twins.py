@@ -15,7 +15,7 @@ import pytest
 from tests.copied import copy_sources
 from tests.gen import random_trace
 from tests.on_torch import fixed_hardware
-from traces import npz, profile
+from traces.format import npz, profile
 
 EVICTIONS = ("LRU", "LFU", "FIFO", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE", "ACTIVATION")
 MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
@@ -86,9 +86,9 @@ from pathlib import Path
 import sim.core.visit
 from runtime.device.virtual import timed
 from sim.machines import compiled, discrete
-from sim.plan import prepare
-from sim.policies import find, parameters, table
-from sim.report import result
+from sim.prepare import prepare
+from sim.policies.registry import find, parameters, table
+from sim.outcome.report import result
 from sim.spec import RunSpec
 from tests.devices import difference, machine_on
 
@@ -133,7 +133,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = path.read_text()
         assert source.count(right) == 1, f"{file} has changed: the recipe stands elsewhere for {right!r}"
         path.write_text(source.replace(right, with_twin))
-    for file, more in (("sim/policies.py", LINES), ("sim/fit/predictors.py", CLASSES)):
+    for file, more in (("sim/policies/registry.py", LINES), ("sim/fit/predictors.py", CLASSES)):
         (folder / file).write_text((folder / file).read_text() + more)
     rng = np.random.default_rng(11)
     trace = random_trace(rng, 24, 2, 6, 2, requests=5, prompt=0.4, logits=True, lookahead=3, lookahead_source="learned")

@@ -21,15 +21,15 @@ from sim.core.jit import CACHE_DIR
 from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
-from sim.policies import MISS, find, predictor
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
+from sim.policies.registry import MISS, find, predictor
 from tests.gen import random_trace
 from tests.plans import RERANKERS, named, plan, random_lossy_plan, random_plan, substitute
 from tests.reference import simulate
 from tests.test_agreement import difference
 from tests.test_run import FIXED
 from tests.variants import with_eviction
-from traces import npz
+from traces.format import npz
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ROOT / "tests" / "own_policies.py"

@@ -11,30 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import calibrate, pacing
+from runtime import calibrate
 from runtime import validate as command
-from runtime.agreement import REGIMES, Tolerance
-from runtime.arms import Link, Traces, enough_requests, grid, long_prompts
-from runtime.compare import compared, statements, status
-from runtime.decisions import Outcome
-from runtime.lockstep import check
-from runtime.micro import gpu_busy_ns
-from runtime.observe import Run, simulated
-from runtime.rounds import After, Deadline
-from runtime.store import Need, StoreError
+from runtime.experts.store import Need, StoreError
+from runtime.measuring import pacing
+from runtime.measuring.agreement import REGIMES, Tolerance
+from runtime.measuring.cases import Link, Traces, enough_requests, grid, long_prompts
+from runtime.measuring.durations import Run, simulated
+from runtime.measuring.judged import compared, statements, status
+from runtime.measuring.microbenchmarks import gpu_busy_ns
+from runtime.measuring.rounds import After, Deadline
+from runtime.measuring.table import markdown
+from runtime.replaying.decisions import Outcome
+from runtime.replaying.lockstep import check
 from runtime.validate import main
-from runtime.validate_table import markdown
 from sim import catalog
 from sim.catalog.measured_spec import Knots, Measured
+from sim.costs.measured import interpolated, measured_costs
 from sim.errors import SpecError
 from sim.machines.compiled import run as compiled
-from sim.measured_costs import interpolated, measured_costs
-from sim.plan import Setting, prepare
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
+from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.clocks import Clock
-from traces import npz
-from traces.check import validate
+from traces.format import npz
+from traces.format.check import validate
 from traces.synthetic import Preset, generate
 
 MODEL = """
@@ -312,7 +313,7 @@ def test_default_capacities_without_room_are_left_out_by_name(
         if needs.device["slots"] > slots * 12_288:
             raise StoreError(f"no room for {needs.device['slots'] // 12_288} slots")
 
-    monkeypatch.setattr("runtime.rig.fits", fits)
+    monkeypatch.setattr("runtime.measuring.bench.fits", fits)
     on(MadeUp(), monkeypatch)
     few = ("--repeats", "2", "--link-gbps", "0.7", "--batches", "1", "--policies", "lru")
     assert main(flags(files, *few)) in (0, 3)

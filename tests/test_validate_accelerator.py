@@ -10,7 +10,7 @@ from runtime.device.accelerator import DeviceEvent
 from runtime.validate import main
 from tests.stand_in import StandIn
 from tests.test_validate import MODEL
-from traces import npz
+from traces.format import npz
 from traces.synthetic import Preset, generate
 
 SECONDS = 12.0

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim import verdict as module
-from sim.run import simulate
-from sim.spec import RunSpec
-from sim.verdict import (
+from sim.outcome import verdict as module
+from sim.outcome.verdict import (
     DECISION,
     GPU,
     HOST,
@@ -25,9 +23,11 @@ from sim.verdict import (
     verdict,
     wants_per_visit,
 )
+from sim.run import simulate
+from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.plans import plan
-from traces import npz
+from traces.format import npz
 
 # --- the decision ---
 

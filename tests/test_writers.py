@@ -9,19 +9,19 @@ from hypothesis import given, settings
 
 from sim import placement as sim_placement
 from sim.placement import of
-from sim.plan import prepare
+from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.foreign import counts_of, over_all_layers, prompt_flags, requests_of, shape_flags
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.test_against_libcachesim import next_uses, their_misses
 from tests.test_readers import FIXED, convert, ids_agree, refused
-from traces import npz, placement, profile
 from traces.__main__ import main
-from traces.placement import Placement
-from traces.profile import of_trace
-from traces.readers import torch_file
-from traces.trace import RoutingTrace
-from traces.writers import oracle_general
+from traces.foreign import torch_file
+from traces.foreign.formats import oracle_general
+from traces.format import npz, placement, profile
+from traces.format.placement import Placement
+from traces.format.profile import of_trace
+from traces.format.trace import RoutingTrace
 from traces.writers.registry import WRITERS
 
 few = settings(REUSING_FOLDER, max_examples=12)

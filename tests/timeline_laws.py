@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 
 Event = dict[str, Any]
 BREAKDOWN = ("dense", "decide", "experts", "stall", "cpu_wait", "head")

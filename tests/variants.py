@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from sim.core.plan import Plan
-from sim.policies import MISS
+from sim.policies.registry import MISS
 from tests.plans import evicting, leaving_of, named, plan
 
 

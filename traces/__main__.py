@@ -1,6 +1,6 @@
 """Command line of the traces: `python -m traces info | split | convert | synth | capture`.
 
-`info` looks at frequency profiles too; `convert` is in traces.convert, `capture` in traces.capturing.
+`info` looks at frequency profiles too; `convert` is in traces.foreign.convert, `capture` in traces.capturing.
 """
 
 import argparse
@@ -9,14 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from traces import npz, profile
 from traces.capturing import command as capturing
 from traces.command import Parser, guarded, one_of
-from traces.convert import add_arguments, convert
-from traces.describe import LOUD, describe
 from traces.errors import TraceError
-from traces.stats import info
-from traces.trace import split
+from traces.foreign.convert import add_arguments, convert
+from traces.format import npz, profile
+from traces.format.trace import split
+from traces.statistics.describe import LOUD, describe
+from traces.statistics.stats import info
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

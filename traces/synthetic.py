@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from traces.trace import RoutingTrace, TraceError, hash64
+from traces.format.trace import RoutingTrace, TraceError, hash64
 
 if TYPE_CHECKING:
-    from traces.profile import Profile
+    from traces.format.profile import Profile
 
 Floats = npt.NDArray[np.float64]
 

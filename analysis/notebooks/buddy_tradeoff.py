@@ -7,14 +7,15 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis import compare_figures, formats
     from analysis.compare import compare
-    from analysis.figures import canvas
-    from analysis.palette import BLUE, GREEN, GREY, ORANGE, RED
-    from analysis.race import race
+    from analysis.comparing import formats
+    from analysis.comparing.side_by_side import race
+    from analysis.pages import compare_figures
+    from analysis.pages.figures import canvas
+    from analysis.pages.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
-    from traces import npz
-    from traces.trace import split
+    from traces.format import npz
+    from traces.format.trace import split
 
 
 @app.cell(hide_code=True)

@@ -12,15 +12,15 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis import tables
-    from analysis.figures import bounds
+    from analysis.comparing.side_by_side import race
     from analysis.miss_curve import curve, setting_of, simulated
-    from analysis.race import race
+    from analysis.pages import tables
+    from analysis.pages.figures import bounds
     from sim.machines import compiled, discrete
-    from sim.plan import prepare
+    from sim.prepare import prepare
     from sim.spec import RunSpec
-    from traces import npz
-    from traces.trace import RoutingTrace
+    from traces.format import npz
+    from traces.format.trace import RoutingTrace
 
 
 @app.cell(hide_code=True)
@@ -151,9 +151,9 @@ def _():
     mo.md(r"""
     ## 3. What no policy beats
 
-    A bound is a proof (`sim/bounds.py`), a run is an experiment; no run may be faster than its bound. **Look at** how
-    near the lossless marks come to 100 %: there the run does about as well as it could. The third mark is another
-    thing: the run's own transfers and kernels, had nothing waited; another policy may need less of them.
+    A bound is a proof (`sim/outcome/bounds.py`), a run is an experiment; no run may be faster than its bound. **Look
+    at** how near the lossless marks come to 100 %: there the run does about as well as it could. The third mark is
+    another thing: the run's own transfers and kernels, had nothing waited; another policy may need less of them.
     """)
     return
 
@@ -183,7 +183,8 @@ def _():
 
     - Everything resident: no miss, no stall, whatever the policy.
     - A link that takes no time: no stall, whatever the cache.
-    - LRU counted in another way, by stack distances and without any clock (`analysis/stack_distances.py`), misses
+    - LRU counted in another way, by stack distances and without any clock (`analysis/curves/stack_distances.py`),
+    misses
       exactly as often.
     """)
     return

@@ -10,10 +10,12 @@ with app.setup:
 
     import marimo as mo
 
-    from analysis import compare_figures, formats, series, tables
     from analysis.compare import compare
-    from analysis.figures import answers_by_layer, time_parts
-    from analysis.race import race
+    from analysis.comparing import formats
+    from analysis.comparing.side_by_side import race
+    from analysis.pages import compare_figures, tables
+    from analysis.pages.figures import answers_by_layer, time_parts
+    from analysis.timelines import series
 
 
 @app.cell(hide_code=True)

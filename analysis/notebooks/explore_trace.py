@@ -7,13 +7,13 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis import trace_figures, trace_tables
-    from analysis.figures import canvas
-    from analysis.palette import BLUE, GREEN, GREY, ORANGE, RED
-    from traces import npz
-    from traces.describe import LOUD, describe
-    from traces.reuse import reuse_histogram
-    from traces.stats import info
+    from analysis.pages import trace_figures, trace_tables
+    from analysis.pages.figures import canvas
+    from analysis.pages.palette import BLUE, GREEN, GREY, ORANGE, RED
+    from traces.format import npz
+    from traces.statistics.describe import LOUD, describe
+    from traces.statistics.reuse import reuse_histogram
+    from traces.statistics.stats import info
 
 
 @app.cell(hide_code=True)

@@ -7,13 +7,14 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis import compare_figures, formats, tables
     from analysis.compare import compare
-    from analysis.figures import by_layer, time_parts
+    from analysis.comparing import formats
+    from analysis.comparing.side_by_side import race
+    from analysis.curves.formats import headlines, notes
+    from analysis.curves.page import figure
     from analysis.miss_curve import curve, rows, setting_of, to_check
-    from analysis.miss_figure import figure
-    from analysis.miss_formats import headlines, notes
-    from analysis.race import race
+    from analysis.pages import compare_figures, tables
+    from analysis.pages.figures import by_layer, time_parts
 
 
 @app.cell(hide_code=True)
@@ -151,8 +152,8 @@ def _():
         python -m analysis.miss_curve TRACE --hardware a100-pcie4 --precision q4 --out curve.html
         python -m sim.run --trace TRACE --hardware a100-pcie4 --precision q4 --cache 20GB
 
-    Misses are exact (`analysis/stack_distances.py` says for what). A cache in bytes, `--cache 20GB`, is shared over the
-    layers for you.
+    Misses are exact (`analysis/curves/stack_distances.py` says for what). A cache in bytes, `--cache 20GB`, is shared
+    over the layers for you.
     """)
     return
 

@@ -1,6 +1,6 @@
 """The plan: everything a run depends on, as dense arrays, for any machine.
 
-`sim.plan` builds it from a spec and a trace; a machine reads it and never asks for more. Sizes used below:
+`sim.prepare` builds it from a spec and a trace; a machine reads it and never asks for more. Sizes used below:
 T trace tokens, L MoE layers, K top-k, E experts per layer, S steps, R rows (one row = one token of one step),
 V = S * L visits, numbered step * L + layer. A *global expert id* is `layer * E + expert`. Times are int64 ns.
 """
@@ -21,7 +21,7 @@ OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
 ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
-# its own code does. `sim.policies.Policy` says them in words, once; nobody lists codes or names.
+# its own code does. `sim.policies.registry.Policy` says them in words, once; nobody lists codes or names.
 MARKS = ("landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu")
 BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
     1 << i for i in range(len(MARKS))

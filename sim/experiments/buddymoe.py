@@ -10,7 +10,7 @@ from typing import Any
 from sim import catalog
 from sim.experiments import cases
 from sim.experiments.tables import Column, Report, Row, gain, parser
-from sim.policies import MISS
+from sim.policies.registry import MISS
 from sim.spec import RunSpec
 
 PRESET = "deepseek-v2-lite"
@@ -65,7 +65,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
 @contextmanager
 def _trace(args: Namespace) -> Iterator[tuple[str, Any]]:
     """(path, trace); the synthetic one lies in a temporary folder as long as it is needed."""
-    from traces import npz
+    from traces.format import npz
     from traces.synthetic import synthesise
 
     if args.trace is not None:

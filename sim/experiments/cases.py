@@ -165,7 +165,7 @@ def _toml(value: Any) -> str:
 
 def _trace_file(figure: Figure, model: str, folder: Path) -> Path:
     """The figure's routing, written once per folder."""
-    from traces import npz
+    from traces.format import npz
     from traces.synthetic import PRESETS, Preset, generate
 
     shape = figure.trace

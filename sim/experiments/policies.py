@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.experiments.tables import Column, Report, Row, gain, parser
-from sim.policies import MISS, Policy
+from sim.policies.registry import MISS, Policy
 from sim.spec import RunSpec
 
 ARMS = (
@@ -90,7 +90,7 @@ def _settings(args: Namespace) -> list[str]:
 
 def _facts(path: str) -> tuple[str, set[str]]:
     """(where a trace comes from, the optional arrays that it has)."""
-    from traces import npz
+    from traces.format import npz
 
     trace = npz.read(npz.find(path))
     kind = "captured" if trace.real else "SYNTHETIC"

@@ -23,7 +23,7 @@ from sim.fit.prediction import (
     whole,
 )
 from sim.steps import Steps, schedule
-from traces.trace import RoutingTrace, hash64
+from traces.format.trace import RoutingTrace, hash64
 
 _SCALE = float(1 << 30)
 _CHUNK_ELEMENTS = 1 << 18

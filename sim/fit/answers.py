@@ -12,8 +12,8 @@ from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.buddies_file import read, read_similarity
 from sim.fit.gates import thresholds
-from sim.policies import Policy, Value
-from traces.trace import RoutingTrace
+from sim.policies.registry import Policy, Value
+from traces.format.trace import RoutingTrace
 
 Given = Mapping[str, Value]
 

@@ -28,8 +28,8 @@ from sim.fit.coactivation import (
     co_activation,
     conditional,
 )
-from traces.npz import content_hash
-from traces.trace import RoutingTrace, hash64
+from traces.format.npz import content_hash
+from traces.format.trace import RoutingTrace, hash64
 
 __all__ = ["BuddyError", "BuddyLists", "BuddyProfile", "co_activation", "conditional", "from_similarity"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.stats import expert_counts
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
+from traces.statistics.stats import expert_counts
 
 Int = npt.NDArray[np.int64]
 CHUNK_ELEMENTS = 1 << 20

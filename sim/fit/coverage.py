@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.fit.buddies import BuddyLists
-from traces.check import chunks
-from traces.stats import expert_counts
-from traces.trace import RoutingTrace
+from traces.format.check import chunks
+from traces.format.trace import RoutingTrace
+from traces.statistics.stats import expert_counts
 
 Int = npt.NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Float = npt.NDArray[np.float64]
 

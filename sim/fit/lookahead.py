@@ -8,7 +8,7 @@ from typing import ClassVar
 from sim.fit.errors import FitError
 from sim.fit.prediction import Ids, Prediction, Predictor, check, identity_rows, ids, length, unfitted, whole
 from sim.steps import Steps
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 LEARNED = "learned"  # how meta.lookahead_source begins when runtime.predictor made the lists
 COMMAND = "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"

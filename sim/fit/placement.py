@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.fit.errors import FitError
-from traces.stats import expert_counts
-from traces.trace import RoutingTrace, hash64
+from traces.format.trace import RoutingTrace, hash64
+from traces.statistics.stats import expert_counts
 
 if TYPE_CHECKING:
     from sim.fit.buddies import BuddyLists

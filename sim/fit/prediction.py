@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sim.fit.errors import FitError
 from sim.steps import Steps
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int16]

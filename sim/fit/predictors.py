@@ -1,6 +1,6 @@
 """Which experts the next MoE layers will want: everything that is known, learned or looked up before a run.
 
-Whole trace in, ranked lists out (`Prediction`), in numpy. `sim.plan` adds the budget and the transfer order.
+Whole trace in, ranked lists out (`Prediction`), in numpy. `sim.prepare` adds the budget and the transfer order.
 Use:
 
     predictor = PREDICTORS["popular"](distance=2)
@@ -43,8 +43,8 @@ from sim.fit.prediction import (
 )
 from sim.fit.transition import Transition
 from sim.steps import Steps, schedule
-from traces.stats import expert_counts
-from traces.trace import RoutingTrace, hash64
+from traces.format.trace import RoutingTrace, hash64
+from traces.statistics.stats import expert_counts
 
 __all__ = ["PREDICTORS", "FitError", "Prediction", "Predictor"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.fit.errors import FitError
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
 

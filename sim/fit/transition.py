@@ -24,7 +24,7 @@ from sim.fit.prediction import (
     whole,
 )
 from sim.steps import Steps, schedule
-from traces.trace import RoutingTrace
+from traces.format.trace import RoutingTrace
 
 _MOST_SETS = 1 << 16  # so many sets of source experts may be ranked beforehand
 

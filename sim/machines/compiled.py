@@ -34,7 +34,7 @@ from sim.machines.clock import (
     close,
     forget,
 )
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
 UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls

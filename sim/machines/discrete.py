@@ -21,7 +21,7 @@ from sim.core.residency import land
 from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, READY, TRANSFER, WORK
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
-from sim.record import RunRecord
+from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
 Process = Generator[simpy.Event, Any, Any]

@@ -18,7 +18,7 @@ import numpy as np
 from sim.errors import SpecError
 from sim.sweeps.dispatch import Event
 from sim.sweeps.worker import Setup, Task, Worker
-from traces import npz
+from traces.format import npz
 
 NO_RAY = "engine ray: is not installed: pip install 'moe-offload-sim[ray]'"
 PATIENCE_S = 120.0  # without a single worker

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.policies import find
-from sim.report import OPEN_LOOP, SYNTHETIC
+from sim.outcome.report import OPEN_LOOP, SYNTHETIC
+from sim.policies.registry import find
 from sim.spec import RunSpec
 from sim.sweeps.config import Run
 
@@ -71,7 +71,7 @@ COLUMNS: dict[str, str] = {
 
 
 def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
-    """The row of a run that is done, from its summary object (`sim.report.result`)."""
+    """The row of a run that is done, from its summary object (`sim.outcome.report.result`)."""
     flat = _flat(summary, "")
     flat |= _bound(summary["bounds"], summary["time_ns"])
     flat["synthetic"] = SYNTHETIC in summary["notes"]

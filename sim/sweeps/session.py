@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from sim import __version__, catalog
-from sim.policies import KINDS as POLICIES
-from sim.policies import is_user
+from sim.policies.registry import KINDS as POLICIES
+from sim.policies.registry import is_user
 from sim.run import announce_compiling
 from sim.sweeps.config import Run
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
 from sim.sweeps.store import Store, require_pyarrow
 from sim.sweeps.worker import Setup
-from traces import npz
 from traces.errors import UserError
+from traces.format import npz
 
-KINDS = ("hardware", "engine")  # of the catalog: sim.plan asks for them by (kind, name)
+KINDS = ("hardware", "engine")  # of the catalog: sim.prepare asks for them by (kind, name)
 
 
 class Session:

@@ -14,9 +14,9 @@ from typing import Any
 from sim.memo import Kept
 from sim.sweeps.config import Run
 from sim.sweeps.rows import Row, error_row, row_of
-from traces import npz
 from traces.errors import UserError
-from traces.trace import RoutingTrace
+from traces.format import npz
+from traces.format.trace import RoutingTrace
 
 MEMO_BYTES = 1_000_000_000
 
@@ -24,7 +24,7 @@ MEMO_BYTES = 1_000_000_000
 @dataclass(frozen=True)
 class Setup:
     """What every worker is told. folder: where relative paths begin; hashes: content hash by trace, as it is named in
-    the specs; parts: hardware and engines by (kind, name), as sim.plan asks for them; check_traces: read a trace
+    the specs; parts: hardware and engines by (kind, name), as sim.prepare asks for them; check_traces: read a trace
     through and compare its hash first (another machine may hold another file under that name)."""
 
     folder: str
@@ -105,8 +105,8 @@ class Worker:
             return error_row(run, f"{type(error).__name__}: {error}")
 
     def _summary(self, run: Run, warm_up: bool) -> Mapping[str, Any]:
-        from sim.plan import prepare
-        from sim.report import result
+        from sim.outcome.report import result
+        from sim.prepare import prepare
 
         spec = run.spec
         assert spec is not None

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from traces import npz
 from traces.capturing.batch import CaptureError
 from traces.command import Parser
-from traces.trace import RoutingTrace, hash64
+from traces.format import npz
+from traces.format.trace import RoutingTrace, hash64
 
 Ids = npt.NDArray[np.int64]
 
 # Models of this project by name, as `module:class` of a Source. Named, not imported: their room builds on this one.
-OWN = {"tiny-moe": "runtime.source:TinyMoe"}
+OWN = {"tiny-moe": "runtime.small_model.capture_source:TinyMoe"}
 HUGGING_FACE = "traces.capturing.hf:HuggingFace"
 EXTRAS = "pip install 'moe-offload-sim[hf,train]'"
 
@@ -131,7 +131,7 @@ def open_source(name: str, device: str) -> Source:
 
 
 def _recorder(model: Any, logits: bool, lookahead: int) -> Any:
-    from traces.capture import Recorder
+    from traces.capturing.recorder import Recorder
 
     return Recorder(model, logits=logits, lookahead=lookahead)
 

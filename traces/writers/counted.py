@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from traces.profile import Profile, of_trace
-from traces.trace import RoutingTrace
+from traces.format.profile import Profile, of_trace
+from traces.format.trace import RoutingTrace
 
 
 def counts_of(source: RoutingTrace | Profile) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float64], Profile]:

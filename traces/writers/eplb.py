@@ -6,9 +6,9 @@ import numpy as np
 
 from traces.command import replace
 from traces.errors import TraceError
-from traces.profile import Profile
-from traces.readers import torch_file
-from traces.trace import RoutingTrace
+from traces.foreign import torch_file
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
 from traces.writers.counted import counts_of
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from traces.errors import TraceError
-from traces.extras import needed
-from traces.readers.flame import ACTIVES, INDICES, SAMPLES, SCORES, TOKEN_ID, layer_file
-from traces.readers.spill import BLOCK_ROWS
-from traces.trace import RoutingTrace
+from traces.foreign.extras import needed
+from traces.foreign.formats.flame import ACTIVES, INDICES, SAMPLES, SCORES, TOKEN_ID, layer_file
+from traces.foreign.spill import BLOCK_ROWS
+from traces.format.trace import RoutingTrace
 
 CHECKPOINT = "iter_0000"
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from traces.command import replace
 from traces.errors import TraceError
-from traces.profile import Profile
-from traces.readers.spill import BLOCK_ROWS, Array
-from traces.trace import RoutingTrace
+from traces.foreign.spill import BLOCK_ROWS, Array
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
 
 
 def write(source: RoutingTrace | Profile, out: Path) -> str:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from traces import npz, placement, profile
 from traces.command import one_of
 from traces.errors import TraceError
-from traces.placement import Placement
-from traces.profile import Profile
-from traces.trace import RoutingTrace
-from traces.writers import eplb, flame, moe_infinity, oracle_general, sglang, vllm
+from traces.foreign.formats import oracle_general
+from traces.foreign.formats import sglang_placement as sglang
+from traces.format import npz, placement, profile
+from traces.format.placement import Placement
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
+from traces.writers import eplb, flame, moe_infinity, vllm
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from typing import IO
 
 import numpy as np
 
-from traces.check import chunks
 from traces.command import replace
 from traces.errors import TraceError
-from traces.readers.spill import Array
-from traces.readers.vllm import (
+from traces.foreign.formats.vllm import (
     CHOICES,
     COMPLETION_TOKENS,
     EXPERTS,
@@ -21,7 +19,9 @@ from traces.readers.vllm import (
     dtype_for,
     spelled,
 )
-from traces.trace import RoutingTrace
+from traces.foreign.spill import Array
+from traces.format.check import chunks
+from traces.format.trace import RoutingTrace
 
 
 def write(source: RoutingTrace, out: Path) -> str:

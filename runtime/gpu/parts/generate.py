@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import runtime
-from runtime.expert_weights import LiveError
+from runtime.closed_loop.slotted import registry
+from runtime.experts.hugging_face import LiveError
 from runtime.gpu.parts import NOT_HERE
 from runtime.live import OffloadedExperts
-from runtime.slotted import registry
 from traces.command import write_bytes
 
 TOKENIZER = Path(runtime.__file__).parent / "tiny_moe" / "tokenizer.json"

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 
 from runtime.device.accelerator import current
 from runtime.device.port import choose
+from runtime.experts.store import Weights
 from runtime.gpu.parts.copies import registered
-from runtime.layers import expert, grouped, has_grouped
-from runtime.store import Weights
+from runtime.replaying.layers import expert, grouped, has_grouped
 from traces.command import write_bytes
 
 Probe = Callable[[torch.device], Any]

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from runtime.device.port import choose
 from runtime.replay import Options, arguments, prepared
-from sim.plan import prepare
+from sim.prepare import prepare
 from sim.run import spec_of
 from traces.command import write_bytes
 

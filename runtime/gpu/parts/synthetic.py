@@ -2,8 +2,8 @@
 
 import sys
 
-from runtime.arms import synthetic
-from traces import npz
+from runtime.measuring.cases import synthetic
+from traces.format import npz
 
 SEED = 1
 

@@ -23,7 +23,7 @@ import torch
 from runtime.device.cpu import host_bytes
 from runtime.gpu.parts.here import here
 from runtime.gpu.project import project
-from runtime.layers import has_grouped
+from runtime.replaying.layers import has_grouped
 from traces.command import Parser, write_bytes
 
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "scipy", "pandas", "pydantic", "simpy", "transformers", "pytest")

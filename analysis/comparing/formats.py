@@ -1,0 +1,153 @@
+"""A comparison as text: for a terminal, for markdown, for a spreadsheet, for a program, and as a drawing."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from analysis.comparing.svg import svg
+from analysis.reading.words import plain
+
+if TYPE_CHECKING:
+    from analysis.compare import Comparison
+
+Row = dict[str, Any]
+NONE = "-"
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:.{digits}%}"
+
+
+def change(row: Row, key: str, show: Callable[[float], str]) -> str:
+    """A difference with its interval: `+38.2% [+35.1%, +41.0%]`."""
+    value, low, high = (row.get(name) for name in (key, f"{key}_low", f"{key}_high"))
+    if value is None:
+        return NONE
+    return show(value) + (f" [{show(low)}, {show(high)}]" if low is not None and high is not None else "")
+
+
+def signed_percent(value: float) -> str:
+    return f"{value:+.1%}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+,.1f}"
+
+
+def _columns(found: "Comparison") -> list[tuple[str, Callable[[Row], str]]]:
+    """(title, text of a cell) of the table for people."""
+    base = plain(found.baseline)
+    settings = [(field, _setting(field)) for field in found.differs]
+    return [
+        ("#", lambda row: str(row["index"])),
+        ("run", lambda row: plain(row["run"])),
+        *settings,
+        ("tokens/s", lambda row: figure(row["tokens_per_s"])),
+        (f"against {base}", lambda row: change(row, "tokens_per_s_change", signed_percent)),
+        ("TPOT ms", lambda row: figure(row["tpot_ms"], 1)),
+        ("change ms", lambda row: change(row, "tpot_ms_change", signed)),
+        ("p95", lambda row: figure(row["tpot_ms_p95"], 1)),
+        ("waiting", lambda row: percent(row["stall_share"])),
+        ("hits", lambda row: percent(row["hit_rate"])),
+        ("H2D GB", lambda row: figure(row["h2d_gb"], 1)),
+        ("change", lambda row: change(row, "h2d_change", signed_percent)),
+        ("lost weight", lambda row: percent(row["lost_weight"], 2)),
+        ("best", lambda row: "*" if row["pareto_best"] else ""),
+        ("marks", lambda row: ", ".join(row["marks"])),
+    ]
+
+
+def _setting(field: str) -> Callable[[Row], str]:
+    return lambda row: plain(row["settings"][field])
+
+
+LEFT = ("run", "marks", "best")
+
+
+def cells(found: "Comparison") -> tuple[list[str], list[list[str]]]:
+    """(titles, rows) of the table for people; also what the report shows."""
+    columns = _columns(found)
+    return [title for title, _ in columns], [[text(row) for _, text in columns] for row in found.rows]
+
+
+def remarks(found: "Comparison") -> list[str]:
+    """What is said under the table."""
+    from analysis.compare import PARETO
+
+    unpaired = {row["not_paired"] for row in found.rows if row["not_paired"]}
+    lines = [f"* {PARETO}"]
+    if any(row["tokens_per_s_change_low"] is not None for row in found.rows):
+        lines.append(found.statistic)
+    if unpaired:
+        lines.append(f"no intervals for some runs: {'; '.join(sorted(unpaired))}")
+    return lines
+
+
+def table(found: "Comparison") -> str:
+    """Aligned columns, the notes above them."""
+    titles, rows = cells(found)
+    widths = [max(len(line[i]) for line in [titles, *rows]) for i in range(len(titles))]
+    left = [title in LEFT or title in found.differs for title in titles]
+    lines = [f"! {plain(note)}" for note in found.notes]
+    for line in [titles, *rows]:
+        aligned = [t.ljust(w) if to_left else t.rjust(w) for t, w, to_left in zip(line, widths, left, strict=True)]
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join([*lines, "", *remarks(found)])
+
+
+def markdown(found: "Comparison") -> str:
+    titles, rows = cells(found)
+    left = [title in LEFT or title in found.differs for title in titles]
+    rule = [":---" if to_left else "---:" for to_left in left]
+    lines = ["| " + " | ".join(map(_in_cell, line)) + " |" for line in (titles, rule, *rows)]
+    lines[1] = "|" + "|".join(rule) + "|"
+    notes = [f"- **{_in_cell(plain(note))}**" for note in found.notes]
+    return "\n".join([*lines, "", *notes, *(f"- {_in_cell(line)}" for line in remarks(found))])
+
+
+def _in_cell(text: str) -> str:
+    """Text that markdown shows as it is: no cell ends early, no tag and no link begins."""
+    for mark in "\\|<>[]`*_":
+        text = text.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
+    return text
+
+
+def comma_separated(found: "Comparison") -> str:
+    """All figures, unrounded, one row a run."""
+    out = io.StringIO()
+    keys = [key for key in found.rows[0] if key not in ("settings", "marks")]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["baseline", *keys, *found.differs, "marks"])
+    for row in found.rows:
+        settings = [row["settings"][field] for field in found.differs]
+        values = [row[key] for key in keys] + settings + [" ".join(mark.replace(" ", "-") for mark in row["marks"])]
+        writer.writerow([_csv(value) for value in [found.baseline, *values]])
+    return out.getvalue().rstrip("\n")
+
+
+def _csv(value: Any) -> Any:
+    """Numbers as they are; text on one line and never a spreadsheet's formula."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    text = str(value).lower() if isinstance(value, bool) else plain(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@") else text
+
+
+def as_json(found: "Comparison") -> str:
+    keys = ("baseline", "differs", "notes", "statistic", "rows")
+    return json.dumps({key: getattr(found, key) for key in keys}, indent=1, allow_nan=False)
+
+
+FORMATS: dict[str, Callable[["Comparison"], str]] = {
+    "table": table,
+    "csv": comma_separated,
+    "markdown": markdown,
+    "json": as_json,
+    "svg": svg,
+}

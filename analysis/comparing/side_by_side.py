@@ -1,0 +1,22 @@
+"""Runs made side by side in Python, ready for analysis.compare: what the notebooks race policies with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.reading.runs import Run
+from sim.run import simulate
+from sim.spec import RunSpec
+
+
+def race(arms: Mapping[str, Mapping[str, Any]], full: bool = False, **common: Any) -> list[Run]:
+    """One run per arm, in order. arms: name -> the fields of RunSpec in which it differs from `common`, where the
+    arm's win; full: keep every visit, execution, transfer and answer.
+
+    Runs judge the same requests, and so can be paired, as long as `calibration` and `seed` are common. Raises UserError
+    for what is wrong with a spec.
+    """
+    runs = []
+    for name, fields in arms.items():
+        summary, record = simulate(RunSpec.of({**common, **fields}, f"{name}: "), full)
+        runs.append(Run(name, "", summary, record, full))
+    return runs

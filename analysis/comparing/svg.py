@@ -1,0 +1,118 @@
+"""A comparison as a small SVG for a page that runs no script: tokens/s as bars, with intervals and lost weight.
+
+Written by hand because plotly draws in a browser only. It follows the reader's light or dark theme.
+"""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from analysis.pages.palette import colours
+from analysis.reading.words import markup, shortened
+
+if TYPE_CHECKING:
+    from analysis.compare import Comparison
+
+WIDTH, EDGE, LEFT, RIGHT, ROW, TOP = 760, 16, 190, 250, 34, 64
+LEGEND = (
+    "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
+    "&#9733; Pareto-best"
+)
+STYLE = """
+  .back { fill: #ffffff; }
+  text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1c2733; }
+  .title { font-size: 16px; font-weight: 600; }
+  .soft { fill: #5b6773; font-size: 12px; }
+  .loud { fill: #a33b00; font-size: 12px; font-weight: 600; }
+  .line { stroke: #1c2733; stroke-width: 1.5; fill: none; }
+  .base { stroke: #8a949e; stroke-dasharray: 3 3; }
+  @media (prefers-color-scheme: dark) {
+    .back { fill: #161e27; }
+    text { fill: #e6edf3; } .soft { fill: #9aa7b4; } .loud { fill: #ffa657; } .line { stroke: #e6edf3; }
+  }
+"""
+
+
+def svg(found: "Comparison") -> str:
+    """Equal comparisons give equal bytes. A run without tokens/s has no bar."""
+    colour = colours([row["policy"] for row in found.rows])
+    base = next(row for row in found.rows if row["run"] == found.baseline)
+    top = max([_high(row, base) for row in found.rows] + [1e-12])
+    notes = _wrapped(found.notes)
+    height = TOP + ROW * len(found.rows) + 22 + 16 * len(notes)
+    wide, high = WIDTH + 2 * EDGE, height + EDGE
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" role="img" aria-labelledby="t d"'
+        f' viewBox="{-EDGE} {-EDGE} {wide} {high}">',
+        f'<title id="t">{markup(_title(found))}</title>',
+        f'<desc id="d">{markup(_spoken(found))}</desc>',
+        f"<style>{STYLE}</style>",
+        f'<path class="back" d="M{-EDGE} {-EDGE}H{WIDTH + EDGE}V{height}H{-EDGE}z"/>',
+        f'<text x="0" y="20" class="title">{markup(_title(found))}</text>',
+        f'<text x="0" y="42" class="soft">{LEGEND}</text>',
+    ]
+    for i, row in enumerate(found.rows):
+        parts += _bar(row, base, TOP + ROW * i, top, colour[row["policy"]])
+    scale = (WIDTH - LEFT - RIGHT) / top
+    if base["tokens_per_s"]:
+        x = LEFT + base["tokens_per_s"] * scale
+        parts.append(f'<path class="base" d="M{x:.1f} {TOP - 6}V{TOP + ROW * len(found.rows)}"/>')
+    for i, note in enumerate(notes):
+        y = TOP + ROW * len(found.rows) + 22 + 16 * i
+        parts.append(f'<text x="0" y="{y}" class="loud">{markup(note)}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def _high(row: dict[str, Any], base: dict[str, Any]) -> float:
+    speeds = [row["tokens_per_s"] or 0.0]
+    if row["tokens_per_s_change_high"] is not None and base["tokens_per_s"]:
+        speeds.append(base["tokens_per_s"] * (1 + row["tokens_per_s_change_high"]))
+    return max(speeds)
+
+
+def _title(found: "Comparison") -> str:
+    known = [row for row in found.rows if row["tokens_per_s"] is not None]
+    if not known:
+        return "No run generated a token"
+    best = max(known, key=lambda row: row["tokens_per_s"])
+    gain = best["tokens_per_s_change"]
+    tail = f", {1 + gain:.2f} x {found.baseline}" if gain is not None and best["run"] != found.baseline else ""
+    return shortened(f"{best['run']} is the fastest: {best['tokens_per_s']:,.2f} tokens/s{tail}", 90)
+
+
+def _spoken(found: "Comparison") -> str:
+    """The figures in words, for whoever does not see them."""
+    said = []
+    for row in found.rows:
+        speed = "no tokens" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.2f} tokens/s"
+        lost = "unknown" if row["lost_weight"] is None else f"{row['lost_weight']:.2%}"
+        said.append(f"{row['run']}: {speed}, lost weight {lost}")
+    return "; ".join(said)
+
+
+def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: str) -> list[str]:
+    scale, middle = (WIDTH - LEFT - RIGHT) / top, y + ROW / 2
+    speed = row["tokens_per_s"]
+    parts = [f'<text x="{LEFT - 10}" y="{middle + 4:.1f}" text-anchor="end">{markup(shortened(row["run"], 24))}</text>']
+    end = float(LEFT)
+    if speed is not None:
+        end = LEFT + speed * scale
+        parts.append(
+            f'<rect x="{LEFT}" y="{y + 7}" width="{speed * scale:.1f}" height="{ROW - 14}" rx="2" fill="{colour}"/>'
+        )
+    low, high = row["tokens_per_s_change_low"], row["tokens_per_s_change_high"]
+    if low is not None and base["tokens_per_s"]:
+        x0, x1 = (LEFT + base["tokens_per_s"] * (1 + x) * scale for x in (low, high))
+        ends = f"M{x0:.1f} {middle - 5}v10M{x1:.1f} {middle - 5}v10"
+        parts.append(f'<path class="line" d="M{x0:.1f} {middle}H{x1:.1f}{ends}"/>')
+        end = max(end, x1)
+    lost = "lost weight unknown" if row["lost_weight"] is None else f"lost {row['lost_weight']:.1%}"
+    star = " \u2605" if row["pareto_best"] else ""
+    marks = [mark for mark in row["marks"] if mark != "synthetic"]
+    tail = f'<tspan class="soft">  {markup("; ".join([lost, *marks]))}</tspan>'
+    shown = "-" if speed is None else f"{speed:,.2f}"
+    return [*parts, f'<text x="{end + 8:.1f}" y="{middle + 4:.1f}">{shown}{star}{tail}</text>']
+
+
+def _wrapped(notes: list[str], columns: int = 100) -> list[str]:
+    """Each note in lines that fit the drawing."""
+    return [line for note in notes for line in textwrap.wrap(note, columns, subsequent_indent="  ")]

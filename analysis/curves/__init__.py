@@ -1,0 +1,1 @@
+"""Misses against cache size."""

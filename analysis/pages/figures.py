@@ -1,0 +1,262 @@
+"""Plotly figures of runs: pure functions of tables and comparisons, for the report and for notebooks alike.
+
+No figure has a title: the page or the notebook says what is seen in its own text, and the axes carry the units. Colours
+are palette's, the background is the page's. Text that came from files is escaped for plotly's own markup.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.pages.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
+from analysis.reading.words import label, shortened
+from sim.outcome.report import LIMITS
+
+Float = npt.NDArray[np.float64]
+
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
+GRID = "rgba(128,140,152,0.28)"
+ROW = 30  # pixels of a bar
+MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a logarithmic axis
+LABELLED = 14  # points that carry their names
+RATES = {"accuracy": "circle", "coverage": "diamond", "timeliness": "square"}
+BOUND_MARKS = {
+    "lossless_ns": ("diamond", CAUSE["prefetch"]),
+    "demand_ns": ("circle", "#0e9b74"),
+    "executed_ns": ("square", CAUSE["demand"]),
+}
+
+
+def canvas(height: int, x: str, y: str = "", **layout: Any) -> go.Figure:
+    """An empty figure: axes titled x and y (with their units), a legend above, nothing that knows the theme."""
+    fig = go.Figure(layout={"template": "none"})
+    fig.update_layout(
+        height=height,
+        margin={"l": 12, "r": 18, "t": 12, "b": 12, "pad": 4},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 13},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        hoverlabel={"align": "left", "namelength": -1},
+        bargap=0.3,
+        **layout,
+    )
+    small = {"size": 13}
+    fig.update_xaxes(
+        title={"text": x, "standoff": 10, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
+    )
+    fig.update_yaxes(
+        title={"text": y, "standoff": 8, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
+    )
+    return fig
+
+
+def short_labels(names: Sequence[str], most: int = 22) -> list[str]:
+    """The names as axis labels: cut, told apart, escaped."""
+    cut = [shortened(name, most) for name in names]
+    return [label(f"{text} #{i}" if cut.count(text) > 1 else text) for i, text in enumerate(cut)]
+
+
+def rows_canvas(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
+    """A canvas with one row per name, the first on top."""
+    fig = canvas(extra + ROW * len(names), x)
+    fig.update_yaxes(categoryorder="array", categoryarray=short_labels(names)[::-1], showgrid=False, type="category")
+    return fig
+
+
+def _stacked(table: pd.DataFrame, x: str, parts: dict[str, tuple[str, str]], hover: str) -> go.Figure:
+    """Horizontal stacked bars, a row per run; parts: column -> (name, colour). Columns of zeros are left out."""
+    names = list(map(str, table.index))
+    fig = rows_canvas(names, x)
+    for part, (name, colour) in parts.items():
+        values = table[part].to_numpy(np.float64)
+        if not np.any(values):
+            continue
+        fig.add_bar(
+            y=short_labels(names),
+            x=values,
+            name=label(name),
+            orientation="h",
+            marker={"color": colour},
+            customdata=100 * values / np.maximum(table[list(parts)].sum(axis=1).to_numpy(), 1e-300),
+            hovertemplate="%{y}<br>" + label(name) + f": {hover} (%{{customdata:.1f}} %)<extra></extra>",
+        )
+    return fig.update_layout(barmode="stack").update_xaxes(tickformat=",")
+
+
+def time_parts(table: pd.DataFrame) -> go.Figure:
+    """Where the time went: `tables.time_parts`."""
+    return _stacked(table, "time (s)", TIME, "%{x:,.3f} s")
+
+
+def gigabytes(table: pd.DataFrame) -> go.Figure:
+    """Bytes to the GPU by cause: `tables.gigabytes`."""
+    return _stacked(table, "sent to the GPU (GB)", {c: (c, colour) for c, colour in CAUSE.items()}, "%{x:,.1f} GB")
+
+
+def prefetch_ends(table: pd.DataFrame) -> go.Figure:
+    """What came of each prefetch, counts: `tables.prefetching`."""
+    parts = {name: (name, colour) for name, colour in PREFETCHED.items()}
+    return _stacked(table, "prefetches (transfers)", parts, "%{x:,}")
+
+
+def prefetch_rates(table: pd.DataFrame) -> go.Figure:
+    """Accuracy, coverage and timeliness, a row per run: `tables.prefetching`."""
+    names = list(map(str, table.index))
+    fig = rows_canvas(names, "share (%)")
+    for (name, symbol), colour in zip(RATES.items(), (CAUSE["prefetch"], "#0e9b74", "#e69f00"), strict=True):
+        fig.add_scatter(
+            x=100 * table[name].to_numpy(np.float64),
+            y=short_labels(names),
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "size": 13, "color": colour},
+            hovertemplate="%{y}<br>" + name + ": %{x:.1f} %<extra></extra>",
+        )
+    return fig.update_xaxes(range=[-2, 102])
+
+
+def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str]) -> go.Figure:
+    """TPOT: mean and percentiles of `tables.latencies`, and a dot per request where a record has them.
+
+    requests: run -> float64 [requests] in ms. policies: of each row, for its colour.
+    """
+    names = list(map(str, table.index))
+    fig, short, colour = rows_canvas(names, "TPOT (ms per token)"), short_labels(names), colours(policies)
+    for name, text, policy in zip(names, short, policies, strict=True):
+        values = _thinned(requests.get(name, np.zeros(0)))
+        if len(values):
+            fig.add_scatter(
+                x=values,
+                y=[text] * len(values),
+                mode="markers",
+                showlegend=False,
+                marker={"size": 9, "opacity": 0.35, "color": colour[policy]},
+                hovertemplate="%{y}: a request of %{x:.2f} ms per token<extra></extra>",
+            )
+    for key, symbol in (("mean", "x-thin"), ("p50", "line-ns"), ("p95", "triangle-down"), ("p99", "triangle-right")):
+        fig.add_scatter(
+            x=table[f"tpot_{key}"].to_numpy(np.float64),
+            y=short,
+            mode="markers",
+            name=key,
+            marker={"symbol": f"{symbol}-open", "size": 12, "color": GREY, "line": {"width": 2.5, "color": GREY}},
+            hovertemplate="%{y}: " + key + " %{x:.2f} ms<extra></extra>",
+        )
+    return fig.update_xaxes(rangemode="tozero")
+
+
+def _thinned(values: Float, most: int = 400) -> Float:
+    """At most `most` of them, evenly by rank, first and last kept."""
+    ranked = np.sort(values[np.isfinite(values)])
+    if len(ranked) <= most:
+        return ranked
+    return ranked[np.linspace(0, len(ranked) - 1, most).round().astype(np.int64)]
+
+
+def step_times(steps: dict[str, Float], policies: Sequence[str]) -> go.Figure:
+    """How long decode steps take: share of steps at most so long. steps: run -> float64 [steps] in ms."""
+    fig = canvas(380, "duration of a decode step (ms)", "share of decode steps (%)")
+    colour, short = colours(policies), short_labels(list(steps))
+    for (_, values), policy, text in zip(steps.items(), policies, short, strict=True):
+        ranked = _thinned(values)
+        fig.add_scatter(
+            x=ranked,
+            y=np.linspace(100 / max(len(ranked), 1), 100, len(ranked)),
+            mode="lines",
+            name=text,
+            line={"shape": "hv", "width": 2.2, "color": colour[policy]},
+            hovertemplate="%{y:.1f} % of the steps take at most %{x:.2f} ms<extra>%{fullData.name}</extra>",
+        )
+    known = np.concatenate([*steps.values(), np.zeros(0)])
+    known = known[known > 0]
+    if len(known) and known.max() > MANY_TIMES * known.min():
+        fig.update_xaxes(type="log", dtick="D2")
+    return fig
+
+
+def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
+    """A heatmap of shares (of 1) [runs, L], layers along x. what: of what, for the colour bar, in percent."""
+    fig = canvas(112 + ROW * len(names), "MoE layer")
+    fig.add_heatmap(
+        z=(100 * shares).astype(np.float32),
+        x=np.arange(shares.shape[1]),
+        y=short_labels(names),
+        colorscale=SCALE,
+        xgap=1,
+        ygap=2,
+        colorbar=_colorbar(what),
+        hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
+        hoverongaps=False,
+    )
+    fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
+    return fig.update_xaxes(showgrid=False, zeroline=False)
+
+
+def _colorbar(title: str) -> dict[str, Any]:
+    place = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
+    return {"title": {"text": title, "side": "top", "font": {"size": 13}}, "lenmode": "pixels", "len": 240, **place}
+
+
+def answers_by_layer(counts: dict[str, npt.NDArray[np.int64]]) -> go.Figure:
+    """What the miss policy answered, a bar per layer: `series.answers_by_layer`."""
+    fig = canvas(320, "MoE layer", "answers (token, slot)")
+    for name, values in counts.items():
+        if values.any():
+            fig.add_bar(
+                x=np.arange(len(values)),
+                y=values,
+                name=name,
+                marker={"color": ANSWER[name]},
+                hovertemplate="layer %{x}: " + name + " %{y:,}<extra></extra>",
+            )
+    return fig.update_layout(barmode="stack", bargap=0.15)
+
+
+def bounds(table: pd.DataFrame) -> go.Figure:
+    """How near each run is to its bounds: `tables.bounds`."""
+    names = list(map(str, table.index))
+    fig = rows_canvas(names, "bound (% of the run's time)")
+    fig.add_bar(
+        x=[100.0] * len(names),
+        y=short_labels(names),
+        orientation="h",
+        marker={"color": "rgba(138,148,158,0.30)"},
+        name="the run",
+        hoverinfo="skip",
+    )
+    for column, (symbol, colour) in BOUND_MARKS.items():
+        values = 100 * table[column].to_numpy(np.float64)
+        if np.isfinite(values).any():
+            fig.add_scatter(
+                x=values,
+                y=short_labels(names),
+                mode="markers",
+                name=LIMITS[column],
+                marker={"symbol": symbol, "size": 13, "color": colour},
+                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + LIMITS[column] + "<extra></extra>",
+            )
+    return fig.update_xaxes(range=[0, 104])
+
+
+def errors(table: pd.DataFrame) -> go.Figure:
+    """Simulated minus measured, by part of the time: `tables.errors`. A row per part, a bar per pair."""
+    parts = [part for part in TIME if np.any(table[part].to_numpy(np.float64))]
+    fig = canvas(120 + ROW * (len(parts) + 1) * max(1, len(table)), "simulated - measured (% of the measured time)")
+    texts = [TIME[part][0] for part in parts] + ["total"]
+    colour = colours(map(str, table.index))
+    for (name, row), text in zip(table.iterrows(), short_labels(list(map(str, table.index))), strict=True):
+        fig.add_bar(
+            x=[100 * row[part] for part in [*parts, "total"]],
+            y=texts,
+            orientation="h",
+            name=text,
+            marker={"color": colour[str(name)]},
+            hovertemplate="%{y}: %{x:+.2f} %<extra>%{fullData.name}</extra>",
+        )
+    fig.update_yaxes(categoryorder="array", categoryarray=texts[::-1], showgrid=False)
+    return fig.update_layout(barmode="group")

@@ -1,0 +1,136 @@
+"""Sections as one HTML page that asks nobody for anything: style, script and plotly.js are in it, once.
+
+Every text is escaped here, whoever wrote it; figures travel as JSON that cannot end its script element, and a content
+security policy forbids the page any request, should something have slipped through.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from analysis.pages.legend import legend
+from analysis.pages.panels import Cells, Panel, Section
+from analysis.reading.words import markup
+from sim import __version__
+
+LONG = 44  # characters that a cell may have on one line
+HERE = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
+
+
+def render(sections: list[Section], notes: list[str], title: str) -> str:
+    """The whole page. notes: what must be said before any figure."""
+    ids = {panel.key: f"p{i}" for i, panel in enumerate(panel for section in sections for panel in section.panels)}
+    figures = {ids[p.key]: _figure(p) for section in sections for p in section.panels if p.figure is not None}
+    body = "\n".join(_section(section, ids, figures) for section in sections)
+    for figure in figures.values():
+        figure["layout"]["showlegend"] = False  # the page has it
+    parts = {
+        "POLICY": POLICY,
+        "TITLE": markup(title),
+        "VERSION": markup(__version__),
+        "STYLE": (HERE / "report.css").read_text(),
+        "LINKS": "\n".join(f'<li><a href="#{s.key}">{markup(s.heading)}</a></li>' for s in sections),
+        "NOTES": "".join(f'<p class="loud">{markup(note)}</p>' for note in notes),
+        "BODY": body,
+        "FIGURES": _for_script(json.dumps(figures, separators=(",", ":"))),
+        "PLOTLY": get_plotlyjs().replace("</script", "<\\/script"),
+        "SCRIPT": (HERE / "report.js").read_text(),
+    }
+    # one pass over the template: what is put in is never looked at again
+    pieces = (HERE / "report.html").read_text().split("@@")
+    return "".join(piece if i % 2 == 0 else parts[piece] for i, piece in enumerate(pieces))
+
+
+def _for_script(code: str) -> str:
+    """JSON that no HTML parser takes for the end of its element, nor for a comment."""
+    for mark in "<>&\u2028\u2029":
+        code = code.replace(mark, f"\\u{ord(mark):04x}")
+    return code
+
+
+def _figure(panel: Panel) -> dict[str, Any]:
+    """Data and layout as plotly.js takes them, and what a heatmap's choice of layers puts in."""
+    assert panel.figure is not None
+    figure: dict[str, Any] = json.loads(plotly.io.to_json(panel.figure, validate=False, remove_uids=True))
+    figure["layout"].pop("template", None)
+    if len(panel.choices) > 1:
+        arrays = go.Figure([go.Heatmap(z=z) for _, z in panel.choices])  # as a figure, they are packed in base 64
+        encoded = json.loads(plotly.io.to_json(arrays, validate=False))
+        figure["choices"] = [trace["z"] for trace in encoded["data"]]
+    return figure
+
+
+def _section(section: Section, ids: dict[str, str], figures: dict[str, dict[str, Any]]) -> str:
+    panels = "\n".join(_panel(panel, ids[panel.key], figures.get(ids[panel.key])) for panel in section.panels)
+    remarks = "".join(f'<p class="remark">{markup(remark)}</p>' for remark in section.remarks)
+    return (
+        f'<section id="{section.key}" aria-labelledby="{section.key}-h">'
+        f'<h2 id="{section.key}-h">{markup(section.heading)}</h2>'
+        f'{remarks}<div class="panels">{panels}</div></section>'
+    )
+
+
+def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
+    wide = " wide" if panel.wide else ""
+    caption = f'<p class="caption" id="{key}-c">{markup(panel.caption)}</p>' if panel.caption else ""
+    if figure is None:
+        table = _table(panel.table, panel.title, key) if panel.table else ""
+        facts = "".join(f"<div><dt>{markup(name)}</dt><dd>{markup(value)}</dd></div>" for name, value in panel.facts)
+        table += f"<dl>{facts}</dl>" if facts else ""
+        return f'<div class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>{table}{caption}</div>'
+    described = f' aria-describedby="{key}-c"' if panel.caption else ""
+    plot = f'<div class="plot" id="{key}" role="img" aria-labelledby="{key}-t"{described}></div>'
+    table = ""
+    if panel.table:
+        shown = _table(panel.table, panel.title, key)
+        table = f"<details><summary>The same as a table</summary>{shown}</details>"
+    return (
+        f'<figure class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>'
+        f"{_choices(panel, key)}{legend(figure)}{plot}"
+        f"<figcaption>{caption}{table}</figcaption></figure>"
+    )
+
+
+def _choices(panel: Panel, key: str) -> str:
+    """A select of the layers that a heatmap can show."""
+    if len(panel.choices) < 2:
+        return ""
+    options = "".join(
+        f'<option value="{i}"{" selected" if i == panel.chosen else ""}>{markup(name)}</option>'
+        for i, (name, _) in enumerate(panel.choices)
+    )
+    return f'<p class="choice"><label>Shown: <select data-for="{key}">{options}</select></label></p>'
+
+
+def _table(cells: Cells, caption: str, key: str) -> str:
+    """A table that scrolls sideways in a frame of its own, reachable by keyboard. The row's name is its heading."""
+    titles, rows = cells
+    name = titles.index("run") if "run" in titles else 0
+    numbers = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(titles)
+    head = "".join(
+        f'<th scope="col"{" class=n" if number else ""}>{markup(title)}</th>'
+        for title, number in zip(titles, numbers, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(_cell(value, i == name) for i, value in enumerate(row))}</tr>" for row in rows)
+    return (
+        f'<div class="frame" tabindex="0" role="region" aria-labelledby="{key}-t"><table>'
+        f"<caption>{markup(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: str, heading: bool) -> str:
+    if heading:
+        return f'<th scope="row"{" class=long" if len(value) > LONG else ""}>{markup(value)}</th>'
+    kind = ' class="n"' if _is_number(value) else ' class="long"' if len(value) > LONG else ""
+    return f"<td{kind}>{markup(value)}</td>"
+
+
+def _is_number(value: str) -> bool:
+    return value[:1] in tuple("+-0123456789") and any(c.isdigit() for c in value[:2])

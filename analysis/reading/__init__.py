@@ -1,0 +1,1 @@
+"""Runs read and checked."""

@@ -1,0 +1,106 @@
+"""A record read for analysis: of a bounded size, of the run that the summary tells of, and safe to index with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.core.log import COLUMNS
+from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
+from sim.machines.record import LAYER, Group, RunRecord, load
+from traces.errors import UserError
+from traces.format.members import find_members, open_zip
+
+STEPS = ("prefill", "begin_ns", "end_ns", "rows")
+REQUESTS = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "first_decode", "generated", "last_prefill_step")
+EXTRA = {"transfers": ("layer", "bytes", "low")}
+
+
+def read_record(path: Path, summary: dict[str, Any]) -> RunRecord:
+    """The record at `path`, the one that `summary` was made from. Raises UserError, one line."""
+    _check_sizes(path)
+    record, meta = load(path)
+    if not isinstance(meta.get("spec"), dict) or meta["spec"] != summary["spec"]:
+        raise UserError(f"{path}: is the record of another run than the summary.json beside it: spec differs")
+    wrong = _wrong(record, summary)
+    if wrong:
+        raise UserError(f"{path}: is no record of this run: {wrong}")
+    return record
+
+
+def _check_sizes(path: Path) -> None:
+    """Every array declares what the file holds, before one of them is allocated."""
+    with open_zip(path) as archive:
+        names = tuple(info.filename.removesuffix(".npy") for info in archive.infolist())
+        find_members(archive, path, names)
+
+
+def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
+    """What is wrong with it, or None: a missing or uneven column, an index out of range, other sums."""
+    layers, experts = summary["trace"]["moe_layers"], summary["trace"]["n_experts"]
+    groups: list[tuple[str, Group, tuple[str, ...]]] = [
+        ("steps", record.steps, STEPS),
+        ("requests", record.requests, REQUESTS),
+        ("layer", record.layer, tuple(LAYER)),
+    ]
+    for name, words in COLUMNS.items() if record.groups else ():
+        groups.append((name, record.groups.get(name, {}), (*words.split(), *EXTRA.get(name, ()))))
+    for name, group, columns in groups:
+        wrong = _uneven(name, group, columns)
+        if wrong:
+            return wrong
+    if len(record.steps["end_ns"]) == 0 or not 0 <= record.warmup_steps < len(record.steps["end_ns"]):
+        return f"warmup_steps is {record.warmup_steps} of {len(record.steps['end_ns'])} steps"
+    spent = int(record.steps["end_ns"][-1] - record.steps["begin_ns"][record.warmup_steps])
+    if spent != summary["time_ns"]:
+        return f"its steps last {spent} ns; time_ns of summary.json is {summary['time_ns']}"
+    if len(record.layer["hits"]) != layers:
+        return f"layer.hits has {len(record.layer['hits'])} rows; trace.moe_layers is {layers}"
+    return _outside(record, layers, experts)
+
+
+def _uneven(name: str, group: dict[str, Any], columns: tuple[str, ...]) -> str | None:
+    sizes = set()
+    for column in columns:
+        if column not in group:
+            return f"{name}.{column} is missing"
+        values = group[column]
+        if values.ndim != 1 or values.dtype.kind not in "iuf":
+            return f"{name}.{column} has shape {values.shape}, dtype {values.dtype}; one number a row is required"
+        sizes.add(len(values))
+    return f"{name}: columns of {sorted(sizes)} rows; equal lengths are required" if len(sizes) > 1 else None
+
+
+def _outside(record: RunRecord, layers: int, experts: int) -> str | None:
+    """The first column that points outside what it points into."""
+    n_steps, decode = len(record.steps["prefill"]), int((record.steps["prefill"] == 0).sum())
+    r = record.requests
+    limits = [
+        ("requests.first_decode", r["first_decode"], 0, decode + 1),
+        ("requests.generated", r["generated"], 0, decode + 1),
+        ("requests.generated", (r["first_decode"] + r["generated"])[r["generated"] > 0], 0, decode + 1),
+    ]
+    if record.groups:
+        visits, executions = record.groups["visits"], record.groups["executions"]
+        transfers, answers = record.groups["transfers"], record.groups["answers"]
+        n = len(visits["step"])
+        limits += [
+            ("visits.step", visits["step"], 0, n_steps),
+            ("visits.layer", visits["layer"], 0, layers),
+            ("executions.visit", executions["visit"], 0, n),
+            ("executions.expert", executions["expert"], 0, experts),
+            ("transfers.layer", transfers["layer"], 0, layers),
+            ("transfers.expert", transfers["expert"], 0, experts),
+            ("transfers.cause", transfers["cause"], 0, len(CAUSES)),
+            ("transfers.outcome", transfers["outcome"], 0, len(OUTCOMES)),
+            ("transfers.victim", transfers["victim"], -1, 2 * layers * experts),
+            ("transfers.low", transfers["low"], 0, 2),
+            ("executions.low", executions["low"], 0, 2),
+            ("answers.visit", answers["visit"], 0, n),
+            ("answers.answer", answers["answer"], 0, len(ANSWERS)),
+        ]
+    for name, values, least, end in limits:
+        bad = np.flatnonzero((values < least) | (values >= end))
+        if len(bad):
+            return f"{name}[{bad[0]}] is {values[bad[0]]}; it lies in [{least}, {end})"
+    return None

@@ -1,0 +1,140 @@
+"""A full record over time: what filled the slots and what the link carried, in bins, however long the run.
+
+Not sampled: each column is the mean over its bin of a step function, taken as the difference of the function's
+integral at the bin's two edges, so that bins add up to the record's own totals.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
+from sim.machines.record import Group, RunRecord
+
+Bool = npt.NDArray[np.bool_]
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+BINS = 400
+LANDED, UNFINISHED = OUTCOMES.index("landed"), OUTCOMES.index("unfinished")
+DEMAND = CAUSES.index("demand")
+
+
+def edges(record: RunRecord, bins: int = BINS) -> Float:
+    """Edges of equal bins, float64 [bins + 1] in ns, from the begin of the first counted step to the end."""
+    begin, end = record.steps["begin_ns"][record.warmup_steps], record.steps["end_ns"][-1]
+    return np.linspace(float(begin), float(max(end, begin + 1)), bins + 1)
+
+
+def link_use(record: RunRecord, at: Float) -> dict[str, Float]:
+    """Share of each bin in which the link moves data, by cause: float64 [bins] each.
+
+    With `at` from `edges`, shares times bin widths add up to the summary's `link_busy_ns`.
+    """
+    t = record.groups["transfers"]
+    moved = (t["started_ns"] >= 0) & ((t["outcome"] == LANDED) | (t["outcome"] == UNFINISHED))
+    stop = np.where(t["outcome"] == LANDED, t["landed_ns"], record.steps["end_ns"][-1])
+    out = {}
+    for code, cause in enumerate(CAUSES):
+        mine = moved & (t["cause"] == code)
+        out[cause] = np.clip(_mean(t["started_ns"][mine], at) - _mean(stop[mine], at), 0.0, 1.0)
+    return out
+
+
+def _mean(times: Int, at: Float) -> Float:
+    """Mean over each bin of how many of `times` have come: float64 [bins]."""
+    when = np.sort(times).astype(np.float64)
+    moment = np.append(0.0, np.cumsum(when))
+    came = np.searchsorted(when, at, side="right")
+    integral = at * came - moment[came]
+    mean: Float = np.diff(integral) / np.diff(at)
+    return mean
+
+
+def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[str, Float]:
+    """Slots in use by what is in them, mean over each bin: float64 [bins] each.
+
+    first: slots that placement filled before time 0. An expert is resident from its landing to the commit of the
+    transfer that takes its slot; a prefetched one is used from its first execution on the GPU. Low-precision copies,
+    which have slots of their own, are counted with them.
+    """
+    t, end = record.groups["transfers"], int(record.steps["end_ns"][-1])
+    landed, low = t["outcome"] == LANDED, t["low"] == 1
+    on_link = t["committed_ns"] >= 0
+    ids = _copies(record, n_experts)
+    gone, first_gone = _evictions(t, ids, end)
+    used = np.minimum(_first_use(record, ids, n_experts, end), gone)
+    fetched = landed & (t["cause"] == DEMAND) & ~low
+    prefetched = landed & (t["cause"] != DEMAND) & ~low
+    arrives = np.where(landed, t["landed_ns"], end)
+    out = {
+        "first residents": np.full(len(at) - 1, float(first)) - _mean(first_gone, at),
+        "fetched on demand": _between(t["landed_ns"], gone, fetched, at),
+        "prefetched, used": _between(used, gone, prefetched, at),
+        "prefetched, not used yet": _between(t["landed_ns"], used, prefetched, at),
+        "low-precision copies": _between(t["landed_ns"], gone, landed & low, at),
+        "on its way": _between(t["committed_ns"], arrives, on_link, at),
+    }
+    return {name: np.maximum(values, 0.0) for name, values in out.items()}
+
+
+def _between(begin: Int, end: Int, mine: Bool, at: Float) -> Float:
+    return _mean(begin[mine], at) - _mean(end[mine], at)
+
+
+def _copies(record: RunRecord, n_experts: int) -> Int:
+    """The global id that each transfer brings, int64 [transfers]: low-precision copies stand behind all experts."""
+    t = record.groups["transfers"]
+    return (t["low"] * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
+
+
+def _evictions(t: Group, ids: Int, end: int) -> tuple[Int, Int]:
+    """(when each transfer's expert left its slot again, int64 [transfers], the run's end where it stayed; when first
+    residents left theirs). An event's key sorts by global id, then by event."""
+    span = int(max(t["event"].max(initial=0), t["event_committed"].max(initial=0))) + 1
+    landed = np.flatnonzero(t["outcome"] == LANDED)
+    keys = ids[landed] * span + t["event"][landed]
+    order = np.argsort(keys)
+    landings, transfer = keys[order], landed[order]
+    takes = np.flatnonzero((t["victim"] >= 0) & (t["committed_ns"] >= 0))
+    # the landing that an eviction undoes is the last one before it, if it is of the same expert
+    before = np.searchsorted(landings, t["victim"][takes] * span + t["event_committed"][takes]) - 1
+    same = before >= 0
+    same[same] = landings[before[same]] // span == t["victim"][takes][same]
+    gone = np.full(len(ids), end, np.int64)
+    gone[transfer[before[same]]] = t["committed_ns"][takes][same]
+    return gone, t["committed_ns"][takes][~same]
+
+
+def _first_use(record: RunRecord, ids: Int, n_experts: int, end: int) -> Int:
+    """When each landed transfer's expert first ran on the GPU after its landing: int64 [transfers], `end` where it
+    never did. It may have been loaded anew before; whoever asks knows when it was evicted."""
+    t, x = record.groups["transfers"], record.groups["executions"]
+    gpu = np.flatnonzero(x["cpu"] == 0)
+    span = int(max(t["event"].max(initial=0), x["event"].max(initial=0))) + 1
+    layer = record.groups["visits"]["layer"][x["visit"][gpu]] + x["low"][gpu] * len(record.layer["hits"])
+    keys = (layer * n_experts + x["expert"][gpu]) * span + x["event"][gpu]
+    order = np.argsort(keys)
+    runs, begins = keys[order], x["begin_ns"][gpu][order]
+    after = np.searchsorted(runs, ids * span + np.maximum(t["event"], 0))
+    there = after < len(runs)
+    there[there] = runs[after[there]] // span == ids[there]
+    out = np.full(len(ids), end, np.int64)
+    out[there] = begins[after[there]]
+    return out
+
+
+def answers_by_layer(record: RunRecord) -> dict[str, Int]:
+    """What the miss policy answered in counted steps: int64 [L] (token, slot) entries for each answer."""
+    visits, answers = record.groups["visits"], record.groups["answers"]
+    counted = visits["step"][answers["visit"]] >= record.warmup_steps
+    layer = visits["layer"][answers["visit"]][counted]
+    n, code = len(record.layer["hits"]), answers["answer"][counted]
+    return {name: np.bincount(layer[code == i], minlength=n) for i, name in enumerate(ANSWERS)}
+
+
+def decode_step_ms(record: RunRecord) -> Float:
+    """How long each counted decode step took: float64 [decode steps] in ms."""
+    counted = np.arange(len(record.steps["prefill"])) >= record.warmup_steps
+    mine = counted & (record.steps["prefill"] == 0)
+    spent: Float = (record.steps["end_ns"] - record.steps["begin_ns"])[mine] / 1e6
+    return spent

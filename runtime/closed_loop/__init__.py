@@ -1,0 +1,1 @@
+"""Runs whose routing is known only as the model speaks."""

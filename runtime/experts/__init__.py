@@ -1,0 +1,1 @@
+"""Where an expert lies: its layout in memory, checkpoints, host memory and slots."""

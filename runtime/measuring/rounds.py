@@ -1,0 +1,125 @@
+"""Rounds of replays under a deadline: what calibration and validation measure with.
+
+Each round replays every arm once, in a seeded order of its own, so that whatever else the machine does meets all alike.
+A round begins only when it and what comes after the rounds would fit into the time that is left, by what rounds took so
+far. The deadline is looked at before every replay: a round that would not be finished is dropped whole when another one
+is complete. What is under way is never cut: by one replay, at most, the rounds miss the deadline.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from runtime.device.port import DeviceError
+from runtime.measuring.durations import Run
+
+A = TypeVar("A", bound=Hashable)
+MOST = 25  # rounds
+MARGIN = 0.1  # of what a round takes: the next one may take longer
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When everything must be done: `seconds` after it was made, by time.monotonic."""
+
+    seconds: float
+    began_s: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def gone_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    @property
+    def left_s(self) -> float:
+        return self.seconds - self.gone_s
+
+    def __str__(self) -> str:
+        return f"{self.gone_s:.0f} s gone, {max(0.0, self.left_s):.0f} s left of {self.seconds:g} s"
+
+
+@dataclass(frozen=True)
+class After:
+    """What comes after the rounds, in seconds: `share` of what a round takes, and `fixed_s`."""
+
+    share: float = 0.0
+    fixed_s: float = 0.0
+
+    def seconds(self, round_s: float) -> float:
+        return self.share * round_s + self.fixed_s
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What there is time for. round_s: what the first round is expected to take; after: what comes behind the last."""
+
+    deadline: Deadline
+    round_s: float
+    after: After = After()
+
+
+def progress(text: str) -> None:
+    """On stderr, also where nobody looks: the log of a rented machine must say where a run was."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measured(
+    arms: Sequence[A], replay: Callable[[A], Run], budget: Budget, repeats: int | None, seed: int
+) -> list[dict[A, Run]]:
+    """Complete rounds, at least one: `repeats` of them (None: MOST), or as many as the deadline leaves time for.
+
+    Raises DeviceError when the first is not complete by the deadline, or could not be.
+    """
+    deadline, round_s, after = budget.deadline, budget.round_s, budget.after
+    rng, began_s = np.random.default_rng(seed), deadline.gone_s
+    rounds: list[dict[A, Run]] = []
+    while len(rounds) < (repeats or MOST) and (not rounds or fits(round_s, after, deadline)):
+        of = "" if repeats is None else f" of {repeats}"
+        progress(f"round {len(rounds) + 1}{of}, which takes about {round_s:.0f} s: {deadline}")
+        order = [arms[i] for i in rng.permutation(len(arms))]
+        if not rounds:
+            found = complete(order, replay, deadline, "the first round", round_s)
+        else:
+            found = sweep(order, replay, deadline, round_s / len(arms), after.seconds(round_s))
+        if len(found) < len(arms):
+            break
+        rounds.append(found)
+        round_s = (deadline.gone_s - began_s) / len(rounds)
+    progress(f"{len(rounds)} round{'s' * (len(rounds) > 1)} done: {deadline}")
+    return rounds
+
+
+def fits(round_s: float, after: After, deadline: Deadline) -> bool:
+    """Whether another round, and what comes after it, can be done in the time that is left."""
+    return (1 + MARGIN) * round_s + after.seconds(round_s) <= deadline.left_s
+
+
+def sweep(
+    order: Sequence[A], replay: Callable[[A], Run], deadline: Deadline, each_s: float = 0.0, reserved_s: float = 0.0
+) -> dict[A, Run]:
+    """One replay of each arm; those that were done when the time that is left, but for the reserved, does not do for
+    the rest at `each_s` (0: is over)."""
+    out: dict[A, Run] = {}
+    for done, arm in enumerate(order):
+        if each_s * (len(order) - done) + reserved_s >= deadline.left_s:
+            break
+        out[arm] = replay(arm)
+    return out
+
+
+def complete(
+    order: Sequence[A], replay: Callable[[A], Run], deadline: Deadline, what: str, expected_s: float = 0.0
+) -> dict[A, Run]:
+    """One replay of each arm. Raises DeviceError, which says how many were done, when the deadline comes before the
+    last one, or before it could."""
+    found = {} if expected_s > deadline.left_s else sweep(order, replay, deadline)
+    if len(found) < len(order):
+        took = f", which would take about {expected_s:.0f} s" if expected_s else ""
+        raise DeviceError(
+            f"seconds: {deadline.seconds:g}: over after {len(found)} of the {len(order)} replays of {what}{took}; "
+            "fewer --caches, --batches or --steps take less, --seconds N gives more"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The third machine: a plan replayed on a device."""

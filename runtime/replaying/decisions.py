@@ -1,0 +1,141 @@
+"""What two runs of a plan decided, compared row by row while one of them runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sim.core import log as lg
+from sim.core import state as st
+from sim.core.plan import Plan
+from sim.machines.record import RunRecord
+
+# columns of each group that hold decisions; the others hold times, or are made of these
+DECISIONS = {
+    "visits": ("event", "step", "layer", "wanted", "hits", "late", "misses"),
+    "answers": ("event", "visit", "row", "slot", "wanted", "answer", "stand_in", "gate"),
+    "transfers": (
+        "visit",
+        "expert",
+        "cause",
+        "promoted",
+        "victim",
+        "outcome",
+        "event",
+        "event_queued",
+        "event_committed",
+    ),
+    "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu", "low"),
+}
+ROWS = {"visits": st.R_VISITS, "answers": st.R_ANSWERS, "transfers": st.R_TRANSFERS, "executions": st.R_EXECUTIONS}
+AT_ONCE = ("visit", "expert", "event_queued")  # of a transfer, what is known when it is queued
+
+
+class Difference(NamedTuple):
+    """Where two runs decided differently: row and column of a group of the record."""
+
+    group: str
+    row: int
+    column: str
+    recorded: int
+    replayed: int
+
+    def __str__(self) -> str:
+        return f"{self.group}[{self.row}].{self.column}: {self.recorded} in the record, {self.replayed} in the replay"
+
+
+@dataclass
+class Outcome:
+    """What a lock-step came to. compared: decisions (values) by group; difference: the first, None where all are equal;
+    error: what the replay could not do, e.g. a choice that the core refuses."""
+
+    compared: dict[str, int] = field(default_factory=dict)
+    difference: Difference | None = None
+    error: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        return self.difference is None and self.error is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        return {
+            "equal": self.equal,
+            "compared": dict(self.compared),
+            "decisions": sum(self.compared.values()),
+            "difference": None if self.difference is None else str(self.difference),
+            "error": self.error,
+        }
+
+
+class Unequal(RuntimeError):
+    """The replay cannot go on: it decided differently, or the record is none of this plan."""
+
+
+class Comparison:
+    """Rows that a running log has, against the record's, as they are written."""
+
+    def __init__(self, plan: Plan, record: RunRecord) -> None:
+        n_experts, full = plan.n_experts, plan.experts.shape[1] * plan.n_experts
+        self.recorded: dict[str, dict[str, Any]] = {}
+        for name, group in record.groups.items():
+            columns = {column: group[column] for column in DECISIONS[name]}
+            if name == "transfers":
+                columns["expert"] = group["expert"] + group["layer"] * n_experts + group["low"] * full
+            if name == "executions":
+                layer = record.groups["visits"]["layer"][group["visit"]]
+                columns["expert"] = group["expert"] + layer * n_experts + group["low"] * full
+            self.recorded[name] = columns
+        self.rows = dict.fromkeys(DECISIONS, 0)
+        self.outcome = Outcome()
+
+    def look(self, s: st.State, log: lg.Log) -> None:
+        """The rows written since the last look, but for what of a transfer is not known yet. Raises Unequal."""
+        for name in DECISIONS:
+            first, last = self.rows[name], int(s.c[ROWS[name]])
+            columns = AT_ONCE if name == "transfers" else DECISIONS[name]
+            if last > first:
+                self._compare(name, first, last, columns, log)
+                self.rows[name] = last
+
+    def finish(self, s: st.State, log: lg.Log) -> None:
+        """Everything, in full, and that nothing is missing. Raises Unequal."""
+        for name, columns in DECISIONS.items():
+            recorded, rows = self.recorded[name], int(s.c[ROWS[name]])
+            if rows < len(recorded["event"]):
+                self._differs(Difference(name, rows, "event", int(recorded["event"][rows]), -1))
+            self._compare(name, 0, rows, columns, log)
+            self.outcome.compared[name] = rows * len(columns)
+
+    def _compare(self, name: str, first: int, last: int, columns: tuple[str, ...], log: lg.Log) -> None:
+        table, recorded = getattr(log, name), self.recorded[name]
+        for column in columns:
+            here = table[first:last, lg.COLUMNS[name].split().index(column)]
+            there = recorded[column][first:last]
+            if len(there) < len(here):
+                self._differs(Difference(name, len(recorded[column]), column, -1, int(here[len(there)])))
+            wrong = np.flatnonzero(here != there)
+            if len(wrong):
+                i = int(wrong[0])
+                self._differs(Difference(name, first + i, column, int(there[i]), int(here[i])))
+
+    @contextmanager
+    def noting(self, again: bool = False) -> Iterator[None]:
+        """What is raised of a replay that cannot go on is noted in the outcome; `again`: and raised."""
+        try:
+            yield
+        except Unequal as error:
+            if self.outcome.difference is None:
+                self.outcome.error = self.outcome.error or str(error)
+            if again:
+                raise
+        except RuntimeError as error:  # IllegalTransition and its kin
+            self.outcome.error = f"{type(error).__name__}: {error}"
+            if again:
+                raise
+
+    def _differs(self, difference: Difference) -> None:
+        self.outcome.difference = self.outcome.difference or difference
+        raise Unequal(str(difference))

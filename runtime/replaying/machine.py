@@ -1,0 +1,433 @@
+"""The torch machine: a plan run on a real device, with the choices of sim.core and the time of a clock on the wall.
+
+It is the third machine beside sim.machines.compiled and discrete, and reads like the latter: one host thread walks
+through steps and layers, the link lands and commits beside it. What differs is where durations come from.
+
+    dense part      kernels; then the router's ids are copied to the host, which waits for them   -> dense, decide
+    routed          sim.core decides (under the port's lock), and commits: copies go onto the link
+    experts         the GPU takes a group, runs it from its slots, the host waits for its end       -> experts
+    stall           nothing is ready: the host waits until a landing makes something ready          -> stall
+    end of layer    waits for experts computed on the CPU, beside the GPU                            -> cpu_wait
+    end of step     final norm, LM head, the next tokens to the host                                 -> head
+
+Every interval of the host's clock belongs to exactly one of the six: the machine puts marks, and what lies between two
+marks goes to one part (`lap`). The parts add up to the time because nothing else is ever measured. What the host does
+between two kernels is in the part that the GPU waits in: that is what an engine pays. The dense part ends where its
+kernels end, by the device's clock; reading back and deciding is `decide`.
+
+A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); that is its place in the order
+of events. `landed_ns` is when it ended, unless something else stands between in that order. The next transfer is
+committed at once, in the same hold of the lock. A slot is safe by events (runtime.experts.store); the core's hold on an
+expert (WORK > 0) ends at its group's end.
+
+Where time is simulated (runtime.device.virtual, given the plan's durations) this machine's record equals the compiled
+machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code
+in the same order, and only the durations are the device's.
+
+The API, for what is built on it:
+
+    port = device.port.choose("cpu", link_gbps=5)             the device
+    store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source)
+    work = CatalogWork(port, model, store, batches, ...)      or your own: runtime.replaying.work.Work
+    record = Machine(plan, port, store, work).run()           a whole replay; Machine(...).start(), begin_step(step),
+                                                              dense(step, layer), visit(step, layer), end_step(step) and
+                                                              finish() are its pieces, for whoever drives the walk
+
+    runtime.replay.prepared(setting, port, options)           the three from a sim.prepare.Setting, as a context manager
+    runtime.replay.replay(setting, port, options)             -> list of RunRecord, one per repeat
+"""
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from runtime.device.port import Event, Port
+from runtime.device.worker import failing
+from runtime.experts.store import ExpertStore
+from runtime.replaying.order import GROUP, HOST, STEP, VISIT, AsTheyCome, Order
+from runtime.replaying.work import Job, Work, by_expert
+from sim.core import log as lg
+from sim.core import state as st
+from sim.core.hooks import explained, new_hooks
+from sim.core.inputs import inputs
+from sim.core.link import next_commit, waiting
+from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
+from sim.core.plan import Plan
+from sim.core.residency import land
+from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, SLOT, TRANSFER, WORK, IllegalTransition
+from sim.core.visit import decide, finish_group, finish_host, take_group
+from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.machines.record import RunRecord
+
+
+class Machine:
+    """One run. order: how completions are ordered (default: as they come)."""
+
+    def __init__(
+        self, plan: Plan, port: Port, store: ExpertStore, work: Work, order: Callable[["Machine"], Order] = AsTheyCome
+    ) -> None:
+        self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
+        self.s, found, self.clock = begin_run(plan, True)
+        assert found is not None
+        self.log = found
+        self.route, self.miss, self.ahead = inputs(plan, self.s, True)
+        self.asks = self.miss is not None and self.miss.asks
+        self.hooks = None if self.miss is None else new_hooks(plan)
+        low = plan.low or plan.costs
+        # both by whether it is a low-precision copy
+        self.expert_ns = (plan.costs.expert_ns.tolist(), low.expert_ns.tolist())
+        self.transfer_ns = (plan.costs.transfer_ns.tolist(), low.transfer_ns.tolist())
+        self.order: Order = order(self)
+        self.commit_due = self.ended = False
+        self.stalled_since = -1  # -1: the GPU does not stall
+        self.cause = 0
+        self.taken = 0
+        self.layer = 0
+        self.origin = self.mark = 0
+        # of the device's clock, mapped to the host's: nothing in the record is earlier than what stands before it
+        self.latest = self.link_free = 0
+        self.counted_from = 0  # link time before the end of the warm-up counts for nothing
+        self.copies: dict[int, Any] = {}
+        self.row_of = np.zeros(plan.experts.shape[0], np.int64)
+
+    # --- the clock -----------------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """Nanoseconds since time 0."""
+        return self.port.now_ns() - self.origin
+
+    def lap(self, part: int, at: int | None = None) -> int:
+        """What has passed since the last mark belongs to `part`; the new mark."""
+        now = self.now() if at is None else min(max(at, self.mark), self.now())
+        self.clock.k[part] += now - self.mark
+        self.mark = now
+        return now
+
+    # --- the link: all of it with the lock held --------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Something was queued, landed or released: the link may take more, before time goes on."""
+        if not self.commit_due and waiting(self.s):
+            self.commit_due = True
+            self.port.soon(self.commit)
+
+    def commit(self) -> None:
+        """Commit as much as the depth and the slots allow."""
+        self.commit_due = False
+        if self.ended:
+            return
+        s, costs = self.s, self.costs
+        while waiting(s):
+            behind = int(s.c[FLIGHT_LEN] > 0)
+            g = int(next_commit(s, self.log, self.hooks))
+            if g < 0:
+                return
+            row = self.log.transfers[s.x[g, TRANSFER]]
+            row[lg.T_COMMITTED] = self.latest = self.now()
+            self.clock.starts[g] = NEVER
+            gap = 0 if behind else costs.commit_gap_ns
+            planned = self.transfer_ns[self.is_low(g)][behind]
+            self.copies[g] = self.store.fetch(g, int(s.x[g, SLOT]), self._observer(g), planned, gap)
+
+    def is_low(self, g: int) -> bool:
+        """Whether a global id is that of a low-precision copy."""
+        return bool(g >= self.s.c[st.N_FULL])
+
+    def _observer(self, g: int) -> Callable[[int, int], None]:
+        def ended(started_ns: int, landed_ns: int) -> None:
+            with self.port.lock:
+                if not self.ended:  # what lands after the run is nobody's
+                    self.order.arrive(g, started_ns - self.origin, landed_ns - self.origin)
+
+        return ended
+
+    def landed(self, g: int, started_ns: int, landed_ns: int) -> None:
+        """The copy of expert g, the oldest committed one, has landed."""
+        s = self.s
+        transfer = int(s.x[g, TRANSFER])
+        committed = int(self.log.transfers[transfer, lg.T_COMMITTED])
+        landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
+        started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
+        self.link_free = landed_ns
+        if self.stalled_since >= 0:
+            self._count_stall(max(self.now(), self.stalled_since), self._why())
+        found = int(land(s, self.log))
+        if found != g:
+            raise RuntimeError(f"expert {g} landed, but expert {found} was committed first")
+        del self.copies[g]
+        self.clock.starts[g], self.clock.lands[g] = started_ns, landed_ns
+        self.clock.k[LINK_BUSY] += landed_ns - max(started_ns, self.counted_from)
+        row = self.log.transfers[transfer]
+        row[lg.T_STARTED], row[lg.T_LANDED] = started_ns, landed_ns
+
+    def _why(self) -> int:
+        """What the GPU waits for, as the link stands: a late expert, a slot, or a demand."""
+        return 1 if self.s.c[st.N_WAITED] > 0 else (2 if waiting(self.s) else 0)
+
+    def _count_stall(self, now: int, cause: int) -> None:
+        """What the GPU has waited for since it last looked."""
+        ns, self.stalled_since, self.cause = now - self.stalled_since, now, cause
+        self.s.layer[self.layer, st.L_STALL_DEMAND + cause] += ns
+        self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += ns
+
+    # --- the walk --------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunRecord:
+        """Every step, every layer. Raises DeviceError when the device fails; the caller closes the port."""
+        layers = self.plan.experts.shape[1]
+        collecting = gc.isenabled()
+        with explained(self.plan, self.hooks), torch.inference_mode():
+            self.start()
+            gc.disable()
+            try:
+                for step in range(len(self.plan.step_prefill)):
+                    self.begin_step(step)
+                    for layer in range(layers):
+                        self.dense(step, layer)
+                        self.visit(step, layer)
+                    self.end_step(step)
+            except BaseException:
+                self.ended = True  # what still lands commits nothing more
+                raise
+            finally:
+                if collecting:
+                    gc.enable()
+            return self.finish()
+
+    def start(self) -> None:
+        """Time 0: the first residents are in their slots, every choice is compiled, nothing runs."""
+        warm(self.plan)
+        self.store.place({int(g): int(self.s.x[g, SLOT]) for g in self.plan.residents})
+        self.port.sync()
+        self.origin, self.mark = self.port.now_ns(), 0
+
+    def begin_step(self, step: int) -> None:
+        """A step begins where the last one ended."""
+        if step == self.plan.warmup_steps and step > 0:
+            with self.port.lock:
+                self._forget()
+        self.clock.begin[step] = self.mark
+        with failing("the device"):
+            self.work.begin_step(step)
+        first, last = self.plan.step_offset[step], self.plan.step_offset[step + 1]
+        self.tokens = self.plan.step_row[first:last]
+        self.row_of[self.tokens] = np.arange(last - first)
+
+    def _forget(self) -> None:
+        """Warm-up is over: every counter starts here."""
+        self.clock.k[NOW] = self.counted_from = self.mark
+        forget(self.s, self.clock)
+        self.clock.k[LINK_BUSY] = 0  # `landed` leaves out what lies before
+
+    def dense(self, step: int, layer: int) -> None:
+        """The dense part of one MoE layer, and its router's ids on the host."""
+        planned = int(self.costs.dense_ns[self.costs.cost_class[step], layer])
+        self.port.compute.launch(lambda: self.work.dense(layer), planned)
+        ended = self.port.compute.record()
+        self.port.compute.launch(self.work.read_back, self.costs.decide_ns)
+        self.port.compute.record().wait()
+        self.lap(DENSE, ended.time_ns() - self.origin)
+
+    def visit(self, step: int, layer: int) -> None:
+        """One visit, from the ids on the host to the end of its layer."""
+        host = self._routed(step, layer)
+        group, part = 0, DECIDE
+        while self.s.c[N_RUN] < self.s.c[N_WORK]:
+            self._run_group(layer, self._next_group(part), group)
+            group, part = group + 1, EXPERTS
+        if host:
+            self._wait_for_host(host)
+        self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_END] = self.mark
+
+    def _routed(self, step: int, layer: int) -> list[tuple[Event, Event]]:
+        """Decide, commit, and give out the work; returns the events around each expert on the CPU."""
+        s, log, self.layer = self.s, self.log, layer
+        self.order.turn(VISIT)
+        with self.port.lock:
+            first, answer = int(s.c[st.R_TRANSFERS]), int(s.c[st.R_ANSWERS])
+            decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
+            busy = int(s.c[FLIGHT_LEN] > 0)
+            self.routed_ns = self.latest = self.lap(DECIDE)
+            log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = self.routed_ns
+            log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = self.routed_ns
+            self.order.done(VISIT)
+        jobs, host_jobs = self._jobs(layer, answer)
+        self.jobs = jobs
+        with failing("the device"):
+            self.work.routed(jobs, host_jobs)
+        return [self._on_host(job, busy) for job in host_jobs.values()]
+
+    def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
+        """Who executes each (row, slot): its own expert, a stand-in, the CPU or nobody; in the order work was given."""
+        s, n, base = self.s, len(self.tokens), layer * self.plan.n_experts
+        known = self.plan.weights
+        if self.asks:
+            ids, weights = s.routed[:n].copy(), s.weight[:n].astype(np.float32)
+        else:
+            ids = self.plan.experts[self.tokens, layer].astype(np.int64)
+            weights = np.zeros(ids.shape, np.float32) if known is None else known[self.tokens, layer].astype(np.float32)
+        if known is None:  # nobody knows: an equal share for each
+            weights = np.full(ids.shape, 1 / ids.shape[1], np.float32)
+        on_cpu = np.zeros(ids.shape, np.bool_)
+        experts = np.where(ids >= 0, ids + base, -1)
+        if self.asks:
+            for row in self.log.answers[answer : s.c[st.R_ANSWERS]]:
+                at = self.row_of[row[lg.A_ROW]], row[lg.A_SLOT]
+                if row[lg.A_ANSWER] == ANSWER_SUBSTITUTE:
+                    experts[at] = base + row[lg.A_STAND_IN]
+                elif row[lg.A_ANSWER] == ANSWER_DROP:
+                    experts[at] = -1
+                elif row[lg.A_ANSWER] == ANSWER_LOW:
+                    experts[at] += s.c[st.N_FULL]
+                elif row[lg.A_ANSWER] == ANSWER_CPU:
+                    on_cpu[at] = True
+        return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
+
+    def _next_group(self, before: int) -> int:
+        """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
+        with self.port.lock:
+            self.taken = self.order.take()
+            if self.taken > 0:
+                return self.taken
+            self.stalled_since = self.lap(before)
+        self.port.wait_until(self._ready)
+        with self.port.lock:
+            self._count_stall(self.lap(STALL), self.cause)
+            self.stalled_since = -1
+        return self.taken
+
+    def _ready(self) -> bool:
+        self.taken = self.order.take()
+        return self.taken > 0
+
+    def _run_group(self, layer: int, n: int, group: int) -> None:
+        """The next n ready experts, from their slots; their marks; and their end."""
+        s, compute, began = self.s, self.port.compute, self.mark
+        ids = s.work[READY, s.c[N_RUN] : s.c[N_RUN] + n].tolist()
+        slots = s.x[ids, SLOT].tolist()
+        low = [self.is_low(g) for g in ids]
+        planned = [self.expert_ns[i][tokens] for i, tokens in zip(low, s.x[ids, WORK].tolist(), strict=True)]
+        reads = self.store.reading(slots)
+        compute.launch(_nothing, self.costs.group_ns)
+        marks = [compute.record()]
+        if n > 1 and self.work.group and not any(low):
+            jobs = [self.jobs[g] for g in ids]
+            compute.launch(lambda: self.work.experts(layer, jobs, slots), sum(planned), reads)
+            marks.append(compute.record())
+        else:
+            for g, slot, ns, access in zip(ids, slots, planned, reads, strict=True):
+                compute.launch(lambda g=g, slot=slot: self.work.expert(g, slot), ns, [access])  # type: ignore[misc]
+                marks.append(compute.record())
+        self.store.read(slots, marks[-1])
+        marks[-1].wait()
+        self.order.turn(GROUP)
+        with self.port.lock:
+            finish_group(s, self.log, n)
+            self.lap(EXPERTS)
+            self._time_executions(marks, n, group, began)
+            self.order.done(GROUP)
+
+    def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
+        """When each of the last n executions began and ended; one kernel's time is shared out by tokens."""
+        rows = self.log.executions[self.s.c[st.R_EXECUTIONS] - n : self.s.c[st.R_EXECUTIONS]]
+        times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
+        times[-1] = self.latest = max(times[-1], self.latest)
+        if len(times) < n + 1:
+            shares = np.cumsum([0, *rows[:, lg.X_TOKENS]]) / rows[:, lg.X_TOKENS].sum()
+            times = [times[0] + round(share * (times[-1] - times[0])) for share in shares.tolist()]
+        for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
+            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = begin, end, group
+
+    # --- the CPU beside the GPU ------------------------------------------------------------------------------------
+
+    def _on_host(self, job: Job, busy: int) -> tuple[Event, Event]:
+        host = self.port.host
+        begin = host.record()
+        planned = int(self.costs.cpu_expert_ns[busy][len(job.rows)])
+        host.launch(lambda: self.work.on_host(job), planned, [self.store.host_access(job.expert)])
+        return begin, host.record()
+
+    def _wait_for_host(self, host: list[tuple[Event, Event]]) -> None:
+        """The layer ends when the experts computed on the CPU are done too."""
+        self.lap(EXPERTS)
+        host[-1][1].wait()
+        self.port.compute.launch(self.work.join_host)
+        self.order.turn(HOST)
+        with self.port.lock:
+            before = self.mark
+            wait = self.lap(CPU_WAIT) - before
+            finish_host(self.s, self.log)
+            last = self.s.c[st.R_EXECUTIONS]
+            for row, (begin, end) in zip(self.log.executions[last - len(host) : last], host, strict=True):
+                row[lg.X_BEGIN] = max(begin.time_ns() - self.origin, self.routed_ns)
+                row[lg.X_END], row[lg.X_GROUP] = end.time_ns() - self.origin, -1
+            self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+            self.order.done(HOST)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def end_step(self, step: int) -> None:
+        """What follows the last MoE layer, and the end of the step."""
+        of_step, compute = self.costs.cost_class[step], self.port.compute
+        layers = self.plan.experts.shape[1]
+        compute.launch(lambda: self.work.dense(layers), int(self.costs.dense_ns[of_step, layers]))
+        ended = compute.record()
+        compute.launch(self.work.end, int(self.costs.head_ns[of_step]))
+        compute.record().wait()
+        self.work.check()
+        self.lap(DENSE, ended.time_ns() - self.origin)
+        self.order.turn(STEP)
+        with self.port.lock:
+            self.clock.end[step] = self.latest = self.lap(HEAD)
+            self.clock.event[step] = self.s.c[st.EVENTS]
+            self.s.c[st.EVENTS] += 1
+            self.order.done(STEP)
+
+    def finish(self) -> RunRecord:
+        """The run has ended: what is queued or under way is unfinished."""
+        with self.port.lock:
+            s, self.clock.k[NOW] = self.s, self.mark
+            for i in range(s.c[FLIGHT_LEN]):
+                g = int(s.work[st.FLIGHT, (s.c[FLIGHT_HEAD] + i) % len(s.x)])
+                self._note_start(g)
+            close(s, self.log, self.clock)
+            self.ended = True
+        self.port.sync()
+        return RunRecord.of(self.plan, s, self.log, self.clock)
+
+    def _note_start(self, g: int) -> None:
+        """When the transfer of expert g, still under way, began; `close` counts what of it lies in the run."""
+        started = self.copies[g].started_ns
+        if started is None:
+            return
+        started = max(started - self.origin, int(self.log.transfers[self.s.x[g, TRANSFER], lg.T_COMMITTED]))
+        self.log.transfers[self.s.x[g, TRANSFER], lg.T_STARTED] = started
+        self.clock.starts[g] = max(started, self.counted_from)
+
+    def residents(self) -> dict[int, int]:
+        """{expert: slot} of what is resident now."""
+        found = np.flatnonzero(self.s.x[:, st.STATE] == st.RESIDENT)
+        return {int(g): int(self.s.x[g, SLOT]) for g in found}
+
+
+def warm(plan: Plan) -> None:
+    """Compile every choice for this plan's types, or load it from the cache, on a state that is thrown away."""
+    s, log, clock = begin_run(plan, True)
+    route, miss, ahead = inputs(plan, s, True)
+    hooks = None if miss is None else new_hooks(plan)
+    with suppress(IllegalTransition):
+        decide(s, log, route, miss, ahead, 0, 0, hooks)
+        next_commit(s, log, hooks)
+        take_group(s, plan.group)
+        finish_group(s, log, 0)
+        finish_host(s, log)
+        forget(s, clock)
+        land(s, log)  # of a copy that may not be: refused, and compiled
+
+
+def _nothing() -> None:
+    """The set-up of a group: on a device its time passes on the host."""

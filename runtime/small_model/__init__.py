@@ -1,0 +1,1 @@
+"""The small model of this project."""

@@ -1,0 +1,1 @@
+"""Nanoseconds of an operation: roofline, measured, by class of step."""

@@ -1,0 +1,323 @@
+"""Nanoseconds of an operation: from a model, hardware, an engine and the shapes of the steps to the plan's
+cost tables.
+
+A GPU kernel lasts as long as the slower of its two demands, the roofline of Williams et al. 2009 (doi
+10.1145/1498765.1498785):
+
+    ns = max(bytes / (bandwidth x efficiency), operations / (peak x efficiency))
+
+Weights are read once per step and layer whatever the rows. 1 GB/s is 1 byte/ns and 1 TFLOP/s is 1000
+operations/ns. Everything is computed in float64 ns and rounded half-even once per entry; a table entry of
+several layers is the sum of the rounded layers. Efficiencies, set-ups and overheads are data, with their
+sources, in `sim.catalog`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.catalog.errors import CatalogError
+from sim.catalog.files import find
+from sim.catalog.weights import weight_bytes
+from sim.core.plan import Costs, Int, Low
+from sim.costs.classes import CostClasses, StepShapes, classify, layer_columns
+from sim.costs.measured import measured_costs
+
+if TYPE_CHECKING:
+    from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Fixed, Gpu, Hardware
+    from sim.catalog.model_spec import ModelSpec
+
+Float = npt.NDArray[np.float64]
+__all__ = [
+    "StepShapes",
+    "costs",
+    "cpu_expert_ns",
+    "cpu_terms_ns",
+    "expert_bytes",
+    "expert_ns",
+    "group_ns",
+    "head_ns",
+    "low_copies",
+    "memory",
+    "transfer_ns",
+]
+ACTIVATION_BYTES = 2
+LOGIT_BYTES = 4
+NO_MODEL = "model: none that the catalog knows; give --model NAME|FILE, or hardware with [fixed] durations"
+
+
+def costs(
+    model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, steps: StepShapes
+) -> Costs:
+    """The cost tables of a run. Raises CatalogError when a model is needed and there is none, or for an
+    unknown precision.
+
+    With hardware of [fixed] durations these replace every other term and no model is needed; without its
+    cpu_expert_ns the table of CPU times is zero and must not be used (`hardware.answers_cpu`). [measured] ones do the
+    same for the model that they were measured with.
+    """
+    if hardware.fixed is not None:
+        return _fixed_costs(hardware.fixed, steps)
+    if model is None:
+        raise CatalogError(NO_MODEL)
+    if hardware.measured is not None:
+        return measured_costs(model, hardware.measured, precision, steps)
+    precision = find("precision", precision)
+    classes = classify(steps, model.window)
+    return Costs(
+        dense_ns=_dense_table(model, hardware, engine, precision, steps, classes),
+        head_ns=head_ns(model, hardware, engine, precision, classes.rows, classes.prefill),
+        cost_class=classes.of_step,
+        decide_ns=hardware.decide_ns + engine.decide_ns,
+        group_ns=group_ns(hardware, engine),
+        expert_ns=expert_ns(model, hardware, engine, precision, steps.max_rows),
+        cpu_expert_ns=cpu_expert_ns(model, hardware, engine, precision, steps.max_rows),
+        transfer_ns=transfer_ns(hardware, engine, model.expert_bytes(precision)),
+        commit_gap_ns=hardware.commit_gap_ns,
+        commit_depth=hardware.commit_depth,
+    )
+
+
+def _fixed_costs(fixed: "Fixed", steps: StepShapes) -> Costs:
+    tokens = np.arange(steps.max_rows + 1)
+    per_column = np.bincount(layer_columns(steps), minlength=len(steps.moe_layers) + 1)
+    return Costs(
+        dense_ns=(fixed.dense_ns * per_column)[None, :],
+        head_ns=np.array([fixed.head_ns], np.int64),
+        cost_class=np.zeros(len(steps.prefill), np.int32),
+        decide_ns=fixed.decide_ns,
+        group_ns=fixed.group_ns,
+        expert_ns=np.where(tokens > 0, fixed.expert_ns, 0),
+        cpu_expert_ns=np.tile(np.where(tokens > 0, fixed.cpu_expert_ns or 0, 0), (2, 1)),
+        transfer_ns=np.array([fixed.transfer_ns] * 2, np.int64),
+        commit_gap_ns=fixed.commit_gap_ns,
+        commit_depth=fixed.commit_depth,
+    )
+
+
+def low_copies(
+    model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, slots: Int, max_rows: int
+) -> Low:
+    """Low-precision copies of a model's experts: bytes, transfers and executions as those of experts stored at
+    `precision`. Raises CatalogError where the hardware's [fixed] or [measured] durations have none."""
+    fixed = hardware.fixed
+    if hardware.measured is not None:
+        raise CatalogError("hardware: [measured] has no times of low-precision copies, which this policy needs")
+    if fixed is not None:
+        if fixed.low_transfer_ns is None or fixed.low_expert_ns is None:
+            raise CatalogError("hardware: [fixed] has no low_transfer_ns and low_expert_ns, which this policy needs")
+        by_tokens = np.where(np.arange(max_rows + 1) > 0, fixed.low_expert_ns, 0)
+        return Low(slots, fixed.low_bytes, np.array([fixed.low_transfer_ns] * 2, np.int64), by_tokens)
+    if model is None:
+        raise CatalogError(NO_MODEL)
+    precision = find("precision", precision)
+    size = model.expert_bytes(precision)
+    by_tokens = expert_ns(model, hardware, engine, precision, max_rows)
+    return Low(slots, size, transfer_ns(hardware, engine, size), by_tokens)
+
+
+def group_ns(hardware: "Hardware", engine: "Engine") -> int:
+    """Once per expert group: the engine's own time and the kernel launches that the GPU waits for."""
+    return engine.group_ns + engine.launches_per_group * _gpu(hardware).kernel_launch_ns
+
+
+def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
+    """One expert on the GPU by its tokens, int64 [max_tokens + 1], 0 tokens = 0.
+
+    bytes = weights + tokens x 2 bytes x (hidden in and out, intermediate written and read); operations = 2 x
+    tokens x weights; then the engine's time per expert, its launches, and the expansion of quantised weights
+    where a separate kernel does it.
+    """
+    tokens = np.arange(max_tokens + 1, dtype=np.float64)
+    weights = model.expert_bytes(precision)
+    activations = tokens * (ACTIVATION_BYTES * 2 * (model.hidden + model.expert_intermediate))
+    ns = _roofline(hardware, engine, precision, weights + activations, 2.0 * tokens * model.expert_params)
+    ns += engine.expert_ns + engine.launches_per_expert * _gpu(hardware).kernel_launch_ns
+    if engine.dequant_gb_per_s is not None and weights < model.expert_params * 2:
+        ns += weights / engine.dequant_gb_per_s
+    ns[0] = 0
+    return _rounded(ns)
+
+
+def cpu_expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
+    """One expert on the host by its tokens, int64 [2, max_tokens + 1]: link idle, link busy; 0 tokens = 0.
+
+    cpu_launch + max(bytes / read rate, 2 x tokens x weights / host peak): reading dominates at one token
+    (arXiv 2512.16473: 704.6 MB in 7.34 ms = 96 GB/s). A busy link takes its share of the host's memory
+    bandwidth (`Host.read_rate`).
+    """
+    host = hardware.host
+    assert host is not None
+    read, operations = cpu_terms_ns(model, hardware, engine, precision, np.arange(max_tokens + 1))
+    ns = host.cpu_launch_ns + np.maximum(read[:, None], operations)
+    ns[:, 0] = 0
+    return _rounded(ns)
+
+
+def cpu_terms_ns(
+    model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, tokens: npt.NDArray[Any]
+) -> tuple[Float, Float]:
+    """The two terms of an expert on the host: reading its weights, float64 [2] with the link idle and busy, and its
+    operations, float64 by `tokens` (any shape)."""
+    host, size = hardware.host, model.expert_bytes(precision)
+    assert host is not None
+    link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
+    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)])
+    return read, tokens * (2.0 * model.expert_params) / (host.tflops * 1e3)
+
+
+def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:
+    """One expert of `size` bytes over the link, int64 [2]: on an idle link, following on (design.md section
+    6).
+
+    set-up + copies x per-copy cost + bytes / rate(bytes of one copy); twice that when the engine writes
+    victims back; plus the engine's synchronisation.
+    """
+    link, copies = hardware.link_for(engine.page_locked), engine.copies_per_expert
+    moving = copies * link.per_copy_ns + size / link.rate(size / copies)
+    ways = 2 if engine.write_back else 1
+    set_ups = np.array([link.setup_ns, link.follow_setup_ns], np.float64)
+    return _rounded(ways * (set_ups + moving) + engine.transfer_ns)
+
+
+def head_ns(
+    model: "ModelSpec",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    rows: Int,
+    prefill: npt.NDArray[np.bool_],
+) -> Int:
+    """End of step, by rows int64 [n] and prefill bool [n]: final norm, LM head, logits, the engine's time per
+    step.
+
+    A prefill step needs the logits of one row at most, the request's last; each of its chunks is charged that
+    row.
+    """
+    needed = np.where(prefill, np.minimum(rows, 1), rows).astype(np.float64)
+    stored = engine.precision_of("head", precision)
+    weights = weight_bytes(model.head_params, stored) + ACTIVATION_BYTES * model.hidden
+    size = weights + needed * (LOGIT_BYTES * model.vocab)
+    ns = _roofline(hardware, engine, stored, size, 2.0 * needed * model.head_params)
+    ns += engine.step_ns + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
+    return _rounded(ns)
+
+
+def _dense_table(
+    model: "ModelSpec",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    steps: StepShapes,
+    classes: CostClasses,
+) -> Int:
+    """int64 [classes, L + 1]: layers summed into the MoE layer that they lead to. Like layers are computed
+    once."""
+    moe = set(steps.moe_layers.tolist())
+    first_decoder = max(0, steps.n_layers - (model.n_layers - model.encoder_layers))
+    kinds: dict[tuple[bool, bool, str], Int] = {}
+    table = np.zeros((len(classes.rows), len(steps.moe_layers) + 1), np.int64)
+    for layer, column in enumerate(layer_columns(steps)):
+        kind = (layer in moe, layer >= first_decoder, model.attention_kind(layer))
+        if kind not in kinds:
+            kinds[kind] = _layer_ns(model, hardware, engine, precision, classes, *kind)
+        table[:, column] += kinds[kind]
+    return table
+
+
+def _layer_ns(
+    model: "ModelSpec",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    classes: CostClasses,
+    moe: bool,
+    decoder: bool,
+    attention: str,
+) -> Int:
+    """One layer without its routed experts, int64 [classes].
+
+    bytes = weights + KV entries read x bytes per entry; operations = 2 x rows x weights + 2 x heads x (qk + v
+    width) x entries scored. A linear-attention layer reads and writes its state once per sequence instead,
+    one operation per byte and row. Activations are left out: below 1 % of the weights at few rows, and at
+    many rows operations decide. So are the cached entries of cross-attention, whose number a trace does not
+    say.
+    """
+    stored = engine.precision_of("dense", precision)
+    params = model.layer_params(moe, cross=decoder)
+    rows = classes.rows.astype(np.float64)
+    size = np.full(len(rows), weight_bytes(params, stored), np.float64)
+    operations = 2.0 * rows * params
+    if attention == "linear":
+        sequences = np.where(classes.prefill, np.minimum(rows, 1), rows)
+        size += 2.0 * sequences * model.linear_state_bytes
+        operations += rows * model.linear_state_bytes
+    else:
+        size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer)
+        operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
+    ns = _roofline(hardware, engine, stored, size, operations)
+    own = engine.mla_layer_ns if model.attention == "mla" and engine.mla_layer_ns is not None else engine.layer_ns
+    return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
+
+
+def _gpu(hardware: "Hardware") -> "Gpu":
+    assert hardware.gpu is not None
+    return hardware.gpu
+
+
+def _roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
+    """The slower of reading `size` bytes and doing `operations` on weights stored at a precision, in ns."""
+    gpu = _gpu(hardware)
+    return np.maximum(
+        size / gpu.memory_rate(engine.memory_efficiency),
+        operations / gpu.compute_rate(find("precision", stored)),
+    )
+
+
+def _rounded(ns: Float) -> Int:
+    return np.rint(ns).astype(np.int64)
+
+
+def expert_bytes(model: "ModelSpec | None", hardware: "Hardware", precision: str) -> int:
+    """Bytes of one expert: what [measured] or [fixed] says, else the model's, else 1 (a fixed file without either
+    counts transfers)."""
+    if hardware.measured is not None:
+        return hardware.measured.expert_bytes
+    fixed = hardware.fixed
+    if fixed is not None and (model is None or "expert_bytes" in fixed.model_fields_set):
+        return fixed.expert_bytes
+    if model is None:
+        raise CatalogError(NO_MODEL)
+    return model.expert_bytes(precision)
+
+
+def memory(
+    model: "ModelSpec | None",
+    precision: str,
+    slots_total: int,
+    context: int,
+    batch: int,
+    hardware: "Hardware",
+    engine: "Engine",
+    more: int = 0,
+) -> dict[str, Any]:
+    """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
+    of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers), gpu
+    (what there is), fits (whether the four fit into it).
+
+    None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
+    and fits without a GPU. Raises CatalogError for an unknown precision.
+    """
+    size = expert_bytes(model, hardware, precision)
+    line: dict[str, Any] = {"dense": None, "kv": None}
+    shrunk = hardware.measured is not None and hardware.measured.scale != 1
+    if model is not None and not shrunk:
+        stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
+        line = {"dense": model.dense_bytes(*stored), "kv": batch * model.kv_bytes(context)}
+    line |= {"slots": slots_total * size + more, "staging": engine.staging_experts * size, "gpu": hardware.mem_bytes}
+    known = all(part is not None for part in line.values())
+    need = sum(line[part] or 0 for part in ("dense", "kv", "slots", "staging"))
+    line["fits"] = need <= line["gpu"] if known else None
+    return line

@@ -1,0 +1,1 @@
+"""From a record to what it says: summary, bounds, verdict, text."""

@@ -1,0 +1,75 @@
+"""What each request of a run took: the one definition under every interval over requests.
+
+A request's decode time is the sum, over the counted decode steps it takes part in, of the step's time divided by the
+rows that share the step; its tokens are those steps. Over all requests both add up exactly to the summary's `decode_ns`
+and `tokens`, so that tokens/s = sum_i tokens_i / sum_i time_i, whatever the batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.machines.record import RunRecord
+from sim.outcome.summary import begun
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+LEVEL = 0.95  # of every interval
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class PerRequest:
+    """One row per request of a run, ascending in `request`. tokens int64: counted decode steps; time_ns float64: its
+    share of them; tpot_ms float64: as the summary takes it, NaN where it has none."""
+
+    request: Int
+    tokens: Int
+    time_ns: Float
+    tpot_ms: Float
+
+    def with_tokens(self) -> "PerRequest":
+        """Those that had a counted token."""
+        some = self.tokens > 0
+        return PerRequest(self.request[some], self.tokens[some], self.time_ns[some], self.tpot_ms[some])
+
+    def rates(self, draws: Int) -> Float:
+        """Tokens per second of each draw of requests, [draws]; two runs are compared on the same draws."""
+        rates: Float = self.tokens[draws].sum(axis=1) / self.time_ns[draws].sum(axis=1) * 1e9
+        return rates
+
+
+def drawn(n: int, seed: int) -> Int:
+    """int64 [DRAWS, n]: one of n drawn with replacement, n times (the bootstrap: Efron 1979)."""
+    return np.random.default_rng(seed).integers(0, n, (DRAWS, n))
+
+
+def per_request(record: RunRecord) -> PerRequest:
+    """What each request took: decode steps after the warm-up only."""
+    decode = np.flatnonzero(record.steps["prefill"] == 0)
+    spent = (record.steps["end_ns"] - record.steps["begin_ns"])[decode]
+    counted = decode >= record.warmup_steps
+    time = np.where(counted, spent / np.maximum(record.steps["rows"][decode], 1), 0.0)
+    upto_time, upto_steps = np.append(0.0, np.cumsum(time)), np.append(0, np.cumsum(counted))
+    r = record.requests
+    first, last = r["first_decode"], r["first_decode"] + r["generated"]
+    none = r["generated"] == 0
+    first, last = np.where(none, 0, first), np.where(none, 0, last)
+    whole = begun(record) & (r["tokens"] > 1)
+    gaps = np.maximum(r["tokens"] - 1, 1)
+    tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
+    order = np.argsort(r["request"], kind="stable")
+    return PerRequest(
+        r["request"][order],
+        (upto_steps[last] - upto_steps[first])[order],
+        (upto_time[last] - upto_time[first])[order],
+        tpot[order],
+    )
+
+
+def interval(values: Float) -> tuple[float, float]:
+    """The middle LEVEL of the values: a percentile interval (Efron and Tibshirani 1993, chapter 13)."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,316 @@
+"""What a run comes to: the one JSON object, and the same for people."""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim import __version__
+from sim.core.plan import LOSSY, Plan
+from sim.machines.record import RunRecord
+from sim.memo import Memo, afresh
+from sim.outcome.bounds import applicable, bounds, executed_bounds
+from sim.outcome.summary import summarise
+from sim.outcome.verdict import facts_of, verdict
+from sim.policies.registry import find, is_user
+from sim.prepare import Setting, fitted
+from traces.format import npz
+
+SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
+OPEN_LOOP = (
+    "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
+)
+START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
+NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
+
+# What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
+BOUNDS = {
+    "lossless_ns": "any lossless policy on the GPU, oracles included",
+    "demand_ns": "any lossless policy on the GPU without prefetch",
+}
+LIMITS = BOUNDS | {
+    "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
+}
+
+
+def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str, Any]:
+    """The summary object: figures, bounds, verdict, memory, and everything the run depended on."""
+    spec = setting.spec
+    out = summarise(record)
+    out["quality"] = _quality(setting, record)
+    out["memory"] = setting.memory
+    out["slots"] = _slots(setting.plan)
+    out["start"] = _start(setting.plan)
+    out["bounds"] = _bounds_of(setting, record, memo)
+    out["verdict"] = verdict(facts_of(setting, out, memo))
+    out["notes"] = _notes(setting, out, memo)
+    out["machine"] = spec.machine
+    out["spec"] = spec.model_dump(exclude={"machine"})
+    out["trace"] = _trace(setting)
+    out["policy_files"] = setting.policy_files
+    out["version"] = __version__
+    return out
+
+
+def _slots(plan: Plan) -> dict[str, int]:
+    """What --cache came to: slots in total, of how many scopes (layers, or the one pool), the fewest and the most that
+    one has; and the slots of low-precision copies."""
+    slots, low = plan.slots, plan.low
+    sizes = {"total": int(slots.sum()), "scopes": len(slots), "least": int(slots.min()), "most": int(slots.max())}
+    return sizes | {"low": 0 if low is None else int(low.slots.sum())}
+
+
+def _start(plan: Plan) -> dict[str, int]:
+    """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
+    to load them, one after another."""
+    n, (first, each) = len(plan.residents), plan.costs.in_a_row_ns
+    return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
+
+
+def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
+    """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
+    plan = setting.plan
+    places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
+    key = ("bounds", *setting.costs_key, plan.warmup_steps, plan.group, *places)
+    every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
+    return {name: every[name] for name in applicable(plan) if name in every}
+
+
+def _trace(setting: Setting) -> dict[str, Any]:
+    trace, calibration = setting.trace, setting.calibration
+    return {
+        "hash": setting.trace_hash,
+        "model": trace.model,
+        "real": trace.real,
+        "source": trace.meta.get("source"),
+        "tokens": trace.n_tokens,
+        "moe_layers": trace.n_moe_layers,
+        "n_experts": trace.n_experts,
+        "top_k": trace.top_k,
+        "calibration_tokens": None if calibration is None else calibration.n_tokens,
+        "assumptions": trace.meta.get("assumptions"),
+    }
+
+
+def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    """What the answers cost in router weight: shares of the wanted weight that another expert answered for, or nobody.
+
+    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus
+    dropped weight, where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in.
+    None: not known.
+    """
+    c, layer = record.counters, record.layer
+    out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": sum(_wanted(record))}
+    if _lossless(setting):
+        return out | {"substituted_weight": 0.0, "dropped_weight": 0.0}
+    total, by_layer = c["weight_wanted"], layer["weight_wanted"]
+    known = setting.plan.weights is not None and total > 0
+    for name in ("substituted", "dropped"):
+        out[f"{name}_weight"] = c[f"weight_{name}"] / total if known else None
+        share = np.divide(layer[f"weight_{name}"], by_layer, out=np.zeros_like(by_layer), where=by_layer > 0)
+        out[f"{name}_weight_by_layer"] = share.tolist() if known else None
+    out["per_token_p95"] = _per_token(setting, record) if known else None
+    out["expected_error"] = c["weight_missed"] / total if known and setting.plan.similarity is not None else None
+    return out | {"stopped": {name.removeprefix("stopped_"): n for name, n in c.items() if name.startswith("stopped_")}}
+
+
+def _wanted(record: RunRecord) -> list[int]:
+    return [int(record.layer[name].sum()) for name in ("hits", "late", "misses")]
+
+
+def _per_token(setting: Setting, record: RunRecord) -> float | None:
+    """The 95th percentile, over the counted tokens, of the share of a token's router weight that was lost."""
+    if not record.tokens:
+        return None
+    plan = setting.plan
+    rows = plan.step_row[plan.step_offset[plan.warmup_steps] :]
+    assert setting.trace.weights is not None  # the plan's weights are the trace's
+    weights = setting.trace.weights[rows].astype(np.float64)
+    wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
+    share = np.divide(record.tokens["lost_weight"][rows], wanted, out=np.zeros(len(rows)), where=wanted > 0)
+    return float(np.percentile(share, 95, method="inverted_cdf"))
+
+
+def _lossless(setting: Setting) -> bool:
+    return not setting.plan.miss.marks & LOSSY and setting.spec.rerank == "none"
+
+
+def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
+    """What must be said wherever these figures are shown."""
+    notes = [] if setting.trace.real else [SYNTHETIC]
+    prefetch = find("prefetch", setting.spec.prefetch)
+    if not setting.trace.real and prefetch is not None and "lookahead" in prefetch.needs:
+        notes.append("the recall of this trace's lookahead is an assumption of its generator")
+    if not _lossless(setting):
+        notes.append(OPEN_LOOP)
+    if _fitted_on_the_judged(setting, memo):
+        notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
+    if setting.repeated:
+        notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
+    if str(setting.spec.calibration).removesuffix(".npz") in npz.sample_names() and fitted(setting.spec):
+        notes.append(f"fitted on the shipped sample {setting.spec.calibration}, whose requests are not judged")
+    measured = setting.hardware.measured
+    if measured is not None:
+        shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
+        notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
+    if is_user(setting.spec.prefetch) and prefetch.oracle:
+        notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
+    if out["memory"]["fits"] is False:
+        m = out["memory"]
+        need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
+        sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
+        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
+    return notes
+
+
+def _fitted_on_the_judged(setting: Setting, memo: Memo) -> bool:
+    """Whether the miss policy was handed buddy lists that were made from the very trace that the run judges."""
+    lists = setting.spec.params("miss").get("lists")
+    if not lists:
+        return False
+    from sim.fit.buddies_file import read
+
+    source = memo(("lists of", lists), lambda: read(Path(str(lists))).meta.get("trace", {}))
+    return isinstance(source, dict) and source.get("content_hash") == setting.trace_hash
+
+
+# --- for people ---
+
+
+def table(out: dict[str, Any]) -> str:
+    """The same object as text."""
+    spec, trace = out["spec"], out["trace"]
+    rerank = "" if spec["rerank"] == "none" else f", rerank {spec['rerank']}"
+    lines = [
+        f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, "
+        f"top-{trace['top_k']}; {out['requests']} requests, "
+        f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
+        f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; "
+        f"cache {cache_words(out)}, eviction {spec['eviction']}, "
+        f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
+        *(f"! {note}" for note in out["notes"]),
+        "",
+        *_speed(out),
+        "",
+        *_time(out),
+        "",
+        *_cache(out),
+        "",
+        *_memory(out),
+        *_bounds(out),
+        f"{'verdict':<12} {out['verdict']}",
+    ]
+    return "\n".join(lines)
+
+
+def cache_words(out: Mapping[str, Any]) -> str:
+    """The cache as it was asked for and what that came to: `24 slots per layer`, `0.5 (4 of 8 experts per layer)`,
+    `60GB (170 slots over 32 layers, 5 to 6 per layer)`, `pool of 128 slots`."""
+    asked, slots, trace = out["spec"]["cache"], out["slots"], out["trace"]
+    total, least, most = (f"{slots[name]:,}" for name in ("total", "least", "most"))
+    pooled = out["spec"]["cache_scope"] == "global"
+    low = f", and {slots['low']:,} slots of low-precision copies" if slots["low"] else ""
+    if isinstance(asked, int) and asked == slots["least"] == slots["most"]:
+        return (
+            f"pool of {total} slot{'s' * (asked > 1)}" if pooled else f"{least} slot{'s' * (asked > 1)} per layer"
+        ) + low
+    if pooled:
+        came_to = f"pool of {total} slots for {trace['moe_layers'] * trace['n_experts']:,} experts"
+    elif least == most:
+        came_to = f"{least} of {trace['n_experts']:,} experts per layer"
+    else:
+        came_to = f"{total} slots over {slots['scopes']:,} layers, {least} to {most} per layer"
+    return f"{asked} ({came_to}){low}"
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _speed(out: dict[str, Any]) -> list[str]:
+    generated, total = _figure(out["tokens_per_s"]), _figure(out["total_tokens_per_s"])
+    lines = [f"{'tokens/s':<12} {generated} generated, {total} with prompts"]
+    lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
+    for name in ("tpot", "itl", "ttft"):
+        row = out[f"{name}_ms"]
+        values = " ".join(f"{_figure(row[key], 3):>12}" for key in ("mean", "p50", "p95", "p99"))
+        lines.append(f"{name.upper():<12} {values} {row['n']:>8}")
+    return lines + _free_start(out)
+
+
+def starts_free(out: Mapping[str, Any]) -> bool:
+    """Whether the first residents, which came free of charge, are a noticeable part of TTFT or of the hits."""
+    start, ttft = out["start"], out["ttft_ms"]
+    waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
+    flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
+    return bool(start["residents"] and flatters and not out["spec"].get("warmup_steps"))
+
+
+def _free_start(out: dict[str, Any]) -> list[str]:
+    if not starts_free(out):
+        return []
+    start = out["start"]
+    there = f"{start['residents']:,} experts ({start['bytes'] / 1e9:.2f} GB, placement {out['spec']['placement']})"
+    load = f"the {start['load_ns'] / 1e9:.3f} s of loading them"
+    return [f"{'start':<12} {there} are there at time 0; TTFT and hits do not pay {load}"]
+
+
+def _time(out: dict[str, Any]) -> list[str]:
+    total = out["time_ns"] or 1
+    parts = " ".join(f"{name} {ns / total:.1%}" for name, ns in out["breakdown_ns"].items())
+    stall = out["breakdown_ns"]["stall"] or 1
+    causes = " ".join(f"{name} {ns / stall:.1%}" for name, ns in out["stall_ns_by_cause"].items())
+    return [f"{'time':<12} {out['time_ns'] / 1e9:.3f} s: {parts}", f"{'stall by':<12} {causes}"]
+
+
+def _cache(out: dict[str, Any]) -> list[str]:
+    wanted = out["wanted"] or 1
+    counts = ", ".join(f"{name} {out[name]:,} ({out[name] / wanted:.1%})" for name in ("hits", "late", "misses"))
+    sent = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in out["h2d_bytes"].items())
+    lines = [
+        f"{'wanted':<12} {out['wanted']:,}: {counts}; {out['evictions']:,} evictions",
+        f"{'H2D':<12} {sent}; link busy {out['link_busy_ns'] / (out['time_ns'] or 1):.1%}",
+    ]
+    if out["spec"]["prefetch"] != "none":
+        found, t = out["prefetched"], out["transfers"]
+        landed = sum(found.values()) or 1
+        ends = ", ".join(f"{name} {n:,} ({n / landed:.1%})" for name, n in found.items())
+        others = ", ".join(f"{name} {t[name]:,}" for name in ("promoted", "withdrawn", "rejected"))
+        lines.append(f"{'prefetched':<12} {ends}; {others}")
+    slots = out["slots_wanted"] or 1
+    answered = [(name, out[name]) for name in ("substituted", "dropped", "cpu", "low") if out[name]]
+    if answered:
+        shares = ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered)
+        lines.append(f"{'answers':<12} {shares}")
+    quality = out["quality"]
+    if quality.get("stopped") is not None:
+        lost = ", ".join(f"{name} {_share(quality[f'{name}_weight'])}" for name in ("substituted", "dropped"))
+        lines.append(f"{'router weight':<12} {lost}; a token's p95 {_share(quality['per_token_p95'])}")
+        stopped = ", ".join(f"{name} {n:,}" for name, n in quality["stopped"].items() if n)
+        if stopped:
+            lines.append(f"{'stopped by':<12} {stopped}")
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _memory(out: dict[str, Any]) -> list[str]:
+    parts = {name: size for name, size in out["memory"].items() if name != "fits"}
+    known = ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
+    card = "" if parts["gpu"] is None else f" ({parts['gpu'] / 2**20:,.0f} MiB)"  # as the driver names it
+    fits = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[out["memory"]["fits"]]
+    return [f"{'memory':<12} {known}{card}: {fits}"]
+
+
+def _bounds(out: dict[str, Any]) -> list[str]:
+    time = out["time_ns"] or 1
+    return [
+        f"{'bound' if name in BOUNDS else 'own work':<12} {out['bounds'][name] / 1e9:.3f} s "
+        f"({out['bounds'][name] / time:.1%} of the time) for {what}"
+        for name, what in LIMITS.items()
+        if name in out["bounds"]
+    ]

@@ -1,0 +1,1 @@
+"""The policies by name, and the user's own."""

@@ -1,0 +1,440 @@
+"""The policies by name: what a spec may ask for, with parameters, needs and sources.
+
+Adding an eviction, a miss or a re-ranking policy touches two places: its function in sim/core, and its line here.
+Prefetchers are classes of sim.fit.predictors; they register themselves there and need no line here.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.core import eviction, miss
+from sim.core.plan import MARKS, SUBSTITUTE_PARAMS, Choice
+from sim.errors import SpecError, unknown
+
+Value = float | int | str | bool
+MANY = 1e9  # no limit
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One named policy, and all that anybody knows of it.
+
+    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
+    the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
+    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
+    substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
+    eviction, words of plan.MARKS. lists: where its buddy lists come from ("" none, "buddies", "similarity"). user: a
+    function of the user's (sim.policies.user): it sees whatever the trace has.
+    """
+
+    name: str
+    kind: int
+    doc: str
+    source: str
+    params: Mapping[str, float] = field(default_factory=dict)
+    prepared: Mapping[str, Value] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    fitted: bool = False
+    oracle: bool = False
+    lossy: bool = False
+    answers_cpu: bool = False
+    keeps: tuple[str, ...] = ()
+    lists: str = ""
+    user: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, Value]:
+        """Every parameter and its default."""
+        return {**self.params, **self.prepared}
+
+    def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
+        known = self.parameters
+        for key, value in given.items():
+            if key not in known:
+                raise _no_parameter(self.name, key, known)
+            if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
+                raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
+            if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
+                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
+        return {**known, **given}
+
+    def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
+        """Whether the host may compute an expert under these parameters."""
+        return self.answers_cpu or self._falls(given) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+
+    def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
+        """Whether a wanted expert may be left out or replaced under these parameters."""
+        selector = self.values(given).get("selector", miss.SELECT_NOBODY)
+        return self.lossy or selector != miss.SELECT_NOBODY or self._falls(given) == miss.FALL_DROP
+
+    def _falls(self, given: Mapping[str, Value]) -> float:
+        """What the substitution family answers where nobody stands in."""
+        return _number("fallback", self.values(given).get("fallback", miss.FALL_FETCH))
+
+    def choice(self, given: Mapping[str, Value]) -> Choice:
+        """As the core takes it."""
+        values = self.values(given)
+        lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
+        marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
+        params = np.array([_number(key, values[key]) for key in self.params], np.float64)
+        return Choice(self.name, self.kind, params, marks=sum(1 << MARKS.index(mark) for mark in marks))
+
+
+def _no_parameter(name: str, key: str, known: Iterable[str]) -> SpecError:
+    if not known:
+        return SpecError(f"set: {name}.{key}: {name} has no parameters")
+    return unknown(f"set: parameter of {name}", key, known)
+
+
+WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
+
+
+def _number(key: str, value: Value) -> float:
+    return float(WORDS[key].index(value)) if isinstance(value, str) else float(value)
+
+
+def _table(*policies: Policy) -> dict[str, Policy]:
+    return {policy.name: policy for policy in policies}
+
+
+EVICTION = _table(
+    Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970"),
+    Policy(
+        "lfu", eviction.LFU, "the fewest executions over the whole run go", "Mattson et al. 1970", keeps=("landings",)
+    ),
+    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",)),
+    Policy(
+        "random",
+        eviction.RANDOM,
+        "any evictable resident, by a hash of seed, visit and draw",
+        "Belady 1966",
+        keeps=("landings",),
+    ),
+    Policy(
+        "decayed",
+        eviction.DECAYED,
+        "the lowest score goes: uses, each multiplied by `decay` per visit of the layer since",
+        "LRFU, Lee et al. 2001; decayed counts as in several offloading engines",
+        {"decay": 0.9},
+        keeps=("scores", "uses"),
+    ),
+    Policy(
+        "least-stale",
+        eviction.LEAST_STALE,
+        "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
+        "by layer distance, after SpecMD, arXiv 2602.03921",
+        keeps=("scores",),
+    ),
+    Policy(
+        "window-score",
+        eviction.WINDOW_SCORE,
+        "the least router weight in the last `window` visits of its layer goes",
+        "score-averaged window, as in engines that keep router scores",
+        {"window": 16},
+        needs=("weights",),
+        keeps=("scores", "window", "weights"),
+    ),
+    Policy(
+        "activation-matrix",
+        eviction.ACTIVATION,
+        "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
+        "MoE-Infinity, arXiv 2401.14361",
+        keeps=("scores", "requests"),
+    ),
+    Policy(
+        "belady",
+        eviction.BELADY,
+        "the expert wanted furthest ahead goes (reads the future)",
+        "Belady 1966",
+        oracle=True,
+        keeps=("next-use",),
+    ),
+)
+
+# --- miss policies ---
+BUDDYMOE = "BuddyMoE, arXiv 2511.10054"
+_COMMON = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts count as missing
+_OPEN = dict(
+    zip(SUBSTITUTE_PARAMS, (0, 0, 1, 2, 2, 0, MANY, MANY, 0, 0, 0, 0, 1, 0, 1, 0), strict=True)
+)  # every gate open, no limit, list order, fetch what nobody stands in for
+_GATED = {"beta": 1.0, "rho": 3.0}
+_GATE_SETTINGS: dict[str, Value] = {"tau": 0.95, "percentile": -1.0, "budget_mb": 0.0}
+_LISTS: dict[str, Value] = {
+    "lists": "", "alpha": 0.9, "k_max": 16, "count": "binary", "mix": 0.5, "eps": 1e-6, "warmup": 0,
+}  # fmt: skip
+
+
+def _substitution(
+    name: str, doc: str, source: str, selector: int, prepared: Mapping[str, Value], lists: str = "", **params: Any
+) -> Policy:
+    needs: tuple[str, ...] = params.pop("needs", ("weights",))
+    lossy = params.pop("lossy", True)
+    return Policy(
+        name,
+        miss.SUBSTITUTE,
+        doc,
+        source,
+        params={**_OPEN, **params, "selector": selector},
+        prepared={**_COMMON, **prepared},
+        needs=needs,
+        lossy=lossy,
+        fitted=lists == "buddies",
+        lists=lists,
+    )
+
+
+def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = BUDDYMOE, **more: Any) -> Policy:
+    """A policy under the buddy's gates and budget; `more` may hold core parameters and prepared ones."""
+    settings = {**_GATE_SETTINGS, **_LISTS}
+    prepared = {**settings, **{key: more.pop(key) for key in list(more) if key in settings}}
+    return _substitution(name, doc, source, selector, prepared, "buddies", **{**_GATED, **more})
+
+
+NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
+MISS = _table(
+    Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine"),
+    Policy("drop", miss.DROP, "leave the missing expert out", "the zero-fill baseline", prepared=_COMMON, lossy=True),
+    Policy(
+        "drop-by-weight",
+        miss.DROP_BY_WEIGHT,
+        "leave a missing expert out where its router weight is below `threshold`, else fetch",
+        "zero-fill by weight, as several engines do",
+        {"threshold": 0.08},
+        _COMMON,
+        needs=("weights",),
+        lossy=True,
+    ),
+    Policy(
+        "hobbit",
+        miss.PRECISION,
+        "by the router weight in front of it: fetch up to `full`, a low-precision copy up to `low`, else nobody",
+        "HOBBIT, arXiv 2411.01433",
+        {"full": 0.6, "low": 0.9},
+        {**_COMMON, "precision": "q4", "slots": "0.25"},
+        needs=("weights",),
+        lossy=True,
+    ),
+    Policy(
+        "cpu",
+        miss.CPU,
+        "compute the missing expert on the host, beside the GPU",
+        "Fiddler, arXiv 2402.07033",
+        prepared={"late": 0},
+        answers_cpu=True,
+    ),
+    _substitution(
+        "fiddler",
+        "per missing expert the cheaper of the CPU and transfer plus GPU; with `backlog` what waits counts too",
+        "Fiddler, arXiv 2402.07033",
+        miss.SELECT_NOBODY,
+        {},
+        needs=(),
+        lossy=False,
+        fallback=miss.FALL_CHEAPER,
+    ),
+    _buddy("buddy", "a resident buddy stands in; tau = .95 is the TAE gate (reading A of the paper's tables)"),
+    _buddy(
+        "buddy-b",
+        "the same, reading B: tau = .95 is the coverage alpha; TAE gate by percentile",
+        alpha=0.95,
+        percentile=15.0,
+    ),
+    _buddy("buddy-first-fit", "Algorithm 1 alone: no gate, no limit", tau=-1.0, beta=2.0, rho=MANY),
+    _buddy("matched-random", "any resident, only where a buddy would stand in", miss.SELECT_RANDOM, NULLS, matched=1.0),
+    _buddy(
+        "matched-next-ranked",
+        "the resident the live router ranks best, only where a buddy would stand in",
+        miss.SELECT_NEXT,
+        NULLS,
+        matched=1.0,
+        needs=("weights", "logits"),
+    ),
+    _buddy("matched-drop", "nobody, only where a buddy would stand in", miss.SELECT_DROP, NULLS, matched=1.0),
+    _buddy(
+        "mixed",
+        "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each",
+        fallback=miss.FALL_CHEAPER,
+        backlog=1.0,
+    ),
+    _substitution(
+        "similarity",
+        "the resident of most similar output stands in (lists from `matrix`, an .npz), under the buddy's gates",
+        "functional similarity, Fig. 4 of arXiv 2511.10054",
+        miss.SELECT_LIST,
+        {**_GATE_SETTINGS, "matrix": "", "k_max": 16, "alpha": 1.0},
+        "similarity",
+        **_GATED,
+    ),
+    _substitution(
+        "random",
+        "any resident stands in, no gate",
+        "the paper's baseline; whether gated is not known",
+        miss.SELECT_RANDOM,
+        {},
+        needs=(),
+    ),
+    _substitution(
+        "next-ranked",
+        "the resident the live router ranks best stands in, no gate",
+        "neighbours of arXiv 2511.10054",
+        miss.SELECT_NEXT,
+        {},
+        needs=("logits",),
+    ),
+)
+
+RERANK = _table(
+    Policy(
+        "cache-prior", 0, "logits of residents rise by strength x mean logit range", "arXiv 2412.00099",
+        {"strength": 0.3}, needs=("logits",), lossy=True,
+    ),
+    Policy(
+        "max-rank", 1, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
+        {"always": 1, "among": 12}, needs=("logits",), lossy=True,
+    ),
+    Policy(
+        "smoe", 2, "a missing low-score expert gives way to a resident just below the cut", "SMoE, arXiv 2508.18983",
+        {"margin": 0.25}, needs=("weights", "logits"), lossy=True,
+    ),
+    Policy(
+        "adapmoe", 3, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284",
+        {"threshold": 0.005}, needs=("weights",), lossy=True,
+    ),
+    Policy(
+        "sere", 4, "in a batch, secondary experts go to the most similar primary one", "SERE, arXiv 2602.07616",
+        {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True,
+    ),
+)  # fmt: skip
+
+PLACEMENT = _table(
+    Policy("first", 0, "expert 0, 1, ... of each layer", "the order in which engines load a checkpoint"),
+    Policy("empty", 0, "nothing is resident", "a cold start"),
+    Policy(
+        "popular",
+        0,
+        "the most popular of the calibration trace, the most popular the most recent",
+        "expert popularity from calibration data: Fiddler, arXiv 2402.07033",
+        fitted=True,
+    ),
+    Policy(
+        "profile",
+        0,
+        "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
+        "the counts that engines write: docs/formats.md",
+        prepared={"file": ""},
+    ),
+    Policy("random", 0, "by a hash of seed, layer and expert", "this project"),
+    Policy(
+        "buddy-coverage",
+        0,
+        "leaves the least wanted router weight of the calibration without a resident buddy (greedy)",
+        BUDDYMOE,
+        fitted=True,
+        lists="buddies",
+    ),
+)
+
+# --- by name ---
+KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")
+NONE = "none"  # no prefetcher, no re-ranker
+
+
+def table(kind: str) -> Mapping[str, Any]:
+    """The policies of a kind by name, without `none`."""
+    if kind == "prefetch":
+        return predictors()
+    return {"eviction": EVICTION, "miss": MISS, "rerank": RERANK, "placement": PLACEMENT}[kind]
+
+
+def find(kind: str, name: str) -> Any:
+    """The policy of that name (None for a kind's `none`), or the user's own (FILE.py:FUNCTION); SpecError with the
+    nearest name if none is."""
+    if name == NONE and kind in ("prefetch", "rerank"):
+        return None
+    if kind != "placement" and is_user(name):
+        from sim.policies.user import load
+
+        return load(name, kind)
+    if name not in table(kind):
+        raise unknown(kind, name, table(kind))
+    return table(kind)[name]
+
+
+def is_user(name: str) -> bool:
+    """Whether a policy's name is FILE.py:FUNCTION: a user's own."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def called(name: str) -> str:
+    """What --set calls a policy: the function of a user's own, else its name."""
+    return name.rpartition(":")[2] if is_user(name) else name
+
+
+def predictors() -> Mapping[str, Any]:
+    """Prefetchers by name (imported late: a run without one does not pay for it)."""
+    from sim.fit.predictors import PREDICTORS
+
+    return PREDICTORS
+
+
+def parameters(policy: Any) -> Mapping[str, Any]:
+    """Every parameter of a policy or prefetcher and its default."""
+    if isinstance(policy, type):  # a prefetcher is a class, its parameters are its arguments
+        return {name: each.default for name, each in inspect.signature(policy).parameters.items()}
+    return policy.parameters  # type: ignore[no-any-return]
+
+
+def predictor(name: str, given: Mapping[str, Value]) -> Any:
+    """A prefetcher with its parameters. Raises SpecError for one that it does not have."""
+    kind = find("prefetch", name)
+    if is_user(name):
+        return kind.with_params(given)
+    known = parameters(kind)
+    for key in given:
+        if key not in known:
+            raise _no_parameter(name, key, known)
+    return kind(**given)
+
+
+def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Which policy of a run each parameter goes to: by kind, name -> value.
+
+    chosen: the policy of each kind. given: by POLICY.PARAM, which goes to whichever chosen policy of that name has the
+    parameter, or by KIND.POLICY.PARAM. Raises SpecError where nobody has it, or several.
+    """
+    out: dict[str, dict[str, Value]] = {kind: {} for kind in chosen}
+    for key, value in given.items():
+        kind, param = _owner(chosen, key), key.rpartition(".")[2]
+        if param in out[kind]:
+            raise SpecError(f"set: {key}: given twice, with and without {kind} in front; once is enough")
+        out[kind][param] = value
+    return out
+
+
+def meant(chosen: Mapping[str, str], key: str) -> dict[str, Mapping[str, Any]]:
+    """The kinds whose chosen policy a `set` key names, each with the parameters that this policy has."""
+    name = key.rpartition(".")[0]
+    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE}
+    kinds = [kind for kind, policy in named.items() if name in (policy, f"{kind}.{policy}")]
+    return {kind: parameters(find(kind, chosen[kind])) for kind in kinds}
+
+
+def _owner(chosen: Mapping[str, str], key: str) -> str:
+    """The kind of the one chosen policy that a `set` key is about."""
+    name, _, param = key.rpartition(".")
+    known = meant(chosen, key)
+    if not known:
+        used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE}))
+        raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM")
+    owners = [kind for kind in known if param in known[kind]]
+    if not owners:
+        raise _no_parameter(name, param, sorted({each for names in known.values() for each in names}))
+    if len(owners) > 1:
+        ways = " or ".join(f"--set {kind}.{key}=..." for kind in owners)
+        raise SpecError(f"set: {key}: {' and '.join(owners)} are both {name} and have it; say {ways}")
+    return owners[0]

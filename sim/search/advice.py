@@ -1,0 +1,125 @@
+"""The object of a recommendation as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim.outcome.report import BOUNDS
+
+
+def text(out: Mapping[str, Any]) -> str:
+    """For people."""
+    j, m, spec, search = out["judged"], out["memory"], out["spec"], out["search"]
+    aside = f"; {j['set_aside_tokens']:,} tokens of others set aside to fit policies" if j["set_aside_tokens"] else ""
+    return "\n".join(
+        [
+            f"{spec['trace']}: {j['model']} on {spec['hardware']}, engine {spec['engine']}, {spec['precision']}, "
+            f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
+            *(f"! {note}" for note in (*out["notes"], *_cut_short(search))),
+            "",
+            f"{'memory':<12} {_memory(m)}",
+            "",
+            f"{'best':<12} {out['best']['policy']}",
+            f"{'':<12} {_speed(out['best'])}{_lossy(out['best'])}",
+            *_beaten(out["beats"]),
+            "",
+            *_bounds(out),
+            f"{'verdict':<12} {out['verdict']}",
+            f"{'searched':<12} {_searched(search)}",
+            f"{'again':<12} {out['command']}",
+        ]
+    )
+
+
+def _memory(m: Mapping[str, Any]) -> str:
+    left = (m["vram"] - m["dense"] - m["kv"] - m["staging"]) / 1e9
+    return (
+        f"{m['vram'] / 1e9:.2f} GB = dense weights {m['dense'] / 1e9:.2f} + KV {m['kv'] / 1e9:.2f} ({m['batch']} x "
+        f"{m['context']:,} tokens) + staging {m['staging'] / 1e9:.2f} + experts {left:.2f}: {m['slots']:,} slots for "
+        f"{m['experts']:,} experts of {m['expert_bytes'] / 1e6:.1f} MB ({m['slots'] / m['experts']:.1%})"
+    )
+
+
+def _speed(told: Mapping[str, Any]) -> str:
+    if told["tokens_per_s"] is None:
+        return f"{told['total_tokens_per_s']:,.2f} tokens/s with prompts (the trace generates none)"
+    return f"{told['tokens_per_s']:,.2f} tokens/s{_between(told['tokens_per_s_interval'], 2)}"
+
+
+def _between(pair: Sequence[float] | None, digits: int) -> str:
+    return "" if pair is None else f" [{pair[0]:,.{digits}f}, {pair[1]:,.{digits}f}]"
+
+
+def _lossy(told: Mapping[str, Any]) -> str:
+    if not told["open_loop"]:
+        return ""
+    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight"
+    if told["closed_loop"] is None:
+        return lost
+    rise, low, high = told["closed_loop"]["bits_per_byte_percent"]
+    at = told["closed_loop"]["cache"]
+    rose = f"bits per byte {rise:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return f"{lost}; measured in closed loop with {at:g} of the experts: {rose}"
+
+
+def _beaten(beats: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What it beats, by how much, and whether that is more than other requests could undo."""
+    lines = [] if "lru + fetch" in beats else [f"{'':<12} this is lru + fetch itself: nothing that was tried beats it"]
+    for name, told in beats.items():
+        lines.append(f"{'beats':<12} {name}: {_speed(told)}{_lossy(told)}")
+        if told["ratio"] is not None:
+            pair = told["ratio_interval"]
+            sure = "one request: no interval" if pair is None else "95 % over requests, paired"
+            unsure = "; other requests might turn this around" if pair is not None and pair[0] <= 1.0 else ""
+            lines.append(f"{'':<12} {told['ratio']:.3f} x as fast{_between(pair, 3)} ({sure}{unsure})")
+        lines.append(f"{'':<12} {told['policy']}")
+    return lines
+
+
+def _cut_short(search: Mapping[str, Any]) -> list[str]:
+    """What the time limit left undone."""
+    if search["ended"] != "time-limit":
+        return []
+    n, all_of_it = search["compared_steps"], search["compared_steps"] == search["steps"]
+    over = "all" if all_of_it else f"the first {n:,}"
+    judged = "" if all_of_it else "; everything here is of those steps alone"
+    return [
+        f"the time limit of {search['time_limit_s']:g} s ended the search: the answer is the best of the "
+        f"{search['compared']:,} candidates that were done over {over} of {search['steps']:,} steps{judged}"
+    ]
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    ended = {
+        "settled": "no choice of the best is left to change",
+        "rounds": "the rounds of changing the best are over",
+        "candidates": "as many as were allowed",
+        "time-limit": "the time was over",
+    }
+    failed = f" ({search['failed']:,} failed)" if search["failed"] else ""
+    return (
+        f"{search['candidates']:,} different candidates of at most {search['most']:,}: {ended[search['ended']]}; "
+        f"{search['runs']:,} runs{failed}, {search['whole']:,} of them of the whole judged trace"
+    )
+
+
+def _bounds(out: Mapping[str, Any]) -> list[str]:
+    """How much is left to gain in its own classes; how it stands to lossless GPU runs, where it is none itself."""
+    bounds, time = out["bounds"], out["bounds"]["time_ns"]
+    lines = [
+        _possible(bounds["own_class"][name], time, what) for name, what in BOUNDS.items() if name in bounds["own_class"]
+    ]
+    return lines if bounds["is_lossless_gpu"] else [*lines, _beside(bounds["lossless_gpu_ns"], time)]
+
+
+def _possible(ns: int, time: int, what: str) -> str:
+    """A bound of a class that the best belongs to."""
+    return f"{'bound':<12} at best {time / (ns or 1):.2f} x as fast is possible: at least {ns / 1e9:.3f} s for {what}"
+
+
+def _beside(ns: int, time: int) -> str:
+    """A bound of runs that answer every miss by a fetch, of which the best is none."""
+    change = f"{abs(time / (ns or 1) - 1):.0%} {'less' if time < ns else 'more'} time"
+    return (
+        f"{'':<12} no lossless GPU run with these slots and first residents takes less than {ns / 1e9:.3f} s; this one "
+        f"answers misses otherwise and takes {time / 1e9:.3f} s, i.e. {change}"
+    )

@@ -1,0 +1,162 @@
+"""What a recommendation searches: policies by name, each with the values of its parameters that are worth trying.
+
+A candidate is a choice for every knob that matters to it: `{"eviction": "decayed", "decayed.decay": 0.8, "prefetch":
+"none", ...}`. A knob with a dot is a parameter of a policy. Which knobs matter depends on the policies chosen.
+Left out on purpose: oracles and `random` (nobody would build them), re-ranking and low-precision copies (the weight
+that they cost is not counted as lost), policies that need a file of their own (similarity, sere).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from traces.format.trace import RoutingTrace
+
+Candidate = dict[str, Any]
+Values = tuple[Any, ...]
+
+_DISTANCES = (1, 2, 3)
+_TAUS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
+PARAMETERS: dict[str, dict[str, dict[str, Values]]] = {
+    "eviction": {
+        "decayed": {"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
+        "window-score": {"window": (16, 4, 8, 32, 64)},
+    },
+    "prefetch": {
+        "popular": {"distance": (1, 2)},
+        "previous-token": {"distance": _DISTANCES},
+        "transition": {"distance": _DISTANCES},
+        "gate-lookahead": {"distance": _DISTANCES},
+        "learned": {"distance": _DISTANCES},
+        "activation-matrix": {"distance": _DISTANCES},
+    },
+    "miss": {
+        "fiddler": {"backlog": (0, 1)},
+        "drop-by-weight": {"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
+        "buddy": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
+        "mixed": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
+    },
+}
+EVICTIONS = ("lru", "lfu", "fifo", "decayed", "least-stale", "activation-matrix", "window-score")
+LOSSLESS = ("fetch", "cpu", "fiddler")
+LOSSY = ("drop-by-weight", "buddy", "mixed")
+PREFETCHES = ("none", "previous-token", "popular", "transition", "activation-matrix", "gate-lookahead", "learned")
+QUEUE: dict[str, Values] = {
+    "prefetch_budget": (None, 1, 2, 4),
+    "transfer_order": ("fifo", "nearest-layer", "probability"),
+}  # of runs with a prefetcher
+POLICIES = ("eviction", "prefetch", "miss")
+BASELINE: Candidate = {
+    "cache_scope": "layer", "eviction": "lru", "prefetch": "none", "miss": "fetch", "placement": "first",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Space:
+    """knobs: the choices that every candidate makes, the plainest value of each first; queue: those of candidates with
+    a prefetcher; spread: those of candidates with slots per layer; parameters: of the policies of each kind."""
+
+    knobs: Mapping[str, Values]
+    queue: Mapping[str, Values]
+    spread: Mapping[str, Values]
+    parameters: Mapping[str, Mapping[str, Mapping[str, Values]]]
+
+    @staticmethod
+    def of(
+        trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool, fixed: Mapping[str, Any], decodes: bool = True
+    ) -> "Space":
+        """Everything that the trace has the arrays for. calibrated: fitted policies have something to be fitted on;
+        host: answers by the CPU have a cost; lossy: wanted experts may be replaced or left out; fixed: field -> its one
+        value; decodes: the calibration has decode steps, which the marginal spread counts hits of."""
+        distances = trace.lookahead_distances
+        there = {"distance": tuple(d for d in _DISTANCES if set(range(1, d + 1)) <= set(distances))}
+        prefetch = {**PARAMETERS["prefetch"], "gate-lookahead": there, "learned": there}
+        learned = str(trace.meta.get("lookahead_source", "")).startswith("learned")
+        absent = {"learned" if not learned else "gate-lookahead"} | (
+            set() if distances else {"gate-lookahead", "learned"}
+        )
+        if not calibrated:
+            absent |= {"popular", "transition", "activation-matrix", "buddy", "mixed"}
+        if not host:
+            absent |= {"cpu", "fiddler", "mixed"}
+        knobs: dict[str, Values] = {
+            "cache_scope": ("layer", "global"),
+            "eviction": tuple(name for name in EVICTIONS if name != "window-score" or trace.has("weights")),
+            "prefetch": tuple(name for name in PREFETCHES if name not in absent),
+            "miss": tuple(name for name in (*LOSSLESS, *(LOSSY if lossy else ())) if name not in absent),
+            "placement": ("first", *(("popular",) if calibrated else ())),
+        }
+        spread: dict[str, Values] = {"cache_spread": ("even", *(("marginal",) if calibrated and decodes else ()))}
+        knobs, queue, spread = (_as_fixed(part, fixed) for part in (knobs, QUEUE, spread))
+        return Space(knobs, queue, spread, {**PARAMETERS, "prefetch": prefetch})
+
+    def mattering(self, candidate: Candidate) -> dict[str, Values]:
+        """Every knob of a candidate with such policies, and what it may be set to."""
+        out = dict(self.knobs)
+        if candidate["prefetch"] != "none":
+            out |= self.queue
+        if candidate["cache_scope"] == "layer":
+            out |= self.spread
+        names = [candidate[kind] for kind in POLICIES]
+        for kind, name in zip(POLICIES, names, strict=True):
+            if names.count(name) == 1:  # `set` could not say which of two policies of one name is meant
+                out |= {f"{name}.{p}": values for p, values in self.parameters[kind].get(name, {}).items()}
+        return out
+
+    def whole(self, candidate: Candidate) -> Candidate:
+        """With exactly the knobs that matter, those that were not set at their plainest value."""
+        return {knob: candidate.get(knob, values[0]) for knob, values in self.mattering(candidate).items()}
+
+    def plain(self) -> list[Candidate]:
+        """The baseline, and what differs from it in one choice: the floor of any comparison. The second value of every
+        knob comes before the third of any, so that the first few differ in as much as they can."""
+        base = {knob: values[0] for knob, values in self.knobs.items()}
+        turned = zip_longest(*([{knob: value} for value in values[1:]] for knob, values in self.knobs.items()))
+        changed = [{**base, **knob} for each in turned for knob in each if knob]
+        return _distinct([self.whole(candidate) for candidate in (base, *changed)])
+
+    def sample(self, n: int, seed: int) -> list[Candidate]:
+        """n different candidates: the plain ones first, as many as there is room for, the others drawn at random (fewer
+        where there are no more)."""
+        rng, found = np.random.default_rng(seed), {name_of(each): each for each in self.plain()[:n]}
+        for _ in range(20 * n):
+            if len(found) >= n:
+                break
+            draft = {knob: values[rng.integers(len(values))] for knob, values in self.knobs.items()}
+            drawn = {knob: values[rng.integers(len(values))] for knob, values in self.mattering(draft).items()}
+            candidate = self.whole({**drawn, **draft})
+            found.setdefault(name_of(candidate), candidate)
+        return list(found.values())
+
+    def neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """What differs in one knob (and in the parameters that come and go with it)."""
+        changed = [
+            self.whole({**candidate, knob: value})
+            for knob, values in self.mattering(candidate).items()
+            for value in values
+            if value != candidate[knob]
+        ]
+        return _distinct(changed)
+
+
+def _as_fixed(knobs: Mapping[str, Values], fixed: Mapping[str, Any]) -> dict[str, Values]:
+    return {knob: (fixed[knob],) if knob in fixed else values for knob, values in knobs.items()}
+
+
+def fields_of(candidate: Candidate) -> dict[str, Any]:
+    """The candidate as fields of a RunSpec."""
+    fields = {knob: value for knob, value in candidate.items() if "." not in knob and value is not None}
+    given = {knob: value for knob, value in candidate.items() if "." in knob}
+    return {**fields, **({"set": given} if given else {})}
+
+
+def _distinct(candidates: list[Candidate]) -> list[Candidate]:
+    return list({name_of(each): each for each in candidates}.values())
+
+
+def name_of(candidate: Candidate) -> str:
+    """Equal for equal candidates."""
+    return repr(sorted(candidate.items(), key=lambda item: item[0]))

@@ -1,0 +1,1 @@
+"""Other tools' formats: what their importers share."""

@@ -1,0 +1,131 @@
+"""`python -m traces convert`: other tools' files to traces and frequency profiles (--from), and back (--to)."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from traces.errors import TraceError
+from traces.foreign.ask import Ask
+from traces.foreign.models import model, parse_layers
+from traces.format import npz, profile
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
+from traces.statistics.describe import LOUD
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """What `convert` takes."""
+    from traces.foreign.registry import FORMATS
+    from traces.writers.registry import WRITERS
+
+    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(FORMATS)}")
+    command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
+    command.add_argument("file", metavar="IN")
+    command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
+    command.add_argument("--model", help="name of the model, looked up in the catalog; goes into the trace")
+    asked = command.add_argument_group("what a source does not say")
+    asked.add_argument("--n-experts", type=int, metavar="N", help="routed experts per layer (default: the catalog's)")
+    asked.add_argument("--top-k", type=int, metavar="N", help="experts per token (default: the catalog's, the file's)")
+    asked.add_argument("--n-layers", type=int, metavar="N", help="all layers (default: the catalog's, highest + 1)")
+    asked.add_argument("--moe-layers", metavar="LIST", help="MoE layers, such as 1-26 (default: the catalog's)")
+    asked.add_argument(
+        "--phase", metavar="PHASE", help="prefill, decode, by-batch (passes of several tokens are prompts)"
+    )
+    asked.add_argument("--prompt-tokens", type=int, metavar="N", help="prompt tokens of every request")
+    asked.add_argument("--prompt-start", type=int, metavar="N", help="position of a request's first row")
+    asked.add_argument("--requests", metavar="RULE", help="one, step, prompt, or tokens each: what a request is")
+    asked.add_argument("--iteration", type=int, metavar="N", help="which checkpoint of several")
+    kept = command.add_argument_group("kept in the file")
+    kept.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
+    kept.add_argument("--source", help="where the log comes from")
+    kept.add_argument("--licence", help="of the log")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Run the command. Raises UserError, one line."""
+    if options.to is not None:
+        _write_to(options)
+        return
+    from traces.foreign import registry
+
+    path, out = Path(options.file), Path(options.out)
+    name = options.format or registry.detected(path)
+    entry = registry.find(name)
+    if options.model is None:
+        raise TraceError(f"{path}: a trace names its model; required: --model NAME")
+    for flag in registry.EVERY_FLAG:
+        if getattr(options, flag) is not None and flag not in entry.flags:
+            raise TraceError(f"--{flag.replace('_', '-')}: {name} does not take it")
+    if not path.exists():
+        raise TraceError(f"{path}: No such file or directory")
+    _refuse_other_name(out, ".npz")
+    ask = _ask(options, out)
+    found = entry.read(path, ask)
+    for flag in ask.unused():
+        raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
+    if isinstance(found, Profile):
+        profile.write(out, found)
+        print(f"{out}: {_counted(found)}")
+    else:
+        npz.write(out, found)
+        print(f"{out}: {_held(found)}")
+    if options.format is None:
+        print(f"  read as {name}: {entry.doc}")
+    for line in _notes(found.meta):
+        print(f"  {line}")
+
+
+def _refuse_other_name(out: Path, suffix: str) -> None:
+    if out.suffix != suffix and out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
+        raise TraceError(f"{out}: a trace or profile is a {suffix}; --to writes other formats")
+
+
+def _ask(options: argparse.Namespace, out: Path) -> Ask:
+    layers = None if options.moe_layers is None else parse_layers(options.moe_layers)
+    given = {key: getattr(options, key) for key in ("n_experts", "top_k", "n_layers")}
+    meta: dict[str, Any] = {"source": options.source, "licence": options.licence}
+    flags = {key: getattr(options, key) for key in ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")}
+    folder = out.resolve().parent
+    return Ask(
+        model(options.model, moe_layers=layers, **given),
+        real=not options.synthetic,
+        scratch=folder if folder.is_dir() else None,
+        meta={key: value for key, value in meta.items() if value is not None},
+        **flags,
+    )
+
+
+def _held(trace: RoutingTrace) -> str:
+    kind = "" if trace.real else f"; {LOUD}"
+    return f"{len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens{kind}"
+
+
+def _counted(found: Profile) -> str:
+    kind = "" if found.meta["real"] else f"; {LOUD}"
+    return f"frequency profile of {found.n_moe_layers} MoE layers x {found.n_experts} experts (counts, no trace){kind}"
+
+
+def _notes(meta: dict[str, Any]) -> list[str]:
+    """What was left out, and what could not be told apart."""
+    lines = [f"dropped {count:,} {what}" for what, count in meta.get("dropped", {}).items()]
+    if meta.get("ambiguous_rows"):
+        lines.append(f"{meta['ambiguous_rows']:,} rows could have been of another request at the same position")
+    return lines
+
+
+def _write_to(options: argparse.Namespace) -> None:
+    """`--to`: from a trace, a profile or a placement."""
+    from traces.writers import registry
+
+    entry = registry.find(options.to)
+    ours = ("model", "synthetic", "source", "licence")
+    from traces.foreign.registry import EVERY_FLAG
+
+    for flag in ("format", *ours, *EVERY_FLAG):
+        if getattr(options, flag):
+            name = "from" if flag == "format" else flag.replace("_", "-")
+            raise TraceError(f"--{name}: not with --to, whose IN is a file of this project")
+    out = Path(options.out)
+    if out.suffix == ".npz":
+        raise TraceError(f"{out}: {options.to} writes {entry.doc}; another name is required")
+    print(f"{out}: {entry.write(registry.source(npz.find(options.file), options.to), out)}")

@@ -1,0 +1,1 @@
+"""One file per tool's format: its reader and its writer."""

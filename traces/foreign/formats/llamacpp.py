@@ -1,0 +1,280 @@
+"""Logs of llama.cpp's `ffn_moe_topk` tensors. There is no standard file; these are read, told apart by themselves:
+
+    phase,token,layer,rank,expert[,weight][,sequence]   one line per slot: the long CSV of traces.foreign.formats.csv
+    layer,expert                                        one line per slot, in the order in which layers ran (moe-trace)
+    pos,layer,e0,e1,...                                 one line per token and layer; pos < 0 = prompt token
+    int32 records: layer, n_tokens, k, ids ...          one per layer and pass, little endian
+
+Slots are in descending router weight (the tensor comes from an argsort). llama.cpp computes the last layer only for
+tokens whose output is wanted; which they are is in none of these files, so in passes where the last layer has fewer
+tokens its rows are left out (-1) and counted.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from traces.errors import TraceError
+from traces.foreign.ask import Ask, place_layers
+from traces.foreign.formats import csv
+from traces.foreign.passes import MOST_PER_BLOCK, Passes
+from traces.foreign.spill import Array
+from traces.foreign.whole_rows import Rows
+from traces.format.members import refusing
+from traces.format.trace import RoutingTrace
+
+PAIR, BY_POSITION = "layer,expert", "pos,layer,"
+LINE_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
+NUMBERS = re.compile(rb"-?[0-9]{1,9}(,-?[0-9]{1,9})*", re.ASCII)
+RECORD = np.dtype("<i4")
+KEPT = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline(LINE_BYTES).removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().lower()
+
+
+def detect(path: Path) -> bool:
+    """Whether its first line names the columns of one of the two short CSV layouts."""
+    if not path.is_file():
+        return False
+    head = _head(path)
+    return head == PAIR.encode() or head.startswith(BY_POSITION.encode())
+
+
+def read(path: Path, ask: Ask) -> RoutingTrace:
+    """The trace of any of the four layouts. Raises TraceError, one line."""
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: not a regular file; a log of llama.cpp is required")
+    with refusing(f"{path}: not readable"):
+        head = _head(path)
+    columns = head.split(b",")
+    if set(csv.REQUIRED) <= {c.decode("latin-1") for c in columns}:
+        return csv.read(path, ask, layout="csv", tool="llama.cpp", id_space="logical")
+    if head.startswith(BY_POSITION.encode()):
+        return _by_position(path, ask, len(columns) - 2)
+    if head == PAIR.encode() or NUMBERS.fullmatch(head):
+        return _pairs(path, ask)
+    if b"," in head and head.isascii() and head.decode("ascii").isprintable():
+        raise TraceError(f"{path}: line 1 is {head[:40].decode('ascii')!a}; no layout of a llama.cpp log begins so")
+    return _records(path, ask)
+
+
+# --- layer,expert ---
+
+
+def _pairs(path: Path, ask: Ask) -> RoutingTrace:
+    passes, k = Passes(path, ask, short_last=True), ask.top_k(path)
+    for where, layer, ids in _runs(path):
+        if len(ids) % k:
+            raise TraceError(f"{where}: {len(ids)} lines of layer {layer}; top-{k} makes a multiple of {k}")
+        passes.add(layer, ids.reshape(-1, k), where)
+    return passes.trace(layout=PAIR, **KEPT)
+
+
+def _runs(path: Path) -> Iterator[tuple[str, int, Array]]:
+    """(where, layer, experts) of each run of lines of one layer."""
+    held: list[Array] = []
+    current, begin, length = -1, 0, 0
+    for first, numbers in _numbers(path, 2, PAIR.encode()):
+        cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers[:, 0])) + 1, [len(numbers)]])
+        for lo, hi in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            layer = int(numbers[lo, 0])
+            if layer != current and held:
+                yield f"{path}: line {begin}", current, np.concatenate(held)
+                held = []
+            if not held:
+                current, begin = layer, first + lo
+                length = 0
+            held.append(numbers[lo:hi, 1].astype(np.int32))
+            length += hi - lo
+            if length > MOST_PER_BLOCK:
+                raise TraceError(f"{path}: line {begin}: over {MOST_PER_BLOCK} lines of layer {layer} in a row")
+    if held:
+        yield f"{path}: line {begin}", current, np.concatenate(held)
+
+
+def _numbers(path: Path, columns: int, header: bytes) -> Iterator[tuple[int, Array]]:
+    """(number of the first line, int64 [lines, columns]) of a CSV of integers, about a megabyte at a time."""
+    with refusing(f"{path}: not readable"), path.open("rb") as file:
+        number, rest = 1, b""
+        while data := file.read(CHUNK_BYTES):
+            lines = rest + data
+            cut = lines.rfind(b"\n") + 1
+            if not cut and len(lines) > LINE_BYTES:
+                raise TraceError(f"{path}: line {number}: more than {LINE_BYTES} bytes")
+            whole, rest = lines[:cut], lines[cut:]
+            yield number, _checked(_parsed(path, whole, columns, number, header), path, number)
+            number += whole.count(b"\n")
+        if rest.strip():
+            yield number, _checked(_parsed(path, rest, columns, number, header), path, number)
+
+
+def _checked(numbers: Array, path: Path, number: int) -> Array:
+    """The lines, whose layer (the first of two columns, else the second) is not below 0."""
+    if len(numbers) and int(numbers[:, 0 if numbers.shape[1] == 2 else 1].min()) < 0:
+        raise TraceError(f"{path}: line {number} and after: a layer below 0")
+    return numbers
+
+
+def _parsed(path: Path, text: bytes, columns: int, number: int, header: bytes) -> Array:
+    """int64 [lines, columns] of whole lines; the first line of the file may be the header."""
+    text = text.replace(b"\r\n", b"\n").replace(b" ", b"").removesuffix(b"\n")
+    if not text:
+        return np.zeros((0, columns), np.int64)
+    if _regular(text, columns):  # all lines at once, which is most of a file
+        return np.fromstring(text.replace(b"\n", b",").decode(), np.int64, sep=",").reshape(-1, columns)
+    lines = text.split(b"\n")
+    out = np.empty((len(lines), columns), np.int64)
+    used = 0
+    for i, line in enumerate(lines):
+        if not line or (number + i == 1 and line.removeprefix(b"\xef\xbb\xbf").lower().startswith(header)):
+            continue
+        if not NUMBERS.fullmatch(line) or line.count(b",") != columns - 1:
+            right = f"{columns} integers with commas between them are required"
+            raise TraceError(f"{path}: line {number + i} is {line[:40].decode('latin-1')!a}; {right}")
+        out[used] = line.split(b",")
+        used += 1
+    return out[:used]
+
+
+def _regular(text: bytes, columns: int) -> bool:
+    """Whether every line is as many integers as that, of at most nine digits: what NUMBERS says, a megabyte at once."""
+    if text.translate(None, b"0123456789,-\n"):
+        return False
+    here = np.frombuffer(b"\n" + text + b"\n", np.uint8)
+    ends = np.flatnonzero((here == ord(",")) | (here == ord("\n")))
+    lines = np.flatnonzero(here[ends] == ord("\n"))
+    minus = here[ends[:-1] + 1] == ord("-")
+    digits = np.diff(ends) - 1 - minus
+    return bool(
+        (np.diff(lines) == columns).all()
+        and digits.min() >= 1
+        and digits.max() <= 9
+        and int((here == ord("-")).sum()) == int(minus.sum())
+    )
+
+
+# --- pos,layer,e0,e1,... ---
+
+
+def _by_position(path: Path, ask: Ask, k: int) -> RoutingTrace:
+    """Blocks of one layer, as `Passes`; here the file says phase and position, and so where a request begins."""
+    if k < 1:
+        raise TraceError(f"{path}: line 1 names no experts; {BY_POSITION}e0,e1,... is required")
+    build = _Positions(path, ask, k)
+    for first, numbers in _numbers(path, k + 2, BY_POSITION.encode()):
+        for i, row in enumerate(numbers.tolist()):
+            build.line(first + i, row[0], row[1], row[2:])
+    return build.trace()
+
+
+class _Positions:
+    """Lines of (pos, layer, ids), made into rows pass by pass."""
+
+    def __init__(self, path: Path, ask: Ask, k: int) -> None:
+        self.path, self.ask, self.k = path, ask, k
+        self.pass_: dict[int, list[tuple[int, list[int]]]] = {}
+        self.layers: list[int] = []
+        self.rows: Rows | None = None
+        self.layer = -1
+        self.prompt: int | None = None  # first row of the prompt that runs
+        self.shifts: list[tuple[int, int, int]] = []
+        self.request, self.following = -1, 0
+        self.start = ask.start() or 0  # of a prompt with nothing generated after it
+        self.dropped = 0
+
+    def line(self, number: int, position: int, layer: int, ids: list[int]) -> None:
+        if layer < self.layer or (layer == self.layer and position >= 0):
+            self._flush(number)
+        if len(self.pass_.get(layer, ())) * self.k >= MOST_PER_BLOCK:
+            raise TraceError(f"{self.path}: line {number}: over {MOST_PER_BLOCK} ids in one pass of layer {layer}")
+        self.layer = layer
+        self.pass_.setdefault(layer, []).append((position, ids))
+
+    def _flush(self, number: int) -> None:
+        """Take the pass that ends before this line."""
+        found = sorted(self.pass_)
+        where = f"{self.path}: the pass before line {number}"
+        if self.rows is None:
+            self.layers = found
+            self.rows = Rows(self.path, self.ask, (len(found), self.k))
+        if found != self.layers:
+            raise TraceError(
+                f"{where} has not the layers of the first pass; layer {min(set(found) ^ set(self.layers))} differs"
+            )
+        first = [position for position, _ in self.pass_[found[0]]]
+        experts = np.full((len(first), len(found), self.k), -1, np.int64)
+        for place, layer in enumerate(found):
+            here = self.pass_[layer]
+            if [position for position, _ in here] == first:
+                experts[:, place] = [ids for _, ids in here]
+            elif layer == found[-1] and len(here) < len(first):
+                self.dropped += len(here)
+            else:
+                raise TraceError(f"{where}: layer {layer} has other tokens than layer {found[0]}")
+        if any(position < 0 for position in first) and max(first) >= 0:
+            raise TraceError(f"{where} has prompt tokens (pos < 0) and generated ones")
+        self._place(experts, first, where)
+        self.pass_, self.layer = {}, -1
+
+    def _place(self, experts: Array, positions: list[int], where: str) -> None:
+        """Prompt rows count from 0 at first; the generated row after them says where they stood."""
+        assert self.rows is not None
+        if positions[0] < 0:
+            if self.prompt is None:
+                self.request, self.following = self.request + 1, self.start
+                self.prompt = len(self.rows)
+            self.rows.add(experts, self.request, self.following + np.arange(len(experts)), True)
+            self.following += len(experts)
+            return
+        if (np.diff(positions) != 1).any():
+            raise TraceError(f"{where}: positions {positions[:5]} do not rise by one")
+        if self.prompt is not None:
+            shift = positions[0] - self.following
+            if self.start + shift < 0:
+                raise TraceError(f"{where}: position {positions[0]} after {self.following - self.start} prompt tokens")
+            self.shifts.append((self.prompt, len(self.rows), shift))
+            self.prompt = None
+        elif positions[0] != self.following or self.request < 0:
+            self.request += 1
+        self.rows.add(experts, self.request, np.array(positions), False)
+        self.following = positions[-1] + 1
+
+    def trace(self) -> RoutingTrace:
+        if self.pass_:
+            self._flush(0)
+        if self.rows is None:
+            raise TraceError(f"{self.path}: no rows after line 1; a trace needs at least one")
+        facts = self.rows.facts.array()
+        for lo, hi, shift in self.shifts:
+            facts["position"][lo:hi] += shift
+        meta = {"dropped": {f"tokens of layer {self.layers[-1]}, which has fewer than the pass": self.dropped}}
+        layers = place_layers(self.path, self.layers, self.ask)
+        return self.rows.trace(layers, layout=f"{BY_POSITION}e0,...", **(meta if self.dropped else {}), **KEPT)
+
+
+# --- int32 records ---
+
+
+def _records(path: Path, ask: Ask) -> RoutingTrace:
+    passes = Passes(path, ask, short_last=True)
+    with refusing(f"{path}: not int32 records"):
+        size = path.stat().st_size
+        if size < 4 * RECORD.itemsize or size % RECORD.itemsize:
+            raise TraceError(f"{path}: {size} bytes; CSV with a known header or int32 records are required")
+        words = np.memmap(path, RECORD, "r")
+    at = 0
+    while at < len(words):
+        where = f"{path}: byte {at * RECORD.itemsize}"
+        if at + 3 > len(words):
+            raise TraceError(f"{where}: cut short; a record begins with layer, n_tokens and k")
+        layer, n, k = (int(word) for word in words[at : at + 3])
+        if not 0 <= layer < 10_000 or n < 1 or k < 1 or n * k > len(words) - at - 3:
+            raise TraceError(f"{where}: layer {layer}, {n} tokens, k {k}; the file has {len(words) - at - 3} ids more")
+        passes.add(layer, np.array(words[at + 3 : at + 3 + n * k]).reshape(n, k), where)
+        at += 3 + n * k
+    return passes.trace(layout="int32 records", **KEPT)

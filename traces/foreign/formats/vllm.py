@@ -1,0 +1,249 @@
+"""vLLM's returned routed experts: `.npy` arrays, and the JSON of its OpenAI-compatible server.
+
+0.33: one array per completion, [tokens - 1 - start, layers, top_k] (uint8, or uint16 for more than 256 experts): prompt
+and generated tokens together, the last sampled token never forwarded, *all* hidden layers with zeros for the dense
+ones. In JSON: choices[i].routed_experts, base64 of the .npy bytes.
+0.21: prompt_routed_experts [prompt tokens, MoE layers, top_k] in the response, shared by its completions, and
+choices[i].routed_experts [generated, MoE layers, top_k]; nested lists; -1 where the prompt came from the prefix cache.
+Ids are logical (taken before the expert-parallel map), in the order in which the router's kernel wrote them.
+"""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traces.errors import TraceError
+from traces.foreign.ask import Ask, pick_layers
+from traces.foreign.json_lines import decoding, first_object, integer, member, objects
+from traces.foreign.npy import head_of, npy_of, read_npy
+from traces.foreign.spill import Array
+from traces.foreign.whole_rows import Rows
+from traces.format.check import chunks
+from traces.format.members import refusing
+from traces.format.trace import RoutingTrace
+
+CHOICES, EXPERTS, PROMPT_EXPERTS = "choices", "routed_experts", "prompt_routed_experts"
+USAGE, PROMPT_TOKENS, COMPLETION_TOKENS = "usage", "prompt_tokens", "completion_tokens"
+PROMPT_IDS, IDS = "prompt_token_ids", "token_ids"
+AXES = "[tokens, layers, top_k]"
+CACHED = "prompt tokens taken from the prefix cache (not routed in this run)"
+
+
+def dtype_for(n_experts: int) -> np.dtype[Any]:
+    """What vLLM 0.33 stores ids as."""
+    return np.dtype(np.uint8 if n_experts <= 256 else np.uint16)
+
+
+def detect(path: Path) -> bool:
+    """Whether it is an array of small unsigned ids [tokens, layers, top_k], a folder of them, or a response."""
+    if path.is_dir():
+        files = sorted(path.glob("*.npy"))
+        return bool(files) and detect(files[0])
+    head = head_of(path)
+    if head is not None:
+        return len(head[1]) == 3 and head[0] in (np.uint8, np.uint16)
+    choices = (first_object(path) or {}).get(CHOICES)
+    return isinstance(choices, list) and any(isinstance(c, dict) and c.get(EXPERTS) is not None for c in choices)
+
+
+def read(path: Path, ask: Ask) -> RoutingTrace:
+    """The trace of one `.npy` (one request), a folder of them (one each, by name), or of responses in JSON."""
+    build = _Build(path, ask)
+    if path.is_dir():
+        files = sorted(path.glob("*.npy"))
+        if not files:
+            raise TraceError(f"{path}: no .npy files in the folder")
+        for file in files:
+            build.array(file)
+    elif head_of(path) is not None or path.suffix == ".npy":
+        build.array(path)
+    else:
+        for where, response in objects(path):
+            build.response(where, response)
+    return build.trace()
+
+
+class Layers:
+    """Takes the MoE layers of [n, layers, K] arrays and refuses routing where there ought to be none."""
+
+    def __init__(self, path: Path, ask: Ask) -> None:
+        self.path, self.ask = path, ask
+        self.layers: list[int] = []
+        self.shape: tuple[int, ...] = ()
+        self._take: list[int] | None = None
+        self._dense: list[int] = []
+
+    def of(self, array: Array, where: str) -> Array:
+        """[n, MoE layers, K] of an integer array whose shape is that of the first one; a list without rows has none."""
+        if array.size == 0 and not self.shape:
+            return array
+        if array.size == 0:
+            return np.zeros((0, len(self.layers), self.shape[1]), np.int64)
+        if array.ndim != 3 or array.dtype.kind not in "iu" or 0 in array.shape[1:]:
+            raise TraceError(
+                f"{where}: {array.dtype.name} {list(array.shape)}; integers [tokens, layers, top_k] needed"
+            )
+        if not self.shape:
+            self.shape = array.shape[1:]
+            self.layers, self._take = pick_layers(self.path, self.shape[0], self.ask, "the array")
+            self._dense = [] if self._take is None else sorted(set(range(self.shape[0])) - set(self._take))
+            if self.ask.model.top_k not in (None, self.shape[1]):
+                name, k = self.ask.model.name, self.ask.model.top_k
+                raise TraceError(f"{where}: {self.shape[1]} experts a token; {name} has {k}")
+        if array.shape[1:] != self.shape:
+            raise TraceError(f"{where}: shape {list(array.shape)}; the arrays before have {list(self.shape)} per token")
+        for layer in self._dense:
+            if array[:, layer].any():
+                raise TraceError(f"{where}: layer {layer} has experts; {self.ask.model.name} has none there")
+        return array if self._take is None else array[:, self._take]
+
+
+class _Build:
+    def __init__(self, path: Path, ask: Ask) -> None:
+        self.path, self.ask = path, ask
+        self.layers = Layers(path, ask)
+        self.rows: Rows | None = None
+        self.with_ids: bool | None = None
+        self.sequence = 0
+        self.cached = 0
+        self.layout = "0.33"
+
+    def array(self, path: Path) -> None:
+        """One request, of an array that knows no lengths: the flags say them."""
+        whole, start = read_npy(path), self.ask.start() or 0
+        for lo, part in chunks(whole):
+            block = self.layers.of(part, str(path))
+            position = np.arange(start + lo, start + lo + len(block))
+            self._add(block, position, self.ask.prefill(self.path, position))
+        self.sequence += 1
+
+    def response(self, where: str, response: dict[str, Any]) -> None:
+        """All completions of one response, a request each."""
+        choices = member(response, CHOICES, list, where)
+        prompt = response.get(PROMPT_EXPERTS)
+        for i, choice in enumerate(choices):
+            here = f"{where}: {CHOICES}[{i}]"
+            if not isinstance(choice, dict) or choice.get(EXPERTS) is None:
+                raise TraceError(f"{here}: {EXPERTS} is missing; vLLM writes it with --enable-return-routed-experts")
+            if prompt is not None:
+                shared = self.layers.of(_decoded(prompt, f"{where}: {PROMPT_EXPERTS}"), f"{where}: {PROMPT_EXPERTS}")
+                found = self.layers.of(_decoded(choice[EXPERTS], f"{here}.{EXPERTS}"), f"{here}.{EXPERTS}")
+                self._split(shared if i == 0 else shared[:0], found, len(shared), here)
+            else:
+                found = self.layers.of(_decoded(choice[EXPERTS], f"{here}.{EXPERTS}"), f"{here}.{EXPERTS}")
+                lengths = _lengths(response, choice, len(choices), where)
+                self._joined(found, lengths, here, _token_ids(response, choice))
+            self.sequence += 1
+
+    def _split(self, prompt: Array, generated: Array, prompt_tokens: int, here: str) -> None:
+        """0.21: the prompt was run once, so its rows go to the first completion."""
+        self.layout = "0.21"
+        parts = [part for part in (prompt, generated) if len(part)]
+        if not parts:
+            return
+        rows = np.concatenate(parts)
+        position = prompt_tokens - len(prompt) + np.arange(len(rows))
+        routed = (rows >= 0).any(axis=(1, 2))
+        cached = int(np.argmax(routed)) if routed.any() else len(rows)
+        if cached > len(prompt):
+            raise TraceError(
+                f"{here}: generated token {cached - len(prompt)} has no expert; only cached prompt rows may"
+            )
+        self.cached += cached
+        self._add(rows[cached:], position[cached:], (position < prompt_tokens)[cached:])
+
+    def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
+        """0.33: rows of a whole sequence from its start (or from where the request asked them to begin)."""
+        prompt, generated = lengths
+        said = prompt is not None and generated is not None
+        start = (prompt or 0) + (generated or 0) - 1 - len(rows) if said else self.ask.start()
+        if start is None:
+            wrong = f"{here}: the response does not say how many tokens this completion has"
+            raise TraceError(f"{wrong}; required: --prompt-start N (0 if routed_experts_prompt_start was not set)")
+        if start < 0 or (prompt is not None and generated is not None and start + len(rows) > prompt + generated):
+            tokens = f"{prompt} prompt and {generated} generated tokens"
+            raise TraceError(f"{here}: {len(rows)} rows for {tokens}; one row per token but the last is right")
+        position = start + np.arange(len(rows))
+        prefill = position < prompt if prompt is not None else self.ask.prefill(self.path, position)
+        self._add(rows, position, prefill, None if ids is None else ids[start : start + len(rows)])
+
+    def _add(self, rows: Array, position: Array, prefill: Array, ids: Array | None = None) -> None:
+        if self.rows is None:
+            self.with_ids = ids is not None and len(ids) == len(rows)
+            shape = (len(self.layers.layers), self.layers.shape[1])
+            self.rows = Rows(self.path, self.ask, shape, ("token_ids",) if self.with_ids else ())
+        if self.with_ids and (ids is None or len(ids) != len(rows)):
+            raise TraceError(f"{self.path}: token ids are there for the first completion and not for all of them")
+        more = {"token_ids": ids} if self.with_ids and ids is not None else {}
+        self.rows.add(rows, self.sequence, position, prefill, **more)
+
+    def trace(self) -> RoutingTrace:
+        if self.rows is None:
+            raise TraceError(f"{self.path}: no completions in it")
+        meta: dict[str, Any] = {"dropped": {CACHED: self.cached}} if self.cached else {}
+        kept = {"tool": "vllm", "layout": self.layout, "id_space": "logical", "slots_ordered_by_weight": False}
+        return self.rows.trace(self.layers.layers, **kept, **meta)
+
+
+def _decoded(value: object, where: str) -> Array:
+    """An array from base64 of a .npy, or from nested lists."""
+    if isinstance(value, str):
+        with decoding(where):
+            data = base64.b64decode(value, validate=True)
+        return npy_of(data, where)
+    return array_of(value, where)
+
+
+def array_of(value: object, where: str) -> Array:
+    """int64 array from nested lists of integers, none ragged."""
+    if not isinstance(value, list):
+        raise TraceError(f"{where}: a {type(value).__name__}; base64 of a .npy, or nested lists, is required")
+    if not value:
+        return np.zeros((0, 0, 0), np.int64)
+    with refusing(f"{where}: not an array"):
+        array = np.array(value)
+    if array.dtype.kind not in "iu" or array.ndim != 3:
+        raise TraceError(
+            f"{where}: {array.dtype.name} {list(array.shape)}; integers [tokens, layers, top_k] are needed"
+        )
+    return array.astype(np.int64)
+
+
+def _lengths(
+    response: dict[str, Any], choice: dict[str, Any], choices: int, where: str
+) -> tuple[int | None, int | None]:
+    """(prompt tokens, generated tokens) of a completion, None where the response does not say: `usage` adds up
+    what its completions generated, and, for several prompts in one request, the prompts."""
+    prompt = next((p for p in (choice.get(PROMPT_IDS), response.get(PROMPT_IDS)) if isinstance(p, list)), None)
+    ids, usage = choice.get(IDS), response.get(USAGE)
+    known = usage if isinstance(usage, dict) else {}
+    one_prompt = choices == 1 or response.get("object") == "chat.completion"
+    in_prompt = len(prompt) if prompt is not None else None
+    if in_prompt is None and one_prompt and PROMPT_TOKENS in known:
+        in_prompt = integer(known[PROMPT_TOKENS], f"{USAGE}.{PROMPT_TOKENS}", where)
+    generated = len(ids) if isinstance(ids, list) else None
+    if generated is None and choices == 1 and COMPLETION_TOKENS in known:
+        generated = integer(known[COMPLETION_TOKENS], f"{USAGE}.{COMPLETION_TOKENS}", where)
+    return in_prompt, generated
+
+
+def _token_ids(response: dict[str, Any], choice: dict[str, Any]) -> Array | None:
+    """All token ids of a completion, prompt first; None where the response does not hold both parts."""
+    prompt = choice.get(PROMPT_IDS) or response.get(PROMPT_IDS)
+    parts = (prompt, choice.get(IDS))
+    if not all(isinstance(part, list) for part in parts):
+        return None
+    flat = [token for part in parts for token in part or ()]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in flat):
+        return None
+    return np.array(flat, np.int64)
+
+
+def spelled(array: Array) -> str:
+    """base64 of the .npy of an array, as vLLM 0.33 puts it into JSON."""
+    file = BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return base64.b64encode(file.getvalue()).decode()

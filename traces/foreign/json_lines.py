@@ -1,0 +1,107 @@
+"""JSON objects of a file, one at a time: one per line, or a file that is one object or one list of them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from traces.errors import TraceError
+from traces.format.members import refusing
+
+BOM = b"\xef\xbb\xbf"
+MOST_BYTES = 256 << 20  # of one line, or of a file that is one JSON value; a response of 128 k tokens has a third
+
+
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
+    for where, value in _values(path):
+        if not isinstance(value, dict):
+            raise TraceError(f"{where}: {_kind(value)}; a JSON object is required")
+        yield where, value
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: not a regular file; JSON is required")
+    with refusing(f"{path}: not readable"), path.open("rb") as file:
+        number, line = 1, _line(file, f"{path}: line 1")
+        while line and not line.strip():
+            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
+        if not _is_json(line):  # one value over several lines
+            line += file.read(MOST_BYTES + 1 - len(line))
+            if len(line) > MOST_BYTES:
+                raise TraceError(f"{path}: one JSON value of over {MOST_BYTES} bytes; one object a line has no limit")
+            yield from _elements(str(path), line)
+            return
+        while line:
+            if line.strip():
+                yield from _elements(f"{path}: line {number}", line)
+            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
+
+
+def _line(file: Any, where: str) -> bytes:
+    line: bytes = file.readline(MOST_BYTES + 1)
+    if len(line) > MOST_BYTES:
+        raise TraceError(f"{where}: more than {MOST_BYTES} bytes; no response is that long")
+    return line
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.removeprefix(BOM))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _elements(where: str, text: bytes) -> Iterator[tuple[str, Any]]:
+    with decoding(where):
+        value = json.loads(text.removeprefix(BOM), parse_constant=_refuse)
+    if isinstance(value, list):
+        yield from ((f"{where}: [{i}]", element) for i, element in enumerate(value))
+    else:
+        yield where, value
+
+
+@contextmanager
+def decoding(where: str) -> Iterator[None]:
+    """Turn what json and base64 raise into a TraceError that begins with `where`."""
+    with refusing(f"{where}: not JSON"):
+        yield
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def integer(value: object, what: str, where: str, least: int = 0, most: int = 2**31 - 1) -> int:
+    """`value` if it is an integer in range. Raises TraceError that names it."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        found = ascii(value)[:40] if not isinstance(value, int) or abs(value) < 10**30 else "a longer integer"
+        raise TraceError(f"{where}: {what} = {found}; an integer from {least} to {most} is required")
+    return value
+
+
+def member(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """value[key] of that type. Raises TraceError where it is missing or something else."""
+    if not isinstance(value.get(key), kind):
+        found = "is missing" if key not in value else f"is {_kind(value[key])}"
+        names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+        raise TraceError(f"{where}: {key} {found}; {names.get(kind, kind.__name__)} is required")
+    return value[key]
+
+
+def first_object(path: Path) -> dict[str, Any] | None:
+    """The first object of a JSON file, None where there is none: what detection looks at."""
+    try:
+        with path.open("rb") as file:
+            if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
+                return None
+        return next((found for _, found in objects(path)), None)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,77 @@
+"""The few facts about a model that an import asks for: layers, MoE layers, experts per layer, top-k.
+
+They come from flags, or from the shipped catalog by the model's name. The catalog is data (sim/catalog/models.toml):
+this room reads the data and imports nothing of the simulator's.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from traces.command import did_you_mean
+from traces.errors import TraceError
+
+CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"
+MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model before its log is read; None: not known. moe_layers: indices from 0, ascending.
+    hint: said after what is asked for (that the catalog does not have the name, the nearest name)."""
+
+    name: str
+    n_experts: int | None = None
+    top_k: int | None = None
+    n_layers: int | None = None
+    moe_layers: tuple[int, ...] | None = None
+    hint: str = ""
+
+
+def model(name: str, **given: Any) -> Model:
+    """The model of that name; `given` (fields of Model, None: not given) goes before what the catalog says."""
+    facts: dict[str, Any] = {}
+    entry = _index().get(_normal(name)) or _index().get(_normal(name.rsplit("/", 1)[-1]))
+    if entry is None:
+        hint = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, _names())})"
+    else:
+        hint = ""
+        facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
+        facts["moe_layers"] = tuple(range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1)))
+    return Model(name, **(facts | {k: v for k, v in given.items() if v is not None}), hint=hint)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """`1-8,10` as ascending indices. Raises TraceError where it is no such list."""
+    layers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.strip().isdecimal() or (dash and not high.strip().isdecimal()):
+            raise TraceError(f"--moe-layers {text[:40]!r}: layer indices are required, such as 1-26 or 0,2,4")
+        if max(len(low), len(high)) > 6 or int(high or low) >= MOST_LAYERS:
+            raise TraceError(f"--moe-layers {text[:40]!r}: at most layer {MOST_LAYERS - 1}")
+        layers += range(int(low), int(high or low) + 1)
+    if not layers or sorted(set(layers)) != layers:
+        raise TraceError(f"--moe-layers {text[:40]!r}: ascending layer indices are required, each once")
+    return tuple(layers)
+
+
+def _normal(name: str) -> str:
+    """Names ignore case, hyphens, underscores and spaces, as everywhere in the catalog."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+@cache
+def _entries() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(CATALOG.read_text(encoding="utf-8"))
+
+
+def _names() -> list[str]:
+    return list(_entries())
+
+
+@cache
+def _index() -> dict[str, dict[str, Any]]:
+    return {_normal(w): entry for name, entry in _entries().items() for w in (name, *entry.get("aliases", ()))}

@@ -1,0 +1,55 @@
+"""Single `.npy` arrays, as files and inside JSON, whose declared size is never trusted."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traces.errors import TraceError
+from traces.foreign.spill import Array
+from traces.format.members import MAX_HEADER_BYTES, npy_header, refusing
+
+MAGIC = b"\x93NUMPY"
+
+
+def read_npy(path: Path) -> Array:
+    """The array of a `.npy` file, mapped. Raises TraceError for objects, other sizes than declared, other files."""
+    with refusing(f"{path}: not a complete .npy file"):
+        with path.open("rb") as file:
+            head = file.read(12 + MAX_HEADER_BYTES)
+        dtype, shape, fortran_order, length = npy_header(path, "the array", head)
+        _check_size(f"{path}: the array", dtype, shape, path.stat().st_size - length)
+        if 0 in shape:
+            raise TraceError(f"{path}: the array has no elements, shape {shape}")
+        order: Any = "F" if fortran_order else "C"
+        return np.memmap(path, dtype, "r", length, shape, order)
+
+
+def npy_of(data: bytes, where: str) -> Array:
+    """The array of a `.npy` file's bytes; `where` begins the message of a TraceError."""
+    with refusing(f"{where} is not a complete .npy"):
+        dtype, shape, fortran_order, length = npy_header(Path(where), "its array", data[: 12 + MAX_HEADER_BYTES])
+        _check_size(where, dtype, shape, len(data) - length)
+        array: Array = np.frombuffer(data, dtype, offset=length)
+        return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _check_size(where: str, dtype: np.dtype[Any], shape: tuple[int, ...], held: int) -> None:
+    declared = math.prod(shape) * dtype.itemsize
+    if declared != held:
+        raise TraceError(f"{where} declares {declared} bytes, shape {shape}; there are {held}")
+
+
+def head_of(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """(dtype, shape) that a `.npy` file declares, None for any other file: what detection looks at."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12 + MAX_HEADER_BYTES)
+        if not head.startswith(MAGIC):
+            return None
+        with refusing(f"{path}: not a .npy file"):
+            dtype, shape, _, _ = npy_header(path, "the array", head)
+        return dtype, shape
+    except (OSError, TraceError):
+        return None

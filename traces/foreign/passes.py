@@ -1,0 +1,123 @@
+"""Logs written layer by layer as a model runs: one block of tokens per MoE layer of each forward pass.
+
+Blocks are taken in order. A pass ends where a layer comes that it has already, a lower one, or one that the writer
+says belongs to another step; every pass has the layers of the first. Which rows are prompt rows and where a request
+begins is not in such a log: see Ask.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traces.errors import TraceError
+from traces.foreign.ask import Ask, place_layers
+from traces.foreign.spill import Array, check_ids
+from traces.foreign.whole_rows import Rows
+from traces.format.trace import RoutingTrace
+
+MOST_PER_BLOCK = 1 << 26  # ids of one layer and pass; a real batch has thousands
+
+
+@dataclass
+class Passes:
+    """Collects the blocks of a pass, then appends its tokens.
+
+    short_last: the last layer may have fewer tokens than the others (llama.cpp computes it only for tokens whose
+    output is asked for); which ones is not said, so they are left out there and counted.
+    """
+
+    path: Path
+    ask: Ask
+    logits: bool = False
+    short_last: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
+    rows: Rows | None = None
+    layers: list[int] = field(default_factory=list)
+    _step: int | None = None
+    _blocks: dict[int, Array] = field(default_factory=dict)
+    _logits: dict[int, Array] = field(default_factory=dict)
+    _request: int = -1
+    _position: int = 0
+    _prompt: bool = False
+
+    def add(self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None) -> None:
+        """One block: ids [n, K], logits [n, E]. where: file and line, for messages."""
+        if ids.size > MOST_PER_BLOCK:
+            raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_PER_BLOCK} are read")
+        check_ids(ids, self.ask.n_experts(self.path), where)
+        if self._blocks and (layer <= max(self._blocks) or step != self._step):
+            self.flush(where)
+        self._step = step
+        self._blocks[layer] = ids
+        if logits is not None:
+            self._logits[layer] = logits
+
+    def drop(self, why: str, count: int = 1) -> None:
+        self.dropped[why] = self.dropped.get(why, 0) + count
+
+    def flush(self, where: str) -> None:
+        """Append the tokens of the pass. Raises TraceError where its layers are not alike."""
+        found = sorted(self._blocks)
+        if self.rows is None:
+            first = self._blocks[found[0]]
+            self.layers = found
+            optional = ("logits",) if self.logits else ()
+            self.rows = Rows(self.path, self.ask, (len(found), first.shape[1]), optional)
+        if found != self.layers:
+            missing = sorted(set(found) ^ set(self.layers))[:5]
+            raise TraceError(f"{where}: the pass before has not the layers of the first one; they differ in {missing}")
+        n, k = self._blocks[found[0]].shape
+        experts = np.full((n, len(found), k), -1, np.int16)
+        for place, layer in enumerate(found):
+            ids = self._blocks[layer]
+            if ids.shape == (n, k):
+                experts[:, place] = ids
+            elif self.short_last and layer == found[-1] and len(ids) < n and ids.shape[1] == k:
+                self.drop(f"tokens of layer {layer}, which has fewer than the pass", len(ids))
+            else:
+                raise TraceError(f"{where}: layer {layer} has {list(ids.shape)} ids; its pass has {[n, k]}")
+        more = {}
+        if self.logits:
+            more["logits"] = np.stack([self._logits[layer] for layer in found], axis=1)
+        self._append(experts, more)
+        self._blocks, self._logits = {}, {}
+
+    def _append(self, experts: Array, more: dict[str, Any]) -> None:
+        """Give the pass's tokens their requests, positions and phases."""
+        assert self.rows is not None
+        n, each, rule = len(experts), self.ask.tokens_each, self.ask.rule()
+        if rule is None:
+            raise TraceError(
+                f"{self.path}: the file does not say which tokens are one request; "
+                "required: --requests one|step|prompt or tokens each"
+            )
+        if each:
+            row = len(self.rows) + np.arange(n)
+            sequence, position = row // each, row % each
+            prefill = self.ask.prefill(self.path, position, n)
+        else:
+            starts = self._request < 0 or rule == "step"
+            if rule == "prompt":
+                prompt = bool(self.ask.prefill(self.path, np.zeros(1, np.int64), n)[0])
+                starts = starts or (prompt and not self._prompt)
+                self._prompt = prompt
+            if starts:
+                self._request, self._position = self._request + 1, self.ask.start() or 0
+            sequence, position = np.full(n, self._request), self._position + np.arange(n)
+            self._position += n
+            prefill = self.ask.prefill(self.path, position, n)
+        self.rows.add(experts, sequence, position, prefill, **more)
+
+    def trace(self, **meta: Any) -> RoutingTrace:
+        """What was read. Raises TraceError for a file without a block and for an invalid trace."""
+        if not self._blocks and self.rows is None:
+            raise TraceError(f"{self.path}: no routing in it; a trace needs at least one pass")
+        if self._blocks:
+            self.flush(f"{self.path}: at its end")
+        assert self.rows is not None
+        layers = place_layers(self.path, self.layers, self.ask)
+        if self.dropped:
+            meta["dropped"] = self.dropped
+        return self.rows.trace(layers, requests_by=f"--requests {self.ask.requests}", **meta)

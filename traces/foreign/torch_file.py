@@ -1,0 +1,79 @@
+"""`.pt` files: read without executing anything in them, and written as plain tensors.
+
+torch.load(weights_only=True) unpickles tensors, lists, dicts, strings and numbers and nothing else; storages are
+mapped, not read. What a tensor claims (a view can repeat one byte a million times) is compared with the file's size.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traces.command import replace
+from traces.errors import TraceError
+from traces.foreign.extras import needed
+from traces.foreign.spill import Array
+from traces.format.members import refusing
+
+PICKLE = "data.pkl"
+LOOK_BYTES = 1 << 20
+
+
+def load(path: Path) -> Any:
+    """The object of a `.pt` file. Raises TraceError for anything but a plain, complete one."""
+    _refuse_odd_zip(path)
+    torch = needed("torch", "a .pt file")
+    with refusing(f"{path}: torch.load(weights_only=True) refuses it"):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _refuse_odd_zip(path: Path) -> None:
+    """torch.save stores members as they are, so no file is larger inside than outside."""
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: not a regular file; a .pt is required")
+    with refusing(f"{path}: not a complete .pt file of torch.save's zip format"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise TraceError(f"{path}: {info.filename} is compressed; torch.save stores its members")
+
+
+def array(value: Any, what: str, path: Path, dims: int, kinds: str = "iu") -> Array:
+    """A tensor as a numpy array. Raises TraceError for anything else, another rank, another kind of number, and a
+    tensor that claims more than the file holds."""
+    torch = needed("torch", "a .pt file")
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        raise TraceError(f"{path}: {what} is a {type(value).__name__}; a tensor is required")
+    if value.dim() != dims or value.numel() * value.element_size() > path.stat().st_size:
+        held = f"the file has {path.stat().st_size} bytes"
+        raise TraceError(f"{path}: {what} has shape {list(value.shape)}; {dims} dimensions are required, and {held}")
+    if value.dtype == torch.bfloat16:
+        value = value.float()
+    with refusing(f"{path}: {what}"):
+        out: Array = value.detach().numpy()
+    if out.dtype.kind not in kinds:
+        names = "numbers" if "f" in kinds else "integers"
+        raise TraceError(f"{path}: {what} holds {out.dtype.name}; {names} are required")
+    return out
+
+
+def words(path: Path) -> bytes:
+    """The begin of the pickle of a `.pt` file, unread: b"" where it is none. What detection looks at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.split("/")[-1] == PICKLE)
+            with archive.open(name) as file:
+                return file.read(LOOK_BYTES)
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return b""
+
+
+def save(path: Path, value: dict[str, Array] | Array) -> None:
+    """Write arrays as tensors, a dict of them or one alone, with torch.save, whole or not at all."""
+    torch = needed("torch", "a .pt file")
+
+    def tensor(values: Array) -> Any:
+        return torch.from_numpy(np.array(values))
+
+    out = {name: tensor(values) for name, values in value.items()} if isinstance(value, dict) else tensor(value)
+    replace(path, lambda file: torch.save(out, file))

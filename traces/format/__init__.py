@@ -1,0 +1,1 @@
+"""What a trace file is: layout, trace, checks, archive; frequency profiles and placements."""

@@ -1,0 +1,61 @@
+"""The statistics of a trace in words, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
+
+
+def describe(facts: dict[str, Any], name: str) -> str:
+    """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
+    kind = "a real capture" if facts["real"] else LOUD
+    rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
+    rows |= _shape(facts["shape"]) | _statistics(facts)
+    lines = [f"{_plain(name)}: {_plain(facts['model'])}, {kind}"]
+    return "\n".join(lines + [f"  {key:18} {_plain(value)}" for key, value in rows.items()])
+
+
+def _shape(size: dict[str, Any]) -> dict[str, str]:
+    tokens = f"{size['tokens']:,} in {size['requests']:,} requests"
+    layers = f"{size['moe_layers']} MoE of {size['layers']}"
+    return {
+        "tokens": f"{tokens} ({size['prompt_tokens']:,} prompt, {size['generated_tokens']:,} generated)",
+        "layers": f"{layers}; {size['experts']} experts, top-{size['top_k']}",
+        "arrays": ", ".join(f"{name} {dtype}" for name, dtype in size["arrays"].items()),
+        "missing slots": f"{size['missing_slots']:,}",
+    }
+
+
+def _statistics(facts: dict[str, Any]) -> dict[str, str]:
+    spread, common = facts["popularity"]["mean"], facts["overlap"]
+    first = facts["co_activation"]
+    windows = {f"{n} tokens": mean for n, mean in facts["working_set"]["mean"].items()}
+    return {
+        "popularity": _named(spread),
+        "overlap": f"{_figure(common['mean'])} of a token's experts were used by the token before it"
+        f" (random {_figure(common['random'])}; from popularity alone {_figure(common['popularity'])})",
+        "reuse distance": _named(facts["reuse_distance"]["quantiles"]) + " (other experts of the layer)",
+        "working set": _named(windows) + " (experts of the layer)",
+        "router entropy": _entropy(facts["router_entropy"]),
+        "co-activation": f"{_figure(first['top_companion'])} of an expert's uses have its first companion"
+        f" (random {_figure(first['random'])})",
+    }
+
+
+def _entropy(entropy: dict[str, Any]) -> str:
+    of = {"weights": "of the chosen experts' weights", "logits": "over all experts"}
+    parts = [f"{_figure(e['bits'])} bits {of[name]}" for name, e in entropy.items() if e is not None]
+    return ", ".join(parts) or "- (no weights, no logits)"
+
+
+def _named(values: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_figure(value)}" for name, value in values.items())
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _plain(value: object) -> str:
+    """One line of printable ASCII: meta is the file's author's."""
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in str(value))
