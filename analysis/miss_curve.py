@@ -273,10 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    from analysis.curves import formats as miss_formats
+    from analysis.curves import formats
 
     args = parser().parse_args(argv)
-    show = miss_formats.FORMATS[one_of("format", args.format, tuple(miss_formats.FORMATS))]
+    show = formats.FORMATS[one_of("format", args.format, tuple(formats.FORMATS))]
     fields = {name: getattr(args, name) for name in ("trace", *FLAGS)}
     announce_compiling()
     setting = setting_of({name: value for name, value in fields.items() if value not in (None, False)})
@@ -285,12 +285,12 @@ def _command(argv: list[str]) -> None:
     if args.out:
         from analysis.curves.page import page
 
-        what, *rest = miss_formats.headlines(setting)
-        said = [f"{' '.join(line.split())}." for line in (*rest, *miss_formats.findings(found))]
-        write_bytes(args.out, page(what, said, miss_formats.notes(setting), lines).encode())
+        what, *rest = formats.headlines(setting)
+        said = [f"{' '.join(line.split())}." for line in (*rest, *formats.findings(found))]
+        write_bytes(args.out, page(what, said, formats.notes(setting), lines).encode())
     print(show(setting, found, lines))
     if args.format == "csv":  # what a machine reads holds rows only
-        for note in miss_formats.notes(setting):
+        for note in formats.notes(setting):
             print(f"! {note}", file=sys.stderr)
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from runtime import calibrate
 from runtime.calibrate import listed
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.agreement import Tolerance, kind
 from runtime.measuring.cases import Arm, Link, Traces, apart, calibrating, grid, long_prompts, policy_fields
 from runtime.measuring.durations import Run
@@ -276,7 +276,7 @@ def validated(
         for arm in of_link:
             if not arm.calibrates:
                 runs = [found[arm] for found in rounds]
-                simulated = observe.simulated(traces.setting(arm, fields[link.name], str(hardware)))
+                simulated = durations.simulated(traces.setting(arm, fields[link.name], str(hardware)))
                 rows[arm] = compared(arm, runs, simulated) | {"gpu_busy_ns": gpu_busy_ns(runs[0], kernels)}
     _lock_steps(bench, rows, traces, fields, folder, budget.deadline)
     told = [_told(link, [settings[arm] for arm in arms if arm.link == link and arm.calibrates]) for link in links]
@@ -332,7 +332,7 @@ def _lock_steps(
             continue
         began_s, hardware = deadline.gone_s, str(folder / f"{arm.link.name}.toml")
         setting = traces.setting(arm, _locked(fields[arm.link.name]), hardware)
-        row["lock_step"] = locked(bench, arm, observe.simulated(setting))
+        row["lock_step"] = locked(bench, arm, durations.simulated(setting))
         slowest_s, done = max(slowest_s, deadline.gone_s - began_s), done + 1
     progress(f"{done} of {len(rows)} lock-steps done: {deadline}")
 

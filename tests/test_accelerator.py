@@ -15,7 +15,7 @@ from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
 from runtime.device.cpu import sleep_until
 from runtime.device.port import DeviceError, DeviceMissing, choose
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.bench import Rig, opened
 from runtime.measuring.durations import Run
 from runtime.measuring.terms import fitted
@@ -95,7 +95,7 @@ def test_a_transfer_lasts_what_the_link_takes(settings: dict[str, Setting], link
         runs = [Run(settings[name], rig.replay(settings[name])) for name in ("lru", "prefetch")]
         true_ns = machine.copy_ns + rig.expert_bytes / link_gbps
         assert fitted([runs]).section["transfer_idle_ns"] == pytest.approx(true_ns, rel=0.2)
-        lasted = observe.transfers_of(runs[0]).idle_ns
+        lasted = durations.transfers_of(runs[0]).idle_ns
         assert np.median(lasted) == pytest.approx(true_ns, rel=0.2) and lasted.min() > 0
 
 

@@ -11,8 +11,7 @@ import pytest
 from runtime import calibrate
 from runtime.calibrate import main
 from runtime.device.port import DeviceError
-from runtime.measuring import durations as observe
-from runtime.measuring import terms
+from runtime.measuring import durations, terms
 from runtime.measuring.microbenchmarks import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
@@ -83,9 +82,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def simulated(files: Path, **fields: Any) -> observe.Run:
+def simulated(files: Path, **fields: Any) -> durations.Run:
     named = {"trace": str(files / "t.npz"), "model": str(files / "tiny.toml"), "hardware": str(files / "h.toml")}
-    return observe.simulated(prepare(RunSpec.of({**named, "precision": "fp32", **fields})))
+    return durations.simulated(prepare(RunSpec.of({**named, "precision": "fp32", **fields})))
 
 
 ARMS: list[dict[str, Any]] = [
@@ -100,7 +99,7 @@ ARMS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", ARMS)
 def test_components_are_the_simulator_s_and_add_up(files: Path, fields: dict[str, Any]) -> None:
     run = simulated(files, **fields)
-    found, summary = observe.components(run), summarise(run.record)
+    found, summary = durations.components(run), summarise(run.record)
     # the dense layer behind the last MoE layer stands with the head
     whole = dict(summary["breakdown_ns"])
     behind = whole["dense"] - found["dense"]
@@ -113,7 +112,7 @@ def test_components_are_the_simulator_s_and_add_up(files: Path, fields: dict[str
 
 def test_transfers_show_the_link_s_terms_and_nothing_else(files: Path) -> None:
     for fields in ARMS:
-        seen = observe.transfers_of(simulated(files, **fields))
+        seen = durations.transfers_of(simulated(files, **fields))
         assert set(seen.gap_ns) <= {2000.0} and set(seen.idle_ns) <= {110000.0} and set(seen.following_ns) <= {100000.0}
     assert len(seen.gap_ns) and len(seen.idle_ns) and len(seen.following_ns)
 
@@ -129,8 +128,8 @@ def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
     path = files / "found.toml"
     calibrate.write_hardware(path, table)
     for fields in ARMS:  # what counts: every run costs what it cost
-        before = observe.components(simulated(files, **fields))
-        after = observe.components(simulated(files, **{**fields, "hardware": str(path)}))
+        before = durations.components(simulated(files, **fields))
+        after = durations.components(simulated(files, **{**fields, "hardware": str(path)}))
         for name in before:
             assert after[name] == pytest.approx(before[name], rel=0.02, abs=0.002 * before["total"]), (fields, name)
     assert {u["spread"] for u in section["uncertainty"].values()} == {0.0}

@@ -15,8 +15,7 @@ from hypothesis import given, settings  # noqa: E402 - after the skips
 from hypothesis import strategies as some  # noqa: E402
 
 from runtime import evaluate  # noqa: E402
-from runtime.closed_loop import loop  # noqa: E402
-from runtime.closed_loop import visit_by_visit as stepped  # noqa: E402
+from runtime.closed_loop import loop, visit_by_visit  # noqa: E402
 from runtime.closed_loop.driver import rounded  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, Subject, subject  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
@@ -158,10 +157,15 @@ def test_what_is_served_is_what_was_answered(hardware: str) -> None:
     got = run.visit(0, np.array([[7, 5, 0]]), np.array([[0.2, 0.5, 0.3]], np.float32), logits)
     # the heaviest slot chooses first: 5 -> 1; nobody is left for 7, which is fetched
     assert got.ids.tolist() == [[7, 1, 0]]
-    assert got.answers.tolist() == [[stepped.FETCH, stepped.SUBSTITUTE, stepped.HIT]]
+    assert got.answers.tolist() == [[visit_by_visit.FETCH, visit_by_visit.SUBSTITUTE, visit_by_visit.HIT]]
     assert got.weights is None and not got.untouched
     # both residents are held; when the first has run the GPU takes the second, and 7 the slot that is free
-    assert got.ops == [stepped.Run((1,)), stepped.Run((0,)), stepped.Copy(7, 1), stepped.Run((7,))]
+    assert got.ops == [
+        visit_by_visit.Run((1,)),
+        visit_by_visit.Run((0,)),
+        visit_by_visit.Copy(7, 1),
+        visit_by_visit.Run((7,)),
+    ]
 
 
 @given(some.integers(0, 2**32 - 1), some.integers(2, 40), some.floats(0.001, 100))

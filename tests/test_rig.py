@@ -7,7 +7,7 @@ import pytest
 
 from runtime.device.port import choose
 from runtime.experts.store import StoreError
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.bench import Rig, opened
 from runtime.measuring.durations import Run
 from runtime.replay import Options
@@ -46,19 +46,19 @@ def test_every_setting_on_one_rig_decides_as_the_core_does_and_adds_up(rig: Rig,
     for setting in (*settings, settings[0]):
         run = Run(setting, rig.replay(setting))
         assert check(setting.plan, run.record).equal
-        found = observe.components(run)
+        found = durations.components(run)
         parts = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
         assert sum(found[name] for name in parts) == found["total"] and min(found[name] for name in parts) >= 0
         assert (found["cpu_wait"] > 0) <= (setting.spec.miss == "cpu")
         visits = run.record.groups["visits"]
         assert (visits["dense_end_ns"] <= visits["routed_ns"]).all()
-        assert (observe.begins(run) <= visits["dense_end_ns"]).all()
+        assert (durations.begins(run) <= visits["dense_end_ns"]).all()
 
 
 def test_the_pace_holds_from_the_next_replay_on(rig: Rig, settings: list[Setting]) -> None:
     for gbps in (1.0, 0.05):
         rig.pace(gbps, 7.0)
-        lasted = observe.transfers_of(Run(settings[0], rig.replay(settings[0]))).idle_ns
+        lasted = durations.transfers_of(Run(settings[0], rig.replay(settings[0]))).idle_ns
         assert len(lasted) and lasted.min() >= rig.expert_bytes / gbps + 7000 - 1  # never faster than asked
     rig.pace(2.0, 5.0)
     assert rig.facts()["link_gb_per_s"] == 2.0 and rig.facts()["torch"]
@@ -84,7 +84,7 @@ def test_host_memory_as_stated_counts_and_is_in_the_facts(settings: list[Setting
 
 
 def test_a_lock_step_that_differs_says_where_and_ends_the_lock_steps(settings: list[Setting]) -> None:
-    simulated = observe.simulated(settings[0])
+    simulated = durations.simulated(settings[0])
     other = prepare(settings[0].spec.model_copy(update={"eviction": "fifo"}))
     with opened(choose("cpu", 2.0, 5.0), settings[:1], Options()) as rig:
         replayed, same = rig.lock_step(settings[0], simulated.record)

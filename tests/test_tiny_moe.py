@@ -1,7 +1,6 @@
 """The shipped checkpoint keeps what its record claims, on the held-out files that every supported Python has."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ tokenizers = pytest.importorskip("tokenizers", reason="the train extra's tokeniz
 from runtime import train  # noqa: E402
 from runtime.small_model import heldout, model, text  # noqa: E402
 
-FOLDER = Path(model.__file__).parents[1] / "tiny_moe"
 FILES = ("base64.py", "copy.py", "fileinput.py", "http/cookies.py", "json/__init__.py")
 ONE_FAIR_SHARE_IN = 5
 
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((FOLDER / "record.json").read_text())
+    loaded: dict[str, Any] = json.loads((model.FOLDER / "record.json").read_text())
     return loaded
 
 
@@ -30,7 +28,7 @@ def test_the_record_claims_what_was_asked_for(record: dict[str, Any]) -> None:
     assert 2 <= config["num_experts_per_tok"] <= 4
     assert heldout["bits_per_byte"] <= 0.75 * min(heldout["order2"].values())
     assert min(map(min, record["expert_load"])) >= 1 / ONE_FAIR_SHARE_IN
-    assert (FOLDER / "model.safetensors").stat().st_size <= 16e6
+    assert (model.FOLDER / "model.safetensors").stat().st_size <= 16e6
     given = train.arguments().parse_args(record["command"].split()[3:])
     assert {n: getattr(given, n) for n in record["options"]} == record["options"]
     assert {n: getattr(given, n) for n in config} == config
@@ -38,9 +36,9 @@ def test_the_record_claims_what_was_asked_for(record: dict[str, Any]) -> None:
 
 def test_the_checkpoint_keeps_the_claims(record: dict[str, Any]) -> None:
     """About 80 kB of the 529 kB held out; other versions of Python have them with small changes."""
-    decoder = model.load_checkpoint(FOLDER)
+    decoder = model.load_checkpoint(model.FOLDER)
     assert train.asdict(decoder.config) == record["config"]
-    tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(model.FOLDER / "tokenizer.json"))
     files = [f for f in text.read_corpus().heldout if f.path in FILES]
     assert len(files) == len(FILES) and all(f.path in record["data"]["heldout"] for f in files)
     n_bytes = sum(len(f.data) for f in files)

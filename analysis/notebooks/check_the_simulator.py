@@ -183,9 +183,8 @@ def _():
 
     - Everything resident: no miss, no stall, whatever the policy.
     - A link that takes no time: no stall, whatever the cache.
-    - LRU counted in another way, by stack distances and without any clock (`analysis/curves/stack_distances.py`),
-    misses
-      exactly as often.
+    - LRU counted in another way, by stack distances and without any clock
+      (`analysis/curves/stack_distances.py`), misses exactly as often.
     """)
     return
 

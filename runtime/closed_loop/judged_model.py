@@ -17,13 +17,12 @@ from runtime.closed_loop.driver import Driver, served, shape_of
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.routed import ModelShape
 from runtime.closed_loop.text_windows import HfTokens, OwnTokens, Tokens
-from runtime.small_model.model import KvCache, MoeDecoder, load_checkpoint
+from runtime.small_model.model import FOLDER, KvCache, MoeDecoder, load_checkpoint
 from runtime.small_model.text import FILE_ID
 from traces.capturing.inputs import pick_device
 from traces.errors import UserError
 
 TINY = "tiny-moe"
-TINY_FOLDER = Path(__file__).parents[1] / "tiny_moe"
 
 
 class Subject(Protocol):
@@ -102,7 +101,7 @@ def subject(name: str, device: str | None = None) -> Subject:
     Raises UserError, one line."""
     if device is not None:
         pick_device(device)
-    folder = TINY_FOLDER if name == TINY else Path(name)
+    folder = FOLDER if name == TINY else Path(name)
     if (folder / "record.json").is_file():
         return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name, device or "cpu")
     if name == TINY or (not folder.exists() and "/" not in name):

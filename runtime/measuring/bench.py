@@ -19,7 +19,7 @@ from runtime.device.worker import failing
 from runtime.experts.checkpoint import Checkpoint
 from runtime.experts.layout import Layout
 from runtime.experts.store import ExpertStore, Source, Synthetic, fits, need
-from runtime.measuring import microbenchmarks as micro
+from runtime.measuring import microbenchmarks
 from runtime.replay import Options, at_scale, groups, uses_host
 from runtime.replaying.decisions import Outcome
 from runtime.replaying.layers import CatalogWork
@@ -132,10 +132,10 @@ class Rig:
         if hasattr(link, "gbps"):  # a paced link holds its pace, however slow the machine is just now
             following = int(self.expert_bytes / link.gbps)
             return following + link.latency_ns, following
-        return micro.bare_copies(self.port, self.store)
+        return microbenchmarks.bare_copies(self.port, self.store)
 
     def kernels(self, tokens: Sequence[int]) -> list[dict[str, Any]]:
-        return micro.kernels(self.port, self.store, tokens)
+        return microbenchmarks.kernels(self.port, self.store, tokens)
 
     def replay(self, setting: Setting) -> RunRecord:
         return self._machine(setting, AsTheyCome).noted()

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.measuring import agreement
-from runtime.measuring import durations as observe
+from runtime.measuring import agreement, durations
 from runtime.measuring.agreement import ARMS, COMPONENTS, REGIMES, Judged, Tolerance, Verdict
 from runtime.measuring.cases import Arm
 from runtime.measuring.durations import Run
@@ -29,11 +28,11 @@ def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]
     replays beside the simulation. core_check: whether the core decides the same in the first replay's order of
     completions. capacity: slots of a layer; longest_prompt: tokens run as prefill steps; longest_context: tokens.
     """
-    rows = observe.rows_done(simulated)
-    parts = [observe.components(run) for run in replays]
+    rows = durations.rows_done(simulated)
+    parts = [durations.components(run) for run in replays]
     totals = [p["total"] / rows for p in parts]
     measured = {name: statistics.median(p[name] for p in parts) / rows for name in (*COMPONENTS, "copies", "total")}
-    found = {name: ns / rows for name, ns in observe.components(simulated).items()}
+    found = {name: ns / rows for name, ns in durations.components(simulated).items()}
     share = statistics.median(p["stall"] / p["total"] for p in parts)
     awake = [(p["total"] - p["stall"]) / rows for p in parts]
     return {
@@ -182,5 +181,5 @@ def status(stated: dict[str, dict[str, Any]]) -> int:
 def drift(rounds: Sequence[dict[Arm, Run]]) -> list[float]:
     """For each round the median, over all arms, of an arm's time over that arm's median: what the machine did."""
     arms = list(rounds[0])
-    times = np.array([[observe.components(found[arm])["total"] for arm in arms] for found in rounds])
+    times = np.array([[durations.components(found[arm])["total"] for arm in arms] for found in rounds])
     return [float(v) for v in np.median(times / np.median(times, axis=0), axis=1)]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.durations import Run
 from runtime.measuring.fits import hats, robust
 from runtime.measuring.rounds import Deadline
@@ -207,7 +207,7 @@ def gpu_busy_ns(run: Run, found: Sequence[dict[str, Any]]) -> float:
     done, visits = run.record.groups["executions"], run.record.groups["visits"]
     counted = (done["cpu"] == 0) & (visits["step"][done["visit"]] >= run.record.warmup_steps)
     each = hats(done["tokens"][counted], [k["tokens"] for k in found]) @ [k["device_ns"] for k in found]
-    return float(each.sum()) / observe.rows_done(run)
+    return float(each.sum()) / durations.rows_done(run)
 
 
 def launch_ns(port: Any, work: Callable[[], Any]) -> float:

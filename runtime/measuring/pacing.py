@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.agreement import HIGH, LOW
 from sim.errors import SpecError
 from sim.prepare import Setting
@@ -46,7 +46,7 @@ def gbps_for(regime: str, shares: Callable[[float], Sequence[float]]) -> float:
 
 def simulated_at(settings: Sequence[Setting], transfer_ns: int) -> list[dict[str, int]]:
     """Components of each setting with another time per transfer."""
-    return [observe.components(observe.simulated(_transferring(setting, transfer_ns))) for setting in settings]
+    return [durations.components(durations.simulated(_transferring(setting, transfer_ns))) for setting in settings]
 
 
 def _transferring(setting: Setting, transfer_ns: int) -> Setting:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.device.port import DeviceError
-from runtime.measuring import durations as observe
+from runtime.measuring import durations
 from runtime.measuring.durations import Run
 from runtime.measuring.fits import Observations, Term, constant, fit, hats, knots_of
 from sim.errors import SpecError
@@ -33,7 +33,7 @@ class Fitted:
 def fitted(rounds: Rounds) -> Fitted:
     """Every term from at least one round of full runs. Raises ValueError when a round has no counted visit."""
     terms: dict[str, Term] = {
-        "decide_ns": constant([np.concatenate([observe.decide_of(r) for r in g]) for g in rounds])
+        "decide_ns": constant([np.concatenate([durations.decide_of(r) for r in g]) for g in rounds])
     }
     tables, terms["dense"] = _dense(rounds)
     section: dict[str, Any] = {"decide_ns": _whole(terms["decide_ns"])}
@@ -90,8 +90,8 @@ def _knots(knots: Sequence[int], ns: Float) -> dict[str, Any]:
 def _dense(rounds: Rounds) -> tuple[list[dict[str, Any]], Term]:
     """One table per kind of layer and phase, fitted together: a column is the sum of its layers, and what follows the
     last MoE layer is a sum with the head."""
-    seen = [[observe.dense_of(run) for run in group] for group in rounds]
-    columns = observe.columns_of(rounds[0][0])
+    seen = [[durations.dense_of(run) for run in group] for group in rounds]
+    columns = durations.columns_of(rounds[0][0])
     knots = {
         phase: knots_of(np.concatenate([d.rows[d.prefill == prefill] for group in seen for d in group]))
         for phase, prefill in (("decode", False), ("prefill", True))
@@ -111,12 +111,12 @@ def _dense(rounds: Rounds) -> tuple[list[dict[str, Any]], Term]:
     return _dense_tables(kinds, knots, term), term
 
 
-def _any(seen: list[list[observe.Dense]], prefill: bool) -> bool:
+def _any(seen: list[list[durations.Dense]], prefill: bool) -> bool:
     return any((d.prefill == prefill).any() for group in seen for d in group)
 
 
 def _dense_design(
-    seen: observe.Dense,
+    seen: durations.Dense,
     columns: list[list[tuple[str, str]]],
     kinds: list[Kind],
     knots: dict[str, list[int]],
@@ -155,14 +155,14 @@ def _head_of(run: Run, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
     """(rows whose logits are needed, ns) of each counted step."""
     warm, steps = run.record.warmup_steps, run.record.steps
     prefill, rows = run.setting.steps.prefill, steps["rows"]
-    ns = observe.heads(run).astype(np.float64)
-    for layer, attention in observe.columns_of(run)[-1]:
-        entries = observe.entries_of(run).get(attention, np.zeros(len(rows)))
+    ns = durations.heads(run).astype(np.float64)
+    for layer, attention in durations.columns_of(run)[-1]:
+        entries = durations.entries_of(run).get(attention, np.zeros(len(rows)))
         for table in tables:
             if (table["layer"], table["attention"]) == (layer, attention):
                 here = prefill == (table["phase"] == "prefill")
                 ns -= here * (hats(rows, table["tokens"]) @ table["ns"] + table["entry_ns"] * entries)
-    return observe.logits_of(run)[warm:].astype(np.float64), np.maximum(ns, 0)[warm:]
+    return durations.logits_of(run)[warm:].astype(np.float64), np.maximum(ns, 0)[warm:]
 
 
 def _stacked(pairs: list[tuple[Float, Float]], knots: list[int]) -> Observations:
@@ -189,7 +189,7 @@ def _experts(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
 
 def _counted(run: Run) -> tuple[Int, Int, Float]:
     """(tokens [m], group [m], ns [groups]) of the groups in counted steps."""
-    taken = observe.groups_of(run)
+    taken = durations.groups_of(run)
     counted = run.record.groups["visits"]["step"][taken.visit] >= run.record.warmup_steps
     number = np.cumsum(counted) - 1
     of = counted[taken.member]
@@ -204,7 +204,7 @@ def _group_design(tokens: Int, member: Int, groups: int, knots: list[int], apart
 
 def _host(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     """One expert on the host, link idle and busy; nothing where the host computed none."""
-    seen = [[observe.host_of(run) for run in group] for group in rounds]
+    seen = [[durations.host_of(run) for run in group] for group in rounds]
     tokens, _, busy = (np.concatenate([part[i] for group in seen for part in group]) for i in range(3))
     if not len(tokens):
         return {}
@@ -224,7 +224,7 @@ def _host(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
 
 def _link(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     """Transfer times and the commit gap. A kind that never happened costs what the other one does."""
-    seen = [[observe.transfers_of(run) for run in group] for group in rounds]
+    seen = [[durations.transfers_of(run) for run in group] for group in rounds]
     found = {}
     for name, field in (
         ("commit_gap_ns", "gap_ns"),

@@ -7,7 +7,6 @@ over the prompt and what was generated, the routing that the last of those compu
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,10 @@ import torch
 from tokenizers import Tokenizer
 
 from runtime.small_model import text
-from runtime.small_model.model import MoeDecoder, load_checkpoint
+from runtime.small_model.model import FOLDER, MoeDecoder, load_checkpoint
 from runtime.small_model.text import Ids
 from traces.capturing.inputs import made_with, pick_device
 from traces.format.trace import hash64
-
-FOLDER = Path(__file__).parents[1] / "tiny_moe"
 
 
 class TinyMoe:

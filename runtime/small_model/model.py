@@ -30,6 +30,8 @@ from torch.nn import functional as F
 from traces.command import write_bytes
 from traces.errors import UserError
 
+FOLDER = Path(__file__).parents[1] / "tiny_moe"  # the shipped checkpoint, its vocabulary and how it was made
+
 
 class ModelError(UserError):
     """A model's configuration or checkpoint is not usable; the text names the file or field."""

@@ -16,12 +16,12 @@ from traces.foreign.formats import (
     llamacpp,
     megatron,
     moe_infinity,
+    sglang_recorder,
     sglang_routed,
     sglang_stat,
     trtllm,
     vllm,
 )
-from traces.foreign.formats import sglang_recorder as sglang
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 
@@ -53,7 +53,12 @@ FORMATS = {
         "vLLM's routed_experts: .npy, a folder of them, or JSON responses (0.21 and 0.33)",
         (*_SHAPE, "phase", "prompt_tokens", "prompt_start"),
     ),
-    "sglang": Format(sglang.read, sglang.detect, "SGLang's expert distribution recorder, per_token .pt", _SHAPE),
+    "sglang": Format(
+        sglang_recorder.read,
+        sglang_recorder.detect,
+        "SGLang's expert distribution recorder, per_token .pt",
+        _SHAPE,
+    ),
     "sglang-routed": Format(
         sglang_routed.read,
         sglang_routed.detect,

@@ -7,8 +7,7 @@ from typing import Any
 
 from traces.command import one_of
 from traces.errors import TraceError
-from traces.foreign.formats import oracle_general
-from traces.foreign.formats import sglang_placement as sglang
+from traces.foreign.formats import oracle_general, sglang_placement
 from traces.format import npz, placement, profile
 from traces.format.placement import Placement
 from traces.format.profile import Profile
@@ -28,7 +27,9 @@ class Writer:
 COUNTED = (RoutingTrace, Profile)
 WRITERS = {
     "sglang": Writer(
-        sglang.write, (*COUNTED, Placement), "SGLang's and KTransformers' initial expert location: .pt or .json"
+        sglang_placement.write,
+        (*COUNTED, Placement),
+        "SGLang's and KTransformers' initial expert location: .pt or .json",
     ),
     "eplb": Writer(eplb.write, COUNTED, "DeepSeek EPLB's weight tensor: .pt or .npy"),
     "moe-infinity": Writer(moe_infinity.write, COUNTED, "MoE-Infinity's activation matrices: .npy"),
