@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.miss import GATES
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord

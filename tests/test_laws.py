@@ -110,14 +110,14 @@ def test_every_transition_is_legal_or_raises(was: str, to: str) -> None:
     before, after = STATES.index(was), STATES.index(to)
     assert bool(LEGAL[before, after]) == ((was, to) in legal)
     s = new_state(plan([[[0]]], 2, [1]))
-    s.x[1, STATE] = before
+    s.expert[1].state = before
     if (was, to) in legal:
         move(s, 1, after)
-        assert s.x[1, STATE] == after
+        assert s.expert[1].state == after
     else:
         with pytest.raises(IllegalTransition):
             move(s, 1, after)
-        assert s.x[1, STATE] == before
+        assert s.expert[1].state == before
 
 
 def test_an_illegal_transition_names_itself() -> None:

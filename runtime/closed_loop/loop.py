@@ -144,7 +144,7 @@ class ClosedLoop:
             raise SpecError(f"{self.spec.miss}, {self.spec.rerank}: need router logits, which this model does not give")
         if self.foresight is not None:
             self.foresight.visit(layer, room.experts, hidden)
-        before = int(machine.s.c[st.R_ANSWERS])
+        before = int(machine.s.rows.answers)
         machine.until(machine.layer_of(step, layer))
         return self._served(order, ids, weights, logits, before)
 
@@ -156,7 +156,7 @@ class ClosedLoop:
     def first_residents(self) -> list[Copy]:
         """What is in the slots before the first step."""
         s = self.machine.s
-        return [Copy(int(g), int(s.x[g, st.SLOT])) for g in self.setting.plan.residents]
+        return [Copy(int(g), int(s.expert[g].slot)) for g in self.setting.plan.residents]
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class ClosedLoop:
             if reweighted.any():
                 new_weights = scattered(slot, s.weight[:n].copy())
         answers = np.full(got.shape, HIT, np.int8)
-        rows = log.answers[before : s.c[st.R_ANSWERS]]
+        rows = log.answers[before : s.rows.answers]
         if len(rows):
             at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
             answers[at] = rows[:, lg.A_ANSWER]

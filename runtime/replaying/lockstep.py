@@ -126,9 +126,9 @@ class _Core:
             self._run(entry.n)
         elif entry.kind == HOST:
             finish_host(s, log)
-            log.executions[s.c[st.R_EXECUTIONS] - s.c[st.N_HOST] : s.c[st.R_EXECUTIONS], lg.X_GROUP] = -1
+            log.executions[s.rows.executions - s.visit.n_host : s.rows.executions].group = -1
         elif entry.kind == LAND:
-            if not s.c[st.FLIGHT_LEN]:
+            if not s.link.n_flight:
                 raise Unequal(f"expert {entry.g} lands, but nothing is under way")
             g = int(land(s, log))
             if g != entry.g:
@@ -141,11 +141,11 @@ class _Core:
     def _run(self, n: int) -> None:
         s = self.s
         finish_group(s, self.log, n)
-        self.log.executions[s.c[st.R_EXECUTIONS] - n : s.c[st.R_EXECUTIONS], lg.X_GROUP] = self.group
+        self.log.executions[s.rows.executions - n : s.rows.executions].group = self.group
         self.group += 1
 
     def _end_step(self) -> None:
-        self.s.c[st.EVENTS] += 1
+        self.s.run.events += 1
         self.steps += 1
         if self.steps == self.plan.warmup_steps:
             forget(self.s, self.clock)
@@ -191,7 +191,7 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
             if ends_an_instant(order, i):
                 core.commit()
             comparison.look(core.s, core.log)
-        core.clock.k[NOW] = order[-1].ns if order else 0
+        core.clock.time.now_ns = order[-1].ns if order else 0
         close(core.s, core.log, core.clock)
         comparison.finish(core.s, core.log)
     return comparison.outcome

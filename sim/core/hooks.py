@@ -125,7 +125,7 @@ def explained(plan: Plan, hooks: Hooks | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hooks is None or hooks.c[ASKING] == NOTHING_ASKED:
+        if hooks is None or hooks.count.asking == NOTHING_ASKED:
             raise
         raise PolicyError(_explanation(plan, hooks, error)) from None
 
@@ -219,21 +219,21 @@ _call: Any = _call_address if compiles() else _call_function
 @inner
 def _backlog(s: Any, expert: int) -> int:
     """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
-    n = s.c[st.FLIGHT_LEN]
-    for i in range(s.c[st.DEMAND_HEAD], s.c[st.DEMAND_TAIL]):
-        n += s.work[st.DEMAND, i] != expert
-    if s.c[st.DEMAND_TAIL] == 0:  # while answers are given nothing is queued yet
-        for i in range(s.c[st.N_ANSWERED]):
-            g = s.work[st.FIRST_ANSWERED, i]
-            n += g != expert and s.x[g, st.CLASS] == st.MISS and s.x[g, st.ASKED] & 1 == 1
+    n = s.link.n_flight
+    for i in range(s.link.demand_head, s.link.demand_tail):
+        n += s.demand[i] != expert
+    if s.link.demand_tail == 0:  # while answers are given nothing is queued yet
+        for i in range(s.visit.n_answered):
+            g = s.answered[i]
+            n += g != expert and s.expert[g].kind == st.MISS and s.expert[g].asked & 1 == 1
     return n
 
 
 @inner
 def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
     ns = 0
-    for i in range(s.c[st.N_HOST]):
-        ns += hooks.ns[CPU_NS + busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
+    for i in range(s.visit.n_host):
+        ns += hooks.ns[CPU_NS + busy, s.expert[s.on_host[i]].host]
     return ns
 
 
@@ -254,13 +254,13 @@ def _ask(
     """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
     c, each, floats, ns = hooks.c, hooks.of_each, hooks.floats, hooks.ns
     c[ASKING], c[VISIT], c[TOKEN], c[SLOT], c[WRONG] = kind, visit, token, slot, 0
-    layers, busy = s.c[st.N_LAYERS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
-    tokens = s.x[g, st.TOKENS] if kind == MISS else 1
-    backlog = s.c[st.FLIGHT_LEN] if kind == RERANK else _backlog(s, g)
+    layers, busy = s.run.n_layers, 1 if s.link.n_flight > 0 else 0
+    tokens = s.expert[g].tokens if kind == MISS else 1
+    backlog = s.link.n_flight if kind == RERANK else _backlog(s, g)
     host = 0 if kind == RERANK else _host_backlog(s, hooks, busy)
     k = 0 if kind == EVICTION else s.routed.shape[1]
     view = View(
-        visit // layers, visit % layers, token, slot, expert, weight, tokens, s.c[st.N_EXPERTS], s.c[st.SEED],
+        visit // layers, visit % layers, token, slot, expert, weight, tokens, s.run.n_experts, s.run.seed,
         each[IDS, :k], floats[WEIGHTS, :k], floats[LOGITS, :logits],
         each[CANDIDATES, : n if kind == EVICTION else 0], each[IS_RESIDENT, :n], each[IS_COMMITTED, :n],
         each[IS_HELD, :n], each[IS_USED, :n], each[RECENCY, :n], each[LANDINGS, :n], each[USED_TIMES, :n],
@@ -275,28 +275,28 @@ def _ask(
 
 @inner
 def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
-    hooks.c[WRONG], hooks.c[ANSWER] = wrong, answer
+    hooks.count.wrong, hooks.count.answer = wrong, answer
     raise BadAnswer
 
 
 @inner
 def _show(s: Any, hooks: Any, i: int, g: int) -> None:
     """Expert g (global) into place i of the view's arrays."""
-    each, now = hooks.of_each, s.x[g, STATE]
+    each, now = hooks.of_each, s.expert[g].state
     each[CANDIDATES, i] = g
     each[IS_RESIDENT, i] = 1 if now == RESIDENT else 0
     each[IS_COMMITTED, i] = 1 if now == COMMITTED else 0
-    each[IS_HELD, i] = 1 if s.x[g, WORK] > 0 else 0
+    each[IS_HELD, i] = 1 if s.expert[g].work > 0 else 0
     each[IS_USED, i] = 0
-    each[RECENCY, i] = s.x[g, STAMP]
-    each[LANDINGS, i] = s.x[g, LANDED]
-    each[USED_TIMES, i] = s.x[g, USES]
+    each[RECENCY, i] = s.expert[g].stamp
+    each[LANDINGS, i] = s.expert[g].landed
+    each[USED_TIMES, i] = s.expert[g].uses
 
 
 @inner
 def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -> int:
     """The layer and one token of it; returns how many logits it has."""
-    n, scores = s.c[st.N_EXPERTS], logits.shape[2]
+    n, scores = s.run.n_experts, logits.shape[2]
     for e in range(n):
         _show(s, hooks, e, layer * n + e)
     for e in range(scores):
@@ -311,41 +311,41 @@ def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
     """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
     for i in range(n):
         _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
-    answer = _ask(s, hooks, EVICTION, s.c[st.ROUTED] - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
+    answer = _ask(s, hooks, EVICTION, s.run.routed - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
     if answer < 0 or answer >= n:
         _refuse(hooks, NO_INDEX, answer)
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.count.asking = NOTHING_ASKED
     return hooks.of_each[CANDIDATES, answer]
 
 
 @inner
-def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any) -> int:
-    """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
-    n, e = s.c[st.N_EXPERTS], s.routed[row, k]
+def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int) -> int:
+    """The answer for slot k of row: a resident, or a code. State.reply has those for the earlier slots."""
+    n, e = s.run.n_experts, s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
     used = hooks.of_each[IS_USED]
     for j in range(s.routed.shape[1]):
         if s.routed[row, j] >= 0:
             used[s.routed[row, j]] = 1
-        if j < k and stood_in[j] >= 0:
-            used[stood_in[j]] = 1
+        if j < k and s.reply[j].other >= 0:
+            used[s.reply[j].other] = 1
     answer = _ask(s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e)
     if answer >= n:
         _refuse(hooks, NO_EXPERT, answer)
     if answer < CPU:
         _refuse(hooks, NO_CODE, answer)
-    if answer == CPU and hooks.c[NO_CPU] == 1:
+    if answer == CPU and hooks.count.no_cpu == 1:
         _refuse(hooks, NO_HOST, answer)
-    if answer >= 0 and s.x[layer * n + answer, STATE] != RESIDENT:
+    if answer >= 0 and s.expert[layer * n + answer].state != RESIDENT:
         _refuse(hooks, NOT_RESIDENT, answer)
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.count.asking = NOTHING_ASKED
     return answer
 
 
 @inner
 def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int) -> None:
     """One token's experts and weights as the function wants them."""
-    n = s.c[st.N_EXPERTS]
+    n = s.run.n_experts
     scores = _show_token(s, hooks, logits, t, layer, row)
     _ask(s, hooks, RERANK, visit, np.int64(t), NONE, NONE, 0.0, n, scores, NONE)
     ids, weights = hooks.of_each[IDS], hooks.floats[WEIGHTS]
@@ -358,4 +358,4 @@ def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, 
         if not (math.isfinite(weights[k]) and weights[k] >= 0.0):
             _refuse(hooks, BAD_WEIGHT, ids[k])
         s.routed[row, k], s.weight[row, k] = ids[k], weights[k]
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.count.asking = NOTHING_ASKED
