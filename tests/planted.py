@@ -64,7 +64,9 @@ CORE = [
         REFERENCE,
         LAWS,
     ),
-    fault("a decayed score keeps its date", "sim/core/eviction.py", "    s.expert[g].scored = visits_of_layer(s, g)\n", ""),
+    fault(
+        "a decayed score keeps its date", "sim/core/eviction.py", "    s.expert[g].scored = visits_of_layer(s, g)\n", ""
+    ),
     fault(
         "the last free slot stays free",
         "sim/core/residency.py",
@@ -86,7 +88,9 @@ CORE = [
         "    _join_order(s, g)\n    s.expert[g].uses += 1\n    s.c[st.LANDED_DEMAND",
     ),
     fault("an expert stays held after its group", "sim/core/residency.py", "    s.expert[g].work = 0\n", ""),
-    fault("a promoted prefetch keeps its cause", "sim/core/link.py", "    s.expert[g].origin = 0\n", "", REFERENCE, LAWS),
+    fault(
+        "a promoted prefetch keeps its cause", "sim/core/link.py", "    s.expert[g].origin = 0\n", "", REFERENCE, LAWS
+    ),
     fault(
         "prefetch goes before demand",
         "sim/core/link.py",

@@ -21,7 +21,7 @@ from hypothesis import strategies as some
 from sim.core.jit import CACHE_DIR
 from sim.core.plan import Plan
 from sim.core.residency import move
-from sim.core.state import LEGAL, STATE, STATES, IllegalTransition, new_state
+from sim.core.state import LEGAL, STATES, IllegalTransition, new_state
 from sim.machines.discrete import Machine
 from sim.machines.record import RunRecord
 from tests.captures import capture, capture_names, whole_trace

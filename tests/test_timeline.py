@@ -15,7 +15,6 @@ from analysis.reading.runs import load as load_runs
 from analysis.timeline import Facts, events, steps_of
 from analysis.timelines.tracks import tracks
 from sim import run
-from sim.core import state as st
 from sim.core.link import waiting
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete

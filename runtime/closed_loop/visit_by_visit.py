@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.closed_loop.routed import Int
-from sim.core import state as st
 from sim.core.hooks import explained
 from sim.core.plan import ANSWERS, Plan
 from sim.machines.discrete import Machine, Process

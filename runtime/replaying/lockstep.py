@@ -27,7 +27,6 @@ import numpy as np
 
 from runtime.replaying.decisions import Comparison, Difference, Outcome, Unequal
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT
-from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
@@ -36,7 +35,7 @@ from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.errors import SpecError
-from sim.machines.clock import NOW, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class _Core:
             self._run(entry.n)
         elif entry.kind == HOST:
             finish_host(s, log)
-            log.executions[s.rows.executions - s.visit.n_host : s.rows.executions].group = -1
+            self._number(s.visit.n_host, -1)
         elif entry.kind == LAND:
             if not s.link.n_flight:
                 raise Unequal(f"expert {entry.g} lands, but nothing is under way")
@@ -139,10 +138,15 @@ class _Core:
             self.commit()
 
     def _run(self, n: int) -> None:
-        s = self.s
-        finish_group(s, self.log, n)
-        self.log.executions[s.rows.executions - n : s.rows.executions].group = self.group
+        finish_group(self.s, self.log, n)
+        self._number(n, self.group)
         self.group += 1
+
+    def _number(self, n: int, group: int) -> None:
+        """The last n executions are of this group."""
+        last = self.s.rows.executions
+        for row in self.log.executions[last - n : last]:
+            row.group = group
 
     def _end_step(self) -> None:
         self.s.run.events += 1

@@ -50,17 +50,16 @@ from runtime.device.worker import failing
 from runtime.experts.store import ExpertStore
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT, AsTheyCome, Order
 from runtime.replaying.work import Job, Work, by_expert
-from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import next_commit, waiting
+from sim.core.link import count_stall, next_commit, waiting
 from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, SLOT, TRANSFER, WORK, IllegalTransition
+from sim.core.state import NEVER, IllegalTransition
 from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 
@@ -100,10 +99,10 @@ class Machine:
         """Nanoseconds since time 0."""
         return self.port.now_ns() - self.origin
 
-    def lap(self, part: int, at: int | None = None) -> int:
+    def lap(self, part: str, at: int | None = None) -> int:
         """What has passed since the last mark belongs to `part`; the new mark."""
         now = self.now() if at is None else min(max(at, self.mark), self.now())
-        self.clock.k[part] += now - self.mark
+        self.clock.spend(part, now - self.mark)
         self.mark = now
         return now
 
@@ -171,8 +170,7 @@ class Machine:
     def _count_stall(self, now: int, cause: int) -> None:
         """What the GPU has waited for since it last looked."""
         ns, self.stalled_since, self.cause = now - self.stalled_since, now, cause
-        self.s.layer[self.layer, st.L_STALL_DEMAND + cause] += ns
-        self.log.visits[self.s.rows.visits - 1, lg.V_STALL_DEMAND + cause] += ns
+        count_stall(self.s, self.log, self.layer, cause, ns)
 
     # --- the walk --------------------------------------------------------------------------------------------------
 
@@ -230,15 +228,15 @@ class Machine:
         ended = self.port.compute.record()
         self.port.compute.launch(self.work.read_back, self.costs.decide_ns)
         self.port.compute.record().wait()
-        self.lap(DENSE, ended.time_ns() - self.origin)
+        self.lap("dense_ns", ended.time_ns() - self.origin)
 
     def visit(self, step: int, layer: int) -> None:
         """One visit, from the ids on the host to the end of its layer."""
         host = self._routed(step, layer)
-        group, part = 0, DECIDE
+        group, part = 0, "decide_ns"
         while self.s.visit.n_run < self.s.visit.n_work:
             self._run_group(layer, self._next_group(part), group)
-            group, part = group + 1, EXPERTS
+            group, part = group + 1, "experts_ns"
         if host:
             self._wait_for_host(host)
         self.log.visits[self.s.rows.visits - 1].end_ns = self.mark
@@ -251,9 +249,10 @@ class Machine:
             first, answer = int(s.rows.transfers), int(s.rows.answers)
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
             busy = int(s.link.n_flight > 0)
-            self.routed_ns = self.latest = self.lap(DECIDE)
+            self.routed_ns = self.latest = self.lap("decide_ns")
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
-            log.transfers[first : s.rows.transfers].queued_ns = self.routed_ns
+            for row in log.transfers[first : s.rows.transfers]:
+                row.queued_ns = self.routed_ns
             self.order.done(VISIT)
         jobs, host_jobs = self._jobs(layer, answer)
         self.jobs = jobs
@@ -296,7 +295,7 @@ class Machine:
             self.stalled_since = self.lap(before)
         self.port.wait_until(self._ready)
         with self.port.lock:
-            self._count_stall(self.lap(STALL), self.cause)
+            self._count_stall(self.lap("stall_ns"), self.cause)
             self.stalled_since = -1
         return self.taken
 
@@ -308,9 +307,9 @@ class Machine:
         """The next n ready experts, from their slots; their marks; and their end."""
         s, compute, began = self.s, self.port.compute, self.mark
         ids = s.ready[s.visit.n_run : s.visit.n_run + n].tolist()
-        slots = s.expert[ids].slot.tolist()
+        slots = [s.expert[g].slot for g in ids]
         low = [self.is_low(g) for g in ids]
-        planned = [self.expert_ns[i][tokens] for i, tokens in zip(low, s.expert[ids].work.tolist(), strict=True)]
+        planned = [self.expert_ns[i][s.expert[g].work] for i, g in zip(low, ids, strict=True)]
         reads = self.store.reading(slots)
         compute.launch(_nothing, self.costs.group_ns)
         marks = [compute.record()]
@@ -327,7 +326,7 @@ class Machine:
         self.order.turn(GROUP)
         with self.port.lock:
             finish_group(s, self.log, n)
-            self.lap(EXPERTS)
+            self.lap("experts_ns")
             self._time_executions(marks, n, group, began)
             self.order.done(GROUP)
 
@@ -337,7 +336,8 @@ class Machine:
         times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
         times[-1] = self.latest = max(times[-1], self.latest)
         if len(times) < n + 1:
-            shares = np.cumsum([0, *rows[:, lg.X_TOKENS]]) / rows[:, lg.X_TOKENS].sum()
+            tokens = np.cumsum([0, *(row.tokens for row in rows)])
+            shares = tokens / tokens[-1]
             times = [times[0] + round(share * (times[-1] - times[0])) for share in shares.tolist()]
         for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
             row.begin_ns, row.end_ns, row.group = begin, end, group
@@ -353,13 +353,13 @@ class Machine:
 
     def _wait_for_host(self, host: list[tuple[Event, Event]]) -> None:
         """The layer ends when the experts computed on the CPU are done too."""
-        self.lap(EXPERTS)
+        self.lap("experts_ns")
         host[-1][1].wait()
         self.port.compute.launch(self.work.join_host)
         self.order.turn(HOST)
         with self.port.lock:
             before = self.mark
-            wait = self.lap(CPU_WAIT) - before
+            wait = self.lap("cpu_wait_ns") - before
             finish_host(self.s, self.log)
             last = self.s.rows.executions
             for row, (begin, end) in zip(self.log.executions[last - len(host) : last], host, strict=True):
@@ -379,10 +379,10 @@ class Machine:
         compute.launch(self.work.end, int(self.costs.head_ns[of_step]))
         compute.record().wait()
         self.work.check()
-        self.lap(DENSE, ended.time_ns() - self.origin)
+        self.lap("dense_ns", ended.time_ns() - self.origin)
         self.order.turn(STEP)
         with self.port.lock:
-            self.clock.end[step] = self.latest = self.lap(HEAD)
+            self.clock.end[step] = self.latest = self.lap("head_ns")
             self.clock.event[step] = self.s.run.events
             self.s.run.events += 1
             self.order.done(STEP)
@@ -410,7 +410,7 @@ class Machine:
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
-        found = np.flatnonzero(self.s.expert[:].state == st.RESIDENT)
+        found = np.flatnonzero(self.s.arrays["expert"]["state"] == st.RESIDENT)
         return {int(g): int(self.s.expert[g].slot) for g in found}
 
 

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-from sim.core import state as st
 from sim.core.jit import inner
 from sim.core.link import join, withdraw
 from sim.core.state import (
     ABSENT,
     NEVER,
-    SEEN,
-    STATE,
 )
 
 
@@ -31,7 +28,7 @@ def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
     base, n = layer * s.run.n_experts, 0
-    listed, ranks = s.marked, s.ranks
+    listed, ranks = s.marked, s.order
     listed[: s.run.n_experts] = 0
     for r in range(lists.shape[2]):
         for i in range(route.step_offset[step], route.step_offset[step + 1]):
@@ -61,6 +58,6 @@ def predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
             g = s.merged[which, i + 1]
             if left > 0 and s.expert[g].state == ABSENT:
                 order = s.run.order
-                key = target if order == 1 else (ahead.rank_key[d, s.ranks[i]] if order == 2 else 0)
+                key = target if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
                 join(s, log, g, visit, 1, key, which)
                 left -= 1

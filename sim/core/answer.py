@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import ask_miss
 from sim.core.inputs import Route
 from sim.core.jit import inlined, inner
@@ -30,21 +29,11 @@ from sim.core.miss import (
 )
 from sim.core.state import (
     ABSENT,
-    CLASS,
     HIT,
-    HOST,
     LATE,
     MISS,
-    N_WANTED,
-    N_WORK,
     QUEUED,
-    READY,
     RESIDENT,
-    STATE,
-    TOKENS,
-    WAITED,
-    WANTED,
-    WORK,
 )
 
 Int = npt.NDArray[np.int64]

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
 from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
-from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import NEVER, RESIDENT
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
@@ -197,6 +196,6 @@ def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    if kind == LFU or kind == BELADY:
+    if kind in (LFU, BELADY):
         return _least(s, scope, spare_from)
     return _oldest(s, scope, spare_from)

@@ -9,24 +9,12 @@ from typing import Any
 import numpy as np
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.jit import choice, inlined, inner
 from sim.core.residency import claim, move
 from sim.core.state import (
     ABSENT,
-    DEMAND,
-    DEMAND_HEAD,
-    DEMAND_TAIL,
     DEMANDED,
-    FLIGHT_HEAD,
-    FLIGHT_LEN,
-    ORIGIN,
-    Q_EXPERT,
-    Q_KEY,
-    Q_LIST,
-    QUEUE_LEN,
     QUEUED,
-    STATE,
 )
 
 LAST_KEY = np.int64(2**62)  # of background transfers

@@ -4,17 +4,18 @@ A log is four tables, long enough for the run, or None: numba then removes every
 times are left to the machine, which knows them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.core.jit import inlined
-from sim.core.memory import Memory, struct
+from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
 
 
-@struct
-class VisitRow:  # one routed visit
+class VisitRow(Struct):  # one routed visit
     event: int
     step: int
     layer: int
@@ -30,8 +31,7 @@ class VisitRow:  # one routed visit
     cpu_wait_ns: int
 
 
-@struct
-class ExecutionRow:  # one expert executed in one visit
+class ExecutionRow(Struct):  # one expert executed in one visit
     event: int
     visit: int
     expert: int  # a global id
@@ -44,8 +44,7 @@ class ExecutionRow:  # one expert executed in one visit
     low: int
 
 
-@struct
-class TransferRow:  # from its queue to its outcome; what has not happened is -1
+class TransferRow(Struct):  # from its queue to its outcome; what has not happened is -1
     event: int
     visit: int
     expert: int  # a global id
@@ -61,8 +60,7 @@ class TransferRow:  # from its queue to its outcome; what has not happened is -1
     event_committed: int
 
 
-@struct
-class AnswerRow:  # of the miss policy to one (token, slot)
+class AnswerRow(Struct):  # of the miss policy to one (token, slot)
     event: int
     visit: int
     row: int  # of the trace
@@ -74,15 +72,21 @@ class AnswerRow:  # of the miss policy to one (token, slot)
 
 
 TABLES = {"visits": VisitRow, "executions": ExecutionRow, "transfers": TransferRow, "answers": AnswerRow}
+COLUMNS = {name: row.fields() for name, row in TABLES.items()}
 
 
 class Log(Memory):
-    """The four tables, by the names of TABLES; `State.rows` says how long each is."""
+    """The four tables; `State.rows` says how long each is."""
 
-    visits: Any
-    executions: Any
-    transfers: Any
-    answers: Any
+    visits: Sequence[VisitRow]
+    executions: Sequence[ExecutionRow]
+    transfers: Sequence[TransferRow]
+    answers: Sequence[AnswerRow]
+
+    def columns(self, table: str, first: int, last: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Some rows of one table, by column."""
+        rows = self.arrays[table][first:last]
+        return {name: rows[name] for name in COLUMNS[table]}
 
 
 def new_log(plan: Plan) -> Log:

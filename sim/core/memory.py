@@ -6,9 +6,11 @@ stores: it is passed the address of a table of where each array lies and how lon
 arrays are seen through ctypes, because reading a field of numpy's records takes ten times as long.
 """
 
+# mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, override"
+
 import math
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -16,9 +18,17 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, models, register_model, typeof_impl, unbox
+from numba.extending import (
+    NativeValue,
+    infer_getattr,
+    lower_getattr_generic,
+    models,
+    register_model,
+    unbox,
+)
 from numba.np.arrayobj import populate_array
 
+Int = npt.NDArray[np.int64]
 MOST_DIMENSIONS = 3
 
 
@@ -30,14 +40,24 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def struct(fields: type) -> np.dtype[Any]:
-    """The structured dtype of an annotated class: int64 where it says int, float64 where it says float, and
-    `Annotated[int, n]` for n of them."""
+class Struct:
+    """One record: a subclass names its fields, int64 where it says int, float64 where it says float, and n int64 where
+    it says `Annotated[Int, n]`. It stands for its structured dtype wherever numpy takes one."""
 
-    def member(name: str, kind: Any) -> tuple[Any, ...]:
-        return (name, kind) if isinstance(kind, type) else (name, kind.__origin__, *kind.__metadata__)
+    dtype: ClassVar[np.dtype[Any]]
 
-    return np.dtype([member(*each) for each in fields.__annotations__.items()], align=True)
+    def __init_subclass__(cls) -> None:
+        fields = [(name, *_field(kind)) for name, kind in cls.__annotations__.items()]
+        cls.dtype = np.dtype(fields, align=True)
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(cls.__annotations__)
+
+
+def _field(kind: Any) -> tuple[Any, ...]:
+    return (kind,) if isinstance(kind, type) else (np.int64, *kind.__metadata__)
 
 
 class Memory:
@@ -51,9 +71,12 @@ class Memory:
         for row, array in zip(self._table, arrays.values(), strict=True):
             row[: 1 + array.ndim] = array.ctypes.data, *array.shape
         self.address = self._table.ctypes.data
-        members = tuple((name, _type_of(array)) for name, array in arrays.items())
-        self._numba_type_ = MemoryType(type(self).__name__, members)
         self.__dict__ |= {name: _in_python(array) for name, array in arrays.items()}
+
+    @cached_property
+    def _numba_type_(self) -> "MemoryType":
+        members = tuple((name, _type_of(array)) for name, array in self.arrays.items())
+        return MemoryType(type(self).__name__, members)
 
     def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
         """The same with other arrays in the place of some; the rest is shared."""
@@ -84,7 +107,7 @@ def _structure(dtype: np.dtype[Any]) -> Any:
 # --- in compiled code -----------------------------------------------------------------------------------------------
 
 
-class MemoryType(types.Type):  # type: ignore[misc]
+class MemoryType(types.Type):
     """numba's type of a subclass of Memory; members: (name, type) in the order of its table."""
 
     def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
@@ -97,13 +120,8 @@ def _type_of(array: npt.NDArray[Any]) -> Any:
     return kind.dtype if array.ndim == 0 else kind
 
 
-@typeof_impl.register(Memory)
-def _typeof(memory: Any, context: Any) -> Any:
-    return memory._numba_type_
-
-
 @register_model(MemoryType)
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.IntType(64).as_pointer())
 
@@ -117,7 +135,7 @@ def _unbox(kind: Any, memory: Any, c: Any) -> Any:
 
 
 @infer_getattr
-class _Members(AttributeTemplate):  # type: ignore[misc]
+class _Members(AttributeTemplate):
     key = MemoryType
 
     def generic_resolve(self, memory: Any, name: str) -> Any:

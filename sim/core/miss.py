@@ -232,7 +232,7 @@ def _probability(logits: Any, t: int, layer: int, j: int) -> float:
 
 @inner
 def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
-    """B(i) into State.order, by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
+    """B(i) into State.order, by psi (list order when eta = kappa = 0; ties keep the list's order); its length."""
     n, order = 0, s.order
     plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:

@@ -6,33 +6,16 @@ Every change of an expert's state goes through `move`, which knows the table of 
 from typing import Any
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.eviction import count_use, victim
 from sim.core.jit import choice, inlined, inner
 from sim.core.plan import NOT_BY_TOUCH, SCORES_USES
 from sim.core.state import (
     ABSENT,
-    ARRIVING,
-    BASE,
-    CAPACITY,
     COMMITTED,
     DEMANDED,
-    EVICTIONS,
-    FRESH,
-    LANDED,
     LEGAL,
-    NEWER,
-    OLDER,
-    ORIGIN,
     QUEUED,
     RESIDENT,
-    SLOT,
-    STAMP,
-    STATE,
-    USED,
-    USES,
-    WAITED,
-    WORK,
     IllegalTransition,
 )
 

@@ -7,12 +7,13 @@ An expert is a global id g = layer * E + expert. Its life (`expert[g].state`) is
 IllegalTransition with both names. "Held" is work > 0: the visit being served gave it GPU work that has not run.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.memory import Memory, struct, zeros
+from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import GATES, SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
 
 Int = npt.NDArray[np.int64]
@@ -33,8 +34,7 @@ LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
 
-@struct
-class Expert:
+class Expert(Struct):
     # what most visits touch first, so that it shares a cache line or two
     state: int  # ABSENT ... RESIDENT
     seen: int  # 1 + the last visit that wanted it
@@ -58,11 +58,10 @@ class Expert:
     landed: int  # running number of its last landing (for a user's own eviction)
     layer: int  # its MoE layer (fixed for the run)
     score: float  # decayed uses; or router weight x 2**24, or tokens, of what an eviction looks back on
-    spare: Annotated[int, 2]  # whole cache lines
+    spare: Annotated[Int, 2]  # whole cache lines
 
 
-@struct
-class Run:
+class OfRun(Struct):
     n_layers: int
     n_experts: int  # of a layer
     n_full: int  # ids of experts; those from here on are low-precision copies
@@ -80,8 +79,7 @@ class Run:
     token: int  # tokens planned by a miss policy
 
 
-@struct
-class Visit:  # the one being served
+class OfVisit(Struct):  # the one being served
     n_wanted: int  # how many ids are in State.wanted,
     n_ready: int  # ready,
     n_answered: int  # answered,
@@ -95,8 +93,7 @@ class Visit:  # the one being served
     link_ns: int  # and the link
 
 
-@struct
-class Link:
+class OfLink(Struct):
     demand_head: int  # State.demand[demand_head : demand_tail] are queued
     demand_tail: int
     n_queued: int  # prefetches in State.queue
@@ -104,16 +101,14 @@ class Link:
     n_flight: int
 
 
-@struct
-class Rows:  # written to each table of the log
+class Written(Struct):  # written to each table of the log
     visits: int
     executions: int
     transfers: int
     answers: int
 
 
-@struct
-class Count:  # of the summary
+class Count(Struct):  # of the summary
     evictions: int
     slots_wanted: int  # (token, slot) entries, and what became of them
     slots_hit: int
@@ -134,11 +129,10 @@ class Count:  # of the summary
     prefetch_late: int
     prefetch_wasted: int
     wanted_before: int  # distinct experts per visit by the trace's own ids, where a policy re-ranks
-    stopped: Annotated[int, 1 + len(GATES)]  # (token, slot) entries by what stopped a substitution: 0 nothing
+    stopped: Annotated[Int, 1 + len(GATES)]  # (token, slot) entries by what stopped a substitution: 0 nothing
 
 
-@struct
-class Layer:  # of the summary, per MoE layer
+class OfLayer(Struct):  # of the summary, per MoE layer
     hits: int  # distinct experts per visit
     late: int
     misses: int
@@ -151,30 +145,26 @@ class Layer:  # of the summary, per MoE layer
     weight_missed: float  # of these two, what the stand-in lacks in similarity
 
 
-@struct
-class Past:  # per MoE layer, over the whole run
+class Past(Struct):  # per MoE layer, over the whole run
     score: float  # sum of its experts' scores, of evictions that look back
     logit_range: float  # sum of max - min router logit (cache-prior)
     n_ranges: float  # of how many tokens
 
 
-@struct
-class Scope:
+class Scope(Struct):
     base: int  # first slot
     capacity: int  # slots
     used: int  # slots taken
     arriving: int  # of these, committed and not landed
 
 
-@struct
-class Queued:  # a prefetch
+class Queued(Struct):  # a prefetch
     expert: int
     key: int  # the lowest goes first
     list: int  # which merged list it joined from, -1 none
 
 
-@struct
-class Reply:
+class Reply(Struct):
     answer: int  # index into plan.ANSWERS; -1 not yet
     other: int  # who stands in, -1 nobody
     gate: int  # what stopped a substitution
@@ -193,16 +183,16 @@ class State(Memory):
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 
-    run: Any  # Run
-    visit: Any  # Visit
-    link: Any  # Link
-    rows: Any  # Rows
-    count: Any  # Count
-    layer: Any  # Layer [L]
+    run: OfRun
+    visit: OfVisit
+    link: OfLink
+    rows: Written
+    count: Count
+    layer: Sequence[OfLayer]  # [L]
     totals: Int  # the memory of count and layer, to be set to zero
-    past: Any  # Past [L]
-    expert: Any  # Expert [G]
-    scope: Any  # Scope [scopes]
+    past: Sequence[Past]  # [L]
+    expert: Sequence[Expert]  # [G]
+    scope: Sequence[Scope]  # [scopes]
     slot: Ids  # [slots] expert in each taken slot
     wanted: Ids  # [G] lists of ids, filled up to their counter: wanted by the visit being served,
     ready: Ids  # with work and resident,
@@ -212,12 +202,12 @@ class State(Memory):
     flight: Ids  # [G] a ring: committed, and not landed
     older: Ids  # [G + scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it
-    queue: Any  # Queued [G + 1] in order
+    queue: Sequence[Queued]  # [G + 1] in order
     merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
     params: Float  # of the eviction
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
-    reply: Any  # Reply [K] the answers planned for one token
+    reply: Sequence[Reply]  # [K] the answers planned for one token
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token
     marked: Ids  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
@@ -230,17 +220,17 @@ def new_state(plan: Plan) -> State:
     n = layers * plan.n_experts * (1 if plan.low is None else 2)
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
     rows = int(np.diff(plan.step_offset).max(initial=0))
-    counters = Count.itemsize // 8
-    totals = zeros(counters + layers * (Layer.itemsize // 8))
+    counters = Count.dtype.itemsize // 8
+    totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
     ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
     ring = np.arange(n + len(slots), dtype=np.uint32)
     return State(
         run=_run(plan, n),
-        visit=zeros(dtype=Visit),
-        link=zeros(dtype=Link),
-        rows=zeros(dtype=Rows),
+        visit=zeros(dtype=OfVisit),
+        link=zeros(dtype=OfLink),
+        rows=zeros(dtype=Written),
         count=totals[:counters].view(Count).reshape(()),
-        layer=totals[counters:].view(Layer),
+        layer=totals[counters:].view(OfLayer),
         totals=totals,
         past=zeros(layers, dtype=Past),
         expert=_experts(plan, n),
@@ -262,7 +252,7 @@ def new_state(plan: Plan) -> State:
 
 
 def _run(plan: Plan, n: int) -> Any:
-    run = zeros(dtype=Run)
+    run = zeros(dtype=OfRun)
     touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
     run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
     run["n_full"] = plan.experts.shape[1] * plan.n_experts

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.ahead import predict, withdraw_unwanted
 from sim.core.answer import answer_each, fetch_all
 from sim.core.eviction import look_back
@@ -23,24 +22,12 @@ from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
 from sim.core.state import (
-    CLASS,
     COMMITTED,
-    FRESH,
     HIT,
-    HOST,
     LATE,
     MISS,
-    N_RUN,
-    N_WANTED,
-    N_WORK,
     NEVER,
-    READY,
     RESIDENT,
-    SEEN,
-    STATE,
-    TOKENS,
-    WANTED,
-    WORK,
 )
 
 Int = npt.NDArray[np.int64]

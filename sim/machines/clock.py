@@ -9,15 +9,14 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.jit import choice
 from sim.core.link import abandon
-from sim.core.memory import Memory, struct, zeros
+from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Plan
 from sim.core.residency import place
 
 Int = npt.NDArray[np.int64]
 
 
-@struct
-class Time:
+class Time(Struct):
     now_ns: int
     # where it went since the warm-up
     link_busy_ns: int
@@ -33,7 +32,7 @@ class Time:
 class Clock(Memory):
     """What time it is, and was."""
 
-    time: Any  # Time
+    time: Time
     totals: Int  # the memory of time but for now, to be set to zero
     starts: Int  # [G] when each committed expert's transfer starts
     lands: Int  # [G] and lands
@@ -41,15 +40,25 @@ class Clock(Memory):
     end: Int  # [S]
     event: Int  # [S] its number, with a log
 
+    def spend(self, what: str, ns: int) -> None:
+        """ns more for a field of Time."""
+        self.arrays["time"][what] += ns
+
 
 def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
     """Time 0: the first residents have landed, nothing is queued."""
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
-    of_run = zeros(Time.itemsize // 8)
-    sizes = {"starts": len(s.expert), "lands": len(s.expert)}
-    sizes |= dict.fromkeys(("begin", "end", "event"), len(plan.step_prefill))
-    clock = Clock(time=of_run.view(Time).reshape(()), totals=of_run[1:], **{name: zeros(n) for name, n in sizes.items()})
+    time, experts, steps = zeros(Time.dtype.itemsize // 8), len(s.expert), len(plan.step_prefill)
+    clock = Clock(
+        time=time.view(Time.dtype).reshape(()),
+        totals=time[1:],
+        starts=zeros(experts),
+        lands=zeros(experts),
+        begin=zeros(steps),
+        end=zeros(steps),
+        event=zeros(steps),
+    )
     return s, lg.new_log(plan) if full else None, clock
 
 

@@ -11,24 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import choice, inlined, inner
 from sim.core.link import count_stall, next_commit, waiting, why_stalled
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, TRANSFER, WORK
+from sim.core.state import NEVER
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import (
-    CPU_WAIT,
-    DECIDE,
-    DENSE,
-    EXPERTS,
-    HEAD,
-    LINK_BUSY,
-    NOW,
-    STALL,
     Clock,
     begin_run,
     close,

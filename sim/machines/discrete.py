@@ -11,16 +11,13 @@ from typing import Any
 
 import simpy
 
-from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.link import count_stall, next_commit, waiting, why_stalled
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, READY, TRANSFER, WORK
 from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
@@ -87,7 +84,7 @@ class Machine:
         return bool(g >= self.s.run.n_full)
 
     def last_committed(self) -> int:
-        place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.x)
+        place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.expert)
         return int(self.s.flight[place])
 
     def landed(self, _: Any) -> None:
@@ -111,9 +108,9 @@ class Machine:
 
     # --- the GPU ---------------------------------------------------------------------------------------------------
 
-    def busy(self, ns: int, what: int) -> Process:
+    def busy(self, ns: int, what: str) -> Process:
         """The GPU (or the host it waits for) is busy for ns."""
-        self.clock.k[what] += ns
+        self.clock.spend(what, ns)
         if ns > 0:
             yield self.at(ns, GPU)
 
@@ -140,14 +137,14 @@ class Machine:
 
     def layer_of(self, step: int, layer: int) -> Process:
         """The dense part in front of an MoE layer, the decision, the visit."""
-        yield from self.busy(self.dense[layer], DENSE)
-        yield from self.busy(self.costs.decide_ns, DECIDE)
+        yield from self.busy(self.dense[layer], "dense_ns")
+        yield from self.busy(self.costs.decide_ns, "decide_ns")
         yield from self.visit(step, layer)
 
     def end_step(self, step: int) -> Process:
         """What follows the last MoE layer, and the end of step."""
-        yield from self.busy(self.dense[-1], DENSE)
-        yield from self.busy(self.head, HEAD)
+        yield from self.busy(self.dense[-1], "dense_ns")
+        yield from self.busy(self.head, "head_ns")
         self.clock.end[step] = self.env.now
         if self.log is not None:
             self.clock.event[step] = self.s.run.events
@@ -165,7 +162,8 @@ class Machine:
         busy = int(s.link.n_flight > 0)
         if log is not None:
             log.visits[s.rows.visits - 1].routed_ns = routed
-            log.transfers[first : s.rows.transfers].queued_ns = routed
+            for row in log.transfers[first : s.rows.transfers]:
+                row.queued_ns = routed
         self.kick()
         group = 0
         while s.visit.n_run < s.visit.n_work:
@@ -191,7 +189,7 @@ class Machine:
         group_of = s.ready[run : run + n].tolist()
         begin = self.env.now + self.costs.group_ns
         ns = sum(int(self.expert_ns[self.is_low(g)][s.expert[g].work]) for g in group_of)
-        yield from self.busy(self.costs.group_ns + ns, EXPERTS)
+        yield from self.busy(self.costs.group_ns + ns, "experts_ns")
         finish_group(s, self.log, n)
         self.time_executions(self.expert_ns, begin, n, group)
         self.kick()
@@ -200,9 +198,9 @@ class Machine:
         """The layer ends when the experts computed on the CPU are done too."""
         s, n = self.s, int(self.s.visit.n_host)
         expert_ns = self.costs.cpu_expert_ns[busy]
-        ns = int(expert_ns[s.expert[s.on_host[:n]].host].sum())
+        ns = sum(int(expert_ns[s.expert[g].host]) for g in s.on_host[:n])
         wait = max(0, routed + ns - self.env.now)
-        yield from self.busy(wait, CPU_WAIT)
+        yield from self.busy(wait, "cpu_wait_ns")
         finish_host(s, self.log)
         self.time_executions((expert_ns, expert_ns), routed, n, -1)
         if self.log is not None:
