@@ -71,4 +71,4 @@ def frozen(array: Any) -> Any:
     """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
     out = np.ascontiguousarray(array).view()
     out.flags.writeable = False
-    return out
+    return out if compiles() else out.data

@@ -3,7 +3,8 @@
 A `Memory` is a few named numpy arrays. One of a structured dtype is read by its fields, everywhere with the same words:
 `s.expert[g].state`, and without dimensions, one record, `s.count.evictions`. In compiled code they are plain loads and
 stores: it is passed the address of a table of where each array lies and how long it is. In plain Python structured
-arrays are seen through ctypes, because reading a field of numpy's records takes ten times as long.
+arrays are seen through ctypes and lists of ids through memoryview, because numpy takes many times as long for one
+number.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, override"
@@ -12,7 +13,6 @@ import math
 from functools import cache, cached_property
 from typing import Any, ClassVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -27,6 +27,7 @@ from numba.extending import (
     unbox,
 )
 from numba.np.arrayobj import populate_array
+from numba.np.numpy_support import from_dtype
 
 Int = npt.NDArray[np.int64]
 MOST_DIMENSIONS = 3
@@ -34,10 +35,8 @@ MOST_DIMENSIONS = 3
 
 def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     """Zeros that begin at a cache line: where the state lies would else change the speed from run to run."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    memory = np.zeros(math.prod(shape) * np.dtype(dtype).itemsize + 64, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
 class Struct:
@@ -67,16 +66,18 @@ class Memory:
 
     def __init__(self, **arrays: npt.NDArray[Any]) -> None:
         self.arrays = arrays
-        self._table = np.zeros((len(arrays), 1 + MOST_DIMENSIONS), np.int64)
-        for row, array in zip(self._table, arrays.values(), strict=True):
-            row[: 1 + array.ndim] = array.ctypes.data, *array.shape
+        self._table = np.array([(a.ctypes.data, *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
         self.address = self._table.ctypes.data
-        self.__dict__ |= {name: _in_python(array) for name, array in arrays.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.__dict__["arrays"]:
+            raise AttributeError(name)
+        made = self.__dict__[name] = _in_python(self.arrays[name])
+        return made
 
     @cached_property
     def _numba_type_(self) -> "MemoryType":
-        members = tuple((name, _type_of(array)) for name, array in self.arrays.items())
-        return MemoryType(type(self).__name__, members)
+        return _memory_type(type(self).__name__, *((name, a.dtype, a.ndim) for name, a in self.arrays.items()))
 
     def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
         """The same with other arrays in the place of some; the rest is shared."""
@@ -86,22 +87,14 @@ class Memory:
 # --- in plain Python ------------------------------------------------------------------------------------------------
 
 
+_record_of = cache(np.ctypeslib.as_ctypes_type)  # it makes a new class at every call
+
+
 def _in_python(array: npt.NDArray[Any]) -> Any:
     if array.dtype.names is None:
-        return array
-    kind = _structure(array.dtype)
-    return kind.from_buffer(array) if array.ndim == 0 else (kind * len(array)).from_buffer(array)
-
-
-@cache
-def _structure(dtype: np.dtype[Any]) -> Any:
-    """The same layout as a class of ctypes, which also takes numpy's numbers."""
-    base = np.ctypeslib.as_ctypes_type(dtype)
-
-    def assign(self: Any, name: str, value: Any) -> None:
-        base.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
-
-    return type(base.__name__, (base,), {"__setattr__": assign})
+        return array.data if array.dtype.kind == "u" else array
+    kind = _record_of(array.dtype)
+    return kind.from_buffer(array.data) if array.ndim == 0 else (kind * len(array)).from_buffer(array.data)
 
 
 # --- in compiled code -----------------------------------------------------------------------------------------------
@@ -114,10 +107,19 @@ class MemoryType(types.Type):
         self.members = members
         super().__init__(name)
 
+    @property
+    def key(self) -> Any:
+        """What makes two of them the same."""
+        return self.name, self.members
 
-def _type_of(array: npt.NDArray[Any]) -> Any:
-    kind = numba.typeof(array)
-    return kind.dtype if array.ndim == 0 else kind
+
+@cache
+def _memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int]) -> MemoryType:
+    def kind(dtype: np.dtype[Any], ndim: int) -> Any:
+        item = from_dtype(dtype)
+        return types.Array(item, ndim, "C") if ndim else item
+
+    return MemoryType(name, tuple((each, kind(dtype, ndim)) for each, dtype, ndim in arrays))
 
 
 @register_model(MemoryType)
