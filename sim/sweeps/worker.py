@@ -106,7 +106,7 @@ class Worker:
 
     def _summary(self, run: Run, warm_up: bool) -> Mapping[str, Any]:
         from sim.outcome.report import result
-        from sim.prepare import prepare
+        from sim.prepare import Described, prepare
 
         spec = run.spec
         assert spec is not None
@@ -121,7 +121,7 @@ class Worker:
         if isinstance(spec.calibration, str):
             self._provide(spec.calibration)
         for key, part in self.setup.parts.items():
-            self.memo(key, lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
+            self.memo(Described(*key), lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
         setting = prepare(spec, self.memo)
         prepared = time.perf_counter()
         record = simulate(setting.plan)
@@ -131,8 +131,10 @@ class Worker:
 
     def _provide(self, name: str) -> None:
         """Put a trace whose hash is known where `prepare` looks for it. An unknown one it opens and checks itself."""
+        from sim.prepare import Opened
+
         if name in self.setup.hashes:
-            self.memo(("trace", name), lambda: (self._opened(name), self.setup.hashes[name]))
+            self.memo(Opened(name), lambda: (self._opened(name), self.setup.hashes[name]))
 
     def _opened(self, name: str) -> RoutingTrace:
         if name in self.handed:
