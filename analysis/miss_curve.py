@@ -20,13 +20,14 @@ simulator runs, too: its figure stands beside the predicted one, and its misses 
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.run import GROUPS, announce_compiling
+from sim.flags import add_flags
+from sim.simulation import announce_compiling, simulate
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
@@ -191,11 +192,7 @@ def _fits(setting: "Setting", size: int) -> int | None:
 
 def simulated(setting: "Setting", slots: int) -> dict[str, Any]:
     """The simulator's own figures at one capacity: tokens_per_s (None without decode time) and misses of all steps."""
-    from sim.machines.compiled import run
-    from sim.outcome.summary import summarise
-
-    plan = replace(setting.plan, slots=np.full(len(setting.plan.slots), slots), residents=residents(setting, slots))
-    found = summarise(run(plan))
+    found, _ = simulate(setting.spec.model_copy(update={"cache": slots}))
     return {"tokens_per_s": found["tokens_per_s"], "misses": found["misses"]}
 
 
@@ -246,9 +243,7 @@ def parser() -> Parser:
     """The command line: the flags of sim.run that a curve can depend on, and its own."""
     out = Parser(prog="python -m analysis.miss_curve", description="LRU's hits and tokens/s at every capacity.")
     out.add_argument("trace", metavar="TRACE", help="routing trace; a name that is no file is a shipped sample")
-    every = {name: options for flags in GROUPS.values() for name, options in flags.items()}
-    for name in FLAGS:
-        out.add_argument("--" + name.replace("_", "-"), **{"default": None, **every[name]})
+    add_flags(out, FLAGS)
     out.add_argument("--check", metavar="N,N", help="capacities at which the simulator runs too (default: four; none)")
     out.add_argument("--format", metavar="table|csv|json", default="table", help="how to print it (default: table)")
     out.add_argument("--out", metavar="FILE.html", help="also draw it, as one page that needs no network")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.reading.runs import Run
-from sim.run import simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 
 
