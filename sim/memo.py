@@ -12,16 +12,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-Key = tuple[Any, ...]
 
 
 class Memo(Protocol):
     """Called with a key and a function without arguments, gives that function's value: equal keys, equal values."""
 
-    def __call__(self, key: Key, make: Callable[[], T]) -> T: ...
+    def __call__(self, key: object, make: Callable[[], T]) -> T: ...
 
 
-def afresh(key: Key, make: Callable[[], T]) -> T:
+def afresh(key: object, make: Callable[[], T]) -> T:
     """Keeps nothing."""
     return make()
 
@@ -38,7 +37,7 @@ class Kept:
         self.bytes = 0
         self._values: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
-    def __call__(self, key: Key, make: Callable[[], T]) -> T:
+    def __call__(self, key: object, make: Callable[[], T]) -> T:
         name = repr(key)
         if name in self._values:
             self._values.move_to_end(name)

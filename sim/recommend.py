@@ -105,7 +105,7 @@ def _wish(args: argparse.Namespace) -> Any:
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
     """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
     for kind in {"eviction", "prefetch", "miss"} & fixed.keys():
-        if getattr(find(kind, fixed[kind]), "oracle", False):
+        if find(kind, fixed[kind]).oracle:
             raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")
     miss = find("miss", fixed.get("miss", "fetch"))
     if "slots" in miss.prepared:

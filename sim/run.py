@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.flags import add_groups, spec_of
-from sim.policies.registry import KINDS, parameters
-from sim.policies.registry import table as policies
+from sim.policies.registry import TABLES
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
 
@@ -44,14 +43,13 @@ def _list(what: str) -> str:
 
 def _list_policies() -> str:
     lines = []
-    for kind in KINDS:
+    for kind, policies in TABLES.items():
         lines.append(f"{kind}:")
-        for name, policy in policies(kind).items():
-            marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word, False)]
-            doc = getattr(policy, "doc", None) or (policy.__doc__ or "").strip().splitlines()[0]
+        for name, policy in policies.items():
+            marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
             needs = [f"needs {array}" for array in policy.needs]
-            tail = "; ".join([*marks, *needs, *(f"{key}={_short(value)}" for key, value in parameters(policy).items())])
-            lines.append(f"  {name:<18} {doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
+            tail = "; ".join([*marks, *needs, *(f"{key}={_short(value)}" for key, value in policy.parameters.items())])
+            lines.append(f"  {name:<18} {policy.doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
     return "\n".join(lines)
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies.registry import KINDS, Value, assigned
+from sim.policies.policy import Value
+from sim.policies.registry import KINDS, assigned
 
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from sim.core.plan import ANSWERS_CPU, LOSSY, SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
-from sim.policies.registry import EVICTION, MISS, Policy
+from sim.policies.policy import Policy
+from sim.policies.registry import EVICTION, MISS
 
 EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
 EVICTIONS |= {"least-stale": 7, "window-score": 8, "activation-matrix": 9}

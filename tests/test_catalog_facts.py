@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sim import catalog
-from sim.catalog import CatalogError
 from sim.catalog.files import read_toml, shipped
 from sim.catalog.weights import precision_bits
+from sim.errors import CatalogError
 from tests.second_sources import (
     BLOCKS,
     CARDS,

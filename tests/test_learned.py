@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.fit.errors import FitError
+from sim.errors import SpecError
 from sim.fit.predictors import PREDICTORS
 from sim.steps import schedule
 from tests.gen import random_trace
@@ -80,7 +80,7 @@ def test_learned_refuses_other_lists_and_names_the_command(trace: RoutingTrace) 
         "learned: the trace's lookahead is not of a learned model; make one: "
         "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"
     )
-    with pytest.raises(FitError) as raised:
+    with pytest.raises(SpecError) as raised:
         PREDICTORS["learned"]().predict(trace, schedule(trace))
     assert str(raised.value) == message
 
@@ -89,7 +89,7 @@ def test_lists_for_decode_steps_are_refused_in_a_prefill_step() -> None:
     about = {"lookahead_source": "learned: x", "lookahead_model": {"as_decode": True}}
     run = random_trace(np.random.default_rng(0), prompt=0.5, lookahead=2, **about)
     PREDICTORS["learned"]().predict(run, schedule(run, as_decode=True))
-    with pytest.raises(FitError, match=r"^learned: the lists were made --as-decode and the run has prefill st"):
+    with pytest.raises(SpecError, match=r"^learned: the lists were made --as-decode and the run has prefill st"):
         PREDICTORS["learned"]().predict(run, schedule(run))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sim.fit.buddies import BuddyProfile
 from sim.fit.buddies_file import write as write_buddies
 from sim.memo import Kept, Memo, afresh
-from sim.policies.registry import EVICTION, MISS, PLACEMENT, RERANK, predictors
+from sim.policies.registry import TABLES
 from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.gen import random_trace
@@ -48,12 +48,12 @@ VALUES: dict[str, list[Any]] = {
     "cache": [0.5, 2, 3, 2.0 / 8, "2MB"],
     "cache_scope": ["layer", "global"],
     "cache_spread": ["even", "marginal"],
-    "eviction": list(EVICTION),
-    "prefetch": ["none", *predictors()],
+    "eviction": list(TABLES["eviction"]),
+    "prefetch": ["none", *TABLES["prefetch"]],
     "prefetch_budget": [None, 0, 1],
-    "miss": list(MISS),
-    "rerank": ["none", *RERANK],
-    "placement": list(PLACEMENT),
+    "miss": list(TABLES["miss"]),
+    "rerank": ["none", *TABLES["rerank"]],
+    "placement": list(TABLES["placement"]),
     "transfer_order": ["fifo", "nearest-layer", "probability"],
     "expert_group": [None, "one", "all"],
     "batch": [1, 2],

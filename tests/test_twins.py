@@ -87,7 +87,7 @@ import sim.core.visit
 from runtime.device.virtual import timed
 from sim.machines import compiled, discrete
 from sim.prepare import prepare
-from sim.policies.registry import find, parameters, table
+from sim.policies.registry import TABLES, find
 from sim.outcome.report import result
 from sim.spec import RunSpec
 from tests.devices import difference, machine_on
@@ -100,7 +100,7 @@ def plain(summary):
     return {key: value for key, value in summary.items() if key not in ("spec", "machine")}
 
 def setting_of(kind, name, **more):
-    needs = {f"{name}.{key}": file for key, file in FILES.items() if key in parameters(find(kind, name))}
+    needs = {f"{name}.{key}": file for key, file in FILES.items() if key in find(kind, name).parameters}
     return prepare(RunSpec.of({**BASE, **more, kind: name, "set": needs}))
 
 def twins(kind, name, **more):
@@ -114,7 +114,7 @@ def twins(kind, name, **more):
     assert difference(compiled.run(theirs.plan, True), machine_on(mine.plan, timed()).run()) is None, (kind, name)
 
 for kind in sys.argv[1:]:
-    names = [name for name in table(kind) if not name.startswith("twin-")]
+    names = [name for name in TABLES[kind] if not name.startswith("twin-")]
     for name in names:
         twins(kind, name)
         if kind == "eviction":

@@ -22,7 +22,7 @@ from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
-from sim.policies.registry import MISS, find, predictor
+from sim.policies.registry import MISS, find
 from tests.gen import random_trace
 from tests.plans import RERANKERS, named, plan, random_lossy_plan, random_plan, substitute
 from tests.reference import simulate
@@ -253,7 +253,7 @@ def test_a_prediction_that_is_no_use(folder: Path, name: str, says: str) -> None
     from sim.steps import schedule
 
     with pytest.raises(SpecError) as found:
-        predictor(f"{OWN}:{name}", {}).predict(trace, schedule(trace))
+        find("prefetch", f"{OWN}:{name}").predictor({}).predict(trace, schedule(trace))
     assert str(found.value) == f"prefetch: {OWN}:{name}: {says}"
 
 

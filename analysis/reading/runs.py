@@ -121,9 +121,9 @@ class Run:
 
 
 def _oracles() -> frozenset[str]:
-    from sim.policies.registry import EVICTION, predictors
+    from sim.policies.registry import EVICTION, PREFETCH
 
-    every = {**EVICTION, **predictors()}
+    every = {**EVICTION, **PREFETCH}
     return frozenset(name for name, policy in every.items() if policy.oracle)
 
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from sim.core.plan import ORDERS, Prefetch
 from sim.errors import SpecError
 from sim.fit.prediction import ids, nearest_first
-from sim.fit.predictors import PREDICTORS, Popular
+from sim.fit.predictors import Popular
 from sim.fit.transition import Transition
-from sim.policies.registry import is_user, predictor
+from sim.policies.policy import NONE, is_user
+from sim.policies.registry import PREFETCH, find
 from sim.spec import RunSpec
 from traces.format.trace import RoutingTrace
 
@@ -147,12 +148,13 @@ class _GateLookahead(Foresight):
 def foresight_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace | None) -> Foresight | None:
     """The prefetcher of a closed loop, None without one. Raises SpecError by name for one that cannot be had."""
     name = spec.prefetch
-    if name == "none":
-        return None
-    if is_user(name) or (name in PREDICTORS and name not in AVAILABLE):
-        why = "reads the future" if not is_user(name) and PREDICTORS[name].oracle else "is made from a whole trace"
+    if is_user(name) or (name in PREFETCH and name not in AVAILABLE):
+        why = "reads the future" if not is_user(name) and PREFETCH[name].oracle else "is made from a whole trace"
         raise SpecError(f"prefetch: {name}: {why}; a closed loop has {', '.join(AVAILABLE)}")
-    method = predictor(name, spec.params("prefetch"))
+    policy = find("prefetch", name)
+    if policy is NONE:
+        return None
+    method = policy.predictor(spec.params("prefetch"))
     if method.distance > blank.n_moe_layers:
         raise SpecError(f"{name}: distance {method.distance}; the model has {blank.n_moe_layers} MoE layers")
     if method.fitted:

@@ -59,7 +59,7 @@ class ClosedLoop:
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
     fitted on. keep_logits: for `trace()`, also where no policy reads them.
 
-    Raises SpecError, CatalogError or FitError, one line, for what
+    Raises SpecError, CatalogError or SpecError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
@@ -81,7 +81,7 @@ class ClosedLoop:
         )
         self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=charged)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
-        self.rerank = None if spec.rerank == "none" else find("rerank", spec.rerank).name
+        self.rerank = None if self.setting.plan.rerank is None else spec.rerank
         self._room = Room(shape, self.foresight)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
         self._costs = self.setting.plan.costs

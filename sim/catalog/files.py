@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sim.catalog.errors import CatalogError
+from sim.errors import CatalogError
 
 KINDS = {
     "model": "models.toml",

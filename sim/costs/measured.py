@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sim.catalog.errors import CatalogError
 from sim.catalog.files import find
 from sim.core.plan import Costs, Int
 from sim.costs.classes import CostClasses, StepShapes, classify, layer_columns
+from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.measured_spec import DenseKnots, Knots, Measured

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.catalog.errors import CatalogError
 from sim.catalog.files import find
 from sim.catalog.weights import weight_bytes
 from sim.core.plan import Costs, Int, Low
 from sim.costs.classes import CostClasses, StepShapes, classify, layer_columns
 from sim.costs.measured import measured_costs
+from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.experiments.tables import Column, Report, Row, gain, parser
-from sim.policies.registry import MISS, Policy
+from sim.policies.policy import Policy
+from sim.policies.registry import MISS
 from sim.spec import RunSpec
 
 ARMS = (

@@ -14,7 +14,7 @@ from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
-from sim.policies.registry import find, is_user
+from sim.policies.registry import find
 from sim.prepare import Setting, fitted
 from traces.format import npz
 
@@ -73,7 +73,7 @@ def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int
     """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
     plan = setting.plan
     places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
-    key = ("bounds", *setting.costs_key, plan.warmup_steps, plan.group, *places)
+    key = ("bounds", setting.costed, plan.warmup_steps, plan.group, *places)
     every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
     return {name: every[name] for name in applicable(plan) if name in every}
 
@@ -134,14 +134,14 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not setting.plan.miss.marks & LOSSY and setting.spec.rerank == "none"
+    return not setting.plan.miss.marks & LOSSY and setting.plan.rerank is None
 
 
 def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown."""
     notes = [] if setting.trace.real else [SYNTHETIC]
     prefetch = find("prefetch", setting.spec.prefetch)
-    if not setting.trace.real and prefetch is not None and "lookahead" in prefetch.needs:
+    if not setting.trace.real and "lookahead" in prefetch.needs:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if not _lossless(setting):
         notes.append(OPEN_LOOP)
@@ -155,7 +155,7 @@ def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
-    if is_user(setting.spec.prefetch) and prefetch.oracle:
+    if prefetch.user and prefetch.oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
     if out["memory"]["fits"] is False:
         m = out["memory"]

@@ -210,7 +210,7 @@ class Recommendation:
 
 
 def _on_the_host(spec: RunSpec) -> bool:
-    return bool(find("miss", spec.miss).may_answer_cpu(spec.params("miss")))
+    return find("miss", spec.miss).may_answer_cpu(spec.params("miss"))
 
 
 def _bounds(best: Judged) -> dict[str, Any]:

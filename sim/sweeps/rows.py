@@ -84,7 +84,7 @@ def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
 
 def _reads_the_future(spec: RunSpec) -> bool:
     chosen = [find(kind, getattr(spec, kind)) for kind in ("eviction", "prefetch")]
-    return any(policy is not None and policy.oracle for policy in chosen)
+    return any(policy.oracle for policy in chosen)
 
 
 def error_row(run: Run, error: str) -> Row:

@@ -107,6 +107,8 @@ class Worker:
             return error_row(run, f"{type(error).__name__}: {error}")
 
     def _summary(self, spec: RunSpec, warm_up: bool) -> Mapping[str, Any]:
+        from sim.prepare import Described
+
         if warm_up:
             spec = spec.model_copy(update={"max_steps": 1, "warmup_steps": 0})
         begin = time.perf_counter()
@@ -114,7 +116,7 @@ class Worker:
         if isinstance(spec.calibration, str):
             self._provide(spec.calibration)
         for key, part in self.setup.parts.items():
-            self.memo(key, lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
+            self.memo(Described(*key), lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
 
         def reached(stage: str) -> None:
             nonlocal begin
@@ -126,8 +128,10 @@ class Worker:
 
     def _provide(self, name: str) -> None:
         """Put a trace whose hash is known where `prepare` looks for it. An unknown one it opens and checks itself."""
+        from sim.prepare import Opened
+
         if name in self.setup.hashes:
-            self.memo(("trace", name), lambda: (self._opened(name), self.setup.hashes[name]))
+            self.memo(Opened(name), lambda: (self._opened(name), self.setup.hashes[name]))
 
     def _opened(self, name: str) -> RoutingTrace:
         if name in self.handed:
