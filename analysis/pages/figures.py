@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.pages.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
-from analysis.reading.words import label, shortened
+from analysis.showing.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
+from analysis.showing.words import label, shortened
 from sim.outcome.report import LIMITS
 
 Float = npt.NDArray[np.float64]

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.reading.runs import Run
-from analysis.reading.words import listed
+from analysis.reading.run import Run
+from analysis.showing.words import listed
 
 Cells = tuple[list[str], list[list[str]]]  # titles, rows
 MAX_TABLE_ROWS = 60

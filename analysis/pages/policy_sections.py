@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.compare import Comparison
 from analysis.comparing import formats
+from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
 from analysis.pages.panels import Panel, Section, cells, percent_range, span, without
 from analysis.pages.time_figures import over_time
-from analysis.reading.runs import Run
-from analysis.reading.words import listed
+from analysis.reading.run import Run
+from analysis.showing.words import listed
 from analysis.timelines import series
 
 NEEDS_FULL = "is not shown for {names}: it needs the full record (python -m sim.run --out DIR --record full)"

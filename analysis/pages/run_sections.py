@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.compare import Comparison
 from analysis.comparing import formats
+from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
 from analysis.pages.panels import Panel, Section, cells, percent_range, span, without
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from analysis.timelines import series
 from sim.outcome.per_request import per_request
 from sim.outcome.report import LIMITS, cache_words

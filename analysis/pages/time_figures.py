@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.pages.figures import GRID, canvas
-from analysis.pages.palette import CAUSE, SLOT
+from analysis.showing.palette import CAUSE, SLOT
 from analysis.timelines.series import Float
 
 

@@ -1,4 +1,4 @@
-"""The curve of analysis.miss_curve as a page: tokens/s above, hit rate below, over slots."""
+"""A miss curve as a page: tokens/s above, hit rate below, over slots."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from plotly.subplots import make_subplots
 
 from analysis.pages.figures import GRID, canvas
 from analysis.pages.page import render
-from analysis.pages.palette import BLUE, GREEN, GREY, RED
 from analysis.pages.panels import Panel, Section
+from analysis.showing.palette import BLUE, GREEN, GREY, RED
 
 COLOURS = {"cliff": RED, "knee": BLUE, "fits": GREY}
 HOVER = "%{x} slots: %{y:,.2f}<extra></extra>"
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """rows: analysis.miss_curve.rows. Diamonds are the simulator's own figures."""
+    """rows: analysis.curves.curve.rows. Diamonds are the simulator's own figures."""
     fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     slots = [row["slots"] for row in rows]
     checked = [row for row in rows if row["simulated_tokens_per_s"] is not None]
