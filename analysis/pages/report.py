@@ -1,7 +1,8 @@
 """The report: which sections it has, and which runs are drawn where there are many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from analysis.comparing.comparison import Comparison, compare
 from analysis.pages.page import render
@@ -10,9 +11,37 @@ from analysis.pages.policy_sections import cache, measured, prefetching, quality
 from analysis.pages.run_sections import in_short, speed, time, what_was_run
 from analysis.pages.trace_sections import find_trace, trace_section
 from analysis.reading.run import Run
+from traces.format.trace import RoutingTrace
 
 DETAILED = 6  # full records that are drawn over time
 DRAWN = 40  # runs in figures that have a row for each
+
+
+class Told(NamedTuple):
+    """What sections are made of. found: the comparison of all runs; drawn, rows: those that have a row in figures;
+    trace: of the first run, or why it is not there; buddies, similarity: files, if they were given."""
+
+    runs: Sequence[Run]
+    found: Comparison
+    drawn: Sequence[Run]
+    rows: Comparison
+    trace: tuple[RoutingTrace | None, str]
+    buddies: str | None = None
+    similarity: str | None = None
+
+
+# in the order in which they are read; None: there is nothing to be said
+SECTIONS: dict[str, Callable[[Told], Section | None]] = {
+    "what": lambda told: what_was_run(told.drawn),
+    "short": lambda told: in_short(told.drawn, told.rows),
+    "speed": lambda told: speed(told.drawn, told.rows),
+    "time": lambda told: time(told.drawn),
+    "cache": lambda told: cache(told.drawn, DETAILED),
+    "prefetch": lambda told: prefetching(told.drawn),
+    "quality": lambda told: quality(told.drawn, told.found),
+    "measured": lambda told: measured(told.runs),
+    "trace": lambda told: trace_section(*told.trace, told.buddies, told.similarity),
+}
 
 
 def report(
@@ -26,22 +55,12 @@ def report(
     """The page as HTML. Runs as `load(paths, detail=DETAILED)` returns them. Raises UserError for bad input."""
     found = compare(runs, baseline, seed)
     drawn, rows = _drawn(runs, found)
-    routed, why = find_trace(runs[0], trace)
-    sections: list[Section | None] = [
-        what_was_run(drawn),
-        in_short(drawn, rows),
-        speed(drawn, rows),
-        time(drawn),
-        cache(drawn, DETAILED),
-        prefetching(drawn),
-        quality(drawn, replace(found, rows=found.rows)),
-        measured(runs),
-        trace_section(routed, why, buddies, similarity),
-    ]
+    told = Told(runs, found, drawn, rows, find_trace(runs[0], trace), buddies, similarity)
+    sections = [section for make in SECTIONS.values() if (section := make(told)) is not None]
     notes = list(found.notes)
     if len(drawn) < len(runs):
         notes.append(f"{len(runs)} runs: the baseline, the best and the fastest {DRAWN} have rows; quality shows all")
-    return render([section for section in sections if section is not None], notes, _title(runs))
+    return render(sections, notes, _title(runs))
 
 
 def _drawn(runs: Sequence[Run], found: Comparison) -> tuple[list[Run], Comparison]:
