@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.pages import figures, tables
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim.outcome.report import BOUNDS, LIMITS, table
 from sim.simulation import simulate
 from sim.spec import RunSpec

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim.simulation import simulate
 from sim.spec import RunSpec
 
