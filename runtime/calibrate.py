@@ -253,7 +253,7 @@ def with_device(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from sim.run import announce_compiling
+    from sim.simulation import announce_compiling
 
     args = parser().parse_args(argv)
     if not args.out.endswith(".toml"):

@@ -24,10 +24,11 @@ from runtime.closed_loop.quality import LEVEL, figures
 from runtime.closed_loop.runs import Baseline, Judged, Progress, calibrate, free_running, judge, quiet
 from runtime.closed_loop.text_windows import Passages, passages
 from sim import __version__
+from sim.flags import add_groups, spec_of
 from sim.outcome.summary import summarise
 from sim.policies.registry import find
 from sim.prepare import fitted
-from sim.run import add_flags, announce_compiling, spec_of
+from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
@@ -126,7 +127,7 @@ def parser() -> Parser:
     group.add_argument("--free-running", action="store_true", help="also generate from the first half of each passage")
     group.add_argument("--device", metavar="cpu|cuda|...", help="where the model computes (default: the CPU)")
     group.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: 1)")
-    add_flags(out, LEFT_OUT)
+    add_groups(out, LEFT_OUT)
     group = out.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="write evaluation.json and routed.npz (what was routed) there")
     group.add_argument("--force", action="store_true", help="replace results that are in DIR already")

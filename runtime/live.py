@@ -38,9 +38,10 @@ from runtime.closed_loop.slotted import NEEDED, SlottedModel, registry
 from runtime.device.port import Port
 from runtime.experts.hugging_face import LiveError
 from runtime.experts.store import ExpertStore
+from sim.flags import add_groups, spec_of
 from sim.machines.record import RunRecord
 from sim.outcome.summary import summarise
-from sim.run import add_flags, announce_compiling, spec_of
+from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded
 from traces.errors import UserError
@@ -172,7 +173,7 @@ def parser() -> Parser:
         "--device", metavar="cpu|cuda|...", help="of the slots and all but the experts (default: the model's)"
     )
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
-    add_flags(out, LEFT_OUT)
+    add_groups(out, LEFT_OUT)
     out.add_argument("--json", action="store_true", help="print exactly one JSON object")
     return out
 

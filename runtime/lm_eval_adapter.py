@@ -21,8 +21,9 @@ from runtime.closed_loop.judged_model import Subject, subject
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import charged
 from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
+from sim.flags import add_groups, spec_of
 from sim.outcome.summary import summarise
-from sim.run import add_flags, announce_compiling, spec_of
+from sim.simulation import announce_compiling
 from traces.command import Parser, guarded
 from traces.errors import UserError
 
@@ -143,7 +144,7 @@ def parser() -> Parser:
     group.add_argument("--include-path", metavar="DIR", help="folder with tasks of one's own")
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     group.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N")
-    add_flags(out, LEFT_OUT)
+    add_groups(out, LEFT_OUT)
     return out
 
 

@@ -21,8 +21,10 @@ import numpy as np
 from runtime.device.port import DeviceError
 from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
-from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
+from sim.flags import spec_of
+from sim.run import LISTS, parser
 from sim.run import main as simulate
+from sim.simulation import announce_compiling, check_out, write
 from sim.spec import memory_bytes
 from traces.command import guarded
 

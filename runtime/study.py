@@ -26,10 +26,7 @@ from runtime.closed_loop.text_windows import Passages, passages
 from runtime.evaluate import captured, evaluated
 from runtime.similarity import measure
 from sim import __version__
-from sim.machines.compiled import run as compiled
-from sim.outcome.summary import summarise
-from sim.prepare import prepare
-from sim.run import announce_compiling
+from sim.simulation import announce_compiling, simulate
 from sim.spec import RunSpec
 from traces.capturing.command import open_source
 from traces.command import Parser, guarded, out_folder
@@ -115,8 +112,7 @@ def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
     """The open-loop replay of the unmodified model's routing under the same policies."""
     model = charged(study.model.model, study.model.shape, study.like)
     again = spec.model_copy(update={"as_decode": True, "calibration": "captured"})
-    setting = prepare(again, trace=study.routed, calibration=study.calibration, model=model)
-    summary = summarise(compiled(setting.plan))
+    summary, _ = simulate(again, trace=study.routed, calibration=study.calibration, model=model)
     slots = summary["slots_wanted"]
     return {
         "wanted": summary["wanted"],

@@ -375,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from sim.run import announce_compiling
+    from sim.simulation import announce_compiling
 
     args = parser().parse_args(argv)
     folder = out_folder(args.out)

@@ -396,7 +396,7 @@ FIGURES = [
     ),
     fault(
         "waiting for the host is no stall in a comparison",
-        "analysis/compare.py",
+        "analysis/comparing/comparison.py",
         ' + s["breakdown_ns"]["cpu_wait"]',
         "",
         "tests/test_compare.py::test_the_shares_and_changes_of_a_row_by_hand",
@@ -431,7 +431,7 @@ FIGURES = [
     ),
     fault(
         "measured and modelled runs compete",
-        "analysis/compare.py",
+        "analysis/comparing/comparison.py",
         " and a.judged == b.judged and a.measured == b.measured",
         " and a.judged == b.judged",
         "tests/test_compare.py::test_who_stands_apart_from_the_front",

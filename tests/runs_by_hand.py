@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim import __version__, run
 from sim.machines.record import CLOCK, COUNTERS, LAYER, WEIGHTS, RunRecord
 from sim.outcome.summary import summarise

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sim.outcome.report import OPEN_LOOP, SYNTHETIC, table
-from sim.run import simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace, trace_of
 from traces.format import npz

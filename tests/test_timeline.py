@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from analysis import timeline
-from analysis.reading.runs import RunError
-from analysis.reading.runs import load as load_runs
-from analysis.timeline import Facts, events, steps_of
+from analysis.reading.load import load as load_runs
+from analysis.reading.run import RunError
+from analysis.timeline import steps_of
+from analysis.timelines.events import Facts, events
 from analysis.timelines.tracks import tracks
 from sim import run
 from sim.core import state as st

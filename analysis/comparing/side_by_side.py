@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.reading.runs import Run
-from sim.run import simulate
+from analysis.reading.run import Run
+from sim.simulation import simulate
 from sim.spec import RunSpec
 
 

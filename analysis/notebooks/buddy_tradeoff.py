@@ -7,12 +7,12 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures
     from analysis.pages.figures import canvas
-    from analysis.pages.palette import BLUE, GREEN, GREY, ORANGE, RED
+    from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
     from traces.format import npz
     from traces.format.trace import split

@@ -10,8 +10,8 @@ with app.setup:
 
     import marimo as mo
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures, tables
     from analysis.pages.figures import answers_by_layer, time_parts

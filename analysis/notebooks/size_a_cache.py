@@ -7,13 +7,13 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
+    from analysis.curves.curve import curve, rows, setting_of, to_check
     from analysis.curves.formats import headlines, notes
-    from analysis.curves.page import figure
-    from analysis.miss_curve import curve, rows, setting_of, to_check
     from analysis.pages import compare_figures, tables
+    from analysis.pages.curve import figure
     from analysis.pages.figures import by_layer, time_parts
 
 

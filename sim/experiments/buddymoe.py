@@ -156,7 +156,7 @@ def _grid(args: Namespace, path: str, hardware: str, cache: str) -> list[Row]:
 
 def _run(args: Namespace, path: str, hardware: str, cache: str, miss: str, settings: dict[str, Any]) -> dict[str, Any]:
     from sim.experiments.policies import percent
-    from sim.run import simulate
+    from sim.simulation import simulate
 
     given = {f"{miss}.{key}": getattr(args, key) for key in ("alpha", "beta") if getattr(args, key) is not None}
     fields = {

@@ -124,7 +124,7 @@ def _number(cache: str) -> float | str:
 
 def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dict[str, Any]:
     """The figures of one arm."""
-    from sim.run import simulate
+    from sim.simulation import simulate
 
     fields = {
         name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")

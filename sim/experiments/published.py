@@ -51,7 +51,7 @@ class Runner:
 
     def summary(self, figure: Figure, terms: Terms) -> dict[str, Any]:
         """The summary of a figure's run with these fitted terms."""
-        from sim.run import simulate
+        from sim.simulation import simulate
 
         key = (figure.id, figure.name, repr(sorted(figure.engine.items())), tuple(terms.items()))
         if key not in self.done:

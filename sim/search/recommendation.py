@@ -10,13 +10,14 @@ from sim.errors import SpecError
 from sim.memo import Kept
 from sim.outcome.bounds import bounds
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
-from sim.outcome.report import OPEN_LOOP, result
+from sim.outcome.report import OPEN_LOOP
 from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.measured_quality import measured
 from sim.search.memory_split import Split, split
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight
 from sim.sweeps.config import Run
@@ -153,16 +154,12 @@ class Recommendation:
         }
 
     def _judge(self, candidate: Candidate) -> Judged:
-        from sim.machines.compiled import run
-
         spec = RunSpec.of({**self.base, **fields_of(candidate)})
-        setting = prepare(spec, self.memo)
-        record = run(setting.plan)
-        summary, each = result(setting, record, self.memo), per_request(record).with_tokens()
+        summary, record = simulate(spec, memo=self.memo)
         lossless_ns = summary["bounds"].get("lossless_ns")
         if lossless_ns is None:
-            lossless_ns = bounds(setting.plan)["lossless_ns"]
-        return Judged(candidate, spec, summary, each, lossless_ns)
+            lossless_ns = bounds(prepare(spec, self.memo).plan)["lossless_ns"]
+        return Judged(candidate, spec, summary, per_request(record).with_tokens(), lossless_ns)
 
     def _object(self, best: Judged, rivals: Mapping[str, Judged]) -> dict[str, Any]:
         n = len(best.requests.request)

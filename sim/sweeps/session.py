@@ -11,7 +11,7 @@ from typing import IO, Any
 from sim import __version__, catalog
 from sim.policies.policy import is_user
 from sim.policies.registry import KINDS as POLICIES
-from sim.run import announce_compiling
+from sim.simulation import announce_compiling
 from sim.sweeps.config import Run
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool

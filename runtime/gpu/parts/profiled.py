@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from runtime.device.port import choose
 from runtime.replay import Options, arguments, prepared
+from sim.flags import spec_of
 from sim.prepare import prepare
-from sim.run import spec_of
 from traces.command import write_bytes
 
 

@@ -1,23 +1,22 @@
-"""The curve of analysis.miss_curve as a page: tokens/s above, hit rate below, over slots."""
+"""A miss curve as a page: tokens/s above, hit rate below, over slots."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analysis.pages.figures import GRID, canvas
+from analysis.pages.figures import two_plots
 from analysis.pages.page import render
-from analysis.pages.palette import BLUE, GREEN, GREY, RED
 from analysis.pages.panels import Panel, Section
+from analysis.showing.palette import BLUE, GREEN, GREY, RED
 
 COLOURS = {"cliff": RED, "knee": BLUE, "fits": GREY}
 HOVER = "%{x} slots: %{y:,.2f}<extra></extra>"
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """rows: analysis.miss_curve.rows. Diamonds are the simulator's own figures."""
-    fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    """rows: analysis.curves.curve.rows. Diamonds are the simulator's own figures."""
+    fig = two_plots(560, 0.06, margin={"t": 64}, legend={"y": 1.06})  # the names of marks stand below the legend
     slots = [row["slots"] for row in rows]
     checked = [row for row in rows if row["simulated_tokens_per_s"] is not None]
     speed, hits = [row["tokens_per_s"] for row in rows], [100 * row["hit_rate"] for row in rows]
@@ -33,13 +32,10 @@ def figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
         col=1,
     )
     _line(fig, slots, hits, "LRU's hits", GREEN, 2)
-    fig.update_layout(canvas(560, "").layout.to_plotly_json() | {"xaxis": {}, "yaxis": {}})
-    fig.update_layout(margin={"t": 64}, legend={"y": 1.06})  # the names of marks stand below it
     for row in rows:
         if row["marks"]:
             _mark(fig, row["slots"], row["marks"])
-    fig.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)
-    fig.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True, rangemode="tozero")
+    fig.update_yaxes(rangemode="tozero")
     fig.update_xaxes(title={"text": "slots", "standoff": 8}, row=2, col=1)
     fig.update_yaxes(title={"text": "generated tokens/s"}, row=1, col=1)
     return fig.update_yaxes(title={"text": "hit rate (%)"}, row=2, col=1)

@@ -1,25 +1,13 @@
-"""Runs as analysis reads them: what was asked for, what it came to and, where there is one, the record.
+"""A run: what was asked for, what it came to and, where there is one, the record."""
 
-A run is a folder with `summary.json` and perhaps `record.npz` (python -m sim.run --out, runtime.replay), a summary
-file alone, or a row of a sweep's `results.parquet`, which is given itself or by its folder. Everything in them may have
-been written by anybody: figures are checked before they are used, text is shown and never run.
-"""
-
-import json
-import math
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from analysis.reading.summary_schema import check_summary
-from sim import __version__
 from sim.machines.record import RunRecord
+from sim.policies.registry import EVICTION, PREFETCH
 from traces.errors import UserError
 
-MAX_JSON_BYTES = 64 << 20
-SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
 MEASURED = "torch"  # the machine whose times are measured, not modelled
 POLICY_FIELDS = ("eviction", "prefetch", "miss", "rerank")
 
@@ -120,100 +108,7 @@ class Run:
         return [mark for mark, holds in (marks | {"measured": self.measured}).items() if holds]
 
 
-def _oracles() -> frozenset[str]:
-    from sim.policies.registry import EVICTION, PREFETCH
-
-    every = {**EVICTION, **PREFETCH}
-    return frozenset(name for name, policy in every.items() if policy.oracle)
-
-
-ORACLES = _oracles()
-
-
-def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
-    """The runs at `paths` in order, names made unique.
-
-    detail: how many full records to keep in memory, the first ones; of the others the steps and requests stay.
-    Raises RunError for the first path that is no run.
-    """
-    found: list[tuple[list[str], Run]] = []
-    for path in map(Path, paths):
-        if (path / SWEEP).is_file() and not (path / SUMMARY).exists():
-            path = path / SWEEP
-        if path.suffix == ".parquet":
-            from analysis.reading.sweep_rows import read_rows
-
-            found += [([run.name], run) for run in read_rows(path)]
-            continue
-        run = _read(path)
-        if run.full and detail > 0:
-            detail -= 1
-        elif run.record is not None:
-            run = replace(run, record=replace(run.record, groups={}))
-        found.append((_names(path), run))
-    if not found:
-        raise RunError("no run; at least one folder with summary.json is required")
-    return _named(found)
-
-
-def _names(path: Path) -> list[str]:
-    """What a run may be called: its folder, then with its parents in front."""
-    folder = path if path.is_dir() else path.parent if path.name == SUMMARY else path.with_suffix("")
-    parts = folder.resolve().parts[1:] or ("run",)
-    return ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-
-
-def _named(found: Sequence[tuple[list[str], Run]]) -> list[Run]:
-    """The runs with the shortest names that tell them apart; the same folder twice is numbered."""
-    places = {tuple(choices): choices[0] for choices, _ in found}
-    for depth in range(1, max(map(len, places))):
-        taken = list(places.values())
-        for place, name in places.items():
-            if taken.count(name) > 1:
-                places[place] = place[min(depth, len(place) - 1)]
-    out, seen = [], set[str]()
-    for choices, run in found:
-        name = unique = places[tuple(choices)]
-        n = 2
-        while unique in seen:
-            unique, n = f"{name} ({n})", n + 1
-        seen.add(unique)
-        out.append(replace(run, name=unique))
-    return out
-
-
-def _read(path: Path) -> Run:
-    """A folder, or a summary file alone."""
-    file = path / SUMMARY if path.is_dir() else path
-    if not path.exists():
-        raise RunError(f"{path}: no such file or folder; a folder with {SUMMARY} is required")
-    if not file.is_file():
-        raise RunError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
-    summary = read_json(file)
-    check_summary(summary, str(file), __version__)
-    record = None
-    if path.is_dir() and (path / RECORD).exists():
-        from analysis.reading.record_check import read_record
-
-        record = read_record(path / RECORD, summary)
-    return Run(path.name, str(path), summary, record, bool(record and record.groups))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size. Raises RunError."""
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise RunError(f"{file}: has {file.stat().st_size} bytes; a summary has at most {MAX_JSON_BYTES}")
-    try:
-        value = json.loads(file.read_bytes(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file}: is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{file}: is no summary of a run: a JSON object is required, not a {type(value).__name__}")
-    return value
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a JSON number")
+ORACLES = frozenset(name for name, policy in {**EVICTION, **PREFETCH}.items() if policy.oracle)
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -234,8 +129,3 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def share(part: float, whole: float) -> float:
     """part / whole; 0 where there is nothing to share."""
     return part / whole if whole else 0.0
-
-
-def finite(value: Any) -> bool:
-    """Whether it is a number that can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,192 @@
+"""Runs as analysis reads them, and the one way to read them: `load`.
+
+A run is a folder with `summary.json` and perhaps `record.npz` (python -m sim.run --out, runtime.replay), a summary
+file alone, or a row of a sweep's `results.parquet`, which is given itself or by its folder. Everything in them may have
+been written by anybody: figures are checked before they are used, text is shown and never run.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from analysis.reading.record_check import read_record
+from analysis.reading.run import Run, RunError, differing, settings
+from analysis.reading.summary_schema import check_summary
+from sim import __version__
+from traces.errors import UserError
+
+MAX_JSON_BYTES = 64 << 20
+SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
+MAX_ROWS = 1_000_000
+OF_A_ROW = ("id", "error", "synthetic", "open_loop", "policy_files")  # of the sweep, not of the summary
+
+
+def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
+    """The runs at `paths` in order, names made unique.
+
+    detail: how many full records to keep in memory, the first ones; of the others the steps and requests stay.
+    Raises RunError for the first path that is no run.
+    """
+    found: list[tuple[list[str], Run]] = []
+    for path in map(Path, paths):
+        if (path / SWEEP).is_file() and not (path / SUMMARY).exists():
+            path = path / SWEEP
+        if path.suffix == ".parquet":
+            found += [([run.name], run) for run in read_rows(path)]
+            continue
+        run = _read(path)
+        if run.full and detail > 0:
+            detail -= 1
+        elif run.record is not None:
+            run = replace(run, record=replace(run.record, groups={}))
+        found.append((_names(path), run))
+    if not found:
+        raise RunError("no run; at least one folder with summary.json is required")
+    return _named(found)
+
+
+def _names(path: Path) -> list[str]:
+    """What a run may be called: its folder, then with its parents in front."""
+    folder = path if path.is_dir() else path.parent if path.name == SUMMARY else path.with_suffix("")
+    parts = folder.resolve().parts[1:] or ("run",)
+    return ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+
+
+def _named(found: Sequence[tuple[list[str], Run]]) -> list[Run]:
+    """The runs with the shortest names that tell them apart; the same folder twice is numbered."""
+    places = {tuple(choices): choices[0] for choices, _ in found}
+    for depth in range(1, max(map(len, places))):
+        taken = list(places.values())
+        for place, name in places.items():
+            if taken.count(name) > 1:
+                places[place] = place[min(depth, len(place) - 1)]
+    out, seen = [], set[str]()
+    for choices, run in found:
+        name = unique = places[tuple(choices)]
+        n = 2
+        while unique in seen:
+            unique, n = f"{name} ({n})", n + 1
+        seen.add(unique)
+        out.append(replace(run, name=unique))
+    return out
+
+
+def _read(path: Path) -> Run:
+    """A folder, or a summary file alone."""
+    file = path / SUMMARY if path.is_dir() else path
+    if not path.exists():
+        raise RunError(f"{path}: no such file or folder; a folder with {SUMMARY} is required")
+    if not file.is_file():
+        raise RunError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
+    summary = read_json(file)
+    check_summary(summary, str(file), __version__)
+    record = None
+    if path.is_dir() and (path / RECORD).exists():
+        record = read_record(path / RECORD, summary)
+    return Run(path.name, str(path), summary, record, bool(record and record.groups))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size. Raises RunError."""
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise RunError(f"{file}: has {file.stat().st_size} bytes; a summary has at most {MAX_JSON_BYTES}")
+    try:
+        value = json.loads(file.read_bytes(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file}: is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{file}: is no summary of a run: a JSON object is required, not a {type(value).__name__}")
+    return value
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+# --- rows of a sweep: each becomes the summary that it was made from, less what a row does not hold (by_layer, record)
+
+
+def read_rows(path: Path) -> list[Run]:
+    """The runs of a sweep, in its order; rows of runs that failed are left out. Raises UserError, one line."""
+    runs = [run for i, row in enumerate(_rows(path)) if (run := _run(row, f"{path}: row {i}")) is not None]
+    if not runs:
+        raise RunError(f"{path}: no row of it is a run that was done")
+    fields = [field for field in differing(runs) if field != "machine"]
+    out = []
+    for i, run in enumerate(runs):
+        given = settings(run)
+        name = " ".join("-" if given.get(field) is None else str(given[field]) for field in fields)
+        out.append(replace(run, name=name or f"row {i}"))
+    return out
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: needs pyarrow: pip install moe-offload-sim[parquet]") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise UserError(f"{path}: has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read")
+        rows: list[dict[str, Any]] = file.read().to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: is no Parquet file of a sweep: {error}") from None
+    return rows
+
+
+def _run(row: dict[str, Any], where: str) -> Run | None:
+    """One row; None for a run that failed."""
+    if row.get("error"):
+        return None
+    summary = _nested({key: value for key, value in row.items() if key not in OF_A_ROW})
+    spec = summary.get("spec")
+    if not isinstance(spec, dict):
+        raise UserError(f"{where}: has no column spec.trace; a sweep's results.parquet is required")
+    summary["machine"] = spec.pop("machine", None)
+    spec["set"] = _json(spec.get("set"), where)
+    spec["calibration"], spec["cache"] = (_number(spec.get(name)) for name in ("calibration", "cache"))
+    summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
+    bounds = summary.get("bounds") or {}
+    summary["bounds"] = {
+        name: ns for name, ns in bounds.items() if ns is not None and name not in ("best_ns", "best_share")
+    }
+    check_summary(summary, where, __version__, by_layer=False)
+    return Run("", where, summary)
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """`outer.inner` keys as objects."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = out
+        for name in parents:
+            inner = place.setdefault(name, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = value
+    return out
+
+
+def _json(text: Any, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: spec.set is {ascii(text)[:60]}; a JSON object is required")
+    return value
+
+
+def _number(text: Any) -> Any:
+    """`0.5` and `24` as the numbers that the spec took them for, anything else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            continue
+    return text
