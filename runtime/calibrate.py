@@ -228,7 +228,7 @@ def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: A
 
 def port_of(args: argparse.Namespace) -> Any:
     """The port that the flags name; whoever opens it closes it."""
-    from runtime.device.port import choose
+    from runtime.device.choose import choose
 
     return choose(device_name(args), args.link_gbps, args.link_latency_us)
 

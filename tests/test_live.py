@@ -15,8 +15,7 @@ import numpy as np  # noqa: E402 - after the skips
 from runtime import live  # noqa: E402
 from runtime.closed_loop import slotted  # noqa: E402
 from runtime.closed_loop.driver import Driver  # noqa: E402
-from runtime.device.cpu import CpuPort  # noqa: E402
-from runtime.device.one_stream import OneStreamPort  # noqa: E402
+from runtime.device.cpu import CpuPort, OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
 from runtime.device.virtual import Race, shuffled  # noqa: E402
 from runtime.experts.hugging_face import LiveError  # noqa: E402

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.device.cpu import CpuPort, Link
+from runtime.device.cpu import CpuPort, PacedLink
 from runtime.device.worker import Worker
 from runtime.experts import store
 from runtime.replay import Options, main, replay
@@ -214,7 +214,7 @@ def left(monkeypatch: Any, two_threads: None) -> Any:
     yield ports
     assert ports and torch.get_num_threads() == 2
     for port in ports:
-        assert not port.buffers and not any(worker.is_alive() for worker in port.threads.workers)
+        assert not port.buffers and not port.link.is_alive() and not port.host.is_alive()
 
 
 def fails(capsys: Any, status: int, said: str) -> None:
@@ -243,7 +243,7 @@ def raising(error: BaseException) -> Any:
 
 
 def test_a_killed_copy_thread(capsys: Any, monkeypatch: Any, left: Any) -> None:
-    monkeypatch.setattr(Link, "_run", after(20, raising(SystemExit("killed")), Link._run))
+    monkeypatch.setattr(PacedLink, "_run", after(20, raising(SystemExit("killed")), PacedLink._run))
     fails(capsys, 1, "the link thread failed: SystemExit: killed")
 
 

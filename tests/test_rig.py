@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runtime.device.port import choose
+from runtime.device.choose import choose
 from runtime.experts.store import StoreError
 from runtime.measuring import durations
 from runtime.measuring.bench import Rig, opened

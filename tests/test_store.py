@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from runtime.device import virtual
-from runtime.device.cpu import CpuPort, host_bytes
+from runtime.device.cpu import CpuPort
+from runtime.device.host_memory import host_bytes
 from runtime.experts import store
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import Checkpoint, ExpertStore, Layout, StoreError, Synthetic

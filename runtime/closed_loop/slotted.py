@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from runtime.closed_loop.driver import Driver, answered
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.visit_by_visit import CPU, LOW, Copy, Run, Served
-from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import Port, choose
+from runtime.device.choose import choose
+from runtime.device.cpu import OneStreamPort
+from runtime.device.port import Declared, Port
 from runtime.experts.hugging_face import LiveError, ModelExperts, combined, expert_output
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore
@@ -186,7 +187,7 @@ class SlottedModel:
             where = (work.ids == e) & on_gpu & (low if expert >= store.full else ~low)
             slots.append(slot)
             reads = store.reading([slot])
-            port.compute.launch(partial(work.run_from, e, where, store, slot), reads=reads)
+            port.compute.launch(partial(work.run_from, e, where, store, slot), Declared(reads=reads))
             work.done |= where
         store.read(slots, port.compute.record())
 

@@ -17,8 +17,8 @@ from typing import Protocol
 
 import torch
 
-from runtime.device.cpu import host_bytes
-from runtime.device.port import Access, Buffer, Copy, Event, Landed, Port
+from runtime.device.host_memory import host_bytes
+from runtime.device.port import Access, Buffer, Copy, Declared, Event, Landed, Port
 from runtime.experts.checkpoint import Checkpoint
 from runtime.experts.layout import Layout, StoreError, Weights, aligned
 from runtime.experts.quantised import LowLayout
@@ -164,7 +164,7 @@ class ExpertStore:
             self.port.link.wait(read)
             self.last_read[slot] = None
         reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-        copy = self.port.link.copy(self.target(slot), self.source(g), landed, planned_ns, gap_ns, reads, writes)
+        copy = self.port.link.copy(self.target(slot), self.source(g), landed, Declared(planned_ns, gap_ns, reads, writes))
         self.arrived[slot], self.holds[slot] = copy, self.where(g)
         return copy
 
@@ -194,7 +194,7 @@ class ExpertStore:
         for g, slot in missing:
             self.holds[slot] = self.where(g)
             reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-            self.port.compute.copy(self.target(slot), self.source(g), reads=reads, writes=writes)
+            self.port.compute.copy(self.target(slot), self.source(g), None, Declared(0, 0, reads, writes))
         placed = self.port.compute.record()
         self.read(residents.values(), placed)
         placed.wait()

@@ -24,8 +24,7 @@ from runtime.replay import Options, at_scale, groups, uses_host
 from runtime.replaying.decisions import Outcome
 from runtime.replaying.layers import CatalogWork
 from runtime.replaying.lockstep import LockStep
-from runtime.replaying.machine import Machine
-from runtime.replaying.order import AsTheyCome
+from runtime.replaying.machine import AsTheyCome, Machine
 from runtime.replaying.shapes import Batches, dense_bytes
 from sim.catalog import precision
 from sim.machines.record import RunRecord

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime.device.accelerator import current
-from runtime.device.port import choose
+from runtime.device.choose import choose
 from runtime.experts.store import Weights
 from runtime.gpu.parts.copies import registered
 from runtime.replaying.layers import expert, grouped, has_grouped

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from runtime.device.port import choose
+from runtime.device.choose import choose
 from runtime.replay import Options, arguments, prepared
 from sim.flags import spec_of
 from sim.prepare import prepare
