@@ -7,7 +7,8 @@ import pytest
 
 from tests.tiny_models import COMMON, FAMILIES, GREEDY, build, prompts, torch, transformers  # skips without them
 from traces.capturing.recorder import CaptureError, Recorder, find_moe_layers
-from traces.format.trace import RoutingTrace, validate
+from traces.format.check import validate
+from traces.format.trace import RoutingTrace
 
 Recorded = dict[str, np.ndarray]
 SCORES = {"deepseek-v3": "sigmoid", "glm4-moe": "sigmoid", "gpt-oss": "softmax-topk", "phimoe": "other"}

@@ -18,11 +18,11 @@ from tests.test_readers import FIXED, convert, ids_agree, refused
 from traces.__main__ import main
 from traces.foreign import torch_file
 from traces.foreign.formats import oracle_general
+from traces.foreign.registry import WRITERS
 from traces.format import npz, placement, profile
 from traces.format.placement import Placement
-from traces.format.profile import of_trace
 from traces.format.trace import RoutingTrace
-from traces.writers.registry import WRITERS
+from traces.statistics.stats import profile_of
 
 few = settings(REUSING_FOLDER, max_examples=12)
 full = traces(missing=0.0, logits=False, lookahead=0, max_tokens=14)
@@ -76,7 +76,7 @@ def test_counts(name: str, from_profile: bool, tmp_path: Path) -> None:
     trace = some_trace()
     to = {"location": "sglang", "weight": "eplb", "eam": "moe-infinity"}[name.split(".")[0]]
     source = tmp_path / "in.npz"
-    profile.write(source, of_trace(trace)) if from_profile else npz.write(source, trace)
+    profile.write(source, profile_of(trace)) if from_profile else npz.write(source, trace)
     assert main(["convert", "--to", to, str(source), str(tmp_path / name)]) == 0
     assert main(["convert", str(tmp_path / name), str(tmp_path / "p.npz"), *shape_flags(trace)]) == 0
     assert np.array_equal(profile.read(tmp_path / "p.npz").counts, counts_of(trace))
@@ -227,7 +227,7 @@ def test_bad_targets(to: str, out: str, message: str, tmp_path: Path, capsys: py
 
 
 def test_wrong_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    profile.write(tmp_path / "p.npz", of_trace(some_trace()))
+    profile.write(tmp_path / "p.npz", profile_of(some_trace()))
     for to in ("vllm", "flame", "oracle-general"):
         command = ["convert", "--to", to, str(tmp_path / "p.npz"), str(tmp_path / "o.x")]
         assert f"is a frequency profile; {to} is written from a trace" in refused(command, capsys)

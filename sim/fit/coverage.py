@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.fit.buddies import BuddyLists
-from traces.format.check import chunks
+from traces.format.layout import chunks
 from traces.format.trace import RoutingTrace
 from traces.statistics.stats import expert_counts
 

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from traces.capturing.batch import Array, Batch, CaptureError, Columns, joined, score_function
 from traces.capturing.inputs import announced, pick_device, refuse_packed, tokens_seen
 from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, is_experts, raw_logits, routed
-from traces.format.trace import RoutingTrace, validate
+from traces.format.check import validate
+from traces.format.trace import RoutingTrace
 
 __all__ = ["CaptureError", "MoeLayer", "Recorder", "find_moe_layers", "is_experts", "pick_device"]
 
