@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from sim.experiments.tables import Column, Report, Row
 from sim.fit.coactivation import co_activation, conditional
 from traces.capturing.command import Source, open_source, windows
-from traces.capturing.recorder import CaptureError, Recorder
+from traces.capturing.recorder import Recorder
 from traces.capturing.routers import MoeLayer
 from traces.command import Parser, guarded
+from traces.errors import UserError
 from traces.format.npz import write_arrays
 
 Float = npt.NDArray[np.float64]
@@ -272,14 +273,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     given = arguments().parse_args(argv)
     if given.out is not None and not given.out.absolute().parent.is_dir():
-        raise CaptureError(f"--out {given.out}: its folder is not there")
+        raise UserError(f"--out {given.out}: its folder is not there")
     source = open_source(given.model, given.device)
     if source.context is not None and given.prompt_tokens > source.context:
-        raise CaptureError(f"--prompt-tokens {given.prompt_tokens}; the model's context is {source.context}")
+        raise UserError(f"--prompt-tokens {given.prompt_tokens}; the model's context is {source.context}")
     texts = source.heldout() if not given.text else [source.encode(path.read_text()) for path in given.text]
     prompts = windows(texts, given.prompt_tokens, 0, given.seed)[: given.requests]
     if len(prompts) < given.requests:
-        raise CaptureError(f"--requests {given.requests}: the text gives {len(prompts)}; fewer, or more text is needed")
+        raise UserError(f"--requests {given.requests}: the text gives {len(prompts)}; fewer, or more text is needed")
     whence = ", ".join(path.name for path in given.text) if given.text else "held-out files of the standard library"
     source.meta["data"] = f"{len(prompts)} pieces of {given.prompt_tokens} tokens of {whence}"
     found = measure(source, prompts, given.batch, given.states)

@@ -474,8 +474,7 @@ def test_the_documentation_s_commands_are_ours() -> None:
     from sim.run import parser
     from traces.__main__ import _parser
     from traces.foreign.models import model
-    from traces.foreign.registry import EVERY_FLAG, FORMATS
-    from traces.writers.registry import WRITERS
+    from traces.foreign.registry import FLAGS, READERS, WRITERS
 
     read, written = set(), set()
     for words in commands("traces"):
@@ -487,8 +486,8 @@ def test_the_documentation_s_commands_are_ours() -> None:
             continue
         name = options.format or "llamacpp"
         read.add(name)
-        assert {flag for flag in EVERY_FLAG if getattr(options, flag) is not None} <= set(FORMATS[name].flags)
+        assert {flag for flag in FLAGS if getattr(options, flag) is not None} <= set(READERS[name].flags)
         assert model(options.model).hint == "" or options.n_experts is not None, options.model
-    assert read == set(FORMATS) and written == set(WRITERS)
+    assert read == set(READERS) and written == set(WRITERS)
     for words in [*commands("sim.run"), *commands("sim.placement")]:
         parser().parse_args(words)

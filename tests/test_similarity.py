@@ -18,7 +18,8 @@ from runtime import similarity
 from sim.fit.buddies_file import read_similarity
 from sim.fit.coactivation import co_activation, conditional
 from sim.run import main as simulate
-from traces.capturing.recorder import Recorder, find_moe_layers
+from traces.capturing.recorder import Recorder
+from traces.capturing.routers import find_moe_layers
 from traces.format import npz
 
 SHIPPED = Path(similarity.__file__).parent / "tiny_moe" / "similarity.npz"

@@ -14,6 +14,7 @@ from tests.forked import Forks
 from tests.gen import random_trace
 from tests.on_torch import fixed_hardware
 from traces.format import npz, profile
+from traces.statistics.stats import profile_of
 
 EVICTIONS = ("LRU", "LFU", "FIFO", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE", "ACTIVATION")
 MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
@@ -138,7 +139,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     npz.write(folder / "t.npz", trace)
     fixed_hardware(folder, 700)
     np.savez(folder / "matrix.npz", similarity=rng.random((2, 6, 6)))
-    profile.write(folder / "counts.npz", profile.of_trace(trace))
+    profile.write(folder / "counts.npz", profile_of(trace))
     return folder
 
 

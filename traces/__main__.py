@@ -15,8 +15,8 @@ from traces.errors import TraceError
 from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
 from traces.format.trace import split
-from traces.statistics.describe import LOUD, describe
-from traces.statistics.stats import info
+from traces.statistics.describe import LOUD, describe, describe_profile
+from traces.statistics.stats import info, info_of_profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _info(options: argparse.Namespace) -> None:
     path = npz.find(options.file)
     if profile.is_profile(path):
         counted = profile.read(path)
-        print(json.dumps(profile.facts(counted)) if options.json else profile.describe(counted, path.name))
+        print(json.dumps(info_of_profile(counted)) if options.json else describe_profile(counted, path.name))
         return
     facts = info(npz.read(path))
     print(json.dumps(facts, allow_nan=False) if options.json else describe(facts, path.name))

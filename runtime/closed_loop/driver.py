@@ -26,7 +26,7 @@ ALWAYS_NORMALISED = ("mixtral", "gpt_oss")  # their configurations do not say
 
 
 def shape_of(model: nn.Module, name: str | None = None) -> ModelShape:
-    """What the closed loop must know of a model. Raises CaptureError for one without MoE layers of one size."""
+    """What the closed loop must know of a model. Raises UserError for one without MoE layers of one size."""
     layers, config = find_moe_layers(model), _config(model)
     kind = str(getattr(config, "model_type", ""))
     top_k = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)

@@ -14,7 +14,8 @@ from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec, slots_of
 from traces.format import npz
-from traces.format.trace import Array, RoutingTrace, split
+from traces.format.layout import Array
+from traces.format.trace import RoutingTrace, split
 from traces.synthetic import Preset, generate
 
 BATCHES = (1, 4)

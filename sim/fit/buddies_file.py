@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sim.errors import SpecError
 from sim.fit.buddies import FORMAT_VERSION, SCHEMA, BuddyLists, check_similarity
 from sim.fit.coactivation import check_cells
-from traces.format.check import MAX_EXPERTS
+from traces.format.layout import MAX_EXPERTS
 from traces.format.members import check_crc, find_members, load, open_zip
 from traces.format.npz import read_meta, write_arrays
 

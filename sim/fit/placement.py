@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists
-from traces.format.check import chunks
+from traces.format.layout import chunks
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.stats import expert_counts
 

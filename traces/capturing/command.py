@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from traces.capturing.batch import CaptureError
 from traces.command import Parser
+from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace, hash64
 
@@ -35,7 +35,7 @@ class Source(Protocol):
     context: int | None
 
     def heldout(self) -> list[Ids]:
-        """Token ids of each text to take prompts from where the user names none. CaptureError where it has none."""
+        """Token ids of each text to take prompts from where the user names none. UserError where it has none."""
         ...
 
     def encode(self, text: str) -> Ids:
@@ -89,13 +89,13 @@ def _temperature(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> RoutingTrace:
-    """What the flags ask for, as a trace. Raises CaptureError and TraceError, one line."""
+    """What the flags ask for, as a trace. Raises UserError, one line."""
     if options.text and options.prompts_from:
-        raise CaptureError("--text and --prompts-from both give prompts; one of them is required")
+        raise UserError("--text and --prompts-from both give prompts; one of them is required")
     if min(options.batch, options.prompt_tokens) < 1 or options.requests == 0:
-        raise CaptureError("--batch, --prompt-tokens and --requests are at least 1")
+        raise UserError("--batch, --prompt-tokens and --requests are at least 1")
     if not Path(options.out).absolute().parent.is_dir():
-        raise CaptureError(f"--out {options.out}: its folder is not there")
+        raise UserError(f"--out {options.out}: its folder is not there")
     source = open_source(options.model, options.device)
     if not options.prompts_from:
         _refuse_too_long(source, options.prompt_tokens + options.generate)
@@ -117,16 +117,16 @@ def run(options: argparse.Namespace) -> RoutingTrace:
 
 def _refuse_too_long(source: Source, tokens: int) -> None:
     if source.context is not None and tokens > source.context:
-        raise CaptureError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
+        raise UserError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
 
 
 def open_source(name: str, device: str) -> Source:
-    """The model of that name, loaded. Raises CaptureError where it, or what loads it, is not there."""
+    """The model of that name, loaded. Raises UserError where it, or what loads it, is not there."""
     module, _, attribute = OWN.get(name, HUGGING_FACE).partition(":")
     try:
         made: Source = getattr(import_module(module), attribute)(name, device)
     except ModuleNotFoundError as error:
-        raise CaptureError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
+        raise UserError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
     return made
 
 
@@ -154,7 +154,7 @@ def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], di
     chosen = found[options.skip : options.skip + wanted]
     if len(chosen) < wanted or not chosen:
         have = f"{len(found)} prompts are there"
-        raise CaptureError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
+        raise UserError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
     return chosen, about
 
 
@@ -162,7 +162,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CaptureError(f"{path}: {error.reason} at byte {error.start}; text in UTF-8 is required") from error
+        raise UserError(f"{path}: {error.reason} at byte {error.start}; text in UTF-8 is required") from error
 
 
 def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> list[Ids]:
@@ -176,14 +176,14 @@ def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> li
 
 
 def prompts_of(trace: RoutingTrace, name: str) -> list[Ids]:
-    """The prompt of each request of a trace. Raises CaptureError where it does not hold them, or not from the start."""
+    """The prompt of each request of a trace. Raises UserError where it does not hold them, or not from the start."""
     if trace.token_ids is None:
-        raise CaptureError(f"{name}: has no token_ids, so its prompts are not known")
+        raise UserError(f"{name}: has no token_ids, so its prompts are not known")
     out = []
     for first, last in zip(*trace.requests(), strict=True):
         prompt = trace.token_ids[first:last][trace.prefill[first:last]]
         if trace.position[first] or not len(prompt):
-            raise CaptureError(f"{name}: request {trace.sequence[first]} does not begin with its prompt's first token")
+            raise UserError(f"{name}: request {trace.sequence[first]} does not begin with its prompt's first token")
         out.append(prompt.astype(np.int64))
     return out
 

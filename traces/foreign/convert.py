@@ -4,10 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from traces.command import one_of
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
+from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
-from traces.format import npz, profile
+from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
+from traces.format import npz, placement, profile
+from traces.format.placement import Placement
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.describe import LOUD
@@ -15,10 +19,7 @@ from traces.statistics.describe import LOUD
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """What `convert` takes."""
-    from traces.foreign.registry import FORMATS
-    from traces.writers.registry import WRITERS
-
-    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(FORMATS)}")
+    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(READERS)}")
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
     command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
@@ -46,21 +47,19 @@ def convert(options: argparse.Namespace) -> None:
     if options.to is not None:
         _write_to(options)
         return
-    from traces.foreign import registry
-
     path, out = Path(options.file), Path(options.out)
-    name = options.format or registry.detected(path)
-    entry = registry.find(name)
+    name = one_of("format", options.format or detected(path), list(READERS))
+    reader = READERS[name]
     if options.model is None:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
-    for flag in registry.EVERY_FLAG:
-        if getattr(options, flag) is not None and flag not in entry.flags:
+    for flag in FLAGS:
+        if getattr(options, flag) is not None and flag not in reader.flags:
             raise TraceError(f"--{flag.replace('_', '-')}: {name} does not take it")
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
     _refuse_other_name(out, ".npz")
     ask = _ask(options, out)
-    found = entry.read(path, ask)
+    found = reader.read(path, ask)
     for flag in ask.unused():
         raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
@@ -70,7 +69,7 @@ def convert(options: argparse.Namespace) -> None:
         npz.write(out, found)
         print(f"{out}: {_held(found)}")
     if options.format is None:
-        print(f"  read as {name}: {entry.doc}")
+        print(f"  read as {name}: {reader.doc}")
     for line in _notes(found.meta):
         print(f"  {line}")
 
@@ -115,17 +114,28 @@ def _notes(meta: dict[str, Any]) -> list[str]:
 
 def _write_to(options: argparse.Namespace) -> None:
     """`--to`: from a trace, a profile or a placement."""
-    from traces.writers import registry
-
-    entry = registry.find(options.to)
-    ours = ("model", "synthetic", "source", "licence")
-    from traces.foreign.registry import EVERY_FLAG
-
-    for flag in ("format", *ours, *EVERY_FLAG):
+    writer = WRITERS[one_of("format", options.to, list(WRITERS))]
+    for flag in ("format", "model", "synthetic", "source", "licence", *FLAGS):
         if getattr(options, flag):
             name = "from" if flag == "format" else flag.replace("_", "-")
             raise TraceError(f"--{name}: not with --to, whose IN is a file of this project")
     out = Path(options.out)
     if out.suffix == ".npz":
-        raise TraceError(f"{out}: {options.to} writes {entry.doc}; another name is required")
-    print(f"{out}: {entry.write(registry.source(npz.find(options.file), options.to), out)}")
+        raise TraceError(f"{out}: {writer.name} writes {writer.doc}; another name is required")
+    print(f"{out}: {writer.write(_source(npz.find(options.file), writer), out)}")
+
+
+def _source(path: Path, writer: Writer) -> RoutingTrace | Profile | Placement:
+    """The trace, profile or placement of a file. Raises TraceError where the writer can do nothing with it."""
+    found: RoutingTrace | Profile | Placement
+    if "residents" in npz.array_names(path):
+        found = placement.read(path)
+    elif profile.is_profile(path):
+        found = profile.read(path)
+    else:
+        found = npz.read(path)
+    if not isinstance(found, writer.takes):
+        names = {RoutingTrace: "a trace", Profile: "a frequency profile", Placement: "a placement"}
+        right = " or ".join(names[kind] for kind in writer.takes)
+        raise TraceError(f"{path}: is {names[type(found)]}; {writer.name} is written from {right}")
+    return found

@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
-from traces.foreign.spill import BLOCK_ROWS, Array, Spill
-from traces.format.check import check_meta
-from traces.format.trace import RoutingTrace, validate
+from traces.foreign.spill import BLOCK_ROWS, Spill
+from traces.format.check import check_meta, validate
+from traces.format.layout import Array
+from traces.format.limits import MOST_LAYERS, MOST_SLOTS, MOST_SLOTS_PER_CELL
+from traces.format.trace import RoutingTrace
 
 INTEGER = re.compile(r"-?[0-9]{1,9}", re.ASCII)
-MOST = {"token": 999_999_999, "layer": 9_999, "rank": 999}
-# Slots without a cell become -1; a file that would need many more slots than it has cells is damaged.
-MOST_SLOTS, MOST_SLOTS_PER_CELL = 1_000_000, 100
+MOST = {"token": 999_999_999, "layer": MOST_LAYERS - 1, "rank": 999}
 NOT_SAID, EMPTY = -1, -2
 Int = npt.NDArray[np.int64]
 

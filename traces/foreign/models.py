@@ -12,9 +12,9 @@ from typing import Any
 
 from traces.command import did_you_mean
 from traces.errors import TraceError
+from traces.format.limits import MOST_LAYERS
 
 CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"
-MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
-from traces.foreign.spill import Array, check_ids
+from traces.foreign.spill import check_ids
 from traces.foreign.whole_rows import Rows
+from traces.format.layout import Array
+from traces.format.limits import MOST_IDS
 from traces.format.trace import RoutingTrace
-
-MOST_PER_BLOCK = 1 << 26  # ids of one layer and pass; a real batch has thousands
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Passes:
 
     def add(self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None) -> None:
         """One block: ids [n, K], logits [n, E]. where: file and line, for messages."""
-        if ids.size > MOST_PER_BLOCK:
-            raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_PER_BLOCK} are read")
+        if ids.size > MOST_IDS:
+            raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_IDS} are read")
         check_ids(ids, self.ask.n_experts(self.path), where)
         if self._blocks and (layer <= max(self._blocks) or step != self._step):
             self.flush(where)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
+from traces.format.layout import Array
 
-Array = npt.NDArray[Any]
 BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 1 << 22
 
 

@@ -8,9 +8,10 @@ import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
-from traces.foreign.spill import Array, Spill, check_ids
-from traces.format.check import check_meta
-from traces.format.trace import RoutingTrace, validate
+from traces.foreign.spill import Spill, check_ids
+from traces.format.check import check_meta, validate
+from traces.format.layout import Array
+from traces.format.trace import RoutingTrace
 
 DTYPES = {"weights": np.float32, "logits": np.float16, "token_ids": np.int32}
 

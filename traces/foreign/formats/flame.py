@@ -5,11 +5,15 @@
 
 iter_NNNN is a checkpoint of the model; the samples are the same for all. Layers are numbered by Megatron, from 1.
 scores are the router's softmax probabilities of the chosen experts, kept as weights. Which tokens are one request and
-which are a prompt is not said: the model read a stream of training text.
+which are a prompt is not said: the model read a stream of training text. What is written is one checkpoint, iter_0000.
 """
 
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +22,18 @@ import numpy as np
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
 from traces.foreign.extras import needed
-from traces.foreign.spill import Array
+from traces.foreign.format import PASSES, Reader, Writer
+from traces.foreign.spill import BLOCK_ROWS
 from traces.foreign.whole_rows import Rows
+from traces.format.layout import Array
+from traces.format.limits import BOMB_ROWS, BOMB_ROWS_PER_BYTE
 from traces.format.members import refusing
 from traces.format.trace import RoutingTrace
 
 ACTIVES, SAMPLES, INDICES, SCORES, TOKEN_ID = "actives", "samples", "indices", "scores", "token_id"
 ITERATION, LAYER = re.compile(r"iter_([0-9]{1,9})"), re.compile(r"layer_([0-9]{1,4})\.parquet")
+PARQUET = "a Parquet file"
 BATCH_ROWS = 8192
-# A column of equal values packs well; rows beyond both of these per byte of file are taken for a bomb.
-BOMB_ROWS, BOMB_ROWS_PER_BYTE = 1 << 20, 100
-
-
-def layer_file(layer: int) -> str:
-    """The name of a layer's file; `layer` is an index from 0."""
-    return f"layer_{layer + 1:02d}.parquet"
 
 
 def detect(path: Path) -> bool:
@@ -115,7 +116,7 @@ def _requests(path: Path, ask: Ask) -> Any:
 
 def _open(file: Path, columns: tuple[str, ...]) -> Any:
     """A pyarrow ParquetFile whose columns are there and whose row count its size can bear."""
-    parquet = needed("pyarrow.parquet", "a Parquet file")
+    parquet = needed("pyarrow.parquet", PARQUET)
     with refusing(f"{file}: not a complete Parquet file"):
         opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         names = opened.schema_arrow.names
@@ -146,15 +147,13 @@ def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Array, ...]
 
 def _values(column: Any, name: str, file: Path) -> Array:
     """[n] of a column of numbers, [n, k] of a column of lists, none ragged, none null."""
-    types = needed("pyarrow.types", "a Parquet file")
+    types = needed("pyarrow.types", PARQUET)
     if not len(column):
         return np.zeros((0, 0))
     if column.null_count:
         raise TraceError(f"{file}: {name} has a row without a value")
     with refusing(f"{file}: {name}"):
-        if not (
-            types.is_list(column.type) or types.is_fixed_size_list(column.type) or types.is_large_list(column.type)
-        ):
+        if not any(is_one(column.type) for is_one in (types.is_list, types.is_fixed_size_list, types.is_large_list)):
             return np.asarray(column.to_numpy(zero_copy_only=False))
         flat = column.flatten()
         if flat.null_count or len(flat) % len(column):
@@ -203,3 +202,69 @@ def _stream(parts: Iterator[Array]) -> Any:
         return joined[:n]
 
     return take
+
+
+# --- written ---
+
+
+def write(source: RoutingTrace, out: Path) -> str:
+    """A new folder, whole or not at all. Needs weights. Returns what was written."""
+    if source.weights is None:
+        raise TraceError("flame: needs `weights`, which the trace does not have: the layout's scores")
+    if out.exists():
+        raise TraceError(f"{out}: is there already; a new folder is required")
+    draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        _write_layers(source, draft / ACTIVES / "iter_0000")
+        if source.token_ids is not None:
+            _write_samples(source, draft / SAMPLES / "000.parquet")
+        os.chmod(draft, 0o755)
+        os.rename(draft, out)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
+    return f"{source.n_moe_layers} layers of {source.n_tokens:,} tokens"
+
+
+def _write_layers(trace: RoutingTrace, folder: Path) -> None:
+    arrow, parquet = needed("pyarrow", PARQUET), needed("pyarrow.parquet", PARQUET)
+    folder.mkdir(parents=True)
+    schema = arrow.schema([(INDICES, arrow.list_(arrow.int16())), (SCORES, arrow.list_(arrow.float16()))])
+    with ExitStack() as stack:
+        files = [folder / f"layer_{layer + 1:02d}.parquet" for layer in trace.meta["moe_layers"]]
+        writers = [stack.enter_context(parquet.ParquetWriter(file, schema)) for file in files]
+        for lo in range(0, trace.n_tokens, BLOCK_ROWS):
+            for layer, writer in enumerate(writers):
+                writer.write_table(_table(trace, lo, layer, schema, arrow))
+
+
+def _table(trace: RoutingTrace, lo: int, layer: int, schema: Any, arrow: Any) -> Any:
+    """Some rows of one layer."""
+    assert trace.weights is not None
+    ids = np.asarray(trace.experts[lo : lo + BLOCK_ROWS, layer])
+    if (ids < 0).any():
+        row = lo + int(np.argwhere(ids < 0)[0][0])
+        raise TraceError(f"experts[{row}] has a slot without an expert (-1), which the layout cannot say")
+    scores = np.asarray(trace.weights[lo : lo + BLOCK_ROWS, layer], np.float16)
+    ends = np.arange(len(ids) + 1, dtype=np.int32) * trace.top_k
+    columns = [(ids.astype(np.int16), arrow.int16()), (scores, arrow.float16())]
+    lists = [
+        arrow.ListArray.from_arrays(ends, arrow.array(np.ascontiguousarray(flat).reshape(-1), kind))
+        for flat, kind in columns
+    ]
+    return arrow.Table.from_arrays(lists, schema=schema)
+
+
+def _write_samples(trace: RoutingTrace, file: Path) -> None:
+    arrow, parquet = needed("pyarrow", PARQUET), needed("pyarrow.parquet", PARQUET)
+    file.parent.mkdir()
+    schema = arrow.schema([(TOKEN_ID, arrow.int32())])
+    assert trace.token_ids is not None
+    with parquet.ParquetWriter(file, schema) as writer:
+        for lo in range(0, trace.n_tokens, BLOCK_ROWS):
+            ids = np.array(trace.token_ids[lo : lo + BLOCK_ROWS], np.int32)
+            writer.write_table(arrow.Table.from_arrays([arrow.array(ids)], schema=schema))
+
+
+READER = Reader("flame", read, detect, "FLAME-MoE-Traces, a folder of Parquet", (*PASSES, "iteration"))
+WRITER = Writer("flame", write, "FLAME-MoE-Traces' layout: a new folder of Parquet")
