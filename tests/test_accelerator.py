@@ -13,8 +13,8 @@ import torch
 
 from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
-from runtime.device.cpu import sleep_until
 from runtime.device.choose import choose
+from runtime.device.cpu import sleep_until
 from runtime.device.port import DeviceError, DeviceMissing
 from runtime.measuring import durations
 from runtime.measuring.bench import Rig, opened

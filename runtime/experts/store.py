@@ -164,7 +164,9 @@ class ExpertStore:
             self.port.link.wait(read)
             self.last_read[slot] = None
         reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-        copy = self.port.link.copy(self.target(slot), self.source(g), landed, Declared(planned_ns, gap_ns, reads, writes))
+        copy = self.port.link.copy(
+            self.target(slot), self.source(g), landed, Declared(planned_ns, gap_ns, reads, writes)
+        )
         self.arrived[slot], self.holds[slot] = copy, self.where(g)
         return copy
 
