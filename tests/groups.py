@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.miss import GATES
-from sim.core.plan import Plan
+from sim.core.plan import GATES, Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.reference import TOTALS

@@ -27,7 +27,7 @@ CORE = [
     Fault(
         "a held victim is allowed and the guard is gone",
         (
-            ("sim/core/eviction.py", " or s.x[g, WORK] > 0:\n        return False", ":\n        return False"),
+            ("sim/core/eviction.py", " or s.expert[g].work > 0:\n        return False", ":\n        return False"),
             ("sim/core/residency.py", 'raise RuntimeError("a held expert was chosen as victim")', "pass"),
         ),
         (REFERENCE, LAWS),
@@ -47,13 +47,13 @@ CORE = [
     fault(
         "fifo goes by the last touch",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:\n",
+        "        if s.run.eviction_marks & NOT_BY_TOUCH == 0:\n",
         "        if True:\n",
     ),
     fault(
         "lru goes by the landing",
         "sim/core/residency.py",
-        "        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:\n",
+        "        if s.run.eviction_marks & NOT_BY_TOUCH == 0:\n",
         "        if False:\n",
     ),
     fault(
@@ -64,48 +64,52 @@ CORE = [
         REFERENCE,
         LAWS,
     ),
-    fault("a decayed score keeps its date", "sim/core/eviction.py", "    s.x[g, LAST] = visits_of_layer(s, g)\n", ""),
+    fault(
+        "a decayed score keeps its date", "sim/core/eviction.py", "    s.expert[g].scored = visits_of_layer(s, g)\n", ""
+    ),
     fault(
         "the last free slot stays free",
         "sim/core/residency.py",
-        "if s.scope[scope, USED] < s.scope[scope, CAPACITY]:",
-        "if s.scope[scope, USED] < s.scope[scope, CAPACITY] - 1 or s.scope[scope, USED] == 0:",
+        "if s.scope[scope].used < s.scope[scope].capacity:",
+        "if s.scope[scope].used < s.scope[scope].capacity - 1 or s.scope[scope].used == 0:",
         REFERENCE,
         LAWS,
     ),
     fault(
         "a landing is not a touch",
         "sim/core/residency.py",
-        "\n    s.x[g, LANDED] = s.c[st.STAMPS]\n    _touch(s, g)",
+        "\n    s.expert[g].landed = s.run.stamps\n    _touch(s, g)",
         "",
     ),
     fault(
         "a landing is a use",
         "sim/core/residency.py",
         "    _join_order(s, g)\n    s.c[st.LANDED_DEMAND",
-        "    _join_order(s, g)\n    s.x[g, USES] += 1\n    s.c[st.LANDED_DEMAND",
+        "    _join_order(s, g)\n    s.expert[g].uses += 1\n    s.c[st.LANDED_DEMAND",
     ),
-    fault("an expert stays held after its group", "sim/core/residency.py", "    s.x[g, WORK] = 0\n", ""),
-    fault("a promoted prefetch keeps its cause", "sim/core/link.py", "    s.x[g, ORIGIN] = 0\n", "", REFERENCE, LAWS),
+    fault("an expert stays held after its group", "sim/core/residency.py", "    s.expert[g].work = 0\n", ""),
+    fault(
+        "a promoted prefetch keeps its cause", "sim/core/link.py", "    s.expert[g].origin = 0\n", "", REFERENCE, LAWS
+    ),
     fault(
         "prefetch goes before demand",
         "sim/core/link.py",
-        "    if s.c[DEMAND_HEAD] < s.c[DEMAND_TAIL]:\n",
-        "    if s.c[QUEUE_LEN] == 0:\n",
+        "    if s.link.demand_head < s.link.demand_tail:\n",
+        "    if s.link.n_queued == 0:\n",
     ),
     fault(
         "the link takes one too many",
         "sim/core/link.py",
-        "s.c[FLIGHT_LEN] < s.c[st.DEPTH]",
-        "s.c[FLIGHT_LEN] <= s.c[st.DEPTH]",
+        "s.link.n_flight < s.run.depth",
+        "s.link.n_flight <= s.run.depth",
         REFERENCE,
         LAWS,
     ),
     fault(
         "equal keys go last in, first out",
         "sim/core/link.py",
-        "s.queue[i - 1, Q_KEY] > key",
-        "s.queue[i - 1, Q_KEY] >= key",
+        "s.queue[i - 1].key > key",
+        "s.queue[i - 1].key >= key",
     ),
     fault(
         "a rejected prefetch holds up the next",
@@ -128,7 +132,7 @@ CORE = [
         f"    {RANKS}        {TOKENS}",
         f"    {TOKENS}        {RANKS}",
     ),
-    fault("draws go on from visit to visit", "sim/core/visit.py", "    s.c[st.DRAWS] = 0\n", ""),
+    fault("draws go on from visit to visit", "sim/core/visit.py", "    s.visit.draws = 0\n", ""),
     fault(
         "prompts are answered lossily",
         "sim/core/answer.py",
@@ -140,17 +144,17 @@ CORE = [
     fault(
         "a stand-in serves a token twice",
         "sim/core/miss.py",
-        "            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]\n",
+        "            s.expert[base + chosen].used_by = s.run.token\n",
         "",
     ),
     fault("rho allows one more", "sim/core/miss.py", "done >= miss.params[RHO_MAX]", "done > miss.params[RHO_MAX]"),
     fault("the TAE gate opens the wrong way", "sim/core/miss.py", "<= miss.tau[layer]", "> miss.tau[layer]"),
     fault("the control is not matched", "sim/core/miss.py", "miss.params[MATCHED] != 0.0", "False"),
-    fault("a use as stand-in always counts", "sim/core/residency.py", "s.c[st.NO_TOUCH] == 0 or", "True or"),
+    fault("a use as stand-in always counts", "sim/core/residency.py", "s.run.no_touch == 0 or", "True or"),
     fault(
         "a background transfer is withdrawn like a prefetch",
         "sim/core/ahead.py",
-        " and s.x[g, st.ORIGIN] == 1:\n            unwanted",
+        " and s.expert[g].origin == 1:\n            unwanted",
         ":\n            unwanted",
     ),
     fault("a resident gets no bonus", "sim/core/rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
@@ -181,7 +185,7 @@ CORE = [
     fault(
         "a copy is demanded for every token",
         "sim/core/answer.py",
-        " == ABSENT and s.x[low, st.ASKED] == 0:",
+        " == ABSENT and s.expert[low].asked == 0:",
         " == ABSENT:",
     ),
     fault("all never gives up waiting", "sim/core/visit.py", " and not _stuck(s):", ":"),

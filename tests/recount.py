@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.miss import GATES
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, Plan
+from sim.core.plan import ANSWERS, CAUSES, GATES, OUTCOMES, Plan
 from sim.machines.record import COUNTERS, LAYER, RunRecord
 from tests.groups import as_groups, rows
 from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk

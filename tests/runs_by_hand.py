@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.reading.run import Run
 from sim import __version__, run
-from sim.machines.record import CLOCK, COUNTERS, LAYER, WEIGHTS, RunRecord
+from sim.machines.record import CLOCK, COUNTERS, LAYER, QUALITY, RunRecord
 from sim.outcome.summary import summarise
 from tests.gen import random_trace
 from traces.format import npz
@@ -55,8 +55,8 @@ def record(decode_ns: Sequence[Sequence[int]], prefill_ns: Sequence[int] | None 
         rows.append((i, begin[admitted], first_ns, now, tokens, admitted, prompt, row_first, len(steps)))
     names = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "admitted_step", "last_prefill_step")
     columns = (*names, "first_decode", "generated")
-    counters: dict[str, Any] = dict.fromkeys([*COUNTERS, *(f"{name}" for name in CLOCK)], 0)
-    counters |= {f"weight_{name}": 0.0 for name in WEIGHTS}
+    counters: dict[str, Any] = dict.fromkeys([*COUNTERS, *CLOCK], 0)
+    counters |= dict.fromkeys(QUALITY, 0.0)
     counters["stall_ns"] = now - begin[warmup]
     layer = {name: np.zeros(2, np.int64) for name in LAYER}
     layer["stall_demand_ns"][0] = counters["stall_ns"]

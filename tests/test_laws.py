@@ -21,7 +21,7 @@ from hypothesis import strategies as some
 from sim.core.jit import CACHE_DIR
 from sim.core.plan import Plan
 from sim.core.residency import move
-from sim.core.state import LEGAL, STATE, STATES, IllegalTransition, new_state
+from sim.core.state import LEGAL, STATES, IllegalTransition, new_state
 from sim.machines.discrete import Machine
 from sim.machines.record import RunRecord
 from tests.captures import capture, capture_names, whole_trace
@@ -110,14 +110,14 @@ def test_every_transition_is_legal_or_raises(was: str, to: str) -> None:
     before, after = STATES.index(was), STATES.index(to)
     assert bool(LEGAL[before, after]) == ((was, to) in legal)
     s = new_state(plan([[[0]]], 2, [1]))
-    s.x[1, STATE] = before
+    s.expert[1].state = before
     if (was, to) in legal:
         move(s, 1, after)
-        assert s.x[1, STATE] == after
+        assert s.expert[1].state == after
     else:
         with pytest.raises(IllegalTransition):
             move(s, 1, after)
-        assert s.x[1, STATE] == before
+        assert s.expert[1].state == before
 
 
 def test_an_illegal_transition_names_itself() -> None:

@@ -16,7 +16,6 @@ from analysis.timeline import steps_of
 from analysis.timelines.events import Facts, events
 from analysis.timelines.tracks import tracks
 from sim import run
-from sim.core import state as st
 from sim.core.link import waiting
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
@@ -109,7 +108,7 @@ class Watched(discrete.Machine):
 
     def count_stall(self) -> None:
         begin, s = self.stalled_since, self.s
-        cause = "late" if s.c[st.N_WAITED] > 0 else "held" if waiting(s) else "demand"
+        cause = "late" if s.visit.n_waited > 0 else "held" if waiting(s) else "demand"
         super().count_stall()
         if self.env.now > begin:
             self.stalls.append((begin, self.env.now, cause))

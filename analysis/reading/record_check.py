@@ -41,10 +41,10 @@ def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
     groups: list[tuple[str, Group, tuple[str, ...]]] = [
         ("steps", record.steps, STEPS),
         ("requests", record.requests, REQUESTS),
-        ("layer", record.layer, tuple(LAYER)),
+        ("layer", record.layer, LAYER),
     ]
-    for name, words in COLUMNS.items() if record.groups else ():
-        groups.append((name, record.groups.get(name, {}), (*words.split(), *EXTRA.get(name, ()))))
+    for name, written in COLUMNS.items() if record.groups else ():
+        groups.append((name, record.groups.get(name, {}), (*written, *EXTRA.get(name, ()))))
     for name, group, columns in groups:
         wrong = _uneven(name, group, columns)
         if wrong:

@@ -35,7 +35,6 @@ from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ord
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Copy, Served, Stepped
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
@@ -144,7 +143,7 @@ class ClosedLoop:
             raise SpecError(f"{self.spec.miss}, {self.spec.rerank}: need router logits, which this model does not give")
         if self.foresight is not None:
             self.foresight.visit(layer, room.experts, hidden)
-        before = int(machine.s.c[st.R_ANSWERS])
+        before = int(machine.s.rows.answers)
         machine.until(machine.layer_of(step, layer))
         return self._served(order, ids, weights, logits, before)
 
@@ -156,7 +155,7 @@ class ClosedLoop:
     def first_residents(self) -> list[Copy]:
         """What is in the slots before the first step."""
         s = self.machine.s
-        return [Copy(int(g), int(s.x[g, st.SLOT])) for g in self.setting.plan.residents]
+        return [Copy(int(g), int(s.expert[g].slot)) for g in self.setting.plan.residents]
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
@@ -173,11 +172,11 @@ class ClosedLoop:
             if reweighted.any():
                 new_weights = scattered(slot, s.weight[:n].copy())
         answers = np.full(got.shape, HIT, np.int8)
-        rows = log.answers[before : s.c[st.R_ANSWERS]]
-        if len(rows):
-            at = (rows[:, lg.A_ROW] - self.rows.start, rows[:, lg.A_SLOT])
-            answers[at] = rows[:, lg.A_ANSWER]
-            got[at] = np.where(rows[:, lg.A_ANSWER] == SUBSTITUTE, rows[:, lg.A_STAND_IN], got[at])
+        if s.rows.answers > before:
+            given = log.columns("answers", before, s.rows.answers)
+            at = (given["row"] - self.rows.start, given["slot"])
+            answers[at] = given["answer"]
+            got[at] = np.where(given["answer"] == SUBSTITUTE, given["stand_in"], got[at])
             got[answers == DROP] = -1
         ops, machine.ops = machine.ops, []
         return Served(scattered(slot, got), new_weights, reweighted, scattered(slot, answers), ops)
@@ -295,7 +294,7 @@ class ClosedLoop:
         assert miss is not None  # a full record always has it
         # Miss.of copies the weights; what is filled in later must be seen
         machine.miss = miss if plan.weights is None else miss._replace(weights=frozen(self._room.weights))
-        machine.hooks = machine.hooks._replace(ns=new_hooks(plan).ns)
+        machine.hooks = machine.hooks.replaced(ns=new_hooks(plan).ns)
 
     # --- what came of the run ------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.closed_loop.routed import Int
-from sim.core import state as st
 from sim.core.hooks import explained
 from sim.core.plan import ANSWERS, Plan
 from sim.machines.discrete import Machine, Process
@@ -64,15 +63,15 @@ class Stepped(Machine):
         return self.step_ns
 
     def commit(self, event: Any) -> None:
-        s, before = self.s, int(self.s.c[st.FLIGHT_LEN])
+        s, before = self.s, int(self.s.link.n_flight)
         super().commit(event)
-        for i in range(before, int(s.c[st.FLIGHT_LEN])):
-            g = int(s.work[st.FLIGHT, (s.c[st.FLIGHT_HEAD] + i) % len(s.x)])
-            self.ops.append(Copy(g, int(s.x[g, st.SLOT])))
+        for i in range(before, int(s.link.n_flight)):
+            g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
+            self.ops.append(Copy(g, int(s.expert[g].slot)))
 
     def run_group(self, n: int, group: int) -> Process:
-        run = self.s.c[st.N_RUN]
-        self.ops.append(Run(tuple(self.s.work[st.READY, run : run + n].tolist())))
+        run = self.s.visit.n_run
+        self.ops.append(Run(tuple(self.s.ready[run : run + n].tolist())))
         yield from super().run_group(n, group)
 
     def until(self, process: Process) -> None:

@@ -29,7 +29,6 @@ DECISIONS = {
     ),
     "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu", "low"),
 }
-ROWS = {"visits": st.R_VISITS, "answers": st.R_ANSWERS, "transfers": st.R_TRANSFERS, "executions": st.R_EXECUTIONS}
 AT_ONCE = ("visit", "expert", "event_queued")  # of a transfer, what is known when it is queued
 
 
@@ -94,7 +93,7 @@ class Comparison:
     def look(self, s: st.State, log: lg.Log) -> None:
         """The rows written since the last look, but for what of a transfer is not known yet. Raises Unequal."""
         for name in DECISIONS:
-            first, last = self.rows[name], int(s.c[ROWS[name]])
+            first, last = self.rows[name], getattr(s.rows, name)
             columns = AT_ONCE if name == "transfers" else DECISIONS[name]
             if last > first:
                 self._compare(name, first, last, columns, log)
@@ -103,16 +102,16 @@ class Comparison:
     def finish(self, s: st.State, log: lg.Log) -> None:
         """Everything, in full, and that nothing is missing. Raises Unequal."""
         for name, columns in DECISIONS.items():
-            recorded, rows = self.recorded[name], int(s.c[ROWS[name]])
+            recorded, rows = self.recorded[name], getattr(s.rows, name)
             if rows < len(recorded["event"]):
                 self._differs(Difference(name, rows, "event", int(recorded["event"][rows]), -1))
             self._compare(name, 0, rows, columns, log)
             self.outcome.compared[name] = rows * len(columns)
 
     def _compare(self, name: str, first: int, last: int, columns: tuple[str, ...], log: lg.Log) -> None:
-        table, recorded = getattr(log, name), self.recorded[name]
+        written, recorded = log.columns(name, first, last), self.recorded[name]
         for column in columns:
-            here = table[first:last, lg.COLUMNS[name].split().index(column)]
+            here = written[column]
             there = recorded[column][first:last]
             if len(there) < len(here):
                 self._differs(Difference(name, len(recorded[column]), column, -1, int(here[len(there)])))

@@ -28,7 +28,6 @@ import numpy as np
 from runtime.replaying.decisions import Comparison, Outcome, Unequal
 from runtime.replaying.machine import Machine
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT
-from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
@@ -37,7 +36,7 @@ from sim.core.plan import Plan
 from sim.core.residency import land
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.errors import SpecError
-from sim.machines.clock import NOW, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 LAND, COMMITS = 4, 5  # beside the kinds of turn
@@ -123,9 +122,9 @@ class _Core:
             self._run(entry.n)
         elif entry.kind == HOST:
             finish_host(s, log)
-            log.executions[s.c[st.R_EXECUTIONS] - s.c[st.N_HOST] : s.c[st.R_EXECUTIONS], lg.X_GROUP] = -1
+            self._number(s.visit.n_host, -1)
         elif entry.kind == LAND:
-            if not s.c[st.FLIGHT_LEN]:
+            if not s.link.n_flight:
                 raise Unequal(f"expert {entry.g} lands, but nothing is under way")
             g = int(land(s, log))
             if g != entry.g:
@@ -136,13 +135,18 @@ class _Core:
             self.commit()
 
     def _run(self, n: int) -> None:
-        s = self.s
-        finish_group(s, self.log, n)
-        self.log.executions[s.c[st.R_EXECUTIONS] - n : s.c[st.R_EXECUTIONS], lg.X_GROUP] = self.group
+        finish_group(self.s, self.log, n)
+        self._number(n, self.group)
         self.group += 1
 
+    def _number(self, n: int, group: int) -> None:
+        """The last n executions are of this group."""
+        last = self.s.rows.executions
+        for row in self.log.executions[last - n : last]:
+            row.group = group
+
     def _end_step(self) -> None:
-        self.s.c[st.EVENTS] += 1
+        self.s.run.events += 1
         self.steps += 1
         if self.steps == self.plan.warmup_steps:
             forget(self.s, self.clock)
@@ -188,7 +192,7 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
             if ends_an_instant(order, i):
                 core.commit()
             comparison.look(core.s, core.log)
-        core.clock.k[NOW] = order[-1].ns if order else 0
+        core.clock.time.now_ns = order[-1].ns if order else 0
         close(core.s, core.log, core.clock)
         comparison.finish(core.s, core.log)
     return comparison.outcome

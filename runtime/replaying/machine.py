@@ -51,17 +51,16 @@ from runtime.device.worker import failing
 from runtime.experts.store import ExpertStore
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT, Order
 from runtime.replaying.work import Job, Work, by_expert
-from sim.core import log as lg
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import next_commit, waiting
+from sim.core.link import count_stall, next_commit, waiting
 from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, SLOT, TRANSFER, WORK, IllegalTransition
+from sim.core.state import NEVER, IllegalTransition
 from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 
@@ -123,10 +122,10 @@ class Machine:
         """Nanoseconds since time 0."""
         return self.port.now_ns() - self.origin
 
-    def lap(self, part: int, at: int | None = None) -> int:
+    def lap(self, part: str, at: int | None = None) -> int:
         """What has passed since the last mark belongs to `part`; the new mark."""
         now = self.now() if at is None else min(max(at, self.mark), self.now())
-        self.clock.k[part] += now - self.mark
+        self.clock.spend(part, now - self.mark)
         self.mark = now
         return now
 
@@ -145,20 +144,20 @@ class Machine:
             return
         s, costs = self.s, self.costs
         while waiting(s):
-            behind = int(s.c[FLIGHT_LEN] > 0)
+            behind = int(s.link.n_flight > 0)
             g = int(next_commit(s, self.log, self.hooks))
             if g < 0:
                 return
-            row = self.log.transfers[s.x[g, TRANSFER]]
-            row[lg.T_COMMITTED] = self.latest = self.now()
+            row = self.log.transfers[s.expert[g].transfer]
+            row.committed_ns = self.latest = self.now()
             self.clock.starts[g] = NEVER
             gap = 0 if behind else costs.commit_gap_ns
             planned = self.transfer_ns[self.is_low(g)][behind]
-            self.copies[g] = self.store.fetch(g, int(s.x[g, SLOT]), self._observer(g), planned, gap)
+            self.copies[g] = self.store.fetch(g, int(s.expert[g].slot), self._observer(g), planned, gap)
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
-        return bool(g >= self.s.c[st.N_FULL])
+        return bool(g >= self.s.run.n_full)
 
     def _observer(self, g: int) -> Callable[[int, int], None]:
         def ended(started_ns: int, landed_ns: int) -> None:
@@ -171,8 +170,8 @@ class Machine:
     def landed(self, g: int, started_ns: int, landed_ns: int) -> None:
         """The copy of expert g, the oldest committed one, has landed."""
         s = self.s
-        transfer = int(s.x[g, TRANSFER])
-        committed = int(self.log.transfers[transfer, lg.T_COMMITTED])
+        transfer = int(s.expert[g].transfer)
+        committed = int(self.log.transfers[transfer].committed_ns)
         landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
         started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
         self.link_free = landed_ns
@@ -183,19 +182,18 @@ class Machine:
             raise RuntimeError(f"expert {g} landed, but expert {found} was committed first")
         del self.copies[g]
         self.clock.starts[g], self.clock.lands[g] = started_ns, landed_ns
-        self.clock.k[LINK_BUSY] += landed_ns - max(started_ns, self.counted_from)
+        self.clock.time.link_busy_ns += landed_ns - max(started_ns, self.counted_from)
         row = self.log.transfers[transfer]
-        row[lg.T_STARTED], row[lg.T_LANDED] = started_ns, landed_ns
+        row.started_ns, row.landed_ns = started_ns, landed_ns
 
     def _why(self) -> int:
         """What the GPU waits for, as the link stands: a late expert, a slot, or a demand."""
-        return 1 if self.s.c[st.N_WAITED] > 0 else (2 if waiting(self.s) else 0)
+        return 1 if self.s.visit.n_waited > 0 else (2 if waiting(self.s) else 0)
 
     def _count_stall(self, now: int, cause: int) -> None:
         """What the GPU has waited for since it last looked."""
         ns, self.stalled_since, self.cause = now - self.stalled_since, now, cause
-        self.s.layer[self.layer, st.L_STALL_DEMAND + cause] += ns
-        self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += ns
+        count_stall(self.s, self.log, self.layer, cause, ns)
 
     # --- the walk --------------------------------------------------------------------------------------------------
 
@@ -224,7 +222,7 @@ class Machine:
     def start(self) -> None:
         """Time 0: the first residents are in their slots, every choice is compiled, nothing runs."""
         warm(self.plan)
-        self.store.place({int(g): int(self.s.x[g, SLOT]) for g in self.plan.residents})
+        self.store.place({int(g): int(self.s.expert[g].slot) for g in self.plan.residents})
         self.port.sync()
         self.origin, self.mark = self.port.now_ns(), 0
 
@@ -242,9 +240,9 @@ class Machine:
 
     def _forget(self) -> None:
         """Warm-up is over: every counter starts here."""
-        self.clock.k[NOW] = self.counted_from = self.mark
+        self.clock.time.now_ns = self.counted_from = self.mark
         forget(self.s, self.clock)
-        self.clock.k[LINK_BUSY] = 0  # `landed` leaves out what lies before
+        self.clock.time.link_busy_ns = 0  # `landed` leaves out what lies before
 
     def dense(self, step: int, layer: int) -> None:
         """The dense part of one MoE layer, and its router's ids on the host."""
@@ -253,30 +251,31 @@ class Machine:
         ended = self.port.compute.record()
         self.port.compute.launch(self.work.read_back, Declared(self.costs.decide_ns))
         self.port.compute.record().wait()
-        self.lap(DENSE, ended.time_ns() - self.origin)
+        self.lap("dense_ns", ended.time_ns() - self.origin)
 
     def visit(self, step: int, layer: int) -> None:
         """One visit, from the ids on the host to the end of its layer."""
         host = self._routed(step, layer)
-        group, part = 0, DECIDE
-        while self.s.c[N_RUN] < self.s.c[N_WORK]:
+        group, part = 0, "decide_ns"
+        while self.s.visit.n_run < self.s.visit.n_work:
             self._run_group(layer, self._next_group(part), group)
-            group, part = group + 1, EXPERTS
+            group, part = group + 1, "experts_ns"
         if host:
             self._wait_for_host(host)
-        self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_END] = self.mark
+        self.log.visits[self.s.rows.visits - 1].end_ns = self.mark
 
     def _routed(self, step: int, layer: int) -> list[tuple[Event, Event]]:
         """Decide, commit, and give out the work; returns the events around each expert on the CPU."""
         s, log, self.layer = self.s, self.log, layer
         self.order.turn(VISIT)
         with self.port.lock:
-            first, answer = int(s.c[st.R_TRANSFERS]), int(s.c[st.R_ANSWERS])
+            first, answer = int(s.rows.transfers), int(s.rows.answers)
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
-            busy = int(s.c[FLIGHT_LEN] > 0)
-            self.routed_ns = self.latest = self.lap(DECIDE)
-            log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = self.routed_ns
-            log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = self.routed_ns
+            busy = int(s.link.n_flight > 0)
+            self.routed_ns = self.latest = self.lap("decide_ns")
+            log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
+            for row in log.transfers[first : s.rows.transfers]:
+                row.queued_ns = self.routed_ns
             self.order.done(VISIT)
         jobs, host_jobs = self._jobs(layer, answer)
         self.jobs = jobs
@@ -298,15 +297,15 @@ class Machine:
         on_cpu = np.zeros(ids.shape, np.bool_)
         experts = np.where(ids >= 0, ids + base, -1)
         if self.asks:
-            for row in self.log.answers[answer : s.c[st.R_ANSWERS]]:
-                at = self.row_of[row[lg.A_ROW]], row[lg.A_SLOT]
-                if row[lg.A_ANSWER] == ANSWER_SUBSTITUTE:
-                    experts[at] = base + row[lg.A_STAND_IN]
-                elif row[lg.A_ANSWER] == ANSWER_DROP:
+            for row in self.log.answers[answer : s.rows.answers]:
+                at = self.row_of[row.row], row.slot
+                if row.answer == ANSWER_SUBSTITUTE:
+                    experts[at] = base + row.stand_in
+                elif row.answer == ANSWER_DROP:
                     experts[at] = -1
-                elif row[lg.A_ANSWER] == ANSWER_LOW:
-                    experts[at] += s.c[st.N_FULL]
-                elif row[lg.A_ANSWER] == ANSWER_CPU:
+                elif row.answer == ANSWER_LOW:
+                    experts[at] += s.run.n_full
+                elif row.answer == ANSWER_CPU:
                     on_cpu[at] = True
         return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
 
@@ -319,7 +318,7 @@ class Machine:
             self.stalled_since = self.lap(before)
         self.port.wait_until(self._ready)
         with self.port.lock:
-            self._count_stall(self.lap(STALL), self.cause)
+            self._count_stall(self.lap("stall_ns"), self.cause)
             self.stalled_since = -1
         return self.taken
 
@@ -330,10 +329,10 @@ class Machine:
     def _run_group(self, layer: int, n: int, group: int) -> None:
         """The next n ready experts, from their slots; their marks; and their end."""
         s, compute, began = self.s, self.port.compute, self.mark
-        ids = s.work[READY, s.c[N_RUN] : s.c[N_RUN] + n].tolist()
-        slots = s.x[ids, SLOT].tolist()
+        ids = s.ready[s.visit.n_run : s.visit.n_run + n].tolist()
+        slots = [s.expert[g].slot for g in ids]
         low = [self.is_low(g) for g in ids]
-        planned = [self.expert_ns[i][tokens] for i, tokens in zip(low, s.x[ids, WORK].tolist(), strict=True)]
+        planned = [self.expert_ns[i][s.expert[g].work] for i, g in zip(low, ids, strict=True)]
         reads = self.store.reading(slots)
         compute.launch(_nothing, Declared(self.costs.group_ns))
         marks = [compute.record()]
@@ -350,20 +349,21 @@ class Machine:
         self.order.turn(GROUP)
         with self.port.lock:
             finish_group(s, self.log, n)
-            self.lap(EXPERTS)
+            self.lap("experts_ns")
             self._time_executions(marks, n, group, began)
             self.order.done(GROUP)
 
     def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
         """When each of the last n executions began and ended; one kernel's time is shared out by tokens."""
-        rows = self.log.executions[self.s.c[st.R_EXECUTIONS] - n : self.s.c[st.R_EXECUTIONS]]
+        rows = self.log.executions[self.s.rows.executions - n : self.s.rows.executions]
         times = [min(max(mark.time_ns() - self.origin, began), self.mark) for mark in marks]
         times[-1] = self.latest = max(times[-1], self.latest)
         if len(times) < n + 1:
-            shares = np.cumsum([0, *rows[:, lg.X_TOKENS]]) / rows[:, lg.X_TOKENS].sum()
+            tokens = np.cumsum([0, *(row.tokens for row in rows)])
+            shares = tokens / tokens[-1]
             times = [times[0] + round(share * (times[-1] - times[0])) for share in shares.tolist()]
         for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
-            row[lg.X_BEGIN], row[lg.X_END], row[lg.X_GROUP] = begin, end, group
+            row.begin_ns, row.end_ns, row.group = begin, end, group
 
     # --- the CPU beside the GPU ------------------------------------------------------------------------------------
 
@@ -376,19 +376,19 @@ class Machine:
 
     def _wait_for_host(self, host: list[tuple[Event, Event]]) -> None:
         """The layer ends when the experts computed on the CPU are done too."""
-        self.lap(EXPERTS)
+        self.lap("experts_ns")
         host[-1][1].wait()
         self.port.compute.launch(self.work.join_host)
         self.order.turn(HOST)
         with self.port.lock:
             before = self.mark
-            wait = self.lap(CPU_WAIT) - before
+            wait = self.lap("cpu_wait_ns") - before
             finish_host(self.s, self.log)
-            last = self.s.c[st.R_EXECUTIONS]
+            last = self.s.rows.executions
             for row, (begin, end) in zip(self.log.executions[last - len(host) : last], host, strict=True):
-                row[lg.X_BEGIN] = max(begin.time_ns() - self.origin, self.routed_ns)
-                row[lg.X_END], row[lg.X_GROUP] = end.time_ns() - self.origin, -1
-            self.log.visits[self.s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+                row.begin_ns = max(begin.time_ns() - self.origin, self.routed_ns)
+                row.end_ns, row.group = end.time_ns() - self.origin, -1
+            self.log.visits[self.s.rows.visits - 1].cpu_wait_ns = wait
             self.order.done(HOST)
 
     # --- ends --------------------------------------------------------------------------------------------------------
@@ -402,20 +402,20 @@ class Machine:
         compute.launch(self.work.end, Declared(int(self.costs.head_ns[of_step])))
         compute.record().wait()
         self.work.check()
-        self.lap(DENSE, ended.time_ns() - self.origin)
+        self.lap("dense_ns", ended.time_ns() - self.origin)
         self.order.turn(STEP)
         with self.port.lock:
-            self.clock.end[step] = self.latest = self.lap(HEAD)
-            self.clock.event[step] = self.s.c[st.EVENTS]
-            self.s.c[st.EVENTS] += 1
+            self.clock.end[step] = self.latest = self.lap("head_ns")
+            self.clock.event[step] = self.s.run.events
+            self.s.run.events += 1
             self.order.done(STEP)
 
     def finish(self) -> RunRecord:
         """The run has ended: what is queued or under way is unfinished."""
         with self.port.lock:
-            s, self.clock.k[NOW] = self.s, self.mark
-            for i in range(s.c[FLIGHT_LEN]):
-                g = int(s.work[st.FLIGHT, (s.c[FLIGHT_HEAD] + i) % len(s.x)])
+            s, self.clock.time.now_ns = self.s, self.mark
+            for i in range(s.link.n_flight):
+                g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
                 self._note_start(g)
             close(s, self.log, self.clock)
             self.ended = True
@@ -427,14 +427,14 @@ class Machine:
         started = self.copies[g].started_ns
         if started is None:
             return
-        started = max(started - self.origin, int(self.log.transfers[self.s.x[g, TRANSFER], lg.T_COMMITTED]))
-        self.log.transfers[self.s.x[g, TRANSFER], lg.T_STARTED] = started
+        started = max(started - self.origin, int(self.log.transfers[self.s.expert[g].transfer].committed_ns))
+        self.log.transfers[self.s.expert[g].transfer].started_ns = started
         self.clock.starts[g] = max(started, self.counted_from)
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
-        found = np.flatnonzero(self.s.x[:, st.STATE] == st.RESIDENT)
-        return {int(g): int(self.s.x[g, SLOT]) for g in found}
+        found = np.flatnonzero(self.s.arrays["expert"]["state"] == st.RESIDENT)
+        return {int(g): int(self.s.expert[g].slot) for g in found}
 
 
 def warm(plan: Plan) -> None:

@@ -2,24 +2,21 @@
 
 from typing import Any
 
-from sim.core import state as st
 from sim.core.jit import inner
 from sim.core.link import join, withdraw
 from sim.core.state import (
     ABSENT,
     NEVER,
-    SEEN,
-    STATE,
 )
 
 
 @inner
 def withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
     """2b: prefetches queued for this layer whose expert this visit does not want."""
-    n_experts, unwanted, n = s.c[st.N_EXPERTS], s.work[st.SCRATCH], 0
-    for i in range(s.c[st.QUEUE_LEN]):
-        g = s.queue[i, st.Q_EXPERT]
-        if g // n_experts == layer and s.x[g, SEEN] != visit + 1 and s.x[g, st.ORIGIN] == 1:
+    n_experts, unwanted, n = s.run.n_experts, s.marked, 0
+    for i in range(s.link.n_queued):
+        g = s.queue[i].expert
+        if g // n_experts == layer and s.expert[g].seen != visit + 1 and s.expert[g].origin == 1:
             unwanted[n] = g
             n += 1
     for i in range(n):
@@ -30,9 +27,9 @@ def withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
 def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
-    base, n = layer * s.c[st.N_EXPERTS], 0
-    listed, ranks = s.work[st.SCRATCH], s.work[st.RANKS]
-    listed[: s.c[st.N_EXPERTS]] = 0
+    base, n = layer * s.run.n_experts, 0
+    listed, ranks = s.marked, s.order
+    listed[: s.run.n_experts] = 0
     for r in range(lists.shape[2]):
         for i in range(route.step_offset[step], route.step_offset[step + 1]):
             row = ahead.row[d, route.step_row[i]]
@@ -49,8 +46,8 @@ def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which:
 @inner
 def predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
     """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
-    layers, distances = s.c[st.N_LAYERS], ahead.row.shape[0]
-    left = s.c[st.BUDGET] if s.c[st.BUDGET] >= 0 else NEVER
+    layers, distances = s.run.n_layers, ahead.row.shape[0]
+    left = s.run.budget if s.run.budget >= 0 else NEVER
     for d in range(distances):
         target = visit + d + 1
         if target >= layers * len(route.step_prefill):
@@ -59,8 +56,8 @@ def predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
         n = _merge(s, route, ahead, d, target // layers, target % layers, which)
         for i in range(n):
             g = s.merged[which, i + 1]
-            if left > 0 and s.x[g, STATE] == ABSENT:
-                order = s.c[st.ORDER]
-                key = target if order == 1 else (ahead.rank_key[d, s.work[st.RANKS, i]] if order == 2 else 0)
+            if left > 0 and s.expert[g].state == ABSENT:
+                order = s.run.order
+                key = target if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
                 join(s, log, g, visit, 1, key, which)
                 left -= 1

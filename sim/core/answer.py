@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import ask_miss
 from sim.core.inputs import Route
 from sim.core.jit import inlined, inner
@@ -22,10 +21,7 @@ from sim.core.miss import (
     ANSWER_LOW,
     ANSWER_SUBSTITUTE,
     BACKGROUND,
-    GATE,
-    OTHER,
     PREFILL,
-    REPLY,
     SUBSTITUTE,
     USER,
     asked,
@@ -33,21 +29,11 @@ from sim.core.miss import (
 )
 from sim.core.state import (
     ABSENT,
-    CLASS,
     HIT,
-    HOST,
     LATE,
     MISS,
-    N_WANTED,
-    N_WORK,
     QUEUED,
-    READY,
     RESIDENT,
-    STATE,
-    TOKENS,
-    WAITED,
-    WANTED,
-    WORK,
 )
 
 Int = npt.NDArray[np.int64]
@@ -58,18 +44,18 @@ ANSWER_OF_CODE = (-1, ANSWER_FETCH, ANSWER_DROP, ANSWER_CPU)  # by -code of view
 @inlined
 def _work(s: Any, g: int, tokens: int) -> None:
     """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
-    if s.x[g, WORK] == 0:
-        s.c[N_WORK] += 1
-        s.work[READY, s.c[st.N_READY]] = g  # counts only when it is resident, without a branch
-        s.c[st.N_READY] += s.x[g, STATE] == RESIDENT
-    s.x[g, WORK] += tokens
+    if s.expert[g].work == 0:
+        s.visit.n_work += 1
+        s.ready[s.visit.n_ready] = g  # counts only when it is resident, without a branch
+        s.visit.n_ready += s.expert[g].state == RESIDENT
+    s.expert[g].work += tokens
 
 
 @inlined
 def _wait_for_late(s: Any, g: int) -> None:
-    if s.x[g, WAITED] == 0:
-        s.x[g, WAITED] = 1
-        s.c[st.N_WAITED] += 1
+    if s.expert[g].waited == 0:
+        s.expert[g].waited = 1
+        s.visit.n_waited += 1
 
 
 @inner
@@ -79,7 +65,7 @@ def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int
         t = route.step_row[i]
         for k in range(route.experts.shape[2]):
             e = route.experts[t, layer, k]
-            if e >= 0 and s.x[layer * s.c[st.N_EXPERTS] + e, CLASS] == MISS:
+            if e >= 0 and s.expert[layer * s.run.n_experts + e].kind == MISS:
                 lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
 
 
@@ -88,17 +74,17 @@ def fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int)
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
         _log_fetches(s, log, route, visit, step, layer)
-    for i in range(s.c[N_WANTED]):
-        g = s.work[WANTED, i]
-        tokens, kind = s.x[g, TOKENS], s.x[g, CLASS]
+    for i in range(s.visit.n_wanted):
+        g = s.wanted[i]
+        tokens, kind = s.expert[g].tokens, s.expert[g].kind
         _work(s, g, tokens)
         if kind == HIT:
-            s.c[st.SLOTS_HIT] += tokens
+            s.count.slots_hit += tokens
         elif kind == LATE:
-            s.c[st.SLOTS_LATE] += tokens
+            s.count.slots_late += tokens
             _wait_for_late(s, g)
         else:
-            s.c[st.FETCHED] += tokens
+            s.count.fetched += tokens
             demand(s, log, g, visit)
 
 
@@ -106,28 +92,28 @@ def fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int)
 def _give_stand_in(s: Any, g: int) -> None:
     """Resident expert g executes one more token, in another expert's place."""
     _work(s, g, 1)
-    s.x[g, st.STAND_IN] += 1
+    s.expert[g].stand_in += 1
 
 
 @inner
 def _give_host(s: Any, g: int) -> None:
     """The host computes one more token of expert g."""
-    if s.x[g, HOST] == 0:
-        s.work[st.ON_HOST, s.c[st.N_HOST]] = g
-        s.c[st.N_HOST] += 1
-    s.x[g, HOST] += 1
+    if s.expert[g].host == 0:
+        s.on_host[s.visit.n_host] = g
+        s.visit.n_host += 1
+    s.expert[g].host += 1
 
 
 @inner
 def _give_low(s: Any, g: int) -> None:
     """The low-precision copy of expert g (global id `low`) executes one more token, once it is there."""
-    low = s.c[st.N_FULL] + g
+    low = s.run.n_full + g
     _work(s, low, 1)
     # resident or absent: a visit that asks for a copy does not end before the copy has landed and run
-    if s.x[low, STATE] == ABSENT and s.x[low, st.ASKED] == 0:
-        s.x[low, st.ASKED] = 1 << ANSWER_FETCH
-        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = low
-        s.c[st.N_ANSWERED] += 1
+    if s.expert[low].state == ABSENT and s.expert[low].asked == 0:
+        s.expert[low].asked = 1 << ANSWER_FETCH
+        s.answered[s.visit.n_answered] = low
+        s.visit.n_answered += 1
 
 
 @inner
@@ -135,41 +121,53 @@ def _reply(
     s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
 ) -> None:
     """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
-    base = layer * s.c[st.N_EXPERTS]
-    g, reply, other, gate = base + e, s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k]
+    base = layer * s.run.n_experts
+    g, reply, other, gate = base + e, s.reply[k].answer, s.reply[k].other, s.reply[k].gate
     if lossless and reply != ANSWER_FETCH and reply != ANSWER_CPU:
         reply, other, gate = ANSWER_FETCH, -1, PREFILL
-    if s.x[g, st.ASKED] & ANSWERED == 0:
-        s.work[st.FIRST_ANSWERED, s.c[st.N_ANSWERED]] = g
-        s.c[st.N_ANSWERED] += 1
-    s.x[g, st.ASKED] |= ANSWERED | 1 << reply
-    late = s.x[g, CLASS] == LATE
-    s.c[st.SLOTS_LATE if late and reply == ANSWER_FETCH else st.FETCHED + reply] += 1
-    s.c[st.STOPPED + gate] += 1
+    if s.expert[g].asked & ANSWERED == 0:
+        s.answered[s.visit.n_answered] = g
+        s.visit.n_answered += 1
+    s.expert[g].asked |= ANSWERED | 1 << reply
+    s.count.stopped[gate] += 1
     lg.answered(s, log, visit, t, k, e, reply, other, gate)
     if reply == ANSWER_FETCH:
         _work(s, g, 1)
-        if late:
+        if s.expert[g].kind == LATE:
+            s.count.slots_late += 1
             _wait_for_late(s, g)
+        else:
+            s.count.fetched += 1
     elif reply == ANSWER_CPU:
+        s.count.cpu += 1
         _give_host(s, g)
     elif reply == ANSWER_LOW:
+        s.count.low += 1
         _give_low(s, g)
+    elif reply == ANSWER_SUBSTITUTE:
+        s.count.substituted += 1
+        _give_stand_in(s, base + other)
+        s.layer[layer].weight_substituted += weight
+        _lose(s, t, layer, weight, miss.similarity[layer, e, other] if len(miss.similarity) > 0 else 0.0)
     else:
-        if reply == ANSWER_SUBSTITUTE:
-            _give_stand_in(s, base + other)
-        s.quality[layer, 1 if reply == ANSWER_SUBSTITUTE else 2] += weight
-        s.loss[t] += weight
-        alike = reply == ANSWER_SUBSTITUTE and len(miss.similarity) > 0
-        s.quality[layer, 3] += weight * (1.0 - miss.similarity[layer, e, other]) if alike else weight
+        s.count.dropped += 1
+        s.layer[layer].weight_dropped += weight
+        _lose(s, t, layer, weight, 0.0)
+
+
+@inner
+def _lose(s: Any, t: int, layer: int, weight: float, alike: float) -> None:
+    """Router weight of trace token t goes to another expert, alike in [0, 1], or to nobody."""
+    s.loss[t] += weight
+    s.layer[layer].weight_missed += weight * (1.0 - alike)
 
 
 @inner
 def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
     """A user's own miss policy answers for one slot when its turn comes; the earlier ones stand in State.reply."""
-    answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k, s.reply[OTHER])
-    s.reply[OTHER, k] = answer if answer >= 0 else -1
-    s.reply[REPLY, k] = ANSWER_SUBSTITUTE if answer >= 0 else ANSWER_OF_CODE[-answer]
+    answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k)
+    s.reply[k].other = answer if answer >= 0 else -1
+    s.reply[k].answer = ANSWER_SUBSTITUTE if answer >= 0 else ANSWER_OF_CODE[-answer]
 
 
 @inner
@@ -178,7 +176,7 @@ def _answer_token(
 ) -> None:
     """2d for one token: plan its answers where it needs any, then slot by slot."""
     ids, weights = s.routed[row], s.weight[row]
-    base, missing = layer * s.c[st.N_EXPERTS], False
+    base, missing = layer * s.run.n_experts, False
     for k in range(len(ids)):
         missing |= ids[k] >= 0 and asked(s, miss, base + ids[k])
     if missing:
@@ -187,38 +185,39 @@ def _answer_token(
         if ids[k] < 0:
             continue
         g = base + ids[k]
-        s.quality[layer, 0] += weights[k]
+        s.layer[layer].weight_wanted += weights[k]
         if asked(s, miss, g):
             if hooks is not None and miss.kind == USER:
                 _ask_user(s, miss, hooks, visit, t, layer, row, k)
             _reply(s, log, miss, visit, t, layer, k, ids[k], weights[k], lossless)
             continue
         _work(s, g, 1)
-        s.c[st.SLOTS_HIT if s.x[g, CLASS] == HIT else st.SLOTS_LATE] += 1
-        if s.x[g, CLASS] == LATE:
+        if s.expert[g].kind == LATE:
+            s.count.slots_late += 1
             _wait_for_late(s, g)
+        else:
+            s.count.slots_hit += 1
 
 
 @inner
 def answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
     lossless = route.step_prefill[step] and not miss.lossy_prefill
-    s.c[st.MISS_DRAWS], s.c[st.HOST_NS], s.c[st.LINK_NS] = 0, 0, 0
-    for i in range(s.c[N_WANTED]):
-        s.x[s.work[WANTED, i], st.ASKED] = 0
+    for i in range(s.visit.n_wanted):
+        s.expert[s.wanted[i]].asked = 0
     first = route.step_offset[step]
     for i in range(first, route.step_offset[step + 1]):
         _answer_token(s, log, miss, hooks, visit, route.step_row[i], layer, i - first, lossless)
-    for i in range(s.c[st.N_ANSWERED]):
-        g = s.work[st.FIRST_ANSWERED, i]
-        if g >= s.c[st.N_FULL]:
-            s.x[g, st.ASKED] = 0
+    for i in range(s.visit.n_answered):
+        g = s.answered[i]
+        if g >= s.run.n_full:
+            s.expert[g].asked = 0
             demand(s, log, g, visit)
-        elif s.x[g, CLASS] == LATE:
+        elif s.expert[g].kind == LATE:
             continue
-        elif s.x[g, st.ASKED] & (1 << ANSWER_FETCH):
+        elif s.expert[g].asked & (1 << ANSWER_FETCH):
             demand(s, log, g, visit)
-        elif s.x[g, STATE] == QUEUED and s.x[g, st.ORIGIN] == 1:
+        elif s.expert[g].state == QUEUED and s.expert[g].origin == 1:
             withdraw(s, log, g)
     if miss.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
         _fetch_in_background(s, log, visit)
@@ -227,7 +226,7 @@ def answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int,
 @inner
 def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
     """Experts that somebody stood in for follow behind every prefetch, for the visits to come."""
-    for i in range(s.c[st.N_ANSWERED]):
-        g = s.work[st.FIRST_ANSWERED, i]
-        if s.x[g, st.ASKED] & (1 << ANSWER_SUBSTITUTE) and s.x[g, STATE] == ABSENT:
+    for i in range(s.visit.n_answered):
+        g = s.answered[i]
+        if s.expert[g].asked & (1 << ANSWER_SUBSTITUTE) and s.expert[g].state == ABSENT:
             join(s, log, g, visit, 2, LAST_KEY, -1)

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.core import state as st
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
 from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
-from sim.core.state import BASE, LAST, N_LAYERS, NEVER, NEWER, NEXT, RESIDENT, ROUTED, STAMP, STATE, USED, USES, WORK
+from sim.core.state import NEVER, RESIDENT
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
@@ -28,29 +27,29 @@ WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNI
 @inlined
 def visits_of_layer(s: Any, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
-    layers = s.c[N_LAYERS]
-    return (s.c[ROUTED] + layers - 1 - s.x[g, st.LAYER]) // layers
+    layers = s.run.n_layers
+    return (s.run.routed + layers - 1 - s.expert[g].layer) // layers
 
 
 @inner
 def decayed_score(s: Any, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
-    return s.score[g] * math.pow(s.params[0], float(visits_of_layer(s, g) - s.x[g, LAST]))
+    return s.expert[g].score * math.pow(s.params[0], float(visits_of_layer(s, g) - s.expert[g].scored))
 
 
 @inner
 def _worth(s: Any, g: int) -> float:
     """What the policies of a score keep an expert for; a low-precision copy is worth what its original is."""
-    kind, layers = s.c[st.EVICTION], s.c[N_LAYERS]
+    kind, layers = s.run.eviction, s.run.n_layers
     if kind == DECAYED:
         return decayed_score(s, g)
-    layer, original = s.x[g, st.LAYER], g if g < s.c[st.N_FULL] else g - s.c[st.N_FULL]
+    layer, original = s.expert[g].layer, g if g < s.run.n_full else g - s.run.n_full
     if kind == LEAST_STALE:  # minus how many layers away its next visit is; the one being served comes last
-        return -float((layer - s.c[ROUTED]) % layers)
+        return -float((layer - s.run.routed) % layers)
     if kind == WINDOW_SCORE:
-        return s.score[original]
-    total = s.score[len(s.x) + layer]
-    share = s.score[original] / total if total > 0.0 else 0.0
+        return s.expert[original].score
+    total = s.past[layer].score
+    share = s.expert[original].score / total if total > 0.0 else 0.0
     return (share + EPSILON) * (1.0 - float(layer) / float(layers))
 
 
@@ -58,12 +57,12 @@ def _worth(s: Any, g: int) -> float:
 def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
     """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
     window layer by layer, a request leaves all at once."""
-    if s.c[st.EVICTION_MARKS] & FORGETS_ROWS:
+    if s.run.eviction_marks & FORGETS_ROWS:
         for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
             _add(s, route, weights, route.leaving_row[i], layer, -1.0)
     elif layer == 0:
         for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
-            for each in range(s.c[N_LAYERS]):
+            for each in range(s.run.n_layers):
                 _add(s, route, weights, route.leaving_row[i], each, -1.0)
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         _add(s, route, weights, route.step_row[i], layer, 1.0)
@@ -74,23 +73,23 @@ def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> N
     for k in range(route.experts.shape[2]):
         e = route.experts[t, layer, k]
         if e >= 0:
-            by_weight = s.c[st.EVICTION_MARKS] & BY_WEIGHT
+            by_weight = s.run.eviction_marks & BY_WEIGHT
             amount = sign * np.rint(weights[t, layer, k] * WEIGHT_UNIT) if by_weight else sign
-            s.score[layer * s.c[st.N_EXPERTS] + e] += amount
-            s.score[len(s.x) + layer] += amount
+            s.expert[layer * s.run.n_experts + e].score += amount
+            s.past[layer].score += amount
 
 
 @inner
 def count_use(s: Any, g: int) -> None:
     """Bring the decayed score of an executed expert up to date: score = score * decay ** n + 1."""
-    s.score[g] = decayed_score(s, g) + 1.0
-    s.x[g, LAST] = visits_of_layer(s, g)
+    s.expert[g].score = decayed_score(s, g) + 1.0
+    s.expert[g].scored = visits_of_layer(s, g)
 
 
 @inlined
 def _evictable(s: Any, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
-    if s.x[g, STATE] != RESIDENT or s.x[g, WORK] > 0:
+    if s.expert[g].state != RESIDENT or s.expert[g].work > 0:
         return False
     return spare_from < 0 or not _listed(s, g, spare_from)
 
@@ -106,21 +105,27 @@ def _listed(s: Any, g: int, which: int) -> bool:
 @inlined
 def _oldest(s: Any, scope: int, spare_from: int) -> int:
     """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
-    end = len(s.x) + scope
-    g = s.work[NEWER, end]
+    end = len(s.expert) + scope
+    g = s.newer[end]
     while g != end and not _evictable(s, g, spare_from):
-        g = s.work[NEWER, g]
+        g = s.newer[g]
     return np.int64(g) if g != end else -1  # type: ignore[return-value]
 
 
 @inlined
-def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
-    """The evictable expert with the least sign * x[field], then the oldest stamp, or -1."""
+def _key(s: Any, g: int) -> int:
+    """What lfu and belady keep an expert for."""
+    return s.expert[g].uses if s.run.eviction == LFU else -s.expert[g].next_use
+
+
+@inlined
+def _least(s: Any, scope: int, spare_from: int) -> int:
+    """The evictable expert with the least key, then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
-    base = s.scope[scope, BASE]
-    for i in range(base, base + s.scope[scope, USED]):
+    base = s.scope[scope].base
+    for i in range(base, base + s.scope[scope].used):
         g = s.slot[i]
-        key, stamp = sign * s.x[g, field], s.x[g, STAMP]
+        key, stamp = _key(s, g), s.expert[g].stamp
         better = key < best_key or (key == best_key and stamp < best_stamp)
         if better and _evictable(s, g, spare_from):
             best, best_key, best_stamp = g, key, stamp
@@ -130,12 +135,12 @@ def _least(s: Any, scope: int, spare_from: int, field: int, sign: int) -> int:
 @inner
 def _least_score(s: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
-    base = s.scope[scope, BASE]
-    for i in range(base, base + s.scope[scope, USED]):
+    base = s.scope[scope].base
+    for i in range(base, base + s.scope[scope].used):
         g = s.slot[i]
         if not _evictable(s, g, spare_from):
             continue
-        key, stamp = _worth(s, g), s.x[g, STAMP]
+        key, stamp = _worth(s, g), s.expert[g].stamp
         if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
             best, best_key, best_stamp = g, key, stamp
     return best
@@ -156,25 +161,25 @@ def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
 @inner
 def _random(s: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
-    base = s.scope[scope, BASE]
-    candidates = s.work[st.SCRATCH]
+    base = s.scope[scope].base
+    candidates = s.marked
     n = 0
-    for i in range(base, base + s.scope[scope, USED]):
+    for i in range(base, base + s.scope[scope].used):
         if _evictable(s, s.slot[i], spare_from):
             candidates[n] = s.slot[i]
             n += 1
     if n == 0:
         return -1
-    drawn = hash64(s.c[st.SEED], s.c[ROUTED], s.c[st.DRAWS])
-    s.c[st.DRAWS] += 1
+    drawn = hash64(s.run.seed, s.run.routed, s.visit.draws)
+    s.visit.draws += 1
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 
 @inner
 def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
-    base, n = s.scope[scope, BASE], np.int64(0)
-    for i in range(base, base + s.scope[scope, USED]):
+    base, n = s.scope[scope].base, np.int64(0)
+    for i in range(base, base + s.scope[scope].used):
         if _evictable(s, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]
             n += 1
@@ -184,15 +189,13 @@ def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
 @inlined
 def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, -1 a demand."""
-    kind = s.c[st.EVICTION]
+    kind = s.run.eviction
     if hooks is not None and kind == USER:
         return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
-    if s.c[st.EVICTION_MARKS] & BY_SCORE:
+    if s.run.eviction_marks & BY_SCORE:
         return _least_score(s, scope, spare_from)
     if kind == RANDOM:
         return _random(s, scope, spare_from)
-    if kind == LFU:
-        return _least(s, scope, spare_from, USES, 1)
-    if kind == BELADY:
-        return _least(s, scope, spare_from, NEXT, -1)
+    if kind in (LFU, BELADY):
+        return _least(s, scope, spare_from)
     return _oldest(s, scope, spare_from)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numba
 import numpy as np
@@ -20,8 +20,9 @@ from numba.extending import intrinsic
 from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.jit import compiles, inner
+from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Choice, Plan
-from sim.core.state import COMMITTED, LANDED, RESIDENT, STAMP, STATE, USES, WORK
+from sim.core.state import COMMITTED, RESIDENT
 from sim.core.view import CPU, Float, Int, View
 from traces.errors import UserError
 
@@ -34,9 +35,6 @@ CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED
 # rows of Hooks.floats; state and params: one of each kind
 WEIGHTS, LOGITS, STATES, PARAMS, FLOAT_ROWS = 0, 1, 2, 5, 8
 TRANSFER_NS, EXPERT_NS, CPU_NS = range(3)  # rows of Hooks.ns; CPU_NS: link idle, then busy
-# Hooks.c: lengths of each kind's state and params; for errors, what goes on
-STATE_LEN, PARAMS_LEN = 0, 3
-ASKING, VISIT, TOKEN, SLOT, ANSWER, WRONG, EXPERT_BYTES, NO_CPU, N_HOOK_SCALARS = range(6, 15)
 NOTHING_ASKED = -1
 NO_INDEX, NO_EXPERT, NOT_RESIDENT, NO_CODE, NO_HOST, BAD_ID, TWICE, BAD_WEIGHT = np.arange(1, 9)
 WHY: dict[Any, str] = {
@@ -71,17 +69,29 @@ class Hook:
     host: bool = True
 
 
-class Hooks(NamedTuple):
-    """functions int64 [3]: addresses, 0 none (without numba: the functions); c [N_HOOK_SCALARS]; of_each
-    [ROWS, ...] and floats [FLOAT_ROWS, ...]: what views are made of, each row as long as it is needed; ns
-    [4, ...]: plan.Costs' transfer_ns, expert_ns and the two of cpu_expert_ns. Few arrays, because each is
-    passed down as seven or ten arguments."""
+class Asked(Struct):
+    # of the run
+    state_len: Annotated[Int, len(KINDS)]  # of each kind's state
+    params_len: Annotated[Int, len(KINDS)]  # and params
+    expert_bytes: int
+    no_cpu: int  # 1: nothing says what an answer CPU would cost
+    # what goes on, for errors
+    kind: int  # of the function that is asked, or NOTHING_ASKED
+    visit: int
+    token: int
+    slot: int
+    answer: int
+    wrong: int  # a key of WHY, 0 nothing
 
-    functions: Any
-    c: Int
-    of_each: Int
-    floats: Float
-    ns: Int
+
+class Hooks(Memory):
+    """What user's functions are called with, and what views are made of, each row as long as it is needed."""
+
+    functions: Any  # int64 [3] addresses, 0 none (without numba: the functions)
+    asked: Asked
+    of_each: Int  # [ROWS, ...]
+    floats: Float  # [FLOAT_ROWS, ...]
+    ns: Int  # [4, ...] plan.Costs' transfer_ns, expert_ns and the two of cpu_expert_ns
 
 
 def new_hooks(plan: Plan) -> Hooks:
@@ -90,19 +100,20 @@ def new_hooks(plan: Plan) -> Hooks:
     hooks = [None if choice is None else choice.function for choice in choices]
     sizes = [0 if hook is None else hook.size for hook in hooks]
     given = [np.zeros(0) if choice is None else choice.params for choice in choices]
-    c = np.zeros(N_HOOK_SCALARS, np.int64)
-    c[STATE_LEN : STATE_LEN + 3], c[PARAMS_LEN : PARAMS_LEN + 3] = sizes, [len(values) for values in given]
-    c[ASKING], c[EXPERT_BYTES] = NOTHING_ASKED, plan.expert_bytes
-    c[NO_CPU] = any(hook is not None and not hook.host for hook in hooks)
+    asked = zeros(dtype=Asked)
+    asked["state_len"], asked["params_len"] = sizes, [len(values) for values in given]
+    asked["kind"], asked["expert_bytes"] = NOTHING_ASKED, plan.expert_bytes
+    asked["no_cpu"] = any(hook is not None and not hook.host for hook in hooks)
     layers, top_k = plan.experts.shape[1:]
     floats = np.zeros((FLOAT_ROWS, max(plan.n_experts, top_k, *sizes, *map(len, given))), np.float64)
     for kind, values in enumerate(given):
         floats[PARAMS + kind, : len(values)] = values
-    functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
-    if not compiles():
-        functions = tuple(None if hook is None else hook.function for hook in hooks)
+    if compiles():
+        functions: Any = np.array([0 if hook is None else hook.address for hook in hooks], np.int64)
+    else:
+        functions = np.array([hook and hook.function for hook in hooks], object)
     of_each = np.zeros((ROWS, max(2 * layers * plan.n_experts, top_k)), np.int64)
-    return Hooks(functions, c, of_each, floats, _durations(plan))
+    return Hooks(functions=functions, asked=asked, of_each=of_each, floats=floats, ns=_durations(plan))
 
 
 def _durations(plan: Plan) -> Int:
@@ -125,19 +136,19 @@ def explained(plan: Plan, hooks: Hooks | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hooks is None or hooks.c[ASKING] == NOTHING_ASKED:
+        if hooks is None or hooks.asked.kind == NOTHING_ASKED:
             raise
         raise PolicyError(_explanation(plan, hooks, error)) from None
 
 
 def _explanation(plan: Plan, hooks: Hooks, error: Exception) -> str:
-    c, layers = hooks.c, plan.experts.shape[1]
-    choice = _choices(plan)[c[ASKING]]
+    asked, layers = hooks.asked, plan.experts.shape[1]
+    choice = _choices(plan)[asked.kind]
     assert choice is not None
-    why = WHY[int(c[WRONG])] if c[WRONG] else f"raised {type(error).__name__}: {error}"
-    where = f"step {c[VISIT] // layers}, layer {c[VISIT] % layers}"
-    where += "".join(f", {name} {c[i]}" for name, i in (("token", TOKEN), ("slot", SLOT)) if c[i] >= 0)
-    return f"{KINDS[c[ASKING]]}: {choice.name}: {why.replace('{answer}', str(c[ANSWER]))} (at {where})"
+    why = WHY[asked.wrong] if asked.wrong else f"raised {type(error).__name__}: {error}"
+    where = f"step {asked.visit // layers}, layer {asked.visit % layers}"
+    where += "".join(f", {name} {n}" for name, n in (("token", asked.token), ("slot", asked.slot)) if n >= 0)
+    return f"{KINDS[asked.kind]}: {choice.name}: {why.replace('{answer}', str(asked.answer))} (at {where})"
 
 
 # --- compiling and calling ---
@@ -219,21 +230,21 @@ _call: Any = _call_address if compiles() else _call_function
 @inner
 def _backlog(s: Any, expert: int) -> int:
     """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
-    n = s.c[st.FLIGHT_LEN]
-    for i in range(s.c[st.DEMAND_HEAD], s.c[st.DEMAND_TAIL]):
-        n += s.work[st.DEMAND, i] != expert
-    if s.c[st.DEMAND_TAIL] == 0:  # while answers are given nothing is queued yet
-        for i in range(s.c[st.N_ANSWERED]):
-            g = s.work[st.FIRST_ANSWERED, i]
-            n += g != expert and s.x[g, st.CLASS] == st.MISS and s.x[g, st.ASKED] & 1 == 1
+    n = s.link.n_flight
+    for i in range(s.link.demand_head, s.link.demand_tail):
+        n += s.demand[i] != expert
+    if s.link.demand_tail == 0:  # while answers are given nothing is queued yet
+        for i in range(s.visit.n_answered):
+            g = s.answered[i]
+            n += g != expert and s.expert[g].kind == st.MISS and s.expert[g].asked & 1 == 1
     return n
 
 
 @inner
 def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
     ns = 0
-    for i in range(s.c[st.N_HOST]):
-        ns += hooks.ns[CPU_NS + busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
+    for i in range(s.visit.n_host):
+        ns += hooks.ns[CPU_NS + busy, s.expert[s.on_host[i]].host]
     return ns
 
 
@@ -252,51 +263,51 @@ def _ask(
     g: Any,
 ) -> int:
     """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
-    c, each, floats, ns = hooks.c, hooks.of_each, hooks.floats, hooks.ns
-    c[ASKING], c[VISIT], c[TOKEN], c[SLOT], c[WRONG] = kind, visit, token, slot, 0
-    layers, busy = s.c[st.N_LAYERS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
-    tokens = s.x[g, st.TOKENS] if kind == MISS else 1
-    backlog = s.c[st.FLIGHT_LEN] if kind == RERANK else _backlog(s, g)
+    asked, each, floats, ns = hooks.asked, hooks.of_each, hooks.floats, hooks.ns
+    asked.kind, asked.visit, asked.token, asked.slot, asked.wrong = kind, visit, token, slot, 0
+    layers, busy = s.run.n_layers, 1 if s.link.n_flight > 0 else 0
+    tokens = s.expert[g].tokens if kind == MISS else 1
+    backlog = s.link.n_flight if kind == RERANK else _backlog(s, g)
     host = 0 if kind == RERANK else _host_backlog(s, hooks, busy)
     k = 0 if kind == EVICTION else s.routed.shape[1]
     view = View(
-        visit // layers, visit % layers, token, slot, expert, weight, tokens, s.c[st.N_EXPERTS], s.c[st.SEED],
+        visit // layers, visit % layers, token, slot, expert, weight, tokens, s.run.n_experts, s.run.seed,
         each[IDS, :k], floats[WEIGHTS, :k], floats[LOGITS, :logits],
         each[CANDIDATES, : n if kind == EVICTION else 0], each[IS_RESIDENT, :n], each[IS_COMMITTED, :n],
         each[IS_HELD, :n], each[IS_USED, :n], each[RECENCY, :n], each[LANDINGS, :n], each[USED_TIMES, :n],
-        backlog * c[EXPERT_BYTES], host, c[EXPERT_BYTES], ns[TRANSFER_NS, 1 if backlog > 0 else 0],
+        backlog * asked.expert_bytes, host, asked.expert_bytes, ns[TRANSFER_NS, 1 if backlog > 0 else 0],
         ns[EXPERT_NS, tokens], ns[CPU_NS + busy, tokens],
     )  # fmt: skip
-    state = floats[STATES + kind, : c[STATE_LEN + kind]]
-    params = floats[PARAMS + kind, : c[PARAMS_LEN + kind]]
-    c[ANSWER] = _call(hooks.functions[kind], view, state, params)
-    return c[ANSWER]
+    state = floats[STATES + kind, : asked.state_len[kind]]
+    params = floats[PARAMS + kind, : asked.params_len[kind]]
+    asked.answer = _call(hooks.functions[kind], view, state, params)
+    return asked.answer
 
 
 @inner
 def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
-    hooks.c[WRONG], hooks.c[ANSWER] = wrong, answer
+    hooks.asked.wrong, hooks.asked.answer = wrong, answer
     raise BadAnswer
 
 
 @inner
 def _show(s: Any, hooks: Any, i: int, g: int) -> None:
     """Expert g (global) into place i of the view's arrays."""
-    each, now = hooks.of_each, s.x[g, STATE]
+    each, now = hooks.of_each, s.expert[g].state
     each[CANDIDATES, i] = g
     each[IS_RESIDENT, i] = 1 if now == RESIDENT else 0
     each[IS_COMMITTED, i] = 1 if now == COMMITTED else 0
-    each[IS_HELD, i] = 1 if s.x[g, WORK] > 0 else 0
+    each[IS_HELD, i] = 1 if s.expert[g].work > 0 else 0
     each[IS_USED, i] = 0
-    each[RECENCY, i] = s.x[g, STAMP]
-    each[LANDINGS, i] = s.x[g, LANDED]
-    each[USED_TIMES, i] = s.x[g, USES]
+    each[RECENCY, i] = s.expert[g].stamp
+    each[LANDINGS, i] = s.expert[g].landed
+    each[USED_TIMES, i] = s.expert[g].uses
 
 
 @inner
 def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -> int:
     """The layer and one token of it; returns how many logits it has."""
-    n, scores = s.c[st.N_EXPERTS], logits.shape[2]
+    n, scores = s.run.n_experts, logits.shape[2]
     for e in range(n):
         _show(s, hooks, e, layer * n + e)
     for e in range(scores):
@@ -311,41 +322,41 @@ def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
     """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
     for i in range(n):
         _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
-    answer = _ask(s, hooks, EVICTION, s.c[st.ROUTED] - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
+    answer = _ask(s, hooks, EVICTION, s.run.routed - 1, NONE, NONE, g, 0.0, n, np.int64(0), g)
     if answer < 0 or answer >= n:
         _refuse(hooks, NO_INDEX, answer)
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.asked.kind = NOTHING_ASKED
     return hooks.of_each[CANDIDATES, answer]
 
 
 @inner
-def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int, stood_in: Any) -> int:
-    """The answer for slot k of row: a resident, or a code. stood_in: for the earlier slots, -1 nobody."""
-    n, e = s.c[st.N_EXPERTS], s.routed[row, k]
+def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int) -> int:
+    """The answer for slot k of row: a resident, or a code. State.reply has those for the earlier slots."""
+    n, e = s.run.n_experts, s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
     used = hooks.of_each[IS_USED]
     for j in range(s.routed.shape[1]):
         if s.routed[row, j] >= 0:
             used[s.routed[row, j]] = 1
-        if j < k and stood_in[j] >= 0:
-            used[stood_in[j]] = 1
+        if j < k and s.reply[j].other >= 0:
+            used[s.reply[j].other] = 1
     answer = _ask(s, hooks, MISS, visit, np.int64(t), np.int64(k), e, s.weight[row, k], n, scores, layer * n + e)
     if answer >= n:
         _refuse(hooks, NO_EXPERT, answer)
     if answer < CPU:
         _refuse(hooks, NO_CODE, answer)
-    if answer == CPU and hooks.c[NO_CPU] == 1:
+    if answer == CPU and hooks.asked.no_cpu == 1:
         _refuse(hooks, NO_HOST, answer)
-    if answer >= 0 and s.x[layer * n + answer, STATE] != RESIDENT:
+    if answer >= 0 and s.expert[layer * n + answer].state != RESIDENT:
         _refuse(hooks, NOT_RESIDENT, answer)
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.asked.kind = NOTHING_ASKED
     return answer
 
 
 @inner
 def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int) -> None:
     """One token's experts and weights as the function wants them."""
-    n = s.c[st.N_EXPERTS]
+    n = s.run.n_experts
     scores = _show_token(s, hooks, logits, t, layer, row)
     _ask(s, hooks, RERANK, visit, np.int64(t), NONE, NONE, 0.0, n, scores, NONE)
     ids, weights = hooks.of_each[IDS], hooks.floats[WEIGHTS]
@@ -358,4 +369,4 @@ def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, 
         if not (math.isfinite(weights[k]) and weights[k] >= 0.0):
             _refuse(hooks, BAD_WEIGHT, ids[k])
         s.routed[row, k], s.weight[row, k] = ids[k], weights[k]
-    hooks.c[ASKING] = NOTHING_ASKED
+    hooks.asked.kind = NOTHING_ASKED

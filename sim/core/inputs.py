@@ -62,9 +62,9 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.marks & BY_NEXT_USE:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
-        full = s.c[st.N_FULL]
-        _next_uses(plan.experts, plan.step_offset, plan.step_row, s.x[:full, st.NEXT], plan.n_experts, next_use)
-        s.x[full:, st.NEXT] = s.x[: len(s.x) - full, st.NEXT]
+        first = np.full(plan.experts.shape[1] * plan.n_experts, NEVER)
+        _next_uses(plan.experts, plan.step_offset, plan.step_row, first, plan.n_experts, next_use)
+        s.arrays["expert"]["next_use"] = np.resize(first, len(s.expert))  # a low-precision copy's as its original's
     leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
     wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
     route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))

@@ -20,20 +20,18 @@ from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.hashing import hash64
 from sim.core.jit import frozen, inlined, inner
-from sim.core.plan import NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
-from sim.core.state import CLASS, HIT, RESIDENT, STATE
+from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
+from sim.core.state import HIT, RESIDENT
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
 FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION = range(7)  # SUBSTITUTE is plan.SUBSTITUTION
-# why nothing stood in: the prompt, TAE, margin, distribution, rho, no resident on the list
-OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY, N_GATES = range(8)
-GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")
+# plan.GATES
+OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY = range(1 + len(GATES))
 SELECT_LIST, SELECT_RANDOM, SELECT_NEXT, SELECT_DROP, SELECT_NOBODY = range(5)
 FALL_FETCH, FALL_DROP, FALL_CPU, FALL_CHEAPER = range(4)
 (SELECTOR, MATCHED, TEMPERATURE, GAMMA, BETA, BUDGET, RHO_MAX, SEARCH, LOWEST_FIRST, FALLBACK) = range(10)
 ETA, KAPPA, PARTITIONS, BACKGROUND, TOUCH, BACKLOG = range(10, len(SUBSTITUTE_PARAMS))
 COST_CPU, COST_FETCH = 1 << 9, 1 << 10  # in ASKED: what the cheaper rule has said of this expert
-REPLY, OTHER, GATE = range(3)  # rows of State.reply
 MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those of evictions
 
 
@@ -116,7 +114,7 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
             reply = ANSWER_CPU
         elif miss.kind == DROP_BY_WEIGHT and ids[k] >= 0 and weights[k] < miss.params[0]:
             reply = ANSWER_DROP
-        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = reply, -1, OPEN
+        s.reply[k].answer, s.reply[k].other, s.reply[k].gate = reply, -1, OPEN
 
 
 @inner
@@ -125,7 +123,7 @@ def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
     ties by slot), fetch up to s = params[0], the low-precision copy up to params[1], and nobody beyond."""
     total, before = 0.0, 0.0
     for k in range(len(ids)):
-        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = -1, -1, OPEN
+        s.reply[k].answer, s.reply[k].other, s.reply[k].gate = -1, -1, OPEN
         total += weights[k] if ids[k] >= 0 else 0.0
     k = _next_slot(s, weights, ids, False)
     while k >= 0:
@@ -133,7 +131,7 @@ def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
         reply = ANSWER_FETCH if share <= miss.params[0] else ANSWER_DROP
         if reply == ANSWER_DROP and share <= miss.params[1]:
             reply = ANSWER_LOW
-        s.reply[REPLY, k] = reply
+        s.reply[k].answer = reply
         before += weights[k]
         k = _next_slot(s, weights, ids, False)
 
@@ -141,7 +139,7 @@ def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
 @inner
 def asked(s: Any, miss: Any, g: int) -> bool:
     """Whether the miss policy answers for expert g in this visit."""
-    return s.x[g, CLASS] > HIT and (s.x[g, CLASS] == st.MISS or miss.ask_late)
+    return s.expert[g].kind > HIT and (s.expert[g].kind == st.MISS or miss.ask_late)
 
 
 @inlined
@@ -191,9 +189,9 @@ def margin(weights: Any, ids: Any) -> float:
 def _distribution_gate(s: Any, params: Any) -> bool:
     """Eq. 2: too large a share of the wanted set is not on the GPU, or fetching it would pass the transfer budget."""
     away = 0
-    for i in range(s.c[st.N_WANTED]):
-        away += s.x[s.work[st.WANTED, i], CLASS] != HIT
-    if away >= params[BETA] * s.c[st.N_WANTED]:
+    for i in range(s.visit.n_wanted):
+        away += s.expert[s.wanted[i]].kind != HIT
+    if away >= params[BETA] * s.visit.n_wanted:
         return True
     return params[BUDGET] > 0 and away > params[BUDGET]
 
@@ -212,7 +210,7 @@ def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
 def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
     """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its
     normalisation is ours), hop the number of partitions between the two experts (E / partitions experts each)."""
-    j, n = miss.peers[layer, i, rank], s.c[st.N_EXPERTS]
+    j, n = miss.peers[layer, i, rank], s.run.n_experts
     psi = float(miss.q[layer, i, rank])
     if miss.params[ETA] != 0.0:
         psi *= 1.0 + miss.params[ETA] * _probability(miss.logits, t, layer, j)
@@ -234,8 +232,8 @@ def _probability(logits: Any, t: int, layer: int, j: int) -> float:
 
 @inner
 def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
-    """B(i) into order[0], by psi (list order when eta = kappa = 0; ties keep the list's order). Returns its length."""
-    n, order = 0, s.order[0]
+    """B(i) into State.order, by psi (list order when eta = kappa = 0; ties keep the list's order); its length."""
+    n, order = 0, s.order
     plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
         order[n] = n
@@ -253,15 +251,15 @@ def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 @inner
 def _free(s: Any, base: int, j: int) -> bool:
     """Resident now, and not in the token's set U."""
-    return s.x[base + j, STATE] == RESIDENT and s.x[base + j, st.USED_BY] != s.c[st.TOKEN]
+    return s.expert[base + j].state == RESIDENT and s.expert[base + j].used_by != s.run.token
 
 
 @inner
 def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
-    base, n = layer * s.c[st.N_EXPERTS], _in_order(s, miss, t, layer, i)
+    base, n = layer * s.run.n_experts, _in_order(s, miss, t, layer, i)
     for r in range(min(n, int(miss.params[SEARCH]))):
-        j = miss.peers[layer, i, s.order[0, r]]
+        j = miss.peers[layer, i, s.order[r]]
         if _free(s, base, j):
             return j
     return -1
@@ -270,13 +268,13 @@ def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 @inner
 def _any(s: Any, layer: int) -> int:
     """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
-    n_experts, n = s.c[st.N_EXPERTS], 0
+    n_experts, n = s.run.n_experts, 0
     for j in range(n_experts):
         n += _free(s, layer * n_experts, j)
     if n == 0:
         return -1
-    rank = np.int64(hash64(s.c[st.SEED], s.c[st.ROUTED], MISS_DRAWS + s.c[st.MISS_DRAWS]) % np.uint64(n))
-    s.c[st.MISS_DRAWS] += 1
+    rank = np.int64(hash64(s.run.seed, s.run.routed, MISS_DRAWS + s.visit.miss_draws) % np.uint64(n))
+    s.visit.miss_draws += 1
     for j in range(n_experts):
         if _free(s, layer * n_experts, j):
             if rank == 0:
@@ -289,8 +287,8 @@ def _any(s: Any, layer: int) -> int:
 def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
     """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
     best, best_logit = -1, 0.0
-    for j in range(s.c[st.N_EXPERTS]):
-        if _free(s, layer * s.c[st.N_EXPERTS], j):
+    for j in range(s.run.n_experts):
+        if _free(s, layer * s.run.n_experts, j):
             logit = half_to_float(miss.logits[t, layer, j])
             if best < 0 or logit > best_logit:
                 best, best_logit = j, logit
@@ -316,21 +314,21 @@ def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 def _cheaper(s: Any, miss: Any, g: int) -> int:
     """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side
     also waits for what this visit has already given it."""
-    if s.x[g, st.ASKED] & COST_CPU:
+    if s.expert[g].asked & COST_CPU:
         return ANSWER_CPU
-    if s.x[g, st.ASKED] & COST_FETCH:
+    if s.expert[g].asked & COST_FETCH:
         return ANSWER_FETCH
-    tokens, busy = s.x[g, st.TOKENS], 1 if s.c[st.FLIGHT_LEN] > 0 else 0
+    tokens, busy = s.expert[g].tokens, 1 if s.link.n_flight > 0 else 0
     cpu_ns, gpu_ns = miss.cpu_ns[busy, tokens], miss.transfer_ns[0] + miss.expert_ns[tokens]
     if miss.params[BACKLOG] != 0.0:
-        cpu_ns += s.c[st.HOST_NS]
-        gpu_ns += s.c[st.LINK_NS]
+        cpu_ns += s.visit.host_ns
+        gpu_ns += s.visit.link_ns
     if cpu_ns < gpu_ns:
-        s.c[st.HOST_NS] += miss.cpu_ns[busy, tokens]
-        s.x[g, st.ASKED] |= COST_CPU
+        s.visit.host_ns += miss.cpu_ns[busy, tokens]
+        s.expert[g].asked |= COST_CPU
         return ANSWER_CPU
-    s.c[st.LINK_NS] += miss.transfer_ns[0]
-    s.x[g, st.ASKED] |= COST_FETCH
+    s.visit.link_ns += miss.transfer_ns[0]
+    s.expert[g].asked |= COST_FETCH
     return ANSWER_FETCH
 
 
@@ -350,7 +348,7 @@ def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
     """The slot to look at next: descending router weight, ties by slot, or ascending; those done carry REPLY >= 0."""
     best = -1
     for k in range(len(ids)):
-        if ids[k] < 0 or s.reply[REPLY, k] >= 0:
+        if ids[k] < 0 or s.reply[k].answer >= 0:
             continue
         better = best >= 0 and (weights[k] < weights[best] if lowest_first else weights[k] > weights[best])
         if best < 0 or better:
@@ -361,18 +359,18 @@ def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
 @inner
 def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
-    base = layer * s.c[st.N_EXPERTS]
-    s.c[st.TOKEN] += 1
+    base = layer * s.run.n_experts
+    s.run.token += 1
     gate, done = -1, 0
     for k in range(len(ids)):
-        s.reply[REPLY, k], s.reply[OTHER, k], s.reply[GATE, k] = -1, -1, OPEN
+        s.reply[k].answer, s.reply[k].other, s.reply[k].gate = -1, -1, OPEN
         if ids[k] >= 0:
-            s.x[base + ids[k], st.USED_BY] = s.c[st.TOKEN]
+            s.expert[base + ids[k]].used_by = s.run.token
     while True:
         k = _next_slot(s, weights, ids, miss.params[LOWEST_FIRST] != 0.0)
         if k < 0:
             return
-        s.reply[REPLY, k] = ANSWER_FETCH
+        s.reply[k].answer = ANSWER_FETCH
         if not asked(s, miss, base + ids[k]):
             continue
         if gate < 0:
@@ -380,11 +378,11 @@ def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -
         why = gate if gate > OPEN else (RHO if done >= miss.params[RHO_MAX] else OPEN)
         chosen = _select(s, miss, t, layer, ids[k]) if why == OPEN else -1
         if chosen == -1:
-            s.reply[GATE, k] = why if why > OPEN else NOBODY
-            s.reply[REPLY, k] = _fall_back(s, miss, base + ids[k], s.reply[GATE, k])
+            s.reply[k].gate = why if why > OPEN else NOBODY
+            s.reply[k].answer = _fall_back(s, miss, base + ids[k], s.reply[k].gate)
             continue
         done += 1
-        s.reply[REPLY, k] = ANSWER_SUBSTITUTE if chosen >= 0 else ANSWER_DROP
+        s.reply[k].answer = ANSWER_SUBSTITUTE if chosen >= 0 else ANSWER_DROP
         if chosen >= 0:
-            s.reply[OTHER, k] = chosen
-            s.x[base + chosen, st.USED_BY] = s.c[st.TOKEN]
+            s.reply[k].other = chosen
+            s.expert[base + chosen].used_by = s.run.token

@@ -19,6 +19,7 @@ ORDERS = ("fifo", "nearest-layer", "probability")
 CAUSES = ("demand", "prefetch", "background")
 OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
 ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
+GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nobody stood in, from code 1 on
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
 # its own code does. `sim.policies.registry.Policy` says them in words, once; nobody lists codes or names.

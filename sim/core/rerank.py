@@ -13,10 +13,9 @@ sere (2602.07616): in a batch, a secondary expert that is nobody's primary goes 
 import math
 from typing import Any
 
-from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.jit import inner
-from sim.core.state import RESIDENT, STATE
+from sim.core.state import RESIDENT
 
 CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER = range(6)
 
@@ -41,7 +40,7 @@ def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
 
 @inner
 def _resident(s: Any, layer: int, e: int) -> bool:
-    return s.x[layer * s.c[st.N_EXPERTS] + e, STATE] == RESIDENT
+    return s.expert[layer * s.run.n_experts + e].state == RESIDENT
 
 
 @inner
@@ -51,9 +50,9 @@ def _logit(miss: Any, t: int, layer: int, e: int) -> float:
 
 @inner
 def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
-    """All experts of the layer into order[1], by logit descending, ties by id."""
-    order = s.order[1]
-    for e in range(s.c[st.N_EXPERTS]):
+    """All experts of the layer into State.order, by logit descending, ties by id."""
+    order = s.order
+    for e in range(s.run.n_experts):
         place = e
         while place > 0 and _logit(miss, t, layer, order[place - 1]) < _logit(miss, t, layer, e):
             order[place] = order[place - 1]
@@ -91,15 +90,15 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     high, low = _logit(miss, t, layer, 0), _logit(miss, t, layer, 0)
     for e in range(1, miss.logits.shape[2]):
         high, low = max(high, _logit(miss, t, layer, e)), min(low, _logit(miss, t, layer, e))
-    s.ranges[layer, 0] += high - low
-    s.ranges[layer, 1] += 1.0
-    bonus = miss.rerank_params[0] * (s.ranges[layer, 0] / s.ranges[layer, 1])
-    taken = s.order[0]
-    for e in range(s.c[st.N_EXPERTS]):
+    s.past[layer].logit_range += high - low
+    s.past[layer].n_ranges += 1.0
+    bonus = miss.rerank_params[0] * (s.past[layer].logit_range / s.past[layer].n_ranges)
+    taken = s.marked
+    for e in range(s.run.n_experts):
         taken[e] = 0
     for k in range(s.routed.shape[1]):
         best, best_score = -1, 0.0
-        for e in range(s.c[st.N_EXPERTS]):
+        for e in range(s.run.n_experts):
             score = _logit(miss, t, layer, e) + (bonus if _resident(s, layer, e) else 0.0)
             if taken[e] == 0 and (best < 0 or score > best_score):
                 best, best_score = e, score
@@ -112,10 +111,10 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 @inner
 def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
     always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
-    order, n, top_k = s.order[1], 0, s.routed.shape[1]
+    order, n, top_k = s.order, 0, s.routed.shape[1]
     _by_rank(s, miss, t, layer)
     for turn in range(3):
-        for r in range(s.c[st.N_EXPERTS]):
+        for r in range(s.run.n_experts):
             e = order[r]
             if e < 0 or n == top_k:
                 continue
@@ -131,13 +130,13 @@ def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 @inner
 def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
-    top_k, n = s.routed.shape[1], s.c[st.N_EXPERTS]
+    top_k, n = s.routed.shape[1], s.run.n_experts
     if top_k >= n:
         return
     _by_rank(s, miss, t, layer)
     top, total = _mass(miss, t, layer)
     a = miss.rerank_params[0]
-    m = math.exp(_logit(miss, t, layer, s.order[1, top_k]) - top) / total
+    m = math.exp(_logit(miss, t, layer, s.order[top_k]) - top) / total
     for k in range(top_k):
         e = s.routed[row, k]
         if e < 0 or _resident(s, layer, e):
@@ -156,7 +155,7 @@ def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 def _stand_in(s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float) -> int:
     """The resident with the highest p in (m (1 - a), m) that the token does not use; -1 if there is none."""
     best, best_p = -1, 0.0
-    for e in range(s.c[st.N_EXPERTS]):
+    for e in range(s.run.n_experts):
         p = math.exp(_logit(miss, t, layer, e) - top) / total
         if _resident(s, layer, e) and m * (1.0 - a) < p < m and (best < 0 or p > best_p) and not _uses(s, row, e):
             best, best_p = e, p
@@ -196,8 +195,8 @@ def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
 @inner
 def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
     threshold, count = miss.rerank_params[0], int(miss.rerank_params[1])
-    primary = s.order[0]
-    for e in range(s.c[st.N_EXPERTS]):
+    primary = s.marked
+    for e in range(s.run.n_experts):
         primary[e] = 0
     for row in range(rows):
         for k in range(s.routed.shape[1]):
@@ -214,7 +213,7 @@ def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
 def _to_primary(s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float) -> None:
     """Slot k goes to the most similar primary expert; where the token has it already, only its weight does."""
     best = -1
-    for j in range(s.c[st.N_EXPERTS]):
+    for j in range(s.run.n_experts):
         if primary[j] == 1 and (best < 0 or miss.similarity[layer, e, j] > miss.similarity[layer, e, best]):
             best = j
     if best < 0 or miss.similarity[layer, e, best] < threshold:

@@ -6,37 +6,20 @@ Every change of an expert's state goes through `move`, which knows the table of 
 from typing import Any
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.eviction import count_use, victim
 from sim.core.jit import choice, inlined, inner
 from sim.core.plan import NOT_BY_TOUCH, SCORES_USES
 from sim.core.state import (
     ABSENT,
-    ARRIVING,
-    BASE,
-    CAPACITY,
     COMMITTED,
     DEMANDED,
-    EVICTIONS,
-    FRESH,
-    LANDED,
     LEGAL,
-    NEWER,
-    OLDER,
-    ORIGIN,
     QUEUED,
     RESIDENT,
-    SLOT,
-    STAMP,
-    STATE,
-    USED,
-    USES,
-    WAITED,
-    WORK,
     IllegalTransition,
 )
 
-PREFETCH = 1  # plan.CAUSES
+DEMAND, PREFETCH = range(2)  # plan.CAUSES
 
 
 @inner
@@ -80,37 +63,37 @@ def _refuse(was: int, to: int) -> None:
 @choice
 def move(s: Any, g: int, to: Any) -> None:
     """Raises IllegalTransition when the table does not allow it."""
-    was = s.x[g, STATE]
+    was = s.expert[g].state
     if not LEGAL[was, to]:
         _refuse(was, to)
-    s.x[g, STATE] = to
+    s.expert[g].state = to
 
 
 @inlined
 def scope_of(s: Any, g: int) -> int:
     """The one pool, or the expert's layer."""
-    return s.x[g, st.SCOPE]
+    return s.expert[g].scope
 
 
 @inlined
 def _touch(s: Any, g: int) -> None:
-    s.x[g, STAMP] = s.c[st.STAMPS]
-    s.c[st.STAMPS] += 1
+    s.expert[g].stamp = s.run.stamps
+    s.run.stamps += 1
 
 
 @inlined
 def _join_order(s: Any, g: int) -> None:
     """Expert g becomes the newest of its scope."""
-    end = len(s.x) + scope_of(s, g)
-    newest = s.work[OLDER, end]
-    s.work[NEWER, newest] = s.work[OLDER, end] = g
-    s.work[OLDER, g], s.work[NEWER, g] = newest, end
+    end = len(s.expert) + scope_of(s, g)
+    newest = s.older[end]
+    s.newer[newest] = s.older[end] = g
+    s.older[g], s.newer[g] = newest, end
 
 
 @inlined
 def _leave_order(s: Any, g: int) -> None:
-    older, newer = s.work[OLDER, g], s.work[NEWER, g]
-    s.work[NEWER, older], s.work[OLDER, newer] = newer, older
+    older, newer = s.older[g], s.newer[g]
+    s.newer[older], s.older[newer] = newer, older
 
 
 @choice
@@ -118,25 +101,25 @@ def place(s: Any, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
     for g in residents:
         scope = scope_of(s, g)
-        slot = s.scope[scope, BASE] + s.scope[scope, USED]
-        s.scope[scope, USED] += 1
+        slot = s.scope[scope].base + s.scope[scope].used
+        s.scope[scope].used += 1
         s.slot[slot] = g
-        s.x[g, SLOT] = slot
-        s.x[g, STATE] = RESIDENT
-        s.x[g, LANDED] = s.c[st.STAMPS]
+        s.expert[g].slot = slot
+        s.expert[g].state = RESIDENT
+        s.expert[g].landed = s.run.stamps
         _touch(s, g)
         _join_order(s, g)
 
 
 @inlined
 def _evict(s: Any, g: int) -> None:
-    if s.x[g, WORK] > 0:
+    if s.expert[g].work > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
     _leave_order(s, g)
-    s.c[EVICTIONS] += 1
-    if s.x[g, FRESH] == 1:
-        s.c[st.PREFETCH_WASTED] += 1
+    s.count.evictions += 1
+    if s.expert[g].fresh == 1:
+        s.count.prefetch_wasted += 1
 
 
 @inlined
@@ -147,50 +130,58 @@ def claim(s: Any, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
     """
     scope = scope_of(s, g)
     gone = -1
-    if s.scope[scope, USED] < s.scope[scope, CAPACITY]:
-        slot = s.scope[scope, BASE] + s.scope[scope, USED]
-        s.scope[scope, USED] += 1
+    if s.scope[scope].used < s.scope[scope].capacity:
+        slot = s.scope[scope].base + s.scope[scope].used
+        s.scope[scope].used += 1
     else:
         gone = victim(s, scope, spare_from, g, hooks)
         if gone < 0:
             return False
         _evict(s, gone)
-        slot = s.x[gone, SLOT]
+        slot = s.expert[gone].slot
     move(s, g, COMMITTED)
     s.slot[slot] = g
-    s.x[g, SLOT] = slot
-    s.x[g, FRESH] = 0
-    s.scope[scope, ARRIVING] += 1
+    s.expert[g].slot = slot
+    s.expert[g].fresh = 0
+    s.scope[scope].arriving += 1
     lg.committed(s, log, g, gone)
     return True
+
+
+@inlined
+def _count_landing(s: Any, g: int) -> None:
+    """By cause; a prefetch that nobody has wanted yet is fresh."""
+    if s.expert[g].origin == DEMAND:
+        s.count.landed_demand += 1
+    elif s.expert[g].origin == PREFETCH:
+        s.count.landed_prefetch += 1
+        late = s.expert[g].fresh == 2  # wanted on its way
+        s.count.prefetch_late += late
+        s.expert[g].fresh = 0 if late else 1
+    else:
+        s.count.landed_background += 1
 
 
 @choice
 def land(s: Any, log: Any) -> int:
     """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
-    head = s.c[st.FLIGHT_HEAD]
-    g = s.work[st.FLIGHT, head]
-    s.c[st.FLIGHT_HEAD] = head + 1 if head + 1 < len(s.x) else 0
-    s.c[st.FLIGHT_LEN] -= 1
+    head = s.link.flight_head
+    g = s.flight[head]
+    s.link.flight_head = head + 1 if head + 1 < len(s.expert) else 0
+    s.link.n_flight -= 1
     move(s, g, RESIDENT)
-    s.scope[scope_of(s, g), ARRIVING] -= 1
-    s.x[g, LANDED] = s.c[st.STAMPS]
+    s.scope[scope_of(s, g)].arriving -= 1
+    s.expert[g].landed = s.run.stamps
     _touch(s, g)
     _join_order(s, g)
-    s.c[st.LANDED_DEMAND + s.x[g, ORIGIN]] += 1
-    s.c[st.LANDED_LOW] += g >= s.c[st.N_FULL]
-    if s.x[g, ORIGIN] == PREFETCH:
-        if s.x[g, FRESH] == 2:  # wanted on its way
-            s.c[st.PREFETCH_LATE] += 1
-            s.x[g, FRESH] = 0
-        else:
-            s.x[g, FRESH] = 1
-    if s.x[g, WAITED]:
-        s.x[g, WAITED] = 0
-        s.c[st.N_WAITED] -= 1
-    if s.x[g, WORK] > 0:
-        s.work[st.READY, s.c[st.N_READY]] = g
-        s.c[st.N_READY] += 1
+    s.count.landed_low += g >= s.run.n_full
+    _count_landing(s, g)
+    if s.expert[g].waited:
+        s.expert[g].waited = 0
+        s.visit.n_waited -= 1
+    if s.expert[g].work > 0:
+        s.ready[s.visit.n_ready] = g
+        s.visit.n_ready += 1
     lg.ended(s, log, g, 0)
     return g
 
@@ -199,13 +190,13 @@ def land(s: Any, log: Any) -> int:
 def executed(s: Any, g: int) -> None:
     """Expert g has run on the GPU: one touch, one use (unless it only stood in and that is not to count), and it is no
     longer held."""
-    if s.c[st.NO_TOUCH] == 0 or s.x[g, st.STAND_IN] < s.x[g, WORK]:
+    if s.run.no_touch == 0 or s.expert[g].stand_in < s.expert[g].work:
         _touch(s, g)
-        s.x[g, USES] += 1
-        if s.c[st.EVICTION_MARKS] & NOT_BY_TOUCH == 0:
+        s.expert[g].uses += 1
+        if s.run.eviction_marks & NOT_BY_TOUCH == 0:
             _leave_order(s, g)
             _join_order(s, g)
-        if s.c[st.EVICTION_MARKS] & SCORES_USES:
+        if s.run.eviction_marks & SCORES_USES:
             count_use(s, g)
-    s.x[g, WORK] = 0
-    s.x[g, st.STAND_IN] = 0
+    s.expert[g].work = 0
+    s.expert[g].stand_in = 0

@@ -1,52 +1,30 @@
-"""What the choices know and change: residency, queues and counters, as a few dense int64 arrays.
+"""What the choices know and change: residency, queues and counters, as records and a few dense arrays.
 
 Nothing here has a time in it. A machine calls the choices (`visit.decide`, `link.next_commit`, `residency.land`,
 `visit.take_group`, `visit.finish_group`) in the order in which things happen and keeps the clock to itself.
 
-An expert is a global id g = layer * E + expert. Its life (`STATE`) is the table LEGAL; any other step raises
-IllegalTransition with both names. "Held" is WORK > 0: the visit being served gave it GPU work that has not run.
+An expert is a global id g = layer * E + expert. Its life (`expert[g].state`) is the table LEGAL; any other step raises
+IllegalTransition with both names. "Held" is work > 0: the visit being served gave it GPU work that has not run.
 """
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
+from sim.core.memory import Memory, Struct, zeros
+from sim.core.plan import GATES, SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
 
 Int = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint32]
-
-# --- fields of one expert: columns of State.x ---------------------------------------------------------------------
-# what most visits touch first, so that it shares a cache line or two
-STATE = 0  # ABSENT ... RESIDENT
-SEEN = 1  # 1 + the last visit that wanted it
-TOKENS = 2  # (token, slot) entries of that visit that wanted it
-CLASS = 3  # HIT, LATE or MISS in that visit
-FRESH = 4  # landed by a prefetch and not wanted since
-WORK = 5  # tokens of GPU work given by the visit being served; > 0 means held
-STAND_IN = 6  # of these, tokens executed in another expert's place
-STAMP = 7  # running number of its last touch or landing
-USES = 8  # executions on the GPU over the whole run, kept across evictions (lfu)
-SCOPE = 9  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
-SLOT = 10  # its slot while COMMITTED or RESIDENT
-ORIGIN = 11  # cause of its transfer: index into plan.CAUSES
-WAITED = 12  # late in the visit being served, and waited for
-TRANSFER = 13  # its row in the record's transfers (record only)
-HOST = 14  # tokens of CPU work given by the visit being served
-ASKED = 15  # bits of the answers it got in the visit being served
-LAST = 16  # visits of its layer routed when its decayed score was last brought up to date
-NEXT = 17  # next visit that wants it (belady only)
-USED_BY = 18  # the last token (State.c TOKEN) whose set U it was in
-LANDED = 19  # running number of its last landing (for a user's own eviction)
-LAYER = 20  # its MoE layer (fixed for the run)
-FIELDS = 24  # whole cache lines
+Float = npt.NDArray[np.float64]
 
 # not literals: numba compiles a function anew for every number spelled out in a call, but not for an np.int64
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
 HIT, LATE, MISS = range(3)
+NEVER = np.iinfo(np.int64).max
 
 LEGAL = np.zeros((5, 5), np.bool_)
 LEGAL[ABSENT, [QUEUED, DEMANDED]] = True  # joins a queue
@@ -55,36 +33,141 @@ LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
 
-# --- rows of State.work: lists of global ids, filled up to their counter (FLIGHT: a ring) -----------------------
-WANTED, READY, DEMAND, FIRST_ANSWERED, ON_HOST, FLIGHT, SCRATCH, RANKS = range(8)
-# and the residents of each scope in a ring, by last touch (lru) or landing; entry G + scope begins and ends it
-OLDER, NEWER, WORK_ROWS = range(8, 11)
-# --- columns of State.scope ----------------------------------------------------------------------------------------
-BASE, CAPACITY, USED, ARRIVING = range(4)  # first slot, slots, slots taken, of these committed and not landed
-# --- columns of the prefetch queue ------------------------------------------------------------------------------
-Q_EXPERT, Q_KEY, Q_LIST = range(3)  # Q_LIST: which merged list it joined from, -1 none
 
-# --- State.c: one number each -----------------------------------------------------------------------------------
-N_LAYERS, N_EXPERTS, POOLED, EVICTION, SEED, DEPTH, BUDGET, ORDER = range(8)  # fixed for the run
-ROUTED, STAMPS, DRAWS, EVENTS = range(8, 12)  # visits routed, touches and landings, random draws, event numbers
-N_WANTED, N_READY, N_RUN, N_WORK, N_WAITED, N_ANSWERED, N_HOST = range(12, 19)  # of the visit being served
-DEMAND_HEAD, DEMAND_TAIL, QUEUE_LEN, FLIGHT_HEAD, FLIGHT_LEN = range(19, 24)
-R_VISITS, R_EXECUTIONS, R_TRANSFERS, R_ANSWERS = range(24, 28)  # rows written to the record
-# counters of the summary; warm-up sets them back to zero
-EVICTIONS, SLOTS_WANTED, SLOTS_HIT, SLOTS_LATE = range(28, 32)
-FETCHED, SUBSTITUTED, DROPPED, CPU, LOW = range(32, 37)
-LANDED_DEMAND, LANDED_PREFETCH, LANDED_BACKGROUND, PROMOTED, WITHDRAWN, REJECTED = range(37, 43)
-PREFETCH_USED, PREFETCH_LATE, PREFETCH_WASTED = range(43, 46)
-WANTED_BEFORE = 46  # distinct experts per visit by the trace's own ids, where a policy re-ranks
-STOPPED = 47  # (token, slot) entries by what stopped a substitution: index + miss.PREFILL ... miss.NOBODY
-FIRST_COUNTER, LAST_COUNTER = EVICTIONS, STOPPED + 6
-# of miss policies: tokens planned, random draws of this visit, ns this visit has given the host and the link by cost
-TOKEN, MISS_DRAWS, HOST_NS, LINK_NS, NO_TOUCH, N_FULL, LANDED_LOW, EVICTION_MARKS, N_SCALARS = range(54, 63)
+class Expert(Struct):
+    # what most visits touch first, so that it shares a cache line or two
+    state: int  # ABSENT ... RESIDENT
+    seen: int  # 1 + the last visit that wanted it
+    tokens: int  # (token, slot) entries of that visit that wanted it
+    kind: int  # HIT, LATE or MISS in that visit
+    fresh: int  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
+    work: int  # tokens of GPU work given by the visit being served; > 0 means held
+    stand_in: int  # of these, tokens executed in another expert's place
+    stamp: int  # running number of its last touch or landing
+    uses: int  # executions on the GPU over the whole run, kept across evictions (lfu)
+    scope: int  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
+    slot: int  # its slot while COMMITTED or RESIDENT
+    origin: int  # cause of its transfer: index into plan.CAUSES
+    waited: int  # late in the visit being served, and waited for
+    transfer: int  # its row in the record's transfers (record only)
+    host: int  # tokens of CPU work given by the visit being served
+    asked: int  # bits of the answers it got in the visit being served
+    scored: int  # visits of its layer routed when its decayed score was last brought up to date
+    next_use: int  # next visit that wants it (belady only)
+    used_by: int  # the last token (run.token) whose set U it was in
+    landed: int  # running number of its last landing (for a user's own eviction)
+    layer: int  # its MoE layer (fixed for the run)
+    score: float  # decayed uses; or router weight x 2**24, or tokens, of what an eviction looks back on
+    spare: Annotated[Int, 2]  # whole cache lines
 
-# --- columns of State.layer: per MoE layer ------------------------------------------------------------------------
-L_HITS, L_LATE, L_MISSES, L_STALL_DEMAND, L_STALL_LATE, L_STALL_HELD, LAYER_COLUMNS = range(7)
 
-NEVER = np.iinfo(np.int64).max
+class OfRun(Struct):
+    n_layers: int
+    n_experts: int  # of a layer
+    n_full: int  # ids of experts; those from here on are low-precision copies
+    eviction: int  # its kind
+    eviction_marks: int  # bits of plan.MARKS
+    seed: int
+    depth: int  # transfers that may be under way at once
+    budget: int  # prefetches that may join per visit, -1 no limit
+    order: int  # of prefetches: index into plan.ORDERS
+    no_touch: int  # 1: standing in is no touch
+    # and what counts on over the whole run
+    routed: int  # visits routed
+    stamps: int  # touches and landings
+    events: int  # event numbers given
+    token: int  # tokens planned by a miss policy
+
+
+class OfVisit(Struct):  # the one being served
+    n_wanted: int  # how many ids are in State.wanted,
+    n_ready: int  # ready,
+    n_answered: int  # answered,
+    n_host: int  # and on_host
+    n_work: int  # experts with GPU work, ready or not
+    n_run: int  # of the ready ones, those that ran
+    n_waited: int  # late ones that are waited for
+    draws: int  # random draws of the eviction
+    miss_draws: int  # and of the miss policy
+    host_ns: int  # what the cheaper rule has given the host
+    link_ns: int  # and the link
+
+
+class OfLink(Struct):
+    demand_head: int  # State.demand[demand_head : demand_tail] are queued
+    demand_tail: int
+    n_queued: int  # prefetches in State.queue
+    flight_head: int  # where in State.flight the oldest is
+    n_flight: int
+
+
+class Written(Struct):  # written to each table of the log
+    visits: int
+    executions: int
+    transfers: int
+    answers: int
+
+
+class Count(Struct):  # of the summary
+    evictions: int
+    slots_wanted: int  # (token, slot) entries, and what became of them
+    slots_hit: int
+    slots_late: int
+    fetched: int
+    substituted: int
+    dropped: int
+    cpu: int
+    low: int
+    landed_demand: int  # transfers by cause
+    landed_prefetch: int
+    landed_background: int
+    landed_low: int  # of all these, low-precision copies
+    promoted: int
+    withdrawn: int
+    rejected: int
+    prefetch_used: int
+    prefetch_late: int
+    prefetch_wasted: int
+    wanted_before: int  # distinct experts per visit by the trace's own ids, where a policy re-ranks
+    stopped: Annotated[Int, 1 + len(GATES)]  # (token, slot) entries by what stopped a substitution: 0 nothing
+
+
+class OfLayer(Struct):  # of the summary, per MoE layer
+    hits: int  # distinct experts per visit
+    late: int
+    misses: int
+    stall_demand_ns: int  # by what the GPU waited for
+    stall_late_ns: int
+    stall_held_ns: int
+    weight_wanted: float  # router weight
+    weight_substituted: float
+    weight_dropped: float
+    weight_missed: float  # of these two, what the stand-in lacks in similarity
+
+
+class Past(Struct):  # per MoE layer, over the whole run
+    score: float  # sum of its experts' scores, of evictions that look back
+    logit_range: float  # sum of max - min router logit (cache-prior)
+    n_ranges: float  # of how many tokens
+
+
+class Scope(Struct):
+    base: int  # first slot
+    capacity: int  # slots
+    used: int  # slots taken
+    arriving: int  # of these, committed and not landed
+
+
+class Queued(Struct):  # a prefetch
+    expert: int
+    key: int  # the lowest goes first
+    list: int  # which merged list it joined from, -1 none
+
+
+class Reply(Struct):
+    answer: int  # index into plan.ANSWERS; -1 not yet
+    other: int  # who stands in, -1 nobody
+    gate: int  # what stopped a substitution
 
 
 class IllegalTransition(RuntimeError):
@@ -95,91 +178,103 @@ class IllegalTransition(RuntimeError):
         return f"{STATES[was]} -> {STATES[to]} is not a legal transition"
 
 
-class State(NamedTuple):
-    """x [G, FIELDS] per expert; c [N_SCALARS]; work [WORK_ROWS, > G + scopes]; scope [scopes, 4];
-    slot [slots] expert in each taken slot; queue [G + 1, 3] prefetches in order; layer [L, LAYER_COLUMNS];
-    merged [lists, E + 1] the ranked lists of the last visits (length in column 0).
-    score float64 [experts here + L]: decayed uses; or router weight x 2**24 in the window; or tokens of the requests
-    being served, and behind them each layer's sum. With low-precision copies there are 2 G experts here, the copy of g
-    being G + g, and twice as many scopes.
-
-    Of runs that ask a miss policy or re-rank: routed [rows, K] and weight float64 [rows, K], the visit's experts and
-    router weights by row of the step; reply [3, K], the answers planned for one token; order [2, G] scratch; quality
-    float64 [L, 4] router weight wanted, substituted, dropped, and the last two times what the stand-in lacks in
-    similarity; loss float64 [T] the last two by trace token; ranges float64 [L, 2] sum and number of logit ranges
-    (cache-prior).
+class State(Memory):
+    """G experts; with low-precision copies twice as many, the copy of g being G + g, and twice as many scopes.
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 
-    x: Int
-    c: Int
-    work: Ids
-    scope: Int
-    slot: Ids
-    queue: Int
-    layer: Int
-    merged: Int
-    score: npt.NDArray[np.float64]
-    params: npt.NDArray[np.float64]
-    routed: Int
-    weight: npt.NDArray[np.float64]
-    reply: Int
-    order: Int
-    quality: npt.NDArray[np.float64]
-    loss: npt.NDArray[np.float64]
-    ranges: npt.NDArray[np.float64]
-
-
-def zeros(*shape: int, dtype: Any = np.int64) -> Any:
-    """Zeros that begin at a cache line: where the state lies would else change the speed from run to run."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    run: OfRun
+    visit: OfVisit
+    link: OfLink
+    rows: Written
+    count: Count
+    layer: Sequence[OfLayer]  # [L]
+    totals: Int  # the memory of count and layer, to be set to zero
+    past: Sequence[Past]  # [L]
+    expert: Sequence[Expert]  # [G]
+    scope: Sequence[Scope]  # [scopes]
+    slot: Ids  # [slots] expert in each taken slot
+    wanted: Ids  # [G] lists of ids, filled up to their counter: wanted by the visit being served,
+    ready: Ids  # with work and resident,
+    demand: Ids  # demanded,
+    answered: Ids  # in the order first answered,
+    on_host: Ids  # with work on the CPU
+    flight: Ids  # [G] a ring: committed, and not landed
+    older: Ids  # [G + scopes] the residents of each scope in a ring, by last touch (lru) or landing:
+    newer: Ids  # the neighbours of each; entry G + scope begins and ends it
+    queue: Sequence[Queued]  # [G + 1] in order
+    merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
+    params: Float  # of the eviction
+    routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
+    weight: Float  # [rows, K] and their router weights
+    reply: Sequence[Reply]  # [K] the answers planned for one token
+    loss: Float  # [T] router weight that others answered for, or nobody, by trace token
+    marked: Ids  # [G] scratch: flags, or ids
+    order: Int  # [G] scratch: ranks
 
 
 def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
-    layers = plan.experts.shape[1]
-    full = layers * plan.n_experts
-    n = full if plan.low is None else 2 * full
+    tokens, layers, top_k = plan.experts.shape
     slots = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
-    depth = min(plan.costs.commit_depth, n)
+    n = layers * plan.n_experts * (1 if plan.low is None else 2)
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
     rows = int(np.diff(plan.step_offset).max(initial=0))
-    c = zeros(N_SCALARS)
-    c[[N_LAYERS, N_EXPERTS, POOLED, EVICTION]] = layers, plan.n_experts, plan.pooled, plan.eviction.kind
-    c[[SEED, DEPTH]] = plan.seed, depth
-    touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
-    c[NO_TOUCH], c[N_FULL], c[EVICTION_MARKS] = 0 if touch else 1, full, plan.eviction.marks
-    if plan.prefetch is not None:
-        c[[BUDGET, ORDER]] = plan.prefetch.budget, plan.prefetch.order
-    scope = zeros(len(slots), 4)
-    scope[:, CAPACITY] = slots
-    scope[1:, BASE] = np.cumsum(slots)[:-1]
-    x = zeros(n, FIELDS)
-    x[:, [SLOT, TRANSFER]] = -1
-    x[:, NEXT] = NEVER
-    x[:, LAYER] = np.arange(n) // plan.n_experts % layers
-    x[:, SCOPE] = np.arange(n) // (full if plan.pooled else plan.n_experts)
-    work = zeros(WORK_ROWS, n + len(slots) + 16, dtype=np.uint32)
-    work[OLDER:, n : n + len(slots)] = np.arange(n, n + len(slots))
+    counters = Count.dtype.itemsize // 8
+    totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
+    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
+    ring = np.arange(n + len(slots), dtype=np.uint32)
     return State(
-        x=x,
-        c=c,
-        work=work,
-        scope=scope,
+        run=_run(plan, n),
+        visit=zeros(dtype=OfVisit),
+        link=zeros(dtype=OfLink),
+        rows=zeros(dtype=Written),
+        count=totals[:counters].view(Count).reshape(()),
+        layer=totals[counters:].view(OfLayer),
+        totals=totals,
+        past=zeros(layers, dtype=Past),
+        expert=_experts(plan, n),
+        scope=_scopes(slots),
         slot=zeros(int(slots.sum()), dtype=np.uint32),
-        queue=zeros(n + 1, 3),
-        layer=zeros(layers, LAYER_COLUMNS),
+        **ids,
+        older=ring,
+        newer=ring.copy(),
+        queue=zeros(n + 1, dtype=Queued),
         merged=zeros(distances * (distances + 1), plan.n_experts + 1),
-        score=zeros(n + layers, dtype=np.float64),
-        params=np.asarray(plan.eviction.params, np.float64),
-        routed=np.zeros((rows, plan.experts.shape[2]), np.int64),
-        weight=np.zeros((rows, plan.experts.shape[2]), np.float64),
-        reply=np.zeros((3, plan.experts.shape[2]), np.int64),
-        order=np.zeros((2, n), np.int64),
-        quality=np.zeros((layers, 4), np.float64),
-        loss=np.zeros(plan.experts.shape[0], np.float64),
-        ranges=np.zeros((layers, 2), np.float64),
+        params=np.array(plan.eviction.params, np.float64),
+        routed=zeros(rows, top_k),
+        weight=zeros(rows, top_k, dtype=np.float64),
+        reply=zeros(top_k, dtype=Reply),
+        loss=zeros(tokens, dtype=np.float64),
+        marked=zeros(n, dtype=np.uint32),
+        order=zeros(n),
     )
+
+
+def _run(plan: Plan, n: int) -> Any:
+    run = zeros(dtype=OfRun)
+    touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
+    run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
+    run["n_full"] = plan.experts.shape[1] * plan.n_experts
+    run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
+    run["seed"], run["depth"], run["no_touch"] = plan.seed, min(plan.costs.commit_depth, n), not touch
+    if plan.prefetch is not None:
+        run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order
+    return run
+
+
+def _experts(plan: Plan, n: int) -> Any:
+    expert, g = zeros(n, dtype=Expert), np.arange(n)
+    layers = plan.experts.shape[1]
+    expert["slot"] = expert["transfer"] = -1
+    expert["next_use"] = NEVER
+    expert["layer"] = g // plan.n_experts % layers
+    expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)
+    return expert
+
+
+def _scopes(slots: Int) -> Any:
+    scope = zeros(len(slots), dtype=Scope)
+    scope["capacity"] = slots
+    scope["base"][1:] = np.cumsum(slots)[:-1]
+    return scope

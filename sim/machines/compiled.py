@@ -11,24 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import choice, inlined, inner
-from sim.core.link import next_commit, waiting
+from sim.core.link import count_stall, next_commit, waiting, why_stalled
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, NEVER, READY, TRANSFER, WORK
+from sim.core.state import NEVER
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import (
-    CPU_WAIT,
-    DECIDE,
-    DENSE,
-    EXPERTS,
-    HEAD,
-    LINK_BUSY,
-    NOW,
-    STALL,
     Clock,
     begin_run,
     close,
@@ -59,7 +50,7 @@ class Durations(NamedTuple):
 @inlined
 def _transfer_ns(s: Any, hooks: Any, d: Durations, g: int, follows: int) -> int:
     """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies."""
-    if hooks is not None and g >= s.c[st.N_FULL]:
+    if hooks is not None and g >= s.run.n_full:
         return d.low_transfer_ns[follows]
     return d.transfer_ns[follows]
 
@@ -67,35 +58,35 @@ def _transfer_ns(s: Any, hooks: Any, d: Durations, g: int, follows: int) -> int:
 @inlined
 def _commit_all(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
-    now = clock.k[NOW]
+    now = clock.time.now_ns
     while waiting(s):
-        behind = s.c[FLIGHT_LEN] > 0
+        behind = s.link.n_flight > 0
         if behind:
-            tail = s.c[FLIGHT_HEAD] + s.c[FLIGHT_LEN] - 1
-            last = s.work[st.FLIGHT, tail if tail < len(s.x) else tail - len(s.x)]
+            tail = s.link.flight_head + s.link.n_flight - 1
+            last = s.flight[tail if tail < len(s.expert) else tail - len(s.expert)]
         g = next_commit(s, log, hooks)
         if g < 0:
             return
         clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
         clock.lands[g] = clock.starts[g] + _transfer_ns(s, hooks, d, g, 1 if behind else 0)
         if log is not None:
-            row = log.transfers[s.x[g, TRANSFER]]
-            row[lg.T_COMMITTED], row[lg.T_STARTED] = now, clock.starts[g]
+            row = log.transfers[s.expert[g].transfer]
+            row.committed_ns, row.started_ns = now, clock.starts[g]
 
 
 @inlined
 def _next_landing(s: Any, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
-    return clock.lands[s.work[st.FLIGHT, s.c[FLIGHT_HEAD]]] if s.c[FLIGHT_LEN] > 0 else NEVER
+    return clock.lands[s.flight[s.link.flight_head]] if s.link.n_flight > 0 else NEVER
 
 
 @inlined
 def _land(s: Any, log: Any, clock: Clock) -> None:
     """The oldest committed transfer lands now."""
     g = land(s, log)
-    clock.k[LINK_BUSY] += clock.k[NOW] - clock.starts[g]
+    clock.time.link_busy_ns += clock.time.now_ns - clock.starts[g]
     if log is not None:
-        log.transfers[s.x[g, TRANSFER], lg.T_LANDED] = clock.k[NOW]
+        log.transfers[s.expert[g].transfer].landed_ns = clock.time.now_ns
 
 
 @inlined
@@ -103,12 +94,9 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
     """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
     if due == NEVER:
         raise RuntimeError("deadlock: the GPU waits and nothing is under way")
-    waited = due - clock.k[NOW]
-    cause = 1 if s.c[st.N_WAITED] > 0 else (2 if waiting(s) else 0)
-    s.layer[layer, st.L_STALL_DEMAND + cause] += waited
-    clock.k[STALL] += waited
-    if log is not None:
-        log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += waited
+    waited = due - clock.time.now_ns
+    count_stall(s, log, layer, why_stalled(s), waited)
+    clock.time.stall_ns += waited
 
 
 @inlined
@@ -117,9 +105,9 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
-    to = clock.k[NOW] + ns
-    if ns > 0 and s.c[FLIGHT_LEN] == 0 and not waiting(s):
-        clock.k[NOW] = to
+    to = clock.time.now_ns + ns
+    if ns > 0 and s.link.n_flight == 0 and not waiting(s):
+        clock.time.now_ns = to
         return
     while ns != 0:
         if waiting(s):
@@ -128,8 +116,8 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
         if ns == UNTIL_LANDING:
             _stalled(s, log, clock, layer, due)
             to = due
-        clock.k[NOW] = min(due, to)
-        while _next_landing(s, clock) == clock.k[NOW]:
+        clock.time.now_ns = min(due, to)
+        while _next_landing(s, clock) == clock.time.now_ns:
             _land(s, log, clock)
         if due >= to:
             return
@@ -139,46 +127,46 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
 def _group_ns(s: Any, hooks: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
     ns = d.group_ns
-    for i in range(s.c[N_RUN], s.c[N_RUN] + n):
-        g = s.work[READY, i]
-        if hooks is not None and g >= s.c[st.N_FULL]:
-            ns += d.low_expert_ns[s.x[g, WORK]]
+    for i in range(s.visit.n_run, s.visit.n_run + n):
+        g = s.ready[i]
+        if hooks is not None and g >= s.run.n_full:
+            ns += d.low_expert_ns[s.expert[g].work]
         else:
-            ns += d.expert_ns[s.x[g, WORK]]
+            ns += d.expert_ns[s.expert[g].work]
     return ns
 
 
 @inner
 def _time_executions(s: Any, log: Any, expert_ns: Any, low_ns: Any, begin: int, n: int, group: int) -> None:
     """When each of the last n executions began and ended."""
-    last = s.c[st.R_EXECUTIONS]
+    last = s.rows.executions
     for i in range(last - n, last):
         row = log.executions[i]
-        row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
-        begin += low_ns[row[lg.X_TOKENS]] if row[lg.X_LOW] == 1 else expert_ns[row[lg.X_TOKENS]]
-        row[lg.X_END] = begin
+        row.begin_ns, row.group = begin, group
+        begin += low_ns[row.tokens] if row.low == 1 else expert_ns[row.tokens]
+        row.end_ns = begin
 
 
 @inner
 def _host_ns(s: Any, d: Any) -> int:
     """How long the host computes what this visit gave it: one expert after another from the routed instant."""
-    busy = 1 if s.c[FLIGHT_LEN] > 0 else 0
+    busy = 1 if s.link.n_flight > 0 else 0
     ns = 0
-    for i in range(s.c[st.N_HOST]):
-        ns += d.cpu_expert_ns[busy, s.x[s.work[st.ON_HOST, i], st.HOST]]
+    for i in range(s.visit.n_host):
+        ns += d.cpu_expert_ns[busy, s.expert[s.on_host[i]].host]
     return ns
 
 
 @inner
 def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
     """The layer ends when the host is done too."""
-    wait = max(0, routed + ns - clock.k[NOW])
-    clock.k[CPU_WAIT] += wait
-    _advance(s, log, hooks, d, clock, wait, s.c[st.ROUTED])  # no stall: any layer
-    n = s.c[st.N_HOST]
+    wait = max(0, routed + ns - clock.time.now_ns)
+    clock.time.cpu_wait_ns += wait
+    _advance(s, log, hooks, d, clock, wait, s.run.routed)  # no stall: any layer
+    n = s.visit.n_host
     finish_host(s, log)
     if log is not None:
-        log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+        log.visits[s.rows.visits - 1].cpu_wait_ns = wait
         _time_executions(s, log, d.cpu_expert_ns[busy], d.low_expert_ns, routed, n, -1)
 
 
@@ -197,31 +185,31 @@ def _visit(
     layer: int,
 ) -> None:
     """One visit from its routed instant to the end of its layer."""
-    first_transfer = s.c[st.R_TRANSFERS]
+    first_transfer = s.rows.transfers
     decide(s, log, route, miss, ahead, step, layer, hooks)
-    routed, busy = clock.k[NOW], 1 if s.c[FLIGHT_LEN] > 0 else 0
+    routed, busy = clock.time.now_ns, 1 if s.link.n_flight > 0 else 0
     if log is not None:
-        log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
-        for i in range(first_transfer, s.c[st.R_TRANSFERS]):
-            log.transfers[i, lg.T_QUEUED] = routed
+        log.visits[s.rows.visits - 1].routed_ns = routed
+        for i in range(first_transfer, s.rows.transfers):
+            log.transfers[i].queued_ns = routed
     host_ns = 0
     if miss is not None:
         host_ns = _host_ns(s, d)
     group = 0
-    while s.c[N_RUN] < s.c[N_WORK]:
-        n, begin = take_group(s, mode), clock.k[NOW]
+    while s.visit.n_run < s.visit.n_work:
+        n, begin = take_group(s, mode), clock.time.now_ns
         ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
         _advance(s, log, hooks, d, clock, ns, layer)
         if n > 0:
-            clock.k[EXPERTS] += ns
+            clock.time.experts_ns += ns
             finish_group(s, log, n)
             if log is not None:
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
             group += 1
-    if miss is not None and s.c[st.N_HOST] > 0:
+    if miss is not None and s.visit.n_host > 0:
         _wait_for_host(s, log, hooks, d, clock, routed, busy, host_ns)
     if log is not None:
-        log.visits[s.c[st.R_VISITS] - 1, lg.V_END] = clock.k[NOW]
+        log.visits[s.rows.visits - 1].end_ns = clock.time.now_ns
 
 
 @choice
@@ -233,17 +221,17 @@ def _loop(
     for step in range(len(route.step_prefill)):
         if step == warmup and warmup > 0:
             forget(s, clock)
-        clock.begin[step] = clock.k[NOW]
+        clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
             _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
-        clock.end[step] = clock.k[NOW]
-        clock.k[DENSE] += dense.sum()
-        clock.k[DECIDE] += layers * d.decide_ns
-        clock.k[HEAD] += head
+        clock.end[step] = clock.time.now_ns
+        clock.time.dense_ns += dense.sum()
+        clock.time.decide_ns += layers * d.decide_ns
+        clock.time.head_ns += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock)

@@ -11,16 +11,13 @@ from typing import Any
 
 import simpy
 
-from sim.core import log as lg
-from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import next_commit, waiting
+from sim.core.link import count_stall, next_commit, waiting, why_stalled
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import FLIGHT_HEAD, FLIGHT_LEN, N_RUN, N_WORK, READY, TRANSFER, WORK
 from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import CPU_WAIT, DECIDE, DENSE, EXPERTS, HEAD, LINK_BUSY, NOW, STALL, begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
@@ -70,7 +67,7 @@ class Machine:
         self.commit_due = False
         s, now = self.s, self.env.now
         while waiting(s):
-            behind = self.last_committed() if s.c[FLIGHT_LEN] else None
+            behind = self.last_committed() if s.link.n_flight else None
             g = next_commit(s, self.log, self.hooks)
             if g < 0:
                 return
@@ -78,26 +75,26 @@ class Machine:
             lands = starts + int(self.transfer_ns[self.is_low(g)][0 if behind is None else 1])
             self.clock.starts[g], self.clock.lands[g] = starts, lands
             if self.log is not None:
-                row = self.log.transfers[s.x[g, TRANSFER]]
-                row[lg.T_COMMITTED], row[lg.T_STARTED] = now, starts
+                row = self.log.transfers[s.expert[g].transfer]
+                row.committed_ns, row.started_ns = now, starts
             self.at(lands - now, LANDING, self.landed)
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
-        return bool(g >= self.s.c[st.N_FULL])
+        return bool(g >= self.s.run.n_full)
 
     def last_committed(self) -> int:
-        place = (self.s.c[FLIGHT_HEAD] + self.s.c[FLIGHT_LEN] - 1) % len(self.s.x)
-        return int(self.s.work[st.FLIGHT, place])
+        place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.expert)
+        return int(self.s.flight[place])
 
     def landed(self, _: Any) -> None:
         """The oldest committed transfer has landed."""
         if self.wake is not None:
             self.count_stall()
         g = land(self.s, self.log)
-        self.clock.k[LINK_BUSY] += self.env.now - self.clock.starts[g]
+        self.clock.time.link_busy_ns += self.env.now - self.clock.starts[g]
         if self.log is not None:
-            self.log.transfers[self.s.x[g, TRANSFER], lg.T_LANDED] = self.env.now
+            self.log.transfers[self.s.expert[g].transfer].landed_ns = self.env.now
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
         self.kick()
@@ -106,17 +103,14 @@ class Machine:
         """What the GPU has waited for since it last looked: the state of the link has not changed since then."""
         ns, s = self.env.now - self.stalled_since, self.s
         self.stalled_since = self.env.now
-        cause = 1 if s.c[st.N_WAITED] > 0 else (2 if waiting(s) else 0)
-        s.layer[self.layer, st.L_STALL_DEMAND + cause] += ns
-        self.clock.k[STALL] += ns
-        if self.log is not None:
-            self.log.visits[s.c[st.R_VISITS] - 1, lg.V_STALL_DEMAND + cause] += ns
+        count_stall(s, self.log, self.layer, why_stalled(s), ns)
+        self.clock.time.stall_ns += ns
 
     # --- the GPU ---------------------------------------------------------------------------------------------------
 
-    def busy(self, ns: int, what: int) -> Process:
+    def busy(self, ns: int, what: str) -> Process:
         """The GPU (or the host it waits for) is busy for ns."""
-        self.clock.k[what] += ns
+        self.clock.spend(what, ns)
         if ns > 0:
             yield self.at(ns, GPU)
 
@@ -136,49 +130,50 @@ class Machine:
 
     def begin_step(self, step: int) -> None:
         if step == self.plan.warmup_steps and step > 0:
-            self.clock.k[NOW] = self.env.now
+            self.clock.time.now_ns = self.env.now
             forget(self.s, self.clock)
         self.clock.begin[step] = self.env.now
         self.dense, self.head = self.durations(step)
 
     def layer_of(self, step: int, layer: int) -> Process:
         """The dense part in front of an MoE layer, the decision, the visit."""
-        yield from self.busy(self.dense[layer], DENSE)
-        yield from self.busy(self.costs.decide_ns, DECIDE)
+        yield from self.busy(self.dense[layer], "dense_ns")
+        yield from self.busy(self.costs.decide_ns, "decide_ns")
         yield from self.visit(step, layer)
 
     def end_step(self, step: int) -> Process:
         """What follows the last MoE layer, and the end of step."""
-        yield from self.busy(self.dense[-1], DENSE)
-        yield from self.busy(self.head, HEAD)
+        yield from self.busy(self.dense[-1], "dense_ns")
+        yield from self.busy(self.head, "head_ns")
         self.clock.end[step] = self.env.now
         if self.log is not None:
-            self.clock.event[step] = self.s.c[st.EVENTS]
-            self.s.c[st.EVENTS] += 1
+            self.clock.event[step] = self.s.run.events
+            self.s.run.events += 1
 
     def end_run(self) -> None:
-        self.clock.k[NOW] = self.env.now
+        self.clock.time.now_ns = self.env.now
         close(self.s, self.log, self.clock)
 
     def visit(self, step: int, layer: int) -> Process:
         """One visit, from its routed instant to the end of its layer."""
         s, log, routed = self.s, self.log, self.env.now
-        self.layer, first = layer, s.c[st.R_TRANSFERS]
+        self.layer, first = layer, s.rows.transfers
         decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
-        busy = int(s.c[FLIGHT_LEN] > 0)
+        busy = int(s.link.n_flight > 0)
         if log is not None:
-            log.visits[s.c[st.R_VISITS] - 1, lg.V_ROUTED] = routed
-            log.transfers[first : s.c[st.R_TRANSFERS], lg.T_QUEUED] = routed
+            log.visits[s.rows.visits - 1].routed_ns = routed
+            for row in log.transfers[first : s.rows.transfers]:
+                row.queued_ns = routed
         self.kick()
         group = 0
-        while s.c[N_RUN] < s.c[N_WORK]:
+        while s.visit.n_run < s.visit.n_work:
             n = yield from self.next_group()
             yield from self.run_group(n, group)
             group += 1
-        if s.c[st.N_HOST] > 0:
+        if s.visit.n_host > 0:
             yield from self.wait_for_host(routed, busy)
         if log is not None:
-            log.visits[s.c[st.R_VISITS] - 1, lg.V_END] = self.env.now
+            log.visits[s.rows.visits - 1].end_ns = self.env.now
 
     def next_group(self) -> Process:
         """Wait until the GPU can take a group; returns how many experts are in it."""
@@ -190,36 +185,36 @@ class Machine:
 
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""
-        s, run = self.s, self.s.c[N_RUN]
-        group_of = s.work[READY, run : run + n].tolist()
+        s, run = self.s, self.s.visit.n_run
+        group_of = s.ready[run : run + n].tolist()
         begin = self.env.now + self.costs.group_ns
-        ns = sum(int(self.expert_ns[self.is_low(g)][s.x[g, WORK]]) for g in group_of)
-        yield from self.busy(self.costs.group_ns + ns, EXPERTS)
+        ns = sum(int(self.expert_ns[self.is_low(g)][s.expert[g].work]) for g in group_of)
+        yield from self.busy(self.costs.group_ns + ns, "experts_ns")
         finish_group(s, self.log, n)
         self.time_executions(self.expert_ns, begin, n, group)
         self.kick()
 
     def wait_for_host(self, routed: int, busy: int) -> Process:
         """The layer ends when the experts computed on the CPU are done too."""
-        s, n = self.s, int(self.s.c[st.N_HOST])
+        s, n = self.s, int(self.s.visit.n_host)
         expert_ns = self.costs.cpu_expert_ns[busy]
-        ns = int(expert_ns[s.x[s.work[st.ON_HOST, :n], st.HOST]].sum())
+        ns = sum(int(expert_ns[s.expert[g].host]) for g in s.on_host[:n])
         wait = max(0, routed + ns - self.env.now)
-        yield from self.busy(wait, CPU_WAIT)
+        yield from self.busy(wait, "cpu_wait_ns")
         finish_host(s, self.log)
         self.time_executions((expert_ns, expert_ns), routed, n, -1)
         if self.log is not None:
-            self.log.visits[s.c[st.R_VISITS] - 1, lg.V_CPU_WAIT] = wait
+            self.log.visits[s.rows.visits - 1].cpu_wait_ns = wait
 
     def time_executions(self, expert_ns: Any, begin: int, n: int, group: int) -> None:
         """When each of the last n executions began and ended."""
         if self.log is None:
             return
-        last = self.s.c[st.R_EXECUTIONS]
+        last = self.s.rows.executions
         for row in self.log.executions[last - n : last]:
-            row[lg.X_BEGIN], row[lg.X_GROUP] = begin, group
-            begin += expert_ns[row[lg.X_LOW]][row[lg.X_TOKENS]]
-            row[lg.X_END] = begin
+            row.begin_ns, row.group = begin, group
+            begin += expert_ns[row.low][row.tokens]
+            row.end_ns = begin
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:

@@ -15,30 +15,18 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
-from sim.core.miss import GATES
-from sim.core.plan import ANSWERS, CAUSES, LOSSY, OUTCOMES, Plan
+from sim.core.plan import ANSWERS, CAUSES, GATES, LOSSY, OUTCOMES, Plan
 from sim.errors import SpecError
+from sim.machines.clock import Clock, Time
 from traces.command import replace
 
 Int = npt.NDArray[np.int64]
 Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; int8 and int32 by step, int64 in a file
 VERSION = 1
-WEIGHTS = ("wanted", "substituted", "dropped", "missed")  # columns of State.quality: router weight
-
-CLOCK = ("link_busy_ns", "dense_ns", "decide_ns", "experts_ns", "stall_ns", "cpu_wait_ns", "head_ns", "unfinished")
-_COUNTERS = """
-    evictions slots_wanted slots_hit slots_late fetched substituted dropped cpu low landed_demand landed_prefetch
-    landed_background landed_low promoted withdrawn rejected prefetch_used prefetch_late prefetch_wasted wanted_before
-"""
-COUNTERS = {name: getattr(st, name.upper()) for name in _COUNTERS.split()}
-LAYER = {
-    "hits": st.L_HITS,
-    "late": st.L_LATE,
-    "misses": st.L_MISSES,
-    "stall_demand_ns": st.L_STALL_DEMAND,
-    "stall_late_ns": st.L_STALL_LATE,
-    "stall_held_ns": st.L_STALL_HELD,
-}
+COUNTERS = tuple(name for name in st.Count.fields() if name != "stopped")
+CLOCK = Time.fields()[1:]
+QUALITY = tuple(name for name in st.OfLayer.fields() if name.startswith("weight_"))  # router weight, by layer
+LAYER = tuple(name for name in st.OfLayer.fields() if name not in QUALITY)
 
 
 @dataclass(frozen=True)
@@ -64,10 +52,10 @@ class RunRecord:
     tokens: Group = field(default_factory=dict)
 
     @staticmethod
-    def of(plan: Plan, s: st.State, log: Log | None, clock: Any) -> "RunRecord":
-        """From what a machine ends with (clock: machines.clock.Clock)."""
-        counters: dict[str, Any] = {name: int(s.c[i]) for name, i in COUNTERS.items()}
-        counters |= {name: int(clock.k[1 + i]) for i, name in enumerate(CLOCK)}
+    def of(plan: Plan, s: st.State, log: Log | None, clock: Clock) -> "RunRecord":
+        """From what a machine ends with."""
+        counters: dict[str, Any] = {name: getattr(s.count, name) for name in COUNTERS}
+        counters |= {name: getattr(clock.time, name) for name in CLOCK}
         steps: Group = {
             "prefill": plan.step_prefill.view(np.int8),
             "begin_ns": clock.begin,
@@ -76,12 +64,11 @@ class RunRecord:
         }
         if log is not None:
             steps["event"] = clock.event
-        counters |= {f"stopped_{gate}": int(s.c[st.STOPPED + 1 + i]) for i, gate in enumerate(GATES)}
-        counters |= {f"weight_{name}": float(s.quality[:, i].sum()) for i, name in enumerate(WEIGHTS)}
-        layer: Group = {name: s.layer[:, i].copy() for name, i in LAYER.items()}
+        counters |= {f"stopped_{gate}": s.count.stopped[1 + i] for i, gate in enumerate(GATES)}
+        layer: Group = {name: s.arrays["layer"][name].copy() for name in (*LAYER, *QUALITY)}
+        counters |= {name: float(layer[name].sum()) for name in QUALITY}
         if plan.rerank is None:
             counters["wanted_before"] = int(sum(layer[name].sum() for name in ("hits", "late", "misses")))
-        layer |= {f"weight_{name}": s.quality[:, i].copy() for i, name in enumerate(WEIGHTS)}
         groups = {} if log is None else _groups(plan, s, log)
         requests = requests_of(plan, clock.begin, clock.end)
         tokens = {"lost_weight": s.loss} if plan.miss.marks & LOSSY else {}
@@ -113,11 +100,7 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
 
 
 def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
-    counts = (st.R_VISITS, st.R_EXECUTIONS, st.R_TRANSFERS, st.R_ANSWERS)
-    rows = dict(zip(COLUMNS, (s.c[i] for i in counts), strict=True))
-    out = {}
-    for name, table in zip(COLUMNS, log, strict=True):
-        out[name] = {column: table[: rows[name], i] for i, column in enumerate(COLUMNS[name].split())}
+    out: dict[str, Group] = {name: dict(log.columns(name, 0, getattr(s.rows, name))) for name in COLUMNS}
     for name in ("executions", "transfers"):
         ids = out[name]["expert"]
         out[name]["expert"] = ids % plan.n_experts

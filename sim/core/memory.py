@@ -1,0 +1,165 @@
+"""Arrays and numbers that belong together, behind one address: what compiled code is handed in place of each of them.
+
+A `Memory` is a few named numpy arrays. One of a structured dtype is read by its fields, everywhere with the same words:
+`s.expert[g].state`, and without dimensions, one record, `s.count.evictions`. In compiled code they are plain loads and
+stores: it is passed the address of a table of where each array lies and how long it is. In plain Python structured
+arrays are seen through ctypes, because reading a field of numpy's records takes ten times as long.
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, override"
+
+import math
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import (
+    NativeValue,
+    infer_getattr,
+    lower_getattr_generic,
+    models,
+    register_model,
+    unbox,
+)
+from numba.np.arrayobj import populate_array
+
+Int = npt.NDArray[np.int64]
+MOST_DIMENSIONS = 3
+
+
+def zeros(*shape: int, dtype: Any = np.int64) -> Any:
+    """Zeros that begin at a cache line: where the state lies would else change the speed from run to run."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class Struct:
+    """One record: a subclass names its fields, int64 where it says int, float64 where it says float, and n int64 where
+    it says `Annotated[Int, n]`. It stands for its structured dtype wherever numpy takes one."""
+
+    dtype: ClassVar[np.dtype[Any]]
+
+    def __init_subclass__(cls) -> None:
+        fields = [(name, *_field(kind)) for name, kind in cls.__annotations__.items()]
+        cls.dtype = np.dtype(fields, align=True)
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(cls.__annotations__)
+
+
+def _field(kind: Any) -> tuple[Any, ...]:
+    return (kind,) if isinstance(kind, type) else (np.int64, *kind.__metadata__)
+
+
+class Memory:
+    """Contiguous arrays by name. `arrays` has them as numpy's; attributes as said above: structured ones by their fields.
+
+    A subclass always has the same names, dtypes and numbers of dimensions: to compiled code it is one type."""
+
+    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+        self.arrays = arrays
+        self._table = np.zeros((len(arrays), 1 + MOST_DIMENSIONS), np.int64)
+        for row, array in zip(self._table, arrays.values(), strict=True):
+            row[: 1 + array.ndim] = array.ctypes.data, *array.shape
+        self.address = self._table.ctypes.data
+        self.__dict__ |= {name: _in_python(array) for name, array in arrays.items()}
+
+    @cached_property
+    def _numba_type_(self) -> "MemoryType":
+        members = tuple((name, _type_of(array)) for name, array in self.arrays.items())
+        return MemoryType(type(self).__name__, members)
+
+    def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
+        """The same with other arrays in the place of some; the rest is shared."""
+        return type(self)(**self.arrays | arrays)
+
+
+# --- in plain Python ------------------------------------------------------------------------------------------------
+
+
+def _in_python(array: npt.NDArray[Any]) -> Any:
+    if array.dtype.names is None:
+        return array
+    kind = _structure(array.dtype)
+    return kind.from_buffer(array) if array.ndim == 0 else (kind * len(array)).from_buffer(array)
+
+
+@cache
+def _structure(dtype: np.dtype[Any]) -> Any:
+    """The same layout as a class of ctypes, which also takes numpy's numbers."""
+    base = np.ctypeslib.as_ctypes_type(dtype)
+
+    def assign(self: Any, name: str, value: Any) -> None:
+        base.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
+
+    return type(base.__name__, (base,), {"__setattr__": assign})
+
+
+# --- in compiled code -----------------------------------------------------------------------------------------------
+
+
+class MemoryType(types.Type):
+    """numba's type of a subclass of Memory; members: (name, type) in the order of its table."""
+
+    def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
+        self.members = members
+        super().__init__(name)
+
+
+def _type_of(array: npt.NDArray[Any]) -> Any:
+    kind = numba.typeof(array)
+    return kind.dtype if array.ndim == 0 else kind
+
+
+@register_model(MemoryType)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.IntType(64).as_pointer())
+
+
+@unbox(MemoryType)
+def _unbox(kind: Any, memory: Any, c: Any) -> Any:
+    address = c.pyapi.object_getattr_string(memory, "address")
+    value = c.pyapi.long_as_ulonglong(address)
+    c.pyapi.decref(address)
+    return NativeValue(c.builder.inttoptr(value, c.context.get_value_type(kind)))
+
+
+@infer_getattr
+class _Members(AttributeTemplate):
+    key = MemoryType
+
+    def generic_resolve(self, memory: Any, name: str) -> Any:
+        return dict(memory.members).get(name)
+
+
+@lower_getattr_generic(MemoryType)
+def _member(context: Any, builder: Any, memory: Any, table: Any, name: str) -> Any:
+    """A record: where it lies. An array: as numba knows arrays, made of where it lies and how long it is."""
+    row = [each for each, _ in memory.members].index(name) * (1 + MOST_DIMENSIONS)
+    kind = memory.members[row // (1 + MOST_DIMENSIONS)][1]
+
+    def load(column: int) -> Any:
+        loaded = builder.load(builder.gep(table, [ir.IntType(64)(row + column)]))
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))  # a table never changes
+        return loaded
+
+    place = builder.inttoptr(load(0), cgutils.voidptr_t)
+    if isinstance(kind, types.Record):
+        return builder.bitcast(place, context.get_value_type(kind))
+    item = ir.IntType(64)(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    shape, strides = [load(1 + i) for i in range(kind.ndim)], [item]
+    for length in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], length))
+    array = context.make_array(kind)(context, builder)
+    populate_array(array, builder.bitcast(place, array.data.type), shape, strides, item, None)
+    return array._getvalue()
