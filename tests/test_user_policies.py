@@ -22,9 +22,9 @@ from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
-from sim.policies.registry import MISS, find
+from sim.policies.registry import MISS, RERANK, find
 from tests.gen import random_trace
-from tests.plans import RERANKERS, named, plan, random_lossy_plan, random_plan, substitute
+from tests.plans import named, plan, random_lossy_plan, random_plan, substitute
 from tests.reference import simulate
 from tests.test_agreement import difference
 from tests.test_run import FIXED
@@ -92,7 +92,7 @@ def test_miss_like_a_built_in_one(machine: ModuleType, name: str, like: Choice) 
 
 @MACHINES
 def test_reranking_like_a_built_in_one(machine: ModuleType) -> None:
-    function, like = own("rerank", "adapmoe"), Choice("adapmoe", RERANKERS["adapmoe"], np.array([0.04]))
+    function, like = own("rerank", "adapmoe"), Choice("adapmoe", RERANK["adapmoe"].kind, np.array([0.04]))
     left_out = 0
     for seed in range(SEEDS):
         base = random_lossy_plan(seed)
