@@ -6,15 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.miss import SUBSTITUTE
-from sim.core.plan import ANSWERS_CPU, LOSSY, SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
+from sim.core.plan import (
+    ANSWERS_CPU,
+    LOSSY,
+    SUBSTITUTE_PARAMS,
+    SUBSTITUTION,
+    Choice,
+    Costs,
+    Leaving,
+    Low,
+    Plan,
+    Prefetch,
+)
 from sim.policies.policy import Policy
 from sim.policies.registry import EVICTION, MISS, RERANK
 
-EVICTIONS = {name: policy.kind for name, policy in EVICTION.items()}
+
+def codes(table: dict[str, Policy]) -> dict[str, int]:
+    """The code of each policy in the core, by name, in the order of the codes: what is drawn stays as it was."""
+    return {policy.name: policy.kind for policy in sorted(table.values(), key=lambda policy: policy.kind)}
+
+
+EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
-MISSES = {name: policy.kind for name, policy in MISS.items()}
-SUBSTITUTES = tuple(name for name, kind in MISSES.items() if kind == SUBSTITUTE)
+SUBSTITUTES = [name for name, code in MISSES.items() if code == SUBSTITUTION]
 OPEN = {
     "selector": 0, "matched": 0, "temperature": 1, "gamma": 2, "beta": math.inf, "budget": 0,
     "rho": 1000, "search": 1000, "lowest_first": 0, "fallback": 0, "eta": 0, "kappa": 0,
