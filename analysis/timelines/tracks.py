@@ -58,7 +58,7 @@ class Tracks:
 
     steps {step, prefill, rows}, layers {step, layer, hits, late, misses}; the GPU's dense {step, layer: L is what
     follows the last MoE layer}, decide, overhead, cpu_wait {step, layer}, stall {step, layer, cause: of
-    stalls.CAUSES}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
+    STALLS}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
     cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first use of its copy)}; copies
     {row, queued, layer, expert, low, cause, promoted, bytes, victim, outcome}.
