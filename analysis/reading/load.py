@@ -14,14 +14,15 @@ from typing import Any
 
 from analysis.reading.record_check import read_record
 from analysis.reading.run import Run, RunError, differing, settings
-from analysis.reading.summary_schema import check_summary
 from sim import __version__
+from sim.outcome.summary import check_summary, marks_without
 from traces.errors import UserError
 
 MAX_JSON_BYTES = 64 << 20
 SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
 MAX_ROWS = 1_000_000
-OF_A_ROW = ("id", "error", "synthetic", "open_loop", "policy_files")  # of the sweep, not of the summary
+OF_MARKS = ("synthetic", "open_loop", "oracle")
+OF_A_ROW = ("id", "error", "policy_files", *OF_MARKS)  # columns of other names, or of no use, in a summary
 
 
 def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
@@ -83,6 +84,7 @@ def _read(path: Path) -> Run:
         raise RunError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
     summary = read_json(file)
     check_summary(summary, str(file), __version__)
+    summary.setdefault("marks", marks_without(summary))
     record = None
     if path.is_dir() and (path / RECORD).exists():
         record = read_record(path / RECORD, summary)
@@ -156,6 +158,7 @@ def _run(row: dict[str, Any], where: str) -> Run | None:
         name: ns for name, ns in bounds.items() if ns is not None and name not in ("best_ns", "best_share")
     }
     check_summary(summary, where, __version__, by_layer=False)
+    summary["marks"] = marks_without(summary) | {name: row[name] for name in OF_MARKS if row.get(name) is not None}
     return Run("", where, summary)
 
 

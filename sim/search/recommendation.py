@@ -10,7 +10,6 @@ from sim.errors import SpecError
 from sim.memo import Kept
 from sim.outcome.bounds import bounds
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
-from sim.outcome.report import OPEN_LOOP
 from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.search.halving import Search, begin_with, lengths_of
@@ -200,8 +199,8 @@ class Recommendation:
             "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
             "time_ns": s["time_ns"],
             "lost_router_weight": lost_weight(row_of(Run("", judged.spec), s)),
-            "open_loop": OPEN_LOOP in s["notes"],
-            "closed_loop": self._closed_loop(judged) if OPEN_LOOP in s["notes"] else None,
+            "open_loop": s["marks"]["open_loop"],
+            "closed_loop": self._closed_loop(judged) if s["marks"]["open_loop"] else None,
         }
 
     def _closed_loop(self, judged: Judged) -> dict[str, Any] | None:
