@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from sim.errors import SpecError
 from sim.sweeps.config import Run
@@ -65,11 +65,8 @@ class Totals:
     runs: int = 0
 
     def add(self, done: Done) -> None:
-        self.loop_s += done.loop_s
-        self.prepare_s += done.prepare_s
-        self.busy_s += done.busy_s
-        self.cpu_s += done.cpu_s
-        self.requests += done.requests
+        for name in ("loop_s", "prepare_s", "busy_s", "cpu_s", "requests"):
+            setattr(self, name, getattr(self, name) + getattr(done, name))
         self.runs += len(done.rows)
 
 
@@ -137,10 +134,11 @@ def _kind(run: Run) -> tuple[str, int]:
 
 
 class Dispatcher:
-    """Runs batches of configurations on the workers of a pool, which it keeps until `close`."""
+    """Runs batches of configurations on the workers of a pool, which it keeps until `close`. out: where a terminal is
+    shown how far a batch is."""
 
-    def __init__(self, pool: Pool, workers: int) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, workers: int, out: IO[str] | None = None) -> None:
+        self.pool, self.workers, self.out = pool, workers, out
         self.totals = Totals()
         self.seconds = Seconds()
         self._idle: list[int] = []
@@ -165,11 +163,22 @@ class Dispatcher:
             for event in self.pool.events(1.0):
                 self._seen(event)
 
-    def run(self, runs: Sequence[Run], deadline: float = math.inf) -> Iterator[list[Row]]:
+    def run(self, runs: Sequence[Run], deadline: float = math.inf, piece: int | None = None) -> Iterator[list[Row]]:
         """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive.
 
         deadline, by time.monotonic(): what is not done by then is left undone, workers that are at it included: there
-        is nothing to do with them then but `close`."""
+        is nothing to do with them then but `close`. piece: so many are given out before any later one (default: all).
+        """
+        progress, done = Progress(self.out, len(runs), self.workers), 0
+        size = piece or max(1, len(runs))
+        for first in range(0, len(runs), size):
+            for rows in self._batch(runs[first : first + size], deadline):
+                yield rows
+                done += len(rows)
+                progress.show(done)
+        progress.end()
+
+    def _batch(self, runs: Sequence[Run], deadline: float) -> Iterator[list[Row]]:
         queue = Queue.of(runs, max(1, len(self._places)))
         while (queue or self._tasks) and (left := deadline - time.monotonic()) > 0:
             rows: list[Row] = []
@@ -227,3 +236,25 @@ class Dispatcher:
                 rows.append(error_row(run, KILLED))
                 self.totals.runs += 1
         return rows
+
+
+class Progress:
+    """Rate and time left, on a terminal only."""
+
+    def __init__(self, out: IO[str] | None, runs: int, workers: int) -> None:
+        self.out = out if out is not None and out.isatty() else None
+        self.runs, self.workers = runs, workers
+        self.begin = self.shown = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if self.out and (now - self.shown > 0.2 or done == self.runs):
+            self.shown = now
+            rate = done / (now - self.begin)
+            left = (self.runs - done) / rate if rate else 0.0
+            line = f"{done:,}/{self.runs:,} runs, {rate:.1f} runs/s on {self.workers} workers, {left:,.0f} s left"
+            print(f"\r{line:<78}", end="", file=self.out, flush=True)
+
+    def end(self) -> None:
+        if self.out:
+            print(file=self.out)

@@ -61,15 +61,11 @@ class Session:
     def _work(self, missing: Sequence[Run], engine: str, address: str, workers: int | None) -> dict[str, Any]:
         begin = time.monotonic()
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
-        dispatcher = None
         try:
-            dispatcher = Dispatcher(pool, workers)
+            dispatcher = Dispatcher(pool, workers, self.out)
             dispatcher.warm_up(to_compile(missing))
-            progress = Progress(self.out, len(missing), workers)
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
-                progress.show(dispatcher.totals.runs)
-            progress.end()
         finally:
             pool.close()
         about = _account(dispatcher.totals, time.monotonic() - begin, workers)
@@ -104,9 +100,8 @@ def _told(about: Mapping[str, Any]) -> str:
     rate = about["requests_per_cpu_s"]
     per_core = "" if rate is None else f" ({rate / 1e6:.2f} M per second of CPU)"
     return (
-        f"{about['runs']:,} runs in {about['wall_s']:.1f} s on {about['workers']} workers: "
-        f"{about['runs_per_s']:.1f} runs/s, "
-        f"{about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker{per_core}; overhead "
+        f"{about['runs']:,} runs in {about['wall_s']:.1f} s on {about['workers']} workers: {about['runs_per_s']:.1f} "
+        f"runs/s, {about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker{per_core}; overhead "
         f"{about['overhead_share']:.0%} of the time (preparing {about['prepare_share']:.0%}, summaries "
         f"{about['summary_share']:.0%}, starting and waiting {about['waiting_share']:.0%})"
     )
@@ -178,24 +173,3 @@ def inspect(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
         files |= {name for name in named if os.path.isfile(name)}
     digests = {name: sha256(Path(name).read_bytes()).hexdigest() for name in sorted(files)}
     return Setup(os.getcwd(), hashes, parts), {**hashes, **digests}
-
-
-class Progress:
-    """Rate and time left, on a terminal only."""
-
-    def __init__(self, out: IO[str], runs: int, workers: int) -> None:
-        self.out, self.runs, self.workers = out, runs, workers
-        self.begin = self.shown = time.monotonic()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if self.out.isatty() and (now - self.shown > 0.2 or done == self.runs):
-            self.shown = now
-            rate = done / (now - self.begin)
-            left = (self.runs - done) / rate if rate else 0.0
-            line = f"{done:,}/{self.runs:,} runs, {rate:.1f} runs/s on {self.workers} workers, {left:,.0f} s left"
-            print(f"\r{line:<78}", end="", file=self.out, flush=True)
-
-    def end(self) -> None:
-        if self.out.isatty():
-            print(file=self.out)
