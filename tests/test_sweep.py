@@ -27,8 +27,8 @@ from sim.outcome.report import OPEN_LOOP, SYNTHETIC
 from sim.search.evaluate import Evaluator
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
-from sim.sweeps.config import Run, expand, read
-from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
+from sim.sweeps.config import Configuration, expand, read
+from sim.sweeps.dispatch import KILLED, Dispatcher, Queue, Seconds, WorkerEvent
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row
 from sim.sweeps.worker import Done, Setup, Task, Worker
@@ -286,12 +286,12 @@ class FakePool:
     ) -> None:
         self.setup, self.deadly, self.once, self.stillborn = setup, deadly, list(once), stillborn
         self.started = 0
-        self.happened: deque[Event] = deque()
+        self.happened: deque[WorkerEvent] = deque()
         self.tasks: list[list[int]] = []
 
     def start(self) -> int:
         self.started += 1
-        self.happened.append(Event(self.started, dead=self.stillborn, why="exit status 9"))
+        self.happened.append(WorkerEvent(self.started, dead=self.stillborn, why="exit status 9"))
         return self.started
 
     def give(self, worker: int, task: Task) -> None:
@@ -299,16 +299,18 @@ class FakePool:
         self.tasks.append(seeds)
         dead = [seed for seed in seeds if seed in self.deadly or seed in self.once]
         self.once = [seed for seed in self.once if seed not in seeds]
-        self.happened.append(Event(worker, dead=True) if dead else Event(worker, Worker(self.setup).run(task)))
+        self.happened.append(
+            WorkerEvent(worker, dead=True) if dead else WorkerEvent(worker, Worker(self.setup).run(task))
+        )
 
-    def events(self, timeout_s: float) -> Sequence[Event]:
+    def events(self, timeout_s: float) -> Sequence[WorkerEvent]:
         return [self.happened.popleft()] if self.happened else []
 
     def close(self) -> None:
         pass
 
 
-def seeded(folder: Path, n: int) -> tuple[list[Run], Setup]:
+def seeded(folder: Path, n: int) -> tuple[list[Configuration], Setup]:
     (folder / "s.toml").write_text(f'trace = "t.npz"\nhardware = "h.toml"\nrepeats = {n}\nmax_steps = 3')
     runs = expand(read("s.toml"))
     return runs, session.inspect(runs)[0]
@@ -652,7 +654,7 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
         if nodes and store.folder.name == "ray":
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
-    def nowhere(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
+    def nowhere(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
         setup, files = inspect(runs)
         return replace(setup, folder="/nowhere"), files
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import Row
@@ -26,14 +26,14 @@ class Evaluator:
         self._dispatcher: Dispatcher | None = None
         self._deadline = math.inf
 
-    def __call__(self, runs: Sequence[Run]) -> Sequence[Row]:
+    def __call__(self, runs: Sequence[Configuration]) -> Sequence[Row]:
         dispatcher = self._dispatcher or self._begin(runs)
         rows = [row for found in dispatcher.run(runs, self._deadline, PIECE) for row in found]
         if len(rows) < len(runs):
             self.close()
         return rows
 
-    def _begin(self, runs: Sequence[Run]) -> Dispatcher:
+    def _begin(self, runs: Sequence[Configuration]) -> Dispatcher:
         self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers, self.out)
         self._dispatcher.warm_up(to_compile(runs))
         if self.limit_s is not None:

@@ -1,4 +1,4 @@
-"""One run as one flat row: the columns, their types, and how a summary becomes values of them.
+"""One run as one flat row: the columns, their types, how a summary becomes values of them, and back.
 
 A row holds nothing that differs when the same run is done again: no times of ours, no host, no date.
 """
@@ -10,20 +10,23 @@ from typing import Any
 from sim.flags import metavar
 from sim.outcome.summary import columns
 from sim.spec import WHOLE, RunSpec
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
+from traces.errors import UserError
 
 Row = dict[str, Any]
 
 _KINDS = {"as_decode": "bool"} | {name: "int" for name in RunSpec.model_fields if metavar(name) == WHOLE}
+TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
+OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("id", "error"), "text"),
-    **dict.fromkeys(("synthetic", "open_loop", "oracle"), "bool"),
+    **dict.fromkeys(TOP_MARKS, "bool"),
     **{f"spec.{name}": _KINDS.get(name, "text") for name in RunSpec.model_fields},
     **columns(),
 }
 
 
-def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
+def row_of(run: Configuration, summary: Mapping[str, Any]) -> Row:
     """The row of a run that is done, from its summary object (`sim.outcome.report.result`)."""
     flat = _flat(summary, "")
     flat |= _bound(summary["bounds"], summary["time_ns"])
@@ -33,12 +36,61 @@ def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
     return _row(run, flat)
 
 
-def error_row(run: Run, error: str) -> Row:
+def summary_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The summary that a row was made from, less what a row does not hold (by_layer, marks, policy_files); nothing of
+    it is checked but that it is nested as one. Raises UserError, one line that begins with `where`."""
+    summary = _nested({key: value for key, value in row.items() if key not in OF_A_ROW})
+    spec = summary.get("spec")
+    if not isinstance(spec, dict):
+        raise UserError(f"{where}: has no column spec.trace; a sweep's results.parquet is required")
+    summary["machine"] = spec.pop("machine", None)
+    spec["set"] = _json(spec.get("set"), where)
+    spec["calibration"], spec["cache"] = (_number(spec.get(name)) for name in ("calibration", "cache"))
+    summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
+    bounds = summary.get("bounds") or {}
+    summary["bounds"] = {name: ns for name, ns in bounds.items() if ns is not None and not name.startswith("best_")}
+    return summary
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """`outer.inner` keys as objects."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = out
+        for name in parents:
+            inner = place.setdefault(name, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = value
+    return out
+
+
+def _json(text: Any, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: spec.set is {ascii(text)[:60]}; a JSON object is required")
+    return value
+
+
+def _number(text: Any) -> Any:
+    """`0.5` and `24` as the numbers that the spec took them for, anything else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            continue
+    return text
+
+
+def error_row(run: Configuration, error: str) -> Row:
     """The row of a run that failed: its spec, as far as there is one, and why."""
     return _row(run, {"error": " ".join(error.split())})
 
 
-def _row(run: Run, flat: Mapping[str, Any]) -> Row:
+def _row(run: Configuration, flat: Mapping[str, Any]) -> Row:
     flat = {**flat, "id": run.id, **_spec(run)}
     return {name: _value(kind, flat.get(name)) for name, kind in COLUMNS.items()}
 
@@ -61,7 +113,7 @@ def _flat(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return out
 
 
-def _spec(run: Run) -> dict[str, Any]:
+def _spec(run: Configuration) -> dict[str, Any]:
     """spec.FIELD as on the command line: what may be a number or text is text, parameters are JSON."""
     fields = dict(run.fields) if run.spec is None else run.spec.model_dump()
     if "set" in fields:

@@ -12,7 +12,7 @@ from sim import __version__, catalog
 from sim.policies.policy import is_user
 from sim.policies.registry import KINDS as POLICIES
 from sim.simulation import announce_compiling
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
 from sim.sweeps.store import Store, require_pyarrow
@@ -26,7 +26,7 @@ KINDS = ("hardware", "engine")  # of the catalog: sim.prepare asks for them by (
 class Session:
     """Takes the sweep's folder and runs on. safe: configurations whose rows are kept. Raises UserError, one line."""
 
-    def __init__(self, folder: Path, tables: Mapping[str, Any], runs: Sequence[Run], out: IO[str]) -> None:
+    def __init__(self, folder: Path, tables: Mapping[str, Any], runs: Sequence[Configuration], out: IO[str]) -> None:
         require_pyarrow()
         self.runs = runs
         self.out = out
@@ -58,7 +58,7 @@ class Session:
         self._complain()
         return whole
 
-    def _work(self, missing: Sequence[Run], engine: str, address: str, workers: int | None) -> dict[str, Any]:
+    def _work(self, missing: Sequence[Configuration], engine: str, address: str, workers: int | None) -> dict[str, Any]:
         begin = time.monotonic()
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
         try:
@@ -129,14 +129,14 @@ def _core() -> str:
     return CACHE_DIR.name
 
 
-def to_compile(runs: Sequence[Run]) -> list[Run]:
+def to_compile(runs: Sequence[Configuration]) -> list[Configuration]:
     """While nothing is compiled: a run of each version of the machine that the sweep needs."""
     from sim.core.jit import CACHE_DIR
 
     if any(CACHE_DIR.rglob("compiled._loop*.nbc")):
         return []
     announce_compiling()
-    versions: dict[bool, Run] = {}
+    versions: dict[bool, Configuration] = {}
     for run in runs:
         if run.spec is not None and run.spec.machine == "compiled":
             chosen = (run.spec.prefetch, run.spec.miss, run.spec.rerank)
@@ -145,7 +145,7 @@ def to_compile(runs: Sequence[Run]) -> list[Run]:
     return list(versions.values())
 
 
-def inspect(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
+def inspect(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
     """(what workers are told, digest by name of every file that the runs read).
 
     A trace is read through once, here. What is wrong with a file is not said here: the runs that need it say so.
