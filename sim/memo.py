@@ -25,6 +25,20 @@ def afresh(key: object, make: Callable[[], T]) -> T:
     return make()
 
 
+def within(memo: Memo) -> Memo:
+    """The same memo, asked for each key once: for the parts of one preparation, which ask again for what they share."""
+    had: dict[str, Any] = {}
+
+    def once(key: object, make: Callable[[], T]) -> T:
+        name = repr(key)
+        if name not in had:
+            had[name] = memo(key, make)
+        value: T = had[name]
+        return value
+
+    return once
+
+
 class Kept:
     """Keeps values until their arrays exceed `limit_bytes`; then those not asked for longest go.
 

@@ -25,7 +25,7 @@ from sim.fit.buddies import BuddyLists, BuddyProfile
 from sim.fit.placement import first_residents
 from sim.fit.prediction import Prediction
 from sim.fit.slots import spread_slots
-from sim.memo import Memo, afresh
+from sim.memo import Memo, afresh, within
 from sim.policies.policy import NONE, Policy, Value
 from sim.policies.registry import find
 from sim.spec import RunSpec, cache_bytes, parse_cache, slots_of
@@ -195,11 +195,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Costed:
-    """The cost tables of these steps."""
+    """The cost tables of these steps, on the hardware that the model is run on."""
 
     steps: Stepped
     model: Modelled
-    hardware: Described
     engine: Described
     precision: str
     context_offset: int
@@ -209,7 +208,7 @@ class Costed:
         positions = trace.position[steps.row].astype(np.int64) + self.context_offset
         moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
         shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
-        parts = (made(self.model, memo), made(self.hardware, memo), made(self.engine, memo))
+        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
         return costs(*parts, self.precision, shapes)
 
 
@@ -385,6 +384,7 @@ def prepare(
 
     trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
+    memo = within(memo)
     opened = Opened.of(spec.trace, trace)
     trace_hash = made(opened, memo)[1]
     hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
@@ -410,7 +410,7 @@ def prepare(
     answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, size, spec.seed), memo)
     if policies["miss"].user and not machine.answers_cpu:  # giving such an answer is an error
         answers |= {"miss": replace(answers["miss"], function=replace(answers["miss"].function, host=False))}
-    costed = Costed(stepped, modelled, hardware, engine, spec.precision, spec.context_offset)
+    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset)
     placed = Placed(judged, chosen["placement"], spec.seed, spec.cache_scope == "global", tuple(slots.tolist()))
     plan = Plan(
         experts=trace.experts,

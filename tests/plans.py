@@ -6,19 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import ANSWERS_CPU, LOSSY, SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
+from sim.core.plan import (
+    ANSWERS_CPU,
+    LOSSY,
+    SUBSTITUTE_PARAMS,
+    SUBSTITUTION,
+    Choice,
+    Costs,
+    Leaving,
+    Low,
+    Plan,
+    Prefetch,
+)
 from sim.policies.policy import Policy
-from sim.policies.registry import EVICTION, MISS
+from sim.policies.registry import EVICTION, MISS, RERANK
 
-EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
-EVICTIONS |= {"least-stale": 7, "window-score": 8, "activation-matrix": 9}
+
+def codes(table: dict[str, Policy]) -> dict[str, int]:
+    """The code of each policy in the core, by name, in the order of the codes: what is drawn stays as it was."""
+    return {policy.name: policy.kind for policy in sorted(table.values(), key=lambda policy: policy.kind)}
+
+
+EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
-SUBSTITUTES = (
-    "random", "next-ranked", "buddy", "buddy-b", "buddy-first-fit", "similarity",
-    "matched-random", "matched-next-ranked", "matched-drop", "fiddler", "mixed",
-)  # fmt: skip
-MISSES = {"fetch": 0, "drop": 1, "cpu": 2, "drop-by-weight": 3, "hobbit": 6} | dict.fromkeys(SUBSTITUTES, 4)
-RERANKERS = {"cache-prior": 0, "max-rank": 1, "smoe": 2, "adapmoe": 3, "sere": 4}
+SUBSTITUTES = [name for name, code in MISSES.items() if code == SUBSTITUTION]
 OPEN = {
     "selector": 0, "matched": 0, "temperature": 1, "gamma": 2, "beta": math.inf, "budget": 0,
     "rho": 1000, "search": 1000, "lowest_first": 0, "fallback": 0, "eta": 0, "kappa": 0,

@@ -235,6 +235,13 @@ PLAN = [
         KEPT,
     ),
     fault(
+        "what reads the future is no oracle",
+        "sim/policies/registry.py",
+        '        oracle=True,\n        keeps=("next-use",),',
+        '        keeps=("next-use",),',
+        "tests/test_policy_contract.py::test_only_an_oracle_knows_the_future[eviction-belady]",
+    ),
+    fault(
         "the cheaper of host and link is not known to use the host",
         "sim/policies/policy.py",
         "in (miss.FALL_CPU, miss.FALL_CHEAPER)",

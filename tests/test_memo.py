@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sim.prepare
 from sim.fit.buddies import BuddyProfile
 from sim.fit.buddies_file import write as write_buddies
 from sim.memo import Kept, Memo, afresh
@@ -121,13 +122,15 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
 
 def bases() -> list[dict[str, Any]]:
     """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; one whose budget in MB
-    depends on the size of an expert; and two that leave the model to the trace, one of which names an unknown one."""
+    depends on the size of an expert; one whose seed sets nothing aside; and two that leave the model to the trace, one
+    of which names an unknown one."""
     plain = {name: values[0] for name, values in VALUES.items()}
     plain |= {"model": "m.toml", "hardware": "rtx4090", "calibration": 0.25}
     n = max(len(VALUES[kind]) for kind in KINDS)
     each = [plain | {kind: VALUES[kind][i % len(VALUES[kind])] for kind in KINDS} for i in range(n)]
     each = [base | ({"trace": "learned.npz"} if base["prefetch"] == "learned" else {}) for base in each]
     each += [plain | {"cache_spread": "marginal"}, plain | {"miss": "buddy", "buddy.budget_mb": 1.0}]
+    each += [plain | {"miss": "buddy", "placement": "random", "calibration": "c.npz"}]
     return [*each, plain | {"model": None}, plain | {"model": None, "hardware": "h.toml", "trace": "unknown.npz"}]
 
 
@@ -208,6 +211,83 @@ def test_a_memo_gives_what_is_made_afresh_after_any_other_runs(folder: Path, dat
         base = base | {name: data.draw(st.sampled_from(VALUES[name])) for name in names}
         spec = spec_of(base)
         assert difference(prepared(spec, memo), prepared(spec, afresh)) == ""
+
+
+# --- no field of a key can be left out ---
+
+# Fields that no two specs can differ in alone: what is in memory (below), and what its neighbours say as well.
+SAID_ELSEWHERE = {"Opened.held", "Opened.content", "Described.kind", "Chosen.kind", "Placed.pooled"}
+
+
+def fields_of_keys() -> set[str]:
+    """STAGE.FIELD of every part of a memo's key."""
+    here = [each for each in vars(sim.prepare).values() if is_dataclass(each) and each.__module__ == "sim.prepare"]
+    parts = [part for part in here if part is not sim.prepare.Setting]
+    return {f"{part.__name__}.{each.name}" for part in parts for each in fields(part)}
+
+
+def without(key: Any, dropped: str) -> Any:
+    """A key, spelled out, that does not say one field of its stages."""
+    if not is_dataclass(key) or isinstance(key, type):
+        return key
+    name = type(key).__name__
+    said = [each.name for each in fields(key) if each.repr and f"{name}.{each.name}" != dropped]
+    return (name, *(without(getattr(key, each), dropped) for each in said))
+
+
+def keys_of(spec: RunSpec) -> tuple[dict[str, Any], Any]:
+    """(every key that preparing a spec asks a memo for, by its repr; the setting, or the error in place of one)."""
+    seen: dict[str, Any] = {}
+
+    def watch(key: Any, make: Any) -> Any:
+        seen[repr(key)] = key
+        return make()
+
+    return seen, prepared(spec, watch)
+
+
+def suspects(a: Mapping[str, Any], b: Mapping[str, Any], left: set[str]) -> Iterator[str]:
+    """The fields without which two specs' different keys are equal."""
+    apart = [(a[x], b[y]) for x in a.keys() - b.keys() for y in b.keys() - a.keys() if type(a[x]) is type(b[y])]
+    for name in sorted(left):
+        if any(repr(without(x, name)) == repr(without(y, name)) for x, y in apart):
+            yield name
+
+
+def found_out(first: RunSpec, second: RunSpec, right: Any, dropped: str) -> bool:
+    """Whether, on a memo whose keys do not say a field, the second spec gets something else than is right."""
+    kept = Kept(10**9)
+    memo = lambda key, make: kept(without(key, dropped), make)  # noqa: E731 - a def would say no more
+    prepared(first, memo)
+    try:
+        return bool(difference(prepared(second, memo), right))
+    except (IndexError, ValueError):  # arrays of two traces
+        return True
+
+
+def test_a_key_without_any_of_its_fields_is_found_out(folder: Path) -> None:
+    """For each field of each stage there are two specs of which the second gets what is not its own, if the field is
+    left out of the keys."""
+    left = fields_of_keys() - SAID_ELSEWHERE
+    assert len(left) > 30
+    for base in reversed(bases()):  # those that are there for one field stand last
+        mine, _ = keys_of(spec_of(base))
+        for second in map(spec_of, changes(base)) if left else ():
+            theirs, right = keys_of(second)
+            left -= {name for name in suspects(mine, theirs, left) if found_out(spec_of(base), second, right, name)}
+    assert left == set()
+
+
+def test_traces_in_memory_are_told_apart_by_what_they_hold(folder: Path) -> None:
+    """Two of one name, on one memo; and each again."""
+    memo, spec = Kept(10**9), RunSpec(trace="nowhere", model="m.toml", hardware="rtx4090", prefetch="oracle")
+    one, other = npz.read(Path("t.npz")), npz.read(Path("u.npz"))
+    for trace in (one, other, one):
+        assert difference(prepare(spec, memo, trace=trace), prepare(spec, trace=trace)) == ""
+        fitted = spec.model_copy(update={"prefetch": "popular", "calibration": "live"})
+        for calibration in (one, other):
+            given = {"trace": trace, "calibration": calibration}
+            assert difference(prepare(fitted, memo, **given), prepare(fitted, **given)) == ""
 
 
 def test_a_difference_is_found_wherever_it_is() -> None:
