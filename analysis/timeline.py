@@ -23,7 +23,7 @@ from pathlib import Path
 from analysis.reading.load import load
 from analysis.reading.run import RunError
 from analysis.timelines.chrome_json import write
-from analysis.timelines.events import Facts, events, head
+from analysis.timelines.events import Context, events, head
 from traces.command import Parser, guarded
 
 
@@ -63,9 +63,11 @@ def _command(argv: list[str]) -> None:
         raise RunError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
     n = len(run.record.steps["begin_ns"])
     first, last = steps_of(args.steps, n)
-    facts = Facts.of(run)
+    context = Context.of(run)
     out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
-    written = write(out, head(out.name, facts, run.summary["memory"]["gpu"]), events(run.record, facts, first, last))
+    written = write(
+        out, head(out.name, context, run.summary["memory"]["gpu"]), events(run.record, context, first, last)
+    )
     for note in run.summary["notes"]:
         print(f"! {note}")
     print(f"{out}: steps {first} to {last - 1} of {n}, {written:,} events; open it at https://ui.perfetto.dev")

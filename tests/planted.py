@@ -439,8 +439,8 @@ FIGURES = [
     fault(
         "measured and modelled runs compete",
         "analysis/comparing/comparison.py",
-        " and a.judged == b.judged and a.measured == b.measured",
-        " and a.judged == b.judged",
+        "run.judged, run.measured]",
+        "run.judged]",
         "tests/test_compare.py::test_who_stands_apart_from_the_front",
     ),
     fault(

@@ -13,7 +13,7 @@ from analysis import timeline
 from analysis.reading.load import load as load_runs
 from analysis.reading.run import RunError
 from analysis.timeline import steps_of
-from analysis.timelines.events import Facts, events
+from analysis.timelines.events import Context, events
 from analysis.timelines.tracks import tracks
 from sim import run
 from sim.core import state as st
@@ -34,8 +34,8 @@ PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
 LOW_SLOTS = "slots of low-precision copies used"
 
 
-def facts(of: Plan) -> Facts:
-    return Facts(len(of.residents), of.experts.shape[1], of.n_experts)
+def context(of: Plan) -> Context:
+    return Context(len(of.residents), of.experts.shape[1], of.n_experts)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_random_plans_hold_every_law(chunk: int) -> None:
 
 def check(made: Plan) -> None:
     record = compiled.run(made, full=True)
-    t = check_whole(parse(events(record, facts(made))), record)
+    t = check_whole(parse(events(record, context(made))), record)
     check_costs(t, made)
     left = as_groups(made, record)["totals"]["residents"]
     copies = last(t, LOW_SLOTS) if made.low else 0
@@ -131,7 +131,7 @@ def test_stalls_stand_where_the_machine_stalled() -> None:
         machine = Watched(made)
         machine.env.run(until=machine.env.process(machine.run()))
         record = RunRecord.of(made, machine.s, machine.log, machine.clock)
-        t = Timeline(parse(events(record, facts(made))))
+        t = Timeline(parse(events(record, context(made))))
         found = [
             (begin, end, e["args"]["cause"])
             for begin, end, e in t.slices["compute"]
@@ -148,7 +148,7 @@ def test_stalls_stand_where_the_machine_stalled() -> None:
 def test_the_worked_check_of_the_design() -> None:
     """Layers 1, experts 3, slots {0, 1}, dense 10, expert 5, transfer 100; tokens want 0, 2, 1."""
     made = plan([[[0]], [[2]], [[1]]], 3, 2)
-    t = check_whole(parse(events(compiled.run(made, full=True), facts(made))), compiled.run(made, full=True))
+    t = check_whole(parse(events(compiled.run(made, full=True), context(made))), compiled.run(made, full=True))
     seen = [(begin, end, e["name"]) for begin, end, e in t.slices["compute"]]
     assert seen == [
         (0, 10, "dense"), (10, 15, "L0.E0"),
@@ -165,7 +165,7 @@ def test_the_worked_check_of_the_design() -> None:
 def test_times_are_exact_where_a_float_would_not_be() -> None:
     made = plan([[[0]], [[1]]], 2, 1, dense=2**52 + 1, expert=7)
     record = compiled.run(made, full=True)
-    text = [line for line in events(record, facts(made)) if '"L0.E1"' in line and "kernel" in line]
+    text = [line for line in events(record, context(made)) if '"L0.E1"' in line and "kernel" in line]
     begins = 2 * (2**52 + 1) + 7 + 100
     assert f'"ts":{begins // 1000}.{begins % 1000:03d},' in text[0]
 
@@ -228,7 +228,7 @@ def test_a_device_whose_durations_all_differ_gives_the_same_tracks_and_sums() ->
     for seed in range(120):
         made = random_plan(seed) if seed % 2 else random_lossy_plan(seed)
         record = stretched(made, seed)
-        check_whole(parse(events(record, facts(made))), record)
+        check_whole(parse(events(record, context(made))), record)
 
 
 # --- windows and files -----------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_a_record_whose_time_falls_is_refused(group: str, column: str) -> None:
     record = compiled.run(made, full=True)
     broken = record.groups[group] | {column: record.groups[group][column][::-1]}
     with pytest.raises(UserError, match=rf"record: {group}\..*{column}.*: falls from"):
-        list(events(replace(record, groups=record.groups | {group: broken}), facts(made)))
+        list(events(replace(record, groups=record.groups | {group: broken}), context(made)))
 
 
 def test_a_record_with_a_visit_too_few_is_refused() -> None:
@@ -269,7 +269,7 @@ def test_a_record_with_a_visit_too_few_is_refused() -> None:
     record = compiled.run(made, full=True)
     short = {name: column[:-1] for name, column in record.groups["visits"].items()}
     with pytest.raises(UserError, match="record: visits: has 2 rows; steps x MoE layers are 3"):
-        list(events(replace(record, groups=record.groups | {"visits": short}), facts(made)))
+        list(events(replace(record, groups=record.groups | {"visits": short}), context(made)))
 
 
 def test_equal_input_gives_equal_bytes(long_run: Path, tmp_path: Path) -> None:

@@ -136,20 +136,15 @@ def pareto_best(runs: Sequence[Run]) -> list[bool]:
 
 
 def conditions(runs: Sequence[Run]) -> list[int]:
-    """A number for each set of conditions, by first appearance: runs of one number are alternatives of each other."""
-    firsts: list[Run] = []
+    """A number for each set of conditions, by first appearance: runs of one number are alternatives of each other, the
+    same work on the same hardware, both modelled or both measured."""
+    firsts: list[Any] = []
     out = []
     for run in runs:
-        known = [i for i, first in enumerate(firsts) if same_conditions(run, first)]
-        out.append(known[0] if known else len(firsts))
-        firsts += [] if known else [run]
+        mine = [*(run.spec.get(name) for name in CONDITIONS), run.judged, run.measured]
+        firsts += [] if mine in firsts else [mine]
+        out.append(firsts.index(mine))
     return out
-
-
-def same_conditions(a: Run, b: Run) -> bool:
-    """Whether two runs did the same work on the same hardware, both modelled or both measured."""
-    alike = all(a.spec.get(name) == b.spec.get(name) for name in CONDITIONS)
-    return alike and a.judged == b.judged and a.measured == b.measured
 
 
 def _standing(run: Run) -> tuple[float, float] | None:

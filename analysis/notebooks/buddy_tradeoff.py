@@ -45,9 +45,9 @@ def _():
     trace = npz.read(npz.find(TRACE))
     common = {"trace": TRACE, "cache": 0.5, "calibration": CALIBRATION, "seed": SEED, "max_steps": 150}
     TAUS = (0.95, 0.8, 0.6, 0.4, 0.0)
-    arms = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
-    arms |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
-    runs = race(arms, **common)
+    cases = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
+    cases |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
+    runs = race(cases, **common)
     table = compare(runs)
     mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
     return CALIBRATION, SEED, TAUS, common, runs, table, trace

@@ -99,13 +99,13 @@ def _(found):
 def _(fields, found):
     # at one size: what would a better policy add? belady reads the future: no engine can do what it does
     size = found.fits if found.fits and found.fits < len(found.slots) else max(found.cliff, len(found.slots) // 2)
-    arms = {
+    cases = {
         "lru": {},
         "lfu": {"eviction": "lfu"},
         "oracle eviction": {"eviction": "belady"},
         "oracle prefetch": {"prefetch": "oracle"},
     }
-    runs = race(arms, **fields, cache=int(size))
+    runs = race(cases, **fields, cache=int(size))
     table = compare(runs)
     return runs, size, table
 

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.reading.run import Run
-from analysis.showing.words import listed
+from analysis.showing.words import listed, plain
 
 Cells = tuple[list[str], list[list[str]]]  # titles, rows
 MAX_TABLE_ROWS = 60
@@ -44,22 +44,20 @@ class Section:
     remarks: list[str] = field(default_factory=list)
 
 
-def cells(table: pd.DataFrame, show: str = "{:,.3f}", first: str = "run") -> Cells | None:
+def cells(table: pd.DataFrame, show: str = "{:,.3f}") -> Cells | None:
     """A frame as text; None where it is too long to be read."""
     if len(table) > MAX_TABLE_ROWS:
         return None
-    rows = [
-        [str(name), *(_cell(value, show) for value in row)] for name, row in zip(table.index, table.values, strict=True)
-    ]
-    return [first, *map(str, table.columns)], rows
+    rows = zip(table.index, table.to_numpy(), strict=True)
+    return ["run", *table.columns], [[name, *(_cell(value, show) for value in row)] for name, row in rows]
 
 
 def _cell(value: Any, show: str) -> str:
-    if isinstance(value, int | float | np.number):
-        if not np.isfinite(value):
-            return "-"
-        return f"{int(value):,}" if float(value).is_integer() else show.format(value)
-    return str(value)
+    if not isinstance(value, int | float | np.number):
+        return plain(value)
+    if not np.isfinite(value):
+        return "-"
+    return f"{int(value):,}" if float(value).is_integer() else show.format(value)
 
 
 def percent_range(values: npt.NDArray[np.float64]) -> str:

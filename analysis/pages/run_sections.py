@@ -13,6 +13,7 @@ from analysis.reading.run import Run
 from analysis.timelines import series
 from sim.outcome.per_request import per_request
 from sim.outcome.report import LIMITS, cache_words
+from sim.outcome.summary import STALLS
 
 NEEDS_RECORD = (
     "The distribution over requests and steps is not shown for {names}: it needs record.npz (python -m sim.run --out)."
@@ -132,7 +133,7 @@ def _steps(runs: Sequence[Run]) -> list[Panel]:
 def time(runs: Sequence[Run]) -> Section:
     """Where the time went, and how far from the bounds that is."""
     table, limits = tables.time_parts(runs), tables.bounds(runs)
-    waiting = table[["demand", "late", "held", "cpu_wait"]].sum(axis=1) / table.sum(axis=1).replace(0, np.nan)
+    waiting = table[[*STALLS, "cpu_wait"]].sum(axis=1) / table.sum(axis=1).replace(0, np.nan)
     panels = [
         Panel(
             "time",

@@ -13,8 +13,6 @@ from analysis.reading.run import Run, share
 from analysis.showing.palette import TIME
 from sim.outcome.report import LIMITS
 
-STALLS = ("demand", "late", "held")
-
 
 def _frame(rows: Sequence[dict[str, object]], runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from analysis.reading.run import Run
 from analysis.timelines.chrome_json import arrows, counts, names, slices
 from analysis.timelines.counters import Counter, counters
-from analysis.timelines.stalls import CAUSES as STALLS
 from analysis.timelines.tracks import Slices, Tracks, tracks
 from sim import __version__
 from sim.core.plan import CAUSES, OUTCOMES
 from sim.machines.record import RunRecord
+from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
 GPU, HOST = 0, 1000  # GPUs are numbered as devices, as in Kineto; thread 0 of process 0 is no thread to Perfetto
@@ -28,7 +28,7 @@ LOW = ("", " low")  # a low-precision copy
 
 
 @dataclass(frozen=True)
-class Facts:
+class Context:
     """What the record does not say: slots in use before time 0, MoE layers x experts of a layer, and
     what to call things."""
 
@@ -39,7 +39,7 @@ class Facts:
     other: dict[str, Any] | None = None
 
     @staticmethod
-    def of(run: Run) -> "Facts":
+    def of(run: Run) -> "Context":
         """From a run's summary."""
         spec, first = run.spec, run.summary["start"]["residents"]
         how = "measured" if run.measured else "simulated"
@@ -50,10 +50,10 @@ class Facts:
             "policies": {key: spec[key] for key in ("cache", "eviction", "prefetch", "miss", "rerank") if key in spec},
             "notes": run.summary["notes"],
         }
-        return Facts(first, run.trace["moe_layers"], run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
+        return Context(first, run.trace["moe_layers"], run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
 
 
-def events(record: RunRecord, facts: Facts, first: int = 0, last: int | None = None) -> Iterator[str]:
+def events(record: RunRecord, context: Context, first: int = 0, last: int | None = None) -> Iterator[str]:
     """The events of steps `first` to before `last` (None: all), one JSON object each.
 
     Slices that reach into these steps are whole; an arrow is there when both of its slices are.
@@ -61,15 +61,15 @@ def events(record: RunRecord, facts: Facts, first: int = 0, last: int | None = N
     every, n = tracks(record), len(record.steps["begin_ns"])
     last = n if last is None else last
     shown = every if (first, last) == (0, n) else _window(every, record, first, last)
-    yield from names({GPU: f"GPU 0: {facts.gpu}", HOST: "host"}, THREADS)
+    yield from names({GPU: f"GPU 0: {context.gpu}", HOST: "host"}, THREADS)
     yield from _annotations(shown, record)
     yield from _compute(shown, record)
     yield from _experts(shown.experts, COMPUTE, "kernel", record)
     yield from _experts(shown.host, CPU, "cpu_op", record)
-    yield from _copies(shown.copies, facts)
+    yield from _copies(shown.copies, context)
     yield from _arrows(shown)
     begin, end = int(record.steps["begin_ns"][first]), int(record.steps["end_ns"][last - 1])
-    for counter in counters(record, every, facts.first_slots):
+    for counter in counters(record, every, context.first_slots):
         at, values = _between(counter, begin, end)
         yield from counts(GPU, counter.name, at, values)
 
@@ -155,10 +155,10 @@ def _experts(x: Slices, place: tuple[int, int], category: str, record: RunRecord
     yield from slices(place, category, _named(x), x.begin, x.end, args)
 
 
-def _copies(c: Slices, facts: Facts) -> Iterator[str]:
+def _copies(c: Slices, context: Context) -> Iterator[str]:
     """Transfers that moved data. A victim is named like the expert it was."""
-    copy, expert = np.divmod(c.of["victim"], facts.layers * facts.n_experts)
-    layer, expert = np.divmod(expert, facts.n_experts)
+    copy, expert = np.divmod(c.of["victim"], context.layers * context.n_experts)
+    layer, expert = np.divmod(expert, context.n_experts)
     rows = zip(c.of["victim"].tolist(), layer.tolist(), expert.tolist(), copy.tolist(), strict=True)
     victims = [f'"L{a}.E{b}{LOW[low]}"' if victim >= 0 else "null" for victim, a, b, low in rows]
     spent = np.maximum(c.end - c.begin, 1)
@@ -193,13 +193,13 @@ def _arrows(shown: Tracks) -> Iterator[str]:
     yield from arrows(LINK, COMPUTE, uses.of["copy"], left, uses.begin)
 
 
-def head(name: str, facts: Facts, gpu_bytes: int | None = None) -> dict[str, Any]:
+def head(name: str, context: Context, gpu_bytes: int | None = None) -> dict[str, Any]:
     """What stands in front of the events, as in Kineto's files."""
     return {
         "schemaVersion": 1,
-        "deviceProperties": [{"id": 0, "name": facts.gpu, "totalGlobalMem": gpu_bytes}],
+        "deviceProperties": [{"id": 0, "name": context.gpu, "totalGlobalMem": gpu_bytes}],
         "displayTimeUnit": "ms",
         "baseTimeNanoseconds": 0,
         "traceName": name,
-        "otherData": facts.other or {},
+        "otherData": context.other or {},
     }
