@@ -74,6 +74,9 @@ class _Stall(_Part):
     held: Count
 
 
+STALLS = tuple(_Stall.model_fields)
+
+
 class _Causes(_Part):
     demand: Count
     prefetch: Count
@@ -310,7 +313,7 @@ def _check_sums(s: dict[str, Any], where: str) -> None:
         ("breakdown_ns", sum(s["breakdown_ns"][part] for part in _Breakdown.model_fields), s["time_ns"], "time_ns"),
         (
             "stall_ns_by_cause",
-            sum(s["stall_ns_by_cause"][part] for part in _Stall.model_fields),
+            sum(s["stall_ns_by_cause"][part] for part in STALLS),
             s["breakdown_ns"]["stall"],
             "breakdown_ns.stall",
         ),
@@ -446,7 +449,7 @@ def _bytes(record: RunRecord, landed: dict[str, int]) -> dict[str, int]:
 
 def _counts(record: RunRecord) -> dict[str, Any]:
     c, layer = record.counters, record.layer
-    stall = {cause: layer[f"stall_{cause}_ns"] for cause in _Stall.model_fields}
+    stall = {cause: layer[f"stall_{cause}_ns"] for cause in STALLS}
     landed = {cause: c[f"landed_{cause}"] for cause in _Causes.model_fields}
     found = {name: layer[name] for name in ("hits", "late", "misses")}
     totals = {name: int(each.sum()) for name, each in found.items()}
