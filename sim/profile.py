@@ -44,8 +44,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m sim.profile",
         description="Buddy lists of a model: which experts may stand in for which "
-        "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, "
-        "(I) what is ours.",
+        "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, (I) what is ours.",
     )
     group = parser.add_argument_group("from and to")
     source = group.add_mutually_exclusive_group(required=True)

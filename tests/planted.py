@@ -429,7 +429,7 @@ FIGURES = [
     fault(
         "what re-ranks is not lossy",
         "sim/outcome/report.py",
-        ' and setting.spec.rerank == "none"',
+        " and setting.plan.rerank is None",
         "",
         "tests/test_result.py::test_what_must_be_said",
     ),

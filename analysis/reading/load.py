@@ -14,14 +14,14 @@ from typing import Any
 
 from analysis.reading.record_check import read_record
 from analysis.reading.run import Run, RunError, differing, settings
-from analysis.reading.summary_schema import check_summary
 from sim import __version__
+from sim.outcome.summary import check_summary, marks_without
+from sim.sweeps.rows import TOP_MARKS, summary_of
 from traces.errors import UserError
 
 MAX_JSON_BYTES = 64 << 20
 SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
 MAX_ROWS = 1_000_000
-OF_A_ROW = ("id", "error", "synthetic", "open_loop", "policy_files")  # of the sweep, not of the summary
 
 
 def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
@@ -83,6 +83,7 @@ def _read(path: Path) -> Run:
         raise RunError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
     summary = read_json(file)
     check_summary(summary, str(file), __version__)
+    summary.setdefault("marks", marks_without(summary))
     record = None
     if path.is_dir() and (path / RECORD).exists():
         record = read_record(path / RECORD, summary)
@@ -111,7 +112,7 @@ def _no_constant(word: str) -> None:
 
 def read_rows(path: Path) -> list[Run]:
     """The runs of a sweep, in its order; rows of runs that failed are left out. Raises UserError, one line."""
-    runs = [run for i, row in enumerate(_rows(path)) if (run := _run(row, f"{path}: row {i}")) is not None]
+    runs = [run for i, row in enumerate(_rows(path)) if (run := _run(row, f"{path}: row {i}"))]
     if not runs:
         raise RunError(f"{path}: no row of it is a run that was done")
     fields = [field for field in differing(runs) if field != "machine"]
@@ -143,50 +144,7 @@ def _run(row: dict[str, Any], where: str) -> Run | None:
     """One row; None for a run that failed."""
     if row.get("error"):
         return None
-    summary = _nested({key: value for key, value in row.items() if key not in OF_A_ROW})
-    spec = summary.get("spec")
-    if not isinstance(spec, dict):
-        raise UserError(f"{where}: has no column spec.trace; a sweep's results.parquet is required")
-    summary["machine"] = spec.pop("machine", None)
-    spec["set"] = _json(spec.get("set"), where)
-    spec["calibration"], spec["cache"] = (_number(spec.get(name)) for name in ("calibration", "cache"))
-    summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
-    bounds = summary.get("bounds") or {}
-    summary["bounds"] = {
-        name: ns for name, ns in bounds.items() if ns is not None and name not in ("best_ns", "best_share")
-    }
+    summary = summary_of(row, where)
     check_summary(summary, where, __version__, by_layer=False)
-    return Run("", where, summary)
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """`outer.inner` keys as objects."""
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, last = key.split(".")
-        place = out
-        for name in parents:
-            inner = place.setdefault(name, {})
-            place = inner if isinstance(inner, dict) else {}
-        place[last] = value
-    return out
-
-
-def _json(text: Any, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (TypeError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: spec.set is {ascii(text)[:60]}; a JSON object is required")
-    return value
-
-
-def _number(text: Any) -> Any:
-    """`0.5` and `24` as the numbers that the spec took them for, anything else as it is."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except (TypeError, ValueError):
-            continue
-    return text
+    told = {name: row[name] is True for name in TOP_MARKS if row.get(name) is not None}
+    return Run("", where, summary | {"marks": marks_without(summary) | told})

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.machines.record import RunRecord
-from sim.policies.registry import EVICTION, PREFETCH
 from traces.errors import UserError
 
 MEASURED = "torch"  # the machine whose times are measured, not modelled
@@ -54,7 +53,7 @@ class Run:
 
     @property
     def synthetic(self) -> bool:
-        return self.trace["real"] is not True
+        return bool(self.summary["marks"]["synthetic"])
 
     @property
     def reranks(self) -> bool:
@@ -63,16 +62,12 @@ class Run:
     @property
     def lossy(self) -> bool:
         """Whether wanted experts may have been left out: then the replay is open-loop."""
-        replaced = int(self.summary["substituted"]) + int(self.summary["dropped"])
-        return self._noted("OPEN LOOP") or self.reranks or replaced > 0
+        return bool(self.summary["marks"]["open_loop"])
 
     @property
     def oracle(self) -> bool:
         """Whether a policy of the run reads the future."""
-        return self._noted("ORACLE") or self.spec["eviction"] in ORACLES or self.spec["prefetch"] in ORACLES
-
-    def _noted(self, word: str) -> bool:
-        return any(note.startswith(word) for note in self.summary.get("notes", ()))
+        return bool(self.summary["marks"]["oracle"])
 
     @property
     def lost_weight(self) -> float | None:
@@ -97,18 +92,14 @@ class Run:
     @property
     def marks(self) -> list[str]:
         """What must be said wherever a figure of this run stands."""
-        fits = self.summary.get("memory", {}).get("fits", True)
         marks = {
             "synthetic": self.synthetic,
             "open-loop": self.lossy,
             "oracle": self.oracle,
             "loss partly unseen": self.partly_seen,
-            "does not fit": fits is False,
+            "does not fit": self.summary["marks"]["fits"] is False,
         }
         return [mark for mark, holds in (marks | {"measured": self.measured}).items() if holds]
-
-
-ORACLES = frozenset(name for name, policy in {**EVICTION, **PREFETCH}.items() if policy.oracle)
 
 
 def settings(run: Run) -> dict[str, Any]:

@@ -108,10 +108,9 @@ def _head(args: Namespace, trace: Any) -> list[str]:
     lines = [f"**{kind}: {trace.meta.get('source', 'source not given')}**"]
     if not trace.real:
         lines.append(
-            "**SYNTHETIC: experts are routed independently of each other, so co-activation is noise and "
-            "a buddy list as good as a random "
-            "one. Speeds depend on hits and gates alone and can be read; nothing here says what a buddy "
-            "does to accuracy.**"
+            "**SYNTHETIC: experts are routed independently of each other, so co-activation is noise and a buddy list "
+            "as good as a random one. Speeds depend on hits and gates alone and can be read; nothing here says what a "
+            "buddy does to accuracy.**"
         )
     if trace.model != PRESET:
         lines.append(
@@ -125,10 +124,9 @@ def _head(args: Namespace, trace: Any) -> list[str]:
         *lines,
         "published: DeepSeek-V2-Lite, llama.cpp, one A100 PCIe, Xeon 8457C, |B| = 16. Engine here: "
         f"{args.engine}; GPU {args.gpu}",
-        f"assumed, for the paper does not say: experts in {args.precision}; link {args.link}; batch "
-        f"{args.batch}; eviction lru, placement first, "
-        f"alpha {alpha[0]} (reading A) and {alpha[1]} (reading B), beta {beta}, H unlimited, no "
-        "temperature, no margin gate",
+        f"assumed, for the paper does not say: experts in {args.precision}; link {args.link}; batch {args.batch}; "
+        f"eviction lru, placement first, alpha {alpha[0]} (reading A) and {alpha[1]} (reading B), beta {beta}, H "
+        "unlimited, no temperature, no margin gate",
         f"reading A: tau = {a['tau']} is the TAE gate. Reading B: .95 is alpha, and the TAE gate the "
         f"layer's {b['percentile']:g}th percentile",
         f"calibration {args.calibration}, the same judged requests for every arm. OPEN LOOP for all but "

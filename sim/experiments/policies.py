@@ -31,21 +31,18 @@ COLUMNS = (
     Column("note", "note"),
 )
 FOOT = (
-    "replay `exact`: the policy changes no result of the model, so the routing stays true. `open`: OPEN "
-    "LOOP, the policy is lossy "
-    "but the routing stays the trace's; a real model would route differently afterwards. Weight shares "
-    "are no accuracy.",
+    "replay `exact`: the policy changes no result of the model, so the routing stays true. `open`: OPEN LOOP, the "
+    "policy is lossy but the routing stays the trace's; a real model would route differently afterwards. Weight "
+    "shares are no accuracy.",
     "substituted and dropped weight: shares of all wanted router weight that a stand-in, or nobody, answered for.",
     "tokens/s counts decode steps; H2D bytes count the prompts too, in which every miss is fetched (or "
     "computed by the CPU).",
-    "matched-*: the gates and budget of `buddy`, and a stand-in only where a buddy was there, chosen "
-    "another way: what a "
-    "buddy is worth is its distance from these rows in quality, which a replay cannot show; in speed "
-    "they must be about equal.",
-    "`buddy` is reading A of the paper (TAE gate tau = .95), which stops most tokens on some models; "
-    "`buddy-b` reading B (coverage alpha = .95, "
-    "TAE gate at the layer's 15th percentile); `buddy-first-fit` its Algorithm 1 without gates or "
-    "budget, whose controls are `random` and `drop`.",
+    "matched-*: the gates and budget of `buddy`, and a stand-in only where a buddy was there, chosen another way: "
+    "what a buddy is worth is its distance from these rows in quality, which a replay cannot show; in speed they must "
+    "be about equal.",
+    "`buddy` is reading A of the paper (TAE gate tau = .95), which stops most tokens on some models; `buddy-b` "
+    "reading B (coverage alpha = .95, TAE gate at the layer's 15th percentile); `buddy-first-fit` its Algorithm 1 "
+    "without gates or budget, whose controls are `random` and `drop`.",
     "A batch larger than the number of judged requests decodes only those together.",
     "cpu, drop and random never load an expert in decode steps: what is resident stays the first c of "
     "each layer, hence their lower hit rate.",

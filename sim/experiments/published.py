@@ -28,9 +28,8 @@ COLUMNS = (
     Column("source", "source", csv_only=True),
 )
 HEAD = (
-    "A term is a property of an engine or a machine, never of one case. A fitted term is judged by "
-    "leaving out: where `cost terms` says "
-    "`fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
+    "A term is a property of an engine or a machine, never of one case. A fitted term is judged by leaving out: where "
+    "`cost terms` says `fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
     "several share one), and that prediction is shown.",
     "`without fitted terms`: the error when the engine takes no time per layer and the host reads at its peak.",
     "`without write-back`: the error when victims are not copied back, the engine's time per layer "
@@ -183,9 +182,8 @@ def _foot(rows: Sequence[Row], figures: Sequence[Figure], data: Published) -> li
             cases = list(dict.fromkeys(case for case, _, _ in part))
             of_cases = [median(error for case, _, error in part if case == name) for name in cases]
             lines.append(
-                f"**median absolute error, {label}: {median(error for _, _, error in part):.1f} %** "
-                f"({len(part)} figures); "
-                f"median of the {len(cases)} cases' own medians: {median(of_cases):.1f} %"
+                f"**median absolute error, {label}: {median(error for _, _, error in part):.1f} %** ({len(part)} "
+                f"figures); median of the {len(cases)} cases' own medians: {median(of_cases):.1f} %"
             )
     both = [row for row in rows if row["no_write_back_percent"] is not None]
     if both:

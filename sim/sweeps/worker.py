@@ -14,7 +14,7 @@ from typing import Any
 from sim.memo import Kept
 from sim.simulation import simulate
 from sim.spec import RunSpec
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, error_row, row_of
 from traces.errors import UserError
 from traces.format import npz
@@ -39,7 +39,7 @@ class Setup:
 class Task:
     """Runs for one worker, one after the other. warm_up: compile what they need; no rows come of it."""
 
-    runs: Sequence[Run]
+    runs: Sequence[Configuration]
     warm_up: bool = False
 
 
@@ -94,7 +94,7 @@ class Worker:
         on_core = time.process_time() - cpu
         return Done(() if task.warm_up else rows, spent["run"], spent["prepared"], busy, on_core, entries)
 
-    def _row(self, run: Run, warm_up: bool) -> Row:
+    def _row(self, run: Configuration, warm_up: bool) -> Row:
         if run.spec is None:
             return error_row(run, run.error)
         try:
