@@ -51,20 +51,18 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     ordered = [files[layer] for layer in sorted(files)]
     batches = [_batches(file, (INDICES, SCORES)) for file in ordered]
     ids = _stream(_token_ids(samples)) if samples else None
-    rows: Rows | None = None
+    rows = Rows(path, ask)
     while True:
         parts = [next(batch, None) for batch in batches]
         experts, scores = _side_by_side(parts, ordered)
         if experts is None or scores is None:
             break
-        if rows is None:
-            rows = Rows(path, ask, experts.shape[1:], ("weights", "token_ids") if ids else ("weights",))
         more = {"weights": scores}
         if ids is not None:
             more["token_ids"] = ids(len(experts), folder)
         sequence, position = requests(len(rows) + np.arange(len(experts)))
         rows.add(experts, sequence, position, ask.prefill(path, position), **more)
-    if rows is None:
+    if not len(rows):
         raise TraceError(f"{folder}: its files have no rows")
     kept = {"tool": "flame-moe", "layout": "FLAME-MoE-Traces", "checkpoint": folder.name, "id_space": "logical"}
     return rows.trace(layers, slots_ordered_by_weight=True, requests_by=f"--requests {ask.requests}", **kept)

@@ -96,10 +96,8 @@ class _Build:
     def __init__(self, path: Path, ask: Ask) -> None:
         self.path, self.ask = path, ask
         self.layers = Layers(path, ask)
-        self.rows: Rows | None = None
-        self.with_ids: bool | None = None
+        self.rows = Rows(path, ask)
         self.sequence = 0
-        self.cached = 0
         self.layout = "0.33"
 
     def array(self, path: Path) -> None:
@@ -143,7 +141,8 @@ class _Build:
         if cached > len(prompt):
             late = cached - len(prompt)
             raise TraceError(f"{here}: generated token {late} has no expert; only cached prompt rows may")
-        self.cached += cached
+        if cached:
+            self.rows.dropped[CACHED] += cached
         self._add(rows[cached:], position[cached:], (position < prompt_tokens)[cached:])
 
     def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
@@ -158,25 +157,20 @@ class _Build:
             tokens = f"{prompt} prompt and {generated} generated tokens"
             raise TraceError(f"{here}: {len(rows)} rows for {tokens}; one row per token but the last is right")
         position = start + np.arange(len(rows))
-        prefill = position < prompt if prompt is not None else self.ask.prefill(self.path, position)
+        prefill = self.ask.prefill(self.path, position, prompt=prompt)
         self._add(rows, position, prefill, None if ids is None else ids[start : start + len(rows)])
 
     def _add(self, rows: Array, position: Array, prefill: Array, ids: Array | None = None) -> None:
-        if self.rows is None:
-            self.with_ids = ids is not None and len(ids) == len(rows)
-            shape = (len(self.layers.axis.layers), self.layers.shape[1])
-            self.rows = Rows(self.path, self.ask, shape, ("token_ids",) if self.with_ids else ())
-        if self.with_ids and (ids is None or len(ids) != len(rows)):
+        there = ids is not None and len(ids) == len(rows)
+        wanted = "token_ids" in self.rows.spills if self.rows.spills else there
+        if wanted and not there:
             raise TraceError(f"{self.path}: token ids are there for the first completion and not for all of them")
-        more = {"token_ids": ids} if self.with_ids and ids is not None else {}
+        more = {"token_ids": ids} if wanted and ids is not None else {}
         self.rows.add(rows, self.sequence, position, prefill, **more)
 
     def trace(self) -> RoutingTrace:
-        if self.rows is None:
-            raise TraceError(f"{self.path}: no completions in it")
-        meta: dict[str, Any] = {"dropped": {CACHED: self.cached}} if self.cached else {}
         kept = {"tool": "vllm", "layout": self.layout, "id_space": "logical", "slots_ordered_by_weight": False}
-        return self.rows.trace(self.layers.axis.layers, **kept, **meta)
+        return self.rows.trace(self.layers.axis.layers, "no completions in it", **kept)
 
 
 def _decoded(value: object, where: str) -> Array:
