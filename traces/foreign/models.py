@@ -31,7 +31,7 @@ class Model:
 
 
 def model(name: str, **given: Any) -> Model:
-    """The model of that name; `given` (fields of Model, None: not given) goes before what the catalog says."""
+    """The model of that name; `given` (fields of Model) goes before what the catalog says."""
     facts: dict[str, Any] = {}
     entry = _entries().get(_normal(name)) or _entries().get(_normal(name.rsplit("/", 1)[-1]))
     if entry is None:
@@ -40,7 +40,7 @@ def model(name: str, **given: Any) -> Model:
     else:
         facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
         facts["moe_layers"] = tuple(range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1)))
-    return Model(name, **(facts | {k: v for k, v in given.items() if v is not None}))
+    return Model(name, **(facts | given))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

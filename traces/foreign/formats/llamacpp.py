@@ -13,6 +13,7 @@ tokens its rows are left out (-1) and counted.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ PAIR, BY_POSITION = "layer,expert", "pos,layer,"
 CHUNK_BYTES = 1 << 20
 INTEGER = rb"-?[0-9]{1,9}"
 RECORD = np.dtype("<i4")
-KEPT = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
+KEPT: dict[str, Any] = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
 
 
 def _head(path: Path) -> bytes:

@@ -23,6 +23,7 @@ from traces.foreign.ask import Ask, Axis, pick_layers
 from traces.foreign.format import PROMPTS, Reader, Writer
 from traces.foreign.json_lines import first_object, from_base64, integer, member, objects
 from traces.foreign.npy import head_of, npy_of, read_npy
+from traces.foreign.spill import check_full
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array, chunks, is_int
 from traces.format.members import npy_head, refusing
@@ -241,13 +242,11 @@ def write(source: RoutingTrace, out: Path) -> str:
 
 def _write_npy(trace: RoutingTrace, lo: int, hi: int, file: IO[bytes]) -> None:
     """The rows lo to hi - 1 as a `.npy`, uint8 or uint16 [n, layers, K]. Raises TraceError for a slot without an
-    expert, which the layout cannot say."""
+    expert."""
     dtype = np.dtype(np.uint8 if trace.n_experts <= 256 else np.uint16)
     file.write(npy_head(dtype, (hi - lo, trace.n_layers, trace.top_k)))
     for at, ids in chunks(trace.experts[lo:hi]):
-        if (ids < 0).any():
-            row = lo + at + int(np.argwhere(ids < 0)[0][0])
-            raise TraceError(f"experts[{row}] has a slot without an expert (-1), which vLLM's layout cannot say")
+        check_full(ids, lo + at, "vLLM's layout")
         rows = np.zeros((len(ids), trace.n_layers, trace.top_k), dtype)
         rows[:, trace.meta["moe_layers"]] = ids
         file.write(rows.tobytes())
