@@ -101,7 +101,9 @@ def run(options: argparse.Namespace) -> RoutingTrace:
         _refuse_too_long(source, options.prompt_tokens + options.generate)
     prompts, about = _prompts(options, source)
     _refuse_too_long(source, max(len(p) for p in prompts) + options.generate)
-    recorder = _recorder(source.model, not options.no_logits, options.lookahead)
+    from traces.capturing.recorder import Recorder  # torch: the model has brought it
+
+    recorder = Recorder(source.model, not options.no_logits, options.lookahead)
     for first, rows in _batches(prompts, options.batch):
         source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
         if sys.stderr.isatty():
@@ -111,8 +113,7 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     asked = {name: getattr(options, name) for name in ("seed", "skip", "generate", "batch", "temperature")}
     capture = {**source.meta.get("capture", {}), **asked, "requests": len(prompts)}
     meta = source.meta | about | {k: v for k, v in own.items() if v is not None} | {"capture": capture}
-    found: RoutingTrace = recorder.trace(**meta)
-    return found
+    return recorder.trace(**meta)
 
 
 def _refuse_too_long(source: Source, tokens: int) -> None:
@@ -128,12 +129,6 @@ def open_source(name: str, device: str) -> Source:
     except ModuleNotFoundError as error:
         raise UserError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
     return made
-
-
-def _recorder(model: Any, logits: bool, lookahead: int) -> Any:
-    from traces.capturing.recorder import Recorder
-
-    return Recorder(model, logits=logits, lookahead=lookahead)
 
 
 def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], dict[str, Any]]:

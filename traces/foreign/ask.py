@@ -103,11 +103,14 @@ class Ask:
             f"{path}: the file does not say {what}, nor does the name {name!r}{self.model.hint}; required: {flag}"
         )
 
-    def prefill(self, path: Path, position: Array, together: int = 0) -> Array:
+    def prefill(self, path: Path, position: Array, together: int = 0, prompt: int | None = None) -> Array:
         """bool [n] of rows at `position` [n] of a source that does not say its phases.
 
-        together: tokens of the pass they ran in, for by-batch; 0: the source does not say that either.
+        together: tokens of the pass they ran in, for by-batch; 0: the source does not say that either. prompt: tokens
+        of the prompt where this request says them all the same.
         """
+        if prompt is not None:
+            return np.asarray(position < prompt)
         self.used.update(("phase", "prompt_tokens"))
         if self.prompt_tokens is not None:
             return np.asarray(position < self.prompt_tokens)

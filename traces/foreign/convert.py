@@ -14,7 +14,7 @@ from traces.format import npz, placement, profile
 from traces.format.placement import Placement
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
-from traces.statistics.describe import LOUD
+from traces.statistics.describe import LOUD, size
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -57,51 +57,41 @@ def convert(options: argparse.Namespace) -> None:
             raise TraceError(f"--{flag.replace('_', '-')}: {name} does not take it")
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
-    _refuse_other_name(out, ".npz")
+    if out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
+        raise TraceError(f"{out}: a trace or profile is a .npz; --to writes other formats")
     ask = _ask(options, out)
     found = reader.read(path, ask)
     for flag in ask.unused():
         raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
         profile.write(out, found)
-        print(f"{out}: {_counted(found)}")
+        shape = f"{found.n_moe_layers} MoE layers x {found.n_experts} experts"
+        said = f"frequency profile of {shape} (counts, no trace)"
     else:
         npz.write(out, found)
-        print(f"{out}: {_held(found)}")
+        said = size(found)
+    print(f"{out}: {said}" + ("" if found.meta["real"] else f"; {LOUD}"))
     if options.format is None:
         print(f"  read as {name}: {reader.doc}")
     for line in _notes(found.meta):
         print(f"  {line}")
 
 
-def _refuse_other_name(out: Path, suffix: str) -> None:
-    if out.suffix != suffix and out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
-        raise TraceError(f"{out}: a trace or profile is a {suffix}; --to writes other formats")
-
-
 def _ask(options: argparse.Namespace, out: Path) -> Ask:
-    layers = None if options.moe_layers is None else parse_layers(options.moe_layers)
-    given = {key: getattr(options, key) for key in ("n_experts", "top_k", "n_layers")}
-    meta: dict[str, Any] = {"source": options.source, "licence": options.licence}
-    flags = {key: getattr(options, key) for key in ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")}
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+    facts = given("n_experts", "top_k", "n_layers", "moe_layers")
+    if "moe_layers" in facts:
+        facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
     return Ask(
-        model(options.model, moe_layers=layers, **given),
+        model(options.model, **facts),
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
-        meta={key: value for key, value in meta.items() if value is not None},
-        **flags,
+        meta=given("source", "licence"),
+        **given("phase", "prompt_tokens", "prompt_start", "requests", "iteration"),
     )
-
-
-def _held(trace: RoutingTrace) -> str:
-    kind = "" if trace.real else f"; {LOUD}"
-    return f"{len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens{kind}"
-
-
-def _counted(found: Profile) -> str:
-    kind = "" if found.meta["real"] else f"; {LOUD}"
-    return f"frequency profile of {found.n_moe_layers} MoE layers x {found.n_experts} experts (counts, no trace){kind}"
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:

@@ -16,37 +16,23 @@ BOM = b"\xef\xbb\xbf"
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
-    for where, value in _values(path):
-        if not isinstance(value, dict):
-            raise TraceError(f"{where}: {_kind(value)}; a JSON object is required")
-        yield where, value
-
-
-def _values(path: Path) -> Iterator[tuple[str, Any]]:
     refuse_irregular(path, "JSON")
     with refusing(f"{path}: not readable"), path.open("rb") as file:
-        number, line = 1, _line(file, f"{path}: line 1")
-        while line and not line.strip():
-            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
-        if not _is_json(line):  # one value over several lines
-            line += file.read(MOST_JSON_BYTES + 1 - len(line))
+        first = True
+        for number, line in enumerate(iter(lambda: file.readline(MOST_JSON_BYTES + 1), b""), 1):
+            where = f"{path}: line {number}"
             if len(line) > MOST_JSON_BYTES:
-                raise TraceError(
-                    f"{path}: one JSON value of over {MOST_JSON_BYTES} bytes; one object a line has no limit"
-                )
-            yield from _elements(str(path), line)
-            return
-        while line:
+                raise TraceError(f"{where}: more than {MOST_JSON_BYTES} bytes; no response is that long")
             if line.strip():
-                yield from _elements(f"{path}: line {number}", line)
-            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
-
-
-def _line(file: Any, where: str) -> bytes:
-    line: bytes = file.readline(MOST_JSON_BYTES + 1)
-    if len(line) > MOST_JSON_BYTES:
-        raise TraceError(f"{where}: more than {MOST_JSON_BYTES} bytes; no response is that long")
-    return line
+                if first and not _is_json(line):  # one value over several lines
+                    where, line = str(path), line + file.read(MOST_JSON_BYTES + 1 - len(line))
+                if len(line) > MOST_JSON_BYTES:
+                    wrong = f"one JSON value of over {MOST_JSON_BYTES} bytes"
+                    raise TraceError(f"{path}: {wrong}; one object a line has no limit")
+                yield from _objects_of(line, where)
+                first = False
+        if first:
+            yield from _objects_of(b"", str(path))
 
 
 def _is_json(line: bytes) -> bool:
@@ -57,13 +43,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _elements(where: str, text: bytes) -> Iterator[tuple[str, Any]]:
+def _objects_of(text: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object that a text is, or those of the list that it is."""
     with refusing(f"{where}: not JSON"):
         value = json.loads(text.removeprefix(BOM), parse_constant=refuse_constant)
-    if isinstance(value, list):
-        yield from ((f"{where}: [{i}]", element) for i, element in enumerate(value))
-    else:
-        yield where, value
+    elements = [(f"{where}: [{i}]", v) for i, v in enumerate(value)] if isinstance(value, list) else [(where, value)]
+    for here, element in elements:
+        if not isinstance(element, dict):
+            raise TraceError(f"{here}: {_kind(element)}; a JSON object is required")
+        yield here, element
 
 
 def small_json(path: Path, most_bytes: int, why: str = "") -> Any:

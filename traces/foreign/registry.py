@@ -16,9 +16,11 @@ WRITTEN = "sglang eplb moe-infinity flame vllm"
 
 
 def _said(kind: type[Said], order: list[str]) -> dict[str, Said]:
-    modules = [import_module(f"{formats.__name__}.{found.name}") for found in iter_modules(formats.__path__)]
-    found = {value.name: value for module in modules for value in vars(module).values() if isinstance(value, kind)}
-    return {name: found[name] for name in (*order, *sorted(found.keys() - set(order)))}
+    said: dict[str, Said] = {}
+    for file in iter_modules(formats.__path__):
+        module = import_module(f"{formats.__name__}.{file.name}")
+        said |= {value.name: value for value in vars(module).values() if isinstance(value, kind)}
+    return {name: said[name] for name in (*order, *sorted(said.keys() - set(order)))}
 
 
 READERS = _said(Reader, READ.split())

@@ -61,6 +61,13 @@ class Spill:
         return out.array()
 
 
+def check_full(ids: Array, first: int, layout: str) -> None:
+    """Refuse -1 in ids [n, ...] of rows from `first` on, for a layout that cannot say it."""
+    none = np.argwhere(ids < 0)
+    if len(none):
+        raise TraceError(f"experts[{first + none[0][0]}] has a slot without an expert (-1), which {layout} cannot say")
+
+
 def check_ids(ids: Array, n_experts: int, where: str) -> None:
     """Refuse ids outside [-1, n_experts) before they are narrowed to int16. where: file and row, for the message."""
     if ids.size and (int(ids.min()) < -1 or int(ids.max()) >= n_experts):

@@ -182,10 +182,10 @@ def _fill(archive: zipfile.ZipFile, path: Path, name: str, member: Member, out: 
     with archive.open(member.info) as stream:
         stream.read(len(member.head))
         for lo in range(0, len(out), BLOCK_BYTES):
-            block = out[lo : lo + BLOCK_BYTES]
-            read = stream.readinto(block)
-            if read != len(block):
-                raise TraceError(f"{path}: {name} ends after {lo + read} of {len(out)} bytes")
+            block = stream.read(min(BLOCK_BYTES, len(out) - lo))
+            if len(block) != len(out[lo : lo + BLOCK_BYTES]):
+                raise TraceError(f"{path}: {name} ends after {lo + len(block)} of {len(out)} bytes")
+            out[lo : lo + len(block)] = block
 
 
 def check_crc(path: Path, name: str, member: Member, array: Array) -> None:

@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
 
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
+
+
+def size(trace: RoutingTrace) -> str:
+    """How long a trace is: what commands say of what they have written."""
+    return f"{len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens"
 
 
 def describe(facts: dict[str, Any], name: str) -> str:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
 from traces.foreign.extras import needed
 from traces.foreign.format import PASSES, Reader, Writer
-from traces.foreign.spill import BLOCK_ROWS
+from traces.foreign.spill import BLOCK_ROWS, check_full
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array
 from traces.format.limits import BOMB_ROWS, BOMB_ROWS_PER_BYTE
@@ -48,23 +49,15 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     samples = _samples(path, folder)
     requests = _requests(path, ask)
     layers = place_layers(path, sorted(files), ask)
-    ordered = [files[layer] for layer in sorted(files)]
-    batches = [_batches(file, (INDICES, SCORES)) for file in ordered]
     ids = _stream(_token_ids(samples)) if samples else None
-    rows: Rows | None = None
-    while True:
-        parts = [next(batch, None) for batch in batches]
-        experts, scores = _side_by_side(parts, ordered)
-        if experts is None or scores is None:
-            break
-        if rows is None:
-            rows = Rows(path, ask, experts.shape[1:], ("weights", "token_ids") if ids else ("weights",))
+    rows = Rows(path, ask)
+    for experts, scores in _side_by_side([files[layer] for layer in sorted(files)]):
         more = {"weights": scores}
         if ids is not None:
             more["token_ids"] = ids(len(experts), folder)
         sequence, position = requests(len(rows) + np.arange(len(experts)))
         rows.add(experts, sequence, position, ask.prefill(path, position), **more)
-    if rows is None:
+    if not len(rows):
         raise TraceError(f"{folder}: its files have no rows")
     kept = {"tool": "flame-moe", "layout": "FLAME-MoE-Traces", "checkpoint": folder.name, "id_space": "logical"}
     return rows.trace(layers, slots_ordered_by_weight=True, requests_by=f"--requests {ask.requests}", **kept)
@@ -164,19 +157,22 @@ def _values(column: Any, name: str, file: Path) -> Array:
         return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
 
 
-def _side_by_side(parts: list[Any], files: list[Path]) -> tuple[Array, Array] | tuple[None, None]:
-    """(experts [n, L, K], scores [n, L, K]) of the same rows of every layer; (None, None) at the end of all."""
-    if all(part is None for part in parts):
-        return None, None
-    first = parts[0]
-    for part, file in zip(parts, files, strict=True):
-        if part is None or first is None or len(part[0]) != len(first[0]):
-            raise TraceError(f"{file}: another number of rows than {files[0].name}; row i is one token in every layer")
-        if part[0].ndim != 2 or part[0].dtype.kind not in "iu" or part[0].shape[1:] != first[0].shape[1:]:
-            raise TraceError(f"{file}: {INDICES} is {part[0].dtype.name}; lists of integers, one length, are required")
-        if part[1].shape != part[0].shape or part[1].dtype.kind != "f":
-            raise TraceError(f"{file}: {SCORES} is not a number for each of {INDICES}")
-    return np.stack([part[0] for part in parts], axis=1), np.stack([part[1] for part in parts], axis=1)
+def _side_by_side(files: list[Path]) -> Iterator[tuple[Array, Array]]:
+    """(experts [n, L, K], scores [n, L, K]) of the same rows of every layer's file, some at a time."""
+    for parts in zip_longest(*(_batches(file, (INDICES, SCORES)) for file in files)):
+        for part, file in zip(parts, files, strict=True):
+            _refuse_unlike(part, parts[0], file, files[0])
+        yield np.stack([part[0] for part in parts], axis=1), np.stack([part[1] for part in parts], axis=1)
+
+
+def _refuse_unlike(part: Any, first: Any, file: Path, first_file: Path) -> None:
+    """Refuse the (indices, scores) of a layer that are not those of as many tokens and slots as the first layer's."""
+    if part is None or first is None or len(part[0]) != len(first[0]):
+        raise TraceError(f"{file}: another number of rows than {first_file.name}; row i is one token in every layer")
+    if part[0].ndim != 2 or part[0].dtype.kind not in "iu" or part[0].shape[1:] != first[0].shape[1:]:
+        raise TraceError(f"{file}: {INDICES} is {part[0].dtype.name}; lists of integers, one length, are required")
+    if part[1].shape != part[0].shape or part[1].dtype.kind != "f":
+        raise TraceError(f"{file}: {SCORES} is not a number for each of {INDICES}")
 
 
 def _token_ids(files: list[Path]) -> Iterator[Array]:
@@ -242,9 +238,7 @@ def _table(trace: RoutingTrace, lo: int, layer: int, schema: Any, arrow: Any) ->
     """Some rows of one layer."""
     assert trace.weights is not None
     ids = np.asarray(trace.experts[lo : lo + BLOCK_ROWS, layer])
-    if (ids < 0).any():
-        row = lo + int(np.argwhere(ids < 0)[0][0])
-        raise TraceError(f"experts[{row}] has a slot without an expert (-1), which the layout cannot say")
+    check_full(ids, lo, "the layout")
     scores = np.asarray(trace.weights[lo : lo + BLOCK_ROWS, layer], np.float16)
     ends = np.arange(len(ids) + 1, dtype=np.int32) * trace.top_k
     columns = [(ids.astype(np.int16), arrow.int16()), (scores, arrow.float16())]

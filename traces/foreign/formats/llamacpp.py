@@ -13,6 +13,7 @@ tokens its rows are left out (-1) and counted.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ PAIR, BY_POSITION = "layer,expert", "pos,layer,"
 CHUNK_BYTES = 1 << 20
 INTEGER = rb"-?[0-9]{1,9}"
 RECORD = np.dtype("<i4")
-KEPT = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
+KEPT: dict[str, Any] = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
 
 
 def _head(path: Path) -> bytes:
@@ -151,13 +152,12 @@ class _Positions:
         self.path, self.ask, self.k = path, ask, k
         self.pass_: dict[int, list[tuple[int, list[int]]]] = {}
         self.layers: list[int] = []
-        self.rows: Rows | None = None
+        self.rows = Rows(path, ask)
         self.layer = -1
         self.prompt: int | None = None  # first row of the prompt that runs
         self.shifts: list[tuple[int, int, int]] = []
         self.request, self.following = -1, 0
         self.start = ask.start() or 0  # of a prompt with nothing generated after it
-        self.dropped = 0
 
     def line(self, number: int, position: int, layer: int, ids: list[int]) -> None:
         if layer < self.layer or (layer == self.layer and position >= 0):
@@ -171,9 +171,7 @@ class _Positions:
         """Take the pass that ends before this line."""
         found = sorted(self.pass_)
         where = f"{self.path}: the pass before line {number}"
-        if self.rows is None:
-            self.layers = found
-            self.rows = Rows(self.path, self.ask, (len(found), self.k))
+        self.layers = self.layers or found
         if found != self.layers:
             layer = min(set(found) ^ set(self.layers))
             raise TraceError(f"{where} has not the layers of the first pass; layer {layer} differs")
@@ -184,7 +182,7 @@ class _Positions:
             if [position for position, _ in here] == first:
                 experts[:, place] = [ids for _, ids in here]
             elif layer == found[-1] and len(here) < len(first):
-                self.dropped += len(here)
+                self.rows.dropped[f"tokens of layer {layer}, which has fewer than the pass"] += len(here)
             else:
                 raise TraceError(f"{where}: layer {layer} has other tokens than layer {found[0]}")
         if any(position < 0 for position in first) and max(first) >= 0:
@@ -194,7 +192,6 @@ class _Positions:
 
     def _place(self, experts: Array, positions: list[int], where: str) -> None:
         """Prompt rows count from 0 at first; the generated row after them says where they stood."""
-        assert self.rows is not None
         if positions[0] < 0:
             if self.prompt is None:
                 self.request, self.following = self.request + 1, self.start
@@ -218,14 +215,13 @@ class _Positions:
     def trace(self) -> RoutingTrace:
         if self.pass_:
             self._flush(0)
-        if self.rows is None:
+        if not self.layers:
             raise TraceError(f"{self.path}: no rows after line 1; a trace needs at least one")
         facts = self.rows.facts.array()
         for lo, hi, shift in self.shifts:
             facts["position"][lo:hi] += shift
-        meta = {"dropped": {f"tokens of layer {self.layers[-1]}, which has fewer than the pass": self.dropped}}
         layers = place_layers(self.path, self.layers, self.ask)
-        return self.rows.trace(layers, layout=f"{BY_POSITION}e0,...", **(meta if self.dropped else {}), **KEPT)
+        return self.rows.trace(layers, layout=f"{BY_POSITION}e0,...", **KEPT)
 
 
 # --- int32 records ---

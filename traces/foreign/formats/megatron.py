@@ -43,7 +43,7 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         if line.get("block", DECODER) != DECODER:
             if line["block"] != MTP:
                 raise TraceError(f"{where}: block = {ascii(line['block'])[:40]}; {DECODER} or {MTP} is known")
-            passes.drop("lines of block mtp")
+            passes.rows.dropped["lines of block mtp"] += 1
             continue
         if with_logits != passes.logits:
             raise TraceError(f"{where}: {OFFSET} is {'there' if with_logits else 'missing'}, unlike in lines before")

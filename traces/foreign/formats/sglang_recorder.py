@@ -51,20 +51,17 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     records, physical = parts(dump, path)
     top_k = ask.top_k(path)
     axis = pick_layers(path, len(physical), ask, MAP)
-    rows = Rows(path, ask, (len(axis.layers), top_k), ("token_ids",))
+    rows = Rows(path, ask)
     links = Links()
-    dropped: dict[str, int] = {}
     for i, record in enumerate(records):
         where = f"{path}: {RECORDS}[{i}]"
         found = _pass(record, where, path)
         why = _unusable(record)
         if why:
-            dropped[why] = dropped.get(why, 0) + found.shape[1]
+            rows.dropped[why] += found.shape[1]
         else:
             _add(rows, links, record, _logical(found, physical, axis, top_k, where), where)
     meta: dict[str, Any] = {"requests_by": "position continuity", "ambiguous_rows": links.ambiguous}
-    if dropped:
-        meta["dropped"] = dropped
     kept = {"tool": "sglang", "layout": "expert distribution recorder, per_token", "id_space": "logical"}
     _set_phases(rows, links)
     return rows.trace(axis.layers, slots_ordered_by_weight=False, **kept, **meta)

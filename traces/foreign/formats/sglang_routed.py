@@ -44,7 +44,7 @@ def _found(response: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 def read(path: Path, ask: Ask) -> RoutingTrace:
     """A request per response. Raises TraceError where the bytes are not whole rows of the model."""
     width = ask.n_layers(path) * ask.top_k(path)
-    layers, rows = Layers(path, ask), None
+    layers, rows = Layers(path, ask), Rows(path, ask)
     for sequence, (where, response) in enumerate(objects(path)):
         found = _found(response)
         if found is None:
@@ -54,14 +54,9 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         ids = _ids(member(found[1], EXPERTS, str, f"{where}: {found[0]}"), width, here)
         experts = layers.of(ids.reshape(-1, ask.n_layers(path), ask.top_k(path)), here)
         position, prompt = _positions(response, len(experts), where, ask)
-        if rows is None:
-            rows = Rows(path, ask, (len(layers.axis.layers), ask.top_k(path)))
-        prefill = position < prompt if prompt is not None else ask.prefill(path, position)
-        rows.add(experts, sequence, position, prefill)
-    if rows is None:
-        raise TraceError(f"{path}: no responses in it")
+        rows.add(experts, sequence, position, ask.prefill(path, position, prompt=prompt))
     kept = {"tool": "sglang", "layout": "routed_experts", "id_space": "logical", "slots_ordered_by_weight": False}
-    return rows.trace(layers.axis.layers, **kept)
+    return rows.trace(layers.axis.layers, "no responses in it", **kept)
 
 
 def _ids(text: str, width: int, where: str) -> Array:

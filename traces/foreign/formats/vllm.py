@@ -23,6 +23,7 @@ from traces.foreign.ask import Ask, Axis, pick_layers
 from traces.foreign.format import PROMPTS, Reader, Writer
 from traces.foreign.json_lines import first_object, from_base64, integer, member, objects
 from traces.foreign.npy import head_of, npy_of, read_npy
+from traces.foreign.spill import check_full
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array, chunks, is_int
 from traces.format.members import npy_head, refusing
@@ -96,10 +97,8 @@ class _Build:
     def __init__(self, path: Path, ask: Ask) -> None:
         self.path, self.ask = path, ask
         self.layers = Layers(path, ask)
-        self.rows: Rows | None = None
-        self.with_ids: bool | None = None
+        self.rows = Rows(path, ask)
         self.sequence = 0
-        self.cached = 0
         self.layout = "0.33"
 
     def array(self, path: Path) -> None:
@@ -143,7 +142,8 @@ class _Build:
         if cached > len(prompt):
             late = cached - len(prompt)
             raise TraceError(f"{here}: generated token {late} has no expert; only cached prompt rows may")
-        self.cached += cached
+        if cached:
+            self.rows.dropped[CACHED] += cached
         self._add(rows[cached:], position[cached:], (position < prompt_tokens)[cached:])
 
     def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
@@ -158,25 +158,20 @@ class _Build:
             tokens = f"{prompt} prompt and {generated} generated tokens"
             raise TraceError(f"{here}: {len(rows)} rows for {tokens}; one row per token but the last is right")
         position = start + np.arange(len(rows))
-        prefill = position < prompt if prompt is not None else self.ask.prefill(self.path, position)
+        prefill = self.ask.prefill(self.path, position, prompt=prompt)
         self._add(rows, position, prefill, None if ids is None else ids[start : start + len(rows)])
 
     def _add(self, rows: Array, position: Array, prefill: Array, ids: Array | None = None) -> None:
-        if self.rows is None:
-            self.with_ids = ids is not None and len(ids) == len(rows)
-            shape = (len(self.layers.axis.layers), self.layers.shape[1])
-            self.rows = Rows(self.path, self.ask, shape, ("token_ids",) if self.with_ids else ())
-        if self.with_ids and (ids is None or len(ids) != len(rows)):
+        there = ids is not None and len(ids) == len(rows)
+        wanted = "token_ids" in self.rows.spills if self.rows.spills else there
+        if wanted and not there:
             raise TraceError(f"{self.path}: token ids are there for the first completion and not for all of them")
-        more = {"token_ids": ids} if self.with_ids and ids is not None else {}
+        more = {"token_ids": ids} if wanted and ids is not None else {}
         self.rows.add(rows, self.sequence, position, prefill, **more)
 
     def trace(self) -> RoutingTrace:
-        if self.rows is None:
-            raise TraceError(f"{self.path}: no completions in it")
-        meta: dict[str, Any] = {"dropped": {CACHED: self.cached}} if self.cached else {}
         kept = {"tool": "vllm", "layout": self.layout, "id_space": "logical", "slots_ordered_by_weight": False}
-        return self.rows.trace(self.layers.axis.layers, **kept, **meta)
+        return self.rows.trace(self.layers.axis.layers, "no completions in it", **kept)
 
 
 def _decoded(value: object, where: str) -> Array:
@@ -247,13 +242,11 @@ def write(source: RoutingTrace, out: Path) -> str:
 
 def _write_npy(trace: RoutingTrace, lo: int, hi: int, file: IO[bytes]) -> None:
     """The rows lo to hi - 1 as a `.npy`, uint8 or uint16 [n, layers, K]. Raises TraceError for a slot without an
-    expert, which the layout cannot say."""
+    expert."""
     dtype = np.dtype(np.uint8 if trace.n_experts <= 256 else np.uint16)
     file.write(npy_head(dtype, (hi - lo, trace.n_layers, trace.top_k)))
     for at, ids in chunks(trace.experts[lo:hi]):
-        if (ids < 0).any():
-            row = lo + at + int(np.argwhere(ids < 0)[0][0])
-            raise TraceError(f"experts[{row}] has a slot without an expert (-1), which vLLM's layout cannot say")
+        check_full(ids, lo + at, "vLLM's layout")
         rows = np.zeros((len(ids), trace.n_layers, trace.top_k), dtype)
         rows[:, trace.meta["moe_layers"]] = ids
         file.write(rows.tobytes())
