@@ -96,7 +96,7 @@ class Extent:
         fits(need(self.layout, *self.sizes, sum(self.slots), self.alias, dense), port, self.host_bytes)
 
 
-class Rig:
+class PortBench:
     """See the module's text and class Bench."""
 
     def __init__(self, port: Port, settings: Sequence[Setting], options: Options) -> None:
@@ -181,9 +181,9 @@ def _room(every: Sequence[Batches]) -> Batches:
 
 
 @contextmanager
-def opened(port: Port, settings: Sequence[Setting], options: Options) -> Iterator[Rig]:
-    """A rig with room for every one of the settings; the port is closed at the end, whatever happens."""
+def opened(port: Port, settings: Sequence[Setting], options: Options) -> Iterator[PortBench]:
+    """A bench with room for every one of the settings; the port is closed at the end, whatever happens."""
     try:
-        yield Rig(port, settings, options)
+        yield PortBench(port, settings, options)
     finally:
         port.close()
