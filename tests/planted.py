@@ -41,8 +41,8 @@ CORE = [
     fault(
         "belady takes the nearest use",
         "sim/core/eviction.py",
-        "_least(s, scope, spare_from, NEXT, -1)",
-        "_least(s, scope, spare_from, NEXT, 1)",
+        "else -s.expert[g].next_use",
+        "else s.expert[g].next_use",
     ),
     fault(
         "fifo goes by the last touch",
@@ -84,8 +84,8 @@ CORE = [
     fault(
         "a landing is a use",
         "sim/core/residency.py",
-        "    _join_order(s, g)\n    s.c[st.LANDED_DEMAND",
-        "    _join_order(s, g)\n    s.expert[g].uses += 1\n    s.c[st.LANDED_DEMAND",
+        "    _join_order(s, g)\n    s.count.landed_low",
+        "    _join_order(s, g)\n    s.expert[g].uses += 1\n    s.count.landed_low",
     ),
     fault("an expert stays held after its group", "sim/core/residency.py", "    s.expert[g].work = 0\n", ""),
     fault(
@@ -132,7 +132,7 @@ CORE = [
         f"    {RANKS}        {TOKENS}",
         f"    {TOKENS}        {RANKS}",
     ),
-    fault("draws go on from visit to visit", "sim/core/visit.py", "    s.visit.draws = 0\n", ""),
+    fault("draws go on from visit to visit", "sim/core/visit.py", "new.draws = new.miss_draws", "new.miss_draws"),
     fault(
         "prompts are answered lossily",
         "sim/core/answer.py",
