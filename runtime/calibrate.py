@@ -206,7 +206,7 @@ def device_name(args: argparse.Namespace) -> str:
 
 def options_of(args: argparse.Namespace) -> Any:
     """How the rig is made. Raises SpecError for numbers that cannot be."""
-    from runtime.replay import Options
+    from runtime.replaying.opened import Options
 
     cpu = device_name(args) == "cpu"
     scale = (0.0625 if cpu else 1.0) if args.scale is None else args.scale
@@ -221,9 +221,9 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:
     """The device with room for the settings, as a context manager."""
-    from runtime.measuring.bench import opened
+    from runtime.measuring.bench import Rig
 
-    return opened(port_of(args), settings, options)
+    return Rig(port_of(args), settings, options)
 
 
 def port_of(args: argparse.Namespace) -> Any:

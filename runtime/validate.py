@@ -205,8 +205,8 @@ def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> l
 def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]], options: Any) -> list[dict[str, Any]]:
     """Put the capacities that nobody chose into `args.caches`, and take from them, largest first, what the device has
     no room for, but the last; what was taken, and why. settings: of every arm that there is at `args.caches`."""
-    from runtime.experts.store import StoreError
-    from runtime.measuring.bench import Extent
+    from runtime.experts.layout import StoreError
+    from runtime.replaying.opened import Extent
 
     args.caches, out = list(REAL_CACHES[args.quick]), []
     with calibrate.port_of(args) as port:

@@ -13,16 +13,16 @@ import torch
 
 from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
-from runtime.device.cpu import sleep_until
 from runtime.device.choose import choose
+from runtime.device.cpu import sleep_until
 from runtime.device.port import DeviceError, DeviceMissing
 from runtime.measuring import durations
-from runtime.measuring.bench import Rig, opened
+from runtime.measuring.bench import Rig
 from runtime.measuring.durations import Run
 from runtime.measuring.terms import fitted
-from runtime.replay import Options
 from runtime.replaying.layers import MOST_GROUPS
 from runtime.replaying.lockstep import check
+from runtime.replaying.opened import Options
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.devices import FakeAccelerator, machine_on, some_plan
@@ -71,7 +71,7 @@ def off(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[Rig]:
-    with machine, opened(choose("cuda"), settings, Options()) as rig:
+    with machine, Rig(choose("cuda"), settings, Options()) as rig:
         yield rig
 
 
@@ -181,7 +181,7 @@ def test_a_replay_leaves_and_takes_over_what_is_in_the_slots(settings: dict[str,
         store.slot_bytes.fill_(1)
         for name in ("all there", "all there", "lru", "prefetch", "lru", "all there"):
             plan = settings[name].plan
-            rig._cut(plan.slots.tolist())
+            store.cut(plan.slots.tolist())
             first = (
                 dict(zip(plan.residents.tolist(), range(sum(store.slots)), strict=True)) if name == "all there" else {}
             )

@@ -12,8 +12,9 @@ import torch
 from runtime.device.cpu import CpuPort, PacedLink
 from runtime.device.worker import Worker
 from runtime.experts import store
-from runtime.replay import Options, main, replay
-from runtime.replaying import layers
+from runtime.replay import main, replay
+from runtime.replaying import layers, shapes
+from runtime.replaying.opened import Options
 from sim.machines.record import load
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
@@ -95,7 +96,7 @@ def test_a_record_of_the_replay_keeps_the_laws(name: str) -> None:
         pytest.skip("the laws are of whole runs")
     setting = prepare(spec)
     (record,) = replay(setting, CpuPort(5, 5), Options(scale=1 / 128))
-    layout = layers.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
+    layout = shapes.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
     assert record.expert_bytes == layout.expert_bytes("fp32")
     from dataclasses import replace
 

@@ -13,7 +13,8 @@ import pytest
 
 from runtime import calibrate
 from runtime import validate as command
-from runtime.experts.store import Need, StoreError
+from runtime.experts.layout import StoreError
+from runtime.experts.store import Need
 from runtime.measuring import pacing
 from runtime.measuring.agreement import REGIMES, Tolerance
 from runtime.measuring.cases import Link, Traces, enough_requests, grid, long_prompts

@@ -85,7 +85,7 @@ class SlottedModel:
         self.model.set_experts_implementation(NAME)
         self.driver.__enter__()
 
-    def _store(self, port: Port) -> ExpertStore:
+    def _store(self, port: Port) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, the first residents in their slots; an empty slot is no number."""
         plan, layers = self.loop.setting.plan, self.driver.layers
         layout = self.source.layout
@@ -199,9 +199,9 @@ class _Work:
         self.experts, self.hidden, self.ids, self.weights, self.out = experts, hidden, ids, weights, out
         self.done = ids < 0
 
-    def run_from(self, expert: int, where: Any, store: ExpertStore, slot: int) -> None:
+    def run_from(self, expert: int, where: Any, store: ExpertStore[dict[str, Tensor]], slot: int) -> None:
         """An expert computes its slots from a slot's memory."""
-        self.run(expert, where, store.in_slot(slot))  # type: ignore[arg-type]
+        self.run(expert, where, store.in_slot(slot))
 
     @torch.no_grad()
     def run(self, expert: int, where: Any, weights: dict[str, Tensor], on: torch.device | None = None) -> None:

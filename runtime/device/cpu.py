@@ -26,7 +26,9 @@ SPIN_NS = 120_000  # sleeping is late by up to about this much
 class HostCopy(Mark):
     """A copy that the host makes; it is to last `ns` at least."""
 
-    def __init__(self, port: RealPort, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None, ns: int = 0) -> None:
+    def __init__(
+        self, port: RealPort, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None, ns: int = 0
+    ) -> None:
         super().__init__(port)
         self.dst, self.src, self.landed, self.ns = dst, src, landed, ns
         self.started_ns: int | None = None

@@ -33,7 +33,7 @@ The API, for what is built on it:
                                                               dense(step, layer), visit(step, layer), end_step(step) and
                                                               finish() are its pieces, for whoever drives the walk
 
-    runtime.replay.prepared(setting, port, options)           the three from a sim.prepare.Setting, as a context manager
+    runtime.replaying.opened.Opened(port, settings, options)  the three from a sim.prepare.Setting, as a context manager
     runtime.replay.replay(setting, port, options)             -> list of RunRecord, one per repeat
 """
 
@@ -91,7 +91,12 @@ class Machine:
     """One run. order: how completions are ordered (default: as they come)."""
 
     def __init__(
-        self, plan: Plan, port: Port, store: ExpertStore, work: Work, order: Callable[["Machine"], Order] = AsTheyCome
+        self,
+        plan: Plan,
+        port: Port,
+        store: ExpertStore[Any],
+        work: Work,
+        order: Callable[["Machine"], Order] = AsTheyCome,
     ) -> None:
         self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
         self.s, found, self.clock = begin_run(plan, True)
