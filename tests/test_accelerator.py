@@ -78,12 +78,15 @@ def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[Rig]:
 # --- clocks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("link_gbps", "kernel_ns"), [(0.02, 3_000), (0.1, 20_000), (5.0, 40_000)])
+@pytest.mark.parametrize(
+    ("link_gbps", "kernel_ns", "yield_ns"), [(0.02, 3_000, 5_000), (0.1, 20_000, 700), (5.0, 40_000, 700)]
+)
 def test_device_times_are_within_50_us_of_the_truth(
-    settings: dict[str, Setting], off: list[int], link_gbps: float, kernel_ns: int
+    settings: dict[str, Setting], off: list[int], link_gbps: float, kernel_ns: int, yield_ns: int
 ) -> None:
     """Whatever is under way meanwhile, and though the host is away now and then for up to 3 ms."""
-    for rig in on_stand_in(list(settings.values()), StandIn(1, link_gbps, kernel_ns=kernel_ns, hiccups=100)):
+    machine = StandIn(1, link_gbps, kernel_ns=kernel_ns, hiccups=100, yield_ns=yield_ns)
+    for rig in on_stand_in(list(settings.values()), machine):
         for setting in settings.values():
             assert check(setting.plan, rig.replay(setting)).equal
     assert len(off) > 1000 and max(map(abs, off)) < 50_000

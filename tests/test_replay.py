@@ -202,8 +202,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(capsys: Any, 
 
 
 @pytest.fixture
-def left(monkeypatch: Any) -> Any:
-    """Ports that were opened: none may keep a thread or memory."""
+def left(monkeypatch: Any, two_threads: None) -> Any:
+    """Ports that were opened: none may keep a thread or memory, nor the number of torch's threads."""
     ports: list[CpuPort] = []
     begin = CpuPort.__init__
 
@@ -212,9 +212,8 @@ def left(monkeypatch: Any) -> Any:
         ports.append(self)
 
     monkeypatch.setattr(CpuPort, "__init__", note)
-    threads = torch.get_num_threads()
     yield ports
-    assert ports and torch.get_num_threads() == threads
+    assert ports and torch.get_num_threads() == 2
     for port in ports:
         assert not port.buffers and not port.link.is_alive() and not port.host.is_alive()
 
@@ -308,7 +307,8 @@ def test_threads_do_not_outlive_a_replay(capsys: Any, monkeypatch: Any, left: An
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_on_the_accelerator(name: str, accelerator: float, capsys: Any) -> None:
-    flags = [*FAST, "--scale", str(accelerator), "--precision", "bf16", *POLICIES[name], "--json", "--check"]
+    small = ["--max-steps", "3", "--scale", str(accelerator), "--precision", "bf16"]
+    flags = [*FAST, *small, *POLICIES[name], "--json", "--check"]
     assert main(flags) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"]["lock_step"]["this run's order, through the core"]["equal"]
