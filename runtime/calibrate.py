@@ -1,6 +1,6 @@
 """python -m runtime.calibrate: a hardware file from what this device really takes.
 
-Every term is measured in place: calibration arms are replayed through the replay's own code, with its readback, its
+Every term is measured in place: calibration cases are replayed through the replay's own code, with its readback, its
 decisions and its waits, round after round in a new seeded order, and the terms are fitted to the full records
 (runtime.measuring.terms). A kernel timed alone lets the host run ahead, which an offloading engine cannot; such
 microbenchmarks stand beside the terms as a cross-check only.
@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.measuring.cases import BATCHES, Arm, Link, Traces, calibrating, enough_requests, synthetic
-from runtime.measuring.durations import Run
+from runtime.measuring.cases import BATCHES, BenchLink, Case, Traces, calibrating, enough_requests, synthetic
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.rounds import After, Budget, Deadline, complete, measured
 from runtime.measuring.terms import Fitted, fitted, refuse_impossible, toml
 from sim.catalog.hardware_spec import Hardware
@@ -172,7 +172,7 @@ def positive(text: str) -> float:
 
 
 def common_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of RunSpec that every arm has, with the defaults of the device."""
+    """The fields of RunSpec that every case has, with the defaults of the device."""
     cpu = device_name(args) == "cpu"
     out: dict[str, Any] = {
         "precision": args.precision or ("fp32" if cpu else "bf16"),
@@ -205,7 +205,7 @@ def device_name(args: argparse.Namespace) -> str:
 
 
 def options_of(args: argparse.Namespace) -> Any:
-    """How the rig is made. Raises SpecError for numbers that cannot be."""
+    """How the bench is made. Raises SpecError for numbers that cannot be."""
     from runtime.replaying.opened import Options
 
     cpu = device_name(args) == "cpu"
@@ -221,9 +221,9 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Any) -> Any:
     """The device with room for the settings, as a context manager."""
-    from runtime.measuring.bench import Rig
+    from runtime.measuring.bench import PortBench
 
-    return Rig(port_of(args), settings, options)
+    return PortBench(port_of(args), settings, options)
 
 
 def port_of(args: argparse.Namespace) -> Any:
@@ -270,11 +270,11 @@ def _command(argv: list[str]) -> int:
 def _calibrate(args: argparse.Namespace, folder: Path) -> int:
     deadline = deadline_of(args, QUICK_S, LONG_S)
     common, options = common_fields(args), options_of(args)
-    link = Link("link", args.link_gbps, args.link_latency_us)
-    arms = calibrating(link, args.caches, args.batches, args.host_experts)
+    link = BenchLink("link", args.link_gbps, args.link_latency_us)
+    cases = calibrating(link, args.caches, args.batches, args.host_experts)
     traces = requests_of(args, folder)
-    settings = {arm: traces.setting(arm, common, "a100-pcie4") for arm in arms}
-    experts = settings[arms[0]].plan.n_experts
+    settings = {case: traces.setting(case, common, "a100-pcie4") for case in cases}
+    experts = settings[cases[0]].plan.n_experts
     if min(slots_of(cache, experts) for cache in args.caches) >= experts:
         raise SpecError(
             f"caches: all {experts} experts of a layer are there, and none would cross the link; give fewer"
@@ -284,7 +284,7 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
         runs = rounds_of(bench, settings, deadline, asked, args.seed)
         found = fitted(runs)
         words, bare = cross_check(bench, runs[-1][0], deadline)
-        table = section_of(found, bench, settings[arms[0]], options.scale, bare)
+        table = section_of(found, bench, settings[cases[0]], options.scale, bare)
     took = f"{len(runs)} of {asked} rounds, {deadline.gone_s:.0f} s of {deadline.seconds:g} s"
     about = [
         f"made by python -m runtime.calibrate, {took}, on: {table['measured']['device']}",
@@ -298,17 +298,19 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def rounds_of(bench: Any, settings: dict[Arm, Setting], deadline: Deadline, asked: int, seed: int) -> list[list[Run]]:
+def rounds_of(
+    bench: Any, settings: dict[Case, Setting], deadline: Deadline, asked: int, seed: int
+) -> list[list[TimedRun]]:
     """The records of every round, in the order of the settings; before them one replay that is not measured: kernels
     are loaded, memory is touched."""
-    arms = list(settings)
-    replay: Callable[[Arm], Run] = lambda arm: Run(settings[arm], bench.replay(settings[arm]))  # noqa: E731
+    cases = list(settings)
+    replay: Callable[[Case], TimedRun] = lambda case: TimedRun(settings[case], bench.replay(settings[case]))  # noqa: E731
     before_s = deadline.gone_s
-    complete(arms[:1], replay, deadline, "the warm-up")
-    round_s = (deadline.gone_s - before_s) * len(arms)
+    complete(cases[:1], replay, deadline, "the warm-up")
+    round_s = (deadline.gone_s - before_s) * len(cases)
     budget = Budget(deadline, round_s, After(fixed_s=CHECKS * deadline.seconds))
-    rounds = measured(arms, replay, budget, asked, seed)
-    return [[found[arm] for arm in arms] for found in rounds]
+    rounds = measured(cases, replay, budget, asked, seed)
+    return [[found[case] for case in cases] for found in rounds]
 
 
 def requests_of(args: argparse.Namespace, folder: Path) -> Traces:
@@ -346,7 +348,7 @@ def _first(value: Any) -> float:
     return float(value["ns"][0] if isinstance(value, dict) else value)
 
 
-def cross_check(bench: Any, run: Run, deadline: Deadline) -> tuple[dict[str, str], dict[str, Any]]:
+def cross_check(bench: Any, run: TimedRun, deadline: Deadline) -> tuple[dict[str, str], dict[str, Any]]:
     """Microbenchmarks beside the terms: in words, and the link's bare copies; nothing of a bench without a port."""
     port = getattr(bench, "port", None)
     if port is None:

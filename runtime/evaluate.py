@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import LEVEL, figures
-from runtime.closed_loop.runs import Baseline, Judged, Progress, calibrate, free_running, judge, quiet
-from runtime.closed_loop.text_windows import Passages, passages
+from runtime.closed_loop.runs import Baseline, JudgedRun, Progress, calibrate, free_running, judge, quiet
+from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim import __version__
 from sim.outcome.summary import summarise
 from sim.policies.registry import find
@@ -42,16 +42,16 @@ SHOWN = ("bits_per_byte", "bits_per_byte_delta", "perplexity", "perplexity_ratio
 
 
 def evaluated(
-    model: Subject,
+    model: JudgedModel,
     spec: RunSpec,
-    text: Passages,
+    text: TextWindows,
     base: Baseline,
     calibration: RoutingTrace | None = None,
     like: str | None = None,
     progress: Progress = quiet,
-) -> tuple[dict[str, Any], Judged]:
+) -> tuple[dict[str, Any], JudgedRun]:
     """(the figures of one teacher-forced closed-loop run, the run). Raises UserError, one line."""
-    loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, like))
+    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, like))
     run = judge(model, text, loop, base, progress)
     summary, tokens = summarise(run.record), run.trace.n_tokens
     out = {
@@ -70,7 +70,7 @@ def evaluated(
     return out, run
 
 
-def _shares(run: Judged) -> dict[str, float]:
+def _shares(run: JudgedRun) -> dict[str, float]:
     """Shares of all slots that the router filled, and of their router weight. Re-ranking comes first: what it
     replaced is no miss any more."""
     c, trace = run.record.counters, run.trace
@@ -97,7 +97,7 @@ def needs_calibration(spec: RunSpec) -> bool:
     return bool(fitted(spec) or float(percentile) >= 0)
 
 
-def calibration_of(model: Subject, spec: RunSpec, tokens: int, text: str | None) -> RoutingTrace | None:
+def calibration_of(model: JudgedModel, spec: RunSpec, tokens: int, text: str | None) -> RoutingTrace | None:
     """The trace that the spec names, or one captured now from text that is not judged; None where nothing is fitted."""
     if isinstance(spec.calibration, float):
         raise UserError("calibration: a fraction is of a trace's requests; give a FILE, or leave it out")
@@ -106,17 +106,17 @@ def calibration_of(model: Subject, spec: RunSpec, tokens: int, text: str | None)
     return captured(model, tokens, spec.seed, text) if needs_calibration(spec) else None
 
 
-def captured(model: Subject, tokens: int, seed: int, text: str | None) -> RoutingTrace:
+def captured(model: JudgedModel, tokens: int, seed: int, text: str | None) -> RoutingTrace:
     """A calibration trace of about so many tokens, from text that is not judged."""
     length = min(model.context, 256)
-    return calibrate(model, passages(model.tokens, max(1, tokens // length), length, seed, text, False, model.lead))
+    return calibrate(model, text_windows(model.tokens, max(1, tokens // length), length, seed, text, False, model.lead))
 
 
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.evaluate", description="Judge a model with its expert cache in the loop.")
     group = out.add_argument_group("model and text")
     which = "our own model, a folder of runtime.train, or a Hugging Face model (default: tiny-moe)"
-    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH", help=which)
+    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH", help=which)
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     group.add_argument("--text", metavar="FILE", help="UTF-8 text (default: held-out sources of the standard library)")
     group.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
@@ -146,9 +146,9 @@ def _command(argv: list[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
     out = out_folder(args.out, () if args.force else FILES) if args.out else None
     torch.set_num_threads(args.threads)
-    args.trace = args.subject
+    args.trace = args.judged_model
     spec = spec_of(args)
-    model = subject(args.subject, args.device)
+    model = judged_model(args.judged_model, args.device)
     if args.length > model.context:
         raise UserError(f"--length is {args.length}; the model has {model.context} positions")
     announce_compiling()
@@ -160,18 +160,18 @@ def _command(argv: list[str]) -> None:
     print(json.dumps(result) if args.json else table(result))
 
 
-def _run(args: argparse.Namespace, spec: RunSpec, model: Subject) -> tuple[dict[str, Any], Judged]:
-    text = passages(model.tokens, args.sequences, args.length, spec.seed, args.text, True, model.lead)
+def _run(args: argparse.Namespace, spec: RunSpec, model: JudgedModel) -> tuple[dict[str, Any], JudgedRun]:
+    text = text_windows(model.tokens, args.sequences, args.length, spec.seed, args.text, True, model.lead)
     calibration = calibration_of(model, spec, args.calibration_tokens, args.text)
     base, progress = Baseline(model, text), _progress()
     result, run = evaluated(model, spec, text, base, calibration, args.charge, progress)
     if args.free_running:
-        loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, args.charge))
+        loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
         result["free_running"] = free_running(model, text, loop, progress)
     result["text"] = {"source": text.source, "sequences": args.sequences, "length": args.length,
                       "predicted_bytes": int(text.n_bytes.sum())}  # fmt: skip
     result["calibration_tokens"] = None if calibration is None else calibration.n_tokens
-    result["model"], result["loop"], result["batch"] = args.subject, "closed", 1
+    result["model"], result["loop"], result["batch"] = args.judged_model, "closed", 1
     result["spec"] = spec.model_dump(exclude=set(LEFT_OUT) - {"config"})
     result["interval"] = f"{LEVEL} % percentile bootstrap over sequences, paired, seed {spec.seed}"
     result["version"] = __version__
@@ -179,7 +179,7 @@ def _run(args: argparse.Namespace, spec: RunSpec, model: Subject) -> tuple[dict[
 
 
 def _progress() -> Progress:
-    """Passages done, on a terminal only."""
+    """Text windows done, on a terminal only."""
     if not sys.stderr.isatty():
         return quiet
     return lambda done, of: print(f"\r{done}/{of} passages", end="\n" if done == of else "", file=sys.stderr)

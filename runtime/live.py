@@ -33,7 +33,7 @@ from torch import nn
 
 from runtime.closed_loop.driver import shape_of
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.slotted import NEEDED, SlottedModel, registry
 from runtime.device.port import Port
 from runtime.experts.hugging_face import LiveError
@@ -71,7 +71,7 @@ class OffloadedExperts:
             raise LiveError(f"{type(model).__name__}: is no model of transformers >= 5.0. {NEEDED}")
         self.model, self.shape = model, shape_of(model)
         run = RunSpec.of({"trace": self.shape.name, **spec})
-        self.loop = ClosedLoop(run, self.shape, calibration, charged(model, self.shape, charge))
+        self.loop = ClosedLoop(run, self.shape, calibration, priced_as(model, self.shape, charge))
         self._slotted = SlottedModel(model, self.loop, device)
         self._undo: list[Callable[[], Any]] = []
         self._prompt: int | None = None
@@ -165,7 +165,7 @@ def load_model(path: str) -> tuple[Any, Any]:
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.live", description="Generate with the experts of a model offloaded.")
     group = out.add_argument_group("model")
-    group.add_argument("--model", dest="subject", required=True, metavar="PATH", help="Hugging Face MoE model")
+    group.add_argument("--model", dest="judged_model", required=True, metavar="PATH", help="Hugging Face MoE model")
     group.add_argument("--prompt", required=True, help="text to continue")
     group.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: 32")
     group.add_argument(
@@ -184,14 +184,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    args.trace = args.subject
+    args.trace = args.judged_model
     spec = spec_of(args)
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {args.max_new_tokens}; it must be at least 1")
     if isinstance(spec.calibration, float):
         raise UserError("calibration: a fraction is of a trace's requests; give a FILE")
     calibration = None if spec.calibration is None else npz.read(npz.find(spec.calibration))
-    model, tokenizer = load_model(args.subject)
+    model, tokenizer = load_model(args.judged_model)
     announce_compiling()
     fields = {name: getattr(spec, name) for name in spec.model_fields_set if name not in (*LEFT_OUT, "calibration")}
     with OffloadedExperts(model, device=args.device, calibration=calibration, charge=args.charge, **fields) as live:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from runtime.closed_loop.driver import Driver
-from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.priced_as import priced_as
 from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
 from sim.outcome.summary import summarise
 from sim.run import add_flags, announce_compiling, spec_of
@@ -31,9 +31,9 @@ MOST_NEW_TOKENS = 256
 
 
 class Scorer:
-    """Log-likelihoods and greedy continuations of a subject through an open driver (None: the unmodified model)."""
+    """A judged model's log-likelihoods and greedy continuations through an open driver (None: the unmodified model)."""
 
-    def __init__(self, model: Subject, driver: Driver | None) -> None:
+    def __init__(self, model: JudgedModel, driver: Driver | None) -> None:
         self.model, self.driver = model, driver
         self._request = 0
 
@@ -137,7 +137,7 @@ def language_model(scorer: Scorer) -> Any:
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.lm_eval_adapter", description="lm-evaluation-harness with the loop closed.")
     group = out.add_argument_group("model and tasks")
-    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH")
+    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH")
     group.add_argument("--tasks", required=True, metavar="A[,B...]", help="tasks of the harness")
     group.add_argument("--limit", type=int, metavar="N", help="documents of each task")
     group.add_argument("--include-path", metavar="DIR", help="folder with tasks of one's own")
@@ -159,11 +159,11 @@ def _command(argv: list[str]) -> None:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(NEEDED) from None
-    args.trace = args.subject
-    spec, model = spec_of(args), subject(args.subject)
+    args.trace = args.judged_model
+    spec, model = spec_of(args), judged_model(args.judged_model)
     announce_compiling()
     calibration = calibration_of(model, spec, args.calibration_tokens, None)
-    loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, args.charge))
+    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
     with model.looped(loop) as driver:
         found = simple_evaluate(
             model=language_model(Scorer(model, driver)),

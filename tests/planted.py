@@ -468,7 +468,7 @@ FIGURES = [
 
 # --- what is read and observed ---
 PHASE_WORDS = "tests/test_traces_cli.py::test_csv_words_of_a_phase"
-LINK_SEEN = "tests/test_observe.py::test_what_a_device_adds_between_two_transfers_is_part_of_the_second"
+LINK_SEEN = "tests/test_durations.py::test_what_a_device_adds_between_two_transfers_is_part_of_the_second"
 READ = [
     fault("a prompt is generated", "traces/foreign/formats/csv.py", '"prompt": 1', '"prompt": 0', PHASE_WORDS),
     fault("a word of a phase is not known", "traces/foreign/formats/csv.py", ', "generate": 0', "", PHASE_WORDS),

@@ -17,8 +17,8 @@ from runtime.device.choose import choose
 from runtime.device.cpu import sleep_until
 from runtime.device.port import DeviceError, DeviceMissing
 from runtime.measuring import durations
-from runtime.measuring.bench import Rig
-from runtime.measuring.durations import Run
+from runtime.measuring.bench import PortBench
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.terms import fitted
 from runtime.replaying.layers import MOST_GROUPS
 from runtime.replaying.lockstep import check
@@ -70,8 +70,8 @@ def off(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[Rig]:
-    with machine, Rig(choose("cuda"), settings, Options()) as rig:
+def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[PortBench]:
+    with machine, PortBench(choose("cuda"), settings, Options()) as rig:
         yield rig
 
 
@@ -96,7 +96,7 @@ def test_device_times_are_within_50_us_of_the_truth(
 def test_a_transfer_lasts_what_the_link_takes(settings: dict[str, Setting], link_gbps: float) -> None:
     machine = StandIn(3, link_gbps, hiccups=50)
     for rig in on_stand_in([settings["lru"], settings["prefetch"]], machine):
-        runs = [Run(settings[name], rig.replay(settings[name])) for name in ("lru", "prefetch")]
+        runs = [TimedRun(settings[name], rig.replay(settings[name])) for name in ("lru", "prefetch")]
         true_ns = machine.copy_ns + rig.expert_bytes / link_gbps
         assert fitted([runs]).section["transfer_idle_ns"] == pytest.approx(true_ns, rel=0.2)
         lasted = durations.transfers_of(runs[0]).idle_ns

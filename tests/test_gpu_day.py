@@ -669,7 +669,7 @@ def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_
     trace = npz.read(npz.find(args.trace))
     traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 1)
     common = calibrate.common_fields(args)
-    arms = validate.all_arms([validate.own_link(args, False)], args, trace.n_experts)
+    arms = validate.all_cases([validate.own_link(args, False)], args, trace.n_experts)
     model = traces.setting(arms[0], common, "h200").model
     assert model is not None
     size = model.expert_bytes("bf16")

@@ -52,8 +52,8 @@ def test_a_validation_ends_in_time_with_true_times_and_within_tolerance(
     truth_ns = machine.copy_ns + EXPERT_BYTES / machine.link_gbps
     assert out["calibration"]["link"]["transfer_idle_ns"] == pytest.approx(truth_ns, rel=0.2)
     assert out["kind"] == "full" and out["statements"]["without_link"]["verdict"] == "within"
-    assert max(arm["longest_prompt"] for arm in out["arms"]) > 1000
-    assert max(arm["longest_context"] for arm in out["arms"]) > 1000
+    assert max(case["longest_prompt"] for case in out["arms"]) > 1000
+    assert max(case["longest_context"] for case in out["arms"]) > 1000
     assert "s left of" in said.err
-    for arm in out["arms"]:
-        assert 0 < arm["gpu_busy_ns"] < arm["measured_ns"]["experts"]
+    for case in out["arms"]:
+        assert 0 < case["gpu_busy_ns"] < case["measured_ns"]["experts"]

@@ -57,8 +57,8 @@ class Driver:
         self._hidden: Tensor | None = None
         self._hooks: list[Any] = []
         self.active = False
-        if loop.foresight is not None:
-            loop.foresight.ask = self._ask
+        if loop.live_prefetch is not None:
+            loop.live_prefetch.ask = self._ask
 
     @staticmethod
     def layers_of(model: nn.Module) -> list[MoeLayer]:
@@ -66,7 +66,7 @@ class Driver:
         return find_moe_layers(model)
 
     def __enter__(self) -> Driver:
-        wanted = self.loop.needs_logits or self.loop.foresight is not None
+        wanted = self.loop.needs_logits or self.loop.live_prefetch is not None
         for layer in self.layers:
             if wanted and layer.router is not None:
                 self._hooks.append(layer.router.register_forward_hook(self._heard(layer)))

@@ -1,6 +1,6 @@
 """The models that a closed loop judges, step by step: our own small one, or a Hugging Face one.
 
-A subject gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or,
+A judged model gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or,
 while it is `looped`, as a closed loop says.
 """
 
@@ -25,7 +25,7 @@ from traces.errors import UserError
 TINY = "tiny-moe"
 
 
-class Subject(Protocol):
+class JudgedModel(Protocol):
     """shape: of its routing. tokens: its tokenizer. lead: a token that stands before every text, or None. context:
     the most positions."""
 
@@ -95,7 +95,7 @@ class HuggingFace:
         return slotted(self.model, loop, self.device)
 
 
-def subject(name: str, device: str | None = None) -> Subject:
+def judged_model(name: str, device: str | None = None) -> JudgedModel:
     """`tiny-moe`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None: the CPU).
 
     Raises UserError, one line."""

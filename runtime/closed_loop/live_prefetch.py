@@ -28,7 +28,7 @@ AVAILABLE = ("previous-token", "popular", "transition", "gate-lookahead")
 Ask = Callable[[int, Any], Array]  # (MoE layer, hidden states of an earlier one) -> expert ids [n, K], best first
 
 
-class Foresight:
+class LivePrefetch:
     """Lists of one run, filled row by row.
 
     lists int16 [1 or D, T, L, m], row int32 [D, T], rank_key int64 [D, m]: see sim.core.plan.Prefetch. `ask`: for
@@ -86,7 +86,7 @@ class Foresight:
         """The router has spoken for the rows of this step; experts [T, L, K] holds it."""
 
 
-class _PreviousToken(Foresight):
+class _PreviousToken(LivePrefetch):
     _experts: Array
 
     def catch_up(self, request: int, at: int) -> None:
@@ -100,7 +100,7 @@ class _PreviousToken(Foresight):
                 self.lists[0, at, layer] = experts[self._last_here[request], layer, : self.lists.shape[3]]
 
 
-class _Popular(Foresight):
+class _Popular(LivePrefetch):
     """The same list at all times; the first row of a step holds it."""
 
     def __init__(self, ranking: Array, *rest: Any) -> None:
@@ -118,7 +118,7 @@ class _Popular(Foresight):
             self.row[:, rows.stop] = 0
 
 
-class _Transition(Foresight):
+class _Transition(LivePrefetch):
     def __init__(self, fitted: Transition, *rest: Any) -> None:
         super().__init__(*rest)
         pairs = [(d, layer) for d in range(1, self.distance + 1) for layer in range(self.layers)]
@@ -136,7 +136,7 @@ class _Transition(Foresight):
                     self.lists[d - 1, at, target] = ranker(experts[self._last_here[request], layer][None])[0]
 
 
-class _GateLookahead(Foresight):
+class _GateLookahead(LivePrefetch):
     def visit(self, layer: int, experts: Array, hidden: Any) -> None:
         if self.ask is None or hidden is None:
             raise SpecError(f"prefetch: {self.name}: this model's routers cannot be asked with another layer's state")
@@ -144,7 +144,7 @@ class _GateLookahead(Foresight):
             self.lists[d - 1, self._rows, layer + d] = self.ask(layer + d, hidden)[:, : self.lists.shape[3]]
 
 
-def foresight_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace | None) -> Foresight | None:
+def live_prefetch_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace | None) -> LivePrefetch | None:
     """The prefetcher of a closed loop, None without one. Raises SpecError by name for one that cannot be had."""
     name = spec.prefetch
     if name == "none":

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.closed_loop.live_prefetch import Foresight, foresight_of
+from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
-from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Copy, Served, Stepped
+from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core import state as st
@@ -68,25 +68,25 @@ class ClosedLoop:
         spec: RunSpec,
         shape: ModelShape,
         calibration: RoutingTrace | None = None,
-        charged: ModelSpec | None = None,
+        priced_as: ModelSpec | None = None,
         keep_logits: bool = False,
     ) -> None:
         _refuse_oracles(spec)
         self.spec, self.shape = spec, shape
-        self.foresight: Foresight | None = foresight_of(spec, shape.blank(), calibration)
+        self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"
         plain = spec.model_copy(
             update={"prefetch": "none", "set": own, "calibration": used or None, "warmup_steps": 0}  # one blank step
         )
-        self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=charged)
+        self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=priced_as)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
         self.rerank = None if spec.rerank == "none" else find("rerank", spec.rerank).name
-        self._room = Room(shape, self.foresight)
+        self._room = Room(shape, self.live_prefetch)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
         self._costs = self.setting.plan.costs
         self._grow(FIRST_ROOM, FIRST_ROOM, 1)
-        self.machine = Stepped(self._plan())
+        self.machine = VisitByVisit(self._plan())
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
         self._ended = True
@@ -113,8 +113,8 @@ class ClosedLoop:
             room.leave(self.step, self._leaving(set(requests)))
         ahead = () if then is None else tuple(then) or tuple(dict.fromkeys(requests))
         room.foretell(self.step, self.tokens, len(ahead))
-        if self.foresight is not None:
-            self.foresight.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
+        if self.live_prefetch is not None:
+            self.live_prefetch.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
         known = self.step + (1 if then is None else 2)
         self.machine.route = self.machine.route._replace(step_prefill=frozen(room.prefill[:known]))
         self.machine.step_ns = self._price(tuple(positions), prefill)
@@ -142,8 +142,8 @@ class ClosedLoop:
             room.logits[rows, layer] = ordered_half(logits.astype(np.float64), ids)
         elif self.needs_logits:
             raise SpecError(f"{self.spec.miss}, {self.spec.rerank}: need router logits, which this model does not give")
-        if self.foresight is not None:
-            self.foresight.visit(layer, room.experts, hidden)
+        if self.live_prefetch is not None:
+            self.live_prefetch.visit(layer, room.experts, hidden)
         before = int(machine.s.c[st.R_ANSWERS])
         machine.until(machine.layer_of(step, layer))
         return self._served(order, ids, weights, logits, before)
@@ -153,10 +153,10 @@ class ClosedLoop:
         self.machine.until(self.machine.end_step(self.step))
         self._ended = True
 
-    def first_residents(self) -> list[Copy]:
+    def first_residents(self) -> list[Committed]:
         """What is in the slots before the first step."""
         s = self.machine.s
-        return [Copy(int(g), int(s.x[g, st.SLOT])) for g in self.setting.plan.residents]
+        return [Committed(int(g), int(s.x[g, st.SLOT])) for g in self.setting.plan.residents]
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class ClosedLoop:
             step_row=room.row,
             step_prefill=room.prefill,
             costs=self._costs,
-            prefetch=None if self.foresight is None else self.foresight.prefetch(self.spec),
+            prefetch=None if self.live_prefetch is None else self.live_prefetch.prefetch(self.spec),
             warmup_steps=self.spec.warmup_steps,
             low=self._low(),
             leaving=None if plan.leaving is None else Leaving(room.leaving_offset, room.leaving_row),

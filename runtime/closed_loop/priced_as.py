@@ -19,7 +19,7 @@ from traces.capturing.routers import find_moe_layers
 _LIKE = ("n_layers", "moe_first", "moe_step", "n_experts", "top_k")
 
 
-def charged(model: nn.Module, shape: ModelShape, like: str | None = None) -> ModelSpec:
+def priced_as(model: nn.Module, shape: ModelShape, like: str | None = None) -> ModelSpec:
     """The sizes to charge for `model`: its own, or those of `like` (a name or file of the catalog) in its counts.
 
     Raises CatalogError for a name that is unknown.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from runtime.closed_loop.driver import Driver, answered
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.visit_by_visit import CPU, LOW, Copy, Run, Served
+from runtime.closed_loop.visit_by_visit import CPU, LOW, Committed, Computed, Served
 from runtime.device.choose import choose
 from runtime.device.cpu import OneStreamPort
 from runtime.device.port import Declared, Port
@@ -157,7 +157,7 @@ class SlottedModel:
         """Copies and groups in the machine's order; then what the CPU computes."""
         port, low = self.port, served.answers == LOW
         for op in served.ops:
-            if isinstance(op, Copy):
+            if isinstance(op, Committed):
                 self._copy(*op)
             else:
                 self._run(op, work, served.answers != CPU, low)
@@ -177,7 +177,7 @@ class SlottedModel:
         self.place[expert], self._holds[slot] = slot, expert
         self.store.fetch(expert, slot)
 
-    def _run(self, op: Run, work: _Work, on_gpu: Any, low: Any) -> None:
+    def _run(self, op: Computed, work: _Work, on_gpu: Any, low: Any) -> None:
         """A group of experts is computed, each from its slot. Raises LiveError for one that is in none."""
         port, store, slots = self.port, self.store, []
         for expert in op.experts:

@@ -61,7 +61,7 @@ class Noting(Machine):
         return record
 
 
-class Rig(Opened):
+class PortBench(Opened):
     """See the module's text and class Bench."""
 
     failed: str | None = None

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from runtime.measuring import durations
-from runtime.measuring.durations import Run
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.fits import hats, robust
 from runtime.measuring.rounds import Deadline
 from runtime.measuring.table import said, tokens_of
@@ -34,7 +34,7 @@ LEADS = tuple(2**power for power in range(20, 33))  # bytes of the copies that t
 
 
 @dataclass(frozen=True)
-class Micro:
+class CrossCheck:
     """words: each result in one line. link: the bare page-locked copies to the device as a [link] table of a hardware
     file, its set-up inside the curve; empty where nothing was measured."""
 
@@ -42,7 +42,7 @@ class Micro:
     link: dict[str, Any]
 
 
-def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micro:
+def microbenchmarks(port: Any, bench: Any, run: TimedRun, deadline: Deadline) -> CrossCheck:
     """One expert by tokens; one launch; the core's decisions; copies by size, page-locked and not, both ways, as far as
     the time does (a copy by size is none of an expert, and takes longest)."""
     words = {f"one expert, {tokens_of(kernel)}": said(kernel) for kernel in bench.kernels(TOKENS)}
@@ -59,7 +59,7 @@ def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micr
             times = [copy_ns(port, size, to_device, locked) for size in sizes]
             words[name] = _copies(sizes, times)
             link = link or {"curve": curve(sizes, times), "setup_ns": 0, "source": f"runtime.calibrate: {name}"}
-    return Micro(words, link)
+    return CrossCheck(words, link)
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def curve(sizes: Sequence[int], times: Sequence[float]) -> list[list[float]]:
     return [[float(size), float(size / ns)] for size, ns in zip(sizes, rising, strict=True)]
 
 
-def core_ns(run: Run) -> float:
+def core_ns(run: TimedRun) -> float:
     """Median ns that the core takes a visit to decide a recorded run again."""
     times = []
     for _ in range(3):
@@ -201,7 +201,7 @@ def _in_a_row(
     return (end.time_ns() - begin.time_ns()) / LAUNCHES, host_ns / LAUNCHES, ahead
 
 
-def gpu_busy_ns(run: Run, found: Sequence[dict[str, Any]]) -> float:
+def gpu_busy_ns(run: TimedRun, found: Sequence[dict[str, Any]]) -> float:
     """ns per token that the experts of a run's counted steps keep the device busy, each executed alone: device_ns at
     its number of tokens, on straight lines between those that were measured."""
     done, visits = run.record.groups["executions"], run.record.groups["visits"]

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from runtime.device.port import DeviceError
 from runtime.measuring import durations
-from runtime.measuring.durations import Run
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.fits import Observations, Term, constant, fit, hats, knots_of
 from sim.errors import SpecError
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
-Rounds = Sequence[Sequence[Run]]
+Rounds = Sequence[Sequence[TimedRun]]
 Kind = tuple[str, str, str]
 TRANSFERS = ("transfer_idle_ns", "transfer_following_ns")
 BARE = 0.9  # of a bare copy: less than that no transfer takes
@@ -151,7 +151,7 @@ def _head(rounds: Rounds, tables: list[dict[str, Any]], terms: dict[str, Term]) 
     return _knots(knots, terms["head"].coefficients)
 
 
-def _head_of(run: Run, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
+def _head_of(run: TimedRun, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
     """(rows whose logits are needed, ns) of each counted step."""
     warm, steps = run.record.warmup_steps, run.record.steps
     prefill, rows = run.setting.steps.prefill, steps["rows"]
@@ -187,7 +187,7 @@ def _experts(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     return out | {"expert": _knots(knots, term.coefficients[: len(knots)])}
 
 
-def _counted(run: Run) -> tuple[Int, Int, Float]:
+def _counted(run: TimedRun) -> tuple[Int, Int, Float]:
     """(tokens [m], group [m], ns [groups]) of the groups in counted steps."""
     taken = durations.groups_of(run)
     counted = run.record.groups["visits"]["step"][taken.visit] >= run.record.warmup_steps

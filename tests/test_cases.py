@@ -1,4 +1,4 @@
-"""Which arms: the capacities that a link is calibrated at, and long requests chained of short ones."""
+"""Which cases: the capacities that a link is calibrated at, and long requests chained of short ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runtime.measuring.cases import (
     CALIBRATING_PROMPT,
     JUDGED_PROMPT,
-    Link,
+    BenchLink,
     Traces,
     apart,
     calibrating,
@@ -75,11 +75,11 @@ def test_what_calibrates_sees_demands_at_one_capacity_and_prefetches_at_the_othe
     traces = Traces.of(str(tmp_path / "t.npz"), 0.5, 0, tmp_path, 1)
     common = {"model": str(tmp_path / "tiny.toml"), "as_decode": True, "warmup_steps": 1}
     seen = []
-    for arm in calibrating(Link("link"), apart([2, 7, 8], 8), [1]):
-        run = simulated(traces.setting(arm, common, "a100-pcie4"))
+    for case in calibrating(BenchLink("link"), apart([2, 7, 8], 8), [1]):
+        run = simulated(traces.setting(case, common, "a100-pcie4"))
         sent, transfers = run.record.groups["transfers"], transfers_of(run)
         landed = sent["cause"][sent["outcome"] == LANDED]
-        seen.append((arm.fields["cache"], *(int((landed == CAUSES.index(c)).sum()) for c in ("demand", "prefetch"))))
+        seen.append((case.fields["cache"], *(int((landed == CAUSES.index(c)).sum()) for c in ("demand", "prefetch"))))
         assert len(transfers.gap_ns) > 10 and len(transfers.idle_ns) > 10
     (small, demands, none), (large, _, prefetches) = seen
     assert (small, large) == (4, 6) and demands > 10 < prefetches and none == 0
@@ -101,9 +101,9 @@ def test_short_requests_are_chained_to_one_long_prompt(tmp_path: Path) -> None:
 def test_a_long_prompt_runs_in_prefill_steps_of_its_own_requests(tmp_path: Path, calibrates: bool) -> None:
     trace = npz.read(recording(tmp_path))
     traces = Traces.of(str(tmp_path / "t.npz"), 0.5, 0, tmp_path, 1)
-    arm = long_prompts(Link("link"), [3], calibrates)[0]
+    case = long_prompts(BenchLink("link"), [3], calibrates)[0]
     common = {"model": str(tmp_path / "tiny.toml"), "as_decode": True, "max_steps": 4, "warmup_steps": 1}
-    setting = traces.setting(arm, common, "a100-pcie4")
+    setting = traces.setting(case, common, "a100-pcie4")
     # 1,280 = 2 x 512 + 256 and 1,600 = 3 x 512 + 64 rows, then 8 decode steps
     rows = [512, 512, 512, 64] if calibrates else [512, 512, 256]
     assert np.diff(setting.plan.step_offset).tolist() == [*rows, *[1] * 8]
@@ -112,6 +112,6 @@ def test_a_long_prompt_runs_in_prefill_steps_of_its_own_requests(tmp_path: Path,
     assert setting.longest_context == sum(rows) + 8 > 1000
     own = split(trace, 0.5, 0)[0 if calibrates else 1]
     assert (setting.trace.experts[: own.n_tokens] == own.experts).all()
-    plain = replace(arm, chained=False, fields={"cache": 3, "batch": 1})
+    plain = replace(case, chained=False, fields={"cache": 3, "batch": 1})
     assert longest_prompt(traces.setting(plain, common, "a100-pcie4")) == 0
-    assert arm.name.endswith("lru, cache 3, batch 1, chained prompt") and plain.name != arm.name
+    assert case.name.endswith("lru, cache 3, batch 1, chained prompt") and plain.name != case.name

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from runtime.measuring.durations import Run, decide_of, transfers_of
+from runtime.measuring.durations import TimedRun, decide_of, transfers_of
 from sim.machines import compiled
 from tests.plans import plan
 
 
-def fetching() -> Run:
+def fetching() -> TimedRun:
     """One visit that wants experts 0, 1, 2 of an empty cache, over a link two deep: 110 ns idle, 100 following, gap 2.
 
     Routed at 10: 0 and 1 are committed. 0 starts at 12 and lands at 122, when 2 is committed; 1 follows on and lands at
     222, 2 at 322."""
     wanting = plan([[[0, 1, 2]]], 4, [4], residents=[], transfer=(110, 100), gap=2, depth=2)
     setting: Any = SimpleNamespace(plan=wanting)  # of a setting transfers_of looks at the plan alone
-    return Run(setting, compiled.run(wanting, True))
+    return TimedRun(setting, compiled.run(wanting, True))
 
 
 def test_on_the_simulated_link_a_transfer_lasts_what_the_plan_says() -> None:
@@ -59,4 +59,4 @@ def test_a_decision_is_observed_in_decode_steps_and_only_without_them_in_prompts
     record: Any = SimpleNamespace(groups={"visits": visits}, warmup_steps=1)
     for phases, expected in (([True, True, False], [100, 110]), ([False, True, True], [300, 300, 100, 110])):
         setting: Any = SimpleNamespace(steps=SimpleNamespace(prefill=np.array(phases)))
-        assert decide_of(Run(setting, record)).tolist() == expected
+        assert decide_of(TimedRun(setting, record)).tolist() == expected
