@@ -21,7 +21,7 @@ run: $(VENV)/.run
 	$(BIN)/python -m sim.run --trace mixtral.npz
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -527,8 +527,8 @@ PORT = [
     fault(
         "giving memory back talks over what went wrong",
         "runtime/device/accelerator.py",
-        "            with suppress(Exception):\n                give_back_to_torch()",
-        "            give_back_to_torch()",
+        "        with suppress(Exception):\n            torch.accelerator.set_stream(self.before)",
+        "        torch.accelerator.set_stream(self.before)",
         "tests/test_accelerator.py::test_what_the_device_said_first_is_what_is_told",
     ),
     fault(

@@ -334,7 +334,7 @@ def test_bad_input_is_one_line(
 
 
 def test_the_cross_check_on_this_cpu_says_what_was_asked() -> None:
-    from runtime.device.port import choose
+    from runtime.device.choose import choose
     from runtime.measuring.microbenchmarks import copy_ns, launch_ns
 
     with choose("cpu", 2.0, 5.0) as port:

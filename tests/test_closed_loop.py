@@ -31,7 +31,7 @@ from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.prepare import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
-from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
+from tests.on_torch import fixed_hardware  # noqa: E402
 from traces.format.trace import RoutingTrace  # noqa: E402
 
 SHAPE = ModelShape("unnamed", 4, (0, 1, 2, 3), 12, 3)

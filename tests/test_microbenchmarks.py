@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.device.accelerator import AcceleratorPort
-from runtime.device.port import choose
+from runtime.device.choose import choose
 from runtime.experts.layout import Layout
 from runtime.experts.store import ExpertStore
 from runtime.measuring import microbenchmarks

@@ -19,7 +19,6 @@ from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
 from runtime.closed_loop.priced_as import priced_as  # noqa: E402
 from runtime.lm_eval_adapter import Scorer  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
-from tests.on_torch import one_thread  # noqa: E402, F401 - a fixture by import
 from traces.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from tests.timeline_laws import Timeline, check_whole, last, load, parse
 from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
-LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "1000", "--warmup-steps", "5"]
+LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "400", "--warmup-steps", "5"]
 
 
 PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
@@ -39,7 +39,7 @@ def facts(of: Plan) -> Facts:
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 steps with prefetch and buddies, five of them warm-up."""
+    """400 steps with prefetch and buddies, five of them warm-up."""
     folder = tmp_path_factory.mktemp("runs") / "long"
     assert run.main([*LONG, "--record", "full", "--out", str(folder), "--json"]) == 0
     return folder
@@ -56,7 +56,7 @@ def test_a_long_run_with_prefetch_and_buddies_holds_every_law(long_run: Path, tm
     assert record is not None
     whole = load(out)
     t = check_whole(whole["traceEvents"], record)
-    assert len(t.slices["steps"]) == 1000
+    assert len(t.slices["steps"]) == 400
     counted = [s for s in t.slices["compute"] if s[2]["args"]["step"] >= 5]
     for part, said in summary["breakdown_ns"].items():
         assert sum(end - begin for begin, end, e in counted if e["args"]["part"] == part) == said
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "nowhere"], "no such file or folder"),
         ([tmp_path / "thin"], "run it again with --out and --record full"),
         ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
-        ([long_run, "--steps", "5000"], "must lie in 0:1000"),
+        ([long_run, "--steps", "5000"], "must lie in 0:400"),
         ([long_run, "--step", "5"], "did you mean --steps?"),
         ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
     ):

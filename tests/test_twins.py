@@ -4,15 +4,13 @@ In a copy of the sources each policy gets a twin by the written recipe: its bran
 nothing else. The twin must run like its original: with and without a record, on all machines, summary and bounds too.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.copied import copy_sources
+from tests.forked import Forks
 from tests.gen import random_trace
 from tests.on_torch import fixed_hardware
 from traces.format import npz, profile
@@ -145,9 +143,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["eviction", "miss", "rerank", "prefetch", "placement"])
-def test_a_twin_runs_like_its_original(copy: Path, kind: str) -> None:
-    env = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", COMPARE, kind]
-    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(done.stdout.split()[1]) >= 5
+def test_a_twin_runs_like_its_original(copy: Path, forks: Forks, kind: str) -> None:
+    status, said = forks.run(copy, COMPARE, kind)
+    assert status == 0, said
+    assert int(said.split()[1]) >= 5

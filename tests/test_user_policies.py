@@ -34,7 +34,7 @@ from traces.format import npz
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ROOT / "tests" / "own_policies.py"
 MACHINES = pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
-SEEDS = 150
+SEEDS = 100
 
 
 def own(kind: str, name: str, **given: float) -> Choice:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from runtime.closed_loop.driver import Driver, answered
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.visit_by_visit import CPU, LOW, Committed, Computed, Served
-from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import Port, choose
+from runtime.device.choose import choose
+from runtime.device.cpu import OneStreamPort
+from runtime.device.port import Declared, Port
 from runtime.experts.hugging_face import LiveError, ModelExperts, combined, expert_output
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore
@@ -45,10 +46,9 @@ def load_model(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    says: Any = logging
-    says.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
         return model.eval(), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
@@ -99,7 +99,7 @@ class SlottedModel:
         self.model.set_experts_implementation(NAME)
         self.driver.__enter__()
 
-    def _store(self, port: Port) -> ExpertStore:
+    def _store(self, port: Port) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, the first residents in their slots; an empty slot is no number."""
         plan, layers = self.loop.setting.plan, self.driver.layers
         layout = self.source.layout
@@ -201,7 +201,7 @@ class SlottedModel:
             where = (work.ids == e) & on_gpu & (low if expert >= store.full else ~low)
             slots.append(slot)
             reads = store.reading([slot])
-            port.compute.launch(partial(work.run_from, e, where, store, slot), reads=reads)
+            port.compute.launch(partial(work.run_from, e, where, store, slot), Declared(reads=reads))
             work.done |= where
         store.read(slots, port.compute.record())
 
@@ -213,9 +213,9 @@ class _Work:
         self.experts, self.hidden, self.ids, self.weights, self.out = experts, hidden, ids, weights, out
         self.done = ids < 0
 
-    def run_from(self, expert: int, where: Any, store: ExpertStore, slot: int) -> None:
+    def run_from(self, expert: int, where: Any, store: ExpertStore[dict[str, Tensor]], slot: int) -> None:
         """An expert computes its slots from a slot's memory."""
-        self.run(expert, where, store.in_slot(slot))  # type: ignore[arg-type]
+        self.run(expert, where, store.in_slot(slot))
 
     @torch.no_grad()
     def run(self, expert: int, where: Any, weights: dict[str, Tensor], on: torch.device | None = None) -> None:

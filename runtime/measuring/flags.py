@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from runtime.device.accelerator import current
+from runtime.device.choose import choose
 from runtime.device.flags import host_memory_flag
-from runtime.device.port import choose
-from runtime.measuring.bench import opened
+from runtime.device.port import Port
+from runtime.measuring.bench import PortBench
 from runtime.measuring.cases import BenchLink
 from runtime.measuring.rounds import Deadline
-from runtime.replay import Options
+from runtime.replaying.opened import Options
 from sim.errors import SpecError
 from sim.prepare import Setting
 from sim.spec import parse_cache
@@ -146,11 +147,11 @@ def options_of(args: argparse.Namespace) -> Options:
     return Options(scale=scale, alias=args.alias_host, kernel=args.expert_kernel, host_bytes=args.host_memory)
 
 
-def port_of(args: argparse.Namespace) -> Any:
+def port_of(args: argparse.Namespace) -> Port:
     """The port that the flags name; whoever opens it closes it."""
     return choose(device_name(args), args.link_gbps, args.link_latency_us)
 
 
-def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Options) -> Any:
-    """The device with room for the settings, as a context manager."""
-    return opened(port_of(args), settings, options)
+def open_bench(args: argparse.Namespace, settings: Sequence[Setting], options: Options) -> PortBench:
+    """The device with room for the settings, to be opened."""
+    return PortBench(port_of(args), settings, options)

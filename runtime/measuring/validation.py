@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from runtime.experts.store import StoreError
+from runtime.experts.layout import StoreError
 from runtime.measuring import durations, flags
 from runtime.measuring.agreement import kind
-from runtime.measuring.bench import Extent
 from runtime.measuring.cases import (
     BenchLink,
     Case,
@@ -32,6 +31,7 @@ from runtime.measuring.pacing import TARGETS, pace_of, predicted_s, seconds_of
 from runtime.measuring.probe import FEWEST, Probe, ReplaySteps, locked_steps, probed
 from runtime.measuring.rounds import Budget, measured, progress
 from runtime.measuring.terms import fitted
+from runtime.replaying.opened import Extent
 from sim.prepare import Setting
 from sim.spec import slots_of
 from traces.format import npz

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.device.cpu import host_bytes
+from runtime.device.host_memory import host_bytes, meminfo
 from runtime.gpu.parts.here import here
 from runtime.gpu.project import project
 from runtime.replaying.layers import has_grouped
@@ -52,7 +52,7 @@ def facts() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "page_lock_limit_bytes": _limit(),
         "huge_pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "memory": {name: _after("/proc/meminfo", name) for name in ("MemTotal", "MemFree", "MemAvailable", "Mlocked")},
+        "memory": {name: meminfo().get(name) for name in ("MemTotal", "MemFree", "MemAvailable", "Mlocked")},
         "host_free_bytes": host_bytes(),
         "nvidia_smi": _gpu(),
     }
