@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from runtime.closed_loop.driver import Driver
+from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
 from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
-from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
 from sim.flags import add_groups, spec_of
 from sim.outcome.summary import summarise
 from sim.simulation import announce_compiling

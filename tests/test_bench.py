@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from runtime.device.choose import choose
-from runtime.experts.store import StoreError
+from runtime.experts.layout import StoreError
 from runtime.measuring import durations
-from runtime.measuring.bench import PortBench, opened
+from runtime.measuring.bench import PortBench
 from runtime.measuring.durations import TimedRun
-from runtime.replay import Options
 from runtime.replaying.lockstep import check
+from runtime.replaying.opened import Options
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.test_validate import MODEL
@@ -38,7 +38,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[Setting]:
 
 @pytest.fixture(scope="module")
 def bench(settings: list[Setting]) -> Iterator[PortBench]:
-    with opened(choose("cpu", 2.0, 5.0), settings, Options()) as found:
+    with PortBench(choose("cpu", 2.0, 5.0), settings, Options()) as found:
         yield found
 
 
@@ -68,7 +68,7 @@ def test_the_pace_holds_from_the_next_replay_on(bench: PortBench, settings: list
 
 def test_what_does_not_fit_is_refused_and_the_port_is_closed(settings: list[Setting]) -> None:
     huge = prepare(settings[0].spec.model_copy(update={"context_offset": 10**9}))
-    with pytest.raises(StoreError, match=r"kv [0-9.]+ GB"), opened(choose("cpu"), [huge], Options()):
+    with pytest.raises(StoreError, match=r"kv [0-9.]+ GB"), PortBench(choose("cpu"), [huge], Options()):
         raise AssertionError("opened")
 
 
@@ -79,16 +79,16 @@ def test_the_pace_of_a_paced_link_is_what_its_bare_copies_take(bench: PortBench)
 
 
 def test_host_memory_as_stated_counts_and_is_in_the_facts(settings: list[Setting]) -> None:
-    with pytest.raises(StoreError, match=r"^memory: needs"), opened(choose("cpu"), settings, Options(host_bytes=1)):
+    with pytest.raises(StoreError, match=r"^memory: needs"), PortBench(choose("cpu"), settings, Options(host_bytes=1)):
         raise AssertionError("opened")
-    with opened(choose("cpu", 2.0, 5.0), settings[:1], Options(host_bytes=10**9)) as bench:
+    with PortBench(choose("cpu", 2.0, 5.0), settings[:1], Options(host_bytes=10**9)) as bench:
         assert bench.facts()["host_bytes"] == 10**9
 
 
 def test_a_lock_step_that_differs_says_where_and_ends_the_lock_steps(settings: list[Setting]) -> None:
     simulated = durations.simulated(settings[0])
     other = prepare(settings[0].spec.model_copy(update={"eviction": "fifo"}))
-    with opened(choose("cpu", 2.0, 5.0), settings[:1], Options()) as bench:
+    with PortBench(choose("cpu", 2.0, 5.0), settings[:1], Options()) as bench:
         replayed, same = bench.lock_step(settings[0], simulated.record)
         assert same.equal and replayed is not None and sum(same.compared.values()) > 100
         assert (replayed.layer["hits"] == simulated.record.layer["hits"]).all()

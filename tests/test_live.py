@@ -17,7 +17,8 @@ from runtime.closed_loop import slotted  # noqa: E402
 from runtime.closed_loop.driver import Driver  # noqa: E402
 from runtime.device.cpu import CpuPort, OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
-from runtime.device.virtual import Race, shuffled  # noqa: E402
+from runtime.device.races import Race  # noqa: E402
+from runtime.device.virtual import shuffled  # noqa: E402
 from runtime.experts.hugging_face import LiveError  # noqa: E402
 from runtime.experts.store import ExpertStore  # noqa: E402
 from runtime.live import OffloadedExperts  # noqa: E402

@@ -12,8 +12,9 @@ import torch
 from runtime.device.cpu import CpuPort, PacedLink
 from runtime.device.worker import Worker
 from runtime.experts import store
-from runtime.replay import Options, main, replay
-from runtime.replaying import layers
+from runtime.replay import main, replay
+from runtime.replaying import layers, shapes
+from runtime.replaying.opened import Options
 from sim.machines.record import load
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
@@ -88,14 +89,14 @@ def test_a_replay_gives_the_simulators_summary_and_record(name: str, capsys: Any
 def test_a_record_of_the_replay_keeps_the_laws(name: str) -> None:
     """Conservation, capacity, causality, sums, one order of events: as of a simulated run."""
     from runtime.replay import arguments
-    from sim.run import spec_of
+    from sim.flags import spec_of
 
     spec = spec_of(arguments().parse_args([*FAST, *POLICIES[name]]))
     if spec.warmup_steps:
         pytest.skip("the laws are of whole runs")
     setting = prepare(spec)
     (record,) = replay(setting, CpuPort(5, 5), Options(scale=1 / 128))
-    layout = layers.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
+    layout = shapes.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
     assert record.expert_bytes == layout.expert_bytes("fp32")
     from dataclasses import replace
 

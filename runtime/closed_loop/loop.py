@@ -284,11 +284,14 @@ class ClosedLoop:
         low = plan.low or plan.costs
         rows = max(rows, len(s.routed), len(self._costs.expert_ns) - 1)
         wide = {name: longer(getattr(s, name), rows) for name in ("routed", "weight")}
-        machine.s = s._replace(loss=longer(s.loss, len(plan.experts)), **wide)
+        machine.s = s.replaced(loss=longer(s.loss, len(plan.experts)), **wide)
         machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
-        machine.log = lg.Log(*(longer(a, len(b)) for a, b in zip(machine.log, lg.new_log(plan), strict=True)))
+        log = lg.new_log(plan).arrays
+        machine.log = machine.log.replaced(
+            **{name: longer(a, len(log[name])) for name, a in machine.log.arrays.items()}
+        )
         n = len(plan.step_prefill)
-        machine.clock = machine.clock._replace(
+        machine.clock = machine.clock.replaced(
             **{name: longer(getattr(machine.clock, name), n) for name in ("begin", "end", "event")}
         )
         machine.route, miss, machine.ahead = inputs(plan, machine.s, True)
@@ -320,8 +323,8 @@ class ClosedLoop:
             requests=room.requests(self.tokens, steps),
         )
         clock = machine.clock
-        clock = clock._replace(begin=clock.begin[:steps], end=clock.end[:steps], event=clock.event[:steps])
-        return RunRecord.of(plan, machine.s._replace(loss=machine.s.loss[: self.tokens]), machine.log, clock)
+        clock = clock.replaced(begin=clock.begin[:steps], end=clock.end[:steps], event=clock.event[:steps])
+        return RunRecord.of(plan, machine.s.replaced(loss=machine.s.loss[: self.tokens]), machine.log, clock)
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""

@@ -40,6 +40,20 @@ def registry() -> Any:
     return ALL_EXPERTS_FUNCTIONS
 
 
+def load_model(path: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
+    registry()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
+
+
 def moe_offload_experts_forward(
     self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
@@ -85,7 +99,7 @@ class SlottedModel:
         self.model.set_experts_implementation(NAME)
         self.driver.__enter__()
 
-    def _store(self, port: Port) -> ExpertStore:
+    def _store(self, port: Port) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, the first residents in their slots; an empty slot is no number."""
         plan, layers = self.loop.setting.plan, self.driver.layers
         layout = self.source.layout
@@ -199,9 +213,9 @@ class _Work:
         self.experts, self.hidden, self.ids, self.weights, self.out = experts, hidden, ids, weights, out
         self.done = ids < 0
 
-    def run_from(self, expert: int, where: Any, store: ExpertStore, slot: int) -> None:
+    def run_from(self, expert: int, where: Any, store: ExpertStore[dict[str, Tensor]], slot: int) -> None:
         """An expert computes its slots from a slot's memory."""
-        self.run(expert, where, store.in_slot(slot))  # type: ignore[arg-type]
+        self.run(expert, where, store.in_slot(slot))
 
     @torch.no_grad()
     def run(self, expert: int, where: Any, weights: dict[str, Tensor], on: torch.device | None = None) -> None:

@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from runtime.device.port import Buffer, DeviceError, Port
-from runtime.experts.store import ExpertStore, Weights
-from runtime.replaying.shapes import Attention, Batches, cross_width, dense_bytes, dense_elements, fitted, scaled
+from runtime.experts.layout import Weights
+from runtime.experts.store import ExpertStore
+from runtime.replaying.shapes import Attention, Batches, cross_width, dense_elements, fitted
 from runtime.replaying.work import Job
 from sim.catalog.model_spec import ModelSpec
-
-__all__ = ["Attention", "Batches", "CatalogWork", "Job", "dense_bytes", "dense_elements", "expert", "grouped", "scaled"]
 
 
 def expert(x: torch.Tensor, weights: Weights) -> torch.Tensor:
@@ -80,7 +79,7 @@ class CatalogWork:
         self,
         port: Port,
         model: ModelSpec,
-        store: ExpertStore,
+        store: ExpertStore[Weights],
         batches: Batches,
         moe_layers: Sequence[int],
         n_layers: int,

@@ -295,3 +295,17 @@ class LockStep:
         """The run has ended: nothing may be missing."""
         with self.comparison.noting(again=True):
             self.comparison.finish(self.machine.s, self.machine.log)
+
+
+def in_lock_step(machine: Machine) -> tuple[RunRecord | None, Outcome]:
+    """Run a machine whose order is a LockStep: its record (None where it had to stop) and what was compared. Raises
+    what the machine raises where no decision differed."""
+    order, record = machine.order, None
+    assert isinstance(order, LockStep)
+    try:
+        record = machine.run()
+        order.finish()
+    except RuntimeError:  # a difference, perhaps by way of the link's thread, which then is no more
+        if order.outcome.equal:
+            raise
+    return record, order.outcome

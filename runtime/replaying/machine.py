@@ -33,7 +33,7 @@ The API, for what is built on it:
                                                               dense(step, layer), visit(step, layer), end_step(step) and
                                                               finish() are its pieces, for whoever drives the walk
 
-    runtime.replay.prepared(setting, port, options)           the three from a sim.prepare.Setting, as a context manager
+    runtime.replaying.opened.Opened(port, settings, options)  the three from a sim.prepare.Setting, as a context manager
     runtime.replay.replay(setting, port, options)             -> list of RunRecord, one per repeat
 """
 
@@ -90,7 +90,12 @@ class Machine:
     """One run. order: how completions are ordered (default: as they come)."""
 
     def __init__(
-        self, plan: Plan, port: Port, store: ExpertStore, work: Work, order: Callable[["Machine"], Order] = AsTheyCome
+        self,
+        plan: Plan,
+        port: Port,
+        store: ExpertStore[Any],
+        work: Work,
+        order: Callable[["Machine"], Order] = AsTheyCome,
     ) -> None:
         self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
         self.s, found, self.clock = begin_run(plan, True)
@@ -309,7 +314,7 @@ class Machine:
                     on_cpu[at] = True
         return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
 
-    def _next_group(self, before: int) -> int:
+    def _next_group(self, before: str) -> int:
         """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
         with self.port.lock:
             self.taken = self.order.take()
@@ -434,7 +439,7 @@ class Machine:
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
         found = np.flatnonzero(self.s.arrays["expert"]["state"] == st.RESIDENT)
-        return {int(g): int(self.s.expert[g].slot) for g in found}
+        return {g: int(self.s.expert[g].slot) for g in found.tolist()}
 
 
 def warm(plan: Plan) -> None:

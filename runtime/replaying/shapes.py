@@ -29,7 +29,7 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
     hidden = size(model.hidden)
     kv_heads = max(1, round(shape.kv_heads * factor))
     heads = kv_heads * max(1, round(model.n_heads * factor / kv_heads))
-    smaller = {
+    smaller: dict[str, Any] = {
         "hidden": hidden,
         "expert_intermediate": size(model.expert_intermediate),
         "shared_intermediate": size(model.shared_intermediate),

@@ -29,7 +29,7 @@ READ_BYTES, READS, COPY_BYTES, COPIES = 1 << 31, 20, 1 << 30, 2  # of kernels be
 @contextmanager
 def registered(nbytes: int) -> Iterator[torch.Tensor]:
     """uint8 [nbytes] in pages of its own, page-locked until they are given back. Raises RuntimeError."""
-    memory, runtime = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8), torch.cuda.cudart()
+    memory, runtime = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8), torch.cuda.cudart()  # type: ignore[no-untyped-call]
     if code := int(runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0)):
         raise RuntimeError(f"cudaHostRegister of {nbytes} bytes: error {code} of the runtime")
     try:

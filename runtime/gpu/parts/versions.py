@@ -44,7 +44,7 @@ def facts() -> dict[str, Any]:
     return {
         **here(),
         "project": project(),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "grouped_mm": has_grouped(),
         "system": platform.platform(),
         "cpu": _after("/proc/cpuinfo", "model name"),
