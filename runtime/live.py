@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.closed_loop.driver import shape_of
 from runtime.closed_loop.loop import ClosedLoop
@@ -93,7 +93,7 @@ class OffloadedExperts:
         self._slotted.__exit__(*error)
 
     @property
-    def store(self) -> ExpertStore:
+    def store(self) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, some of them in slots, while it is open."""
         return self._slotted.store
 
