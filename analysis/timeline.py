@@ -65,9 +65,8 @@ def _command(argv: list[str]) -> None:
     first, last = steps_of(args.steps, n)
     context = Context.of(run)
     out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
-    written = write(
-        out, head(out.name, context, run.summary["memory"]["gpu"]), events(run.record, context, first, last)
-    )
+    front = head(out.name, context, run.summary["memory"]["gpu"])
+    written = write(out, front, events(run.record, context, first, last))
     for note in run.summary["notes"]:
         print(f"! {note}")
     print(f"{out}: steps {first} to {last - 1} of {n}, {written:,} events; open it at https://ui.perfetto.dev")

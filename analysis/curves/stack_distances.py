@@ -62,7 +62,7 @@ class Misses(NamedTuple):
     weight: Int
 
 
-class Past(NamedTuple):
+class State(NamedTuple):
     """The past of the G experts before a visit. Visits want at most W.
 
     last [G]: the visit, by number within the scope, that last wanted an expert, or NEVER. rank [G]: as in lru_misses.
@@ -78,7 +78,7 @@ class Past(NamedTuple):
     touched: Int
 
 
-class Scratch(NamedTuple):
+class Room(NamedTuple):
     """What one visit is worked out in.
 
     latest [G]: the place in `expert` where an expert is wanted latest. turns int32 [W, W], n_turns [W]: of the visit's
@@ -111,7 +111,7 @@ def lru_misses(
     """
     scopes, size = (1, layers * n_experts) if pooled else (layers, n_experts)
     kinds, widest = int(kind.max(initial=0)) + 1, max(1, int(np.diff(offset).max(initial=0)))
-    state, room = _state(rank, (len(offset) - 1) // scopes, size, widest), _scratch(len(rank), widest)
+    state, room = _state(rank, (len(offset) - 1) // scopes, size, widest), _room(len(rank), widest)
     change = np.zeros((scopes, kinds, 2, size + 2), np.int64)  # of uses and weight, with one slot more
     for scope in range(scopes):
         _pass(offset, expert, kind, weight, np.arange(scope, len(offset) - 1, scopes), state, room, change[scope])
@@ -119,8 +119,8 @@ def lru_misses(
     return Misses(*np.moveaxis(found, (2, 1), (0, 1)))
 
 
-def _state(rank: Int, visits: int, size: int, widest: int) -> Past:
-    return Past(
+def _state(rank: Int, visits: int, size: int, widest: int) -> State:
+    return State(
         last=np.full(len(rank), NEVER),
         rank=rank,
         turns=np.zeros((len(rank), widest), np.int32),
@@ -130,8 +130,8 @@ def _state(rank: Int, visits: int, size: int, widest: int) -> Past:
     )
 
 
-def _scratch(experts: int, widest: int) -> Scratch:
-    return Scratch(
+def _room(experts: int, widest: int) -> Room:
+    return Room(
         latest=np.full(experts, NEVER),
         turns=np.zeros((widest, widest), np.int32),
         n_turns=np.zeros(widest, np.int64),
@@ -177,7 +177,7 @@ def _find(tree: Any, k: int) -> int:
 
 
 @inner
-def _first_turn(state: Past, g: int, touched: int, size: int) -> int:
+def _first_turn(state: State, g: int, touched: int, size: int) -> int:
     """Where the first use of expert g goes over to hitting; size + 1, which is nowhere, for no first resident."""
     rank = state.rank[g]
     if rank < 0:
@@ -189,13 +189,13 @@ def _first_turn(state: Past, g: int, touched: int, size: int) -> int:
 
 
 @inlined
-def _key(room: Scratch, j: int, n: int) -> int:
+def _key(room: Room, j: int, n: int) -> int:
     """Where the j-th of n staying experts stands in the order of their visit: those that hit in it, then the others."""
     return j if room.passed[j] % 2 == 1 else n + j
 
 
 @inlined
-def _await(state: Past, room: Scratch, j: int, n: int, sure: int) -> None:
+def _await(state: State, room: Room, j: int, n: int, sure: int) -> None:
     """Put the j-th staying expert down for its next turn, if that lies in the walk."""
     g, passed = room.stays[j], room.passed[j]
     if passed < state.n_turns[g] and state.turns[g, passed] <= sure + n:
@@ -204,7 +204,7 @@ def _await(state: Past, room: Scratch, j: int, n: int, sure: int) -> None:
 
 
 @inner
-def _staying(offset: Any, expert: Any, u: int, last: int, state: Past, room: Scratch) -> int:
+def _staying(offset: Any, expert: Any, u: int, last: int, state: State, room: Room) -> int:
     """The experts that visit u was the last to want, in the order wanted; returns how many."""
     n = 0
     for i in range(offset[u], offset[u + 1]):
@@ -215,7 +215,7 @@ def _staying(offset: Any, expert: Any, u: int, last: int, state: Past, room: Scr
 
 
 @inner
-def _line_up(state: Past, room: Scratch, n: int, sure: int) -> None:
+def _line_up(state: State, room: Room, n: int, sure: int) -> None:
     """The n staying experts as they stand with `sure` slots."""
     room.order[: 2 * n + 1], room.due[: n + 1] = 0, NEVER
     for j in range(n):
@@ -228,14 +228,14 @@ def _line_up(state: Past, room: Scratch, n: int, sure: int) -> None:
 
 
 @inlined
-def _turn(room: Scratch, at: int, slots: int) -> None:
+def _turn(room: Room, at: int, slots: int) -> None:
     """The visit's use at this place turns here."""
     room.turns[at, room.n_turns[at]] = slots
     room.n_turns[at] += 1
 
 
 @inlined
-def _judge(room: Scratch, j: int, n: int, border: int, begin: int, slots: int) -> None:
+def _judge(room: Room, j: int, n: int, border: int, begin: int, slots: int) -> None:
     """Note whether the j-th staying expert's use turns here, if the visit that begins at `begin` wants it."""
     at = room.latest[room.stays[j]] - begin
     if at >= 0 and (_key(room, j, n) >= border) != (room.n_turns[at] % 2 == 1):
@@ -243,7 +243,7 @@ def _judge(room: Scratch, j: int, n: int, border: int, begin: int, slots: int) -
 
 
 @inlined
-def _change_sides(order: Any, room: Scratch, j: int, n: int) -> None:
+def _change_sides(order: Any, room: Room, j: int, n: int) -> None:
     """Whoever turns where the j-th staying expert does, and it, between the hits and the misses of their visit."""
     while j >= 0:
         _add(order, _key(room, j, n), -1)
@@ -253,7 +253,7 @@ def _change_sides(order: Any, room: Scratch, j: int, n: int) -> None:
 
 
 @inner
-def _walk(state: Past, room: Scratch, n: int, sure: int, begin: int) -> None:
+def _walk(state: State, room: Room, n: int, sure: int, begin: int) -> None:
     """The turns of this visit's uses among the n staying experts of one visit, after which `sure` others were used."""
     _line_up(state, room, n, sure)
     order, border = room.order[: 2 * n + 1], 2 * n
@@ -272,7 +272,7 @@ def _walk(state: Past, room: Scratch, n: int, sure: int, begin: int) -> None:
 
 
 @inner
-def _look(offset: Any, expert: Any, visits: Any, v: int, state: Past, room: Scratch, touched: int, size: int) -> None:
+def _look(offset: Any, expert: Any, visits: Any, v: int, state: State, room: Room, touched: int, size: int) -> None:
     """The turns of every use of visit v; nothing takes effect yet."""
     begin = offset[v]
     for i in range(begin, offset[v + 1]):
@@ -291,7 +291,7 @@ def _look(offset: Any, expert: Any, visits: Any, v: int, state: Past, room: Scra
 
 
 @inner
-def _count(uses: int, room: Scratch, weight: int, change: Any) -> None:
+def _count(uses: int, room: Room, weight: int, change: Any) -> None:
     """Add the visit's uses, and its weight where any of them misses.
 
     With fewer slots than `first` some use has not turned yet; what turns later lies in one walk, that of the oldest.
@@ -315,7 +315,7 @@ def _count(uses: int, room: Scratch, weight: int, change: Any) -> None:
 
 
 @inner
-def _use(offset: Any, expert: Any, v: int, number: int, state: Past, room: Scratch) -> int:
+def _use(offset: Any, expert: Any, v: int, number: int, state: State, room: Room) -> int:
     """The visit has run: its experts are the most recent now. Returns how many were never used before."""
     new = 0
     for i in range(offset[v], offset[v + 1]):
@@ -334,9 +334,7 @@ def _use(offset: Any, expert: Any, v: int, number: int, state: Past, room: Scrat
 
 
 @choice
-def _pass(
-    offset: Any, expert: Any, kind: Any, weight: Any, visits: Any, state: Past, room: Scratch, change: Any
-) -> None:
+def _pass(offset: Any, expert: Any, kind: Any, weight: Any, visits: Any, state: State, room: Room, change: Any) -> None:
     """One scope's visits in order. change int64 [kinds, 2, size + 2]: uses (and weights of visits) that miss, as the
     difference to one slot fewer; added to."""
     state.recent[:], state.touched[:] = 0, 0
