@@ -18,7 +18,8 @@ from sim.catalog.engine_spec import Engine
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.model_spec import ModelSpec
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
-from sim.costs.roofline import StepShapes, costs, expert_bytes, low_copies, memory
+from sim.costs.classes import StepShapes
+from sim.costs.roofline import costs, expert_bytes, low_copies, memory
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
 from sim.fit.buddies import BuddyLists, BuddyProfile

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sim import catalog
+from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.hardware_spec import Gpu
 from sim.catalog.model_spec import ModelSpec
-from sim.catalog.weights import precision_bits, weight_bytes
 from sim.errors import CatalogError
 from tests.second_sources import spec
 

@@ -40,7 +40,8 @@ from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
 from sim.core.plan import FORGETS_ROWS, Costs, Leaving, Low, Plan
-from sim.costs.roofline import StepShapes, costs, low_copies
+from sim.costs.classes import StepShapes
+from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
 from sim.machines.record import RunRecord
 from sim.policies.registry import find
