@@ -79,7 +79,7 @@ class RunSpec(BaseModel):
     @field_validator("calibration", mode="before")
     @classmethod
     def _calibration(cls, value: Any) -> Any:
-        fraction = _number(value) if isinstance(value, str) else value
+        fraction = number(value) if isinstance(value, str) else value
         if isinstance(fraction, (int, float)) and not 0 < fraction < 1:
             raise ValueError(f"{value!r} must be a file, or a fraction between 0 and 1")
         return value if fraction is None else float(fraction)
@@ -118,7 +118,8 @@ class RunSpec(BaseModel):
         return assigned(self.policies, self.set)[kind]
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """The number that a text is; None where it is none."""
     try:
         return float(text)
     except ValueError:
@@ -128,10 +129,10 @@ def _number(text: str) -> float | None:
 def parse_cache(value: Any) -> int | float | str:
     """`0.5` a fraction, `24` slots, `20GB` bytes. Raises ValueError saying which of them a value should have been."""
     if isinstance(value, str) and not _SIZE.match(value.strip()):
-        number = _number(value)
-        if number is None:
+        share = number(value)
+        if share is None:
             raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
-        value = number if not value.strip().lstrip("+-").isdigit() else int(value)
+        value = share if not value.strip().lstrip("+-").isdigit() else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
     if isinstance(value, int) and value < 1:

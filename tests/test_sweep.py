@@ -685,7 +685,7 @@ def test_progress_is_for_terminals() -> None:
             return True
 
     for out, told in ((Terminal(), "10/10 runs"), (io.StringIO(), "")):
-        progress = session.Progress(out, 10, 2)
+        progress = dispatch.Progress(out, 10, 2)
         progress.show(10)
         progress.end()
         assert told in out.getvalue() and bool(out.getvalue()) == bool(told)

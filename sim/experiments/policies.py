@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.experiments.tables import Column, Report, Row, gain, parser
+from sim.experiments.tables import Column, Report, Row, gain, parser, percent
 from sim.policies.policy import Policy
 from sim.policies.registry import MISS
-from sim.spec import RunSpec
+from sim.simulation import simulate
+from sim.spec import RunSpec, number
+from traces.format import npz
 
 ARMS = (
     "fetch", "buddy", "matched-random", "matched-next-ranked", "matched-drop",
@@ -88,8 +90,6 @@ def _settings(args: Namespace) -> list[str]:
 
 def _facts(path: str) -> tuple[str, set[str]]:
     """(where a trace comes from, the optional arrays that it has)."""
-    from traces.format import npz
-
     trace = npz.read(npz.find(path))
     kind = "captured" if trace.real else "SYNTHETIC"
     has = {name for name in ("weights", "logits", "lookahead") if trace.has(name)}
@@ -99,8 +99,10 @@ def _facts(path: str) -> tuple[str, set[str]]:
 def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> list[Row]:
     rows: list[Row] = []
     base: float | None = None
+    share = number(cache)
+    shown = {"trace": Path(path).stem, "cache": cache if share is None else share, "batch": batch}
     for arm in ARMS:
-        row: dict[str, Any] = {"trace": Path(path).stem, "cache": _number(cache), "batch": batch, "arm": arm}
+        row: dict[str, Any] = {**shown, "arm": arm}
         lacks = [array for array in MISS[arm].needs if array not in has]
         if lacks:
             row["note"] = f"not run: needs {', '.join(f'`{array}`' for array in lacks)}, which the trace does not have"
@@ -112,17 +114,8 @@ def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> 
     return rows
 
 
-def _number(cache: str) -> float | str:
-    try:
-        return float(cache)
-    except ValueError:
-        return cache
-
-
 def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dict[str, Any]:
     """The figures of one arm."""
-    from sim.simulation import simulate
-
     fields = {
         name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
     }
@@ -139,8 +132,3 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
         "judged_tokens": out["tokens"],
         "note": "" if out["memory"]["fits"] is not False else "does not fit the GPU's memory",
     }
-
-
-def percent(share: float | None) -> float | None:
-    """A share in percent."""
-    return None if share is None else 100 * share

@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sim import catalog
 from sim.errors import SpecError, unknown
 from sim.experiments.cases import Figure, Published, published, run_spec
 from sim.experiments.fitting import WITHOUT, anchors_for, fit_terms
 from sim.experiments.tables import Column, Report, Row, gain, parser
+from sim.simulation import simulate
 
 Terms = Mapping[str, float]
 COLUMNS = (
@@ -50,8 +52,6 @@ class Runner:
 
     def summary(self, figure: Figure, terms: Terms) -> dict[str, Any]:
         """The summary of a figure's run with these fitted terms."""
-        from sim.simulation import simulate
-
         key = (figure.id, figure.name, repr(sorted(figure.engine.items())), tuple(terms.items()))
         if key not in self.done:
             self.done[key], _ = simulate(run_spec(figure, terms, self.folder, self.max_steps))
@@ -119,9 +119,8 @@ def row(runner: Runner, data: Published, figure: Figure) -> dict[str, Any]:
 
 
 def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Sequence[Figure]) -> float | None:
-    """The error with a fit in which no victim is written back; None where no engine of the row or its
-    anchors does that.
-    """
+    """The error with a fit in which no victim is written back; None where no engine of the row or its anchors does
+    that."""
     if figure.fit is None or not any(_engine(part).get("write_back") for part in (figure, *anchors)):
         return None
     terms = fit_terms(data.fits[figure.fit], [anchor.without("write_back") for anchor in anchors], runner.seconds)
@@ -129,8 +128,6 @@ def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Seq
 
 
 def _engine(figure: Figure) -> Mapping[str, Any]:
-    from sim import catalog
-
     return {**catalog.entries("engine")[catalog.find("engine", figure.spec["engine"])], **figure.engine}
 
 
@@ -155,14 +152,11 @@ def _terms(figure: Figure, out: Mapping[str, Any], terms: Terms) -> str:
         for key in ("layer_ns", "expert_ns", "transfer_ns")
         if engine.get(key) and key not in terms
     ]
-    parts += [
-        f"layer_ns {value / 1e6:.2f} ms (fitted{'' if value else ', at its least'})"
-        for term, value in terms.items()
-        if term == "layer_ns"
-    ]
-    parts += [
-        f"host reads {1 / value:.2f} of peak (fitted)" for term, value in terms.items() if term == "host_read_share"
-    ]
+    if "layer_ns" in terms:
+        least = "" if terms["layer_ns"] else ", at its least"
+        parts.append(f"layer_ns {terms['layer_ns'] / 1e6:.2f} ms (fitted{least})")
+    if "host_read_share" in terms:
+        parts.append(f"host reads {1 / terms['host_read_share']:.2f} of peak (fitted)")
     return ", ".join(parts)
 
 

@@ -123,7 +123,7 @@ class _Quality(_Part):
     dropped_weight_by_layer: Shares | None = None
     per_token_p95: Share | None = None
     expected_error: Number | None = None
-    stopped: dict[Text, Count] | None = _column(dict.fromkeys(GATES, "int"), None)
+    stopped: dict[Text, Count | None] | None = _column(dict.fromkeys(GATES, "int"), None)
 
 
 class _Memory(_Part):

@@ -163,14 +163,14 @@ class Recommendation:
     def _object(self, best: Rated, rivals: Mapping[str, Rated]) -> dict[str, Any]:
         n = len(best.requests.request)
         draws = drawn(n, best.spec.seed) if n > 1 else None
-        s, trace = best.summary, self.setting.trace
+        s, trace, spec = best.summary, self.setting.trace, best.spec
+        on_the_host = find("miss", spec.miss).may_answer_cpu(spec.params("miss"))
         return {
             "best": self._told(best, draws),
             "beats": {
                 name: {
                     **self._told(rival, draws),
-                    "ratio": _ratio(best, rival),
-                    "ratio_interval": _ratios(best, rival, draws),
+                    **_faster(best, rival, draws),
                 }
                 for name, rival in rivals.items()
                 if rival.spec != best.spec
@@ -184,9 +184,9 @@ class Recommendation:
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
             "verdict": s["verdict"],
-            "notes": [*s["notes"], *self.notes, *([CPU] if _on_the_host(best.spec) else [])],
-            "command": command(best.spec),
-            "spec": best.spec.model_dump(),
+            "notes": [*s["notes"], *self.notes, *([CPU] if on_the_host else [])],
+            "command": command(spec),
+            "spec": spec.model_dump(),
             "version": __version__,
         }  # fmt: skip
 
@@ -208,10 +208,6 @@ class Recommendation:
         return measured(self.setting.trace.model, judged.spec, self.split.slots / self.split.experts)
 
 
-def _on_the_host(spec: RunSpec) -> bool:
-    return find("miss", spec.miss).may_answer_cpu(spec.params("miss"))
-
-
 def _bounds(best: Rated) -> dict[str, Any]:
     """time_ns: of the best. own_class: bounds of classes that it belongs to, so none of them is above time_ns.
     lossless_gpu_ns: of runs that execute every wanted expert on the GPU, with its slots and first residents; where
@@ -224,14 +220,13 @@ def _bounds(best: Rated) -> dict[str, Any]:
     }
 
 
-def _ratio(best: Rated, other: Rated) -> float | None:
+def _faster(best: Rated, other: Rated, draws: Any) -> dict[str, Any]:
+    """How many times as fast, and its interval: request by request on the same draws."""
     a, b = best.summary["tokens_per_s"], other.summary["tokens_per_s"]
-    return a / b if a and b else None
-
-
-def _ratios(best: Rated, other: Rated, draws: Any) -> tuple[float, float] | None:
-    """How many times as fast, request by request on the same draws."""
-    return None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws))
+    return {
+        "ratio": a / b if a and b else None,
+        "ratio_interval": None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws)),
+    }
 
 
 def words(candidate: Candidate) -> str:
