@@ -1,4 +1,4 @@
-"""runtime.replay with its flags on the virtual device, in simulated time, so that its figures are the same everywhere."""
+"""runtime.replay with its flags on the virtual device: in simulated time its figures are the same everywhere."""
 
 import sys
 
