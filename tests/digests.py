@@ -33,12 +33,12 @@ LIMIT_S = 300  # then the exit status is 124
 REPLACED = tuple(
     (re.compile(pattern, re.MULTILINE), word)
     for pattern, word in (
-        (rb"^(\d+ runs) in [^\n]*$", rb"\1 in N s"),  # a sweep's last line on stderr
-        (
-            rb'("(last|core)": )(\{[^}]*\}|"[^"]*")',
-            rb"\1N",
-        ),  # sweep.json: how fast it went, the digest of the core's sources
-        (rb"^[^\n]*\d%\|[^\n]*$", b""),  # a progress bar of transformers
+        # a sweep's last line on stderr; in sweep.json how fast it went, and the digest of the core's sources
+        (rb"^(\d+ runs) in [^\n]* of the time \([^\n]*\)$", rb"\1"),
+        (rb'("last": )\{\s*"engine"[^}]*\}', rb"\1{}"),
+        (rb'("core": )"core-\w+"', rb'\1""'),
+        # progress bars of transformers
+        (rb"\r?[\w ]*: *\d+%\|[^|\r\n]*\| \d+/\d+[^\r\n]*", b""),
     )
 )
 
@@ -114,7 +114,7 @@ def chosen(every: Mapping[str, str], only: str = "", absent: frozenset[str] = fr
 
 
 def in_order(every: Mapping[str, str], names: list[str]) -> list[str]:
-    """The names and what they need, each behind what it needs."""
+    """The names and those of the commands that they need, each behind what it needs."""
     graph: dict[str, set[str]] = {}
     left = list(names)
     while left:
@@ -186,7 +186,7 @@ def lines(root: Path, work: Path, only: str = "") -> Iterator[str]:
     started: dict[str, Future[str]] = {}
 
     def behind(name: str) -> str:
-        for other in needs(every[name]) & started.keys():
+        for other in needs(every[name]) & every.keys():
             started[other].result()
         return run(name, every[name], work, root)
 

@@ -89,12 +89,12 @@ def test_a_folder_counts_by_its_name_and_a_file_by_its_place(tmp_path: Path) -> 
 REPLACED: dict[str, tuple[Callable[[Path], str], ...]] = {
     "folders": (lambda folder: f"error: {folder}/t.npz: no such file",),
     "a sweep's speed": (
-        lambda _: "24 runs in 7.5 s on 2 workers: 3.2 runs/s\n3 of 4 runs failed",
-        lambda _: "24 runs in 9.1 s on 2 workers: 2.9 runs/s\n3 of 4 runs failed",
+        lambda _: "24 runs in 7.5 s on 2 workers: 3.2 runs/s; overhead 65% of the time (preparing 7%)\n3 of 4 failed",
+        lambda _: "24 runs in 9.1 s on 2 workers: 2.9 runs/s; overhead 9% of the time (preparing 1%)\n3 of 4 failed",
     ),
     "sweep.json's speed and sources": (
-        lambda _: '{\n "core": "core-1",\n "last": {\n  "loop_s": 5.2\n }\n}',
-        lambda _: '{\n "core": "core-2",\n "last": {\n  "loop_s": 5.3\n }\n}',
+        lambda _: '{\n "core": "core-1",\n "last": {\n  "engine": "local",\n  "loop_s": 5.2\n }\n}',
+        lambda _: '{\n "core": "core-2",\n "last": {\n  "engine": "local",\n  "loop_s": 5.3\n }\n}',
     ),
     "a progress bar": (
         lambda _: "Loading weights:   0%|     | 0/30 [00:00<?, ?it/s]\rLoading weights: 100%|###| 30/30\nerror: x",
