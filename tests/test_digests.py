@@ -32,7 +32,7 @@ def packed(members: dict[str, bytes], how: int = zipfile.ZIP_STORED, year: int =
     return file.getvalue()
 
 
-def lined(folder: Path, status: int = 0, out: bytes = b"out", err: bytes = b"err", **files: bytes) -> str:
+def lined(folder: Path, status: int = 0, out: bytes = b"out", err: bytes = b"stderr: x", **files: bytes) -> str:
     """The digest of a command that wrote `files` (two underscores stand for a dot) into a folder of that name."""
     folder.mkdir()
     for name, data in files.items():
@@ -49,8 +49,8 @@ BASE: dict[str, Any] = {
 SEEN: dict[str, dict[str, Any]] = {
     "the exit status": {"status": 1},
     "a byte on stdout": {"out": b"ouT"},
-    "a byte on stderr": {"err": b"erR"},
-    "a byte that goes from one to the other": {"out": b"oute", "err": b"rr"},
+    "a byte on stderr": {"err": b"stderr: y"},
+    "what one of them ends with and the other begins with": {"out": b"outstderr", "err": b": x"},
     "a byte of a file": {"r__json": b'{"time_ns": 4}'},
     "a simulated time": {"out": b"time  2.778 s"},
     "a new file": {"more": b""},
