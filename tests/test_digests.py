@@ -86,6 +86,16 @@ def test_a_folder_counts_by_its_name_and_a_file_by_its_place(tmp_path: Path) -> 
     assert len(set(found)) == 3
 
 
+def test_the_parts_of_a_sweep_are_left_out_and_nothing_like_them(tmp_path: Path) -> None:
+    found = []
+    for i, name in enumerate(("parts/part-000001.parquet", "parts/part-000002.parquet", "parts/x-000001.parquet")):
+        file = tmp_path / str(i) / "c/s" / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"%d" % i)
+        found.append(digests.digest(tmp_path / str(i) / "c", 0, b"", b"", bytes))
+    assert found[0] == found[1] != found[2]
+
+
 REPLACED: dict[str, tuple[Callable[[Path], str], ...]] = {
     "folders": (lambda folder: f"error: {folder}/t.npz: no such file",),
     "a sweep's speed": (
