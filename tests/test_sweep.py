@@ -721,3 +721,12 @@ def test_a_parameter_multiplies_the_configurations_whose_policy_has_it(tmp_path:
     runs = expand(read(tmp_path / "s.toml"))  # nobody has it: the runs that it names say so
     assert [run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "lru"] == [{}, {}]
     assert all(run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "random")
+
+
+def test_the_files_of_a_sweep_stand_in_one_order(folder: Path) -> None:
+    """They are written to sweep.json: an order of hashing would be another one in every process."""
+    names = [f"{name}.npz" for name in "fbdace"]
+    for name in names:
+        shutil.copy("t.npz", name)
+    _, digests = session.inspect(expand({"trace": names}))
+    assert list(digests) == sorted(names)

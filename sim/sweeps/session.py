@@ -157,7 +157,7 @@ def inspect(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
     """
     specs = [run.spec for run in runs if run.spec is not None]
     hashes: dict[str, str] = {}
-    for name in {s.trace for s in specs} | {s.calibration for s in specs if isinstance(s.calibration, str)}:
+    for name in sorted({s.trace for s in specs} | {s.calibration for s in specs if isinstance(s.calibration, str)}):
         try:
             hashes[name] = npz.content_hash(npz.read(npz.find(name)))
         except UserError:
