@@ -12,6 +12,7 @@ from traces.foreign.models import Model
 from traces.format.layout import MAX_EXPERTS, Array
 
 PHASES = ("prefill", "decode", "by-batch")
+ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")  # what a source may leave open
 REQUESTS = ("one", "step", "prompt")  # or a number of tokens
 
 
@@ -50,20 +51,14 @@ class Ask:
             if value is not None and not 0 <= value < 2**31:
                 raise TraceError(f"{flag} {value}: a number from 0 to {2**31 - 1} is required")
 
-    def start(self) -> int | None:
-        """--prompt-start."""
-        self.used.add("prompt_start")
-        return self.prompt_start
-
-    def rule(self) -> str | None:
-        """--requests."""
-        self.used.add("requests")
-        return self.requests
+    def asked(self, flag: str) -> Any:
+        """What one of ASKED says, None where it was not given; the flag counts as used."""
+        self.used.add(flag)
+        return getattr(self, flag)
 
     def unused(self) -> list[str]:
         """Flags that were given and that the source left no question for."""
-        flags = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")
-        return [flag for flag in flags if getattr(self, flag) is not None and flag not in self.used]
+        return [flag for flag in ASKED if getattr(self, flag) is not None and flag not in self.used]
 
     @property
     def tokens_each(self) -> int:

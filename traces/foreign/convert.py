@@ -6,7 +6,7 @@ from typing import Any
 
 from traces.command import one_of
 from traces.errors import TraceError
-from traces.foreign.ask import Ask
+from traces.foreign.ask import ASKED, Ask
 from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
 from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
@@ -90,7 +90,7 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
         meta=given("source", "licence"),
-        **given("phase", "prompt_tokens", "prompt_start", "requests", "iteration"),
+        **given(*ASKED),
     )
 
 

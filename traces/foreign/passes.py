@@ -79,7 +79,7 @@ class Passes:
 
     def _append(self, experts: Array, more: dict[str, Any]) -> None:
         """Give the pass's tokens their requests, positions and phases."""
-        n, each, rule = len(experts), self.ask.tokens_each, self.ask.rule()
+        n, each, rule = len(experts), self.ask.tokens_each, self.ask.asked("requests")
         if rule is None:
             raise TraceError(
                 f"{self.path}: the file does not say which tokens are one request; "
@@ -96,7 +96,7 @@ class Passes:
                 starts = starts or (prompt and not self._prompt)
                 self._prompt = prompt
             if starts:
-                self._request, self._position = self._request + 1, self.ask.start() or 0
+                self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
             sequence, position = np.full(n, self._request), self._position + np.arange(n)
             self._position += n
             prefill = self.ask.prefill(self.path, position, n)

@@ -48,15 +48,13 @@ def _check_header(name: str, array: str, header: Header, words: str, rank: int) 
     dtype, shape = header
     good = dtype.kind in "iu" if words == "integer" else dtype.newbyteorder("=").name in words.split(" or ")
     if not good:
-        raise TraceError(f"{name}: {array} has dtype {_dtype_name(dtype)}; {words} is required")
+        raise TraceError(
+            f"{name}: {array} has dtype {'a structure' if dtype.names else dtype.name}; {words} is required"
+        )
     if len(shape) != rank:
         raise TraceError(f"{name}: {array} has rank {len(shape)}, shape {shape}; rank {rank} is required")
     if 0 in shape:
         raise TraceError(f"{name}: {array} has no rows, shape {shape}; no axis may be empty")
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    return "a structure" if dtype.names else dtype.name
 
 
 def _check_shapes(headers: Mapping[str, Header], meta: dict[str, Any], name: str) -> None:
@@ -167,25 +165,14 @@ def _check_ids(name: str, array: str, base: tuple[int, ...], chunk: Array, n_exp
 
 
 def _check_distinct(name: str, lo: int, chunk: Array) -> None:
-    """Refuse the same expert twice in a token: pairs of slots are compared, or neighbours after a sort."""
-    k = chunk.shape[2]
-    slots = np.ascontiguousarray(chunk.reshape(-1, k).T, dtype=np.int16)
+    """Refuse the same expert twice in a token: all pairs of slots are compared."""
+    slots = np.ascontiguousarray(np.moveaxis(chunk, 2, 0), dtype=np.int16)
     # Absent slots become ids of their own, so that equal means the same expert.
-    slots = np.where(slots < 0, -1 - np.arange(k, dtype=np.int16)[:, None], slots)
-    if k > 16:
-        slots.sort(axis=0)
-        clash = any((slots[i] == slots[i + 1]).any() for i in range(k - 1))
-    else:
-        clash = any((slots[i] == slots[j]).any() for i, j in combinations(range(k), 2))
-    if clash:
-        _name_duplicate(name, lo, chunk)
-
-
-def _name_duplicate(name: str, lo: int, chunk: Array) -> None:
-    for i, j in combinations(range(chunk.shape[2]), 2):
-        same = np.argwhere((chunk[:, :, i] == chunk[:, :, j]) & (chunk[:, :, i] >= 0))
-        if len(same):
-            t, layer = (int(v) for v in same[0])
+    slots = np.where(slots < 0, -1 - np.arange(len(slots), dtype=np.int16)[:, None, None], slots)
+    for i, j in combinations(range(len(slots)), 2):
+        same = slots[i] == slots[j]
+        if same.any():
+            t, layer = (int(v) for v in np.argwhere(same)[0])
             where = f"experts{[lo + t, layer, j]} = {chunk[t, layer, j]}"
             raise TraceError(f"{name}: {where} is already in slot {i}; a token's experts are distinct")
 

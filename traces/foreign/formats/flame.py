@@ -73,8 +73,8 @@ def _checkpoint(path: Path, ask: Ask) -> Path:
     if ask.iteration is None and len(found) > 1:
         which = ", ".join(map(str, sorted(found)[:12]))
         raise TraceError(f"{path}: checkpoints {which}: each is another model; required: --iteration N")
-    ask.used.add("iteration")
-    wanted = ask.iteration if ask.iteration is not None else next(iter(found))
+    iteration = ask.asked("iteration")
+    wanted = next(iter(found)) if iteration is None else iteration
     if wanted not in found:
         raise TraceError(f"{path}: no {ACTIVES}/iter_{wanted}; there are {', '.join(map(str, sorted(found)[:12]))}")
     return found[wanted]
@@ -96,8 +96,8 @@ def _samples(path: Path, folder: Path) -> list[Path]:
 def _requests(path: Path, ask: Ask) -> Any:
     """A function from row numbers to (sequence, position)."""
     each = ask.tokens_each
-    if ask.rule() == "one":
-        start = ask.start() or 0
+    if ask.asked("requests") == "one":
+        start = ask.asked("prompt_start") or 0
         return lambda row: (np.zeros(len(row), np.int64), start + row)
     if not each:
         raise TraceError(

@@ -30,7 +30,6 @@ from traces.format.trace import RoutingTrace
 
 PAIR, BY_POSITION = "layer,expert", "pos,layer,"
 CHUNK_BYTES = 1 << 20
-INTEGER = rb"-?[0-9]{1,9}"
 RECORD = np.dtype("<i4")
 KEPT: dict[str, Any] = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
 
@@ -58,7 +57,7 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         return csv.read(path, ask, layout="csv", tool="llama.cpp", id_space="logical")
     if head.startswith(BY_POSITION.encode()):
         return _by_position(path, ask, len(columns) - 2)
-    if head == PAIR.encode() or re.fullmatch(INTEGER + rb"(,%s)*" % INTEGER, head):
+    if head == PAIR.encode() or re.fullmatch(rb"-?[0-9]{1,9}(,-?[0-9]{1,9})*", head):
         return _pairs(path, ask)
     if b"," in head and head.isascii() and head.decode("ascii").isprintable():
         raise TraceError(f"{path}: line 1 is {head[:40].decode('ascii')!a}; no layout of a llama.cpp log begins so")
@@ -117,15 +116,20 @@ def _numbers(path: Path, columns: int, header: bytes) -> Iterator[tuple[int, Arr
 
 def _parsed(path: Path, text: bytes, columns: int, number: int, header: bytes) -> Array:
     """int64 [lines, columns] of lines, empty ones left out, the first of which is the file's line `number`."""
-    text = text.replace(b"\r\n", b"\n").replace(b" ", b"")
+    text = text.replace(b"\r\n", b"\n").replace(b" ", b"").removesuffix(b"\n") + b"\n"
     if number == 1 and text.removeprefix(b"\xef\xbb\xbf").lower().startswith(header):
         text = b"\n" + text.partition(b"\n")[2]
-    odd = re.search(rb"^(?!(%s(,%s){%d})?$).*" % (INTEGER, INTEGER, columns - 1), text, re.MULTILINE)
-    if odd:
-        at = number + text.count(b"\n", 0, odd.start())
+    row = b",".join([rb"-?[0-9]{1,9}+"] * columns)
+    regular = re.match(rb"(?:%s\n|\n)*+" % row, text)
+    if regular and regular.end() < len(text):
+        line = text[regular.end() :].partition(b"\n")[0]
+        at = number + text.count(b"\n", 0, regular.end())
         right = f"{columns} integers with commas between them are required"
-        raise TraceError(f"{path}: line {at} is {odd[0][:40].decode('latin-1')!a}; {right}")
-    numbers = np.fromstring(b",".join(text.split()).decode(), np.int64, sep=",").reshape(-1, columns)
+        raise TraceError(f"{path}: line {at} is {line[:40].decode('latin-1')!a}; {right}")
+    while b"\n\n" in text:
+        text = text.replace(b"\n\n", b"\n")
+    cells = text.strip(b"\n").replace(b"\n", b",").decode()
+    numbers = (np.fromstring(cells, np.int64, sep=",") if cells else np.zeros(0, np.int64)).reshape(-1, columns)
     if (numbers[:, 0 if columns == 2 else 1] < 0).any():  # -1 is a position of a prompt, and no layer
         raise TraceError(f"{path}: line {number} and after: a layer below 0")
     return numbers
@@ -157,7 +161,7 @@ class _Positions:
         self.prompt: int | None = None  # first row of the prompt that runs
         self.shifts: list[tuple[int, int, int]] = []
         self.request, self.following = -1, 0
-        self.start = ask.start() or 0  # of a prompt with nothing generated after it
+        self.start = ask.asked("prompt_start") or 0  # of a prompt with nothing generated after it
 
     def line(self, number: int, position: int, layer: int, ids: list[int]) -> None:
         if layer < self.layer or (layer == self.layer and position >= 0):

@@ -75,7 +75,7 @@ def _positions(response: dict[str, Any], rows: int, where: str, ask: Ask) -> tup
     if prompt is not None and COMPLETION_TOKENS in lengths:
         start: int | None = prompt + integer(lengths[COMPLETION_TOKENS], COMPLETION_TOKENS, where) - 1 - rows
     else:
-        start = ask.start()
+        start = ask.asked("prompt_start")
     if start is None:
         raise TraceError(
             f"{where}: no {PROMPT_TOKENS} and {COMPLETION_TOKENS}; required: --prompt-start N "

@@ -103,7 +103,7 @@ class _Build:
 
     def array(self, path: Path) -> None:
         """One request, of an array that knows no lengths: the flags say them."""
-        whole, start = read_npy(path), self.ask.start() or 0
+        whole, start = read_npy(path), self.ask.asked("prompt_start") or 0
         for lo, part in chunks(whole):
             block = self.layers.of(part, str(path))
             position = np.arange(start + lo, start + lo + len(block))
@@ -150,7 +150,7 @@ class _Build:
         """0.33: rows of a whole sequence from its start (or from where the request asked them to begin)."""
         prompt, generated = lengths
         said = prompt is not None and generated is not None
-        start = (prompt or 0) + (generated or 0) - 1 - len(rows) if said else self.ask.start()
+        start = (prompt or 0) + (generated or 0) - 1 - len(rows) if said else self.ask.asked("prompt_start")
         if start is None:
             wrong = f"{here}: the response does not say how many tokens this completion has"
             raise TraceError(f"{wrong}; required: --prompt-start N (0 if routed_experts_prompt_start was not set)")
