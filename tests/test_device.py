@@ -1,15 +1,13 @@
 """The device layer: the torch machine in simulated time equals the compiled one; races are found; nothing hangs."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from runtime.device.cpu import CpuPort, OneStreamPort
-from runtime.device.port import Declared, DeviceError, Port
+from runtime.device.cpu import CpuPort
+from runtime.device.port import Declared, DeviceError
 from runtime.device.races import Race
 from runtime.device.virtual import VirtualPort, every_order, shuffled, timed
 from runtime.experts.store import ExpertStore
@@ -24,13 +22,6 @@ from tests.plans import plan as plan_of
 
 SIMULATED = 400  # plans in simulated time
 SHUFFLED = 1000  # orders of real runs
-PORTS: dict[str, Callable[[], Port]] = {
-    "cpu": lambda: CpuPort(5, 1, timeout_s=20),
-    "one stream": lambda: OneStreamPort(torch.device("cpu"), timeout_s=20),
-    "timed": timed,
-    "shuffled": lambda: shuffled(1),
-}
-ports = pytest.mark.parametrize("name", PORTS)
 
 
 # --- the torch machine in simulated time ------------------------------------------------------------------------------
@@ -174,60 +165,7 @@ def test_memory_that_is_gone_is_not_used() -> None:
             port.compute.launch(lambda: None, Declared(reads=[(buffer, 0)]))
 
 
-def test_waiting_for_what_cannot_happen_is_an_error() -> None:
-    with shuffled(0) as port, pytest.raises(DeviceError, match="nothing is under way"):
-        port.wait_until(lambda: False)
-
-
-# --- every port -------------------------------------------------------------------------------------------------------
-
-
-@ports
-def test_streams_keep_their_order_and_events_order_streams(name: str) -> None:
-    with PORTS[name]() as port:
-        slot, source = port.alloc_device(4, "slot"), port.alloc_host(4, "expert")
-        seen: list[Any] = []
-        for value in (1, 2, 3):
-            source.tensor.fill_(value)
-            copy = port.link.copy(slot.tensor, source.tensor, lambda a, b, v=value: seen.append((v, a <= b)))  # type: ignore[misc]
-            port.compute.wait(copy)
-            port.compute.launch(lambda: seen.append(slot.tensor.tolist()))
-            port.compute.record().wait()
-            port.wait_until(lambda v=value: (v, True) in seen)  # type: ignore[misc]
-            assert copy.done() and copy.time_ns() <= port.now_ns()
-            assert [value] * 4 in seen
-        port.sync()
-        port.free(slot)
-        with pytest.raises(DeviceError, match="double free of slot"):
-            port.free(slot)
-
-
-@ports
-def test_the_host_stream_runs_beside_and_in_order(name: str) -> None:
-    with PORTS[name]() as port:
-        seen: list[int] = []
-        before = port.host.record()
-        for i in range(5):
-            port.host.launch(lambda i=i: seen.append(i))  # type: ignore[misc]
-        after = port.host.record()
-        after.wait()
-        assert seen == [0, 1, 2, 3, 4]
-        assert before.done() and before.time_ns() <= after.time_ns()
-
-
-@ports
-def test_a_replay_on_every_port_decides_as_the_core(name: str) -> None:
-    for seed in range(40, 52):
-        plan = some_plan(seed)
-        with PORTS[name]() as port:
-            machine = machine_on(plan, port)
-            record = machine.run()
-            assert machine.store.wrong_slots(machine.residents()) == []
-        outcome = check(plan, record)
-        assert outcome.equal, (seed, outcome)
-        assert outcome.compared["visits"] == 7 * plan.experts.shape[1] * len(plan.step_prefill)
-        if plan.rerank is None and plan.warmup_steps == 0:
-            check_all(plan, as_groups(plan, record))
+# --- the paced link ---------------------------------------------------------------------------------------------------
 
 
 def test_a_paced_copy_lasts_as_long_as_its_link_would_take() -> None:
@@ -318,23 +256,3 @@ def test_a_copy_thread_that_dies_ends_the_run_with_one_line(error: BaseException
             machine.run()
         assert runs == [1]
     assert not port.link.is_alive() and not port.buffers
-
-
-def test_waits_have_an_end() -> None:
-    with CpuPort(50, 0, timeout_s=0.05) as port, pytest.raises(DeviceError, match=r"nothing happened for 0\.05 s"):
-        port.wait_until(lambda: False)
-
-
-def test_memory_that_is_not_there_is_one_line() -> None:
-    with CpuPort() as port, pytest.raises(DeviceError, match=r"too much \(1152921504\.61 GB\)"):
-        port.alloc_device(1 << 60, "too much")
-
-
-def test_leaving_gives_everything_back_twice_over(two_threads: None) -> None:
-    with CpuPort() as port:
-        buffers = [port.alloc_device(10, "a"), port.alloc_host(10, "b")]
-        assert torch.get_num_threads() == 1
-    port.close()
-    assert all(buffer.freed and buffer.tensor.numel() == 0 for buffer in buffers)
-    assert torch.get_num_threads() == 2
-    assert not port.link.is_alive() and not port.host.is_alive()

@@ -62,17 +62,22 @@ def without_cudnn_attention() -> Callable[[], None]:
     return lambda: backends.enable_cudnn_sdp(before)
 
 
-def cudart(call: str, *arguments: int) -> int:
-    """The error code of a call to CUDA's runtime; 0: none."""
+@asks_device
+def cudart(call: str, *arguments: int) -> None:
+    """A call to CUDA's runtime. Raises DeviceError with the code that it returned."""
     runtime: Any = torch.cuda  # whose cudart has no types
-    return int(getattr(runtime.cudart(), call)(*arguments))
+    if code := int(getattr(runtime.cudart(), call)(*arguments)):
+        raise DeviceError(f"{call}: error {code} of the runtime")
 
 
 def own_pages(nbytes: int) -> mmap.mmap:
-    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, nbytes)
+    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already.
+    Raises RuntimeError when there is not enough."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        return mmap.mmap(-1, nbytes, **private)
+    except OSError as error:
+        raise RuntimeError(error.strerror) from None
 
 
 class Anchor(NamedTuple):
@@ -219,20 +224,14 @@ class AcceleratorPort(RealPort):
         if self.device.type != "cuda" or nbytes < REGISTERED_FROM:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
-        self._checked("cudaHostRegister", memory.data_ptr(), nbytes, 0)
+        cudart("cudaHostRegister", memory.data_ptr(), nbytes, 0)
         self.registered[memory.data_ptr()] = memory
         return memory
-
-    @asks_device
-    def _checked(self, call: str, *arguments: int) -> None:
-        code = cudart(call, *arguments)
-        if code != 0:
-            raise DeviceError(f"{call}: error {code} of the runtime")
 
     def free(self, buffer: Buffer) -> None:
         at = 0 if buffer.freed else buffer.tensor.data_ptr()
         if at in self.registered:
-            self._checked("cudaHostUnregister", at)
+            cudart("cudaHostUnregister", at)
             del self.registered[at]
         super().free(buffer)
 
@@ -289,12 +288,6 @@ class AcceleratorPort(RealPort):
                 if time.monotonic() > end:
                     raise self.gave_up()
                 give_way()  # the host's experts run in a thread that wants the interpreter too
-
-    def sync(self) -> None:
-        for stream in (self.compute, self.link):
-            stream.record().wait()
-        self.host.record().wait()
-        self.poll()
 
     def facts(self) -> dict[str, Any]:
         """Which device, which software; asks nothing of the device, which may be gone when what it did is told."""

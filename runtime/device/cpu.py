@@ -118,8 +118,6 @@ class HostStream:
 class HostPort(RealPort):
     """What ports share whose kernels run, and are waited for, where they are launched. settle: waits for the device."""
 
-    link: Any
-
     def __init__(
         self, device: torch.device, torch_threads: int, timeout_s: float, settle: Callable[[], None] = lambda: None
     ) -> None:
@@ -130,10 +128,6 @@ class HostPort(RealPort):
     def wait_until(self, ready: Callable[[], bool]) -> None:
         self.compute.work_off()
         super().wait_until(ready)
-
-    def sync(self) -> None:
-        for stream in (self.compute, self.link, self.host):
-            stream.record().wait()
 
     def free_bytes(self) -> int:
         return host_bytes()

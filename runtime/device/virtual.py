@@ -22,6 +22,7 @@ import torch
 
 from runtime.device.port import NOTHING, Access, Buffer, Declared, DeviceError, Landed
 from runtime.device.races import Clock, Races, join
+from runtime.device.worker import failing
 
 STREAMS = ("link", "compute", "host")
 NEVER = 1 << 62
@@ -148,7 +149,8 @@ class VirtualPort:
     def alloc_device(self, nbytes: int, what: str) -> Buffer:
         if nbytes > self.free_bytes():
             raise DeviceError(f"{what}: no {nbytes / 1e9:.2f} GB of memory")
-        self.buffers.append(Buffer(torch.zeros(nbytes, dtype=torch.uint8), what))
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(torch.zeros(nbytes, dtype=torch.uint8), what))
         return self.buffers[-1]
 
     def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:

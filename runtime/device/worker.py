@@ -22,6 +22,8 @@ class RealPort:
     """See runtime.device.port.Port. torch_threads: of the thread of `host`."""
 
     name: str
+    compute: Any
+    link: Any
 
     def __init__(self, device: torch.device, torch_threads: int, timeout_s: float = TIMEOUT_S) -> None:
         self.device, self.timeout_s = device, timeout_s
@@ -86,6 +88,11 @@ class RealPort:
         with self.lock:
             if not self.lock.wait_for(is_over, self.timeout_s):
                 raise self.gave_up()
+
+    def sync(self) -> None:
+        for stream in (self.compute, self.link, self.host):
+            stream.record().wait()
+        self.poll()
 
     def gave_up(self) -> DeviceError:
         """Of a wait that takes longer than anything should."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.replaying.decisions import Comparison, Outcome, Unequal
+from runtime.replaying.decisions import DecisionCheck, Outcome, Unequal
 from runtime.replaying.machine import Machine
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT
 from sim.core import log as lg
@@ -178,7 +178,7 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
 
     Raises SpecError when the record has no order of events, and PolicyError like any machine."""
     order, core, offers = entries(record, plan), _Core(plan), Offers(plan.group)
-    comparison = Comparison(plan, record)
+    comparison = DecisionCheck(plan, record)
     with explained(plan, core.hooks), comparison.noting():
         for i, entry in enumerate(order):
             if entry.kind == GROUP:
@@ -216,7 +216,7 @@ class LockStep:
     def __init__(self, machine: Machine, record: RunRecord) -> None:
         self.machine, plan = machine, machine.plan
         self.order, self.at = entries(record, plan), 0
-        self.comparison, self.offers = Comparison(plan, record), Offers(plan.group)
+        self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group)
         self.arrived: dict[int, tuple[int, int]] = {}
         self.why: str | None = None
 

@@ -41,10 +41,11 @@ ASK_S = 10.0
 
 def facts() -> dict[str, Any]:
     """Everything but the memory that is touched."""
+    cudnn: Any = torch.backends.cudnn  # without types
     return {
         **here(),
         "project": project(),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
         "grouped_mm": has_grouped(),
         "system": platform.platform(),
         "cpu": _after("/proc/cpuinfo", "model name"),
