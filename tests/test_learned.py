@@ -98,7 +98,7 @@ def test_lists_for_decode_steps_are_refused_in_a_prefill_step() -> None:
 
 def test_what_is_written_is_a_valid_trace_with_lists(made: Any, tmp_path: Path) -> None:
     first, second = pair(missing=0.2)
-    found = made.with_predictions(first, second, made.Options(**QUICK, width=3), "A.npz")
+    found = made.with_predictions(first, second, made.LearnOptions(**QUICK, width=3), "A.npz")
     npz.write(tmp_path / "b.npz", found)
     back = npz.read(tmp_path / "b.npz")  # checks every value
     assert back.lookahead is not None and back.lookahead.shape == (2, 50, 4, 3)
@@ -118,7 +118,7 @@ def test_what_is_written_is_a_valid_trace_with_lists(made: Any, tmp_path: Path) 
 
 def test_the_same_seed_gives_the_same_lists_and_another_one_others(made: Any) -> None:
     first, second = pair()
-    a, b, c = (made.with_predictions(first, second, made.Options(**QUICK, seed=s)).lookahead for s in (3, 3, 4))
+    a, b, c = (made.with_predictions(first, second, made.LearnOptions(**QUICK, seed=s)).lookahead for s in (3, 3, 4))
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
@@ -133,7 +133,7 @@ def test_no_list_depends_on_the_future(made: Any, as_decode: bool, seed: int) ->
     """
     rng = np.random.default_rng(seed)
     first, second = pair(prompt=None)
-    options = made.Options(**QUICK, as_decode=as_decode)
+    options = made.LearnOptions(**QUICK, as_decode=as_decode)
     weights = {d: made.learn(first, d, options) for d in (1, 2)}
     cut, at = int(rng.integers(0, 50)), int(rng.integers(0, 4))
     starts, ends = second.requests()
@@ -186,7 +186,7 @@ def test_inputs_by_hand(made: Any) -> None:
 
 def test_it_learns_what_can_be_learned(made: Any) -> None:
     first, second = chained(0), chained(1)
-    found = made.with_predictions(first, second, made.Options(distances=3, hidden=64, width=2))
+    found = made.with_predictions(first, second, made.LearnOptions(distances=3, hidden=64, width=2))
     assert found.lookahead is not None
     for d in (1, 2, 3):
         best = found.lookahead[d - 1, :, d:, 0]
