@@ -159,7 +159,7 @@ def test_no_list_depends_on_the_future(made: Any, as_decode: bool, seed: int) ->
 def test_a_prompt_token_sees_no_neighbour_and_a_generated_one_does(made: Any) -> None:
     _, second = pair(requests=2, prompt=0.5)
     for as_decode in (False, True):
-        before = made.Rows.of(second, as_decode).before.tolist()
+        before = made.TokenRows.of(second, as_decode).before.tolist()
         for t in range(50):
             known = t > 0 and second.sequence[t] == second.sequence[t - 1]
             assert before[t] == (t - 1 if known and (as_decode or not second.prefill[t]) else -1)
@@ -175,7 +175,7 @@ def test_inputs_by_hand(made: Any) -> None:
         np.zeros(2, bool),
         meta | {"moe_layers": [0, 1, 2]},
     )
-    seen, target = made.Rows.of(run, False).seen(np.array([0, 1]), 1, 2)
+    seen, target = made.TokenRows.of(run, False).seen(np.array([0, 1]), 1, 2)
     # layer 1, then 2; tokens 0 and 1: [layer l - 1 | layer l - 2 | the token before at layer l]
     assert seen.int().tolist() == [
         [[1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 1, 0]],
