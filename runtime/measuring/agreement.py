@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import combinations
+from statistics import median
 
 import numpy as np
 
@@ -51,11 +52,6 @@ class CaseTimes:
     simulated_ns: float
     group: str = ""
     awake: tuple[float, float] | None = None
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median."""
-    return float(np.median(values))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -111,7 +107,7 @@ def judge_median(errors: Sequence[tuple[float, float]], tolerance: float) -> Ver
     """The median of several |error|, of (error, spread), with the median spread; nothing there shows nothing."""
     if not errors:
         return Verdict.INCONCLUSIVE
-    return judge(middle([abs(e) for e, _ in errors]), middle([s for _, s in errors]), tolerance)
+    return judge(median([abs(e) for e, _ in errors]), median([s for _, s in errors]), tolerance)
 
 
 def judge_tau(value: float | None, clear: float | None, least: float) -> Verdict:

@@ -153,12 +153,10 @@ class Traces:
 
     def setting(self, case: Case, common: dict[str, Any], hardware: str) -> Setting:
         """The case's setting on its requests, with the durations of a piece of hardware."""
-        fields = {**common, **case.fields, "hardware": hardware}
-        if case.chained:
-            return prepare(RunSpec.of({**fields, "trace": self.chained[case.calibrates]}))
-        if case.calibrates:
-            return prepare(RunSpec.of({**fields, "trace": self.calibration}))
-        return prepare(RunSpec.of({**fields, "trace": self.judged, "calibration": self.fraction}))
+        own: dict[str, Any] = {"trace": self.judged, "calibration": self.fraction}
+        if case.chained or case.calibrates:
+            own = {"trace": self.chained[case.calibrates] if case.chained else self.calibration}
+        return prepare(RunSpec.of({**common, **case.fields, "hardware": hardware, **own}))
 
 
 def enough_requests(trace: RoutingTrace, batch: int) -> RoutingTrace:
