@@ -314,7 +314,7 @@ def test_default_capacities_without_room_are_left_out_by_name(
         if needs.device["slots"] > slots * 12_288:
             raise StoreError(f"no room for {needs.device['slots'] // 12_288} slots")
 
-    monkeypatch.setattr("runtime.measuring.bench.fits", fits)
+    monkeypatch.setattr("runtime.replaying.opened.fits", fits)
     on(MadeUp(), monkeypatch)
     few = ("--repeats", "2", "--link-gbps", "0.7", "--batches", "1", "--policies", "lru")
     assert main(flags(files, *few)) in (0, 3)
