@@ -283,10 +283,8 @@ class ClosedLoop:
         wide = {name: longer(getattr(s, name), rows) for name in ("routed", "weight")}
         machine.s = s.replaced(loss=longer(s.loss, len(plan.experts)), **wide)
         machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
-        log = lg.new_log(plan).arrays
-        machine.log = machine.log.replaced(
-            **{name: longer(a, len(log[name])) for name, a in machine.log.arrays.items()}
-        )
+        log = {name: longer(machine.log.arrays[name], len(new)) for name, new in lg.new_log(plan).arrays.items()}
+        machine.log = lg.Log(**log)
         n = len(plan.step_prefill)
         machine.clock = machine.clock.replaced(
             **{name: longer(getattr(machine.clock, name), n) for name in ("begin", "end", "event")}

@@ -7,11 +7,12 @@ from sim.core.link import join, withdraw
 from sim.core.state import (
     ABSENT,
     NEVER,
+    State,
 )
 
 
 @inner
-def withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
+def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
     """2b: prefetches queued for this layer whose expert this visit does not want."""
     n_experts, unwanted, n = s.run.n_experts, s.marked, 0
     for i in range(s.link.n_queued):
@@ -24,7 +25,7 @@ def withdraw_unwanted(s: Any, log: Any, visit: int, layer: int) -> None:
 
 
 @inner
-def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
+def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
     base, n = layer * s.run.n_experts, 0
@@ -44,7 +45,7 @@ def _merge(s: Any, route: Any, ahead: Any, d: int, step: int, layer: int, which:
 
 
 @inner
-def predict(s: Any, log: Any, route: Any, ahead: Any, visit: int) -> None:
+def predict(s: State, log: Any, route: Any, ahead: Any, visit: int) -> None:
     """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
     layers, distances = s.run.n_layers, ahead.row.shape[0]
     left = s.run.budget if s.run.budget >= 0 else NEVER

@@ -34,6 +34,7 @@ from sim.core.state import (
     MISS,
     QUEUED,
     RESIDENT,
+    State,
 )
 
 Int = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ ANSWER_OF_CODE = (-1, ANSWER_FETCH, ANSWER_DROP, ANSWER_CPU)  # by -code of view
 
 
 @inlined
-def _work(s: Any, g: int, tokens: int) -> None:
+def _work(s: State, g: int, tokens: int) -> None:
     """Expert g gets GPU work: held from now on; ready at once when it is resident, else when it lands."""
     if s.expert[g].work == 0:
         s.visit.n_work += 1
@@ -52,14 +53,14 @@ def _work(s: Any, g: int, tokens: int) -> None:
 
 
 @inlined
-def _wait_for_late(s: Any, g: int) -> None:
+def _wait_for_late(s: State, g: int) -> None:
     if s.expert[g].waited == 0:
         s.expert[g].waited = 1
         s.visit.n_waited += 1
 
 
 @inner
-def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
+def _log_fetches(s: State, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
     """Without a miss policy every entry of a missing expert is answered `fetch`."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         t = route.step_row[i]
@@ -70,7 +71,7 @@ def _log_fetches(s: Any, log: Any, route: Any, visit: int, step: int, layer: int
 
 
 @inlined
-def fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
+def fetch_all(s: State, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
         _log_fetches(s, log, route, visit, step, layer)
@@ -89,14 +90,14 @@ def fetch_all(s: Any, log: Any, route: Route, visit: int, step: int, layer: int)
 
 
 @inner
-def _give_stand_in(s: Any, g: int) -> None:
+def _give_stand_in(s: State, g: int) -> None:
     """Resident expert g executes one more token, in another expert's place."""
     _work(s, g, 1)
     s.expert[g].stand_in += 1
 
 
 @inner
-def _give_host(s: Any, g: int) -> None:
+def _give_host(s: State, g: int) -> None:
     """The host computes one more token of expert g."""
     if s.expert[g].host == 0:
         s.on_host[s.visit.n_host] = g
@@ -105,7 +106,7 @@ def _give_host(s: Any, g: int) -> None:
 
 
 @inner
-def _give_low(s: Any, g: int) -> None:
+def _give_low(s: State, g: int) -> None:
     """The low-precision copy of expert g (global id `low`) executes one more token, once it is there."""
     low = s.run.n_full + g
     _work(s, low, 1)
@@ -118,7 +119,7 @@ def _give_low(s: Any, g: int) -> None:
 
 @inner
 def _reply(
-    s: Any, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
+    s: State, log: Any, miss: Any, visit: int, t: int, layer: int, k: int, e: int, weight: float, lossless: bool
 ) -> None:
     """2d for one (token, slot) whose expert is not there: the planned answer, counted, and its work."""
     base = layer * s.run.n_experts
@@ -156,14 +157,14 @@ def _reply(
 
 
 @inner
-def _lose(s: Any, t: int, layer: int, weight: float, alike: float) -> None:
+def _lose(s: State, t: int, layer: int, weight: float, alike: float) -> None:
     """Router weight of trace token t goes to another expert, alike in [0, 1], or to nobody."""
     s.loss[t] += weight
     s.layer[layer].weight_missed += weight * (1.0 - alike)
 
 
 @inner
-def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
+def _ask_user(s: State, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, k: int) -> None:
     """A user's own miss policy answers for one slot when its turn comes; the earlier ones stand in State.reply."""
     answer = ask_miss(s, hooks, miss.logits, visit, t, layer, row, k)
     s.reply[k].other = answer if answer >= 0 else -1
@@ -172,7 +173,7 @@ def _ask_user(s: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row
 
 @inner
 def _answer_token(
-    s: Any, log: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, lossless: bool
+    s: State, log: Any, miss: Any, hooks: Any, visit: int, t: int, layer: int, row: int, lossless: bool
 ) -> None:
     """2d for one token: plan its answers where it needs any, then slot by slot."""
     ids, weights = s.routed[row], s.weight[row]
@@ -200,7 +201,7 @@ def _answer_token(
 
 
 @inner
-def answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int) -> None:
+def answer_each(s: State, log: Any, route: Any, miss: Any, hooks: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
     lossless = route.step_prefill[step] and not miss.lossy_prefill
     for i in range(s.visit.n_wanted):
@@ -224,7 +225,7 @@ def answer_each(s: Any, log: Any, route: Any, miss: Any, hooks: Any, visit: int,
 
 
 @inner
-def _fetch_in_background(s: Any, log: Any, visit: int) -> None:
+def _fetch_in_background(s: State, log: Any, visit: int) -> None:
     """Experts that somebody stood in for follow behind every prefetch, for the visits to come."""
     for i in range(s.visit.n_answered):
         g = s.answered[i]

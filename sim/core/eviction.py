@@ -17,7 +17,7 @@ from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import inlined, inner
 from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
-from sim.core.state import NEVER, RESIDENT
+from sim.core.state import NEVER, RESIDENT, State
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
@@ -25,20 +25,20 @@ WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNI
 
 
 @inlined
-def visits_of_layer(s: Any, g: int) -> int:
+def visits_of_layer(s: State, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
     layers = s.run.n_layers
     return (s.run.routed + layers - 1 - s.expert[g].layer) // layers
 
 
 @inner
-def decayed_score(s: Any, g: int) -> float:
+def decayed_score(s: State, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
     return s.expert[g].score * math.pow(s.params[0], float(visits_of_layer(s, g) - s.expert[g].scored))
 
 
 @inner
-def _worth(s: Any, g: int) -> float:
+def _worth(s: State, g: int) -> float:
     """What the policies of a score keep an expert for; a low-precision copy is worth what its original is."""
     kind, layers = s.run.eviction, s.run.n_layers
     if kind == DECAYED:
@@ -54,7 +54,7 @@ def _worth(s: Any, g: int) -> float:
 
 
 @inner
-def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
+def look_back(s: State, route: Any, weights: Any, step: int, layer: int) -> None:
     """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
     window layer by layer, a request leaves all at once."""
     if s.run.eviction_marks & FORGETS_ROWS:
@@ -69,7 +69,7 @@ def look_back(s: Any, route: Any, weights: Any, step: int, layer: int) -> None:
 
 
 @inner
-def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
+def _add(s: State, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
     for k in range(route.experts.shape[2]):
         e = route.experts[t, layer, k]
         if e >= 0:
@@ -80,14 +80,14 @@ def _add(s: Any, route: Any, weights: Any, t: int, layer: int, sign: float) -> N
 
 
 @inner
-def count_use(s: Any, g: int) -> None:
+def count_use(s: State, g: int) -> None:
     """Bring the decayed score of an executed expert up to date: score = score * decay ** n + 1."""
     s.expert[g].score = decayed_score(s, g) + 1.0
     s.expert[g].scored = visits_of_layer(s, g)
 
 
 @inlined
-def _evictable(s: Any, g: int, spare_from: int) -> bool:
+def _evictable(s: State, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
     if s.expert[g].state != RESIDENT or s.expert[g].work > 0:
         return False
@@ -95,7 +95,7 @@ def _evictable(s: Any, g: int, spare_from: int) -> bool:
 
 
 @inner
-def _listed(s: Any, g: int, which: int) -> bool:
+def _listed(s: State, g: int, which: int) -> bool:
     for i in range(1, s.merged[which, 0] + 1):
         if s.merged[which, i] == g:
             return True
@@ -103,7 +103,7 @@ def _listed(s: Any, g: int, which: int) -> bool:
 
 
 @inlined
-def _oldest(s: Any, scope: int, spare_from: int) -> int:
+def _oldest(s: State, scope: int, spare_from: int) -> int:
     """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
     end = len(s.expert) + scope
     g = s.newer[end]
@@ -113,13 +113,13 @@ def _oldest(s: Any, scope: int, spare_from: int) -> int:
 
 
 @inlined
-def _key(s: Any, g: int) -> int:
+def _key(s: State, g: int) -> int:
     """What lfu and belady keep an expert for."""
     return s.expert[g].uses if s.run.eviction == LFU else -s.expert[g].next_use
 
 
 @inlined
-def _least(s: Any, scope: int, spare_from: int) -> int:
+def _least(s: State, scope: int, spare_from: int) -> int:
     """The evictable expert with the least key, then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
     base = s.scope[scope].base
@@ -133,7 +133,7 @@ def _least(s: Any, scope: int, spare_from: int) -> int:
 
 
 @inner
-def _least_score(s: Any, scope: int, spare_from: int) -> int:
+def _least_score(s: State, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
     base = s.scope[scope].base
     for i in range(base, base + s.scope[scope].used):
@@ -159,7 +159,7 @@ def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
 
 
 @inner
-def _random(s: Any, scope: int, spare_from: int) -> int:
+def _random(s: State, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
     base = s.scope[scope].base
     candidates = s.marked
@@ -176,7 +176,7 @@ def _random(s: Any, scope: int, spare_from: int) -> int:
 
 
 @inner
-def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
+def _by_user(s: State, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
     base, n = s.scope[scope].base, np.int64(0)
     for i in range(base, base + s.scope[scope].used):
@@ -187,7 +187,7 @@ def _by_user(s: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
 
 
 @inlined
-def victim(s: Any, scope: int, spare_from: int, g: int, hooks: Any) -> int:
+def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any) -> int:
     """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, -1 a demand."""
     kind = s.run.eviction
     if hooks is not None and kind == USER:

@@ -22,7 +22,7 @@ from sim.core.half import half_to_float
 from sim.core.jit import compiles, inner
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Choice, Plan
-from sim.core.state import COMMITTED, RESIDENT
+from sim.core.state import COMMITTED, RESIDENT, State
 from sim.core.view import CPU, Float, Int, View
 from traces.errors import UserError
 
@@ -228,7 +228,7 @@ _call: Any = _call_address if compiles() else _call_function
 
 
 @inner
-def _backlog(s: Any, expert: int) -> int:
+def _backlog(s: State, expert: int) -> int:
     """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
     n = s.link.n_flight
     for i in range(s.link.demand_head, s.link.demand_tail):
@@ -241,7 +241,7 @@ def _backlog(s: Any, expert: int) -> int:
 
 
 @inner
-def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
+def _host_backlog(s: State, hooks: Any, busy: int) -> int:
     ns = 0
     for i in range(s.visit.n_host):
         ns += hooks.ns[CPU_NS + busy, s.expert[s.on_host[i]].host]
@@ -250,7 +250,7 @@ def _host_backlog(s: Any, hooks: Any, busy: int) -> int:
 
 @inner
 def _ask(
-    s: Any,
+    s: State,
     hooks: Any,
     kind: Any,
     visit: int,
@@ -291,7 +291,7 @@ def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
 
 
 @inner
-def _show(s: Any, hooks: Any, i: int, g: int) -> None:
+def _show(s: State, hooks: Any, i: int, g: int) -> None:
     """Expert g (global) into place i of the view's arrays."""
     each, now = hooks.of_each, s.expert[g].state
     each[CANDIDATES, i] = g
@@ -305,7 +305,7 @@ def _show(s: Any, hooks: Any, i: int, g: int) -> None:
 
 
 @inner
-def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -> int:
+def _show_token(s: State, hooks: Any, logits: Any, t: int, layer: int, row: int) -> int:
     """The layer and one token of it; returns how many logits it has."""
     n, scores = s.run.n_experts, logits.shape[2]
     for e in range(n):
@@ -318,7 +318,7 @@ def _show_token(s: Any, hooks: Any, logits: Any, t: int, layer: int, row: int) -
 
 
 @inner
-def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
+def ask_victim(s: State, hooks: Any, n: Any, g: Any) -> int:
     """The one of n candidates (in of_each[CANDIDATES]) that goes, to make room for expert g."""
     for i in range(n):
         _show(s, hooks, i, hooks.of_each[CANDIDATES, i])
@@ -330,7 +330,7 @@ def ask_victim(s: Any, hooks: Any, n: Any, g: Any) -> int:
 
 
 @inner
-def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int) -> int:
+def ask_miss(s: State, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int, k: int) -> int:
     """The answer for slot k of row: a resident, or a code. State.reply has those for the earlier slots."""
     n, e = s.run.n_experts, s.routed[row, k]
     scores = _show_token(s, hooks, logits, t, layer, row)
@@ -354,7 +354,7 @@ def ask_miss(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, ro
 
 
 @inner
-def ask_rerank(s: Any, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int) -> None:
+def ask_rerank(s: State, hooks: Any, logits: Any, visit: int, t: int, layer: int, row: int) -> None:
     """One token's experts and weights as the function wants them."""
     n = s.run.n_experts
     scores = _show_token(s, hooks, logits, t, layer, row)

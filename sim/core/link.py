@@ -15,14 +15,15 @@ from sim.core.state import (
     ABSENT,
     DEMANDED,
     QUEUED,
+    State,
 )
 
-LAST_KEY = np.int64(2**62)  # of background transfers
+LAST_KEY: Any = np.int64(2**62)  # of background transfers
 WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
 
 
 @inlined
-def demand(s: Any, log: Any, g: int, visit: int) -> None:
+def demand(s: State, log: Any, g: int, visit: int) -> None:
     """Expert g was answered `fetch`: it joins the demand queue, from the prefetch queue if it stood there."""
     if s.expert[g].state == QUEUED:
         _remove(s, _place_of(s, g))
@@ -37,7 +38,7 @@ def demand(s: Any, log: Any, g: int, visit: int) -> None:
 
 
 @inner
-def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int | np.int64, which: int) -> None:
+def join(s: State, log: Any, g: int, visit: int, cause: int, key: int, which: int) -> None:
     """Expert g (absent) joins the prefetch queue behind every entry whose key is not greater."""
     move(s, g, QUEUED)
     s.expert[g].origin = cause
@@ -51,7 +52,7 @@ def join(s: Any, log: Any, g: int, visit: int, cause: int, key: int | np.int64, 
 
 
 @inner
-def _place_of(s: Any, g: int) -> int:
+def _place_of(s: State, g: int) -> int:
     i = 0
     while s.queue[i].expert != g:
         i += 1
@@ -59,14 +60,14 @@ def _place_of(s: Any, g: int) -> int:
 
 
 @inner
-def _remove(s: Any, i: int) -> None:
+def _remove(s: State, i: int) -> None:
     s.link.n_queued -= 1
     for j in range(i, s.link.n_queued):
         s.queue[j] = s.queue[j + 1]
 
 
 @inner
-def withdraw(s: Any, log: Any, g: int) -> None:
+def withdraw(s: State, log: Any, g: int) -> None:
     """The queued prefetch of expert g is not wanted any more."""
     _remove(s, _place_of(s, g))
     move(s, g, ABSENT)
@@ -75,7 +76,7 @@ def withdraw(s: Any, log: Any, g: int) -> None:
 
 
 @inner
-def _next_prefetch(s: Any, log: Any, hooks: Any) -> int:
+def _next_prefetch(s: State, log: Any, hooks: Any) -> int:
     """The first queued prefetch that finds room; those before it are rejected. -1 where none does."""
     while s.link.n_queued > 0:
         g, which = s.queue[0].expert, s.queue[0].list
@@ -89,14 +90,14 @@ def _next_prefetch(s: Any, log: Any, hooks: Any) -> int:
 
 
 @choice
-def waiting(s: Any) -> bool:
+def waiting(s: State) -> bool:
     """Something is queued and the link may take it."""
     queued = s.link.demand_head < s.link.demand_tail or s.link.n_queued > 0
     return queued and s.link.n_flight < s.run.depth
 
 
 @choice
-def why_stalled(s: Any) -> int:
+def why_stalled(s: State) -> int:
     """What the GPU waits for, as the link stands: 0 a demand, 1 a late expert, 2 a slot."""
     if s.visit.n_waited > 0:
         return 1
@@ -104,7 +105,7 @@ def why_stalled(s: Any) -> int:
 
 
 @choice
-def count_stall(s: Any, log: Any, layer: int, why: int, ns: int) -> None:
+def count_stall(s: State, log: Any, layer: int, why: int, ns: int) -> None:
     """The GPU has waited for ns in the visit being served."""
     _add_stall(s.layer[layer], why, ns)
     if log is not None:
@@ -122,7 +123,7 @@ def _add_stall(row: Any, why: int, ns: int) -> None:
 
 
 @choice
-def next_commit(s: Any, log: Any, hooks: Any = None) -> int:
+def next_commit(s: State, log: Any, hooks: Any = None) -> int:
     """Commit one transfer and return its expert, or -1: nothing is queued, or a demand waits for a slot.
 
     hooks (core.hooks.Hooks): the run's own policies of a user, None where it cannot have any."""
@@ -142,7 +143,7 @@ def next_commit(s: Any, log: Any, hooks: Any = None) -> int:
 
 
 @choice
-def abandon(s: Any, log: Any) -> int:
+def abandon(s: State, log: Any) -> int:
     """The run has ended: what is under way or queued is unfinished (in that order). Returns how many transfers."""
     left = s.link.n_flight + s.link.demand_tail - s.link.demand_head + s.link.n_queued
     for i in range(s.link.n_flight):

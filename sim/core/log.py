@@ -4,7 +4,7 @@ A log is four tables, long enough for the run, or None: numba then removes every
 times are left to the machine, which knows them.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
+from sim.core.state import State
 
 
 class VisitRow(Struct):  # one routed visit
@@ -78,10 +79,10 @@ COLUMNS = {name: row.fields() for name, row in TABLES.items()}
 class Log(Memory):
     """The four tables; `State.rows` says how long each is."""
 
-    visits: Sequence[VisitRow]
-    executions: Sequence[ExecutionRow]
-    transfers: Sequence[TransferRow]
-    answers: Sequence[AnswerRow]
+    visits: MutableSequence[VisitRow]
+    executions: MutableSequence[ExecutionRow]
+    transfers: MutableSequence[TransferRow]
+    answers: MutableSequence[AnswerRow]
 
     def columns(self, table: str, first: int, last: int) -> dict[str, npt.NDArray[np.int64]]:
         """Some rows of one table, by column."""
@@ -106,14 +107,14 @@ def new_log(plan: Plan) -> Log:
 
 
 @inlined
-def next_event(s: Any) -> int:
+def next_event(s: State) -> int:
     """The running number of what happens now."""
     s.run.events += 1
     return s.run.events - 1
 
 
 @inlined
-def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
+def queued(s: State, log: Any, g: int, visit: int, cause: int) -> None:
     """A transfer of expert g joins a queue."""
     if log is not None:
         s.expert[g].transfer = s.rows.transfers
@@ -125,7 +126,7 @@ def queued(s: Any, log: Any, g: int, visit: int, cause: int) -> None:
 
 
 @inlined
-def ended(s: Any, log: Any, g: int, outcome: int) -> None:
+def ended(s: State, log: Any, g: int, outcome: int) -> None:
     """The transfer of expert g landed, was withdrawn, was rejected, or is unfinished."""
     if log is not None:
         row = log.transfers[s.expert[g].transfer]
@@ -133,7 +134,7 @@ def ended(s: Any, log: Any, g: int, outcome: int) -> None:
 
 
 @inlined
-def promoted(s: Any, log: Any, g: int) -> None:
+def promoted(s: State, log: Any, g: int) -> None:
     """The queued prefetch of expert g becomes a demand; it keeps its place in the order of events."""
     if log is not None:
         row = log.transfers[s.expert[g].transfer]
@@ -141,7 +142,7 @@ def promoted(s: Any, log: Any, g: int) -> None:
 
 
 @inlined
-def committed(s: Any, log: Any, g: int, victim: int) -> None:
+def committed(s: State, log: Any, g: int, victim: int) -> None:
     """The transfer of expert g goes on the link in the place of `victim` (-1: a free slot)."""
     if log is not None:
         row = log.transfers[s.expert[g].transfer]
@@ -150,7 +151,7 @@ def committed(s: Any, log: Any, g: int, victim: int) -> None:
 
 @inlined
 def answered(
-    s: Any, log: Any, visit: int, token: int, slot: int, wanted: int, answer: int, other: int, gate: int
+    s: State, log: Any, visit: int, token: int, slot: int, wanted: int, answer: int, other: int, gate: int
 ) -> None:
     """The miss policy answered for one (token, slot); `gate` names what stopped a substitution, 0 = nothing."""
     if log is not None:

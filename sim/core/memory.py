@@ -61,7 +61,7 @@ def _field(kind: Any) -> tuple[Any, ...]:
 
 
 class Memory:
-    """Contiguous arrays by name. `arrays` has them as numpy's; attributes as said above: structured ones by field.
+    """Contiguous arrays by name: `arrays` has them as numpy's, attributes as said above.
 
     A subclass always has the same names, dtypes and numbers of dimensions: to compiled code it is one type."""
 

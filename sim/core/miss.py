@@ -21,7 +21,7 @@ from sim.core.half import half_to_float
 from sim.core.hashing import hash64
 from sim.core.jit import frozen, inlined, inner
 from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
-from sim.core.state import HIT, RESIDENT
+from sim.core.state import HIT, RESIDENT, State
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW = range(5)  # plan.ANSWERS
 FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION = range(7)  # SUBSTITUTE is plan.SUBSTITUTION
@@ -95,7 +95,7 @@ class Miss(NamedTuple):
 
 
 @inner
-def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
+def plan_token(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Fill State.reply for the slots of one token whose expert is missing (and, with ask_late, late).
 
     ids int64 [K], weights float64 [K]: the token's routed experts (-1 none) and router weights, after re-ranking.
@@ -118,7 +118,7 @@ def plan_token(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) ->
 
 
 @inner
-def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
+def _by_precision(s: State, miss: Any, ids: Any, weights: Any) -> None:
     """HOBBIT (arXiv 2411.01433): with s the share of the token's router weight in front of a slot (descending weight,
     ties by slot), fetch up to s = params[0], the low-precision copy up to params[1], and nobody beyond."""
     total, before = 0.0, 0.0
@@ -137,7 +137,7 @@ def _by_precision(s: Any, miss: Any, ids: Any, weights: Any) -> None:
 
 
 @inner
-def asked(s: Any, miss: Any, g: int) -> bool:
+def asked(s: State, miss: Any, g: int) -> bool:
     """Whether the miss policy answers for expert g in this visit."""
     return s.expert[g].kind > HIT and (s.expert[g].kind == st.MISS or miss.ask_late)
 
@@ -186,7 +186,7 @@ def margin(weights: Any, ids: Any) -> float:
 
 
 @inner
-def _distribution_gate(s: Any, params: Any) -> bool:
+def _distribution_gate(s: State, params: Any) -> bool:
     """Eq. 2: too large a share of the wanted set is not on the GPU, or fetching it would pass the transfer budget."""
     away = 0
     for i in range(s.visit.n_wanted):
@@ -197,7 +197,7 @@ def _distribution_gate(s: Any, params: Any) -> bool:
 
 
 @inner
-def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
+def _gate(s: State, miss: Any, ids: Any, weights: Any, layer: int) -> int:
     """The first gate that is shut for this token, in the paper's order, or OPEN."""
     if miss.tau[layer] >= 0.0 and entropy(weights, ids, miss.params[TEMPERATURE]) <= miss.tau[layer]:
         return TAE
@@ -207,7 +207,7 @@ def _gate(s: Any, miss: Any, ids: Any, weights: Any, layer: int) -> int:
 
 
 @inner
-def _score(s: Any, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
+def _score(s: State, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
     """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its
     normalisation is ours), hop the number of partitions between the two experts (E / partitions experts each)."""
     j, n = miss.peers[layer, i, rank], s.run.n_experts
@@ -231,7 +231,7 @@ def _probability(logits: Any, t: int, layer: int, j: int) -> float:
 
 
 @inner
-def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+def _in_order(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     """B(i) into State.order, by psi (list order when eta = kappa = 0; ties keep the list's order); its length."""
     n, order = 0, s.order
     plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
@@ -249,13 +249,13 @@ def _in_order(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 
 
 @inner
-def _free(s: Any, base: int, j: int) -> bool:
+def _free(s: State, base: int, j: int) -> bool:
     """Resident now, and not in the token's set U."""
     return s.expert[base + j].state == RESIDENT and s.expert[base + j].used_by != s.run.token
 
 
 @inner
-def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+def _buddy(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
     base, n = layer * s.run.n_experts, _in_order(s, miss, t, layer, i)
     for r in range(min(n, int(miss.params[SEARCH]))):
@@ -266,7 +266,7 @@ def _buddy(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 
 
 @inner
-def _any(s: Any, layer: int) -> int:
+def _any(s: State, layer: int) -> int:
     """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
     n_experts, n = s.run.n_experts, 0
     for j in range(n_experts):
@@ -284,7 +284,7 @@ def _any(s: Any, layer: int) -> int:
 
 
 @inner
-def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
+def _best_ranked(s: State, miss: Any, t: int, layer: int) -> int:
     """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
     best, best_logit = -1, 0.0
     for j in range(s.run.n_experts):
@@ -296,7 +296,7 @@ def _best_ranked(s: Any, miss: Any, t: int, layer: int) -> int:
 
 
 @inner
-def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
+def _select(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control)."""
     selector = np.int64(miss.params[SELECTOR])
     if selector == SELECT_NOBODY:
@@ -311,7 +311,7 @@ def _select(s: Any, miss: Any, t: int, layer: int, i: int) -> int:
 
 
 @inner
-def _cheaper(s: Any, miss: Any, g: int) -> int:
+def _cheaper(s: State, miss: Any, g: int) -> int:
     """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side
     also waits for what this visit has already given it."""
     if s.expert[g].asked & COST_CPU:
@@ -333,7 +333,7 @@ def _cheaper(s: Any, miss: Any, g: int) -> int:
 
 
 @inner
-def _fall_back(s: Any, miss: Any, g: int, gate: int) -> int:
+def _fall_back(s: State, miss: Any, g: int, gate: int) -> int:
     """The answer for a slot that nobody stands in for; a shut gate or rho makes `drop` a fetch."""
     fallback = np.int64(miss.params[FALLBACK])
     if fallback == FALL_CHEAPER:
@@ -344,7 +344,7 @@ def _fall_back(s: Any, miss: Any, g: int, gate: int) -> int:
 
 
 @inner
-def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
+def _next_slot(s: State, weights: Any, ids: Any, lowest_first: bool) -> int:
     """The slot to look at next: descending router weight, ties by slot, or ascending; those done carry REPLY >= 0."""
     best = -1
     for k in range(len(ids)):
@@ -357,7 +357,7 @@ def _next_slot(s: Any, weights: Any, ids: Any, lowest_first: bool) -> int:
 
 
 @inner
-def _substitute(s: Any, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
+def _substitute(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
     base = layer * s.run.n_experts
     s.run.token += 1

@@ -15,13 +15,13 @@ from typing import Any
 
 from sim.core.half import half_to_float
 from sim.core.jit import inner
-from sim.core.state import RESIDENT
+from sim.core.state import RESIDENT, State
 
 CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER = range(6)
 
 
 @inner
-def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
+def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
     """Every token of the visit, in row order; tokens [rows]: their places in the trace."""
     if miss.rerank == SERE:
         _sere(s, miss, len(tokens), layer)
@@ -39,17 +39,17 @@ def rerank(s: Any, miss: Any, tokens: Any, layer: int) -> None:
 
 
 @inner
-def _resident(s: Any, layer: int, e: int) -> bool:
+def _resident(s: State, layer: int, e: int) -> bool:
     return s.expert[layer * s.run.n_experts + e].state == RESIDENT
 
 
 @inner
-def _logit(miss: Any, t: int, layer: int, e: int) -> float:
+def _logit(miss: Any, t: int, layer: int, e: Any) -> float:
     return half_to_float(miss.logits[t, layer, e])
 
 
 @inner
-def _by_rank(s: Any, miss: Any, t: int, layer: int) -> None:
+def _by_rank(s: State, miss: Any, t: int, layer: int) -> None:
     """All experts of the layer into State.order, by logit descending, ties by id."""
     order = s.order
     for e in range(s.run.n_experts):
@@ -72,7 +72,7 @@ def _mass(miss: Any, t: int, layer: int) -> tuple[float, float]:
 
 
 @inner
-def _weigh(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+def _weigh(s: State, miss: Any, t: int, layer: int, row: int) -> None:
     """Weights of the chosen set: its own p, renormalised where the model does."""
     top, total = _mass(miss, t, layer)
     chosen = 0.0
@@ -86,7 +86,7 @@ def _weigh(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+def _cache_prior(s: State, miss: Any, t: int, layer: int, row: int) -> None:
     high, low = _logit(miss, t, layer, 0), _logit(miss, t, layer, 0)
     for e in range(1, miss.logits.shape[2]):
         high, low = max(high, _logit(miss, t, layer, e)), min(low, _logit(miss, t, layer, e))
@@ -109,7 +109,7 @@ def _cache_prior(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+def _max_rank(s: State, miss: Any, t: int, layer: int, row: int) -> None:
     always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
     order, n, top_k = s.order, 0, s.routed.shape[1]
     _by_rank(s, miss, t, layer)
@@ -129,7 +129,7 @@ def _max_rank(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
+def _smoe(s: State, miss: Any, t: int, layer: int, row: int) -> None:
     top_k, n = s.routed.shape[1], s.run.n_experts
     if top_k >= n:
         return
@@ -152,7 +152,7 @@ def _smoe(s: Any, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _stand_in(s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float) -> int:
+def _stand_in(s: State, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float) -> int:
     """The resident with the highest p in (m (1 - a), m) that the token does not use; -1 if there is none."""
     best, best_p = -1, 0.0
     for e in range(s.run.n_experts):
@@ -163,7 +163,7 @@ def _stand_in(s: Any, miss: Any, t: int, layer: int, row: int, m: float, a: floa
 
 
 @inner
-def _uses(s: Any, row: int, e: int) -> bool:
+def _uses(s: State, row: int, e: int) -> bool:
     for k in range(s.routed.shape[1]):
         if s.routed[row, k] == e:
             return True
@@ -171,7 +171,7 @@ def _uses(s: Any, row: int, e: int) -> bool:
 
 
 @inner
-def _adapmoe(s: Any, miss: Any, row: int) -> None:
+def _adapmoe(s: State, miss: Any, row: int) -> None:
     strongest = -1
     for k in range(s.routed.shape[1]):
         if s.routed[row, k] >= 0 and (strongest < 0 or s.weight[row, k] > s.weight[row, strongest]):
@@ -182,7 +182,7 @@ def _adapmoe(s: Any, miss: Any, row: int) -> None:
 
 
 @inner
-def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
+def _is_primary(s: State, row: int, k: int, primary: int) -> bool:
     """Whether slot k is among the `primary` strongest of its token (ties: the lower slot)."""
     stronger = 0
     for j in range(s.routed.shape[1]):
@@ -193,7 +193,7 @@ def _is_primary(s: Any, row: int, k: int, primary: int) -> bool:
 
 
 @inner
-def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
+def _sere(s: State, miss: Any, rows: int, layer: int) -> None:
     threshold, count = miss.rerank_params[0], int(miss.rerank_params[1])
     primary = s.marked
     for e in range(s.run.n_experts):
@@ -210,7 +210,7 @@ def _sere(s: Any, miss: Any, rows: int, layer: int) -> None:
 
 
 @inner
-def _to_primary(s: Any, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float) -> None:
+def _to_primary(s: State, miss: Any, layer: int, row: int, k: int, e: int, primary: Any, threshold: float) -> None:
     """Slot k goes to the most similar primary expert; where the token has it already, only its weight does."""
     best = -1
     for j in range(s.run.n_experts):

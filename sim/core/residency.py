@@ -17,6 +17,7 @@ from sim.core.state import (
     QUEUED,
     RESIDENT,
     IllegalTransition,
+    State,
 )
 
 DEMAND, PREFETCH = range(2)  # plan.CAUSES
@@ -61,7 +62,7 @@ def _refuse(was: int, to: int) -> None:
 
 
 @choice
-def move(s: Any, g: int, to: Any) -> None:
+def move(s: State, g: int, to: Any) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.expert[g].state
     if not LEGAL[was, to]:
@@ -70,19 +71,19 @@ def move(s: Any, g: int, to: Any) -> None:
 
 
 @inlined
-def scope_of(s: Any, g: int) -> int:
+def scope_of(s: State, g: int) -> int:
     """The one pool, or the expert's layer."""
     return s.expert[g].scope
 
 
 @inlined
-def _touch(s: Any, g: int) -> None:
+def _touch(s: State, g: int) -> None:
     s.expert[g].stamp = s.run.stamps
     s.run.stamps += 1
 
 
 @inlined
-def _join_order(s: Any, g: int) -> None:
+def _join_order(s: State, g: int) -> None:
     """Expert g becomes the newest of its scope."""
     end = len(s.expert) + scope_of(s, g)
     newest = s.older[end]
@@ -91,13 +92,13 @@ def _join_order(s: Any, g: int) -> None:
 
 
 @inlined
-def _leave_order(s: Any, g: int) -> None:
+def _leave_order(s: State, g: int) -> None:
     older, newer = s.older[g], s.newer[g]
     s.newer[older], s.older[newer] = newer, older
 
 
 @choice
-def place(s: Any, residents: Any) -> None:
+def place(s: State, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
     for g in residents:
         scope = scope_of(s, g)
@@ -112,7 +113,7 @@ def place(s: Any, residents: Any) -> None:
 
 
 @inlined
-def _evict(s: Any, g: int) -> None:
+def _evict(s: State, g: int) -> None:
     if s.expert[g].work > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
@@ -123,7 +124,7 @@ def _evict(s: Any, g: int) -> None:
 
 
 @inlined
-def claim(s: Any, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
+def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
     """A slot for expert g at its commit: a free one of its scope, else the victim's; False where there is neither.
 
     On success g is COMMITTED and the victim is gone. Raises IllegalTransition if g was not queued.
@@ -149,7 +150,7 @@ def claim(s: Any, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
 
 
 @inlined
-def _count_landing(s: Any, g: int) -> None:
+def _count_landing(s: State, g: int) -> None:
     """By cause; a prefetch that nobody has wanted yet is fresh."""
     if s.expert[g].origin == DEMAND:
         s.count.landed_demand += 1
@@ -163,7 +164,7 @@ def _count_landing(s: Any, g: int) -> None:
 
 
 @choice
-def land(s: Any, log: Any) -> int:
+def land(s: State, log: Any) -> int:
     """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
     head = s.link.flight_head
     g = s.flight[head]
@@ -187,7 +188,7 @@ def land(s: Any, log: Any) -> int:
 
 
 @inlined
-def executed(s: Any, g: int) -> None:
+def executed(s: State, g: int) -> None:
     """Expert g has run on the GPU: one touch, one use (unless it only stood in and that is not to count), and it is no
     longer held."""
     if s.run.no_touch == 0 or s.expert[g].stand_in < s.expert[g].work:

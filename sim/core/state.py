@@ -7,7 +7,7 @@ An expert is a global id g = layer * E + expert. Its life (`expert[g].state`) is
 IllegalTransition with both names. "Held" is work > 0: the visit being served gave it GPU work that has not run.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -188,11 +188,11 @@ class State(Memory):
     link: OfLink
     rows: Written
     count: Count
-    layer: Sequence[OfLayer]  # [L]
+    layer: MutableSequence[OfLayer]  # [L]
     totals: Int  # the memory of count and layer, to be set to zero
-    past: Sequence[Past]  # [L]
-    expert: Sequence[Expert]  # [G]
-    scope: Sequence[Scope]  # [scopes]
+    past: MutableSequence[Past]  # [L]
+    expert: MutableSequence[Expert]  # [G]
+    scope: MutableSequence[Scope]  # [scopes]
     slot: Ids  # [slots] expert in each taken slot
     wanted: Ids  # [G] lists of ids, filled up to their counter: wanted by the visit being served,
     ready: Ids  # with work and resident,
@@ -202,12 +202,12 @@ class State(Memory):
     flight: Ids  # [G] a ring: committed, and not landed
     older: Ids  # [G + scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it
-    queue: Sequence[Queued]  # [G + 1] in order
+    queue: MutableSequence[Queued]  # [G + 1] in order
     merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
     params: Float  # of the eviction
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
-    reply: Sequence[Reply]  # [K] the answers planned for one token
+    reply: MutableSequence[Reply]  # [K] the answers planned for one token
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token
     marked: Ids  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks

@@ -28,6 +28,7 @@ from sim.core.state import (
     MISS,
     NEVER,
     RESIDENT,
+    State,
 )
 
 Int = npt.NDArray[np.int64]
@@ -35,7 +36,7 @@ ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
 
 
 @inlined
-def _want(s: Any, g: int, visit: int, layer: int) -> None:
+def _want(s: State, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once."""
     s.expert[g].seen = visit + 1
     s.expert[g].tokens = 1
@@ -61,7 +62,7 @@ def _count_kind(row: Any, kind: int) -> None:
 
 
 @inner
-def _load(s: Any, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> None:
+def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> None:
     """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
     first, last = route.step_offset[step], route.step_offset[step + 1]
     for i in range(first, last):
@@ -80,7 +81,7 @@ def _load(s: Any, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> N
 
 
 @inner
-def _count_before(s: Any, rows: int, layer: int) -> None:
+def _count_before(s: State, rows: int, layer: int) -> None:
     """Distinct experts that the trace itself wants in this visit."""
     seen = s.marked
     seen[: s.run.n_experts] = 0
@@ -93,7 +94,7 @@ def _count_before(s: Any, rows: int, layer: int) -> None:
 
 
 @inlined
-def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
+def _expert(s: State, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
     """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
     if miss is not None and miss.asks:
         return s.routed[i - route.step_offset[step], k]
@@ -101,7 +102,7 @@ def _expert(s: Any, route: Route, miss: Any, step: int, i: int, layer: int, k: i
 
 
 @inner
-def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
+def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
     """Every expert that the trace wants here is next wanted later."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         for k in range(route.experts.shape[2]):
@@ -115,7 +116,7 @@ def _note_next_uses(s: Any, route: Any, step: int, layer: int) -> None:
 
 
 @inlined
-def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int) -> None:
+def _classify(s: State, route: Route, miss: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.run.routed = visit + 1
     new = s.visit
@@ -138,7 +139,7 @@ def _classify(s: Any, route: Route, miss: Any, visit: int, step: int, layer: int
 
 
 @choice
-def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any = None) -> None:
+def decide(s: State, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any = None) -> None:
     """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
     visit = step * s.run.n_layers + layer
     s.link.demand_head = 0
@@ -162,7 +163,7 @@ def decide(s: Any, log: Any, route: Route, miss: Any, ahead: Any, step: int, lay
 
 
 @inner
-def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
+def _log_visit(s: State, log: Any, step: int, layer: int) -> None:
     row = log.visits[s.rows.visits]
     s.rows.visits += 1
     row.event, row.step, row.layer = lg.next_event(s), step, layer
@@ -172,7 +173,7 @@ def _log_visit(s: Any, log: Any, step: int, layer: int) -> None:
 
 
 @inner
-def _stuck(s: Any) -> bool:
+def _stuck(s: State) -> bool:
     """Nothing more can land while the rest is held: the first demand finds no slot and nothing under way brings one,
     nor, among copies of another precision, more work."""
     if s.link.demand_head >= s.link.demand_tail:
@@ -193,7 +194,7 @@ def _stuck(s: Any) -> bool:
 
 
 @choice
-def take_group(s: Any, mode: int) -> int:
+def take_group(s: State, mode: int) -> int:
     """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
     ready = s.visit.n_ready - s.visit.n_run
     if mode == ONE:
@@ -204,7 +205,7 @@ def take_group(s: Any, mode: int) -> int:
 
 
 @choice
-def finish_group(s: Any, log: Any, n: int) -> None:
+def finish_group(s: State, log: Any, n: int) -> None:
     """The group of the next n ready experts has run: touched and released in its order."""
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
@@ -215,7 +216,7 @@ def finish_group(s: Any, log: Any, n: int) -> None:
 
 
 @choice
-def finish_host(s: Any, log: Any) -> None:
+def finish_host(s: State, log: Any) -> None:
     """The visit's experts on the CPU have run."""
     for i in range(s.visit.n_host):
         g = s.on_host[i]
@@ -225,7 +226,7 @@ def finish_host(s: Any, log: Any) -> None:
 
 
 @inner
-def _log_execution(s: Any, log: Any, g: int, tokens: int, stand_in: int, cpu: int) -> None:
+def _log_execution(s: State, log: Any, g: int, tokens: int, stand_in: int, cpu: int) -> None:
     row = log.executions[s.rows.executions]
     s.rows.executions += 1
     row.event, row.visit = lg.next_event(s), s.run.routed - 1

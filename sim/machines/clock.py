@@ -12,6 +12,7 @@ from sim.core.link import abandon
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Plan
 from sim.core.residency import place
+from sim.core.state import State
 
 Int = npt.NDArray[np.int64]
 
@@ -63,7 +64,7 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
 
 
 @choice
-def forget(s: Any, clock: Any) -> None:
+def forget(s: State, clock: Clock) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
     s.totals[:] = 0
     s.loss[:] = 0.0
@@ -73,7 +74,7 @@ def forget(s: Any, clock: Any) -> None:
 
 
 @choice
-def close(s: Any, log: Any, clock: Any) -> None:
+def close(s: State, log: Any, clock: Clock) -> None:
     """The end of the run: what is queued or under way stays unfinished."""
     now = clock.time.now_ns
     for i in range(s.link.n_flight):

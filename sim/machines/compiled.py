@@ -17,7 +17,7 @@ from sim.core.jit import choice, inlined, inner
 from sim.core.link import count_stall, next_commit, waiting, why_stalled
 from sim.core.plan import Plan
 from sim.core.residency import land
-from sim.core.state import NEVER
+from sim.core.state import NEVER, State
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import (
     Clock,
@@ -48,7 +48,7 @@ class Durations(NamedTuple):
 
 
 @inlined
-def _transfer_ns(s: Any, hooks: Any, d: Durations, g: int, follows: int) -> int:
+def _transfer_ns(s: State, hooks: Any, d: Durations, g: int, follows: int) -> int:
     """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies."""
     if hooks is not None and g >= s.run.n_full:
         return d.low_transfer_ns[follows]
@@ -56,7 +56,7 @@ def _transfer_ns(s: Any, hooks: Any, d: Durations, g: int, follows: int) -> int:
 
 
 @inlined
-def _commit_all(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock) -> None:
+def _commit_all(s: State, log: Any, hooks: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.time.now_ns
     while waiting(s):
@@ -75,13 +75,13 @@ def _commit_all(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock) -> Non
 
 
 @inlined
-def _next_landing(s: Any, clock: Clock) -> int:
+def _next_landing(s: State, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
     return clock.lands[s.flight[s.link.flight_head]] if s.link.n_flight > 0 else NEVER
 
 
 @inlined
-def _land(s: Any, log: Any, clock: Clock) -> None:
+def _land(s: State, log: Any, clock: Clock) -> None:
     """The oldest committed transfer lands now."""
     g = land(s, log)
     clock.time.link_busy_ns += clock.time.now_ns - clock.starts[g]
@@ -90,7 +90,7 @@ def _land(s: Any, log: Any, clock: Clock) -> None:
 
 
 @inlined
-def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
+def _stalled(s: State, log: Any, clock: Clock, layer: int, due: int) -> None:
     """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
     if due == NEVER:
         raise RuntimeError("deadlock: the GPU waits and nothing is under way")
@@ -100,7 +100,7 @@ def _stalled(s: Any, log: Any, clock: Clock, layer: int, due: int) -> None:
 
 
 @inlined
-def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
+def _advance(s: State, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
     """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
@@ -124,7 +124,7 @@ def _advance(s: Any, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, 
 
 
 @inlined
-def _group_ns(s: Any, hooks: Any, d: Durations, n: int) -> int:
+def _group_ns(s: State, hooks: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
     ns = d.group_ns
     for i in range(s.visit.n_run, s.visit.n_run + n):
@@ -137,7 +137,7 @@ def _group_ns(s: Any, hooks: Any, d: Durations, n: int) -> int:
 
 
 @inner
-def _time_executions(s: Any, log: Any, expert_ns: Any, low_ns: Any, begin: int, n: int, group: int) -> None:
+def _time_executions(s: State, log: Any, expert_ns: Any, low_ns: Any, begin: int, n: int, group: int) -> None:
     """When each of the last n executions began and ended."""
     last = s.rows.executions
     for i in range(last - n, last):
@@ -148,7 +148,7 @@ def _time_executions(s: Any, log: Any, expert_ns: Any, low_ns: Any, begin: int, 
 
 
 @inner
-def _host_ns(s: Any, d: Any) -> int:
+def _host_ns(s: State, d: Any) -> int:
     """How long the host computes what this visit gave it: one expert after another from the routed instant."""
     busy = 1 if s.link.n_flight > 0 else 0
     ns = 0
@@ -158,7 +158,7 @@ def _host_ns(s: Any, d: Any) -> int:
 
 
 @inner
-def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int, busy: int, ns: int) -> None:
+def _wait_for_host(s: State, log: Any, hooks: Any, d: Any, clock: Clock, routed: int, busy: int, ns: int) -> None:
     """The layer ends when the host is done too."""
     wait = max(0, routed + ns - clock.time.now_ns)
     clock.time.cpu_wait_ns += wait
@@ -172,14 +172,14 @@ def _wait_for_host(s: Any, log: Any, hooks: Any, d: Any, clock: Any, routed: int
 
 @inlined
 def _visit(
-    s: Any,
+    s: State,
     log: Any,
     route: Any,
     miss: Any,
     ahead: Any,
     hooks: Any,
     d: Any,
-    clock: Any,
+    clock: Clock,
     mode: int,
     step: int,
     layer: int,
@@ -214,7 +214,7 @@ def _visit(
 
 @choice
 def _loop(
-    s: Any, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Any, mode: int, warmup: int
+    s: State, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Clock, mode: int, warmup: int
 ) -> None:
     """The whole run."""
     layers = route.experts.shape[1]
