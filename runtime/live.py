@@ -32,9 +32,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from runtime.closed_loop.driver import shape_of
+from runtime.closed_loop.evaluation import LEFT_OUT
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
-from runtime.closed_loop.slotted import NEEDED, SlottedModel, registry
+from runtime.closed_loop.slotted import NEEDED, SlottedModel, load_model
 from runtime.device.port import Port
 from runtime.experts.hugging_face import LiveError
 from runtime.experts.store import ExpertStore
@@ -144,22 +145,6 @@ class OffloadedExperts:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-LEFT_OUT = ("trace", "model", "batch", "prefill_chunk", "as_decode", "max_steps", "machine", "config")
-
-
-def load_model(path: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
-    registry()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-        return model.eval(), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
 
 
 def parser() -> Parser:

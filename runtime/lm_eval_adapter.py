@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from runtime.closed_loop.driver import Driver
+from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
 from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
-from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
+from runtime.closed_loop.runs import forwarded
 from sim.outcome.summary import summarise
 from sim.run import add_flags, announce_compiling, spec_of
 from traces.command import Parser, guarded
@@ -88,12 +89,7 @@ class Scorer:
         cache, at, ids, request = self.model.fresh(), 0, context, self._request
         self._request += 1
         while True:
-            tokens = torch.tensor(ids)
-            if self.driver is None:
-                logits = self.model.forward(tokens, cache)
-            else:
-                with self.driver.step([request] * len(ids), list(range(at, at + len(ids))), at == 0):
-                    logits = self.model.forward(tokens, cache)
+            logits = forwarded(self.model, torch.tensor(ids), cache, self.driver, request, at, at == 0)
             at += len(ids)
             ids = [(yield logits[-1])]
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from runtime.device.choose import choose
-from runtime.device.port import DeviceError, Port
+from runtime.device.flags import failed, host_memory_flag, with_device
+from runtime.device.port import Port
 from runtime.replaying.decisions import Outcome
 from runtime.replaying.lockstep import LockStep, check, in_lock_step
 from runtime.replaying.opened import KERNELS, Opened, Options, at_scale
@@ -29,7 +30,6 @@ from sim.outcome.report import table as simulated
 from sim.prepare import Setting, prepare
 from sim.run import LISTS, announce_compiling, check_out, parser, spec_of, write
 from sim.run import main as simulate
-from sim.spec import memory_bytes
 from traces.command import guarded
 
 
@@ -66,19 +66,6 @@ def arguments() -> argparse.ArgumentParser:
     return out
 
 
-def host_memory_flag(group: Any) -> None:
-    """--host-memory, of every command that holds experts on the host."""
-    what = "host memory that there is (default: what the system says, which may begin small)"
-    group.add_argument("--host-memory", type=_memory, metavar="100GB", help=what)
-
-
-def _memory(text: str) -> int:
-    try:
-        return memory_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     return guarded(_command, argv)
@@ -98,17 +85,7 @@ def _command(argv: list[str]) -> int:
         raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
     check_out(args)
     announce_compiling()
-    try:
-        return _run(args)
-    except DeviceError as error:
-        return _failed(str(error), 1)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
-
-
-def _failed(why: str, status: int) -> int:
-    print(f"error: {' '.join(why.split())}", file=sys.stderr)
-    return status
+    return with_device(lambda: _run(args))
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -139,9 +116,9 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(summary) if args.json else table(summary))
     unequal = [f"{what}: {found.difference or found.error}" for what, found in checked.items() if not found.equal]
     if unequal:
-        return _failed(f"decisions differ: {'; '.join(unequal)}", 1)
+        return failed(f"decisions differ: {'; '.join(unequal)}", 1)
     if facts["wrong_slots"]:
-        return _failed(f"slots hold other bytes than their experts: {facts['wrong_slots']}", 1)
+        return failed(f"slots hold other bytes than their experts: {facts['wrong_slots']}", 1)
     return 0
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from runtime.closed_loop import study_report
+from runtime.closed_loop.evaluation import captured, evaluated
+from runtime.closed_loop.expert_similarity import measure
 from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.runs import Baseline, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
-from runtime.evaluate import captured, evaluated
-from runtime.similarity import measure
 from sim import __version__
 from sim.machines.compiled import run as compiled
 from sim.outcome.summary import summarise

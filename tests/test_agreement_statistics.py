@@ -10,7 +10,6 @@ from scipy.stats import kendalltau
 
 from runtime.measuring.agreement import (
     CaseTimes,
-    Tolerance,
     Verdict,
     judge,
     judge_tau,
@@ -123,20 +122,20 @@ def test_the_worst_verdict_counts_and_is_the_exit_status() -> None:
 
 def test_all_statements_about_a_set_of_arms() -> None:
     good = [case(100, 104, 0.02), case(200, 194, 0.02), case(300, 345, 0.02)]  # 4 %, 3 %, 15 %
-    assert set(verdicts(good, True, Tolerance()).values()) == {WITHIN}
-    assert verdicts(good, False, Tolerance())["equal"] == OUTSIDE
+    assert set(verdicts(good, True).values()) == {WITHIN}
+    assert verdicts(good, False)["equal"] == OUTSIDE
     # a median of 12 %, spread 0.5 %: outside; the worst of 15 % is still within 20 %
     off = [case(100, 112, 0.005), case(200, 222, 0.005), case(300, 345, 0.005)]
-    found = verdicts(off, True, Tolerance())
+    found = verdicts(off, True)
     assert (found["median"], found["worst"], found["tau"]) == (OUTSIDE, WITHIN, WITHIN)
     # one case at 30 % +- 2 % is outside of the worst that is allowed; at 30 % +- 6 % nobody knows
-    assert verdicts([*good, case(400, 520, 0.02)], True, Tolerance())["worst"] == OUTSIDE
-    assert verdicts([*good, case(400, 520, 0.06)], True, Tolerance())["worst"] == INCONCLUSIVE
+    assert verdicts([*good, case(400, 520, 0.02)], True)["worst"] == OUTSIDE
+    assert verdicts([*good, case(400, 520, 0.06)], True)["worst"] == INCONCLUSIVE
     # kernels off by 30 % in cases that wait for the link nine tenths of the time: 3 % of the whole
     hidden = [replace(a, awake=(10 * a.error, 0.02)) for a in good]
-    found = verdicts(hidden, True, Tolerance())
+    found = verdicts(hidden, True)
     assert (found["median"], found["without_link"]) == (WITHIN, OUTSIDE)
-    assert verdicts([replace(a, awake=None) for a in good], True, Tolerance())["without_link"] == INCONCLUSIVE
-    assert verdicts([*hidden[:1], replace(good[1], awake=None)], True, Tolerance())["without_link"] == OUTSIDE
+    assert verdicts([replace(a, awake=None) for a in good], True)["without_link"] == INCONCLUSIVE
+    assert verdicts([*hidden[:1], replace(good[1], awake=None)], True)["without_link"] == OUTSIDE
     # two policies in the wrong order
-    assert verdicts([case(100, 106, 0.01), case(105, 101, 0.01)], True, Tolerance())["tau"] == OUTSIDE
+    assert verdicts([case(100, 106, 0.01), case(105, 101, 0.01)], True)["tau"] == OUTSIDE

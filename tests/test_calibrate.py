@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime import calibrate
 from runtime.calibrate import main
 from runtime.device.port import DeviceError
 from runtime.measuring import durations, terms
+from runtime.measuring.hardware_file import toml, write_hardware
 from runtime.measuring.microbenchmarks import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
@@ -126,7 +126,7 @@ def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
     table = {"source": "", "measured": {"device": "", "torch": "", "model": "tiny", "precision": "fp32"}}
     table["measured"] |= {"expert_bytes": 1000, **section}  # type: ignore[operator]
     path = files / "found.toml"
-    calibrate.write_hardware(path, table)
+    write_hardware(path, table)
     for fields in CASES:  # what counts: every run costs what it cost
         before = durations.components(simulated(files, **fields))
         after = durations.components(simulated(files, **{**fields, "hardware": str(path)}))
@@ -207,7 +207,7 @@ def test_toml_reads_back() -> None:
         "expert": {"ns": [1]}, "dense": [{"ns": [1], "phase": "decode"}, {"ns": [2], "phase": "prefill"}],
         "uncertainty": {"expert": {"spread": 0.0}}},
     }  # fmt: skip
-    assert tomllib.loads(terms.toml(table)) == table
+    assert tomllib.loads(toml(table)) == table
 
 
 # ---- the command

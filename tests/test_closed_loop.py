@@ -17,6 +17,7 @@ from hypothesis import strategies as some  # noqa: E402
 from runtime import evaluate  # noqa: E402
 from runtime.closed_loop import loop, visit_by_visit  # noqa: E402
 from runtime.closed_loop.driver import rounded  # noqa: E402
+from runtime.closed_loop.evaluation import captured, needs_calibration  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, JudgedModel, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
 from runtime.closed_loop.priced_as import priced_as  # noqa: E402
@@ -24,7 +25,6 @@ from runtime.closed_loop.quality import Sums, compared, figures  # noqa: E402
 from runtime.closed_loop.routed import ModelShape, ordered_half  # noqa: E402
 from runtime.closed_loop.runs import Baseline, free_running, judge, stepwise  # noqa: E402
 from runtime.closed_loop.text_windows import TextWindows, is_judged, text_windows  # noqa: E402
-from runtime.evaluate import captured, needs_calibration  # noqa: E402
 from runtime.small_model.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
 from runtime.small_model.text import TextError, read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402

@@ -657,8 +657,9 @@ def test_the_table_fits_a_lent_machine() -> None:
 @pytest.mark.parametrize("name", ["mixtral", "second"])
 def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_path: Path) -> None:
     """From their plans alone, with copies at 55 GB/s and an H200's kernels."""
-    from runtime import calibrate, validate
-    from runtime.measuring.cases import Traces, synthetic
+    from runtime import validate
+    from runtime.measuring.cases import synthetic
+    from runtime.measuring.validation import Validation
     from traces.format import npz
 
     found = next(part for part in parts("cuda") if part.name == name)
@@ -666,14 +667,11 @@ def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_
     deadline_s = found.box_s - day.MARGIN_S
     text = day.filled(found.commands[-1], {"seconds": f"{deadline_s:.0f}", "memory": ""})
     args = validate.parser().parse_args(shlex.split(text.replace("scratch", str(tmp_path)))[1:])
-    trace = npz.read(npz.find(args.trace))
-    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 1)
-    common = calibrate.common_fields(args)
-    arms = validate.all_cases([validate.own_link(args, False)], args, trace.n_experts)
-    model = traces.setting(arms[0], common, "h200").model
+    asked = Validation(args, tmp_path)
+    cases = asked.cases()
+    model = asked.setting(cases[0], hardware="h200").model
     assert model is not None
-    size = model.expert_bytes("bf16")
-    assert 5 < validate.expected_s(traces, arms, args, common, "h200", 55.0, size) < deadline_s == args.seconds
+    assert 5 < asked.expected_s(cases, "h200", 55.0, model.expert_bytes("bf16")) < deadline_s == args.seconds
 
 
 @pytest.mark.parametrize("device", WORDS)

@@ -6,7 +6,7 @@ import pytest
 
 from runtime.device.port import DeviceError
 from runtime.measuring import rounds
-from runtime.measuring.rounds import After, Budget, Deadline, complete, fits, measured, sweep
+from runtime.measuring.rounds import Budget, Deadline, complete, measured, sweep
 from tests.clocks import Clock
 
 CASES = ["a", "b", "c", "d"]
@@ -29,7 +29,7 @@ def taking(clock: Clock, *seconds: float) -> Any:
 
 
 def rounds_of(replay: Any, seconds: float, repeats: int | None, round_s: float, *after: float) -> Any:
-    return measured(CASES, replay, Budget(Deadline(seconds), round_s, After(*after)), repeats, 0)
+    return measured(CASES, replay, Budget(Deadline(seconds), round_s, *after), repeats, 0)
 
 
 def test_rounds_until_another_one_and_what_comes_after_it_would_not_fit(clock: Clock) -> None:
@@ -97,5 +97,6 @@ def test_every_round_says_the_time_that_is_left(clock: Clock, capsys: pytest.Cap
 def test_what_fits(clock: Clock) -> None:
     deadline = Deadline(20.0)
     clock.now = 5.0
-    assert fits(10.0, After(), deadline) and not fits(10.0, After(0.5), deadline)  # 11 and 16 of 15 s
-    assert fits(10.0, After(0.2, 2.0), deadline) and not fits(10.0, After(0.2, 2.1), deadline)  # 11 + 2 + 2 and 2.1
+    fits = lambda *after: Budget(deadline, 0.0, *after).fits(10.0)  # noqa: E731 - another round of 10 s
+    assert fits() and not fits(0.5)  # 11 and 16 of 15 s
+    assert fits(0.2, 2.0) and not fits(0.2, 2.1)  # 11 + 2 + 2 and 2.1

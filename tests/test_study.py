@@ -30,7 +30,7 @@ FEW = ("fetch", "buddy, reading B, rho 3", "similarity, gates of B", "next-ranke
 def test_a_look_at_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "ARMS", [variant for variant in study.VARIANTS if variant.name in FEW])
+    monkeypatch.setattr(study, "VARIANTS", [variant for variant in study.VARIANTS if variant.name in FEW])
     assert study.main(["--quick", "--sequences", "9", "--calibration-tokens", "512", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "closed_loop.md").read_text()

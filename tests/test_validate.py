@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import calibrate
 from runtime import validate as command
 from runtime.experts.layout import StoreError
 from runtime.experts.store import Need
-from runtime.measuring import pacing
-from runtime.measuring.agreement import REGIMES, Tolerance
+from runtime.measuring import flags as flags_of
+from runtime.measuring import pacing, probe, validation
+from runtime.measuring.agreement import REGIMES
 from runtime.measuring.cases import BenchLink, Traces, enough_requests, grid, long_prompts
 from runtime.measuring.durations import TimedRun, simulated
 from runtime.measuring.judged import compared, statements, status
 from runtime.measuring.microbenchmarks import gpu_busy_ns
-from runtime.measuring.rounds import After, Deadline
+from runtime.measuring.rounds import Deadline
 from runtime.measuring.table import markdown
 from runtime.replaying.decisions import Outcome
 from runtime.replaying.lockstep import check
@@ -162,7 +162,7 @@ def on(bench: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any) -> Iterator[MadeUp]:
         yield bench
 
-    monkeypatch.setattr(calibrate, "open_bench", opened)
+    monkeypatch.setattr(flags_of, "open_bench", opened)
 
 
 def test_a_device_that_is_what_was_calibrated_is_within(
@@ -287,7 +287,7 @@ def test_a_second_regime_of_one_arm_is_not_shown(
 ) -> None:
     """Nor is what the others are in all that there is."""
     on(MadeUp(), monkeypatch)
-    monkeypatch.setattr(command, "long_prompts", lambda *_: [])
+    monkeypatch.setattr(validation, "long_prompts", lambda *_: [])
     few = ("--link-gbps", "0.1", "--caches", "2,3,8", "--batches", "1", "--policies", "lru", "--repeats", "2")
     assert main(flags(files, *few)) == 3
     assert record(files)["kind"] == "thin"
@@ -412,7 +412,7 @@ def test_a_device_that_takes_longer_to_open_than_there_is_time_is_one_line(
         bench.clock.tick(41.0)
         yield bench
 
-    monkeypatch.setattr(calibrate, "open_bench", opened)
+    monkeypatch.setattr(flags_of, "open_bench", opened)
     assert main(flags(files, *FEW, "--seconds", "40")) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "over after 0 of the" in said[0] and not (files / "out").exists()
@@ -482,13 +482,13 @@ def test_steps_are_as_long_as_three_rounds_and_what_follows_leave_time_for(monke
     lock-steps and checks about 2 (2 + 0.75 S) + 3 and each setting twice more."""
     Clock().install(monkeypatch)
     cases = [*grid(BenchLink("link"), ["lru"], [3, 5], [1]), *long_prompts(BenchLink("link"), [5])]
-    probe = command.Probe({}, step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
-    budget = probe.budget(cases, {"link": command.ReplaySteps(10, 0.1)}, 1, Deadline(100.0))
+    found = probe.Probe([], step_s=0.1, each_s=2.0, long_s=3.0, prepared_s=0.5, check_s=0.05)
+    budget = found.budget(cases, {"link": probe.ReplaySteps(10, 0.1)}, 1, Deadline(100.0))
     # of ten steps of 0.1 s three are locked and all are checked: 2 (2 + 0.3) + 3 + 2 x 10 x 0.05, and a tenth more
-    assert budget.round_s == 9 and budget.after == After(pytest.approx(1.1 * 8.6 / 9), 3.0)
+    assert (budget.round_s, budget.share, budget.fixed_s) == (9, pytest.approx(1.1 * 8.6 / 9), 3.0)
     # 90 of 100 s = 3 (7 + 2 S) + 7 + 1.5 S + 3 x 3 x 0.5: 57.5 = 7.5 S
-    assert probe.replay_s(100.0, cases, Deadline(100.0)) == pytest.approx(57.5 / 7.5)
-    assert probe.replay_s(4.0, cases, Deadline(100.0)) == 4 and probe.replay_s(4.0, cases, Deadline(20.0)) == 1e-3
+    assert found.replay_s(100.0, cases, Deadline(100.0)) == pytest.approx(57.5 / 7.5)
+    assert found.replay_s(4.0, cases, Deadline(100.0)) == 4 and found.replay_s(4.0, cases, Deadline(20.0)) == 1e-3
 
 
 def test_seconds_of_a_replay_are_its_first_residents_and_its_steps(files: Path) -> None:
@@ -523,13 +523,12 @@ def test_the_device_is_not_busy_with_what_the_host_computes(files: Path) -> None
 def test_the_plans_alone_say_that_the_default_quick_grid_keeps_its_promise(tmp_path: Path) -> None:
     """Mixtral on a link of its own at 55 GB/s, with the kernels of an H200: three rounds of whole replays."""
     args = command.parser().parse_args(["--trace", "mixtral.npz", "--device", "cuda", "--alias-host", "2", "--quick"])
-    args.policies = [policy.format(ahead="gate-lookahead") for policy in command.POLICIES]
-    whole = npz.read(npz.find(args.trace))
-    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 4)
-    cases, common = command.all_cases([BenchLink("link")], args, whole.n_experts), calibrate.common_fields(args)
-    size = catalog.model(whole.model).expert_bytes("bf16")
-    seconds = [command.expected_s(traces, cases, args, common, "h200", gbps, size) for gbps in (55.0, 5.5)]
-    assert 60 < seconds[0] < 0.9 * command.QUICK_S < command.QUICK_S < seconds[1]  # and 0.1 for Python, memory, fits
+    asked = validation.Validation(args, tmp_path)
+    assert asked.policies == ["lru", "belady", "lru+gate-lookahead"]
+    cases, size = asked.cases(), catalog.model(asked.trace.model).expert_bytes("bf16")
+    seconds = [asked.expected_s(cases, "h200", gbps, size) for gbps in (55.0, 5.5)]
+    # and 0.1 for Python, memory, fits
+    assert 60 < seconds[0] < 0.9 * validation.QUICK_S < validation.QUICK_S < seconds[1]
 
 
 # --- a fit that cannot be ---------------------------------------------------------------------------------------------
@@ -568,7 +567,7 @@ ROWS: list[dict[str, Any]] = [
 
 def verdicts(rows: list[dict[str, Any]], links: list[dict[str, Any]]) -> dict[str, str]:
     """Each statement's verdict."""
-    return {name: stated["verdict"] for name, stated in statements(rows, Tolerance(), links).items()}
+    return {name: stated["verdict"] for name, stated in statements(rows, links).items()}
 
 
 def test_a_regime_without_two_arms_is_inconclusive() -> None:
@@ -580,7 +579,7 @@ def test_a_regime_without_two_arms_is_inconclusive() -> None:
 
 
 def test_chained_requests_are_ranked_by_themselves() -> None:
-    pairs = lambda rows: statements(rows, Tolerance(), LINKS)["tau"]["pairs"]  # noqa: E731 - a number
+    pairs = lambda rows: statements(rows, LINKS)["tau"]["pairs"]  # noqa: E731 - a number
     assert pairs(ROWS) == 6 * 5 / 2 and pairs([{**ROWS[0], "chained": True}, *ROWS[1:]]) == 5 * 4 / 2
 
 
@@ -594,16 +593,16 @@ def test_hits_and_decisions_must_be_equal_in_every_arm() -> None:
 def test_the_time_without_link_is_judged_beside_the_whole_and_its_worst_arm_named() -> None:
     # a case that waits 95 % of the time and has kernels twice as slow as simulated: 2.5 % of the whole, 50 % without
     hidden = [{**row, "error": -0.025, "error_without_link": -0.5} for row in ROWS]
-    found = statements(hidden, Tolerance(), LINKS)
+    found = statements(hidden, LINKS)
     assert (found["median"]["verdict"], found["without_link"]["verdict"]) == ("within", "outside")
     one = [{**ROWS[0], "arm": "that", "error_without_link": -0.5}, {**ROWS[1], "error_without_link": None}, *ROWS[2:]]
-    assert statements(one, Tolerance(), LINKS)["without_link"] == {
+    assert statements(one, LINKS)["without_link"] == {
         "value": 0.0, "worst": 0.5, "arm": "that", "asked": 0.1, "verdict": "within",
     }  # fmt: skip
     wide = [{**row, "spread_without_link": 0.2} for row in ROWS]  # its own spread counts, not that of the whole
     assert verdicts(wide, LINKS)["without_link"] == "inconclusive" and verdicts(wide, LINKS)["median"] == "within"
     none = [{**row, "error_without_link": None} for row in ROWS]
-    assert statements(none, Tolerance(), LINKS)["without_link"]["value"] is None
+    assert statements(none, LINKS)["without_link"]["value"] is None
     assert verdicts(none, LINKS)["without_link"] == "inconclusive"
 
 
@@ -611,7 +610,7 @@ def test_the_spread_without_link_is_that_of_the_time_that_is_not_stall(files: Pa
     case = grid(BenchLink("link"), ["lru"], [3], [1])[0]
     traces = Traces.of(str(files / "t.npz"), 0.25, 0, files, 1)
     common = {"model": str(files / "tiny.toml"), "precision": "fp32", "max_steps": 8, "warmup_steps": 1}
-    setting, bench, runs = traces.setting(case, common, command.PLACEHOLDER), MadeUp(), []
+    setting, bench, runs = traces.setting(case, common, validation.PLACEHOLDER), MadeUp(), []
     for gbps in (0.5, 1.0, 2.0):  # what the link takes differs from run to run, all else is the same
         bench.pace(gbps, 0.0)
         runs.append(TimedRun(setting, bench.replay(setting)))
@@ -633,7 +632,7 @@ def test_two_capacities_must_be_judged_that_were_not_calibrated(
     calibrated: list[int], unseen: list[int], verdict: str
 ) -> None:
     links = [{**LINKS[0], "calibrated_at": calibrated}]
-    found = statements(ROWS, Tolerance(), links)["capacities"]
+    found = statements(ROWS, links)["capacities"]
     assert found == {"value": {"a": unseen}, "asked": 2, "verdict": verdict}
     same = [{**row, "capacity": 2} for row in ROWS]  # one is all that there is
     assert verdicts(same, links)["capacities"] == ("within" if 2 not in calibrated else "inconclusive")
@@ -673,15 +672,11 @@ def test_on_this_cpu_hits_and_decisions_are_equal(files: Path, capsys: pytest.Ca
     assert "MEASURED: durations from a calibration on torch on the CPU" in capsys.readouterr().out
 
 
-def test_without_a_lookahead_the_prefetcher_is_one_that_is_fitted(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_lookahead_the_prefetcher_is_one_that_is_fitted(files: Path) -> None:
     preset = Preset("tiny", 8, 2, 4, tuple(range(4)), requests=4)
     npz.write(files / "t.npz", generate(preset, 1))
-    seen: list[str] = []
-    on(MadeUp(), monkeypatch)
-    monkeypatch.setattr(command, "validated", lambda *a: seen.extend(case.policy for case in a[2]) or {})
     args = command.parser().parse_args(flags(files, "--link-gbps", "1"))
-    command.run(args, files)
-    assert "lru+transition" in seen
+    assert "lru+transition" in {case.policy for case in validation.Validation(args, files).cases()}
 
 
 def test_too_few_requests_to_calibrate_on_come_again_begun_elsewhere() -> None:
@@ -704,7 +699,7 @@ def test_the_kept_record_says_what_its_page_says() -> None:
     kept = Path(__file__).parent.parent / "analysis/results/validation_cpu"
     out = json.loads(kept.with_suffix(".json").read_text())
     assert kept.with_suffix(".md").read_text() == markdown(out) + "\n"
-    stated = statements(out["arms"], Tolerance(), out["links"])
+    stated = statements(out["arms"], out["links"])
     assert stated == out["statements"] and out["exit"] == status(stated)
     page = (kept.parent.parent.parent / "VALIDATION.md").read_text()
     for name in ("median", "worst"):

@@ -29,7 +29,7 @@ def shape_of(model: nn.Module, name: str | None = None) -> ModelShape:
     """What the closed loop must know of a model. Raises CaptureError for one without MoE layers of one size."""
     layers, config = find_moe_layers(model), _config(model)
     kind = str(getattr(config, "model_type", ""))
-    top_k = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)
+    top_k: Any = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)
     norm = kind in ALWAYS_NORMALISED or bool(getattr(config, "norm_topk_prob", True))
     return ModelShape(
         name=name or kind or type(model).__name__,

@@ -29,11 +29,15 @@ class JudgedModel(Protocol):
     """shape: of its routing. tokens: its tokenizer. lead: a token that stands before every text, or None. context:
     the most positions."""
 
-    model: nn.Module
     shape: ModelShape
     tokens: Tokens
     lead: int | None
     context: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What the closed loop hooks."""
+        ...
 
     def fresh(self) -> Any:
         """An empty key-value cache."""
@@ -87,7 +91,8 @@ class HuggingFace:
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: Any) -> Tensor:
         out = self.model(input_ids=ids[None].to(self.model.device), past_key_values=cache, use_cache=True)
-        return out.logits[0].float().cpu()
+        logits: Tensor = out.logits[0]
+        return logits.float().cpu()
 
     def looped(self, loop: ClosedLoop) -> AbstractContextManager[Driver]:
         from runtime.closed_loop.slotted import slotted
@@ -106,7 +111,7 @@ def judged_model(name: str, device: str | None = None) -> JudgedModel:
         return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name, device or "cpu")
     if name == TINY or (not folder.exists() and "/" not in name):
         raise UserError(f"model: {name}: no such folder; {TINY}, a folder of runtime.train or a Hugging Face model")
-    from runtime.live import load_model
+    from runtime.closed_loop.slotted import load_model
 
     model, tokenizer = load_model(name)
     return HuggingFace(model, tokenizer, Path(name).name, device)

@@ -33,6 +33,7 @@ import numpy as np
 from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
+from runtime.replaying.opened import low_precision
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core import state as st
@@ -71,7 +72,8 @@ class ClosedLoop:
         priced_as: ModelSpec | None = None,
         keep_logits: bool = False,
     ) -> None:
-        _refuse_oracles(spec)
+        if find("eviction", spec.eviction).oracle:
+            raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")
         self.spec, self.shape = spec, shape
         self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
@@ -215,14 +217,11 @@ class ClosedLoop:
 
     # --- what a step costs ---------------------------------------------------------------------------------------
 
-    def _shapes(self, positions: Sequence[int], prefill: bool) -> StepShapes:
-        at = np.asarray(positions, np.int64) + self.spec.context_offset
-        offset, kind = np.array([0, len(at)]), np.array([prefill])
-        return StepShapes(offset, at, kind, self.shape.n_layers, np.asarray(self.shape.moe_layers, np.int64))
-
     def _costs_of(self, positions: Sequence[int], prefill: bool) -> Costs:
-        made = self.setting
-        return costs(made.model, made.hardware, made.engine, self.spec.precision, self._shapes(positions, prefill))
+        made, at = self.setting, np.asarray(positions, np.int64) + self.spec.context_offset
+        moe_layers = np.asarray(self.shape.moe_layers, np.int64)
+        shapes = StepShapes(np.array([0, len(at)]), at, np.array([prefill]), self.shape.n_layers, moe_layers)
+        return costs(made.model, made.hardware, made.engine, self.spec.precision, shapes)
 
     def _price(self, positions: tuple[int, ...], prefill: bool) -> tuple[list[int], int]:
         """(dense parts, head) of a step in ns."""
@@ -248,14 +247,12 @@ class ClosedLoop:
         if made.plan.low is None:
             return None
         rows = len(self._costs.expert_ns) - 1
-        found = low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
-        return found
+        return low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
 
     @property
     def low_precision(self) -> str:
         """The precision of the low-precision copies."""
-        miss = find("miss", self.spec.miss)
-        return str(miss.values(self.spec.params("miss"))["precision"])
+        return low_precision(self.setting)
 
     def _plan(self) -> Plan:
         """The plan over the room there is now."""
@@ -326,9 +323,3 @@ class ClosedLoop:
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""
         return self._room.trace(self.tokens, self.step + 1, self.shape.meta(**meta), self.needs_logits)
-
-
-def _refuse_oracles(spec: RunSpec) -> None:
-    policy = find("eviction", spec.eviction)
-    if policy.oracle:
-        raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")

@@ -66,7 +66,7 @@ def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArr
     [n, K] before others."""
     chosen = np.zeros(logits.shape, np.bool_)
     np.put_along_axis(chosen, np.maximum(ids, 0), True, axis=1)
-    out = np.clip(logits, -60000, 60000).astype(np.float16)
+    out: npt.NDArray[np.float16] = np.clip(logits, -60000, 60000).astype(np.float16)
     order = np.lexsort((np.broadcast_to(np.arange(logits.shape[1]), logits.shape), ~chosen, -logits), axis=1)
     ranked = np.take_along_axis(out, order, axis=1)
     exact = np.take_along_axis(logits, order, axis=1)

@@ -8,7 +8,7 @@ serves decoding is judged on decoding. Free-running, the first half of a window 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +33,38 @@ def quiet(done: int, of: int) -> None:
     """No progress."""
 
 
+def forwarded(
+    model: JudgedModel,
+    ids: Tensor,
+    cache: Any,
+    driver: Driver | None,
+    request: int,
+    at: int,
+    prefill: bool,
+    then: Sequence[int] | None = (),
+) -> Tensor:
+    """Logits [n, V] behind each of the ids [n] of one request, which stand at `at` and on, in one step of the driver
+    (Driver.step has `then`); driver None: of the unmodified model."""
+    if driver is None:
+        return model.forward(ids, cache)
+    with driver.step([request] * len(ids), range(at, at + len(ids)), prefill, then):
+        return model.forward(ids, cache)
+
+
+def following(request: int, ends: bool, last: bool) -> tuple[int, ...] | None:
+    """Whose row the next step has: the same request's, or, where this one ends, the next one's, if there is one."""
+    return (request,) if not ends else None if last else (request + 1,)
+
+
 def stepwise(
     model: JudgedModel, tokens: Tensor, driver: Driver | None = None, request: int = 0, last: bool = True
 ) -> Tensor:
     """Logits [M - 1, V] for what follows each token of a sequence [M] but the last, one decode step each."""
-    cache, out = model.fresh(), []
-    for i in range(len(tokens) - 1):
-        if driver is None:
-            out.append(model.forward(tokens[i : i + 1], cache))
-            continue
-        ends = i == len(tokens) - 2
-        then = (request,) if not ends else None if last else (request + 1,)
-        with driver.step([request], [i], False, then):
-            out.append(model.forward(tokens[i : i + 1], cache))
+    cache, n = model.fresh(), len(tokens) - 1
+    out = []
+    for i in range(n):
+        then = following(request, i == n - 1, last)
+        out.append(forwarded(model, tokens[i : i + 1], cache, driver, request, i, False, then))
     return torch.cat(out)
 
 
@@ -103,14 +122,8 @@ def generate(
     cache, new, out = model.fresh(), tokens[:prompt], []
     n = len(tokens) - prompt
     for i in range(n):
-        if driver is None:
-            logits = model.forward(new, cache)
-        else:
-            at = list(range(prompt)) if i == 0 else [prompt + i - 1]
-            then = (request,) if i < n - 1 else None if last else (request + 1,)
-            with driver.step([request] * len(at), at, i == 0, then):
-                logits = model.forward(new, cache)
-        new = logits[-1:].argmax(-1)
+        at, then = 0 if i == 0 else prompt + i - 1, following(request, i == n - 1, last)
+        new = forwarded(model, new, cache, driver, request, at, i == 0, then)[-1:].argmax(-1)
         out.append(new)
     return torch.cat(out)
 

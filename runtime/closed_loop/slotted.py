@@ -40,6 +40,20 @@ def registry() -> Any:
     return ALL_EXPERTS_FUNCTIONS
 
 
+def load_model(path: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
+    registry()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
+
+
 def moe_offload_experts_forward(
     self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:

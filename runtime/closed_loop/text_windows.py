@@ -100,7 +100,7 @@ class OwnTokens:
         from tokenizers import Tokenizer
 
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer: Any = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise TextError(f"{path}: {error}; a tokenizer.json is required") from None
         self.tokenizer.encode_special_tokens = True

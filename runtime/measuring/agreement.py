@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import combinations
+from statistics import median
 
 import numpy as np
 
@@ -27,6 +28,8 @@ REGIMES = ("compute", "mixed", "stall")
 IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution, in standard deviations
 LOW, HIGH = 0.2, 0.8  # shares of the time that the GPU stalls, between the regimes
 CASES = 2  # that a regime needs to be covered
+# what is promised of |error| of the time per token, as shares, and of tau
+TOLERANCE = {"median": 0.10, "without_link": 0.10, "worst": 0.20, "tau": 0.9}
 KINDS = {"compute": "compute-only", "mixed": "mixed-only", "stall": "link-only"}  # what a record of one regime is
 
 
@@ -36,15 +39,6 @@ class Verdict(IntEnum):
     WITHIN = 0
     OUTSIDE = 1
     INCONCLUSIVE = 3
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What is promised of |error| of the time per token, as shares, and of tau."""
-
-    median: float = 0.10
-    worst: float = 0.20
-    tau: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,6 @@ class CaseTimes:
     simulated_ns: float
     group: str = ""
     awake: tuple[float, float] | None = None
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median."""
-    return float(np.median(values))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -118,7 +107,7 @@ def judge_median(errors: Sequence[tuple[float, float]], tolerance: float) -> Ver
     """The median of several |error|, of (error, spread), with the median spread; nothing there shows nothing."""
     if not errors:
         return Verdict.INCONCLUSIVE
-    return judge(middle([abs(e) for e, _ in errors]), middle([s for _, s in errors]), tolerance)
+    return judge(median([abs(e) for e, _ in errors]), median([s for _, s in errors]), tolerance)
 
 
 def judge_tau(value: float | None, clear: float | None, least: float) -> Verdict:
@@ -137,14 +126,16 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.WITHIN
 
 
-def verdicts(cases: Sequence[CaseTimes], equal: bool | None, tolerance: Tolerance) -> dict[str, Verdict]:
+def verdicts(cases: Sequence[CaseTimes], equal: bool | None) -> dict[str, Verdict]:
     """Every statement about the times of a set of cases, by name. `equal`: hits and decisions were equal wherever they
     must be (None: wherever that was looked at, which was not everywhere). A median is judged with the median spread,
     every case with its own against `worst`."""
     return {
-        "median": judge_median([(case.error, case.spread) for case in cases], tolerance.median),
-        "without_link": judge_median([case.awake for case in cases if case.awake is not None], tolerance.median),
-        "worst": worst_of([judge(abs(case.error), case.spread, tolerance.worst) for case in cases]),
-        "tau": judge_tau(tau(cases)[0], tau(cases, 2.0)[0], tolerance.tau),
+        "median": judge_median([(case.error, case.spread) for case in cases], TOLERANCE["median"]),
+        "without_link": judge_median(
+            [case.awake for case in cases if case.awake is not None], TOLERANCE["without_link"]
+        ),
+        "worst": worst_of([judge(abs(case.error), case.spread, TOLERANCE["worst"]) for case in cases]),
+        "tau": judge_tau(tau(cases)[0], tau(cases, 2.0)[0], TOLERANCE["tau"]),
         "equal": {True: Verdict.WITHIN, False: Verdict.OUTSIDE, None: Verdict.INCONCLUSIVE}[equal],
     }

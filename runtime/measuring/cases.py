@@ -4,13 +4,15 @@ A *case* is one run specification on one link (records and tables of a validatio
 that calibrate run on other requests than cases that are judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.measuring.durations import TimedRun
+from sim import catalog
 from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec, slots_of
@@ -33,6 +35,11 @@ class BenchLink:
     latency_us: float = 0.0
     regime: str | None = None
 
+    def pace(self, bench: Any) -> None:
+        """Have a bench (runtime.measuring.bench) keep the pace, where there is one."""
+        if self.gbps is not None:
+            bench.pace(self.gbps, self.latency_us)
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -51,6 +58,16 @@ class Case:
         kind = "calibrating " if self.calibrates else ""
         named = f"{self.link.name}: {kind}{self.policy}, cache {self.fields['cache']}, batch {self.fields['batch']}"
         return named + (", chained prompt" if self.chained else "")
+
+
+def replaying(bench: Any, settings: Mapping[Case, Setting]) -> Callable[[Case], TimedRun]:
+    """How a case is replayed: its link at its pace."""
+
+    def replay(case: Case) -> TimedRun:
+        case.link.pace(bench)
+        return TimedRun(settings[case], bench.replay(settings[case]))
+
+    return replay
 
 
 def policy_fields(policy: str) -> dict[str, Any]:
@@ -135,12 +152,10 @@ class Traces:
 
     def setting(self, case: Case, common: dict[str, Any], hardware: str) -> Setting:
         """The case's setting on its requests, with the durations of a piece of hardware."""
-        fields = {**common, **case.fields, "hardware": hardware}
-        if case.chained:
-            return prepare(RunSpec.of({**fields, "trace": self.chained[case.calibrates]}))
-        if case.calibrates:
-            return prepare(RunSpec.of({**fields, "trace": self.calibration}))
-        return prepare(RunSpec.of({**fields, "trace": self.judged, "calibration": self.fraction}))
+        own: dict[str, Any] = {"trace": self.judged, "calibration": self.fraction}
+        if case.chained or case.calibrates:
+            own = {"trace": self.chained[case.calibrates] if case.chained else self.calibration}
+        return prepare(RunSpec.of({**common, **case.fields, "hardware": hardware, **own}))
 
 
 def enough_requests(trace: RoutingTrace, batch: int) -> RoutingTrace:
@@ -177,8 +192,6 @@ def _of_rows(trace: RoutingTrace, rows: Array, position: Array, prefill: Array, 
 
 def synthetic(model: str, seed: int) -> RoutingTrace:
     """A trace in the shape of a catalog model, to calibrate on without a capture. Raises CatalogError."""
-    from sim import catalog
-
     m = catalog.model(model)
     preset = Preset(
         model=m.name,

@@ -143,7 +143,6 @@ def components(run: TimedRun) -> dict[str, int]:
     counted = visits["step"] >= warm
     taken = groups_of(run)
     in_group = counted[taken.visit]
-    host = np.zeros(len(counted), np.int64)
     last = visits["routed_ns"].copy()
     np.maximum.at(last, taken.visit, taken.end_ns)
     host = (visits["end_ns"] - last)[counted]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.measuring import agreement, durations
-from runtime.measuring.agreement import CASES, COMPONENTS, REGIMES, CaseTimes, Tolerance, Verdict
+from runtime.measuring.agreement import CASES, COMPONENTS, REGIMES, TOLERANCE, CaseTimes, Verdict
 from runtime.measuring.cases import Case
 from runtime.measuring.durations import TimedRun
 from runtime.replaying.decisions import Outcome
@@ -87,8 +87,7 @@ def hits(record: RunRecord) -> int:
 
 def locked(bench: Any, case: Case, simulated: TimedRun) -> dict[str, Any]:
     """One replay in the simulator's order of completions, and whether every decision was the same."""
-    if case.link.gbps is not None:
-        bench.pace(case.link.gbps, case.link.latency_us)
+    case.link.pace(bench)
     record, outcome = bench.lock_step(simulated.setting, simulated.record)
     same = {"hits": None if record is None else hits(record), "simulated_hits": hits(simulated.record)}
     return {**outcome.as_dict(), **same}
@@ -108,23 +107,22 @@ def judged(row: dict[str, Any]) -> CaseTimes:
     return CaseTimes(row["error"], whole, *ns, group, None if error is None else (error, beside))
 
 
-def statements(
-    rows: Sequence[dict[str, Any]], tolerance: Tolerance, links: Sequence[dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def statements(rows: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is claimed of the cases: each with its value, what is asked, and the verdict. links: the record's; where
     their paces were chosen all three regimes must have been met, else two."""
     cases = [judged(row) for row in rows]
     same = _all_same(rows)
-    found = agreement.verdicts(cases, same, tolerance)
+    found = agreement.verdicts(cases, same)
     tau, pairs = agreement.tau(cases)
     errors = [abs(case.error) for case in cases]
     values: dict[str, dict[str, Any]] = {
-        "median": {"value": statistics.median(errors), "asked": tolerance.median},
-        "without_link": _without_link(rows) | {"asked": tolerance.median},
-        "worst": {"value": max(errors), "asked": tolerance.worst},
-        "tau": {"value": tau, "asked": tolerance.tau, "pairs": pairs},
-        "equal": {"value": same, "asked": True, "arms": len(rows)},
+        "median": {"value": statistics.median(errors)},
+        "without_link": _without_link(rows),
+        "worst": {"value": max(errors)},
+        "tau": {"value": tau, "pairs": pairs},
     }
+    values = {name: value | {"asked": TOLERANCE[name]} for name, value in values.items()}
+    values["equal"] = {"value": same, "asked": True, "arms": len(rows)}
     values["regimes"], found["regimes"] = _regimes(rows, len(REGIMES) if all(link["regime"] for link in links) else 2)
     values["capacities"], found["capacities"] = _capacities(rows, links)
     return {name: values[name] | {"verdict": verdict.name.lower()} for name, verdict in found.items()}

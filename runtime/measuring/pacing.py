@@ -44,11 +44,6 @@ def gbps_for(regime: str, shares: Callable[[float], Sequence[float]]) -> float:
     return round(gbps, 3)
 
 
-def simulated_at(settings: Sequence[Setting], transfer_ns: int) -> list[dict[str, int]]:
-    """Components of each setting with another time per transfer."""
-    return [durations.components(durations.simulated(_transferring(setting, transfer_ns))) for setting in settings]
-
-
 def _transferring(setting: Setting, transfer_ns: int) -> Setting:
     """The setting with that time per transfer."""
     costs = replace(setting.plan.costs, transfer_ns=np.array([transfer_ns] * 2, np.int64))
@@ -62,7 +57,8 @@ def pace_of(
     of a transfer, whatever its pace."""
 
     def at(gbps: float) -> list[dict[str, int]]:
-        return simulated_at(settings, round(expert_bytes / gbps + fixed_ns))
+        ns = round(expert_bytes / gbps + fixed_ns)
+        return [durations.components(durations.simulated(_transferring(setting, ns))) for setting in settings]
 
     gbps = gbps_for(regime, lambda gbps: [c["stall"] / c["total"] for c in at(gbps)])
     counted = len(settings[0].steps) - settings[0].spec.warmup_steps

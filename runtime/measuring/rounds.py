@@ -42,23 +42,22 @@ class Deadline:
 
 
 @dataclass(frozen=True)
-class After:
-    """What comes after the rounds, in seconds: `share` of what a round takes, and `fixed_s`."""
-
-    share: float = 0.0
-    fixed_s: float = 0.0
-
-    def seconds(self, round_s: float) -> float:
-        return self.share * round_s + self.fixed_s
-
-
-@dataclass(frozen=True)
 class Budget:
-    """What there is time for. round_s: what the first round is expected to take; after: what comes behind the last."""
+    """What there is time for. round_s: what the first round is expected to take; what comes after the rounds takes
+    `share` of what one of them does, and fixed_s."""
 
     deadline: Deadline
     round_s: float
-    after: After = After()
+    share: float = 0.0
+    fixed_s: float = 0.0
+
+    def after_s(self, round_s: float) -> float:
+        """Seconds of what comes after the rounds."""
+        return self.share * round_s + self.fixed_s
+
+    def fits(self, round_s: float) -> bool:
+        """Whether another round, and what comes after it, can be done in the time that is left."""
+        return (1 + MARGIN) * round_s + self.after_s(round_s) <= self.deadline.left_s
 
 
 def progress(text: str) -> None:
@@ -73,28 +72,23 @@ def measured(
 
     Raises DeviceError when the first is not complete by the deadline, or could not be.
     """
-    deadline, round_s, after = budget.deadline, budget.round_s, budget.after
+    deadline, round_s = budget.deadline, budget.round_s
     rng, began_s = np.random.default_rng(seed), deadline.gone_s
     rounds: list[dict[A, TimedRun]] = []
-    while len(rounds) < (repeats or MOST) and (not rounds or fits(round_s, after, deadline)):
+    while len(rounds) < (repeats or MOST) and (not rounds or budget.fits(round_s)):
         of = "" if repeats is None else f" of {repeats}"
         progress(f"round {len(rounds) + 1}{of}, which takes about {round_s:.0f} s: {deadline}")
         order = [cases[i] for i in rng.permutation(len(cases))]
         if not rounds:
             found = complete(order, replay, deadline, "the first round", round_s)
         else:
-            found = sweep(order, replay, deadline, round_s / len(cases), after.seconds(round_s))
+            found = sweep(order, replay, deadline, round_s / len(cases), budget.after_s(round_s))
         if len(found) < len(cases):
             break
         rounds.append(found)
         round_s = (deadline.gone_s - began_s) / len(rounds)
     progress(f"{len(rounds)} round{'s' * (len(rounds) > 1)} done: {deadline}")
     return rounds
-
-
-def fits(round_s: float, after: After, deadline: Deadline) -> bool:
-    """Whether another round, and what comes after it, can be done in the time that is left."""
-    return (1 + MARGIN) * round_s + after.seconds(round_s) <= deadline.left_s
 
 
 def sweep(

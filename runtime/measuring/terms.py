@@ -241,31 +241,3 @@ def _link(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
         "transfer_following_ns": found.get("transfer_following_ns", idle),
         "commit_gap_ns": found.get("commit_gap_ns", 0),
     }
-
-
-# --- as text ----------------------------------------------------------------------------------------------------------
-
-
-def toml(table: dict[str, Any], path: str = "") -> str:
-    """A table of scalars, lists, tables and lists of tables as TOML; keys are plain words, text has no control
-    characters."""
-    lines, below = [], []
-    for key, value in table.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            below.append(f"[{name}]\n{toml(value, name)}")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            below += [f"[[{name}]]\n{toml(item, name)}" for item in value]
-        else:
-            lines.append(f"{key} = {_scalar(value)}")
-    return "\n".join([*lines, *(f"\n{part}" for part in below)])
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_scalar(item) for item in value) + "]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
