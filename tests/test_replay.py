@@ -12,9 +12,10 @@ import torch
 from runtime.device.cpu import CpuPort, PacedLink
 from runtime.device.worker import Worker
 from runtime.experts import store
-from runtime.replay import main, replay
+from runtime.replay import main
 from runtime.replaying import layers, shapes
 from runtime.replaying.opened import Options
+from runtime.replaying.replays import replay
 from sim.machines.record import load
 from sim.outcome.summary import summarise
 from sim.prepare import prepare

@@ -39,6 +39,7 @@ def activated(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * value
 
 
+KERNELS = ("auto", "loop", "grouped")  # how the experts of a group run
 MOST_GROUPS = 1023  # torch's grouped products on CUDA: "Can't process more than 1024 groups", from 1,024 on
 
 

@@ -34,7 +34,7 @@ The API, for what is built on it:
                                                               finish() are its pieces, for whoever drives the walk
 
     runtime.replaying.opened.Opened(port, settings, options)  the three from a sim.prepare.Setting, as a context manager
-    runtime.replay.replay(setting, port, options)             -> list of RunRecord, one per repeat
+    runtime.replaying.replays.replay(setting, port, options)  -> list of RunRecord, one per repeat
 """
 
 import gc

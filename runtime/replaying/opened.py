@@ -22,7 +22,7 @@ from runtime.experts.checkpoint import Checkpoint
 from runtime.experts.layout import Layout
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore, Source, Synthetic, fits, need
-from runtime.replaying.layers import CatalogWork, has_grouped
+from runtime.replaying.layers import KERNELS, CatalogWork, has_grouped
 from runtime.replaying.machine import AsTheyCome, Machine
 from runtime.replaying.order import Order
 from runtime.replaying.shapes import Batches, dense_bytes, scaled
@@ -33,7 +33,6 @@ from sim.policies.registry import find
 from sim.prepare import Setting
 from sim.steps import first_steps
 
-KERNELS = ("auto", "loop", "grouped")
 SAMPLE = 64  # slots that are compared with the host's bytes after a run
 WARM_STEPS = 24  # at most, before anything is measured
 

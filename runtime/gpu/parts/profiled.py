@@ -12,8 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from runtime.device.choose import choose
-from runtime.replay import arguments, options_of
+from runtime.replay import arguments
 from runtime.replaying.opened import Opened
+from runtime.replaying.replays import options_of
 from sim.flags import spec_of
 from sim.prepare import prepare
 from traces.command import write_bytes
