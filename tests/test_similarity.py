@@ -15,6 +15,7 @@ pytest.importorskip("tokenizers", reason="the train extra's tokenizers is not in
 from scipy.stats import spearmanr
 
 from runtime import similarity
+from runtime.closed_loop import expert_similarity
 from runtime.closed_loop.expert_similarity import measure
 from sim.fit.buddies_file import read_similarity
 from sim.fit.coactivation import co_activation, conditional
@@ -49,7 +50,7 @@ class Plain:
 @pytest.mark.parametrize("states", ["routed", "all"])
 def test_it_equals_the_means_spelt_out(family: str, states: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = build(family), prompts(3, 10)
-    monkeypatch.setattr(similarity, "BLOCK_BYTES", 1 << 14)  # several blocks
+    monkeypatch.setattr(expert_similarity, "BLOCK_BYTES", 1 << 14)  # several blocks
     found = measure(Plain(model), list(tokens.numpy()), batch=2, states=states)
     for place, layer in enumerate(find_moe_layers(model)):
         seen: list[Any] = []
