@@ -27,6 +27,7 @@ from tests.laws import check_all
 from tests.test_memo import difference
 from traces.format import npz, profile
 from traces.format.trace import RoutingTrace
+from traces.statistics.stats import profile_of
 
 HARDWARE = """[fixed]
 dense_ns = 10
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Path("h.toml").write_text(HARDWARE)
     alike = np.random.default_rng(1).random((2, 6, 6))
     np.savez("matrix.npz", similarity=alike)
-    profile.write(Path("counts.npz"), profile.of_trace(trace_of(100)))
+    profile.write(Path("counts.npz"), profile_of(trace_of(100)))
     yield out
     os.chdir(before)
     run.cache_clear()

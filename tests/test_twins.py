@@ -28,8 +28,10 @@ RECIPE = [
     ),
     *(
         ("sim/core/eviction.py", f"if kind == {name}:", f"if kind == {name} or kind == TWIN_{name}:")
-        for name in ("LFU", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE")
+        for name in ("RANDOM", "DECAYED", "LEAST_STALE", "WINDOW_SCORE")
     ),
+    ("sim/core/eviction.py", "if s.run.eviction == LFU else", "if s.run.eviction in (LFU, TWIN_LFU) else"),
+    ("sim/core/eviction.py", "if kind in (LFU, BELADY):", "if kind in (LFU, BELADY, TWIN_LFU, TWIN_BELADY):"),
     (
         "sim/core/miss.py",
         "PRECISION = range(7)",
