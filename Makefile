@@ -1,10 +1,10 @@
-# One entry point for people and for CI. `make run`, `make test`, `make check`, `make bench`, `make gpu`.
+# One entry point for people and for CI. `make run`, `make test`, `make check`, `make bench`, `make digests`, `make gpu`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench figure gpu clean
+.PHONY: run test check lint types bench digests figure gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -21,7 +21,7 @@ run: $(VENV)/.run
 	$(BIN)/python -m sim.run --trace mixtral.npz
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -34,6 +34,9 @@ check: lint types test
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m tests.bench
+
+digests: $(VENV)/.ready  # ROOT=CHECKOUT: of another checkout
+	$(BIN)/python -m tests.digests $(if $(ROOT),--root $(ROOT))
 
 figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	for run in "fetch" "buddy --miss buddy" "cpu --miss cpu" "belady --eviction belady"; do \

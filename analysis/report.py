@@ -5,68 +5,14 @@ Exit status 0 done, 2 bad input (one line on stderr, nothing written), 1 a failu
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from analysis.compare import Comparison, compare
-from analysis.pages.page import render
-from analysis.pages.panels import Section
-from analysis.pages.policy_sections import cache, measured, prefetching, quality
-from analysis.pages.run_sections import in_short, speed, time, what_was_run
-from analysis.pages.trace_sections import find_trace, trace_section
-from analysis.reading.runs import Run, RunError, load
+from analysis.pages.report import DETAILED, report
+from analysis.reading.load import load
+from analysis.reading.run import RunError
 from traces.command import Parser, guarded, write_bytes
 
-DETAILED = 6  # full records that are drawn over time
-DRAWN = 40  # runs in figures that have a row for each
 MAX_PAGE_BYTES = 8_000_000
-
-
-def report(
-    runs: Sequence[Run],
-    baseline: str | int = 0,
-    trace: str | None = None,
-    buddies: str | None = None,
-    similarity: str | None = None,
-    seed: int = 0,
-) -> str:
-    """The page as HTML. Runs as `load(paths, detail=DETAILED)` returns them. Raises UserError for bad input."""
-    found = compare(runs, baseline, seed)
-    drawn, rows = _drawn(runs, found)
-    routed, why = find_trace(runs[0], trace)
-    sections: list[Section | None] = [
-        what_was_run(drawn),
-        in_short(drawn, rows),
-        speed(drawn, rows),
-        time(drawn),
-        cache(drawn, DETAILED),
-        prefetching(drawn),
-        quality(drawn, replace(found, rows=found.rows)),
-        measured(runs),
-        trace_section(routed, why, buddies, similarity),
-    ]
-    notes = list(found.notes)
-    if len(drawn) < len(runs):
-        notes.append(f"{len(runs)} runs: the baseline, the best and the fastest {DRAWN} have rows; quality shows all")
-    return render([section for section in sections if section is not None], notes, _title(runs))
-
-
-def _drawn(runs: Sequence[Run], found: Comparison) -> tuple[list[Run], Comparison]:
-    """At most DRAWN runs, in their order: the baseline, then the Pareto-best, then the fastest."""
-    if len(runs) <= DRAWN:
-        return list(runs), found
-
-    def standing(i: int) -> tuple[bool, bool, float]:
-        row = found.rows[i]
-        return row["run"] == found.baseline, row["pareto_best"], row["tokens_per_s"] or 0.0
-
-    kept = sorted(sorted(range(len(runs)), key=standing, reverse=True)[:DRAWN])
-    return [runs[i] for i in kept], replace(found, rows=[found.rows[i] for i in kept])
-
-
-def _title(runs: Sequence[Run]) -> str:
-    models = list(dict.fromkeys(run.trace["model"] for run in runs))
-    return f"Expert offloading: {len(runs)} run{'s' * (len(runs) > 1)} of {', '.join(models)}"
 
 
 def parser() -> Parser:

@@ -29,18 +29,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.closed_loop.driver import shape_of
+from runtime.closed_loop.evaluation import LEFT_OUT
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
-from runtime.closed_loop.slotted import NEEDED, SlottedModel, registry
+from runtime.closed_loop.priced_as import priced_as
+from runtime.closed_loop.slotted import NEEDED, SlottedModel, load_model
 from runtime.device.port import Port
 from runtime.experts.hugging_face import LiveError
 from runtime.experts.store import ExpertStore
+from sim.flags import add_groups, spec_of
 from sim.machines.record import RunRecord
 from sim.outcome.summary import summarise
-from sim.run import add_flags, announce_compiling, spec_of
+from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded
 from traces.errors import UserError
@@ -71,7 +73,7 @@ class OffloadedExperts:
             raise LiveError(f"{type(model).__name__}: is no model of transformers >= 5.0. {NEEDED}")
         self.model, self.shape = model, shape_of(model)
         run = RunSpec.of({"trace": self.shape.name, **spec})
-        self.loop = ClosedLoop(run, self.shape, calibration, charged(model, self.shape, charge))
+        self.loop = ClosedLoop(run, self.shape, calibration, priced_as(model, self.shape, charge))
         self._slotted = SlottedModel(model, self.loop, device)
         self._undo: list[Callable[[], Any]] = []
         self._prompt: int | None = None
@@ -93,7 +95,7 @@ class OffloadedExperts:
         self._slotted.__exit__(*error)
 
     @property
-    def store(self) -> ExpertStore:
+    def store(self) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, some of them in slots, while it is open."""
         return self._slotted.store
 
@@ -145,34 +147,18 @@ class OffloadedExperts:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-LEFT_OUT = ("trace", "model", "batch", "prefill_chunk", "as_decode", "max_steps", "machine", "config")
-
-
-def load_model(path: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
-    registry()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-        return model.eval(), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
-
 
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.live", description="Generate with the experts of a model offloaded.")
     group = out.add_argument_group("model")
-    group.add_argument("--model", dest="subject", required=True, metavar="PATH", help="Hugging Face MoE model")
+    group.add_argument("--model", dest="judged_model", required=True, metavar="PATH", help="Hugging Face MoE model")
     group.add_argument("--prompt", required=True, help="text to continue")
     group.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: 32")
     group.add_argument(
         "--device", metavar="cpu|cuda|...", help="of the slots and all but the experts (default: the model's)"
     )
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
-    add_flags(out, LEFT_OUT)
+    add_groups(out, LEFT_OUT)
     out.add_argument("--json", action="store_true", help="print exactly one JSON object")
     return out
 
@@ -184,14 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    args.trace = args.subject
+    args.trace = args.judged_model
     spec = spec_of(args)
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {args.max_new_tokens}; it must be at least 1")
     if isinstance(spec.calibration, float):
         raise UserError("calibration: a fraction is of a trace's requests; give a FILE")
     calibration = None if spec.calibration is None else npz.read(npz.find(spec.calibration))
-    model, tokenizer = load_model(args.subject)
+    model, tokenizer = load_model(args.judged_model)
     announce_compiling()
     fields = {name: getattr(spec, name) for name in spec.model_fields_set if name not in (*LEFT_OUT, "calibration")}
     with OffloadedExperts(model, device=args.device, calibration=calibration, charge=args.charge, **fields) as live:

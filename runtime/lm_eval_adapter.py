@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from runtime.closed_loop.driver import Driver
-from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
+from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
-from runtime.evaluate import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
+from runtime.closed_loop.priced_as import priced_as
+from runtime.closed_loop.runs import forwarded
+from sim.flags import add_groups, spec_of
 from sim.outcome.summary import summarise
-from sim.run import add_flags, announce_compiling, spec_of
+from sim.simulation import announce_compiling
 from traces.command import Parser, guarded
 from traces.errors import UserError
 
@@ -31,9 +33,9 @@ MOST_NEW_TOKENS = 256
 
 
 class Scorer:
-    """Log-likelihoods and greedy continuations of a subject through an open driver (None: the unmodified model)."""
+    """A judged model's log-likelihoods and greedy continuations through an open driver (None: the unmodified model)."""
 
-    def __init__(self, model: Subject, driver: Driver | None) -> None:
+    def __init__(self, model: JudgedModel, driver: Driver | None) -> None:
         self.model, self.driver = model, driver
         self._request = 0
 
@@ -88,12 +90,7 @@ class Scorer:
         cache, at, ids, request = self.model.fresh(), 0, context, self._request
         self._request += 1
         while True:
-            tokens = torch.tensor(ids)
-            if self.driver is None:
-                logits = self.model.forward(tokens, cache)
-            else:
-                with self.driver.step([request] * len(ids), list(range(at, at + len(ids))), at == 0):
-                    logits = self.model.forward(tokens, cache)
+            logits = forwarded(self.model, torch.tensor(ids), cache, self.driver, request, at, at == 0)
             at += len(ids)
             ids = [(yield logits[-1])]
 
@@ -137,13 +134,13 @@ def language_model(scorer: Scorer) -> Any:
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.lm_eval_adapter", description="lm-evaluation-harness with the loop closed.")
     group = out.add_argument_group("model and tasks")
-    group.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH")
+    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH")
     group.add_argument("--tasks", required=True, metavar="A[,B...]", help="tasks of the harness")
     group.add_argument("--limit", type=int, metavar="N", help="documents of each task")
     group.add_argument("--include-path", metavar="DIR", help="folder with tasks of one's own")
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     group.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N")
-    add_flags(out, LEFT_OUT)
+    add_groups(out, LEFT_OUT)
     return out
 
 
@@ -159,11 +156,11 @@ def _command(argv: list[str]) -> None:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(NEEDED) from None
-    args.trace = args.subject
-    spec, model = spec_of(args), subject(args.subject)
+    args.trace = args.judged_model
+    spec, model = spec_of(args), judged_model(args.judged_model)
     announce_compiling()
     calibration = calibration_of(model, spec, args.calibration_tokens, None)
-    loop = ClosedLoop(spec, model.shape, calibration, charged(model.model, model.shape, args.charge))
+    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
     with model.looped(loop) as driver:
         found = simple_evaluate(
             model=language_model(Scorer(model, driver)),

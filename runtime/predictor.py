@@ -54,7 +54,7 @@ class PredictorError(UserError):
 
 
 @dataclass(frozen=True)
-class Options:
+class LearnOptions:
     """How the networks are made and trained.
 
     distances  1 .. this many MoE layers ahead, each its own networks. width: entries of a list, None = top-k.
@@ -102,7 +102,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """The rows of a trace as the networks see them. before: int64 [T], the row whose routing at the target
     layer a row may see, -1 = none."""
 
@@ -110,12 +110,12 @@ class Rows:
     before: npt.NDArray[np.int64]
 
     @staticmethod
-    def of(trace: RoutingTrace, as_decode: bool) -> "Rows":
+    def of(trace: RoutingTrace, as_decode: bool) -> "TokenRows":
         before = np.arange(-1, trace.n_tokens - 1)
         before[np.flatnonzero(trace.sequence[1:] != trace.sequence[:-1]) + 1] = -1
         if not as_decode:
             before[np.asarray(trace.prefill)] = -1
-        return Rows(trace, before)
+        return TokenRows(trace, before)
 
     def routed(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """float32 [rows, L, E]: 1 where a row is routed; all 0 for row -1 and absent slots."""
@@ -138,9 +138,9 @@ class Rows:
         return seen, own[:, distance:].transpose(0, 1).contiguous()
 
 
-def learn(calibration: RoutingTrace, distance: int, options: Options) -> Weights:
+def learn(calibration: RoutingTrace, distance: int, options: LearnOptions) -> Weights:
     """The networks of one distance, trained. Layers and rows in which nothing is recorded teach nothing."""
-    rows = Rows.of(calibration, options.as_decode)
+    rows = TokenRows.of(calibration, options.as_decode)
     layers, experts = calibration.n_moe_layers - distance, calibration.n_experts
     random = torch.Generator().manual_seed(options.seed * 1000003 + distance)
     weights = Weights.first(layers, (options.history + 1) * experts, options.hidden, experts, random)
@@ -162,7 +162,7 @@ def learn(calibration: RoutingTrace, distance: int, options: Options) -> Weights
     return weights
 
 
-def _batches(tokens: int, options: Options, random: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
+def _batches(tokens: int, options: LearnOptions, random: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
     for _ in range(options.epochs):
         order = torch.randperm(tokens, generator=random).numpy()
         for lo in range(0, tokens, options.batch):
@@ -170,10 +170,10 @@ def _batches(tokens: int, options: Options, random: torch.Generator) -> Iterator
 
 
 @torch.no_grad()
-def foretell(trace: RoutingTrace, weights: Weights, distance: int, options: Options) -> Ids:
+def foretell(trace: RoutingTrace, weights: Weights, distance: int, options: LearnOptions) -> Ids:
     """int16 [T, L, m]: each token's lists at one distance, best first; -1 at layers below it."""
     width = min(options.width or trace.top_k, trace.n_experts)
-    rows = Rows.of(trace, options.as_decode)
+    rows = TokenRows.of(trace, options.as_decode)
     lists = np.full((trace.n_tokens, trace.n_moe_layers, width), -1, np.int16)
     for lo in range(0, trace.n_tokens, PREDICT_ROWS):
         some = np.arange(lo, lo + PREDICT_ROWS)
@@ -186,7 +186,7 @@ def foretell(trace: RoutingTrace, weights: Weights, distance: int, options: Opti
 
 
 def with_predictions(
-    calibration: RoutingTrace, trace: RoutingTrace, options: Options | None = None, name: str = ""
+    calibration: RoutingTrace, trace: RoutingTrace, options: LearnOptions | None = None, name: str = ""
 ) -> RoutingTrace:
     """`trace` with `lookahead` int16 [D, T, L, m] learned from `calibration`, and meta that says so.
 
@@ -194,7 +194,7 @@ def with_predictions(
     calibration's `name` and content hash. Raises PredictorError for options out of range, a calibration of
     another shape, and one that is the trace itself.
     """
-    options = options or Options()
+    options = options or LearnOptions()
     _check(calibration, trace, options)
     lists = [foretell(trace, learn(calibration, d, options), d, options) for d in range(1, options.distances + 1)]
     digest = npz.content_hash(calibration)
@@ -206,7 +206,7 @@ def with_predictions(
     return replace(trace, lookahead=np.stack(lists), meta=meta)
 
 
-def _check(calibration: RoutingTrace, trace: RoutingTrace, options: Options) -> None:
+def _check(calibration: RoutingTrace, trace: RoutingTrace, options: LearnOptions) -> None:
     for field in ("distances", "width", "hidden", "history", "epochs", "batch"):
         value = getattr(options, field)
         if value is not None and value < 1:
@@ -243,12 +243,14 @@ def _parser() -> Parser:
     parser.add_argument("--calibration", required=True, help="trace to learn from (.npz, or a shipped sample)")
     parser.add_argument("--trace", required=True, help="trace to predict: other requests of the same model")
     parser.add_argument("--out", required=True, help="where the trace with its predictions goes")
-    parser.add_argument("--distances", type=int, default=Options.distances, help="look 1 .. this many MoE layers ahead")
+    parser.add_argument(
+        "--distances", type=int, default=LearnOptions.distances, help="look 1 .. this many MoE layers ahead"
+    )
     parser.add_argument("--width", type=int, help="experts in a list; default: the trace's top-k")
-    parser.add_argument("--hidden", type=int, default=Options.hidden, help="units of the hidden layer")
-    parser.add_argument("--history", type=int, default=Options.history, help="layers of the token's routing seen")
-    parser.add_argument("--epochs", type=int, default=Options.epochs)
-    parser.add_argument("--seed", type=int, default=Options.seed)
+    parser.add_argument("--hidden", type=int, default=LearnOptions.hidden, help="units of the hidden layer")
+    parser.add_argument("--history", type=int, default=LearnOptions.history, help="layers of the token's routing seen")
+    parser.add_argument("--epochs", type=int, default=LearnOptions.epochs)
+    parser.add_argument("--seed", type=int, default=LearnOptions.seed)
     parser.add_argument("--threads", type=int, default=1, help="of torch; the sums may differ with it")
     parser.add_argument("--as-decode", action="store_true", help="the run will be --as-decode too")
     return parser
@@ -264,10 +266,10 @@ def _command(arguments: list[str]) -> None:
     if given["threads"] < 1:
         raise PredictorError(f"--threads {given['threads']}: a whole number from 1 is required")
     torch.set_num_threads(given.pop("threads"))
-    _run(given.pop("calibration"), given.pop("trace"), given.pop("out"), Options(**given))
+    _run(given.pop("calibration"), given.pop("trace"), given.pop("out"), LearnOptions(**given))
 
 
-def _run(calibration: Any, trace: Any, out: str, options: Options) -> None:
+def _run(calibration: Any, trace: Any, out: str, options: LearnOptions) -> None:
     sources = [npz.find(calibration), npz.find(trace)]
     if os.path.realpath(out) in [os.path.realpath(source) for source in sources]:
         raise PredictorError(f"--out {out} is an input; another path is required")

@@ -1,6 +1,6 @@
 """`python -m runtime.study`: what every miss and re-ranking policy costs in quality, against what it saves.
 
-Each arm is a teacher-forced closed-loop run of `runtime.evaluate` on the same passages, and beside it the open-loop
+Each variant is a teacher-forced closed-loop run of `runtime.evaluate` on the same text, and beside it the open-loop
 replay of the unmodified model's routing on the same text: how far a replay is off. Kept: closed_loop.csv, .json, .md
 and .svg in `--out`.
 """
@@ -18,18 +18,15 @@ from typing import Any
 import torch
 
 from runtime.closed_loop import study_report
-from runtime.closed_loop.judged_model import Subject, subject
+from runtime.closed_loop.evaluation import captured, evaluated
+from runtime.closed_loop.expert_similarity import measure
+from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.priced_as import charged
+from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.runs import Baseline, judge
-from runtime.closed_loop.text_windows import Passages, passages
-from runtime.evaluate import captured, evaluated
-from runtime.similarity import measure
+from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim import __version__
-from sim.machines.compiled import run as compiled
-from sim.outcome.summary import summarise
-from sim.prepare import prepare
-from sim.run import announce_compiling
+from sim.simulation import announce_compiling, simulate
 from sim.spec import RunSpec
 from traces.capturing.command import open_source
 from traces.command import Parser, guarded, out_folder
@@ -42,7 +39,7 @@ B = {"alpha": 0.95, "percentile": 15.0}  # reading B of the paper's tau
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One line of the study: its name, the group it is drawn in, the policy and its parameters."""
 
     name: str
@@ -52,40 +49,40 @@ class Arm:
     params: dict[str, Any] = field(default_factory=dict)
 
     def spec(self, **common: Any) -> RunSpec:
-        """The run of this arm."""
+        """The run of this variant."""
         policy = self.rerank if self.rerank != "none" else self.miss
         given = {f"{policy}.{key}": value for key, value in self.params.items()}
         return RunSpec.of({**common, "miss": self.miss, "rerank": self.rerank, "set": given})
 
 
-ARMS = (
-    Arm("fetch", "fetch"),
-    Arm("buddy, reading A", "buddy", "buddy"),
-    Arm("buddy, reading B, rho 1", "buddy", "buddy-b", params={"rho": 1}),
-    Arm("buddy, reading B, rho 2", "buddy", "buddy-b", params={"rho": 2}),
-    Arm("buddy, reading B, rho 3", "buddy", "buddy-b"),
-    Arm("buddy, reading B, rho 4", "buddy", "buddy-b", params={"rho": 4}),
-    Arm("matched-random, reading B", "matched", "matched-random", params=B),
-    Arm("matched-next-ranked, reading B", "matched", "matched-next-ranked", params=B),
-    Arm("matched-drop, reading B", "matched", "matched-drop", params=B),
-    Arm("buddy, first fit", "buddy", "buddy-first-fit"),
-    Arm("similarity, gates of B", "similarity", "similarity", params={"matrix": MATRIX, "percentile": 15.0}),
-    Arm("next-ranked, no gate", "ungated", "next-ranked"),
-    Arm("random, no gate", "ungated", "random"),
-    Arm("drop", "ungated", "drop"),
-    Arm("cache-prior 0.1", "re-ranking", rerank="cache-prior", params={"strength": 0.1}),
-    Arm("cache-prior 0.3", "re-ranking", rerank="cache-prior"),
-    Arm("max-rank 3 of 6", "re-ranking", rerank="max-rank", params={"always": 3, "among": 6}),
-    Arm("max-rank 1 of 12", "re-ranking", rerank="max-rank"),
+VARIANTS = (
+    Variant("fetch", "fetch"),
+    Variant("buddy, reading A", "buddy", "buddy"),
+    Variant("buddy, reading B, rho 1", "buddy", "buddy-b", params={"rho": 1}),
+    Variant("buddy, reading B, rho 2", "buddy", "buddy-b", params={"rho": 2}),
+    Variant("buddy, reading B, rho 3", "buddy", "buddy-b"),
+    Variant("buddy, reading B, rho 4", "buddy", "buddy-b", params={"rho": 4}),
+    Variant("matched-random, reading B", "matched", "matched-random", params=B),
+    Variant("matched-next-ranked, reading B", "matched", "matched-next-ranked", params=B),
+    Variant("matched-drop, reading B", "matched", "matched-drop", params=B),
+    Variant("buddy, first fit", "buddy", "buddy-first-fit"),
+    Variant("similarity, gates of B", "similarity", "similarity", params={"matrix": MATRIX, "percentile": 15.0}),
+    Variant("next-ranked, no gate", "ungated", "next-ranked"),
+    Variant("random, no gate", "ungated", "random"),
+    Variant("drop", "ungated", "drop"),
+    Variant("cache-prior 0.1", "re-ranking", rerank="cache-prior", params={"strength": 0.1}),
+    Variant("cache-prior 0.3", "re-ranking", rerank="cache-prior"),
+    Variant("max-rank 3 of 6", "re-ranking", rerank="max-rank", params={"always": 3, "among": 6}),
+    Variant("max-rank 1 of 12", "re-ranking", rerank="max-rank"),
 )
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all arms share."""
+    """What all variants share."""
 
-    model: Subject
-    text: Passages
+    model: JudgedModel
+    text: TextWindows
     base: Baseline
     calibration: RoutingTrace
     routed: RoutingTrace
@@ -94,18 +91,18 @@ class Study:
     matrix: str
 
 
-def row(study: Study, arm: Arm, cache: float) -> dict[str, Any]:
-    """One arm's closed-loop figures, and how far its open-loop replay is from them."""
-    params = {key: study.matrix if value == MATRIX else value for key, value in arm.params.items()}
-    spec = Arm(arm.name, arm.group, arm.miss, arm.rerank, params).spec(cache=cache, **study.common)
+def row(study: Study, variant: Variant, cache: float) -> dict[str, Any]:
+    """One variant's closed-loop figures, and how far its open-loop replay is from them."""
+    params = {key: study.matrix if value == MATRIX else value for key, value in variant.params.items()}
+    spec = Variant(variant.name, variant.group, variant.miss, variant.rerank, params).spec(cache=cache, **study.common)
     figures, _ = evaluated(study.model, spec, study.text, study.base, study.calibration, study.like)
     return {
         "cache": cache,
-        "arm": arm.name,
-        "group": arm.group,
-        "miss": arm.miss,
-        "rerank": arm.rerank,
-        "params": {key: "of the model" if value == MATRIX else value for key, value in arm.params.items()},
+        "arm": variant.name,
+        "group": variant.group,
+        "miss": variant.miss,
+        "rerank": variant.rerank,
+        "params": {key: "of the model" if value == MATRIX else value for key, value in variant.params.items()},
         **{name: figures[name] for name in ("quality", "shares", "speed", "counts")},
         "open_loop": replayed(study, spec),
     }
@@ -113,10 +110,9 @@ def row(study: Study, arm: Arm, cache: float) -> dict[str, Any]:
 
 def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
     """The open-loop replay of the unmodified model's routing under the same policies."""
-    model = charged(study.model.model, study.model.shape, study.like)
+    model = priced_as(study.model.model, study.model.shape, study.like)
     again = spec.model_copy(update={"as_decode": True, "calibration": "captured"})
-    setting = prepare(again, trace=study.routed, calibration=study.calibration, model=model)
-    summary = summarise(compiled(setting.plan))
+    summary, _ = simulate(again, trace=study.routed, calibration=study.calibration, model=model)
     slots = summary["slots_wanted"]
     return {
         "wanted": summary["wanted"],
@@ -130,7 +126,7 @@ def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
 
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.study", description="Quality against bytes and time, policy by policy.")
-    out.add_argument("--model", dest="subject", default="tiny-moe", metavar="tiny-moe|PATH")
+    out.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH")
     out.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
     out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
@@ -146,30 +142,30 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All arms; the result as closed_loop.json has it. Raises UserError, one line, for bad input."""
-    model = subject(args.subject)
+    """All variants; the result as closed_loop.json has it. Raises UserError, one line, for bad input."""
+    model = judged_model(args.judged_model)
     sequences, length = (2, 24) if args.quick else (args.sequences, args.length)
     if sequences < 2 or not 3 <= length <= model.context:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 3 .. {model.context} are required")
-    text = passages(model.tokens, sequences, length, args.seed, lead=model.lead)
+    text = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
     calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
-    common = {"trace": args.subject, "hardware": args.hardware, "engine": args.engine, "precision": args.precision,
+    common = {"trace": args.judged_model, "hardware": args.hardware, "engine": args.engine, "precision": args.precision,
               "seed": args.seed}  # fmt: skip
     base = Baseline(model, text, keep=True)
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "similarity.npz"
-        other = passages(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
-        measure(open_source(args.subject, "cpu"), list(other.tokens)).write(matrix)
+        other = text_windows(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
+        measure(open_source(args.judged_model, "cpu"), list(other.tokens)).write(matrix)
         study = Study(model, text, base, calibration, _routed(model, text, base, common, args.charge), common,
                       args.charge, str(matrix))  # fmt: skip
         rows = []
         caches = CACHES[1:2] if args.quick else CACHES
         for cache in caches:
-            for arm in ARMS:
-                rows.append(row(study, arm, cache))
-                _say(len(rows), len(caches) * len(ARMS), arm, cache)
+            for variant in VARIANTS:
+                rows.append(row(study, variant, cache))
+                _say(len(rows), len(caches) * len(VARIANTS), variant, cache)
     return {
-        "model": args.subject,
+        "model": args.judged_model,
         "loop": "closed, teacher-forced, one sequence at a time, every token a decode step, cache carried on",
         "text": {
             "source": text.source,
@@ -185,15 +181,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _routed(model: Subject, text: Passages, base: Baseline, common: dict[str, Any], like: str) -> RoutingTrace:
+def _routed(model: JudgedModel, text: TextWindows, base: Baseline, common: dict[str, Any], like: str) -> RoutingTrace:
     """The unmodified model's routing of the judged text, with its logits."""
-    loop = ClosedLoop(RunSpec.of(common), model.shape, None, charged(model.model, model.shape, like), keep_logits=True)
+    loop = ClosedLoop(
+        RunSpec.of(common), model.shape, None, priced_as(model.model, model.shape, like), keep_logits=True
+    )
     return judge(model, text, loop, base).trace
 
 
-def _say(done: int, of: int, arm: Arm, cache: float) -> None:
+def _say(done: int, of: int, variant: Variant, cache: float) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}/{of} {arm.name} at {cache}".ljust(60), end="\n" if done == of else "", file=sys.stderr)
+        print(f"\r{done}/{of} {variant.name} at {cache}".ljust(60), end="\n" if done == of else "", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

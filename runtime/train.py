@@ -78,7 +78,7 @@ def prepare(vocab_size: int, corpus_bytes: int | None) -> Data:
 
 
 @dataclass
-class Run:
+class Training:
     """A training under way: what it was asked for, its data, its model and how far it is."""
 
     config: ModelConfig
@@ -103,7 +103,7 @@ class Run:
         return self.progress.step * self.options.batch * self.config.max_position_embeddings
 
 
-def start(config: ModelConfig, options: TrainOptions, out: Path, device: torch.device) -> Run:
+def start(config: ModelConfig, options: TrainOptions, out: Path, device: torch.device) -> Training:
     """A run at step 0, nothing written yet."""
     torch.set_num_threads(options.threads)
     data = prepare(config.vocab_size, options.corpus_bytes)
@@ -113,10 +113,10 @@ def start(config: ModelConfig, options: TrainOptions, out: Path, device: torch.d
         "order2_bytes": text.order2_bits_per_byte(data.corpus),
         "order2_tokens": text.order2_token_bits_per_byte(data.corpus, data.tokenizer),
     }
-    return Run(config, options, out, data, model, make_optimizer(model, options), baselines)
+    return Training(config, options, out, data, model, make_optimizer(model, options), baselines)
 
 
-def advance(run: Run, minutes: float | None = None, save_every_s: float = 300.0) -> None:
+def advance(run: Training, minutes: float | None = None, save_every_s: float = 300.0) -> None:
     """Train to the end, or until `minutes` have passed; evaluate twenty times on the way; save as it goes.
 
     Looks up from training every 50 steps only, so that where it is paused leaves no mark on its curves. A run
@@ -145,14 +145,14 @@ def advance(run: Run, minutes: float | None = None, save_every_s: float = 300.0)
             return
 
 
-def _one_step(run: Run) -> Tensor:
+def _one_step(run: Training) -> Tensor:
     windows = batch_at(run.data.train, run.progress.step, run.options, run.config.max_position_embeddings)
     nats, balance = train_step(run.model, run.optimizer, windows.to(run.device), run.progress.step, run.options)
     run.progress.step += 1
     return torch.stack((nats, balance))
 
 
-def _add_to_curve(run: Run, sums: Tensor) -> None:
+def _add_to_curve(run: Training, sums: Tensor) -> None:
     p = run.progress
     last = p.curve[-1][0] if p.curve else 0
     nats, balance = (sums / (p.step - last)).tolist()
@@ -164,11 +164,11 @@ def _add_to_curve(run: Run, sums: Tensor) -> None:
     say(f"step {p.step}/{run.options.steps}  {nats:.3f} nats/token  balance {balance:.3f}  {speed}")
 
 
-def _evaluation_due(run: Run) -> bool:
+def _evaluation_due(run: Training) -> bool:
     return run.finished or run.progress.step % max(1, run.options.steps // EVALUATIONS) < CURVE_EVERY
 
 
-def _evaluate(run: Run) -> None:
+def _evaluate(run: Training) -> None:
     bits, counts = evaluate(run.model, run.data.heldout, run.data.heldout_bytes)
     run.progress.heldout_curve.append([run.progress.step, round(bits, 4)])
     run.progress.expert_load = share_of_fair(counts)
@@ -177,7 +177,7 @@ def _evaluate(run: Run) -> None:
     say(f"held out: {bits:.4f} bits/byte, {ratio:.3f} x order-2; least expert {least:.2f} of its fair share")
 
 
-def save_run(run: Run) -> None:
+def save_run(run: Training) -> None:
     """Everything in `run.out`; the resume file last, so that it is never ahead of the others."""
     run.out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(run.out, run.model)
@@ -187,13 +187,13 @@ def save_run(run: Run) -> None:
     write_bytes(run.out / "resume.safetensors", save(_state_tensors(run), meta))
 
 
-def identity(run: Run) -> str:
+def identity(run: Training) -> str:
     """What two runs must share for one to go on from the other, as a JSON string."""
     data = run.data.corpus.describe()["sha256"]
     return json.dumps({"config": asdict(run.config), "options": asdict(run.options), "data": data}, sort_keys=True)
 
 
-def _state_tensors(run: Run) -> dict[str, Tensor]:
+def _state_tensors(run: Training) -> dict[str, Tensor]:
     tensors = {}
     for name, p in run.model.named_parameters():
         tensors[f"weight.{name}"] = p.detach().cpu().contiguous()
@@ -202,7 +202,7 @@ def _state_tensors(run: Run) -> dict[str, Tensor]:
     return tensors
 
 
-def resume(run: Run) -> None:
+def resume(run: Training) -> None:
     """Put `run` where `resume.safetensors` of its folder left off; TrainError where that is another run's."""
     path = run.out / "resume.safetensors"
     tensors = read_tensors(path)
@@ -217,7 +217,7 @@ def resume(run: Run) -> None:
         run.optimizer.state[p] = {"step": torch.tensor(float(run.progress.step), device=p.device), **moments}
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: Training) -> dict[str, Any]:
     """What `record.json` says: enough to train again and to judge the result."""
     p = run.progress
     return {
@@ -248,7 +248,7 @@ def record(run: Run) -> dict[str, Any]:
     }
 
 
-def _judgement(run: Run) -> dict[str, Any]:
+def _judgement(run: Training) -> dict[str, Any]:
     """The last evaluation beside the order-2 models; empty before the first."""
     if not run.progress.heldout_curve:
         return {}
@@ -263,7 +263,7 @@ def _judgement(run: Run) -> dict[str, Any]:
     }
 
 
-def command(run: Run) -> str:
+def command(run: Training) -> str:
     """The command line that trains this run again."""
     parts = ["python -m runtime.train"]
     for values, default in ((run.options, TrainOptions()), (run.config, ModelConfig())):

@@ -1,12 +1,12 @@
 """python -m runtime.validate: how far the simulation is off, on this device, component by component.
 
 Theory of operation. On every link (the device's own; or three paces of a CPU's, so that stall is under 20 %, between,
-and over 80 % of the time) there are arms that calibrate and arms that are judged, on other requests. All of them run in
+and over 80 % of the time) there are cases that calibrate and cases that are judged, on other requests. All run in
 one process, round after round, each round in a new seeded order, so that whatever else the machine does meets all
-alike. From the calibrating arms' records a hardware file is fitted (runtime.measuring.terms); from it every judged arm
-is simulated; its time per token and the median of its replays are compared, part by part, beside the replays' spread.
+alike. From the calibrating cases' records a hardware file is fitted (runtime.measuring.terms); from it every judged
+case is simulated; its time per token and the median of its replays are compared, part by part, beside their spread.
 On a link whose pace is not chosen capacities go up to all experts, and there are long prompts. A link is calibrated at
-capacities of its own (runtime.measuring.cases). A record whose arms are all in one regime cannot show what the others
+capacities of its own (runtime.measuring.cases). A record whose cases are all in one regime cannot show what the others
 would: it is inconclusive and says so in its first line.
 
 Decisions are compared in lock-step: the device replays the order of completions that the simulator had; then every
@@ -17,337 +17,23 @@ Exit status 0 within tolerance, 1 outside it by more than twice the run-to-run s
 inconclusive, 2 bad input.
 """
 
-import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import numpy as np
-
-from runtime import calibrate
-from runtime.calibrate import listed
-from runtime.measuring import durations
-from runtime.measuring.agreement import Tolerance, kind
-from runtime.measuring.cases import Arm, Link, Traces, apart, calibrating, grid, long_prompts, policy_fields
-from runtime.measuring.durations import Run
-from runtime.measuring.judged import capacity, compared, drift, locked, no_time, statements, status
-from runtime.measuring.microbenchmarks import TOKENS, gpu_busy_ns
-from runtime.measuring.pacing import TARGETS, pace_of, predicted_s, seconds_of
-from runtime.measuring.rounds import MARGIN, After, Budget, Deadline, complete, measured, progress
+from runtime.device.flags import with_device
+from runtime.measuring.flags import capacity, device_flags, listed, measuring_flags, requests
+from runtime.measuring.pacing import TARGETS
 from runtime.measuring.table import markdown
-from runtime.measuring.terms import fitted
-from runtime.replaying.lockstep import check
-from sim.prepare import Setting
-from sim.spec import slots_of
+from runtime.measuring.validation import Validation
+from sim.simulation import announce_compiling
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
-from traces.format import npz
-from traces.format.trace import split
 
-V = TypeVar("V")
-POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
-# of 8 experts 6, 3 and 5, 3 and 4 slots. What calibrates (5 and 7, 4 and 6, 2 and 5) has about as many copies in the
-# mean, and on a CPU copies slow the kernels beside them: for that reason there is none at all experts here
-CACHES: dict[str, tuple[float, ...]] = {"compute": (0.75,), "mixed": (0.4, 0.65), "stall": (0.4, 0.5)}
-BATCH = {"compute": (4,), "mixed": (1,), "stall": (1,)}
-# on a link whose pace is not chosen, --quick or not: from where the link is most of the time up to all experts, where
-# kernels and host are alone, and so few that three rounds of Mixtral at 55 GB/s leave time for the rest
-REAL_CACHES, REAL_BATCHES = {True: (0.25, 0.9, 1.0), False: (0.25, 0.5, 0.9, 1.0)}, (1, 4)
-LATENCY_US = 10.0
 FRACTION = 0.25
-QUICK_S, LONG_S = 270.0, 1200.0  # of everything
-FEWEST = 3  # rounds that the steps of a replay are chosen for
-LOCKED = 0.25  # of an arm's steps are replayed in lock-step
-AFTERWARDS = 2  # so often is an arm prepared and simulated after the rounds: whole, and for the lock-step
-PROBE_GBPS, PROBE_STEPS = 2.0, 8
-REPLAY_S = 0.35  # counted steps of a replay on a link whose pace is chosen
-REAL_S = {True: 1.0, False: 4.0}  # and on any other link, --quick or not
-PLACEHOLDER = "a100-pcie4"  # hardware of settings that are replayed: there durations are the device's
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
-
-
-def replaying(bench: Any, settings: dict[Arm, Setting]) -> Callable[[Arm], Run]:
-    """How an arm is replayed: its link at its pace."""
-
-    def replay(arm: Arm) -> Run:
-        if arm.link.gbps is not None:
-            bench.pace(arm.link.gbps, arm.link.latency_us)
-        return Run(settings[arm], bench.replay(settings[arm]))
-
-    return replay
-
-
-class Steps(NamedTuple):
-    """Of a link's replays, but the chained: how many, and seconds of one."""
-
-    count: int
-    each_s: float
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a few steps of some arms said of the time. step_s: of a step; each_s: of a replay beside its steps, such as
-    the first residents; long_s: of a replay of a chained arm, which always has all its steps; prepared_s: of making a
-    setting; check_s: of a step through the core alone."""
-
-    runs: dict[Arm, Run]
-    step_s: float
-    each_s: float
-    long_s: float
-    prepared_s: float
-    check_s: float
-
-    @property
-    def share(self) -> float:
-        """About what comes after the rounds for each second of a replay's steps."""
-        return LOCKED + self.check_s / self.step_s
-
-    def round_s(self, arms: Sequence[Arm], steps_s: Callable[[Arm], float]) -> float:
-        """Seconds of one replay of each arm, whose steps take so long where it is not chained."""
-        return sum(self.long_s if arm.chained else self.each_s + steps_s(arm) for arm in arms)
-
-    def budget(self, arms: Sequence[Arm], of: dict[str, Steps], warm: int, deadline: Deadline) -> Budget:
-        """What rounds of so many steps take, by the link, `warm` of which warm up, and what comes behind them: judged
-        arms are checked by the core, and part of their steps (of chained ones all) are locked."""
-        judged = [arm for arm in arms if not arm.calibrates]
-        round_s = self.round_s(arms, lambda arm: of[arm.link.name].count * of[arm.link.name].each_s)
-        locked_s = self.round_s(
-            judged, lambda arm: locked_steps(of[arm.link.name].count, warm) * of[arm.link.name].each_s
-        )
-        checked_s = self.check_s * sum(of[arm.link.name].count for arm in judged if not arm.chained)
-        share = (1 + MARGIN) * (locked_s + checked_s) / round_s
-        return Budget(deadline, round_s, After(share, len(arms) * AFTERWARDS * self.prepared_s))
-
-    def replay_s(self, at_most_s: float, arms: Sequence[Arm], deadline: Deadline) -> float:
-        """Seconds that the steps of a replay may take, so that FEWEST rounds and what comes after them fit into the
-        time that is left."""
-        beside_s = (FEWEST + 1) * self.round_s(arms, lambda arm: 0.0) + len(arms) * (1 + AFTERWARDS) * self.prepared_s
-        left_s = (1 - MARGIN) * deadline.left_s - beside_s
-        short = sum(not arm.chained for arm in arms)
-        return max(1e-3, min(at_most_s, left_s / short / (FEWEST + self.share)))
-
-
-def probed(bench: Any, traces: Traces, arms: Sequence[Arm], common: dict[str, Any], deadline: Deadline) -> Probe:
-    """A few steps of every arm, twice: first kernels are loaded and tuned and memory is touched, then they are timed.
-    Where there is no time for that, the first have to do."""
-    few, began_s = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, deadline.gone_s
-    settings = {arm: traces.setting(arm, few, PLACEHOLDER) for arm in arms}
-    prepared_s, replay = (deadline.gone_s - began_s) / len(arms), replaying(bench, settings)
-    short, long = ([arm for arm in arms if arm.chained is yes] for yes in (False, True))
-    runs, short_s, long_s = {}, 0.0, 0.0
-    for _ in range(2):
-        if runs and (short_s + long_s) * (1 + FEWEST) > deadline.left_s:
-            break
-        began_s = deadline.gone_s
-        complete(long, replay, deadline, "the warm-up")
-        long_s, began_s = deadline.gone_s - began_s, deadline.gone_s
-        runs = complete(short, replay, deadline, "the warm-up")
-        short_s = deadline.gone_s - began_s
-    steps_s = sum(float(run.record.steps["end_ns"][-1]) for run in runs.values()) / 1e9
-    steps = sum(len(run.setting.steps) for run in runs.values())
-    each_s = max(0.0, short_s - steps_s) / len(short)
-    return Probe(
-        runs, steps_s / steps, each_s, long_s / max(1, len(long)), prepared_s, check_s(runs[short[0]], deadline)
-    )
-
-
-def check_s(run: Run, deadline: Deadline) -> float:
-    """Seconds that the core alone takes for a step of a run."""
-    began_s = deadline.gone_s
-    check(run.setting.plan, run.record)
-    return (deadline.gone_s - began_s) / len(run.setting.steps)
-
-
-# --- which arms ------------------------------------------------------------------------------------------------------
-
-
-def judged_arms(link: Link, args: argparse.Namespace, experts: int) -> list[Arm]:
-    """The judged arms of one link, for layers of so many experts. Where all have slots no policy decides anything: one
-    is enough there. A link whose pace is not chosen has long prompts too, at the two largest capacities."""
-    given = args.caches or CACHES.get(link.regime or "", REAL_CACHES[args.quick])
-    caches = distinct(given, lambda cache: slots_of(cache, experts))
-    batches = args.batches or BATCH.get(link.regime or "", REAL_BATCHES)
-    every = [cache for cache in caches if slots_of(cache, experts) >= experts]
-    some = [cache for cache in caches if cache not in every]
-    arms = grid(link, args.policies, some, batches) + grid(link, args.policies[:1], every, batches)
-    largest = sorted(caches, key=lambda cache: slots_of(cache, experts))[-2:]
-    return arms if link.regime else arms + long_prompts(link, largest)
-
-
-def distinct(values: Sequence[V], same: Callable[[V], Any]) -> list[V]:
-    """Without those that come to the same as an earlier one: an arm that runs twice is one arm."""
-    out: dict[Any, V] = {}
-    for value in values:
-        out.setdefault(same(value), value)
-    return list(out.values())
-
-
-def all_arms(links: Sequence[Link], args: argparse.Namespace, experts: int) -> list[Arm]:
-    """Calibrating and judged arms of every link, for layers of so many experts."""
-    out = []
-    for link in links:
-        arms = judged_arms(link, args, experts)
-        caches = apart([arm.fields["cache"] for arm in arms], experts)
-        batches = list(dict.fromkeys(arm.fields["batch"] for arm in arms if not arm.chained))
-        host = any(arm.policy.endswith("+cpu") for arm in arms)
-        out += calibrating(link, caches, batches, host)
-        out += [] if link.regime else long_prompts(link, caches[-1:], True)
-        out += arms
-    return out
-
-
-def without_room(args: argparse.Namespace, settings: Callable[[], list[Setting]], options: Any) -> list[dict[str, Any]]:
-    """Put the capacities that nobody chose into `args.caches`, and take from them, largest first, what the device has
-    no room for, but the last; what was taken, and why. settings: of every arm that there is at `args.caches`."""
-    from runtime.experts.store import StoreError
-    from runtime.measuring.bench import Extent
-
-    args.caches, out = list(REAL_CACHES[args.quick]), []
-    with calibrate.port_of(args) as port:
-        while len(args.caches) > 1:
-            try:
-                Extent(settings(), options).refuse(port)
-                break
-            except StoreError as error:
-                out.append({"cache": args.caches.pop(), "why": str(error)})
-    return out
-
-
-def probing(args: argparse.Namespace) -> list[Arm]:
-    """The arms of the probe."""
-    batches = args.batches or sorted({b for batches in BATCH.values() for b in batches})
-    return calibrating(Link("probe", PROBE_GBPS, LATENCY_US), [0.3, 0.9], batches)
-
-
-def paced_links(
-    bench: Any, traces: Traces, args: argparse.Namespace, common: dict[str, Any], folder: Path, probe: Probe,
-    scale: float, replay_s: float,
-) -> tuple[list[Link], dict[str, Steps]]:  # fmt: skip
-    """A pace for each regime, and the steps that its replays have, about `replay_s` long, from one probe of this device
-    (runtime.measuring.pacing)."""
-    runs = list(probe.runs.values())
-    found = calibrate.section_of(fitted([runs]), bench, runs[0].setting, scale)
-    hardware = folder / "probe.toml"
-    calibrate.write_hardware(hardware, found)
-    fixed_ns = max(LATENCY_US * 1e3, found["measured"]["transfer_idle_ns"] - bench.expert_bytes / PROBE_GBPS)
-    links, steps, warm = [], {}, common["warmup_steps"]
-    for regime in TARGETS:
-        arms = judged_arms(Link(regime, 1.0, LATENCY_US, regime), args, runs[0].setting.plan.n_experts)
-        of = [traces.setting(arm, {**common, "max_steps": 12}, str(hardware)) for arm in arms]
-        most = common["max_steps"] - warm
-        gbps, counted, step_s = pace_of(regime, of, bench.expert_bytes, fixed_ns, replay_s, most)
-        links.append(Link(regime, gbps, LATENCY_US, regime))
-        steps[regime] = Steps(counted + warm, step_s)
-    return links, steps
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
-def validated(
-    bench: Any,
-    traces: Traces,
-    arms: Sequence[Arm],
-    common: dict[str, Any],
-    folder: Path,
-    args: argparse.Namespace,
-    steps: dict[str, Steps],
-    scale: float,
-    budget: Budget,
-    kernels: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-    """Measure, calibrate, simulate, lock-step, judge. steps: of each link's replays, by its name; the hardware files go
-    into the folder; kernels: what an expert takes, by tokens (runtime.measuring.microbenchmarks)."""
-    fields = {link: {**common, "max_steps": of.count} for link, of in steps.items()}
-    settings = {arm: traces.setting(arm, fields[arm.link.name], PLACEHOLDER) for arm in arms}
-    links = list(dict.fromkeys(arm.link for arm in arms))
-    rounds = measured(arms, replaying(bench, settings), budget, args.repeats, args.seed)
-    sections, rows = {}, {}
-    for link in links:
-        of_link = [arm for arm in arms if arm.link == link]
-        hardware = folder / f"{link.name}.toml"
-        sections[link.name] = _calibrated(bench, of_link, settings, rounds, scale, hardware)
-        for arm in of_link:
-            if not arm.calibrates:
-                runs = [found[arm] for found in rounds]
-                simulated = durations.simulated(traces.setting(arm, fields[link.name], str(hardware)))
-                rows[arm] = compared(arm, runs, simulated) | {"gpu_busy_ns": gpu_busy_ns(runs[0], kernels)}
-    _lock_steps(bench, rows, traces, fields, folder, budget.deadline)
-    told = [_told(link, [settings[arm] for arm in arms if arm.link == link and arm.calibrates]) for link in links]
-    judged = list(rows.values())
-    stated = statements(judged, Tolerance(), told)
-    return {
-        "kind": kind([row["regime"] for row in judged]),
-        "statements": stated,
-        "exit": status(stated),
-        "rounds": len(rounds),
-        "rounds_asked": args.repeats,
-        "deadline_s": budget.deadline.seconds,
-        "drift": drift(rounds),
-        "links": told,
-        "arms": judged,
-        "calibration": sections,
-        "kernels": list(kernels),
-    }
-
-
-def _told(link: Link, calibrated: Sequence[Setting]) -> dict[str, Any]:
-    """A link as the record has it, with the capacities, in slots, that it was calibrated at."""
-    return asdict(link) | {"calibrated_at": sorted({capacity(setting) for setting in calibrated})}
-
-
-def _calibrated(
-    bench: Any,
-    arms: Sequence[Arm],
-    settings: dict[Arm, Setting],
-    rounds: Sequence[dict[Arm, Run]],
-    scale: float,
-    hardware: Path,
-) -> dict[str, Any]:
-    """Write the hardware file of one link from its calibrating arms; its [measured] section."""
-    found = fitted([[runs[arm] for arm in arms if arm.calibrates] for runs in rounds])
-    if arms[0].link.gbps is not None:
-        bench.pace(arms[0].link.gbps, arms[0].link.latency_us)
-    table = calibrate.section_of(found, bench, settings[arms[0]], scale)
-    calibrate.write_hardware(hardware, table)
-    measured: dict[str, Any] = table["measured"]
-    return measured
-
-
-def _lock_steps(
-    bench: Any, rows: dict[Arm, dict[str, Any]], traces: Traces, fields: dict[str, dict[str, Any]], folder: Path,
-    deadline: Deadline,
-) -> None:  # fmt: skip
-    """Replay every judged arm in lock-step over a part of its steps, as long as there is time for another one."""
-    slowest_s, done = 0.0, 0
-    for arm, row in rows.items():
-        if deadline.left_s <= slowest_s:
-            row["lock_step"] = no_time()
-            continue
-        began_s, hardware = deadline.gone_s, str(folder / f"{arm.link.name}.toml")
-        setting = traces.setting(arm, _locked(fields[arm.link.name]), hardware)
-        row["lock_step"] = locked(bench, arm, durations.simulated(setting))
-        slowest_s, done = max(slowest_s, deadline.gone_s - began_s), done + 1
-    progress(f"{done} of {len(rows)} lock-steps done: {deadline}")
-
-
-def _locked(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an arm with the steps of its lock-step."""
-    return {**fields, "max_steps": locked_steps(fields["max_steps"], fields["warmup_steps"])}
-
-
-def locked_steps(steps: int, warm: int) -> int:
-    """How many of a replay's steps are locked; two at least count."""
-    return max(warm + 2, int(steps * LOCKED))
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def parser() -> Parser:
@@ -358,134 +44,33 @@ def parser() -> Parser:
     add("--model", metavar="NAME|FILE", help="model that runs (default: the trace's)")
     policies = "EVICTION, EVICTION+PREFETCH or EVICTION+cpu (default: lru, belady, and lru with a prefetcher)"
     add("--policies", type=listed(str), metavar="A,B+C", help=policies)
-    add("--caches", type=listed(calibrate.capacity), metavar="A,B", help="capacities, on every link")
-    add("--batches", type=listed(calibrate.requests), metavar="A,B", help="requests together, on every link")
+    add("--caches", type=listed(capacity), metavar="A,B", help="capacities, on every link")
+    add("--batches", type=listed(requests), metavar="A,B", help="requests together, on every link")
     share = f"requests set aside to calibrate on (default: {FRACTION})"
     add("--calibration", type=float, default=FRACTION, metavar="FRACTION", help=share)
     add("--out", default="validation", metavar="DIR", help="validation.json, .md and the hardware files (validation)")
     add("--json", action="store_true", help="print the JSON record instead of the table")
-    calibrate.device_flags(out)
-    calibrate.measuring_flags(out)
+    device_flags(out)
+    measuring_flags(out)
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return guarded(lambda found: calibrate.with_device(_command, found), argv)
+    return guarded(lambda found: with_device(lambda: _command(found)), argv)
 
 
 def _command(argv: list[str]) -> int:
-    from sim.run import announce_compiling
-
     args = parser().parse_args(argv)
     folder = out_folder(args.out)
     if not 0 < args.calibration < 1:
         raise UserError(f"calibration: {args.calibration:g}: must be a fraction between 0 and 1")
     announce_compiling()
     with tempfile.TemporaryDirectory() as scratch:
-        out = run(args, Path(scratch)) | {"command": "python -m runtime.validate " + " ".join(argv)}
+        out = Validation(args, Path(scratch)).run() | {"command": "python -m runtime.validate " + " ".join(argv)}
         save(out, folder, Path(scratch))
     print(json.dumps(out) if args.json else markdown(out))
     return int(out["exit"])
-
-
-def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Open the device with room for every arm, choose the links, and validate. Raises UserError for what cannot be."""
-    deadline = calibrate.deadline_of(args, QUICK_S, LONG_S)
-    whole = npz.read(npz.find(args.trace))
-    experts = whole.n_experts
-    batches = args.batches or [b for some in (REAL_BATCHES, *BATCH.values()) for b in some]
-    traces = Traces.of(args.trace, args.calibration, args.seed, scratch, max(batches))
-    common, options = calibrate.common_fields(args), calibrate.options_of(args)
-    ahead = "gate-lookahead" if whole.has("lookahead") else "transition"
-    args.policies = distinct(
-        args.policies or [policy.format(ahead=ahead) for policy in POLICIES],
-        lambda policy: tuple(policy_fields(policy).items()),
-    )
-    cpu = calibrate.device_name(args) == "cpu"
-    choose = cpu and args.link_gbps is None
-    links = [Link(regime, 1.0, LATENCY_US, regime) for regime in TARGETS] if choose else [own_link(args, cpu)]
-    if args.batches or not choose:
-        there = len(split(whole, args.calibration, args.seed)[1].requests()[0])  # no more run together
-        args.batches = distinct(args.batches or REAL_BATCHES, lambda batch: min(batch, there))
-
-    def settings() -> list[Setting]:
-        """Of every arm at its longest, and of the probe: what the device must have room for."""
-        probe = probing(args) if choose else []
-        return [traces.setting(arm, common, PLACEHOLDER) for arm in all_arms(links, args, experts) + probe]
-
-    left_out = [] if choose or args.caches else without_room(args, settings, options)
-    room = settings()
-    most_rows = max(int(np.diff(setting.steps.offset).max()) for setting in room)
-    with calibrate.open_bench(args, room, options) as bench:
-        progress(f"the device is open: {deadline}")
-        arms = all_arms(links, args, experts)
-        probe = probed(bench, traces, probing(args) if choose else _calibrating(arms), common, deadline)
-        if not choose:
-            say_expected(bench, traces, arms, args, common, deadline)
-        kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
-        replay_s = probe.replay_s(REPLAY_S if choose else REAL_S[args.quick], arms, deadline)
-        if choose:
-            links, steps = paced_links(bench, traces, args, common, scratch, probe, options.scale, replay_s)
-            arms = all_arms(links, args, experts)
-        else:
-            steps = {links[0].name: Steps(steps_of(probe.step_s, replay_s, args, common), probe.step_s)}
-        budget = probe.budget(arms, steps, common["warmup_steps"], deadline)
-        found = validated(bench, traces, arms, common, scratch, args, steps, options.scale, budget, kernels)
-        facts = bench.facts()
-    about = {"name": args.trace, "hash": npz.content_hash(whole), "model": whole.model, "real": whole.real}
-    given = {"scale": options.scale, "precision": common["precision"], "trace": about, "left_out": left_out}
-    return {"device": facts, **given, **found, "seconds": round(deadline.gone_s, 1)}
-
-
-def own_link(args: argparse.Namespace, cpu: bool) -> Link:
-    """The one link whose pace is not chosen: the device's, or a CPU's at the pace that was asked for."""
-    return Link("link", args.link_gbps, args.link_latency_us) if cpu else Link("link")
-
-
-def steps_of(step_s: float, replay_s: float, args: argparse.Namespace, common: dict[str, Any]) -> int:
-    """Steps of a replay on a link whose pace is not chosen: as asked for, or what takes about `replay_s`; 4 at least
-    count."""
-    warm = common["warmup_steps"]
-    counted = common["max_steps"] - warm
-    if args.steps is None:
-        counted = int(np.clip(round(replay_s / step_s), 4, counted))
-    return int(counted + warm)
-
-
-def say_expected(
-    bench: Any, traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any],
-    deadline: Deadline,
-) -> None:  # fmt: skip
-    """What the plans alone say that everything takes, at the pace of the link's bare copies."""
-    gbps = bench.expert_bytes / bench.bare_copy_ns()[1]
-    expected = expected_s(traces, arms, args, common, PLACEHOLDER, gbps, bench.expert_bytes)
-    progress(
-        f"the plans alone, at {gbps:.2f} GB/s, take {expected:.0f} s with {args.repeats or FEWEST} rounds: {deadline}"
-    )
-
-
-def expected_s(
-    traces: Traces, arms: Sequence[Arm], args: argparse.Namespace, common: dict[str, Any], hardware: str, gbps: float,
-    expert_bytes: int,
-) -> float:  # fmt: skip
-    """Seconds of everything on a link whose pace is not chosen, with transfers at so many GB/s and FEWEST rounds unless
-    others are asked for: from the plans alone, with the kernels of a piece of hardware."""
-
-    def settings(of: Sequence[Arm], fields: dict[str, Any]) -> list[Setting]:
-        return [traces.setting(arm, fields, hardware) for arm in of]
-
-    few, calibrates = {**common, "max_steps": min(PROBE_STEPS, common["max_steps"])}, _calibrating(arms)
-    timed = settings([arm for arm in calibrates if not arm.chained], few)
-    step_s = seconds_of(timed, gbps, expert_bytes)[1] / sum(len(setting.steps) for setting in timed)
-    fields = {**common, "max_steps": steps_of(step_s, REAL_S[args.quick], args, common)}
-    locked = settings([arm for arm in arms if not arm.calibrates], _locked(fields))
-    each = settings(arms, fields)
-    return predicted_s(settings(calibrates, few), each, locked, gbps, expert_bytes, args.repeats or FEWEST)
-
-
-def _calibrating(arms: Sequence[Arm]) -> list[Arm]:
-    return [arm for arm in arms if arm.calibrates]
 
 
 def save(out: dict[str, Any], folder: Path, scratch: Path) -> None:

@@ -7,7 +7,13 @@ from traces.errors import UserError
 
 
 class SpecError(UserError):
-    """A run that cannot be set up: the message names the field, its value and what would be right."""
+    """A run that cannot be set up, or what it needs cannot be fitted: the message names the field, its value and what
+    would be right."""
+
+
+class CatalogError(UserError):
+    """A name or a file that does not describe what it should. Apart: a name that the catalog does not know may be a
+    file's, or be no matter (a model beside fixed durations)."""
 
 
 def unknown(field: str, value: str, known: Iterable[str]) -> SpecError:

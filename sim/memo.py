@@ -12,18 +12,31 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-Key = tuple[Any, ...]
 
 
 class Memo(Protocol):
     """Called with a key and a function without arguments, gives that function's value: equal keys, equal values."""
 
-    def __call__(self, key: Key, make: Callable[[], T]) -> T: ...
+    def __call__(self, key: object, make: Callable[[], T]) -> T: ...
 
 
-def afresh(key: Key, make: Callable[[], T]) -> T:
+def afresh(key: object, make: Callable[[], T]) -> T:
     """Keeps nothing."""
     return make()
+
+
+def within(memo: Memo) -> Memo:
+    """The same memo, asked for each key once: for the parts of one preparation, which ask again for what they share."""
+    had: dict[str, Any] = {}
+
+    def once(key: object, make: Callable[[], T]) -> T:
+        name = repr(key)
+        if name not in had:
+            had[name] = memo(key, make)
+        value: T = had[name]
+        return value
+
+    return once
 
 
 class Kept:
@@ -38,7 +51,7 @@ class Kept:
         self.bytes = 0
         self._values: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
-    def __call__(self, key: Key, make: Callable[[], T]) -> T:
+    def __call__(self, key: object, make: Callable[[], T]) -> T:
         name = repr(key)
         if name in self._values:
             self._values.move_to_end(name)

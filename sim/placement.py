@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.errors import SpecError
+from sim.flags import spec_of
 from sim.prepare import Setting, prepare
-from sim.run import parser, spec_of
+from sim.run import parser
 from traces.command import guarded
 from traces.format import placement
 from traces.format.placement import KIND, VERSION, Placement

@@ -1,21 +1,34 @@
-"""From a spec to a plan: the trace in steps, the costs, the predictions, the slots and first residents, as arrays."""
+"""From a spec to a plan, in stages: what is judged, its steps, costs, slots, what is fitted; all as arrays.
+
+A stage is a frozen dataclass of all that its result depends on, and `make` sees nothing else: so its value, by its
+repr, is the key under which a memo may keep the result for other specs, and nothing can be left out of a key that the
+result is made from. A stage names earlier stages as its fields and gets their results from the same memo.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.catalog import CatalogError
-from sim.core.plan import GROUPS, ORDERS, Costs, Low, Plan, Prefetch
-from sim.costs.roofline import StepShapes, costs, expert_bytes, low_copies, memory
-from sim.errors import SpecError
+from sim.catalog.engine_spec import Engine
+from sim.catalog.hardware_spec import Hardware
+from sim.catalog.model_spec import ModelSpec
+from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
+from sim.costs.classes import StepShapes
+from sim.costs.roofline import costs, expert_bytes, low_copies, memory
+from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
-from sim.memo import Memo, afresh
-from sim.policies.registry import Policy, find, is_user, predictor
+from sim.fit.buddies import BuddyLists, BuddyProfile
+from sim.fit.placement import first_residents
+from sim.fit.prediction import Prediction
+from sim.fit.slots import spread_slots
+from sim.memo import Memo, afresh, within
+from sim.policies.policy import NONE, Policy, Value
+from sim.policies.registry import find
 from sim.spec import RunSpec, cache_bytes, parse_cache, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces.errors import TraceError
@@ -23,18 +36,314 @@ from traces.format import npz, profile
 from traces.format.trace import RoutingTrace, split
 from traces.statistics.overlap import shared_requests
 
-if TYPE_CHECKING:
-    from sim.catalog.engine_spec import Engine
-    from sim.catalog.hardware_spec import Hardware
-    from sim.catalog.model_spec import ModelSpec
-    from sim.fit.prediction import Prediction
+Int = npt.NDArray[np.int64]
+Made = TypeVar("Made", covariant=True)
+
+
+class Stage(Protocol[Made]):
+    """What all that `make` depends on can be told from by its repr. Numbers, text and other stages; of what is in
+    memory, its content hash."""
+
+    def make(self, memo: Memo) -> Made: ...
+
+
+def made(stage: Stage[Made], memo: Memo) -> Made:
+    """What a stage makes, once for all the specs that have it in common."""
+    return memo(stage, lambda: stage.make(memo))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trace by name; or one in memory, `held`, whose hash is `content`. Makes (trace, content hash)."""
+
+    name: str
+    content: str = ""
+    held: RoutingTrace | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, name: str, held: RoutingTrace | None) -> "Opened":
+        return cls(name) if held is None else cls(name, npz.content_hash(held), held)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies. Where nothing does, opening it says so, unless it came some other way."""
+        try:
+            return npz.find(self.name)
+        except TraceError:
+            return Path(self.name)
+
+    def make(self, memo: Memo) -> tuple[RoutingTrace, str]:
+        if self.held is not None:
+            return self.held, self.content
+        trace = npz.read(npz.find(self.name))
+        return trace, npz.content_hash(trace)
+
+
+@dataclass(frozen=True)
+class Described:
+    """An entry of the catalog, or a file of one; kind: hardware, engine."""
+
+    kind: str
+    name: str
+
+    def make(self, memo: Memo) -> Any:
+        return getattr(catalog, self.kind)(self.name)
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """The model that the spec or the trace names, or one in memory. Makes a ModelSpec; with fixed durations an unknown
+    one is no matter, and None."""
+
+    model: str | ModelSpec | None
+    trace: Opened
+    hardware: Described
+
+    def make(self, memo: Memo) -> ModelSpec | None:
+        if isinstance(self.model, ModelSpec):
+            return self.model
+        trace = made(self.trace, memo)[0]
+        fixed = made(self.hardware, memo).fixed is not None
+        try:
+            model = catalog.model(self.model or trace.model)
+        except CatalogError as error:
+            if self.model is None and fixed:
+                return None
+            hint = "" if self.model else "; the trace names it, --model NAME|FILE replaces it"
+            raise SpecError(f"model: {error}{hint}") from None
+        wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, trace.top_k)
+        if wrong is None:
+            return model
+        if self.model is None and fixed:
+            return None
+        raise SpecError(f"model: {self.model or trace.model} does not match {self.trace.path.name}: {wrong}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged and what is set aside to fit on, by --calibration and the seed alone, whatever the policies; seed:
+    of a fraction, else 0. Makes (calibration trace or None, judged trace, requests that the two share)."""
+
+    trace: Opened
+    calibration: Opened | float | None
+    seed: int
+
+    def make(self, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace, int]:
+        """Raises SpecError for a file that shares any request."""
+        trace = made(self.trace, memo)[0]
+        if self.calibration is None:
+            return None, trace, 0
+        if isinstance(self.calibration, float):
+            aside, judged = split(trace, self.calibration, self.seed)
+            return aside, judged, len(shared_requests(judged, aside))
+        other = made(self.calibration, memo)[0]
+        if self.calibration.held is None:
+            _refuse_calibration(self.calibration.path.name, other, trace)
+        return other, trace, 0
+
+    def judged(self, memo: Memo) -> RoutingTrace:
+        """The trace that is judged."""
+        return made(self, memo)[1]
+
+    def fitted_on(self, memo: Memo) -> RoutingTrace:
+        """The calibration trace of a run that has one (`_refuse_what_is_missing` has seen to it)."""
+        calibration = made(self, memo)[0]
+        assert calibration is not None
+        return calibration
+
+
+def _refuse_calibration(name: str, other: RoutingTrace, trace: RoutingTrace) -> None:
+    """A file of another shape than the judged trace, or with requests of it."""
+    for size in ("n_moe_layers", "n_experts", "top_k"):
+        if getattr(other, size) != getattr(trace, size):
+            want = f"{getattr(trace, size)} in the trace"
+            raise SpecError(f"calibration: {name}: {size} is {getattr(other, size)}, but {want}")
+    shared, (first, _) = shared_requests(trace, other), other.requests()
+    if len(shared):
+        which = f"{len(shared)} of its {len(first)} requests (request {other.sequence[first[shared[0]]]} for one)"
+        remedy = "must be other requests; a fraction (0.3) sets some of the trace aside"
+        raise SpecError(f"calibration: {name}: {which} are judged too; {remedy}")
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """All steps of the judged trace."""
+
+    judged: Judged
+    batch: int
+    prefill_chunk: int
+    as_decode: bool
+
+    def make(self, memo: Memo) -> Steps:
+        return schedule(self.judged.judged(memo), self.batch, self.prefill_chunk, self.as_decode)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The steps that a run takes, at most `max_steps`."""
+
+    scheduled: Scheduled
+    max_steps: int | None
+
+    def make(self, memo: Memo) -> Steps:
+        every = made(self.scheduled, memo)
+        return first_steps(every, self.max_steps or len(every))
+
+    @property
+    def judged(self) -> Judged:
+        return self.scheduled.judged
+
+
+@dataclass(frozen=True)
+class Costed:
+    """The cost tables of these steps, on the hardware that the model is run on."""
+
+    steps: Stepped
+    model: Modelled
+    engine: Described
+    precision: str
+    context_offset: int
+
+    def make(self, memo: Memo) -> Costs:
+        trace, steps = self.steps.judged.judged(memo), self.steps.make(memo)
+        positions = trace.position[steps.row].astype(np.int64) + self.context_offset
+        moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
+        shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
+        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
+        return costs(*parts, self.precision, shapes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """So many slots in all, moved between layers to where the calibration trace hits more: int64 [L]."""
+
+    judged: Judged
+    total: int
+    as_decode: bool
+
+    def make(self, memo: Memo) -> Int:
+        trace = self.judged.judged(memo)
+        shape = (trace.n_moe_layers, trace.n_experts)
+        return spread_slots(self.judged.fitted_on(memo), self.total, *shape, as_decode=self.as_decode)
+
+
+@dataclass(frozen=True)
+class Buddies:
+    """Buddy lists of the calibration trace; profile: its parameters, not fitted yet."""
+
+    judged: Judged
+    profile: BuddyProfile
+
+    def make(self, memo: Memo) -> BuddyLists:
+        return replace(self.profile).fit(self.judged.fitted_on(memo)).lists_
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A policy of a run by name, with the parameters that were given it."""
+
+    kind: str
+    name: str
+    given: tuple[tuple[str, Value], ...]
+
+    @classmethod
+    def of(cls, spec: RunSpec, kind: str) -> "Chosen":
+        return cls(kind, getattr(spec, kind), tuple(sorted(spec.params(kind).items())))
+
+    @property
+    def policy(self) -> Policy:
+        return find(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """First residents, int64 [n]; slots: of each scope."""
+
+    judged: Judged
+    placement: Chosen
+    seed: int
+    pooled: bool
+    slots: tuple[int, ...]
+
+    def make(self, memo: Memo) -> Int:
+        (calibration, trace, _), policy = made(self.judged, memo), self.placement.policy
+        counts = _profile_counts(self.placement, trace) if "file" in policy.parameters else None
+        lists = made(Buddies(self.judged, BuddyProfile(seed=self.seed)), memo) if policy.lists else None
+        sizes = (trace.n_moe_layers, trace.n_experts, np.array(self.slots), self.pooled)
+        return first_residents(policy.name, *sizes, calibration, self.seed, lists=lists, counts=counts)
+
+
+def _profile_counts(placement: Chosen, trace: RoutingTrace) -> npt.NDArray[np.float64]:
+    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
+    name, file = placement.name, dict(placement.given).get("file")
+    if not isinstance(file, str):
+        raise SpecError(f"placement {name}: needs --set {name}.file=P.npz, a frequency profile")
+    found = profile.read(npz.find(file))
+    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
+        have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
+        raise SpecError(f"set: {name}.file={file}: counts {have}; the trace has [MoE layers, experts] {want}")
+    return found.counts
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a prefetcher predicts for these steps."""
+
+    steps: Stepped
+    prefetch: Chosen
+
+    def make(self, memo: Memo) -> Prediction:
+        predictor = self.prefetch.policy.predictor(dict(self.prefetch.given))
+        if predictor.fitted:
+            predictor.fit(self.steps.judged.fitted_on(memo))
+        found: Prediction = predictor.predict(self.steps.judged.judged(memo), self.steps.make(memo))
+        return found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The plan's fields that answers depend on (sim.fit.answers); weighs: the eviction reads router weights."""
+
+    judged: Judged
+    miss: Chosen
+    rerank: Chosen
+    weighs: bool
+    expert_bytes: int
+    seed: int
+
+    def make(self, memo: Memo) -> dict[str, Any]:
+        calibration, trace, _ = made(self.judged, memo)
+        return answer_fields(
+            self.miss.policy,
+            dict(self.miss.given),
+            self.rerank.policy,
+            dict(self.rerank.given),
+            trace=trace,
+            calibration=calibration,
+            expert_bytes=self.expert_bytes,
+            seed=self.seed,
+            weighs=self.weighs,
+            fit=lambda profile: made(Buddies(self.judged, profile), memo),
+        )
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What an eviction that looks back forgets at each step, None of any other."""
+
+    steps: Stepped
+    eviction: Chosen
+
+    def make(self, memo: Memo) -> Leaving | None:
+        choice = self.eviction.policy.choice(dict(self.eviction.given))
+        return leaving(self.steps.make(memo), choice, self.steps.judged.judged(memo).sequence)
 
 
 @dataclass(frozen=True)
 class Setting:
     """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside; repeated: so many
     of its requests have the routing of a judged one (a fraction of a trace that repeats itself).
-    policy_files: sha256 of the file of each policy that is a user's own. costs_key: equal where trace, steps and
+    policy_files: sha256 of the file of each policy that is a user's own. costed: equal where trace, steps and
     costs are."""
 
     spec: RunSpec
@@ -43,11 +352,11 @@ class Setting:
     trace_hash: str
     calibration: RoutingTrace | None
     steps: Steps
-    model: "ModelSpec | None"
-    hardware: "Hardware"
-    engine: "Engine"
-    policy_files: dict[str, str] = field(default_factory=dict)
-    costs_key: tuple[Any, ...] = ()
+    model: ModelSpec | None
+    hardware: Hardware
+    engine: Engine
+    policy_files: dict[str, str]
+    costed: Costed
     repeated: int = 0
 
     @property
@@ -70,138 +379,73 @@ def prepare(
     *,
     trace: RoutingTrace | None = None,
     calibration: RoutingTrace | None = None,
-    model: "ModelSpec | None" = None,
+    model: ModelSpec | None = None,
 ) -> Setting:
     """Everything before the first nanosecond; `memo` may keep what other specs share with this one.
 
     trace, calibration, model: in memory, instead of what the spec names (a closed loop has no file).
     Raises SpecError, TraceError or CatalogError, one line each."""
-    path = _place(spec.trace)
-    whole, trace_hash = _opened(spec.trace, memo) if trace is None else (trace, npz.content_hash(trace))
-    hardware = memo(("hardware", spec.hardware), lambda: catalog.hardware(spec.hardware))
-    engine = memo(("engine", spec.engine), lambda: catalog.engine(spec.engine))
-    model = model or memo(("model", spec.model, spec.trace, spec.hardware), lambda: _model(spec, whole, path, hardware))
-    policies = _policies(spec)
-    eviction, miss, rerank = policies["eviction"], policies["miss"], policies["rerank"]
-    spec = _with_own_calibration(spec, path)
-    judged = (spec.trace, spec.calibration, spec.seed if isinstance(spec.calibration, float) else 0)
-    if calibration is None:
-        calibration, trace, repeated = memo(("judged", *judged), lambda: _set_aside(spec, whole, memo))
-    else:
-        trace, repeated = whole, 0
-    _refuse_what_is_missing(trace, path, spec, policies.values())
-    _refuse_the_host(spec, miss, hardware)
-    laid_out = (*judged, spec.batch, spec.prefill_chunk, spec.as_decode)
-    steps = _steps(spec, trace, memo, laid_out)
-    costed = (*laid_out, spec.max_steps, spec.model, spec.hardware, spec.engine, spec.precision, spec.context_offset)
-    size = expert_bytes(model, hardware, spec.precision)
-    slots = _slots(spec, trace, size, calibration, memo, judged)
-    chosen = eviction.choice(spec.params("eviction"))
-    answers = _answers(spec, eviction, miss, rerank, trace, calibration, size, hardware, memo, judged)
-    forgets = (*laid_out, spec.max_steps, eviction.name, chosen.params.tolist())
+    memo = within(memo)
+    opened = Opened.of(spec.trace, trace)
+    trace_hash = made(opened, memo)[1]
+    hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
+    machine: Hardware = made(hardware, memo)
+    served: Engine = made(engine, memo)
+    modelled = Modelled(model or spec.model, opened, hardware)
+    known = made(modelled, memo)
+    chosen = {kind: Chosen.of(spec, kind) for kind in spec.policies}
+    policies = {kind: each.policy for kind, each in chosen.items()}
+    spec = _with_own_calibration(spec, opened.path)
+    judged = _judged(spec, opened, calibration)
+    aside, trace, repeated = made(judged, memo)
+    _refuse_what_is_missing(trace, opened.path, spec, policies.values())
+    _refuse_the_host(spec, policies["miss"], machine)
+    stepped = Stepped(Scheduled(judged, spec.batch, spec.prefill_chunk, spec.as_decode), spec.max_steps)
+    steps = stepped.make(memo)
+    if spec.warmup_steps >= len(steps):
+        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    size = expert_bytes(known, machine, spec.precision)
+    slots = _slots(spec, trace, size, judged, memo)
+    weighs = "weights" in policies["eviction"].keeps
+    eviction = policies["eviction"].choice(spec.params("eviction"))
+    answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, size, spec.seed), memo)
+    if policies["miss"].user and not machine.answers_cpu:  # giving such an answer is an error
+        answers |= {"miss": replace(answers["miss"], function=replace(answers["miss"].function, host=False))}
+    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset)
+    placed = Placed(judged, chosen["placement"], spec.seed, spec.cache_scope == "global", tuple(slots.tolist()))
     plan = Plan(
         experts=trace.experts,
         n_experts=trace.n_experts,
         step_offset=steps.offset,
         step_row=steps.row,
         step_prefill=steps.prefill,
-        costs=memo(("costs", *costed), lambda: _costs(spec, trace, steps, model, hardware, engine)),
+        costs=made(costed, memo),
         slots=slots,
-        pooled=spec.cache_scope == "global",
-        residents=_residents(spec, trace, slots, calibration, memo, judged),
+        pooled=placed.pooled,
+        residents=made(placed, memo),
         expert_bytes=size,
-        eviction=chosen,
-        prefetch=_prefetch(spec, trace, steps, calibration, memo, laid_out),
-        group=GROUPS.index(spec.expert_group or engine.expert_group),
+        eviction=eviction,
+        prefetch=_prefetch(spec, Predicted(stepped, chosen["prefetch"]), memo),
+        group=GROUPS.index(spec.expert_group or served.expert_group),
         seed=spec.seed,
         warmup_steps=spec.warmup_steps,
         requests=steps.requests,
-        low=_low(spec, trace, miss, model, hardware, engine, steps, size),
-        leaving=memo(("leaving", *forgets), lambda: leaving(steps, chosen, trace.sequence)),
+        low=_low(spec, trace, policies["miss"], known, machine, served, steps, size),
+        leaving=made(Forgotten(stepped, chosen["eviction"]), memo),
         **answers,
     )
-    sources = (model, hardware, engine, _policy_files(spec))
-    return Setting(spec, plan, trace, trace_hash, calibration, steps, *sources, costs_key=costed, repeated=repeated)
+    files = {policy.name: policy.sha256 for policy in policies.values() if policy.user}
+    return Setting(spec, plan, trace, trace_hash, aside, steps, known, machine, served, files, costed, repeated)
 
 
-def _policies(spec: RunSpec) -> dict[str, Any]:
-    """The policy of each kind: policies.Policy, a user's own, a predictor's class, None for `none`. Raises SpecError,
-    also for a parameter that none of them has."""
-    spec.params("eviction")  # whichever kind: all are looked at
-    return {kind: find(kind, name) for kind, name in spec.policies.items()}
-
-
-def _steps(spec: RunSpec, trace: RoutingTrace, memo: Memo, laid_out: tuple[Any, ...]) -> Steps:
-    """The steps that a run takes, at most `max_steps`. Raises SpecError where the warm-up leaves none."""
-    every = memo(("steps", *laid_out), lambda: schedule(trace, spec.batch, spec.prefill_chunk, spec.as_decode))
-    steps = first_steps(every, spec.max_steps or len(every))
-    if spec.warmup_steps >= len(steps):
-        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
-    return steps
-
-
-def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
-    """A miss policy that may answer cpu, on hardware without times for it."""
-    if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
-        wrong = "has no cpu_expert_ns or measured.cpu_expert"
-        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
-
-
-def _place(name: str) -> Path:
-    """Where the trace of that name lies. Where nothing does, opening it says so, unless it came some other way."""
-    try:
-        return npz.find(name)
-    except TraceError:
-        return Path(name)
-
-
-def _opened(name: str, memo: Memo) -> tuple[RoutingTrace, str]:
-    """The trace of that name, checked, and its content hash."""
-
-    def open_it() -> tuple[RoutingTrace, str]:
-        trace = npz.read(npz.find(name))
-        return trace, npz.content_hash(trace)
-
-    return memo(("trace", name), open_it)
-
-
-def _answers(
-    spec: RunSpec, eviction: Policy, miss: Any, rerank: Policy | None, trace: RoutingTrace,
-    calibration: RoutingTrace | None, size: int, hardware: "Hardware", memo: Memo, judged: tuple[Any, ...],
-) -> dict[str, Any]:  # fmt: skip
-    """The plan's fields that answers depend on (sim.fit.answers)."""
-    given, given_rerank = spec.params("miss"), spec.params("rerank")
-    chosen = (spec.eviction, spec.miss, *sorted(given.items()), spec.rerank, *sorted(given_rerank.items()))
-    found = memo(
-        ("answers", *judged, spec.seed, size, *chosen),
-        lambda: answer_fields(eviction, miss, given, rerank, given_rerank, trace, calibration, size, spec.seed),
-    )
-    if miss.user and not hardware.answers_cpu:
-        return {**found, "miss": miss.without_host(found["miss"])}
-    return found
-
-
-def _policy_files(spec: RunSpec) -> dict[str, str]:
-    """sha256 by name, of the policies that are a user's own."""
-    return {name: find(kind, name).sha256 for kind, name in spec.policies.items() if is_user(name)}
-
-
-def _model(spec: RunSpec, trace: RoutingTrace, path: Path, hardware: "Hardware") -> "ModelSpec | None":
-    """The model that the spec or the trace names; with fixed durations an unknown one is no matter."""
-    fixed = hardware.fixed is not None
-    try:
-        model = catalog.model(spec.model or trace.model)
-    except CatalogError as error:
-        if spec.model is None and fixed:
-            return None
-        hint = "" if spec.model else "; the trace names it, --model NAME|FILE replaces it"
-        raise SpecError(f"model: {error}{hint}") from None
-    wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, trace.top_k)
-    if wrong is None:
-        return model
-    if spec.model is None and fixed:
-        return None
-    raise SpecError(f"model: {spec.model or trace.model} does not match {path.name}: {wrong}")
+def _judged(spec: RunSpec, trace: Opened, calibration: RoutingTrace | None) -> Judged:
+    """The stage; a calibration trace in memory takes the place of what the spec names."""
+    given = spec.calibration
+    if calibration is not None:
+        return Judged(trace, Opened.of(str(given), calibration), 0)
+    if isinstance(given, str):
+        return Judged(trace, Opened(given), 0)
+    return Judged(trace, given, 0 if given is None else spec.seed)
 
 
 def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
@@ -216,77 +460,40 @@ def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
 
 def fitted(spec: RunSpec) -> list[str]:
     """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
-    kinds = [kind for kind, policy in _policies(spec).items() if policy is not None and policy.fitted]
+    kinds = [kind for kind, name in spec.policies.items() if find(kind, name).fitted]
     out = [kind for kind in kinds if not spec.params(kind).get("lists")]
     said = [f"{kind} {spec.placement}" if kind == "placement" else getattr(spec, kind) for kind in out]
     return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]
 
 
-def _set_aside(spec: RunSpec, trace: RoutingTrace, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace, int]:
-    """(what is fitted on, what is judged, requests that the two share): by --calibration and the seed alone, whatever
-    the policies. Raises SpecError for a file that shares any."""
-    if spec.calibration is None:
-        return None, trace, 0
-    if isinstance(spec.calibration, float):
-        aside, judged = split(trace, spec.calibration, spec.seed)
-        return aside, judged, len(shared_requests(judged, aside))
-    path = npz.find(spec.calibration)
-    other = _opened(spec.calibration, memo)[0]
-    for name in ("n_moe_layers", "n_experts", "top_k"):
-        if getattr(other, name) != getattr(trace, name):
-            raise SpecError(
-                f"calibration: {path.name}: {name} is {getattr(other, name)}, but {getattr(trace, name)} in the trace"
-            )
-    shared, (first, _) = shared_requests(trace, other), other.requests()
-    if len(shared):
-        which = f"{len(shared)} of its {len(first)} requests (request {other.sequence[first[shared[0]]]} for one)"
-        remedy = "must be other requests; a fraction (0.3) sets some of the trace aside"
-        raise SpecError(f"calibration: {path.name}: {which} are judged too; {remedy}")
-    return other, trace, 0
-
-
-def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: Iterable[Any]) -> None:
+def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: Iterable[Policy]) -> None:
     """Arrays that the trace lacks, and a calibration that the run lacks, by the name of the policy that needs them."""
     for policy in policies:
-        for array in () if policy is None else policy.needs:
+        for array in policy.needs:
             if not trace.has(array):
                 raise SpecError(f"{policy.name}: needs `{array}`, which {path.name} does not have")
     for name in fitted(spec) if spec.calibration is None else ():
         raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
-def _costs(
-    spec: RunSpec, trace: RoutingTrace, steps: Steps, model: "ModelSpec | None", hardware: "Hardware", engine: "Engine"
-) -> Costs:
-    """The cost tables of these steps."""
-    positions = trace.position[steps.row].astype(np.int64) + spec.context_offset
-    moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
-    shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
-    return costs(model, hardware, engine, spec.precision, shapes)
+def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: Hardware) -> None:
+    """A miss policy that may answer cpu, on hardware without times for it."""
+    if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
+        wrong = "has no cpu_expert_ns or measured.cpu_expert"
+        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
 
 
-def _slots(
-    spec: RunSpec, trace: RoutingTrace, size: int, calibration: RoutingTrace | None, memo: Memo, judged: tuple[Any, ...]
-) -> npt.NDArray[np.int64]:
-    """Slots of each scope; `marginal` moves them between layers to where the calibration trace hits more."""
+def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, memo: Memo) -> Int:
+    """int64 [scopes]: slots of each; experts of `size` bytes."""
     slots = _shares("cache", spec.cache, spec, trace, size)
     if spec.cache_spread == "even":
         return slots
     if spec.cache_scope == "global":
         raise SpecError("cache_spread: marginal: spreads slots over layers; --cache-scope layer is required")
-    from sim.fit.slots import spread_slots
-
-    assert calibration is not None  # _refuse_what_is_missing has seen to it
-    fitted_on, total, shape = calibration, int(slots.sum()), (trace.n_moe_layers, trace.n_experts)
-    return memo(
-        ("spread", *judged, total, spec.as_decode),
-        lambda: spread_slots(fitted_on, total, *shape, as_decode=spec.as_decode),
-    )
+    return made(Spread(judged, int(slots.sum()), spec.as_decode), memo)
 
 
-def _shares(
-    field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int
-) -> npt.NDArray[np.int64]:
+def _shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int) -> Int:
     """int64 [scopes]. Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first
     layers, at most all there are. Raises SpecError where a scope would have none, and for more slots than experts."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
@@ -305,8 +512,8 @@ def _shares(
 
 
 def _low(
-    spec: RunSpec, trace: RoutingTrace, miss: Policy, model: "ModelSpec | None", hardware: "Hardware",
-    engine: "Engine", steps: Steps, size: int,
+    spec: RunSpec, trace: RoutingTrace, miss: Policy, model: ModelSpec | None, hardware: Hardware,
+    engine: Engine, steps: Steps, size: int,
 ) -> Low | None:  # fmt: skip
     """The low-precision copies of a miss policy that answers `low`, with slots of their own in every scope."""
     if "slots" not in miss.prepared:
@@ -325,54 +532,10 @@ def _low(
     return replace(low, slots=_shares(field, cache, spec, trace, low.bytes))
 
 
-def _residents(
-    spec: RunSpec, trace: RoutingTrace, slots: npt.NDArray[np.int64], calibration: RoutingTrace | None,
-    memo: Memo, judged: tuple[Any, ...],
-) -> npt.NDArray[np.int64]:  # fmt: skip
-    from sim.fit.placement import first_residents
-
-    def place() -> npt.NDArray[np.int64]:
-        lists, counts, policy = None, None, find("placement", spec.placement)
-        if "file" in policy.parameters:
-            counts = _profile_counts(spec, trace)
-        if policy.lists:
-            from sim.fit.buddies import BuddyProfile
-
-            assert calibration is not None  # _refuse_what_is_missing has seen to it
-            lists = BuddyProfile(seed=spec.seed).fit(calibration).lists_
-        sizes = (trace.n_moe_layers, trace.n_experts, slots, spec.cache_scope == "global")
-        return first_residents(spec.placement, *sizes, calibration, spec.seed, lists=lists, counts=counts)
-
-    chosen = (spec.placement, *sorted(spec.params("placement").items()))
-    return memo(("residents", *judged, *chosen, spec.seed, spec.cache_scope, slots.tolist()), place)
-
-
-def _profile_counts(spec: RunSpec, trace: RoutingTrace) -> npt.NDArray[np.float64]:
-    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
-    file = spec.params("placement").get("file")
-    if not isinstance(file, str):
-        raise SpecError(f"placement {spec.placement}: needs --set {spec.placement}.file=P.npz, a frequency profile")
-    found = profile.read(npz.find(file))
-    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
-        have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
-        raise SpecError(f"set: {spec.placement}.file={file}: counts {have}; the trace has [MoE layers, experts] {want}")
-    return found.counts
-
-
-def _prefetch(
-    spec: RunSpec, trace: RoutingTrace, steps: Steps, calibration: RoutingTrace | None, memo: Memo, key: tuple[Any, ...]
-) -> Prefetch | None:
-    if spec.prefetch == "none":
+def _prefetch(spec: RunSpec, predicted: Predicted, memo: Memo) -> Prefetch | None:
+    """What is predicted, with the budget and the order of transfers."""
+    if predicted.prefetch.policy is NONE:
         return None
-    given = spec.params("prefetch")
-
-    def predict() -> "Prediction":
-        method = predictor(spec.prefetch, given)
-        if method.fitted:
-            method.fit(calibration)
-        out: Prediction = method.predict(trace, steps)
-        return out
-
-    found = memo(("prefetch", *key, spec.max_steps, spec.prefetch, *sorted(given.items())), predict)
+    found = made(predicted, memo)
     budget = -1 if spec.prefetch_budget is None else spec.prefetch_budget
     return Prefetch(found.lists, found.row, budget, ORDERS.index(spec.transfer_order), found.rank_key)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from sim.errors import SpecError
 from sim.fit import buddies_file
-from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarity
+from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
 from traces.command import Parser, guarded
 from traces.format import npz
@@ -43,8 +44,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m sim.profile",
         description="Buddy lists of a model: which experts may stand in for which "
-        "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, "
-        "(I) what is ours.",
+        "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, (I) what is ours.",
     )
     group = parser.add_argument_group("from and to")
     source = group.add_mutually_exclusive_group(required=True)
@@ -96,19 +96,19 @@ def _numbers(text: str) -> float | list[float]:
 
 def _fit(options: argparse.Namespace) -> BuddyLists:
     if not 0 < options.pair_error < math.inf:
-        raise BuddyError(f"--pair-error is {options.pair_error}; a relative error above 0 is required")
+        raise SpecError(f"--pair-error is {options.pair_error}; a relative error above 0 is required")
     counting = ("count", "mix", "eps", "warmup", "warmup_weight", "decode_only")
     given = {k: getattr(options, k) for k in ("alpha", "k_max", "seed") if getattr(options, k) is not None}
     own = {k: getattr(options, k) for k in counting if getattr(options, k) is not None}
     if options.similarity is not None:
         if own:
-            raise BuddyError(f"--{next(iter(own)).replace('_', '-')} counts tokens; it needs --trace")
+            raise SpecError(f"--{next(iter(own)).replace('_', '-')} counts tokens; it needs --trace")
         _refuse_same(options.out, options.similarity)
         matrix, about = buddies_file.read_similarity(options.similarity)
         name = Path(options.similarity).name
         return from_similarity(matrix, threshold=options.threshold, name=name, about=about, **given)
     if options.threshold is not None:
-        raise BuddyError("--threshold is a least similarity; it needs --similarity")
+        raise SpecError("--threshold is a least similarity; it needs --similarity")
     path = npz.find(options.trace)
     _refuse_same(options.out, path)
     return BuddyProfile(**given, **own).fit(npz.read(path), path.name).lists_
@@ -116,7 +116,7 @@ def _fit(options: argparse.Namespace) -> BuddyLists:
 
 def _refuse_same(out: str | None, source: str | Path) -> None:
     if out is not None and os.path.realpath(out) == os.path.realpath(source):
-        raise BuddyError(f"--out {out} is the input; another file is required")
+        raise SpecError(f"--out {out} is the input; another file is required")
 
 
 def report(lists: BuddyLists, stated_error: float = 0.1) -> dict[str, Any]:

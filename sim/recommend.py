@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.errors import SpecError
+from sim.flags import add_flags, given
 from sim.policies.registry import find
-from sim.run import GROUPS, announce_compiling
+from sim.simulation import announce_compiling
 from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
 
@@ -35,7 +36,6 @@ SEARCHED = (
 def parser() -> Parser:
     """The flags of sim.run that hold for every candidate, those that fix what is searched, and its own."""
     out = Parser(prog="python -m sim.recommend", description="Search for the fastest policies that fit.")
-    flags = {name: options for group in GROUPS.values() for name, options in group.items()}
     group = out.add_argument_group("what is asked for")
     group.add_argument("--vram", metavar="24GB", help="GPU memory to use (default: all that the hardware has)")
     group.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of KV per sequence (8192)")
@@ -43,11 +43,9 @@ def parser() -> Parser:
         "--max-lossy-weight", type=float, default=0.0, metavar="X",
         help="share of the router weight that may be substituted or dropped (default: 0, nothing)",
     )  # fmt: skip
-    for name in ALWAYS:
-        group.add_argument("--" + name.replace("_", "-"), **{"default": None, **flags[name]})
+    add_flags(group, ALWAYS)
     group = out.add_argument_group("not to be searched, but as given")
-    for name in SEARCHED:
-        group.add_argument("--" + name.replace("_", "-"), **{"default": None, **flags[name]})
+    add_flags(group, SEARCHED)
     group = out.add_argument_group("the search")
     group.add_argument(
         "--candidates", type=int, default=640, metavar="N",
@@ -88,8 +86,7 @@ def _command(argv: list[str]) -> None:
 def _wish(args: argparse.Namespace) -> Any:
     from sim.search.recommendation import Wish
 
-    base = {name: value for name in ALWAYS if (value := getattr(args, name)) not in (None, False)}
-    fixed = {name: value for name in SEARCHED if (value := getattr(args, name)) is not None}
+    base, fixed = given(args, ALWAYS), given(args, SEARCHED)
     if "trace" not in base:
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
     RunSpec.of({**base, **fixed})
@@ -108,7 +105,7 @@ def _wish(args: argparse.Namespace) -> Any:
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
     """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
     for kind in {"eviction", "prefetch", "miss"} & fixed.keys():
-        if getattr(find(kind, fixed[kind]), "oracle", False):
+        if find(kind, fixed[kind]).oracle:
             raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")
     miss = find("miss", fixed.get("miss", "fetch"))
     if "slots" in miss.prepared:

@@ -2,18 +2,24 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies.registry import KINDS, Value, assigned
+from sim.policies.policy import Value
+from sim.policies.registry import KINDS, assigned
 
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
-Steps = Annotated[int, Field(ge=0, le=MOST)]
+WHOLE = "N"  # the metavar of whatever is a whole number
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def flag(metavar: str | None, what: str, default: Any = ..., **limits: Any) -> Any:
+    """A field and what its flag shows of it: the word for its value (None: it takes none), and what it says."""
+    return Field(default, description=what, json_schema_extra={"metavar": metavar}, **limits)
 
 
 class RunSpec(BaseModel):
@@ -28,32 +34,42 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    trace: str
-    model: str | None = None
-    hardware: str = "a100-pcie4"
-    engine: str = "ideal"
-    precision: str = "bf16"
-    cache: int | float | str = 0.5
-    cache_scope: Literal["layer", "global"] = "layer"
-    cache_spread: Literal["even", "marginal"] = "even"
-    eviction: str = "lru"
-    prefetch: str = "none"
-    prefetch_budget: Steps | None = None
-    miss: str = "fetch"
-    rerank: str = "none"
-    placement: str = "first"
-    transfer_order: Literal["fifo", "nearest-layer", "probability"] = "fifo"
-    expert_group: Literal["one", "ready", "all"] | None = None
-    batch: Annotated[int, Field(ge=1, le=MOST)] = 1
-    prefill_chunk: Annotated[int, Field(ge=1, le=MOST)] = 512
-    as_decode: bool = False
-    context_offset: Steps = 0
-    warmup_steps: Steps = 0
-    max_steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    calibration: str | float | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    machine: Literal["compiled", "simpy"] = "compiled"
-    set: dict[str, Value] = Field(default_factory=dict)
+    trace: str = flag("FILE|SAMPLE", "routing trace; a name that is no file is a shipped sample")
+    model: str | None = flag("NAME|FILE", "model whose sizes are charged (default: the trace's)", None)
+    hardware: str = flag("NAME|FILE", "GPU, link and host, or fixed durations", "a100-pcie4")
+    engine: str = flag("NAME|FILE", "what the inference engine itself costs", "ideal")
+    precision: str = flag("NAME", "precision of the experts: bf16, q8, q4, mxfp4, ...", "bf16")
+    cache: int | float | str = flag("0.5|24|20GB", "share of the experts, slots per layer (of the pool), or bytes", 0.5)
+    cache_scope: Literal["layer", "global"] = flag("layer|global", "slots of each layer's own, or one pool", "layer")
+    cache_spread: Literal["even", "marginal"] = flag(
+        "even|marginal", "slots of the layers alike, or where the calibration hits more", "even"
+    )
+    eviction: str = flag("NAME|FILE.py:F", "which resident makes room", "lru")
+    prefetch: str = flag("NAME|FILE.py:F", "what is fetched before it is wanted", "none")
+    prefetch_budget: int | None = flag(WHOLE, "prefetches that may join per visit (default: all)", None, ge=0, le=MOST)
+    miss: str = flag("NAME|FILE.py:F", "what happens when a wanted expert is not there", "fetch")
+    rerank: str = flag("NAME|FILE.py:F", "re-ranking of the routed experts", "none")
+    placement: str = flag("NAME", "first residents", "first")
+    transfer_order: Literal["fifo", "nearest-layer", "probability"] = flag(
+        "NAME", "fifo, nearest-layer or probability, among prefetches", "fifo"
+    )
+    expert_group: Literal["one", "ready", "all"] | None = flag(
+        "one|ready|all", "how the GPU takes experts (default: the engine's)", None
+    )
+    batch: int = flag(WHOLE, "requests that decode together", 1, ge=1, le=MOST)
+    prefill_chunk: int = flag(WHOLE, "tokens of a prefill step", 512, ge=1, le=MOST)
+    as_decode: bool = flag(None, "run prompt rows as decode steps", False)
+    context_offset: int = flag(WHOLE, "added to every position", 0, ge=0, le=MOST)
+    warmup_steps: int = flag(WHOLE, "first steps that no figure counts", 0, ge=0, le=MOST)
+    max_steps: int | None = flag(WHOLE, "stop after so many steps", None, ge=1, le=MOST)
+    calibration: str | float | None = flag("FILE|FRACTION", "what policies are fitted on; never judged", None)
+    seed: int = flag(WHOLE, "of everything random", 0, ge=0, lt=2**63)
+    machine: Literal["compiled", "simpy"] = flag(
+        "compiled|simpy", "which machine; they agree to the nanosecond", "compiled"
+    )
+    set: dict[str, Value] = flag(
+        "[KIND.]POLICY.PARAM=VALUE", "a parameter of a chosen policy (KIND where two policies have one name)", {}
+    )
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -63,7 +79,7 @@ class RunSpec(BaseModel):
     @field_validator("calibration", mode="before")
     @classmethod
     def _calibration(cls, value: Any) -> Any:
-        fraction = _number(value) if isinstance(value, str) else value
+        fraction = number(value) if isinstance(value, str) else value
         if isinstance(fraction, (int, float)) and not 0 < fraction < 1:
             raise ValueError(f"{value!r} must be a file, or a fraction between 0 and 1")
         return value if fraction is None else float(fraction)
@@ -102,7 +118,8 @@ class RunSpec(BaseModel):
         return assigned(self.policies, self.set)[kind]
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """The number that a text is; None where it is none."""
     try:
         return float(text)
     except ValueError:
@@ -112,10 +129,10 @@ def _number(text: str) -> float | None:
 def parse_cache(value: Any) -> int | float | str:
     """`0.5` a fraction, `24` slots, `20GB` bytes. Raises ValueError saying which of them a value should have been."""
     if isinstance(value, str) and not _SIZE.match(value.strip()):
-        number = _number(value)
-        if number is None:
+        share = number(value)
+        if share is None:
             raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
-        value = number if not value.strip().lstrip("+-").isdigit() else int(value)
+        value = share if not value.strip().lstrip("+-").isdigit() else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
     if isinstance(value, int) and value < 1:

@@ -1,5 +1,6 @@
 """What holds for every test: how hypothesis looks for examples, and when the machine is compiled."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.forked import Forks
 from tests.machine import is_compiled, needs_the_machine
+
+# One thread of torch, before it is loaded: the workers share the cores, and sums of several threads differ.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No verdict hangs on how busy the computer is: no deadline, no health check that measures time. The same sources are
 # tried on the same examples everywhere, so that a red run is repeated by repeating it, and a planted fault that is
@@ -24,8 +29,15 @@ settings.register_profile("explore", settings.get_profile("repeatable"), derando
 settings.load_profile("repeatable")
 
 
+def pytest_collection() -> None:
+    """What is loaded from here on stays: nobody looks through it for garbage, now or during the tests."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Nothing has run the machine by now: it would have been compiled in every worker, for tests not even selected."""
+    gc.freeze()
+    gc.enable()
     loop = getattr(sys.modules.get("sim.machines.compiled"), "_loop", None)
     if getattr(loop, "overloads", None):
         raise pytest.UsageError("a test file runs the machine while it is imported: let a fixture do it")
@@ -34,9 +46,29 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)  # before any fixture, which may run the machine
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The first test that needs the machine compiles it, once for all workers; the others wait."""
+    if os.environ.get("NUMBA_DISABLE_JIT"):
+        return
     told = item.get_closest_marker("machine") is not None
-    if (told or needs_the_machine(item.path)) and not os.environ.get("NUMBA_DISABLE_JIT") and not is_compiled():
+    if (told or needs_the_machine(item.path)) and not is_compiled():
         pytest.fail("the machine does not compile: `python -m tests.warm` says why", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Where code runs on the sources of another folder."""
+    with Forks() as found:
+        yield found
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Of torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.gpu)])

@@ -1,16 +1,20 @@
 """The sources in a folder of their own, where a test may change them."""
 
+import compileall
 import shutil
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("traces", "sim", "analysis", "runtime", "docs", "tests")
 
 
 def copy_sources(folder: Path) -> None:
-    """What tests import and read; the shipped samples are the same files."""
+    """What tests import and read, bytecode too; the shipped samples are the same files."""
     left_out = shutil.ignore_patterns("__pycache__", "samples", "results")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     (folder / "traces" / "samples").symlink_to(ROOT / "traces" / "samples")
     shutil.copy(ROOT / "pyproject.toml", folder)
+    # told by contents: an edit may be of the same second and size
+    compileall.compile_dir(folder, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)

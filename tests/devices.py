@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from runtime.device.port import Port
+from runtime.experts.layout import Layout
 from runtime.experts.quantised import LowLayout
-from runtime.experts.store import ExpertStore, Layout
+from runtime.experts.store import ExpertStore
 from runtime.replaying.machine import Machine
 from runtime.replaying.work import Job
 from sim.core.plan import Plan

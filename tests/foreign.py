@@ -424,3 +424,13 @@ COUNTED: dict[str, tuple[str, str, Builder]] = {
     "eplb-pt": ("eplb", "weight.pt", eplb_pt),
     "eplb-npy": ("eplb", "weight.npy", eplb_npy),
 }
+FIXTURES: dict[str, tuple[str, str, Builder]] = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
+# What a writer can be asked for: file name -> the format that reads it; None: checked by hand in tests/test_writers.py.
+WRITTEN: dict[str, dict[str, str | None]] = {
+    "sglang": {"location.pt": "sglang-stat", "location.json": "sglang-stat"},
+    "eplb": {"weight.pt": "eplb", "weight.npy": "eplb"},
+    "moe-infinity": {"eam.npy": "moe-infinity"},
+    "flame": {"capture": "flame"},
+    "vllm": {"routed.npy": "vllm", "responses.jsonl": "vllm"},
+    "oracle-general": {"t.oracleGeneral": None},
+}

@@ -15,6 +15,7 @@ COMPILED = ROOT / "sim" / "core" / "visit.py"  # every machine calls it, and it 
 BATCHES = (("lean", "everything"), ("log",))  # of tests.warm: side by side, about as long as each other
 
 
+@cache
 def needs_the_machine(path: Path) -> bool:
     """Whether a test file comes to the core's decisions: through what it imports, at the top or late, and what that
     imports, and through the modules named in its strings (commands, scripts)."""

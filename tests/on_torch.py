@@ -1,9 +1,6 @@
-"""What tests of models share: one thread of torch, and hardware of fixed durations."""
+"""What tests of models share: hardware of fixed durations."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 FIXED = """[fixed]
 dense_ns = 1000
@@ -18,17 +15,6 @@ low_transfer_ns = 900
 low_expert_ns = 200
 low_bytes = 3
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Import it into a module: sums of several threads would differ from run to run."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fixed_hardware(folder: Path, cpu_expert_ns: int) -> str:

@@ -6,18 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import ANSWERS_CPU, LOSSY, SUBSTITUTE_PARAMS, Choice, Costs, Leaving, Low, Plan, Prefetch
-from sim.policies.registry import EVICTION, MISS, Policy
+from sim.core.plan import (
+    ANSWERS_CPU,
+    LOSSY,
+    SUBSTITUTE_PARAMS,
+    SUBSTITUTION,
+    Choice,
+    Costs,
+    Leaving,
+    Low,
+    Plan,
+    Prefetch,
+)
+from sim.policies.policy import Policy
+from sim.policies.registry import EVICTION, MISS, RERANK
 
-EVICTIONS = {"lru": 0, "lfu": 1, "fifo": 2, "random": 3, "decayed": 4, "belady": 5}
-EVICTIONS |= {"least-stale": 7, "window-score": 8, "activation-matrix": 9}
+
+def codes(table: dict[str, Policy]) -> dict[str, int]:
+    """The code of each policy in the core, by name, in the order of the codes: what is drawn stays as it was."""
+    return {policy.name: policy.kind for policy in sorted(table.values(), key=lambda policy: policy.kind)}
+
+
+EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
-SUBSTITUTES = (
-    "random", "next-ranked", "buddy", "buddy-b", "buddy-first-fit", "similarity",
-    "matched-random", "matched-next-ranked", "matched-drop", "fiddler", "mixed",
-)  # fmt: skip
-MISSES = {"fetch": 0, "drop": 1, "cpu": 2, "drop-by-weight": 3, "hobbit": 6} | dict.fromkeys(SUBSTITUTES, 4)
-RERANKERS = {"cache-prior": 0, "max-rank": 1, "smoe": 2, "adapmoe": 3, "sere": 4}
+SUBSTITUTES = [name for name, code in MISSES.items() if code == SUBSTITUTION]
 OPEN = {
     "selector": 0, "matched": 0, "temperature": 1, "gamma": 2, "beta": math.inf, "budget": 0,
     "rho": 1000, "search": 1000, "lowest_first": 0, "fallback": 0, "eta": 0, "kappa": 0,
@@ -193,8 +205,8 @@ def miss_of(rng: np.random.Generator) -> Choice:
         return named(MISS[name], [some(0, 0.1, 0.25, 0.5, 2)])
     if name == "hobbit":
         return named(MISS[name], sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)]))
-    if name in LOSSLESS_OR_DROP:
-        return named(MISS[name], ())
+    if name not in SUBSTITUTES:
+        return named(MISS[name], list(MISS[name].params.values()))
     mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731 - a def would say no more
     return substitute(
         name,
@@ -219,15 +231,15 @@ def miss_of(rng: np.random.Generator) -> Choice:
 
 def rerank_of(rng: np.random.Generator) -> Choice:
     some = lambda *values: float(rng.choice(values))  # noqa: E731 - a def would say no more
-    name = str(rng.choice(list(RERANKERS)))
+    name = str(rng.choice(list(RERANK)))
     params = {
         "cache-prior": [some(0, 0.2, 0.5, 1, 10)],
         "max-rank": [some(0, 1, 2, 4), some(0, 2, 4, 12)],
         "smoe": [some(0, 0.25, 0.9, 1)],
         "adapmoe": [some(0, 0.005, 0.04, 0.3, 1)],
         "sere": [some(0, 0.3, 0.6, 2), some(0, 1, 1, 2)],
-    }[name]
-    return Choice(name, RERANKERS[name], np.array(params))
+    }.get(name, list(RERANK[name].params.values()))
+    return Choice(name, RERANK[name].kind, np.array(params))
 
 
 def random_lossy_plan(seed: int) -> Plan:

@@ -213,7 +213,7 @@ PLAN = [
     fault(
         "durations forget the context offset",
         "sim/prepare.py",
-        "positions = trace.position[steps.row].astype(np.int64) + spec.context_offset",
+        "positions = trace.position[steps.row].astype(np.int64) + self.context_offset",
         "positions = trace.position[steps.row].astype(np.int64)",
         "tests/test_plan.py::test_every_position_moves_by_the_context_offset",
     ),
@@ -227,34 +227,41 @@ PLAN = [
     fault(
         "residents are kept whatever the seed",
         "sim/prepare.py",
-        '("residents", *judged, *chosen, spec.seed, ',
-        '("residents", *judged, *chosen, ',
+        "    placement: Chosen\n    seed: int\n",
+        "    placement: Chosen\n    seed: int = field(repr=False)\n",
         KEPT,
     ),
     fault(
         "buddies are kept whatever the seed",
         "sim/prepare.py",
-        '("answers", *judged, spec.seed, ',
-        '("answers", *judged, ',
+        "    expert_bytes: int\n    seed: int\n",
+        "    expert_bytes: int\n    seed: int = field(repr=False)\n",
         KEPT,
     ),
     fault(
-        "the cheaper of host and link is not known to use the host",
+        "what reads the future is no oracle",
         "sim/policies/registry.py",
+        '        oracle=True,\n        keeps=("next-use",),',
+        '        keeps=("next-use",),',
+        "tests/test_policy_contract.py::test_only_an_oracle_knows_the_future[eviction-belady]",
+    ),
+    fault(
+        "the cheaper of host and link is not known to use the host",
+        "sim/policies/policy.py",
         "in (miss.FALL_CPU, miss.FALL_CHEAPER)",
         "in (miss.FALL_CPU,)",
         USES_THE_HOST,
     ),
     fault(
         "a fallback given by --set is not looked at",
-        "sim/policies/registry.py",
-        'self.values(given).get("fallback", miss.FALL_FETCH)',
-        'self.values({}).get("fallback", miss.FALL_FETCH)',
+        "sim/policies/policy.py",
+        'self._substitutes("fallback", given, miss.FALL_FETCH)',
+        'self._substitutes("fallback", {}, miss.FALL_FETCH)',
         USES_THE_HOST,
     ),
     fault(
         "a selector given by --set makes nothing lossy",
-        "sim/policies/registry.py",
+        "sim/policies/policy.py",
         "selector != miss.SELECT_NOBODY or",
         "False or",
         "tests/test_run.py::test_what_a_parameter_makes_lossy_is_called_so",
@@ -400,7 +407,7 @@ FIGURES = [
     ),
     fault(
         "waiting for the host is no stall in a comparison",
-        "analysis/compare.py",
+        "analysis/comparing/comparison.py",
         ' + s["breakdown_ns"]["cpu_wait"]',
         "",
         "tests/test_compare.py::test_the_shares_and_changes_of_a_row_by_hand",
@@ -422,7 +429,7 @@ FIGURES = [
     fault(
         "what re-ranks is not lossy",
         "sim/outcome/report.py",
-        ' and setting.spec.rerank == "none"',
+        " and setting.plan.rerank is None",
         "",
         "tests/test_result.py::test_what_must_be_said",
     ),
@@ -435,9 +442,9 @@ FIGURES = [
     ),
     fault(
         "measured and modelled runs compete",
-        "analysis/compare.py",
-        " and a.judged == b.judged and a.measured == b.measured",
-        " and a.judged == b.judged",
+        "analysis/comparing/comparison.py",
+        "run.judged, run.measured]",
+        "run.judged]",
         "tests/test_compare.py::test_who_stands_apart_from_the_front",
     ),
     fault(
@@ -472,7 +479,7 @@ FIGURES = [
 
 # --- what is read and observed ---
 PHASE_WORDS = "tests/test_traces_cli.py::test_csv_words_of_a_phase"
-LINK_SEEN = "tests/test_observe.py::test_what_a_device_adds_between_two_transfers_is_part_of_the_second"
+LINK_SEEN = "tests/test_durations.py::test_what_a_device_adds_between_two_transfers_is_part_of_the_second"
 READ = [
     fault("a prompt is generated", "traces/foreign/formats/csv.py", '"prompt": 1', '"prompt": 0', PHASE_WORDS),
     fault("a word of a phase is not known", "traces/foreign/formats/csv.py", ', "generate": 0', "", PHASE_WORDS),
@@ -531,8 +538,8 @@ PORT = [
     fault(
         "giving memory back talks over what went wrong",
         "runtime/device/accelerator.py",
-        "            with suppress(Exception):\n                give_back_to_torch()",
-        "            give_back_to_torch()",
+        "        with suppress(Exception):\n            torch.accelerator.set_stream(self.before)",
+        "        torch.accelerator.set_stream(self.before)",
         "tests/test_accelerator.py::test_what_the_device_said_first_is_what_is_told",
     ),
     fault(

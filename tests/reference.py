@@ -464,7 +464,7 @@ class Machine:
         """A parameter of the substitution family; the plan of any other miss policy does without."""
         without = {"touch": 1.0, "background": 0.0}
         params = self.plan.miss.params
-        if self.plan.miss.name in ("fetch", "drop", "cpu", "drop-by-weight", "hobbit"):
+        if len(params) != len(SUBSTITUTE_PARAMS):
             return without[name]
         return float(params[SUBSTITUTE_PARAMS.index(name)])
 

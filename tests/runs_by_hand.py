@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim import __version__, run
 from sim.machines.record import CLOCK, COUNTERS, LAYER, QUALITY, RunRecord
-from sim.outcome.summary import summarise
+from sim.outcome.summary import marks_without, summarise
 from tests.gen import random_trace
 from traces.format import npz
 
@@ -87,7 +87,7 @@ def summary(of: RunRecord | None = None, **changes: Any) -> dict[str, Any]:
     out["quality"] = {"substituted_weight": 0.0, "dropped_weight": 0.0}
     for key, value in changes.items():
         out[key] = out[key] | value if key in ("spec", "trace", "quality", "bounds") else value
-    return out
+    return {"marks": marks_without(out)} | out
 
 
 def made(name: str, of: RunRecord | None = None, **changes: Any) -> Run:

@@ -32,6 +32,7 @@ CUDA = torch.device("cuda", 0)
 READBACK = {"cpu", "item", "tolist", "numpy", "equal", "allclose", "__bool__", "__float__", "__int__", "nonzero"}
 MATRICES = {"linear", "grouped_mm"}
 SLEEP_NS = 65_000
+BARE = {int, float, bool, str, type(None), torch.dtype, torch.device}  # holds no tensor: most of what is given
 
 
 class OnDevice(torch.Tensor):
@@ -57,11 +58,14 @@ class Mode(TorchFunctionMode):
 
 def changed(x: Any, how: Callable[[torch.Tensor], Any]) -> Any:
     """What an operation takes or gives, each tensor in it changed."""
+    kind = type(x)
+    if kind in BARE:
+        return x
     if isinstance(x, torch.Tensor):
         return how(x)
-    if type(x) in (list, tuple):
-        return type(x)([changed(part, how) for part in x])
-    if type(x) is dict:
+    if kind is list or kind is tuple:
+        return kind([changed(part, how) for part in x])
+    if kind is dict:
         return {name: changed(part, how) for name, part in x.items()}
     return tuple(changed(part, how) for part in x) if isinstance(x, tuple) else x  # of several results
 
@@ -152,12 +156,13 @@ class StandIn:
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation of torch."""
-        name, given = func.__name__, tensors(args, kwargs)
-        here = [x for x in given if isinstance(x, OnDevice)]
+        name = func.__name__
         if name == "__get__":
-            return self._attribute(func, args, here)
+            return self._attribute(func, args)
         if name in ("to", "cpu", "copy_"):
             return self._moved(func, name, args, kwargs)
+        given = tensors(args, kwargs)
+        here = [x for x in given if isinstance(x, OnDevice)]
         makes = not given and torch.device(kwargs.get("device") or "cpu").type == "cuda"
         if not here and not makes and torch.device(kwargs.get("device") or "cpu").type != "cuda":
             return self._on_host(func, args, kwargs)
@@ -167,14 +172,14 @@ class StandIn:
             out = func(*plain(args), **plain(kwargs))
         return self._done(name, plain(given), out)
 
-    def _attribute(self, func: Any, args: Any, here: Any) -> Any:
-        what = getattr(func.__self__, "__name__", "")
+    def _attribute(self, func: Any, args: Any) -> Any:
+        what, here = getattr(func.__self__, "__name__", ""), isinstance(args[0], OnDevice)
         if here and what == "device":
             return CUDA
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*plain(args))
         if what == "is_cuda":
-            return bool(here)
+            return here
         return out.as_subclass(OnDevice) if here and isinstance(out, torch.Tensor) else out
 
     def _on_host(self, func: Any, args: Any, kwargs: Any) -> Any:

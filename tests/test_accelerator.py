@@ -13,15 +13,16 @@ import torch
 
 from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
+from runtime.device.choose import choose
 from runtime.device.cpu import sleep_until
-from runtime.device.port import DeviceError, DeviceMissing, choose
+from runtime.device.port import DeviceError, DeviceMissing
 from runtime.measuring import durations
-from runtime.measuring.bench import Rig, opened
-from runtime.measuring.durations import Run
+from runtime.measuring.bench import PortBench
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.terms import fitted
-from runtime.replay import Options
 from runtime.replaying.layers import MOST_GROUPS
 from runtime.replaying.lockstep import check
+from runtime.replaying.opened import Options
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec
 from tests.devices import FakeAccelerator, machine_on, some_plan
@@ -69,31 +70,34 @@ def off(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[Rig]:
-    with machine, opened(choose("cuda"), settings, Options()) as rig:
-        yield rig
+def on_stand_in(settings: list[Setting], machine: StandIn) -> Iterator[PortBench]:
+    with machine, PortBench(choose("cuda"), settings, Options()) as bench:
+        yield bench
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("link_gbps", "kernel_ns"), [(0.02, 3_000), (0.1, 20_000), (5.0, 40_000)])
+@pytest.mark.parametrize(
+    ("link_gbps", "kernel_ns", "yield_ns"), [(0.02, 3_000, 5_000), (0.1, 20_000, 700), (5.0, 40_000, 700)]
+)
 def test_device_times_are_within_50_us_of_the_truth(
-    settings: dict[str, Setting], off: list[int], link_gbps: float, kernel_ns: int
+    settings: dict[str, Setting], off: list[int], link_gbps: float, kernel_ns: int, yield_ns: int
 ) -> None:
     """Whatever is under way meanwhile, and though the host is away now and then for up to 3 ms."""
-    for rig in on_stand_in(list(settings.values()), StandIn(1, link_gbps, kernel_ns=kernel_ns, hiccups=100)):
+    machine = StandIn(1, link_gbps, kernel_ns=kernel_ns, hiccups=100, yield_ns=yield_ns)
+    for bench in on_stand_in(list(settings.values()), machine):
         for setting in settings.values():
-            assert check(setting.plan, rig.replay(setting)).equal
+            assert check(setting.plan, bench.replay(setting)).equal
     assert len(off) > 1000 and max(map(abs, off)) < 50_000
 
 
 @pytest.mark.parametrize("link_gbps", [0.02, 0.1, 0.5])
 def test_a_transfer_lasts_what_the_link_takes(settings: dict[str, Setting], link_gbps: float) -> None:
     machine = StandIn(3, link_gbps, hiccups=50)
-    for rig in on_stand_in([settings["lru"], settings["prefetch"]], machine):
-        runs = [Run(settings[name], rig.replay(settings[name])) for name in ("lru", "prefetch")]
-        true_ns = machine.copy_ns + rig.expert_bytes / link_gbps
+    for bench in on_stand_in([settings["lru"], settings["prefetch"]], machine):
+        runs = [TimedRun(settings[name], bench.replay(settings[name])) for name in ("lru", "prefetch")]
+        true_ns = machine.copy_ns + bench.expert_bytes / link_gbps
         assert fitted([runs]).section["transfer_idle_ns"] == pytest.approx(true_ns, rel=0.2)
         lasted = durations.transfers_of(runs[0]).idle_ns
         assert np.median(lasted) == pytest.approx(true_ns, rel=0.2) and lasted.min() > 0
@@ -167,20 +171,20 @@ def test_a_paced_copy_ends_when_it_should() -> None:
 def test_no_asynchronous_copy_is_of_memory_with_holes(settings: dict[str, Setting]) -> None:
     """Such a copy blocks the host, in the middle of a replay."""
     machine = StandIn()
-    for rig in on_stand_in(list(settings.values()), machine):
+    for bench in on_stand_in(list(settings.values()), machine):
         for setting in settings.values():
-            rig.replay(setting)
+            bench.replay(setting)
         assert machine.copies and machine.strided == []
 
 
 def test_a_replay_leaves_and_takes_over_what_is_in_the_slots(settings: dict[str, Setting]) -> None:
     """First residents are copied where a slot does not hold them already; the next replay is right all the same."""
-    for rig in on_stand_in(list(settings.values()), machine := StandIn()):
-        store = rig.store
+    for bench in on_stand_in(list(settings.values()), machine := StandIn()):
+        store = bench.store
         store.slot_bytes.fill_(1)
         for name in ("all there", "all there", "lru", "prefetch", "lru", "all there"):
             plan = settings[name].plan
-            rig._cut(plan.slots.tolist())
+            store.cut(plan.slots.tolist())
             first = (
                 dict(zip(plan.residents.tolist(), range(sum(store.slots)), strict=True)) if name == "all there" else {}
             )
@@ -188,9 +192,9 @@ def test_a_replay_leaves_and_takes_over_what_is_in_the_slots(settings: dict[str,
             machine.copies.clear()
             store.place(first)
             assert store.wrong_slots(first) == []
-            moved = [nbytes for nbytes, _ in machine.copies if nbytes == rig.expert_bytes]
+            moved = [nbytes for nbytes, _ in machine.copies if nbytes == bench.expert_bytes]
             assert len(moved) == different
-            rig.replay(settings[name])
+            bench.replay(settings[name])
 
 
 def test_page_locked_memory_has_pages_of_its_own() -> None:
@@ -228,8 +232,8 @@ def test_more_slots_than_a_grouped_kernel_takes_are_looped_over(
         return product(x, weights, **more)
 
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", refusing)
-    for rig in on_stand_in([setting], StandIn()):
-        assert check(setting.plan, rig.replay(setting)).equal
+    for bench in on_stand_in([setting], StandIn()):
+        assert check(setting.plan, bench.replay(setting)).equal
     assert set(counts) == ({MOST_GROUPS} if slots == MOST_GROUPS else set())
 
 
@@ -281,11 +285,11 @@ def test_whatever_call_finds_the_device_gone_it_is_one_line(
     def gone(*_: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
 
-    for rig in on_stand_in([settings["lru"]], StandIn()):
-        rig.replay(settings["lru"])
+    for bench in on_stand_in([settings["lru"]], StandIn()):
+        bench.replay(settings["lru"])
         monkeypatch.setattr(torch.Stream if call == "wait_event" else torch.Event, call, gone)
         with pytest.raises(DeviceError, match=r"^the device: CUDA error: device-side assert triggered$"):
-            rig.replay(settings["lru"])
+            bench.replay(settings["lru"])
 
 
 @pytest.mark.parametrize("ask", ["free_bytes", "free"])
@@ -312,11 +316,11 @@ def test_what_a_device_is_can_be_told_when_it_is_gone(
     def gone(*_: Any) -> None:
         raise RuntimeError("CUDA error: unknown error")
 
-    for rig in on_stand_in([settings["lru"]], StandIn()):
-        before = rig.facts()
+    for bench in on_stand_in([settings["lru"]], StandIn()):
+        before = bench.facts()
         for name in ("get_device_name", "get_device_properties"):
             monkeypatch.setattr(torch.cuda, name, gone)
-        assert rig.facts()["what"] == before["what"] and rig.facts()["mem_gb"] == before["mem_gb"] > 0
+        assert bench.facts()["what"] == before["what"] and bench.facts()["mem_gb"] == before["mem_gb"] > 0
 
 
 def test_a_device_that_is_slow_to_answer_has_an_anchor_all_the_same() -> None:
@@ -357,10 +361,10 @@ def test_what_fails_outside_a_launch_is_the_devices_failure_too(
     def fails(*_: Any) -> None:
         raise RuntimeError("CUDA error: out of luck\nmore lines")
 
-    for rig in on_stand_in([settings["lru"]], StandIn()):
-        monkeypatch.setattr(rig.work, what, fails)
+    for bench in on_stand_in([settings["lru"]], StandIn()):
+        monkeypatch.setattr(bench.work, what, fails)
         with pytest.raises(DeviceError, match=r"^the device: CUDA error: out of luck$"):
-            rig.replay(settings["lru"])
+            bench.replay(settings["lru"])
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

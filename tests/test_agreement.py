@@ -1,6 +1,5 @@
 """Law 7: the compiled and the simpy machine equal the brute-force reference, to the nanosecond and event by event."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ RENAMED = {
     "prefetched_late": "prefetch_late",
     "prefetched_wasted": "prefetch_wasted",
 }
-SEEDS = 2000
-CHUNKS = 10
+SEEDS = 1000
+CHUNKS = 5
 
 
 def difference(expected: dict[str, Any], record: RunRecord) -> tuple[Any, ...] | None:
@@ -38,13 +37,18 @@ def difference(expected: dict[str, Any], record: RunRecord) -> tuple[Any, ...] |
     return None
 
 
-def check(plan: Plan, machine: ModuleType) -> tuple[Any, ...] | None:
-    return difference(simulate(plan), machine.run(plan, full=True))
+def check(plan: Plan) -> tuple[Any, ...] | None:
+    """Where a machine differs from the reference: its name, then what `difference` says."""
+    expected = simulate(plan)
+    for machine in (compiled, discrete):
+        found = difference(expected, machine.run(plan, full=True))
+        if found is not None:
+            return machine.__name__, *found
+    return None
 
 
-@pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_the_machines_agree_with_the_reference(machine: ModuleType, chunk: int) -> None:
+def test_the_machines_agree_with_the_reference(chunk: int) -> None:
     for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
-        assert check(random_plan(seed), machine) is None, seed
-        assert check(random_lossy_plan(seed), machine) is None, seed
+        assert check(random_plan(seed)) is None, seed
+        assert check(random_lossy_plan(seed)) is None, seed

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from runtime.measuring.agreement import (
-    Judged,
-    Tolerance,
+    CaseTimes,
     Verdict,
     judge,
     judge_tau,
@@ -27,9 +26,9 @@ from runtime.measuring.agreement import (
 WITHIN, OUTSIDE, INCONCLUSIVE = Verdict
 
 
-def arm(measured: float, simulated: float, spread_: float = 0.0, group: str = "") -> Judged:
+def case(measured: float, simulated: float, spread_: float = 0.0, group: str = "") -> CaseTimes:
     error = (simulated - measured) / measured
-    return Judged(error, spread_, measured, simulated, group, (error, spread_))
+    return CaseTimes(error, spread_, measured, simulated, group, (error, spread_))
 
 
 def test_spread_is_a_robust_standard_deviation_over_the_median() -> None:
@@ -50,46 +49,46 @@ def test_signed_error_and_regime() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arms", "expected"),
+    ("cases", "expected"),
     [
         ({"stall": 16}, "link-only"),
         ({"compute": 4}, "compute-only"),
         ({"mixed": 2}, "mixed-only"),
         ({"compute": 2, "stall": 2}, "full"),
-        ({"compute": 1, "stall": 15}, "thin"),  # one arm covers nothing
+        ({"compute": 1, "stall": 15}, "thin"),  # one case covers nothing
         ({"compute": 1, "mixed": 1}, "thin"),
         ({"compute": 1, "mixed": 3, "stall": 2}, "full"),
     ],
 )
-def test_a_record_is_what_its_regimes_are(arms: dict[str, int], expected: str) -> None:
-    assert kind([name for name, n in arms.items() for _ in range(n)]) == expected
+def test_a_record_is_what_its_regimes_are(cases: dict[str, int], expected: str) -> None:
+    assert kind([name for name, n in cases.items() for _ in range(n)]) == expected
 
 
 def test_two_arms_are_told_apart_by_more_than_both_spreads() -> None:
-    assert separated(arm(100, 0, 0.02), arm(110, 0, 0.05))  # 10 > 2 + 5.5
-    assert not separated(arm(100, 0, 0.02), arm(110, 0, 0.05), 2)  # 10 < 2 x 7.5
-    assert not separated(arm(100, 0, 0.05), arm(110, 0, 0.05))  # 10 < 5 + 5.5
-    assert not separated(arm(100, 0), arm(100, 0))  # equal times are never told apart
+    assert separated(case(100, 0, 0.02), case(110, 0, 0.05))  # 10 > 2 + 5.5
+    assert not separated(case(100, 0, 0.02), case(110, 0, 0.05), 2)  # 10 < 2 x 7.5
+    assert not separated(case(100, 0, 0.05), case(110, 0, 0.05))  # 10 < 5 + 5.5
+    assert not separated(case(100, 0), case(100, 0))  # equal times are never told apart
 
 
 def test_tau_by_hand() -> None:
     # measured 1 2 3 4, simulated 1 3 2 4: of six pairs one is discordant: (5 - 1) / 6
-    arms = [arm(1, 1), arm(2, 3), arm(3, 2), arm(4, 4)]
-    assert tau(arms) == (pytest.approx(4 / 6), 6)
+    cases = [case(1, 1), case(2, 3), case(3, 2), case(4, 4)]
+    assert tau(cases) == (pytest.approx(4 / 6), 6)
     # with a spread of 30 % the discordant pair (1 <= 0.6 + 0.9) is not told apart, nor (3, 4); (1, 2) is
-    wide = [Judged(0, 0.3, a.measured_ns, a.simulated_ns) for a in arms]
+    wide = [CaseTimes(0, 0.3, a.measured_ns, a.simulated_ns) for a in cases]
     assert tau(wide) == (1.0, 4) and tau(wide, 1.9) == (1.0, 1) and tau(wide, 2) == (None, 0)  # of (1, 4): 3 and 1.5
     # in two groups the two pairs within one are left, one of them a tie of the simulated times
-    grouped = [arm(1, 1, 0, "a"), arm(2, 3, 0, "a"), arm(3, 2, 0, "b"), arm(4, 2, 0, "b")]
+    grouped = [case(1, 1, 0, "a"), case(2, 3, 0, "a"), case(3, 2, 0, "b"), case(4, 2, 0, "b")]
     assert tau(grouped) == (0.5, 2)
-    assert tau([arm(1, 1), arm(1, 2)]) == (None, 0)
+    assert tau([case(1, 1), case(1, 2)]) == (None, 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=2, max_size=12, unique_by=lambda p: p[0]))
 def test_without_spread_tau_is_kendalls(pairs: list[tuple[int, int]]) -> None:
     assume(len({simulated for _, simulated in pairs}) == len(pairs))
     measured, simulated = np.array(pairs).T
-    ours, n = tau([arm(m, s) for m, s in pairs])
+    ours, n = tau([case(m, s) for m, s in pairs])
     assert ours == pytest.approx(kendalltau(measured, simulated).statistic) and n == len(pairs) * (len(pairs) - 1) / 2
 
 
@@ -122,21 +121,21 @@ def test_the_worst_verdict_counts_and_is_the_exit_status() -> None:
 
 
 def test_all_statements_about_a_set_of_arms() -> None:
-    good = [arm(100, 104, 0.02), arm(200, 194, 0.02), arm(300, 345, 0.02)]  # 4 %, 3 %, 15 %
-    assert set(verdicts(good, True, Tolerance()).values()) == {WITHIN}
-    assert verdicts(good, False, Tolerance())["equal"] == OUTSIDE
+    good = [case(100, 104, 0.02), case(200, 194, 0.02), case(300, 345, 0.02)]  # 4 %, 3 %, 15 %
+    assert set(verdicts(good, True).values()) == {WITHIN}
+    assert verdicts(good, False)["equal"] == OUTSIDE
     # a median of 12 %, spread 0.5 %: outside; the worst of 15 % is still within 20 %
-    off = [arm(100, 112, 0.005), arm(200, 222, 0.005), arm(300, 345, 0.005)]
-    found = verdicts(off, True, Tolerance())
+    off = [case(100, 112, 0.005), case(200, 222, 0.005), case(300, 345, 0.005)]
+    found = verdicts(off, True)
     assert (found["median"], found["worst"], found["tau"]) == (OUTSIDE, WITHIN, WITHIN)
-    # one arm at 30 % +- 2 % is outside of the worst that is allowed; at 30 % +- 6 % nobody knows
-    assert verdicts([*good, arm(400, 520, 0.02)], True, Tolerance())["worst"] == OUTSIDE
-    assert verdicts([*good, arm(400, 520, 0.06)], True, Tolerance())["worst"] == INCONCLUSIVE
-    # kernels off by 30 % in arms that wait for the link nine tenths of the time: 3 % of the whole
+    # one case at 30 % +- 2 % is outside of the worst that is allowed; at 30 % +- 6 % nobody knows
+    assert verdicts([*good, case(400, 520, 0.02)], True)["worst"] == OUTSIDE
+    assert verdicts([*good, case(400, 520, 0.06)], True)["worst"] == INCONCLUSIVE
+    # kernels off by 30 % in cases that wait for the link nine tenths of the time: 3 % of the whole
     hidden = [replace(a, awake=(10 * a.error, 0.02)) for a in good]
-    found = verdicts(hidden, True, Tolerance())
+    found = verdicts(hidden, True)
     assert (found["median"], found["without_link"]) == (WITHIN, OUTSIDE)
-    assert verdicts([replace(a, awake=None) for a in good], True, Tolerance())["without_link"] == INCONCLUSIVE
-    assert verdicts([*hidden[:1], replace(good[1], awake=None)], True, Tolerance())["without_link"] == OUTSIDE
+    assert verdicts([replace(a, awake=None) for a in good], True)["without_link"] == INCONCLUSIVE
+    assert verdicts([*hidden[:1], replace(good[1], awake=None)], True)["without_link"] == OUTSIDE
     # two policies in the wrong order
-    assert verdicts([arm(100, 106, 0.01), arm(105, 101, 0.01)], True, Tolerance())["tau"] == OUTSIDE
+    assert verdicts([case(100, 106, 0.01), case(105, 101, 0.01)], True)["tau"] == OUTSIDE

@@ -16,11 +16,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sim.errors import SpecError
 from sim.fit import buddies_file, coactivation
-from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile, from_similarity
+from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import co_activation, conditional
 from sim.profile import main, report
 from tests.gen import REUSING_FOLDER, random_trace, traces
+from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
@@ -325,17 +327,17 @@ def test_similarity_lists() -> None:
     ],
 )
 def test_bad_parameters(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(BuddyError, match=message) as caught:
+    with pytest.raises(SpecError, match=message) as caught:
         BuddyProfile(**change).fit(small())
     assert "\n" not in str(caught.value)
 
 
 def test_bad_shapes() -> None:
-    with pytest.raises(BuddyError, match="at least 2 experts"):
+    with pytest.raises(SpecError, match="at least 2 experts"):
         co_activation(small(experts=[[0]], n=1))
-    with pytest.raises(BuddyError, match="pairs are not counted"):
+    with pytest.raises(SpecError, match="pairs are not counted"):
         co_activation(small(n=32767))
-    with pytest.raises(BuddyError, match="rows has dtype int64"):
+    with pytest.raises(SpecError, match="rows has dtype int64"):
         co_activation(small(), rows=[0, 1])
     for bad, message in (
         (np.zeros((4, 4)), r"shape \(4, 4\)"),
@@ -344,14 +346,14 @@ def test_bad_shapes() -> None:
         (np.full((1, 3, 3), 1.1), "= 1.1"),
         (np.zeros((1, 1, 1)), "at least 2 experts"),
     ):
-        with pytest.raises(BuddyError, match=message):
+        with pytest.raises(SpecError, match=message):
             from_similarity(bad)
     lists = BuddyProfile().fit(small()).lists_
     lists.require_fit(small(n=4))
-    with pytest.raises(BuddyError, match="1 MoE layers and 4 experts; the trace of test-model has 1 and 5"):
+    with pytest.raises(SpecError, match="1 MoE layers and 4 experts; the trace of test-model has 1 and 5"):
         lists.require_fit(small(n=5))
     moved = small()
-    with pytest.raises(BuddyError, match="other MoE layers"):
+    with pytest.raises(SpecError, match="other MoE layers"):
         lists.require_fit(RoutingTrace(**moved.arrays(), meta={**moved.meta, "n_layers": 2, "moe_layers": [1]}))
 
 
@@ -521,7 +523,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 def test_hostile_files(name: str, tmp_path: Path) -> None:
     changes, message = HOSTILE[name]
     save(tmp_path / "b.npz", **changes)
-    with pytest.raises(BuddyError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         buddies_file.read(tmp_path / "b.npz")
     text = str(caught.value)
     assert "\n" not in text and str(tmp_path / "b.npz") in text and len(text) < 400
@@ -532,7 +534,7 @@ def test_q_after_the_end_of_a_list(tmp_path: Path) -> None:
     layer, i = (int(x) for x in np.argwhere(lists.sizes < 4)[0])
     size = int(lists.sizes[layer, i])
     save(tmp_path / "b.npz", **put("q", layer, i, size, value=1e-5))
-    with pytest.raises(BuddyError, match=rf"q\[{layer}, {i}, {size}\] = .*; 0 is required after a list's end"):
+    with pytest.raises(UserError, match=rf"q\[{layer}, {i}, {size}\] = .*; 0 is required after a list's end"):
         buddies_file.read(tmp_path / "b.npz")
 
 
@@ -552,7 +554,7 @@ def test_damaged_files(how: str, tmp_path: Path) -> None:
         path.unlink()
     if how == "trace":
         npz.write(path, random_trace(np.random.default_rng(0)))
-    with pytest.raises(BuddyError) as caught:
+    with pytest.raises(UserError) as caught:
         buddies_file.read(path)
     assert "\n" not in str(caught.value) and "b.npz" in str(caught.value)
 
@@ -562,10 +564,10 @@ def test_invalid_lists_are_not_written(tmp_path: Path) -> None:
     buddies_file.write(path, base())
     before = path.read_bytes()
     lists = base()
-    with pytest.raises(BuddyError, match="not its own buddy"):
+    with pytest.raises(UserError, match="not its own buddy"):
         bad = put("peers", 0, 0, 0, value=0)["peers"]
         buddies_file.write(path, BuddyLists(bad, lists.q, lists.coverage, lists.meta))
-    with pytest.raises(BuddyError, match="meta is not JSON"):
+    with pytest.raises(UserError, match="meta is not JSON"):
         buddies_file.write(path, BuddyLists(lists.peers, lists.q, lists.coverage, {**lists.meta, "x": {1}}))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["b.npz"]
 

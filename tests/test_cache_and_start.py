@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from analysis.pages import figures, tables
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim.outcome.report import BOUNDS, LIMITS, table
-from sim.run import simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.runs_by_hand import FIXED

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime import calibrate
 from runtime.calibrate import main
 from runtime.device.port import DeviceError
 from runtime.measuring import durations, terms
+from runtime.measuring.hardware_file import toml, write_hardware
 from runtime.measuring.microbenchmarks import _copies, curve
 from sim import catalog
 from sim.catalog.link_spec import Link
@@ -82,12 +82,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def simulated(files: Path, **fields: Any) -> durations.Run:
+def simulated(files: Path, **fields: Any) -> durations.TimedRun:
     named = {"trace": str(files / "t.npz"), "model": str(files / "tiny.toml"), "hardware": str(files / "h.toml")}
     return durations.simulated(prepare(RunSpec.of({**named, "precision": "fp32", **fields})))
 
 
-ARMS: list[dict[str, Any]] = [
+CASES: list[dict[str, Any]] = [
     {"cache": 3},
     {"cache": 5, "batch": 4, "warmup_steps": 3},
     {"cache": 4, "prefetch": "noisy-oracle", "expert_group": "ready", "batch": 3},
@@ -96,7 +96,7 @@ ARMS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", ARMS)
+@pytest.mark.parametrize("fields", CASES)
 def test_components_are_the_simulator_s_and_add_up(files: Path, fields: dict[str, Any]) -> None:
     run = simulated(files, **fields)
     found, summary = durations.components(run), summarise(run.record)
@@ -111,14 +111,14 @@ def test_components_are_the_simulator_s_and_add_up(files: Path, fields: dict[str
 
 
 def test_transfers_show_the_link_s_terms_and_nothing_else(files: Path) -> None:
-    for fields in ARMS:
+    for fields in CASES:
         seen = durations.transfers_of(simulated(files, **fields))
         assert set(seen.gap_ns) <= {2000.0} and set(seen.idle_ns) <= {110000.0} and set(seen.following_ns) <= {100000.0}
     assert len(seen.gap_ns) and len(seen.idle_ns) and len(seen.following_ns)
 
 
 def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
-    runs = [simulated(files, **fields) for fields in ARMS]
+    runs = [simulated(files, **fields) for fields in CASES]
     section = terms.fitted([runs, runs]).section
     exact = ("decide_ns", "transfer_idle_ns", "transfer_following_ns", "commit_gap_ns", "commit_depth")
     assert [section[name] for name in exact] == [7000, 110000, 100000, 2000, 2]
@@ -126,8 +126,8 @@ def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
     table = {"source": "", "measured": {"device": "", "torch": "", "model": "tiny", "precision": "fp32"}}
     table["measured"] |= {"expert_bytes": 1000, **section}  # type: ignore[operator]
     path = files / "found.toml"
-    calibrate.write_hardware(path, table)
-    for fields in ARMS:  # what counts: every run costs what it cost
+    write_hardware(path, table)
+    for fields in CASES:  # what counts: every run costs what it cost
         before = durations.components(simulated(files, **fields))
         after = durations.components(simulated(files, **{**fields, "hardware": str(path)}))
         for name in before:
@@ -136,7 +136,7 @@ def test_terms_are_found_again_from_records_that_they_made(files: Path) -> None:
 
 
 def test_a_disturbed_round_moves_no_term_and_is_told(files: Path) -> None:
-    runs = [simulated(files, **fields) for fields in ARMS[:2]]
+    runs = [simulated(files, **fields) for fields in CASES[:2]]
     slow = []
     for run in runs:
         group = {name: {k: v * 3 if k.endswith("_ns") else v for k, v in columns.items()}
@@ -207,7 +207,7 @@ def test_toml_reads_back() -> None:
         "expert": {"ns": [1]}, "dense": [{"ns": [1], "phase": "decode"}, {"ns": [2], "phase": "prefill"}],
         "uncertainty": {"expert": {"spread": 0.0}}},
     }  # fmt: skip
-    assert tomllib.loads(terms.toml(table)) == table
+    assert tomllib.loads(toml(table)) == table
 
 
 # ---- the command
@@ -334,7 +334,7 @@ def test_bad_input_is_one_line(
 
 
 def test_the_cross_check_on_this_cpu_says_what_was_asked() -> None:
-    from runtime.device.port import choose
+    from runtime.device.choose import choose
     from runtime.measuring.microbenchmarks import copy_ns, launch_ns
 
     with choose("cpu", 2.0, 5.0) as port:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import COMMON, FAMILIES, GREEDY, build, prompts, torch, transformers  # skips without them
-from traces.capturing.recorder import CaptureError, Recorder, find_moe_layers
-from traces.format.trace import RoutingTrace, validate
+from traces.capturing.recorder import Recorder
+from traces.capturing.routers import find_moe_layers
+from traces.errors import UserError
+from traces.format.check import validate
+from traces.format.trace import RoutingTrace
 
 Recorded = dict[str, np.ndarray]
 SCORES = {"deepseek-v3": "sigmoid", "glm4-moe": "sigmoid", "gpt-oss": "softmax-topk", "phimoe": "other"}
@@ -458,13 +461,13 @@ def test_an_error_inside_leaves_the_model_clean(qwen: Any) -> None:
 
 def test_refusals(qwen: Any) -> None:
     dense = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16))
-    with pytest.raises(CaptureError, match="Qwen3ForCausalLM has no MoE layer; a module with"):
+    with pytest.raises(UserError, match="Qwen3ForCausalLM has no MoE layer; a module with"):
         Recorder(dense)
-    with pytest.raises(CaptureError, match="nothing was recorded"), Recorder(qwen) as recorder:
+    with pytest.raises(UserError, match="nothing was recorded"), Recorder(qwen) as recorder:
         recorder.trace()
-    with Recorder(qwen), torch.no_grad(), pytest.raises(CaptureError, match="packed into one row"):
+    with Recorder(qwen), torch.no_grad(), pytest.raises(UserError, match="packed into one row"):
         qwen(prompts(1, 6), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
-    with Recorder(qwen) as recorder, torch.no_grad(), pytest.raises(CaptureError, match="mask has 3 rows, the batch 2"):
+    with Recorder(qwen) as recorder, torch.no_grad(), pytest.raises(UserError, match="mask has 3 rows, the batch 2"):
         recorder.begin(attention_mask=np.ones((3, 6), bool))
         qwen(prompts(2, 6))
 
@@ -473,7 +476,7 @@ def test_a_layer_that_was_gone_around_is_refused(qwen: Any) -> None:
     """As kernels do that replace the whole block."""
     model = build("qwen3-moe")
     model.model.layers[1].mlp.forward = lambda hidden: hidden
-    with Recorder(model), torch.no_grad(), pytest.raises(CaptureError, match=r"routed \[6, 6\] in its 3 MoE layers"):
+    with Recorder(model), torch.no_grad(), pytest.raises(UserError, match=r"routed \[6, 6\] in its 3 MoE layers"):
         model(prompts(1, 6))
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sim import catalog
-from sim.catalog import CatalogError
+from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.hardware_spec import Gpu, Host, Link
 from sim.catalog.parts import build
-from sim.catalog.weights import precision_bits, weight_bytes
+from sim.errors import CatalogError
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 MODELS = catalog.names("model")

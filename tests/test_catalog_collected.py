@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from sim import catalog
-from sim.catalog import CatalogError
+from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.hardware_spec import Gpu
 from sim.catalog.model_spec import ModelSpec
-from sim.catalog.weights import precision_bits, weight_bytes
+from sim.errors import CatalogError
 from tests.second_sources import spec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from sim import catalog
-from sim.catalog import CatalogError
-from sim.catalog.files import read_toml, shipped
-from sim.catalog.weights import precision_bits
+from sim.catalog.files import precision_bits, read_toml, shipped
+from sim.errors import CatalogError
 from tests.second_sources import (
     BLOCKS,
     CARDS,

@@ -17,21 +17,21 @@ from hypothesis import strategies as some  # noqa: E402
 from runtime import evaluate  # noqa: E402
 from runtime.closed_loop import loop, visit_by_visit  # noqa: E402
 from runtime.closed_loop.driver import rounded  # noqa: E402
-from runtime.closed_loop.judged_model import TINY, Subject, subject  # noqa: E402
+from runtime.closed_loop.evaluation import captured, needs_calibration  # noqa: E402
+from runtime.closed_loop.judged_model import TINY, JudgedModel, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
-from runtime.closed_loop.priced_as import charged  # noqa: E402
+from runtime.closed_loop.priced_as import priced_as  # noqa: E402
 from runtime.closed_loop.quality import Sums, compared, figures  # noqa: E402
 from runtime.closed_loop.routed import ModelShape, ordered_half  # noqa: E402
 from runtime.closed_loop.runs import Baseline, free_running, judge, stepwise  # noqa: E402
-from runtime.closed_loop.text_windows import Passages, is_judged, passages  # noqa: E402
-from runtime.evaluate import captured, needs_calibration  # noqa: E402
+from runtime.closed_loop.text_windows import TextWindows, is_judged, text_windows  # noqa: E402
 from runtime.small_model.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
 from runtime.small_model.text import TextError, read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.prepare import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
-from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
+from tests.on_torch import fixed_hardware  # noqa: E402
 from traces.format.trace import RoutingTrace  # noqa: E402
 
 SHAPE = ModelShape("unnamed", 4, (0, 1, 2, 3), 12, 3)
@@ -161,10 +161,10 @@ def test_what_is_served_is_what_was_answered(hardware: str) -> None:
     assert got.weights is None and not got.untouched
     # both residents are held; when the first has run the GPU takes the second, and 7 the slot that is free
     assert got.ops == [
-        visit_by_visit.Run((1,)),
-        visit_by_visit.Run((0,)),
-        visit_by_visit.Copy(7, 1),
-        visit_by_visit.Run((7,)),
+        visit_by_visit.Computed((1,)),
+        visit_by_visit.Computed((0,)),
+        visit_by_visit.Committed(7, 1),
+        visit_by_visit.Computed((7,)),
     ]
 
 
@@ -225,17 +225,17 @@ def test_a_router_that_does_not_choose_by_logit_is_not_re_ranked(hardware: str) 
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Subject:
-    return subject(TINY)
+def tiny() -> JudgedModel:
+    return judged_model(TINY)
 
 
 @pytest.fixture(scope="module")
-def judged(tiny: Subject) -> Passages:
-    return passages(tiny.tokens, 2, 14, 0, lead=tiny.lead)
+def judged(tiny: JudgedModel) -> TextWindows:
+    return text_windows(tiny.tokens, 2, 14, 0, lead=tiny.lead)
 
 
 @pytest.fixture(scope="module")
-def fitted_on(tiny: Subject) -> RoutingTrace:
+def fitted_on(tiny: JudgedModel) -> RoutingTrace:
     return captured(tiny, 512, 0, None)
 
 
@@ -251,10 +251,12 @@ def test_decoding_with_a_cache_equals_the_whole_pass() -> None:
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
-def run_of(tiny: Subject, text: Passages, fitted: RoutingTrace | None, **fields: Any) -> Any:
+def run_of(tiny: JudgedModel, text: TextWindows, fitted: RoutingTrace | None, **fields: Any) -> Any:
     spec = RunSpec.of({"trace": TINY, **fields})
     base = Baseline(tiny, text, keep=True)
-    loop_ = ClosedLoop(spec, tiny.shape, fitted, charged(tiny.model, tiny.shape, "deepseek-v2-lite"), keep_logits=True)
+    loop_ = ClosedLoop(
+        spec, tiny.shape, fitted, priced_as(tiny.model, tiny.shape, "deepseek-v2-lite"), keep_logits=True
+    )
     return base, judge(tiny, text, loop_, base), loop_
 
 
@@ -275,9 +277,9 @@ def run_of(tiny: Subject, text: Passages, fitted: RoutingTrace | None, **fields:
     ids=lambda fields: "-".join(map(str, fields.values())),
 )  # fmt: skip
 def test_what_takes_nothing_away_changes_no_bit(
-    fields: dict[str, Any], tiny: Subject, judged: Passages, fitted_on: RoutingTrace
+    fields: dict[str, Any], tiny: JudgedModel, judged: TextWindows, fitted_on: RoutingTrace
 ) -> None:
-    loop_ = ClosedLoop(RunSpec.of({"trace": TINY, **fields}), tiny.shape, fitted_on, charged(tiny.model, tiny.shape))
+    loop_ = ClosedLoop(RunSpec.of({"trace": TINY, **fields}), tiny.shape, fitted_on, priced_as(tiny.model, tiny.shape))
     tokens = torch.from_numpy(judged.tokens[0])
     with tiny.looped(loop_) as driver:
         assert torch.equal(stepwise(tiny, tokens, driver), stepwise(tiny, tokens))
@@ -287,7 +289,7 @@ def test_what_takes_nothing_away_changes_no_bit(
 
 
 def test_open_loop_is_closed_loop_for_fetch_and_not_for_a_lossy_policy(
-    tiny: Subject, judged: Passages, fitted_on: RoutingTrace
+    tiny: JudgedModel, judged: TextWindows, fitted_on: RoutingTrace
 ) -> None:
     _, unmodified, loop_ = run_of(tiny, judged, fitted_on, cache=0.375)
     spec = RunSpec.of({"trace": TINY, "cache": 0.375, "as_decode": True})
@@ -303,11 +305,11 @@ def test_open_loop_is_closed_loop_for_fetch_and_not_for_a_lossy_policy(
     assert (lossy.sums.kl > 0).all() and (unmodified.sums.kl == 0).all()
 
 
-def test_a_stand_in_is_what_the_model_computes(tiny: Subject, judged: Passages, fitted_on: RoutingTrace) -> None:
+def test_a_stand_in_is_what_the_model_computes(tiny: JudgedModel, judged: TextWindows, fitted_on: RoutingTrace) -> None:
     """Against the same model whose routers' choice is replaced by what was served, without any loop."""
     loop_ = ClosedLoop(
         RunSpec.of({"trace": TINY, "cache": 0.3, "miss": "buddy-first-fit"}), tiny.shape, fitted_on,
-        charged(tiny.model, tiny.shape),
+        priced_as(tiny.model, tiny.shape),
     )  # fmt: skip
     served: list[Any] = []
     visit = loop_.visit
@@ -328,7 +330,7 @@ def test_a_stand_in_is_what_the_model_computes(tiny: Subject, judged: Passages, 
     assert torch.equal(got, want) and not torch.equal(got, stepwise(tiny, tokens))
 
 
-def test_a_low_precision_copy_is_computed_with_rounded_weights(tiny: Subject, judged: Passages) -> None:
+def test_a_low_precision_copy_is_computed_with_rounded_weights(tiny: JudgedModel, judged: TextWindows) -> None:
     experts = tiny.model.layers[0].mlp.experts  # type: ignore[union-attr, index]
     coarse, fine = (rounded(experts.down_proj.data, precision) for precision in ("q4", "q8"))
     whole = experts.down_proj.data
@@ -345,9 +347,11 @@ def test_a_low_precision_copy_is_computed_with_rounded_weights(tiny: Subject, ju
     assert 0 < kl[0] < 0.01 * kl[1] < 0.01
 
 
-def test_free_running_with_fetch_generates_the_same(tiny: Subject, judged: Passages, fitted_on: RoutingTrace) -> None:
+def test_free_running_with_fetch_generates_the_same(
+    tiny: JudgedModel, judged: TextWindows, fitted_on: RoutingTrace
+) -> None:
     spec = RunSpec.of({"trace": TINY, "cache": 3})
-    facts = free_running(tiny, judged, ClosedLoop(spec, tiny.shape, None, charged(tiny.model, tiny.shape)))
+    facts = free_running(tiny, judged, ClosedLoop(spec, tiny.shape, None, priced_as(tiny.model, tiny.shape)))
     assert facts["same_tokens"] == facts["same_generations"] == 1.0
     assert facts["tokens_until_first_difference"] == facts["generated_tokens"] == 7
     assert facts["perplexity_of_own"] == facts["perplexity_of_modified"]
@@ -396,18 +400,18 @@ def test_intervals_are_paired_seeded_and_hold_the_value() -> None:
 # --- text
 
 
-def test_judged_and_calibrating_files_are_apart_and_held_out(tiny: Subject) -> None:
+def test_judged_and_calibrating_files_are_apart_and_held_out(tiny: JudgedModel) -> None:
     files = read_corpus().heldout
     both = [sum(is_judged(f.path) == side for f in files) for side in (True, False)]
     assert min(both) > len(files) // 4
-    one, other = (passages(tiny.tokens, 4, 20, 0, judged=side, lead=tiny.lead) for side in (True, False))
+    one, other = (text_windows(tiny.tokens, 4, 20, 0, judged=side, lead=tiny.lead) for side in (True, False))
     assert not set(map(tuple, one.tokens.tolist())) & set(map(tuple, other.tokens.tolist()))
     spelt = [tiny.tokens.tokenizer.decode(row[1:]).encode() for row in one.tokens.tolist()]  # type: ignore[attr-defined]
     assert [len(text) for text in spelt] == one.n_bytes.tolist()
-    assert np.array_equal(one.tokens, passages(tiny.tokens, 4, 20, 0, lead=tiny.lead).tokens)
-    assert not np.array_equal(one.tokens, passages(tiny.tokens, 4, 20, 1, lead=tiny.lead).tokens)
+    assert np.array_equal(one.tokens, text_windows(tiny.tokens, 4, 20, 0, lead=tiny.lead).tokens)
+    assert not np.array_equal(one.tokens, text_windows(tiny.tokens, 4, 20, 1, lead=tiny.lead).tokens)
     with pytest.raises(TextError, match="passages of 256 tokens; 99999 are asked for"):
-        passages(tiny.tokens, 99999, 256, 0)
+        text_windows(tiny.tokens, 99999, 256, 0)
 
 
 def test_only_what_is_fitted_is_calibrated() -> None:

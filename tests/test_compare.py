@@ -14,10 +14,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from analysis.compare import compare, main, pareto_best
+from analysis.compare import main
+from analysis.comparing.comparison import compare, pareto_best
 from analysis.comparing.formats import FORMATS
 from analysis.comparing.pairing import paired, why_not
-from analysis.reading.runs import Run, RunError, load
+from analysis.reading.load import load
+from analysis.reading.run import Run, RunError
 from sim.outcome.per_request import PerRequest, per_request
 from sim.outcome.report import START
 from tests.runs_by_hand import made, record, simulated, summary, written

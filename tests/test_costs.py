@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import catalog
-from sim.catalog import CatalogError
 from sim.catalog.engine_spec import Engine
 from sim.catalog.hardware_spec import Gpu, Hardware, Host, Link
 from sim.core.plan import Costs, Int
-from sim.costs.classes import distinct_rows
-from sim.costs.roofline import StepShapes, costs, expert_bytes, expert_ns, head_ns, low_copies, memory, transfer_ns
+from sim.costs.classes import StepShapes, distinct_rows
+from sim.costs.roofline import costs, expert_bytes, expert_ns, head_ns, low_copies, memory, transfer_ns
+from sim.errors import CatalogError
 
 IDEAL = catalog.engine("ideal")
 RTX4090 = catalog.hardware("rtx4090")

@@ -1,17 +1,15 @@
 """The device layer: the torch machine in simulated time equals the compiled one; races are found; nothing hangs."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from runtime.device.cpu import CpuPort
-from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import DeviceError, Port
-from runtime.device.virtual import Race, VirtualPort, every_order, shuffled, timed
+from runtime.device.port import Declared, DeviceError
+from runtime.device.races import Race
+from runtime.device.virtual import VirtualPort, every_order, shuffled, timed
 from runtime.experts.store import ExpertStore
 from runtime.replaying.lockstep import LockStep, Unequal, check
 from sim.core.plan import Plan
@@ -23,14 +21,7 @@ from tests.plans import evicting
 from tests.plans import plan as plan_of
 
 SIMULATED = 400  # plans in simulated time
-SHUFFLED = 2000  # orders of real runs
-PORTS: dict[str, Callable[[], Port]] = {
-    "cpu": lambda: CpuPort(5, 1, timeout_s=20),
-    "one stream": lambda: OneStreamPort(torch.device("cpu"), timeout_s=20),
-    "timed": timed,
-    "shuffled": lambda: shuffled(1),
-}
-ports = pytest.mark.parametrize("name", PORTS)
+SHUFFLED = 1000  # orders of real runs
 
 
 # --- the torch machine in simulated time ------------------------------------------------------------------------------
@@ -117,10 +108,10 @@ def reuse(port: VirtualPort, seen: list[int], wait: bool, declare: bool = True) 
     slot, source = port.alloc_device(1, "slot"), port.alloc_host(1, "expert")
     source.tensor.fill_(7)
     access = [(slot, 0)] if declare else []
-    port.compute.launch(lambda: seen.append(int(slot.tensor[0])), reads=access)
+    port.compute.launch(lambda: seen.append(int(slot.tensor[0])), Declared(reads=access))
     if wait:
         port.link.wait(port.compute.record())
-    port.link.copy(slot.tensor, source.tensor, writes=access)
+    port.link.copy(slot.tensor, source.tensor, declared=Declared(writes=access))
     port.sync()
     port.free(slot)
 
@@ -149,7 +140,7 @@ def test_a_slot_reuse_race_is_found_in_every_order() -> None:
 def test_a_missing_wait_of_the_host_is_found() -> None:
     def read_back(port: VirtualPort, wait: bool) -> None:
         ids = port.alloc_host(1, "ids")
-        port.compute.launch(lambda: None, writes=[(ids, 0)])
+        port.compute.launch(lambda: None, Declared(writes=[(ids, 0)]))
         event = port.compute.record()
         if wait:
             event.wait()
@@ -163,7 +154,7 @@ def test_a_missing_wait_of_the_host_is_found() -> None:
 def test_memory_that_is_gone_is_not_used() -> None:
     with shuffled(0) as port:
         buffer = port.alloc_device(4, "a slot")
-        port.compute.launch(lambda: None, reads=[(buffer, 0)])
+        port.compute.launch(lambda: None, Declared(reads=[(buffer, 0)]))
         with pytest.raises(Race, match="free writes a slot \\(0\\), which compute may still read"):
             port.free(buffer)
         port.sync()
@@ -171,63 +162,10 @@ def test_memory_that_is_gone_is_not_used() -> None:
         with pytest.raises(DeviceError, match="double free of a slot"):
             port.free(buffer)
         with pytest.raises(Race, match="uses a slot \\(0\\) after it was freed"):
-            port.compute.launch(lambda: None, reads=[(buffer, 0)])
+            port.compute.launch(lambda: None, Declared(reads=[(buffer, 0)]))
 
 
-def test_waiting_for_what_cannot_happen_is_an_error() -> None:
-    with shuffled(0) as port, pytest.raises(DeviceError, match="nothing is under way"):
-        port.wait_until(lambda: False)
-
-
-# --- every port -------------------------------------------------------------------------------------------------------
-
-
-@ports
-def test_streams_keep_their_order_and_events_order_streams(name: str) -> None:
-    with PORTS[name]() as port:
-        slot, source = port.alloc_device(4, "slot"), port.alloc_host(4, "expert")
-        seen: list[Any] = []
-        for value in (1, 2, 3):
-            source.tensor.fill_(value)
-            copy = port.link.copy(slot.tensor, source.tensor, lambda a, b, v=value: seen.append((v, a <= b)))  # type: ignore[misc]
-            port.compute.wait(copy)
-            port.compute.launch(lambda: seen.append(slot.tensor.tolist()))
-            port.compute.record().wait()
-            port.wait_until(lambda v=value: (v, True) in seen)  # type: ignore[misc]
-            assert copy.done() and copy.time_ns() <= port.now_ns()
-            assert [value] * 4 in seen
-        port.sync()
-        port.free(slot)
-        with pytest.raises(DeviceError, match="double free of slot"):
-            port.free(slot)
-
-
-@ports
-def test_the_host_stream_runs_beside_and_in_order(name: str) -> None:
-    with PORTS[name]() as port:
-        seen: list[int] = []
-        before = port.host.record()
-        for i in range(5):
-            port.host.launch(lambda i=i: seen.append(i))  # type: ignore[misc]
-        after = port.host.record()
-        after.wait()
-        assert seen == [0, 1, 2, 3, 4]
-        assert before.done() and before.time_ns() <= after.time_ns()
-
-
-@ports
-def test_a_replay_on_every_port_decides_as_the_core(name: str) -> None:
-    for seed in range(40, 52):
-        plan = some_plan(seed)
-        with PORTS[name]() as port:
-            machine = machine_on(plan, port)
-            record = machine.run()
-            assert machine.store.wrong_slots(machine.residents()) == []
-        outcome = check(plan, record)
-        assert outcome.equal, (seed, outcome)
-        assert outcome.compared["visits"] == 7 * plan.experts.shape[1] * len(plan.step_prefill)
-        if plan.rerank is None and plan.warmup_steps == 0:
-            check_all(plan, as_groups(plan, record))
+# --- the paced link ---------------------------------------------------------------------------------------------------
 
 
 def test_a_paced_copy_lasts_as_long_as_its_link_would_take() -> None:
@@ -318,33 +256,3 @@ def test_a_copy_thread_that_dies_ends_the_run_with_one_line(error: BaseException
             machine.run()
         assert runs == [1]
     assert not port.link.is_alive() and not port.buffers
-
-
-def test_a_copy_thread_that_is_gone_is_noticed() -> None:
-    with CpuPort(50, 0, timeout_s=20) as port:
-        machine = machine_on(a_run(), port)
-        port.link.jobs.put(None)
-        port.link.join()
-        with pytest.raises(DeviceError, match="the link thread died"):
-            machine.run()
-
-
-def test_waits_have_an_end() -> None:
-    with CpuPort(50, 0, timeout_s=0.05) as port, pytest.raises(DeviceError, match=r"nothing happened for 0\.05 s"):
-        port.wait_until(lambda: False)
-
-
-def test_memory_that_is_not_there_is_one_line() -> None:
-    with CpuPort() as port, pytest.raises(DeviceError, match=r"too much \(1152921504\.61 GB\)"):
-        port.alloc_device(1 << 60, "too much")
-
-
-def test_leaving_gives_everything_back_twice_over() -> None:
-    threads = torch.get_num_threads()
-    with CpuPort() as port:
-        buffers = [port.alloc_device(10, "a"), port.alloc_host(10, "b")]
-        assert torch.get_num_threads() == 1
-    port.close()
-    assert all(buffer.freed and buffer.tensor.numel() == 0 for buffer in buffers)
-    assert torch.get_num_threads() == threads
-    assert not any(worker.is_alive() for worker in port.threads.workers)

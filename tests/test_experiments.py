@@ -19,7 +19,7 @@ from sim.experiments.fitting import anchors_for, fit_terms, least_squares
 from sim.experiments.policies import ARMS
 from sim.experiments.published import Runner, row
 from sim.policies.registry import MISS
-from sim.run import simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from traces.format import npz

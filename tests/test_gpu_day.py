@@ -657,8 +657,9 @@ def test_the_table_fits_a_lent_machine() -> None:
 @pytest.mark.parametrize("name", ["mixtral", "second"])
 def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_path: Path) -> None:
     """From their plans alone, with copies at 55 GB/s and an H200's kernels."""
-    from runtime import calibrate, validate
-    from runtime.measuring.cases import Traces, synthetic
+    from runtime import validate
+    from runtime.measuring.cases import synthetic
+    from runtime.measuring.validation import Validation
     from traces.format import npz
 
     found = next(part for part in parts("cuda") if part.name == name)
@@ -666,14 +667,11 @@ def test_the_validations_are_predicted_to_end_within_their_boxes(name: str, tmp_
     deadline_s = found.box_s - day.MARGIN_S
     text = day.filled(found.commands[-1], {"seconds": f"{deadline_s:.0f}", "memory": ""})
     args = validate.parser().parse_args(shlex.split(text.replace("scratch", str(tmp_path)))[1:])
-    trace = npz.read(npz.find(args.trace))
-    traces = Traces.of(args.trace, args.calibration, args.seed, tmp_path, 1)
-    common = calibrate.common_fields(args)
-    arms = validate.all_arms([validate.own_link(args, False)], args, trace.n_experts)
-    model = traces.setting(arms[0], common, "h200").model
+    asked = Validation(args, tmp_path)
+    cases = asked.cases()
+    model = asked.setting(cases[0], hardware="h200").model
     assert model is not None
-    size = model.expert_bytes("bf16")
-    assert 5 < validate.expected_s(traces, arms, args, common, "h200", 55.0, size) < deadline_s == args.seconds
+    assert 5 < asked.expected_s(cases, "h200", 55.0, model.expert_bytes("bf16")) < deadline_s == args.seconds
 
 
 @pytest.mark.parametrize("device", WORDS)
@@ -693,16 +691,16 @@ def test_every_command_of_the_table_is_one_that_its_module_takes(device: str) ->
 
 def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
     known = {*sys.stdlib_module_names, "runtime", "sim", "traces"}
-    others = [ROOT / name for name in ("runtime/__init__.py", "sim/__init__.py", "traces/command.py")]
+    device = ("runtime/device/__init__.py", "runtime/device/host_memory.py")
+    others = [ROOT / name for name in ("runtime/__init__.py", *device, "sim/__init__.py", "traces/command.py")]
     for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), *others]:
         for node in ast.parse(path.read_text()).body:  # late imports come after what is missing has been said
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
             ours = [name for name in names if name.split(".")[0] in ("runtime", "sim", "traces")]
-            assert all(
-                name.startswith("runtime.gpu") or name in ("sim", "traces.command", "traces.errors") for name in ours
-            )
+            may = ("sim", "traces.command", "traces.errors", "runtime.device.host_memory")
+            assert all(name.startswith("runtime.gpu") or name in may for name in ours)
 
 
 # --- bad input, and what the machine lacks ---
@@ -786,11 +784,11 @@ def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path) -> N
     out = tmp_path / "day"
     call = [sys.executable, "-m", "runtime.gpu", "--device", "cpu", "--out", str(out)]
     first = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
-    eventually(lambda: (out / "work" / "copies").exists())
+    eventually(lambda: (out / "work" / "probe").exists())
     first.kill()
     first.wait()
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert "kept: versions, probe\n" in done.stdout and "ended what an earlier run left" in done.stdout
+    assert "kept: versions\n" in done.stdout and "ended what an earlier run left" in done.stdout
     results = {name: json.loads((out / "parts" / name / "result.json").read_text()) for name in command.NAMES}
     absent = {name for name, result in results.items() if result["status"] == "skipped"}
     assert all(result["status"] in ("done", "skipped") for result in results.values()), done.stdout

@@ -45,8 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 machines = pytest.mark.parametrize("machine", sorted(MACHINES))
 evictions = pytest.mark.parametrize("eviction", list(EVICTIONS))
-some_plans = settings(max_examples=200)
-few_plans = settings(max_examples=60)
+some_plans = settings(max_examples=120)
+few_plans = settings(max_examples=40)
 
 
 def misses_of(plan: Plan) -> int:

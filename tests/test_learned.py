@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.fit.errors import FitError
+from sim.errors import SpecError
 from sim.fit.predictors import PREDICTORS
 from sim.steps import schedule
 from tests.gen import random_trace
@@ -80,7 +80,7 @@ def test_learned_refuses_other_lists_and_names_the_command(trace: RoutingTrace) 
         "learned: the trace's lookahead is not of a learned model; make one: "
         "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"
     )
-    with pytest.raises(FitError) as raised:
+    with pytest.raises(SpecError) as raised:
         PREDICTORS["learned"]().predict(trace, schedule(trace))
     assert str(raised.value) == message
 
@@ -89,7 +89,7 @@ def test_lists_for_decode_steps_are_refused_in_a_prefill_step() -> None:
     about = {"lookahead_source": "learned: x", "lookahead_model": {"as_decode": True}}
     run = random_trace(np.random.default_rng(0), prompt=0.5, lookahead=2, **about)
     PREDICTORS["learned"]().predict(run, schedule(run, as_decode=True))
-    with pytest.raises(FitError, match=r"^learned: the lists were made --as-decode and the run has prefill st"):
+    with pytest.raises(SpecError, match=r"^learned: the lists were made --as-decode and the run has prefill st"):
         PREDICTORS["learned"]().predict(run, schedule(run))
 
 
@@ -98,7 +98,7 @@ def test_lists_for_decode_steps_are_refused_in_a_prefill_step() -> None:
 
 def test_what_is_written_is_a_valid_trace_with_lists(made: Any, tmp_path: Path) -> None:
     first, second = pair(missing=0.2)
-    found = made.with_predictions(first, second, made.Options(**QUICK, width=3), "A.npz")
+    found = made.with_predictions(first, second, made.LearnOptions(**QUICK, width=3), "A.npz")
     npz.write(tmp_path / "b.npz", found)
     back = npz.read(tmp_path / "b.npz")  # checks every value
     assert back.lookahead is not None and back.lookahead.shape == (2, 50, 4, 3)
@@ -118,7 +118,7 @@ def test_what_is_written_is_a_valid_trace_with_lists(made: Any, tmp_path: Path) 
 
 def test_the_same_seed_gives_the_same_lists_and_another_one_others(made: Any) -> None:
     first, second = pair()
-    a, b, c = (made.with_predictions(first, second, made.Options(**QUICK, seed=s)).lookahead for s in (3, 3, 4))
+    a, b, c = (made.with_predictions(first, second, made.LearnOptions(**QUICK, seed=s)).lookahead for s in (3, 3, 4))
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
@@ -133,7 +133,7 @@ def test_no_list_depends_on_the_future(made: Any, as_decode: bool, seed: int) ->
     """
     rng = np.random.default_rng(seed)
     first, second = pair(prompt=None)
-    options = made.Options(**QUICK, as_decode=as_decode)
+    options = made.LearnOptions(**QUICK, as_decode=as_decode)
     weights = {d: made.learn(first, d, options) for d in (1, 2)}
     cut, at = int(rng.integers(0, 50)), int(rng.integers(0, 4))
     starts, ends = second.requests()
@@ -159,7 +159,7 @@ def test_no_list_depends_on_the_future(made: Any, as_decode: bool, seed: int) ->
 def test_a_prompt_token_sees_no_neighbour_and_a_generated_one_does(made: Any) -> None:
     _, second = pair(requests=2, prompt=0.5)
     for as_decode in (False, True):
-        before = made.Rows.of(second, as_decode).before.tolist()
+        before = made.TokenRows.of(second, as_decode).before.tolist()
         for t in range(50):
             known = t > 0 and second.sequence[t] == second.sequence[t - 1]
             assert before[t] == (t - 1 if known and (as_decode or not second.prefill[t]) else -1)
@@ -175,7 +175,7 @@ def test_inputs_by_hand(made: Any) -> None:
         np.zeros(2, bool),
         meta | {"moe_layers": [0, 1, 2]},
     )
-    seen, target = made.Rows.of(run, False).seen(np.array([0, 1]), 1, 2)
+    seen, target = made.TokenRows.of(run, False).seen(np.array([0, 1]), 1, 2)
     # layer 1, then 2; tokens 0 and 1: [layer l - 1 | layer l - 2 | the token before at layer l]
     assert seen.int().tolist() == [
         [[1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 1, 0]],
@@ -186,7 +186,7 @@ def test_inputs_by_hand(made: Any) -> None:
 
 def test_it_learns_what_can_be_learned(made: Any) -> None:
     first, second = chained(0), chained(1)
-    found = made.with_predictions(first, second, made.Options(distances=3, hidden=64, width=2))
+    found = made.with_predictions(first, second, made.LearnOptions(distances=3, hidden=64, width=2))
     assert found.lookahead is not None
     for d in (1, 2, 3):
         best = found.lookahead[d - 1, :, d:, 0]

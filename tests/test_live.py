@@ -15,10 +15,10 @@ import numpy as np  # noqa: E402 - after the skips
 from runtime import live  # noqa: E402
 from runtime.closed_loop import slotted  # noqa: E402
 from runtime.closed_loop.driver import Driver  # noqa: E402
-from runtime.device.cpu import CpuPort  # noqa: E402
-from runtime.device.one_stream import OneStreamPort  # noqa: E402
+from runtime.device.cpu import CpuPort, OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
-from runtime.device.virtual import Race, shuffled  # noqa: E402
+from runtime.device.races import Race  # noqa: E402
+from runtime.device.virtual import shuffled  # noqa: E402
 from runtime.experts.hugging_face import LiveError  # noqa: E402
 from runtime.experts.store import ExpertStore  # noqa: E402
 from runtime.live import OffloadedExperts  # noqa: E402
@@ -26,7 +26,7 @@ from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.prepare import prepare  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
-from tests.on_torch import fixed_hardware, one_thread  # noqa: E402, F401 - a fixture by import
+from tests.on_torch import fixed_hardware  # noqa: E402
 from tests.tiny_models import FAMILIES, GREEDY, build, prompts  # noqa: E402
 
 

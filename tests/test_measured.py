@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import catalog
-from sim.catalog import CatalogError
 from sim.catalog.hardware_spec import Hardware
-from sim.costs.roofline import StepShapes, costs, expert_bytes, memory
+from sim.costs.classes import StepShapes
+from sim.costs.roofline import costs, expert_bytes, memory
+from sim.errors import CatalogError
 from sim.run import main
 
 IDEAL = catalog.engine("ideal")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from analysis import miss_curve
 from analysis.curves import stack_distances
+from analysis.curves.curve import PLACEMENTS, Curve, curve, residents, rows, setting_of, simulated
 from analysis.curves.stack_distances import lru_misses
-from analysis.miss_curve import PLACEMENTS, Curve, curve, setting_of, simulated
 from sim.core import jit
 from sim.core.plan import Choice, Plan
 from sim.machines import compiled
@@ -28,6 +28,7 @@ from sim.prepare import Setting
 from tests.captures import FOLDER, capture_names
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from tests.plans import plan, random_plan
+from traces.errors import UserError
 from traces.format import npz
 from traces.statistics.reuse import reuse_histogram
 
@@ -126,7 +127,7 @@ def test_every_capacity_of_a_run_misses_what_the_simulator_misses(folder: Path, 
     setting = setting_of(fields(folder, **how))
     found = curve(setting)
     for slots in found.slots.tolist():
-        misses, _ = counted(setting.plan, slots, miss_curve.residents(setting, slots))
+        misses, _ = counted(setting.plan, slots, residents(setting, slots))
         assert found.misses[:, :, slots - 1].tolist() == misses.tolist(), slots
 
 
@@ -250,7 +251,7 @@ def test_rows_look_at_a_curve_as_often_however_long_it_is(folder: Path, monkeypa
     for n in (20, 200):
         seen: list[Curve] = []
         monkeypatch.setattr(Curve, "decode_misses", property(lambda c, seen=seen: seen.append(c) or c.misses[0, 0]))
-        assert len(miss_curve.rows(setting, made(list(range(n, 0, -1))), [])) == n
+        assert len(rows(setting, made(list(range(n, 0, -1))), [])) == n
         looks.append(len(seen))
     assert looks[0] == looks[1] > 0
 
@@ -265,7 +266,7 @@ def test_a_pool_of_ten_thousand_experts(folder: Path) -> None:
     found = curve(setting)
     assert len(found.slots) == 10_240 and found.cliff > 320
     for slots in (1, found.cliff, 2_000, 5_120, 7_500, 10_239):
-        misses, _ = counted(setting.plan, slots, miss_curve.residents(setting, slots))
+        misses, _ = counted(setting.plan, slots, residents(setting, slots))
         assert found.misses[:, :, slots - 1].tolist() == misses.tolist(), slots
 
 
@@ -273,7 +274,7 @@ def test_a_pool_of_ten_thousand_experts(folder: Path) -> None:
 
 
 def decode_ns(setting: Setting, slots: int) -> int:
-    first = miss_curve.residents(setting, slots)
+    first = residents(setting, slots)
     steps = compiled.run(replace(setting.plan, slots=np.full(len(setting.plan.slots), slots), residents=first)).steps
     return int((steps["end_ns"] - steps["begin_ns"])[steps["prefill"] == 0].sum())
 
@@ -293,7 +294,7 @@ def test_the_error_is_shown_where_experts_outlast_a_transfer(folder: Path) -> No
     (folder / "h.toml").write_text(FIXED.format(expert=150))
     setting = setting_of(fields(folder))
     found = curve(setting)
-    line = miss_curve.rows(setting, found, [4])[3]
+    line = rows(setting, found, [4])[3]
     said = simulated(setting, 4)["tokens_per_s"]
     assert line["simulated_tokens_per_s"] == said
     assert line["error"] == pytest.approx(line["tokens_per_s"] / said - 1)
@@ -303,7 +304,7 @@ def test_the_error_is_shown_where_experts_outlast_a_transfer(folder: Path) -> No
 def test_a_curve_of_another_policy_is_refused(folder: Path) -> None:
     setting = setting_of(fields(folder))
     for change in ({"eviction": Choice("fifo", 2)}, {"miss": Choice("drop", 1)}, {"warmup_steps": 1}):
-        with pytest.raises(miss_curve.UserError, match="eviction lru, miss fetch"):
+        with pytest.raises(UserError, match="eviction lru, miss fetch"):
             curve(replace(setting, plan=replace(setting.plan, **change)))
 
 
@@ -311,7 +312,7 @@ def test_a_miss_too_many_is_our_failure(folder: Path) -> None:
     setting = setting_of(fields(folder))
     found = curve(setting)
     with pytest.raises(RuntimeError, match="the simulator missed"):
-        miss_curve.rows(setting, replace(found, misses=found.misses + 1), [4])
+        rows(setting, replace(found, misses=found.misses + 1), [4])
 
 
 # --- knee and cliff --------------------------------------------------------------------------------------------------

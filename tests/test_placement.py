@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists
-from sim.fit.errors import FitError
 from sim.fit.placement import first_residents
 from sim.policies.registry import PLACEMENT
 from tests.gen import random_trace
@@ -111,6 +111,6 @@ def test_never_more_than_slots_and_nobody_twice(kind: str, n: list[int], experts
     ],
 )
 def test_refusals(kind: str, room: np.ndarray, pooled: bool, calibration: RoutingTrace | None, message: str) -> None:
-    with pytest.raises(FitError) as raised:
+    with pytest.raises(SpecError) as raised:
         first_residents(kind, 2, 3, room, pooled, calibration)
     assert str(raised.value) == message

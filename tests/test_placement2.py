@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from sim.fit.buddies import BuddyError, BuddyLists, BuddyProfile
-from sim.fit.coverage import coverage_order, covers, wanted_units
-from sim.fit.errors import FitError
-from sim.fit.placement import first_residents
+from sim.errors import SpecError
+from sim.fit.buddies import BuddyLists, BuddyProfile
+from sim.fit.placement import coverage_order, covers, first_residents, wanted_units
 from sim.fit.slots import best_spread, hit_curves, spread_slots
 from sim.machines import compiled
 from tests.gen import random_trace, trace_of, traces
@@ -149,13 +148,13 @@ def test_coverage_of_learned_lists_keeps_one_of_each_pair() -> None:
 def test_refusals_of_coverage() -> None:
     calibration, room = random_trace(np.random.default_rng(0)), np.full(3, 2)
     lists = lists_of(np.full((3, 8, 1), -1))
-    with pytest.raises(FitError, match=r"^placement buddy-coverage needs a calibration trace$"):
+    with pytest.raises(SpecError, match=r"^placement buddy-coverage needs a calibration trace$"):
         first_residents("buddy-coverage", 3, 8, room, False, None, lists=lists)
-    with pytest.raises(FitError, match=r"^placement buddy-coverage needs buddy lists$"):
+    with pytest.raises(SpecError, match=r"^placement buddy-coverage needs buddy lists$"):
         first_residents("buddy-coverage", 3, 8, room, False, calibration)
-    with pytest.raises(FitError, match=r"has 3 MoE layers of 8 experts; 3 of 9 are required$"):
+    with pytest.raises(SpecError, match=r"has 3 MoE layers of 8 experts; 3 of 9 are required$"):
         first_residents("buddy-coverage", 3, 9, room, False, calibration, lists=lists)
-    with pytest.raises(BuddyError, match=r"^buddy lists are of 3 MoE layers and 7 experts; the trace .* 3 and 8$"):
+    with pytest.raises(SpecError, match=r"^buddy lists are of 3 MoE layers and 7 experts; the trace .* 3 and 8$"):
         small = lists_of(np.full((3, 7, 1), -1))
         first_residents("buddy-coverage", 3, 8, room, False, calibration, lists=small)
 
@@ -198,7 +197,7 @@ def test_hit_curves_by_hand() -> None:
 @given(trace=traces(), as_decode=some.booleans(), chunk=some.sampled_from([1, 20, 1 << 18]))
 def test_hit_curves_are_those_of_a_plain_lru(trace: RoutingTrace, as_decode: bool, chunk: int) -> None:
     if not as_decode and trace.prefill.all():
-        with pytest.raises(FitError, match=r"^slots: the calibration trace has no decode rows; as_decode"):
+        with pytest.raises(SpecError, match=r"^slots: the calibration trace has no decode rows; as_decode"):
             hit_curves(trace)
         return
     with pytest.MonkeyPatch.context() as patch:
@@ -267,8 +266,8 @@ def test_refusals_of_slots() -> None:
         ((6, 3, 9), "slots: the calibration trace has 3 MoE layers of 8 experts; 3 of 9 are required"),
         ((2, 3, 8), "slots: 2 in all; 3 layers need at least 1 each"),
     ):
-        with pytest.raises(FitError) as raised:
+        with pytest.raises(SpecError) as raised:
             spread_slots(run, *arguments)
         assert str(raised.value) == message
-    with pytest.raises(FitError, match=r"^slots: least is 9; a number from 1 to 8 is required$"):
+    with pytest.raises(SpecError, match=r"^slots: least is 9; a number from 1 to 8 is required$"):
         spread_slots(run, 30, 3, 8, least=9)

@@ -10,7 +10,8 @@ from sim.core.plan import GROUPS, ORDERS
 from sim.errors import SpecError
 from sim.machines.compiled import run
 from sim.memo import Kept
-from sim.policies.registry import MISS, WORDS
+from sim.policies.policy import WORDS
+from sim.policies.registry import MISS
 from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.gen import random_trace

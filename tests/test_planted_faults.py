@@ -1,53 +1,58 @@
 """Law 11, the tests can fail: each fault of tests/planted.py, planted in a copy of the sources, fails the tests named.
 
-pytest runs them in the copy, in a process of its own, with the core as plain Python: nothing is compiled.
+pytest runs them in the copy, in a process of its own (tests/forked.py), with the core as plain Python: nothing is
+compiled.
 """
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.copied import copy_sources
+from tests.forked import Forks
 from tests.planted import FAULTS, Fault
 
 PASSED, FAILED = 0, 1  # pytest's exit statuses; a test that is not there, or does not even import, gives another one
 CATCHERS = sorted({test for fault in FAULTS for test in fault.caught_by})
 PAIRS = [(each, test) for each in FAULTS for test in each.caught_by]
+PYTEST = """
+import sys, pytest
+sys.exit(pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The sources as they are, to plant a fault in."""
-    copy_sources(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources as they are, to plant one fault after the other in."""
+    folder = tmp_path_factory.mktemp("planted")
+    copy_sources(folder)
+    return folder
 
 
-def plant(fault: Fault, folder: Path) -> None:
-    for file, right, wrong in fault.edits:
-        source = (folder / file).read_text()
-        assert source.count(right) == 1, f"{file} has changed: plant this fault elsewhere"
-        (folder / file).write_text(source.replace(right, wrong))
+@contextmanager
+def planted(fault: Fault, folder: Path) -> Iterator[None]:
+    """Within it the fault is there."""
+    before = {file: (folder / file).read_text() for file, _, _ in fault.edits}
+    try:
+        for file, right, wrong in fault.edits:
+            source = (folder / file).read_text()
+            assert source.count(right) == 1, f"{file} has changed: plant this fault elsewhere"
+            (folder / file).write_text(source.replace(right, wrong))
+        yield
+    finally:
+        for file, source in before.items():
+            (folder / file).write_text(source)
 
 
-def outcome(folder: Path, *tests: str) -> tuple[int, str]:
-    """(exit status, output) of pytest, which stops at the first failure."""
-    off = {"NUMBA_DISABLE_JIT": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    env = os.environ | off | {"PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-x", "--assert=plain", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_without_a_fault_they_pass(copy: Path) -> None:
-    status, output = outcome(copy, *CATCHERS)
+def test_without_a_fault_they_pass(copy: Path, forks: Forks) -> None:
+    status, output = forks.run(copy, PYTEST, *CATCHERS)
     assert status == PASSED, output
 
 
 @pytest.mark.parametrize(("fault", "test"), PAIRS, ids=[f"{each.name}, {test.split('::')[1]}" for each, test in PAIRS])
-def test_a_fault_is_caught(fault: Fault, test: str, copy: Path) -> None:
-    plant(fault, copy)
-    status, output = outcome(copy, test)
+def test_a_fault_is_caught(fault: Fault, test: str, copy: Path, forks: Forks) -> None:
+    with planted(fault, copy):
+        status, output = forks.run(copy, PYTEST, test)
     assert status == FAILED, output

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from sim.errors import SpecError
 from sim.fit import activation, prediction, predictors, transition
-from sim.fit.prediction import CERTAIN, measured, ranked
-from sim.fit.predictors import PREDICTORS, FitError, Prediction
+from sim.fit.prediction import CERTAIN, Prediction, measured, ranked
+from sim.fit.predictors import PREDICTORS
 from sim.steps import Steps, first_steps, schedule
 from tests.gen import random_trace, traces
 from traces.format.trace import RoutingTrace
@@ -423,7 +424,7 @@ RUN = random_trace(np.random.default_rng(0))  # 3 layers, 8 experts, top-2
     ],
 )
 def test_options_are_checked(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(FitError) as raised:
+    with pytest.raises(SpecError) as raised:
         PREDICTORS[name](**options)
     assert str(raised.value) == f"{name}: {message}"
 
@@ -441,7 +442,7 @@ def test_options_are_checked(name: str, options: dict[str, Any], message: str) -
     ],
 )
 def test_own_options_are_checked(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(FitError) as raised:
+    with pytest.raises(SpecError) as raised:
         PREDICTORS[name](**options)
     assert str(raised.value) == f"{name}: {message}"
 
@@ -450,7 +451,7 @@ def test_own_options_are_checked(name: str, options: dict[str, Any], message: st
 def test_no_distance_beyond_the_layers(name: str) -> None:
     run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance")
     message = f"^{name}: distance 4; the trace has 3 MoE layers$"
-    with pytest.raises(FitError, match=message):
+    with pytest.raises(SpecError, match=message):
         predictor = PREDICTORS[name](distance=4)
         if predictor.fitted:
             predictor.fit(run)
@@ -460,33 +461,33 @@ def test_no_distance_beyond_the_layers(name: str) -> None:
 @pytest.mark.parametrize("name", FITTED)
 def test_what_is_fitted_says_so(name: str) -> None:
     predictor = PREDICTORS[name]()
-    with pytest.raises(FitError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
+    with pytest.raises(SpecError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
         predictor.predict(RUN, schedule(RUN))
     predictor.fit(random_trace(np.random.default_rng(0), experts=9))
-    with pytest.raises(FitError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
+    with pytest.raises(SpecError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
         predictor.predict(RUN, schedule(RUN))
 
 
 def test_lookahead_must_be_there_and_reach_far_enough() -> None:
     message = "^gate-lookahead: the trace has no array lookahead; this predictor needs it$"
-    with pytest.raises(FitError, match=message):
+    with pytest.raises(SpecError, match=message):
         PREDICTORS["gate-lookahead"]().predict(RUN, schedule(RUN))
     run = random_trace(np.random.default_rng(0), lookahead=1, distances=(1, 3))
     PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
-    with pytest.raises(FitError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"):
+    with pytest.raises(SpecError, match=r"distance 2 needs lookahead distances \[1, 2\]; the trace has \[1, 3\]$"):
         PREDICTORS["gate-lookahead"](distance=2).predict(run, schedule(run))
 
 
 def test_lookahead_from_nowhere_is_refused() -> None:
     ahead = np.zeros((1, 2, 2, 1), np.int16)
     run = trace_of(np.zeros((2, 2, 1)), 2, lookahead=ahead, meta={"lookahead_distances": [1]})
-    with pytest.raises(FitError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"):
+    with pytest.raises(SpecError, match=r"lookahead at distance 1 has entries at layers below 1; -1 is needed$"):
         PREDICTORS["gate-lookahead"]().predict(run, schedule(run))
 
 
 def test_noise_needs_experts_to_be_wrong_with() -> None:
     with pytest.raises(
-        FitError, match=r"^noisy-oracle: precision 0.1 asks for 16.2 wrong experts a list; there are 6 "
+        SpecError, match=r"^noisy-oracle: precision 0.1 asks for 16.2 wrong experts a list; there are 6 "
     ):
         PREDICTORS["noisy-oracle"](precision=0.1).predict(RUN, schedule(RUN))
 

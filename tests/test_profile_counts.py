@@ -16,9 +16,11 @@ from tests.test_readers import FIXED, refused, without
 from traces.__main__ import main
 from traces.errors import TraceError
 from traces.format import npz, profile
-from traces.format.profile import Profile, of_trace
-from traces.format.trace import RoutingTrace, validate
+from traces.format.check import validate
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
 from traces.statistics.describe import LOUD
+from traces.statistics.stats import profile_of
 from traces.synthetic import from_profile
 
 few = settings(REUSING_FOLDER, max_examples=12)
@@ -43,7 +45,7 @@ def test_round_trip(name: str, trace: RoutingTrace, tmp_path_factory: pytest.Tem
     flags = build(folder / file, trace)
     assert main(["convert", str(folder / file), str(folder / "p.npz"), *flags]) == 0
     found = profile.read(folder / "p.npz")
-    assert np.array_equal(found.counts, counts_of(trace)) and np.array_equal(found.counts, of_trace(trace).counts)
+    assert np.array_equal(found.counts, counts_of(trace)) and np.array_equal(found.counts, profile_of(trace).counts)
     for key in ("n_experts", "top_k", "n_layers", "moe_layers"):
         assert found.meta[key] == trace.meta[key], key
     assert (found.model, found.meta["real"], found.meta["id_space"]) == ("test-model", True, "logical")
@@ -79,7 +81,7 @@ def test_which_layers_are_moe_layers_is_asked_for(
 
 
 def test_what_counts_cannot_be() -> None:
-    good = of_trace(some_trace())
+    good = profile_of(some_trace())
     for change, message in (
         ({"counts": -good.counts}, "a finite number >= 0"),
         ({"counts": good.counts * np.nan}, "a finite number >= 0"),
@@ -99,7 +101,7 @@ def test_what_counts_cannot_be() -> None:
 
 def test_damaged_profiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "p.npz"
-    profile.write(path, of_trace(some_trace()))
+    profile.write(path, profile_of(some_trace()))
     whole = path.read_bytes()
     for seed in range(25):
         rng = np.random.default_rng(seed)
@@ -123,7 +125,7 @@ def test_a_profile_places_as_its_trace_does(tmp_path: Path, capsys: pytest.Captu
     calibration, judged = some_trace(1, requests=2), some_trace(2)
     npz.write(tmp_path / "c.npz", calibration)
     npz.write(tmp_path / "t.npz", judged)
-    profile.write(tmp_path / "p.npz", of_trace(calibration))
+    profile.write(tmp_path / "p.npz", profile_of(calibration))
     (tmp_path / "h.toml").write_text(FIXED)
     common = ["--trace", str(tmp_path / "t.npz"), "--hardware", str(tmp_path / "h.toml"), "--cache", "3", "--json"]
 
@@ -151,7 +153,7 @@ def test_a_profile_places_as_its_trace_does(tmp_path: Path, capsys: pytest.Captu
 )
 def test_bad_placements(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     npz.write(tmp_path / "t.npz", some_trace())
-    profile.write(tmp_path / "o.npz", of_trace(some_trace(experts=5)))
+    profile.write(tmp_path / "o.npz", profile_of(some_trace(experts=5)))
     (tmp_path / "h.toml").write_text(FIXED)
     words = [w.replace("OTHER", str(tmp_path / "o.npz")).replace("TRACE", str(tmp_path / "t.npz")) for w in flags]
     common = ["--trace", str(tmp_path / "t.npz"), "--hardware", str(tmp_path / "h.toml")]
@@ -223,13 +225,13 @@ def test_blocks_of_tokens_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_synth_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    profile.write(tmp_path / "p.npz", of_trace(some_trace()))
+    profile.write(tmp_path / "p.npz", profile_of(some_trace()))
     out, base = tmp_path / "t.npz", ["synth", "--like-profile", str(tmp_path / "p.npz")]
     assert main([*base, "--tokens", "50", "--seed", "3", "--out", str(out)]) == 0
     assert LOUD in capsys.readouterr().out
     trace = npz.read(out)
     assert (trace.n_tokens, trace.n_layers, trace.meta["moe_layers"], trace.real) == (50, 4, [1, 2, 3], False)
-    no_k = of_trace(some_trace())
+    no_k = profile_of(some_trace())
     no_k.meta.pop("top_k")
     profile.write(tmp_path / "q.npz", no_k)
     assert "meta.top_k is missing" in refused(

@@ -303,6 +303,19 @@ def test_vllm_folder_of_arrays_and_wide_models(tmp_path: Path) -> None:
     ids_agree(read, trace)
 
 
+def test_a_completion_without_rows_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One prompt token and nothing generated: its only token was never forwarded."""
+    empty = {"choices": [{"routed_experts": []}], "usage": {"prompt_tokens": 1, "completion_tokens": 0}}
+    full = {"choices": [{"routed_experts": [[[3, 1]]]}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    command = ["convert", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), "--from", "vllm"]
+    flags = ["--model", "m", "--n-experts", "8", "--moe-layers", "0"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(empty))
+    assert "r.jsonl: no completions in it" in refused([*command, *flags], capsys)
+    (tmp_path / "r.jsonl").write_text(json.dumps(empty) + "\n" + json.dumps(full))
+    assert main([*command, *flags]) == 0
+    assert npz.read(tmp_path / "o.npz").experts.tolist() == [[[3, 1]]]
+
+
 def test_vllm_needs_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = small("vllm", requests=1, first_position=3, prompt=0.5)
     flags = foreign.vllm(tmp_path / "r.jsonl", trace)
@@ -474,8 +487,7 @@ def test_the_documentation_s_commands_are_ours() -> None:
     from sim.run import parser
     from traces.__main__ import _parser
     from traces.foreign.models import model
-    from traces.foreign.registry import EVERY_FLAG, FORMATS
-    from traces.writers.registry import WRITERS
+    from traces.foreign.registry import FLAGS, READERS, WRITERS
 
     read, written = set(), set()
     for words in commands("traces"):
@@ -487,8 +499,8 @@ def test_the_documentation_s_commands_are_ours() -> None:
             continue
         name = options.format or "llamacpp"
         read.add(name)
-        assert {flag for flag in EVERY_FLAG if getattr(options, flag) is not None} <= set(FORMATS[name].flags)
+        assert {flag for flag in FLAGS if getattr(options, flag) is not None} <= set(READERS[name].flags)
         assert model(options.model).hint == "" or options.n_experts is not None, options.model
-    assert read == set(FORMATS) and written == set(WRITERS)
+    assert read == set(READERS) and written == set(WRITERS)
     for words in [*commands("sim.run"), *commands("sim.placement")]:
         parser().parse_args(words)

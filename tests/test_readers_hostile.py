@@ -1,10 +1,12 @@
-"""Damaged and hostile files of every format: exit 2, one line, nothing written, nothing executed, nothing allocated."""
+"""Hostile files of each format: exit 2, one line, nothing written, nothing executed, nothing allocated.
+
+Damage that every format must bear is in tests/test_format_contract.py.
+"""
 
 import base64
 import io
 import json
 import pickle
-import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -15,88 +17,10 @@ import numpy as np
 import pytest
 
 from tests import foreign
-from tests.foreign import COUNTED, PER_TOKEN
-from tests.test_readers import refused, small, without
-from traces.__main__ import main
+from tests.foreign import FIXTURES, PER_TOKEN
+from tests.test_format_contract import built
+from tests.test_readers import refused, small
 from traces.format.trace import RoutingTrace
-
-EVERY = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
-DIFFERENT = range(12)
-
-
-def built(name: str, folder: Path) -> tuple[Path, list[str]]:
-    """(path, whole command line) of a good fixture; the format is named, whatever detection thinks of the damage."""
-    format_name, file, build = EVERY[name]
-    trace = small(name) if name in PER_TOKEN else small("csv", dense_layers=1)
-    flags = without(build(folder / file, trace), "--from")
-    return folder / file, ["convert", "--from", format_name, str(folder / file), str(folder / "out.npz"), *flags]
-
-
-def parts(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-def same(folder: Path) -> dict[Path, bytes]:
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def either(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
-    """Converted, or refused with one line and nothing written; never anything else."""
-    before = same(folder)
-    capsys.readouterr()
-    status = main(command)
-    out, err = capsys.readouterr()
-    if status == 0:
-        (folder / "out.npz").unlink()
-    else:
-        assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (out, err)
-    assert same(folder) == before
-    return status
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_cut_short(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whole, each fixture is read; cut to half, nine tenths, or one byte less, it never ends in anything but a refusal
-    or (where what is left is itself whole, as of a text by lines) a shorter trace."""
-    path, command = built(name, tmp_path)
-    assert either(command, tmp_path, capsys) == 0
-    for part in parts(path):
-        whole, refusals = part.read_bytes(), []
-        for keep in (0, 1, len(whole) // 2, len(whole) * 9 // 10, len(whole) - 1):
-            part.write_bytes(whole[:keep])
-            refusals.append(either(command, tmp_path, capsys) == 2)
-        assert any(refusals), part
-        part.write_bytes(whole)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_bytes_changed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, command = built(name, tmp_path)
-    for part in parts(path):
-        whole = part.read_bytes()
-        for seed in DIFFERENT:
-            rng = np.random.default_rng(seed)
-            damaged = bytearray(whole)
-            near = len(whole) if seed % 2 else min(len(whole), 200)  # headers, and anywhere
-            for at in rng.integers(0, near, 1 + seed % 4):
-                damaged[at] = rng.integers(0, 256)
-            part.write_bytes(damaged)
-            either(command, tmp_path, capsys)
-        part.write_bytes(whole)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_other_things_in_its_place(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, command = built(name, tmp_path)
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert "No such file" in refused(command, capsys)
-    path.mkdir()
-    assert either(command, tmp_path, capsys) == 2  # an empty folder
-    path.rmdir()
-    for content in (b"", b"\x00" * 64, b"[" * 100_000, b"{" + b'"a":{' * 50_000, b"9" * 5000, b"\xff\xfe" * 50):
-        path.write_bytes(content)
-        assert either(command, tmp_path, capsys) == 2, content[:8]
-
 
 # --- nothing is executed ---
 
@@ -111,7 +35,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in EVERY.items() if entry[1].endswith(".pt")])
+@pytest.mark.parametrize("name", [name for name, entry in FIXTURES.items() if entry[1].endswith(".pt")])
 def test_a_pickle_is_not_executed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 

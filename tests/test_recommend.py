@@ -25,7 +25,7 @@ from sim.search.recommendation import Recommendation, Wish, command
 from sim.search.space import BASELINE, LOSSY, Candidate, Space, fields_of
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight
-from sim.sweeps.config import Run, identity
+from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import Row
 from sim.sweeps.session import inspect
 from sim.sweeps.worker import Task, Worker
@@ -44,13 +44,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def here(runs: Sequence[Run]) -> Sequence[Row]:
+def here(runs: Sequence[Configuration]) -> Sequence[Row]:
     """Rows by one worker in this process."""
     return Worker(inspect(runs)[0]).run(Task(runs)).rows
 
 
-def run_of(spec: RunSpec) -> Run:
-    return Run(identity(spec.model_dump()), spec)
+def run_of(spec: RunSpec) -> Configuration:
+    return Configuration(identity(spec.model_dump()), spec)
 
 
 # --- memory ---
@@ -95,6 +95,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "a share above one": (["--max-lossy-weight", "5"], "max-lossy-weight: 5.0: must be a share"),
     "no workers": (["--workers", "0"], "workers: 0"),
     "no candidates": (["--candidates", "0"], "candidates: 0: must be at least 1"),
+    "no batch": (["--batch", "0"], "batch: 0: Input should be greater than or equal to 1"),
     "time backwards": (["--time-limit", "-1"], "time-limit: -1.0: must be seconds, or 0"),
     "no time at all": (["--time-limit", "nan"], "time-limit: nan: must be seconds, or 0"),
     "an oracle": (["--eviction", "belady"], "eviction: belady is an oracle"),
@@ -164,7 +165,7 @@ def invented(
     miss policy, of those that drop the dropped router weight, of the others what stand-ins answered for."""
     asked: list[tuple[str, int | None]] = []
 
-    def evaluate(runs: Sequence[Run]) -> Sequence[Row]:
+    def evaluate(runs: Sequence[Configuration]) -> Sequence[Row]:
         rows = []
         for each in runs:
             spec = each.spec
@@ -217,7 +218,7 @@ def test_the_number_of_candidates_bounds_what_is_ever_run(most: int) -> None:
     evaluate, _ = invented(space, {"fetch": 1, "cpu": 2, "fiddler": 3, "lfu": 0.5}, {})
     ever: set[str] = set()
 
-    def counted(runs: Sequence[Run]) -> Sequence[Row]:
+    def counted(runs: Sequence[Configuration]) -> Sequence[Row]:
         for each in runs:
             assert each.spec is not None
             ever.add(repr(each.spec.model_copy(update={"max_steps": None})))

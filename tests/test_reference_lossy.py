@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, SUBSTITUTE_PARAMS, Choice, Plan
-from sim.policies.registry import MISS
-from tests.plans import MISSES, RERANKERS, named, substitute
+from sim.policies.registry import MISS, RERANK
+from tests.plans import MISSES, named, substitute
 from tests.reference_miss import adaptive_entropy, hash64
 from tests.test_reference import MACHINES, Run, lines, make, predicted
 
@@ -55,7 +55,7 @@ def lossy(experts: Sequence[Any], n_experts: int, slots: Sequence[int], resident
     plain = named(MISS[policy], np.reshape(threshold, -1))
     plan = replace(plan, miss=substitute(policy, **params) if MISSES[policy] == MISSES["buddy"] else plain)
     if rerank:
-        plan = replace(plan, rerank=Choice(rerank[0], RERANKERS[rerank[0]], np.array(rerank[1:], np.float64)))
+        plan = replace(plan, rerank=Choice(rerank[0], RERANK[rerank[0]].kind, np.array(rerank[1:], np.float64)))
     return listed(plan, peers, q) if peers else plan
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.device.cpu import CpuPort, Link
+from runtime.device.cpu import CpuPort, PacedLink
 from runtime.device.worker import Worker
 from runtime.experts import store
-from runtime.replay import Options, main, replay
-from runtime.replaying import layers
+from runtime.replay import main
+from runtime.replaying import layers, shapes
+from runtime.replaying.opened import Options
+from runtime.replaying.replays import replay
 from sim.machines.record import load
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
@@ -88,14 +90,14 @@ def test_a_replay_gives_the_simulators_summary_and_record(name: str, capsys: Any
 def test_a_record_of_the_replay_keeps_the_laws(name: str) -> None:
     """Conservation, capacity, causality, sums, one order of events: as of a simulated run."""
     from runtime.replay import arguments
-    from sim.run import spec_of
+    from sim.flags import spec_of
 
     spec = spec_of(arguments().parse_args([*FAST, *POLICIES[name]]))
     if spec.warmup_steps:
         pytest.skip("the laws are of whole runs")
     setting = prepare(spec)
     (record,) = replay(setting, CpuPort(5, 5), Options(scale=1 / 128))
-    layout = layers.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
+    layout = shapes.scaled(setting.model, 1 / 128)  # type: ignore[arg-type]
     assert record.expert_bytes == layout.expert_bytes("fp32")
     from dataclasses import replace
 
@@ -201,8 +203,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(capsys: Any, 
 
 
 @pytest.fixture
-def left(monkeypatch: Any) -> Any:
-    """Ports that were opened: none may keep a thread or memory."""
+def left(monkeypatch: Any, two_threads: None) -> Any:
+    """Ports that were opened: none may keep a thread or memory, nor the number of torch's threads."""
     ports: list[CpuPort] = []
     begin = CpuPort.__init__
 
@@ -211,11 +213,10 @@ def left(monkeypatch: Any) -> Any:
         ports.append(self)
 
     monkeypatch.setattr(CpuPort, "__init__", note)
-    threads = torch.get_num_threads()
     yield ports
-    assert ports and torch.get_num_threads() == threads
+    assert ports and torch.get_num_threads() == 2
     for port in ports:
-        assert not port.buffers and not any(worker.is_alive() for worker in port.threads.workers)
+        assert not port.buffers and not port.link.is_alive() and not port.host.is_alive()
 
 
 def fails(capsys: Any, status: int, said: str) -> None:
@@ -244,7 +245,7 @@ def raising(error: BaseException) -> Any:
 
 
 def test_a_killed_copy_thread(capsys: Any, monkeypatch: Any, left: Any) -> None:
-    monkeypatch.setattr(Link, "_run", after(20, raising(SystemExit("killed")), Link._run))
+    monkeypatch.setattr(PacedLink, "_run", after(20, raising(SystemExit("killed")), PacedLink._run))
     fails(capsys, 1, "the link thread failed: SystemExit: killed")
 
 
@@ -307,7 +308,8 @@ def test_threads_do_not_outlive_a_replay(capsys: Any, monkeypatch: Any, left: An
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_on_the_accelerator(name: str, accelerator: float, capsys: Any) -> None:
-    flags = [*FAST, "--scale", str(accelerator), "--precision", "bf16", *POLICIES[name], "--json", "--check"]
+    small = ["--max-steps", "3", "--scale", str(accelerator), "--precision", "bf16"]
+    flags = [*FAST, *small, *POLICIES[name], "--json", "--check"]
     assert main(flags) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"]["lock_step"]["this run's order, through the core"]["equal"]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.compare import compare
+from analysis.comparing.comparison import compare
 from analysis.pages import compare_figures, figures, tables, trace_tables
+from analysis.pages.report import DETAILED, DRAWN, report
 from analysis.pages.trace_figures import pairs, q_mass, skew
 from analysis.pages.trace_sections import averaged
-from analysis.reading.runs import Run, load
-from analysis.report import DETAILED, DRAWN, MAX_PAGE_BYTES, main, report
+from analysis.reading.load import load
+from analysis.reading.run import Run
+from analysis.report import MAX_PAGE_BYTES, main
 from analysis.timelines import series
 from sim import profile
 from sim.machines import compiled

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.reading.runs import load
-from analysis.report import DETAILED, report
+from analysis.pages.report import DETAILED, report
+from analysis.reading.load import load
 from sim import profile
 from tests.runs_by_hand import simulated, written
 from tests.test_report import HOSTILE

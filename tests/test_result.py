@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
+from sim import __version__
 from sim.outcome.report import OPEN_LOOP, SYNTHETIC, table
-from sim.run import simulate
+from sim.outcome.summary import Summary, check_summary, columns, marks_without
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace, trace_of
 from traces.format import npz
@@ -178,3 +181,38 @@ def test_the_same_figures_as_text(tmp_path: Path) -> None:
     assert text["answers"] == "substituted 800 (10.00% of slots), dropped 4 (0.05% of slots)"
     assert text["router"] == "weight substituted 1.25%, dropped 50.00%; a token's p95 -"
     assert text["stopped"] == "by tae 3"
+
+
+def keys_of(value: Any, model: type[BaseModel], front: str = "") -> tuple[set[str], set[str]]:
+    """(keys that an object has and the model does not name, keys that the model asks for and the object lacks)."""
+    named = model.model_fields
+    more = {front + key for key in value if key not in named}
+    less = {front + key for key, field in named.items() if field.is_required() and key not in value}
+    for key, field in named.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and key in value:
+            inner = keys_of(value[key], kind, f"{front}{key}.")
+            more, less = more | inner[0], less | inner[1]
+    return more, less
+
+
+@pytest.mark.parametrize("fields", [{}, {"miss": "drop"}, {"rerank": "adapmoe"}, {"eviction": "belady"}])
+def test_the_typed_summary_names_every_key_that_a_run_writes(tmp_path: Path, fields: dict[str, Any]) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    found = result(tmp_path, **fields)
+    check_summary(found, "here", __version__)
+    more, less = keys_of(found, Summary)
+    assert not less and {key for key in more if not key.startswith("spec.")} == set()
+    # what a sweep shows of it has a column, and no column is of a key that nobody writes
+    written = {f"bounds.{name}" for name in ("best_ns", "best_share")}
+    assert {name for name in columns() if name.split(".")[0] not in found} - written == set()
+
+
+def test_marks_are_told_of_a_summary_without_them(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    for fields, mark in (({}, None), ({"miss": "drop"}, "open_loop"), ({"eviction": "belady"}, "oracle")):
+        found = result(tmp_path, **fields)
+        marks = found.pop("marks")
+        assert {name for name in ("open_loop", "oracle") if marks[name]} == ({mark} if mark else set())
+        assert marks["synthetic"] is True and marks["calibrated"] is False
+        assert marks_without(found) == marks | {"calibrated": None}

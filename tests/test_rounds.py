@@ -6,10 +6,10 @@ import pytest
 
 from runtime.device.port import DeviceError
 from runtime.measuring import rounds
-from runtime.measuring.rounds import After, Budget, Deadline, complete, fits, measured, sweep
+from runtime.measuring.rounds import Budget, Deadline, complete, measured, sweep
 from tests.clocks import Clock
 
-ARMS = ["a", "b", "c", "d"]
+CASES = ["a", "b", "c", "d"]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def taking(clock: Clock, *seconds: float) -> Any:
     """A replay that lasts the next of the seconds, then the last of them for ever; it gives its own number."""
     left, count = list(seconds), iter(range(10**6))
 
-    def replay(arm: str) -> int:
+    def replay(case: str) -> int:
         clock.tick(left.pop(0) if len(left) > 1 else left[0])
         return next(count)
 
@@ -29,14 +29,14 @@ def taking(clock: Clock, *seconds: float) -> Any:
 
 
 def rounds_of(replay: Any, seconds: float, repeats: int | None, round_s: float, *after: float) -> Any:
-    return measured(ARMS, replay, Budget(Deadline(seconds), round_s, After(*after)), repeats, 0)
+    return measured(CASES, replay, Budget(Deadline(seconds), round_s, *after), repeats, 0)
 
 
 def test_rounds_until_another_one_and_what_comes_after_it_would_not_fit(clock: Clock) -> None:
     # a round of four replays of 2 s: 8 s; another one takes 8.8 s with its margin, then half a round and 3 s: 15.8 s.
     # After four rounds 16 s of 48 are left, after five 8
     found = rounds_of(taking(clock, 2.0), 48.0, None, 8.0, 0.5, 3.0)
-    assert len(found) == 5 and clock.now == 40 and [set(f) for f in found] == [set(ARMS)] * 5
+    assert len(found) == 5 and clock.now == 40 and [set(f) for f in found] == [set(CASES)] * 5
     assert len({tuple(f) for f in found}) > 1  # orders of their own
 
 
@@ -77,12 +77,12 @@ def test_a_first_round_that_cannot_be_done_is_not_begun(clock: Clock) -> None:
 
 def test_a_sweep_ends_with_the_time(clock: Clock) -> None:
     deadline = Deadline(5.0)
-    assert list(sweep(ARMS, taking(clock, 2.0), deadline)) == ["a", "b", "c"] and clock.now == 6
-    assert sweep(ARMS, taking(clock, 2.0), deadline) == {}
+    assert list(sweep(CASES, taking(clock, 2.0), deadline)) == ["a", "b", "c"] and clock.now == 6
+    assert sweep(CASES, taking(clock, 2.0), deadline) == {}
     with pytest.raises(DeviceError, match="after 0 of the 4 replays of the warm-up"):
-        complete(ARMS, taking(clock, 2.0), deadline, "the warm-up")
+        complete(CASES, taking(clock, 2.0), deadline, "the warm-up")
     clock.now = 0
-    assert complete(ARMS, taking(clock, 1.0), deadline, "the warm-up") == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert complete(CASES, taking(clock, 1.0), deadline, "the warm-up") == {"a": 0, "b": 1, "c": 2, "d": 3}
 
 
 def test_every_round_says_the_time_that_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +97,6 @@ def test_every_round_says_the_time_that_is_left(clock: Clock, capsys: pytest.Cap
 def test_what_fits(clock: Clock) -> None:
     deadline = Deadline(20.0)
     clock.now = 5.0
-    assert fits(10.0, After(), deadline) and not fits(10.0, After(0.5), deadline)  # 11 and 16 of 15 s
-    assert fits(10.0, After(0.2, 2.0), deadline) and not fits(10.0, After(0.2, 2.1), deadline)  # 11 + 2 + 2 and 2.1
+    fits = lambda *after: Budget(deadline, 0.0, *after).fits(10.0)  # noqa: E731 - another round of 10 s
+    assert fits() and not fits(0.5)  # 11 and 16 of 15 s
+    assert fits(0.2, 2.0) and not fits(0.2, 2.1)  # 11 + 2 + 2 and 2.1

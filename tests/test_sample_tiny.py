@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.run import main, simulate
+from sim.run import main
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.format import npz
 from traces.format.trace import RoutingTrace

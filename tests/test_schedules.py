@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from sim.machines.record import CLOCK, COUNTERS, LAYER, RunRecord, requests_of
@@ -80,6 +80,7 @@ def record_of(steps: Steps, end: np.ndarray, warmup: int) -> RunRecord:
     )  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(traces(), some.integers(1, 5), some.integers(1, 4), some.booleans(), some.integers(0, 2**32 - 1))
 def test_what_is_counted_at_every_cut_and_every_warm_up(
     trace: RoutingTrace, batch: int, chunk: int, as_decode: bool, seed: int

@@ -15,10 +15,13 @@ pytest.importorskip("tokenizers", reason="the train extra's tokenizers is not in
 from scipy.stats import spearmanr
 
 from runtime import similarity
+from runtime.closed_loop import expert_similarity
+from runtime.closed_loop.expert_similarity import measure
 from sim.fit.buddies_file import read_similarity
 from sim.fit.coactivation import co_activation, conditional
 from sim.run import main as simulate
-from traces.capturing.recorder import Recorder, find_moe_layers
+from traces.capturing.recorder import Recorder
+from traces.capturing.routers import find_moe_layers
 from traces.format import npz
 
 SHIPPED = Path(similarity.__file__).parent / "tiny_moe" / "similarity.npz"
@@ -47,8 +50,8 @@ class Plain:
 @pytest.mark.parametrize("states", ["routed", "all"])
 def test_it_equals_the_means_spelt_out(family: str, states: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = build(family), prompts(3, 10)
-    monkeypatch.setattr(similarity, "BLOCK_BYTES", 1 << 14)  # several blocks
-    found = similarity.measure(Plain(model), list(tokens.numpy()), batch=2, states=states)
+    monkeypatch.setattr(expert_similarity, "BLOCK_BYTES", 1 << 14)  # several blocks
+    found = measure(Plain(model), list(tokens.numpy()), batch=2, states=states)
     for place, layer in enumerate(find_moe_layers(model)):
         seen: list[Any] = []
         hook = layer.experts.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args))
@@ -75,7 +78,7 @@ def test_it_equals_the_means_spelt_out(family: str, states: str, monkeypatch: py
 
 def test_every_family_can_be_measured() -> None:
     for family in FAMILIES:
-        found = similarity.measure(Plain(build(family)), list(prompts(2, 8).numpy()))
+        found = measure(Plain(build(family)), list(prompts(2, 8).numpy()))
         diagonal = np.einsum("lii->li", found.cosine)
         np.testing.assert_allclose(diagonal, 1, atol=1e-5)
         assert (np.abs(found.cosine) <= 1 + 1e-5).all() and (found.error >= 0).all()

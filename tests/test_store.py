@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from runtime.device import virtual
-from runtime.device.cpu import CpuPort, host_bytes
+from runtime.device.cpu import CpuPort
+from runtime.device.host_memory import host_bytes
 from runtime.experts import store
+from runtime.experts.checkpoint import Checkpoint
+from runtime.experts.layout import Layout, StoreError, Weights
 from runtime.experts.quantised import LowLayout
-from runtime.experts.store import Checkpoint, ExpertStore, Layout, StoreError, Synthetic
-from runtime.replaying import layers
+from runtime.experts.store import ExpertStore, Synthetic
+from runtime.replaying import layers, shapes
+from runtime.replaying.work import Job
 from sim import catalog
 from sim.steps import schedule
 from traces.errors import UserError
@@ -31,7 +35,7 @@ def work_of(model: Any, port: Any, batch: int = 3, steps: int = 12, **options: A
     trace = generate(FEW, 0)
     laid = schedule(trace, batch, 16)
     offset = laid.offset[: steps + 1]
-    batches = layers.Batches(trace, offset, laid.row[: offset[-1]], laid.prefill[:steps], 5)
+    batches = shapes.Batches(trace, offset, laid.row[: offset[-1]], laid.prefill[:steps], 5)
     layout = Layout.of(model, "fp32")
     experts = ExpertStore(
         port, layout, len(model.moe_layers), model.n_experts, [2] * len(model.moe_layers), Synthetic(layout)
@@ -48,7 +52,7 @@ def work_of(model: Any, port: Any, batch: int = 3, steps: int = 12, **options: A
 @pytest.mark.parametrize("name", MODELS)
 def test_a_packed_expert_has_the_bytes_that_the_simulator_charges(name: str) -> None:
     for factor in (1, 0.25, 0.0625):
-        model = layers.scaled(catalog.model(name), factor)
+        model = shapes.scaled(catalog.model(name), factor)
         for precision in ("bf16", "fp32"):
             assert Layout.of(model, precision).nbytes == model.expert_bytes(precision)
         low = LowLayout.of(Layout.of(model, "bf16").elements, "q4")
@@ -59,22 +63,22 @@ def test_a_packed_expert_has_the_bytes_that_the_simulator_charges(name: str) -> 
 def test_the_dense_part_has_the_bytes_that_the_simulator_charges(name: str) -> None:
     """Within two per cent: rounded columns, one norm more, a shared expert's gate left out."""
     for factor in (1, 0.25):
-        model = layers.scaled(catalog.model(name), factor)
-        elements = layers.dense_elements(model, model.n_layers, model.moe_layers)
+        model = shapes.scaled(catalog.model(name), factor)
+        elements = shapes.dense_elements(model, model.n_layers, model.moe_layers)
         assert elements == pytest.approx(model.read_dense_params, rel=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_kv_entries_have_the_bytes_that_the_simulator_charges(name: str) -> None:
     model = catalog.model(name)
-    keys, values = layers.Attention.of(model).cached
+    keys, values = shapes.Attention.of(model).cached
     assert 2 * (keys + values) == model.kv_bytes_per_token_per_layer
 
 
 def test_a_model_at_scale_one_is_itself() -> None:
     model = catalog.model("mixtral-8x7b")
-    assert layers.scaled(model, 1) is model
-    small = layers.scaled(model, 0.25)
+    assert shapes.scaled(model, 1) is model
+    small = shapes.scaled(model, 0.25)
     assert (small.hidden, small.expert_intermediate, small.n_heads, small.vocab) == (1024, 3584, 8, 8000)
     assert small.n_experts == model.n_experts and small.n_layers == model.n_layers
 
@@ -193,16 +197,16 @@ def test_an_expert_is_swiglu_or_relu() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 32)
     gate, up, down = torch.randn(64, 32), torch.randn(64, 32), torch.randn(32, 64)
-    found = layers.expert(x, store.Weights(torch.cat([gate, up]), down))
+    found = layers.expert(x, Weights(torch.cat([gate, up]), down))
     torch.testing.assert_close(found, (F.silu(x @ gate.T) * (x @ up.T)) @ down.T)
-    two = layers.expert(x, store.Weights(up, down, torch.ones(64), torch.ones(32)))
+    two = layers.expert(x, Weights(up, down, torch.ones(64), torch.ones(32)))
     torch.testing.assert_close(two, F.relu(x @ up.T + 1) @ down.T + 1)
 
 
 @pytest.mark.skipif(not layers.has_grouped(), reason="this torch has no grouped_mm")
 @pytest.mark.parametrize("pooled", [False, True])
 def test_experts_in_one_kernel_equal_experts_one_by_one(pooled: bool) -> None:
-    model = layers.scaled(catalog.model("mixtral-8x7b"), 1 / 128)
+    model = shapes.scaled(catalog.model("mixtral-8x7b"), 1 / 128)
     with CpuPort(50, 0) as port:
         work = work_of(model, port)
         slots = [8] if pooled else [3] * 32
@@ -213,7 +217,7 @@ def test_experts_in_one_kernel_equal_experts_one_by_one(pooled: bool) -> None:
         work.dense(0)
         n = len(work.rows.tokens)
         jobs = [
-            layers.Job(g, np.array(rows), np.full(len(rows), 0.3, np.float32))
+            Job(g, np.array(rows), np.full(len(rows), 0.3, np.float32))
             for g, rows in ((17, [0, 2]), (22, [1]), (20, list(range(n))))
         ]
         where = [base + 2, base + 1, base]
@@ -230,7 +234,7 @@ def test_experts_in_one_kernel_equal_experts_one_by_one(pooled: bool) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_the_catalog_runs_small(name: str) -> None:
     """Prompt and decode steps of every architecture, with numbers that are numbers."""
-    model = layers.scaled(catalog.model(name), 1 / 64)
+    model = shapes.scaled(catalog.model(name), 1 / 64)
     step = max(1, len(model.moe_layers) // 3)
     keep = model.moe_layers[::step][:2]
     n_layers = keep[-1] + 1 if model.encoder_layers == 0 else model.n_layers
@@ -247,7 +251,7 @@ def test_every_model_of_the_catalog_runs_small(name: str) -> None:
                 work.read_back()
                 n = len(work.rows.tokens)
                 assert bool(((work.ids_host[:n] >= 0) & (work.ids_host[:n] < model.n_experts)).all())
-                job = layers.Job(column * model.n_experts, np.array([n - 1]), np.ones(1, np.float32))
+                job = Job(column * model.n_experts, np.array([n - 1]), np.ones(1, np.float32))
                 work.store.place({job.expert: 2 * column})
                 work.routed({job.expert: job}, {job.expert: job})
                 work.expert(job.expert, 2 * column)
@@ -261,13 +265,13 @@ def test_every_model_of_the_catalog_runs_small(name: str) -> None:
 
 
 def test_the_cpu_computes_what_the_gpu_would() -> None:
-    model = layers.scaled(catalog.model("mixtral-8x7b"), 1 / 64)
+    model = shapes.scaled(catalog.model("mixtral-8x7b"), 1 / 64)
     with CpuPort(50, 0) as port:
         work = work_of(model, port, to_host=True)
         work.begin_step(0)
         work.dense(0)
         work.read_back()
-        job = layers.Job(3, np.array([1, 4]), np.array([0.25, 0.5], np.float32))
+        job = Job(3, np.array([1, 4]), np.array([0.25, 0.5], np.float32))
         work.store.place({3: 1})
         before = work.x
         work.routed({3: job}, {})
@@ -281,7 +285,7 @@ def test_the_cpu_computes_what_the_gpu_would() -> None:
 
 def test_attention_reads_its_own_requests_entries_up_to_its_position() -> None:
     """A decode row over the cache equals attention written out; a prompt row sees no later one."""
-    model = layers.scaled(catalog.model("mixtral-8x7b"), 1 / 64)
+    model = shapes.scaled(catalog.model("mixtral-8x7b"), 1 / 64)
     with CpuPort(50, 0) as port:
         work = work_of(model, port, batch=2)
         a = work.attention
@@ -309,7 +313,7 @@ def test_attention_reads_its_own_requests_entries_up_to_its_position() -> None:
 def test_requests_have_places_in_the_cache_of_their_own() -> None:
     trace = generate(FEW, 3)
     laid = schedule(trace, 3, 8)
-    batches = layers.Batches(trace, laid.offset, laid.row, laid.prefill, 100)
+    batches = shapes.Batches(trace, laid.offset, laid.row, laid.prefill, 100)
     assert batches.places <= 4
     owner: dict[int, int] = {}
     of: dict[int, int] = {}

@@ -14,12 +14,11 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra: 
 
 from runtime import lm_eval_adapter, study  # noqa: E402
 from runtime.closed_loop import study_report  # noqa: E402
-from runtime.closed_loop.judged_model import TINY, Subject, subject  # noqa: E402
+from runtime.closed_loop.judged_model import TINY, JudgedModel, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
-from runtime.closed_loop.priced_as import charged  # noqa: E402
+from runtime.closed_loop.priced_as import priced_as  # noqa: E402
 from runtime.lm_eval_adapter import Scorer  # noqa: E402
 from sim.spec import RunSpec  # noqa: E402
-from tests.on_torch import one_thread  # noqa: E402, F401 - a fixture by import
 from traces.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +30,7 @@ FEW = ("fetch", "buddy, reading B, rho 3", "similarity, gates of B", "next-ranke
 def test_a_look_at_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "ARMS", [arm for arm in study.ARMS if arm.name in FEW])
+    monkeypatch.setattr(study, "VARIANTS", [variant for variant in study.VARIANTS if variant.name in FEW])
     assert study.main(["--quick", "--sequences", "9", "--calibration-tokens", "512", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "closed_loop.md").read_text()
@@ -68,11 +67,11 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def row(arm: str, group: str, delta: float, low: float, high: float, gain: float, **more: Any) -> dict[str, Any]:
+def row(variant: str, group: str, delta: float, low: float, high: float, gain: float, **more: Any) -> dict[str, Any]:
     facts = {"cache": 0.5, "delta_interval": f"{low:+.2f} .. {high:+.2f}", "accuracy_delta": -1.0,
              "accuracy_interval": "-2 .. 0", "substituted": 10.0, "open_h2d": 0.0, "open_ms": 0.0,
              "h2d_mb": 1.0}  # fmt: skip
-    return {**facts, "arm": arm, "group": group, "delta_percent": delta, "low": low, "high": high,
+    return {**facts, "arm": variant, "group": group, "delta_percent": delta, "low": low, "high": high,
             "gain_percent": gain, **more}  # fmt: skip
 
 
@@ -100,7 +99,7 @@ def test_the_kept_study_is_the_programs_own() -> None:
     assert made.csv(command) == (folder / "closed_loop.csv").read_text()
     assert study_report.figure(result) == (folder / "closed_loop.svg").read_text()
     caches = sorted({row["cache"] for row in result["rows"]})
-    assert caches == [0.375, 0.5, 0.75] and len(result["rows"]) == 3 * len(study.ARMS)
+    assert caches == [0.375, 0.5, 0.75] and len(result["rows"]) == 3 * len(study.VARIANTS)
     assert all(row["quality"]["kl_nats"]["value"] == 0 for row in result["rows"] if row["arm"] == "fetch")
 
 
@@ -108,11 +107,11 @@ def test_the_kept_study_is_the_programs_own() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Subject:
-    return subject(TINY)
+def tiny() -> JudgedModel:
+    return judged_model(TINY)
 
 
-def test_scores_are_the_models_own(tiny: Subject) -> None:
+def test_scores_are_the_models_own(tiny: JudgedModel) -> None:
     scorer = Scorer(tiny, None)
     context, continuation = scorer.encoded("def f(x):\n    return ", "x + 1")
     assert tiny.tokens.decode(context[1:]) == "def f(x):\n    return" and tiny.tokens.decode(continuation) == " x + 1"
@@ -127,13 +126,13 @@ def test_scores_are_the_models_own(tiny: Subject) -> None:
         scorer.score(context, [5] * 300)
 
 
-def test_in_the_loop_scores_change_with_the_policy_alone(tiny: Subject) -> None:
+def test_in_the_loop_scores_change_with_the_policy_alone(tiny: JudgedModel) -> None:
     pair = Scorer(tiny, None).encoded("import os\n\ndef main(", "argv):\n    return 0")
     want = Scorer(tiny, None).score(*pair)
     got = {}
     for miss in ("fetch", "next-ranked"):
         loop = ClosedLoop(
-            RunSpec.of({"trace": TINY, "cache": 4, "miss": miss}), tiny.shape, None, charged(tiny.model, tiny.shape)
+            RunSpec.of({"trace": TINY, "cache": 4, "miss": miss}), tiny.shape, None, priced_as(tiny.model, tiny.shape)
         )
         with tiny.looped(loop) as driver:
             scorer = Scorer(tiny, driver)
@@ -144,7 +143,7 @@ def test_in_the_loop_scores_change_with_the_policy_alone(tiny: Subject) -> None:
     assert got["fetch"] == [want, want] and got["next-ranked"][0][0] != want[0]
 
 
-def test_the_harness_is_asked_for_by_name(tiny: Subject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_harness_is_asked_for_by_name(tiny: JudgedModel, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError:

@@ -27,8 +27,8 @@ from sim.outcome.report import OPEN_LOOP, SYNTHETIC
 from sim.search.evaluate import Evaluator
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
-from sim.sweeps.config import Run, expand, read
-from sim.sweeps.dispatch import KILLED, Dispatcher, Event, Queue, Seconds
+from sim.sweeps.config import Configuration, expand, read
+from sim.sweeps.dispatch import KILLED, Dispatcher, Queue, Seconds, WorkerEvent
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row
 from sim.sweeps.worker import Done, Setup, Task, Worker
@@ -198,7 +198,7 @@ def test_rows_are_what_each_run_alone_comes_to(folder: Path) -> None:
         assert row["error"] is None
         assert {name: row[name] for name in flat if name in row} == {n: v for n, v in flat.items() if n in row}
         assert (
-            not {name for name in flat if not name.startswith("spec.")}
+            not {name for name in flat if not name.startswith(("spec.", "marks."))}
             - set(COLUMNS)
             - {"trace.assumptions", "machine"}
         )
@@ -286,12 +286,12 @@ class FakePool:
     ) -> None:
         self.setup, self.deadly, self.once, self.stillborn = setup, deadly, list(once), stillborn
         self.started = 0
-        self.happened: deque[Event] = deque()
+        self.happened: deque[WorkerEvent] = deque()
         self.tasks: list[list[int]] = []
 
     def start(self) -> int:
         self.started += 1
-        self.happened.append(Event(self.started, dead=self.stillborn, why="exit status 9"))
+        self.happened.append(WorkerEvent(self.started, dead=self.stillborn, why="exit status 9"))
         return self.started
 
     def give(self, worker: int, task: Task) -> None:
@@ -299,16 +299,18 @@ class FakePool:
         self.tasks.append(seeds)
         dead = [seed for seed in seeds if seed in self.deadly or seed in self.once]
         self.once = [seed for seed in self.once if seed not in seeds]
-        self.happened.append(Event(worker, dead=True) if dead else Event(worker, Worker(self.setup).run(task)))
+        self.happened.append(
+            WorkerEvent(worker, dead=True) if dead else WorkerEvent(worker, Worker(self.setup).run(task))
+        )
 
-    def events(self, timeout_s: float) -> Sequence[Event]:
+    def events(self, timeout_s: float) -> Sequence[WorkerEvent]:
         return [self.happened.popleft()] if self.happened else []
 
     def close(self) -> None:
         pass
 
 
-def seeded(folder: Path, n: int) -> tuple[list[Run], Setup]:
+def seeded(folder: Path, n: int) -> tuple[list[Configuration], Setup]:
     (folder / "s.toml").write_text(f'trace = "t.npz"\nhardware = "h.toml"\nrepeats = {n}\nmax_steps = 3')
     runs = expand(read("s.toml"))
     return runs, session.inspect(runs)[0]
@@ -652,7 +654,7 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
         if nodes and store.folder.name == "ray":
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
-    def nowhere(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
+    def nowhere(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
         setup, files = inspect(runs)
         return replace(setup, folder="/nowhere"), files
 
@@ -683,7 +685,7 @@ def test_progress_is_for_terminals() -> None:
             return True
 
     for out, told in ((Terminal(), "10/10 runs"), (io.StringIO(), "")):
-        progress = session.Progress(out, 10, 2)
+        progress = dispatch.Progress(out, 10, 2)
         progress.show(10)
         progress.end()
         assert told in out.getvalue() and bool(out.getvalue()) == bool(told)
@@ -721,3 +723,12 @@ def test_a_parameter_multiplies_the_configurations_whose_policy_has_it(tmp_path:
     runs = expand(read(tmp_path / "s.toml"))  # nobody has it: the runs that it names say so
     assert [run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "lru"] == [{}, {}]
     assert all(run.spec.set for run in runs if run.spec is not None and run.spec.eviction == "random")
+
+
+def test_the_files_of_a_sweep_stand_in_one_order(folder: Path) -> None:
+    """They are written to sweep.json: an order of hashing would be another one in every process."""
+    names = [f"{name}.npz" for name in "fbdace"]
+    for name in names:
+        shutil.copy("t.npz", name)
+    _, digests = session.inspect(expand({"trace": names}))
+    assert list(digests) == sorted(names)

@@ -23,9 +23,10 @@ from tests.sample_provenance import (
     repeat_shares,
     requests,
 )
+from traces.errors import TraceError
 from traces.format import npz
 from traces.format.check import validate
-from traces.format.trace import RoutingTrace, TraceError
+from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, _bell, _exp, generate, synthesise
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from analysis import timeline
-from analysis.reading.runs import RunError
-from analysis.reading.runs import load as load_runs
-from analysis.timeline import Facts, events, steps_of
+from analysis.reading.load import load as load_runs
+from analysis.reading.run import RunError
+from analysis.timeline import steps_of
+from analysis.timelines.events import Context, events
 from analysis.timelines.tracks import tracks
 from sim import run
 from sim.core.link import waiting
@@ -25,20 +26,20 @@ from tests.timeline_laws import Timeline, check_whole, last, load, parse
 from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
-LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "1000", "--warmup-steps", "5"]
+LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "400", "--warmup-steps", "5"]
 
 
 PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
 LOW_SLOTS = "slots of low-precision copies used"
 
 
-def facts(of: Plan) -> Facts:
-    return Facts(len(of.residents), of.experts.shape[1], of.n_experts)
+def context(of: Plan) -> Context:
+    return Context(len(of.residents), of.experts.shape[1], of.n_experts)
 
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 steps with prefetch and buddies, five of them warm-up."""
+    """400 steps with prefetch and buddies, five of them warm-up."""
     folder = tmp_path_factory.mktemp("runs") / "long"
     assert run.main([*LONG, "--record", "full", "--out", str(folder), "--json"]) == 0
     return folder
@@ -55,7 +56,7 @@ def test_a_long_run_with_prefetch_and_buddies_holds_every_law(long_run: Path, tm
     assert record is not None
     whole = load(out)
     t = check_whole(whole["traceEvents"], record)
-    assert len(t.slices["steps"]) == 1000
+    assert len(t.slices["steps"]) == 400
     counted = [s for s in t.slices["compute"] if s[2]["args"]["step"] >= 5]
     for part, said in summary["breakdown_ns"].items():
         assert sum(end - begin for begin, end, e in counted if e["args"]["part"] == part) == said
@@ -75,7 +76,7 @@ def test_random_plans_hold_every_law(chunk: int) -> None:
 
 def check(made: Plan) -> None:
     record = compiled.run(made, full=True)
-    t = check_whole(parse(events(record, facts(made))), record)
+    t = check_whole(parse(events(record, context(made))), record)
     check_costs(t, made)
     left = as_groups(made, record)["totals"]["residents"]
     copies = last(t, LOW_SLOTS) if made.low else 0
@@ -129,7 +130,7 @@ def test_stalls_stand_where_the_machine_stalled() -> None:
         machine = Watched(made)
         machine.env.run(until=machine.env.process(machine.run()))
         record = RunRecord.of(made, machine.s, machine.log, machine.clock)
-        t = Timeline(parse(events(record, facts(made))))
+        t = Timeline(parse(events(record, context(made))))
         found = [
             (begin, end, e["args"]["cause"])
             for begin, end, e in t.slices["compute"]
@@ -146,7 +147,7 @@ def test_stalls_stand_where_the_machine_stalled() -> None:
 def test_the_worked_check_of_the_design() -> None:
     """Layers 1, experts 3, slots {0, 1}, dense 10, expert 5, transfer 100; tokens want 0, 2, 1."""
     made = plan([[[0]], [[2]], [[1]]], 3, 2)
-    t = check_whole(parse(events(compiled.run(made, full=True), facts(made))), compiled.run(made, full=True))
+    t = check_whole(parse(events(compiled.run(made, full=True), context(made))), compiled.run(made, full=True))
     seen = [(begin, end, e["name"]) for begin, end, e in t.slices["compute"]]
     assert seen == [
         (0, 10, "dense"), (10, 15, "L0.E0"),
@@ -163,7 +164,7 @@ def test_the_worked_check_of_the_design() -> None:
 def test_times_are_exact_where_a_float_would_not_be() -> None:
     made = plan([[[0]], [[1]]], 2, 1, dense=2**52 + 1, expert=7)
     record = compiled.run(made, full=True)
-    text = [line for line in events(record, facts(made)) if '"L0.E1"' in line and "kernel" in line]
+    text = [line for line in events(record, context(made)) if '"L0.E1"' in line and "kernel" in line]
     begins = 2 * (2**52 + 1) + 7 + 100
     assert f'"ts":{begins // 1000}.{begins % 1000:03d},' in text[0]
 
@@ -226,7 +227,7 @@ def test_a_device_whose_durations_all_differ_gives_the_same_tracks_and_sums() ->
     for seed in range(120):
         made = random_plan(seed) if seed % 2 else random_lossy_plan(seed)
         record = stretched(made, seed)
-        check_whole(parse(events(record, facts(made))), record)
+        check_whole(parse(events(record, context(made))), record)
 
 
 # --- windows and files -----------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_a_record_whose_time_falls_is_refused(group: str, column: str) -> None:
     record = compiled.run(made, full=True)
     broken = record.groups[group] | {column: record.groups[group][column][::-1]}
     with pytest.raises(UserError, match=rf"record: {group}\..*{column}.*: falls from"):
-        list(events(replace(record, groups=record.groups | {group: broken}), facts(made)))
+        list(events(replace(record, groups=record.groups | {group: broken}), context(made)))
 
 
 def test_a_record_with_a_visit_too_few_is_refused() -> None:
@@ -267,7 +268,7 @@ def test_a_record_with_a_visit_too_few_is_refused() -> None:
     record = compiled.run(made, full=True)
     short = {name: column[:-1] for name, column in record.groups["visits"].items()}
     with pytest.raises(UserError, match="record: visits: has 2 rows; steps x MoE layers are 3"):
-        list(events(replace(record, groups=record.groups | {"visits": short}), facts(made)))
+        list(events(replace(record, groups=record.groups | {"visits": short}), context(made)))
 
 
 def test_equal_input_gives_equal_bytes(long_run: Path, tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "nowhere"], "no such file or folder"),
         ([tmp_path / "thin"], "run it again with --out and --record full"),
         ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
-        ([long_run, "--steps", "5000"], "must lie in 0:1000"),
+        ([long_run, "--steps", "5000"], "must lie in 0:400"),
         ([long_run, "--step", "5"], "did you mean --steps?"),
         ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
     ):

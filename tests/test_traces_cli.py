@@ -4,17 +4,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import foreign
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces.__main__ import main
-from traces.foreign.formats.csv import read_csv
+from traces.errors import TraceError
+from traces.foreign.ask import Ask
+from traces.foreign.formats import csv
+from traces.foreign.models import Model
 from traces.format import npz
-from traces.format.trace import RoutingTrace, TraceError, split
+from traces.format.trace import RoutingTrace, split
 from traces.statistics.describe import LOUD
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,36 +138,25 @@ def test_synth_writes_a_synthetic_trace(tmp_path: Path, capsys: pytest.CaptureFi
 # --- long CSV ---
 
 
-def write_csv(path: Path, trace: RoutingTrace, order: np.ndarray | None = None) -> None:
-    """One line per slot that is not -1, in file order or in the order given."""
-    rows = ["phase,token,layer,rank,expert,weight,sequence"]
-    for t, i, j in np.argwhere(trace.experts >= 0).tolist():
-        phase = "prefill" if trace.prefill[t] else "decode"
-        weight = "0" if trace.weights is None else repr(float(trace.weights[t, i, j]))
-        layer, where = trace.meta["moe_layers"][i], trace.sequence[t]
-        rows.append(f"{phase},{trace.position[t]},{layer},{j},{trace.experts[t, i, j]},{weight},{where}")
-    if order is not None:
-        rows[1:] = [rows[1 + i] for i in order]
-    path.write_text("\n".join(rows) + "\n")
+def read_csv(path: Path, **facts: Any) -> RoutingTrace:
+    return csv.read(path, Ask(Model("m", **facts)))
 
 
 @REUSING_FOLDER
-@given(trace=traces(missing=0.0, logits=False, lookahead=0, token_ids=False), seed=st.integers(0, 99))
-def test_csv_round_trip(trace: RoutingTrace, seed: int, tmp_path: Path) -> None:
-    """Every line counts, in whatever order: rows of a request are sorted by token."""
+@given(trace=traces(missing=0.0, weights=True, logits=False, lookahead=0, token_ids=False), seed=st.integers(0, 99))
+def test_csv_lines_in_whatever_order(trace: RoutingTrace, seed: int, tmp_path: Path) -> None:
+    """Every line counts; rows of a request are sorted by token, requests by the first line that they have."""
     path = tmp_path / "t.csv"
-    write_csv(path, trace)
-    read = read_csv(path, model="m", n_experts=trace.n_experts, n_layers=trace.n_layers)
-    for name in ("experts", "sequence", "position", "prefill"):
-        assert np.array_equal(getattr(read, name), getattr(trace, name)), name
-    if trace.weights is not None:
-        assert np.array_equal(read.weights, trace.weights)
-        assert read.meta["slots_ordered_by_weight"] is True
-    assert read.meta["moe_layers"] == trace.meta["moe_layers"]
-    write_csv(path, trace, np.random.default_rng(seed).permutation(trace.experts.size))
-    shuffled = read_csv(path, model="m", n_experts=trace.n_experts, n_layers=trace.n_layers)
-    for row in np.unique(trace.sequence):
-        assert np.array_equal(shuffled.experts[shuffled.sequence == row], trace.experts[trace.sequence == row])
+    foreign.csv(path, trace)
+    header, *lines = path.read_text().splitlines()
+    order = np.random.default_rng(seed).permutation(len(lines))
+    path.write_text("\n".join([header, *(lines[i] for i in order)]))
+    shuffled = read_csv(path, n_experts=trace.n_experts, n_layers=trace.n_layers)
+    assert shuffled.meta["slots_ordered_by_weight"] is True
+    for request in np.unique(trace.sequence):
+        for name in ("experts", "position", "prefill", "weights"):
+            mine, theirs = getattr(shuffled, name), getattr(trace, name)
+            assert np.array_equal(mine[shuffled.sequence == request], theirs[trace.sequence == request]), name
 
 
 def test_csv_gaps_become_absent_slots(tmp_path: Path) -> None:
@@ -171,7 +165,7 @@ def test_csv_gaps_become_absent_slots(tmp_path: Path) -> None:
         "\ufeffphase, token, layer, rank, expert, weight, note\r\n"
         "prefill,0,1,0,3,0.25,x\r\nprefill,0,1,1,2,0.75,x\r\n\r\ndecode,2,4,1,-1,0,x\r\ndecode,3,4,0,7,1,x\r\n"
     )
-    trace = read_csv(path, model="m", n_experts=8)
+    trace = read_csv(path, n_experts=8)
     assert trace.experts.tolist() == [[[3, 2], [-1, -1]], [[-1, -1]] * 2, [[-1, -1]] * 2, [[-1, -1], [7, -1]]]
     assert trace.prefill.tolist() == [True, False, False, False]
     assert (trace.meta["moe_layers"], trace.n_layers, trace.real) == ([1, 4], 5, True)
@@ -220,25 +214,25 @@ def test_csv_words_of_a_phase(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     words = ("prefill", "Prompt", "decode", "GENERATE")
     path.write_text("\n".join(["phase,token,layer,rank,expert", *(f"{w},{t},0,0,1" for t, w in enumerate(words))]))
-    assert read_csv(path, model="m", n_experts=8).prefill.tolist() == [True, True, False, False]
+    assert read_csv(path, n_experts=8).prefill.tolist() == [True, True, False, False]
     path.write_text("phase,token,layer,rank,expert\nwarmup,0,0,0,1")
     with pytest.raises(TraceError, match=r"phase = 'warmup'; one of prefill, prompt, decode, generate is required"):
-        read_csv(path, model="m", n_experts=8)
+        read_csv(path, n_experts=8)
 
 
 def test_csv_limits_by_flags(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(HEAD + GOOD + "decode,0,3,1,2,0.25\n")
-    assert read_csv(path, model="m", n_experts=8, top_k=4, n_layers=6).experts.shape == (1, 2, 4)
+    assert read_csv(path, n_experts=8, top_k=4, n_layers=6).experts.shape == (1, 2, 4)
     for flags, message in (
         ({"top_k": 1}, "line 3: rank = 1; with --top-k 1 it is at most 0"),
         ({"n_layers": 3}, "n_layers|line 3: layer = 3"),
         ({"top_k": 10**9}, "meta.top_k is 1000000000"),
     ):
         with pytest.raises(TraceError, match=message):
-            read_csv(path, model="m", n_experts=8, **flags)
+            read_csv(path, n_experts=8, **flags)
     with pytest.raises(TraceError, match="n_experts = 0"):
-        read_csv(path, model="m", n_experts=0)
+        read_csv(path, n_experts=0)
 
 
 def test_convert_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

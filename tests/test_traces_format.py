@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from tests.gen import REUSING_FOLDER, random_trace, traces
 from traces.__main__ import main
+from traces.errors import TraceError
 from traces.format import npz
-from traces.format.trace import RoutingTrace, TraceError, hash64, split, validate
+from traces.format.check import validate
+from traces.format.trace import RoutingTrace, hash64, split
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
@@ -587,7 +589,8 @@ def test_duplicates_against_sets(trace: RoutingTrace, seed: int) -> None:
 
 
 def test_a_fault_in_a_late_chunk_is_named_by_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("traces.format.check.CHUNK_ELEMENTS", 7)
+    for module in ("layout", "check"):
+        monkeypatch.setattr(f"traces.format.{module}.CHUNK_ELEMENTS", 7)
     trace = random_trace(np.random.default_rng(0), 50, 2, 8, 2, lookahead=2, distances=(1, 2), requests=1, prompt=0)
     validate(trace)
     for name, index, value in (

@@ -183,7 +183,7 @@ def test_info_is_json_and_text_for_every_trace(trace: RoutingTrace) -> None:
 def test_small_chunks_give_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(np.random.default_rng(3), 300, 3, 16, 4, missing=0.05, logits=True)
     whole = stats.info(trace)
-    for module in ("format.check", "statistics.stats", "statistics.reuse"):
+    for module in ("format.layout", "statistics.stats", "statistics.reuse"):
         monkeypatch.setattr(f"traces.{module}.CHUNK_ELEMENTS", 700)
     pieces = stats.info(trace)
     assert pieces["router_entropy"]["logits"].pop("bits") == pytest.approx(

@@ -41,11 +41,11 @@ SMALL_FLAGS = [
 CPU = torch.device("cpu")
 
 
-def run_in(folder: Path, options: optimise.TrainOptions = OPTIONS) -> train.Run:
+def run_in(folder: Path, options: optimise.TrainOptions = OPTIONS) -> train.Training:
     return train.start(SMALL, options, folder, CPU)
 
 
-def weights_of(run: train.Run) -> dict[str, torch.Tensor]:
+def weights_of(run: train.Training) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
 
@@ -54,7 +54,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> train.Run:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> train.Training:
     """One uninterrupted run of 150 steps, saved."""
     run = run_in(tmp_path_factory.mktemp("trained") / "run")
     train.advance(run)
@@ -260,7 +260,7 @@ def test_a_seed_gives_one_result_and_another_seed_another(tmp_path: Path) -> Non
     assert same(first, again) and not same(first, other)
 
 
-def test_resumed_equals_uninterrupted(trained: train.Run, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(trained: train.Training, tmp_path: Path) -> None:
     paused = run_in(tmp_path)
     train.advance(paused, minutes=0)
     assert paused.progress.step == train.CURVE_EVERY and not paused.finished
@@ -272,7 +272,7 @@ def test_resumed_equals_uninterrupted(trained: train.Run, tmp_path: Path) -> Non
     assert resumed.progress.heldout_curve == trained.progress.heldout_curve
 
 
-def test_a_finished_run_is_written_out_again(trained: train.Run) -> None:
+def test_a_finished_run_is_written_out_again(trained: train.Training) -> None:
     names = ("config.json", "model.safetensors", "record.json", "tokenizer.json")
     before = {name: (trained.out / name).read_bytes() for name in names}
     for name in names:
@@ -283,12 +283,12 @@ def test_a_finished_run_is_written_out_again(trained: train.Run) -> None:
     assert {name: (trained.out / name).read_bytes() for name in names} == before
 
 
-def test_another_runs_state_is_refused(trained: train.Run) -> None:
+def test_another_runs_state_is_refused(trained: train.Training) -> None:
     with pytest.raises(train.TrainError, match="it must be of this run"):
         train.resume(run_in(trained.out, train.replace(OPTIONS, seed=1)))
 
 
-def test_the_smoke_training_learns_and_uses_its_experts(trained: train.Run) -> None:
+def test_the_smoke_training_learns_and_uses_its_experts(trained: train.Training) -> None:
     fresh = model.MoeDecoder(trained.config)
     untrained, _ = heldout.evaluate(fresh, trained.data.heldout, trained.data.heldout_bytes)
     (_, first), *_, (_, last) = trained.progress.heldout_curve
@@ -297,7 +297,7 @@ def test_the_smoke_training_learns_and_uses_its_experts(trained: train.Run) -> N
     assert sum(map(sum, load)) == pytest.approx(2 * 16, abs=0.01) and min(map(min, load)) > 0
 
 
-def test_the_record_says_what_was_done(trained: train.Run) -> None:
+def test_the_record_says_what_was_done(trained: train.Training) -> None:
     record = json.loads((trained.out / "record.json").read_text())
     assert record["finished"] and record["steps_done"] == 150 and record["tokens_seen"] == 150 * 4 * 32
     assert record["heldout"]["bits_per_byte"] == trained.progress.heldout_curve[-1][1]
@@ -308,7 +308,7 @@ def test_the_record_says_what_was_done(trained: train.Run) -> None:
     assert {n: getattr(given, n) for n in record["config"]} == record["config"]
 
 
-def test_the_checkpoint_is_half_precision_and_loads(trained: train.Run) -> None:
+def test_the_checkpoint_is_half_precision_and_loads(trained: train.Training) -> None:
     tensors = model.read_tensors(trained.out / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     loaded = model.load_checkpoint(trained.out)

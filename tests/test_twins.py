@@ -4,18 +4,17 @@ In a copy of the sources each policy gets a twin by the written recipe: its bran
 nothing else. The twin must run like its original: with and without a record, on all machines, summary and bounds too.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.copied import copy_sources
+from tests.forked import Forks
 from tests.gen import random_trace
 from tests.on_torch import fixed_hardware
 from traces.format import npz, profile
+from traces.statistics.stats import profile_of
 
 EVICTIONS = ("LRU", "LFU", "FIFO", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE", "ACTIVATION")
 MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
@@ -29,8 +28,10 @@ RECIPE = [
     ),
     *(
         ("sim/core/eviction.py", f"if kind == {name}:", f"if kind == {name} or kind == TWIN_{name}:")
-        for name in ("LFU", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE")
+        for name in ("RANDOM", "DECAYED", "LEAST_STALE", "WINDOW_SCORE")
     ),
+    ("sim/core/eviction.py", "if s.run.eviction == LFU else", "if s.run.eviction in (LFU, TWIN_LFU) else"),
+    ("sim/core/eviction.py", "if kind in (LFU, BELADY):", "if kind in (LFU, BELADY, TWIN_LFU, TWIN_BELADY):"),
     (
         "sim/core/miss.py",
         "PRECISION = range(7)",
@@ -87,7 +88,7 @@ import sim.core.visit
 from runtime.device.virtual import timed
 from sim.machines import compiled, discrete
 from sim.prepare import prepare
-from sim.policies.registry import find, parameters, table
+from sim.policies.registry import TABLES, find
 from sim.outcome.report import result
 from sim.spec import RunSpec
 from tests.devices import difference, machine_on
@@ -100,7 +101,7 @@ def plain(summary):
     return {key: value for key, value in summary.items() if key not in ("spec", "machine")}
 
 def setting_of(kind, name, **more):
-    needs = {f"{name}.{key}": file for key, file in FILES.items() if key in parameters(find(kind, name))}
+    needs = {f"{name}.{key}": file for key, file in FILES.items() if key in find(kind, name).parameters}
     return prepare(RunSpec.of({**BASE, **more, kind: name, "set": needs}))
 
 def twins(kind, name, **more):
@@ -114,7 +115,7 @@ def twins(kind, name, **more):
     assert difference(compiled.run(theirs.plan, True), machine_on(mine.plan, timed()).run()) is None, (kind, name)
 
 for kind in sys.argv[1:]:
-    names = [name for name in table(kind) if not name.startswith("twin-")]
+    names = [name for name in TABLES[kind] if not name.startswith("twin-")]
     for name in names:
         twins(kind, name)
         if kind == "eviction":
@@ -140,14 +141,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     npz.write(folder / "t.npz", trace)
     fixed_hardware(folder, 700)
     np.savez(folder / "matrix.npz", similarity=rng.random((2, 6, 6)))
-    profile.write(folder / "counts.npz", profile.of_trace(trace))
+    profile.write(folder / "counts.npz", profile_of(trace))
     return folder
 
 
 @pytest.mark.parametrize("kind", ["eviction", "miss", "rerank", "prefetch", "placement"])
-def test_a_twin_runs_like_its_original(copy: Path, kind: str) -> None:
-    env = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", COMPARE, kind]
-    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(done.stdout.split()[1]) >= 5
+def test_a_twin_runs_like_its_original(copy: Path, forks: Forks, kind: str) -> None:
+    status, said = forks.run(copy, COMPARE, kind)
+    assert status == 0, said
+    assert int(said.split()[1]) >= 5

@@ -22,9 +22,9 @@ from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
-from sim.policies.registry import MISS, find, predictor
+from sim.policies.registry import MISS, RERANK, find
 from tests.gen import random_trace
-from tests.plans import RERANKERS, named, plan, random_lossy_plan, random_plan, substitute
+from tests.plans import named, plan, random_lossy_plan, random_plan, substitute
 from tests.reference import simulate
 from tests.test_agreement import difference
 from tests.test_run import FIXED
@@ -34,7 +34,7 @@ from traces.format import npz
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ROOT / "tests" / "own_policies.py"
 MACHINES = pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
-SEEDS = 150
+SEEDS = 100
 
 
 def own(kind: str, name: str, **given: float) -> Choice:
@@ -92,7 +92,7 @@ def test_miss_like_a_built_in_one(machine: ModuleType, name: str, like: Choice) 
 
 @MACHINES
 def test_reranking_like_a_built_in_one(machine: ModuleType) -> None:
-    function, like = own("rerank", "adapmoe"), Choice("adapmoe", RERANKERS["adapmoe"], np.array([0.04]))
+    function, like = own("rerank", "adapmoe"), Choice("adapmoe", RERANK["adapmoe"].kind, np.array([0.04]))
     left_out = 0
     for seed in range(SEEDS):
         base = random_lossy_plan(seed)
@@ -253,7 +253,7 @@ def test_a_prediction_that_is_no_use(folder: Path, name: str, says: str) -> None
     from sim.steps import schedule
 
     with pytest.raises(SpecError) as found:
-        predictor(f"{OWN}:{name}", {}).predict(trace, schedule(trace))
+        find("prefetch", f"{OWN}:{name}").predictor({}).predict(trace, schedule(trace))
     assert str(found.value) == f"prefetch: {OWN}:{name}: {says}"
 
 

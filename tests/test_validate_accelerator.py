@@ -39,7 +39,7 @@ def test_a_validation_ends_in_time_with_true_times_and_within_tolerance(
     preset = Preset("tiny", 8, 2, 4, tuple(range(4)), noise=(0.24,), requests=8, prompt=(4, 9), generation=(20, 30))
     npz.write(tmp_path / "t.npz", generate(preset, 0))
     named = ["--trace", str(tmp_path / "t.npz"), "--model", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out")]
-    few = ["--policies", "lru,lru+gate-lookahead", "--batches", "2", "--repeats", "3", "--seconds", str(SECONDS)]
+    few = ["--policies", "lru,lru+gate-lookahead", "--batches", "2", "--repeats", "2", "--seconds", str(SECONDS)]
     with StandIn(link_gbps=0.05, kernel_ns=20_000, hiccups=20, yield_ns=10_000) as machine:
         began = machine.now
         status = main([*named, "--device", "cuda", "--quick", *few])
@@ -47,13 +47,13 @@ def test_a_validation_ends_in_time_with_true_times_and_within_tolerance(
     out = json.loads((tmp_path / "out/validation.json").read_text())
     said = capsys.readouterr()
     assert status == 0, said.out
-    assert took_s < SECONDS and out["deadline_s"] == SECONDS and out["rounds"] == 3
+    assert took_s < SECONDS and out["deadline_s"] == SECONDS and out["rounds"] == 2
     assert 0 < off[0] < 50_000 and machine.strided == []
     truth_ns = machine.copy_ns + EXPERT_BYTES / machine.link_gbps
     assert out["calibration"]["link"]["transfer_idle_ns"] == pytest.approx(truth_ns, rel=0.2)
     assert out["kind"] == "full" and out["statements"]["without_link"]["verdict"] == "within"
-    assert max(arm["longest_prompt"] for arm in out["arms"]) > 1000
-    assert max(arm["longest_context"] for arm in out["arms"]) > 1000
+    assert max(case["longest_prompt"] for case in out["arms"]) > 1000
+    assert max(case["longest_context"] for case in out["arms"]) > 1000
     assert "s left of" in said.err
-    for arm in out["arms"]:
-        assert 0 < arm["gpu_busy_ns"] < arm["measured_ns"]["experts"]
+    for case in out["arms"]:
+        assert 0 < case["gpu_busy_ns"] < case["measured_ns"]["experts"]

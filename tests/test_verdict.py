@@ -23,7 +23,7 @@ from sim.outcome.verdict import (
     verdict,
     wants_per_visit,
 )
-from sim.run import simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.plans import plan

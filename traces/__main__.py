@@ -15,8 +15,8 @@ from traces.errors import TraceError
 from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
 from traces.format.trace import split
-from traces.statistics.describe import LOUD, describe
-from traces.statistics.stats import info
+from traces.statistics.describe import LOUD, describe, describe_profile, size
+from traces.statistics.stats import info, info_of_profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _info(options: argparse.Namespace) -> None:
     path = npz.find(options.file)
     if profile.is_profile(path):
         counted = profile.read(path)
-        print(json.dumps(profile.facts(counted)) if options.json else profile.describe(counted, path.name))
+        print(json.dumps(info_of_profile(counted)) if options.json else describe_profile(counted, path.name))
         return
     facts = info(npz.read(path))
     print(json.dumps(facts, allow_nan=False) if options.json else describe(facts, path.name))
@@ -85,16 +85,13 @@ def _split(options: argparse.Namespace) -> None:
     path = npz.find(options.file)
     first, second = split(npz.read(path), options.fraction, options.seed)
     npz.write_all([(options.out_a, first), (options.out_b, second)])
-    for out, part in ((options.out_a, first), (options.out_b, second)):
-        print(f"{out}: {len(part.requests()[0]):,} requests, {part.n_tokens:,} tokens")
+    print(f"{options.out_a}: {size(first)}\n{options.out_b}: {size(second)}")
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from traces.synthetic import PRESETS, synthesise
+    from traces.synthetic import PRESETS, from_profile, synthesise
 
     if options.like_profile is not None:
-        from traces.synthetic import from_profile
-
         tokens = 1024 if options.tokens is None else options.tokens
         trace = from_profile(profile.read(npz.find(options.like_profile)), tokens, options.seed)
     elif options.tokens is not None:
@@ -102,13 +99,13 @@ def _synth(options: argparse.Namespace) -> None:
     else:
         trace = synthesise(one_of("preset", options.like, sorted(PRESETS)), options.seed)
     npz.write(options.out, trace)
-    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens; {LOUD}")
+    print(f"{options.out}: {size(trace)}; {LOUD}")
 
 
 def _capture(options: argparse.Namespace) -> None:
     trace = capturing.run(options)
     npz.write(options.out, trace)
-    print(f"{options.out}: {len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens of {trace.model}")
+    print(f"{options.out}: {size(trace)} of {trace.model}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -27,15 +27,14 @@ whose order may change.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from traces.format.trace import RoutingTrace, TraceError, hash64
-
-if TYPE_CHECKING:
-    from traces.format.profile import Profile
+from traces.errors import TraceError
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace, hash64
 
 Floats = npt.NDArray[np.float64]
 
@@ -219,7 +218,7 @@ def _pattern(preset: Preset, seed: int, position: npt.NDArray[np.int32]) -> dict
     return {"experts": experts, "weights": np.full(experts.shape, 1 / k, np.float16)}
 
 
-def from_profile(profile: "Profile", tokens: int, seed: int) -> RoutingTrace:
+def from_profile(profile: Profile, tokens: int, seed: int) -> RoutingTrace:
     """A trace of one request, all tokens generated, whose experts have the popularity of a frequency profile.
 
     Each token takes top_k experts of a layer by systematic sampling (Madow 1949, Ann. Math. Stat. 20, 333-354): the

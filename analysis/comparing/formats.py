@@ -4,13 +4,11 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from analysis.comparing.comparison import PARETO, Comparison
 from analysis.comparing.svg import svg
-from analysis.reading.words import plain
-
-if TYPE_CHECKING:
-    from analysis.compare import Comparison
+from analysis.showing.words import plain
 
 Row = dict[str, Any]
 NONE = "-"
@@ -40,7 +38,7 @@ def signed(value: float) -> str:
     return f"{value:+,.1f}"
 
 
-def _columns(found: "Comparison") -> list[tuple[str, Callable[[Row], str]]]:
+def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     """(title, text of a cell) of the table for people."""
     base = plain(found.baseline)
     settings = [(field, _setting(field)) for field in found.differs]
@@ -70,16 +68,14 @@ def _setting(field: str) -> Callable[[Row], str]:
 LEFT = ("run", "marks", "best")
 
 
-def cells(found: "Comparison") -> tuple[list[str], list[list[str]]]:
+def cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """(titles, rows) of the table for people; also what the report shows."""
     columns = _columns(found)
     return [title for title, _ in columns], [[text(row) for _, text in columns] for row in found.rows]
 
 
-def remarks(found: "Comparison") -> list[str]:
+def remarks(found: Comparison) -> list[str]:
     """What is said under the table."""
-    from analysis.compare import PARETO
-
     unpaired = {row["not_paired"] for row in found.rows if row["not_paired"]}
     lines = [f"* {PARETO}"]
     if any(row["tokens_per_s_change_low"] is not None for row in found.rows):
@@ -89,7 +85,7 @@ def remarks(found: "Comparison") -> list[str]:
     return lines
 
 
-def table(found: "Comparison") -> str:
+def table(found: Comparison) -> str:
     """Aligned columns, the notes above them."""
     titles, rows = cells(found)
     widths = [max(len(line[i]) for line in [titles, *rows]) for i in range(len(titles))]
@@ -101,7 +97,7 @@ def table(found: "Comparison") -> str:
     return "\n".join([*lines, "", *remarks(found)])
 
 
-def markdown(found: "Comparison") -> str:
+def markdown(found: Comparison) -> str:
     titles, rows = cells(found)
     left = [title in LEFT or title in found.differs for title in titles]
     rule = [":---" if to_left else "---:" for to_left in left]
@@ -118,7 +114,7 @@ def _in_cell(text: str) -> str:
     return text
 
 
-def comma_separated(found: "Comparison") -> str:
+def comma_separated(found: Comparison) -> str:
     """All figures, unrounded, one row a run."""
     out = io.StringIO()
     keys = [key for key in found.rows[0] if key not in ("settings", "marks")]
@@ -139,12 +135,12 @@ def _csv(value: Any) -> Any:
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
-def as_json(found: "Comparison") -> str:
+def as_json(found: Comparison) -> str:
     keys = ("baseline", "differs", "notes", "statistic", "rows")
     return json.dumps({key: getattr(found, key) for key in keys}, indent=1, allow_nan=False)
 
 
-FORMATS: dict[str, Callable[["Comparison"], str]] = {
+FORMATS: dict[str, Callable[[Comparison], str]] = {
     "table": table,
     "csv": comma_separated,
     "markdown": markdown,

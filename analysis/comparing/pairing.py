@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.reading.runs import Run
+from analysis.reading.run import Run
 from sim.outcome.per_request import DRAWS, PerRequest, interval, per_request
 
 Float = npt.NDArray[np.float64]

@@ -4,13 +4,11 @@ Written by hand because plotly draws in a browser only. It follows the reader's 
 """
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.pages.palette import colours
-from analysis.reading.words import markup, shortened
-
-if TYPE_CHECKING:
-    from analysis.compare import Comparison
+from analysis.comparing.comparison import Comparison
+from analysis.showing.palette import colours
+from analysis.showing.words import markup, shortened
 
 WIDTH, EDGE, LEFT, RIGHT, ROW, TOP = 760, 16, 190, 250, 34, 64
 LEGEND = (
@@ -32,7 +30,7 @@ STYLE = """
 """
 
 
-def svg(found: "Comparison") -> str:
+def svg(found: Comparison) -> str:
     """Equal comparisons give equal bytes. A run without tokens/s has no bar."""
     colour = colours([row["policy"] for row in found.rows])
     base = next(row for row in found.rows if row["run"] == found.baseline)
@@ -69,7 +67,7 @@ def _high(row: dict[str, Any], base: dict[str, Any]) -> float:
     return max(speeds)
 
 
-def _title(found: "Comparison") -> str:
+def _title(found: Comparison) -> str:
     known = [row for row in found.rows if row["tokens_per_s"] is not None]
     if not known:
         return "No run generated a token"
@@ -79,7 +77,7 @@ def _title(found: "Comparison") -> str:
     return shortened(f"{best['run']} is the fastest: {best['tokens_per_s']:,.2f} tokens/s{tail}", 90)
 
 
-def _spoken(found: "Comparison") -> str:
+def _spoken(found: Comparison) -> str:
     """The figures in words, for whoever does not see them."""
     said = []
     for row in found.rows:

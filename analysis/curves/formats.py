@@ -1,4 +1,4 @@
-"""The curve of analysis.miss_curve as text: a table for people, CSV, one JSON object."""
+"""A miss curve as text: a table for people, CSV, one JSON object."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.miss_curve import DECODE, FLAGS, Curve, Row
+from analysis.curves.curve import DECODE, FLAGS, Curve, Row
 
 if TYPE_CHECKING:
     from sim.prepare import Setting

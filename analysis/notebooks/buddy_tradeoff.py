@@ -7,12 +7,12 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures
     from analysis.pages.figures import canvas
-    from analysis.pages.palette import BLUE, GREEN, GREY, ORANGE, RED
+    from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
     from traces.format import npz
     from traces.format.trace import split
@@ -45,9 +45,9 @@ def _():
     trace = npz.read(npz.find(TRACE))
     common = {"trace": TRACE, "cache": 0.5, "calibration": CALIBRATION, "seed": SEED, "max_steps": 150}
     TAUS = (0.95, 0.8, 0.6, 0.4, 0.0)
-    arms = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
-    arms |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
-    runs = race(arms, **common)
+    cases = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
+    cases |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
+    runs = race(cases, **common)
     table = compare(runs)
     mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
     return CALIBRATION, SEED, TAUS, common, runs, table, trace

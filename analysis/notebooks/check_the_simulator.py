@@ -13,7 +13,7 @@ with app.setup:
     import numpy as np
 
     from analysis.comparing.side_by_side import race
-    from analysis.miss_curve import curve, setting_of, simulated
+    from analysis.curves.curve import curve, setting_of, simulated
     from analysis.pages import tables
     from analysis.pages.figures import bounds
     from sim.machines import compiled, discrete

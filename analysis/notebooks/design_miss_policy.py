@@ -10,8 +10,8 @@ with app.setup:
 
     import marimo as mo
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures, tables
     from analysis.pages.figures import answers_by_layer, time_parts
@@ -66,7 +66,7 @@ def _():
 def _(mine):
     TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
 
-    arms = {
+    cases = {
         "fetch": {"miss": "fetch"},
         "drop": {"miss": "drop"},
         "buddy": {"miss": "buddy", "set": {"buddy.tau": 0.6}},
@@ -74,7 +74,7 @@ def _(mine):
         "mine, 0.5": {"miss": mine},
         "mine, always": {"miss": mine, "set": {"thrifty.below": 2}},
     }
-    runs = race(arms, full=True, trace=TRACE, cache=0.5, calibration=0.3, max_steps=200)
+    runs = race(cases, full=True, trace=TRACE, cache=0.5, calibration=0.3, max_steps=200)
     table = compare(runs)
     mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
     return runs, table

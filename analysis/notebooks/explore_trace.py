@@ -9,7 +9,7 @@ with app.setup:
 
     from analysis.pages import trace_figures, trace_tables
     from analysis.pages.figures import canvas
-    from analysis.pages.palette import BLUE, GREEN, GREY, ORANGE, RED
+    from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from traces.format import npz
     from traces.statistics.describe import LOUD, describe
     from traces.statistics.reuse import reuse_histogram

@@ -7,13 +7,13 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis.compare import compare
     from analysis.comparing import formats
+    from analysis.comparing.comparison import compare
     from analysis.comparing.side_by_side import race
+    from analysis.curves.curve import curve, rows, setting_of, to_check
     from analysis.curves.formats import headlines, notes
-    from analysis.curves.page import figure
-    from analysis.miss_curve import curve, rows, setting_of, to_check
     from analysis.pages import compare_figures, tables
+    from analysis.pages.curve import figure
     from analysis.pages.figures import by_layer, time_parts
 
 
@@ -99,13 +99,13 @@ def _(found):
 def _(fields, found):
     # at one size: what would a better policy add? belady reads the future: no engine can do what it does
     size = found.fits if found.fits and found.fits < len(found.slots) else max(found.cliff, len(found.slots) // 2)
-    arms = {
+    cases = {
         "lru": {},
         "lfu": {"eviction": "lfu"},
         "oracle eviction": {"eviction": "belady"},
         "oracle prefetch": {"prefetch": "oracle"},
     }
-    runs = race(arms, **fields, cache=int(size))
+    runs = race(cases, **fields, cache=int(size))
     table = compare(runs)
     return runs, size, table
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.compare import Comparison
+from analysis.comparing.comparison import Comparison
 from analysis.pages.figures import LABELLED, MANY_TIMES, Float, canvas, rows_canvas, short_labels
-from analysis.pages.palette import GREY, colours, symbols
-from analysis.reading.words import label, shortened
+from analysis.showing.palette import GREY, colours, symbols
+from analysis.showing.words import label, shortened
 
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 

@@ -11,22 +11,28 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from analysis.pages.palette import ANSWER, CAUSE, GREY, PREFETCHED, SCALE, TIME, colours
-from analysis.reading.words import label, shortened
+from analysis.showing.palette import ANSWER, CAUSE, GREEN, GREY, ORANGE, PREFETCHED, SCALE, SLOT, TIME, colours
+from analysis.showing.words import label, shortened
 from sim.outcome.report import LIMITS
 
 Float = npt.NDArray[np.float64]
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
-GRID = "rgba(128,140,152,0.28)"
+AXIS: dict[str, Any] = dict.fromkeys(("gridcolor", "zerolinecolor"), "rgba(128,140,152,0.28)") | {"automargin": True}
+SMALL = {"size": 13}
 ROW = 30  # pixels of a bar
 MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a logarithmic axis
 LABELLED = 14  # points that carry their names
-RATES = {"accuracy": "circle", "coverage": "diamond", "timeliness": "square"}
+RATES = {
+    "accuracy": ("circle", CAUSE["prefetch"]),
+    "coverage": ("diamond", GREEN),
+    "timeliness": ("square", ORANGE),
+}
 BOUND_MARKS = {
     "lossless_ns": ("diamond", CAUSE["prefetch"]),
-    "demand_ns": ("circle", "#0e9b74"),
+    "demand_ns": ("circle", GREEN),
     "executed_ns": ("square", CAUSE["demand"]),
 }
 
@@ -45,14 +51,15 @@ def canvas(height: int, x: str, y: str = "", **layout: Any) -> go.Figure:
         bargap=0.3,
         **layout,
     )
-    small = {"size": 13}
-    fig.update_xaxes(
-        title={"text": x, "standoff": 10, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
-    )
-    fig.update_yaxes(
-        title={"text": y, "standoff": 8, "font": small}, gridcolor=GRID, zerolinecolor=GRID, automargin=True
-    )
-    return fig
+    fig.update_xaxes(title={"text": x, "standoff": 10, "font": SMALL}, **AXIS)
+    return fig.update_yaxes(title={"text": y, "standoff": 8, "font": SMALL}, **AXIS)
+
+
+def two_plots(height: int, gap: float, shares: Sequence[float] | None = None, **layout: Any) -> go.Figure:
+    """A canvas of two plots over one x axis. gap, shares (of the two; default: alike): of the height."""
+    fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=gap, row_heights=shares)
+    fig.update_layout(canvas(height, "").layout.to_plotly_json() | {"xaxis": {}, "yaxis": {}})
+    return fig.update_layout(**layout).update_xaxes(**AXIS).update_yaxes(**AXIS)
 
 
 def short_labels(names: Sequence[str], most: int = 22) -> list[str]:
@@ -66,6 +73,12 @@ def rows_canvas(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
     fig = canvas(extra + ROW * len(names), x)
     fig.update_yaxes(categoryorder="array", categoryarray=short_labels(names)[::-1], showgrid=False, type="category")
     return fig
+
+
+def _mark_rows(fig: go.Figure, x: Float, y: Sequence[str], name: str, hover: str, **marker: Any) -> None:
+    """A marker in each row. hover: what follows the row's name."""
+    marker = {"size": 13} | marker
+    fig.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, hovertemplate=f"%{{y}}{hover}<extra></extra>")
 
 
 def _stacked(table: pd.DataFrame, x: str, parts: dict[str, tuple[str, str]], hover: str) -> go.Figure:
@@ -108,15 +121,9 @@ def prefetch_rates(table: pd.DataFrame) -> go.Figure:
     """Accuracy, coverage and timeliness, a row per run: `tables.prefetching`."""
     names = list(map(str, table.index))
     fig = rows_canvas(names, "share (%)")
-    for (name, symbol), colour in zip(RATES.items(), (CAUSE["prefetch"], "#0e9b74", "#e69f00"), strict=True):
-        fig.add_scatter(
-            x=100 * table[name].to_numpy(np.float64),
-            y=short_labels(names),
-            mode="markers",
-            name=name,
-            marker={"symbol": symbol, "size": 13, "color": colour},
-            hovertemplate="%{y}<br>" + name + ": %{x:.1f} %<extra></extra>",
-        )
+    for name, (symbol, colour) in RATES.items():
+        values = 100 * table[name].to_numpy(np.float64)
+        _mark_rows(fig, values, short_labels(names), name, f"<br>{name}: %{{x:.1f}} %", symbol=symbol, color=colour)
     return fig.update_xaxes(range=[-2, 102])
 
 
@@ -139,13 +146,10 @@ def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str
                 hovertemplate="%{y}: a request of %{x:.2f} ms per token<extra></extra>",
             )
     for key, symbol in (("mean", "x-thin"), ("p50", "line-ns"), ("p95", "triangle-down"), ("p99", "triangle-right")):
-        fig.add_scatter(
-            x=table[f"tpot_{key}"].to_numpy(np.float64),
-            y=short,
-            mode="markers",
-            name=key,
-            marker={"symbol": f"{symbol}-open", "size": 12, "color": GREY, "line": {"width": 2.5, "color": GREY}},
-            hovertemplate="%{y}: " + key + " %{x:.2f} ms<extra></extra>",
+        values = table[f"tpot_{key}"].to_numpy(np.float64)
+        pen = {"width": 2.5, "color": GREY}
+        _mark_rows(
+            fig, values, short, key, f": {key} %{{x:.2f}} ms", symbol=f"{symbol}-open", size=12, color=GREY, line=pen
         )
     return fig.update_xaxes(rangemode="tozero")
 
@@ -232,14 +236,8 @@ def bounds(table: pd.DataFrame) -> go.Figure:
     for column, (symbol, colour) in BOUND_MARKS.items():
         values = 100 * table[column].to_numpy(np.float64)
         if np.isfinite(values).any():
-            fig.add_scatter(
-                x=values,
-                y=short_labels(names),
-                mode="markers",
-                name=LIMITS[column],
-                marker={"symbol": symbol, "size": 13, "color": colour},
-                hovertemplate="%{y}: %{x:.1f} % of its time is the least for " + LIMITS[column] + "<extra></extra>",
-            )
+            hover = f": %{{x:.1f}} % of its time is the least for {LIMITS[column]}"
+            _mark_rows(fig, values, short_labels(names), LIMITS[column], hover, symbol=symbol, color=colour)
     return fig.update_xaxes(range=[0, 104])
 
 
@@ -260,3 +258,34 @@ def errors(table: pd.DataFrame) -> go.Figure:
         )
     fig.update_yaxes(categoryorder="array", categoryarray=texts[::-1], showgrid=False)
     return fig.update_layout(barmode="group")
+
+
+def over_time(at: Float, slots: dict[str, Float], link: dict[str, Float], total: int) -> go.Figure:
+    """Occupancy above, link use below, one clock. at: edges of the bins [bins + 1] in ns; slots, link: as
+    `series.occupancy` and `series.link_use` return them, [bins] each; total: slots there are."""
+    fig = two_plots(380, 0.07, [0.58, 0.42], hovermode="x unified")
+    seconds = ((at[:-1] + at[1:]) / 2e9).astype(np.float32)
+    for name, values in slots.items():
+        if np.any(values > 1e-6):
+            fig.add_trace(_area(seconds, values, name, SLOT[name], "%{y:.1f} slots", "slots"), row=1, col=1)
+    for name, values in link.items():
+        if np.any(values > 1e-9):
+            fig.add_trace(
+                _area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1
+            )
+    fig.update_xaxes(title={"text": "time (s)", "standoff": 8, "font": SMALL}, row=2, col=1)
+    fig.update_yaxes(title={"text": "slots", "font": SMALL}, range=[0, max(total, 1) * 1.02], row=1, col=1)
+    return fig.update_yaxes(title={"text": "link busy (%)", "font": SMALL}, range=[0, 102], row=2, col=1)
+
+
+def _area(x: Any, y: Float, name: str, colour: str, hover: str, group: str) -> go.Scatter:
+    return go.Scatter(
+        x=x,
+        y=y.astype(np.float32),
+        name=name,
+        stackgroup=group,
+        mode="lines",
+        line={"width": 0.5, "color": colour, "shape": "hvh"},
+        fillcolor=colour,
+        hovertemplate=f"{name}: {hover}<extra></extra>",
+    )

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis.pages.legend import legend
 from analysis.pages.panels import Cells, Panel, Section
-from analysis.reading.words import markup
+from analysis.showing.words import markup
 from sim import __version__
 
 LONG = 44  # characters that a cell may have on one line

@@ -1,7 +1,7 @@
 """What a report is made of: sections of panels, each a sentence that says what is seen, a figure and its figures as a
 table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.reading.runs import Run
-from analysis.reading.words import listed
+from analysis.reading.run import Run
+from analysis.showing.words import listed, plain
 
 Cells = tuple[list[str], list[list[str]]]  # titles, rows
 MAX_TABLE_ROWS = 60
@@ -44,43 +44,36 @@ class Section:
     remarks: list[str] = field(default_factory=list)
 
 
-def cells(table: pd.DataFrame, show: str = "{:,.3f}", first: str = "run") -> Cells | None:
+def cells(table: pd.DataFrame, show: str = "{:,.3f}") -> Cells | None:
     """A frame as text; None where it is too long to be read."""
     if len(table) > MAX_TABLE_ROWS:
         return None
-    rows = [
-        [str(name), *(_cell(value, show) for value in row)] for name, row in zip(table.index, table.values, strict=True)
-    ]
-    return [first, *map(str, table.columns)], rows
+    rows = zip(table.index, table.to_numpy(), strict=True)
+    return ["run", *table.columns], [[name, *(_cell(value, show) for value in row)] for name, row in rows]
 
 
 def _cell(value: Any, show: str) -> str:
-    if isinstance(value, int | float | np.number):
-        if not np.isfinite(value):
-            return "-"
-        return f"{int(value):,}" if float(value).is_integer() else show.format(value)
-    return str(value)
-
-
-def percent_range(values: Iterable[float]) -> str:
-    """`57 %`, or `50 to 62 %`, of shares of 1."""
-    known = [100 * value for value in values if np.isfinite(value)]
-    if not known:
+    if not isinstance(value, int | float | np.number):
+        return plain(value)
+    if not np.isfinite(value):
         return "-"
-    low, high = f"{min(known):.3g}", f"{max(known):.3g}"
-    return f"{low} %" if low == high else f"{low} to {high} %"
+    return f"{int(value):,}" if float(value).is_integer() else show.format(value)
 
 
-def span(values: npt.NDArray[np.float64]) -> str:
+def percent_range(values: npt.NDArray[np.float64]) -> str:
+    """`57 %`, or `50 to 62 %`, of shares of 1."""
+    return span(100 * values, ".3g", " %")
+
+
+def span(values: npt.NDArray[np.float64], form: str = ",.1f", unit: str = "") -> str:
     """`10.8`, or `10.8 to 442.6`, of the finite ones."""
     known = values[np.isfinite(values.astype(np.float64))]
     if not len(known):
         return "-"
-    low, high = f"{known.min():,.1f}", f"{known.max():,.1f}"
-    return low if low == high else f"{low} to {high}"
+    low, high = format(known.min(), form), format(known.max(), form)
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
-def without(what: str, runs: Sequence[Run], shown: Sequence[Run], why: str) -> list[str]:
-    """One line for the runs that a figure leaves out, or none; `why` holds {names}."""
-    left = [run.name for run in runs if run not in shown]
-    return [f"{what} {why.format(names=listed(left))}."] if left else []
+def remark(text: str, runs: Sequence[Run]) -> list[str]:
+    """One line about `runs`, whose names take the place of {names}; none where there are no such runs."""
+    return [text.format(names=listed([run.name for run in runs]))] if runs else []

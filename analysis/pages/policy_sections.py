@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.compare import Comparison
 from analysis.comparing import formats
+from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
-from analysis.pages.panels import Panel, Section, cells, percent_range, span, without
-from analysis.pages.time_figures import over_time
-from analysis.reading.runs import Run
-from analysis.reading.words import listed
+from analysis.pages.panels import MAX_TABLE_ROWS, Cells, Panel, Section, cells, percent_range, remark, span
+from analysis.reading.run import Run
+from analysis.showing.words import listed
 from analysis.timelines import series
 
 NEEDS_FULL = "is not shown for {names}: it needs the full record (python -m sim.run --out DIR --record full)"
@@ -31,7 +30,7 @@ def cache(runs: Sequence[Run], most: int) -> Section:
                 wide=True,
             )
         )
-    section.remarks.extend(without("Hit rate by layer", runs, [r for r in runs if r.name in names], "{names} lack"))
+    section.remarks.extend(remark("Hit rate by layer {names} lack.", [run for run in runs if run.name not in names]))
     table = tables.gigabytes(runs)
     total = table.sum(axis=1)
     section.panels.append(
@@ -47,18 +46,12 @@ def cache(runs: Sequence[Run], most: int) -> Section:
     full = [run for run in runs if run.record is not None and run.record.groups]
     section.panels.extend(_over_time(run) for run in full)
     held = [run for run in runs if run.full and run not in full]
-    if held:
-        section.remarks.append(
-            f"Time courses are shown for the first {most} full records: not for {listed(_names(held))}."
-        )
-    short = [run.name for run in runs if not run.full]
-    if short:
-        section.remarks.append(f"Cache occupancy and link use over time {NEEDS_FULL.format(names=listed(short))}.")
+    section.remarks.extend(
+        remark(f"Time courses are shown for the first {most} full records: not for {{names}}.", held)
+    )
+    over = f"Cache occupancy and link use over time {NEEDS_FULL}."
+    section.remarks.extend(remark(over, [run for run in runs if not run.full]))
     return section
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    return [run.name for run in runs]
 
 
 def _over_time(run: Run) -> Panel:
@@ -75,7 +68,7 @@ def _over_time(run: Run) -> Panel:
         "Means over 400 equal spans of the run. A slot holds an expert from its landing to the commit that takes it. "
         "First residents are what placement put there before time 0."
     )
-    return Panel(f"over-time-{run.name}", title, caption, over_time(at, slots, link, total), wide=True)
+    return Panel(f"over-time-{run.name}", title, caption, figures.over_time(at, slots, link, total), wide=True)
 
 
 def prefetching(runs: Sequence[Run]) -> Section:
@@ -124,33 +117,30 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
                 "is all that a replay knows of quality: it is open-loop and no perplexity. Open markers stand apart: "
                 "oracles, and runs whose loss is partly unseen.",
                 compare_figures.pareto(found),
-                (
-                    ["run", "tokens/s", "lost weight", "best"],
-                    [
-                        [
-                            row["run"],
-                            formats.figure(row["tokens_per_s"], 3),
-                            formats.percent(row["lost_weight"], 2),
-                            "yes" if row["pareto_best"] else "",
-                        ]
-                        for row in known
-                    ],
-                )
-                if len(known) <= 60
-                else None,
+                _standings(known),
                 wide=True,
             )
         )
-    section.remarks.extend(
-        without("Quality", runs, [r for r in runs if r.lost_weight is not None], "is not known for {names}: no weights")
-    )
+    unknown = [run for run in runs if run.lost_weight is None]
+    section.remarks.extend(remark("Quality is not known for {names}: no weights.", unknown))
     section.panels.extend(_substitutions(runs))
     if not any(run.lossy for run in runs):
         section.remarks.append("No run is lossy: nothing is substituted or dropped.")
-    short = [run.name for run in runs if run.lossy and not (run.record and run.record.groups)]
-    if short:
-        section.remarks.append(f"What the miss policy answered by layer {NEEDS_FULL.format(names=listed(short))}.")
+    short = [run for run in runs if run.lossy and not (run.record and run.record.groups)]
+    section.remarks.extend(remark(f"What the miss policy answered by layer {NEEDS_FULL}.", short))
     return section
+
+
+def _standings(rows: Sequence[formats.Row]) -> Cells | None:
+    if len(rows) > MAX_TABLE_ROWS:
+        return None
+    speeds = [formats.figure(row["tokens_per_s"], 3) for row in rows]
+    lost = [formats.percent(row["lost_weight"], 2) for row in rows]
+    best = ["yes" if row["pareto_best"] else "" for row in rows]
+    names = [row["run"] for row in rows]
+    return ["run", "tokens/s", "lost weight", "best"], [
+        list(row) for row in zip(names, speeds, lost, best, strict=True)
+    ]
 
 
 def _substitutions(runs: Sequence[Run]) -> list[Panel]:
@@ -186,9 +176,8 @@ def measured(runs: Sequence[Run]) -> Section | None:
         return None
     section = Section("measured", "Simulated against measured")
     found = tables.pairs(runs)
-    left = [run.name for run in runs if run.measured and run not in [mine for mine, _ in found]]
-    if left:
-        section.remarks.append(f"No simulated run of the same spec and trace beside {listed(left)}.")
+    left = [run for run in runs if run.measured and run not in [mine for mine, _ in found]]
+    section.remarks.extend(remark("No simulated run of the same spec and trace beside {names}.", left))
     for mine, other in found:
         if mine.summary["memory"].get("slots") != other.summary["memory"].get("slots"):
             section.remarks.append(f"{mine.name} and {other.name} have experts of other sizes: that is no check.")

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.compare import Comparison
 from analysis.comparing import formats
+from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
-from analysis.pages.panels import Panel, Section, cells, percent_range, span, without
-from analysis.reading.runs import Run
+from analysis.pages.panels import Panel, Section, cells, percent_range, remark, span
+from analysis.reading.run import Run
 from analysis.timelines import series
 from sim.outcome.per_request import per_request
 from sim.outcome.report import LIMITS, cache_words
+from sim.outcome.summary import STALLS
 
-NEEDS_RECORD = "is not shown for {names}: it needs record.npz (python -m sim.run --out)"
+NEEDS_RECORD = (
+    "The distribution over requests and steps is not shown for {names}: it needs record.npz (python -m sim.run --out)."
+)
 
 
 def what_was_run(runs: Sequence[Run]) -> Section:
@@ -86,8 +89,7 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
             (["run", "tokens/s"], [[row["run"], formats.figure(row["tokens_per_s"], 3)] for row in found.rows]),
         )
     )
-    recorded = [run for run in runs if run.record is not None]
-    requests = {run.name: per_request(run.record).tpot_ms for run in recorded if run.record is not None}
+    requests = {run.name: per_request(run.record).tpot_ms for run in runs if run.record is not None}
     widest = table["tpot_p95"].fillna(0) / table["tpot_p50"].replace(0, np.nan)
     spread = f"; p95 is at most {widest.max():.2f} x the median" if widest.notna().any() else ""
     section.panels.append(
@@ -99,8 +101,8 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
             cells(table),
         )
     )
-    section.panels.extend(_steps(recorded))
-    section.remarks.extend(without("The distribution over requests and steps", runs, recorded, NEEDS_RECORD))
+    section.panels.extend(_steps(runs))
+    section.remarks.extend(remark(NEEDS_RECORD, [run for run in runs if run.record is None]))
     return section
 
 
@@ -110,19 +112,19 @@ def _whiskers(found: Comparison) -> str:
     return f" Whiskers: 95 % interval of the difference from {found.baseline}, paired over requests."
 
 
-def _steps(recorded: Sequence[Run]) -> list[Panel]:
-    steps = {run.name: series.decode_step_ms(run.record) for run in recorded if run.record is not None}
-    mine = [run for run in recorded if len(steps[run.name])]
-    if not mine:
+def _steps(runs: Sequence[Run]) -> list[Panel]:
+    steps = {run.name: series.decode_step_ms(run.record) for run in runs if run.record is not None}
+    steps = {name: spent for name, spent in steps.items() if len(spent)}
+    if not steps:
         return []
-    slow = {run.name: float(np.quantile(steps[run.name], 0.99)) for run in mine}
-    worst = max(slow, key=lambda name: slow[name])
+    slow = {name: float(np.quantile(spent, 0.99)) for name, spent in steps.items()}
+    worst = max(slow, key=slow.__getitem__)
     return [
         Panel(
             "steps",
             f"One decode step in a hundred takes longer than {slow[worst]:,.1f} ms in {worst}",
             "Share of the decode steps that take at most the time across. Steep is even; a long tail is stutter.",
-            figures.step_times({run.name: steps[run.name] for run in mine}, [run.policy for run in mine]),
+            figures.step_times(steps, [run.policy for run in runs if run.name in steps]),
             wide=True,
         )
     ]
@@ -131,7 +133,7 @@ def _steps(recorded: Sequence[Run]) -> list[Panel]:
 def time(runs: Sequence[Run]) -> Section:
     """Where the time went, and how far from the bounds that is."""
     table, limits = tables.time_parts(runs), tables.bounds(runs)
-    waiting = table[["demand", "late", "held", "cpu_wait"]].sum(axis=1) / table.sum(axis=1).replace(0, np.nan)
+    waiting = table[[*STALLS, "cpu_wait"]].sum(axis=1) / table.sum(axis=1).replace(0, np.nan)
     panels = [
         Panel(
             "time",

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.pages.palette import TIME
-from analysis.reading.runs import Run, share
+from analysis.reading.run import Run, share
+from analysis.showing.palette import TIME
 from sim.outcome.report import LIMITS
-
-STALLS = ("demand", "late", "held")
 
 
 def _frame(rows: Sequence[dict[str, object]], runs: Sequence[Run]) -> pd.DataFrame:

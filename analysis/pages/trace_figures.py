@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis.pages.figures import Float, canvas
-from analysis.pages.palette import BLUE, GREY, RED, SCALE
 from analysis.pages.trace_tables import Spread
+from analysis.showing.palette import BLUE, GREY, RED, SCALE
 
 BAND = "rgba(34,116,181,0.25)"
 

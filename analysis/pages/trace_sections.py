@@ -9,8 +9,8 @@ import numpy.typing as npt
 from analysis.pages import trace_figures, trace_tables
 from analysis.pages.panels import Panel, Section
 from analysis.pages.trace_tables import Spread
-from analysis.reading.runs import Run, RunError
-from analysis.reading.words import shortened
+from analysis.reading.run import Run, RunError
+from analysis.showing.words import shortened
 from sim.fit import buddies_file
 from traces.errors import UserError
 from traces.format import npz

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.machines.record import Group, RunRecord
+from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-STALLS = ("stall_demand_ns", "stall_late_ns", "stall_held_ns")
 SMALL = 2**31  # ns: products of two such durations fit int64
 
 
@@ -53,7 +53,7 @@ def gaps(record: RunRecord, visit: Int, group: Int, begin: Int, end: Int, decide
     spans = found.end - found.begin
     counted = visits["step"] >= record.warmup_steps
     ran = int((end - begin)[counted[visit]].sum())
-    stalled = np.sum([visits[name] for name in STALLS], axis=0)
+    stalled = np.sum([visits[f"stall_{cause}_ns"] for cause in STALLS], axis=0)
     overhead = _equal(found, spans, counted, record.counters["experts_ns"] - ran)
     left = _sums(found.visit, spans - overhead, len(stalled))
     odd = left != stalled

@@ -7,8 +7,9 @@ integral at the bin's two edges, so that bins add up to the record's own totals.
 import numpy as np
 import numpy.typing as npt
 
+from analysis.timelines.copies import copy_of, first_uses, ids, latest
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
-from sim.machines.record import Group, RunRecord
+from sim.machines.record import RunRecord
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
@@ -60,9 +61,11 @@ def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[
     t, end = record.groups["transfers"], int(record.steps["end_ns"][-1])
     landed, low = t["outcome"] == LANDED, t["low"] == 1
     on_link = t["committed_ns"] >= 0
-    ids = _copies(record, n_experts)
-    gone, first_gone = _evictions(t, ids, end)
-    used = np.minimum(_first_use(record, ids, n_experts, end), gone)
+    gone, first_gone = _evictions(record, n_experts, end)
+    used, copy = gone.copy(), copy_of(record)
+    first_used = first_uses(copy)
+    begins = record.groups["executions"]["begin_ns"][first_used]
+    used[copy[first_used]] = np.minimum(begins, gone[copy[first_used]])
     fetched = landed & (t["cause"] == DEMAND) & ~low
     prefetched = landed & (t["cause"] != DEMAND) & ~low
     arrives = np.where(landed, t["landed_ns"], end)
@@ -81,46 +84,16 @@ def _between(begin: Int, end: Int, mine: Bool, at: Float) -> Float:
     return _mean(begin[mine], at) - _mean(end[mine], at)
 
 
-def _copies(record: RunRecord, n_experts: int) -> Int:
-    """The global id that each transfer brings, int64 [transfers]: low-precision copies stand behind all experts."""
-    t = record.groups["transfers"]
-    return (t["low"] * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
-
-
-def _evictions(t: Group, ids: Int, end: int) -> tuple[Int, Int]:
+def _evictions(record: RunRecord, n_experts: int, end: int) -> tuple[Int, Int]:
     """(when each transfer's expert left its slot again, int64 [transfers], the run's end where it stayed; when first
-    residents left theirs). An event's key sorts by global id, then by event."""
-    span = int(max(t["event"].max(initial=0), t["event_committed"].max(initial=0))) + 1
+    residents left theirs)."""
+    t, brings = record.groups["transfers"], ids(record, n_experts)
     landed = np.flatnonzero(t["outcome"] == LANDED)
-    keys = ids[landed] * span + t["event"][landed]
-    order = np.argsort(keys)
-    landings, transfer = keys[order], landed[order]
     takes = np.flatnonzero((t["victim"] >= 0) & (t["committed_ns"] >= 0))
-    # the landing that an eviction undoes is the last one before it, if it is of the same expert
-    before = np.searchsorted(landings, t["victim"][takes] * span + t["event_committed"][takes]) - 1
-    same = before >= 0
-    same[same] = landings[before[same]] // span == t["victim"][takes][same]
-    gone = np.full(len(ids), end, np.int64)
-    gone[transfer[before[same]]] = t["committed_ns"][takes][same]
-    return gone, t["committed_ns"][takes][~same]
-
-
-def _first_use(record: RunRecord, ids: Int, n_experts: int, end: int) -> Int:
-    """When each landed transfer's expert first ran on the GPU after its landing: int64 [transfers], `end` where it
-    never did. It may have been loaded anew before; whoever asks knows when it was evicted."""
-    t, x = record.groups["transfers"], record.groups["executions"]
-    gpu = np.flatnonzero(x["cpu"] == 0)
-    span = int(max(t["event"].max(initial=0), x["event"].max(initial=0))) + 1
-    layer = record.groups["visits"]["layer"][x["visit"][gpu]] + x["low"][gpu] * len(record.layer["hits"])
-    keys = (layer * n_experts + x["expert"][gpu]) * span + x["event"][gpu]
-    order = np.argsort(keys)
-    runs, begins = keys[order], x["begin_ns"][gpu][order]
-    after = np.searchsorted(runs, ids * span + np.maximum(t["event"], 0))
-    there = after < len(runs)
-    there[there] = runs[after[there]] // span == ids[there]
-    out = np.full(len(ids), end, np.int64)
-    out[there] = begins[after[there]]
-    return out
+    undone = latest(brings[landed], t["event"][landed], t["victim"][takes], t["event_committed"][takes])
+    gone = np.full(len(brings), end)
+    gone[landed[undone[undone >= 0]]] = t["committed_ns"][takes][undone >= 0]
+    return gone, t["committed_ns"][takes][undone < 0]
 
 
 def answers_by_layer(record: RunRecord) -> dict[str, Int]:

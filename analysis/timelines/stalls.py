@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.machines.record import Group, RunRecord
+from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
-DEMAND, LATE, HELD = range(3)
-CAUSES = ("demand", "late", "held")
+DEMAND, LATE, HELD = range(3)  # of STALLS
 
 
 class Stalls(NamedTuple):
@@ -40,7 +40,7 @@ def by_cause(record: RunRecord, begin: Int, end: Int, visit: Int) -> Stalls:
     """The gaps `begin` to `end` ns in which the GPU stalled, [n] each, cut where the cause changes; per visit and cause
     they add up to the record's figures."""
     visits, transfers = record.groups["visits"], record.groups["transfers"]
-    said = np.stack([visits[f"stall_{cause}_ns"] for cause in CAUSES], axis=1)
+    said = np.stack([visits[f"stall_{cause}_ns"] for cause in STALLS], axis=1)
     cut = _cut_at_landings(begin, end, visit, transfers)
     late = cut.end <= _last_late_landing(record)[cut.visit]
     waits = _last_demand_commit(visits, transfers)[cut.visit] > cut.begin
@@ -111,7 +111,7 @@ def _in_flight(transfers: Group, at: Int) -> tuple[Int, int]:
 
 def _sums(stalls: Stalls, cause: Int, visits: int) -> Int:
     """int64 [visits, causes]: ns."""
-    out = np.zeros((visits, len(CAUSES)), np.int64)
+    out = np.zeros((visits, len(STALLS)), np.int64)
     np.add.at(out, (stalls.visit, cause), stalls.end - stalls.begin)
     return out
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from analysis.timelines.copies import copy_of, first_uses
 from analysis.timelines.gaps import changes, gaps, shared
 from analysis.timelines.stalls import by_cause
 from sim.errors import SpecError
@@ -57,7 +58,7 @@ class Tracks:
 
     steps {step, prefill, rows}, layers {step, layer, hits, late, misses}; the GPU's dense {step, layer: L is what
     follows the last MoE layer}, decide, overhead, cpu_wait {step, layer}, stall {step, layer, cause: of
-    stalls.CAUSES}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
+    STALLS}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
     cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first use of its copy)}; copies
     {row, queued, layer, expert, low, cause, promoted, bytes, victim, outcome}.
@@ -180,7 +181,7 @@ def _executions(record: RunRecord) -> Slices:
     """Every execution, on the GPU and on the host, with the copy that brought its expert."""
     x, visits, t = (record.groups[name] for name in ("executions", "visits", "transfers"))
     visit = x["visit"]
-    copy = _copy_of(record)
+    copy = copy_of(record)
     brought = copy >= 0
     landed = np.where(brought, t["event"][copy], -1) if len(t["event"]) else np.full(len(copy), -1)
     committed = np.where(brought, t["event_committed"][copy], -1) if len(t["event"]) else landed
@@ -200,7 +201,7 @@ def _executions(record: RunRecord) -> Slices:
         "copy": copy,
         "cause": cause,
         "wanted": wanted,
-        "first": _first_uses(copy),
+        "first": first_uses(copy).astype(np.int64),
     }
     return Slices(*_apart(x), of)
 
@@ -218,33 +219,6 @@ def _apart(x: Group) -> tuple[Int, Int]:
     lasts = x["end_ns"] - x["begin_ns"]
     begin = x["begin_ns"] + lasts * (upto - x["tokens"] - before) // whole
     return begin, x["begin_ns"] + lasts * (upto - before) // whole
-
-
-def _copy_of(record: RunRecord) -> Int:
-    """The row of the last landing of each executed expert before its execution; -1: none, or it ran on the host."""
-    x, t = record.groups["executions"], record.groups["transfers"]
-    layer, layers = record.groups["visits"]["layer"][x["visit"]], len(record.layer["hits"])
-    rows = np.flatnonzero(t["landed_ns"] >= 0)
-    width = 1 + max(int(group["event"].max(initial=0)) for group in (x, t))
-    most = 1 + max(int(group["expert"].max(initial=0)) for group in (x, t))
-    keys = ((t["low"] * layers + t["layer"])[rows] * most + t["expert"][rows]) * width + t["event"][rows]
-    order = np.argsort(keys, kind="stable")
-    mine = ((x["low"] * layers + layer) * most + x["expert"]) * width
-    at = np.searchsorted(keys[order], mine + x["event"]) - 1
-    if not len(rows):
-        return np.full(len(at), -1)
-    found = rows[order][at]
-    same = (at >= 0) & (keys[order][at] >= mine) & (x["cpu"] == 0)
-    return np.where(same, found, -1)
-
-
-def _first_uses(copy: Int) -> Int:
-    """1 for the first execution that each copy serves."""
-    _, first = np.unique(copy, return_index=True)
-    out = np.zeros(len(copy), np.int64)
-    out[first] = 1
-    out[copy < 0] = 0
-    return out
 
 
 def _copies(record: RunRecord) -> Slices:

@@ -26,10 +26,10 @@ ALWAYS_NORMALISED = ("mixtral", "gpt_oss")  # their configurations do not say
 
 
 def shape_of(model: nn.Module, name: str | None = None) -> ModelShape:
-    """What the closed loop must know of a model. Raises CaptureError for one without MoE layers of one size."""
+    """What the closed loop must know of a model. Raises UserError for one without MoE layers of one size."""
     layers, config = find_moe_layers(model), _config(model)
     kind = str(getattr(config, "model_type", ""))
-    top_k = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)
+    top_k: Any = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)
     norm = kind in ALWAYS_NORMALISED or bool(getattr(config, "norm_topk_prob", True))
     return ModelShape(
         name=name or kind or type(model).__name__,
@@ -57,8 +57,8 @@ class Driver:
         self._hidden: Tensor | None = None
         self._hooks: list[Any] = []
         self.active = False
-        if loop.foresight is not None:
-            loop.foresight.ask = self._ask
+        if loop.live_prefetch is not None:
+            loop.live_prefetch.ask = self._ask
 
     @staticmethod
     def layers_of(model: nn.Module) -> list[MoeLayer]:
@@ -66,7 +66,7 @@ class Driver:
         return find_moe_layers(model)
 
     def __enter__(self) -> Driver:
-        wanted = self.loop.needs_logits or self.loop.foresight is not None
+        wanted = self.loop.needs_logits or self.loop.live_prefetch is not None
         for layer in self.layers:
             if wanted and layer.router is not None:
                 self._hooks.append(layer.router.register_forward_hook(self._heard(layer)))

@@ -1,6 +1,6 @@
 """The models that a closed loop judges, step by step: our own small one, or a Hugging Face one.
 
-A subject gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or,
+A judged model gives logits for the next tokens of one sequence from a key-value cache, with the experts as they are or,
 while it is `looped`, as a closed loop says.
 """
 
@@ -25,15 +25,19 @@ from traces.errors import UserError
 TINY = "tiny-moe"
 
 
-class Subject(Protocol):
+class JudgedModel(Protocol):
     """shape: of its routing. tokens: its tokenizer. lead: a token that stands before every text, or None. context:
     the most positions."""
 
-    model: nn.Module
     shape: ModelShape
     tokens: Tokens
     lead: int | None
     context: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What the closed loop hooks."""
+        ...
 
     def fresh(self) -> Any:
         """An empty key-value cache."""
@@ -87,7 +91,8 @@ class HuggingFace:
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: Any) -> Tensor:
         out = self.model(input_ids=ids[None].to(self.model.device), past_key_values=cache, use_cache=True)
-        return out.logits[0].float().cpu()
+        logits: Tensor = out.logits[0]
+        return logits.float().cpu()
 
     def looped(self, loop: ClosedLoop) -> AbstractContextManager[Driver]:
         from runtime.closed_loop.slotted import slotted
@@ -95,7 +100,7 @@ class HuggingFace:
         return slotted(self.model, loop, self.device)
 
 
-def subject(name: str, device: str | None = None) -> Subject:
+def judged_model(name: str, device: str | None = None) -> JudgedModel:
     """`tiny-moe`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None: the CPU).
 
     Raises UserError, one line."""
@@ -106,7 +111,7 @@ def subject(name: str, device: str | None = None) -> Subject:
         return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name, device or "cpu")
     if name == TINY or (not folder.exists() and "/" not in name):
         raise UserError(f"model: {name}: no such folder; {TINY}, a folder of runtime.train or a Hugging Face model")
-    from runtime.live import load_model
+    from runtime.closed_loop.slotted import load_model
 
     model, tokenizer = load_model(name)
     return HuggingFace(model, tokenizer, Path(name).name, device)

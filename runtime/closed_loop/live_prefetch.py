@@ -17,9 +17,10 @@ import numpy.typing as npt
 from sim.core.plan import ORDERS, Prefetch
 from sim.errors import SpecError
 from sim.fit.prediction import ids, nearest_first
-from sim.fit.predictors import PREDICTORS, Popular
+from sim.fit.predictors import Popular
 from sim.fit.transition import Transition
-from sim.policies.registry import is_user, predictor
+from sim.policies.policy import NONE, is_user
+from sim.policies.registry import PREFETCH, find
 from sim.spec import RunSpec
 from traces.format.trace import RoutingTrace
 
@@ -28,7 +29,7 @@ AVAILABLE = ("previous-token", "popular", "transition", "gate-lookahead")
 Ask = Callable[[int, Any], Array]  # (MoE layer, hidden states of an earlier one) -> expert ids [n, K], best first
 
 
-class Foresight:
+class LivePrefetch:
     """Lists of one run, filled row by row.
 
     lists int16 [1 or D, T, L, m], row int32 [D, T], rank_key int64 [D, m]: see sim.core.plan.Prefetch. `ask`: for
@@ -86,7 +87,7 @@ class Foresight:
         """The router has spoken for the rows of this step; experts [T, L, K] holds it."""
 
 
-class _PreviousToken(Foresight):
+class _PreviousToken(LivePrefetch):
     _experts: Array
 
     def catch_up(self, request: int, at: int) -> None:
@@ -100,7 +101,7 @@ class _PreviousToken(Foresight):
                 self.lists[0, at, layer] = experts[self._last_here[request], layer, : self.lists.shape[3]]
 
 
-class _Popular(Foresight):
+class _Popular(LivePrefetch):
     """The same list at all times; the first row of a step holds it."""
 
     def __init__(self, ranking: Array, *rest: Any) -> None:
@@ -118,7 +119,7 @@ class _Popular(Foresight):
             self.row[:, rows.stop] = 0
 
 
-class _Transition(Foresight):
+class _Transition(LivePrefetch):
     def __init__(self, fitted: Transition, *rest: Any) -> None:
         super().__init__(*rest)
         pairs = [(d, layer) for d in range(1, self.distance + 1) for layer in range(self.layers)]
@@ -136,7 +137,7 @@ class _Transition(Foresight):
                     self.lists[d - 1, at, target] = ranker(experts[self._last_here[request], layer][None])[0]
 
 
-class _GateLookahead(Foresight):
+class _GateLookahead(LivePrefetch):
     def visit(self, layer: int, experts: Array, hidden: Any) -> None:
         if self.ask is None or hidden is None:
             raise SpecError(f"prefetch: {self.name}: this model's routers cannot be asked with another layer's state")
@@ -144,15 +145,16 @@ class _GateLookahead(Foresight):
             self.lists[d - 1, self._rows, layer + d] = self.ask(layer + d, hidden)[:, : self.lists.shape[3]]
 
 
-def foresight_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace | None) -> Foresight | None:
+def live_prefetch_of(spec: RunSpec, blank: RoutingTrace, calibration: RoutingTrace | None) -> LivePrefetch | None:
     """The prefetcher of a closed loop, None without one. Raises SpecError by name for one that cannot be had."""
     name = spec.prefetch
-    if name == "none":
-        return None
-    if is_user(name) or (name in PREDICTORS and name not in AVAILABLE):
-        why = "reads the future" if not is_user(name) and PREDICTORS[name].oracle else "is made from a whole trace"
+    if is_user(name) or (name in PREFETCH and name not in AVAILABLE):
+        why = "reads the future" if not is_user(name) and PREFETCH[name].oracle else "is made from a whole trace"
         raise SpecError(f"prefetch: {name}: {why}; a closed loop has {', '.join(AVAILABLE)}")
-    method = predictor(name, spec.params("prefetch"))
+    policy = find("prefetch", name)
+    if policy is NONE:
+        return None
+    method = policy.predictor(spec.params("prefetch"))
     if method.distance > blank.n_moe_layers:
         raise SpecError(f"{name}: distance {method.distance}; the model has {blank.n_moe_layers} MoE layers")
     if method.fitted:

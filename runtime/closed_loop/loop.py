@@ -30,16 +30,18 @@ from typing import Any
 
 import numpy as np
 
-from runtime.closed_loop.live_prefetch import Foresight, foresight_of
+from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
-from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Copy, Served, Stepped
+from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
+from runtime.replaying.opened import low_precision
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
 from sim.core.plan import FORGETS_ROWS, Costs, Leaving, Low, Plan
-from sim.costs.roofline import StepShapes, costs, low_copies
+from sim.costs.classes import StepShapes
+from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
 from sim.machines.record import RunRecord
 from sim.policies.registry import find
@@ -58,7 +60,7 @@ class ClosedLoop:
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
     fitted on. keep_logits: for `trace()`, also where no policy reads them.
 
-    Raises SpecError, CatalogError or FitError, one line, for what
+    Raises SpecError, CatalogError or SpecError, one line, for what
     does not fit or cannot be had in a closed loop.
     """
 
@@ -67,25 +69,26 @@ class ClosedLoop:
         spec: RunSpec,
         shape: ModelShape,
         calibration: RoutingTrace | None = None,
-        charged: ModelSpec | None = None,
+        priced_as: ModelSpec | None = None,
         keep_logits: bool = False,
     ) -> None:
-        _refuse_oracles(spec)
+        if find("eviction", spec.eviction).oracle:
+            raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")
         self.spec, self.shape = spec, shape
-        self.foresight: Foresight | None = foresight_of(spec, shape.blank(), calibration)
+        self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"
         plain = spec.model_copy(
             update={"prefetch": "none", "set": own, "calibration": used or None, "warmup_steps": 0}  # one blank step
         )
-        self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=charged)
+        self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=priced_as)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
-        self.rerank = None if spec.rerank == "none" else find("rerank", spec.rerank).name
-        self._room = Room(shape, self.foresight)
+        self.rerank = None if self.setting.plan.rerank is None else spec.rerank
+        self._room = Room(shape, self.live_prefetch)
         self._prices: dict[tuple[Any, ...], tuple[list[int], int]] = {}
         self._costs = self.setting.plan.costs
         self._grow(FIRST_ROOM, FIRST_ROOM, 1)
-        self.machine = Stepped(self._plan())
+        self.machine = VisitByVisit(self._plan())
         self._adopt()
         self.step, self.tokens, self.slots_reranked, self.weight_reranked = -1, 0, 0, 0.0
         self._ended = True
@@ -112,8 +115,8 @@ class ClosedLoop:
             room.leave(self.step, self._leaving(set(requests)))
         ahead = () if then is None else tuple(then) or tuple(dict.fromkeys(requests))
         room.foretell(self.step, self.tokens, len(ahead))
-        if self.foresight is not None:
-            self.foresight.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
+        if self.live_prefetch is not None:
+            self.live_prefetch.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
         known = self.step + (1 if then is None else 2)
         self.machine.route = self.machine.route._replace(step_prefill=frozen(room.prefill[:known]))
         self.machine.step_ns = self._price(tuple(positions), prefill)
@@ -141,8 +144,8 @@ class ClosedLoop:
             room.logits[rows, layer] = ordered_half(logits.astype(np.float64), ids)
         elif self.needs_logits:
             raise SpecError(f"{self.spec.miss}, {self.spec.rerank}: need router logits, which this model does not give")
-        if self.foresight is not None:
-            self.foresight.visit(layer, room.experts, hidden)
+        if self.live_prefetch is not None:
+            self.live_prefetch.visit(layer, room.experts, hidden)
         before = int(machine.s.rows.answers)
         machine.until(machine.layer_of(step, layer))
         return self._served(order, ids, weights, logits, before)
@@ -152,10 +155,10 @@ class ClosedLoop:
         self.machine.until(self.machine.end_step(self.step))
         self._ended = True
 
-    def first_residents(self) -> list[Copy]:
+    def first_residents(self) -> list[Committed]:
         """What is in the slots before the first step."""
         s = self.machine.s
-        return [Copy(int(g), int(s.expert[g].slot)) for g in self.setting.plan.residents]
+        return [Committed(int(g), int(s.expert[g].slot)) for g in self.setting.plan.residents]
 
     # --- what came of a visit ------------------------------------------------------------------------------------
 
@@ -214,14 +217,11 @@ class ClosedLoop:
 
     # --- what a step costs ---------------------------------------------------------------------------------------
 
-    def _shapes(self, positions: Sequence[int], prefill: bool) -> StepShapes:
-        at = np.asarray(positions, np.int64) + self.spec.context_offset
-        offset, kind = np.array([0, len(at)]), np.array([prefill])
-        return StepShapes(offset, at, kind, self.shape.n_layers, np.asarray(self.shape.moe_layers, np.int64))
-
     def _costs_of(self, positions: Sequence[int], prefill: bool) -> Costs:
-        made = self.setting
-        return costs(made.model, made.hardware, made.engine, self.spec.precision, self._shapes(positions, prefill))
+        made, at = self.setting, np.asarray(positions, np.int64) + self.spec.context_offset
+        moe_layers = np.asarray(self.shape.moe_layers, np.int64)
+        shapes = StepShapes(np.array([0, len(at)]), at, np.array([prefill]), self.shape.n_layers, moe_layers)
+        return costs(made.model, made.hardware, made.engine, self.spec.precision, shapes)
 
     def _price(self, positions: tuple[int, ...], prefill: bool) -> tuple[list[int], int]:
         """(dense parts, head) of a step in ns."""
@@ -247,14 +247,12 @@ class ClosedLoop:
         if made.plan.low is None:
             return None
         rows = len(self._costs.expert_ns) - 1
-        found = low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
-        return found
+        return low_copies(made.model, made.hardware, made.engine, self.low_precision, made.plan.low.slots, rows)
 
     @property
     def low_precision(self) -> str:
         """The precision of the low-precision copies."""
-        miss = find("miss", self.spec.miss)
-        return str(miss.values(self.spec.params("miss"))["precision"])
+        return low_precision(self.setting)
 
     def _plan(self) -> Plan:
         """The plan over the room there is now."""
@@ -268,7 +266,7 @@ class ClosedLoop:
             step_row=room.row,
             step_prefill=room.prefill,
             costs=self._costs,
-            prefetch=None if self.foresight is None else self.foresight.prefetch(self.spec),
+            prefetch=None if self.live_prefetch is None else self.live_prefetch.prefetch(self.spec),
             warmup_steps=self.spec.warmup_steps,
             low=self._low(),
             leaving=None if plan.leaving is None else Leaving(room.leaving_offset, room.leaving_row),
@@ -326,9 +324,3 @@ class ClosedLoop:
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""
         return self._room.trace(self.tokens, self.step + 1, self.shape.meta(**meta), self.needs_logits)
-
-
-def _refuse_oracles(spec: RunSpec) -> None:
-    policy = find("eviction", spec.eviction)
-    if policy.oracle:
-        raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")

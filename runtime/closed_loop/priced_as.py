@@ -19,13 +19,15 @@ from traces.capturing.routers import find_moe_layers
 _LIKE = ("n_layers", "moe_first", "moe_step", "n_experts", "top_k")
 
 
-def charged(model: nn.Module, shape: ModelShape, like: str | None = None) -> ModelSpec:
+def priced_as(model: nn.Module, shape: ModelShape, like: str | None = None) -> ModelSpec:
     """The sizes to charge for `model`: its own, or those of `like` (a name or file of the catalog) in its counts.
 
     Raises CatalogError for a name that is unknown.
     """
     spacing = _spacing(shape.moe_layers)
-    counts = dict(zip(_LIKE, (shape.n_layers, shape.moe_layers[0], spacing, shape.n_experts, shape.top_k), strict=True))
+    counts: dict[str, Any] = dict(
+        zip(_LIKE, (shape.n_layers, shape.moe_layers[0], spacing, shape.n_experts, shape.top_k), strict=True)
+    )
     if like is None:
         return _own(model, shape, counts)
     other = catalog.model(like)
@@ -40,7 +42,7 @@ def _spacing(moe_layers: tuple[int, ...]) -> int:
     return moe_layers[1] - moe_layers[0] if len(moe_layers) > 1 else 1
 
 
-def _own(model: nn.Module, shape: ModelShape, counts: dict[str, int]) -> ModelSpec:
+def _own(model: nn.Module, shape: ModelShape, counts: dict[str, Any]) -> ModelSpec:
     """From the model's modules and configuration: parameters as they are, KV entries by the kind of attention."""
     config: Any = model.config
     layer = find_moe_layers(model)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.closed_loop.live_prefetch import Foresight
+from runtime.closed_loop.live_prefetch import LivePrefetch
 from traces.format.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
@@ -66,7 +66,7 @@ def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArr
     [n, K] before others."""
     chosen = np.zeros(logits.shape, np.bool_)
     np.put_along_axis(chosen, np.maximum(ids, 0), True, axis=1)
-    out = np.clip(logits, -60000, 60000).astype(np.float16)
+    out: npt.NDArray[np.float16] = np.clip(logits, -60000, 60000).astype(np.float16)
     order = np.lexsort((np.broadcast_to(np.arange(logits.shape[1]), logits.shape), ~chosen, -logits), axis=1)
     ranked = np.take_along_axis(out, order, axis=1)
     exact = np.take_along_axis(logits, order, axis=1)
@@ -85,9 +85,9 @@ def ordered_half(logits: npt.NDArray[np.floating[Any]], ids: Array) -> npt.NDArr
 class Room:
     """The arrays that fill as the run goes: T tokens, S steps there is room for, each row by row."""
 
-    def __init__(self, shape: ModelShape, foresight: Foresight | None) -> None:
+    def __init__(self, shape: ModelShape, live_prefetch: LivePrefetch | None) -> None:
         none = shape.blank(1)
-        self.foresight = foresight
+        self.live_prefetch = live_prefetch
         self.experts, self.weights, self.logits = (np.empty((0, *a.shape[1:]), a.dtype) for a in _routed(none))
         self.row, self.request, self.position = (np.zeros(0, np.int32) for _ in range(3))
         self.offset, self.prefill = np.zeros(1, np.int64), np.zeros(0, np.bool_)
@@ -108,8 +108,8 @@ class Room:
             longer(self.leaving_row, tokens),
         )
         self.offset, self.prefill = longer(self.offset, steps + 1), longer(self.prefill, steps)
-        if self.foresight is not None:
-            self.foresight.grow(tokens)
+        if self.live_prefetch is not None:
+            self.live_prefetch.grow(tokens)
         return True
 
     def begin(self, step: int, rows: slice, requests: Sequence[int], positions: Sequence[int], prefill: bool) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from runtime.closed_loop.driver import Driver, answered
 from runtime.closed_loop.loop import ClosedLoop
-from runtime.closed_loop.visit_by_visit import CPU, LOW, Copy, Run, Served
-from runtime.device.one_stream import OneStreamPort
-from runtime.device.port import Port, choose
+from runtime.closed_loop.visit_by_visit import CPU, LOW, Committed, Computed, Served
+from runtime.device.choose import choose
+from runtime.device.cpu import OneStreamPort
+from runtime.device.port import Declared, Port
 from runtime.experts.hugging_face import LiveError, ModelExperts, combined, expert_output
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore
@@ -37,6 +38,20 @@ def registry() -> Any:
         raise LiveError(NEEDED) from None
     ALL_EXPERTS_FUNCTIONS.register(NAME, moe_offload_experts_forward)
     return ALL_EXPERTS_FUNCTIONS
+
+
+def load_model(path: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
+    registry()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
 
 
 def moe_offload_experts_forward(
@@ -84,7 +99,7 @@ class SlottedModel:
         self.model.set_experts_implementation(NAME)
         self.driver.__enter__()
 
-    def _store(self, port: Port) -> ExpertStore:
+    def _store(self, port: Port) -> ExpertStore[dict[str, Tensor]]:
         """All experts on the host, the first residents in their slots; an empty slot is no number."""
         plan, layers = self.loop.setting.plan, self.driver.layers
         layout = self.source.layout
@@ -156,7 +171,7 @@ class SlottedModel:
         """Copies and groups in the machine's order; then what the CPU computes."""
         port, low = self.port, served.answers == LOW
         for op in served.ops:
-            if isinstance(op, Copy):
+            if isinstance(op, Committed):
                 self._copy(*op)
             else:
                 self._run(op, work, served.answers != CPU, low)
@@ -176,7 +191,7 @@ class SlottedModel:
         self.place[expert], self._holds[slot] = slot, expert
         self.store.fetch(expert, slot)
 
-    def _run(self, op: Run, work: _Work, on_gpu: Any, low: Any) -> None:
+    def _run(self, op: Computed, work: _Work, on_gpu: Any, low: Any) -> None:
         """A group of experts is computed, each from its slot. Raises LiveError for one that is in none."""
         port, store, slots = self.port, self.store, []
         for expert in op.experts:
@@ -186,7 +201,7 @@ class SlottedModel:
             where = (work.ids == e) & on_gpu & (low if expert >= store.full else ~low)
             slots.append(slot)
             reads = store.reading([slot])
-            port.compute.launch(partial(work.run_from, e, where, store, slot), reads=reads)
+            port.compute.launch(partial(work.run_from, e, where, store, slot), Declared(reads=reads))
             work.done |= where
         store.read(slots, port.compute.record())
 
@@ -198,9 +213,9 @@ class _Work:
         self.experts, self.hidden, self.ids, self.weights, self.out = experts, hidden, ids, weights, out
         self.done = ids < 0
 
-    def run_from(self, expert: int, where: Any, store: ExpertStore, slot: int) -> None:
+    def run_from(self, expert: int, where: Any, store: ExpertStore[dict[str, Tensor]], slot: int) -> None:
         """An expert computes its slots from a slot's memory."""
-        self.run(expert, where, store.in_slot(slot))  # type: ignore[arg-type]
+        self.run(expert, where, store.in_slot(slot))
 
     @torch.no_grad()
     def run(self, expert: int, where: Any, weights: dict[str, Tensor], on: torch.device | None = None) -> None:

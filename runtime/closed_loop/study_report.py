@@ -202,17 +202,17 @@ CONTROLS = {
 
 
 def _against_controls(rows: list[dict[str, Any]]) -> list[str]:
-    """Each buddy arm beside the controls that differ from it in the choice of the stand-in alone."""
+    """Each buddy variant beside the controls that differ from it in the choice of the stand-in alone."""
     out = []
-    for arm, controls in CONTROLS.items():
+    for variant, controls in CONTROLS.items():
         parts = []
         for cache in dict.fromkeys(row["cache"] for row in rows):
             here = {row["arm"]: row for row in rows if row["cache"] == cache}
-            if arm in here and all(name in here for name in controls):
+            if variant in here and all(name in here for name in controls):
                 others = ", ".join(f"{name} {here[name]['delta_percent']:+.1f} %" for name in controls)
-                parts.append(f"c = {cache:g}: {here[arm]['delta_percent']:+.1f} % against {others}")
+                parts.append(f"c = {cache:g}: {here[variant]['delta_percent']:+.1f} % against {others}")
         if parts:
-            out.append(f"{arm} and its controls, rise of bits per byte: " + "; ".join(parts))
+            out.append(f"{variant} and its controls, rise of bits per byte: " + "; ".join(parts))
     return out
 
 

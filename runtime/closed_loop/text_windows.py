@@ -1,7 +1,7 @@
 """The text on which a model is judged, and other text on which policies are fitted.
 
 By default both come from the held-out files of `runtime.small_model.text` (the standard library's sources that training
-never saw): a file belongs to the one or the other by a hash of its path. Passages are windows of one file each, without
+never saw): a file belongs to the one or the other by a hash of its path. Windows are of one file each, without
 overlap, drawn by the seed.
 """
 
@@ -33,7 +33,7 @@ class Tokens(Protocol):
 
 
 @dataclass(frozen=True)
-class Passages:
+class TextWindows:
     """tokens int64 [N, M]; n_bytes int64 [N], of the tokens that are predicted (all but the first); source: whose
     text it is."""
 
@@ -65,7 +65,7 @@ def _heldout() -> tuple[text.SourceFile, ...]:
     return text.read_corpus().heldout
 
 
-def passages(
+def text_windows(
     tokenizer: Tokens,
     n: int,
     length: int,
@@ -73,7 +73,7 @@ def passages(
     path: str | None = None,
     judged: bool = True,
     lead: int | None = None,
-) -> Passages:
+) -> TextWindows:
     """`n` windows of `length` tokens, drawn by `seed`; lead: a token that stands before every text. To calibrate on
     (not `judged`) fewer will do.
 
@@ -90,7 +90,7 @@ def passages(
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
     tokens = np.array([windows[i] for i in chosen], np.int64).reshape(n, length)
     n_bytes = np.array([tokenizer.n_bytes(row[1:]) for row in tokens.tolist()], np.int64)
-    return Passages(tokens, n_bytes, source)
+    return TextWindows(tokens, n_bytes, source)
 
 
 class OwnTokens:
@@ -100,7 +100,7 @@ class OwnTokens:
         from tokenizers import Tokenizer
 
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer: Any = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise TextError(f"{path}: {error}; a tokenizer.json is required") from None
         self.tokenizer.encode_special_tokens = True

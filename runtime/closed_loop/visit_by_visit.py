@@ -16,7 +16,7 @@ FETCH, SUBSTITUTE, DROP, CPU, LOW = range(len(ANSWERS))
 HIT = -1
 
 
-class Copy(NamedTuple):
+class Committed(NamedTuple):
     """A transfer was committed: expert (global id) takes the slot, whose former resident is gone. Low-precision copies
     have ids and slots of their own, behind all others (sim.core.plan.Low)."""
 
@@ -24,7 +24,7 @@ class Copy(NamedTuple):
     slot: int
 
 
-class Run(NamedTuple):
+class Computed(NamedTuple):
     """The GPU computes these experts (global ids) in this order."""
 
     experts: tuple[int, ...]
@@ -43,7 +43,7 @@ class Served(NamedTuple):
     weights: npt.NDArray[np.float64] | None
     reweighted: npt.NDArray[np.bool_]
     answers: npt.NDArray[np.int8]
-    ops: list[Copy | Run]
+    ops: list[Committed | Computed]
 
     @property
     def untouched(self) -> bool:
@@ -51,12 +51,12 @@ class Served(NamedTuple):
         return self.weights is None and not (self.answers[self.answers != CPU] > FETCH).any()
 
 
-class Stepped(Machine):
+class VisitByVisit(Machine):
     """The reference machine, driven one visit at a time; keeps what was copied and computed, in order."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, full=True)
-        self.ops: list[Copy | Run] = []
+        self.ops: list[Committed | Computed] = []
         self.step_ns: tuple[list[int], int] = ([], 0)  # of the step that runs: dense parts, head
 
     def durations(self, step: int) -> tuple[list[int], int]:
@@ -67,11 +67,11 @@ class Stepped(Machine):
         super().commit(event)
         for i in range(before, int(s.link.n_flight)):
             g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
-            self.ops.append(Copy(g, int(s.expert[g].slot)))
+            self.ops.append(Committed(g, int(s.expert[g].slot)))
 
     def run_group(self, n: int, group: int) -> Process:
         run = self.s.visit.n_run
-        self.ops.append(Run(tuple(self.s.ready[run : run + n].tolist())))
+        self.ops.append(Computed(tuple(self.s.ready[run : run + n].tolist())))
         yield from super().run_group(n, group)
 
     def until(self, process: Process) -> None:

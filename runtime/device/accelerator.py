@@ -23,17 +23,16 @@ import mmap
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 
-from runtime.device.cpu import host_bytes
-from runtime.device.port import TIMEOUT_S, Access, Buffer, DeviceError, Landed
-from runtime.device.worker import Threads, Worker, asks_device, failing, give_back, give_way
+from runtime.device.host_memory import host_bytes
+from runtime.device.port import NOTHING, TIMEOUT_S, Buffer, Declared, DeviceError, Landed
+from runtime.device.worker import RealPort, asks_device, failing, give_way
 
-Sequences = Sequence[Access]
 REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
 DRIFT = 20_000  # two clocks differ by 1 ns more in so many (50 ppm); a float32 of milliseconds loses less
 FIRST_LOOKS = 20  # events of which the best is the first anchor
@@ -63,11 +62,22 @@ def without_cudnn_attention() -> Callable[[], None]:
     return lambda: backends.enable_cudnn_sdp(before)
 
 
+@asks_device
+def cudart(call: str, *arguments: int) -> None:
+    """A call to CUDA's runtime. Raises DeviceError with the code that it returned."""
+    runtime: Any = torch.cuda  # whose cudart has no types
+    if code := int(getattr(runtime.cudart(), call)(*arguments)):
+        raise DeviceError(f"{call}: error {code} of the runtime")
+
+
 def own_pages(nbytes: int) -> mmap.mmap:
-    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, nbytes)
+    """Memory in pages that nobody else has: the runtime locks whole pages, and refuses one that is locked already.
+    Raises RuntimeError when there is not enough."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        return mmap.mmap(-1, nbytes, **private)
+    except OSError as error:
+        raise RuntimeError(error.strerror) from None
 
 
 class Anchor(NamedTuple):
@@ -131,22 +141,13 @@ class DeviceStream:
     def __init__(self, port: "AcceleratorPort", stream: Any) -> None:
         self.port, self.stream = port, stream
 
-    def launch(
-        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequences = (), writes: Sequences = ()
-    ) -> None:
+    def launch(self, work: Callable[[], Any], declared: Declared = NOTHING) -> None:
         with failing("the device"):
             work()
         self.port.poll()
 
     def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequences = (),
-        writes: Sequences = (),
+        self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> DeviceCopy:
         with failing("a copy"):
             self.port.renew()
@@ -173,26 +174,22 @@ class DeviceStream:
             event.wait()
 
 
-class AcceleratorPort:
+class AcceleratorPort(RealPort):
     """See runtime.device.port.Port."""
 
     name = "accelerator"
 
     def __init__(self, device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         """Raises DeviceError when the device does not answer; then it is as if the port had never been."""
-        self.device, self.timeout_s = device, timeout_s
-        self.threads = Threads(timeout_s)
-        self.lock = self.threads.condition
-        self.flights: deque[DeviceCopy] = deque()
-        self.noticing = self.closed = False
-        self.buffers: list[Buffer] = []
-        self.registered: dict[int, torch.Tensor] = {}
-        self.copies = self.looked_ns = 0
-        self.anchor = Anchor(None, 0, 1 << 62)
         with failing("the device"):
             self.before = torch.accelerator.current_stream(device)
         self.cudnn = without_cudnn_attention()
-        self.host = Worker(self.threads, "host", max(1, (os.cpu_count() or 1) - 2))
+        super().__init__(device, max(1, (os.cpu_count() or 1) - 2), timeout_s)
+        self.flights: deque[DeviceCopy] = deque()
+        self.noticing = self.closed = False
+        self.registered: dict[int, torch.Tensor] = {}
+        self.copies = self.looked_ns = 0
+        self.anchor = Anchor(None, 0, 1 << 62)
         try:
             with failing("the device"):
                 self._open()
@@ -214,18 +211,11 @@ class AcceleratorPort:
 
     # --- memory ---
 
-    def alloc_device(self, nbytes: int, what: str) -> Buffer:
-        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
-            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8, device=self.device), what))
-        return self.buffers[-1]
-
     def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:
         if not page_locked:
-            self.buffers.append(Buffer(torch.empty(nbytes, dtype=torch.uint8), what))
-            return self.buffers[-1]
+            return super().alloc_host(nbytes, what)
         with failing(f"{what} ({nbytes / 1e9:.2f} GB page-locked beside {self._locked() / 1e9:.2f} GB)"):
-            self.buffers.append(Buffer(self._page_locked(nbytes), what))
-        return self.buffers[-1]
+            return self.keep(self._page_locked(nbytes), what)
 
     def _locked(self) -> int:
         return sum(b.tensor.numel() for b in self.buffers if b.tensor.device.type == "cpu")
@@ -234,24 +224,16 @@ class AcceleratorPort:
         if self.device.type != "cuda" or nbytes < REGISTERED_FROM:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
-        self._checked("cudaHostRegister", memory.data_ptr(), nbytes, 0)
+        cudart("cudaHostRegister", memory.data_ptr(), nbytes, 0)
         self.registered[memory.data_ptr()] = memory
         return memory
-
-    @asks_device
-    def _checked(self, call: str, *arguments: int) -> None:
-        cudart: Any = torch.cuda.cudart  # untyped
-        code = int(getattr(cudart(), call)(*arguments))
-        if code != 0:
-            raise DeviceError(f"{call}: error {code} of the runtime")
 
     def free(self, buffer: Buffer) -> None:
         at = 0 if buffer.freed else buffer.tensor.data_ptr()
         if at in self.registered:
-            self._checked("cudaHostUnregister", at)
+            cudart("cudaHostUnregister", at)
             del self.registered[at]
-        give_back(buffer)
-        self.buffers.remove(buffer)
+        super().free(buffer)
 
     @asks_device
     def free_bytes(self) -> int:
@@ -280,18 +262,6 @@ class AcceleratorPort:
         if after_ns - before_ns <= self.anchor.doubt_ns(before_ns):
             self.anchor = Anchor(event, (before_ns + after_ns) // 2, after_ns - before_ns)
 
-    def now_ns(self) -> int:
-        return time.perf_counter_ns()
-
-    def soon(self, call: Callable[[], None]) -> None:
-        call()
-
-    def notify(self) -> None:
-        """The one thread looks by itself."""
-
-    def touch(self, reads: Sequences = (), writes: Sequences = ()) -> None:
-        """Nothing to do."""
-
     def poll(self) -> None:
         """Tell of the copies that have ended, in order."""
         if self.noticing:
@@ -314,16 +284,10 @@ class AcceleratorPort:
                 with self.lock:
                     if ready():
                         return
-                self.threads.check()
+                self.check()
                 if time.monotonic() > end:
-                    raise DeviceError(f"nothing happened for {self.timeout_s:g} s; gave up waiting")
+                    raise self.gave_up()
                 give_way()  # the host's experts run in a thread that wants the interpreter too
-
-    def sync(self) -> None:
-        for stream in (self.compute, self.link):
-            stream.record().wait()
-        self.host.record().wait()
-        self.poll()
 
     def facts(self) -> dict[str, Any]:
         """Which device, which software; asks nothing of the device, which may be gone when what it did is told."""
@@ -350,18 +314,7 @@ class AcceleratorPort:
         for buffer in list(self.buffers):
             with suppress(Exception):
                 self.free(buffer)
-        for give_back_to_torch in (self._leave_stream, self._empty_cache):
-            with suppress(Exception):
-                give_back_to_torch()
-
-    def _leave_stream(self) -> None:
-        torch.accelerator.set_stream(self.before)
-
-    def _empty_cache(self) -> None:
-        getattr(torch, self.device.type).empty_cache()
-
-    def __enter__(self) -> "AcceleratorPort":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        with suppress(Exception):
+            torch.accelerator.set_stream(self.before)
+        with suppress(Exception):
+            getattr(torch, self.device.type).empty_cache()

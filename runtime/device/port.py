@@ -1,4 +1,4 @@
-"""The device port: the little that the replay needs of a device, and which backend gives it.
+"""The device port: the little that the replay needs of a device, whichever backend gives it.
 
 A port has three *streams*, each of which does what it is given in the order in which it was given: `compute` (kernels
 of the GPU), `link` (copies) and `host` (experts that the CPU computes beside the GPU). What is put into a stream may
@@ -9,9 +9,8 @@ is CUDA's model, and the contract of every backend:
     cpu           kernels run where they are launched, a worker thread paced to a given GB/s is the copy engine
     virtual       nothing is real but the order: kept in simulated time, or any legal order, with a check for races
 
-`planned_ns` and `gap_ns` are what the plan says something lasts. Virtual time lasts that long; real devices ignore it.
-`reads` and `writes` name what an operation touches, as (buffer, part): the virtual backend checks them, the others
-ignore them.
+What is `Declared` of an operation is how long it lasts by the plan, and what it touches: virtual time lasts that long,
+and the virtual backend checks the accesses; real devices ignore both.
 
 Landings. A copy may be given `landed(started_ns, landed_ns)`. It is called once, when the host has learnt that the copy
 has ended, in the order of the copies: by the link's own thread (cpu), or by the host's thread while it launches or
@@ -21,15 +20,14 @@ that lock, and nothing may be launched on `compute` or waited for with the lock 
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 
 from traces.errors import UserError
 
 TIMEOUT_S = 120.0  # nothing that a run waits for takes longer; a wait that does is an error and no hang
-DEVICES = ("auto", "cpu", "cuda", "xpu", "mps")
 
 
 class DeviceError(RuntimeError):
@@ -46,11 +44,30 @@ class Buffer:
 
     tensor: torch.Tensor
     what: str
-    freed: bool = field(default=False)
+    freed: bool = False
+
+    def give_back(self) -> None:
+        """Drop the memory. Raises DeviceError the second time."""
+        if self.freed:
+            raise DeviceError(f"double free of {self.what}")
+        self.freed, self.tensor = True, torch.empty(0, dtype=torch.uint8)
 
 
-Access = tuple[Buffer, Hashable]
+Access = tuple[Buffer, Hashable]  # a buffer, and which part of it
 Landed = Callable[[int, int], None]
+
+
+class Declared(NamedTuple):
+    """What is said of an operation beside what it does. ns: how long it lasts by the plan; gap_ns: of a copy, from now
+    to its start on an idle link; reads, writes: what it touches."""
+
+    ns: int = 0
+    gap_ns: int = 0
+    reads: Sequence[Access] = ()
+    writes: Sequence[Access] = ()
+
+
+NOTHING = Declared()
 
 
 class Event(Protocol):
@@ -77,28 +94,23 @@ class Copy(Event, Protocol):
 class Stream(Protocol):
     """Work in order."""
 
-    def launch(
-        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequence[Access] = (), writes: Sequence[Access] = ()
-    ) -> None:
+    def launch(self, work: Callable[[], Any], declared: Declared = NOTHING) -> None:
         """Run a function that issues torch operations. It may run later, elsewhere: it must not wait for anything."""
-
-    def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequence[Access] = (),
-        writes: Sequence[Access] = (),
-    ) -> Copy:
-        """Copy bytes, either way between host and device. gap_ns: planned, from now to the start on an idle link."""
 
     def record(self) -> Event:
         """An event behind all that was put into this stream so far."""
 
     def wait(self, event: Event) -> None:
         """What is put in from now on runs after that event; the host does not wait."""
+
+
+class CopyStream(Stream, Protocol):
+    """Work and copies in order."""
+
+    def copy(
+        self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
+    ) -> Copy:
+        """Copy bytes, either way between host and device."""
 
 
 class Port(Protocol):
@@ -108,11 +120,11 @@ class Port(Protocol):
     device: torch.device
 
     @property
-    def compute(self) -> Stream:
+    def compute(self) -> CopyStream:
         """Kernels of the GPU."""
 
     @property
-    def link(self) -> Stream:
+    def link(self) -> CopyStream:
         """Copies."""
 
     @property
@@ -162,29 +174,6 @@ class Port(Protocol):
     def close(self) -> None:
         """Stop threads, free all memory; safe to call twice and after a failure."""
 
-    def __enter__(self) -> "Port": ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def choose(device: str = "auto", link_gbps: float | None = None, link_latency_us: float = 10.0) -> Port:
-    """The port of a device by name: `auto` takes the accelerator where there is one.
-
-    link_gbps, link_latency_us: pace of the CPU's copy engine (25 GB/s unless given). Raises DeviceMissing when the
-    device is not here, or when a pace is asked of a real link.
-    """
-    from runtime.device.accelerator import AcceleratorPort, current
-    from runtime.device.cpu import CpuPort
-    from runtime.device.one_stream import OneStreamPort
-
-    found = current()
-    if device == "auto":
-        device = "cpu" if found is None else found.type
-    if device == "cpu":
-        return CpuPort(25.0 if link_gbps is None else link_gbps, link_latency_us)
-    if found is None or device != found.type:
-        here = "cpu" if found is None else f"cpu and {found.type}"
-        raise DeviceMissing(f"device: {device}: is not here; torch {torch.__version__} finds {here}")
-    if link_gbps is not None:
-        raise DeviceMissing(f"link-gbps: {link_gbps:g}: paces the copies of --device cpu; {device} has a real link")
-    return OneStreamPort(found) if found.type == "mps" else AcceleratorPort(found)

@@ -20,13 +20,10 @@ from typing import Any
 
 import torch
 
-from runtime.device.port import Access, Buffer, DeviceError, Landed
-from runtime.device.races import Clock, Race, Races, join
-from runtime.device.worker import give_back
+from runtime.device.port import NOTHING, Access, Buffer, Declared, DeviceError, Landed
+from runtime.device.races import Clock, Races, join
+from runtime.device.worker import failing
 
-__all__ = ["Race", "VirtualPort", "every_order", "shuffled", "timed"]
-
-LANDING, KERNEL = range(2)  # one instant, one order
 STREAMS = ("link", "compute", "host")
 NEVER = 1 << 62
 
@@ -56,6 +53,9 @@ class Op:
             return None
         return self.start_ns()
 
+    def may_run(self) -> bool:
+        return self.after is None or self.after.done()
+
     def done(self) -> bool:
         return self.ended_ns is not None
 
@@ -77,31 +77,15 @@ class VirtualStream:
         self.free_ns = 0
         self.clock: Clock = {}
 
-    def launch(
-        self,
-        work: Callable[[], Any],
-        planned_ns: int = 0,
-        reads: Sequence[Access] = (),
-        writes: Sequence[Access] = (),
-    ) -> None:
-        op = Op(self, planned_ns)
-        op.work = work
-        self._queue(op, reads, writes)
+    def launch(self, work: Callable[[], Any], declared: Declared = NOTHING) -> None:
+        self._queue(work, declared)
         self.port.meanwhile()
 
     def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequence[Access] = (),
-        writes: Sequence[Access] = (),
+        self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> Op:
-        op = Op(self, planned_ns, gap_ns)
-        op.work, op.landed = lambda: dst.copy_(src), landed
-        self._queue(op, reads, writes)
+        op = self._queue(lambda: dst.copy_(src), declared)
+        op.landed = landed
         return op
 
     def record(self) -> Op:
@@ -117,10 +101,13 @@ class VirtualStream:
         join(self.clock, event.clock)
         self.queue.append(op)
 
-    def _queue(self, op: Op, reads: Sequence[Access], writes: Sequence[Access]) -> None:
+    def _queue(self, work: Callable[[], Any], declared: Declared) -> Op:
         """Ordered behind the stream's last one and behind what the host has done; then its accesses are checked."""
-        op.clock = self.port.races.queued(self.name, self.clock, reads, writes)
+        op = Op(self, declared.ns, declared.gap_ns)
+        op.work = work
+        op.clock = self.port.races.queued(self.name, self.clock, declared.reads, declared.writes)
         self.queue.append(op)
+        return op
 
 
 class Held:
@@ -151,7 +138,7 @@ class VirtualPort:
     ) -> None:
         self.pick, self.idle, self.memory_bytes = pick, idle, memory_bytes
         self.now = self.steps = 0
-        self.link, self.compute, self.host = (VirtualStream(self, name) for name in STREAMS)
+        self.streams = self.link, self.compute, self.host = tuple(VirtualStream(self, name) for name in STREAMS)
         self.lock = Held()
         self.races = Races(trust_host)
         self.buffers: list[Buffer] = []
@@ -162,7 +149,8 @@ class VirtualPort:
     def alloc_device(self, nbytes: int, what: str) -> Buffer:
         if nbytes > self.free_bytes():
             raise DeviceError(f"{what}: no {nbytes / 1e9:.2f} GB of memory")
-        self.buffers.append(Buffer(torch.zeros(nbytes, dtype=torch.uint8), what))
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            self.buffers.append(Buffer(torch.zeros(nbytes, dtype=torch.uint8), what))
         return self.buffers[-1]
 
     def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:
@@ -171,18 +159,16 @@ class VirtualPort:
     def free(self, buffer: Buffer) -> None:
         """Everything that touched the buffer must be known to the host to have run."""
         self.races.freed(buffer)
-        give_back(buffer)
+        buffer.give_back()
         self.buffers.remove(buffer)
 
     def free_bytes(self) -> int:
         return self.memory_bytes - sum(buffer.tensor.numel() for buffer in self.buffers)
 
-    # --- the order of accesses: runtime.device.races ---
+    # --- the host ---
 
     def touch(self, reads: Sequence[Access] = (), writes: Sequence[Access] = ()) -> None:
         self.races.host_touches(reads, writes)
-
-    # --- the host ---
 
     def now_ns(self) -> int:
         return self.now
@@ -210,31 +196,25 @@ class VirtualPort:
     def sync(self) -> None:
         while self._step():
             pass
-        for name in STREAMS:
-            self.races.learn(getattr(self, name).clock)
+        for stream in self.streams:
+            self.races.learn(stream.clock)
 
     # --- running ---
-
-    def _streams(self) -> tuple[VirtualStream, ...]:
-        return self.link, self.compute, self.host
 
     def settle(self) -> None:
         """Marks take no time: those at the heads of the queues happen."""
         moved = True
         while moved:
             moved = False
-            for stream in self._streams():
-                while stream.queue and stream.queue[0].work is None and self._may_run(stream.queue[0]):
+            for stream in self.streams:
+                while stream.queue and stream.queue[0].work is None and stream.queue[0].may_run():
                     op = stream.queue.popleft()
                     op.ended_ns = stream.free_ns = op.start_ns()
                     moved = True
 
-    def _may_run(self, op: Op) -> bool:
-        return op.after is None or op.after.done()
-
     def _heads(self) -> list[Op]:
         self.settle()
-        return [stream.queue[0] for stream in self._streams() if stream.queue and stream.queue[0].work is not None]
+        return [stream.queue[0] for stream in self.streams if stream.queue and stream.queue[0].work is not None]
 
     def _lands_now(self) -> bool:
         """In simulated time: what lands at this instant comes before whatever the host does at it."""
@@ -280,10 +260,10 @@ class VirtualPort:
 
     def close(self) -> None:
         """What is queued is dropped."""
-        for stream in self._streams():
+        for stream in self.streams:
             stream.queue.clear()
         for buffer in list(self.buffers):
-            give_back(buffer)
+            buffer.give_back()
         self.buffers = []
 
     def __enter__(self) -> "VirtualPort":
@@ -295,7 +275,7 @@ class VirtualPort:
 
 def first_end(ops: list[Op]) -> Op:
     """The operation that ends first; at one instant a copy, then a kernel."""
-    return min(ops, key=lambda op: (op.start_ns() + op.planned_ns, KERNEL if op.landed is None else LANDING))
+    return min(ops, key=lambda op: (op.start_ns() + op.planned_ns, op.landed is None))
 
 
 def timed() -> VirtualPort:

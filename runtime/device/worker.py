@@ -1,5 +1,5 @@
-"""A stream that a thread works off, one job after the other: the copy engine of the CPU port, and the host's
-experts."""
+"""What ports share whose time is real: memory, the lock, and threads that work off a stream, one job after the other
+(the copy engine of the CPU port, and the host's experts)."""
 
 import os
 import threading
@@ -8,72 +8,125 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 
-from runtime.device.port import TIMEOUT_S, Access, Buffer, Copy, DeviceError, Event, Landed
+from runtime.device.port import NOTHING, TIMEOUT_S, Access, Buffer, Declared, DeviceError, Event
 
-Job = Callable[[], None]
 P = ParamSpec("P")
 R = TypeVar("R")
-SLICE_S = 0.2  # how often a waiting host looks whether the thread it waits for is still alive
 
 
-class Threads:
-    """What the threads of a port share: the lock, what went wrong, and waiting with a limit."""
+class RealPort:
+    """See runtime.device.port.Port. torch_threads: of the thread of `host`."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self.condition = threading.Condition(threading.RLock())
+    name: str
+    compute: Any
+    link: Any
+
+    def __init__(self, device: torch.device, torch_threads: int, timeout_s: float = TIMEOUT_S) -> None:
+        self.device, self.timeout_s = device, timeout_s
+        self.lock = threading.Condition(threading.RLock())
         self.failure: str | None = None
-        self.closing = False
-        self.workers: list[Worker] = []
-        self.timeout_s = timeout_s
+        self.buffers: list[Buffer] = []
+        self.host = Worker(self, "host", torch_threads)
+
+    def alloc_device(self, nbytes: int, what: str) -> Buffer:
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            return self.keep(torch.empty(nbytes, dtype=torch.uint8, device=self.device), what)
+
+    def alloc_host(self, nbytes: int, what: str, page_locked: bool = True) -> Buffer:
+        """Ordinary memory: nothing can be page-locked without an accelerator that knows how."""
+        with failing(f"{what} ({nbytes / 1e9:.2f} GB)"):
+            return self.keep(torch.empty(nbytes, dtype=torch.uint8), what)
+
+    def keep(self, memory: torch.Tensor, what: str) -> Buffer:
+        """The buffer of this memory, given back when the port is closed at the latest."""
+        self.buffers.append(Buffer(memory, what))
+        return self.buffers[-1]
+
+    def free(self, buffer: Buffer) -> None:
+        buffer.give_back()
+        self.buffers.remove(buffer)
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    def soon(self, call: Callable[[], None]) -> None:
+        call()
+
+    def poll(self) -> None:
+        """Whoever copies notices."""
+
+    def notify(self) -> None:
+        self.lock.notify_all()
+
+    def touch(self, reads: Sequence[Access] = (), writes: Sequence[Access] = ()) -> None:
+        """Nothing to do."""
 
     def fail(self, why: str) -> None:
-        """The first failure is the one that is told."""
-        with self.condition:
+        """A thread has failed; the first failure is the one that is told."""
+        with self.lock:
             self.failure = self.failure or why
-            self.condition.notify_all()
+            self.lock.notify_all()
 
     def check(self) -> None:
-        """Raises DeviceError when a thread has failed or died."""
-        for worker in self.workers:
-            if not worker.is_alive() and not self.closing:
-                self.failure = self.failure or f"the {worker.name} thread died"
+        """Raises DeviceError when a thread has failed."""
         if self.failure is not None:
             raise DeviceError(self.failure)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """See Port.wait_until."""
-        end = time.monotonic() + self.timeout_s
-        with self.condition:
-            while not ready():
-                self.check()
-                if time.monotonic() > end:
-                    raise DeviceError(f"nothing happened for {self.timeout_s:g} s; gave up waiting")
-                self.condition.wait(SLICE_S)
+        """See Port.wait_until; asked again when somebody notifies, and when a thread has done a job."""
+
+        def is_over() -> bool:
+            if ready():
+                return True
+            self.check()
+            return False
+
+        with self.lock:
+            if not self.lock.wait_for(is_over, self.timeout_s):
+                raise self.gave_up()
+
+    def sync(self) -> None:
+        for stream in (self.compute, self.link, self.host):
+            stream.record().wait()
+        self.poll()
+
+    def gave_up(self) -> DeviceError:
+        """Of a wait that takes longer than anything should."""
+        return DeviceError(f"nothing happened for {self.timeout_s:g} s; gave up waiting")
+
+    def close(self) -> None:
+        """See Port.close."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Mark:
     """An event of a worker, or one that is past already."""
 
-    def __init__(self, threads: Threads, ns: int | None = None) -> None:
-        self._threads = threads
-        self._ns = ns
+    def __init__(self, port: RealPort, ns: int | None = None) -> None:
+        self._port, self._ns = port, ns
 
     def done(self) -> bool:
         return self._ns is not None
 
     def set(self) -> None:
         """It happens now."""
-        with self._threads.condition:
+        with self._port.lock:
             self._ns = time.perf_counter_ns()
-            self._threads.condition.notify_all()
+            self._port.notify()
 
     def wait(self) -> None:
         if self._ns is None:
-            self._threads.wait_until(self.done)
+            self._port.wait_until(self.done)
 
     def time_ns(self) -> int:
         assert self._ns is not None, "asked for the time of what has not happened"
@@ -84,11 +137,10 @@ class Worker(threading.Thread):
     """A stream of jobs. torch's number of threads is a thread's own: with one, the thread that computes keeps its
     core."""
 
-    def __init__(self, threads: Threads, name: str, torch_threads: int) -> None:
+    def __init__(self, port: RealPort, name: str, torch_threads: int) -> None:
         super().__init__(name=name, daemon=True)
-        self.threads, self.torch_threads = threads, torch_threads
-        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
-        threads.workers.append(self)
+        self.port, self.torch_threads = port, torch_threads
+        self.jobs: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self.start()
 
     def run(self) -> None:
@@ -97,29 +149,17 @@ class Worker(threading.Thread):
             with torch.inference_mode():
                 while (job := self.jobs.get()) is not None:
                     job()
+                    with self.port.lock:
+                        self.port.notify()
         except BaseException as error:
-            self.threads.fail(f"the {self.name} thread failed: {type(error).__name__}: {first_line(error)}")
+            self.port.fail(f"the {self.name} thread failed: {type(error).__name__}: {first_line(error)}")
 
-    def launch(
-        self, work: Callable[[], Any], planned_ns: int = 0, reads: Sequence[Access] = (), writes: Sequence[Access] = ()
-    ) -> None:
-        self.threads.check()
+    def launch(self, work: Callable[[], Any], declared: Declared = NOTHING) -> None:
+        self.port.check()
         self.jobs.put(work)
 
-    def copy(
-        self,
-        dst: torch.Tensor,
-        src: torch.Tensor,
-        landed: Landed | None = None,
-        planned_ns: int = 0,
-        gap_ns: int = 0,
-        reads: Sequence[Access] = (),
-        writes: Sequence[Access] = (),
-    ) -> Copy:
-        raise NotImplementedError(f"{self.name} is no link")
-
     def record(self) -> Event:
-        mark = Mark(self.threads)
+        mark = Mark(self.port)
         self.jobs.put(mark.set)
         return mark
 
@@ -129,7 +169,6 @@ class Worker(threading.Thread):
 
     def stop(self, seconds: float = 5.0) -> None:
         """Finish what is queued and end; a thread that does not within `seconds` is left to the process's end."""
-        self.threads.closing = True
         self.jobs.put(None)
         if threading.current_thread() is not self:
             self.join(seconds)
@@ -177,11 +216,3 @@ def asks_device(method: Callable[P, R]) -> Callable[P, R]:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def give_back(buffer: Buffer) -> None:
-    """Drop a buffer's memory, once."""
-    if buffer.freed:
-        raise DeviceError(f"double free of {buffer.what}")
-    buffer.freed = True
-    buffer.tensor = torch.empty(0, dtype=torch.uint8)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.experts.layout import aligned
+from runtime.experts.layout import Packed, aligned, shaped
 from traces.capturing.routers import MoeLayer
 from traces.errors import UserError
 
@@ -35,13 +35,16 @@ class Part:
     start: int
 
 
+def padded(elements: int, dtype: torch.dtype) -> int:
+    """As many elements as fill whole alignments."""
+    return aligned(elements * dtype.itemsize) // dtype.itemsize
+
+
 @dataclass(frozen=True)
-class ModuleLayout:
-    """How one expert of a module is packed: what runtime.experts.store.ExpertStore asks of a layout. elements: in all,
-    parts padded so that each begins at a whole alignment."""
+class ModuleLayout(Packed[dict[str, Tensor]]):
+    """How one expert of a module is packed, each part padded so that the next begins at a whole alignment."""
 
     parts: tuple[Part, ...]
-    elements: int
     dtype: torch.dtype
 
     @staticmethod
@@ -52,26 +55,21 @@ class ModuleLayout:
             if "." in name or p.shape[0] != layer.n_experts:
                 raise LiveError(f"{layer.name}: parameter {name} {tuple(p.shape)} is not one slice for each expert")
             parts.append(Part(name, tuple(p.shape[1:]), end))
-            end += aligned(prod(p.shape[1:]) * p.element_size()) // p.element_size()
+            end += padded(prod(p.shape[1:]), p.dtype)
             kinds.add(p.dtype)
         if len(kinds) != 1:
             raise LiveError(f"{layer.name}: experts of dtypes {sorted(map(str, kinds))}; one is required")
-        return ModuleLayout(tuple(parts), end, kinds.pop())
+        return ModuleLayout(tuple(parts), kinds.pop())
 
     @property
-    def nbytes(self) -> int:
-        """What one transfer moves."""
-        return self.elements * self.dtype.itemsize
-
-    @property
-    def stride(self) -> int:
-        """Bytes from one expert to the next."""
-        return aligned(self.nbytes)
+    def elements(self) -> int:
+        last = self.parts[-1]
+        return last.start + padded(prod(last.shape), self.dtype)
 
     def weights(self, packed: Tensor) -> dict[str, Tensor]:
-        """Views of the parts, by parameter, of experts packed in the last dimension [..., elements]."""
+        """By parameter."""
         return {
-            part.name: packed[..., part.start : part.start + prod(part.shape)].unflatten(-1, part.shape)
+            part.name: shaped(packed[..., part.start : part.start + prod(part.shape)], part.shape)
             for part in self.parts
         }
 

@@ -1,7 +1,8 @@
 """How one expert lies in memory: its matrices, one behind the other, in one buffer."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +22,49 @@ class StoreError(UserError):
     """Weights that do not fit, are not there, or are not what the model says."""
 
 
+W = TypeVar("W")  # the matrices of one expert, by whatever name
+
+
+class Strided(ABC):
+    """Buffers of one size, one behind the other."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """What one transfer moves."""
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one expert to the next."""
+        return aligned(self.nbytes)
+
+
+class Packed(Strided, Generic[W]):
+    """An expert as `elements` numbers of one type: what runtime.experts.store.ExpertStore asks of a layout."""
+
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """Numbers of one expert, padding included."""
+
+    @abstractmethod
+    def weights(self, packed: torch.Tensor) -> W:
+        """Views of experts packed in the last dimension, [..., elements]."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
+def shaped(last: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The last dimension as several."""
+    tensor: Any = last  # whose unflatten has no types
+    out: torch.Tensor = tensor.unflatten(-1, shape)
+    return out
+
+
 class Weights(NamedTuple):
     """One expert: up [2 * I, H] (gate, then up; [I, H] where there are two matrices), down [H, I], biases or None."""
 
@@ -31,7 +75,7 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Packed[Weights]):
     """How one expert lies in its buffer: sizes of its matrices and the type of their elements."""
 
     hidden: int
@@ -59,19 +103,7 @@ class Layout:
         biases = self.up_rows + self.hidden if self.biases else 0
         return self.matrices * self.hidden * self.intermediate + biases
 
-    @property
-    def nbytes(self) -> int:
-        """What one transfer moves."""
-        return self.elements * self.dtype.itemsize
-
-    @property
-    def stride(self) -> int:
-        """Bytes from one expert to the next."""
-        return aligned(self.nbytes)
-
     def weights(self, packed: torch.Tensor) -> Weights:
-        """Views of experts packed in the last dimension, [..., elements]."""
         rows, h, i = self.up_rows, self.hidden, self.intermediate
         up, down, *rest = torch.split(packed, [rows * h, h * i, *([rows, h] if self.biases else [])], dim=-1)
-        matrices = (up.unflatten(-1, (rows, h)), down.unflatten(-1, (h, i)))
-        return Weights(*matrices, *rest)
+        return Weights(shaped(up, (rows, h)), shaped(down, (h, i)), *rest)

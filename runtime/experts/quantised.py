@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runtime.experts.layout import Strided
 from traces.errors import UserError
 
 BLOCK = 32
@@ -16,7 +17,7 @@ SCALE = torch.float16
 
 
 @dataclass(frozen=True)
-class LowLayout:
+class LowLayout(Strided):
     """One low-precision copy: weights per expert (a multiple of 32) and bits of a code."""
 
     elements: int
@@ -37,7 +38,6 @@ class LowLayout:
 
     @property
     def nbytes(self) -> int:
-        """What one transfer moves."""
         return self.code_bytes + self.elements // BLOCK * SCALE.itemsize
 
     def pack(self, weights: torch.Tensor, out: torch.Tensor) -> None:

@@ -11,32 +11,21 @@ filled it. `fetch` and `reading` / `read` put in these events, whatever the call
 `fits` says with numbers what does not fit before anything is allocated.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol
 
 import torch
 
-from runtime.device.cpu import host_bytes
-from runtime.device.port import Access, Buffer, Copy, Event, Landed, Port
-from runtime.experts.checkpoint import Checkpoint
-from runtime.experts.layout import Layout, StoreError, Weights, aligned
+from runtime.device.host_memory import host_bytes
+from runtime.device.port import Access, Buffer, Copy, Declared, Event, Landed, Port
+from runtime.experts.layout import Layout, Packed, StoreError, Strided, W
 from runtime.experts.quantised import LowLayout
 
-__all__ = [
-    "Checkpoint",
-    "ExpertStore",
-    "Layout",
-    "Need",
-    "Source",
-    "StoreError",
-    "Synthetic",
-    "Weights",
-    "fits",
-    "need",
-]
-
 SPARE_BYTES = 256 << 20  # left to the system, and to what torch itself needs
+
+
+Fill = Callable[[int, int, torch.Tensor], None]
 
 
 class Source(Protocol):
@@ -59,7 +48,29 @@ class Synthetic:
         out.copy_(self.sheet[first : first + len(out)])
 
 
-class ExpertStore:
+class Bank:
+    """Experts of one precision: those of each MoE layer in a slab of the host's memory, and slots on the device.
+
+    rows: the host's buffers, uint8 [nbytes] each, `distinct` of a layer behind those of the layer before;
+    slots: uint8 [slots, nbytes]; fill(layer, expert, row) writes one of the rows."""
+
+    def __init__(
+        self, port: Port, packing: Strided, layers: int, distinct: int, slots: int, what: str, fill: Fill
+    ) -> None:
+        nbytes, stride = packing.nbytes, packing.stride
+        self.device = port.alloc_device(slots * stride, f"{slots} slots of {nbytes / 1e6:.1f} MB")
+        self.slots = self.device.tensor.view(slots, stride)[:, :nbytes]
+        self.slabs: list[Buffer] = []
+        self.rows: list[torch.Tensor] = []
+        for layer in range(layers):  # one after the other: a source may give its own memory back as it goes
+            self.slabs.append(port.alloc_host(distinct * stride, f"{distinct} {what} of layer {layer}"))
+            rows = self.slabs[-1].tensor.view(distinct, stride)[:, :nbytes]
+            for expert, row in enumerate(rows):
+                fill(layer, expert, row)
+            self.rows += list(rows)
+
+
+class ExpertStore(Generic[W]):
     """Experts on the host, slots on the device.
 
     slots: of each scope, as in Plan.slots. low, low_slots: layout and slots of low-precision copies, where the plan
@@ -71,7 +82,7 @@ class ExpertStore:
     def __init__(
         self,
         port: Port,
-        layout: Layout,
+        layout: Packed[W],
         layers: int,
         n_experts: int,
         slots: Sequence[int],
@@ -80,82 +91,72 @@ class ExpertStore:
         low: LowLayout | None = None,
         low_slots: Sequence[int] = (),
     ) -> None:
-        self.port, self.layout, self.layers, self.n_experts, self.low = port, layout, layers, n_experts, low
+        self.port, self.layout, self.n_experts, self.low = port, layout, n_experts, low
         self.distinct = n_experts if alias is None else min(alias, n_experts)
-        self.first_slot = [sum(slots[:i]) for i in range(len(slots))]
-        self.slots = list(slots)
-        total, stride = sum(slots), layout.stride
-        self.device = port.alloc_device(total * stride, f"{total} slots of {layout.nbytes / 1e6:.1f} MB")
-        self.slot_bytes = self.device.tensor.view(total, stride)[:, : layout.nbytes]
+        self.full = layers * n_experts
+        sizes = layers, self.distinct
+
+        def fill(layer: int, expert: int, row: torch.Tensor) -> None:
+            source.fill(layer, expert, row.view(layout.dtype))
+
+        whole = Bank(port, layout, *sizes, sum(slots), "experts", fill)
+        self.banks, self.slot_bytes, self.host_bytes = [whole], whole.slots, whole.rows
         self.all_slots = layout.weights(self.slot_bytes.view(layout.dtype))
         self.slot_weights = [layout.weights(row) for row in self.slot_bytes.view(layout.dtype)]
-        self.slabs: list[Buffer] = []
-        self.host_bytes: list[torch.Tensor] = []
-        for layer in range(layers):  # one after the other: a source may give its own memory back as it goes
-            self.slabs.append(port.alloc_host(self.distinct * stride, f"{self.distinct} experts of layer {layer}"))
-            rows = self.slabs[-1].tensor.view(self.distinct, stride)[:, : layout.nbytes]
-            for expert, row in enumerate(rows):
-                source.fill(layer, expert, row.view(layout.dtype))
-            self.host_bytes += list(rows)
         self.host_weights = [layout.weights(row.view(layout.dtype)) for row in self.host_bytes]
-        self.full = layers * n_experts
-        self.low_device: Buffer | None = None
-        self.low_slabs: list[Buffer] = []
         if low is not None:
-            self._add_low(low, sum(low_slots))
-            total += sum(low_slots)
+
+            def quantise(layer: int, expert: int, row: torch.Tensor) -> None:
+                low.pack(self.host_bytes[layer * self.distinct + expert].view(layout.dtype), row)
+
+            self.banks.append(Bank(port, low, *sizes, sum(low_slots), "low-precision experts", quantise))
+        total = sum(slots) + sum(low_slots)
         self.arrived: list[Event | None] = [None] * total
         self.last_read: list[Event | None] = [None] * total
-        self.holds: list[int | None] = [None] * total  # of each slot: which of the host's buffers was copied there last
+        # of each slot: which of the host's buffers was copied there last
+        self.holds: list[int | None] = [None] * total
+        self.cut(slots)
 
-    def _add_low(self, low: LowLayout, slots: int) -> None:
-        """Low-precision copies of every expert on the host, and their slots."""
-        stride = aligned(low.nbytes)
-        self.low_device = self.port.alloc_device(slots * stride, f"{slots} slots of {low.nbytes / 1e6:.1f} MB")
-        self.low_slots = self.low_device.tensor.view(slots, stride)[:, : low.nbytes]
-        self.low_host = []
-        for layer in range(self.layers):
-            what = f"{self.distinct} low-precision experts of layer {layer}"
-            self.low_slabs.append(self.port.alloc_host(self.distinct * stride, what))
-            rows = self.low_slabs[-1].tensor.view(self.distinct, stride)[:, : low.nbytes]
-            for e, row in enumerate(rows):
-                low.pack(self.host_bytes[layer * self.distinct + e].view(self.layout.dtype), row)
-            self.low_host += list(rows)
+    def cut(self, slots: Sequence[int]) -> None:
+        """Share the slots out as a plan has them, of all of which there are enough; nothing may run meanwhile."""
+        self.slots = list(slots)
+        self.first_slot = [sum(slots[:i]) for i in range(len(slots))]
+        self.n_slots = sum(slots)  # low-precision ones follow
+        if self.low is not None:  # a slot's number may now mean another one
+            self.holds = [None] * len(self.holds)
 
     def where(self, g: int) -> int:
         """Place of expert g (global id) among the host's buffers."""
         layer, expert = divmod(g % self.full, self.n_experts)
         return layer * self.distinct + expert % self.distinct
 
-    def on_host(self, g: int) -> Weights:
+    def on_host(self, g: int) -> W:
         """The host's own copy of expert g, to compute with."""
         return self.host_weights[self.where(g)]
 
     def source(self, g: int) -> torch.Tensor:
         """The bytes that a transfer of expert g, or of its low-precision copy, moves."""
-        return (self.host_bytes if g < self.full else self.low_host)[self.where(g)]
+        return self.banks[g >= self.full].rows[self.where(g)]
 
     def target(self, slot: int) -> torch.Tensor:
         """The bytes of a slot."""
-        n = len(self.slot_bytes)
-        return self.slot_bytes[slot] if slot < n else self.low_slots[slot - n]
+        return self.slot_bytes[slot] if slot < self.n_slots else self.banks[1].slots[slot - self.n_slots]
 
-    def in_slot(self, slot: int) -> Weights:
+    def in_slot(self, slot: int) -> W:
         """The weights in a slot, expanded where they are of low precision."""
-        n = len(self.slot_weights)
-        if slot < n:
+        if slot < self.n_slots:
             return self.slot_weights[slot]
         assert self.low is not None
-        return self.layout.weights(self.low.expand(self.low_slots[slot - n], self.layout.dtype))
+        return self.layout.weights(self.low.expand(self.target(slot), self.layout.dtype))
 
     def host_access(self, g: int) -> Access:
         """What reading the host's copy of expert g touches."""
-        slabs = self.slabs if g < self.full else self.low_slabs
-        return slabs[g % self.full // self.n_experts], g % self.n_experts % self.distinct
+        layer, expert = divmod(g % self.full, self.n_experts)
+        return self.banks[g >= self.full].slabs[layer], expert % self.distinct
 
     def slot_access(self, slot: int) -> Access:
         """What using a slot touches."""
-        return (self.device if slot < len(self.slot_bytes) else self.low_device or self.device), slot
+        return self.banks[slot >= self.n_slots].device, slot
 
     def fetch(self, g: int, slot: int, landed: Landed | None = None, planned_ns: int = 0, gap_ns: int = 0) -> Copy:
         """Copy expert g into a slot over the link, when the last kernel that read the slot has run."""
@@ -163,8 +164,8 @@ class ExpertStore:
         if read is not None:
             self.port.link.wait(read)
             self.last_read[slot] = None
-        reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-        copy = self.port.link.copy(self.target(slot), self.source(g), landed, planned_ns, gap_ns, reads, writes)
+        declared = Declared(planned_ns, gap_ns, [self.host_access(g)], [self.slot_access(slot)])
+        copy = self.port.link.copy(self.target(slot), self.source(g), landed, declared)
         self.arrived[slot], self.holds[slot] = copy, self.where(g)
         return copy
 
@@ -193,8 +194,8 @@ class ExpertStore:
         missing = [(g, slot) for g, slot in residents.items() if self.holds[slot] != self.where(g)]
         for g, slot in missing:
             self.holds[slot] = self.where(g)
-            reads, writes = [self.host_access(g)], [self.slot_access(slot)]
-            self.port.compute.copy(self.target(slot), self.source(g), reads=reads, writes=writes)
+            declared = Declared(reads=[self.host_access(g)], writes=[self.slot_access(slot)])
+            self.port.compute.copy(self.target(slot), self.source(g), None, declared)
         placed = self.port.compute.record()
         self.read(residents.values(), placed)
         placed.wait()
@@ -208,8 +209,9 @@ class ExpertStore:
     def close(self) -> None:
         """Give all memory back, when nothing uses it any more."""
         self.port.sync()
-        for buffer in (self.device, *self.slabs, *([self.low_device] if self.low_device else []), *self.low_slabs):
-            self.port.free(buffer)
+        for bank in self.banks:
+            for buffer in (bank.device, *bank.slabs):
+                self.port.free(buffer)
 
 
 # --- does it fit ---
@@ -238,8 +240,8 @@ def need(
     device = {"slots": slots * layout.stride, **dense}
     host = {"experts": distinct * layout.stride}
     if low is not None:
-        device["low-precision slots"] = low_slots * aligned(low.nbytes)
-        host["low-precision experts"] = distinct * aligned(low.nbytes)
+        device["low-precision slots"] = low_slots * low.stride
+        host["low-precision experts"] = distinct * low.stride
     return Need(device, host)
 
 

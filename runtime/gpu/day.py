@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from runtime.device.host_memory import available_bytes
 from runtime.gpu import archive, box
 from runtime.gpu.page import page
 from runtime.gpu.parts import NOT_HERE
@@ -259,11 +260,10 @@ def touched(out: Path) -> str | None:
     memory grows as it is used says too little."""
     try:
         found = int(json.loads((out / "parts" / "versions" / "versions.json").read_text())["touched_bytes"])
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
     except Exception:  # whatever the record holds
         return None
-    return f"{found // 10**9}GB" if available < found else None
+    available = available_bytes()
+    return f"{found // 10**9}GB" if available is not None and available < found else None
 
 
 def status(results: Sequence[Result], stopped: bool = False) -> int:

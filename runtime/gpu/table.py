@@ -9,27 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 DRY_BOX_S = 240.0  # of every part of a dry run: for a machine that others use, too
+SECOND = "deepseek-v2-lite"  # the model with many small experts: 64 a layer, of 17 MB
 WORDS: Mapping[str, Mapping[str, str]] = {
     "cuda": {
         "device": "cuda",
+        "second": SECOND,
         "touched": "32",  # GB; Mixtral with two experts a layer on the host takes 23
         "small": "--device cuda --precision bf16 --scale 0.25 --alias-host 2",
         "coarse": "--device cuda --alias-host 2",
         "fine": "--device cuda --alias-host 8",
         "quick": "--quick --seconds {seconds} {memory}",
     },
-    "cpu": {  # models of a 128th of the width, a paced link, few steps
+    "cpu": {  # models of a 128th of the width, fewer layers, a paced link, few steps
         "device": "cpu",
+        "second": "olmoe-1b-7b",  # 64 a layer, too
         "touched": "1",
         "small": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
         "coarse": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
         "fine": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
-        "quick": "--quick --steps 6 --repeats 2 --seconds 90 {memory}",
+        "quick": "--quick --steps 4 --repeats 1 --seconds 90 {memory}",
     },
 }
-SECOND = "deepseek-v2-lite"  # the model with many small experts: 64 a layer, of 17 MB
-MAKE_SECOND = f"runtime.gpu.parts.synthetic {SECOND} scratch/second.npz"
-OF_SECOND = f"--trace scratch/second.npz --model {SECOND} {{fine}}"
+MAKE_SECOND = "runtime.gpu.parts.synthetic {second} scratch/second.npz"
+OF_SECOND = "--trace scratch/second.npz --model {second} {fine}"
 SMOKE = "runtime.replay --trace mixtral.npz {small} {memory} --cache 0.5 --check"
 RECORD = "validation/validation.json"
 
@@ -115,10 +117,10 @@ PARTS = (
     ),
     Part(
         name="calibrate",
-        shows=f"a hardware file, of {SECOND}",
+        shows="a hardware file, of {second}",
         box_s=40,
         commands=(
-            f"runtime.calibrate --model {SECOND} {{fine}} {{quick}} --batches 1 --caches 0.5,0.9 --out calibrated.toml",
+            "runtime.calibrate --model {second} {fine} {quick} --batches 1 --caches 0.5,0.9 --out calibrated.toml",
         ),
         keeps={"calibrated.toml": "calibrated.toml"},
         shown=40,
@@ -187,6 +189,7 @@ def parts(device: str) -> tuple[Part, ...]:
     return tuple(
         replace(
             part,
+            shows=filled(part.shows, WORDS[device]),
             box_s=part.box_s if device == "cuda" else DRY_BOX_S,
             commands=tuple(filled(command, WORDS[device]) for command in part.commands),
         )

@@ -1,15 +1,15 @@
 """How far a simulation is off, beside how far one measurement lies from the next: numbers in, numbers out.
 
-Signed errors are (simulated - measured) / measured. The spread of an arm is the robust standard deviation of its
+Signed errors are (simulated - measured) / measured. The spread of a case is the robust standard deviation of its
 repeats (interquartile range / 1.349, which for a normal distribution is the standard deviation) over their median: what
 one more run may differ by. Unlike the range it does not grow with the number of repeats. The statements:
 
-* an arm is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
+* a case is *within* when |error| <= tolerance; it is *outside* when |error| > tolerance + 2 x spread; anything else,
   and everything whose spread is wider than the tolerance, is inconclusive;
-* the errors of the time that is not stall are judged in the median alone, as those of the whole time are: where arms
-  wait for the link most of the time, an error of the kernels hardly shows in the whole. An arm that does nothing but
+* the errors of the time that is not stall are judged in the median alone, as those of the whole time are: where cases
+  wait for the link most of the time, an error of the kernels hardly shows in the whole. A case that does nothing but
   wait has none;
-* two arms are told apart when their medians differ by more than the sum of their spreads (in ns). Kendall's tau is
+* two cases are told apart when their medians differ by more than the sum of their spreads (in ns). Kendall's tau is
   taken over those pairs alone: (concordant - discordant) / pairs (Kendall, Biometrika 30 (1938) 81-93). It is outside
   when it is too low over the pairs that differ by more than twice that, too.
 """
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import combinations
+from statistics import median
 
 import numpy as np
 
@@ -26,7 +27,9 @@ COMPONENTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
 REGIMES = ("compute", "mixed", "stall")
 IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution, in standard deviations
 LOW, HIGH = 0.2, 0.8  # shares of the time that the GPU stalls, between the regimes
-ARMS = 2  # that a regime needs to be covered
+CASES = 2  # that a regime needs to be covered
+# what is promised of |error| of the time per token, as shares, and of tau
+TOLERANCE = {"median": 0.10, "without_link": 0.10, "worst": 0.20, "tau": 0.9}
 KINDS = {"compute": "compute-only", "mixed": "mixed-only", "stall": "link-only"}  # what a record of one regime is
 
 
@@ -39,17 +42,8 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What is promised of |error| of the time per token, as shares, and of tau."""
-
-    median: float = 0.10
-    worst: float = 0.20
-    tau: float = 0.9
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One arm in short. error: signed; spread: share; ns: time per token, measured and simulated; group: arms of one
+class CaseTimes:
+    """One case in short. error: signed; spread: share; ns: time per token, measured and simulated; group: cases of one
     group are ranked against each other; awake: error and spread of the time that is not stall, None without any."""
 
     error: float
@@ -58,11 +52,6 @@ class Judged:
     simulated_ns: float
     group: str = ""
     awake: tuple[float, float] | None = None
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median."""
-    return float(np.median(values))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -84,23 +73,23 @@ def regime(stall_share: float) -> str:
 
 
 def kind(regimes: Sequence[str]) -> str:
-    """What arms in these regimes can show: `full` where two regimes are covered; one of KINDS where all are in one, and
-    nothing of what the others would; else `thin`: there is no second regime with enough arms."""
+    """What cases in these regimes can show: `full` where two regimes are covered; one of KINDS where all are in one,
+    and nothing of what the others would; else `thin`: there is no second regime with enough cases."""
     counts = Counter(regimes)
     if len(counts) == 1:
         return KINDS[regimes[0]]
-    return "full" if sum(n >= ARMS for n in counts.values()) > 1 else "thin"
+    return "full" if sum(n >= CASES for n in counts.values()) > 1 else "thin"
 
 
-def separated(a: Judged, b: Judged, times: float = 1.0) -> bool:
-    """Whether measurement tells two arms apart, by more than so many `times` their spreads."""
+def separated(a: CaseTimes, b: CaseTimes, times: float = 1.0) -> bool:
+    """Whether measurement tells two cases apart, by more than so many `times` their spreads."""
     return abs(a.measured_ns - b.measured_ns) > times * (a.spread * a.measured_ns + b.spread * b.measured_ns)
 
 
-def tau(arms: Sequence[Judged], times: float = 1.0) -> tuple[float | None, int]:
+def tau(cases: Sequence[CaseTimes], times: float = 1.0) -> tuple[float | None, int]:
     """(Kendall's tau over the pairs of one group that are told apart, how many those are); None without any. A tie of
     the simulated times is neither concordant nor discordant."""
-    pairs = [(a, b) for a, b in combinations(arms, 2) if a.group == b.group and separated(a, b, times)]
+    pairs = [(a, b) for a, b in combinations(cases, 2) if a.group == b.group and separated(a, b, times)]
     if not pairs:
         return None, 0
     signs = [np.sign(a.measured_ns - b.measured_ns) * np.sign(a.simulated_ns - b.simulated_ns) for a, b in pairs]
@@ -118,7 +107,7 @@ def judge_median(errors: Sequence[tuple[float, float]], tolerance: float) -> Ver
     """The median of several |error|, of (error, spread), with the median spread; nothing there shows nothing."""
     if not errors:
         return Verdict.INCONCLUSIVE
-    return judge(middle([abs(e) for e, _ in errors]), middle([s for _, s in errors]), tolerance)
+    return judge(median([abs(e) for e, _ in errors]), median([s for _, s in errors]), tolerance)
 
 
 def judge_tau(value: float | None, clear: float | None, least: float) -> Verdict:
@@ -137,14 +126,16 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.WITHIN
 
 
-def verdicts(arms: Sequence[Judged], equal: bool | None, tolerance: Tolerance) -> dict[str, Verdict]:
-    """Every statement about the times of a set of arms, by name. `equal`: hits and decisions were equal wherever they
+def verdicts(cases: Sequence[CaseTimes], equal: bool | None) -> dict[str, Verdict]:
+    """Every statement about the times of a set of cases, by name. `equal`: hits and decisions were equal wherever they
     must be (None: wherever that was looked at, which was not everywhere). A median is judged with the median spread,
-    every arm with its own against `worst`."""
+    every case with its own against `worst`."""
     return {
-        "median": judge_median([(arm.error, arm.spread) for arm in arms], tolerance.median),
-        "without_link": judge_median([arm.awake for arm in arms if arm.awake is not None], tolerance.median),
-        "worst": worst_of([judge(abs(arm.error), arm.spread, tolerance.worst) for arm in arms]),
-        "tau": judge_tau(tau(arms)[0], tau(arms, 2.0)[0], tolerance.tau),
+        "median": judge_median([(case.error, case.spread) for case in cases], TOLERANCE["median"]),
+        "without_link": judge_median(
+            [case.awake for case in cases if case.awake is not None], TOLERANCE["without_link"]
+        ),
+        "worst": worst_of([judge(abs(case.error), case.spread, TOLERANCE["worst"]) for case in cases]),
+        "tau": judge_tau(tau(cases)[0], tau(cases, 2.0)[0], TOLERANCE["tau"]),
         "equal": {True: Verdict.WITHIN, False: Verdict.OUTSIDE, None: Verdict.INCONCLUSIVE}[equal],
     }

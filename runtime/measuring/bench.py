@@ -1,33 +1,18 @@
-"""A device opened once, on which many settings are replayed: what calibration and validation measure with.
+"""What calibration and validation measure with: a device opened once, on which many settings are replayed
+(runtime.replaying.opened)."""
 
-Weights, slots and KV caches are allocated once, for the largest of the settings that will come; each replay then has
-its own plan, and with it its own capacity, policies and steps. Replays do not know of each other: the first residents
-are copied anew and every choice starts afresh.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from runtime.device.port import Port
 from runtime.device.worker import failing
-from runtime.experts.checkpoint import Checkpoint
-from runtime.experts.layout import Layout
-from runtime.experts.store import ExpertStore, Source, Synthetic, fits, need
 from runtime.measuring import microbenchmarks
-from runtime.replay import Options, at_scale, groups, uses_host
 from runtime.replaying.decisions import Outcome
-from runtime.replaying.layers import CatalogWork
-from runtime.replaying.lockstep import LockStep
+from runtime.replaying.lockstep import LockStep, in_lock_step
 from runtime.replaying.machine import Machine
-from runtime.replaying.order import AsTheyCome
-from runtime.replaying.shapes import Batches, dense_bytes
-from sim.catalog import precision
+from runtime.replaying.opened import Opened
 from sim.machines.record import RunRecord
 from sim.prepare import Setting
 
@@ -63,58 +48,29 @@ class Bench(Protocol):
 class Noting(Machine):
     """The torch machine, noting when each dense part ended on the device."""
 
-    dense_end: list[int]
-
     def dense(self, step: int, layer: int) -> None:
         """See Machine.dense; its mark is where the dense part ended."""
         super().dense(step, layer)
         self.dense_end.append(self.mark)
 
-    def noted(self) -> RunRecord:
-        """Run, and put the marks among the visits."""
-        self.dense_end = []
-        record = self.run()
+    def run(self) -> RunRecord:
+        """See Machine.run; the marks are put among the visits."""
+        self.dense_end: list[int] = []
+        record = super().run()
         record.groups["visits"]["dense_end_ns"] = np.array(self.dense_end, np.int64)
         return record
 
 
-class Extent:
-    """What must be there for every one of the settings: slots of each scope, and room in the dense part."""
-
-    def __init__(self, settings: Sequence[Setting], options: Options) -> None:
-        first = at_scale(settings[0], options.scale)
-        assert first.model is not None
-        self.model, self.alias, self.host_bytes = first.model, options.alias, options.host_bytes
-        self.layout = Layout.of(self.model, precision(first.spec.precision))
-        self.layers, self.n_layers = first.trace.meta["moe_layers"], first.trace.n_layers
-        self.sizes = (len(self.layers), first.plan.n_experts)
-        self.slots = max((s.plan.slots.tolist() for s in settings), key=sum)
-        self.room = _room([_batches(s) for s in settings])
-
-    def refuse(self, port: Port) -> None:
-        """Raises StoreError, with the numbers, when it does not fit."""
-        dense = dense_bytes(self.model, self.layout, self.room, self.n_layers, self.layers)
-        fits(need(self.layout, *self.sizes, sum(self.slots), self.alias, dense), port, self.host_bytes)
-
-
-class Rig:
+class PortBench(Opened):
     """See the module's text and class Bench."""
 
-    def __init__(self, port: Port, settings: Sequence[Setting], options: Options) -> None:
-        """Raises StoreError, before anything is allocated, when the largest of the settings does not fit."""
-        self.port, self.options = port, options
-        self.failed: str | None = None
-        e = Extent(settings, options)
-        e.refuse(port)
-        source: Source = Synthetic(e.layout, settings[0].spec.seed)
-        if options.weights is not None:
-            source = Checkpoint(options.weights, e.layout, e.layers)
-        to_host, group = any(uses_host(s.plan) for s in settings), groups(options.kernel, e.layout, port)
-        with failing("weights and caches"):
-            properties = getattr(getattr(torch, port.device.type, None), "get_device_properties", None)
-            self.memory = {} if properties is None else {"mem_gb": properties(port.device).total_memory / 1e9}
-            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, e.alias)
-            self.work = CatalogWork(port, e.model, self.store, e.room, e.layers, e.n_layers, to_host, group)
+    failed: str | None = None
+
+    def _open(self) -> None:
+        super()._open()
+        properties = getattr(getattr(torch, self.port.device.type, None), "get_device_properties", None)
+        with failing("the device"):
+            self.memory = {} if properties is None else {"mem_gb": properties(self.port.device).total_memory / 1e9}
 
     @property
     def expert_bytes(self) -> int:
@@ -138,53 +94,12 @@ class Rig:
         return microbenchmarks.kernels(self.port, self.store, tokens)
 
     def replay(self, setting: Setting) -> RunRecord:
-        return self._machine(setting, AsTheyCome).noted()
+        return self.machine(setting, Noting).run()
 
     def lock_step(self, setting: Setting, record: RunRecord) -> tuple[RunRecord | None, Outcome]:
         if self.failed is not None:
             return None, Outcome(error=f"not replayed, because an earlier lock-step ended: {self.failed}")
-        machine = self._machine(setting, LockStep.of(record))
-        order = machine.order
-        assert isinstance(order, LockStep)
-        try:
-            replayed = machine.noted()
-            order.finish()
-        except RuntimeError as error:  # a difference, perhaps by way of the link's thread, which then is no more
-            if order.outcome.equal:
-                raise
-            self.failed = str(order.outcome.error or order.outcome.difference or error)
-            return None, order.outcome
-        return replayed, order.outcome
-
-    def _machine(self, setting: Setting, order: Any) -> Noting:
-        plan = replace(setting.plan, expert_bytes=self.expert_bytes)
-        self._cut(plan.slots.tolist())
-        self.work.batches = _batches(setting)
-        return Noting(plan, self.port, self.store, self.work, order=order)
-
-    def _cut(self, slots: list[int]) -> None:
-        """The slots that there are, shared out as a plan has them."""
-        self.store.slots = slots
-        self.store.first_slot = [sum(slots[:i]) for i in range(len(slots))]
-
-
-def _batches(setting: Setting) -> Batches:
-    plan = setting.plan
-    return Batches(setting.trace, plan.step_offset, plan.step_row, plan.step_prefill, setting.spec.context_offset)
-
-
-def _room(every: Sequence[Batches]) -> Batches:
-    """Batches as large as the largest of each kind."""
-    out = copy(every[0])
-    for name in ("places", "longest", "most"):
-        setattr(out, name, max(getattr(b, name) for b in every))
-    return out
-
-
-@contextmanager
-def opened(port: Port, settings: Sequence[Setting], options: Options) -> Iterator[Rig]:
-    """A rig with room for every one of the settings; the port is closed at the end, whatever happens."""
-    try:
-        yield Rig(port, settings, options)
-    finally:
-        port.close()
+        replayed, outcome = in_lock_step(self.machine(setting, Noting, LockStep.of(record)))
+        if not outcome.equal:
+            self.failed = str(outcome.error or outcome.difference)
+        return replayed if outcome.equal else None, outcome

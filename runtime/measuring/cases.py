@@ -1,20 +1,24 @@
-"""What calibration and validation run: links, arms, and the traces they are run on.
+"""What calibration and validation run: links, cases, and the traces they are run on.
 
-An *arm* is one run specification on one link. Arms that calibrate run on other requests than arms that are judged.
+A *case* is one run specification on one link (records and tables of a validation say *arm*). Cases
+that calibrate run on other requests than cases that are judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.measuring.durations import TimedRun
+from sim import catalog
 from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.spec import RunSpec, slots_of
 from traces.format import npz
-from traces.format.trace import Array, RoutingTrace, split
+from traces.format.layout import Array
+from traces.format.trace import RoutingTrace, split
 from traces.synthetic import Preset, generate
 
 BATCHES = (1, 4)
@@ -24,21 +28,26 @@ JUDGED_PROMPT, CALIBRATING_PROMPT, GENERATED = 1280, 1600, 8
 
 
 @dataclass(frozen=True)
-class Link:
-    """One link. gbps None: the device's own; else a CPU's paced one. regime: where its arms should fall."""
+class BenchLink:
+    """One link. gbps None: the device's own; else a CPU's paced one. regime: where its cases should fall."""
 
     name: str
     gbps: float | None = None
     latency_us: float = 0.0
     regime: str | None = None
 
+    def pace(self, bench: Any) -> None:
+        """Have a bench (runtime.measuring.bench) keep the pace, where there is one."""
+        if self.gbps is not None:
+            bench.pace(self.gbps, self.latency_us)
+
 
 @dataclass(frozen=True, eq=False)
-class Arm:
-    """fields: of RunSpec, without trace and hardware, before those that all arms have; policy: what it is called by in
+class Case:
+    """fields: of RunSpec, without trace and hardware, before those that all cases have; policy: what it is called by in
     tables; chained: runs one long request, chained of the others (see `chain`)."""
 
-    link: Link
+    link: BenchLink
     policy: str
     fields: dict[str, Any]
     calibrates: bool = False
@@ -46,10 +55,20 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """One line for tables, unlike any other arm's of the run."""
+        """One line for tables, unlike any other case's of the run."""
         kind = "calibrating " if self.calibrates else ""
         named = f"{self.link.name}: {kind}{self.policy}, cache {self.fields['cache']}, batch {self.fields['batch']}"
         return named + (", chained prompt" if self.chained else "")
+
+
+def replaying(bench: Any, settings: Mapping[Case, Setting]) -> Callable[[Case], TimedRun]:
+    """How a case is replayed: its link at its pace."""
+
+    def replay(case: Case) -> TimedRun:
+        case.link.pace(bench)
+        return TimedRun(settings[case], bench.replay(settings[case]))
+
+    return replay
 
 
 def policy_fields(policy: str) -> dict[str, Any]:
@@ -65,21 +84,21 @@ def policy_fields(policy: str) -> dict[str, Any]:
     return out
 
 
-def grid(link: Link, policies: Sequence[str], caches: Sequence[int | float], batches: Sequence[int]) -> list[Arm]:
+def grid(link: BenchLink, policies: Sequence[str], caches: Sequence[int | float], batches: Sequence[int]) -> list[Case]:
     """Every policy at every capacity and batch on one link."""
     return [
-        Arm(link, policy, {**policy_fields(policy), "cache": cache, "batch": batch})
+        Case(link, policy, {**policy_fields(policy), "cache": cache, "batch": batch})
         for batch in batches
         for cache in caches
         for policy in policies
     ]
 
 
-def long_prompts(link: Link, caches: Sequence[int | float], calibrates: bool = False) -> list[Arm]:
-    """At each capacity, with lru, one chained request: its prompt in prefill steps, whatever other arms do with theirs,
+def long_prompts(link: BenchLink, caches: Sequence[int | float], calibrates: bool = False) -> list[Case]:
+    """At each capacity, with lru, one chained request: its prompt in prefill steps, whatever others do with theirs,
     then decode steps at long contexts; all of its steps."""
     own = {"as_decode": False, "max_steps": None}
-    return [Arm(link, a.policy, {**a.fields, **own}, calibrates, True) for a in grid(link, ["lru"], caches, [1])]
+    return [Case(link, a.policy, {**a.fields, **own}, calibrates, True) for a in grid(link, ["lru"], caches, [1])]
 
 
 def apart(judged: Sequence[int | float], experts: int) -> tuple[int, int]:
@@ -94,21 +113,23 @@ def apart(judged: Sequence[int | float], experts: int) -> tuple[int, int]:
     return min(first, second), max(first, second)
 
 
-def calibrating(link: Link, caches: Sequence[int | float], batches: Sequence[int], host: bool = False) -> list[Arm]:
-    """Arms that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with
+def calibrating(
+    link: BenchLink, caches: Sequence[int | float], batches: Sequence[int], host: bool = False
+) -> list[Case]:
+    """Cases that a calibration is fitted on: at each batch the smallest capacity with lru, and the largest with
     prefetches of an oracle with errors, which every trace can have; one with experts on the host where asked for."""
     small, large = min(caches), max(caches)
-    arms = []
+    cases = []
     for batch in batches:
-        arms += grid(link, ["lru"], [small], [batch]) + grid(link, ["lru+noisy-oracle"], [large], [batch])
-    arms += grid(link, ["lru+cpu"], [small], batches[:1]) if host else []
-    return [Arm(a.link, a.policy, a.fields, True) for a in arms]
+        cases += grid(link, ["lru"], [small], [batch]) + grid(link, ["lru+noisy-oracle"], [large], [batch])
+    cases += grid(link, ["lru+cpu"], [small], batches[:1]) if host else []
+    return [Case(a.link, a.policy, a.fields, True) for a in cases]
 
 
 @dataclass(frozen=True)
 class Traces:
     """The file that is judged, with the share of its requests that calibrates, and a file of those requests alone.
-    chained: of the judged requests chained to one, and of those that calibrate; only where an arm runs them."""
+    chained: of the judged requests chained to one, and of those that calibrate; only where a case runs them."""
 
     judged: str
     fraction: float
@@ -130,14 +151,12 @@ class Traces:
         calibration, *chained = (str(folder / name) for name in named)
         return Traces(trace, fraction, calibration, (chained[0], chained[1]))
 
-    def setting(self, arm: Arm, common: dict[str, Any], hardware: str) -> Setting:
-        """The arm's setting on its requests, with the durations of a piece of hardware."""
-        fields = {**common, **arm.fields, "hardware": hardware}
-        if arm.chained:
-            return prepare(RunSpec.of({**fields, "trace": self.chained[arm.calibrates]}))
-        if arm.calibrates:
-            return prepare(RunSpec.of({**fields, "trace": self.calibration}))
-        return prepare(RunSpec.of({**fields, "trace": self.judged, "calibration": self.fraction}))
+    def setting(self, case: Case, common: dict[str, Any], hardware: str) -> Setting:
+        """The case's setting on its requests, with the durations of a piece of hardware."""
+        own: dict[str, Any] = {"trace": self.judged, "calibration": self.fraction}
+        if case.chained or case.calibrates:
+            own = {"trace": self.chained[case.calibrates] if case.chained else self.calibration}
+        return prepare(RunSpec.of({**common, **case.fields, "hardware": hardware, **own}))
 
 
 def enough_requests(trace: RoutingTrace, batch: int) -> RoutingTrace:
@@ -174,8 +193,6 @@ def _of_rows(trace: RoutingTrace, rows: Array, position: Array, prefill: Array, 
 
 def synthetic(model: str, seed: int) -> RoutingTrace:
     """A trace in the shape of a catalog model, to calibrate on without a capture. Raises CatalogError."""
-    from sim import catalog
-
     m = catalog.model(model)
     preset = Preset(
         model=m.name,

@@ -33,7 +33,7 @@ SPAN = np.int64(2**44)  # longer than any run in ns (4.9 hours)
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """A full record and what it was made from; groups["visits"] has `dense_end_ns` too."""
 
     setting: Setting
@@ -53,14 +53,14 @@ class Run:
         )
 
 
-def simulated(setting: Setting) -> Run:
+def simulated(setting: Setting) -> TimedRun:
     """The run as the compiled machine has it; its dense parts end `decide_ns` before the routed instants."""
     from sim.machines.compiled import run
 
     record = run(setting.plan, True)
     visits = record.groups["visits"]
     visits["dense_end_ns"] = visits["routed_ns"] - setting.plan.costs.decide_ns
-    return Run(setting, record)
+    return TimedRun(setting, record)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Groups:
         return self.end_ns - self.ready_ns
 
 
-def groups_of(run: Run) -> Groups:
+def groups_of(run: TimedRun) -> Groups:
     """The groups of a run; each ends where the next begins, the last one with its visit unless the host was awaited."""
     visits, done = run.record.groups["visits"], run.record.groups["executions"]
     gpu = {name: column[done["cpu"] == 0] for name, column in done.items()}
@@ -109,7 +109,7 @@ def groups_of(run: Run) -> Groups:
     return Groups(visit, begin, np.minimum(ready, end), end, member, gpu["tokens"])
 
 
-def _landings(run: Run, gpu: dict[str, Any]) -> Int:
+def _landings(run: TimedRun, gpu: dict[str, Any]) -> Int:
     """For each execution the last landing of its expert before it ended, int64 [m]; NEVER where there is none."""
     sent = run.record.groups["transfers"]
     n = run.setting.plan.n_experts
@@ -122,28 +122,27 @@ def _landings(run: Run, gpu: dict[str, Any]) -> Int:
     return np.where((at >= 0) & (found // SPAN == expert), found % SPAN, NEVER)
 
 
-def begins(run: Run) -> Int:
+def begins(run: TimedRun) -> Int:
     """When each visit begins, int64 [V]."""
     visits, steps = run.record.groups["visits"], run.record.steps
     before = np.concatenate([[0], visits["end_ns"][:-1]])
     return np.where(visits["layer"] == 0, steps["begin_ns"][visits["step"]], before)
 
 
-def heads(run: Run) -> Int:
+def heads(run: TimedRun) -> Int:
     """What follows the last visit of each step until the next step begins, int64 [S]."""
     steps = run.record.steps
     last = run.record.groups["visits"]["end_ns"][run.layers - 1 :: run.layers]
     return np.append(steps["begin_ns"][1:], steps["end_ns"][-1]) - last
 
 
-def components(run: Run) -> dict[str, int]:
+def components(run: TimedRun) -> dict[str, int]:
     """ns of each of agreement.COMPONENTS in the counted steps, `total`, which is their sum, and `copies`: what the
     link was busy with."""
     visits, warm = run.record.groups["visits"], run.record.warmup_steps
     counted = visits["step"] >= warm
     taken = groups_of(run)
     in_group = counted[taken.visit]
-    host = np.zeros(len(counted), np.int64)
     last = visits["routed_ns"].copy()
     np.maximum.at(last, taken.visit, taken.end_ns)
     host = (visits["end_ns"] - last)[counted]
@@ -161,7 +160,7 @@ def components(run: Run) -> dict[str, int]:
     return out
 
 
-def _link_ns(run: Run, begin: int, end: int) -> int:
+def _link_ns(run: TimedRun, begin: int, end: int) -> int:
     """How long the link moved data between two instants."""
     sent = run.record.groups["transfers"]
     under_way = (sent["committed_ns"] >= 0) & (sent["started_ns"] >= 0)
@@ -170,7 +169,7 @@ def _link_ns(run: Run, begin: int, end: int) -> int:
     return int(np.maximum(np.minimum(landed, end) - started, 0).sum())
 
 
-def rows_done(run: Run) -> int:
+def rows_done(run: TimedRun) -> int:
     """Tokens of the counted steps."""
     return int(run.record.steps["rows"][run.record.warmup_steps :].sum())
 
@@ -192,7 +191,7 @@ class Dense:
     ns: Int
 
 
-def dense_of(run: Run) -> Dense:
+def dense_of(run: TimedRun) -> Dense:
     """Observations of the dense part, of the counted steps."""
     visits, warm = run.record.groups["visits"], run.record.warmup_steps
     counted = visits["step"] >= warm
@@ -207,13 +206,13 @@ def dense_of(run: Run) -> Dense:
     return Dense(run.record.steps["rows"][step], entries, run.setting.steps.prefill[step], column, logits, ns)
 
 
-def logits_of(run: Run) -> Int:
+def logits_of(run: TimedRun) -> Int:
     """Rows of each step whose logits are needed, int64 [S]: of a prompt one."""
     rows = run.record.steps["rows"]
     return np.where(run.setting.steps.prefill, np.minimum(rows, 1), rows)
 
 
-def entries_of(run: Run) -> dict[str, Int]:
+def entries_of(run: TimedRun) -> dict[str, Int]:
     """KV entries scored in each step, int64 [S], by kind of attention."""
     shapes, model = run.shapes, run.setting.model
     out = {"full": np.add.reduceat(shapes.positions + 1, shapes.step_offset[:-1])}
@@ -223,7 +222,7 @@ def entries_of(run: Run) -> dict[str, Int]:
     return out
 
 
-def columns_of(run: Run) -> list[list[tuple[str, str]]]:
+def columns_of(run: TimedRun) -> list[list[tuple[str, str]]]:
     """For each column of the dense table (MoE layers, then what follows the last) the kinds of its layers."""
     shapes, model = run.shapes, run.setting.model
     moe = set(shapes.moe_layers.tolist())
@@ -234,7 +233,7 @@ def columns_of(run: Run) -> list[list[tuple[str, str]]]:
     return out
 
 
-def decide_of(run: Run) -> Float:
+def decide_of(run: TimedRun) -> Float:
     """ns between the end of the dense part and the routed instant, of each counted visit of the decode steps; of the
     prefill steps, which have more rows to read back and little to gain by it, where there are no others."""
     visits = run.record.groups["visits"]
@@ -254,7 +253,7 @@ class Transfers:
     following_ns: Float
 
 
-def transfers_of(run: Run) -> Transfers:
+def transfers_of(run: TimedRun) -> Transfers:
     """Observations of the link. Demands of a visit that wants more experts than its layer has slots may have waited for
     a slot, and prefetches for what was ahead of them: no gap is taken from those."""
     sent, visits = run.record.groups["transfers"], run.record.groups["visits"]
@@ -279,7 +278,7 @@ def transfers_of(run: Run) -> Transfers:
     )
 
 
-def host_of(run: Run) -> tuple[Int, Int, npt.NDArray[np.bool_]]:
+def host_of(run: TimedRun) -> tuple[Int, Int, npt.NDArray[np.bool_]]:
     """(tokens, ns, whether the link was busy) of each expert that the host computed in the counted steps."""
     done, visits = run.record.groups["executions"], run.record.groups["visits"]
     sent = run.record.groups["transfers"]

@@ -124,7 +124,8 @@ def fit(rounds: Sequence[Observations], curves: Curves = ()) -> Term:
     design, ns = np.concatenate([r.design for r in rounds]), np.concatenate([r.ns for r in rounds])
     every = slice(None, None, -(-len(ns) // MOST))
     shape = robust(design[every], ns[every], curves)
-    levels = np.array([_level(r.ns.sum(), (r.design @ shape).sum()) for r in rounds])
+    sums = [(r.ns.sum(), (r.design @ shape).sum()) for r in rounds]
+    levels = np.array([measured / fitted if fitted > 0 else 1.0 for measured, fitted in sums])  # 1: both are nothing
     level = float(np.median(levels))
     coefficients = shape * level
     return Term(
@@ -135,11 +136,6 @@ def fit(rounds: Sequence[Observations], curves: Curves = ()) -> Term:
         rounds=len(rounds),
         samples=len(ns),
     )
-
-
-def _level(measured: float, fitted: float) -> float:
-    """Measured over fitted; 1 where both are nothing."""
-    return measured / fitted if fitted > 0 else 1.0
 
 
 def residual(ns: Float, fitted: Float) -> float:

@@ -1,4 +1,4 @@
-"""Measured replays of one arm beside its simulation, and what is claimed of all arms together."""
+"""Measured replays of one case beside its simulation, and what is claimed of all cases together."""
 
 import math
 import statistics
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from runtime.measuring import agreement, durations
-from runtime.measuring.agreement import ARMS, COMPONENTS, REGIMES, Judged, Tolerance, Verdict
-from runtime.measuring.cases import Arm
-from runtime.measuring.durations import Run
+from runtime.measuring.agreement import CASES, COMPONENTS, REGIMES, TOLERANCE, CaseTimes, Verdict
+from runtime.measuring.cases import Case
+from runtime.measuring.durations import TimedRun
 from runtime.replaying.decisions import Outcome
 from runtime.replaying.lockstep import check
 from sim.machines.record import RunRecord
@@ -20,8 +20,8 @@ from sim.prepare import Setting
 CAPACITIES = 2  # judged ones of a link that it was not calibrated at
 
 
-def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]:
-    """One arm: medians of its replays beside its simulation, in ns per token, and the signed errors.
+def compared(case: Case, replays: Sequence[TimedRun], simulated: TimedRun) -> dict[str, Any]:
+    """One case: medians of its replays beside its simulation, in ns per token, and the signed errors.
 
     component_error: of each component and of the link's time (copies), relative to itself; component_share: relative to
     the measured total. error_without_link, spread_without_link: of the time that is not stall. hits: free-running
@@ -36,13 +36,13 @@ def compared(arm: Arm, replays: Sequence[Run], simulated: Run) -> dict[str, Any]
     share = statistics.median(p["stall"] / p["total"] for p in parts)
     awake = [(p["total"] - p["stall"]) / rows for p in parts]
     return {
-        "arm": arm.name,
-        "link": arm.link.name,
-        "policy": arm.policy,
-        "cache": arm.fields["cache"],
+        "arm": case.name,
+        "link": case.link.name,
+        "policy": case.policy,
+        "cache": case.fields["cache"],
         "capacity": capacity(simulated.setting),
-        "batch": arm.fields["batch"],
-        "chained": arm.chained,
+        "batch": case.fields["batch"],
+        "chained": case.chained,
         "longest_prompt": longest_prompt(simulated.setting),
         "longest_context": simulated.setting.longest_context,
         "steps": len(simulated.setting.steps),
@@ -85,71 +85,69 @@ def hits(record: RunRecord) -> int:
     return int(record.layer["hits"].sum())
 
 
-def locked(bench: Any, arm: Arm, simulated: Run) -> dict[str, Any]:
+def locked(bench: Any, case: Case, simulated: TimedRun) -> dict[str, Any]:
     """One replay in the simulator's order of completions, and whether every decision was the same."""
-    if arm.link.gbps is not None:
-        bench.pace(arm.link.gbps, arm.link.latency_us)
+    case.link.pace(bench)
     record, outcome = bench.lock_step(simulated.setting, simulated.record)
     same = {"hits": None if record is None else hits(record), "simulated_hits": hits(simulated.record)}
     return {**outcome.as_dict(), **same}
 
 
 def no_time() -> dict[str, Any]:
-    """The lock-step of an arm for which no time was left: nothing is known of it."""
+    """The lock-step of a case for which no time was left: nothing is known of it."""
     skipped = Outcome(error="not replayed: no time was left").as_dict()
     return {**skipped, "equal": None, "hits": None, "simulated_hits": None}
 
 
-def judged(row: dict[str, Any]) -> Judged:
-    """A row in short; arms are ranked within one link and batch, chained requests by themselves."""
+def judged(row: dict[str, Any]) -> CaseTimes:
+    """A row in short; cases are ranked within one link and batch, chained requests by themselves."""
     group, error = f"{row['link']} {row['batch']} {row['chained']}", row["error_without_link"]
     ns = row["measured_ns"]["total"], row["simulated_ns"]["total"]
     whole, beside = (math.inf if row[name] is None else row[name] for name in ("spread", "spread_without_link"))
-    return Judged(row["error"], whole, *ns, group, None if error is None else (error, beside))
+    return CaseTimes(row["error"], whole, *ns, group, None if error is None else (error, beside))
 
 
-def statements(
-    rows: Sequence[dict[str, Any]], tolerance: Tolerance, links: Sequence[dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """What is claimed of the arms: each with its value, what is asked, and the verdict. links: the record's; where
+def statements(rows: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is claimed of the cases: each with its value, what is asked, and the verdict. links: the record's; where
     their paces were chosen all three regimes must have been met, else two."""
-    arms = [judged(row) for row in rows]
+    cases = [judged(row) for row in rows]
     same = _all_same(rows)
-    found = agreement.verdicts(arms, same, tolerance)
-    tau, pairs = agreement.tau(arms)
-    errors = [abs(arm.error) for arm in arms]
+    found = agreement.verdicts(cases, same)
+    tau, pairs = agreement.tau(cases)
+    errors = [abs(case.error) for case in cases]
     values: dict[str, dict[str, Any]] = {
-        "median": {"value": statistics.median(errors), "asked": tolerance.median},
-        "without_link": _without_link(rows) | {"asked": tolerance.median},
-        "worst": {"value": max(errors), "asked": tolerance.worst},
-        "tau": {"value": tau, "asked": tolerance.tau, "pairs": pairs},
-        "equal": {"value": same, "asked": True, "arms": len(rows)},
+        "median": {"value": statistics.median(errors)},
+        "without_link": _without_link(rows),
+        "worst": {"value": max(errors)},
+        "tau": {"value": tau, "pairs": pairs},
     }
+    values = {name: value | {"asked": TOLERANCE[name]} for name, value in values.items()}
+    values["equal"] = {"value": same, "asked": True, "arms": len(rows)}
     values["regimes"], found["regimes"] = _regimes(rows, len(REGIMES) if all(link["regime"] for link in links) else 2)
     values["capacities"], found["capacities"] = _capacities(rows, links)
     return {name: values[name] | {"verdict": verdict.name.lower()} for name, verdict in found.items()}
 
 
 def _without_link(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Median and worst |error| of the time that is not stall, and the arm that has the worst; None where all arms do
+    """Median and worst |error| of the time that is not stall, and the case that has the worst; None where all cases do
     nothing but wait."""
     errors = [(abs(row["error_without_link"]), row["arm"]) for row in rows if row["error_without_link"] is not None]
     if not errors:
         return {"value": None, "worst": None, "arm": None}
-    worst, arm = max(errors)
-    return {"value": statistics.median(error for error, _ in errors), "worst": worst, "arm": arm}
+    worst, case = max(errors)
+    return {"value": statistics.median(error for error, _ in errors), "worst": worst, "arm": case}
 
 
 def _regimes(rows: Sequence[dict[str, Any]], asked: int) -> tuple[dict[str, Any], Verdict]:
-    """Arms by regime; so many regimes must have ARMS of them or more."""
+    """Cases by regime; so many regimes must have ARMS of them or more."""
     counts = Counter(row["regime"] for row in rows)
-    covered = sum(counts[name] >= ARMS for name in REGIMES) >= asked
-    value = {"value": {name: counts[name] for name in REGIMES}, "asked": ARMS, "regimes": asked}
+    covered = sum(counts[name] >= CASES for name in REGIMES) >= asked
+    value = {"value": {name: counts[name] for name in REGIMES}, "asked": CASES, "regimes": asked}
     return value, Verdict.WITHIN if covered else Verdict.INCONCLUSIVE
 
 
 def _capacities(rows: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Verdict]:
-    """Judged capacities of each link that no calibrating arm of it had; on every link CAPACITIES are asked for, or
+    """Judged capacities of each link that no calibrating case of it had; on every link CAPACITIES are asked for, or
     all where fewer are judged."""
     value, enough = {}, True
     for link in links:
@@ -160,7 +158,7 @@ def _capacities(rows: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]])
 
 
 def _all_same(rows: Sequence[dict[str, Any]]) -> bool | None:
-    """Whether every arm's decisions were the same; None where that is not known of some, and the others' were."""
+    """Whether every case's decisions were the same; None where that is not known of some, and the others' were."""
     found = [_same(row) for row in rows]
     return False if False in found else None if None in found else True
 
@@ -178,8 +176,8 @@ def status(stated: dict[str, dict[str, Any]]) -> int:
     return int(agreement.worst_of([Verdict[s["verdict"].upper()] for s in stated.values()]))
 
 
-def drift(rounds: Sequence[dict[Arm, Run]]) -> list[float]:
-    """For each round the median, over all arms, of an arm's time over that arm's median: what the machine did."""
-    arms = list(rounds[0])
-    times = np.array([[durations.components(found[arm])["total"] for arm in arms] for found in rounds])
+def drift(rounds: Sequence[dict[Case, TimedRun]]) -> list[float]:
+    """For each round the median, over all cases, of a case's time over that case's median: what the machine did."""
+    cases = list(rounds[0])
+    times = np.array([[durations.components(found[case])["total"] for case in cases] for found in rounds])
     return [float(v) for v in np.median(times / np.median(times, axis=0), axis=1)]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from runtime.measuring import durations
-from runtime.measuring.durations import Run
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.fits import hats, robust
 from runtime.measuring.rounds import Deadline
 from runtime.measuring.table import said, tokens_of
@@ -33,18 +33,11 @@ LAUNCHES = 8  # in a row
 LEADS = tuple(2**power for power in range(20, 33))  # bytes of the copies that they are queued behind: 1 MiB to 4 GiB
 
 
-@dataclass(frozen=True)
-class Micro:
-    """words: each result in one line. link: the bare page-locked copies to the device as a [link] table of a hardware
-    file, its set-up inside the curve; empty where nothing was measured."""
-
-    words: dict[str, str]
-    link: dict[str, Any]
-
-
-def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micro:
+def microbenchmarks(port: Any, bench: Any, run: TimedRun, deadline: Deadline) -> tuple[dict[str, str], dict[str, Any]]:
     """One expert by tokens; one launch; the core's decisions; copies by size, page-locked and not, both ways, as far as
-    the time does (a copy by size is none of an expert, and takes longest)."""
+    the time does (a copy by size is none of an expert, and takes longest): (each result in one line; the bare
+    page-locked copies to the device as a [link] table of a hardware file, its set-up inside the curve, empty where
+    nothing was measured)."""
     words = {f"one expert, {tokens_of(kernel)}": said(kernel) for kernel in bench.kernels(TOKENS)}
     words["one launch"] = f"{launch_ns(port, lambda: None) / 1e3:.1f} us until the host has seen its end"
     words["the core alone"] = f"{core_ns(run) / 1e3:.1f} us a visit: its decisions, landings and ends, without a device"
@@ -59,7 +52,7 @@ def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micr
             times = [copy_ns(port, size, to_device, locked) for size in sizes]
             words[name] = _copies(sizes, times)
             link = link or {"curve": curve(sizes, times), "setup_ns": 0, "source": f"runtime.calibrate: {name}"}
-    return Micro(words, link)
+    return words, link
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------
@@ -68,7 +61,8 @@ def microbenchmarks(port: Any, bench: Any, run: Run, deadline: Deadline) -> Micr
 def bare_copies(port: Any, store: Any) -> tuple[int, int]:
     """ns of a bare copy of one expert into a slot, (on an idle link, behind another copy, which takes no longer): of
     several bursts the fastest, so that a machine that is disturbed does not raise it."""
-    began_ns, bursts = port.now_ns(), []
+    began_ns = port.now_ns()
+    bursts: list[list[tuple[int, int]]] = []
     while len(bursts) < BURSTS or port.now_ns() - began_ns < BURSTS_NS:
         bursts.append(_burst(port, store))
     idle = min(copies[0][1] - copies[0][0] for copies in bursts)
@@ -99,7 +93,7 @@ def curve(sizes: Sequence[int], times: Sequence[float]) -> list[list[float]]:
     return [[float(size), float(size / ns)] for size, ns in zip(sizes, rising, strict=True)]
 
 
-def core_ns(run: Run) -> float:
+def core_ns(run: TimedRun) -> float:
     """Median ns that the core takes a visit to decide a recorded run again."""
     times = []
     for _ in range(3):
@@ -201,7 +195,7 @@ def _in_a_row(
     return (end.time_ns() - begin.time_ns()) / LAUNCHES, host_ns / LAUNCHES, ahead
 
 
-def gpu_busy_ns(run: Run, found: Sequence[dict[str, Any]]) -> float:
+def gpu_busy_ns(run: TimedRun, found: Sequence[dict[str, Any]]) -> float:
     """ns per token that the experts of a run's counted steps keep the device busy, each executed alone: device_ns at
     its number of tokens, on straight lines between those that were measured."""
     done, visits = run.record.groups["executions"], run.record.groups["visits"]

@@ -1,6 +1,6 @@
-"""What paces do, by simulation: GB/s of a CPU's link at which arms fall into a regime, and seconds of a validation.
+"""What paces do, by simulation: GB/s of a CPU's link at which cases fall into a regime, and seconds of a validation.
 
-The probe decides nothing but the paces and how many steps a replay has; in which regime an arm was is measured.
+The probe decides nothing but the paces and how many steps a replay has; in which regime a case was is measured.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from runtime.measuring.agreement import HIGH, LOW
 from sim.errors import SpecError
 from sim.prepare import Setting
 
-# what of the arms' shares of stall is brought where
+# what of the cases' shares of stall is brought where
 TARGETS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "compute": (np.max, LOW / 2),
     "mixed": (np.mean, (LOW + HIGH) / 2),
@@ -27,7 +27,7 @@ SLOWEST, FASTEST = 0.02, 4.0  # GB/s; a thread that also really copies keeps no 
 def gbps_for(regime: str, shares: Callable[[float], Sequence[float]]) -> float:
     """GB/s at which `shares`, the shares of stall at a pace, meet the regime's target, by bisection on the logarithm.
 
-    Raises SpecError when even the fastest link leaves an arm of `compute` with too much stall."""
+    Raises SpecError when even the fastest link leaves a case of `compute` with too much stall."""
     of, target = TARGETS[regime]
     low, high = np.log(SLOWEST), np.log(FASTEST)
     for _ in range(16):
@@ -44,11 +44,6 @@ def gbps_for(regime: str, shares: Callable[[float], Sequence[float]]) -> float:
     return round(gbps, 3)
 
 
-def simulated_at(settings: Sequence[Setting], transfer_ns: int) -> list[dict[str, int]]:
-    """Components of each setting with another time per transfer."""
-    return [durations.components(durations.simulated(_transferring(setting, transfer_ns))) for setting in settings]
-
-
 def _transferring(setting: Setting, transfer_ns: int) -> Setting:
     """The setting with that time per transfer."""
     costs = replace(setting.plan.costs, transfer_ns=np.array([transfer_ns] * 2, np.int64))
@@ -62,7 +57,8 @@ def pace_of(
     of a transfer, whatever its pace."""
 
     def at(gbps: float) -> list[dict[str, int]]:
-        return simulated_at(settings, round(expert_bytes / gbps + fixed_ns))
+        ns = round(expert_bytes / gbps + fixed_ns)
+        return [durations.components(durations.simulated(_transferring(setting, ns))) for setting in settings]
 
     gbps = gbps_for(regime, lambda gbps: [c["stall"] / c["total"] for c in at(gbps)])
     counted = len(settings[0].steps) - settings[0].spec.warmup_steps
@@ -85,10 +81,10 @@ def seconds_of(settings: Iterable[Setting], gbps: float, expert_bytes: int) -> t
 
 
 def predicted_s(
-    warming: Sequence[Setting], arms: Sequence[Setting], locked: Sequence[Setting], gbps: float, expert_bytes: int,
+    warming: Sequence[Setting], cases: Sequence[Setting], locked: Sequence[Setting], gbps: float, expert_bytes: int,
     rounds: int,
 ) -> float:  # fmt: skip
-    """Seconds of a whole validation on a link of so many GB/s: what warms up, twice; `rounds` of the arms; what is
+    """Seconds of a whole validation on a link of so many GB/s: what warms up, twice; `rounds` of the cases; what is
     replayed in lock-step."""
-    once, each, last = (sum(seconds_of(settings, gbps, expert_bytes)) for settings in (warming, arms, locked))
+    once, each, last = (sum(seconds_of(settings, gbps, expert_bytes)) for settings in (warming, cases, locked))
     return 2 * once + rounds * each + last

@@ -1,6 +1,6 @@
 """Rounds of replays under a deadline: what calibration and validation measure with.
 
-Each round replays every arm once, in a seeded order of its own, so that whatever else the machine does meets all alike.
+Each round replays every case once, in a seeded order of its own, so that whatever else the machine does meets all.
 A round begins only when it and what comes after the rounds would fit into the time that is left, by what rounds took so
 far. The deadline is looked at before every replay: a round that would not be finished is dropped whole when another one
 is complete. What is under way is never cut: by one replay, at most, the rounds miss the deadline.
@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from runtime.device.port import DeviceError
-from runtime.measuring.durations import Run
+from runtime.measuring.durations import TimedRun
 
 A = TypeVar("A", bound=Hashable)
 MOST = 25  # rounds
@@ -42,23 +42,22 @@ class Deadline:
 
 
 @dataclass(frozen=True)
-class After:
-    """What comes after the rounds, in seconds: `share` of what a round takes, and `fixed_s`."""
-
-    share: float = 0.0
-    fixed_s: float = 0.0
-
-    def seconds(self, round_s: float) -> float:
-        return self.share * round_s + self.fixed_s
-
-
-@dataclass(frozen=True)
 class Budget:
-    """What there is time for. round_s: what the first round is expected to take; after: what comes behind the last."""
+    """What there is time for. round_s: what the first round is expected to take; what comes after the rounds takes
+    `share` of what one of them does, and fixed_s."""
 
     deadline: Deadline
     round_s: float
-    after: After = After()
+    share: float = 0.0
+    fixed_s: float = 0.0
+
+    def after_s(self, round_s: float) -> float:
+        """Seconds of what comes after the rounds."""
+        return self.share * round_s + self.fixed_s
+
+    def fits(self, round_s: float) -> bool:
+        """Whether another round, and what comes after it, can be done in the time that is left."""
+        return (1 + MARGIN) * round_s + self.after_s(round_s) <= self.deadline.left_s
 
 
 def progress(text: str) -> None:
@@ -67,24 +66,24 @@ def progress(text: str) -> None:
 
 
 def measured(
-    arms: Sequence[A], replay: Callable[[A], Run], budget: Budget, repeats: int | None, seed: int
-) -> list[dict[A, Run]]:
+    cases: Sequence[A], replay: Callable[[A], TimedRun], budget: Budget, repeats: int | None, seed: int
+) -> list[dict[A, TimedRun]]:
     """Complete rounds, at least one: `repeats` of them (None: MOST), or as many as the deadline leaves time for.
 
     Raises DeviceError when the first is not complete by the deadline, or could not be.
     """
-    deadline, round_s, after = budget.deadline, budget.round_s, budget.after
+    deadline, round_s = budget.deadline, budget.round_s
     rng, began_s = np.random.default_rng(seed), deadline.gone_s
-    rounds: list[dict[A, Run]] = []
-    while len(rounds) < (repeats or MOST) and (not rounds or fits(round_s, after, deadline)):
+    rounds: list[dict[A, TimedRun]] = []
+    while len(rounds) < (repeats or MOST) and (not rounds or budget.fits(round_s)):
         of = "" if repeats is None else f" of {repeats}"
         progress(f"round {len(rounds) + 1}{of}, which takes about {round_s:.0f} s: {deadline}")
-        order = [arms[i] for i in rng.permutation(len(arms))]
+        order = [cases[i] for i in rng.permutation(len(cases))]
         if not rounds:
             found = complete(order, replay, deadline, "the first round", round_s)
         else:
-            found = sweep(order, replay, deadline, round_s / len(arms), after.seconds(round_s))
-        if len(found) < len(arms):
+            found = sweep(order, replay, deadline, round_s / len(cases), budget.after_s(round_s))
+        if len(found) < len(cases):
             break
         rounds.append(found)
         round_s = (deadline.gone_s - began_s) / len(rounds)
@@ -92,28 +91,27 @@ def measured(
     return rounds
 
 
-def fits(round_s: float, after: After, deadline: Deadline) -> bool:
-    """Whether another round, and what comes after it, can be done in the time that is left."""
-    return (1 + MARGIN) * round_s + after.seconds(round_s) <= deadline.left_s
-
-
 def sweep(
-    order: Sequence[A], replay: Callable[[A], Run], deadline: Deadline, each_s: float = 0.0, reserved_s: float = 0.0
-) -> dict[A, Run]:
-    """One replay of each arm; those that were done when the time that is left, but for the reserved, does not do for
+    order: Sequence[A],
+    replay: Callable[[A], TimedRun],
+    deadline: Deadline,
+    each_s: float = 0.0,
+    reserved_s: float = 0.0,
+) -> dict[A, TimedRun]:
+    """One replay of each case; those that were done when the time that is left, but for the reserved, does not do for
     the rest at `each_s` (0: is over)."""
-    out: dict[A, Run] = {}
-    for done, arm in enumerate(order):
+    out: dict[A, TimedRun] = {}
+    for done, case in enumerate(order):
         if each_s * (len(order) - done) + reserved_s >= deadline.left_s:
             break
-        out[arm] = replay(arm)
+        out[case] = replay(case)
     return out
 
 
 def complete(
-    order: Sequence[A], replay: Callable[[A], Run], deadline: Deadline, what: str, expected_s: float = 0.0
-) -> dict[A, Run]:
-    """One replay of each arm. Raises DeviceError, which says how many were done, when the deadline comes before the
+    order: Sequence[A], replay: Callable[[A], TimedRun], deadline: Deadline, what: str, expected_s: float = 0.0
+) -> dict[A, TimedRun]:
+    """One replay of each case. Raises DeviceError, which says how many were done, when the deadline comes before the
     last one, or before it could."""
     found = {} if expected_s > deadline.left_s else sweep(order, replay, deadline)
     if len(found) < len(order):

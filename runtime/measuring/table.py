@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from runtime.measuring.agreement import ARMS, COMPONENTS, REGIMES
+from runtime.measuring.agreement import CASES, COMPONENTS, REGIMES
 from traces.statistics.describe import LOUD
 
 SAID = {
@@ -75,18 +75,18 @@ def said(found: dict[str, Any]) -> str:
 
 
 def _loud(out: dict[str, Any]) -> list[str]:
-    """What a record cannot show that has arms of one regime alone; nothing of another."""
+    """What a record cannot show that has cases of one regime alone; nothing of another."""
     if out["kind"] == "full":
         return []
-    arms = [row["regime"] for row in out["arms"]]
+    cases = [row["regime"] for row in out["arms"]]
     if out["kind"] == "thin":
-        said = ", ".join(f"{arms.count(name)} {name}" for name in REGIMES)
-        return [f"*** THIN: {said} arms; less than {ARMS} in a second regime show little of it ***", ""]
-    return [f"*** {out['kind'].upper()}: all {len(arms)} arms {SHOWS_NOT[arms[0]]} ***", ""]
+        said = ", ".join(f"{cases.count(name)} {name}" for name in REGIMES)
+        return [f"*** THIN: {said} arms; less than {CASES} in a second regime show little of it ***", ""]
+    return [f"*** {out['kind'].upper()}: all {len(cases)} arms {SHOWS_NOT[cases[0]]} ***", ""]
 
 
 def _most(out: dict[str, Any], name: str) -> str:
-    """The largest of what the arms have under a name."""
+    """The largest of what the cases have under a name."""
     return f"{max(row[name] for row in out['arms']):,}"
 
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from runtime.device.port import DeviceError
 from runtime.measuring import durations
-from runtime.measuring.durations import Run
+from runtime.measuring.durations import TimedRun
 from runtime.measuring.fits import Observations, Term, constant, fit, hats, knots_of
 from sim.errors import SpecError
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
-Rounds = Sequence[Sequence[Run]]
+Rounds = Sequence[Sequence[TimedRun]]
 Kind = tuple[str, str, str]
 TRANSFERS = ("transfer_idle_ns", "transfer_following_ns")
 BARE = 0.9  # of a bare copy: less than that no transfer takes
@@ -151,7 +151,7 @@ def _head(rounds: Rounds, tables: list[dict[str, Any]], terms: dict[str, Term]) 
     return _knots(knots, terms["head"].coefficients)
 
 
-def _head_of(run: Run, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
+def _head_of(run: TimedRun, tables: list[dict[str, Any]]) -> tuple[Float, Float]:
     """(rows whose logits are needed, ns) of each counted step."""
     warm, steps = run.record.warmup_steps, run.record.steps
     prefill, rows = run.setting.steps.prefill, steps["rows"]
@@ -187,7 +187,7 @@ def _experts(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
     return out | {"expert": _knots(knots, term.coefficients[: len(knots)])}
 
 
-def _counted(run: Run) -> tuple[Int, Int, Float]:
+def _counted(run: TimedRun) -> tuple[Int, Int, Float]:
     """(tokens [m], group [m], ns [groups]) of the groups in counted steps."""
     taken = durations.groups_of(run)
     counted = run.record.groups["visits"]["step"][taken.visit] >= run.record.warmup_steps
@@ -241,31 +241,3 @@ def _link(rounds: Rounds, terms: dict[str, Term]) -> dict[str, Any]:
         "transfer_following_ns": found.get("transfer_following_ns", idle),
         "commit_gap_ns": found.get("commit_gap_ns", 0),
     }
-
-
-# --- as text ----------------------------------------------------------------------------------------------------------
-
-
-def toml(table: dict[str, Any], path: str = "") -> str:
-    """A table of scalars, lists, tables and lists of tables as TOML; keys are plain words, text has no control
-    characters."""
-    lines, below = [], []
-    for key, value in table.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            below.append(f"[{name}]\n{toml(value, name)}")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            below += [f"[[{name}]]\n{toml(item, name)}" for item in value]
-        else:
-            lines.append(f"{key} = {_scalar(value)}")
-    return "\n".join([*lines, *(f"\n{part}" for part in below)])
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_scalar(item) for item in value) + "]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -73,7 +73,7 @@ class Unequal(RuntimeError):
     """The replay cannot go on: it decided differently, or the record is none of this plan."""
 
 
-class Comparison:
+class DecisionCheck:
     """Rows that a running log has, against the record's, as they are written."""
 
     def __init__(self, plan: Plan, record: RunRecord) -> None:

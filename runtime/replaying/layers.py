@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from runtime.device.port import Buffer, DeviceError, Port
-from runtime.experts.store import ExpertStore, Weights
-from runtime.replaying.shapes import Attention, Batches, cross_width, dense_bytes, dense_elements, fitted, scaled
+from runtime.experts.layout import Weights
+from runtime.experts.store import ExpertStore
+from runtime.replaying.shapes import Attention, Batches, cross_width, dense_elements, fitted
 from runtime.replaying.work import Job
 from sim.catalog.model_spec import ModelSpec
-
-__all__ = ["Attention", "Batches", "CatalogWork", "Job", "dense_bytes", "dense_elements", "expert", "grouped", "scaled"]
 
 
 def expert(x: torch.Tensor, weights: Weights) -> torch.Tensor:
@@ -40,6 +39,7 @@ def activated(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * value
 
 
+KERNELS = ("auto", "loop", "grouped")  # how the experts of a group run
 MOST_GROUPS = 1023  # torch's grouped products on CUDA: "Can't process more than 1024 groups", from 1,024 on
 
 
@@ -80,7 +80,7 @@ class CatalogWork:
         self,
         port: Port,
         model: ModelSpec,
-        store: ExpertStore,
+        store: ExpertStore[Weights],
         batches: Batches,
         moe_layers: Sequence[int],
         n_layers: int,

@@ -21,11 +21,12 @@ moment since the visit's decisions or the last group's end: how many are ready t
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.replaying.decisions import Comparison, Difference, Outcome, Unequal
+from runtime.replaying.decisions import DecisionCheck, Outcome, Unequal
+from runtime.replaying.machine import Machine
 from runtime.replaying.order import GROUP, HOST, STEP, VISIT
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
@@ -38,10 +39,6 @@ from sim.errors import SpecError
 from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
-if TYPE_CHECKING:
-    from runtime.replaying.machine import Machine
-
-__all__ = ["Difference", "LockStep", "Outcome", "Unequal", "check", "entries"]
 LAND, COMMITS = 4, 5  # beside the kinds of turn
 NAMES = ("visit", "group", "host", "step", "landing", "commits")
 
@@ -185,7 +182,7 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
 
     Raises SpecError when the record has no order of events, and PolicyError like any machine."""
     order, core, offers = entries(record, plan), _Core(plan), Offers(plan.group)
-    comparison = Comparison(plan, record)
+    comparison = DecisionCheck(plan, record)
     with explained(plan, core.hooks), comparison.noting():
         for i, entry in enumerate(order):
             if entry.kind == GROUP:
@@ -220,15 +217,15 @@ class LockStep:
     says what was compared and what was not equal.
     """
 
-    def __init__(self, machine: "Machine", record: RunRecord) -> None:
+    def __init__(self, machine: Machine, record: RunRecord) -> None:
         self.machine, plan = machine, machine.plan
         self.order, self.at = entries(record, plan), 0
-        self.comparison, self.offers = Comparison(plan, record), Offers(plan.group)
+        self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group)
         self.arrived: dict[int, tuple[int, int]] = {}
         self.why: str | None = None
 
     @staticmethod
-    def of(record: RunRecord) -> "Callable[[Machine], LockStep]":
+    def of(record: RunRecord) -> Callable[[Machine], "LockStep"]:
         """As an argument of Machine."""
         return lambda machine: LockStep(machine, record)
 
@@ -298,3 +295,17 @@ class LockStep:
         """The run has ended: nothing may be missing."""
         with self.comparison.noting(again=True):
             self.comparison.finish(self.machine.s, self.machine.log)
+
+
+def in_lock_step(machine: Machine) -> tuple[RunRecord | None, Outcome]:
+    """Run a machine whose order is a LockStep: its record (None where it had to stop) and what was compared. Raises
+    what the machine raises where no decision differed."""
+    order, record = machine.order, None
+    assert isinstance(order, LockStep)
+    try:
+        record = machine.run()
+        order.finish()
+    except RuntimeError:  # a difference, perhaps by way of the link's thread, which then is no more
+        if order.outcome.equal:
+            raise
+    return record, order.outcome

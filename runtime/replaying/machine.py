@@ -26,29 +26,30 @@ in the same order, and only the durations are the device's.
 
 The API, for what is built on it:
 
-    port = device.port.choose("cpu", link_gbps=5)             the device
+    port = device.choose.choose("cpu", link_gbps=5)           the device
     store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source)
     work = CatalogWork(port, model, store, batches, ...)      or your own: runtime.replaying.work.Work
     record = Machine(plan, port, store, work).run()           a whole replay; Machine(...).start(), begin_step(step),
                                                               dense(step, layer), visit(step, layer), end_step(step) and
                                                               finish() are its pieces, for whoever drives the walk
 
-    runtime.replay.prepared(setting, port, options)           the three from a sim.prepare.Setting, as a context manager
-    runtime.replay.replay(setting, port, options)             -> list of RunRecord, one per repeat
+    runtime.replaying.opened.Opened(port, settings, options)  the three from a sim.prepare.Setting, as a context manager
+    runtime.replaying.replays.replay(setting, port, options)  -> list of RunRecord, one per repeat
 """
 
 import gc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from runtime.device.port import Event, Port
+from runtime.device.port import Declared, Event, Port
 from runtime.device.worker import failing
 from runtime.experts.store import ExpertStore
-from runtime.replaying.order import GROUP, HOST, STEP, VISIT, AsTheyCome, Order
+from runtime.replaying.order import GROUP, HOST, STEP, VISIT, Order
 from runtime.replaying.work import Job, Work, by_expert
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
@@ -63,11 +64,38 @@ from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
 
+class AsTheyCome:
+    """The order of a free run."""
+
+    def __init__(self, machine: "Machine") -> None:
+        self.machine = machine
+
+    def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
+        self.machine.landed(g, started_ns, landed_ns)
+        self.machine.kick()
+        self.machine.port.notify()
+
+    def turn(self, kind: int) -> None:
+        """At once."""
+
+    def done(self, kind: int) -> None:
+        if kind != STEP:
+            self.machine.kick()
+
+    def take(self) -> int:
+        return int(take_group(self.machine.s, self.machine.plan.group))
+
+
 class Machine:
     """One run. order: how completions are ordered (default: as they come)."""
 
     def __init__(
-        self, plan: Plan, port: Port, store: ExpertStore, work: Work, order: Callable[["Machine"], Order] = AsTheyCome
+        self,
+        plan: Plan,
+        port: Port,
+        store: ExpertStore[Any],
+        work: Work,
+        order: Callable[["Machine"], Order] = AsTheyCome,
     ) -> None:
         self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
         self.s, found, self.clock = begin_run(plan, True)
@@ -224,9 +252,9 @@ class Machine:
     def dense(self, step: int, layer: int) -> None:
         """The dense part of one MoE layer, and its router's ids on the host."""
         planned = int(self.costs.dense_ns[self.costs.cost_class[step], layer])
-        self.port.compute.launch(lambda: self.work.dense(layer), planned)
+        self.port.compute.launch(lambda: self.work.dense(layer), Declared(planned))
         ended = self.port.compute.record()
-        self.port.compute.launch(self.work.read_back, self.costs.decide_ns)
+        self.port.compute.launch(self.work.read_back, Declared(self.costs.decide_ns))
         self.port.compute.record().wait()
         self.lap("dense_ns", ended.time_ns() - self.origin)
 
@@ -286,7 +314,7 @@ class Machine:
                     on_cpu[at] = True
         return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
 
-    def _next_group(self, before: int) -> int:
+    def _next_group(self, before: str) -> int:
         """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
         with self.port.lock:
             self.taken = self.order.take()
@@ -311,15 +339,15 @@ class Machine:
         low = [self.is_low(g) for g in ids]
         planned = [self.expert_ns[i][s.expert[g].work] for i, g in zip(low, ids, strict=True)]
         reads = self.store.reading(slots)
-        compute.launch(_nothing, self.costs.group_ns)
+        compute.launch(_nothing, Declared(self.costs.group_ns))
         marks = [compute.record()]
         if n > 1 and self.work.group and not any(low):
             jobs = [self.jobs[g] for g in ids]
-            compute.launch(lambda: self.work.experts(layer, jobs, slots), sum(planned), reads)
+            compute.launch(lambda: self.work.experts(layer, jobs, slots), Declared(sum(planned), reads=reads))
             marks.append(compute.record())
         else:
             for g, slot, ns, access in zip(ids, slots, planned, reads, strict=True):
-                compute.launch(lambda g=g, slot=slot: self.work.expert(g, slot), ns, [access])  # type: ignore[misc]
+                compute.launch(partial(self.work.expert, g, slot), Declared(ns, reads=[access]))
                 marks.append(compute.record())
         self.store.read(slots, marks[-1])
         marks[-1].wait()
@@ -348,7 +376,7 @@ class Machine:
         host = self.port.host
         begin = host.record()
         planned = int(self.costs.cpu_expert_ns[busy][len(job.rows)])
-        host.launch(lambda: self.work.on_host(job), planned, [self.store.host_access(job.expert)])
+        host.launch(lambda: self.work.on_host(job), Declared(planned, reads=[self.store.host_access(job.expert)]))
         return begin, host.record()
 
     def _wait_for_host(self, host: list[tuple[Event, Event]]) -> None:
@@ -374,9 +402,9 @@ class Machine:
         """What follows the last MoE layer, and the end of the step."""
         of_step, compute = self.costs.cost_class[step], self.port.compute
         layers = self.plan.experts.shape[1]
-        compute.launch(lambda: self.work.dense(layers), int(self.costs.dense_ns[of_step, layers]))
+        compute.launch(lambda: self.work.dense(layers), Declared(int(self.costs.dense_ns[of_step, layers])))
         ended = compute.record()
-        compute.launch(self.work.end, int(self.costs.head_ns[of_step]))
+        compute.launch(self.work.end, Declared(int(self.costs.head_ns[of_step])))
         compute.record().wait()
         self.work.check()
         self.lap("dense_ns", ended.time_ns() - self.origin)
@@ -411,7 +439,7 @@ class Machine:
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
         found = np.flatnonzero(self.s.arrays["expert"]["state"] == st.RESIDENT)
-        return {int(g): int(self.s.expert[g].slot) for g in found}
+        return {g: int(self.s.expert[g].slot) for g in found.tolist()}
 
 
 def warm(plan: Plan) -> None:

@@ -1,11 +1,6 @@
 """In which order what a device completes takes effect."""
 
-from typing import TYPE_CHECKING, Protocol
-
-from sim.core.visit import take_group
-
-if TYPE_CHECKING:
-    from runtime.replaying.machine import Machine
+from typing import Protocol
 
 VISIT, GROUP, HOST, STEP = range(4)  # kinds of turn
 
@@ -24,25 +19,3 @@ class Order(Protocol):
 
     def take(self) -> int:
         """How many experts the free GPU takes now; 0: it stalls (with the lock held)."""
-
-
-class AsTheyCome:
-    """The order of a free run."""
-
-    def __init__(self, machine: "Machine") -> None:
-        self.machine = machine
-
-    def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
-        self.machine.landed(g, started_ns, landed_ns)
-        self.machine.kick()
-        self.machine.port.notify()
-
-    def turn(self, kind: int) -> None:
-        """At once."""
-
-    def done(self, kind: int) -> None:
-        if kind != STEP:
-            self.machine.kick()
-
-    def take(self) -> int:
-        return int(take_group(self.machine.s, self.machine.plan.group))

@@ -29,7 +29,7 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
     hidden = size(model.hidden)
     kv_heads = max(1, round(shape.kv_heads * factor))
     heads = kv_heads * max(1, round(model.n_heads * factor / kv_heads))
-    smaller = {
+    smaller: dict[str, Any] = {
         "hidden": hidden,
         "expert_intermediate": size(model.expert_intermediate),
         "shared_intermediate": size(model.shared_intermediate),
@@ -91,7 +91,7 @@ def fitted(x: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepRows:
     """One step's rows: tokens of the trace [R], their positions, and the KV cache's place of each one's request."""
 
     tokens: Int
@@ -105,7 +105,7 @@ class Batches:
     last row."""
 
     def __init__(self, trace: RoutingTrace, offset: Int, row: npt.NDArray[np.int32], prefill: Any, extra: int) -> None:
-        self.rows: list[Rows] = []
+        self.rows: list[StepRows] = []
         self.places = 0
         steps = np.repeat(np.arange(len(prefill)), np.diff(offset))
         last = dict(zip(trace.sequence[row].tolist(), steps.tolist(), strict=True))
@@ -120,7 +120,7 @@ class Batches:
                     self.places = max(self.places, taken[owner] + 1)
             places = np.array([taken[owner] for owner in owners], np.int64)
             positions = trace.position[tokens].astype(np.int64) + extra
-            self.rows.append(Rows(tokens, positions, places, bool(prefill[step])))
+            self.rows.append(StepRows(tokens, positions, places, bool(prefill[step])))
             for owner in dict.fromkeys(owners):
                 if last[owner] == step:
                     heappush(free, taken.pop(owner))

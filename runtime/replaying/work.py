@@ -32,7 +32,9 @@ def by_expert(experts: Any, weights: Any, which: Any) -> dict[int, Job]:
 class Work(Protocol):
     """The kernels. All but `begin_step`, `routed`, `check` and `on_host` run inside a launch on `port.compute`."""
 
-    group: bool
+    @property
+    def group(self) -> bool:
+        """Whether the experts of a group may run in one kernel."""
 
     def begin_step(self, step: int) -> None:
         """A step begins; may launch (its time is the dense part's)."""

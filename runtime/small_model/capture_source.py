@@ -66,7 +66,9 @@ class TinyMoe:
 def sample(logits: Any, temperature: float, draw: Any) -> Ids:
     """Token ids [B] from logits float64 [B, V] and uniform numbers in [0, 1) [B]; temperature 0: the largest logit."""
     if temperature == 0:
-        return np.argmax(logits, axis=1)
+        best: Ids = np.argmax(logits, axis=1)
+        return best
     scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature
     sums = np.cumsum(np.exp(scaled), axis=1)
-    return np.minimum((sums < draw[:, None] * sums[:, -1:]).sum(axis=1), logits.shape[1] - 1)
+    drawn: Ids = np.minimum((sums < draw[:, None] * sums[:, -1:]).sum(axis=1), logits.shape[1] - 1)
+    return drawn

@@ -8,8 +8,8 @@ for, not with this module.
 
 from typing import TYPE_CHECKING, Any
 
-from sim.catalog.errors import CatalogError
 from sim.catalog.files import KINDS, find, shipped
+from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine

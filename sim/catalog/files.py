@@ -2,12 +2,13 @@
 cheap."""
 
 import difflib
+import math
 import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sim.catalog.errors import CatalogError
+from sim.errors import CatalogError
 
 KINDS = {
     "model": "models.toml",
@@ -76,6 +77,16 @@ def find(kind: str, name: str) -> str:
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
     guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
     raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")
+
+
+def precision_bits(precision: str) -> float:
+    """Bits per weight, scales counted, of a named precision (`precisions.toml`); CatalogError if unknown."""
+    return float(shipped("precision")[find("precision", precision)]["bits"])
+
+
+def weight_bytes(params: int, precision: str) -> int:
+    """Bytes that `params` weights take at `precision`, rounded up."""
+    return math.ceil(params * precision_bits(precision) / 8)
 
 
 def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:

@@ -4,12 +4,11 @@ use."""
 from typing import Any
 
 from sim.catalog.engine_spec import Engine
-from sim.catalog.errors import CatalogError
-from sim.catalog.files import Table, entry_or_file, find, shipped
+from sim.catalog.files import Table, entry_or_file, find, precision_bits, shipped
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import build
-from sim.catalog.weights import precision_bits
+from sim.errors import CatalogError
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
 # one of these keys, given beside `like`, replaces all of them and what qualifies them: a link's rate, a GPU's memory

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sim.catalog.files import weight_bytes
 from sim.catalog.parts import Count, Entry, Positive
-from sim.catalog.weights import weight_bytes
 
 
 class ModelSpec(Entry):

@@ -5,8 +5,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sim.catalog.errors import CatalogError
 from sim.catalog.files import did_you_mean
+from sim.errors import CatalogError
 
 MAX_NS = 10**15  # eleven days: a longer duration is a mistake of units
 

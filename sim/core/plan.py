@@ -22,7 +22,7 @@ ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
 GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nobody stood in, from code 1 on
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
-# its own code does. `sim.policies.registry.Policy` says them in words, once; nobody lists codes or names.
+# its own code does. `sim.policies.policy.Policy` says them in words, once; nobody lists codes or names.
 MARKS = ("landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu")
 BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
     1 << i for i in range(len(MARKS))

@@ -4,12 +4,16 @@ A step's dense part and its end depend on its rows and on the KV entries they re
 million steps has a few thousand such combinations, so the tables stay small.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.core.plan import Int
+
+K = TypeVar("K")  # a kind of layer
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,19 @@ def distinct_rows(columns: list[Int]) -> tuple[Int, Int]:
     index = where[present]
     where[present] = np.arange(len(present))
     return where[key], index
+
+
+def dense_table(steps: StepShapes, classes: CostClasses, kind_of: Callable[[int], K], ns_of: Callable[[K], Int]) -> Int:
+    """int64 [classes, L + 1]: layers summed into the MoE layer that they lead to. ns_of: of each kind of layer once,
+    int64 [classes]."""
+    kinds: dict[K, Int] = {}
+    table = np.zeros((len(classes.rows), len(steps.moe_layers) + 1), np.int64)
+    for layer, column in enumerate(layer_columns(steps)):
+        kind = kind_of(layer)
+        if kind not in kinds:
+            kinds[kind] = ns_of(kind)
+        table[:, column] += kinds[kind]
+    return table
 
 
 def layer_columns(steps: StepShapes) -> Int:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sim.catalog.errors import CatalogError
 from sim.catalog.files import find
 from sim.core.plan import Costs, Int
-from sim.costs.classes import CostClasses, StepShapes, classify, layer_columns
+from sim.costs.classes import CostClasses, StepShapes, classify, dense_table
+from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.measured_spec import DenseKnots, Knots, Measured
@@ -23,14 +23,19 @@ def measured_costs(model: "ModelSpec", measured: "Measured", precision: str, ste
     """The tables. Raises CatalogError for another model or precision than was measured, or a kind of layer or step
     that was not."""
     _refuse_another(model, measured, precision)
-    classes = classify(steps, model.window)
+    classes, moe = classify(steps, model.window), set(steps.moe_layers.tolist())
     tokens = np.arange(steps.max_rows + 1, dtype=np.float64)
     on_host = np.zeros((2, len(tokens)), np.int64)
     if measured.cpu_expert is not None:
         rows = (measured.cpu_expert.ns, measured.cpu_expert.busy_ns)
         on_host = np.stack([_of_tokens(measured.cpu_expert, tokens, ns) for ns in rows])
     return Costs(
-        dense_ns=_dense_table(model, measured, steps, classes),
+        dense_ns=dense_table(
+            steps,
+            classes,
+            lambda layer: ("moe" if layer in moe else "ffn", model.attention_kind(layer)),
+            lambda kind: _layer_ns(measured, classes, *kind),
+        ),
         head_ns=_of_tokens(measured.head, np.where(classes.prefill, np.minimum(classes.rows, 1), classes.rows)),
         cost_class=classes.of_step,
         decide_ns=measured.decide_ns,
@@ -63,19 +68,6 @@ def interpolated(knots: "Knots", tokens: npt.ArrayLike, ns: tuple[int, ...] | No
 
 def _of_tokens(knots: "Knots", tokens: npt.ArrayLike, ns: tuple[int, ...] | None = None) -> Int:
     return _rounded(interpolated(knots, tokens, ns))
-
-
-def _dense_table(model: "ModelSpec", measured: "Measured", steps: StepShapes, classes: CostClasses) -> Int:
-    """int64 [classes, L + 1]: layers summed into the MoE layer that they lead to. Like layers are computed once."""
-    moe = set(steps.moe_layers.tolist())
-    kinds: dict[tuple[str, str], Int] = {}
-    table = np.zeros((len(classes.rows), len(steps.moe_layers) + 1), np.int64)
-    for layer, column in enumerate(layer_columns(steps)):
-        kind = ("moe" if layer in moe else "ffn", model.attention_kind(layer))
-        if kind not in kinds:
-            kinds[kind] = _layer_ns(measured, classes, *kind)
-        table[:, column] += kinds[kind]
-    return table
 
 
 def _layer_ns(measured: "Measured", classes: CostClasses, layer: str, attention: str) -> Int:

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.catalog.errors import CatalogError
-from sim.catalog.files import find
-from sim.catalog.weights import weight_bytes
+from sim.catalog.files import find, weight_bytes
 from sim.core.plan import Costs, Int, Low
-from sim.costs.classes import CostClasses, StepShapes, classify, layer_columns
+from sim.costs.classes import CostClasses, StepShapes, classify, dense_table, layer_columns
 from sim.costs.measured import measured_costs
+from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -30,19 +29,6 @@ if TYPE_CHECKING:
     from sim.catalog.model_spec import ModelSpec
 
 Float = npt.NDArray[np.float64]
-__all__ = [
-    "StepShapes",
-    "costs",
-    "cpu_expert_ns",
-    "cpu_terms_ns",
-    "expert_bytes",
-    "expert_ns",
-    "group_ns",
-    "head_ns",
-    "low_copies",
-    "memory",
-    "transfer_ns",
-]
 ACTIVATION_BYTES = 2
 LOGIT_BYTES = 4
 NO_MODEL = "model: none that the catalog knows; give --model NAME|FILE, or hardware with [fixed] durations"
@@ -65,9 +51,15 @@ def costs(
     if hardware.measured is not None:
         return measured_costs(model, hardware.measured, precision, steps)
     precision = find("precision", precision)
-    classes = classify(steps, model.window)
+    classes, moe = classify(steps, model.window), set(steps.moe_layers.tolist())
+    first_decoder = max(0, steps.n_layers - (model.n_layers - model.encoder_layers))
     return Costs(
-        dense_ns=_dense_table(model, hardware, engine, precision, steps, classes),
+        dense_ns=dense_table(
+            steps,
+            classes,
+            lambda layer: (layer in moe, layer >= first_decoder, model.attention_kind(layer)),
+            lambda kind: _layer_ns(model, hardware, engine, precision, classes, *kind),
+        ),
         head_ns=head_ns(model, hardware, engine, precision, classes.rows, classes.prefill),
         cost_class=classes.of_step,
         decide_ns=hardware.decide_ns + engine.decide_ns,
@@ -203,28 +195,6 @@ def head_ns(
     ns = _roofline(hardware, engine, stored, size, 2.0 * needed * model.head_params)
     ns += engine.step_ns + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
     return _rounded(ns)
-
-
-def _dense_table(
-    model: "ModelSpec",
-    hardware: "Hardware",
-    engine: "Engine",
-    precision: str,
-    steps: StepShapes,
-    classes: CostClasses,
-) -> Int:
-    """int64 [classes, L + 1]: layers summed into the MoE layer that they lead to. Like layers are computed
-    once."""
-    moe = set(steps.moe_layers.tolist())
-    first_decoder = max(0, steps.n_layers - (model.n_layers - model.encoder_layers))
-    kinds: dict[tuple[bool, bool, str], Int] = {}
-    table = np.zeros((len(classes.rows), len(steps.moe_layers) + 1), np.int64)
-    for layer, column in enumerate(layer_columns(steps)):
-        kind = (layer in moe, layer >= first_decoder, model.attention_kind(layer))
-        if kind not in kinds:
-            kinds[kind] = _layer_ns(model, hardware, engine, precision, classes, *kind)
-        table[:, column] += kinds[kind]
-    return table
 
 
 def _layer_ns(

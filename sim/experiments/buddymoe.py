@@ -2,16 +2,21 @@
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sim import catalog
 from sim.experiments import cases
-from sim.experiments.tables import Column, Report, Row, gain, parser
+from sim.experiments.tables import Column, Report, Row, gain, parser, percent
 from sim.policies.registry import MISS
-from sim.spec import RunSpec
+from sim.simulation import simulate
+from sim.spec import RunSpec, number
+from traces.format import npz
+from traces.format.trace import RoutingTrace
+from traces.synthetic import synthesise
 
 PRESET = "deepseek-v2-lite"
 CACHES = ("0.75", "0.5", "0.375")
@@ -57,48 +62,33 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags.add_argument("--beta", type=float, help="distribution gate (default: the policies')")
     flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args(argv)
-    with _trace(args) as (path, trace), _hardware(args) as hardware:
+    with tempfile.TemporaryDirectory() as folder:
+        (path, trace), hardware = _trace(args, Path(folder)), _hardware(args, Path(folder))
         rows = [row for cache in CACHES for row in _grid(args, path, hardware, cache)]
         return Report("BuddyMoE's grid, predicted", _head(args, trace), COLUMNS, rows, _foot(rows)), args.out
 
 
-@contextmanager
-def _trace(args: Namespace) -> Iterator[tuple[str, Any]]:
-    """(path, trace); the synthetic one lies in a temporary folder as long as it is needed."""
-    from traces.format import npz
-    from traces.synthetic import synthesise
-
+def _trace(args: Namespace, folder: Path) -> tuple[str, RoutingTrace]:
+    """(path, trace); the synthetic one is made in the folder."""
     if args.trace is not None:
-        yield args.trace, npz.read(npz.find(args.trace))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        trace = synthesise(PRESET, args.seed)
-        npz.write(Path(folder) / "synthetic.npz", trace)
-        yield str(Path(folder) / "synthetic.npz"), trace
+        return args.trace, npz.read(npz.find(args.trace))
+    trace, path = synthesise(PRESET, args.seed), folder / "synthetic.npz"
+    npz.write(path, trace)
+    return str(path), trace
 
 
-@contextmanager
-def _hardware(args: Namespace) -> Iterator[str]:
+def _hardware(args: Namespace, folder: Path) -> str:
     """A hardware file with the GPU and the link that were asked for."""
-    rate = _rate(args.link)
+    rate, path = number(args.link), folder / "hardware.toml"
     link = f'"{args.link}"' if rate is None else f'{{ like = "pcie4x16-pinned", h2d_gb_per_s = {rate!r} }}'
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hardware.toml"
-        path.write_text(f'gpu = "{args.gpu}"\nlink = {link}\nhost = "xeon-8452y"\n', encoding="utf-8")
-        catalog.find("gpu", args.gpu)
-        if rate is None:
-            catalog.find("link", args.link)
-        yield str(path)
+    path.write_text(f'gpu = "{args.gpu}"\nlink = {link}\nhost = "xeon-8452y"\n', encoding="utf-8")
+    catalog.find("gpu", args.gpu)
+    if rate is None:
+        catalog.find("link", args.link)
+    return str(path)
 
 
-def _rate(link: str) -> float | None:
-    try:
-        return float(link)
-    except ValueError:
-        return None
-
-
-def _head(args: Namespace, trace: Any) -> list[str]:
+def _head(args: Namespace, trace: RoutingTrace) -> list[str]:
     """Everything that the paper does not say and that had to be chosen."""
     kind = (
         f"trace {Path(args.trace).stem}, {'captured' if trace.real else 'SYNTHETIC'}"
@@ -108,10 +98,9 @@ def _head(args: Namespace, trace: Any) -> list[str]:
     lines = [f"**{kind}: {trace.meta.get('source', 'source not given')}**"]
     if not trace.real:
         lines.append(
-            "**SYNTHETIC: experts are routed independently of each other, so co-activation is noise and "
-            "a buddy list as good as a random "
-            "one. Speeds depend on hits and gates alone and can be read; nothing here says what a buddy "
-            "does to accuracy.**"
+            "**SYNTHETIC: experts are routed independently of each other, so co-activation is noise and a buddy list "
+            "as good as a random one. Speeds depend on hits and gates alone and can be read; nothing here says what a "
+            "buddy does to accuracy.**"
         )
     if trace.model != PRESET:
         lines.append(
@@ -125,10 +114,9 @@ def _head(args: Namespace, trace: Any) -> list[str]:
         *lines,
         "published: DeepSeek-V2-Lite, llama.cpp, one A100 PCIe, Xeon 8457C, |B| = 16. Engine here: "
         f"{args.engine}; GPU {args.gpu}",
-        f"assumed, for the paper does not say: experts in {args.precision}; link {args.link}; batch "
-        f"{args.batch}; eviction lru, placement first, "
-        f"alpha {alpha[0]} (reading A) and {alpha[1]} (reading B), beta {beta}, H unlimited, no "
-        "temperature, no margin gate",
+        f"assumed, for the paper does not say: experts in {args.precision}; link {args.link}; batch {args.batch}; "
+        f"eviction lru, placement first, alpha {alpha[0]} (reading A) and {alpha[1]} (reading B), beta {beta}, H "
+        "unlimited, no temperature, no margin gate",
         f"reading A: tau = {a['tau']} is the TAE gate. Reading B: .95 is alpha, and the TAE gate the "
         f"layer's {b['percentile']:g}th percentile",
         f"calibration {args.calibration}, the same judged requests for every arm. OPEN LOOP for all but "
@@ -155,9 +143,6 @@ def _grid(args: Namespace, path: str, hardware: str, cache: str) -> list[Row]:
 
 
 def _run(args: Namespace, path: str, hardware: str, cache: str, miss: str, settings: dict[str, Any]) -> dict[str, Any]:
-    from sim.experiments.policies import percent
-    from sim.run import simulate
-
     given = {f"{miss}.{key}": getattr(args, key) for key in ("alpha", "beta") if getattr(args, key) is not None}
     fields = {
         name: getattr(args, name) for name in ("precision", "engine", "batch", "calibration", "seed", "max_steps")
@@ -182,8 +167,6 @@ def _run(args: Namespace, path: str, hardware: str, cache: str, miss: str, setti
 
 def _foot(rows: Sequence[Row]) -> list[str]:
     """The line through Original, as the paper's own figures have one."""
-    import numpy as np
-
     original = [row for row in rows if row["arm"] == "Original"]
     missing = [1 - float(row["cache"] or 0) for row in original]
     slope, fixed = np.polyfit(missing, [float(row["ms_per_token"] or 0) for row in original], 1)

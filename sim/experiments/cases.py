@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-import sim.catalog
 from sim import catalog
 from sim.catalog.files import Table, read_toml
 from sim.spec import RunSpec
@@ -18,9 +17,8 @@ MERGED = ("spec", "model", "engine", "hardware")  # tables of a case that a figu
 
 
 class TraceShape(BaseModel):
-    """Routing of a figure: a synthetic `preset`, or a `pattern` (uniform, cyclic) of the model's shape.
-    `prompt`, `generated`:
-    tokens of each request; None: the preset's spread."""
+    """Routing of a figure: a synthetic `preset`, or a `pattern` (uniform, cyclic) of the model's shape. `prompt`,
+    `generated`: tokens of each request; None: the preset's spread."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,9 +30,7 @@ class TraceShape(BaseModel):
 
 
 class Figure(BaseModel):
-    """One published figure with its settings; keys as in published.toml. `group`: left out together of a
-    fit.
-    """
+    """One published figure with its settings; keys as in published.toml. `group`: left out together of a fit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,15 +82,11 @@ class Published(BaseModel):
 
 def published(path: Path | None = None) -> Published:
     """The shipped figures, or those of another file of the same keys. Raises ValueError if malformed."""
-    table = read_toml(path or Path(sim.catalog.__file__).parent / "published.toml")
+    table = read_toml(path or Path(catalog.__file__).parent / "published.toml")
     figures = [_figure(case, figure) for case in table["case"] for figure in case["figure"]]
     fits = {name: Fit(**fit) for name, fit in table.get("fit", {}).items()}
-    return Published(
-        figures=tuple(figures),
-        fits=fits,
-        skipped=table.get("skipped", {}),
-        buddymoe=table.get("buddymoe", {}),
-    )
+    more = {name: table.get(name, {}) for name in ("skipped", "buddymoe")}
+    return Published(figures=tuple(figures), fits=fits, **more)
 
 
 def _figure(case: Table, figure: Table) -> Figure:
@@ -105,22 +97,16 @@ def _figure(case: Table, figure: Table) -> Figure:
     return Figure(**both)
 
 
-# --- from a figure to a run
-# --------------------------------------------------------------------------------------------
+# --- from a figure to a run ---
 
 
 def run_spec(figure: Figure, terms: Mapping[str, float], folder: Path, max_steps: int | None = None) -> RunSpec:
-    """The spec of a figure with these values of the fitted terms; the files that it needs are written into
-    `folder`.
-    """
-    engine = dict(figure.engine)
-    hardware = dict(figure.hardware)
-    for term, value in terms.items():
-        if term == "layer_ns":
-            engine["layer_ns"] = round(value)
-        else:
-            hardware["host"] = _host(figure, value)
-    fields = dict(figure.spec)
+    """The spec of a figure with these values of the fitted terms; the files that it needs are written into `folder`."""
+    engine, hardware, fields = dict(figure.engine), dict(figure.hardware), dict(figure.spec)
+    if "layer_ns" in terms:
+        engine["layer_ns"] = round(terms["layer_ns"])
+    if "host_read_share" in terms:
+        hardware["host"] = _host(figure, terms["host_read_share"])
     model = str(fields.get("model") or _preset_model(figure))
     fields["model"] = _changed(folder, "model", model, figure.model)
     fields["engine"] = _changed(folder, "engine", str(fields["engine"]), engine)
@@ -169,24 +155,15 @@ def _trace_file(figure: Figure, model: str, folder: Path) -> Path:
     from traces.synthetic import PRESETS, Preset, generate
 
     shape = figure.trace
-    changes: dict[str, Any] = {"requests": shape.requests}
-    if shape.prompt is not None:
-        changes["prompt"] = (shape.prompt, shape.prompt)
-    if shape.generated is not None:
-        changes["generation"] = (shape.generated, shape.generated)
     if shape.preset is not None:
-        preset = replace(PRESETS[shape.preset], **changes)
+        preset = PRESETS[shape.preset]
     else:
-        of = catalog.model(model)
-        preset = Preset(
-            catalog.find("model", figure.spec["model"]),
-            of.n_experts,
-            of.top_k,
-            of.n_layers,
-            of.moe_layers,
-            pattern=shape.pattern or "uniform",
-        )
-        preset = replace(preset, **changes)
+        of, name = catalog.model(model), catalog.find("model", figure.spec["model"])
+        sizes = (of.n_experts, of.top_k, of.n_layers, of.moe_layers)
+        preset = Preset(name, *sizes, pattern=shape.pattern or "uniform")
+    lengths = {"prompt": shape.prompt, "generation": shape.generated}
+    fixed: dict[str, Any] = {name: (n, n) for name, n in lengths.items() if n is not None}
+    preset = replace(preset, requests=shape.requests, **fixed)
     asked = (shape.preset, shape.pattern, shape.requests, shape.prompt, shape.generated)
     key = (*asked, preset.n_experts, preset.top_k, preset.n_layers)
     path = folder / f"{'-'.join(map(str, key))}.npz"

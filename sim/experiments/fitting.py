@@ -1,6 +1,4 @@
-"""Terms of an engine or a machine fitted to published figures, always without the figures that they
-predict.
-"""
+"""Terms of an engine or a machine fitted to published figures, always without the figures that they predict."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,8 +9,7 @@ from sim.errors import SpecError
 from sim.experiments.cases import Figure, Fit
 
 Floats = npt.NDArray[np.float64]
-# start, step of the difference quotient, least value. host_read_share stands for its inverse, in which time
-# is linear
+# start, step of the difference quotient, least value. host_read_share stands for its inverse, in which time is linear
 START = {"layer_ns": (0.0, 1e6, 0.0), "host_read_share": (2.0, 0.5, 1.0)}
 WITHOUT = {"layer_ns": 0.0, "host_read_share": 1.0}  # no engine time; all of the peak
 ROUNDS = 6

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.experiments.tables import Column, Report, Row, gain, parser
-from sim.policies.registry import MISS, Policy
-from sim.spec import RunSpec
+from sim.experiments.tables import Column, Report, Row, gain, parser, percent
+from sim.policies.policy import Policy
+from sim.policies.registry import MISS
+from sim.simulation import simulate
+from sim.spec import RunSpec, number
+from traces.format import npz
 
 ARMS = (
     "fetch", "buddy", "matched-random", "matched-next-ranked", "matched-drop",
@@ -30,21 +33,18 @@ COLUMNS = (
     Column("note", "note"),
 )
 FOOT = (
-    "replay `exact`: the policy changes no result of the model, so the routing stays true. `open`: OPEN "
-    "LOOP, the policy is lossy "
-    "but the routing stays the trace's; a real model would route differently afterwards. Weight shares "
-    "are no accuracy.",
+    "replay `exact`: the policy changes no result of the model, so the routing stays true. `open`: OPEN LOOP, the "
+    "policy is lossy but the routing stays the trace's; a real model would route differently afterwards. Weight "
+    "shares are no accuracy.",
     "substituted and dropped weight: shares of all wanted router weight that a stand-in, or nobody, answered for.",
     "tokens/s counts decode steps; H2D bytes count the prompts too, in which every miss is fetched (or "
     "computed by the CPU).",
-    "matched-*: the gates and budget of `buddy`, and a stand-in only where a buddy was there, chosen "
-    "another way: what a "
-    "buddy is worth is its distance from these rows in quality, which a replay cannot show; in speed "
-    "they must be about equal.",
-    "`buddy` is reading A of the paper (TAE gate tau = .95), which stops most tokens on some models; "
-    "`buddy-b` reading B (coverage alpha = .95, "
-    "TAE gate at the layer's 15th percentile); `buddy-first-fit` its Algorithm 1 without gates or "
-    "budget, whose controls are `random` and `drop`.",
+    "matched-*: the gates and budget of `buddy`, and a stand-in only where a buddy was there, chosen another way: "
+    "what a buddy is worth is its distance from these rows in quality, which a replay cannot show; in speed they must "
+    "be about equal.",
+    "`buddy` is reading A of the paper (TAE gate tau = .95), which stops most tokens on some models; `buddy-b` "
+    "reading B (coverage alpha = .95, TAE gate at the layer's 15th percentile); `buddy-first-fit` its Algorithm 1 "
+    "without gates or budget, whose controls are `random` and `drop`.",
     "A batch larger than the number of judged requests decodes only those together.",
     "cpu, drop and random never load an expert in decode steps: what is resident stays the first c of "
     "each layer, hence their lower hit rate.",
@@ -90,8 +90,6 @@ def _settings(args: Namespace) -> list[str]:
 
 def _facts(path: str) -> tuple[str, set[str]]:
     """(where a trace comes from, the optional arrays that it has)."""
-    from traces.format import npz
-
     trace = npz.read(npz.find(path))
     kind = "captured" if trace.real else "SYNTHETIC"
     has = {name for name in ("weights", "logits", "lookahead") if trace.has(name)}
@@ -101,8 +99,10 @@ def _facts(path: str) -> tuple[str, set[str]]:
 def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> list[Row]:
     rows: list[Row] = []
     base: float | None = None
+    share = number(cache)
+    shown = {"trace": Path(path).stem, "cache": cache if share is None else share, "batch": batch}
     for arm in ARMS:
-        row: dict[str, Any] = {"trace": Path(path).stem, "cache": _number(cache), "batch": batch, "arm": arm}
+        row: dict[str, Any] = {**shown, "arm": arm}
         lacks = [array for array in MISS[arm].needs if array not in has]
         if lacks:
             row["note"] = f"not run: needs {', '.join(f'`{array}`' for array in lacks)}, which the trace does not have"
@@ -114,17 +114,8 @@ def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> 
     return rows
 
 
-def _number(cache: str) -> float | str:
-    try:
-        return float(cache)
-    except ValueError:
-        return cache
-
-
 def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dict[str, Any]:
     """The figures of one arm."""
-    from sim.run import simulate
-
     fields = {
         name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
     }
@@ -141,8 +132,3 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
         "judged_tokens": out["tokens"],
         "note": "" if out["memory"]["fits"] is not False else "does not fit the GPU's memory",
     }
-
-
-def percent(share: float | None) -> float | None:
-    """A share in percent."""
-    return None if share is None else 100 * share

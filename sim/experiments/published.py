@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sim import catalog
 from sim.errors import SpecError, unknown
 from sim.experiments.cases import Figure, Published, published, run_spec
 from sim.experiments.fitting import WITHOUT, anchors_for, fit_terms
 from sim.experiments.tables import Column, Report, Row, gain, parser
+from sim.simulation import simulate
 
 Terms = Mapping[str, float]
 COLUMNS = (
@@ -28,9 +30,8 @@ COLUMNS = (
     Column("source", "source", csv_only=True),
 )
 HEAD = (
-    "A term is a property of an engine or a machine, never of one case. A fitted term is judged by "
-    "leaving out: where `cost terms` says "
-    "`fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
+    "A term is a property of an engine or a machine, never of one case. A fitted term is judged by leaving out: where "
+    "`cost terms` says `fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
     "several share one), and that prediction is shown.",
     "`without fitted terms`: the error when the engine takes no time per layer and the host reads at its peak.",
     "`without write-back`: the error when victims are not copied back, the engine's time per layer "
@@ -51,8 +52,6 @@ class Runner:
 
     def summary(self, figure: Figure, terms: Terms) -> dict[str, Any]:
         """The summary of a figure's run with these fitted terms."""
-        from sim.run import simulate
-
         key = (figure.id, figure.name, repr(sorted(figure.engine.items())), tuple(terms.items()))
         if key not in self.done:
             self.done[key], _ = simulate(run_spec(figure, terms, self.folder, self.max_steps))
@@ -120,9 +119,8 @@ def row(runner: Runner, data: Published, figure: Figure) -> dict[str, Any]:
 
 
 def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Sequence[Figure]) -> float | None:
-    """The error with a fit in which no victim is written back; None where no engine of the row or its
-    anchors does that.
-    """
+    """The error with a fit in which no victim is written back; None where no engine of the row or its anchors does
+    that."""
     if figure.fit is None or not any(_engine(part).get("write_back") for part in (figure, *anchors)):
         return None
     terms = fit_terms(data.fits[figure.fit], [anchor.without("write_back") for anchor in anchors], runner.seconds)
@@ -130,8 +128,6 @@ def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Seq
 
 
 def _engine(figure: Figure) -> Mapping[str, Any]:
-    from sim import catalog
-
     return {**catalog.entries("engine")[catalog.find("engine", figure.spec["engine"])], **figure.engine}
 
 
@@ -156,14 +152,11 @@ def _terms(figure: Figure, out: Mapping[str, Any], terms: Terms) -> str:
         for key in ("layer_ns", "expert_ns", "transfer_ns")
         if engine.get(key) and key not in terms
     ]
-    parts += [
-        f"layer_ns {value / 1e6:.2f} ms (fitted{'' if value else ', at its least'})"
-        for term, value in terms.items()
-        if term == "layer_ns"
-    ]
-    parts += [
-        f"host reads {1 / value:.2f} of peak (fitted)" for term, value in terms.items() if term == "host_read_share"
-    ]
+    if "layer_ns" in terms:
+        least = "" if terms["layer_ns"] else ", at its least"
+        parts.append(f"layer_ns {terms['layer_ns'] / 1e6:.2f} ms (fitted{least})")
+    if "host_read_share" in terms:
+        parts.append(f"host reads {1 / terms['host_read_share']:.2f} of peak (fitted)")
     return ", ".join(parts)
 
 
@@ -183,9 +176,8 @@ def _foot(rows: Sequence[Row], figures: Sequence[Figure], data: Published) -> li
             cases = list(dict.fromkeys(case for case, _, _ in part))
             of_cases = [median(error for case, _, error in part if case == name) for name in cases]
             lines.append(
-                f"**median absolute error, {label}: {median(error for _, _, error in part):.1f} %** "
-                f"({len(part)} figures); "
-                f"median of the {len(cases)} cases' own medians: {median(of_cases):.1f} %"
+                f"**median absolute error, {label}: {median(error for _, _, error in part):.1f} %** ({len(part)} "
+                f"figures); median of the {len(cases)} cases' own medians: {median(of_cases):.1f} %"
             )
     both = [row for row in rows if row["no_write_back_percent"] is not None]
     if both:

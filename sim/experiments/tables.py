@@ -15,8 +15,7 @@ Row = Mapping[str, Cell]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in rows and in the CSV, its heading in markdown, digits after the point (None: as
-    it is).
+    """One column: its key in rows and in the CSV, its heading in markdown, digits after the point (None: as it is).
     csv_only: too long for the markdown table."""
 
     key: str
@@ -83,6 +82,11 @@ def parser(name: str, doc: str) -> Parser:
 def command_line(args: Sequence[str]) -> str:
     """The command as one would type it."""
     return shlex.join(["python", "-m", "sim.experiments", *args])
+
+
+def percent(share: float | None) -> float | None:
+    """A share in percent."""
+    return None if share is None else 100 * share
 
 
 def gain(value: float | None, base: float | None) -> float | None:

@@ -1,38 +1,22 @@
 """A request's expert activations so far, matched against those of whole requests seen before."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from sim.fit.counts import request_counts
-from sim.fit.prediction import (
-    Ids,
-    Int,
-    Prediction,
-    Rows,
-    check,
-    check_fitted,
-    leading_requests,
-    length,
-    measured,
-    ranked,
-    shape,
-    step_of_rows,
-    whole,
-)
-from sim.steps import Steps, schedule
+from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked, step_of_rows, whole
+from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
+from traces.statistics.stats import expert_counts
 
 _SCALE = float(1 << 30)
 _CHUNK_ELEMENTS = 1 << 18
 
 
-class ActivationMatrix:
+class ActivationMatrix(FittedPredictor):
     """The calibration request whose expert activations are most similar so far foretells the coming layers.
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k; never more than its experts.
     capacity   requests in the collection: the calibration requests of lowest hash64(seed, ordinal, 0).
     seed       of that choice.
@@ -48,35 +32,18 @@ class ActivationMatrix:
     MoE-Infinity's code averages a cosine per layer.
     """
 
-    name: ClassVar[str] = "activation-matrix"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = True
-    oracle: ClassVar[bool] = False
-    source: ClassVar[str] = "MoE-Infinity, arXiv 2401.14361"
+    name = "activation-matrix"
+    source = "MoE-Infinity, arXiv 2401.14361"
 
     def __init__(self, *, distance: int = 1, width: int | None = None, capacity: int = 64, seed: int = 0) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
+        super().__init__(distance=distance, width=width)
         self.capacity = whole(self.name, "capacity", capacity)
         self.seed = whole(self.name, "seed", seed, least=0)
 
-    def fit(self, trace: RoutingTrace) -> Self:
-        """Learns collection_ int64 [C, L, E] and rank_key_ int64 [D, m] (measured on the first requests of
-        the same trace, whose own matrices may be in the collection)."""
-        check(self, trace)
-        self.shape_ = shape(trace)
-        requests = len(trace.requests()[0])
-        order = np.argsort(hash64(self.seed, np.arange(requests), 0), kind="stable")
-        self.collection_: Int = request_counts(trace, np.sort(order[: self.capacity]))
-        part = leading_requests(trace)
-        self.rank_key_: Int = measured(self._predict(part, schedule(part, as_decode=True)), part)
-        return self
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [D, G, L, m] for G pairs of request and step. Raises FitError before `fit`, or for
-        another model shape than calibration's."""
-        check_fitted(self, trace)
-        return replace(self._predict(trace, steps), rank_key=self.rank_key_)
+    def _learn(self, trace: RoutingTrace) -> None:
+        """The key is measured on requests whose own matrices may be in the collection."""
+        order = np.argsort(hash64(self.seed, np.arange(len(trace.requests()[0])), 0), kind="stable")
+        self.collection_: Int = request_counts(trace, np.sort(order[: self.capacity]))  # [C, L, E]
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         turns = _Turns.of(trace, steps)
@@ -90,6 +57,12 @@ class ActivationMatrix:
         run = np.flatnonzero(turns.step >= 0)
         row[turns.start[run]] = run
         return Prediction(lists, np.broadcast_to(row, (self.distance, len(row))))
+
+
+def request_counts(trace: RoutingTrace, requests: Int) -> Int:
+    """int64 [len(requests), L, E]: tokens of each request, by place in the trace, that use each expert."""
+    starts, ends = trace.requests()
+    return np.stack([expert_counts(trace.select(np.arange(starts[r], ends[r]))) for r in requests])
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,39 @@
 """What miss and re-ranking policies are handed before a run: buddy lists, thresholds, weights, logits, similarities."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.core.miss import ETA
 from sim.core.plan import NOT_ALL_FETCHED
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.buddies_file import read, read_similarity
-from sim.fit.gates import thresholds
-from sim.policies.registry import Policy, Value
+from sim.policies.policy import NONE, Policy, Value
 from traces.format.trace import RoutingTrace
 
 Given = Mapping[str, Value]
+Fit = Callable[[BuddyProfile], BuddyLists]
 
 
 def answer_fields(
-    eviction: Policy, miss: Policy, given: Given, rerank: Policy | None, given_rerank: Given,
-    trace: RoutingTrace, calibration: RoutingTrace | None, expert_bytes: int, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """The fields of a Plan that answers depend on. Raises SpecError or BuddyError, one line, for what does not fit."""
+    miss: Policy,
+    given: Given,
+    rerank: Policy,
+    given_rerank: Given,
+    *,
+    trace: RoutingTrace,
+    calibration: RoutingTrace | None,
+    expert_bytes: int,
+    seed: int,
+    weighs: bool,
+    fit: Fit,
+) -> dict[str, Any]:
+    """The fields of a Plan that answers depend on. weighs: something else reads router weights; fit: buddy lists of the
+    calibration trace. Raises SpecError or TraceError, one line, for what does not fit."""
     values = miss.values(given)
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
@@ -38,15 +49,15 @@ def answer_fields(
         "late_counts_as_missing": bool(values.get("late", 0)),
         "norm_topk": bool(trace.meta.get("norm_topk", True)),
     }
-    if chosen.marks & NOT_ALL_FETCHED or rerank is not None or "weights" in eviction.keeps:
+    if chosen.marks & NOT_ALL_FETCHED or rerank is not NONE or weighs:
         fields["weights"] = trace.weights
         fields["logits"] = _logits(miss, rerank, chosen.params, trace)
     if miss.lists:
-        lists = _lists(miss, values, trace, calibration, seed)
+        lists = _lists(miss, values, trace, seed, fit)
         fields |= {"peers": lists.peers, "peer_q": lists.q}
     if "tau" in values:
         fields["tau"] = _tau(miss, values, trace, calibration)
-    if rerank is not None:
+    if rerank is not NONE:
         fields["rerank"] = rerank.choice(given_rerank)
     matrix = str(values.get("matrix", "")) or _matrix_of(rerank, given_rerank)
     if matrix:
@@ -54,23 +65,23 @@ def answer_fields(
     return fields
 
 
-def _matrix_of(rerank: Policy | None, given: Given) -> str:
+def _matrix_of(rerank: Policy, given: Given) -> str:
     """The similarity matrix that sere needs. Raises SpecError without one."""
-    if rerank is None or "matrix" not in rerank.prepared:
+    if "matrix" not in rerank.prepared:
         return ""
     if not given.get("matrix"):
         raise SpecError(f"{rerank.name}: needs a similarity matrix: --set {rerank.name}.matrix=FILE.npz")
     return str(given["matrix"])
 
 
-def _logits(miss: Policy, rerank: Policy | None, params: Any, trace: RoutingTrace) -> Any:
+def _logits(miss: Policy, rerank: Policy, params: Any, trace: RoutingTrace) -> Any:
     if miss.lists and params[ETA] != 0.0 and trace.logits is None:
         raise SpecError(f"{miss.name}: eta needs `logits`, which the trace does not have")
-    wanted = any("logits" in policy.needs or policy.user for policy in (miss, rerank) if policy is not None)
+    wanted = any("logits" in policy.needs or policy.user for policy in (miss, rerank))
     return trace.logits if wanted or (miss.lists and params[ETA] != 0.0) else None
 
 
-def _lists(miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingTrace | None, seed: int) -> BuddyLists:
+def _lists(miss: Policy, values: dict[str, Any], trace: RoutingTrace, seed: int, fit: Fit) -> BuddyLists:
     """From a file of `python -m sim.profile`, from a similarity matrix, or fitted on the calibration trace."""
     if miss.lists == "similarity":
         if not values["matrix"]:
@@ -84,7 +95,6 @@ def _lists(miss: Policy, values: Given, trace: RoutingTrace, calibration: Routin
     elif values["lists"]:
         lists = read(Path(str(values["lists"])))
     else:
-        assert calibration is not None
         profile = BuddyProfile(
             alpha=float(values["alpha"]),
             k_max=int(values["k_max"]),
@@ -94,7 +104,7 @@ def _lists(miss: Policy, values: Given, trace: RoutingTrace, calibration: Routin
             warmup=int(values["warmup"]),
             seed=seed,
         )
-        lists = profile.fit(calibration).lists_
+        lists = fit(profile)
     lists.require_fit(trace)
     return lists
 
@@ -109,6 +119,25 @@ def _tau(miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingT
     if percentile > 100:
         raise SpecError(f"set: {miss.name}.percentile={percentile:g}: must lie in 0..100, or be negative for none")
     return thresholds(calibration, percentile, float(values["temperature"]))
+
+
+def entropies(
+    weights: npt.NDArray[Any], experts: npt.NDArray[Any], temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """TAE (BuddyMoE, arXiv 2511.10054, Eq. 1) of router weights [..., K], experts >= 0 only. In [0, 1]; 0 for K = 1."""
+    k = weights.shape[-1]
+    mass = np.where(experts >= 0, weights.astype(np.float64), 0.0) ** (1.0 / temperature)
+    total = mass.sum(axis=-1, keepdims=True)
+    p = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
+    terms = np.zeros_like(p)
+    np.log(p, out=terms, where=p > 0)
+    return -(p * terms).sum(axis=-1) / np.log(k) if k > 1 else np.zeros(weights.shape[:-1])
+
+
+def thresholds(trace: RoutingTrace, percentile: float, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """float64 [L]: the percentile of each layer's TAE over the trace's tokens."""
+    assert trace.weights is not None
+    return np.percentile(entropies(trace.weights, trace.experts, temperature), percentile, axis=0)
 
 
 def _similarity(path: str, trace: RoutingTrace) -> Any:

@@ -21,17 +21,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sim.fit.coactivation import (
-    BuddyError,
-    CoActivation,
-    check_cells,
-    co_activation,
-    conditional,
-)
+from sim.errors import SpecError
+from sim.fit.coactivation import CoActivation, check_cells, co_activation, conditional
 from traces.format.npz import content_hash
 from traces.format.trace import RoutingTrace, hash64
-
-__all__ = ["BuddyError", "BuddyLists", "BuddyProfile", "co_activation", "conditional", "from_similarity"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -95,14 +88,14 @@ class BuddyLists:
         return full & short
 
     def require_fit(self, trace: RoutingTrace) -> None:
-        """Raise BuddyError unless these lists are of the trace's shape: MoE layers and experts."""
+        """Raise SpecError unless these lists are of the trace's shape: MoE layers and experts."""
         have, want = (self.n_moe_layers, self.n_experts), (trace.n_moe_layers, trace.n_experts)
         if have != want:
             of = f"buddy lists are of {have[0]} MoE layers and {have[1]} experts"
-            raise BuddyError(f"{of}; the trace of {trace.model} has {want[0]} and {want[1]}")
+            raise SpecError(f"{of}; the trace of {trace.model} has {want[0]} and {want[1]}")
         layers = self.meta.get("moe_layers")
         if layers is not None and layers != list(trace.meta["moe_layers"]):
-            raise BuddyError(f"buddy lists are of other MoE layers than the trace of {trace.model}")
+            raise SpecError(f"buddy lists are of other MoE layers than the trace of {trace.model}")
 
 
 @dataclass
@@ -138,7 +131,7 @@ class BuddyProfile:
     def fit(self, trace: RoutingTrace, name: str = "") -> Self:
         """Learn the lists of a whole trace. name: of its file, kept as provenance.
 
-        Raises BuddyError for a parameter out of range and for what the trace lacks.
+        Raises SpecError for a parameter out of range and for what the trace lacks.
         """
         alpha = _alphas(self.alpha, trace.n_moe_layers)
         _check_k_max(self.k_max)
@@ -146,8 +139,8 @@ class BuddyProfile:
             self.counts_: CoActivation = co_activation(
                 trace, self.count, self.mix, self.warmup, self.warmup_weight, self.decode_only
             )
-        except BuddyError as error:
-            raise BuddyError(f"{name or 'trace'}: {error}") from None
+        except SpecError as error:
+            raise SpecError(f"{name or 'trace'}: {error}") from None
         q = conditional(self.counts_.m, self.eps)
         parts = _lists(q, q, alpha, self.k_max, self.seed)
         self.lists_ = BuddyLists(*parts, meta=self._meta(trace, name))
@@ -188,14 +181,14 @@ def from_similarity(
     positive parts off the diagonal (uniform where there is none); it ends as above, by alpha (1: the last
     peer of positive similarity) or k_max, and before the first peer below `threshold`, which may leave
     nobody. The matrix need not be symmetric, its diagonal is not looked at. name: of its file; about: what is
-    known of it (model, metric, source, licence are kept). Raises BuddyError.
+    known of it (model, metric, source, licence are kept). Raises SpecError.
     """
     given = np.array(matrix, np.float64)
     check_similarity(given, name or "similarity")
     np.einsum("lii->li", given)[...] = 0
     _check_k_max(k_max)
     if threshold is not None and not -1 <= threshold <= 1:
-        raise BuddyError(f"threshold is {threshold}; a similarity from -1 to 1 is required")
+        raise SpecError(f"threshold is {threshold}; a similarity from -1 to 1 is required")
     q = conditional(np.maximum(given, 0))
     parts = _lists(given, q, _alphas(alpha, len(given)), k_max, seed, threshold)
     known = {k: v for k, v in (about or {}).items() if k in ("model", "metric", "source", "licence")}
@@ -209,30 +202,30 @@ def from_similarity(
 
 
 def check_similarity(matrix: Float, name: str) -> None:
-    """Raise BuddyError, one line that begins with `name`, for what is no similarity matrix [L, E, E]."""
+    """Raise SpecError, one line that begins with `name`, for what is no similarity matrix [L, E, E]."""
     if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2] or len(matrix) == 0:
-        raise BuddyError(f"{name}: similarity has shape {matrix.shape}; [MoE layers, experts, experts] is required")
+        raise SpecError(f"{name}: similarity has shape {matrix.shape}; [MoE layers, experts, experts] is required")
     check_cells(matrix.shape[0], matrix.shape[1])
     inside = np.abs(matrix) <= 1 + SIMILARITY_SLACK  # false for NaN
     np.einsum("lii->li", inside)[...] = True
     if not inside.all():
         at = tuple(int(i) for i in np.argwhere(~inside)[0])
-        raise BuddyError(f"{name}: similarity{list(at)} = {matrix[at]}; a number from -1 to 1 is required")
+        raise SpecError(f"{name}: similarity{list(at)} = {matrix[at]}; a number from -1 to 1 is required")
 
 
 def _alphas(alpha: float | Sequence[float], layers: int) -> Float:
     values = np.array(alpha, np.float64)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != layers):
-        raise BuddyError(f"alpha has {values.size} values; one, or one for each of {layers} MoE layers is required")
+        raise SpecError(f"alpha has {values.size} values; one, or one for each of {layers} MoE layers is required")
     bad = values[~((values > 0) & (values <= 1))]
     if bad.size:
-        raise BuddyError(f"alpha is {bad.flat[0]}; a share in (0, 1] is required")
+        raise SpecError(f"alpha is {bad.flat[0]}; a share in (0, 1] is required")
     return np.broadcast_to(values, layers)
 
 
 def _check_k_max(k_max: int) -> None:
     if k_max < 1:
-        raise BuddyError(f"k_max is {k_max}; a list has at least one peer")
+        raise SpecError(f"k_max is {k_max}; a list has at least one peer")
 
 
 def _head(how: str, alpha: float | Sequence[float], k_max: int, seed: int, n_experts: int) -> dict[str, Any]:

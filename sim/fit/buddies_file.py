@@ -6,18 +6,17 @@ left alone, nothing is unpickled, and no declared size is believed.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.errors import SpecError
 from sim.fit.buddies import FORMAT_VERSION, SCHEMA, BuddyLists, check_similarity
-from sim.fit.coactivation import BuddyError, check_cells
-from traces.errors import TraceError
-from traces.format.check import MAX_EXPERTS
+from sim.fit.coactivation import check_cells
+from traces.format.layout import MAX_EXPERTS
 from traces.format.members import check_crc, find_members, load, open_zip
 from traces.format.npz import read_meta, write_arrays
 
@@ -54,18 +53,10 @@ PROVENANCE = {
 COVERAGE_SLACK = 1e-4  # q is float32, coverage was summed before
 
 
-@contextmanager
-def _as_buddy_error() -> Iterator[None]:
-    try:
-        yield
-    except TraceError as error:
-        raise BuddyError(str(error)) from error
-
-
 def write(path: AnyPath, lists: BuddyLists) -> None:
     """Write valid lists: uncompressed, aligned, equal bytes for equal lists, all or nothing.
 
-    Raises BuddyError for invalid lists and where nothing can be written.
+    Raises SpecError for invalid lists, TraceError where nothing can be written.
     """
     validate(lists, str(path))
     arrays: dict[str, Array] = {
@@ -73,14 +64,14 @@ def write(path: AnyPath, lists: BuddyLists) -> None:
         "q": lists.q.astype(np.float32),
         "coverage": lists.coverage.astype(np.float64),
     }
-    with _as_buddy_error():
-        write_arrays(path, lists.meta, arrays)
+    write_arrays(path, lists.meta, arrays)
 
 
 def read(path: AnyPath) -> BuddyLists:
-    """The lists at `path`, in memory, every value checked. Raises BuddyError for whatever is wrong."""
+    """The lists at `path`, in memory, every value checked. Raises TraceError for what is no archive of
+    arrays, SpecError for what is no lists."""
     path = Path(path)
-    with _as_buddy_error(), open_zip(path) as archive:
+    with open_zip(path) as archive:
         members = find_members(archive, path, ("meta", *KINDS))
         meta = read_meta(archive, path, members.pop("meta", None), "a file of buddy lists")
         check_structure({n: (m.dtype, m.shape) for n, m in members.items()}, meta, str(path))
@@ -98,15 +89,15 @@ def read(path: AnyPath) -> BuddyLists:
 
 
 def read_similarity(path: AnyPath) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
-    """(matrix float64 [L, E, E], what `meta` says, or {}) of the file at `path`. Raises BuddyError."""
+    """(matrix float64 [L, E, E], what `meta` says, or {}) of the file at `path`. Raises as `read`."""
     path = Path(path)
-    with _as_buddy_error(), open_zip(path) as archive:
+    with open_zip(path) as archive:
         members = find_members(archive, path, ("meta", "similarity"))
         if "similarity" not in members:
-            raise BuddyError(f"{path}: similarity is missing; an array [MoE layers, experts, experts] is required")
+            raise SpecError(f"{path}: similarity is missing; an array [MoE layers, experts, experts] is required")
         member = members["similarity"]
         if member.dtype.kind != "f":
-            raise BuddyError(f"{path}: similarity has dtype {member.dtype.name}; a floating type is required")
+            raise SpecError(f"{path}: similarity has dtype {member.dtype.name}; a floating type is required")
         if len(member.shape) == 3:
             check_cells(member.shape[0], max(member.shape[1:]))
         about = read_meta(archive, path, members["meta"]) if "meta" in members else {}
@@ -119,7 +110,7 @@ def read_similarity(path: AnyPath) -> tuple[npt.NDArray[np.float64], dict[str, A
 
 
 def validate(lists: BuddyLists, name: str = "buddy lists") -> None:
-    """Check structure, meta and every value. Raises BuddyError with one line that begins with `name`."""
+    """Check structure, meta and every value. Raises SpecError with one line that begins with `name`."""
     arrays: dict[str, Array] = {"peers": lists.peers, "q": lists.q, "coverage": lists.coverage}
     check_structure({n: (a.dtype, a.shape) for n, a in arrays.items()}, lists.meta, name)
     check_values(arrays, lists.meta, name)
@@ -130,42 +121,42 @@ def check_structure(headers: Mapping[str, Header], meta: dict[str, Any], name: s
     _check_meta(meta, name)
     for array, (kinds, words) in KINDS.items():
         if array not in headers:
-            raise BuddyError(f"{name}: {array} is missing; a file of buddy lists has it")
+            raise SpecError(f"{name}: {array} is missing; a file of buddy lists has it")
         dtype = headers[array][0]
         if dtype.kind not in kinds:
-            raise BuddyError(f"{name}: {array} has dtype {dtype.name}; {words} is required")
+            raise SpecError(f"{name}: {array} has dtype {dtype.name}; {words} is required")
     shape = headers["peers"][1]
     width = min(meta["k_max"], meta["n_experts"] - 1)
     if len(shape) != 3 or shape[0] == 0 or shape[1:] != (meta["n_experts"], width):
         want = f"[MoE layers, {meta['n_experts']}, {width}]"
-        raise BuddyError(f"{name}: peers has shape {shape}; meta.n_experts and meta.k_max ask for {want}")
+        raise SpecError(f"{name}: peers has shape {shape}; meta.n_experts and meta.k_max ask for {want}")
     check_cells(shape[0], shape[1])
     for array, right in (("q", shape), ("coverage", shape[:2])):
         if headers[array][1] != right:
-            raise BuddyError(f"{name}: {array} has shape {headers[array][1]}; peers asks for {right}")
+            raise SpecError(f"{name}: {array} has shape {headers[array][1]}; peers asks for {right}")
     for key, value in (("alpha", meta["alpha"]), ("moe_layers", meta.get("moe_layers"))):
         if isinstance(value, list) and len(value) != shape[0]:
-            raise BuddyError(f"{name}: meta.{key} lists {len(value)} values; peers has {shape[0]} MoE layers")
+            raise SpecError(f"{name}: meta.{key} lists {len(value)} values; peers has {shape[0]} MoE layers")
 
 
 def _check_meta(meta: dict[str, Any], name: str) -> None:
     if meta.get("schema") != SCHEMA:
-        raise BuddyError(f"{name}: meta.schema is {_short(meta.get('schema'))}; {SCHEMA!r} is required")
+        raise SpecError(f"{name}: meta.schema is {_short(meta.get('schema'))}; {SCHEMA!r} is required")
     found = meta.get("format_version")
     if not _is("count", found) or found != FORMAT_VERSION:
-        raise BuddyError(f"{name}: meta.format_version is {_short(found)}; version {FORMAT_VERSION} is read")
+        raise SpecError(f"{name}: meta.format_version is {_short(found)}; version {FORMAT_VERSION} is read")
     how = meta.get("how")
     if not isinstance(how, str) or how not in PROVENANCE:
-        raise BuddyError(f"{name}: meta.how is {_short(how)}; one of {', '.join(PROVENANCE)} is required")
+        raise SpecError(f"{name}: meta.how is {_short(how)}; one of {', '.join(PROVENANCE)} is required")
     for key, least, most in (("n_experts", 2, MAX_EXPERTS), ("k_max", 1, 1 << 31)):
         value: Any = meta.get(key)
         if not _is("count", value) or not least <= value <= most:
             right = f"an integer from {least} to {most}"
-            raise BuddyError(f"{name}: meta.{key} is {_short(value)}; {right} is required")
+            raise SpecError(f"{name}: meta.{key} is {_short(value)}; {right} is required")
     alphas: Any = meta.get("alpha")
     for alpha in alphas if isinstance(alphas, list) else [alphas]:
         if not _is("number", alpha) or not 0 < alpha <= 1:
-            raise BuddyError(f"{name}: meta.alpha is {_short(alpha)}; a share in (0, 1] is required")
+            raise SpecError(f"{name}: meta.alpha is {_short(alpha)}; a share in (0, 1] is required")
     _check_provenance(meta, PROVENANCE[how], name)
 
 
@@ -175,13 +166,13 @@ def _check_provenance(meta: dict[str, Any], facts: Mapping[str, str], name: str)
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if not _is(kind, value):
-            raise BuddyError(f"{name}: meta.{key} is {_short(value)}; {kind} is required")
+            raise SpecError(f"{name}: meta.{key} is {_short(value)}; {kind} is required")
     if not isinstance(meta.get("seed"), int):
-        raise BuddyError(f"{name}: meta.seed is {_short(meta.get('seed'))}; an integer is required")
+        raise SpecError(f"{name}: meta.seed is {_short(meta.get('seed'))}; an integer is required")
     threshold: Any = meta.get("threshold")
     if threshold is not None and not (isinstance(threshold, int | float) and -1 <= threshold <= 1):
         right = "a number from -1 to 1, or null, is required"
-        raise BuddyError(f"{name}: meta.threshold is {_short(threshold)}; {right}")
+        raise SpecError(f"{name}: meta.threshold is {_short(threshold)}; {right}")
 
 
 def _is(kind: str, value: Any) -> bool:
@@ -248,4 +239,4 @@ def _repeated(peers: Array) -> Array:
 def _refuse(name: str, array: str, values: Array, bad: Array, right: str) -> None:
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise BuddyError(f"{name}: {array}{list(at)} = {values[at]}; {right}")
+        raise SpecError(f"{name}: {array}{list(at)} = {values[at]}; {right}")

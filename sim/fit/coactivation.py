@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.errors import UserError
+from sim.errors import SpecError
 from traces.format.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
@@ -25,13 +25,6 @@ COUNTS = ("binary", "weighted", "mixed")
 MAX_CELLS = 1 << 27  # entries of one [L, E, E] array: 1 GiB in float64; the largest models have 25 M
 BLOCK_TOKENS = 1 << 13  # the pair ids of a block stay in the processor's cache
 BLOCK_SLOTS = 1 << 20
-
-
-class BuddyError(UserError):
-    """Bad input: one line that names file or parameter, value, and what would be right."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +64,7 @@ def co_activation(
                    (P: a warm-up is weighted down; where it lies and by how much is I).
     decode_only    leave prompt tokens out. rows: bool [T], the tokens to count; None: all.
 
-    Raises BuddyError for a parameter out of range, weights that the trace lacks, no token left, or too many
+    Raises SpecError for a parameter out of range, weights that the trace lacks, no token left, or too many
     experts for an [L, E, E] array.
     """
     _check(trace, count, mix, warmup, warmup_weight)
@@ -89,24 +82,24 @@ def co_activation(
 
 def _check(trace: RoutingTrace, count: str, mix: float, warmup: int, warmup_weight: float) -> None:
     if count not in COUNTS:
-        raise BuddyError(f"count is {count!r}; one of {', '.join(COUNTS)} is required")
+        raise SpecError(f"count is {count!r}; one of {', '.join(COUNTS)} is required")
     if not 0 <= mix <= 1:
-        raise BuddyError(f"mix is {mix}; the share of the weighted counts lies in [0, 1]")
+        raise SpecError(f"mix is {mix}; the share of the weighted counts lies in [0, 1]")
     if warmup < 0:
-        raise BuddyError(f"warmup is {warmup}; a number of tokens >= 0 is required")
+        raise SpecError(f"warmup is {warmup}; a number of tokens >= 0 is required")
     if not 0 <= warmup_weight <= 1:
-        raise BuddyError(f"warmup_weight is {warmup_weight}; it lies in [0, 1]")
+        raise SpecError(f"warmup_weight is {warmup_weight}; it lies in [0, 1]")
     if count != "binary" and trace.weights is None:
-        raise BuddyError(f"count {count!r} needs router weights, which this trace of {trace.model} lacks")
+        raise SpecError(f"count {count!r} needs router weights, which this trace of {trace.model} lacks")
     check_cells(trace.n_moe_layers, trace.n_experts)
 
 
 def check_cells(layers: int, experts: int) -> None:
-    """Raise BuddyError where an [L, E, E] array would be absurdly large, or has no pair of experts."""
+    """Raise SpecError where an [L, E, E] array would be absurdly large, or has no pair of experts."""
     if experts < 2:
-        raise BuddyError(f"n_experts is {experts}; buddies need at least 2 experts in a layer")
+        raise SpecError(f"n_experts is {experts}; buddies need at least 2 experts in a layer")
     if layers * experts * experts > MAX_CELLS:
-        raise BuddyError(f"{layers} layers of {experts} experts: more than {MAX_CELLS:,} pairs are not counted")
+        raise SpecError(f"{layers} layers of {experts} experts: more than {MAX_CELLS:,} pairs are not counted")
 
 
 def _token_weights(
@@ -121,10 +114,10 @@ def _token_weights(
     if rows is not None:
         chosen = np.asarray(rows)
         if chosen.dtype != np.bool_ or chosen.shape != keep.shape:
-            raise BuddyError(f"rows has dtype {chosen.dtype}, shape {chosen.shape}; bool {keep.shape} is required")
+            raise SpecError(f"rows has dtype {chosen.dtype}, shape {chosen.shape}; bool {keep.shape} is required")
         keep[~chosen] = 0
     if not keep.any():
-        raise BuddyError("no token is left to count: all are prompt tokens, warm-up of weight 0, or not chosen")
+        raise SpecError("no token is left to count: all are prompt tokens, warm-up of weight 0, or not chosen")
     return keep
 
 
@@ -197,10 +190,10 @@ def conditional(m: Float, eps: float = 0.0) -> Float:
 
     The diagonal of `m` is dropped before normalising, and eps >= 0 added to every other entry (P: M + eps).
     A row without any mass is uniform over the peers, 1 / (E - 1): what eps tends to as it goes to 0 (I).
-    Raises BuddyError for eps that is negative or not finite, and for fewer than 2 experts.
+    Raises SpecError for eps that is negative or not finite, and for fewer than 2 experts.
     """
     if not 0 <= eps < np.inf:
-        raise BuddyError(f"eps is {eps}; a finite number >= 0 is required")
+        raise SpecError(f"eps is {eps}; a finite number >= 0 is required")
     n = m.shape[1]
     check_cells(m.shape[0], n)
     q = m + eps

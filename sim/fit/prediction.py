@@ -3,14 +3,14 @@
 Sizes: T trace tokens, L MoE layers, K top-k, E experts per layer, D distances, m entries of a list.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.fit.errors import FitError
-from sim.steps import Steps
+from sim.errors import SpecError
+from sim.steps import Steps, schedule
 from traces.format.trace import RoutingTrace
 
 Array = npt.NDArray[Any]
@@ -38,63 +38,93 @@ class Prediction:
     rank_key: Int = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
 
-class Predictor(Protocol):
-    """What every predictor has. One that is `fitted` has also `fit(calibration) -> Self`, to be called first.
+class Predictor:
+    """What every predictor has. `needs`: optional arrays of the trace that it reads; `oracle`: it reads the future.
+
+    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
+    width      entries of a list; None = the trace's top-k.
 
     Causality: the list for layer l of token t, d layers ahead, depends on the calibration trace and on the
     routing of visits up to d before the target visit, that one included; only an `oracle` reads further.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]]  # optional arrays of the trace it reads
-    fitted: ClassVar[bool]  # needs a calibration trace
-    oracle: ClassVar[bool]  # reads the future
-    source: ClassVar[str]  # where it comes from
-    distance: int  # D: how many MoE layers ahead it looks
+    source: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[bool] = False
+    oracle: ClassVar[bool] = False
 
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction: ...
+    def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
+        self.distance = whole(self.name, "distance", distance)
+        self.width = None if width is None else whole(self.name, "width", width)
+
+    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        """The lists for these steps. Raises SpecError where the trace lacks what they are made of."""
+        self.check(trace)
+        return self._predict(trace, steps)
+
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        raise NotImplementedError
+
+    def check(self, trace: RoutingTrace) -> None:
+        """Raises SpecError where the trace lacks an array the predictor needs, or has too few MoE layers."""
+        for array in self.needs:
+            if not trace.has(array):
+                raise SpecError(f"{self.name}: the trace has no array {array}; this predictor needs it")
+        if self.distance > trace.n_moe_layers:
+            raise SpecError(f"{self.name}: distance {self.distance}; the trace has {trace.n_moe_layers} MoE layers")
+
+
+class FittedPredictor(Predictor):
+    """One that is fitted on a calibration trace before it predicts."""
+
+    fitted = True
+    shape_: tuple[int, ...] = ()  # of the calibration trace
+
+    def fit(self, trace: RoutingTrace) -> Self:
+        """Learns from a calibration trace, and rank_key_ int64 [D, m] from its first requests (`leading_requests`)."""
+        Predictor.check(self, trace)
+        self.shape_ = _shape(trace)
+        self._learn(trace)
+        part = leading_requests(trace)
+        self.rank_key_: Int = measured(self._predict(part, schedule(part, as_decode=True)), part)
+        return self
+
+    def _learn(self, trace: RoutingTrace) -> None:
+        raise NotImplementedError
+
+    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        """As every predictor does, with the key that was learned."""
+        return replace(super().predict(trace, steps), rank_key=self.rank_key_)
+
+    def check(self, trace: RoutingTrace) -> None:
+        """Also raises SpecError before `fit`, or where calibration had another model shape."""
+        if not self.shape_:
+            raise SpecError(f"{self.name}: not fitted; it needs a calibration trace")
+        if self.shape_ != _shape(trace):
+            there, here = (f"{n} MoE layers, {e} experts, top-{k}" for n, e, k in (self.shape_, _shape(trace)))
+            raise SpecError(f"{self.name}: the calibration trace has {there}; the trace has {here}")
+        super().check(trace)
 
 
 def whole(name: str, parameter: str, value: Any, least: int = 1) -> int:
-    """`value` as an int. Raises FitError unless it is a whole number from `least`."""
+    """`value` as an int. Raises SpecError unless it is a whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise FitError(f"{name}: {parameter} is {value}; a whole number from {least} is required")
+        raise SpecError(f"{name}: {parameter} is {value}; a whole number from {least} is required")
     return int(value)
 
 
 def share(name: str, parameter: str, value: Any, zero: bool = True) -> float:
-    """`value` as a float. Raises FitError unless it lies in [0, 1], or (0, 1] without `zero`."""
+    """`value` as a float. Raises SpecError unless it lies in [0, 1], or (0, 1] without `zero`."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not (0 <= value <= 1) or (value == 0 and not zero):
-        raise FitError(f"{name}: {parameter} is {value}; a number in {'[' if zero else '('}0, 1] is required")
+        raise SpecError(f"{name}: {parameter} is {value}; a number in {'[' if zero else '('}0, 1] is required")
     return float(value)
 
 
-def check(predictor: Predictor, trace: RoutingTrace) -> None:
-    """Raises FitError where the trace lacks an array the predictor needs, or has too few MoE layers."""
-    for array in predictor.needs:
-        if not trace.has(array):
-            raise FitError(f"{predictor.name}: the trace has no array {array}; this predictor needs it")
-    if predictor.distance > trace.n_moe_layers:
-        raise FitError(
-            f"{predictor.name}: distance {predictor.distance}; the trace has {trace.n_moe_layers} MoE layers"
-        )
-
-
-def shape(trace: RoutingTrace) -> tuple[int, int, int]:
+def _shape(trace: RoutingTrace) -> tuple[int, int, int]:
     """(L, E, K): what a calibration trace and the run's must share."""
     return trace.n_moe_layers, trace.n_experts, trace.top_k
-
-
-def check_fitted(predictor: Predictor, trace: RoutingTrace) -> None:
-    """As `check`; also raises FitError before `fit`, or where calibration had another model shape."""
-    fitted: tuple[int, int, int] | None = getattr(predictor, "shape_", None)
-    if fitted is None:
-        raise FitError(f"{predictor.name}: not fitted; it needs a calibration trace")
-    if fitted != shape(trace):
-        there, here = (f"{n} MoE layers, {e} experts, top-{k}" for n, e, k in (fitted, shape(trace)))
-        raise FitError(f"{predictor.name}: the calibration trace has {there}; the trace has {here}")
-    check(predictor, trace)
 
 
 def length(width: int | None, trace: RoutingTrace) -> int:

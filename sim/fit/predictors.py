@@ -13,79 +13,53 @@ on routing up to v alone.
 """
 
 import math
-from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.errors import SpecError
 from sim.fit.activation import ActivationMatrix
-from sim.fit.errors import FitError
-from sim.fit.lookahead import GateLookahead, Learned
 from sim.fit.prediction import (
     CHUNK_ELEMENTS,
+    FittedPredictor,
     Ids,
     Int,
     Prediction,
     Predictor,
-    check,
-    check_fitted,
     identity_rows,
     ids,
-    leading_requests,
     length,
-    measured,
     ranked,
-    shape,
     share,
     unfitted,
     whole,
 )
 from sim.fit.transition import Transition
-from sim.steps import Steps, schedule
+from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.stats import expert_counts
 
-__all__ = ["PREDICTORS", "FitError", "Prediction", "Predictor"]
-
+LEARNED = "learned"  # how meta.lookahead_source begins when runtime.predictor made the lists
+COMMAND = "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"
 _ID = np.uint64((1 << 15) - 1)  # low bits of a sort key that hold an expert id
 _NONE = np.uint64(2**64 - 1)
 
 
-class Popular:
+class Popular(FittedPredictor):
     """Each layer's most used experts in calibration, the same list at all times.
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k; never more than its experts.
 
     Ties go to the lower id; an expert that calibration never uses is not listed. The first row of a step
     holds the list.
     """
 
-    name: ClassVar[str] = "popular"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = True
-    oracle: ClassVar[bool] = False
-    source: ClassVar[str] = "expert popularity from calibration data: Fiddler, arXiv 2402.07033"
+    name = "popular"
+    source = "expert popularity from calibration data: Fiddler, arXiv 2402.07033"
 
-    def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
-
-    def fit(self, trace: RoutingTrace) -> Self:
-        """Learns ranking_ int16 [L, m] and rank_key_ int64 [D, m]."""
-        check(self, trace)
-        self.shape_ = shape(trace)
+    def _learn(self, trace: RoutingTrace) -> None:
         self.ranking_: Ids = ranked(expert_counts(trace), length(self.width, trace))
-        part = leading_requests(trace)
-        self.rank_key_: Int = measured(self._predict(part, schedule(part, as_decode=True)), part)
-        return self
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [1, 1, L, m]. Raises FitError before `fit`, or for another model shape than
-        calibration's."""
-        check_fitted(self, trace)
-        return replace(self._predict(trace, steps), rank_key=self.rank_key_)
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         row = np.full(trace.n_tokens, -1, np.int32)
@@ -93,63 +67,95 @@ class Popular:
         return Prediction(self.ranking_[None, None], np.broadcast_to(row, (self.distance, len(row))))
 
 
-class PreviousToken:
+class GateLookahead(Predictor):
+    """The trace's `lookahead`: the coming layers' routers asked with the hidden state of this one.
+
+    distance   look 1 .. distance MoE layers ahead; meta.lookahead_distances must hold them all.
+    width      entries of a list; None = the trace's top-k; never more than the trace's lists hold.
+
+    Who wrote them, before the run, meta.lookahead_source says. A layer below the distance must have no entries: no
+    hidden state of that token could foretell it. Lists are a view of the array, memory-mapped if it is; cutting them
+    shorter makes them strided.
+    """
+
+    name = "gate-lookahead"
+    needs: ClassVar[tuple[str, ...]] = ("lookahead",)
+    source = "speculative expert loading: Eliseev and Mazur, arXiv 2312.17238, section 3.2"
+
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        there, wanted = trace.lookahead_distances, tuple(range(1, self.distance + 1))
+        if there[: self.distance] != wanted:  # the format lists them ascending
+            need = f"distance {self.distance} needs lookahead distances {list(wanted)}"
+            raise SpecError(f"{self.name}: {need}; the trace has {list(there)}")
+        assert trace.lookahead is not None  # it has been checked
+        lists: Ids = ids(trace.lookahead)[: self.distance, :, :, : length(self.width, trace)]
+        for d in wanted:
+            if (lists[d - 1, :, :d] >= 0).any():
+                raise SpecError(f"{self.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed")
+        return unfitted(lists, identity_rows(self.distance, trace.n_tokens))
+
+
+class Learned(GateLookahead):
+    """A small model's lists, made before the run by `python -m runtime.predictor` and kept in `lookahead`.
+
+    The same as gate-lookahead on a trace whose meta.lookahead_source begins with "learned", and on no other.
+    It was fitted on a calibration trace of its own (meta.lookahead_model names it), which should share no
+    request with this one; the run's --calibration does not matter to it. Lists made for decode steps (`--as-decode`)
+    see the previous prompt token: they are refused in a run with prefill steps.
+    """
+
+    name = "learned"
+    needs = ()  # `predict` refuses a trace without lookahead: it names the command
+    source = "this project"
+
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        made_by = trace.meta.get("lookahead_source")
+        if trace.lookahead is None or not str(made_by).startswith(LEARNED):
+            raise SpecError(f"{self.name}: the trace's lookahead is not of a learned model; make one: {COMMAND}")
+        about = trace.meta.get("lookahead_model")
+        if isinstance(about, dict) and about.get("as_decode") and steps.prefill.any():
+            made = "the lists were made --as-decode and the run has prefill steps"
+            raise SpecError(f"{self.name}: {made}; run it --as-decode, or make them without")
+        return super()._predict(trace, steps)
+
+
+class PreviousToken(Predictor):
     """What the same request's last token of an earlier step used at the same layer.
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k, which it never exceeds.
 
     Ranked by slot. A request has one list per step, held by its first row there. Lists are a view of
     `experts`.
     """
 
-    name: ClassVar[str] = "previous-token"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = False
-    oracle: ClassVar[bool] = False
-    source: ClassVar[str] = "temporal locality of routing: Mixtral of Experts, arXiv 2401.04088, section 5"
+    name = "previous-token"
+    source = "temporal locality of routing: Mixtral of Experts, arXiv 2401.04088, section 5"
 
-    def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [1, T, L, m], no copy of int16 experts."""
-        check(self, trace)
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         row = steps.previous_rows(trace.sequence)
         return unfitted(ids(trace.experts)[None, :, :, : self.width], np.broadcast_to(row, (self.distance, len(row))))
 
 
-class Oracle:
+class Oracle(Predictor):
     """What the target layer will want, known beforehand: the bound of every prefetcher. Reads the future.
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k, which it never exceeds.
 
     Ranked by slot. Lists are a view of `experts`.
     """
 
-    name: ClassVar[str] = "oracle"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = False
-    oracle: ClassVar[bool] = True
-    source: ClassVar[str] = "this project"
+    name = "oracle"
+    oracle = True
+    source = "this project"
 
-    def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [1, T, L, m], no copy of int16 experts."""
-        check(self, trace)
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         lists = ids(trace.experts)[None, :, :, : self.width]
         return unfitted(lists, identity_rows(self.distance, trace.n_tokens))
 
 
-class NoisyOracle:
+class NoisyOracle(Predictor):
     """An oracle of set recall and precision: what would such a predictor be worth? Reads the future.
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     recall     chance of each wanted expert to be listed, in [0, 1].
     precision  expected share of right entries among all entries of the trace, in (0, 1].
     seed       of the noise.
@@ -162,11 +168,9 @@ class NoisyOracle:
     mixed (all three in the 49 high bits, 53 for chances). Every distance sees the same list.
     """
 
-    name: ClassVar[str] = "noisy-oracle"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = False
-    oracle: ClassVar[bool] = True
-    source: ClassVar[str] = "this project"
+    name = "noisy-oracle"
+    oracle = True
+    source = "this project"
 
     def __init__(
         self,
@@ -177,21 +181,17 @@ class NoisyOracle:
         seed: int = 0,
         width: int | None = None,
     ) -> None:
-        self.distance = whole(self.name, "distance", distance)
+        super().__init__(distance=distance, width=width)
         self.recall = share(self.name, "recall", recall)
         self.precision = share(self.name, "precision", precision, zero=False)
         self.seed = whole(self.name, "seed", seed, least=0)
-        self.width = None if width is None else whole(self.name, "width", width)
 
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [1, T, L, m]. Raises FitError where the trace has too few experts to be wrong as often
-        as asked."""
-        check(self, trace)
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         tokens, layers, k = trace.experts.shape
         per_right = self.recall * (1 - self.precision) / self.precision
         spare = trace.n_experts - k
         if k * per_right > spare:
-            raise FitError(
+            raise SpecError(
                 f"{self.name}: precision {self.precision} asks for {k * per_right:.3g} wrong experts a list; "
                 f"there are {spare} beside the {k} right ones"
             )
@@ -240,16 +240,5 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
     return (hashed & ~_ID) | (expert.astype(np.uint64) & _ID)
 
 
-PREDICTORS: dict[str, type[Any]] = {
-    each.name: each
-    for each in (
-        Popular,
-        PreviousToken,
-        Transition,
-        GateLookahead,
-        Learned,
-        ActivationMatrix,
-        Oracle,
-        NoisyOracle,
-    )
-}
+EVERY = (Popular, PreviousToken, Transition, GateLookahead, Learned, ActivationMatrix, Oracle, NoisyOracle)
+PREDICTORS: dict[str, type[Any]] = {each.name: each for each in EVERY}

@@ -18,7 +18,7 @@ instead.
 import numpy as np
 import numpy.typing as npt
 
-from sim.fit.errors import FitError
+from sim.errors import SpecError
 from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
@@ -29,11 +29,11 @@ _CHUNK_ELEMENTS = 1 << 18  # of a table that is gone through top-k times: it sho
 def hit_curves(trace: RoutingTrace, as_decode: bool = False) -> Int:
     """int64 [L, E + 1]: hits of each layer's LRU with 0, 1, ... E slots; never falling.
 
-    as_decode: prompt rows count as decode rows. Raises FitError where the trace has no row to count.
+    as_decode: prompt rows count as decode rows. Raises SpecError where the trace has no row to count.
     """
     rows = np.arange(trace.n_tokens) if as_decode else np.flatnonzero(~np.asarray(trace.prefill))
     if not len(rows):
-        raise FitError("slots: the calibration trace has no decode rows; as_decode counts prompt rows")
+        raise SpecError("slots: the calibration trace has no decode rows; as_decode counts prompt rows")
     n = trace.n_experts
     depths = np.zeros((trace.n_moe_layers, n + 1), np.int64)
     size = max(1, _CHUNK_ELEMENTS // n)
@@ -84,19 +84,19 @@ def spread_slots(
     more), with the most hits by `hit_curves` that any such spread has; of those the most even (least sum of
     squares).
 
-    Raises FitError for a calibration trace of another shape, without decode rows (see `hit_curves`), and a
+    Raises SpecError for a calibration trace of another shape, without decode rows (see `hit_curves`), and a
     total that does not give every layer `least` slots.
     """
     have = (calibration.n_moe_layers, calibration.n_experts)
     if have != (n_layers, n_experts):
-        raise FitError(
+        raise SpecError(
             f"slots: the calibration trace has {have[0]} MoE layers of {have[1]} experts; "
             f"{n_layers} of {n_experts} are required"
         )
     if not 1 <= least <= n_experts:
-        raise FitError(f"slots: least is {least}; a number from 1 to {n_experts} is required")
+        raise SpecError(f"slots: least is {least}; a number from 1 to {n_experts} is required")
     if total < least * n_layers:
-        raise FitError(f"slots: {total} in all; {n_layers} layers need at least {least} each")
+        raise SpecError(f"slots: {total} in all; {n_layers} layers need at least {least} each")
     return best_spread(hit_curves(calibration, as_decode), min(total, n_layers * n_experts), least)
 
 

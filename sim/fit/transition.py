@@ -1,38 +1,22 @@
 """Experts at layer l foretell those at layer l + d: a table of conditional probabilities."""
 
 import math
-from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.fit.counts import source_layer, transition_counts
-from sim.fit.errors import FitError
-from sim.fit.prediction import (
-    CHUNK_ELEMENTS,
-    Ids,
-    Int,
-    Prediction,
-    check,
-    check_fitted,
-    identity_rows,
-    leading_requests,
-    length,
-    measured,
-    shape,
-    whole,
-)
-from sim.steps import Steps, schedule
+from sim.errors import SpecError
+from sim.fit.prediction import CHUNK_ELEMENTS, FittedPredictor, Ids, Int, Prediction, identity_rows, length
+from sim.steps import Steps
 from traces.format.trace import RoutingTrace
 
 _MOST_SETS = 1 << 16  # so many sets of source experts may be ranked beforehand
 
 
-class Transition:
+class Transition(FittedPredictor):
     """Experts that follow, in calibration, those of some MoE layers earlier (inter-layer co-activation).
 
-    distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k; never more than its experts.
     smoothing  weight of the prior, in counts.
 
@@ -44,35 +28,18 @@ class Transition:
     are sums of multiples of 2^-40 or coarser.
     """
 
-    name: ClassVar[str] = "transition"
-    needs: ClassVar[tuple[str, ...]] = ()
-    fitted: ClassVar[bool] = True
-    oracle: ClassVar[bool] = False
-    source: ClassVar[str] = "inter-layer expert affinity: ExFlow, arXiv 2401.08383"
+    name = "transition"
+    source = "inter-layer expert affinity: ExFlow, arXiv 2401.08383"
 
     def __init__(self, *, distance: int = 1, width: int | None = None, smoothing: float = 1.0) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
+        super().__init__(distance=distance, width=width)
         if not isinstance(smoothing, int | float) or not 0 <= smoothing < math.inf:
-            raise FitError(f"{self.name}: smoothing is {smoothing}; a finite number from 0 is required")
+            raise SpecError(f"{self.name}: smoothing is {smoothing}; a finite number from 0 is required")
         self.smoothing = float(smoothing)
 
-    def fit(self, trace: RoutingTrace) -> Self:
-        """Learns counts_ int32 [D, L, E, E] and rank_key_ int64 [D, m], the latter on the first 65,536 rows
-        or so."""
-        check(self, trace)
-        self.shape_ = shape(trace)
+    def _learn(self, trace: RoutingTrace) -> None:
         counts = (transition_counts(trace, d + 1) for d in range(self.distance))
-        self.counts_ = np.stack([each.astype(np.int32) for each in counts])
-        part = leading_requests(trace)
-        self.rank_key_: Int = measured(self._predict(part, schedule(part, as_decode=True)), part)
-        return self
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """Lists int16 [D, T, L, m]. Raises FitError before `fit`, or for another model shape than
-        calibration's."""
-        check_fitted(self, trace)
-        return replace(self._predict(trace, steps), rank_key=self.rank_key_)
+        self.counts_ = np.stack([each.astype(np.int32) for each in counts])  # [D, L, E, E]
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         tokens, layers, m = trace.n_tokens, trace.n_moe_layers, length(self.width, trace)
@@ -102,6 +69,37 @@ class Transition:
             pairs + self.smoothing * prior, given, out=np.zeros_like(pairs), where=given > 0
         )
         return scores
+
+
+def pair_counts(source: npt.NDArray[Any], target: npt.NDArray[Any], n_experts: int) -> Int:
+    """int64 [E, E] from integer [N, K] and [N, K'] (-1 none): lines naming i in `source`, j in `target`."""
+    counts = np.zeros((n_experts + 1) ** 2, np.int64)
+    size = max(1, CHUNK_ELEMENTS // max(1, source.shape[1] * target.shape[1]))
+    for lo in range(0, len(source), size):
+        i, j = (part[lo : lo + size].astype(np.int64) + 1 for part in (source, target))
+        counts += np.bincount((i[:, :, None] * (n_experts + 1) + j[:, None, :]).reshape(-1), minlength=counts.size)
+    return counts.reshape(n_experts + 1, n_experts + 1)[1:, 1:]
+
+
+def source_layer(layer: int, distance: int, n_layers: int) -> tuple[int, bool]:
+    """The MoE layer `distance` visits before `layer`, and whether it lies in the step before."""
+    return (layer - distance, False) if layer >= distance else (layer - distance + n_layers, True)
+
+
+def transition_counts(trace: RoutingTrace, distance: int) -> Int:
+    """int64 [L, E, E]: by target layer l, tokens routed to j there whose source names i, `distance` MoE
+    layers earlier: the same token's routing, or, where that lies before the first MoE layer, the previous
+    token's of its request."""
+    layers, n = trace.n_moe_layers, trace.n_experts
+    out = np.zeros((layers, n, n), np.int64)
+    rows = np.flatnonzero(trace.sequence[1:] == trace.sequence[:-1]) + 1
+    for layer in range(layers):
+        at, earlier = source_layer(layer, distance, layers)
+        if earlier:
+            out[layer] = pair_counts(trace.experts[rows - 1, at], trace.experts[rows, layer], n)
+        else:
+            out[layer] = pair_counts(trace.experts[:, at], trace.experts[:, layer], n)
+    return out
 
 
 class _Ranker:

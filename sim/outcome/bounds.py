@@ -64,7 +64,7 @@ class _Span:
     partly: Counter[int] = field(default_factory=Counter)
 
 
-class _Link(NamedTuple):
+class _Landings(NamedTuple):
     """first_ns: from an idle link's commit to the landing; each_ns: the least between two landings, one after
     the other.
 
@@ -77,9 +77,9 @@ class _Link(NamedTuple):
     each_ns: int
 
     @staticmethod
-    def of(plan: Plan) -> "_Link":
+    def of(plan: Plan) -> "_Landings":
         first, each = plan.costs.in_a_row_ns
-        return _Link(first, min(first, each))
+        return _Landings(first, min(first, each))
 
 
 def applicable(plan: Plan) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def bounds(plan: Plan, block: int | None = None) -> dict[str, int]:
     if plan.warmup_steps >= len(plan.step_prefill):
         return dict.fromkeys(LOSSLESS + DEMAND, 0)
     plan = replace(plan, experts=np.ascontiguousarray(plan.experts))
-    link = _Link.of(plan)
+    link = _Landings.of(plan)
     span, begins = _span(plan, link, block)
     compute_ns = lossless_ns = span.compute_ns
     link_ns = 0
@@ -141,7 +141,7 @@ def blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _span(plan: Plan, link: _Link, block: int | None) -> tuple[_Span, list[tuple[int, int, "Walk"]]]:
+def _span(plan: Plan, link: _Landings, block: int | None) -> tuple[_Span, list[tuple[int, int, "Walk"]]]:
     """What the work of all visits adds up to, and each block with the walk that stands at its begin."""
     from sim.outcome.packing import Walk, Wants  # numba: only when a bound is asked for
 
@@ -205,12 +205,12 @@ def _routed_ns(plan: Plan) -> int:
     return int(plan.costs.dense_ns[plan.costs.cost_class[plan.warmup_steps], 0]) + plan.costs.decide_ns
 
 
-def _link_ns(plan: Plan, link: _Link, span: _Span, loads: Int) -> Int:
+def _link_ns(plan: Plan, link: _Landings, span: _Span, loads: Int) -> Int:
     """int64, as `loads`: least time from the span's begin to the end of a visit, by the loads that are needed until
     then; 0 without any.
 
     link_ns, class lossless, is this for all loads and what follows the last visit. Proof. Of the m loads, the
-    first lands first_ns after its commit at least, the others each_ns after one another (_Link); nothing is
+    first lands first_ns after its commit at least, the others each_ns after one another (_Landings); nothing is
     committed before the run's first routed instant, where the queues are first filled. The last one to land
     executes after it has landed. After a warm-up the first may be about to land at the span's begin.
     """
@@ -218,7 +218,7 @@ def _link_ns(plan: Plan, link: _Link, span: _Span, loads: Int) -> Int:
     return np.where(loads > 0, begin + (loads - 1) * link.each_ns + span.shortest_ns, 0)
 
 
-def _best_cut_ns(plan: Plan, link: _Link, span: _Span, begins: list[tuple[int, int, "Walk"]]) -> int:
+def _best_cut_ns(plan: Plan, link: _Landings, span: _Span, begins: list[tuple[int, int, "Walk"]]) -> int:
     """lossless_ns, class lossless: the best cut of the run in two, at a visit's begin; with compute_ns and link_ns,
     which are the cuts at both ends.
 
@@ -252,7 +252,7 @@ def _from_each(values: Int) -> Int:
     return sums
 
 
-def _spread(plan: Plan, link: _Link, work: _Work, span: _Span) -> None:
+def _spread(plan: Plan, link: _Landings, work: _Work, span: _Span) -> None:
     """Add what a block's visits can hide to the span's `hidden` and `partly`: see _exposed_ns."""
     if link.each_ns == 0:
         return
@@ -266,7 +266,7 @@ def _spread(plan: Plan, link: _Link, work: _Work, span: _Span) -> None:
     span.partly.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
-def _exposed_ns(link: _Link, span: _Span) -> int:
+def _exposed_ns(link: _Landings, span: _Span) -> int:
     """demand_ns, class demand, is compute_ns and this: the least stall when each visit's transfers lie inside
     its experts phase.
 

@@ -14,7 +14,7 @@ from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
-from sim.policies.registry import find, is_user
+from sim.policies.registry import find
 from sim.prepare import Setting, fitted
 from traces.format import npz
 
@@ -39,32 +39,40 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     """The summary object: figures, bounds, verdict, memory, and everything the run depended on."""
     spec = setting.spec
     out = summarise(record)
-    out["quality"] = _quality(setting, record)
+    out["quality"] = _quality(setting, record, out["wanted"])
     out["memory"] = setting.memory
     out["slots"] = _slots(setting.plan)
     out["start"] = _start(setting.plan)
     out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(facts_of(setting, out, memo))
-    out["notes"] = _notes(setting, out, memo)
+    marks = _marks(setting, out["memory"]["fits"])
+    out["notes"] = _notes(setting, marks, out["memory"], memo)
     out["machine"] = spec.machine
     out["spec"] = spec.model_dump(exclude={"machine"})
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
     out["version"] = __version__
-    return out
+    return out | {"marks": marks}
+
+
+def _marks(setting: Setting, fits: bool | None) -> dict[str, bool | None]:
+    """What `sim.outcome.summary.Marks` says of the run."""
+    return {
+        "synthetic": not setting.trace.real,
+        "open_loop": not _lossless(setting),
+        "oracle": any(find(kind, name).oracle for kind, name in setting.spec.policies.items()),
+        "fits": fits,
+        "calibrated": setting.hardware.measured is not None,
+    }
 
 
 def _slots(plan: Plan) -> dict[str, int]:
-    """What --cache came to: slots in total, of how many scopes (layers, or the one pool), the fewest and the most that
-    one has; and the slots of low-precision copies."""
     slots, low = plan.slots, plan.low
     sizes = {"total": int(slots.sum()), "scopes": len(slots), "least": int(slots.min()), "most": int(slots.max())}
     return sizes | {"low": 0 if low is None else int(low.slots.sum())}
 
 
 def _start(plan: Plan) -> dict[str, int]:
-    """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
-    to load them, one after another."""
     n, (first, each) = len(plan.residents), plan.costs.in_a_row_ns
     return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
 
@@ -73,7 +81,7 @@ def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int
     """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
     plan = setting.plan
     places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
-    key = ("bounds", *setting.costs_key, plan.warmup_steps, plan.group, *places)
+    key = ("bounds", setting.costed, plan.warmup_steps, plan.group, *places)
     every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
     return {name: every[name] for name in applicable(plan) if name in every}
 
@@ -94,15 +102,9 @@ def _trace(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
-    """What the answers cost in router weight: shares of the wanted weight that another expert answered for, or nobody.
-
-    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus
-    dropped weight, where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in.
-    None: not known.
-    """
+def _quality(setting: Setting, record: RunRecord, wanted: int) -> dict[str, Any]:
     c, layer = record.counters, record.layer
-    out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": sum(_wanted(record))}
+    out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": wanted}
     if _lossless(setting):
         return out | {"substituted_weight": 0.0, "dropped_weight": 0.0}
     total, by_layer = c["weight_wanted"], layer["weight_wanted"]
@@ -114,10 +116,6 @@ def _quality(setting: Setting, record: RunRecord) -> dict[str, Any]:
     out["per_token_p95"] = _per_token(setting, record) if known else None
     out["expected_error"] = c["weight_missed"] / total if known and setting.plan.similarity is not None else None
     return out | {"stopped": {name.removeprefix("stopped_"): n for name, n in c.items() if name.startswith("stopped_")}}
-
-
-def _wanted(record: RunRecord) -> list[int]:
-    return [int(record.layer[name].sum()) for name in ("hits", "late", "misses")]
 
 
 def _per_token(setting: Setting, record: RunRecord) -> float | None:
@@ -134,16 +132,16 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not setting.plan.miss.marks & LOSSY and setting.spec.rerank == "none"
+    return not setting.plan.miss.marks & LOSSY and setting.plan.rerank is None
 
 
-def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
-    """What must be said wherever these figures are shown."""
-    notes = [] if setting.trace.real else [SYNTHETIC]
+def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
+    """What must be said wherever these figures are shown. m: bytes of memory."""
+    notes = [SYNTHETIC] if marks["synthetic"] else []
     prefetch = find("prefetch", setting.spec.prefetch)
-    if not setting.trace.real and prefetch is not None and "lookahead" in prefetch.needs:
+    if marks["synthetic"] and "lookahead" in prefetch.needs:
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
-    if not _lossless(setting):
+    if marks["open_loop"]:
         notes.append(OPEN_LOOP)
     if _fitted_on_the_judged(setting, memo):
         notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
@@ -155,10 +153,9 @@ def _notes(setting: Setting, out: dict[str, Any], memo: Memo) -> list[str]:
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
-    if is_user(setting.spec.prefetch) and prefetch.oracle:
+    if prefetch.user and prefetch.oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
-    if out["memory"]["fits"] is False:
-        m = out["memory"]
+    if marks["fits"] is False:
         need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")

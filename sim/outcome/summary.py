@@ -1,16 +1,343 @@
-"""The summary of a run: the figures of design section 8, from the record alone, and what the run was."""
+"""The summary of a run: what its JSON object holds, typed, and the figures that the record alone gives (design,
+section 8).
 
-from typing import Any
+`Summary` is the one place for its keys: the columns of a sweep (`columns`) and what a reader checks before it uses a
+figure (`check_summary`) are read off it.
+"""
+
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sim.core.plan import GATES
 from sim.machines.record import RunRecord
+from sim.outcome.bounds import ANY, DEMAND, LOSSLESS
+from sim.policies.registry import TABLES
+from traces.errors import UserError
 
 Int = npt.NDArray[np.int64]
 PERCENTILES = (50, 95, 99)
-STALLS = ("demand", "late", "held")
 SLOTS = ("slots_wanted", "slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low")
+
+# A time, a count or a size: what int64 holds. Floats are finite.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=0, lt=1e300)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+Text = Annotated[str, Field(max_length=10_000)]
+Layers = Annotated[list[Count], Field(max_length=100_000)]
+Shares = Annotated[list[Share], Field(max_length=100_000)]
+BOUNDS = dict.fromkeys((*LOSSLESS, *DEMAND, *ANY), "int") | {"best_ns": "int", "best_share": "float"}  # of a row
+KINDS: dict[Any, str] = {int: "int", float: "float", bool: "bool", str: "text"}  # of a column
+
+
+def _column(shown: Any, *default: Any, **limits: Any) -> Any:
+    """A field whose columns do not follow from its type: of which kind the one is, those below it, or none."""
+    return Field(*default, json_schema_extra={"column": shown}, **limits)
+
+
+class _Part(BaseModel):
+    """Keys that are not named here may be there and are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, defer_build=True)
+
+
+class _Spread(_Part):
+    """Over requests or tokens, ms; n of them."""
+
+    mean: Number | None
+    p50: Number | None
+    p95: Number | None
+    p99: Number | None
+    n: Count
+
+
+class _Breakdown(_Part):
+    """ns; the parts add up to time_ns."""
+
+    dense: Count
+    decide: Count
+    experts: Count
+    stall: Count
+    cpu_wait: Count
+    head: Count
+
+
+class _Stall(_Part):
+    """ns; the causes add up to breakdown_ns.stall."""
+
+    demand: Count
+    late: Count
+    held: Count
+
+
+STALLS = tuple(_Stall.model_fields)
+
+
+class _Causes(_Part):
+    demand: Count
+    prefetch: Count
+    background: Count
+
+
+class _Transfers(_Causes):
+    """Landed ones by cause, and what became of others."""
+
+    promoted: Count
+    withdrawn: Count
+    rejected: Count
+    unfinished: Count
+
+
+class _Prefetched(_Part):
+    used: Count
+    late: Count
+    wasted: Count
+
+
+class _ByLayer(_Part):
+    """One entry for each MoE layer."""
+
+    hits: Layers
+    late: Layers
+    misses: Layers
+    stall_ns: Layers
+
+
+class _Quality(_Part):
+    """What the answers cost in router weight: shares of the wanted weight that another expert answered for, or nobody.
+
+    per_token_p95: of a token's own wanted weight; expected_error: substituted weight times (1 - similarity) plus
+    dropped weight, where a similarity matrix is given; stopped: (token, slot) entries that a gate kept from a stand-in.
+    None: not known.
+    """
+
+    wanted_before_rerank: Count | None = None
+    wanted: Count | None = None
+    substituted_weight: Share | None
+    dropped_weight: Share | None
+    substituted_weight_by_layer: Shares | None = None
+    dropped_weight_by_layer: Shares | None = None
+    per_token_p95: Share | None = None
+    expected_error: Number | None = None
+    stopped: dict[Text, Count | None] | None = _column(dict.fromkeys(GATES, "int"), None)
+
+
+class _Memory(_Part):
+    """Bytes on the GPU; None: not known."""
+
+    dense: Count | None = None
+    kv: Count | None = None
+    slots: Count | None = None
+    staging: Count | None = None
+    gpu: Count | None = None
+    fits: bool | None = None
+
+
+class _Slots(_Part):
+    """What --cache came to: slots in total, of how many scopes (layers, or the one pool), the fewest and the most that
+    one has; and the slots of low-precision copies."""
+
+    total: Count
+    scopes: Count
+    least: Count
+    most: Count
+    low: Count
+
+
+class _Start(_Part):
+    """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
+    to load them, one after another."""
+
+    residents: Count
+    bytes: Count
+    load_ns: Count
+
+
+class _Spec(_Part):
+    """Of RunSpec's fields those that a reader uses."""
+
+    trace: Text
+    hardware: Text
+    engine: Text
+    precision: Text
+    cache: Count | Number | Text
+    cache_scope: Text
+    eviction: Text
+    prefetch: Text
+    miss: Text
+    rerank: Text = "none"
+    batch: Count
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class _Trace(_Part):
+    hash: Text
+    model: Text
+    source: Any = _column("text", None)
+    real: bool
+    tokens: Count
+    moe_layers: Count
+    n_experts: Count
+    top_k: Count
+    calibration_tokens: Count | None = None
+    assumptions: Any = _column(None, None)
+
+
+class Marks(_Part):
+    """What must be known of a run wherever a figure of it stands. synthetic: the trace is a generator's. open_loop: the
+    policy is lossy, and the routing stays the trace's. oracle: a policy reads the future. fits: into the GPU's memory
+    (None: not known). calibrated: the durations come from a calibration of a device."""
+
+    synthetic: bool
+    open_loop: bool
+    oracle: bool
+    fits: bool | None
+    calibrated: bool | None = None
+
+
+class Summary(_Part):
+    """The JSON object of `python -m sim.run --json`. Times in ns unless their name says otherwise; tokens_per_s: tokens
+    generated by decode time; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
+    what comes after the warm-up."""
+
+    tokens_per_s: Number | None
+    total_tokens_per_s: Number | None
+    time_ns: Count
+    decode_ns: Count
+    prefill_ns: Count
+    steps: Count
+    requests: Count
+    tokens: Count
+    prompt_tokens: Count
+    tpot_ms: _Spread
+    ttft_ms: _Spread
+    itl_ms: _Spread
+    breakdown_ns: _Breakdown
+    stall_ns_by_cause: _Stall
+    wanted: Count
+    hits: Count
+    late: Count
+    misses: Count
+    evictions: Count
+    slots_wanted: Count
+    slots_hit: Count = 0
+    slots_late: Count = 0
+    fetched: Count
+    substituted: Count
+    dropped: Count
+    cpu: Count
+    low: Count
+    transfers: _Transfers
+    prefetched: _Prefetched
+    h2d_bytes: _Causes
+    link_busy_ns: Count
+    by_layer: _ByLayer | None = _column(None, None)
+    quality: _Quality
+    memory: _Memory
+    slots: _Slots
+    start: _Start
+    bounds: dict[Text, Count] = _column(BOUNDS, max_length=100)
+    verdict: Text
+    notes: list[Text] = _column("text", [], max_length=100)
+    machine: Text = _column(None)
+    spec: _Spec = _column(None)
+    trace: _Trace
+    policy_files: dict[Text, Text] = _column("text", {})
+    version: Text
+    marks: Marks | None = _column(None, None)
+
+
+def columns(model: type[BaseModel] = Summary, front: str = "") -> dict[str, str]:
+    """The flat columns of a summary, `outer.inner`, each with its kind (a value of KINDS); none of what is a list."""
+    out: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        here, extra = f"{front}{name}", field.json_schema_extra
+        shown: Any = extra["column"] if isinstance(extra, dict) else _bare(field.annotation)
+        if isinstance(shown, dict):
+            out |= {f"{here}.{key}": kind for key, kind in shown.items()}
+        elif isinstance(shown, str):
+            out[here] = shown
+        elif isinstance(shown, type) and issubclass(shown, BaseModel):
+            out |= columns(shown, f"{here}.")
+        elif shown in KINDS:
+            out[here] = KINDS[shown]
+    return out
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without its limits and without None."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) or annotation
+
+
+def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Marks, as far as they can be told, of a checked summary that was written before there were any."""
+    spec, replaced = summary["spec"], summary["substituted"] + summary["dropped"]
+    chosen = [table.get(spec[kind]) for kind, table in TABLES.items() if kind in spec]
+    lossy = spec.get("rerank", "none") != "none" or any(policy is not None and policy.lossy for policy in chosen)
+    return {
+        "synthetic": summary["trace"]["real"] is not True,
+        "open_loop": lossy or replaced > 0,
+        "oracle": any(policy is not None and policy.oracle for policy in chosen),
+        "fits": summary["memory"].get("fits"),
+        "calibrated": None,
+    }
+
+
+def check_summary(summary: dict[str, Any], where: str, version: str, by_layer: bool = True) -> None:
+    """Raises UserError, one line that begins with `where`, unless it is a summary that `version` wrote and whose parts
+    add up. by_layer: whether it must hold figures by layer, which rows of a sweep do not."""
+    found = summary.get("version")
+    if isinstance(found, str) and found != version:
+        raise UserError(f"{where}: version: made by {found[:40]!r}; this is {version}: run it again to compare")
+    try:
+        Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "summary"
+        value = "" if first["type"] == "missing" else f"{ascii(first['input'])[:60]}: "
+        raise UserError(f"{where}: is no summary of a run: {place}: {value}{first['msg']}") from None
+    _check_sums(summary, where)
+    if by_layer:
+        _check_layers(summary, where)
+
+
+def _check_sums(s: dict[str, Any], where: str) -> None:
+    """The laws that stacked figures rest on."""
+    sums = (
+        ("breakdown_ns", sum(s["breakdown_ns"][part] for part in _Breakdown.model_fields), s["time_ns"], "time_ns"),
+        (
+            "stall_ns_by_cause",
+            sum(s["stall_ns_by_cause"][part] for part in STALLS),
+            s["breakdown_ns"]["stall"],
+            "breakdown_ns.stall",
+        ),
+        ("hits + late + misses", s["hits"] + s["late"] + s["misses"], s["wanted"], "wanted"),
+    )
+    for name, found, total, right in sums:
+        if found != total:
+            raise UserError(f"{where}: {name} adds up to {found}; {right} is {total}")
+
+
+def _check_layers(s: dict[str, Any], where: str) -> None:
+    """As many entries as there are MoE layers, everywhere."""
+    if s.get("by_layer") is None:
+        raise UserError(f"{where}: is no summary of a run: by_layer is missing")
+    layers = {len(s["by_layer"][part]) for part in _ByLayer.model_fields}
+    quality = [s["quality"].get(f"{name}_weight_by_layer") for name in ("substituted", "dropped")]
+    layers |= {len(part) for part in quality if part is not None}
+    if layers != {s["trace"]["moe_layers"]}:
+        raise UserError(
+            f"{where}: by_layer has {sorted(layers)} entries; trace.moe_layers is {s['trace']['moe_layers']}"
+        )
+
+
+# --- from the record ---
 
 
 def spread_ms(ns: Int) -> dict[str, Any]:
@@ -122,26 +449,21 @@ def _bytes(record: RunRecord, landed: dict[str, int]) -> dict[str, int]:
 
 def _counts(record: RunRecord) -> dict[str, Any]:
     c, layer = record.counters, record.layer
-    stall = {cause: int(layer[f"stall_{cause}_ns"].sum()) for cause in STALLS}
-    landed = {cause: c[f"landed_{cause}"] for cause in ("demand", "prefetch", "background")}
-    hits, late, misses = (int(layer[name].sum()) for name in ("hits", "late", "misses"))
+    stall = {cause: layer[f"stall_{cause}_ns"] for cause in STALLS}
+    landed = {cause: c[f"landed_{cause}"] for cause in _Causes.model_fields}
+    found = {name: layer[name] for name in ("hits", "late", "misses")}
+    totals = {name: int(each.sum()) for name, each in found.items()}
+    by_layer = found | {"stall_ns": np.sum(list(stall.values()), axis=0)}
     return {
-        "breakdown_ns": {part: c[f"{part}_ns"] for part in ("dense", "decide", "experts", "stall", "cpu_wait", "head")},
-        "stall_ns_by_cause": stall,
-        "wanted": hits + late + misses,
-        "hits": hits,
-        "late": late,
-        "misses": misses,
+        "breakdown_ns": {part: c[f"{part}_ns"] for part in _Breakdown.model_fields},
+        "stall_ns_by_cause": {cause: int(each.sum()) for cause, each in stall.items()},
+        "wanted": sum(totals.values()),
+        **totals,
         "evictions": c["evictions"],
-        **{n: c[n] for n in SLOTS},
-        "transfers": landed | {name: c[name] for name in ("promoted", "withdrawn", "rejected", "unfinished")},
-        "prefetched": {name: c[f"prefetch_{name}"] for name in ("used", "late", "wasted")},
+        **{name: c[name] for name in SLOTS},
+        "transfers": {name: landed[name] if name in landed else c[name] for name in _Transfers.model_fields},
+        "prefetched": {name: c[f"prefetch_{name}"] for name in _Prefetched.model_fields},
         "h2d_bytes": _bytes(record, landed),
         "link_busy_ns": c["link_busy_ns"],
-        "by_layer": {
-            "hits": layer["hits"].tolist(),
-            "late": layer["late"].tolist(),
-            "misses": layer["misses"].tolist(),
-            "stall_ns": np.sum([layer[f"stall_{cause}_ns"] for cause in STALLS], axis=0).tolist(),
-        },
+        "by_layer": {name: each.tolist() for name, each in by_layer.items()},
     }

@@ -128,7 +128,7 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
 def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
     """The scopes, and which of them are small for the visits of one phase."""
     plan = setting.plan
-    key = ("wants", *setting.costs_key, plan.warmup_steps, prefill)
+    key = ("wants", setting.costed, plan.warmup_steps, prefill)
     wanted = memo(key, lambda: wants_per_visit(plan, prefill))
     wanted = wanted.sum(keepdims=True) if plan.pooled else wanted
     small = plan.slots < wanted

@@ -1,101 +1,22 @@
 """The policies by name: what a spec may ask for, with parameters, needs and sources.
 
 Adding an eviction, a miss or a re-ranking policy touches two places: its function in sim/core, and its line here.
-Prefetchers are classes of sim.fit.predictors; they register themselves there and need no line here.
+A prefetcher is a class of sim.fit.predictors, which lists it; it needs no line here.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from sim.core import eviction, miss
-from sim.core.plan import MARKS, SUBSTITUTE_PARAMS, Choice
+from sim.core import eviction, miss, rerank
+from sim.core.plan import SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
+from sim.fit.prediction import Predictor
+from sim.fit.predictors import PREDICTORS
+from sim.policies.policy import NONE, Policy, Value, called, is_user, no_parameter
+from sim.policies.user import load
 
-Value = float | int | str | bool
 MANY = 1e9  # no limit
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One named policy, and all that anybody knows of it.
-
-    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
-    the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
-    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
-    substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS. lists: where its buddy lists come from ("" none, "buddies", "similarity"). user: a
-    function of the user's (sim.policies.user): it sees whatever the trace has.
-    """
-
-    name: str
-    kind: int
-    doc: str
-    source: str
-    params: Mapping[str, float] = field(default_factory=dict)
-    prepared: Mapping[str, Value] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    fitted: bool = False
-    oracle: bool = False
-    lossy: bool = False
-    answers_cpu: bool = False
-    keeps: tuple[str, ...] = ()
-    lists: str = ""
-    user: bool = False
-
-    @property
-    def parameters(self) -> Mapping[str, Value]:
-        """Every parameter and its default."""
-        return {**self.params, **self.prepared}
-
-    def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
-        known = self.parameters
-        for key, value in given.items():
-            if key not in known:
-                raise _no_parameter(self.name, key, known)
-            if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
-                raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
-            if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
-                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
-        return {**known, **given}
-
-    def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
-        """Whether the host may compute an expert under these parameters."""
-        return self.answers_cpu or self._falls(given) in (miss.FALL_CPU, miss.FALL_CHEAPER)
-
-    def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
-        """Whether a wanted expert may be left out or replaced under these parameters."""
-        selector = self.values(given).get("selector", miss.SELECT_NOBODY)
-        return self.lossy or selector != miss.SELECT_NOBODY or self._falls(given) == miss.FALL_DROP
-
-    def _falls(self, given: Mapping[str, Value]) -> float:
-        """What the substitution family answers where nobody stands in."""
-        return _number("fallback", self.values(given).get("fallback", miss.FALL_FETCH))
-
-    def choice(self, given: Mapping[str, Value]) -> Choice:
-        """As the core takes it."""
-        values = self.values(given)
-        lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
-        marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
-        params = np.array([_number(key, values[key]) for key in self.params], np.float64)
-        return Choice(self.name, self.kind, params, marks=sum(1 << MARKS.index(mark) for mark in marks))
-
-
-def _no_parameter(name: str, key: str, known: Iterable[str]) -> SpecError:
-    if not known:
-        return SpecError(f"set: {name}.{key}: {name} has no parameters")
-    return unknown(f"set: parameter of {name}", key, known)
-
-
-WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
-
-
-def _number(key: str, value: Value) -> float:
-    return float(WORDS[key].index(value)) if isinstance(value, str) else float(value)
 
 
 def _table(*policies: Policy) -> dict[str, Policy]:
@@ -290,24 +211,24 @@ MISS = _table(
 
 RERANK = _table(
     Policy(
-        "cache-prior", 0, "logits of residents rise by strength x mean logit range", "arXiv 2412.00099",
-        {"strength": 0.3}, needs=("logits",), lossy=True,
+        "cache-prior", rerank.CACHE_PRIOR, "logits of residents rise by strength x mean logit range",
+        "arXiv 2412.00099", {"strength": 0.3}, needs=("logits",), lossy=True,
     ),
     Policy(
-        "max-rank", 1, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
+        "max-rank", rerank.MAX_RANK, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
         {"always": 1, "among": 12}, needs=("logits",), lossy=True,
     ),
     Policy(
-        "smoe", 2, "a missing low-score expert gives way to a resident just below the cut", "SMoE, arXiv 2508.18983",
-        {"margin": 0.25}, needs=("weights", "logits"), lossy=True,
+        "smoe", rerank.SMOE, "a missing low-score expert gives way to a resident just below the cut",
+        "SMoE, arXiv 2508.18983", {"margin": 0.25}, needs=("weights", "logits"), lossy=True,
     ),
     Policy(
-        "adapmoe", 3, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284",
+        "adapmoe", rerank.ADAPMOE, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284",
         {"threshold": 0.005}, needs=("weights",), lossy=True,
     ),
     Policy(
-        "sere", 4, "in a batch, secondary experts go to the most similar primary one", "SERE, arXiv 2602.07616",
-        {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True,
+        "sere", rerank.SERE, "in a batch, secondary experts go to the most similar primary one",
+        "SERE, arXiv 2602.07616", {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True,
     ),
 )  # fmt: skip
 
@@ -341,64 +262,38 @@ PLACEMENT = _table(
 
 # --- by name ---
 KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")
-NONE = "none"  # no prefetcher, no re-ranker
 
 
-def table(kind: str) -> Mapping[str, Any]:
-    """The policies of a kind by name, without `none`."""
-    if kind == "prefetch":
-        return predictors()
-    return {"eviction": EVICTION, "miss": MISS, "rerank": RERANK, "placement": PLACEMENT}[kind]
+def _prefetcher(predictor: type[Predictor]) -> Policy:
+    """What a predictor's class says of it, as a policy; its parameters are its arguments."""
+    arguments = inspect.signature(predictor).parameters.values()
+    return Policy(
+        predictor.name,
+        0,
+        str(predictor.__doc__).splitlines()[0],
+        predictor.source,
+        prepared={each.name: each.default for each in arguments},
+        needs=predictor.needs,
+        fitted=predictor.fitted,
+        oracle=predictor.oracle,
+        make=predictor,
+    )
 
 
-def find(kind: str, name: str) -> Any:
-    """The policy of that name (None for a kind's `none`), or the user's own (FILE.py:FUNCTION); SpecError with the
+PREFETCH = _table(*map(_prefetcher, PREDICTORS.values()))
+TABLES = dict(zip(KINDS, (EVICTION, PREFETCH, MISS, RERANK, PLACEMENT), strict=True))
+
+
+def find(kind: str, name: str) -> Policy:
+    """The policy of that name (NONE for a kind's `none`), or the user's own (FILE.py:FUNCTION); SpecError with the
     nearest name if none is."""
-    if name == NONE and kind in ("prefetch", "rerank"):
-        return None
+    if name == NONE.name and kind in ("prefetch", "rerank"):
+        return NONE
     if kind != "placement" and is_user(name):
-        from sim.policies.user import load
-
         return load(name, kind)
-    if name not in table(kind):
-        raise unknown(kind, name, table(kind))
-    return table(kind)[name]
-
-
-def is_user(name: str) -> bool:
-    """Whether a policy's name is FILE.py:FUNCTION: a user's own."""
-    return name.rpartition(":")[0].endswith(".py")
-
-
-def called(name: str) -> str:
-    """What --set calls a policy: the function of a user's own, else its name."""
-    return name.rpartition(":")[2] if is_user(name) else name
-
-
-def predictors() -> Mapping[str, Any]:
-    """Prefetchers by name (imported late: a run without one does not pay for it)."""
-    from sim.fit.predictors import PREDICTORS
-
-    return PREDICTORS
-
-
-def parameters(policy: Any) -> Mapping[str, Any]:
-    """Every parameter of a policy or prefetcher and its default."""
-    if isinstance(policy, type):  # a prefetcher is a class, its parameters are its arguments
-        return {name: each.default for name, each in inspect.signature(policy).parameters.items()}
-    return policy.parameters  # type: ignore[no-any-return]
-
-
-def predictor(name: str, given: Mapping[str, Value]) -> Any:
-    """A prefetcher with its parameters. Raises SpecError for one that it does not have."""
-    kind = find("prefetch", name)
-    if is_user(name):
-        return kind.with_params(given)
-    known = parameters(kind)
-    for key in given:
-        if key not in known:
-            raise _no_parameter(name, key, known)
-    return kind(**given)
+    if name not in TABLES[kind]:
+        raise unknown(kind, name, TABLES[kind])
+    return TABLES[kind][name]
 
 
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
@@ -419,9 +314,9 @@ def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str,
 def meant(chosen: Mapping[str, str], key: str) -> dict[str, Mapping[str, Any]]:
     """The kinds whose chosen policy a `set` key names, each with the parameters that this policy has."""
     name = key.rpartition(".")[0]
-    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE}
+    named = {kind: called(policy) for kind, policy in chosen.items() if policy != NONE.name}
     kinds = [kind for kind, policy in named.items() if name in (policy, f"{kind}.{policy}")]
-    return {kind: parameters(find(kind, chosen[kind])) for kind in kinds}
+    return {kind: find(kind, chosen[kind]).parameters for kind in kinds}
 
 
 def _owner(chosen: Mapping[str, str], key: str) -> str:
@@ -429,11 +324,11 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
     name, _, param = key.rpartition(".")
     known = meant(chosen, key)
     if not known:
-        used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE}))
+        used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE.name}))
         raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM")
     owners = [kind for kind in known if param in known[kind]]
     if not owners:
-        raise _no_parameter(name, param, sorted({each for names in known.values() for each in names}))
+        raise no_parameter(name, param, sorted({each for names in known.values() for each in names}))
     if len(owners) > 1:
         ways = " or ".join(f"--set {kind}.{key}=..." for kind in owners)
         raise SpecError(f"set: {key}: {' and '.join(owners)} are both {name} and have it; say {ways}")

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import Row
-from sim.sweeps.session import Progress, inspect, to_compile
+from sim.sweeps.session import inspect, to_compile
 
 PIECE = 64  # runs given out together: those of the first pieces are done when time is over
 
@@ -26,20 +26,15 @@ class Evaluator:
         self._dispatcher: Dispatcher | None = None
         self._deadline = math.inf
 
-    def __call__(self, runs: Sequence[Run]) -> Sequence[Row]:
+    def __call__(self, runs: Sequence[Configuration]) -> Sequence[Row]:
         dispatcher = self._dispatcher or self._begin(runs)
-        progress, rows = Progress(self.out, len(runs), self.workers), []
-        for first in range(0, len(runs), PIECE):
-            for found in dispatcher.run(runs[first : first + PIECE], self._deadline):
-                rows += found
-                progress.show(len(rows))
-        progress.end()
+        rows = [row for found in dispatcher.run(runs, self._deadline, PIECE) for row in found]
         if len(rows) < len(runs):
             self.close()
         return rows
 
-    def _begin(self, runs: Sequence[Run]) -> Dispatcher:
-        self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers)
+    def _begin(self, runs: Sequence[Configuration]) -> Dispatcher:
+        self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers, self.out)
         self._dispatcher.warm_up(to_compile(runs))
         if self.limit_s is not None:
             self._deadline = time.monotonic() + self.limit_s

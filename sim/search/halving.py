@@ -14,7 +14,7 @@ from typing import Any
 from sim.search.space import Candidate, Space, fields_of, name_of
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight, speed
-from sim.sweeps.config import Run, identity
+from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import Row
 
 LENGTHS = (16, 8, 4, 2, 1)  # the trace's steps are divided by these
@@ -56,7 +56,7 @@ class Search:
 
     space: Space
     base: Mapping[str, Any]
-    evaluate: Callable[[Sequence[Run]], Sequence[Row]]
+    evaluate: Callable[[Sequence[Configuration]], Sequence[Row]]
     lengths: Sequence[int]
     most: int
     max_lossy_weight: float = 0.0
@@ -131,10 +131,10 @@ class Search:
         self.ended = "candidates" if beyond else "settled"
         return [candidate for name, candidate in near.items() if name not in beyond]
 
-    def _run_of(self, candidate: Candidate, steps: int) -> Run:
+    def _run_of(self, candidate: Candidate, steps: int) -> Configuration:
         length = {} if steps >= self.steps else {"max_steps": steps}
         spec = RunSpec.of({**self.base, **fields_of(candidate), **length})
-        return Run(identity(spec.model_dump()), spec)
+        return Configuration(identity(spec.model_dump()), spec)
 
     def _ranked(self, candidates: Sequence[Candidate], steps: int) -> list[tuple[Candidate, Row]]:
         """Run them over the first steps; those admitted, the fastest first."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim import catalog
-from sim.catalog.weights import precision_bits
+from sim.catalog.files import precision_bits
 from sim.costs.roofline import memory
 from sim.errors import SpecError
 

@@ -10,16 +10,16 @@ from sim.errors import SpecError
 from sim.memo import Kept
 from sim.outcome.bounds import bounds
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
-from sim.outcome.report import OPEN_LOOP, result
 from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.measured_quality import measured
 from sim.search.memory_split import Split, split
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, row_of
 from sim.sweeps.worker import MEMO_BYTES
 
@@ -43,7 +43,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Rated:
     """A candidate over the judged trace, and its requests one by one. lossless_ns: what no run of the class lossless
     can take less than, with these slots and first residents (sim.outcome.bounds), whatever this one's class."""
 
@@ -107,7 +107,7 @@ class Recommendation:
             trace, other is not None, setting.hardware.answers_cpu, limit > 0, self.wish.fixed, decodes=bool(decodes)
         )
 
-    def search(self, evaluate: Callable[[Sequence[Run]], Sequence[Row]]) -> dict[str, Any]:
+    def search(self, evaluate: Callable[[Sequence[Configuration]], Sequence[Row]]) -> dict[str, Any]:
         """The answer as one JSON object. evaluate: see sim.search.halving."""
         steps, limit = self.setting.steps, self.wish.max_lossy_weight
         lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
@@ -152,29 +152,25 @@ class Recommendation:
             "ended": search.ended,
         }
 
-    def _judge(self, candidate: Candidate) -> Judged:
-        from sim.machines.compiled import run
-
+    def _judge(self, candidate: Candidate) -> Rated:
         spec = RunSpec.of({**self.base, **fields_of(candidate)})
-        setting = prepare(spec, self.memo)
-        record = run(setting.plan)
-        summary, each = result(setting, record, self.memo), per_request(record).with_tokens()
+        summary, record = simulate(spec, memo=self.memo)
         lossless_ns = summary["bounds"].get("lossless_ns")
         if lossless_ns is None:
-            lossless_ns = bounds(setting.plan)["lossless_ns"]
-        return Judged(candidate, spec, summary, each, lossless_ns)
+            lossless_ns = bounds(prepare(spec, self.memo).plan)["lossless_ns"]
+        return Rated(candidate, spec, summary, per_request(record).with_tokens(), lossless_ns)
 
-    def _object(self, best: Judged, rivals: Mapping[str, Judged]) -> dict[str, Any]:
+    def _object(self, best: Rated, rivals: Mapping[str, Rated]) -> dict[str, Any]:
         n = len(best.requests.request)
         draws = drawn(n, best.spec.seed) if n > 1 else None
-        s, trace = best.summary, self.setting.trace
+        s, trace, spec = best.summary, self.setting.trace, best.spec
+        on_the_host = find("miss", spec.miss).may_answer_cpu(spec.params("miss"))
         return {
             "best": self._told(best, draws),
             "beats": {
                 name: {
                     **self._told(rival, draws),
-                    "ratio": _ratio(best, rival),
-                    "ratio_interval": _ratios(best, rival, draws),
+                    **_faster(best, rival, draws),
                 }
                 for name, rival in rivals.items()
                 if rival.spec != best.spec
@@ -188,13 +184,13 @@ class Recommendation:
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
             "verdict": s["verdict"],
-            "notes": [*s["notes"], *self.notes, *([CPU] if _on_the_host(best.spec) else [])],
-            "command": command(best.spec),
-            "spec": best.spec.model_dump(),
+            "notes": [*s["notes"], *self.notes, *([CPU] if on_the_host else [])],
+            "command": command(spec),
+            "spec": spec.model_dump(),
             "version": __version__,
         }  # fmt: skip
 
-    def _told(self, judged: Judged, draws: Any) -> dict[str, Any]:
+    def _told(self, judged: Rated, draws: Any) -> dict[str, Any]:
         s = judged.summary
         return {
             "policy": words(judged.candidate),
@@ -202,21 +198,17 @@ class Recommendation:
             "total_tokens_per_s": s["total_tokens_per_s"],
             "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
             "time_ns": s["time_ns"],
-            "lost_router_weight": lost_weight(row_of(Run("", judged.spec), s)),
-            "open_loop": OPEN_LOOP in s["notes"],
-            "closed_loop": self._closed_loop(judged) if OPEN_LOOP in s["notes"] else None,
+            "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),
+            "open_loop": s["marks"]["open_loop"],
+            "closed_loop": self._closed_loop(judged) if s["marks"]["open_loop"] else None,
         }
 
-    def _closed_loop(self, judged: Judged) -> dict[str, Any] | None:
+    def _closed_loop(self, judged: Rated) -> dict[str, Any] | None:
         """What the study measured of this policy on this model, where it did."""
         return measured(self.setting.trace.model, judged.spec, self.split.slots / self.split.experts)
 
 
-def _on_the_host(spec: RunSpec) -> bool:
-    return bool(find("miss", spec.miss).may_answer_cpu(spec.params("miss")))
-
-
-def _bounds(best: Judged) -> dict[str, Any]:
+def _bounds(best: Rated) -> dict[str, Any]:
     """time_ns: of the best. own_class: bounds of classes that it belongs to, so none of them is above time_ns.
     lossless_gpu_ns: of runs that execute every wanted expert on the GPU, with its slots and first residents; where
     is_lossless_gpu is false the best is none of them and may well take less."""
@@ -228,14 +220,13 @@ def _bounds(best: Judged) -> dict[str, Any]:
     }
 
 
-def _ratio(best: Judged, other: Judged) -> float | None:
+def _faster(best: Rated, other: Rated, draws: Any) -> dict[str, Any]:
+    """How many times as fast, and its interval: request by request on the same draws."""
     a, b = best.summary["tokens_per_s"], other.summary["tokens_per_s"]
-    return a / b if a and b else None
-
-
-def _ratios(best: Judged, other: Judged, draws: Any) -> tuple[float, float] | None:
-    """How many times as fast, request by request on the same draws."""
-    return None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws))
+    return {
+        "ratio": a / b if a and b else None,
+        "ratio_interval": None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws)),
+    }
 
 
 def words(candidate: Candidate) -> str:

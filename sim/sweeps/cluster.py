@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sim.errors import SpecError
-from sim.sweeps.dispatch import Event
+from sim.sweeps.dispatch import WorkerEvent
 from sim.sweeps.worker import Setup, Task, Worker
 from traces.format import npz
 
@@ -67,7 +67,7 @@ class RayPool:
         self._tasks[worker] = task
         self._waiting[self._workers[worker].run.remote(task)] = worker
 
-    def events(self, timeout_s: float) -> Sequence[Event]:
+    def events(self, timeout_s: float) -> Sequence[WorkerEvent]:
         references = list(self._waiting)
         ready, _ = self._ray.wait(references, num_returns=1, timeout=timeout_s)
         if ready:
@@ -79,7 +79,7 @@ class RayPool:
             raise SpecError(f"ray: no worker came up in {PATIENCE_S:.0f} s; does the cluster have a free CPU?")
         return [event for event in found if event is not None]
 
-    def _event(self, reference: Any, worker: int) -> Event | None:
+    def _event(self, reference: Any, worker: int) -> WorkerEvent | None:
         errors = self._ray.exceptions
         try:
             done = self._ray.get(reference)
@@ -88,12 +88,12 @@ class RayPool:
         except errors.RayError as error:
             self._ray.kill(self._workers.pop(worker))
             self._tasks.pop(worker, None)
-            return Event(worker, dead=True, why=str(error))
+            return WorkerEvent(worker, dead=True, why=str(error))
         if done is not None and done.unseen:
             self._hand(worker, done.unseen)
             return None
         self._tasks.pop(worker, None)
-        return Event(worker, done)
+        return WorkerEvent(worker, done)
 
     def _hand(self, worker: int, name: str) -> None:
         """Send a trace that the worker's node does not have, and its task again."""

@@ -19,7 +19,7 @@ HAS, USED, UNUSED = "has", "used", "unused"
 
 
 @dataclass(frozen=True)
-class Run:
+class Configuration:
     """One configuration: its spec, or the fields as given and why they make none. id: of what was resolved."""
 
     id: str
@@ -39,18 +39,18 @@ def read(path: str | Path) -> dict[str, Any]:
         raise SpecError(f"config: {path}: is no TOML: {error}") from None
 
 
-def expand(tables: Mapping[str, Any], where: str = "config") -> list[Run]:
+def expand(tables: Mapping[str, Any], where: str = "config") -> list[Configuration]:
     """Every configuration of a sweep's tables, once each, in order: the last axis fastest, seeds fastest of all.
 
     A parameter (`set`) belongs to the configurations that use its policy; in the others it is left out, so that those
-    which differ in nothing else are one. Values that make no spec give a Run with an error; raises SpecError, one
-    line, for tables that are no sweep.
+    which differ in nothing else are one. Values that make no spec give one with an error; raises SpecError, one line,
+    for tables that are no sweep.
     """
     try:
         axes = axes_of(tables)
         if not any("trace" in axis.fields for axis in axes):
             raise SpecError('trace: missing; give trace = "FILE", or the name of a shipped sample such as mixtral.npz')
-        runs: dict[str, Run] = {}
+        runs: dict[str, Configuration] = {}
         had = _had(axes)
         for given in _points(axes):
             run = _run(_fields(given, had))
@@ -110,12 +110,12 @@ def _look(chosen: tuple[tuple[str, str], ...], parameter: str) -> str:
     return HAS if any(key.rpartition(".")[2] in names for names in known.values()) else USED
 
 
-def _run(fields: dict[str, Any]) -> Run:
+def _run(fields: dict[str, Any]) -> Configuration:
     try:
         spec = RunSpec.of(fields)
     except SpecError as error:
-        return Run(identity(fields), None, fields, str(error))
-    return Run(identity(spec.model_dump()), spec)
+        return Configuration(identity(fields), None, fields, str(error))
+    return Configuration(identity(spec.model_dump()), spec)
 
 
 def identity(fields: Mapping[str, Any]) -> str:

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from sim.errors import SpecError
-from sim.sweeps.config import Run
+from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, error_row
 from sim.sweeps.worker import Done, Task
 
@@ -28,7 +28,7 @@ KILLED = "the worker died twice while it ran this (out of memory?)"
 
 
 @dataclass(frozen=True)
-class Event:
+class WorkerEvent:
     """What a worker did: it is ready (done None, dead False), has done its task, or is dead (`why`) for good."""
 
     worker: int
@@ -46,7 +46,7 @@ class Pool(Protocol):
     def give(self, worker: int, task: Task) -> None:
         """To a worker that is ready and has nothing to do."""
 
-    def events(self, timeout_s: float) -> Sequence[Event]:
+    def events(self, timeout_s: float) -> Sequence[WorkerEvent]:
         """What happened, waiting for it at most so long; may be nothing."""
 
     def close(self) -> None:
@@ -65,11 +65,8 @@ class Totals:
     runs: int = 0
 
     def add(self, done: Done) -> None:
-        self.loop_s += done.loop_s
-        self.prepare_s += done.prepare_s
-        self.busy_s += done.busy_s
-        self.cpu_s += done.cpu_s
-        self.requests += done.requests
+        for name in ("loop_s", "prepare_s", "busy_s", "cpu_s", "requests"):
+            setattr(self, name, getattr(self, name) + getattr(done, name))
         self.runs += len(done.rows)
 
 
@@ -77,11 +74,11 @@ class Totals:
 class Queue:
     """Runs that wait: one stretch per worker, and those to be tried again alone."""
 
-    stretches: list[deque[Run]]
-    again: deque[Run] = field(default_factory=deque)
+    stretches: list[deque[Configuration]]
+    again: deque[Configuration] = field(default_factory=deque)
 
     @staticmethod
-    def of(runs: Sequence[Run], workers: int) -> "Queue":
+    def of(runs: Sequence[Configuration], workers: int) -> "Queue":
         ordered = sorted(runs, key=_sharing)
         cuts = [len(ordered) * i // workers for i in range(workers + 1)]
         return Queue([deque(ordered[a:b]) for a, b in pairwise(cuts)])
@@ -89,7 +86,7 @@ class Queue:
     def __len__(self) -> int:
         return sum(map(len, self.stretches)) + len(self.again)
 
-    def take(self, place: int, seconds: "Seconds") -> Sequence[Run]:
+    def take(self, place: int, seconds: "Seconds") -> Sequence[Configuration]:
         """The next runs for the worker at a place: one to try again, of its own stretch, or of the longest."""
         if self.again:
             return [self.again.popleft()]
@@ -105,7 +102,7 @@ class Queue:
         return [first, *(draw() for _ in range(most - 1))]
 
 
-def _sharing(run: Run) -> tuple[Any, ...]:
+def _sharing(run: Configuration) -> tuple[Any, ...]:
     """Sort key: beside each other what shares trace, steps, costs, slots and predictions, in this order."""
     if run.spec is None:
         return ("",)
@@ -121,26 +118,27 @@ class Seconds:
     def __init__(self) -> None:
         self._each: dict[tuple[str, int], float] = {}
 
-    def fitting(self, run: Run) -> int:
+    def fitting(self, run: Configuration) -> int:
         """How many such runs make a task; 1 while nothing is known."""
         each = self._each.get(_kind(run))
         return 1 if each is None else max(1, int(TASK_S / max(each, 1e-6)))
 
-    def learn(self, runs: Sequence[Run], busy_s: float) -> None:
+    def learn(self, runs: Sequence[Configuration], busy_s: float) -> None:
         """Remember what a task took; the latest counts half."""
         each, kind = busy_s / len(runs), _kind(runs[0])
         self._each[kind] = (self._each.get(kind, each) + each) / 2
 
 
-def _kind(run: Run) -> tuple[str, int]:
+def _kind(run: Configuration) -> tuple[str, int]:
     return ("", 0) if run.spec is None else (run.spec.trace, run.spec.max_steps or 0)
 
 
 class Dispatcher:
-    """Runs batches of configurations on the workers of a pool, which it keeps until `close`."""
+    """Runs batches of configurations on the workers of a pool, which it keeps until `close`. out: where a terminal is
+    shown how far a batch is."""
 
-    def __init__(self, pool: Pool, workers: int) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, workers: int, out: IO[str] | None = None) -> None:
+        self.pool, self.workers, self.out = pool, workers, out
         self.totals = Totals()
         self.seconds = Seconds()
         self._idle: list[int] = []
@@ -155,7 +153,7 @@ class Dispatcher:
     def close(self) -> None:
         self.pool.close()
 
-    def warm_up(self, samples: Sequence[Run]) -> None:
+    def warm_up(self, samples: Sequence[Configuration]) -> None:
         """Compile what these runs need, each on a worker of its own, and wait: the others then find it on the disk.
         Returns when a worker is ready for work."""
         queue = deque(Task([run], warm_up=True) for run in samples)
@@ -165,11 +163,24 @@ class Dispatcher:
             for event in self.pool.events(1.0):
                 self._seen(event)
 
-    def run(self, runs: Sequence[Run], deadline: float = math.inf) -> Iterator[list[Row]]:
+    def run(
+        self, runs: Sequence[Configuration], deadline: float = math.inf, piece: int | None = None
+    ) -> Iterator[list[Row]]:
         """The rows of all runs, as they come: each run once. Raises SpecError where no worker can be kept alive.
 
         deadline, by time.monotonic(): what is not done by then is left undone, workers that are at it included: there
-        is nothing to do with them then but `close`."""
+        is nothing to do with them then but `close`. piece: so many are given out before any later one (default: all).
+        """
+        progress, done = Progress(self.out, len(runs), self.workers), 0
+        size = piece or max(1, len(runs))
+        for first in range(0, len(runs), size):
+            for rows in self._batch(runs[first : first + size], deadline):
+                yield rows
+                done += len(rows)
+                progress.show(done)
+        progress.end()
+
+    def _batch(self, runs: Sequence[Configuration], deadline: float) -> Iterator[list[Row]]:
         queue = Queue.of(runs, max(1, len(self._places)))
         while (queue or self._tasks) and (left := deadline - time.monotonic()) > 0:
             rows: list[Row] = []
@@ -193,7 +204,7 @@ class Dispatcher:
         self._places[worker] = place
         self._starting.add(worker)
 
-    def _seen(self, event: Event) -> Task | None:
+    def _seen(self, event: WorkerEvent) -> Task | None:
         """Keep account of an event; gives the task that its worker had."""
         task = self._tasks.pop(event.worker, None)
         if not event.dead:
@@ -210,7 +221,7 @@ class Dispatcher:
         self._start(self._places.pop(event.worker))
         return task
 
-    def _rows(self, event: Event, queue: Queue) -> Sequence[Row]:
+    def _rows(self, event: WorkerEvent, queue: Queue) -> Sequence[Row]:
         task = self._seen(event)
         if event.done is not None:
             assert task is not None  # only a worker with a task has done one
@@ -227,3 +238,25 @@ class Dispatcher:
                 rows.append(error_row(run, KILLED))
                 self.totals.runs += 1
         return rows
+
+
+class Progress:
+    """Rate and time left, on a terminal only."""
+
+    def __init__(self, out: IO[str] | None, runs: int, workers: int) -> None:
+        self.out = out if out is not None and out.isatty() else None
+        self.runs, self.workers = runs, workers
+        self.begin = self.shown = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if self.out and (now - self.shown > 0.2 or done == self.runs):
+            self.shown = now
+            rate = done / (now - self.begin)
+            left = (self.runs - done) / rate if rate else 0.0
+            line = f"{done:,}/{self.runs:,} runs, {rate:.1f} runs/s on {self.workers} workers, {left:,.0f} s left"
+            print(f"\r{line:<78}", end="", file=self.out, flush=True)
+
+    def end(self) -> None:
+        if self.out:
+            print(file=self.out)

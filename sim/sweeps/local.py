@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from sim.sweeps.dispatch import Event
+from sim.sweeps.dispatch import WorkerEvent
 from sim.sweeps.worker import Setup, Task, Worker
 
 READY = None  # the first thing a worker sends
@@ -40,19 +40,19 @@ class LocalPool:
         with suppress(OSError):  # it has died: the end of its pipe is an event
             self._workers[worker][1].send(task)
 
-    def events(self, timeout_s: float) -> Sequence[Event]:
+    def events(self, timeout_s: float) -> Sequence[WorkerEvent]:
         ends = {pipe: worker for worker, (_, pipe) in self._workers.items()}
         return [self._event(ends[pipe], pipe) for pipe in wait(list(ends), timeout_s) if isinstance(pipe, Connection)]
 
-    def _event(self, worker: int, pipe: Connection) -> Event:
+    def _event(self, worker: int, pipe: Connection) -> WorkerEvent:
         try:
             done = pipe.recv()
         except (EOFError, OSError):
             process, _ = self._workers.pop(worker)
             pipe.close()
             process.join()
-            return Event(worker, dead=True, why=f"exit status {process.exitcode}")
-        return Event(worker, done)
+            return WorkerEvent(worker, dead=True, why=f"exit status {process.exitcode}")
+        return WorkerEvent(worker, done)
 
     def close(self) -> None:
         for process, _ in self._workers.values():

@@ -1,4 +1,4 @@
-"""One run as one flat row: the columns, their types, and how a summary becomes values of them.
+"""One run as one flat row: the columns, their types, how a summary becomes values of them, and back.
 
 A row holds nothing that differs when the same run is done again: no times of ours, no host, no date.
 """
@@ -7,92 +7,90 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.outcome.report import OPEN_LOOP, SYNTHETIC
-from sim.policies.registry import find
-from sim.spec import RunSpec
-from sim.sweeps.config import Run
+from sim.flags import metavar
+from sim.outcome.summary import columns
+from sim.spec import WHOLE, RunSpec
+from sim.sweeps.config import Configuration
+from traces.errors import UserError
 
 Row = dict[str, Any]
 
-_INTS = ("prefetch_budget", "batch", "prefill_chunk", "context_offset", "warmup_steps", "max_steps", "seed")
-_SPEC = {f"spec.{name}": "int" if name in _INTS else "text" for name in RunSpec.model_fields} | {
-    "spec.as_decode": "bool"
-}
-
-
-def _each(kind: str, group: str, names: str) -> dict[str, str]:
-    return {f"{group}.{name}" if group else name: kind for name in names.split()}
-
-
-def _spread(group: str) -> dict[str, str]:
-    return _each("float", group, "mean p50 p95 p99") | _each("int", group, "n")
-
-
-GATES = "prefill tae margin distribution rho nobody"
+_KINDS = {"as_decode": "bool"} | {name: "int" for name in RunSpec.model_fields if metavar(name) == WHOLE}
+TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
+OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
 COLUMNS: dict[str, str] = {
-    "id": "text",
-    "error": "text",
-    "synthetic": "bool",
-    "open_loop": "bool",
-    "oracle": "bool",
-    **_SPEC,
-    **_each("float", "", "tokens_per_s total_tokens_per_s"),
-    **_each("int", "", "time_ns decode_ns prefill_ns steps requests tokens prompt_tokens"),
-    **_spread("tpot_ms"),
-    **_spread("ttft_ms"),
-    **_spread("itl_ms"),
-    **_each("int", "breakdown_ns", "dense decide experts stall cpu_wait head"),
-    **_each("int", "stall_ns_by_cause", "demand late held"),
-    **_each("int", "", "wanted hits late misses evictions"),
-    **_each("int", "", "slots_wanted slots_hit slots_late fetched substituted dropped cpu low"),
-    **_each("int", "transfers", "demand prefetch background promoted withdrawn rejected unfinished"),
-    **_each("int", "prefetched", "used late wasted"),
-    **_each("int", "h2d_bytes", "demand prefetch background"),
-    "link_busy_ns": "int",
-    **_each("int", "quality", "wanted_before_rerank wanted"),
-    **_each("float", "quality", "substituted_weight dropped_weight per_token_p95 expected_error"),
-    **_each("int", "quality.stopped", GATES),
-    **_each("int", "memory", "dense kv slots staging gpu"),
-    "memory.fits": "bool",
-    **_each("int", "slots", "total scopes least most low"),
-    **_each("int", "start", "residents bytes load_ns"),
-    **_each("int", "bounds", "loads compute_ns link_ns lossless_ns demand_ns"),
-    **_each("int", "bounds", "executed_gpu_ns executed_link_ns executed_ns"),
-    "bounds.best_ns": "int",
-    "bounds.best_share": "float",
-    "verdict": "text",
-    "notes": "text",
-    **_each("text", "trace", "hash model source"),
-    "trace.real": "bool",
-    **_each("int", "trace", "tokens moe_layers n_experts top_k calibration_tokens"),
-    "policy_files": "text",
-    "version": "text",
+    **dict.fromkeys(("id", "error"), "text"),
+    **dict.fromkeys(TOP_MARKS, "bool"),
+    **{f"spec.{name}": _KINDS.get(name, "text") for name in RunSpec.model_fields},
+    **columns(),
 }
 
 
-def row_of(run: Run, summary: Mapping[str, Any]) -> Row:
+def row_of(run: Configuration, summary: Mapping[str, Any]) -> Row:
     """The row of a run that is done, from its summary object (`sim.outcome.report.result`)."""
     flat = _flat(summary, "")
     flat |= _bound(summary["bounds"], summary["time_ns"])
-    flat["synthetic"] = SYNTHETIC in summary["notes"]
-    flat["open_loop"] = OPEN_LOOP in summary["notes"]
-    flat["oracle"] = run.spec is not None and _reads_the_future(run.spec)
+    flat |= summary["marks"]
     flat["notes"] = " | ".join(summary["notes"])
     flat["policy_files"] = json.dumps(summary["policy_files"], sort_keys=True) if summary["policy_files"] else None
     return _row(run, flat)
 
 
-def _reads_the_future(spec: RunSpec) -> bool:
-    chosen = [find(kind, getattr(spec, kind)) for kind in ("eviction", "prefetch")]
-    return any(policy is not None and policy.oracle for policy in chosen)
+def summary_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The summary that a row was made from, less what a row does not hold (by_layer, marks, policy_files); nothing of
+    it is checked but that it is nested as one. Raises UserError, one line that begins with `where`."""
+    summary = _nested({key: value for key, value in row.items() if key not in OF_A_ROW})
+    spec = summary.get("spec")
+    if not isinstance(spec, dict):
+        raise UserError(f"{where}: has no column spec.trace; a sweep's results.parquet is required")
+    summary["machine"] = spec.pop("machine", None)
+    spec["set"] = _json(spec.get("set"), where)
+    spec["calibration"], spec["cache"] = (_number(spec.get(name)) for name in ("calibration", "cache"))
+    summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
+    bounds = summary.get("bounds") or {}
+    summary["bounds"] = {name: ns for name, ns in bounds.items() if ns is not None and not name.startswith("best_")}
+    return summary
 
 
-def error_row(run: Run, error: str) -> Row:
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """`outer.inner` keys as objects."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = out
+        for name in parents:
+            inner = place.setdefault(name, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = value
+    return out
+
+
+def _json(text: Any, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: spec.set is {ascii(text)[:60]}; a JSON object is required")
+    return value
+
+
+def _number(text: Any) -> Any:
+    """`0.5` and `24` as the numbers that the spec took them for, anything else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            continue
+    return text
+
+
+def error_row(run: Configuration, error: str) -> Row:
     """The row of a run that failed: its spec, as far as there is one, and why."""
     return _row(run, {"error": " ".join(error.split())})
 
 
-def _row(run: Run, flat: Mapping[str, Any]) -> Row:
+def _row(run: Configuration, flat: Mapping[str, Any]) -> Row:
     flat = {**flat, "id": run.id, **_spec(run)}
     return {name: _value(kind, flat.get(name)) for name, kind in COLUMNS.items()}
 
@@ -115,7 +113,7 @@ def _flat(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return out
 
 
-def _spec(run: Run) -> dict[str, Any]:
+def _spec(run: Configuration) -> dict[str, Any]:
     """spec.FIELD as on the command line: what may be a number or text is text, parameters are JSON."""
     fields = dict(run.fields) if run.spec is None else run.spec.model_dump()
     if "set" in fields:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from sim import __version__, catalog
+from sim.policies.policy import is_user
 from sim.policies.registry import KINDS as POLICIES
-from sim.policies.registry import is_user
-from sim.run import announce_compiling
-from sim.sweeps.config import Run
+from sim.simulation import announce_compiling
+from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
 from sim.sweeps.store import Store, require_pyarrow
@@ -26,7 +26,7 @@ KINDS = ("hardware", "engine")  # of the catalog: sim.prepare asks for them by (
 class Session:
     """Takes the sweep's folder and runs on. safe: configurations whose rows are kept. Raises UserError, one line."""
 
-    def __init__(self, folder: Path, tables: Mapping[str, Any], runs: Sequence[Run], out: IO[str]) -> None:
+    def __init__(self, folder: Path, tables: Mapping[str, Any], runs: Sequence[Configuration], out: IO[str]) -> None:
         require_pyarrow()
         self.runs = runs
         self.out = out
@@ -58,18 +58,14 @@ class Session:
         self._complain()
         return whole
 
-    def _work(self, missing: Sequence[Run], engine: str, address: str, workers: int | None) -> dict[str, Any]:
+    def _work(self, missing: Sequence[Configuration], engine: str, address: str, workers: int | None) -> dict[str, Any]:
         begin = time.monotonic()
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
-        dispatcher = None
         try:
-            dispatcher = Dispatcher(pool, workers)
+            dispatcher = Dispatcher(pool, workers, self.out)
             dispatcher.warm_up(to_compile(missing))
-            progress = Progress(self.out, len(missing), workers)
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
-                progress.show(dispatcher.totals.runs)
-            progress.end()
         finally:
             pool.close()
         about = _account(dispatcher.totals, time.monotonic() - begin, workers)
@@ -104,9 +100,8 @@ def _told(about: Mapping[str, Any]) -> str:
     rate = about["requests_per_cpu_s"]
     per_core = "" if rate is None else f" ({rate / 1e6:.2f} M per second of CPU)"
     return (
-        f"{about['runs']:,} runs in {about['wall_s']:.1f} s on {about['workers']} workers: "
-        f"{about['runs_per_s']:.1f} runs/s, "
-        f"{about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker{per_core}; overhead "
+        f"{about['runs']:,} runs in {about['wall_s']:.1f} s on {about['workers']} workers: {about['runs_per_s']:.1f} "
+        f"runs/s, {about['requests_per_s_per_worker'] / 1e6:.2f} M expert requests/s per worker{per_core}; overhead "
         f"{about['overhead_share']:.0%} of the time (preparing {about['prepare_share']:.0%}, summaries "
         f"{about['summary_share']:.0%}, starting and waiting {about['waiting_share']:.0%})"
     )
@@ -134,14 +129,14 @@ def _core() -> str:
     return CACHE_DIR.name
 
 
-def to_compile(runs: Sequence[Run]) -> list[Run]:
+def to_compile(runs: Sequence[Configuration]) -> list[Configuration]:
     """While nothing is compiled: a run of each version of the machine that the sweep needs."""
     from sim.core.jit import CACHE_DIR
 
     if any(CACHE_DIR.rglob("compiled._loop*.nbc")):
         return []
     announce_compiling()
-    versions: dict[bool, Run] = {}
+    versions: dict[bool, Configuration] = {}
     for run in runs:
         if run.spec is not None and run.spec.machine == "compiled":
             chosen = (run.spec.prefetch, run.spec.miss, run.spec.rerank)
@@ -150,14 +145,14 @@ def to_compile(runs: Sequence[Run]) -> list[Run]:
     return list(versions.values())
 
 
-def inspect(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
+def inspect(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
     """(what workers are told, digest by name of every file that the runs read).
 
     A trace is read through once, here. What is wrong with a file is not said here: the runs that need it say so.
     """
     specs = [run.spec for run in runs if run.spec is not None]
     hashes: dict[str, str] = {}
-    for name in {s.trace for s in specs} | {s.calibration for s in specs if isinstance(s.calibration, str)}:
+    for name in sorted({s.trace for s in specs} | {s.calibration for s in specs if isinstance(s.calibration, str)}):
         try:
             hashes[name] = npz.content_hash(npz.read(npz.find(name)))
         except UserError:
@@ -178,24 +173,3 @@ def inspect(runs: Sequence[Run]) -> tuple[Setup, dict[str, str]]:
         files |= {name for name in named if os.path.isfile(name)}
     digests = {name: sha256(Path(name).read_bytes()).hexdigest() for name in sorted(files)}
     return Setup(os.getcwd(), hashes, parts), {**hashes, **digests}
-
-
-class Progress:
-    """Rate and time left, on a terminal only."""
-
-    def __init__(self, out: IO[str], runs: int, workers: int) -> None:
-        self.out, self.runs, self.workers = out, runs, workers
-        self.begin = self.shown = time.monotonic()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if self.out.isatty() and (now - self.shown > 0.2 or done == self.runs):
-            self.shown = now
-            rate = done / (now - self.begin)
-            left = (self.runs - done) / rate if rate else 0.0
-            line = f"{done:,}/{self.runs:,} runs, {rate:.1f} runs/s on {self.workers} workers, {left:,.0f} s left"
-            print(f"\r{line:<78}", end="", file=self.out, flush=True)
-
-    def end(self) -> None:
-        if self.out.isatty():
-            print(file=self.out)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.memo import Kept
-from sim.sweeps.config import Run
+from sim.simulation import simulate
+from sim.spec import RunSpec
+from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, error_row, row_of
 from traces.errors import UserError
 from traces.format import npz
@@ -37,7 +39,7 @@ class Setup:
 class Task:
     """Runs for one worker, one after the other. warm_up: compile what they need; no rows come of it."""
 
-    runs: Sequence[Run]
+    runs: Sequence[Configuration]
     warm_up: bool = False
 
 
@@ -69,7 +71,7 @@ class Worker:
         self.setup = setup
         self.memo = Kept(MEMO_BYTES)
         self.handed: dict[str, RoutingTrace] = {}  # traces that came over the network
-        self.seconds = {"prepare": 0.0, "loop": 0.0}
+        self.seconds = {"prepared": 0.0, "run": 0.0}
 
     def ready(self) -> None:
         """Returns once there is a worker to answer."""
@@ -90,13 +92,13 @@ class Worker:
         busy = time.perf_counter() - begin
         entries = sum(row["slots_wanted"] or 0 for row in rows)
         on_core = time.process_time() - cpu
-        return Done(() if task.warm_up else rows, spent["loop"], spent["prepare"], busy, on_core, entries)
+        return Done(() if task.warm_up else rows, spent["run"], spent["prepared"], busy, on_core, entries)
 
-    def _row(self, run: Run, warm_up: bool) -> Row:
+    def _row(self, run: Configuration, warm_up: bool) -> Row:
         if run.spec is None:
             return error_row(run, run.error)
         try:
-            return row_of(run, self._summary(run, warm_up))
+            return row_of(run, self._summary(run.spec, warm_up))
         except Unseen:
             raise
         except UserError as error:
@@ -104,35 +106,32 @@ class Worker:
         except Exception as error:  # ours to mend, but no reason to stop the others
             return error_row(run, f"{type(error).__name__}: {error}")
 
-    def _summary(self, run: Run, warm_up: bool) -> Mapping[str, Any]:
-        from sim.outcome.report import result
-        from sim.prepare import prepare
+    def _summary(self, spec: RunSpec, warm_up: bool) -> Mapping[str, Any]:
+        from sim.prepare import Described
 
-        spec = run.spec
-        assert spec is not None
         if warm_up:
             spec = spec.model_copy(update={"max_steps": 1, "warmup_steps": 0})
-        if spec.machine == "simpy":
-            from sim.machines.discrete import run as simulate
-        else:
-            from sim.machines.compiled import run as simulate
         begin = time.perf_counter()
         self._provide(spec.trace)
         if isinstance(spec.calibration, str):
             self._provide(spec.calibration)
         for key, part in self.setup.parts.items():
-            self.memo(key, lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
-        setting = prepare(spec, self.memo)
-        prepared = time.perf_counter()
-        record = simulate(setting.plan)
-        self.seconds["prepare"] += prepared - begin
-        self.seconds["loop"] += time.perf_counter() - prepared
-        return result(setting, record, self.memo)
+            self.memo(Described(*key), lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
+
+        def reached(stage: str) -> None:
+            nonlocal begin
+            now = time.perf_counter()
+            self.seconds[stage] += now - begin
+            begin = now
+
+        return simulate(spec, memo=self.memo, reached=reached)[0]
 
     def _provide(self, name: str) -> None:
         """Put a trace whose hash is known where `prepare` looks for it. An unknown one it opens and checks itself."""
+        from sim.prepare import Opened
+
         if name in self.setup.hashes:
-            self.memo(("trace", name), lambda: (self._opened(name), self.setup.hashes[name]))
+            self.memo(Opened(name), lambda: (self._opened(name), self.setup.hashes[name]))
 
     def _opened(self, name: str) -> RoutingTrace:
         if name in self.handed:

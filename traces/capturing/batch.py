@@ -29,10 +29,6 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
-class CaptureError(UserError):
-    """A model, its input or an option that cannot be captured: one line that says what would be right."""
-
-
 @dataclass
 class Columns:
     """What one forward pass computed: `arrays` [B, S, ...] by name, `valid` bool [B, S] without padding.
@@ -81,11 +77,9 @@ class Batch:
         if self.held and self.held[-1].last > new.first:
             self.held[-1] = self.held[-1].before(new.first)
         if self.held and self.held[-1].last < new.first:
-            raise CaptureError(
-                f"the model went on at column {new.first}; the last one recorded is {self.held[-1].last}"
-            )
+            raise UserError(f"the model went on at column {new.first}; the last one recorded is {self.held[-1].last}")
         if self.held and len(self.held[0].valid) != len(new.valid):
-            raise CaptureError(f"a batch of {len(self.held[0].valid)} rows went on as {len(new.valid)}")
+            raise UserError(f"a batch of {len(self.held[0].valid)} rows went on as {len(new.valid)}")
         if self.prompt_columns is None and self.prompt_lengths is None:
             self.prompt_columns = new.last
         if self.mask is not None:
@@ -160,9 +154,7 @@ def _told(mask: Bools, new: Columns) -> Bools:
     """[B, S]: what the caller's mask says of the prompt's columns; later ones hold tokens."""
     rows = len(new.valid)
     if rows % len(mask):
-        raise CaptureError(
-            f"the attention mask has {len(mask)} rows, the batch {rows}; one for each request is required"
-        )
+        raise UserError(f"the attention mask has {len(mask)} rows, the batch {rows}; one for each request is required")
     valid = np.ones_like(new.valid)
     part = np.repeat(mask, rows // len(mask), axis=0)[:, new.first : new.last]
     valid[:, : part.shape[1]] = part
@@ -199,7 +191,7 @@ def _spread(values: Array) -> float:
 def joined(requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """The arrays of all requests one after another, with `sequence`; an array that one of them lacks is left out."""
     if not requests:
-        raise CaptureError("nothing was recorded: run the model while the recorder is open")
+        raise UserError("nothing was recorded: run the model while the recorder is open")
     names = [name for name in requests[0] if all(name in r for r in requests)]
     lengths = [len(r["position"]) for r in requests]
     out = {name: np.concatenate([r[name] for r in requests]) for name in names}

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from traces.capturing.batch import CaptureError
 from traces.command import Parser
+from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace, hash64
 
@@ -35,7 +35,7 @@ class Source(Protocol):
     context: int | None
 
     def heldout(self) -> list[Ids]:
-        """Token ids of each text to take prompts from where the user names none. CaptureError where it has none."""
+        """Token ids of each text to take prompts from where the user names none. UserError where it has none."""
         ...
 
     def encode(self, text: str) -> Ids:
@@ -89,19 +89,21 @@ def _temperature(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> RoutingTrace:
-    """What the flags ask for, as a trace. Raises CaptureError and TraceError, one line."""
+    """What the flags ask for, as a trace. Raises UserError, one line."""
     if options.text and options.prompts_from:
-        raise CaptureError("--text and --prompts-from both give prompts; one of them is required")
+        raise UserError("--text and --prompts-from both give prompts; one of them is required")
     if min(options.batch, options.prompt_tokens) < 1 or options.requests == 0:
-        raise CaptureError("--batch, --prompt-tokens and --requests are at least 1")
+        raise UserError("--batch, --prompt-tokens and --requests are at least 1")
     if not Path(options.out).absolute().parent.is_dir():
-        raise CaptureError(f"--out {options.out}: its folder is not there")
+        raise UserError(f"--out {options.out}: its folder is not there")
     source = open_source(options.model, options.device)
     if not options.prompts_from:
         _refuse_too_long(source, options.prompt_tokens + options.generate)
     prompts, about = _prompts(options, source)
     _refuse_too_long(source, max(len(p) for p in prompts) + options.generate)
-    recorder = _recorder(source.model, not options.no_logits, options.lookahead)
+    from traces.capturing.recorder import Recorder  # torch: the model has brought it
+
+    recorder = Recorder(source.model, not options.no_logits, options.lookahead)
     for first, rows in _batches(prompts, options.batch):
         source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
         if sys.stderr.isatty():
@@ -111,29 +113,22 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     asked = {name: getattr(options, name) for name in ("seed", "skip", "generate", "batch", "temperature")}
     capture = {**source.meta.get("capture", {}), **asked, "requests": len(prompts)}
     meta = source.meta | about | {k: v for k, v in own.items() if v is not None} | {"capture": capture}
-    found: RoutingTrace = recorder.trace(**meta)
-    return found
+    return recorder.trace(**meta)
 
 
 def _refuse_too_long(source: Source, tokens: int) -> None:
     if source.context is not None and tokens > source.context:
-        raise CaptureError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
+        raise UserError(f"{tokens} tokens of prompt and --generate; the model's context is {source.context}")
 
 
 def open_source(name: str, device: str) -> Source:
-    """The model of that name, loaded. Raises CaptureError where it, or what loads it, is not there."""
+    """The model of that name, loaded. Raises UserError where it, or what loads it, is not there."""
     module, _, attribute = OWN.get(name, HUGGING_FACE).partition(":")
     try:
         made: Source = getattr(import_module(module), attribute)(name, device)
     except ModuleNotFoundError as error:
-        raise CaptureError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
+        raise UserError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
     return made
-
-
-def _recorder(model: Any, logits: bool, lookahead: int) -> Any:
-    from traces.capturing.recorder import Recorder
-
-    return Recorder(model, logits=logits, lookahead=lookahead)
 
 
 def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], dict[str, Any]]:
@@ -154,7 +149,7 @@ def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], di
     chosen = found[options.skip : options.skip + wanted]
     if len(chosen) < wanted or not chosen:
         have = f"{len(found)} prompts are there"
-        raise CaptureError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
+        raise UserError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
     return chosen, about
 
 
@@ -162,7 +157,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CaptureError(f"{path}: {error.reason} at byte {error.start}; text in UTF-8 is required") from error
+        raise UserError(f"{path}: {error.reason} at byte {error.start}; text in UTF-8 is required") from error
 
 
 def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> list[Ids]:
@@ -176,14 +171,14 @@ def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> li
 
 
 def prompts_of(trace: RoutingTrace, name: str) -> list[Ids]:
-    """The prompt of each request of a trace. Raises CaptureError where it does not hold them, or not from the start."""
+    """The prompt of each request of a trace. Raises UserError where it does not hold them, or not from the start."""
     if trace.token_ids is None:
-        raise CaptureError(f"{name}: has no token_ids, so its prompts are not known")
+        raise UserError(f"{name}: has no token_ids, so its prompts are not known")
     out = []
     for first, last in zip(*trace.requests(), strict=True):
         prompt = trace.token_ids[first:last][trace.prefill[first:last]]
         if trace.position[first] or not len(prompt):
-            raise CaptureError(f"{name}: request {trace.sequence[first]} does not begin with its prompt's first token")
+            raise UserError(f"{name}: request {trace.sequence[first]} does not begin with its prompt's first token")
         out.append(prompt.astype(np.int64))
     return out
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from traces.capturing.batch import CaptureError
 from traces.capturing.inputs import made_with, pick_device
+from traces.errors import UserError
 
 Ids = npt.NDArray[np.int64]
 
@@ -23,7 +23,7 @@ class HuggingFace:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n")[0]
-            raise CaptureError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
+            raise UserError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
         self.model: Any = model.to(chosen).eval()
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.context = None if limit is None else int(limit)
@@ -34,7 +34,7 @@ class HuggingFace:
         }
 
     def heldout(self) -> list[Ids]:
-        raise CaptureError("--text FILE: missing; prompts come from a text, or with --prompts-from from a trace")
+        raise UserError("--text FILE: missing; prompts come from a text, or with --prompts-from from a trace")
 
     def encode(self, text: str) -> Ids:
         return np.asarray(self.tokenizer(text, verbose=False)["input_ids"], np.int64)

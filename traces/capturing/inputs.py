@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from traces.capturing.batch import Batch, CaptureError
+from traces.capturing.batch import Batch
+from traces.errors import UserError
 
 PACKED = ("cu_seq_lens_q", "cu_seqlens_q", "block_table", "read_index")  # of several requests in one row
 
@@ -49,7 +50,7 @@ def tokens_seen(mask: Any, past: int, rows: int, columns: int) -> npt.NDArray[np
     if mask is None:
         return np.ones((rows, columns), np.bool_)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        raise CaptureError(
+        raise UserError(
             f"an attention mask of type {type(mask).__name__}; begin(attention_mask=...) says where tokens are"
         )
     seen = mask > -1 if mask.is_floating_point() and mask.dim() == 4 else mask != 0
@@ -59,12 +60,12 @@ def tokens_seen(mask: Any, past: int, rows: int, columns: int) -> npt.NDArray[np
     else:
         seen = seen[:, past : past + columns]
     if seen.shape[1] != columns:
-        raise CaptureError(f"an attention mask of shape {tuple(mask.shape)} for columns {past} to {past + columns - 1}")
+        raise UserError(f"an attention mask of shape {tuple(mask.shape)} for columns {past} to {past + columns - 1}")
     return seen.expand(rows, -1).cpu().numpy()
 
 
 def refuse_packed(given: dict[str, Any], valid: npt.NDArray[np.bool_]) -> None:
-    """Raise CaptureError where one row holds several requests: by the arguments that come with it, or where positions
+    """Raise UserError where one row holds several requests: by the arguments that come with it, or where positions
     fall inside a row. given: the decoder's arguments by name; valid [rows, columns]: without padding."""
     positions = given.get("position_ids")
     packed = any(given.get(name) is not None for name in PACKED)
@@ -72,20 +73,20 @@ def refuse_packed(given: dict[str, Any], valid: npt.NDArray[np.bool_]) -> None:
         falls = np.diff(positions.cpu().numpy(), axis=1) < 0
         packed = packed or bool((falls & valid[:, 1:] & valid[:, :-1]).any())
     if packed:
-        raise CaptureError("several requests packed into one row are not recorded; give each a row of its own")
+        raise UserError("several requests packed into one row are not recorded; give each a row of its own")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the accelerator that torch finds, else the CPU. Raises CaptureError for what this machine has not."""
+    """`auto` is the accelerator that torch finds, else the CPU. Raises UserError for what this machine has not."""
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise CaptureError(f"--device is {name!r}; auto, cpu, cuda or another device of torch is required") from error
+        raise UserError(f"--device is {name!r}; auto, cpu, cuda or another device of torch is required") from error
     if device.type not in ("cpu", found.type if found else "cpu"):
-        raise CaptureError(f"--device is {name!r}; this machine has {found or 'the CPU alone'}")
+        raise UserError(f"--device is {name!r}; this machine has {found or 'the CPU alone'}")
     return device
 
 

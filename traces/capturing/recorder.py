@@ -33,12 +33,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from traces.capturing.batch import Array, Batch, CaptureError, Columns, joined, score_function
-from traces.capturing.inputs import announced, pick_device, refuse_packed, tokens_seen
-from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, is_experts, raw_logits, routed
-from traces.format.trace import RoutingTrace, validate
-
-__all__ = ["CaptureError", "MoeLayer", "Recorder", "find_moe_layers", "is_experts", "pick_device"]
+from traces.capturing.batch import Batch, Columns, joined, score_function
+from traces.capturing.inputs import announced, refuse_packed, tokens_seen
+from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, raw_logits, routed
+from traces.errors import UserError
+from traces.format.check import validate
+from traces.format.layout import Array
+from traces.format.trace import RoutingTrace
 
 TOKENS = ("input_ids", "tokens", "inputs_embeds")  # what a decoder calls its input; `tokens` is our own
 SCORED_TOKENS = 64  # tokens of the first forward pass that tell the score function
@@ -54,7 +55,7 @@ class Recorder:
 
     logits: keep the raw logits. lookahead: distances 1 .. lookahead, 0 for none. Each `generate` is a batch of
     requests; so is, outside of it, each forward pass from an empty cache, all of it prompt, unless `begin` said
-    otherwise. Raises CaptureError for a model that cannot be recorded.
+    otherwise. Raises UserError for a model that cannot be recorded.
     """
 
     def __init__(self, model: nn.Module, logits: bool = True, lookahead: int = 3) -> None:
@@ -62,7 +63,7 @@ class Recorder:
         self.keep_logits, self.distances = logits, lookahead
         for layer in self.layers:
             if layer.router is None and (logits or lookahead):
-                raise CaptureError(f"{layer.name}: no router beside it; logits=False, lookahead=0 records the rest")
+                raise UserError(f"{layer.name}: no router beside it; logits=False, lookahead=0 records the rest")
         self.decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
         self._signature = inspect.signature(self.decoder.forward)
         self._undo: list[Callable[[], Any]] = []
@@ -111,7 +112,7 @@ class Recorder:
         """All requests so far as a valid trace; `meta` is added to what the model tells.
 
         Arrays: experts, weights (float16), logits, lookahead, token_ids (unless a forward pass was given embeddings).
-        Raises CaptureError where nothing was recorded, TraceError for weights that are no weights.
+        Raises UserError where nothing was recorded, and for weights that are no weights.
         """
         self._finish()
         arrays = joined(self._requests)
@@ -160,7 +161,7 @@ class Recorder:
         given |= given.pop("kwargs", {})
         tokens: Any = next((given[n] for n in TOKENS if given.get(n) is not None), None)
         if tokens is None:
-            raise CaptureError(f"{type(self.decoder).__name__}: called without input_ids or inputs_embeds")
+            raise UserError(f"{type(self.decoder).__name__}: called without input_ids or inputs_embeds")
         cache: Any = given.get("past_key_values")
         past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
         arrays = {} if tokens.is_floating_point() else {"token_ids": tokens.cpu().numpy().astype(np.int32)}
@@ -217,7 +218,7 @@ class Recorder:
         assert new is not None and batch is not None
         rows, columns = new.valid.shape
         if len(self._ids) != len(self.layers) or any(len(ids) != rows * columns for ids in self._ids):
-            raise CaptureError(
+            raise UserError(
                 f"{type(self.model).__name__}: a forward pass of {rows} x {columns} tokens routed "
                 f"{[len(ids) for ids in self._ids]} in its {len(self.layers)} MoE layers; all in each are required"
             )

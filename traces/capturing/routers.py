@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from traces.capturing.batch import CaptureError
+from traces.errors import UserError
 
 
 @dataclass
@@ -50,7 +50,7 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
-    """The MoE layers in order. Raises CaptureError where there are none, or they are not alike."""
+    """The MoE layers in order. Raises UserError where there are none, or they are not alike."""
     found: list[tuple[int, str, nn.Module, nn.Module]] = []
     for name, module in model.named_modules():
         if is_experts(module):
@@ -59,12 +59,12 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
             found.append((int(indices[-1]) if indices else len(found), name, module, block))
     what = type(model).__name__
     if not found:
-        raise CaptureError(f"{what} has no MoE layer; a module with a 3-D parameter `down_proj` is required")
+        raise UserError(f"{what} has no MoE layer; a module with a 3-D parameter `down_proj` is required")
     found.sort(key=lambda entry: entry[0])
     layers = [MoeLayer(n, i, at, m, block, _router(block, m)) for i, (at, n, m, block) in enumerate(found)]
     sizes = sorted({layer.n_experts for layer in layers})
     if len(sizes) > 1 or len({layer.index for layer in layers}) < len(layers):
-        raise CaptureError(f"{what} has MoE layers of {sizes} experts; one in a layer, all of one size, are required")
+        raise UserError(f"{what} has MoE layers of {sizes} experts; one in a layer, all of one size, are required")
     return layers
 
 
@@ -81,7 +81,7 @@ def _router(block: nn.Module, experts: nn.Module) -> nn.Module | None:
 def routed(layer: MoeLayer, given: list[Any]) -> tuple[Tensor, Tensor]:
     """Ids and weights [N, K] from what the experts were called with, whatever the names of its arguments.
 
-    Weights may be dense, [N, E] (PhiMoE in transformers 5.0). Raises CaptureError for another kind of call.
+    Weights may be dense, [N, E] (PhiMoE in transformers 5.0). Raises UserError for another kind of call.
     """
     tensors = [t.detach() for t in given if isinstance(t, Tensor) and t.dim() == 2]
     ids = next((t for t in tensors if not t.is_floating_point()), None)
@@ -90,7 +90,7 @@ def routed(layer: MoeLayer, given: list[Any]) -> tuple[Tensor, Tensor]:
         weights = [t for t in tensors if t.is_floating_point() and t.shape in shapes]
         if weights:
             return ids, weights[-1] if weights[-1].shape == ids.shape else weights[-1].gather(1, ids)
-    raise CaptureError(f"{layer.name}: is not called as experts(hidden, ids [N, K], weights [N, K])")
+    raise UserError(f"{layer.name}: is not called as experts(hidden, ids [N, K], weights [N, K])")
 
 
 def canonical(ids: Tensor, weights: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def _chosen(layer: MoeLayer, out: Any) -> tuple[Tensor, Tensor]:
     parts = out if isinstance(out, tuple) else (out,)
     ids = next((part for part in parts if not part.is_floating_point()), None)
     if ids is None:
-        raise CaptureError(
+        raise UserError(
             f"{layer.name}: its router does not say which experts it chooses; --lookahead 0 leaves that out"
         )
     weights = next((p for p in parts if p.is_floating_point() and p.shape == ids.shape), None)

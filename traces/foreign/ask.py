@@ -3,16 +3,16 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.foreign.models import Model
-from traces.format.check import MAX_EXPERTS
+from traces.format.layout import MAX_EXPERTS, Array
 
 PHASES = ("prefill", "decode", "by-batch")
+ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")  # what a source may leave open
 REQUESTS = ("one", "step", "prompt")  # or a number of tokens
 
 
@@ -51,20 +51,14 @@ class Ask:
             if value is not None and not 0 <= value < 2**31:
                 raise TraceError(f"{flag} {value}: a number from 0 to {2**31 - 1} is required")
 
-    def start(self) -> int | None:
-        """--prompt-start."""
-        self.used.add("prompt_start")
-        return self.prompt_start
-
-    def rule(self) -> str | None:
-        """--requests."""
-        self.used.add("requests")
-        return self.requests
+    def asked(self, flag: str) -> Any:
+        """What one of ASKED says, None where it was not given; the flag counts as used."""
+        self.used.add(flag)
+        return getattr(self, flag)
 
     def unused(self) -> list[str]:
         """Flags that were given and that the source left no question for."""
-        flags = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")
-        return [flag for flag in flags if getattr(self, flag) is not None and flag not in self.used]
+        return [flag for flag in ASKED if getattr(self, flag) is not None and flag not in self.used]
 
     @property
     def tokens_each(self) -> int:
@@ -104,11 +98,14 @@ class Ask:
             f"{path}: the file does not say {what}, nor does the name {name!r}{self.model.hint}; required: {flag}"
         )
 
-    def prefill(self, path: Path, position: npt.NDArray[Any], together: int = 0) -> npt.NDArray[np.bool_]:
+    def prefill(self, path: Path, position: Array, together: int = 0, prompt: int | None = None) -> Array:
         """bool [n] of rows at `position` [n] of a source that does not say its phases.
 
-        together: tokens of the pass they ran in, for by-batch; 0: the source does not say that either.
+        together: tokens of the pass they ran in, for by-batch; 0: the source does not say that either. prompt: tokens
+        of the prompt where this request says them all the same.
         """
+        if prompt is not None:
+            return np.asarray(position < prompt)
         self.used.update(("phase", "prompt_tokens"))
         if self.prompt_tokens is not None:
             return np.asarray(position < self.prompt_tokens)
@@ -154,16 +151,24 @@ def _list(layers: list[int]) -> str:
     return text if len(text) <= 60 else f"{text[:40]}... ({len(layers)} of them)"
 
 
-def pick_layers(path: Path, axis: int, ask: Ask, what: str) -> tuple[list[int], list[int] | None]:
-    """(indices of the MoE layers, which places of an axis of that length they are, None: all of them).
+class Axis(NamedTuple):
+    """An axis over layers: indices of the MoE layers in the model, their places on the axis, places of dense ones."""
 
-    An axis over all layers has places for the dense ones too: the list of MoE layers is then needed.
+    layers: list[int]
+    take: list[int]
+    dense: list[int]
+
+
+def pick_layers(path: Path, length: int, ask: Ask, what: str) -> Axis:
+    """An axis of that length, which `what` has: over the MoE layers, or over all layers with places for dense ones.
+
+    Raises TraceError where it is neither.
     """
-    layers = ask.moe_layers(path)
-    if axis == len(layers):
-        return list(layers), None
+    layers = list(ask.moe_layers(path))
+    if length == len(layers):
+        return Axis(layers, list(range(length)), [])
     n_layers = ask.model.n_layers
-    if axis in (n_layers, None if n_layers else axis) and layers[-1] < axis:
-        return list(layers), list(layers)
+    if length == (n_layers or length) and layers[-1] < length:
+        return Axis(layers, layers, sorted(set(range(length)) - set(layers)))
     all_layers = f"{n_layers} layers, " if n_layers is not None else ""
-    raise TraceError(f"{path}: {what} has {axis} layers; {ask.model.name} has {all_layers}{len(layers)} MoE layers")
+    raise TraceError(f"{path}: {what} has {length} layers; {ask.model.name} has {all_layers}{len(layers)} MoE layers")

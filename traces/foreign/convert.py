@@ -4,21 +4,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from traces.command import one_of
 from traces.errors import TraceError
-from traces.foreign.ask import Ask
+from traces.foreign.ask import ASKED, Ask
+from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
-from traces.format import npz, profile
+from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
+from traces.format import npz, placement, profile
+from traces.format.placement import Placement
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
-from traces.statistics.describe import LOUD
+from traces.statistics.describe import LOUD, size
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """What `convert` takes."""
-    from traces.foreign.registry import FORMATS
-    from traces.writers.registry import WRITERS
-
-    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(FORMATS)}")
+    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(READERS)}")
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
     command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
@@ -46,63 +47,51 @@ def convert(options: argparse.Namespace) -> None:
     if options.to is not None:
         _write_to(options)
         return
-    from traces.foreign import registry
-
     path, out = Path(options.file), Path(options.out)
-    name = options.format or registry.detected(path)
-    entry = registry.find(name)
+    name = one_of("format", options.format or detected(path), list(READERS))
+    reader = READERS[name]
     if options.model is None:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
-    for flag in registry.EVERY_FLAG:
-        if getattr(options, flag) is not None and flag not in entry.flags:
+    for flag in FLAGS:
+        if getattr(options, flag) is not None and flag not in reader.flags:
             raise TraceError(f"--{flag.replace('_', '-')}: {name} does not take it")
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
-    _refuse_other_name(out, ".npz")
+    if out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
+        raise TraceError(f"{out}: a trace or profile is a .npz; --to writes other formats")
     ask = _ask(options, out)
-    found = entry.read(path, ask)
+    found = reader.read(path, ask)
     for flag in ask.unused():
         raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
         profile.write(out, found)
-        print(f"{out}: {_counted(found)}")
+        shape = f"{found.n_moe_layers} MoE layers x {found.n_experts} experts"
+        said = f"frequency profile of {shape} (counts, no trace)"
     else:
         npz.write(out, found)
-        print(f"{out}: {_held(found)}")
+        said = size(found)
+    print(f"{out}: {said}" + ("" if found.meta["real"] else f"; {LOUD}"))
     if options.format is None:
-        print(f"  read as {name}: {entry.doc}")
+        print(f"  read as {name}: {reader.doc}")
     for line in _notes(found.meta):
         print(f"  {line}")
 
 
-def _refuse_other_name(out: Path, suffix: str) -> None:
-    if out.suffix != suffix and out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
-        raise TraceError(f"{out}: a trace or profile is a {suffix}; --to writes other formats")
-
-
 def _ask(options: argparse.Namespace, out: Path) -> Ask:
-    layers = None if options.moe_layers is None else parse_layers(options.moe_layers)
-    given = {key: getattr(options, key) for key in ("n_experts", "top_k", "n_layers")}
-    meta: dict[str, Any] = {"source": options.source, "licence": options.licence}
-    flags = {key: getattr(options, key) for key in ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")}
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+    facts = given("n_experts", "top_k", "n_layers", "moe_layers")
+    if "moe_layers" in facts:
+        facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
     return Ask(
-        model(options.model, moe_layers=layers, **given),
+        model(options.model, **facts),
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
-        meta={key: value for key, value in meta.items() if value is not None},
-        **flags,
+        meta=given("source", "licence"),
+        **given(*ASKED),
     )
-
-
-def _held(trace: RoutingTrace) -> str:
-    kind = "" if trace.real else f"; {LOUD}"
-    return f"{len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens{kind}"
-
-
-def _counted(found: Profile) -> str:
-    kind = "" if found.meta["real"] else f"; {LOUD}"
-    return f"frequency profile of {found.n_moe_layers} MoE layers x {found.n_experts} experts (counts, no trace){kind}"
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:
@@ -115,17 +104,28 @@ def _notes(meta: dict[str, Any]) -> list[str]:
 
 def _write_to(options: argparse.Namespace) -> None:
     """`--to`: from a trace, a profile or a placement."""
-    from traces.writers import registry
-
-    entry = registry.find(options.to)
-    ours = ("model", "synthetic", "source", "licence")
-    from traces.foreign.registry import EVERY_FLAG
-
-    for flag in ("format", *ours, *EVERY_FLAG):
+    writer = WRITERS[one_of("format", options.to, list(WRITERS))]
+    for flag in ("format", "model", "synthetic", "source", "licence", *FLAGS):
         if getattr(options, flag):
             name = "from" if flag == "format" else flag.replace("_", "-")
             raise TraceError(f"--{name}: not with --to, whose IN is a file of this project")
     out = Path(options.out)
     if out.suffix == ".npz":
-        raise TraceError(f"{out}: {options.to} writes {entry.doc}; another name is required")
-    print(f"{out}: {entry.write(registry.source(npz.find(options.file), options.to), out)}")
+        raise TraceError(f"{out}: {writer.name} writes {writer.doc}; another name is required")
+    print(f"{out}: {writer.write(_source(npz.find(options.file), writer), out)}")
+
+
+def _source(path: Path, writer: Writer) -> RoutingTrace | Profile | Placement:
+    """The trace, profile or placement of a file. Raises TraceError where the writer can do nothing with it."""
+    found: RoutingTrace | Profile | Placement
+    if "residents" in npz.array_names(path):
+        found = placement.read(path)
+    elif profile.is_profile(path):
+        found = profile.read(path)
+    else:
+        found = npz.read(path)
+    if not isinstance(found, writer.takes):
+        names = {RoutingTrace: "a trace", Profile: "a frequency profile", Placement: "a placement"}
+        right = " or ".join(names[kind] for kind in writer.takes)
+        raise TraceError(f"{path}: is {names[type(found)]}; {writer.name} is written from {right}")
+    return found

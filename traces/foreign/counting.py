@@ -1,4 +1,4 @@
-"""What readers of counts share: from an array of counts to a checked frequency profile."""
+"""What formats of counts share: from an array of counts to a checked frequency profile, and back."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,19 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, pick_layers, place_layers
-from traces.foreign.spill import Array
+from traces.format.layout import Array
 from traces.format.profile import KIND, VERSION, Profile, validate
+from traces.format.trace import RoutingTrace
+from traces.statistics.stats import profile_of
 
 
 def of_axis(path: Path, counts: Array, ask: Ask, what: str, **meta: Any) -> Profile:
     """From counts [layers, E] whose first axis is the MoE layers, or all layers with zeros for the dense ones."""
-    layers, take = pick_layers(path, counts.shape[0], ask, what)
-    if take is not None:
-        dense = sorted(set(range(len(counts))) - set(take))
-        used = [layer for layer in dense if counts[layer].any()]
-        if used:
-            raise TraceError(f"{path}: {what} counts uses of layer {used[0]}, which is no MoE layer")
-        counts = counts[take]
-    return _profile(path, counts, layers, ask, meta)
+    axis = pick_layers(path, counts.shape[0], ask, what)
+    used = [layer for layer in axis.dense if counts[layer].any()]
+    if used:
+        raise TraceError(f"{path}: {what} counts uses of layer {used[0]}, which is no MoE layer")
+    return _profile(path, counts[axis.take], axis.layers, ask, meta)
 
 
 def of_layers(path: Path, counts: dict[int, Array], ask: Ask, **meta: Any) -> Profile:
@@ -40,3 +39,10 @@ def _profile(path: Path, counts: Array, layers: list[int], ask: Ask, more: dict[
     profile = Profile(np.ascontiguousarray(counts, np.float64), meta)
     validate(profile, str(path))
     return profile
+
+
+def counts_of(source: RoutingTrace | Profile) -> tuple[Array, Profile]:
+    """(counts [L, E], the profile): int64 where every count is whole, as the tools themselves write, else float64."""
+    profile = profile_of(source) if isinstance(source, RoutingTrace) else source
+    whole = bool((profile.counts == np.floor(profile.counts)).all() and profile.counts.max() < 2**53)
+    return (profile.counts.astype(np.int64) if whole else profile.counts), profile

@@ -1,50 +1,38 @@
 """JSON objects of a file, one at a time: one per line, or a file that is one object or one list of them."""
 
+import base64
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from traces.errors import TraceError
-from traces.format.members import refusing
+from traces.format.layout import is_int
+from traces.format.limits import MOST_JSON_BYTES
+from traces.format.members import refuse_constant, refuse_irregular, refusing
 
 BOM = b"\xef\xbb\xbf"
-MOST_BYTES = 256 << 20  # of one line, or of a file that is one JSON value; a response of 128 k tokens has a third
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
-    for where, value in _values(path):
-        if not isinstance(value, dict):
-            raise TraceError(f"{where}: {_kind(value)}; a JSON object is required")
-        yield where, value
-
-
-def _values(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; JSON is required")
+    refuse_irregular(path, "JSON")
     with refusing(f"{path}: not readable"), path.open("rb") as file:
-        number, line = 1, _line(file, f"{path}: line 1")
-        while line and not line.strip():
-            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
-        if not _is_json(line):  # one value over several lines
-            line += file.read(MOST_BYTES + 1 - len(line))
-            if len(line) > MOST_BYTES:
-                raise TraceError(f"{path}: one JSON value of over {MOST_BYTES} bytes; one object a line has no limit")
-            yield from _elements(str(path), line)
-            return
-        while line:
+        first = True
+        for number, line in enumerate(iter(lambda: file.readline(MOST_JSON_BYTES + 1), b""), 1):
+            where = f"{path}: line {number}"
+            if len(line) > MOST_JSON_BYTES:
+                raise TraceError(f"{where}: more than {MOST_JSON_BYTES} bytes; no response is that long")
             if line.strip():
-                yield from _elements(f"{path}: line {number}", line)
-            number, line = number + 1, _line(file, f"{path}: line {number + 1}")
-
-
-def _line(file: Any, where: str) -> bytes:
-    line: bytes = file.readline(MOST_BYTES + 1)
-    if len(line) > MOST_BYTES:
-        raise TraceError(f"{where}: more than {MOST_BYTES} bytes; no response is that long")
-    return line
+                if first and not _is_json(line):  # one value over several lines
+                    where, line = str(path), line + file.read(MOST_JSON_BYTES + 1 - len(line))
+                if len(line) > MOST_JSON_BYTES:
+                    wrong = f"one JSON value of over {MOST_JSON_BYTES} bytes"
+                    raise TraceError(f"{path}: {wrong}; one object a line has no limit")
+                yield from _objects_of(line, where)
+                first = False
+        if first:
+            yield from _objects_of(b"", str(path))
 
 
 def _is_json(line: bytes) -> bool:
@@ -55,24 +43,29 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _elements(where: str, text: bytes) -> Iterator[tuple[str, Any]]:
-    with decoding(where):
-        value = json.loads(text.removeprefix(BOM), parse_constant=_refuse)
-    if isinstance(value, list):
-        yield from ((f"{where}: [{i}]", element) for i, element in enumerate(value))
-    else:
-        yield where, value
-
-
-@contextmanager
-def decoding(where: str) -> Iterator[None]:
-    """Turn what json and base64 raise into a TraceError that begins with `where`."""
+def _objects_of(text: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object that a text is, or those of the list that it is."""
     with refusing(f"{where}: not JSON"):
-        yield
+        value = json.loads(text.removeprefix(BOM), parse_constant=refuse_constant)
+    elements = [(f"{where}: [{i}]", v) for i, v in enumerate(value)] if isinstance(value, list) else [(where, value)]
+    for here, element in elements:
+        if not isinstance(element, dict):
+            raise TraceError(f"{here}: {_kind(element)}; a JSON object is required")
+        yield here, element
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not a JSON number")
+def small_json(path: Path, most_bytes: int, why: str = "") -> Any:
+    """The value of a JSON file of at most so many bytes; why: ends the message where it has more."""
+    with refusing(f"{path}: not JSON"):
+        if path.stat().st_size > most_bytes:
+            raise TraceError(f"{path}: more than {most_bytes} bytes{why}")
+        return json.loads(path.read_bytes())
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes that a string of a JSON file spells. Raises TraceError that begins with `where`."""
+    with refusing(f"{where}: not JSON"):
+        return base64.b64decode(text, validate=True)
 
 
 def _kind(value: object) -> str:
@@ -81,7 +74,7 @@ def _kind(value: object) -> str:
 
 def integer(value: object, what: str, where: str, least: int = 0, most: int = 2**31 - 1) -> int:
     """`value` if it is an integer in range. Raises TraceError that names it."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if not is_int(value) or not least <= value <= most:
         found = ascii(value)[:40] if not isinstance(value, int) or abs(value) < 10**30 else "a longer integer"
         raise TraceError(f"{where}: {what} = {found}; an integer from {least} to {most} is required")
     return value
@@ -96,12 +89,12 @@ def member(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return value[key]
 
 
-def first_object(path: Path) -> dict[str, Any] | None:
-    """The first object of a JSON file, None where there is none: what detection looks at."""
+def first_object(path: Path) -> dict[str, Any]:
+    """The first object of a JSON file, {} where there is none: what detection looks at."""
     try:
         with path.open("rb") as file:
             if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
-                return None
-        return next((found for _, found in objects(path)), None)
+                return {}
+        return next((found for _, found in objects(path)), {})
     except (OSError, ValueError):
-        return None
+        return {}

@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
-from traces.foreign.spill import BLOCK_ROWS, Array, Spill
-from traces.format.check import check_meta
-from traces.format.trace import RoutingTrace, validate
+from traces.foreign.spill import BLOCK_ROWS, Spill
+from traces.format.check import check_meta, validate
+from traces.format.layout import Array
+from traces.format.limits import MOST_LAYERS, MOST_SLOTS, MOST_SLOTS_PER_CELL
+from traces.format.trace import RoutingTrace
 
 INTEGER = re.compile(r"-?[0-9]{1,9}", re.ASCII)
-MOST = {"token": 999_999_999, "layer": 9_999, "rank": 999}
-# Slots without a cell become -1; a file that would need many more slots than it has cells is damaged.
-MOST_SLOTS, MOST_SLOTS_PER_CELL = 1_000_000, 100
+MOST = {"token": 999_999_999, "layer": MOST_LAYERS - 1, "rank": 999}
 NOT_SAID, EMPTY = -1, -2
 Int = npt.NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class Long:
     """
 
     def __init__(self, path: Path, ask: Ask, width: int, weights: bool) -> None:
-        self.path, self.ask, self.weights = path, ask, weights
+        self.path, self.ask, self.width, self.weights = path, ask, width, weights
         fields: list[Any] = [("line", "<i8"), ("request", "<i4"), ("token", "<i4"), ("layer", "<i2"), ("rank", "<i2")]
         fields += [("prefill", "i1"), ("token_id", "<i4"), ("experts", "<i2", (width,))]
         fields += [("weights", "<f4", (width,))] if weights else []
@@ -70,11 +70,18 @@ class Long:
             raise TraceError(f"{self.path}: no rows after line 1; a trace needs at least one")
         layers, ranks, low, high = self._extent()
         top_k = self.ask.model.top_k or ranks[1] + 1
-        layers, described = self._described(layers, top_k, meta)
+        n_layers = self.ask.model.n_layers or int(layers[-1]) + 1
+        self._refuse_above("rank", top_k, "--top-k")
+        self._refuse_above("layer", n_layers, "--n-layers")
+        described = self.ask.described(self.path, layers.tolist(), top_k, **meta)
+        described = check_meta(described | {"n_layers": n_layers}, str(self.path))
         if ranks[0] > 0:
             raise TraceError(f"{self.path}: no {what} has rank 0; ranks are counted from 0")
         first = np.concatenate([np.zeros(1, np.int64), np.cumsum(high - low + 1)])
-        self._refuse_sparse((int(first[-1]), len(layers), described["top_k"]), what)
+        shape = (int(first[-1]), len(layers), top_k)
+        if math.prod(shape) > MOST_SLOTS + MOST_SLOTS_PER_CELL * self.cells.rows * self.width:
+            have = f"{self.cells.rows} {what}s for {shape} slots"
+            raise TraceError(f"{self.path}: {have}; tokens are numbered without gaps")
         return self._fill(layers, described, low, first)
 
     def _extent(self) -> tuple[Int, tuple[int, int], Int, Int]:
@@ -84,34 +91,21 @@ class Long:
         high = np.zeros(len(self.names), np.int64)
         for block in self._blocks():
             layers = np.union1d(layers, block["layer"])
-            last = block["rank"].astype(np.int64) + block["experts"].shape[1] - 1
+            last = block["rank"].astype(np.int64) + self.width - 1
             least, most = min(least, int(block["rank"].min())), max(most, int(last.max()))
             np.minimum.at(low, block["request"], block["token"])
             np.maximum.at(high, block["request"], block["token"])
         return layers.astype(np.int64), (least, most), low, high
 
-    def _described(self, layers: Int, top_k: int, meta: dict[str, Any]) -> tuple[Int, dict[str, Any]]:
-        n_layers = self.ask.model.n_layers or int(layers[-1]) + 1
-        self._refuse_above("rank", top_k, "--top-k")
-        self._refuse_above("layer", n_layers, "--n-layers")
-        described = self.ask.described(self.path, layers.tolist(), top_k, **meta)
-        return layers, check_meta(described | {"n_layers": n_layers}, str(self.path))
-
     def _refuse_above(self, name: str, limit: int, flag: str) -> None:
+        width = self.width if name == "rank" else 1
         for block in self._blocks():
-            width = block["experts"].shape[1] if name == "rank" else 1
             bad = np.flatnonzero(block[name].astype(np.int64) + width > limit)
             if len(bad):
                 cell = block[bad[0]]
                 value = int(cell[name]) + width - 1
                 where = f"{self.path}: line {cell['line']}: {name} = {value}"
                 raise TraceError(f"{where}; with {flag} {limit} it is at most {limit - 1}")
-
-    def _refuse_sparse(self, shape: tuple[int, int, int], what: str) -> None:
-        slots = self.cells.rows * self.cells.dtype["experts"].shape[0]
-        if math.prod(shape) > MOST_SLOTS + MOST_SLOTS_PER_CELL * slots:
-            have = f"{self.cells.rows} {what}s for {shape} slots"
-            raise TraceError(f"{self.path}: {have}; tokens are numbered without gaps")
 
     def _fill(self, layers: Int, meta: dict[str, Any], low: Int, first: Int) -> RoutingTrace:
         """Every cell in its place. Rows: request by request, in order of appearance, then by token."""
@@ -124,7 +118,7 @@ class Long:
         for block in self._blocks():
             row = first[block["request"]] + block["token"] - low[block["request"]]
             place = (row * len(layers) + np.searchsorted(layers, block["layer"])) * k + block["rank"]
-            slots = place[:, None] + np.arange(block["experts"].shape[1])
+            slots = place[:, None] + np.arange(self.width)
             self._refuse_twice(block, slots, experts)
             experts[slots] = block["experts"]
             if weights is not None:
@@ -133,9 +127,7 @@ class Long:
             ids[row] = np.maximum(ids[row], block["token_id"])
         for lo in range(0, len(experts), BLOCK_ROWS):
             np.maximum(experts[lo : lo + BLOCK_ROWS], -1, out=experts[lo : lo + BLOCK_ROWS])
-        position = np.empty(total, np.int32)
-        for i, (lo, hi) in enumerate(zip(first[:-1].tolist(), first[1:].tolist(), strict=True)):
-            position[lo:hi] = np.arange(low[i], low[i] + hi - lo)
+        position = (np.arange(total) + np.repeat(low - first[:-1], np.diff(first))).astype(np.int32)
         if weights is not None:
             meta["slots_ordered_by_weight"] = _descending(weights.reshape(-1, k))
         trace = RoutingTrace(

@@ -12,9 +12,9 @@ from typing import Any
 
 from traces.command import did_you_mean
 from traces.errors import TraceError
+from traces.format.limits import MOST_LAYERS
 
 CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"
-MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Model:
 
 
 def model(name: str, **given: Any) -> Model:
-    """The model of that name; `given` (fields of Model, None: not given) goes before what the catalog says."""
+    """The model of that name; `given` (fields of Model) goes before what the catalog says."""
     facts: dict[str, Any] = {}
-    entry = _index().get(_normal(name)) or _index().get(_normal(name.rsplit("/", 1)[-1]))
+    entry = _entries().get(_normal(name)) or _entries().get(_normal(name.rsplit("/", 1)[-1]))
     if entry is None:
-        hint = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, _names())})"
+        names = dict.fromkeys(known["name"] for known in _entries().values())
+        facts["hint"] = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, names)})"
     else:
-        hint = ""
         facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
         facts["moe_layers"] = tuple(range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1)))
-    return Model(name, **(facts | {k: v for k, v in given.items() if v is not None}), hint=hint)
+    return Model(name, **(facts | given))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -65,13 +65,6 @@ def _normal(name: str) -> str:
 
 @cache
 def _entries() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(CATALOG.read_text(encoding="utf-8"))
-
-
-def _names() -> list[str]:
-    return list(_entries())
-
-
-@cache
-def _index() -> dict[str, dict[str, Any]]:
-    return {_normal(w): entry for name, entry in _entries().items() for w in (name, *entry.get("aliases", ()))}
+    """The catalog's models, by name and alias as `_normal` says them."""
+    found = tomllib.loads(CATALOG.read_text(encoding="utf-8"))
+    return {_normal(word): {"name": name, **e} for name, e in found.items() for word in (name, *e.get("aliases", ()))}

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from traces.errors import TraceError
-from traces.foreign.spill import Array
-from traces.format.members import MAX_HEADER_BYTES, npy_header, refusing
+from traces.format.layout import Array
+from traces.format.limits import MAX_HEADER_BYTES
+from traces.format.members import npy_header, refusing
 
 MAGIC = b"\x93NUMPY"
 
@@ -24,6 +25,14 @@ def read_npy(path: Path) -> Array:
             raise TraceError(f"{path}: the array has no elements, shape {shape}")
         order: Any = "F" if fortran_order else "C"
         return np.memmap(path, dtype, "r", length, shape, order)
+
+
+def numbers(path: Path, dims: int, right: str) -> Array:
+    """`read_npy` of so many dimensions; right: what is required, in words."""
+    array = read_npy(path)
+    if array.ndim != dims or array.dtype.kind not in "iuf":
+        raise TraceError(f"{path}: {array.dtype.name} {list(array.shape)}; {right} are required")
+    return array
 
 
 def npy_of(data: bytes, where: str) -> Array:
@@ -42,7 +51,7 @@ def _check_size(where: str, dtype: np.dtype[Any], shape: tuple[int, ...], held: 
 
 
 def head_of(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
-    """(dtype, shape) that a `.npy` file declares, None for any other file: what detection looks at."""
+    """(dtype, shape) that a `.npy` file declares, None for anything else: what detection looks at."""
     try:
         with path.open("rb") as file:
             head = file.read(12 + MAX_HEADER_BYTES)

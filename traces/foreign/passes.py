@@ -13,11 +13,11 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
-from traces.foreign.spill import Array, check_ids
+from traces.foreign.spill import check_ids
 from traces.foreign.whole_rows import Rows
+from traces.format.layout import Array
+from traces.format.limits import MOST_IDS
 from traces.format.trace import RoutingTrace
-
-MOST_PER_BLOCK = 1 << 26  # ids of one layer and pass; a real batch has thousands
 
 
 @dataclass
@@ -32,8 +32,7 @@ class Passes:
     ask: Ask
     logits: bool = False
     short_last: bool = False
-    dropped: dict[str, int] = field(default_factory=dict)
-    rows: Rows | None = None
+    rows: Rows = field(init=False)
     layers: list[int] = field(default_factory=list)
     _step: int | None = None
     _blocks: dict[int, Array] = field(default_factory=dict)
@@ -42,10 +41,13 @@ class Passes:
     _position: int = 0
     _prompt: bool = False
 
+    def __post_init__(self) -> None:
+        self.rows = Rows(self.path, self.ask)
+
     def add(self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None) -> None:
         """One block: ids [n, K], logits [n, E]. where: file and line, for messages."""
-        if ids.size > MOST_PER_BLOCK:
-            raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_PER_BLOCK} are read")
+        if ids.size > MOST_IDS:
+            raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_IDS} are read")
         check_ids(ids, self.ask.n_experts(self.path), where)
         if self._blocks and (layer <= max(self._blocks) or step != self._step):
             self.flush(where)
@@ -54,17 +56,10 @@ class Passes:
         if logits is not None:
             self._logits[layer] = logits
 
-    def drop(self, why: str, count: int = 1) -> None:
-        self.dropped[why] = self.dropped.get(why, 0) + count
-
     def flush(self, where: str) -> None:
         """Append the tokens of the pass. Raises TraceError where its layers are not alike."""
         found = sorted(self._blocks)
-        if self.rows is None:
-            first = self._blocks[found[0]]
-            self.layers = found
-            optional = ("logits",) if self.logits else ()
-            self.rows = Rows(self.path, self.ask, (len(found), first.shape[1]), optional)
+        self.layers = self.layers or found
         if found != self.layers:
             missing = sorted(set(found) ^ set(self.layers))[:5]
             raise TraceError(f"{where}: the pass before has not the layers of the first one; they differ in {missing}")
@@ -75,19 +70,16 @@ class Passes:
             if ids.shape == (n, k):
                 experts[:, place] = ids
             elif self.short_last and layer == found[-1] and len(ids) < n and ids.shape[1] == k:
-                self.drop(f"tokens of layer {layer}, which has fewer than the pass", len(ids))
+                self.rows.dropped[f"tokens of layer {layer}, which has fewer than the pass"] += len(ids)
             else:
                 raise TraceError(f"{where}: layer {layer} has {list(ids.shape)} ids; its pass has {[n, k]}")
-        more = {}
-        if self.logits:
-            more["logits"] = np.stack([self._logits[layer] for layer in found], axis=1)
+        more = {"logits": np.stack([self._logits[layer] for layer in found], axis=1)} if self.logits else {}
         self._append(experts, more)
         self._blocks, self._logits = {}, {}
 
     def _append(self, experts: Array, more: dict[str, Any]) -> None:
         """Give the pass's tokens their requests, positions and phases."""
-        assert self.rows is not None
-        n, each, rule = len(experts), self.ask.tokens_each, self.ask.rule()
+        n, each, rule = len(experts), self.ask.tokens_each, self.ask.asked("requests")
         if rule is None:
             raise TraceError(
                 f"{self.path}: the file does not say which tokens are one request; "
@@ -104,7 +96,7 @@ class Passes:
                 starts = starts or (prompt and not self._prompt)
                 self._prompt = prompt
             if starts:
-                self._request, self._position = self._request + 1, self.ask.start() or 0
+                self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
             sequence, position = np.full(n, self._request), self._position + np.arange(n)
             self._position += n
             prefill = self.ask.prefill(self.path, position, n)
@@ -112,12 +104,9 @@ class Passes:
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What was read. Raises TraceError for a file without a block and for an invalid trace."""
-        if not self._blocks and self.rows is None:
+        if not self._blocks and not self.layers:
             raise TraceError(f"{self.path}: no routing in it; a trace needs at least one pass")
         if self._blocks:
             self.flush(f"{self.path}: at its end")
-        assert self.rows is not None
         layers = place_layers(self.path, self.layers, self.ask)
-        if self.dropped:
-            meta["dropped"] = self.dropped
         return self.rows.trace(layers, requests_by=f"--requests {self.ask.requests}", **meta)

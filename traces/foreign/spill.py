@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
+from traces.format.layout import Array
 
-Array = npt.NDArray[Any]
 BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 1 << 22
 
 
@@ -59,6 +59,13 @@ class Spill:
         for lo in range(0, len(order), self.block):
             out.append(source[order[lo : lo + self.block]])
         return out.array()
+
+
+def check_full(ids: Array, first: int, layout: str) -> None:
+    """Refuse -1 in ids [n, ...] of rows from `first` on, for a layout that cannot say it."""
+    none = np.argwhere(ids < 0)
+    if len(none):
+        raise TraceError(f"experts[{first + none[0][0]}] has a slot without an expert (-1), which {layout} cannot say")
 
 
 def check_ids(ids: Array, n_experts: int, where: str) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from traces.command import replace
 from traces.errors import TraceError
 from traces.foreign.extras import needed
-from traces.foreign.spill import Array
-from traces.format.members import refusing
+from traces.format.layout import Array
+from traces.format.members import refuse_irregular, refusing
 
 PICKLE = "data.pkl"
 LOOK_BYTES = 1 << 20
@@ -30,8 +30,7 @@ def load(path: Path) -> Any:
 
 def _refuse_odd_zip(path: Path) -> None:
     """torch.save stores members as they are, so no file is larger inside than outside."""
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; a .pt is required")
+    refuse_irregular(path, "a .pt")
     with refusing(f"{path}: not a complete .pt file of torch.save's zip format"), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:

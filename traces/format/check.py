@@ -5,40 +5,29 @@ before anything is allocated. Values are checked in chunks of tokens, so memory 
 trace's size.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.errors import TraceError
-
-if TYPE_CHECKING:
-    from traces.format.trace import RoutingTrace
-
-Array = npt.NDArray[Any]
-Header = tuple[np.dtype[Any], tuple[int, ...]]
-
-FORMAT_VERSION = 1
-MAX_EXPERTS = 32767  # ids are written as int16
-SCORE_FUNCTIONS = ("softmax", "softmax-topk", "sigmoid", "other")
-CHUNK_ELEMENTS = 1 << 20
-
-# name -> (dtypes as words, rank, required), in the order in which members are written.
-ARRAYS: dict[str, tuple[str, int, bool]] = {
-    "experts": ("integer", 3, True),
-    "sequence": ("int32", 1, True),
-    "position": ("int32", 1, True),
-    "prefill": ("bool", 1, True),
-    "weights": ("float16 or float32", 3, False),
-    "logits": ("float16", 3, False),
-    "lookahead": ("integer", 4, False),
-    "token_ids": ("int32", 1, False),
-}
+from traces.format.layout import (
+    ARRAYS,
+    CHUNK_ELEMENTS,
+    FORMAT_VERSION,
+    MAX_EXPERTS,
+    SCORE_FUNCTIONS,
+    Array,
+    Header,
+    ascending,
+    chunks,
+    is_int,
+)
+from traces.format.trace import RoutingTrace
 
 
-def validate(trace: "RoutingTrace", name: str = "trace") -> None:
+def validate(trace: RoutingTrace, name: str = "trace") -> None:
     """Check structure and every value. Raises TraceError with one line that begins with `name`."""
     check_structure({n: (a.dtype, a.shape) for n, a in trace.arrays().items()}, trace.meta, name)
     check_values(trace, name)
@@ -59,15 +48,13 @@ def _check_header(name: str, array: str, header: Header, words: str, rank: int) 
     dtype, shape = header
     good = dtype.kind in "iu" if words == "integer" else dtype.newbyteorder("=").name in words.split(" or ")
     if not good:
-        raise TraceError(f"{name}: {array} has dtype {_dtype_name(dtype)}; {words} is required")
+        raise TraceError(
+            f"{name}: {array} has dtype {'a structure' if dtype.names else dtype.name}; {words} is required"
+        )
     if len(shape) != rank:
         raise TraceError(f"{name}: {array} has rank {len(shape)}, shape {shape}; rank {rank} is required")
     if 0 in shape:
         raise TraceError(f"{name}: {array} has no rows, shape {shape}; no axis may be empty")
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    return "a structure" if dtype.names else dtype.name
 
 
 def _check_shapes(headers: Mapping[str, Header], meta: dict[str, Any], name: str) -> None:
@@ -101,7 +88,7 @@ def check_meta(meta: object, name: str) -> dict[str, Any]:
     for key in ("format_version", "model", "n_experts", "top_k", "n_layers", "moe_layers", "real"):
         if key not in meta:
             raise TraceError(f"{name}: meta.{key} is missing")
-    if not _is_int(meta["format_version"]) or meta["format_version"] != FORMAT_VERSION:
+    if not is_int(meta["format_version"]) or meta["format_version"] != FORMAT_VERSION:
         found = _short(meta["format_version"])
         raise TraceError(f"{name}: meta.format_version is {found}; this reader knows version {FORMAT_VERSION}")
     for key in ("real", "norm_topk", "slots_ordered_by_weight"):
@@ -118,31 +105,21 @@ def _check_meta_counts(meta: dict[str, Any], name: str) -> None:
     _check_count(meta, "top_k", meta["n_experts"], name)
     _check_count(meta, "n_layers", 1 << 31, name)
     layers = meta["moe_layers"]
-    if not _ascending(layers) or not layers or layers[0] < 0 or layers[-1] >= meta["n_layers"]:
+    if not ascending(layers) or not layers or layers[0] < 0 or layers[-1] >= meta["n_layers"]:
         right = f"ascending layer indices from 0 to {meta['n_layers'] - 1}"
         raise TraceError(f"{name}: meta.moe_layers is {_short(layers)}; it must list {right}")
     score = meta.get("score_function")
     if score is not None and score not in SCORE_FUNCTIONS:
         raise TraceError(f"{name}: meta.score_function is {_short(score)}; one of {', '.join(SCORE_FUNCTIONS)}")
     distances = meta.get("lookahead_distances")
-    if distances is not None and (not _ascending(distances) or (distances and distances[0] < 1)):
+    if distances is not None and (not ascending(distances) or (distances and distances[0] < 1)):
         found = _short(distances)
         raise TraceError(f"{name}: meta.lookahead_distances is {found}; it must list ascending integers from 1")
 
 
 def _check_count(meta: dict[str, Any], key: str, most: int, name: str) -> None:
-    if not _is_int(meta[key]) or not 1 <= meta[key] <= most:
+    if not is_int(meta[key]) or not 1 <= meta[key] <= most:
         raise TraceError(f"{name}: meta.{key} is {_short(meta[key])}; an integer from 1 to {most} is required")
-
-
-def _ascending(value: object) -> bool:
-    if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
-        return False
-    return all(a < b for a, b in pairwise(value))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _short(value: object) -> str:
@@ -153,7 +130,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_values(trace: "RoutingTrace", name: str) -> None:
+def check_values(trace: RoutingTrace, name: str) -> None:
     """Check every value of a trace whose structure is right, in bounded memory."""
     _check_rows(trace, name)
     for lo, chunk in chunks(trace.experts):
@@ -173,14 +150,6 @@ def check_values(trace: "RoutingTrace", name: str) -> None:
             _refuse(name, "logits", lo, chunk, ~(chunk < np.inf), "a number is required (-inf passes)")
 
 
-def chunks(array: Array) -> Iterator[tuple[int, Array]]:
-    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, plain ndarrays."""
-    plain = array.view(np.ndarray)
-    step = max(1, CHUNK_ELEMENTS // max(1, plain[:1].size))
-    for lo in range(0, plain.shape[0], step):
-        yield lo, plain[lo : lo + step]
-
-
 def _refuse(name: str, array: str, lo: int, chunk: Array, bad: Array, right: str) -> None:
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -196,30 +165,19 @@ def _check_ids(name: str, array: str, base: tuple[int, ...], chunk: Array, n_exp
 
 
 def _check_distinct(name: str, lo: int, chunk: Array) -> None:
-    """Refuse the same expert twice in a token: pairs of slots are compared, or neighbours after a sort."""
-    k = chunk.shape[2]
-    slots = np.ascontiguousarray(chunk.reshape(-1, k).T, dtype=np.int16)
+    """Refuse the same expert twice in a token: all pairs of slots are compared."""
+    slots = np.ascontiguousarray(np.moveaxis(chunk, 2, 0), dtype=np.int16)
     # Absent slots become ids of their own, so that equal means the same expert.
-    slots = np.where(slots < 0, -1 - np.arange(k, dtype=np.int16)[:, None], slots)
-    if k > 16:
-        slots.sort(axis=0)
-        clash = any((slots[i] == slots[i + 1]).any() for i in range(k - 1))
-    else:
-        clash = any((slots[i] == slots[j]).any() for i, j in combinations(range(k), 2))
-    if clash:
-        _name_duplicate(name, lo, chunk)
-
-
-def _name_duplicate(name: str, lo: int, chunk: Array) -> None:
-    for i, j in combinations(range(chunk.shape[2]), 2):
-        same = np.argwhere((chunk[:, :, i] == chunk[:, :, j]) & (chunk[:, :, i] >= 0))
-        if len(same):
-            t, layer = (int(v) for v in same[0])
+    slots = np.where(slots < 0, -1 - np.arange(len(slots), dtype=np.int16)[:, None, None], slots)
+    for i, j in combinations(range(len(slots)), 2):
+        same = slots[i] == slots[j]
+        if same.any():
+            t, layer = (int(v) for v in np.argwhere(same)[0])
             where = f"experts{[lo + t, layer, j]} = {chunk[t, layer, j]}"
             raise TraceError(f"{name}: {where} is already in slot {i}; a token's experts are distinct")
 
 
-def _check_rows(trace: "RoutingTrace", name: str) -> None:
+def _check_rows(trace: RoutingTrace, name: str) -> None:
     """Requests stand together, positions rise by one from >= 0, prompt rows come first."""
     first, _ = trace.requests()
     ids, counts = np.unique(trace.sequence[first], return_counts=True)
@@ -235,7 +193,7 @@ def _check_rows(trace: "RoutingTrace", name: str) -> None:
         _check_neighbours(trace, lo, min(lo + CHUNK_ELEMENTS + 1, trace.n_tokens), name)
 
 
-def _check_neighbours(trace: "RoutingTrace", lo: int, hi: int, name: str) -> None:
+def _check_neighbours(trace: RoutingTrace, lo: int, hi: int, name: str) -> None:
     """Each row of lo + 1 .. hi - 1 against the row before it."""
     same = trace.sequence[lo + 1 : hi] == trace.sequence[lo : hi - 1]
     position = trace.position[lo:hi].astype(np.int64)

@@ -19,17 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.errors import TraceError
+from traces.format.layout import Array
+from traces.format.limits import BOMB_BYTES, BOMB_RATIO, MAX_HEADER_BYTES
 
-Array = npt.NDArray[Any]
-
-MAX_HEADER_BYTES = 10_000  # numpy's own limit for a header that is parsed as a Python literal
 BLOCK_BYTES = 1 << 20
-# Compressed members that inflate beyond both are taken for a zip bomb; real routing deflates about 3 : 1.
-BOMB_BYTES = 256 << 20
-BOMB_RATIO = 100
 LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
@@ -66,17 +61,21 @@ def refusing(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise TraceError(f"{what}: not enough memory") from error
     except Exception as error:
-        # A header is a literal written by the file's author: zipfile, zlib, ast and numpy raise ten kinds for
-        # it.
+        # A header is a literal written by the file's author: zipfile, zlib, ast and numpy raise ten kinds for it.
         reason = " ".join(str(error).split())[:200]
         raise TraceError(f"{what}: {reason or type(error).__name__}") from error
+
+
+def refuse_irregular(path: Path, right: str) -> None:
+    """Raise TraceError where `path` is a folder, a device or a pipe; right: what is required, in words."""
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: not a regular file; {right} is required")
 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """The zip file at `path`. Raises TraceError where there is none, or it is cut short."""
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; a .npz is required")
+    refuse_irregular(path, "a .npz")
     with refusing(f"{path}: not a complete .npz (zip) file"):
         archive = zipfile.ZipFile(path)
     with archive:
@@ -133,6 +132,19 @@ def npy_header(path: Path, name: str, head: bytes) -> tuple[np.dtype[Any], tuple
     return dtype, tuple(int(n) for n in shape), fortran_order, stream.tell()
 
 
+def npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header of an npy file in C order, padded to a multiple of 64 bytes."""
+    head = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    return head.getvalue()
+
+
+def refuse_constant(word: str) -> None:
+    """What json calls for NaN and Infinity, which Python writes and JSON does not have."""
+    raise ValueError(f"{word} is not a JSON number")
+
+
 def _data_offset(path: Path, name: str, info: zipfile.ZipInfo) -> int:
     """Where a stored member's bytes begin in the file; all of them are there."""
     with path.open("rb") as file:
@@ -159,22 +171,21 @@ def load(archive: zipfile.ZipFile, path: Path, name: str, member: Member) -> Arr
             return np.memmap(path, member.dtype, "r", member.offset, member.shape)
         shape = member.shape[::-1] if member.fortran_order else member.shape
         array: Array = np.empty(shape, member.dtype)
-        _fill(archive, path, name, member, array.reshape(-1).view(np.uint8))
+        _fill(archive, path, name, member, array.reshape(-1).view(np.uint8).data)
         array = array.T if member.fortran_order else array
         native = np.ascontiguousarray(array, member.dtype.newbyteorder("="))
         return native.reshape(member.shape)  # a 0-d array has become 1-d
 
 
-def _fill(archive: zipfile.ZipFile, path: Path, name: str, member: Member, out: npt.NDArray[np.uint8]) -> None:
+def _fill(archive: zipfile.ZipFile, path: Path, name: str, member: Member, out: memoryview) -> None:
+    """Read a member's data into `out`; with the last of them zipfile compares the CRC."""
     with archive.open(member.info) as stream:
         stream.read(len(member.head))
         for lo in range(0, len(out), BLOCK_BYTES):
             block = stream.read(min(BLOCK_BYTES, len(out) - lo))
-            if not block or len(block) != len(out[lo : lo + BLOCK_BYTES]):
+            if len(block) != len(out[lo : lo + BLOCK_BYTES]):
                 raise TraceError(f"{path}: {name} ends after {lo + len(block)} of {len(out)} bytes")
-            out[lo : lo + len(block)] = np.frombuffer(block, np.uint8)
-        if stream.read(1):  # at the end of the stream zipfile compares the CRC
-            raise TraceError(f"{path}: {name} holds more than the {len(out)} bytes it declares")
+            out[lo : lo + len(block)] = block
 
 
 def check_crc(path: Path, name: str, member: Member, array: Array) -> None:

@@ -7,24 +7,31 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.command import did_you_mean
 from traces.errors import TraceError
-from traces.format.check import ARRAYS, check_structure, check_values, chunks, validate
-from traces.format.members import Member, check_crc, find_members, load, open_zip, refusing
+from traces.format.check import check_structure, check_values, validate
+from traces.format.layout import ARRAYS, Array, chunks
+from traces.format.limits import MAX_META_BYTES
+from traces.format.members import (
+    Member,
+    check_crc,
+    find_members,
+    load,
+    npy_head,
+    open_zip,
+    refuse_constant,
+    refusing,
+)
 from traces.format.trace import RoutingTrace
 
-Array = npt.NDArray[Any]
 AnyPath = str | os.PathLike[str]
 
 ALIGNMENT = 64
-MAX_META_BYTES = 16 << 20
 SAMPLES = Path(__file__).parents[1] / "samples"
 PADDING_ID = 0xD935  # zip extra field that Android's zipalign introduced: "alignment padding"
 # What a file holds, whatever integer type or byte order the arrays have in memory. Weights keep theirs.
@@ -50,9 +57,7 @@ def read(path: AnyPath, check: bool = True) -> RoutingTrace:
     with open_zip(path) as archive:
         members = find_members(archive, path, ("meta", *ARRAYS))
         meta = read_meta(archive, path, members.pop("meta", None))
-        if "experts" not in members and isinstance(
-            meta.get("kind"), str
-        ):  # a relative: a frequency profile, a placement
+        if "experts" not in members and isinstance(meta.get("kind"), str):  # a relative: a profile, a placement
             reason = "it does not say which experts each token used, in which order"
             raise TraceError(f"{path}: a {ascii(meta['kind'][:40])[1:-1].replace('-', ' ')}, not a trace: {reason}")
         check_structure({n: (m.dtype, m.shape) for n, m in members.items()}, meta, str(path))
@@ -80,14 +85,39 @@ def read_meta(
     with refusing(f"{path}: meta is not JSON"):
         value = load(archive, path, "meta", member)[()]
         text = value.decode() if isinstance(value, bytes) else str(value)
-        meta = json.loads(text, parse_constant=_refuse_constant)
+        meta = json.loads(text, parse_constant=refuse_constant)
         if not isinstance(meta, dict):
             raise ValueError(f"a JSON object is required, not a {type(meta).__name__}")
     return meta
 
 
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a JSON number")
+def read_relative(
+    path: Path, kind: str, what: str, right: str, array: str, dtype: type, axes: str
+) -> tuple[dict[str, Any], Array]:
+    """(meta, the one array) of another file of this family, in memory; whoever asks checks their values.
+
+    kind: of meta; what, right: what the file ought to be, in words; axes: of `array`, as `[rows, columns]`. Raises
+    TraceError for another kind, dtype or rank.
+    """
+    with open_zip(path) as archive:
+        members = find_members(archive, path, ("meta", array))
+        meta = read_meta(archive, path, members.get("meta"), what)
+        if meta.get("kind") != kind or array not in members:
+            raise TraceError(f"{path}: meta.kind is {ascii(meta.get('kind'))[:40]}; {right} is required")
+        member = members[array]
+        if member.dtype != dtype or len(member.shape) != axes.count(",") + 1:
+            found = f"{member.dtype.name} {list(member.shape)}"
+            raise TraceError(f"{path}: {array} is {found}; {np.dtype(dtype).name} {axes} is required")
+        return meta, np.array(load(archive, path, array, member))
+
+
+def array_names(path: Path) -> set[str]:
+    """Names of the arrays of a file, none where it is no zip file: the look before a read."""
+    try:
+        with open_zip(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except TraceError:
+        return set()
 
 
 def write(path: AnyPath, trace: RoutingTrace) -> None:
@@ -102,7 +132,7 @@ def write(path: AnyPath, trace: RoutingTrace) -> None:
 def write_all(pairs: Sequence[tuple[AnyPath, RoutingTrace]]) -> None:
     """Write several traces as `write` does; no path changes before all of them are on disk."""
     for path, trace in pairs:
-        _refuse_irregular(Path(path))
+        _refuse_special(Path(path))
         validate(trace, str(path))
     _replace([(Path(path), trace.meta, trace.arrays()) for path, trace in pairs])
 
@@ -112,11 +142,11 @@ def write_arrays(path: AnyPath, meta: dict[str, Any], arrays: Mapping[str, Array
 
     Raises TraceError where meta is not JSON or nothing can be written.
     """
-    _refuse_irregular(Path(path))
+    _refuse_special(Path(path))
     _replace([(Path(path), meta, arrays)])
 
 
-def _refuse_irregular(path: Path) -> None:
+def _refuse_special(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise TraceError(f"{path}: cannot write: not a regular file")
 
@@ -155,17 +185,13 @@ def _meta_json(meta: dict[str, Any], name: str) -> str:
 def _write_member(archive: zipfile.ZipFile, file: IO[bytes], name: str, array: Array) -> None:
     info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every operating system
-    # zip64 sizes are always written, as numpy does, so the local header's length is known: 30 + name + 20 +
-    # ours.
+    # zip64 sizes are always written, as numpy does, so the local header's length is known: 30 + name + 20 + ours
     unpadded = file.tell() + 30 + len(info.filename) + 20 + 4
     padding = -unpadded % ALIGNMENT
     info.extra = PADDING_ID.to_bytes(2, "little") + padding.to_bytes(2, "little") + bytes(padding)
-    head = BytesIO()
     dtype = _file_dtype(name, array)
-    shape = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_1_0(head, shape)  # padded to a multiple of 64 bytes
     with archive.open(info, "w", force_zip64=True) as stream:
-        stream.write(head.getvalue())
+        stream.write(npy_head(dtype, array.shape))
         for block in _blocks(array, dtype):
             stream.write(block)
 

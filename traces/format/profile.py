@@ -20,11 +20,7 @@ import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.format import npz
-from traces.format.check import MAX_EXPERTS
-from traces.format.members import find_members, load, open_zip
-from traces.format.npz import read_meta
-from traces.format.trace import RoutingTrace
-from traces.statistics.stats import expert_counts
+from traces.format.layout import MAX_EXPERTS, ascending, is_int
 
 KIND, VERSION = "frequency-profile", 1
 Counts = npt.NDArray[np.float64]
@@ -51,27 +47,16 @@ class Profile:
 
 
 def is_profile(path: Path) -> bool:
-    """Whether the file is a zip that holds counts and no experts: the look before `read`."""
-    try:
-        with open_zip(path) as archive:
-            found = {info.filename.removesuffix(".npy") for info in archive.infolist()}
-    except TraceError:
-        return False
-    return "counts" in found and "experts" not in found
+    """Whether a file holds counts and no experts: the look before `read`."""
+    names = npz.array_names(path)
+    return "counts" in names and "experts" not in names
 
 
 def read(path: Path) -> Profile:
     """The profile of a file, checked. Raises TraceError, one line."""
-    with open_zip(path) as archive:
-        members = find_members(archive, path, ("meta", "counts"))
-        meta = read_meta(archive, path, members.get("meta"), "a frequency profile")
-        if meta.get("kind") != KIND or "counts" not in members:
-            raise TraceError(f"{path}: meta.kind is {ascii(meta.get('kind'))[:40]}; {KIND} with counts is required")
-        member = members["counts"]
-        if member.dtype != np.float64 or len(member.shape) != 2:
-            found = f"{member.dtype.name} {list(member.shape)}"
-            raise TraceError(f"{path}: counts is {found}; float64 [MoE layers, experts] is required")
-        profile = Profile(np.array(load(archive, path, "counts", member)), meta)
+    what, right = "a frequency profile", f"{KIND} with counts"
+    meta, counts = npz.read_relative(path, KIND, what, right, "counts", np.float64, "[MoE layers, experts]")
+    profile = Profile(counts, meta)
     validate(profile, str(path))
     return profile
 
@@ -107,54 +92,13 @@ def _check_meta(meta: Mapping[str, Any], shape: tuple[int, ...], name: str) -> N
         raise TraceError(f"{name}: meta.real is {ascii(meta.get('real'))[:40]}; true or false is required")
     if meta.get("n_experts") != shape[1]:
         raise TraceError(f"{name}: meta.n_experts is {ascii(meta.get('n_experts'))[:40]}; counts has {shape[1]}")
-    layers = meta.get("moe_layers")
-    good = isinstance(layers, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in layers)
-    if not good or sorted(set(layers or [])) != layers or len(layers) != shape[0] or layers[0] < 0:
+    layers: Any = meta.get("moe_layers")
+    if not ascending(layers) or len(layers) != shape[0] or layers[0] < 0:
         found = ascii(layers)[:60]
         raise TraceError(f"{name}: meta.moe_layers is {found}; {shape[0]} ascending layer indices are required")
     for key, least in (("top_k", 1), ("n_layers", layers[-1] + 1)):
         value = meta.get(key, least)
         most = shape[1] if key == "top_k" else 10**6
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise TraceError(
-                f"{name}: meta.{key} is {ascii(value)[:40]}; an integer from {least} to {most} is required"
-            )
-
-
-def of_trace(trace: RoutingTrace) -> Profile:
-    """The profile of a trace: what it used, each token and slot once."""
-    keys = ("model", "n_experts", "top_k", "n_layers", "moe_layers", "real", "source", "licence")
-    meta = {key: trace.meta[key] for key in keys if key in trace.meta}
-    meta |= {"kind": KIND, "format_version": VERSION, "id_space": "logical", "tool": "counted from a trace"}
-    return Profile(expert_counts(trace).astype(np.float64), meta)
-
-
-def describe(profile: Profile, name: str) -> str:
-    """A profile in words, for people."""
-    counts, meta = profile.counts, profile.meta
-    share = counts / counts.sum(axis=1, keepdims=True)
-    used = (counts > 0).sum(axis=1)
-    kind = "from real routing" if meta["real"] else "*** SYNTHETIC ***"
-    source = ", ".join(str(meta[key]) for key in ("tool", "layout", "source") if meta.get(key))
-    top_k = f", top-{meta['top_k']}" if "top_k" in meta else ", top-k not known"
-    lines = [
-        f"{name}: frequency profile of {profile.model}, {kind} (counts, no trace: it cannot be replayed)",
-        f"  {'source':18} {source or 'not said'}",
-        f"  {'layers':18} {profile.n_moe_layers} MoE; {profile.n_experts} experts{top_k}",
-        f"  {'uses':18} {counts.sum():,.0f}, {counts.sum() / profile.n_moe_layers:,.0f} a layer",
-        f"  {'top share':18} mean {share.max(axis=1).mean():.3f} of a layer's uses go to its first expert"
-        f" (even: {1 / profile.n_experts:.3f})",
-        f"  {'used':18} {used.min()} to {used.max()} of a layer's {profile.n_experts} experts",
-    ]
-    return "\n".join("".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line) for line in lines)
-
-
-def facts(profile: Profile) -> dict[str, Any]:
-    """A profile as a JSON object: meta, and figures by layer."""
-    share = profile.counts / profile.counts.sum(axis=1, keepdims=True)
-    by_layer = {
-        "uses": profile.counts.sum(axis=1).tolist(),
-        "top_share": share.max(axis=1).tolist(),
-        "unused": (profile.counts == 0).sum(axis=1).tolist(),
-    }
-    return {"meta": profile.meta, "by_layer": by_layer}
+        if not is_int(value) or not least <= value <= most:
+            right = f"an integer from {least} to {most}"
+            raise TraceError(f"{name}: meta.{key} is {ascii(value)[:40]}; {right} is required")

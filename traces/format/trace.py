@@ -13,16 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
-from traces.format.check import ARRAYS, validate
-
-__all__ = ["RoutingTrace", "TraceError", "hash64", "split", "validate"]
-
-Array = npt.NDArray[Any]
+from traces.format.layout import ARRAYS, Array
 
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """Arrays of one trace, read-only, perhaps memory-mapped. Building one checks nothing: see `validate`.
+    """Arrays of one trace, read-only, perhaps memory-mapped. Building one checks nothing: see `check.validate`.
 
     experts    integer [T, L, K]: routed experts, slots in descending router weight; -1 = none.
     sequence   int32 [T]: which request a token belongs to; a request's rows stand together, prompt first.

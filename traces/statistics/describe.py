@@ -1,9 +1,17 @@
-"""The statistics of a trace in words, for people."""
+"""The statistics of a trace, or of a frequency profile, in words, for people."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
+
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
+
+
+def size(trace: RoutingTrace) -> str:
+    """How long a trace is: what commands say of what they have written."""
+    return f"{len(trace.requests()[0]):,} requests, {trace.n_tokens:,} tokens"
 
 
 def describe(facts: dict[str, Any], name: str) -> str:
@@ -11,8 +19,31 @@ def describe(facts: dict[str, Any], name: str) -> str:
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
     rows |= _shape(facts["shape"]) | _statistics(facts)
-    lines = [f"{_plain(name)}: {_plain(facts['model'])}, {kind}"]
-    return "\n".join(lines + [f"  {key:18} {_plain(value)}" for key, value in rows.items()])
+    return _lines(f"{name}: {facts['model']}, {kind}", rows)
+
+
+def describe_profile(profile: Profile, name: str) -> str:
+    """A frequency profile, likewise."""
+    counts, meta = profile.counts, profile.meta
+    share = counts / counts.sum(axis=1, keepdims=True)
+    used = (counts > 0).sum(axis=1)
+    kind = "from real routing" if meta["real"] else "*** SYNTHETIC ***"
+    source = ", ".join(str(meta[key]) for key in ("tool", "layout", "source") if meta.get(key))
+    top_k = f"top-{meta['top_k']}" if "top_k" in meta else "top-k not known"
+    rows = {
+        "source": source or "not said",
+        "layers": f"{profile.n_moe_layers} MoE; {profile.n_experts} experts, {top_k}",
+        "uses": f"{counts.sum():,.0f}, {counts.sum() / profile.n_moe_layers:,.0f} a layer",
+        "top share": f"mean {share.max(axis=1).mean():.3f} of a layer's uses go to its first expert"
+        f" (even: {1 / profile.n_experts:.3f})",
+        "used": f"{used.min()} to {used.max()} of a layer's {profile.n_experts} experts",
+    }
+    title = f"{name}: frequency profile of {profile.model}, {kind} (counts, no trace: it cannot be replayed)"
+    return _lines(title, rows)
+
+
+def _lines(title: str, rows: Mapping[str, object]) -> str:
+    return "\n".join([_plain(title), *(f"  {key:18} {_plain(value)}" for key, value in rows.items())])
 
 
 def _shape(size: dict[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.format.check import CHUNK_ELEMENTS
+from traces.format.layout import CHUNK_ELEMENTS
 from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.format.check import CHUNK_ELEMENTS, chunks
+from traces.format.layout import CHUNK_ELEMENTS, Array, chunks
 from traces.format.npz import content_hash
+from traces.format.profile import KIND, VERSION, Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.reuse import reuse_distance
 
-Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
@@ -60,11 +60,36 @@ def shape(trace: RoutingTrace) -> dict[str, Any]:
 
 def expert_counts(trace: RoutingTrace) -> Int:
     """int64 [L, E]: how many tokens use each expert."""
-    counts = np.zeros(trace.n_moe_layers * trace.n_experts, np.int64)
-    base = (np.arange(trace.n_moe_layers) * trace.n_experts)[None, :, None]
-    for _, chunk in chunks(trace.experts):
+    return count_experts(trace.experts, trace.n_experts)
+
+
+def count_experts(experts: Array, n_experts: int) -> Int:
+    """int64 [L, E]: how often each is in `experts` [T, L, K]."""
+    layers = experts.shape[1]
+    counts = np.zeros(layers * n_experts, np.int64)
+    base = (np.arange(layers) * n_experts)[None, :, None]
+    for _, chunk in chunks(experts):
         counts += np.bincount((chunk + base)[chunk >= 0], minlength=counts.size)
-    return counts.reshape(trace.n_moe_layers, trace.n_experts)
+    return counts.reshape(layers, n_experts)
+
+
+def profile_of(trace: RoutingTrace) -> Profile:
+    """The frequency profile of a trace: what it used, each token and slot once."""
+    keys = ("model", "n_experts", "top_k", "n_layers", "moe_layers", "real", "source", "licence")
+    meta = {key: trace.meta[key] for key in keys if key in trace.meta}
+    meta |= {"kind": KIND, "format_version": VERSION, "id_space": "logical", "tool": "counted from a trace"}
+    return Profile(expert_counts(trace).astype(np.float64), meta)
+
+
+def info_of_profile(profile: Profile) -> dict[str, Any]:
+    """A profile as a JSON object: meta, and figures by MoE layer."""
+    share = profile.counts / profile.counts.sum(axis=1, keepdims=True)
+    by_layer = {
+        "uses": profile.counts.sum(axis=1).tolist(),
+        "top_share": share.max(axis=1).tolist(),
+        "unused": (profile.counts == 0).sum(axis=1).tolist(),
+    }
+    return {"meta": profile.meta, "by_layer": by_layer}
 
 
 def routed_tokens(trace: RoutingTrace) -> Int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from runtime.device.accelerator import own_pages
+from runtime.device.accelerator import cudart, own_pages
 from traces.command import write_bytes
 
 SIZES = {  # bytes; the 17 and 352 MB are an expert of DeepSeek-V2-Lite and of Mixtral in bf16
@@ -28,15 +28,13 @@ READ_BYTES, READS, COPY_BYTES, COPIES = 1 << 31, 20, 1 << 30, 2  # of kernels be
 
 @contextmanager
 def registered(nbytes: int) -> Iterator[torch.Tensor]:
-    """uint8 [nbytes] in pages of its own, page-locked until they are given back. Raises RuntimeError."""
-    memory, runtime = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8), torch.cuda.cudart()
-    if code := int(runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0)):
-        raise RuntimeError(f"cudaHostRegister of {nbytes} bytes: error {code} of the runtime")
+    """uint8 [nbytes] in pages of its own, page-locked until they are given back. Raises DeviceError."""
+    memory = torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)
+    cudart("cudaHostRegister", memory.data_ptr(), nbytes, 0)
     try:
         yield memory
     finally:
-        if code := int(runtime.cudaHostUnregister(memory.data_ptr())):
-            raise RuntimeError(f"cudaHostUnregister of {nbytes} bytes: error {code} of the runtime")
+        cudart("cudaHostUnregister", memory.data_ptr())
 
 
 def on_device_ns(work: Callable[[], object], device: str) -> float:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from runtime.device.accelerator import current
-from runtime.device.port import choose
-from runtime.experts.store import Weights
+from runtime.device.choose import choose
+from runtime.experts.layout import Weights
 from runtime.gpu.parts.copies import registered
 from runtime.replaying.layers import expert, grouped, has_grouped
 from traces.command import write_bytes

@@ -11,23 +11,24 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from runtime.device.port import choose
-from runtime.replay import Options, arguments, prepared
+from runtime.device.choose import choose
+from runtime.replay import arguments
+from runtime.replaying.opened import Opened
+from runtime.replaying.replays import options_of
+from sim.flags import spec_of
 from sim.prepare import prepare
-from sim.run import spec_of
 from traces.command import write_bytes
 
 
 def profiled(argv: list[str]) -> Any:
     """The profile of one run, after a warm-up that is not profiled."""
     args = arguments().parse_args(argv)
-    options = Options(args.scale, args.alias_host, args.weights, args.expert_kernel, host_bytes=args.host_memory)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    port = choose(args.device, args.link_gbps, args.link_latency_us)
-    with prepared(prepare(spec_of(args)), port, options) as here:
-        here.warm_up()
+    setting, port = prepare(spec_of(args)), choose(args.device, args.link_gbps, args.link_latency_us)
+    with Opened(port, [setting], options_of(args)) as here:
+        here.warm_up(setting)
         with profile(activities=activities) as found:
-            here.machine().run()
+            here.machine(setting).run()
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.device.cpu import host_bytes
+from runtime.device.host_memory import host_bytes, meminfo
 from runtime.gpu.parts.here import here
 from runtime.gpu.project import project
 from runtime.replaying.layers import has_grouped
@@ -41,10 +41,11 @@ ASK_S = 10.0
 
 def facts() -> dict[str, Any]:
     """Everything but the memory that is touched."""
+    cudnn: Any = torch.backends.cudnn  # without types
     return {
         **here(),
         "project": project(),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
         "grouped_mm": has_grouped(),
         "system": platform.platform(),
         "cpu": _after("/proc/cpuinfo", "model name"),
@@ -52,7 +53,7 @@ def facts() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "page_lock_limit_bytes": _limit(),
         "huge_pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "memory": {name: _after("/proc/meminfo", name) for name in ("MemTotal", "MemFree", "MemAvailable", "Mlocked")},
+        "memory": {name: meminfo().get(name) for name in ("MemTotal", "MemFree", "MemAvailable", "Mlocked")},
         "host_free_bytes": host_bytes(),
         "nvidia_smi": _gpu(),
     }

@@ -1,1 +1,1 @@
-"""One file per tool's format: its reader and its writer."""
+"""One file for each foreign format, its reader and its writer; each says in a Reader or Writer what it is."""

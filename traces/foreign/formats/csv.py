@@ -9,7 +9,6 @@ becomes -1, weight 0.
 
 import csv
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
+from traces.foreign.format import Reader
 from traces.foreign.long_rows import INTEGER, MOST, Long
-from traces.foreign.models import Model
+from traces.format.members import refuse_irregular
 from traces.format.trace import RoutingTrace
 
 REQUIRED = ("phase", "token", "layer", "rank", "expert")
@@ -36,27 +36,13 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read_csv(
-    path: str | os.PathLike[str],
-    *,
-    model: str,
-    n_experts: int,
-    top_k: int | None = None,
-    n_layers: int | None = None,
-    real: bool = True,
-    **meta: Any,
-) -> RoutingTrace:
-    """A valid trace from a long CSV file.
-
-    model and n_experts are never guessed: a log need not show every expert. top_k: highest rank + 1 where
-    None; n_layers: highest layer + 1 where None; the MoE layers are those that occur. meta: further keys of
-    the trace's meta. Raises TraceError, one line with the line number where one is to blame.
-    """
-    return read(Path(path), Ask(Model(model, n_experts, top_k, n_layers), real=real, meta=meta))
-
-
 def read(path: Path, ask: Ask, **meta: Any) -> RoutingTrace:
-    """As `read_csv`, with what the command line says."""
+    """A valid trace; `meta` are further keys of its meta.
+
+    How many experts there are is never guessed: a log need not show every one. Top-k is the highest rank + 1 and
+    layers are the highest + 1 where `ask` says nothing; the MoE layers are those that occur. Raises TraceError, one
+    line with the line number where one is to blame.
+    """
     n_experts = ask.n_experts(path)
     with _open(path) as reader:
         header: list[str] = next(reader, [])
@@ -78,8 +64,7 @@ def read(path: Path, ask: Ask, **meta: Any) -> RoutingTrace:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """A csv reader over `path`; what the system, decoder or csv module refuse is a TraceError."""
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; a CSV file is required")
+    refuse_irregular(path, "a CSV file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -116,3 +101,6 @@ def _weight(text: str, where: str) -> float:
     if not 0 <= weight <= float(np.finfo(np.float32).max):  # false for NaN too
         raise TraceError(f"{where}: weight = {text[:40]!r}; a finite number >= 0 is required")
     return weight
+
+
+READER = Reader("csv", read, detect, "phase,token,layer,rank,expert[,weight][,sequence]: one line per slot")

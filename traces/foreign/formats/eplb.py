@@ -2,30 +2,48 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from traces.command import replace
 from traces.errors import TraceError
 from traces.foreign import torch_file
 from traces.foreign.ask import Ask
-from traces.foreign.counting import of_axis
-from traces.foreign.npy import head_of, read_npy
+from traces.foreign.counting import counts_of, of_axis
+from traces.foreign.format import COUNTED, Reader, Writer
+from traces.foreign.npy import head_of, numbers
 from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
 
 
 def detect(path: Path) -> bool:
     """Whether it is a `.npy` of two dimensions, or a `.pt` that is a tensor alone (its pickle has no dict's words)."""
-    head = head_of(path) if path.is_file() else None
+    head = head_of(path)
     if head is not None:
         return len(head[1]) == 2 and head[0].kind in "iuf"
-    words = torch_file.words(path) if path.is_file() else b""
+    words = torch_file.words(path)
     return b"_rebuild_tensor" in words and not any(w in words for w in (b"logical_count", b"records", b"logical_map"))
 
 
 def read(path: Path, ask: Ask) -> Profile:
     """The profile of the tensor. Raises TraceError where it is no array of numbers [layers, experts]."""
     if head_of(path) is not None or path.suffix == ".npy":
-        weights = read_npy(path)
-        if weights.ndim != 2 or weights.dtype.kind not in "iuf":
-            found = f"{weights.dtype.name} {list(weights.shape)}"
-            raise TraceError(f"{path}: {found}; numbers [layers, logical experts] are required")
+        weights = numbers(path, 2, "numbers [layers, logical experts]")
     else:
         weights = torch_file.array(torch_file.load(path), "the weight tensor", path, 2, "iuf")
     return of_axis(path, weights, ask, "the weight tensor", tool="eplb", layout="weight [layers, logical experts]")
+
+
+def write(source: RoutingTrace | Profile, out: Path) -> str:
+    """The argument `weight` of rebalance_experts, one row per MoE layer. Returns what was written."""
+    counts, _ = counts_of(source)
+    if out.suffix == ".pt":
+        torch_file.save(out, counts)
+    elif out.suffix == ".npy":
+        replace(out, lambda file: np.save(file, counts, allow_pickle=False))
+    else:
+        raise TraceError(f"{out}: a weight tensor is a .pt or a .npy")
+    return f"weight {list(counts.shape)} [MoE layers, logical experts]"
+
+
+READER = Reader("eplb", read, detect, "DeepSeek EPLB weight tensor, .pt or .npy")
+WRITER = Writer("eplb", write, "DeepSeek EPLB's weight tensor: .pt or .npy", COUNTED)

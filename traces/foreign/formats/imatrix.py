@@ -19,15 +19,16 @@ import numpy as np
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.counting import of_layers
-from traces.foreign.spill import Array
-from traces.format.members import refusing
+from traces.foreign.format import Reader
+from traces.format.layout import Array
+from traces.format.limits import MOST_GGUF_BYTES
+from traces.format.members import refuse_irregular, refusing
 from traces.format.profile import Profile
 
 MAGIC, KIND_KEY, KIND, ALIGNMENT_KEY = b"GGUF", "general.type", "imatrix", "general.alignment"
 COUNTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_gate_exps\.weight\.counts")
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by type
 UINT32, STRING, ARRAY, F32 = 4, 8, 9, 0
-MOST_HEADER_BYTES = 256 << 20  # token lists of vocabularies included
 
 
 def detect(path: Path) -> bool:
@@ -40,11 +41,10 @@ def detect(path: Path) -> bool:
 
 def read(path: Path, ask: Ask) -> Profile:
     """The profile of an importance matrix. Raises TraceError for other GGUF files and damaged ones."""
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; a GGUF is required")
+    refuse_irregular(path, "a GGUF")
     with refusing(f"{path}: not a complete GGUF file"):
         data = np.memmap(path, np.uint8, "r")
-        keys, tensors, start = _header(data[:MOST_HEADER_BYTES].data)
+        keys, tensors, start = _header(data[:MOST_GGUF_BYTES].data)
         if keys.get(KIND_KEY) != KIND:
             raise TraceError(f"{path}: {KIND_KEY} is {ascii(keys.get(KIND_KEY))[:40]}; {KIND} is required")
         counts = {}
@@ -63,9 +63,8 @@ def _counts(data: Array, name: str, shape: tuple[int, ...], kind: int, at: int) 
     """float64 [E] of a tensor [1, E] (sizes are written fastest first)."""
     size = int(np.prod(shape, dtype=object)) if shape else 0
     if kind != F32 or size < 1 or shape[0] != 1 or at + 4 * size > len(data):
-        raise ValueError(
-            f"{name} has type {kind}, shape {list(shape)}; float32 counts of experts in the file are needed"
-        )
+        found = f"{name} has type {kind}, shape {list(shape)}"
+        raise ValueError(f"{found}; float32 counts of experts in the file are needed")
     values = np.frombuffer(data[at : at + 4 * size].tobytes(), "<f4").astype(np.float64)
     if size < 2:
         raise ValueError(f"{name} has one count for all experts")
@@ -143,3 +142,6 @@ def _header(data: memoryview) -> tuple[dict[str, Any], list[tuple[str, tuple[int
         tensors.append((name, sizes, cursor.number("I"), cursor.number("Q")))
     alignment = keys.get(ALIGNMENT_KEY) or 32
     return keys, tensors, -(-cursor.at // int(alignment)) * int(alignment)
+
+
+READER = Reader("imatrix", read, detect, "llama.cpp importance matrix (GGUF)")

@@ -16,6 +16,7 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
+from traces.foreign.format import SHAPE, Reader
 from traces.foreign.formats.csv import PHASES
 from traces.foreign.json_lines import first_object, integer, member, objects
 from traces.foreign.long_rows import MOST, NOT_SAID, Long
@@ -27,7 +28,7 @@ MOST_WEIGHT = float(np.finfo(np.float32).max)
 
 def detect(path: Path) -> bool:
     """Whether its first object has the required keys."""
-    return path.is_file() and set(REQUIRED) <= set(first_object(path) or {})
+    return set(REQUIRED) <= set(first_object(path))
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
@@ -57,9 +58,8 @@ def _add(cells: Long, number: int, where: str, found: dict[str, Any], experts: l
     if phase is not None and phase not in PHASES:
         raise TraceError(f"{where}: phase = {ascii(phase)[:40]}; one of {', '.join(PHASES)} is required")
     if ("weights" in found) != cells.weights:
-        raise TraceError(
-            f"{where}: weights are {'there' if not cells.weights else 'missing'}, unlike in the first object"
-        )
+        state = "missing" if cells.weights else "there"
+        raise TraceError(f"{where}: weights are {state}, unlike in the first object")
     weights = _weights(found["weights"], len(experts), where) if cells.weights else None
     token_id = integer(found["token_id"], "token_id", where) if found.get("token_id") is not None else -1
     sequence = found.get("sequence", "0")
@@ -76,3 +76,6 @@ def _weights(value: object, width: int, where: str) -> tuple[float, ...]:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight <= MOST_WEIGHT:
             raise TraceError(f"{where}: weights holds {ascii(weight)[:40]}; finite numbers >= 0 are required")
     return tuple(float(weight) for weight in value)
+
+
+READER = Reader("jsonl", read, detect, "one JSON object per token and layer", (*SHAPE, "phase", "prompt_tokens"))

@@ -13,28 +13,30 @@ tokens its rows are left out (-1) and counted.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
+from traces.foreign.format import PASSES, Reader
 from traces.foreign.formats import csv
-from traces.foreign.passes import MOST_PER_BLOCK, Passes
-from traces.foreign.spill import Array
+from traces.foreign.passes import Passes
 from traces.foreign.whole_rows import Rows
-from traces.format.members import refusing
+from traces.format.layout import Array
+from traces.format.limits import MOST_IDS, MOST_LAYERS, MOST_LINE_BYTES
+from traces.format.members import refuse_irregular, refusing
 from traces.format.trace import RoutingTrace
 
 PAIR, BY_POSITION = "layer,expert", "pos,layer,"
-LINE_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
-NUMBERS = re.compile(rb"-?[0-9]{1,9}(,-?[0-9]{1,9})*", re.ASCII)
+CHUNK_BYTES = 1 << 20
 RECORD = np.dtype("<i4")
-KEPT = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
+KEPT: dict[str, Any] = {"tool": "llama.cpp", "id_space": "logical", "slots_ordered_by_weight": True}
 
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.readline(LINE_BYTES).removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().lower()
+        return file.readline(MOST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().lower()
 
 
 def detect(path: Path) -> bool:
@@ -47,8 +49,7 @@ def detect(path: Path) -> bool:
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
     """The trace of any of the four layouts. Raises TraceError, one line."""
-    if path.exists() and not path.is_file():
-        raise TraceError(f"{path}: not a regular file; a log of llama.cpp is required")
+    refuse_irregular(path, "a log of llama.cpp")
     with refusing(f"{path}: not readable"):
         head = _head(path)
     columns = head.split(b",")
@@ -56,7 +57,7 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         return csv.read(path, ask, layout="csv", tool="llama.cpp", id_space="logical")
     if head.startswith(BY_POSITION.encode()):
         return _by_position(path, ask, len(columns) - 2)
-    if head == PAIR.encode() or NUMBERS.fullmatch(head):
+    if head == PAIR.encode() or re.fullmatch(rb"-?[0-9]{1,9}(,-?[0-9]{1,9})*", head):
         return _pairs(path, ask)
     if b"," in head and head.isascii() and head.decode("ascii").isprintable():
         raise TraceError(f"{path}: line 1 is {head[:40].decode('ascii')!a}; no layout of a llama.cpp log begins so")
@@ -91,8 +92,8 @@ def _runs(path: Path) -> Iterator[tuple[str, int, Array]]:
                 length = 0
             held.append(numbers[lo:hi, 1].astype(np.int32))
             length += hi - lo
-            if length > MOST_PER_BLOCK:
-                raise TraceError(f"{path}: line {begin}: over {MOST_PER_BLOCK} lines of layer {layer} in a row")
+            if length > MOST_IDS:
+                raise TraceError(f"{path}: line {begin}: over {MOST_IDS} lines of layer {layer} in a row")
     if held:
         yield f"{path}: line {begin}", current, np.concatenate(held)
 
@@ -104,58 +105,34 @@ def _numbers(path: Path, columns: int, header: bytes) -> Iterator[tuple[int, Arr
         while data := file.read(CHUNK_BYTES):
             lines = rest + data
             cut = lines.rfind(b"\n") + 1
-            if not cut and len(lines) > LINE_BYTES:
-                raise TraceError(f"{path}: line {number}: more than {LINE_BYTES} bytes")
+            if not cut and len(lines) > MOST_LINE_BYTES:
+                raise TraceError(f"{path}: line {number}: more than {MOST_LINE_BYTES} bytes")
             whole, rest = lines[:cut], lines[cut:]
-            yield number, _checked(_parsed(path, whole, columns, number, header), path, number)
+            yield number, _parsed(path, whole, columns, number, header)
             number += whole.count(b"\n")
         if rest.strip():
-            yield number, _checked(_parsed(path, rest, columns, number, header), path, number)
-
-
-def _checked(numbers: Array, path: Path, number: int) -> Array:
-    """The lines, whose layer (the first of two columns, else the second) is not below 0."""
-    if len(numbers) and int(numbers[:, 0 if numbers.shape[1] == 2 else 1].min()) < 0:
-        raise TraceError(f"{path}: line {number} and after: a layer below 0")
-    return numbers
+            yield number, _parsed(path, rest, columns, number, header)
 
 
 def _parsed(path: Path, text: bytes, columns: int, number: int, header: bytes) -> Array:
-    """int64 [lines, columns] of whole lines; the first line of the file may be the header."""
-    text = text.replace(b"\r\n", b"\n").replace(b" ", b"").removesuffix(b"\n")
-    if not text:
-        return np.zeros((0, columns), np.int64)
-    if _regular(text, columns):  # all lines at once, which is most of a file
-        return np.fromstring(text.replace(b"\n", b",").decode(), np.int64, sep=",").reshape(-1, columns)
-    lines = text.split(b"\n")
-    out = np.empty((len(lines), columns), np.int64)
-    used = 0
-    for i, line in enumerate(lines):
-        if not line or (number + i == 1 and line.removeprefix(b"\xef\xbb\xbf").lower().startswith(header)):
-            continue
-        if not NUMBERS.fullmatch(line) or line.count(b",") != columns - 1:
-            right = f"{columns} integers with commas between them are required"
-            raise TraceError(f"{path}: line {number + i} is {line[:40].decode('latin-1')!a}; {right}")
-        out[used] = line.split(b",")
-        used += 1
-    return out[:used]
-
-
-def _regular(text: bytes, columns: int) -> bool:
-    """Whether every line is as many integers as that, of at most nine digits: what NUMBERS says, a megabyte at once."""
-    if text.translate(None, b"0123456789,-\n"):
-        return False
-    here = np.frombuffer(b"\n" + text + b"\n", np.uint8)
-    ends = np.flatnonzero((here == ord(",")) | (here == ord("\n")))
-    lines = np.flatnonzero(here[ends] == ord("\n"))
-    minus = here[ends[:-1] + 1] == ord("-")
-    digits = np.diff(ends) - 1 - minus
-    return bool(
-        (np.diff(lines) == columns).all()
-        and digits.min() >= 1
-        and digits.max() <= 9
-        and int((here == ord("-")).sum()) == int(minus.sum())
-    )
+    """int64 [lines, columns] of lines, empty ones left out, the first of which is the file's line `number`."""
+    text = text.replace(b"\r\n", b"\n").replace(b" ", b"").removesuffix(b"\n") + b"\n"
+    if number == 1 and text.removeprefix(b"\xef\xbb\xbf").lower().startswith(header):
+        text = b"\n" + text.partition(b"\n")[2]
+    row = b",".join([rb"-?[0-9]{1,9}+"] * columns)
+    regular = re.match(rb"(?:%s\n|\n)*+" % row, text)
+    if regular and regular.end() < len(text):
+        line = text[regular.end() :].partition(b"\n")[0]
+        at = number + text.count(b"\n", 0, regular.end())
+        right = f"{columns} integers with commas between them are required"
+        raise TraceError(f"{path}: line {at} is {line[:40].decode('latin-1')!a}; {right}")
+    while b"\n\n" in text:
+        text = text.replace(b"\n\n", b"\n")
+    cells = text.strip(b"\n").replace(b"\n", b",").decode()
+    numbers = (np.fromstring(cells, np.int64, sep=",") if cells else np.zeros(0, np.int64)).reshape(-1, columns)
+    if (numbers[:, 0 if columns == 2 else 1] < 0).any():  # -1 is a position of a prompt, and no layer
+        raise TraceError(f"{path}: line {number} and after: a layer below 0")
+    return numbers
 
 
 # --- pos,layer,e0,e1,... ---
@@ -179,19 +156,18 @@ class _Positions:
         self.path, self.ask, self.k = path, ask, k
         self.pass_: dict[int, list[tuple[int, list[int]]]] = {}
         self.layers: list[int] = []
-        self.rows: Rows | None = None
+        self.rows = Rows(path, ask)
         self.layer = -1
         self.prompt: int | None = None  # first row of the prompt that runs
         self.shifts: list[tuple[int, int, int]] = []
         self.request, self.following = -1, 0
-        self.start = ask.start() or 0  # of a prompt with nothing generated after it
-        self.dropped = 0
+        self.start = ask.asked("prompt_start") or 0  # of a prompt with nothing generated after it
 
     def line(self, number: int, position: int, layer: int, ids: list[int]) -> None:
         if layer < self.layer or (layer == self.layer and position >= 0):
             self._flush(number)
-        if len(self.pass_.get(layer, ())) * self.k >= MOST_PER_BLOCK:
-            raise TraceError(f"{self.path}: line {number}: over {MOST_PER_BLOCK} ids in one pass of layer {layer}")
+        if len(self.pass_.get(layer, ())) * self.k >= MOST_IDS:
+            raise TraceError(f"{self.path}: line {number}: over {MOST_IDS} ids in one pass of layer {layer}")
         self.layer = layer
         self.pass_.setdefault(layer, []).append((position, ids))
 
@@ -199,13 +175,10 @@ class _Positions:
         """Take the pass that ends before this line."""
         found = sorted(self.pass_)
         where = f"{self.path}: the pass before line {number}"
-        if self.rows is None:
-            self.layers = found
-            self.rows = Rows(self.path, self.ask, (len(found), self.k))
+        self.layers = self.layers or found
         if found != self.layers:
-            raise TraceError(
-                f"{where} has not the layers of the first pass; layer {min(set(found) ^ set(self.layers))} differs"
-            )
+            layer = min(set(found) ^ set(self.layers))
+            raise TraceError(f"{where} has not the layers of the first pass; layer {layer} differs")
         first = [position for position, _ in self.pass_[found[0]]]
         experts = np.full((len(first), len(found), self.k), -1, np.int64)
         for place, layer in enumerate(found):
@@ -213,7 +186,7 @@ class _Positions:
             if [position for position, _ in here] == first:
                 experts[:, place] = [ids for _, ids in here]
             elif layer == found[-1] and len(here) < len(first):
-                self.dropped += len(here)
+                self.rows.dropped[f"tokens of layer {layer}, which has fewer than the pass"] += len(here)
             else:
                 raise TraceError(f"{where}: layer {layer} has other tokens than layer {found[0]}")
         if any(position < 0 for position in first) and max(first) >= 0:
@@ -223,7 +196,6 @@ class _Positions:
 
     def _place(self, experts: Array, positions: list[int], where: str) -> None:
         """Prompt rows count from 0 at first; the generated row after them says where they stood."""
-        assert self.rows is not None
         if positions[0] < 0:
             if self.prompt is None:
                 self.request, self.following = self.request + 1, self.start
@@ -247,14 +219,13 @@ class _Positions:
     def trace(self) -> RoutingTrace:
         if self.pass_:
             self._flush(0)
-        if self.rows is None:
+        if not self.layers:
             raise TraceError(f"{self.path}: no rows after line 1; a trace needs at least one")
         facts = self.rows.facts.array()
         for lo, hi, shift in self.shifts:
             facts["position"][lo:hi] += shift
-        meta = {"dropped": {f"tokens of layer {self.layers[-1]}, which has fewer than the pass": self.dropped}}
         layers = place_layers(self.path, self.layers, self.ask)
-        return self.rows.trace(layers, layout=f"{BY_POSITION}e0,...", **(meta if self.dropped else {}), **KEPT)
+        return self.rows.trace(layers, layout=f"{BY_POSITION}e0,...", **KEPT)
 
 
 # --- int32 records ---
@@ -273,8 +244,11 @@ def _records(path: Path, ask: Ask) -> RoutingTrace:
         if at + 3 > len(words):
             raise TraceError(f"{where}: cut short; a record begins with layer, n_tokens and k")
         layer, n, k = (int(word) for word in words[at : at + 3])
-        if not 0 <= layer < 10_000 or n < 1 or k < 1 or n * k > len(words) - at - 3:
+        if not 0 <= layer < MOST_LAYERS or n < 1 or k < 1 or n * k > len(words) - at - 3:
             raise TraceError(f"{where}: layer {layer}, {n} tokens, k {k}; the file has {len(words) - at - 3} ids more")
         passes.add(layer, np.array(words[at + 3 : at + 3 + n * k]).reshape(n, k), where)
         at += 3 + n * k
     return passes.trace(layout="int32 records", **KEPT)
+
+
+READER = Reader("llamacpp", read, detect, "llama.cpp logs: four CSV and binary layouts", PASSES)

@@ -15,24 +15,21 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
+from traces.foreign.format import PASSES, Reader
 from traces.foreign.json_lines import first_object, integer, member, objects
 from traces.foreign.passes import Passes
-from traces.foreign.spill import Array
+from traces.format.layout import Array
+from traces.format.limits import MOST_LAYERS
 from traces.format.members import refusing
 from traces.format.trace import RoutingTrace
 
 INDICES, OFFSET, BYTES, SHAPE = "top_indices", "logit_offset", "logit_bytes", "logit_shape"
-STAGE, DECODER, MTP = "pre_dispatch", "decoder", "mtp"
-
-
-def sidecar(path: Path, rank: int) -> Path:
-    """The file of raw bf16 logits beside a trace."""
-    return path.with_name(f"logits_rank{rank}.bin")
+DECODER, MTP = "decoder", "mtp"
 
 
 def detect(path: Path) -> bool:
     """Whether its first object has a step and top_indices."""
-    first = (first_object(path) or {}) if path.is_file() else {}
+    first = first_object(path)
     return INDICES in first and "step" in first
 
 
@@ -46,11 +43,12 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         if line.get("block", DECODER) != DECODER:
             if line["block"] != MTP:
                 raise TraceError(f"{where}: block = {ascii(line['block'])[:40]}; {DECODER} or {MTP} is known")
-            passes.drop("lines of block mtp")
+            passes.rows.dropped["lines of block mtp"] += 1
             continue
         if with_logits != passes.logits:
             raise TraceError(f"{where}: {OFFSET} is {'there' if with_logits else 'missing'}, unlike in lines before")
-        layer, step = integer(line.get("layer"), "layer", where, 0, 9999), integer(line.get("step"), "step", where)
+        layer = integer(line.get("layer"), "layer", where, 0, MOST_LAYERS - 1)
+        step = integer(line.get("step"), "step", where)
         ids = _ids(line, where)
         logits = _logits(path, line, len(ids), where) if with_logits else None
         if logits is not None:
@@ -74,8 +72,8 @@ def _ids(line: dict[str, Any], where: str) -> Array:
 
 
 def _logits(path: Path, line: dict[str, Any], tokens: int, where: str) -> Array:
-    """float32 [tokens, E] from the sidecar; nothing is read before its size is known to be there."""
-    file = sidecar(path, integer(line.get("rank"), "rank", where))
+    """float32 [tokens, E] from the file beside the trace; nothing is read before its size is known to be there."""
+    file = path.with_name(f"logits_rank{integer(line.get('rank'), 'rank', where)}.bin")
     offset, size = integer(line[OFFSET], OFFSET, where, 0, 2**62), integer(line.get(BYTES), BYTES, where, 0, 2**62)
     shape = line.get(SHAPE)
     if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
@@ -97,3 +95,6 @@ def _by_logit(ids: Array, logits: Array, where: str) -> Array:
     own = np.where(ids < 0, -np.inf, np.take_along_axis(logits, np.maximum(ids, 0), axis=1))
     order = np.lexsort((ids, -own), axis=1)
     return np.take_along_axis(ids, order, axis=1)
+
+
+READER = Reader("megatron", read, detect, "Megatron-LM's router trace (JSONL, logits beside it)", PASSES)

@@ -1,31 +1,34 @@
-"""MoE-Infinity's expert activation matrices: a `.npy` of counts [capacity, layers, experts], one matrix per sequence.
+"""MoE-Infinity's expert activation matrices: a `.npy` of counts [sequences, layers, experts], one matrix per sequence.
 
 Matrices of places that no sequence has used are zero. The counts of all sequences are added up.
 """
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from traces.command import replace
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.counting import of_axis
-from traces.foreign.npy import head_of, read_npy
+from traces.foreign.format import COUNTED, Reader, Writer
+from traces.foreign.npy import head_of, numbers
+from traces.format.members import npy_head
 from traces.format.profile import Profile
+from traces.format.trace import RoutingTrace
+from traces.statistics.stats import count_experts
 
 
 def detect(path: Path) -> bool:
     """Whether it is a `.npy` of three dimensions whose numbers are not the small unsigned ids of vLLM."""
-    head = head_of(path) if path.is_file() else None
+    head = head_of(path)
     return head is not None and len(head[1]) == 3 and head[0].kind in "iuf" and head[0] not in (np.uint8, np.uint16)
 
 
 def read(path: Path, ask: Ask) -> Profile:
     """The profile of all sequences together. Raises TraceError for another shape and for what is no count."""
-    matrices = read_npy(path)
-    if matrices.ndim != 3 or matrices.dtype.kind not in "iuf":
-        found = f"{matrices.dtype.name} {list(matrices.shape)}"
-        raise TraceError(f"{path}: {found}; counts [sequences, layers, experts] are required")
+    matrices = numbers(path, 3, "counts [sequences, layers, experts]")
     total, used = np.zeros(matrices.shape[1:], np.float64), 0
     for i, matrix in enumerate(matrices):
         if not ((matrix >= 0) & (matrix < np.inf)).all():
@@ -34,3 +37,26 @@ def read(path: Path, ask: Ask) -> Profile:
         total += matrix
     meta = {"tool": "moe-infinity", "layout": "activation matrices, summed", "sequences": used}
     return of_axis(path, total, ask, "a matrix", **meta)
+
+
+def write(source: RoutingTrace | Profile, out: Path) -> str:
+    """One matrix per request of a trace, written as it is counted; one of a profile. Returns what was written."""
+    if out.suffix != ".npy":
+        raise TraceError(f"{out}: activation matrices are a .npy")
+    if isinstance(source, Profile):
+        replace(out, lambda file: np.save(file, source.counts[None], allow_pickle=False))
+        return f"{[1, *source.counts.shape]} [sequences, MoE layers, experts]: a profile has no sequences"
+    starts, ends = source.requests()
+    shape = (len(starts), source.n_moe_layers, source.n_experts)
+
+    def fill(file: IO[bytes]) -> None:
+        file.write(npy_head(np.dtype("<i8"), shape))
+        for lo, hi in zip(starts.tolist(), ends.tolist(), strict=True):
+            file.write(count_experts(source.experts[lo:hi], source.n_experts).tobytes())
+
+    replace(out, fill)
+    return f"{list(shape)} [sequences, MoE layers, experts]"
+
+
+READER = Reader("moe-infinity", read, detect, "MoE-Infinity activation matrices")
+WRITER = Writer("moe-infinity", write, "MoE-Infinity's activation matrices: .npy", COUNTED)

@@ -7,14 +7,15 @@ A request is one slot of one token in one layer, in the order of the file: token
 one cache there; obj_size is 1, clock_time the row. next_access_vtime counts requests from 0.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from traces.command import replace
-from traces.foreign.spill import Array
+from traces.foreign.format import Writer
+from traces.format.layout import Array
 from traces.format.trace import RoutingTrace
 
 RECORD = np.dtype([("clock_time", "<u4"), ("obj_id", "<u8"), ("obj_size", "<u4"), ("next_access_vtime", "<i8")])
@@ -36,7 +37,7 @@ def write(source: RoutingTrace, out: Path) -> str:
             draft.seek(end * RECORD.itemsize)
             draft.write(records.tobytes())
         draft.seek(0)
-        replace(out, lambda file: _copy(draft, file))
+        replace(out, lambda file: shutil.copyfileobj(draft, file))
     return f"{total:,} requests for {source.n_moe_layers * source.n_experts:,} objects of size 1"
 
 
@@ -61,6 +62,4 @@ def _records(trace: RoutingTrace, lo: int, step: int, end: int, following: Array
     return records
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    while block := source.read(1 << 20):
-        target.write(block)
+WRITER = Writer("oracle-general", write, "libCacheSim's oracleGeneral: a binary file")

@@ -26,9 +26,11 @@ import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.foreign import torch_file
-from traces.foreign.ask import Ask, pick_layers
-from traces.foreign.spill import BLOCK_ROWS, Array
+from traces.foreign.ask import Ask, Axis, pick_layers
+from traces.foreign.format import Reader
+from traces.foreign.spill import BLOCK_ROWS
 from traces.foreign.whole_rows import Rows
+from traces.format.layout import Array, is_int
 from traces.format.trace import RoutingTrace
 
 RECORDS, MAP, IDS = "records", "last_physical_to_logical_map", "topk_ids_of_layer"
@@ -48,24 +50,21 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     dump = torch_file.load(path)
     records, physical = parts(dump, path)
     top_k = ask.top_k(path)
-    layers, take = pick_layers(path, len(physical), ask, MAP)
-    rows = Rows(path, ask, (len(layers), top_k), ("token_ids",))
+    axis = pick_layers(path, len(physical), ask, MAP)
+    rows = Rows(path, ask)
     links = Links()
-    dropped: dict[str, int] = {}
     for i, record in enumerate(records):
         where = f"{path}: {RECORDS}[{i}]"
         found = _pass(record, where, path)
         why = _unusable(record)
         if why:
-            dropped[why] = dropped.get(why, 0) + found.shape[1]
+            rows.dropped[why] += found.shape[1]
         else:
-            _add(rows, links, record, _logical(found, physical, take, top_k, where), where)
+            _add(rows, links, record, _logical(found, physical, axis, top_k, where), where)
     meta: dict[str, Any] = {"requests_by": "position continuity", "ambiguous_rows": links.ambiguous}
-    if dropped:
-        meta["dropped"] = dropped
     kept = {"tool": "sglang", "layout": "expert distribution recorder, per_token", "id_space": "logical"}
     _set_phases(rows, links)
-    return rows.trace(layers, slots_ordered_by_weight=False, **kept, **meta)
+    return rows.trace(axis.layers, slots_ordered_by_weight=False, **kept, **meta)
 
 
 def parts(dump: Any, path: Path) -> tuple[list[Any], Array]:
@@ -93,24 +92,21 @@ def _unusable(record: dict[str, Any]) -> str:
     return f"rows of {MODES.get(mode, f'mode {ascii(mode)[:20]}')} passes"  # type: ignore[arg-type]
 
 
-def _logical(ids: Array, physical: Array, take: list[int] | None, top_k: int, where: str) -> Array:
+def _logical(ids: Array, physical: Array, axis: Axis, top_k: int, where: str) -> Array:
     """Logical ids [T, MoE layers, K]."""
     if len(ids) != len(physical) or ids.shape[2] < top_k:
-        found = f"shape {list(ids.shape)}"
-        raise TraceError(
-            f"{where}: {IDS} has {found}; {len(physical)} layers and {top_k} columns at least are required"
-        )
+        right = f"{len(physical)} layers and {top_k} columns at least"
+        raise TraceError(f"{where}: {IDS} has shape {list(ids.shape)}; {right} are required")
     if (ids[:, :, top_k:] >= 0).any():
         raise TraceError(f"{where}: {IDS} has more than {top_k} experts a token; --top-k says {top_k}")
-    dense = sorted(set(range(len(ids))) - set(take)) if take is not None else []
-    if (ids[dense] >= 0).any():
+    if (ids[axis.dense] >= 0).any():
         raise TraceError(f"{where}: {IDS} has experts in a layer that is no MoE layer")
-    picked = np.arange(len(ids)) if take is None else np.array(take)
-    chosen = ids[picked][:, :, :top_k].transpose(1, 0, 2)
+    chosen = ids[axis.take][:, :, :top_k].transpose(1, 0, 2)
     if chosen.size and int(chosen.max()) >= physical.shape[1]:
         raise TraceError(f"{where}: physical expert {chosen.max()}; the map has {physical.shape[1]}")
-    table = np.concatenate([physical[picked], np.full((len(picked), 1), -1, physical.dtype)], axis=1)
-    return table[np.arange(len(picked))[None, :, None], np.where(chosen < 0, -1, chosen)]
+    none = np.full((len(axis.take), 1), -1, physical.dtype)
+    table = np.concatenate([physical[axis.take], none], axis=1)
+    return table[np.arange(len(table))[None, :, None], np.where(chosen < 0, -1, chosen)]
 
 
 @dataclass
@@ -211,7 +207,7 @@ def _integers(record: dict[str, Any], key: str, length: int, where: str) -> npt.
     if not isinstance(value, list) or len(value) != length:
         found = f"has {len(value)} entries" if isinstance(value, list) else f"is a {type(value).__name__}"
         raise TraceError(f"{where}: {key} {found}; a list of {length}, one per token, is required")
-    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**31 for v in value):
+    if not all(is_int(v) and 0 <= v < 2**31 for v in value):
         raise TraceError(f"{where}: {key} holds something else than integers from 0 to {2**31 - 1}")
     return np.array(value, np.int64)
 
@@ -223,3 +219,6 @@ def _set_phases(rows: Rows, links: Links) -> None:
     for lo in range(0, len(facts), BLOCK_ROWS):
         block = facts[lo : lo + BLOCK_ROWS]
         block["prefill"] = block["position"] < ends[block["sequence"]]
+
+
+READER = Reader("sglang", read, detect, "SGLang's expert distribution recorder, per_token .pt")

@@ -4,7 +4,6 @@
 to say. The OpenAI-compatible routes put it under `sglext`. One response per line, one JSON object, or a list.
 """
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 
 from traces.errors import TraceError
 from traces.foreign.ask import Ask
+from traces.foreign.format import PROMPTS, Reader
 from traces.foreign.formats.vllm import CHOICES, COMPLETION_TOKENS, EXPERTS, PROMPT_TOKENS, USAGE, Layers
-from traces.foreign.json_lines import decoding, first_object, integer, member, objects
-from traces.foreign.spill import Array
+from traces.foreign.json_lines import first_object, from_base64, integer, member, objects
 from traces.foreign.whole_rows import Rows
+from traces.format.layout import Array
 from traces.format.trace import RoutingTrace
 
 META, EXTENSION = "meta_info", "sglext"
@@ -24,7 +24,7 @@ ID = np.dtype("<i4")
 
 def detect(path: Path) -> bool:
     """Whether the first object of the file is a response with routed experts."""
-    return path.is_file() and _found(first_object(path) or {}) is not None
+    return _found(first_object(path)) is not None
 
 
 def _found(response: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -44,7 +44,7 @@ def _found(response: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 def read(path: Path, ask: Ask) -> RoutingTrace:
     """A request per response. Raises TraceError where the bytes are not whole rows of the model."""
     width = ask.n_layers(path) * ask.top_k(path)
-    layers, rows = Layers(path, ask), None
+    layers, rows = Layers(path, ask), Rows(path, ask)
     for sequence, (where, response) in enumerate(objects(path)):
         found = _found(response)
         if found is None:
@@ -54,19 +54,13 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
         ids = _ids(member(found[1], EXPERTS, str, f"{where}: {found[0]}"), width, here)
         experts = layers.of(ids.reshape(-1, ask.n_layers(path), ask.top_k(path)), here)
         position, prompt = _positions(response, len(experts), where, ask)
-        if rows is None:
-            rows = Rows(path, ask, (len(layers.layers), ask.top_k(path)))
-        prefill = position < prompt if prompt is not None else ask.prefill(path, position)
-        rows.add(experts, sequence, position, prefill)
-    if rows is None:
-        raise TraceError(f"{path}: no responses in it")
+        rows.add(experts, sequence, position, ask.prefill(path, position, prompt=prompt))
     kept = {"tool": "sglang", "layout": "routed_experts", "id_space": "logical", "slots_ordered_by_weight": False}
-    return rows.trace(layers.layers, **kept)
+    return rows.trace(layers.axis.layers, "no responses in it", **kept)
 
 
 def _ids(text: str, width: int, where: str) -> Array:
-    with decoding(where):
-        data = base64.b64decode(text, validate=True)
+    data = from_base64(text, where)
     if len(data) % (width * ID.itemsize):
         row = f"{width} ids of {ID.itemsize} bytes"
         raise TraceError(f"{where}: {len(data)} bytes are not whole rows of {row} (all layers x top_k)")
@@ -77,13 +71,11 @@ def _positions(response: dict[str, Any], rows: int, where: str, ask: Ask) -> tup
     """(position of each row, prompt tokens or None). The rows end with the last token but one."""
     told = response.get(META) if isinstance(response.get(META), dict) else response.get(USAGE)
     lengths: dict[str, Any] = told if isinstance(told, dict) else {}
-    start, prompt = None, None
-    if PROMPT_TOKENS in lengths:
-        prompt = integer(lengths[PROMPT_TOKENS], PROMPT_TOKENS, where)
-    if start is None and prompt is not None and COMPLETION_TOKENS in lengths:
-        start = prompt + integer(lengths[COMPLETION_TOKENS], COMPLETION_TOKENS, where) - 1 - rows
-    if start is None:
-        start = ask.start()
+    prompt = integer(lengths[PROMPT_TOKENS], PROMPT_TOKENS, where) if PROMPT_TOKENS in lengths else None
+    if prompt is not None and COMPLETION_TOKENS in lengths:
+        start: int | None = prompt + integer(lengths[COMPLETION_TOKENS], COMPLETION_TOKENS, where) - 1 - rows
+    else:
+        start = ask.asked("prompt_start")
     if start is None:
         raise TraceError(
             f"{where}: no {PROMPT_TOKENS} and {COMPLETION_TOKENS}; required: --prompt-start N "
@@ -92,3 +84,6 @@ def _positions(response: dict[str, Any], rows: int, where: str, ask: Ask) -> tup
     if start < 0:
         raise TraceError(f"{where}: {rows} rows; {rows + start} tokens are forwarded by the lengths that it gives")
     return start + np.arange(rows), prompt
+
+
+READER = Reader("sglang-routed", read, detect, "SGLang responses with routed_experts (JSON)", PROMPTS)

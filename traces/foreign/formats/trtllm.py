@@ -9,7 +9,6 @@ only what reads them. Ids are logical unless the run balanced experts over slots
 is in neither.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.counting import of_layers
 from traces.foreign.extras import needed
-from traces.foreign.json_lines import integer
+from traces.foreign.format import PASSES, Reader
+from traces.foreign.json_lines import integer, small_json
 from traces.foreign.passes import Passes
-from traces.foreign.spill import Array
+from traces.format.layout import MAX_EXPERTS, Array
+from traces.format.limits import MOST_FACTS_BYTES
 from traces.format.members import refusing
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
@@ -31,7 +32,6 @@ from traces.format.trace import RoutingTrace
 META, EXPERTS, TOP_K = "meta_info.json", "num_experts", "num_experts_per_token"
 COUNTED, RAW = re.compile(r"rank([0-9]{1,6})\.safetensors"), re.compile(r"rank([0-9]{1,6})_raw\.safetensors")
 KEY = re.compile(r"([0-9]{1,9})_([0-9]{1,4})", re.ASCII)
-MOST_META_BYTES = 1 << 20
 KEPT = {"tool": "tensorrt-llm", "id_space": "logical"}
 
 
@@ -78,13 +78,10 @@ def _files(path: Path, name: re.Pattern[str]) -> list[Path]:
 
 def _meta(path: Path) -> dict[str, int]:
     file = path / META
-    with refusing(f"{file}: not JSON"):
-        if file.stat().st_size > MOST_META_BYTES:
-            raise TraceError(f"{file}: more than {MOST_META_BYTES} bytes")
-        value = json.loads(file.read_bytes())
+    value = small_json(file, MOST_FACTS_BYTES)
     if not isinstance(value, dict):
         raise TraceError(f"{file}: a JSON object is required")
-    return {key: integer(value.get(key), key, str(file), 1, 32767) for key in (EXPERTS, TOP_K)}
+    return {key: integer(value.get(key), key, str(file), 1, MAX_EXPERTS) for key in (EXPERTS, TOP_K)}
 
 
 def _tensors(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, int, int, Array]]:
@@ -105,3 +102,7 @@ def _tensors(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, int, int,
             with refusing(f"{file}: {key}"):
                 tensor = opened.get_tensor(key)
             yield f"{file}: {key}", step, layer, tensor
+
+
+READER = Reader("trtllm", read, detect, "TensorRT-LLM expert statistics, counts")
+READER_RAW = Reader("trtllm-raw", read_raw, detect_raw, "TensorRT-LLM expert statistics, ids per token", PASSES)

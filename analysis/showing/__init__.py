@@ -1,0 +1,1 @@
+"""How text and colours are shown, wherever they are."""

@@ -1,0 +1,114 @@
+"""RunSpec on a command line: its flags, its TOML file, and the spec that the two come to.
+
+What a flag takes and says stands with its field (`sim.spec`); here is how they are grouped.
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sim.errors import SpecError
+from sim.spec import WHOLE, RunSpec
+from traces.command import Parser
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what runs": ("trace", "model", "hardware", "engine", "precision"),
+    "cache and policies": (
+        "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
+        "placement", "transfer_order", "expert_group", "set", "calibration",
+    ),
+    "how it runs": (
+        "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine",
+    ),
+}  # fmt: skip
+
+
+def metavar(name: str) -> str | None:
+    """The word for a field's value; None where its flag takes none."""
+    shown = RunSpec.model_fields[name].json_schema_extra
+    return str(word) if isinstance(shown, dict) and (word := shown["metavar"]) is not None else None
+
+
+def add_flags(group: Any, names: Iterable[str], defaults: bool = False) -> None:
+    """The flags of these fields to a parser or a group of one; None is what was not given. defaults: say them."""
+    for name in names:
+        field, word = RunSpec.model_fields[name], metavar(name)
+        said = f" (default: {field.default})"
+        told = "default" in str(field.description) or name in ("trace", "set") or field.default is None
+        takes: dict[str, Any] = {"action": "store_true"} if word is None else {"metavar": word}
+        takes |= {"type": int} if word == WHOLE else {"action": "append"} if name == "set" else {}
+        text = f"{field.description}{said if defaults and not told else ''}"
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **takes)
+
+
+def add_groups(out: Parser, leave_out: Sequence[str] = ()) -> None:
+    """All fields' flags, in their groups; those that another command has no use for are None instead."""
+    out.set_defaults(**dict.fromkeys(leave_out))
+    for title, names in GROUPS.items():
+        add_flags(out.add_argument_group(title), [name for name in names if name not in leave_out], defaults=True)
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """--set POLICY.PARAM=VALUE: numbers, true and false as such, anything else as text. Raises SpecError."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"set: {pair}: must be POLICY.PARAM=VALUE")
+        try:
+            out[key] = json.loads(text.lower() if text.lower() in ("true", "false") else text)
+        except (ValueError, RecursionError):  # no JSON, or more digits or brackets than Python reads
+            out[key] = text
+    return out
+
+
+def config(path: str | None) -> dict[str, Any]:
+    """The fields that a TOML file gives; none without one. Raises SpecError."""
+    if path is None:
+        return {}
+    fields = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+    return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The tables of --config. Raises SpecError, one line, where it cannot be read or is no TOML."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SpecError(f"config: {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"config: {path}: is no TOML: {error}") from None
+
+
+def _flat(table: Mapping[str, Any], front: str = "") -> dict[str, Any]:
+    """Parameters by their whole names; in TOML `random.late = 1` is a table of a table."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{front}{key}.") if isinstance(value, Mapping) else {f"{front}{key}": value}
+    return out
+
+
+def _same(key: str, other: str) -> bool:
+    """Whether two names are one parameter's, with and without the kind in front."""
+    return key == other or key.endswith(f".{other}") or other.endswith(f".{key}")
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """What the command line gives of these fields."""
+    every = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in every.items() if value is not None and value is not False}
+
+
+def spec_of(args: argparse.Namespace) -> RunSpec:
+    """The spec from the config file and the flags, which win. Raises SpecError."""
+    fields = config(args.config)
+    RunSpec.of({"trace": "", **fields}, f"config: {args.config}: ")
+    parameters = settings(args.set or [])
+    kept = {key: old for key, old in fields.get("set", {}).items() if not any(_same(key, new) for new in parameters)}
+    fields |= given(args, RunSpec.model_fields) | {"set": kept | parameters}
+    if not fields.get("trace"):
+        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
+    return RunSpec.of(fields)

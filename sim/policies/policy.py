@@ -1,0 +1,127 @@
+"""What a policy is: one object, which says all that anybody knows of it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.core import miss
+from sim.core.hooks import Hook
+from sim.core.plan import MARKS, Choice
+from sim.errors import SpecError, unknown
+
+Value = float | int | str | bool
+# parameters that are said in words, each with its words in the order of their numbers in the core
+WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One named policy, and all that anybody knows of it.
+
+    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
+    the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
+    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
+    substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
+    eviction, words of plan.MARKS. lists: where its buddy lists come from ("" none, "buddies", "similarity"). make: of a
+    prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
+    Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
+    file.
+    """
+
+    name: str
+    kind: int
+    doc: str
+    source: str
+    params: Mapping[str, float] = field(default_factory=dict)
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    fitted: bool = False
+    oracle: bool = False
+    lossy: bool = False
+    answers_cpu: bool = False
+    keeps: tuple[str, ...] = ()
+    lists: str = ""
+    make: Callable[..., Any] | None = None
+    hook: Hook | None = None
+    sha256: str = ""
+
+    @property
+    def user(self) -> bool:
+        """Whether it is a user's own."""
+        return bool(self.sha256)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Every parameter and its default."""
+        return {**self.params, **self.prepared}
+
+    def values(self, given: Mapping[str, Value]) -> dict[str, Any]:
+        """Every parameter: as given, else its default. Raises SpecError for one it has not or that is no number."""
+        known = self.parameters
+        for key, value in given.items():
+            if key not in known:
+                raise no_parameter(self.name, key, known)
+            if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
+                raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
+            if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
+                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
+        return {**known, **given}
+
+    def predictor(self, given: Mapping[str, Value]) -> Any:
+        """A prefetcher's predictor, None of `none`. Raises SpecError for a parameter that it does not have; what values
+        they may have the predictor says."""
+        for key in given:
+            if key not in self.parameters:
+                raise no_parameter(self.name, key, self.parameters)
+        return None if self.make is None else self.make(**given)
+
+    def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
+        """Whether the host may compute an expert under these parameters."""
+        return self.answers_cpu or self._falls(given) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+
+    def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
+        """Whether a wanted expert may be left out or replaced under these parameters."""
+        selector = self._substitutes("selector", given, miss.SELECT_NOBODY)
+        return self.lossy or selector != miss.SELECT_NOBODY or self._falls(given) == miss.FALL_DROP
+
+    def _falls(self, given: Mapping[str, Value]) -> float:
+        """What the substitution family answers where nobody stands in."""
+        return _number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
+
+    def _substitutes(self, key: str, given: Mapping[str, Value], otherwise: Value) -> Value:
+        """A parameter of the substitution family; what a user's own means by that name only it knows."""
+        return otherwise if self.user else self.values(given).get(key, otherwise)
+
+    def choice(self, given: Mapping[str, Value]) -> Choice:
+        """As the core takes it."""
+        values = self.values(given)
+        lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
+        marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
+        params = np.array([_number(key, values[key]) for key in self.params], np.float64)
+        return Choice(self.name, self.kind, params, self.hook, sum(1 << MARKS.index(mark) for mark in marks))
+
+
+NONE = Policy("none", -1, "no prefetcher, or no re-ranking", "")  # of the kinds that a run may do without
+
+
+def no_parameter(name: str, key: str, known: Iterable[str]) -> SpecError:
+    """Of a policy of that name, which has the `known` ones."""
+    if not known:
+        return SpecError(f"set: {name}.{key}: {name} has no parameters")
+    return unknown(f"set: parameter of {name}", key, known)
+
+
+def _number(key: str, value: Value) -> float:
+    return float(WORDS[key].index(value)) if isinstance(value, str) else float(value)
+
+
+def is_user(name: str) -> bool:
+    """Whether a policy's name is FILE.py:FUNCTION: a user's own."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def called(name: str) -> str:
+    """What --set calls a policy: the function of a user's own, else its name."""
+    return name.rpartition(":")[2] if is_user(name) else name

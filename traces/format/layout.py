@@ -1,0 +1,46 @@
+"""What a routing trace of format 1 is made of, and how its arrays are walked in bounded memory."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Header = tuple[np.dtype[Any], tuple[int, ...]]
+
+FORMAT_VERSION = 1
+MAX_EXPERTS = 32767  # ids are written as int16
+SCORE_FUNCTIONS = ("softmax", "softmax-topk", "sigmoid", "other")
+CHUNK_ELEMENTS = 1 << 20
+
+# name -> (dtypes as words, rank, required), in the order in which members are written.
+ARRAYS: dict[str, tuple[str, int, bool]] = {
+    "experts": ("integer", 3, True),
+    "sequence": ("int32", 1, True),
+    "position": ("int32", 1, True),
+    "prefill": ("bool", 1, True),
+    "weights": ("float16 or float32", 3, False),
+    "logits": ("float16", 3, False),
+    "lookahead": ("integer", 4, False),
+    "token_ids": ("int32", 1, False),
+}
+
+
+def chunks(array: Array) -> Iterator[tuple[int, Array]]:
+    """(first row, rows) along the first axis, about CHUNK_ELEMENTS elements at a time, plain ndarrays."""
+    plain = array.view(np.ndarray)
+    step = max(1, CHUNK_ELEMENTS // max(1, plain[:1].size))
+    for lo in range(0, plain.shape[0], step):
+        yield lo, plain[lo : lo + step]
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value of a JSON file is an integer; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def ascending(value: object) -> bool:
+    """Whether a value of a JSON file is a list of integers, each above the one before."""
+    return isinstance(value, list | tuple) and all(map(is_int, value)) and all(a < b for a, b in pairwise(value))
