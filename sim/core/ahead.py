@@ -27,15 +27,15 @@ def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
 @inner
 def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
-    lists = min(d, ahead.lists.shape[0] - 1)
+    lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
     base, n = layer * s.run.n_experts, 0
     listed, ranks = s.marked, s.order
     for e in range(s.run.n_experts):
         listed[e] = 0
-    for r in range(ahead.lists.shape[3]):
+    for r in range(lists.shape[2]):
         for i in range(route.step_offset[step], route.step_offset[step + 1]):
             row = ahead.row[d, route.step_row[i]]
-            e = ahead.lists[lists, row, layer, r] if row >= 0 else -1
+            e = lists[row, layer, r] if row >= 0 else -1
             if e >= 0 and listed[e] == 0:
                 listed[e] = 1
                 ranks[n] = r

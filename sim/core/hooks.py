@@ -264,7 +264,7 @@ def _ask(
 ) -> int:
     """Call one function. n: length of the arrays over experts; logits: of the logits; g: whom it is about."""
     asked, each, floats, ns = hooks.asked, hooks.of_each, hooks.floats, hooks.ns
-    asked.kind, asked.visit, asked.token, asked.slot, asked.wrong = int(kind), visit, int(token), int(slot), 0
+    asked.kind, asked.visit, asked.token, asked.slot, asked.wrong = kind, visit, token, slot, 0
     layers, busy = s.run.n_layers, 1 if s.link.n_flight > 0 else 0
     tokens = s.expert[g].tokens if kind == MISS else 1
     backlog = s.link.n_flight if kind == RERANK else _backlog(s, g)
@@ -286,7 +286,7 @@ def _ask(
 
 @inner
 def _refuse(hooks: Any, wrong: Any, answer: int) -> None:
-    hooks.asked.wrong, hooks.asked.answer = int(wrong), int(answer)
+    hooks.asked.wrong, hooks.asked.answer = wrong, answer
     raise BadAnswer
 
 

@@ -43,7 +43,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
-# A wrapper for Python unpacks the whole state: leaving it out halves the compile time of what only compiled code calls.
+# What only compiled code calls needs no wrapper for Python, whose compile time is left out.
 _BARE: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
@@ -71,4 +71,4 @@ def frozen(array: Any) -> Any:
     """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
     out = np.ascontiguousarray(array).view()
     out.flags.writeable = False
-    return out if compiles() else out.data
+    return out

@@ -11,21 +11,14 @@ number.
 
 import math
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import (
-    NativeValue,
-    infer_getattr,
-    lower_getattr_generic,
-    models,
-    register_model,
-    unbox,
-)
+from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, models, register_model, unbox
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
@@ -60,20 +53,20 @@ def _field(kind: Any) -> tuple[Any, ...]:
 
 
 class Memory:
-    """Contiguous arrays by name: `arrays` has them as numpy's, attributes as said above.
-
-    A subclass always has the same names, dtypes and numbers of dimensions: to compiled code it is one type."""
+    """Contiguous arrays by name, of at most MOST_DIMENSIONS: `arrays` has them as numpy's, attributes as said above."""
 
     def __init__(self, **arrays: npt.NDArray[Any]) -> None:
         self.arrays = arrays
         self._table = np.array([(a.ctypes.data, *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
         self.address = self._table.ctypes.data
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.__dict__["arrays"]:
-            raise AttributeError(name)
-        made = self.__dict__[name] = _in_python(self.arrays[name])
-        return made
+    if not TYPE_CHECKING:  # a subclass says what there is
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "arrays" or name not in self.arrays:
+                raise AttributeError(name)
+            made = self.__dict__[name] = _in_python(self.arrays[name])
+            return made
 
     @cached_property
     def _numba_type_(self) -> "MemoryType":

@@ -67,7 +67,7 @@ def move(s: State, g: int, to: Any) -> None:
     was = s.expert[g].state
     if not LEGAL[was, to]:
         _refuse(was, to)
-    s.expert[g].state = int(to)
+    s.expert[g].state = to
 
 
 @inlined
@@ -106,7 +106,7 @@ def place(s: State, residents: Any) -> None:
         s.scope[scope].used += 1
         s.slot[slot] = g
         s.expert[g].slot = slot
-        s.expert[g].state = int(RESIDENT)
+        s.expert[g].state = RESIDENT
         s.expert[g].landed = s.run.stamps
         _touch(s, g)
         _join_order(s, g)

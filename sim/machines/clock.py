@@ -43,7 +43,7 @@ class Clock(Memory):
 
     def spend(self, what: str, ns: int) -> None:
         """ns more for a field of Time."""
-        self.arrays["time"][what] += ns
+        setattr(self.time, what, getattr(self.time, what) + ns)
 
 
 def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
