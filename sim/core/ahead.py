@@ -14,10 +14,10 @@ from sim.core.state import (
 @inner
 def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
     """2b: prefetches queued for this layer whose expert this visit does not want."""
-    n_experts, unwanted, n = s.run.n_experts, s.marked, 0
+    unwanted, n = s.marked, 0
     for i in range(s.link.n_queued):
         g = s.queue[i].expert
-        if g // n_experts == layer and s.expert[g].seen != visit + 1 and s.expert[g].origin == 1:
+        if s.expert[g].layer == layer and s.expert[g].seen != visit + 1 and s.expert[g].origin == 1:
             unwanted[n] = g
             n += 1
     for i in range(n):
@@ -29,9 +29,8 @@ def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, whic
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
     base, n = layer * s.run.n_experts, 0
-    listed, ranks = s.marked, s.order
-    for e in range(s.run.n_experts):
-        listed[e] = 0
+    listed, ranks, merged = s.marked, s.order, s.merged[which]
+    listed[: s.run.n_experts] = 0
     for r in range(lists.shape[2]):
         for i in range(route.step_offset[step], route.step_offset[step + 1]):
             row = ahead.row[d, route.step_row[i]]
@@ -40,8 +39,8 @@ def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, whic
                 listed[e] = 1
                 ranks[n] = r
                 n += 1
-                s.merged[which, n] = base + e
-    s.merged[which, 0] = n
+                merged[n] = base + e
+    merged[0] = n
     return n
 
 

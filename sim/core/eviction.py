@@ -96,8 +96,9 @@ def _evictable(s: State, g: int, spare_from: int) -> bool:
 
 @inner
 def _listed(s: State, g: int, which: int) -> bool:
-    for i in range(1, s.merged[which, 0] + 1):
-        if s.merged[which, i] == g:
+    merged = s.merged[which]
+    for i in range(1, merged[0] + 1):
+        if merged[i] == g:
             return True
     return False
 

@@ -209,7 +209,7 @@ class State(Memory):
     weight: Float  # [rows, K] and their router weights
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token
-    marked: Ids  # [G] scratch: flags, or ids
+    marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
 
 
@@ -246,7 +246,7 @@ def new_state(plan: Plan) -> State:
         weight=zeros(rows, top_k, dtype=np.float64),
         reply=zeros(top_k, dtype=Reply),
         loss=zeros(tokens, dtype=np.float64),
-        marked=zeros(n, dtype=np.uint32),
+        marked=zeros(n),
         order=zeros(n),
     )
 

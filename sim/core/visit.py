@@ -84,8 +84,7 @@ def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) ->
 def _count_before(s: State, rows: int, layer: int) -> None:
     """Distinct experts that the trace itself wants in this visit."""
     seen = s.marked
-    for e in range(s.run.n_experts):
-        seen[e] = 0
+    seen[: s.run.n_experts] = 0
     for row in range(rows):
         for k in range(s.routed.shape[1]):
             e = s.routed[row, k]
