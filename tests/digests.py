@@ -209,10 +209,12 @@ def main() -> int:
     out.add_argument("--out", type=Path, metavar="FILE", help="write the lines there, too")
     out.add_argument("--work", type=Path, metavar="DIR", help="run there and leave what was written")
     args = out.parse_args()
+    if args.work is not None and args.work.exists():
+        out.error(f"--work: {args.work}: is there; a folder that is not there yet is needed")
     found = []
     with tempfile.TemporaryDirectory(prefix="digests-") as temporary:
         work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=args.work is None)
+        work.mkdir(parents=True, exist_ok=True)
         for line in lines(args.root.resolve(), work.resolve(), args.only):
             print(line, flush=True)
             found.append(line)
