@@ -8,15 +8,12 @@ result is made from. A stage names earlier stages as its fields and gets their r
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.catalog.engine_spec import Engine
-from sim.catalog.hardware_spec import Hardware
-from sim.catalog.model_spec import ModelSpec
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, expert_bytes, low_copies, memory
@@ -35,6 +32,11 @@ from traces.errors import TraceError
 from traces.format import npz, profile
 from traces.format.trace import RoutingTrace, split
 from traces.statistics.overlap import shared_requests
+
+if TYPE_CHECKING:  # whoever only reads summaries needs no catalog
+    from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Hardware
+    from sim.catalog.model_spec import ModelSpec
 
 Int = npt.NDArray[np.int64]
 Made = TypeVar("Made", covariant=True)
@@ -95,12 +97,12 @@ class Modelled:
     """The model that the spec or the trace names, or one in memory. Makes a ModelSpec; with fixed durations an unknown
     one is no matter, and None."""
 
-    model: str | ModelSpec | None
+    model: "str | ModelSpec | None"
     trace: Opened
     hardware: Described
 
-    def make(self, memo: Memo) -> ModelSpec | None:
-        if isinstance(self.model, ModelSpec):
+    def make(self, memo: Memo) -> "ModelSpec | None":
+        if not isinstance(self.model, str | None):
             return self.model
         trace = made(self.trace, memo)[0]
         fixed = made(self.hardware, memo).fixed is not None
@@ -352,9 +354,9 @@ class Setting:
     trace_hash: str
     calibration: RoutingTrace | None
     steps: Steps
-    model: ModelSpec | None
-    hardware: Hardware
-    engine: Engine
+    model: "ModelSpec | None"
+    hardware: "Hardware"
+    engine: "Engine"
     policy_files: dict[str, str]
     costed: Costed
     repeated: int = 0
@@ -379,7 +381,7 @@ def prepare(
     *,
     trace: RoutingTrace | None = None,
     calibration: RoutingTrace | None = None,
-    model: ModelSpec | None = None,
+    model: "ModelSpec | None" = None,
 ) -> Setting:
     """Everything before the first nanosecond; `memo` may keep what other specs share with this one.
 
@@ -476,7 +478,7 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
-def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: Hardware) -> None:
+def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
     """A miss policy that may answer cpu, on hardware without times for it."""
     if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
         wrong = "has no cpu_expert_ns or measured.cpu_expert"
@@ -512,8 +514,8 @@ def _shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingT
 
 
 def _low(
-    spec: RunSpec, trace: RoutingTrace, miss: Policy, model: ModelSpec | None, hardware: Hardware,
-    engine: Engine, steps: Steps, size: int,
+    spec: RunSpec, trace: RoutingTrace, miss: Policy, model: "ModelSpec | None", hardware: "Hardware",
+    engine: "Engine", steps: Steps, size: int,
 ) -> Low | None:  # fmt: skip
     """The low-precision copies of a miss policy that answers `low`, with slots of their own in every scope."""
     if "slots" not in miss.prepared:

@@ -19,8 +19,6 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, models, register_model, unbox
-from numba.np.arrayobj import populate_array
-from numba.np.numpy_support import from_dtype
 
 Int = npt.NDArray[np.int64]
 MOST_DIMENSIONS = 3
@@ -108,6 +106,8 @@ class MemoryType(types.Type):
 
 @cache
 def _memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int]) -> MemoryType:
+    from numba.np.numpy_support import from_dtype  # late, as below
+
     def kind(dtype: np.dtype[Any], ndim: int) -> Any:
         item = from_dtype(dtype)
         return types.Array(item, ndim, "C") if ndim else item
@@ -140,6 +140,8 @@ class _Members(AttributeTemplate):
 @lower_getattr_generic(MemoryType)
 def _member(context: Any, builder: Any, memory: Any, table: Any, name: str) -> Any:
     """A record: where it lies. An array: as numba knows arrays, made of where it lies and how long it is."""
+    from numba.np.arrayobj import populate_array  # late: a twentieth of a second that --help does not need
+
     row = [each for each, _ in memory.members].index(name) * (1 + MOST_DIMENSIONS)
     kind = memory.members[row // (1 + MOST_DIMENSIONS)][1]
 
