@@ -24,7 +24,8 @@ from sim.fit.placement import first_residents
 from sim.fit.prediction import Prediction
 from sim.fit.slots import spread_slots
 from sim.memo import Memo, afresh, within
-from sim.policies.policy import NONE, Policy, Value
+from sim.policies.kinds import Value
+from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
 from sim.spec import RunSpec, cache_bytes, parse_cache, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule

@@ -12,7 +12,6 @@ from typing import Any
 
 from sim.errors import SpecError
 from sim.flags import add_flags, given
-from sim.policies.registry import find
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
@@ -104,6 +103,8 @@ def _wish(args: argparse.Namespace) -> Any:
 
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
     """Nobody can build what reads the future; what is lossy needs leave, and a cost that a replay knows."""
+    from sim.policies.registry import find
+
     for kind in {"eviction", "prefetch", "miss"} & fixed.keys():
         if find(kind, fixed[kind]).oracle:
             raise SpecError(f"{kind}: {fixed[kind]} is an oracle; only what an engine can do is recommended")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.flags import add_groups, spec_of
-from sim.policies.registry import TABLES
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
 
@@ -42,6 +41,8 @@ def _list(what: str) -> str:
 
 
 def _list_policies() -> str:
+    from sim.policies.registry import TABLES
+
     lines = []
     for kind, policies in TABLES.items():
         lines.append(f"{kind}:")

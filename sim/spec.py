@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies.policy import Value
-from sim.policies.registry import KINDS, assigned
+from sim.policies.kinds import KINDS, Value
 
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
@@ -113,8 +112,10 @@ class RunSpec(BaseModel):
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def params(self, kind: str) -> dict[str, Value]:
-        """The parameters given to the policy of a kind (policies.KINDS). Raises SpecError for one that nobody of the
-        run has."""
+        """The parameters given to the policy of a kind (one of KINDS). Raises SpecError for one that nobody of the run
+        has."""
+        from sim.policies.registry import assigned  # late: with it comes the core
+
         return assigned(self.policies, self.set)[kind]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from analysis.reading.run import Run
 from sim import __version__, run
 from sim.machines.record import CLOCK, COUNTERS, LAYER, QUALITY, RunRecord
-from sim.outcome.summary import marks_without, summarise
+from sim.outcome.marks import marks_without
+from sim.outcome.summary import summarise
 from tests.gen import random_trace
 from traces.format import npz
 

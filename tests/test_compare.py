@@ -20,8 +20,8 @@ from analysis.comparing.formats import FORMATS
 from analysis.comparing.pairing import paired, why_not
 from analysis.reading.load import load
 from analysis.reading.run import Run, RunError
+from sim.outcome.marks import START
 from sim.outcome.per_request import PerRequest, per_request
-from sim.outcome.report import START
 from tests.runs_by_hand import made, record, simulated, summary, written
 
 

@@ -1,6 +1,8 @@
 """The rule of the house and who may import whom, held against the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,11 @@ def test_libraries_of_formats_are_imported_late_by_the_files_that_need_them() ->
     wanted = {("torch_file.py", "torch"), ("flame.py", "pyarrow"), ("trtllm.py", "safetensors")}
     live = {Path(name).name for name in CAPTURE}
     assert {user for user in users if user[0] not in live} == wanted
+
+
+@pytest.mark.parametrize("call", ["sim.run --help", "sim.sweep --help", "sim.recommend --help"])
+def test_who_asks_for_help_does_not_wait_for_the_core(call: str) -> None:
+    script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__')"
+    caller = f"import atexit, sys; atexit.register(lambda: print('numba' in sys.modules)); {script}"
+    done = subprocess.run([sys.executable, "-c", caller, *call.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("False\n"), done.stdout + done.stderr

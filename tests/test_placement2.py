@@ -16,7 +16,7 @@ from sim.machines import compiled
 from tests.gen import random_trace, trace_of, traces
 from tests.plans import plan
 from traces.format.trace import RoutingTrace
-from traces.statistics.stats import expert_counts
+from traces.statistics.counts import expert_counts
 
 
 def lists_of(peers: Any) -> BuddyLists:

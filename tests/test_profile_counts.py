@@ -202,7 +202,7 @@ def test_a_synthetic_trace_has_the_profile_s_popularity(counts: list[list[int]],
 
 
 def counts_of_fast(trace: RoutingTrace) -> np.ndarray:
-    from traces.statistics.stats import expert_counts
+    from traces.statistics.counts import expert_counts
 
     return expert_counts(trace)
 

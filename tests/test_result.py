@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from sim import __version__
-from sim.outcome.report import OPEN_LOOP, SYNTHETIC, table
-from sim.outcome.summary import Summary, check_summary, columns, marks_without
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, marks_without
+from sim.outcome.report import table
+from sim.outcome.summary import Summary, check_summary, columns
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace, trace_of

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sim import run, sweep
 from sim.errors import SpecError
 from sim.memo import Kept
-from sim.outcome.report import OPEN_LOOP, SYNTHETIC
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
 from sim.search.evaluate import Evaluator
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer

@@ -13,6 +13,7 @@ from tests.gen import random_trace, trace_of, traces
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 from traces.statistics import stats
+from traces.statistics.counts import expert_counts
 from traces.statistics.describe import LOUD, describe
 from traces.statistics.reuse import reuse_distance, reuse_histogram
 
@@ -112,7 +113,7 @@ def test_each_layer_by_itself_and_their_mean() -> None:
     """Layer 0: 0 1, 0 2, as above. Layer 1: 3 0, 3 0: uses 2, 0, 0, 2, of which each token shares both with the one
     before, and each expert has one companion always."""
     trace = trace_of([[[0, 1], [3, 0]], [[0, 2], [3, 0]]], 4)
-    assert stats.expert_counts(trace).tolist() == [[2, 1, 1, 0], [2, 0, 0, 2]]
+    assert expert_counts(trace).tolist() == [[2, 1, 1, 0], [2, 0, 0, 2]]
     popularity = stats.popularity(trace)
     assert popularity["by_layer"]["top_share"] == [0.5, 0.5] and popularity["by_layer"]["unused"] == [1, 2]
     assert np.allclose(popularity["by_layer"]["normalised_entropy"], [0.75, 0.5])

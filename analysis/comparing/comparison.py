@@ -7,8 +7,8 @@ from typing import Any
 from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
 from analysis.reading.run import Run, RunError, differing, settings, share
 from analysis.showing.words import listed
+from sim.outcome.marks import START, starts_free
 from sim.outcome.per_request import LEVEL
-from sim.outcome.report import START, starts_free
 from traces.command import did_you_mean
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.

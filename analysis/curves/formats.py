@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.curves.curve import DECODE, FLAGS, Curve, Row
+from sim.outcome.marks import START, SYNTHETIC
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
@@ -19,8 +20,6 @@ HARDLY = 0.1  # sharpness of a knee that is none
 
 def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
-    from sim.outcome.report import START, SYNTHETIC
-
     starts_full = [] if setting.spec.placement == "empty" else [START]
     return [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
 

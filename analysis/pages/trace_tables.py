@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sim.fit.coactivation import CoActivation, co_activation, conditional
 from traces.format.trace import RoutingTrace
-from traces.statistics.stats import expert_counts
+from traces.statistics.counts import expert_counts
 
 Float = npt.NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from typing import Any
 from analysis.reading.record_check import read_record
 from analysis.reading.run import Run, RunError, differing, settings
 from sim import __version__
-from sim.outcome.summary import check_summary, marks_without
-from sim.sweeps.rows import TOP_MARKS, summary_of
+from sim.outcome.marks import marks_without
+from sim.outcome.summary import check_summary
 from traces.errors import UserError
 
 MAX_JSON_BYTES = 64 << 20
@@ -144,6 +144,8 @@ def _run(row: dict[str, Any], where: str) -> Run | None:
     """One row; None for a run that failed."""
     if row.get("error"):
         return None
+    from sim.sweeps.rows import TOP_MARKS, summary_of  # late: only a sweep has rows
+
     summary = summary_of(row, where)
     check_summary(summary, where, __version__, by_layer=False)
     told = {name: row[name] is True for name in TOP_MARKS if row.get(name) is not None}

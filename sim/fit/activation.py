@@ -8,7 +8,7 @@ import numpy as np
 from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked, step_of_rows, whole
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
-from traces.statistics.stats import expert_counts
+from traces.statistics.counts import expert_counts
 
 _SCALE = float(1 << 30)
 _CHUNK_ELEMENTS = 1 << 18

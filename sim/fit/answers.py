@@ -12,7 +12,8 @@ from sim.core.plan import NOT_ALL_FETCHED
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.buddies_file import read, read_similarity
-from sim.policies.policy import NONE, Policy, Value
+from sim.policies.kinds import Value
+from sim.policies.policy import NONE, Policy
 from traces.format.trace import RoutingTrace
 
 Given = Mapping[str, Value]

@@ -26,7 +26,7 @@ from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists
 from traces.format.layout import chunks
 from traces.format.trace import RoutingTrace, hash64
-from traces.statistics.stats import expert_counts
+from traces.statistics.counts import expert_counts
 
 Int = npt.NDArray[np.int64]
 

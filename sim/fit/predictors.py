@@ -38,7 +38,7 @@ from sim.fit.prediction import (
 from sim.fit.transition import Transition
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
-from traces.statistics.stats import expert_counts
+from traces.statistics.counts import expert_counts
 
 LEARNED = "learned"  # how meta.lookahead_source begins when runtime.predictor made the lists
 COMMAND = "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"

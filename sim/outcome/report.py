@@ -12,18 +12,12 @@ from sim.core.plan import LOSSY, Plan
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
 from sim.prepare import Setting, fitted
 from traces.format import npz
-
-SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
-OPEN_LOOP = (
-    "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
-)
-START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
-NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
 BOUNDS = {
@@ -235,14 +229,6 @@ def _speed(out: dict[str, Any]) -> list[str]:
         values = " ".join(f"{_figure(row[key], 3):>12}" for key in ("mean", "p50", "p95", "p99"))
         lines.append(f"{name.upper():<12} {values} {row['n']:>8}")
     return lines + _free_start(out)
-
-
-def starts_free(out: Mapping[str, Any]) -> bool:
-    """Whether the first residents, which came free of charge, are a noticeable part of TTFT or of the hits."""
-    start, ttft = out["start"], out["ttft_ms"]
-    waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
-    flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
-    return bool(start["residents"] and flatters and not out["spec"].get("warmup_steps"))
 
 
 def _free_start(out: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ section 8).
 figure (`check_summary`) are read off it.
 """
 
-from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -16,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sim.core.plan import GATES
 from sim.machines.record import RunRecord
 from sim.outcome.bounds import ANY, DEMAND, LOSSLESS
-from sim.policies.registry import TABLES
 from traces.errors import UserError
 
 Int = npt.NDArray[np.int64]
@@ -273,20 +271,6 @@ def _bare(annotation: Any) -> Any:
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = get_args(annotation)[0]
     return get_origin(annotation) or annotation
-
-
-def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Marks, as far as they can be told, of a checked summary that was written before there were any."""
-    spec, replaced = summary["spec"], summary["substituted"] + summary["dropped"]
-    chosen = [table.get(spec[kind]) for kind, table in TABLES.items() if kind in spec]
-    lossy = spec.get("rerank", "none") != "none" or any(policy is not None and policy.lossy for policy in chosen)
-    return {
-        "synthetic": summary["trace"]["real"] is not True,
-        "open_loop": lossy or replaced > 0,
-        "oracle": any(policy is not None and policy.oracle for policy in chosen),
-        "fits": summary["memory"].get("fits"),
-        "calibrated": None,
-    }
 
 
 def check_summary(summary: dict[str, Any], where: str, version: str, by_layer: bool = True) -> None:

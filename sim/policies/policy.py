@@ -10,8 +10,8 @@ from sim.core import miss
 from sim.core.hooks import Hook
 from sim.core.plan import MARKS, Choice
 from sim.errors import SpecError, unknown
+from sim.policies.kinds import Value
 
-Value = float | int | str | bool
 # parameters that are said in words, each with its words in the order of their numbers in the core
 WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
 

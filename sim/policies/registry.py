@@ -13,8 +13,8 @@ from sim.core.plan import SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
 from sim.fit.predictors import PREDICTORS
-from sim.policies.policy import NONE, Policy, Value, called, is_user, no_parameter
-from sim.policies.user import load
+from sim.policies.kinds import KINDS, Value
+from sim.policies.policy import NONE, Policy, called, is_user, no_parameter
 
 MANY = 1e9  # no limit
 
@@ -260,10 +260,8 @@ PLACEMENT = _table(
     ),
 )
 
+
 # --- by name ---
-KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")
-
-
 def _prefetcher(predictor: type[Predictor]) -> Policy:
     """What a predictor's class says of it, as a policy; its parameters are its arguments."""
     arguments = inspect.signature(predictor).parameters.values()
@@ -290,6 +288,8 @@ def find(kind: str, name: str) -> Policy:
     if name == NONE.name and kind in ("prefetch", "rerank"):
         return NONE
     if kind != "placement" and is_user(name):
+        from sim.policies.user import load  # late: few runs have one
+
         return load(name, kind)
     if name not in TABLES[kind]:
         raise unknown(kind, name, TABLES[kind])

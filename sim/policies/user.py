@@ -20,7 +20,8 @@ from sim.core import eviction, miss, rerank
 from sim.core.hooks import PolicyError, compile_hook
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Prediction
-from sim.policies.policy import Policy, Value
+from sim.policies.kinds import Value
+from sim.policies.policy import Policy
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace
 

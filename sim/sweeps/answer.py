@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.outcome.report import OPEN_LOOP, SYNTHETIC
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
 from sim.sweeps.rows import COLUMNS, Row
 
 SPEC = [name for name in COLUMNS if name.startswith("spec.")]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies.registry import KINDS, meant
+from sim.policies.kinds import KINDS
+from sim.policies.registry import meant
 from sim.spec import RunSpec
 from sim.sweeps.axes import DEFAULT, Axis, axes_of
 

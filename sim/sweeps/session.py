@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sim import __version__, catalog
+from sim.policies.kinds import KINDS as POLICIES
 from sim.policies.policy import is_user
-from sim.policies.registry import KINDS as POLICIES
 from sim.simulation import announce_compiling
 from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals

@@ -14,6 +14,7 @@ from traces.format.layout import CHUNK_ELEMENTS, Array, chunks
 from traces.format.npz import content_hash
 from traces.format.profile import KIND, VERSION, Profile
 from traces.format.trace import RoutingTrace
+from traces.statistics.counts import expert_counts
 from traces.statistics.reuse import reuse_distance
 
 Float = npt.NDArray[np.float64]
@@ -56,21 +57,6 @@ def shape(trace: RoutingTrace) -> dict[str, Any]:
         "missing_slots": missing,
         "arrays": {name: array.dtype.name for name, array in trace.arrays().items()},
     }
-
-
-def expert_counts(trace: RoutingTrace) -> Int:
-    """int64 [L, E]: how many tokens use each expert."""
-    return count_experts(trace.experts, trace.n_experts)
-
-
-def count_experts(experts: Array, n_experts: int) -> Int:
-    """int64 [L, E]: how often each is in `experts` [T, L, K]."""
-    layers = experts.shape[1]
-    counts = np.zeros(layers * n_experts, np.int64)
-    base = (np.arange(layers) * n_experts)[None, :, None]
-    for _, chunk in chunks(experts):
-        counts += np.bincount((chunk + base)[chunk >= 0], minlength=counts.size)
-    return counts.reshape(layers, n_experts)
 
 
 def profile_of(trace: RoutingTrace) -> Profile:

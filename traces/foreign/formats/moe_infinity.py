@@ -17,7 +17,7 @@ from traces.foreign.npy import head_of, numbers
 from traces.format.members import npy_head
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
-from traces.statistics.stats import count_experts
+from traces.statistics.counts import count_experts
 
 
 def detect(path: Path) -> bool:

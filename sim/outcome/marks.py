@@ -1,0 +1,35 @@
+"""What must be said of a run wherever its figures are shown: the words, and when they hold."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SYNTHETIC = "SYNTHETIC TRACE: made by a generator, not captured from a model"
+OPEN_LOOP = (
+    "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
+)
+START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
+NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
+
+
+def starts_free(out: Mapping[str, Any]) -> bool:
+    """Whether the first residents, which came free of charge, are a noticeable part of TTFT or of the hits."""
+    start, ttft = out["start"], out["ttft_ms"]
+    waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
+    flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
+    return bool(start["residents"] and flatters and not out["spec"].get("warmup_steps"))
+
+
+def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Marks, as far as they can be told, of a checked summary that was written before there were any."""
+    from sim.policies.registry import TABLES  # late: with it comes the core
+
+    spec, replaced = summary["spec"], summary["substituted"] + summary["dropped"]
+    chosen = [table.get(spec[kind]) for kind, table in TABLES.items() if kind in spec]
+    lossy = spec.get("rerank", "none") != "none" or any(policy is not None and policy.lossy for policy in chosen)
+    return {
+        "synthetic": summary["trace"]["real"] is not True,
+        "open_loop": lossy or replaced > 0,
+        "oracle": any(policy is not None and policy.oracle for policy in chosen),
+        "fits": summary["memory"].get("fits"),
+        "calibrated": None,
+    }
