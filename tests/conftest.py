@@ -4,10 +4,12 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.copied import compiled_sources
 from tests.forked import Forks
 from tests.machine import is_compiled, needs_the_machine
 
@@ -58,6 +60,12 @@ def forks() -> Iterator[Forks]:
     """Where code runs on the sources of another folder."""
     with Forks() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources with their bytecode, to be copied: see tests.copied."""
+    return compiled_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture

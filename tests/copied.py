@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("traces", "sim", "analysis", "runtime", "docs", "tests")
 
 
-def copy_sources(folder: Path) -> None:
-    """What tests import and read, bytecode too; the shipped samples are the same files."""
+def compiled_sources(folder: Path) -> Path:
+    """What tests import and read, bytecode too, in an empty folder; the shipped samples are the same files."""
     left_out = shutil.ignore_patterns("__pycache__", "samples", "results")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
@@ -18,3 +18,9 @@ def copy_sources(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
     # told by contents: an edit may be of the same second and size
     compileall.compile_dir(folder, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+    return folder
+
+
+def copied(sources: Path, folder: Path) -> Path:
+    """Compiled sources in another empty folder."""
+    return shutil.copytree(sources, folder, symlinks=True, dirs_exist_ok=True)

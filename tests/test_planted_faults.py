@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.copied import copy_sources
+from tests.copied import copied
 from tests.forked import Forks
 from tests.planted import FAULTS, Fault
 
@@ -19,16 +19,22 @@ CATCHERS = sorted({test for fault in FAULTS for test in fault.caught_by})
 PAIRS = [(each, test) for each in FAULTS for test in each.caught_by]
 PYTEST = """
 import sys, pytest
-sys.exit(pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", *sys.argv[1:]]))
+from hypothesis import Phase, settings
+
+class Once:
+    def pytest_collection(self):  # any case that shows the fault will do, it need not be a small one
+        once = settings(settings.get_profile("repeatable"), phases=[Phase.explicit, Phase.generate])
+        settings.register_profile("once", once)
+        settings.load_profile("once")
+
+sys.exit(pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[Once()]))
 """
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources as they are, to plant one fault after the other in."""
-    folder = tmp_path_factory.mktemp("planted")
-    copy_sources(folder)
-    return folder
+    return copied(sources, tmp_path_factory.mktemp("planted"))
 
 
 @contextmanager

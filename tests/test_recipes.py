@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.copied import ROOT, copy_sources
+from tests.copied import ROOT, copied
 from tests.forked import Forks
 
 KINDS = ("eviction", "prefetcher", "miss policy", "re-ranker", "format", "engine", "GPU", "figure")
@@ -80,8 +80,8 @@ def test_every_kind_has_a_recipe_that_changes_and_runs_something() -> None:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_a_recipe_works(kind: str, tmp_path: Path, forks: Forks) -> None:
-    copy_sources(tmp_path)
+def test_a_recipe_works(kind: str, sources: Path, tmp_path: Path, forks: Forks) -> None:
+    copied(sources, tmp_path)
     perform(RECIPES[kind], tmp_path)
     for words, shown in RECIPES[kind].commands:
         status, output = forks.run(tmp_path, RUN, *words)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.copied import copy_sources
+from tests.copied import copied
 from tests.forked import Forks
 from tests.gen import random_trace
 from tests.on_torch import fixed_hardware
@@ -125,10 +125,9 @@ for kind in sys.argv[1:]:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources with the twins in them, and what the runs need."""
-    folder = tmp_path_factory.mktemp("twins")
-    copy_sources(folder)
+    folder = copied(sources, tmp_path_factory.mktemp("twins"))
     for file, right, with_twin in RECIPE:
         path = folder / file
         source = path.read_text()

@@ -10,6 +10,7 @@ generated machine settings (many distributions do not ship them, or ship other o
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ FILE_TOKEN = "<|file|>"
 FILE_ID = 0
 HELDOUT_ONE_IN = 16
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
+_GENERATED = ("config-", "_sysconfigdata")  # so begin the folders and files that are
 
 
 class TextError(UserError):
@@ -95,17 +97,22 @@ def read_corpus(root: Path | None = None, limit_bytes: int | None = None) -> Cor
 
 
 def _files(root: Path) -> Iterable[SourceFile]:
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        generated = any(part.startswith(("config-", "_sysconfigdata")) for part in relative.parts)
-        if generated or _SKIPPED_FOLDERS.intersection(relative.parts):
-            continue
-        data = path.read_bytes().replace(b"\r\n", b"\n")
+    for relative in sorted(_paths(root)):
+        data = (root / relative).read_bytes().replace(b"\r\n", b"\n")
         try:
             data.decode("utf-8")
         except UnicodeDecodeError:
             continue  # a byte-level tokenizer is lossless on UTF-8 only
-        yield SourceFile(relative.as_posix(), data)
+        yield SourceFile(relative, data)
+
+
+def _paths(root: Path) -> Iterable[str]:
+    """Relative to root, with `/`; what was generated for this machine, or is nobody's standard library, left out."""
+    for folder, inside, names in os.walk(root):
+        inside[:] = [name for name in inside if name not in _SKIPPED_FOLDERS and not name.startswith(_GENERATED)]
+        here = Path(folder).relative_to(root)
+        sources = (name for name in names if name.endswith(".py") and not name.startswith(_GENERATED))
+        yield from ((here / name).as_posix() for name in sources)
 
 
 def _first(files: list[SourceFile], limit_bytes: int | None) -> list[SourceFile]:
