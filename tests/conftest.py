@@ -40,6 +40,7 @@ def pytest_collection_finish() -> None:
     """Nothing has run the machine by now: it would have been compiled in every worker, for tests not even selected."""
     gc.freeze()
     gc.enable()
+    gc.set_threshold(100_000, 50, 100)  # a run makes many small objects and few circles
     loop = getattr(sys.modules.get("sim.machines.compiled"), "_loop", None)
     if getattr(loop, "overloads", None):
         raise pytest.UsageError("a test file runs the machine while it is imported: let a fixture do it")

@@ -779,17 +779,12 @@ def test_wheels_bring_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_dry_run_killed_in_the_middle_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part, on the CPU; of the tests marked gpu those of one file, for this suite runs all of them itself."""
     out = tmp_path / "day"
     call = [sys.executable, "-m", "runtime.gpu", "--device", "cpu", "--out", str(out)]
     monkeypatch.setenv("PYTEST_ADDOPTS", "--deselect tests/test_replay.py")
-    first = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
-    eventually(lambda: (out / "work" / "probe").exists())
-    first.kill()
-    first.wait()
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert "kept: versions\n" in done.stdout
     results = {name: json.loads((out / "parts" / name / "result.json").read_text()) for name in command.NAMES}
     absent = {name for name, result in results.items() if result["status"] == "skipped"}
     assert all(result["status"] in ("done", "skipped") for result in results.values()), done.stdout

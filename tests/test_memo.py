@@ -162,11 +162,12 @@ def difference(a: Any, b: Any, where: str = "setting") -> str:
 
 
 def changes(base: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]:
-    """The base of a number with one field, or one parameter of its policies, set to each other value (of the many
-    policies to every third, to others in the next base); and every calibration with every seed: the seed says what is
-    set aside, but only of a share of the requests."""
-    for name, values in {**VALUES, **PARAMETERS}.items():
-        for value in values[number % 3 :: 3] if name in KINDS else values:
+    """The base of a number with one field, or one parameter of its policies, set to each other value (a third of the
+    values, others in the next base; of a field with few, all of them in every third base); and every calibration with
+    every seed: the seed says what is set aside, but only of a share of the requests."""
+    for place, (name, values) in enumerate({**VALUES, **PARAMETERS}.items()):
+        few = values if (place + number) % 3 == 0 else ()
+        for value in values[number % 3 :: 3] if name in KINDS else few:
             if base.get(name) != value or type(base.get(name)) is not type(value):
                 yield {**base, name: value}
     for calibration, seed in itertools.product(VALUES["calibration"], VALUES["seed"]):
