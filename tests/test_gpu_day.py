@@ -1,4 +1,4 @@
-"""The GPU day: made-up parts in their boxes, killed, resumed and packed; the real one as a dry run, killed once."""
+"""The GPU day: made-up parts in their boxes, killed, resumed and packed; the real one as a dry run."""
 
 import ast
 import errno
@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ from runtime.gpu.day import Day, Result
 from runtime.gpu.page import page
 from runtime.gpu.project import project
 from runtime.gpu.table import PARTS, SECOND, WORDS, Part, parts
+from tests.processes import PATIENCE_S, eventually, gone
 
 pytestmark = pytest.mark.machine  # the dry run and its tests come to it
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 120.0  # of a test, for something that happens soon
 
 # What the parts of these tests run: one word a deed, one after the other.
 MADE_UP = """
@@ -83,21 +81,6 @@ def run(found: Day, again: bool = False) -> dict[str, Result]:
 def packed(there: Path) -> set[str]:
     with tarfile.open(there / "day" / archive.NAME) as tar:
         return {name.removeprefix("gpu/") for name in tar.getnames()}
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-
-
-def gone(pid: int) -> bool:
-    """No such process, or one that is dead and not yet waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 # --- parts and their boxes ---

@@ -107,6 +107,7 @@ class RayPool:
     def close(self) -> None:
         for worker in self._workers.values():
             self._ray.kill(worker)
+        self._workers.clear()
         self._ray.shutdown()
 
 

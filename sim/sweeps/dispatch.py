@@ -50,7 +50,7 @@ class Pool(Protocol):
         """What happened, waiting for it at most so long; may be nothing."""
 
     def close(self) -> None:
-        """End all workers at once, whatever they do."""
+        """End all workers at once, whatever they do; nothing where that has been done."""
 
 
 @dataclass
