@@ -7,6 +7,7 @@ import argparse
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
@@ -72,13 +73,13 @@ def config(path: str | None) -> dict[str, Any]:
     return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
 
 
-def read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of --config. Raises SpecError, one line, where it cannot be read or is no TOML."""
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise SpecError(f"config: {path}: {error.strerror}") from None
+        raise SpecError(f"config: {path}: {(error.strerror or 'cannot be read').lower()}") from None
     except (ValueError, RecursionError) as error:
         raise SpecError(f"config: {path}: is no TOML: {error}") from None
 

@@ -38,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     _check(args)
+    from sim.flags import read_toml
     from sim.sweeps.answer import COLUMNS_READ, answer
-    from sim.sweeps.config import expand, read
+    from sim.sweeps.config import expand
     from sim.sweeps.session import Session
 
-    tables = read(args.config)
+    tables = read_toml(args.config)
     runs = expand(tables, f"config: {args.config}")
     folder = Path(args.out) if args.out else Path(Path(args.config).stem + ".sweep")
     session = Session(folder, tables, runs, sys.stderr)

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from sim import run, sweep
 from sim.errors import SpecError
+from sim.flags import read_toml as read
 from sim.memo import Kept
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
 from sim.search.evaluate import Evaluator
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
-from sim.sweeps.config import Configuration, expand, read
+from sim.sweeps.config import Configuration, expand
 from sim.sweeps.dispatch import KILLED, Dispatcher, Queue, Seconds, WorkerEvent
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row

@@ -2,12 +2,10 @@
 
 import itertools
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
@@ -27,17 +25,6 @@ class Configuration:
     spec: RunSpec | None
     fields: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The tables of a sweep's file. Raises SpecError, one line, where it cannot be read or is no TOML."""
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise SpecError(f"config: {path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"config: {path}: is no TOML: {error}") from None
 
 
 def expand(tables: Mapping[str, Any], where: str = "config") -> list[Configuration]:
