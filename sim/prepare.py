@@ -514,6 +514,11 @@ def _shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingT
     return np.full(scopes, slots_of(cache, most), np.int64)
 
 
+def low_precision(spec: RunSpec) -> str:
+    """Of the low-precision copies of a miss policy that has them. Raises CatalogError for one that is not known."""
+    return catalog.precision(str(find("miss", spec.miss).values(spec.params("miss"))["precision"]))
+
+
 def _low(
     spec: RunSpec, trace: RoutingTrace, miss: Policy, model: "ModelSpec | None", hardware: "Hardware",
     engine: "Engine", steps: Steps, size: int,
@@ -527,11 +532,11 @@ def _low(
         cache = parse_cache(values["slots"])
     except ValueError as error:
         raise SpecError(f"{field}={values['slots']}: {error}") from None
-    precision, rows = str(values["precision"]), int(np.diff(steps.offset).max())
-    low = low_copies(model, hardware, engine, precision, np.zeros(0, np.int64), rows)
+    rows = int(np.diff(steps.offset).max())
+    low = low_copies(model, hardware, engine, low_precision(spec), np.zeros(0, np.int64), rows)
     if low.bytes >= size and hardware.fixed is None:
         wrong = f"{low.bytes} bytes; must be fewer than the {size} of a full copy"
-        raise SpecError(f"set: {miss.name}.precision={precision}: {wrong}")
+        raise SpecError(f"set: {miss.name}.precision={values['precision']}: {wrong}")
     return replace(low, slots=_shares(field, cache, spec, trace, low.bytes))
 
 

@@ -33,7 +33,6 @@ import numpy as np
 from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
-from runtime.replaying.opened import low_precision
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core.hooks import new_hooks
@@ -45,7 +44,7 @@ from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
 from sim.machines.record import RunRecord
 from sim.policies.registry import find
-from sim.prepare import Setting, prepare
+from sim.prepare import Setting, low_precision, prepare
 from sim.spec import RunSpec
 from traces.format.trace import RoutingTrace
 
@@ -252,7 +251,7 @@ class ClosedLoop:
     @property
     def low_precision(self) -> str:
         """The precision of the low-precision copies."""
-        return low_precision(self.setting)
+        return low_precision(self.setting.spec)
 
     def _plan(self) -> Plan:
         """The plan over the room there is now."""

@@ -29,8 +29,7 @@ from runtime.replaying.shapes import Batches, dense_bytes, scaled
 from sim.catalog import precision
 from sim.core.plan import ANSWERS_CPU
 from sim.errors import SpecError
-from sim.policies.registry import find
-from sim.prepare import Setting
+from sim.prepare import Setting, low_precision
 from sim.steps import first_steps
 
 SAMPLE = 64  # slots that are compared with the host's bytes after a run
@@ -64,7 +63,7 @@ class Extent:
         self.slots = max((s.plan.slots.tolist() for s in settings), key=sum)
         self.low, self.low_slots = None, []
         if first.plan.low is not None:
-            self.low = LowLayout.of(self.layout.elements, low_precision(first))
+            self.low = LowLayout.of(self.layout.elements, low_precision(first.spec))
             self.low_slots = first.plan.low.slots.tolist()
         self.to_host = any(s.plan.miss.marks & ANSWERS_CPU for s in settings)
         self.room = _room([batches_of(s) for s in settings])
@@ -149,14 +148,8 @@ def at_scale(setting: Setting, scale: float) -> Setting:
     model = scaled(setting.model, scale)
     size, low = model.expert_bytes(setting.spec.precision), setting.plan.low
     if low is not None:
-        low = replace(low, bytes=model.expert_bytes(low_precision(setting)))
+        low = replace(low, bytes=model.expert_bytes(low_precision(setting.spec)))
     return replace(setting, model=model, plan=replace(setting.plan, expert_bytes=size, low=low))
-
-
-def low_precision(setting: Setting) -> str:
-    """The precision of the low-precision copies of a miss policy that has them."""
-    miss = find("miss", setting.spec.miss)
-    return precision(str(miss.values(setting.spec.params("miss"))["precision"]))
 
 
 def groups(kernel: str, layout: Layout, port: Port) -> bool:
