@@ -20,6 +20,7 @@ from sim.machines.record import RunRecord
 from sim.policies.policy import Policy
 from sim.policies.registry import TABLES
 from sim.prepare import Setting, prepare
+from sim.search.space import POLICIES, Space
 from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.groups import as_groups
@@ -197,3 +198,24 @@ def test_what_is_fitted_is_fitted_on_the_calibration_trace(name: str) -> None:
     npz.write("d.npz", trace_of(200))
     other = setting("prefetch", name, trace_of(0), calibration="d.npz").plan.prefetch
     assert difference(made.plan.prefetch, other) != ""
+
+
+# --- what may be recommended ---
+
+
+@every_policy
+def test_what_is_tried_of_a_policy_is_its_own_and_can_be_built(kind: str, name: str) -> None:
+    policy = TABLES[kind][name]
+    assert policy.search is None or not policy.oracle
+    for parameter, values in (policy.search or {}).items():
+        assert parameter in policy.parameters and len(set(values)) == len(values) > 0
+
+
+def test_a_search_tries_every_policy_that_says_so_and_no_other() -> None:
+    everything = {"calibrated": True, "host": True, "lossy": True, "fixed": {}}
+    gates = replace(trace_of(0), meta={**trace_of(0).meta, "lookahead_source": "gates"})
+    spaces = [Space.of(trace, **everything) for trace in (trace_of(0), gates)]
+    for kind in POLICIES:
+        said = {name for name, policy in TABLES[kind].items() if policy.search is not None}
+        tried = {name for space in spaces for name in space.knobs[kind]} - {"none"}
+        assert tried == said and all(set(space.parameters[kind]) <= said for space in spaces)

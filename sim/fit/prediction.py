@@ -3,6 +3,7 @@
 Sizes: T trace tokens, L MoE layers, K top-k, E experts per layer, D distances, m entries of a list.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,7 @@ Int = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
 
 CHUNK_ELEMENTS = 1 << 20
+DISTANCES = (1, 2, 3)  # worth trying
 MEASURED_ROWS = 1 << 16
 CERTAIN = 10**9  # rank keys of fitted predictors: CERTAIN x (1 - share of entries that were right)
 
@@ -39,7 +41,8 @@ class Prediction:
 
 
 class Predictor:
-    """What every predictor has. `needs`: optional arrays of the trace that it reads; `oracle`: it reads the future.
+    """What every predictor has. `needs`: optional arrays of the trace that it reads; `oracle`: it reads the future;
+    `search`: see sim.policies.policy.Policy.
 
     distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k.
@@ -53,6 +56,7 @@ class Predictor:
     needs: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[bool] = False
     oracle: ClassVar[bool] = False
+    search: ClassVar[Mapping[str, tuple[Any, ...]] | None] = {"distance": DISTANCES}
 
     def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
         self.distance = whole(self.name, "distance", distance)

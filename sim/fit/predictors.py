@@ -57,6 +57,7 @@ class Popular(FittedPredictor):
 
     name = "popular"
     source = "expert popularity from calibration data: Fiddler, arXiv 2402.07033"
+    search: ClassVar[Any] = {"distance": (1, 2)}
 
     def _learn(self, trace: RoutingTrace) -> None:
         self.ranking_: Ids = ranked(expert_counts(trace), length(self.width, trace))
@@ -146,6 +147,7 @@ class Oracle(Predictor):
 
     name = "oracle"
     oracle = True
+    search = None
     source = "this project"
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
@@ -170,6 +172,7 @@ class NoisyOracle(Predictor):
 
     name = "noisy-oracle"
     oracle = True
+    search = None
     source = "this project"
 
     def __init__(
@@ -240,5 +243,5 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
     return (hashed & ~_ID) | (expert.astype(np.uint64) & _ID)
 
 
-EVERY = (Popular, PreviousToken, Transition, GateLookahead, Learned, ActivationMatrix, Oracle, NoisyOracle)
+EVERY = (PreviousToken, Popular, Transition, ActivationMatrix, GateLookahead, Learned, Oracle, NoisyOracle)
 PREDICTORS: dict[str, type[Any]] = {each.name: each for each in EVERY}

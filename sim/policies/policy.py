@@ -24,8 +24,9 @@ class Policy:
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS. lists: where its buddy lists come from ("" none, "buddies", "similarity"). make: of a
-    prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
+    eviction, words of plan.MARKS. search: what sim.recommend tries of it: by parameter the values that are worth it,
+    the plainest first; None: nothing. lists: where its buddy lists come from ("" none, "buddies", "similarity").
+    make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
     file.
     """
@@ -42,6 +43,7 @@ class Policy:
     lossy: bool = False
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
+    search: Mapping[str, tuple[Any, ...]] | None = None
     lists: str = ""
     make: Callable[..., Any] | None = None
     hook: Hook | None = None

@@ -24,11 +24,16 @@ def _table(*policies: Policy) -> dict[str, Policy]:
 
 
 EVICTION = _table(
-    Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970"),
+    Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970", search={}),
     Policy(
-        "lfu", eviction.LFU, "the fewest executions over the whole run go", "Mattson et al. 1970", keeps=("landings",)
+        "lfu",
+        eviction.LFU,
+        "the fewest executions over the whole run go",
+        "Mattson et al. 1970",
+        keeps=("landings",),
+        search={},
     ),
-    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",)),
+    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={}),
     Policy(
         "random",
         eviction.RANDOM,
@@ -43,6 +48,7 @@ EVICTION = _table(
         "LRFU, Lee et al. 2001; decayed counts as in several offloading engines",
         {"decay": 0.9},
         keeps=("scores", "uses"),
+        search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
     ),
     Policy(
         "least-stale",
@@ -50,6 +56,15 @@ EVICTION = _table(
         "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
         "by layer distance, after SpecMD, arXiv 2602.03921",
         keeps=("scores",),
+        search={},
+    ),
+    Policy(
+        "activation-matrix",
+        eviction.ACTIVATION,
+        "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
+        "MoE-Infinity, arXiv 2401.14361",
+        keeps=("scores", "requests"),
+        search={},
     ),
     Policy(
         "window-score",
@@ -59,13 +74,7 @@ EVICTION = _table(
         {"window": 16},
         needs=("weights",),
         keeps=("scores", "window", "weights"),
-    ),
-    Policy(
-        "activation-matrix",
-        eviction.ACTIVATION,
-        "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
-        "MoE-Infinity, arXiv 2401.14361",
-        keeps=("scores", "requests"),
+        search={"window": (16, 4, 8, 32, 64)},
     ),
     Policy(
         "belady",
@@ -85,6 +94,7 @@ _OPEN = dict(
 )  # every gate open, no limit, list order, fetch what nobody stands in for
 _GATED = {"beta": 1.0, "rho": 3.0}
 _GATE_SETTINGS: dict[str, Value] = {"tau": 0.95, "percentile": -1.0, "budget_mb": 0.0}
+_GATES = {"tau": (0.95, 0.9, 0.8, 0.7, 0.5, 0.3), "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)}  # worth trying
 _LISTS: dict[str, Value] = {
     "lists": "", "alpha": 0.9, "k_max": 16, "count": "binary", "mix": 0.5, "eps": 1e-6, "warmup": 0,
 }  # fmt: skip
@@ -94,7 +104,7 @@ def _substitution(
     name: str, doc: str, source: str, selector: int, prepared: Mapping[str, Value], lists: str = "", **params: Any
 ) -> Policy:
     needs: tuple[str, ...] = params.pop("needs", ("weights",))
-    lossy = params.pop("lossy", True)
+    lossy, search = params.pop("lossy", True), params.pop("search", None)
     return Policy(
         name,
         miss.SUBSTITUTE,
@@ -104,6 +114,7 @@ def _substitution(
         prepared={**_COMMON, **prepared},
         needs=needs,
         lossy=lossy,
+        search=search,
         fitted=lists == "buddies",
         lists=lists,
     )
@@ -118,7 +129,7 @@ def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = 
 
 NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
 MISS = _table(
-    Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine"),
+    Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine", search={}),
     Policy("drop", miss.DROP, "leave the missing expert out", "the zero-fill baseline", prepared=_COMMON, lossy=True),
     Policy(
         "drop-by-weight",
@@ -129,6 +140,7 @@ MISS = _table(
         _COMMON,
         needs=("weights",),
         lossy=True,
+        search={"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
     ),
     Policy(
         "hobbit",
@@ -147,6 +159,7 @@ MISS = _table(
         "Fiddler, arXiv 2402.07033",
         prepared={"late": 0},
         answers_cpu=True,
+        search={},
     ),
     _substitution(
         "fiddler",
@@ -157,8 +170,13 @@ MISS = _table(
         needs=(),
         lossy=False,
         fallback=miss.FALL_CHEAPER,
+        search={"backlog": (0, 1)},
     ),
-    _buddy("buddy", "a resident buddy stands in; tau = .95 is the TAE gate (reading A of the paper's tables)"),
+    _buddy(
+        "buddy",
+        "a resident buddy stands in; tau = .95 is the TAE gate (reading A of the paper's tables)",
+        search=_GATES,
+    ),
     _buddy(
         "buddy-b",
         "the same, reading B: tau = .95 is the coverage alpha; TAE gate by percentile",
@@ -181,6 +199,7 @@ MISS = _table(
         "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each",
         fallback=miss.FALL_CHEAPER,
         backlog=1.0,
+        search=_GATES,
     ),
     _substitution(
         "similarity",
@@ -274,6 +293,7 @@ def _prefetcher(predictor: type[Predictor]) -> Policy:
         needs=predictor.needs,
         fitted=predictor.fitted,
         oracle=predictor.oracle,
+        search=predictor.search,
         make=predictor,
     )
 

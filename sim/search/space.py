@@ -1,4 +1,4 @@
-"""What a recommendation searches: policies by name, each with the values of its parameters that are worth trying.
+"""What a recommendation searches: the policies that say so (`Policy.search`), with the values of their parameters.
 
 A candidate is a choice for every knob that matters to it: `{"eviction": "decayed", "decayed.decay": 0.8, "prefetch":
 "none", ...}`. A knob with a dot is a parameter of a policy. Which knobs matter depends on the policies chosen.
@@ -13,44 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from sim.fit.prediction import DISTANCES
+from sim.policies.policy import NONE
+from sim.policies.registry import TABLES
 from traces.format.trace import RoutingTrace
 
 Candidate = dict[str, Any]
 Values = tuple[Any, ...]
 
-_DISTANCES = (1, 2, 3)
-_TAUS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
-PARAMETERS: dict[str, dict[str, dict[str, Values]]] = {
-    "eviction": {
-        "decayed": {"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
-        "window-score": {"window": (16, 4, 8, 32, 64)},
-    },
-    "prefetch": {
-        "popular": {"distance": (1, 2)},
-        "previous-token": {"distance": _DISTANCES},
-        "transition": {"distance": _DISTANCES},
-        "gate-lookahead": {"distance": _DISTANCES},
-        "learned": {"distance": _DISTANCES},
-        "activation-matrix": {"distance": _DISTANCES},
-    },
-    "miss": {
-        "fiddler": {"backlog": (0, 1)},
-        "drop-by-weight": {"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
-        "buddy": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
-        "mixed": {"tau": _TAUS, "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)},
-    },
-}
-EVICTIONS = ("lru", "lfu", "fifo", "decayed", "least-stale", "activation-matrix", "window-score")
-LOSSLESS = ("fetch", "cpu", "fiddler")
-LOSSY = ("drop-by-weight", "buddy", "mixed")
-PREFETCHES = ("none", "previous-token", "popular", "transition", "activation-matrix", "gate-lookahead", "learned")
+AHEAD = ("gate-lookahead", "learned")  # both read one array, which is a model's own gates' or learned
 QUEUE: dict[str, Values] = {
     "prefetch_budget": (None, 1, 2, 4),
     "transfer_order": ("fifo", "nearest-layer", "probability"),
 }  # of runs with a prefetcher
 POLICIES = ("eviction", "prefetch", "miss")
 BASELINE: Candidate = {
-    "cache_scope": "layer", "eviction": "lru", "prefetch": "none", "miss": "fetch", "placement": "first",
+    "cache_scope": "layer", "eviction": "lru", "prefetch": NONE.name, "miss": "fetch", "placement": "first",
 }  # fmt: skip
 
 
@@ -71,32 +49,22 @@ class Space:
         """Everything that the trace has the arrays for. calibrated: fitted policies have something to be fitted on;
         host: answers by the CPU have a cost; lossy: wanted experts may be replaced or left out; fixed: field -> its one
         value; decodes: the calibration has decode steps, which the marginal spread counts hits of."""
-        distances = trace.lookahead_distances
-        there = {"distance": tuple(d for d in _DISTANCES if set(range(1, d + 1)) <= set(distances))}
-        prefetch = {**PARAMETERS["prefetch"], "gate-lookahead": there, "learned": there}
-        learned = str(trace.meta.get("lookahead_source", "")).startswith("learned")
-        absent = {"learned" if not learned else "gate-lookahead"} | (
-            set() if distances else {"gate-lookahead", "learned"}
-        )
-        if not calibrated:
-            absent |= {"popular", "transition", "activation-matrix", "buddy", "mixed"}
-        if not host:
-            absent |= {"cpu", "fiddler", "mixed"}
+        named = {kind: _searched(kind, trace, calibrated, host, lossy) for kind in POLICIES}
         knobs: dict[str, Values] = {
             "cache_scope": ("layer", "global"),
-            "eviction": tuple(name for name in EVICTIONS if name != "window-score" or trace.has("weights")),
-            "prefetch": tuple(name for name in PREFETCHES if name not in absent),
-            "miss": tuple(name for name in (*LOSSLESS, *(LOSSY if lossy else ())) if name not in absent),
+            "eviction": tuple(named["eviction"]),
+            "prefetch": (NONE.name, *named["prefetch"]),
+            "miss": tuple(named["miss"]),
             "placement": ("first", *(("popular",) if calibrated else ())),
         }
         spread: dict[str, Values] = {"cache_spread": ("even", *(("marginal",) if calibrated and decodes else ()))}
         knobs, queue, spread = (_as_fixed(part, fixed) for part in (knobs, QUEUE, spread))
-        return Space(knobs, queue, spread, {**PARAMETERS, "prefetch": prefetch})
+        return Space(knobs, queue, spread, named)
 
     def mattering(self, candidate: Candidate) -> dict[str, Values]:
         """Every knob of a candidate with such policies, and what it may be set to."""
         out = dict(self.knobs)
-        if candidate["prefetch"] != "none":
+        if candidate["prefetch"] != NONE.name:
             out |= self.queue
         if candidate["cache_scope"] == "layer":
             out |= self.spread
@@ -140,6 +108,29 @@ class Space:
             if value != candidate[knob]
         ]
         return _distinct(changed)
+
+
+def _searched(
+    kind: str, trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool
+) -> dict[str, dict[str, Values]]:
+    """What the policies of a kind say is worth trying, of those that the trace and the machine have what they need."""
+    found = {}
+    for policy in TABLES[kind].values():
+        lacks = (policy.fitted and not calibrated) or (policy.lossy and not lossy)
+        lacks |= (policy.may_answer_cpu({}) and not host) or not all(trace.has(array) for array in policy.needs)
+        if policy.search is not None and not lacks:
+            found[policy.name] = dict(policy.search)
+    if kind == "prefetch":
+        found = {name: values for name, values in found.items() if name not in AHEAD} | _ahead(trace)
+    return found
+
+
+def _ahead(trace: RoutingTrace) -> dict[str, dict[str, Values]]:
+    """The prefetcher that reads the trace's lookahead, at the distances that it has."""
+    learned = str(trace.meta.get("lookahead_source", "")).startswith("learned")
+    has = set(trace.lookahead_distances)
+    there = tuple(d for d in DISTANCES if set(range(1, d + 1)) <= has)
+    return {AHEAD[learned]: {"distance": there}} if there else {}
 
 
 def _as_fixed(knobs: Mapping[str, Values], fixed: Mapping[str, Any]) -> dict[str, Values]:
