@@ -10,9 +10,9 @@ from analysis.comparing.comparison import compare
 from analysis.comparing.formats import FORMATS
 from analysis.comparing.pairing import RESAMPLES
 from analysis.reading.load import load
-from analysis.reading.run import RunError
 from analysis.showing.words import plain
 from traces.command import Parser, guarded
+from traces.errors import UserError
 
 
 def parser() -> Parser:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     if not 10 <= args.resamples <= 1_000_000:
-        raise RunError(f"resamples: {args.resamples}: must lie in [10, 1000000]")
+        raise UserError(f"resamples: {args.resamples}: must lie in [10, 1000000]")
     if args.seed < 0:
-        raise RunError(f"seed: {args.seed}: must be >= 0")
+        raise UserError(f"seed: {args.seed}: must be >= 0")
     found = compare(load(args.runs), args.baseline, args.seed, args.resamples)
     print(FORMATS[args.format](found))
     if args.format in ("csv", "svg"):  # what a machine reads holds rows only

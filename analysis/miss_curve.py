@@ -47,7 +47,7 @@ def _command(argv: list[str]) -> None:
     show = FORMATS[one_of("format", args.format, tuple(FORMATS))]
     fields = {name: getattr(args, name) for name in ("trace", *FLAGS)}
     announce_compiling()
-    setting = setting_of({name: value for name, value in fields.items() if value not in (None, False)})
+    setting = setting_of({name: value for name, value in fields.items() if value is not None and value is not False})
     found = curve(setting)
     lines = rows(setting, found, _checked(args.check, found))
     if args.out:

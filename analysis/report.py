@@ -9,8 +9,8 @@ from pathlib import Path
 
 from analysis.pages.report import DETAILED, report
 from analysis.reading.load import load
-from analysis.reading.run import RunError
 from traces.command import Parser, guarded, write_bytes
+from traces.errors import UserError
 
 MAX_PAGE_BYTES = 8_000_000
 
@@ -36,13 +36,13 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     out = Path(args.out)
     if out.is_dir() or not out.parent.is_dir():
-        raise RunError(f"out: {args.out}: must be a file in a folder that exists")
+        raise UserError(f"out: {args.out}: must be a file in a folder that exists")
     if args.seed < 0:
-        raise RunError(f"seed: {args.seed}: must be >= 0")
+        raise UserError(f"seed: {args.seed}: must be >= 0")
     runs = load(args.runs, DETAILED)
     page = report(runs, args.baseline, args.trace, args.buddies, args.similarity, args.seed).encode()
     if len(page) > MAX_PAGE_BYTES:
-        raise RunError(f"out: the page would have {len(page):,} bytes, more than {MAX_PAGE_BYTES:,}; give fewer runs")
+        raise UserError(f"out: the page would have {len(page):,} bytes, more than {MAX_PAGE_BYTES:,}; give fewer runs")
     write_bytes(out, page)
     print(f"{args.out}: {len(page) / 1e6:.1f} MB", file=sys.stderr)
 

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.reading.load import load
-from analysis.reading.run import RunError
 from analysis.timelines.chrome_json import write
 from analysis.timelines.events import Context, events, head
 from traces.command import Parser, guarded
+from traces.errors import UserError
 
 
 def steps_of(text: str | None, n: int) -> tuple[int, int]:
-    """`10:20` (step 10 to 19), `10:`, `:20` or one step `10`, of a run of n steps; None: all. Raises RunError."""
+    """`10:20` (step 10 to 19), `10:`, `:20` or one step `10`, of a run of n steps; None: all. Raises UserError."""
     if text is None:
         return 0, n
     first, colon, last = text.partition(":")
@@ -36,9 +36,9 @@ def steps_of(text: str | None, n: int) -> tuple[int, int]:
         lo = int(first) if first or not colon else 0
         hi = int(last) if last else n if colon else lo + 1
     except ValueError:
-        raise RunError(f"steps: {text}: must be FIRST:LAST, such as 10:20 for the steps 10 to 19") from None
+        raise UserError(f"steps: {text}: must be FIRST:LAST, such as 10:20 for the steps 10 to 19") from None
     if not 0 <= lo < hi <= n:
-        raise RunError(f"steps: {text}: must lie in 0:{n}, the steps of this run, and hold at least one")
+        raise UserError(f"steps: {text}: must lie in 0:{n}, the steps of this run, and hold at least one")
     return lo, hi
 
 
@@ -60,7 +60,7 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     run = load([args.run], detail=1)[0]
     if run.record is None or not run.full:
-        raise RunError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
+        raise UserError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
     n = len(run.record.steps["begin_ns"])
     first, last = steps_of(args.steps, n)
     context = Context.of(run)

@@ -37,7 +37,6 @@ from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.slotted import NEEDED, SlottedModel, load_model
 from runtime.device.port import Port
-from runtime.experts.hugging_face import LiveError
 from runtime.experts.store import ExpertStore
 from sim.flags import add_groups, spec_of
 from sim.machines.record import RunRecord
@@ -57,7 +56,7 @@ class OffloadedExperts:
     device: of the slots and of everything but the experts: a name, an open port of runtime.device (whose link's pace
     then holds), or None, where the model is. calibration: what fitted policies are fitted on. charge: whose sizes are
     charged in simulated time (default: the model's own).
-    Raises LiveError, SpecError or CatalogError, one line, for what does not fit.
+    Raises UserError, SpecError or CatalogError, one line, for what does not fit.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class OffloadedExperts:
         **spec: Any,
     ) -> None:
         if not hasattr(model, "set_experts_implementation"):
-            raise LiveError(f"{type(model).__name__}: is no model of transformers >= 5.0. {NEEDED}")
+            raise UserError(f"{type(model).__name__}: is no model of transformers >= 5.0. {NEEDED}")
         self.model, self.shape = model, shape_of(model)
         run = RunSpec.of({"trace": self.shape.name, **spec})
         self.loop = ClosedLoop(run, self.shape, calibration, priced_as(model, self.shape, charge))

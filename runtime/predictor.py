@@ -49,10 +49,6 @@ Ids = npt.NDArray[np.int16]
 PREDICT_ROWS = 1024  # fixed, so that a token's sums do not depend on how many tokens there are
 
 
-class PredictorError(UserError):
-    """Bad input; one line says what is wrong and what would be right."""
-
-
 @dataclass(frozen=True)
 class LearnOptions:
     """How the networks are made and trained.
@@ -191,7 +187,7 @@ def with_predictions(
     """`trace` with `lookahead` int16 [D, T, L, m] learned from `calibration`, and meta that says so.
 
     meta: lookahead_distances; lookahead_source "learned: ..."; lookahead_model, the options and the
-    calibration's `name` and content hash. Raises PredictorError for options out of range, a calibration of
+    calibration's `name` and content hash. Raises UserError for options out of range, a calibration of
     another shape, and one that is the trace itself.
     """
     options = options or LearnOptions()
@@ -210,19 +206,19 @@ def _check(calibration: RoutingTrace, trace: RoutingTrace, options: LearnOptions
     for field in ("distances", "width", "hidden", "history", "epochs", "batch"):
         value = getattr(options, field)
         if value is not None and value < 1:
-            raise PredictorError(f"{field} is {value}; a whole number from 1 is required")
+            raise UserError(f"{field} is {value}; a whole number from 1 is required")
     if not 0 <= options.seed < 2**40:
-        raise PredictorError(f"seed is {options.seed}; a whole number from 0 to 2^40 is required")
+        raise UserError(f"seed is {options.seed}; a whole number from 0 to 2^40 is required")
     if options.distances >= trace.n_moe_layers:
-        raise PredictorError(
+        raise UserError(
             f"distances is {options.distances}; fewer than the trace's {trace.n_moe_layers} MoE layers are required"
         )
     shapes = [(t.n_moe_layers, t.n_experts, t.top_k) for t in (calibration, trace)]
     if shapes[0] != shapes[1]:
         there, here = (f"{n} MoE layers, {e} experts, top-{k}" for n, e, k in shapes)
-        raise PredictorError(f"the calibration trace has {there}; the trace has {here}")
+        raise UserError(f"the calibration trace has {there}; the trace has {here}")
     if np.array_equal(calibration.experts, trace.experts):
-        raise PredictorError("the calibration trace is the trace itself; other requests are required")
+        raise UserError("the calibration trace is the trace itself; other requests are required")
 
 
 def recall(trace: RoutingTrace, distance: int) -> float:
@@ -264,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> None:
     given = vars(_parser().parse_args(arguments))
     if given["threads"] < 1:
-        raise PredictorError(f"--threads {given['threads']}: a whole number from 1 is required")
+        raise UserError(f"--threads {given['threads']}: a whole number from 1 is required")
     torch.set_num_threads(given.pop("threads"))
     _run(given.pop("calibration"), given.pop("trace"), given.pop("out"), LearnOptions(**given))
 
@@ -272,9 +268,9 @@ def _command(arguments: list[str]) -> None:
 def _run(calibration: Any, trace: Any, out: str, options: LearnOptions) -> None:
     sources = [npz.find(calibration), npz.find(trace)]
     if os.path.realpath(out) in [os.path.realpath(source) for source in sources]:
-        raise PredictorError(f"--out {out} is an input; another path is required")
+        raise UserError(f"--out {out} is an input; another path is required")
     if not Path(out).parent.is_dir():
-        raise PredictorError(f"--out {out}: no such folder")
+        raise UserError(f"--out {out}: no such folder")
     first, second = (npz.read(source) for source in sources)
     found = with_predictions(first, second, options, sources[0].name)
     npz.write(out, found)

@@ -30,9 +30,10 @@ from torch import Tensor
 from runtime.small_model import text
 from runtime.small_model.heldout import evaluate, share_of_fair
 from runtime.small_model.model import ModelConfig, MoeDecoder, read_tensors, save_checkpoint
-from runtime.small_model.optimise import TrainError, TrainOptions, batch_at, make_optimizer, train_step
+from runtime.small_model.optimise import TrainOptions, batch_at, make_optimizer, train_step
 from traces.capturing.inputs import pick_device
 from traces.command import Parser, guarded, write_bytes
+from traces.errors import UserError
 
 RECORD_VERSION = 1
 CURVE_EVERY = 50
@@ -157,7 +158,7 @@ def _add_to_curve(run: Training, sums: Tensor) -> None:
     last = p.curve[-1][0] if p.curve else 0
     nats, balance = (sums / (p.step - last)).tolist()
     if not math.isfinite(nats):
-        raise TrainError(f"step {p.step}: the training loss is {nats}; try a lower --learning-rate")
+        raise UserError(f"step {p.step}: the training loss is {nats}; try a lower --learning-rate")
     p.curve.append([p.step, round(nats, 4), round(balance, 4)])
     minutes_left = (run.options.steps - p.step) * p.seconds / p.step / 60
     speed = f"{run.tokens_seen / p.seconds:.0f} tokens/s  {minutes_left:.0f} min left"
@@ -203,13 +204,13 @@ def _state_tensors(run: Training) -> dict[str, Tensor]:
 
 
 def resume(run: Training) -> None:
-    """Put `run` where `resume.safetensors` of its folder left off; TrainError where that is another run's."""
+    """Put `run` where `resume.safetensors` of its folder left off; UserError where that is another run's."""
     path = run.out / "resume.safetensors"
     tensors = read_tensors(path)
     with safe_open(path, "pt") as file:
         meta = file.metadata() or {}
     if meta.get("identity") != identity(run):
-        raise TrainError(f"{path}: is of {meta.get('identity')}; it must be of this run, {identity(run)}")
+        raise UserError(f"{path}: is of {meta.get('identity')}; it must be of this run, {identity(run)}")
     run.progress = Progress(**json.loads(meta["progress"]))
     for name, p in run.model.named_parameters():
         p.data.copy_(tensors[f"weight.{name}"])
@@ -302,7 +303,7 @@ def _command(argv: list[str]) -> None:
     options = TrainOptions(**{name: given[name] for name in asdict(TrainOptions())})
     config = ModelConfig(**{name: given[name] for name in asdict(ModelConfig())})
     if not given["resume"] and (given["out"] / "resume.safetensors").exists():
-        raise TrainError(f"--out {given['out']} holds a run; go on with --resume, or name another folder")
+        raise UserError(f"--out {given['out']} holds a run; go on with --resume, or name another folder")
     run = start(config, options, given["out"], pick_device(given["device"]))
     if given["resume"]:
         resume(run)

@@ -211,6 +211,8 @@ def main() -> int:
     args = out.parse_args()
     if args.work is not None and args.work.exists():
         out.error(f"--work: {args.work}: is there; a folder that is not there yet is needed")
+    if not (args.root / "sim").is_dir():
+        out.error(f"--root: {args.root}: is no checkout")
     found = []
     with tempfile.TemporaryDirectory(prefix="digests-") as temporary:
         work = args.work or Path(temporary)
@@ -218,6 +220,8 @@ def main() -> int:
         for line in lines(args.root.resolve(), work.resolve(), args.only):
             print(line, flush=True)
             found.append(line)
+    if not found:
+        out.error(f"--only: {args.only}: in no command that can be run here")
     if args.out:
         args.out.write_text("".join(f"{line}\n" for line in found))
     return 0

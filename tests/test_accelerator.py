@@ -15,7 +15,7 @@ from runtime.device import accelerator as room
 from runtime.device.accelerator import AcceleratorPort, DeviceEvent, current, own_pages
 from runtime.device.choose import choose
 from runtime.device.cpu import sleep_until
-from runtime.device.port import DeviceError, DeviceMissing
+from runtime.device.port import DeviceError
 from runtime.measuring import durations
 from runtime.measuring.bench import PortBench
 from runtime.measuring.durations import TimedRun
@@ -30,6 +30,7 @@ from tests.groups import as_groups
 from tests.laws import check_all
 from tests.stand_in import CUDA, StandIn
 from tests.test_validate import MODEL
+from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 from traces.synthetic import Preset, generate
@@ -399,11 +400,11 @@ def test_on_the_accelerator(accelerator: float) -> None:
 
 def test_the_device_that_is_asked_for_must_be_here() -> None:
     if current() is None:
-        with pytest.raises(DeviceMissing, match="device: cuda: is not here"):
+        with pytest.raises(UserError, match="device: cuda: is not here"):
             choose("cuda")
         with choose("auto") as port:
             assert port.device.type == "cpu"
-    with pytest.raises(DeviceMissing, match="device: tpu: is not here"):
+    with pytest.raises(UserError, match="device: tpu: is not here"):
         choose("tpu")
-    with pytest.raises(DeviceMissing, match="must be above 0"):
+    with pytest.raises(UserError, match="must be above 0"):
         choose("cpu", link_gbps=0)

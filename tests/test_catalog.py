@@ -62,7 +62,7 @@ def test_expert_bytes() -> None:
     assert mixtral.expert_bytes("q4") == 99_090_432  # 4.5 bits
     assert catalog.model("switch-base-128").expert_bytes("fp32") == 18_874_368
     assert gpt.expert_bytes("mxfp4") == pytest.approx(13.25e6, rel=0.003)  # measured
-    assert gpt.total_expert_bytes("mxfp4") == 24 * 32 * gpt.expert_bytes("mxfp4")
+    assert gpt.n_routed == 24 * 32
     assert weight_bytes(3, "q4") == 2  # 13.5 bits, rounded up
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from traces.errors import UserError
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: runtime)")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: train)")
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
@@ -26,7 +28,7 @@ from runtime.closed_loop.routed import ModelShape, ordered_half  # noqa: E402
 from runtime.closed_loop.runs import Baseline, free_running, judge, stepwise  # noqa: E402
 from runtime.closed_loop.text_windows import TextWindows, is_judged, text_windows  # noqa: E402
 from runtime.small_model.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
-from runtime.small_model.text import TextError, read_corpus  # noqa: E402
+from runtime.small_model.text import read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
 from sim.prepare import prepare  # noqa: E402
@@ -410,7 +412,7 @@ def test_judged_and_calibrating_files_are_apart_and_held_out(tiny: JudgedModel) 
     assert [len(text) for text in spelt] == one.n_bytes.tolist()
     assert np.array_equal(one.tokens, text_windows(tiny.tokens, 4, 20, 0, lead=tiny.lead).tokens)
     assert not np.array_equal(one.tokens, text_windows(tiny.tokens, 4, 20, 1, lead=tiny.lead).tokens)
-    with pytest.raises(TextError, match="passages of 256 tokens; 99999 are asked for"):
+    with pytest.raises(UserError, match="passages of 256 tokens; 99999 are asked for"):
         text_windows(tiny.tokens, 99999, 256, 0)
 
 

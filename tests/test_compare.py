@@ -19,10 +19,11 @@ from analysis.comparing.comparison import compare, pareto_best
 from analysis.comparing.formats import FORMATS
 from analysis.comparing.pairing import paired, why_not
 from analysis.reading.load import load
-from analysis.reading.run import Run, RunError
+from analysis.reading.run import Run
 from sim.outcome.marks import START
 from sim.outcome.per_request import PerRequest, per_request
 from tests.runs_by_hand import made, record, simulated, summary, written
+from traces.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +278,9 @@ def test_a_baseline_is_a_name_or_a_place(baseline: str | int, name: str) -> None
 
 
 def test_an_unknown_baseline_names_the_nearest() -> None:
-    with pytest.raises(RunError, match="'budy' is no run; did you mean buddy"):
+    with pytest.raises(UserError, match="'budy' is no run; did you mean buddy"):
         compare([made("buddy"), made("lru")], "budy")
-    with pytest.raises(RunError, match="0 to 1"):
+    with pytest.raises(UserError, match="0 to 1"):
         compare([made("buddy"), made("lru")], "2")
 
 
@@ -431,6 +432,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "huge number": (replaced("summary.json", b'{"a": ' + b"1" * 9999 + b"}"), "is no JSON"),
     "other JSON": (replaced("summary.json", b"{}"), "is no summary of a run"),
     "a key less": (spoilt(lambda s: s.pop("time_ns")), "time_ns"),
+    "parameters": (spoilt(lambda s: s["spec"].update(set=3)), "spec.set"),
     "text for a number": (spoilt(lambda s: s.update(hits="many")), "hits"),
     "negative": (spoilt(lambda s: s["breakdown_ns"].update(dense=-1)), "breakdown_ns.dense"),
     "wrong sum": (spoilt(lambda s: s["breakdown_ns"].update(dense=1)), "breakdown_ns adds up to"),

@@ -79,6 +79,21 @@ def test_libraries_of_formats_are_imported_late_by_the_files_that_need_them() ->
     assert {user for user in users if user[0] not in live} == wanted
 
 
+def test_nothing_that_is_shipped_imports_a_test() -> None:
+    for room in ROOMS:
+        for path in files(room):
+            assert not {name for name in imports(path) if name.split(".")[0] == "tests"}, path
+
+
+def test_there_is_a_class_of_errors_only_where_somebody_tells_it_apart() -> None:
+    nodes = [node for room in ROOMS for path in files(room) for node in ast.walk(ast.parse(path.read_text()))]
+    caught = [node.type for node in nodes if isinstance(node, ast.ExceptHandler) and node.type]
+    told = {ast.unparse(name) for kind in caught for name in getattr(kind, "elts", [kind])}
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    ours = {each.name for each in classes if "UserError" in map(ast.unparse, each.bases)}
+    assert len(ours) > 3 and ours <= told
+
+
 @pytest.mark.parametrize("call", ["sim.run --help", "sim.sweep --help", "sim.recommend --help"])
 def test_who_asks_for_help_does_not_wait_for_the_core(call: str) -> None:
     script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__')"

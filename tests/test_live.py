@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from traces.errors import UserError
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: hf)")
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed (extra: hf)")
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
@@ -19,7 +21,6 @@ from runtime.device.cpu import CpuPort, OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
 from runtime.device.races import Race  # noqa: E402
 from runtime.device.virtual import shuffled  # noqa: E402
-from runtime.experts.hugging_face import LiveError  # noqa: E402
 from runtime.experts.store import ExpertStore  # noqa: E402
 from runtime.live import OffloadedExperts  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
@@ -120,7 +121,7 @@ def test_an_empty_slot_shows_and_a_decision_that_is_not_followed(hardware: str) 
     with OffloadedExperts(model, hardware=hardware, cache=2, placement="empty") as opened:
         assert opened.store.slot_bytes.view(torch.float32).isnan().all()
         opened._slotted._copy = lambda *_: None  # type: ignore[method-assign]
-        with pytest.raises(LiveError, match=r"expert \d+ is to be computed and is in no slot"):
+        with pytest.raises(UserError, match=r"expert \d+ is to be computed and is in no slot"):
             logits_of(model, ids)
 
 
@@ -272,12 +273,12 @@ def test_what_cannot_be_is_refused_in_one_line(hardware: str) -> None:
             logits_of(model, ids)
     want = logits_of(model, ids)  # closed properly all the same
     assert want.isfinite().all()
-    with pytest.raises(LiveError, match=r"no model of transformers >= 5.0"):
+    with pytest.raises(UserError, match=r"no model of transformers >= 5.0"):
         OffloadedExperts(torch.nn.Linear(2, 2), hardware=hardware)
     with pytest.raises(SpecError, match=r"eviction: belady: reads the future"):
         OffloadedExperts(model, hardware=hardware, eviction="belady")
     model.set_experts_implementation("moe_offload")
-    with pytest.raises(LiveError, match="not open in OffloadedExperts"):
+    with pytest.raises(UserError, match="not open in OffloadedExperts"):
         logits_of(model, ids)
 
 
@@ -370,7 +371,7 @@ def test_an_opening_that_fails_leaves_the_model_as_it_was(
     before, kind = {name: t.clone() for name, t in model.state_dict().items()}, model.config._experts_implementation
 
     def fails(*_: Any, **__: Any) -> None:
-        raise LiveError("no")
+        raise UserError("no")
 
     where: dict[str, tuple[Any, str]] = {
         "ModelExperts": (slotted, "ModelExperts"),
@@ -382,7 +383,7 @@ def test_an_opening_that_fails_leaves_the_model_as_it_was(
     close = OneStreamPort.close
     monkeypatch.setattr(OneStreamPort, "close", lambda self: (closed.append(self), close(self)))
     monkeypatch.setattr(*where[step], fails)
-    with pytest.raises(LiveError, match=r"^no$"), OffloadedExperts(model, hardware=hardware, cache=2):
+    with pytest.raises(UserError, match=r"^no$"), OffloadedExperts(model, hardware=hardware, cache=2):
         raise AssertionError("opened")
     assert len(closed) == 1 and model.config._experts_implementation == kind
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

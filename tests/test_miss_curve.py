@@ -396,6 +396,8 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path)
         (["t.npz", "--check", "10"], "must lie in 1 .. 9"),
         (["t.npz", "--format", "tabel"], "did you mean table?"),
         (["t.npz", "--prefetch", "popular"], "unknown argument"),
+        (["t.npz", "--batch", "0"], "batch: 0: "),
+        (["t.npz", "--max-steps", "0"], "max_steps: 0: "),
         (["t.npz", "--out", "no/such/folder.html"], "No such file"),
         (["p.npz"], "--as-decode runs its prompts"),
         ([], "TRACE"),

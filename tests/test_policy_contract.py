@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sim.core.plan import LOOKS_BACK, MARKS
+from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from sim.policies.policy import Policy
@@ -180,6 +181,42 @@ def test_only_a_lossy_policy_runs_others_than_the_router_chose(kind: str, name: 
             lossy |= ran != wanted or record.counters["low"] > 0
             cpu |= record.counters["cpu"] > 0
     assert lossy == policy.may_be_lossy({}) and cpu == policy.may_answer_cpu({})
+
+
+def done(record: RunRecord) -> list[Any]:
+    """Who ran, and what was sent in whose place."""
+    x, t = record.groups["executions"], record.groups["transfers"]
+    return [*(x[name] for name in ("visit", "expert", "tokens")), *(t[name] for name in ("expert", "victim"))]
+
+
+PLAIN = {"eviction": "lru", "prefetch": "none", "miss": "fetch", "rerank": "none", "placement": "first"}
+
+
+@every_policy
+def test_it_does_something_of_its_own(kind: str, name: str) -> None:
+    """Some run is not the plain policy's; one whose code the core does not ask for, for want of a mark, is."""
+    differs = False
+    for seed in SEEDS:
+        for more in ({}, {"cache_scope": "global", "cache": 5}, {"cache": 2, "batch": 3}):
+            made = setting(kind, name, trace_of(seed), **more)
+            plain = prepare(made.spec.model_copy(update={kind: PLAIN[kind], "set": {}}), trace=made.trace).plan
+            differs |= difference(compiled.run(made.plan, True), compiled.run(plain, True)) != ""
+    assert differs == (name != PLAIN[kind])
+
+
+@every_policy
+@pytest.mark.parametrize("array", ["weights", "logits", "lookahead"])
+def test_it_reads_what_it_says_it_needs_and_no_other_array(kind: str, name: str, array: str) -> None:
+    """Without what it needs it is refused by name; what it does not name it may refuse to do without, but not read."""
+    made, record = run(kind, name, 0)
+    less = {array: None} | ({"logits": None} if array == "weights" else {})  # a file has no logits without weights
+    needed = not {each for each in TABLES[kind][name].needs}.isdisjoint(less)
+    try:
+        without = setting(kind, name, replace(made.trace, **less))
+    except SpecError as error:
+        assert name in str(error)
+        return
+    assert not needed and difference(done(record), done(compiled.run(without.plan, True))) == ""
 
 
 def test_what_looks_back_says_so_and_forgets() -> None:

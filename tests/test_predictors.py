@@ -493,19 +493,6 @@ def test_noise_needs_experts_to_be_wrong_with() -> None:
 
 
 def test_the_registry_tells_what_each_is() -> None:
-    assert set(PREDICTORS) == {
-        *(
-            "popular",
-            "previous-token",
-            "transition",
-            "gate-lookahead",
-            "learned",
-            "activation-matrix",
-            "oracle",
-            "noisy-oracle",
-        )
-    }
-    assert {name for name, each in PREDICTORS.items() if each.oracle} == {"oracle", "noisy-oracle"}
     for name, each in PREDICTORS.items():
         assert each.name == name and each.source and each.fitted == hasattr(each, "fit")
         assert (each.__doc__ or "").split("\n")[0].endswith((".", "lookahead`"))

@@ -95,3 +95,23 @@ def test_before_it_is_performed_its_first_command_fails(kind: str, forks: Forks)
     """So it does not run for some other reason."""
     status, _ = forks.run(ROOT, RUN, *RECIPES[kind].commands[0].words)
     assert status != 0
+
+
+# Tests that look at everything there is of a kind, wherever they stand.
+OF_ALL = {
+    "tests/test_digests.py": "has_a_command",
+    "tests/test_predictors.py": "registry",
+    "tests/test_readers.py": "documentation",
+    "tests/test_report.py": "eyes",
+    "tests/test_policy_contract.py": "test_a_search or test_what_is_tried",
+}
+
+
+def test_with_all_of_them_performed_nothing_else_is_asked_for(sources: Path, tmp_path: Path, forks: Forks) -> None:
+    copied(sources, tmp_path)
+    for recipe in RECIPES.values():
+        perform(recipe, tmp_path)
+    status, output = forks.run(
+        tmp_path, RUN, "pytest", "-q", "-p", "no:cacheprovider", *OF_ALL, "-k", " or ".join(OF_ALL.values())
+    )
+    assert status == 0, output

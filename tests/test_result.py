@@ -1,5 +1,6 @@
 """The summary object of a run, worked by hand where it says more than the record: quality, the trace, what fits."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from analysis.reading.load import load
 from sim import __version__
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, marks_without
 from sim.outcome.report import table
@@ -217,3 +219,12 @@ def test_marks_are_told_of_a_summary_without_them(tmp_path: Path) -> None:
         assert {name for name in ("open_loop", "oracle") if marks[name]} == ({mark} if mark else set())
         assert marks["synthetic"] is True and marks["calibrated"] is False
         assert marks_without(found) == marks | {"calibrated": None}
+        found["spec"]["miss"] = "own.py:mine"  # of which nobody knows
+        assert marks_without(found)["open_loop"] is True
+
+
+def test_a_summary_whose_marks_are_null_has_none(tmp_path: Path) -> None:
+    npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
+    found = result(tmp_path, miss="drop")
+    (tmp_path / "summary.json").write_text(json.dumps(found | {"marks": None}))
+    assert load([tmp_path / "summary.json"])[0].summary["marks"] == found["marks"] | {"calibrated": None}

@@ -11,7 +11,6 @@ import pytest
 
 from analysis import timeline
 from analysis.reading.load import load as load_runs
-from analysis.reading.run import RunError
 from analysis.timeline import steps_of
 from analysis.timelines.events import Context, events
 from analysis.timelines.tracks import tracks
@@ -299,7 +298,7 @@ def test_steps(text: str | None, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1:b", "5:5", "5:3", "0:10", "9", "-1:3", "1:2:3", "1.5"])
 def test_steps_that_are_not_there_are_refused(text: str) -> None:
-    with pytest.raises(RunError, match=r"steps: .* must"):
+    with pytest.raises(UserError, match=r"steps: .* must"):
         steps_of(text, 9)
 
 

@@ -81,7 +81,7 @@ def test_no_file_is_in_both_parts_of_a_limited_corpus_either() -> None:
 
 
 def test_an_empty_library_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(text.TextError, match="0 training and 0 held-out"):
+    with pytest.raises(text.UserError, match="0 training and 0 held-out"):
         text.read_corpus(tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_shapes_and_slices() -> None:
     assert logits.shape == (3, 20, 300) and balance.shape == ()
     experts = decoder.moe_blocks[0].experts
     assert experts.gate_up_proj.shape == (16, 32, 32) and experts.down_proj.shape == (16, 32, 16)
-    with pytest.raises(model.ModelError, match="33 positions"):
+    with pytest.raises(model.UserError, match="33 positions"):
         decoder(torch.zeros(1, 33, dtype=torch.int64))
 
 
@@ -227,7 +227,7 @@ def test_a_pre_hook_sees_the_routing_and_can_change_it() -> None:
     ],
 )
 def test_a_model_that_cannot_be_is_refused(changes: dict[str, float], words: str) -> None:
-    with pytest.raises(model.ModelError, match=words):
+    with pytest.raises(model.UserError, match=words):
         train.replace(SMALL, **changes)
 
 
@@ -284,7 +284,7 @@ def test_a_finished_run_is_written_out_again(trained: train.Training) -> None:
 
 
 def test_another_runs_state_is_refused(trained: train.Training) -> None:
-    with pytest.raises(train.TrainError, match="it must be of this run"):
+    with pytest.raises(train.UserError, match="it must be of this run"):
         train.resume(run_in(trained.out, train.replace(OPTIONS, seed=1)))
 
 
@@ -353,7 +353,7 @@ def _damage(folder: Path, name: str, change: str) -> None:
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str, change: str, words: str) -> None:
     model.save_checkpoint(tmp_path, model.MoeDecoder(SMALL))
     _damage(tmp_path, name, change)
-    with pytest.raises(model.ModelError, match=words):
+    with pytest.raises(model.UserError, match=words):
         model.load_checkpoint(tmp_path)
 
 

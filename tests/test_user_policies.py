@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from sim import run
-from sim.core.hooks import PolicyError
 from sim.core.jit import CACHE_DIR
 from sim.core.plan import Choice, Plan
 from sim.errors import SpecError
@@ -29,6 +28,7 @@ from tests.reference import simulate
 from tests.test_agreement import difference
 from tests.test_run import FIXED
 from tests.variants import with_eviction
+from traces.errors import UserError
 from traces.format import npz
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,7 +232,7 @@ def test_a_file_that_does_not_load(
 def test_a_wrong_answer_names_the_function(machine: ModuleType, kind: str, name: str, says: str) -> None:
     base = plan([[[2, 3]]], 4, [2], weights=np.ones((1, 1, 2), np.float32))
     changed: dict[str, Any] = {kind: own(kind, name)}
-    with pytest.raises(PolicyError) as found:
+    with pytest.raises(UserError) as found:
         machine.run(replace(base, **changed))
     assert str(found.value).startswith(f"{kind}: {OWN}:{name}: ") and says in str(found.value)
 
@@ -338,7 +338,7 @@ def test_the_second_start_loads_everything_from_the_cache(folder: Path, tmp_path
 PLAIN = """
 from dataclasses import replace
 import pytest
-from sim.core.hooks import PolicyError
+
 from sim.core.jit import CACHE_DIR
 from sim.machines import compiled, discrete
 from tests.plans import plan, random_plan
@@ -349,7 +349,7 @@ for seed in range(40):
     record = compiled.run(replace(base, eviction=own("eviction", "lru")), full=True)
     assert difference(simulate(with_eviction(base, "lru")), record) is None
 for name, says in (("beyond", "IndexError"), ("fraction", "returns float"), ("not_resident", "not resident")):
-    with pytest.raises(PolicyError, match=says):
+    with pytest.raises(UserError, match=says):
         discrete.run(replace(plan([[[2, 3]]], 4, [2]), miss=own("miss", name)))
 print("agreed")
 """

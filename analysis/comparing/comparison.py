@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
-from analysis.reading.run import Run, RunError, differing, settings, share
+from analysis.reading.run import Run, differing, settings, share
 from analysis.showing.words import listed
 from sim.outcome.marks import START, starts_free
 from sim.outcome.per_request import LEVEL
 from traces.command import did_you_mean
+from traces.errors import UserError
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
 CONDITIONS = (
@@ -52,7 +53,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
-    """All runs against one of them (a name, or its place from 0). Raises RunError for a baseline that is none."""
+    """All runs against one of them (a name, or its place from 0). Raises UserError for a baseline that is none."""
     base = runs[_place(runs, baseline)]
     pairs = against(list(runs), base, seed, resamples)
     fields = differing(runs)
@@ -75,7 +76,7 @@ def _place(runs: Sequence[Run], baseline: str | int) -> int:
     if text.isdecimal() and text.isascii() and len(text) < 9 and int(text) < len(runs):
         return int(text)
     hint = did_you_mean(text, names)
-    raise RunError(f"baseline: {text!r} is no run{hint}; one of {', '.join(names)}, or 0 to {len(runs) - 1}")
+    raise UserError(f"baseline: {text!r} is no run{hint}; one of {', '.join(names)}, or 0 to {len(runs) - 1}")
 
 
 def row_of(run: Run, base: Run, pair: Paired | str | None) -> dict[str, Any]:

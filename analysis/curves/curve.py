@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.core.plan import GROUPS
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.errors import UserError
@@ -40,7 +41,7 @@ FLAGS = (
 )  # fmt: skip
 PLACEMENTS = ("first", "random", "empty")  # those whose first residents at c slots are the first c of one order
 DECODE, PREFILL = range(2)
-ONE, READY, ALL = range(3)  # sim.core.plan.GROUPS
+ONE, READY, ALL = map(GROUPS.index, ("one", "ready", "all"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from analysis.pages import trace_figures, trace_tables
 from analysis.pages.panels import Panel, Section
 from analysis.pages.trace_tables import Spread
-from analysis.reading.run import Run, RunError
+from analysis.reading.run import Run
 from analysis.showing.words import shortened
 from sim.fit import buddies_file
 from traces.errors import UserError
@@ -32,7 +32,7 @@ def find_trace(run: Run, given: str | None) -> tuple[RoutingTrace | None, str]:
         return None, f"the trace is not there to be looked at ({error}); --trace FILE gives it"
     if npz.content_hash(trace) != run.trace["hash"]:
         if given:
-            raise RunError(
+            raise UserError(
                 f"trace: {given}: is not the trace of run {run.name}, whose hash is {run.trace['hash'][:16]}..."
             )
         return None, f"{name} is another trace by now than the one that was run; --trace FILE gives it"

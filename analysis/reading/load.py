@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reading.record_check import read_record
-from analysis.reading.run import Run, RunError, differing, settings
+from analysis.reading.run import Run, differing, settings
 from sim import __version__
 from sim.outcome.marks import marks_without
 from sim.outcome.summary import check_summary
@@ -28,7 +28,7 @@ def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
     """The runs at `paths` in order, names made unique.
 
     detail: how many full records to keep in memory, the first ones; of the others the steps and requests stay.
-    Raises RunError for the first path that is no run.
+    Raises UserError for the first path that is no run.
     """
     found: list[tuple[list[str], Run]] = []
     for path in map(Path, paths):
@@ -44,7 +44,7 @@ def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
             run = replace(run, record=replace(run.record, groups={}))
         found.append((_names(path), run))
     if not found:
-        raise RunError("no run; at least one folder with summary.json is required")
+        raise UserError("no run; at least one folder with summary.json is required")
     return _named(found)
 
 
@@ -78,12 +78,12 @@ def _read(path: Path) -> Run:
     """A folder, or a summary file alone."""
     file = path / SUMMARY if path.is_dir() else path
     if not path.exists():
-        raise RunError(f"{path}: no such file or folder; a folder with {SUMMARY} is required")
+        raise UserError(f"{path}: no such file or folder; a folder with {SUMMARY} is required")
     if not file.is_file():
-        raise RunError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
+        raise UserError(f"{path}: has no {SUMMARY}; write one with python -m sim.run --out {path}")
     summary = read_json(file)
     check_summary(summary, str(file), __version__)
-    summary.setdefault("marks", marks_without(summary))
+    summary["marks"] = summary.get("marks") or marks_without(summary)
     record = None
     if path.is_dir() and (path / RECORD).exists():
         record = read_record(path / RECORD, summary)
@@ -91,15 +91,15 @@ def _read(path: Path) -> Run:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size. Raises RunError."""
+    """The JSON object in a file of bounded size. Raises UserError."""
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise RunError(f"{file}: has {file.stat().st_size} bytes; a summary has at most {MAX_JSON_BYTES}")
+        raise UserError(f"{file}: has {file.stat().st_size} bytes; a summary has at most {MAX_JSON_BYTES}")
     try:
         value = json.loads(file.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{file}: is no JSON: {error}") from None
+        raise UserError(f"{file}: is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RunError(f"{file}: is no summary of a run: a JSON object is required, not a {type(value).__name__}")
+        raise UserError(f"{file}: is no summary of a run: a JSON object is required, not a {type(value).__name__}")
     return value
 
 
@@ -114,7 +114,7 @@ def read_rows(path: Path) -> list[Run]:
     """The runs of a sweep, in its order; rows of runs that failed are left out. Raises UserError, one line."""
     runs = [run for i, row in enumerate(_rows(path)) if (run := _run(row, f"{path}: row {i}"))]
     if not runs:
-        raise RunError(f"{path}: no row of it is a run that was done")
+        raise UserError(f"{path}: no row of it is a run that was done")
     fields = [field for field in differing(runs) if field != "machine"]
     out = []
     for i, run in enumerate(runs):

@@ -5,14 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.machines.record import RunRecord
-from traces.errors import UserError
 
 MEASURED = "torch"  # the machine whose times are measured, not modelled
 POLICY_FIELDS = ("eviction", "prefetch", "miss", "rerank")
-
-
-class RunError(UserError):
-    """A run that cannot be read: the line names the file, the field and what would be right."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from runtime.closed_loop.visit_by_visit import CPU, LOW, Committed, Computed, Se
 from runtime.device.choose import choose
 from runtime.device.cpu import OneStreamPort
 from runtime.device.port import Declared, Port
-from runtime.experts.hugging_face import LiveError, ModelExperts, combined, expert_output
+from runtime.experts.hugging_face import ModelExperts, combined, expert_output
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore
+from traces.errors import UserError
 
 NAME = "moe_offload"
 NEEDED = "transformers >= 5.0 is needed: pip install 'moe-offload-sim[hf]'"
@@ -31,17 +32,17 @@ ATTACHED = "_moe_offload"  # of an experts module: (SlottedModel, its MoE layer)
 
 
 def registry() -> Any:
-    """transformers' table of experts implementations, ours in it. Raises LiveError without transformers >= 5.0."""
+    """transformers' table of experts implementations, ours in it. Raises UserError without transformers >= 5.0."""
     try:
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     except ImportError:
-        raise LiveError(NEEDED) from None
+        raise UserError(NEEDED) from None
     ALL_EXPERTS_FUNCTIONS.register(NAME, moe_offload_experts_forward)
     return ALL_EXPERTS_FUNCTIONS
 
 
 def load_model(path: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a Hugging Face folder or name. Raises LiveError, one line."""
+    """(model, tokenizer) of a Hugging Face folder or name. Raises UserError, one line."""
     registry()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -51,7 +52,7 @@ def load_model(path: str) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
         return model.eval(), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LiveError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
 
 
 def moe_offload_experts_forward(
@@ -60,7 +61,7 @@ def moe_offload_experts_forward(
     """The experts implementation `moe_offload`; only models that are open in `OffloadedExperts` can run it."""
     attached = self.__dict__.get(ATTACHED)
     if attached is None:
-        raise LiveError(f"experts implementation {NAME}: the model is not open in OffloadedExperts")
+        raise UserError(f"experts implementation {NAME}: the model is not open in OffloadedExperts")
     model, place = attached
     out: Tensor = model.experts_forward(self, place, hidden_states, top_k_index, top_k_weights)
     return out
@@ -181,7 +182,7 @@ class SlottedModel:
         if port.name == "virtual":  # its kernels are not in the stream of what follows
             port.compute.record().wait()
         if not work.done.all():
-            raise LiveError(f"MoE layer {place}: slots {np.argwhere(~work.done)[:3].tolist()} were not computed")
+            raise UserError(f"MoE layer {place}: slots {np.argwhere(~work.done)[:3].tolist()} were not computed")
 
     def _copy(self, expert: int, slot: int) -> None:
         """The expert takes the slot; whoever was there is gone."""
@@ -192,11 +193,11 @@ class SlottedModel:
         self.store.fetch(expert, slot)
 
     def _run(self, op: Computed, work: _Work, on_gpu: Any, low: Any) -> None:
-        """A group of experts is computed, each from its slot. Raises LiveError for one that is in none."""
+        """A group of experts is computed, each from its slot. Raises UserError for one that is in none."""
         port, store, slots = self.port, self.store, []
         for expert in op.experts:
             if expert not in self.place:
-                raise LiveError(f"expert {expert} is to be computed and is in no slot: a decision was not followed")
+                raise UserError(f"expert {expert} is to be computed and is in no slot: a decision was not followed")
             slot, e = self.place[expert], expert % store.full % store.n_experts
             where = (work.ids == e) & on_gpu & (low if expert >= store.full else ~low)
             slots.append(slot)
@@ -232,7 +233,7 @@ class _Work:
 
 
 def _port_of(model: Any, device: str | Port | None) -> Port:
-    """The port of a device; a CPU copies where it is told to, without a pace. Raises DeviceMissing."""
+    """The port of a device; a CPU copies where it is told to, without a pace. Raises UserError."""
     if device is None:
         device = str(next(model.get_input_embeddings().parameters()).device.type)
     if not isinstance(device, str):

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.small_model import text
-from runtime.small_model.text import Ids, TextError
+from runtime.small_model.text import Ids
+from traces.errors import UserError
 
 
 class Tokens(Protocol):
@@ -52,7 +53,7 @@ def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
         try:
             whole = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
-            raise TextError(f"{path}: is no UTF-8; a text file is required") from None
+            raise UserError(f"{path}: is no UTF-8; a text file is required") from None
         half = len(whole) // 2  # the first half is judged, the second calibrates
         return [whole[:half] if judged else whole[half:]], Path(path).name
     files = [f for f in _heldout() if is_judged(f.path) == judged]
@@ -77,7 +78,7 @@ def text_windows(
     """`n` windows of `length` tokens, drawn by `seed`; lead: a token that stands before every text. To calibrate on
     (not `judged`) fewer will do.
 
-    Raises TextError, one line, where there is too little text.
+    Raises UserError, one line, where there is too little text.
     """
     texts, source = _texts(path, judged)
     windows = []
@@ -86,7 +87,7 @@ def text_windows(
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
     n = n if judged else min(n, len(windows) or 1)
     if len(windows) < n:
-        raise TextError(f"{source}: {len(windows)} passages of {length} tokens; {n} are asked for")
+        raise UserError(f"{source}: {len(windows)} passages of {length} tokens; {n} are asked for")
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
     tokens = np.array([windows[i] for i in chosen], np.int64).reshape(n, length)
     n_bytes = np.array([tokenizer.n_bytes(row[1:]) for row in tokens.tolist()], np.int64)
@@ -102,7 +103,7 @@ class OwnTokens:
         try:
             self.tokenizer: Any = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise TextError(f"{path}: {error}; a tokenizer.json is required") from None
+            raise UserError(f"{path}: {error}; a tokenizer.json is required") from None
         self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:

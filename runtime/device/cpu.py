@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from runtime.device.host_memory import host_bytes
-from runtime.device.port import NOTHING, TIMEOUT_S, Declared, DeviceMissing, Event, Landed
+from runtime.device.port import NOTHING, TIMEOUT_S, Declared, Event, Landed
 from runtime.device.worker import Mark, RealPort, Worker, failing, give_way
+from traces.errors import UserError
 
 SPIN_NS = 120_000  # sleeping is late by up to about this much
 
@@ -159,7 +160,7 @@ class CpuPort(HostPort):
     def __init__(self, link_gbps: float = 25.0, link_latency_us: float = 10.0, timeout_s: float = TIMEOUT_S) -> None:
         if not link_gbps > 0 or not link_latency_us >= 0:
             wrong = f"{link_gbps:g} GB/s after {link_latency_us:g} us"
-            raise DeviceMissing(f"link: {wrong}: must be above 0, and not below 0")
+            raise UserError(f"link: {wrong}: must be above 0, and not below 0")
         self._torch_threads: int | None = torch.get_num_threads()
         torch.set_num_threads(1)
         super().__init__(torch.device("cpu"), 1, timeout_s)

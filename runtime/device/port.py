@@ -25,17 +25,11 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 
-from traces.errors import UserError
-
 TIMEOUT_S = 120.0  # nothing that a run waits for takes longer; a wait that does is an error and no hang
 
 
 class DeviceError(RuntimeError):
     """The device failed while it ran: one line, exit status 1."""
-
-
-class DeviceMissing(UserError):
-    """The device that was asked for is not here."""
 
 
 @dataclass(eq=False)

@@ -22,10 +22,6 @@ from traces.capturing.routers import MoeLayer
 from traces.errors import UserError
 
 
-class LiveError(UserError):
-    """A model cannot be run with its experts offloaded; the text says why."""
-
-
 @dataclass(frozen=True)
 class Part:
     """One tensor of an expert: its parameter's name, its shape, where it stands in the packed buffer (elements)."""
@@ -49,16 +45,16 @@ class ModuleLayout(Packed[dict[str, Tensor]]):
 
     @staticmethod
     def of(layer: MoeLayer) -> ModuleLayout:
-        """Raises LiveError for parameters that are not one slice for each expert, all of one dtype."""
+        """Raises UserError for parameters that are not one slice for each expert, all of one dtype."""
         parts, end, kinds = [], 0, set()
         for name, p in layer.experts.named_parameters():
             if "." in name or p.shape[0] != layer.n_experts:
-                raise LiveError(f"{layer.name}: parameter {name} {tuple(p.shape)} is not one slice for each expert")
+                raise UserError(f"{layer.name}: parameter {name} {tuple(p.shape)} is not one slice for each expert")
             parts.append(Part(name, tuple(p.shape[1:]), end))
             end += padded(prod(p.shape[1:]), p.dtype)
             kinds.add(p.dtype)
         if len(kinds) != 1:
-            raise LiveError(f"{layer.name}: experts of dtypes {sorted(map(str, kinds))}; one is required")
+            raise UserError(f"{layer.name}: experts of dtypes {sorted(map(str, kinds))}; one is required")
         return ModuleLayout(tuple(parts), kinds.pop())
 
     @property
@@ -84,7 +80,7 @@ class ModelExperts:
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         layouts = [ModuleLayout.of(layer) for layer in layers]
         if len(set(layouts)) > 1:
-            raise LiveError("experts of different layers differ in shape or dtype; slots serve all alike")
+            raise UserError("experts of different layers differ in shape or dtype; slots serve all alike")
         self.layers, self.layout = layers, layouts[0]
         self._devices = [next(layer.experts.parameters()).device for layer in layers]
         self._moved: list[int] = []

@@ -180,7 +180,7 @@ class Offers:
 def check(plan: Plan, record: RunRecord) -> Outcome:
     """Replay the completion order of a full record through the core; compare every decision.
 
-    Raises SpecError when the record has no order of events, and PolicyError like any machine."""
+    Raises SpecError when the record has no order of events, and UserError like any machine."""
     order, core, offers = entries(record, plan), _Core(plan), Offers(plan.group)
     comparison = DecisionCheck(plan, record)
     with explained(plan, core.hooks), comparison.noting():

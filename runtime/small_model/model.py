@@ -33,13 +33,9 @@ from traces.errors import UserError
 FOLDER = Path(__file__).parents[1] / "tiny_moe"  # the shipped checkpoint, its vocabulary and how it was made
 
 
-class ModelError(UserError):
-    """A model's configuration or checkpoint is not usable; the text names the file or field."""
-
-
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder; the field names are Qwen3-MoE's. ModelError where they cannot be built."""
+    """Sizes of the decoder; the field names are Qwen3-MoE's. UserError where they cannot be built."""
 
     vocab_size: int = 2048
     hidden_size: int = 160
@@ -55,16 +51,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ModelError(f"model config: {name} is {value!r}; it must be a positive number")
+                raise UserError(f"model config: {name} is {value!r}; it must be a positive number")
             if isinstance(value, float) and name not in ("rope_theta", "rms_norm_eps"):
-                raise ModelError(f"model config: {name} is {value!r}; it must be whole")
+                raise UserError(f"model config: {name} is {value!r}; it must be whole")
         if self.hidden_size % (2 * self.num_attention_heads):
-            raise ModelError(
+            raise UserError(
                 f"model config: hidden_size is {self.hidden_size}; "
                 f"it must be a multiple of 2 x num_attention_heads = {2 * self.num_attention_heads}"
             )
         if self.num_experts_per_tok > self.num_experts:
-            raise ModelError(
+            raise UserError(
                 f"model config: num_experts_per_tok is {self.num_experts_per_tok}; "
                 f"it must be at most num_experts = {self.num_experts}"
             )
@@ -288,7 +284,7 @@ class MoeDecoder(nn.Module):
         start = 0 if past is None else past.length
         end = start + tokens.shape[1]
         if end > self.config.max_position_embeddings:
-            raise ModelError(
+            raise UserError(
                 f"tokens has {end} positions; "
                 f"it must have at most max_position_embeddings = {self.config.max_position_embeddings}"
             )
@@ -314,31 +310,31 @@ def save_checkpoint(folder: Path, model: MoeDecoder) -> None:
 def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> MoeDecoder:
     """The decoder that `save_checkpoint` wrote, in evaluation mode on the CPU.
 
-    Raises ModelError, naming the file and what is wrong, where a file is missing, is not what it should be,
+    Raises UserError, naming the file and what is wrong, where a file is missing, is not what it should be,
     or its tensors are not those the configuration asks for. Nothing is allocated by what the configuration
     says: the model is laid out without memory and takes the file's own tensors.
     """
     path = folder / "model.safetensors"
     config, weights = read_config(folder / "config.json"), read_tensors(path)
     if config.num_hidden_layers > len(weights):
-        raise ModelError(f"{path}: {len(weights)} tensors; config.json asks for {config.num_hidden_layers} layers")
+        raise UserError(f"{path}: {len(weights)} tensors; config.json asks for {config.num_hidden_layers} layers")
     with torch.device("meta"):
         model = MoeDecoder(config, seed=None)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name in sorted(wanted.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else None
         if found != wanted.get(name):
-            raise ModelError(f"{path}: {name} has shape {found}; it must be {wanted.get(name)}")
+            raise UserError(f"{path}: {name} has shape {found}; it must be {wanted.get(name)}")
     model.load_state_dict(weights, assign=True)
     return model.to(dtype).eval()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ModelError where it is none."""
+    """All tensors of a safetensors file; UserError where it is none."""
     try:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: {error}; it must be a safetensors file") from error
+        raise UserError(f"{path}: {error}; it must be a safetensors file") from error
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -346,7 +342,7 @@ def read_config(path: Path) -> ModelConfig:
         found = json.loads(path.read_text())
         return ModelConfig(**{f.name: found[f.name] for f in fields(ModelConfig)})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path}: {error!r}; it must be a config.json written by runtime.train") from error
+        raise UserError(f"{path}: {error!r}; it must be a config.json written by runtime.train") from error
 
 
 def _config_json(config: ModelConfig) -> dict[str, Any]:

@@ -15,10 +15,6 @@ from runtime.small_model.text import Ids
 from traces.errors import UserError
 
 
-class TrainError(UserError):
-    """The options cannot be trained with; the text names the option."""
-
-
 @dataclass(frozen=True)
 class TrainOptions:
     """What the trained weights depend on, beside the model's sizes and the text.
@@ -44,11 +40,11 @@ class TrainOptions:
         for name in ("steps", "batch", "learning_rate", "clip", "threads", "corpus_bytes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise TrainError(f"{name} is {value}; it must be positive")
+                raise UserError(f"{name} is {value}; it must be positive")
         if self.seed < 0:
-            raise TrainError(f"seed is {self.seed}; it must not be negative")
+            raise UserError(f"seed is {self.seed}; it must not be negative")
         if not 0 < self.decay_share <= 1:
-            raise TrainError(f"decay_share is {self.decay_share}; it must be in (0, 1]")
+            raise UserError(f"decay_share is {self.decay_share}; it must be in (0, 1]")
 
 
 @lru_cache(maxsize=2)
@@ -64,7 +60,7 @@ def batch_at(stream: Ids, step: int, options: TrainOptions, context: int) -> Ten
     """
     windows = (len(stream) - 1) // context - 1
     if windows < 1:
-        raise TrainError(f"the text has {len(stream)} tokens; it must have at least {2 * context + 1}")
+        raise UserError(f"the text has {len(stream)} tokens; it must have at least {2 * context + 1}")
     rows = []
     for i in range(step * options.batch, (step + 1) * options.batch):
         phase, order = _epoch(options.seed, i // windows, windows, context)

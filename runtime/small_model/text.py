@@ -33,10 +33,6 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 _GENERATED = ("config-", "_sysconfigdata")  # so begin the folders and files that are
 
 
-class TextError(UserError):
-    """The corpus is not what was asked for."""
-
-
 @dataclass(frozen=True)
 class SourceFile:
     """One file: `path` relative to the standard library, with `/`; `data` in UTF-8, lines ended by `\\n`."""
@@ -84,7 +80,7 @@ def read_corpus(root: Path | None = None, limit_bytes: int | None = None) -> Cor
     """Every `.py` file of the standard library at `root` (default: the running Python's), split.
 
     `limit_bytes` keeps the first training files up to that size, and of the held-out files a sixteenth of it
-    (at least one of each), for tests. Raises TextError where `root` holds too little for both parts.
+    (at least one of each), for tests. Raises UserError where `root` holds too little for both parts.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = [f for f in _files(root) if f.data]
@@ -92,7 +88,7 @@ def read_corpus(root: Path | None = None, limit_bytes: int | None = None) -> Cor
     heldout = _first([f for f in files if f.heldout], limit_bytes and limit_bytes // HELDOUT_ONE_IN)
     if not train or not heldout:
         counts = f"{len(train)} training and {len(heldout)} held-out .py files"
-        raise TextError(f"{root}: {counts}; there must be at least one of each")
+        raise UserError(f"{root}: {counts}; there must be at least one of each")
     return Corpus(tuple(train), tuple(heldout))
 
 
@@ -125,7 +121,7 @@ def _first(files: list[SourceFile], limit_bytes: int | None) -> list[SourceFile]
 def train_tokenizer(files: Sequence[SourceFile], vocab_size: int) -> Tokenizer:
     """A byte-level byte-pair vocabulary of `vocab_size` learned from `files`; token 0 starts a file."""
     if vocab_size < 257:
-        raise TextError(f"vocab_size is {vocab_size}; it must be at least 257 (256 bytes and {FILE_TOKEN})")
+        raise UserError(f"vocab_size is {vocab_size}; it must be at least 257 (256 bytes and {FILE_TOKEN})")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -150,10 +150,6 @@ class ModelSpec(Entry):
         """Bytes of one routed expert."""
         return weight_bytes(self.expert_params, precision)
 
-    def total_expert_bytes(self, precision: str) -> int:
-        """Bytes of all routed experts."""
-        return self.n_routed * self.expert_bytes(precision)
-
     def dense_bytes(self, precision: str, head_precision: str | None = None) -> int:
         """Bytes of all weights outside the routed experts; head and embedding at `head_precision` if
         given."""

@@ -49,10 +49,6 @@ WHY: dict[Any, str] = {
 }
 
 
-class PolicyError(UserError):
-    """A user's policy cannot be compiled, failed, or gave a wrong answer in a run: one line that names it."""
-
-
 class BadAnswer(Exception):
     """Raised within a run; `explained` says what was wrong."""
 
@@ -132,13 +128,13 @@ def _choices(plan: Plan) -> tuple[Choice | None, ...]:
 
 @contextmanager
 def explained(plan: Plan, hooks: Hooks | None) -> Iterator[None]:
-    """Whatever is raised while a user's function is asked becomes a PolicyError that names it."""
+    """Whatever is raised while a user's function is asked becomes a UserError that names it."""
     try:
         yield
     except Exception as error:
         if hooks is None or hooks.asked.kind == NOTHING_ASKED:
             raise
-        raise PolicyError(_explanation(plan, hooks, error)) from None
+        raise UserError(_explanation(plan, hooks, error)) from None
 
 
 def _explanation(plan: Plan, hooks: Hooks, error: Exception) -> str:
@@ -167,9 +163,9 @@ NAMES = ("view", "state", "params")
 
 
 def compile_hook(function: Callable[..., Any], size: int) -> Hook:
-    """Compile a user's function alone. Raises PolicyError, one line without its name, if it cannot be."""
+    """Compile a user's function alone. Raises UserError, one line without its name, if it cannot be."""
     if len(inspect.signature(function).parameters) != len(NAMES):
-        raise PolicyError(f"takes {inspect.signature(function)}; must take (view, state, params)")
+        raise UserError(f"takes {inspect.signature(function)}; must take (view, state, params)")
     if not compiles():
         return Hook(function, size, 0, None)
     dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
@@ -177,10 +173,10 @@ def compile_hook(function: Callable[..., Any], size: int) -> Hook:
         dispatcher.compile((VIEW, FLOATS, FLOATS))  # without a return type: numba would convert to the one it is given
         found: Any = dispatcher.overloads[(VIEW, FLOATS, FLOATS)]
     except Exception as error:  # numba raises more than its own classes
-        raise PolicyError(f"cannot be compiled: {_essence(error)}") from None
+        raise UserError(f"cannot be compiled: {_essence(error)}") from None
     returned: Any = types.unliteral(found.signature.return_type)  # type: ignore[no-untyped-call]
     if returned != types.int64:
-        raise PolicyError(f"returns {returned}; must return an int on every path")
+        raise UserError(f"returns {returned}; must return an int on every path")
     address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
     return Hook(function, size, address, dispatcher)
 

@@ -17,7 +17,7 @@ from sim.core.eviction import look_back
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import choice, inlined, inner
-from sim.core.plan import BY_NEXT_USE, LOOKS_BACK
+from sim.core.plan import BY_NEXT_USE, GROUPS, LOOKS_BACK
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
 from sim.core.residency import executed, scope_of
@@ -32,7 +32,7 @@ from sim.core.state import (
 )
 
 Int = npt.NDArray[np.int64]
-ONE, READY_ONES, ALL = range(3)  # plan.GROUPS
+ONE, ALL = (GROUPS.index(mode) for mode in ("one", "all"))
 
 
 @inlined

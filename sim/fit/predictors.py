@@ -40,8 +40,8 @@ from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.counts import expert_counts
 
-LEARNED = "learned"  # how meta.lookahead_source begins when runtime.predictor made the lists
 COMMAND = "python -m runtime.predictor --calibration A.npz --trace B.npz --out B-learned.npz"
+LEARNED = "learned"  # how meta.lookahead_source begins when runtime.predictor made the lists
 _ID = np.uint64((1 << 15) - 1)  # low bits of a sort key that hold an expert id
 _NONE = np.uint64(2**64 - 1)
 

@@ -20,12 +20,18 @@ def starts_free(out: Mapping[str, Any]) -> bool:
 
 
 def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Marks, as far as they can be told, of a checked summary that was written before there were any."""
-    from sim.policies.registry import TABLES  # late: with it comes the core
+    """Marks, as far as they can be told, of a checked summary that was written before there were any: a miss policy of
+    a user's own may be lossy."""
+    from sim.policies.policy import is_user  # late: with it comes the core
+    from sim.policies.registry import TABLES
 
     spec, replaced = summary["spec"], summary["substituted"] + summary["dropped"]
     chosen = [table.get(spec[kind]) for kind, table in TABLES.items() if kind in spec]
-    lossy = spec.get("rerank", "none") != "none" or any(policy is not None and policy.lossy for policy in chosen)
+    lossy = (
+        spec.get("rerank", "none") != "none"
+        or is_user(spec["miss"])
+        or any(policy is not None and policy.lossy for policy in chosen)
+    )
     return {
         "synthetic": summary["trace"]["real"] is not True,
         "open_loop": lossy or replaced > 0,

@@ -170,6 +170,7 @@ class _Spec(_Part):
     rerank: Text = "none"
     batch: Count
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    set: dict[Text, Any] | None = None
 
 
 class _Trace(_Part):

@@ -1,7 +1,7 @@
 """The policies by name: what a spec may ask for, with parameters, needs and sources.
 
-Adding an eviction, a miss or a re-ranking policy touches two places: its function in sim/core, and its line here.
-A prefetcher is a class of sim.fit.predictors, which lists it; it needs no line here.
+An eviction, a miss or a re-ranking policy is its function in sim/core and its line here; a prefetcher is a class of
+sim.fit.predictors, which lists it. CONTRIBUTING.md has the recipes, with what tests want of it.
 """
 
 import inspect

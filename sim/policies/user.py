@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from sim.core import eviction, miss, rerank
-from sim.core.hooks import PolicyError, compile_hook
+from sim.core.hooks import compile_hook
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Prediction
 from sim.policies.kinds import Value
 from sim.policies.policy import Policy
 from sim.steps import Steps
+from traces.errors import UserError
 from traces.format.trace import RoutingTrace
 
 KINDS = {"eviction": eviction.USER, "miss": miss.USER, "rerank": rerank.USER}
@@ -94,7 +95,7 @@ def _load(text: str, kind: str, path: Path, source: bytes) -> Policy:
         function = _function(_module(path, source), text.rpartition(":")[2])
         made = _prefetcher(text, function) if kind == "prefetch" else _policy(text, kind, function)
         return replace(made, sha256=hashlib.sha256(source).hexdigest())
-    except (SpecError, PolicyError) as error:
+    except UserError as error:
         raise SpecError(f"{kind}: {text}: {error}") from None
 
 

@@ -15,10 +15,10 @@ import torch
 
 import runtime
 from runtime.closed_loop.slotted import registry
-from runtime.experts.hugging_face import LiveError
 from runtime.gpu.parts import NOT_HERE
 from runtime.live import OffloadedExperts
 from traces.command import write_bytes
+from traces.errors import UserError
 
 TOKENIZER = Path(runtime.__file__).parent / "tiny_moe" / "tokenizer.json"
 PROMPT, TOKENS = "def main(argv):\n    return", 24
@@ -79,7 +79,7 @@ def main(device: str, folder: str) -> int:
     """The command."""
     try:
         registry()
-    except LiveError as error:
+    except UserError as error:
         print(error)
         return NOT_HERE
     found = compared(device, folder)
