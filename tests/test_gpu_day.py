@@ -173,7 +173,7 @@ def test_what_is_made_for_this_machine_is_made_again_only_for_a_part_that_needs_
 def test_a_box_ends_and_with_it_everything_that_was_started(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(day, "LEAST_S", 0.0)
     pid = there / "pid"
-    stuck = part("stuck", f"child={pid} write=half.json:1 say=last sleep=3600", "write=never.json:1", box_s=4)
+    stuck = part("stuck", f"child={pid} write=half.json:1 say=last sleep=3600", "write=never.json:1", box_s=2)
     results = run(made_up_day(there, stuck, part("next", "say=here")))
     found = results["stuck"]
     assert (found.status, found.why, found.commands[0]["exit"], len(found.commands)) == ("timed out", "last", None, 1)

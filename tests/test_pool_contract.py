@@ -108,7 +108,7 @@ def test_a_pool_keeps_its_contract(name: str, tmp_path: Path, monkeypatch: pytes
         rows_come_as_they_were_asked_for(pool, one, other, fine, right)
         who_dies_takes_nobody_with_it(pool, one, other, dies, fine, right)
         every_run_is_a_row(pool, [*fine, *dies], {row["id"]: row for row in right})
-        closed_nobody_is_left(pool, stays)
+        closed_nobody_is_left(pool, other, stays)
 
 
 def a_worker_counts_once_it_is_ready(pool: Pool) -> tuple[int, int]:
@@ -144,16 +144,14 @@ def who_dies_takes_nobody_with_it(pool: Pool, one: int, other: int, dies: Runs, 
 
 def every_run_is_a_row(pool: Pool, runs: Runs, right: dict[str, Row]) -> None:
     """Under the dispatcher; who kills a worker twice is a row that says so."""
-    rows = [row for batch in Dispatcher(pool, 2).run(runs) for row in batch]
+    rows = [row for batch in Dispatcher(pool, 1).run(runs) for row in batch]
     assert sorted(row["id"] for row in rows) == sorted(run.id for run in runs)
     assert [row["error"] for row in rows if row["id"] not in right] == [KILLED]
     assert all(row == right[row["id"]] for row in rows if row["id"] in right)
 
 
-def closed_nobody_is_left(pool: Pool, stays: Runs) -> None:
+def closed_nobody_is_left(pool: Pool, worker: int, stays: Runs) -> None:
     """Not even who is at work."""
-    worker = pool.start()
-    events(pool, 1)
     pool.give(worker, Task(stays))
     eventually(lambda: Path("pid").exists() and Path("pid").read_text())
     pid = int(Path("pid").read_text())

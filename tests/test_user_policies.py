@@ -343,6 +343,7 @@ from sim.core.jit import CACHE_DIR
 from sim.machines import compiled, discrete
 from tests.plans import plan, random_plan
 from tests.test_user_policies import SEEDS, difference, own, simulate, with_eviction
+from traces.errors import UserError
 
 for seed in range(40):
     base = random_plan(seed)

@@ -13,6 +13,7 @@ SECOND = "deepseek-v2-lite"  # the model with many small experts: 64 a layer, of
 WORDS: Mapping[str, Mapping[str, str]] = {
     "cuda": {
         "device": "cuda",
+        "more": "live",
         "second": SECOND,
         "touched": "32",  # GB; Mixtral with two experts a layer on the host takes 23
         "small": "--device cuda --precision bf16 --scale 0.25 --alias-host 2",
@@ -22,6 +23,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "cpu": {  # models of a 128th of the width, fewer layers, a paced link, few steps
         "device": "cpu",
+        "more": "",  # the part `live` compiles it just as well: no GPU waits
         "second": "olmoe-1b-7b",  # 64 a layer, too
         "touched": "1",
         "small": "--device cpu --precision fp32 --scale 0.0078125 --link-gbps 0.5",
@@ -77,7 +79,7 @@ PARTS = (
         name="compile",
         shows="numba's cache, beside the parts that need none of it",
         box_s=150,
-        commands=("runtime.gpu.parts.compiling",),
+        commands=("runtime.gpu.parts.compiling log everything lean replay prefetching {more}",),
         early=True,
         beside=True,
         fresh=True,

@@ -1,4 +1,4 @@
-"""python -m runtime.gpu.parts.compiling: everything of numba that the other parts need, compiled side by side.
+"""python -m runtime.gpu.parts.compiling NAME...: what of numba the other parts need, compiled side by side.
 
 On the CPU, so that the GPU is left to the parts beside which this runs.
 """
@@ -6,6 +6,7 @@ On the CPU, so that the GPU is left to the parts beside which this runs.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,14 +29,14 @@ def compile_one(name: str) -> int:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
 
 
-def main() -> int:
-    """All of them, as many at a time as there are cores; 1 where one failed."""
-    with ThreadPoolExecutor(min(len(COMMANDS), os.cpu_count() or 1)) as pool:
-        statuses = dict(zip(COMMANDS, pool.map(compile_one, COMMANDS), strict=True))
+def main(names: Sequence[str]) -> int:
+    """Those of COMMANDS, as many at a time as there are cores; 1 where one failed."""
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        statuses = dict(zip(names, pool.map(compile_one, names), strict=True))
     for name, status in statuses.items():
         print(f"{name}: exit {status}")
-    return int(any(statuses[name] for name in COMMANDS if name != "live"))
+    return int(any(statuses[name] for name in names if name != "live"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
