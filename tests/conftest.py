@@ -64,6 +64,13 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
+def commands() -> Iterator[Forks]:
+    """Where commands run on the sources here."""
+    with Forks(compiled=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources with their bytecode, to be copied: see tests.copied."""
     return compiled_sources(tmp_path_factory.mktemp("sources"))

@@ -1,4 +1,5 @@
-"""Python that is there at once, its libraries loaded: for tests of sources in another folder, the core not compiled.
+"""Python that is there at once, its libraries loaded: for tests of sources in another folder, the core not compiled,
+and for tests of commands, which are then as they are without the seconds that loading takes.
 
 Run as a script, by its path, it loads the libraries and forks a process for each line of JSON on its standard input;
 nothing of this project is loaded by then, so that each imports it from its own folder.
@@ -18,16 +19,31 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("numpy", "numba", "pydantic", "simpy", "pytest", "hypothesis", "pandas", "scipy.optimize", "torch")
+OF_COMMANDS = (*LIBRARIES, "numba.np.arraymath", "plotly.graph_objects", "marimo")
 OFF = {"NUMBA_DISABLE_JIT": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+COMMAND = """
+import os, runpy, sys
+_, folder, errors, *sys.argv = sys.argv
+os.chdir(folder)
+os.dup2(os.open(errors, os.O_WRONLY), 2)
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+run(sys.argv[0], run_name="__main__")
+"""
 PATIENCE_S = 120
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Forks:
-    """Runs code as `python -c CODE ARGUMENTS` in a folder, one after the other; in use `with Forks() as forks:`."""
+    """Runs code as `python -c CODE ARGUMENTS` in a folder, one after the other; in use `with Forks() as forks:`.
+    compiled: the core is, and whatever commands load is there."""
+
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
 
     def __enter__(self) -> "Forks":
-        command = [sys.executable, str(Path(__file__).resolve())]
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | OFF
+        command = [sys.executable, str(Path(__file__).resolve()), *(OF_COMMANDS if self.compiled else LIBRARIES)]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        env |= {} if self.compiled else OFF
         self.server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 
@@ -41,6 +57,12 @@ class Forks:
             asked = {"folder": str(folder), "code": code, "arguments": arguments, "out": out.name}
             print(json.dumps(asked), file=self.server.stdin, flush=True)
             return int(self.server.stdout.readline()), out.read()
+
+    def call(self, *words: str | Path, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        """`python -m WORDS`, or of a script `python WORDS`, in a folder, on the sources here."""
+        with tempfile.NamedTemporaryFile("r") as errors:
+            status, output = self.run(ROOT, COMMAND, str(cwd), errors.name, *map(str, words))
+            return subprocess.CompletedProcess(words, status, output, errors.read())
 
 
 def _child(folder: str, code: str, arguments: list[str], out: str) -> int:
@@ -77,7 +99,7 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of the tests, which a script finds there
-    for library in LIBRARIES:
+    for library in sys.argv[1:]:
         with contextlib.suppress(ImportError):  # its tests are skipped
             importlib.import_module(library)
     gc.freeze()  # no process goes through all of theirs to collect its own

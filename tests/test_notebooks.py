@@ -1,15 +1,13 @@
 """Every notebook runs from top to bottom as a plain script, is one that marimo takes, and says what is synthetic."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import captures
+from tests.forked import Forks
 from tests.gen import random_trace
 from traces.format import npz
 
@@ -21,49 +19,44 @@ NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 NAMES = ("buddy_tradeoff", "check_the_simulator", "design_miss_policy", "explore_trace", "size_a_cache")
 
 
-def call(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=env, capture_output=True, text=True)
-
-
 def test_the_notebooks_are_there() -> None:
     assert tuple(path.stem for path in NOTEBOOKS) == NAMES
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, commands: Forks) -> None:
     """From another folder, on the shipped sample; nothing is left beside it."""
     before = sorted(FOLDER.iterdir())
-    done = call(path, cwd=tmp_path)
+    done = commands.call(path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(FOLDER.iterdir()) == before and not list(tmp_path.iterdir())
 
 
-def test_marimo_finds_nothing_wrong() -> None:
-    done = call("-m", "marimo", "check", "--strict", *NOTEBOOKS)
+def test_marimo_finds_nothing_wrong(commands: Forks) -> None:
+    done = commands.call("marimo", "check", "--strict", *NOTEBOOKS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_another_trace_is_one_word_away(tmp_path: Path) -> None:
+def test_another_trace_is_one_word_away(tmp_path: Path, commands: Forks) -> None:
     """Here one without logits, lookahead and a model that the catalog knows."""
     npz.write(tmp_path / "t.npz", random_trace(np.random.default_rng(4), tokens=120, layers=2, requests=6))
-    done = call(FOLDER / "explore_trace.py", "--trace", tmp_path / "t.npz")
+    done = commands.call(FOLDER / "explore_trace.py", "--trace", tmp_path / "t.npz")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_capture_without_logits_leaves_out_what_needs_them() -> None:
+def test_a_capture_without_logits_leaves_out_what_needs_them(commands: Forks) -> None:
     capture = captures.FOLDER / "olmoe-1b-7b.npz"
     if not capture.exists():
         pytest.skip("no captures in ../shared/traces")
-    done = call(FOLDER / "buddy_tradeoff.py", "--trace", capture)
+    done = commands.call(FOLDER / "buddy_tradeoff.py", "--trace", capture)
     assert done.returncode == 0, done.stderr
 
 
-def test_it_becomes_a_jupyter_notebook(tmp_path: Path) -> None:
+def test_it_becomes_a_jupyter_notebook(tmp_path: Path, commands: Forks) -> None:
     """With its outputs, and the loud word on a synthetic trace among them."""
     pytest.importorskip("nbformat")
     out = tmp_path / "explore_trace.ipynb"
-    done = call("-m", "marimo", "export", "ipynb", FOLDER / "explore_trace.py", "-o", out, "--include-outputs")
+    done = commands.call("marimo", "export", "ipynb", FOLDER / "explore_trace.py", "-o", out, "--include-outputs")
     assert done.returncode == 0, done.stderr
     notebook = json.loads(out.read_text())
     shown = json.dumps([cell.get("outputs", []) for cell in notebook["cells"]])

@@ -1,11 +1,11 @@
 """The README's commands run, and the output it shows is the output they give."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import Forks
 
 pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parent.parent
@@ -15,22 +15,23 @@ PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def call(line: str) -> str:
+def call(commands: Forks, line: str) -> str:
     """The output of one `python -m ...` line of the README."""
-    command = [sys.executable, *line.split("#")[0].split()[1:]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    python, m, *words = line.split("#")[0].split()
+    assert (python, m) == ("python", "-m")
+    done = commands.call(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_first_screen_shows_what_the_command_prints() -> None:
+def test_the_first_screen_shows_what_the_command_prints(commands: Forks) -> None:
     line, _, shown = SHOWN.partition("\n")
-    assert call(line.removeprefix("$ ")).split() == shown.split()
+    assert call(commands, line.removeprefix("$ ")).split() == shown.split()
 
 
 @pytest.mark.parametrize("line", [line.removeprefix("$ ") for line in USED.splitlines()])
-def test_every_command_runs(line: str) -> None:
-    assert call(line)
+def test_every_command_runs(line: str, commands: Forks) -> None:
+    assert call(commands, line)
 
 
 def test_every_command_named_is_a_module() -> None:
