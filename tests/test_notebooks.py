@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom as a plain script, is one that marimo takes, and says what is synthetic."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tests.forked import Forks
 from tests.gen import random_trace
 from traces.format import npz
 
-pytest.importorskip("marimo")
+if importlib.util.find_spec("marimo") is None:
+    pytest.skip("marimo is not installed", allow_module_level=True)
 pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "analysis" / "notebooks"
