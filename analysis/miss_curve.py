@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from analysis.curves.curve import FLAGS, Curve, curve, rows, setting_of, to_check
 from analysis.curves.formats import FORMATS, findings, headlines, notes
-from sim.flags import add_flags
+from sim.flags import add_flags, given
 from sim.simulation import announce_compiling
 from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     show = FORMATS[one_of("format", args.format, tuple(FORMATS))]
-    fields = {name: getattr(args, name) for name in ("trace", *FLAGS)}
     announce_compiling()
-    setting = setting_of({name: value for name, value in fields.items() if value is not None and value is not False})
+    setting = setting_of(given(args, ("trace", *FLAGS)))
     found = curve(setting)
     lines = rows(setting, found, _checked(args.check, found))
     if args.out:

@@ -56,7 +56,7 @@ class OffloadedExperts:
     device: of the slots and of everything but the experts: a name, an open port of runtime.device (whose link's pace
     then holds), or None, where the model is. calibration: what fitted policies are fitted on. charge: whose sizes are
     charged in simulated time (default: the model's own).
-    Raises UserError, SpecError or CatalogError, one line, for what does not fit.
+    Raises UserError, one line, for what does not fit.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ import os, runpy, sys
 _, folder, errors, *sys.argv = sys.argv
 os.chdir(folder)
 os.dup2(os.open(errors, os.O_WRONLY), 2)
-run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
-run(sys.argv[0], run_name="__main__")
+if sys.argv[0].endswith(".py"):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 PATIENCE_S = 120
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +61,10 @@ class Forks:
             print(json.dumps(asked), file=self.server.stdin, flush=True)
             return int(self.server.stdout.readline()), out.read()
 
-    def call(self, *words: str | Path, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
-        """`python -m WORDS`, or of a script `python WORDS`, in a folder, on the sources here."""
+    def call(self, *words: str | Path, cwd: Path = ROOT, sources: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        """`python -m WORDS`, or of a script `python WORDS`, in a folder, on the sources here or in another one."""
         with tempfile.NamedTemporaryFile("r") as errors:
-            status, output = self.run(ROOT, COMMAND, str(cwd), errors.name, *map(str, words))
+            status, output = self.run(sources, COMMAND, str(cwd), errors.name, *map(str, words))
             return subprocess.CompletedProcess(words, status, output, errors.read())
 
 
@@ -75,8 +78,13 @@ def _child(folder: str, code: str, arguments: list[str], out: str) -> int:
     os.environ["PYTHONPATH"] = folder
     sys.path.insert(0, folder)
     sys.argv = ["-c", *arguments]
+    return status_of(lambda: exec(code, {"__name__": "__main__"}))
+
+
+def status_of(run: Callable[[], object]) -> int:
+    """The exit status of a process that runs this."""
     try:
-        exec(code, {"__name__": "__main__"})
+        run()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:

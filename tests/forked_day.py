@@ -11,11 +11,11 @@ import runpy
 import subprocess
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import IO, Any
 
-LIBRARIES = ("numpy", "numba", "numba.np.arraymath", "pydantic", "pandas", "scipy.optimize", "torch")
+from tests.forked import OF_COMMANDS, status_of
+
 WITH_MODELS = ("transformers", "transformers.integrations.moe")
 
 
@@ -40,17 +40,10 @@ def _child(words: list[str], cwd: Path, env: dict[str, str], stdout: IO[bytes]) 
     os.environ.update(env)
     sys.path.insert(0, str(cwd))
     sys.argv = words
-    try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
+    status = status_of(lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=True))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 def started(command: list[str], **how: Any) -> Any:
@@ -60,7 +53,7 @@ def started(command: list[str], **how: Any) -> Any:
 
 
 if __name__ == "__main__":
-    for library in (*LIBRARIES, *WITH_MODELS):
+    for library in (*OF_COMMANDS, *WITH_MODELS):
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     from runtime.gpu import __main__ as day

@@ -16,11 +16,6 @@ from tests.copied import ROOT, copied
 from tests.forked import Forks
 
 KINDS = ("eviction", "prefetcher", "miss policy", "re-ranker", "format", "engine", "GPU", "figure")
-RUN = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 class Command(NamedTuple):
@@ -84,17 +79,16 @@ def test_a_recipe_works(kind: str, sources: Path, tmp_path: Path, forks: Forks) 
     copied(sources, tmp_path)
     perform(RECIPES[kind], tmp_path)
     for words, shown in RECIPES[kind].commands:
-        status, output = forks.run(tmp_path, RUN, *words)
-        assert status == 0, output
-        missing = [line for line in shown if line not in output]
-        assert not missing, (words, missing, output)
+        done = forks.call(*words, cwd=tmp_path, sources=tmp_path)
+        assert done.returncode == 0, done
+        missing = [line for line in shown if line not in done.stdout]
+        assert not missing, (words, missing, done)
 
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_before_it_is_performed_its_first_command_fails(kind: str, forks: Forks) -> None:
     """So it does not run for some other reason."""
-    status, _ = forks.run(ROOT, RUN, *RECIPES[kind].commands[0].words)
-    assert status != 0
+    assert forks.call(*RECIPES[kind].commands[0].words).returncode != 0
 
 
 # Tests that look at everything there is of a kind, wherever they stand.
@@ -111,7 +105,6 @@ def test_with_all_of_them_performed_nothing_else_is_asked_for(sources: Path, tmp
     copied(sources, tmp_path)
     for recipe in RECIPES.values():
         perform(recipe, tmp_path)
-    status, output = forks.run(
-        tmp_path, RUN, "pytest", "-q", "-p", "no:cacheprovider", *OF_ALL, "-k", " or ".join(OF_ALL.values())
-    )
-    assert status == 0, output
+    words = ("pytest", "-q", "-p", "no:cacheprovider", *OF_ALL, "-k", " or ".join(OF_ALL.values()))
+    done = forks.call(*words, cwd=tmp_path, sources=tmp_path)
+    assert done.returncode == 0, done

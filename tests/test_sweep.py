@@ -663,7 +663,7 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
     monkeypatch.setattr(session, "inspect", nowhere)
     monkeypatch.setattr(session.Store, "add", add_and_kill)
     (folder / "s.toml").write_text(
-        'trace = ["t.npz", "mixtral.npz"]\nhardware = "h.toml"\nmax_steps = 200\ncache = [2, "9B"]\nrepeats = 20'
+        'trace = ["t.npz", "mixtral.npz"]\nhardware = "h.toml"\nmax_steps = 300\ncache = [2, "9B"]\nrepeats = 40'
     )
     try:
         flags = ["--config", "s.toml", "--engine", "ray", "--ray-address", cluster.address, "--out", "ray"]
@@ -677,7 +677,7 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
     assert sweep.main(["--config", "s.toml", "--out", "local"]) == 0
     for name in ("results.parquet", "results.csv"):
         assert (folder / "ray" / name).read_bytes() == (folder / "local" / name).read_bytes()
-    assert len(parts_of(folder / "ray")) == len(set(parts_of(folder / "ray"))) == 80
+    assert len(parts_of(folder / "ray")) == len(set(parts_of(folder / "ray"))) == 160
 
 
 def test_progress_is_for_terminals() -> None:
