@@ -14,7 +14,7 @@ from tests.groups import global_id, lines, rising, rows, scope_of
 from tests.reference import merged_list, step_rows
 
 Result = dict[str, Any]
-FETCH, SUBSTITUTE, DROP, CPU, LOW = range(len(ANSWERS))
+FETCH, SUBSTITUTE, DROP, CPU, LOW, STREAM, REMOTE = range(len(ANSWERS))
 LANDED = OUTCOMES.index("landed")
 PREFETCH = CAUSES.index("prefetch")
 

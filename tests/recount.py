@@ -15,7 +15,9 @@ from tests.groups import as_groups, rows
 from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk
 
 Result = dict[str, Any]
-COUNTED_AS = dict(zip(range(len(ANSWERS)), ("fetched", "substituted", "dropped", "cpu", "low"), strict=True))
+COUNTED_AS = dict(
+    zip(range(len(ANSWERS)), ("fetched", "substituted", "dropped", "cpu", "low", "streamed", "remote"), strict=True)
+)
 TIMES = ("dense_ns", "decide_ns", "experts_ns", "head_ns", "stall_ns", "cpu_wait_ns", "link_busy_ns")
 
 

@@ -47,7 +47,7 @@ TOTALS = (
     " slots_wanted slots_hit slots_late fetched substituted dropped cpu low wanted_before"
 )
 QUALITY = ("weight_wanted", "weight_substituted", "weight_dropped")
-COUNTED_AS = dict(zip(ANSWERS, ("fetched", "substituted", "dropped", "cpu", "low"), strict=True))
+COUNTED_AS = dict(zip(ANSWERS, ("fetched", "substituted", "dropped", "cpu", "low", "streamed", "remote"), strict=True))
 
 
 def reference_steps(

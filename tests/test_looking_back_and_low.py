@@ -20,7 +20,7 @@ from tests.plans import evicting, named
 from tests.test_reference import MACHINES, Run, lines, make
 from traces.format import npz
 
-FETCH, _, DROP, _, LOW = range(len(ANSWERS))
+FETCH, _, DROP, _, LOW, _, _ = range(len(ANSWERS))
 WEIGHTS = [0.625, 0.25, 0.125]  # in front of the slots: 0, 0.625, 0.875
 
 

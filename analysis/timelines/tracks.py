@@ -27,12 +27,13 @@ import numpy.typing as npt
 from analysis.timelines.copies import copy_of, first_uses
 from analysis.timelines.gaps import changes, gaps, shared
 from analysis.timelines.stalls import by_cause
+from sim.core.plan import CAUSES
 from sim.errors import SpecError
 from sim.machines.record import Group, RunRecord
 
 Int = npt.NDArray[np.int64]
 
-RESIDENT = 3  # behind sim.core.plan.CAUSES: here since before time 0, no copy brought it
+RESIDENT = len(CAUSES)  # here since before time 0, no copy brought it
 HIT, LATE, MISS = range(3)
 
 

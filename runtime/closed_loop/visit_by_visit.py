@@ -12,7 +12,7 @@ from sim.core.hooks import explained
 from sim.core.plan import ANSWERS, Plan
 from sim.machines.discrete import Machine, Process
 
-FETCH, SUBSTITUTE, DROP, CPU, LOW = range(len(ANSWERS))
+FETCH, SUBSTITUTE, DROP, CPU, LOW, STREAM, REMOTE = range(len(ANSWERS))
 HIT = -1
 
 

@@ -16,9 +16,10 @@ Int = npt.NDArray[np.int64]
 # Codes shared by the plan, the core and the record.
 GROUPS = ("one", "ready", "all")
 ORDERS = ("fifo", "nearest-layer", "probability")
-CAUSES = ("demand", "prefetch", "background")
+CAUSES = ("demand", "prefetch", "background", "admission", "stream")  # the queue that a transfer joined
 OUTCOMES = ("landed", "withdrawn", "rejected", "unfinished")
-ANSWERS = ("fetch", "substitute", "drop", "cpu", "low")
+ANSWERS = ("fetch", "substitute", "drop", "cpu", "low", "stream", "remote")
+PLACES = ("slot", "stage", "remote", "host", "deferred")  # where a transfer goes, and where an expert is executed
 GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nobody stood in, from code 1 on
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
@@ -52,6 +53,12 @@ SUBSTITUTE_PARAMS = (
     "touch",
     "backlog",
 )
+
+# What `params` of the miss policies cpu-admit and split hold, in this order. inserts, queue, max_rows: -1 no limit;
+# margin: 0 none; warm, keep: 0 or 1; how: index into SPLITS.
+ADMIT_PARAMS = ("inserts", "queue", "admit_after", "replace_after", "max_rows", "warm", "spare", "margin")
+SPLIT_PARAMS = ("how", "least", "keep")
+SPLITS = ("share", "makespan", "table")
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,43 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class OnMiss:
+    """What an engine does beyond one rule for every visit and slots in every layer; None where a run uses none of it.
+
+    bulk          the rule of visits in steps of `step_bulk` (fetch, cpu, stream, remote or split), None: no bulk rule.
+    step_bulk     bool [S].
+    bulk_touch    whether bulk visits touch and count the residents that they execute.
+    table         int64 [n], n > 0: of split by table, how many of m misses go over the link: entry m, the last beyond.
+    stages        staging buffers of one expert each, 0: as many as needed, with `ahead` (ahead + 1) x experts.
+    serial        nothing of a visit runs on the GPU until its last streamed copy has landed.
+    merge_runs    consecutive ids of a visit's copies are one transfer.
+    whole_layer   a visit that streams copies what it does not want, too.
+    ahead         so many MoE layers ahead are streamed; with it, whole_layer.
+    run_ns        int64 [2, E + 1]: n experts as one transfer, [0] with the idle set-up, [1] following on; [:, 1] is
+                  Costs.transfer_ns.
+    cpu_visit_ns  once per visit that computes anything on the host.
+    beside        whether the GPU computes while the host does.
+    defer         entries of each token, answered `cpu`, that wait until the visit's other host work is done.
+    link_share    (n, d): the link moves at n / d of its rate while the host computes; (1, 1) at all of it.
+    """
+
+    run_ns: Int
+    step_bulk: npt.NDArray[np.bool_]
+    bulk: Choice | None = None
+    bulk_touch: bool = True
+    table: Int = field(default_factory=lambda: np.zeros(1, np.int64))
+    stages: int = 0
+    serial: bool = False
+    merge_runs: bool = False
+    whole_layer: bool = False
+    ahead: int = 0
+    cpu_visit_ns: int = 0
+    beside: bool = True
+    defer: int = 0
+    link_share: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
 class Prefetch:
     """Ranked lists of predicted experts, best first, -1 = no entry.
 
@@ -170,6 +214,7 @@ class Plan:
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
+    on_miss     what an engine does beyond one rule and slots everywhere (layers may then have no slots).
     """
 
     experts: npt.NDArray[np.int16]
@@ -201,3 +246,4 @@ class Plan:
     norm_topk: bool = True
     low: Low | None = None
     leaving: Leaving | None = None
+    on_miss: OnMiss | None = None

@@ -117,9 +117,9 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     """Write a record as `.npz`: one member `group.column` per column, counters and `meta` as JSON in member `meta`."""
     facts = {
         "record_version": VERSION,
-        "causes": CAUSES,
+        "causes": CAUSES[:3],
         "outcomes": OUTCOMES,
-        "answers": ANSWERS,
+        "answers": ANSWERS[:5],
         "warmup_steps": record.warmup_steps,
         "expert_bytes": record.expert_bytes,
         "low_bytes": record.low_bytes,
