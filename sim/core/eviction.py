@@ -19,7 +19,7 @@ from sim.core.jit import inlined, inner
 from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
 from sim.core.state import NEVER, RESIDENT, State
 
-LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION = range(10)
+LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION, STATIC = range(11)
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
 WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
 

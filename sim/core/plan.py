@@ -55,9 +55,9 @@ SUBSTITUTE_PARAMS = (
 )
 
 # What `params` of the miss policies cpu-admit and split hold, in this order. inserts, queue, max_rows: -1 no limit;
-# margin: 0 none; warm, keep: 0 or 1; how: index into SPLITS.
+# margin: 0 none; warm, keep: 0 or 1; by: index into SPLITS.
 ADMIT_PARAMS = ("inserts", "queue", "admit_after", "replace_after", "max_rows", "warm", "spare", "margin")
-SPLIT_PARAMS = ("how", "least", "keep")
+SPLIT_PARAMS = ("by", "least", "keep")
 SPLITS = ("share", "makespan", "table")
 
 
