@@ -15,7 +15,7 @@ from analysis.timeline import steps_of
 from analysis.timelines.events import Context, events
 from analysis.timelines.tracks import tracks
 from sim import run
-from sim.core.link import waiting
+from sim.core.link import why_stalled
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
@@ -107,7 +107,7 @@ class Watched(discrete.Machine):
 
     def count_stall(self) -> None:
         begin, s = self.stalled_since, self.s
-        cause = "late" if s.visit.n_waited > 0 else "held" if waiting(s) else "demand"
+        cause = ("demand", "late", "held")[why_stalled(s, None)]
         super().count_stall()
         if self.env.now > begin:
             self.stalls.append((begin, self.env.now, cause))

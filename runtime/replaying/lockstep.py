@@ -31,9 +31,9 @@ from runtime.replaying.order import GROUP, HOST, STEP, VISIT
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import next_commit, waiting
+from sim.core.link import land, next_commit, waiting
 from sim.core.plan import Plan
-from sim.core.residency import land
+from sim.core.rules import Rules
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.errors import SpecError
 from sim.machines.clock import begin_run, close, forget
@@ -104,7 +104,7 @@ class _Core:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.layers = plan, plan.experts.shape[1]
-        self.s, log, self.clock = begin_run(plan, True)
+        self.s, log, self.clock, self.rules = begin_run(plan, True)
         assert log is not None
         self.log = log
         self.route, self.miss, self.ahead = inputs(plan, self.s, True)
@@ -117,16 +117,16 @@ class _Core:
         if entry.kind == VISIT:
             step, layer = divmod(self.visits, self.layers)
             self.visits, self.group = self.visits + 1, 0
-            decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
+            decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
         elif entry.kind == GROUP:
             self._run(entry.n)
         elif entry.kind == HOST:
-            finish_host(s, log)
+            finish_host(s, log, self.rules)
             self._number(s.visit.n_host, -1)
         elif entry.kind == LAND:
             if not s.link.n_flight:
                 raise Unequal(f"expert {entry.g} lands, but nothing is under way")
-            g = int(land(s, log))
+            g = int(land(s, log, self.rules))
             if g != entry.g:
                 raise Unequal(f"expert {entry.g} landed in the record, {g} in the replay")
         elif entry.kind == STEP:
@@ -135,7 +135,7 @@ class _Core:
             self.commit()
 
     def _run(self, n: int) -> None:
-        finish_group(self.s, self.log, n)
+        finish_group(self.s, self.log, n, self.rules)
         self._number(n, self.group)
         self.group += 1
 
@@ -149,19 +149,19 @@ class _Core:
         self.s.run.events += 1
         self.steps += 1
         if self.steps == self.plan.warmup_steps:
-            forget(self.s, self.clock)
+            forget(self.s, self.clock, self.rules)
 
     def commit(self) -> None:
         """Until there is no more to commit."""
-        while waiting(self.s) and next_commit(self.s, self.log, self.hooks) >= 0:
+        while waiting(self.s, self.rules) and next_commit(self.s, self.log, self.hooks, self.rules) >= 0:
             pass
 
 
 class Offers:
     """What the core offered the free GPU since it last took something: group sizes, in the order they came up."""
 
-    def __init__(self, mode: int) -> None:
-        self.mode = mode
+    def __init__(self, mode: int, rules: Rules | None) -> None:
+        self.mode, self.rules = mode, rules
         self.seen: set[int] = set()
 
     def after(self, kind: int, s: st.State) -> None:
@@ -169,7 +169,7 @@ class Offers:
         if kind in (VISIT, GROUP):
             self.seen.clear()
         if kind in (VISIT, GROUP, LAND):
-            self.seen.add(int(take_group(s, self.mode)))
+            self.seen.add(int(take_group(s, self.mode, self.rules)))
 
     def refuse_another(self, n: int) -> None:
         """Raises Unequal when a group of n was never offered."""
@@ -181,7 +181,8 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
     """Replay the completion order of a full record through the core; compare every decision.
 
     Raises SpecError when the record has no order of events, and UserError like any machine."""
-    order, core, offers = entries(record, plan), _Core(plan), Offers(plan.group)
+    order, core = entries(record, plan), _Core(plan)
+    offers = Offers(plan.group, core.rules)
     comparison = DecisionCheck(plan, record)
     with explained(plan, core.hooks), comparison.noting():
         for i, entry in enumerate(order):
@@ -193,7 +194,7 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
                 core.commit()
             comparison.look(core.s, core.log)
         core.clock.time.now_ns = order[-1].ns if order else 0
-        close(core.s, core.log, core.clock)
+        close(core.s, core.log, core.clock, core.rules)
         comparison.finish(core.s, core.log)
     return comparison.outcome
 
@@ -220,7 +221,7 @@ class LockStep:
     def __init__(self, machine: Machine, record: RunRecord) -> None:
         self.machine, plan = machine, machine.plan
         self.order, self.at = entries(record, plan), 0
-        self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group)
+        self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group, machine.rules)
         self.arrived: dict[int, tuple[int, int]] = {}
         self.why: str | None = None
 

@@ -54,10 +54,9 @@ from runtime.replaying.work import Job, Work, by_expert
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import count_stall, next_commit, waiting
+from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.plan import Plan
-from sim.core.residency import land
 from sim.core.state import NEVER, IllegalTransition
 from sim.core.visit import decide, finish_group, finish_host, take_group
 from sim.machines.clock import begin_run, close, forget
@@ -83,7 +82,7 @@ class AsTheyCome:
             self.machine.kick()
 
     def take(self) -> int:
-        return int(take_group(self.machine.s, self.machine.plan.group))
+        return int(take_group(self.machine.s, self.machine.plan.group, self.machine.rules))
 
 
 class Machine:
@@ -98,7 +97,7 @@ class Machine:
         order: Callable[["Machine"], Order] = AsTheyCome,
     ) -> None:
         self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
-        self.s, found, self.clock = begin_run(plan, True)
+        self.s, found, self.clock, self.rules = begin_run(plan, True)
         assert found is not None
         self.log = found
         self.route, self.miss, self.ahead = inputs(plan, self.s, True)
@@ -138,7 +137,7 @@ class Machine:
 
     def kick(self) -> None:
         """Something was queued, landed or released: the link may take more, before time goes on."""
-        if not self.commit_due and waiting(self.s):
+        if not self.commit_due and waiting(self.s, self.rules):
             self.commit_due = True
             self.port.soon(self.commit)
 
@@ -148,9 +147,9 @@ class Machine:
         if self.ended:
             return
         s, costs = self.s, self.costs
-        while waiting(s):
+        while waiting(s, self.rules):
             behind = int(s.link.n_flight > 0)
-            g = int(next_commit(s, self.log, self.hooks))
+            g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 return
             row = self.log.transfers[s.expert[g].transfer]
@@ -182,7 +181,7 @@ class Machine:
         self.link_free = landed_ns
         if self.stalled_since >= 0:
             self._count_stall(max(self.now(), self.stalled_since), self._why())
-        found = int(land(s, self.log))
+        found = int(land(s, self.log, self.rules))
         if found != g:
             raise RuntimeError(f"expert {g} landed, but expert {found} was committed first")
         del self.copies[g]
@@ -193,7 +192,7 @@ class Machine:
 
     def _why(self) -> int:
         """What the GPU waits for, as the link stands: a late expert, a slot, or a demand."""
-        return 1 if self.s.visit.n_waited > 0 else (2 if waiting(self.s) else 0)
+        return int(why_stalled(self.s, self.rules))
 
     def _count_stall(self, now: int, cause: int) -> None:
         """What the GPU has waited for since it last looked."""
@@ -246,7 +245,7 @@ class Machine:
     def _forget(self) -> None:
         """Warm-up is over: every counter starts here."""
         self.clock.time.now_ns = self.counted_from = self.mark
-        forget(self.s, self.clock)
+        forget(self.s, self.clock, self.rules)
         self.clock.time.link_busy_ns = 0  # `landed` leaves out what lies before
 
     def dense(self, step: int, layer: int) -> None:
@@ -275,7 +274,7 @@ class Machine:
         self.order.turn(VISIT)
         with self.port.lock:
             first, answer = int(s.rows.transfers), int(s.rows.answers)
-            decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
+            decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
             busy = int(s.link.n_flight > 0)
             self.routed_ns = self.latest = self.lap("decide_ns")
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
@@ -353,7 +352,7 @@ class Machine:
         marks[-1].wait()
         self.order.turn(GROUP)
         with self.port.lock:
-            finish_group(s, self.log, n)
+            finish_group(s, self.log, n, self.rules)
             self.lap("experts_ns")
             self._time_executions(marks, n, group, began)
             self.order.done(GROUP)
@@ -388,7 +387,7 @@ class Machine:
         with self.port.lock:
             before = self.mark
             wait = self.lap("cpu_wait_ns") - before
-            finish_host(self.s, self.log)
+            finish_host(self.s, self.log, self.rules)
             last = self.s.rows.executions
             for row, (begin, end) in zip(self.log.executions[last - len(host) : last], host, strict=True):
                 row.begin_ns = max(begin.time_ns() - self.origin, self.routed_ns)
@@ -422,10 +421,10 @@ class Machine:
             for i in range(s.link.n_flight):
                 g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
                 self._note_start(g)
-            close(s, self.log, self.clock)
+            close(s, self.log, self.clock, self.rules)
             self.ended = True
         self.port.sync()
-        return RunRecord.of(self.plan, s, self.log, self.clock)
+        return RunRecord.of(self.plan, s, self.log, self.clock, self.rules)
 
     def _note_start(self, g: int) -> None:
         """When the transfer of expert g, still under way, began; `close` counts what of it lies in the run."""
@@ -444,17 +443,17 @@ class Machine:
 
 def warm(plan: Plan) -> None:
     """Compile every choice for this plan's types, or load it from the cache, on a state that is thrown away."""
-    s, log, clock = begin_run(plan, True)
+    s, log, clock, rules = begin_run(plan, True)
     route, miss, ahead = inputs(plan, s, True)
     hooks = None if miss is None else new_hooks(plan)
     with suppress(IllegalTransition):
-        decide(s, log, route, miss, ahead, 0, 0, hooks)
-        next_commit(s, log, hooks)
-        take_group(s, plan.group)
-        finish_group(s, log, 0)
-        finish_host(s, log)
-        forget(s, clock)
-        land(s, log)  # of a copy that may not be: refused, and compiled
+        decide(s, log, route, miss, ahead, 0, 0, hooks, rules)
+        next_commit(s, log, hooks, rules)
+        take_group(s, plan.group, rules)
+        finish_group(s, log, 0, rules)
+        finish_host(s, log, rules)
+        forget(s, clock, rules)
+        land(s, log, rules)  # of a copy that may not be: refused, and compiled
 
 
 def _nothing() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from sim.core.jit import inner
 from sim.core.link import join, withdraw
+from sim.core.rules import anywhere
 from sim.core.state import (
     ABSENT,
     NEVER,
@@ -45,7 +46,7 @@ def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, whic
 
 
 @inner
-def predict(s: State, log: Any, route: Any, ahead: Any, visit: int) -> None:
+def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, visit: int) -> None:
     """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
     layers, distances = s.run.n_layers, ahead.row.shape[0]
     left = s.run.budget if s.run.budget >= 0 else NEVER
@@ -57,7 +58,8 @@ def predict(s: State, log: Any, route: Any, ahead: Any, visit: int) -> None:
         n = _merge(s, route, ahead, d, target // layers, target % layers, which)
         for i in range(n):
             g = s.merged[which, i + 1]
-            if left > 0 and s.expert[g].state == ABSENT:
+            there = s.expert[g].state != ABSENT or (rules is not None and anywhere(s, g))
+            if left > 0 and not there:
                 order = s.run.order
                 key = target if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
                 join(s, log, g, visit, 1, key, which)

@@ -20,6 +20,7 @@ from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
 from sim.core.state import NEVER, RESIDENT, State
 
 LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LEAST_STALE, WINDOW_SCORE, ACTIVATION, STATIC = range(11)
+ADMISSION = -2  # in the place of a list to spare
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
 WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
 
@@ -87,11 +88,28 @@ def count_use(s: State, g: int) -> None:
 
 
 @inlined
-def _evictable(s: State, g: int, spare_from: int) -> bool:
+def _evictable(s: State, rules: Any, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (-1: a demand, which spares nobody)."""
     if s.expert[g].state != RESIDENT or s.expert[g].work > 0:
         return False
+    if rules is not None and spare_from == ADMISSION:
+        return _gives_way(s, rules, g)
     return spare_from < 0 or not _listed(s, g, spare_from)
+
+
+@inner
+def _gives_way(s: State, rules: Any, g: int) -> bool:
+    """Of an admission: not run in the last `spare` visits of its layer, and worth `margin` times less."""
+    may, ran = rules.admission, rules.expert[g].ran
+    if ran > 0 and visits_of_layer(s, g) - ran < may.spare:
+        return False
+    return may.margin == 0.0 or _score(s, g) * may.margin < _score(s, may.newcomer)
+
+
+@inner
+def _score(s: State, g: int) -> float:
+    """Of the policies that have one."""
+    return float(s.expert[g].uses) if s.run.eviction == LFU else _worth(s, g)
 
 
 @inner
@@ -104,11 +122,11 @@ def _listed(s: State, g: int, which: int) -> bool:
 
 
 @inlined
-def _oldest(s: State, scope: int, spare_from: int) -> int:
+def _oldest(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """The first evictable expert in the order of touches (lru) or landings (fifo), or -1."""
     end = len(s.expert) + scope
     g = s.newer[end]
-    while g != end and not _evictable(s, g, spare_from):
+    while g != end and not _evictable(s, rules, g, spare_from):
         g = s.newer[g]
     return np.int64(g) if g != end else -1  # type: ignore[return-value]
 
@@ -120,7 +138,7 @@ def _key(s: State, g: int) -> int:
 
 
 @inlined
-def _least(s: State, scope: int, spare_from: int) -> int:
+def _least(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """The evictable expert with the least key, then the oldest stamp, or -1."""
     best, best_key, best_stamp = -1, NEVER, NEVER
     base = s.scope[scope].base
@@ -128,18 +146,18 @@ def _least(s: State, scope: int, spare_from: int) -> int:
         g = s.slot[i]
         key, stamp = _key(s, g), s.expert[g].stamp
         better = key < best_key or (key == best_key and stamp < best_stamp)
-        if better and _evictable(s, g, spare_from):
+        if better and _evictable(s, rules, g, spare_from):
             best, best_key, best_stamp = g, key, stamp
     return best
 
 
 @inner
-def _least_score(s: State, scope: int, spare_from: int) -> int:
+def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_stamp = -1, 0.0, np.int64(0)
     base = s.scope[scope].base
     for i in range(base, base + s.scope[scope].used):
         g = s.slot[i]
-        if not _evictable(s, g, spare_from):
+        if not _evictable(s, rules, g, spare_from):
             continue
         key, stamp = _worth(s, g), s.expert[g].stamp
         if best < 0 or key < best_key or (key == best_key and stamp < best_stamp):
@@ -160,13 +178,13 @@ def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
 
 
 @inner
-def _random(s: State, scope: int, spare_from: int) -> int:
+def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
     base = s.scope[scope].base
     candidates = s.marked
     n = 0
     for i in range(base, base + s.scope[scope].used):
-        if _evictable(s, s.slot[i], spare_from):
+        if _evictable(s, rules, s.slot[i], spare_from):
             candidates[n] = s.slot[i]
             n += 1
     if n == 0:
@@ -177,26 +195,27 @@ def _random(s: State, scope: int, spare_from: int) -> int:
 
 
 @inner
-def _by_user(s: State, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
+def _by_user(s: State, rules: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
     base, n = s.scope[scope].base, np.int64(0)
     for i in range(base, base + s.scope[scope].used):
-        if _evictable(s, s.slot[i], spare_from):
+        if _evictable(s, rules, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]
             n += 1
     return ask_victim(s, hooks, n, g) if n > 0 else -1
 
 
 @inlined
-def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any) -> int:
-    """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, -1 a demand."""
+def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any) -> int:
+    """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, -1 a demand,
+    ADMISSION one for an admission."""
     kind = s.run.eviction
     if hooks is not None and kind == USER:
-        return _by_user(s, hooks, scope, np.int64(spare_from), np.int64(g))
+        return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
     if s.run.eviction_marks & BY_SCORE:
-        return _least_score(s, scope, spare_from)
+        return _least_score(s, rules, scope, spare_from)
     if kind == RANDOM:
-        return _random(s, scope, spare_from)
+        return _random(s, rules, scope, spare_from)
     if kind in (LFU, BELADY):
-        return _least(s, scope, spare_from)
-    return _oldest(s, scope, spare_from)
+        return _least(s, rules, scope, spare_from)
+    return _oldest(s, rules, scope, spare_from)

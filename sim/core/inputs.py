@@ -70,7 +70,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row)))
     miss = Miss.of(plan)
     plain = plan.eviction.function is None and not plan.eviction.marks & LOOKS_BACK
-    if plain and not full and not miss.asks and plan.prefetch is None:
+    if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:
         return route, None, None
     return route, miss, _ahead(plan)
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
 
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
@@ -53,8 +55,8 @@ def choice(function: F) -> F:
 
 
 def inner(function: F) -> F:
-    """Compile a function that only compiled code calls."""
-    return numba.njit(**_BARE)(function)
+    """Compile a function that only compiled code calls; LLVM decides where it becomes part of its caller."""
+    return numba.njit(forceinline=False, **_BARE)(function)  # said, because numba lets it inherit its caller's True
 
 
 def inlined(function: F) -> F:
@@ -72,3 +74,21 @@ def frozen(array: Any) -> Any:
     out = np.ascontiguousarray(array).view()
     out.flags.writeable = False
     return out
+
+
+@intrinsic
+def _apart(_: Any) -> Any:
+    def mark(context: Any, builder: Any, *_: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), mark
+
+
+def _nothing() -> None:
+    """Without the compiler there is nothing to keep apart."""
+
+
+# The first line of a function that is large and called from several others: LLVM would put it into each of them, and
+# numba compiles what a function calls again with every function above it.
+apart: Any = _apart if compiles() else _nothing

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from sim.core import log as lg
-from sim.core.jit import choice, inlined, inner
-from sim.core.residency import claim, move
+from sim.core.admission import claim_admitted, leave
+from sim.core.jit import apart, choice, inlined, inner
+from sim.core.remote import land_remote
+from sim.core.residency import claim, land_in_slot, move
+from sim.core.rules import ADMISSION, BACKGROUND, NOBODY, behind, keeps_out
+from sim.core.stages import commit_demanded, commit_streamed, land_copies
 from sim.core.state import (
     ABSENT,
     DEMANDED,
@@ -23,10 +27,13 @@ WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
 
 
 @inlined
-def demand(s: State, log: Any, g: int, visit: int) -> None:
+def demand(s: State, log: Any, g: int, visit: int, rules: Any) -> None:
     """Expert g was answered `fetch`: it joins the demand queue, from the prefetch queue if it stood there."""
     if s.expert[g].state == QUEUED:
-        _remove(s, _place_of(s, g))
+        if rules is not None and s.expert[g].origin == ADMISSION:
+            leave(s, rules, g)
+        else:
+            _remove(s, _place_of(s, g))
         s.count.promoted += 1
         lg.promoted(s, log, g)
     else:
@@ -81,27 +88,67 @@ def _next_prefetch(s: State, log: Any, hooks: Any) -> int:
     while s.link.n_queued > 0:
         g, which = s.queue[0].expert, s.queue[0].list
         _remove(s, 0)
-        if claim(s, log, g, which, hooks):
+        if claim(s, log, g, which, hooks, None):
             return g
-        move(s, g, ABSENT)
-        s.count.rejected += 1
-        lg.ended(s, log, g, REJECTED)
+        _reject(s, log, g)
+    return -1
+
+
+@inlined
+def _reject(s: State, log: Any, g: int) -> None:
+    move(s, g, ABSENT)
+    s.count.rejected += 1
+    lg.ended(s, log, g, REJECTED)
+
+
+@inner
+def _next_by_rules(s: State, log: Any, hooks: Any, rules: Any) -> int:
+    """What goes when nothing is demanded: a copy ahead (nothing passes one that finds no stage), else the first
+    prefetch, then admission, then background that finds room. -1 where none does."""
+    apart()
+    if rules.visit.remote_waits == 1:
+        return -1
+    if rules.run.n_streams > 0:
+        copy = rules.streams[0]
+        return copy if commit_streamed(s, log, rules) else -1
+    while s.link.n_queued > 0 or rules.run.n_admits > 0:
+        if rules.run.n_admits > 0 and (s.link.n_queued == 0 or s.expert[s.queue[0].expert].origin == BACKGROUND):
+            g = rules.admits[0]
+            leave(s, rules, g)
+            claimed = claim_admitted(s, log, rules, hooks, g)
+            rules.count.admission_rejected += not claimed
+        else:
+            g, which = s.queue[0].expert, s.queue[0].list
+            _remove(s, 0)
+            claimed = not keeps_out(s, rules, s.expert[g].layer) and claim(s, log, g, which, hooks, rules)
+        if claimed:
+            return g
+        _reject(s, log, g)
     return -1
 
 
 @choice
-def waiting(s: State) -> bool:
+def waiting(s: State, rules: Any) -> bool:
     """Something is queued and the link may take it."""
     queued = s.link.demand_head < s.link.demand_tail or s.link.n_queued > 0
+    if rules is not None:
+        queued = s.link.demand_head < s.link.demand_tail
+        if rules.visit.remote_waits == 0:
+            queued |= s.link.n_queued > 0 or rules.run.n_streams > 0 or rules.run.n_admits > 0
     return queued and s.link.n_flight < s.run.depth
 
 
 @choice
-def why_stalled(s: State) -> int:
-    """What the GPU waits for, as the link stands: 0 a demand, 1 a late expert, 2 a slot."""
+def why_stalled(s: State, rules: Any) -> int:
+    """What the GPU waits for, as the link stands: 0 a demand, 1 a late expert, 2 a slot or a stage."""
+    if rules is not None and rules.visit.copies_left > 0 and rules.run.serial == 1:
+        return 0
     if s.visit.n_waited > 0:
         return 1
-    return 2 if waiting(s) else 0
+    if rules is not None and s.visit.n_run == s.visit.n_work:  # what is left is read where it lies
+        return 0
+    blocked = s.link.demand_head < s.link.demand_tail and s.link.n_flight < s.run.depth
+    return 2 if blocked else 0
 
 
 @choice
@@ -123,33 +170,89 @@ def _add_stall(row: Any, why: int, ns: int) -> None:
 
 
 @choice
-def next_commit(s: State, log: Any, hooks: Any = None) -> int:
-    """Commit one transfer and return its expert, or -1: nothing is queued, or a demand waits for a slot.
+def next_commit(s: State, log: Any, hooks: Any, rules: Any) -> int:
+    """Commit one transfer and return its (first) expert, or -1: nothing is queued, or a demand waits for room.
 
-    hooks (core.hooks.Hooks): the run's own policies of a user, None where it cannot have any."""
+    hooks (core.hooks.Hooks): the run's own policies of a user, None where it cannot have any; rules: core.rules."""
     if s.link.demand_head < s.link.demand_tail:
         g = s.demand[s.link.demand_head]
-        if not claim(s, log, g, -1, hooks):
+        if rules is not None and g >= s.run.stage_base:
+            if not commit_demanded(s, log, rules):
+                return -1
+        elif claim(s, log, g, -1, hooks, rules):
+            s.link.demand_head += 1
+        else:
             return -1
-        s.link.demand_head += 1
     else:
-        g = _next_prefetch(s, log, hooks)
+        g = _next_prefetch(s, log, hooks) if rules is None else _next_by_rules(s, log, hooks, rules)
         if g < 0:
             return -1
+    _take_off(s, g, rules)
+    return g
+
+
+@inlined
+def _take_off(s: State, g: int, rules: Any) -> None:
+    """A transfer is under way; g: its first expert."""
+    if rules is not None:
+        rules.run.runs += 1
     tail = s.link.flight_head + s.link.n_flight
     s.flight[tail if tail < len(s.expert) else tail - len(s.expert)] = g
     s.link.n_flight += 1
+
+
+@choice
+def land(s: State, log: Any, rules: Any) -> int:
+    """The oldest committed transfer has landed. Returns its (first) expert."""
+    head = s.link.flight_head
+    g = s.flight[head]
+    s.link.flight_head = head + 1 if head + 1 < len(s.expert) else 0
+    s.link.n_flight -= 1
+    if rules is None:
+        land_in_slot(s, log, g)
+    else:
+        rules.count.link_transfers += 1
+        if g < s.run.stage_base:
+            land_in_slot(s, log, g)
+            rules.count.landed_admission += s.expert[g].origin == ADMISSION
+            if g < s.run.n_full:
+                rules.expert[g].misses = 0
+        elif g < s.run.stage_base + s.run.n_full:
+            land_copies(s, log, rules, g)
+        else:
+            land_remote(s, log, rules, g)
     return g
 
 
 @choice
-def abandon(s: State, log: Any) -> int:
-    """The run has ended: what is under way or queued is unfinished (in that order). Returns how many transfers."""
-    left = s.link.n_flight + s.link.demand_tail - s.link.demand_head + s.link.n_queued
+def abandon(s: State, log: Any, rules: Any) -> int:
+    """The run has ended: what is under way or queued is unfinished (in that order). Returns of how many experts."""
+    left = s.link.demand_tail - s.link.demand_head + s.link.n_queued
     for i in range(s.link.n_flight):
-        lg.ended(s, log, s.flight[(s.link.flight_head + i) % len(s.expert)], UNFINISHED)
+        left += _abandon(s, log, s.flight[(s.link.flight_head + i) % len(s.expert)], rules)
     for i in range(s.link.demand_head, s.link.demand_tail):
         lg.ended(s, log, s.demand[i], UNFINISHED)
+    if rules is not None:
+        left += rules.run.n_streams + rules.run.n_admits
+        for i in range(rules.run.n_streams):
+            lg.ended(s, log, rules.streams[i], UNFINISHED)
     for i in range(s.link.n_queued):
         lg.ended(s, log, s.queue[i].expert, UNFINISHED)
+    if rules is not None:
+        for i in range(rules.run.n_admits):
+            lg.ended(s, log, rules.admits[i], UNFINISHED)
     return left
+
+
+@inlined
+def _abandon(s: State, log: Any, g: Any, rules: Any) -> int:
+    """A transfer that is under way, of one expert or of several."""
+    lg.ended(s, log, g, UNFINISHED)
+    n = 1
+    if rules is not None:
+        g = behind(s, rules, g)
+        while g != NOBODY:
+            lg.ended(s, log, g, UNFINISHED)
+            g = behind(s, rules, g)
+            n += 1
+    return n

@@ -41,7 +41,7 @@ class ExecutionRow(Struct):  # one expert executed in one visit
     begin_ns: int
     end_ns: int
     group: int  # number in the visit, -1 on the CPU
-    cpu: int
+    cpu: int  # 1 on the host; 2 there too, deferred
     low: int
 
 
@@ -56,6 +56,7 @@ class TransferRow(Struct):  # from its queue to its outcome; what has not happen
     started_ns: int
     landed_ns: int
     victim: int
+    run: int  # number of the link transfer, which may bring several experts (runs with core.rules)
     outcome: int
     event_queued: int
     event_committed: int
@@ -98,10 +99,13 @@ def new_log(plan: Plan) -> Log:
     if plan.prefetch is not None:
         distances, width = plan.prefetch.row.shape[0], plan.prefetch.lists.shape[3]
         prefetches = distances * layers * min(steps * plan.n_experts, len(plan.step_row) * width)
+    copies = 0
+    if plan.on_miss is not None:
+        copies = 3 * slots + steps * layers * plan.n_experts * (plan.on_miss.whole_layer or plan.on_miss.ahead > 0)
     return Log(
         visits=np.zeros(steps * layers, VisitRow),
         executions=np.empty(2 * slots, ExecutionRow),
-        transfers=np.empty(2 * slots + prefetches, TransferRow),
+        transfers=np.empty(2 * slots + prefetches + copies, TransferRow),
         answers=np.empty(slots, AnswerRow),
     )
 
@@ -121,7 +125,7 @@ def queued(s: State, log: Any, g: int, visit: int, cause: int) -> None:
         row = log.transfers[s.rows.transfers]
         s.rows.transfers += 1
         row.visit, row.expert, row.cause, row.promoted, row.event_queued = visit, g, cause, 0, next_event(s)
-        row.event = row.event_committed = row.victim = row.outcome = -1
+        row.event = row.event_committed = row.victim = row.run = row.outcome = -1
         row.queued_ns = row.committed_ns = row.started_ns = row.landed_ns = -1
 
 
@@ -142,11 +146,11 @@ def promoted(s: State, log: Any, g: int) -> None:
 
 
 @inlined
-def committed(s: State, log: Any, g: int, victim: int) -> None:
-    """The transfer of expert g goes on the link in the place of `victim` (-1: a free slot)."""
+def committed(s: State, log: Any, g: int, victim: int, run: int) -> None:
+    """The transfer of expert g goes on the link in the place of `victim` (-1: a free slot), number `run` of all."""
     if log is not None:
         row = log.transfers[s.expert[g].transfer]
-        row.victim, row.event_committed = victim, next_event(s)
+        row.victim, row.run, row.event_committed = victim, run, next_event(s)
 
 
 @inlined

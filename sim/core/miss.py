@@ -76,7 +76,10 @@ class Miss(NamedTuple):
         q = plan.peer_q if plan.peer_q.size else np.zeros((layers, n, 0), np.float32)
         return Miss(
             kind=plan.miss.kind,
-            asks=bool(plan.miss.marks & NOT_ALL_FETCHED) or plan.late_counts_as_missing or plan.rerank is not None,
+            asks=bool(plan.miss.marks & NOT_ALL_FETCHED)
+            or plan.late_counts_as_missing
+            or plan.rerank is not None
+            or plan.on_miss is not None,
             ask_late=plan.late_counts_as_missing,
             lossy_prefill=plan.lossy_prefill,
             params=frozen(plan.miss.params),

@@ -174,6 +174,9 @@ class OnMiss:
     link_share: tuple[int, int] = (1, 1)
 
 
+PLAIN = OnMiss(np.zeros((2, 0), np.int64), np.zeros(0, np.bool_))  # what it comes to where a run uses none of it
+
+
 @dataclass(frozen=True)
 class Prefetch:
     """Ranked lists of predicted experts, best first, -1 = no entry.

@@ -20,7 +20,7 @@ from sim.core.state import (
     State,
 )
 
-DEMAND, PREFETCH = range(2)  # plan.CAUSES
+DEMAND, PREFETCH, BACKGROUND = range(3)  # plan.CAUSES
 
 
 @inner
@@ -124,7 +124,7 @@ def _evict(s: State, g: int) -> None:
 
 
 @inlined
-def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
+def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any, rules: Any) -> bool:
     """A slot for expert g at its commit: a free one of its scope, else the victim's; False where there is neither.
 
     On success g is COMMITTED and the victim is gone. Raises IllegalTransition if g was not queued.
@@ -135,7 +135,7 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
         slot = s.scope[scope].base + s.scope[scope].used
         s.scope[scope].used += 1
     else:
-        gone = victim(s, scope, spare_from, g, hooks)
+        gone = victim(s, scope, spare_from, g, hooks, rules)
         if gone < 0:
             return False
         _evict(s, gone)
@@ -145,7 +145,7 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any) -> bool:
     s.expert[g].slot = slot
     s.expert[g].fresh = 0
     s.scope[scope].arriving += 1
-    lg.committed(s, log, g, gone)
+    lg.committed(s, log, g, gone, -1 if rules is None else rules.run.runs)
     return True
 
 
@@ -160,16 +160,12 @@ def _count_landing(s: State, g: int) -> None:
         s.count.prefetch_late += late
         s.expert[g].fresh = 0 if late else 1
     else:
-        s.count.landed_background += 1
+        s.count.landed_background += s.expert[g].origin == BACKGROUND
 
 
-@choice
-def land(s: State, log: Any) -> int:
-    """The oldest committed transfer has landed: its expert is resident, touched, and ready if this visit wants it."""
-    head = s.link.flight_head
-    g = s.flight[head]
-    s.link.flight_head = head + 1 if head + 1 < len(s.expert) else 0
-    s.link.n_flight -= 1
+@inlined
+def land_in_slot(s: State, log: Any, g: int) -> None:
+    """The transfer of expert g has landed: it is resident, touched, and ready if this visit wants it."""
     move(s, g, RESIDENT)
     s.scope[scope_of(s, g)].arriving -= 1
     s.expert[g].landed = s.run.stamps
@@ -184,7 +180,6 @@ def land(s: State, log: Any) -> int:
         s.ready[s.visit.n_ready] = g
         s.visit.n_ready += 1
     lg.ended(s, log, g, 0)
-    return g
 
 
 @inlined
@@ -199,5 +194,11 @@ def executed(s: State, g: int) -> None:
             _join_order(s, g)
         if s.run.eviction_marks & SCORES_USES:
             count_use(s, g)
+    release(s, g)
+
+
+@inlined
+def release(s: State, g: int) -> None:
+    """Its work is done: no longer held."""
     s.expert[g].work = 0
     s.expert[g].stand_in = 0

@@ -64,7 +64,8 @@ class Expert(Struct):
 class OfRun(Struct):
     n_layers: int
     n_experts: int  # of a layer
-    n_full: int  # ids of experts; those from here on are low-precision copies
+    n_full: int  # ids of experts; those from here on are low-precision copies,
+    stage_base: int  # and from here on those without a slot (core.rules)
     eviction: int  # its kind
     eviction_marks: int  # bits of plan.MARKS
     seed: int
@@ -179,7 +180,8 @@ class IllegalTransition(RuntimeError):
 
 
 class State(Memory):
-    """G experts; with low-precision copies twice as many, the copy of g being G + g, and twice as many scopes.
+    """G experts; with low-precision copies twice as many, the copy of g being G + g, and twice as many scopes; with
+    core.rules twice G more, without scopes.
 
     Lists of ids are unsigned: numba then leaves out what Python's negative indices cost at every use of an id."""
 
@@ -217,7 +219,8 @@ def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
     tokens, layers, top_k = plan.experts.shape
     slots = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
-    n = layers * plan.n_experts * (1 if plan.low is None else 2)
+    with_slots = layers * plan.n_experts * (1 if plan.low is None else 2)
+    n = with_slots + (0 if plan.on_miss is None else 2 * layers * plan.n_experts)
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
     rows = int(np.diff(plan.step_offset).max(initial=0))
     counters = Count.dtype.itemsize // 8
@@ -225,7 +228,7 @@ def new_state(plan: Plan) -> State:
     ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
     ring = np.arange(n + len(slots), dtype=np.uint32)
     return State(
-        run=_run(plan, n),
+        run=_run(plan, n, with_slots),
         visit=zeros(dtype=OfVisit),
         link=zeros(dtype=OfLink),
         rows=zeros(dtype=Written),
@@ -251,11 +254,11 @@ def new_state(plan: Plan) -> State:
     )
 
 
-def _run(plan: Plan, n: int) -> Any:
+def _run(plan: Plan, n: int, with_slots: int) -> Any:
     run = zeros(dtype=OfRun)
     touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
     run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
-    run["n_full"] = plan.experts.shape[1] * plan.n_experts
+    run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
     run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
     run["seed"], run["depth"], run["no_touch"] = plan.seed, min(plan.costs.commit_depth, n), not touch
     if plan.prefetch is not None:
@@ -269,7 +272,7 @@ def _experts(plan: Plan, n: int) -> Any:
     expert["slot"] = expert["transfer"] = -1
     expert["next_use"] = NEVER
     expert["layer"] = g // plan.n_experts % layers
-    expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)
+    expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)  # of ids with slots
     return expert
 
 

@@ -11,16 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
+from sim.core.admission import admit, count_misses, count_uses
 from sim.core.ahead import predict, withdraw_unwanted
-from sim.core.answer import answer_each, fetch_all
-from sim.core.eviction import look_back
+from sim.core.answer import answer_by_rule, answer_each, defer, fetch_all
+from sim.core.eviction import look_back, visits_of_layer
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
-from sim.core.jit import choice, inlined, inner
+from sim.core.jit import apart, choice, inlined, inner
 from sim.core.plan import BY_NEXT_USE, GROUPS, LOOKS_BACK
+from sim.core.remote import remotes_left
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
-from sim.core.residency import executed, scope_of
+from sim.core.residency import executed, release, scope_of
+from sim.core.rules import NOBODY, begin_visit, behind, class_of
+from sim.core.stages import executed_copy, owe, stream_ahead
 from sim.core.state import (
     COMMITTED,
     HIT,
@@ -36,16 +40,18 @@ ONE, ALL = (GROUPS.index(mode) for mode in ("one", "all"))
 
 
 @inlined
-def _want(s: State, g: int, visit: int, layer: int) -> None:
+def _want(s: State, rules: Any, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once."""
     s.expert[g].seen = visit + 1
     s.expert[g].tokens = 1
     now = s.expert[g].state
     kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
+    if rules is not None:
+        kind = class_of(s, rules, g)
     s.expert[g].kind = kind
     if kind == LATE:
         s.expert[g].fresh = 2
-    elif s.expert[g].fresh == 1 and kind == HIT:
+    elif s.expert[g].fresh == 1 and kind == HIT and now == RESIDENT:
         s.count.prefetch_used += 1
         s.expert[g].fresh = 0
     _count_kind(s.layer[layer], kind)
@@ -111,12 +117,12 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
                 after = route.next_use[i, layer, k]
                 g = layer * s.run.n_experts + e
                 s.expert[g].next_use = after if after >= 0 else NEVER
-                if s.run.n_full < len(s.expert):
+                if s.run.n_full < s.run.stage_base:
                     s.expert[s.run.n_full + g].next_use = s.expert[g].next_use
 
 
 @inlined
-def _classify(s: State, route: Route, miss: Any, visit: int, step: int, layer: int) -> None:
+def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.run.routed = visit + 1
     new = s.visit
@@ -133,33 +139,59 @@ def _classify(s: State, route: Route, miss: Any, visit: int, step: int, layer: i
             if s.expert[g].seen == visit + 1:
                 s.expert[g].tokens += 1
                 continue
-            _want(s, g, visit, layer)
+            _want(s, rules, g, visit, layer)
     if s.run.eviction_marks & BY_NEXT_USE:
         _note_next_uses(s, route, step, layer)
 
 
 @choice
-def decide(s: State, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any = None) -> None:
+def decide(
+    s: State, log: Any, route: Route, miss: Any, ahead: Any, step: int, layer: int, hooks: Any, rules: Any
+) -> None:
     """Everything decided at the routed instant of one visit. Raises IllegalTransition if a law would be broken."""
     visit = step * s.run.n_layers + layer
-    s.link.demand_head = 0
-    s.link.demand_tail = 0
+    if rules is None:
+        s.link.demand_head = 0
+        s.link.demand_tail = 0
+    else:
+        begin_visit(s, rules, visit, step, layer, route.step_offset[step + 1] - route.step_offset[step])
     asks = miss is not None and miss.asks
     if miss is not None and asks:
         _load(s, route, miss, hooks, step, layer)
-    _classify(s, route, miss, visit, step, layer)
+    _classify(s, route, miss, rules, visit, step, layer)
+    if rules is not None:
+        count_misses(s, rules)
     if miss is not None and s.run.eviction_marks & LOOKS_BACK:
         look_back(s, route, miss.weights, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.link.n_queued > 0:
         withdraw_unwanted(s, log, visit, layer)
-    if miss is not None and asks:
-        answer_each(s, log, route, miss, hooks, visit, step, layer)
+    if rules is not None and rules.visit.by_token == 0:
+        answer_by_rule(s, log, route, miss, rules, visit, step, layer)
+    elif miss is not None and asks:
+        answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
     else:
         fetch_all(s, log, route, visit, step, layer)
+    if rules is not None:
+        _behind_the_answers(s, log, route, rules, visit, step, layer)
     if ahead is not None:
-        predict(s, log, route, ahead, visit)
+        predict(s, log, route, ahead, rules, visit)
+
+
+@inner
+def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: int, layer: int) -> None:
+    """What follows from the answers: deferred host work, whom a serial visit waits for, admissions, layers ahead."""
+    apart()
+    rows, layers = route.step_offset[step + 1] - route.step_offset[step], s.run.n_layers
+    if rules.run.defer > 0 and not route.step_prefill[step] and layer < layers - 1:
+        defer(s, rules, rows, rules.run.defer)
+    if rules.run.serial == 1:
+        owe(s, rules, layer)
+    count_uses(s, rules)
+    admit(s, log, rules, visit, layer, rows)
+    if rules.run.ahead > 0:
+        stream_ahead(s, log, rules, visit, visit + rules.run.ahead, len(route.step_prefill))
 
 
 @inner
@@ -173,16 +205,32 @@ def _log_visit(s: State, log: Any, step: int, layer: int) -> None:
 
 
 @inner
-def _stuck(s: State) -> bool:
+def _work_under_way(s: State, rules: Any) -> bool:
+    """Whether what is on the link brings an expert that the visit has work for."""
+    for i in range(s.link.n_flight):
+        place = s.link.flight_head + i
+        g: Any = np.int64(s.flight[place if place < len(s.expert) else place - len(s.expert)])
+        while g != NOBODY:
+            if s.expert[g].work > 0:
+                return True
+            g = behind(s, rules, g)
+    return False
+
+
+@inner
+def _stuck(s: State, rules: Any) -> bool:
     """Nothing more can land while the rest is held: the first demand finds no slot and nothing under way brings one,
     nor, among copies of another precision, more work."""
     if s.link.demand_head >= s.link.demand_tail:
         return False
-    scope = scope_of(s, s.demand[s.link.demand_head])
+    first = s.demand[s.link.demand_head]
+    if rules is not None and first >= s.run.stage_base:
+        return rules.run.stages_free == 0 and not _work_under_way(s, rules)
+    scope = scope_of(s, first)
     if s.scope[scope].used < s.scope[scope].capacity:
         return False
     twin = scope
-    if s.run.n_full < len(s.expert):
+    if s.run.n_full < s.run.stage_base:
         twin = (scope + len(s.scope) // 2) % len(s.scope)
     if s.scope[scope].arriving > 0 or s.scope[twin].arriving > 0:
         return False
@@ -194,34 +242,71 @@ def _stuck(s: State) -> bool:
 
 
 @choice
-def take_group(s: State, mode: int) -> int:
+def take_group(s: State, mode: int, rules: Any) -> int:
     """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
     ready = s.visit.n_ready - s.visit.n_run
+    if rules is not None:
+        if rules.run.serial == 1 and rules.visit.copies_left > 0:
+            return 0
+        rules.visit.remote_waits = 0
     if mode == ONE:
         return min(ready, 1)
-    if mode == ALL and s.visit.n_ready < s.visit.n_work and not _stuck(s):
+    if mode == ALL and s.visit.n_ready < s.visit.n_work and not _stuck(s, rules):
         return 0
     return ready
 
 
 @choice
-def finish_group(s: State, log: Any, n: int) -> None:
+def visit_lasts(s: State, rules: Any) -> bool:
+    """Whether the visit waits for anything but the host: work on the GPU, or copies that must land."""
+    if s.visit.n_run < s.visit.n_work or rules is None:
+        return s.visit.n_run < s.visit.n_work
+    return remotes_left(rules) or (rules.run.serial == 1 and rules.visit.copies_left > 0)
+
+
+@choice
+def finish_group(s: State, log: Any, n: int, rules: Any) -> None:
     """The group of the next n ready experts has run: touched and released in its order."""
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
         if log is not None:
             _log_execution(s, log, g, s.expert[g].work, s.expert[g].stand_in, 0)
-        executed(s, g)
+        if rules is None:
+            executed(s, g)
+        else:
+            _executed(s, rules, g)
     s.visit.n_run += n
 
 
+@inlined
+def _executed(s: State, rules: Any, g: int) -> None:
+    if g >= s.run.stage_base:
+        executed_copy(s, rules, g)
+    elif rules.visit.bulk == 1 and rules.run.bulk_touch == 0:
+        release(s, g)
+    else:
+        executed(s, g)
+        if g < s.run.n_full:
+            rules.expert[g].ran = visits_of_layer(s, g)
+
+
 @choice
-def finish_host(s: State, log: Any) -> None:
-    """The visit's experts on the CPU have run."""
+def finish_remote(s: State, log: Any, rules: Any, there: int) -> None:
+    """What was read where it lies has run."""
+    g = rules.remote[rules.visit.remote_run]
+    if log is not None:
+        _log_execution(s, log, there, s.expert[g].tokens, 0, 0)
+    rules.visit.remote_run += 1
+
+
+@choice
+def finish_host(s: State, log: Any, rules: Any) -> None:
+    """The visit's experts on the CPU have run, or (deferred ones) will."""
+    at_once = s.visit.n_host if rules is None else s.visit.n_host - rules.visit.n_later
     for i in range(s.visit.n_host):
         g = s.on_host[i]
         if log is not None:
-            _log_execution(s, log, g, s.expert[g].host, 0, 1)
+            _log_execution(s, log, g, s.expert[g].host, 0, 1 if i < at_once else 2)
         s.expert[g].host = 0
 
 
@@ -231,4 +316,4 @@ def _log_execution(s: State, log: Any, g: int, tokens: int, stand_in: int, cpu: 
     s.rows.executions += 1
     row.event, row.visit = lg.next_event(s), s.run.routed - 1
     row.expert, row.tokens, row.stand_in_tokens, row.cpu = g, tokens, stand_in, cpu
-    row.low = 1 if g >= s.run.n_full else 0
+    row.low = 1 if s.run.n_full <= g < s.run.stage_base else 0

@@ -7,11 +7,13 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice
+from sim.core.jit import choice, inner
 from sim.core.link import abandon
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Plan
 from sim.core.residency import place
+from sim.core.rules import NOBODY, Rules, behind, new_rules
+from sim.core.stages import stream_first
 from sim.core.state import State
 
 Int = npt.NDArray[np.int64]
@@ -30,13 +32,20 @@ class Time(Struct):
     unfinished: int  # transfers
 
 
+class Host(Struct):
+    until_ns: int  # the host slows the link until then,
+    deferred_ns: int  # and deferred work of the last visit ends
+
+
 class Clock(Memory):
     """What time it is, and was."""
 
     time: Time
+    host: Host
     totals: Int  # the memory of time but for now, to be set to zero
     starts: Int  # [G] when each committed expert's transfer starts
     lands: Int  # [G] and lands
+    full_ns: Int  # [G] what it lasts with the whole link to itself
     begin: Int  # [S] of each step
     end: Int  # [S]
     event: Int  # [S] its number, with a log
@@ -46,42 +55,100 @@ class Clock(Memory):
         setattr(self.time, what, getattr(self.time, what) + ns)
 
 
-def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock]:
-    """Time 0: the first residents have landed, nothing is queued."""
+def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, Rules | None]:
+    """Time 0: the first residents have landed; nothing is queued but what layers ahead stream."""
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
     time, experts, steps = zeros(Time.dtype.itemsize // 8), len(s.expert), len(plan.step_prefill)
     clock = Clock(
         time=time.view(Time.dtype).reshape(()),
+        host=zeros(dtype=Host),
         totals=time[1:],
         starts=zeros(experts),
         lands=zeros(experts),
+        full_ns=zeros(experts),
         begin=zeros(steps),
         end=zeros(steps),
         event=zeros(steps),
     )
-    return s, lg.new_log(plan) if full else None, clock
+    log, rules = lg.new_log(plan) if full else None, new_rules(plan, s)
+    if rules is not None:
+        stream_first(s, log, rules, steps)
+        if log is not None:
+            log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
+    return s, log, clock, rules
 
 
 @choice
-def forget(s: State, clock: Clock) -> None:
+def forget(s: State, clock: Clock, rules: Any) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
     s.totals[:] = 0
     s.loss[:] = 0.0
     clock.totals[:] = 0
+    if rules is not None:
+        rules.totals[:] = 0
+        rules.busy_ns[:] = 0
+        rules.host_ns[:] = 0
     if s.link.n_flight > 0:
-        clock.time.link_busy_ns -= max(0, clock.time.now_ns - clock.starts[s.flight[s.link.flight_head]])
+        g = s.flight[s.link.flight_head]
+        busy(s, clock, rules, g, min(0, clock.starts[g] - clock.time.now_ns))
 
 
 @choice
-def close(s: State, log: Any, clock: Clock) -> None:
+def busy(s: State, clock: Clock, rules: Any, g: int, ns: int) -> None:
+    """The link has moved data for ns, in the transfer that begins with expert g."""
+    clock.time.link_busy_ns += ns
+    if rules is not None:
+        rules.busy_ns[s.expert[g].origin] += ns
+
+
+@inner
+def _log_start(s: State, log: Any, clock: Clock, rules: Any, g: Any) -> None:
+    """When a transfer that has not landed has started, in the rows of the experts that it brings; -1 it has not."""
+    started = clock.starts[g] if clock.starts[g] <= clock.time.now_ns else -1
+    while g != NOBODY:
+        log.transfers[s.expert[g].transfer].started_ns = started
+        g = NOBODY if rules is None else behind(s, rules, g)
+
+
+@choice
+def close(s: State, log: Any, clock: Clock, rules: Any) -> None:
     """The end of the run: what is queued or under way stays unfinished."""
     now = clock.time.now_ns
     for i in range(s.link.n_flight):
-        g = s.flight[(s.link.flight_head + i) % len(s.expert)]
-        clock.time.link_busy_ns += max(0, now - clock.starts[g])
-        if log is not None and clock.starts[g] > now:
-            log.transfers[s.expert[g].transfer].started_ns = -1
-    clock.time.unfinished = abandon(s, log)
+        g: Any = np.int64(s.flight[(s.link.flight_head + i) % len(s.expert)])
+        busy(s, clock, rules, g, max(0, now - clock.starts[g]))
+        if log is not None:
+            _log_start(s, log, clock, rules, g)
+    clock.time.unfinished = abandon(s, log, rules)
     for g in range(len(s.expert)):
         s.count.prefetch_wasted += s.expert[g].state == st.RESIDENT and s.expert[g].fresh == 1
+
+
+# --- the host and the link share the host's memory ---
+
+
+@choice
+def slowed(ns: int, beside: int, n: int, d: int) -> int:
+    """How long a transfer lasts that needs ns with the link to itself and has n / d of it while the host computes, for
+    `beside` more ns (engines.md, "Memory is shared both ways")."""
+    if beside <= 0 or n == d:
+        return ns
+    alone = -(-ns * d // n)
+    return alone if alone <= beside else beside + ns - beside * n // d
+
+
+@choice
+def slow_the_link(s: State, clock: Clock, until: int, n: int, d: int) -> None:
+    """The host computes from now on until then: what is under way takes longer, and what is committed behind it starts
+    later. Their log and events are the machine's."""
+    now, clock.host.until_ns = clock.time.now_ns, until
+    lands = now
+    for i in range(s.link.n_flight):
+        g = s.flight[(s.link.flight_head + i) % len(s.expert)]
+        if i == 0:
+            lands = now + slowed(clock.lands[g] - now, until - now, n, d)
+        else:
+            clock.starts[g] = lands
+            lands += slowed(clock.full_ns[g], until - lands, n, d)
+        clock.lands[g] = lands

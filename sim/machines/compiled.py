@@ -13,18 +13,15 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.jit import choice, inlined, inner
-from sim.core.link import count_stall, next_commit, waiting, why_stalled
-from sim.core.plan import Plan
-from sim.core.residency import land
+from sim.core.jit import apart, choice, inlined, inner
+from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
+from sim.core.plan import PLAIN, Plan
+from sim.core.remote import next_remote
+from sim.core.rules import NOBODY, behind
+from sim.core.stages import end_visit
 from sim.core.state import NEVER, State
-from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import (
-    Clock,
-    begin_run,
-    close,
-    forget,
-)
+from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
+from sim.machines.clock import Clock, begin_run, busy, close, forget, slow_the_link, slowed
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
@@ -42,36 +39,59 @@ class Durations(NamedTuple):
     transfer_ns: Int
     low_expert_ns: Int
     low_transfer_ns: Int
+    run_ns: Int  # plan.OnMiss
     decide_ns: int
     group_ns: int
     commit_gap_ns: int
+    cpu_visit_ns: int
+    beside: bool
+    share_n: int
+    share_d: int
 
 
 @inlined
-def _transfer_ns(s: State, hooks: Any, d: Durations, g: int, follows: int) -> int:
-    """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies."""
+def _transfer_ns(s: State, hooks: Any, rules: Any, d: Durations, g: int, follows: int) -> int:
+    """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies, only one
+    with rules several experts in one transfer."""
+    if rules is not None and g >= s.run.stage_base:
+        return d.run_ns[follows, rules.visit.run]
     if hooks is not None and g >= s.run.n_full:
         return d.low_transfer_ns[follows]
     return d.transfer_ns[follows]
 
 
 @inlined
-def _commit_all(s: State, log: Any, hooks: Any, d: Durations, clock: Clock) -> None:
+def _commit_all(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Clock) -> None:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.time.now_ns
-    while waiting(s):
-        behind = s.link.n_flight > 0
-        if behind:
+    while waiting(s, rules):
+        follows = s.link.n_flight > 0
+        if follows:
             tail = s.link.flight_head + s.link.n_flight - 1
             last = s.flight[tail if tail < len(s.expert) else tail - len(s.expert)]
-        g = next_commit(s, log, hooks)
+        g = next_commit(s, log, hooks, rules)
         if g < 0:
             return
-        clock.starts[g] = clock.lands[last] if behind else now + d.commit_gap_ns
-        clock.lands[g] = clock.starts[g] + _transfer_ns(s, hooks, d, g, 1 if behind else 0)
+        clock.starts[g] = clock.lands[last] if follows else now + d.commit_gap_ns
+        ns = _transfer_ns(s, hooks, rules, d, g, 1 if follows else 0)
+        clock.lands[g] = clock.starts[g] + ns
+        if rules is not None:
+            clock.full_ns[g] = ns
+            begin = clock.lands[last] if follows else now
+            beside = clock.host.until_ns - begin
+            clock.lands[g] = begin + slowed(clock.lands[g] - begin, beside, d.share_n, d.share_d)
         if log is not None:
-            row = log.transfers[s.expert[g].transfer]
-            row.committed_ns, row.started_ns = now, clock.starts[g]
+            _log_commit(s, log, rules, clock, g)
+
+
+@inner
+def _log_commit(s: State, log: Any, rules: Any, clock: Clock, g: Any) -> None:
+    """When a transfer was committed and starts, in the rows of all the experts it brings."""
+    starts = clock.starts[g]
+    while g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        row.committed_ns, row.started_ns = clock.time.now_ns, starts
+        g = NOBODY if rules is None else behind(s, rules, g)
 
 
 @inlined
@@ -81,46 +101,70 @@ def _next_landing(s: State, clock: Clock) -> int:
 
 
 @inlined
-def _land(s: State, log: Any, clock: Clock) -> None:
+def _land(s: State, log: Any, rules: Any, clock: Clock) -> None:
     """The oldest committed transfer lands now."""
-    g = land(s, log)
-    clock.time.link_busy_ns += clock.time.now_ns - clock.starts[g]
+    g = land(s, log, rules)
+    busy(s, clock, rules, g, clock.time.now_ns - clock.starts[g])
     if log is not None:
-        log.transfers[s.expert[g].transfer].landed_ns = clock.time.now_ns
+        _log_landing(s, log, rules, clock, g)
+
+
+@inner
+def _log_landing(s: State, log: Any, rules: Any, clock: Clock, g: Any) -> None:
+    starts = clock.starts[g]
+    while g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        row.started_ns, row.landed_ns = starts, clock.time.now_ns  # a busy host may have put the start off
+        g = NOBODY if rules is None else behind(s, rules, g)
 
 
 @inlined
-def _stalled(s: State, log: Any, clock: Clock, layer: int, due: int) -> None:
+def _stalled(s: State, log: Any, rules: Any, clock: Clock, layer: int, due: int) -> None:
     """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
     if due == NEVER:
         raise RuntimeError("deadlock: the GPU waits and nothing is under way")
     waited = due - clock.time.now_ns
-    count_stall(s, log, layer, why_stalled(s), waited)
+    count_stall(s, log, layer, why_stalled(s, rules), waited)
     clock.time.stall_ns += waited
 
 
 @inlined
-def _advance(s: State, log: Any, hooks: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
+def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
     """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.time.now_ns + ns
-    if ns > 0 and s.link.n_flight == 0 and not waiting(s):
+    if ns > 0 and s.link.n_flight == 0 and not waiting(s, rules):
         clock.time.now_ns = to
         return
     while ns != 0:
-        if waiting(s):
-            _commit_all(s, log, hooks, d, clock)
+        if waiting(s, rules):
+            _commit_all(s, log, hooks, rules, d, clock)
         due = _next_landing(s, clock)
         if ns == UNTIL_LANDING:
-            _stalled(s, log, clock, layer, due)
+            _stalled(s, log, rules, clock, layer, due)
             to = due
         clock.time.now_ns = min(due, to)
         while _next_landing(s, clock) == clock.time.now_ns:
-            _land(s, log, clock)
+            _land(s, log, rules, clock)
         if due >= to:
             return
+
+
+@inner
+def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
+    """The same where there are rules: compiled once, and not wherever it is called."""
+    apart()
+    _advance(s, log, hooks, rules, d, clock, ns, layer)
+
+
+@inlined
+def _go_on(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
+    if rules is None:
+        _advance(s, log, hooks, rules, d, clock, ns, layer)
+    else:
+        _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
 
 
 @inlined
@@ -148,26 +192,75 @@ def _time_executions(s: State, log: Any, expert_ns: Any, low_ns: Any, begin: int
 
 
 @inner
-def _host_ns(s: State, d: Any) -> int:
-    """How long the host computes what this visit gave it: one expert after another from the routed instant."""
-    busy = 1 if s.link.n_flight > 0 else 0
+def _host_ns(s: State, d: Any, row: int, first: int, last: int) -> int:
+    """How long the host computes some of what this visit gave it, one expert after another."""
     ns = 0
-    for i in range(s.visit.n_host):
-        ns += d.cpu_expert_ns[busy, s.expert[s.on_host[i]].host]
+    for i in range(first, last):
+        ns += d.cpu_expert_ns[row, s.expert[s.on_host[i]].host]
     return ns
 
 
 @inner
-def _wait_for_host(s: State, log: Any, hooks: Any, d: Any, clock: Clock, routed: int, busy: int, ns: int) -> None:
-    """The layer ends when the host is done too."""
-    wait = max(0, routed + ns - clock.time.now_ns)
+def _wait_for_host(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, until: int) -> None:
+    """The GPU waits for the host."""
+    wait = max(0, until - clock.time.now_ns)
     clock.time.cpu_wait_ns += wait
-    _advance(s, log, hooks, d, clock, wait, s.run.routed)  # no stall: any layer
-    n = s.visit.n_host
-    finish_host(s, log)
     if log is not None:
-        log.visits[s.rows.visits - 1].cpu_wait_ns = wait
-        _time_executions(s, log, d.cpu_expert_ns[busy], d.low_expert_ns, routed, n, -1)
+        log.visits[s.rows.visits - 1].cpu_wait_ns += wait
+    _go_on(s, log, hooks, rules, d, clock, wait, s.run.routed)  # no stall: any layer
+
+
+@inner
+def _end_host(
+    s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, begin: int, row: int, until: int
+) -> None:
+    """The layer ends when the host is done too; it began at `begin`."""
+    _wait_for_host(s, log, hooks, rules, d, clock, until)
+    n = s.visit.n_host
+    finish_host(s, log, rules)
+    if log is not None:
+        _time_executions(s, log, d.cpu_expert_ns[row], d.low_expert_ns, begin, n, -1)
+
+
+@inner
+def _host_work(s: State, rules: Any, d: Any, clock: Clock, row: int) -> tuple[int, int]:
+    """When the host begins this visit's first expert, and when the layer's host work is done: deferred experts of the
+    last visit, then this one's, of which the deferred may last beyond the layer. The link is slowed meanwhile."""
+    routed, before = clock.time.now_ns, clock.host.deferred_ns
+    clock.host.deferred_ns = 0
+    if s.visit.n_host == 0:
+        return routed, before
+    begin = max(routed, before) + d.cpu_visit_ns
+    at_once = s.visit.n_host - rules.visit.n_later
+    done = begin + _host_ns(s, d, row, 0, at_once)
+    last = done + _host_ns(s, d, row, at_once, s.visit.n_host)
+    if rules.visit.n_later > 0:
+        clock.host.deferred_ns = last
+    rules.host_ns[0] += last - max(routed, before)
+    if d.share_n < d.share_d:
+        slow_the_link(s, clock, last, d.share_n, d.share_d)
+    return begin, done if at_once > 0 else before
+
+
+@inner
+def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, there: int, group: int) -> None:
+    """The GPU reads an expert over the idle link while it computes it."""
+    apart()
+    now = clock.time.now_ns
+    tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
+    read = slowed(d.transfer_ns[0], clock.host.until_ns - now, d.share_n, d.share_d)
+    ns = max(d.expert_ns[tokens], read)
+    clock.starts[there], clock.lands[there] = now, now + ns
+    if log is not None:
+        _log_commit(s, log, rules, clock, there)
+    _go_on(s, log, hooks, rules, d, clock, ns, s.run.routed)
+    if ns == 0:
+        _land(s, log, rules, clock)
+    clock.time.experts_ns += ns
+    finish_remote(s, log, rules, there)
+    if log is not None:
+        row = log.executions[s.rows.executions - 1]
+        row.begin_ns, row.end_ns, row.group = now, now + ns, group
 
 
 @inlined
@@ -178,6 +271,7 @@ def _visit(
     miss: Any,
     ahead: Any,
     hooks: Any,
+    rules: Any,
     d: Any,
     clock: Clock,
     mode: int,
@@ -186,55 +280,78 @@ def _visit(
 ) -> None:
     """One visit from its routed instant to the end of its layer."""
     first_transfer = s.rows.transfers
-    decide(s, log, route, miss, ahead, step, layer, hooks)
-    routed, busy = clock.time.now_ns, 1 if s.link.n_flight > 0 else 0
+    decide(s, log, route, miss, ahead, step, layer, hooks, rules)
+    routed, row = clock.time.now_ns, 1 if s.link.n_flight > 0 else 0  # of cpu_expert_ns: the link is idle, or busy
     if log is not None:
         log.visits[s.rows.visits - 1].routed_ns = routed
         for i in range(first_transfer, s.rows.transfers):
             log.transfers[i].queued_ns = routed
-    host_ns = 0
-    if miss is not None:
-        host_ns = _host_ns(s, d)
+    host_begin, host_done = routed, routed
+    if rules is not None:
+        row = max(row, rules.visit.busy)
+        host_begin, host_done = _host_work(s, rules, d, clock, row)
+        if not d.beside and s.visit.n_host > rules.visit.n_later:
+            _wait_for_host(s, log, hooks, rules, d, clock, host_done)
+    elif miss is not None:
+        host_done += _host_ns(s, d, row, 0, s.visit.n_host)
     group = 0
-    while s.visit.n_run < s.visit.n_work:
-        n, begin = take_group(s, mode), clock.time.now_ns
+    while visit_lasts(s, rules):
+        n, begin = take_group(s, mode, rules), clock.time.now_ns
+        if rules is not None and n == 0:
+            there = next_remote(s, log, rules)
+            if there >= 0:
+                _run_remote(s, log, hooks, rules, d, clock, there, group)
+                group += 1
+                continue
         ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
-        _advance(s, log, hooks, d, clock, ns, layer)
+        _go_on(s, log, hooks, rules, d, clock, ns, layer)
         if n > 0:
             clock.time.experts_ns += ns
-            finish_group(s, log, n)
+            finish_group(s, log, n, rules)
             if log is not None:
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
             group += 1
-    if miss is not None and s.visit.n_host > 0:
-        _wait_for_host(s, log, hooks, d, clock, routed, busy, host_ns)
+    if miss is not None and (s.visit.n_host > 0 or rules is not None):
+        _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
+    if rules is not None:
+        end_visit(s, rules)
     if log is not None:
         log.visits[s.rows.visits - 1].end_ns = clock.time.now_ns
 
 
 @choice
 def _loop(
-    s: State, log: Any, route: Any, miss: Any, ahead: Any, hooks: Any, d: Any, clock: Clock, mode: int, warmup: int
+    s: State,
+    log: Any,
+    route: Any,
+    miss: Any,
+    ahead: Any,
+    hooks: Any,
+    rules: Any,
+    d: Any,
+    clock: Clock,
+    mode: int,
+    warmup: int,
 ) -> None:
     """The whole run."""
     layers = route.experts.shape[1]
     for step in range(len(route.step_prefill)):
         if step == warmup and warmup > 0:
-            forget(s, clock)
+            forget(s, clock, rules)
         clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
-            _advance(s, log, hooks, d, clock, dense[layer] + then, layer)
+            _go_on(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
             if layer < layers:
-                _visit(s, log, route, miss, ahead, hooks, d, clock, mode, step, layer)
+                _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
         clock.time.dense_ns += dense.sum()
         clock.time.decide_ns += layers * d.decide_ns
         clock.time.head_ns += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
-    close(s, log, clock)
+    close(s, log, clock, rules)
 
 
 def durations(plan: Plan) -> Durations:
@@ -242,14 +359,18 @@ def durations(plan: Plan) -> Durations:
     c = plan.costs
     low = plan.low or c
     arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns)
-    return Durations(*arrays, low.expert_ns, low.transfer_ns, c.decide_ns, c.group_ns, c.commit_gap_ns)
+    on = plan.on_miss or PLAIN
+    host = (on.cpu_visit_ns, on.beside, *on.link_share)
+    return Durations(
+        *arrays, low.expert_ns, low.transfer_ns, on.run_ns, c.decide_ns, c.group_ns, c.commit_gap_ns, *host
+    )
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:
     """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
-    s, log, clock = begin_run(plan, full)
+    s, log, clock, rules = begin_run(plan, full)
     route, miss, ahead = inputs(plan, s, full)
     hooks = None if miss is None else new_hooks(plan)
     with explained(plan, hooks):
-        _loop(s, log, route, miss, ahead, hooks, durations(plan), clock, plan.group, plan.warmup_steps)
-    return RunRecord.of(plan, s, log, clock)
+        _loop(s, log, route, miss, ahead, hooks, rules, durations(plan), clock, plan.group, plan.warmup_steps)
+    return RunRecord.of(plan, s, log, clock, rules)

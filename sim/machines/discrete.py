@@ -13,11 +13,13 @@ import simpy
 
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.link import count_stall, next_commit, waiting, why_stalled
-from sim.core.plan import Plan
-from sim.core.residency import land
-from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import begin_run, close, forget
+from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
+from sim.core.plan import PLAIN, Plan
+from sim.core.remote import next_remote
+from sim.core.rules import NOBODY, behind
+from sim.core.stages import end_visit
+from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
+from sim.machines.clock import begin_run, busy, close, forget, slow_the_link, slowed
 from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
@@ -30,10 +32,11 @@ class Machine:
     def __init__(self, plan: Plan, full: bool) -> None:
         self.env: Any = simpy.Environment()  # Any: to simpy time may be a float, here every delay is a whole ns
         self.plan, self.costs = plan, plan.costs
+        self.on_miss = plan.on_miss or PLAIN
         low = plan.low or plan.costs
         self.expert_ns = (plan.costs.expert_ns, low.expert_ns)  # by whether it is a low-precision copy
         self.transfer_ns = (plan.costs.transfer_ns, low.transfer_ns)
-        self.s, self.log, self.clock = begin_run(plan, full)
+        self.s, self.log, self.clock, self.rules = begin_run(plan, full)
         self.route, self.miss, self.ahead = inputs(plan, self.s, full)
         self.hooks = None if self.miss is None else new_hooks(plan)
         self.commit_due = False
@@ -58,26 +61,58 @@ class Machine:
 
     def kick(self) -> None:
         """Something was queued, landed or released: look at the link when everything else of this instant is done."""
-        if not self.commit_due and waiting(self.s):
+        if not self.commit_due and waiting(self.s, self.rules):
             self.commit_due = True
             self.at(0, COMMIT, self.commit)
 
     def commit(self, _: Any) -> None:
         """Commit as much as the depth and the slots allow."""
         self.commit_due = False
-        s, now = self.s, self.env.now
-        while waiting(s):
-            behind = self.last_committed() if s.link.n_flight else None
-            g = next_commit(s, self.log, self.hooks)
+        s, clock, now = self.s, self.clock, self.env.now
+        while waiting(s, self.rules):
+            last = self.last_committed() if s.link.n_flight else None
+            g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 return
-            starts = now + self.costs.commit_gap_ns if behind is None else int(self.clock.lands[behind])
-            lands = starts + int(self.transfer_ns[self.is_low(g)][0 if behind is None else 1])
-            self.clock.starts[g], self.clock.lands[g] = starts, lands
-            if self.log is not None:
-                row = self.log.transfers[s.expert[g].transfer]
-                row.committed_ns, row.started_ns = now, starts
-            self.at(lands - now, LANDING, self.landed)
+            begin = now if last is None else int(clock.lands[last])
+            gap = self.costs.commit_gap_ns if last is None else 0
+            clock.full_ns[g] = ns = self.full_ns(g, 0 if last is None else 1)
+            clock.starts[g], clock.lands[g] = begin + gap, begin + self.slowed(gap + ns, begin)
+            self.note(g, committed_ns=now, started_ns=clock.starts[g])
+            if last is None:
+                self.land_at(g)
+
+    def full_ns(self, g: int, follows: int) -> int:
+        """What the transfer committed last takes with the link to itself."""
+        if self.rules is not None and g >= self.s.run.stage_base:
+            return int(self.on_miss.run_ns[follows, self.rules.visit.run])
+        return int(self.transfer_ns[self.is_low(g)][follows])
+
+    def slowed(self, ns: int, begin: int) -> int:
+        """How long a transfer takes from `begin` on that needs ns with the link to itself."""
+        return int(slowed(ns, self.clock.host.until_ns - begin, *self.on_miss.link_share))
+
+    def land_at(self, g: int) -> None:
+        """The transfer at the head of the link lands when the clock says; a busy host may still put that off."""
+        due = int(self.clock.lands[g])
+
+        def landing(_: Any) -> None:
+            if self.oldest() == g and self.clock.lands[g] == due and self.env.now == due:
+                self.landed()
+
+        self.at(due - self.env.now, LANDING, landing)
+
+    def oldest(self) -> int:
+        """The oldest committed transfer, -1 where none is under way."""
+        return int(self.s.flight[self.s.link.flight_head]) if self.s.link.n_flight else -1
+
+    def note(self, g: int, **times: int) -> None:
+        """Into the rows of the experts that a transfer brings; g: the first."""
+        while self.log is not None and g != NOBODY:
+            row = self.log.transfers[self.s.expert[g].transfer]
+            for name, ns in times.items():
+                setattr(row, name, int(ns))
+            g = NOBODY if self.rules is None else int(behind(self.s, self.rules, g))
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
@@ -87,14 +122,15 @@ class Machine:
         place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.expert)
         return int(self.s.flight[place])
 
-    def landed(self, _: Any) -> None:
-        """The oldest committed transfer has landed."""
+    def landed(self) -> None:
+        """The oldest committed transfer has landed, and the next one begins."""
         if self.wake is not None:
             self.count_stall()
-        g = land(self.s, self.log)
-        self.clock.time.link_busy_ns += self.env.now - self.clock.starts[g]
-        if self.log is not None:
-            self.log.transfers[self.s.expert[g].transfer].landed_ns = self.env.now
+        g = int(land(self.s, self.log, self.rules))
+        busy(self.s, self.clock, self.rules, g, self.env.now - self.clock.starts[g])
+        self.note(g, started_ns=self.clock.starts[g], landed_ns=self.env.now)
+        if self.s.link.n_flight:
+            self.land_at(self.oldest())
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
         self.kick()
@@ -103,7 +139,7 @@ class Machine:
         """What the GPU has waited for since it last looked: the state of the link has not changed since then."""
         ns, s = self.env.now - self.stalled_since, self.s
         self.stalled_since = self.env.now
-        count_stall(s, self.log, self.layer, why_stalled(s), ns)
+        count_stall(s, self.log, self.layer, why_stalled(s, self.rules), ns)
         self.clock.time.stall_ns += ns
 
     # --- the GPU ---------------------------------------------------------------------------------------------------
@@ -116,6 +152,7 @@ class Machine:
 
     def run(self) -> Process:
         """Every step, every layer."""
+        self.kick()
         for step in range(len(self.plan.step_prefill)):
             self.begin_step(step)
             for layer in range(self.plan.experts.shape[1]):
@@ -131,7 +168,7 @@ class Machine:
     def begin_step(self, step: int) -> None:
         if step == self.plan.warmup_steps and step > 0:
             self.clock.time.now_ns = self.env.now
-            forget(self.s, self.clock)
+            forget(self.s, self.clock, self.rules)
         self.clock.begin[step] = self.env.now
         self.dense, self.head = self.durations(step)
 
@@ -152,36 +189,47 @@ class Machine:
 
     def end_run(self) -> None:
         self.clock.time.now_ns = self.env.now
-        close(self.s, self.log, self.clock)
+        close(self.s, self.log, self.clock, self.rules)
 
     def visit(self, step: int, layer: int) -> Process:
         """One visit, from its routed instant to the end of its layer."""
         s, log, routed = self.s, self.log, self.env.now
         self.layer, first = layer, s.rows.transfers
-        decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks)
-        busy = int(s.link.n_flight > 0)
+        decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
+        row = int(s.link.n_flight > 0 or (self.rules is not None and self.rules.visit.busy == 1))  # of cpu_expert_ns
+        begin, done = self.host_work(row)
         if log is not None:
             log.visits[s.rows.visits - 1].routed_ns = routed
-            for row in log.transfers[first : s.rows.transfers]:
-                row.queued_ns = routed
+            for each in log.transfers[first : s.rows.transfers]:
+                each.queued_ns = routed
         self.kick()
+        if not self.on_miss.beside and s.visit.n_host > self.deferred():
+            yield from self.wait_for_host(done)
         group = 0
-        while s.visit.n_run < s.visit.n_work:
-            n = yield from self.next_group()
-            yield from self.run_group(n, group)
-            group += 1
-        if s.visit.n_host > 0:
-            yield from self.wait_for_host(routed, busy)
+        while visit_lasts(s, self.rules):
+            n = int(take_group(s, self.plan.group, self.rules))
+            there = int(next_remote(s, log, self.rules)) if n == 0 and self.rules is not None else NOBODY
+            if n > 0:
+                yield from self.run_group(n, group)
+            elif there >= 0:
+                yield from self.run_remote(there, group)
+            else:
+                yield from self.stall()
+            group += n > 0 or there >= 0
+        yield from self.wait_for_host(done)
+        finish_host(s, log, self.rules)
+        self.time_executions((self.costs.cpu_expert_ns[row],) * 2, begin, int(s.visit.n_host), -1)
+        if self.rules is not None:
+            end_visit(s, self.rules)
+            self.kick()
         if log is not None:
             log.visits[s.rows.visits - 1].end_ns = self.env.now
 
-    def next_group(self) -> Process:
-        """Wait until the GPU can take a group; returns how many experts are in it."""
-        while (n := take_group(self.s, self.plan.group)) == 0:
-            self.wake, self.stalled_since = simpy.Event(self.env), self.env.now
-            yield self.wake
-            self.wake = None
-        return n
+    def stall(self) -> Process:
+        """The GPU finds nothing to take and waits for the next landing."""
+        self.wake, self.stalled_since = simpy.Event(self.env), self.env.now
+        yield self.wake
+        self.wake = None
 
     def run_group(self, n: int, group: int) -> Process:
         """The next n ready experts, one after another behind one group set-up."""
@@ -190,21 +238,63 @@ class Machine:
         begin = self.env.now + self.costs.group_ns
         ns = sum(int(self.expert_ns[self.is_low(g)][s.expert[g].work]) for g in group_of)
         yield from self.busy(self.costs.group_ns + ns, "experts_ns")
-        finish_group(s, self.log, n)
+        finish_group(s, self.log, n, self.rules)
         self.time_executions(self.expert_ns, begin, n, group)
         self.kick()
 
-    def wait_for_host(self, routed: int, busy: int) -> Process:
-        """The layer ends when the experts computed on the CPU are done too."""
-        s, n = self.s, int(self.s.visit.n_host)
-        expert_ns = self.costs.cpu_expert_ns[busy]
-        ns = sum(int(expert_ns[s.expert[g].host]) for g in s.on_host[:n])
-        wait = max(0, routed + ns - self.env.now)
+    def wait_for_host(self, until: int) -> Process:
+        """The GPU waits until the host is done."""
+        wait = max(0, until - self.env.now)
         yield from self.busy(wait, "cpu_wait_ns")
-        finish_host(s, self.log)
-        self.time_executions((expert_ns, expert_ns), routed, n, -1)
         if self.log is not None:
-            self.log.visits[s.rows.visits - 1].cpu_wait_ns = wait
+            self.log.visits[self.s.rows.visits - 1].cpu_wait_ns += wait
+
+    def deferred(self) -> int:
+        """Experts of this visit that the host computes when the layer is over."""
+        return 0 if self.rules is None else int(self.rules.visit.n_later)
+
+    def host_work(self, row: int) -> tuple[int, int]:
+        """(when the host begins this visit's first expert, when it is done with what the layer waits for): first what
+        the last visit deferred, then this visit's experts, then those that it defers."""
+        s, host, now = self.s, self.clock.host, self.env.now
+        before, host.deferred_ns = max(now, host.deferred_ns), 0
+        ns = [int(self.costs.cpu_expert_ns[row, s.expert[g].host]) for g in s.on_host[: s.visit.n_host]]
+        if not ns:
+            return now, before
+        begin, at_once = before + self.on_miss.cpu_visit_ns, len(ns) - self.deferred()
+        last = begin + sum(ns)
+        if self.rules is not None:
+            host.deferred_ns = last if at_once < len(ns) else 0
+            self.rules.host_ns[0] += last - before
+            self.slow_the_link(last)
+        return begin, begin + sum(ns[:at_once]) if at_once else before
+
+    def slow_the_link(self, until: int) -> None:
+        """The host computes until then: transfers take longer."""
+        if self.on_miss.link_share == (1, 1):
+            return
+        self.clock.time.now_ns, oldest = self.env.now, self.oldest()
+        was = int(self.clock.lands[oldest])
+        slow_the_link(self.s, self.clock, until, *self.on_miss.link_share)
+        if oldest >= 0 and self.clock.lands[oldest] != was:
+            self.land_at(oldest)
+
+    def run_remote(self, there: int, group: int) -> Process:
+        """The GPU reads an expert over the idle link while it computes it."""
+        s, rules, now = self.s, self.rules, self.env.now
+        assert rules is not None
+        tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
+        ns = max(int(self.costs.expert_ns[tokens]), self.slowed(int(self.costs.transfer_ns[0]), now))
+        self.clock.starts[there], self.clock.lands[there] = now, now + ns
+        self.note(there, committed_ns=now, started_ns=now)
+        self.land_at(there)
+        self.clock.spend("experts_ns", ns)
+        yield self.at(ns, GPU)  # behind the landing of the same instant
+        finish_remote(s, self.log, rules, there)
+        if self.log is not None:
+            row = self.log.executions[s.rows.executions - 1]
+            row.begin_ns, row.end_ns, row.group = now, now + ns, group
+        self.kick()
 
     def time_executions(self, expert_ns: Any, begin: int, n: int, group: int) -> None:
         """When each of the last n executions began and ended."""
@@ -226,4 +316,4 @@ def run(plan: Plan, full: bool = False) -> RunRecord:
     process = machine.env.process(machine.run())
     with explained(plan, machine.hooks):
         machine.env.run(until=process)
-    return RunRecord.of(plan, machine.s, machine.log, machine.clock)
+    return RunRecord.of(plan, machine.s, machine.log, machine.clock, machine.rules)

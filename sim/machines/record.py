@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.log import COLUMNS, Log
-from sim.core.plan import ANSWERS, CAUSES, GATES, LOSSY, OUTCOMES, Plan
+from sim.core.plan import ANSWERS, CAUSES, GATES, LOSSY, OUTCOMES, PLACES, Plan
+from sim.core.rules import RuleCount, Rules
 from sim.errors import SpecError
 from sim.machines.clock import Clock, Time
 from traces.command import replace
@@ -23,6 +24,7 @@ from traces.command import replace
 Int = npt.NDArray[np.int64]
 Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; int8 and int32 by step, int64 in a file
 VERSION = 1
+HOST = PLACES.index("host")
 COUNTERS = tuple(name for name in st.Count.fields() if name != "stopped")
 CLOCK = Time.fields()[1:]
 QUALITY = tuple(name for name in st.OfLayer.fields() if name.startswith("weight_"))  # router weight, by layer
@@ -52,7 +54,7 @@ class RunRecord:
     tokens: Group = field(default_factory=dict)
 
     @staticmethod
-    def of(plan: Plan, s: st.State, log: Log | None, clock: Clock) -> "RunRecord":
+    def of(plan: Plan, s: st.State, log: Log | None, clock: Clock, rules: Rules | None = None) -> "RunRecord":
         """From what a machine ends with."""
         counters: dict[str, Any] = {name: getattr(s.count, name) for name in COUNTERS}
         counters |= {name: getattr(clock.time, name) for name in CLOCK}
@@ -65,6 +67,8 @@ class RunRecord:
         if log is not None:
             steps["event"] = clock.event
         counters |= {f"stopped_{gate}": s.count.stopped[1 + i] for i, gate in enumerate(GATES)}
+        if rules is not None:
+            counters |= _of_rules(rules)
         layer: Group = {name: s.arrays["layer"][name].copy() for name in (*LAYER, *QUALITY)}
         counters |= {name: float(layer[name].sum()) for name in QUALITY}
         if plan.rerank is None:
@@ -74,6 +78,13 @@ class RunRecord:
         tokens = {"lost_weight": s.loss} if plan.miss.marks & LOSSY else {}
         low = 0 if plan.low is None else plan.low.bytes
         return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
+
+
+def _of_rules(rules: Rules) -> dict[str, Any]:
+    """What only a run with them counts."""
+    found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name != "stages_used"}
+    busy = {f"busy_{cause}_ns": int(ns) for cause, ns in zip(CAUSES, rules.busy_ns, strict=True)}
+    return {**found, **busy, "host_ns": int(rules.host_ns[0])}
 
 
 def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
@@ -107,9 +118,19 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
         if name == "transfers":
             layers = plan.experts.shape[1]
             out[name]["layer"] = ids // plan.n_experts % layers
-            out[name]["low"] = (ids >= layers * plan.n_experts).astype(np.int64)
+            out[name]["low"] = ((ids >= s.run.n_full) & (ids < s.run.stage_base)).astype(np.int64)
             low = plan.expert_bytes if plan.low is None else plan.low.bytes
             out[name]["bytes"] = np.where(out[name]["low"], low, plan.expert_bytes)
+        if plan.on_miss is not None:
+            kinds = 1 + (ids - s.run.stage_base) // s.run.n_full  # 0 or less: in a slot
+            out[name]["place"] = np.maximum(kinds, 0)
+    executions = out["executions"]
+    if plan.on_miss is None:
+        del out["transfers"]["run"]
+    else:
+        on_host = executions["cpu"] > 0
+        executions["place"] = np.where(on_host, HOST - 1 + executions["cpu"], executions["place"])
+        executions["cpu"] = on_host.astype(np.int64)
     return out
 
 

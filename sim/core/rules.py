@@ -1,0 +1,293 @@
+"""What a run knows beyond State where rows decide the rule, layers may lack slots, or the host is more than a resource
+of one figure: plan.OnMiss as the core takes it, with its own counters. A run that uses none of it has None.
+
+Ids behind those of State's slots: from `run.stage_base` on the copy of each expert in a stage, from `run.remote_base`
+on an expert that is read over the link where it lies. They have their own lives in `State.expert`, so an expert may be
+on its way to a slot and to a stage at once.
+"""
+
+from collections.abc import MutableSequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.core import eviction
+from sim.core import miss as ms
+from sim.core.jit import choice, inlined, inner
+from sim.core.memory import Memory, Struct, zeros
+from sim.core.plan import ADMIT_PARAMS, CAUSES, SPLIT_PARAMS, OnMiss, Plan
+from sim.core.state import ABSENT, COMMITTED, HIT, LATE, MISS, RESIDENT, State
+
+Int = npt.NDArray[np.int64]
+DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAM = range(len(CAUSES))
+NOBODY = -1
+UNLIMITED = 2**62
+BY_RULE = (ms.FETCH, ms.STREAM, ms.REMOTE, ms.ADMIT, ms.SPLIT)  # answered by expert; others token by token
+
+
+class OfRules(Struct):
+    # of the run
+    miss: int  # kind of the miss policy,
+    bulk: int  # and of the bulk rule
+    static: int  # 1: no newcomer takes a slot
+    by_token: int  # 1: the miss policy is asked about every token
+    bulk_touch: int
+    serial: int
+    merge_runs: int
+    whole_layer: int
+    ahead: int
+    defer: int
+    # what counts on
+    stages_free: int
+    n_streams: int  # queued copies: Rules.streams[: n_streams]
+    n_admits: int  # queued admissions
+    runs: int  # link transfers committed
+
+
+class OfAdmission(Struct):  # plan.ADMIT_PARAMS
+    on: int  # 1: the miss policy is cpu-admit
+    inserts: int
+    queue: int
+    admit_after: int
+    replace_after: int
+    max_rows: int
+    warm: int
+    spare: int
+    margin: float
+    newcomer: int  # whose admission looks for a slot
+
+
+class OfSplit(Struct):  # plan.SPLIT_PARAMS
+    by: int
+    least: int
+    keep: int
+    cpu_visit_ns: int
+
+
+class Served(Struct):  # the visit being served
+    rule: int  # kind of its rule
+    bulk: int
+    by_token: int  # 1: the miss policy is asked about every token
+    admits: int  # 1: its rule is cpu-admit
+    streams: int  # 1: it copies what it lacks into stages (see `streams`)
+    gathers: int  # 1: its copies join in ascending id, after everything else
+    copies_left: int  # of a serial one: copies that have not landed
+    n_remote: int  # experts read where they lie: Rules.remote[: n_remote],
+    remote_run: int  # of these, those that ran
+    remote_waits: int  # 1: the GPU is free and the next of them waits for the link
+    busy: int  # 1: the host pays the busy figure whatever is under way
+    n_later: int  # of State.on_host, so many at its end are deferred
+    run: int  # experts in the transfer that was committed last
+
+
+class RuleCount(Struct):  # of the summary
+    streamed: int  # (token, slot) entries
+    remote: int
+    deferred: int
+    landed_admission: int
+    landed_stream: int
+    link_transfers: int
+    admission_replaced: int
+    admission_rejected: int
+    staged: int  # copies landed in stages,
+    unwanted: int  # of these nobody's
+    remotes: int  # experts read where they lie
+    stage_peak: int  # stages in use at once
+    stages_used: int  # now (counts on)
+
+
+class Ruled(Struct):  # an expert
+    at: int  # the id that serves it in this visit: its own, or its copy's
+    answer: int  # index into plan.ANSWERS, of this visit
+    misses: int  # visits that missed it since it landed in a slot (cpu-admit)
+    ran: int  # visits of its layer when it last ran from its slot
+    deferred: int  # (token, slot) entries that may be deferred; < 0 the expert is
+    joined: int  # the visit for which its copy was queued
+    next: int  # the copy behind it in one transfer, NOBODY
+    owed: int  # 1: its copy is among Served.copies_left
+
+
+class RuledLayer(Struct):
+    slots: int  # 1: it has any
+    joined: int  # the last visit that has begun, or that copies were queued for
+    ended: int  # the last one that has ended
+
+
+class Rules(Memory):
+    """E experts of a layer, G of all."""
+
+    run: OfRules
+    admission: OfAdmission
+    split: OfSplit
+    visit: Served
+    count: RuleCount
+    totals: Int  # the memory of count, to be set to zero
+    busy_ns: Int  # [5] how long the link moved data, by cause (a machine's)
+    host_ns: Int  # [1] how long the host computed (a machine's)
+    expert: MutableSequence[Ruled]  # [G]
+    layer: MutableSequence[RuledLayer]  # [L]
+    queued: Int  # [scopes] queued admissions
+    streams: Int  # [G] the stream queue: ids of copies
+    admits: Int  # [G] the admission queue
+    remote: Int  # [E] experts of this visit that are read where they lie
+    order: Int  # [E] scratch: the misses of a split
+    on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
+    bulk: Int  # [S] 1: the step's visits use the bulk rule
+    table: Int  # plan.OnMiss.table
+
+
+def new_rules(plan: Plan, s: State) -> Rules | None:
+    """What a plan with `on_miss` counts with, before anything."""
+    on = plan.on_miss
+    if on is None:
+        return None
+    experts, rows = s.run.n_full, s.arrays["routed"].shape[0]
+    count = zeros(RuleCount.dtype.itemsize // 8)
+    return Rules(
+        run=_run(plan, on),
+        admission=_admission(plan),
+        split=_split(plan, on),
+        visit=zeros(dtype=Served),
+        count=count.view(RuleCount.dtype).reshape(()),
+        totals=count[:-1],
+        busy_ns=zeros(len(CAUSES)),
+        host_ns=zeros(1),
+        expert=zeros(experts, dtype=Ruled),
+        layer=_layers(plan),
+        queued=zeros(len(s.arrays["scope"])),
+        streams=zeros(experts),
+        admits=zeros(experts),
+        remote=zeros(plan.n_experts),
+        order=zeros(plan.n_experts),
+        on_cpu=zeros(rows, plan.experts.shape[2]),
+        bulk=_copied(on.step_bulk if on.bulk is not None else np.zeros(len(plan.step_prefill))),
+        table=_copied(on.table),
+    )
+
+
+def _copied(values: Any) -> Int:
+    out: Int = zeros(len(values))
+    out[:] = values
+    return out
+
+
+def _run(plan: Plan, on: OnMiss) -> Any:
+    run = zeros(dtype=OfRules)
+    run["miss"], run["bulk"] = plan.miss.kind, -1 if on.bulk is None else on.bulk.kind
+    run["static"] = plan.eviction.kind == eviction.STATIC
+    run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
+    run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
+    run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
+    run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
+    return run
+
+
+def _admission(plan: Plan) -> Any:
+    out = zeros(dtype=OfAdmission)
+    out["on"] = plan.miss.kind == ms.ADMIT
+    if out["on"]:
+        for name, value in zip(ADMIT_PARAMS, plan.miss.params, strict=True):
+            out[name] = UNLIMITED if value < 0 else value
+    return out
+
+
+def _split(plan: Plan, on: OnMiss) -> Any:
+    out = zeros(dtype=OfSplit)
+    for rule in (plan.miss, on.bulk):
+        if rule is not None and rule.kind == ms.SPLIT:
+            for name, value in zip(SPLIT_PARAMS, rule.params, strict=True):
+                out[name] = value
+    out["cpu_visit_ns"] = on.cpu_visit_ns
+    return out
+
+
+def _layers(plan: Plan) -> Any:
+    out = zeros(plan.experts.shape[1], dtype=RuledLayer)
+    out["slots"] = np.broadcast_to(plan.slots > 0, len(out))
+    out["joined"] = out["ended"] = -1
+    return out
+
+
+@inlined
+def stage_of(s: State, g: int) -> int:
+    """The id of expert g's copy in a stage."""
+    return s.run.stage_base + g
+
+
+@inlined
+def keeps_out(s: State, rules: Any, layer: int) -> bool:
+    """No newcomer may take a slot here: the layer has none, or the residents are fixed."""
+    return rules.run.static == 1 or rules.layer[layer].slots == 0
+
+
+@inlined
+def rule_of(rules: Any, step: int) -> int:
+    """The kind of the rule of a step's visits."""
+    return rules.run.bulk if rules.bulk[step] == 1 else rules.run.miss
+
+
+@inner
+def streams(s: State, rules: Any, step: int, layer: int) -> bool:
+    """Whether a visit copies into stages what it lacks: its rule is stream, or fetch where no newcomer takes a slot."""
+    rule = rule_of(rules, step)
+    return rule == ms.STREAM or (rule == ms.FETCH and keeps_out(s, rules, layer))
+
+
+@inner
+def begin_visit(s: State, rules: Any, visit: int, step: int, layer: int, rows: int) -> None:
+    """Before anything is decided: which rule the visit has."""
+    now, run = rules.visit, rules.run
+    now.rule, now.bulk = rule_of(rules, step), rules.bulk[step]
+    now.by_token = run.by_token if now.bulk == 0 else 0
+    now.admits = 1 if now.rule == ms.ADMIT else 0
+    now.streams = 1 if streams(s, rules, step, layer) else 0
+    now.gathers = 1 if run.merge_runs == 1 or (run.whole_layer == 1 and now.streams == 1) else 0
+    now.copies_left = now.n_remote = now.remote_run = now.remote_waits = now.busy = now.n_later = 0
+    rules.layer[layer].joined = max(rules.layer[layer].joined, visit)
+    if run.defer > 0:
+        rules.on_cpu[:rows] = 0
+    _keep_left_over(s)
+
+
+@inlined
+def _keep_left_over(s: State) -> None:
+    """The demand queue begins at 0 again; what an earlier visit left in it stands in front."""
+    left = s.link.demand_tail - s.link.demand_head
+    for i in range(left):
+        s.demand[i] = s.demand[s.link.demand_head + i]
+    s.link.demand_head, s.link.demand_tail = 0, left
+
+
+@inner
+def class_of(s: State, rules: Any, g: int) -> int:
+    """HIT, LATE or MISS of a wanted expert, and where it will run: in its slot, or in a stage."""
+    own, copy = s.expert[g], s.expert[stage_of(s, g)]
+    rules.expert[g].at, rules.expert[g].answer = g, NOBODY
+    if own.state == RESIDENT:
+        return HIT
+    rules.expert[g].at = stage_of(s, g)
+    if copy.state == RESIDENT:
+        return HIT
+    admitted = own.origin == ADMISSION and rules.visit.admits == 1
+    if own.state == COMMITTED and not admitted:
+        rules.expert[g].at = g
+        return LATE
+    if copy.state == COMMITTED:
+        return LATE
+    if rules.visit.streams == 0 and not keeps_out(s, rules, own.layer):
+        rules.expert[g].at = g
+    return MISS
+
+
+@inner
+def anywhere(s: State, g: int) -> bool:
+    """Expert g is resident, in a stage, on its way or queued, in whatever cause."""
+    return s.expert[g].state != ABSENT or s.expert[stage_of(s, g)].state != ABSENT
+
+
+@choice
+def behind(s: State, rules: Any, g: int) -> int:
+    """The expert behind g in one transfer, or NOBODY: only copies for stages share one."""
+    copy = g - s.run.stage_base
+    return rules.expert[copy].next if 0 <= copy < s.run.n_full else NOBODY
