@@ -95,7 +95,9 @@ class RunSpec(BaseModel):
         "none|fetch|cpu|stream|remote|split", "the rule of steps of many rows, in place of --miss", "none"
     )
     bulk_rows: str | None = later("32|32E", "many rows: so many, or (32E) rows x top-k >= 32 x experts", None)
-    bulk_touch: bool = later(YES_NO, "whether such steps touch and count the residents that they run (default: yes)", True)
+    bulk_touch: bool = later(
+        YES_NO, "whether such steps touch and count the residents that they run (default: yes)", True
+    )
     stages: int = later(WHOLE, "staging buffers of one expert each (default: 0, as many as needed)", 0, ge=0, le=MOST)
     serial: bool = later(None, "nothing of a layer runs on the GPU until its streamed copies have landed", False)
     merge: Literal["none", "runs"] = later("none|runs", "streamed copies of consecutive ids are one transfer", "none")
@@ -103,7 +105,11 @@ class RunSpec(BaseModel):
     ahead: int = later(WHOLE, "MoE layers streamed ahead, whole (default: 0)", 0, ge=0, le=MOST)
     beside: bool = later(YES_NO, "whether the GPU computes while the host does (default: yes)", True)
     defer: int = later(
-        WHOLE, "host experts of a token, of least weight, that only the next layer waits for (default: 0)", 0, ge=0, le=MOST
+        WHOLE,
+        "host experts of a token, of least weight, that only the next layer waits for (default: 0)",
+        0,
+        ge=0,
+        le=MOST,
     )
     link_share: float | None = later(
         NUMBER, "the link's rate while the host computes, as a share (default: the host's)", None, gt=0, le=1

@@ -42,7 +42,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     marks = _marks(setting, out["memory"]["fits"])
     out["notes"] = _notes(setting, marks, out["memory"], memo)
     out["machine"] = spec.machine
-    out["spec"] = spec.model_dump(exclude={"machine"})
+    out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
     out["version"] = __version__

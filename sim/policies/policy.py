@@ -13,7 +13,6 @@ from sim.errors import SpecError, unknown
 from sim.policies.kinds import Value
 
 
-
 def _numbered(*words: str) -> dict[str, float]:
     return {word: float(i) for i, word in enumerate(words)}
 
@@ -24,7 +23,7 @@ WORDS: Mapping[str, Mapping[str, float]] = {
     "count": _numbered("binary", "weighted", "mixed"),
     "by": _numbered(*SPLITS),
     **dict.fromkeys(("warm", "keep"), _numbered("no", "yes")),
-    **dict.fromkeys(("inserts", "queue", "max_rows"), {"unlimited": -1.0}),
+    **{key: {"unlimited": -1.0} for key in ("inserts", "queue", "max_rows")},
 }
 
 
@@ -50,8 +49,9 @@ class Policy:
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
     eviction, words of plan.MARKS. ranges: the numbers that a parameter may be, where not any. weighs: of an eviction,
-    whether what it keeps a resident for is known of a newcomer, too. search: what sim.recommend tries of it: by parameter the values that are worth it,
-    the plainest first; None: nothing. lists: where its buddy lists come from ("" none, "buddies", "similarity").
+    whether what it keeps a resident for is known of a newcomer, too. search: what sim.recommend tries of it: by
+    parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
+    ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
     file.

@@ -139,7 +139,9 @@ def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = 
 
 
 _ADMIT = dict(zip(ADMIT_PARAMS, (2, 8, 2, 8, 8, 0, 0, 0), strict=True))
-_ADMIT_RANGES = {key: From(0 if key in ("warm", "spare") else 1) for key in ADMIT_PARAMS[:-1]} | {"margin": From(0, False)}
+_ADMIT_RANGES = {key: From(0 if key in ("warm", "spare") else 1) for key in ADMIT_PARAMS[:-1]} | {
+    "margin": From(0, False)
+}
 _SPLIT = dict(zip(SPLIT_PARAMS, (SPLITS.index("share"), 0, 1), strict=True))
 
 NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
@@ -192,8 +194,8 @@ MISS = _table(
     Policy(
         "cpu-admit",
         miss.ADMIT,
-        "compute on the host; behind it at most `inserts` a visit cross the link, at the `admit_after`th miss into a free "
-        "slot, at the `replace_after`th in a resident's place",
+        "compute on the host; behind it at most `inserts` a visit cross the link: after `admit_after` misses into a "
+        "free slot, after `replace_after` in a resident's place",
         "public llama.cpp forks and pull requests with an expert cache",
         _ADMIT,
         answers_cpu=True,

@@ -134,7 +134,7 @@ class Search:
     def _run_of(self, candidate: Candidate, steps: int) -> Configuration:
         length = {} if steps >= self.steps else {"max_steps": steps}
         spec = RunSpec.of({**self.base, **fields_of(candidate), **length})
-        return Configuration(identity(spec.model_dump()), spec)
+        return Configuration(identity(spec), spec)
 
     def _ranked(self, candidates: Sequence[Candidate], steps: int) -> list[tuple[Candidate, Row]]:
         """Run them over the first steps; those admitted, the fastest first."""

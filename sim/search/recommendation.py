@@ -186,7 +186,7 @@ class Recommendation:
             "verdict": s["verdict"],
             "notes": [*s["notes"], *self.notes, *([CPU] if on_the_host else [])],
             "command": command(spec),
-            "spec": spec.model_dump(),
+            "spec": spec.saved(),
             "version": __version__,
         }  # fmt: skip
 
@@ -252,8 +252,8 @@ def command(spec: RunSpec) -> str:
         flag = "--" + name.replace("_", "-")
         if name == "set":
             words += [word for key, given in value.items() for word in ("--set", f"{key}={given}")]
-        elif value is True:
-            words.append(flag)
+        elif isinstance(value, bool):
+            words += [flag] if value else [flag, "no"]
         else:
             words += [flag, str(value)]
     return shlex.join(words)
