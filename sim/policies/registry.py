@@ -139,9 +139,8 @@ def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = 
 
 
 _ADMIT = dict(zip(ADMIT_PARAMS, (2, 8, 2, 8, 8, 0, 0, 0), strict=True))
-_ADMIT_RANGES = {key: From(0 if key in ("warm", "spare") else 1) for key in ADMIT_PARAMS[:-1]} | {
-    "margin": From(0, False)
-}
+_ADMIT_RANGES = {key: From(1) for key in ("inserts", "queue", "admit_after", "replace_after", "max_rows")}
+_ADMIT_RANGES |= {"spare": From(0), "margin": From(0, whole=False)}
 _SPLIT = dict(zip(SPLIT_PARAMS, (SPLITS.index("share"), 0, 1), strict=True))
 
 NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
