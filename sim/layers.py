@@ -61,7 +61,8 @@ def _read(field: str, name: str) -> list[object]:
             text = file.read(LARGEST_FILE + 1).decode()
         found = json.loads(text) if Path(name).suffix.lower() == ".json" else None
     except OSError as error:
-        raise SpecError(f"{field}: {name}: {(error.strerror or 'cannot be read').lower()}") from None
+        wrong = (error.strerror or "cannot be read").lower()
+        raise SpecError(f"{field}: {name}: {wrong}; must be layers:N, layers:first:N or a file") from None
     except (ValueError, RecursionError):
         raise SpecError(f"{field}: {name}: is no text, or no JSON; must be one number per MoE layer") from None
     if found is not None and not isinstance(found, list):

@@ -211,7 +211,7 @@ def _refuse_too_few(rules: Rules, plan: Plan, where: npt.NDArray[np.bool_]) -> N
     if copies.flat[visit] > rules.stages:
         step, layer = divmod(visit, where.shape[1])
         at = f"visit {visit} (step {step}, MoE layer {layer}) may copy {copies.flat[visit]} experts before it runs"
-        raise SpecError(f"serial: {at}, into {rules.stages} stages; must be --stages 0, or at least as many")
+        raise SpecError(f"stages: {rules.stages}: serial: {at}; must be 0, or at least as many")
 
 
 def distinct(plan: Plan) -> Int:

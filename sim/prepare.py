@@ -539,9 +539,8 @@ def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placem
         if spec.cache_scope == "global":
             raise SpecError(f"{here}; --cache-scope layer is required")
         if own is not None or len(spreads) > 1:
-            raise SpecError(
-                f"{here}, of which {own[0] if own else spreads[0]} says the slots, too; give one of the two"
-            )
+            other = own[0] if own is not None else next(each for each in spreads if each != name)
+            raise SpecError(f"{here}, of which {other} says the slots, too; give one of the two")
     if not spreads:
         return slots
     total = int(slots.sum())

@@ -50,7 +50,7 @@ def here(runs: Sequence[Configuration]) -> Sequence[Row]:
 
 
 def run_of(spec: RunSpec) -> Configuration:
-    return Configuration(identity(spec.model_dump()), spec)
+    return Configuration(identity(spec), spec)
 
 
 # --- memory ---
