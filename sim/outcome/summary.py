@@ -170,6 +170,7 @@ class _Spec(_Part):
     rerank: Text = "none"
     batch: Count
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    version: Count | None = None
     set: dict[Text, Any] | None = None
 
 
