@@ -244,4 +244,9 @@ def staged(rules: Rules, plan: Plan) -> int:
         return 0
     if plan.on_miss.stages or plan.on_miss.whole_layer:
         return plan.on_miss.stages or (plan.on_miss.ahead + 1) * plan.n_experts
+    return visit_stages(plan)
+
+
+def visit_stages(plan: Plan) -> int:
+    """All experts that one visit may want."""
     return min(plan.n_experts, int(np.diff(plan.step_offset).max()) * int(plan.experts.shape[2]))

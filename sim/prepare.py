@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sim import catalog
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
-from sim.costs.roofline import costs, expert_bytes, low_copies, memory
+from sim.costs.roofline import costs, expert_bytes, host_memory, low_copies, memory
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
 from sim.fit.buddies import BuddyLists, BuddyProfile
@@ -29,7 +29,7 @@ from sim.on_miss import Rules, on_miss, staged
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import RunSpec, cache_bytes, parse_cache, per_layer, slots_of
+from sim.spec import RunSpec, cache_bytes, memory_bytes, parse_cache, per_layer, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
@@ -393,12 +393,26 @@ class Setting:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """The summary's memory line: bytes on the GPU at the longest context."""
+        """The summary's memory line: bytes on the GPU at the longest context; and on the host, where its size is known
+        or the run does on a miss what earlier ones could not."""
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
         sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
         stages = staged(self.rules, self.plan)
-        return memory(self.model, *sizes, self.hardware, self.engine, copies, stages)
+        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages)
+        if self.ram is None and self.plan.on_miss is None:
+            return line
+        experts = self.plan.experts.shape[1] * self.plan.n_experts
+        copies = 0 if low is None else experts * low.bytes
+        about = (self.model, self.hardware, self.engine, self.spec.precision, experts, self.costed.on_host)
+        return line | {"host": host_memory(*about, self.ram, copies)}
+
+    @property
+    def ram(self) -> int | None:
+        """Bytes of the host's memory; None where nobody says."""
+        if self.spec.ram is not None:
+            return memory_bytes(self.spec.ram)
+        return None if self.hardware.host is None else self.hardware.host.ram_bytes
 
 
 def prepare(

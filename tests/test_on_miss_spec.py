@@ -22,6 +22,7 @@ from sim.errors import SpecError
 from sim.flags import GROUPS, spec_of
 from sim.on_miss import distinct, staged
 from sim.prepare import Setting, prepare
+from sim.search.memory_split import split
 from sim.search.recommendation import command
 from sim.spec import VERSION, RunSpec, came_later
 from sim.steps import schedule
@@ -554,3 +555,50 @@ def test_durations_and_digits_that_no_integer_holds(folder: Path) -> None:
     assert beyond(hardware="long.toml", miss="cpu", link_share=0.5).link_share == (1, 2)
     with pytest.raises(SpecError, match=r"^link_share: 0.123457: has too many digits"):
         prepared(hardware="long.toml", miss="cpu", link_share=0.123457)
+
+
+# ---- memory of the host
+
+
+def test_host_memory_by_hand() -> None:
+    # 32 layers x 8 experts of 352,321,536 bytes: 90.19 GB, page-locked by the ideal engine; 2 GB of the rest, and on
+    # request two layers' 41,984,000 weights of 2 bytes
+    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 2}
+    every = 32 * 8 * 352_321_536
+    assert "host" not in prepare(RunSpec.of(given)).memory  # nobody says how much there is
+    line = prepare(RunSpec.of({**given, "ram": "96GB"})).memory["host"]
+    assert line == {"experts": 0, "page_locked": every, "rest": 2 * 10**9, "ram": 96 * 10**9, "fits": True}
+    tight = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "dense_on_host": "layers:2"})).memory["host"]
+    assert (tight["rest"], tight["fits"]) == (2 * 10**9 + 2 * 2 * 41_984_000, False)
+    pageable = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "engine": "fiddler"})).memory["host"]
+    assert (pageable["experts"], pageable["page_locked"], pageable["fits"]) == (every, 0, True)
+    low = {"miss": "hobbit", "set": {"hobbit.precision": "q4"}, "ram": "1TB"}
+    assert prepare(RunSpec.of({**given, **low})).memory["host"]["page_locked"] == every + 32 * 8 * 99_090_432
+    unknown = prepare(RunSpec.of({**given, "n_cpu_moe": 8})).memory["host"]
+    assert (unknown["page_locked"], unknown["ram"], unknown["fits"]) == (every, None, None)  # all of them, said or not
+
+
+def test_a_host_that_says_its_memory(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('gpu = "rtx-4090"\nlink = "pcie4x16-pinned"\n[host]\nlike = "desktop-ddr5"\nram_gb = 64.0\n')
+    given = {"trace": "mixtral.npz", "hardware": str(own), "max_steps": 2}
+    assert prepare(RunSpec.of(given)).memory["host"]["fits"] is False
+    assert prepare(RunSpec.of({**given, "ram": "128 GiB"})).memory["host"]["ram"] == 128 << 30
+
+
+def test_what_does_not_fit_the_host_is_said_as_loudly(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--trace mixtral.npz --hardware a100-pcie4 --max-steps 3 --cache 1 --ram 64GB"
+    assert run.main(flags.split()) == 0
+    out = capsys.readouterr().out
+    assert "! DOES NOT FIT: needs 92.2 GB of the host's memory, has 64.0 GB; times as if it did" in out
+    assert "page-locked 90.19 GB" in out and out.count("DOES NOT FIT") == 2
+    fits = {"memory": {"slots": 12, "fits": True, "host": {"fits": False}}}
+    assert "does not fit the host" in made("a", **fits).marks and "does not fit the host" not in made("b").marks
+
+
+def test_stages_leave_fewer_slots_to_recommend() -> None:
+    model, engine = catalog.model("olmoe"), IDEAL
+    plain, staged_ = (split(model, RTX4090, engine, "bf16", 10 * 10**9, 4096, 1, n) for n in (0, 64))
+    size = model.expert_bytes("bf16")
+    assert staged_.staging == 64 * size and plain.slots - staged_.slots == 64
+    assert plain.beside(64) == staged_ and staged_.beside(3) == staged_

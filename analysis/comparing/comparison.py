@@ -33,6 +33,7 @@ MARKS = {
     "oracle": "ORACLE: reads the future; no engine can",
     "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
     "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
+    "does not fit the host": "DOES NOT FIT into the host's memory; times as if it did",
     "measured": "MEASURED on a device",
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")

@@ -76,6 +76,11 @@ class Host(Entry):
     link_share: Share = 1.0
     ram_gb: Rate | None = None
 
+    @property
+    def ram_bytes(self) -> int | None:
+        """Memory that a run may use, in bytes; None where it is not said."""
+        return None if self.ram_gb is None else round(self.ram_gb * 1e9)
+
     def read_rate(self, link_rate: float = 0.0) -> float:
         """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
         half of it (results/059: CPU 37 and link 38 of 75), at most what it reads alone."""

@@ -12,7 +12,7 @@ several layers is the sum of the rounded layers. Efficiencies, set-ups and overh
 sources, in `sim.catalog`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2
 LOGIT_BYTES = 4
+HOST_REST = 2_000_000_000  # bytes of the operating system, the process and its libraries: an assumption
 NO_MODEL = "model: none that the catalog knows; give --model NAME|FILE, or hardware with [fixed] durations"
 
 
@@ -337,3 +338,35 @@ def memory(
     need = sum(line[part] or 0 for part in ("dense", "kv", "slots", "staging"))
     line["fits"] = need <= line["gpu"] if known else None
     return line
+
+
+def host_memory(
+    model: "ModelSpec | None",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    experts: int,
+    on_host: Sequence[int],
+    ram: int | None,
+    more: int = 0,
+) -> dict[str, Any]:
+    """Host memory in bytes: experts and page_locked (`experts` of them, all that the model has, and `more` bytes of
+    low-precision copies, in the one kind of memory that the engine keeps them in), rest (the dense part of the layers
+    `on_host`, and HOST_REST), ram (what there is), fits (whether the three fit into it).
+
+    Experts that are resident on the GPU count too, also those of layers that never leave it: an engine reads the file
+    into host memory first. None is what cannot be known: fits without a model or the size of the memory.
+    """
+    size = experts * expert_bytes(model, hardware, precision) + more
+    shrunk = hardware.measured is not None and hardware.measured.scale != 1
+    dense = 0
+    if model is not None:
+        of_layers = sum(model.layer_params(layer in model.moe_layers) for layer in on_host)
+        dense = weight_bytes(of_layers, engine.precision_of("dense", precision))
+    line: dict[str, Any] = {
+        "experts": 0 if engine.page_locked else size,
+        "page_locked": size if engine.page_locked else 0,
+    }
+    line |= {"rest": HOST_REST + dense, "ram": ram}
+    known = ram is not None and model is not None and not shrunk
+    return line | {"fits": size + line["rest"] <= ram if known else None}

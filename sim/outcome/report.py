@@ -27,6 +27,8 @@ BOUNDS = {
 LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
+HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
+FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
 
 def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str, Any]:
@@ -152,6 +154,11 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
     if marks["fits"] is False:
         need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
+        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
+    host = m.get("host") or {}
+    if host.get("fits") is False:
+        need = sum(host[part] for part in HOST_PARTS) / 1e9
+        sizes = f"needs {need:.1f} GB of the host's memory, has {host['ram'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
     return notes
 
@@ -282,11 +289,15 @@ def _share(value: float | None) -> str:
 
 
 def _memory(out: dict[str, Any]) -> list[str]:
-    parts = {name: size for name, size in out["memory"].items() if name != "fits"}
-    known = ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
-    card = "" if parts["gpu"] is None else f" ({parts['gpu'] / 2**20:,.0f} MiB)"  # as the driver names it
-    fits = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[out["memory"]["fits"]]
-    return [f"{'memory':<12} {known}{card}: {fits}"]
+    gpu, host = out["memory"]["gpu"], out["memory"].get("host")
+    card = "" if gpu is None else f" ({gpu / 2**20:,.0f} MiB)"  # as the driver names it
+    lines = [f"{'memory':<12} {_sizes(out['memory'])}{card}: {FITS[out['memory']['fits']]}"]
+    return lines if host is None else [*lines, f"{'host memory':<12} {_sizes(host)}: {FITS[host['fits']]}"]
+
+
+def _sizes(line: Mapping[str, Any]) -> str:
+    parts = {name.replace("_", "-"): size for name, size in line.items() if name not in ("fits", "host")}
+    return ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
 
 
 def _bounds(out: dict[str, Any]) -> list[str]:
