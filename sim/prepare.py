@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sim import catalog
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
-from sim.costs.roofline import costs, expert_bytes, host_memory, low_copies, memory
+from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
 from sim.fit.buddies import BuddyLists, BuddyProfile
@@ -398,14 +398,18 @@ class Setting:
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
         sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
-        stages = staged(self.rules, self.plan)
-        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages)
-        if self.ram is None and self.plan.on_miss is None:
-            return line
-        experts = self.plan.experts.shape[1] * self.plan.n_experts
-        copies = 0 if low is None else experts * low.bytes
-        about = (self.model, self.hardware, self.engine, self.spec.precision, experts, self.costed.on_host)
-        return line | {"host": host_memory(*about, self.ram, copies)}
+        stages, on_host = staged(self.rules, self.plan), self.costed.on_host
+        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host)
+        return line if self.ram is None and self.plan.on_miss is None else line | {"host": self._host_memory}
+
+    @property
+    def _host_memory(self) -> dict[str, Any]:
+        spec, experts, low = self.spec, self.plan.experts.shape[1] * self.plan.n_experts, self.plan.low
+        more = 0 if low is None else experts * low.bytes
+        if self.costed.on_host and self.model is not None:
+            sizes = (self.costed.on_host, self.longest_context, spec.batch)
+            more += sum(layers_bytes(self.model, self.engine, spec.precision, *sizes))
+        return host_memory(self.model, self.hardware, self.engine, spec.precision, experts, self.ram, more)
 
     @property
     def ram(self) -> int | None:

@@ -562,18 +562,23 @@ def test_durations_and_digits_that_no_integer_holds(folder: Path) -> None:
 
 def test_host_memory_by_hand() -> None:
     # 32 layers x 8 experts of 352,321,536 bytes: 90.19 GB, page-locked by the ideal engine; 2 GB of the rest, and on
-    # request two layers' 41,984,000 weights of 2 bytes
+    # request two layers' 41,984,000 weights of 2 bytes, with their KV entries
     given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 2}
     every = 32 * 8 * 352_321_536
     assert "host" not in prepare(RunSpec.of(given)).memory  # nobody says how much there is
     line = prepare(RunSpec.of({**given, "ram": "96GB"})).memory["host"]
     assert line == {"experts": 0, "page_locked": every, "rest": 2 * 10**9, "ram": 96 * 10**9, "fits": True}
     tight = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "dense_on_host": "layers:2"})).memory["host"]
-    assert (tight["rest"], tight["fits"]) == (2 * 10**9 + 2 * 2 * 41_984_000, False)
+    # a KV entry is of 4,096 bytes; the GPU has neither
+    whole, less = (prepare(RunSpec.of({**given, **more})) for more in ({}, {"dense_on_host": "layers:2"}))
+    kv = 2 * whole.longest_context * 4096
+    assert (tight["rest"], tight["fits"]) == (2 * 10**9 + 2 * 2 * 41_984_000 + kv, False)
+    assert whole.memory["dense"] - less.memory["dense"] == 2 * 2 * 41_984_000
+    assert whole.memory["kv"] - less.memory["kv"] == kv
     pageable = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "engine": "fiddler"})).memory["host"]
     assert (pageable["experts"], pageable["page_locked"], pageable["fits"]) == (every, 0, True)
     low = {"miss": "hobbit", "set": {"hobbit.precision": "q4"}, "ram": "1TB"}
-    assert prepare(RunSpec.of({**given, **low})).memory["host"]["page_locked"] == every + 32 * 8 * 99_090_432
+    assert prepare(RunSpec.of({**given, **low})).memory["host"]["rest"] == 2 * 10**9 + 32 * 8 * 99_090_432
     unknown = prepare(RunSpec.of({**given, "n_cpu_moe": 8})).memory["host"]
     assert (unknown["page_locked"], unknown["ram"], unknown["fits"]) == (every, None, None)  # all of them, said or not
 

@@ -12,7 +12,7 @@ several layers is the sum of the rounded layers. Efficiencies, set-ups and overh
 sources, in `sim.catalog`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -315,10 +315,12 @@ def memory(
     engine: "Engine",
     more: int = 0,
     stages: int = 0,
+    on_host: Collection[int] = (),
 ) -> dict[str, Any]:
     """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
     of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers, at least
-    `stages` of one expert each), gpu (what there is), fits (whether the four fit into it).
+    `stages` of one expert each), gpu (what there is), fits (whether the four fit into it). on_host: MoE layers, among
+    all, whose dense part and KV entries are the host's.
 
     None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
     and fits without a GPU. Raises CatalogError for an unknown precision.
@@ -328,7 +330,8 @@ def memory(
     shrunk = hardware.measured is not None and hardware.measured.scale != 1
     if model is not None and not shrunk:
         stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
-        line = {"dense": model.dense_bytes(*stored), "kv": batch * model.kv_bytes(context)}
+        dense, kv = layers_bytes(model, engine, precision, on_host, context, batch)
+        line = {"dense": model.dense_bytes(*stored) - dense, "kv": batch * model.kv_bytes(context) - kv}
     line |= {
         "slots": slots_total * size + more,
         "staging": max(engine.staging_experts, stages) * size,
@@ -340,33 +343,34 @@ def memory(
     return line
 
 
+def layers_bytes(
+    model: "ModelSpec", engine: "Engine", precision: str, layers: Collection[int], context: int, batch: int
+) -> tuple[int, int]:
+    """(weights outside the routed experts, KV entries) of MoE layers, in bytes."""
+    params = len(layers) * model.layer_params(True)
+    return weight_bytes(params, engine.precision_of("dense", precision)), batch * model.kv_bytes(context, layers)
+
+
 def host_memory(
     model: "ModelSpec | None",
     hardware: "Hardware",
     engine: "Engine",
     precision: str,
     experts: int,
-    on_host: Sequence[int],
     ram: int | None,
     more: int = 0,
 ) -> dict[str, Any]:
-    """Host memory in bytes: experts and page_locked (`experts` of them, all that the model has, and `more` bytes of
-    low-precision copies, in the one kind of memory that the engine keeps them in), rest (the dense part of the layers
-    `on_host`, and HOST_REST), ram (what there is), fits (whether the three fit into it).
+    """Host memory in bytes: experts and page_locked (`experts` of them, all that the model has, in the one kind of
+    memory that the engine keeps them in), rest (HOST_REST, and `more` bytes: dense parts of layers, low-precision
+    copies), ram (what there is), fits (whether the three fit into it).
 
     Experts that are resident on the GPU count too, also those of layers that never leave it: an engine reads the file
     into host memory first. None is what cannot be known: fits without a model or the size of the memory.
     """
-    size = experts * expert_bytes(model, hardware, precision) + more
+    size = experts * expert_bytes(model, hardware, precision)
     shrunk = hardware.measured is not None and hardware.measured.scale != 1
-    dense = 0
-    if model is not None:
-        of_layers = sum(model.layer_params(layer in model.moe_layers) for layer in on_host)
-        dense = weight_bytes(of_layers, engine.precision_of("dense", precision))
-    line: dict[str, Any] = {
-        "experts": 0 if engine.page_locked else size,
-        "page_locked": size if engine.page_locked else 0,
-    }
-    line |= {"rest": HOST_REST + dense, "ram": ram}
+    kinds = (0, size) if engine.page_locked else (size, 0)
+    line: dict[str, Any] = dict(zip(("experts", "page_locked"), kinds, strict=True))
+    line |= {"rest": HOST_REST + more, "ram": ram}
     known = ram is not None and model is not None and not shrunk
     return line | {"fits": size + line["rest"] <= ram if known else None}

@@ -206,7 +206,7 @@ def table(out: dict[str, Any]) -> str:
 def cache_words(out: Mapping[str, Any]) -> str:
     """The cache as it was asked for and what that came to: `24 slots per layer`, `0.5 (4 of 8 experts per layer)`,
     `60GB (170 slots over 32 layers, 5 to 6 per layer)`, `pool of 128 slots`."""
-    asked, slots, trace = out["spec"]["cache"], out["slots"], out["trace"]
+    asked, slots, trace = _cache_asked(out["spec"]), out["slots"], out["trace"]
     total, least, most = (f"{slots[name]:,}" for name in ("total", "least", "most"))
     pooled = out["spec"]["cache_scope"] == "global"
     low = f", and {slots['low']:,} slots of low-precision copies" if slots["low"] else ""
@@ -221,6 +221,12 @@ def cache_words(out: Mapping[str, Any]) -> str:
     else:
         came_to = f"{total} slots over {slots['scopes']:,} layers, {least} to {most} per layer"
     return f"{asked} ({came_to}){low}"
+
+
+def _cache_asked(spec: Mapping[str, Any]) -> Any:
+    """The cache, or the flag that says it in llama.cpp's words."""
+    told = [name for name in ("n_cpu_moe", "override_tensor") if spec.get(name) is not None]
+    return f"{told[0].replace('_', '-')} {spec[told[0]]}" if told else spec["cache"]
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
