@@ -28,7 +28,7 @@ Int = npt.NDArray[np.int64]
 Given = tuple[tuple[str, Value], ...]
 
 OWN = (miss.STREAM, miss.REMOTE, miss.ADMIT, miss.SPLIT)  # miss policies that a plan without an OnMiss cannot have
-NEVER_FETCH = ("cpu", "cpu-admit", "remote")  # so a layer without slots streams nothing for them
+NEVER_FETCH = (miss.CPU, miss.ADMIT, miss.REMOTE)  # so a layer without slots streams nothing for them
 STREAMING = ("stages", "serial", "merge", "whole_layer", "ahead")  # how copies into stages go
 ROWS_AT_ONCE = 1 << 16  # of the trace, whose distinct experts are counted together
 MOST = 2**62  # of a duration times the link's share, so that the core's integers hold it
@@ -75,27 +75,24 @@ class Rules:
         return find("miss", self.miss)
 
     @property
-    def static(self) -> bool:
-        return find("eviction", self.eviction).kind == eviction.STATIC
-
-    @property
     def on_host(self) -> bool:
         """Whether the host may compute an expert."""
         return self.few.may_answer_cpu(dict(self.miss_given)) or (self.many is not None and self.many.answers_cpu)
 
-    def streams(self, rule: str, lacks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def streams(self, rule: Policy | None, lacks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """bool [L]: layers in whose visits of that rule copies may go into stages. lacks: layers whose slots, if they
         have any, a newcomer never takes."""
-        if rule == SPLIT:
-            given = self.miss_given if self.miss == SPLIT else self.bulk_given
-            keeps = find(BULK, SPLIT).choice(dict(given)).params[SPLIT_PARAMS.index("keep")]
-            return lacks | bool(keeps == 0)
-        return np.ones_like(lacks) if rule == "stream" else lacks & (rule not in NEVER_FETCH)
+        if rule is None:
+            return np.zeros_like(lacks)
+        if rule.kind == miss.SPLIT:
+            given = self.miss_given if self.few.kind == miss.SPLIT else self.bulk_given
+            return lacks | bool(rule.choice(dict(given)).params[SPLIT_PARAMS.index("keep")] == 0)
+        return np.ones_like(lacks) if rule.kind == miss.STREAM else lacks & (rule.kind not in NEVER_FETCH)
 
     def streaming(self, plan: Plan) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The layers that may stream in steps of few rows and in those of many, bool [L] each."""
         lacks = layers_lacking(plan)
-        return self.streams(self.miss, lacks), self.streams(self.bulk, lacks) & (self.many is not None)
+        return self.streams(self.few, lacks), self.streams(self.many, lacks)
 
 
 def layers_lacking(plan: Plan) -> npt.NDArray[np.bool_]:

@@ -44,8 +44,6 @@ if TYPE_CHECKING:  # whoever only reads summaries needs no catalog
 Int = npt.NDArray[np.int64]
 Made = TypeVar("Made", covariant=True)
 
-SPREADS = {"placement": "global-popular", "cache_spread": "marginal"}  # what moves the slots of --cache between layers
-
 
 class Stage(Protocol[Made]):
     """What all that `make` depends on can be told from by its repr. Numbers, text and other stages; of what is in
@@ -551,18 +549,19 @@ def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placem
     """int64 [scopes]: slots of each; experts of `size` bytes."""
     own = _slots_by_layer(spec, trace)
     slots = _shares("cache", spec.cache, spec, trace, size) if own is None else own[1]
-    spreads = [name for name, word in SPREADS.items() if getattr(spec, name) == word]
-    for name in spreads:
-        here = f"{name}: {SPREADS[name]}: spreads slots over layers"
+    spreads = [f"placement: {placement.name}"] if placement.policy.spreads else []
+    spreads += ["cache_spread: marginal"] if spec.cache_spread == "marginal" else []
+    for each in spreads:
         if spec.cache_scope == "global":
-            raise SpecError(f"{here}; --cache-scope layer is required")
-        if own is not None or len(spreads) > 1:
-            other = own[0] if own is not None else next(each for each in spreads if each != name)
-            raise SpecError(f"{here}, of which {other} says the slots, too; give one of the two")
+            raise SpecError(f"{each}: spreads slots over layers; --cache-scope layer is required")
+        others = [name for name in spreads if name != each] if own is None else [own[0]]
+        if others:
+            wrong = f"spreads slots over layers, of which {others[0]} says the slots, too; give one of the two"
+            raise SpecError(f"{each}: {wrong}")
     if not spreads:
         return slots
     total = int(slots.sum())
-    popular = "placement" in spreads
+    popular = placement.policy.spreads
     return made(Popular(judged, placement, total) if popular else Spread(judged, total, spec.as_decode), memo)
 
 

@@ -501,7 +501,7 @@ BAD: dict[str, tuple[str, str]] = {
     "global popularity and n-cpu-moe": ("--placement global-popular --calibration c.npz --n-cpu-moe 1",
         "of which n_cpu_moe says the slots, too"),
     "two spreads": ("--placement global-popular --calibration c.npz --cache-spread marginal",
-        "of which cache_spread says the slots, too"),
+        "of which cache_spread: marginal says the slots, too"),
     **{f"{flag} {rule} without a host": (f"--hardware no-host.toml --{flag} {rule}{more}",
         f"which {flag} {rule} needs")
         for flag, rule, more in (("bulk", "cpu", " --bulk-rows 3"), ("bulk", "split", " --bulk-rows 3"),

@@ -49,7 +49,8 @@ class Policy:
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
     eviction, words of plan.MARKS. ranges: the numbers that a parameter may be, where not any. weighs: of an eviction,
-    whether what it keeps a resident for is known of a newcomer, too. search: what sim.recommend tries of it: by
+    whether what it keeps a resident for is known of a newcomer, too. spreads: of a placement, whether it sets the slots
+    of each layer, too. search: what sim.recommend tries of it: by
     parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
     ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
@@ -71,6 +72,7 @@ class Policy:
     keeps: tuple[str, ...] = ()
     ranges: Mapping[str, From] = field(default_factory=dict)
     weighs: bool = False
+    spreads: bool = False
     search: Mapping[str, tuple[Any, ...]] | None = None
     lists: str = ""
     make: Callable[..., Any] | None = None

@@ -321,6 +321,7 @@ PLACEMENT = _table(
         "KTransformers: a flat mask of the most activated experts over all layers",
         prepared={"file": ""},
         fitted=True,
+        spreads=True,
     ),
     Policy(
         "profile",
