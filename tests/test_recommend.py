@@ -143,7 +143,7 @@ def test_candidates_are_what_the_trace_and_the_limits_allow() -> None:
     few = bare.sample(400, 0)
     assert {c["miss"] for c in few} == {"fetch", "stream"} and {c["eviction"] for c in few} == {"lfu"}
     assert {c["prefetch"] for c in few} == {"none", "previous-token"} and {c["placement"] for c in few} == {"first"}
-    assert len(few) == 2 * 2 * (1 + 3 * 4 * 3)  # miss x scope x (none, or distance x budget x order): all there are
+    assert len(few) == 2 * 2 * (1 + 3 * 4 * 3)  # miss x scope x (none, or distance x budget x order): all
 
 
 def test_neighbours_differ_in_one_knob_and_in_what_hangs_on_it() -> None:
