@@ -173,7 +173,7 @@ def invented(
             asked.append((spec.miss, spec.max_steps))
             rows.append({
                 "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
-                "tokens_per_s": speeds.get(spec.miss, 0) + speeds.get(spec.eviction, 0) + (spec.cache_scope == "global"),
+                "tokens_per_s": sum(speeds.get(x, 0) for x in (spec.miss, spec.eviction)) + (spec.cache_scope == "global"),
                 "quality.substituted_weight": 0.0 if "drop" in spec.miss else lost.get(spec.miss, 0.0),
                 "quality.dropped_weight": lost.get(spec.miss, 0.0) if "drop" in spec.miss else 0.0,
                 "spec.rerank": "none", "low": 0,
