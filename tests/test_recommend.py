@@ -171,9 +171,10 @@ def invented(
             spec = each.spec
             assert spec is not None
             asked.append((spec.miss, spec.max_steps))
+            speed = sum(speeds.get(policy, 0) for policy in (spec.miss, spec.eviction))
             rows.append({
                 "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
-                "tokens_per_s": sum(speeds.get(x, 0) for x in (spec.miss, spec.eviction)) + (spec.cache_scope == "global"),
+                "tokens_per_s": speed + (spec.cache_scope == "global"),
                 "quality.substituted_weight": 0.0 if "drop" in spec.miss else lost.get(spec.miss, 0.0),
                 "quality.dropped_weight": lost.get(spec.miss, 0.0) if "drop" in spec.miss else 0.0,
                 "spec.rerank": "none", "low": 0,
