@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace, spec: RunSpec, model: JudgedModel) -> tuple[d
                       "predicted_bytes": int(text.n_bytes.sum())}  # fmt: skip
     result["calibration_tokens"] = None if calibration is None else calibration.n_tokens
     result["model"], result["loop"], result["batch"] = args.judged_model, "closed", 1
-    result["spec"] = spec.model_dump(exclude=set(LEFT_OUT) - {"config"})
+    result["spec"] = spec.saved(LEFT_OUT)
     result["interval"] = f"{LEVEL} % percentile bootstrap over sequences, paired, seed {spec.seed}"
     result["version"] = __version__
     return result, run

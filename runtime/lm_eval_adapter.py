@@ -171,7 +171,7 @@ def _command(argv: list[str]) -> None:
         )
     summary = summarise(loop.record())
     kept = {name: summary[name] for name in ("substituted", "dropped", "slots_wanted", "h2d_bytes", "tpot_ms")}
-    print(json.dumps({"results": found["results"], "loop": kept, "spec": spec.model_dump(exclude=set(LEFT_OUT))}))
+    print(json.dumps({"results": found["results"], "loop": kept, "spec": spec.saved(LEFT_OUT)}))
 
 
 if __name__ == "__main__":

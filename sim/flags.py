@@ -11,19 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.spec import WHOLE, RunSpec
+from sim.spec import NUMBER, WHOLE, RunSpec
 from traces.command import Parser
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "what runs": ("trace", "model", "hardware", "engine", "precision"),
+    "what runs": ("trace", "model", "hardware", "engine", "precision", "ram"),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
         "placement", "transfer_order", "expert_group", "set", "calibration",
+    ),
+    "on a miss": (
+        "bulk", "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside", "defer",
+        "link_share", "cpu_visit_us", "n_cpu_moe", "override_tensor", "dense_on_host",
     ),
     "how it runs": (
         "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine",
     ),
 }  # fmt: skip
+TYPES = {WHOLE: int, NUMBER: float}  # of a flag's value, by its metavar; text without one
+REPEATED = ("set", "override_tensor")
+SHORT = {"override_tensor": ("-ot",)}  # llama.cpp's
 
 
 def metavar(name: str) -> str | None:
@@ -39,9 +46,9 @@ def add_flags(group: Any, names: Iterable[str], defaults: bool = False) -> None:
         said = f" (default: {field.default})"
         told = "default" in str(field.description) or name in ("trace", "set") or field.default is None
         takes: dict[str, Any] = {"action": "store_true"} if word is None else {"metavar": word}
-        takes |= {"type": int} if word == WHOLE else {"action": "append"} if name == "set" else {}
+        takes |= {"type": TYPES[word]} if word in TYPES else {"action": "append"} if name in REPEATED else {}
         text = f"{field.description}{said if defaults and not told else ''}"
-        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **takes)
+        group.add_argument(f"--{name.replace('_', '-')}", *SHORT.get(name, ()), default=None, help=text, **takes)
 
 
 def add_groups(out: Parser, leave_out: Sequence[str] = ()) -> None:
@@ -98,8 +105,10 @@ def _same(key: str, other: str) -> bool:
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """What the command line gives of these fields."""
+    """What the command line gives of these fields. Several -ot are one text, as llama.cpp takes it."""
     every = {name: getattr(args, name) for name in names}
+    if every.get("override_tensor"):
+        every["override_tensor"] = ",".join(every["override_tensor"])
     return {name: value for name, value in every.items() if value is not None and value is not False}
 
 

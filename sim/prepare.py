@@ -16,18 +16,20 @@ import numpy.typing as npt
 from sim import catalog
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
-from sim.costs.roofline import costs, expert_bytes, low_copies, memory
+from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
 from sim.fit.buddies import BuddyLists, BuddyProfile
-from sim.fit.placement import first_residents
+from sim.fit.placement import first_residents, popular_slots
 from sim.fit.prediction import Prediction
 from sim.fit.slots import spread_slots
+from sim.layers import layer_numbers, overridden, without_slots
 from sim.memo import Memo, afresh, within
-from sim.policies.kinds import Value
+from sim.on_miss import Rules, on_miss, staged
+from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import RunSpec, cache_bytes, parse_cache, slots_of
+from sim.spec import RunSpec, cache_bytes, memory_bytes, parse_cache, per_layer, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
@@ -199,13 +201,15 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Costed:
-    """The cost tables of these steps, on the hardware that the model is run on."""
+    """The cost tables of these steps, on the hardware that the model is run on; on_host: the layers, of all, whose
+    dense part is the host's."""
 
     steps: Stepped
     model: Modelled
     engine: Described
     precision: str
     context_offset: int
+    on_host: tuple[int, ...]
 
     def make(self, memo: Memo) -> Costs:
         trace, steps = self.steps.judged.judged(memo), self.steps.make(memo)
@@ -213,7 +217,7 @@ class Costed:
         moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
         shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
         parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
-        return costs(*parts, self.precision, shapes)
+        return costs(*parts, self.precision, shapes, self.on_host)
 
 
 @dataclass(frozen=True)
@@ -228,17 +232,6 @@ class Spread:
         trace = self.judged.judged(memo)
         shape = (trace.n_moe_layers, trace.n_experts)
         return spread_slots(self.judged.fitted_on(memo), self.total, *shape, as_decode=self.as_decode)
-
-
-@dataclass(frozen=True)
-class Buddies:
-    """Buddy lists of the calibration trace; profile: its parameters, not fitted yet."""
-
-    judged: Judged
-    profile: BuddyProfile
-
-    def make(self, memo: Memo) -> BuddyLists:
-        return replace(self.profile).fit(self.judged.fitted_on(memo)).lists_
 
 
 @dataclass(frozen=True)
@@ -259,6 +252,31 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Popular:
+    """So many slots in all, for the most popular pairs of layer and expert: int64 [L]."""
+
+    judged: Judged
+    placement: Chosen
+    total: int
+
+    def make(self, memo: Memo) -> Int:
+        calibration, trace, _ = made(self.judged, memo)
+        counts = _counts(self.placement, trace)
+        return popular_slots(self.total, trace.n_moe_layers, trace.n_experts, calibration, counts)
+
+
+@dataclass(frozen=True)
+class Buddies:
+    """Buddy lists of the calibration trace; profile: its parameters, not fitted yet."""
+
+    judged: Judged
+    profile: BuddyProfile
+
+    def make(self, memo: Memo) -> BuddyLists:
+        return replace(self.profile).fit(self.judged.fitted_on(memo)).lists_
+
+
+@dataclass(frozen=True)
 class Placed:
     """First residents, int64 [n]; slots: of each scope."""
 
@@ -270,15 +288,18 @@ class Placed:
 
     def make(self, memo: Memo) -> Int:
         (calibration, trace, _), policy = made(self.judged, memo), self.placement.policy
-        counts = _profile_counts(self.placement, trace) if "file" in policy.parameters else None
+        counts = _counts(self.placement, trace)
         lists = made(Buddies(self.judged, BuddyProfile(seed=self.seed)), memo) if policy.lists else None
         sizes = (trace.n_moe_layers, trace.n_experts, np.array(self.slots), self.pooled)
         return first_residents(policy.name, *sizes, calibration, self.seed, lists=lists, counts=counts)
 
 
-def _profile_counts(placement: Chosen, trace: RoutingTrace) -> npt.NDArray[np.float64]:
-    """Uses [L, E] of the frequency profile that the placement names. Raises SpecError where it is of another shape."""
-    name, file = placement.name, dict(placement.given).get("file")
+def _counts(placement: Chosen, trace: RoutingTrace) -> npt.NDArray[np.float64] | None:
+    """Uses [L, E] of the frequency profile that the placement names; None of one that reads none, or is fitted where
+    it names none. Raises SpecError where the profile is missing or of another shape."""
+    name, file, policy = placement.name, dict(placement.given).get("file"), placement.policy
+    if "file" not in policy.parameters or (policy.fitted and not file):
+        return None
     if not isinstance(file, str):
         raise SpecError(f"placement {name}: needs --set {name}.file=P.npz, a frequency profile")
     found = profile.read(npz.find(file))
@@ -347,7 +368,7 @@ class Setting:
     """A plan and what it was made from, for the summary. `calibration` None: nothing was set aside; repeated: so many
     of its requests have the routing of a judged one (a fraction of a trace that repeats itself).
     policy_files: sha256 of the file of each policy that is a user's own. costed: equal where trace, steps and
-    costs are."""
+    costs are. rules: what the plan's `on_miss` was made from, beside what the plan says."""
 
     spec: RunSpec
     plan: Plan
@@ -360,6 +381,7 @@ class Setting:
     engine: "Engine"
     policy_files: dict[str, str]
     costed: Costed
+    rules: Rules
     repeated: int = 0
 
     @property
@@ -369,11 +391,30 @@ class Setting:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """The summary's memory line: bytes on the GPU at the longest context."""
+        """The summary's memory line: bytes on the GPU at the longest context; and on the host, where its size is known
+        or the run does on a miss what earlier ones could not."""
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
         sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
-        return memory(self.model, *sizes, self.hardware, self.engine, copies)
+        stages, on_host = staged(self.rules, self.plan), self.costed.on_host
+        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host)
+        return line if self.ram is None and self.plan.on_miss is None else line | {"host": self._host_memory}
+
+    @property
+    def _host_memory(self) -> dict[str, Any]:
+        spec, experts, low = self.spec, self.plan.experts.shape[1] * self.plan.n_experts, self.plan.low
+        more = 0 if low is None else experts * low.bytes
+        if self.costed.on_host and self.model is not None:
+            sizes = (self.costed.on_host, self.longest_context, spec.batch)
+            more += sum(layers_bytes(self.model, self.engine, spec.precision, *sizes))
+        return host_memory(self.model, self.hardware, self.engine, spec.precision, experts, self.ram, more)
+
+    @property
+    def ram(self) -> int | None:
+        """Bytes of the host's memory; None where nobody says."""
+        if self.spec.ram is not None:
+            return memory_bytes(self.spec.ram)
+        return None if self.hardware.host is None else self.hardware.host.ram_bytes
 
 
 def prepare(
@@ -408,13 +449,14 @@ def prepare(
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(known, machine, spec.precision)
-    slots = _slots(spec, trace, size, judged, memo)
-    weighs = "weights" in policies["eviction"].keeps
+    slots = _slots(spec, trace, size, judged, chosen["placement"], memo)
+    weighs = "weights" in policies["eviction"].keeps or spec.defer > 0
     eviction = policies["eviction"].choice(spec.params("eviction"))
     answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, size, spec.seed), memo)
     if policies["miss"].user and not machine.answers_cpu:  # giving such an answer is an error
         answers |= {"miss": replace(answers["miss"], function=replace(answers["miss"].function, host=False))}
-    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset)
+    on_host = _on_host(spec, trace, machine)
+    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset, on_host)
     placed = Placed(judged, chosen["placement"], spec.seed, spec.cache_scope == "global", tuple(slots.tolist()))
     plan = Plan(
         experts=trace.experts,
@@ -437,8 +479,10 @@ def prepare(
         leaving=made(Forgotten(stepped, chosen["eviction"]), memo),
         **answers,
     )
+    rules = Rules.of(spec)
+    plan = replace(plan, on_miss=on_miss(rules, plan, machine, served))
     files = {policy.name: policy.sha256 for policy in policies.values() if policy.user}
-    return Setting(spec, plan, trace, trace_hash, aside, steps, known, machine, served, files, costed, repeated)
+    return Setting(spec, plan, trace, trace_hash, aside, steps, known, machine, served, files, costed, rules, repeated)
 
 
 def _judged(spec: RunSpec, trace: Opened, calibration: RoutingTrace | None) -> Judged:
@@ -462,9 +506,9 @@ def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
 
 
 def fitted(spec: RunSpec) -> list[str]:
-    """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists."""
+    """What of the run is fitted on a calibration trace, by name; not a policy that is given its lists or counts."""
     kinds = [kind for kind, name in spec.policies.items() if find(kind, name).fitted]
-    out = [kind for kind in kinds if not spec.params(kind).get("lists")]
+    out = [kind for kind in kinds if not any(spec.params(kind).get(given) for given in ("lists", "file"))]
     said = [f"{kind} {spec.placement}" if kind == "placement" else getattr(spec, kind) for kind in out]
     return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]
 
@@ -475,25 +519,74 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
         for array in policy.needs:
             if not trace.has(array):
                 raise SpecError(f"{policy.name}: needs `{array}`, which {path.name} does not have")
+    if spec.defer and not trace.has("weights"):
+        raise SpecError(f"defer: {spec.defer}: needs `weights`, which {path.name} does not have")
     for name in fitted(spec) if spec.calibration is None else ():
         raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
 
 
 def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
-    """A miss policy that may answer cpu, on hardware without times for it."""
+    """A miss policy or a bulk rule that may answer cpu, on hardware without times for it."""
+    wrong = f"hardware: {spec.hardware}: has no cpu_expert_ns or measured.cpu_expert, which"
     if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
-        wrong = "has no cpu_expert_ns or measured.cpu_expert"
-        raise SpecError(f"hardware: {spec.hardware}: {wrong}, which miss {miss.name} needs")
+        raise SpecError(f"{wrong} miss {miss.name} needs")
+    if spec.bulk != NONE.name and find(BULK, spec.bulk).answers_cpu and not hardware.answers_cpu:
+        raise SpecError(f"{wrong} bulk {spec.bulk} needs")
 
 
-def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, memo: Memo) -> Int:
+def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware") -> tuple[int, ...]:
+    """Which layers, of all, have their dense part on the host."""
+    if spec.dense_on_host is None:
+        return ()
+    if hardware.host is None:
+        wrong = "gives durations outright; needs hardware with a host"
+        raise SpecError(f"dense_on_host: {spec.dense_on_host}: {spec.hardware} {wrong}")
+    chosen = layer_numbers("dense_on_host", spec.dense_on_host, trace.n_moe_layers, 1)
+    return tuple(layer for layer, there in zip(trace.meta["moe_layers"], chosen, strict=True) if there)
+
+
+def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placement: Chosen, memo: Memo) -> Int:
     """int64 [scopes]: slots of each; experts of `size` bytes."""
-    slots = _shares("cache", spec.cache, spec, trace, size)
-    if spec.cache_spread == "even":
+    own = _slots_by_layer(spec, trace)
+    slots = _shares("cache", spec.cache, spec, trace, size) if own is None else own[1]
+    spreads = [f"placement: {placement.name}"] if placement.policy.spreads else []
+    spreads += ["cache_spread: marginal"] if spec.cache_spread == "marginal" else []
+    for each in spreads:
+        if spec.cache_scope == "global":
+            raise SpecError(f"{each}: spreads slots over layers; --cache-scope layer is required")
+        others = [name for name in spreads if name != each] if own is None else [own[0]]
+        if others:
+            wrong = f"spreads slots over layers, of which {others[0]} says the slots, too; give one of the two"
+            raise SpecError(f"{each}: {wrong}")
+    if not spreads:
         return slots
+    total = int(slots.sum())
+    popular = placement.policy.spreads
+    return made(Popular(judged, placement, total) if popular else Spread(judged, total, spec.as_decode), memo)
+
+
+def _slots_by_layer(spec: RunSpec, trace: RoutingTrace) -> tuple[str, Int] | None:
+    """(the field that says the slots of each layer, they int64 [L]); None where none does."""
+    layers, most, cache = trace.n_moe_layers, trace.n_experts, str(spec.cache)
+    told = [name for name in ("n_cpu_moe", "override_tensor") if getattr(spec, name) is not None]
+    told += ["cache"] if per_layer(cache) or (told and "cache" in spec.model_fields_set) else []
+    if not told:
+        return None
+    if len(told) > 1:
+        raise SpecError(
+            f"{told[0]}: {getattr(spec, told[0])}: says the slots of each layer, as {told[1]} does; give one"
+        )
+    (field,) = told
     if spec.cache_scope == "global":
-        raise SpecError("cache_spread: marginal: spreads slots over layers; --cache-scope layer is required")
-    return made(Spread(judged, int(slots.sum()), spec.as_decode), memo)
+        raise SpecError(
+            f"{field}: {getattr(spec, field)}: is of slots of each layer's own; --cache-scope layer is required"
+        )
+    if field == "n_cpu_moe":
+        assert spec.n_cpu_moe is not None
+        return field, without_slots(field, spec.n_cpu_moe, layers, most)
+    if field == "override_tensor":
+        return field, overridden(str(spec.override_tensor), trace.meta["moe_layers"], trace.n_layers, most)
+    return field, layer_numbers(field, cache, layers, most)
 
 
 def _shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int) -> Int:

@@ -1,24 +1,36 @@
 """RunSpec: everything a run depends on, validated when it is made, saved with every result."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sim.errors import SpecError, unknown
-from sim.policies.kinds import KINDS, Value
+from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
 
+VERSION = 2  # of what the fields mean, saved with each spec; 1: before --engine said what happens on a miss
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
 WHOLE = "N"  # the metavar of whatever is a whole number
+NUMBER = "X"  # of any other number
+YES_NO = "yes|no"  # of what is true unless told otherwise
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
+_ROWS = re.compile(r"^[1-9]\d{0,9}E?$", re.ASCII)
+_LAYERS = re.compile(r"^layers:(first:)?(\d{1,9})$", re.ASCII)
+_FILE = re.compile(r"(^|[\w)\]])\.[A-Za-z][A-Za-z0-9]*$")
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def flag(metavar: str | None, what: str, default: Any = ..., **limits: Any) -> Any:
     """A field and what its flag shows of it: the word for its value (None: it takes none), and what it says."""
     return Field(default, description=what, json_schema_extra={"metavar": metavar}, **limits)
+
+
+def later(metavar: str | None, what: str, default: Any, **limits: Any) -> Any:
+    """A field that came with version 2: saved only where it is not the default, which means what a run did before."""
+    return Field(default, description=what, json_schema_extra={"metavar": metavar, "later": True}, **limits)
 
 
 class RunSpec(BaseModel):
@@ -29,6 +41,11 @@ class RunSpec(BaseModel):
     None: all.
     calibration: a trace file, or the fraction of the requests that are set aside. expert_group None: the engine's.
     set: parameters by `policy.param`, or `kind.policy.param` where two policies of the run have one name.
+    cache may also name the slots of each layer: `layers:N` all experts of the last N MoE layers and none elsewhere,
+    `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
+    in llama.cpp's words (REGEX=CPU, several with commas between). What comes on a miss: bulk and what follows it, as in
+    `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts. None: as the engine
+    (cpu_visit_us) or the host (link_share, ram) has it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -38,7 +55,12 @@ class RunSpec(BaseModel):
     hardware: str = flag("NAME|FILE", "GPU, link and host, or fixed durations", "a100-pcie4")
     engine: str = flag("NAME|FILE", "what the inference engine itself costs", "ideal")
     precision: str = flag("NAME", "precision of the experts: bf16, q8, q4, mxfp4, ...", "bf16")
-    cache: int | float | str = flag("0.5|24|20GB", "share of the experts, slots per layer (of the pool), or bytes", 0.5)
+    cache: int | float | str = flag(
+        "0.5|24|20GB|layers:[first:]N|FILE",
+        "share of the experts, slots per layer (of the pool), bytes; all of the last (first) N MoE layers and none "
+        "elsewhere; a number per MoE layer",
+        0.5,
+    )
     cache_scope: Literal["layer", "global"] = flag("layer|global", "slots of each layer's own, or one pool", "layer")
     cache_spread: Literal["even", "marginal"] = flag(
         "even|marginal", "slots of the layers alike, or where the calibration hits more", "even"
@@ -69,11 +91,81 @@ class RunSpec(BaseModel):
     set: dict[str, Value] = flag(
         "[KIND.]POLICY.PARAM=VALUE", "a parameter of a chosen policy (KIND where two policies have one name)", {}
     )
+    bulk: Literal["none", "fetch", "cpu", "stream", "remote", "split"] = later(
+        "none|fetch|cpu|stream|remote|split", "the rule of steps of many rows, in place of --miss", "none"
+    )
+    bulk_rows: str | None = later("32|32E", "many rows: so many, or (32E) rows x top-k >= 32 x experts", None)
+    bulk_touch: bool = later(
+        YES_NO, "whether such steps touch and count the residents that they run (default: yes)", True
+    )
+    stages: int = later(WHOLE, "staging buffers of one expert each (default: 0, as many as needed)", 0, ge=0, le=MOST)
+    serial: bool = later(None, "nothing of a layer runs on the GPU until its streamed copies have landed", False)
+    merge: Literal["none", "runs"] = later("none|runs", "streamed copies of consecutive ids are one transfer", "none")
+    whole_layer: bool = later(None, "where a layer streams, its unwanted experts are copied, too", False)
+    ahead: int = later(WHOLE, "MoE layers streamed ahead, whole (default: 0)", 0, ge=0, le=MOST)
+    beside: bool = later(YES_NO, "whether the GPU computes while the host does (default: yes)", True)
+    defer: int = later(
+        WHOLE,
+        "host experts of a token, of least weight, that only the next layer waits for (default: 0)",
+        0,
+        ge=0,
+        le=MOST,
+    )
+    link_share: float | None = later(
+        NUMBER, "the link's rate while the host computes, as a share (default: the host's)", None, gt=0, le=1
+    )
+    cpu_visit_us: float | None = later(
+        NUMBER, "once per layer that computes on the host, us (default: the engine's)", None, ge=0, le=1e9
+    )
+    n_cpu_moe: int | None = later(
+        WHOLE, "the first N MoE layers have no slots, the others hold all experts", None, ge=0, le=MOST
+    )
+    override_tensor: str | None = later("REGEX=CPU", "the same by llama.cpp's tensor names", None, max_length=100_000)
+    dense_on_host: str | None = later(
+        "layers:N|layers:first:N|FILE", "the MoE layers whose dense part is the host's, too", None
+    )
+    ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
 
     @field_validator("cache", mode="before")
     @classmethod
     def _cache(cls, value: Any) -> Any:
-        return parse_cache(value)
+        return per_layer(value) or parse_cache(value)
+
+    @field_validator("bulk_rows", mode="before")
+    @classmethod
+    def _bulk_rows(cls, value: Any) -> Any:
+        text = str(value).strip().upper()
+        if isinstance(value, bool) or (value is not None and not _ROWS.match(text)):
+            raise ValueError("must be rows (32), or 32E for rows x top-k >= 32 x experts; whole, from 1")
+        return None if value is None else text
+
+    @field_validator("bulk_touch", "beside", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value not in ("yes", "no"):
+            raise ValueError("must be yes or no")
+        return value in ("yes", True)
+
+    @field_validator("link_share")
+    @classmethod
+    def _few_digits(cls, value: float | None) -> float | None:
+        if value is not None and exact(value).denominator > 10**6:
+            raise ValueError("must have at most six digits after the point")
+        return value
+
+    @field_validator("dense_on_host", mode="before")
+    @classmethod
+    def _dense_on_host(cls, value: Any) -> Any:
+        if value is not None and per_layer(value) is None:
+            raise ValueError("must be layers:N, layers:first:N or a file of 0 or 1 per MoE layer")
+        return value
+
+    @field_validator("ram")
+    @classmethod
+    def _ram(cls, value: str | None) -> str | None:
+        if value is not None:
+            memory_bytes(value)
+        return value
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -112,11 +204,29 @@ class RunSpec(BaseModel):
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def params(self, kind: str) -> dict[str, Value]:
-        """The parameters given to the policy of a kind (one of KINDS). Raises SpecError for one that nobody of the run
-        has."""
+        """The parameters given to the policy of a kind (one of KINDS, or `bulk`). Raises SpecError for one that nobody
+        of the run has."""
         from sim.policies.registry import assigned  # late: with it comes the core
 
-        return assigned(self.policies, self.set)[kind]
+        found = assigned(parametrised(self.policies, self.bulk), self.set)
+        return found.get(kind, found["miss"] if self.bulk == SPLIT else {})
+
+    def saved(self, leave_out: Container[str] = ()) -> dict[str, Any]:
+        """The fields as they are kept with a result, and the version of what they mean: those that came with version 2
+        only where they are not the default."""
+        fields = {**self.model_dump(), "version": VERSION}
+        every = RunSpec.model_fields
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in leave_out and not (name in every and came_later(name) and value == every[name].default)
+        }
+
+
+def came_later(name: str) -> bool:
+    """Whether a field came with version 2."""
+    extra = RunSpec.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and "later" in extra
 
 
 def number(text: str) -> float | None:
@@ -125,6 +235,26 @@ def number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def exact(value: float) -> Fraction:
+    """The decimal that a number was written as: 0.35 is 7/20."""
+    return Fraction(repr(value))
+
+
+def per_layer(value: Any) -> str | None:
+    """The text where it says something of each layer: layers:N, layers:first:N, or the name of a file; else None.
+    Raises ValueError for `layers:` without a number."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("layers:") and parse_layers(text) is None:
+        raise ValueError("must be layers:N (the last N MoE layers) or layers:first:N")
+    return text if text.startswith("layers:") or _FILE.search(text) else None
+
+
+def parse_layers(text: str) -> tuple[bool, int] | None:
+    """(whether the first ones, how many) of layers:N and layers:first:N; None of anything else."""
+    found = _LAYERS.match(text)
+    return None if found is None else (found[1] is not None, int(found[2]))
 
 
 def parse_cache(value: Any) -> int | float | str:

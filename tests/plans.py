@@ -18,13 +18,18 @@ from sim.core.plan import (
     Plan,
     Prefetch,
 )
+from sim.on_miss import OWN
 from sim.policies.policy import Policy
 from sim.policies.registry import EVICTION, MISS, RERANK
 
+ON_MISS = ("static", *(policy.name for policy in MISS.values() if policy.kind in OWN))
+
 
 def codes(table: dict[str, Policy]) -> dict[str, int]:
-    """The code of each policy in the core, by name, in the order of the codes: what is drawn stays as it was."""
-    return {policy.name: policy.kind for policy in sorted(table.values(), key=lambda policy: policy.kind)}
+    """The code of each policy in the core, by name, in the order of the codes: what is drawn stays as it was. Without
+    those that only a plan with `on_miss` can have (tests.on_miss_plans)."""
+    known = [policy for policy in table.values() if policy.name not in ON_MISS]
+    return {policy.name: policy.kind for policy in sorted(known, key=lambda policy: policy.kind)}
 
 
 EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)

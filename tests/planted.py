@@ -339,6 +339,32 @@ PLAN = [
 ]
 
 # --- what is fitted ---
+ASKED = "tests/test_on_miss_spec.py::test_"
+ON_MISS = [
+    fault("many rows are more than so many", "sim/on_miss.py", "entries >= least", "entries > least",
+        f"{ASKED}which_steps_are_of_many_rows"),
+    fault("a visit wants one expert more", "sim/on_miss.py", "out[lo:hi] = ", "out[lo:hi] = 1 + ",
+        f"{ASKED}stages_for_what_a_visit_may_copy"),
+    fault("stages of a whole layer are not counted", "sim/on_miss.py",
+        "plan.on_miss.stages or (plan.on_miss.ahead + 1)", "plan.on_miss.stages or plan.on_miss.ahead",
+        f"{ASKED}stages_take_memory"),
+    fault("one layer too few has slots", "sim/layers.py", "at >= layers - n", "at > layers - n",
+        f"{ASKED}slots_of_each_layer"),
+    fault("the last pattern decides", "sim/layers.py", "for pattern, memory in overrides if",
+        "for pattern, memory in reversed(overrides) if", f"{ASKED}slots_of_each_layer"),
+    fault("a run pays each expert's set-up", "sim/costs/roofline.py", "[transfer_ns(hardware, engine, n * size)",
+        "[n * transfer_ns(hardware, engine, size)", f"{ASKED}a_run_of_experts_is_one_transfer_of_their_bytes"),
+    fault("a dense part on the host is bound by reading alone", "sim/costs/roofline.py",
+        "np.maximum(size / host.read_rate(), operations / (host.tflops * 1e3))", "size / host.read_rate()",
+        f"{ASKED}a_dense_part_on_the_host_is_priced_as_its_experts"),
+    fault("the host's rest takes no memory", "sim/costs/roofline.py", 'size + line["rest"] <= ram', "size <= ram",
+        f"{ASKED}host_memory_by_hand"),
+    fault("of pairs equally popular the last is taken", "sim/fit/placement.py",
+        'np.argsort(-uses, kind="stable")[:total]', 'np.argsort(uses, kind="stable")[::-1][:total]',
+        f"{ASKED}global_popularity_by_hand"),
+    fault("a saved spec says defaults that came later", "sim/spec.py", "value == every[name].default)", "False)",
+        f"{ASKED}a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked"),
+]  # fmt: skip
 EVERY_SPREAD = "tests/test_placement2.py::test_spread_against_every_spread"
 FIT = [
     fault(
@@ -550,4 +576,4 @@ PORT = [
         "tests/test_accelerator.py::test_on_the_accelerator",
     ),
 ]
-FAULTS = [*CORE, *PLAN, *FIT, *FIGURES, *READ, *PORT]
+FAULTS = [*CORE, *PLAN, *ON_MISS, *FIT, *FIGURES, *READ, *PORT]

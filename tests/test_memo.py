@@ -66,6 +66,22 @@ VALUES: dict[str, list[Any]] = {
     "calibration": [None, 0.25, 0.5, "c.npz", "d.npz"],
     "seed": [0, 1, 2],
     "machine": ["compiled", "simpy"],
+    "bulk": ["none", "stream", "split"],
+    "bulk_rows": [None, "2", "1E"],
+    "bulk_touch": [True, False],
+    "stages": [0, 8, 40],
+    "serial": [False, True],
+    "merge": ["none", "runs"],
+    "whole_layer": [False, True],
+    "ahead": [0, 1],
+    "beside": [True, False],
+    "defer": [0, 1],
+    "link_share": [None, 0.5],
+    "cpu_visit_us": [None, 4.0],
+    "n_cpu_moe": [None, 1],
+    "override_tensor": [None, "exps=CPU"],
+    "dense_on_host": [None, "layers:1", "layers:first:2"],
+    "ram": [None, "64GB"],
 }
 PARAMETERS: dict[str, list[Any]] = {
     "decayed.decay": [0.5, 0.9], "window-score.window": [2, 3], "popular.distance": [1, 2],
@@ -74,6 +90,8 @@ PARAMETERS: dict[str, list[Any]] = {
     "buddy.budget_mb": [1.0, 2.0], "fiddler.backlog": [0, 1], "hobbit.slots": ["1", "2"],
     "hobbit.precision": ["q4", "q2"], "similarity.matrix": ["s.npz", "r.npz"], "sere.matrix": ["s.npz", "r.npz"],
     "max-rank.among": [3, 4], "profile.file": ["p.npz", "q.npz"],
+    "cpu-admit.inserts": [1, "unlimited"], "split.by": ["makespan", "table"], "split.table": ["0,1", "1"],
+    "global-popular.file": ["p.npz", "q.npz"],
 }  # fmt: skip
 KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")  # of policies, which have parameters
 NEEDED = {"hobbit.slots": "2", "similarity.matrix": "s.npz", "sere.matrix": "s.npz", "profile.file": "p.npz"}
@@ -117,6 +135,8 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
     parameters = {key: value for key, value in NEEDED.items() if key.partition(".")[0] in chosen}
     parameters |= {key: value for key, value in values.items() if key.partition(".")[0] in chosen and "." in key}
     given = {key: value for key, value in values.items() if "." not in key and value is not None}
+    if {"n_cpu_moe", "override_tensor"} & given.keys():
+        del given["cache"]  # they say it
     return RunSpec.of({**given, "set": parameters})
 
 
@@ -131,6 +151,7 @@ def bases() -> list[dict[str, Any]]:
     each = [base | ({"trace": "learned.npz"} if base["prefetch"] == "learned" else {}) for base in each]
     each += [plain | {"cache_spread": "marginal"}, plain | {"miss": "buddy", "buddy.budget_mb": 1.0}]
     each += [plain | {"miss": "buddy", "placement": "random", "calibration": "c.npz"}]
+    each += [plain | {"miss": "cpu", "bulk": "stream", "bulk_rows": "2"}]
     return [*each, plain | {"model": None}, plain | {"model": None, "hardware": "h.toml", "trace": "unknown.npz"}]
 
 

@@ -73,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def setting(kind: str, name: str, trace: RoutingTrace, **more: Any) -> Setting:
     """A run of plain policies and this one, on a trace in memory."""
     policy = TABLES[kind][name]
+    more |= {"cache_scope": "layer"} if policy.spreads else {}  # refused in one pool
     needs = {f"{name}.{key}": FILES[key] for key in FILES if key in policy.parameters and not policy.parameters[key]}
     return prepare(RunSpec.of({**BASE, kind: name, "set": needs, **more}), trace=trace)
 

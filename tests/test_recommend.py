@@ -50,7 +50,7 @@ def here(runs: Sequence[Configuration]) -> Sequence[Row]:
 
 
 def run_of(spec: RunSpec) -> Configuration:
-    return Configuration(identity(spec.model_dump()), spec)
+    return Configuration(identity(spec), spec)
 
 
 # --- memory ---
@@ -141,9 +141,9 @@ def test_candidates_are_what_the_trace_and_the_limits_allow() -> None:
         replace(trace, lookahead=None), calibrated=False, host=False, lossy=False, fixed={"eviction": "lfu"}
     )
     few = bare.sample(400, 0)
-    assert {c["miss"] for c in few} == {"fetch"} and {c["eviction"] for c in few} == {"lfu"}
+    assert {c["miss"] for c in few} == {"fetch", "stream"} and {c["eviction"] for c in few} == {"lfu"}
     assert {c["prefetch"] for c in few} == {"none", "previous-token"} and {c["placement"] for c in few} == {"first"}
-    assert len(few) == 2 * (1 + 3 * 4 * 3)  # scope x (none, or distance x budget x order): all there are
+    assert len(few) == 2 * 2 * (1 + 3 * 4 * 3)  # miss x scope x (none, or distance x budget x order): all
 
 
 def test_neighbours_differ_in_one_knob_and_in_what_hangs_on_it() -> None:
@@ -171,9 +171,10 @@ def invented(
             spec = each.spec
             assert spec is not None
             asked.append((spec.miss, spec.max_steps))
+            speed = sum(speeds.get(policy, 0) for policy in (spec.miss, spec.eviction))
             rows.append({
                 "id": each.id, "error": "no" if spec.prefetch == "transition" else None, "total_tokens_per_s": None,
-                "tokens_per_s": speeds[spec.miss] + speeds.get(spec.eviction, 0) + (spec.cache_scope == "global"),
+                "tokens_per_s": speed + (spec.cache_scope == "global"),
                 "quality.substituted_weight": 0.0 if "drop" in spec.miss else lost.get(spec.miss, 0.0),
                 "quality.dropped_weight": lost.get(spec.miss, 0.0) if "drop" in spec.miss else 0.0,
                 "spec.rerank": "none", "low": 0,

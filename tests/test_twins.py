@@ -23,8 +23,8 @@ RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE")
 RECIPE = [
     (
         "sim/core/eviction.py",
-        "ACTIVATION = range(10)",
-        f"ACTIVATION, {', '.join(f'TWIN_{name}' for name in EVICTIONS)} = range({10 + len(EVICTIONS)})",
+        "STATIC = range(11)",
+        f"STATIC, {', '.join(f'TWIN_{name}' for name in EVICTIONS)} = range({11 + len(EVICTIONS)})",
     ),
     *(
         ("sim/core/eviction.py", f"if kind == {name}:", f"if kind == {name} or kind == TWIN_{name}:")
@@ -34,8 +34,8 @@ RECIPE = [
     ("sim/core/eviction.py", "if kind in (LFU, BELADY):", "if kind in (LFU, BELADY, TWIN_LFU, TWIN_BELADY):"),
     (
         "sim/core/miss.py",
-        "PRECISION = range(7)",
-        f"PRECISION, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({7 + len(MISSES)})",
+        "SPLIT = range(11)",
+        f"SPLIT, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({11 + len(MISSES)})",
     ),
     *(
         (
@@ -61,7 +61,8 @@ RECIPE = [
     ("sim/fit/placement.py", 'kind == "random":', 'kind in ("random", "twin-random"):'),
     ("sim/fit/placement.py", 'kind in ("first", "empty"):', 'kind in ("first", "empty", "twin-first", "twin-empty"):'),
     ("sim/fit/placement.py", 'if kind == "empty":', 'if kind in ("empty", "twin-empty"):'),
-    ("sim/fit/placement.py", '= ("popular", "profile")', '= ("popular", "profile", "twin-popular", "twin-profile")'),
+    ("sim/fit/placement.py", '"global-popular")', '"global-popular", *(f"twin-{x}" for x in TWINS))'),
+    ("sim/fit/placement.py", "BY_USES = ", 'TWINS = ("popular", "profile", "global-popular")\nBY_USES = '),
     ("sim/fit/placement.py", 'if kind == "buddy-coverage":', 'if kind in ("buddy-coverage", "twin-buddy-coverage"):'),
     ("sim/fit/placement.py", '(*BY_USES, "buddy-coverage")', '(*BY_USES, "buddy-coverage", "twin-buddy-coverage")'),
 ]

@@ -13,7 +13,9 @@ from traces.command import did_you_mean
 from traces.errors import UserError
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
+VERSION = "spec version"
 CONDITIONS = (
+    VERSION,
     "model",
     "hardware",
     "engine",
@@ -31,6 +33,7 @@ MARKS = {
     "oracle": "ORACLE: reads the future; no engine can",
     "loss partly unseen": "UNSEEN: lost weight does not see what re-ranking or low-precision copies cost",
     "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
+    "does not fit the host": "DOES NOT FIT into the host's memory; times as if it did",
     "measured": "MEASURED on a device",
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
@@ -136,13 +139,18 @@ def pareto_best(runs: Sequence[Run]) -> list[bool]:
     return out
 
 
+def condition(run: Run, name: str) -> Any:
+    """One of CONDITIONS; a spec that does not say its version is of the first."""
+    return run.spec.get("version") or 1 if name == VERSION else run.spec.get(name)
+
+
 def conditions(runs: Sequence[Run]) -> list[int]:
     """A number for each set of conditions, by first appearance: runs of one number are alternatives of each other, the
     same work on the same hardware, both modelled or both measured."""
     firsts: list[Any] = []
     out = []
     for run in runs:
-        mine = [*(run.spec.get(name) for name in CONDITIONS), run.judged, run.measured]
+        mine = [*(condition(run, name) for name in CONDITIONS), run.judged, run.measured]
         firsts += [] if mine in firsts else [mine]
         out.append(firsts.index(mine))
     return out
@@ -159,7 +167,7 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
     notes = []
     kinds = [
         ("traces", {run.trace["hash"]: f"{run.spec['trace']} ({run.trace['hash'][:8]})" for run in runs}),
-        *((name, {str(run.spec.get(name)): str(run.spec.get(name)) for run in runs}) for name in CONDITIONS),
+        *((name, {str(condition(run, name)): str(condition(run, name)) for run in runs}) for name in CONDITIONS),
     ]
     for name, found in kinds:
         if len(found) > 1:

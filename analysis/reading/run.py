@@ -93,6 +93,7 @@ class Run:
             "oracle": self.oracle,
             "loss partly unseen": self.partly_seen,
             "does not fit": self.summary["marks"]["fits"] is False,
+            "does not fit the host": (self.summary["memory"].get("host") or {}).get("fits") is False,
         }
         return [mark for mark, holds in (marks | {"measured": self.measured}).items() if holds]
 

@@ -220,7 +220,7 @@ class ClosedLoop:
         made, at = self.setting, np.asarray(positions, np.int64) + self.spec.context_offset
         moe_layers = np.asarray(self.shape.moe_layers, np.int64)
         shapes = StepShapes(np.array([0, len(at)]), at, np.array([prefill]), self.shape.n_layers, moe_layers)
-        return costs(made.model, made.hardware, made.engine, self.spec.precision, shapes)
+        return costs(made.model, made.hardware, made.engine, self.spec.precision, shapes, made.costed.on_host)
 
     def _price(self, positions: tuple[int, ...], prefill: bool) -> tuple[list[int], int]:
         """(dense parts, head) of a step in ns."""

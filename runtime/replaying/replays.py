@@ -83,11 +83,11 @@ def recorded_run(folder: Path, setting: Setting) -> RunRecord:
     record, meta = load(folder / "record.npz" if folder.is_dir() else folder)
     if not record.groups:
         raise SpecError(f"lock-step: {folder}: holds no full record; write it with --record full")
-    spec, theirs = setting.spec.model_dump(exclude={"machine"}), meta.get("spec", {})
-    other = [name for name, value in spec.items() if theirs.get(name) != value and name not in ("trace", "hardware")]
-    if other:
-        name = other[0]
-        raise SpecError(f"lock-step: {folder}: has {name} {theirs.get(name)!r}; this run has {spec[name]!r}")
+    spec, theirs = setting.spec.saved(("machine",)), meta.get("spec", {})
+    other = [name for name in {**spec, **theirs} if theirs.get(name) != spec.get(name)]
+    for name in other:
+        if name not in ("trace", "hardware"):
+            raise SpecError(f"lock-step: {folder}: has {name} {theirs.get(name)!r}; this run has {spec.get(name)!r}")
     if meta.get("trace", {}).get("hash") != setting.trace_hash:
         raise SpecError(f"lock-step: {folder}: was recorded from another trace")
     return record

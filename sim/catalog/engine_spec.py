@@ -11,7 +11,8 @@ class Engine(Entry):
     layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given); group_ns:
     once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
     (synchronisation); step_ns: once per step; decide_ns: once per visit, beside what the hardware's host
-    takes. launches_per_*: kernel launches that the GPU waits for, times the GPU's kernel_launch_ns.
+    takes; cpu_visit_ns: once per visit that computes any expert on the host. launches_per_*: kernel launches
+    that the GPU waits for, times the GPU's kernel_launch_ns.
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
@@ -27,6 +28,7 @@ class Engine(Entry):
     transfer_ns: Ns = 0
     step_ns: Ns = 0
     decide_ns: Ns = 0
+    cpu_visit_ns: Ns = 0
     launches_per_layer: Count = 0
     launches_per_group: Count = 0
     launches_per_expert: Count = 0

@@ -64,7 +64,8 @@ class Host(Entry):
     read_gb_per_s: weights read alone, as measured with the engine's threads. total_gb_per_s: CPU and copy
     engine together; default 1.2 x read_gb_per_s (desktop of results/059: 75 together, 62.3 alone). tflops 1.0
     is an assumption: about 16 cores x 4 GHz x 32 operations, half reached. cpu_launch_ns: before each expert
-    (moe-speed-of-light's fit: 21 us).
+    (moe-speed-of-light's fit: 21 us). link_share: the share of its rate at which a link moves while experts are
+    computed, 1 where nobody has measured it; ram_gb: memory, 1e9 bytes.
     """
 
     read_gb_per_s: Rate
@@ -72,6 +73,13 @@ class Host(Entry):
     peak_gb_per_s: Rate | None = None
     tflops: Rate = 1.0
     cpu_launch_ns: Ns = 21_000
+    link_share: Share = 1.0
+    ram_gb: Rate | None = None
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """Memory that a run may use, in bytes; None where it is not said."""
+        return None if self.ram_gb is None else round(self.ram_gb * 1e9)
 
     def read_rate(self, link_rate: float = 0.0) -> float:
         """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
@@ -86,8 +94,9 @@ class Fixed(Sized):
     """Durations given outright, in ns; they replace every other cost, the engine's included.
 
     dense_ns: each layer of the model; expert_ns, cpu_expert_ns: each executed expert, whatever its tokens (no
-    cpu_expert_ns: no cpu answers); transfer_ns: idle and following; decide_ns: each visit; head_ns: each
-    step; group_ns: each expert group. low_*: of a low-precision copy (none: no answer can be `low`).
+    cpu_expert_ns: no cpu answers); cpu_visit_ns: each visit that computes any on the host; transfer_ns: idle
+    and following; decide_ns: each visit; head_ns: each step; group_ns: each expert group. low_*: of a
+    low-precision copy (none: no answer can be `low`).
     """
 
     dense_ns: Ns
@@ -95,6 +104,7 @@ class Fixed(Sized):
     transfer_ns: Ns
     decide_ns: Ns
     cpu_expert_ns: Ns | None = None
+    cpu_visit_ns: Ns = 0
     head_ns: Ns = 0
     group_ns: Ns = 0
     commit_gap_ns: Ns = 0

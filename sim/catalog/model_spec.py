@@ -1,5 +1,6 @@
 """What the simulator knows of a model: its shape, and the parameters and bytes that follow from the shape."""
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -156,10 +157,10 @@ class ModelSpec(Entry):
         ends = self.head_params * (1 if self.tied_embeddings else 2)
         return weight_bytes(self.dense_params - ends, precision) + weight_bytes(ends, head_precision or precision)
 
-    def kv_bytes(self, context: int) -> int:
+    def kv_bytes(self, context: int, layers: Collection[int] | None = None) -> int:
         """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones),
-        linear states."""
-        kinds = [self.attention_kind(layer) for layer in range(self.n_layers)]
+        linear states; of some layers, or of all."""
+        kinds = [self.attention_kind(layer) for layer in (range(self.n_layers) if layers is None else layers)]
         entries = kinds.count("full") * context + kinds.count("window") * min(context, self.window or context)
         return entries * self.kv_bytes_per_token_per_layer + kinds.count("linear") * self.linear_state_bytes
 

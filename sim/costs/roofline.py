@@ -12,6 +12,7 @@ several layers is the sum of the rounded layers. Efficiencies, set-ups and overh
 sources, in `sim.catalog`.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,14 +32,20 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2
 LOGIT_BYTES = 4
+HOST_REST = 2_000_000_000  # bytes of the operating system, the process and its libraries: an assumption
 NO_MODEL = "model: none that the catalog knows; give --model NAME|FILE, or hardware with [fixed] durations"
 
 
 def costs(
-    model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", precision: str, steps: StepShapes
+    model: "ModelSpec | None",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    steps: StepShapes,
+    on_host: Collection[int] = (),
 ) -> Costs:
     """The cost tables of a run. Raises CatalogError when a model is needed and there is none, or for an
-    unknown precision.
+    unknown precision. on_host: layers (of all) whose dense part the host computes; none on hardware without terms.
 
     With hardware of [fixed] durations these replace every other term and no model is needed; without its
     cpu_expert_ns the table of CPU times is zero and must not be used (`hardware.answers_cpu`). [measured] ones do the
@@ -57,7 +64,7 @@ def costs(
         dense_ns=dense_table(
             steps,
             classes,
-            lambda layer: (layer in moe, layer >= first_decoder, model.attention_kind(layer)),
+            lambda layer: (layer in moe, layer >= first_decoder, model.attention_kind(layer), layer in on_host),
             lambda kind: _layer_ns(model, hardware, engine, precision, classes, *kind),
         ),
         head_ns=head_ns(model, hardware, engine, precision, classes.rows, classes.prefill),
@@ -148,6 +155,16 @@ def cpu_expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", pr
     return _rounded(ns)
 
 
+def cpu_visit_ns(hardware: "Hardware", engine: "Engine", given_us: float | None = None) -> int:
+    """Once per visit that computes anything on the host: as given, else as [fixed] says it or, beside catalog terms,
+    the engine; [measured] times of experts hold all of it."""
+    if given_us is not None:
+        return round(given_us * 1e3)
+    if hardware.durations is not None:
+        return hardware.fixed.cpu_visit_ns if hardware.fixed is not None else 0
+    return engine.cpu_visit_ns
+
+
 def cpu_terms_ns(
     model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, tokens: npt.NDArray[Any]
 ) -> tuple[Float, Float]:
@@ -172,6 +189,21 @@ def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:
     ways = 2 if engine.write_back else 1
     set_ups = np.array([link.setup_ns, link.follow_setup_ns], np.float64)
     return _rounded(ways * (set_ups + moving) + engine.transfer_ns)
+
+
+def run_ns(hardware: "Hardware", engine: "Engine", size: int, n_experts: int, transfer_ns_: Int) -> Int:
+    """n experts of `size` bytes as one transfer, int64 [2, E + 1]: on an idle link, following on; [:, 1] is
+    transfer_ns_, that of one.
+
+    Copies as of one expert, each of so many experts' bytes at the rate of that size. Where durations are given
+    outright, each expert after the first takes what one that follows on does.
+    """
+    if hardware.durations is not None:
+        found: Int = transfer_ns_[:, None] + np.arange(-1, n_experts) * transfer_ns_[1]
+    else:
+        found = np.stack([transfer_ns(hardware, engine, n * size) for n in range(n_experts + 1)], axis=1)
+    found[:, 0] = 0
+    return found
 
 
 def head_ns(
@@ -206,6 +238,7 @@ def _layer_ns(
     moe: bool,
     decoder: bool,
     attention: str,
+    on_host: bool,
 ) -> Int:
     """One layer without its routed experts, int64 [classes].
 
@@ -213,7 +246,7 @@ def _layer_ns(
     width) x entries scored. A linear-attention layer reads and writes its state once per sequence instead,
     one operation per byte and row. Activations are left out: below 1 % of the weights at few rows, and at
     many rows operations decide. So are the cached entries of cross-attention, whose number a trace does not
-    say.
+    say. On the host it takes what an expert of such bytes and operations would (`cpu_expert_ns`), and no kernels.
     """
     stored = engine.precision_of("dense", precision)
     params = model.layer_params(moe, cross=decoder)
@@ -227,9 +260,18 @@ def _layer_ns(
     else:
         size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer)
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
-    ns = _roofline(hardware, engine, stored, size, operations)
     own = engine.mla_layer_ns if model.attention == "mla" and engine.mla_layer_ns is not None else engine.layer_ns
+    if on_host:
+        return _rounded(own + _host_roofline(hardware, size, operations))
+    ns = _roofline(hardware, engine, stored, size, operations)
     return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
+
+
+def _host_roofline(hardware: "Hardware", size: Float, operations: Float) -> Float:
+    """The slower of the host's reading `size` bytes, the link idle, and its operations, behind its launch, in ns."""
+    host = hardware.host
+    assert host is not None
+    return host.cpu_launch_ns + np.maximum(size / host.read_rate(), operations / (host.tflops * 1e3))
 
 
 def _gpu(hardware: "Hardware") -> "Gpu":
@@ -272,10 +314,13 @@ def memory(
     hardware: "Hardware",
     engine: "Engine",
     more: int = 0,
+    stages: int = 0,
+    on_host: Collection[int] = (),
 ) -> dict[str, Any]:
     """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
-    of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers), gpu
-    (what there is), fits (whether the four fit into it).
+    of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers, at least
+    `stages` of one expert each), gpu (what there is), fits (whether the four fit into it). on_host: MoE layers, among
+    all, whose dense part and KV entries are the host's.
 
     None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
     and fits without a GPU. Raises CatalogError for an unknown precision.
@@ -285,9 +330,47 @@ def memory(
     shrunk = hardware.measured is not None and hardware.measured.scale != 1
     if model is not None and not shrunk:
         stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
-        line = {"dense": model.dense_bytes(*stored), "kv": batch * model.kv_bytes(context)}
-    line |= {"slots": slots_total * size + more, "staging": engine.staging_experts * size, "gpu": hardware.mem_bytes}
+        dense, kv = layers_bytes(model, engine, precision, on_host, context, batch)
+        line = {"dense": model.dense_bytes(*stored) - dense, "kv": batch * model.kv_bytes(context) - kv}
+    line |= {
+        "slots": slots_total * size + more,
+        "staging": max(engine.staging_experts, stages) * size,
+        "gpu": hardware.mem_bytes,
+    }
     known = all(part is not None for part in line.values())
     need = sum(line[part] or 0 for part in ("dense", "kv", "slots", "staging"))
     line["fits"] = need <= line["gpu"] if known else None
     return line
+
+
+def layers_bytes(
+    model: "ModelSpec", engine: "Engine", precision: str, layers: Collection[int], context: int, batch: int
+) -> tuple[int, int]:
+    """(weights outside the routed experts, KV entries) of MoE layers, in bytes."""
+    params = len(layers) * model.layer_params(True)
+    return weight_bytes(params, engine.precision_of("dense", precision)), batch * model.kv_bytes(context, layers)
+
+
+def host_memory(
+    model: "ModelSpec | None",
+    hardware: "Hardware",
+    engine: "Engine",
+    precision: str,
+    experts: int,
+    ram: int | None,
+    more: int = 0,
+) -> dict[str, Any]:
+    """Host memory in bytes: experts and page_locked (`experts` of them, all that the model has, in the one kind of
+    memory that the engine keeps them in), rest (HOST_REST, and `more` bytes: dense parts of layers, low-precision
+    copies), ram (what there is), fits (whether the three fit into it).
+
+    Experts that are resident on the GPU count too, also those of layers that never leave it: an engine reads the file
+    into host memory first. None is what cannot be known: fits without a model or the size of the memory.
+    """
+    size = experts * expert_bytes(model, hardware, precision)
+    shrunk = hardware.measured is not None and hardware.measured.scale != 1
+    kinds = (0, size) if engine.page_locked else (size, 0)
+    line: dict[str, Any] = dict(zip(("experts", "page_locked"), kinds, strict=True))
+    line |= {"rest": HOST_REST + more, "ram": ram}
+    known = ram is not None and model is not None and not shrunk
+    return line | {"fits": size + line["rest"] <= ram if known else None}

@@ -31,7 +31,7 @@ from traces.statistics.counts import expert_counts
 Int = npt.NDArray[np.int64]
 
 _BITS = 40  # of the heaviest expert's weight: sums over all experts of a model stay below 2^63
-BY_USES = ("popular", "profile")
+BY_USES = ("popular", "profile", "global-popular")
 BEST_LAST = (*BY_USES, "buddy-coverage")  # chosen first, the most valuable land last: it is the most recent
 
 
@@ -51,10 +51,10 @@ def first_residents(
 
     kind: a placement by name. first: expert 0, 1, ... of each layer (one pool: expert 0 of every layer, then
     expert 1, ...). empty: nobody. random: experts of lowest hash64(seed, layer, expert), in that order. popular,
-    profile: the most used in calibration, or by `counts` [L, E]; among experts equally popular the lower (global)
-    id counts as the more popular, so it is chosen first and lands last. buddy-coverage: the greedy set that leaves
-    the least calibration weight without a resident buddy of the run's `lists`; choice, guarantee and ties: see
-    the head of this file. slots: int64 [L], or [1] when pooled. Raises SpecError for an unknown kind,
+    profile, global-popular: the most used in calibration, or by `counts` [L, E]; among experts equally popular the
+    lower (global) id counts as the more popular, so it is chosen first and lands last. buddy-coverage: the greedy
+    set that leaves the least calibration weight without a resident buddy of the run's `lists`; choice, guarantee
+    and ties: see the head of this file. slots: int64 [L], or [1] when pooled. Raises SpecError for an unknown kind,
     slots of another shape or below zero, a fitted kind without a calibration trace of L layers and E experts,
     and `buddy-coverage` without lists, or with lists of another shape.
     """
@@ -72,6 +72,20 @@ def first_residents(
         return np.zeros(0, np.int64)
     chosen = [line[: int(n)] for line, n in zip(order, slots, strict=True)]
     return np.concatenate([line[::-1] for line in chosen] if kind in BEST_LAST else chosen)
+
+
+def popular_slots(
+    total: int,
+    n_layers: int,
+    n_experts: int,
+    calibration: RoutingTrace | None = None,
+    counts: npt.NDArray[Any] | None = None,
+) -> Int:
+    """int64 [L]: how many of each layer are among the `total` most used pairs of layer and expert, in calibration or by
+    `counts` [L, E]; of pairs equally used the lower layer's, then the lower id, come first."""
+    uses = _uses(counts, calibration, n_layers, n_experts).reshape(-1)
+    chosen = np.argsort(-uses, kind="stable")[:total]
+    return np.bincount(chosen // n_experts, minlength=n_layers).astype(np.int64)
 
 
 def _order(kind: str, n_layers: int, n_experts: int, pooled: bool, uses: npt.NDArray[Any] | None, seed: int) -> Int:

@@ -27,6 +27,8 @@ BOUNDS = {
 LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
+HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
+FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
 
 def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     marks = _marks(setting, out["memory"]["fits"])
     out["notes"] = _notes(setting, marks, out["memory"], memo)
     out["machine"] = spec.machine
-    out["spec"] = spec.model_dump(exclude={"machine"})
+    out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
     out["version"] = __version__
@@ -153,6 +155,11 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
+    host = m.get("host") or {}
+    if host.get("fits") is False:
+        need = sum(host[part] for part in HOST_PARTS) / 1e9
+        sizes = f"needs {need:.1f} GB of the host's memory, has {host['ram'] / 1e9:.1f} GB"
+        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
     return notes
 
 
@@ -199,7 +206,7 @@ def table(out: dict[str, Any]) -> str:
 def cache_words(out: Mapping[str, Any]) -> str:
     """The cache as it was asked for and what that came to: `24 slots per layer`, `0.5 (4 of 8 experts per layer)`,
     `60GB (170 slots over 32 layers, 5 to 6 per layer)`, `pool of 128 slots`."""
-    asked, slots, trace = out["spec"]["cache"], out["slots"], out["trace"]
+    asked, slots, trace = _cache_asked(out["spec"]), out["slots"], out["trace"]
     total, least, most = (f"{slots[name]:,}" for name in ("total", "least", "most"))
     pooled = out["spec"]["cache_scope"] == "global"
     low = f", and {slots['low']:,} slots of low-precision copies" if slots["low"] else ""
@@ -214,6 +221,12 @@ def cache_words(out: Mapping[str, Any]) -> str:
     else:
         came_to = f"{total} slots over {slots['scopes']:,} layers, {least} to {most} per layer"
     return f"{asked} ({came_to}){low}"
+
+
+def _cache_asked(spec: Mapping[str, Any]) -> Any:
+    """The cache, or the flag that says it in llama.cpp's words."""
+    told = [name for name in ("n_cpu_moe", "override_tensor") if spec.get(name) is not None]
+    return f"{told[0].replace('_', '-')} {spec[told[0]]}" if told else spec["cache"]
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
@@ -282,11 +295,15 @@ def _share(value: float | None) -> str:
 
 
 def _memory(out: dict[str, Any]) -> list[str]:
-    parts = {name: size for name, size in out["memory"].items() if name != "fits"}
-    known = ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
-    card = "" if parts["gpu"] is None else f" ({parts['gpu'] / 2**20:,.0f} MiB)"  # as the driver names it
-    fits = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[out["memory"]["fits"]]
-    return [f"{'memory':<12} {known}{card}: {fits}"]
+    gpu, host = out["memory"]["gpu"], out["memory"].get("host")
+    card = "" if gpu is None else f" ({gpu / 2**20:,.0f} MiB)"  # as the driver names it
+    lines = [f"{'memory':<12} {_sizes(out['memory'])}{card}: {FITS[out['memory']['fits']]}"]
+    return lines if host is None else [*lines, f"{'host memory':<12} {_sizes(host)}: {FITS[host['fits']]}"]
+
+
+def _sizes(line: Mapping[str, Any]) -> str:
+    parts = {name.replace("_", "-"): size for name, size in line.items() if name not in ("fits", "host")}
+    return ", ".join(f"{name} {'-' if size is None else f'{size / 1e9:.2f} GB'}" for name, size in parts.items())
 
 
 def _bounds(out: dict[str, Any]) -> list[str]:

@@ -124,8 +124,19 @@ class _Quality(_Part):
     stopped: dict[Text, Count | None] | None = _column(dict.fromkeys(GATES, "int"), None)
 
 
+class _Host(_Part):
+    """Bytes on the host; None: not known."""
+
+    experts: Count | None = None
+    page_locked: Count | None = None
+    rest: Count | None = None
+    ram: Count | None = None
+    fits: bool | None = None
+
+
 class _Memory(_Part):
-    """Bytes on the GPU; None: not known."""
+    """Bytes on the GPU; None: not known. host: of runs that say how much there is, or do on a miss what earlier ones
+    could not."""
 
     dense: Count | None = None
     kv: Count | None = None
@@ -133,6 +144,7 @@ class _Memory(_Part):
     staging: Count | None = None
     gpu: Count | None = None
     fits: bool | None = None
+    host: _Host | None = None
 
 
 class _Slots(_Part):
@@ -170,6 +182,7 @@ class _Spec(_Part):
     rerank: Text = "none"
     batch: Count
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    version: Count | None = None
     set: dict[Text, Any] | None = None
 
 

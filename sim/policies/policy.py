@@ -2,18 +2,42 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sim.core import miss
 from sim.core.hooks import Hook
-from sim.core.plan import MARKS, Choice
+from sim.core.plan import MARKS, SPLITS, Choice
 from sim.errors import SpecError, unknown
 from sim.policies.kinds import Value
 
-# parameters that are said in words, each with its words in the order of their numbers in the core
-WORDS = {"fallback": ("fetch", "drop", "cpu", "cheaper"), "count": ("binary", "weighted", "mixed")}
+
+def _numbered(*words: str) -> dict[str, float]:
+    return {word: float(i) for i, word in enumerate(words)}
+
+
+# parameters that are said in words, each with its words and their numbers in the core
+WORDS: Mapping[str, Mapping[str, float]] = {
+    "fallback": _numbered("fetch", "drop", "cpu", "cheaper"),
+    "count": _numbered("binary", "weighted", "mixed"),
+    "by": _numbered(*SPLITS),
+    **dict.fromkeys(("warm", "keep"), _numbered("no", "yes")),
+    **{key: {"unlimited": -1.0} for key in ("inserts", "queue", "max_rows")},
+}
+
+
+class From(NamedTuple):
+    """The numbers that a parameter may be: from `least`, whole ones unless it says otherwise."""
+
+    least: float
+    whole: bool = True
+
+    def holds(self, value: Value) -> bool:
+        return not isinstance(value, str) and value >= self.least and (float(value).is_integer() or not self.whole)
+
+    def __str__(self) -> str:
+        return f"a {'whole ' if self.whole else ''}number from {self.least:g}"
 
 
 @dataclass(frozen=True)
@@ -24,8 +48,11 @@ class Policy:
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS. search: what sim.recommend tries of it: by parameter the values that are worth it,
-    the plainest first; None: nothing. lists: where its buddy lists come from ("" none, "buddies", "similarity").
+    eviction, words of plan.MARKS. ranges: the numbers that a parameter may be, where not any. weighs: of an eviction,
+    whether what it keeps a resident for is known of a newcomer, too. spreads: of a placement, whether it sets the slots
+    of each layer, too. search: what sim.recommend tries of it: by
+    parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
+    ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
     file.
@@ -43,6 +70,9 @@ class Policy:
     lossy: bool = False
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
+    ranges: Mapping[str, From] = field(default_factory=dict)
+    weighs: bool = False
+    spreads: bool = False
     search: Mapping[str, tuple[Any, ...]] | None = None
     lists: str = ""
     make: Callable[..., Any] | None = None
@@ -65,11 +95,24 @@ class Policy:
         for key, value in given.items():
             if key not in known:
                 raise no_parameter(self.name, key, known)
-            if isinstance(value, str) and key in WORDS and value not in WORDS[key]:
-                raise unknown(f"set: {self.name}.{key}", value, WORDS[key])
-            if isinstance(value, str) and key not in WORDS and not isinstance(known[key], str):
-                raise SpecError(f"set: {self.name}.{key}={value}: must be a number")
+            if value not in self.words(key):
+                self._refuse_unless_number(key, value)
         return {**known, **given}
+
+    def words(self, key: str) -> Mapping[str, float]:
+        """The words for a parameter, with their numbers; what a user's own means by that name only it knows."""
+        return {} if self.user else WORDS.get(key, {})
+
+    def _refuse_unless_number(self, key: str, value: Value) -> None:
+        """Of a value that is no word for the parameter."""
+        field, words = f"set: {self.name}.{key}", self.words(key)
+        if key in self.ranges:
+            if not self.ranges[key].holds(value):
+                raise SpecError(f"{field}={value}: must be {' or '.join([str(self.ranges[key]), *words])}")
+        elif words and (isinstance(value, str) or value not in words.values()):
+            raise unknown(field, str(value), words)
+        elif isinstance(value, str) and not isinstance(self.parameters[key], str):
+            raise SpecError(f"{field}={value}: must be a number")
 
     def predictor(self, given: Mapping[str, Value]) -> Any:
         """A prefetcher's predictor, None of `none`. Raises SpecError for a parameter that it does not have; what values
@@ -90,7 +133,7 @@ class Policy:
 
     def _falls(self, given: Mapping[str, Value]) -> float:
         """What the substitution family answers where nobody stands in."""
-        return _number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
+        return self._number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
 
     def _substitutes(self, key: str, given: Mapping[str, Value], otherwise: Value) -> Value:
         """A parameter of the substitution family; what a user's own means by that name only it knows."""
@@ -101,8 +144,11 @@ class Policy:
         values = self.values(given)
         lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
         marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
-        params = np.array([_number(key, values[key]) for key in self.params], np.float64)
+        params = np.array([self._number(key, values[key]) for key in self.params], np.float64)
         return Choice(self.name, self.kind, params, self.hook, sum(1 << MARKS.index(mark) for mark in marks))
+
+    def _number(self, key: str, value: Value) -> float:
+        return self.words(key)[value] if isinstance(value, str) else float(value)
 
 
 NONE = Policy("none", -1, "no prefetcher, or no re-ranking", "")  # of the kinds that a run may do without
@@ -113,10 +159,6 @@ def no_parameter(name: str, key: str, known: Iterable[str]) -> SpecError:
     if not known:
         return SpecError(f"set: {name}.{key}: {name} has no parameters")
     return unknown(f"set: parameter of {name}", key, known)
-
-
-def _number(key: str, value: Value) -> float:
-    return float(WORDS[key].index(value)) if isinstance(value, str) else float(value)
 
 
 def is_user(name: str) -> bool:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.core import eviction, miss, rerank
-from sim.core.plan import SUBSTITUTE_PARAMS
+from sim.core.plan import ADMIT_PARAMS, SPLIT_PARAMS, SPLITS, SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
 from sim.fit.predictors import PREDICTORS
-from sim.policies.kinds import KINDS, Value
-from sim.policies.policy import NONE, Policy, called, is_user, no_parameter
+from sim.policies.kinds import BULK, KINDS, Value
+from sim.policies.policy import NONE, From, Policy, called, is_user, no_parameter
 
 MANY = 1e9  # no limit
 
@@ -31,6 +31,7 @@ EVICTION = _table(
         "the fewest executions over the whole run go",
         "Mattson et al. 1970",
         keeps=("landings",),
+        weighs=True,
         search={},
     ),
     Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={}),
@@ -48,6 +49,7 @@ EVICTION = _table(
         "LRFU, Lee et al. 2001; decayed counts as in several offloading engines",
         {"decay": 0.9},
         keeps=("scores", "uses"),
+        weighs=True,
         search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
     ),
     Policy(
@@ -64,6 +66,7 @@ EVICTION = _table(
         "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
         "MoE-Infinity, arXiv 2401.14361",
         keeps=("scores", "requests"),
+        weighs=True,
         search={},
     ),
     Policy(
@@ -74,6 +77,7 @@ EVICTION = _table(
         {"window": 16},
         needs=("weights",),
         keeps=("scores", "window", "weights"),
+        weighs=True,
         search={"window": (16, 4, 8, 32, 64)},
     ),
     Policy(
@@ -83,6 +87,13 @@ EVICTION = _table(
         "Belady 1966",
         oracle=True,
         keeps=("next-use",),
+    ),
+    Policy(
+        "static",
+        eviction.STATIC,
+        "nobody: the first residents stay, a newcomer takes no slot, free or not, and is streamed",
+        "fixed expert placements: KTransformers, llama.cpp -ot",
+        search={},
     ),
 )
 
@@ -127,6 +138,11 @@ def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = 
     return _substitution(name, doc, source, selector, prepared, "buddies", **{**_GATED, **more})
 
 
+_ADMIT = dict(zip(ADMIT_PARAMS, (2, 8, 2, 8, 8, 0, 0, 0), strict=True))
+_ADMIT_RANGES = {key: From(1) for key in ("inserts", "queue", "admit_after", "replace_after", "max_rows")}
+_ADMIT_RANGES |= {"spare": From(0), "margin": From(0, whole=False)}
+_SPLIT = dict(zip(SPLIT_PARAMS, (SPLITS.index("share"), 0, 1), strict=True))
+
 NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
 MISS = _table(
     Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine", search={}),
@@ -160,6 +176,42 @@ MISS = _table(
         prepared={"late": 0},
         answers_cpu=True,
         search={},
+    ),
+    Policy(
+        "stream",
+        miss.STREAM,
+        "copy the missing expert into a staging buffer and run it from there; residents stay",
+        "llama.cpp's copies of host weights for large batches (op offload)",
+        search={},
+    ),
+    Policy(
+        "remote",
+        miss.REMOTE,
+        "the GPU reads the missing expert's weights over the link while it computes (zero-copy)",
+        "vLLM's UVA offloading",
+    ),
+    Policy(
+        "cpu-admit",
+        miss.ADMIT,
+        "compute on the host; behind it at most `inserts` a visit cross the link: after `admit_after` misses into a "
+        "free slot, after `replace_after` in a resident's place",
+        "public llama.cpp forks and pull requests with an expert cache",
+        _ADMIT,
+        answers_cpu=True,
+        ranges=_ADMIT_RANGES,
+        search={"inserts": (2, 1, 8)},
+    ),
+    Policy(
+        "split",
+        miss.SPLIT,
+        "some of a visit's misses over the link, the others on the host: by their cost (share), one by one "
+        "(makespan), or by a table of how many",
+        "FreeToken (share); HybriMoE, arXiv 2504.05897 (makespan); cache engines that publish a table",
+        _SPLIT,
+        {"table": "0,0,1,1,2"},
+        answers_cpu=True,
+        ranges={"least": From(0)},
+        search={"by": ("share", "makespan")},
     ),
     _substitution(
         "fiddler",
@@ -262,6 +314,16 @@ PLACEMENT = _table(
         fitted=True,
     ),
     Policy(
+        "global-popular",
+        0,
+        "the most popular (layer, expert) pairs of the calibration trace, or of a frequency profile "
+        "(--set global-popular.file=P.npz), as many as there are slots: they set each layer's slots",
+        "KTransformers: a flat mask of the most activated experts over all layers",
+        prepared={"file": ""},
+        fitted=True,
+        spreads=True,
+    ),
+    Policy(
         "profile",
         0,
         "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
@@ -303,10 +365,11 @@ TABLES = dict(zip(KINDS, (EVICTION, PREFETCH, MISS, RERANK, PLACEMENT), strict=T
 
 
 def find(kind: str, name: str) -> Policy:
-    """The policy of that name (NONE for a kind's `none`), or the user's own (FILE.py:FUNCTION); SpecError with the
-    nearest name if none is."""
+    """The policy of that name (NONE for a kind's `none`; a bulk rule is a miss policy), or the user's own
+    (FILE.py:FUNCTION); SpecError with the nearest name if none is."""
     if name == NONE.name and kind in ("prefetch", "rerank"):
         return NONE
+    kind = "miss" if kind == BULK else kind
     if kind != "placement" and is_user(name):
         from sim.policies.user import load  # late: few runs have one
 

@@ -45,7 +45,8 @@ def begin_with(space: Space, most: int, seed: int) -> list[Candidate]:
 @dataclass
 class Search:
     """A search for the fastest candidate. base: the fields that all share; lengths: see lengths_of; most: different
-    candidates that are ever run; max_lossy_weight: more lost router weight than this is not admitted.
+    candidates that are ever run; max_lossy_weight: more lost router weight than this is not admitted; room: fields of a
+    candidate that follow from its others, in place of those that all share.
 
     evaluate: rows of runs, in any order; fewer rows than runs where its time is over, which ends the search.
 
@@ -61,6 +62,7 @@ class Search:
     most: int
     max_lossy_weight: float = 0.0
     tell: Callable[[str], None] = lambda line: None
+    room: Callable[[Candidate], Mapping[str, Any]] = lambda candidate: {}
     runs: int = 0
     failed: int = 0
     ended: str = "settled"
@@ -133,8 +135,8 @@ class Search:
 
     def _run_of(self, candidate: Candidate, steps: int) -> Configuration:
         length = {} if steps >= self.steps else {"max_steps": steps}
-        spec = RunSpec.of({**self.base, **fields_of(candidate), **length})
-        return Configuration(identity(spec.model_dump()), spec)
+        spec = RunSpec.of({**self.base, **fields_of(candidate), **self.room(candidate), **length})
+        return Configuration(identity(spec), spec)
 
     def _ranked(self, candidates: Sequence[Candidate], steps: int) -> list[tuple[Candidate, Row]]:
         """Run them over the first steps; those admitted, the fastest first."""

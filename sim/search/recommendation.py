@@ -8,6 +8,7 @@ from typing import Any
 from sim import __version__
 from sim.errors import SpecError
 from sim.memo import Kept
+from sim.on_miss import NEVER_FETCH, staged, visit_stages
 from sim.outcome.bounds import bounds
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
 from sim.policies.registry import find
@@ -24,6 +25,7 @@ from sim.sweeps.rows import Row, row_of
 from sim.sweeps.worker import MEMO_BYTES
 
 CALIBRATION = 0.25
+STREAMS = {"eviction": "static", "miss": "stream"}  # who copies into stages
 CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
 
 
@@ -60,7 +62,8 @@ class Recommendation:
     def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
         self.wish, self.tell = wish, tell
         self.memo = Kept(MEMO_BYTES)
-        first = RunSpec.of({**wish.base, "cache": 1.0})
+        streams = {kind: name for kind, name in STREAMS.items() if wish.fixed.get(kind) == name}
+        first = RunSpec.of({**wish.base, **streams, "cache": 1.0})
         calibration, why = self._calibration(first)
         self.notes = [why] if why else []
         self.setting = prepare(first.model_copy(update={"calibration": calibration}), self.memo)
@@ -94,8 +97,17 @@ class Recommendation:
         if setting.hardware.mem_bytes is not None and vram > setting.hardware.mem_bytes:
             have = setting.hardware.mem_bytes / 1e9
             self.notes.append(f"{vram / 1e9:.2f} GB is more than the {have:.2f} GB that {spec.hardware} has")
-        engine, hardware = setting.engine, setting.hardware
-        return split(setting.model, hardware, engine, spec.precision, vram, self.wish.context, spec.batch)
+        sizes = (spec.precision, vram, self.wish.context, spec.batch, staged(setting.rules, setting.plan))
+        return split(setting.model, setting.hardware, setting.engine, *sizes)
+
+    def _room(self, candidate: Candidate) -> dict[str, Any]:
+        """The cache of a candidate that streams, beside stages for all that a visit may want."""
+        static = (
+            candidate["eviction"] == STREAMS["eviction"] and find("miss", candidate["miss"]).kind not in NEVER_FETCH
+        )
+        if candidate["miss"] != STREAMS["miss"] and not static:
+            return {}
+        return {"cache": self.split.beside(visit_stages(self.setting.plan)).cache}
 
     def _space(self, setting: Setting) -> Space:
         trace, limit = setting.trace, self.wish.max_lossy_weight
@@ -111,7 +123,7 @@ class Recommendation:
         """The answer as one JSON object. evaluate: see sim.search.halving."""
         steps, limit = self.setting.steps, self.wish.max_lossy_weight
         lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
-        search = Search(self.space, self.base, evaluate, lengths, self.wish.candidates, limit, self.tell)
+        search = Search(self.space, self.base, evaluate, lengths, self.wish.candidates, limit, self.tell, self._room)
         ranked = search.run(begin_with(self.space, self.wish.candidates, self.setting.spec.seed))
         if not ranked:
             raise SpecError(self._nothing(search))
@@ -153,7 +165,7 @@ class Recommendation:
         }
 
     def _judge(self, candidate: Candidate) -> Rated:
-        spec = RunSpec.of({**self.base, **fields_of(candidate)})
+        spec = RunSpec.of({**self.base, **fields_of(candidate), **self._room(candidate)})
         summary, record = simulate(spec, memo=self.memo)
         lossless_ns = summary["bounds"].get("lossless_ns")
         if lossless_ns is None:
@@ -186,7 +198,7 @@ class Recommendation:
             "verdict": s["verdict"],
             "notes": [*s["notes"], *self.notes, *([CPU] if on_the_host else [])],
             "command": command(spec),
-            "spec": spec.model_dump(),
+            "spec": spec.saved(),
             "version": __version__,
         }  # fmt: skip
 
@@ -252,8 +264,8 @@ def command(spec: RunSpec) -> str:
         flag = "--" + name.replace("_", "-")
         if name == "set":
             words += [word for key, given in value.items() for word in ("--set", f"{key}={given}")]
-        elif value is True:
-            words.append(flag)
+        elif isinstance(value, bool):
+            words += [flag] if value else [flag, "no"]
         else:
             words += [flag, str(value)]
     return shlex.join(words)

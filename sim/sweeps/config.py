@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies.kinds import KINDS
+from sim.policies.kinds import BULK, KINDS, parametrised
 from sim.policies.registry import meant
 from sim.spec import RunSpec
 from sim.sweeps.axes import DEFAULT, Axis, axes_of
@@ -79,10 +79,12 @@ def _fields(given: dict[str, Any], had: set[str]) -> dict[str, Any]:
 
 
 def _chosen(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The policy of each kind."""
-    defaults = {kind: RunSpec.model_fields[kind].default for kind in KINDS}
-    asked = {kind: str(given[kind]) for kind in KINDS if given.get(kind, DEFAULT) != DEFAULT}
-    return tuple((defaults | asked).items())
+    """The policy of each kind that may have parameters."""
+    kinds = (*KINDS, BULK)
+    defaults = {kind: RunSpec.model_fields[kind].default for kind in kinds}
+    chosen = defaults | {kind: str(given[kind]) for kind in kinds if given.get(kind, DEFAULT) != DEFAULT}
+    bulk = chosen.pop(BULK)
+    return tuple(parametrised(chosen, bulk).items())
 
 
 @cache
@@ -103,10 +105,11 @@ def _run(fields: dict[str, Any]) -> Configuration:
         spec = RunSpec.of(fields)
     except SpecError as error:
         return Configuration(identity(fields), None, fields, str(error))
-    return Configuration(identity(spec.model_dump()), spec)
+    return Configuration(identity(spec), spec)
 
 
-def identity(fields: Mapping[str, Any]) -> str:
-    """16 hex digits of the sha256 of the fields as canonical JSON."""
+def identity(of: RunSpec | Mapping[str, Any]) -> str:
+    """16 hex digits of the sha256 of the fields, whatever version they are of, as canonical JSON."""
+    fields = of.saved(("version",)) if isinstance(of, RunSpec) else of
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:16]

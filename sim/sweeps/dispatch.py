@@ -108,7 +108,16 @@ def _sharing(run: Configuration) -> tuple[Any, ...]:
         return ("",)
     s = run.spec
     laid_out = (s.trace, str(s.calibration), s.seed, s.batch, s.prefill_chunk, s.as_decode, s.max_steps or 0)
-    costed = (str(s.model), s.hardware, s.engine, s.precision, s.context_offset, s.cache_scope, repr(s.cache))
+    costed = (
+        str(s.model),
+        s.hardware,
+        s.engine,
+        s.precision,
+        s.context_offset,
+        s.cache_scope,
+        repr(s.cache),
+        str(s.n_cpu_moe),
+    )
     return (*laid_out, *costed, s.prefetch, s.miss, s.eviction, run.id)
 
 

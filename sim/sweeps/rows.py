@@ -7,21 +7,28 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.flags import metavar
+from sim.flags import TYPES, metavar
 from sim.outcome.summary import columns
-from sim.spec import WHOLE, RunSpec
+from sim.spec import YES_NO, RunSpec
 from sim.sweeps.config import Configuration
 from traces.errors import UserError
 
 Row = dict[str, Any]
 
-_KINDS = {"as_decode": "bool"} | {name: "int" for name in RunSpec.model_fields if metavar(name) == WHOLE}
+
+def _kind(name: str) -> str:
+    """Of the column of a field."""
+    word = metavar(name)
+    return "bool" if word in (None, YES_NO) else TYPES[word].__name__ if word in TYPES else "text"
+
+
 TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
 OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("id", "error"), "text"),
     **dict.fromkeys(TOP_MARKS, "bool"),
-    **{f"spec.{name}": _KINDS.get(name, "text") for name in RunSpec.model_fields},
+    **{f"spec.{name}": _kind(name) for name in RunSpec.model_fields},
+    "spec.version": "int",
     **columns(),
 }
 
@@ -115,7 +122,7 @@ def _flat(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _spec(run: Configuration) -> dict[str, Any]:
     """spec.FIELD as on the command line: what may be a number or text is text, parameters are JSON."""
-    fields = dict(run.fields) if run.spec is None else run.spec.model_dump()
+    fields = dict(run.fields) if run.spec is None else run.spec.saved()
     if "set" in fields:
         fields["set"] = json.dumps(fields["set"], sort_keys=True)
     return {f"spec.{name}": value for name, value in fields.items()}

@@ -169,7 +169,12 @@ def inspect(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
                     continue
     for s in specs:
         named = [getattr(s, kind).rpartition(":")[0] for kind in POLICIES if is_user(getattr(s, kind))]
-        named += [s.model or "", *(value for value in s.set.values() if isinstance(value, str))]
+        named += [
+            s.model or "",
+            str(s.cache),
+            s.dense_on_host or "",
+            *(value for value in s.set.values() if isinstance(value, str)),
+        ]
         files |= {name for name in named if os.path.isfile(name)}
     digests = {name: sha256(Path(name).read_bytes()).hexdigest() for name in sorted(files)}
     return Setup(os.getcwd(), hashes, parts), {**hashes, **digests}
