@@ -105,7 +105,7 @@ class Transfer:
     was_late: bool = False
     was_hit: bool = False
 
-    def is_copy(self) -> bool:
+    def goes_to_stage(self) -> bool:
         return bool(self.row["place"] == STAGE)
 
     def promote(self) -> None:
@@ -535,11 +535,11 @@ class Machine:
 
     def brings_something(self, head: Transfer) -> bool:
         """Whether the first demand may still find its slot or stage while all that is ready is held."""
-        if head.is_copy():
+        if head.goes_to_stage():
             awaited = [t for t in self.on_link() if t.expert in self.visit.work]
             return self.stages.free() > 0 or any(self.visit.place[t.expert] == t.row["place"] for t in awaited)
         scope, n = self.cache.scope(head.expert), len(self.plan.slots)
-        coming = [t.expert for t in self.on_link() if not t.is_copy()]
+        coming = [t.expert for t in self.on_link() if not t.goes_to_stage()]
         if self.cache.has_free_slot(scope) or any(self.cache.scope(expert) % n == scope % n for expert in coming):
             return True
         return not set(self.cache.residents_of(scope)) <= self.visit.held()
@@ -849,7 +849,7 @@ class Machine:
             copy.promote()
             copy.joined_for = (self.visit.number, False)
             self.demands.append(copy)
-        if not any(transfer.is_copy() and transfer.expert == expert for transfer in self.demands):
+        if not any(transfer.goes_to_stage() and transfer.expert == expert for transfer in self.demands):
             row = self.transfer_row(expert, DEMAND, STAGE)
             self.demands.append(Transfer(expert, row, joined_for=(self.visit.number, False)))
 
@@ -898,7 +898,7 @@ class Machine:
         """Copies of its layer that are queued or under way, but for those that joined for a later visit and are still
         in the stream queue."""
         streams = [copy for copy in self.streams if copy.joined_for[0] <= self.visit.number]
-        copies = [transfer for transfer in [*self.on_link(), *self.demands, *streams] if transfer.is_copy()]
+        copies = [transfer for transfer in [*self.on_link(), *self.demands, *streams] if transfer.goes_to_stage()]
         return [copy for copy in copies if self.cache.layer(copy.expert) == self.layer]
 
     def queue_prefetches(self) -> None:
@@ -938,7 +938,7 @@ class Machine:
 
     def has_copy_or_resides(self, expert: int) -> bool:
         """Resident, in a stage, committed for either, or queued for a stage: a whole layer's copies leave it out."""
-        queued = {transfer.expert for transfer in [*self.demands, *self.streams] if transfer.is_copy()}
+        queued = {transfer.expert for transfer in [*self.demands, *self.streams] if transfer.goes_to_stage()}
         committed = {transfer.expert for transfer in self.on_link()}
         return expert in self.cache.landed_at or expert in self.stages.holding | queued | committed
 
@@ -974,9 +974,9 @@ class Machine:
         if queue is None or len(self.link) >= self.plan.costs.commit_depth:
             return False
         head = min(queue, key=lambda transfer: transfer.key)
-        has_room = self.stages.free() > 0 if head.is_copy() else self.find_slot(head)
+        has_room = self.stages.free() > 0 if head.goes_to_stage() else self.find_slot(head)
         if has_room:
-            shipment = Shipment(self.run_from(queue) if head.is_copy() else [head])
+            shipment = Shipment(self.run_from(queue) if head.goes_to_stage() else [head])
             for transfer in shipment.transfers:
                 queue.remove(transfer)
             self.claim_for(shipment)
@@ -995,7 +995,9 @@ class Machine:
         """The copy at the head of a queue, with merge_runs those of one visit and consecutive ids behind it."""
         run = queue[:1]
         for copy in queue[1:] if self.on.merge_runs else []:
-            follows = copy.is_copy() and copy.expert == run[-1].expert + 1 and copy.row["layer"] == run[0].row["layer"]
+            follows = (
+                copy.goes_to_stage() and copy.expert == run[-1].expert + 1 and copy.row["layer"] == run[0].row["layer"]
+            )
             if not follows or copy.joined_for != run[0].joined_for or self.stages.free() <= len(run):
                 break
             run.append(copy)
@@ -1037,7 +1039,7 @@ class Machine:
 
     def claim_for(self, shipment: Shipment) -> None:
         for transfer in shipment.transfers:
-            if transfer.is_copy():
+            if transfer.goes_to_stage():
                 self.stages.claim()
             else:
                 self.cache.claimed[self.cache.scope(transfer.expert)] += 1

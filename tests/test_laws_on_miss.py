@@ -72,7 +72,7 @@ def streams_evict(patch: Patch) -> None:
 
     def claim_for(self: Machine, shipment: reference.Shipment) -> None:
         for transfer in shipment.transfers:
-            if transfer.is_copy() and self.cache.landed_at:
+            if transfer.goes_to_stage() and self.cache.landed_at:
                 self.evict_for(transfer, sorted(self.cache.landed_at)[:1])
         claim(self, shipment)
 
@@ -174,7 +174,7 @@ def bulk_visits_by_the_other_rule(patch: Patch) -> None:
 
 def merges_whatever_is_queued(patch: Patch) -> None:
     def run_from(self: Machine, queue: list[Transfer]) -> list[Transfer]:
-        copies = [transfer for transfer in queue if transfer.is_copy()]
+        copies = [transfer for transfer in queue if transfer.goes_to_stage()]
         return copies[: max(1, int(min(self.stages.free(), self.plan.n_experts)))]
 
     patch.setattr(Machine, "run_from", run_from)
