@@ -180,7 +180,7 @@ def spared(plan: Plan, row: dict[str, int]) -> set[int]:
 
 def check_causality(plan: Plan, result: Result) -> None:
     """Law 3: routed <= committed <= started <= landed <= executed, and the GPU does one thing at a time."""
-    layers, visits, steps = plan.experts.shape[1], rows(result, "visits"), rows(result, "steps")
+    visits = rows(result, "visits")
     for row in rows(result, "transfers"):
         assert row["queued_ns"] == visits[row["visit"]]["routed_ns"]
         if row["committed_ns"] >= 0:
@@ -196,6 +196,12 @@ def check_causality(plan: Plan, result: Result) -> None:
             visit = visits[moment.row["visit"]]
             assert moment.row["visit"] == cache.visit
             assert visit["routed_ns"] <= moment.row["begin_ns"] <= moment.row["end_ns"] <= visit["end_ns"]
+    check_clock(plan, result)
+
+
+def check_clock(plan: Plan, result: Result) -> None:
+    """Law 3: the GPU does one thing at a time; steps and visits follow each other, visits within their steps."""
+    layers, visits, steps = plan.experts.shape[1], rows(result, "visits"), rows(result, "steps")
     gpu = [span for *span, cpu in lines(result, "executions", "begin_ns", "end_ns", "cpu") if not cpu]
     assert all(end <= begin for (_, end), (begin, _) in pairwise(gpu))
     assert rising([at for row in steps for at in (row["begin_ns"], row["end_ns"])])
@@ -206,8 +212,10 @@ def check_causality(plan: Plan, result: Result) -> None:
 
 
 def may_follow(plan: Plan) -> bool:
-    """Whether substituted experts are fetched in the background, where a promoted transfer may come from too."""
-    return plan.miss.kind == SUBSTITUTION and bool(plan.miss.params[SUBSTITUTE_PARAMS.index("background")])
+    """Whether a promoted transfer may come from elsewhere too: substituted experts are fetched in the background, or
+    there are admissions and copies ahead."""
+    in_background = plan.miss.kind == SUBSTITUTION and bool(plan.miss.params[SUBSTITUTE_PARAMS.index("background")])
+    return in_background or plan.on_miss is not None
 
 
 def check_sums(plan: Plan, result: Result) -> None:
@@ -217,7 +225,8 @@ def check_sums(plan: Plan, result: Result) -> None:
     assert totals["time_ns"] == sum(totals[part] for part in parts) == result["steps"]["end_ns"][-1]
     causes = ("stall_demand_ns", "stall_late_ns", "stall_held_ns")
     assert totals["stall_ns"] == sum(sum(visits[cause]) for cause in causes)
-    answers = ("slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low")
+    answers = ["slots_hit", "slots_late", "fetched", "substituted", "dropped", "cpu", "low"]
+    answers += ["streamed", "remote"] if plan.on_miss is not None else []
     assert totals["slots_wanted"] == sum(totals[name] for name in answers)
     assert totals["slots_wanted"] == int((plan.experts[plan.step_row] >= 0).sum())
     assert totals["slots_wanted"] == sum(result["executions"]["tokens"]) + totals["dropped"]
@@ -239,7 +248,7 @@ def check_sums(plan: Plan, result: Result) -> None:
 
 
 def check_events(result: Result) -> None:
-    """Law 3: events are numbered 0, 1, 2 ..., the clock never falls, the link carries one at a time."""
+    """Law 3: events are numbered 0, 1, 2 ..., the clock never falls."""
     at = lines(result, "steps", "event", "end_ns") + lines(result, "visits", "event", "routed_ns")
     group_end: dict[tuple[int, ...], int] = {}
     for visit, group, end in lines(result, "executions", "visit", "group", "end_ns"):
@@ -255,6 +264,10 @@ def check_events(result: Result) -> None:
         numbers += [event] * (landed_ns < 0)
     assert sorted(numbers + [event for event, _ in at]) == list(range(len(numbers) + len(at)))
     assert rising([time for _, time in sorted(at)])
+
+
+def check_link(result: Result) -> None:
+    """Law 3: the link carries one at a time."""
     landed = sorted(
         (started, end) for started, end in lines(result, "transfers", "started_ns", "landed_ns") if end >= 0
     )
@@ -267,3 +280,4 @@ def check_all(plan: Plan, result: Result) -> None:
     check_causality(plan, result)
     check_sums(plan, result)
     check_events(result)
+    check_link(result)

@@ -212,6 +212,12 @@ def miss_of(rng: np.random.Generator) -> Choice:
         return named(MISS[name], sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)]))
     if name not in SUBSTITUTES:
         return named(MISS[name], list(MISS[name].params.values()))
+    return substitute_of(rng, name)
+
+
+def substitute_of(rng: np.random.Generator, name: str) -> Choice:
+    """One of the substitution family, under that name."""
+    some = lambda *values: float(rng.choice(values))  # noqa: E731 - a def would say no more
     mostly = lambda usual, *values: float(usual if rng.random() < 0.75 else rng.choice(values))  # noqa: E731 - a def would say no more
     return substitute(
         name,
@@ -250,7 +256,11 @@ def rerank_of(rng: np.random.Generator) -> Choice:
 def random_lossy_plan(seed: int) -> Plan:
     """A random plan with a lossy miss policy, weights, logits, stand-ins, TAE gates and, at times, re-ranking."""
     rng = np.random.default_rng([seed, 1])
-    base = random_plan(seed, int(rng.choice([7, 16])))
+    return scored(rng, random_plan(seed, int(rng.choice([7, 16]))))
+
+
+def scored(rng: np.random.Generator, base: Plan) -> Plan:
+    """The plan with all that lossy answers and re-ranking read, and such policies."""
     tokens, layers, _ = base.experts.shape
     n_experts = base.n_experts
     logits = rng.normal(0, float(rng.choice([0.1, 1, 3, 10])), (tokens, layers, n_experts)).astype(np.float16)

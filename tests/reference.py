@@ -1,15 +1,16 @@
 """The independent reference: the simulated machine of the design, spelled as plainly as Python allows.
 
 It shares nothing with the machines but the plan (`sim.core.plan`). The answers to missing experts are in
-`tests.reference_miss`, re-ranking is in `tests.reference_rerank`. It is a discrete-event simulation over
-dicts and lists. At one instant the first thing in this list that can happen does, and the list is then read
-again from its top:
+`tests.reference_miss`, re-ranking is in `tests.reference_rerank`, the parts of what engines do beyond one rule
+for every visit (stages, admissions, splits, host work) in `tests.reference_on_miss`. It is a discrete-event
+simulation over dicts and lists. At one instant the first thing in this list that can happen does, and the list
+is then read again from its top:
 
 1. the transfer at the head of the link lands;
 2. the GPU work that ends takes effect (a group; a step);
 3. a visit is decided;
-4. the free GPU takes its next group, or leaves a layer whose work is done;
-5. transfers are committed (or prefetches rejected) as far as the link and the slots allow;
+4. the free GPU leaves a layer whose work is done, or takes its next group or a remote expert;
+5. transfers are committed (or rejected) as far as the link, the slots and the stages allow;
 6. with `all`: a group of what is ready, as nothing more can land while it is held.
 
 When nothing in it can happen the clock moves on to the next thing due.
@@ -18,17 +19,30 @@ When nothing in it can happen the clock moves on to the next thing due.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, pow
 from typing import Any
 
-from sim.core.plan import ANSWERS, CAUSES, GROUPS, ORDERS, OUTCOMES, SUBSTITUTE_PARAMS, Plan, Prefetch
-from tests import reference_miss
+from sim.core.plan import (
+    ANSWERS,
+    CAUSES,
+    GROUPS,
+    ORDERS,
+    OUTCOMES,
+    PLACES,
+    SPLIT_PARAMS,
+    SUBSTITUTE_PARAMS,
+    Plan,
+    Prefetch,
+)
+from tests import reference_miss, reference_on_miss
 from tests.reference_miss import GATES, Answer, Token, hash64
+from tests.reference_on_miss import Admissions, Stages, is_bulk, on_miss_of, rule_of, slowed, streams, takes_no_slot
 from tests.reference_rerank import Reranker
 
 Row = dict[str, Any]
-DEMAND, PREFETCH, BACKGROUND = (CAUSES.index(name) for name in ("demand", "prefetch", "background"))
+DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAM = range(len(CAUSES))
+SLOT, STAGE, REMOTE, HOST, DEFERRED = range(len(PLACES))
 LANDED, WITHDRAWN, REJECTED, UNFINISHED = (
     OUTCOMES.index(name) for name in ("landed", "withdrawn", "rejected", "unfinished")
 )
@@ -41,6 +55,7 @@ COLUMNS = {
     " victim outcome event_queued event_committed event",
     "answers": "event visit row slot wanted answer stand_in gate",
 }
+ON_MISS_COLUMNS = {"transfers": " place run", "executions": " place"}  # of plans with `on_miss`
 TOTALS = (
     "time_ns evictions decide_ns dense_ns experts_ns stall_ns cpu_wait_ns head_ns link_busy_ns"
     " prefetched_used prefetched_late prefetched_wasted"
@@ -79,15 +94,32 @@ def reference_steps(
 @dataclass(eq=False)
 class Transfer:
     """A transfer on its way; `row` is its line of the record. For a prefetch, `key` is its place in the
-    transfer order (lower first, then by joining) and `listed` the whole list that it came from."""
+    transfer order (lower first, then by joining) and `listed` the whole list that it came from. For a copy into a
+    stage, `joined_for` is the visit that it joined (or was promoted) for, and whether that was ahead of it."""
 
     expert: int
     row: Row
     key: int = 0
     listed: frozenset[int] = frozenset()
-    land_ns: float = inf
+    joined_for: tuple[int, bool] = (-1, False)
     was_late: bool = False
     was_hit: bool = False
+
+    def goes_to_stage(self) -> bool:
+        return bool(self.row["place"] == STAGE)
+
+    def promote(self) -> None:
+        """It is a demand from now on; of a prefetch the list no longer counts."""
+        self.row |= {"cause": DEMAND, "promoted": True}
+        self.key, self.listed = 0, frozenset()
+
+
+@dataclass(eq=False)
+class Shipment:
+    """What crosses the link as one: one expert, or copies of consecutive ids."""
+
+    transfers: list[Transfer]
+    land_ns: float = inf
 
 
 class Cache:
@@ -141,10 +173,13 @@ class Cache:
         self.landed_at[expert] = self.seen_at[expert] = self.numbers
         self.numbers += 1
 
-    def use(self, expert: int) -> None:
-        """The end of one execution on the GPU: a touch and a use."""
+    def touch_and_use(self, expert: int) -> None:
+        """The end of one execution from a slot."""
         self.seen_at[expert] = self.numbers
         self.numbers += 1
+        self.use(expert)
+
+    def use(self, expert: int) -> None:
         self.uses[expert] = self.uses.get(expert, 0) + 1
         if self.plan.eviction.name == "decayed":
             self.score[expert] = self.decayed(expert) + 1.0
@@ -164,6 +199,16 @@ class Cache:
         visits = self.wanted_at.get(self.original(expert), [])
         place = bisect_left(visits, self.visits_routed)
         return visits[place] if place < len(visits) else inf
+
+    def worth(self, expert: int) -> float:
+        """The score of an eviction policy that keeps one, of anybody, resident or not."""
+        scores: dict[str, Callable[[int], float]] = {
+            "lfu": lambda expert: self.uses.get(expert, 0),
+            "decayed": self.decayed,
+            "window-score": self.window_weight,
+            "activation-matrix": self.activation,
+        }
+        return float(scores[self.plan.eviction.name](expert))
 
     def victim(self, candidates: list[int]) -> int:
         """Which of the candidates (ascending, at least one) goes."""
@@ -254,17 +299,29 @@ def merged_list(prefetch: Prefetch, distance: int, rows: list[int], layer: int) 
 
 @dataclass
 class Visit:
-    """The visit being served: who still has work on the GPU (in the order given), who of them is ready."""
+    """The visit being served: who still has work on the GPU (in the order given), who of them is ready, and what
+    else the layer waits for."""
 
     number: int
     row: Row
+    bulk: bool = False
+    place: dict[int, int] = field(default_factory=dict)  # expert -> where it runs from
     work: dict[int, int] = field(default_factory=dict)  # expert -> tokens; gone once its group has ended
+    remotes: dict[int, int] = field(default_factory=dict)  # the same of those that never come; gone once begun
     stand_in_tokens: dict[int, int] = field(default_factory=dict)  # how many of them it serves as a stand-in
     ready: list[int] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
     on_cpu: list[Row] = field(default_factory=list)
-    cpu_end_ns: int = 0
+    cpu_end_ns: int = 0  # the layer ends no earlier
+    gpu_from_ns: int = 0  # nothing of it runs on the GPU before
+    awaited: list[Transfer] = field(default_factory=list)  # serial: nor before these copies have landed
+    reads: dict[int, Transfer] = field(default_factory=dict)  # of the remotes
     groups: int = 0
+    ended: bool = False
+
+    def held(self) -> set[int]:
+        """Who must stay in its slot."""
+        return {expert for expert in self.work if self.place[expert] == SLOT}
 
 
 class Machine:
@@ -272,31 +329,42 @@ class Machine:
     (of a step), or nothing (it waits)."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.cache = plan, Cache(plan)
+        self.plan, self.cache, self.on = plan, Cache(plan), on_miss_of(plan)
         self.layers = plan.experts.shape[1]
+        self.visits = len(plan.step_prefill) * self.layers
         self.copies = self.layers * plan.n_experts  # the number of the first low-precision copy
         self.now = self.events = 0
         self.record: dict[str, list[Row]] = {group: [] for group in COLUMNS}
-        self.totals: Row = dict.fromkeys(TOTALS.split(), 0)
+        self.totals: Row = dict.fromkeys((TOTALS + " " + reference_on_miss.TOTALS).split(), 0)
+        self.busy_ns = [0] * len(CAUSES)  # of the link, by cause
         self.quality = {name: [0.0] * plan.experts.shape[1] for name in QUALITY}  # by layer
         self.gates = [0] * len(GATES)  # answers by gate code
         self.reranker = Reranker(plan)
+        self.stages, self.admission = Stages(plan), Admissions(plan)
         self.demands: list[Transfer] = []
+        self.streams: list[Transfer] = []
         self.prefetches: list[Transfer] = []
+        self.admissions: list[Transfer] = []
         self.backgrounds: list[Transfer] = []
-        self.link: list[Transfer] = []  # committed, not yet landed
+        self.link: list[Shipment] = []  # committed, not yet landed
+        self.shipped = 0
+        self.joined_ahead: set[int] = set()  # visits that have not ended
         self.brought: dict[int, Transfer] = {}  # resident -> the prefetch it came with
         self.prefetched: list[Transfer] = []  # every one that landed
-        self.visit = Visit(-1, {})
+        self.visit = Visit(-1, {}, ended=True)
         self.step, self.step_begin, self.layer = 0, 0, 0
         self.gpu, self.gpu_ns = "nothing", 0
         self.group: list[Row] = []
+        self.deferred_until_ns = 0  # end of the host work that the last visit deferred
+        self.host_until_ns = 0  # the host works, and slows the link
 
     # The clock
 
     def run(self) -> None:
         if len(self.plan.step_prefill) == 0:
             return
+        for visit in range(self.on.ahead):
+            self.join_ahead(visit)
         self.begin_dense()
         while self.step < len(self.plan.step_prefill):
             if not self.something_happens():
@@ -311,6 +379,7 @@ class Machine:
             or self.decide()
             or self.leave_layer()
             or self.take_group()
+            or self.take_remote()
             or self.commit()
             or self.take_what_is_ready()
         )
@@ -320,20 +389,27 @@ class Machine:
         due = [self.link[0].land_ns] if self.link else []
         if self.gpu != "nothing":
             due.append(self.gpu_ns)
-        if self.visit.cpu_end_ns > self.now:
-            due.append(self.visit.cpu_end_ns)
+        due += [ns for ns in (self.visit.cpu_end_ns, self.visit.gpu_from_ns) if ns > self.now]
         if not due:
             raise RuntimeError(f"visit {self.visit.number} waits at {self.now} ns for what can never come")
         passed = int(min(due)) - self.now
         if self.gpu == "nothing":
-            cause = self.stall_cause() if self.visit.work else "cpu_wait_ns"
+            cause = self.waits_for()
             self.visit.row[cause] += passed
-            self.totals["stall_ns" if self.visit.work else "cpu_wait_ns"] += passed
+            self.totals["cpu_wait_ns" if cause == "cpu_wait_ns" else "stall_ns"] += passed
         self.now += passed
 
+    def waits_for(self) -> str:
+        """What the GPU waits for, beginning with what holds back the whole visit."""
+        visit = self.visit
+        if visit.gpu_from_ns > self.now:
+            return "cpu_wait_ns"
+        if self.awaits_copies() or (visit.remotes and not visit.work):
+            return "stall_demand_ns"
+        return self.stall_cause() if visit.work else "cpu_wait_ns"
+
     def stall_cause(self) -> str:
-        on_link = {transfer.expert for transfer in self.link}
-        if on_link & self.visit.late & set(self.visit.work):
+        if self.visit.late & set(self.visit.work) - set(self.visit.ready):
             return "stall_late_ns"
         has_room = len(self.link) < self.plan.costs.commit_depth
         return "stall_held_ns" if self.demands and has_room else "stall_demand_ns"
@@ -372,9 +448,18 @@ class Machine:
             row["event"] = self.event()
             self.record["executions"].append(row)
             expert = self.global_id(row["expert"]) + (self.copies if row["low"] else 0)
-            if row["tokens"] > row["stand_in_tokens"] or self.param("touch"):
-                self.cache.use(expert)
-            del self.visit.work[expert]
+            if row["place"] == SLOT:
+                self.ran_from_slot(expert, row)
+            elif row["place"] == STAGE:
+                self.stages.holding.remove(expert)
+            self.visit.work.pop(expert, None)
+
+    def ran_from_slot(self, expert: int, row: Row) -> None:
+        if self.visit.bulk and not self.on.bulk_touch:
+            return
+        if row["tokens"] > row["stand_in_tokens"] or self.param("touch"):
+            self.cache.touch_and_use(expert)
+            self.admission.executed_at[expert] = self.cache.layer_routed[self.layer]
 
     def end_step(self) -> None:
         rows = len(step_rows(self.plan, self.step))
@@ -386,20 +471,31 @@ class Machine:
             self.begin_dense()
 
     def leave_layer(self) -> bool:
-        if self.gpu != "nothing" or self.visit.work or self.visit.cpu_end_ns > self.now:
+        visit = self.visit
+        if self.gpu != "nothing" or visit.work or visit.remotes or visit.cpu_end_ns > self.now or self.is_held_back():
             return False
-        for row in self.visit.on_cpu:
+        for row in visit.on_cpu:
             row["event"] = self.event()
             self.record["executions"].append(row)
-        self.visit.row["end_ns"] = self.now
+        visit.row["end_ns"] = self.now
+        visit.ended = True
+        self.joined_ahead.discard(visit.number)
+        self.stages.free_layer(self.layer, self.plan.n_experts)
         self.layer += 1
         self.begin_dense() if self.layer < self.layers else self.begin_tail()
         return True
 
+    def is_held_back(self) -> bool:
+        """Nothing of the visit may run on the GPU yet: the host goes first, or (serial) copies do."""
+        return self.visit.gpu_from_ns > self.now or self.awaits_copies()
+
+    def awaits_copies(self) -> bool:
+        return any(copy.row["landed_ns"] < 0 for copy in self.visit.awaited)
+
     def take_group(self) -> bool:
         """At `one` and `ready` whenever something is ready; at `all` when everything is."""
         ready = self.visit.ready
-        if self.gpu != "nothing" or not ready:
+        if self.gpu != "nothing" or not ready or self.is_held_back():
             return False
         kind = GROUPS[self.plan.group]
         if kind == "all" and len(ready) < len(self.visit.work):
@@ -407,17 +503,46 @@ class Machine:
         self.start_group(ready[:1] if kind == "one" else list(ready))
         return True
 
+    def take_remote(self) -> bool:
+        """Behind all that is ready (at `all`, behind all other work), once nothing is committed."""
+        visit = self.visit
+        if not self.remotes_wait() or self.link or self.is_held_back():
+            return False
+        if GROUPS[self.plan.group] == "all" and visit.work:
+            return False
+        expert = next(iter(visit.remotes))
+        tokens = visit.remotes.pop(expert)
+        link_ns = self.slowed(int(self.plan.costs.transfer_ns[0]), self.now)
+        end = self.now + max(int(self.plan.costs.expert_ns[tokens]), link_ns)
+        read = Shipment([visit.reads[expert]])
+        self.put_on_link(read)
+        self.start(read, 0, end - self.now)
+        self.group = [self.execution(expert, tokens, self.now, end, visit.groups, REMOTE)]
+        self.begin_group(end)
+        return True
+
+    def remotes_wait(self) -> bool:
+        return self.gpu == "nothing" and bool(self.visit.remotes) and not self.visit.ready
+
     def take_what_is_ready(self) -> bool:
         """At `all`: nothing more can land while the rest is held."""
-        if self.gpu != "nothing" or not self.visit.ready or not self.demands:
+        if self.gpu != "nothing" or not self.visit.ready or not self.demands or self.is_held_back():
             return False
-        scope, n = self.cache.scope(self.demands[0].expert), len(self.plan.slots)
-        if self.cache.has_free_slot(scope) or any(self.cache.scope(t.expert) % n == scope % n for t in self.link):
-            return False
-        if not set(self.cache.residents_of(scope)) <= set(self.visit.work):
+        if self.brings_something(self.demands[0]):
             return False
         self.start_group(list(self.visit.ready))
         return True
+
+    def brings_something(self, head: Transfer) -> bool:
+        """Whether the first demand may still find its slot or stage while all that is ready is held."""
+        if head.goes_to_stage():
+            awaited = [t for t in self.on_link() if t.expert in self.visit.work]
+            return self.stages.free() > 0 or any(self.visit.place[t.expert] == t.row["place"] for t in awaited)
+        scope, n = self.cache.scope(head.expert), len(self.plan.slots)
+        coming = [t.expert for t in self.on_link() if not t.goes_to_stage()]
+        if self.cache.has_free_slot(scope) or any(self.cache.scope(expert) % n == scope % n for expert in coming):
+            return True
+        return not set(self.cache.residents_of(scope)) <= self.visit.held()
 
     def start_group(self, experts: list[int]) -> None:
         begin, self.group = self.now + self.plan.costs.group_ns, []
@@ -425,16 +550,20 @@ class Machine:
             tokens = self.visit.work[expert]
             low = self.plan.low if self.cache.is_copy(expert) else None
             end = begin + int((low or self.plan.costs).expert_ns[tokens])
-            self.group.append(self.execution(expert, tokens, begin, end, self.visit.groups))
+            place = self.visit.place[expert]
+            self.group.append(self.execution(expert, tokens, begin, end, self.visit.groups, place))
             self.visit.ready.remove(expert)
             begin = end
-        self.visit.groups += 1
-        self.totals["experts_ns"] += begin - self.now
-        self.gpu, self.gpu_ns = "group", begin
+        self.begin_group(begin)
 
-    def execution(self, expert: int, tokens: int, begin: int, end: int, group: int) -> Row:
+    def begin_group(self, end: int) -> None:
+        self.visit.groups += 1
+        self.totals["experts_ns"] += end - self.now
+        self.gpu, self.gpu_ns = "group", end
+
+    def execution(self, expert: int, tokens: int, begin: int, end: int, group: int, place: int) -> Row:
         stand_in_tokens = self.visit.stand_in_tokens.get(expert, 0) if group >= 0 else 0
-        who: Row = {"visit": self.visit.number, "expert": expert % self.plan.n_experts}
+        who: Row = {"visit": self.visit.number, "expert": expert % self.plan.n_experts, "place": place}
         who |= {"stand_in_tokens": stand_in_tokens, "low": self.cache.is_copy(expert)}
         return who | {"tokens": tokens, "begin_ns": begin, "end_ns": end, "group": group, "cpu": group < 0}
 
@@ -453,12 +582,23 @@ class Machine:
         self.begin_visit()
         self.withdraw_unwanted(set(experts))
         kinds = self.classify(experts)
-        answered = self.answer(tokens, kinds, Counter(experts))
-        self.visit.ready = [expert for expert in self.visit.work if expert in self.cache.landed_at]
-        self.queue_demands(answered, kinds)
+        by_link = self.split(kinds, Counter(experts))
+        answered = self.answer(tokens, kinds, Counter(experts), by_link)
+        self.visit.ready = [expert for expert in self.visit.work if self.is_there(expert)]
+        self.queue_demands({expert: answered[expert] for expert in answered if kinds.get(expert) != "late"}, by_link)
         self.queue_backgrounds(answered)
+        self.count_uses(kinds)
+        self.queue_admissions(kinds)
+        self.join_ahead(self.visit.number + self.on.ahead)
         self.queue_prefetches()
+        self.visit.awaited = self.copies_of_visit() if self.on.serial else []
         return True
+
+    def rule(self) -> str:
+        return rule_of(self.plan, self.step).name
+
+    def streams_here(self) -> bool:
+        return streams(self.plan, self.step, self.layer)
 
     def param(self, name: str) -> float:
         """A parameter of the substitution family; the plan of any other miss policy does without."""
@@ -488,7 +628,7 @@ class Machine:
         row: Row = dict.fromkeys(COLUMNS["visits"].split(), 0)
         row |= {"event": self.event(), "step": self.step, "layer": self.layer, "routed_ns": self.now}
         self.record["visits"].append(row)
-        self.visit = Visit(self.step * self.layers + self.layer, row)
+        self.visit = Visit(self.step * self.layers + self.layer, row, is_bulk(self.plan, self.step))
 
     def withdraw_unwanted(self, wanted: set[int]) -> None:
         for transfer in self.prefetches_in_line():
@@ -503,30 +643,58 @@ class Machine:
         transfer.row["outcome"], transfer.row["event"] = outcome, self.event()
 
     def classify(self, experts: list[int]) -> dict[int, str]:
-        on_link = {transfer.expert: transfer for transfer in self.link}
         kinds: dict[int, str] = {}
         for expert in dict.fromkeys(experts):
-            if expert in self.cache.landed_at:
-                kinds[expert] = "hits"
-                if expert in self.brought:
-                    self.brought[expert].was_hit = True
-            elif expert in on_link:
-                kinds[expert] = "late"
-                on_link[expert].was_late = True
-            else:
-                kinds[expert] = "misses"
+            kinds[expert] = self.classify_one(expert)
             self.visit.row[kinds[expert]] += 1
             self.visit.row["wanted"] += 1
+            if kinds[expert] == "misses" and self.admission.counts(self.visit.bulk):
+                self.admission.misses[expert] += 1
         return kinds
 
-    def answer(self, tokens: list[Token], kinds: dict[int, str], entries: dict[int, int]) -> dict[int, set[str]]:
+    def classify_one(self, expert: int) -> str:
+        """Its class; a hit or a late expert has its place."""
+        on_link = {t.row["place"]: t for t in self.on_link() if t.expert == expert}
+        if expert in self.cache.landed_at:
+            if expert in self.brought:
+                self.brought[expert].was_hit = True
+            self.visit.place[expert] = SLOT
+            return "hits"
+        if expert in self.stages.holding:
+            self.visit.place[expert] = STAGE
+            return "hits"
+        if SLOT in on_link:
+            if self.rule() == "cpu-admit" and on_link[SLOT].row["cause"] == ADMISSION:
+                return "misses"
+            on_link[SLOT].was_late = True
+        if on_link:
+            self.visit.place[expert] = SLOT if SLOT in on_link else STAGE
+            return "late"
+        return "misses"
+
+    def is_there(self, expert: int) -> bool:
+        """Whether an expert that has work on the GPU is where it will run."""
+        return expert in (self.cache.landed_at if self.visit.place[expert] == SLOT else self.stages.holding)
+
+    def split(self, kinds: dict[int, str], entries: dict[int, int]) -> list[int]:
+        """Who of the misses goes over the link, under a split rule."""
+        if self.rule() != "split":
+            return []
+        hits = sum(int(self.plan.costs.expert_ns[entries[e]]) for e, kind in kinds.items() if kind == "hits")
+        misses = [expert for expert, kind in kinds.items() if kind == "misses"]
+        return reference_on_miss.over_the_link(self.plan, rule_of(self.plan, self.step), misses, entries, hits)
+
+    def answer(
+        self, tokens: list[Token], kinds: dict[int, str], entries: dict[int, int], by_link: list[int]
+    ) -> dict[int, set[str]]:
         """Gives out the work of every (token, slot). Returns the answers to each expert asked about, in the
         order of their first answers."""
         answered: dict[int, set[str]] = {}
-        cpu_tokens: dict[int, int] = {}
-        asked = self.asked(kinds, entries)
+        on_cpu: list[list[tuple[int, int, float]]] = []  # of each token: slot, expert, weight
+        asked = self.asked(kinds, entries, by_link)
         for token in tokens:
             answers = asked.answers(token)
+            on_cpu.append([])
             for slot, within in enumerate(token.ids):
                 if within < 0:
                     continue
@@ -536,16 +704,19 @@ class Machine:
                     answered.setdefault(expert, set()).add(answer.answer)
                     if answer.answer == "low":  # what is fetched is the copy
                         answered.setdefault(self.copies + expert, set()).add("fetch")
-                self.give_work(expert, kinds[expert], answer, cpu_tokens)
+                    if answer.answer == "cpu":
+                        on_cpu[-1].append((slot, expert, token.weights[slot]))
+                self.give_work(expert, kinds[expert], answer)
                 self.count(kinds[expert], answer.answer if answer else "", token.weights[slot])
-        self.start_cpu(cpu_tokens)
+        self.start_cpu(on_cpu, busy=bool(self.link or by_link))
         return answered
 
-    def asked(self, kinds: dict[int, str], entries: dict[int, int]) -> reference_miss.Visit:
-        """The visit as the miss policies see it."""
-        n = self.plan.n_experts
+    def asked(self, kinds: dict[int, str], entries: dict[int, int], by_link: list[int]) -> reference_miss.Visit:
+        """The visit as the miss policies see it. Of late experts only the plan's own (a lossy one) is asked."""
+        n, rule = self.plan.n_experts, rule_of(self.plan, self.step)
+        late = self.plan.late_counts_as_missing and not self.visit.bulk
         return reference_miss.Visit(
-            plan=self.plan,
+            plan=replace(self.plan, miss=rule, late_counts_as_missing=late),
             layer=self.layer,
             prefill=bool(self.plan.step_prefill[self.step]),
             classes={name: [e % n for e, k in kinds.items() if k == name] for name in ("hits", "late", "misses")},
@@ -553,27 +724,34 @@ class Machine:
             resident=self.residents_here(),
             routed=self.cache.visits_routed,
             busy=bool(self.link),
+            by_link=frozenset(expert % n for expert in by_link),
+            no_slot=takes_no_slot(self.plan, self.layer),
         )
 
-    def give_work(self, expert: int, kind: str, answer: Answer | None, cpu_tokens: dict[int, int]) -> None:
-        if answer is None or answer.answer == "fetch":
-            self.visit.work[expert] = self.visit.work.get(expert, 0) + 1
+    def give_work(self, expert: int, kind: str, answer: Answer | None) -> None:
+        visit = self.visit
+        if answer is None or answer.answer in ("fetch", "stream"):
+            visit.work[expert] = visit.work.get(expert, 0) + 1
+            visit.place.setdefault(expert, STAGE if answer and answer.answer == "stream" else SLOT)
             if kind == "late":
-                self.visit.late.add(expert)
+                visit.late.add(expert)
         elif answer.answer == "substitute":
-            stand_in, served = self.global_id(answer.stand_in), self.visit.stand_in_tokens
-            self.visit.work[stand_in] = self.visit.work.get(stand_in, 0) + 1
+            stand_in, served = self.global_id(answer.stand_in), visit.stand_in_tokens
+            visit.work[stand_in] = visit.work.get(stand_in, 0) + 1
+            visit.place[stand_in] = SLOT
             served[stand_in] = served.get(stand_in, 0) + 1
         elif answer.answer == "low":
             copy = self.copies + expert
-            self.visit.work[copy] = self.visit.work.get(copy, 0) + 1
-        elif answer.answer == "cpu":
-            cpu_tokens[expert] = cpu_tokens.get(expert, 0) + 1
+            visit.work[copy] = visit.work.get(copy, 0) + 1
+            visit.place[copy] = SLOT
+        elif answer.answer == "remote":
+            visit.remotes[expert] = visit.remotes.get(expert, 0) + 1
 
     def count(self, kind: str, answer: str, weight: float) -> None:
         self.totals["slots_wanted"] += 1
         executed = {"hits": "slots_hit", "late": "slots_late", "misses": "fetched"}[kind]
-        self.totals[executed if answer in ("", "fetch") else COUNTED_AS[answer]] += 1
+        as_itself = answer in ("", "fetch") or (kind == "late" and answer == "stream")
+        self.totals[executed if as_itself else COUNTED_AS[answer]] += 1
         self.quality["weight_wanted"][self.layer] += weight
         if answer in ("substitute", "drop"):
             self.quality[f"weight_{COUNTED_AS[answer]}"][self.layer] += weight
@@ -584,33 +762,144 @@ class Machine:
         self.record["answers"].append(where | what | {"stand_in": answer.stand_in, "gate": answer.gate})
         self.gates[answer.gate] += 1
 
-    def start_cpu(self, cpu_tokens: dict[int, int]) -> None:
-        begin = self.now
-        for expert, tokens in cpu_tokens.items():
-            end = begin + int(self.plan.costs.cpu_expert_ns[1 if self.link else 0, tokens])
-            self.visit.on_cpu.append(self.execution(expert, tokens, begin, end, -1))
-            begin = end
-        self.visit.cpu_end_ns = begin
+    # The host
 
-    def queue_demands(self, answered: dict[int, set[str]], kinds: dict[int, str]) -> None:
+    def start_cpu(self, on_cpu: list[list[tuple[int, int, float]]], busy: bool) -> None:
+        """The host computes what was answered so, first what does not wait. It begins behind what the last visit
+        deferred, and no layer ends before that."""
+        tokens = Counter(expert for entries in on_cpu for _, expert, _ in entries)
+        may_defer = not self.plan.step_prefill[self.step] and self.layer < self.layers - 1
+        deferred = reference_on_miss.deferred(on_cpu, self.on.defer if may_defer else 0)
+        begin = at = self.visit.cpu_end_ns = max(self.now, self.deferred_until_ns)
+        at += self.on.cpu_visit_ns if tokens else 0
+        for expert in sorted(tokens, key=lambda expert: expert in deferred):  # else in the order first answered
+            end = at + int(self.plan.costs.cpu_expert_ns[1 if busy else 0, tokens[expert]])
+            place = DEFERRED if expert in deferred else HOST
+            self.visit.on_cpu.append(self.execution(expert, tokens[expert], at, end, -1, place))
+            at = end
+            if place == HOST:
+                self.visit.cpu_end_ns = end
+            else:
+                self.deferred_until_ns = end
+        if set(tokens) - deferred and not self.on.beside:
+            self.visit.gpu_from_ns = self.visit.cpu_end_ns
+        if tokens:
+            self.totals["host_ns"] += at - begin
+            self.slow_link(at)
+
+    def slow_link(self, until_ns: int) -> None:
+        """While the host works the link is slower, for the transfer under way, too."""
+        self.host_until_ns = max(self.host_until_ns, until_ns)
+        if self.link:
+            self.link[0].land_ns = self.now + self.slowed(int(self.link[0].land_ns) - self.now, self.now)
+
+    def slowed(self, full_ns: int, start_ns: int) -> int:
+        """What so much time of the link at its full rate lasts from then on."""
+        return slowed(self.plan, full_ns, self.host_until_ns - start_ns)
+
+    # What a visit queues
+
+    def queue_demands(self, answered: dict[int, set[str]], by_link: list[int]) -> None:
+        """Fetches and copies join in the order first answered, or as split; or copies in ascending id."""
+        if by_link:
+            for expert, answers in answered.items():
+                self.withdraw_prefetch(expert, answers)
+            answered = {expert: answered[expert] for expert in by_link}
+        whole = self.streams_here() and (self.on.whole_layer or self.on.ahead > 0)
+        ascending = whole or (self.on.merge_runs and not (by_link and self.keeps()))
+        copies = set[int]()
         for expert, answers in answered.items():
-            if kinds.get(expert) == "late":
-                continue  # it comes anyway
-            for queue in (self.prefetches, self.backgrounds):
-                queued = [transfer for transfer in queue if transfer.expert == expert]
-                if queued and "fetch" in answers:
-                    queue.remove(queued[0])
-                    queued[0].row |= {"cause": DEMAND, "promoted": True}
-                    self.demands.append(queued[0])
-                elif queued and queue is self.prefetches:
-                    self.withdraw(queued[0])
-            if "fetch" in answers and not self.is_here_or_coming(expert):
-                self.demands.append(Transfer(expert, self.transfer_row(expert, DEMAND)))
+            self.withdraw_prefetch(expert, answers)
+            if "fetch" in answers:
+                self.fetch(expert)
+            if "stream" in answers and not ascending:
+                self.stream(expert)
+            copies |= {expert} if "stream" in answers else set()
+            if "remote" in answers:
+                self.visit.reads[expert] = Transfer(expert, self.transfer_row(expert, DEMAND, REMOTE))
+        if whole:
+            copies |= {expert for expert in self.experts_of(self.layer) if not self.has_copy_or_resides(expert)}
+        if ascending:
+            for expert in sorted(copies):
+                self.stream(expert)
+
+    def keeps(self) -> bool:
+        """Whether what a split sends over the link gets slots."""
+        return bool(rule_of(self.plan, self.step).params[SPLIT_PARAMS.index("keep")])
+
+    def withdraw_prefetch(self, expert: int, answers: set[str]) -> None:
+        """By any answer but fetch."""
+        for transfer in self.prefetches_in_line():
+            if transfer.expert == expert and "fetch" not in answers:
+                self.withdraw(transfer)
+
+    def fetch(self, expert: int) -> None:
+        for queue in (self.prefetches, self.backgrounds, self.admissions):
+            for transfer in [transfer for transfer in queue if transfer.expert == expert]:
+                queue.remove(transfer)
+                transfer.promote()
+                self.demands.append(transfer)
+        if not self.has_slot_or_will(expert):
+            self.demands.append(Transfer(expert, self.transfer_row(expert, DEMAND)))
+
+    def stream(self, expert: int) -> None:
+        """A copy of it is a demand now, if it is not one already (left over from the layer's last visit)."""
+        for copy in [copy for copy in self.streams if copy.expert == expert]:
+            self.streams.remove(copy)
+            copy.promote()
+            copy.joined_for = (self.visit.number, False)
+            self.demands.append(copy)
+        if not any(transfer.goes_to_stage() and transfer.expert == expert for transfer in self.demands):
+            row = self.transfer_row(expert, DEMAND, STAGE)
+            self.demands.append(Transfer(expert, row, joined_for=(self.visit.number, False)))
 
     def queue_backgrounds(self, answered: dict[int, set[str]]) -> None:
         for expert, answers in answered.items():
-            if self.param("background") and "substitute" in answers and not self.is_here_or_coming(expert):
+            if self.param("background") and "substitute" in answers and not self.has_slot_or_will(expert):
                 self.backgrounds.append(Transfer(expert, self.transfer_row(expert, BACKGROUND)))
+
+    def count_uses(self, kinds: dict[int, str]) -> None:
+        """Behind cpu-admit a wanted expert is used wherever it runs; from a slot, when it has run."""
+        if self.admission.on and (self.on.bulk_touch or not self.visit.bulk):
+            for expert in kinds:
+                if self.visit.place.get(expert) != SLOT:
+                    self.cache.use(expert)
+
+    def queue_admissions(self, kinds: dict[int, str]) -> None:
+        rule, joined = self.admission, 0
+        rows = len(step_rows(self.plan, self.step))
+        if takes_no_slot(self.plan, self.layer) or not rule.takes_candidates(self.visit.bulk, rows):
+            return
+        for expert, kind in kinds.items():
+            if joined >= rule.limit("inserts") or len(self.admissions) >= rule.limit("queue"):
+                return
+            if kind == "misses" and not self.has_slot_or_will(expert) and rule.is_candidate(expert, self.free(expert)):
+                self.admissions.append(Transfer(expert, self.transfer_row(expert, ADMISSION)))
+                joined += 1
+
+    def free(self, expert: int) -> int:
+        """Slots of its scope that nobody has and that no queued admission may take."""
+        scope = self.cache.scope(expert)
+        queued = sum(self.cache.scope(transfer.expert) == scope for transfer in self.admissions)
+        return self.cache.slots[scope] - self.cache.claimed[scope] - queued
+
+    def join_ahead(self, visit: int) -> None:
+        """What the layer of a coming visit lacks joins the stream queue, if that visit streams."""
+        step, layer = divmod(visit, self.layers)
+        if not self.on.ahead or visit >= self.visits or not streams(self.plan, step, layer):
+            return
+        self.joined_ahead.add(visit)
+        for expert in self.experts_of(layer):
+            if not self.is_here_or_coming(expert):
+                row = self.transfer_row(expert, STREAM, STAGE)
+                self.streams.append(Transfer(expert, row, joined_for=(visit, True)))
+
+    def copies_of_visit(self) -> list[Transfer]:
+        """Copies of its layer that are queued or under way, but for those that joined for a later visit and are still
+        in the stream queue."""
+        streams = [copy for copy in self.streams if copy.joined_for[0] <= self.visit.number]
+        copies = [transfer for transfer in [*self.on_link(), *self.demands, *streams] if transfer.goes_to_stage()]
+        return [copy for copy in copies if self.cache.layer(copy.expert) == self.layer]
 
     def queue_prefetches(self) -> None:
         prefetch, here = self.plan.prefetch, self.visit.number
@@ -635,15 +924,29 @@ class Machine:
                 self.prefetches.append(Transfer(expert, row, key, frozenset(listed)))
                 left -= 1
 
-    def is_here_or_coming(self, expert: int) -> bool:
-        coming = [*self.link, *self.demands, *self.prefetches, *self.backgrounds]
-        return expert in self.cache.landed_at or any(transfer.expert == expert for transfer in coming)
+    def experts_of(self, layer: int) -> range:
+        return range(layer * self.plan.n_experts, (layer + 1) * self.plan.n_experts)
 
-    def transfer_row(self, expert: int, cause: int) -> Row:
-        row: Row = dict.fromkeys(COLUMNS["transfers"].split(), -1)
+    def is_here_or_coming(self, expert: int) -> bool:
+        return self.has_slot_or_will(expert) or self.has_copy_or_resides(expert)
+
+    def has_slot_or_will(self, expert: int) -> bool:
+        """Resident, or queued or committed for a slot."""
+        waiting = [*self.demands, *self.prefetches, *self.admissions, *self.backgrounds]
+        coming = {transfer.expert for transfer in [*self.on_link(), *waiting] if transfer.row["place"] == SLOT}
+        return expert in self.cache.landed_at or expert in coming
+
+    def has_copy_or_resides(self, expert: int) -> bool:
+        """Resident, in a stage, committed for either, or queued for a stage: a whole layer's copies leave it out."""
+        queued = {transfer.expert for transfer in [*self.demands, *self.streams] if transfer.goes_to_stage()}
+        committed = {transfer.expert for transfer in self.on_link()}
+        return expert in self.cache.landed_at or expert in self.stages.holding | queued | committed
+
+    def transfer_row(self, expert: int, cause: int, place: int = SLOT) -> Row:
+        row: Row = dict.fromkeys((COLUMNS["transfers"] + ON_MISS_COLUMNS["transfers"]).split(), -1)
         layer, within = divmod(self.cache.original(expert), self.plan.n_experts)
         low = self.plan.low if self.cache.is_copy(expert) else None
-        row |= {"visit": self.visit.number, "layer": layer, "expert": within, "cause": cause}
+        row |= {"visit": self.visit.number, "layer": layer, "expert": within, "cause": cause, "place": place}
         row |= {"promoted": False, "low": low is not None, "bytes": low.bytes if low else self.plan.expert_bytes}
         row |= {"queued_ns": self.now, "event_queued": self.event()}
         self.record["transfers"].append(row)
@@ -651,11 +954,14 @@ class Machine:
 
     # The link
 
+    def on_link(self) -> list[Transfer]:
+        return [transfer for shipment in self.link for transfer in shipment.transfers]
+
     def prefetches_in_line(self) -> list[Transfer]:
         return sorted(self.prefetches, key=lambda transfer: transfer.key)
 
     def commit(self) -> bool:
-        """Commits what the link and the slots allow; False when that is nothing."""
+        """Commits what the link, the slots and the stages allow; False when that is nothing."""
         something = False
         while self.commit_one():
             something = True
@@ -663,27 +969,65 @@ class Machine:
 
     def commit_one(self) -> bool:
         """Commits the first transfer in line, or rejects it; False when the link is full, idle or blocked."""
-        line = [*self.demands, *self.prefetches_in_line(), *self.backgrounds]
-        if len(self.link) >= self.plan.costs.commit_depth or not line:
+        queues = [self.demands, self.streams, self.prefetches, self.admissions, self.backgrounds]
+        queue = next(filter(None, queues[:1] if self.remotes_wait() else queues), None)
+        if queue is None or len(self.link) >= self.plan.costs.commit_depth:
             return False
-        transfer, spared = line[0], line[0].listed
-        queue = self.demands or self.prefetches or self.backgrounds
-        if queue is self.demands:
-            spared = frozenset()  # of a promoted prefetch the list no longer counts
-        scope = self.cache.scope(transfer.expert)
-        if not self.cache.has_free_slot(scope):
-            kept = spared | set(self.visit.work)
-            candidates = [expert for expert in self.cache.residents_of(scope) if expert not in kept]
-            if candidates:
-                self.evict_for(transfer, candidates)
-            elif queue is self.demands:
-                return False
-        queue.remove(transfer)
-        if self.cache.has_free_slot(scope):
-            self.put_on_link(transfer, scope)
+        head = min(queue, key=lambda transfer: transfer.key)
+        has_room = self.stages.free() > 0 if head.goes_to_stage() else self.find_slot(head)
+        if has_room:
+            shipment = Shipment(self.run_from(queue) if head.goes_to_stage() else [head])
+            for transfer in shipment.transfers:
+                queue.remove(transfer)
+            self.claim_for(shipment)
+            self.put_on_link(shipment)
+            if len(self.link) == 1:
+                self.start_copying(shipment, self.plan.costs.commit_gap_ns, follows_on=False)
+        elif queue is self.demands or queue is self.streams:
+            return False
         else:
-            self.close(transfer, REJECTED)
+            queue.remove(head)
+            self.close(head, REJECTED)
+            self.totals["admission_rejected"] += head.row["cause"] == ADMISSION
         return True
+
+    def run_from(self, queue: list[Transfer]) -> list[Transfer]:
+        """The copy at the head of a queue, with merge_runs those of one visit and consecutive ids behind it."""
+        run = queue[:1]
+        for copy in queue[1:] if self.on.merge_runs else []:
+            follows = (
+                copy.goes_to_stage() and copy.expert == run[-1].expert + 1 and copy.row["layer"] == run[0].row["layer"]
+            )
+            if not follows or copy.joined_for != run[0].joined_for or self.stages.free() <= len(run):
+                break
+            run.append(copy)
+        return run
+
+    def find_slot(self, transfer: Transfer) -> bool:
+        """Whether there is a free slot for it, somebody evicted if need be."""
+        expert, cause = transfer.expert, transfer.row["cause"]
+        scope = self.cache.scope(expert)
+        if cause != DEMAND and takes_no_slot(self.plan, self.cache.layer(expert)):
+            return False
+        if self.cache.has_free_slot(scope):
+            return True
+        if cause == ADMISSION and not self.admission.may_replace(expert):
+            return False
+        kept = transfer.listed | self.visit.held()
+        candidates = [other for other in self.cache.residents_of(scope) if other not in kept]
+        if cause == ADMISSION:
+            candidates = [other for other in candidates if self.may_go_for(expert, other)]
+        if candidates:
+            self.evict_for(transfer, candidates)
+        return bool(candidates)
+
+    def may_go_for(self, newcomer: int, resident: int) -> bool:
+        """Whether a resident is a victim for an admission: neither spared nor worth too much."""
+        if self.admission.spares(resident, self.cache.layer_routed[self.cache.layer(resident)]):
+            return False
+        if not self.admission.params["margin"]:
+            return True
+        return self.admission.params["margin"] * self.cache.worth(resident) < self.cache.worth(newcomer)
 
     def evict_for(self, transfer: Transfer, candidates: list[int]) -> None:
         victim = self.cache.victim(candidates)
@@ -691,45 +1035,85 @@ class Machine:
         self.brought.pop(victim, None)
         transfer.row["victim"] = victim
         self.totals["evictions"] += 1
+        self.totals["admission_replaced"] += transfer.row["cause"] == ADMISSION
 
-    def put_on_link(self, transfer: Transfer, scope: int) -> None:
-        self.cache.claimed[scope] += 1
-        transfer.row["committed_ns"], transfer.row["event_committed"] = self.now, self.event()
-        if not self.link:
-            self.start(transfer, self.now + self.plan.costs.commit_gap_ns, follows_on=False)
-        self.link.append(transfer)
+    def claim_for(self, shipment: Shipment) -> None:
+        for transfer in shipment.transfers:
+            if transfer.goes_to_stage():
+                self.stages.claim()
+            else:
+                self.cache.claimed[self.cache.scope(transfer.expert)] += 1
 
-    def start(self, transfer: Transfer, at: int, follows_on: bool) -> None:
-        transfer.row["started_ns"] = at
-        low = self.plan.low if self.cache.is_copy(transfer.expert) else None
-        transfer.land_ns = at + int((low or self.plan.costs).transfer_ns[1 if follows_on else 0])
+    def put_on_link(self, shipment: Shipment) -> None:
+        for transfer in shipment.transfers:
+            transfer.row |= {"committed_ns": self.now, "event_committed": self.event(), "run": self.shipped}
+        self.shipped += 1
+        self.link.append(shipment)
+
+    def start(self, shipment: Shipment, gap_ns: int, lasts_ns: int) -> None:
+        """It is under way from now on, for so long, the gap included."""
+        for transfer in shipment.transfers:
+            transfer.row["started_ns"] = self.now + gap_ns
+        shipment.land_ns = self.now + lasts_ns
+
+    def start_copying(self, shipment: Shipment, gap_ns: int, follows_on: bool) -> None:
+        low = self.plan.low if self.cache.is_copy(shipment.transfers[0].expert) else None
+        lasts = low.transfer_ns if low else self.on.run_ns[:, len(shipment.transfers)]
+        self.start(shipment, gap_ns, self.slowed(gap_ns + int(lasts[1 if follows_on else 0]), self.now))
 
     def land(self) -> bool:
         if not self.link or self.link[0].land_ns != self.now:
             return False
-        transfer = self.link.pop(0)
-        transfer.row["landed_ns"] = self.now
-        self.close(transfer, LANDED)
-        self.totals["link_busy_ns"] += self.now - transfer.row["started_ns"]
-        self.cache.land(transfer.expert)
-        if transfer.row["cause"] == PREFETCH:
-            self.brought[transfer.expert] = transfer
-            self.prefetched.append(transfer)
-        if transfer.expert in self.visit.work:
-            self.visit.ready.append(transfer.expert)
+        shipment = self.link.pop(0)
+        self.was_busy(shipment)
+        self.totals["link_transfers"] += 1
+        for transfer in shipment.transfers:
+            transfer.row["landed_ns"] = self.now
+            self.close(transfer, LANDED)
+            self.totals[f"landed_{CAUSES[transfer.row['cause']]}"] += 1
+            self.arrive(transfer)
         if self.link:
-            self.start(self.link[0], self.now, follows_on=True)
+            self.start_copying(self.link[0], 0, follows_on=True)
         return True
+
+    def arrive(self, transfer: Transfer) -> None:
+        """Where it goes: into its slot, or its stage, or (remote) nowhere."""
+        expert, place = transfer.expert, transfer.row["place"]
+        if place == SLOT:
+            self.cache.land(expert)
+            self.admission.misses[expert] = 0
+            self.totals["admitted"] += transfer.row["cause"] == ADMISSION
+        if place == STAGE:
+            self.totals["staged"] += 1
+            self.stages.land(expert, self.has_owner(self.cache.layer(expert)))
+        if transfer.row["cause"] == PREFETCH:
+            self.brought[expert] = transfer
+            self.prefetched.append(transfer)
+        if expert in self.visit.work and self.visit.place[expert] == place:
+            self.visit.ready.append(expert)
+
+    def has_owner(self, layer: int) -> bool:
+        """Whether a visit of the layer is being served, or was joined for ahead of it."""
+        owners = self.joined_ahead | (set() if self.visit.ended else {self.visit.number})
+        return any(visit % self.layers == layer for visit in owners)
+
+    def was_busy(self, shipment: Shipment) -> None:
+        """The link was, with this one, until now."""
+        row = shipment.transfers[0].row
+        self.totals["link_busy_ns"] += self.now - row["started_ns"]
+        self.busy_ns[row["cause"]] += self.now - row["started_ns"]
 
     # The end
 
     def finish(self) -> None:
-        for transfer in [*self.link, *self.demands, *self.prefetches_in_line(), *self.backgrounds]:
+        queued = [*self.demands, *self.streams, *self.prefetches_in_line(), *self.backgrounds, *self.admissions]
+        for transfer in [*self.on_link(), *queued]:
             self.close(transfer, UNFINISHED)
             if transfer.row["started_ns"] > self.now:
                 transfer.row["started_ns"] = -1
-            elif transfer.row["started_ns"] >= 0:
-                self.totals["link_busy_ns"] += self.now - transfer.row["started_ns"]
+        for shipment in self.link:
+            if shipment.transfers[0].row["started_ns"] >= 0:
+                self.was_busy(shipment)
         for transfer in self.prefetched:
             fate = "late" if transfer.was_late else "used" if transfer.was_hit else "wasted"
             self.totals[f"prefetched_{fate}"] += 1
@@ -749,7 +1133,9 @@ def simulate(plan: Plan) -> dict[str, Any]:
     """Runs the plan. Returns the record, group -> column -> list of Python ints and bools (in ns); under
     `totals` the figures over the whole run, among them `residents`: who is resident at the end (global ids),
     the least recently touched or landed first; `gates`: how many answers carry each gate code; floats
-    `weight_wanted`, `weight_substituted`, `weight_dropped`, and lists of them by layer under `by_layer`.
+    `weight_wanted`, `weight_substituted`, `weight_dropped`, and lists of them by layer under `by_layer`. With
+    `plan.on_miss` also the columns of ON_MISS_COLUMNS and the totals of `tests.reference_on_miss`, and
+    `busy_ns_by_cause`: how long the link was busy, by the cause of the first expert of each transfer.
 
     Raises:
         RuntimeError: a demand can never get a slot (a scope without slots).
@@ -757,10 +1143,15 @@ def simulate(plan: Plan) -> dict[str, Any]:
     """
     machine = Machine(plan)
     machine.run()
-    result: dict[str, Any] = {group: columns(machine.record[group], names.split()) for group, names in COLUMNS.items()}
+    further = ON_MISS_COLUMNS if plan.on_miss is not None else {}
+    names = {group: (names + further.get(group, "")).split() for group, names in COLUMNS.items()}
+    result: dict[str, Any] = {group: columns(machine.record[group], names[group]) for group in COLUMNS}
     recency = machine.cache.seen_at
-    totals: Row = {name: plain(value) for name, value in machine.totals.items()}
+    left_out = [] if plan.on_miss is not None else reference_on_miss.TOTALS.split()
+    totals: Row = {name: plain(value) for name, value in machine.totals.items() if name not in left_out}
     totals |= {name: sum(by_layer) for name, by_layer in machine.quality.items()}
-    lists = {"gates": machine.gates, "by_layer": machine.quality}
+    lists: Row = {"gates": machine.gates, "by_layer": machine.quality}
+    if plan.on_miss is not None:
+        lists["busy_ns_by_cause"] = machine.busy_ns
     result["totals"] = totals | lists | {"residents": sorted(recency, key=recency.__getitem__)}
     return result

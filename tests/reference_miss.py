@@ -1,4 +1,5 @@
-"""The independent reference's answers to missing experts: fetch, drop, cpu, drop-by-weight, substitution.
+"""The independent reference's answers to missing experts: one for all (fetch, drop, cpu, stream, remote, cpu-admit),
+split, drop-by-weight, substitution.
 
 Like the rest of the reference it shares nothing with the machines but the plan. Experts are numbered within
 their layer here. An answer is (answer, stand-in or -1, gate code); the gate codes are GATES.
@@ -9,12 +10,13 @@ from dataclasses import dataclass, field
 from math import exp, log, pow
 from typing import NamedTuple
 
-from sim.core.plan import SUBSTITUTE_PARAMS, Plan
+from sim.core.plan import SPLIT_PARAMS, SUBSTITUTE_PARAMS, Plan
 
 # none, prefill rule, token-adaptive entropy, margin, distribution (with budget), rho, no stand-in found
 GATES = ("none", "prefill", "tae", "margin", "distribution", "rho", "nobody")
 SELECTORS = ("list", "random", "next-ranked", "drop", "nobody")
 FALLBACKS = ("fetch", "drop", "cpu", "cheaper")
+SAME_FOR_ALL = {name: name for name in ("fetch", "drop", "cpu", "stream", "remote")} | {"cpu-admit": "cpu"}
 
 
 class Answer(NamedTuple):
@@ -94,6 +96,8 @@ class Visit:
     resident  of this layer, at the routed instant
     routed    visits routed in the run, this one included
     busy      something is in flight at the routed instant
+    by_link   which misses a split rule sends over the link
+    no_slot   nobody new gets a slot: what would be fetched is streamed
     """
 
     plan: Plan
@@ -104,6 +108,8 @@ class Visit:
     resident: set[int]
     routed: int
     busy: bool
+    by_link: frozenset[int] = frozenset()
+    no_slot: bool = False
     draws: int = 0
     cheaper: dict[int, str] = field(default_factory=dict)
 
@@ -113,14 +119,20 @@ class Visit:
         missing = [slot for slot, expert in enumerate(token.ids) if expert in away]
         found = self.plan_token(token, missing)
         if self.prefill and not self.plan.lossy_prefill:
-            lossless = ("fetch", "cpu")
+            lossless = ("fetch", "cpu", "stream", "remote")
             found = {s: a if a.answer in lossless else Answer("fetch", -1, 1) for s, a in found.items()}
+        if self.no_slot:
+            found = {s: a._replace(answer="stream") if a.answer == "fetch" else a for s, a in found.items()}
         return found
 
     def plan_token(self, token: Token, missing: list[int]) -> dict[int, Answer]:
         name, params = self.plan.miss.name, self.plan.miss.params
-        if name in ("fetch", "drop", "cpu"):
-            return {slot: Answer(name) for slot in missing}
+        if name in SAME_FOR_ALL:
+            return {slot: Answer(SAME_FOR_ALL[name]) for slot in missing}
+        if name == "split":
+            kept = params[SPLIT_PARAMS.index("keep")]
+            copied = Answer("fetch" if kept else "stream")
+            return {slot: copied if token.ids[slot] in self.by_link else Answer("cpu") for slot in missing}
         if name == "drop-by-weight":
             light = {slot: token.weights[slot] < float(params[0]) for slot in missing}
             return {slot: Answer("drop" if light[slot] else "fetch") for slot in missing}

@@ -30,6 +30,7 @@ from tests.laws import check_all, moments
 from tests.plans import EVICTIONS, MISSES, any_plan, plan, random_plan
 from tests.recount import check_counters
 from tests.variants import (
+    compute_ns,
     everything_resident,
     lossless,
     one_expert_a_visit,
@@ -182,19 +183,6 @@ def test_another_process_gives_the_same_bytes() -> None:
 
 
 # --- law 6: limits
-
-
-def compute_ns(plan: Plan) -> int:
-    """Dense parts, decisions, experts and heads, by hand: nothing waits."""
-    costs, layers, ns = plan.costs, plan.experts.shape[1], 0
-    for step, kind in enumerate(costs.cost_class):
-        ns += int(costs.dense_ns[kind].sum()) + layers * costs.decide_ns + int(costs.head_ns[kind])
-        wanted = plan.experts[plan.step_row[plan.step_offset[step] : plan.step_offset[step + 1]]]
-        for layer in range(layers):
-            tokens = np.unique(wanted[:, layer][wanted[:, layer] >= 0], return_counts=True)[1]
-            groups = len(tokens) if plan.group == 0 else min(len(tokens), 1)
-            ns += groups * costs.group_ns + int(costs.expert_ns[tokens].sum())
-    return ns
 
 
 @machines

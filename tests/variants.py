@@ -44,10 +44,24 @@ def everything_resident(plan: Plan) -> Plan:
     return replace(plan, slots=slots, residents=np.arange(n))
 
 
+def compute_ns(plan: Plan) -> int:
+    """Dense parts, decisions, experts and heads, by hand: nothing waits."""
+    costs, layers, ns = plan.costs, plan.experts.shape[1], 0
+    for step, kind in enumerate(costs.cost_class):
+        ns += int(costs.dense_ns[kind].sum()) + layers * costs.decide_ns + int(costs.head_ns[kind])
+        wanted = plan.experts[plan.step_row[plan.step_offset[step] : plan.step_offset[step + 1]]]
+        for layer in range(layers):
+            tokens = np.unique(wanted[:, layer][wanted[:, layer] >= 0], return_counts=True)[1]
+            groups = len(tokens) if plan.group == 0 else min(len(tokens), 1)
+            ns += groups * costs.group_ns + int(costs.expert_ns[tokens].sum())
+    return ns
+
+
 def without_transfer_time(plan: Plan) -> Plan:
     none = np.zeros(2, np.int64)
     low = None if plan.low is None else replace(plan.low, transfer_ns=none)
-    return replace(plan, costs=replace(plan.costs, transfer_ns=none, commit_gap_ns=0), low=low)
+    on = None if plan.on_miss is None else replace(plan.on_miss, run_ns=np.zeros_like(plan.on_miss.run_ns))
+    return replace(plan, costs=replace(plan.costs, transfer_ns=none, commit_gap_ns=0), low=low, on_miss=on)
 
 
 def rerouted_after(plan: Plan, step: int, seed: int) -> Plan:
