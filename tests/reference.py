@@ -30,7 +30,6 @@ from sim.core.plan import (
     ORDERS,
     OUTCOMES,
     PLACES,
-    SPLIT_PARAMS,
     SUBSTITUTE_PARAMS,
     Plan,
     Prefetch,
@@ -806,7 +805,7 @@ class Machine:
                 self.withdraw_prefetch(expert, answers)
             answered = {expert: answered[expert] for expert in by_link}
         whole = self.streams_here() and (self.on.whole_layer or self.on.ahead > 0)
-        ascending = whole or (self.on.merge_runs and not (by_link and self.keeps()))
+        ascending = whole or self.on.merge_runs
         copies = set[int]()
         for expert, answers in answered.items():
             self.withdraw_prefetch(expert, answers)
@@ -822,10 +821,6 @@ class Machine:
         if ascending:
             for expert in sorted(copies):
                 self.stream(expert)
-
-    def keeps(self) -> bool:
-        """Whether what a split sends over the link gets slots."""
-        return bool(rule_of(self.plan, self.step).params[SPLIT_PARAMS.index("keep")])
 
     def withdraw_prefetch(self, expert: int, answers: set[str]) -> None:
         """By any answer but fetch."""

@@ -1,17 +1,20 @@
-"""python -m tests.warm lean|everything|log: compile one version of the machine into numba's cache."""
+"""python -m tests.warm lean|everything|log|rules|rules-log: compile one version of the machine into numba's cache."""
 
 import sys
 
 from sim.machines import compiled, discrete
+from tests.on_miss_plans import plan_of
 from tests.plans import plan
 
-VERSIONS = ("lean", "everything", "log")
+VERSIONS = ("lean", "everything", "log", "rules", "rules-log")
 
 
 def compile_version(name: str) -> None:
     """A tiny run is enough: what it needs is compiled, and kept."""
-    full, miss = name == "log", "drop" if name == "everything" else "fetch"
+    full, miss = name.endswith("log"), "drop" if name == "everything" else "fetch"
     tiny = plan([[[0, 1]], [[2, 1]]], 3, [2], miss=miss)
+    if name.startswith("rules"):
+        tiny = plan_of(0)
     compiled.run(tiny, full)
     discrete.run(tiny, full)
 

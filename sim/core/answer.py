@@ -160,7 +160,7 @@ def _reply(
         s.visit.n_answered += 1
     s.expert[g].asked |= ANSWERED | 1 << reply
     s.count.stopped[gate] += 1
-    copied = reply == ANSWER_FETCH and at != g and s.expert[g].kind != LATE
+    copied = reply == ANSWER_FETCH and rules is not None and keeps_out(s, rules, layer)
     lg.answered(s, log, visit, t, k, e, ANSWER_STREAM if copied else reply, other, gate)
     if reply == ANSWER_FETCH:
         _work(s, at, 1)
@@ -318,7 +318,7 @@ def _by_rule(s: State, rules: Any, g: int) -> int:
 @inlined
 def _over_the_link(s: State, rules: Any, g: int, layer: int) -> None:
     """An expert of a split is fetched, or copied where it is not kept or cannot be."""
-    copied = rules.split.keep == 0 or keeps_out(s, rules, layer)
+    copied = rules.split[rules.visit.bulk].keep == 0 or keeps_out(s, rules, layer)
     rules.expert[g].answer = ANSWER_STREAM if copied else ANSWER_FETCH
     rules.expert[g].at = stage_of(s, g) if copied else g
 

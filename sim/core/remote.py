@@ -32,14 +32,15 @@ def remotes_left(rules: Any) -> bool:
 
 
 @choice
-def next_remote(s: State, log: Any, rules: Any) -> int:
-    """The free GPU finds no group: the id of what it reads over the link now, which is committed, or NOBODY."""
-    if not remotes_left(rules) or s.visit.n_ready > s.visit.n_run:
+def next_remote(s: State, log: Any, rules: Any, group: int) -> int:
+    """The free GPU may take so many experts as a group; where there is none, the id of what it reads over the link now,
+    which is committed. NOBODY: nothing."""
+    rules.visit.remote_waits = 0
+    if group > 0 or not remotes_left(rules) or s.visit.n_ready > s.visit.n_run:
         return NOBODY
     if s.link.n_flight > 0 or (rules.run.serial == 1 and rules.visit.copies_left > 0):
         rules.visit.remote_waits = 1
         return NOBODY
-    rules.visit.remote_waits = 0
     g = rules.remote[rules.visit.remote_run]
     there = _id(s, g)
     move(s, there, COMMITTED)

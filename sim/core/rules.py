@@ -119,7 +119,7 @@ class Rules(Memory):
 
     run: OfRules
     admission: OfAdmission
-    split: OfSplit
+    split: MutableSequence[OfSplit]  # [2] of the miss policy, and of the bulk rule
     visit: Served
     count: RuleCount
     totals: Int  # the memory of count, to be set to zero
@@ -193,11 +193,11 @@ def _admission(plan: Plan) -> Any:
 
 
 def _split(plan: Plan, on: OnMiss) -> Any:
-    out = zeros(dtype=OfSplit)
-    for rule in (plan.miss, on.bulk):
+    out = zeros(2, dtype=OfSplit)
+    for i, rule in enumerate((plan.miss, on.bulk)):
         if rule is not None and rule.kind == ms.SPLIT:
             for name, value in zip(SPLIT_PARAMS, rule.params, strict=True):
-                out[name] = value
+                out[name][i] = value
     out["cpu_visit_ns"] = on.cpu_visit_ns
     return out
 

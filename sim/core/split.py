@@ -21,9 +21,9 @@ def over_the_link(s: State, miss: Any, rules: Any) -> int:
 
     (By makespan the link takes from the front and the host from the back, so that is a front part too.)"""
     m = _sorted_misses(s, rules)
-    if rules.split.by == TABLE:
+    if rules.split[rules.visit.bulk].by == TABLE:
         return min(m, rules.table[min(m, len(rules.table) - 1)])
-    if rules.split.by == SHARE:
+    if rules.split[rules.visit.bulk].by == SHARE:
         return _by_share(s, miss, rules, m)
     return _by_makespan(s, miss, rules, m)
 
@@ -47,13 +47,13 @@ def _sorted_misses(s: State, rules: Any) -> int:
 
 @inner
 def _by_share(s: State, miss: Any, rules: Any, m: int) -> int:
-    host = rules.split.cpu_visit_ns
+    host = rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(m):
         host += miss.cpu_ns[BUSY, s.expert[rules.order[i]].tokens]
     best, least = -1, 0
     for q in range(m + 1):
         cost = max(q * miss.transfer_ns[FOLLOWING], 0 if q == m else host)
-        if q >= min(rules.split.least, m) and (best < 0 or cost < least):
+        if q >= min(rules.split[rules.visit.bulk].least, m) and (best < 0 or cost < least):
             best, least = q, cost
         if q < m:
             host -= miss.cpu_ns[BUSY, s.expert[rules.order[q]].tokens]
@@ -62,7 +62,7 @@ def _by_share(s: State, miss: Any, rules: Any, m: int) -> int:
 
 @inner
 def _by_makespan(s: State, miss: Any, rules: Any, m: int) -> int:
-    gpu, link, host = 0, 0, rules.split.cpu_visit_ns
+    gpu, link, host = 0, 0, rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(s.visit.n_wanted):
         if s.expert[s.wanted[i]].kind == HIT:
             gpu += miss.expert_ns[s.expert[s.wanted[i]].tokens]

@@ -73,11 +73,12 @@ def demand_in_order(s: State, log: Any, rules: Any, visit: int, layer: int) -> N
 
 
 @inner
-def owe(s: State, rules: Any, layer: int) -> None:
-    """A serial visit waits for every copy of its layer that is queued or under way."""
+def owe(s: State, rules: Any, visit: int, layer: int) -> None:
+    """A serial visit waits for every copy of its layer that is under way or queued, but for a later visit."""
     for g in range(layer * s.run.n_experts, (layer + 1) * s.run.n_experts):
         state = s.expert[stage_of(s, g)].state
-        if state != ABSENT and state != RESIDENT:
+        later = state == QUEUED and rules.expert[g].joined > visit
+        if state not in (ABSENT, RESIDENT) and not later:
             rules.expert[g].owed = 1
             rules.visit.copies_left += 1
 

@@ -187,7 +187,7 @@ def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, 
     if rules.run.defer > 0 and not route.step_prefill[step] and layer < layers - 1:
         defer(s, rules, rows, rules.run.defer)
     if rules.run.serial == 1:
-        owe(s, rules, layer)
+        owe(s, rules, visit, layer)
     count_uses(s, rules)
     admit(s, log, rules, visit, layer, rows)
     if rules.run.ahead > 0:
@@ -245,10 +245,8 @@ def _stuck(s: State, rules: Any) -> bool:
 def take_group(s: State, mode: int, rules: Any) -> int:
     """How many of the ready experts the free GPU takes now (from place N_RUN of the ready list); 0: it stalls."""
     ready = s.visit.n_ready - s.visit.n_run
-    if rules is not None:
-        if rules.run.serial == 1 and rules.visit.copies_left > 0:
-            return 0
-        rules.visit.remote_waits = 0
+    if rules is not None and rules.run.serial == 1 and rules.visit.copies_left > 0:
+        return 0
     if mode == ONE:
         return min(ready, 1)
     if mode == ALL and s.visit.n_ready < s.visit.n_work and not _stuck(s, rules):

@@ -159,6 +159,12 @@ def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock:
     _advance(s, log, hooks, rules, d, clock, ns, layer)
 
 
+@inner
+def _commit_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock) -> None:
+    apart()
+    _commit_all(s, log, hooks, rules, d, clock)
+
+
 @inlined
 def _go_on(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
     if rules is None:
@@ -297,12 +303,15 @@ def _visit(
     group = 0
     while visit_lasts(s, rules):
         n, begin = take_group(s, mode, rules), clock.time.now_ns
-        if rules is not None and n == 0:
-            there = next_remote(s, log, rules)
+        if rules is not None:
+            there = next_remote(s, log, rules, n)
             if there >= 0:
                 _run_remote(s, log, hooks, rules, d, clock, there, group)
                 group += 1
                 continue
+            if n == 0:  # what is committed now may leave it nothing to wait for
+                _commit_by_rules(s, log, hooks, rules, d, clock)
+                n = take_group(s, mode, rules)
         ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
         _go_on(s, log, hooks, rules, d, clock, ns, layer)
         if n > 0:

@@ -73,7 +73,7 @@ class Machine:
             last = self.last_committed() if s.link.n_flight else None
             g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
-                return
+                break
             begin = now if last is None else int(clock.lands[last])
             gap = self.costs.commit_gap_ns if last is None else 0
             clock.full_ns[g] = ns = self.full_ns(g, 0 if last is None else 1)
@@ -81,6 +81,8 @@ class Machine:
             self.note(g, committed_ns=now, started_ns=clock.starts[g])
             if last is None:
                 self.land_at(g)
+        if self.rules is not None and self.wake is not None and take_group(s, self.plan.group, self.rules) > 0:
+            self.wake_up()  # what is committed now leaves it nothing to wait for
 
     def full_ns(self, g: int, follows: int) -> int:
         """What the transfer committed last takes with the link to itself."""
@@ -131,9 +133,13 @@ class Machine:
         self.note(g, started_ns=self.clock.starts[g], landed_ns=self.env.now)
         if self.s.link.n_flight:
             self.land_at(self.oldest())
+        self.wake_up()
+        self.kick()
+
+    def wake_up(self) -> None:
+        """The GPU looks again whether there is something to take."""
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
-        self.kick()
 
     def count_stall(self) -> None:
         """What the GPU has waited for since it last looked: the state of the link has not changed since then."""
@@ -208,7 +214,8 @@ class Machine:
         group = 0
         while visit_lasts(s, self.rules):
             n = int(take_group(s, self.plan.group, self.rules))
-            there = int(next_remote(s, log, self.rules)) if n == 0 and self.rules is not None else NOBODY
+            there = NOBODY if self.rules is None else int(next_remote(s, log, self.rules, n))
+            self.kick()  # what a waiting remote kept back
             if n > 0:
                 yield from self.run_group(n, group)
             elif there >= 0:
