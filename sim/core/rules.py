@@ -92,7 +92,8 @@ class RuleCount(Struct):  # of the summary
     admission_rejected: int
     staged: int  # copies landed in stages,
     unwanted: int  # of these nobody's
-    remotes: int  # experts read where they lie
+    remotes: int  # experts read where they lie,
+    host_experts: int  # and those that the host computed
     stage_peak: int  # stages in use at once
     stages_used: int  # now (counts on)
 

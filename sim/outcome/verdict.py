@@ -24,7 +24,7 @@ SMALL = 0.5  # with at least this share of the layers too small for their visits
 PROMPTS = 0.5  # taking at least this share of the time, prompts are what the verdict rests on
 
 GPU, LINK, POLICY = "GPU-bound", "link-bound", "policy-bound"
-DECISION, WORKING_SET = "decision-bound", "working-set-bound"
+DECISION, WORKING_SET, STREAMING = "decision-bound", "working-set-bound", "stream-bound"
 HOST, HOST_MEMORY, HOST_COMPUTE = "host-bound", "host-memory-bound", "host-compute-bound"
 
 # The evidence of each verdict, and what would help.
@@ -37,6 +37,10 @@ SAID = {
     WORKING_SET: (
         "{where} fewer slots ({slots:.2f}) than {who} wants experts ({wanted:.2f})",
         "no policy keeps them all; more slots, a smaller precision or a smaller batch help",
+    ),
+    STREAMING: (
+        "the GPU waits {stall:.1%} of the time for transfers, {streamed:.1%} of them copies that nobody keeps",
+        "more rows in a step (--prefill-chunk, --batch), more residents, or layers ahead help",
     ),
     HOST_MEMORY: (
         "the GPU waits {cpu_wait:.1%} of the time for the CPU's experts, which mostly read weights",
@@ -65,7 +69,8 @@ class Facts(NamedTuple):
     """What a verdict rests on. time_ns of the run; shares of it (0 where it is 0): stall, cpu_wait, decide, the busy
     link, prompts. Of the slot scopes (layers, or the one pool): how many, how many of them are small, that is have
     fewer slots than the trace wants experts in a visit of the layer (in a step, of the pool), and of these small ones
-    the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get."""
+    the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get. streamed: the
+    share of copies for stages and of reads where they lie in what landed."""
 
     time_ns: int = 1
     stall: float = 0.0
@@ -79,6 +84,7 @@ class Facts(NamedTuple):
     wanted: float = 0.0
     pooled: bool = False
     host: str = HOST
+    streamed: float = 0.0
 
     @property
     def waits(self) -> float:
@@ -93,6 +99,8 @@ def kind(f: Facts) -> str:
         return DECISION
     if f.cpu_wait > f.stall:
         return f.host
+    if f.streamed >= SMALL:
+        return STREAMING
     if f.small >= SMALL * f.scopes:
         return WORKING_SET
     return LINK if f.link >= LINK_BUSY else POLICY
@@ -121,8 +129,16 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
         link=link,
         prompts=prompts,
         host=_host(setting, out),
+        streamed=_streamed(out),
         **_rooms(setting, prompts >= PROMPTS, memo),
     )
+
+
+def _streamed(out: dict[str, Any]) -> float:
+    if out.get("stages") is None:
+        return 0.0
+    landed = sum(out["transfers"][cause] for cause in out["h2d_bytes"])
+    return (out["stages"]["copies"] + out["stages"]["remote"]) / landed if landed else 0.0
 
 
 def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
@@ -167,7 +183,9 @@ def _host(setting: Setting, out: dict[str, Any]) -> str:
 
 
 def cpu_experts(out: dict[str, Any]) -> int:
-    """How often an expert ran on the CPU, where a run has a cpu answer: the misses that nothing was sent for (exact
-    where each missing expert is either fetched or computed on the CPU)."""
+    """How often an expert ran on the CPU, where a run has a cpu answer: counted (plan.on_miss), or the misses that
+    nothing was sent for (exact where each missing expert is either fetched or computed on the CPU)."""
+    if out.get("host") is not None:
+        return int(out["host"]["experts"])
     entries, unsent = int(out["cpu"]), int(out["misses"] - out["transfers"]["demand"])
     return min(entries, max(1, unsent))
