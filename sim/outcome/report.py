@@ -303,8 +303,9 @@ def _by_rules(out: dict[str, Any]) -> list[str]:
     if stages["copies"]:
         most = f"at most {stages['most']:,} stages at once, {out['link_transfers']:,} transfers in all"
         lines.append(f"{'streamed':<12} {stages['copies']:,} experts ({stages['unwanted']:,} unwanted); {most}")
-    if stages["remote"]:
-        lines.append(f"{'remote':<12} {stages['remote']:,} experts read where they lie in host memory")
+    if (reads := out["remote_reads"])["experts"]:
+        share = f"{reads['ns'] / (out['time_ns'] or 1):.1%} of the time"
+        lines.append(f"{'remote':<12} {reads['experts']:,} experts read where they lie in host memory, {share}")
     if any(admission.values()):
         lines.append(f"{'admission':<12} " + ", ".join(f"{name} {n:,}" for name, n in admission.items()))
     if host["experts"]:

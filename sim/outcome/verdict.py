@@ -19,11 +19,12 @@ from sim.outcome.bounds import BLOCK, blocks
 from sim.prepare import Setting
 
 GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what takes it
+REMOTE_READS = 0.5  # reading experts where they lie at least this share of the time is what takes it
 LINK_BUSY = 0.9  # busy at least this share of the time, the link has no room for earlier transfers
 SMALL = 0.5  # with at least this share of the layers too small for their visits, the working set is
 PROMPTS = 0.5  # taking at least this share of the time, prompts are what the verdict rests on
 
-GPU, LINK, POLICY = "GPU-bound", "link-bound", "policy-bound"
+GPU, LINK, POLICY, REMOTE = "GPU-bound", "link-bound", "policy-bound", "remote-bound"
 DECISION, WORKING_SET, STREAMING = "decision-bound", "working-set-bound", "stream-bound"
 HOST, HOST_MEMORY, HOST_COMPUTE = "host-bound", "host-memory-bound", "host-compute-bound"
 
@@ -37,6 +38,10 @@ SAID = {
     WORKING_SET: (
         "{where} fewer slots ({slots:.2f}) than {who} wants experts ({wanted:.2f})",
         "no policy keeps them all; more slots, a smaller precision or a smaller batch help",
+    ),
+    REMOTE: (
+        "the GPU computes {remote:.1%} of the time from experts that it reads over the link meanwhile",
+        "more residents, a smaller precision or more rows in a step (--prefill-chunk, --batch) help",
     ),
     STREAMING: (
         "the GPU waits {stall:.1%} of the time for transfers, {streamed:.1%} of them copies that nobody keeps",
@@ -70,7 +75,8 @@ class Facts(NamedTuple):
     link, prompts. Of the slot scopes (layers, or the one pool): how many, how many of them are small, that is have
     fewer slots than the trace wants experts in a visit of the layer (in a step, of the pool), and of these small ones
     the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get. streamed: the
-    share of copies for stages and of reads where they lie in what landed."""
+    share of copies for stages in what landed. remote: the share of the time in which the GPU reads experts over the
+    link."""
 
     time_ns: int = 1
     stall: float = 0.0
@@ -85,6 +91,7 @@ class Facts(NamedTuple):
     pooled: bool = False
     host: str = HOST
     streamed: float = 0.0
+    remote: float = 0.0
 
     @property
     def waits(self) -> float:
@@ -93,6 +100,8 @@ class Facts(NamedTuple):
 
 def kind(f: Facts) -> str:
     """Which of the verdicts of SAID."""
+    if f.remote >= max(REMOTE_READS, f.waits):
+        return REMOTE
     if f.waits < GPU_WAITS:
         return GPU
     if f.decide > max(f.stall, f.cpu_wait):
@@ -130,6 +139,7 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
         prompts=prompts,
         host=_host(setting, out),
         streamed=_streamed(out),
+        remote=(out.get("remote_reads") or {"ns": 0})["ns"] / time,
         **_rooms(setting, prompts >= PROMPTS, memo),
     )
 
@@ -138,7 +148,7 @@ def _streamed(out: dict[str, Any]) -> float:
     if out.get("stages") is None:
         return 0.0
     landed = sum(out["transfers"][cause] for cause in out["h2d_bytes"])
-    return (out["stages"]["copies"] + out["stages"]["remote"]) / landed if landed else 0.0
+    return out["stages"]["copies"] / landed if landed else 0.0
 
 
 def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
