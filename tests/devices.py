@@ -46,7 +46,7 @@ class Checked:
     def read_back(self) -> None:
         """Nothing."""
 
-    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
+    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job], later: Any = ()) -> None:
         self.jobs = jobs
 
     def expert(self, g: int, slot: int) -> None:

@@ -106,7 +106,6 @@ class ExpertStore(Generic[W]):
 
         whole = Bank(port, layout, *sizes, sum(slots), "experts", fill)
         self.banks, self.slot_bytes, self.host_bytes = [whole], whole.slots, whole.rows
-        self.all_slots = layout.weights(self.slot_bytes.view(layout.dtype))
         self.slot_weights = [layout.weights(row) for row in self.slot_bytes.view(layout.dtype)]
         self.host_weights = [layout.weights(row.view(layout.dtype)) for row in self.host_bytes]
         if low is not None:
@@ -116,12 +115,13 @@ class ExpertStore(Generic[W]):
 
             self.banks.append(Bank(port, low, *sizes, sum(low_slots), "low-precision experts", quantise))
         self.first_stage, self.stages = sum(slots) + sum(low_slots), stages
-        self.staging = None
+        self.staging: Buffer | None = None
+        self.staged: list[tuple[int, W]] = []  # their number and weights, as in `regions`
         if stages:
             what = f"{stages} stages of {layout.nbytes / 1e6:.1f} MB"
             self.staging = port.alloc_device(stages * layout.stride, what)
             rows = self.staging.tensor.view(stages, layout.stride)[:, : layout.nbytes]
-            self.stage_bytes, self.all_stages = rows, layout.weights(rows.view(layout.dtype))
+            self.stage_bytes, self.staged = rows, [(self.first_stage, layout.weights(rows.view(layout.dtype)))]
             self.stage_weights = [layout.weights(row) for row in rows.view(layout.dtype)]
         total = self.first_stage + stages
         self.arrived: list[Event | None] = [None] * total
@@ -135,6 +135,9 @@ class ExpertStore(Generic[W]):
         self.slots = list(slots)
         self.first_slot = [sum(slots[:i]) for i in range(len(slots))]
         self.n_slots = sum(slots)  # low-precision ones follow
+        packed, weights = self.slot_bytes.view(self.layout.dtype), self.layout.weights
+        parts = zip(self.first_slot, self.slots, strict=True)
+        self.scopes = [(first, weights(packed[first : first + n])) for first, n in parts]
         if self.low is not None:  # a slot's number may now mean another one
             self.holds = [None] * len(self.holds)
 
@@ -168,6 +171,11 @@ class ExpertStore(Generic[W]):
             return self.stage_weights[slot - self.first_stage]
         assert self.low is not None
         return self.layout.weights(self.low.expand(self.target(slot), self.layout.dtype))
+
+    def regions(self, layer: int) -> list[tuple[int, W]]:
+        """The weights of neighbouring slots that a kernel may run over, (number of the first, weights [n, ...]): all of
+        the scope of a layer's experts, and all stages."""
+        return [self.scopes[0 if len(self.slots) == 1 else layer], *self.staged]
 
     def host_access(self, g: int) -> Access:
         """What reading the host's copy of expert g touches."""

@@ -35,7 +35,7 @@ class HostWork:
         self.left: OnHost | None = None
 
     @property
-    def _n_later(self) -> int:
+    def n_later(self) -> int:
         """Experts that the visit being served defers."""
         rules = self.machine.rules
         return 0 if rules is None else int(rules.visit.n_later)
@@ -63,8 +63,8 @@ class HostWork:
 
     def awaited(self) -> Event | None:
         """What the layer waits for: the last of the visit's own, else of those that the last one deferred."""
-        if self.visit is not None and len(self.visit.experts) > self._n_later:
-            return self.visit.experts[-1 - self._n_later][1]
+        if self.visit is not None and len(self.visit.experts) > self.n_later:
+            return self.visit.experts[-1 - self.n_later][1]
         return None if self.left is None else self.left.experts[-1][1]
 
     def ended(self, row: int) -> None:
@@ -76,8 +76,8 @@ class HostWork:
             visit = self.visit._replace(row=row)
             for each in self.machine.log.executions[row : row + len(visit.experts)]:
                 each.group = -1
-            self._note(visit, len(visit.experts) - self._n_later)
-            self.left = visit if self._n_later else None
+            self._note(visit, len(visit.experts) - self.n_later)
+            self.left = visit if self.n_later else None
 
     def _note(self, of: OnHost, n: int) -> None:
         """When the first n experts ran."""

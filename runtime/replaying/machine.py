@@ -344,18 +344,17 @@ class Machine:
             self.routed_ns = self.latest = self.lap("decide_ns")
             planned = self.host.planned_ns(int(link_busy))
             if self.shared is not None and planned:
-                assert self.rules is not None
-                for g, ns in self.shared.host_begins(self.routed_ns, planned, int(self.rules.visit.n_later)):
+                for g, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
                     self.copies[g].declare(ns)
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
             for row in log.transfers[first : s.rows.transfers]:
                 row.queued_ns = self.routed_ns
             self.order.done(VISIT)
-        jobs, host_jobs = self._jobs(layer, answer)
-        self.jobs = jobs
+        self.jobs, host_jobs = self._jobs(layer, answer)
+        on_host = s.on_host[: s.visit.n_host].tolist()
         with failing("the device"):
-            self.work.routed(jobs, host_jobs)
-        self.host.give([host_jobs[g] for g in s.on_host[: s.visit.n_host]], planned)
+            self.work.routed(self.jobs, host_jobs, on_host[len(on_host) - self.host.n_later :])
+        self.host.give([host_jobs[g] for g in on_host], planned)
 
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
         """Who executes each (row, slot): its own expert, its copy in a stage, a stand-in, the CPU or nobody; in the
