@@ -112,8 +112,8 @@ class Ends:
     """Where the visits of a record end, of a plan with rules, for which the host computed nothing."""
 
     def __init__(self, record: RunRecord, rules: Rules | None) -> None:
-        self.rules = rules
-        self.ns, self.events = (record.groups["visits"].get(name) for name in ("end_ns", "event_end"))
+        visits, self.rules = record.groups["visits"], rules
+        self.ns, self.events = visits["end_ns"], visits.get("event_end")
 
     def come_before(self, entry: Entry, s: st.State) -> bool:
         """Whether the visit being served ends before this takes effect."""

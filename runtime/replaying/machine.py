@@ -19,10 +19,8 @@ kernels end, by the device's clock; reading back and deciding is `decide`.
 A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); that is its place in the order
 of events. `landed_ns` is when it ended, unless something else stands between in that order. The next transfer is
 committed at once, in the same hold of the lock. A slot is safe by events (runtime.experts.store); the core's hold on an
-expert (WORK > 0) ends at its group's end. So are the stages (runtime.replaying.stages) that copies are executed from
-which are not kept; what the core counts as free, the machine gives back.
-
-What an engine does on a miss (plan.OnMiss) it does, but for what `refuse` names.
+expert (WORK > 0) ends at its group's end. So are stages (runtime.replaying.stages), from which copies are executed that
+are not kept. What an engine does on a miss (plan.OnMiss) the machine does, but for what `refuse` names.
 
 Where time is simulated (runtime.device.virtual, given the plan's durations) this machine's record equals the compiled
 machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code
@@ -115,7 +113,7 @@ class Machine:
         self.on_miss = plan.on_miss or PLAIN
         self.s, found, self.clock, self.rules = begin_run(plan, True)
         assert found is not None
-        self.log = found
+        self.log, self.n_full, self.stage_base = found, int(self.s.run.n_full), int(self.s.run.stage_base)
         self.route, self.miss, self.ahead = inputs(plan, self.s, True)
         self.asks = self.miss is not None and self.miss.asks
         self.hooks = None if self.miss is None else new_hooks(plan)
@@ -206,11 +204,11 @@ class Machine:
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
-        return bool(self.s.run.n_full <= g < self.s.run.stage_base)
+        return self.n_full <= g < self.stage_base
 
     def is_copy(self, g: int) -> bool:
         """Whether a global id is that of a copy in a stage."""
-        return bool(g >= self.s.run.stage_base)
+        return g >= self.stage_base
 
     def _give_back(self, ids: Sequence[int]) -> None:
         """The stages of these copies, as far as they have left them."""
@@ -380,7 +378,7 @@ class Machine:
                 elif row.answer == ANSWER_DROP:
                     experts[at] = -1
                 elif row.answer == ANSWER_LOW:
-                    experts[at] = own[at] + s.run.n_full
+                    experts[at] = own[at] + self.n_full
                 elif row.answer == ANSWER_CPU:
                     experts[at], on_cpu[at] = own[at], True
         return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
@@ -444,8 +442,7 @@ class Machine:
             row.begin_ns, row.end_ns, row.group = begin, end, group
 
     def _end_visit(self) -> None:
-        """The layer ends when the experts computed on the CPU are done too; then the core lets go of unwanted copies.
-        """
+        """The layer ends when the experts on the CPU are done too; then the core lets go of unwanted copies."""
         s, kind, awaited = self.s, HOST if self.s.visit.n_host > 0 else END, self.host.awaited()
         if awaited is not None:
             self.lap("experts_ns")
@@ -511,7 +508,7 @@ class Machine:
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
-        found = np.flatnonzero(self.s.arrays["expert"]["state"][: self.s.run.stage_base] == st.RESIDENT)
+        found = np.flatnonzero(self.s.arrays["expert"]["state"][: self.stage_base] == st.RESIDENT)
         return {g: int(self.s.expert[g].slot) for g in found.tolist()}
 
 

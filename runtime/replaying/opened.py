@@ -111,11 +111,10 @@ class Opened:
             source = Checkpoint(options.weights, e.layout, e.moe_layers)
         group = groups(options.kernel, e.layout, port)
         with failing("weights and caches"):
-            places = e.low, e.low_slots, e.stages
-            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, options.alias, *places)
-            host = {"to_host": e.to_host, "defers": e.defers}
+            alias, stages = options.alias, e.stages
+            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, alias, e.low, e.low_slots, stages)
             layers = e.moe_layers, e.n_layers
-            self.work = CatalogWork(port, e.model, self.store, e.room, *layers, group=group, **host)
+            self.work = CatalogWork(port, e.model, self.store, e.room, *layers, e.to_host, group, defers=e.defers)
 
     def machine(
         self, setting: Setting, kind: type[Machine] = Machine, order: Callable[[Machine], Order] = AsTheyCome
