@@ -19,8 +19,8 @@ completion is later), the core is asked, too, and must have nothing. A group mus
 moment since the visit's decisions or the last group's end: how many are ready then is a choice, the moment is a time.
 
 The end of a visit is none of the events either, but with plan.OnMiss it gives stages back. Where the host computed
-something it is when that counts; else it stands where a device noted it, or where its time has it: landings of an
-instant come before it, commits behind (`Ends`).
+something it is when that counts; else it stands where its time has it: landings of an instant before it, commits
+behind (`Ends`).
 """
 
 from collections.abc import Callable, Iterator
@@ -112,8 +112,7 @@ class Ends:
     """Where the visits of a record end, of a plan with rules, for which the host computed nothing."""
 
     def __init__(self, record: RunRecord, rules: Rules | None) -> None:
-        visits, self.rules = record.groups["visits"], rules
-        self.ns, self.events = visits["end_ns"], visits.get("event_end")
+        self.ns, self.rules = record.groups["visits"]["end_ns"], rules
 
     def come_before(self, entry: Entry, s: st.State) -> bool:
         """Whether the visit being served ends before this takes effect."""
@@ -122,8 +121,6 @@ class Ends:
         visit = s.run.routed - 1
         if self.rules.layer[visit % s.run.n_layers].ended == visit or visit_lasts(s, self.rules):
             return False
-        if self.events is not None:
-            return bool(entry.event >= self.events[visit])
         if entry.kind == LAND:
             return bool(entry.ns > self.ns[visit])
         return entry.kind in (VISIT, STEP) or (entry.kind == COMMITS and entry.ns >= self.ns[visit])
