@@ -31,7 +31,7 @@ from sim.machines import compiled
 from sim.run import main as simulate
 from sim.spec import RunSpec
 from tests import laws_on_miss
-from tests.devices import Checked, Numbered, difference, machine_on, store_for
+from tests.devices import SMALL, Checked, Numbered, difference, machine_on, store_for
 from tests.groups import as_groups
 from tests.on_miss_plans import plan_of, rule
 from tests.on_torch import fixed_hardware
@@ -193,6 +193,14 @@ def test_how_many_stages_a_plan_may_fill_at_once() -> None:
     assert stages_of(replace(cpu, on_miss=replace(on, bulk=rule("stream")))) == 6 + 1
 
 
+def test_a_store_with_too_few_stages_is_refused() -> None:
+    each = on_stages([[[0, 1]]], 3, 2)
+    with timed() as port:
+        store = ExpertStore(port, SMALL, 1, 3, [0], Numbered(), stages=1)
+        with pytest.raises(SpecError, match=r"^stages: 1: of the store; the plan may fill 2 at once$"):
+            Machine(each, port, store, Checked(store))
+
+
 # --- in lock-step -----------------------------------------------------------------------------------------------------
 
 
@@ -339,8 +347,7 @@ def test_experts_in_slots_and_stages_in_one_go_equal_experts_one_by_one() -> Non
 
 def test_a_copy_lies_in_its_stage_and_is_given_back() -> None:
     with CpuPort(50, 0) as port:
-        layout = shapes.Layout(8, 4, 3, False, torch.float32)
-        store = ExpertStore(port, layout, 2, 3, [1, 1], Numbered(), stages=2)
+        store = ExpertStore(port, SMALL, 2, 3, [1, 1], Numbered(), stages=2)
         assert store.first_stage == 2 and len(port.buffers) == 4
         store.fetch_together([6 + 4, 6 + 5], [3, 2]).wait()
         assert store.wrong_slots({4: 3, 5: 2}) == [] and store.wrong_slots({5: 3}) == [5]

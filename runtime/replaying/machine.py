@@ -29,7 +29,7 @@ in the same order, and only the durations are the device's.
 The API, for what is built on it:
 
     port = device.choose.choose("cpu", link_gbps=5)           the device
-    store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source)
+    store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source, stages=stages_of(plan))
     work = CatalogWork(port, model, store, batches, ...)      or your own: runtime.replaying.work.Work
     record = Machine(plan, port, store, work).run()           a whole replay; Machine(...).start(), begin_step(step),
                                                               dense(step, layer), visit(step, layer), end_step(step) and
@@ -54,7 +54,7 @@ from runtime.experts.store import ExpertStore
 from runtime.replaying.host_work import HostWork
 from runtime.replaying.order import END, GROUP, HOST, STEP, VISIT, Order
 from runtime.replaying.shared_memory import SharedMemory
-from runtime.replaying.stages import Stages
+from runtime.replaying.stages import Stages, stages_of
 from runtime.replaying.work import Job, Work, by_expert
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
@@ -121,6 +121,8 @@ class Machine:
         # both by whether it is a low-precision copy
         self.expert_ns = (plan.costs.expert_ns.tolist(), low.expert_ns.tolist())
         self.transfer_ns = (plan.costs.transfer_ns.tolist(), low.transfer_ns.tolist())
+        if store.stages < stages_of(plan):
+            raise SpecError(f"stages: {store.stages}: of the store; the plan may fill {stages_of(plan)} at once")
         self.stages = Stages(store.first_stage, store.stages)
         self.host = HostWork(self)
         self.shared = None  # how the host slows the link by the plan
