@@ -5,13 +5,15 @@ waits for them, and what they computed is added there. So their times are known 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-from runtime.device.port import Declared, Event
-from runtime.replaying.work import Job
-
-if TYPE_CHECKING:
-    from runtime.replaying.machine import Machine
+from runtime.device.port import Declared, Event, Port
+from runtime.experts.store import ExpertStore
+from runtime.replaying.work import Job, Work
+from sim.core.log import Log
+from sim.core.plan import PLAIN, Plan
+from sim.core.rules import Rules
+from sim.core.state import State
 
 
 class OnHost(NamedTuple):
@@ -25,41 +27,34 @@ class OnHost(NamedTuple):
 
 
 class HostWork:
-    """Of one run. visit: what the visit being served gave; left: what the last one deferred is among it."""
+    """Of one run. visit: what the visit being served gave; left: what the last one gave, where it deferred some."""
 
-    def __init__(self, machine: "Machine") -> None:
-        self.machine = machine
-        on = machine.plan.on_miss
-        self.visit_ns = 0 if on is None else on.cpu_visit_ns
+    def __init__(self, plan: Plan, port: Port, store: ExpertStore[Any], work: Work) -> None:
+        self.cpu_expert_ns, self.visit_ns = plan.costs.cpu_expert_ns, (plan.on_miss or PLAIN).cpu_visit_ns
+        self.port, self.store, self.work = port, store, work
         self.visit: OnHost | None = None
         self.left: OnHost | None = None
+        self.n_later = 0  # experts that the visit being served defers
 
-    @property
-    def n_later(self) -> int:
-        """Experts that the visit being served defers."""
-        rules = self.machine.rules
-        return 0 if rules is None else int(rules.visit.n_later)
+    def routed(self, s: State, rules: Rules | None, busy: int) -> list[int]:
+        """A visit is decided: how long each of its experts lasts by the plan. busy: the row of Costs.cpu_expert_ns."""
+        self.n_later = 0 if rules is None else int(rules.visit.n_later)
+        return [int(self.cpu_expert_ns[busy, s.expert[g].host]) for g in s.on_host[: s.visit.n_host]]
 
-    def planned_ns(self, busy: int) -> list[int]:
-        """How long each expert lasts by the plan; busy: the row of Costs.cpu_expert_ns."""
-        s, ns = self.machine.s, self.machine.costs.cpu_expert_ns[busy]
-        return [int(ns[s.expert[g].host]) for g in s.on_host[: s.visit.n_host]]
-
-    def give(self, jobs: Sequence[Job], planned_ns: Sequence[int]) -> None:
-        """The CPU's part of a visit, in order."""
+    def give(self, jobs: Sequence[Job], planned_ns: Sequence[int], routed_ns: int) -> None:
+        """The CPU's part of the visit, in order."""
         if not jobs:
             self.visit = None
             return
-        host, experts, begin = self.machine.port.host, [], None
+        host, experts, begin = self.port.host, [], None
         if self.visit_ns:
             begin = host.record()
             host.launch(_nothing, Declared(self.visit_ns))
         for job, ns in zip(jobs, planned_ns, strict=True):
-            before = host.record()
-            access = self.machine.store.host_access(job.expert)
-            host.launch(lambda job=job: self.machine.work.on_host(job), Declared(ns, reads=[access]))  # type: ignore[misc]
+            before, declared = host.record(), Declared(ns, reads=[self.store.host_access(job.expert)])
+            host.launch(lambda job=job: self.work.on_host(job), declared)  # type: ignore[misc]
             experts.append((before, host.record()))
-        self.visit = OnHost(begin or experts[0][0], experts, self.machine.routed_ns)
+        self.visit = OnHost(begin or experts[0][0], experts, routed_ns)
 
     def awaited(self) -> Event | None:
         """What the layer waits for: the last of the visit's own, else of those that the last one deferred."""
@@ -67,27 +62,27 @@ class HostWork:
             return self.visit.experts[-1 - self.n_later][1]
         return None if self.left is None else self.left.experts[-1][1]
 
-    def ended(self, row: int) -> None:
-        """The layer has ended, and the visit's rows of the record begin at `row`: times of what has run."""
+    def ended(self, log: Log, rules: Rules | None, row: int, origin: int) -> None:
+        """The layer has ended, and the visit's rows of the log begin at `row`: times of what has run. origin: time 0 on
+        the port's clock."""
         if self.left is not None:
-            self._note(self.left, len(self.left.experts))
+            _note(self.left, len(self.left.experts), log, rules, origin)
         self.left = None
         if self.visit is not None:
             visit = self.visit._replace(row=row)
-            for each in self.machine.log.executions[row : row + len(visit.experts)]:
+            for each in log.executions[row : row + len(visit.experts)]:
                 each.group = -1
-            self._note(visit, len(visit.experts) - self.n_later)
+            _note(visit, len(visit.experts) - self.n_later, log, rules, origin)
             self.left = visit if self.n_later else None
 
-    def _note(self, of: OnHost, n: int) -> None:
-        """When the first n experts ran."""
-        origin, log, rules = self.machine.origin, self.machine.log, self.machine.rules
-        for i, (begin, end) in enumerate(of.experts[:n]):
-            row = log.executions[of.row + i]
-            row.begin_ns, row.end_ns = max(begin.time_ns() - origin, of.routed_ns), end.time_ns() - origin
-        if rules is not None and n == len(of.experts):
-            begin_ns = max(of.begin.time_ns() - origin, of.routed_ns)
-            rules.host_ns[0] += of.experts[-1][1].time_ns() - origin - begin_ns
+
+def _note(of: OnHost, n: int, log: Log, rules: Rules | None, origin: int) -> None:
+    """When the first n experts ran; and of all, for how long the host was at work."""
+    for i, (begin, end) in enumerate(of.experts[:n]):
+        row = log.executions[of.row + i]
+        row.begin_ns, row.end_ns = max(begin.time_ns() - origin, of.routed_ns), end.time_ns() - origin
+    if rules is not None and n == len(of.experts):
+        rules.host_ns[0] += of.experts[-1][1].time_ns() - origin - max(of.begin.time_ns() - origin, of.routed_ns)
 
 
 def _nothing() -> None:

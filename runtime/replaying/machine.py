@@ -124,7 +124,7 @@ class Machine:
         if store.stages < stages_of(plan):
             raise SpecError(f"stages: {store.stages}: of the store; the plan may fill {stages_of(plan)} at once")
         self.stages = Stages(store.first_stage, store.stages)
-        self.host = HostWork(self)
+        self.host = HostWork(plan, port, store, work)
         self.shared = None  # how the host slows the link by the plan
         if plan.on_miss is not None and plan.on_miss.link_share != (1, 1):
             self.shared = SharedMemory(plan.on_miss, self.s, self.clock)
@@ -341,7 +341,7 @@ class Machine:
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
             link_busy = s.link.n_flight > 0 or (self.rules is not None and self.rules.visit.busy == 1)
             self.routed_ns = self.latest = self.lap("decide_ns")
-            planned = self.host.planned_ns(int(link_busy))
+            planned = self.host.routed(s, self.rules, int(link_busy))
             if self.shared is not None and planned:
                 for g, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
                     self.copies[g].declare(ns)
@@ -353,7 +353,7 @@ class Machine:
         on_host = s.on_host[: s.visit.n_host].tolist()
         with failing("the device"):
             self.work.routed(self.jobs, host_jobs, on_host[len(on_host) - self.host.n_later :])
-        self.host.give([host_jobs[g] for g in on_host], planned)
+        self.host.give([host_jobs[g] for g in on_host], planned, self.routed_ns)
 
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
         """Who executes each (row, slot): its own expert, its copy in a stage, a stand-in, the CPU or nobody; in the
@@ -456,7 +456,7 @@ class Machine:
             self.log.visits[s.rows.visits - 1].cpu_wait_ns = 0 if awaited is None else waited
             row = int(s.rows.executions)
             finish_host(s, self.log, self.rules)
-            self.host.ended(row)
+            self.host.ended(self.log, self.rules, row, self.origin)
             if self.rules is not None:
                 end_visit(s, self.rules)
                 self._give_back(list(self.stages.of))
