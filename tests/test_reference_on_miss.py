@@ -6,6 +6,7 @@ whatever its tokens, a transfer 100 (n experts as one 100 n), all else 0; one la
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, PLACES, SPLITS, Choice, OnMiss, Plan
 from sim.policies.registry import MISS
-from tests.groups import lines
+from tests.groups import MACHINES, lines, run_groups
 from tests.on_miss_plans import STATIC, cpu_admit, plan_of, rule, split
 from tests.plans import named
 from tests.reference import simulate
 from tests.test_reference import Run, make, predicted, top1
 
-RUNS: dict[str, Run] = {"reference": simulate}
+RUNS: dict[str, Run] = {"reference": simulate, **{name: partial(run_groups, name) for name in MACHINES}}
 FETCH, SUBSTITUTE, DROP, CPU, LOW, STREAM, REMOTE = range(len(ANSWERS))
 LANDED, WITHDRAWN, REJECTED, UNFINISHED = range(len(OUTCOMES))
 DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAMED = range(5)
@@ -522,6 +523,12 @@ def test_the_order_of_a_split_at_a_tie(run: Run, experts: list[Any], over_link: 
 def test_a_split_by_makespan(run: Run, cpu: int, over_link: list[int]) -> None:
     result = run(split_in_two("makespan", cpu=cpu))
     assert [row[1] for row in answers(result) if row[2] == STREAM] == over_link
+
+
+def test_a_tie_of_a_makespan_goes_to_the_host(run: Run) -> None:
+    # One miss: by the link it would end at max(0 + 20, 0) + 5 = 25, by the host at 25.
+    result = run(split_in_two("makespan", experts=[[[1, -1]]], cpu=25))
+    assert answers(result) == [(0, 1, CPU)]
 
 
 @pytest.mark.parametrize(("cpu", "count"), [(80, 0), (81, 1)])
