@@ -12,6 +12,7 @@ import pytest
 from analysis import timeline
 from analysis.reading.load import load as load_runs
 from analysis.timeline import steps_of
+from analysis.timelines.asked import Asked
 from analysis.timelines.events import Context, events
 from analysis.timelines.tracks import tracks
 from sim import run
@@ -20,8 +21,9 @@ from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.groups import as_groups
+from tests.on_miss_plans import plan_of
 from tests.plans import plan, random_lossy_plan, random_plan
-from tests.timeline_laws import Timeline, check_whole, last, load, parse
+from tests.timeline_laws import SLOWED, Timeline, check_whole, last, load, parse
 from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
@@ -33,7 +35,9 @@ LOW_SLOTS = "slots of low-precision copies used"
 
 
 def context(of: Plan) -> Context:
-    return Context(len(of.residents), of.experts.shape[1], of.n_experts)
+    on = of.on_miss
+    asked = Asked() if on is None else Asked(on.serial, on.ahead, on.link_share[0] / on.link_share[1])
+    return Context(len(of.residents), of.experts.shape[1], of.n_experts, asked=asked)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,37 @@ def check(made: Plan) -> None:
     left = as_groups(made, record)["totals"]["residents"]
     copies = last(t, LOW_SLOTS) if made.low else 0
     assert last(t, "slots used") + copies == len(left) + last(t, "transfers in flight")
+
+
+@pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
+@pytest.mark.parametrize("chunk", range(4))
+def test_plans_of_what_comes_on_a_miss_hold_every_law(chunk: int, machine: Any) -> None:
+    for seed in range(chunk * 50, chunk * 50 + 50):
+        made = plan_of(seed)
+        made = replace(made, warmup_steps=len(made.step_prefill) // 3 if seed % 4 == 0 else 0)
+        record = machine.run(made, full=True)
+        t = check_whole(parse(events(record, context(made))), record)
+        check_costs(t, made)
+        check_slowing(t, made, record)
+
+
+def check_slowing(t: Timeline, made: Plan, record: RunRecord) -> None:
+    """Where nothing else bears on it, a copy lasts its time, less what it lost in the pieces shown as slowed; each
+    end of a piece may cost a rounding."""
+    on, costs = made.on_miss, made.costs
+    assert on is not None
+    n, d = on.link_share
+    if costs.commit_gap_ns or on.defer or made.low:
+        return
+    pieces: dict[int, list[int]] = {}
+    for begin, end, e in t.slices[SLOWED]:
+        pieces.setdefault(e["args"]["correlation"], []).append(end - begin)
+    assert n < d or not pieces
+    for begin, end, e in t.slices["H2D link 0"]:
+        lost, number = pieces.get(e["args"]["correlation"], []), e["args"].get("experts", 1)
+        if e["args"]["outcome"] == "landed" and not e["name"].startswith("remote"):
+            whole = end - begin - sum(lost) * (1 - n / d)
+            assert min(abs(whole - int(ns)) for ns in on.run_ns[:, number]) <= len(lost), (made, e)
 
 
 def check_costs(t: Timeline, made: Plan) -> None:
