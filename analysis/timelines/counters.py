@@ -11,13 +11,13 @@ from analysis.timelines.copies import STAGED, copy_of, heads, kinds
 from analysis.timelines.host import by_rules
 from analysis.timelines.instants import group_ends, when
 from analysis.timelines.tracks import Tracks
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
+from sim.core.plan import CAUSES, OUTCOMES
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 WITHDRAWN, REJECTED = OUTCOMES.index("withdrawn"), OUTCOMES.index("rejected")
-ADMISSION, AHEAD, STREAMED = CAUSES.index("admission"), CAUSES.index("stream"), ANSWERS.index("stream")
+ADMISSION, AHEAD = CAUSES.index("admission"), CAUSES.index("stream")
 
 
 class Counter(NamedTuple):
@@ -87,15 +87,16 @@ def _freed(record: RunRecord, landed: Int, asked: Asked) -> Int:
 
 
 def _prepared(record: RunRecord, asked: Asked) -> Bool:
-    """bool [visits]: those that layers ahead were streamed for, as far as it shows: something was queued for them, or
-    they streamed what they missed."""
-    t, answers = record.groups["transfers"], record.groups["answers"]
-    out = np.zeros(len(record.groups["visits"]["step"]), bool)
-    if asked.ahead:
-        out[answers["visit"][answers["answer"] == STREAMED]] = True
-        rows = t["cause"] == AHEAD
-        out[np.where(t["visit"] >= 0, t["visit"] + asked.ahead, t["layer"])[rows]] = True
-    return out
+    """bool [visits]: those that layers ahead were streamed for, as far as it shows. Whether a visit streams depends on
+    its layer and on how many rows it has: something was queued for one that is alike."""
+    visits, t = record.groups["visits"], record.groups["transfers"]
+    rows = record.steps["rows"][visits["step"]]
+    alike = visits["layer"] * (1 + rows.max(initial=0)) + rows
+    if not asked.ahead:
+        return np.zeros(len(alike), bool)
+    mine = (kinds(t) == STAGED) & ((t["cause"] == AHEAD) | (t["promoted"] == 1))
+    target = np.where(t["visit"] >= 0, t["visit"] + asked.ahead, t["layer"])[mine]
+    return np.isin(alike, alike[target])
 
 
 def _running(name: str, changes: list[tuple[Int, int]], start: int = 0) -> Counter:
