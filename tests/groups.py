@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import GATES, Plan
+from sim.core.plan import CAUSES, GATES, PLACES, Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.reference import TOTALS
@@ -14,6 +14,11 @@ from tests.reference import TOTALS
 RENAMED = {f"prefetched_{fate}": f"prefetch_{fate}" for fate in ("used", "late", "wasted")}
 MACHINES: dict[str, ModuleType] = {"compiled": compiled, "simpy": discrete}
 
+BY_RULES = (
+    "streamed", "remote", "staged", "host_ns", "link_transfers", "admission_replaced", "admission_rejected",
+    *(f"landed_{cause}" for cause in CAUSES),
+)  # fmt: skip
+SLOT = PLACES.index("slot")
 WEIGHTS = ("weight_wanted", "weight_substituted", "weight_dropped")
 
 
@@ -27,11 +32,20 @@ def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
     totals = {name: record.counters[RENAMED.get(name, name)] for name in TOTALS.split() if name != "time_ns"}
     steps = result["steps"]["end_ns"]
     totals |= {name: record.counters[name] for name in ("wanted_before", *WEIGHTS)}
+    if plan.on_miss is not None:
+        totals |= totals_by_rules(record)
     totals["by_layer"] = {name: record.layer[name].tolist() for name in WEIGHTS}
     totals["gates"] = np.bincount(record.groups["answers"]["gate"], minlength=len(GATES) + 1).tolist()
     return result | {
         "totals": totals | {"time_ns": steps[-1] if steps else 0, "residents": _last_residents(plan, result)}
     }
+
+
+def totals_by_rules(record: RunRecord) -> dict[str, Any]:
+    """What the reference counts only of plans with on_miss."""
+    busy = [record.counters[f"busy_{cause}_ns"] for cause in CAUSES]
+    counted = {name: record.counters[name] for name in BY_RULES}
+    return counted | {"admitted": record.counters["landed_admission"], "busy_ns_by_cause": busy}
 
 
 def _last_residents(plan: Plan, result: dict[str, Any]) -> list[int]:
@@ -51,14 +65,20 @@ def _changes(plan: Plan, result: dict[str, Any]) -> list[tuple[int, int, bool]]:
     layers = plan.experts.shape[1]
     changes = []
     for row in rows(result, "executions"):
-        if not row["cpu"]:
+        if not row["cpu"] and row.get("place", SLOT) == SLOT and _touches(plan, row["visit"] // layers):
             changes.append((row["event"], global_id(plan, row["visit"] % layers, row), True))
     for row in rows(result, "transfers"):
-        if row["landed_ns"] >= 0:
+        if row["landed_ns"] >= 0 and row.get("place", SLOT) == SLOT:
             changes.append((row["event"], global_id(plan, row["layer"], row), True))
         if row["victim"] >= 0:
             changes.append((row["event_committed"], row["victim"], False))
     return changes
+
+
+def _touches(plan: Plan, step: int) -> bool:
+    """Whether executions of a step touch residents."""
+    on = plan.on_miss
+    return on is None or on.bulk_touch or on.bulk is None or not on.step_bulk[step]
 
 
 def global_id(plan: Plan, layer: int, row: dict[str, int]) -> int:

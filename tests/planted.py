@@ -100,8 +100,8 @@ CORE = [
     fault(
         "the link takes one too many",
         "sim/core/link.py",
-        "s.link.n_flight < s.run.depth",
-        "s.link.n_flight <= s.run.depth",
+        "return queued and s.link.n_flight < s.run.depth",
+        "return queued and s.link.n_flight <= s.run.depth",
         REFERENCE,
         LAWS,
     ),
@@ -114,15 +114,15 @@ CORE = [
     fault(
         "a rejected prefetch holds up the next",
         "sim/core/link.py",
-        "        lg.ended(s, log, g, REJECTED)\n",
-        "        lg.ended(s, log, g, REJECTED)\n        return -1\n",
+        "        _reject(s, log, g)\n    return -1\n\n\n@inlined",
+        "        _reject(s, log, g)\n        return -1\n    return -1\n\n\n@inlined",
     ),
     fault("an unwanted prefetch is not withdrawn", "sim/core/ahead.py", "withdraw(s, log, unwanted[i])", "pass"),
     fault(
         "the prefetch of a dropped expert is not withdrawn",
         "sim/core/answer.py",
-        "            withdraw(s, log, g)\n",
-        "            pass\n",
+        "        withdraw(s, log, g)\n",
+        "        pass\n",
     ),
     fault("late is a miss", "sim/core/visit.py", "LATE if now == COMMITTED else MISS", "MISS"),
     fault("the budget is one too large", "sim/core/ahead.py", "if left > 0 and", "if left >= 0 and", REFERENCE, LAWS),
@@ -188,7 +188,7 @@ CORE = [
         " == ABSENT and s.expert[low].asked == 0:",
         " == ABSENT:",
     ),
-    fault("all never gives up waiting", "sim/core/visit.py", " and not _stuck(s):", ":"),
+    fault("all never gives up waiting", "sim/core/visit.py", " and not _stuck(s, rules):", ":"),
 ]
 
 # --- what a run is made from ---
@@ -455,7 +455,7 @@ FIGURES = [
     fault(
         "what re-ranks is not lossy",
         "sim/outcome/report.py",
-        " and setting.plan.rerank is None",
+        " and plan.rerank is None",
         "",
         "tests/test_result.py::test_what_must_be_said",
     ),
@@ -576,4 +576,130 @@ PORT = [
         "tests/test_accelerator.py::test_on_the_accelerator",
     ),
 ]
-FAULTS = [*CORE, *PLAN, *ON_MISS, *FIT, *FIGURES, *READ, *PORT]
+REFERENCE_BY_RULES = "tests/planted_watch.py::test_equals_the_brute_force_by_rules"
+LAWS_BY_RULES = "tests/planted_watch.py::test_keeps_the_laws_by_rules"
+BOTH = (REFERENCE_BY_RULES, LAWS_BY_RULES)
+EVICTS = """
+    from sim.core.residency import _evict
+    for i in range(len(s.slot)):
+        each = s.slot[i]
+        if s.expert[each].state == RESIDENT and s.expert[each].work == 0:
+            _evict(s, each)
+            break
+"""
+STAGES, LANDED = "sim/core/stages.py", "        move(s, copy, RESIDENT)\n"
+FREED = "    rules.run.stages_free += 1\n"
+SERIAL = "    if rules is not None and rules.run.serial == 1 and rules.visit.copies_left > 0:\n        return 0\n    if"
+MARGIN = "_score(s, may.newcomer)"
+BY_RULES = [
+    fault(
+        "an admitted expert is waited for",
+        "sim/core/rules.py",
+        "admitted = own.origin == ADMISSION and rules.visit.admits == 1",
+        "admitted = False",
+        *BOTH,
+    ),
+    Fault(
+        "a stage is freed early",
+        ((STAGES, LANDED, f"{LANDED}    {FREED}"), (STAGES, f"    move(s, copy, ABSENT)\n{FREED}", "")),
+        BOTH,
+    ),
+    fault(
+        "a stream evicts",
+        STAGES,
+        "    rules.run.stages_free -= 1\n",
+        f"    rules.run.stages_free -= 1\n{EVICTS}",
+        *BOTH,
+    ),
+    fault("the link is not slowed", "sim/machines/clock.py", "if beside <= 0 or n == d:", "if True:", *BOTH),
+    fault("a count outlives the landing", "sim/core/link.py", "rules.expert[g].misses = 0", "pass", REFERENCE_BY_RULES),
+    fault(
+        "a split goes by first appearance",
+        "sim/core/split.py",
+        "while j > 0 and s.expert[order[j - 1]].tokens < s.expert[g].tokens:",
+        "while False:",
+        *BOTH,
+    ),
+    fault("hits do not wait for a serial visit's copies", "sim/core/visit.py", SERIAL, "    if", *BOTH),
+    fault(
+        "a run goes on into the next layer",
+        STAGES,
+        "return same_visit and s.expert[copy].layer == s.expert[last].layer",
+        "return s.expert[copy].layer >= 0",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "a run takes more stages than are free",
+        STAGES,
+        "copy != last + 1 or rules.run.stages_free == 0",
+        "copy != last + 1",
+        *BOTH,
+    ),
+    fault(
+        "the layer behind the right one is streamed ahead",
+        "sim/core/visit.py",
+        "visit + rules.run.ahead,",
+        "visit + rules.run.ahead + 1,",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "a copy left over is dropped though it was taken over",
+        STAGES,
+        "of.joined <= of.ended",
+        "of.ended >= 0",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "of equal weights the earlier is deferred",
+        "sim/core/answer.py",
+        "<= s.weight[row, least]",
+        "< s.weight[row, least]",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "a queued admission leaves its slot free",
+        "sim/core/admission.py",
+        " - rules.queued[scope]",
+        "",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "an admission spares one visit more", "sim/core/eviction.py", "< may.spare", "<= may.spare", REFERENCE_BY_RULES
+    ),
+    fault(
+        "a margin asks for worse",
+        "sim/core/eviction.py",
+        f"* may.margin < {MARGIN}",
+        f"* may.margin > {MARGIN}",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "an admission goes before prefetches",
+        "sim/core/link.py",
+        "(s.link.n_queued == 0 or s.expert[s.queue[0].expert].origin == BACKGROUND)",
+        "True",
+        *BOTH,
+    ),
+    fault(
+        "a remote begins while the link is busy",
+        "sim/core/remote.py",
+        "if s.link.n_flight > 0 or (",
+        "if s.link.n_flight > 1 or (",
+        *BOTH,
+    ),
+    fault(
+        "bulk visits touch residents all the same",
+        "sim/core/visit.py",
+        "elif rules.visit.bulk == 1 and rules.run.bulk_touch == 0:",
+        "elif False:",
+        REFERENCE_BY_RULES,
+    ),
+    fault(
+        "a tie of a makespan goes over the link",
+        "sim/core/split.py",
+        "if by_host <= by_link:",
+        "if by_host < by_link:",
+        "tests/test_reference_on_miss.py::test_a_split_by_makespan",
+    ),
+]
+FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *FIT, *FIGURES, *READ, *PORT]

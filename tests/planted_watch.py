@@ -4,9 +4,13 @@ Not collected with the other tests, which look further (test_agreement, test_law
 fault is enough, and the core runs as plain Python.
 """
 
+from dataclasses import replace
+
 from sim.machines import compiled
+from tests import laws_on_miss
 from tests.groups import as_groups
 from tests.laws import check_all
+from tests.on_miss_plans import plan_of
 from tests.plans import any_plan, random_lossy_plan
 from tests.reference import simulate
 from tests.test_agreement import difference
@@ -24,3 +28,15 @@ def test_keeps_the_laws() -> None:
     for seed in range(PLANS):
         plan = any_plan(seed)
         check_all(plan, as_groups(plan, compiled.run(plan, full=True)))
+
+
+def test_equals_the_brute_force_by_rules() -> None:
+    for seed in range(PLANS):
+        plan = plan_of(seed)
+        assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
+
+
+def test_keeps_the_laws_by_rules() -> None:
+    for seed in range(PLANS):
+        plan = replace(plan_of(seed), rerank=None)  # the laws read what is wanted from the trace
+        laws_on_miss.check_all(plan, as_groups(plan, compiled.run(plan, full=True)))

@@ -3,18 +3,20 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from sim.core.plan import Plan
 from tests import laws_on_miss, reference, reference_on_miss
+from tests.groups import MACHINES, run_groups
 from tests.on_miss_plans import plan_of
 from tests.reference import ADMISSION, SLOT, Machine, Transfer, simulate
 from tests.reference_on_miss import Admissions, Stages
 from tests.test_reference import Run
 
-RUNS: dict[str, Run] = {"reference": simulate}
+RUNS: dict[str, Run] = {"reference": simulate, **{name: partial(run_groups, name) for name in MACHINES}}
 SEEDS = 300
 WITHIN = 300  # plans in which a fault must break a law
 

@@ -23,6 +23,7 @@ from sim.policies.registry import TABLES
 from sim.prepare import Setting, prepare
 from sim.search.space import POLICIES, Space
 from sim.spec import RunSpec
+from tests import laws_on_miss
 from tests.gen import random_trace
 from tests.groups import as_groups
 from tests.laws import check_all
@@ -120,7 +121,8 @@ def test_the_laws_hold(kind: str, name: str, more: dict[str, Any]) -> None:
     what is wanted from the trace, which re-ranking changes.)"""
     for seed in SEEDS:
         plan = setting(kind, name, trace_of(seed), **more).plan
-        check_all(plan, as_groups(plan, compiled.run(plan, True)))
+        check = check_all if plan.on_miss is None else laws_on_miss.check_all
+        check(plan, as_groups(plan, compiled.run(plan, True)))
 
 
 def rerouted(trace: RoutingTrace, token: int) -> RoutingTrace:

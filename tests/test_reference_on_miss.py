@@ -6,6 +6,7 @@ whatever its tokens, a transfer 100 (n experts as one 100 n), all else 0; one la
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ import pytest
 
 from sim.core.plan import ANSWERS, OUTCOMES, PLACES, SPLITS, Choice, OnMiss, Plan
 from sim.policies.registry import MISS
-from tests.groups import lines
+from tests.groups import MACHINES, lines, run_groups
 from tests.on_miss_plans import STATIC, cpu_admit, plan_of, rule, split
 from tests.plans import named
 from tests.reference import simulate
 from tests.test_reference import Run, make, predicted, top1
 
-RUNS: dict[str, Run] = {"reference": simulate}
+RUNS: dict[str, Run] = {"reference": simulate, **{name: partial(run_groups, name) for name in MACHINES}}
 FETCH, SUBSTITUTE, DROP, CPU, LOW, STREAM, REMOTE = range(len(ANSWERS))
 LANDED, WITHDRAWN, REJECTED, UNFINISHED = range(len(OUTCOMES))
 DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAMED = range(5)

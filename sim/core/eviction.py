@@ -75,7 +75,7 @@ def _add(s: State, route: Any, weights: Any, t: int, layer: int, sign: float) ->
         e = route.experts[t, layer, k]
         if e >= 0:
             by_weight = s.run.eviction_marks & BY_WEIGHT
-            amount = sign * np.rint(weights[t, layer, k] * WEIGHT_UNIT) if by_weight else sign
+            amount = sign * np.rint(float(weights[t, layer, k]) * WEIGHT_UNIT) if by_weight else sign
             s.expert[layer * s.run.n_experts + e].score += amount
             s.past[layer].score += amount
 

@@ -92,7 +92,8 @@ class RuleCount(Struct):  # of the summary
     admission_rejected: int
     staged: int  # copies landed in stages,
     unwanted: int  # of these nobody's
-    remotes: int  # experts read where they lie
+    remotes: int  # experts read where they lie,
+    host_experts: int  # and those that the host computed
     stage_peak: int  # stages in use at once
     stages_used: int  # now (counts on)
 
@@ -124,7 +125,8 @@ class Rules(Memory):
     count: RuleCount
     totals: Int  # the memory of count, to be set to zero
     busy_ns: Int  # [5] how long the link moved data, by cause (a machine's)
-    host_ns: Int  # [1] how long the host computed (a machine's)
+    host_ns: Int  # [1] how long the host computed (a machine's),
+    remote_ns: Int  # [1] and how long the GPU read experts where they lie
     expert: MutableSequence[Ruled]  # [G]
     layer: MutableSequence[RuledLayer]  # [L]
     queued: Int  # [scopes] queued admissions
@@ -153,6 +155,7 @@ def new_rules(plan: Plan, s: State) -> Rules | None:
         totals=count[:-1],
         busy_ns=zeros(len(CAUSES)),
         host_ns=zeros(1),
+        remote_ns=zeros(1),
         expert=zeros(experts, dtype=Ruled),
         layer=_layers(plan),
         queued=zeros(len(s.arrays["scope"])),

@@ -301,6 +301,8 @@ def finish_remote(s: State, log: Any, rules: Any, there: int) -> None:
 def finish_host(s: State, log: Any, rules: Any) -> None:
     """The visit's experts on the CPU have run, or (deferred ones) will."""
     at_once = s.visit.n_host if rules is None else s.visit.n_host - rules.visit.n_later
+    if rules is not None:
+        rules.count.host_experts += s.visit.n_host
     for i in range(s.visit.n_host):
         g = s.on_host[i]
         if log is not None:

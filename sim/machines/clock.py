@@ -89,6 +89,7 @@ def forget(s: State, clock: Clock, rules: Any) -> None:
         rules.totals[:] = 0
         rules.busy_ns[:] = 0
         rules.host_ns[:] = 0
+        rules.remote_ns[:] = 0
     if s.link.n_flight > 0:
         g = s.flight[s.link.flight_head]
         busy(s, clock, rules, g, min(0, clock.starts[g] - clock.time.now_ns))

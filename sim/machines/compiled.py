@@ -263,6 +263,7 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
     if ns == 0:
         _land(s, log, rules, clock)
     clock.time.experts_ns += ns
+    rules.remote_ns[0] += ns
     finish_remote(s, log, rules, there)
     if log is not None:
         row = log.executions[s.rows.executions - 1]

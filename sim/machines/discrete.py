@@ -296,6 +296,7 @@ class Machine:
         self.note(there, committed_ns=now, started_ns=now)
         self.land_at(there)
         self.clock.spend("experts_ns", ns)
+        rules.remote_ns[0] += ns
         yield self.at(ns, GPU)  # behind the landing of the same instant
         finish_remote(s, self.log, rules, there)
         if self.log is not None:

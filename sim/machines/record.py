@@ -84,7 +84,7 @@ def _of_rules(rules: Rules) -> dict[str, Any]:
     """What only a run with them counts."""
     found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name != "stages_used"}
     busy = {f"busy_{cause}_ns": int(ns) for cause, ns in zip(CAUSES, rules.busy_ns, strict=True)}
-    return {**found, **busy, "host_ns": int(rules.host_ns[0])}
+    return {**found, **busy, "host_ns": int(rules.host_ns[0]), "remote_ns": int(rules.remote_ns[0])}
 
 
 def requests_of(plan: Plan, begin: Int, end: Int) -> Group:

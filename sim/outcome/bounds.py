@@ -35,6 +35,7 @@ Int = npt.NDArray[np.int64]
 LOSSLESS = ("loads", "compute_ns", "link_ns", "lossless_ns")
 DEMAND = ("demand_ns",)
 ANY = ("executed_gpu_ns", "executed_link_ns", "executed_ns")
+HOST = ("executed_host_ns",)  # class any, of runs with plan.on_miss
 BLOCK = 1 << 16  # expert requests of a block of steps: its arrays stay in a core's own cache
 BYTES = 64  # that a block's arrays have for each of its requests, about
 
@@ -70,7 +71,8 @@ class _Landings(NamedTuple):
 
     Proof. A transfer committed with nothing in flight lands first_ns = commit_gap_ns + transfer_ns[0] later,
     and so at least that after the landing before it. Any other, possible with commit_depth > 1 only, starts
-    when its predecessor lands.
+    when its predecessor lands. One transfer of several experts (merge_runs) takes at least so many times the least
+    share of one of them in a transfer of any length, so with both figures that share, m experts take m of them.
     """
 
     first_ns: int
@@ -79,18 +81,27 @@ class _Landings(NamedTuple):
     @staticmethod
     def of(plan: Plan) -> "_Landings":
         first, each = plan.costs.in_a_row_ns
+        if plan.on_miss is not None and plan.on_miss.merge_runs:
+            run_ns = plan.on_miss.run_ns[:, 1:]
+            least = int((run_ns // np.arange(1, run_ns.shape[1] + 1)).min())
+            return _Landings(min(first, least), min(first, each, least))
         return _Landings(first, min(first, each))
 
 
 def applicable(plan: Plan) -> tuple[str, ...]:
     """The names of the bounds that hold for this plan's own run.
 
-    Whoever fetches every miss: all, `demand_ns` only without a prefetcher. Others (drop, cpu, stand-ins) leave out or
-    move work: executed ones only.
+    Whoever brings every miss over the link, to a slot or a stage: all, `demand_ns` only where nothing comes before the
+    visit that wants it (no prefetcher, no layers ahead, no copies that a visit leaves to the next). Others (drop, cpu,
+    stand-ins, reads of host memory) leave out or move work: executed ones only, and what the host did.
     """
-    if plan.miss.marks & NOT_ALL_FETCHED or plan.rerank is not None:
-        return ANY
-    return LOSSLESS + (DEMAND if plan.prefetch is None else ()) + ANY
+    on = plan.on_miss
+    any_run = ANY if on is None else (*ANY, *HOST)
+    rules = [plan.miss] if on is None or on.bulk is None else [plan.miss, on.bulk]
+    if any(rule.marks & NOT_ALL_FETCHED or rule.name == "remote" for rule in rules) or plan.rerank is not None:
+        return any_run
+    early = on is not None and (on.ahead > 0 or (on.whole_layer and not on.serial))
+    return LOSSLESS + (DEMAND if plan.prefetch is None and not early else ()) + any_run
 
 
 def bounds(plan: Plan, block: int | None = None) -> dict[str, int]:
@@ -205,6 +216,11 @@ def _routed_ns(plan: Plan) -> int:
     return int(plan.costs.dense_ns[plan.costs.cost_class[plan.warmup_steps], 0]) + plan.costs.decide_ns
 
 
+def _first_commit_ns(plan: Plan) -> int:
+    """The least until a first transfer: the first routed instant; the run's begin where layers ahead are streamed."""
+    return 0 if plan.on_miss is not None and plan.on_miss.ahead else _routed_ns(plan)
+
+
 def _link_ns(plan: Plan, link: _Landings, span: _Span, loads: Int) -> Int:
     """int64, as `loads`: least time from the span's begin to the end of a visit, by the loads that are needed until
     then; 0 without any.
@@ -214,7 +230,7 @@ def _link_ns(plan: Plan, link: _Landings, span: _Span, loads: Int) -> Int:
     committed before the run's first routed instant, where the queues are first filled. The last one to land
     executes after it has landed. After a warm-up the first may be about to land at the span's begin.
     """
-    begin = 0 if plan.warmup_steps else _routed_ns(plan) + link.first_ns
+    begin = 0 if plan.warmup_steps else _first_commit_ns(plan) + link.first_ns
     return np.where(loads > 0, begin + (loads - 1) * link.each_ns + span.shortest_ns, 0)
 
 
@@ -296,12 +312,14 @@ def executed_bounds(plan: Plan, record: "RunRecord") -> dict[str, int]:
     Proof. Dense parts, decisions, groups and step ends are never two at a time, so the time is at least the
     sum of those of this run (executed_gpu_ns): the time with the same work and no waiting. The link carries
     one transfer at a time and, without a warm-up, none before the first routed instant, so the time is at
-    least that instant and the link's busy time (executed_link_ns). What the host computed is not in either.
-    Needs no full record.
+    least that instant and the link's busy time (executed_link_ns). What the host computed is in neither; where it
+    is counted (plan.on_miss), it does one thing at a time, too (executed_host_ns). Needs no full record.
     """
     k = record.counters
     gpu_ns = k["dense_ns"] + k["decide_ns"] + k["experts_ns"] + k["head_ns"]
     link_ns = k["link_busy_ns"]
     if link_ns and not plan.warmup_steps:
-        link_ns += _routed_ns(plan)
-    return {"executed_gpu_ns": gpu_ns, "executed_link_ns": link_ns, "executed_ns": max(gpu_ns, link_ns)}
+        link_ns += _first_commit_ns(plan)
+    host = {} if plan.on_miss is None else {"executed_host_ns": int(k["host_ns"])}
+    most = max(gpu_ns, link_ns, *host.values())
+    return {"executed_gpu_ns": gpu_ns, "executed_link_ns": link_ns, "executed_ns": most, **host}

@@ -28,6 +28,7 @@ LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
 HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
+ANSWERED = ("substituted", "dropped", "cpu", "low", "streamed", "remote", "deferred")  # shown where there are any
 FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
 
@@ -77,7 +78,7 @@ def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int
     """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
     plan = setting.plan
     places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
-    key = ("bounds", setting.costed, plan.warmup_steps, plan.group, *places)
+    key = ("bounds", setting.costed, setting.rules, plan.warmup_steps, plan.group, *places)
     every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
     return {name: every[name] for name in applicable(plan) if name in every}
 
@@ -128,7 +129,9 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
 
 
 def _lossless(setting: Setting) -> bool:
-    return not setting.plan.miss.marks & LOSSY and setting.plan.rerank is None
+    plan = setting.plan
+    deferring = plan.on_miss is not None and plan.on_miss.defer > 0
+    return not plan.miss.marks & LOSSY and plan.rerank is None and not deferring
 
 
 def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
@@ -264,7 +267,8 @@ def _time(out: dict[str, Any]) -> list[str]:
 def _cache(out: dict[str, Any]) -> list[str]:
     wanted = out["wanted"] or 1
     counts = ", ".join(f"{name} {out[name]:,} ({out[name] / wanted:.1%})" for name in ("hits", "late", "misses"))
-    sent = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in out["h2d_bytes"].items())
+    usual = ("demand", "prefetch", "background")
+    sent = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in out["h2d_bytes"].items() if size or name in usual)
     lines = [
         f"{'wanted':<12} {out['wanted']:,}: {counts}; {out['evictions']:,} evictions",
         f"{'H2D':<12} {sent}; link busy {out['link_busy_ns'] / (out['time_ns'] or 1):.1%}",
@@ -276,10 +280,11 @@ def _cache(out: dict[str, Any]) -> list[str]:
         others = ", ".join(f"{name} {t[name]:,}" for name in ("promoted", "withdrawn", "rejected"))
         lines.append(f"{'prefetched':<12} {ends}; {others}")
     slots = out["slots_wanted"] or 1
-    answered = [(name, out[name]) for name in ("substituted", "dropped", "cpu", "low") if out[name]]
+    answered = [(name, out[name]) for name in ANSWERED if out.get(name)]
     if answered:
         shares = ", ".join(f"{name} {n:,} ({n / slots:.2%} of slots)" for name, n in answered)
         lines.append(f"{'answers':<12} {shares}")
+    lines += _by_rules(out)
     quality = out["quality"]
     if quality.get("stopped") is not None:
         lost = ", ".join(f"{name} {_share(quality[f'{name}_weight'])}" for name in ("substituted", "dropped"))
@@ -287,6 +292,25 @@ def _cache(out: dict[str, Any]) -> list[str]:
         stopped = ", ".join(f"{name} {n:,}" for name, n in quality["stopped"].items() if n)
         if stopped:
             lines.append(f"{'stopped by':<12} {stopped}")
+    return lines
+
+
+def _by_rules(out: dict[str, Any]) -> list[str]:
+    """Of runs that do more on a miss: what went into stages, what was admitted, what the host did."""
+    if out.get("stages") is None:
+        return []
+    stages, admission, host, lines = out["stages"], out["admission"], out["host"], list[str]()
+    if stages["copies"]:
+        most = f"at most {stages['most']:,} stages at once, {out['link_transfers']:,} transfers in all"
+        lines.append(f"{'streamed':<12} {stages['copies']:,} experts ({stages['unwanted']:,} unwanted); {most}")
+    if (reads := out["remote_reads"])["experts"]:
+        share = f"{reads['ns'] / (out['time_ns'] or 1):.1%} of the time"
+        lines.append(f"{'remote':<12} {reads['experts']:,} experts read where they lie in host memory, {share}")
+    if any(admission.values()):
+        lines.append(f"{'admission':<12} " + ", ".join(f"{name} {n:,}" for name, n in admission.items()))
+    if host["experts"]:
+        busy = f"busy {host['ns'] / (out['time_ns'] or 1):.1%} of the time"
+        lines.append(f"{'host':<12} computed {host['experts']:,} experts, {busy}")
     return lines
 
 

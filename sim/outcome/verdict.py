@@ -19,12 +19,13 @@ from sim.outcome.bounds import BLOCK, blocks
 from sim.prepare import Setting
 
 GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what takes it
+REMOTE_READS = 0.5  # reading experts where they lie at least this share of the time is what takes it
 LINK_BUSY = 0.9  # busy at least this share of the time, the link has no room for earlier transfers
 SMALL = 0.5  # with at least this share of the layers too small for their visits, the working set is
 PROMPTS = 0.5  # taking at least this share of the time, prompts are what the verdict rests on
 
-GPU, LINK, POLICY = "GPU-bound", "link-bound", "policy-bound"
-DECISION, WORKING_SET = "decision-bound", "working-set-bound"
+GPU, LINK, POLICY, REMOTE = "GPU-bound", "link-bound", "policy-bound", "remote-bound"
+DECISION, WORKING_SET, STREAMING = "decision-bound", "working-set-bound", "stream-bound"
 HOST, HOST_MEMORY, HOST_COMPUTE = "host-bound", "host-memory-bound", "host-compute-bound"
 
 # The evidence of each verdict, and what would help.
@@ -37,6 +38,14 @@ SAID = {
     WORKING_SET: (
         "{where} fewer slots ({slots:.2f}) than {who} wants experts ({wanted:.2f})",
         "no policy keeps them all; more slots, a smaller precision or a smaller batch help",
+    ),
+    REMOTE: (
+        "the GPU computes {remote:.1%} of the time from experts that it reads over the link meanwhile",
+        "more residents, a smaller precision or more rows in a step (--prefill-chunk, --batch) help",
+    ),
+    STREAMING: (
+        "the GPU waits {stall:.1%} of the time for transfers, {streamed:.1%} of them copies that nobody keeps",
+        "more rows in a step (--prefill-chunk, --batch), more residents, or layers ahead help",
     ),
     HOST_MEMORY: (
         "the GPU waits {cpu_wait:.1%} of the time for the CPU's experts, which mostly read weights",
@@ -65,7 +74,9 @@ class Facts(NamedTuple):
     """What a verdict rests on. time_ns of the run; shares of it (0 where it is 0): stall, cpu_wait, decide, the busy
     link, prompts. Of the slot scopes (layers, or the one pool): how many, how many of them are small, that is have
     fewer slots than the trace wants experts in a visit of the layer (in a step, of the pool), and of these small ones
-    the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get."""
+    the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get. streamed: the
+    share of copies for stages in what landed. remote: the share of the time in which the GPU reads experts over the
+    link."""
 
     time_ns: int = 1
     stall: float = 0.0
@@ -79,6 +90,8 @@ class Facts(NamedTuple):
     wanted: float = 0.0
     pooled: bool = False
     host: str = HOST
+    streamed: float = 0.0
+    remote: float = 0.0
 
     @property
     def waits(self) -> float:
@@ -87,12 +100,16 @@ class Facts(NamedTuple):
 
 def kind(f: Facts) -> str:
     """Which of the verdicts of SAID."""
+    if f.remote >= max(REMOTE_READS, f.waits):
+        return REMOTE
     if f.waits < GPU_WAITS:
         return GPU
     if f.decide > max(f.stall, f.cpu_wait):
         return DECISION
     if f.cpu_wait > f.stall:
         return f.host
+    if f.streamed >= SMALL:
+        return STREAMING
     if f.small >= SMALL * f.scopes:
         return WORKING_SET
     return LINK if f.link >= LINK_BUSY else POLICY
@@ -121,8 +138,17 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
         link=link,
         prompts=prompts,
         host=_host(setting, out),
+        streamed=_streamed(out),
+        remote=(out.get("remote_reads") or {"ns": 0})["ns"] / time,
         **_rooms(setting, prompts >= PROMPTS, memo),
     )
+
+
+def _streamed(out: dict[str, Any]) -> float:
+    if out.get("stages") is None:
+        return 0.0
+    landed = sum(out["transfers"][cause] for cause in out["h2d_bytes"])
+    return out["stages"]["copies"] / landed if landed else 0.0
 
 
 def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
@@ -167,7 +193,9 @@ def _host(setting: Setting, out: dict[str, Any]) -> str:
 
 
 def cpu_experts(out: dict[str, Any]) -> int:
-    """How often an expert ran on the CPU, where a run has a cpu answer: the misses that nothing was sent for (exact
-    where each missing expert is either fetched or computed on the CPU)."""
+    """How often an expert ran on the CPU, where a run has a cpu answer: counted (plan.on_miss), or the misses that
+    nothing was sent for (exact where each missing expert is either fetched or computed on the CPU)."""
+    if out.get("host") is not None:
+        return int(out["host"]["experts"])
     entries, unsent = int(out["cpu"]), int(out["misses"] - out["transfers"]["demand"])
     return min(entries, max(1, unsent))
