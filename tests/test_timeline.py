@@ -14,7 +14,8 @@ from analysis.reading.load import load as load_runs
 from analysis.timeline import steps_of
 from analysis.timelines.asked import Asked
 from analysis.timelines.events import Context, events
-from analysis.timelines.tracks import tracks
+from analysis.timelines.text import picture
+from analysis.timelines.tracks import tracks, window
 from sim import run
 from sim.core.link import why_stalled
 from sim.core.plan import Plan
@@ -204,6 +205,23 @@ def test_times_are_exact_where_a_float_would_not_be() -> None:
     assert f'"ts":{begins // 1000}.{begins % 1000:03d},' in text[0]
 
 
+def test_as_text() -> None:
+    """The same case, 245 ns in columns of 3: what lasts from 25 to 125 stands from column 8 to 41. What begins and ends
+    in one column is left out, as the second dense part."""
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    lines = picture(tracks(compiled.run(made, full=True)), 0, 245).splitlines()
+    rows = {line.split()[0]: line[7:] for line in lines[1:]}
+    assert lines[0].split() == ["3", "ns", *(str(30 * i) for i in range(9))]
+    assert sorted(rows) == ["GPU", "link"], "nothing is computed on the host"
+    assert [rows["link"].index("|0.2"), rows["link"].index("|0.1")] == [25 // 3, 140 // 3]
+    assert rows["link"][125 // 3] == "|" and rows["link"][: 25 // 3].strip() == ""
+    assert rows["GPU"][25 // 3 : 125 // 3] == "|demand" + "." * (125 // 3 - 25 // 3 - 7)
+    steps = tracks(compiled.run(made, full=True)).steps
+    second = window(tracks(compiled.run(made, full=True)), compiled.run(made, full=True), 1, 2)
+    text = picture(second, int(steps.begin[1]), int(steps.end[1])).splitlines()
+    assert text[0].split()[:2] == ["ns", "15"] and "0.1" not in text[1], "another step's"
+
+
 # --- a device's record: nothing is constant --------------------------------------------------------------------------
 
 
@@ -350,6 +368,7 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
         ([long_run, "--steps", "5000"], "must lie in 0:400"),
         ([long_run, "--step", "5"], "did you mean --steps?"),
+        ([long_run, "--text", "--out", tmp_path / "t"], "nothing is written with --text"),
         ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
     ):
         assert timeline.main([str(arg) for arg in args]) == 2

@@ -1,7 +1,7 @@
 """A run's intervals and counters as the events of a timeline (analysis.timeline says what stands where)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from analysis.timelines.asked import NOTHING, Asked
 from analysis.timelines.chrome_json import arrows, counts, instants, names, slices
 from analysis.timelines.counters import Counter, counters
 from analysis.timelines.slowing import how_sure
-from analysis.timelines.tracks import ADMISSION, Slices, Tracks, tracks
+from analysis.timelines.tracks import ADMISSION, Slices, Tracks, tracks, window
 from sim import __version__
 from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.machines.record import RunRecord
@@ -68,7 +68,7 @@ def events(record: RunRecord, context: Context, first: int = 0, last: int | None
     """
     every, n = tracks(record, context.asked), len(record.steps["begin_ns"])
     last = n if last is None else last
-    shown = every if (first, last) == (0, n) else _window(every, record, first, last)
+    shown = every if (first, last) == (0, n) else window(every, record, first, last)
     yield from names({GPU: f"GPU 0: {context.gpu}", HOST: "host"}, _threads(every))
     yield from _annotations(shown, record)
     yield from _compute(shown, record)
@@ -89,19 +89,6 @@ def _threads(every: Tracks) -> dict[tuple[int, int], str]:
         return THREADS
     link = {LINK: THREADS[LINK], SLOWED: f"{THREADS[LINK]}, slowed by the host"}
     return {place: text for place, text in THREADS.items() if place != CPU} | link | {CPU: THREADS[CPU]}
-
-
-def _window(every: Tracks, record: RunRecord, first: int, last: int) -> Tracks:
-    """What belongs to the steps `first` to before `last`; copies that are under way in them."""
-    begin, end = record.steps["begin_ns"][first], record.steps["end_ns"][last - 1]
-    out = {}
-    for name, part in vars(every).items():
-        if name in ("copies", "slowed", "rejected"):
-            reaches = (np.maximum(part.end, part.begin + 1) > begin) & (part.begin < end)
-        else:
-            reaches = (part.of["step"] >= first) & (part.of["step"] < last)
-        out[name] = part.where(reaches)
-    return replace(every, **out)
 
 
 def _between(counter: Counter, begin: int, end: int) -> tuple[Int, dict[str, Any]]:

@@ -23,7 +23,7 @@ the GPU did in between follows from it, because in a visit the GPU does one thin
 All times are int64 ns. Steps before the end of the warm-up are there too; counters and summaries do not count them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +144,19 @@ def tracks(record: RunRecord, asked: Asked = NOTHING) -> Tracks:
         rejected=_rejected(record),
         slowed=_slowed(record, asked, copies, work),
     )
+
+
+def window(every: Tracks, record: RunRecord, first: int, last: int) -> Tracks:
+    """What belongs to the steps `first` to before `last`; copies that are under way in them."""
+    begin, end = record.steps["begin_ns"][first], record.steps["end_ns"][last - 1]
+    out = {}
+    for name, part in vars(every).items():
+        if name in ("copies", "slowed", "rejected"):
+            reaches = (np.maximum(part.end, part.begin + 1) > begin) & (part.begin < end)
+        else:
+            reaches = (part.of["step"] >= first) & (part.of["step"] < last)
+        out[name] = part.where(reaches)
+    return replace(every, **out)
 
 
 def _check(record: RunRecord) -> None:
