@@ -525,6 +525,12 @@ def test_a_split_by_makespan(run: Run, cpu: int, over_link: list[int]) -> None:
     assert [row[1] for row in answers(result) if row[2] == STREAM] == over_link
 
 
+def test_a_tie_of_a_makespan_goes_to_the_host(run: Run) -> None:
+    # One miss: by the link it would end at max(0 + 20, 0) + 5 = 25, by the host at 25.
+    result = run(split_in_two("makespan", experts=[[[1, -1]]], cpu=25))
+    assert answers(result) == [(0, 1, CPU)]
+
+
 @pytest.mark.parametrize(("cpu", "count"), [(80, 0), (81, 1)])
 def test_makespan_counts_the_hits(run: Run, cpu: int, count: int) -> None:
     # The GPU is busy with three hits for 60; by the link 3 would end at max(0 + 20, 60) + 20 = 80.
