@@ -50,9 +50,11 @@ def plan_of(seed: int, old: bool = False) -> Plan:
 
 
 def plan_with_low_copies_of(seed: int) -> Plan:
-    """The same where low-precision copies are an answer, too."""
+    """The same where low-precision copies are an answer, too, if they may be: other rules than these have stages for
+    what they themselves copy."""
     made, rng = plan_of(seed), np.random.default_rng([seed, 16])
-    made = replace(made, eviction=Choice("lru", eviction.LRU)) if made.eviction is STATIC else made
+    if made.miss.name not in OLD_RULES or made.eviction is STATIC:
+        return made
     params = sorted(rng.choice([0.2, 0.5, 0.8, 0.95], 2, replace=False))
     return replace(made, miss=named(MISS["hobbit"], params), low=low_of(rng, made))
 
