@@ -181,6 +181,9 @@ def _table(rules: Rules) -> Int:
 
 def _refuse_streaming(rules: Rules, plan: Plan, bulk: npt.NDArray[np.bool_]) -> None:
     """How copies into stages go, where there are none, or too few stages for them."""
+    if plan.low is not None and (rules.serial or rules.eviction == "static"):
+        what = "serial: true" if rules.serial else "eviction: static"
+        raise SpecError(f"{what}: the copies of low precision of miss {rules.miss} want slots meanwhile; leave one out")
     few, many = rules.streaming(plan)
     asked = [name for name in STREAMING if getattr(rules, name) not in (0, "none")]
     if asked and not (few | many).any():

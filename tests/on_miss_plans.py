@@ -53,7 +53,7 @@ def plan_with_low_copies_of(seed: int) -> Plan:
     """The same where low-precision copies are an answer, too, if they may be: other rules than these have stages for
     what they themselves copy."""
     made, rng = plan_of(seed), np.random.default_rng([seed, 16])
-    if made.miss.name not in OLD_RULES or made.eviction is STATIC:
+    if made.miss.name not in OLD_RULES or made.eviction is STATIC or (made.on_miss and made.on_miss.serial):
         return made
     params = sorted(rng.choice([0.2, 0.5, 0.8, 0.95], 2, replace=False))
     return replace(made, miss=named(MISS["hobbit"], params), low=low_of(rng, made))

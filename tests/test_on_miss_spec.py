@@ -444,6 +444,8 @@ BAD: dict[str, tuple[str, str]] = {
     "share nan": ("--miss cpu --link-share nan", "link_share: nan"),
     "share of many digits": ("--miss cpu --link-share 0.1234567", "at most six digits"),
     "time below 0": ("--cpu-visit-us -1", "cpu_visit_us: -1.0"),
+    "copies of two kinds, serial": ("--miss hobbit --serial --cache layers:1", "serial: true: the copies of low"),
+    "copies of two kinds, static": ("--miss hobbit --eviction static", "eviction: static: the copies of low"),
     "too few stages for serial": ("--miss stream --serial --stages 1", "stages: 1: serial: visit 1"),
     "too few stages for a layer": ("--miss stream --whole-layer --stages 3", "must be 0, or at least 4"),
     "too few stages ahead": ("--miss stream --ahead 1 --stages 7", "must be 0, or at least 8"),

@@ -10,6 +10,9 @@ its execution in w. In any lossless run three things hold for the kept intervals
                      interval passes over a visit that wants its expert): at most C - 1;
     at the start     first residents, at most C, open an interval to their first want.
 
+Where an expert may also run from a stage (plan.on_miss) a visit needs no slot for itself: at most C pass over it, and
+C may be 0.
+
 Nothing else is asked, so the largest set of intervals under these limits is at least what any run keeps. That
 slots are claimed at the commit, that held experts stay, that a group releases its experts together, only
 takes sets away.
@@ -137,7 +140,7 @@ class Walk(NamedTuple):
     the node itself if it has any; else an older one, not beyond the nearest that has (union-find: Tarjan 1975). The
     first node never has any and ends a search, the second is the begin of the walk. last int32 [G]: the node of the
     visit that wanted each expert last. slots, opened int64 [scopes]: how many, and how many intervals Belady's greedy
-    has open.
+    has open. stages: a visit needs no slot for itself.
     """
 
     last: npt.NDArray[np.int32]
@@ -148,6 +151,7 @@ class Walk(NamedTuple):
     slots: Int
     opened: Int
     backward: bool
+    stages: bool
 
     @staticmethod
     def begin(plan: Plan, initial: Int, backward: bool = False) -> "Walk":
@@ -159,7 +163,9 @@ class Walk(NamedTuple):
         last[initial] += 1
         free[base[:-1] + 1] = slots
         opened = np.minimum(slots, np.bincount(scope_of[initial], minlength=len(slots)))
-        return Walk(last, free, np.arange(base[-1], dtype=np.int32), base, base[:-1] + 2, slots, opened, backward)
+        below = np.arange(base[-1], dtype=np.int32)
+        below[base[:-1] + 1] -= slots == 0
+        return Walk(last, free, below, base, base[:-1] + 2, slots, opened, backward, plan.on_miss is not None)
 
     @property
     def nbytes(self) -> int:
@@ -234,9 +240,11 @@ def _keep(offset: Any, expert: Any, walk: Any, missing: Any, dropped: Any) -> No
                     _take(free, below, node)
                     kept += 1
                 last[expert[j]] = here
-            if kept == 0:  # for the visit itself; else it has one of theirs
+            own = kept == 0 and not walk.stages
+            if own:  # for the visit itself; else it has one of theirs
                 _take(free, below, _find(below, here - 1))
-            free[here], below[here] = max(kept, 1), here
+            free[here] = kept + own
+            below[here] = here - (free[here] == 0)
             walk.top[scope] = here + 1
             missing[v] = end - begin - kept
             asked = opened[scope] + missing[v]
