@@ -10,7 +10,12 @@ uploaded), in chrome://tracing, or with whatever reads torch.profiler's traces.
                             cpu_wait, head: one after another they are the run's time, and by their `part` they add up
                             to the summary's breakdown
           H2D link 0        one slice per copy (L12.E37), with cause, wait in the queue, victim, and what became of it
-    host  CPU experts       what the host computes beside the GPU
+                          of runs that stream, admit or compute on the host (docs/on-a-miss.md): `stream L1.E3..E7`,
+                          experts copied into stages as one transfer; `admit L1.E3`; `remote L1.E3`, read while it runs;
+                          marks where an admission was rejected; below it, where the host slowed the link
+    host  CPU experts       what the host computes beside the GPU, and what it pays once a visit
+
+With --text the same of a few short steps as text, GPU, link and host one below the other.
 
 An arrow leads from a copy to the first execution that it serves. `L12` is the 13th MoE layer, `E37` an expert of it;
 `L12.E37 low` is its low-precision copy.
@@ -23,6 +28,8 @@ from pathlib import Path
 from analysis.reading.load import load
 from analysis.timelines.chrome_json import write
 from analysis.timelines.events import Context, events, head
+from analysis.timelines.text import picture
+from analysis.timelines.tracks import tracks, window
 from traces.command import Parser, guarded
 from traces.errors import UserError
 
@@ -47,6 +54,7 @@ def parser() -> Parser:
     out = Parser(prog="python -m analysis.timeline", description="A run as a timeline for Perfetto.")
     out.add_argument("run", metavar="RUN", help="folder written with --out RUN --record full")
     out.add_argument("--steps", metavar="10:20", help="which steps, the last one not (default: all)")
+    out.add_argument("--text", action="store_true", help="print a few short steps as text instead of writing a file")
     out.add_argument("--out", metavar="FILE", help="where to write (default: RUN/timeline.json.gz)")
     return out
 
@@ -64,6 +72,12 @@ def _command(argv: list[str]) -> None:
     n = len(run.record.steps["begin_ns"])
     first, last = steps_of(args.steps, n)
     context = Context.of(run)
+    if args.text:
+        if args.out:
+            raise UserError(f"out: {args.out}: nothing is written with --text; leave one of them out")
+        shown = window(tracks(run.record, context.asked), run.record, first, last)
+        print(picture(shown, int(run.record.steps["begin_ns"][first]), int(run.record.steps["end_ns"][last - 1])))
+        return
     out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
     front = head(out.name, context, run.summary["memory"]["gpu"])
     written = write(out, front, events(run.record, context, first, last))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from analysis.compare import main
+from analysis.comparing import formats
 from analysis.comparing.comparison import compare, pareto_best
 from analysis.comparing.formats import FORMATS
 from analysis.comparing.pairing import paired, why_not
@@ -22,6 +23,7 @@ from analysis.reading.load import load
 from analysis.reading.run import Run
 from sim.outcome.marks import START
 from sim.outcome.per_request import PerRequest, per_request
+from sim.sweeps.rows import COLUMNS
 from tests.runs_by_hand import made, record, simulated, summary, written
 from traces.errors import UserError
 
@@ -353,7 +355,8 @@ def test_names_tell_folders_apart(tmp_path: Path) -> None:
 def test_rows_of_a_sweep_are_runs(runs: dict[str, Path], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     arrow = pytest.importorskip("pyarrow")
-    rows = [flat(json.loads((runs[name] / "summary.json").read_text())) for name in ("lru", "drop")]
+    every = dict.fromkeys(COLUMNS)  # a sweep has a column for everything that any run may say
+    rows = [every | flat(json.loads((runs[name] / "summary.json").read_text())) for name in ("lru", "drop")]
     rows.append({name: None for name in rows[0]} | {"error": "no such trace"})
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "results.parquet")
     assert len(load([tmp_path])) == 2
@@ -363,6 +366,36 @@ def test_rows_of_a_sweep_are_runs(runs: dict[str, Path], tmp_path: Path) -> None
         assert {k: row[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")} == {
             k: right[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")
         }
+
+
+BY_RULES: dict[str, Any] = {
+    "slots_wanted": 100, "streamed": 40, "remote": 0, "deferred": 5, "cpu": 25, "link_transfers": 7,
+    "admission": {"admitted": 6, "replaced": 4, "rejected": 3}, "stages": {"copies": 30, "unwanted": 12, "most": 8},
+    "host": {"experts": 9, "ns": 50}, "remote_reads": {"experts": 0, "ns": 0},
+    "h2d_bytes": {"demand": 5, "prefetch": 0, "background": 0, "admission": 3, "stream": 2},
+    "link_busy_ns": 40, "link_busy_ns_by_cause":
+        {"demand": 20, "prefetch": 0, "background": 0, "admission": 12, "stream": 8},
+}  # fmt: skip
+
+
+def test_what_is_done_on_a_miss_stands_beside_runs_that_do_nothing_of_it() -> None:
+    """200 ns, of which the host works 50; 100 entries wanted, 40 of them streamed, 25 on the CPU, of these 5 deferred;
+    a run that does nothing of the kind has nothing there, and a comparison of such runs has no such columns."""
+    plain, more = made("plain"), made("more", **BY_RULES)
+    rows = compare([plain, more]).rows
+    said = {"streamed_share": 0.4, "remote_share": 0.0, "deferred_share": 0.05, "cpu_share": 0.25, "host_share": 0.25}
+    said |= {"admitted": 6, "replaced": 4, "rejected": 3, "staged_copies": 30, "staged_unwanted": 12, "staged_most": 8}
+    said |= {"link_transfers": 7, "host_experts": 9, "h2d_gb_stream": 2e-9, "link_busy_share_admission": 0.06}
+    assert {key: rows[1][key] for key in said} == said
+    assert {rows[0][key] for key in said} == {None}
+    assert rows[1]["h2d_gb"] == 10e-9, "all causes"
+    titles, (_, last) = formats.cells(compare([plain, more]))
+    shown = dict(zip(titles, last, strict=True))
+    cells = {"streamed": "40.0%", "admitted": "6", "host busy": "25.0%", "deferred": "5.0%"}
+    assert {title: shown[title] for title in cells} == cells
+    assert "read remotely" not in shown, "nobody does"
+    old = compare([plain, plain])
+    assert not {*said} & {*old.rows[0]} and "streamed" not in formats.cells(old)[0]
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -454,6 +487,81 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "record: visit": (shifted("executions.visit", 10**9), "executions.visit[0]"),
     "record: request": (shifted("requests.first_decode", 10**6), "requests.first_decode[0]"),
 }
+
+
+def without(*columns: str) -> Callable[[Path], None]:
+    """The record lacks columns."""
+
+    def spoil(folder: Path) -> None:
+        with np.load(folder / "record.npz") as archive:
+            members = {name: archive[name] for name in archive.files if name not in columns}
+        np.savez(folder / "record.npz", **members)
+
+    return spoil
+
+
+def torn(column: str) -> Callable[[Path], None]:
+    """One expert of a transfer that brought several says something else than the others."""
+
+    def spoil(folder: Path) -> None:
+        with np.load(folder / "record.npz") as archive:
+            members = dict(archive)
+        run, values = members["transfers.run"], members[f"transfers.{column}"].copy()
+        first = np.flatnonzero((run[1:] == run[:-1]) & (run[1:] >= 0))[0]
+        values[first + 1] += 1
+        np.savez(folder / "record.npz", **(members | {f"transfers.{column}": values}))
+
+    return spoil
+
+
+def naming(name: str, words: list[str]) -> Callable[[Path], None]:
+    """The record's meta names other words."""
+
+    def spoil(folder: Path) -> None:
+        with np.load(folder / "record.npz") as archive:
+            members = dict(archive)
+        meta = json.loads(str(members["meta"])) | {name: words}
+        np.savez(folder / "record.npz", **(members | {"meta": np.array(json.dumps(meta))}))
+
+    return spoil
+
+
+BAD_BY_RULES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a column of three": (without("executions.place"), "executions.place is missing"),
+    "another of three": (without("transfers.run"), "transfers.run is missing"),
+    "no such place": (shifted("transfers.place", 3), "transfers.place[0] is 3; it lies in [0, 3)"),
+    "the host's place on the GPU": (shifted("executions.place", 3), "executions.place on the GPU[0] is 3"),
+    "no such run": (shifted("transfers.run", 10**6), "transfers.run[0] is 1000000"),
+    "committed without a run": (shifted("transfers.run", -1), "transfers.run[0] is -1; a committed transfer has one"),
+    "a run that lands twice": (torn("landed_ns"), "says otherwise"),
+    "a run that starts twice": (torn("started_ns"), "says otherwise"),
+    "a run into a slot": (shifted("transfers.place", 0), "only copies into stages share a run"),
+    "a cause that the file does not name": (naming("causes", ["demand", "prefetch", "background"]), "transfers.cause["),
+    "causes of somebody else": (naming("causes", ["demand", "luck"]), "meta: causes is"),
+    "answers of somebody else": (naming("answers", []), "meta: answers is"),
+}
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that streams whole layers ahead, several experts at once."""
+    flags = ["--cache", "2", "--miss", "stream", "--ahead", "1", "--merge", "runs", "--record", "full"]
+    return simulated(tmp_path_factory.mktemp("ahead"), "lru", ahead=flags)["ahead"]
+
+
+@pytest.mark.parametrize("case", BAD_BY_RULES)
+def test_a_bad_record_of_what_came_on_a_miss_is_refused_in_one_line(
+    ahead: Path, case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(ahead, folder)
+    assert load([folder], detail=1)[0].full
+    spoil, words = BAD_BY_RULES[case]
+    spoil(folder)
+    capsys.readouterr()
+    assert main([str(folder)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and words in told.err, told.err
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -187,7 +187,8 @@ def test_answers_by_layer_by_hand() -> None:
     full = RunRecord(**{**vars(of), "groups": {"visits": visits, "answers": answers}})
     counts = series.answers_by_layer(full)  # step 0 is warm-up
     assert {name: values.tolist() for name, values in counts.items()} == {
-        "fetch": [1, 0], "substitute": [0, 1], "drop": [0, 1], "cpu": [0, 0], "low": [0, 0],
+        "fetch": [1, 0], "substitute": [0, 1], "drop": [0, 1], "cpu": [0, 0], "low": [0, 0], "stream": [0, 0],
+        "remote": [0, 0],
     }  # fmt: skip
     assert series.decode_step_ms(full).tolist() == [100e-6]
 

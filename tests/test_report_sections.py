@@ -20,12 +20,15 @@ MORE = {
     "one decode step": ["--max-steps", "1", "--as-decode", "--record", "full"],
     "all there": ["--cache", "8", "--record", "full"],
     "lossy": ["--miss", "drop", "--record", "full"],
+    "streams": ["--miss", "stream", "--merge", "runs", "--whole-layer", "--record", "full", "--ram", "64GB"],
+    "admits": ["--miss", "cpu-admit", "--link-share", "0.5", "--cpu-visit-us", "1", "--record", "full"],
     "prefetch": ["--prefetch", "gate-lookahead", "--record", "full", "--warmup-steps", "5"],
 }
 KINDS = {
     **{name: [name] for name in MORE},
     "without a record": ["lru", "lossy"],
     "rows of a sweep": ["lru", "prefetch"],
+    "rules in a sweep": ["admits", "lru"],
     "measured": ["lru"],
     "many": ["lru", *MORE],
 }
@@ -40,7 +43,7 @@ def of_kind(kind: str, runs: dict[str, Path]) -> list[Run]:
     found = load([runs[name] for name in KINDS[kind]], DETAILED)
     if kind == "without a record":
         return [replace(run, record=None, full=False) for run in found]
-    if kind == "rows of a sweep":
+    if kind in ("rows of a sweep", "rules in a sweep"):
         lacking = {"by_layer": None, "bounds": {}, "quality": {"substituted_weight": None, "dropped_weight": None}}
         return [Run(run.name, "", run.summary | lacking) for run in found]
     if kind == "measured":
@@ -55,7 +58,8 @@ def test_every_section_renders_on_every_kind_of_run(section: str, kind: str, run
     compared = compare(found)
     made = SECTIONS[section](Told(found, compared, found, compared, find_trace(found[0], None)))
     if made is None:
-        assert section == "measured" and kind != "measured"
+        shown = {"measured": ("measured",), "misses": ("streams", "admits", "many", "rules in a sweep")}
+        assert kind not in shown[section]
         return
     assert made.key == section and (made.panels or made.remarks)
     page = Page(render([made], [], "a page"))

@@ -12,16 +12,19 @@ import pytest
 from analysis import timeline
 from analysis.reading.load import load as load_runs
 from analysis.timeline import steps_of
+from analysis.timelines.asked import Asked
 from analysis.timelines.events import Context, events
-from analysis.timelines.tracks import tracks
+from analysis.timelines.text import picture
+from analysis.timelines.tracks import tracks, window
 from sim import run
 from sim.core.link import why_stalled
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.groups import as_groups
+from tests.on_miss_plans import plan_of
 from tests.plans import plan, random_lossy_plan, random_plan
-from tests.timeline_laws import Timeline, check_whole, last, load, parse
+from tests.timeline_laws import SLOWED, Timeline, check_whole, last, load, parse
 from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
@@ -33,7 +36,9 @@ LOW_SLOTS = "slots of low-precision copies used"
 
 
 def context(of: Plan) -> Context:
-    return Context(len(of.residents), of.experts.shape[1], of.n_experts)
+    on = of.on_miss
+    asked = Asked() if on is None else Asked(on.serial, on.ahead, on.link_share[0] / on.link_share[1])
+    return Context(len(of.residents), of.experts.shape[1], of.n_experts, asked=asked)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,39 @@ def check(made: Plan) -> None:
     assert last(t, "slots used") + copies == len(left) + last(t, "transfers in flight")
 
 
+@pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
+@pytest.mark.parametrize("chunk", range(4))
+def test_plans_of_what_comes_on_a_miss_hold_every_law(chunk: int, machine: Any) -> None:
+    for seed in range(chunk * 50, chunk * 50 + 50):
+        made = plan_of(seed)
+        made = replace(made, warmup_steps=len(made.step_prefill) // 3 if seed % 4 == 0 else 0)
+        record = machine.run(made, full=True)
+        t = check_whole(parse(events(record, context(made))), record)
+        check_costs(t, made)
+        check_slowing(t, made, record)
+
+
+def check_slowing(t: Timeline, made: Plan, record: RunRecord) -> None:
+    """Where nothing else bears on it, a copy lasts its time, less what it lost in the pieces shown as slowed; each
+    visit that begins meanwhile may cost a rounding."""
+    on, costs = made.on_miss, made.costs
+    assert on is not None
+    n, d = on.link_share
+    if costs.commit_gap_ns or on.defer or made.low:
+        return
+    pieces: dict[int, list[int]] = {}
+    for begin, end, e in t.slices[SLOWED]:
+        pieces.setdefault(e["args"]["correlation"], []).append(end - begin)
+    assert n < d or not pieces
+    routed = record.groups["visits"]["routed_ns"]
+    for begin, end, e in t.slices["H2D link 0"]:
+        lost, number = pieces.get(e["args"]["correlation"], []), e["args"].get("experts", 1)
+        if e["args"]["outcome"] == "landed" and not e["name"].startswith("remote"):
+            whole = end - begin - sum(lost) * (1 - n / d)
+            rounded = int(((routed >= begin) & (routed <= end)).sum()) + 1 if lost else 0
+            assert min(abs(whole - int(ns)) for ns in on.run_ns[:, number]) <= rounded, (made, e)
+
+
 def check_costs(t: Timeline, made: Plan) -> None:
     """Where the record tells the parts apart, each slice lasts what the plan says."""
     costs, layers = made.costs, made.experts.shape[1]
@@ -107,7 +145,7 @@ class Watched(discrete.Machine):
 
     def count_stall(self) -> None:
         begin, s = self.stalled_since, self.s
-        cause = ("demand", "late", "held")[why_stalled(s, None)]
+        cause = ("demand", "late", "held")[why_stalled(s, self.rules)]
         super().count_stall()
         if self.env.now > begin:
             self.stalls.append((begin, self.env.now, cause))
@@ -124,18 +162,17 @@ def joined(stalls: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
 
 def test_stalls_stand_where_the_machine_stalled() -> None:
     causes = set()
-    for seed in range(150):
-        made = random_plan(seed)
+    for made in (*(random_plan(seed) for seed in range(150)), *(plan_of(seed) for seed in range(150))):
         machine = Watched(made)
         machine.env.run(until=machine.env.process(machine.run()))
-        record = RunRecord.of(made, machine.s, machine.log, machine.clock)
+        record = RunRecord.of(made, machine.s, machine.log, machine.clock, machine.rules)
         t = Timeline(parse(events(record, context(made))))
         found = [
             (begin, end, e["args"]["cause"])
             for begin, end, e in t.slices["compute"]
             if e["cat"] == "stall" and "cause" in e["args"]
         ]
-        assert joined(found) == joined(machine.stalls), seed
+        assert joined(found) == joined(machine.stalls), made
         causes |= {cause for *_, cause in found}
     assert causes == {"demand", "late", "held"}
 
@@ -166,6 +203,23 @@ def test_times_are_exact_where_a_float_would_not_be() -> None:
     text = [line for line in events(record, context(made)) if '"L0.E1"' in line and "kernel" in line]
     begins = 2 * (2**52 + 1) + 7 + 100
     assert f'"ts":{begins // 1000}.{begins % 1000:03d},' in text[0]
+
+
+def test_as_text() -> None:
+    """The same case, 245 ns in columns of 3: what lasts from 25 to 125 stands from column 8 to 41. What begins and ends
+    in one column is left out, as the second dense part."""
+    made = plan([[[0]], [[2]], [[1]]], 3, 2)
+    lines = picture(tracks(compiled.run(made, full=True)), 0, 245).splitlines()
+    rows = {line.split()[0]: line[7:] for line in lines[1:]}
+    assert lines[0].split() == ["3", "ns", *(str(30 * i) for i in range(9))]
+    assert sorted(rows) == ["GPU", "link"], "nothing is computed on the host"
+    assert [rows["link"].index("|0.2"), rows["link"].index("|0.1")] == [25 // 3, 140 // 3]
+    assert rows["link"][125 // 3] == "|" and rows["link"][: 25 // 3].strip() == ""
+    assert rows["GPU"][25 // 3 : 125 // 3] == "|demand" + "." * (125 // 3 - 25 // 3 - 7)
+    steps = tracks(compiled.run(made, full=True)).steps
+    second = window(tracks(compiled.run(made, full=True)), compiled.run(made, full=True), 1, 2)
+    text = picture(second, int(steps.begin[1]), int(steps.end[1])).splitlines()
+    assert text[0].split()[:2] == ["ns", "15"] and "0.1" not in text[1], "another step's"
 
 
 # --- a device's record: nothing is constant --------------------------------------------------------------------------
@@ -314,6 +368,7 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "broken"], "is no summary of a run: a JSON object is required"),
         ([long_run, "--steps", "5000"], "must lie in 0:400"),
         ([long_run, "--step", "5"], "did you mean --steps?"),
+        ([long_run, "--text", "--out", tmp_path / "t"], "nothing is written with --text"),
         ([long_run, "--steps", "1", "--out", tmp_path / "no" / "t.json.gz"], "No such file"),
     ):
         assert timeline.main([str(arg) for arg in args]) == 2

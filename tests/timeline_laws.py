@@ -11,10 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.machines.record import RunRecord
 
 Event = dict[str, Any]
 BREAKDOWN = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+HOST = PLACES.index("host")
+SLOWED = "H2D link 0, slowed by the host"
 TRACKS = {"steps": (0, 1), "layers": (0, 2), "compute": (0, 7), "H2D link 0": (0, 8), "CPU experts": (1000, 1)}
 
 
@@ -32,27 +35,40 @@ def parse(lines: Any) -> list[Event]:
     return [json.loads(line, parse_float=Decimal) for line in lines]
 
 
+def brings(copy: Event) -> set[str]:
+    """What the executions are called that a slice of the link may serve."""
+    args = copy["args"]
+    several = range(args["expert"], args["expert"] + args.get("experts", 1))
+    return {f"L{args['layer']}.E{e}" + " low" * copy["name"].endswith(" low") for e in several}
+
+
 class Timeline:
     """slices: track -> [(begin, end, event)] in order of time; arrows: [(s, f)]; counts: name -> [(ns, args)]."""
 
     def __init__(self, events: list[Event]) -> None:
         names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-        assert {name: place for place, name in names.items()} == TRACKS
-        self.slices: dict[str, list[tuple[int, int, Event]]] = {name: [] for name in TRACKS}
+        places = {name: place for place, name in names.items()}
+        assert places in (TRACKS, TRACKS | {SLOWED: (0, 9)})
+        self.slices: dict[str, list[tuple[int, int, Event]]] = {name: [] for name in (*TRACKS, SLOWED)}
+        self.marks: list[tuple[int, Event]] = []
         self.counts: dict[str, list[tuple[int, Event]]] = defaultdict(list)
         ends: dict[str, list[Event]] = {"s": [], "f": []}
         for e in events:
-            assert e["ph"] in "XCMsf", e
+            assert e["ph"] in "XCMsfi", e
             if e["ph"] == "X":
                 begin = ns(Decimal(e["ts"]))
                 assert e["dur"] >= 0
                 self.slices[names[e["pid"], e["tid"]]].append((begin, begin + ns(Decimal(e["dur"])), e))
             elif e["ph"] == "C":
                 self.counts[e["name"]].append((ns(Decimal(e["ts"])), e["args"]))
+            elif e["ph"] == "i":
+                assert e["s"] == "t" and names[e["pid"], e["tid"]] == "H2D link 0"
+                self.marks.append((ns(Decimal(e["ts"])), e))
             elif e["ph"] in "sf":
                 ends[e["ph"]].append(e | {"track": names[e["pid"], e["tid"]], "at": ns(Decimal(e["ts"]))})
         for found in self.slices.values():
             found.sort(key=lambda slice: slice[:2])
+        self.brought: list[int] = []  # the transfers' rows, of each arrow
         self.check_overlap()
         self.arrows = self.pairs(ends)
         self.check_counts()
@@ -75,12 +91,14 @@ class Timeline:
         for target in ends["f"]:
             source = starts.pop(target["id"])
             assert target["bp"] == "e" and source["track"] == "H2D link 0" and target["track"] == "compute"
-            copies = [s for s in at[source["track"], source["at"]] if s[2]["args"]["correlation"] == target["id"]]
-            assert len(copies) == 1
-            name = copies[0][2]["name"]
-            uses = [s for s in at[target["track"], target["at"]] if s[2]["name"] == name]
-            assert uses and copies[0][1] <= target["at"]
-            out.append((copies[0][2], uses[0][2]))
+            begun = at[source["track"], source["at"]]
+            copies = [s[2] for s in begun if s[2]["args"]["correlation"] == target["id"] and s[1] <= target["at"]]
+            runs = [s[2] for s in begun if s[2]["args"].get("experts", 1) > 1 and s[1] <= target["at"]]
+            uses = [s[2] for s in at[target["track"], target["at"]] if s[2]["name"].startswith("L")]
+            pairs = [(copy, use) for copy in copies or runs for use in uses if use["name"] in brings(copy)]
+            assert pairs and (len(copies) == 1 or runs)
+            out.append(pairs[0])
+            self.brought.append(target["id"])
         assert not starts
         return out
 
@@ -104,6 +122,8 @@ def check_whole(events: list[Event], record: RunRecord) -> Timeline:
     check_link(t, record)
     check_uses(t, record)
     check_curves(t, record)
+    check_host(t, record)
+    check_slowed(t, record)
     return t
 
 
@@ -140,67 +160,135 @@ def check_tiling(t: Timeline, record: RunRecord) -> None:
         assert record.steps["begin_ns"][step] == layers[0][0] and layers[-1][1] <= record.steps["end_ns"][step]
 
 
+def rows_of(record: RunRecord, group: str) -> list[dict[str, int]]:
+    columns = record.groups[group]
+    return [dict(zip(columns, line, strict=True)) for line in zip(*(c.tolist() for c in columns.values()), strict=True)]
+
+
+def by_rules(record: RunRecord) -> bool:
+    return "run" in record.groups["transfers"]
+
+
+def over_the_link(record: RunRecord) -> list[list[tuple[int, dict[str, int]]]]:
+    """(row, line) of what was committed, by transfer over the link, in the order of commits."""
+    out: dict[int, list[tuple[int, dict[str, int]]]] = defaultdict(list)
+    transfers = [(i, row) for i, row in enumerate(rows_of(record, "transfers")) if row["committed_ns"] >= 0]
+    for i, row in sorted(transfers, key=lambda one: one[1]["event_committed"]):
+        out[row.get("run", i)].append((i, row))
+    return list(out.values())
+
+
+def kind(row: dict[str, int]) -> str:
+    """Of a line of transfers or executions: in which kind of place the expert lies."""
+    return ("low" if row["low"] else "slot", "stage", "remote", "host", "deferred")[
+        row.get("place", 3 * row.get("cpu", 0))
+    ]
+
+
 def check_link(t: Timeline, record: RunRecord) -> None:
-    """Copies are the transfers that started; what they last is the time that the link was busy."""
+    """Copies are the transfers that started, experts that went together as one; what they last is the time that the
+    link was busy. Each says what it is: a copy into a slot, an admission, into a stage, read where it lies."""
     warm = record.warmup_steps
     first = int(record.steps["begin_ns"][warm]) if warm < len(record.steps["begin_ns"]) else 0
-    busy = sum(max(0, end - max(begin, first)) for begin, end, _ in t.slices["H2D link 0"])
-    assert busy == record.counters["link_busy_ns"]
-    transfers = record.groups["transfers"]
+    busy: Counter[str] = Counter()
+    for begin, end, e in t.slices["H2D link 0"]:
+        busy[e["args"]["cause"]] += max(0, end - max(begin, first))
+    assert busy.total() == record.counters["link_busy_ns"]
+    if by_rules(record):
+        assert {cause: busy[cause] for cause in CAUSES} == {c: record.counters[f"busy_{c}_ns"] for c in CAUSES}
     copies = {e["args"]["correlation"]: e for *_, e in t.slices["H2D link 0"]}
-    assert sorted(copies) == [i for i, at in enumerate(transfers["started_ns"]) if at >= 0]
-    for i, e in copies.items():
-        low = " low" * int(transfers["low"][i])
-        assert e["name"] == f"L{transfers['layer'][i]}.E{transfers['expert'][i]}{low}"
-        assert e["args"]["bytes"] == (record.low_bytes if low else record.expert_bytes)
-        assert e["args"]["outcome"] in ("landed", "unfinished")
+    started = [rows for rows in over_the_link(record) if rows[0][1]["started_ns"] >= 0]
+    assert sorted(copies) == sorted(rows[0][0] for rows in started)
+    assert len(copies) == len(t.slices["H2D link 0"])
+    ran = {row for _, row in uses_of(record)}
+    for rows in started:
+        check_copy(copies[rows[0][0]], rows, record, ran)
+
+
+def check_copy(e: Event, rows: list[tuple[int, dict[str, int]]], record: RunRecord, ran: set[int]) -> None:
+    first, last = rows[0][1], rows[-1][1]
+    unwanted = sum(row["landed_ns"] >= 0 and i not in ran for i, row in rows)
+    front = {"stage": "stream ", "remote": "remote "}.get(
+        kind(first), "admit " * (CAUSES[first["cause"]] == "admission")
+    )
+    tail = f"..E{last['expert']}" * (len(rows) > 1) + " low" * first["low"]
+    tail += " remote" * (kind(first) == "remote") + " unwanted" * (kind(first) == "stage" and unwanted == len(rows))
+    assert e["name"] == f"{front}L{first['layer']}.E{first['expert']}{tail}"
+    assert e["args"]["bytes"] == len(rows) * (record.low_bytes if first["low"] else record.expert_bytes)
+    assert e["args"]["outcome"] in ("landed", "unfinished")
+    if kind(first) == "stage":
+        assert (e["args"]["experts"], e["args"]["unwanted"]) == (len(rows), unwanted)
+
+
+def uses_of(record: RunRecord) -> list[tuple[dict[str, int], int]]:
+    """(execution on the GPU, row of the transfer that brought its expert), -1 where it was there all along."""
+    visits = record.groups["visits"]["layer"].tolist()
+    moments = [
+        (row["event"], (kind(row), row["layer"], row["expert"]), i, None)
+        for i, row in enumerate(rows_of(record, "transfers"))
+        if row["landed_ns"] >= 0
+    ]
+    for row in rows_of(record, "executions"):
+        if not row["cpu"]:
+            moments.append((row["event"], (kind(row), visits[row["visit"]], row["expert"]), -1, row))
+    brought: dict[tuple[str, int, int], int] = {}
+    out = []
+    for _, expert, i, row in sorted(moments, key=lambda moment: moment[0]):
+        if row is None:
+            brought[expert] = i
+        else:
+            out.append((row, brought.get(expert, -1)))
+    return out
 
 
 def check_uses(t: Timeline, record: RunRecord) -> None:
-    """Executions say what brought their expert; exactly the first one after each landing has an arrow."""
-    x, transfers, visits = (record.groups[name] for name in ("executions", "transfers", "visits"))
-    moments = [
-        (int(transfers["event"][i]), tuple(int(transfers[name][i]) for name in ("low", "layer", "expert")), "landed", i)
-        for i in range(len(transfers["event"]))
-        if transfers["landed_ns"][i] >= 0
-    ]
-    for i in range(len(x["event"])):
-        if not x["cpu"][i]:
-            expert = (int(x["low"][i]), int(visits["layer"][x["visit"][i]]), int(x["expert"][i]))
-            moments.append((int(x["event"][i]), expert, "ran", i))
-    brought: dict[tuple[int, ...], int] = {}
-    fresh: dict[tuple[int, ...], int] = {}
-    causes, uses = Counter(), []
-    for _, expert, what, i in sorted(moments):
-        if what == "landed":
-            brought[expert] = fresh[expert] = i
-        else:
-            causes[
-                ("demand", "prefetch", "background", "resident")[
-                    transfers["cause"][brought[expert]] if expert in brought else 3
-                ]
-            ] += 1
-            if expert in fresh:
-                uses.append(fresh.pop(expert))
+    """Executions say what brought their expert; exactly the first one after each landing has an arrow, but of what was
+    read while it ran."""
+    x, transfers = record.groups["executions"], rows_of(record, "transfers")
+    uses = uses_of(record)
+    causes = Counter(CAUSES[transfers[i]["cause"]] if i >= 0 else "resident" for _, i in uses)
     found = [e for *_, e in t.slices["compute"] if e["args"]["part"] == "experts" and e["name"] != "overhead"]
     assert Counter(e["args"]["cause"] for e in found) == causes
-    assert sorted(copy["args"]["correlation"] for copy, _ in t.arrows) == sorted(uses)
+    assert sorted(t.brought) == sorted({i for row, i in uses if i >= 0 and kind(row) != "remote"})
     assert sum(e["args"]["tokens"] for e in found) == x["tokens"][x["cpu"] == 0].sum()
     assert sum(e["args"]["stand_in_tokens"] for e in found) == x["stand_in_tokens"][x["cpu"] == 0].sum()
-    host = [(begin, end, e["args"]["tokens"]) for begin, end, e in t.slices["CPU experts"]]
-    rows = [x[name][x["cpu"] == 1].tolist() for name in ("begin_ns", "end_ns", "tokens")]
-    assert sorted(host) == sorted(zip(*rows, strict=True))
+    assert sum(e["name"].endswith(" remote") for e in found) == sum(kind(row) == "remote" for row, _ in uses)
+
+
+def check_host(t: Timeline, record: RunRecord) -> None:
+    """The host runs what the record says, deferred experts too; with what it pays for visits it is its counted time."""
+    x = [row for row in rows_of(record, "executions") if row["cpu"]]
+    experts = [s for s in t.slices["CPU experts"] if s[2]["name"].startswith("L")]
+    found = Counter((begin, end, e["args"]["tokens"], e["name"].endswith(" deferred")) for begin, end, e in experts)
+    assert found == Counter((row["begin_ns"], row["end_ns"], row["tokens"], kind(row) == "deferred") for row in x)
+    visits = [s for s in t.slices["CPU experts"] if s[2]["name"].startswith("cpu visit")]
+    assert len(visits) + len(experts) == len(t.slices["CPU experts"])
+    if by_rules(record):
+        counted = [s for s in t.slices["CPU experts"] if s[2]["args"]["step"] >= record.warmup_steps]
+        assert sum(end - begin for begin, end, _ in counted) == record.counters["host_ns"]
+
+
+def check_slowed(t: Timeline, record: RunRecord) -> None:
+    """The link is slowed only while it carries something, beside the host."""
+    copies = {e["args"]["correlation"]: (begin, end) for begin, end, e in t.slices["H2D link 0"]}
+    for begin, end, e in t.slices[SLOWED]:
+        whole = copies[e["args"]["correlation"]]
+        assert whole[0] <= begin < end <= whole[1]
 
 
 def check_curves(t: Timeline, record: RunRecord) -> None:
     """The counters' integrals and last values are the record's."""
-    transfers, end_ns = record.groups["transfers"], int(record.steps["end_ns"][-1])
-    on_link = [i for i, at in enumerate(transfers["committed_ns"]) if at >= 0]
-    until = [int(transfers["landed_ns"][i]) if transfers["landed_ns"][i] >= 0 else end_ns for i in on_link]
-    spent = sum(end - int(transfers["committed_ns"][i]) for i, end in zip(on_link, until, strict=True))
+    transfers, end_ns = rows_of(record, "transfers"), int(record.steps["end_ns"][-1])
+    heads = [rows[0][1] for rows in over_the_link(record)]
+    until = [row["landed_ns"] if row["landed_ns"] >= 0 else end_ns for row in heads]
+    spent = sum(end - row["committed_ns"] for row, end in zip(heads, until, strict=True))
     assert integral(t.counts["transfers in flight"], end_ns) == spent
-    queued = sum(1 for i, at in enumerate(transfers["committed_ns"]) if at < 0 and transfers["outcome"][i] == 3)
-    assert last(t, "transfers queued") == queued
+    queued = [row for row in transfers if row["committed_ns"] < 0 and OUTCOMES[row["outcome"]] == "unfinished"]
+    assert last(t, "transfers queued") == len(queued)
+    if "admissions queued" in t.counts:
+        assert last(t, "admissions queued") == sum(CAUSES[row["cause"]] == "admission" for row in queued)
+    if "stages in use" in t.counts and not record.warmup_steps:
+        assert max(args["stages in use"] for _, args in t.counts["stages in use"]) <= record.counters["stage_peak"]
     wanted = t.counts["wanted experts"][-1][1]
     assert wanted == {name: record.layer[name].sum() for name in ("hits", "late", "misses")}
     if not record.warmup_steps and end_ns:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
-from analysis.reading.run import Run, differing, settings, share
+from analysis.reading.run import Run, by_cause, differing, settings, share
 from analysis.showing.words import listed
+from sim.core.plan import CAUSES
 from sim.outcome.marks import START, starts_free
 from sim.outcome.per_request import LEVEL
 from traces.command import did_you_mean
@@ -37,6 +38,7 @@ MARKS = {
     "measured": "MEASURED on a device",
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
+ANSWERED = ("streamed", "remote", "deferred", "cpu")
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
     "dropped, of the wanted) and no worse in the other; oracles, and runs whose loss is partly unseen, stand apart"
@@ -61,12 +63,12 @@ def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resampl
     pairs = against(list(runs), base, seed, resamples)
     fields = differing(runs)
     best, groups = pareto_best(runs), conditions(runs)
+    ruled = any(run.by_rules for run in runs)
     rows = []
     for i, (run, pair) in enumerate(zip(runs, pairs, strict=True)):
         row = {"index": i, "run": run.name, "settings": {field: settings(run).get(field) for field in fields}}
-        rows.append(
-            row | row_of(run, base, pair) | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks}
-        )
+        row |= row_of(run, base, pair) | (on_a_miss(run) if ruled else {})
+        rows.append(row | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks})
     statistic = STATISTIC.format(level=LEVEL, resamples=resamples, seed=seed)
     return Comparison(rows, base.name, fields, _notes(runs, base, pairs), statistic)
 
@@ -87,7 +89,7 @@ def row_of(run: Run, base: Run, pair: Paired | str | None) -> dict[str, Any]:
     more), None where a figure is not known or the two do not compare."""
     s, b = run.summary, base.summary
     alike = run.judged == base.judged
-    h2d, h2d_base = (sum(x["h2d_bytes"].values()) for x in (s, b))
+    h2d, h2d_base = (sum(by_cause(x["h2d_bytes"]).values()) for x in (s, b))
     found = pair if isinstance(pair, Paired) else None
     ratio = found.ratio_interval if found else None
     tpot = found.tpot_interval if found else None
@@ -117,6 +119,24 @@ def row_of(run: Run, base: Run, pair: Paired | str | None) -> dict[str, Any]:
         "dropped_weight": s["quality"]["dropped_weight"],
         "lost_weight": run.lost_weight,
     }
+
+
+def on_a_miss(run: Run) -> dict[str, Any]:
+    """What a run did on a miss beyond one rule and slots everywhere, None where it did nothing of the kind: shares of
+    the wanted (token, slot) entries and of the time, counts of experts; GB and link time of the causes that only such
+    runs have. Beside what `row_of` says, where one of the runs compared is one of these."""
+    s, has = run.summary, run.by_rules
+    said = {part: s.get(part) or {} for part in ("admission", "stages", "host", "remote_reads")}
+    busy = by_cause(s.get("link_busy_ns_by_cause") or {})
+    out: dict[str, Any] = {f"{name}_share": share(s[name], s["slots_wanted"]) if has else None for name in ANSWERED}
+    out |= {name: said["admission"].get(name) for name in ("admitted", "replaced", "rejected")}
+    out |= {f"staged_{name}": said["stages"].get(name) for name in ("copies", "unwanted", "most")}
+    out["link_transfers"] = s.get("link_transfers")
+    out |= {f"{part}_experts": said[part].get("experts") for part in ("host", "remote_reads")}
+    spent = {part: said[part].get("ns", 0) for part in ("host", "remote_reads")}
+    out |= {f"{part}_share": share(ns, s["time_ns"]) if has else None for part, ns in spent.items()}
+    out |= {f"h2d_gb_{cause}": s["h2d_bytes"][cause] / 1e9 if has else None for cause in CAUSES}
+    return out | {f"link_busy_share_{cause}": share(busy[cause], s["time_ns"]) if has else None for cause in CAUSES}
 
 
 def _change(value: float | None, base: float | None) -> float | None:

@@ -42,6 +42,7 @@ def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     """(title, text of a cell) of the table for people."""
     base = plain(found.baseline)
     settings = [(field, _setting(field)) for field in found.differs]
+    ruled = [(title, show) for key, title, show in BY_RULES if any(row.get(key) for row in found.rows)]
     return [
         ("#", lambda row: str(row["index"])),
         ("run", lambda row: plain(row["run"])),
@@ -55,10 +56,29 @@ def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         ("hits", lambda row: percent(row["hit_rate"])),
         ("H2D GB", lambda row: figure(row["h2d_gb"], 1)),
         ("change", lambda row: change(row, "h2d_change", signed_percent)),
+        *ruled,
         ("lost weight", lambda row: percent(row["lost_weight"], 2)),
         ("best", lambda row: "*" if row["pareto_best"] else ""),
         ("marks", lambda row: ", ".join(row["marks"])),
     ]
+
+
+def _percent_of(key: str) -> Callable[[Row], str]:
+    return lambda row: percent(row.get(key))
+
+
+def _number_of(key: str) -> Callable[[Row], str]:
+    return lambda row: figure(row.get(key), 0)
+
+
+# Columns of what some runs do on a miss, where one of those compared does: key, title, text of a cell.
+BY_RULES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+    ("streamed_share", "streamed", _percent_of("streamed_share")),
+    ("remote_share", "read remotely", _percent_of("remote_share")),
+    ("admitted", "admitted", _number_of("admitted")),
+    ("host_share", "host busy", _percent_of("host_share")),
+    ("deferred_share", "deferred", _percent_of("deferred_share")),
+)
 
 
 def _setting(field: str) -> Callable[[Row], str]:

@@ -108,7 +108,16 @@ def time_parts(table: pd.DataFrame) -> go.Figure:
 
 def gigabytes(table: pd.DataFrame) -> go.Figure:
     """Bytes to the GPU by cause: `tables.gigabytes`."""
-    return _stacked(table, "sent to the GPU (GB)", {c: (c, colour) for c, colour in CAUSE.items()}, "%{x:,.1f} GB")
+    return _stacked(table, "sent to the GPU (GB)", _causes(table), "%{x:,.1f} GB")
+
+
+def link_times(table: pd.DataFrame) -> go.Figure:
+    """How long the link moved data, by cause: `tables.link_times`."""
+    return _stacked(table, "link busy (s)", _causes(table), "%{x:,.3f} s")
+
+
+def _causes(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    return {cause: (cause, colour) for cause, colour in CAUSE.items() if cause in table.columns}
 
 
 def prefetch_ends(table: pd.DataFrame) -> go.Figure:

@@ -8,6 +8,7 @@ import numpy as np
 from analysis.comparing import formats
 from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
+from analysis.pages.miss_section import answers
 from analysis.pages.panels import MAX_TABLE_ROWS, Cells, Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
 from analysis.showing.words import listed
@@ -159,14 +160,7 @@ def _substitutions(runs: Sequence[Run]) -> list[Panel]:
     for run in runs:
         if not (run.lossy and run.record and run.record.groups):
             continue
-        counts = series.answers_by_layer(run.record)
-        total = sum(int(values.sum()) for values in counts.values())
-        told = ", ".join(
-            f"{name} {100 * values.sum() / total:.3g} %" for name, values in counts.items() if values.any()
-        )
-        caption = "Each (token, slot) whose expert was not on the GPU, by the answer of the miss policy."
-        title = f"{run.name} answers {total:,} times: {told}" if total else f"{run.name}: nothing was missing"
-        out.append(Panel(f"answers-{run.name}", title, caption, figures.answers_by_layer(counts)))
+        out.append(answers(run))
     return out
 
 

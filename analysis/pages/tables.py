@@ -3,18 +3,18 @@
 All are pandas frames indexed by the run's name, in the order of the runs. Seconds, GB = 1e9 bytes, shares of 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.reading.run import Run, share
+from analysis.reading.run import Run, by_cause, share
 from analysis.showing.palette import TIME
 from sim.outcome.report import LIMITS
 
 
-def _frame(rows: Sequence[dict[str, object]], runs: Sequence[Run]) -> pd.DataFrame:
+def _frame(rows: Sequence[Mapping[str, object]], runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
 
 
@@ -69,8 +69,37 @@ def _padded(rows: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
 
 
 def gigabytes(runs: Sequence[Run]) -> pd.DataFrame:
-    """GB sent to the GPU by cause: demand, prefetch, background."""
-    return _frame([{cause: n / 1e9 for cause, n in run.summary["h2d_bytes"].items()} for run in runs], runs)
+    """GB sent to the GPU by cause: demand, prefetch, background, and where there are any admission, stream."""
+    sent = [by_cause(run.summary["h2d_bytes"]) for run in runs]
+    return _frame([{cause: n / 1e9 for cause, n in each.items()} for each in sent], runs).fillna(0.0)
+
+
+def link_times(runs: Sequence[Run]) -> pd.DataFrame:
+    """Seconds in which the link moved data, by cause, of the runs whose summaries say it."""
+    mine = [run for run in runs if run.by_rules]
+    busy = [by_cause(run.summary["link_busy_ns_by_cause"]) for run in mine]
+    return _frame([{cause: ns / 1e9 for cause, ns in each.items()} for each in busy], mine)
+
+
+def on_a_miss(runs: Sequence[Run]) -> pd.DataFrame:
+    """What those runs did on a miss that had more to do than fetch into slots; columns of zeros are left out. streamed,
+    remote, on the CPU, deferred: % of the wanted (token, slot) entries; the other counts are of experts; host busy: %
+    of the time."""
+    mine = [run for run in runs if run.by_rules]
+    rows = []
+    for run in mine:
+        s = run.summary
+        wanted, stages, admission = s["slots_wanted"], s["stages"], s["admission"]
+        answered = {"streamed": "streamed", "read remotely": "remote", "on the CPU": "cpu", "deferred": "deferred"}
+        row: dict[str, object] = {f"{name} (%)": 100 * share(s[key], wanted) for name, key in answered.items()}
+        row |= {"copied into stages": stages["copies"], "of these unwanted": stages["unwanted"]}
+        row |= {"stages at once": stages["most"], "transfers over the link": s["link_transfers"]}
+        row |= {name: admission[name] for name in ("admitted", "replaced", "rejected")}
+        host = s["host"]
+        row |= {"computed on the host": host["experts"], "host busy (%)": 100 * share(host["ns"], s["time_ns"])}
+        rows.append(row)
+    table = _frame(rows, mine)
+    return table.loc[:, (table != 0).any()]
 
 
 def prefetching(runs: Sequence[Run]) -> pd.DataFrame:

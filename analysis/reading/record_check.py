@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sim.core.log import COLUMNS
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
+from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, PLACES
 from sim.machines.record import LAYER, Group, RunRecord, load
 from traces.errors import UserError
 from traces.format.members import find_members, open_zip
@@ -14,6 +14,8 @@ from traces.format.members import find_members, open_zip
 STEPS = ("prefill", "begin_ns", "end_ns", "rows")
 REQUESTS = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "first_decode", "generated", "last_prefill_step")
 EXTRA = {"transfers": ("layer", "bytes", "low")}
+BY_RULES = {"transfers": ("place", "run"), "executions": ("place",)}  # of runs with plan.on_miss, all or none of them
+STAGE, REMOTE, HOST = (PLACES.index(name) for name in ("stage", "remote", "host"))
 
 
 def read_record(path: Path, summary: dict[str, Any]) -> RunRecord:
@@ -22,7 +24,7 @@ def read_record(path: Path, summary: dict[str, Any]) -> RunRecord:
     record, meta = load(path)
     if not isinstance(meta.get("spec"), dict) or meta["spec"] != summary["spec"]:
         raise UserError(f"{path}: is the record of another run than the summary.json beside it: spec differs")
-    wrong = _wrong(record, summary)
+    wrong = _wrong(record, summary, meta)
     if wrong:
         raise UserError(f"{path}: is no record of this run: {wrong}")
     return record
@@ -35,7 +37,7 @@ def _check_sizes(path: Path) -> None:
         find_members(archive, path, names)
 
 
-def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
+def _wrong(record: RunRecord, summary: dict[str, Any], meta: dict[str, Any]) -> str | None:
     """What is wrong with it, or None: a missing or uneven column, an index out of range, other sums."""
     layers, experts = summary["trace"]["moe_layers"], summary["trace"]["n_experts"]
     groups: list[tuple[str, Group, tuple[str, ...]]] = [
@@ -43,8 +45,11 @@ def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
         ("requests", record.requests, REQUESTS),
         ("layer", record.layer, LAYER),
     ]
+    by_rules = any(column in record.groups.get(name, {}) for name in BY_RULES for column in BY_RULES[name])
     for name, written in COLUMNS.items() if record.groups else ():
-        groups.append((name, record.groups.get(name, {}), (*written, *EXTRA.get(name, ()))))
+        own = BY_RULES.get(name, ())
+        always = (*(column for column in written if column not in own), *EXTRA.get(name, ()))
+        groups.append((name, record.groups.get(name, {}), (*always, *(own if by_rules else ()))))
     for name, group, columns in groups:
         wrong = _uneven(name, group, columns)
         if wrong:
@@ -56,7 +61,33 @@ def _wrong(record: RunRecord, summary: dict[str, Any]) -> str | None:
         return f"its steps last {spent} ns; time_ns of summary.json is {summary['time_ns']}"
     if len(record.layer["hits"]) != layers:
         return f"layer.hits has {len(record.layer['hits'])} rows; trace.moe_layers is {layers}"
-    return _outside(record, layers, experts)
+    for name, words, few in (("causes", CAUSES, CAUSES[:3]), ("answers", ANSWERS, ANSWERS[:5])):
+        if meta.get(name) not in (list(words), list(few)):
+            return f"meta: {name} is {ascii(meta.get(name))[:60]}; must be {', '.join(words)}, or the first {len(few)}"
+    wrong = _outside(record, layers, experts, len(meta["causes"]), len(meta["answers"]))
+    return wrong or (_torn(record.groups["transfers"]) if by_rules else None)
+
+
+def _torn(transfers: Group) -> str | None:
+    """The first transfer that does not fit its run: what is not committed has none, and only copies into stages share
+    one, which goes and lands as one."""
+    run, place = transfers["run"], transfers["place"]
+    odd = np.flatnonzero((run >= 0) != (transfers["committed_ns"] >= 0))
+    if len(odd):
+        return f"transfers.run[{odd[0]}] is {run[odd[0]]}; a committed transfer has one, from 0 on, and no other"
+    rows = np.flatnonzero(run >= 0)
+    rows = rows[np.argsort(run[rows], kind="stable")]
+    same = run[rows[1:]] == run[rows[:-1]]
+    one, other = rows[:-1][same], rows[1:][same]
+    odd = np.flatnonzero((place[one] != STAGE) | (place[other] != STAGE))
+    if len(odd):
+        return f"transfers.place[{other[odd[0]]}] is {place[other[odd[0]]]}; only copies into stages share a run"
+    for name in ("layer", "committed_ns", "started_ns", "landed_ns", "outcome"):
+        odd = np.flatnonzero(transfers[name][one] != transfers[name][other])
+        if len(odd):
+            row = other[odd[0]]
+            return f"transfers.{name}[{row}] is {transfers[name][row]}; another of run {run[row]} says otherwise"
+    return None
 
 
 def _uneven(name: str, group: dict[str, Any], columns: tuple[str, ...]) -> str | None:
@@ -71,8 +102,8 @@ def _uneven(name: str, group: dict[str, Any], columns: tuple[str, ...]) -> str |
     return f"{name}: columns of {sorted(sizes)} rows; equal lengths are required" if len(sizes) > 1 else None
 
 
-def _outside(record: RunRecord, layers: int, experts: int) -> str | None:
-    """The first column that points outside what it points into."""
+def _outside(record: RunRecord, layers: int, experts: int, causes: int, answered: int) -> str | None:
+    """The first column that points outside what it points into; causes, answered: codes that the file names."""
     n_steps, decode = len(record.steps["prefill"]), int((record.steps["prefill"] == 0).sum())
     r = record.requests
     limits = [
@@ -91,14 +122,23 @@ def _outside(record: RunRecord, layers: int, experts: int) -> str | None:
             ("executions.expert", executions["expert"], 0, experts),
             ("transfers.layer", transfers["layer"], 0, layers),
             ("transfers.expert", transfers["expert"], 0, experts),
-            ("transfers.cause", transfers["cause"], 0, len(CAUSES)),
+            ("transfers.cause", transfers["cause"], 0, causes),
             ("transfers.outcome", transfers["outcome"], 0, len(OUTCOMES)),
             ("transfers.victim", transfers["victim"], -1, 2 * layers * experts),
             ("transfers.low", transfers["low"], 0, 2),
             ("executions.low", executions["low"], 0, 2),
             ("answers.visit", answers["visit"], 0, n),
-            ("answers.answer", answers["answer"], 0, len(ANSWERS)),
+            ("answers.answer", answers["answer"], 0, answered),
         ]
+        if "run" in transfers:
+            on_host = executions["cpu"] == 1
+            limits += [
+                ("transfers.place", transfers["place"], 0, REMOTE + 1),
+                ("transfers.run", transfers["run"], -1, max(1, len(transfers["run"]))),
+                ("executions.place", executions["place"], 0, len(PLACES)),
+                ("executions.place on the host", executions["place"][on_host], HOST, len(PLACES)),
+                ("executions.place on the GPU", executions["place"][~on_host], 0, HOST),
+            ]
     for name, values, least, end in limits:
         bad = np.flatnonzero((values < least) | (values >= end))
         if len(bad):

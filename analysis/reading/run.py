@@ -1,9 +1,10 @@
 """A run: what was asked for, what it came to and, where there is one, the record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim.core.plan import CAUSES
 from sim.machines.record import RunRecord
 
 MEASURED = "torch"  # the machine whose times are measured, not modelled
@@ -53,6 +54,11 @@ class Run:
     @property
     def reranks(self) -> bool:
         return str(self.spec.get("rerank", "none")) != "none"
+
+    @property
+    def by_rules(self) -> bool:
+        """Whether it did on a miss what needs plan.on_miss: its summary says what was streamed, admitted, ..."""
+        return self.summary.get("stages") is not None
 
     @property
     def lossy(self) -> bool:
@@ -111,6 +117,11 @@ def differing(runs: Sequence[Run]) -> list[str]:
     every = [settings(run) for run in runs]
     fields = dict.fromkeys(field for fields in every for field in fields)
     return [field for field in fields if len({repr(fields.get(field)) for fields in every}) > 1]
+
+
+def by_cause(figures: Mapping[str, int | None]) -> dict[str, int]:
+    """What a summary says of transfers by cause, less what a row of a sweep says nothing of."""
+    return {cause: figures[cause] or 0 for cause in CAUSES if figures.get(cause) is not None}
 
 
 def share(part: float, whole: float) -> float:

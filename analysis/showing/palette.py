@@ -27,17 +27,26 @@ TIME = {
     "held": ("stall: no slot free", YELLOW),
     "cpu_wait": ("waiting for the CPU", PURPLE),
 }
-CAUSE = {"demand": RED, "prefetch": BLUE, "background": GREY}
+CAUSE = {"demand": RED, "prefetch": BLUE, "background": GREY, "admission": GREEN, "stream": ORANGE}
 SLOT = {
     "first residents": "#b9c3cc",
     "fetched on demand": RED,
     "prefetched, used": BLUE,
     "prefetched, not used yet": SKY,
+    "admitted behind the CPU": ORANGE,
     "low-precision copies": GREEN,
     "on its way": YELLOW,
 }
 PREFETCHED = {"used": BLUE, "late": ORANGE, "wasted": RED, "promoted": PURPLE, "withdrawn": GREY, "rejected": YELLOW}
-ANSWER = {"fetch": RED, "substitute": GREEN, "drop": GREY, "cpu": PURPLE, "low": SKY}
+ANSWER = {
+    "fetch": RED,
+    "substitute": GREEN,
+    "drop": GREY,
+    "cpu": PURPLE,
+    "low": SKY,
+    "stream": ORANGE,
+    "remote": YELLOW,
+}
 SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagram")
 SCALE = "Cividis"  # one hue from dark to light, made for colour-blind readers (Nunez et al. 2018)

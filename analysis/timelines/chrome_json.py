@@ -1,9 +1,9 @@
 """Chrome trace JSON as Kineto (torch.profiler) writes it, for Perfetto, chrome://tracing and the tools made for those.
 
 Format: "Trace Event Format" (Google, docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU) and
-pytorch/kineto's output_json.cpp: complete slices (`X`), flow arrows (`s`, `f` with `bp` "e"), counters (`C`), names
-(`M`). Times are microseconds with three decimals, written from whole nanoseconds and never through a float, so that
-they are exact. Lines are made by one `%` per event: a million slices take seconds.
+pytorch/kineto's output_json.cpp: complete slices (`X`), flow arrows (`s`, `f` with `bp` "e"), instants (`i`), counters
+(`C`), names (`M`). Times are microseconds with three decimals, written from whole nanoseconds and never through a
+float, so that they are exact. Lines are made by one `%` per event: a million slices take seconds.
 """
 
 import gzip
@@ -59,6 +59,21 @@ def arrows(
     for kind, (pid, tid), at in (('"s"', source, leaves), ('"f","bp":"e"', target, arrives)):
         text = f'{{"ph":{kind},"id":%d,"cat":"ac2g","name":"ac2g","pid":{pid},"tid":{tid},"ts":%d.%03d}}'
         yield from _rows(text, (number, *_microseconds(at)))
+
+
+def instants(
+    place: tuple[int, int],
+    category: str,
+    name: tuple[str, tuple[Column, ...]],
+    at: Column,
+    args: dict[str, tuple[str, Column]],
+) -> Iterator[str]:
+    """One line per mark on a thread; arguments as `slices` takes them, at: int64 [n] ns."""
+    pid, tid = place
+    given = ",".join(f'"{key}":{template}' for key, (template, _) in args.items())
+    text = f'{{"ph":"i","s":"t","cat":"{category}","name":"{name[0]}","pid":{pid},"tid":{tid}'
+    text += f',"ts":%d.%03d,"args":{{{given}}}}}'
+    return _rows(text, (*name[1], *_microseconds(at), *(column for _, column in args.values())))
 
 
 def counts(pid: int, name: str, at: Column, values: dict[str, Column]) -> Iterator[str]:

@@ -3,15 +3,42 @@
 import numpy as np
 import numpy.typing as npt
 
-from sim.machines.record import RunRecord
+from sim.core.plan import PLACES
+from sim.machines.record import Group, RunRecord
 
 Int = npt.NDArray[np.int64]
+SLOT = PLACES.index("slot")
+STAGED, READ = (1 + PLACES.index(name) for name in ("stage", "remote"))  # of kinds
+
+
+def kinds(group: Group) -> Int:
+    """Which kind of copy each row of executions or transfers is about, int64 [n]: an expert in a slot, its
+    low-precision copy, a copy in a stage, one that is read where it lies (and further ones, on the host)."""
+    place = group.get("place")
+    return group["low"] if place is None else np.where(place > SLOT, 1 + place, group["low"])
 
 
 def ids(record: RunRecord, n_experts: int) -> Int:
-    """The global id that each transfer brings, int64 [transfers]: low-precision copies stand behind all experts."""
+    """The global id that each transfer brings, int64 [transfers]: of each kind of copies behind those of the kinds
+    before it."""
     t = record.groups["transfers"]
-    return (t["low"] * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
+    return (kinds(t) * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
+
+
+def runs(transfers: Group) -> Int:
+    """The number of each row's transfer over the link, int64 [transfers]: rows of one number are one transfer. Rows
+    that were not committed have numbers of their own, too."""
+    rows = np.arange(len(transfers["event"]))
+    run = transfers.get("run")
+    return rows if run is None else np.where(run >= 0, run, len(rows) + rows)
+
+
+def heads(transfers: Group) -> npt.NDArray[np.bool_]:
+    """Of the rows of each transfer over the link the one that was committed first, bool [transfers]."""
+    out = np.zeros(len(transfers["event"]), bool)
+    order = np.argsort(transfers["event_committed"], kind="stable")
+    out[order[np.unique(runs(transfers)[order], return_index=True)[1]]] = True
+    return out
 
 
 def latest(expert: Int, event: Int, of: Int, before: Int) -> Int:
@@ -28,7 +55,7 @@ def copy_of(record: RunRecord) -> Int:
     """The row of the last landing of each executed expert before its execution; -1: none, or it ran on the host."""
     x, t = record.groups["executions"], record.groups["transfers"]
     most = 1 + max(int(group["expert"].max(initial=0)) for group in (x, t))
-    layer = x["low"] * len(record.layer["hits"]) + record.groups["visits"]["layer"][x["visit"]]
+    layer = kinds(x) * len(record.layer["hits"]) + record.groups["visits"]["layer"][x["visit"]]
     rows = np.flatnonzero(t["landed_ns"] >= 0)
     found = latest(ids(record, most)[rows], t["event"][rows], layer * most + x["expert"], x["event"])
     return np.where((found >= 0) & (x["cpu"] == 0), np.append(rows, -1)[found], -1)

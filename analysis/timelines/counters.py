@@ -1,4 +1,4 @@
-"""What a timeline counts beside its slices, from a full record alone: slots used, transfers queued and in flight,
+"""What a timeline counts beside its slices, from a full record: slots and stages used, transfers queued and in flight,
 wanted experts so far, and how busy the link was in each step."""
 
 from typing import NamedTuple
@@ -6,12 +6,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analysis.timelines.asked import Asked
+from analysis.timelines.copies import STAGED, copy_of, heads, kinds
+from analysis.timelines.host import by_rules
+from analysis.timelines.instants import group_ends, when
 from analysis.timelines.tracks import Tracks
-from sim.core.plan import OUTCOMES
+from sim.core.plan import CAUSES, OUTCOMES
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 WITHDRAWN, REJECTED = OUTCOMES.index("withdrawn"), OUTCOMES.index("rejected")
+ADMISSION, AHEAD = CAUSES.index("admission"), CAUSES.index("stream")
 
 
 class Counter(NamedTuple):
@@ -22,23 +28,75 @@ class Counter(NamedTuple):
     values: dict[str, npt.NDArray[np.generic]]
 
 
-def counters(record: RunRecord, tracks: Tracks, first_slots: int) -> list[Counter]:
+def counters(record: RunRecord, tracks: Tracks, first_slots: int, asked: Asked) -> list[Counter]:
     """The counters of a run. first_slots: slots in use before time 0, which the record does not say. Low-precision
     copies have slots of their own, empty at first."""
     t = record.groups["transfers"]
-    on_link, landed = t["committed_ns"] >= 0, t["landed_ns"] >= 0
-    new_slot = on_link & (t["victim"] < 0)
+    on_link, landed, one = t["committed_ns"] >= 0, t["landed_ns"] >= 0, heads(t)
+    new_slot = on_link & (t["victim"] < 0) & (kinds(t) < STAGED)
     gone = (t["outcome"] == WITHDRAWN) | (t["outcome"] == REJECTED)
     at = t["committed_ns"]
     full, low = ([(at[new_slot & (t["low"] == which)], 1)] for which in (0, 1))
     return [
         _running("slots used", full, first_slots),
         *([_running("slots of low-precision copies used", low)] if record.low_bytes else []),
-        _running("transfers in flight", [(at[on_link], 1), (t["landed_ns"][landed], -1)]),
-        _running("transfers queued", [(t["queued_ns"], 1), (at[on_link], -1), (_when(record, t["event"][gone]), -1)]),
+        _running("transfers in flight", [(at[on_link & one], 1), (t["landed_ns"][landed & one], -1)]),
+        _queue(record, "transfers queued", np.ones(len(at), bool), on_link, gone),
+        *(_by_rules(record, asked, on_link, gone) if by_rules(record) else []),
         _wanted(record),
         _utilisation(record, tracks),
     ]
+
+
+def _queue(record: RunRecord, name: str, mine: Bool, on_link: Bool, gone: Bool) -> Counter:
+    """How many of the transfers `mine` have joined a queue and not left it, by the link or otherwise."""
+    t = record.groups["transfers"]
+    left = when(record, t["event"][gone & mine])
+    return _running(name, [(t["queued_ns"][mine], 1), (t["committed_ns"][on_link & mine], -1), (left, -1)])
+
+
+def _by_rules(record: RunRecord, asked: Asked, on_link: Bool, gone: Bool) -> list[Counter]:
+    """Stages, and queued admissions (one that a demand took over is a demand from the begin: the record does not say
+    what it was), where there are any."""
+    t, out = record.groups["transfers"], []
+    staged, admitted = on_link & (kinds(t) == STAGED), t["cause"] == ADMISSION
+    if staged.any():
+        freed = _freed(record, np.flatnonzero(staged & (t["landed_ns"] >= 0)), asked)
+        out.append(_running("stages in use", [(t["committed_ns"][staged], 1), (freed, -1)]))
+    return out + ([_queue(record, "admissions queued", admitted, on_link, gone)] if admitted.any() else [])
+
+
+def _freed(record: RunRecord, landed: Int, asked: Asked) -> Int:
+    """When each of the copies in stages left it: at the end of its group, and one that nobody ran at the end of the
+    visit of its layer that it landed in or that was prepared for; else (it was left over) when it landed."""
+    visits, t = record.groups["visits"], record.groups["transfers"]
+    layers, n = len(record.layer["hits"]), len(visits["step"])
+    layer, event, out = t["layer"][landed], t["event"][landed], t["landed_ns"][landed]
+    decided = np.searchsorted(visits["event"], event)  # visits decided before it landed
+    last = layer + layers * ((decided - 1 - layer) // layers)  # the last of them that is of its layer
+    here = (decided > layer) & (visits["end_ns"][np.minimum(last, n - 1)] >= out)
+    coming = np.where(decided > layer, last + layers, layer)
+    prepared = _prepared(record, asked)[np.minimum(coming, n - 1)]
+    ahead = ~here & prepared & (coming < n) & (coming - asked.ahead < decided)
+    out = np.where(here, visits["end_ns"][np.minimum(last, n - 1)], out)
+    out = np.where(ahead, visits["end_ns"][np.minimum(coming, n - 1)], out)
+    copy = copy_of(record)
+    ran = np.full(len(t["event"]), -1)
+    ran[copy[copy >= 0]] = group_ends(record)[copy >= 0]
+    return np.where(ran[landed] >= 0, ran[landed], out)
+
+
+def _prepared(record: RunRecord, asked: Asked) -> Bool:
+    """bool [visits]: those that layers ahead were streamed for, as far as it shows. Whether a visit streams depends on
+    its layer and on how many rows it has: something was queued for one that is alike."""
+    visits, t = record.groups["visits"], record.groups["transfers"]
+    rows = record.steps["rows"][visits["step"]]
+    alike = visits["layer"] * (1 + rows.max(initial=0)) + rows
+    if not asked.ahead:
+        return np.zeros(len(alike), bool)
+    mine = (kinds(t) == STAGED) & ((t["cause"] == AHEAD) | (t["promoted"] == 1))
+    target = np.where(t["visit"] >= 0, t["visit"] + asked.ahead, t["layer"])[mine]
+    return np.isin(alike, alike[target])
 
 
 def _running(name: str, changes: list[tuple[Int, int]], start: int = 0) -> Counter:
@@ -55,35 +113,6 @@ def _last_of_each(name: str, at: Int, values: dict[str, npt.NDArray[np.generic]]
     at, values = at[last], {series: column[last] for series, column in values.items()}
     new = np.append(True, np.any([column[1:] != column[:-1] for column in values.values()], axis=0))
     return Counter(name, at[new], {series: column[new] for series, column in values.items()})
-
-
-def _when(record: RunRecord, events: Int) -> Int:
-    """ns of events that carry no time of their own: what is withdrawn or rejected goes at the instant of the event
-    before it that has one (a decision, a commit, a landing, the end of a group)."""
-    groups, steps = record.groups, record.steps
-    v, x, t = groups["visits"], groups["executions"], groups["transfers"]
-    on_gpu, on_link, landed = x["cpu"] == 0, t["committed_ns"] >= 0, t["landed_ns"] >= 0
-    numbers = (v["event"], x["event"][on_gpu], t["event_committed"][on_link], t["event"][landed], steps["event"])
-    times = (
-        v["routed_ns"],
-        _group_ends(record)[on_gpu],
-        t["committed_ns"][on_link],
-        t["landed_ns"][landed],
-        steps["end_ns"],
-    )
-    number, ns = np.concatenate(numbers), np.concatenate(times)
-    order = np.argsort(number)
-    return ns[order][np.searchsorted(number[order], events) - 1]
-
-
-def _group_ends(record: RunRecord) -> Int:
-    """For each execution, when its group ended: that is when all of it took effect."""
-    x = record.groups["executions"]
-    new = np.append(True, (x["visit"][1:] != x["visit"][:-1]) | (x["group"][1:] != x["group"][:-1]))
-    if not len(x["visit"]):
-        return x["end_ns"]
-    first = np.flatnonzero(new)
-    return np.repeat(np.maximum.reduceat(x["end_ns"], first), np.diff(np.append(first, len(new))))
 
 
 def _wanted(record: RunRecord) -> Counter:

@@ -1,42 +1,49 @@
 """A run's intervals and counters as the events of a timeline (analysis.timeline says what stands where)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.reading.run import Run
-from analysis.timelines.chrome_json import arrows, counts, names, slices
+from analysis.timelines.asked import NOTHING, Asked
+from analysis.timelines.chrome_json import arrows, counts, instants, names, slices
 from analysis.timelines.counters import Counter, counters
-from analysis.timelines.tracks import Slices, Tracks, tracks
+from analysis.timelines.slowing import how_sure
+from analysis.timelines.tracks import ADMISSION, Slices, Tracks, tracks, window
 from sim import __version__
-from sim.core.plan import CAUSES, OUTCOMES
+from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.machines.record import RunRecord
 from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
+Args = dict[str, tuple[str, Any]]  # of slices: name -> (template of a value, column)
 GPU, HOST = 0, 1000  # GPUs are numbered as devices, as in Kineto; thread 0 of process 0 is no thread to Perfetto
 STEPS, LAYERS, COMPUTE, LINK = ((GPU, tid) for tid in (1, 2, 7, 8))
+SLOWED = (GPU, 9)
 CPU = (HOST, 1)
 THREADS = {STEPS: "steps", LAYERS: "layers", COMPUTE: "compute", LINK: "H2D link 0", CPU: "CPU experts"}
 COLOURS = ("terrible", "bad", "yellow")  # of stalls, in chrome://tracing; Perfetto colours by name
 BROUGHT = (*CAUSES, "resident")
 WANTED = ("hit", "late", "miss")
 LOW = ("", " low")  # a low-precision copy
+RAN = ("", "", " remote", "", " deferred")  # what the name of an execution ends with, by its place
+SLOT, STAGE, REMOTE = (PLACES.index(name) for name in ("slot", "stage", "remote"))
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the record does not say: slots in use before time 0, MoE layers x experts of a layer, and
-    what to call things."""
+    """What the record does not say: slots in use before time 0, MoE layers x experts of a layer, what was asked for,
+    and what to call things."""
 
     first_slots: int
     layers: int
     n_experts: int
     gpu: str = "GPU"
     other: dict[str, Any] | None = None
+    asked: Asked = NOTHING
 
     @staticmethod
     def of(run: Run) -> "Context":
@@ -50,7 +57,8 @@ class Context:
             "policies": {key: spec[key] for key in ("cache", "eviction", "prefetch", "miss", "rerank") if key in spec},
             "notes": run.summary["notes"],
         }
-        return Context(first, run.trace["moe_layers"], run.trace["n_experts"], f"{spec['hardware']}, {how}", other)
+        sizes = run.trace["moe_layers"], run.trace["n_experts"]
+        return Context(first, *sizes, f"{spec['hardware']}, {how}", other, Asked.of(spec, run.measured))
 
 
 def events(record: RunRecord, context: Context, first: int = 0, last: int | None = None) -> Iterator[str]:
@@ -58,33 +66,29 @@ def events(record: RunRecord, context: Context, first: int = 0, last: int | None
 
     Slices that reach into these steps are whole; an arrow is there when both of its slices are.
     """
-    every, n = tracks(record), len(record.steps["begin_ns"])
+    every, n = tracks(record, context.asked), len(record.steps["begin_ns"])
     last = n if last is None else last
-    shown = every if (first, last) == (0, n) else _window(every, record, first, last)
-    yield from names({GPU: f"GPU 0: {context.gpu}", HOST: "host"}, THREADS)
+    shown = every if (first, last) == (0, n) else window(every, record, first, last)
+    yield from names({GPU: f"GPU 0: {context.gpu}", HOST: "host"}, _threads(every))
     yield from _annotations(shown, record)
     yield from _compute(shown, record)
     yield from _experts(shown.experts, COMPUTE, "kernel", record)
     yield from _experts(shown.host, CPU, "cpu_op", record)
     yield from _copies(shown.copies, context)
+    yield from _by_rules(shown, context)
     yield from _arrows(shown)
     begin, end = int(record.steps["begin_ns"][first]), int(record.steps["end_ns"][last - 1])
-    for counter in counters(record, every, context.first_slots):
+    for counter in counters(record, every, context.first_slots, context.asked):
         at, values = _between(counter, begin, end)
         yield from counts(GPU, counter.name, at, values)
 
 
-def _window(every: Tracks, record: RunRecord, first: int, last: int) -> Tracks:
-    """What belongs to the steps `first` to before `last`; copies that are under way in them."""
-    begin, end = record.steps["begin_ns"][first], record.steps["end_ns"][last - 1]
-    out = {}
-    for name, part in vars(every).items():
-        if name == "copies":
-            reaches = (part.end > begin) & (part.begin < end)
-        else:
-            reaches = (part.of["step"] >= first) & (part.of["step"] < last)
-        out[name] = part.where(reaches)
-    return replace(every, **out)
+def _threads(every: Tracks) -> dict[tuple[int, int], str]:
+    """What they are called; the slowed link stands below the link, where there is one."""
+    if not len(every.slowed):
+        return THREADS
+    link = {LINK: THREADS[LINK], SLOWED: f"{THREADS[LINK]}, slowed by the host"}
+    return {place: text for place, text in THREADS.items() if place != CPU} | link | {CPU: THREADS[CPU]}
 
 
 def _between(counter: Counter, begin: int, end: int) -> tuple[Int, dict[str, Any]]:
@@ -103,7 +107,7 @@ def _word(words: Sequence[str], codes: Int) -> tuple[str, Any]:
     return '"%s"', np.array(words, object)[codes]
 
 
-def _ids(part: Slices, *columns: str) -> dict[str, tuple[str, Any]]:
+def _ids(part: Slices, *columns: str) -> Args:
     return {name: _number(part.of[name]) for name in columns}
 
 
@@ -157,12 +161,22 @@ def _experts(x: Slices, place: tuple[int, int], category: str, record: RunRecord
 
 def _copies(c: Slices, context: Context) -> Iterator[str]:
     """Transfers that moved data. A victim is named like the expert it was."""
-    copy, expert = np.divmod(c.of["victim"], context.layers * context.n_experts)
-    layer, expert = np.divmod(expert, context.n_experts)
-    rows = zip(c.of["victim"].tolist(), layer.tolist(), expert.tolist(), copy.tolist(), strict=True)
-    victims = [f'"L{a}.E{b}{LOW[low]}"' if victim >= 0 else "null" for victim, a, b, low in rows]
+    admitted, place = c.of["cause"] == ADMISSION, c.of["place"]
+    for word, mine in (("", (place == SLOT) & ~admitted), ("admit ", admitted)):
+        found = c.where(mine)
+        args = _copied(found, _went(found, context))
+        yield from slices(LINK, "gpu_memcpy", _named(found, word), found.begin, found.end, args)
+    found = c.where(place == REMOTE)
+    yield from slices(LINK, "gpu_memcpy", _named(found, "remote "), found.begin, found.end, _copied(found, {}))
+    found = c.where(place == STAGE)
+    args = _copied(found, {"experts": _number(found.of["n"]), "unwanted": _number(found.of["unwanted"])})
+    yield from slices(LINK, "gpu_memcpy", _streamed(found), found.begin, found.end, args)
+
+
+def _copied(c: Slices, more: Args) -> Args:
+    """What there is to say of every transfer over the link, and what more there is of some."""
     spent = np.maximum(c.end - c.begin, 1)
-    args = {
+    return {
         "device": ("0%.0s", c.begin),
         "stream": (f"{LINK[1]}%.0s", c.begin),
         "correlation": _number(c.of["row"]),
@@ -171,25 +185,55 @@ def _copies(c: Slices, context: Context) -> Iterator[str]:
         "cause": _word(CAUSES, c.of["cause"]),
         "promoted": _word(("no", "yes"), c.of["promoted"]),
         "queue_wait_us": ("%.3f", (c.begin - c.of["queued"]) / 1000),
-        "victim": ("%s", np.array(victims, object)),
+        **more,
         "outcome": _word(OUTCOMES, c.of["outcome"]),
     }
-    yield from slices(LINK, "gpu_memcpy", _named(c), c.begin, c.end, args)
 
 
-def _named(part: Slices) -> tuple[str, tuple[Any, ...]]:
+def _went(c: Slices, context: Context) -> Args:
+    """Whose slot a copy took."""
+    copy, expert = np.divmod(c.of["victim"], context.layers * context.n_experts)
+    layer, expert = np.divmod(expert, context.n_experts)
+    rows = zip(c.of["victim"].tolist(), layer.tolist(), expert.tolist(), copy.tolist(), strict=True)
+    victims = [f'"L{a}.E{b}{LOW[low]}"' if victim >= 0 else "null" for victim, a, b, low in rows]
+    return {"victim": ("%s", np.array(victims, object))}
+
+
+def _streamed(c: Slices) -> tuple[str, tuple[Any, ...]]:
+    """What a copy into a stage is called: the experts that it brings, and whether nobody ran any of them."""
+    last = c.of["expert"] + c.of["n"] - 1
+    several = [f"..E{e}" if n > 1 else "" for e, n in zip(last.tolist(), c.of["n"].tolist(), strict=True)]
+    unwanted = np.array(("", " unwanted"), object)[(c.of["unwanted"] == c.of["n"]).astype(np.int64)]
+    return "stream L%d.E%d%s%s", (c.of["layer"], c.of["expert"], np.array(several, object), unwanted)
+
+
+def _by_rules(shown: Tracks, context: Context) -> Iterator[str]:
+    """What only runs with plan.on_miss have: what the host pays once a visit, admissions that found no room, and when
+    the host slowed the link."""
+    v, r, w = shown.host_visits, shown.rejected, shown.slowed
+    yield from slices(CPU, "cpu_op", ("cpu visit L%d", (v.of["layer"],)), v.begin, v.end, _ids(v, "step", "layer"))
+    about = {"correlation": _number(r.of["row"]), **_ids(r, "layer", "expert")}
+    name = ("admission rejected L%d.E%d", (r.of["layer"], r.of["expert"]))
+    yield from instants(LINK, "admission", name, r.begin, about)
+    about = {"correlation": _number(w.of["row"]), **_ids(w, "layer", "expert")}
+    about["sure"] = (f'"{how_sure(context.asked)}"%.0s', w.begin)
+    yield from slices(SLOWED, "slowed", ("slowed by the host", ()), w.begin, w.end, about, "bad")
+
+
+def _named(part: Slices, front: str = "") -> tuple[str, tuple[Any, ...]]:
     """What a slice of an expert is called."""
-    return "L%d.E%d%s", (part.of["layer"], part.of["expert"], np.array(LOW, object)[part.of["low"]])
+    words = np.array(LOW, object)[part.of["low"]], np.array(RAN, object)[part.of["place"]]
+    return f"{front}L%d.E%d%s%s", (part.of["layer"], part.of["expert"], *words)
 
 
 def _arrows(shown: Tracks) -> Iterator[str]:
     """From each copy to the first execution that it serves, where both are shown."""
     uses = shown.experts.where(
-        (shown.experts.of["first"] == 1) & np.isin(shown.experts.of["copy"], shown.copies.of["row"])
+        (shown.experts.of["first"] == 1) & np.isin(shown.experts.of["run"], shown.copies.of["run"])
     )
-    order = np.argsort(shown.copies.of["row"])
-    row = shown.copies.of["row"][order]
-    left = shown.copies.begin[order][np.searchsorted(row, uses.of["copy"])]
+    order = np.argsort(shown.copies.of["run"])
+    run = shown.copies.of["run"][order]
+    left = shown.copies.begin[order][np.searchsorted(run, uses.of["run"])]
     yield from arrows(LINK, COMPUTE, uses.of["copy"], left, uses.begin)
 
 

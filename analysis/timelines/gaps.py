@@ -1,10 +1,11 @@
 """What the GPU did when no expert ran, for each visit of a full record: decision, stall, overhead, wait for the host.
 
 Between its routed instant and its end a visit is its executions and the gaps before, between and after them. The
-record has, for each visit, how long it stalled and how long it waited for the host; that wait comes last, and stalls
-come only in front of a group. What else is in the gaps is **overhead**: a group's set-up, and on a device whatever
-passes between kernels. On the virtual machines every group has the same overhead, `experts_ns` less what the experts
-ran, shared equally, and the rest of the gap in front of it is stall, to the nanosecond.
+record has, for each visit, how long it stalled and how long it waited for the host; that wait comes last (or first,
+where the host goes first), and stalls come in front of a group, or of the end of a visit that waits for copies that it
+does not run. What else is in the gaps is **overhead**: a group's set-up, and on a device whatever passes between
+kernels. On the virtual machines every group has the same overhead but one that is read over the link, which has none:
+`experts_ns` less what the experts ran, shared equally; the rest of the gap in front of it is stall, to the nanosecond.
 
 A device's overhead differs from group to group. There a visit's stall is laid into the gaps in front of its groups in
 proportion to them: the visit's sums are right, the border between stall and overhead in one gap is an estimate. And
@@ -12,12 +13,13 @@ its decisions end after the routed instant, when the work has been given out: th
 of the first group, in proportion again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.machines.record import Group, RunRecord
+from sim.machines.record import RunRecord
 from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
@@ -28,7 +30,8 @@ SMALL = 2**31  # ns: products of two such durations fit int64
 @dataclass(frozen=True)
 class Gaps:
     """In order of time, int64 [n]: begin and end ns, the visit, and how the gap divides: first `decide`, then stall,
-    then `overhead` ns. `leads`: it is in front of a group, so that it may hold stall; `first`: in front of the first.
+    then `overhead` ns. `leads`: it is in front of a group, or all there is of its visit, so that it may hold stall;
+    `first`: in front of the first group; `pays`: in front of one that has a set-up.
     """
 
     begin: Int
@@ -36,6 +39,7 @@ class Gaps:
     visit: Int
     leads: Bool
     first: Bool
+    pays: Bool
     decide: Int
     overhead: Int
 
@@ -45,24 +49,34 @@ class Gaps:
         return self.begin + self.decide, self.end - self.overhead
 
 
-def gaps(record: RunRecord, visit: Int, group: Int, begin: Int, end: Int, decide_ns: int) -> Gaps:
-    """The gaps of every visit. visit, group, begin, end: of the executions on the GPU, in order; decide_ns: what of the
-    counted decisions comes after the routed instant."""
-    visits = record.groups["visits"]
-    found = _between(visits, visit, group, begin, end)
+class Ran(NamedTuple):
+    """The executions on the GPU, in order, [n] each; remote: read over the link while they ran."""
+
+    visit: Int
+    group: Int
+    begin: Int
+    end: Int
+    remote: Bool
+
+
+def gaps(record: RunRecord, ran: Ran, free: tuple[Int, Int], decide_ns: int) -> Gaps:
+    """The gaps of every visit. free: from when to when, ns [visits], the GPU did not wait for the host; decide_ns: what
+    of the counted decisions comes after the routed instant."""
+    visits, (visit, _, begin, end, _) = record.groups["visits"], ran
+    found = _between(*free, ran)
     spans = found.end - found.begin
     counted = visits["step"] >= record.warmup_steps
-    ran = int((end - begin)[counted[visit]].sum())
+    computed = int((end - begin)[counted[visit]].sum())
     stalled = np.sum([visits[f"stall_{cause}_ns"] for cause in STALLS], axis=0)
-    overhead = _equal(found, spans, counted, record.counters["experts_ns"] - ran)
+    overhead = _equal(found, spans, counted, record.counters["experts_ns"] - computed)
     left = _sums(found.visit, spans - overhead, len(stalled))
     odd = left != stalled
     if odd.any() or decide_ns:
-        free = np.where(found.leads, spans, 0)
-        room = np.minimum(_sums(found.visit, free, len(stalled)), stalled)
-        overhead = np.where(odd[found.visit], spans - _within(found.visit, free, room), overhead)
+        may = np.where(found.leads, spans, 0)
+        room = np.minimum(_sums(found.visit, may, len(stalled)), stalled)
+        overhead = np.where(odd[found.visit], spans - _within(found.visit, may, room), overhead)
     decide = _decide(found, overhead, counted[found.visit], decide_ns)
-    return Gaps(found.begin, found.end, found.visit, found.leads, found.first, decide, overhead - decide)
+    return replace(found, decide=decide, overhead=overhead - decide)
 
 
 def _decide(found: Gaps, overhead: Int, counted: Bool, decide_ns: int) -> Int:
@@ -73,27 +87,27 @@ def _decide(found: Gaps, overhead: Int, counted: Bool, decide_ns: int) -> Int:
     return out
 
 
-def _between(visits: Group, visit: Int, group: Int, begin: Int, end: Int) -> Gaps:
+def _between(begins: Int, until: Int, ran: Ran) -> Gaps:
     """The gap before each execution and, without the wait for the host, behind the last of each visit."""
-    n = len(visits["step"])
+    visit, n = ran.visit, len(begins)
     per_visit = np.bincount(visit, minlength=n)
     new = changes(visit)
-    before = np.where(new, visits["routed_ns"][visit], np.append(0, end)[:-1])
+    before = np.where(new, begins[visit], np.append(0, ran.end)[:-1])
     last = np.cumsum(per_visit) - 1
-    behind = np.where(per_visit > 0, np.append(end, 0)[last], visits["routed_ns"])
-    tail = np.maximum(visits["end_ns"] - visits["cpu_wait_ns"], behind)
+    behind = np.where(per_visit > 0, np.append(ran.end, 0)[last], begins)
+    tail = np.maximum(until, behind)
     every = np.arange(n)
     order = np.argsort(
         np.concatenate([2 * visit, 2 * every + 1]), kind="stable"
     )  # a visit's last gap behind its others
+    leads, none = new | changes(ran.group), np.zeros(n, bool)
     columns = (
-        (before, behind), (begin, tail), (visit, every),
-        (new | changes(group), np.zeros(n, bool)), (new, np.zeros(n, bool)),
+        (before, behind), (ran.begin, tail), (visit, every),
+        (leads, per_visit == 0), (new, none), (leads & ~ran.remote, none),
     )  # fmt: skip
-    joined = [np.concatenate(pair)[order] for pair in columns]
-    at, until, of, leads, first = joined
+    at, ends, of, leads, first, pays = (np.concatenate(pair)[order] for pair in columns)
     nothing = np.zeros(len(order), np.int64)
-    return Gaps(at, np.maximum(until, at), of, leads, first, nothing, nothing)
+    return Gaps(at, np.maximum(ends, at), of, leads, first, pays, nothing, nothing)
 
 
 def changes(values: Int) -> Bool:
@@ -112,9 +126,9 @@ def _sums(owner: Int, values: Int, n: int) -> Int:
 
 def _equal(found: Gaps, spans: Int, counted: Bool, total: int) -> Int:
     """The same overhead in front of every group, none elsewhere, if the counted ones can add up to `total`; else 0."""
-    n = int(found.leads[counted[found.visit]].sum())
+    n = int(found.pays[counted[found.visit]].sum())
     each = total // n if n and total % n == 0 and total >= 0 else 0
-    return np.where(found.leads & (spans >= each), each, 0)
+    return np.where(found.pays & (spans >= each), each, 0)
 
 
 def shared(spans: Int, counted: Bool, total: int) -> Int:

@@ -7,7 +7,7 @@ integral at the bin's two edges, so that bins add up to the record's own totals.
 import numpy as np
 import numpy.typing as npt
 
-from analysis.timelines.copies import copy_of, first_uses, ids, latest
+from analysis.timelines.copies import STAGED, copy_of, first_uses, heads, ids, kinds, latest
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
 from sim.machines.record import RunRecord
 
@@ -17,7 +17,7 @@ Int = npt.NDArray[np.int64]
 
 BINS = 400
 LANDED, UNFINISHED = OUTCOMES.index("landed"), OUTCOMES.index("unfinished")
-DEMAND = CAUSES.index("demand")
+DEMAND, ADMISSION = CAUSES.index("demand"), CAUSES.index("admission")
 
 
 def edges(record: RunRecord, bins: int = BINS) -> Float:
@@ -32,7 +32,7 @@ def link_use(record: RunRecord, at: Float) -> dict[str, Float]:
     With `at` from `edges`, shares times bin widths add up to the summary's `link_busy_ns`.
     """
     t = record.groups["transfers"]
-    moved = (t["started_ns"] >= 0) & ((t["outcome"] == LANDED) | (t["outcome"] == UNFINISHED))
+    moved = heads(t) & (t["started_ns"] >= 0) & ((t["outcome"] == LANDED) | (t["outcome"] == UNFINISHED))
     stop = np.where(t["outcome"] == LANDED, t["landed_ns"], record.steps["end_ns"][-1])
     out = {}
     for code, cause in enumerate(CAUSES):
@@ -59,21 +59,24 @@ def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[
     which have slots of their own, are counted with them.
     """
     t, end = record.groups["transfers"], int(record.steps["end_ns"][-1])
-    landed, low = t["outcome"] == LANDED, t["low"] == 1
-    on_link = t["committed_ns"] >= 0
+    in_slot = kinds(t) < STAGED
+    landed, low = (t["outcome"] == LANDED) & in_slot, t["low"] == 1
+    on_link = (t["committed_ns"] >= 0) & in_slot
     gone, first_gone = _evictions(record, n_experts, end)
     used, copy = gone.copy(), copy_of(record)
     first_used = first_uses(copy)
     begins = record.groups["executions"]["begin_ns"][first_used]
     used[copy[first_used]] = np.minimum(begins, gone[copy[first_used]])
     fetched = landed & (t["cause"] == DEMAND) & ~low
-    prefetched = landed & (t["cause"] != DEMAND) & ~low
+    admitted = landed & (t["cause"] == ADMISSION)
+    prefetched = landed & (t["cause"] != DEMAND) & ~admitted & ~low
     arrives = np.where(landed, t["landed_ns"], end)
     out = {
         "first residents": np.full(len(at) - 1, float(first)) - _mean(first_gone, at),
         "fetched on demand": _between(t["landed_ns"], gone, fetched, at),
         "prefetched, used": _between(used, gone, prefetched, at),
         "prefetched, not used yet": _between(t["landed_ns"], used, prefetched, at),
+        "admitted behind the CPU": _between(t["landed_ns"], gone, admitted, at),
         "low-precision copies": _between(t["landed_ns"], gone, landed & low, at),
         "on its way": _between(t["committed_ns"], arrives, on_link, at),
     }

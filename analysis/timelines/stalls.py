@@ -3,9 +3,10 @@
 The record has, for each visit, how long it stalled by cause; the timeline needs to know when. The cause is constant
 between two landings and follows from what the record says of the transfers (ARCHITECTURE.md, reading 4):
 
-- `late` while an expert that was in flight at the routed instant, and that this visit executes, has not landed;
-- else `held` while a demand of the visit is not committed though the link has room: fewer transfers are in flight than
-  its depth;
+- `demand` while a serial visit waits for its copies into stages;
+- else `late` while an expert that was in flight at the routed instant, and that this visit executes, has not landed;
+- else `demand` where all that is left to run is read over the link;
+- else `held` while a demand is not committed though the link has room: fewer transfers are in flight than its depth;
 - else `demand`.
 
 The depth is not in the record. Either it was reached, and then it is the most that was ever in flight, or it was
@@ -18,11 +19,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analysis.timelines.asked import Asked
+from analysis.timelines.copies import READ, STAGED, heads, kinds
+from sim.core.plan import CAUSES
 from sim.machines.record import Group, RunRecord
 from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
 DEMAND, LATE, HELD = range(3)  # of STALLS
+STREAM = CAUSES.index("stream")
+NEVER = np.iinfo(np.int64).max
 
 
 class Stalls(NamedTuple):
@@ -36,19 +42,20 @@ class Stalls(NamedTuple):
     cause: Int
 
 
-def by_cause(record: RunRecord, begin: Int, end: Int, visit: Int) -> Stalls:
+def by_cause(record: RunRecord, begin: Int, end: Int, visit: Int, asked: Asked) -> Stalls:
     """The gaps `begin` to `end` ns in which the GPU stalled, [n] each, cut where the cause changes; per visit and cause
     they add up to the record's figures."""
     visits, transfers = record.groups["visits"], record.groups["transfers"]
     said = np.stack([visits[f"stall_{cause}_ns"] for cause in STALLS], axis=1)
     cut = _cut_at_landings(begin, end, visit, transfers)
     late = cut.end <= _last_late_landing(record)[cut.visit]
-    waits = _last_demand_commit(visits, transfers)[cut.visit] > cut.begin
+    waits = (_last_demand_commit(visits, transfers)[cut.visit] > cut.begin) & ~_reads_alone(record, cut)
+    serial = cut.end <= _last_owed_landing(visits, transfers, asked)[cut.visit]
     in_flight, most = _in_flight(transfers, cut.begin)
     best = cut
     fewest = len(said) + 1
     for room in (in_flight < most, np.ones(len(in_flight), bool)):
-        cause = np.where(late, LATE, np.where(waits & room, HELD, DEMAND))
+        cause = np.where(serial, DEMAND, np.where(late, LATE, np.where(waits & room, HELD, DEMAND)))
         wrong = (_sums(cut, cause, len(said)) != said).any(axis=1)
         if wrong.sum() < fewest:
             best, fewest, odd = cut._replace(cause=cause), int(wrong.sum()), wrong
@@ -84,24 +91,65 @@ def _last_late_landing(record: RunRecord) -> Int:
     rows, v = rows[late], v[late]
     width = 1 + max(int(x["expert"].max(initial=0)), int(t["expert"].max(initial=0)))
     on_gpu = (x["cpu"] == 0) & (x["low"] == 0)
-    ran = np.isin(v * width + t["expert"][rows], (x["visit"] * width + x["expert"])[on_gpu])
+    kind, ran_as, n = kinds(t), kinds(x), len(out)
+    ran = np.isin(
+        (kind[rows] * n + v) * width + t["expert"][rows], ((ran_as * n + x["visit"]) * width + x["expert"])[on_gpu]
+    )
     np.maximum.at(out, v[ran], t["landed_ns"][rows[ran]])
     return out
 
 
 def _last_demand_commit(visits: Group, transfers: Group) -> Int:
-    """[visits]: when the last demand of each was committed, -1 without one. A demand is committed in its visit."""
+    """[visits]: when the last of the demands was committed that had been queued by then, -1 without one. A demand is
+    committed in its visit, unless it is a copy that nobody wants."""
     out = np.full(len(visits["event"]), -1, np.int64)
-    rows = np.flatnonzero((transfers["cause"] == 0) & (transfers["committed_ns"] >= 0))
+    demands = (transfers["cause"] == 0) & (kinds(transfers) != READ)
+    committed = transfers["committed_ns"] >= 0
+    rows = np.flatnonzero(demands & committed)
     v = np.searchsorted(visits["event"], transfers["event_committed"][rows]) - 1
-    np.maximum.at(out, v, transfers["committed_ns"][rows])
+    stays = kinds(transfers)[rows] == STAGED  # it may have been left over by an earlier visit
+    joined = np.where(stays & (transfers["promoted"][rows] == 0), transfers["visit"][rows], v)
+    np.maximum.at(out, joined, transfers["committed_ns"][rows])
+    never = np.flatnonzero(demands & ~committed)
+    np.maximum.at(out, transfers["visit"][never], NEVER)
+    return np.maximum.accumulate(out)
+
+
+def _last_owed_landing(visits: Group, transfers: Group, asked: Asked) -> Int:
+    """[visits]: when the last copy into a stage landed that a serial visit waits for, -1 without one: of its layer, and
+    committed by the routed instant or queued for this visit or an earlier one."""
+    out = np.full(len(visits["event"]), -1, np.int64)
+    if not asked.serial:
+        return out
+    rows = np.flatnonzero((kinds(transfers) == STAGED) & (transfers["landed_ns"] >= 0))
+    v = np.searchsorted(visits["event"], transfers["event"][rows]) - 1
+    rows, v = rows[v >= 0], v[v >= 0]
+    queued = transfers["visit"][rows]
+    target = np.where(queued >= 0, queued + asked.ahead, transfers["layer"][rows])
+    ahead = (transfers["cause"][rows] == STREAM) & (target > v)
+    ahead &= transfers["event_committed"][rows] > visits["event"][v]
+    mine = (transfers["layer"][rows] == visits["layer"][v]) & ~ahead
+    np.maximum.at(out, v[mine], transfers["landed_ns"][rows[mine]])
     return out
 
 
+def _reads_alone(record: RunRecord, cut: Stalls) -> npt.NDArray[np.bool_]:
+    """Whether what the visit has left to run at each piece is read over the link where it lies, all of it."""
+    x = record.groups["executions"]
+    on_gpu, reads = x["cpu"] == 0, kinds(x) == READ
+    last = np.full((2, len(record.groups["visits"]["event"])), -1, np.int64)
+    for which, mine in enumerate((on_gpu & ~reads, on_gpu & reads)):
+        np.maximum.at(last[which], x["visit"][mine], x["begin_ns"][mine])
+    others, remote = last[:, cut.visit]
+    return np.asarray((remote >= cut.end) & (others < cut.end), np.bool_)
+
+
 def _in_flight(transfers: Group, at: Int) -> tuple[Int, int]:
-    """(transfers committed and not landed just after each instant `at`, the most there ever were)."""
-    committed = transfers["committed_ns"] >= 0
-    landed = transfers["landed_ns"] >= 0
+    """(transfers committed and not landed just after each instant `at`, the most there ever were); several experts in
+    one transfer are one."""
+    one = heads(transfers)
+    committed = (transfers["committed_ns"] >= 0) & one
+    landed = (transfers["landed_ns"] >= 0) & one
     begins, ends = np.sort(transfers["committed_ns"][committed]), np.sort(transfers["landed_ns"][landed])
     now = np.searchsorted(begins, at, "right") - np.searchsorted(ends, at, "right")
     events = np.concatenate([transfers["event_committed"][committed], transfers["event"][landed]])

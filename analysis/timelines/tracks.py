@@ -1,9 +1,12 @@
-"""What stood where and when: the intervals of a timeline, from a full record alone.
+"""What stood where and when: the intervals of a timeline, from a full record and, where the run waited for whole
+batches of copies, a little of its spec (analysis.timelines.asked).
 
 A record holds when each visit was routed and ended, when each expert ran and when each copy started and landed. What
 the GPU did in between follows from it, because in a visit the GPU does one thing after another:
 
     dense part, decision | routed | stall, overhead, experts, stall, overhead, experts, ..., wait for the host | end
+
+(where the host goes first, beside=no, its wait stands behind `routed`)
 
 - **dense part and decision** share the time from the end of the visit before (or of the step's begin) to `routed`.
   Where the decision takes the same time in every visit, as on the virtual machines, that figure is the counter
@@ -11,7 +14,8 @@ the GPU did in between follows from it, because in a visit the GPU does one thin
   apart: the counter is shared out in proportion to those spans, so that the sum is right and a single one may not be.
 - **head** and dense layers behind the last MoE layer share the time after the last visit of a step. Without such layers
   (the usual case) it is all head; with them, the record has only their sums, shared out in proportion again.
-- **between routed and end**: `analysis.timelines.gaps`; why the GPU stalled: `analysis.timelines.stalls`.
+- **between routed and end**: `analysis.timelines.gaps`; why the GPU stalled: `analysis.timelines.stalls`; what the
+  host did, and when it slowed the link: `analysis.timelines.host`, `analysis.timelines.slowing`.
 - Experts of a group that a device ran in one kernel have one interval in the record; here they stand side by side in
   it, by tokens. A device's clocks are a little off: a copy is shown from the end of the one before it, if that is
   later.
@@ -19,15 +23,19 @@ the GPU did in between follows from it, because in a visit the GPU does one thin
 All times are int64 ns. Steps before the end of the warm-up are there too; counters and summaries do not count them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from analysis.timelines.copies import copy_of, first_uses
-from analysis.timelines.gaps import changes, gaps, shared
+from analysis.timelines.asked import NOTHING, Asked
+from analysis.timelines.copies import STAGED, copy_of, first_uses, heads, kinds, runs
+from analysis.timelines.gaps import Ran, changes, gaps, shared
+from analysis.timelines.host import HostWork, beside, by_rules, host_work, slow_spans, waits
+from analysis.timelines.instants import when
+from analysis.timelines.slowing import is_slowed
 from analysis.timelines.stalls import by_cause
-from sim.core.plan import CAUSES
+from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.errors import SpecError
 from sim.machines.record import Group, RunRecord
 
@@ -35,6 +43,8 @@ Int = npt.NDArray[np.int64]
 
 RESIDENT = len(CAUSES)  # here since before time 0, no copy brought it
 HIT, LATE, MISS = range(3)
+SLOT, REMOTE, HOST = (PLACES.index(name) for name in ("slot", "remote", "host"))
+ADMISSION, REJECTED = CAUSES.index("admission"), OUTCOMES.index("rejected")
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,12 @@ class Tracks:
     follows the last MoE layer}, decide, overhead, cpu_wait {step, layer}, stall {step, layer, cause: of
     STALLS}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
-    cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first use of its copy)}; copies
-    {row, queued, layer, expert, low, cause, promoted, bytes, victim, outcome}.
+    run (its number over the link), cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first
+    use of its copy, and not while it was read), place (of PLACES)}; copies, one for each transfer over the link {row
+    (of the first expert it brings), run, queued, layer, expert, n (experts, from that one on), unwanted (of these so
+    many landed and were never run), low, cause, promoted, bytes, victim, outcome, place}. Of runs with plan.on_miss,
+    else empty: visits of the host {step, layer}, rejected admissions {row, layer, expert; they take no time}, and
+    slowed {run, row, layer, expert}: pieces of copies in which the host took from the link.
     """
 
     steps: Slices
@@ -76,9 +90,12 @@ class Tracks:
     head: Slices
     host: Slices
     copies: Slices
+    host_visits: Slices
+    rejected: Slices
+    slowed: Slices
 
 
-def tracks(record: RunRecord) -> Tracks:
+def tracks(record: RunRecord, asked: Asked = NOTHING) -> Tracks:
     """The intervals of a full record (analysis.reading.record_check has looked at one that came from a file).
 
     Raises SpecError, one line, unless every step has a visit of every MoE layer and time goes forward.
@@ -97,26 +114,49 @@ def tracks(record: RunRecord) -> Tracks:
     decided = visits["routed_ns"] - shared(spans, counted, early)
     executed = _executions(record)
     experts = executed.where(x["cpu"] == 0)
-    waits = _waits(record, experts, record.counters["decide_ns"] - early)
-    decide = _merged(Slices(decided, visits["routed_ns"], here), waits["decide"])
-    kinds = ("hits", "late", "misses")
+    work = host_work(record)
+    host_first, host_last = waits(record, work)
+    free = visits["routed_ns"] + host_first, visits["end_ns"] - host_last
+    between = _waits(record, asked, experts, free, record.counters["decide_ns"] - early)
+    decide = _merged(Slices(decided, visits["routed_ns"], here), between["decide"])
+    classes = ("hits", "late", "misses")
+    waited = Slices(free[1], visits["end_ns"], here)
+    if host_first.any():
+        waited = _merged(Slices(visits["routed_ns"], free[0], here).where(host_first > 0), waited)
+    copies = _copies(record)
     return Tracks(
         steps=Slices(
             record.steps["begin_ns"],
             record.steps["end_ns"],
             {"step": np.arange(n_steps)} | {name: record.steps[name] for name in ("prefill", "rows")},
         ),
-        layers=Slices(begins, visits["end_ns"], here | {name: visits[name] for name in kinds}),
+        layers=Slices(begins, visits["end_ns"], here | {name: visits[name] for name in classes}),
         dense=_merged(Slices(begins, decided, here), tail),
         decide=decide,
-        overhead=waits["overhead"],
+        overhead=between["overhead"],
         experts=experts,
-        stall=waits["stall"],
-        cpu_wait=Slices(visits["end_ns"] - visits["cpu_wait_ns"], visits["end_ns"], here),
+        stall=between["stall"],
+        cpu_wait=waited,
         head=head,
         host=executed.where(x["cpu"] == 1),
-        copies=_copies(record),
+        copies=copies,
+        host_visits=Slices(work.begin, work.first, here).where(by_rules(record) & (work.first > work.begin)),
+        rejected=_rejected(record),
+        slowed=_slowed(record, asked, copies, work),
     )
+
+
+def window(every: Tracks, record: RunRecord, first: int, last: int) -> Tracks:
+    """What belongs to the steps `first` to before `last`; copies that are under way in them."""
+    begin, end = record.steps["begin_ns"][first], record.steps["end_ns"][last - 1]
+    out = {}
+    for name, part in vars(every).items():
+        if name in ("copies", "slowed", "rejected"):
+            reaches = (np.maximum(part.end, part.begin + 1) > begin) & (part.begin < end)
+        else:
+            reaches = (part.of["step"] >= first) & (part.of["step"] < last)
+        out[name] = part.where(reaches)
+    return replace(every, **out)
 
 
 def _check(record: RunRecord) -> None:
@@ -149,12 +189,16 @@ def _ends(record: RunRecord, after: Int) -> tuple[Slices, Slices, int]:
     return Slices(after, headed, {"step": step, "layer": layer}), Slices(headed, ends, {"step": step}), tail_ns
 
 
-def _waits(record: RunRecord, experts: Slices, decide_ns: int) -> dict[str, Slices]:
-    """decide (what comes after the routed instant), stall by cause, overhead: the GPU between two experts."""
-    visits = record.groups["visits"]
-    found = gaps(record, experts.of["visit"], experts.of["group"], experts.begin, experts.end, decide_ns)
+def _waits(
+    record: RunRecord, asked: Asked, experts: Slices, free: tuple[Int, Int], decide_ns: int
+) -> dict[str, Slices]:
+    """decide (what comes after the routed instant), stall by cause, overhead: the GPU between two experts. free: from
+    when to when the GPU did not wait for the host, ns [visits]."""
+    visits, of = record.groups["visits"], experts.of
+    ran = Ran(of["visit"], of["group"], experts.begin, experts.end, of["place"] == REMOTE)
+    found = gaps(record, ran, free, decide_ns)
     begin, end = found.stall
-    stalls = by_cause(record, begin, end, found.visit)
+    stalls = by_cause(record, begin, end, found.visit, asked)
 
     def slices(begin: Int, end: Int, visit: Int, **more: Int) -> Slices:
         return Slices(begin, end, {"step": visits["step"][visit], "layer": visits["layer"][visit]} | more)
@@ -190,6 +234,8 @@ def _executions(record: RunRecord) -> Slices:
     wanted = np.where(in_visit, np.where(committed < visits["event"][visit], LATE, MISS), HIT)
     wanted[x["cpu"] == 1] = MISS
     cause = np.where(brought, t["cause"][copy], RESIDENT) if len(t["cause"]) else np.full(len(copy), RESIDENT)
+    run = np.where(brought, runs(t)[copy], -1) if len(t["event"]) else landed
+    place = x["place"] if by_rules(record) else np.where(x["cpu"] == 1, HOST, SLOT)
     of = {
         "visit": visit,
         "group": x["group"],
@@ -200,9 +246,11 @@ def _executions(record: RunRecord) -> Slices:
         "tokens": x["tokens"],
         "stand_in": x["stand_in_tokens"],
         "copy": copy,
+        "run": run,
         "cause": cause,
         "wanted": wanted,
-        "first": first_uses(copy).astype(np.int64),
+        "first": (first_uses(copy) & (place != REMOTE)).astype(np.int64),
+        "place": place,
     }
     return Slices(*_apart(x), of)
 
@@ -223,13 +271,49 @@ def _apart(x: Group) -> tuple[Int, Int]:
 
 
 def _copies(record: RunRecord) -> Slices:
-    """Every transfer that started; one under way at the end of the run ends there."""
+    """Every transfer over the link that started; one under way at the end of the run ends there."""
     t = record.groups["transfers"]
-    rows = np.flatnonzero(t["started_ns"] >= 0)
-    rows = rows[np.lexsort((t["event_committed"][rows], t["started_ns"][rows]))]
-    started, landed = t["started_ns"][rows], t["landed_ns"][rows]
-    end = np.where(landed >= 0, landed, np.maximum(started, record.steps["end_ns"][-1]))
-    started = np.maximum(started, np.append(0, np.maximum.accumulate(end))[:-1])
-    end = np.maximum(started, end)
-    names = ("layer", "expert", "low", "cause", "promoted", "bytes", "victim", "outcome")
-    return Slices(started, end, {"row": rows, "queued": t["queued_ns"][rows]} | {name: t[name][rows] for name in names})
+    started, landed, run = t["started_ns"], t["landed_ns"], runs(t)
+    rows = np.flatnonzero((started >= 0) & heads(t))
+    rows = rows[np.lexsort((t["event_committed"][rows], started[rows]))]
+    begin, landed = started[rows], landed[rows]
+    end = np.where(landed >= 0, landed, np.maximum(begin, record.steps["end_ns"][-1]))
+    begin = np.maximum(begin, np.append(0, np.maximum.accumulate(end))[:-1])
+    end = np.maximum(begin, end)
+    of = {name: t[name][rows] for name in ("layer", "expert", "low", "cause", "promoted", "victim", "outcome")}
+    of |= {"row": rows, "run": run[rows], "queued": t["queued_ns"][rows]}
+    of["place"] = t["place"][rows] if by_rules(record) else np.zeros_like(rows)
+    for name, values in (("n", np.ones_like(run)), ("bytes", t["bytes"]), ("unwanted", _unwanted(record))):
+        of[name] = np.zeros(1 + run.max(initial=0), np.int64)
+        np.add.at(of[name], run, values)
+        of[name] = of[name][run[rows]]
+    return Slices(begin, end, of)
+
+
+def _unwanted(record: RunRecord) -> Int:
+    """1 for each transfer whose copy landed in a stage and was never run, int64 [transfers]."""
+    t, copy = record.groups["transfers"], copy_of(record)
+    out: Int = ((kinds(t) == STAGED) & (t["landed_ns"] >= 0)).astype(np.int64)
+    out[copy[copy >= 0]] = 0
+    return out
+
+
+def _rejected(record: RunRecord) -> Slices:
+    """Admissions that found no room when their turn came."""
+    t = record.groups["transfers"]
+    rows = np.flatnonzero((t["cause"] == ADMISSION) & (t["outcome"] == REJECTED))
+    at = when(record, t["event"][rows])
+    return Slices(at, at, {"row": rows} | {name: t[name][rows] for name in ("layer", "expert")})
+
+
+def _slowed(record: RunRecord, asked: Asked, copies: Slices, work: HostWork) -> Slices:
+    """The pieces of copies that lie beside host work, where that slows the link."""
+    names = ("run", "row", "layer", "expert")
+    if not by_rules(record):
+        return Slices(copies.begin[:0], copies.end[:0], {name: copies.of[name][:0] for name in names})
+    owner, begin, end = beside(slow_spans(record, work), copies.begin, copies.end)
+    owner, begin, end = (column[end > begin] for column in (owner, begin, end))
+    touched = np.isin(np.arange(len(copies)), owner)
+    slow = is_slowed(record, asked, copies.of["row"], copies.end - copies.begin, copies.of["bytes"], touched)
+    pieces = Slices(begin, end, {name: copies.of[name][owner] for name in names})
+    return pieces.where(np.full(len(begin), slow))

@@ -136,15 +136,17 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
 
 def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     """Write a record as `.npz`: one member `group.column` per column, counters and `meta` as JSON in member `meta`."""
+    ruled = "link_transfers" in record.counters
     facts = {
         "record_version": VERSION,
-        "causes": CAUSES[:3],
+        "causes": CAUSES if ruled else CAUSES[:3],
         "outcomes": OUTCOMES,
-        "answers": ANSWERS[:5],
+        "answers": ANSWERS if ruled else ANSWERS[:5],
         "warmup_steps": record.warmup_steps,
         "expert_bytes": record.expert_bytes,
         "low_bytes": record.low_bytes,
         "counters": record.counters,
+        **({"places": PLACES} if ruled else {}),
         **meta,
     }
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.flags import TYPES, metavar
-from sim.outcome.summary import columns
+from sim.outcome.summary import Summary, columns
 from sim.spec import YES_NO, RunSpec
 from sim.sweeps.config import Configuration
 from traces.errors import UserError
@@ -24,6 +24,7 @@ def _kind(name: str) -> str:
 
 TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
 OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
+PARTS_OF_SOME = {name for name, field in Summary.model_fields.items() if not field.is_required()}
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("id", "error"), "text"),
     **dict.fromkeys(TOP_MARKS, "bool"),
@@ -56,7 +57,12 @@ def summary_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
     bounds = summary.get("bounds") or {}
     summary["bounds"] = {name: ns for name, ns in bounds.items() if ns is not None and not name.startswith("best_")}
-    return summary
+    return {name: part for name, part in summary.items() if name not in PARTS_OF_SOME or _says(part)}
+
+
+def _says(part: Any) -> bool:
+    """Whether a row holds any figure of a part that only some runs have."""
+    return not isinstance(part, dict) or any(value is not None for value in part.values())
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
