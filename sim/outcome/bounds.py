@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sim.core.miss import REMOTE
 from sim.core.plan import GROUPS, NOT_ALL_FETCHED, Plan
 
 if TYPE_CHECKING:  # both import numba, which takes its time
@@ -98,7 +99,7 @@ def applicable(plan: Plan) -> tuple[str, ...]:
     on = plan.on_miss
     any_run = ANY if on is None else (*ANY, *HOST)
     rules = [plan.miss] if on is None or on.bulk is None else [plan.miss, on.bulk]
-    if any(rule.marks & NOT_ALL_FETCHED or rule.name == "remote" for rule in rules) or plan.rerank is not None:
+    if any(rule.marks & NOT_ALL_FETCHED or rule.kind == REMOTE for rule in rules) or plan.rerank is not None:
         return any_run
     early = on is not None and (on.ahead > 0 or (on.whole_layer and not on.serial))
     return LOSSLESS + (DEMAND if plan.prefetch is None and not early else ()) + any_run
