@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sim.errors import SpecError
+from sim.experiments import admission
 from sim.experiments.__main__ import main
 from sim.experiments.cases import Figure, Fit, TraceShape, published, run_spec
 from sim.experiments.fitting import anchors_for, fit_terms, least_squares
@@ -111,6 +112,38 @@ def test_what_a_trace_cannot_serve_is_a_row_that_says_why(folder: Path, capsys: 
 
 
 # ---- buddymoe
+
+
+def test_admission_by_hand_and_as_a_plain_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [
+        "admission",
+        "--trace",
+        folder / "t.npz",
+        "--hardware",
+        folder / "h.toml",
+        "--cache",
+        "0.5",
+        "--max-steps",
+        30,
+    ]
+    text, rows, _ = call(folder, capsys, *args)
+    table_is_well_formed(text, rows)
+    assert [row["arm"] for row in rows] == list(admission.ARMS)
+    speed = {row["arm"]: float(row["tokens_per_s"]) for row in rows}
+    for row in rows:
+        assert float(row["over_fetch_percent"]) == pytest.approx(
+            100 * (speed[row["arm"]] / speed["fetch"] - 1), abs=1e-3
+        )
+        assert (row["admitted"] == "") == (
+            row["arm"] == "fetch"
+        )  # `cpu` beside a shared memory counts its admissions: 0
+    fields = {"trace": str(folder / "t.npz"), "hardware": str(folder / "h.toml"), "engine": "llama.cpp", "cache": 0.5}
+    fields |= {"precision": "q4", "link_share": 0.7, "max_steps": 30, "miss": "cpu-admit"}
+    out, _ = simulate(RunSpec.of(fields | {"set": {"cpu-admit.inserts": 2}}))
+    assert speed["cpu-admit, inserts 2"] == pytest.approx(out["tokens_per_s"], rel=1e-5)
+    assert (
+        f"admission is best in {int(max(speed, key=speed.__getitem__).startswith('cpu-admit'))} of 1 settings" in text
+    )
 
 
 def test_buddymoe_stands_beside_the_published_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,8 +107,8 @@ def _foot(rows: Sequence[Row]) -> list[str]:
             lost = gain(speed[f"{kind}, inserts {INSERTS[-1]}"], limited) or 0.0
             least, most = (min(least, lost), most) if kind == "cpu-admit" else (least, min(most, lost))
     return [
-        f"admission is best in {best} of {len(settings)} settings: in {hesitant} of them after 2 misses where a slot is "
-        "free and 8 where another must go (`cpu-admit`), in the others whatever is missed (`at once`)",
+        f"admission is best in {best} of {len(settings)} settings: in {hesitant} of them after 2 misses where a slot "
+        "is free and 8 where another must go (`cpu-admit`), in the others whatever is missed (`at once`)",
         f"without a limit against the best limit: {least:+.1f} % at worst with that hysteresis, {most:+.1f} % at once",
     ]
 
