@@ -23,7 +23,7 @@ from sim import profile
 from sim.machines import compiled
 from sim.machines.record import RunRecord
 from tests.plans import plan
-from tests.runs_by_hand import made, record, simulated, written
+from tests.runs_by_hand import ARGUMENTS, made, record, simulated, written
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, Path]:
-    return simulated(folder)
+    ahead = ["--miss", "stream", "--ahead", "1", "--merge", "runs", "--record", "full"]
+    return simulated(folder, *ARGUMENTS, ahead=ahead)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_occupancy_and_link_by_hand() -> None:
 
 
 def test_bins_add_up_to_the_record(runs: dict[str, Path]) -> None:
-    for run in load([runs["lru"], runs["fifo"]], 2):
+    for run in load([runs["lru"], runs["fifo"], runs["ahead"]], 3):
         assert run.record is not None
         at = series.edges(run.record)
         busy = sum(float((share * np.diff(at)).sum()) for share in series.link_use(run.record, at).values())
