@@ -18,8 +18,10 @@ from analysis.pages.trace_sections import averaged
 from analysis.reading.load import load
 from analysis.reading.run import Run
 from analysis.report import MAX_PAGE_BYTES, main
+from analysis.showing.palette import ANSWER, CAUSE, SLOT
 from analysis.timelines import series
 from sim import profile
+from sim.core.plan import ANSWERS, CAUSES
 from sim.machines import compiled
 from sim.machines.record import RunRecord
 from tests.plans import plan
@@ -179,6 +181,11 @@ def test_bins_add_up_to_the_record(runs: dict[str, Path]) -> None:
         whole, low = tables.slots(run)
         total = sum(series.occupancy(run.record, run.trace["n_experts"], whole, at).values())
         assert (whole, low) == (16, 0) and np.allclose(total, 16)
+
+
+def test_everything_has_a_colour_of_its_own() -> None:
+    for meant, words in ((CAUSE, CAUSES), (ANSWER, ANSWERS), (SLOT, SLOT)):
+        assert set(meant) == set(words) and len(set(meant.values())) == len(meant)
 
 
 def test_answers_by_layer_by_hand() -> None:

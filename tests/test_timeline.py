@@ -113,6 +113,21 @@ def test_plans_of_what_comes_on_a_miss_hold_every_law(chunk: int, machine: Any) 
         check_slowing(t, made, record)
 
 
+def test_a_slowed_link_is_seen_where_the_spec_does_not_say_it() -> None:
+    """Nothing is shown of a run whose link is not slowed, and what is shown is what the spec would have said."""
+    seen = 0
+    for seed in range(150):
+        made = plan_of(seed)
+        record, said = compiled.run(made, full=True), context(made)
+        found = Timeline(parse(events(record, replace(said, asked=replace(said.asked, link_share=None)))))
+        slices = [(begin, end) for begin, end, _ in found.slices[SLOWED]]
+        assert {e["args"]["sure"] for *_, e in found.slices[SLOWED]} <= {"seen: copies last longer beside the host"}
+        if slices:
+            assert slices == [(begin, end) for begin, end, _ in Timeline(parse(events(record, said))).slices[SLOWED]]
+            seen += 1
+    assert seen >= 5
+
+
 def check_slowing(t: Timeline, made: Plan, record: RunRecord) -> None:
     """Where nothing else bears on it, a copy lasts its time, less what it lost in the pieces shown as slowed; each
     visit that begins meanwhile may cost a rounding."""
