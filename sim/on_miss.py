@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import eviction, miss
-from sim.core.plan import SPLIT_PARAMS, OnMiss, Plan
+from sim.core.plan import SPLIT_PARAMS, Choice, OnMiss, Plan
 from sim.costs.roofline import cpu_visit_ns, run_ns
 from sim.errors import SpecError
 from sim.policies.kinds import BULK, SPLIT, Value
@@ -79,20 +79,21 @@ class Rules:
         """Whether the host may compute an expert."""
         return self.few.may_answer_cpu(dict(self.miss_given)) or (self.many is not None and self.many.answers_cpu)
 
-    def streams(self, rule: Policy | None, lacks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """bool [L]: layers in whose visits of that rule copies may go into stages. lacks: layers whose slots, if they
-        have any, a newcomer never takes."""
-        if rule is None:
-            return np.zeros_like(lacks)
-        if rule.kind == miss.SPLIT:
-            given = self.miss_given if self.few.kind == miss.SPLIT else self.bulk_given
-            return lacks | bool(rule.choice(dict(given)).params[SPLIT_PARAMS.index("keep")] == 0)
-        return np.ones_like(lacks) if rule.kind == miss.STREAM else lacks & (rule.kind not in NEVER_FETCH)
-
     def streaming(self, plan: Plan) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The layers that may stream in steps of few rows and in those of many, bool [L] each."""
         lacks = layers_lacking(plan)
-        return self.streams(self.few, lacks), self.streams(self.many, lacks)
+        many = None if self.many is None else self.many.choice(dict(self.bulk_given))
+        return may_stream(plan.miss, lacks), may_stream(many, lacks)
+
+
+def may_stream(rule: Choice | None, lacks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """bool [L]: layers in whose visits of that rule copies may go into stages. lacks: layers whose slots, if they have
+    any, a newcomer never takes."""
+    if rule is None:
+        return np.zeros_like(lacks)
+    if rule.kind == miss.SPLIT:
+        return lacks | bool(rule.params[SPLIT_PARAMS.index("keep")] == 0)
+    return np.ones_like(lacks) if rule.kind == miss.STREAM else lacks & (rule.kind not in NEVER_FETCH)
 
 
 def layers_lacking(plan: Plan) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from runtime.experts.layout import Layout
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore
 from runtime.replaying.machine import Machine
+from runtime.replaying.stages import stages_of
 from runtime.replaying.work import Job
 from sim.core.plan import Plan
 from sim.machines.record import RunRecord
@@ -45,7 +46,7 @@ class Checked:
     def read_back(self) -> None:
         """Nothing."""
 
-    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
+    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job], later: Any = ()) -> None:
         self.jobs = jobs
 
     def expert(self, g: int, slot: int) -> None:
@@ -75,7 +76,7 @@ def store_for(plan: Plan, port: Port, kind: type[ExpertStore] = ExpertStore) -> 
     low = None if plan.low is None else LowLayout.of(SMALL.elements, "q8")
     low_slots = [] if plan.low is None else plan.low.slots.tolist()
     sizes = plan.experts.shape[1], plan.n_experts
-    return kind(port, SMALL, *sizes, plan.slots.tolist(), Numbered(), None, low, low_slots)
+    return kind(port, SMALL, *sizes, plan.slots.tolist(), Numbered(), None, low, low_slots, stages_of(plan))
 
 
 def machine_on(

@@ -11,7 +11,7 @@ import numpy as np
 from sim.core import eviction, miss
 from sim.core.plan import ADMIT_PARAMS, ANSWERS_CPU, SPLIT_PARAMS, SUBSTITUTE_PARAMS, Choice, Costs, OnMiss, Plan
 from sim.policies.registry import MISS
-from tests.plans import EVICTIONS, SUBSTITUTES, named, plan, prefetch_of, scored, substitute_of
+from tests.plans import EVICTIONS, SUBSTITUTES, low_of, named, plan, prefetch_of, scored, substitute_of
 
 STATIC = Choice("static", eviction.STATIC)
 SCORED = ("lfu", "decayed", "window-score", "activation-matrix")  # evictions that have a score to compare
@@ -47,6 +47,16 @@ def plan_of(seed: int, old: bool = False) -> Plan:
     if rng.random() < (0.85 if base.miss.name == "cpu-admit" else 0.3):
         base = _with_a_backlog(base)
     return base if old else replace(base, on_miss=_on_miss_of(rng, base))
+
+
+def plan_with_low_copies_of(seed: int) -> Plan:
+    """The same where low-precision copies are an answer, too, if they may be: other rules than these have stages for
+    what they themselves copy."""
+    made, rng = plan_of(seed), np.random.default_rng([seed, 16])
+    if made.miss.name not in OLD_RULES or made.eviction is STATIC:
+        return made
+    params = sorted(rng.choice([0.2, 0.5, 0.8, 0.95], 2, replace=False))
+    return replace(made, miss=named(MISS["hobbit"], params), low=low_of(rng, made))
 
 
 def _base(rng: np.random.Generator, old: bool) -> Plan:

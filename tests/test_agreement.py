@@ -8,7 +8,7 @@ from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.groups import totals_by_rules
-from tests.on_miss_plans import plan_of
+from tests.on_miss_plans import plan_of, plan_with_low_copies_of
 from tests.plans import random_lossy_plan, random_plan
 from tests.reference import simulate
 
@@ -61,3 +61,8 @@ def test_the_machines_agree_with_the_reference(chunk: int) -> None:
 def test_they_agree_on_what_engines_do_on_a_miss(chunk: int) -> None:
     for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
         assert check(plan_of(seed)) is None, seed
+
+
+def test_they_agree_where_copies_of_low_precision_stand_beside_those_in_stages() -> None:
+    for seed in range(2000):
+        assert check(plan_with_low_copies_of(seed)) is None, seed

@@ -109,6 +109,21 @@ def test_copies_land_once_each_in_their_order_and_none_while_the_lock_is_held(na
 
 
 @ports
+def test_several_copies_as_one_land_once_when_all_are_there(name: str) -> None:
+    with PORTS[name]() as port:
+        slots, sources = ([port.alloc_device(4, f"{what} {i}") for i in range(3)] for what in ("slot", "expert"))
+        for i, source in enumerate(sources):
+            source.tensor.fill_(i + 1)
+        parts = [(slot.tensor, source.tensor) for slot, source in zip(slots, sources, strict=True)]
+        landed: list[list[list[int]]] = []
+        copy = port.link.transfer(parts, lambda *_: landed.append([slot.tensor.tolist() for slot in slots]))
+        copy.declare(7)
+        port.wait_until(lambda: len(landed) > 0)
+        port.sync()
+        assert landed == [[[1] * 4, [2] * 4, [3] * 4]] and copy.done()
+
+
+@ports
 def test_the_host_stream_runs_beside_and_in_order(name: str) -> None:
     with PORTS[name]() as port:
         seen: list[int] = []

@@ -19,7 +19,8 @@ What is different from a replay, and how it is settled:
 * A re-ranking policy that leaves a token its set of experts leaves it the model's own weights, to the last bit; for a
   set that changed the weights are the policy's.
 * The next step is foretold for prefetchers that look beyond this one: one row for each request named `then`.
-* What reads the future, or a whole trace, is refused by name.
+* What reads the future, or a whole trace, is refused by name; so is what an engine does on a miss beyond one rule and
+  slots everywhere (plan.OnMiss), whose arrays are of steps that are not known here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
 from sim.catalog.model_spec import ModelSpec
+from sim.core import eviction
 from sim.core import log as lg
 from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
@@ -43,14 +45,33 @@ from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
 from sim.machines.record import RunRecord
+from sim.on_miss import OWN
 from sim.policies.registry import find
 from sim.prepare import Setting, low_precision, prepare
-from sim.spec import RunSpec
+from sim.spec import RunSpec, came_later
 from traces.format.trace import RoutingTrace
 
 BY_RANK = ("cache-prior", "max-rank")  # re-ranking policies that choose all of a token's experts anew, by logit
 FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled whenever it is used up
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
+
+
+def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
+    """Raises SpecError for a plan with an OnMiss; it names the first field that asked for it."""
+    if plan.on_miss is None:
+        return
+    asked = {name: getattr(spec, name) != field.default for name, field in RunSpec.model_fields.items()}
+    because = {name: asked[name] for name in asked if came_later(name) and name not in ("ram", "dense_on_host")} | {
+        "miss": plan.miss.kind in OWN,
+        "eviction": plan.eviction.kind == eviction.STATIC,
+        "cache": bool((plan.slots == 0).any()),
+        "hardware": True,  # what its host costs
+    }
+    name = next(name for name, is_so in because.items() if is_so)
+    raise SpecError(
+        f"{name}: {getattr(spec, name)}: what an engine does on a miss needs the steps of the run, which a closed loop "
+        "learns as it goes; sim.run and runtime.replay can, from a trace"
+    )
 
 
 class ClosedLoop:
@@ -81,6 +102,7 @@ class ClosedLoop:
             update={"prefetch": "none", "set": own, "calibration": used or None, "warmup_steps": 0}  # one blank step
         )
         self.setting: Setting = prepare(plain, trace=shape.blank(), calibration=calibration, model=priced_as)
+        _refuse_on_miss(spec, self.setting.plan)
         self.needs_logits = keep_logits or self.setting.plan.logits is not None
         self.rerank = None if self.setting.plan.rerank is None else spec.rerank
         self._room = Room(shape, self.live_prefetch)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from runtime.device.host_memory import host_bytes
-from runtime.device.port import NOTHING, TIMEOUT_S, Buffer, Declared, DeviceError, Landed
+from runtime.device.port import NOTHING, TIMEOUT_S, Buffer, Declared, DeviceError, Landed, Parts
 from runtime.device.worker import RealPort, asks_device, failing, give_way
 
 REGISTERED_FROM = 1 << 20  # bytes; for less, torch's own allocator wastes little
@@ -130,6 +130,9 @@ class DeviceCopy(DeviceEvent):
         super().__init__(port, stream)
         self.begin, self.landed = begin, landed
 
+    def declare(self, ns: int) -> None:
+        """It lasts what it lasts."""
+
     @property
     def started_ns(self) -> int | None:
         return self.begin.time_ns() if self.begin.done() else None
@@ -149,12 +152,16 @@ class DeviceStream:
     def copy(
         self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> DeviceCopy:
+        return self.transfer([(dst, src)], landed, declared)
+
+    def transfer(self, parts: Parts, landed: Landed | None = None, declared: Declared = NOTHING) -> DeviceCopy:
         with failing("a copy"):
             self.port.renew()
             torch.accelerator.set_stream(self.stream)
             try:
                 begin = DeviceEvent(self.port, self.stream)
-                dst.copy_(src, non_blocking=True)
+                for dst, src in parts:
+                    dst.copy_(src, non_blocking=True)
                 copy = DeviceCopy(self.port, begin, landed, self.stream)
             finally:
                 torch.accelerator.set_stream(self.port.compute.stream)

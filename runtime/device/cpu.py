@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.device.host_memory import host_bytes
-from runtime.device.port import NOTHING, TIMEOUT_S, Declared, Event, Landed
+from runtime.device.port import NOTHING, TIMEOUT_S, Declared, Event, Landed, Parts
 from runtime.device.worker import Mark, RealPort, Worker, failing, give_way
 from traces.errors import UserError
 
@@ -25,14 +25,20 @@ SPIN_NS = 120_000  # sleeping is late by up to about this much
 
 
 class HostCopy(Mark):
-    """A copy that the host makes; it is to last `ns` at least."""
+    """A copy that the host makes, or several as one; it is to last `ns` at least."""
 
-    def __init__(
-        self, port: RealPort, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None, ns: int = 0
-    ) -> None:
+    def __init__(self, port: RealPort, parts: Parts, landed: Landed | None, ns: int = 0) -> None:
         super().__init__(port)
-        self.dst, self.src, self.landed, self.ns = dst, src, landed, ns
+        self.parts, self.landed, self.ns = parts, landed, ns
         self.started_ns: int | None = None
+
+    def declare(self, ns: int) -> None:
+        """It lasts what it lasts."""
+
+    def move(self) -> None:
+        """The bytes."""
+        for dst, src in self.parts:
+            dst.copy_(src)
 
     def tell(self) -> None:
         """It has landed."""
@@ -51,17 +57,20 @@ class PacedLink(Worker):
     def copy(
         self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> HostCopy:
+        return self.transfer([(dst, src)], landed, declared)
+
+    def transfer(self, parts: Parts, landed: Landed | None = None, declared: Declared = NOTHING) -> HostCopy:
         self.port.check()
         with self.port.lock:
             follows, self.under_way = self.under_way > 0, self.under_way + 1
-        ns = int(src.numel() * src.element_size() / self.gbps) + (0 if follows else self.latency_ns)
-        job = HostCopy(self.port, dst, src, landed, ns)
+        nbytes = sum(src.numel() * src.element_size() for _, src in parts)
+        job = HostCopy(self.port, parts, landed, int(nbytes / self.gbps) + (0 if follows else self.latency_ns))
         self.jobs.put(lambda: self._run(job))
         return job
 
     def _run(self, job: HostCopy) -> None:
         job.started_ns = start = time.perf_counter_ns()
-        job.dst.copy_(job.src)
+        job.move()
         late = time.perf_counter_ns() - (start + job.ns)
         self.copies += 1
         if late > 0:
@@ -92,7 +101,10 @@ class HostStream:
     def copy(
         self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> HostCopy:
-        self.queue.append(HostCopy(self.port, dst, src, landed))
+        return self.transfer([(dst, src)], landed, declared)
+
+    def transfer(self, parts: Parts, landed: Landed | None = None, declared: Declared = NOTHING) -> HostCopy:
+        self.queue.append(HostCopy(self.port, parts, landed))
         return self.queue[-1]
 
     def work_off(self) -> None:
@@ -101,7 +113,7 @@ class HostStream:
             copy = self.queue.popleft()
             copy.started_ns = time.perf_counter_ns()
             with failing("a copy"):
-                copy.dst.copy_(copy.src)
+                copy.move()
                 self.settle()
             copy.set()
             copy.tell()

@@ -49,6 +49,7 @@ class Buffer:
 
 Access = tuple[Buffer, Hashable]  # a buffer, and which part of it
 Landed = Callable[[int, int], None]
+Parts = Sequence[tuple[torch.Tensor, torch.Tensor]]  # destination and source of each copy
 
 
 class Declared(NamedTuple):
@@ -84,6 +85,9 @@ class Copy(Event, Protocol):
     def started_ns(self) -> int | None:
         """When it began to move data, None where it has not, or where the device tells only at the end."""
 
+    def declare(self, ns: int) -> None:
+        """By the plan it lasts so long after all; see Declared."""
+
 
 class Stream(Protocol):
     """Work in order."""
@@ -105,6 +109,9 @@ class CopyStream(Stream, Protocol):
         self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> Copy:
         """Copy bytes, either way between host and device."""
+
+    def transfer(self, parts: Parts, landed: Landed | None = None, declared: Declared = NOTHING) -> Copy:
+        """Several copies one after another as one, which begins with the first and lands with the last."""
 
 
 class Port(Protocol):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from runtime.device.port import NOTHING, Access, Buffer, Declared, DeviceError, Landed
+from runtime.device.port import NOTHING, Access, Buffer, Declared, DeviceError, Landed, Parts
 from runtime.device.races import Clock, Races, join
 from runtime.device.worker import failing
 
@@ -53,6 +53,9 @@ class Op:
             return None
         return self.start_ns()
 
+    def declare(self, ns: int) -> None:
+        self.planned_ns = ns
+
     def may_run(self) -> bool:
         return self.after is None or self.after.done()
 
@@ -84,7 +87,10 @@ class VirtualStream:
     def copy(
         self, dst: torch.Tensor, src: torch.Tensor, landed: Landed | None = None, declared: Declared = NOTHING
     ) -> Op:
-        op = self._queue(lambda: dst.copy_(src), declared)
+        return self.transfer([(dst, src)], landed, declared)
+
+    def transfer(self, parts: Parts, landed: Landed | None = None, declared: Declared = NOTHING) -> Op:
+        op = self._queue(lambda: [dst.copy_(src) for dst, src in parts], declared)
         op.landed = landed
         return op
 

@@ -1,5 +1,9 @@
 """The expert store: every expert in one packed buffer of page-locked host memory, some of them in slots on the device.
 
+Beside the slots there may be *stages*, in which experts are executed and not kept; they are numbered behind all slots,
+and whatever takes the number of a slot takes theirs. A global id behind those of all experts (and of their
+low-precision copies) is that of a copy in a stage (sim.core.rules), whose bytes are the expert's.
+
 One expert is one buffer: the up matrix (gate and up in one where there are three), the down matrix, and biases where
 the model has them. So one transfer is one copy. The buffers of a layer lie in one slab; so do all slots, a layer's
 beside each other, numbered as the core numbers them (`State.x[g, SLOT]`), so that a grouped kernel can run over slots
@@ -76,7 +80,7 @@ class ExpertStore(Generic[W]):
     slots: of each scope, as in Plan.slots. low, low_slots: layout and slots of low-precision copies, where the plan
     has them (Plan.low): expert g's copy is expert layers * n_experts + g, and its slots follow all others. alias:
     distinct experts that the host holds of each layer (None: all); others share their bytes, which limits host memory
-    and falsifies what is computed, not how long it takes.
+    and falsifies what is computed, not how long it takes. stages: so many, numbered from `first_stage` on.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class ExpertStore(Generic[W]):
         alias: int | None = None,
         low: LowLayout | None = None,
         low_slots: Sequence[int] = (),
+        stages: int = 0,
     ) -> None:
         self.port, self.layout, self.n_experts, self.low = port, layout, n_experts, low
         self.distinct = n_experts if alias is None else min(alias, n_experts)
@@ -101,7 +106,6 @@ class ExpertStore(Generic[W]):
 
         whole = Bank(port, layout, *sizes, sum(slots), "experts", fill)
         self.banks, self.slot_bytes, self.host_bytes = [whole], whole.slots, whole.rows
-        self.all_slots = layout.weights(self.slot_bytes.view(layout.dtype))
         self.slot_weights = [layout.weights(row) for row in self.slot_bytes.view(layout.dtype)]
         self.host_weights = [layout.weights(row.view(layout.dtype)) for row in self.host_bytes]
         if low is not None:
@@ -110,7 +114,16 @@ class ExpertStore(Generic[W]):
                 low.pack(self.host_bytes[layer * self.distinct + expert].view(layout.dtype), row)
 
             self.banks.append(Bank(port, low, *sizes, sum(low_slots), "low-precision experts", quantise))
-        total = sum(slots) + sum(low_slots)
+        self.first_stage, self.stages = sum(slots) + sum(low_slots), stages
+        self.staging: Buffer | None = None
+        self.staged: list[tuple[int, W]] = []  # their number and weights, as in `regions`
+        if stages:
+            what = f"{stages} stages of {layout.nbytes / 1e6:.1f} MB"
+            self.staging = port.alloc_device(stages * layout.stride, what)
+            rows = self.staging.tensor.view(stages, layout.stride)[:, : layout.nbytes]
+            self.stage_bytes, self.staged = rows, [(self.first_stage, layout.weights(rows.view(layout.dtype)))]
+            self.stage_weights = [layout.weights(row) for row in rows.view(layout.dtype)]
+        total = self.first_stage + stages
         self.arrived: list[Event | None] = [None] * total
         self.last_read: list[Event | None] = [None] * total
         # of each slot: which of the host's buffers was copied there last
@@ -122,6 +135,9 @@ class ExpertStore(Generic[W]):
         self.slots = list(slots)
         self.first_slot = [sum(slots[:i]) for i in range(len(slots))]
         self.n_slots = sum(slots)  # low-precision ones follow
+        packed, weights = self.slot_bytes.view(self.layout.dtype), self.layout.weights
+        parts = zip(self.first_slot, self.slots, strict=True)
+        self.scopes = [(first, weights(packed[first : first + n])) for first, n in parts]
         if self.low is not None:  # a slot's number may now mean another one
             self.holds = [None] * len(self.holds)
 
@@ -136,37 +152,65 @@ class ExpertStore(Generic[W]):
 
     def source(self, g: int) -> torch.Tensor:
         """The bytes that a transfer of expert g, or of its low-precision copy, moves."""
-        return self.banks[g >= self.full].rows[self.where(g)]
+        return self._bank(g).rows[self.where(g)]
+
+    def _bank(self, g: int) -> Bank:
+        return self.banks[self.low is not None and self.full <= g < 2 * self.full]
 
     def target(self, slot: int) -> torch.Tensor:
         """The bytes of a slot."""
+        if slot >= self.first_stage:
+            return self.stage_bytes[slot - self.first_stage]
         return self.slot_bytes[slot] if slot < self.n_slots else self.banks[1].slots[slot - self.n_slots]
 
     def in_slot(self, slot: int) -> W:
         """The weights in a slot, expanded where they are of low precision."""
         if slot < self.n_slots:
             return self.slot_weights[slot]
+        if slot >= self.first_stage:
+            return self.stage_weights[slot - self.first_stage]
         assert self.low is not None
         return self.layout.weights(self.low.expand(self.target(slot), self.layout.dtype))
+
+    def regions(self, layer: int) -> list[tuple[int, W]]:
+        """The weights of neighbouring slots that a kernel may run over, (number of the first, weights [n, ...]): all of
+        the scope of a layer's experts, and all stages."""
+        return [self.scopes[0 if len(self.slots) == 1 else layer], *self.staged]
 
     def host_access(self, g: int) -> Access:
         """What reading the host's copy of expert g touches."""
         layer, expert = divmod(g % self.full, self.n_experts)
-        return self.banks[g >= self.full].slabs[layer], expert % self.distinct
+        return self._bank(g).slabs[layer], expert % self.distinct
 
     def slot_access(self, slot: int) -> Access:
         """What using a slot touches."""
+        if self.staging is not None and slot >= self.first_stage:
+            return self.staging, slot
         return self.banks[slot >= self.n_slots].device, slot
 
     def fetch(self, g: int, slot: int, landed: Landed | None = None, planned_ns: int = 0, gap_ns: int = 0) -> Copy:
         """Copy expert g into a slot over the link, when the last kernel that read the slot has run."""
-        read = self.last_read[slot]
-        if read is not None:
-            self.port.link.wait(read)
-            self.last_read[slot] = None
-        declared = Declared(planned_ns, gap_ns, [self.host_access(g)], [self.slot_access(slot)])
-        copy = self.port.link.copy(self.target(slot), self.source(g), landed, declared)
-        self.arrived[slot], self.holds[slot] = copy, self.where(g)
+        return self.fetch_together([g], [slot], landed, planned_ns, gap_ns)
+
+    def fetch_together(
+        self,
+        experts: Sequence[int],
+        slots: Sequence[int],
+        landed: Landed | None = None,
+        planned_ns: int = 0,
+        gap_ns: int = 0,
+    ) -> Copy:
+        """The same for several as one transfer, each into its own slot: they land together."""
+        for slot in slots:
+            read = self.last_read[slot]
+            if read is not None:
+                self.port.link.wait(read)
+                self.last_read[slot] = None
+        touched = [self.host_access(g) for g in experts], [self.slot_access(slot) for slot in slots]
+        parts = [(self.target(slot), self.source(g)) for g, slot in zip(experts, slots, strict=True)]
+        copy = self.port.link.transfer(parts, landed, Declared(planned_ns, gap_ns, *touched))
+        for g, slot in zip(experts, slots, strict=True):
+            self.arrived[slot], self.holds[slot] = copy, self.where(g)
         return copy
 
     def reading(self, slots: Iterable[int]) -> list[Access]:
@@ -212,6 +256,8 @@ class ExpertStore(Generic[W]):
         for bank in self.banks:
             for buffer in (bank.device, *bank.slabs):
                 self.port.free(buffer)
+        if self.staging is not None:
+            self.port.free(self.staging)
 
 
 # --- does it fit ---
@@ -234,11 +280,14 @@ def need(
     dense: Mapping[str, int],
     low: LowLayout | None = None,
     low_slots: int = 0,
+    stages: int = 0,
 ) -> Need:
     """Of a store, and of the dense part beside it on the device."""
     distinct = layers * (n_experts if alias is None else min(alias, n_experts))
     device = {"slots": slots * layout.stride, **dense}
     host = {"experts": distinct * layout.stride}
+    if stages:
+        device["stages"] = stages * layout.stride
     if low is not None:
         device["low-precision slots"] = low_slots * low.stride
         host["low-precision experts"] = distinct * low.stride

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.plan import Plan
+from sim.core.plan import PLACES, Plan
 from sim.machines.record import RunRecord
 
 # columns of each group that hold decisions; the others hold times, or are made of these
@@ -29,7 +29,20 @@ DECISIONS = {
     ),
     "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu", "low"),
 }
+RUN = ("run",)  # of transfers too, where the record has it
+STAGE, DEFERRED = PLACES.index("stage"), PLACES.index("deferred")
 AT_ONCE = ("visit", "expert", "event_queued")  # of a transfer, what is known when it is queued
+
+
+def global_ids(plan: Plan, record: RunRecord, name: str) -> Any:
+    """int64 [n]: by which id the core knows the expert of each row of `transfers` or `executions`, a copy in a stage by
+    its own (core.rules)."""
+    group, full = record.groups[name], plan.experts.shape[1] * plan.n_experts
+    layer = group["layer"] if name == "transfers" else record.groups["visits"]["layer"][group["visit"]]
+    ids = group["expert"] + layer * plan.n_experts + group["low"] * full
+    if plan.on_miss is None:
+        return ids
+    return ids + np.where(group["place"] == STAGE, full * (1 if plan.low is None else 2), 0)
 
 
 class Difference(NamedTuple):
@@ -77,31 +90,32 @@ class DecisionCheck:
     """Rows that a running log has, against the record's, as they are written."""
 
     def __init__(self, plan: Plan, record: RunRecord) -> None:
-        n_experts, full = plan.n_experts, plan.experts.shape[1] * plan.n_experts
+        self.decisions = dict(DECISIONS)
+        if plan.on_miss is not None:
+            self.decisions["transfers"] += RUN
         self.recorded: dict[str, dict[str, Any]] = {}
         for name, group in record.groups.items():
-            columns = {column: group[column] for column in DECISIONS[name]}
-            if name == "transfers":
-                columns["expert"] = group["expert"] + group["layer"] * n_experts + group["low"] * full
-            if name == "executions":
-                layer = record.groups["visits"]["layer"][group["visit"]]
-                columns["expert"] = group["expert"] + layer * n_experts + group["low"] * full
+            columns = {column: group[column] for column in self.decisions[name]}
+            if name in ("transfers", "executions"):
+                columns["expert"] = global_ids(plan, record, name)
+            if name == "executions" and plan.on_miss is not None:
+                columns["cpu"] = group["cpu"] + (group["place"] == DEFERRED)  # as the log has it
             self.recorded[name] = columns
         self.rows = dict.fromkeys(DECISIONS, 0)
         self.outcome = Outcome()
 
     def look(self, s: st.State, log: lg.Log) -> None:
         """The rows written since the last look, but for what of a transfer is not known yet. Raises Unequal."""
-        for name in DECISIONS:
+        for name, every in self.decisions.items():
             first, last = self.rows[name], getattr(s.rows, name)
-            columns = AT_ONCE if name == "transfers" else DECISIONS[name]
+            columns = AT_ONCE if name == "transfers" else every
             if last > first:
                 self._compare(name, first, last, columns, log)
                 self.rows[name] = last
 
     def finish(self, s: st.State, log: lg.Log) -> None:
         """Everything, in full, and that nothing is missing. Raises Unequal."""
-        for name, columns in DECISIONS.items():
+        for name, columns in self.decisions.items():
             recorded, rows = self.recorded[name], getattr(s.rows, name)
             if rows < len(recorded["event"]):
                 self._differs(Difference(name, rows, "event", int(recorded["event"][rows]), -1))

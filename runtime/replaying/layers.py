@@ -11,7 +11,7 @@ Multi-head latent attention runs in its absorbed form, as one cached entry of `q
 projections are two matrices of the right size together. Cross-attention of encoder-decoder models: its projections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,11 +69,19 @@ class _Layer(NamedTuple):
     ffn: Weights | None  # shared experts of an MoE layer (None: it has none), the FFN of another
 
 
+class _Aside(NamedTuple):
+    """Of a visit, for the CPU: its activations, and the sum that is added at the end of its layer."""
+
+    normed: torch.Tensor
+    total: torch.Tensor
+
+
 class CatalogWork:
     """The kernels of one model, for runtime.replaying.machine.Machine (which see, class Work).
 
     columns: for each layer of the model, the MoE layer that it leads to (sim.costs.classes.layer_columns). to_host:
-    whether experts may be computed on the CPU, which needs the activations there.
+    whether experts may be computed on the CPU, which needs the activations there; defers: some of them until the next
+    visit, which needs the next one's, too.
     """
 
     def __init__(
@@ -87,9 +95,10 @@ class CatalogWork:
         to_host: bool,
         group: bool = False,
         seed: int = 0,
+        defers: bool = False,
     ) -> None:
         self.port, self.model, self.store, self.batches, self.in_one = port, model, store, batches, group
-        self.dtype, self.to_host = store.layout.dtype, to_host
+        self.dtype, self.to_host, self.defers = store.layout.dtype, to_host, defers
         self.moe = {layer: i for i, layer in enumerate(moe_layers)}
         columns = np.searchsorted(np.asarray(moe_layers), np.arange(n_layers)).tolist()
         self.layers_of: list[list[int]] = [[] for _ in range(len(moe_layers) + 1)]
@@ -103,7 +112,7 @@ class CatalogWork:
     @property
     def group(self) -> bool:
         """Whether the experts of a group run in one kernel; its torch refuses too many slots."""
-        return self.in_one and max(self.store.slots) <= MOST_GROUPS
+        return self.in_one and max(*self.store.slots, self.store.stages) <= MOST_GROUPS
 
     # --- memory ---
 
@@ -140,8 +149,15 @@ class CatalogWork:
         if self.port.device.type != "cpu":
             self.jobs = self._take_bytes(4 * listed, "what a visit executes").view(torch.int32)
         if self.to_host:
-            self.normed_host = self._staging((rows, model.hidden), self.dtype, "activations for the CPU")
-            self.host_sum = self._staging((rows, model.hidden), self.dtype, "what the CPU computed")
+            self.aside = self.next = self._aside(rows)
+            if self.defers:
+                self.next = self._aside(rows)
+            self.of_host: dict[int, _Aside] = {}  # of each expert on the CPU what it reads and adds to
+
+    def _aside(self, rows: int) -> _Aside:
+        shape = rows, self.model.hidden
+        normed = self._staging(shape, self.dtype, "activations for the CPU")
+        return _Aside(normed, self._staging(shape, self.dtype, "what the CPU computed"))
 
     def _matrix(self, rows: int, columns: int) -> torch.Tensor:
         size = rows * columns
@@ -192,6 +208,7 @@ class CatalogWork:
     def begin_step(self, step: int) -> None:
         """The rows of the step and their embeddings."""
         self.step, self.rows = step, self.batches.rows[step]
+        self.left = False  # whether the last visit of the step deferred experts on the CPU
         ids = torch.from_numpy(self.rows.tokens * 7919 % self.model.vocab)
         self.x = F.embedding(self._up(ids), self.head)
         self.past = 0
@@ -280,9 +297,10 @@ class CatalogWork:
         n = len(self.rows.tokens)
         self.ids_host[:n].copy_(self.ids, non_blocking=True)
         if self.to_host:
-            self.normed_host[:n].copy_(self.normed, non_blocking=True)
+            self.aside, self.next = self.next, self.aside  # what the last visit deferred still reads the other
+            self.aside.normed[:n].copy_(self.normed, non_blocking=True)
 
-    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
+    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job], later: Collection[int] = ()) -> None:
         """What this visit executes, by global expert: rows and weights go to the device in one copy."""
         n, at, total = len(self.rows.tokens), 0, sum(len(job.rows) for job in jobs.values())
         listed = self.jobs_host[: 2 * total]  # one piece: a copy of anything else is not asynchronous
@@ -301,8 +319,19 @@ class CatalogWork:
         weights = bits.view(torch.float32).to(self.dtype)[:, None]
         for g, first, end, every in places:
             self.index[g] = (rows[first:end], weights[first:end], every)
-        if host_jobs:
-            self.host_sum[:n].zero_()
+        if self.to_host:
+            self._divide(host_jobs, later)
+
+    def _divide(self, host_jobs: Collection[int], later: Collection[int]) -> None:
+        """What the CPU computes at once is added at the end of this layer, and the rest at the end of the next."""
+        n = len(self.rows.tokens)
+        if host_jobs and not self.left:
+            self.aside.total[:n].zero_()
+        if later:
+            self.next.total[:n].zero_()
+        for g in host_jobs:
+            self.of_host[g] = _Aside(self.aside.normed, (self.next if g in later else self.aside).total)
+        self.left = len(later) > 0
 
     def expert(self, g: int, slot: int) -> None:
         """One expert from its slot, on the rows that are its."""
@@ -312,30 +341,33 @@ class CatalogWork:
         self.x = self.x + out if every else self.x.index_add(0, rows, out)
 
     def experts(self, layer: int, jobs: Sequence[Job], slots: Sequence[int]) -> None:
-        """Several experts at once, over all slots of their scope."""
-        store = self.store
-        scope = 0 if len(store.slots) == 1 else layer
-        first, count = store.first_slot[scope], store.slots[scope]
+        """Several experts at once, over all slots of their scope, and over all stages."""
         order = sorted(range(len(jobs)), key=lambda i: slots[i])
-        tokens = np.zeros(count, np.int32)
-        for i in order:
-            tokens[slots[i] - first] = len(jobs[i].rows)
-        parts = [self.index[jobs[i].expert] for i in order]
+        for first, weights in self.store.regions(layer):
+            there = [i for i in order if first <= slots[i] < first + len(weights.up)]
+            if there:
+                self._experts_of([jobs[i] for i in there], [slots[i] - first for i in there], weights)
+
+    def _experts_of(self, jobs: Sequence[Job], places: Sequence[int], of: Weights) -> None:
+        """Experts at ascending places of the weights of several."""
+        tokens = np.zeros(len(of.up), np.int32)
+        for job, place in zip(jobs, places, strict=True):
+            tokens[place] = len(job.rows)
+        parts = [self.index[job.expert] for job in jobs]
         rows, weights = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         ends = self._up(torch.from_numpy(np.cumsum(tokens, dtype=np.int32)))
-        up, down = (part[first : first + count] for part in store.all_slots[:2])
-        out = grouped(self.normed[rows], ends, up, down) * weights
+        out = grouped(self.normed[rows], ends, of.up, of.down) * weights
         self.x = self.x.index_add(0, rows, out)
 
     def on_host(self, job: Job) -> None:
         """One expert with the host's own weights; runs in the host's thread."""
-        rows = torch.from_numpy(job.rows)
-        out = expert(self.normed_host[rows], self.store.on_host(job.expert))
-        self.host_sum.index_add_(0, rows, out * torch.from_numpy(job.weights).to(self.dtype)[:, None])
+        rows, (normed, total) = torch.from_numpy(job.rows), self.of_host[job.expert]
+        out = expert(normed[rows], self.store.on_host(job.expert))
+        total.index_add_(0, rows, out * torch.from_numpy(job.weights).to(self.dtype)[:, None])
 
     def join_host(self) -> None:
         """Add what the CPU computed."""
-        self.x = self.x + self._up(self.host_sum[: len(self.rows.tokens)])
+        self.x = self.x + self._up(self.aside.total[: len(self.rows.tokens)])
 
     # --- the end of a step ---
 

@@ -17,6 +17,10 @@ A phase of commits has no completion of its own. It stands in the order where th
 machines do it: commit until the core has no more to commit. Where the order leaves an instant without one (the next
 completion is later), the core is asked, too, and must have nothing. A group must be what the core offered at some
 moment since the visit's decisions or the last group's end: how many are ready then is a choice, the moment is a time.
+
+The end of a visit is none of the events either, but with plan.OnMiss it gives stages back. Where the host computed
+something it is when that counts; else it stands where its time has it: landings of an instant before it, commits
+behind (`Ends`).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,26 +29,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.replaying.decisions import DecisionCheck, Outcome, Unequal
-from runtime.replaying.machine import Machine
-from runtime.replaying.order import GROUP, HOST, STEP, VISIT
+from runtime.replaying.decisions import DecisionCheck, Outcome, Unequal, global_ids
+from runtime.replaying.machine import Machine, refuse
+from runtime.replaying.order import END, GROUP, HOST, STEP, VISIT
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.link import land, next_commit, waiting
 from sim.core.plan import Plan
 from sim.core.rules import Rules
-from sim.core.visit import decide, finish_group, finish_host, take_group
+from sim.core.stages import end_visit
+from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
 from sim.errors import SpecError
 from sim.machines.clock import begin_run, close, forget
 from sim.machines.record import RunRecord
 
-LAND, COMMITS = 4, 5  # beside the kinds of turn
-NAMES = ("visit", "group", "host", "step", "landing", "commits")
+LAND, COMMITS = 5, 6  # beside the kinds of turn
+NAMES = ("visit", "group", "host", "step", "end of a visit", "landing", "commits")
 
 
 class Entry(NamedTuple):
-    """One thing that takes effect. n: experts of a group; g: global expert of a landing; ns: when, in the record."""
+    """One thing that takes effect. n: experts of a group; g: first id of what lands; ns: when, in the record."""
 
     event: int
     kind: int
@@ -60,18 +65,24 @@ def entries(record: RunRecord, plan: Plan) -> list[Entry]:
     visits, runs, sent = (record.groups[name] for name in ("visits", "executions", "transfers"))
     out = [Entry(int(e), VISIT, ns=int(ns)) for e, ns in zip(visits["event"], visits["routed_ns"], strict=True)]
     out += _executions(runs, visits["end_ns"])
-    landed = np.flatnonzero(sent["outcome"] == 0)
-    for i in landed:
-        place = int(sent["layer"][i]) + int(sent["low"][i]) * plan.experts.shape[1]
-        g = place * plan.n_experts + int(sent["expert"][i])
-        out.append(Entry(int(sent["event"][i]), LAND, g=g, ns=int(sent["landed_ns"][i])))
+    ids = global_ids(plan, record, "transfers")
+    out += [Entry(int(sent["event"][i]), LAND, g=int(ids[i]), ns=int(sent["landed_ns"][i])) for i in _landings(sent)]
     for i in np.flatnonzero(sent["event_committed"] >= 0):
         out.append(Entry(int(sent["event_committed"][i]), COMMITS, ns=int(sent["committed_ns"][i])))
     out += [Entry(int(e), COMMITS, ns=-1) for e in sent["event"][sent["outcome"] == 2]]  # rejected: tried in a phase
     out += [
         Entry(int(e), STEP, ns=int(ns)) for e, ns in zip(record.steps["event"], record.steps["end_ns"], strict=True)
     ]
-    return _phases(sorted(out))
+    return _phases(sorted(out), plan.on_miss is None)
+
+
+def _landings(sent: dict[str, Any]) -> Any:
+    """Rows of the transfers that landed; of several experts in one the first that did."""
+    landed = np.flatnonzero(sent["outcome"] == 0)
+    if "run" not in sent:
+        return landed
+    landed = landed[np.argsort(sent["event"][landed])]
+    return landed[np.unique(sent["run"][landed], return_index=True)[1]]
 
 
 def _executions(runs: dict[str, Any], visit_end_ns: Any) -> Iterator[Entry]:
@@ -85,15 +96,38 @@ def _executions(runs: dict[str, Any], visit_end_ns: Any) -> Iterator[Entry]:
         yield Entry(int(runs["event"][i]), HOST if on_host else GROUP, int(end - i), ns=int(ns))
 
 
-def _phases(found: list[Entry]) -> list[Entry]:
-    """Commits that follow one another are one phase; and no time falls (a landing is learnt of after it happened)."""
+def _phases(found: list[Entry], one: bool) -> list[Entry]:
+    """Commits that follow one another are `one` phase, unless a visit may end between them; and no time falls (a
+    landing is learnt of after it happened)."""
     out: list[Entry] = []
     for entry in found:
         if out and entry.ns < out[-1].ns:
             entry = entry._replace(ns=out[-1].ns)
-        if not (entry.kind == COMMITS and out and out[-1].kind == COMMITS):
+        if not (one and entry.kind == COMMITS and out and out[-1].kind == COMMITS):
             out.append(entry)
     return out
+
+
+class Ends:
+    """Where the visits of a record end, of a plan with rules, for which the host computed nothing."""
+
+    def __init__(self, record: RunRecord, rules: Rules | None) -> None:
+        self.ns, self.rules = record.groups["visits"]["end_ns"], rules
+
+    def come_before(self, entry: Entry, s: st.State) -> bool:
+        """Whether the visit being served ends before this takes effect."""
+        if self.rules is None or s.visit.n_host > 0 or s.run.routed == 0:
+            return False
+        visit = s.run.routed - 1
+        if self.rules.layer[visit % s.run.n_layers].ended == visit or visit_lasts(s, self.rules):
+            return False
+        if entry.kind == LAND:
+            return bool(entry.ns > self.ns[visit])
+        return entry.kind in (VISIT, STEP) or (entry.kind == COMMITS and entry.ns >= self.ns[visit])
+
+    def with_an_instant(self, entry: Entry, s: st.State) -> bool:
+        """Whether the core must have nothing to commit behind the end of the visit being served, `entry` being next."""
+        return entry.kind != COMMITS and bool(entry.ns > self.ns[s.run.routed - 1])
 
 
 # --- through the core alone -------------------------------------------------------------------------------------------
@@ -103,6 +137,7 @@ class _Core:
     """The core without a machine: whatever is next takes effect."""
 
     def __init__(self, plan: Plan) -> None:
+        refuse(plan)
         self.plan, self.layers = plan, plan.experts.shape[1]
         self.s, log, self.clock, self.rules = begin_run(plan, True)
         assert log is not None
@@ -123,6 +158,7 @@ class _Core:
         elif entry.kind == HOST:
             finish_host(s, log, self.rules)
             self._number(s.visit.n_host, -1)
+            self.end_visit()
         elif entry.kind == LAND:
             if not s.link.n_flight:
                 raise Unequal(f"expert {entry.g} lands, but nothing is under way")
@@ -133,6 +169,11 @@ class _Core:
             self._end_step()
         else:
             self.commit()
+
+    def end_visit(self) -> None:
+        """What nobody ran leaves its stage."""
+        if self.rules is not None:
+            end_visit(self.s, self.rules)
 
     def _run(self, n: int) -> None:
         finish_group(self.s, self.log, n, self.rules)
@@ -168,7 +209,7 @@ class Offers:
         """Something took effect."""
         if kind in (VISIT, GROUP):
             self.seen.clear()
-        if kind in (VISIT, GROUP, LAND):
+        if kind in (VISIT, GROUP, LAND) or (kind == COMMITS and self.rules is not None):  # it may take the last stage
             self.seen.add(int(take_group(s, self.mode, self.rules)))
 
     def refuse_another(self, n: int) -> None:
@@ -182,10 +223,14 @@ def check(plan: Plan, record: RunRecord) -> Outcome:
 
     Raises SpecError when the record has no order of events, and UserError like any machine."""
     order, core = entries(record, plan), _Core(plan)
-    offers = Offers(plan.group, core.rules)
+    offers, ends = Offers(plan.group, core.rules), Ends(record, core.rules)
     comparison = DecisionCheck(plan, record)
     with explained(plan, core.hooks), comparison.noting():
         for i, entry in enumerate(order):
+            if ends.come_before(entry, core.s):
+                core.end_visit()
+                if ends.with_an_instant(entry, core.s):
+                    core.commit()
             if entry.kind == GROUP:
                 offers.refuse_another(entry.n)
             core.apply(entry)
@@ -222,6 +267,7 @@ class LockStep:
         self.machine, plan = machine, machine.plan
         self.order, self.at = entries(record, plan), 0
         self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group, machine.rules)
+        self.ends = Ends(record, machine.rules)
         self.arrived: dict[int, tuple[int, int]] = {}
         self.why: str | None = None
 
@@ -233,6 +279,10 @@ class LockStep:
     @property
     def outcome(self) -> Outcome:
         return self.comparison.outcome
+
+    def begin(self) -> None:
+        """Time 0: what the record has before its first visit."""
+        self._go_on()
 
     def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
         """A copy has ended; it lands when it is its turn."""
@@ -250,6 +300,8 @@ class LockStep:
         with self.comparison.noting(again=True):
             while self.at < len(self.order):
                 entry = self.order[self.at]
+                if self.ends.come_before(entry, self.machine.s):
+                    return
                 if entry.kind == LAND and entry.g in self.arrived:
                     self.machine.landed(entry.g, *self.arrived.pop(entry.g))
                 elif entry.kind == COMMITS:
@@ -272,6 +324,8 @@ class LockStep:
     def _is(self, kind: int) -> bool:
         with self.comparison.noting(again=True):
             entry = self._next()
+            if kind == END and self.ends.come_before(entry, self.machine.s):
+                return True
             if entry.kind != kind and entry.kind in (VISIT, GROUP, HOST, STEP):
                 raise Unequal(f"a {NAMES[entry.kind]} is next in the record, a {NAMES[kind]} in the replay")
             if entry.kind == GROUP:
@@ -281,7 +335,10 @@ class LockStep:
     def done(self, kind: int) -> None:
         """It has taken effect; so does what follows it by itself."""
         with self.comparison.noting(again=True):
-            self._took_effect(kind)
+            if kind != END:
+                self._took_effect(kind)
+            elif self.ends.with_an_instant(self._next(), self.machine.s):
+                self.machine.commit()
         self._go_on()
 
     def take(self) -> int:

@@ -8,6 +8,7 @@ through steps and layers, the link lands and commits beside it. What differs is 
     experts         the GPU takes a group, runs it from its slots, the host waits for its end       -> experts
     stall           nothing is ready: the host waits until a landing makes something ready          -> stall
     end of layer    waits for experts computed on the CPU, beside the GPU                            -> cpu_wait
+                    (runtime.replaying.host_work)
     end of step     final norm, LM head, the next tokens to the host                                 -> head
 
 Every interval of the host's clock belongs to exactly one of the six: the machine puts marks, and what lies between two
@@ -18,7 +19,8 @@ kernels end, by the device's clock; reading back and deciding is `decide`.
 A copy that has ended becomes a landing when the host learns of it (Port, "Landings"); that is its place in the order
 of events. `landed_ns` is when it ended, unless something else stands between in that order. The next transfer is
 committed at once, in the same hold of the lock. A slot is safe by events (runtime.experts.store); the core's hold on an
-expert (WORK > 0) ends at its group's end.
+expert (WORK > 0) ends at its group's end. So are stages (runtime.replaying.stages), from which copies are executed that
+are not kept. What an engine does on a miss (plan.OnMiss) the machine does, but for what `refuse` names.
 
 Where time is simulated (runtime.device.virtual, given the plan's durations) this machine's record equals the compiled
 machine's to the nanosecond, event by event: tests/test_device.py. So what it does on a device is the same policy code
@@ -27,7 +29,7 @@ in the same order, and only the durations are the device's.
 The API, for what is built on it:
 
     port = device.choose.choose("cpu", link_gbps=5)           the device
-    store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source)
+    store = ExpertStore(port, Layout..., layers, n_experts, plan.slots, source, stages=stages_of(plan))
     work = CatalogWork(port, model, store, batches, ...)      or your own: runtime.replaying.work.Work
     record = Machine(plan, port, store, work).run()           a whole replay; Machine(...).start(), begin_step(step),
                                                               dense(step, layer), visit(step, layer), end_step(step) and
@@ -38,7 +40,7 @@ The API, for what is built on it:
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -49,17 +51,23 @@ import torch
 from runtime.device.port import Declared, Event, Port
 from runtime.device.worker import failing
 from runtime.experts.store import ExpertStore
-from runtime.replaying.order import GROUP, HOST, STEP, VISIT, Order
+from runtime.replaying.host_work import HostWork
+from runtime.replaying.order import END, GROUP, HOST, STEP, VISIT, Order
+from runtime.replaying.shared_memory import SharedMemory
+from runtime.replaying.stages import Stages, stages_of
 from runtime.replaying.work import Job, Work, by_expert
 from sim.core import state as st
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
-from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
-from sim.core.plan import Plan
+from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE, REMOTE
+from sim.core.plan import PLAIN, Plan
+from sim.core.rules import NOBODY, behind
+from sim.core.stages import end_visit
 from sim.core.state import NEVER, IllegalTransition
-from sim.core.visit import decide, finish_group, finish_host, take_group
-from sim.machines.clock import begin_run, close, forget
+from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
+from sim.errors import SpecError
+from sim.machines.clock import begin_run, busy, close, forget
 from sim.machines.record import RunRecord
 
 
@@ -68,6 +76,9 @@ class AsTheyCome:
 
     def __init__(self, machine: "Machine") -> None:
         self.machine = machine
+
+    def begin(self) -> None:
+        self.machine.kick()
 
     def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
         self.machine.landed(g, started_ns, landed_ns)
@@ -96,10 +107,13 @@ class Machine:
         work: Work,
         order: Callable[["Machine"], Order] = AsTheyCome,
     ) -> None:
+        """Raises SpecError for what only the simulated machines can do."""
+        refuse(plan)
         self.plan, self.costs, self.port, self.store, self.work = plan, plan.costs, port, store, work
+        self.on_miss = plan.on_miss or PLAIN
         self.s, found, self.clock, self.rules = begin_run(plan, True)
         assert found is not None
-        self.log = found
+        self.log, self.n_full, self.stage_base = found, int(self.s.run.n_full), int(self.s.run.stage_base)
         self.route, self.miss, self.ahead = inputs(plan, self.s, True)
         self.asks = self.miss is not None and self.miss.asks
         self.hooks = None if self.miss is None else new_hooks(plan)
@@ -107,6 +121,13 @@ class Machine:
         # both by whether it is a low-precision copy
         self.expert_ns = (plan.costs.expert_ns.tolist(), low.expert_ns.tolist())
         self.transfer_ns = (plan.costs.transfer_ns.tolist(), low.transfer_ns.tolist())
+        if store.stages < stages_of(plan):
+            raise SpecError(f"stages: {store.stages}: of the store; the plan may fill {stages_of(plan)} at once")
+        self.stages = Stages(store.first_stage, store.stages)
+        self.host = HostWork(plan, port, store, work)
+        self.shared = None  # how the host slows the link by the plan
+        if plan.on_miss is not None and plan.on_miss.link_share != (1, 1):
+            self.shared = SharedMemory(plan.on_miss, self.s, self.clock)
         self.order: Order = order(self)
         self.commit_due = self.ended = False
         self.stalled_since = -1  # -1: the GPU does not stall
@@ -146,22 +167,55 @@ class Machine:
         self.commit_due = False
         if self.ended:
             return
-        s, costs = self.s, self.costs
+        s = self.s
         while waiting(s, self.rules):
-            behind = int(s.link.n_flight > 0)
+            follows = int(s.link.n_flight > 0)
             g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 return
-            row = self.log.transfers[s.expert[g].transfer]
-            row.committed_ns = self.latest = self.now()
+            experts = self._brought(g)
+            self.latest = self.now()
+            for each in experts:
+                self.log.transfers[s.expert[each].transfer].committed_ns = self.latest
             self.clock.starts[g] = NEVER
-            gap = 0 if behind else costs.commit_gap_ns
-            planned = self.transfer_ns[self.is_low(g)][behind]
-            self.copies[g] = self.store.fetch(g, int(s.expert[g].slot), self._observer(g), planned, gap)
+            gap = 0 if follows else self.costs.commit_gap_ns
+            places = [self._claimed(each) for each in experts]
+            planned = self._planned_ns(g, follows, gap)
+            self.copies[g] = self.store.fetch_together(experts, places, self._observer(g), planned, gap)
+
+    def _brought(self, g: int) -> list[int]:
+        """The experts that a transfer brings; g: the first."""
+        out = [g]
+        while self.rules is not None and (g := int(behind(self.s, self.rules, g))) != NOBODY:
+            out.append(g)
+        return out
+
+    def _claimed(self, g: int) -> int:
+        """Where an expert that was committed goes: the slot that the core took for it, or a stage."""
+        return self.stages.claim(g) if self.is_copy(g) else int(self.s.expert[g].slot)
+
+    def _planned_ns(self, g: int, follows: int, gap_ns: int) -> int:
+        """How long the transfer committed last lasts by the plan; g: its first expert."""
+        if self.is_copy(g):
+            assert self.rules is not None
+            ns = int(self.on_miss.run_ns[follows, self.rules.visit.run])
+        else:
+            ns = self.transfer_ns[self.is_low(g)][follows]
+        return ns if self.shared is None else self.shared.committed(g, ns, gap_ns, follows, self.latest)
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
-        return bool(g >= self.s.run.n_full)
+        return self.n_full <= g < self.stage_base
+
+    def is_copy(self, g: int) -> bool:
+        """Whether a global id is that of a copy in a stage."""
+        return g >= self.stage_base
+
+    def _give_back(self, ids: Sequence[int]) -> None:
+        """The stages of these copies, as far as they have left them."""
+        for g in ids:
+            if self.is_copy(g) and self.s.expert[g].state == st.ABSENT:
+                self.stages.give_back(g)
 
     def _observer(self, g: int) -> Callable[[int, int], None]:
         def ended(started_ns: int, landed_ns: int) -> None:
@@ -172,10 +226,9 @@ class Machine:
         return ended
 
     def landed(self, g: int, started_ns: int, landed_ns: int) -> None:
-        """The copy of expert g, the oldest committed one, has landed."""
-        s = self.s
-        transfer = int(s.expert[g].transfer)
-        committed = int(self.log.transfers[transfer].committed_ns)
+        """The oldest committed transfer has landed; g: its first expert."""
+        s, experts = self.s, self._brought(g)
+        committed = int(self.log.transfers[s.expert[g].transfer].committed_ns)
         landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
         started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
         self.link_free = landed_ns
@@ -186,9 +239,11 @@ class Machine:
             raise RuntimeError(f"expert {g} landed, but expert {found} was committed first")
         del self.copies[g]
         self.clock.starts[g], self.clock.lands[g] = started_ns, landed_ns
-        self.clock.time.link_busy_ns += landed_ns - max(started_ns, self.counted_from)
-        row = self.log.transfers[transfer]
-        row.started_ns, row.landed_ns = started_ns, landed_ns
+        busy(s, self.clock, self.rules, g, landed_ns - max(started_ns, self.counted_from))
+        for each in experts:
+            row = self.log.transfers[s.expert[each].transfer]
+            row.started_ns, row.landed_ns = started_ns, landed_ns
+        self._give_back(experts)
 
     def _why(self) -> int:
         """What the GPU waits for, as the link stands: a late expert, a slot, or a demand."""
@@ -229,6 +284,8 @@ class Machine:
         self.store.place({int(g): int(self.s.expert[g].slot) for g in self.plan.residents})
         self.port.sync()
         self.origin, self.mark = self.port.now_ns(), 0
+        with self.port.lock:
+            self.order.begin()
 
     def begin_step(self, step: int) -> None:
         """A step begins where the last one ended."""
@@ -259,36 +316,48 @@ class Machine:
 
     def visit(self, step: int, layer: int) -> None:
         """One visit, from the ids on the host to the end of its layer."""
-        host = self._routed(step, layer)
+        self._routed(step, layer)
         group, part = 0, "decide_ns"
-        while self.s.visit.n_run < self.s.visit.n_work:
-            self._run_group(layer, self._next_group(part), group)
+        while self._lasts():
+            n = self._next_group(part)
+            if n > 0:
+                self._run_group(layer, n, group)
             group, part = group + 1, "experts_ns"
-        if host:
-            self._wait_for_host(host)
+        if self.s.visit.n_host > 0 or self.rules is not None:
+            self._end_visit()
         self.log.visits[self.s.rows.visits - 1].end_ns = self.mark
 
-    def _routed(self, step: int, layer: int) -> list[tuple[Event, Event]]:
-        """Decide, commit, and give out the work; returns the events around each expert on the CPU."""
+    def _lasts(self) -> bool:
+        """Whether the visit waits for anything but the host: work on the GPU, or copies that must land."""
+        of = self.s.visit
+        return bool(of.n_run < of.n_work or (self.rules is not None and visit_lasts(self.s, self.rules)))
+
+    def _routed(self, step: int, layer: int) -> None:
+        """Decide, commit, and give out the work."""
         s, log, self.layer = self.s, self.log, layer
         self.order.turn(VISIT)
         with self.port.lock:
             first, answer = int(s.rows.transfers), int(s.rows.answers)
             decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
-            busy = int(s.link.n_flight > 0)
+            link_busy = s.link.n_flight > 0 or (self.rules is not None and self.rules.visit.busy == 1)
             self.routed_ns = self.latest = self.lap("decide_ns")
+            planned = self.host.routed(s, self.rules, int(link_busy))
+            if self.shared is not None and planned:
+                for g, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
+                    self.copies[g].declare(ns)
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
             for row in log.transfers[first : s.rows.transfers]:
                 row.queued_ns = self.routed_ns
             self.order.done(VISIT)
-        jobs, host_jobs = self._jobs(layer, answer)
-        self.jobs = jobs
+        self.jobs, host_jobs = self._jobs(layer, answer)
+        on_host = s.on_host[: s.visit.n_host].tolist()
         with failing("the device"):
-            self.work.routed(jobs, host_jobs)
-        return [self._on_host(job, busy) for job in host_jobs.values()]
+            self.work.routed(self.jobs, host_jobs, on_host[len(on_host) - self.host.n_later :])
+        self.host.give([host_jobs[g] for g in on_host], planned, self.routed_ns)
 
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
-        """Who executes each (row, slot): its own expert, a stand-in, the CPU or nobody; in the order work was given."""
+        """Who executes each (row, slot): its own expert, its copy in a stage, a stand-in, the CPU or nobody; in the
+        order work was given."""
         s, n, base = self.s, len(self.tokens), layer * self.plan.n_experts
         known = self.plan.weights
         if self.asks:
@@ -299,7 +368,9 @@ class Machine:
         if known is None:  # nobody knows: an equal share for each
             weights = np.full(ids.shape, 1 / ids.shape[1], np.float32)
         on_cpu = np.zeros(ids.shape, np.bool_)
-        experts = np.where(ids >= 0, ids + base, -1)
+        own = ids + base
+        runs_as = own if self.rules is None else self.rules.arrays["expert"]["at"][own]
+        experts = np.where(ids >= 0, runs_as, -1)
         if self.asks:
             for row in self.log.answers[answer : s.rows.answers]:
                 at = self.row_of[row.row], row.slot
@@ -308,16 +379,16 @@ class Machine:
                 elif row.answer == ANSWER_DROP:
                     experts[at] = -1
                 elif row.answer == ANSWER_LOW:
-                    experts[at] += s.run.n_full
+                    experts[at] = own[at] + self.n_full
                 elif row.answer == ANSWER_CPU:
-                    on_cpu[at] = True
+                    experts[at], on_cpu[at] = own[at], True
         return by_expert(experts, weights, ~on_cpu), by_expert(experts, weights, on_cpu)
 
     def _next_group(self, before: str) -> int:
-        """Wait until the GPU can take a group; `before`: what the time up to here belongs to."""
+        """Wait until the GPU can take a group, or (0) nothing more is waited for; `before`: what the time up to here
+        belongs to."""
         with self.port.lock:
-            self.taken = self.order.take()
-            if self.taken > 0:
+            if self._ready():
                 return self.taken
             self.stalled_since = self.lap(before)
         self.port.wait_until(self._ready)
@@ -327,14 +398,15 @@ class Machine:
         return self.taken
 
     def _ready(self) -> bool:
-        self.taken = self.order.take()
-        return self.taken > 0
+        of = self.s.visit
+        self.taken = self.order.take() if of.n_run < of.n_work else 0
+        return self.taken > 0 or not self._lasts()
 
     def _run_group(self, layer: int, n: int, group: int) -> None:
         """The next n ready experts, from their slots; their marks; and their end."""
         s, compute, began = self.s, self.port.compute, self.mark
         ids = s.ready[s.visit.n_run : s.visit.n_run + n].tolist()
-        slots = [s.expert[g].slot for g in ids]
+        slots = [self.stages.of[g] if self.is_copy(g) else s.expert[g].slot for g in ids]
         low = [self.is_low(g) for g in ids]
         planned = [self.expert_ns[i][s.expert[g].work] for i, g in zip(low, ids, strict=True)]
         reads = self.store.reading(slots)
@@ -353,6 +425,7 @@ class Machine:
         self.order.turn(GROUP)
         with self.port.lock:
             finish_group(s, self.log, n, self.rules)
+            self._give_back(ids)
             self.lap("experts_ns")
             self._time_executions(marks, n, group, began)
             self.order.done(GROUP)
@@ -369,31 +442,26 @@ class Machine:
         for row, begin, end in zip(rows, times[:-1], times[1:], strict=True):
             row.begin_ns, row.end_ns, row.group = begin, end, group
 
-    # --- the CPU beside the GPU ------------------------------------------------------------------------------------
-
-    def _on_host(self, job: Job, busy: int) -> tuple[Event, Event]:
-        host = self.port.host
-        begin = host.record()
-        planned = int(self.costs.cpu_expert_ns[busy][len(job.rows)])
-        host.launch(lambda: self.work.on_host(job), Declared(planned, reads=[self.store.host_access(job.expert)]))
-        return begin, host.record()
-
-    def _wait_for_host(self, host: list[tuple[Event, Event]]) -> None:
-        """The layer ends when the experts computed on the CPU are done too."""
-        self.lap("experts_ns")
-        host[-1][1].wait()
-        self.port.compute.launch(self.work.join_host)
-        self.order.turn(HOST)
+    def _end_visit(self) -> None:
+        """The layer ends when the experts on the CPU are done too; then the core lets go of unwanted copies."""
+        s, kind, awaited = self.s, HOST if self.s.visit.n_host > 0 else END, self.host.awaited()
+        if awaited is not None:
+            self.lap("experts_ns")
+            awaited.wait()
+            self.port.compute.launch(self.work.join_host)
+        self.order.turn(kind)
         with self.port.lock:
             before = self.mark
-            wait = self.lap("cpu_wait_ns") - before
-            finish_host(self.s, self.log, self.rules)
-            last = self.s.rows.executions
-            for row, (begin, end) in zip(self.log.executions[last - len(host) : last], host, strict=True):
-                row.begin_ns = max(begin.time_ns() - self.origin, self.routed_ns)
-                row.end_ns, row.group = end.time_ns() - self.origin, -1
-            self.log.visits[self.s.rows.visits - 1].cpu_wait_ns = wait
-            self.order.done(HOST)
+            waited = self.lap("experts_ns" if awaited is None else "cpu_wait_ns") - before
+            self.log.visits[s.rows.visits - 1].cpu_wait_ns = 0 if awaited is None else waited
+            row = int(s.rows.executions)
+            finish_host(s, self.log, self.rules)
+            self.host.ended(self.log, self.rules, row, self.origin)
+            if self.rules is not None:
+                end_visit(s, self.rules)
+                self._give_back(list(self.stages.of))
+                self.latest = self.mark + 1  # what is learnt of from now on landed after the end, as far as times tell
+            self.order.done(kind)
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
@@ -437,8 +505,20 @@ class Machine:
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
-        found = np.flatnonzero(self.s.arrays["expert"]["state"] == st.RESIDENT)
+        found = np.flatnonzero(self.s.arrays["expert"]["state"][: self.stage_base] == st.RESIDENT)
         return {g: int(self.s.expert[g].slot) for g in found.tolist()}
+
+
+def refuse(plan: Plan) -> None:
+    """Raises SpecError for a plan that only the simulated machines can run."""
+    on, can = plan.on_miss, "the torch machine cannot; --machine compiled and --machine simpy of sim.run can"
+    if on is None:
+        return
+    for name, rule in (("miss", plan.miss), ("bulk", on.bulk)):
+        if rule is not None and rule.kind == REMOTE:
+            raise SpecError(f"{name}: remote: the GPU computes an expert where it lies in host memory: {can}")
+    if not on.beside:
+        raise SpecError(f"beside: no: the GPU waits until the host has computed its experts: {can}")
 
 
 def warm(plan: Plan) -> None:
@@ -452,7 +532,12 @@ def warm(plan: Plan) -> None:
         take_group(s, plan.group, rules)
         finish_group(s, log, 0, rules)
         finish_host(s, log, rules)
+        if rules is not None:
+            visit_lasts(s, rules)
+            behind(s, rules, 0)
+            end_visit(s, rules)
         forget(s, clock, rules)
+        busy(s, clock, rules, 0, 0)
         land(s, log, rules)  # of a copy that may not be: refused, and compiled
 
 

@@ -23,11 +23,12 @@ from runtime.experts.layout import Layout
 from runtime.experts.quantised import LowLayout
 from runtime.experts.store import ExpertStore, Source, Synthetic, fits, need
 from runtime.replaying.layers import KERNELS, CatalogWork, has_grouped
-from runtime.replaying.machine import AsTheyCome, Machine
+from runtime.replaying.machine import AsTheyCome, Machine, refuse
 from runtime.replaying.order import Order
 from runtime.replaying.shapes import Batches, dense_bytes, scaled
+from runtime.replaying.stages import stages_of
 from sim.catalog import precision
-from sim.core.plan import ANSWERS_CPU
+from sim.core.plan import ANSWERS_CPU, PLAIN, Plan
 from sim.errors import SpecError
 from sim.prepare import Setting, low_precision
 from sim.steps import first_steps
@@ -51,9 +52,12 @@ class Options:
 
 
 class Extent:
-    """What must be there for every one of the settings: slots of each scope, and room in the dense part."""
+    """What must be there for every one of the settings: slots of each scope, stages, and room in the dense part. Raises
+    SpecError for what only the simulated machines can do."""
 
     def __init__(self, settings: Sequence[Setting], options: Options) -> None:
+        for setting in settings:
+            refuse(setting.plan)
         first, self.options = at_scale(settings[0], options.scale), options
         assert first.model is not None
         self.model, self.seed = first.model, first.spec.seed
@@ -65,14 +69,16 @@ class Extent:
         if first.plan.low is not None:
             self.low = LowLayout.of(self.layout.elements, low_precision(first.spec))
             self.low_slots = first.plan.low.slots.tolist()
-        self.to_host = any(s.plan.miss.marks & ANSWERS_CPU for s in settings)
+        self.stages = max(stages_of(s.plan) for s in settings)
+        self.to_host = any(_answers_cpu(s.plan) for s in settings)
+        self.defers = any((s.plan.on_miss or PLAIN).defer for s in settings)
         self.room = _room([batches_of(s) for s in settings])
 
     def refuse(self, port: Port) -> None:
         """Raises StoreError, with the numbers, when it does not fit."""
         dense = dense_bytes(self.model, self.layout, self.room, self.n_layers, self.moe_layers)
         slots = sum(self.slots), self.options.alias
-        needs = need(self.layout, *self.sizes, *slots, dense, self.low, sum(self.low_slots))
+        needs = need(self.layout, *self.sizes, *slots, dense, self.low, sum(self.low_slots), self.stages)
         fits(needs, port, self.options.host_bytes)
 
 
@@ -105,8 +111,10 @@ class Opened:
             source = Checkpoint(options.weights, e.layout, e.moe_layers)
         group = groups(options.kernel, e.layout, port)
         with failing("weights and caches"):
-            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, options.alias, e.low, e.low_slots)
-            self.work = CatalogWork(port, e.model, self.store, e.room, e.moe_layers, e.n_layers, e.to_host, group)
+            alias, stages = options.alias, e.stages
+            self.store = ExpertStore(port, e.layout, *e.sizes, e.slots, source, alias, e.low, e.low_slots, stages)
+            layers = e.moe_layers, e.n_layers
+            self.work = CatalogWork(port, e.model, self.store, e.room, *layers, e.to_host, group, defers=e.defers)
 
     def machine(
         self, setting: Setting, kind: type[Machine] = Machine, order: Callable[[Machine], Order] = AsTheyCome
@@ -137,6 +145,12 @@ class Opened:
         """Experts, of a sample of those resident after the last run, whose slot does not hold their bytes."""
         there = sorted(self.last.residents().items()) if self.last else []
         return [] if not there else self.store.wrong_slots(dict(there[:: -(-len(there) // SAMPLE)]))
+
+
+def _answers_cpu(plan: Plan) -> bool:
+    """Whether the host may compute an expert."""
+    bulk = None if plan.on_miss is None else plan.on_miss.bulk
+    return bool((plan.miss.marks | (0 if bulk is None else bulk.marks)) & ANSWERS_CPU)
 
 
 def at_scale(setting: Setting, scale: float) -> Setting:

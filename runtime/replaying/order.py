@@ -2,11 +2,14 @@
 
 from typing import Protocol
 
-VISIT, GROUP, HOST, STEP = range(4)  # kinds of turn
+VISIT, GROUP, HOST, STEP, END = range(5)  # kinds of turn; END: of a visit for which the host computed nothing
 
 
 class Order(Protocol):
     """In which order completions take effect: as they come, or as a record says (runtime.replaying.lockstep)."""
+
+    def begin(self) -> None:
+        """Time 0 (with the lock held): what a plan has queued by then may go on the link."""
 
     def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
         """The copy of expert g has ended (with the lock held, from any thread)."""

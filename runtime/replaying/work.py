@@ -1,6 +1,6 @@
 """What a machine has executed: jobs, and the kernels that do them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,11 +45,12 @@ class Work(Protocol):
     def read_back(self) -> None:
         """The router's ids, to the host."""
 
-    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job]) -> None:
-        """What this visit executes on the GPU and on the CPU, by global expert id."""
+    def routed(self, jobs: dict[int, Job], host_jobs: dict[int, Job], later: Collection[int] = ()) -> None:
+        """What this visit executes on the GPU, by the core's id (of a copy in a stage: its own), and on the CPU, by
+        global expert; `later`: of these, what is added at the end of the next layer."""
 
     def expert(self, g: int, slot: int) -> None:
-        """One expert of `jobs`, from its slot."""
+        """One expert of `jobs`, from its slot or stage (numbered as the store does)."""
 
     def experts(self, layer: int, jobs: Sequence[Job], slots: Sequence[int]) -> None:
         """Several at once; only called where `group` is true and a group has more than one."""
@@ -58,7 +59,7 @@ class Work(Protocol):
         """One expert of `host_jobs`; in the thread of `port.host`."""
 
     def join_host(self) -> None:
-        """Add what the CPU computed."""
+        """Add what the CPU computed of this visit at once, and of the last one later."""
 
     def end(self) -> None:
         """The end of the step."""

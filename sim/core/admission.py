@@ -9,7 +9,7 @@ from typing import Any
 from sim.core import log as lg
 from sim.core.eviction import ADMISSION as FOR_ADMISSION
 from sim.core.eviction import count_use
-from sim.core.jit import inlined, inner
+from sim.core.jit import apart, inlined
 from sim.core.plan import ANSWERS, SCORES_USES
 from sim.core.residency import claim, move, scope_of
 from sim.core.rules import ADMISSION, keeps_out
@@ -18,7 +18,7 @@ from sim.core.state import ABSENT, MISS, QUEUED, State
 CPU, REMOTE = ANSWERS.index("cpu"), ANSWERS.index("remote")
 
 
-@inner
+@apart
 def count_misses(s: State, rules: Any) -> None:
     """One more visit that missed each expert; in bulk visits only where these warm the cache."""
     if rules.admission.on == 1 and (rules.visit.bulk == 0 or rules.admission.warm == 1):
@@ -27,7 +27,7 @@ def count_misses(s: State, rules: Any) -> None:
             rules.expert[g].misses += s.expert[g].kind == MISS
 
 
-@inner
+@apart
 def count_uses(s: State, rules: Any) -> None:
     """A visit that wants an expert is a use of it wherever it runs; those in slots count theirs when they have run."""
     if rules.admission.on == 0 or (rules.visit.bulk == 1 and rules.run.bulk_touch == 0):
@@ -40,7 +40,7 @@ def count_uses(s: State, rules: Any) -> None:
                 count_use(s, g)
 
 
-@inner
+@apart
 def admit(s: State, log: Any, rules: Any, visit: int, layer: int, rows: int) -> None:
     """At most `inserts` candidates of this visit join the admission queue, in order of first appearance."""
     may, joined = rules.admission, 0
@@ -64,7 +64,7 @@ def _is_candidate(s: State, rules: Any, g: int) -> bool:
     return rules.expert[g].misses >= after
 
 
-@inner
+@apart
 def _join(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
     lg.queued(s, log, g, visit, ADMISSION)
     move(s, g, QUEUED)
@@ -74,7 +74,7 @@ def _join(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
     rules.queued[scope_of(s, g)] += 1
 
 
-@inner
+@apart
 def leave(s: State, rules: Any, g: int) -> None:
     """Expert g leaves the admission queue, from wherever it stands."""
     i = 0
@@ -86,7 +86,7 @@ def leave(s: State, rules: Any, g: int) -> None:
     rules.queued[scope_of(s, g)] -= 1
 
 
-@inner
+@apart
 def claim_admitted(s: State, log: Any, rules: Any, hooks: Any, g: int) -> bool:
     """A slot at its commit: one that is still free, or another's where it has been missed often enough."""
     scope = scope_of(s, g)

@@ -284,10 +284,9 @@ def _fetch_in_background(s: State, log: Any, visit: int) -> None:
 # --- by the visit's rule ---
 
 
-@inner
+@apart
 def answer_by_rule(s: State, log: Any, route: Any, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f where every token that misses an expert gets the same answer."""
-    apart()
     over = over_the_link(s, miss, rules) if rules.visit.rule == SPLIT else 0
     rules.visit.busy = 1 if over > 0 else 0
     for i in range(s.visit.n_wanted):
@@ -323,7 +322,7 @@ def _over_the_link(s: State, rules: Any, g: int, layer: int) -> None:
     rules.expert[g].at = stage_of(s, g) if copied else g
 
 
-@inner
+@apart
 def _log_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """Every entry of a missing expert, token by token and slot by slot; and which of them the host may defer."""
     first = route.step_offset[step]
@@ -341,7 +340,7 @@ def _log_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: i
                 lg.answered(s, log, visit, route.step_row[i], k, e, answer, -1, 0)
 
 
-@inner
+@apart
 def _give(s: State, log: Any, rules: Any, g: int, visit: int, queue: bool) -> None:
     """2e and 2f for one wanted expert: its work, and unless a split has its own order what follows from its answer."""
     tokens, kind, answer = s.expert[g].tokens, s.expert[g].kind, rules.expert[g].answer
@@ -380,7 +379,7 @@ def _queue(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
         queue_remote(s, log, rules, g, visit)
 
 
-@inner
+@apart
 def defer(s: State, rules: Any, rows: int, n: int) -> None:
     """KTransformers' deferral: of each token the n entries of least weight that the host computes (ties: the later
     slot) may wait; an expert does whose entries all may. They go behind the others in State.on_host."""
@@ -392,7 +391,7 @@ def defer(s: State, rules: Any, rows: int, n: int) -> None:
     _part_host(s, rules)
 
 
-@inner
+@apart
 def _defer_least(s: State, rules: Any, row: int) -> None:
     """One more entry of a token that may wait."""
     least = -1
@@ -405,7 +404,7 @@ def _defer_least(s: State, rules: Any, row: int) -> None:
         rules.expert[g].deferred += 1
 
 
-@inner
+@apart
 def _part_host(s: State, rules: Any) -> None:
     """The experts that wait go behind the others, both in their order."""
     n, waiting = 0, s.marked

@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
-from sim.core.jit import inlined, inner
+from sim.core.jit import apart, inlined, inner
 from sim.core.plan import BY_SCORE, BY_WEIGHT, FORGETS_ROWS
 from sim.core.state import NEVER, RESIDENT, State
 
@@ -97,7 +97,7 @@ def _evictable(s: State, rules: Any, g: int, spare_from: int) -> bool:
     return spare_from < 0 or not _listed(s, g, spare_from)
 
 
-@inner
+@apart
 def _gives_way(s: State, rules: Any, g: int) -> bool:
     """Of an admission: not run in the last `spare` visits of its layer, and worth `margin` times less."""
     may, ran = rules.admission, rules.expert[g].ran
@@ -106,7 +106,7 @@ def _gives_way(s: State, rules: Any, g: int) -> bool:
     return may.margin == 0.0 or _score(s, g) * may.margin < _score(s, may.newcomer)
 
 
-@inner
+@apart
 def _score(s: State, g: int) -> float:
     """Of the policies that have one."""
     return float(s.expert[g].uses) if s.run.eviction == LFU else _worth(s, g)

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
@@ -55,8 +53,15 @@ def choice(function: F) -> F:
 
 
 def inner(function: F) -> F:
-    """Compile a function that only compiled code calls; LLVM decides where it becomes part of its caller."""
-    return numba.njit(forceinline=False, **_BARE)(function)  # said, because numba lets it inherit its caller's True
+    """Compile a function that only compiled code calls, as part of it where that is (numba lets it inherit that)."""
+    return numba.njit(**_BARE)(function)
+
+
+def apart(function: F) -> F:
+    """The same, never part of its caller unless LLVM thinks so: for what runs with core.rules alone call. It costs
+    little speed and halves what there is to compile, for numba compiles what a function holds again with each caller.
+    """
+    return numba.njit(forceinline=False, **_BARE)(function)
 
 
 def inlined(function: F) -> F:
@@ -74,21 +79,3 @@ def frozen(array: Any) -> Any:
     out = np.ascontiguousarray(array).view()
     out.flags.writeable = False
     return out
-
-
-@intrinsic
-def _apart(_: Any) -> Any:
-    def mark(context: Any, builder: Any, *_: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.none(), mark
-
-
-def _nothing() -> None:
-    """Without the compiler there is nothing to keep apart."""
-
-
-# The first line of a function that is large and called from several others: LLVM would put it into each of them, and
-# numba compiles what a function calls again with every function above it.
-apart: Any = _apart if compiles() else _nothing

@@ -101,11 +101,10 @@ def _reject(s: State, log: Any, g: int) -> None:
     lg.ended(s, log, g, REJECTED)
 
 
-@inner
+@apart
 def _next_by_rules(s: State, log: Any, hooks: Any, rules: Any) -> int:
     """What goes when nothing is demanded: a copy ahead (nothing passes one that finds no stage), else the first
     prefetch, then admission, then background that finds room. -1 where none does."""
-    apart()
     if rules.visit.remote_waits == 1:
         return -1
     if rules.run.n_streams > 0:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sim.core import log as lg
-from sim.core.jit import choice, inlined, inner
+from sim.core.jit import apart, choice, inlined
 from sim.core.residency import move
 from sim.core.rules import DEMAND, NOBODY
 from sim.core.state import ABSENT, COMMITTED, DEMANDED, RESIDENT, State
@@ -14,7 +14,7 @@ def _id(s: State, g: int) -> int:
     return s.run.stage_base + s.run.n_full + g
 
 
-@inner
+@apart
 def queue_remote(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
     """Expert g was answered `remote`: it waits for the GPU and the link together."""
     there = _id(s, g)
@@ -51,7 +51,7 @@ def next_remote(s: State, log: Any, rules: Any, group: int) -> int:
     return there
 
 
-@inner
+@apart
 def land_remote(s: State, log: Any, rules: Any, there: int) -> None:
     """All of it has been read."""
     move(s, there, RESIDENT)

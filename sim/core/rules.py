@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.core import eviction
 from sim.core import miss as ms
-from sim.core.jit import choice, inlined, inner
+from sim.core.jit import apart, choice, inlined
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import ADMIT_PARAMS, CAUSES, SPLIT_PARAMS, OnMiss, Plan
 from sim.core.state import ABSENT, COMMITTED, HIT, LATE, MISS, RESIDENT, State
@@ -230,14 +230,14 @@ def rule_of(rules: Any, step: int) -> int:
     return rules.run.bulk if rules.bulk[step] == 1 else rules.run.miss
 
 
-@inner
+@apart
 def streams(s: State, rules: Any, step: int, layer: int) -> bool:
     """Whether a visit copies into stages what it lacks: its rule is stream, or fetch where no newcomer takes a slot."""
     rule = rule_of(rules, step)
     return rule == ms.STREAM or (rule == ms.FETCH and keeps_out(s, rules, layer))
 
 
-@inner
+@apart
 def begin_visit(s: State, rules: Any, visit: int, step: int, layer: int, rows: int) -> None:
     """Before anything is decided: which rule the visit has."""
     now, run = rules.visit, rules.run
@@ -262,7 +262,7 @@ def _keep_left_over(s: State) -> None:
     s.link.demand_head, s.link.demand_tail = 0, left
 
 
-@inner
+@apart
 def class_of(s: State, rules: Any, g: int) -> int:
     """HIT, LATE or MISS of a wanted expert, and where it will run: in its slot, or in a stage."""
     own, copy = s.expert[g], s.expert[stage_of(s, g)]
@@ -283,7 +283,7 @@ def class_of(s: State, rules: Any, g: int) -> int:
     return MISS
 
 
-@inner
+@apart
 def anywhere(s: State, g: int) -> bool:
     """Expert g is resident, in a stage, on its way or queued, in whatever cause."""
     return s.expert[g].state != ABSENT or s.expert[stage_of(s, g)].state != ABSENT

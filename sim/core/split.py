@@ -7,7 +7,7 @@ the host, whichever would end first (HybriMoE, arXiv 2504.05897). table: stated,
 
 from typing import Any
 
-from sim.core.jit import inner
+from sim.core.jit import apart
 from sim.core.plan import SPLITS
 from sim.core.state import HIT, MISS, State
 
@@ -15,7 +15,7 @@ SHARE, MAKESPAN, TABLE = range(len(SPLITS))
 BUSY, FOLLOWING = 1, 1  # rows of cpu_expert_ns and transfer_ns: the link is at work, a transfer follows another
 
 
-@inner
+@apart
 def over_the_link(s: State, miss: Any, rules: Any) -> int:
     """Fill Rules.order with the visit's misses, most tokens first; the first so many, returned, go over the link.
 
@@ -28,7 +28,7 @@ def over_the_link(s: State, miss: Any, rules: Any) -> int:
     return _by_makespan(s, miss, rules, m)
 
 
-@inner
+@apart
 def _sorted_misses(s: State, rules: Any) -> int:
     """By tokens, descending, ties by first appearance. Returns how many."""
     m, order = 0, rules.order
@@ -45,7 +45,7 @@ def _sorted_misses(s: State, rules: Any) -> int:
     return m
 
 
-@inner
+@apart
 def _by_share(s: State, miss: Any, rules: Any, m: int) -> int:
     host = rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(m):
@@ -60,7 +60,7 @@ def _by_share(s: State, miss: Any, rules: Any, m: int) -> int:
     return best
 
 
-@inner
+@apart
 def _by_makespan(s: State, miss: Any, rules: Any, m: int) -> int:
     gpu, link, host = 0, 0, rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(s.visit.n_wanted):

@@ -7,7 +7,7 @@ A copy is an id of its own behind those of the slots (core.rules), with the life
 from typing import Any
 
 from sim.core import log as lg
-from sim.core.jit import choice, inlined, inner
+from sim.core.jit import apart, choice, inlined
 from sim.core.plan import ANSWERS
 from sim.core.residency import move
 from sim.core.rules import DEMAND, NOBODY, STREAM, anywhere, stage_of, streams
@@ -22,7 +22,7 @@ def _whose(s: State, copy: int) -> int:
     return copy - s.run.stage_base
 
 
-@inner
+@apart
 def demand_copy(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
     """Expert g was answered `stream`, or its whole layer is: a copy joins the demand queue, from the stream queue if it
     stood there; one that an earlier visit left in the demand queue keeps its place."""
@@ -42,7 +42,7 @@ def demand_copy(s: State, log: Any, rules: Any, g: int, visit: int) -> None:
     s.link.demand_tail += 1
 
 
-@inner
+@apart
 def _leave(s: State, rules: Any, copy: int) -> None:
     """A copy leaves the stream queue."""
     i = 0
@@ -51,7 +51,7 @@ def _leave(s: State, rules: Any, copy: int) -> None:
     _take(rules, i, 1)
 
 
-@inner
+@apart
 def _take(rules: Any, i: int, n: int) -> None:
     """n entries from place i on leave the stream queue."""
     rules.run.n_streams -= n
@@ -59,7 +59,7 @@ def _take(rules: Any, i: int, n: int) -> None:
         rules.streams[j] = rules.streams[j + n]
 
 
-@inner
+@apart
 def demand_in_order(s: State, log: Any, rules: Any, visit: int, layer: int) -> None:
     """The copies of a visit that gathers them join the demand queue in ascending id: those answered `stream`, and of a
     whole layer what else is neither there nor on its way."""
@@ -72,7 +72,7 @@ def demand_in_order(s: State, log: Any, rules: Any, visit: int, layer: int) -> N
             demand_copy(s, log, rules, g, visit)
 
 
-@inner
+@apart
 def owe(s: State, rules: Any, visit: int, layer: int) -> None:
     """A serial visit waits for every copy of its layer that is under way or queued, but for a later visit."""
     for g in range(layer * s.run.n_experts, (layer + 1) * s.run.n_experts):
@@ -83,7 +83,7 @@ def owe(s: State, rules: Any, visit: int, layer: int) -> None:
             rules.visit.copies_left += 1
 
 
-@inner
+@apart
 def stream_ahead(s: State, log: Any, rules: Any, visit: int, target: int, steps: int) -> None:
     """What the layer of visit `target` lacks joins the stream queue, if that visit streams; visit: the one being served
     (-1: time 0)."""
@@ -122,7 +122,7 @@ def _follows(s: State, rules: Any, copy: int, last: int) -> bool:
     return same_visit and s.expert[copy].layer == s.expert[last].layer
 
 
-@inner
+@apart
 def _claim(s: State, log: Any, rules: Any, copy: int) -> None:
     rules.run.stages_free -= 1
     rules.count.stages_used += 1
@@ -132,7 +132,7 @@ def _claim(s: State, log: Any, rules: Any, copy: int) -> None:
     lg.committed(s, log, copy, NOBODY, rules.run.runs)
 
 
-@inner
+@apart
 def commit_demanded(s: State, log: Any, rules: Any) -> bool:
     """The copy at the head of the demand queue goes on the link, with those behind it that may share its transfer;
     False where no stage is free."""
@@ -152,7 +152,7 @@ def commit_demanded(s: State, log: Any, rules: Any) -> bool:
     return True
 
 
-@inner
+@apart
 def commit_streamed(s: State, log: Any, rules: Any) -> bool:
     """The same for the head of the stream queue."""
     if rules.run.stages_free == 0:
@@ -170,7 +170,7 @@ def commit_streamed(s: State, log: Any, rules: Any) -> bool:
     return True
 
 
-@inner
+@apart
 def land_copies(s: State, log: Any, rules: Any, first: int) -> None:
     """A transfer into stages has landed: its copies are there, and ready if this visit wants them. What was left over
     by a visit that has ended is freed at once, unless the layer's next visit has begun or has been prepared for."""
@@ -197,14 +197,14 @@ def land_copies(s: State, log: Any, rules: Any, first: int) -> None:
         copy = expert.next
 
 
-@inner
+@apart
 def _free(s: State, rules: Any, copy: int) -> None:
     move(s, copy, ABSENT)
     rules.run.stages_free += 1
     rules.count.stages_used -= 1
 
 
-@inner
+@apart
 def executed_copy(s: State, rules: Any, copy: int) -> None:
     """A copy has run from its stage, which is free again: no touch, no use."""
     s.expert[copy].work = 0

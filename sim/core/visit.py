@@ -179,10 +179,9 @@ def decide(
         predict(s, log, route, ahead, rules, visit)
 
 
-@inner
+@apart
 def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """What follows from the answers: deferred host work, whom a serial visit waits for, admissions, layers ahead."""
-    apart()
     rows, layers = route.step_offset[step + 1] - route.step_offset[step], s.run.n_layers
     if rules.run.defer > 0 and not route.step_prefill[step] and layer < layers - 1:
         defer(s, rules, rows, rules.run.defer)
@@ -204,7 +203,7 @@ def _log_visit(s: State, log: Any, step: int, layer: int) -> None:
         _count_kind(row, s.expert[s.wanted[i]].kind)
 
 
-@inner
+@apart
 def _work_under_way(s: State, rules: Any) -> bool:
     """Whether what is on the link brings an expert that the visit has work for."""
     for i in range(s.link.n_flight):

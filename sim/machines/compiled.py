@@ -152,16 +152,14 @@ def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Cl
             return
 
 
-@inner
+@apart
 def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
     """The same where there are rules: compiled once, and not wherever it is called."""
-    apart()
     _advance(s, log, hooks, rules, d, clock, ns, layer)
 
 
-@inner
+@apart
 def _commit_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock) -> None:
-    apart()
     _commit_all(s, log, hooks, rules, d, clock)
 
 
@@ -179,7 +177,7 @@ def _group_ns(s: State, hooks: Any, d: Durations, n: int) -> int:
     ns = d.group_ns
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
-        if hooks is not None and g >= s.run.n_full:
+        if hooks is not None and s.run.n_full <= g < s.run.stage_base:
             ns += d.low_expert_ns[s.expert[g].work]
         else:
             ns += d.expert_ns[s.expert[g].work]
@@ -228,7 +226,7 @@ def _end_host(
         _time_executions(s, log, d.cpu_expert_ns[row], d.low_expert_ns, begin, n, -1)
 
 
-@inner
+@apart
 def _host_work(s: State, rules: Any, d: Any, clock: Clock, row: int) -> tuple[int, int]:
     """When the host begins this visit's first expert, and when the layer's host work is done: deferred experts of the
     last visit, then this one's, of which the deferred may last beyond the layer. The link is slowed meanwhile."""
@@ -248,10 +246,9 @@ def _host_work(s: State, rules: Any, d: Any, clock: Clock, row: int) -> tuple[in
     return begin, done if at_once > 0 else before
 
 
-@inner
+@apart
 def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, there: int, group: int) -> None:
     """The GPU reads an expert over the idle link while it computes it."""
-    apart()
     now = clock.time.now_ns
     tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
     read = slowed(d.transfer_ns[0], clock.host.until_ns - now, d.share_n, d.share_d)

@@ -39,6 +39,7 @@ class Machine:
         self.s, self.log, self.clock, self.rules = begin_run(plan, full)
         self.route, self.miss, self.ahead = inputs(plan, self.s, full)
         self.hooks = None if self.miss is None else new_hooks(plan)
+        self.depth = int(self.s.run.depth)
         self.commit_due = False
         self.wake: simpy.Event | None = None  # what a stalled GPU waits for
         self.stalled_since = 0
@@ -61,56 +62,68 @@ class Machine:
 
     def kick(self) -> None:
         """Something was queued, landed or released: look at the link when everything else of this instant is done."""
-        if not self.commit_due and waiting(self.s, self.rules):
+        if not self.commit_due and self.may_commit():
             self.commit_due = True
             self.at(0, COMMIT, self.commit)
+
+    def may_commit(self) -> bool:
+        """Something waits for the link; a full link is seen here, because a call of compiled code takes its time."""
+        return self.s.link.n_flight < self.depth and bool(waiting(self.s, self.rules))
 
     def commit(self, _: Any) -> None:
         """Commit as much as the depth and the slots allow."""
         self.commit_due = False
         s, clock, now = self.s, self.clock, self.env.now
-        while waiting(s, self.rules):
+        while self.may_commit():
             last = self.last_committed() if s.link.n_flight else None
             g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 break
-            begin = now if last is None else int(clock.lands[last])
-            gap = self.costs.commit_gap_ns if last is None else 0
-            clock.full_ns[g] = ns = self.full_ns(g, 0 if last is None else 1)
-            clock.starts[g], clock.lands[g] = begin + gap, begin + self.slowed(gap + ns, begin)
-            self.note(g, committed_ns=now, started_ns=clock.starts[g])
-            if last is None:
-                self.land_at(g)
-        if self.rules is not None and self.wake is not None and take_group(s, self.plan.group, self.rules) > 0:
-            self.wake_up()  # what is committed now leaves it nothing to wait for
+            starts = now + self.costs.commit_gap_ns if last is None else int(clock.lands[last])
+            if self.rules is None:
+                lands = starts + int(self.transfer_ns[self.is_low(g)][0 if last is None else 1])
+                self.at(lands - now, LANDING, self.landed)
+            else:
+                lands = self.timed(g, starts, last)
+            clock.starts[g], clock.lands[g] = starts, lands
+            if self.log is not None:
+                self.note(g, committed_ns=now, started_ns=starts)
+        if self.rules is None or self.wake is None or self.wake.triggered:
+            return
+        if take_group(s, self.plan.group, self.rules) > 0:
+            self.at(0, GPU, event=self.wake)  # what is committed now leaves it nothing to wait for
 
-    def full_ns(self, g: int, follows: int) -> int:
-        """What the transfer committed last takes with the link to itself."""
-        if self.rules is not None and g >= self.s.run.stage_base:
-            return int(self.on_miss.run_ns[follows, self.rules.visit.run])
-        return int(self.transfer_ns[self.is_low(g)][follows])
+    def timed(self, g: int, starts: int, last: int | None) -> int:
+        """When the transfer committed last lands, which may bring several experts and share the host's memory; `last`
+        was committed before it."""
+        assert self.rules is not None
+        ns_of = self.on_miss.run_ns[:, self.rules.visit.run] if g >= self.s.run.stage_base else None
+        ns = int((self.transfer_ns[self.is_low(g)] if ns_of is None else ns_of)[0 if last is None else 1])
+        begin = self.env.now if last is None else starts
+        lands = begin + self.slowed(starts + ns - begin, begin)
+        self.clock.full_ns[g] = ns
+        if last is None:
+            self.at(lands - self.env.now, LANDING, self.landing)
+        return lands
 
     def slowed(self, ns: int, begin: int) -> int:
         """How long a transfer takes from `begin` on that needs ns with the link to itself."""
-        return int(slowed(ns, self.clock.host.until_ns - begin, *self.on_miss.link_share))
-
-    def land_at(self, g: int) -> None:
-        """The transfer at the head of the link lands when the clock says; a busy host may still put that off."""
-        due = int(self.clock.lands[g])
-
-        def landing(_: Any) -> None:
-            if self.oldest() == g and self.clock.lands[g] == due and self.env.now == due:
-                self.landed()
-
-        self.at(due - self.env.now, LANDING, landing)
+        share = self.on_miss.link_share
+        return ns if share == (1, 1) else int(slowed(ns, self.clock.host.until_ns - begin, *share))
 
     def oldest(self) -> int:
         """The oldest committed transfer, -1 where none is under way."""
         return int(self.s.flight[self.s.link.flight_head]) if self.s.link.n_flight else -1
 
+    def landing(self, _: Any) -> None:
+        """The oldest transfer lands if it is due; a busy host may have put that off since it was announced."""
+        if self.s.link.n_flight and self.clock.lands[self.oldest()] == self.env.now:
+            self.landed()
+
     def note(self, g: int, **times: int) -> None:
         """Into the rows of the experts that a transfer brings; g: the first."""
-        while self.log is not None and g != NOBODY:
+        assert self.log is not None
+        while g != NOBODY:
             row = self.log.transfers[self.s.expert[g].transfer]
             for name, ns in times.items():
                 setattr(row, name, int(ns))
@@ -118,28 +131,28 @@ class Machine:
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
-        return bool(g >= self.s.run.n_full)
+        return bool(self.s.run.n_full <= g < self.s.run.stage_base)
 
     def last_committed(self) -> int:
         place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.expert)
         return int(self.s.flight[place])
 
-    def landed(self) -> None:
+    def landed(self, _: Any = None) -> None:
         """The oldest committed transfer has landed, and the next one begins."""
         if self.wake is not None:
             self.count_stall()
         g = int(land(self.s, self.log, self.rules))
-        busy(self.s, self.clock, self.rules, g, self.env.now - self.clock.starts[g])
-        self.note(g, started_ns=self.clock.starts[g], landed_ns=self.env.now)
-        if self.s.link.n_flight:
-            self.land_at(self.oldest())
-        self.wake_up()
-        self.kick()
-
-    def wake_up(self) -> None:
-        """The GPU looks again whether there is something to take."""
+        if self.rules is None:
+            self.clock.spend("link_busy_ns", self.env.now - self.clock.starts[g])
+        else:
+            busy(self.s, self.clock, self.rules, g, self.env.now - self.clock.starts[g])
+        if self.log is not None:
+            self.note(g, started_ns=self.clock.starts[g], landed_ns=self.env.now)
+        if self.rules is not None and self.s.link.n_flight:
+            self.at(int(self.clock.lands[self.oldest()]) - self.env.now, LANDING, self.landing)
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
+        self.kick()
 
     def count_stall(self) -> None:
         """What the GPU has waited for since it last looked: the state of the link has not changed since then."""
@@ -199,23 +212,26 @@ class Machine:
 
     def visit(self, step: int, layer: int) -> Process:
         """One visit, from its routed instant to the end of its layer."""
-        s, log, routed = self.s, self.log, self.env.now
+        s, log, rules, routed = self.s, self.log, self.rules, self.env.now
         self.layer, first = layer, s.rows.transfers
-        decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, self.rules)
-        row = int(s.link.n_flight > 0 or (self.rules is not None and self.rules.visit.busy == 1))  # of cpu_expert_ns
-        begin, done = self.host_work(row)
+        decide(s, log, self.route, self.miss, self.ahead, step, layer, self.hooks, rules)
+        on_host = rules is not None or s.visit.n_host > 0
+        if on_host:
+            row = int(s.link.n_flight > 0 or (rules is not None and rules.visit.busy == 1))  # of cpu_expert_ns
+            begin, done = self.host_work(row)
         if log is not None:
             log.visits[s.rows.visits - 1].routed_ns = routed
             for each in log.transfers[first : s.rows.transfers]:
                 each.queued_ns = routed
         self.kick()
-        if not self.on_miss.beside and s.visit.n_host > self.deferred():
+        if rules is not None and not self.on_miss.beside and s.visit.n_host > self.deferred():
             yield from self.wait_for_host(done)
         group = 0
-        while visit_lasts(s, self.rules):
-            n = int(take_group(s, self.plan.group, self.rules))
-            there = NOBODY if self.rules is None else int(next_remote(s, log, self.rules, n))
-            self.kick()  # what a waiting remote kept back
+        while s.visit.n_run < s.visit.n_work if rules is None else visit_lasts(s, rules):
+            n, there = int(take_group(s, self.plan.group, rules)), NOBODY
+            if rules is not None:
+                there = int(next_remote(s, log, rules, n))
+                self.kick()  # what a waiting remote kept back
             if n > 0:
                 yield from self.run_group(n, group)
             elif there >= 0:
@@ -223,11 +239,12 @@ class Machine:
             else:
                 yield from self.stall()
             group += n > 0 or there >= 0
-        yield from self.wait_for_host(done)
-        finish_host(s, log, self.rules)
-        self.time_executions((self.costs.cpu_expert_ns[row],) * 2, begin, int(s.visit.n_host), -1)
-        if self.rules is not None:
-            end_visit(s, self.rules)
+        if on_host:
+            yield from self.wait_for_host(done)
+            finish_host(s, log, rules)
+            self.time_executions((self.costs.cpu_expert_ns[row],) * 2, begin, int(s.visit.n_host), -1)
+        if rules is not None:
+            end_visit(s, rules)
             self.kick()
         if log is not None:
             log.visits[s.rows.visits - 1].end_ns = self.env.now
@@ -284,7 +301,7 @@ class Machine:
         was = int(self.clock.lands[oldest])
         slow_the_link(self.s, self.clock, until, *self.on_miss.link_share)
         if oldest >= 0 and self.clock.lands[oldest] != was:
-            self.land_at(oldest)
+            self.at(int(self.clock.lands[oldest]) - self.env.now, LANDING, self.landing)
 
     def run_remote(self, there: int, group: int) -> Process:
         """The GPU reads an expert over the idle link while it computes it."""
@@ -293,8 +310,9 @@ class Machine:
         tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
         ns = max(int(self.costs.expert_ns[tokens]), self.slowed(int(self.costs.transfer_ns[0]), now))
         self.clock.starts[there], self.clock.lands[there] = now, now + ns
-        self.note(there, committed_ns=now, started_ns=now)
-        self.land_at(there)
+        if self.log is not None:
+            self.note(there, committed_ns=now, started_ns=now)
+        self.at(ns, LANDING, self.landing)
         self.clock.spend("experts_ns", ns)
         rules.remote_ns[0] += ns
         yield self.at(ns, GPU)  # behind the landing of the same instant
