@@ -18,12 +18,14 @@ from analysis.pages.trace_sections import averaged
 from analysis.reading.load import load
 from analysis.reading.run import Run
 from analysis.report import MAX_PAGE_BYTES, main
+from analysis.showing.palette import ANSWER, CAUSE, SLOT
 from analysis.timelines import series
 from sim import profile
+from sim.core.plan import ANSWERS, CAUSES
 from sim.machines import compiled
 from sim.machines.record import RunRecord
 from tests.plans import plan
-from tests.runs_by_hand import made, record, simulated, written
+from tests.runs_by_hand import ARGUMENTS, made, record, simulated, written
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
@@ -37,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, Path]:
-    return simulated(folder)
+    ahead = ["--miss", "stream", "--ahead", "1", "--merge", "runs", "--record", "full"]
+    return simulated(folder, *ARGUMENTS, ahead=ahead)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +173,7 @@ def test_occupancy_and_link_by_hand() -> None:
 
 
 def test_bins_add_up_to_the_record(runs: dict[str, Path]) -> None:
-    for run in load([runs["lru"], runs["fifo"]], 2):
+    for run in load([runs["lru"], runs["fifo"], runs["ahead"]], 3):
         assert run.record is not None
         at = series.edges(run.record)
         busy = sum(float((share * np.diff(at)).sum()) for share in series.link_use(run.record, at).values())
@@ -178,6 +181,11 @@ def test_bins_add_up_to_the_record(runs: dict[str, Path]) -> None:
         whole, low = tables.slots(run)
         total = sum(series.occupancy(run.record, run.trace["n_experts"], whole, at).values())
         assert (whole, low) == (16, 0) and np.allclose(total, 16)
+
+
+def test_everything_has_a_colour_of_its_own() -> None:
+    for meant, words in ((CAUSE, CAUSES), (ANSWER, ANSWERS), (SLOT, SLOT)):
+        assert set(meant) == set(words) and len(set(meant.values())) == len(meant)
 
 
 def test_answers_by_layer_by_hand() -> None:

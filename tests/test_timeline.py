@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from analysis import timeline
 from analysis.reading.load import load as load_runs
 from analysis.timeline import steps_of
+from analysis.timelines import stalls
 from analysis.timelines.asked import Asked
 from analysis.timelines.events import Context, events
 from analysis.timelines.text import picture
@@ -22,7 +24,7 @@ from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.groups import as_groups
-from tests.on_miss_plans import plan_of
+from tests.on_miss_plans import plan_of, rule
 from tests.plans import plan, random_lossy_plan, random_plan
 from tests.timeline_laws import SLOWED, Timeline, check_whole, last, load, parse
 from traces.errors import UserError
@@ -32,6 +34,7 @@ LONG = [*RUN.split(), "--calibration", "0.3", "--max-steps", "400", "--warmup-st
 
 
 PARTS = ("dense", "decide", "experts", "stall", "cpu_wait", "head")
+LEFT_OVER = (264, 283, 318, 598, 676, 782)  # of plans of `left_over` some in which that changes why the GPU stalled
 LOW_SLOTS = "slots of low-precision copies used"
 
 
@@ -87,6 +90,17 @@ def check(made: Plan) -> None:
     assert last(t, "slots used") + copies == len(left) + last(t, "transfers in flight")
 
 
+@pytest.fixture
+def nothing_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a virtual machine every stall's cause follows from the record: no visit's are laid out by its sums."""
+
+    def estimated(*_: Any) -> None:
+        raise AssertionError("the causes found are not those of the visits")
+
+    monkeypatch.setattr(stalls, "_laid_out", estimated)
+
+
+@pytest.mark.usefixtures("nothing_estimated")
 @pytest.mark.parametrize("machine", [compiled, discrete], ids=["compiled", "simpy"])
 @pytest.mark.parametrize("chunk", range(4))
 def test_plans_of_what_comes_on_a_miss_hold_every_law(chunk: int, machine: Any) -> None:
@@ -97,6 +111,21 @@ def test_plans_of_what_comes_on_a_miss_hold_every_law(chunk: int, machine: Any) 
         t = check_whole(parse(events(record, context(made))), record)
         check_costs(t, made)
         check_slowing(t, made, record)
+
+
+def test_a_slowed_link_is_seen_where_the_spec_does_not_say_it() -> None:
+    """Nothing is shown of a run whose link is not slowed, and what is shown is what the spec would have said."""
+    seen = 0
+    for seed in range(150):
+        made = plan_of(seed)
+        record, said = compiled.run(made, full=True), context(made)
+        found = Timeline(parse(events(record, replace(said, asked=replace(said.asked, link_share=None)))))
+        slices = [(begin, end) for begin, end, _ in found.slices[SLOWED]]
+        assert {e["args"]["sure"] for *_, e in found.slices[SLOWED]} <= {"seen: copies last longer beside the host"}
+        if slices:
+            assert slices == [(begin, end) for begin, end, _ in Timeline(parse(events(record, said))).slices[SLOWED]]
+            seen += 1
+    assert seen >= 5
 
 
 def check_slowing(t: Timeline, made: Plan, record: RunRecord) -> None:
@@ -160,9 +189,27 @@ def joined(stalls: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     return out
 
 
+def left_over(seed: int) -> Plan:
+    """Whole layers are streamed in some steps, others read where experts lie; the link is slow and takes several: what
+    nobody wanted of one layer stands in front of what the next ones wait for."""
+    made, rng = plan_of(seed), np.random.default_rng(seed)
+    ahead, n = int(rng.integers(0, 3)), made.n_experts
+    bulk = rng.random(len(made.step_prefill)) < 0.5
+    depth, slower = int(rng.integers(2, 5)), int(rng.integers(1, 200))
+    costs = replace(made.costs, commit_depth=depth, transfer_ns=made.costs.transfer_ns + slower)
+    assert made.on_miss is not None
+    on = replace(
+        made.on_miss, bulk=rule("remote"), step_bulk=bulk, whole_layer=True, serial=False, ahead=ahead, defer=0,
+        stages=(ahead + 1) * n, run_ns=np.tile(np.arange(n + 1) * costs.transfer_ns[0], (2, 1)),
+    )  # fmt: skip
+    return replace(made, miss=rule("stream"), on_miss=on, costs=costs, late_counts_as_missing=False)
+
+
+@pytest.mark.usefixtures("nothing_estimated")
 def test_stalls_stand_where_the_machine_stalled() -> None:
     causes = set()
-    for made in (*(random_plan(seed) for seed in range(150)), *(plan_of(seed) for seed in range(150))):
+    drawn = (make(seed) for make in (random_plan, plan_of) for seed in range(150))
+    for made in chain(drawn, map(left_over, LEFT_OVER)):
         machine = Watched(made)
         machine.env.run(until=machine.env.process(machine.run()))
         record = RunRecord.of(made, machine.s, machine.log, machine.clock, machine.rules)

@@ -28,7 +28,6 @@ from sim.outcome.summary import STALLS
 Int = npt.NDArray[np.int64]
 DEMAND, LATE, HELD = range(3)  # of STALLS
 STREAM = CAUSES.index("stream")
-NEVER = np.iinfo(np.int64).max
 
 
 class Stalls(NamedTuple):
@@ -103,15 +102,12 @@ def _last_demand_commit(visits: Group, transfers: Group) -> Int:
     """[visits]: when the last of the demands was committed that had been queued by then, -1 without one. A demand is
     committed in its visit, unless it is a copy that nobody wants."""
     out = np.full(len(visits["event"]), -1, np.int64)
-    demands = (transfers["cause"] == 0) & (kinds(transfers) != READ)
-    committed = transfers["committed_ns"] >= 0
-    rows = np.flatnonzero(demands & committed)
+    committed = (transfers["cause"] == 0) & (transfers["committed_ns"] >= 0)
+    rows = np.flatnonzero(committed & (kinds(transfers) != READ))
     v = np.searchsorted(visits["event"], transfers["event_committed"][rows]) - 1
     stays = kinds(transfers)[rows] == STAGED  # it may have been left over by an earlier visit
     joined = np.where(stays & (transfers["promoted"][rows] == 0), transfers["visit"][rows], v)
     np.maximum.at(out, joined, transfers["committed_ns"][rows])
-    never = np.flatnonzero(demands & ~committed)
-    np.maximum.at(out, transfers["visit"][never], NEVER)
     return np.maximum.accumulate(out)
 
 
