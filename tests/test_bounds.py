@@ -8,15 +8,29 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.core.plan import Choice, Costs, Plan, Prefetch
+from sim.core.plan import CAUSES, Choice, Costs, OnMiss, Plan, Prefetch
 from sim.machines import compiled
 from sim.machines.record import RunRecord
-from sim.outcome.bounds import ANY, BLOCK, BYTES, DEMAND, LOSSLESS, _block, applicable, blocks, bounds, executed_bounds
+from sim.outcome.bounds import (
+    ANY,
+    BLOCK,
+    BYTES,
+    DEMAND,
+    HOST,
+    LOSSLESS,
+    _block,
+    applicable,
+    blocks,
+    bounds,
+    executed_bounds,
+)
 from sim.outcome.packing import Walk, Wants
+from tests.on_miss_plans import plan_of
 from tests.plans import EVICTIONS, MISSES, plan, random_plan
 from tests.reference_bounds import long_plan, reference_bounds
 
@@ -67,6 +81,35 @@ def test_no_bound_exceeds_what_a_run_of_its_class_took(chunk: int) -> None:
             reached[name] += least[name] == took
     assert set(reached) == {*LOSSLESS, *DEMAND, *ANY}
     assert min(reached[name] for name in reached) > 0, "a bound that no run reaches may be far too low"
+
+
+def test_no_bound_exceeds_what_an_engine_took_that_does_more_on_a_miss() -> None:
+    reached: Counter[str] = Counter()
+    for seed in range(1500):
+        p = plan_of(seed)
+        record = compiled.run(p)
+        least = bounds(p) | executed_bounds(p, record)
+        assert set(least) == {*LOSSLESS, *DEMAND, *ANY, *HOST}
+        for name in applicable(p):
+            landed = sum(record.counters[f"landed_{cause}"] for cause in CAUSES)
+            took = landed if name == "loads" else span_ns(p, record)
+            assert 0 <= least[name] <= took, (seed, name)
+            reached[name] += least[name] == took
+    assert min(reached[name] for name in reached if name != "link_ns") > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "link_ns"), [({}, 10 + 100 + 5), ({"merge_runs": True}, 10 + 90 + 5), ({"ahead": 1}, 105)]
+)
+def test_a_layer_without_slots_by_hand(more: dict[str, Any], link_ns: int) -> None:
+    """A dense part of 10, a copy of 100 and an expert of 5; a run of two takes 180, so one of them 90 at least; what is
+    streamed ahead may begin at time 0. (Copies of both cost as much and more.)"""
+    made = plan([[[1]]], 2, [0], dense=10, expert=5, transfer=100, eviction="lru", miss="fetch")
+    run_ns = np.array([[0, 100, 180], [0, 100, 180]])
+    made = replace(made, on_miss=OnMiss(run_ns, np.zeros(1, np.bool_), **more))
+    least = bounds(made)
+    assert (least["loads"], least["link_ns"]) == (1, link_ns)
+    assert (span_ns(made, compiled.run(made)) == link_ns) == (not more)
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS)
