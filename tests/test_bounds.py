@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.plan import CAUSES, Choice, Costs, OnMiss, Plan, Prefetch
+from sim.core import miss
+from sim.core.plan import CAUSES, REMOTE, Choice, Costs, OnMiss, Plan, Prefetch
 from sim.machines import compiled
 from sim.machines.record import RunRecord
 from sim.outcome.bounds import (
@@ -474,5 +475,6 @@ def test_which_bounds_apply(miss: str, ahead: bool, names: tuple[str, ...]) -> N
 
 
 def test_importing_the_bounds_does_not_import_numba() -> None:
+    assert REMOTE == miss.REMOTE  # said twice for that
     code = "import sys, sim.outcome.bounds; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

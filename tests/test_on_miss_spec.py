@@ -65,6 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     npz.write("c.npz", replace(other, meta=trace.meta))
     Path("h.toml").write_text(HARDWARE + HOST)
     Path("no-host.toml").write_text(HARDWARE)
+    Path("low.toml").write_text(f"{HARDWARE}low_transfer_ns = 5\nlow_expert_ns = 2\n")
     return tmp_path
 
 
@@ -444,8 +445,10 @@ BAD: dict[str, tuple[str, str]] = {
     "share nan": ("--miss cpu --link-share nan", "link_share: nan"),
     "share of many digits": ("--miss cpu --link-share 0.1234567", "at most six digits"),
     "time below 0": ("--cpu-visit-us -1", "cpu_visit_us: -1.0"),
-    "copies of two kinds, serial": ("--miss hobbit --serial --cache layers:1", "serial: true: the copies of low"),
-    "copies of two kinds, static": ("--miss hobbit --eviction static", "eviction: static: the copies of low"),
+    "copies of two kinds, serial": ("--hardware low.toml --miss hobbit --serial --cache layers:1",
+        "serial: true: the copies of low"),
+    "copies of two kinds, static": ("--hardware low.toml --miss hobbit --eviction static",
+        "eviction: static: the copies of low"),
     "too few stages for serial": ("--miss stream --serial --stages 1", "stages: 1: serial: visit 1"),
     "too few stages for a layer": ("--miss stream --whole-layer --stages 3", "must be 0, or at least 4"),
     "too few stages ahead": ("--miss stream --ahead 1 --stages 7", "must be 0, or at least 8"),

@@ -15,7 +15,9 @@ from sim.outcome.verdict import (
     HOST_MEMORY,
     LINK,
     POLICY,
+    REMOTE,
     SAID,
+    STREAMING,
     WORKING_SET,
     Facts,
     cpu_experts,
@@ -61,6 +63,11 @@ DECIDED: list[tuple[Facts, str]] = [
     (Facts(stall=0.3, cpu_wait=0.3001, link=0.95, host=HOST_MEMORY), HOST_MEMORY),
     (Facts(cpu_wait=0.88, host=HOST_COMPUTE), HOST_COMPUTE),
     (Facts(), GPU),
+    (Facts(remote=0.5), REMOTE),
+    (Facts(remote=0.4999), GPU),
+    (Facts(remote=0.5, stall=0.5001, link=0.95), LINK),
+    (Facts(stall=0.5, link=0.95, streamed=0.5), STREAMING),
+    (Facts(stall=0.5, link=0.95, streamed=0.4999), LINK),
 ]
 
 

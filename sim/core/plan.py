@@ -35,6 +35,7 @@ NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
 SUBSTITUTION = 4  # the miss policies' kind that takes them
+REMOTE = 8  # and the one that reads over the link where the experts lie
 SUBSTITUTE_PARAMS = (
     "selector",
     "matched",

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.miss import REMOTE
-from sim.core.plan import GROUPS, NOT_ALL_FETCHED, Plan
+from sim.core.plan import GROUPS, NOT_ALL_FETCHED, REMOTE, Plan
 
 if TYPE_CHECKING:  # both import numba, which takes its time
     from sim.machines.record import RunRecord
