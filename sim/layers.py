@@ -89,7 +89,7 @@ def overridden(text: str, moe_layers: Sequence[int], n_layers: int, most: int) -
     """int64 [MoE layers]: 0 slots where `REGEX=CPU,REGEX=CUDA0,...` puts a layer's experts on the host, else `most`.
     moe_layers: their indices among all. Raises SpecError for a pattern that is none or finds nothing, another memory,
     other tensors than a layer's three of experts, or not all of these."""
-    overrides = [_override(pair) for pair in text.split(",")]
+    overrides = [_override(pair) for pair in re.split(f"(?<=={ON_HOST}),|(?<=={ON_GPU}),", text)]  # {1,2} is of a regex
     found = {name: _memory(overrides, name) for name in _tensors(moe_layers, n_layers)}
     for pattern, memory in overrides:
         if not any(pattern.search(name) for name in found):

@@ -398,7 +398,8 @@ class Setting:
         sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
         stages, on_host = staged(self.rules, self.plan), self.costed.on_host
         line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host)
-        return line if self.ram is None and self.plan.on_miss is None else line | {"host": self._host_memory}
+        asked = self.ram is not None or self.plan.on_miss is not None or self.spec.dense_on_host is not None
+        return line | ({"host": self._host_memory} if asked else {})
 
     @property
     def _host_memory(self) -> dict[str, Any]:

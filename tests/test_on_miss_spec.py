@@ -344,6 +344,18 @@ def test_every_field_has_such_a_value() -> None:
     assert {*VALUES} == {name for name in RunSpec.model_fields if came_later(name)}
 
 
+def test_a_comma_of_a_regular_expression_is_no_other_one(folder: Path) -> None:
+    assert prepared(override_tensor=r"blk\.[1]{1,2}\.ffn_.*_exps=CPU,exps=CUDA0").plan.slots.tolist() == [0, 4, 4]
+
+
+def test_dense_parts_on_the_host_stand_in_its_memory() -> None:
+    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 2}
+    without, there = (prepare(RunSpec.of({**given, **more})).memory for more in ({}, {"dense_on_host": "layers:2"}))
+    assert "host" not in without
+    moved = sum(without[part] - there[part] for part in ("dense", "kv"))
+    assert moved == there["host"]["rest"] - 2_000_000_000  # beside what the host itself takes
+
+
 def test_llama_cpp_s_short_flag_may_be_repeated() -> None:
     args = run.parser().parse_args(["--trace", "t", "-ot", "a=CPU", "-ot", "b=CPU", "--n-cpu-moe", "3"])
     assert spec_of(args).override_tensor == "a=CPU,b=CPU" and spec_of(args).n_cpu_moe == 3

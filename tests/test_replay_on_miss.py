@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import replay
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.routed import ModelShape
 from runtime.device.cpu import CpuPort
@@ -394,3 +395,10 @@ def test_a_closed_loop_refuses_what_an_engine_does_on_a_miss(fields: Any, said: 
     with pytest.raises(SpecError, match=f"^{said}.*closed loop") as error:
         ClosedLoop(spec, ModelShape("unnamed", 4, (0, 1, 2, 3), 12, 3))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flag", [["--dense-on-host", "layers:2"], ["--miss", "cpu", "--cpu-visit-us", "50"]])
+def test_a_device_takes_its_own_time(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay.main(["--trace", "tiny-moe.npz", "--device", "cpu", "--max-steps", "2", *flag]) == 2
+    name = flag[-2].removeprefix("--").replace("-", "_")
+    assert capsys.readouterr().err.startswith(f"error: {name}: ")

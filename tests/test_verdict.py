@@ -67,6 +67,8 @@ DECIDED: list[tuple[Facts, str]] = [
     (Facts(remote=0.4999), GPU),
     (Facts(remote=0.5, stall=0.5001, link=0.95), LINK),
     (Facts(stall=0.5, link=0.95, streamed=0.5), STREAMING),
+    (Facts(stall=0.45, cpu_wait=0.4, link=0.43, host_works=0.5, host=HOST_MEMORY), HOST_MEMORY),
+    (Facts(stall=0.45, cpu_wait=0.4, link=0.43, host_works=0.4999, host=HOST_MEMORY), POLICY),
     (Facts(stall=0.5, link=0.95, streamed=0.4999), LINK),
 ]
 

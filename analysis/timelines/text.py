@@ -32,8 +32,8 @@ def picture(shown: Tracks, begin: int, end: int) -> str:
 
 def _ruler(begin: int, end: int, scale: int) -> str:
     columns = (end - begin) // scale
-    marks = (str(begin + scale * at).ljust(TICK)[:TICK] for at in range(0, columns + 1, TICK))
-    return "".join(marks)
+    tick = max(TICK, TICK * -(-(len(str(end)) + 1) // TICK))  # as wide as what stands at it
+    return "".join(str(begin + scale * at).ljust(tick) for at in range(0, columns + 1, tick))
 
 
 def _row(cells: Iterable[Cell], begin: int, end: int, scale: int) -> str:

@@ -51,6 +51,13 @@ class Options:
     host_bytes: int | None = None
 
 
+def _refuse_durations(setting: Setting) -> None:
+    """Of what a spec asks for, where only a simulated machine can make it take that long."""
+    for name in ("dense_on_host", "cpu_visit_us"):
+        if (given := getattr(setting.spec, name)) is not None:
+            raise SpecError(f"{name}: {given}: a device takes the time that it takes; sim.run simulates it")
+
+
 class Extent:
     """What must be there for every one of the settings: slots of each scope, stages, and room in the dense part. Raises
     SpecError for what only the simulated machines can do."""
@@ -58,6 +65,7 @@ class Extent:
     def __init__(self, settings: Sequence[Setting], options: Options) -> None:
         for setting in settings:
             refuse(setting.plan)
+            _refuse_durations(setting)
         first, self.options = at_scale(settings[0], options.scale), options
         assert first.model is not None
         self.model, self.seed = first.model, first.spec.seed

@@ -19,6 +19,9 @@ from sim.outcome.bounds import BLOCK, blocks
 from sim.prepare import Setting
 
 GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what takes it
+HOST_WORKS = (
+    0.5  # computing at least this share of the time, the host holds up a run that waits for a link not busy, too
+)
 REMOTE_READS = 0.5  # reading experts where they lie at least this share of the time is what takes it
 LINK_BUSY = 0.9  # busy at least this share of the time, the link has no room for earlier transfers
 SMALL = 0.5  # with at least this share of the layers too small for their visits, the working set is
@@ -76,7 +79,7 @@ class Facts(NamedTuple):
     fewer slots than the trace wants experts in a visit of the layer (in a step, of the pool), and of these small ones
     the mean slots and the mean experts wanted. host: which of the host's verdicts its experts would get. streamed: the
     share of copies for stages in what landed. remote: the share of the time in which the GPU reads experts over the
-    link."""
+    link; host_works: in which the host computes, of runs that count it."""
 
     time_ns: int = 1
     stall: float = 0.0
@@ -91,6 +94,7 @@ class Facts(NamedTuple):
     pooled: bool = False
     host: str = HOST
     streamed: float = 0.0
+    host_works: float = 0.0
     remote: float = 0.0
 
     @property
@@ -112,6 +116,8 @@ def kind(f: Facts) -> str:
         return STREAMING
     if f.small >= SMALL * f.scopes:
         return WORKING_SET
+    if f.link < LINK_BUSY and f.host_works >= HOST_WORKS:
+        return f.host
     return LINK if f.link >= LINK_BUSY else POLICY
 
 
@@ -139,6 +145,7 @@ def facts_of(setting: Setting, out: dict[str, Any], memo: Memo = afresh) -> Fact
         prompts=prompts,
         host=_host(setting, out),
         streamed=_streamed(out),
+        host_works=(out.get("host") or {"ns": 0})["ns"] / time,
         remote=(out.get("remote_reads") or {"ns": 0})["ns"] / time,
         **_rooms(setting, prompts >= PROMPTS, memo),
     )
