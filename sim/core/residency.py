@@ -164,6 +164,17 @@ def _count_landing(s: State, g: int) -> None:
 
 
 @inlined
+def arrived(s: State, g: int) -> None:
+    """Expert g, or its copy, is there: waited for no longer, and ready if this visit has work for it."""
+    if s.expert[g].waited:
+        s.expert[g].waited = 0
+        s.visit.n_waited -= 1
+    if s.expert[g].work > 0:
+        s.ready[s.visit.n_ready] = g
+        s.visit.n_ready += 1
+
+
+@inlined
 def land_in_slot(s: State, log: Any, g: int) -> None:
     """The transfer of expert g has landed: it is resident, touched, and ready if this visit wants it."""
     move(s, g, RESIDENT)
@@ -173,12 +184,7 @@ def land_in_slot(s: State, log: Any, g: int) -> None:
     _join_order(s, g)
     s.count.landed_low += g >= s.run.n_full
     _count_landing(s, g)
-    if s.expert[g].waited:
-        s.expert[g].waited = 0
-        s.visit.n_waited -= 1
-    if s.expert[g].work > 0:
-        s.ready[s.visit.n_ready] = g
-        s.visit.n_ready += 1
+    arrived(s, g)
     lg.ended(s, log, g, 0)
 
 

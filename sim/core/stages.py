@@ -9,7 +9,7 @@ from typing import Any
 from sim.core import log as lg
 from sim.core.jit import apart, choice, inlined
 from sim.core.plan import ANSWERS
-from sim.core.residency import move
+from sim.core.residency import arrived, move
 from sim.core.rules import DEMAND, NOBODY, STREAM, anywhere, stage_of, streams
 from sim.core.state import ABSENT, COMMITTED, DEMANDED, MISS, QUEUED, RESIDENT, State
 
@@ -183,12 +183,7 @@ def land_copies(s: State, log: Any, rules: Any, first: int) -> None:
         s.count.landed_demand += s.expert[copy].origin == DEMAND
         rules.visit.copies_left -= expert.owed
         expert.owed = 0
-        if s.expert[copy].waited:
-            s.expert[copy].waited = 0
-            s.visit.n_waited -= 1
-        if s.expert[copy].work > 0:
-            s.ready[s.visit.n_ready] = copy
-            s.visit.n_ready += 1
+        arrived(s, copy)
         lg.ended(s, log, copy, 0)
         of = rules.layer[s.expert[copy].layer]
         if of.joined <= of.ended:
