@@ -164,14 +164,6 @@ def _commit_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: 
 
 
 @inlined
-def _go_on(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
-    if rules is None:
-        _advance(s, log, hooks, rules, d, clock, ns, layer)
-    else:
-        _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
-
-
-@inlined
 def _group_ns(s: State, hooks: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
     ns = d.group_ns
@@ -211,7 +203,10 @@ def _wait_for_host(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Cl
     clock.time.cpu_wait_ns += wait
     if log is not None:
         log.visits[s.rows.visits - 1].cpu_wait_ns += wait
-    _go_on(s, log, hooks, rules, d, clock, wait, s.run.routed)  # no stall: any layer
+    if rules is None:
+        _advance(s, log, hooks, rules, d, clock, wait, s.run.routed)
+    else:
+        _advance_by_rules(s, log, hooks, rules, d, clock, wait, s.run.routed)
 
 
 @inner
@@ -256,7 +251,7 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
     clock.starts[there], clock.lands[there] = now, now + ns
     if log is not None:
         _log_commit(s, log, rules, clock, there)
-    _go_on(s, log, hooks, rules, d, clock, ns, s.run.routed)
+    _advance_by_rules(s, log, hooks, rules, d, clock, ns, s.run.routed)
     if ns == 0:
         _land(s, log, rules, clock)
     clock.time.experts_ns += ns
@@ -311,7 +306,10 @@ def _visit(
                 _commit_by_rules(s, log, hooks, rules, d, clock)
                 n = take_group(s, mode, rules)
         ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
-        _go_on(s, log, hooks, rules, d, clock, ns, layer)
+        if rules is None:
+            _advance(s, log, hooks, rules, d, clock, ns, layer)
+        else:
+            _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
         if n > 0:
             clock.time.experts_ns += ns
             finish_group(s, log, n, rules)
@@ -349,7 +347,10 @@ def _loop(
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
-            _go_on(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
+            if rules is None:
+                _advance(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
+            else:
+                _advance_by_rules(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
