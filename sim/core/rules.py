@@ -103,7 +103,7 @@ class Ruled(Struct):  # an expert
     answer: int  # index into plan.ANSWERS, of this visit
     misses: int  # visits that missed it since it landed in a slot (cpu-admit)
     ran: int  # visits of its layer when it last ran from its slot
-    deferred: int  # (token, slot) entries that may be deferred; < 0 the expert is
+    deferred: int  # (token, slot) entries of this visit that may be deferred
     joined: int  # the visit for which its copy was queued
     next: int  # the copy behind it in one transfer, NOBODY
     owed: int  # 1: its copy is among Served.copies_left
