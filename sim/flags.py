@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.engines import same_parameter
 from sim.errors import SpecError
 from sim.spec import NUMBER, WHOLE, RunSpec
 from traces.command import Parser
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "what runs": ("trace", "model", "hardware", "engine", "precision", "ram"),
+    "what runs": (
+        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "vram", "context", "ram",
+    ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
         "placement", "transfer_order", "expert_group", "set", "calibration",
@@ -99,11 +102,6 @@ def _flat(table: Mapping[str, Any], front: str = "") -> dict[str, Any]:
     return out
 
 
-def _same(key: str, other: str) -> bool:
-    """Whether two names are one parameter's, with and without the kind in front."""
-    return key == other or key.endswith(f".{other}") or other.endswith(f".{key}")
-
-
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """What the command line gives of these fields. Several -ot are one text, as llama.cpp takes it."""
     every = {name: getattr(args, name) for name in names}
@@ -117,7 +115,7 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
     fields = config(args.config)
     RunSpec.of({"trace": "", **fields}, f"config: {args.config}: ")
     parameters = settings(args.set or [])
-    kept = {key: old for key, old in fields.get("set", {}).items() if not any(_same(key, new) for new in parameters)}
+    kept = {key: old for key, old in fields.get("set", {}).items() if not any(same_parameter(key, new) for new in parameters)}
     fields |= given(args, RunSpec.model_fields) | {"set": kept | parameters}
     if not fields.get("trace"):
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")

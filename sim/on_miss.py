@@ -79,11 +79,18 @@ class Rules:
         """Whether the host may compute an expert."""
         return self.few.may_answer_cpu(dict(self.miss_given)) or (self.many is not None and self.many.answers_cpu)
 
-    def streaming(self, plan: Plan) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """The layers that may stream in steps of few rows and in those of many, bool [L] each."""
-        lacks = layers_lacking(plan)
+    def streaming(self, miss_: Choice, lacks: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The layers that may stream in steps of few rows and in those of many, bool [L] each. miss_: the rule of few;
+        lacks: as of `layers_lacking`."""
         many = None if self.many is None else self.many.choice(dict(self.bulk_given))
-        return may_stream(plan.miss, lacks), may_stream(many, lacks)
+        return may_stream(miss_, lacks), may_stream(many, lacks)
+
+    def stages_for(self, n_experts: int, top_k: int, most_rows: int) -> int:
+        """Staging buffers of a run that streams: as many as it is given, else whole layers, or all that one visit of the
+        largest step may want."""
+        if self.stages or self.whole_layer or self.ahead:
+            return self.stages or (self.ahead + 1) * n_experts
+        return min(n_experts, most_rows * top_k)
 
 
 def may_stream(rule: Choice | None, lacks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -184,7 +191,7 @@ def _refuse_streaming(rules: Rules, plan: Plan, bulk: npt.NDArray[np.bool_]) -> 
     if plan.low is not None and (rules.serial or rules.eviction == "static"):
         what = "serial: true" if rules.serial else "eviction: static"
         raise SpecError(f"{what}: the copies of low precision of miss {rules.miss} want slots meanwhile; leave one out")
-    few, many = rules.streaming(plan)
+    few, many = rules.streaming(plan.miss, layers_lacking(plan))
     asked = [name for name in STREAMING if getattr(rules, name) not in (0, "none")]
     if asked and not (few | many).any():
         wrong = "nothing of the run streams; needs --miss or --bulk stream, --eviction static, or layers without slots"
@@ -238,16 +245,18 @@ def _refuse_beyond_integers(rules: Rules, found: OnMiss, plan: Plan) -> None:
 
 
 def staged(rules: Rules, plan: Plan) -> int:
-    """Staging buffers that the run may fill at once: as many as it is given, else whole layers, or all that one visit
-    may want; 0 where nothing streams."""
-    few, many = rules.streaming(plan)
-    if plan.on_miss is None or not (few | many).any():
-        return 0
-    if plan.on_miss.stages or plan.on_miss.whole_layer:
-        return plan.on_miss.stages or (plan.on_miss.ahead + 1) * plan.n_experts
-    return visit_stages(plan)
+    """Staging buffers that the run may fill at once; 0 where nothing streams."""
+    few, many = rules.streaming(plan.miss, layers_lacking(plan))
+    streams = plan.on_miss is not None and bool(((few | many) & ~_whole(plan)).any())
+    return rules.stages_for(plan.n_experts, *_sizes(plan)) if streams else 0
 
 
 def visit_stages(plan: Plan) -> int:
     """All experts that one visit may want."""
-    return min(plan.n_experts, int(np.diff(plan.step_offset).max()) * int(plan.experts.shape[2]))
+    top_k, rows = _sizes(plan)
+    return min(plan.n_experts, rows * top_k)
+
+
+def _sizes(plan: Plan) -> tuple[int, int]:
+    """(top-k, rows of the largest step)."""
+    return int(plan.experts.shape[2]), int(np.diff(plan.step_offset).max())

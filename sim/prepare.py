@@ -14,9 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
+from sim.core.eviction import STATIC
+from sim.core.plan import GROUPS, ORDERS, Choice, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
-from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
+from sim.costs.memory_split import Card, whole_layers
+from sim.costs.memory_split import split as split_memory
+from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory, needed
+from sim.engines import FIT
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
 from sim.fit.buddies import BuddyLists, BuddyProfile
@@ -29,7 +33,7 @@ from sim.on_miss import Rules, on_miss, staged
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import RunSpec, cache_bytes, memory_bytes, parse_cache, per_layer, slots_of
+from sim.spec import WITHOUT_SLOTS, RunSpec, cache_bytes, memory_bytes, parse_cache, per_layer, slots_of
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
@@ -385,19 +389,20 @@ class Setting:
     repeated: int = 0
 
     @property
-    def longest_context(self) -> int:
-        """Tokens, of any request at any step."""
-        return int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset
+    def context(self) -> int:
+        """Tokens of KV entries that each sequence has memory for: as asked, else of the longest request at any step."""
+        return self.spec.context or longest_context(self.spec, self.trace, self.steps)
 
     @property
     def memory(self) -> dict[str, Any]:
-        """The summary's memory line: bytes on the GPU at the longest context; and on the host, where its size is known
+        """The summary's memory line: bytes on the GPU; and on the host, where its size is known
         or the run does on a miss what earlier ones could not."""
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
-        sizes = (self.spec.precision, total, self.longest_context, self.spec.batch)
-        stages, on_host = staged(self.rules, self.plan), self.costed.on_host
-        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host)
+        sizes = (self.spec.precision, total, self.context, self.spec.batch)
+        stages, on_host, rows = staged(self.rules, self.plan), self.costed.on_host, int(np.diff(self.steps.offset).max())
+        room = vram_bytes(self.spec, self.hardware)
+        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
         asked = self.ram is not None or self.plan.on_miss is not None or self.spec.dense_on_host is not None
         return line | ({"host": self._host_memory} if asked else {})
 
@@ -406,7 +411,7 @@ class Setting:
         spec, experts, low = self.spec, self.plan.experts.shape[1] * self.plan.n_experts, self.plan.low
         more = 0 if low is None else experts * low.bytes
         if self.costed.on_host and self.model is not None:
-            sizes = (self.costed.on_host, self.longest_context, spec.batch)
+            sizes = (self.costed.on_host, self.context, spec.batch)
             more += sum(layers_bytes(self.model, self.engine, spec.precision, *sizes))
         return host_memory(self.model, self.hardware, self.engine, spec.precision, experts, self.ram, more)
 
@@ -450,13 +455,16 @@ def prepare(
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(known, machine, spec.precision)
-    slots = _slots(spec, trace, size, judged, chosen["placement"], memo)
+    _refuse_context(spec, trace, steps)
     weighs = "weights" in policies["eviction"].keeps or spec.defer > 0
     eviction = policies["eviction"].choice(spec.params("eviction"))
     answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, size, spec.seed), memo)
+    rules = Rules.of(spec)
+    fits = Fits(spec, trace, steps, known, machine, served, rules, answers["miss"], eviction)
+    slots = _slots(spec, trace, size, judged, chosen["placement"], fits, memo)
     if policies["miss"].user and not machine.answers_cpu:  # giving such an answer is an error
         answers |= {"miss": replace(answers["miss"], function=replace(answers["miss"].function, host=False))}
-    on_host = _on_host(spec, trace, machine)
+    on_host = _on_host(spec, trace, machine, slots)
     costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset, on_host)
     placed = Placed(judged, chosen["placement"], spec.seed, spec.cache_scope == "global", tuple(slots.tolist()))
     plan = Plan(
@@ -480,7 +488,6 @@ def prepare(
         leaving=made(Forgotten(stepped, chosen["eviction"]), memo),
         **answers,
     )
-    rules = Rules.of(spec)
     plan = replace(plan, on_miss=on_miss(rules, plan, machine, served))
     files = {policy.name: policy.sha256 for policy in policies.values() if policy.user}
     return Setting(spec, plan, trace, trace_hash, aside, steps, known, machine, served, files, costed, rules, repeated)
@@ -535,21 +542,91 @@ def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
         raise SpecError(f"{wrong} bulk {spec.bulk} needs")
 
 
-def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware") -> tuple[int, ...]:
-    """Which layers, of all, have their dense part on the host."""
+def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware", slots: Int) -> tuple[int, ...]:
+    """Which layers, of all, have their dense part on the host; slots: of each scope."""
     if spec.dense_on_host is None:
         return ()
     if hardware.host is None:
         wrong = "gives durations outright; needs hardware with a host"
         raise SpecError(f"dense_on_host: {spec.dense_on_host}: {spec.hardware} {wrong}")
-    chosen = layer_numbers("dense_on_host", spec.dense_on_host, trace.n_moe_layers, 1)
+    if spec.dense_on_host == WITHOUT_SLOTS:
+        chosen = np.broadcast_to(slots == 0, trace.n_moe_layers)
+    else:
+        chosen = layer_numbers("dense_on_host", spec.dense_on_host, trace.n_moe_layers, 1)
     return tuple(layer for layer, there in zip(trace.meta["moe_layers"], chosen, strict=True) if there)
 
 
-def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placement: Chosen, memo: Memo) -> Int:
+@dataclass(frozen=True)
+class Fits:
+    """What `--cache fit` is told from: the run but for its slots. miss: the rule of visits of few rows."""
+
+    spec: RunSpec
+    trace: RoutingTrace
+    steps: Steps
+    model: "ModelSpec | None"
+    hardware: "Hardware"
+    engine: "Engine"
+    rules: Rules
+    miss: Choice
+    eviction: Choice
+
+    def slots(self) -> Int:
+        """int64 [scopes]: as many as the card holds of the engine's knob, with the stages that the run may need; all of them
+        where all fit, for then nothing streams. Raises SpecError where nothing fits, or sizes are not known."""
+        spec, trace, card = self.spec, self.trace, self._card()
+        pooled, layers, most = spec.cache_scope == "global", trace.n_moe_layers, trace.n_experts
+        knob = "slots" if spec.engine_as_costs else self.engine.knob
+        if needed(card.line(layers * most, 0)) <= card.room:
+            return np.full(1 if pooled else layers, layers * most if pooled else most, np.int64)
+        if knob == "slots":
+            found = split_memory(card, self._stages(False), 1 if pooled else layers)
+            return _shares("cache", found.cache, spec, trace, found.expert_bytes)
+        dense_too = spec.dense_on_host == WITHOUT_SLOTS
+        held = whole_layers(card, self._stages(True), trace.meta["moe_layers"], knob, dense_too)
+        return np.where(held, most, 0).astype(np.int64)
+
+    def _stages(self, layers_without_slots: bool) -> int:
+        lacks = np.array([layers_without_slots or self.eviction.kind == STATIC])
+        few, many = self.rules.streaming(self.miss, lacks)
+        sizes = (self.trace.n_experts, self.trace.top_k, int(np.diff(self.steps.offset).max()))
+        return self.rules.stages_for(*sizes) if (few | many).any() else 0
+
+    def _card(self) -> Card:
+        spec, vram = self.spec, vram_bytes(self.spec, self.hardware)
+        if self.model is None or (self.hardware.measured is not None and self.hardware.measured.scale != 1):
+            raise SpecError(f"cache: {FIT}: the sizes of {self.trace.model} are not known; must be slots, a share or bytes")
+        if vram is None:
+            raise SpecError(f"vram: missing: {spec.hardware} does not say how much it has; give --vram 24GB, or --cache")
+        context = spec.context or longest_context(spec, self.trace, self.steps)
+        rows = int(np.diff(self.steps.offset).max())
+        return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, rows)
+
+
+def vram_bytes(spec: RunSpec, hardware: "Hardware") -> int | None:
+    """Memory of the GPU: as asked, else the hardware's."""
+    return hardware.mem_bytes if spec.vram is None else memory_bytes(spec.vram)
+
+
+def longest_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> int:
+    """Tokens, of any request at any step."""
+    return int(trace.position[steps.row].max()) + 1 + spec.context_offset
+
+
+def _refuse_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> None:
+    longest = longest_context(spec, trace, steps)
+    if spec.context is not None and spec.context < longest:
+        raise SpecError(f"context: {spec.context}: the run has requests of {longest} tokens; must be as many")
+
+
+def _slots(
+    spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placement: Chosen, fits: Fits, memo: Memo
+) -> Int:
     """int64 [scopes]: slots of each; experts of `size` bytes."""
-    own = _slots_by_layer(spec, trace)
-    slots = _shares("cache", spec.cache, spec, trace, size) if own is None else own[1]
+    own = _slots_by_layer(spec, trace, fits.engine)
+    if own is not None:
+        slots = own[1]
+    else:
+        slots = fits.slots() if spec.cache == FIT else _shares("cache", spec.cache, spec, trace, size)
     spreads = [f"placement: {placement.name}"] if placement.policy.spreads else []
     spreads += ["cache_spread: marginal"] if spec.cache_spread == "marginal" else []
     for each in spreads:
@@ -566,7 +643,7 @@ def _slots(spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placem
     return made(Popular(judged, placement, total) if popular else Spread(judged, total, spec.as_decode), memo)
 
 
-def _slots_by_layer(spec: RunSpec, trace: RoutingTrace) -> tuple[str, Int] | None:
+def _slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tuple[str, Int] | None:
     """(the field that says the slots of each layer, they int64 [L]); None where none does."""
     layers, most, cache = trace.n_moe_layers, trace.n_experts, str(spec.cache)
     told = [name for name in ("n_cpu_moe", "override_tensor") if getattr(spec, name) is not None]
@@ -584,7 +661,8 @@ def _slots_by_layer(spec: RunSpec, trace: RoutingTrace) -> tuple[str, Int] | Non
         )
     if field == "n_cpu_moe":
         assert spec.n_cpu_moe is not None
-        return field, without_slots(field, spec.n_cpu_moe, layers, most)
+        last = engine.cpu_moe == "last" and not spec.engine_as_costs
+        return field, without_slots(field, spec.n_cpu_moe, layers, most, last)
     if field == "override_tensor":
         return field, overridden(str(spec.override_tensor), trace.meta["moe_layers"], trace.n_layers, most)
     return field, layer_numbers(field, cache, layers, most)

@@ -14,6 +14,7 @@ from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
 
 LISTS = ("policies", "models", "hardware", "engines")
+LISTED = {"engines": "print the engines, and what each does on a miss"}
 
 
 def parser() -> Parser:
@@ -27,7 +28,7 @@ def parser() -> Parser:
     group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     for what in LISTS:
-        group.add_argument(f"--list-{what}", action="store_true", help=f"print the {what} and their sources")
+        group.add_argument(f"--list-{what}", action="store_true", help=LISTED.get(what, f"print the {what} and their sources"))
     return out
 
 
@@ -37,7 +38,8 @@ def _list(what: str) -> str:
     if what == "policies":
         return _list_policies()
     entries = catalog.entries(what if what == "hardware" else what.removesuffix("s"))
-    return "\n".join(f"{name:<24} {entry.get('source', '')}" for name, entry in entries.items())
+    told = {name: entry.get("does") or entry.get("source", "") for name, entry in entries.items()}
+    return "\n".join(f"{name:<24} {text}" for name, text in told.items())
 
 
 def _list_policies() -> str:

@@ -3,18 +3,21 @@
 import re
 from collections.abc import Container, Mapping
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
+from sim.engines import FIT, set_by_engine
 from sim.errors import SpecError, unknown
 from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
 
-VERSION = 2  # of what the fields mean, saved with each spec; 1: before --engine said what happens on a miss
+VERSION = 3  # of what the fields mean, saved with each spec; 2: --engine named costs alone, 1: and nothing else came on a miss
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
 WHOLE = "N"  # the metavar of whatever is a whole number
 NUMBER = "X"  # of any other number
+WITHOUT_SLOTS = "without-slots"  # of dense_on_host: wherever there are none
 YES_NO = "yes|no"  # of what is true unless told otherwise
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _ROWS = re.compile(r"^[1-9]\d{0,9}E?$", re.ASCII)
@@ -29,7 +32,7 @@ def flag(metavar: str | None, what: str, default: Any = ..., **limits: Any) -> A
 
 
 def later(metavar: str | None, what: str, default: Any, **limits: Any) -> Any:
-    """A field that came with version 2: saved only where it is not the default, which means what a run did before."""
+    """A field that came with version 2 or later: saved only where it is not the default, which means what a run did before."""
     return Field(default, description=what, json_schema_extra={"metavar": metavar, "later": True}, **limits)
 
 
@@ -41,6 +44,9 @@ class RunSpec(BaseModel):
     None: all.
     calibration: a trace file, or the fraction of the requests that are set aside. expert_group None: the engine's.
     set: parameters by `policy.param`, or `kind.policy.param` where two policies of the run have one name.
+    What is not given an engine may set (`sim.engines`): a spec holds what the run does, whoever said it. engine_as_costs:
+    it sets nothing. cache may be `fit`: as much of the engine's knob as `vram` (or the hardware's memory) holds beside
+    the KV entries of `context` tokens a sequence.
     cache may also name the slots of each layer: `layers:N` all experts of the last N MoE layers and none elsewhere,
     `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
     in llama.cpp's words (REGEX=CPU, several with commas between). What comes on a miss: bulk and what follows it, as in
@@ -53,12 +59,12 @@ class RunSpec(BaseModel):
     trace: str = flag("FILE|SAMPLE", "routing trace; a name that is no file is a shipped sample")
     model: str | None = flag("NAME|FILE", "model whose sizes are charged (default: the trace's)", None)
     hardware: str = flag("NAME|FILE", "GPU, link and host, or fixed durations", "a100-pcie4")
-    engine: str = flag("NAME|FILE", "what the inference engine itself costs", "ideal")
+    engine: str = flag("NAME|FILE", "what the inference engine does on a miss, and costs", "ideal")
     precision: str = flag("NAME", "precision of the experts: bf16, q8, q4, mxfp4, ...", "bf16")
     cache: int | float | str = flag(
-        "0.5|24|20GB|layers:[first:]N|FILE",
-        "share of the experts, slots per layer (of the pool), bytes; all of the last (first) N MoE layers and none "
-        "elsewhere; a number per MoE layer",
+        "0.5|24|20GB|fit|layers:[first:]N|FILE",
+        "share of the experts, slots per layer (of the pool), bytes, or what fits; all of the last (first) N MoE layers "
+        "and none elsewhere; a number per MoE layer",
         0.5,
     )
     cache_scope: Literal["layer", "global"] = flag("layer|global", "slots of each layer's own, or one pool", "layer")
@@ -122,14 +128,20 @@ class RunSpec(BaseModel):
     )
     override_tensor: str | None = later("REGEX=CPU", "the same by llama.cpp's tensor names", None, max_length=100_000)
     dense_on_host: str | None = later(
-        "layers:N|layers:first:N|FILE", "the MoE layers whose dense part is the host's, too", None
+        "without-slots|layers:N|layers:first:N|FILE", "the MoE layers whose dense part is the host's, too", None
+    )
+    engine_as_costs: bool = later(None, "of the engine its costs alone, not what it does on a miss", False)
+    vram: str | None = later("24GB", "memory of the GPU; without a --cache as much as fits is cached", None)
+    context: int | None = later(
+        WHOLE, "tokens of KV entries per sequence that memory is kept for (default: the longest request)", None, ge=1, le=MOST
     )
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
 
     @field_validator("cache", mode="before")
     @classmethod
     def _cache(cls, value: Any) -> Any:
-        return per_layer(value) or parse_cache(value)
+        fit = isinstance(value, str) and value.strip().lower() == FIT
+        return FIT if fit else per_layer(value) or parse_cache(value)
 
     @field_validator("bulk_rows", mode="before")
     @classmethod
@@ -156,13 +168,13 @@ class RunSpec(BaseModel):
     @field_validator("dense_on_host", mode="before")
     @classmethod
     def _dense_on_host(cls, value: Any) -> Any:
-        if value is not None and per_layer(value) is None:
-            raise ValueError("must be layers:N, layers:first:N or a file of 0 or 1 per MoE layer")
+        if value not in (None, WITHOUT_SLOTS) and per_layer(value) is None:
+            raise ValueError(f"must be {WITHOUT_SLOTS}, layers:N, layers:first:N or a file of 0 or 1 per MoE layer")
         return value
 
-    @field_validator("ram")
+    @field_validator("ram", "vram")
     @classmethod
-    def _ram(cls, value: str | None) -> str | None:
+    def _memory(cls, value: str | None) -> str | None:
         if value is not None:
             memory_bytes(value)
         return value
@@ -183,6 +195,20 @@ class RunSpec(BaseModel):
                 raise ValueError(f"{key}: must be a number of at most {LARGEST:g}")
         return value
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_its_engine(cls, data: Any, handler: ModelWrapValidatorHandler["RunSpec"]) -> "RunSpec":
+        """With what its engine sets (or --vram); where that is nothing, as it is given."""
+        spec = handler(data)
+        given = {name: getattr(spec, name) for name in spec.model_fields_set}
+        more = set_by_engine(given, defaults(), per_layer)
+        try:
+            return handler({**given, **more}) if more else spec
+        except ValidationError as error:
+            first = error.errors()[0]
+            wrong = f"sets.{first['loc'][0]}: {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+            raise SpecError(f"engine {spec.engine}: {wrong}") from None
+
     @classmethod
     def of(cls, fields: Mapping[str, Any], where: str = "") -> "RunSpec":
         """A spec from plain values (`where` names their file in errors). Raises SpecError, one line."""
@@ -193,6 +219,8 @@ class RunSpec(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # of the whole: an engine's refusal
+                raise SpecError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None
             name = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "set" else 1])
             wrong = first["msg"].removeprefix("Value error, ")
             given = repr(first["input"])
@@ -223,8 +251,15 @@ class RunSpec(BaseModel):
         }
 
 
+@cache
+def defaults() -> dict[str, Any]:
+    """Of every field; of `trace`, which has none, an empty name."""
+    fields = RunSpec.model_fields.items()
+    return {name: "" if field.is_required() else field.default for name, field in fields}
+
+
 def came_later(name: str) -> bool:
-    """Whether a field came with version 2."""
+    """Whether a field came with version 2 or later."""
     extra = RunSpec.model_fields[name].json_schema_extra
     return isinstance(extra, dict) and "later" in extra
 

@@ -22,7 +22,7 @@ from sim.errors import SpecError
 from sim.flags import GROUPS, spec_of
 from sim.on_miss import distinct, staged
 from sim.prepare import Setting, prepare
-from sim.search.memory_split import split
+from sim.costs.memory_split import split
 from sim.search.recommendation import command
 from sim.spec import VERSION, RunSpec, came_later
 from sim.steps import schedule

@@ -20,7 +20,7 @@ from sim.outcome.report import BOUNDS
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
 from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
-from sim.search.memory_split import split
+from sim.costs.memory_split import split
 from sim.search.recommendation import Recommendation, Wish, command
 from sim.search.space import BASELINE, Candidate, Space, fields_of
 from sim.spec import RunSpec

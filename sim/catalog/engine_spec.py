@@ -1,12 +1,43 @@
-"""What an inference engine adds to the time of the hardware."""
+"""An inference engine: what it does on a miss, and what it adds to the time of the hardware."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
 
+ANY, LAYERS = "any", "layers"  # options: every value; of `cache`, those that say layers
 
-class Engine(Entry):
-    """An engine's own costs, all zero by default, and how it handles experts.
+
+class Behaviour(Entry):
+    """An engine's behaviour: which fields of a run it sets, and which its users may set otherwise.
+
+    version: the release that is meant. does: in one line, what it does on a miss. command: how the real thing is told
+    so. sets: fields of `sim.run` and what this engine sets them to, each with its source in `sources`; whatever a run
+    can be asked for and does not stand here has its default. options: fields that its users may set, too, and to what:
+    `any`, a list of values, or (of `cache`) `layers`: whole layers alone; of `set`, a list of parameters. Nothing else
+    of policies, cache and misses can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots`, or
+    whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which layers its --n-cpu-moe puts on the CPU.
+    """
+
+    version: str = ""
+    does: str = ""
+    command: str = ""
+    sets: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, str | list[Any]] = Field(default_factory=dict)
+    knob: Literal["slots", "first", "last"] = "slots"
+    cpu_moe: Literal["first", "last"] = "first"
+
+    @model_validator(mode="after")
+    def _sourced(self) -> "Behaviour":
+        missing = [name for name in self.sets if name not in self.sources]
+        if missing:
+            raise ValueError(f"sources.{missing[0]}: missing; must say where sets.{missing[0]} comes from")
+        return self
+
+
+class Engine(Behaviour):
+    """An engine's own costs, all zero by default, how it handles experts, and (Behaviour) what it does on a miss.
 
     layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given); group_ns:
     once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
@@ -17,6 +48,8 @@ class Engine(Entry):
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
     head_precision: `experts` = as the experts, else a named precision; experts in fp32 make both fp32.
+    reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it takes;
+    buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
     replaces the GPU's hbm_efficiency.
     """
@@ -38,6 +71,9 @@ class Engine(Entry):
     page_locked: bool = True
     write_back: bool = False
     staging_experts: Count = 0
+    reserve_mib: Count = 0
+    memory_share: Share = 1.0
+    buffered_logits: bool = False
     dense_precision: str = "bf16"
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None

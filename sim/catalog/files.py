@@ -55,7 +55,24 @@ def shipped(kind: str) -> Table:
     """All entries of one kind, as in its file; not to be written to."""
     if kind not in KINDS:
         raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    return read_toml(Path(__file__).parent / KINDS[kind])
+    table = read_toml(Path(__file__).parent / KINDS[kind])
+    return {name: _over(table, name) for name in table}
+
+
+def _over(table: Table, name: str) -> Table:
+    """An entry over the one that it is `like`: its keys, and those of its tables, in the place of that one's."""
+    entry = dict(table[name])
+    like = entry.pop("like", None)
+    return over(_over(table, like), entry) if like in table else table[name]
+
+
+def over(base: Table, entry: Table) -> Table:
+    """`base` with the keys of `entry`; of a table of both, one table so made; `set`, and what is no table, is replaced."""
+    both = {
+        key: over(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "set" else value
+        for key, value in entry.items()
+    }
+    return {**base, **both}
 
 
 @cache

@@ -12,7 +12,7 @@ several layers is the sum of the rounded layers. Efficiencies, set-ups and overh
 sources, in `sim.catalog`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -316,11 +316,14 @@ def memory(
     more: int = 0,
     stages: int = 0,
     on_host: Collection[int] = (),
+    rows: int = 0,
+    vram: int | None = None,
 ) -> dict[str, Any]:
     """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
     of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers, at least
-    `stages` of one expert each), gpu (what there is), fits (whether the four fit into it). on_host: MoE layers, among
-    all, whose dense part and KV entries are the host's.
+    `stages` of one expert each), reserve (of an engine that leaves memory free, or buffers the logits of a step of
+    `rows` rows; else no such key), gpu (what there is, or `vram`), fits (whether all of it does). on_host: MoE layers,
+    among all, whose dense part and KV entries are the host's.
 
     None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
     and fits without a GPU. Raises CatalogError for an unknown precision.
@@ -335,12 +338,23 @@ def memory(
     line |= {
         "slots": slots_total * size + more,
         "staging": max(engine.staging_experts, stages) * size,
-        "gpu": hardware.mem_bytes,
     }
+    if reserve := _reserve(model, engine, rows):
+        line["reserve"] = reserve
+    line["gpu"] = hardware.mem_bytes if vram is None else vram
     known = all(part is not None for part in line.values())
-    need = sum(line[part] or 0 for part in ("dense", "kv", "slots", "staging"))
-    line["fits"] = need <= line["gpu"] if known else None
+    line["fits"] = needed(line) <= line["gpu"] if known else None
     return line
+
+
+def needed(line: Mapping[str, Any]) -> int:
+    """Bytes of GPU memory that a memory line comes to, of what is known of it."""
+    return sum(line.get(part) or 0 for part in ("dense", "kv", "slots", "staging", "reserve"))
+
+
+def _reserve(model: "ModelSpec | None", engine: "Engine", rows: int) -> int:
+    logits = rows * LOGIT_BYTES * model.vocab if engine.buffered_logits and model is not None else 0
+    return (engine.reserve_mib << 20) + logits
 
 
 def layers_bytes(

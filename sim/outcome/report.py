@@ -9,14 +9,16 @@ import numpy as np
 
 from sim import __version__
 from sim.core.plan import LOSSY, Plan
+from sim.costs.roofline import needed
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
+from sim.outcome.engine_words import engine_told
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
-from sim.prepare import Setting, fitted
+from sim.prepare import Setting, fitted, vram_bytes
 from traces.format import npz
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
@@ -45,6 +47,9 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     marks = _marks(setting, out["memory"]["fits"])
     out["notes"] = _notes(setting, marks, out["memory"], memo)
     out["machine"] = spec.machine
+    if (engine := engine_told(setting)) is not None:
+        prompts = out["prompt_tokens"] * 1e9 / out["prefill_ns"] if out["prefill_ns"] else None
+        out |= {"engine": engine, "prompt_tokens_per_s": prompts}
     out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
@@ -154,8 +159,11 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
     if prefetch.user and prefetch.oracle:
         notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
+    room, has = vram_bytes(setting.spec, setting.hardware), setting.hardware.mem_bytes
+    if room is not None and has is not None and room > has:
+        notes.append(f"{room / 1e9:.2f} GB is more than the {has / 1e9:.2f} GB that {setting.spec.hardware} has")
     if marks["fits"] is False:
-        need = sum(m[part] for part in ("dense", "kv", "slots", "staging")) / 1e9
+        need = needed(m) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
     host = m.get("host") or {}
@@ -188,9 +196,11 @@ def table(out: dict[str, Any]) -> str:
         f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, "
         f"top-{trace['top_k']}; {out['requests']} requests, "
         f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
-        f"{spec['hardware']}, engine {spec['engine']}, {spec['precision']}; "
+        f"{spec['hardware']}, engine {spec['engine']}{' (its costs alone)' * bool(spec.get('engine_as_costs'))}, "
+        f"{spec['precision']}; "
         f"cache {cache_words(out)}, eviction {spec['eviction']}, "
         f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
+        *([out["engine"]["words"]] if "engine" in out else []),
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
@@ -238,7 +248,8 @@ def _figure(value: float | None, digits: int = 2) -> str:
 
 def _speed(out: dict[str, Any]) -> list[str]:
     generated, total = _figure(out["tokens_per_s"]), _figure(out["total_tokens_per_s"])
-    lines = [f"{'tokens/s':<12} {generated} generated, {total} with prompts"]
+    prompts = f", {_figure(out['prompt_tokens_per_s'])} of prompts" if "prompt_tokens_per_s" in out else ""
+    lines = [f"{'tokens/s':<12} {generated} generated{prompts}, {total} with prompts"]
     lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
     for name in ("tpot", "itl", "ttft"):
         row = out[f"{name}_ms"]

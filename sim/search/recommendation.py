@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sim import __version__
 from sim.errors import SpecError
 from sim.memo import Kept
@@ -15,7 +17,7 @@ from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.measured_quality import measured
-from sim.search.memory_split import Split, split
+from sim.costs.memory_split import Card, Split, split
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.simulation import simulate
 from sim.spec import RunSpec
@@ -97,8 +99,9 @@ class Recommendation:
         if setting.hardware.mem_bytes is not None and vram > setting.hardware.mem_bytes:
             have = setting.hardware.mem_bytes / 1e9
             self.notes.append(f"{vram / 1e9:.2f} GB is more than the {have:.2f} GB that {spec.hardware} has")
-        sizes = (spec.precision, vram, self.wish.context, spec.batch, staged(setting.rules, setting.plan))
-        return split(setting.model, setting.hardware, setting.engine, *sizes)
+        sizes = (spec.precision, vram, self.wish.context, spec.batch, int(np.diff(setting.steps.offset).max()))
+        card = Card(setting.model, setting.hardware, setting.engine, *sizes)
+        return split(card, staged(setting.rules, setting.plan))
 
     def _room(self, candidate: Candidate) -> dict[str, Any]:
         """The cache of a candidate that streams, beside stages for all that a visit may want."""

@@ -1,0 +1,140 @@
+"""What the name of an engine means to a run: the fields that it sets, those that its users may set, and what it cannot do.
+
+An engine's entry in the catalog says it (`sim.catalog.engine_spec.Behaviour`); nothing here knows an engine by name.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from sim import catalog
+from sim.catalog.engine_spec import ANY, LAYERS, Engine
+from sim.errors import CatalogError, SpecError, unknown
+
+FIT = "fit"  # of --cache: as much as the card holds
+KNOBS = ("cache", "n_cpu_moe", "override_tensor")  # who says what is resident; one of them does
+# what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
+FREE = (
+    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "ram", "vram", "context", "calibration", "link_share",
+    "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine", "set",
+)  # fmt: skip
+OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
+OF_STREAMS = ("stages", "serial", "merge", "whole_layer", "ahead")  # nor these where nothing streams
+
+
+@cache
+def _shipped(name: str) -> Engine:
+    return catalog.engine(name)
+
+
+def behaving(name: str) -> Engine | None:
+    """The engine, if it has a behaviour; None of one that is costs alone, or is not known (who opens it says so)."""
+    try:
+        engine = catalog.engine(name) if name.lower().endswith(".toml") else _shipped(name)
+    except CatalogError:
+        return None
+    return engine if engine.sets or engine.options else None
+
+
+def set_by_engine(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], by_layer: Callable[[Any], str | None]
+) -> dict[str, Any]:
+    """The fields that a run gets from its engine, and from --vram, beside those that it was given; their parameters
+    (`set`) together with the given ones. defaults: of every field of a run; by_layer: not None of a --cache that says
+    whole layers.
+
+    Raises SpecError, one line, for what is given and the engine cannot do, and for an engine that sets what no run has.
+    """
+    engine = behaving(str(given.get("engine", defaults["engine"]))) if not given.get("engine_as_costs") else None
+    knob = next((name for name in KNOBS if given.get(name) is not None), None)
+    if engine is None:
+        return {"cache": FIT} if given.get("vram") is not None and knob is None else {}
+    _refuse_unknown(engine, defaults)
+    for name, value in given.items():
+        whole = engine.options.get(name) == LAYERS and (value == FIT or by_layer(value))
+        if name not in FREE and not whole and not _can(engine, name, value, defaults):
+            raise SpecError(_refusal(engine, name, value, defaults))
+    out = {name: value for name, value in engine.sets.items() if name not in given}
+    if knob is not None:
+        out = {name: value for name, value in out.items() if name not in KNOBS}
+    elif given.get("vram") is not None:
+        out["cache"] = FIT
+    return _without_the_idle({**defaults, **given, **out}, out) | _parameters(engine, given, out, defaults)
+
+
+def _refuse_unknown(engine: Engine, defaults: Mapping[str, Any]) -> None:
+    for where in ("sets", "options"):
+        for name in getattr(engine, where):
+            if name not in defaults:
+                raise unknown(f"engine {engine.name}: {where}", name, defaults)
+
+
+def _can(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+    option = engine.options.get(name, [])
+    return option == ANY or value in (engine.sets.get(name, defaults[name]), *(option if isinstance(option, list) else ()))
+
+
+def _refusal(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> str:
+    """One line: what the engine does there, and what may be asked of it."""
+    option = engine.options.get(name, [])
+    own = _said(engine.sets.get(name, defaults[name]))
+    told = "whole layers (layers:N, layers:first:N, a file), or fit" if option == LAYERS else ", ".join(map(_said, option))
+    does = f"{own} there, and {told} where asked" if option else f"{own} there and nothing else"
+    if name in KNOBS and not option:
+        does = f"no {name.replace('_', '-')}: what is resident there is {own}"
+    remedy = "leave it out, or give --engine-as-costs for its costs alone"
+    return f"{name}: {_said(value)}: {engine.name} has {does}; {remedy}"
+
+
+def _said(value: Any) -> str:
+    """As it is written on a command line."""
+    return ("no", "yes")[value] if isinstance(value, bool) else "none" if value is None else str(value)
+
+
+def _without_the_idle(fields: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
+    """`out` less what an engine sets for a rule that this run does not have."""
+    idle = OF_BULK if fields["bulk"] == "none" else ()
+    if "stream" not in (fields["bulk"], fields["miss"]) and fields["eviction"] != "static":
+        idle += OF_STREAMS
+    return {name: value for name, value in out.items() if name not in idle}
+
+
+def _parameters(
+    engine: Engine, given: Mapping[str, Any], out: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`set`: the engine's parameters of the policies that this run has, and the given ones, which it may refuse."""
+    own, asked, option = engine.sets.get("set", {}), given.get("set", {}), engine.options.get("set", [])
+    for key, value in asked.items():
+        mine = next((name for name in own if same_parameter(name, key)), None)
+        if mine is not None and own[mine] != value and option != ANY and mine not in option:
+            wrong = f"{engine.name} has {own[mine]} there and nothing else"
+            raise SpecError(f"set: {key}={value}: {wrong}; leave it out, or give --engine-as-costs for its costs alone")
+    chosen = {**defaults, **out, **given}
+    names = {str(chosen[kind]) for kind in ("eviction", "prefetch", "miss", "rerank", "placement", "bulk")}
+    kept = {
+        key: value
+        for key, value in own.items()
+        if key.split(".")[-2] in names and not any(same_parameter(key, other) for other in asked)
+    }
+    return {"set": kept | dict(asked)} if kept else {}
+
+
+def same_parameter(key: str, other: str) -> bool:
+    """Whether two names are one parameter's, with and without the kind in front."""
+    return key == other or key.endswith(f".{other}") or other.endswith(f".{key}")
+
+
+def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a run's header says of who set what: `engine`: what is as the engine has it; `you`: what is otherwise, of
+    what is an engine's to set. spec: every field of the run."""
+    resident = [name for name in KNOBS if name != "cache" and spec[name] is not None] or spec["cache"] == FIT
+    sets = {name: value for name, value in engine.sets.items() if name != "set" and not (resident and name == "cache")}
+    sets = _without_the_idle(spec, sets)
+    engines = {name: value for name, value in sets.items() if spec[name] == value}
+    theirs = [name for name in defaults if name in sets or name not in (*FREE, "cache" if resident else "")]
+    yours = {name: spec[name] for name in theirs if spec[name] != sets.get(name, defaults[name])}
+    parameters = engine.sets.get("set", {})
+    for key, value in spec["set"].items():
+        mine = next((name for name in parameters if same_parameter(name, key)), None)
+        (engines if mine is not None and parameters[mine] == value else yours)[f"set.{key}"] = value
+    return {"engine": engines, "you": yours}

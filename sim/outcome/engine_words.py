@@ -1,0 +1,88 @@
+"""What an engine did of a run and what its user chose, in words."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.engines import FIT, KNOBS, told
+from sim.spec import defaults
+
+if TYPE_CHECKING:
+    from sim.prepare import Setting
+    from sim.spec import RunSpec
+
+ALWAYS_SAID = ("miss", "eviction")  # the others where they are not a run's own default
+TOLD_BY_RESIDENTS = ("cache", "cache_scope", "n_cpu_moe", "override_tensor", "dense_on_host")
+
+
+def engine_told(setting: "Setting") -> dict[str, Any] | None:
+    """The summary's `engine`: its name and version, which fields it set, which its user set otherwise, what of the experts is
+    where, and all of it in a sentence. None of an engine that is costs alone."""
+    spec, engine = setting.spec, setting.engine
+    if spec.engine_as_costs or not (engine.sets or engine.options):
+        return None
+    who = told(engine, spec.model_dump(), defaults())
+    n, layers = setting.plan.n_experts, setting.plan.experts.shape[1]
+    out = {
+        "name": engine.name,
+        "version": engine.version,
+        "sets": who["engine"],
+        "you_set": who["you"],
+        "residents": residents(setting.plan.slots, layers, n, setting.plan.pooled),
+        "chosen_by_fit": spec.cache == FIT and not any(getattr(spec, name) is not None for name in KNOBS[1:]),
+    }
+    return out | {"words": _words(out, spec)}
+
+
+def residents(slots: npt.NDArray[np.int64], layers: int, n_experts: int, pooled: bool) -> str:
+    """Where the experts of the MoE layers are, as an engine's users say it. slots: int64 [scopes]."""
+    full, none = slots == n_experts, slots == 0
+    if pooled:
+        every = layers * n_experts
+        return f"a pool of {int(slots[0]):,} of {every:,} experts" if slots[0] < every else "all experts on the GPU"
+    if full.all() or none.all():
+        return "all experts on the GPU" if full.all() else "no experts on the GPU"
+    out = int(none.sum())
+    if (full | none).all() and (none[:out].all() or none[-out:].all()):
+        return f"{'first' if none[:out].all() else 'last'} {out} of {layers} MoE layers on the CPU"
+    least, most = int(slots.min()), int(slots.max())
+    return f"{least if least == most else f'{least} to {most}'} of {n_experts} experts of each MoE layer on the GPU"
+
+
+def _words(out: Mapping[str, Any], spec: "RunSpec") -> str:
+    """`llama.cpp b9000: first 16 of 32 MoE layers on the CPU, miss cpu, ...; you set --n-cpu-moe 16`."""
+    where = out["residents"].replace("on the CPU", "on the CPU, dense parts too" if spec.dense_on_host else "on the CPU")
+    plain = {name: default for name, default in defaults().items() if name not in ALWAYS_SAID}
+    shown = {name: value for name, value in out["sets"].items() if (name, value) not in plain.items()}
+    sets = [_said(name, value) for name, value in _order(shown) if name not in TOLD_BY_RESIDENTS]
+    name = f"{out['name']} {out['version']}".strip()
+    fit = " (as fits)" if out["chosen_by_fit"] else ""
+    yours = [_flag(field, value) for field, value in out["you_set"].items()]
+    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {' '.join(yours)}" if yours else "")
+
+
+def _order(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The rules of misses first, each with the number of rows that it holds from."""
+    shown = dict(sets)
+    if "bulk" in shown and "bulk_rows" in shown:
+        shown["bulk"] = f"{shown['bulk']} at {_rows(shown.pop('bulk_rows'))}"
+    first = [name for name in ("miss", "bulk") if name in shown]
+    return [(name, shown[name]) for name in [*first, *(name for name in shown if name not in first)]]
+
+
+def _rows(text: str) -> str:
+    return f"rows x top-k = {text[:-1]} x experts" if text.endswith("E") else f"{text} rows"
+
+
+def _said(name: str, value: Any) -> str:
+    word = name.removeprefix("set.").replace("_", " ") if not name.startswith("set.") else name.removeprefix("set.")
+    return word if value is True else f"{word} no" if value is False else f"{word} {value}"
+
+
+def _flag(name: str, value: Any) -> str:
+    if name.startswith("set."):
+        return f"--set {name.removeprefix('set.')}={value}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} no" if value is False else f"{flag} {value}"
