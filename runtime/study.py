@@ -131,7 +131,7 @@ def parser() -> Parser:
     out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
     out.add_argument("--hardware", default="a100-pcie4")
-    out.add_argument("--engine", default="llama.cpp")
+    out.add_argument("--engine", default="fused")
     out.add_argument("--precision", default="q4")
     out.add_argument("--charge", default="deepseek-v2-lite", metavar="NAME|FILE", help="whose sizes are charged")
     out.add_argument("--seed", type=int, default=0)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     text = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
     calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
     common = {"trace": args.judged_model, "hardware": args.hardware, "engine": args.engine, "precision": args.precision,
-              "seed": args.seed}  # fmt: skip
+              "engine_as_costs": True, "seed": args.seed}  # fmt: skip
     base = Baseline(model, text, keep=True)
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "similarity.npz"

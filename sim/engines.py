@@ -12,7 +12,7 @@ from sim.catalog.engine_spec import ANY, LAYERS, Engine
 from sim.errors import CatalogError, SpecError, unknown
 
 FIT = "fit"  # of --cache: as much as the card holds
-KNOBS = ("cache", "n_cpu_moe", "override_tensor")  # who says what is resident; one of them does
+KNOBS = ("cache", "n_cpu_moe", "override_tensor")  # who says what is resident: one of them does, cache unless another is given
 # what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
 FREE = (
     "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "ram", "vram", "context", "calibration", "link_share",
@@ -46,11 +46,13 @@ def set_by_engine(
     Raises SpecError, one line, for what is given and the engine cannot do, and for an engine that sets what no run has.
     """
     engine = behaving(str(given.get("engine", defaults["engine"]))) if not given.get("engine_as_costs") else None
-    knob = next((name for name in KNOBS if given.get(name) is not None), None)
+    knob = next((name for name in reversed(KNOBS) if given.get(name) is not None), None)
     if engine is None:
         return {"cache": FIT} if given.get("vram") is not None and knob is None else {}
     _refuse_unknown(engine, defaults)
     for name, value in given.items():
+        if name == "cache" and knob != "cache" and value == defaults["cache"]:
+            continue  # a saved spec has one beside whatever else says what is resident
         whole = engine.options.get(name) == LAYERS and (value == FIT or by_layer(value))
         if name not in FREE and not whole and not _can(engine, name, value, defaults):
             raise SpecError(_refusal(engine, name, value, defaults))
@@ -76,14 +78,15 @@ def _can(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> 
 
 def _refusal(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> str:
     """One line: what the engine does there, and what may be asked of it."""
-    option = engine.options.get(name, [])
-    own = _said(engine.sets.get(name, defaults[name]))
-    told = "whole layers (layers:N, layers:first:N, a file), or fit" if option == LAYERS else ", ".join(map(_said, option))
-    does = f"{own} there, and {told} where asked" if option else f"{own} there and nothing else"
-    if name in KNOBS and not option:
-        does = f"no {name.replace('_', '-')}: what is resident there is {own}"
-    remedy = "leave it out, or give --engine-as-costs for its costs alone"
-    return f"{name}: {_said(value)}: {engine.name} has {does}; {remedy}"
+    option, own = engine.options.get(name, []), _said(engine.sets.get(name, defaults[name]))
+    word = name.replace("_", "-")
+    if name in KNOBS[1:]:
+        does = f"has no --{word}"
+    elif option == LAYERS:
+        does = f"holds whole layers: {word} must be {FIT}, layers:N, layers:first:N or a file"
+    else:
+        does = f"has {word} {own}" + "".join(f", or {_said(each)}" for each in option) + ", and nothing else"
+    return f"{name}: {_said(value)}: {engine.name} {does}; leave it out, or give --engine-as-costs for its costs alone"
 
 
 def _said(value: Any) -> str:
@@ -107,8 +110,8 @@ def _parameters(
     for key, value in asked.items():
         mine = next((name for name in own if same_parameter(name, key)), None)
         if mine is not None and own[mine] != value and option != ANY and mine not in option:
-            wrong = f"{engine.name} has {own[mine]} there and nothing else"
-            raise SpecError(f"set: {key}={value}: {wrong}; leave it out, or give --engine-as-costs for its costs alone")
+            wrong = f"{engine.name} has {own[mine]}, and nothing else; leave it out, or give --engine-as-costs"
+            raise SpecError(f"set: {key}={value}: {wrong} for its costs alone")
     chosen = {**defaults, **out, **given}
     names = {str(chosen[kind]) for kind in ("eviction", "prefetch", "miss", "rerank", "placement", "bulk")}
     kept = {
@@ -124,10 +127,16 @@ def same_parameter(key: str, other: str) -> bool:
     return key == other or key.endswith(f".{other}") or other.endswith(f".{key}")
 
 
+def cache_goes_without_saying(engine: Engine | None, spec: Mapping[str, Any]) -> bool:
+    """Whether another field says what is resident, or it is what fits and nobody need ask for that."""
+    fits = spec["vram"] is not None or (engine is not None and engine.sets.get("cache") == FIT)
+    return any(spec[name] is not None for name in KNOBS[1:]) or (spec["cache"] == FIT and fits)
+
+
 def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a run's header says of who set what: `engine`: what is as the engine has it; `you`: what is otherwise, of
-    what is an engine's to set. spec: every field of the run."""
-    resident = [name for name in KNOBS if name != "cache" and spec[name] is not None] or spec["cache"] == FIT
+    """Who set what of a run: `engine`: what is as the engine has it; `you`: what is otherwise, of what is an engine's to set.
+    spec: every field of the run."""
+    resident = cache_goes_without_saying(engine, spec)
     sets = {name: value for name, value in engine.sets.items() if name != "set" and not (resident and name == "cache")}
     sets = _without_the_idle(spec, sets)
     engines = {name: value for name, value in sets.items() if spec[name] == value}

@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # whoever only reads summaries needs no catalog
     from sim.catalog.model_spec import ModelSpec
 
 Int = npt.NDArray[np.int64]
+CACHE = RunSpec.model_fields["cache"].default  # stands in a spec beside whatever else says the slots
 Made = TypeVar("Made", covariant=True)
 
 
@@ -647,7 +648,7 @@ def _slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tup
     """(the field that says the slots of each layer, they int64 [L]); None where none does."""
     layers, most, cache = trace.n_moe_layers, trace.n_experts, str(spec.cache)
     told = [name for name in ("n_cpu_moe", "override_tensor") if getattr(spec, name) is not None]
-    told += ["cache"] if per_layer(cache) or (told and "cache" in spec.model_fields_set) else []
+    told += ["cache"] if per_layer(cache) or (told and spec.cache not in (CACHE, FIT)) else []
     if not told:
         return None
     if len(told) > 1:

@@ -4,13 +4,16 @@ import re
 from collections.abc import Container, Mapping
 from fractions import Fraction
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
-from sim.engines import FIT, set_by_engine
+from sim.engines import FIT, behaving, cache_goes_without_saying, set_by_engine, told
 from sim.errors import SpecError, unknown
 from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
+
+if TYPE_CHECKING:
+    from sim.catalog.engine_spec import Engine
 
 VERSION = 3  # of what the fields mean, saved with each spec; 2: --engine named costs alone, 1: and nothing else came on a miss
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
@@ -243,12 +246,35 @@ class RunSpec(BaseModel):
         """The fields as they are kept with a result, and the version of what they mean: those that came with version 2
         only where they are not the default."""
         fields = {**self.model_dump(), "version": VERSION}
-        every = RunSpec.model_fields
+        every, mine = RunSpec.model_fields, self.who_set["you"]  # what an engine would set otherwise is said
         return {
             name: value
             for name, value in fields.items()
-            if name not in leave_out and not (name in every and came_later(name) and value == every[name].default)
+            if name not in leave_out
+            and not (name in every and came_later(name) and value == every[name].default and name not in mine)
         }
+
+    @property
+    def behaves(self) -> "Engine | None":
+        """The engine, where it sets what the run does."""
+        return None if self.engine_as_costs else behaving(self.engine)
+
+    @property
+    def who_set(self) -> dict[str, dict[str, Any]]:
+        """What the `engine` set, and what of an engine's to set `you` did; nothing where it sets nothing."""
+        engine = self.behaves
+        return {"engine": {}, "you": {}} if engine is None else told(engine, self.model_dump(), defaults())
+
+    def asked(self) -> dict[str, Any]:
+        """The fewest fields that give this spec: what is not a default, nor the engine's."""
+        who = self.who_set
+        other = {name: value for name, value in self.model_dump().items() if value != defaults()[name]}
+        knob = cache_goes_without_saying(self.behaves, self.model_dump())
+        mine = {name: value for name, value in who["you"].items() if not name.startswith("set.")}
+        parameters = {key: value for key, value in self.set.items() if f"set.{key}" not in who["engine"]}
+        out = {name: value for name, value in {**other, **mine}.items() if name not in who["engine"] and name != "set"}
+        out = {name: value for name, value in out.items() if not (knob and name == "cache")}
+        return out | ({"set": parameters} if parameters else {})
 
 
 @cache

@@ -99,7 +99,8 @@ def setting_of(fields: dict[str, Any]) -> "Setting":
         raise UserError(
             f"placement {placement}: must be one of {', '.join(PLACEMENTS)}: their residents do not depend on slots"
         )
-    setting = prepare(RunSpec.of({**fields, "cache": 1}))
+    # every size of one LRU, whoever has it: of an engine its costs alone
+    setting = prepare(RunSpec.of({**fields, "engine_as_costs": True, "cache": 1}))
     if setting.plan.step_prefill.all():
         raise UserError(f"{fields['trace']}: has no generated tokens; --as-decode runs its prompts as decode steps")
     return setting

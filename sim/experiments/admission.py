@@ -48,7 +48,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
     flags.add_argument("--cache", nargs="+", default=["0.25", "0.5", "0.75"], metavar="C", help="as of sim.run")
     flags.add_argument("--hardware", default="a100-pcie4")
-    flags.add_argument("--engine", default="llama.cpp")
+    flags.add_argument("--engine", default="fused")
     flags.add_argument("--precision", default="q4")
     flags.add_argument("--link-share", type=float, default=0.7, help="of the link's rate while the host computes")
     args = flags.parse_args(argv)
@@ -82,7 +82,7 @@ def _arms(args: Namespace, path: str, cache: str) -> list[Row]:
 def _run(args: Namespace, path: str, cache: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The figures of one arm."""
     common = {name: getattr(args, name) for name in ("hardware", "engine", "precision", "link_share", "max_steps")}
-    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, **common, **fields}))
+    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "engine_as_costs": True, **common, **fields}))
     time = out["time_ns"] or 1
     return {
         "tokens_per_s": out["tokens_per_s"],

@@ -55,7 +55,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags.add_argument("--precision", default="q4", help="of the experts (not published)")
     flags.add_argument("--link", default="pcie4x16-pinned", metavar="NAME|GB/S", help="host to device (not published)")
     flags.add_argument("--batch", type=int, default=1, help="requests that decode together (not published)")
-    flags.add_argument("--engine", default="llama.cpp")
+    flags.add_argument("--engine", default="fused")
     flags.add_argument("--gpu", default="a100-80gb-pcie")
     flags.add_argument("--calibration", default="0.5", metavar="FRACTION|FILE")
     flags.add_argument("--alpha", type=float, help="coverage of a buddy list (default: the readings')")
@@ -148,6 +148,7 @@ def _run(args: Namespace, path: str, hardware: str, cache: str, miss: str, setti
         name: getattr(args, name) for name in ("precision", "engine", "batch", "calibration", "seed", "max_steps")
     }
     fields |= {
+        "engine_as_costs": True,
         "trace": path,
         "hardware": hardware,
         "cache": cache,

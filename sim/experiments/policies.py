@@ -61,7 +61,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     )
     flags.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="batch sizes")
     flags.add_argument("--hardware", default="a100-pcie4")
-    flags.add_argument("--engine", default="llama.cpp")
+    flags.add_argument("--engine", default="fused")
     flags.add_argument("--precision", default="q4")
     flags.add_argument(
         "--calibration", default="0.5", metavar="FRACTION|FILE", help="set aside for every arm, never judged"
@@ -119,7 +119,7 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
     fields = {
         name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
     }
-    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "batch": batch, "miss": miss.name, **fields}))
+    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "batch": batch, "miss": miss.name, "engine_as_costs": True, **fields}))
     quality = out["quality"]
     return {
         "replay": "open" if miss.lossy else "exact",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.engines import FIT, KNOBS, told
+from sim.engines import FIT, KNOBS
 from sim.spec import defaults
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ TOLD_BY_RESIDENTS = ("cache", "cache_scope", "n_cpu_moe", "override_tensor", "de
 def engine_told(setting: "Setting") -> dict[str, Any] | None:
     """The summary's `engine`: its name and version, which fields it set, which its user set otherwise, what of the experts is
     where, and all of it in a sentence. None of an engine that is costs alone."""
-    spec, engine = setting.spec, setting.engine
-    if spec.engine_as_costs or not (engine.sets or engine.options):
+    spec, engine = setting.spec, setting.spec.behaves
+    if engine is None:
         return None
-    who = told(engine, spec.model_dump(), defaults())
+    who = spec.who_set
     n, layers = setting.plan.n_experts, setting.plan.experts.shape[1]
     out = {
         "name": engine.name,
@@ -33,7 +33,16 @@ def engine_told(setting: "Setting") -> dict[str, Any] | None:
         "residents": residents(setting.plan.slots, layers, n, setting.plan.pooled),
         "chosen_by_fit": spec.cache == FIT and not any(getattr(spec, name) is not None for name in KNOBS[1:]),
     }
-    return out | {"words": _words(out, spec)}
+    return out | _rates(setting) | {"words": _words(out, spec)}
+
+
+def _rates(setting: "Setting") -> dict[str, float | None]:
+    """GB/s of the machine: its link for page-locked copies of one expert, and what the host reads alone."""
+    link, host = setting.hardware.link, setting.hardware.host
+    return {
+        "link_gb_per_s": None if link is None else link.rate(setting.plan.expert_bytes),
+        "host_gb_per_s": None if host is None else host.read_rate(),
+    }
 
 
 def residents(slots: npt.NDArray[np.int64], layers: int, n_experts: int, pooled: bool) -> str:

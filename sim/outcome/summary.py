@@ -217,12 +217,15 @@ class _Spec(_Part):
 
 class _Engine(_Part):
     """Of an engine that sets what a run does: which fields it set and which its user set otherwise, by name; residents: which
-    experts are where; chosen_by_fit: by how much the card holds; words: all of it."""
+    experts are where; chosen_by_fit: by how much the card holds; link_gb_per_s, host_gb_per_s: the machine's, for page-locked
+    copies of one expert and for what the host reads alone; words: all of it."""
 
     name: Text
     version: Text
     residents: Text
     chosen_by_fit: bool
+    link_gb_per_s: Number | None = None
+    host_gb_per_s: Number | None = None
     words: Text
     sets: dict[Text, Any] = _column(None, {})
     you_set: dict[Text, Any] = _column(None, {})

@@ -263,7 +263,7 @@ def words(candidate: Candidate) -> str:
 def command(spec: RunSpec) -> str:
     """The command that runs this spec."""
     words = ["python", "-m", "sim.run"]
-    for name, value in spec.model_dump(exclude_defaults=True).items():
+    for name, value in spec.asked().items():
         flag = "--" + name.replace("_", "-")
         if name == "set":
             words += [word for key, given in value.items() for word in ("--set", f"{key}={given}")]

@@ -2,12 +2,13 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from typing import Any
 
+from sim.engines import behaving
 from sim.errors import SpecError
 from sim.policies.kinds import BULK, KINDS, parametrised
 from sim.policies.registry import meant
@@ -81,10 +82,17 @@ def _fields(given: dict[str, Any], had: set[str]) -> dict[str, Any]:
 def _chosen(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The policy of each kind that may have parameters."""
     kinds = (*KINDS, BULK)
-    defaults = {kind: RunSpec.model_fields[kind].default for kind in kinds}
+    defaults = {kind: RunSpec.model_fields[kind].default for kind in kinds} | _engines(given, kinds)
     chosen = defaults | {kind: str(given[kind]) for kind in kinds if given.get(kind, DEFAULT) != DEFAULT}
     bulk = chosen.pop(BULK)
     return tuple(parametrised(chosen, bulk).items())
+
+
+def _engines(given: Mapping[str, Any], kinds: Iterable[str]) -> dict[str, Any]:
+    """The policies that the engine of a point sets."""
+    name = given.get("engine", DEFAULT)
+    engine = None if name == DEFAULT or given.get("engine_as_costs") is True else behaving(str(name))
+    return {} if engine is None else {kind: engine.sets[kind] for kind in kinds if kind in engine.sets}
 
 
 @cache
