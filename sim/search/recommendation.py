@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sim import __version__
+from sim.costs.memory_split import Card, Split, split
 from sim.errors import SpecError
 from sim.memo import Kept
 from sim.on_miss import NEVER_FETCH, staged, visit_stages
@@ -17,7 +18,6 @@ from sim.policies.registry import find
 from sim.prepare import Setting, prepare
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.measured_quality import measured
-from sim.costs.memory_split import Card, Split, split
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.simulation import simulate
 from sim.spec import RunSpec
