@@ -19,10 +19,11 @@ from sim.spec import RunSpec
 from traces.format.trace import RoutingTrace
 from traces.synthetic import Preset, generate
 
-# (strength of memory, spread of popularity) of traces.synthetic by model, a topic that takes 0.65 of the memory: fitted to
-# published hit rates. At 16, 32, 48 slots of 128 LRU hits 61.5, 80.9, 90.8 % of Qwen3-30B's requests and 62.8, 80.4,
-# 89.4 % of gpt-oss-120b's (moe-speed-of-light, prereg/policy_study_outcome.md @3a74200); gpt-oss-20b: of a token's experts
-# .44 are its predecessor's, .25 by popularity alone, as in a public capture. Of others nobody has published as much.
+# (strength of memory, spread of popularity) of traces.synthetic by model, beside a topic that takes TOPIC of memory:
+# fitted to published hit rates. At 16, 32, 48 slots of 128 LRU hits 61.5, 80.9, 90.8 % of Qwen3-30B's requests and
+# 62.8, 80.4, 89.4 % of gpt-oss-120b's (moe-speed-of-light, prereg/policy_study_outcome.md @3a74200). Of gpt-oss-20b's experts
+# .44 are the last token's, too, .25 by popularity alone, as in a public capture. Of others as much is not known.
+TOPIC = 0.65
 ROUTING = {"qwen3-30b-a3b": (0.6, 0.0), "gpt-oss-120b": (0.4, 0.0), "gpt-oss-20b": (0.5, 0.6)}
 OTHERS = (0.5, 0.3)
 PREDICTION_ERROR = 0.24  # of a lookahead: 85 % of what it names is wanted
@@ -47,8 +48,8 @@ def routed(
     n_layers: int | None = None,
     routing: tuple[float, float] | None = None,
 ) -> RoutingTrace:
-    """Synthetic routing of a model: `requests` one after another, of `prompt` and `generation` tokens, each of a topic of
-    its own; with a lookahead of one layer."""
+    """Synthetic routing of a model: `requests` one after another, of `prompt` and `generation` tokens, each with its own
+    topic; a lookahead of one layer."""
     model = model_of(name, n_layers)
     strength, offset = routing or ROUTING.get(name, OTHERS)
     preset = Preset(
@@ -59,7 +60,7 @@ def routed(
         moe_layers=model.moe_layers,
         memory=((0, strength, 0.0),),
         offset_sd=offset,
-        topic=0.65,
+        topic=TOPIC,
         noise=(PREDICTION_ERROR,),
         lookahead_m=model.top_k,
         requests=requests,
@@ -90,7 +91,7 @@ class Machines:
         self.folder = folder
 
     def desktop(self, gpu: str, cpu: float, link: float, both: float) -> str:
-        """GB/s that the CPU reads alone, that page-locked copies move alone, and both together, each its half of that."""
+        """GB/s: what the CPU reads alone, what page-locked copies move alone, and both together, half of it each."""
         gen = 5 if gpu == "rtx-5090" else 4
         host = f"read_gb_per_s = {cpu}, total_gb_per_s = {both}, link_share = {min(1.0, both / 2 / link):.4f}"
         return self.file(
@@ -144,10 +145,8 @@ class Machines:
 
 
 def run(trace: RoutingTrace, hardware: str, /, **fields: Any) -> dict[str, Any]:
-    """The summary of a run; fields: of RunSpec, `judged_by`: a calibration trace, `model`: not that of the trace's name."""
-    aside = fields.pop("judged_by", None)
-    n_layers, top_k = trace.n_layers, trace.top_k
-    model = fields.pop("model", None) or model_of(trace.model, n_layers, top_k)
+    """The summary of a run; fields: of RunSpec; fitted_on: a calibration trace."""
+    aside, model = fields.pop("fitted_on", None), model_of(trace.model, trace.n_layers, trace.top_k)
     calibration = {} if aside is None else {"calibration": "in memory"}
     spec = RunSpec.of({"trace": "in memory", "hardware": hardware, **calibration, **fields})
     return simulate(spec, memo=_memo, trace=trace, calibration=aside, model=model)[0]
