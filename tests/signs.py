@@ -21,8 +21,9 @@ from traces.synthetic import Preset, generate
 
 # (strength of memory, spread of popularity) of traces.synthetic by model, beside a topic that takes TOPIC of memory:
 # fitted to published hit rates. At 16, 32, 48 slots of 128 LRU hits 61.5, 80.9, 90.8 % of Qwen3-30B's requests and
-# 62.8, 80.4, 89.4 % of gpt-oss-120b's (moe-speed-of-light, prereg/policy_study_outcome.md @3a74200). Of gpt-oss-20b's experts
-# .44 are the last token's, too, .25 by popularity alone, as in a public capture. Of others as much is not known.
+# 62.8, 80.4, 89.4 % of gpt-oss-120b's (moe-speed-of-light, prereg/policy_study_outcome.md @3a74200). Of a token's
+# experts of gpt-oss-20b .44 are the last token's, too, .25 by popularity alone, as in a public capture. Of other models
+# as much is not known.
 TOPIC = 0.65
 ROUTING = {"qwen3-30b-a3b": (0.6, 0.0), "gpt-oss-120b": (0.4, 0.0), "gpt-oss-20b": (0.5, 0.6)}
 OTHERS = (0.5, 0.3)
@@ -48,8 +49,8 @@ def routed(
     n_layers: int | None = None,
     routing: tuple[float, float] | None = None,
 ) -> RoutingTrace:
-    """Synthetic routing of a model: `requests` one after another, of `prompt` and `generation` tokens, each with its own
-    topic; a lookahead of one layer."""
+    """Synthetic routing of a model: `requests` one after another, of `prompt` and `generation` tokens, each with a
+    topic of its own; a lookahead of one layer."""
     model = model_of(name, n_layers)
     strength, offset = routing or ROUTING.get(name, OTHERS)
     preset = Preset(

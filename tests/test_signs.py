@@ -128,8 +128,8 @@ def static_host_scale(machines: Machines) -> str:
 
 @sign("first-or-last-n", HOLDS)
 def first_or_last_n(machines: Machines) -> str:
-    """16 layers, 9 of them on the CPU. That later layers use fewer experts of a batch, as the source says, is put into the
-    routing."""
+    """16 layers, 9 of them on the CPU. That later layers use fewer experts of a batch, as the source says, is put into
+    the routing."""
     name, rows = "qwen3.6-35b-a3b", {"prompt": 2048, "generation": 20, "requests": 1, "n_layers": 8}
     early, late = (routed(name, routing=each, **rows) for each in ((0.5, 0.3), (0.5, 0.8)))
     experts = np.concatenate([early.experts, late.experts], axis=1)
@@ -232,9 +232,8 @@ def prefill_threshold_kt(machines: Machines) -> str:
     below, at = found
     assert below["cpu"] > 0 == below["streamed"] and at["cpu"] == 0 < at["streamed"]
     whole = 2 * (256 - 16)  # two MoE layers, what each lacks, wanted or not
-    assert at["stages"]["copies"] == whole and at["memory"]["staging"] == 256 * model_of("deepseek-v3").expert_bytes(
-        "q4-k-m"
-    )
+    assert at["stages"]["copies"] == whole
+    assert at["memory"]["staging"] == 256 * model_of("deepseek-v3").expert_bytes("q4-k-m")
     step = prompt_speed(at) / prompt_speed(below)
     return f"2,047 rows: CPU; 2,048: layers copied whole, prompt speed {step:.2f} x; a layer of GPU memory"
 
@@ -305,7 +304,7 @@ def dead_band(machines: Machines) -> str:
 
 @sign("double-buffer-decode", HOLDS)
 def double_buffer_decode(machines: Machines) -> str:
-    """Experts of 1 MB. What a second stream costs is not modelled: here it can only be of no use."""
+    """Experts of 1 MB. What a second stream costs is not modelled: here it cannot lose, and gains next to nothing."""
     trace = routed("qwen3.6-35b-a3b", 4, 40, 1)
     how = {"engine": "llama.cpp", "engine_as_costs": True, "precision": "q2", "cache": "layers:0", "miss": "stream"}
     one = speed(trace, "rtx4090", serial=True, **how)
@@ -787,8 +786,8 @@ def test_copying_some_misses_gains_where_the_link_is_as_fast_as_dram_and_loses_b
     for (name, precision), text in ((QWEN, QWEN_TABLE), (GPT, GPT_TABLE)):
         for share in (8, 4):
             how = {"precision": precision, "cache": 128 // share}
-            if (name, share) != (GPT[0], 4):  # there -1 to 0 %
-                assert split_gain(routed(name), machines.listing_b, text, **how) > 0
+            neither = (name, share) == (GPT[0], 4)  # the page says so
+            assert split_gain(routed(name), machines.listing_b, text, **how) > (-0.01 if neither else 0.02)
             assert split_gain(routed(name), slow, text, **how) < 0
 
 
