@@ -14,9 +14,9 @@ from analysis.showing.words import markup, shortened
 
 LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 44, 13
 PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
-GREY_LINE = (
-    ".other { stroke: #8a949e; stroke-width: 1; fill: none; opacity: 0.7; } .tick { stroke: #8a949e; opacity: 0.35; }"
-)
+LINES = ".other, .tick { stroke: #8a949e; fill: none; } .other { opacity: 0.7; } .tick { opacity: 0.35; }"
+TITLE = "Which engine is fastest, by how fast the link is against the host's memory"
+HOW = "tokens/s over link rate / host read rate, both logarithmic; the host stays as it is; coloured: fastest somewhere"
 
 
 def ratio_svg(found: Sequence[ByRatio]) -> str:
