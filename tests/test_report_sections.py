@@ -22,7 +22,7 @@ MORE = {
     "lossy": ["--miss", "drop", "--record", "full"],
     "streams": ["--miss", "stream", "--merge", "runs", "--whole-layer", "--record", "full", "--ram", "64GB"],
     "admits": ["--miss", "cpu-admit", "--link-share", "0.5", "--cpu-visit-us", "1", "--record", "full"],
-    "engine": ["--engine", "llama.cpp", "--n-cpu-moe", "1"],
+    "engine": ["--engine", "llama.cpp+cache"],
     "prefetch": ["--prefetch", "gate-lookahead", "--record", "full", "--warmup-steps", "5"],
 }
 KINDS = {
@@ -62,7 +62,7 @@ def test_every_section_renders_on_every_kind_of_run(section: str, kind: str, run
     if made is None:
         shown = {
             "measured": ("measured",),
-            "misses": ("streams", "admits", "many", "rules in a sweep", "engine"),
+            "misses": ("streams", "admits", "many", "rules in a sweep", "engine", "engine in a sweep"),
             "engines": ("engine", "engine in a sweep", "many"),
         }
         assert kind not in shown[section]
