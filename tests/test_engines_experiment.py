@@ -129,8 +129,8 @@ def test_a_reason_by_hand() -> None:
     found = {"b": by_hand(), "a": a, "c": by_hand(parts={"stall": 200})}
     assert why_fastest(found, "decode") == (
         "a is fastest in decode, 142.86 tokens/s, 1.43 x b: it waits less for the host (1.00 ms a token instead of "
-        "4.00), because the host computes 2.00 experts a token instead of 5.00, and 80.0% of what is wanted is resident "
-        "instead of 50.0%. What the others lose against it they lose most of all in waiting for the link (c)"
+        "4.00), because the host computes 2.00 experts a token instead of 5.00, and 80.0% of what is wanted is "
+        "resident instead of 50.0%. What the others lose against it they lose most of all in waiting for the link (c)"
     )
     # no less work than b, and 2 ms more of stall for 3 ms less of waiting
     found = {"a": by_hand(parts={"cpu_wait": 10, "stall": 20}), "b": by_hand()}
