@@ -13,6 +13,7 @@ from analysis.showing.palette import colours
 from analysis.showing.words import markup, shortened
 
 LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 44, 13
+APART = 30  # of two labels under the line
 PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
 LINES = ".other, .tick { stroke: #8a949e; fill: none; } .other { opacity: 0.7; } .tick { opacity: 0.35; }"
 TITLE = "Which engine is fastest, by how fast the link is against the host's memory"
@@ -60,11 +61,13 @@ def _panel(found: ByRatio, phase: str, x: int, y: int, colour: Mapping[str, str]
     def up(speed: float) -> float:
         return top + HIGH * (high - math.log(speed)) / (high - low)
 
+    labelled = -math.inf
     for ratio in found.ratios:
-        parts.append(f'<path class="tick" d="M{across(ratio):.1f} {top}V{top + HIGH}"/>')
-        parts.append(
-            f'<text x="{across(ratio):.1f}" y="{top + HIGH + 18}" text-anchor="middle" class="soft">{ratio:.2g}</text>'
-        )
+        here = across(ratio)
+        parts.append(f'<path class="tick" d="M{here:.1f} {top}V{top + HIGH}"/>')
+        if here - labelled >= APART:
+            label = f'<text x="{here:.1f}" y="{top + HIGH + 18}" text-anchor="middle" class="soft">{ratio:.2g}</text>'
+            parts, labelled = [*parts, label], here
     for tick in _ticks(math.exp(low), math.exp(high)):
         parts.append(f'<path class="tick" d="M{x + LEFT} {up(tick):.1f}H{x + LEFT + PLOT}"/>')
         parts.append(f'<text x="{x + LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" class="soft">{tick:g}</text>')
