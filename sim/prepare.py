@@ -571,6 +571,12 @@ class Fits:
     miss: Choice
     eviction: Choice
 
+    @staticmethod
+    def of(setting: Setting, engine: "Engine") -> "Fits":
+        """Of a run that is prepared, with that engine."""
+        s = setting
+        return Fits(s.spec, s.trace, s.steps, s.model, s.hardware, engine, s.rules, s.plan.miss, s.plan.eviction)
+
     def slots(self) -> Int:
         """int64 [scopes]: as many as the card holds of the engine's knob, with the stages that the run may need; all of them
         where all fit, for then nothing streams. Raises SpecError where nothing fits, or sizes are not known."""

@@ -21,7 +21,8 @@ from sim.outcome.summary import summarise
 from sim.prepare import prepare
 from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
 from sim.costs.memory_split import Card, split
-from sim.search.recommendation import Recommendation, Wish, command
+from sim.search.judging import Wish, command
+from sim.search.recommendation import Recommendation
 from sim.search.space import BASELINE, Candidate, Space, fields_of
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight
@@ -432,7 +433,9 @@ def test_a_bound_is_never_said_to_be_beaten() -> None:
 def test_the_answer_after_the_time_limit_is_of_what_was_compared(small: str) -> None:
     """Ten of the candidates over the first length, then time is over: the command says --max-steps and gives the same
     number."""
-    wish = Wish({"trace": small, "hardware": "rtx4090"}, context=4096, candidates=24, time_limit_s=7.0)
+    wish = Wish(
+        {"trace": small, "hardware": "rtx4090", "engine": "ideal"}, context=4096, candidates=24, time_limit_s=7.0
+    )
     recommendation = Recommendation(wish)
     out = recommendation.search(lambda runs: here(runs[:10]))
     steps, search = recommendation.setting.steps, out["search"]
