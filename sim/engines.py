@@ -1,4 +1,4 @@
-"""What the name of an engine means to a run: the fields that it sets, those that its users may set, and what it cannot do.
+"""What the name of an engine means to a run: the fields that it sets, those that its users may set, what it refuses.
 
 An engine's entry in the catalog says it (`sim.catalog.engine_spec.Behaviour`); nothing here knows an engine by name.
 """
@@ -12,11 +12,16 @@ from sim.catalog.engine_spec import ANY, LAYERS, Engine
 from sim.errors import CatalogError, SpecError, unknown
 
 FIT = "fit"  # of --cache: as much as the card holds
-KNOBS = ("cache", "n_cpu_moe", "override_tensor")  # who says what is resident: one of them does, cache unless another is given
+KNOBS = (
+    "cache",
+    "n_cpu_moe",
+    "override_tensor",
+)  # who says what is resident: one of them, cache being None where another does
 # what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
 FREE = (
-    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "ram", "vram", "context", "calibration", "link_share",
-    "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine", "set",
+    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "ram", "vram", "context", "calibration",
+    "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps",
+    "seed", "machine", "set",
 )  # fmt: skip
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
 OF_STREAMS = ("stages", "serial", "merge", "whole_layer", "ahead")  # nor these where nothing streams
@@ -47,18 +52,19 @@ def set_by_engine(
     """
     engine = behaving(str(given.get("engine", defaults["engine"]))) if not given.get("engine_as_costs") else None
     knob = next((name for name in reversed(KNOBS) if given.get(name) is not None), None)
+    elsewhere: dict[str, Any] = {"cache": None} if knob not in (None, "cache") and "cache" not in given else {}
     if engine is None:
-        return {"cache": FIT} if given.get("vram") is not None and knob is None else {}
+        return {"cache": FIT} if given.get("vram") is not None and knob is None else elsewhere
     _refuse_unknown(engine, defaults)
     for name, value in given.items():
-        if name == "cache" and knob != "cache" and value == defaults["cache"]:
-            continue  # a saved spec has one beside whatever else says what is resident
+        if name == "cache" and value is None:
+            continue  # another field says it
         whole = engine.options.get(name) == LAYERS and (value == FIT or by_layer(value))
         if name not in FREE and not whole and not _can(engine, name, value, defaults):
             raise SpecError(_refusal(engine, name, value, defaults))
     out = {name: value for name, value in engine.sets.items() if name not in given}
     if knob is not None:
-        out = {name: value for name, value in out.items() if name not in KNOBS}
+        out = {name: value for name, value in out.items() if name not in KNOBS} | elsewhere
     elif given.get("vram") is not None:
         out["cache"] = FIT
     return _without_the_idle({**defaults, **given, **out}, out) | _parameters(engine, given, out, defaults)
@@ -73,7 +79,10 @@ def _refuse_unknown(engine: Engine, defaults: Mapping[str, Any]) -> None:
 
 def _can(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     option = engine.options.get(name, [])
-    return option == ANY or value in (engine.sets.get(name, defaults[name]), *(option if isinstance(option, list) else ()))
+    return option == ANY or value in (
+        engine.sets.get(name, defaults[name]),
+        *(option if isinstance(option, list) else ()),
+    )
 
 
 def _refusal(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> str:
@@ -96,9 +105,8 @@ def _said(value: Any) -> str:
 
 def _without_the_idle(fields: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
     """`out` less what an engine sets for a rule that this run does not have."""
-    idle = OF_BULK if fields["bulk"] == "none" else ()
-    if "stream" not in (fields["bulk"], fields["miss"]) and fields["eviction"] != "static":
-        idle += OF_STREAMS
+    streams = "stream" in (fields["bulk"], fields["miss"]) or fields["eviction"] == "static"
+    idle = (*(OF_BULK if fields["bulk"] == "none" else ()), *(() if streams else OF_STREAMS))
     return {name: value for name, value in out.items() if name not in idle}
 
 
@@ -134,8 +142,8 @@ def cache_goes_without_saying(engine: Engine | None, spec: Mapping[str, Any]) ->
 
 
 def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Who set what of a run: `engine`: what is as the engine has it; `you`: what is otherwise, of what is an engine's to set.
-    spec: every field of the run."""
+    """Who set what of a run: `engine`: what is as the engine has it; `you`: what is otherwise, of what is an engine's
+    to set. spec: every field of the run."""
     resident = cache_goes_without_saying(engine, spec)
     sets = {name: value for name, value in engine.sets.items() if name != "set" and not (resident and name == "cache")}
     sets = _without_the_idle(spec, sets)

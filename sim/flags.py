@@ -115,7 +115,11 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
     fields = config(args.config)
     RunSpec.of({"trace": "", **fields}, f"config: {args.config}: ")
     parameters = settings(args.set or [])
-    kept = {key: old for key, old in fields.get("set", {}).items() if not any(same_parameter(key, new) for new in parameters)}
+    kept = {
+        key: old
+        for key, old in fields.get("set", {}).items()
+        if not any(same_parameter(key, new) for new in parameters)
+    }
     fields |= given(args, RunSpec.model_fields) | {"set": kept | parameters}
     if not fields.get("trace"):
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")

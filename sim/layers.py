@@ -79,7 +79,8 @@ def _short(value: object) -> str:
 
 
 def without_slots(field: str, n: int, layers: int, most: int, last: bool = False) -> Int:
-    """int64 [layers]: no slots in the first (or the last) n, `most` in the others. Raises SpecError for more than there are."""
+    """int64 [layers]: no slots in the first (or the last) n, `most` in the others. Raises SpecError for more layers
+    than there are."""
     if n > layers:
         raise SpecError(f"{field}: {n}: the trace has {layers} MoE layers; must be at most as many")
     at = np.arange(layers)

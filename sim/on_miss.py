@@ -79,15 +79,17 @@ class Rules:
         """Whether the host may compute an expert."""
         return self.few.may_answer_cpu(dict(self.miss_given)) or (self.many is not None and self.many.answers_cpu)
 
-    def streaming(self, miss_: Choice, lacks: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def streaming(
+        self, miss_: Choice, lacks: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The layers that may stream in steps of few rows and in those of many, bool [L] each. miss_: the rule of few;
         lacks: as of `layers_lacking`."""
         many = None if self.many is None else self.many.choice(dict(self.bulk_given))
         return may_stream(miss_, lacks), may_stream(many, lacks)
 
     def stages_for(self, n_experts: int, top_k: int, most_rows: int) -> int:
-        """Staging buffers of a run that streams: as many as it is given, else whole layers, or all that one visit of the
-        largest step may want."""
+        """Staging buffers of a run that streams: as many as it is given, else whole layers, or all that one visit of
+        the largest step may want."""
         if self.stages or self.whole_layer or self.ahead:
             return self.stages or (self.ahead + 1) * n_experts
         return min(n_experts, most_rows * top_k)

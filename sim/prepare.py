@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.core.eviction import STATIC
-from sim.core.plan import GROUPS, ORDERS, Choice, Costs, Leaving, Low, Plan, Prefetch
+from sim.capacity import Fits, longest_context, shares, slots_by_layer, vram_bytes
+from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
-from sim.costs.memory_split import Card, whole_layers
-from sim.costs.memory_split import split as split_memory
-from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory, needed
+from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
 from sim.engines import FIT
 from sim.errors import CatalogError, SpecError
 from sim.fit.answers import answer_fields
@@ -27,13 +25,13 @@ from sim.fit.buddies import BuddyLists, BuddyProfile
 from sim.fit.placement import first_residents, popular_slots
 from sim.fit.prediction import Prediction
 from sim.fit.slots import spread_slots
-from sim.layers import layer_numbers, overridden, without_slots
+from sim.layers import layer_numbers
 from sim.memo import Memo, afresh, within
 from sim.on_miss import Rules, on_miss, staged
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import WITHOUT_SLOTS, RunSpec, cache_bytes, memory_bytes, parse_cache, per_layer, slots_of
+from sim.spec import WITHOUT_SLOTS, RunSpec, memory_bytes, parse_cache
 from sim.steps import Steps, first_steps, leaving, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
@@ -46,7 +44,6 @@ if TYPE_CHECKING:  # whoever only reads summaries needs no catalog
     from sim.catalog.model_spec import ModelSpec
 
 Int = npt.NDArray[np.int64]
-CACHE = RunSpec.model_fields["cache"].default  # stands in a spec beside whatever else says the slots
 Made = TypeVar("Made", covariant=True)
 
 
@@ -401,7 +398,11 @@ class Setting:
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
         sizes = (self.spec.precision, total, self.context, self.spec.batch)
-        stages, on_host, rows = staged(self.rules, self.plan), self.costed.on_host, int(np.diff(self.steps.offset).max())
+        stages, on_host, rows = (
+            staged(self.rules, self.plan),
+            self.costed.on_host,
+            int(np.diff(self.steps.offset).max()),
+        )
         room = vram_bytes(self.spec, self.hardware)
         line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
         asked = self.ram is not None or self.plan.on_miss is not None or self.spec.dense_on_host is not None
@@ -557,68 +558,6 @@ def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware", slots: In
     return tuple(layer for layer, there in zip(trace.meta["moe_layers"], chosen, strict=True) if there)
 
 
-@dataclass(frozen=True)
-class Fits:
-    """What `--cache fit` is told from: the run but for its slots. miss: the rule of visits of few rows."""
-
-    spec: RunSpec
-    trace: RoutingTrace
-    steps: Steps
-    model: "ModelSpec | None"
-    hardware: "Hardware"
-    engine: "Engine"
-    rules: Rules
-    miss: Choice
-    eviction: Choice
-
-    @staticmethod
-    def of(setting: Setting, engine: "Engine") -> "Fits":
-        """Of a run that is prepared, with that engine."""
-        s = setting
-        return Fits(s.spec, s.trace, s.steps, s.model, s.hardware, engine, s.rules, s.plan.miss, s.plan.eviction)
-
-    def slots(self) -> Int:
-        """int64 [scopes]: as many as the card holds of the engine's knob, with the stages that the run may need; all of them
-        where all fit, for then nothing streams. Raises SpecError where nothing fits, or sizes are not known."""
-        spec, trace, card = self.spec, self.trace, self._card()
-        pooled, layers, most = spec.cache_scope == "global", trace.n_moe_layers, trace.n_experts
-        knob = "slots" if spec.engine_as_costs else self.engine.knob
-        if needed(card.line(layers * most, 0)) <= card.room:
-            return np.full(1 if pooled else layers, layers * most if pooled else most, np.int64)
-        if knob == "slots":
-            found = split_memory(card, self._stages(False), 1 if pooled else layers)
-            return _shares("cache", found.cache, spec, trace, found.expert_bytes)
-        dense_too = spec.dense_on_host == WITHOUT_SLOTS
-        held = whole_layers(card, self._stages(True), trace.meta["moe_layers"], knob, dense_too)
-        return np.where(held, most, 0).astype(np.int64)
-
-    def _stages(self, layers_without_slots: bool) -> int:
-        lacks = np.array([layers_without_slots or self.eviction.kind == STATIC])
-        few, many = self.rules.streaming(self.miss, lacks)
-        sizes = (self.trace.n_experts, self.trace.top_k, int(np.diff(self.steps.offset).max()))
-        return self.rules.stages_for(*sizes) if (few | many).any() else 0
-
-    def _card(self) -> Card:
-        spec, vram = self.spec, vram_bytes(self.spec, self.hardware)
-        if self.model is None or (self.hardware.measured is not None and self.hardware.measured.scale != 1):
-            raise SpecError(f"cache: {FIT}: the sizes of {self.trace.model} are not known; must be slots, a share or bytes")
-        if vram is None:
-            raise SpecError(f"vram: missing: {spec.hardware} does not say how much it has; give --vram 24GB, or --cache")
-        context = spec.context or longest_context(spec, self.trace, self.steps)
-        rows = int(np.diff(self.steps.offset).max())
-        return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, rows)
-
-
-def vram_bytes(spec: RunSpec, hardware: "Hardware") -> int | None:
-    """Memory of the GPU: as asked, else the hardware's."""
-    return hardware.mem_bytes if spec.vram is None else memory_bytes(spec.vram)
-
-
-def longest_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> int:
-    """Tokens, of any request at any step."""
-    return int(trace.position[steps.row].max()) + 1 + spec.context_offset
-
-
 def _refuse_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> None:
     longest = longest_context(spec, trace, steps)
     if spec.context is not None and spec.context < longest:
@@ -629,11 +568,12 @@ def _slots(
     spec: RunSpec, trace: RoutingTrace, size: int, judged: Judged, placement: Chosen, fits: Fits, memo: Memo
 ) -> Int:
     """int64 [scopes]: slots of each; experts of `size` bytes."""
-    own = _slots_by_layer(spec, trace, fits.engine)
+    own = slots_by_layer(spec, trace, fits.engine)
     if own is not None:
         slots = own[1]
     else:
-        slots = fits.slots() if spec.cache == FIT else _shares("cache", spec.cache, spec, trace, size)
+        assert spec.cache is not None  # who says what is resident otherwise is asked above
+        slots = fits.slots() if spec.cache == FIT else shares("cache", spec.cache, spec, trace, size)
     spreads = [f"placement: {placement.name}"] if placement.policy.spreads else []
     spreads += ["cache_spread: marginal"] if spec.cache_spread == "marginal" else []
     for each in spreads:
@@ -648,49 +588,6 @@ def _slots(
     total = int(slots.sum())
     popular = placement.policy.spreads
     return made(Popular(judged, placement, total) if popular else Spread(judged, total, spec.as_decode), memo)
-
-
-def _slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tuple[str, Int] | None:
-    """(the field that says the slots of each layer, they int64 [L]); None where none does."""
-    layers, most, cache = trace.n_moe_layers, trace.n_experts, str(spec.cache)
-    told = [name for name in ("n_cpu_moe", "override_tensor") if getattr(spec, name) is not None]
-    told += ["cache"] if per_layer(cache) or (told and spec.cache not in (CACHE, FIT)) else []
-    if not told:
-        return None
-    if len(told) > 1:
-        raise SpecError(
-            f"{told[0]}: {getattr(spec, told[0])}: says the slots of each layer, as {told[1]} does; give one"
-        )
-    (field,) = told
-    if spec.cache_scope == "global":
-        raise SpecError(
-            f"{field}: {getattr(spec, field)}: is of slots of each layer's own; --cache-scope layer is required"
-        )
-    if field == "n_cpu_moe":
-        assert spec.n_cpu_moe is not None
-        last = engine.cpu_moe == "last" and not spec.engine_as_costs
-        return field, without_slots(field, spec.n_cpu_moe, layers, most, last)
-    if field == "override_tensor":
-        return field, overridden(str(spec.override_tensor), trace.meta["moe_layers"], trace.n_layers, most)
-    return field, layer_numbers(field, cache, layers, most)
-
-
-def _shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int) -> Int:
-    """int64 [scopes]. Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first
-    layers, at most all there are. Raises SpecError where a scope would have none, and for more slots than experts."""
-    pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
-    most = trace.n_experts * (layers if pooled else 1)
-    scopes = 1 if pooled else layers
-    if isinstance(cache, str):
-        total = min(cache_bytes(cache) // size, most * scopes)
-        if total < scopes:
-            raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
-        shares = total // scopes + (np.arange(scopes) < total % scopes)
-        return np.asarray(np.minimum(shares, most), np.int64)
-    if cache > most:
-        has = f"the pool is of {most} experts" if pooled else f"a layer has {most} experts"
-        raise SpecError(f"{field}: {cache}: {has}; must be at most {most} slots, a fraction (0.5) or bytes (20GB)")
-    return np.full(scopes, slots_of(cache, most), np.int64)
 
 
 def low_precision(spec: RunSpec) -> str:
@@ -716,7 +613,7 @@ def _low(
     if low.bytes >= size and hardware.fixed is None:
         wrong = f"{low.bytes} bytes; must be fewer than the {size} of a full copy"
         raise SpecError(f"set: {miss.name}.precision={values['precision']}: {wrong}")
-    return replace(low, slots=_shares(field, cache, spec, trace, low.bytes))
+    return replace(low, slots=shares(field, cache, spec, trace, low.bytes))
 
 
 def _prefetch(spec: RunSpec, predicted: Predicted, memo: Memo) -> Prefetch | None:

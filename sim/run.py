@@ -28,7 +28,9 @@ def parser() -> Parser:
     group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     for what in LISTS:
-        group.add_argument(f"--list-{what}", action="store_true", help=LISTED.get(what, f"print the {what} and their sources"))
+        group.add_argument(
+            f"--list-{what}", action="store_true", help=LISTED.get(what, f"print the {what} and their sources")
+        )
     return out
 
 

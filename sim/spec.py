@@ -6,7 +6,15 @@ from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sim.engines import FIT, behaving, cache_goes_without_saying, set_by_engine, told
 from sim.errors import SpecError, unknown
@@ -15,7 +23,7 @@ from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
 
-VERSION = 3  # of what the fields mean, saved with each spec; 2: --engine named costs alone, 1: and nothing else came on a miss
+VERSION = 3  # of what the fields mean, saved with each spec; until 2 --engine named costs alone
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
 WHOLE = "N"  # the metavar of whatever is a whole number
@@ -35,7 +43,7 @@ def flag(metavar: str | None, what: str, default: Any = ..., **limits: Any) -> A
 
 
 def later(metavar: str | None, what: str, default: Any, **limits: Any) -> Any:
-    """A field that came with version 2 or later: saved only where it is not the default, which means what a run did before."""
+    """A field that came with version 2 or later: saved only where it is not the default, what a run did before."""
     return Field(default, description=what, json_schema_extra={"metavar": metavar, "later": True}, **limits)
 
 
@@ -47,14 +55,14 @@ class RunSpec(BaseModel):
     None: all.
     calibration: a trace file, or the fraction of the requests that are set aside. expert_group None: the engine's.
     set: parameters by `policy.param`, or `kind.policy.param` where two policies of the run have one name.
-    What is not given an engine may set (`sim.engines`): a spec holds what the run does, whoever said it. engine_as_costs:
-    it sets nothing. cache may be `fit`: as much of the engine's knob as `vram` (or the hardware's memory) holds beside
-    the KV entries of `context` tokens a sequence.
+    What is not given an engine may set (`sim.engines`): a spec holds what the run does, whoever said it.
+    engine_as_costs: it sets nothing. cache may be `fit`: as much of the engine's knob as `vram` (or the hardware's
+    memory) holds beside the KV entries of `context` tokens a sequence.
     cache may also name the slots of each layer: `layers:N` all experts of the last N MoE layers and none elsewhere,
     `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
-    in llama.cpp's words (REGEX=CPU, several with commas between). What comes on a miss: bulk and what follows it, as in
-    `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts. None: as the engine
-    (cpu_visit_us) or the host (link_share, ram) has it.
+    in llama.cpp's words (REGEX=CPU, several with commas between), and cache is None. What comes on a miss: bulk and
+    what follows it, as in `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts.
+    None: as the engine (cpu_visit_us) or the host (link_share, ram) has it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -64,10 +72,10 @@ class RunSpec(BaseModel):
     hardware: str = flag("NAME|FILE", "GPU, link and host, or fixed durations", "a100-pcie4")
     engine: str = flag("NAME|FILE", "what the inference engine does on a miss, and costs", "ideal")
     precision: str = flag("NAME", "precision of the experts: bf16, q8, q4, mxfp4, ...", "bf16")
-    cache: int | float | str = flag(
+    cache: int | float | str | None = flag(
         "0.5|24|20GB|fit|layers:[first:]N|FILE",
-        "share of the experts, slots per layer (of the pool), bytes, or what fits; all of the last (first) N MoE layers "
-        "and none elsewhere; a number per MoE layer",
+        "share of the experts, slots per layer (of the pool), bytes, or what fits; all of the last (first) N MoE "
+        "layers and none elsewhere; a number per MoE layer",
         0.5,
     )
     cache_scope: Literal["layer", "global"] = flag("layer|global", "slots of each layer's own, or one pool", "layer")
@@ -136,13 +144,19 @@ class RunSpec(BaseModel):
     engine_as_costs: bool = later(None, "of the engine its costs alone, not what it does on a miss", False)
     vram: str | None = later("24GB", "memory of the GPU; without a --cache as much as fits is cached", None)
     context: int | None = later(
-        WHOLE, "tokens of KV entries per sequence that memory is kept for (default: the longest request)", None, ge=1, le=MOST
+        WHOLE,
+        "tokens of KV entries kept for each sequence (default: the longest request)",
+        None,
+        ge=1,
+        le=MOST,
     )
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
 
     @field_validator("cache", mode="before")
     @classmethod
     def _cache(cls, value: Any) -> Any:
+        if value is None:
+            return None
         fit = isinstance(value, str) and value.strip().lower() == FIT
         return FIT if fit else per_layer(value) or parse_cache(value)
 
@@ -203,7 +217,7 @@ class RunSpec(BaseModel):
     def _with_its_engine(cls, data: Any, handler: ModelWrapValidatorHandler["RunSpec"]) -> "RunSpec":
         """With what its engine sets (or --vram); where that is nothing, as it is given."""
         spec = handler(data)
-        given = {name: getattr(spec, name) for name in spec.model_fields_set}
+        given = {name: getattr(spec, name) for name in RunSpec.model_fields if name in spec.model_fields_set}
         more = set_by_engine(given, defaults(), per_layer)
         try:
             return handler({**given, **more}) if more else spec

@@ -15,7 +15,10 @@ from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import Entry, build
 
-WORDS = {"name", "aliases", "source", "sources", "note", "router"}  # for the reader
+WORDS = {
+    "name", "aliases", "source", "sources", "note", "router",
+    "version", "does", "command", "sets", "options", "knob", "cpu_moe",
+}  # fmt: skip  # for the reader, and what an engine does: tests/test_engines.py
 SPECS: dict[str, type[Entry]] = {"model": ModelSpec, "gpu": Gpu, "link": Link, "host": Host, "engine": Engine}
 
 Figures = dict[str, Any]
@@ -282,30 +285,52 @@ xeon-6126          6        2666 50.3  -     -     0.0503
 # ---- engines: the sums that their terms came from, in us
 
 OPERATION = 20  # one PyTorch elementwise operation
+CONTEXT = 300  # MiB of a CUDA context
+FUSED: Figures = {  # llama.cpp's: measured less 0.7 x bandwidth: 16 to 84 a layer, 190 and 290 with MLA; the middle
+    "layer_ns": 1000 * (16 + 84) // 2,
+    "mla_layer_ns": 1000 * (190 + 290) // 2,
+    "expert_group": "all",
+    "dense_precision": "experts",
+    "head_precision": "q6",
+}
+LLAMA = FUSED | {"copies_per_expert": 3, "page_locked": False, "reserve_mib": 1024 + CONTEXT, "buffered_logits": True}
+PYTHON: Figures = {  # transformers code: three matrices, activation, product an expert
+    "layer_ns": 1000 * 30 * OPERATION,
+    "expert_ns": 1000 * 5 * OPERATION,
+    "page_locked": False,
+}
+HF = PYTHON | {"copies_per_expert": 2, "reserve_mib": CONTEXT, "memory_share": 0.9}
+INFINITY: Figures = {"layer_ns": 3 * 10**6, "reserve_mib": CONTEXT, "memory_share": 0.75}
+NO_MEASUREMENT: Figures = {"layer_ns": FUSED["layer_ns"], "reserve_mib": CONTEXT}
+VLLM = NO_MEASUREMENT | {"expert_group": "all", "memory_share": 0.92}
+TOKEN = NO_MEASUREMENT | {"expert_group": "ready"}
 ENGINES: dict[str, Figures] = {
     "ideal": {},
-    "llama.cpp": {  # measured less 0.7 x bandwidth: 16 to 84 a layer, 190 and 290 with MLA; the middle
-        "layer_ns": 1000 * (16 + 84) // 2,
-        "mla_layer_ns": 1000 * (190 + 290) // 2,
-        "expert_group": "all",
-        "dense_precision": "experts",
-        "head_precision": "q6",
-    },
-    "hf": {
-        "layer_ns": 1000 * 30 * OPERATION,
-        "expert_ns": 1000 * 5 * OPERATION,  # three matrices, activation, product
-        "copies_per_expert": 3,
-        "page_locked": False,
-    },
-    "moe-infinity": {"layer_ns": 3 * 10**6},
+    "fused": FUSED,
+    "llama.cpp": LLAMA,
+    "llama.cpp-no-mmap": LLAMA | {"page_locked": True},
+    "ik_llama.cpp": LLAMA | {"page_locked": True, "copies_per_expert": 2},
+    "llama.cpp+cache": LLAMA,
+    "llama.cpp+pool": LLAMA | {"reserve_mib": 3 * 1024 + CONTEXT},
+    "hf-v5": HF,
+    "hf-v4": HF | {"copies_per_expert": 3},
+    "moe-infinity": INFINITY,
+    "moe-infinity-paper": INFINITY,
     "pre-gated": {"transfer_ns": 10**6 // 4},
     "mixtral-offloading": {"layer_ns": 2_700_000, "write_back": True, "staging_experts": 4},
-    "fiddler": {"layer_ns": 1000 * 30 * OPERATION, "expert_ns": 1000 * 5 * OPERATION, "page_locked": False},
+    "fiddler": PYTHON | {"memory_share": 0.95},
     "ktransformers": {  # 45 ms a token less dense weights, CPU launches and decisions, over 61 layers
         "layer_ns": 10_000 * round(100 * (45 - 13.9 - 58 * 8 * 0.021 - 58 * 0.010) / 61),
         "expert_group": "all",
         "dense_precision": "experts",
+        "reserve_mib": CONTEXT,
     },
+    "ollama": LLAMA | {"reserve_mib": 457 + CONTEXT},
+    "vllm-uva": VLLM,
+    "vllm-prefetch": VLLM | {"copies_per_expert": 2},
+    "freetoken": TOKEN | {"memory_share": 0.9},
+    "hybrimoe": TOKEN,
+    "moe-speed-of-light": {key: value for key, value in FUSED.items() if "mla" not in key} | {"reserve_mib": CONTEXT},
     "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
 }
 

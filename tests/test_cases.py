@@ -109,7 +109,7 @@ def test_a_long_prompt_runs_in_prefill_steps_of_its_own_requests(tmp_path: Path,
     assert np.diff(setting.plan.step_offset).tolist() == [*rows, *[1] * 8]
     assert setting.plan.step_prefill.tolist() == [True] * len(rows) + [False] * 8
     assert longest_prompt(setting) == sum(rows) == (CALIBRATING_PROMPT if calibrates else JUDGED_PROMPT)
-    assert setting.longest_context == sum(rows) + 8 > 1000
+    assert setting.context == sum(rows) + 8 > 1000
     own = split(trace, 0.5, 0)[0 if calibrates else 1]
     assert (setting.trace.experts[: own.n_tokens] == own.experts).all()
     plain = replace(case, chained=False, fields={"cache": 3, "batch": 1})

@@ -163,7 +163,7 @@ def test_unknown_names_suggest(kind: str, word: str, near: str) -> None:
 
 
 def test_an_unknown_name_without_a_near_one_lists_what_there_is() -> None:
-    with pytest.raises(CatalogError, match=r"known: ideal, llama\.cpp, hf"):
+    with pytest.raises(CatalogError, match=r"known: ideal, fused, llama\.cpp"):
         catalog.engine("zzz")
     with pytest.raises(CatalogError, match="not one of model, gpu"):
         catalog.names("colour")

@@ -90,7 +90,12 @@ def test_policies_one_row_per_arm_cache_and_batch(folder: Path, capsys: pytest.C
 def test_policies_figures_are_those_of_a_plain_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, rows, _ = call(folder, capsys, *flags(folder, "t.npz"), "--batch", 1, "--max-steps", 15)
     for arm in ("fetch", "buddy-first-fit", "drop"):
-        fields = {"trace": str(folder / "t.npz"), "hardware": str(folder / "h.toml"), "engine": "llama.cpp"}
+        fields = {
+            "trace": str(folder / "t.npz"),
+            "hardware": str(folder / "h.toml"),
+            "engine": "fused",
+            "engine_as_costs": True,
+        }
         fields |= {"precision": "q4", "calibration": 0.5, "miss": arm, "max_steps": 15}
         out, _ = simulate(RunSpec.of(fields))
         got = next(row for row in rows if row["arm"] == arm)
@@ -134,7 +139,7 @@ def test_admission_by_hand_and_as_a_plain_run(folder: Path, capsys: pytest.Captu
         over = 100 * (speed[each["arm"]] / speed["fetch"] - 1)
         assert float(each["over_fetch_percent"]) == pytest.approx(over, rel=1e-4, abs=1e-3)
         assert (each["admitted"] == "") == (each["arm"] == "fetch")  # beside a shared memory `cpu` counts them, too: 0
-    fields = {"trace": str(folder / "t.npz"), "hardware": str(folder / "h.toml"), "engine": "llama.cpp", "cache": 0.5}
+    fields = {"trace": str(folder / "t.npz"), "hardware": str(folder / "h.toml"), "engine": "fused", "cache": 0.5}
     fields |= {"precision": "q4", "link_share": 0.7, "max_steps": 30, "miss": "cpu-admit"}
     out, _ = simulate(RunSpec.of(fields | {"set": {"cpu-admit.inserts": 2}}))
     assert speed["cpu-admit, inserts 2"] == pytest.approx(out["tokens_per_s"], rel=1e-5)

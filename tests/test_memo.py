@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sim.prepare
+from sim.engines import FREE, behaving
 from sim.fit.buddies import BuddyProfile
 from sim.fit.buddies_file import write as write_buddies
 from sim.memo import Kept, Memo, afresh
@@ -45,8 +46,11 @@ VALUES: dict[str, list[Any]] = {
     "model": [None, "m.toml", "n.toml"],
     "hardware": ["h.toml", "g.toml", "rtx4090", "a100-pcie4"],
     "engine": ["ideal", "mixtral-offloading", "fiddler"],
+    "engine_as_costs": [True, False],
+    "vram": [None, "2MB", "1TB"],
+    "context": [None, 20_000],
     "precision": ["bf16", "q4"],
-    "cache": [0.5, 2, 3, 2.0 / 8, "2MB"],
+    "cache": [0.5, 2, 3, 2.0 / 8, "2MB", "fit"],
     "cache_scope": ["layer", "global"],
     "cache_spread": ["even", "marginal"],
     "eviction": list(TABLES["eviction"]),
@@ -137,6 +141,8 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
     given = {key: value for key, value in values.items() if "." not in key and value is not None}
     if {"n_cpu_moe", "override_tensor"} & given.keys():
         del given["cache"]  # they say it
+    if not given["engine_as_costs"] and behaving(given["engine"]) is not None:  # which says all but what is free
+        given, parameters = {name: value for name, value in given.items() if name in FREE}, {}
     return RunSpec.of({**given, "set": parameters})
 
 

@@ -17,12 +17,12 @@ from sim import catalog, run
 from sim.catalog.engine_spec import Engine
 from sim.catalog.hardware_spec import Hardware, Host, Link
 from sim.core.plan import ADMIT_PARAMS, OnMiss
+from sim.costs.memory_split import Card, split
 from sim.costs.roofline import costs, cpu_visit_ns, run_ns, transfer_ns
 from sim.errors import SpecError
 from sim.flags import GROUPS, spec_of
 from sim.on_miss import distinct, staged
 from sim.prepare import Setting, prepare
-from sim.costs.memory_split import split
 from sim.search.judging import command
 from sim.spec import VERSION, RunSpec, came_later
 from sim.steps import schedule
@@ -318,18 +318,19 @@ def test_which_layers_have_their_dense_part_on_the_host() -> None:
 
 def test_a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked() -> None:
     old = RunSpec.of({"trace": "t.npz"}).saved()
-    assert old["version"] == VERSION == 2 and not any(came_later(name) for name in old if name != "version")
+    assert old["version"] == VERSION == 3 and not any(came_later(name) for name in old if name != "version")
     asked = RunSpec.of({"trace": "t.npz", "n_cpu_moe": 0, "beside": "no", "stages": 0}).saved(("machine",))
     assert {name: asked[name] for name in asked if name not in old} == {"n_cpu_moe": 0, "beside": False}
     assert "machine" not in asked
     later = {name for name in RunSpec.model_fields if came_later(name)}
-    assert later == {*GROUPS["on a miss"], "ram"}
+    assert later == {*GROUPS["on a miss"], "ram", "vram", "context", "engine_as_costs"}
 
 
 VALUES: dict[str, Any] = {
     "bulk": "stream", "bulk_rows": "32E", "bulk_touch": False, "stages": 3, "serial": True, "merge": "runs",
     "whole_layer": True, "ahead": 2, "beside": False, "defer": 1, "link_share": 0.35, "cpu_visit_us": 43.5,
     "n_cpu_moe": 8, "override_tensor": "a=CPU,b=CUDA0", "dense_on_host": "layers:first:2", "ram": "64GB",
+    "vram": "24GB", "context": 8192, "engine_as_costs": True,
 }  # fmt: skip
 
 
@@ -379,11 +380,11 @@ def test_axes_of_a_sweep() -> None:
         each.error for each in runs
     )  # split.by only where split is the rule
     rows = [error_row(each, "not run") for each in runs]
-    assert set(rows[0]) == set(COLUMNS) and {row["spec.version"] for row in rows} == {2}
+    assert set(rows[0]) == set(COLUMNS) and {row["spec.version"] for row in rows} == {3}
     assert {row["spec.n_cpu_moe"] for row in rows} == {0, 2}
     assert {row["spec.link_share"] for row in rows} == {0.5, 0.75, 1.0}
     assert {row["spec.beside"] for row in rows} == {None}
-    assert summary_of(rows[0], "t")["spec"]["version"] == 2
+    assert summary_of(rows[0], "t")["spec"]["version"] == 3
 
 
 def test_results_of_two_versions_are_not_compared_without_saying_it() -> None:
@@ -524,7 +525,7 @@ BAD: dict[str, tuple[str, str]] = {
         for flag, rule, more in (("bulk", "cpu", " --bulk-rows 3"), ("bulk", "split", " --bulk-rows 3"),
         ("miss", "split", ""), ("miss", "cpu-admit", ""))},
     "a dense part on no host": ("--dense-on-host layers:1", "h.toml gives durations outright"),
-    "dense parts of what": ("--dense-on-host 3", "dense_on_host: '3': must be layers:N"),
+    "dense parts of what": ("--dense-on-host 3", "dense_on_host: '3': must be without-slots, layers:N"),
     "memory of 0": ("--ram 0GB", "ram: '0GB': must be above 0"),
     "memory of what": ("--ram 64", "ram: '64': must be bytes with a unit"),
 }  # fmt: skip
@@ -588,11 +589,13 @@ def test_host_memory_by_hand() -> None:
     tight = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "dense_on_host": "layers:2"})).memory["host"]
     # a KV entry is of 4,096 bytes; the GPU has neither
     whole, less = (prepare(RunSpec.of({**given, **more})) for more in ({}, {"dense_on_host": "layers:2"}))
-    kv = 2 * whole.longest_context * 4096
+    kv = 2 * whole.context * 4096
     assert (tight["rest"], tight["fits"]) == (2 * 10**9 + 2 * 2 * 41_984_000 + kv, False)
     assert whole.memory["dense"] - less.memory["dense"] == 2 * 2 * 41_984_000
     assert whole.memory["kv"] - less.memory["kv"] == kv
-    pageable = prepare(RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "engine": "fiddler"})).memory["host"]
+    pageable = prepare(
+        RunSpec.of({**given, "ram": f"{every + 2 * 10**9}B", "engine": "fiddler", "engine_as_costs": True})
+    ).memory["host"]
     assert (pageable["experts"], pageable["page_locked"], pageable["fits"]) == (every, 0, True)
     low = {"miss": "hobbit", "set": {"hobbit.precision": "q4"}, "ram": "1TB"}
     assert prepare(RunSpec.of({**given, **low})).memory["host"]["rest"] == 2 * 10**9 + 32 * 8 * 99_090_432
@@ -620,7 +623,8 @@ def test_what_does_not_fit_the_host_is_said_as_loudly(capsys: pytest.CaptureFixt
 
 def test_stages_leave_fewer_slots_to_recommend() -> None:
     model, engine = catalog.model("olmoe"), IDEAL
-    plain, staged_ = (split(model, RTX4090, engine, "bf16", 10 * 10**9, 4096, 1, n) for n in (0, 64))
+    card = Card(model, RTX4090, engine, "bf16", 10 * 10**9, 4096, 1)
+    plain, staged_ = (split(card, n) for n in (0, 64))
     size = model.expert_bytes("bf16")
     assert staged_.staging == 64 * size and plain.slots - staged_.slots == 64
     assert plain.beside(64) == staged_ and staged_.beside(3) == staged_

@@ -122,7 +122,7 @@ def test_the_warm_up_leaves_a_step(folder: Path) -> None:
 
 
 def test_who_says_how_the_gpu_takes_experts(folder: Path) -> None:
-    engines = {"ideal": "one", "llama.cpp": "all"}
+    engines = {"ideal": "one", "fused": "all"}
     for engine, group in engines.items():
         assert GROUPS[prepare(spec(folder, engine=engine)).plan.group] == group
         assert GROUPS[prepare(spec(folder, engine=engine, expert_group="ready")).plan.group] == "ready"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sim import catalog, recommend, run
+from sim.costs.memory_split import Card, split
 from sim.costs.roofline import memory
 from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
@@ -20,7 +21,6 @@ from sim.outcome.report import BOUNDS
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
 from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
-from sim.costs.memory_split import Card, split
 from sim.search.judging import Wish, command
 from sim.search.recommendation import Recommendation
 from sim.search.space import BASELINE, Candidate, Space, fields_of

@@ -44,7 +44,7 @@ def compared(case: Case, replays: Sequence[TimedRun], simulated: TimedRun) -> di
         "batch": case.fields["batch"],
         "chained": case.chained,
         "longest_prompt": longest_prompt(simulated.setting),
-        "longest_context": simulated.setting.longest_context,
+        "longest_context": simulated.setting.context,
         "steps": len(simulated.setting.steps),
         "tokens": rows,
         "stall_share": share,

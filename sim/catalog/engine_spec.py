@@ -16,8 +16,9 @@ class Behaviour(Entry):
     so. sets: fields of `sim.run` and what this engine sets them to, each with its source in `sources`; whatever a run
     can be asked for and does not stand here has its default. options: fields that its users may set, too, and to what:
     `any`, a list of values, or (of `cache`) `layers`: whole layers alone; of `set`, a list of parameters. Nothing else
-    of policies, cache and misses can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots`, or
-    whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which layers its --n-cpu-moe puts on the CPU.
+    of policies, cache and misses can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it:
+    `slots`, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which layers its --n-cpu-moe
+    puts on the CPU.
     """
 
     version: str = ""
@@ -48,8 +49,8 @@ class Engine(Behaviour):
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
     head_precision: `experts` = as the experts, else a named precision; experts in fp32 make both fp32.
-    reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it takes;
-    buffered_logits: it has a buffer for the logits of every row of a step.
+    reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
+    takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
     replaces the GPU's hbm_efficiency.
     """

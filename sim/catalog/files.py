@@ -67,9 +67,11 @@ def _over(table: Table, name: str) -> Table:
 
 
 def over(base: Table, entry: Table) -> Table:
-    """`base` with the keys of `entry`; of a table of both, one table so made; `set`, and what is no table, is replaced."""
+    """`base` with the keys of `entry`; of a table of both, one so made; `set`, and what is no table, is replaced."""
     both = {
-        key: over(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "set" else value
+        key: over(base[key], value)
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "set"
+        else value
         for key, value in entry.items()
     }
     return {**base, **both}

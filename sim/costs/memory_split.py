@@ -1,5 +1,5 @@
-"""GPU memory divided: dense weights, KV cache, staging, what an engine leaves free, and what is left for experts (figures of
-sim.costs.roofline.memory)."""
+"""GPU memory divided: dense weights, KV cache, staging, what an engine leaves free, and what is left for experts
+(figures of sim.costs.roofline.memory)."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -39,7 +39,9 @@ class Card:
         """Bytes that the engine takes."""
         return int(self.vram * self.engine.memory_share)
 
-    def line(self, slots: int, stages: int, on_host: Collection[int] = (), precision: str | None = None) -> dict[str, Any]:
+    def line(
+        self, slots: int, stages: int, on_host: Collection[int] = (), precision: str | None = None
+    ) -> dict[str, Any]:
         """The memory line with so many slots and stages (on_host, and what the line holds: `memory`)."""
         sizes = (precision or self.precision, slots, self.context, self.batch, self.hardware, self.engine)
         return memory(self.model, *sizes, stages=stages, on_host=on_host, rows=self.rows, vram=self.room)
@@ -81,8 +83,8 @@ def split(card: Card, stages: int = 0, at_least: int | None = None) -> Split:
     slots, least = (card.room - fixed) // size, model.n_moe_layers if at_least is None else at_least
     if slots < least:
         raise SpecError(_too_small(card, taken, least, size, _fitting(card, stages, least)))
-    parts = (taken[part] for part in ("dense", "kv", "staging"))
-    return Split(card.room, *parts, size, min(slots, model.n_routed), model.n_routed, taken.get("reserve", 0))
+    held = (min(slots, model.n_routed), model.n_routed, taken.get("reserve", 0))
+    return Split(card.room, taken["dense"], taken["kv"], taken["staging"], size, *held)
 
 
 def whole_layers(card: Card, stages: int, layers: Sequence[int], knob: str, dense_too: bool) -> npt.NDArray[np.bool_]:
@@ -107,16 +109,17 @@ def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: 
     at_least = need / card.engine.memory_share
     layers = f", and one expert in each of {least} layers {(need - fixed) / 1e9:.2f} GB" if least else ""
     return (
-        f"vram: {card.room / 1e9:.2f} GB{share}: {card.model.name} at {card.precision} takes {fixed / 1e9:.2f} GB (dense weights "
-        f"{taken['dense'] / 1e9:.2f}, KV {taken['kv'] / 1e9:.2f}, staging {taken['staging'] / 1e9:.2f}{reserve}) before the "
-        f"first expert{layers}; it needs --vram {math.ceil(at_least / 1e7) / 100:.2f}GB at least{lower}"
+        f"vram: {card.room / 1e9:.2f} GB{share}: {card.model.name} at {card.precision} takes {fixed / 1e9:.2f} GB "
+        f"(dense weights {taken['dense'] / 1e9:.2f}, KV {taken['kv'] / 1e9:.2f}, staging "
+        f"{taken['staging'] / 1e9:.2f}{reserve}) before the first expert{layers}; "
+        f"it needs --vram {math.ceil(at_least / 1e7) / 100:.2f}GB at least{lower}"
     )
 
 
 def _fitting(card: Card, stages: int, least: int) -> str:
     """`, or --precision P`: the catalog's finest below the card's of which so many experts would fit."""
     for name in sorted(catalog.names("precision"), key=precision_bits, reverse=True):
-        if precision_bits(name) < precision_bits(card.precision):
-            if needed(card.line(least, stages, precision=name)) <= card.room:
-                return f", or --precision {name}"
+        smaller = precision_bits(name) < precision_bits(card.precision)
+        if smaller and needed(card.line(least, stages, precision=name)) <= card.room:
+            return f", or --precision {name}"
     return ", and no lower precision would fit either"

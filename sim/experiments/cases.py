@@ -112,7 +112,9 @@ def run_spec(figure: Figure, terms: Mapping[str, float], folder: Path, max_steps
     fields["engine"] = _changed(folder, "engine", str(fields["engine"]), engine)
     fields["hardware"] = _changed(folder, "hardware", str(fields["hardware"]), hardware)
     fields["trace"] = str(_trace_file(figure, fields["model"], folder))
-    return RunSpec.of({**fields, "engine_as_costs": True, "max_steps": max_steps})  # the figure's own spec says the rest
+    return RunSpec.of(
+        {**fields, "engine_as_costs": True, "max_steps": max_steps}
+    )  # the figure's own spec says the rest
 
 
 def _preset_model(figure: Figure) -> str:

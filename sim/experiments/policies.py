@@ -119,7 +119,11 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
     fields = {
         name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
     }
-    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "batch": batch, "miss": miss.name, "engine_as_costs": True, **fields}))
+    out, _ = simulate(
+        RunSpec.of(
+            {"trace": path, "cache": cache, "batch": batch, "miss": miss.name, "engine_as_costs": True, **fields}
+        )
+    )
     quality = out["quality"]
     return {
         "replay": "open" if miss.lossy else "exact",

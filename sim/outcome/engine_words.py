@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.engines import FIT, KNOBS
+from sim.engines import FIT
 from sim.spec import defaults
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ TOLD_BY_RESIDENTS = ("cache", "cache_scope", "n_cpu_moe", "override_tensor", "de
 
 
 def engine_told(setting: "Setting") -> dict[str, Any] | None:
-    """The summary's `engine`: its name and version, which fields it set, which its user set otherwise, what of the experts is
-    where, and all of it in a sentence. None of an engine that is costs alone."""
+    """The summary's `engine`: its name and version, which fields it set, which its user set otherwise, what of the
+    experts is where, and all of it in a sentence. None of an engine that is costs alone."""
     spec, engine = setting.spec, setting.spec.behaves
     if engine is None:
         return None
@@ -31,7 +31,7 @@ def engine_told(setting: "Setting") -> dict[str, Any] | None:
         "sets": who["engine"],
         "you_set": who["you"],
         "residents": residents(setting.plan.slots, layers, n, setting.plan.pooled),
-        "chosen_by_fit": spec.cache == FIT and not any(getattr(spec, name) is not None for name in KNOBS[1:]),
+        "chosen_by_fit": spec.cache == FIT,
     }
     return out | _rates(setting) | {"words": _words(out, spec)}
 
@@ -62,7 +62,9 @@ def residents(slots: npt.NDArray[np.int64], layers: int, n_experts: int, pooled:
 
 def _words(out: Mapping[str, Any], spec: "RunSpec") -> str:
     """`llama.cpp b9000: first 16 of 32 MoE layers on the CPU, miss cpu, ...; you set --n-cpu-moe 16`."""
-    where = out["residents"].replace("on the CPU", "on the CPU, dense parts too" if spec.dense_on_host else "on the CPU")
+    where = out["residents"].replace(
+        "on the CPU", "on the CPU, dense parts too" if spec.dense_on_host else "on the CPU"
+    )
     plain = {name: default for name, default in defaults().items() if name not in ALWAYS_SAID}
     shown = {name: value for name, value in out["sets"].items() if (name, value) not in plain.items()}
     sets = [_said(name, value) for name, value in _order(shown) if name not in TOLD_BY_RESIDENTS]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sim import __version__
+from sim.capacity import vram_bytes
 from sim.core.plan import LOSSY, Plan
 from sim.costs.roofline import needed
 from sim.machines.record import RunRecord
@@ -18,7 +19,7 @@ from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
-from sim.prepare import Setting, fitted, vram_bytes
+from sim.prepare import Setting, fitted
 from traces.format import npz
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.

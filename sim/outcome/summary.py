@@ -203,7 +203,7 @@ class _Spec(_Part):
     hardware: Text
     engine: Text
     precision: Text
-    cache: Count | Number | Text
+    cache: Count | Number | Text | None
     cache_scope: Text
     eviction: Text
     prefetch: Text
@@ -216,9 +216,9 @@ class _Spec(_Part):
 
 
 class _Engine(_Part):
-    """Of an engine that sets what a run does: which fields it set and which its user set otherwise, by name; residents: which
-    experts are where; chosen_by_fit: by how much the card holds; link_gb_per_s, host_gb_per_s: the machine's, for page-locked
-    copies of one expert and for what the host reads alone; words: all of it."""
+    """Of an engine that sets what a run does: which fields it set and which its user set otherwise, by name; residents:
+    which experts are where; chosen_by_fit: by how much the card holds; link_gb_per_s, host_gb_per_s: the machine's, for
+    page-locked copies of one expert and for what the host reads alone; words: all of it."""
 
     name: Text
     version: Text

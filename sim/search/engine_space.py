@@ -2,7 +2,7 @@
 trying, each at what fits the card. Nothing here knows an engine by name.
 
 A setting is a candidate (sim.search.space): a choice for every knob that matters. Two of its knobs are not fields of a
-run by themselves: `layers`, which end of the model lies on the GPU, and `bulk_rows` = `none`, the rule of many rows off.
+run by themselves: `layers`, which end of the model is on the GPU, and `bulk_rows` = `none`, the rule of many rows off.
 """
 
 from collections import Counter
@@ -142,7 +142,7 @@ class _Have:
         return {"prefill_chunk": tuple(steps.values())}
 
     def ends(self) -> dict[str, Values]:
-        """Which end of the model lies on the GPU, as many layers as fit: its fit's, or the other one where its users can
+        """Which end of the model is on the GPU, as many layers as fit: its fit's, or the other one where its users can
         say so."""
         option = self.engine.options.get("cache", [])
         other = self.engine.knob != "slots" and (option == LAYERS or moved_by_number(self.engine))

@@ -1,11 +1,9 @@
-"""What a search starts from and ends with: one trace, part of it set aside, on one GPU; runs of it judged and compared."""
+"""What a search starts from and ends with: a trace, part of it set aside, on a GPU; runs of it judged and compared."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from sim import __version__
 from sim.errors import SpecError

@@ -1,5 +1,5 @@
-"""Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over the
-same steps, with the same memory."""
+"""Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over
+the same steps, with the same memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,8 +44,8 @@ class SideBySide:
 
     def rows(self, policies: Mapping[str, Rated]) -> list[dict[str, Any]]:
         """The engines and these policies (by name, all over the same steps), the fastest first; last those that cannot
-        run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an engine
-        without overhead)."""
+        run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an
+        engine without overhead)."""
         steps = next(iter(policies.values())).spec.max_steps
         found, every = self.found.get(steps, {}), self._runs(steps)
         rows = [_of_engine(name, self.specs[name], found.get(run.id), self.case) for name, run in every.items()]

@@ -1,14 +1,15 @@
-"""The search for the best setting of one engine: every setting that its users may choose, each at what fits the card."""
+"""The search for the best setting of one engine: all that its users may choose, each at what fits the card."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sim.capacity import Fits
 from sim.costs.memory_split import Split
 from sim.engines import FREE
 from sim.errors import SpecError
-from sim.prepare import Fits, prepare
+from sim.prepare import prepare
 from sim.search.engine_space import OTHER, EngineSpace, moved_by_number
 from sim.search.halving import Search, lengths_of
 from sim.search.judging import Case, Evaluate, Rated, Wish, nothing, searched
@@ -25,8 +26,8 @@ NEXT = "next best"
 
 
 class WithinEngine:
-    """One search among the settings of an engine that has a behaviour; from a wish. Raises UserError, one line, where the
-    trace lacks something."""
+    """One search among the settings of an engine that has a behaviour; from a wish. Raises UserError, one line, where
+    the trace lacks something."""
 
     def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
         self.wish, self.tell = wish, tell
@@ -109,9 +110,11 @@ class WithinEngine:
 
     def _other_end(self, candidate: Candidate) -> dict[str, Any]:
         try:
-            setting = prepare(RunSpec.of({**self.base, **self.space.fields(candidate)}), self.case.memo)
+            s = prepare(RunSpec.of({**self.base, **self.space.fields(candidate)}), self.case.memo)
             end = OTHER[self.engine.knob]
-            slots = Fits.of(setting, self.engine.model_copy(update={"knob": end})).slots()
+            turned = self.engine.model_copy(update={"knob": end})
+            rules = (s.rules, s.plan.miss, s.plan.eviction)
+            slots = Fits(s.spec, s.trace, s.steps, s.model, s.hardware, turned, *rules).slots()
         except UserError:
             return {}  # its run says the same
         held = int((slots > 0).sum())
@@ -123,10 +126,10 @@ class WithinEngine:
         """The memory line of the best, as a split of what the engine takes of the card."""
         line, setting = best.summary["memory"], self.case.setting
         assert setting.model is not None
-        parts = (line[part] for part in ("dense", "kv", "staging"))
         size, slots = setting.model.expert_bytes(best.spec.precision), best.summary["slots"]["total"]
         room = int(self.case.vram * self.engine.memory_share)
-        split = Split(room, *parts, size, slots, setting.model.n_routed, line.get("reserve", 0))
+        held = (size, slots, setting.model.n_routed, line.get("reserve", 0))
+        split = Split(room, line["dense"], line["kv"], line["staging"], *held)
         return asdict(split) | {"context": best.spec.context, "batch": best.spec.batch, "fits": line["fits"]}
 
 

@@ -51,8 +51,8 @@ def speeds(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def by_prompts(found: Iterable[T], speeds_of: Callable[[T], tuple[float, float]], ties: float) -> list[T]:
-    """The fastest first; but what is slower than the fastest by no more than the share `ties` of it goes by the speed of
-    its prompts; then the same of the rest. Of equals, who stood first."""
+    """The fastest first; but what is slower than the fastest by no more than the share `ties` of it goes by the speed
+    of its prompts; then the same of the rest. Of equals, who stood first."""
     left, out = sorted(found, key=lambda each: -speeds_of(each)[0]), []
     while left:
         least = speeds_of(left[0])[0] * (1 - ties)
