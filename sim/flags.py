@@ -75,6 +75,20 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
     return out
 
 
+def flag_words(fields: Mapping[str, Any]) -> list[str]:
+    """The command line's words that give these fields; a parameter as part of `set`, or as `set.POLICY.PARAM`."""
+    out = []
+    for name, value in fields.items():
+        if name == "set":
+            out += flag_words({f"set.{key}": given for key, given in value.items()})
+        elif name.startswith("set."):
+            out += ["--set", f"{name.removeprefix('set.')}={value}"]
+        else:
+            said = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            out += [f"--{name.replace('_', '-')}", *([said] if metavar(name) is not None else [])]
+    return out
+
+
 def config(path: str | None) -> dict[str, Any]:
     """The fields that a TOML file gives; none without one. Raises SpecError."""
     if path is None:

@@ -1,5 +1,6 @@
 """What an engine did of a run and what its user chose, in words."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.engines import FIT
+from sim.flags import flag_words
 from sim.spec import defaults
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ def _words(out: Mapping[str, Any], spec: "RunSpec") -> str:
     sets = [_said(name, value) for name, value in _order(shown) if name not in TOLD_BY_RESIDENTS]
     name = f"{out['name']} {out['version']}".strip()
     fit = " (as fits)" if out["chosen_by_fit"] else ""
-    yours = [_flag(field, value) for field, value in out["you_set"].items()]
-    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {' '.join(yours)}" if yours else "")
+    yours = shlex.join(flag_words(out["you_set"]))
+    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {yours}" if yours else "")
 
 
 def _order(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -90,10 +92,3 @@ def _rows(text: str) -> str:
 def _said(name: str, value: Any) -> str:
     word = name.removeprefix("set.").replace("_", " ") if not name.startswith("set.") else name.removeprefix("set.")
     return word if value is True else f"{word} no" if value is False else f"{word} {value}"
-
-
-def _flag(name: str, value: Any) -> str:
-    if name.startswith("set."):
-        return f"--set {name.removeprefix('set.')}={value}"
-    flag = f"--{name.replace('_', '-')}"
-    return flag if value is True else f"{flag} no" if value is False else f"{flag} {value}"
