@@ -7,6 +7,7 @@ from typing import Any
 
 from sim import __version__
 from sim.errors import SpecError
+from sim.flags import flag_words
 from sim.memo import Kept
 from sim.outcome.bounds import bounds
 from sim.outcome.engine_words import residents
@@ -197,16 +198,7 @@ def nothing(search: Search, wish: Wish) -> str:
 
 def command(spec: RunSpec) -> str:
     """The command that runs this spec."""
-    words = ["python", "-m", "sim.run"]
-    for name, value in spec.asked().items():
-        flag = "--" + name.replace("_", "-")
-        if name == "set":
-            words += [word for key, given in value.items() for word in ("--set", f"{key}={given}")]
-        elif isinstance(value, bool):
-            words += [flag] if value else [flag, "no"]
-        else:
-            words += [flag, str(value)]
-    return shlex.join(words)
+    return shlex.join(["python", "-m", "sim.run", *flag_words(spec.asked())])
 
 
 def _bytes(size: int) -> str:
