@@ -147,7 +147,7 @@ def same_parameter(key: str, other: str) -> bool:
 def cache_goes_without_saying(engine: Engine | None, spec: Mapping[str, Any]) -> bool:
     """Whether another field says what is resident, or it is what fits and nobody need ask for that."""
     fits = spec["vram"] is not None or (engine is not None and engine.sets.get("cache") == FIT)
-    return any(spec[name] is not None for name in KNOBS[1:]) or (spec["cache"] == FIT and fits)
+    return spec["cache"] is None or (spec["cache"] == FIT and fits)
 
 
 def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

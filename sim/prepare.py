@@ -506,13 +506,18 @@ def _judged(spec: RunSpec, trace: Opened, calibration: RoutingTrace | None) -> J
 
 
 def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
-    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` is the calibration of
-    NAME where a run with something fitted names none. The spec then says so, and no request is set aside."""
-    own = f"{path.stem}-calibration"
-    shipped = path.parent == npz.SAMPLES and own in npz.sample_names()
-    if spec.calibration is not None or not shipped or not fitted(spec):
+    """Where a run with something fitted names no calibration, that of its sample. The spec then says so, and no request
+    is set aside."""
+    own = own_calibration(path)
+    if spec.calibration is not None or own is None or not fitted(spec):
         return spec
     return spec.model_copy(update={"calibration": own})
+
+
+def own_calibration(path: Path) -> str | None:
+    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` beside NAME."""
+    own = f"{path.stem}-calibration"
+    return own if path.parent == npz.SAMPLES and own in npz.sample_names() else None
 
 
 def fitted(spec: RunSpec) -> list[str]:

@@ -335,7 +335,7 @@ ENGINES: dict[str, Figures] = {
     "vllm-prefetch": VLLM | {"copies_per_expert": 2},
     "freetoken": TOKEN | {"memory_share": 0.9},
     "hybrimoe": TOKEN,
-    "moe-speed-of-light": {key: value for key, value in FUSED.items() if "mla" not in key} | {"reserve_mib": CONTEXT},
+    "moe-speed-of-light": {key: value for key, value in LLAMA.items() if "mla" not in key} | {"page_locked": True},
     "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
 }
 
