@@ -35,8 +35,10 @@ LOSSY = ("defer",)  # of these all but the plainest
 
 @dataclass(frozen=True)
 class EngineSpace(Space):
-    """As a Space, of one engine. left_out: why a value that the engine has is not tried, and how often."""
+    """As a Space, of one engine. own: the parameters that it sets; left_out: why a value that the engine has is not
+    tried, and how often."""
 
+    own: Mapping[str, Any]
     left_out: Mapping[str, int]
 
     @staticmethod
@@ -57,11 +59,12 @@ class EngineSpace(Space):
         knobs |= have.chunks(fixed) | ({} if any(name in fixed for name in KNOBS) else have.ends())
         parameters = {kind: {name: have.parameters(kind, name) for name in knobs[kind]} for kind in POLICIES}
         queue = {"prefetch_budget": tried["prefetch_budget"]} if "prefetch_budget" in tried else {}
-        return EngineSpace(knobs, queue, {}, parameters, dict(have.left_out))
+        return EngineSpace(knobs, queue, {}, parameters, engine.sets.get("set", {}), dict(have.left_out))
 
     def fields(self, candidate: Candidate) -> dict[str, Any]:
-        """The setting as fields of a RunSpec, but for `layers`."""
-        fields = fields_of({knob: value for knob, value in candidate.items() if knob != "layers"})
+        """The setting as fields of a RunSpec, but for `layers`; of parameters those that the engine does not set so."""
+        asked = {knob: value for knob, value in candidate.items() if knob != "layers" and self.own.get(knob) != value}
+        fields = fields_of(asked)
         if fields.get("bulk_rows") == OFF:
             del fields["bulk_rows"]
             fields["bulk"] = OFF
