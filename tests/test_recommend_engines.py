@@ -187,6 +187,14 @@ def test_what_is_given_holds_for_every_setting(small: str, capsys: pytest.Captur
     assert out["engine"]["you_set"]["n_cpu_moe"] == 20 and "--n-cpu-moe 20" in out["command"]
 
 
+def test_what_comes_a_layer_late_is_said(small: str) -> None:
+    out = WithinEngine(wish(small, "ktransformers", 0.1, fixed={"defer": 1})).search(here)
+    summary = again(out["command"])
+    late = summary["deferred"] / summary["slots_wanted"]
+    assert out["best"]["deferred"] == late > 0 == out["best"]["lost_router_weight"]
+    assert f"LOSSY, open loop: 0.00% of the router weight, and {late:.2%} of the experts come a layer late" in text(out)
+
+
 def test_after_the_time_limit_the_answer_is_of_what_was_done(small: str) -> None:
     asked = WithinEngine(wish(small, "llama.cpp", time_limit_s=5.0))
     out = asked.search(lambda runs: here(runs[:2]))

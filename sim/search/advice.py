@@ -98,7 +98,8 @@ def _between(pair: Sequence[float] | None, digits: int) -> str:
 def _lossy(told: Mapping[str, Any]) -> str:
     if not told["open_loop"]:
         return ""
-    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight"
+    late = f", and {told['deferred']:.2%} of the experts come a layer late" if told.get("deferred") else ""
+    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight{late}"
     if told["closed_loop"] is None:
         return lost
     rise, low, high = told["closed_loop"]["bits_per_byte_percent"]

@@ -137,7 +137,7 @@ class Case:
 
 
 def told(judged: Rated, draws: Any) -> dict[str, Any]:
-    """The figures of a run, with the interval of its speed over requests."""
+    """The figures of a run, with the interval of its speed over requests; deferred: the share of the entries."""
     s = judged.summary
     return {
         "policy": judged.words,
@@ -147,6 +147,7 @@ def told(judged: Rated, draws: Any) -> dict[str, Any]:
         "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
         "time_ns": s["time_ns"],
         "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),
+        "deferred": s["deferred"] / s["slots_wanted"] if s.get("deferred") else 0.0,
         "open_loop": s["marks"]["open_loop"],
         "closed_loop": None,
     }
