@@ -24,6 +24,7 @@ FREE = (
     "seed", "machine", "set",
 )  # fmt: skip
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
+NEVER_FETCH = ("cpu", "cpu-admit", "remote")  # rules: sim.on_miss.NEVER_FETCH by name; any other streams beside static
 OF_STREAMS = ("stages", "serial", "merge", "whole_layer", "ahead")  # nor these where nothing streams
 
 
@@ -113,7 +114,8 @@ def _said(value: Any) -> str:
 
 def _idle(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that are of no use to a run: of rules that it does not have. fields: all of them."""
-    streams = "stream" in (fields["bulk"], fields["miss"]) or fields["eviction"] == "static"
+    rules = {fields["bulk"], fields["miss"]}
+    streams = "stream" in rules or (fields["eviction"] == "static" and not rules <= {"none", *NEVER_FETCH})
     return (*(OF_BULK if fields["bulk"] == "none" else ()), *(() if streams else OF_STREAMS))
 
 

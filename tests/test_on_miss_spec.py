@@ -23,7 +23,7 @@ from sim.errors import SpecError
 from sim.flags import GROUPS, spec_of
 from sim.on_miss import distinct, staged
 from sim.prepare import Setting, prepare
-from sim.search.recommendation import command
+from sim.search.judging import command
 from sim.spec import VERSION, RunSpec, came_later
 from sim.steps import schedule
 from sim.sweeps.config import expand
