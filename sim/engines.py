@@ -155,7 +155,8 @@ def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -
     to set. spec: every field of the run."""
     resident = cache_goes_without_saying(engine, spec)
     left_out = (*_idle(spec), "set", *(["cache"] if resident else []))
-    sets = {name: value for name, value in engine.sets.items() if name not in left_out}
+    sets = engine.sets if spec["vram"] is None else engine.sets | {"cache": FIT}
+    sets = {name: value for name, value in sets.items() if name not in left_out}
     engines = {name: value for name, value in sets.items() if spec[name] == value}
     theirs = [name for name in defaults if name in sets or name not in (*FREE, "cache" if resident else "")]
     yours = {name: spec[name] for name in theirs if spec[name] != sets.get(name, defaults[name])}

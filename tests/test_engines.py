@@ -237,6 +237,13 @@ def test_a_spec_is_what_was_asked_for_and_can_be_asked_for_again(name: str, name
     assert json.loads(json.dumps(spec.saved()))["version"] == 3
 
 
+def test_a_cache_that_the_engine_has_anyway_is_the_user_s_beside_a_card() -> None:
+    spec = RunSpec.of({"trace": "t.npz", "engine": "vllm-uva", "vram": "16GB", "cache": "layers:0"})
+    assert spec.who_set["you"] == {"cache": "layers:0"} and RunSpec.of(spec.asked()) == spec
+    assert RunSpec.of({"trace": "t.npz", "engine": "vllm-uva", "vram": "16GB"}).cache == "fit"
+    assert RunSpec.of({"trace": "t.npz", "engine": "vllm-uva"}).cache == "layers:0"
+
+
 def test_what_no_engine_sets_is_free() -> None:
     assert set(FREE) <= {*defaults()}
     fields = {"batch": 2, "seed": 5, "machine": "simpy", "link_share": 0.5, "cpu_visit_us": 100.0, "ram": "64GB"}
