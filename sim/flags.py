@@ -17,7 +17,8 @@ from traces.command import Parser
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "what runs": (
-        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "vram", "context", "ram",
+        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "vram", "context",
+        "ram",
     ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",

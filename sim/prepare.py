@@ -99,14 +99,19 @@ class Described:
 
 @dataclass(frozen=True)
 class Modelled:
-    """The model that the spec or the trace names, or one in memory. Makes a ModelSpec; with fixed durations an unknown
-    one is no matter, and None."""
+    """The model that the spec or the trace names, or one in memory, its KV entries at a precision. Makes a ModelSpec;
+    with fixed durations an unknown one is no matter, and None."""
 
     model: "str | ModelSpec | None"
     trace: Opened
     hardware: Described
+    kv_precision: str
 
     def make(self, memo: Memo) -> "ModelSpec | None":
+        model = self._model(memo)
+        return None if model is None else model.with_kv(self.kv_precision)
+
+    def _model(self, memo: Memo) -> "ModelSpec | None":
         if not isinstance(self.model, str | None):
             return self.model
         trace = made(self.trace, memo)[0]
@@ -443,7 +448,7 @@ def prepare(
     hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
     machine: Hardware = made(hardware, memo)
     served: Engine = made(engine, memo)
-    modelled = Modelled(model or spec.model, opened, hardware)
+    modelled = Modelled(model or spec.model, opened, hardware, spec.kv_precision)
     known = made(modelled, memo)
     chosen = {kind: Chosen.of(spec, kind) for kind in spec.policies}
     policies = {kind: each.policy for kind, each in chosen.items()}

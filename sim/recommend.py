@@ -18,8 +18,9 @@ from traces.command import Parser, guarded
 
 ALWAYS = (
     "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "batch", "prefill_chunk", "as_decode",
-    "context_offset", "warmup_steps", "max_steps", "expert_group", "calibration", "seed", "ram", "bulk", "bulk_rows",
-    "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside", "link_share", "cpu_visit_us",
+    "context_offset", "warmup_steps", "max_steps", "kv_precision", "expert_group", "calibration", "seed", "ram", "bulk",
+    "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside",
+    "link_share", "cpu_visit_us",
 )  # fmt: skip
 SEARCHED = (
     "cache_scope",

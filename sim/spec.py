@@ -150,6 +150,7 @@ class RunSpec(BaseModel):
         ge=1,
         le=MOST,
     )
+    kv_precision: str = later("NAME", "precision of KV entries", "bf16")
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
 
     @field_validator("cache", mode="before")

@@ -131,7 +131,9 @@ def test_the_header_says_who_set_what() -> None:
     assert words(engine="llama.cpp", n_cpu_moe=16) == (
         f"llama.cpp b9000: first 16 of 32 MoE layers on the CPU, {rest}; you set --n-cpu-moe 16"
     )
-    assert words(engine="llama.cpp") == f"llama.cpp b9000: last 7 of 32 MoE layers on the CPU (as fits), {rest}"
+    assert (
+        words(engine="llama.cpp") == f"llama.cpp b9000: last 7 of 32 MoE layers on the CPU (as fits 25.25 GB), {rest}"
+    )
     assert words(engine="llama.cpp", bulk="none", n_cpu_moe=32) == (
         "llama.cpp b9000: no experts on the GPU, miss cpu, beside no; you set --bulk none --n-cpu-moe 32"
     )
@@ -308,6 +310,18 @@ def test_layers_that_fit_by_hand() -> None:
     assert line["gpu"] == 16 * 10**9 and line["fits"]
     longer = prepared(engine="llama.cpp", vram="16GB", max_steps=5, context=32_768).memory
     assert longer["kv"] == 32 * 4096 * 32_768 and longer["slots"] == (n - 5) * 8 * size and longer["fits"]
+
+
+def test_kv_entries_at_another_precision_by_hand() -> None:
+    """Mixtral keeps 4,096 bytes a token and layer in bf16; in q8, 34 bytes for 32 numbers, 2,176: less memory, and less
+    to read at each step."""
+    plain, small = (prepared(kv_precision=name, context_offset=30_000, max_steps=4) for name in ("bf16", "q8"))
+    assert plain.memory["kv"] == 32 * 4096 * plain.context and small.memory["kv"] == 32 * 2176 * plain.context
+    reads = (each.plan.costs.dense_ns[each.plan.costs.cost_class[-1], 0] for each in (plain, small))
+    less = 1920 * plain.context / catalog.hardware("rtx4090").gpu.memory_rate()  # a decode step reads all of them
+    assert next(reads) - next(reads) == pytest.approx(less, abs=1)
+    with pytest.raises(CatalogError, match="precision 'q0': not in the catalog"):
+        prepared(kv_precision="q0")
 
 
 def test_slots_that_fit_by_hand() -> None:
