@@ -20,8 +20,8 @@ KNOBS = (
 # what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
 FREE = (
     "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "ram", "vram", "context",
-    "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps",
-    "max_steps", "seed", "machine", "set",
+    "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset",
+    "warmup_steps", "max_steps", "seed", "machine", "set",
 )  # fmt: skip
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
 NEVER_FETCH = ("cpu", "cpu-admit", "remote")  # rules: sim.on_miss.NEVER_FETCH by name; any other streams beside static

@@ -131,9 +131,10 @@ def test_the_header_says_who_set_what() -> None:
     assert words(engine="llama.cpp", n_cpu_moe=16) == (
         f"llama.cpp b9000: first 16 of 32 MoE layers on the CPU, {rest}; you set --n-cpu-moe 16"
     )
-    assert (
-        words(engine="llama.cpp") == f"llama.cpp b9000: last 7 of 32 MoE layers on the CPU (as fits 25.25 GB), {rest}"
-    )
+    fits = "last 7 of 32 MoE layers on the CPU (as fits 25.25 GB)"
+    assert words(engine="llama.cpp") == f"llama.cpp b9000: {fits}, {rest}"
+    share = "a pool of 107 of 256 experts (as fits 0.75 of 20.00 GB)"
+    assert words(engine="moe-infinity", vram="20GB").startswith(f"moe-infinity as released, 2025: {share}, miss fetch")
     assert words(engine="llama.cpp", bulk="none", n_cpu_moe=32) == (
         "llama.cpp b9000: no experts on the GPU, miss cpu, beside no; you set --bulk none --n-cpu-moe 32"
     )
