@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench digests figure gpu clean
+.PHONY: run test check lint types bench digests figure engines gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -44,6 +44,12 @@ figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name --force "$$@" || exit 1; \
 	done
 	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
+
+engines: $(VENV)/.ready  # analysis/results/engines.*, of the sample and of two captures beside the checkout
+	$(BIN)/python -m sim.experiments engines --trace mixtral.npz ../shared/traces/olmoe-1b-7b.npz ../shared/traces/gpt-oss-20b.npz \
+	    --vram 16GB 3GB 8GB --hardware rtx4090 --precision q4-k-m --ratios 0.25 0.5 1 2 --out out/engines > /dev/null
+	cp out/engines/engines.md out/engines/engines.csv analysis/results/
+	$(BIN)/python -m analysis.engines out/engines/runs/* > analysis/results/engines.svg
 
 DEVICE ?= cuda
 gpu:  # nothing is installed: a rented machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run

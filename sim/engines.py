@@ -19,11 +19,12 @@ KNOBS = (
 )  # who says what is resident: one of them, cache being None where another does
 # what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
 FREE = (
-    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "ram", "vram", "context", "calibration",
-    "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset", "warmup_steps", "max_steps",
-    "seed", "machine", "set",
+    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "ram", "vram", "context",
+    "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset",
+    "warmup_steps", "max_steps", "seed", "machine", "set",
 )  # fmt: skip
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
+NEVER_FETCH = ("cpu", "cpu-admit", "remote")  # rules: sim.on_miss.NEVER_FETCH by name; any other streams beside static
 OF_STREAMS = ("stages", "serial", "merge", "whole_layer", "ahead")  # nor these where nothing streams
 
 
@@ -51,23 +52,31 @@ def set_by_engine(
     Raises SpecError, one line, for what is given and the engine cannot do, and for an engine that sets what no run has.
     """
     engine = behaving(str(given.get("engine", defaults["engine"]))) if not given.get("engine_as_costs") else None
-    knob = next((name for name in reversed(KNOBS) if given.get(name) is not None), None)
-    elsewhere: dict[str, Any] = {"cache": None} if knob not in (None, "cache") and "cache" not in given else {}
+    sets = {} if engine is None else engine.sets
+    out = {name: value for name, value in sets.items() if name not in (*given, "set")} | _cache(given, sets, defaults)
     if engine is None:
-        return {"cache": FIT} if given.get("vram") is not None and knob is None else elsewhere
+        return out
     _refuse_unknown(engine, defaults)
+    idle = _idle({**defaults, **out, **given})
     for name, value in given.items():
-        if name == "cache" and value is None:
-            continue  # another field says it
         whole = engine.options.get(name) == LAYERS and (value == FIT or by_layer(value))
-        if name not in FREE and not whole and not _can(engine, name, value, defaults):
+        free = (
+            name in FREE or whole or (value == defaults[name] and name in idle) or (name == "cache" and value is None)
+        )
+        if not free and not _can(engine, name, value, defaults):
             raise SpecError(_refusal(engine, name, value, defaults))
-    out = {name: value for name, value in engine.sets.items() if name not in given}
-    if knob is not None:
-        out = {name: value for name, value in out.items() if name not in KNOBS} | elsewhere
-    elif given.get("vram") is not None:
-        out["cache"] = FIT
-    return _without_the_idle({**defaults, **given, **out}, out) | _parameters(engine, given, out, defaults)
+    return {name: value for name, value in out.items() if name not in idle} | _parameters(engine, given, out, defaults)
+
+
+def _cache(given: Mapping[str, Any], sets: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`cache` where it is not given: none where another field says what is resident, what fits where there is a --vram,
+    else the engine's or the default."""
+    if given.get("cache") is not None:
+        return {}
+    if any(given.get(name) is not None for name in KNOBS[1:]):
+        return {"cache": None}
+    found = FIT if given.get("vram") is not None else sets.get("cache", defaults["cache"])
+    return {"cache": found} if found != defaults["cache"] or "cache" in given else {}
 
 
 def _refuse_unknown(engine: Engine, defaults: Mapping[str, Any]) -> None:
@@ -103,11 +112,11 @@ def _said(value: Any) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else "none" if value is None else str(value)
 
 
-def _without_the_idle(fields: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-    """`out` less what an engine sets for a rule that this run does not have."""
-    streams = "stream" in (fields["bulk"], fields["miss"]) or fields["eviction"] == "static"
-    idle = (*(OF_BULK if fields["bulk"] == "none" else ()), *(() if streams else OF_STREAMS))
-    return {name: value for name, value in out.items() if name not in idle}
+def _idle(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that are of no use to a run: of rules that it does not have. fields: all of them."""
+    rules = {fields["bulk"], fields["miss"]}
+    streams = "stream" in rules or (fields["eviction"] == "static" and not rules <= {"none", *NEVER_FETCH})
+    return (*(OF_BULK if fields["bulk"] == "none" else ()), *(() if streams else OF_STREAMS))
 
 
 def _parameters(
@@ -138,15 +147,16 @@ def same_parameter(key: str, other: str) -> bool:
 def cache_goes_without_saying(engine: Engine | None, spec: Mapping[str, Any]) -> bool:
     """Whether another field says what is resident, or it is what fits and nobody need ask for that."""
     fits = spec["vram"] is not None or (engine is not None and engine.sets.get("cache") == FIT)
-    return any(spec[name] is not None for name in KNOBS[1:]) or (spec["cache"] == FIT and fits)
+    return spec["cache"] is None or (spec["cache"] == FIT and fits)
 
 
 def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Who set what of a run: `engine`: what is as the engine has it; `you`: what is otherwise, of what is an engine's
     to set. spec: every field of the run."""
     resident = cache_goes_without_saying(engine, spec)
-    sets = {name: value for name, value in engine.sets.items() if name != "set" and not (resident and name == "cache")}
-    sets = _without_the_idle(spec, sets)
+    left_out = (*_idle(spec), "set", *(["cache"] if resident else []))
+    sets = engine.sets if spec["vram"] is None else engine.sets | {"cache": FIT}
+    sets = {name: value for name, value in sets.items() if name not in left_out}
     engines = {name: value for name, value in sets.items() if spec[name] == value}
     theirs = [name for name in defaults if name in sets or name not in (*FREE, "cache" if resident else "")]
     yours = {name: spec[name] for name in theirs if spec[name] != sets.get(name, defaults[name])}

@@ -17,7 +17,8 @@ from traces.command import Parser
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "what runs": (
-        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "vram", "context", "ram",
+        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "vram", "context",
+        "ram",
     ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
@@ -72,6 +73,20 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
             out[key] = json.loads(text.lower() if text.lower() in ("true", "false") else text)
         except (ValueError, RecursionError):  # no JSON, or more digits or brackets than Python reads
             out[key] = text
+    return out
+
+
+def flag_words(fields: Mapping[str, Any]) -> list[str]:
+    """The command line's words that give these fields; a parameter as part of `set`, or as `set.POLICY.PARAM`."""
+    out = []
+    for name, value in fields.items():
+        if name == "set":
+            out += flag_words({f"set.{key}": given for key, given in value.items()})
+        elif name.startswith("set."):
+            out += ["--set", f"{name.removeprefix('set.')}={value}"]
+        else:
+            said = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            out += [f"--{name.replace('_', '-')}", *([said] if metavar(name) is not None else [])]
     return out
 
 

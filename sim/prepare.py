@@ -99,14 +99,19 @@ class Described:
 
 @dataclass(frozen=True)
 class Modelled:
-    """The model that the spec or the trace names, or one in memory. Makes a ModelSpec; with fixed durations an unknown
-    one is no matter, and None."""
+    """The model that the spec or the trace names, or one in memory, its KV entries at a precision. Makes a ModelSpec;
+    with fixed durations an unknown one is no matter, and None."""
 
     model: "str | ModelSpec | None"
     trace: Opened
     hardware: Described
+    kv_precision: str
 
     def make(self, memo: Memo) -> "ModelSpec | None":
+        model = self._model(memo)
+        return None if model is None else model.with_kv(self.kv_precision)
+
+    def _model(self, memo: Memo) -> "ModelSpec | None":
         if not isinstance(self.model, str | None):
             return self.model
         trace = made(self.trace, memo)[0]
@@ -443,7 +448,7 @@ def prepare(
     hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
     machine: Hardware = made(hardware, memo)
     served: Engine = made(engine, memo)
-    modelled = Modelled(model or spec.model, opened, hardware)
+    modelled = Modelled(model or spec.model, opened, hardware, spec.kv_precision)
     known = made(modelled, memo)
     chosen = {kind: Chosen.of(spec, kind) for kind in spec.policies}
     policies = {kind: each.policy for kind, each in chosen.items()}
@@ -506,13 +511,18 @@ def _judged(spec: RunSpec, trace: Opened, calibration: RoutingTrace | None) -> J
 
 
 def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
-    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` is the calibration of
-    NAME where a run with something fitted names none. The spec then says so, and no request is set aside."""
-    own = f"{path.stem}-calibration"
-    shipped = path.parent == npz.SAMPLES and own in npz.sample_names()
-    if spec.calibration is not None or not shipped or not fitted(spec):
+    """Where a run with something fitted names no calibration, that of its sample. The spec then says so, and no request
+    is set aside."""
+    own = own_calibration(path)
+    if spec.calibration is not None or own is None or not fitted(spec):
         return spec
     return spec.model_copy(update={"calibration": own})
+
+
+def own_calibration(path: Path) -> str | None:
+    """A shipped sample may bring a second one, of other requests, to fit on: `NAME-calibration` beside NAME."""
+    own = f"{path.stem}-calibration"
+    return own if path.parent == npz.SAMPLES and own in npz.sample_names() else None
 
 
 def fitted(spec: RunSpec) -> list[str]:

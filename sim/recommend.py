@@ -1,4 +1,4 @@
-"""python -m sim.recommend: which policies serve a model best within a GPU's memory.
+"""python -m sim.recommend: which policies, or which setting of one engine, serve a model best within a GPU's memory.
 
 Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says what would).
 """
@@ -17,9 +17,10 @@ from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
 
 ALWAYS = (
-    "trace", "model", "hardware", "engine", "precision", "batch", "prefill_chunk", "as_decode", "context_offset",
-    "warmup_steps", "max_steps", "expert_group", "calibration", "seed", "ram", "bulk", "bulk_rows", "bulk_touch",
-    "stages", "serial", "merge", "whole_layer", "ahead", "beside", "link_share", "cpu_visit_us",
+    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "batch", "prefill_chunk", "as_decode",
+    "context_offset", "warmup_steps", "max_steps", "kv_precision", "expert_group", "calibration", "seed", "ram", "bulk",
+    "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside",
+    "link_share", "cpu_visit_us",
 )  # fmt: skip
 SEARCHED = (
     "cache_scope",
@@ -31,11 +32,14 @@ SEARCHED = (
     "placement",
     "transfer_order",
 )
+OF_AN_ENGINE = ("n_cpu_moe", "override_tensor", "dense_on_host", "defer")
 
 
 def parser() -> Parser:
     """The flags of sim.run that hold for every candidate, those that fix what is searched, and its own."""
-    out = Parser(prog="python -m sim.recommend", description="Search for the fastest policies that fit.")
+    out = Parser(
+        prog="python -m sim.recommend", description="Search for the fastest policies that fit, or within one engine."
+    )
     group = out.add_argument_group("what is asked for")
     group.add_argument("--vram", metavar="24GB", help="GPU memory to use (default: all that the hardware has)")
     group.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of KV per sequence (8192)")
@@ -46,6 +50,8 @@ def parser() -> Parser:
     add_flags(group, ALWAYS)
     group = out.add_argument_group("not to be searched, but as given")
     add_flags(group, SEARCHED)
+    group = out.add_argument_group("of an engine (--engine) that has them: not to be searched, but as given")
+    add_flags(group, OF_AN_ENGINE)
     group = out.add_argument_group("the search")
     group.add_argument(
         "--candidates", type=int, default=640, metavar="N",
@@ -72,9 +78,11 @@ def _command(argv: list[str]) -> None:
     from sim.search.advice import text
     from sim.search.evaluate import Evaluator
     from sim.search.recommendation import Recommendation
+    from sim.search.within_engine import WithinEngine
     from sim.sweeps.session import cores
 
-    recommendation = Recommendation(wish, _tell)
+    within = RunSpec.of({**wish.base, **wish.fixed}).behaves is not None
+    recommendation = (WithinEngine if within else Recommendation)(wish, _tell)
     evaluate = Evaluator(args.workers or cores(), wish.time_limit_s, sys.stderr)
     try:
         out = recommendation.search(evaluate)
@@ -84,12 +92,12 @@ def _command(argv: list[str]) -> None:
 
 
 def _wish(args: argparse.Namespace) -> Any:
-    from sim.search.recommendation import Wish
+    from sim.search.judging import Wish
 
-    base, fixed = given(args, ALWAYS), given(args, SEARCHED)
+    base, fixed = given(args, ALWAYS), given(args, (*SEARCHED, *OF_AN_ENGINE))
     if "trace" not in base:
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
-    RunSpec.of({**base, **fixed})
+    _refuse_without_an_engine(RunSpec.of({**base, **fixed}), fixed)
     _refuse_unfit(fixed, args.max_lossy_weight)
     if not 0 <= args.max_lossy_weight <= 1:
         raise SpecError(f"max-lossy-weight: {args.max_lossy_weight}: must be a share from 0 to 1")
@@ -100,6 +108,16 @@ def _wish(args: argparse.Namespace) -> Any:
         raise SpecError(f"time-limit: {args.time_limit}: must be seconds, or 0 for no limit")
     vram, limit_s = _vram(args.vram), args.time_limit or None
     return Wish(base, args.context, vram, args.max_lossy_weight, args.candidates, fixed, limit_s)
+
+
+def _refuse_without_an_engine(spec: RunSpec, fixed: Mapping[str, Any]) -> None:
+    """What says the slots of layers, or is an engine's own, of a search among policies, which finds slots by itself."""
+    for name in OF_AN_ENGINE if spec.behaves is None else ():
+        if name in fixed:
+            wrong = (
+                "is for one engine's settings; needs --engine NAME (sim.run --list-engines), without --engine-as-costs"
+            )
+            raise SpecError(f"{name}: {fixed[name]}: {wrong}")
 
 
 def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
@@ -116,6 +134,8 @@ def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
         )
     if miss.lossy and not max_lossy_weight:
         raise SpecError(f"miss: {miss.name} is lossy; --max-lossy-weight says how much router weight it may lose")
+    if fixed.get("defer") and not max_lossy_weight:
+        raise SpecError(f"defer: {fixed['defer']}: is lossy; needs a --max-lossy-weight above 0")
 
 
 def _vram(text: str | None) -> int | None:

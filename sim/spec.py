@@ -61,8 +61,8 @@ class RunSpec(BaseModel):
     cache may also name the slots of each layer: `layers:N` all experts of the last N MoE layers and none elsewhere,
     `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
     in llama.cpp's words (REGEX=CPU, several with commas between), and cache is None. What comes on a miss: bulk and
-    what follows it, as in `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts. None: as the engine
-    (cpu_visit_us) or the host (link_share, ram) has it.
+    what follows it, as in `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts.
+    None: as the engine (cpu_visit_us) or the host (link_share, ram) has it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -150,6 +150,7 @@ class RunSpec(BaseModel):
         ge=1,
         le=MOST,
     )
+    kv_precision: str = later("NAME", "precision of KV entries", "bf16")
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
 
     @field_validator("cache", mode="before")
@@ -217,7 +218,7 @@ class RunSpec(BaseModel):
     def _with_its_engine(cls, data: Any, handler: ModelWrapValidatorHandler["RunSpec"]) -> "RunSpec":
         """With what its engine sets (or --vram); where that is nothing, as it is given."""
         spec = handler(data)
-        given = {name: getattr(spec, name) for name in spec.model_fields_set}
+        given = {name: getattr(spec, name) for name in RunSpec.model_fields if name in spec.model_fields_set}
         more = set_by_engine(given, defaults(), per_layer)
         try:
             return handler({**given, **more}) if more else spec

@@ -198,7 +198,7 @@ USES_THE_HOST = "tests/test_plan.py::test_who_may_answer_cpu_is_refused_where_no
 PLAN = [
     fault(
         "what is left of a cache in bytes goes to the last layers",
-        "sim/prepare.py",
+        "sim/capacity.py",
         "(np.arange(scopes) < total % scopes)",
         "(np.arange(scopes) >= scopes - total % scopes)",
         "tests/test_plan.py::test_slots_by_hand",
@@ -289,7 +289,7 @@ PLAN = [
     ),
     fault(
         "more slots than experts are cut off",
-        "sim/prepare.py",
+        "sim/capacity.py",
         "    if cache > most:\n",
         "    if False:\n",
         "tests/test_run.py::test_what_cannot_be_is_refused",
@@ -346,9 +346,9 @@ ON_MISS = [
     fault("a visit wants one expert more", "sim/on_miss.py", "out[lo:hi] = ", "out[lo:hi] = 1 + ",
         f"{ASKED}stages_for_what_a_visit_may_copy"),
     fault("stages of a whole layer are not counted", "sim/on_miss.py",
-        "plan.on_miss.stages or (plan.on_miss.ahead + 1)", "plan.on_miss.stages or plan.on_miss.ahead",
+        "self.stages or (self.ahead + 1)", "self.stages or self.ahead",
         f"{ASKED}stages_take_memory"),
-    fault("one layer too few has slots", "sim/layers.py", "at >= layers - n", "at > layers - n",
+    fault("one layer too few has slots", "sim/layers.py", "first else at >= layers - n", "first else at > layers - n",
         f"{ASKED}slots_of_each_layer"),
     fault("the last pattern decides", "sim/layers.py", "for pattern, memory in overrides if",
         "for pattern, memory in reversed(overrides) if", f"{ASKED}slots_of_each_layer"),
@@ -362,8 +362,32 @@ ON_MISS = [
     fault("of pairs equally popular the last is taken", "sim/fit/placement.py",
         'np.argsort(-uses, kind="stable")[:total]', 'np.argsort(uses, kind="stable")[::-1][:total]',
         f"{ASKED}global_popularity_by_hand"),
-    fault("a saved spec says defaults that came later", "sim/spec.py", "value == every[name].default)", "False)",
+    fault("a saved spec says defaults that came later", "sim/spec.py",
+        "value == every[name].default and name not in mine)", "False)",
         f"{ASKED}a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked"),
+]  # fmt: skip
+NAMED = "tests/test_engines.py::test_"
+ENGINES = [
+    fault("an engine sets what was given otherwise", "sim/engines.py", 'not in (*given, "set")', '!= "set"',
+        f"{NAMED}a_spec_is_what_was_asked_for_and_can_be_asked_for_again"),
+    fault("nothing is refused", "sim/engines.py", "if not free and not _can(", "if not free and not free and _can(",
+        f"{NAMED}what_an_engine_cannot_do_is_refused_by_name"),
+    fault("a saved spec forgets what its user turned off", "sim/spec.py", "and name not in mine)", ")",
+        f"{NAMED}a_spec_is_what_was_asked_for_and_can_be_asked_for_again"),
+    fault("ik_llama.cpp counts from the front", "sim/capacity.py", 'engine.cpu_moe == "last" and', "False and",
+        f"{NAMED}which_layers_an_engine_puts_on_the_cpu"),
+    fault("a card holds no staging", "sim/costs/memory_split.py", "stages if out else 0", "0",
+        f"{NAMED}layers_that_fit_by_hand"),
+    fault("one layer fewer fits", "sim/costs/memory_split.py", "range(len(layers), -1, -1)",
+        "range(len(layers) - 1, -1, -1)", f"{NAMED}where_all_fits_nothing_is_staged"),
+    fault("an engine takes the whole card", "sim/costs/memory_split.py", "int(self.vram * self.engine.memory_share)",
+        "self.vram", f"{NAMED}slots_that_fit_by_hand"),
+    fault("what an engine keeps free is not kept", "sim/costs/roofline.py", "(engine.reserve_mib << 20) + logits",
+        "logits", f"{NAMED}layers_that_fit_by_hand"),
+    fault("layers whose dense part is the host's take the GPU's memory", "sim/costs/memory_split.py",
+        "out if dense_too else ()", "()", f"{NAMED}what_is_chosen_fits_and_no_more_does"),
+    fault("transformers 5 moves the experts used", "sim/catalog/engines.toml", "true\n[hf-v5.options]",
+        "false\n[hf-v5.options]", "tests/test_accelerate.py::test_a_simulated_run_moves_the_same_in_each_step"),
 ]  # fmt: skip
 EVERY_SPREAD = "tests/test_placement2.py::test_spread_against_every_spread"
 FIT = [
@@ -702,4 +726,4 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
-FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *FIT, *FIGURES, *READ, *PORT]
+FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *ENGINES, *FIT, *FIGURES, *READ, *PORT]

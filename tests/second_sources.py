@@ -6,14 +6,19 @@ sum that it came from; a precision the bytes of a block; a preset the slot of it
 compares. A new entry of the catalog needs its row here, written from its source and not from the catalog.
 """
 
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
-from sim import catalog
+from sim import catalog, run
 from sim.catalog.engine_spec import Engine
 from sim.catalog.hardware_spec import Gpu, Host
 from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import Entry, build
+from sim.flags import spec_of
+from sim.spec import RunSpec
 
 WORDS = {
     "name", "aliases", "source", "sources", "note", "router",
@@ -330,9 +335,20 @@ ENGINES: dict[str, Figures] = {
     "vllm-prefetch": VLLM | {"copies_per_expert": 2},
     "freetoken": TOKEN | {"memory_share": 0.9},
     "hybrimoe": TOKEN,
-    "moe-speed-of-light": {key: value for key, value in FUSED.items() if "mla" not in key} | {"reserve_mib": CONTEXT},
+    "moe-speed-of-light": {key: value for key, value in LLAMA.items() if "mla" not in key} | {"page_locked": True},
     "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
 }
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n## ")[1:]}
+
+
+def as_written(name: str) -> RunSpec:
+    """The run that the flags on the page say an engine's name stands for; of one without a section, none beside it."""
+    found = re.search(r"\n\n`(--.*)`\n", SECTIONS.get(name, ""))
+    words = shlex.split(found[1]) if found else []
+    return spec_of(run.parser().parse_args(["--trace", "t.npz", "--engine", name, "--engine-as-costs", *words]))
 
 
 # ---- precisions: bytes of a block and its weights

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim import catalog
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.tiny_models import GREEDY, build, prompts, torch  # skips without them
@@ -29,22 +30,26 @@ accelerate = pytest.importorskip("accelerate", reason="accelerate is not install
 Ints = np.ndarray
 LAYERS, RESIDENT, PROMPT, GENERATED = 3, 1, 5, 8
 
-V5: dict[str, Any] = {"miss": "stream", "serial": True, "whole_layer": True, "merge": "runs"}
-V4: dict[str, Any] = {"miss": "stream", "serial": True}
-V4_EVERY = V4 | {"whole_layer": True}
+V5: dict[str, Any] = {"engine": "hf-v5"}
+V4: dict[str, Any] = {"engine": "hf-v4"}
+V4_EVERY = V4 | {"engine_as_costs": True, "miss": "stream", "serial": True, "whole_layer": True}
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a model holds its experts: the fields of a run that stand for it, and the copies of which a transfer is made.
+    """How a model holds its experts, and the fields of a run that stand for it.
 
     unfused: a module per matrix. every: its loop goes over all experts.
     """
 
     fields: dict[str, Any]
-    copies: int
     unfused: bool = False
     every: bool = False
+
+    @property
+    def copies(self) -> int:
+        """Of which a transfer is made."""
+        return catalog.engine(self.fields["engine"]).copies_per_expert
 
     @property
     def whole(self) -> bool:
@@ -53,9 +58,9 @@ class Form:
 
 
 FORMS = {
-    "transformers 5": Form(V5, copies=2),
-    "transformers 4, used experts": Form(V4, copies=3, unfused=True),  # Mixtral in 4.52 to 4.57
-    "transformers 4, every expert": Form(V4_EVERY, copies=3, unfused=True, every=True),  # it in 4.50; OLMoE in 4.57
+    "transformers 5": Form(V5),
+    "transformers 4, used experts": Form(V4, unfused=True),  # Mixtral in 4.52 to 4.57
+    "transformers 4, every expert": Form(V4_EVERY, unfused=True, every=True),  # it in 4.50; OLMoE in 4.57
 }
 
 

@@ -28,6 +28,7 @@ from tests.second_sources import (
     OWN_LINKS,
     SERVERS,
     Figures,
+    as_written,
     defaults,
     figures,
     model_figures,
@@ -160,6 +161,10 @@ def test_host_rates_that_were_derived() -> None:
 @pytest.mark.parametrize("name", catalog.names("engine"))
 def test_an_engine_is_the_sums_that_it_came_from(name: str) -> None:
     check("engine", name, defaults("engine", **ENGINES[name]))
+    engine, written = spec("engine", name), as_written(name)
+    assert engine.sets == {key: getattr(written, key) for key in engine.sets}
+    for key, options in engine.options.items():  # what it has anyway is none
+        assert isinstance(options, str) or engine.sets.get(key, getattr(written, key)) not in options
 
 
 def test_ktransformers_dense_weights_take_13_9_ms() -> None:

@@ -49,6 +49,7 @@ VALUES: dict[str, list[Any]] = {
     "engine_as_costs": [True, False],
     "vram": [None, "2MB", "1TB"],
     "context": [None, 20_000],
+    "kv_precision": ["bf16", "q8"],
     "precision": ["bf16", "q4"],
     "cache": [0.5, 2, 3, 2.0 / 8, "2MB", "fit"],
     "cache_scope": ["layer", "global"],

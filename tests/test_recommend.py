@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sim import catalog, recommend, run
-from sim.costs.memory_split import split
+from sim.costs.memory_split import Card, split
 from sim.costs.roofline import memory
 from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
@@ -21,7 +21,8 @@ from sim.outcome.report import BOUNDS
 from sim.outcome.summary import summarise
 from sim.prepare import prepare
 from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
-from sim.search.recommendation import Recommendation, Wish, command
+from sim.search.judging import Wish, command
+from sim.search.recommendation import Recommendation
 from sim.search.space import BASELINE, Candidate, Space, fields_of
 from sim.spec import RunSpec
 from sim.sweeps.answer import lost_weight
@@ -56,12 +57,13 @@ def run_of(spec: RunSpec) -> Configuration:
 # --- memory ---
 
 MIXTRAL = (catalog.model("mixtral-8x7b"), catalog.hardware("rtx4090"), catalog.engine("mixtral-offloading"))
+IDEAL = (*MIXTRAL[:2], catalog.engine("ideal"))
 
 
 def test_the_split_by_hand() -> None:
     """Mixtral, bf16: an expert has 3 x 4096 x 14336 weights of 2 bytes; KV is 32 layers x 4096 bytes a token."""
     vram = 24_080 * 1024**2  # what CUDA shows of an RTX 4090
-    s = split(*MIXTRAL, "bf16", vram, context=8192, batch=2)
+    s = split(Card(*MIXTRAL, "bf16", vram, context=8192, batch=2))
     assert s.expert_bytes == 3 * 4096 * 14336 * 2 == 352_321_536
     assert s.kv == 2 * 8192 * 32 * 4096
     assert s.staging == 4 * s.expert_bytes  # the engine's four buffers
@@ -70,7 +72,7 @@ def test_the_split_by_hand() -> None:
     line = memory(MIXTRAL[0], "bf16", s.slots, 8192, 2, *MIXTRAL[1:])
     assert (line["dense"], line["kv"], line["staging"]) == (s.dense, s.kv, s.staging) and line["fits"]
     assert not memory(MIXTRAL[0], "bf16", s.slots + 1, 8192, 2, *MIXTRAL[1:])["fits"]
-    assert split(*MIXTRAL, "bf16", 10**12, 8192, 1).slots == 256  # never more than there are
+    assert split(Card(*MIXTRAL, "bf16", 10**12, 8192, 1)).slots == 256  # never more than there are
 
 
 def test_what_would_fit_does_and_a_little_less_does_not(small: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,10 +83,10 @@ def test_what_would_fit_does_and_a_little_less_does_not(small: str, capsys: pyte
     words = err.replace(",", "").split()
     needed, precision = words[words.index("--vram") + 1], words[words.index("--precision") + 1]
     gigabytes = float(needed.removesuffix("GB"))
-    assert split(*MIXTRAL[:2], catalog.engine("ideal"), "bf16", math.ceil(gigabytes * 1e9), 8192, 1).slots == 32
+    assert split(Card(*IDEAL, "bf16", math.ceil(gigabytes * 1e9), 8192, 1)).slots == 32
     with pytest.raises(SpecError, match="needs --vram"):
-        split(*MIXTRAL[:2], catalog.engine("ideal"), "bf16", int((gigabytes - 0.01) * 1e9), 8192, 1)
-    assert split(*MIXTRAL[:2], catalog.engine("ideal"), precision, 8 * 10**9, 8192, 1).slots >= 32
+        split(Card(*IDEAL, "bf16", int((gigabytes - 0.01) * 1e9), 8192, 1))
+    assert split(Card(*IDEAL, precision, 8 * 10**9, 8192, 1)).slots >= 32
     assert recommend.main([*flags, "--vram", "1GB"]) == 2
     assert "no lower precision would fit either" in capsys.readouterr().err
 
@@ -431,7 +433,9 @@ def test_a_bound_is_never_said_to_be_beaten() -> None:
 def test_the_answer_after_the_time_limit_is_of_what_was_compared(small: str) -> None:
     """Ten of the candidates over the first length, then time is over: the command says --max-steps and gives the same
     number."""
-    wish = Wish({"trace": small, "hardware": "rtx4090"}, context=4096, candidates=24, time_limit_s=7.0)
+    wish = Wish(
+        {"trace": small, "hardware": "rtx4090", "engine": "ideal"}, context=4096, candidates=24, time_limit_s=7.0
+    )
     recommendation = Recommendation(wish)
     out = recommendation.search(lambda runs: here(runs[:10]))
     steps, search = recommendation.setting.steps, out["search"]

@@ -22,6 +22,7 @@ MORE = {
     "lossy": ["--miss", "drop", "--record", "full"],
     "streams": ["--miss", "stream", "--merge", "runs", "--whole-layer", "--record", "full", "--ram", "64GB"],
     "admits": ["--miss", "cpu-admit", "--link-share", "0.5", "--cpu-visit-us", "1", "--record", "full"],
+    "engine": ["--engine", "llama.cpp+cache"],
     "prefetch": ["--prefetch", "gate-lookahead", "--record", "full", "--warmup-steps", "5"],
 }
 KINDS = {
@@ -29,6 +30,7 @@ KINDS = {
     "without a record": ["lru", "lossy"],
     "rows of a sweep": ["lru", "prefetch"],
     "rules in a sweep": ["admits", "lru"],
+    "engine in a sweep": ["engine", "lru"],
     "measured": ["lru"],
     "many": ["lru", *MORE],
 }
@@ -43,7 +45,7 @@ def of_kind(kind: str, runs: dict[str, Path]) -> list[Run]:
     found = load([runs[name] for name in KINDS[kind]], DETAILED)
     if kind == "without a record":
         return [replace(run, record=None, full=False) for run in found]
-    if kind in ("rows of a sweep", "rules in a sweep"):
+    if kind in ("rows of a sweep", "rules in a sweep", "engine in a sweep"):
         lacking = {"by_layer": None, "bounds": {}, "quality": {"substituted_weight": None, "dropped_weight": None}}
         return [Run(run.name, "", run.summary | lacking) for run in found]
     if kind == "measured":
@@ -58,7 +60,11 @@ def test_every_section_renders_on_every_kind_of_run(section: str, kind: str, run
     compared = compare(found)
     made = SECTIONS[section](Told(found, compared, found, compared, find_trace(found[0], None)))
     if made is None:
-        shown = {"measured": ("measured",), "misses": ("streams", "admits", "many", "rules in a sweep")}
+        shown = {
+            "measured": ("measured",),
+            "misses": ("streams", "admits", "many", "rules in a sweep", "engine", "engine in a sweep"),
+            "engines": ("engine", "engine in a sweep", "many"),
+        }
         assert kind not in shown[section]
         return
     assert made.key == section and (made.panels or made.remarks)

@@ -4,6 +4,7 @@ A sign is a function that sets up what its source measured, asserts the directio
 the page must repeat. How far it holds is its mark. HOLDS: the size, too (`tests.signs.sized`), in percentage points of
 a gain or the logarithm of a ratio. DIRECTION: not the size, which is asserted as well. OPEN: the direction or a part of
 it comes out wrong; what is right of it is asserted. What nothing here can show waits (WAITS), the page says for what.
+After a change of costs or entries `python -m tests.test_signs` writes marks and figures into the page anew.
 """
 
 import json
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -479,7 +481,7 @@ def cache_prefill_msl(machines: Machines) -> str:
 
     prefill = [ratio(stock) for stock in ("llama.cpp", "llama.cpp-no-mmap")]
     decode = [ratio("llama.cpp", batch=batch) for batch in (2, 4)]
-    assert prefill[1] < 1 and falls(decode)
+    assert abs(prefill[1] - 1) < 0.02 and falls(decode)  # the same copies; and the more sequences, the less it gains
     words = " and ".join(f"{each:.2f}" for each in decode)
     return f"prefill {prefill[0]:.2f}, {prefill[1]:.2f} of page-locked stock; decode {words}"
 
@@ -855,3 +857,19 @@ def test_on_a_capture_of_mixtral_lru_and_lfu_are_equal_and_counting_one_by_one_m
     assert all(abs(hits[slots][0] - hits[slots][1]) < 1 and hits[slots][2] < min(hits[slots][:2]) for slots in (4, 3))
     atomic, single = both_counts(trace)
     assert single < atomic
+
+
+def rewrite() -> None:
+    """The page with the marks and figures of now."""
+    with TemporaryDirectory() as folder:
+        now = {name: (mark, function(Machines(Path(folder)))) for name, (mark, function) in SIGNS.items()}
+    lines = PAGE.read_text().splitlines()
+    for at, text in enumerate(lines):
+        cells = text.split(" | ")
+        if (name := cells[0].strip("|` ")) in now:
+            lines[at] = " | ".join([*cells[:3], *now[name]]) + " |"
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    rewrite()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from analysis.comparing.comparison import Comparison, compare
+from analysis.pages.engine_section import engines
 from analysis.pages.miss_section import misses
 from analysis.pages.page import render
 from analysis.pages.panels import Section
@@ -39,6 +40,7 @@ SECTIONS: dict[str, Callable[[Told], Section | None]] = {
     "time": lambda told: time(told.drawn),
     "cache": lambda told: cache(told.drawn, DETAILED),
     "prefetch": lambda told: prefetching(told.drawn),
+    "engines": lambda told: engines(told.runs),
     "misses": lambda told: misses(told.drawn),
     "quality": lambda told: quality(told.drawn, told.found),
     "measured": lambda told: measured(told.runs),

@@ -56,12 +56,16 @@ FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled wheneve
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
 
 
+NO_MATTER = ("ram", "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs")  # to what comes on a miss
+COSTS_ALONE = "; --engine-as-costs takes an engine's costs alone"
+
+
 def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
     """Raises SpecError for a plan with an OnMiss; it names the first field that asked for it."""
     if plan.on_miss is None:
         return
     asked = {name: getattr(spec, name) != field.default for name, field in RunSpec.model_fields.items()}
-    because = {name: asked[name] for name in asked if came_later(name) and name not in ("ram", "dense_on_host")} | {
+    because = {name: asked[name] for name in asked if came_later(name) and name not in NO_MATTER} | {
         "miss": plan.miss.kind in OWN,
         "eviction": plan.eviction.kind == eviction.STATIC,
         "cache": bool((plan.slots == 0).any()),
@@ -70,7 +74,7 @@ def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
     name = next(name for name, is_so in because.items() if is_so)
     raise SpecError(
         f"{name}: {getattr(spec, name)}: what an engine does on a miss needs the steps of the run, which a closed loop "
-        "learns as it goes; sim.run and runtime.replay can, from a trace"
+        f"learns as it goes; sim.run and runtime.replay can, from a trace{COSTS_ALONE if spec.behaves else ''}"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sim.catalog.files import weight_bytes
+from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.parts import Count, Entry, Positive
 
 
@@ -156,6 +156,13 @@ class ModelSpec(Entry):
         given."""
         ends = self.head_params * (1 if self.tied_embeddings else 2)
         return weight_bytes(self.dense_params - ends, precision) + weight_bytes(ends, head_precision or precision)
+
+    def with_kv(self, precision: str) -> "ModelSpec":
+        """The same model, its KV entries, which the catalog has in bf16, stored at a precision; linear states stay.
+        Raises CatalogError for an unknown one."""
+        share = precision_bits(precision) / precision_bits("bf16")
+        size = max(1, round(self.kv_bytes_per_token_per_layer * share))
+        return self if share == 1 else self.model_copy(update={"kv_bytes_per_token_per_layer": size})
 
     def kv_bytes(self, context: int, layers: Collection[int] | None = None) -> int:
         """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones),

@@ -107,7 +107,8 @@ def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: 
     reserve = f", kept free {taken['reserve'] / 1e9:.2f}" if "reserve" in taken else ""
     share = f" ({card.engine.memory_share:g} of {card.vram / 1e9:.2f})" if card.room < card.vram else ""
     at_least = need / card.engine.memory_share
-    layers = f", and one expert in each of {least} layers {(need - fixed) / 1e9:.2f} GB" if least else ""
+    each = f" in each of {least} layers" if least > 1 else ""
+    layers = f", and one expert{each} {(need - fixed) / 1e9:.2f} GB" if least else ""
     return (
         f"vram: {card.room / 1e9:.2f} GB{share}: {card.model.name} at {card.precision} takes {fixed / 1e9:.2f} GB "
         f"(dense weights {taken['dense'] / 1e9:.2f}, KV {taken['kv'] / 1e9:.2f}, staging "

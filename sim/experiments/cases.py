@@ -136,18 +136,18 @@ def _changed(folder: Path, kind: str, name: str, changes: Table) -> str:
     if not changes:
         return name
     entry = catalog.entries(kind)[catalog.find(kind, name)] | changes
-    text = "".join(f"{key} = {_toml(value)}\n" for key, value in entry.items() if key != "aliases")
+    text = "".join(f"{key} = {toml(value)}\n" for key, value in entry.items() if key != "aliases")
     path = folder / f"{kind}.toml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """A value as TOML: JSON's spelling, but for tables."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(part)}" for key, part in value.items()) + " }"
+        return "{ " + ", ".join(f"{json.dumps(str(key))} = {toml(part)}" for key, part in value.items()) + " }"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(part) for part in value) + "]"
+        return "[" + ", ".join(toml(part) for part in value) + "]"
     return json.dumps(value)
 
 

@@ -34,24 +34,34 @@ class Column:
 
 
 @dataclass(frozen=True)
+class More:
+    """A further table, of the markdown alone."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
 class Report:
-    """A finished experiment: title, lines above the table, the table, lines below it. Rows may lack keys."""
+    """A finished experiment: title, lines above the table, the table, lines below it, further tables; csv_rows: rows
+    that follow the table's in the CSV and are too many for the markdown. Rows may lack keys."""
 
     title: str
     head: Sequence[str]
     columns: Sequence[Column]
     rows: Sequence[Row]
     foot: Sequence[str] = ()
+    more: Sequence[More] = ()
+    csv_rows: Sequence[Row] = ()
 
     def markdown(self, command: str) -> str:
         """The whole report, the command that made it first."""
         lines = [f"# {self.title}", "", f"    {command}", "", *(f"- {line}" for line in self.head), ""]
-        shown = [column for column in self.columns if not column.csv_only]
-        lines.append("| " + " | ".join(column.title for column in shown) + " |")
-        lines.append("|" + "|".join("---" if column.digits is None else "---:" for column in shown) + "|")
-        for row in self.rows:
-            lines.append("| " + " | ".join(column.text(row.get(column.key)) for column in shown) + " |")
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.foot)]).rstrip() + "\n"
+        lines += [*_table(self.columns, self.rows), "", *(f"- {line}" for line in self.foot)]
+        for table in self.more:
+            lines += ["", f"## {table.title}", "", *_table(table.columns, table.rows)]
+        return "\n".join(lines).rstrip() + "\n"
 
     def csv(self, command: str) -> str:
         """The table alone, figures to six digits; the first line is a comment with the command."""
@@ -59,7 +69,7 @@ class Report:
         text.write(f"# {command}\n")
         write = csv.writer(text, lineterminator="\n")
         write.writerow([column.key for column in self.columns])
-        for row in self.rows:
+        for row in (*self.rows, *self.csv_rows):
             cells = [row.get(column.key) for column in self.columns]
             write.writerow(["" if c is None else f"{c:.6g}" if isinstance(c, float) else c for c in cells])
         return text.getvalue()
@@ -69,6 +79,14 @@ class Report:
         out_folder(folder).mkdir(parents=True, exist_ok=True)
         for suffix, text in ((".md", self.markdown(command)), (".csv", self.csv(command))):
             write_bytes(folder / f"{name}{suffix}", text.encode())
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """The lines of a table in markdown."""
+    shown = [column for column in columns if not column.csv_only]
+    lines = ["| " + " | ".join(column.title for column in shown) + " |"]
+    lines.append("|" + "|".join("---" if column.digits is None else "---:" for column in shown) + "|")
+    return lines + ["| " + " | ".join(column.text(row.get(column.key)) for column in shown) + " |" for row in rows]
 
 
 def parser(name: str, doc: str) -> Parser:

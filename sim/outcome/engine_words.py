@@ -1,12 +1,15 @@
 """What an engine did of a run and what its user chose, in words."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.capacity import vram_bytes
 from sim.engines import FIT
+from sim.flags import flag_words
 from sim.spec import defaults
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def engine_told(setting: "Setting") -> dict[str, Any] | None:
         "residents": residents(setting.plan.slots, layers, n, setting.plan.pooled),
         "chosen_by_fit": spec.cache == FIT,
     }
-    return out | _rates(setting) | {"words": _words(out, spec)}
+    return out | _rates(setting) | {"words": _words(out, spec, _card(setting))}
 
 
 def _rates(setting: "Setting") -> dict[str, float | None]:
@@ -60,7 +63,13 @@ def residents(slots: npt.NDArray[np.int64], layers: int, n_experts: int, pooled:
     return f"{least if least == most else f'{least} to {most}'} of {n_experts} experts of each MoE layer on the GPU"
 
 
-def _words(out: Mapping[str, Any], spec: "RunSpec") -> str:
+def _card(setting: "Setting") -> str:
+    """How much of a card is filled."""
+    vram, share = vram_bytes(setting.spec, setting.hardware) or 0, setting.engine.memory_share
+    return f"{'' if share == 1 else f'{share:g} of '}{vram / 1e9:.2f} GB"
+
+
+def _words(out: Mapping[str, Any], spec: "RunSpec", card: str) -> str:
     """`llama.cpp b9000: first 16 of 32 MoE layers on the CPU, miss cpu, ...; you set --n-cpu-moe 16`."""
     where = out["residents"].replace(
         "on the CPU", "on the CPU, dense parts too" if spec.dense_on_host else "on the CPU"
@@ -69,9 +78,9 @@ def _words(out: Mapping[str, Any], spec: "RunSpec") -> str:
     shown = {name: value for name, value in out["sets"].items() if (name, value) not in plain.items()}
     sets = [_said(name, value) for name, value in _order(shown) if name not in TOLD_BY_RESIDENTS]
     name = f"{out['name']} {out['version']}".strip()
-    fit = " (as fits)" if out["chosen_by_fit"] else ""
-    yours = [_flag(field, value) for field, value in out["you_set"].items()]
-    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {' '.join(yours)}" if yours else "")
+    fit = f" (as fits {card})" if out["chosen_by_fit"] else ""
+    yours = shlex.join(flag_words(out["you_set"]))
+    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {yours}" if yours else "")
 
 
 def _order(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -90,10 +99,3 @@ def _rows(text: str) -> str:
 def _said(name: str, value: Any) -> str:
     word = name.removeprefix("set.").replace("_", " ") if not name.startswith("set.") else name.removeprefix("set.")
     return word if value is True else f"{word} no" if value is False else f"{word} {value}"
-
-
-def _flag(name: str, value: Any) -> str:
-    if name.startswith("set."):
-        return f"--set {name.removeprefix('set.')}={value}"
-    flag = f"--{name.replace('_', '-')}"
-    return flag if value is True else f"{flag} no" if value is False else f"{flag} {value}"

@@ -49,13 +49,17 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["notes"] = _notes(setting, marks, out["memory"], memo)
     out["machine"] = spec.machine
     if (engine := engine_told(setting)) is not None:
-        prompts = out["prompt_tokens"] * 1e9 / out["prefill_ns"] if out["prefill_ns"] else None
-        out |= {"engine": engine, "prompt_tokens_per_s": prompts}
+        out |= {"engine": engine, "prompt_tokens_per_s": prompt_rate(out)}
     out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
     out["version"] = __version__
     return out | {"marks": marks}
+
+
+def prompt_rate(out: Mapping[str, Any]) -> float | None:
+    """Prompt tokens per second of prefill, of a summary or a row; None without any."""
+    return out["prompt_tokens"] * 1e9 / out["prefill_ns"] if out["prefill_ns"] else None
 
 
 def _marks(setting: Setting, fits: bool | None) -> dict[str, bool | None]:

@@ -20,29 +20,75 @@ def text(out: Mapping[str, Any]) -> str:
             "",
             f"{'best':<12} {out['best']['policy']}",
             f"{'':<12} {_speed(out['best'])}{_lossy(out['best'])}",
-            *_beaten(out["beats"]),
+            *_beaten(out["beats"], out["floor"]),
+            *_ranked(out),
             "",
             *_bounds(out),
             f"{'verdict':<12} {out['verdict']}",
+            *_side_by_side(out),
             f"{'searched':<12} {_searched(search)}",
+            *_refused(out),
             f"{'again':<12} {out['command']}",
         ]
     )
 
 
 def _memory(m: Mapping[str, Any]) -> str:
-    left = (m["vram"] - m["dense"] - m["kv"] - m["staging"]) / 1e9
+    left = (m["vram"] - m["dense"] - m["kv"] - m["staging"] - m["reserve"]) / 1e9
+    free = f" + kept free {m['reserve'] / 1e9:.2f}" if m["reserve"] else ""
     return (
         f"{m['vram'] / 1e9:.2f} GB = dense weights {m['dense'] / 1e9:.2f} + KV {m['kv'] / 1e9:.2f} ({m['batch']} x "
-        f"{m['context']:,} tokens) + staging {m['staging'] / 1e9:.2f} + experts {left:.2f}: {m['slots']:,} slots for "
-        f"{m['experts']:,} experts of {m['expert_bytes'] / 1e6:.1f} MB ({m['slots'] / m['experts']:.1%})"
+        f"{m['context']:,} tokens) + staging {m['staging'] / 1e9:.2f}{free} + experts {left:.2f}: {m['slots']:,} slots "
+        f"for {m['experts']:,} experts of {m['expert_bytes'] / 1e6:.1f} MB ({m['slots'] / m['experts']:.1%})"
     )
+
+
+def _ranked(out: Mapping[str, Any]) -> list[str]:
+    """The few best settings of an engine."""
+    rows = out.get("ranked", [])
+    title = [f"{'ranked':<12} {'generated':>10} {'prompts':>10}  tokens/s; settings of one speed by their prompts"]
+    return (["", *title] if rows else []) + [f"{'':<12} {_figures(row)}  {_short(row['words'])}" for row in rows]
+
+
+def _short(words: str) -> str:
+    """What an engine's words say is where, and what its user set."""
+    does, _, yours = words.partition("; you set ")
+    return does.partition(": ")[2].partition(",")[0] + (f"; {yours}" if yours else "; as it comes")
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    """Generated and prompt tokens/s of a line of a table."""
+    both = (row["tokens_per_s"], row["prompt_tokens_per_s"])
+    return " ".join(f"{'-' if figure is None else format(figure, ',.2f'):>10}" for figure in both)
+
+
+def _side_by_side(out: Mapping[str, Any]) -> list[str]:
+    """Engines that exist, as they come, and the best policies."""
+    rows = out.get("engines", [])
+    lines = [
+        f"{row['kind']:<12} {_figures(row)}  {row['name']}: {row['residents']}{_lossy(row | {'closed_loop': None})}"
+        for row in rows
+        if row["error"] is None
+    ]
+    lines += [f"{'':<12} cannot run: {row['name']}: {row['error']}" for row in rows if row["error"] is not None]
+    if not rows:
+        return []
+    what = "engine: exists, in its default setting; unreleased: a paper's; policy: on an engine without any overhead"
+    title = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  tokens/s with the same memory; {what}"
+    return ["", title, *lines, f"{'':<12} recommend --engine NAME finds the best setting of one", ""]
+
+
+def _refused(out: Mapping[str, Any]) -> list[str]:
+    """What of an engine was not tried, or could not run."""
+    return [f"{'refused':<12} {count} x {why}" for why, count in out.get("refused", {}).items()]
 
 
 def _speed(told: Mapping[str, Any]) -> str:
     if told["tokens_per_s"] is None:
         return f"{told['total_tokens_per_s']:,.2f} tokens/s with prompts (the trace generates none)"
-    return f"{told['tokens_per_s']:,.2f} tokens/s{_between(told['tokens_per_s_interval'], 2)}"
+    prompts = told["prompt_tokens_per_s"]
+    of_prompts = "" if prompts is None else f", {prompts:,.2f} of prompts"
+    return f"{told['tokens_per_s']:,.2f} tokens/s{_between(told['tokens_per_s_interval'], 2)}{of_prompts}"
 
 
 def _between(pair: Sequence[float] | None, digits: int) -> str:
@@ -52,7 +98,8 @@ def _between(pair: Sequence[float] | None, digits: int) -> str:
 def _lossy(told: Mapping[str, Any]) -> str:
     if not told["open_loop"]:
         return ""
-    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight"
+    late = f", and {told['deferred']:.2%} of the experts come a layer late" if told.get("deferred") else ""
+    lost = f"; LOSSY, open loop: {told['lost_router_weight']:.2%} of the router weight{late}"
     if told["closed_loop"] is None:
         return lost
     rise, low, high = told["closed_loop"]["bits_per_byte_percent"]
@@ -61,9 +108,9 @@ def _lossy(told: Mapping[str, Any]) -> str:
     return f"{lost}; measured in closed loop with {at:g} of the experts: {rose}"
 
 
-def _beaten(beats: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What it beats, by how much, and whether that is more than other requests could undo."""
-    lines = [] if "lru + fetch" in beats else [f"{'':<12} this is lru + fetch itself: nothing that was tried beats it"]
+def _beaten(beats: Mapping[str, Mapping[str, Any]], floor: str) -> list[str]:
+    """What it beats, by how much, and whether that is more than other requests could undo. floor: the plainest."""
+    lines = [] if floor in beats else [f"{'':<12} nothing that was tried beats {floor}"]
     for name, told in beats.items():
         lines.append(f"{'beats':<12} {name}: {_speed(told)}{_lossy(told)}")
         if told["ratio"] is not None:

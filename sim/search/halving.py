@@ -7,13 +7,14 @@ long as that helps: a sample cannot hold every combination. Not a model-based op
 conditional, a run takes a tenth of a second, and this needs no dependency and repeats exactly.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.search.space import Candidate, Space, fields_of, name_of
+from sim.search.space import Candidate, Space, name_of
 from sim.spec import RunSpec
-from sim.sweeps.answer import lost_weight, speed
+from sim.sweeps.answer import by_prompts, lost_weight, speed, speeds
 from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import Row
 
@@ -46,7 +47,8 @@ def begin_with(space: Space, most: int, seed: int) -> list[Candidate]:
 class Search:
     """A search for the fastest candidate. base: the fields that all share; lengths: see lengths_of; most: different
     candidates that are ever run; max_lossy_weight: more lost router weight than this is not admitted; room: fields of a
-    candidate that follow from its others, in place of those that all share.
+    candidate that follow from its others, in place of those that all share; ties: speeds within this share of the
+    fastest are equal, and the prompts' decide.
 
     evaluate: rows of runs, in any order; fewer rows than runs where its time is over, which ends the search.
 
@@ -63,6 +65,7 @@ class Search:
     max_lossy_weight: float = 0.0
     tell: Callable[[str], None] = lambda line: None
     room: Callable[[Candidate], Mapping[str, Any]] = lambda candidate: {}
+    ties: float = 0.0
     runs: int = 0
     failed: int = 0
     ended: str = "settled"
@@ -91,6 +94,12 @@ class Search:
         reached = len(self.found.get(self.reached, {}))
         counts = {"runs": self.runs, "failed": self.failed, "whole": len(self.whole), "compared": reached}
         return {"candidates": len(self._names), **counts}
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Why candidates failed, and how many of them."""
+        whys = {name: row["error"] for found in self.found.values() for name, (_, row) in found.items() if row["error"]}
+        return dict(Counter(whys.values()))
 
     def run(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Row]]:
         """Begin with these, at most `most`. Gives those admitted that ran the longest length reached (the whole trace,
@@ -135,7 +144,7 @@ class Search:
 
     def _run_of(self, candidate: Candidate, steps: int) -> Configuration:
         length = {} if steps >= self.steps else {"max_steps": steps}
-        spec = RunSpec.of({**self.base, **fields_of(candidate), **self.room(candidate), **length})
+        spec = RunSpec.of({**self.base, **self.space.fields(candidate), **self.room(candidate), **length})
         return Configuration(identity(spec), spec)
 
     def _ranked(self, candidates: Sequence[Candidate], steps: int) -> list[tuple[Candidate, Row]]:
@@ -155,7 +164,8 @@ class Search:
     def _order(self, found: Any) -> list[tuple[Candidate, Row]]:
         """Admitted ones, fastest first; of equals the one with fewer knobs off their plainest setting."""
         admitted = [pair for pair in found if lost_weight(pair[1]) <= self.max_lossy_weight]
-        return sorted(admitted, key=lambda pair: (-speed(pair[1]), self._turned(pair[0]), pair[1]["id"]))
+        ordered = sorted(admitted, key=lambda pair: (-speed(pair[1]), self._turned(pair[0]), pair[1]["id"]))
+        return by_prompts(ordered, lambda pair: speeds(pair[1]), self.ties) if self.ties else ordered
 
     def _turned(self, candidate: Candidate) -> int:
         return sum(candidate[knob] != values[0] for knob, values in self.space.mattering(candidate).items())

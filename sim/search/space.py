@@ -78,6 +78,10 @@ class Space:
         """With exactly the knobs that matter, those that were not set at their plainest value."""
         return {knob: candidate.get(knob, values[0]) for knob, values in self.mattering(candidate).items()}
 
+    def fields(self, candidate: Candidate) -> dict[str, Any]:
+        """The candidate as fields of a RunSpec."""
+        return fields_of(candidate)
+
     def plain(self) -> list[Candidate]:
         """The baseline, and what differs from it in one choice: the floor of any comparison. The second value of every
         knob comes before the third of any, so that the first few differ in as much as they can."""

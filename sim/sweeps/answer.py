@@ -1,10 +1,11 @@
 """What a sweep comes to: the best policies of each setting, in words."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
+from sim.outcome.report import prompt_rate
 from sim.sweeps.rows import COLUMNS, Row
 
 SPEC = [name for name in COLUMNS if name.startswith("spec.")]
@@ -17,6 +18,7 @@ COLUMNS_READ = [
     "quality.substituted_weight", "quality.dropped_weight", *SPEC,
 ]  # fmt: skip
 MOST_LINES = 24
+T = TypeVar("T")
 
 
 def answer(rows: Sequence[Row]) -> str:
@@ -41,6 +43,23 @@ def answer(rows: Sequence[Row]) -> str:
 def speed(row: Mapping[str, Any]) -> float:
     """Generated tokens per second, or with prompts where none is generated."""
     return row["tokens_per_s"] or row["total_tokens_per_s"] or 0.0
+
+
+def speeds(row: Mapping[str, Any]) -> tuple[float, float]:
+    """(speed, prompt tokens per second) of a row."""
+    return speed(row), prompt_rate(row) or 0.0
+
+
+def by_prompts(found: Iterable[T], speeds_of: Callable[[T], tuple[float, float]], ties: float) -> list[T]:
+    """The fastest first; but what is slower than the fastest by no more than the share `ties` of it goes by the speed
+    of its prompts; then the same of the rest. Of equals, who stood first."""
+    left, out = sorted(found, key=lambda each: -speeds_of(each)[0]), []
+    while left:
+        least = speeds_of(left[0])[0] * (1 - ties)
+        equal = [each for each in left if speeds_of(each)[0] >= least]
+        out += sorted(equal, key=lambda each: -speeds_of(each)[1])
+        left = left[len(equal) :]
+    return out
 
 
 def lost_weight(row: Row) -> float:

@@ -1,0 +1,102 @@
+"""Engines over link/host ratios as a small SVG for a page that runs no script: a row a trace, decode and prompts.
+
+Who is fastest at some ratio has a colour, the others are grey; names stand at the ends of their lines.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from analysis.comparing.by_ratio import PHASES, ByRatio
+from analysis.comparing.svg import EDGE, STYLE
+from analysis.showing.palette import colours
+from analysis.showing.words import markup, shortened
+
+LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 44, 13
+APART = 30  # of two labels under the line
+PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
+LINES = ".other, .tick { stroke: #8a949e; fill: none; } .other { opacity: 0.7; } .tick { opacity: 0.35; }"
+TITLE = "Which engine is fastest, by how fast the link is against the host's memory"
+HOW = "tokens/s over link rate / host read rate, both logarithmic; the host stays as it is; coloured: fastest somewhere"
+
+
+def ratio_svg(found: Sequence[ByRatio]) -> str:
+    """Equal tables give equal bytes."""
+    wide, height = 2 * PANEL + 2 * EDGE, HEAD + ROW * len(found) + EDGE
+    spoken = "; ".join(f"{_name(each)}: {each.told(phase)}" for each in found for phase in PHASES)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{height + EDGE}" role="img"'
+        f' aria-labelledby="t d" viewBox="{-EDGE} {-EDGE} {wide} {height + EDGE}">',
+        f'<title id="t">{markup(TITLE)}</title>',
+        f'<desc id="d">{markup(spoken)}</desc>',
+        f"<style>{STYLE}{LINES}</style>",
+        f'<path class="back" d="M{-EDGE} {-EDGE}H{wide - EDGE}V{height}H{-EDGE}z"/>',
+        f'<text x="0" y="14" class="title">{markup(TITLE)}</text>',
+        f'<text x="0" y="34" class="soft">{HOW}</text>',
+    ]
+    colour = colours(name for each in found for phase in PHASES for name in each.winners(phase))
+    for i, each in enumerate(found):
+        for j, phase in enumerate(PHASES):
+            parts += _panel(each, phase, j * PANEL, HEAD + ROW * i, colour)
+    return "\n".join([*parts, "</svg>"])
+
+
+def _name(found: ByRatio) -> str:
+    return PurePath(found.trace).stem + (" (synthetic)" if found.synthetic else "")
+
+
+def _panel(found: ByRatio, phase: str, x: int, y: int, colour: Mapping[str, str]) -> list[str]:
+    speeds = found.speeds[phase]
+    values = [speed for at in speeds.values() for speed in at.values()]
+    top = y + ROW_HEAD
+    parts = [f'<text x="{x}" y="{y + 26}">{markup(shortened(f"{_name(found)}: {PHASES[phase]}", 48))}</text>']
+    if not values:
+        return [*parts, f'<text x="{x + LEFT}" y="{top + 20}" class="soft">no engine ran</text>']
+    low, high = math.log(min(values)) - 0.05, math.log(max(values)) + 0.05
+    first, last = math.log(found.ratios[0]), math.log(found.ratios[-1])
+
+    def across(ratio: float) -> float:
+        return x + LEFT + PLOT * (math.log(ratio) - first) / (last - first)
+
+    def up(speed: float) -> float:
+        return top + HIGH * (high - math.log(speed)) / (high - low)
+
+    labelled = -math.inf
+    for ratio in found.ratios:
+        here = across(ratio)
+        parts.append(f'<path class="tick" d="M{here:.1f} {top}V{top + HIGH}"/>')
+        if here - labelled >= APART:
+            label = f'<text x="{here:.1f}" y="{top + HIGH + 18}" text-anchor="middle" class="soft">{ratio:.2g}</text>'
+            parts, labelled = [*parts, label], here
+    for tick in _ticks(math.exp(low), math.exp(high)):
+        parts.append(f'<path class="tick" d="M{x + LEFT} {up(tick):.1f}H{x + LEFT + PLOT}"/>')
+        parts.append(f'<text x="{x + LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" class="soft">{tick:g}</text>')
+    for name, at in sorted(speeds.items(), key=lambda item: item[0] in colour):  # winners above the others
+        line = "M" + "L".join(f"{across(ratio):.1f} {up(at[ratio]):.1f}" for ratio in sorted(at))
+        look = f'fill="none" stroke="{colour[name]}" stroke-width="2.5"' if name in colour else 'class="other"'
+        parts.append(f'<path {look} d="{line}"/>')
+    ends = {name: up(at[max(at)]) for name, at in speeds.items()}
+    return parts + _names(ends, colour, x + LEFT + PLOT + 8, top)
+
+
+def _names(at: Mapping[str, float], colour: Mapping[str, str], x: int, top: int) -> list[str]:
+    """At the ends of the lines, moved apart where they would touch."""
+    order, places = sorted(at, key=lambda name: at[name]), list[float]()
+    for name in order:
+        places.append(max(at[name] + 4, places[-1] + LABEL if places else top))
+    below = float(top + HIGH + 8)
+    for i in range(len(places) - 1, -1, -1):
+        places[i] = min(places[i], below)
+        below = places[i] - LABEL
+    parts = []
+    for name, place in zip(order, places, strict=True):
+        dot = f'<tspan fill="{colour[name]}">&#9679; </tspan>' if name in colour else ""
+        look = "" if name in colour else ' class="soft"'
+        parts.append(f'<text x="{x}" y="{place:.1f}"{look}>{dot}{markup(shortened(name, 22))}</text>')
+    return parts
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between the two."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [tick for p in powers for m in (1, 2, 5) if low <= (tick := m * 10.0**p) <= high]

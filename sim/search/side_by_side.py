@@ -1,0 +1,102 @@
+"""Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over
+the same steps, with the same memory."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim import catalog
+from sim.costs.roofline import needed
+from sim.engines import FREE, behaving
+from sim.search.judging import Case, Evaluate, Rated, command, told
+from sim.spec import RunSpec
+from sim.sweeps.answer import by_prompts, lost_weight, speed
+from sim.sweeps.config import Configuration, identity
+from sim.sweeps.rows import Row
+
+TIES = 0.001  # generated tokens/s closer than this share are equal
+ENGINE, UNRELEASED, POLICY = "engine", "unreleased", "policy"
+NOT_DONE = "the time was over before it was done"
+
+
+class SideBySide:
+    """An `evaluate` (see sim.search.halving) that runs the engines before the candidates, once for each length, so that
+    they have run whatever length the search reaches; its caller sees nothing of them."""
+
+    def __init__(self, case: Case, evaluate: Evaluate) -> None:
+        self.evaluate, self.case = evaluate, case
+        shared = {name: value for name, value in case.base.items() if name in FREE and name != "engine_as_costs"}
+        names = [name for name in catalog.names("engine") if behaving(name)]
+        self.specs = {name: RunSpec.of({**shared, **case.gpu, "engine": name}) for name in names}
+        self.found: dict[int | None, dict[str, Row]] = {}  # by max_steps and by id
+
+    def __call__(self, runs: Sequence[Configuration]) -> Sequence[Row]:
+        lengths = {run.spec.max_steps for run in runs if run.spec is not None}
+        mine = {run.id: run for steps in lengths - self.found.keys() for run in self._runs(steps).values()}
+        rows = self.evaluate([*mine.values(), *runs])
+        for steps in lengths - self.found.keys():
+            ids = {run.id for run in self._runs(steps).values()}
+            self.found[steps] = {row["id"]: row for row in rows if row["id"] in ids}
+        return [row for row in rows if row["id"] not in mine]
+
+    def _runs(self, steps: int | None) -> dict[str, Configuration]:
+        specs = {name: spec.model_copy(update={"max_steps": steps}) for name, spec in self.specs.items()}
+        return {name: Configuration(identity(spec), spec) for name, spec in specs.items()}
+
+    def rows(self, policies: Mapping[str, Rated]) -> list[dict[str, Any]]:
+        """The engines and these policies (by name, all over the same steps), the fastest first; last those that cannot
+        run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an
+        engine without overhead)."""
+        steps = next(iter(policies.values())).spec.max_steps
+        found, every = self.found.get(steps, {}), self._runs(steps)
+        rows = [_of_engine(name, self.specs[name], found.get(run.id), self.case) for name, run in every.items()]
+        rows += [_of_policy(name, rated) for name, rated in policies.items()]
+        good = by_prompts((row for row in rows if row["error"] is None), _speeds, TIES)
+        return [*good, *(row for row in rows if row["error"] is not None)]
+
+
+def why_not(row: Row | None, lossy: bool) -> str | None:
+    """Why a run is no answer, in one line: it was not done, failed, does not fit, or is lossy where nothing may be."""
+    if row is None or row["error"] is not None:
+        return NOT_DONE if row is None else str(row["error"])
+    if row["memory.fits"] is False:
+        need = needed({part: row[f"memory.{part}"] for part in ("dense", "kv", "slots", "staging", "reserve")})
+        return f"needs {need / 1e9:.2f} GB of the GPU, which has {row['memory.gpu'] / 1e9:.2f}"
+    return "is lossy, and --max-lossy-weight is 0" if row["open_loop"] and not lossy else None
+
+
+def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[str, Any]:
+    engine = behaving(name)
+    assert engine is not None
+    out = {"name": name, "kind": UNRELEASED if engine.command.startswith("none") else ENGINE}
+    error = why_not(row, case.wish.max_lossy_weight > 0)
+    if row is None or error is not None:
+        return out | {"error": error}
+    return out | {
+        "error": None,
+        "tokens_per_s": row["tokens_per_s"],
+        "total_tokens_per_s": row["total_tokens_per_s"],
+        "prompt_tokens_per_s": row["prompt_tokens_per_s"],
+        "residents": row["engine.residents"],
+        "words": row["engine.words"],
+        "lost_router_weight": lost_weight(row),
+        "open_loop": row["open_loop"],
+        "command": command(spec.model_copy(update={"max_steps": row["spec.max_steps"]})),
+    }
+
+
+def _of_policy(name: str, rated: Rated) -> dict[str, Any]:
+    figures = told(rated, None)
+    kept = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", "lost_router_weight", "open_loop")
+    return {
+        "name": name,
+        "kind": POLICY,
+        "error": None,
+        "residents": rated.residents,
+        "words": rated.words,
+        "command": command(rated.spec),
+        **{key: figures[key] for key in kept},
+    }
+
+
+def _speeds(row: Mapping[str, Any]) -> tuple[float, float]:
+    return speed(row), row["prompt_tokens_per_s"] or 0.0

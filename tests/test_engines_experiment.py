@@ -1,0 +1,237 @@
+"""Engines side by side: rows are plain runs, reasons are read off their parts, ratios are those of the machine."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from analysis.comparing.by_ratio import by_ratio
+from analysis.comparing.ratio_svg import ratio_svg
+from analysis.engines import main as figure
+from analysis.pages.engine_section import engines as section
+from analysis.pages.page import render
+from analysis.reading.load import load
+from sim import catalog
+from sim.experiments.__main__ import main
+from sim.experiments.engines import NO_ENGINE
+from sim.experiments.phases import ALIKE, PARTS, Phase, phase, why_fastest
+from sim.simulation import simulate
+from sim.spec import RunSpec
+from tests.gen import random_trace
+from tests.test_report import Page
+from traces.format import npz
+
+FIVE = "llama.cpp,llama.cpp+cache,vllm-uva,hf-v5,fiddler"
+COMMON: dict[str, Any] = {"hardware": "rtx4090", "precision": "q4", "vram": "8GB", "context": 40, "calibration": 0.3}
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six requests of Mixtral's shape, `t.npz`; 8 GB hold a part of its experts. `one.npz`: a single request."""
+    folder = tmp_path_factory.mktemp("traces")
+    for name, requests in (("t", 6), ("one", 1)):
+        shape: dict[str, Any] = {"tokens": 160, "layers": 32, "experts": 8, "k": 2, "prompt": 0.6, "skew": 1.5}
+        made = random_trace(np.random.default_rng(3), requests=requests, model="mixtral-8x7b", **shape)
+        npz.write(folder / f"{name}.npz", made)
+    return folder / "t.npz"
+
+
+@pytest.fixture(scope="module")
+def kept(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one command keeps: five engines, two ratios beside the machine's own."""
+    out = tmp_path_factory.mktemp("out")
+    words = ["--trace", trace, "--hardware", "rtx4090", "--precision", "q4", "--vram", "8GB", "--engines", FIVE]
+    assert main(["engines", *map(str, words), "--context", "200", "--ratios", "0.25", "2", "--out", str(out)]) == 0
+    return out
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    lines = (folder / "engines.csv").read_text().splitlines()
+    return list(csv.DictReader(io.StringIO("\n".join(lines[1:]))))
+
+
+def plain(trace: Path, engine: str, **more: Any) -> tuple[dict[str, Any], dict[str, Phase]]:
+    fields = {**COMMON, "context": 200, "trace": str(trace), "engine": engine, **more}
+    out, record = simulate(RunSpec.of(fields), full=True)
+    return out, {"decode": phase(record, False), "prompts": phase(record, True)}
+
+
+@pytest.mark.parametrize("engine", FIVE.split(","))
+def test_a_row_is_a_plain_run(engine: str, trace: Path, kept: Path) -> None:
+    row = next(row for row in rows_of(kept) if row["engine"] == engine)
+    out, phases = plain(trace, engine)
+    assert float(row["tokens_per_s"]) == pytest.approx(out["tokens_per_s"], rel=1e-5)
+    assert float(row["prompt_tokens_per_s"]) == pytest.approx(out["prompt_tokens_per_s"], rel=1e-5)
+    assert row["residents"] == out["engine"]["residents"] and row["words"] == out["engine"]["words"]
+    assert float(row["h2d_gb_demand"]) == pytest.approx(out["h2d_bytes"]["demand"] / 1e9, rel=1e-5, abs=1e-9)
+    decode = phases["decode"]
+    assert float(row["decode_cpu_wait_percent"]) == pytest.approx(100 * (decode.share("cpu_wait") or 0), rel=1e-4)
+    assert float(row["ratio"]) == pytest.approx(25.5 / 62.3, rel=1e-5)  # rtx4090: PCIe 4 x16, desktop-ddr5
+
+
+@pytest.mark.parametrize("engine", FIVE.split(","))
+def test_the_two_phases_are_the_run(engine: str, trace: Path) -> None:
+    out, phases = plain(trace, engine)
+    both, whole = list(phases.values()), out["breakdown_ns"]
+    assert [each.tokens for each in both] == [out["tokens"], out["prompt_tokens"]]
+    for part in ("stall", "cpu_wait", "experts"):
+        assert sum(each.parts_ns[part] for each in both) == whole[part], part
+    assert sum(each.parts_ns["rest"] for each in both) == sum(whole[part] for part in ("dense", "decide", "head"))
+    assert sum(each.h2d_bytes for each in both) == sum(size or 0 for size in out["h2d_bytes"].values())
+    assert (sum(each.wanted for each in both), sum(each.hits for each in both)) == (out["wanted"], out["hits"])
+    assert sum(each.on_host for each in both) == out["host"]["experts"]
+    assert sum(each.remote for each in both) == out["remote_reads"]["experts"]
+
+
+def test_rows_are_sorted_and_the_reference_is_no_engine(kept: Path) -> None:
+    own = [row for row in rows_of(kept) if float(row["ratio"]) == pytest.approx(25.5 / 62.3, rel=1e-5)]
+    speeds = [float(row["tokens_per_s"]) for row in own]
+    assert speeds == sorted(speeds, reverse=True)
+    assert {row["engine"] for row in own} == {*FIVE.split(","), NO_ENGINE}
+    assert {row["tokens"] for row in own} == {own[0]["tokens"]}  # all judge the same requests
+    text = (kept / "engines.md").read_text()
+    assert "SYNTHETIC" in text and "NOT CALIBRATED" in text and "calibration 0.3, set aside for every engine" in text
+    assert not re.search(rf"{re.escape(NO_ENGINE)} (is|are) fastest", text)
+
+
+def test_the_reason_is_read_off_the_parts(trace: Path, kept: Path) -> None:
+    found = {engine: plain(trace, engine)[1]["decode"] for engine in FIVE.split(",")}
+    ranked = sorted(found, key=lambda name: found[name].time_ns / found[name].tokens)
+    best = found[ranked[0]]
+    slower = [name for name in ranked if found[name].ms() > best.ms() * (1 + ALIKE)]
+    other = found[slower[0]]
+    less = {p: (other.parts_ns[p] / other.tokens - best.parts_ns[p] / best.tokens) / 1e6 for p in PARTS}
+    part = max(less, key=less.__getitem__)
+    line = next(line for line in (kept / "engines.md").read_text().splitlines() if "in decode, " in line)
+    assert line.startswith(f"- `t`: {ranked[0]} is fastest in decode, {best.tokens * 1e9 / best.time_ns:,.2f} tokens/s")
+    ratio = (other.time_ns / other.tokens) / (best.time_ns / best.tokens)
+    assert f", {ratio:.2f} x {slower[0]}: it {PARTS[part]} " in line
+    mine, theirs = (each.parts_ns[part] / each.tokens / 1e6 for each in (best, other))
+    assert f"({mine:,.2f} ms a token instead of {theirs:,.2f})" in line
+    assert all(name in line for name in slower)
+
+
+def by_hand(**more: Any) -> Phase:
+    parts = {"stall": 0, "cpu_wait": 40, "experts": 10, "rest": 50} | more.pop("parts", {})
+    parts = {part: ns * 1_000_000 for part, ns in parts.items()}
+    counts = {"tokens": 10, "wanted": 100, "hits": 50, "on_host": 50, "remote": 0, "h2d_bytes": 0} | more
+    return Phase(time_ns=sum(parts.values()), parts_ns=parts, **counts)
+
+
+def test_a_reason_by_hand() -> None:
+    # ten tokens. b: 100 ms, so 10 ms a token, 4 of them waiting; a: 7 ms, 1 of waiting; c: 30 ms, 20 of stall
+    a = by_hand(parts={"cpu_wait": 10}, on_host=20, hits=80)
+    found = {"b": by_hand(), "a": a, "c": by_hand(parts={"stall": 200})}
+    assert why_fastest(found, "decode") == (
+        "a is fastest in decode, 142.86 tokens/s, 1.43 x b: it waits less for the host (1.00 ms a token instead of "
+        "4.00), because the host computes 2.00 experts a token instead of 5.00, and 80.0% of what is wanted is "
+        "resident instead of 50.0%. What the others lose against it they lose most of all in waiting for the link (c)"
+    )
+    # no less work than b, and 2 ms more of stall for 3 ms less of waiting
+    found = {"a": by_hand(parts={"cpu_wait": 10, "stall": 20}), "b": by_hand()}
+    assert why_fastest(found, "prompts") == (
+        "a is fastest in prompts, 111.11 tokens/s, 1.11 x b: it waits less for the host (1.00 ms a token instead of "
+        "4.00), with as much to do: the host computes 5.00 experts a token instead of 5.00; it pays for that with 2.00 "
+        "ms more in waiting for the link"
+    )
+    assert why_fastest({"a": by_hand(), "b": by_hand()}, "decode") == (
+        "a and b are fastest in decode, 100.00 tokens/s; nobody else ran"
+    )
+    assert why_fastest({"a": by_hand(tokens=0)}, "decode") is None
+
+
+def test_what_cannot_run_says_so_in_its_row(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trace", trace.with_name("one.npz"), "--vram", "8GB", "--engines", "fiddler,llama.cpp", "--max-steps", 8]
+    assert main(["engines", *map(str, words)]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("| one | fiddler |"))
+    assert row.endswith(" not run: placement global-popular: is fitted and needs --calibration FILE\\|FRACTION |")
+    assert "nothing set aside: what is fitted cannot run" in text
+    assert re.search(r"llama.cpp is fastest in \w+, [\d.]+ tokens/s; nobody else ran", text)
+
+
+def test_a_ratio_is_the_machines_link_scaled_and_its_winner_is_the_fastest(trace: Path, kept: Path) -> None:
+    rows = [row for row in rows_of(kept) if row["engine"] != NO_ENGINE]
+    ratios = list(dict.fromkeys(float(row["ratio"]) for row in rows))
+    assert ratios == [pytest.approx(25.5 / 62.3, rel=1e-5), 0.25, 2]
+    own, fast = catalog.hardware("rtx4090"), catalog.hardware(str(kept / "hardware" / "t-link-2.toml"))
+    by = 2 * 62.3 / 25.5
+    for mine, theirs in ((own.link, fast.link), (own.pageable_link, fast.pageable_link)):
+        assert mine is not None and theirs is not None
+        assert theirs.rate(1e8) == pytest.approx(by * mine.rate(1e8)) and theirs.setup_ns == mine.setup_ns
+    assert fast.host == own.host and fast.gpu == own.gpu
+    out, _ = plain(trace, "vllm-uva", hardware=str(kept / "hardware" / "t-link-2.toml"))
+    at_2 = next(row for row in rows if row["engine"] == "vllm-uva" and row["ratio"] == "2")
+    assert float(at_2["tokens_per_s"]) == pytest.approx(out["tokens_per_s"], rel=1e-5)
+    tables = (kept / "engines.md").read_text().split("\n## ")[1:]
+    for table, key in zip(tables, ("tokens_per_s", "prompt_tokens_per_s"), strict=True):
+        named = next(line for line in table.splitlines() if line.startswith("| fastest |")).split(" | ")[1:]
+        for ratio, said in zip(sorted(ratios), named, strict=True):
+            speed = {row["engine"]: float(row[key]) for row in rows if float(row["ratio"]) == ratio}
+            fastest = {name for name, value in speed.items() if value == max(speed.values())}
+            assert set(said.removesuffix(" |").split(", ")) == fastest
+
+
+def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = load(sorted((kept / "runs").iterdir()))
+    assert len(runs) == 3 * 6  # with the reference, which is no engine
+    made = section(runs)
+    assert made is not None and [panel.key for panel in made.panels] == ["engines", "engines-by-ratio-0"]
+    page = Page(render([made], [], "a page"))
+    text = "".join(page.texts["main"])
+    assert "last" in text and "b9000" in text and len(page.figures) == 1
+    (found,) = by_ratio(runs)
+    for phase_ in ("tokens_per_s", "prompt_tokens_per_s"):
+        for ratio, names in found.fastest(phase_).items():
+            at = {name: speeds[ratio] for name, speeds in found.speeds[phase_].items()}
+            assert names == [name for name in at if at[name] == max(at.values())] and len(at) == 5
+    assert figure([str(path) for path in sorted((kept / "runs").iterdir())]) == 0
+    drawn = capsys.readouterr().out
+    assert drawn == ratio_svg([found]) + "\n"
+    root = ElementTree.fromstring(drawn)
+    left, top, wide, high = map(float, root.attrib["viewBox"].split())
+    texts = [each for each in root.iter("{http://www.w3.org/2000/svg}text") if each.get("x")]
+    assert {name for each in texts for name in ["".join(each.itertext()).removeprefix("● ")]} >= set(FIVE.split(","))
+    for each in texts:  # nothing clipped: seven pixels a letter from where it begins
+        if each.get("text-anchor") is None:
+            assert float(each.attrib["x"]) + 6.5 * len("".join(each.itertext())) < left + wide
+        assert top < float(each.attrib["y"]) < top + high
+
+
+def test_without_several_ratios_there_is_no_figure(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure([str(kept / "runs" / "t-llama.cpp")]) == 2
+    assert capsys.readouterr().err.startswith("error: no runs of engines at several link/host ratios")
+    made = section(load([kept / "runs" / "t-llama.cpp"]))
+    assert made is not None and [panel.key for panel in made.panels] == ["engines"]
+
+
+BAD = {
+    "unknown engine": (["--engines", "lama.cpp"], "did you mean"),
+    "costs alone": (["--engines", "fused"], "fused"),
+    "vram without a unit": (["--vram", "16"], "vram: '16'"),
+    "vram of two": (["--vram", "16GB", "8GB"], "one for each of the 1"),
+    "ratio 0": (["--ratios", "0"], "ratios: 0: must be"),
+    "ratio of none": (["--ratios", "nan"], "ratios: nan: must be"),
+    "context too short": (["--context", "3"], "context: 3:"),
+    "unknown precision": (["--precision", "q44"], "q44"),
+    "unknown hardware": (["--hardware", "rtx409"], "rtx4090"),
+    "calibration": (["--calibration", "2"], "calibration"),
+    "no steps": (["--max-steps", "0"], "max_steps"),
+    "one trace twice": (["--trace", "mixtral.npz", "mixtral.npz"], "mixtral, too"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, hint = BAD[name]
+    trace = [] if "--trace" in args else ["--trace", "mixtral.npz"]
+    assert main(["engines", *trace, *args, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and hint in captured.err
+    assert not (tmp_path / "out").exists()
