@@ -136,7 +136,7 @@ def _parameters(
         for key, value in own.items()
         if key.split(".")[-2] in names and not any(same_parameter(key, other) for other in asked)
     }
-    return {"set": kept | dict(asked)} if own else {}
+    return {"set": kept | dict(asked)} if kept else {}
 
 
 def same_parameter(key: str, other: str) -> bool:
