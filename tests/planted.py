@@ -205,9 +205,9 @@ PLAN = [
     ),
     fault(
         "memory forgets the context offset",
-        "sim/prepare.py",
-        "int(self.trace.position[self.steps.row].max()) + 1 + self.spec.context_offset",
-        "int(self.trace.position[self.steps.row].max()) + 1",
+        "sim/capacity.py",
+        "int(trace.position[steps.row].max()) + 1 + spec.context_offset",
+        "int(trace.position[steps.row].max()) + 1",
         "tests/test_plan.py::test_memory_is_that_of_the_longest_context_offset_and_all",
     ),
     fault(
@@ -378,8 +378,8 @@ ENGINES = [
         f"{NAMED}which_layers_an_engine_puts_on_the_cpu"),
     fault("a card holds no staging", "sim/costs/memory_split.py", "stages if out else 0", "0",
         f"{NAMED}layers_that_fit_by_hand"),
-    fault("one layer fewer fits", "sim/costs/memory_split.py", "range(len(layers), -1, -1)",
-        "range(len(layers) - 1, -1, -1)", f"{NAMED}where_all_fits_nothing_is_staged"),
+    fault("one layer more than fits", "sim/costs/memory_split.py", 'at < n if knob == "first"',
+        'at <= n if knob == "first"', f"{NAMED}layers_that_fit_by_hand"),
     fault("an engine takes the whole card", "sim/costs/memory_split.py", "int(self.vram * self.engine.memory_share)",
         "self.vram", f"{NAMED}slots_that_fit_by_hand"),
     fault("what an engine keeps free is not kept", "sim/costs/roofline.py", "(engine.reserve_mib << 20) + logits",

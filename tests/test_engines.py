@@ -335,7 +335,9 @@ def test_slots_that_fit_by_hand() -> None:
 
 def test_where_all_fits_nothing_is_staged() -> None:
     for name in BEHAVING:
-        found = prepared(engine=name, vram="100GB", **(CALIBRATED if name in ("fiddler", "moe-infinity-paper") else {}))
+        found = prepared(
+            engine=name, vram="100GB", max_steps=2, **(CALIBRATED if name in ("fiddler", "moe-infinity-paper") else {})
+        )
         assert found.plan.slots.sum() == 256, name
         staging = found.engine.staging_experts * found.plan.expert_bytes
         assert found.memory["staging"] == staging and found.memory["fits"]
