@@ -22,7 +22,7 @@ from sim.spec import RunSpec
 
 WORDS = {
     "name", "aliases", "source", "sources", "note", "router",
-    "version", "does", "command", "sets", "options", "knob", "cpu_moe",
+    "version", "does", "command", "sets", "options", "knob", "cpu_moe", "released",
 }  # fmt: skip  # for the reader, and what an engine does: tests/test_engines.py
 SPECS: dict[str, type[Entry]] = {"model": ModelSpec, "gpu": Gpu, "link": Link, "host": Host, "engine": Engine}
 

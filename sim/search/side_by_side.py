@@ -67,7 +67,7 @@ def why_not(row: Row | None, lossy: bool) -> str | None:
 def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[str, Any]:
     engine = behaving(name)
     assert engine is not None
-    out = {"name": name, "kind": UNRELEASED if engine.command.startswith("none") else ENGINE}
+    out = {"name": name, "kind": ENGINE if engine.released else UNRELEASED}
     error = why_not(row, case.wish.max_lossy_weight > 0)
     if row is None or error is not None:
         return out | {"error": error}
