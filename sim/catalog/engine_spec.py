@@ -13,12 +13,12 @@ class Behaviour(Entry):
     """An engine's behaviour: which fields of a run it sets, and which its users may set otherwise.
 
     version: the release that is meant; released: there is code of it. does: in one line, what it does on a miss.
-    command: how the real thing is told so. sets: fields of `sim.run` and what this engine sets them to, each with its source in `sources`; whatever a run
-    can be asked for and does not stand here has its default. options: fields that its users may set, too, and to what:
-    `any`, a list of values, or (of `cache`) `layers`: whole layers alone; of `set`, a list of parameters. Nothing else
-    of policies, cache and misses can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it:
-    `slots`, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which layers its --n-cpu-moe
-    puts on the CPU.
+    command: how the real thing is told so. sets: fields of `sim.run` and what this engine sets them to, each with
+    its source in `sources`; whatever a run can be asked for and does not stand here has its default. options:
+    fields that its users may set, too, and to what: `any`, a list of values, or (of `cache`) `layers`: whole layers
+    alone; of `set`, a list of parameters. Nothing else of policies, cache and misses can be asked of it. `cache =
+    "fit"` is as much as the card holds; `knob`: what of it: `slots`, or whole MoE layers, the `first` or the `last`
+    ones of the model. cpu_moe: which layers its --n-cpu-moe puts on the CPU.
     """
 
     version: str = ""
