@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sim.catalog.engine_spec import LAYERS
 from sim.core.eviction import STATIC
 from sim.core.plan import Choice
 from sim.costs.memory_split import Card, split, whole_layers
@@ -48,8 +49,10 @@ class Fits:
         knob = "slots" if spec.engine_as_costs else self.engine.knob
         if needed(card.line(layers * most, 0)) <= card.room:
             return np.full(1 if pooled else layers, layers * most if pooled else most, np.int64)
-        if knob == "slots":
+        if knob in ("slots", "per-layer"):
             found = split(card, self._stages(False), 1 if pooled else layers)
+            if knob == "per-layer" and not pooled:
+                return np.full(layers, found.slots // layers, np.int64)
             return shares("cache", found.cache, spec, trace, found.expert_bytes)
         dense_too = spec.dense_on_host == WITHOUT_SLOTS
         held = whole_layers(card, self._stages(True), trace.meta["moe_layers"], knob, dense_too)
@@ -58,7 +61,7 @@ class Fits:
     def _stages(self, layers_without_slots: bool) -> int:
         lacks = np.array([layers_without_slots or self.eviction.kind == STATIC])
         few, many = self.rules.streaming(self.miss, lacks)
-        sizes = (self.trace.n_experts, self.trace.top_k, int(np.diff(self.steps.offset).max()))
+        sizes = (self.trace.n_experts, self.trace.top_k, largest_step(self.spec, self.steps))
         return self.rules.stages_for(*sizes) if (few | many).any() else 0
 
     def _card(self) -> Card:
@@ -72,13 +75,20 @@ class Fits:
                 f"vram: missing: {spec.hardware} does not say how much it has; give --vram 24GB, or --cache"
             )
         context = spec.context or longest_context(spec, self.trace, self.steps)
-        rows = int(np.diff(self.steps.offset).max())
+        rows = largest_step(spec, self.steps)
         return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, rows)
 
 
 def vram_bytes(spec: RunSpec, hardware: "Hardware") -> int | None:
     """Memory of the GPU: as asked, else the hardware's."""
     return hardware.mem_bytes if spec.vram is None else memory_bytes(spec.vram)
+
+
+def largest_step(spec: RunSpec, steps: Steps) -> int:
+    """Rows that memory is kept for: of an engine all that a step of it may have, else those of the run's largest."""
+    if spec.behaves is not None:
+        return max(spec.prefill_chunk, spec.batch)
+    return int(np.diff(steps.offset).max())
 
 
 def longest_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> int:
@@ -105,10 +115,15 @@ def slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tupl
     if field == "n_cpu_moe":
         assert spec.n_cpu_moe is not None
         last = engine.cpu_moe == "last" and not spec.engine_as_costs
-        return field, without_slots(field, spec.n_cpu_moe, layers, most, last)
+        return field, without_slots(spec.n_cpu_moe, layers, most, last)
     if field == "override_tensor":
         return field, overridden(str(spec.override_tensor), trace.meta["moe_layers"], trace.n_layers, most)
-    return field, layer_numbers(field, cache, layers, most)
+    slots = layer_numbers(field, cache, layers, most)
+    part = np.flatnonzero((slots > 0) & (slots < most))
+    if spec.behaves is not None and engine.options.get(field) == LAYERS and len(part):
+        wrong = f"{slots[part[0]]} slots in MoE layer {part[0]}; {engine.name} holds whole layers, 0 or {most}"
+        raise SpecError(f"{field}: {cache}: {wrong}")
+    return field, slots
 
 
 def shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int) -> Int:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from sim import catalog
-from sim.catalog.engine_spec import ANY, LAYERS, Engine
+from sim.catalog.engine_spec import ANY, LAYERS, SLOTS, Engine
 from sim.errors import CatalogError, SpecError, unknown
 
 FIT = "fit"  # of --cache: as much as the card holds
@@ -23,6 +23,7 @@ FREE = (
     "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset",
     "warmup_steps", "max_steps", "seed", "machine", "set",
 )  # fmt: skip
+COSTS = ("cpu_visit_us",)  # free, and instead of what the engine costs
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows
 NEVER_FETCH = ("cpu", "cpu-admit", "remote")  # rules: sim.on_miss.NEVER_FETCH by name; any other streams beside static
 OF_STREAMS = ("stages", "serial", "merge", "whole_layer", "ahead")  # nor these where nothing streams
@@ -52,18 +53,17 @@ def set_by_engine(
     Raises SpecError, one line, for what is given and the engine cannot do, and for an engine that sets what no run has.
     """
     engine = behaving(str(given.get("engine", defaults["engine"]))) if not given.get("engine_as_costs") else None
-    sets = {} if engine is None else engine.sets
-    out = {name: value for name, value in sets.items() if name not in (*given, "set")} | _cache(given, sets, defaults)
     if engine is None:
-        return out
+        return _cache(given, {}, defaults)
     _refuse_unknown(engine, defaults)
+    sets = engine.sets
+    if any(given.get(name) is not None for name in (*KNOBS, "vram")):  # who is resident is said otherwise
+        sets = {name: value for name, value in sets.items() if name not in KNOBS[1:]}
+    out = {name: value for name, value in sets.items() if name not in (*given, "set")} | _cache(given, sets, defaults)
     idle = _idle({**defaults, **out, **given})
     for name, value in given.items():
-        whole = engine.options.get(name) == LAYERS and (value == FIT or by_layer(value))
-        free = (
-            name in FREE or whole or (value == defaults[name] and name in idle) or (name == "cache" and value is None)
-        )
-        if not free and not _can(engine, name, value, defaults):
+        free = name in FREE or (value == defaults[name] and name in idle) or (name == "cache" and value is None)
+        if not free and not _can(engine, name, value, defaults, by_layer):
             raise SpecError(_refusal(engine, name, value, defaults))
     return {name: value for name, value in out.items() if name not in idle} | _parameters(engine, given, out, defaults)
 
@@ -73,7 +73,7 @@ def _cache(given: Mapping[str, Any], sets: Mapping[str, Any], defaults: Mapping[
     else the engine's or the default."""
     if given.get("cache") is not None:
         return {}
-    if any(given.get(name) is not None for name in KNOBS[1:]):
+    if any({**sets, **given}.get(name) is not None for name in KNOBS[1:]):
         return {"cache": None}
     found = FIT if given.get("vram") is not None else sets.get("cache", defaults["cache"])
     return {"cache": found} if found != defaults["cache"] or "cache" in given else {}
@@ -84,24 +84,32 @@ def _refuse_unknown(engine: Engine, defaults: Mapping[str, Any]) -> None:
         for name in getattr(engine, where):
             if name not in defaults:
                 raise unknown(f"engine {engine.name}: {where}", name, defaults)
+            if name in FREE and name not in ("set", "prefill_chunk"):
+                raise SpecError(f"engine {engine.name}: {where}.{name}: is no behaviour of an engine; leave it out")
 
 
-def _can(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
-    option = engine.options.get(name, [])
-    return option == ANY or value in (
-        engine.sets.get(name, defaults[name]),
-        *(option if isinstance(option, list) else ()),
-    )
+def _can(
+    engine: Engine, name: str, value: Any, defaults: Mapping[str, Any], by_layer: Callable[[Any], str | None]
+) -> bool:
+    option, own = engine.options.get(name, []), _own(engine, name, defaults)
+    if option in (LAYERS, SLOTS):
+        return value in (own, FIT) or (by_layer(value) is not None) == (option == LAYERS)
+    return option == ANY or value in (own, *option) or (name == "expert_group" and value is None)
+
+
+def _own(engine: Engine, name: str, defaults: Mapping[str, Any]) -> Any:
+    return engine.expert_group if name == "expert_group" else engine.sets.get(name, defaults[name])
 
 
 def _refusal(engine: Engine, name: str, value: Any, defaults: Mapping[str, Any]) -> str:
     """One line: what the engine does there, and what may be asked of it."""
-    option, own = engine.options.get(name, []), _said(engine.sets.get(name, defaults[name]))
+    option, own = engine.options.get(name, []), _said(_own(engine, name, defaults))
     word = name.replace("_", "-")
     if name in KNOBS[1:]:
         does = f"has no --{word}"
-    elif option == LAYERS:
-        does = f"holds whole layers: {word} must be {FIT}, layers:N, layers:first:N or a file"
+    elif option in (LAYERS, SLOTS):
+        may = "layers:N, layers:first:N or a file of whole layers" if option == LAYERS else "slots, a share or bytes"
+        does = f"holds {'whole layers' if option == LAYERS else 'slots'}: {word} must be {FIT}, {may}"
     else:
         does = f"has {word} {own}" + "".join(f", or {_said(each)}" for each in option) + ", and nothing else"
     return f"{name}: {_said(value)}: {engine.name} {does}; leave it out, or give --engine-as-costs for its costs alone"
@@ -158,7 +166,8 @@ def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -
     sets = engine.sets if spec["vram"] is None else engine.sets | {"cache": FIT}
     sets = {name: value for name, value in sets.items() if name not in left_out}
     engines = {name: value for name, value in sets.items() if spec[name] == value}
-    theirs = [name for name in defaults if name in sets or name not in (*FREE, "cache" if resident else "")]
+    free = {*FREE, "cache" if resident else ""} - {*COSTS}
+    theirs = [name for name in defaults if name in sets or name not in free]
     yours = {name: spec[name] for name in theirs if spec[name] != sets.get(name, defaults[name])}
     parameters = engine.sets.get("set", {})
     for key, value in spec["set"].items():

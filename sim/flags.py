@@ -12,7 +12,7 @@ from typing import Any
 
 from sim.engines import same_parameter
 from sim.errors import SpecError
-from sim.spec import NUMBER, WHOLE, RunSpec
+from sim.spec import NUMBER, VERSION, WHOLE, RunSpec
 from traces.command import Parser
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -95,6 +95,8 @@ def config(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     fields = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+    if fields.pop("version", VERSION) != VERSION:  # as a saved spec has it
+        raise SpecError(f"config: {path}: version: must be {VERSION}; what the fields of another mean may differ")
     return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
 
 

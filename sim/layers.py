@@ -78,11 +78,8 @@ def _short(value: object) -> str:
     return repr(value)[:40]
 
 
-def without_slots(field: str, n: int, layers: int, most: int, last: bool = False) -> Int:
-    """int64 [layers]: no slots in the first (or the last) n, `most` in the others. Raises SpecError for more layers
-    than there are."""
-    if n > layers:
-        raise SpecError(f"{field}: {n}: the trace has {layers} MoE layers; must be at most as many")
+def without_slots(n: int, layers: int, most: int, last: bool = False) -> Int:
+    """int64 [layers]: no slots in the first (or the last) n, `most` in the others; 99 is a usual word for all."""
     at = np.arange(layers)
     return np.where(at >= layers - n if last else at < n, 0, most).astype(np.int64)
 

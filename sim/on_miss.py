@@ -203,10 +203,10 @@ def _refuse_streaming(rules: Rules, plan: Plan, bulk: npt.NDArray[np.bool_]) -> 
         what = f"{rules.ahead + 1} layers" if rules.ahead else "a whole layer"
         raise SpecError(f"stages: {rules.stages}: {what} of {plan.n_experts} experts; must be 0, or at least {needed}")
     if rules.serial and rules.stages:
-        _refuse_too_few(rules, plan, np.where(bulk[:, None], many, few) & ~_whole(plan))
+        _refuse_too_few(rules, plan, np.where(bulk[:, None], many, few) & ~whole_there(plan))
 
 
-def _whole(plan: Plan) -> npt.NDArray[np.bool_]:
+def whole_there(plan: Plan) -> npt.NDArray[np.bool_]:
     """bool [L]: layers all of whose experts are resident, and stay."""
     layers, n = plan.experts.shape[1], plan.n_experts
     there = np.bincount(plan.residents // n, minlength=layers) == n
@@ -246,19 +246,13 @@ def _refuse_beyond_integers(rules: Rules, found: OnMiss, plan: Plan) -> None:
         raise SpecError(f"link_share: {rules.link_share}: has too many digits beside such durations; give fewer")
 
 
-def staged(rules: Rules, plan: Plan) -> int:
-    """Staging buffers that the run may fill at once; 0 where nothing streams."""
+def staged(rules: Rules, plan: Plan, rows: int) -> int:
+    """Staging buffers that the run may fill at once, in steps of at most so many rows; 0 where nothing streams."""
     few, many = rules.streaming(plan.miss, layers_lacking(plan))
-    streams = plan.on_miss is not None and bool(((few | many) & ~_whole(plan)).any())
-    return rules.stages_for(plan.n_experts, *_sizes(plan)) if streams else 0
+    streams = plan.on_miss is not None and bool(((few | many) & ~whole_there(plan)).any())
+    return rules.stages_for(plan.n_experts, int(plan.experts.shape[2]), rows) if streams else 0
 
 
 def visit_stages(plan: Plan) -> int:
     """All experts that one visit may want."""
-    top_k, rows = _sizes(plan)
-    return min(plan.n_experts, rows * top_k)
-
-
-def _sizes(plan: Plan) -> tuple[int, int]:
-    """(top-k, rows of the largest step)."""
-    return int(plan.experts.shape[2]), int(np.diff(plan.step_offset).max())
+    return min(plan.n_experts, int(np.diff(plan.step_offset).max()) * int(plan.experts.shape[2]))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.capacity import Fits, longest_context, shares, slots_by_layer, vram_bytes
+from sim.capacity import Fits, largest_step, longest_context, shares, slots_by_layer, vram_bytes
 from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
@@ -27,7 +27,7 @@ from sim.fit.prediction import Prediction
 from sim.fit.slots import spread_slots
 from sim.layers import layer_numbers
 from sim.memo import Memo, afresh, within
-from sim.on_miss import Rules, on_miss, staged
+from sim.on_miss import Rules, on_miss, staged, whole_there
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
@@ -403,12 +403,8 @@ class Setting:
         total, low = int(self.plan.slots.sum()), self.plan.low
         copies = 0 if low is None else int(low.slots.sum()) * low.bytes
         sizes = (self.spec.precision, total, self.context, self.spec.batch)
-        stages, on_host, rows = (
-            staged(self.rules, self.plan),
-            self.costed.on_host,
-            int(np.diff(self.steps.offset).max()),
-        )
-        room = vram_bytes(self.spec, self.hardware)
+        rows, on_host = largest_step(self.spec, self.steps), self.costed.on_host
+        stages, room = staged(self.rules, self.plan, rows), vram_bytes(self.spec, self.hardware)
         line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
         asked = self.ram is not None or self.plan.on_miss is not None or self.spec.dense_on_host is not None
         return line | ({"host": self._host_memory} if asked else {})
@@ -416,6 +412,8 @@ class Setting:
     @property
     def _host_memory(self) -> dict[str, Any]:
         spec, experts, low = self.spec, self.plan.experts.shape[1] * self.plan.n_experts, self.plan.low
+        if spec.behaves is not None and not self.engine.host_copy:
+            experts -= self.plan.n_experts * int(whole_there(self.plan).sum())
         more = 0 if low is None else experts * low.bytes
         if self.costed.on_host and self.model is not None:
             sizes = (self.costed.on_host, self.context, spec.batch)
@@ -542,7 +540,8 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
     if spec.defer and not trace.has("weights"):
         raise SpecError(f"defer: {spec.defer}: needs `weights`, which {path.name} does not have")
     for name in fitted(spec) if spec.calibration is None else ():
-        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION")
+        theirs = f"; engine {spec.engine} has it" if spec.behaves is not None else ""
+        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION{theirs}")
 
 
 def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:

@@ -221,7 +221,12 @@ class RunSpec(BaseModel):
         given = {name: getattr(spec, name) for name in RunSpec.model_fields if name in spec.model_fields_set}
         more = set_by_engine(given, defaults(), per_layer)
         try:
-            return handler({**given, **more}) if more else spec
+            made = handler({**given, **more}) if more else spec
+            for name in more:
+                if name != "set" and getattr(made, name) != more[name]:
+                    right = f"must be written as {getattr(made, name)!r}"
+                    raise SpecError(f"engine {spec.engine}: sets.{name}: {more[name]!r}: {right}")
+            return made
         except ValidationError as error:
             first = error.errors()[0]
             wrong = f"sets.{first['loc'][0]}: {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

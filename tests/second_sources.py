@@ -298,16 +298,19 @@ FUSED: Figures = {  # llama.cpp's: measured less 0.7 x bandwidth: 16 to 84 a lay
     "dense_precision": "experts",
     "head_precision": "q6",
 }
-LLAMA = FUSED | {"copies_per_expert": 3, "page_locked": False, "reserve_mib": 1024 + CONTEXT, "buffered_logits": True}
+LLAMA = FUSED | {
+    "copies_per_expert": 3, "page_locked": False, "reserve_mib": 1024 + CONTEXT, "buffered_logits": True,
+    "stored_beside": {"mxfp4": "q8"}, "host_copy": False,
+}  # fmt: skip
 PYTHON: Figures = {  # transformers code: three matrices, activation, product an expert
     "layer_ns": 1000 * 30 * OPERATION,
     "expert_ns": 1000 * 5 * OPERATION,
     "page_locked": False,
 }
-HF = PYTHON | {"copies_per_expert": 2, "reserve_mib": CONTEXT, "memory_share": 0.9}
+HF = PYTHON | {"host_copy": False, "copies_per_expert": 2, "reserve_mib": CONTEXT, "memory_share": 0.9}
 INFINITY: Figures = {"layer_ns": 3 * 10**6, "reserve_mib": CONTEXT, "memory_share": 0.75}
 NO_MEASUREMENT: Figures = {"layer_ns": FUSED["layer_ns"], "reserve_mib": CONTEXT}
-VLLM = NO_MEASUREMENT | {"expert_group": "all", "memory_share": 0.92}
+VLLM = NO_MEASUREMENT | {"host_copy": False, "expert_group": "all", "memory_share": 0.92}
 TOKEN = NO_MEASUREMENT | {"expert_group": "ready"}
 ENGINES: dict[str, Figures] = {
     "ideal": {},
@@ -315,8 +318,8 @@ ENGINES: dict[str, Figures] = {
     "llama.cpp": LLAMA,
     "llama.cpp-no-mmap": LLAMA | {"page_locked": True},
     "ik_llama.cpp": LLAMA | {"page_locked": True, "copies_per_expert": 2},
-    "llama.cpp+cache": LLAMA,
-    "llama.cpp+pool": LLAMA | {"reserve_mib": 3 * 1024 + CONTEXT},
+    "llama.cpp+cache": LLAMA | {"host_copy": True},
+    "llama.cpp+pool": LLAMA | {"reserve_mib": 3 * 1024 + CONTEXT, "host_copy": True},
     "hf-v5": HF,
     "hf-v4": HF | {"copies_per_expert": 3},
     "moe-infinity": INFINITY,
@@ -335,7 +338,8 @@ ENGINES: dict[str, Figures] = {
     "vllm-prefetch": VLLM | {"copies_per_expert": 2},
     "freetoken": TOKEN | {"memory_share": 0.9},
     "hybrimoe": TOKEN,
-    "moe-speed-of-light": {key: value for key, value in LLAMA.items() if "mla" not in key} | {"page_locked": True},
+    "moe-speed-of-light": {key: value for key, value in LLAMA.items() if "mla" not in key}
+    | {"page_locked": True, "host_copy": True},
     "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
 }
 

@@ -96,7 +96,7 @@ def test_every_engine_runs_as_it_is_on_every_trace_or_says_what_is_lacking(name:
     fields: dict[str, Any] = {"trace": file, "engine": name, "max_steps": 3}
     fitted = {"moe-infinity-paper": "activation-matrix", "fiddler": "placement global-popular"}
     if name in fitted and trace != "tiny-moe.npz":  # which brings requests of its own to fit on
-        with pytest.raises(SpecError, match=f"^{fitted[name]}: is fitted and needs --calibration FILE|FRACTION$"):
+        with pytest.raises(SpecError, match=f"^{fitted[name]}: is fitted .*; engine {name} has it$"):
             simulate(RunSpec.of(fields))
         fields |= CALIBRATED
     summary, _ = simulate(RunSpec.of(fields))
@@ -139,18 +139,21 @@ def test_the_header_says_who_set_what() -> None:
         "llama.cpp b9000: no experts on the GPU, miss cpu, beside no; you set --bulk none --n-cpu-moe 32"
     )
     assert words(engine="llama.cpp", cache="layers:first:30", bulk_rows=64).endswith(
-        "last 2 of 32 MoE layers on the CPU, miss cpu, bulk stream, beside no, serial, merge runs; "
+        "last 2 of 32 MoE layers on the CPU, miss cpu, bulk stream at 64 rows, beside no, serial, merge runs; "
         "you set --cache layers:first:30 --bulk-rows 64"
     )
     assert words(engine="moe-infinity", cache=40) == (
-        "moe-infinity as released, 2025: a pool of 40 of 256 experts, miss fetch, eviction lfu; you set --cache 40"
+        "moe-infinity as released, 2025: a pool of 40 of 256 experts, miss fetch, eviction lfu, prompts in one step; "
+        "you set --cache 40"
     )
     assert words(engine="freetoken", cache=256, miss="fetch").startswith(
-        "freetoken arXiv 2608.16157: all experts on the GPU, bulk stream at 32 rows, eviction lru, ahead 1; "
+        "freetoken arXiv 2608.16157: all experts on the GPU, bulk stream at 32 rows, eviction lru, whole layer, "
+        "ahead 1, prompts in steps of 8,192 rows; "
         "you set --cache 256 --miss fetch"
     )
     assert words(engine="mixtral-offloading", prefetch="gate-lookahead", set={"gate-lookahead.width": 2}) == (
-        "mixtral-offloading 0d3c605: 4 of 8 experts of each MoE layer on the GPU, miss fetch, eviction lru; "
+        "mixtral-offloading 0d3c605: 4 of 8 experts of each MoE layer on the GPU, miss fetch, eviction lru, "
+        "prompts in one step; "
         "you set --prefetch gate-lookahead --set gate-lookahead.width=2"
     )
 
@@ -185,8 +188,12 @@ REFUSED = {
         {"engine": "hybrimoe", "set": {"split.by": "share"}},
         "set: split.by=share: hybrimoe has makespan, and nothing else; leave it out, or give --engine-as-costs",
     ),
-    "a group": ({"engine": "llama.cpp", "expert_group": "one"}, "expert_group: one: llama.cpp has expert-group none"),
+    "a group": ({"engine": "llama.cpp", "expert_group": "one"}, "expert_group: one: llama.cpp has expert-group all,"),
     "in prompts": ({"engine": "vllm-uva", "bulk": "stream"}, "bulk: stream: vllm-uva has bulk none, and nothing else"),
+    "layers of slots": (
+        {"engine": "freetoken", "cache": "layers:4"},
+        "cache: layers:4: freetoken holds slots: cache must",
+    ),
     "two knobs": ({"engine": "llama.cpp", "n_cpu_moe": 2, "cache": 3}, "cache: 3: llama.cpp holds whole layers"),
 }
 
@@ -249,10 +256,90 @@ def test_a_cache_that_the_engine_has_anyway_is_the_user_s_beside_a_card() -> Non
 
 def test_what_no_engine_sets_is_free() -> None:
     assert set(FREE) <= {*defaults()}
-    fields = {"batch": 2, "seed": 5, "machine": "simpy", "link_share": 0.5, "cpu_visit_us": 100.0, "ram": "64GB"}
+    fields = {"batch": 2, "seed": 5, "machine": "simpy", "link_share": 0.5, "ram": "64GB"}
     for name in BEHAVING:
         spec = RunSpec.of({"trace": "t.npz", "engine": name, **fields})
         assert spec.who_set["you"] == {} and {each: getattr(spec, each) for each in fields} == fields
+
+
+def test_whole_layers_in_a_file(tmp_path: Path) -> None:
+    for name, slots in {"whole": [0, 8] * 16, "parts": [8] * 3 + [4] * 29}.items():
+        (tmp_path / f"{name}.txt").write_text(" ".join(map(str, slots)))
+    found, _ = simulate(
+        RunSpec.of({**SAMPLE, "engine": "llama.cpp", "cache": str(tmp_path / "whole.txt"), "max_steps": 2})
+    )
+    assert (
+        found["engine"]["residents"].startswith("16 of 32 MoE layers (0, 2, 4, 6")
+        and "6, 28, 30) on the CPU" in (found["engine"]["residents"])
+    )
+    for name in ("llama.cpp", "hf-v5"):  # parts of a layer are nobody's who holds whole ones
+        with pytest.raises(SpecError, match=rf"parts.txt: 4 slots in MoE layer 3; {name} holds whole layers, 0 or 8$"):
+            prepared(engine=name, cache=str(tmp_path / "parts.txt"))
+    assert prepared(engine="llama.cpp+cache", cache=str(tmp_path / "parts.txt")).plan.slots.tolist()[:4] == [8, 8, 8, 4]
+
+
+def test_where_dense_parts_are_is_said_as_it_is() -> None:
+    def where(**fields: Any) -> str:
+        summary, _ = simulate(RunSpec.of({**SAMPLE, "engine": "llama.cpp", "max_steps": 2, **fields}))
+        return str(summary["engine"]["words"]).partition(", miss")[0].removeprefix("llama.cpp b9000: ")
+
+    on_cpu = "first 4 of 32 MoE layers on the CPU"
+    assert where(n_cpu_moe=4, dense_on_host="layers:first:4") == f"{on_cpu}, dense parts too"
+    assert (
+        where(n_cpu_moe=4, dense_on_host="layers:4")
+        == f"{on_cpu}, dense parts of the last 4 of 32 MoE layers on the CPU"
+    )
+    assert where(n_cpu_moe=0, dense_on_host="layers:first:8") == (
+        "all experts on the GPU, dense parts of the first 8 of 32 MoE layers on the CPU"
+    )
+    assert where(override_tensor=r"blk\.1[0-9]\.ffn_.*_exps=CPU") == "10 of 32 MoE layers (10-19) on the CPU"
+    assert where(n_cpu_moe=99) == "no experts on the GPU"  # llama.cpp's users say 99 for all
+
+
+def test_engines_copy_whole_layers_however_far_ahead_and_run_prompts_at_once() -> None:
+    for ahead in (0, 1, 2):
+        assert prepared(engine="vllm-prefetch", ahead=ahead).rules.whole_layer
+    for name in ("hf-v5", "hf-v4", "moe-infinity", "mixtral-offloading"):
+        assert prepared(engine=name).spec.prefill_chunk >= 1_000_000
+
+
+def test_what_never_leaves_the_gpu_is_not_kept_in_host_memory() -> None:
+    """Of engines of whole layers; a cache engine keeps all experts there."""
+    size = catalog.model("mixtral-8x7b").expert_bytes("q4-k-m")
+    for name, layers in {"llama.cpp-no-mmap": 8, "llama.cpp": 8, "hf-v5": 8}.items():
+        host = prepared(engine=name, cache="layers:first:24", ram="16GB").memory["host"]
+        assert host["experts"] + host["page_locked"] == layers * 8 * size and host["fits"]
+    assert prepared(engine="freetoken", ram="16GB").memory["host"]["page_locked"] == 256 * size
+
+
+def test_mxfp4_files_keep_dense_weights_in_q8() -> None:
+    engine = catalog.engine("llama.cpp")
+    assert [engine.precision_of("dense", each) for each in ("mxfp4", "q4-k-m")] == ["q8", "q4-k-m"]
+    assert (
+        engine.precision_of("head", "mxfp4") == "q8"
+        and catalog.engine("fused").precision_of("dense", "mxfp4") == "mxfp4"
+    )
+
+
+def test_what_fits_is_no_matter_of_the_prompts() -> None:
+    chosen = {
+        str(prepared(engine="llama.cpp", vram="16GB", context=400, as_decode=each).plan.slots) for each in (True, False)
+    }
+    assert len(chosen) == 1
+    small, large = (
+        prepared(engine="llama.cpp", vram="16GB", prefill_chunk=each).memory["reserve"] for each in (512, 2048)
+    )
+    assert large - small == 1536 * 4 * 32_000
+
+
+def test_a_saved_spec_is_a_config(tmp_path: Path) -> None:
+    spec = RunSpec.of({**SAMPLE, "engine": "ktransformers", "vram": "16GB", "defer": 1})
+    lines = [f"{key} = {json.dumps(value)}" for key, value in spec.saved().items() if value not in (None, {})]
+    (tmp_path / "c.toml").write_text("\n".join(lines))
+    assert spec_of(run.parser().parse_args(["--config", str(tmp_path / "c.toml")])) == spec
+    (tmp_path / "c.toml").write_text('trace = "t.npz"\nversion = 2')
+    with pytest.raises(SpecError, match=r"c.toml: version: must be 3; what the fields of another mean may differ$"):
+        spec_of(run.parser().parse_args(["--config", str(tmp_path / "c.toml")]))
 
 
 # --- an engine of one's own ---
@@ -264,9 +351,28 @@ OWN = {
     ),
     "a value that no run has": ('[sets]\nbulk = "x"\n[sources]\nbulk = "x"', "engine mine.toml: sets.bulk: 'x': "),
     "no source": ('[sets]\nmiss = "cpu"', "mine.toml: sources.miss: missing; must say where sets.miss comes from"),
+    "a source for what is like another": (
+        'like = "llama.cpp"\n[sets]\nbeside = true',
+        "mine.toml: sources.beside: missi",
+    ),
+    "no source in an empty one": ('[sets]\nmiss = "cpu"\n[sources]\nmiss = ""', "mine.toml: sources.miss: missing"),
+    "the work": (
+        "[sets]\nseed = 3\n[sources]\nseed = 'x'",
+        "engine mine: sets.seed: is no behaviour of an engine; leave",
+    ),
+    "another spelling": (
+        '[sets]\nmiss = "cpu"\nbulk = "cpu"\nbulk_rows = 64\n[sources]\nmiss = "x"\nbulk = "x"\nbulk_rows = "x"',
+        "engine mine.toml: sets.bulk_rows: 64: must be written as '64'",
+    ),
+    "an option that is a word": (
+        '[options]\nmiss = "cpu-admit"',
+        "mine.toml: options.miss = 'cpu-admit': must be a list",
+    ),
+    "a name of two lines": ('name = "a\\nb"\n[options]\ncache = "any"', "mine.toml: name = 'a\\nb': "),
+    "like a number": ("like = 3", "mine.toml: like = 3: must be the name of an engine of the catalog"),
     "like nobody": ('like = "nobody"', "engine 'nobody': not in the catalog"),
     "an option of what": ("[options]\nbesides = [true]", "engine mine: options: 'besides' is unknown; did you mean be"),
-    "a knob of what": ('knob = "middle"', "mine.toml: knob = 'middle': should be 'slots', 'first' or 'last'"),
+    "a knob of what": ('knob = "middle"', "mine.toml: knob = 'middle': should be 'slots', 'per-layer',"),
 }
 
 
@@ -302,7 +408,7 @@ def test_layers_that_fit_by_hand() -> None:
     of the largest step's rows) and whole layers of 8 experts in what is left."""
     fits = prepared(engine="llama.cpp", vram="16GB", max_steps=5)
     model, line = catalog.model("mixtral-8x7b"), fits.memory
-    size, rows = model.expert_bytes("q4-k-m"), 112
+    size, rows = model.expert_bytes("q4-k-m"), 512  # those of an ubatch, whatever the trace's prompts
     assert line["kv"] == 32 * 4096 * (112 + 4) and line["staging"] == 8 * size
     assert line["reserve"] == 1324 * 2**20 + rows * 4 * 32_000
     left = 16 * 10**9 - sum(line[part] for part in ("dense", "kv", "staging", "reserve"))
@@ -361,8 +467,8 @@ def test_what_is_chosen_fits_and_no_more_does(name: str, gigabytes: int, context
     room, line = gigabytes * 1e9 * found.engine.memory_share, found.memory
     assert needed(line) <= room and line["gpu"] == gigabytes * 10**9
     if line["slots"] < 256 * found.plan.expert_bytes:
-        layers = found.engine.knob != "slots"
-        step = (8 if layers else 1) * found.plan.expert_bytes
+        units = {"slots": 1, "per-layer": 32, "first": 8, "last": 8}
+        step = units[found.engine.knob] * found.plan.expert_bytes
         dense = 0
         if found.spec.dense_on_host:
             whole = prepared(**fields | {"vram": "1TB"}).memory
@@ -392,7 +498,7 @@ NOT_FITTED = {
     "a short context": ({"context": 100}, "context: 100: the run has requests of 388 tokens; must be as many"),
     "a unit": ({"vram": "24"}, "vram: '24': must be bytes with a unit, such as 24GB"),
     "nothing": ({"vram": "0GB"}, "vram: '0GB': must be above 0"),
-    "too small": ({"vram": "2GB"}, "vram: 2.00 GB: mixtral-8x7b at q4-k-m takes 3.34 GB (dense weights 1.03"),
+    "too small": ({"vram": "2GB"}, "vram: 2.00 GB: mixtral-8x7b at q4-k-m takes 3.39 GB (dense weights 1.03"),
 }
 
 

@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
 
-ANY, LAYERS = "any", "layers"  # options: every value; of `cache`, those that say layers
+ANY, LAYERS, SLOTS = "any", "layers", "slots"  # options: every value; of `cache`, whole layers or slots alone
+PRINTABLE = r"^[ -~]{0,100}$"  # of a name that a header prints
 
 
 class Behaviour(Entry):
@@ -15,26 +16,37 @@ class Behaviour(Entry):
     version: the release that is meant; released: there is code of it. does: in one line, what it does on a miss.
     command: how the real thing is told so. sets: fields of `sim.run` and what this engine sets them to, each with
     its source in `sources`; whatever a run can be asked for and does not stand here has its default. options:
-    fields that its users may set, too, and to what: `any`, a list of values, or (of `cache`) `layers`: whole layers
-    alone; of `set`, a list of parameters. Nothing else of policies, cache and misses can be asked of it. `cache =
-    "fit"` is as much as the card holds; `knob`: what of it: `slots`, or whole MoE layers, the `first` or the `last`
-    ones of the model. cpu_moe: which layers its --n-cpu-moe puts on the CPU.
+    fields that its users may set, too, and to what: `any`, a list of values, or of `cache` `layers` (whole ones
+    alone) or `slots`; of `set`, a list of those parameters that it sets. Nothing else of policies, cache and misses
+    can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots` in all, `per-
+    layer` as many in each layer, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which
+    layers its --n-cpu-moe puts on the CPU. host_copy: experts that never leave the GPU lie in host memory, too.
     """
 
-    version: str = ""
+    name: str = Field(default="", pattern=PRINTABLE)
+    version: str = Field(default="", pattern=PRINTABLE)
     does: str = ""
     command: str = ""
     released: bool = True
     sets: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, str | list[Any]] = Field(default_factory=dict)
-    knob: Literal["slots", "first", "last"] = "slots"
+    knob: Literal["slots", "per-layer", "first", "last"] = "slots"
     cpu_moe: Literal["first", "last"] = "first"
+    host_copy: bool = True
 
     @model_validator(mode="after")
     def _sourced(self) -> "Behaviour":
-        missing = [name for name in self.sets if name not in self.sources]
+        missing = [name for name in self.sets if not self.sources.get(name)]
         if missing:
             raise ValueError(f"sources.{missing[0]}: missing; must say where sets.{missing[0]} comes from")
+        return self
+
+    @model_validator(mode="after")
+    def _said(self) -> "Behaviour":
+        for name, option in self.options.items():
+            words = (ANY, LAYERS, SLOTS) if name == "cache" else (ANY,)
+            if isinstance(option, str) and option not in words:
+                raise ValueError(f"options.{name} = {option!r}: must be a list of values, or {' or '.join(words)}")
         return self
 
 
@@ -49,7 +61,8 @@ class Engine(Behaviour):
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
-    head_precision: `experts` = as the experts, else a named precision; experts in fp32 make both fp32.
+    head_precision: `experts` = as the experts, else a named precision; experts in fp32 make both fp32. stored_beside:
+    by the precision of the experts, that of both instead.
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
@@ -77,6 +90,7 @@ class Engine(Behaviour):
     memory_share: Share = 1.0
     buffered_logits: bool = False
     dense_precision: str = "bf16"
+    stored_beside: dict[str, str] = Field(default_factory=dict)
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
     memory_efficiency: Share | None = None
@@ -84,5 +98,7 @@ class Engine(Behaviour):
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at
         `experts`."""
+        if experts in self.stored_beside:
+            return self.stored_beside[experts]
         named = self.dense_precision if part == "dense" else self.head_precision
         return experts if named == "experts" or experts == "fp32" else named

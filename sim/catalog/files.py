@@ -63,7 +63,14 @@ def _over(table: Table, name: str) -> Table:
     """An entry over the one that it is `like`: its keys, and those of its tables, in the place of that one's."""
     entry = dict(table[name])
     like = entry.pop("like", None)
-    return over(_over(table, like), entry) if like in table else table[name]
+    return over_sourced(_over(table, like), entry) if like in table else table[name]
+
+
+def over_sourced(base: Table, entry: Table) -> Table:
+    """`base` with the keys of `entry`, whose `sets` need sources of their own."""
+    gone = entry.get("sets", {}) if isinstance(entry.get("sets"), dict) else {}
+    sources = {key: text for key, text in base.get("sources", {}).items() if key not in gone}
+    return over({**base, "sources": sources}, entry)
 
 
 def over(base: Table, entry: Table) -> Table:

@@ -4,7 +4,7 @@ use."""
 from typing import Any
 
 from sim.catalog.engine_spec import Engine
-from sim.catalog.files import Table, entry_or_file, find, over, precision_bits, shipped
+from sim.catalog.files import Table, entry_or_file, find, over_sourced, precision_bits, shipped
 from sim.catalog.hardware_spec import Hardware
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import build
@@ -27,8 +27,12 @@ def load_model(name: str) -> ModelSpec:
 
 def load_engine(name: str) -> Engine:
     label, canonical, table = entry_or_file("engine", name)
-    if isinstance(table.get("like"), str):
-        table = over(shipped("engine")[find("engine", table["like"])], {k: v for k, v in table.items() if k != "like"})
+    like = table.get("like", "")
+    if not isinstance(like, str):
+        raise CatalogError(f"{label}: like = {like!r}: must be the name of an engine of the catalog")
+    if like:
+        entry = {key: value for key, value in table.items() if key != "like"}
+        table = over_sourced(shipped("engine")[find("engine", like)], entry)
     engine = build(Engine, label, {"name": canonical, **table})
     for field in ("dense_precision", "head_precision"):
         if getattr(engine, field) != "experts":

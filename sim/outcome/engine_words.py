@@ -14,9 +14,9 @@ from sim.spec import defaults
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
-    from sim.spec import RunSpec
 
 ALWAYS_SAID = ("miss", "eviction")  # the others where they are not a run's own default
+WHOLE_PROMPT = 1_000_000  # rows of a step: no prompt has more
 TOLD_BY_RESIDENTS = ("cache", "cache_scope", "n_cpu_moe", "override_tensor", "dense_on_host")
 
 
@@ -36,7 +36,8 @@ def engine_told(setting: "Setting") -> dict[str, Any] | None:
         "residents": residents(setting.plan.slots, layers, n, setting.plan.pooled),
         "chosen_by_fit": spec.cache == FIT,
     }
-    return out | _rates(setting) | {"words": _words(out, spec, _card(setting))}
+    where = f"{out['residents']}{_dense_there(setting)}{f' (as fits {_card(setting)})' if spec.cache == FIT else ''}"
+    return out | _rates(setting) | {"words": _words(out, where, spec.bulk_rows)}
 
 
 def _rates(setting: "Setting") -> dict[str, float | None]:
@@ -56,11 +57,28 @@ def residents(slots: npt.NDArray[np.int64], layers: int, n_experts: int, pooled:
         return f"a pool of {int(slots[0]):,} of {every:,} experts" if slots[0] < every else "all experts on the GPU"
     if full.all() or none.all():
         return "all experts on the GPU" if full.all() else "no experts on the GPU"
-    out = int(none.sum())
-    if (full | none).all() and (none[:out].all() or none[-out:].all()):
-        return f"{'first' if none[:out].all() else 'last'} {out} of {layers} MoE layers on the CPU"
+    if (full | none).all():
+        return f"{_which(none)} on the CPU"
     least, most = int(slots.min()), int(slots.max())
     return f"{least if least == most else f'{least} to {most}'} of {n_experts} experts of each MoE layer on the GPU"
+
+
+def _which(layers: npt.NDArray[np.bool_]) -> str:
+    """Some MoE layers: `first 3 of 32 MoE layers`, `10 of 32 MoE layers (10-19)`."""
+    n, every = int(layers.sum()), f"{len(layers)} MoE layers"
+    if layers[:n].all() or layers[-n:].all():
+        return f"{'first' if layers[:n].all() else 'last'} {n} of {every}"
+    runs = np.split(at := np.flatnonzero(layers), np.flatnonzero(np.diff(at) > 1) + 1)
+    return f"{n} of {every} ({', '.join(f'{r[0]}-{r[-1]}' if len(r) > 1 else str(r[0]) for r in runs)})"
+
+
+def _dense_there(setting: "Setting") -> str:
+    """Of which layers the dense part is on the CPU, beside where experts are."""
+    on_host = np.isin(setting.trace.meta["moe_layers"], setting.costed.on_host)
+    if not on_host.any():
+        return ""
+    same = not setting.plan.pooled and bool((on_host == (setting.plan.slots == 0)).all())
+    return ", dense parts too" if same else f", dense parts of the {_which(on_host)} on the CPU"
 
 
 def _card(setting: "Setting") -> str:
@@ -69,25 +87,21 @@ def _card(setting: "Setting") -> str:
     return f"{'' if share == 1 else f'{share:g} of '}{vram / 1e9:.2f} GB"
 
 
-def _words(out: Mapping[str, Any], spec: "RunSpec", card: str) -> str:
+def _words(out: Mapping[str, Any], where: str, bulk_rows: str | None) -> str:
     """`llama.cpp b9000: first 16 of 32 MoE layers on the CPU, miss cpu, ...; you set --n-cpu-moe 16`."""
-    where = out["residents"].replace(
-        "on the CPU", "on the CPU, dense parts too" if spec.dense_on_host else "on the CPU"
-    )
     plain = {name: default for name, default in defaults().items() if name not in ALWAYS_SAID}
     shown = {name: value for name, value in out["sets"].items() if (name, value) not in plain.items()}
-    sets = [_said(name, value) for name, value in _order(shown) if name not in TOLD_BY_RESIDENTS]
-    name = f"{out['name']} {out['version']}".strip()
-    fit = f" (as fits {card})" if out["chosen_by_fit"] else ""
+    sets = [_said(name, value) for name, value in _order(shown, bulk_rows) if name not in TOLD_BY_RESIDENTS]
     yours = shlex.join(flag_words(out["you_set"]))
-    return f"{name}: {', '.join([where + fit, *sets])}" + (f"; you set {yours}" if yours else "")
+    name = f"{out['name']} {out['version']}".strip()
+    return f"{name}: {', '.join([where, *sets])}" + (f"; you set {yours}" if yours else "")
 
 
-def _order(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The rules of misses first, each with the number of rows that it holds from."""
-    shown = dict(sets)
-    if "bulk" in shown and "bulk_rows" in shown:
-        shown["bulk"] = f"{shown['bulk']} at {_rows(shown.pop('bulk_rows'))}"
+def _order(sets: Mapping[str, Any], bulk_rows: str | None) -> list[tuple[str, Any]]:
+    """The rules of misses first, that of many rows with the number that it holds from."""
+    shown = {name: value for name, value in sets.items() if name != "bulk_rows"}
+    if "bulk" in shown and bulk_rows is not None:
+        shown["bulk"] = f"{shown['bulk']} at {_rows(bulk_rows)}"
     first = [name for name in ("miss", "bulk") if name in shown]
     return [(name, shown[name]) for name in [*first, *(name for name in shown if name not in first)]]
 
@@ -97,5 +111,7 @@ def _rows(text: str) -> str:
 
 
 def _said(name: str, value: Any) -> str:
+    if name == "prefill_chunk":
+        return "prompts in one step" if value >= WHOLE_PROMPT else f"prompts in steps of {value:,} rows"
     word = name.removeprefix("set.").replace("_", " ") if not name.startswith("set.") else name.removeprefix("set.")
     return word if value is True else f"{word} no" if value is False else f"{word} {value}"

@@ -148,7 +148,7 @@ class _Have:
         """Which end of the model is on the GPU, as many layers as fit: its fit's, or the other one where its users can
         say so."""
         option = self.engine.options.get("cache", [])
-        other = self.engine.knob != "slots" and (option == LAYERS or moved_by_number(self.engine))
+        other = self.engine.knob in OTHER and (option == LAYERS or moved_by_number(self.engine))
         return {"layers": (self.engine.knob, OTHER[self.engine.knob])} if other else {}
 
     def parameters(self, kind: str, name: str) -> dict[str, Values]:

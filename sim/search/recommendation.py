@@ -40,7 +40,8 @@ class Recommendation:
         assert setting.model is not None  # the case has seen to it
         rows = int(np.diff(setting.steps.offset).max())
         sizes = (setting.spec.precision, self.case.vram, self.wish.context, setting.spec.batch, rows)
-        return split(Card(setting.model, setting.hardware, setting.engine, *sizes), staged(setting.rules, setting.plan))
+        card = Card(setting.model, setting.hardware, setting.engine, *sizes)
+        return split(card, staged(setting.rules, setting.plan, card.rows))
 
     def _room(self, candidate: Candidate) -> dict[str, Any]:
         """The cache of a candidate that streams, beside stages for all that a visit may want."""
