@@ -158,6 +158,16 @@ def test_the_header_says_who_set_what() -> None:
     )
 
 
+def test_a_speed_of_an_engine_says_that_it_is_not_calibrated(tmp_path: Path) -> None:
+    engine, plain = (
+        table(simulate(RunSpec.of({**SAMPLE, "max_steps": 2, **more}))[0]) for more in ({"engine": "hf-v5"}, {})
+    )
+    assert "with prompts; not calibrated\n" in engine and "calibrated" not in plain
+    (tmp_path / "h.toml").write_text("[fixed]\ndense_ns = 6\ndecide_ns = 0\nexpert_ns = 5\ntransfer_ns = 12\n")
+    fields = {"trace": "mixtral.npz", "hardware": str(tmp_path / "h.toml"), "engine": "hf-v5", "cache": "layers:9"}
+    assert "calibrated" not in table(simulate(RunSpec.of(fields | {"max_steps": 2}))[0])
+
+
 def test_which_layers_an_engine_puts_on_the_cpu() -> None:
     first, last = (prepared(engine=name, n_cpu_moe=5).plan.slots for name in ("llama.cpp", "ik_llama.cpp"))
     assert first.tolist() == [0] * 5 + [8] * 27 and last.tolist() == [8] * 27 + [0] * 5

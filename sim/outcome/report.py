@@ -254,13 +254,19 @@ def _figure(value: float | None, digits: int = 2) -> str:
 def _speed(out: dict[str, Any]) -> list[str]:
     generated, total = _figure(out["tokens_per_s"]), _figure(out["total_tokens_per_s"])
     prompts = f", {_figure(out['prompt_tokens_per_s'])} of prompts" if "prompt_tokens_per_s" in out else ""
-    lines = [f"{'tokens/s':<12} {generated} generated{prompts}, {total} with prompts"]
+    lines = [f"{'tokens/s':<12} {generated} generated{prompts}, {total} with prompts{_how_sure(out)}"]
     lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
     for name in ("tpot", "itl", "ttft"):
         row = out[f"{name}_ms"]
         values = " ".join(f"{_figure(row[key], 3):>12}" for key in ("mean", "p50", "p95", "p99"))
         lines.append(f"{name.upper():<12} {values} {row['n']:>8}")
     return lines + _free_start(out)
+
+
+def _how_sure(out: dict[str, Any]) -> str:
+    """Of a run of an engine whose costs are the catalog's: nobody has measured them on this machine."""
+    rates = "engine" in out and out["engine"]["host_gb_per_s"] is not None  # not durations that are given outright
+    return "; not calibrated" if rates and not out["marks"]["calibrated"] else ""
 
 
 def _free_start(out: dict[str, Any]) -> list[str]:
