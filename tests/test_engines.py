@@ -46,8 +46,17 @@ def prepared(**fields: Any) -> Setting:
 @pytest.mark.parametrize("name", BEHAVING)
 def test_the_flags_on_the_page_say_what_the_name_says(name: str) -> None:
     said, engine = RunSpec.of({"trace": "t.npz", "engine": name}), behaving(name)
-    assert engine is not None and f"\n\n    {engine.command}\n\n" in SECTIONS[name]
+    assert engine is not None and f"\n\n    {engine.command}\n    python -m sim.run" in SECTIONS[name]
     assert as_written(name) == said.model_copy(update={"engine_as_costs": True})
+
+
+@pytest.mark.parametrize("name", BEHAVING)
+def test_our_command_line_runs(name: str, commands: Forks, tmp_path: Path) -> None:
+    found = re.search(r"\n    python -m (sim\.run .*)\n", SECTIONS[name])
+    assert found is not None
+    words = found[1].replace("TRACE", "mixtral.npz").split()
+    done = commands.call(*words, "--max-steps", "2", "--precision", "q4", "--hardware", "rtx4090", cwd=tmp_path)
+    assert done.returncode == 0 and f"\n{name} " in done.stdout, done.stderr
 
 
 def test_every_engine_has_its_section_and_nobody_else() -> None:
