@@ -255,7 +255,11 @@ def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, caps
     runs = load(sorted((kept / "runs").iterdir()))
     assert len(runs) == 3 * 6  # with the reference, which is no engine
     made = section(runs)
-    assert made is not None and [panel.key for panel in made.panels] == ["engines-0", "engines-by-ratio-0"]
+    assert made is not None and [panel.key for panel in made.panels] == [
+        "engines-0",
+        "engines-by-ratio-0",
+        "engine-sets",
+    ]
     page = Page(render([made], [], "a page"))
     text = "".join(page.texts["main"])
     assert "last" in text and "b9000" in text and len(page.figures) == 1
@@ -264,6 +268,18 @@ def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, caps
         for ratio, names in found.fastest(phase_).items():
             at = {name: speeds[ratio] for name, speeds in found.speeds[phase_].items()}
             assert set(names) == {name for name in at if at[name] * (1 + TIE) >= max(at.values())} and len(at) == 5
+    # at the machine's own rates alone, which runs there beside a faster and a slower link
+    table = made.panels[0].table
+    own = {row["engine"]: row for row in rows_of(kept)[:6] if row["engine"] != NO_ENGINE}
+    assert table is not None and table[0][:3] == ["engine", "decode tokens/s", "prompts tokens/s"]
+    assert {row[0]: row[1] for row in table[1]} == {e: f"{float(row['tokens_per_s']):,.2f}" for e, row in own.items()}
+    best = max(own, key=lambda name: float(own[name]["tokens_per_s"]))
+    title = made.panels[0].title
+    assert title.startswith("t (synthetic), 8GB of rtx4090, experts in q4: ") and f"{best} fastest in decode" in title
+    plotted = made.panels[1].figure
+    assert plotted is not None
+    axes = [plotted.layout[axis].type for axis in ("xaxis", "xaxis2", "yaxis", "yaxis2")]
+    assert axes == ["log"] * 4
     assert figure([str(path) for path in sorted((kept / "runs").iterdir())]) == 0
     drawn = capsys.readouterr().out
     assert drawn == ratio_svg([found]) + "\n"
@@ -271,6 +287,10 @@ def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, caps
     left, top, wide, high = map(float, root.attrib["viewBox"].split())
     texts = [each for each in root.iter("{http://www.w3.org/2000/svg}text") if each.get("x")]
     assert {name for each in texts for name in ["".join(each.itertext()).removeprefix("● ")]} >= set(FIVE.split(","))
+    assert "t (synthetic): 8GB of rtx4090, experts in q4" in ["".join(each.itertext()) for each in texts]
+    for i, at in enumerate(found.speeds.values()):  # names in the order of the lines' ends, each panel in its half
+        names = ["".join(each.itertext()).removeprefix("● ") for each in texts if (float(each.attrib["x"]) > 470) == i]
+        assert [name for name in names if name in at] == sorted(at, key=lambda name: -at[name][max(found.ratios)])
     for each in texts:  # nothing clipped: seven pixels a letter from where it begins
         if each.get("text-anchor") is None:
             assert float(each.attrib["x"]) + 6.5 * len("".join(each.itertext())) < left + wide
@@ -281,7 +301,55 @@ def test_without_several_ratios_there_is_no_figure(kept: Path, capsys: pytest.Ca
     assert figure([str(kept / "runs" / "t-llama.cpp")]) == 2
     assert capsys.readouterr().err.startswith("error: no runs of engines at several link/host ratios")
     made = section(load([kept / "runs" / "t-llama.cpp"]))
-    assert made is not None and [panel.key for panel in made.panels] == ["engines-0"]
+    assert made is not None and [panel.key for panel in made.panels] == ["engines-0", "engine-sets"]
+
+
+def test_traces_are_not_ranked_against_each_other(trace: Path, tmp_path: Path) -> None:
+    words = ["--trace", trace, trace.with_name("one.npz"), "--vram", "8GB", "--engines", "llama.cpp,vllm-uva"]
+    assert main(["engines", *map(str, words), "--max-steps", "40", "--out", str(tmp_path / "out")]) == 0
+    made = section(load(sorted((tmp_path / "out" / "runs").iterdir())))
+    assert made is not None and [panel.key for panel in made.panels] == ["engines-0", "engines-1", "engine-sets"]
+    assert [panel.title.split(" (")[0] for panel in made.panels[:2]] == ["one", "t"]
+
+
+def test_a_folder_holds_the_runs_of_one_command(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["engines", "--trace", str(trace), "--vram", "8GB", "--max-steps", "8", "--out", str(tmp_path / "out")]
+    assert main([*words, "--engines", "llama.cpp,fiddler", "--ratios", "1"]) == 0
+    assert main([*words, "--engines", "llama.cpp", "--ratios", "2"]) == 0
+    runs = {path.name for path in (tmp_path / "out" / "runs").iterdir()}
+    assert runs == {f"t-{name}{tail}" for name in ("llama.cpp", "lru-+-fetch-no-engine") for tail in ("", "-link-2")}
+    assert [path.name for path in (tmp_path / "out" / "hardware").iterdir()] == ["t-link-2.toml"]
+    (tmp_path / "out" / "engines.csv").unlink()  # runs, but of whom?
+    capsys.readouterr()
+    assert main([*words, "--engines", "llama.cpp"]) == 2
+    assert "holds runs that are not of this command; give another DIR" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out" / "runs").iterdir()} == runs
+
+
+def test_where_nobody_fits_a_sentence_says_so(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trace", str(trace), "--vram", "2GB", "--engines", "llama.cpp,moe-infinity", "--ratios", "1"]
+    assert main(["engines", *words]) == 0
+    text = capsys.readouterr().out
+    assert "- `t`: no engine ran: what each lacks stands in its note" in text
+    assert "| fastest |" not in text and "\n## " not in text
+
+
+def test_what_durations_are_made_of_is_said_of_the_machine(trace: Path, tmp_path: Path, capsys: Any) -> None:
+    fixed = tmp_path / "f.toml"
+    fixed.write_text(
+        "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 40\ndecide_ns = 1\ncpu_expert_ns = 20\n"
+        "expert_bytes = 1000\n"
+    )
+    words = ["--trace", str(trace), "--vram", "8GB", "--engines", "llama.cpp,mixtral-offloading", "--max-steps", "8"]
+    assert main(["engines", *words, "--hardware", str(fixed)]) == 0
+    assert f"durations are those that [fixed] of {fixed} gives outright; no engine's costs" in capsys.readouterr().out
+    own = tmp_path / "own.toml"
+    own.write_text('gpu = "rtx-4090"\nlink = "pcie4x16-pinned"\nhost = "desktop-ddr5"\n')
+    assert main(["engines", *words, "--hardware", str(own)]) == 0
+    text = capsys.readouterr().out
+    assert f"computed from the rates that {own} gives" in text and "catalog's rates" not in text
 
 
 BAD = {

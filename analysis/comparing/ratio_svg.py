@@ -1,6 +1,6 @@
 """Engines over link/host ratios as a small SVG for a page that runs no script: a row a trace, decode and prompts.
 
-Who is fastest at some ratio has a colour, the others are grey; names stand at the ends of their lines.
+Who is fastest at some ratio has a colour there, the others are grey; names stand at the ends of their lines.
 """
 
 import math
@@ -9,10 +9,11 @@ from pathlib import PurePath
 
 from analysis.comparing.by_ratio import PHASES, ByRatio
 from analysis.comparing.svg import EDGE, STYLE
-from analysis.showing.palette import colours
+from analysis.showing.palette import GREY, SEQUENCE
 from analysis.showing.words import markup, shortened
 
 LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 66, 13
+SHADES = [shade for shade in SEQUENCE if shade != GREY]
 APART = 30  # of two labels under the line
 PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
 LINES = (
@@ -22,7 +23,7 @@ LINES = (
 TITLE = "Which engine is fastest, by how fast the link is against the host's memory"
 HOW = (
     "over link rate / host read rate, both axes logarithmic; the host stays as it is; coloured: fastest, or within 1 % "
-    "of it, somewhere"
+    "of it, at some ratio"
 )
 
 
@@ -40,12 +41,14 @@ def ratio_svg(found: Sequence[ByRatio]) -> str:
         f'<text x="0" y="14" class="title">{markup(TITLE)}</text>',
         f'<text x="0" y="34" class="soft">{HOW}</text>',
     ]
-    colour = colours(name for each in found for phase in PHASES for name in each.winners(phase))
+    winners = dict.fromkeys(name for each in found for phase in PHASES for name in each.winners(phase))
+    colour = {name: SHADES[i % len(SHADES)] for i, name in enumerate(winners)}
     for i, each in enumerate(found):
         said = shortened(f"{_name(each)}: {each.setting}", 120)
         parts.append(f'<text x="0" y="{HEAD + ROW * i + 26}" class="name">{markup(said)}</text>')
+        mine = {name: colour[name] for phase in PHASES for name in each.winners(phase)}
         for j, phase in enumerate(PHASES):
-            parts += _panel(each, phase, j * PANEL, HEAD + ROW * i, colour)
+            parts += _panel(each, phase, j * PANEL, HEAD + ROW * i, mine)
     return "\n".join([*parts, "</svg>"])
 
 

@@ -13,8 +13,7 @@ from analysis.showing.words import plain
 from sim.experiments.fastest import fastest
 
 CAPTION = (
-    "What an engine's name set, what its user set otherwise, and which experts are where. Shares of the whole run's "
-    "time; bytes over the link of the whole run."
+    "The fastest first, and which experts are where. Shares of the whole run's time; bytes over the link of all of it."
 )
 PARTS = ("dense", "experts", "stall", "cpu_wait")  # of the breakdown, in the table
 
@@ -26,7 +25,8 @@ def engines(runs: Sequence[Run]) -> Section | None:
     if not mine:
         return None
     panels = [_panel(i, found) for i, found in enumerate(_comparable(mine))]
-    return Section("engines", "Engines", panels + [_over_ratios(i, each) for i, each in enumerate(by_ratio(mine))])
+    panels += [_over_ratios(i, each) for i, each in enumerate(by_ratio(mine))]
+    return Section("engines", "Engines", [*panels, _sets(mine)])
 
 
 def _told(run: Run) -> Mapping[str, Any]:
@@ -85,9 +85,9 @@ def _label(run: Run, runs: Sequence[Run]) -> str:
 def _table(runs: Sequence[Run]) -> Cells:
     """The fastest first; speeds beside the names, what is long last."""
     titles = ["engine", *(f"{word} tokens/s" for word in PHASES.values())]
-    titles += [*(f"{part.replace('_', ' ')} (%)" for part in PARTS), "GB over the link", "experts", "version"]
+    titles += [*(f"{part.replace('_', ' ')} (%)" for part in PARTS), "GB over the link", "experts"]
     order = sorted(runs, key=lambda run: [-(run.summary.get(key) or 0.0) for key in PHASES])
-    return [*titles, "it set", "you set"], [_row(run, _label(run, runs)) for run in order]
+    return titles, [_row(run, _label(run, runs)) for run in order]
 
 
 def _row(run: Run, name: str) -> list[str]:
@@ -99,10 +99,23 @@ def _row(run: Run, name: str) -> list[str]:
         *(f"{100 * share(s['breakdown_ns'][part], s['time_ns']):.1f}" for part in PARTS),
         f"{sum(by_cause(s['h2d_bytes']).values()) / 1e9:,.1f}",
         plain(told.get("residents")) + fit,
-        plain(told.get("version") or "-"),
-        _fields(told.get("sets")),
-        _fields(told.get("you_set")),
     ]
+
+
+def _sets(runs: Sequence[Run]) -> Panel:
+    """What is set, once for all runs of an engine that have it alike."""
+    rows = dict.fromkeys(
+        (
+            plain(told["name"]),
+            plain(told.get("version") or "-"),
+            _fields(told.get("sets")),
+            _fields(told.get("you_set")),
+        )
+        for told in map(_told, runs)
+    )
+    titles = ["engine", "version", "it set", "you set"]
+    caption = "What an engine's name set of a run, and what its user set otherwise."
+    return Panel("engine-sets", "What each engine set", caption, table=(titles, [list(row) for row in rows]), wide=True)
 
 
 def _fields(given: Mapping[str, Any] | None) -> str:
@@ -114,7 +127,10 @@ def _over_ratios(i: int, found: ByRatio) -> Panel:
         "Tokens/s over the rate of the link by what the host reads. Who is fastest at some ratio, or within 1 % of "
         "it, has a colour and larger marks; the others are grey, and in the table."
     )
-    title = f"{PurePath(found.trace).stem}, {found.setting}: " + "; ".join(found.told(phase) for phase in PHASES)
+    synthetic = " (synthetic)" if found.synthetic else ""
+    title = f"{PurePath(found.trace).stem}{synthetic}, {found.setting}: " + "; ".join(
+        found.told(phase) for phase in PHASES
+    )
     return Panel(f"engines-by-ratio-{i}", title, caption, engine_figures.by_ratio(found), _speeds(found), wide=True)
 
 
