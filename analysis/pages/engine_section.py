@@ -69,7 +69,8 @@ def _fastest(runs: Sequence[Run], key: str) -> str:
     if len(speeds) == 1:
         return f"{PHASES[key]}: {next(iter(speeds.values())):,.2f} tokens/s"
     names = fastest(speeds)
-    return f"{tied(names)} fastest in {PHASES[key]}: {speeds[names[0]]:,.2f} tokens/s"
+    said = f"{names[0]} fastest in {PHASES[key]}" if len(names) == 1 else f"no winner in {PHASES[key]}: {tied(names)}"
+    return f"{said}{':' if len(names) == 1 else ','} {speeds[names[0]]:,.2f} tokens/s"
 
 
 def _fits(run: Run) -> bool:
