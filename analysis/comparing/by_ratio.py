@@ -2,46 +2,58 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from analysis.reading.run import Run
+from sim.experiments.fastest import TIE, fastest
+from sim.experiments.scaled import is_scaled
 
+SETTING = ("vram", "precision", "context")  # of a run's spec: what engines are only compared within
 PHASES = {"tokens_per_s": "decode", "prompt_tokens_per_s": "prompts"}  # key of the summary -> word
 
 
 @dataclass(frozen=True)
 class ByRatio:
-    """Runs of one trace in one GPU memory. speeds: tokens/s by phase (PHASES), engine and ratio; what did not fit, or
-    had nothing to do there, is left out."""
+    """Runs of one trace in one setting (SETTING), which is said in `setting`. speeds: tokens/s by phase (PHASES),
+    engine and ratio; what did not fit, or had nothing to do there, is left out."""
 
     trace: str
+    setting: str
     synthetic: bool
     ratios: Sequence[float]
     speeds: dict[str, dict[str, dict[float, float]]]
 
     def fastest(self, phase: str) -> dict[float, list[str]]:
-        """Of each ratio; several that are equally fast."""
+        """Of each ratio, with who ties with it; nobody where nobody ran."""
         out = {}
         for ratio in self.ratios:
             found = {name: at[ratio] for name, at in self.speeds[phase].items() if ratio in at}
-            out[ratio] = [name for name, speed in found.items() if speed == max(found.values())]
+            out[ratio] = fastest(found)
         return out
 
     def winners(self, phase: str) -> list[str]:
-        """Who is fastest at some ratio, by the first."""
+        """Who is fastest at some ratio, or ties there, by the first."""
         return list(dict.fromkeys(name for names in self.fastest(phase).values() for name in names))
 
     def told(self, phase: str) -> str:
-        """`a wins decode up to 0.41, b from 0.5 on`."""
+        """`decode: a at 0.25 to 0.41, b at 0.5`; who ties stands beside who is faster."""
+        if not any(self.speeds[phase].values()):
+            return f"{PHASES[phase]}: nobody ran"
         stretches: list[tuple[str, float, float]] = []
         for ratio, names in self.fastest(phase).items():
-            name = " and ".join(names) or "nobody"
+            name = tied(sorted(names)) or "nobody"
             if stretches and stretches[-1][0] == name:
                 stretches[-1] = (name, stretches[-1][1], ratio)
             else:
                 stretches.append((name, ratio, ratio))
         if len(stretches) == 1:
-            return f"{stretches[0][0]} wins {PHASES[phase]} at every ratio"
+            return f"{PHASES[phase]}: {stretches[0][0]} at every ratio"
         return f"{PHASES[phase]}: " + ", ".join(_stretch(*each) for each in stretches)
+
+
+def tied(names: Sequence[str]) -> str:
+    """`a`, or `a and b (within 1 %)`."""
+    return " and ".join(names) + f" (within {100 * TIE:g} %)" * (len(names) > 1)
 
 
 def _stretch(name: str, first: float, last: float) -> str:
@@ -49,13 +61,31 @@ def _stretch(name: str, first: float, last: float) -> str:
 
 
 def by_ratio(runs: Sequence[Run]) -> list[ByRatio]:
-    """One for each trace and memory of which there are runs of engines at several ratios."""
-    groups: dict[tuple[str, str], list[tuple[float, Run]]] = {}
+    """One for each trace and setting of which there are runs of engines at several ratios."""
+    groups: dict[tuple[str, ...], list[tuple[float, Run]]] = {}
     for run in runs:
         ratio = ratio_of(run)
         if ratio is not None:
-            groups.setdefault((run.trace["hash"], str(run.spec.get("vram"))), []).append((ratio, run))
+            groups.setdefault((run.trace["hash"], *setting_of(run)), []).append((ratio, run))
     return [_table(found) for found in groups.values() if len({ratio for ratio, _ in found}) > 1]
+
+
+def setting_of(run: Run) -> tuple[str, ...]:
+    """SETTING of a run, whatever its ratio."""
+    return tuple(str(run.spec[key]) if run.spec.get(key) is not None else "" for key in SETTING)
+
+
+def told_setting(runs: Sequence[Run]) -> str:
+    """`16GB of an rtx4090, experts in q4-k-m`, of runs of one setting."""
+    machines = dict.fromkeys(str(run.spec["hardware"]) for run in runs if not scaled(run))
+    names = [PurePath(name).stem for name in machines] or ["a machine with its link scaled"]
+    vram, precision = runs[0].spec.get("vram"), runs[0].spec.get("precision")
+    return f"{f'{vram} of ' * bool(vram)}{' and '.join(names)}{f', experts in {precision}' * bool(precision)}"
+
+
+def scaled(run: Run) -> bool:
+    """Whether the machine of a run is one that nobody has: one with a faster or slower link."""
+    return is_scaled(str(run.spec["hardware"]))
 
 
 def ratio_of(run: Run) -> float | None:
@@ -72,4 +102,5 @@ def _table(found: Sequence[tuple[float, Run]]) -> ByRatio:
             if run.summary.get(phase) and run.summary["marks"]["fits"] is not False:
                 speeds[phase].setdefault(run.summary["engine"]["name"], {})[ratio] = run.summary[phase]
     first = found[0][1]
-    return ByRatio(str(first.spec["trace"]), first.synthetic, sorted({ratio for ratio, _ in found}), speeds)
+    ratios, setting = sorted({ratio for ratio, _ in found}), told_setting([run for _, run in found])
+    return ByRatio(str(first.spec["trace"]), setting, first.synthetic, ratios, speeds)

@@ -1,6 +1,6 @@
 """Engines over link/host ratios as a small SVG for a page that runs no script: a row a trace, decode and prompts.
 
-Who is fastest at some ratio has a colour, the others are grey; names stand at the ends of their lines.
+Who is fastest at some ratio has a colour there, the others are grey; names stand at the ends of their lines.
 """
 
 import math
@@ -9,21 +9,28 @@ from pathlib import PurePath
 
 from analysis.comparing.by_ratio import PHASES, ByRatio
 from analysis.comparing.svg import EDGE, STYLE
-from analysis.showing.palette import colours
+from analysis.showing.palette import GREY, SEQUENCE
 from analysis.showing.words import markup, shortened
 
-LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 44, 13
+LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 66, 13
+SHADES = [shade for shade in SEQUENCE if shade != GREY]
 APART = 30  # of two labels under the line
 PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
-LINES = ".other, .tick { stroke: #8a949e; fill: none; } .other { opacity: 0.7; } .tick { opacity: 0.35; }"
+LINES = (
+    ".other, .tick { stroke: #8a949e; fill: none; } .other { opacity: 0.7; } .tick { opacity: 0.35; } "
+    ".name { font-weight: 600; }"
+)
 TITLE = "Which engine is fastest, by how fast the link is against the host's memory"
-HOW = "tokens/s over link rate / host read rate, both logarithmic; the host stays as it is; coloured: fastest somewhere"
+HOW = (
+    "over link rate / host read rate, both axes logarithmic; the host stays as it is; coloured: fastest, or within 1 % "
+    "of it, at some ratio"
+)
 
 
 def ratio_svg(found: Sequence[ByRatio]) -> str:
     """Equal tables give equal bytes."""
     wide, height = 2 * PANEL + 2 * EDGE, HEAD + ROW * len(found) + EDGE
-    spoken = "; ".join(f"{_name(each)}: {each.told(phase)}" for each in found for phase in PHASES)
+    spoken = "; ".join(f"{_name(each)}, {each.setting}: {each.told(phase)}" for each in found for phase in PHASES)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{height + EDGE}" role="img"'
         f' aria-labelledby="t d" viewBox="{-EDGE} {-EDGE} {wide} {height + EDGE}">',
@@ -34,10 +41,14 @@ def ratio_svg(found: Sequence[ByRatio]) -> str:
         f'<text x="0" y="14" class="title">{markup(TITLE)}</text>',
         f'<text x="0" y="34" class="soft">{HOW}</text>',
     ]
-    colour = colours(name for each in found for phase in PHASES for name in each.winners(phase))
+    winners = dict.fromkeys(name for each in found for phase in PHASES for name in each.winners(phase))
+    colour = {name: SHADES[i % len(SHADES)] for i, name in enumerate(winners)}
     for i, each in enumerate(found):
+        said = shortened(f"{_name(each)}: {each.setting}", 120)
+        parts.append(f'<text x="0" y="{HEAD + ROW * i + 26}" class="name">{markup(said)}</text>')
+        mine = {name: colour[name] for phase in PHASES for name in each.winners(phase)}
         for j, phase in enumerate(PHASES):
-            parts += _panel(each, phase, j * PANEL, HEAD + ROW * i, colour)
+            parts += _panel(each, phase, j * PANEL, HEAD + ROW * i, mine)
     return "\n".join([*parts, "</svg>"])
 
 
@@ -49,7 +60,7 @@ def _panel(found: ByRatio, phase: str, x: int, y: int, colour: Mapping[str, str]
     speeds = found.speeds[phase]
     values = [speed for at in speeds.values() for speed in at.values()]
     top = y + ROW_HEAD
-    parts = [f'<text x="{x}" y="{y + 26}">{markup(shortened(f"{_name(found)}: {PHASES[phase]}", 48))}</text>']
+    parts = [f'<text x="{x + LEFT}" y="{y + 50}">{PHASES[phase]} tokens/s</text>']
     if not values:
         return [*parts, f'<text x="{x + LEFT}" y="{top + 20}" class="soft">no engine ran</text>']
     low, high = math.log(min(values)) - 0.05, math.log(max(values)) + 0.05

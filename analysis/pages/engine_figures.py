@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from analysis.comparing.by_ratio import PHASES, ByRatio
-from analysis.pages.figures import MANY_TIMES, SMALL, two_plots
+from analysis.pages.figures import SMALL, two_plots
 from analysis.showing.palette import GREY, colours
 from analysis.showing.words import label
 
@@ -11,7 +11,8 @@ TICKS = "%{x:.3g}: %{y:,.2f} tokens/s"
 
 
 def by_ratio(found: ByRatio) -> go.Figure:
-    """Tokens/s by ratio, decode above and prompts below, a line for each engine; who wins somewhere has a colour."""
+    """Tokens/s by ratio, decode above and prompts below, a line for each engine, on logarithmic axes; who wins
+    somewhere has a colour."""
     colour = colours(name for phase in PHASES for name in found.winners(phase))
     fig, shown = two_plots(620, 0.08), set[str]()
     for row, (phase, word) in enumerate(PHASES.items(), start=1):
@@ -19,13 +20,8 @@ def by_ratio(found: ByRatio) -> go.Figure:
         for name in sorted(speeds, key=lambda name: name in colour):
             fig.add_trace(_line(name, speeds[name], colour.get(name), name not in shown), row=row, col=1)
             shown.add(name)
-        values = [speed for at in speeds.values() for speed in at.values()]
-        log = (
-            {"type": "log", "dtick": "D2"}
-            if values and max(values) > MANY_TIMES * min(values)
-            else {"rangemode": "tozero"}
-        )
-        fig.update_yaxes(title={"text": f"{word} tokens/s", "font": SMALL}, **log, row=row, col=1)
+        title = {"text": f"{word} tokens/s", "font": SMALL}
+        fig.update_yaxes(title=title, type="log", dtick="D2", row=row, col=1)
     ticks = {"type": "log", "tickvals": list(found.ratios), "ticktext": [f"{ratio:.2g}" for ratio in found.ratios]}
     fig.update_xaxes(**ticks)
     return fig.update_xaxes(title={"text": "link rate / host read rate", "font": SMALL}, row=2, col=1)

@@ -1,6 +1,7 @@
 """Engines side by side: each as it behaves, in the same GPU memory on the same trace and machine."""
 
 import re
+import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import catalog
-from sim.catalog.files import entry_or_file
+from sim.catalog.files import precision_bits
 from sim.engines import FIT, behaving
-from sim.errors import CatalogError, SpecError, unknown
-from sim.experiments.cases import toml
-from sim.experiments.phases import PARTS, Phase, phase, why_fastest
+from sim.errors import CatalogError, SpecError
+from sim.experiments.fastest import Known, fastest, why_fastest
+from sim.experiments.phases import PARTS, Phase, phase
+from sim.experiments.scaled import is_scaled, scaled
 from sim.experiments.tables import Column, More, Report, Row, parser, percent
 from sim.memo import Kept
 from sim.outcome.marks import SYNTHETIC
@@ -26,12 +28,12 @@ from traces.format.trace import RoutingTrace
 
 if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware
-    from sim.catalog.link_spec import Link
     from sim.machines.record import RunRecord
 
 MEMO_BYTES = 1 << 28
 SET_ASIDE = "0.3"  # of the requests, where nothing else is asked for
 MOST_RATIO = 1_000_000
+OURS = "# python -m sim.experiments engines "  # how its engines.csv begins
 NO_ENGINE = "lru + fetch (no engine)"
 REFERENCE = {"engine": "ideal", "cache": FIT, "eviction": "lru", "miss": "fetch"}
 PHASES = {"decode": False, "prompt": True}  # whether its steps are prefill
@@ -91,6 +93,7 @@ class Arm:
     summary: dict[str, Any] | None = None
     record: "RunRecord | None" = None
     phases: dict[str, Phase] | None = None
+    known: dict[str, Known] | None = None
 
     @property
     def ranked(self) -> bool:
@@ -103,7 +106,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     """(the report, --out). Raises SpecError, TraceError or CatalogError for bad input."""
     args = _flags().parse_args(argv)
     if args.out is not None:
-        out_folder(args.out)
+        _refuse_foreign(out_folder(args.out))
     engines, hardware = _engines(args.engines), catalog.hardware(args.hardware)
     asked = _asked(args, hardware)
     memo = Kept(MEMO_BYTES)
@@ -117,18 +120,42 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
             for arm in _sorted([_arm(each, engine, name, ratio, memo) for engine in (*engines, NO_ENGINE)])
         ]
     if args.out is not None:
-        for arm in arms:
-            if arm.summary is not None and arm.record is not None:
-                write(Path(args.out) / "runs" / _folder(arm.row), arm.summary, arm.record, "none")
+        _keep(Path(args.out), arms, {name for each in machines.values() for name in each.values()})
     own = [arm.row for arm in arms if arm.row["own"]]
-    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware)]
+    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware, args.hardware)]
     more = _by_ratio(asked, arms) if args.ratios else ()
     scaled = [arm.row for arm in arms if not arm.row["own"]]
     return Report("Engines side by side", _head(args, asked), COLUMNS, own, foot, more, scaled), args.out
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raises SpecError for a folder of runs that this command has not written."""
+    mine = out / "engines.csv"
+    if (out / "runs").exists() and not (mine.is_file() and mine.read_text(encoding="utf-8").startswith(OURS)):
+        raise SpecError(f"out: {out}: holds runs that are not of this command; give another DIR")
+
+
+def _keep(out: Path, arms: Sequence[Arm], machines: set[str]) -> None:
+    """The runs, in place of those that an earlier command of this kind has left."""
+    kept = set()
+    for arm in arms:
+        if arm.summary is not None and arm.record is not None:
+            kept.add(folder := out / "runs" / _folder(arm.row))
+            write(folder, arm.summary, arm.record, "none")
+    for old in out.glob("runs/*"):
+        if old not in kept and (old / "summary.json").is_file():
+            shutil.rmtree(old)
+    for file in out.glob("hardware/*.toml"):
+        if str(file) not in machines and is_scaled(str(file)):
+            file.unlink()
+
+
 def _flags() -> Any:
     flags = parser("engines", __doc__ or "")
+    flags.epilog = (
+        "--out keeps every run in DIR/runs, too, and each machine of --ratios in DIR/hardware. What an earlier command "
+        "of this kind has left there goes; a DIR whose runs are not of this command is refused."
+    )
     flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
     flags.add_argument("--hardware", default="rtx4090", metavar="NAME|FILE")
     flags.add_argument(
@@ -161,9 +188,12 @@ def _engines(given: str | None) -> list[str]:
     if given is None:
         return every
     asked = [name.strip() for name in given.split(",")]
+    if not all(asked):
+        raise SpecError(f"engines: {given!r}: an engine without a name; must be A,B,... of {', '.join(every)}")
     for name in asked:
-        if not name or (catalog.engine(name) and behaving(name) is None):
-            raise unknown("engines: an engine with a behaviour", name, every)
+        if catalog.engine(name) and behaving(name) is None:
+            wrong = "has no behaviour, it is costs alone, which every run may have"
+            raise SpecError(f"engines: {name}: {wrong}; must be of {', '.join(every)}")
     return list(
         dict.fromkeys(name if name.lower().endswith(".toml") else catalog.find("engine", name) for name in asked)
     )
@@ -234,29 +264,9 @@ def _machines(args: Namespace, hardware: "Hardware", asked: Asked, folder: Path)
     out = {asked.own_ratio: str(args.hardware)}
     for ratio in args.ratios or ():
         assert asked.own_ratio is not None  # `_ratio` refuses
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{asked.stem}-link-{ratio:g}.toml"
-        path.write_text(_scaled(args.hardware, hardware, ratio / asked.own_ratio), encoding="utf-8")
-        out.setdefault(ratio, str(path))
+        if ratio not in out:
+            out[ratio] = str(scaled(args.hardware, hardware, ratio / asked.own_ratio, folder, asked.stem, ratio))
     return out
-
-
-def _scaled(name: str, hardware: "Hardware", by: float) -> str:
-    """The machine as TOML, the rates of its links times `by`."""
-    _, canonical, table = entry_or_file("hardware", name)
-    links = {key: getattr(hardware, key) for key in ("link", "pageable_link")}
-    changed = {key: _faster(link, by) for key, link in links.items() if link is not None}
-    told = {"name": canonical, "source": f"{canonical}, the rates of its links x {by:.6g}"}
-    kept = {key: value for key, value in table.items() if key not in ("aliases", "sources")}
-    return "".join(f"{key} = {toml(value)}\n" for key, value in {**kept, **changed, **told}.items())
-
-
-def _faster(link: "Link", by: float) -> dict[str, Any]:
-    table = link.model_dump(exclude_unset=True, exclude={"aliases", "facts", "sources"})
-    if link.curve is not None:
-        return table | {"curve": [[size, rate * by] for size, rate in link.curve]}
-    assert link.h2d_gb_per_s is not None
-    return table | {"h2d_gb_per_s": link.h2d_gb_per_s * by}
 
 
 # --- what comes of it ---
@@ -266,11 +276,39 @@ def _arm(asked: Asked, engine: str, hardware: str, ratio: float | None, memo: Ke
     fields = {**asked.fields, **(REFERENCE if engine == NO_ENGINE else {"engine": engine}), "hardware": hardware}
     shown = {"trace": asked.stem, "ratio": ratio, "own": hardware == asked.fields["hardware"], "engine": _label(engine)}
     try:
-        out, record = simulate(RunSpec.of(fields), full=True, memo=memo)
+        spec = RunSpec.of(fields)
+        out, record = simulate(spec, full=True, memo=memo)
     except (SpecError, CatalogError) as error:
         return Arm({**shown, "note": f"not run: {error}"})
     phases = {name: phase(record, prefill) for name, prefill in PHASES.items()}
-    return Arm({**shown, **_figures(out, phases)}, out, replace(record, groups={}), phases)
+    known = {name: _known(spec, out, prefill) for name, prefill in PHASES.items()}
+    return Arm({**shown, **_figures(out, phases)}, out, replace(record, groups={}), phases, known)
+
+
+def _known(spec: RunSpec, out: dict[str, Any], prefill: bool) -> Known:
+    """What is known of a run beside its times."""
+    engine, hardware = catalog.engine(spec.engine), catalog.hardware(spec.hardware)
+    own = [f"{key.split('.')[-1]} {value}" for key, value in spec.set.items() if spec.miss in key.split(".")[:-1]]
+    bulk, dense = prefill and spec.bulk != "none", engine.precision_of("dense", spec.precision)
+    known = Known(
+        rule=f"{spec.bulk} from {spec.bulk_rows} rows on, {spec.miss}" if bulk else spec.miss,
+        parameters=", ".join(own),
+        beside=spec.beside,
+        overlapped=not spec.serial,
+        slots=out["slots"]["total"],
+        reserve_bytes=out["memory"].get("reserve", 0),
+    )
+    if hardware.gpu is None:  # durations given outright: nothing of an engine's costs
+        return known
+    return replace(
+        known,
+        page_locked=engine.page_locked,
+        layer_ns=engine.layer_ns + engine.launches_per_layer * hardware.gpu.kernel_launch_ns,
+        expert_ns=engine.expert_ns + engine.launches_per_expert * hardware.gpu.kernel_launch_ns,
+        dense=dense,
+        dense_bits=precision_bits(dense),
+        dense_on_gpu=spec.dense_on_host is None,
+    )
 
 
 def _label(engine: str) -> str:
@@ -338,53 +376,57 @@ def _calibrated_on(aside: str | None, path: str) -> str:
     return f"what is fitted is fitted on the sample {own}" if own else "nothing set aside: what is fitted cannot run"
 
 
-def _costs(hardware: "Hardware") -> str:
+def _costs(hardware: "Hardware", name: str) -> str:
     if hardware.measured is not None:
-        return f"durations from a calibration on {hardware.measured.device}"
-    return "NOT CALIBRATED: costs are the catalog's, of published figures; none was measured on this machine"
-
-
-def _of(arms: Sequence[Arm], asked: Asked, ratio: float | None) -> dict[str, dict[str, Phase]]:
-    """engine -> phases, of those that are ranked."""
-    mine = [arm for arm in arms if arm.row["trace"] == asked.stem and arm.row["ratio"] == ratio and arm.ranked]
-    return {arm.row["engine"]: arm.phases for arm in mine if arm.phases is not None}
+        return (
+            f"durations from a calibration on {hardware.measured.device}, as {name} has them; no engine's costs in them"
+        )
+    if hardware.fixed is not None:
+        return f"NOT CALIBRATED: durations are those that [fixed] of {name} gives outright; no engine's costs in them"
+    rates = f"the rates that {name} gives" if name.lower().endswith(".toml") else f"the catalog's rates of {name}"
+    return f"NOT CALIBRATED: durations are computed from {rates} and the catalog's costs of each engine"
 
 
 def _reasons(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[str]:
     out = []
     for each in asked:
-        ran = _of(arms, each, each.own_ratio)
+        mine = [
+            arm for arm in arms if arm.row["trace"] == each.stem and arm.row["ratio"] == each.own_ratio and arm.ranked
+        ]
         for name, words in (("decode", "decode"), ("prompt", "prompts")):
-            why = why_fastest({engine: phases[name] for engine, phases in ran.items()}, words)
+            phases = {arm.row["engine"]: arm.phases[name] for arm in mine if arm.phases}
+            known = {arm.row["engine"]: arm.known[name] for arm in mine if arm.known}
+            why = why_fastest(phases, words, known)
             out += [f"`{each.stem}`: {why}"] if why else []
+        if not mine:
+            out.append(f"`{each.stem}`: no engine ran: what each lacks stands in its note")
     return out
 
 
 def _by_ratio(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[More]:
-    """Two tables for each trace: tokens/s by engine and ratio, the fastest of each ratio in bold and named."""
+    """Two tables for each trace: tokens/s by engine and ratio, the fastest of each ratio (and who ties with it) in bold
+    and named. None where no engine had anything to do."""
     return [
-        _ratio_table(
-            each, [arm for arm in arms if arm.row["trace"] == each.stem], key, f"`{each.stem}`: {words} tokens/s"
-        )
+        _ratio_table(each, mine, key, f"`{each.stem}`: {words} tokens/s")
         for each in asked
         for key, words in (("tokens_per_s", "decode"), ("prompt_tokens_per_s", "prompt"))
+        if (mine := [arm for arm in arms if arm.row["trace"] == each.stem and arm.ranked and arm.row.get(key)])
     ]
 
 
 def _ratio_table(asked: Asked, arms: Sequence[Arm], key: str, title: str) -> More:
-    ratios = sorted({arm.row["ratio"] for arm in arms})
-    speed = {
-        (arm.row["engine"], arm.row["ratio"]): float(arm.row[key]) for arm in arms if arm.ranked and arm.row.get(key)
-    }
-    best = {ratio: max((s for (_, at), s in speed.items() if at == ratio), default=0.0) for ratio in ratios}
-    engines = dict.fromkeys(engine for engine, _ in speed)
-    rows: list[dict[str, Any]] = [{"engine": engine} for engine in engines]
+    """arms: those that have a speed."""
+    speeds: dict[float, dict[str, float]] = {}
+    for arm in arms:
+        speeds.setdefault(arm.row["ratio"], {})[arm.row["engine"]] = float(arm.row[key])
+    ratios, first = sorted(speeds), {ratio: fastest(at) for ratio, at in speeds.items()}
+    rows: list[dict[str, Any]] = [{"engine": engine} for engine in dict.fromkeys(arm.row["engine"] for arm in arms)]
     for row in rows:
         for ratio in ratios:
-            found = speed.get((row["engine"], ratio))
-            text = None if found is None else f"{found:,.2f}"
-            row[f"{ratio}"] = f"**{text}**" if found and found == best[ratio] else text
-    winners = {f"{r}": ", ".join(e for e in engines if speed.get((e, r)) == best[r]) for r in ratios}
+            speed = speeds[ratio].get(row["engine"])
+            text = None if speed is None else f"{speed:,.2f}"
+            row[f"{ratio}"] = f"**{text}**" if row["engine"] in first[ratio] else text
+    winners = {f"{ratio}": f"{', '.join(names)}{' (within 1 %)' * (len(names) > 1)}" for ratio, names in first.items()}
     columns = [Column("engine", "engine")]
     columns += [Column(f"{r}", f"{r:.2f}{' (its own)' * (r == asked.own_ratio)}", 2) for r in ratios]
     return More(f"{title} by link rate / host read rate", columns, [*rows, {"engine": "fastest", **winners}])
