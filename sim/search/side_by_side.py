@@ -60,9 +60,9 @@ class SideBySide:
             rows = self._table(steps)
             if rows[0]["error"] is None:
                 rated = self.case.rate(self.specs[rows[0]["name"]].model_copy(update={"max_steps": steps}))
-                part = f"the time was over: all here is of the first {steps:,} of {lengths[-1]:,} steps"
+                notes = [] if steps == whole else [f"the time was over: all here is of the first {steps} steps"]
                 mine = {"best": None, "refusal": str(refusal), "best_engine": fastest(rows), "engines": rows}
-                return self.case.answer(rated, {}, [] if steps == whole else [part]) | {"search": None} | mine
+                return self.case.answer(rated, {}, notes) | {"search": None} | mine
         raise SpecError(f"{refusal}{self._least()}")
 
     def _least(self) -> str:
