@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from sim import __version__, catalog
 from sim.core.plan import LOOKS_BACK
+from sim.engines import FIT
 from sim.on_miss import OWN
 from sim.policies.kinds import KINDS as POLICIES
 from sim.policies.policy import is_user
@@ -176,8 +177,8 @@ def _version(spec: RunSpec) -> Hashable:
     lean = chosen == ("none", "fetch", "none") and not eviction.choice({}).marks & LOOKS_BACK
     machine = (spec.hardware, spec.engine, spec.cpu_visit_us, spec.link_share)
     on_host = miss.may_answer_cpu(spec.params("miss"))
-    shared = isinstance(spec.cache, int | float) or (spec.behaves is None and per_layer(spec.cache) is None)
-    slots = None if shared else (spec.engine, str(spec.cache), spec.n_cpu_moe, spec.override_tensor)
+    layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
+    slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
     return lean, machine if on_host else None, slots
 
 
