@@ -342,7 +342,6 @@ def test_while_nothing_is_compiled_one_worker_compiles_each_version_first(
 ) -> None:
     (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nmiss = ["fetch", "drop", "cpu"]\nrepeats = 2')
     runs = expand(read("s.toml"))
-    monkeypatch.setattr(session, "announce_compiling", lambda: None)
     assert session.compiled()
     from sim.core import jit
 
@@ -368,9 +367,8 @@ def version(spec: RunSpec) -> tuple[bool, bool] | None:
     return inputs(plan, state, False)[1] is None, new_rules(plan, state) is None
 
 
-def test_every_version_of_the_machine_that_runs_need_is_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_version_of_the_machine_that_runs_need_is_compiled_first() -> None:
     """Among the samples is a run of each version, also where it is an engine's name alone that brings rules."""
-    monkeypatch.setattr(session, "announce_compiling", lambda: None)
     shared = {"trace": "mixtral.npz", "hardware": "rtx4090", "calibration": 0.25, "max_steps": 4}
     policies: list[dict[str, Any]] = [{"miss": miss} for miss in ("fetch", "cpu", "stream", "drop")]
     policies += [{"eviction": "static"}, {"prefetch": "popular"}, {"cache": "layers:3"}, {"n_cpu_moe": 30}]

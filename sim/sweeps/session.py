@@ -68,6 +68,7 @@ class Session:
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
         try:
             dispatcher = Dispatcher(pool, workers, self.out)
+            announce_compiling()
             dispatcher.warm_up([] if compiled() else to_compile(missing))
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
@@ -143,7 +144,6 @@ def compiled() -> bool:
 
 def to_compile(runs: Sequence[Configuration]) -> list[Configuration]:
     """A run of each version of the machine that these runs may need: what is compiled already only has to be read."""
-    announce_compiling()
     versions: dict[Hashable, Configuration] = {}
     for run in sorted(runs, key=_slow_to_prepare):
         if run.spec is not None and run.spec.machine == "compiled":
