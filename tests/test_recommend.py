@@ -76,7 +76,7 @@ def test_the_split_by_hand() -> None:
 
 
 def test_what_would_fit_does_and_a_little_less_does_not(small: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--trace", small, "--hardware", "rtx4090"]
+    flags = ["--trace", small, "--hardware", "rtx4090", "--engine", "ideal"]
     assert recommend.main([*flags, "--vram", "8GB"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: vram: 8.00 GB") and err.count("\n") == 1

@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sim import catalog, engines, on_miss, recommend, run
+from sim.costs.memory_split import TooSmall
 from sim.engines import behaving
+from sim.errors import SpecError
 from sim.policies.registry import TABLES
 from sim.search.advice import text
 from sim.search.engine_space import EngineSpace
-from sim.search.judging import Case, Wish
+from sim.search.judging import Case, Wish, _interval
 from sim.search.recommendation import Recommendation
 from sim.search.side_by_side import ENGINE, NOT_DONE, POLICY, SideBySide, why_not
 from sim.search.space import Candidate
@@ -225,6 +228,51 @@ def test_bad_input_is_one_line(name: str, small: str, capsys: pytest.CaptureFixt
     assert hint in captured.err
 
 
+def test_an_engine_that_does_not_run_as_it_comes_says_why_once(tmp_path: Path) -> None:
+    """One request: nothing is set aside, so fiddler has no list of what is most used; its other placements run."""
+    npz.write(tmp_path / "t.npz", generate(replace(PRESETS["mixtral-8x7b"], requests=1, generation=(9, 9)), 1))
+    out = WithinEngine(wish(str(tmp_path / "t.npz"), "fiddler")).search(here)
+    assert "is fitted and needs --calibration" in out["floor_error"]
+    told = text(out)
+    assert f"fiddler as it comes does not run: {out['floor_error']}" in told and "that was tried beats" not in told
+    whys = [why for why in out["refused"] if "global-popular" in why]
+    assert whys == ["placement global-popular: is fitted, and nothing is set aside"]
+
+
+def test_an_only_choice_that_fails_is_refused_in_one_wording(small: str) -> None:
+    """fiddler's own placement where it is given no other, and nothing is set aside: its run says so."""
+    case = Case(wish(small), {"trace": small, "hardware": "rtx4090", "precision": "q4-k-m"})
+    found = behaving("fiddler")
+    assert found is not None
+    only = found.model_copy(update={"options": {**found.options, "placement": ["global-popular"]}})
+    space = EngineSpace.within(only, replace(case.setting, calibration=None), {}, False)
+    assert space.knobs["placement"] == ("global-popular",)
+    assert not [why for why in space.left_out if why.startswith("placement")]
+
+
+@pytest.mark.parametrize(("engine", "lossy"), [("llama.cpp", False), ("ktransformers", True)])
+def test_leave_to_lose_something_is_said_to_be_of_no_use_where_it_is(engine: str, lossy: bool, small: str) -> None:
+    told = f"{engine} has nothing lossy to choose: --max-lossy-weight 0.1 changes nothing"
+    assert (told in WithinEngine(wish(small, engine, 0.1, candidates=2)).search(here)["notes"]) != lossy
+    assert told not in WithinEngine(wish(small, engine, candidates=2)).search(here)["notes"]
+
+
+@pytest.mark.parametrize(("batch", "why"), [(1, None), (2, "one batch"), (8, "one batch")])
+def test_requests_of_one_batch_have_no_interval(small: str, batch: int, why: str | None) -> None:
+    """Two requests are judged, one is set aside. Decoded in the same steps they are no two observations."""
+    asked = wish(small, "llama.cpp", candidates=2)
+    out = WithinEngine(replace(asked, base={**asked.base, "batch": batch})).search(here)
+    assert out["judged"]["no_interval"] == why
+    assert (out["best"]["tokens_per_s_interval"] is None) == (why is not None)
+    assert all((rival["ratio_interval"] is None) == (why is not None) for rival in out["beats"].values())
+    assert (f"({why}: no interval)" in text(out)) == (why is not None)
+
+
+def test_draws_that_make_no_difference_have_no_interval() -> None:
+    assert _interval(np.full(9, 85.34)) is None and _interval(np.full(9, 1.0) + np.arange(9) * 1e-15) is None
+    assert _interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
+
+
 # --- side by side ---
 
 
@@ -252,7 +300,7 @@ def test_the_search_sees_nothing_of_them(small: str) -> None:
     plain = Recommendation(wish(small, candidates=8)).search(here)
     alone = Recommendation(wish(small, "ideal", candidates=8)).search(here)
     assert "engines" not in alone
-    assert {key: value for key, value in plain.items() if key != "engines"} == alone
+    assert {key: value for key, value in plain.items() if key not in ("engines", "best_engine")} == alone
 
 
 def test_of_an_engine_its_costs_alone(small: str) -> None:
@@ -269,6 +317,61 @@ def test_who_cannot_run_says_why(tmp_path: Path) -> None:
     error = {row["name"]: row["error"] for row in out["engines"]}
     assert "is fitted and needs --calibration" in error["fiddler"] and error["llama.cpp"] is None
     assert f"cannot run: fiddler: {error['fiddler']}" in text(out)
+
+
+def test_the_answer_begins_with_the_fastest_engine_that_exists(small: str) -> None:
+    """lru + fetch, on an engine without overhead, is far behind engines that compute on the CPU."""
+    out = Recommendation(wish(small, candidates=1)).search(here)
+    first = next(row for row in out["engines"] if row["error"] is None and row["kind"] == ENGINE)
+    assert out["best_engine"] == first and first["tokens_per_s"] > out["best"]["tokens_per_s"]
+    lines = text(out).splitlines()
+    slower = f"best policy, on an engine without any overhead: {out['best']['tokens_per_s']:.2f} tokens/s"
+    assert lines[0] == (f"fastest engine that exists: {first['name']}, {first['tokens_per_s']:.2f} tokens/s; {slower}")
+    assert lines[1].strip() == first["command"]
+    assert "no policy that was tried beats lru + fetch" in text(out) and "nothing" not in text(out)
+
+
+def test_who_was_not_reached_could_perhaps_run(small: str) -> None:
+    """Three of the engines are done when the time is over, and all the candidates."""
+    names = EVERY[3:]
+    out = Recommendation(wish(small, candidates=2)).search(
+        lambda runs: here([run for run in runs if run.spec is None or run.spec.engine not in names])
+    )
+    assert f"not run: {', '.join(names)}: {NOT_DONE}" in text(out) and "cannot run" not in text(out)
+
+
+def test_where_no_policy_fits_the_engines_are_the_answer(small: str) -> None:
+    """At 6 GB one expert of every layer does not fit beside the dense weights; engines hold fewer."""
+    asked = replace(wish(small, candidates=2), vram=6 * GIGABYTE)
+    with pytest.raises(TooSmall) as refusal:
+        _ = Recommendation(asked).split
+    out = Recommendation(asked).search(here)
+    assert (out["best"], out["refusal"]) == (None, str(refusal.value))
+    assert out["best_engine"]["name"] == out["engines"][0]["name"] == out["spec"]["engine"]
+    assert again(out["command"])["tokens_per_s"] == out["best_engine"]["tokens_per_s"]
+    lines = text(out).splitlines()
+    assert lines[0].startswith(f"fastest engine that exists: {out['best_engine']['name']}, ")
+    assert [line for line in lines if line.startswith("policies")] == [f"policies     none: {refusal.value}"]
+    with pytest.raises(TooSmall):
+        Recommendation(wish_of(asked, "ideal")).search(here)  # with its costs there are no engines beside it
+
+
+def wish_of(asked: Wish, engine: str) -> Wish:
+    return replace(asked, base={**asked.base, "engine": engine})
+
+
+def test_where_nobody_fits_the_least_that_one_needs_is_said(small: str) -> None:
+    """With so much memory that engine fits, with 0.02 GB less none does."""
+    asked = replace(wish(small), vram=GIGABYTE // 100)
+    with pytest.raises(SpecError, match=r"of the engines .* needs least: --vram") as refusal:
+        Recommendation(asked).search(here)
+    _, _, told = str(refusal.value).partition("of the engines ")
+    name, needs = told.split()[0], float(told.split()[-1].removesuffix("GB"))
+    assert "\n" not in str(refusal.value)
+    enough = Recommendation(replace(asked, vram=round(needs * GIGABYTE))).search(here)
+    assert [row["name"] for row in enough["engines"] if row["error"] is None] == [name]
+    with pytest.raises(SpecError, match="needs least"):
+        Recommendation(replace(asked, vram=round((needs - 0.02) * GIGABYTE))).search(here)
 
 
 def test_each_length_is_run_once_and_what_was_not_done_is_said(small: str) -> None:

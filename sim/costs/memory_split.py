@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from sim.catalog.model_spec import ModelSpec
 
 
+class TooSmall(SpecError):
+    """A card that does not hold what it must. vram: bytes of one that would."""
+
+    def __init__(self, message: str, vram: int) -> None:
+        super().__init__(message)
+        self.vram = vram
+
+
 @dataclass(frozen=True)
 class Card:
     """A GPU of `vram` bytes, of which an engine takes its share, and what is to lie in it: a model at a precision, KV
@@ -76,13 +84,13 @@ class Split:
 def split(card: Card, stages: int = 0, at_least: int | None = None) -> Split:
     """What the card holds beside at least `stages` staging buffers.
 
-    Raises SpecError where not even `at_least` experts fit (default: one of every MoE layer), saying what would.
+    Raises TooSmall where not even `at_least` experts fit (default: one of every MoE layer), saying what would.
     """
     model, taken = card.model, card.line(0, stages)
     fixed, size = needed(taken), model.expert_bytes(card.precision)
     slots, least = (card.room - fixed) // size, model.n_moe_layers if at_least is None else at_least
     if slots < least:
-        raise SpecError(_too_small(card, taken, least, size, _fitting(card, stages, least)))
+        raise _too_small(card, taken, least, size, _fitting(card, stages, least))
     held = (min(slots, model.n_routed), model.n_routed, taken.get("reserve", 0))
     return Split(card.room, taken["dense"], taken["kv"], taken["staging"], size, *held)
 
@@ -90,7 +98,7 @@ def split(card: Card, stages: int = 0, at_least: int | None = None) -> Split:
 def whole_layers(card: Card, stages: int, layers: Sequence[int], knob: str, dense_too: bool) -> npt.NDArray[np.bool_]:
     """bool [MoE layers]: those all of whose experts fit, as many as can be, the `first` or the `last` of `layers`
     (indices among all of the model) by `knob`, beside `stages` staging buffers where a layer is left out; dense_too:
-    such a layer has its dense part and KV entries on the host. Raises SpecError where not even what stays fits."""
+    such a layer has its dense part and KV entries on the host. Raises TooSmall where not even what stays fits."""
     at = np.arange(len(layers))
     for n in range(len(layers), -1, -1):
         held = at < n if knob == "first" else at >= len(layers) - n
@@ -98,10 +106,10 @@ def whole_layers(card: Card, stages: int, layers: Sequence[int], knob: str, dens
         line = card.line(n * card.model.n_experts, stages if out else 0, out if dense_too else ())
         if needed(line) <= card.room:
             return np.asarray(held, np.bool_)
-    raise SpecError(_too_small(card, line, 0, card.model.expert_bytes(card.precision), ""))
+    raise _too_small(card, line, 0, card.model.expert_bytes(card.precision), "")
 
 
-def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: str) -> str:
+def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: str) -> TooSmall:
     fixed = needed(taken)
     need = fixed + least * size
     reserve = f", kept free {taken['reserve'] / 1e9:.2f}" if "reserve" in taken else ""
@@ -109,12 +117,13 @@ def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: 
     at_least = need / card.engine.memory_share
     each = f" in each of {least} layers" if least > 1 else ""
     layers = f", and one expert{each} {(need - fixed) / 1e9:.2f} GB" if least else ""
-    return (
+    message = (
         f"vram: {card.room / 1e9:.2f} GB{share}: {card.model.name} at {card.precision} takes {fixed / 1e9:.2f} GB "
         f"(dense weights {taken['dense'] / 1e9:.2f}, KV {taken['kv'] / 1e9:.2f}, staging "
         f"{taken['staging'] / 1e9:.2f}{reserve}) before the first expert{layers}; "
         f"it needs --vram {math.ceil(at_least / 1e7) / 100:.2f}GB at least{lower}"
     )
+    return TooSmall(message, math.ceil(at_least))
 
 
 def _fitting(card: Card, stages: int, least: int) -> str:

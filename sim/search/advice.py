@@ -4,33 +4,65 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.outcome.report import BOUNDS
+from sim.search.side_by_side import NOT_DONE
 
 
 def text(out: Mapping[str, Any]) -> str:
     """For people."""
-    j, m, spec, search = out["judged"], out["memory"], out["spec"], out["search"]
+    return "\n".join([*_head(out), *(_engines_alone(out) if out["best"] is None else _found(out))])
+
+
+def _head(out: Mapping[str, Any]) -> list[str]:
+    """What is judged, and what is to be said of it; first of all the fastest engine that exists."""
+    j, spec, search = out["judged"], out["spec"], out["search"]
+    engine = f", engine {spec['engine']}" if out["best"] is not None else ""
     aside = f"; {j['set_aside_tokens']:,} tokens of others set aside to fit policies" if j["set_aside_tokens"] else ""
-    return "\n".join(
-        [
-            f"{spec['trace']}: {j['model']} on {spec['hardware']}, engine {spec['engine']}, {spec['precision']}, "
-            f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
-            *(f"! {note}" for note in (*out["notes"], *_cut_short(search))),
-            "",
-            f"{'memory':<12} {_memory(m)}",
-            "",
-            f"{'best':<12} {out['best']['policy']}",
-            f"{'':<12} {_speed(out['best'])}{_lossy(out['best'])}",
-            *_beaten(out["beats"], out["floor"]),
-            *_ranked(out),
-            "",
-            *_bounds(out),
-            f"{'verdict':<12} {out['verdict']}",
-            *_side_by_side(out),
-            f"{'searched':<12} {_searched(search)}",
-            *_refused(out),
-            f"{'again':<12} {out['command']}",
-        ]
-    )
+    return [
+        *_fastest_engine(out),
+        f"{spec['trace']}: {j['model']} on {spec['hardware']}{engine}, {spec['precision']}, "
+        f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
+        *(f"! {note}" for note in (*out["notes"], *([] if search is None else _cut_short(search)))),
+    ]
+
+
+def _found(out: Mapping[str, Any]) -> list[str]:
+    """Of a search that has an answer."""
+    best, why = out["best"], out["judged"]["no_interval"]
+    return [
+        "",
+        f"{'memory':<12} {_memory(out['memory'])}",
+        "",
+        f"{'best policy' if 'engines' in out else 'best':<12} {best['policy']}",
+        f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval)'}",
+        *_beaten(out),
+        *_ranked(out),
+        "",
+        *_bounds(out),
+        f"{'verdict':<12} {out['verdict']}",
+        *_side_by_side(out),
+        f"{'searched':<12} {_searched(out['search'])}",
+        *_refused(out),
+        f"{'again':<12} {out['command']}",
+    ]
+
+
+def _engines_alone(out: Mapping[str, Any]) -> list[str]:
+    """Where no policy can be recommended."""
+    return [f"{'policies':<12} none: {out['refusal']}", *_side_by_side(out), f"{'again':<12} {out['command']}"]
+
+
+def _fastest_engine(out: Mapping[str, Any]) -> list[str]:
+    """Beside the best policy, whose engine has no overhead."""
+    row, best = out.get("best_engine"), out["best"]
+    if row is None:
+        return []
+    policy = "" if best is None else f"; best policy, on an engine without any overhead: {_plain_speed(best)}"
+    first = f"fastest engine that exists: {row['name']}, {_plain_speed(row)}{_lossy(row | {'closed_loop': None})}"
+    return [f"{first}{policy}", f"  {row['command']}"]
+
+
+def _plain_speed(told: Mapping[str, Any]) -> str:
+    return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s"
 
 
 def _memory(m: Mapping[str, Any]) -> str:
@@ -70,7 +102,11 @@ def _side_by_side(out: Mapping[str, Any]) -> list[str]:
         for row in rows
         if row["error"] is None
     ]
-    lines += [f"{'':<12} cannot run: {row['name']}: {row['error']}" for row in rows if row["error"] is not None]
+    late = [row["name"] for row in rows if row["error"] == NOT_DONE]
+    lines += [f"{'':<12} not run: {', '.join(late)}: {NOT_DONE}"] if late else []
+    lines += [
+        f"{'':<12} cannot run: {row['name']}: {row['error']}" for row in rows if row["error"] not in (None, NOT_DONE)
+    ]
     if not rows:
         return []
     what = "engine: exists, in its default setting; unreleased: a paper's; policy: on an engine without any overhead"
@@ -108,18 +144,27 @@ def _lossy(told: Mapping[str, Any]) -> str:
     return f"{lost}; measured in closed loop with {at:g} of the experts: {rose}"
 
 
-def _beaten(beats: Mapping[str, Mapping[str, Any]], floor: str) -> list[str]:
-    """What it beats, by how much, and whether that is more than other requests could undo. floor: the plainest."""
-    lines = [] if floor in beats else [f"{'':<12} nothing that was tried beats {floor}"]
-    for name, told in beats.items():
+def _beaten(out: Mapping[str, Any]) -> list[str]:
+    """What it beats, by how much, and whether that is more than other requests could undo."""
+    lines, why = _floor(out), out["judged"]["no_interval"] or "requests make no difference"
+    for name, told in out["beats"].items():
         lines.append(f"{'beats':<12} {name}: {_speed(told)}{_lossy(told)}")
         if told["ratio"] is not None:
             pair = told["ratio_interval"]
-            sure = "one request: no interval" if pair is None else "95 % over requests, paired"
+            sure = f"{why}: no interval" if pair is None else "95 % over requests, paired"
             unsure = "; other requests might turn this around" if pair is not None and pair[0] <= 1.0 else ""
             lines.append(f"{'':<12} {told['ratio']:.3f} x as fast{_between(pair, 3)} ({sure}{unsure})")
         lines.append(f"{'':<12} {told['policy']}")
     return lines
+
+
+def _floor(out: Mapping[str, Any]) -> list[str]:
+    """Of the plainest one, where it is not among what is beaten."""
+    floor, error = out["floor"], out.get("floor_error")
+    if error is not None:
+        return [f"{'':<12} {floor} does not run: {error}"]
+    tried = "setting" if "ranked" in out else "policy"
+    return [] if floor in out["beats"] else [f"{'':<12} no {tried} that was tried beats {floor}"]
 
 
 def _cut_short(search: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.catalog.engine_spec import ANY, LAYERS, Engine
 from sim.engines import KNOBS, same_parameter
+from sim.policies.kinds import BULK
 from sim.policies.policy import NONE
 from sim.policies.registry import TABLES
 from sim.prepare import Setting
@@ -95,19 +96,21 @@ class _Have:
         own = self.engine.sets.get(name, defaults()[name])
         more = WORTH.get(name, ()) if option == ANY else tuple(option)
         every = dict.fromkeys((own, *more))
-        kept = tuple(value for value in every if self._there(name, value, own))
+        whys = {value: self._why_not(name, value) for value in every if not self._as_good_as_off(name, value, own)}
+        kept = tuple(value for value, why in whys.items() if why is None)
+        for value, why in whys.items():
+            if why is not None and (kept or value != own):  # else it is tried, and its run says so
+                self.left_out[f"{name} {value}: {why}"] += 1
         return kept or (own,)
 
-    def _there(self, name: str, value: Any, own: Any) -> bool:
-        why = self._lacks(name, value) if name in TABLES else None
+    def _as_good_as_off(self, name: str, value: Any, own: Any) -> bool:
+        return name == "bulk_rows" and value != own and int(value) > self._largest_step
+
+    def _why_not(self, name: str, value: Any) -> str | None:
         if name in LOSSY and value != defaults()[name]:
             why = "needs `weights`" if not self.setting.trace.has("weights") else None
-            why = why if self.lossy else "is lossy, and --max-lossy-weight is 0"
-        if name == "bulk_rows" and value != own and int(value) > self._largest_step:
-            return False  # as good as off
-        if why is not None:
-            self.left_out[f"{name} {value}: {why}"] += 1
-        return why is None
+            return why if self.lossy else "is lossy, and --max-lossy-weight is 0"
+        return self._lacks(name, value) if name in TABLES else None
 
     def _lacks(self, kind: str, name: str) -> str | None:
         if name == NONE.name:
@@ -166,3 +169,20 @@ class _Have:
 def moved_by_number(engine: Engine) -> bool:
     """Whether the engine's --n-cpu-moe leaves the other end of the model on the GPU than its fit does."""
     return engine.options.get("n_cpu_moe") == ANY and engine.cpu_moe == engine.knob
+
+
+def may_lose(engine: Engine, given: Mapping[str, Any]) -> bool:
+    """Whether anything of the engine that may be chosen, or is given, is lossy."""
+    for name in (*TABLES, BULK, *LOSSY):
+        option = engine.options.get(name, [])
+        values = WORTH.get(name, ()) if option == ANY else tuple(option)
+        if any(_is_lossy(name, value) for value in (*values, given.get(name, defaults().get(name)))):
+            return True
+    return False
+
+
+def _is_lossy(name: str, value: Any) -> bool:
+    if name in LOSSY:
+        return bool(value != defaults()[name])
+    policy = TABLES["miss" if name == BULK else name].get(value)
+    return policy is not None and policy.lossy

@@ -17,8 +17,9 @@ PIECE = 64  # runs given out together: those of the first pieces are done when t
 class Evaluator:
     """Call it with runs of the same files each time, those that matter most first; close it at the end.
 
-    limit_s: seconds from when the first worker is ready (compiled, that is); None: no limit. When they are over the
-    workers are ended, whatever they do, and what was not done has no row. out: of the progress, where it is a terminal.
+    limit_s: seconds from when all workers are ready and what the runs need is compiled; None: no limit. When they are
+    over the workers are ended, whatever they do, and what was not done has no row. out: of the progress, where it is a
+    terminal.
     """
 
     def __init__(self, workers: int, limit_s: float | None, out: IO[str]) -> None:
@@ -35,7 +36,7 @@ class Evaluator:
 
     def _begin(self, runs: Sequence[Configuration]) -> Dispatcher:
         self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers, self.out)
-        self._dispatcher.warm_up(to_compile(runs))
+        self._dispatcher.warm_up(to_compile(runs), self.workers)
         if self.limit_s is not None:
             self._deadline = time.monotonic() + self.limit_s
         return self._dispatcher

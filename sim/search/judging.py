@@ -23,7 +23,12 @@ from sim.sweeps.rows import Row, row_of
 from sim.sweeps.worker import MEMO_BYTES
 
 CALIBRATION = 0.25
+ALIKE = 1e-9  # share of a figure by which no draw of requests moves it
 Evaluate = Callable[[Sequence[Configuration]], Sequence[Row]]
+
+
+class NoAnswer(SpecError):
+    """A search that can recommend nothing; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Case:
     def answer(self, best: Rated, rivals: Mapping[str, Rated], notes: Iterable[str] = ()) -> dict[str, Any]:
         """The best, what it beats (rivals by name, less the best itself), and what both are of, as one JSON object."""
         n = len(best.requests.request)
-        draws = drawn(n, best.spec.seed) if n > 1 else None
+        dependent = _dependent(n, best.spec.batch)
+        draws = None if dependent else drawn(n, best.spec.seed)
         s, trace, spec = best.summary, self.setting.trace, best.spec
         others = {name: rival for name, rival in rivals.items() if rival.spec != best.spec}
         return {
@@ -124,7 +130,7 @@ class Case:
             "bounds": _bounds(best),
             "judged": {
                 "requests": s["requests"], "tokens": s["tokens"], "steps": s["steps"],
-                "calibration": spec.calibration,
+                "calibration": spec.calibration, "no_interval": dependent,
                 "set_aside_tokens": s["trace"]["calibration_tokens"], "model": trace.model, "hash": s["trace"]["hash"],
             },
             "max_lossy_weight": self.wish.max_lossy_weight,
@@ -136,6 +142,19 @@ class Case:
         }  # fmt: skip
 
 
+def _dependent(requests: int, batch: int) -> str | None:
+    """Why drawing other requests says nothing: there is one, or all are decoded in the same steps. None: it does."""
+    if requests < 2:
+        return "one request"
+    return "one batch" if batch >= requests else None
+
+
+def _interval(rates: Any) -> tuple[float, float] | None:
+    """Over the draws; None where they make no difference."""
+    low, high = interval(rates)
+    return None if high - low <= ALIKE * high else (low, high)
+
+
 def told(judged: Rated, draws: Any) -> dict[str, Any]:
     """The figures of a run, with the interval of its speed over requests; deferred: the share of the entries."""
     s = judged.summary
@@ -144,7 +163,7 @@ def told(judged: Rated, draws: Any) -> dict[str, Any]:
         "tokens_per_s": s["tokens_per_s"],
         "total_tokens_per_s": s["total_tokens_per_s"],
         "prompt_tokens_per_s": prompt_rate(s),
-        "tokens_per_s_interval": None if draws is None else interval(judged.requests.rates(draws)),
+        "tokens_per_s_interval": None if draws is None else _interval(judged.requests.rates(draws)),
         "time_ns": s["time_ns"],
         "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),
         "deferred": s["deferred"] / s["slots_wanted"] if s.get("deferred") else 0.0,
@@ -158,7 +177,9 @@ def _faster(best: Rated, other: Rated, draws: Any) -> dict[str, Any]:
     a, b = best.summary["tokens_per_s"], other.summary["tokens_per_s"]
     return {
         "ratio": a / b if a and b else None,
-        "ratio_interval": None if draws is None else interval(best.requests.rates(draws) / other.requests.rates(draws)),
+        "ratio_interval": None
+        if draws is None
+        else _interval(best.requests.rates(draws) / other.requests.rates(draws)),
     }
 
 

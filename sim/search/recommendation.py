@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from sim.costs.memory_split import Card, Split, split
+from sim.costs.memory_split import Card, Split, TooSmall, split
 from sim.errors import SpecError
 from sim.on_miss import NEVER_FETCH, staged, visit_stages
 from sim.policies.registry import find
 from sim.prepare import Setting
 from sim.search.halving import Search, begin_with, lengths_of
-from sim.search.judging import Case, Evaluate, Rated, Wish, nothing, searched
+from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
 from sim.search.measured_quality import measured
-from sim.search.side_by_side import SideBySide
+from sim.search.side_by_side import SideBySide, fastest
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.spec import RunSpec
 
@@ -24,19 +25,23 @@ FLOOR, NEXT = "lru + fetch", "next best"
 
 
 class Recommendation:
-    """One search among policies, with the costs of one engine; from a wish. Raises UserError, one line, where nothing
-    fits or the trace lacks something."""
+    """One search among policies, with the costs of one engine; from a wish. Raises UserError, one line, where the trace
+    lacks something."""
 
     def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
         self.wish, self.tell = wish, tell
         streams = {kind: name for kind, name in STREAMS.items() if wish.fixed.get(kind) == name}
         self.case = Case(wish, {**wish.base, **streams})
         self.setting = self.case.setting
-        self.split = self._split(self.setting)
-        self.base = {**self.case.base, "cache": self.split.cache}
+        self.base = dict(self.case.base)
         self.space = self._space(self.setting)
+        steps = self.setting.steps
+        self.lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
 
-    def _split(self, setting: Setting) -> Split:
+    @cached_property
+    def split(self) -> Split:
+        """Raises TooSmall where not one expert of every layer fits."""
+        setting = self.setting
         assert setting.model is not None  # the case has seen to it
         rows = int(np.diff(setting.steps.offset).max())
         sizes = (setting.spec.precision, self.case.vram, self.wish.context, setting.spec.batch, rows)
@@ -64,15 +69,26 @@ class Recommendation:
 
     def search(self, evaluate: Evaluate) -> dict[str, Any]:
         """The answer as one JSON object. evaluate: see sim.search.halving. Where no engine is asked for, every one that
-        has a behaviour runs beside the candidates, and `engines` ranks them and the best policies."""
-        beside = None if "engine" in self.wish.base else SideBySide(self.case, evaluate)
-        steps, limit = self.setting.steps, self.wish.max_lossy_weight
-        lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
-        most = self.wish.candidates
-        search = Search(self.space, self.base, beside or evaluate, lengths, most, limit, self.tell, self._room)
+        has a behaviour runs beside the candidates, `engines` ranks them and the best policies, and where no policy can
+        be recommended they are the answer. Raises UserError, one line, where nothing fits."""
+        if "engine" in self.wish.base:
+            return self._policies(evaluate)[0]
+        beside = SideBySide(self.case, evaluate)
+        try:
+            out, policies = self._policies(beside)
+        except (TooSmall, NoAnswer) as refusal:
+            return beside.alone(self.lengths, refusal)
+        rows = beside.rows(policies)
+        return out | {"best_engine": fastest(rows), "engines": rows}
+
+    def _policies(self, evaluate: Evaluate) -> tuple[dict[str, Any], dict[str, Rated]]:
+        """The answer of the search among policies, and the best of them by name."""
+        limit, most = self.wish.max_lossy_weight, self.wish.candidates
+        self.base["cache"] = self.split.cache
+        search = Search(self.space, self.base, evaluate, self.lengths, most, limit, self.tell, self._room)
         ranked = search.run(begin_with(self.space, most, self.setting.spec.seed))
         if not ranked:
-            raise SpecError(nothing(search, self.wish))
+            raise NoAnswer(nothing(search, self.wish))
         if search.reached < search.steps:
             self.base["max_steps"] = search.reached
         best, row = ranked[0]
@@ -86,7 +102,7 @@ class Recommendation:
         if others:
             rivals[NEXT] = self._judge(others[0])
         out = {"search": searched(search, self.wish), **self._object(judged, rivals)}
-        return out if beside is None else out | {"engines": beside.rows({"best": judged} | _others(judged, rivals))}
+        return out, {"best": judged} | _others(judged, rivals)
 
     def _judge(self, candidate: Candidate) -> Rated:
         spec = RunSpec.of({**self.base, **fields_of(candidate), **self._room(candidate), **self.case.gpu})

@@ -1,17 +1,22 @@
 """Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over
 the same steps, with the same memory."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim import catalog
+from sim.costs.memory_split import TooSmall
 from sim.costs.roofline import needed
 from sim.engines import FREE, behaving
+from sim.errors import SpecError
+from sim.prepare import prepare
 from sim.search.judging import Case, Evaluate, Rated, command, told
 from sim.spec import RunSpec
 from sim.sweeps.answer import by_prompts, lost_weight, speed
 from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import Row
+from traces.errors import UserError
 
 TIES = 0.001  # generated tokens/s closer than this share are equal
 ENGINE, UNRELEASED, POLICY = "engine", "unreleased", "policy"
@@ -31,12 +36,49 @@ class SideBySide:
 
     def __call__(self, runs: Sequence[Configuration]) -> Sequence[Row]:
         lengths = {run.spec.max_steps for run in runs if run.spec is not None}
-        mine = {run.id: run for steps in lengths - self.found.keys() for run in self._runs(steps).values()}
+        new = lengths - self.found.keys()
+        mine = {run.id: run for steps in new for run in self._runs(steps).values()}
         rows = self.evaluate([*mine.values(), *runs])
-        for steps in lengths - self.found.keys():
+        self._keep(new, rows)
+        return [row for row in rows if row["id"] not in mine]
+
+    def _keep(self, lengths: Iterable[int | None], rows: Sequence[Row]) -> None:
+        for steps in lengths:
             ids = {run.id for run in self._runs(steps).values()}
             self.found[steps] = {row["id"]: row for row in rows if row["id"] in ids}
-        return [row for row in rows if row["id"] not in mine]
+
+    def alone(self, lengths: Sequence[int], refusal: SpecError) -> dict[str, Any]:
+        """The answer where no policy can be recommended, because of `refusal`: the engines over all steps, or where the
+        time was over, over the longest of `lengths` (ascending, the last is all) that one of them has done. There is no
+        `best`; the command, the bounds and what was judged are of the first of `engines`. Raises SpecError where none
+        can run either."""
+        whole = self.case.setting.spec.max_steps
+        for steps in (*lengths[:-1][:1], whole):
+            if steps not in self.found:
+                self._keep([steps], self.evaluate(list(self._runs(steps).values())))
+        for steps in (whole, *reversed(lengths[:-1])):
+            rows = self._table(steps)
+            if rows[0]["error"] is None:
+                rated = self.case.rate(self.specs[rows[0]["name"]].model_copy(update={"max_steps": steps}))
+                notes = [] if steps == whole else [f"the time was over: all here is of the first {steps} steps"]
+                mine = {"best": None, "refusal": str(refusal), "best_engine": fastest(rows), "engines": rows}
+                return self.case.answer(rated, {}, notes) | {"search": None} | mine
+        raise SpecError(f"{refusal}{self._least()}")
+
+    def _least(self) -> str:
+        """`; llama.cpp needs --vram 3.20GB`: of the engines that the card is too small for the one that needs least."""
+        needs = {}
+        for name, spec in self.specs.items():
+            try:
+                prepare(spec, self.case.memo)
+            except TooSmall as error:
+                needs[name] = error.vram
+            except UserError:
+                continue
+        if not needs:
+            return "; no engine can run either"
+        name = min(needs, key=lambda each: needs[each])
+        return f"; of the engines {name} needs least: --vram {math.ceil(needs[name] / 1e7) / 100:.2f}GB"
 
     def _runs(self, steps: int | None) -> dict[str, Configuration]:
         specs = {name: spec.model_copy(update={"max_steps": steps}) for name, spec in self.specs.items()}
@@ -46,12 +88,19 @@ class SideBySide:
         """The engines and these policies (by name, all over the same steps), the fastest first; last those that cannot
         run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an
         engine without overhead)."""
-        steps = next(iter(policies.values())).spec.max_steps
+        return self._table(next(iter(policies.values())).spec.max_steps, policies)
+
+    def _table(self, steps: int | None, policies: Mapping[str, Rated] | None = None) -> list[dict[str, Any]]:
         found, every = self.found.get(steps, {}), self._runs(steps)
         rows = [_of_engine(name, self.specs[name], found.get(run.id), self.case) for name, run in every.items()]
-        rows += [_of_policy(name, rated) for name, rated in policies.items()]
+        rows += [_of_policy(name, rated) for name, rated in (policies or {}).items()]
         good = by_prompts((row for row in rows if row["error"] is None), _speeds, TIES)
         return [*good, *(row for row in rows if row["error"] is not None)]
+
+
+def fastest(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first engine of a table that exists and can run."""
+    return next((row for row in rows if row["kind"] == ENGINE and row["error"] is None), None)
 
 
 def why_not(row: Row | None, lossy: bool) -> str | None:

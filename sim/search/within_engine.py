@@ -8,16 +8,15 @@ from typing import Any
 from sim.capacity import Fits
 from sim.costs.memory_split import Split
 from sim.engines import FREE
-from sim.errors import SpecError
 from sim.prepare import prepare
-from sim.search.engine_space import OTHER, EngineSpace, moved_by_number
+from sim.search.engine_space import OTHER, EngineSpace, may_lose, moved_by_number
 from sim.search.halving import Search, lengths_of
-from sim.search.judging import Case, Evaluate, Rated, Wish, nothing, searched
+from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
 from sim.search.side_by_side import TIES, why_not
 from sim.search.space import Candidate, name_of
 from sim.spec import RunSpec
 from sim.sweeps.config import Configuration
-from sim.sweeps.rows import Row
+from sim.sweeps.rows import Row, row_of
 from traces.errors import UserError
 
 FEW = 32  # settings that all run all steps
@@ -53,20 +52,21 @@ class WithinEngine:
         )  # fmt: skip
         ranked = search.run(every)
         if not ranked:
-            raise SpecError(nothing(search, self.wish))
+            raise NoAnswer(nothing(search, self.wish))
         if search.reached < search.steps:
             self.base["max_steps"] = search.reached
         best = self._judge(ranked[0][0])
-        rivals, refused = self._rivals(ranked)
+        rivals, floor_error = self._rivals(ranked)
         rows = [row for _, row in ranked[:BEST]]
         return {
             "search": searched(search, self.wish),
-            **self.case.answer(best, rivals),
+            **self.case.answer(best, rivals, self._nothing_lossy()),
             "engine": best.summary["engine"],
             "floor": self._floor,
+            "floor_error": floor_error,
             "memory": self._memory(best),
             "ranked": [_told(row) for row in rows],
-            "refused": dict(Counter(self.space.left_out) + Counter(search.errors) + refused),
+            "refused": dict(Counter(self.space.left_out) + Counter(search.errors)),
         }
 
     def _fitting(self, evaluate: Evaluate) -> Evaluate:
@@ -82,16 +82,25 @@ class WithinEngine:
     def _floor(self) -> str:
         return f"{self.engine.name} as it comes"
 
-    def _rivals(self, ranked: Sequence[tuple[Candidate, Row]]) -> tuple[dict[str, Rated], Counter[str]]:
-        """The engine's default setting, the next best other one; and why there is no default, where it cannot run."""
+    def _nothing_lossy(self) -> list[str]:
+        """That leave to lose something is of no use, where it is not."""
+        limit, given = self.wish.max_lossy_weight, {**self.engine.sets, **self.wish.base, **self.wish.fixed}
+        if not limit or may_lose(self.engine, given):
+            return []
+        return [f"{self.engine.name} has nothing lossy to choose: --max-lossy-weight {limit:g} changes nothing"]
+
+    def _rivals(self, ranked: Sequence[tuple[Candidate, Row]]) -> tuple[dict[str, Rated], str | None]:
+        """The engine's default setting, the next best other one; and why there is no default, where it is no answer."""
         time_ns = ranked[0][1]["time_ns"]
         others = [candidate for candidate, row in ranked if row["time_ns"] != time_ns]
-        rivals, refused = {}, Counter[str]()
+        rivals = {NEXT: self._judge(others[0])} if others else {}
         try:
-            rivals[self._floor] = self.case.rate(RunSpec.of(self.base))
+            floor = self.case.rate(RunSpec.of(self.base))
         except UserError as error:
-            refused[str(error)] += 1
-        return rivals | ({NEXT: self._judge(others[0])} if others else {}), refused
+            return rivals, str(error)
+        row = row_of(Configuration("", floor.spec), floor.summary)
+        wrong = why_not(row, self.wish.max_lossy_weight > 0)
+        return ({self._floor: floor} if wrong is None else {}) | rivals, wrong
 
     def _spec(self, candidate: Candidate) -> RunSpec:
         return RunSpec.of({**self.base, **self.space.fields(candidate), **self._room(candidate)})

@@ -162,11 +162,11 @@ class Dispatcher:
     def close(self) -> None:
         self.pool.close()
 
-    def warm_up(self, samples: Sequence[Configuration]) -> None:
+    def warm_up(self, samples: Sequence[Configuration], ready: int = 1) -> None:
         """Compile what these runs need, each on a worker of its own, and wait: the others then find it on the disk.
-        Returns when a worker is ready for work."""
+        Returns when so many workers are ready for work."""
         queue = deque(Task([run], warm_up=True) for run in samples)
-        while queue or self._tasks or not self._idle:
+        while queue or self._tasks or len(self._idle) < ready:
             while queue and self._idle:
                 self._give(self._idle.pop(), queue.popleft())
             for event in self.pool.events(1.0):
