@@ -90,11 +90,13 @@ def least_reads(trace: RoutingTrace, slots: int) -> int:
     a token's experts, what is not held is read, and behind it those stay that are wanted soonest, of what was held and
     what was read (bypass). Exact over the whole text; counted behind its first tenth. After Belady (1966)."""
     experts = np.asarray(trace.experts)
-    return sum(_least_reads(experts[:, layer].tolist(), slots, len(experts) // 10) for layer in range(experts.shape[1]))
+    return sum(
+        least_reads_of_layer(experts[:, layer].tolist(), slots, len(experts) // 10) for layer in range(experts.shape[1])
+    )
 
 
-def _least_reads(wanted: list[list[int]], slots: int, start: int) -> int:
-    """Of one layer."""
+def least_reads_of_layer(wanted: list[list[int]], slots: int, start: int) -> int:
+    """The same of one layer, from empty slots; wanted: each token's experts; counted from token `start` on."""
     again: list[dict[int, int]] = []  # of each token's experts, the next token that wants it
     seen: dict[int, int] = {}
     for token in reversed(range(len(wanted))):

@@ -6,7 +6,7 @@ a gain or the logarithm of a ratio. DIRECTION: not the size, which is asserted a
 it comes out wrong; what is right of it is asserted, and what is wrong. `by`: what of it is so by construction, because
 it was put in or because the machine has no other way; that agrees with the source and proves nothing. What nothing here
 can show waits (WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes
-marks and figures into the page anew, and, where the evidence lies beside the checkout, directions and published sizes.
+marks and figures into the page anew and, where the evidence lies beside the checkout, what is published.
 """
 
 import json
@@ -28,6 +28,7 @@ from tests.signs import (
     bare,
     hit_share,
     least_reads,
+    least_reads_of_layer,
     model_of,
     one_by_one,
     percent,
@@ -723,9 +724,10 @@ def hf_fused(machines: Machines) -> str:
 
 
 def reads(trace: RoutingTrace, slots: int, **fields: Any) -> int:
-    """Misses behind the first tenth of a text; a token's experts are one request, none of which is a victim."""
+    """Misses behind the first tenth of a text, from empty slots; a token's experts are one request, none of which is a
+    victim."""
     how = {"engine": "fused", "as_decode": True, "warmup_steps": len(trace.experts) // 10, "cache": slots}
-    return int(run(trace, "rtx4090", **how, **fields)["misses"])
+    return int(run(trace, "rtx4090", **{**how, "placement": "empty", **fields})["misses"])
 
 
 DECAYED = {"eviction": "decayed", "set": {"decayed.decay": 0.9576}}
@@ -755,7 +757,7 @@ def policies_tie_at_k(machines: Machines) -> str:
     read an expert past the slots, keeps others."""
     ratios = [assert_a_tie(routed(name)) for name in ("qwen3-30b-a3b", "gpt-oss-120b", "gpt-oss-20b", "mixtral-8x7b")]
     assert all(sized_ratio(ratio, 1.35, 1.65) for ratio in ratios)
-    return f"equal, {min(ratios):.2f}-{max(ratios):.2f} x MIN"
+    return f"LRU, LFU, FIFO, random, decayed equal, {min(ratios):.2f}-{max(ratios):.2f} x MIN"
 
 
 @sign("lfu-locks-in", HOLDS, "LRU's hits, to which the routing is fitted")
@@ -811,16 +813,19 @@ def event_atomic(machines: Machines) -> str:
 
 
 def rows_of_the_page() -> dict[str, list[str]]:
-    """By id: direction, published size, mark, ours, what is so by construction."""
+    """By id: setting with direction, published size, mark, ours, what is so by construction."""
     found = [[cell.strip() for cell in row.strip("|").split("|")] for row in PAGE.read_text().splitlines()]
     return {row[0].strip("`"): row[1:] for row in found if re.fullmatch(r"`[a-z0-9-]+`", row[0])}
 
 
 def published() -> dict[str, list[str]]:
-    """By id: direction and size, as the evidence has them, and what the page adds."""
+    """By id: setting with direction, and size, as the evidence has them; and what the page adds."""
     entries = json.loads((EVIDENCE / "sign_tests.json").read_text())["tests"]
     added = {"static-worst": f"; of one model (hit_rates.json): {in_words(PER_MODEL)}"}
-    return {entry["id"]: [entry["direction"], entry["size"] + added.get(entry["id"], "")] for entry in entries}
+    return {
+        entry["id"]: [f"{entry['setting']}: {entry['direction']}", entry["size"] + added.get(entry["id"], "")]
+        for entry in entries
+    }
 
 
 @pytest.mark.parametrize("name", SIGNS)
@@ -859,6 +864,20 @@ def test_figures_of_one_model_are_the_published() -> None:
     for name, theirs in PER_MODEL.items():
         found = [static.get((name, eighths * model_of(name).n_experts // 8)) for eighths in (1, 2, 3)]
         assert found == list(theirs)
+
+
+def test_min_reads_past_the_slots_what_is_wanted_later() -> None:
+    """One slot: 0 stays, 1 and 2 are read past it. Two slots and two experts a token: 0 and 1 stay, 2 is read past."""
+    assert least_reads_of_layer([[0], [1], [0], [2], [0]], 1, 0) == 3
+    assert least_reads_of_layer([[0], [1], [0], [2], [0]], 1, 1) == 2  # the first is not counted
+    assert least_reads_of_layer([[0, 1], [0, 2], [0, 1]], 2, 0) == 3
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "mixtral-8x7b"])
+def test_min_is_below_belady_who_may_not_read_past_the_slots(name: str) -> None:
+    trace = routed(name)
+    for slots in (trace.top_k, trace.n_experts // 2):
+        assert least_reads(trace, slots) < reads(trace, slots, eviction="belady")
 
 
 def test_copying_some_misses_gains_where_the_link_is_as_fast_as_dram_and_loses_beside_dual_channel(
