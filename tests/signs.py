@@ -85,6 +85,32 @@ def one_by_one(trace: RoutingTrace) -> RoutingTrace:
     return replace(bare(trace, experts, top_k=1), prefill=np.zeros(n * k, np.bool_), **rows)
 
 
+def least_reads(trace: RoutingTrace, slots: int) -> int:
+    """MIN of the policy study whose figures are x MIN (moe-speed-of-light, prereg/policy_study_outcome.md @3a74200): of
+    a token's experts, what is not held is read, and behind it those stay that are wanted soonest, of what was held and
+    what was read (bypass). Exact over the whole text; counted behind its first tenth. After Belady (1966)."""
+    experts = np.asarray(trace.experts)
+    return sum(
+        least_reads_of_layer(experts[:, layer].tolist(), slots, len(experts) // 10) for layer in range(experts.shape[1])
+    )
+
+
+def least_reads_of_layer(wanted: list[list[int]], slots: int, start: int) -> int:
+    """The same of one layer, from empty slots; wanted: each token's experts; counted from token `start` on."""
+    again: list[dict[int, int]] = []  # of each token's experts, the next token that wants it
+    seen: dict[int, int] = {}
+    for token in reversed(range(len(wanted))):
+        again.append({expert: seen.get(expert, len(wanted)) for expert in wanted[token]})
+        seen |= dict.fromkeys(wanted[token], token)
+    held: dict[int, int] = {}
+    found = 0
+    for token, following in enumerate(reversed(again)):
+        found += len(following.keys() - held.keys()) if token >= start else 0
+        held |= following
+        held = dict(sorted(held.items(), key=lambda pair: pair[1])[:slots])
+    return found
+
+
 class Machines:
     """Files of hardware in a folder."""
 

@@ -3,13 +3,15 @@
 A sign is a function that sets up what its source measured, asserts the direction and gives what came out as text, which
 the page must repeat. How far it holds is its mark. HOLDS: the size, too (`tests.signs.sized`), in percentage points of
 a gain or the logarithm of a ratio. DIRECTION: not the size, which is asserted as well. OPEN: the direction or a part of
-it comes out wrong; what is right of it is asserted. What nothing here can show waits (WAITS), the page says for what.
-After a change of costs or entries `python -m tests.test_signs` writes marks and figures into the page anew.
+it comes out wrong; what is right of it is asserted, and what is wrong. `by`: what of it is so by construction, because
+it was put in or because the machine has no other way; that agrees with the source and proves nothing. What nothing here
+can show waits (WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes
+marks and figures into the page anew and, where the evidence lies beside the checkout, what is published.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +27,8 @@ from tests.signs import (
     Machines,
     bare,
     hit_share,
+    least_reads,
+    least_reads_of_layer,
     model_of,
     one_by_one,
     percent,
@@ -40,7 +44,8 @@ from traces.format.trace import RoutingTrace
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "signs.md"
-EVIDENCE = ROOT.parent / "shared" / "evidence" / "sign_tests.json"
+EVIDENCE = ROOT.parent / "shared" / "evidence"
+needs_evidence = pytest.mark.skipif(not EVIDENCE.exists(), reason="no evidence in ../shared")
 HOLDS, DIRECTION, OPEN, WAITING = "holds", "direction", "open", "waits"
 WAITS = ("numa-small-experts", "numa-small-experts-2", "lookahead-worth")
 
@@ -52,13 +57,23 @@ ALL_ADMITTED = {**MSL, "miss": "cpu-admit", "set": HIGHER_ADMITTED}
 QWEN_TABLE, GPT_TABLE = "0,0,1,1,2,3,3,4,5", "0,0,1,1,2"  # of listing B: of so many misses so many are copied
 STREAMED = {"bulk": "stream", "bulk_rows": "32", "serial": True, "merge": "runs"}  # llama.cpp's prompts
 
+# Reads of a static set x MIN at an eighth, a quarter and three eighths of the experts (moe-speed-of-light,
+# prereg/policy_study_outcome.md @3a74200). The page has them beside the published size, which is of all nine models.
+PER_MODEL: dict[str, tuple[float | None, ...]] = {
+    "olmoe-1b-7b": (1.92, 2.74, 3.48),
+    "qwen3-30b-a3b": (3.70, 7.43, 13.24),
+    "gpt-oss-120b": (3.43, 5.59, 7.95),
+    "mixtral-8x7b": (None, 1.66, 1.96),
+    "deepseek-v2-lite": (1.82, 2.45, 3.11),
+}
+
 Sign = Callable[[Machines], str]
-SIGNS: dict[str, tuple[str, Sign]] = {}
+SIGNS: dict[str, tuple[str, str, Sign]] = {}  # mark, what is so by construction, function
 
 
-def sign(name: str, mark: str) -> Callable[[Sign], Sign]:
+def sign(name: str, mark: str, by: str = "") -> Callable[[Sign], Sign]:
     def keep(function: Sign) -> Sign:
-        SIGNS[name] = mark, function
+        SIGNS[name] = mark, by, function
         return function
 
     return keep
@@ -95,7 +110,7 @@ def token_ms(trace: RoutingTrace, hardware: str, n: int, **fields: Any) -> float
     return 1e3 / speed(trace, hardware, engine="llama.cpp", n_cpu_moe=n, max_steps=40, **fields)
 
 
-@sign("static-affine", HOLDS)
+@sign("static-affine", HOLDS, "that it is straight: layers follow one another")
 def static_affine(machines: Machines) -> str:
     least = 1.0
     for hardware in ("gh200", "a100-40gb"):
@@ -128,20 +143,28 @@ def static_host_scale(machines: Machines) -> str:
     return "; ".join(out)
 
 
-@sign("first-or-last-n", HOLDS)
+@sign("first-or-last-n", DIRECTION, "which layers use fewer experts")
 def first_or_last_n(machines: Machines) -> str:
     """16 layers, 9 of them on the CPU. That later layers use fewer experts of a batch, as the source says, is put into
-    the routing."""
+    the routing: by the same in all layers, and by the other way round, the sign is another."""
+    few, many = (0.5, 0.8), (0.5, 0.3)
+    layouts = {"put in": (many, few), "the same everywhere": (many, many), "reversed": (few, many)}
+    found = {words: last_against_first(*layout) for words, layout in layouts.items()}
+    (put_in, _), (same, _), (reverse, _) = found.values()
+    assert all(abs(decode) <= 0.02 for _, decode in found.values())
+    assert put_in > max(same, 0) and not sized(same, 0.11, 0.23) and reverse < 0
+    return f"prefill {'; '.join(f'{percent(gain)} {words}' for words, (gain, _) in found.items())}; decode equal"
+
+
+def last_against_first(early: tuple[float, float], late: tuple[float, float]) -> tuple[float, float]:
+    """Gains in prefill and decode of the last 9 layers on the CPU, by the routing of either half of the layers."""
     name, rows = "qwen3.6-35b-a3b", {"prompt": 2048, "generation": 20, "requests": 1, "n_layers": 8}
-    early, late = (routed(name, routing=each, **rows) for each in ((0.5, 0.3), (0.5, 0.8)))
-    experts = np.concatenate([early.experts, late.experts], axis=1)
-    trace = bare(early, experts, n_layers=16, moe_layers=list(range(16)))
+    halves = [routed(name, routing=each, **rows) for each in (early, late)]
+    experts = np.concatenate([half.experts for half in halves], axis=1)
+    trace = bare(halves[0], experts, n_layers=16, moe_layers=list(range(16)))
     how = {"engine": "ik_llama.cpp", "precision": "q8", "prefill_chunk": 2048}
     first, last = (run(trace, "rtx3090", cache=cache_, **how) for cache_ in ("layers:7", "layers:first:7"))
-    gain = prompt_speed(last) / prompt_speed(first) - 1
-    decode = last["tokens_per_s"] / first["tokens_per_s"] - 1
-    assert sized(gain, 0.11, 0.23) and abs(decode) <= 0.02
-    return f"prefill {percent(gain)}, decode {percent(decode)}"
+    return prompt_speed(last) / prompt_speed(first) - 1, last["tokens_per_s"] / first["tokens_per_s"] - 1
 
 
 @sign("context-slope", HOLDS)
@@ -158,9 +181,9 @@ def ik_against_mainline(machines: Machines) -> str:
     hardware = machines.server("rtx-3090", 500.0)
     main = run(trace, hardware, engine="llama.cpp", precision="q6", cache="layers:0")  # 6.6 bits
     ik = run(trace, hardware, engine="ik_llama.cpp", precision="q8", cache="layers:0")  # 7.2, the next above
-    prefill = prompt_speed(ik) / prompt_speed(main)
-    assert sized_ratio(prefill, 125 / 63)
-    return f"prefill {prefill:.2f} x; decode {ik['tokens_per_s'] / main['tokens_per_s']:.2f} x"
+    prefill, decode = prompt_speed(ik) / prompt_speed(main), ik["tokens_per_s"] / main["tokens_per_s"]
+    assert sized_ratio(prefill, 125 / 63) and decode < 1
+    return f"prefill {prefill:.2f} x; decode {decode:.2f} x"
 
 
 # --- prompts ---
@@ -185,7 +208,7 @@ def prefill_ubatch_all(machines: Machines) -> str:
     return f"{speeds[-1] / speeds[0]:.1f} x for 16 x"
 
 
-@sign("prefill-used-only", DIRECTION)
+@sign("prefill-used-only", DIRECTION, "that it cannot lose")
 def prefill_used_only(machines: Machines) -> str:
     gains = [gpt_20b_prompts(ubatch, False) / gpt_20b_prompts(ubatch, True) for ubatch in UBATCHES]
     assert all(gain >= 1 for gain in gains) and gains[0] == max(gains) > 1.1
@@ -202,7 +225,7 @@ def prefill_used_share(machines: Machines) -> str:
     return f"{used:.0f} of 128"
 
 
-@sign("prefill-threshold-mainline", HOLDS)
+@sign("prefill-threshold-mainline", HOLDS, "the threshold")
 def prefill_threshold_mainline(machines: Machines) -> str:
     trace = {rows: routed("gpt-oss-20b", rows, 2, 1) for rows in (31, 32)}
     for threshold in ("32", "31"):
@@ -214,7 +237,7 @@ def prefill_threshold_mainline(machines: Machines) -> str:
     return "31 rows: CPU; 32: copied; or from 31 on, if told so"
 
 
-@sign("prefill-threshold-ik", HOLDS)
+@sign("prefill-threshold-ik", HOLDS, "the threshold")
 def prefill_threshold_ik(machines: Machines) -> str:
     for name, n_layers, threshold in (("deepseek-v3", 5, 32 * 256 // 8), ("qwen3-30b-a3b", 2, 32 * 128 // 8)):
         for rows in (threshold - 1, threshold):
@@ -225,22 +248,25 @@ def prefill_threshold_ik(machines: Machines) -> str:
     return "DeepSeek-V3 1,024 rows, Qwen3-30B 512 rows"
 
 
-@sign("prefill-threshold-kt", HOLDS)
+@sign("prefill-threshold-kt", DIRECTION, "the threshold, whole layers")
 def prefill_threshold_kt(machines: Machines) -> str:
+    """The step goes down: what crosses the link in the time of a copy, the CPU has computed before."""
     how = {"engine": "ktransformers", "precision": "q4-k-m", "cache": 16, "max_steps": 1}
-    hardware, found = "rtx4090-xeon-6454s", []
-    for rows in (2047, 2048):
-        found.append(run(routed("deepseek-v3", rows, 2, 1, n_layers=5), hardware, **how))
-    below, at = found
+
+    def of(rows: int, **fields: Any) -> dict[str, Any]:
+        return run(routed("deepseek-v3", rows, 2, 1, n_layers=5), "rtx4090-xeon-6454s", **how, **fields)
+
+    below, at = of(2047), of(2048)
     assert below["cpu"] > 0 == below["streamed"] and at["cpu"] == 0 < at["streamed"]
-    whole = 2 * (256 - 16)  # two MoE layers, what each lacks, wanted or not
-    assert at["stages"]["copies"] == whole
+    assert of(2048, bulk_rows="2049")["streamed"] == 0  # a parameter
+    assert at["stages"]["copies"] == 2 * (256 - 16)  # two MoE layers, what each lacks, wanted or not
     assert at["memory"]["staging"] == 256 * model_of("deepseek-v3").expert_bytes("q4-k-m")
-    step = prompt_speed(at) / prompt_speed(below)
-    return f"2,047 rows: CPU; 2,048: layers copied whole, prompt speed {step:.2f} x; a layer of GPU memory"
+    step, largest = (prompt_speed(a) / prompt_speed(b) for a, b in ((at, below), (of(4096), of(4096, bulk="none"))))
+    assert step < largest < 1
+    return f"2,047 rows: CPU; 2,048: whole layers, one more in GPU memory; speed {step:.2f} x, at 4,096 {largest:.2f} x"
 
 
-@sign("prefill-no-offload", DIRECTION)
+@sign("prefill-no-offload", DIRECTION, "decode equal")
 def prefill_no_offload(machines: Machines) -> str:
     trace = routed("deepseek-v2-lite", 2048, 20, 1)
     how = {"engine": "llama.cpp", "precision": "q4-k-m", "n_cpu_moe": 26}
@@ -261,7 +287,7 @@ def prefill_too_small_ubatch(machines: Machines) -> str:
     return f"CPU {ratio:.1f} x faster"
 
 
-@sign("pinning", HOLDS)
+@sign("pinning", DIRECTION, "the link's two rates")
 def pinning(machines: Machines) -> str:
     """Large copies: a prompt's. In decode, copies of missing experts; what hit there is not published."""
     prompt = routed("gpt-oss-20b", 512, 2, 1)
@@ -271,7 +297,7 @@ def pinning(machines: Machines) -> str:
     )
     fetch = {"engine_as_costs": True, "miss": "fetch", "precision": "q2", "cache": 0.5, "warmup_steps": 120}
     before, after = (speed(trace, "rtx4090", engine=engine, **fetch) for engine in engines)
-    assert sized_ratio(locked / pageable, 2) and after > before
+    assert sized_ratio(locked / pageable, 2) and after > before and not sized(after / before - 1, 50.2 / 46.8 - 1)
     return f"prefill {locked / pageable:.1f} x, decode {percent(after / before - 1)}"
 
 
@@ -289,7 +315,7 @@ def static_hot_prefill(machines: Machines) -> str:
     return f"prefill {percent(prefill)}, decode {percent(decode)} (Qwen3.6)"
 
 
-@sign("dead-band", HOLDS)
+@sign("dead-band", HOLDS, "both limits")
 def dead_band(machines: Machines) -> str:
     trace = routed("gpt-oss-20b", 2, 60, 32)
     how = {"engine": "llama.cpp+cache", "precision": "mxfp4", "cache": 12, "set": {"cpu-admit.max_rows": 8}}
@@ -304,15 +330,16 @@ def dead_band(machines: Machines) -> str:
 # --- decode: misses copied, split, admitted ---
 
 
-@sign("double-buffer-decode", HOLDS)
+@sign("double-buffer-decode", DIRECTION, "that it cannot lose: a second stream costs nothing")
 def double_buffer_decode(machines: Machines) -> str:
     """Experts of 1 MB. What a second stream costs is not modelled: here it cannot lose, and gains next to nothing."""
     trace = routed("qwen3.6-35b-a3b", 4, 40, 1)
     how = {"engine": "llama.cpp", "engine_as_costs": True, "precision": "q2", "cache": "layers:0", "miss": "stream"}
     one = speed(trace, "rtx4090", serial=True, **how)
     two = speed(trace, "rtx4090", expert_group="ready", stages=2, **how)
-    assert abs(two / one - 1) < 0.1
-    return percent(two / one - 1)
+    gain = two / one - 1
+    assert 0 <= gain < 0.02 and not sized(gain, 5.0 / 5.5 - 1)
+    return percent(gain)
 
 
 def split_gain(trace: RoutingTrace, hardware: str, text: str, **fields: Any) -> float:
@@ -329,10 +356,10 @@ def copy_split_fast_link(machines: Machines) -> str:
     for slots in (56, 32):
         how = {"precision": precision, "cache": slots}
         cpu = speed(trace, machines.listing_b, **ALL_ADMITTED, **how)
-        whole.append(percent(speed(trace, machines.listing_b, **table(QWEN_TABLE), **how) / cpu - 1))
+        whole.append(speed(trace, machines.listing_b, **table(QWEN_TABLE), **how) / cpu - 1)
         equal.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how))
-    assert sized(equal[0], 0.072) and sized(equal[1], 0.16)
-    return f"{' and '.join(whole)}; with equal misses {' and '.join(map(percent, equal))}"
+    assert sized(equal[0], 0.072) and sized(equal[1], 0.16) and max(whole) < 0
+    return f"{' and '.join(map(percent, whole))}; with equal misses {' and '.join(map(percent, equal))}"
 
 
 @sign("copy-all-loses", DIRECTION)
@@ -368,7 +395,7 @@ def split_follows_ratio(machines: Machines) -> str:
     return " and ".join(best)
 
 
-@sign("layer-ahead-copy", DIRECTION)
+@sign("layer-ahead-copy", DIRECTION, "the share used")
 def layer_ahead_copy(machines: Machines) -> str:
     """The sum is 1.1 of the CPU's rate, as on the machines that have one published."""
     ratios, gains, used = (1.04, 0.45, 0.32, 0.28), [], 0.0
@@ -381,7 +408,7 @@ def layer_ahead_copy(machines: Machines) -> str:
         gains.append(ahead["tokens_per_s"] / speed(routed(GPT[0]), hardware, **how))
         used = 1 - ahead["prefetched"]["wasted"] / ahead["transfers"]["prefetch"]
     assert gains[0] > 1 > max(gains[1:]) and falls(gains)
-    assert sized(used, 0.84) and all(0.7 < gain < 0.91 for gain in gains[1:])
+    assert sized(used, 0.84) and all(sized(1 - gain, 1 - 0.91, 1 - 0.72) for gain in gains[1:])
     assert not sized_ratio(gains[0], 1.04)
     return f"{' / '.join(f'{gain:.2f}' for gain in gains)}; {100 * used:.0f} % used"
 
@@ -422,19 +449,27 @@ def lru_against_decayed(machines: Machines) -> str:
     return "; ".join(out)
 
 
-@sign("cache-over-static", HOLDS)
+@sign("cache-over-static", OPEN)
 def cache_over_static(machines: Machines) -> str:
-    out = []
-    for (name, precision), shares in ((GPT, {14: (4, 2.00), 32: (9, 2.73), 51: (14, 3.20)}), (QWEN, {16: (6, 2.05)})):
-        gains = []
-        for slots, (layers, published) in shares.items():
-            how = {"precision": precision, "warmup_steps": 120}
-            ours = speed(routed(name), machines.listing_b, engine="moe-speed-of-light", cache=slots, **how)
-            stock = speed(routed(name), machines.listing_b, engine="llama.cpp", cache=f"layers:{layers}", **how)
-            gains.append(ours / stock)
-            assert sized_ratio(gains[-1], published)
-        out.append(" / ".join(f"{gain:.2f}" for gain in gains))
-    return f"gpt-oss {out[0]} x; Qwen3 {out[1]} x"
+    """By the engine's entry, and with what missed admitted behind, which its table leaves out here (docs/signs.md)."""
+    gpt = ((14, 4, 2.00), (32, 9, 2.73), (51, 14, 3.20))  # slots, whole layers of as much memory, published
+    ours, admitted = ([over_layers(machines, GPT, *each, **how) for each in gpt] for how in (MSL, ALL_ADMITTED))
+    assert ours[0] < ours[1] > ours[2] and falls(-gain for gain in admitted)
+    qwen = over_layers(machines, QWEN, 16, 6, 2.05, **MSL)
+    by_entry, behind = (" / ".join(f"{gain:.2f}" for gain in gains) for gains in (ours, admitted))
+    return f"gpt-oss {by_entry} x (admitting behind: {behind}); Qwen3 {qwen:.2f} x"
+
+
+def over_layers(
+    machines: Machines, model: tuple[str, str], slots: int, layers: int, published: float, **engine: Any
+) -> float:
+    """How many times as fast as whole layers of as much memory, about the published."""
+    trace, precision = routed(model[0]), model[1]
+    cached = speed(trace, machines.listing_b, **engine, precision=precision, cache=slots)
+    stock = {"engine": "llama.cpp", "precision": precision, "cache": f"layers:{layers}", "warmup_steps": 120}
+    gain = cached / speed(trace, machines.listing_b, **stock)
+    assert sized_ratio(gain, published)
+    return gain
 
 
 def free_token(trace: RoutingTrace, hardware: str, slots: int, **fields: Any) -> dict[str, float]:
@@ -452,7 +487,7 @@ def fetch_or_hybrid(machines: Machines) -> str:
         return [each["hybrid"] / each["offload"] - 1 for each in found]
 
     qwen, gpt = leads(QWEN, 32, 56), leads(GPT, 14, 32, 51)
-    assert min(*qwen[:-1], *gpt[:-1]) > 0 and falls(qwen) and falls(gpt)
+    assert falls(qwen) and falls(gpt) and min(*qwen, *gpt) > 0  # it should turn at the largest shares
     for model, small, large in ((QWEN, 32, 56), (GPT, 14, 51)):  # a time per layer on the CPU turns it where it should
         first, last = leads(model, small, large, cpu_visit_us=200.0)
         assert first > 0 > last
@@ -465,7 +500,7 @@ def cpu_equals_link(machines: Machines) -> str:
     for slots in (14, 32, 51):
         msl = speed(routed(GPT[0]), machines.even, **ALL_ADMITTED, precision=GPT[1], cache=slots)
         leads.append(msl / max(free_token(routed(GPT[0]), machines.even, slots, precision=GPT[1]).values()) - 1)
-    assert max(map(abs, leads)) < 0.1  # it vanishes
+    assert max(map(abs, leads)) < 0.1 and max(leads) < 0 and not falls(leads)  # none is left, and none turns
     return " / ".join(map(percent, leads))
 
 
@@ -482,6 +517,7 @@ def cache_prefill_msl(machines: Machines) -> str:
     prefill = [ratio(stock) for stock in ("llama.cpp", "llama.cpp-no-mmap")]
     decode = [ratio("llama.cpp", batch=batch) for batch in (2, 4)]
     assert abs(prefill[1] - 1) < 0.02 and falls(decode)  # the same copies; and the more sequences, the less it gains
+    assert min(prefill + decode) > 1  # published is slower
     words = " and ".join(f"{each:.2f}" for each in decode)
     return f"prefill {prefill[0]:.2f}, {prefill[1]:.2f} of page-locked stock; decode {words}"
 
@@ -511,23 +547,25 @@ def leloch_ram(machines: Machines) -> str:
     (_, four), (hits, eight) = (pool_of(machines.server("rtx-3090", read)) for read in (50.0, 100.0))
     gains = [fast / slow - 1 for fast, slow in zip(eight, four, strict=True)]
     assert falls(gains)  # the more hits, the less it matters
+    assert gains[-1] > 2 * 0.06
     return f"{percent(gains[-1])} at {100 * hits[-1]:.0f} % hits, {percent(gains[0])} without"
 
 
-@sign("overlap-chains", DIRECTION)
+@sign("overlap-chains", OPEN, "that it cannot lose: working beside each other costs nothing")
 def overlap_chains(machines: Machines) -> str:
     trace = routed("qwen3.6-35b-a3b", 512, 100, 2, n_layers=16)
     how = {"engine": "llama.cpp+cache", "precision": "q4-k-m", "cache": 88}
     one, beside = (run(trace, "rtx3060", beside=each, **how) for each in (False, True))
     decode, prefill = beside["tokens_per_s"] / one["tokens_per_s"] - 1, prompt_speed(beside) / prompt_speed(one) - 1
-    assert 0 < decode < 0.15 and not sized(decode, 0.018) and prefill == 0
+    assert 0 < decode < 0.15 and not sized(decode, 0.018)
+    assert prefill == 0  # published is a loss
     return f"decode {percent(decode)}, prefill {percent(prefill)}"
 
 
 # --- time models ---
 
 
-@sign("dram-shared", HOLDS)
+@sign("dram-shared", HOLDS, "all: the rates go in")
 def dram_shared(machines: Machines) -> str:
     """Rates of one expert's cost: what is 1 / (bytes / rate) in the plan."""
     out = []
@@ -546,7 +584,7 @@ def dram_shared(machines: Machines) -> str:
     return "; ".join(out)
 
 
-@sign("gpu-rest", HOLDS)
+@sign("gpu-rest", HOLDS, "that it is constant: its parts know no host")
 def gpu_rest(machines: Machines) -> str:
     out = []
     for (name, precision), least, most in ((GPT, 4.1, 4.7), (QWEN, 5.3, 6.3)):
@@ -565,10 +603,10 @@ def deepseek_of(k: int) -> RoutingTrace:
     return trace if k == trace.top_k else bare(trace, np.asarray(trace.experts)[..., :k], top_k=k)
 
 
-KT = {"engine": "ktransformers", "precision": "q4-k-m", "cache": "layers:0"}
+KT = {"engine": "ktransformers", "precision": "q4-k-m", "cache": 1}  # all but nothing on the GPU
 
 
-@sign("kt-sockets", HOLDS)
+@sign("kt-sockets", HOLDS, "the CPU's rates, derived from these runs")
 def kt_sockets(machines: Machines) -> str:
     gains = []
     for k, published in ((8, 1.40), (6, 1.33)):
@@ -588,7 +626,7 @@ def kt_context(machines: Machines) -> str:
 # --- engines that fetch ---
 
 
-@sign("imp-budget", DIRECTION)
+@sign("imp-budget", DIRECTION, "the fixed term, derived from these runs")
 def imp_budget(machines: Machines) -> str:
     misses, times, words = [], [], []
     for share in (0.05, 0.15, 0.30, 0.50):
@@ -623,18 +661,21 @@ def imp_prefill_bypass(machines: Machines) -> str:
 SWAPS = {"engine": "mixtral-offloading", "precision": "hqq2"}
 
 
-@sign("h39s-affine", HOLDS)
+@sign("h39s-affine", HOLDS, "that it is straight, and the slope: misses wait for their copies")
 def h39s_affine(machines: Machines) -> str:
-    misses, times = [], []
+    misses, times, copies = [], [], set()
     for slots in (4, 3, 2):
         for eviction in ("lru", "lfu", "random"):
             summary = run(sample(), "rtx3090", **SWAPS, cache=slots, eviction=eviction, as_decode=True, max_steps=1000)
+            copies.add(summary["link_busy_ns"] / summary["transfers"]["demand"] / 1e6)
             misses.append(summary["misses"] / summary["tokens"])
             times.append(1e3 / summary["tokens_per_s"])
     slope, fixed, _ = line(misses, times)
     worst = max(abs((fixed + slope * x) / y - 1) for x, y in zip(misses, times, strict=True))
     assert worst < 0.017 and sized(slope, 7.28) and sized(fixed, 185.7)
-    return f"{fixed:.1f} ms + {slope:.2f} ms a miss, within {100 * worst:.1f} %"
+    copy = max(copies)  # and its victim's way back
+    assert abs(slope / copy - 1) < 0.02 and copy - min(copies) < 0.01
+    return f"{fixed:.1f} ms + {slope:.2f} ms a miss, within {100 * worst:.1f} %; a copy and its way back {copy:.2f} ms"
 
 
 def swap_hits(trace: RoutingTrace) -> dict[int, list[float]]:
@@ -646,7 +687,7 @@ def swap_hits(trace: RoutingTrace) -> dict[int, list[float]]:
     return {slots: [of(slots, each) for each in ("lru", "lfu", "random")] for slots in (4, 3, 2)}
 
 
-@sign("h39s-policy", DIRECTION)
+@sign("h39s-policy", DIRECTION, "the tie at 2 slots")
 def h39s_policy(machines: Machines) -> str:
     hits = swap_hits(sample())
     assert all(abs(hits[slots][0] - hits[slots][1]) < 1 for slots in (4, 3))
@@ -656,7 +697,7 @@ def h39s_policy(machines: Machines) -> str:
     return "; ".join(f"{slots} slots {' / '.join(f'{each:.1f}' for each in hits[slots])}" for slots in hits)
 
 
-@sign("em-preload", DIRECTION)
+@sign("em-preload", DIRECTION, "the time of a layer, derived from these runs")
 def em_preload(machines: Machines) -> str:
     out = []
     for hardware in ("a100-sxm", "rtx3060", "rtx3080-mobile", "t4-pcie3"):
@@ -670,7 +711,7 @@ def em_preload(machines: Machines) -> str:
     return " < ".join(f"{each:.2f}" for each in out[0]) + " tok/s"
 
 
-@sign("hf-fused", HOLDS)
+@sign("hf-fused", HOLDS, "all: the entry copies whole layers")
 def hf_fused(machines: Machines) -> str:
     trace = routed("gpt-oss-20b", 4, 4, 1)
     summary = run(trace, "rtx4090", engine="hf-v5", precision="bf16", cache="layers:first:2")
@@ -683,9 +724,10 @@ def hf_fused(machines: Machines) -> str:
 
 
 def reads(trace: RoutingTrace, slots: int, **fields: Any) -> int:
-    """Misses behind the first tenth of a text; a token's experts are one request, none of which is a victim."""
+    """Misses behind the first tenth of a text, from empty slots; a token's experts are one request, none of which is a
+    victim."""
     how = {"engine": "fused", "as_decode": True, "warmup_steps": len(trace.experts) // 10, "cache": slots}
-    return int(run(trace, "rtx4090", **how, **fields)["misses"])
+    return int(run(trace, "rtx4090", **{**how, "placement": "empty", **fields})["misses"])
 
 
 DECAYED = {"eviction": "decayed", "set": {"decayed.decay": 0.9576}}
@@ -703,23 +745,25 @@ def static_reads(trace: RoutingTrace, slots: int) -> int:
     return reads(trace, slots, eviction="static", placement="popular", fitted_on=first_tenth(trace))
 
 
-def assert_a_tie(trace: RoutingTrace) -> None:
-    found = {reads(trace, trace.top_k, **policy) for policy in ONLINE}
-    assert len(found) == 1 and found.pop() > 0
+def assert_a_tie(trace: RoutingTrace) -> float:
+    """The reads of all policies at slots = top-k, x MIN."""
+    (found,) = {reads(trace, trace.top_k, **policy) for policy in ONLINE}
+    return found / least_reads(trace, trace.top_k)
 
 
-@sign("policies-tie-at-k", HOLDS)
+@sign("policies-tie-at-k", HOLDS, "the tie: nothing is left to choose")
 def policies_tie_at_k(machines: Machines) -> str:
-    """No expert of the present token goes, so that all slots hold the last token's, whatever the policy."""
-    for name in ("qwen3-30b-a3b", "gpt-oss-120b", "gpt-oss-20b"):
-        assert_a_tie(routed(name))
-    return "equal"
+    """No expert of the present token goes, so that all slots hold the last token's, whatever the policy. MIN, which may
+    read an expert past the slots, keeps others."""
+    ratios = [assert_a_tie(routed(name)) for name in ("qwen3-30b-a3b", "gpt-oss-120b", "gpt-oss-20b", "mixtral-8x7b")]
+    assert all(sized_ratio(ratio, 1.35, 1.65) for ratio in ratios)
+    return f"LRU, LFU, FIFO, random, decayed equal, {min(ratios):.2f}-{max(ratios):.2f} x MIN"
 
 
-@sign("lfu-locks-in", HOLDS)
+@sign("lfu-locks-in", HOLDS, "LRU's hits, to which the routing is fitted")
 def lfu_locks_in(machines: Machines) -> str:
     trace = routed("qwen3-30b-a3b", 4, 200, 4)
-    least = reads(trace, 48, eviction="belady")
+    least = least_reads(trace, 48)
     lfu, lru = (reads(trace, 48, eviction=each) for each in ("lfu", "lru"))
     assert lru < lfu and sized_ratio(lfu / lru, 6.15 / 2.26)
     return f"{lfu / least:.2f} against {lru / least:.2f} x MIN"
@@ -727,17 +771,28 @@ def lfu_locks_in(machines: Machines) -> str:
 
 @sign("static-worst", HOLDS)
 def static_worst(machines: Machines) -> str:
-    out = []
-    published = {"qwen3-30b-a3b": (3.70, 7.43, 13.24), "gpt-oss-120b": (3.43, 5.59, 7.95)}
-    for name, theirs in published.items():
-        trace = routed(name)
-        ratios = []
-        for slots, their in zip((16, 32, 48), theirs, strict=True):
-            static, online = static_reads(trace, slots), [reads(trace, slots, **policy) for policy in ONLINE]
-            ratios.append(static / reads(trace, slots, eviction="belady"))
-            assert static > max(online) and sized_ratio(ratios[-1], their)
-        out.append(" / ".join(f"{ratio:.2f}" for ratio in ratios))
-    return f"Qwen3 {out[0]}, gpt-oss {out[1]} x MIN"
+    """Of five of the nine models, those whose figures are published one by one."""
+    ratios = {name: [static_over_min(routed(name), eighths) for eighths in (1, 2, 3)] for name in PER_MODEL}
+    medians = [float(np.median([each for each in found if each])) for found in zip(*ratios.values(), strict=True)]
+    assert all(sized_ratio(*pair) for pair in zip(medians, (1.92, 2.74, 3.48), strict=True))
+    for name, theirs in PER_MODEL.items():
+        assert all(sized_ratio(*pair) for pair in zip(ratios[name], theirs, strict=True) if pair[0])
+    return f"{' / '.join(f'{each:.2f}' for each in medians)} (medians of 5); {in_words(ratios)}"
+
+
+def static_over_min(trace: RoutingTrace, eighths: int) -> float | None:
+    """Reads of the static set x MIN, with so many eighths of the experts; None with fewer slots than a token wants."""
+    slots = eighths * trace.n_experts // 8
+    if slots < trace.top_k:
+        return None
+    static = static_reads(trace, slots)
+    assert static > max(reads(trace, slots, **policy) for policy in ONLINE)
+    return static / least_reads(trace, slots)
+
+
+def in_words(ratios: Mapping[str, Iterable[float | None]]) -> str:
+    """By model, at an eighth, a quarter and three eighths."""
+    return ", ".join(f"{name} {' / '.join(f'{each:.2f}' if each else '-' for each in ratios[name])}" for name in ratios)
 
 
 def both_counts(trace: RoutingTrace) -> tuple[float, float]:
@@ -758,15 +813,25 @@ def event_atomic(machines: Machines) -> str:
 
 
 def rows_of_the_page() -> dict[str, list[str]]:
-    """By id: direction, published size, mark, ours."""
+    """By id: setting with direction, published size, mark, ours, what is so by construction."""
     found = [[cell.strip() for cell in row.strip("|").split("|")] for row in PAGE.read_text().splitlines()]
     return {row[0].strip("`"): row[1:] for row in found if re.fullmatch(r"`[a-z0-9-]+`", row[0])}
 
 
+def published() -> dict[str, list[str]]:
+    """By id: setting with direction, and size, as the evidence has them; and what the page adds."""
+    entries = json.loads((EVIDENCE / "sign_tests.json").read_text())["tests"]
+    added = {"static-worst": f"; of one model (hit_rates.json): {in_words(PER_MODEL)}"}
+    return {
+        entry["id"]: [f"{entry['setting']}: {entry['direction']}", entry["size"] + added.get(entry["id"], "")]
+        for entry in entries
+    }
+
+
 @pytest.mark.parametrize("name", SIGNS)
 def test_a_sign_holds_as_far_as_the_page_says(name: str, machines: Machines) -> None:
-    mark, function = SIGNS[name]
-    assert [mark, function(machines)] == rows_of_the_page()[name][2:]
+    mark, by, function = SIGNS[name]
+    assert [mark, function(machines), by] == rows_of_the_page()[name][2:]
 
 
 def test_the_page_lists_every_sign_once() -> None:
@@ -775,9 +840,44 @@ def test_the_page_lists_every_sign_once() -> None:
     assert {name for name, row in rows_of_the_page().items() if row[2] == WAITING} == set(WAITS)
 
 
-@pytest.mark.skipif(not EVIDENCE.exists(), reason="no ../shared/evidence/sign_tests.json")
-def test_no_published_sign_is_left_out() -> None:
-    assert {entry["id"] for entry in json.loads(EVIDENCE.read_text())["tests"]} == {*SIGNS, *WAITS}
+def test_the_page_says_why_of_each_that_does_not_hold() -> None:
+    for heading, mark in (("What is open", OPEN), ("Where the size does not hold", DIRECTION)):
+        notes = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+        named = re.findall(r"^- `([a-z0-9-]+)`", notes, re.MULTILINE)
+        assert sorted(named) == sorted(name for name, (found, _, _) in SIGNS.items() if found == mark)
+
+
+@needs_evidence
+def test_the_page_has_every_published_sign_in_the_words_of_the_evidence() -> None:
+    assert {name: row[:2] for name, row in rows_of_the_page().items()} == published()
+
+
+@needs_evidence
+def test_figures_of_one_model_are_the_published() -> None:
+    tables = json.loads((EVIDENCE / "hit_rates.json").read_text())["tables"]
+    (study,) = (table["rows"] for table in tables if table["name"] == "MSL policy study")
+    static = {
+        (model_of(row["model"]).name, row["slots_per_layer"]): row["reads_over_min"]
+        for row in study
+        if row["policy"].startswith("static")
+    }
+    for name, theirs in PER_MODEL.items():
+        found = [static.get((name, eighths * model_of(name).n_experts // 8)) for eighths in (1, 2, 3)]
+        assert found == list(theirs)
+
+
+def test_min_reads_past_the_slots_what_is_wanted_later() -> None:
+    """One slot: 0 stays, 1 and 2 are read past it. Two slots and two experts a token: 0 and 1 stay, 2 is read past."""
+    assert least_reads_of_layer([[0], [1], [0], [2], [0]], 1, 0) == 3
+    assert least_reads_of_layer([[0], [1], [0], [2], [0]], 1, 1) == 2  # the first is not counted
+    assert least_reads_of_layer([[0, 1], [0, 2], [0, 1]], 2, 0) == 3
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "mixtral-8x7b"])
+def test_min_is_below_belady_who_may_not_read_past_the_slots(name: str) -> None:
+    trace = routed(name)
+    for slots in (trace.top_k, trace.n_experts // 2):
+        assert least_reads(trace, slots) < reads(trace, slots, eviction="belady")
 
 
 def test_copying_some_misses_gains_where_the_link_is_as_fast_as_dram_and_loses_beside_dual_channel(
@@ -829,11 +929,22 @@ def test_where_admission_wants_neither(machines: Machines) -> None:
 @pytest.mark.parametrize("name", capture_names())
 def test_on_captures_policies_tie_and_a_static_set_is_worst(name: str) -> None:
     trace = capture(name)
-    assert_a_tie(trace)
-    for slots in {trace.n_experts // 4, 3 * trace.n_experts // 8} - {trace.top_k}:
-        online = [reads(trace, slots, **policy) for policy in ONLINE]
-        assert static_reads(trace, slots) > max(online)
-        assert online[1] < 1.1 * online[0]  # LFU against LRU: too short a history to lock anything in
+    assert sized_ratio(assert_a_tie(trace), 1.35, 1.65)
+    ratios = [static_over_min(trace, eighths) for eighths in (1, 2, 3)]
+    for ratio, of_the_model in zip(ratios, PER_MODEL.get(name, (None,) * 3), strict=True):
+        assert ratio is None or of_the_model is None or sized_ratio(ratio, of_the_model)
+    for slots in (trace.n_experts // 4, 3 * trace.n_experts // 8):
+        lru, lfu = (reads(trace, slots, eviction=each) for each in ("lru", "lfu"))
+        assert lfu < 1.1 * lru  # too short a history to lock anything in
+
+
+@pytest.mark.parametrize("name", capture_names())
+def test_on_captures_later_layers_use_as_many_experts_of_a_batch(name: str) -> None:
+    """What `first-or-last-n` puts into its routing does not show there."""
+    experts = np.asarray(capture(name).experts)[:512]
+    used = [len(np.unique(experts[:, layer])) for layer in range(experts.shape[1])]
+    half = len(used) // 2
+    assert abs(sum(used[half:]) / sum(used[:half]) - 1) < 0.03
 
 
 @pytest.mark.parametrize("name", capture_names())
@@ -862,12 +973,14 @@ def test_on_a_capture_of_mixtral_lru_and_lfu_are_equal_and_counting_one_by_one_m
 def rewrite() -> None:
     """The page with the marks and figures of now."""
     with TemporaryDirectory() as folder:
-        now = {name: (mark, function(Machines(Path(folder)))) for name, (mark, function) in SIGNS.items()}
+        now = {name: [mark, function(Machines(Path(folder))), by] for name, (mark, by, function) in SIGNS.items()}
+    theirs = published() if EVIDENCE.exists() else {}
+    rows = rows_of_the_page()
     lines = PAGE.read_text().splitlines()
     for at, text in enumerate(lines):
-        cells = text.split(" | ")
-        if (name := cells[0].strip("|` ")) in now:
-            lines[at] = " | ".join([*cells[:3], *now[name]]) + " |"
+        if (name := text.split(" | ")[0].strip("|` ")) in rows:
+            cells = [f"`{name}`", *theirs.get(name, rows[name][:2]), *now.get(name, rows[name][2:])]
+            lines[at] = f"| {' | '.join(cells)} |"
     PAGE.write_text("\n".join(lines) + "\n")
 
 
