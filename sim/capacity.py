@@ -15,6 +15,7 @@ from sim.engines import FIT
 from sim.errors import SpecError
 from sim.layers import layer_numbers, overridden, without_slots
 from sim.on_miss import Rules
+from sim.policies.registry import find
 from sim.spec import WITHOUT_SLOTS, RunSpec, cache_bytes, memory_bytes, per_layer, slots_of
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace
@@ -50,8 +51,9 @@ class Fits:
         if needed(card.line(layers * most, 0)) <= card.room:
             return np.full(1 if pooled else layers, layers * most if pooled else most, np.int64)
         if knob in ("slots", "per-layer"):
-            found = split(card, self._stages(False), 1 if pooled else layers)
-            if knob == "per-layer" and not pooled:
+            dealt = deals_out(spec)  # some layers may be left without
+            found = split(card, self._stages(dealt), 1 if pooled or dealt else layers)
+            if knob == "per-layer" and not pooled and found.slots >= layers:
                 return np.full(layers, found.slots // layers, np.int64)
             return shares("cache", found.cache, spec, trace, found.expert_bytes)
         dense_too = spec.dense_on_host == WITHOUT_SLOTS
@@ -77,6 +79,11 @@ class Fits:
         context = spec.context or longest_context(spec, self.trace, self.steps)
         rows = largest_step(spec, self.steps)
         return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, rows)
+
+
+def deals_out(spec: RunSpec) -> bool:
+    """Whether the placement says how many slots each layer has, none of which it need have."""
+    return find("placement", spec.placement).spreads
 
 
 def vram_bytes(spec: RunSpec, hardware: "Hardware") -> int | None:
@@ -128,14 +135,16 @@ def slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tupl
 
 def shares(field: str, cache: int | float | str, spec: RunSpec, trace: RoutingTrace, size: int) -> Int:
     """int64 [scopes]. Bytes: as many whole experts as fit, in equal shares, what is left over one each to the first
-    layers, at most all there are. Raises SpecError where a scope would have none, and for more slots than experts."""
+    layers, at most all there are. Raises SpecError where a scope would have none, unless the placement deals the slots
+    out anew, and for more slots than experts."""
     pooled, layers = spec.cache_scope == "global", trace.n_moe_layers
     most = trace.n_experts * (layers if pooled else 1)
     scopes = 1 if pooled else layers
     if isinstance(cache, str):
         total = min(cache_bytes(cache) // size, most * scopes)
-        if total < scopes:
-            raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {scopes}")
+        least = 1 if deals_out(spec) else scopes
+        if total < least:
+            raise SpecError(f"{field}: {cache}: holds {total} experts of {size} bytes; needs at least {least}")
         shares = total // scopes + (np.arange(scopes) < total % scopes)
         return np.asarray(np.minimum(shares, most), np.int64)
     if cache > most:

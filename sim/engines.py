@@ -164,7 +164,8 @@ def told(engine: Engine, spec: Mapping[str, Any], defaults: Mapping[str, Any]) -
     resident = cache_goes_without_saying(engine, spec)
     left_out = (*_idle(spec), "set", *(["cache"] if resident else []))
     sets = engine.sets if spec["vram"] is None else engine.sets | {"cache": FIT}
-    sets = {name: value for name, value in sets.items() if name not in left_out}
+    said_otherwise = [name for name in KNOBS[1:] if spec[name] is None]  # who is resident
+    sets = {name: value for name, value in sets.items() if name not in (*left_out, *said_otherwise)}
     engines = {name: value for name, value in sets.items() if spec[name] == value}
     free = {*FREE, "cache" if resident else ""} - {*COSTS}
     theirs = [name for name in defaults if name in sets or name not in free]

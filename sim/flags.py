@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.engines import same_parameter
+from sim.engines import KNOBS, same_parameter
 from sim.errors import SpecError
 from sim.spec import NUMBER, VERSION, WHOLE, RunSpec
 from traces.command import Parser
@@ -91,13 +91,17 @@ def flag_words(fields: Mapping[str, Any]) -> list[str]:
 
 
 def config(path: str | None) -> dict[str, Any]:
-    """The fields that a TOML file gives; none without one. Raises SpecError."""
+    """The fields that a TOML file gives; none without one. Of a saved spec, which says its `version`, those that were
+    asked for: what its engine set gives way with it. Raises SpecError."""
     if path is None:
         return {}
     fields = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
-    if fields.pop("version", VERSION) != VERSION:  # as a saved spec has it
+    version = fields.pop("version", None)
+    if version not in (None, VERSION):
         raise SpecError(f"config: {path}: version: must be {VERSION}; what the fields of another mean may differ")
-    return fields | ({"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {})
+    fields |= {"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {}
+    spec = RunSpec.of({"trace": "", **fields}, f"config: {path}: ")
+    return fields if version is None else spec.asked()
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -129,15 +133,16 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 def spec_of(args: argparse.Namespace) -> RunSpec:
     """The spec from the config file and the flags, which win. Raises SpecError."""
-    fields = config(args.config)
-    RunSpec.of({"trace": "", **fields}, f"config: {args.config}: ")
+    fields, flags = config(args.config), given(args, RunSpec.model_fields)
+    if flags.keys() & {*KNOBS}:  # who is resident is said by one of them
+        fields = {name: value for name, value in fields.items() if name not in KNOBS}
     parameters = settings(args.set or [])
     kept = {
         key: old
         for key, old in fields.get("set", {}).items()
         if not any(same_parameter(key, new) for new in parameters)
     }
-    fields |= given(args, RunSpec.model_fields) | {"set": kept | parameters}
+    fields |= flags | {"set": kept | parameters}
     if not fields.get("trace"):
         raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
     return RunSpec.of(fields)

@@ -406,7 +406,8 @@ class Setting:
         rows, on_host = largest_step(self.spec, self.steps), self.costed.on_host
         stages, room = staged(self.rules, self.plan, rows), vram_bytes(self.spec, self.hardware)
         line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
-        asked = self.ram is not None or self.plan.on_miss is not None or self.spec.dense_on_host is not None
+        spec = self.spec
+        asked = self.ram is not None or self.plan.on_miss is not None or spec.dense_on_host is not None or spec.behaves
         return line | ({"host": self._host_memory} if asked else {})
 
     @property

@@ -387,7 +387,8 @@ ENGINES = [
     fault("layers whose dense part is the host's take the GPU's memory", "sim/costs/memory_split.py",
         "out if dense_too else ()", "()", f"{NAMED}what_is_chosen_fits_and_no_more_does"),
     fault("transformers 5 moves the experts used", "sim/catalog/engines.toml", "true\nprefill_chunk = 1_000_000",
-        "false\nprefill_chunk = 1_000_000", "tests/test_accelerate.py::test_a_simulated_run_moves_the_same_in_each_step"),
+        "false\nprefill_chunk = 1_000_000",
+        "tests/test_accelerate.py::test_a_simulated_run_moves_the_same_in_each_step"),
 ]  # fmt: skip
 EVERY_SPREAD = "tests/test_placement2.py::test_spread_against_every_spread"
 FIT = [

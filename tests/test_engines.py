@@ -351,6 +351,45 @@ def test_what_fits_is_no_matter_of_the_prompts() -> None:
     assert large - small == 1536 * 4 * 32_000
 
 
+def test_what_deals_slots_out_leaves_room_for_the_stages_of_layers_without() -> None:
+    for more in ({}, {"miss": "split"}, {"engine": "llama.cpp", "engine_as_costs": True}):
+        found = prepared(vram="8GB", placement="global-popular", calibration=0.5, **more)
+        assert found.plan.slots.min() == 0 and found.memory["staging"] > 0 and found.memory["fits"]
+    few = prepared(engine="fiddler", cache="3.2GB", calibration=0.5)  # fewer than layers: the most popular ones
+    assert few.plan.slots.sum() == 3_200_000_000 // few.plan.expert_bytes < 32
+    assert prepared(engine="fiddler", vram="8GB", calibration=0.5).memory["fits"]
+
+
+def test_flags_win_over_a_saved_spec(tmp_path: Path) -> None:
+    def config(*flags: str, **fields: Any) -> RunSpec:
+        saved = RunSpec.of({**SAMPLE, **fields}).saved()
+        lines = [f"{key} = {json.dumps(value)}" for key, value in saved.items() if value not in (None, {})]
+        (tmp_path / "c.toml").write_text("\n".join(lines))
+        return spec_of(run.parser().parse_args(["--config", str(tmp_path / "c.toml"), *flags]))
+
+    fit = {"engine": "llama.cpp", "vram": "16GB"}
+    assert config("--n-cpu-moe", "4", **fit) == RunSpec.of({**SAMPLE, **fit, "n_cpu_moe": 4})
+    assert config("--bulk", "none", **fit) == RunSpec.of({**SAMPLE, **fit, "bulk": "none"})
+    for name in ("ollama", "ik_llama.cpp", "ideal"):
+        assert config("--engine", name, **fit) == RunSpec.of({**SAMPLE, **fit, "engine": name})
+    layers = {"engine": "llama.cpp", "n_cpu_moe": 16}
+    assert config("--cache", "layers:20", **layers) == RunSpec.of(
+        {**SAMPLE, "engine": "llama.cpp", "cache": "layers:20"}
+    )
+
+
+def test_an_engine_s_own_layers_are_nobody_s_where_a_card_says_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "llama.cpp"\n[sets]\nn_cpu_moe = 10\n[sources]\nn_cpu_moe = "x"\n')
+    theirs = RunSpec.of({"trace": "t.npz", "engine": "llama.cpp"}).who_set["engine"]
+    mine = RunSpec.of({"trace": "t.npz", "engine": str(path)}).who_set
+    assert mine == {"engine": theirs | {"n_cpu_moe": 10}, "you": {}}
+    for more in ({"vram": "16GB"}, {"cache": "layers:20"}, {"n_cpu_moe": 3}):
+        assert RunSpec.of({"trace": "t.npz", "engine": str(path), **more}).who_set["you"] == {
+            name: value for name, value in more.items() if name != "vram"
+        }
+
+
 def test_a_saved_spec_is_a_config(tmp_path: Path) -> None:
     spec = RunSpec.of({**SAMPLE, "engine": "ktransformers", "vram": "16GB", "defer": 1})
     lines = [f"{key} = {json.dumps(value)}" for key, value in spec.saved().items() if value not in (None, {})]
@@ -388,6 +427,22 @@ OWN = {
         "mine.toml: options.miss = 'cpu-admit': must be a list",
     ),
     "a name of two lines": ('name = "a\\nb"\n[options]\ncache = "any"', "mine.toml: name = 'a\\nb': "),
+    "like a file": (
+        'like = "other.toml"',
+        "mine.toml: like = 'other.toml': must be an engine of the catalog, not a file",
+    ),
+    "parameters that are none": (
+        "[sets]\nset = 3\n[sources]\nset = 'x'",
+        "mine.toml: sets.set = 3: must be a table of",
+    ),
+    "a parameter of nobody": (
+        "[sets]\nset = { decay = 3 }\n[sources]\nset = 'x'",
+        "mine.toml: sets.set.decay = 3: must",
+    ),
+    "a table of parameters": (
+        "[sets]\nset = { cpu-admit = { inserts = 3 } }\n[sources]\nset = 'x'",
+        "mine.toml: sets.set.cpu-admit = {'inserts': 3}: must be \"POLICY.PARAM\" = VALUE, the name in quotes",
+    ),
     "like a number": ("like = 3", "mine.toml: like = 3: must be the name of an engine of the catalog"),
     "like nobody": ('like = "nobody"', "engine 'nobody': not in the catalog"),
     "an option of what": ("[options]\nbesides = [true]", "engine mine: options: 'besides' is unknown; did you mean be"),

@@ -42,6 +42,16 @@ class Behaviour(Entry):
         return self
 
     @model_validator(mode="after")
+    def _parameters(self) -> "Behaviour":
+        given = self.sets.get("set", {})
+        if not isinstance(given, dict):
+            raise ValueError(f'sets.set = {given!r}: must be a table of "POLICY.PARAM" = VALUE')
+        for key, value in given.items():
+            if "." not in key or not isinstance(value, bool | int | float | str):
+                raise ValueError(f'sets.set.{key} = {value!r}: must be "POLICY.PARAM" = VALUE, the name in quotes')
+        return self
+
+    @model_validator(mode="after")
     def _said(self) -> "Behaviour":
         for name, option in self.options.items():
             words = (ANY, LAYERS, SLOTS) if name == "cache" else (ANY,)

@@ -30,6 +30,8 @@ def load_engine(name: str) -> Engine:
     like = table.get("like", "")
     if not isinstance(like, str):
         raise CatalogError(f"{label}: like = {like!r}: must be the name of an engine of the catalog")
+    if like.lower().endswith(".toml"):
+        raise CatalogError(f"{label}: like = {like!r}: must be an engine of the catalog, not a file")
     if like:
         entry = {key: value for key, value in table.items() if key != "like"}
         table = over_sourced(shipped("engine")[find("engine", like)], entry)

@@ -106,8 +106,16 @@ def _lead(best: Phase, other: Phase, mine: str, theirs: str, known: Mapping[str,
     told = [_part(best, other, part, two) for part in parts]
     if len(parts) > 1:
         told.append(f"together {_change(_saved(best, other, [name for part in parts for name in part]))}")
+    told += _left(best, other, parts)
     told += _resident(best, other, two)
     return f"{_apart(_saved(best, other, PARTS))[0]} ms a token less: {'; '.join(told)}"
+
+
+def _left(best: Phase, other: Phase, parts: list[tuple[str, ...]]) -> list[str]:
+    """What the parts that are named do not account for."""
+    others = [name for name in PARTS if not any(name in part for part in parts)]
+    left = _saved(best, other, others)
+    return [f"{_change(left)} of the rest"] if abs(left) > TIE * _saved(best, other, PARTS) else []
 
 
 def _change(saved: float) -> str:

@@ -148,7 +148,8 @@ def _beaten(out: Mapping[str, Any]) -> list[str]:
     """What it beats, by how much, and whether that is more than other requests could undo."""
     lines, why = _floor(out), out["judged"]["no_interval"] or "requests make no difference"
     for name, told in out["beats"].items():
-        lines.append(f"{'beats':<12} {name}: {_speed(told)}{_lossy(told)}")
+        beats = "slower than" if told["ratio"] is not None and told["ratio"] < 1 else "beats"
+        lines.append(f"{beats:<12} {name}: {_speed(told)}{_lossy(told)}")
         if told["ratio"] is not None:
             pair = told["ratio_interval"]
             sure = f"{why}: no interval" if pair is None else "95 % over requests, paired"

@@ -50,10 +50,9 @@ class Recommendation:
 
     def _room(self, candidate: Candidate) -> dict[str, Any]:
         """The cache of a candidate that streams, beside stages for all that a visit may want."""
-        static = (
-            candidate["eviction"] == STREAMS["eviction"] and find("miss", candidate["miss"]).kind not in NEVER_FETCH
-        )
-        if candidate["miss"] != STREAMS["miss"] and not static:
+        static, dealt = candidate["eviction"] == STREAMS["eviction"], find("placement", candidate["placement"]).spreads
+        lacks = (static or dealt) and find("miss", candidate["miss"]).kind not in NEVER_FETCH
+        if candidate["miss"] != STREAMS["miss"] and not lacks:
             return {}
         return {"cache": self.split.beside(visit_stages(self.setting.plan)).cache}
 
