@@ -153,7 +153,7 @@ def _beaten(out: Mapping[str, Any]) -> list[str]:
         if told["ratio"] is not None:
             pair = told["ratio_interval"]
             sure = f"{why}: no interval" if pair is None else "95 % over requests, paired"
-            unsure = "; other requests might turn this around" if pair is not None and pair[0] <= 1.0 else ""
+            unsure = "; other requests might turn this around" if pair is not None and pair[0] <= 1.0 <= pair[1] else ""
             lines.append(f"{'':<12} {told['ratio']:.3f} x as fast{_between(pair, 3)} ({sure}{unsure})")
         lines.append(f"{'':<12} {told['policy']}")
     return lines
