@@ -11,7 +11,7 @@ from sim.core.eviction import STATIC
 from sim.core.plan import Choice
 from sim.costs.memory_split import Card, split, whole_layers
 from sim.costs.roofline import needed
-from sim.engines import FIT
+from sim.engines import FIT, KNOBS
 from sim.errors import SpecError
 from sim.layers import layer_numbers, overridden, without_slots
 from sim.on_miss import Rules
@@ -68,7 +68,7 @@ class Fits:
 
     def _card(self) -> Card:
         spec, vram = self.spec, vram_bytes(self.spec, self.hardware)
-        if self.model is None or (self.hardware.measured is not None and self.hardware.measured.scale != 1):
+        if self.model is None or self.hardware.shrunk:
             raise SpecError(
                 f"cache: {FIT}: the sizes of {self.trace.model} are not known; must be slots, a share or bytes"
             )
@@ -106,7 +106,7 @@ def longest_context(spec: RunSpec, trace: RoutingTrace, steps: Steps) -> int:
 def slots_by_layer(spec: RunSpec, trace: RoutingTrace, engine: "Engine") -> tuple[str, Int] | None:
     """(the field that says the slots of each layer, they int64 [L]); None where none does."""
     layers, most, cache = trace.n_moe_layers, trace.n_experts, str(spec.cache)
-    told = [name for name in ("n_cpu_moe", "override_tensor") if getattr(spec, name) is not None]
+    told = [name for name in KNOBS[1:] if getattr(spec, name) is not None]
     told += ["cache"] if per_layer(cache) or (told and spec.cache is not None) else []
     if not told:
         return None

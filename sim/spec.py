@@ -264,9 +264,9 @@ class RunSpec(BaseModel):
 
     def saved(self, leave_out: Container[str] = ()) -> dict[str, Any]:
         """The fields as they are kept with a result, and the version of what they mean: those that came with version 2
-        only where they are not the default."""
+        or later only where they are not the default, or where an engine would set another."""
         fields = {**self.model_dump(), "version": VERSION}
-        every, mine = RunSpec.model_fields, self.who_set["you"]  # what an engine would set otherwise is said
+        every, mine = RunSpec.model_fields, self.who_set["you"]
         return {
             name: value
             for name, value in fields.items()
@@ -287,14 +287,11 @@ class RunSpec(BaseModel):
 
     def asked(self) -> dict[str, Any]:
         """The fewest fields that give this spec: what is not a default, nor the engine's."""
-        who = self.who_set
-        other = {name: value for name, value in self.model_dump().items() if value != defaults()[name]}
-        knob = cache_goes_without_saying(self.behaves, self.model_dump())
-        mine = {name: value for name, value in who["you"].items() if not name.startswith("set.")}
+        who, fields = self.who_set, self.model_dump()
+        unsaid = {"set", *who["engine"], *(["cache"] if cache_goes_without_saying(self.behaves, fields) else [])}
+        said = (name for name in fields if fields[name] != defaults()[name] or name in who["you"])
         parameters = {key: value for key, value in self.set.items() if f"set.{key}" not in who["engine"]}
-        out = {name: value for name, value in {**other, **mine}.items() if name not in who["engine"] and name != "set"}
-        out = {name: value for name, value in out.items() if not (knob and name == "cache")}
-        return out | ({"set": parameters} if parameters else {})
+        return {name: fields[name] for name in said if name not in unsaid} | ({"set": parameters} if parameters else {})
 
 
 @cache

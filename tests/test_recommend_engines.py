@@ -392,3 +392,12 @@ def test_each_length_is_run_once_and_what_was_not_done_is_said(small: str) -> No
     assert all(row["error"] is None for row in beside.rows({"p": rated}))
     cut = SideBySide(case, partial(evaluate, most=3))
     assert cut([own]) == [] and [row["error"] for row in cut.rows({"p": rated})].count(NOT_DONE) == len(EVERY) - 3
+
+
+def test_a_card_larger_than_the_hardware_s_is_said_once(small: str) -> None:
+    for asked, search in (
+        (wish(small, "llama.cpp", candidates=2), WithinEngine),
+        (wish(small, candidates=2), Recommendation),
+    ):
+        out = search(replace(asked, vram=40 * GIGABYTE)).search(here)
+        assert out["notes"].count("40.00 GB is more than the 25.25 GB that rtx4090 has") == 1

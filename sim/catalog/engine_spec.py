@@ -18,9 +18,9 @@ class Behaviour(Entry):
     its source in `sources`; whatever a run can be asked for and does not stand here has its default. options:
     fields that its users may set, too, and to what: `any`, a list of values, or of `cache` `layers` (whole ones
     alone) or `slots`; of `set`, a list of those parameters that it sets. Nothing else of policies, cache and misses
-    can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots` in all, `per-
-    layer` as many in each layer, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe: which
-    layers its --n-cpu-moe puts on the CPU. host_copy: experts that never leave the GPU lie in host memory, too.
+    can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots` in all,
+    `per-layer` as many in each layer, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe:
+    which layers its --n-cpu-moe puts on the CPU. host_copy: experts that never leave the GPU lie in host memory, too.
     """
 
     name: str = Field(default="", pattern=PRINTABLE)

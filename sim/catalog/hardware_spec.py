@@ -166,6 +166,11 @@ class Hardware(Entry):
         return None if part is None else part.mem_bytes
 
     @property
+    def shrunk(self) -> bool:
+        """Whether it was measured with a model's sizes made smaller, so that these say nothing of memory."""
+        return self.measured is not None and self.measured.scale != 1
+
+    @property
     def answers_cpu(self) -> bool:
         """Whether a cpu answer has a cost here."""
         if self.measured is not None:

@@ -109,6 +109,11 @@ def whole_layers(card: Card, stages: int, layers: Sequence[int], knob: str, dens
     raise _too_small(card, line, 0, card.model.expert_bytes(card.precision), "")
 
 
+def vram_text(size: float) -> str:
+    """At least so many bytes, as --vram takes it."""
+    return f"{math.ceil(size / 1e7) / 100:.2f}GB"
+
+
 def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: str) -> TooSmall:
     fixed = needed(taken)
     need = fixed + least * size
@@ -121,7 +126,7 @@ def _too_small(card: Card, taken: dict[str, Any], least: int, size: int, lower: 
         f"vram: {card.room / 1e9:.2f} GB{share}: {card.model.name} at {card.precision} takes {fixed / 1e9:.2f} GB "
         f"(dense weights {taken['dense'] / 1e9:.2f}, KV {taken['kv'] / 1e9:.2f}, staging "
         f"{taken['staging'] / 1e9:.2f}{reserve}) before the first expert{layers}; "
-        f"it needs --vram {math.ceil(at_least / 1e7) / 100:.2f}GB at least{lower}"
+        f"it needs --vram {vram_text(at_least)} at least{lower}"
     )
     return TooSmall(message, math.ceil(at_least))
 

@@ -330,8 +330,7 @@ def memory(
     """
     size = expert_bytes(model, hardware, precision)
     line: dict[str, Any] = {"dense": None, "kv": None}
-    shrunk = hardware.measured is not None and hardware.measured.scale != 1
-    if model is not None and not shrunk:
+    if model is not None and not hardware.shrunk:
         stored = (engine.precision_of("dense", precision), engine.precision_of("head", precision))
         dense, kv = layers_bytes(model, engine, precision, on_host, context, batch)
         line = {"dense": model.dense_bytes(*stored) - dense, "kv": batch * model.kv_bytes(context) - kv}
@@ -382,9 +381,8 @@ def host_memory(
     into host memory first. None is what cannot be known: fits without a model or the size of the memory.
     """
     size = experts * expert_bytes(model, hardware, precision)
-    shrunk = hardware.measured is not None and hardware.measured.scale != 1
     kinds = (0, size) if engine.page_locked else (size, 0)
     line: dict[str, Any] = dict(zip(("experts", "page_locked"), kinds, strict=True))
     line |= {"rest": HOST_REST + more, "ram": ram}
-    known = ram is not None and model is not None and not shrunk
+    known = ram is not None and model is not None and not hardware.shrunk
     return line | {"fits": size + line["rest"] <= ram if known else None}

@@ -25,10 +25,10 @@ SPENT = {
 @dataclass(frozen=True)
 class Known:
     """What is known of an engine's run beside its times, for one phase. rule: what it does on a miss there, by its
-    parameters; beside:
-    the GPU works while the host does; overlapped: streamed experts do not hold it up; slots, reserve_bytes: of its
-    memory. Of its costs, None where durations are given outright and it has none: page_locked: where its experts lie;
-    layer_ns, expert_ns: its own time; dense, dense_bits: of dense weights; dense_on_gpu: in every layer."""
+    parameters; beside: the GPU works while the host does; overlapped: streamed experts do not hold it up; slots,
+    reserve_bytes: of its memory. Of its costs, None where durations are given outright and it has none:
+    page_locked: where its experts lie; layer_ns, expert_ns: its own time; dense, dense_bits: of dense weights;
+    dense_on_gpu: in every layer."""
 
     rule: str
     parameters: str

@@ -11,6 +11,7 @@ from sim import __version__
 from sim.capacity import vram_bytes
 from sim.core.plan import LOSSY, Plan
 from sim.costs.roofline import needed
+from sim.engines import KNOBS
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
@@ -243,7 +244,7 @@ def cache_words(out: Mapping[str, Any]) -> str:
 
 def _cache_asked(spec: Mapping[str, Any]) -> Any:
     """The cache, or the flag that says it in llama.cpp's words."""
-    told = [name for name in ("n_cpu_moe", "override_tensor") if spec.get(name) is not None]
+    told = [name for name in KNOBS[1:] if spec.get(name) is not None]
     return f"{told[0].replace('_', '-')} {spec[told[0]]}" if told else spec["cache"]
 
 

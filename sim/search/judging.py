@@ -92,17 +92,15 @@ class Case:
         return None, "the trace has one request: nothing is set aside, so no fitted policy is tried"
 
     def _vram(self, setting: Setting) -> int:
-        has, wish, spec = setting.hardware.mem_bytes, self.wish, setting.spec
+        wish, spec = self.wish, setting.spec
         if setting.model is None:
             raise SpecError("model: none that the catalog knows; a memory split needs --model NAME|FILE")
-        vram = has if wish.vram is None else wish.vram
+        vram = setting.hardware.mem_bytes if wish.vram is None else wish.vram
         if vram is None:
             raise SpecError("vram: the hardware does not say how much it has; give --vram 24GB")
         longest = int(setting.trace.position.max()) + 1 + spec.context_offset
         if wish.context < longest:
             raise SpecError(f"context: {wish.context}: the trace has requests of {longest} tokens; must be as many")
-        if has is not None and vram > has:
-            self.notes.append(f"{vram / 1e9:.2f} GB is more than the {has / 1e9:.2f} GB that {spec.hardware} has")
         return vram
 
     def rate(self, spec: RunSpec, words: str = "") -> Rated:

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from sim.capacity import largest_step
 from sim.costs.memory_split import Card, Split, TooSmall, split
 from sim.errors import SpecError
 from sim.on_miss import NEVER_FETCH, staged, visit_stages
@@ -43,8 +42,8 @@ class Recommendation:
         """Raises TooSmall where not one expert of every layer fits."""
         setting = self.setting
         assert setting.model is not None  # the case has seen to it
-        rows = int(np.diff(setting.steps.offset).max())
-        sizes = (setting.spec.precision, self.case.vram, self.wish.context, setting.spec.batch, rows)
+        rows, spec = largest_step(setting.spec, setting.steps), setting.spec
+        sizes = (spec.precision, self.case.vram, self.wish.context, spec.batch, rows)
         card = Card(setting.model, setting.hardware, setting.engine, *sizes)
         return split(card, staged(setting.rules, setting.plan, card.rows))
 

@@ -1,12 +1,11 @@
 """Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over
 the same steps, with the same memory."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim import catalog
-from sim.costs.memory_split import TooSmall
+from sim.costs.memory_split import TooSmall, vram_text
 from sim.costs.roofline import needed
 from sim.engines import FREE, behaving
 from sim.errors import SpecError
@@ -78,7 +77,7 @@ class SideBySide:
         if not needs:
             return "; no engine can run either"
         name = min(needs, key=lambda each: needs[each])
-        return f"; of the engines {name} needs least: --vram {math.ceil(needs[name] / 1e7) / 100:.2f}GB"
+        return f"; of the engines {name} needs least: --vram {vram_text(needs[name])}"
 
     def _runs(self, steps: int | None) -> dict[str, Configuration]:
         specs = {name: spec.model_copy(update={"max_steps": steps}) for name, spec in self.specs.items()}
