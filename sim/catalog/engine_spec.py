@@ -66,7 +66,10 @@ class Engine(Behaviour):
     layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given); group_ns:
     once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
     (synchronisation); step_ns: once per step; decide_ns: once per visit, beside what the hardware's host
-    takes; cpu_visit_ns: once per visit that computes any expert on the host. launches_per_*: kernel launches
+    takes; cpu_visit_ns: once per visit that computes any expert on the host, cpu_expert_ns: once per expert there;
+    cpu_read_share, cpu_compute_share: of the host's sustained read rate, and of the arithmetic of the precision's
+    kernels, that its own reach. host_work: which of these durations are work of one host thread, which are divided by
+    the host's `single_thread`. launches_per_*: kernel launches
     that the GPU waits for, times the GPU's kernel_launch_ns.
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
@@ -87,6 +90,10 @@ class Engine(Behaviour):
     step_ns: Ns = 0
     decide_ns: Ns = 0
     cpu_visit_ns: Ns = 0
+    cpu_expert_ns: Ns = 0
+    cpu_read_share: Rate = 1.0
+    cpu_compute_share: Rate = 1.0
+    host_work: tuple[str, ...] = Field(default=(), strict=False)
     launches_per_layer: Count = 0
     launches_per_group: Count = 0
     launches_per_expert: Count = 0

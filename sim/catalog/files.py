@@ -110,6 +110,11 @@ def precision_bits(precision: str) -> float:
     return float(shipped("precision")[find("precision", precision)]["bits"])
 
 
+def cpu_gops_per_core(precision: str) -> float:
+    """Operations of one core on weights of a named precision, 1e9 a second at `single_thread` 1."""
+    return float(shipped("precision")[find("precision", precision)].get("cpu_gops_per_core", 30.0))
+
+
 def weight_bytes(params: int, precision: str) -> int:
     """Bytes that `params` weights take at `precision`, rounded up."""
     return math.ceil(params * precision_bits(precision) / 8)

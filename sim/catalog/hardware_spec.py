@@ -8,6 +8,10 @@ from sim.catalog.measured_spec import Measured
 from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
 
 
+NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
+CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
+
+
 class Gpu(Sized):
     """A GPU. Its memory is given as mem_gb or as mem_mib.
 
@@ -59,22 +63,41 @@ class Gpu(Sized):
 
 
 class Host(Entry):
-    """A CPU and its memory.
+    """A CPU and its memory; at least one of read_gb_per_s and peak_gb_per_s.
 
-    read_gb_per_s: weights read alone, as measured with the engine's threads. total_gb_per_s: CPU and copy
-    engine together; default 1.2 x read_gb_per_s (desktop of results/059: 75 together, 62.3 alone). tflops 1.0
-    is an assumption: about 16 cores x 4 GHz x 32 operations, half reached. cpu_launch_ns: before each expert
-    (moe-speed-of-light's fit: 21 us). link_share: the share of its rate at which a link moves while experts are
-    computed, 1 where nobody has measured it; ram_gb: memory, 1e9 bytes.
+    read_gb_per_s: weights read alone, as measured with the engine's threads over all sockets; where nobody measured
+    it, NOMINAL_SHARE of peak_gb_per_s, channels x transfers/s x 8 bytes. one_socket_gb_per_s: the same of one socket
+    and its own memory, for engines that keep to one. total_gb_per_s: CPU and copy engine together; default 1.2 x
+    the read rate (desktop of results/059: 75 together, 62.3 alone). cores: physical ones of all sockets. tflops: the
+    arithmetic of all of them, where measured or claimed; else `cores` at the rate of the precision's kernels.
+    single_thread: speed of one thread beside a Zen 4 desktop at 5 GHz, by which an engine's host work is divided.
+    link_share: the share of its rate at which a link moves while experts are computed, 1 where nobody has measured
+    it; ram_gb: memory, 1e9 bytes.
     """
 
-    read_gb_per_s: Rate
+    read_gb_per_s: Rate | None = None
+    one_socket_gb_per_s: Rate | None = None
     total_gb_per_s: Rate | None = None
     peak_gb_per_s: Rate | None = None
-    tflops: Rate = 1.0
-    cpu_launch_ns: Ns = 21_000
+    sockets: Positive = 1
+    cores: Positive | None = None
+    tflops: Rate | None = None
+    single_thread: Rate = 1.0
     link_share: Share = 1.0
     ram_gb: Rate | None = None
+
+    @model_validator(mode="after")
+    def _has_a_rate(self) -> "Host":
+        if self.read_gb_per_s is None and self.peak_gb_per_s is None:
+            raise ValueError("read_gb_per_s or peak_gb_per_s: missing; give one of the two")
+        return self
+
+    def compute_rate(self, per_core: float) -> float:
+        """Operations per ns of all cores, `per_core` (1e9 operations/s) those of one with the kernels of a precision;
+        where neither tflops nor cores is known, as many as a desktop has beside each byte that it reads."""
+        if self.tflops is not None:
+            return self.tflops * 1e3
+        return per_core * (self.cores if self.cores is not None else self.read_rate() * CORES_PER_GB_PER_S)
 
     @property
     def ram_bytes(self) -> int | None:
@@ -84,10 +107,9 @@ class Host(Entry):
     def read_rate(self, link_rate: float = 0.0) -> float:
         """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
         half of it (results/059: CPU 37 and link 38 of 75), at most what it reads alone."""
-        if link_rate == 0:
-            return self.read_gb_per_s
-        total = self.total_gb_per_s or 1.2 * self.read_gb_per_s
-        return min(self.read_gb_per_s, max(total - link_rate, total / 2))
+        alone = self.read_gb_per_s or NOMINAL_SHARE * (self.peak_gb_per_s or 0)
+        total = self.total_gb_per_s or 1.2 * alone
+        return alone if link_rate == 0 else min(alone, max(total - link_rate, total / 2))
 
 
 class Fixed(Sized):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.catalog.files import find, weight_bytes
+from sim.catalog.files import cpu_gops_per_core, find, weight_bytes
 from sim.core.plan import Costs, Int, Low
 from sim.costs.classes import CostClasses, StepShapes, classify, dense_table, layer_columns
 from sim.costs.measured import measured_costs
@@ -133,7 +133,7 @@ def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precis
     weights = model.expert_bytes(precision)
     activations = tokens * (ACTIVATION_BYTES * 2 * (model.hidden + model.expert_intermediate))
     ns = _roofline(hardware, engine, precision, weights + activations, 2.0 * tokens * model.expert_params)
-    ns += engine.expert_ns + engine.launches_per_expert * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "expert_ns") + engine.launches_per_expert * _gpu(hardware).kernel_launch_ns
     if engine.dequant_gb_per_s is not None and weights < model.expert_params * 2:
         ns += weights / engine.dequant_gb_per_s
     ns[0] = 0
@@ -143,14 +143,12 @@ def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precis
 def cpu_expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
     """One expert on the host by its tokens, int64 [2, max_tokens + 1]: link idle, link busy; 0 tokens = 0.
 
-    cpu_launch + max(bytes / read rate, 2 x tokens x weights / host peak): reading dominates at one token
+    cpu_expert_ns + max(bytes / read rate, 2 x tokens x weights / arithmetic): reading dominates at one token
     (arXiv 2512.16473: 704.6 MB in 7.34 ms = 96 GB/s). A busy link takes its share of the host's memory
     bandwidth (`Host.read_rate`).
     """
-    host = hardware.host
-    assert host is not None
     read, operations = cpu_terms_ns(model, hardware, engine, precision, np.arange(max_tokens + 1))
-    ns = host.cpu_launch_ns + np.maximum(read[:, None], operations)
+    ns = _own_ns(hardware, engine, "cpu_expert_ns") + np.maximum(read[:, None], operations)
     ns[:, 0] = 0
     return _rounded(ns)
 
@@ -162,7 +160,7 @@ def cpu_visit_ns(hardware: "Hardware", engine: "Engine", given_us: float | None 
         return round(given_us * 1e3)
     if hardware.durations is not None:
         return hardware.fixed.cpu_visit_ns if hardware.fixed is not None else 0
-    return engine.cpu_visit_ns
+    return round(_own_ns(hardware, engine, "cpu_visit_ns"))
 
 
 def cpu_terms_ns(
@@ -173,8 +171,20 @@ def cpu_terms_ns(
     host, size = hardware.host, model.expert_bytes(precision)
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
-    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)])
-    return read, tokens * (2.0 * model.expert_params) / (host.tflops * 1e3)
+    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)]) / engine.cpu_read_share
+    return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+
+
+def host_compute_rate(hardware: "Hardware", engine: "Engine", precision: str) -> float:
+    """Operations per ns of an engine's kernels on the host, for weights of a precision."""
+    assert hardware.host is not None
+    return hardware.host.compute_rate(cpu_gops_per_core(precision)) * engine.cpu_compute_share
+
+
+def _own_ns(hardware: "Hardware", engine: "Engine", field: str) -> float:
+    """A duration of the engine's own, in ns; one of the host's work on a host of that speed."""
+    ns = getattr(engine, field)
+    return ns / hardware.host.single_thread if field in engine.host_work and hardware.host is not None else ns
 
 
 def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:
@@ -188,7 +198,7 @@ def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:
     moving = copies * link.per_copy_ns + size / link.rate(size / copies)
     ways = 2 if engine.write_back else 1
     set_ups = np.array([link.setup_ns, link.follow_setup_ns], np.float64)
-    return _rounded(ways * (set_ups + moving) + engine.transfer_ns)
+    return _rounded(ways * (set_ups + moving) + _own_ns(hardware, engine, "transfer_ns"))
 
 
 def run_ns(hardware: "Hardware", engine: "Engine", size: int, n_experts: int, transfer_ns_: Int) -> Int:
@@ -225,7 +235,7 @@ def head_ns(
     weights = weight_bytes(model.head_params, stored) + ACTIVATION_BYTES * model.hidden
     size = weights + needed * (LOGIT_BYTES * model.vocab)
     ns = _roofline(hardware, engine, stored, size, 2.0 * needed * model.head_params)
-    ns += engine.step_ns + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "step_ns") + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
     return _rounded(ns)
 
 
@@ -260,18 +270,20 @@ def _layer_ns(
     else:
         size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer)
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
-    own = engine.mla_layer_ns if model.attention == "mla" and engine.mla_layer_ns is not None else engine.layer_ns
+    mla = model.attention == "mla" and engine.mla_layer_ns is not None
+    own = _own_ns(hardware, engine, "mla_layer_ns" if mla else "layer_ns")
     if on_host:
-        return _rounded(own + _host_roofline(hardware, size, operations))
+        return _rounded(own + _host_roofline(hardware, engine, stored, size, operations))
     ns = _roofline(hardware, engine, stored, size, operations)
     return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
 
 
-def _host_roofline(hardware: "Hardware", size: Float, operations: Float) -> Float:
-    """The slower of the host's reading `size` bytes, the link idle, and its operations, behind its launch, in ns."""
-    host = hardware.host
-    assert host is not None
-    return host.cpu_launch_ns + np.maximum(size / host.read_rate(), operations / (host.tflops * 1e3))
+def _host_roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
+    """The slower of the host's reading `size` bytes, the link idle, and its operations on weights stored at a
+    precision, in ns."""
+    assert hardware.host is not None
+    read = size / (hardware.host.read_rate() * engine.cpu_read_share)
+    return np.maximum(read, operations / host_compute_rate(hardware, engine, stored))
 
 
 def _gpu(hardware: "Hardware") -> "Gpu":

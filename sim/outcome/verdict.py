@@ -195,7 +195,7 @@ def _host(setting: Setting, out: dict[str, Any]) -> str:
         return HOST
     tokens = np.array(out["cpu"] / cpu_experts(out))
     read, operations = cpu_terms_ns(model, setting.hardware, setting.engine, setting.spec.precision, tokens)
-    longest = {HOST: float(host.cpu_launch_ns), HOST_MEMORY: float(read[0]), HOST_COMPUTE: float(operations)}
+    longest = {HOST: float(setting.engine.cpu_expert_ns), HOST_MEMORY: float(read[0]), HOST_COMPUTE: float(operations)}
     return max(longest, key=lambda name: longest[name])
 
 
