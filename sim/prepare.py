@@ -219,12 +219,17 @@ class Costed:
     on_host: tuple[int, ...]
 
     def make(self, memo: Memo) -> Costs:
-        trace, steps = self.steps.judged.judged(memo), self.steps.make(memo)
+        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
+        return self.on(*parts, self.steps.judged.judged(memo), self.steps.make(memo))
+
+    def on(
+        self, model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", trace: RoutingTrace, steps: Steps
+    ) -> Costs:
+        """The tables of these steps on what is in memory."""
         positions = trace.position[steps.row].astype(np.int64) + self.context_offset
         moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
         shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
-        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
-        return costs(*parts, self.precision, shapes, self.on_host)
+        return costs(model, hardware, engine, self.precision, shapes, self.on_host)
 
 
 @dataclass(frozen=True)
@@ -390,6 +395,11 @@ class Setting:
     costed: Costed
     rules: Rules
     repeated: int = 0
+
+    def on(self, hardware: "Hardware", engine: "Engine") -> Plan:
+        """The plan on other costs than the spec's: of the same engine and hardware, some durations and rates changed."""
+        costs = self.costed.on(self.model, hardware, engine, self.trace, self.steps)
+        return replace(self.plan, costs=costs, on_miss=on_miss(self.rules, self.plan, hardware, engine))
 
     @property
     def context(self) -> int:

@@ -63,7 +63,9 @@ class Behaviour(Entry):
 class Engine(Behaviour):
     """An engine's own costs, all zero by default, how it handles experts, and (Behaviour) what it does on a miss.
 
-    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given); group_ns:
+    dispatch: how its operations are launched: by compiled code or a CUDA graph, or by calls from Python.
+    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given; host_layer_ns, mla_host_layer_ns
+    in their place where the host computes the dense part, where given); group_ns:
     once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
     (synchronisation); step_ns: once per step; decide_ns: once per visit, beside what the hardware's host
     takes; cpu_visit_ns: once per visit that computes any expert on the host, cpu_expert_ns: once per expert there;
@@ -79,11 +81,15 @@ class Engine(Behaviour):
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
-    replaces the GPU's hbm_efficiency.
+    replaces the GPU's hbm_efficiency. kv_read_share: of that bandwidth, what attention of decode steps reaches on the
+    entries of the KV cache.
     """
 
+    dispatch: Literal["", "compiled", "python"] = ""
     layer_ns: Ns = 0
     mla_layer_ns: Ns | None = None
+    host_layer_ns: Ns | None = None
+    mla_host_layer_ns: Ns | None = None
     group_ns: Ns = 0
     expert_ns: Ns = 0
     transfer_ns: Ns = 0
@@ -111,6 +117,7 @@ class Engine(Behaviour):
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
     memory_efficiency: Share | None = None
+    kv_read_share: Share = 1.0
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at

@@ -16,6 +16,7 @@ KINDS = {
     "link": "links.toml",
     "host": "hosts.toml",
     "hardware": "hardware.toml",
+    "machine": "machines.toml",
     "engine": "engines.toml",
     "precision": "precisions.toml",
 }

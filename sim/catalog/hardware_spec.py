@@ -1,6 +1,9 @@
 """GPU, link, host, and the three together. GB = 1e9 bytes, and GB/s is bytes per ns, which keeps the
 arithmetic short."""
 
+import math
+from typing import Literal
+
 from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
@@ -9,6 +12,7 @@ from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
 
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
+CORES_IN_STEP = 16  # beyond so many each operation's barriers cost: an assumption, as the square root
 CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
 
 
@@ -97,7 +101,8 @@ class Host(Entry):
         where neither tflops nor cores is known, as many as a desktop has beside each byte that it reads."""
         if self.tflops is not None:
             return self.tflops * 1e3
-        return per_core * (self.cores if self.cores is not None else self.read_rate() * CORES_PER_GB_PER_S)
+        cores = self.cores if self.cores is not None else self.read_rate() * CORES_PER_GB_PER_S
+        return per_core * min(cores, math.sqrt(cores * CORES_IN_STEP))
 
     @property
     def ram_bytes(self) -> int | None:
@@ -143,7 +148,8 @@ class Hardware(Entry):
     readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
     commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
-    commit to its start on an idle link.
+    commit to its start on an idle link. compute: `host` is a machine whose CPU computes everything, from its own
+    memory (a GPU that it may have is idle); a decision then takes no time.
     """
 
     gpu: Gpu | None = None
@@ -155,6 +161,7 @@ class Hardware(Entry):
     predictor_ns: Ns = 0
     commit_depth: Positive = 1
     commit_gap_ns: Ns = 0
+    compute: Literal["gpu", "host"] = "gpu"
     fixed: Fixed | None = None
     measured: Measured | None = None
 
@@ -165,7 +172,7 @@ class Hardware(Entry):
             given = self.model_fields_set - set(Entry.model_fields) - {alone}
             if getattr(self, alone) is not None and given:
                 raise ValueError(f"{min(given)}: not beside [{alone}], which replaces every other cost")
-        missing = [name for name, part in parts.items() if part is None]
+        missing = [name for name, part in parts.items() if part is None and not (name == "gpu" and self.on_host)]
         if self.durations is None and missing:
             raise ValueError(f"{missing[0]}: missing; give gpu, link and host, or [fixed] or [measured] alone")
         return self
@@ -179,13 +186,22 @@ class Hardware(Entry):
     def decide_ns(self) -> int:
         """From the end of the dense part to the routed instant, the engine's own time apart."""
         given = self.durations
+        if self.on_host:
+            return 0
         return given.decide_ns if given else self.readback_ns + self.policy_ns + self.predictor_ns
 
     @property
     def mem_bytes(self) -> int | None:
         """GPU memory that a run may use; None when only [fixed] or [measured] is given and does not say it."""
+        if self.on_host:
+            return None if self.host is None else self.host.ram_bytes
         part = self.durations or self.gpu
         return None if part is None else part.mem_bytes
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the CPU computes everything."""
+        return self.compute == "host"
 
     @property
     def shrunk(self) -> bool:

@@ -11,6 +11,7 @@ from sim.catalog.parts import build
 from sim.errors import CatalogError
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
+WITHOUT_GPU = "/cpu"  # behind a name: that machine, its CPU computing everything
 # one of these keys, given beside `like`, replaces all of them and what qualifies them: a link's rate, a GPU's memory
 TOGETHER = (
     (("h2d_gb_per_s", "curve"), ("n_half_bytes",)),
@@ -43,12 +44,19 @@ def load_engine(name: str) -> Engine:
 
 
 def load_hardware(name: str) -> Hardware:
-    label, canonical, table = entry_or_file("hardware", name)
-    table = {"name": canonical, **table}
+    base, host_alone = (name[: -len(WITHOUT_GPU)], True) if name.endswith(WITHOUT_GPU) else (name, False)
+    label, canonical, table = _machine(base) or entry_or_file("hardware", base)
+    table = {"name": canonical, **table} | ({"name": name, "compute": "host"} if host_alone else {})
     for key, kind in PARTS.items():
         if key in table:
             table[key] = _part(label, key, kind, table[key])
     return build(Hardware, label, table)
+
+
+def _machine(name: str) -> tuple[str, str, Table] | None:
+    """A machine of the evidence (`machines.toml`), if that is its exact name."""
+    table = shipped("machine").get(name)
+    return None if table is None else (f"machine {name}", name, dict(table))
 
 
 def _part(label: str, key: str, kind: str, value: Any) -> Any:

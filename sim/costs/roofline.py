@@ -119,7 +119,7 @@ def low_copies(
 
 def group_ns(hardware: "Hardware", engine: "Engine") -> int:
     """Once per expert group: the engine's own time and the kernel launches that the GPU waits for."""
-    return engine.group_ns + engine.launches_per_group * _gpu(hardware).kernel_launch_ns
+    return engine.group_ns + engine.launches_per_group * _launch_ns(hardware)
 
 
 def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
@@ -133,7 +133,7 @@ def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precis
     weights = model.expert_bytes(precision)
     activations = tokens * (ACTIVATION_BYTES * 2 * (model.hidden + model.expert_intermediate))
     ns = _roofline(hardware, engine, precision, weights + activations, 2.0 * tokens * model.expert_params)
-    ns += _own_ns(hardware, engine, "expert_ns") + engine.launches_per_expert * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "expert_ns") + engine.launches_per_expert * _launch_ns(hardware)
     if engine.dequant_gb_per_s is not None and weights < model.expert_params * 2:
         ns += weights / engine.dequant_gb_per_s
     ns[0] = 0
@@ -235,7 +235,7 @@ def head_ns(
     weights = weight_bytes(model.head_params, stored) + ACTIVATION_BYTES * model.hidden
     size = weights + needed * (LOGIT_BYTES * model.vocab)
     ns = _roofline(hardware, engine, stored, size, 2.0 * needed * model.head_params)
-    ns += _own_ns(hardware, engine, "step_ns") + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "step_ns") + engine.launches_per_step * _launch_ns(hardware)
     return _rounded(ns)
 
 
@@ -268,14 +268,23 @@ def _layer_ns(
         size += 2.0 * sequences * model.linear_state_bytes
         operations += rows * model.linear_state_bytes
     else:
-        size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer)
+        share = np.where(classes.prefill, 1.0, engine.kv_read_share)
+        size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer) / share
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
-    mla = model.attention == "mla" and engine.mla_layer_ns is not None
-    own = _own_ns(hardware, engine, "mla_layer_ns" if mla else "layer_ns")
+    own = _layer_own_ns(model, hardware, engine, on_host or hardware.on_host)
     if on_host:
         return _rounded(own + _host_roofline(hardware, engine, stored, size, operations))
     ns = _roofline(hardware, engine, stored, size, operations)
-    return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
+    return _rounded(ns + own + engine.launches_per_layer * _launch_ns(hardware))
+
+
+def _layer_own_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", on_host: bool) -> float:
+    """The engine's own time of a layer, in ns: the most particular that it has."""
+    names = ["layer_ns"]
+    names += ["mla_layer_ns"] if model.attention == "mla" else []
+    names += ["host_layer_ns"] if on_host else []
+    names += ["mla_host_layer_ns"] if on_host and model.attention == "mla" else []
+    return _own_ns(hardware, engine, [name for name in names if getattr(engine, name) is not None][-1])
 
 
 def _host_roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
@@ -286,6 +295,10 @@ def _host_roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Fl
     return np.maximum(read, operations / host_compute_rate(hardware, engine, stored))
 
 
+def _launch_ns(hardware: "Hardware") -> int:
+    return 0 if hardware.on_host else _gpu(hardware).kernel_launch_ns
+
+
 def _gpu(hardware: "Hardware") -> "Gpu":
     assert hardware.gpu is not None
     return hardware.gpu
@@ -293,6 +306,8 @@ def _gpu(hardware: "Hardware") -> "Gpu":
 
 def _roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
     """The slower of reading `size` bytes and doing `operations` on weights stored at a precision, in ns."""
+    if hardware.on_host:
+        return _host_roofline(hardware, engine, stored, size, operations)
     gpu = _gpu(hardware)
     return np.maximum(
         size / gpu.memory_rate(engine.memory_efficiency),
