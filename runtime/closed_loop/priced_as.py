@@ -35,7 +35,7 @@ def priced_as(model: nn.Module, shape: ModelShape, like: str | None = None) -> M
         "dense_intermediate": other.expert_intermediate * shape.top_k
     }  # fmt: skip
     name = f"{other.name} layers in the counts of {shape.name}"
-    return other.model_copy(update={**counts, **more, "name": name, "encoder_layers": 0})
+    return other.model_copy(update={**counts, **more, "name": name, "encoder_layers": 0, "moe_layer_list": None})
 
 
 def _spacing(moe_layers: tuple[int, ...]) -> int:

@@ -218,7 +218,7 @@ def entries_of(run: TimedRun) -> dict[str, Int]:
     out = {"full": np.add.reduceat(shapes.positions + 1, shapes.step_offset[:-1])}
     if model is not None and model.window is not None:
         near = np.minimum(shapes.positions + 1, model.window)
-        out["window"] = np.add.reduceat(near, shapes.step_offset[:-1])
+        out["window"] = out["sparse"] = np.add.reduceat(near, shapes.step_offset[:-1])
     return out
 
 

@@ -184,7 +184,7 @@ class CatalogWork:
     def _cache(self, layer: int, entries: int) -> tuple[torch.Tensor, ...]:
         """Keys and values [places, kv heads, entries, width], noise from the start; or a linear layer's states."""
         a, places = self.attention, self.batches.places
-        if self.model.attention_kind(layer + self.shift) == "linear":
+        if self.model.attention_kind(layer + self.shift) in ("linear", "none"):
             size = max(1, self.model.linear_state_bytes // self.dtype.itemsize)
             return (self._take(places * size, f"states of layer {layer}").view(places, size).fill_(0.01),)
         widths = (a.qk,) if a.latent else (a.qk, a.v)
@@ -246,7 +246,7 @@ class CatalogWork:
             return F.linear(fitted(projected, a.width_out), w.project_out)
         q, keys, values = a.split(projected)
         self._remember(cache, keys, values)
-        window = self.model.window if self.model.attention_kind(layer + self.shift) == "window" else None
+        window = self.model.window if self.model.attention_kind(layer + self.shift) in ("window", "sparse") else None
         attend = self._attend_prompt if self.rows.prefill else self._attend_each
         return F.linear(fitted(attend(cache, q, window), a.width_out), w.project_out)
 

@@ -154,7 +154,7 @@ def dense_bytes(
     keys, values = Attention.of(model).cached
     kv = 0
     for layer in range(n_layers):
-        if model.attention_kind(layer + shift) == "linear":
+        if model.attention_kind(layer + shift) in ("linear", "none"):
             kv += batches.places * model.linear_state_bytes
         else:
             kv += batches.places * batches.longest * (keys + values) * item

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sim.catalog.link_spec import Link
+from sim.catalog.model_spec import Kind
 from sim.catalog.parts import Entry, Ns, Positive, Sized
 
 TERMS = (
@@ -68,7 +69,7 @@ class DenseKnots(Knots):
     """
 
     layer: Literal["moe", "ffn"] = "moe"
-    attention: Literal["full", "window", "linear"] = "full"
+    attention: Kind = "full"
     phase: Literal["decode", "prefill"] = "decode"
     entry_ns: Fraction = 0.0
 

@@ -9,23 +9,31 @@ from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.parts import Count, Entry, Positive
 
 
+Kind = Literal["full", "window", "sparse", "linear", "none"]
+KINDS: dict[str, Kind] = {"f": "full", "w": "window", "s": "sparse", "l": "linear", "-": "none"}
+
+
 class ModelSpec(Entry):
     """A Mixture-of-Experts model. Parameters are counts; KV bytes are at bf16 whatever the weights are.
 
     n_layers counts every layer, an encoder's first (`encoder_layers`). MoE layers are moe_first, moe_first +
-    moe_step, ...; every other layer has a dense FFN of `dense_intermediate`. `expert_biases` are parameters
-    of one expert outside its matrices; `shared_intermediate` is the width of all shared experts together,
-    `shared_gate` a vector of `hidden` that scales their output. `qk_dim` and `v_dim` are what one head
-    multiplies per cached entry (for MLA in its absorbed form). Layers window_first, window_first +
-    window_step, ... attend to the last `window` tokens only. Where `full_step` is given, only layers
-    full_first, full_first + full_step, ... attend to cached entries; the others read `linear_state_bytes` per
-    sequence.
+    moe_step, ..., or those of `moe_layer_list`; every other layer has a dense FFN of `dense_intermediate`, none at 0.
+    `expert_biases` are parameters of one expert outside its matrices; `shared_intermediate` is the width of all shared
+    experts together, `shared_gate` a vector of `hidden` that scales their output. `qk_dim` and `v_dim` are what one
+    head multiplies per cached entry (for MLA in its absorbed form).
+
+    attention_pattern: a letter for each layer (KINDS), repeated to the last one: full attention; window, which reads
+    and keeps the last `window` entries; sparse, which reads as many, keeps all, and reads index_bytes_per_token of every
+    one to choose; linear, which reads `linear_state_bytes` per sequence; none at all. attn_params_per_layer are those
+    of every kind that attn_params_by_kind does not name, kv_bytes_per_token_per_layer those of a window layer where
+    window_kv_bytes_per_token_per_layer is not given.
     """
 
     n_layers: Positive
     encoder_layers: Count = 0
     moe_first: Count = 0
     moe_step: Positive = 1
+    moe_layer_list: tuple[Count, ...] | None = Field(default=None, strict=False)
     n_experts: Positive
     top_k: Positive
     hidden: Positive
@@ -35,19 +43,19 @@ class ModelSpec(Entry):
     n_shared_experts: Count = 0
     shared_intermediate: Count = 0
     shared_gate: bool = False
-    dense_intermediate: Positive | None = None
+    dense_intermediate: Count | None = None
     attn_params_per_layer: Positive
+    attn_params_by_kind: dict[Kind, Count] = Field(default_factory=dict)
     cross_attn_params_per_layer: Count = 0
     kv_bytes_per_token_per_layer: Positive
+    window_kv_bytes_per_token_per_layer: Positive | None = None
+    index_bytes_per_token: Count = 0
     attention: Literal["gqa", "mla"] = "gqa"
     n_heads: Positive
     qk_dim: Positive
     v_dim: Positive
     window: Positive | None = None
-    window_first: Count = 0
-    window_step: Positive = 2
-    full_first: Count = 0
-    full_step: Positive | None = None
+    attention_pattern: str = Field(default="f", pattern=f"^[{''.join(KINDS)}]+$")
     linear_state_bytes: Count = 0
     vocab: Positive
     tied_embeddings: bool = False
@@ -67,13 +75,23 @@ class ModelSpec(Entry):
             raise ValueError(f"moe_first = {self.moe_first}: must be below n_layers = {self.n_layers}")
         if self.encoder_layers >= self.n_layers:
             raise ValueError(f"encoder_layers = {self.encoder_layers}: must be below n_layers = {self.n_layers}")
+        if self.moe_layer_list is not None:
+            self._listed(self.moe_layer_list)
+        if self.window is None and set(self.attention_pattern) & set("ws"):
+            raise ValueError(f'window: missing, and attention_pattern = "{self.attention_pattern}" has such layers')
         if self.n_moe_layers < self.n_layers and self.dense_intermediate is None:
             raise ValueError("dense_intermediate: missing, and some layers are not MoE layers")
         return self
 
+    def _listed(self, layers: tuple[int, ...]) -> None:
+        if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= self.n_layers:
+            raise ValueError(f"moe_layer_list = {list(layers)}: must be rising layers below n_layers = {self.n_layers}")
+
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the MoE layers."""
+        if self.moe_layer_list is not None:
+            return self.moe_layer_list
         return tuple(range(self.moe_first, self.n_layers, self.moe_step))
 
     @property
@@ -104,27 +122,32 @@ class ModelSpec(Entry):
         """LM head; read once per step even when it is the embedding."""
         return self.vocab * self.hidden
 
-    def layer_params(self, moe: bool, cross: bool = False) -> int:
+    def layer_params(self, moe: bool, cross: bool = False, attention: Kind = "full") -> int:
         """Weights of one layer that every token reads: attention, two norms, and router + shared experts or
         the dense FFN."""
-        attention = self.attn_params_per_layer + 2 * self.hidden
         ffn = self.router_params + self.shared_params if moe else self.dense_ffn_params
-        return attention + (self.cross_attn_params_per_layer if cross else 0) + ffn
+        return self.attn_params(attention) + 2 * self.hidden + (self.cross_attn_params_per_layer if cross else 0) + ffn
 
-    def attention_kind(self, layer: int) -> Literal["full", "window", "linear"]:
-        """How a layer attends; see the class for the keys that say so."""
-        if self.full_step is not None and not _in_steps(layer, self.full_first, self.full_step):
-            return "linear"
-        if self.window is not None and _in_steps(layer, self.window_first, self.window_step):
-            return "window"
-        return "full"
+    def attn_params(self, attention: Kind) -> int:
+        """Weights of attention of a kind."""
+        usual = 0 if attention == "none" else self.attn_params_per_layer
+        return self.attn_params_by_kind.get(attention, usual)
+
+    def attention_kind(self, layer: int) -> Kind:
+        """How a layer attends."""
+        return KINDS[self.attention_pattern[layer % len(self.attention_pattern)]]
+
+    def kv_entry_bytes(self, attention: Kind) -> int:
+        """Bytes of one cached entry in a layer of a kind."""
+        own = self.window_kv_bytes_per_token_per_layer if attention == "window" else None
+        return self.kv_bytes_per_token_per_layer if own is None else own
 
     @property
     def read_dense_params(self) -> int:
         """Weights outside the routed experts that every token reads, LM head included."""
         decoders = self.n_layers - self.encoder_layers if self.encoder_layers else 0
-        layers = self.n_moe_layers * self.layer_params(True)
-        layers += (self.n_layers - self.n_moe_layers) * self.layer_params(False)
+        moe = set(self.moe_layers)
+        layers = sum(self.layer_params(i in moe, attention=self.attention_kind(i)) for i in range(self.n_layers))
         return layers + decoders * self.cross_attn_params_per_layer + self.head_params
 
     @property
@@ -158,18 +181,26 @@ class ModelSpec(Entry):
         return weight_bytes(self.dense_params - ends, precision) + weight_bytes(ends, head_precision or precision)
 
     def with_kv(self, precision: str) -> "ModelSpec":
-        """The same model, its KV entries, which the catalog has in bf16, stored at a precision; linear states stay.
-        Raises CatalogError for an unknown one."""
+        """The same model, its KV entries, which the catalog has in bf16, stored at a precision; linear states and index
+        keys stay. Raises CatalogError for an unknown one."""
         share = precision_bits(precision) / precision_bits("bf16")
-        size = max(1, round(self.kv_bytes_per_token_per_layer * share))
-        return self if share == 1 else self.model_copy(update={"kv_bytes_per_token_per_layer": size})
+        fields = ("kv_bytes_per_token_per_layer", "window_kv_bytes_per_token_per_layer")
+        sizes = {name: size for name in fields if (size := getattr(self, name)) is not None}
+        smaller = {name: max(1, round(size * share)) for name, size in sizes.items()}
+        return self if share == 1 else self.model_copy(update=smaller)
 
     def kv_bytes(self, context: int, layers: Collection[int] | None = None) -> int:
-        """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones),
+        """Bytes that one sequence of `context` tokens keeps: KV entries (a window keeps its last ones), index keys,
         linear states; of some layers, or of all."""
-        kinds = [self.attention_kind(layer) for layer in (range(self.n_layers) if layers is None else layers)]
-        entries = kinds.count("full") * context + kinds.count("window") * min(context, self.window or context)
-        return entries * self.kv_bytes_per_token_per_layer + kinds.count("linear") * self.linear_state_bytes
+        near = min(context, self.window or context)
+        sizes: dict[Kind, int] = {
+            "full": context * self.kv_bytes_per_token_per_layer,
+            "window": near * self.kv_entry_bytes("window"),
+            "sparse": context * (self.kv_bytes_per_token_per_layer + self.index_bytes_per_token),
+            "linear": self.linear_state_bytes,
+            "none": 0,
+        }
+        return sum(sizes[self.attention_kind(i)] for i in (range(self.n_layers) if layers is None else layers))
 
     def mismatch(self, n_layers: int, moe_layers: tuple[int, ...], n_experts: int, top_k: int) -> str | None:
         """What a trace's shape contradicts, in words, or None. A decoder alone is accepted of an
@@ -185,7 +216,3 @@ class ModelSpec(Entry):
             theirs = f"{n_experts} experts, top-{top_k}"
             return f"{self.name} has {self.n_experts} experts, top-{self.top_k}; the trace has {theirs}"
         return None
-
-
-def _in_steps(layer: int, first: int, step: int) -> bool:
-    return layer >= first and (layer - first) % step == 0

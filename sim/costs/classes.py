@@ -52,7 +52,7 @@ class CostClasses:
 def classify(steps: StepShapes, window: int | None) -> CostClasses:
     """Decode and prefill steps by rows and KV entries.
 
-    A row at position p attends to p + 1 entries (a window layer: at most `window`). In a decode step every
+    A row at position p attends to p + 1 entries (a window or sparse layer: at most `window`). In a decode step every
     row reads its own; the rows of a prefill step read their request's entries once, together (FlashAttention:
     tiles share them).
     """
@@ -72,6 +72,8 @@ def classify(steps: StepShapes, window: int | None) -> CostClasses:
             parts.append(where[representative])
     one = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     counts = {kind: sums[one] for kind, sums in scored.items()}
+    if window is not None:
+        counts["sparse"] = counts["window"]
     is_prefill = steps.prefill[one]
     return CostClasses(of_step, is_prefill, rows[one], counts, _read(steps, one, counts, is_prefill, window))
 
@@ -85,7 +87,8 @@ def _read(
         return scored
     begin, end = steps.step_offset[one], steps.step_offset[one + 1]
     last = steps.positions[np.maximum(end - 1, begin)] + 1
-    reach = {"full": last, "window": np.minimum(last, (window or 0) + (end - begin) - 1)}
+    near = np.minimum(last, (window or 0) + (end - begin) - 1)
+    reach = {"full": last, "window": near, "sparse": near}
     return {kind: np.where(prefill, reach[kind], entries) for kind, entries in scored.items()}
 
 

@@ -77,7 +77,7 @@ def _layer_ns(measured: "Measured", classes: CostClasses, layer: str, attention:
         if where.any():
             knots = _table(measured, layer, attention, phase)
             # a layer without a cache of its own scores none
-            entries = 0 if attention == "linear" else classes.scored[attention][where]
+            entries = 0 if attention in ("linear", "none") else classes.scored[attention][where]
             out[where] = _rounded(interpolated(knots, classes.rows[where]) + knots.entry_ns * entries)
     return out
 

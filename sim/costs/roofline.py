@@ -27,7 +27,7 @@ from sim.errors import CatalogError
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Fixed, Gpu, Hardware
-    from sim.catalog.model_spec import ModelSpec
+    from sim.catalog.model_spec import Kind, ModelSpec
 
 Float = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2
@@ -247,7 +247,7 @@ def _layer_ns(
     classes: CostClasses,
     moe: bool,
     decoder: bool,
-    attention: str,
+    attention: "Kind",
     on_host: bool,
 ) -> Int:
     """One layer without its routed experts, int64 [classes].
@@ -256,10 +256,11 @@ def _layer_ns(
     width) x entries scored. A linear-attention layer reads and writes its state once per sequence instead,
     one operation per byte and row. Activations are left out: below 1 % of the weights at few rows, and at
     many rows operations decide. So are the cached entries of cross-attention, whose number a trace does not
-    say. On the host it takes what an expert of such bytes and operations would (`cpu_expert_ns`), and no kernels.
+    say. A sparse layer reads the index keys of every entry beside. On the host it takes what an expert of such bytes
+    and operations would (`cpu_expert_ns`), and no kernels.
     """
     stored = engine.precision_of("dense", precision)
-    params = model.layer_params(moe, cross=decoder)
+    params = model.layer_params(moe, decoder, attention)
     rows = classes.rows.astype(np.float64)
     size = np.full(len(rows), weight_bytes(params, stored), np.float64)
     operations = 2.0 * rows * params
@@ -267,9 +268,11 @@ def _layer_ns(
         sequences = np.where(classes.prefill, np.minimum(rows, 1), rows)
         size += 2.0 * sequences * model.linear_state_bytes
         operations += rows * model.linear_state_bytes
-    else:
-        share = np.where(classes.prefill, 1.0, engine.kv_read_share)
-        size += classes.read[attention] * float(model.kv_bytes_per_token_per_layer) / share
+    elif attention != "none":
+        entries = classes.read[attention] * float(model.kv_entry_bytes(attention))
+        if attention == "sparse":
+            entries += classes.read["full"] * float(model.index_bytes_per_token)
+        size += entries / np.where(classes.prefill, 1.0, engine.kv_read_share)
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
     own = _layer_own_ns(model, hardware, engine, on_host or hardware.on_host)
     if on_host:
@@ -387,7 +390,7 @@ def layers_bytes(
     model: "ModelSpec", engine: "Engine", precision: str, layers: Collection[int], context: int, batch: int
 ) -> tuple[int, int]:
     """(weights outside the routed experts, KV entries) of MoE layers, in bytes."""
-    params = len(layers) * model.layer_params(True)
+    params = sum(model.layer_params(True, attention=model.attention_kind(layer)) for layer in layers)
     return weight_bytes(params, engine.precision_of("dense", precision)), batch * model.kv_bytes(context, layers)
 
 
