@@ -81,7 +81,7 @@ class Engine(Behaviour):
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
-    replaces the GPU's hbm_efficiency. kv_read_share: of that bandwidth, what attention of decode steps reaches on the
+    times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode steps reaches on the
     entries of the KV cache.
     """
 
@@ -116,7 +116,7 @@ class Engine(Behaviour):
     stored_beside: dict[str, str] = Field(default_factory=dict)
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
-    memory_efficiency: Share | None = None
+    memory_efficiency: Rate = 1.0
     kv_read_share: Share = 1.0
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:

@@ -57,9 +57,9 @@ class Gpu(Sized):
             raise ValueError("tflops: needs bf16, the dtype that the others fall back to")
         return self
 
-    def memory_rate(self, efficiency: float | None = None) -> float:
-        """Bytes per ns that kernels read."""
-        return self.hbm_gb_per_s * (self.hbm_efficiency if efficiency is None else efficiency)
+    def memory_rate(self) -> float:
+        """Bytes per ns that kernels of few tokens read."""
+        return self.hbm_gb_per_s * self.hbm_efficiency
 
     def compute_rate(self, precision: str) -> float:
         """Operations per ns; a precision without a figure of its own computes in bf16."""

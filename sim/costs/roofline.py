@@ -313,7 +313,7 @@ def _roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, 
         return _host_roofline(hardware, engine, stored, size, operations)
     gpu = _gpu(hardware)
     return np.maximum(
-        size / gpu.memory_rate(engine.memory_efficiency),
+        size / min(gpu.hbm_gb_per_s, gpu.memory_rate() * engine.memory_efficiency),
         operations / gpu.compute_rate(find("precision", stored)),
     )
 

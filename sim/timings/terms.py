@@ -67,10 +67,10 @@ TERMS: dict[str, Term] = {
         2.0,
     ),
     "gpu_memory": Term(
-        "share of the GPU's memory bandwidth that kernels of one token reach",
+        "share of what kernels of one token read on that GPU",
         ("memory_efficiency",),
-        {COMPILED: (0.65,), PYTHON: (0.6,)},
-        1.2,
+        {COMPILED: (1.0,), PYTHON: (1.0,)},
+        1.25,
     ),
     "kv": Term(
         "share of that bandwidth that attention reaches on the KV cache",
@@ -109,7 +109,7 @@ def _kept(field: str, value: float) -> float | int:
     """As the field holds it: whole ns, or a share, of the GPU's bandwidth at most all."""
     if field.endswith("_ns"):
         return round(value)
-    return min(value, 1.0) if field in ("memory_efficiency", "kv_read_share") else value
+    return min(value, 1.0) if field == "kv_read_share" else value
 
 
 def _linked(hardware: "Hardware", factor: float) -> "Hardware":
