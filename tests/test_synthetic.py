@@ -164,7 +164,7 @@ def test_hit_rates_are_the_counted(like: str, slots: int) -> None:
     trace, (decayed, lru) = without_lookahead(like), COUNTED_HITS[like][slots]
     atomic = {"warm": 280, "expert_group": "all"}  # 280: the first request
     ours, ours_lru = warm_hits(trace, slots, **atomic, **DECAYED), warm_hits(trace, slots, **atomic, eviction="lru")
-    assert abs(ours - decayed) < 2.2 and abs(ours_lru - lru) < 3
+    assert abs(ours - decayed) < 2 and abs(ours_lru - lru) < 3
     assert ours > ours_lru or slots == trace.top_k  # where no policy has a choice
 
 
@@ -173,7 +173,7 @@ def test_hit_rates_of_an_engine_that_admits_behind_are_its_counters(like: str, s
     """Not fitted: it lies below the study by what the engine does. Margin 1: a newcomer must be worth more."""
     settings = {**DECAYED["set"], **ADMITTED_BEHIND, "cpu-admit.margin": 1.0}
     engine = {"engine": "moe-speed-of-light", "miss": "cpu-admit", "eviction": "decayed", "set": settings}
-    assert abs(warm_hits(without_lookahead(like), slots, 280, **engine) - DEPLOYED_HITS[like][slots]) < 2.5
+    assert abs(warm_hits(without_lookahead(like), slots, 280, **engine) - DEPLOYED_HITS[like][slots]) < 3
 
 
 @pytest.mark.skipif("gpt-oss-20b" not in capture_names(), reason="no captures in ../shared/traces")
@@ -186,10 +186,10 @@ def test_what_the_capture_of_gpt_oss_20b_is_said_to_hit(slots: int) -> None:
 
 
 def test_overlap_and_popularity_are_the_counted() -> None:
-    """Of many texts, as they were counted: two layers, 60 requests."""
+    """Of many texts, as they were counted: some layers, 40 requests."""
     assert abs(overlap(without_lookahead("gpt-oss-20b")) - 0.439) < 0.01
     for like, counted in COUNTED_POPULARITY.items():
-        trace = generate(replace(PRESETS[like], noise=(), moe_layers=(0, 1), n_layers=2, requests=60), 0)
+        trace = generate(replace(PRESETS[like], noise=(), moe_layers=tuple(range(6)), n_layers=6, requests=40), 0)
         for slots, share in counted.items():
             assert abs(100 * top_share(trace, slots) - share) < 3
 
