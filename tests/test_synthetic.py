@@ -49,6 +49,14 @@ COUNTED_POPULARITY = {
     "gpt-oss-120b": {16: 36, 32: 56, 48: 71},
 }
 DECAYED = {"eviction": "decayed", "set": {"decayed.decay": 0.5 ** (1 / 16)}}
+DIGESTS = {
+    "deepseek-v3": "8782cb4d69201e65",
+    "gpt-oss-120b": "0df6cef2c599cd6d",
+    "gpt-oss-20b": "0f700319ed3ecd9d",
+    "mixtral-8x22b": "e3f37d21dca1121b",
+    "qwen3-235b-a22b": "5007cd78e295cac9",
+    "qwen3-30b-a3b": "5007cd78e295cac9",
+}
 ADMITTED_BEHIND = {"cpu-admit.inserts": 8, "cpu-admit.admit_after": 1, "cpu-admit.replace_after": 1}
 
 
@@ -66,6 +74,15 @@ def file_hash(folder: Path, like: str, seed: int) -> str:
 def test_shipped_sample_is_made_again_byte_for_byte(tmp_path: Path) -> None:
     shipped = hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
     assert file_hash(tmp_path, "mixtral-8x7b", 0) == shipped
+
+
+@pytest.mark.parametrize(("like", "digest"), DIGESTS.items())
+def test_two_layers_of_a_preset_are_the_same_everywhere(like: str, digest: str) -> None:
+    shape = {"moe_layers": PRESETS[like].moe_layers[:2], "requests": 1, "generation": (40, 40)}
+    trace = generate(replace(PRESETS[like], **shape), 0)
+    assert trace.lookahead is not None
+    made = b"".join(np.asarray(each).tobytes() for each in (trace.experts, trace.weights, trace.lookahead))
+    assert hashlib.sha256(made).hexdigest()[:16] == digest
 
 
 def test_another_seed_is_another_trace_of_the_same_size(tmp_path: Path) -> None:
