@@ -101,10 +101,14 @@ def _told(found: "Calibrated") -> str:
         off = row.seconds / found.seconds[i] - 1
         out = "" if found.without is None else f"{100 * (row.seconds / found.without[i] - 1):+8.1f} %"
         name = row.id or f"row {i + 2}"
-        lines.append(f"{name[:16]:<16} {row.value:9.4g} {row.in_metric(found.seconds[i]):9.4g} {100 * off:+6.1f} % {out}")
+        lines.append(
+            f"{name[:16]:<16} {row.value:9.4g} {row.in_metric(found.seconds[i]):9.4g} {100 * off:+6.1f} % {out}"
+        )
     lines += ["", "constant       times the engine's own   80 %            told by these timings"]
     for term in found.terms:
-        lines.append(f"{term.name:<14} {math.exp(term.log):18.3f}   {_interval(term):<15} {_verdict(term)}: {TERMS[term.name].what}")
+        lines.append(
+            f"{term.name:<14} {math.exp(term.log):18.3f}   {_interval(term):<15} {_verdict(term)}: {TERMS[term.name].what}"
+        )
     lines += [f"{a} and {b}: told together only; their sum is known better than either" for a, b in found.together]
     low, high = found.interval
     how = "by what is left of the constants" if found.without is None else "by timings left out one at a time"

@@ -109,10 +109,12 @@ class Host(Entry):
         """Memory that a run may use, in bytes; None where it is not said."""
         return None if self.ram_gb is None else round(self.ram_gb * 1e9)
 
-    def read_rate(self, link_rate: float = 0.0) -> float:
+    def read_rate(self, link_rate: float = 0.0, one_socket: bool = False) -> float:
         """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
         half of it (results/059: CPU 37 and link 38 of 75), at most what it reads alone."""
         alone = self.read_gb_per_s or NOMINAL_SHARE * (self.peak_gb_per_s or 0)
+        if one_socket and self.sockets > 1:
+            alone = self.one_socket_gb_per_s or alone / self.sockets
         total = self.total_gb_per_s or 1.2 * alone
         return alone if link_rate == 0 else min(alone, max(total - link_rate, total / 2))
 

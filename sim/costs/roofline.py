@@ -171,8 +171,14 @@ def cpu_terms_ns(
     host, size = hardware.host, model.expert_bytes(precision)
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
-    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)]) / engine.cpu_read_share
-    return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+    rates = np.array([host_read_rate(hardware, engine), host_read_rate(hardware, engine, link_rate)])
+    return size / rates, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+
+
+def host_read_rate(hardware: "Hardware", engine: "Engine", link_rate: float = 0.0) -> float:
+    """Bytes per ns that an engine's threads read on the host while a link takes `link_rate`."""
+    assert hardware.host is not None
+    return hardware.host.read_rate(link_rate, engine.numa == "one") * engine.cpu_read_share
 
 
 def host_compute_rate(hardware: "Hardware", engine: "Engine", precision: str) -> float:
@@ -293,8 +299,7 @@ def _layer_own_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", on
 def _host_roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
     """The slower of the host's reading `size` bytes, the link idle, and its operations on weights stored at a
     precision, in ns."""
-    assert hardware.host is not None
-    read = size / (hardware.host.read_rate() * engine.cpu_read_share)
+    read = size / host_read_rate(hardware, engine)
     return np.maximum(read, operations / host_compute_rate(hardware, engine, stored))
 
 

@@ -111,7 +111,11 @@ def _row(one: Judged, per_group: Counter[tuple[str, str, str]]) -> Row:
         "low": ends[0],
         "high": ends[1],
         **errors,
-        "judged": "yes" if _is_judged(one, per_group) else f"no: grade {timing.grade}" if timing.grade == "C" else "few",
+        "judged": "yes"
+        if _is_judged(one, per_group)
+        else f"no: grade {timing.grade}"
+        if timing.grade == "C"
+        else "few",
         "id": timing.id,
         "grade": timing.grade,
         "command": f"python -m sim.run --trace ROUTING {command(timing)}",
@@ -151,7 +155,12 @@ def _by_engine_and_machine(shown: Sequence[Judged], per_group: Counter[tuple[str
     for one in shown:
         timing = one.row.timing
         cells[timing.published_engine, timing.measured_on, "prefill" if timing.prefill else "decode"].append(one)
-    columns = [Column("engine", "engine"), Column("machine", "machine"), Column("phase", "phase"), Column("n", "rows", 0)]
+    columns = [
+        Column("engine", "engine"),
+        Column("machine", "machine"),
+        Column("phase", "phase"),
+        Column("n", "rows", 0),
+    ]
     for way, said in SAID.items():
         columns += [Column(way, f"{said}: median %", 1), Column(f"{way}_bias", "bias %", 1, signed=True)]
     columns.append(Column("judged", "judged rows", 0))
@@ -188,7 +197,9 @@ def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
             machine = catalog.hardware(told[0].timing.fields["hardware"])
             names = [n for n in owners(term, machine, engine) if "gpu " not in n and " rate" not in n]
             value, sd = found.of(dict.fromkeys(names, 1.0))
-            for field, before in zip(TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True):
+            for field, before in zip(
+                TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True
+            ):
                 scale = 1e-3 if field.endswith("_ns") else 1.0
                 rows.append(
                     {

@@ -33,38 +33,61 @@ MACHINES_OWN = 0.3  # of it: how far machines are, beside what their rates say
 GPUS_OWN = 0.15
 WHOLE = 0.1  # of a machine's times, whatever the term
 FEW = 4  # rows of one group: more of them do not count more
-ROUNDS = 3  # of Gauss-Newton
+ROUNDS = 2  # of simulations, each around what the one before told
+STEPS = 8  # of Gauss-Newton
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A timing as simulated. at_zero: logarithm of its seconds with all effects 0, on the line through `logs`;
-    counts: of each effect but the machine's, the derivative of that logarithm; terms: the same of each term."""
+    """A timing as simulated: `simulated_s` per token with the terms at `logs`. slopes: of each term the derivative of
+    that time's logarithm; owned: the effects that each term's logarithm is the sum of, the machine's left out.
+
+    A time is a sum of parts, each a duration or an amount over a rate, so that a term that is e^x times as large makes
+    its part, |slope| of the whole, e^x (of a rate e^-x) times as long: exact but where the longer of two things
+    changes.
+    """
 
     timing: Timing
-    at_zero: float
-    counts: Mapping[str, float]
-    terms: Mapping[str, float]
+    simulated_s: float
+    logs: Mapping[str, float]
+    slopes: Mapping[str, float]
+    owned: Mapping[str, tuple[str, ...]]
 
-    def effects(self, machine: str | None = None) -> dict[str, float]:
-        """What counts in this row, on a machine of that name (None: its own)."""
-        own = self.timing.measured_on if machine is None else machine
-        theirs = {f"{term}: machine {own}": count for term, count in self.terms.items()}
-        return {**self.counts, **theirs, f"all: machine {own}": 1.0}
+    def effects(self, term: str) -> tuple[str, ...]:
+        """Those of a term, with its machine's."""
+        return (*self.owned[term], f"{term}: machine {self.timing.measured_on}")
+
+    @property
+    def whole(self) -> str:
+        """The effect of its machine on all times."""
+        return f"all: machine {self.timing.measured_on}"
+
+    def near(self, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """(logarithm of the seconds per token, what each effect counts in it) at these effects; others are 0."""
+        parts = {}
+        for term, slope in self.slopes.items():
+            log = sum(values.get(name, 0.0) for name in self.effects(term))
+            parts[term] = abs(slope) * math.exp(math.copysign(1.0, slope) * (log - self.logs.get(term, 0.0)))
+        rest = max(0.0, 1 - sum(map(abs, self.slopes.values())))
+        whole = rest + sum(parts.values())
+        counts = {self.whole: 1.0}
+        for term, part in parts.items():
+            share = math.copysign(part / whole, self.slopes[term])
+            counts |= dict.fromkeys(self.effects(term), share)
+        return math.log(self.simulated_s * whole) + values.get(self.whole, 0.0), counts
 
     def seconds(self, found: Estimate) -> tuple[float, float]:
-        """(per token, standard deviation of its logarithm) on these effects, those that nobody has told their
-        spread."""
-        effects = self.effects()
-        value, sd = found.of(effects)
-        unknown = sum((count * spread(name)) ** 2 for name, count in effects.items() if name not in found.names)
-        return math.exp(self.at_zero + value), math.sqrt(sd**2 + unknown)
+        """(per token, standard deviation of its logarithm): effects that nobody has told have their spread."""
+        log, counts = self.near(found.by_name)
+        sd = found.of(counts)[1]
+        unknown = sum((count * spread(name)) ** 2 for name, count in counts.items() if name not in found.by_name)
+        return math.exp(log), math.sqrt(sd**2 + unknown)
 
 
 def owners(term: str, hardware: "Hardware", engine: "Engine") -> list[str]:
     """The effects that a term's logarithm is the sum of, the machine's left out."""
     names = [f"{term}: {engine.dispatch or 'compiled'}", f"{term}: engine {engine.name}"]
-    if term == "gpu_memory" and hardware.gpu is not None and not hardware.on_host:
+    if term == "gpu_memory" and hardware.gpu is not None and hardware.gpu.name and not hardware.on_host:
         names.append(f"{term}: gpu {hardware.gpu.name}")
     if term == "cpu_read" and hardware.host is not None:
         names.append(f"{term}: {'measured' if hardware.host.read_gb_per_s else 'nominal'} rate")
@@ -117,8 +140,8 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
         return f"{timing.id or 'row'}: {error}"
     slopes = {term: (log - here) / STEP for term, log in zip(free(engine), there, strict=True)}
     slopes = {term: slope for term, slope in slopes.items() if abs(slope) > LEAST}
-    counts = {name: slope for term, slope in slopes.items() for name in owners(term, hardware, engine)}
-    return Observed(timing, here - sum(slope * logs.get(term, 0.0) for term, slope in slopes.items()), counts, slopes)
+    owned = {term: tuple(owners(term, hardware, engine)) for term in slopes}
+    return Observed(timing, math.exp(here), logs, slopes, owned)
 
 
 def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None = None) -> list[Observed]:
@@ -132,15 +155,22 @@ def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None 
     return [each for each in out if isinstance(each, Observed)]
 
 
-def fit(observed: Iterable[Observed], before: Estimate | None = None) -> Estimate:
+def fit(observed: Iterable[Observed]) -> Estimate:
     """The effects that the rows tell."""
     rows = list(observed)
     per_group = Counter((row.timing.group, row.timing.prefill) for row in rows)
     many = [max(1.0, per_group[row.timing.group, row.timing.prefill] / FEW) for row in rows]
     noise = np.array([NOISE[row.timing.grade] * math.sqrt(n) for row, n in zip(rows, many, strict=True)])
-    design = [row.effects() for row in rows]
-    residuals = np.array([math.log(row.timing.seconds) - row.at_zero for row in rows])
-    return estimate(design, residuals, {name: spread(name) for each in design for name in each}, noise)
+    measured = [math.log(row.timing.seconds) for row in rows]
+    found = Estimate.nothing()
+    for _ in range(STEPS):
+        values = found.by_name
+        lines = [row.near(values) for row in rows]
+        design = [counts for _, counts in lines]
+        at = [sum(count * values.get(name, 0.0) for name, count in counts.items()) for counts in design]
+        residuals = np.array(measured) - np.array([log for log, _ in lines]) + np.array(at)
+        found = estimate(design, residuals, {name: spread(name) for each in design for name in each}, noise)
+    return found
 
 
 def fitted(rows: Sequence[Timing], workers: int | None = None, rounds: int = ROUNDS) -> tuple[list[Observed], Estimate]:

@@ -10,6 +10,7 @@ simply wrong.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,16 @@ class Estimate:
     values: Floats
     covariance: Floats
     spread: Floats
+
+    @staticmethod
+    def nothing() -> "Estimate":
+        """Of no effect."""
+        return Estimate((), np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+
+    @cached_property
+    def by_name(self) -> dict[str, float]:
+        """The effects."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
     def of(self, effects: Mapping[str, float]) -> tuple[float, float]:
         """(value, standard deviation) of a sum of effects times what each counts; those it does not know are 0, with no

@@ -15,6 +15,7 @@ JUDGED = 4  # rows of grade A or B that a group needs to be judged
 EIGHTY = 1.2816  # standard deviations on each side that hold 80 % of a normal distribution
 ANCHOR_NOISE = 0.02  # of the logarithm of two timings made the same way on one machine
 LEAST_SD = 0.02
+ROUNDS = 6  # of Gauss-Newton
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def judge(observed: Sequence[Observed]) -> list[Judged]:
         anchors = _anchored(mine, found)
         for row in mine:
             seconds, sd = row.seconds(found)
-            before = math.exp(row.at_zero)
+            before = math.exp(row.near({})[0])
             anchored, is_anchor = anchors.get(row.timing.id, (None, False))
             factor = _factor(others, row)
             out.append(Judged(row, before, before * factor, seconds, max(sd, LEAST_SD), anchored, is_anchor))
@@ -76,7 +77,7 @@ def _factor(others: Sequence[Observed], row: Observed) -> float:
     for other in others:
         same = other.timing.published_engine == row.timing.published_engine
         if same and other.timing.prefill == row.timing.prefill:
-            theirs[other.timing.measured_on].append(other.timing.seconds / math.exp(other.at_zero))
+            theirs[other.timing.measured_on].append(other.timing.seconds / math.exp(other.near({})[0]))
     return median(median(each) for each in theirs.values()) if theirs else 1.0
 
 
@@ -98,25 +99,29 @@ def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[floa
 
 
 def with_anchors(anchors: Sequence[Observed], found: Estimate) -> Estimate:
-    """What a machine's own timings say, on top of what was found without it: the effects of the machine and the
-    engine are moved, by their spreads; `found` stands for what they are thought to be."""
-    design = [row.effects() for row in anchors]
-    residuals = np.array([math.log(row.timing.seconds / row.seconds(found)[0]) for row in anchors])
-    moved = estimate(design, residuals, _spreads(design, found), np.full(len(anchors), ANCHOR_NOISE))
+    """What a machine's own timings say, on top of `found`, which was found without them."""
+    start, moved = found.by_name, Estimate.nothing()
+    for _ in range(ROUNDS):
+        values = {**start, **{name: start.get(name, 0.0) + move for name, move in moved.by_name.items()}}
+        lines = [row.near(values) for row in anchors]
+        design = [counts for _, counts in lines]
+        at = [sum(count * moved.by_name.get(name, 0.0) for name, count in counts.items()) for counts in design]
+        off = [
+            math.log(row.timing.seconds) - log + back for row, (log, _), back in zip(anchors, lines, at, strict=True)
+        ]
+        moved = estimate(design, np.array(off), _left(design, found), np.full(len(anchors), ANCHOR_NOISE))
     names = tuple(sorted({*found.names, *moved.names}))
-    values = np.array([found.of({name: 1.0})[0] + moved.of({name: 1.0})[0] for name in names])
+    sums = np.array([start.get(name, 0.0) + moved.by_name.get(name, 0.0) for name in names])
     covariance = np.zeros((len(names), len(names)))
     where = [names.index(name) for name in moved.names]
     covariance[np.ix_(where, where)] = moved.covariance
-    return Estimate(names, values, covariance, np.array([spread(name) for name in names]))
+    return Estimate(names, sums, covariance, np.array([spread(name) for name in names]))
 
 
-def _spreads(design: Sequence[Mapping[str, float]], found: Estimate) -> dict[str, float]:
-    """Of each effect: what is left of it once all other machines have told theirs."""
+def _left(design: Sequence[Mapping[str, float]], found: Estimate) -> dict[str, float]:
+    """Of each effect: what is left of its spread once all other machines have told theirs."""
     every = {name for row in design for name in row}
-    return {
-        name: max(found.of({name: 1.0})[1], 1e-3) if name in found.names else spread(name) for name in every
-    }
+    return {name: found.of({name: 1.0})[1] if name in found.by_name else spread(name) for name in every}
 
 
 def of_groups(judged: Sequence[Judged], prefill: bool) -> dict[tuple[str, str, str], list[Judged]]:

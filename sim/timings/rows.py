@@ -76,7 +76,9 @@ def read(path: Path = EVIDENCE) -> list[Timing]:
         raise SpecError(f"{path}: no rows; needs a line of column names and one line per timing")
     unknown = [name for name in rows[0] if name not in (*NUMBERS, *TEXTS, *RunSpec.model_fields)]
     if unknown:
-        raise SpecError(f"{path}: column {unknown[0]!r}: is no field of a run (python -m sim.run --help), nor metric, value")
+        raise SpecError(
+            f"{path}: column {unknown[0]!r}: is no field of a run (python -m sim.run --help), nor metric, value"
+        )
     if "value" not in rows[0]:
         raise SpecError(f"{path}: column 'value': missing; the measured figure of each row")
     return [_timing(f"{path}: row {line}", row) for line, row in enumerate(rows, 2)]

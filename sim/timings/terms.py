@@ -78,16 +78,12 @@ TERMS: dict[str, Term] = {
         {COMPILED: (0.5,), PYTHON: (0.5,)},  # heads of a group read the same entries, once each without sharing
         2.5,
     ),
-    "gpu_compute": Term(
-        "share of the GPU's peak operations", (), {COMPILED: (1.0,), PYTHON: (1.0,)}, 1.5
-    ),
+    "gpu_compute": Term("share of the GPU's peak operations", (), {COMPILED: (1.0,), PYTHON: (1.0,)}, 1.5),
     "link": Term("share of the link's rate", (), {COMPILED: (1.0,), PYTHON: (1.0,)}, 1.25),
 }
 
 
-def with_terms(
-    hardware: "Hardware", engine: "Engine", logs: Logs, start: str = "prior"
-) -> tuple["Hardware", "Engine"]:
+def with_terms(hardware: "Hardware", engine: "Engine", logs: Logs, start: str = "prior") -> tuple["Hardware", "Engine"]:
     """Hardware and engine whose terms are those before any timing (start `prior`), or their own (`own`), times e^logs."""
     changes: dict[str, Any] = {}
     for name, term in TERMS.items():
@@ -120,5 +116,9 @@ def _linked(hardware: "Hardware", factor: float) -> "Hardware":
 def free(engine: "Engine") -> tuple[str, ...]:
     """The terms of an engine that timings may tell: those of what it does."""
     every = ("layer", "gpu_memory", "gpu_compute", "kv", "link")
-    host = ("cpu_visit", "cpu_read", "cpu_compute", "host_layer") if engine.dispatch == COMPILED or engine.cpu_visit_ns else ()
+    host = (
+        ("cpu_visit", "cpu_read", "cpu_compute", "host_layer")
+        if engine.dispatch == COMPILED or engine.cpu_visit_ns
+        else ()
+    )
     return (*every, *host, *(("transfer",) if engine.transfer_ns or engine.dispatch == PYTHON else ()))
