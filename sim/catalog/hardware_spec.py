@@ -143,7 +143,8 @@ class Hardware(Entry):
     readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
     commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
-    commit to its start on an idle link.
+    commit to its start on an idle link. unified: GPU and host have one memory, so that experts lie on an SSD, which is
+    the link, and what the host computes is read from it first; the memory is the GPU's, no word of the host's.
     """
 
     gpu: Gpu | None = None
@@ -155,6 +156,7 @@ class Hardware(Entry):
     predictor_ns: Ns = 0
     commit_depth: Positive = 1
     commit_gap_ns: Ns = 0
+    unified: bool = False
     fixed: Fixed | None = None
     measured: Measured | None = None
 

@@ -172,6 +172,7 @@ def cpu_terms_ns(
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
     read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)]) / engine.cpu_read_share
+    read = np.maximum(read, size / link_rate) if hardware.unified else read  # it comes from the SSD first
     return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
 
 
