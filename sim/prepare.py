@@ -418,7 +418,7 @@ class Setting:
         line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
         spec = self.spec
         asked = self.ram is not None or self.plan.on_miss is not None or spec.dense_on_host is not None or spec.behaves
-        return line | ({"host": self._host_memory} if asked else {})
+        return line | ({"host": self._host_memory} if asked and not self.hardware.unified else {})
 
     @property
     def _host_memory(self) -> dict[str, Any]:
@@ -556,7 +556,10 @@ def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, poli
 
 
 def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
-    """A miss policy or a bulk rule that may answer cpu, on hardware without times for it."""
+    """A miss policy or a bulk rule that may answer cpu, on hardware without times for it; a size of the host's memory
+    where there is one memory."""
+    if spec.ram is not None and hardware.unified:
+        raise SpecError(f"ram: {spec.ram}: {spec.hardware} has one memory, the GPU's; give --vram")
     wrong = f"hardware: {spec.hardware}: has no cpu_expert_ns or measured.cpu_expert, which"
     if miss.may_answer_cpu(spec.params("miss")) and not (miss.user or hardware.answers_cpu):
         raise SpecError(f"{wrong} miss {miss.name} needs")

@@ -3,16 +3,23 @@
 A model is the config of its checkpoint, from which parameters and bytes follow; a GPU is bus and memory clock,
 multiprocessors and boost clock; a link is the time of one lone copy; a host its memory channels; an engine's term the
 sum that it came from; a precision the bytes of a block; a preset the slot of its card. `tests/test_catalog_facts.py`
-compares. A new entry of the catalog needs its row here, written from its source and not from the catalog.
+compares. A new entry of the catalog needs its row here, written from its source and not from the catalog; or it stands
+in the collected facts beside the checkout, from which its figures follow here by other words.
 """
 
+import json
 import re
 import shlex
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sim import catalog, run
 from sim.catalog.engine_spec import Engine
+from sim.catalog.files import normal
 from sim.catalog.hardware_spec import Gpu, Host
 from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
@@ -24,7 +31,9 @@ WORDS = {
     "name", "aliases", "source", "sources", "note", "router",
     "version", "does", "command", "sets", "options", "knob", "cpu_moe", "released",
 }  # fmt: skip  # for the reader, and what an engine does: tests/test_engines.py
-SPECS: dict[str, type[Entry]] = {"model": ModelSpec, "gpu": Gpu, "link": Link, "host": Host, "engine": Engine}
+SPECS: dict[str, type[Entry]] = {"model": ModelSpec, "gpu": Gpu, "link": Link, "ssd": Link, "host": Host}
+SPECS["engine"] = Engine
+COLLECTED = Path(__file__).resolve().parents[2] / "shared" / "catalog_facts.json"
 
 Figures = dict[str, Any]
 
@@ -34,8 +43,27 @@ def spec(kind: str, name: str) -> Any:
 
 
 def figures(kind: str, name: str) -> Figures:
-    """All that an entry says but words, its defaults included."""
-    return {key: value for key, value in spec(kind, name).model_dump().items() if key not in WORDS}
+    """All that an entry says but words, its defaults included; a model's attention as a letter for each layer."""
+    found = {key: value for key, value in spec(kind, name).model_dump().items() if key not in WORDS}
+    if kind == "model":
+        pattern, layers = found["attention_pattern"], found["n_layers"]
+        found["attention_pattern"] = (pattern * layers)[:layers]
+    return found
+
+
+@cache
+def collected(section: str) -> dict[str, Figures]:
+    """The collected records of a section by their names without case, hyphens and what stands in brackets."""
+    records = json.loads(COLLECTED.read_text())[section]
+    return {normal(record["name"].split(" (")[0]): record for record in records}
+
+
+def record_of(section: str, name: str, aliases: Collection[str] = ()) -> Figures:
+    """The collected record of an entry; skips where the facts are not there. KeyError: it has no second source."""
+    if not COLLECTED.is_file():
+        pytest.skip(f"{name}: its second source, the collected facts, is not on this machine")
+    records = collected(section)
+    return next(records[normal(word)] for word in (name, *aliases) if normal(word) in records)
 
 
 def defaults(kind: str, **given: Any) -> Figures:
@@ -91,6 +119,23 @@ Q_RANK = {"deepseek-v2-lite": None, "deepseek-v2": 1536, "deepseek-v3": 1536, "k
 ENCODERS = {"switch-base-128": 12, "switch-large-128": 24, "nllb-moe-54b": 24}
 MOE_STEP = {"switch-base-128": 2, "switch-large-128": 2, "nllb-moe-54b": 4}
 HYBRID = {"qwen3-next-80b-a3b", "qwen3.6-35b-a3b"}  # three layers of gated DeltaNet, then one of gated attention
+# (letter of most layers, letter of the others, and which layers these are)
+PLACES: dict[str, tuple[str, str, Collection[int]]] = {
+    **dict.fromkeys(HYBRID, ("l", "f", range(3, 48, 4))),
+    **dict.fromkeys(("gpt-oss-20b", "gpt-oss-120b"), ("w", "f", range(1, 36, 2))),
+    **dict.fromkeys(("llama-4-scout-17b-16e", "llama-4-maverick-17b-128e"), ("w", "f", range(3, 48, 4))),
+    **dict.fromkeys(("glm-5", "deepseek-v3.2"), ("s", "s", ())),
+    "gemma-4-26b-a4b": ("w", "f", range(5, 30, 6)),
+    "qwen3.5-122b-a10b": ("l", "f", range(3, 48, 4)),
+    "qwen3.8-flash-next": ("l", "s", range(3, 48, 4)),
+    "glm-5.3-flash": ("l", "s", range(3, 45, 4)),
+    "deepseek-v4-flash": ("w", "s", range(3, 43, 2)),
+    "granite-4.0-h-small": ("l", "f", range(5, 40, 10)),
+    "lfm2-8b-a1b": ("l", "f", (2, 6, 10, 14, 18, 21)),
+    "kimi-linear-48b-a3b": ("l", "f", range(3, 27, 4)),
+    "mimo-v2-flash": ("w", "f", (0, *range(5, 48, 6))),
+    "ling-3.0-flash": ("l", "f", range(5, 42, 6)),
+}
 TIED = {*ENCODERS, "granite-3.0-1b-a400m", "tiny-moe"}
 GATED_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b", *HYBRID}
 ONE_WIDE_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b"}  # 4 and 8 times as wide as an expert, but one
@@ -126,7 +171,86 @@ def latent_attention(hidden: int, heads: int, q_rank: int | None) -> int:
     return of_queries + hidden * (LATENT + ROTARY) + LATENT * heads * 2 * HEAD + heads * HEAD * hidden
 
 
+def pattern(name: str, layers: int) -> str:
+    """A letter for each layer."""
+    most, other, places = PLACES.get(name, ("f", "f", ()))
+    return "".join(other if i in places else most for i in range(layers))
+
+
+# what the records say in words, or count elsewhere
+WINDOWS = {name: 8192 for name in PLACES if name.startswith("llama-4")}  # chunks
+WINDOWS |= dict.fromkeys(("glm-5", "deepseek-v3.2", "glm-5.3-flash", "qwen3.8-flash-next"), 2048)  # tokens of an index
+WINDOWS["deepseek-v4-flash"] = 128 + 512
+INDEX_KEY = 2 * 128  # bytes
+# parameters of residual streams in a layer, which count as attention here
+MIXERS = {"qwen3.8-flash-next": 2 * 6_604_800 - 2 * 2560}  # 13.2 M
+MIXERS |= dict.fromkeys(("glm-5.3-flash", "deepseek-v4-flash"), 794_678 - 2 * 4096)
+TABLE = 51_200_245_760  # n-gram table of qwen3.8-flash-next
+LETTERS = {"M": "l", "E": "-", "*": "f"}  # of nemotron's pattern
+KINDS = {
+    **dict.fromkeys(("full_attention", "attention"), "full"), "indexed_attention": "sparse", "mamba": "linear",
+    **dict.fromkeys(("chunked_attention", "sliding_attention", "heavily_compressed_attention"), "window"),
+    **dict.fromkeys(("linear_attention", "conv"), "linear"), "compressed_sparse_attention": "sparse",
+}  # fmt: skip
+
+
+def collected_model(name: str) -> Figures:
+    """From its record: counts of the class built from the checkpoint's configuration."""
+    record = record_of("models", name)
+    heads, layers, hidden = record["attention"], record["n_layers"], record["hidden"]
+    letters = pattern(name, layers)
+    more: Figures = {"moe_first": record["first_moe_layer"] or 0, "moe_step": record["moe_step"]}
+    if "pattern" in heads and "mamba2" in heads["kind"]:
+        letters = "".join(LETTERS[letter] for letter in heads["pattern"].split()[0])
+        more = {"moe_layer_list": tuple(i for i, letter in enumerate(letters) if letter == "-")}
+    by_kind = record["attn_params_per_layer_by_kind"].items()
+    params = {KINDS[kind]: count + MIXERS.get(name, 0) for kind, count in by_kind}
+    usual = params.get("full", params.get("sparse", 0))
+    latent = heads.get("kv_lora_rank") or (heads["head_dim"] if "mqa" in heads["kind"] else None)
+    wide = heads.get("full_head_dim", heads.get("head_dim"))
+    if latent is not None:
+        more |= {"attention": "mla", "qk_dim": latent + heads.get("qk_rope_head_dim", 0), "v_dim": latent}
+    else:
+        more |= {"qk_dim": wide, "v_dim": wide if "full_head_dim" in heads else heads.get("v_head_dim", wide)}
+    entry = record["kv_bytes_per_token_per_full_layer_bf16"]
+    if name == "gemma-4-26b-a4b":  # the record's is that of a window layer
+        entry, more["window_kv_bytes_per_token_per_layer"] = 2 * 2 * 2 * 512, entry
+    if name == "mimo-v2-flash":
+        more["window_kv_bytes_per_token_per_layer"] = 2 * 8 * (192 + 128)
+    if "s" in letters:
+        more["index_bytes_per_token"] = INDEX_KEY // 4 if name == "deepseek-v4-flash" else INDEX_KEY
+    state = 3 * hidden * 2 if name == "lfm2-8b-a1b" else record["linear_state_bytes_per_layer"] or 0
+    router = record["router"]
+    words = ("top-k on logits, then softmax", "softmax", "sigmoid")
+    score = next((word for word in words if word in router), "other").replace(words[0], "softmax-topk")
+    total = 125 if name == "qwen3.8-flash-next" else record["published_total_B"]
+    return defaults(
+        "model",
+        **{key: record[key] for key in ("n_layers", "n_experts", "top_k", "hidden", "expert_intermediate", "vocab")},
+        **{key: record[key] for key in ("expert_matrices", "expert_biases", "n_shared_experts", "shared_gate")},
+        shared_intermediate=record["shared_intermediate_total"] or 0,
+        dense_intermediate=(record["dense_intermediate"] or 0) if record["n_moe_layers"] < layers else None,
+        attn_params_per_layer=usual,
+        attn_params_by_kind={kind: count for kind, count in params.items() if count != usual},
+        kv_bytes_per_token_per_layer=entry,
+        n_heads=heads["n_heads"],
+        attention_pattern=letters,
+        window=heads.get("window") if name not in WINDOWS else WINDOWS[name],
+        linear_state_bytes=state,
+        tied_embeddings=record["tied_embeddings"],
+        score_function=score,
+        norm_topk=record["norm_topk_prob"],
+        routed_scaling_factor=record["routed_scaling_factor"],
+        native_precision=(record["native_precision"] or "bf16").split()[0],
+        published_total_b=total,
+        published_active_b=record["published_active_B"],
+        **more,
+    )
+
+
 def model_figures(name: str) -> Figures:
+    if name not in CONFIGS:
+        return collected_model(name)
     row = CONFIGS[name]
     layers, hidden, heads, width = (int(row[key]) for key in ("layers", "hidden", "heads", "ffn"))
     more: Figures = {}
@@ -138,7 +262,7 @@ def model_figures(name: str) -> Figures:
         more = {"qk_dim": dim, "v_dim": dim}
         params, entry = attention(name, hidden, heads * dim, kv, dim), 2 * kv
     if name in HYBRID:  # recurrent state in fp32, and three tokens of the convolution in bf16
-        more |= {"full_first": 3, "full_step": 4, "linear_state_bytes": 32 * 128 * 128 * 4 + 3 * (2 * 2048 + 4096) * 2}
+        more |= {"linear_state_bytes": 32 * 128 * 128 * 4 + 3 * (2 * 2048 + 4096) * 2}
     if name.startswith("gpt-oss"):
         more |= {"expert_biases": 3 * 2880, "window": 128}
     if name in ENCODERS:
@@ -160,6 +284,7 @@ def model_figures(name: str) -> Figures:
         attn_params_per_layer=params,
         kv_bytes_per_token_per_layer=2 * entry,
         n_heads=heads,
+        attention_pattern=pattern(name, layers),
         vocab=int(row["vocab"]),
         tied_embeddings=name in TIED,
         score_function=row["score"],
@@ -179,7 +304,7 @@ GPUS = table("""
 name            GiB mib    cuda   bus  Gbit  SMs flop GHz   slot   read
 rtx-3060        12  12288  12022  192  15    28  512  1.777 4.0x16 -
 rtx-3080-mobile 16  16384  -      256  14    48  512  1.545 4.0x16 -
-rtx-3090        24  24576  24121  384  19.5  82  512  1.695 4.0x16 -
+rtx-3090        24  24576  24121  384  19.5  82  512  1.695 4.0x16 856
 rtx-4060        8   8188   -      128  17    24  512  2.460 4.0x8  -
 rtx-4070        12  12282  -      192  21    46  512  2.475 4.0x16 -
 rtx-4080        16  16376  -      256  22.4  76  512  2.505 4.0x16 -
@@ -206,6 +331,42 @@ rtx-pro-6000    96  97887  97249  512  28    188 1024 2.617 5.0x16 -
 gtx-1080-ti     11  11264  11172  352  11    28  256  1.582 3.0x16 -
 """)
 
+# of machines with one memory, whose records have no rate: cores or multiprocessors, operations of each, GHz
+ONE_MEMORY = {
+    "gb10": (48, 512, 2.418), "apple-m1-max": (32, 256, 1.296), "apple-m2-max": (38, 256, 1.398),
+    "apple-m2-ultra": (76, 256, 1.398), "apple-m3-max": (40, 256, 1.38), "apple-m3-ultra": (80, 256, 1.38),
+    "apple-m4": (10, 256, 1.578), "apple-m4-max": (40, 256, 1.578), "apple-m5-max": (40, 1024, 1.578),
+}  # fmt: skip
+ALSO = {"r9700": ("radeon-ai-pro-r9700",), "rtx-3080": ("rtx-3080-10gb",)}
+ALSO |= {name: (f"{name}-16gb",) for name in ("rtx-4060-ti", "rtx-5060-ti")}
+
+
+def collected_gpu(name: str) -> Figures:
+    record = record_of("gpus", name, ALSO.get(name, ()))
+    sold, reported, shown = (
+        record.get(f"mem_{key}") for key in ("gb_nominal", "total_mib_reported", "cuda_visible_mib")
+    )
+    if isinstance(sold, list):
+        sold = sold[0 if name == "apple-m4" else 1]
+    if name == "p40":
+        sold = sold * 15 / 16  # ECC
+    mib = reported or round(1024 * sold)
+    if name.startswith("apple"):
+        of = next(iter((record.get("metal_working_set_mb") or {"": None}).values()))
+        shown = 3 * mib // 4 if of is None else int(of * 1e6 / 2**20)
+    rate, read = record.get("tflops_bf16_dense"), record.get("hbm_read_measured_gbs")
+    if name in ONE_MEMORY:
+        cores, operations, ghz = ONE_MEMORY[name]
+        rate = cores * operations * ghz / 1000
+    return {
+        "tflops": {"bf16": pytest.approx(rate or record["fp32_tflops"], rel=0.01)},
+        "hbm_gb_per_s": record["hbm_gbs"],
+        "slot": record["pcie"],
+        "mem_mib": mib,
+        "mem_cuda_mib": min(shown) if isinstance(shown, list) else shown,
+        "hbm_read_gb_per_s": min(read) if isinstance(read, list) else read,
+    }
+
 
 # ---- links: what one lone small copy takes (t0), and how much of it comes back with each copy
 
@@ -227,6 +388,20 @@ pcie4x16-pageable               4   16    pageable 10.0  8     1
 pcie5x16-pageable               5   16    pageable 10.0  2     1
 pcie4x8-pageable                4   8     pageable 5.7   8     1
 pcie5x16-wsl2-small-copies      5   16    pinned   32.4  21    21
+pcie4x16-one-stream             4   16    pinned   19.0  0     0
+pcie4x16-pinned-a10             4   16    pinned   25.17 8     1
+pcie3x16-pageable-laptop        3   16    pageable 3.22  6.6   1
+pcie5x16-pinned-7-gpus          5   16    pinned   55.6  2     1
+gb10-h2d                        -   -     pinned   24.83 2     1
+pcie4x4-oculink                 4   4     pinned   6.6   8     1
+thunderbolt5-egpu               4   4     pinned   5.6   8     1
+thunderbolt4-egpu               3   4     pinned   2.8   6.6   1
+pcie3x4-pinned                  3   4     pinned   3.04  6.6   1
+pcie5x8-pinned                  5   8     pinned   28.1  2     1
+pcie5x8-pageable                5   8     pageable 10.0  2     1
+pcie5x16-h100-sm-copy           5   16    pinned   35.2  2     1
+wsl2-pinned-small               -   -     pinned   26.7  50    0
+wsl2-pageable-small             -   -     pageable 9.5   25    0
 """)
 KIB, MIB = 1024.0, 1024.0**2
 CURVES = {
@@ -262,29 +437,131 @@ FACTS: dict[str, Figures] = {
     "nvlink-c2c-gh200": {
         "theoretical_gbs": 450, "sm_copy_gbs": 342, "measured_other_gbs": 337, "d2h_note": "about 15 % below H2D",
     },
+    "pcie4x16-one-stream": {"range_gbs": [18.3, 19.7], "first_copy_gbs": 14.86},
+    "pcie3x16-pageable-laptop": {"d2h_gbs": 3.0},
+    "pcie5x16-pinned-7-gpus": {"d2h_gbs": 57.29},
+    "pcie4x4-oculink": {"theoretical_gbs": 7.88, "d2h_gbs": 6.7},
+    "thunderbolt5-egpu": {"d2h_gbs": 5.8},
+    "thunderbolt4-egpu": {"theoretical_gbs": 3.94},
+    "pcie3x4-pinned": {"theoretical_gbs": 3.94},
+    "pcie5x8-pinned": {"theoretical_gbs": 31.5},
+    "pcie5x16-h100-sm-copy": {"d2h_gbs": 52.8},
+    "wsl2-pinned-small": {"curve_bytes_us": [[2**18, 63.4], [2**19, 69.7], [2**20, 89.3]]},
+    "wsl2-pageable-small": {"curve_bytes_us": [[2**18, 52.6], [2**19, 79.7], [2**20, 135.0]]},
 }  # fmt: skip
 
 
-# ---- hosts: memory channels (of all sockets), MT/s, 8 bytes each
+# ---- hosts: memory channels (of all sockets), MT/s, 8 bytes each (LPDDR: 64 bits are one); GB of memory; sockets, GB/s
+# of one of them; cores; one thread beside Zen 4
 
 HOSTS = table("""
-name               channels MT/s read  total peak  tflops
-desktop-ddr5       2        6000 62.3  75    -     1
-xeon-8452y         8        4800 220   -     -     1
-epyc-9374f         12       4800 185   -     -     1
-2x-epyc-9654       24       4800 679   -     -     1
-2x-epyc-9175f      24       6000 754   -     -     1
-epyc-9355          12       6400 500   -     -     1
-2x-epyc-9355       24       6400 947   -     1228  1
-lambda-a10         8        3200 152.2 -     -     1
-lambda-a100        8        3200 120   -     204.8 1
-grace              -        -    316   -     -     1
-ddr4-8ch           8        3200 100   -     -     1
-xeon-6454s         8        4800 177   -     307.2 21
-2x-xeon-6454s      16       4800 349   -     614.4 42
-threadripper-7960x 4        5200 95.7  -     166.4 1
-xeon-6126          6        2666 50.3  -     -     0.0503
+name               channels MT/s read   total peak   tflops ram  sockets one   cores thread
+desktop-ddr5       2        6000 62.3   75    -      -      64   1       -     -     1
+xeon-8452y         8        4800 220    -     -      -      -    1       -     36    0.7
+epyc-9374f         12       4800 185    -     -      -      384  1       -     32    0.85
+2x-epyc-9654       24       4800 679    -     -      -      768  2       360   192   0.75
+2x-epyc-9175f      24       6000 754    -     -      -      768  2       378   32    0.85
+epyc-9355          12       6400 500    -     -      -      384  1       -     32    0.8
+2x-epyc-9355       24       6400 947    -     1228   -      768  2       473.5 64    0.8
+lambda-a10         8        3200 152.2  -     -      -      -    1       -     -     0.7
+lambda-a100        8        3200 120    -     204.8  -      -    1       -     -     0.7
+grace              -        -    316    -     -      -      480  1       -     72    0.75
+ddr4-8ch           8        3200 100    -     -      -      256  1       -     -     0.65
+xeon-6454s         8        4800 177    -     307.2  21     1000 1       -     32    0.7
+2x-xeon-6454s      16       4800 349    -     614.4  42     1000 2       177   64    0.7
+threadripper-7960x 4        5200 95.7   -     166.4  -      128  1       -     24    1
+xeon-6126          6        2666 50.3   -     -      0.0503 -    1       -     -     0.55
+i9-10900k          2        4000 57     -     64     -      16   1       -     10    0.8
+7950x-4-dimms      2        3600 -      -     57.6   -      128  1       -     16    1
+core-ultra-270k    2        6400 95     -     102.4  -      32   1       -     24    1
+lunar-lake         2        8533 105    -     136.5  -      16   1       -     8     0.8
+ddr4-7-of-8ch      7        3200 69.8   -     179.2  -      -    1       -     -     0.65
+2x-epyc-7452       16       2666 226.2  -     341.2  -      512  2       113.4 64    0.55
+epyc-milan         8        3200 189    -     204.8  -      256  1       -     -     0.65
+epyc-genoa         12       4800 378    -     460.8  -      384  1       -     -     0.75
+2x-epyc-9135       24       6400 -      -     1228.8 -      1152 2       -     32    0.85
+2x-xeon-4510       4        4400 110.78 -     140.8  -      256  2       62.84 24    0.7
+2x-xeon-e5-2630-v4 8        2133 93.6   -     136.5  -      -    2       -     20    0.5
+gb10-cpu           4        8533 -      -     273    -      128  1       -     20    0.8
+strix-halo-cpu     4        8000 -      -     256    -      128  1       -     16    0.8
+ddr4-2400-dual     2        2400 -      -     38.4   -      32   1       -     8     0.8
+ddr4-2666-dual     2        2666 -      -     42.656 -      32   1       -     8     0.8
+ddr4-2933-dual     2        2933 -      -     46.928 -      32   1       -     8     0.8
+ddr4-3200-dual     2        3200 -      -     51.2   -      32   1       -     8     0.8
+ddr4-3600-dual     2        3600 -      -     57.6   -      32   1       -     8     0.8
+ddr5-4800-dual     2        4800 -      -     76.8   -      32   1       -     16    1
+ddr5-5200-dual     2        5200 -      -     83.2   -      32   1       -     16    1
+ddr5-5600-dual     2        5600 -      -     89.6   -      48   1       -     16    1
+ddr5-6000-dual     2        6000 -      -     96     -      64   1       -     16    1
+ddr5-6400-dual     2        6400 -      -     102.4  -      32   1       -     16    1
+ddr4-3200-4ch      4        3200 -      -     102.4  -      64   1       -     16    0.8
+ddr5-4800-4ch      4        4800 -      -     153.6  -      128  1       -     24    1
+ddr5-5600-4ch      4        5600 -      -     179.2  -      128  1       -     24    1
+ddr4-2666-6ch      6        2666 -      -     127.968 -     192  1       -     16    0.55
+ddr4-3200-8ch      8        3200 -      -     204.8  -      256  1       -     32    0.65
+ddr5-4800-8ch      8        4800 -      -     307.2  -      256  1       -     32    0.7
+ddr5-5600-8ch      8        5600 -      -     358.4  -      256  1       -     32    0.7
+ddr5-4800-12ch     12       4800 -      -     460.8  -      384  1       -     48    0.75
+ddr5-6400-12ch     12       6400 -      -     614.4  -      384  1       -     64    0.8
 """)
+COLUMNS = {
+    "read_gb_per_s": "read", "total_gb_per_s": "total", "peak_gb_per_s": "peak", "tflops": "tflops", "ram_gb": "ram",
+    "sockets": "sockets", "one_socket_gb_per_s": "one", "cores": "cores", "single_thread": "thread",
+}  # fmt: skip
+# the collected names of hosts that have another here
+SAME_HOST = {
+    "desktop DDR4-4000 dual": "i9-10900k", "desktop DDR5-3600 dual, 4 DIMMs": "7950x-4-dimms",
+    "desktop DDR5-6000 dual": "desktop-ddr5", "desktop DDR5-6400 dual": "core-ultra-270k",
+    "laptop LPDDR5X-8533": "lunar-lake", "Threadripper 7960X 4ch DDR5-5200": "threadripper-7960x",
+    "8-channel DDR4-3200 workstation/EPYC, all channels": "ddr4-8ch", "same, one channel empty": "ddr4-7-of-8ch",
+    "2x EPYC Rome 7452 DDR4-2666": "2x-epyc-7452", "EPYC Milan, 1 socket DDR4-3200": "epyc-milan",
+    "EPYC Genoa, 1 socket DDR5-4800": "epyc-genoa", "EPYC Turin 9355, 1 socket": "epyc-9355",
+    "2x EPYC Turin 9355": "2x-epyc-9355", "2x EPYC Turin 9135 DDR5-6400": "2x-epyc-9135",
+    "2x Xeon Silver 4510, 2 of 8 channels each, DDR5-4400": "2x-xeon-4510",
+    "2x Xeon E5-2630 v4 DDR4-2133": "2x-xeon-e5-2630-v4",
+}  # fmt: skip
+
+
+# ---- SSDs: GB/s of direct random reads of 19 MB, or buffered, or sequential
+
+PHISON_US = (134, 247)  # 64 and 256 KiB, one at a time
+SSDS: dict[str, tuple[float, int | None]] = {  # GB/s, generation of PCIe
+    "samsung-980-pro": ((2.5 + 5.9) / 2, 4), "samsung-990-pro": (6.29, 4), "samsung-9100-pro": (9.77, 5),
+    "wd-sn8100": (10.64, 5), "crucial-p3": (1.51, 3), "crucial-p310": (4.4, 4), "optane-905p": (3.27, 3),
+    "gb10-internal": (5.58, 4), "phison-e27t": (6.4, 4), "wsl2-vhdx": (2.74, None), "raid-z1-vm": (1, None),
+    "laptop-nvme": (1.53, 4), "laptop-nvme-4800h": (1.37, 3), "apple-m1-max": (4.4, None),
+    "apple-m1-ultra": (6.89, None), "apple-m3": (3.18, None), "apple-m4-pro": (6.59, None), "apple-m5-max": (4, None),
+    "azure-d128ads-v7": (17.9, None), "azure-e64ads-v7": (9, None), "azure-e64pds-v6": (2.5, None),
+    "plextor-m9pegn": (1.8, 3),
+}  # fmt: skip
+QUEUES = [1, 4, 16, 64, 128, 256]
+SSD_FACTS: dict[str, Figures] = {
+    "samsung-980-pro": {"range_gbs": [2.5, 5.9], "buffered_gbs": 10.02},
+    "samsung-990-pro": {"range_gbs": [5.87, 6.7], "buffered_gbs": [4.88, 5.78]},
+    "samsung-9100-pro": {"range_gbs": [8.05, 11.48]},
+    "phison-e27t": {
+        "curve_64k_qd_gbs": [list(p) for p in zip(QUEUES, (0.49, 1.05, 3.06, 3.87, 3.9, 3.64), strict=True)],
+        "curve_256k_qd_gbs": [list(p) for p in zip(QUEUES, (1.06, 2.35, 5.22, 5.84, 5.88, 5.77), strict=True)],
+    },
+    "wsl2-vhdx": {"buffered_gbs": 1.96},
+    "laptop-nvme": {"buffered_gbs": 3.32},
+    "laptop-nvme-4800h": {"buffered_gbs": 1.65},
+    "apple-m1-max": {"buffered_gbs": [7.27, 8.93]},
+    "apple-m5-max": {"buffered_gbs": 14.2},
+    "azure-e64pds-v6": {"range_gbs": [2.5, 10.2]},
+}
+SAME_SSD = {
+    "Samsung 980 PRO": ["samsung-980-pro"], "Samsung 990 PRO": ["samsung-990-pro"],
+    "Samsung 9100 PRO": ["samsung-9100-pro"], "WD Black SN8100": ["wd-sn8100"], "Crucial P3 QLC": ["crucial-p3"],
+    "Crucial P310": ["crucial-p310"], "Intel Optane 905p": ["optane-905p"], "GB10 internal": ["gb10-internal"],
+    "Phison PS5027-E27T 1 TB": ["phison-e27t"], "WSL2 VHDX on NVMe": ["wsl2-vhdx"],
+    "TrueNAS VM RAID-Z1": ["raid-z1-vm"],
+    "Laptop NVMe (Ryzen AI 365, Windows)": ["laptop-nvme"], "Laptop NVMe (Ryzen 4800H)": ["laptop-nvme-4800h"],
+    "Apple internal M1 Ultra / M3 / M4 Pro / M1 Max": ["apple-m1-max", "apple-m1-ultra", "apple-m3", "apple-m4-pro"],
+    "Apple M5 Max internal": ["apple-m5-max"], "plextor M9PeGN 512 GB": ["plextor-m9pegn"],
+    "4x NVMe RAID0, Azure D128ads v7": ["azure-d128ads-v7"], "4x NVMe RAID0, Azure E64ads v7": ["azure-e64ads-v7"],
+    "4x NVMe RAID0, Azure E64pds v6 Arm": ["azure-e64pds-v6"],
+}  # fmt: skip
 
 
 # ---- engines: the sums that their terms came from, in us
@@ -372,8 +649,22 @@ BLOCKS: dict[str, tuple[float, int]] = {
     "q4-k-m": (26.7e6, 3 * 7168 * 2048),  # an expert of DeepSeek-V3
     "hqq3": (84.8e6, 3 * 4096 * 14336),  # experts of Mixtral
     "hqq2": (68.5e6, 3 * 4096 * 14336),
-}
-OTHER_BLOCKS = {"q4_k": (144, 256), "q5_0": (22, 32)}  # that an alias stands for
+    "q4-1": (20, 32), "q5-1": (24, 32), "iq4-xs": (136, 256), "iq3-s": (110, 256), "iq3-xxs": (98, 256),
+    "iq2-s": (82, 256), "iq2-xs": (74, 256), "iq2-xxs": (66, 256), "iq1-m": (56, 256), "iq1-s": (50, 256),
+    "nvfp4": (64 // 2 + 4, 64), "tq2-0": (66, 256), "tq1-0": (54, 256), "q1-0": (18, 128),
+    # two matrices of one type and the third of another, in blocks of 256
+    "q4-k-s": (2 * 48 * 144 + 6 * 176 + 42 * 144, 3 * 48 * 256),
+    "q5-k-m": (2 * 48 * 176 + 24 * 210 + 24 * 176, 3 * 48 * 256),
+    "q3-k-l": (2 * 110 + 176, 3 * 256),
+    "q3-k-m": (2 * 48 * 110 + 3 * 176 + 45 * 144, 3 * 48 * 256),
+    "q2-k-file": (2 * 84 + 110, 3 * 256),
+    "ud-q4-k-m": (2 * 144 + 176, 3 * 256),
+    "awq": (128 * 4 / 8 + 2.5, 128),
+    "int4-g64": (64 // 2 + 4, 64),
+    "fp8-block": (128 * 128 + 4, 128 * 128),
+    "iq3-m": (3.7628, 8), "iq2-m": (2.9294, 8),  # of a whole file, as its table has it
+}  # fmt: skip
+OTHER_BLOCKS = {"q4_k": (144, 256), "q5_0": (22, 32), "iq4_nl": (18, 32)}  # that an alias stands for
 
 
 # ---- presets: the link that the card's slot gives, and the machines that were measured
@@ -386,12 +677,20 @@ CARDS = {
     "quadro-rtx-6000-pcie3": "quadro-rtx-6000",
     "a100-pcie4": "a100-80gb-pcie",
     "h100-pcie5": "h100-pcie",
+    "rtx3060-ddr4": "rtx-3060",
+    "rtx3090-ddr4": "rtx-3090",
 }
 OWN_LINKS = {
     "rtx3080-mobile": ("pcie4x8-pinned", "pcie4x8-pageable"),  # laptops
     "rtx5090": ("pcie5x16-5090-desktop-pipelined", "pcie5x16-pageable"),  # measured on this card
     "gh200": ("nvlink-c2c-gh200", None),
 }
+ONE_MEMORY_SSD = {
+    "gb10": "gb10-internal", "strix-halo": "samsung-990-pro", "apple-m1-max": "apple-m1-max",
+    "apple-m2-max": "apple-m1-max", "apple-m2-ultra": "apple-m1-ultra", "apple-m3-max": "apple-m3",
+    "apple-m3-ultra": "apple-m1-ultra", "apple-m4": "apple-m3", "apple-m4-max": "apple-m4-pro",
+    "apple-m5-max": "apple-m5-max",
+}  # fmt: skip
 SERVERS = {
     "rtx4090-threadripper": "threadripper-7960x",
     "rtx4090-xeon-6454s": "xeon-6454s",
@@ -400,6 +699,7 @@ SERVERS = {
     "a10": "lambda-a10",
     "gh200": "grace",
     **dict.fromkeys(("a100-40gb", "a100-pcie4", "a100-sxm"), "lambda-a100"),
-    **dict.fromkeys(("t4-pcie3", "l4", "a5000", "a6000"), "ddr4-8ch"),
-    **dict.fromkeys(("l40s", "rtx6000-ada", "h100-pcie5", "h100-sxm", "h200"), "xeon-8452y"),
+    **dict.fromkeys(("t4-pcie3", "l4", "a5000", "a6000", "p40"), "ddr4-8ch"),
+    **dict.fromkeys(("rtx3060-ddr4", "rtx3090-ddr4"), "ddr4-3200-dual"),
+    **dict.fromkeys(("l40s", "rtx6000-ada", "h100-pcie5", "h100-sxm", "h200", "b200", "mi300x"), "xeon-8452y"),
 }

@@ -11,7 +11,7 @@ from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.hardware_spec import Gpu
 from sim.catalog.model_spec import ModelSpec
 from sim.errors import CatalogError
-from tests.second_sources import spec
+from tests.second_sources import CONFIGS, SAME_HOST, SAME_SSD, TABLE, spec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the collected facts are not on this machine")
@@ -89,16 +89,20 @@ def test_models_of_the_first_collection() -> None:
 
 
 def test_models_of_the_second_collection() -> None:
-    for name, record in pairs("catalog_facts", "models", "model", 10):
+    """Those with a configuration of their own here; of the others test_catalog_facts compares every figure."""
+    for name, record in pairs("catalog_facts", "models", "model", 37):
         model, heads = catalog.model(name), record["attention"]
+        table = TABLE if name == "qwen3.8-flash-next" else 0
+        assert model.total_params == pytest.approx(record["total_params_computed"] - table, rel=4e-4)
+        assert model.active_params == pytest.approx(record["active_params_computed"], rel=6e-3 if table else 3e-4)
+        if name not in CONFIGS:
+            continue
         agree_in_shape(model, record)
         latent = heads.get("kv_lora_rank")
         width = heads["head_dim"] if latent is None else latent + heads["qk_rope_head_dim"]
         assert (model.n_heads, model.qk_dim, model.v_dim) == (heads["n_heads"], width, latent or width), name
         left_out = LEFT_OUT.get(name, 0) * model.n_layers
         assert model.n_layers * model.attn_params_per_layer == sum_of_attention(model, record) - left_out, name
-        assert model.total_params == pytest.approx(record["total_params_computed"], rel=1e-4)
-        assert model.active_params == pytest.approx(record["active_params_computed"], rel=3e-4)
 
 
 def sum_of_attention(model: ModelSpec, record: dict[str, Any]) -> int:
@@ -125,17 +129,73 @@ def test_gpus_of_the_first_collection() -> None:
 
 
 def test_gpus_of_the_second_collection() -> None:
-    for name, record in pairs("catalog_facts", "gpus", "gpu", 22):
+    for name, record in pairs("catalog_facts", "gpus", "gpu", 44):
         gpu: Gpu = spec("gpu", name)
-        agree(gpu.mem_mib, record["mem_total_mib_reported"], f"{name}: mem_total_mib_reported")
-        visible = record["mem_cuda_visible_mib"]
+        agree(gpu.mem_mib, record.get("mem_total_mib_reported"), f"{name}: mem_total_mib_reported")
+        visible = record.get("mem_cuda_visible_mib")
         agree(gpu.mem_cuda_mib, min(visible) if isinstance(visible, list) else visible, f"{name}: cuda")
         agree(gpu.hbm_gb_per_s, float(record["hbm_gbs"]), f"{name}: hbm_gbs")
-        if record["tflops_bf16_dense"] is not None:
-            agree(gpu.tflops["bf16"], float(record["tflops_bf16_dense"]), f"{name}: tflops", rel=0.01)
+        if record.get("tflops_bf16_dense") is not None:
+            agree(gpu.tflops["bf16"], float(record.get("tflops_bf16_dense")), f"{name}: tflops", rel=0.01)
         if gpu.hbm_read_gb_per_s is not None:
-            agree(gpu.hbm_read_gb_per_s, record["hbm_read_measured_gbs"], f"{name}: read")
+            agree(gpu.hbm_read_gb_per_s, record.get("hbm_read_measured_gbs"), f"{name}: read")
         assert gpu.slot.startswith(record["pcie"])
+
+
+def test_what_is_well_known_is_in_the_catalog() -> None:
+    """Grades A and B all, but for links that have no rate, or are not a host's."""
+    facts = read("catalog_facts")
+    for section, kind in (("models", "model"), ("gpus", "gpu")):
+        assert [r["name"] for r in facts[section] if r["confidence"] != "C" and ours(kind, r["name"]) is None] == []
+    links = [r for r in facts["links"] if r["kind"] == "host" and r.get("h2d_gbs") and r["confidence"] != "C"]
+    assert [r["name"] for r in links if ours("link", LINKS.get(r["name"], r["name"])) is None] == []
+    known = {*SAME_HOST, *SAME_SSD}
+    for section in ("hosts", "ssds"):
+        rated = (r for r in facts[section] if any(r.get(key) is not None for key in RATES))
+        assert [r["name"] for r in rated if r["confidence"] != "C" and not known & {r["name"], bare(r["name"])}] == []
+    named = [
+        r
+        for r in facts["precisions"]
+        if r.get("bits") and not set(r["name"].split()) & {"experts", "experts,", "whole"}
+    ]
+    assert [r["name"] for r in named if ours("precision", TYPES.get(r["name"], r["name"])) is None] == []
+
+
+RATES = ("read_gbs", "peak_gbs", "random_19mb_direct_gbs", "buffered_gbs")
+LINKS = {"pcie4x16_one_stream_sync": "pcie4x16-one-stream"}
+TYPES = {
+    "awq g128": "awq", "gptq int4 g128 (sym)": "gptq", "int4 gs64 (colibri)": "int4-g64",
+    "fp8 block 128x128": "fp8-block", "ud-q4_k_m Qwen3.6-35B-A3B (unsloth)": "ud-q4-k-m",
+}  # fmt: skip
+
+
+def bare(name: str) -> str:
+    return name.split(" (")[0]
+
+
+def test_hosts_of_the_second_collection() -> None:
+    found = [r for r in read("catalog_facts")["hosts"] if bare(r["name"]) in SAME_HOST]
+    assert len(found) == len(SAME_HOST)
+    for record in found:
+        name = SAME_HOST[bare(record["name"])]
+        host = spec("host", name)
+        agree(host.sockets, record["sockets"], f"{name}: sockets")
+        agree(host.read_gb_per_s, record["read_gbs"], f"{name}: read_gbs")
+        agree(host.peak_gb_per_s, None if host.peak_gb_per_s is None else record["peak_gbs"], f"{name}: peak_gbs")
+        if record.get("typical_capacity_gb") is not None:
+            agree(host.ram_gb, float(min(record["typical_capacity_gb"])), f"{name}: typical_capacity_gb")
+        if host.one_socket_gb_per_s is not None and record.get("numa"):
+            assert str(host.one_socket_gb_per_s) in record["numa"]
+
+
+def test_ssds() -> None:
+    records = {(r["name"] if r["name"] in SAME_SSD else bare(r["name"])): r for r in read("catalog_facts")["ssds"]}
+    for collected, names in SAME_SSD.items():
+        record = records[collected]
+        for name in names:
+            rate = next(record[key] for key in RATES if record.get(key) is not None)
+            agree(spec("ssd", name).h2d_gb_per_s, rate if isinstance(rate, list) else float(rate), name)
+            assert record["pcie"] in ("n/a", f"{spec('ssd', name).gen}.0 x4")
 
 
 # ---- links, hosts, engines, precisions
@@ -158,7 +218,7 @@ def test_links_of_the_first_collection() -> None:
 
 
 def test_links_of_the_second_collection() -> None:
-    for name, record in pairs("catalog_facts", "links", "link", 6):
+    for name, record in pairs("catalog_facts", "links", "link", 16):
         link = spec("link", name)
         agree(link.gen, record.get("gen"), f"{name}: gen")
         agree(link.lanes, record.get("lanes"), f"{name}: lanes")
@@ -169,7 +229,7 @@ def test_hosts() -> None:
     collected = {record["name"]: record for record in read("hardware")["host_memory"]}
     noted = {name: spec("host", name) for name in catalog.names("host")}
     for name, host in noted.items():
-        if name == "xeon-6126":  # from Fiddler's constants, not from the collection
+        if host.note not in collected:  # of the second collection, or Fiddler's constants
             continue
         record = collected.pop(host.note)
         assert (host.read_gb_per_s, host.peak_gb_per_s) == (record["read_gbs"], record["peak_gbs"]), name
@@ -197,7 +257,7 @@ def test_engines() -> None:
 
 
 def test_precisions() -> None:
-    for name, record in pairs("catalog_facts", "precisions", "precision", 9):
+    for name, record in pairs("catalog_facts", "precisions", "precision", 26):
         if "block" in record:
             assert precision_bits(record["name"]) == record["bits"] == 8 * record["block"][1] / record["block"][0], name
     mixed = next(r for r in read("catalog_facts")["precisions"] if r["name"] == "q4_k_m experts")

@@ -14,12 +14,14 @@ KINDS = {
     "model": "models.toml",
     "gpu": "gpus.toml",
     "link": "links.toml",
+    "ssd": "ssds.toml",
     "host": "hosts.toml",
     "hardware": "hardware.toml",
     "machine": "machines.toml",
     "engine": "engines.toml",
     "precision": "precisions.toml",
 }
+FOLDER = Path(__file__).parent
 MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
 
 Table = dict[str, Any]
@@ -53,18 +55,39 @@ def read_toml(path: str | Path) -> Table:
 
 @cache
 def shipped(kind: str) -> Table:
-    """All entries of one kind, as in its file; not to be written to."""
+    """All entries of one kind, as in its file, but for those with a fault that no description shows; not to be written
+    to."""
+    return _sound(kind)[0]
+
+
+@cache
+def _sound(kind: str) -> tuple[Table, dict[str, str]]:
+    """(entries, by name what is wrong with the others)."""
     if kind not in KINDS:
         raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    table = read_toml(Path(__file__).parent / KINDS[kind])
-    return {name: _over(table, name) for name in table}
+    table, sound, faults = read_toml(FOLDER / KINDS[kind]), {}, {}
+    for name in table:
+        try:
+            sound[name] = _over(table, name)
+        except CatalogError as error:
+            faults[name] = str(error)
+    return sound, faults
 
 
-def _over(table: Table, name: str) -> Table:
+def _over(table: Table, name: str, *above: str) -> Table:
     """An entry over the one that it is `like`: its keys, and those of its tables, in the place of that one's."""
+    if not isinstance(table[name], dict):
+        raise CatalogError(f"{name} = {table[name]!r}: must be a table")
     entry = dict(table[name])
+    aliases = entry.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(word, str) for word in aliases):
+        raise CatalogError(f"aliases = {aliases!r}: must be a list of names")
     like = entry.pop("like", None)
-    return over_sourced(_over(table, like), entry) if like in table else table[name]
+    if like is None:
+        return entry
+    if not isinstance(like, str) or like not in table or like in (name, *above):
+        raise CatalogError(f"like = {like!r}: must be another entry of the same file")
+    return over_sourced(_over(table, like, name, *above), entry)
 
 
 def over_sourced(base: Table, entry: Table) -> Table:
@@ -101,6 +124,9 @@ def find(kind: str, name: str) -> str:
     for word in (name, name.rsplit("/", 1)[-1]):
         if normal(word) in index:
             return index[normal(word)]
+    for faulty, fault in _sound(kind)[1].items():
+        if normal(faulty) == normal(name):
+            raise CatalogError(f"{kind} {faulty}: {fault}")
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
     guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
     raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")

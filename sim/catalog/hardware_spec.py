@@ -10,7 +10,6 @@ from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
 from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
 
-
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
 CORES_IN_STEP = 16  # beyond so many each operation's barriers cost: an assumption, as the square root
 CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
@@ -151,7 +150,9 @@ class Hardware(Entry):
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
     commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
     commit to its start on an idle link. compute: `host` is a machine whose CPU computes everything, from its own
-    memory (a GPU that it may have is idle); a decision then takes no time.
+    memory (a GPU that it may have is idle); a decision then takes no time. unified: GPU and host have one memory, so
+    that experts lie on an SSD, which is the link, and what the host computes is read from it first; the memory is the
+    GPU's, no word of the host's.
     """
 
     gpu: Gpu | None = None
@@ -164,6 +165,7 @@ class Hardware(Entry):
     commit_depth: Positive = 1
     commit_gap_ns: Ns = 0
     compute: Literal["gpu", "host"] = "gpu"
+    unified: bool = False
     fixed: Fixed | None = None
     measured: Measured | None = None
 

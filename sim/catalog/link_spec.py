@@ -10,8 +10,8 @@ from sim.catalog.parts import Count, Entry, Ns, Positive, Rate
 
 
 class Link(Entry):
-    """Host to device. Either `h2d_gb_per_s`, with `n_half_bytes` = the copy size that reaches half of it, or
-    `curve` = [bytes, GB/s] points in rising size.
+    """Host to device, or an SSD to memory. Either `h2d_gb_per_s`, with `n_half_bytes` = the copy size that reaches half
+    of it, or `curve` = [bytes, GB/s] points in rising size.
 
     setup_ns: before a transfer on an idle link; follow_setup_ns: before one that follows on; per_copy_ns:
     each copy of it. gen, lanes and facts are for the reader.

@@ -12,6 +12,7 @@ from sim.errors import CatalogError
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
 WITHOUT_GPU = "/cpu"  # behind a name: that machine, its CPU computing everything
+SSD = "ssd:"  # in front of the name of a link: an entry of ssds.toml
 # one of these keys, given beside `like`, replaces all of them and what qualifies them: a link's rate, a GPU's memory
 TOGETHER = (
     (("h2d_gb_per_s", "curve"), ("n_half_bytes",)),
@@ -74,6 +75,8 @@ def _part(label: str, key: str, kind: str, value: Any) -> Any:
 
 
 def _named(kind: str, name: str) -> Table:
+    if kind == "link" and name.startswith(SSD):
+        kind, name = "ssd", name.removeprefix(SSD)
     canonical = find(kind, name)
     return {"name": canonical, **shipped(kind)[canonical]}
 

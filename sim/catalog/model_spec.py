@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.parts import Count, Entry, Positive
 
-
 Kind = Literal["full", "window", "sparse", "linear", "none"]
 KINDS: dict[str, Kind] = {"f": "full", "w": "window", "s": "sparse", "l": "linear", "-": "none"}
 
@@ -23,8 +22,8 @@ class ModelSpec(Entry):
     head multiplies per cached entry (for MLA in its absorbed form).
 
     attention_pattern: a letter for each layer (KINDS), repeated to the last one: full attention; window, which reads
-    and keeps the last `window` entries; sparse, which reads as many, keeps all, and reads index_bytes_per_token of every
-    one to choose; linear, which reads `linear_state_bytes` per sequence; none at all. attn_params_per_layer are those
+    and keeps the last `window` entries; sparse, which reads as many, keeps all, and reads index_bytes_per_token of each
+    to choose; linear, which reads `linear_state_bytes` per sequence; none at all. attn_params_per_layer are those
     of every kind that attn_params_by_kind does not name, kv_bytes_per_token_per_layer those of a window layer where
     window_kv_bytes_per_token_per_layer is not given.
     """

@@ -172,7 +172,8 @@ def cpu_terms_ns(
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
     rates = np.array([host_read_rate(hardware, engine), host_read_rate(hardware, engine, link_rate)])
-    return size / rates, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+    read = np.maximum(size / rates, size / link_rate if hardware.unified else 0.0)  # it comes from the SSD first
+    return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
 
 
 def host_read_rate(hardware: "Hardware", engine: "Engine", link_rate: float = 0.0) -> float:
@@ -259,11 +260,11 @@ def _layer_ns(
     """One layer without its routed experts, int64 [classes].
 
     bytes = weights + KV entries read x bytes per entry; operations = 2 x rows x weights + 2 x heads x (qk + v
-    width) x entries scored. A linear-attention layer reads and writes its state once per sequence instead,
-    one operation per byte and row. Activations are left out: below 1 % of the weights at few rows, and at
-    many rows operations decide. So are the cached entries of cross-attention, whose number a trace does not
-    say. A sparse layer reads the index keys of every entry beside. On the host it takes what an expert of such bytes
-    and operations would (`cpu_expert_ns`), and no kernels.
+    width) x entries scored. A sparse layer reads the index keys of every entry beside. A linear-attention layer reads
+    and writes its state once per sequence instead, one operation per byte and row. Activations are left out: below 1 %
+    of the weights at few rows, and at many rows operations decide. So are the cached entries of cross-attention, whose
+    number a trace does not say. On the host it takes what an expert of such bytes and operations would
+    (`cpu_expert_ns`), and no kernels.
     """
     stored = engine.precision_of("dense", precision)
     params = model.layer_params(moe, decoder, attention)

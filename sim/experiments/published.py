@@ -7,7 +7,7 @@ from statistics import median
 
 from sim.errors import unknown
 from sim.experiments.tables import Cell, Column, More, Report, Row, parser
-from sim.timings.effects import Observed, fit, fitted, owners
+from sim.timings.effects import Observed, fitted, owners
 from sim.timings.estimate import Estimate
 from sim.timings.judging import JUDGED, Judged, judge
 from sim.timings.rows import Timing, command, read, usable
