@@ -71,8 +71,8 @@ def test_the_dense_part_has_the_bytes_that_the_simulator_charges(name: str) -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_kv_entries_have_the_bytes_that_the_simulator_charges(name: str) -> None:
     model = catalog.model(name)
-    keys, values = shapes.Attention.of(model).cached
-    assert 2 * (keys + values) == model.kv_bytes_per_token_per_layer
+    for kind in {model.attention_kind(layer) for layer in range(model.n_layers)} - {"linear", "none"}:
+        assert 2 * sum(shapes.Attention.of(model, kind).cached) == model.kv_entry_bytes(kind)
 
 
 def test_a_model_at_scale_one_is_itself() -> None:
@@ -288,14 +288,14 @@ def test_attention_reads_its_own_requests_entries_up_to_its_position() -> None:
     model = shapes.scaled(catalog.model("mixtral-8x7b"), 1 / 64)
     with CpuPort(50, 0) as port:
         work = work_of(model, port, batch=2)
-        a = work.attention
+        a = work.shapes[0]
         work.begin_step(0)
         rows = work.rows
         assert rows.prefill
         torch.manual_seed(1)
         q = torch.randn(len(rows.tokens), a.heads * a.qk)
         cache = tuple(torch.randn_like(part) for part in work.caches[0])
-        together = work._attend_prompt(cache, q, None)
+        together = work._attend_prompt(a, cache, q, None)
         for i, position in enumerate(rows.positions.tolist()):
             k, v = (part[int(rows.places[i]), :, : position + 1] for part in cache)
             k, v = (part.repeat_interleave(a.heads // a.kv_heads, dim=0) for part in (k, v))
@@ -304,9 +304,9 @@ def test_attention_reads_its_own_requests_entries_up_to_its_position() -> None:
                 together[i].view(a.heads, a.v), torch.einsum("hn,hnd->hd", scores.softmax(-1), v)
             )
         work.rows = replace(rows, prefill=False)
-        torch.testing.assert_close(work._attend_each(cache, q, None), together)
-        window = work._attend_each(cache, q, 4)
-        torch.testing.assert_close(work._attend_prompt(cache, q, 4), window)
+        torch.testing.assert_close(work._attend_each(a, cache, q, None), together)
+        window = work._attend_each(a, cache, q, 4)
+        torch.testing.assert_close(work._attend_prompt(a, cache, q, 4), window)
         assert not torch.allclose(window, together)
 
 

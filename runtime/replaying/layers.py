@@ -105,7 +105,8 @@ class CatalogWork:
         for layer, column in enumerate(columns):
             self.layers_of[column].append(layer)
         self.shift = max(0, model.n_layers - n_layers)  # a trace of the decoder alone
-        self.attention = Attention.of(model)
+        self.kinds = [model.attention_kind(layer + self.shift) for layer in range(n_layers)]
+        self.shapes = [Attention.of(model, kind) for kind in self.kinds]
         self.buffers: list[Buffer] = []
         self._allocate(n_layers, seed)
 
@@ -169,7 +170,7 @@ class CatalogWork:
         return Weights(up, self._matrix(self.model.hidden, intermediate))
 
     def _layer_weights(self, layer: int) -> _Layer:
-        m, a, moe = self.model, self.attention, layer in self.moe
+        m, a, moe = self.model, self.shapes[layer], layer in self.moe
         cross = cross_width(m) if layer + self.shift >= m.encoder_layers else 0
         inner = m.shared_intermediate if moe else (m.dense_intermediate or 0)
         return _Layer(
@@ -182,9 +183,11 @@ class CatalogWork:
         )
 
     def _cache(self, layer: int, entries: int) -> tuple[torch.Tensor, ...]:
-        """Keys and values [places, kv heads, entries, width], noise from the start; or a linear layer's states."""
-        a, places = self.attention, self.batches.places
-        if self.model.attention_kind(layer + self.shift) in ("linear", "none"):
+        """Keys and values [places, kv heads, entries, width], noise from the start; linear states; or nothing."""
+        a, places = self.shapes[layer], self.batches.places
+        if self.kinds[layer] == "none":
+            return ()
+        if self.kinds[layer] == "linear":
             size = max(1, self.model.linear_state_bytes // self.dtype.itemsize)
             return (self._take(places * size, f"states of layer {layer}").view(places, size).fill_(0.01),)
         widths = (a.qk,) if a.latent else (a.qk, a.v)
@@ -220,7 +223,8 @@ class CatalogWork:
         """Every layer in front of an MoE layer's experts (the last column: of the end)."""
         for layer in self.layers_of[column]:
             w = self.layers[layer]
-            self.x = self.x + self._attention(layer, w, self._norm(self.x, w.norms[0]))
+            if self.kinds[layer] != "none":
+                self.x = self.x + self._attention(layer, w, self._norm(self.x, w.norms[0]))
             if w.cross is not None:
                 self.x = self.x + expert(self.x, w.cross)
             self.port.poll()
@@ -238,21 +242,22 @@ class CatalogWork:
         return F.rms_norm(x, (x.shape[-1],), weight, 1e-6)
 
     def _attention(self, layer: int, w: _Layer, normed: torch.Tensor) -> torch.Tensor:
-        a, projected = self.attention, F.linear(normed, w.project_in)
-        cache = self.caches[layer]
+        a, cache, projected = self.shapes[layer], self.caches[layer], F.linear(normed, w.project_in)
         if len(cache) == 1:
             places = self._up(torch.from_numpy(np.unique(self.rows.places)))
             cache[0][places] = cache[0][places].mul(0.99)
             return F.linear(fitted(projected, a.width_out), w.project_out)
         q, keys, values = a.split(projected)
-        self._remember(cache, keys, values)
-        window = self.model.window if self.model.attention_kind(layer + self.shift) in ("window", "sparse") else None
+        self._remember(a, cache, keys, values)
+        window = self.model.window if self.kinds[layer] in ("window", "sparse") else None
         attend = self._attend_prompt if self.rows.prefill else self._attend_each
-        return F.linear(fitted(attend(cache, q, window), a.width_out), w.project_out)
+        return F.linear(fitted(attend(a, cache, q, window), a.width_out), w.project_out)
 
-    def _remember(self, cache: tuple[torch.Tensor, ...], keys: torch.Tensor, values: torch.Tensor | None) -> None:
+    def _remember(
+        self, a: Attention, cache: tuple[torch.Tensor, ...], keys: torch.Tensor, values: torch.Tensor | None
+    ) -> None:
         """The rows' own KV entries."""
-        a, rows = self.attention, self.rows
+        rows = self.rows
         if rows.prefill:
             first, last = int(rows.positions[0]), int(rows.positions[-1]) + 1
             place = int(rows.places[0])
@@ -265,9 +270,11 @@ class CatalogWork:
             if values is not None:
                 cache[1][place, :, position] = values[i].view(a.kv_heads, a.v)
 
-    def _attend_each(self, cache: tuple[torch.Tensor, ...], q: torch.Tensor, window: int | None) -> torch.Tensor:
+    def _attend_each(
+        self, a: Attention, cache: tuple[torch.Tensor, ...], q: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
         """Each row over its own request's entries."""
-        a, out = self.attention, []
+        out = []
         for i, (place, position) in enumerate(
             zip(self.rows.places.tolist(), self.rows.positions.tolist(), strict=True)
         ):
@@ -277,9 +284,11 @@ class CatalogWork:
             out.append(F.scaled_dot_product_attention(row, k, v, enable_gqa=True).view(1, -1))
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _attend_prompt(self, cache: tuple[torch.Tensor, ...], q: torch.Tensor, window: int | None) -> torch.Tensor:
+    def _attend_prompt(
+        self, a: Attention, cache: tuple[torch.Tensor, ...], q: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
         """All rows over one request's entries, each up to its own."""
-        a, place = self.attention, int(self.rows.places[0])
+        place = int(self.rows.places[0])
         first, last = int(self.rows.positions[0]), int(self.rows.positions[-1]) + 1
         start = 0 if window is None else max(0, first + 1 - window)
         k, v = (part[place : place + 1, :, start:last] for part in cache)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from runtime.experts.layout import Layout
-from sim.catalog.model_spec import ModelSpec
+from sim.catalog.model_spec import Kind, ModelSpec
 from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
@@ -28,7 +28,8 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
     shape = Attention.of(model)
     hidden = size(model.hidden)
     kv_heads = max(1, round(shape.kv_heads * factor))
-    heads = kv_heads * max(1, round(model.n_heads * factor / kv_heads))
+    wider = model.kv_entry_bytes("window") // model.kv_bytes_per_token_per_layer or 1  # KV heads of a window layer
+    heads = kv_heads * wider * max(1, round(model.n_heads * factor / (kv_heads * wider)))
     smaller: dict[str, Any] = {
         "hidden": hidden,
         "expert_intermediate": size(model.expert_intermediate),
@@ -37,12 +38,16 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
         "n_heads": heads,
         "vocab": max(256, size(model.vocab)),
         "attn_params_per_layer": max(2 * hidden, round(model.attn_params_per_layer * factor**2)),
+        "attn_params_by_kind": {kind: round(n * factor**2) for kind, n in model.attn_params_by_kind.items()},
+        "index_bytes_per_token": round(model.index_bytes_per_token * factor),
         "cross_attn_params_per_layer": round(model.cross_attn_params_per_layer * factor**2),
         "linear_state_bytes": round(model.linear_state_bytes * factor**2),
     }
     if not shape.latent:
         entry = kv_heads * (model.qk_dim + model.v_dim)
         smaller["kv_bytes_per_token_per_layer"] = 2 * entry
+        if model.window_kv_bytes_per_token_per_layer is not None:
+            smaller["window_kv_bytes_per_token_per_layer"] = 2 * entry * wider
         smaller["attn_params_per_layer"] = hidden * (heads * (model.qk_dim + model.v_dim) + entry)
     if model.expert_biases:
         smaller["expert_biases"] = (model.expert_matrices - 1) * smaller["expert_intermediate"] + hidden
@@ -50,8 +55,8 @@ def scaled(model: ModelSpec, factor: float) -> ModelSpec:
 
 
 class Attention(NamedTuple):
-    """Sizes of attention. width_in, width_out: columns of its two projections; latent: one cached entry for all heads
-    and for keys and values."""
+    """Sizes of attention of a kind. width_in, width_out: columns of its two projections; latent: one cached entry for
+    all heads and for keys and values."""
 
     heads: int
     kv_heads: int
@@ -62,11 +67,11 @@ class Attention(NamedTuple):
     width_out: int
 
     @staticmethod
-    def of(model: ModelSpec) -> "Attention":
-        entry, qk, v = model.kv_bytes_per_token_per_layer // 2, model.qk_dim, model.v_dim
+    def of(model: ModelSpec, kind: Kind = "full") -> "Attention":
+        entry, qk, v = model.kv_entry_bytes(kind) // 2, model.qk_dim, model.v_dim
         latent = entry < qk + v
         kv_heads = 1 if latent else max(1, entry // (qk + v))
-        columns = max(2, model.attn_params_per_layer // model.hidden)
+        columns = 0 if kind == "none" else max(2, model.attn_params(kind) // model.hidden)
         out = model.n_heads * v if not latent and model.n_heads * v < columns else columns // 2
         return Attention(model.n_heads, kv_heads, qk, v, latent, columns - out, out)
 
@@ -135,9 +140,10 @@ def cross_width(model: ModelSpec) -> int:
 
 def dense_elements(model: ModelSpec, n_layers: int, moe_layers: Sequence[int]) -> int:
     """Elements of all dense weights that CatalogWork keeps."""
-    a, shift = Attention.of(model), max(0, model.n_layers - n_layers)
+    shift = max(0, model.n_layers - n_layers)
     total = (model.vocab + 1) * model.hidden
     for layer in range(n_layers):
+        a = Attention.of(model, model.attention_kind(layer + shift))
         cross = cross_width(model) if layer + shift >= model.encoder_layers else 0
         moe = layer in moe_layers
         ffn = model.shared_intermediate if moe else (model.dense_intermediate or 0)
@@ -151,13 +157,13 @@ def dense_bytes(
 ) -> dict[str, int]:
     """Device bytes beside the slots: dense weights, KV cache, and the largest activations."""
     item, shift = layout.dtype.itemsize, max(0, model.n_layers - n_layers)
-    keys, values = Attention.of(model).cached
     kv = 0
     for layer in range(n_layers):
-        if model.attention_kind(layer + shift) in ("linear", "none"):
+        kind = model.attention_kind(layer + shift)
+        if kind == "linear":
             kv += batches.places * model.linear_state_bytes
-        else:
-            kv += batches.places * batches.longest * (keys + values) * item
+        elif kind != "none":
+            kv += batches.places * batches.longest * sum(Attention.of(model, kind).cached) * item
     widest = max(model.vocab, 3 * model.expert_intermediate * model.top_k, model.dense_intermediate or 0)
     return {
         "dense": dense_elements(model, n_layers, moe_layers) * item,
