@@ -106,9 +106,8 @@ def _told(found: "Calibrated") -> str:
         )
     lines += ["", "constant       times the engine's own   80 %            told by these timings"]
     for term in found.terms:
-        lines.append(
-            f"{term.name:<14} {math.exp(term.log):18.3f}   {_interval(term):<15} {_verdict(term)}: {TERMS[term.name].what}"
-        )
+        told = f"{_verdict(term)}: {TERMS[term.name].what}"
+        lines.append(f"{term.name:<14} {math.exp(term.log):18.3f}   {_interval(term):<15} {told}")
     lines += [f"{a} and {b}: told together only; their sum is known better than either" for a, b in found.together]
     low, high = found.interval
     how = "by what is left of the constants" if found.without is None else "by timings left out one at a time"

@@ -397,7 +397,7 @@ class Setting:
     repeated: int = 0
 
     def on(self, hardware: "Hardware", engine: "Engine") -> Plan:
-        """The plan on other costs than the spec's: of the same engine and hardware, some durations and rates changed."""
+        """The plan on other costs than the spec's: the same engine and hardware, durations and rates changed."""
         costs = self.costed.on(self.model, hardware, engine, self.trace, self.steps)
         return replace(self.plan, costs=costs, on_miss=on_miss(self.rules, self.plan, hardware, engine))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sim import calibrate_engine, catalog
 from sim.errors import SpecError
 from sim.timings import effects
@@ -15,7 +16,7 @@ from sim.timings.effects import Observed, fit, observe, spread
 from sim.timings.estimate import Estimate, estimate
 from sim.timings.judging import judge, with_anchors
 from sim.timings.own import calibrate
-from sim.timings.rows import EVIDENCE, HITS, Timing, command, read, usable
+from sim.timings.rows import HITS, Timing, command, read, usable
 from sim.timings.running import Runs
 from sim.timings.terms import TERMS, free, with_terms
 
@@ -129,7 +130,9 @@ def some() -> list[Observed]:
 def test_no_row_has_a_part_in_its_own_prediction(some: list[Observed]) -> None:
     """Whatever a machine's own figures are, what is predicted for it stays; two anchors of it do change it."""
     lied = [
-        replace(row, timing=replace(row.timing, value=row.timing.value * 3)) if row.timing.measured_on == FEW[0] else row
+        replace(row, timing=replace(row.timing, value=row.timing.value * 3))
+        if row.timing.measured_on == FEW[0]
+        else row
         for row in some
     ]
     honest, other = judge(some), judge(lied)

@@ -64,16 +64,15 @@ class Engine(Behaviour):
     """An engine's own costs, all zero by default, how it handles experts, and (Behaviour) what it does on a miss.
 
     dispatch: how its operations are launched: by compiled code or a CUDA graph, or by calls from Python.
-    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given; host_layer_ns, mla_host_layer_ns
-    in their place where the host computes the dense part, where given); group_ns:
-    once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
+    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given; host_layer_ns,
+    mla_host_layer_ns in their place where the host computes the dense part, where given); group_ns: once per expert
+    group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
     (synchronisation); step_ns: once per step; decide_ns: once per visit, beside what the hardware's host
     takes; cpu_visit_ns: once per visit that computes any expert on the host, cpu_expert_ns: once per expert there;
     cpu_read_share, cpu_compute_share: of the host's sustained read rate, and of the arithmetic of the precision's
-    kernels, that its own reach. numa: whether its threads read the memory of all
-    sockets, each its own, or of one. host_work: which of these durations are work of one host thread, which are divided by
-    the host's `single_thread`. launches_per_*: kernel launches
-    that the GPU waits for, times the GPU's kernel_launch_ns.
+    kernels, that its own reach. numa: whether its threads read the memory of all sockets, each its own, or of one.
+    host_work: which of these durations are work of one host thread, which are divided by the host's `single_thread`.
+    launches_per_*: kernel launches that the GPU waits for, times the GPU's kernel_launch_ns.
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
@@ -82,8 +81,8 @@ class Engine(Behaviour):
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
-    times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode steps reaches on the
-    entries of the KV cache.
+    times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode
+    steps reaches on the entries of the KV cache.
     """
 
     dispatch: Literal["", "compiled", "python"] = ""

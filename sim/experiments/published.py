@@ -45,14 +45,14 @@ COLUMNS = (
     Column("source", "source", csv_only=True),
 )
 HEAD = (
-    "Every row: a published speed, the run that it is, and what is predicted for it. error = predicted speed / published "
-    "speed - 1.",
-    "before any timing: each constant at its value from what an operation is known to take (sim/timings/terms.py). one "
-    "factor: that, times the median of measured over predicted time on the engine's other machines.",
-    "machine left out: the constants fitted to the rows of all other machines; no row, of any engine, of the judged machine "
-    "has a part. `predicted` and its 80 % interval are this one.",
-    "two anchors: of a group's rows the fastest and the slowest as predicted teach the machine's own constants; shown are "
-    "the others.",
+    "Every row: a published speed, the run that it is, and what is predicted for it. error = predicted speed / "
+    "published speed - 1.",
+    "before any timing: each constant at its value from what an operation is known to take (sim/timings/terms.py). "
+    "one factor: that, times the median of measured over predicted time on the engine's other machines.",
+    "machine left out: the constants fitted to the rows of all other machines; no row, of any engine, of the judged "
+    "machine has a part. `predicted` and its 80 % interval are this one.",
+    "two anchors: of a group's rows the fastest and the slowest as predicted teach the machine's own constants; shown "
+    "are the others.",
     "SYNTHETIC routing throughout, with hit rates as counted where they are published.",
     f"judged: grade A or B, in a group of machine, engine and model with at least {JUDGED} such rows.",
 )

@@ -1,4 +1,4 @@
-"""Timings seen as a linear mixed model: each row's simulated time, what each term of it counts, and whose the terms are.
+"""Timings seen as a mixed model: each row's simulated time, what each term of it counts, and whose the terms are.
 
 A term's logarithm is the sum of what all engines of one dispatch have in common, what the engine has, what the GPU has
 (of its memory), and what the machine has. A machine that gave no timing has 0 of its own, and the spread of the others.
@@ -34,7 +34,7 @@ GPUS_OWN = 0.15
 WHOLE = 0.1  # of a machine's times, whatever the term
 FEW = 4  # rows of one group: more of them do not count more
 ROUNDS = 2  # of simulations, each around what the one before told
-STEPS = 8  # of Gauss-Newton
+STEPS = 6  # of Gauss-Newton
 
 
 @dataclass(frozen=True)

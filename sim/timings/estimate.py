@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 HUBER = 1.5  # standard deviations from which a residual counts linearly
-REWEIGHTED = 8  # rounds
+REWEIGHTED = 5  # rounds
 
 
 @dataclass(frozen=True)

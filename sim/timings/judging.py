@@ -1,4 +1,4 @@
-"""How far predictions are off, each row by constants that no row of its machine had a part in; and by two anchors of it."""
+"""How far predictions are off: each row by constants that no row of its machine had a part in, or by two anchors."""
 
 import math
 from collections import defaultdict

@@ -23,7 +23,8 @@ TEXTS = (
 @dataclass(frozen=True)
 class Timing:
     """A measured figure. fields: of the run (`RunSpec`) that it is; value in `metric`; hit_percent: as the engine
-    counted it; prompt: tokens; top_k: experts of a token where not the model's. not_set_up: why there is no such run."""
+    counted it; prompt: tokens; top_k: experts of a token where not the model's. not_set_up: why there is no such
+    run."""
 
     value: float
     metric: str = DECODE

@@ -15,9 +15,8 @@ Logs = Mapping[str, float]  # of terms by name: natural logarithms of what multi
 
 @dataclass(frozen=True)
 class Term:
-    """A constant that is fitted: what it stands for, its fields of the engine (the first one's value is `value`, others
-    keep their ratio to it), and its value before any timing by how its operations are launched, with the factor that it may be
-    off by (one standard deviation)."""
+    """A constant that is fitted: what it stands for, its fields of the engine, their values before any timing by how
+    the engine's operations are launched, and the factor that those may be off by (one standard deviation)."""
 
     what: str
     fields: tuple[str, ...]
@@ -84,7 +83,7 @@ TERMS: dict[str, Term] = {
 
 
 def with_terms(hardware: "Hardware", engine: "Engine", logs: Logs, start: str = "prior") -> tuple["Hardware", "Engine"]:
-    """Hardware and engine whose terms are those before any timing (start `prior`), or their own (`own`), times e^logs."""
+    """Hardware and engine whose terms are as before any timing (start `prior`), or their own (`own`), times e^logs."""
     changes: dict[str, Any] = {}
     for name, term in TERMS.items():
         factor = math.exp(logs.get(name, 0.0))
