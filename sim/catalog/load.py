@@ -3,9 +3,10 @@ use."""
 
 from typing import Any
 
+from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
 from sim.catalog.files import Table, entry_or_file, find, over_sourced, precision_bits, shipped
-from sim.catalog.hardware_spec import Hardware
+from sim.catalog.hardware_spec import Hardware, Host
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import build
 from sim.errors import CatalogError
@@ -42,27 +43,44 @@ def load_engine(name: str) -> Engine:
     return engine
 
 
-def load_hardware(name: str) -> Hardware:
+def load_host(name: str) -> Host:
+    label, canonical, table = entry_or_file("host", name)
+    return build(Host, label, {**_over_like(label, "host", table), "name": table.get("name", canonical)})
+
+
+def load_hardware(
+    name: str, host: str | None = None, host_gbps: float | None = None, link_gbps: float | None = None
+) -> Hardware:
+    """host: in the place of the hardware's; host_gbps, link_gbps: GB/s in the place of their rates (`changed`)."""
     label, canonical, table = entry_or_file("hardware", name)
-    table = {"name": canonical, **table}
+    refuse_changes(label, table, {"host": host, "host_gbps": host_gbps, "link_gbps": link_gbps})
+    table = {"name": canonical, **table, **({} if host is None else {"host": load_host(host)})}
     for key, kind in PARTS.items():
         if key in table:
             table[key] = _part(label, key, kind, table[key])
-    return build(Hardware, label, table)
+    return at_rates(build(Hardware, label, table), host_gbps, link_gbps)
 
 
 def _part(label: str, key: str, kind: str, value: Any) -> Any:
     """A GPU, link or host: a name, a table, or a table that starts from a named entry with `like`."""
+    if isinstance(value, dict):
+        return _over_like(f"{label}: {key}", kind, value)
     try:
-        if isinstance(value, str):
-            return _named(kind, value)
-        if isinstance(value, dict) and isinstance(value.get("like"), str):
-            rest = {k: v for k, v in value.items() if k != "like"}
-            gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)}
-            return {k: v for k, v in _named(kind, value["like"]).items() if k not in gone} | rest
+        return _named(kind, value) if isinstance(value, str) else value
     except CatalogError as error:
         raise CatalogError(f"{label}: {key}: {error}") from None
-    return value
+
+
+def _over_like(label: str, kind: str, table: Table) -> Table:
+    """A GPU, link or host whose table may start from a named entry with `like`."""
+    if not isinstance(table.get("like"), str):
+        return table
+    rest = {key: value for key, value in table.items() if key != "like"}
+    gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)}
+    try:
+        return {key: value for key, value in _named(kind, table["like"]).items() if key not in gone} | rest
+    except CatalogError as error:
+        raise CatalogError(f"{label}: {error}") from None
 
 
 def _named(kind: str, name: str) -> Table:
