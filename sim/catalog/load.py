@@ -7,8 +7,9 @@ from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
 from sim.catalog.files import Table, entry_or_file, find, over_sourced, precision_bits, shipped
 from sim.catalog.hardware_spec import Hardware, Host
+from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
-from sim.catalog.parts import build
+from sim.catalog.parts import E, Entry, build
 from sim.errors import CatalogError
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
@@ -44,8 +45,16 @@ def load_engine(name: str) -> Engine:
 
 
 def load_host(name: str) -> Host:
-    label, canonical, table = entry_or_file("host", name)
-    return build(Host, label, {**_over_like(label, "host", table), "name": table.get("name", canonical)})
+    return _load_part(Host, "host", name)
+
+
+def load_link(name: str) -> Link:
+    return _load_part(Link, "link", name)
+
+
+def _load_part(kind: type[E], word: str, name: str) -> E:
+    label, canonical, table = entry_or_file(word, name)
+    return build(kind, label, {**_over_like(label, word, table), "name": table.get("name", canonical)})
 
 
 def load_hardware(
@@ -76,11 +85,21 @@ def _over_like(label: str, kind: str, table: Table) -> Table:
     if not isinstance(table.get("like"), str):
         return table
     rest = {key: value for key, value in table.items() if key != "like"}
-    gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)}
+    gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)} | rest.keys()
     try:
-        return {key: value for key, value in _named(kind, table["like"]).items() if key not in gone} | rest
+        base = _named(kind, table["like"])
     except CatalogError as error:
         raise CatalogError(f"{label}: {error}") from None
+    kept = {key: value for key, value in base.items() if key not in gone}
+    return kept | {"source": label, **rest, "sources": _sources(base, kept, rest.get("sources", {}))}
+
+
+def _sources(base: Table, kept: Table, mine: Any) -> Any:
+    """Of what is `like` an entry: what is kept of that keeps its source."""
+    if not isinstance(mine, dict):  # who checks the table says so
+        return mine
+    told, other = base.get("sources", {}), base.get("source", "")
+    return {key: told.get(key, other) for key in kept if key not in Entry.model_fields} | mine
 
 
 def _named(kind: str, name: str) -> Table:

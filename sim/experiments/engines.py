@@ -123,7 +123,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     if args.out is not None:
         _keep(Path(args.out), arms, {name for each in machines.values() for name in each.values()})
     own = [arm.row for arm in arms if arm.row["own"]]
-    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware, args.hardware)]
+    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware, args)]
     more = _by_ratio(asked, arms) if args.ratios else ()
     scaled = [arm.row for arm in arms if not arm.row["own"]]
     return Report("Engines side by side", _head(args, asked), COLUMNS, own, foot, more, scaled), args.out
@@ -380,14 +380,15 @@ def _calibrated_on(aside: str | None, path: str) -> str:
     return f"what is fitted is fitted on the sample {own}" if own else "nothing set aside: what is fitted cannot run"
 
 
-def _costs(hardware: "Hardware", name: str) -> str:
+def _costs(hardware: "Hardware", args: Namespace) -> str:
+    name, machine = args.hardware, machine_words(hardware_fields(args))
     if hardware.measured is not None:
         return (
             f"durations from a calibration on {hardware.measured.device}, as {name} has them; no engine's costs in them"
         )
     if hardware.fixed is not None:
         return f"NOT CALIBRATED: durations are those that [fixed] of {name} gives outright; no engine's costs in them"
-    rates = f"the rates that {name} gives" if name.lower().endswith(".toml") else f"the catalog's rates of {name}"
+    rates = f"the rates that {machine} gives" if name.lower().endswith(".toml") else f"the catalog's rates of {machine}"
     return f"NOT CALIBRATED: durations are computed from {rates} and the catalog's costs of each engine"
 
 
