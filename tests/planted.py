@@ -372,14 +372,17 @@ HARDWARE = [
         f"{MACHINE}a_curve_becomes_flat_and_pageable_links_go_along"),
     fault("a host's other rates stay as they were", "sim/catalog/changed.py", "rate * by for", "rate for",
         f"{MACHINE}what_else_a_host_reads_goes_along_in_proportion"),
-    fault("durations given outright are changed in silence", "sim/catalog/changed.py", "if value is not None:\n            w",
-        "if value is None:\n            w", f"{MACHINE}what_is_wrong_is_one_line[run-a link that is none]"),
+    fault("durations given outright are changed in silence", "sim/catalog/changed.py",
+        "if value is not None:\n            w", "if value is None:\n            w",
+        f"{MACHINE}what_is_wrong_is_one_line[run-a link that is none]"),
     fault("a scaled link is set back to the rate asked for", "sim/experiments/engines.py",
         'fields.pop("link_gbps", None)', "pass", f"{MACHINE}flags_say_what_a_file_would[engines by ratio]"),
     fault("a memo forgets what is changed", "sim/prepare.py",
-        'tuple(spec.changes.items()) if kind == "hardware" else ()', "()", f"{MACHINE}half_the_rate_of_the_host_is_twice_the_time_of_its_experts"),
-    fault("what is replaced keeps the source of what it was", "sim/catalog/load.py", "for key in kept if key not in Entry",
-        "for key in base if key not in Entry", f"{MACHINE}what_is_like_an_entry_keeps_the_sources_of_what_it_keeps"),
+        'tuple(spec.changes.items()) if kind == "hardware" else ()', "()",
+        f"{MACHINE}half_the_rate_of_the_host_is_twice_the_time_of_its_experts"),
+    fault("what is replaced keeps the source of what it was", "sim/catalog/load.py",
+        "for key in kept if key not in Entry", "for key in base if key not in Entry",
+        f"{MACHINE}what_is_like_an_entry_keeps_the_sources_of_what_it_keeps"),
 ]  # fmt: skip
 NAMED = "tests/test_engines.py::test_"
 ENGINES = [

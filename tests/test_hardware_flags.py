@@ -81,7 +81,7 @@ def test_a_link_at_its_own_rate_is_that_link() -> None:
     assert changed.in_a_row_ns == own.in_a_row_ns == (each, each)
 
 
-def test_a_curve_becomes_flat_and_pageable_links_go_along() -> None:
+def test_a_curve_becomes_flat_and_pageable_links_go_along(folder: Path) -> None:
     sync = {"gpu": "rtx-5090", "link": "pcie5x16-5090-desktop-sync", "host": "desktop-ddr5"}
     Path("sync.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in sync.items()))
     link = catalog.hardware("sync.toml", link_gbps=40.0).link
