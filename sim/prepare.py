@@ -88,13 +88,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class Described:
-    """An entry of the catalog, or a file of one; kind: hardware, engine."""
+    """An entry of the catalog, or a file of one; kind: hardware, engine; changes: of a spec's hardware."""
 
     kind: str
     name: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, spec: RunSpec, kind: str) -> "Described":
+        return cls(kind, getattr(spec, kind), tuple(spec.changes.items()) if kind == "hardware" else ())
 
     def make(self, memo: Memo) -> Any:
-        return getattr(catalog, self.kind)(self.name)
+        return getattr(catalog, self.kind)(self.name, **dict(self.changes))
 
 
 @dataclass(frozen=True)
@@ -454,7 +459,7 @@ def prepare(
     memo = within(memo)
     opened = Opened.of(spec.trace, trace)
     trace_hash = made(opened, memo)[1]
-    hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
+    hardware, engine = (Described.of(spec, kind) for kind in ("hardware", "engine"))
     machine: Hardware = made(hardware, memo)
     served: Engine = made(engine, memo)
     modelled = Modelled(model or spec.model, opened, hardware, spec.kv_precision)

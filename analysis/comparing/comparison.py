@@ -10,6 +10,7 @@ from analysis.showing.words import listed
 from sim.core.plan import CAUSES
 from sim.outcome.marks import START, starts_free
 from sim.outcome.per_request import LEVEL
+from sim.spec import CHANGES
 from traces.command import did_you_mean
 from traces.errors import UserError
 
@@ -19,6 +20,7 @@ CONDITIONS = (
     VERSION,
     "model",
     "hardware",
+    *CHANGES,
     "engine",
     "precision",
     "batch",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.curves.curve import DECODE, FLAGS, Curve, Row
-from sim.outcome.marks import START, SYNTHETIC
+from sim.outcome.marks import START, SYNTHETIC, machine_words, short_of_ram
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
@@ -21,7 +21,7 @@ HARDLY = 0.1  # sharpness of a knee that is none
 def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
     starts_full = [] if setting.spec.placement == "empty" else [START]
-    return [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
+    return [*([] if setting.trace.real else [SYNTHETIC]), *starts_full, *short_of_ram(setting.memory)]
 
 
 def headlines(setting: "Setting") -> list[str]:
@@ -31,7 +31,8 @@ def headlines(setting: "Setting") -> list[str]:
     return [
         f"{spec.trace}: {setting.trace.model}, {plan.experts.shape[1]} MoE layers x {plan.n_experts} experts, "
         f"top-{plan.experts.shape[2]}; {int(np.diff(plan.step_offset)[~plan.step_prefill].sum()):,} generated tokens",
-        f"{spec.hardware}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, batch {spec.batch}",
+        f"{machine_words(spec.model_dump())}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, "
+        f"batch {spec.batch}",
     ]
 
 

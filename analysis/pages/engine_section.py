@@ -11,6 +11,7 @@ from analysis.pages.panels import Cells, Panel, Section
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import plain
 from sim.experiments.fastest import fastest
+from sim.outcome.marks import machine_words
 
 CAPTION = (
     "The fastest first, and which experts are where. Shares of the whole run's time; bytes over the link of all of it."
@@ -40,7 +41,7 @@ def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
     for run in runs:
         machines = groups.setdefault((run.trace["hash"], *setting_of(run)), {})
-        machines.setdefault(str(run.spec["hardware"]), []).append(run)
+        machines.setdefault(machine_words(run.spec), []).append(run)
     out = []
     for machines in groups.values():
         real = [found for found in machines.values() if not scaled(found[0])]

@@ -16,7 +16,7 @@ from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
-from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, machine_words, short_of_ram, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
@@ -31,7 +31,6 @@ BOUNDS = {
 LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
-HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
 ANSWERED = ("substituted", "dropped", "cpu", "low", "streamed", "remote", "deferred")  # shown where there are any
 FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
@@ -172,12 +171,7 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         need = needed(m) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
-    host = m.get("host") or {}
-    if host.get("fits") is False:
-        need = sum(host[part] for part in HOST_PARTS) / 1e9
-        sizes = f"needs {need:.1f} GB of the host's memory, has {host['ram'] / 1e9:.1f} GB"
-        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
-    return notes
+    return notes + short_of_ram(m)
 
 
 def _fitted_on_the_judged(setting: Setting, memo: Memo) -> bool:
@@ -202,7 +196,7 @@ def table(out: dict[str, Any]) -> str:
         f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, "
         f"top-{trace['top_k']}; {out['requests']} requests, "
         f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
-        f"{spec['hardware']}, engine {spec['engine']}{' (its costs alone)' * bool(spec.get('engine_as_costs'))}, "
+        f"{machine_words(spec)}, engine {spec['engine']}{' (its costs alone)' * bool(spec.get('engine_as_costs'))}, "
         f"{spec['precision']}; "
         f"cache {cache_words(out)}, eviction {spec['eviction']}, "
         f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",

@@ -201,6 +201,9 @@ class _Spec(_Part):
 
     trace: Text
     hardware: Text
+    host: Text | None = None
+    host_gbps: Number | None = None
+    link_gbps: Number | None = None
     engine: Text
     precision: Text
     cache: Count | Number | Text | None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.outcome.marks import machine_words
 from sim.outcome.report import BOUNDS
 from sim.search.side_by_side import NOT_DONE
 
@@ -19,7 +20,7 @@ def _head(out: Mapping[str, Any]) -> list[str]:
     aside = f"; {j['set_aside_tokens']:,} tokens of others set aside to fit policies" if j["set_aside_tokens"] else ""
     return [
         *_fastest_engine(out),
-        f"{spec['trace']}: {j['model']} on {spec['hardware']}{engine}, {spec['precision']}, "
+        f"{spec['trace']}: {j['model']} on {machine_words(spec)}{engine}, {spec['precision']}, "
         f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
         *(f"! {note}" for note in (*out["notes"], *([] if search is None else _cut_short(search)))),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from sim.flags import TYPES, metavar
 from sim.outcome.summary import Summary, columns
-from sim.spec import YES_NO, RunSpec
+from sim.spec import RATE, YES_NO, RunSpec
 from sim.sweeps.config import Configuration
 from traces.errors import UserError
 
@@ -19,7 +19,8 @@ Row = dict[str, Any]
 def _kind(name: str) -> str:
     """Of the column of a field."""
     word = metavar(name)
-    return "bool" if word in (None, YES_NO) else TYPES[word].__name__ if word in TYPES else "text"
+    kinds = {None: "bool", YES_NO: "bool", RATE: "float"} | {each: kind.__name__ for each, kind in TYPES.items()}
+    return kinds.get(word, "text")
 
 
 TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
