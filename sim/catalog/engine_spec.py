@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
+from sim.catalog.parts import Count, Entry, Factors, Ns, Positive, Rate, Share
 
 ANY, LAYERS, SLOTS = "any", "layers", "slots"  # options: every value; of `cache`, whole layers or slots alone
 PRINTABLE = r"^[ -~]{0,100}$"  # of a name that a header prints
@@ -79,7 +79,8 @@ class Engine(Behaviour):
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
-    replaces the GPU's hbm_efficiency.
+    replaces the GPU's hbm_efficiency. interval: factors on tokens/s between which 80 % of what the engine really does
+    lies, in place of what published measurements say (intervals.toml).
     """
 
     layer_ns: Ns = 0
@@ -111,6 +112,7 @@ class Engine(Behaviour):
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
     memory_efficiency: Share | None = None
+    interval: Factors | None = None
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at

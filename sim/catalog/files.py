@@ -55,8 +55,14 @@ def shipped(kind: str) -> Table:
     """All entries of one kind, as in its file; not to be written to."""
     if kind not in KINDS:
         raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    table = read_toml(Path(__file__).parent / KINDS[kind])
+    table = _written(kind)
     return {name: _over(table, name) for name in table}
+
+
+@cache
+def _written(kind: str) -> Table:
+    """All entries of one kind as they are written, with their `like`."""
+    return read_toml(Path(__file__).parent / KINDS[kind])
 
 
 def _over(table: Table, name: str) -> Table:
@@ -134,3 +140,15 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
             if not Path(name).is_file():
                 raise
     return name, Path(name).stem, read_toml(name)
+
+
+def lineage(kind: str, name: str) -> tuple[str, ...]:
+    """What `name` stands for (a file: as it is given), the entry that it is `like`, and so on; CatalogError if
+    unknown."""
+    label, canonical, table = entry_or_file(kind, name)
+    is_file, written = label == name, _written(kind)
+    out, at = ([name], table.get("like")) if is_file else ([], canonical)
+    while at:
+        out.append(find(kind, at))
+        at = written[out[-1]].get("like")
+    return tuple(out)

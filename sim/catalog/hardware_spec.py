@@ -5,7 +5,7 @@ from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
-from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
+from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
 
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
@@ -143,7 +143,7 @@ class Hardware(Entry):
     readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
     commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
-    commit to its start on an idle link.
+    commit to its start on an idle link. interval: as an engine's, of every engine on this machine; not beside [fixed].
     """
 
     gpu: Gpu | None = None
@@ -157,12 +157,14 @@ class Hardware(Entry):
     commit_gap_ns: Ns = 0
     fixed: Fixed | None = None
     measured: Measured | None = None
+    interval: Factors | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Hardware":
         parts = {"gpu": self.gpu, "link": self.link, "host": self.host}
         for alone in ("fixed", "measured"):
-            given = self.model_fields_set - set(Entry.model_fields) - {alone}
+            beside = {"interval"} if alone == "measured" else set()
+            given = self.model_fields_set - set(Entry.model_fields) - {alone} - beside
             if getattr(self, alone) is not None and given:
                 raise ValueError(f"{min(given)}: not beside [{alone}], which replaces every other cost")
         missing = [name for name, part in parts.items() if part is None]

@@ -38,4 +38,5 @@ def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
         "oracle": any(policy is not None and policy.oracle for policy in chosen),
         "fits": summary["memory"].get("fits"),
         "calibrated": None,
+        "catalog_costs": None,
     }
