@@ -7,7 +7,6 @@ from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
 from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
 
-
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
 CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
 

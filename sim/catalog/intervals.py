@@ -1,5 +1,5 @@
-"""How sure a speed from catalog costs is: what published measurements of an engine, each judged by costs that nothing of
-its machine had entered, say of the simulated ones (intervals.toml)."""
+"""How sure a speed from catalog costs is: how far published speeds of an engine lie from simulated ones, whose costs
+nothing of the judged machine has entered (intervals.toml)."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -26,14 +26,25 @@ def intervals(setting: "Setting", out: Mapping[str, Any]) -> dict[str, list[floa
     return {key_of(speed): None if each is None else each.of(out[speed]) for speed, each in found.items()}
 
 
-def between(pair: Sequence[float] | None) -> str:
-    """` (80 %: 38.00-55.20)`, nothing of None."""
-    return "" if pair is None else f" ({100 * LEVEL:g} %: {pair[0]:,.2f}-{pair[1]:,.2f})"
+def any_interval(out: Mapping[str, Any]) -> bool:
+    """Whether a summary has the interval of one of its speeds."""
+    return any(out.get(key_of(speed)) for speed in PHASES)
 
 
-def how_sure(out: Mapping[str, Any], speed: str) -> str:
-    """Behind a speed of a summary: its interval, or that nobody has measured how far costs from catalog rates are off;
-    nothing of a speed that is None, or whose durations are given outright."""
-    pair = out.get(key_of(speed))
-    unknown = pair is None and out["marks"].get("catalog_costs") and out.get(speed) is not None
-    return f" ({NOT_CALIBRATED})" if unknown else between(pair)
+def how_sure(pair: Sequence[float] | None, catalog_costs: bool | None) -> str:
+    """Behind a speed: ` (80 %: 38.00-55.20)`; of one from catalog costs without an interval that nobody has measured
+    how far off those are; nothing of others."""
+    if pair is not None:
+        return f" ({100 * LEVEL:g} %: {between(pair)})"
+    return f" ({NOT_CALIBRATED})" if catalog_costs else ""
+
+
+def overlap(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
+    """Whether two speeds cannot be told apart; not of what nobody knows. Only of different engines: policies on one
+    engine and machine share the error of its costs, so their ratio is far surer than either speed."""
+    return one is not None and other is not None and one[0] <= other[1] and other[0] <= one[1]
+
+
+def between(pair: Sequence[float]) -> str:
+    """`38.00-55.20`."""
+    return f"{pair[0]:,.2f}-{pair[1]:,.2f}"

@@ -8,6 +8,10 @@ OPEN_LOOP = (
     "OPEN LOOP: the policy is lossy, but the routing stays the trace's; a real model would route differently afterwards"
 )
 START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
+UNSURE = (
+    "NOT CALIBRATED: tokens/s from catalog costs, nobody knows how far off; runs of one engine and machine share the "
+    "error, so their ratios are surer"
+)
 NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
 
 

@@ -16,7 +16,7 @@ from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
-from sim.outcome.how_sure import NOT_CALIBRATED, PHASES, how_sure, intervals, key_of
+from sim.outcome.how_sure import NOT_CALIBRATED, any_interval, how_sure, intervals, key_of
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
@@ -268,14 +268,15 @@ def _speed(out: dict[str, Any]) -> list[str]:
 def _speeds(out: dict[str, Any]) -> str:
     """Each with its interval; where none has one that is said once, behind them."""
     words = {"tokens_per_s": "generated", "prompt_tokens_per_s": "of prompts"}
-    sure = {speed: "" if _unsure(out) else how_sure(out, speed) for speed in words}
-    return ", ".join(f"{_figure(out[speed])} {word}{sure[speed]}" for speed, word in words.items() if speed in out)
+    said = [speed for speed in words if speed in out]
+    unsure = bool(out["marks"].get("catalog_costs")) and not _unsure(out)
+    sure = [how_sure(out.get(key_of(speed)), unsure and out[speed] is not None) for speed in said]
+    return ", ".join(f"{_figure(out[speed])} {words[speed]}{how}" for speed, how in zip(said, sure, strict=True))
 
 
 def _unsure(out: dict[str, Any]) -> str:
     """Of a run of catalog costs of which no speed has an interval."""
-    known = any(out.get(key_of(speed)) for speed in PHASES)
-    return f"; {NOT_CALIBRATED}" if out["marks"].get("catalog_costs") and not known else ""
+    return f"; {NOT_CALIBRATED}" if out["marks"].get("catalog_costs") and not any_interval(out) else ""
 
 
 def _free_start(out: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.outcome.how_sure import NOT_CALIBRATED, between
+from sim.outcome.how_sure import NOT_CALIBRATED, between, how_sure
 from sim.outcome.report import BOUNDS
 from sim.search.side_by_side import NOT_DONE
 
@@ -34,7 +34,7 @@ def _found(out: Mapping[str, Any]) -> list[str]:
         f"{'memory':<12} {_memory(out['memory'])}",
         "",
         f"{'best policy' if 'engines' in out else 'best':<12} {best['policy']}",
-        f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval)'}",
+        f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval over requests)'}",
         *_beaten(out),
         *_ranked(out),
         "",
@@ -63,7 +63,8 @@ def _fastest_engine(out: Mapping[str, Any]) -> list[str]:
 
 
 def _plain_speed(told: Mapping[str, Any]) -> str:
-    return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s{between(told['tokens_per_s_interval'])}"
+    sure = how_sure(told["tokens_per_s_interval"], told["catalog_costs"])
+    return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s{sure}"
 
 
 def _tie(out: Mapping[str, Any]) -> list[str]:
@@ -73,8 +74,8 @@ def _tie(out: Mapping[str, Any]) -> list[str]:
     first, *others = found["between"]
     command = next(row["command"] for row in out["engines"] if row["name"] == found["simplest"])
     return [
-        f"a tie: the 80 % intervals of {first} and of {', '.join(others)} overlap; the simplest, nearest to an engine's "
-        f"default: {found['simplest']}",
+        f"a tie: the 80 % intervals of {first} and of {', '.join(others)} overlap; the simplest, nearest to its "
+        f"engine's default: {found['simplest']}",
         *([] if found["simplest"] == first else [f"  {command}"]),
     ]
 
@@ -109,15 +110,17 @@ def _figures(row: Mapping[str, Any]) -> str:
 
 
 def _sure(row: Mapping[str, Any]) -> str:
-    """The interval of the generated tokens/s of a line of a table."""
-    return f"{between(row['tokens_per_s_interval']).strip(' ()') or NOT_CALIBRATED:>20}"
+    """Between what the generated tokens/s of a line of a table are."""
+    pair = row["tokens_per_s_interval"]
+    return f"{between(pair) if pair else NOT_CALIBRATED if row['catalog_costs'] else '-':>14}"
 
 
 def _side_by_side(out: Mapping[str, Any]) -> list[str]:
     """Engines that exist, as they come, and the best policies."""
     rows = out.get("engines", [])
     lines = [
-        f"{row['kind']:<12} {_figures(row)}  {_sure(row)}  {row['name']}: {row['residents']}{_lossy(row | {'closed_loop': None})}"
+        f"{row['kind']:<12} {_figures(row)}  {_sure(row)}  {row['name']}: {row['residents']}"
+        f"{_lossy(row | {'closed_loop': None})}"
         for row in rows
         if row["error"] is None
     ]
@@ -129,8 +132,8 @@ def _side_by_side(out: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     what = "engine: exists, in its default setting; unreleased: a paper's; policy: on an engine without any overhead"
-    sure = f"{'generated, how sure':>20}"
-    title = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  {sure}  tokens/s with the same memory; {what}"
+    heads = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  {'80 % between':>14}"
+    title = f"{heads}  tokens/s with the same memory; {what}"
     return ["", title, *lines, f"{'':<12} recommend --engine NAME finds the best setting of one", ""]
 
 
@@ -142,9 +145,10 @@ def _refused(out: Mapping[str, Any]) -> list[str]:
 def _speed(told: Mapping[str, Any]) -> str:
     if told["tokens_per_s"] is None:
         return f"{told['total_tokens_per_s']:,.2f} tokens/s with prompts (the trace generates none)"
-    prompts, sure = told["prompt_tokens_per_s"], between(told["prompt_tokens_per_s_interval"])
+    prompts, sure = told["prompt_tokens_per_s"], how_sure(told["prompt_tokens_per_s_interval"], None)
     of_prompts = "" if prompts is None else f", {prompts:,.2f} of prompts{sure}"
-    over_requests = _between(told["tokens_per_s_over_requests"], 2)
+    pair = told["tokens_per_s_over_requests"]
+    over_requests = "" if pair is None else f" [{pair[0]:,.2f}, {pair[1]:,.2f} over requests]"
     return f"{_plain_speed(told)}{over_requests}{of_prompts}"
 
 

@@ -164,6 +164,7 @@ def told(judged: Rated, draws: Any) -> dict[str, Any]:
         "total_tokens_per_s": s["total_tokens_per_s"],
         "prompt_tokens_per_s": prompt_rate(s),
         **{key_of(speed): s.get(key_of(speed)) for speed in PHASES},
+        "catalog_costs": s["marks"]["catalog_costs"],
         "tokens_per_s_over_requests": None if draws is None else _interval(judged.requests.rates(draws)),
         "time_ns": s["time_ns"],
         "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),

@@ -131,6 +131,7 @@ def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[st
         "total_tokens_per_s": row["total_tokens_per_s"],
         "prompt_tokens_per_s": row["prompt_tokens_per_s"],
         **{key: pair_of(row, key) for key in PAIRS},
+        "catalog_costs": case.setting.hardware.durations is None,
         "costs_of": name,
         "away": away(spec),
         "residents": row["engine.residents"],
@@ -143,7 +144,7 @@ def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[st
 
 def _of_policy(name: str, rated: Rated) -> dict[str, Any]:
     figures = told(rated, None)
-    speeds = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", *PAIRS)
+    speeds = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", "catalog_costs", *PAIRS)
     kept = (*speeds, "lost_router_weight", "open_loop")
     return {
         "name": name,

@@ -1,18 +1,16 @@
-"""Which speeds the published measurements cannot tell apart, and who is preferred among them.
-
-Two policies on one engine and one machine share the error of its costs, so their ratio is far surer than either speed:
-only runs of different engines tie.
-"""
+"""Which engines' speeds published measurements cannot tell apart, and which engine is the simplest of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.catalog.files import lineage
 from sim.engines import FREE, behaving
+from sim.outcome.how_sure import key_of, overlap
 from sim.spec import RunSpec
 
 ENGINE, UNRELEASED, POLICY = "engine", "unreleased", "policy"
 KINDS = (ENGINE, UNRELEASED, POLICY)  # of two as simple: what exists before what somebody would have to write
+INTERVAL = key_of("tokens_per_s")
 Told = Mapping[str, Any]
 
 
@@ -28,17 +26,13 @@ def away(spec: RunSpec) -> int:
 def tie(best: Told | None, rows: Iterable[Told]) -> dict[str, Any] | None:
     """The names of `best`, one of the rows, and of those of other engines whose intervals overlap its own, and which of
     them is the simplest; None where nobody does, or it has no interval."""
-    if best is None or best["tokens_per_s_interval"] is None:
+    if best is None:
         return None
-    found = [row for row in rows if row["costs_of"] != best["costs_of"] and _overlap(row, best)]
+    others = [row for row in rows if row["costs_of"] != best["costs_of"]]
+    found = [row for row in others if overlap(row[INTERVAL], best[INTERVAL])]
     if not found:
         return None
     return {"between": [row["name"] for row in (best, *found)], "simplest": _simplest([best, *found])["name"]}
-
-
-def _overlap(one: Told, other: Told) -> bool:
-    a, b = (each["tokens_per_s_interval"] for each in (one, other))
-    return a is not None and b is not None and bool(a[0] <= b[1] and b[0] <= a[1])
 
 
 def _simplest(rows: Sequence[Told]) -> Told:

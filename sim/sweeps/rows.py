@@ -68,8 +68,8 @@ def summary_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def pair_of(row: Mapping[str, Any], name: str) -> list[float] | None:
     """One of PAIRS of a row; None where it has none."""
-    pair = [row.get(f"{name}.{end}") for end in LOW_HIGH]
-    return None if None in pair else pair
+    low, high = (row.get(f"{name}.{end}") for end in LOW_HIGH)
+    return None if low is None or high is None else [low, high]
 
 
 def _says(part: Any) -> bool:
