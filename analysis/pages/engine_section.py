@@ -97,17 +97,11 @@ def _row(run: Run, name: str) -> list[str]:
     fit = " (as fits)" if told.get("chosen_by_fit") else ""
     return [
         plain(name) + ("" if _fits(run) else " (does not fit)"),
-        *(figure(s.get(key), 2) + _sure(s, key) for key in PHASES),
+        *(figure(s.get(key), 2) + how_sure(s.get(key_of(key)), None) for key in PHASES),
         *(f"{100 * share(s['breakdown_ns'][part], s['time_ns']):.1f}" for part in PARTS),
         f"{sum(by_cause(s['h2d_bytes']).values()) / 1e9:,.1f}",
         plain(told.get("residents")) + fit,
     ]
-
-
-def _sure(summary: Mapping[str, Any], speed: str) -> str:
-    """Of a speed that there is."""
-    known = summary.get(speed) is not None
-    return how_sure(summary.get(key_of(speed)), known and summary["marks"].get("catalog_costs"))
 
 
 def _sets(runs: Sequence[Run]) -> Panel:
