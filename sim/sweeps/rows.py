@@ -23,7 +23,7 @@ def _kind(name: str) -> str:
     return "bool" if word in (None, YES_NO) else TYPES[word].__name__ if word in TYPES else "text"
 
 
-TOP_MARKS = ("synthetic", "open_loop", "oracle", "catalog_costs")  # of a summary's marks, those that are columns of the row itself
+TOP_MARKS = ("synthetic", "open_loop", "oracle", "catalog_costs")  # of a summary's marks, columns of the row itself
 OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
 PARTS_OF_SOME = {name for name, field in Summary.model_fields.items() if not field.is_required()}
 PAIRS = tuple(key_of(speed) for speed in PHASES)
