@@ -100,13 +100,13 @@ def host(kind: str) -> Any:
 @pytest.mark.parametrize("order", range(6))
 def test_the_most_specific_row_holds_in_whatever_order_they_stand(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
     """Its own kind of host before any host; its own engine before one that it is like, whatever the host."""
-    own = replace(NEAR, host="measured")
+    own = replace(NEAR, host="measured", family=True)
     fork = replace(WIDE, engine="llama.cpp+cache", low=0.3, family=True)
     shipped(monkeypatch, *list(permutations([FAMILY, own, fork]))[order])
     assert interval("llama.cpp", host("measured"), DECODE) == own
     assert interval("llama-cpp", host("nominal"), DECODE) == FAMILY  # by another of its names
     assert interval("llama.cpp+pool", host("measured"), DECODE) == fork  # like llama.cpp+cache, like llama.cpp
-    assert interval("ik_llama.cpp", host("measured"), DECODE) == FAMILY  # the one of measured hosts is no family's
+    assert interval("ik_llama.cpp", host("measured"), DECODE) == own
     assert interval("hf-v5", host("measured"), DECODE) is None
     assert interval("llama.cpp", host("nominal"), PREFILL) is None
 
