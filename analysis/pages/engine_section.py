@@ -11,6 +11,7 @@ from analysis.pages.panels import Cells, Panel, Section
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import plain
 from sim.experiments.fastest import fastest
+from sim.outcome.how_sure import how_sure, key_of
 from sim.outcome.marks import machine_words
 
 CAPTION = (
@@ -97,7 +98,7 @@ def _row(run: Run, name: str) -> list[str]:
     fit = " (as fits)" if told.get("chosen_by_fit") else ""
     return [
         plain(name) + ("" if _fits(run) else " (does not fit)"),
-        *(figure(s.get(key), 2) for key in PHASES),
+        *(figure(s.get(key), 2) + how_sure(s.get(key_of(key)), None) for key in PHASES),
         *(f"{100 * share(s['breakdown_ns'][part], s['time_ns']):.1f}" for part in PARTS),
         f"{sum(by_cause(s['h2d_bytes']).values()) / 1e9:,.1f}",
         plain(told.get("residents")) + fit,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
+from sim.catalog.parts import Count, Entry, Factors, Ns, Positive, Rate, Share
 
 ANY, LAYERS, SLOTS = "any", "layers", "slots"  # options: every value; of `cache`, whole layers or slots alone
 PRINTABLE = r"^[ -~]{0,100}$"  # of a name that a header prints
@@ -82,7 +82,8 @@ class Engine(Behaviour):
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
     times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode
-    steps reaches on the entries of the KV cache.
+    steps reaches on the entries of the KV cache. interval: factors on tokens/s between which 80 % of what the engine
+    really does lies, in place of what published measurements say (intervals.toml).
     """
 
     dispatch: Literal["", "compiled", "python"] = ""
@@ -119,6 +120,7 @@ class Engine(Behaviour):
     dequant_gb_per_s: Rate | None = None
     memory_efficiency: Rate = 1.0
     kv_read_share: Share = 1.0
+    interval: Factors | None = None
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at

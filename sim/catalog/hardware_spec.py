@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
-from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
+from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
 CORES_IN_STEP = 16  # beyond so many each operation's barriers cost: an assumption, as the square root
@@ -152,7 +152,7 @@ class Hardware(Entry):
     commit to its start on an idle link. compute: `host` is a machine whose CPU computes everything, from its own
     memory (a GPU that it may have is idle); a decision then takes no time. unified: GPU and host have one memory, so
     that experts lie on an SSD, which is the link, and what the host computes is read from it first; the memory is the
-    GPU's, no word of the host's.
+    GPU's, no word of the host's. interval: as an engine's, of every engine on this machine; not beside [fixed].
     """
 
     gpu: Gpu | None = None
@@ -168,12 +168,14 @@ class Hardware(Entry):
     unified: bool = False
     fixed: Fixed | None = None
     measured: Measured | None = None
+    interval: Factors | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Hardware":
         parts = {"gpu": self.gpu, "link": self.link, "host": self.host}
         for alone in ("fixed", "measured"):
-            given = self.model_fields_set - set(Entry.model_fields) - {alone}
+            beside = {"interval"} if alone == "measured" else set()
+            given = self.model_fields_set - set(Entry.model_fields) - {alone} - beside
             if getattr(self, alone) is not None and given:
                 raise ValueError(f"{min(given)}: not beside [{alone}], which replaces every other cost")
         missing = [name for name, part in parts.items() if part is None and not (name == "gpu" and self.on_host)]

@@ -190,7 +190,7 @@ def host_compute_rate(hardware: "Hardware", engine: "Engine", precision: str) ->
 
 def _own_ns(hardware: "Hardware", engine: "Engine", field: str) -> float:
     """A duration of the engine's own, in ns; one of the host's work on a host of that speed."""
-    ns = getattr(engine, field)
+    ns = float(getattr(engine, field))
     return ns / hardware.host.single_thread if field in engine.host_work and hardware.host is not None else ns
 
 

@@ -19,6 +19,7 @@ from sim.experiments.scaled import is_scaled, scaled
 from sim.experiments.tables import Column, More, Report, Row, parser, percent
 from sim.flags import add_hardware, hardware_fields
 from sim.memo import Kept
+from sim.outcome.how_sure import key_of, overlap
 from sim.outcome.marks import SYNTHETIC, machine_words
 from sim.prepare import own_calibration
 from sim.simulation import simulate, write
@@ -38,6 +39,7 @@ OURS = "# python -m sim.experiments engines "  # how its engines.csv begins
 NO_ENGINE = "lru + fetch (no engine)"
 REFERENCE = {"engine": "ideal", "cache": FIT, "eviction": "lru", "miss": "fetch"}
 PHASES = {"decode": False, "prompt": True}  # whether its steps are prefill
+SPEED_OF = {"decode": "tokens_per_s", "prompt": "prompt_tokens_per_s"}  # the summary's key
 CAUSES = ("demand", "prefetch", "background", "admission", "stream")
 COLUMNS = (
     Column("trace", "trace"),
@@ -45,7 +47,11 @@ COLUMNS = (
     Column("engine", "engine"),
     Column("version", "version", csv_only=True),
     Column("tokens_per_s", "decode tokens/s", 2),
+    Column("tokens_per_s_low", "80 % from", 2),
+    Column("tokens_per_s_high", "80 % to", 2),
     Column("prompt_tokens_per_s", "prompt tokens/s", 2),
+    Column("prompt_tokens_per_s_low", "prompts: 80 % from", 2, csv_only=True),
+    Column("prompt_tokens_per_s_high", "prompts: 80 % to", 2, csv_only=True),
     *(Column(f"decode_{part}_percent", f"{part.replace('_', ' ')} %", 1) for part in PARTS),
     *(Column(f"prompt_{part}_percent", f"prompts: {part.replace('_', ' ')} %", 1, csv_only=True) for part in PARTS),
     Column("decode_hit_percent", "hits %", 1),
@@ -63,6 +69,8 @@ COLUMNS = (
     Column("note", "note"),
 )
 FOOT = (
+    "80 % from, to: between which 80 % of the engine's published speeds lie on machines that none of its costs came "
+    "from (sim/catalog/intervals.toml), or as the file of an engine or machine states; -: not calibrated",
     "stall % to rest %: where the time of decode steps went. stall: waiting for the link; cpu wait: for the host; "
     "experts: the GPU computes them (and reads them over the link meanwhile, where the engine does that); rest: dense "
     "parts, the engine's own time, decisions, head",
@@ -323,6 +331,8 @@ def _figures(out: dict[str, Any], phases: dict[str, Phase]) -> dict[str, Any]:
     told = out.get("engine") or {}
     row: dict[str, Any] = {name: told.get(name) for name in ("version", "link_gb_per_s", "host_gb_per_s", "words")}
     row |= {"tokens_per_s": out["tokens_per_s"], "prompt_tokens_per_s": phases["prompt"].tokens_per_s}
+    for speed in SPEED_OF.values():
+        row[f"{speed}_low"], row[f"{speed}_high"] = out.get(key_of(speed)) or (None, None)
     for name, each in phases.items():
         row |= {f"{name}_{part}_percent": percent(each.share(part)) for part in PARTS}
         if each.tokens:
@@ -402,10 +412,18 @@ def _reasons(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[str]:
             phases = {arm.row["engine"]: arm.phases[name] for arm in mine if arm.phases}
             known = {arm.row["engine"]: arm.known[name] for arm in mine if arm.known}
             why = why_fastest(phases, words, known)
-            out += [f"`{each.stem}`: {why}"] if why else []
+            out += [f"`{each.stem}`: {why}{_tie(mine, SPEED_OF[name])}"] if why else []
         if not mine:
             out.append(f"`{each.stem}`: no engine ran: what each lacks stands in its note")
     return out
+
+
+def _tie(arms: Sequence[Arm], speed: str) -> str:
+    """Who cannot be told from the fastest."""
+    ran = [(arm.row["engine"], arm.summary[speed], arm.summary.get(key_of(speed))) for arm in arms if arm.summary]
+    (best, _, pair), *others = sorted(ran, key=lambda each: -(each[1] or 0))
+    found = [name for name, _, other in others if overlap(pair, other)]
+    return f". A tie, because their 80 % intervals overlap: {', '.join([best, *found])}" if found else ""
 
 
 def _by_ratio(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[More]:

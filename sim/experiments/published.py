@@ -192,8 +192,8 @@ def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
     for name in dict.fromkeys(str(one.timing.fields["engine"]) for one in observed):
         engine = catalog.engine(name)
         mine = [one for one in observed if one.timing.fields["engine"] == name]
-        for term in dict.fromkeys(term for one in mine for term in one.terms):
-            told = [one for one in mine if term in one.terms]
+        for term in dict.fromkeys(term for one in mine for term in one.slopes):
+            told = [one for one in mine if term in one.slopes]
             machine = catalog.hardware(told[0].timing.fields["hardware"])
             names = [n for n in owners(term, machine, engine) if "gpu " not in n and " rate" not in n]
             value, sd = found.of(dict.fromkeys(names, 1.0))

@@ -11,6 +11,10 @@ OPEN_LOOP = (
 )
 START = "START: the cache is full at time 0, free of charge; TTFT and hits do not pay for loading it"
 HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
+UNSURE = (
+    "NOT CALIBRATED: tokens/s from catalog costs, nobody knows how far off; runs of one engine and machine share the "
+    "error, so their ratios are surer"
+)
 NOTICEABLE = 0.01  # of TTFT or of the hits: what the first residents save is said from here on
 
 
@@ -59,4 +63,5 @@ def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:
         "oracle": any(policy is not None and policy.oracle for policy in chosen),
         "fits": summary["memory"].get("fits"),
         "calibrated": None,
+        "catalog_costs": None,
     }

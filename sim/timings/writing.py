@@ -19,7 +19,7 @@ def engine_toml(name: str, engine: "Engine", source: str, interval: tuple[float,
     fields = [field for term in TERMS.values() for field in term.fields]
     changed = {field: getattr(engine, field) for field in fields if getattr(engine, field) != getattr(own, field)}
     changed = {field: round(value, 4) if isinstance(value, float) else value for field, value in changed.items()}
-    base = table if name.lower().endswith(".toml") else {"like": canonical}
+    base: dict[str, Any] = table if name.lower().endswith(".toml") else {"like": canonical}
     sources = {**base.get("sources", {}), **dict.fromkeys(changed, source)}
     entry = {**base, **changed, "interval": [round(end, 4) for end in interval], "source": source, "sources": sources}
     return _text(entry)
