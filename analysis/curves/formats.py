@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 24  # lines of the table
 HARDLY = 0.1  # sharpness of a knee that is none
+SAID = ("trace", "eviction", "miss", "prefetch", *FLAGS)  # of the spec
 
 
 def notes(setting: "Setting") -> list[str]:
@@ -94,7 +95,7 @@ def as_json(setting: "Setting", found: Curve, lines: Sequence[Row]) -> str:
     trace = setting.trace
     out = {
         "trace": {"name": setting.spec.trace, "hash": setting.trace_hash, "model": trace.model, "real": trace.real},
-        "spec": setting.spec.model_dump(include={"trace", "eviction", "miss", "prefetch", *FLAGS}),
+        "spec": {name: value for name, value in setting.spec.saved().items() if name in SAID},
         "notes": notes(setting),
         "tokens": found.tokens,
         "wanted": int(found.wanted[DECODE]),
