@@ -140,7 +140,7 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
         return f"{timing.id or 'row'}: {error}"
     slopes = {term: (log - here) / STEP for term, log in zip(free(engine), there, strict=True)}
     slopes = {term: slope for term, slope in slopes.items() if abs(slope) > LEAST}
-    owned = {term: tuple(owners(term, hardware, engine)) for term in slopes}
+    owned = {term: tuple(owners(term, setting)) + known(term, timing) for term in slopes}
     return Observed(timing, math.exp(here), logs, slopes, owned)
 
 

@@ -16,14 +16,17 @@ METRICS = (DECODE, PREFILL, MS, HITS)
 EVIDENCE = Path(catalog.__file__).parent / "evidence.csv"
 NUMBERS = ("value", "uncertainty", "hit_percent", "prompt", "top_k")
 TEXTS = (
-    "id", "measured_on", "grade", "published_engine", "version", "metric", "assumed", "not_set_up", "source", "notes",
+    "id", "measured_on", "grade", "published_engine", "version", "metric", "host_rate", "copies_from", "assumed",
+    "not_set_up", "source", "notes",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Timing:
     """A measured figure. fields: of the run (`RunSpec`) that it is; value in `metric`; hit_percent: as the engine
-    counted it; prompt: tokens; top_k: experts of a token where not the model's. not_set_up: why there is no such
+    counted it; prompt: tokens; top_k: experts of a token where not the model's. host_rate: whether the
+    host's read rate was measured, follows from its nominal peak, or is assumed; copies_from: pinned, pageable or, where
+    nobody says it, unknown memory. not_set_up: why there is no such
     run."""
 
     value: float
@@ -38,6 +41,8 @@ class Timing:
     hit_percent: float | None = None
     prompt: int | None = None
     top_k: int | None = None
+    host_rate: str = "measured"
+    copies_from: str = "known"
     assumed: str = ""
     not_set_up: str = ""
     source: str = ""
