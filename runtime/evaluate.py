@@ -26,6 +26,7 @@ from runtime.closed_loop.runs import Baseline, JudgedRun, Progress, free_running
 from runtime.closed_loop.text_windows import text_windows
 from sim import __version__
 from sim.flags import add_groups, spec_of
+from sim.outcome.marks import machine_words
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
@@ -132,7 +133,7 @@ def table(result: dict[str, Any]) -> str:
     speed, counts = result["speed"], result["counts"]
     lines += [
         "",
-        f"{'per token':22}{speed['time_ns_per_token'] / 1e6:10.4f} ms simulated on {spec['hardware']} "
+        f"{'per token':22}{speed['time_ns_per_token'] / 1e6:10.4f} ms simulated on {machine_words(spec)} "
         f"({spec['engine']}, {spec['precision']}), charged as {result['charged'] or 'fixed durations'}",
         f"{'H2D per token':22}{speed['h2d_bytes_per_token'] / 1e6:10.4f} MB",
         f"{'wanted experts':22}{counts['wanted']:11}   hits {counts['hits']}, late {counts['late']}, "

@@ -40,6 +40,7 @@ from runtime.device.port import Port
 from runtime.experts.store import ExpertStore
 from sim.flags import add_groups, spec_of
 from sim.machines.record import RunRecord
+from sim.outcome.how_sure import how_sure, intervals
 from sim.outcome.summary import summarise
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec
@@ -104,7 +105,8 @@ class OffloadedExperts:
 
     def summary(self) -> dict[str, Any]:
         """The figures of `record()`, by the names of `sim.run --json`."""
-        return summarise(self.record())
+        out = summarise(self.record())
+        return out | intervals(self.loop.setting, out)
 
     def trace(self) -> RoutingTrace:
         """What the routers said: replayed by sim.run with the same policies it gives the same decisions."""
@@ -183,11 +185,12 @@ def _command(argv: list[str]) -> None:
         inputs = tokenizer(args.prompt, return_tensors="pt").to(model.device)
         out = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
         summary = {"text": tokenizer.decode(out[0]), **live.summary()}
-    print(json.dumps(summary) if args.json else told(summary))
+    sure = how_sure(summary["tokens_per_s_interval"], live.loop.setting.hardware.durations is None)
+    print(json.dumps(summary) if args.json else told(summary, sure))
 
 
-def told(summary: dict[str, Any]) -> str:
-    """The same for people."""
+def told(summary: dict[str, Any], sure: str) -> str:
+    """The same for people. sure: how sure the speed is, in words."""
     wanted = summary["wanted"] or 1
     return "\n".join((
         summary["text"],
@@ -196,7 +199,7 @@ def told(summary: dict[str, Any]) -> str:
         + ", ".join(f"{kind} {summary[kind] / wanted:.1%}" for kind in ("hits", "late", "misses")),
         f"substituted {summary['substituted']}, dropped {summary['dropped']}, on the CPU {summary['cpu']} of "
         f"{summary['slots_wanted']} slots; {sum(summary['h2d_bytes'].values()) / 1e6:.3f} MB copied",
-        f"simulated: {summary['tokens_per_s'] or 0:.1f} tokens/s",
+        f"simulated: {summary['tokens_per_s'] or 0:.1f} tokens/s{sure}",
     ))  # fmt: skip
 
 

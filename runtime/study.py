@@ -26,6 +26,7 @@ from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.runs import Baseline, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim import __version__
+from sim.flags import add_hardware, hardware_fields
 from sim.simulation import announce_compiling, simulate
 from sim.spec import RunSpec
 from traces.capturing.command import open_source
@@ -130,7 +131,7 @@ def parser() -> Parser:
     out.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
     out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
-    out.add_argument("--hardware", default="a100-pcie4")
+    add_hardware(out, "a100-pcie4")
     out.add_argument("--engine", default="fused")
     out.add_argument("--precision", default="q4")
     out.add_argument("--charge", default="deepseek-v2-lite", metavar="NAME|FILE", help="whose sizes are charged")
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 3 .. {model.context} are required")
     text = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
     calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
-    common = {"trace": args.judged_model, "hardware": args.hardware, "engine": args.engine, "precision": args.precision,
+    common = {"trace": args.judged_model, **hardware_fields(args), "engine": args.engine, "precision": args.precision,
               "engine_as_costs": True, "seed": args.seed}  # fmt: skip
     base = Baseline(model, text, keep=True)
     with tempfile.TemporaryDirectory() as folder:

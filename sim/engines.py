@@ -19,9 +19,9 @@ KNOBS = (
 )  # who says what is resident: one of them, cache being None where another does
 # what anybody may choose with any engine: the work, the machine, how long and by what; everything else is the engine's
 FREE = (
-    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "ram", "vram", "context",
-    "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk", "as_decode", "context_offset",
-    "warmup_steps", "max_steps", "seed", "machine", "set",
+    "trace", "model", "hardware", "host", "host_gbps", "link_gbps", "ram", "engine", "engine_as_costs", "precision",
+    "kv_precision", "vram", "context", "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk",
+    "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine", "set",
 )  # fmt: skip
 COSTS = ("cpu_visit_us",)  # free, and instead of what the engine costs
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows

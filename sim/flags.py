@@ -12,13 +12,14 @@ from typing import Any
 
 from sim.engines import KNOBS, same_parameter
 from sim.errors import SpecError
-from sim.spec import NUMBER, VERSION, WHOLE, RunSpec
+from sim.spec import CHANGES, NUMBER, VERSION, WHOLE, RunSpec
 from traces.command import Parser
 
+OF_THE_HARDWARE = (*CHANGES, "ram")  # in the place of what --hardware says
 GROUPS: dict[str, tuple[str, ...]] = {
     "what runs": (
-        "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "kv_precision", "vram", "context",
-        "ram",
+        "trace", "model", "hardware", *OF_THE_HARDWARE, "engine", "engine_as_costs", "precision", "kv_precision",
+        "vram", "context",
     ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
@@ -60,6 +61,19 @@ def add_groups(out: Parser, leave_out: Sequence[str] = ()) -> None:
     out.set_defaults(**dict.fromkeys(leave_out))
     for title, names in GROUPS.items():
         add_flags(out.add_argument_group(title), [name for name in names if name not in leave_out], defaults=True)
+
+
+def add_hardware(group: Any, default: str) -> None:
+    """--hardware and what may be asked for in the place of what it says, for a command that makes its runs itself."""
+    add_flags(group, ("hardware", *OF_THE_HARDWARE))
+    group.set_defaults(hardware=default)
+
+
+def hardware_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_hardware` has asked, as fields of a run. Raises SpecError."""
+    names = ("hardware", *OF_THE_HARDWARE)
+    spec = RunSpec.of({"trace": "", **given(args, names)})
+    return {name: value for name in names if (value := getattr(spec, name)) is not None}
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:

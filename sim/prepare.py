@@ -88,13 +88,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class Described:
-    """An entry of the catalog, or a file of one; kind: hardware, engine."""
+    """An entry of the catalog, or a file of one; kind: hardware, engine; changes: of a spec's hardware."""
 
     kind: str
     name: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, spec: RunSpec, kind: str) -> "Described":
+        return cls(kind, getattr(spec, kind), tuple(spec.changes.items()) if kind == "hardware" else ())
 
     def make(self, memo: Memo) -> Any:
-        return getattr(catalog, self.kind)(self.name)
+        return getattr(catalog, self.kind)(self.name, **dict(self.changes))
 
 
 @dataclass(frozen=True)
@@ -219,12 +224,17 @@ class Costed:
     on_host: tuple[int, ...]
 
     def make(self, memo: Memo) -> Costs:
-        trace, steps = self.steps.judged.judged(memo), self.steps.make(memo)
+        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
+        return self.on(*parts, self.steps.judged.judged(memo), self.steps.make(memo))
+
+    def on(
+        self, model: "ModelSpec | None", hardware: "Hardware", engine: "Engine", trace: RoutingTrace, steps: Steps
+    ) -> Costs:
+        """The tables of these steps on what is in memory."""
         positions = trace.position[steps.row].astype(np.int64) + self.context_offset
         moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
         shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
-        parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
-        return costs(*parts, self.precision, shapes, self.on_host)
+        return costs(model, hardware, engine, self.precision, shapes, self.on_host)
 
 
 @dataclass(frozen=True)
@@ -391,6 +401,11 @@ class Setting:
     rules: Rules
     repeated: int = 0
 
+    def on(self, hardware: "Hardware", engine: "Engine") -> Plan:
+        """The plan on other costs than the spec's: the same engine and hardware, durations and rates changed."""
+        costs = self.costed.on(self.model, hardware, engine, self.trace, self.steps)
+        return replace(self.plan, costs=costs, on_miss=on_miss(self.rules, self.plan, hardware, engine))
+
     @property
     def context(self) -> int:
         """Tokens of KV entries that each sequence has memory for: as asked, else of the longest request at any step."""
@@ -444,7 +459,7 @@ def prepare(
     memo = within(memo)
     opened = Opened.of(spec.trace, trace)
     trace_hash = made(opened, memo)[1]
-    hardware, engine = Described("hardware", spec.hardware), Described("engine", spec.engine)
+    hardware, engine = (Described.of(spec, kind) for kind in ("hardware", "engine"))
     machine: Hardware = made(hardware, memo)
     served: Engine = made(engine, memo)
     modelled = Modelled(model or spec.model, opened, hardware, spec.kv_precision)

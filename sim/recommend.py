@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.errors import SpecError
-from sim.flags import add_flags, given
+from sim.flags import OF_THE_HARDWARE, add_flags, given
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec, cache_bytes
 from traces.command import Parser, guarded
 
 ALWAYS = (
-    "trace", "model", "hardware", "engine", "engine_as_costs", "precision", "batch", "prefill_chunk", "as_decode",
-    "context_offset", "warmup_steps", "max_steps", "kv_precision", "expert_group", "calibration", "seed", "ram", "bulk",
+    "trace", "model", "hardware", *OF_THE_HARDWARE, "engine", "engine_as_costs", "precision", "batch", "prefill_chunk",
+    "as_decode",
+    "context_offset", "warmup_steps", "max_steps", "kv_precision", "expert_group", "calibration", "seed", "bulk",
     "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside",
     "link_share", "cpu_visit_us",
 )  # fmt: skip

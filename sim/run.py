@@ -13,8 +13,14 @@ from sim.flags import add_groups, spec_of
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
 
-LISTS = ("policies", "models", "hardware", "engines")
-LISTED = {"engines": "print the engines, and what each does on a miss"}
+LISTS = {
+    "policies": "print the policies, their parameters and sources",
+    "models": "print the models: layers, experts, GB by precision; of one every figure and its source",
+    "hardware": "print the hardware: memory, GB/s of GPU, link and host; of one every figure and its source",
+    "hosts": "print the hosts: GB/s, memory, cores; of one every figure and its source",
+    "links": "print the links: GB/s, set-up; of one every figure and its source",
+    "engines": "print the engines, and what each does on a miss; of one every figure and its source",
+}
 
 
 def parser() -> Parser:
@@ -27,21 +33,25 @@ def parser() -> Parser:
     group.add_argument("--force", action="store_true", help="replace a run that is in DIR already")
     group.add_argument("--record", choices=("none", "summary", "full"), help="what record.npz holds (default: summary)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
-    for what in LISTS:
-        group.add_argument(
-            f"--list-{what}", action="store_true", help=LISTED.get(what, f"print the {what} and their sources")
+    for what, text in LISTS.items():
+        one: dict[str, Any] = (
+            {"action": "store_true"} if what == "policies" else {"nargs": "?", "const": "", "metavar": "NAME|FILE"}
         )
+        group.add_argument(f"--list-{what}", help=text, **one)
     return out
 
 
-def _list(what: str) -> str:
-    from sim import catalog
-
+def _list(what: str, name: str, as_json: bool) -> str:
+    """The list of a kind; with a name, or as JSON, every figure of the entry or the entries."""
     if what == "policies":
         return _list_policies()
-    entries = catalog.entries(what if what == "hardware" else what.removesuffix("s"))
-    told = {name: entry.get("does") or entry.get("source", "") for name, entry in entries.items()}
-    return "\n".join(f"{name:<24} {text}" for name, text in told.items())
+    from sim.catalog import listing
+
+    kind = what.removesuffix("s")
+    if not name and not as_json:
+        return listing.table(kind)
+    found = listing.told(kind, name)
+    return json.dumps(found) if as_json else listing.told_text(found)
 
 
 def _list_policies() -> str:
@@ -70,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     for what in LISTS:
-        if getattr(args, f"list_{what}"):
-            print(_list(what))
+        asked = getattr(args, f"list_{what}")
+        if asked not in (None, False):
+            print(_list(what, asked, args.json))
             return
     spec = spec_of(args)
     check_out(args)

@@ -16,12 +16,14 @@ from pydantic import (
     model_validator,
 )
 
+from sim import catalog
 from sim.engines import FIT, behaving, cache_goes_without_saying, set_by_engine, told
 from sim.errors import SpecError, unknown
 from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Hardware
 
 VERSION = 3  # of what the fields mean, saved with each spec; until 2 --engine named costs alone
 MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
@@ -30,6 +32,9 @@ WHOLE = "N"  # the metavar of whatever is a whole number
 NUMBER = "X"  # of any other number
 WITHOUT_SLOTS = "without-slots"  # of dense_on_host: wherever there are none
 YES_NO = "yes|no"  # of what is true unless told otherwise
+RATE = "GB/S"  # the metavar of a rate, 1e9 bytes/s
+RATES = (1e-6, 1e9)  # of a host or a link; beyond, no duration would be an integer of ns
+CHANGES = ("host", "host_gbps", "link_gbps")  # arguments of catalog.hardware beside its name
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _ROWS = re.compile(r"^[1-9]\d{0,9}E?$", re.ASCII)
 _LAYERS = re.compile(r"^layers:(first:)?(\d{1,9})$", re.ASCII)
@@ -62,7 +67,7 @@ class RunSpec(BaseModel):
     `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
     in llama.cpp's words (REGEX=CPU, several with commas between), and cache is None. What comes on a miss: bulk and
     what follows it, as in `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts.
-    None: as the engine (cpu_visit_us) or the host (link_share, ram) has it.
+    None: as the engine (cpu_visit_us), the host (link_share, ram) or the hardware (CHANGES) has it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -152,6 +157,13 @@ class RunSpec(BaseModel):
     )
     kv_precision: str = later("NAME", "precision of KV entries", "bf16")
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
+    host: str | None = later("NAME|FILE", "a host in the place of the hardware's (sim.run --list-hosts)", None)
+    host_gbps: float | None = later(
+        RATE, "what the host reads, sustained, 1e9 bytes/s (default: what the hardware says)", None
+    )
+    link_gbps: float | None = later(
+        RATE, "what the links send to the GPU, whatever the size; their set-up stays (default: the hardware's)", None
+    )
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -196,6 +208,18 @@ class RunSpec(BaseModel):
         if value is not None:
             memory_bytes(value)
         return value
+
+    @field_validator("host_gbps", "link_gbps", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        rate = number(value) if isinstance(value, str) else value
+        if value is None:
+            return None
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+            raise ValueError("must be more than 0, in GB/s (1e9 bytes)")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise ValueError(f"must be from {RATES[0]:g} to {RATES[1]:g}, in GB/s (1e9 bytes)")
+        return float(rate)
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -273,6 +297,15 @@ class RunSpec(BaseModel):
             if name not in leave_out
             and not (name in every and came_later(name) and value == every[name].default and name not in mine)
         }
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is asked for in the place of the hardware's own, as arguments of `catalog.hardware`."""
+        return {name: value for name in CHANGES if (value := getattr(self, name)) is not None}
+
+    def described(self) -> "Hardware":
+        """The hardware, changed as asked for. Raises CatalogError."""
+        return catalog.hardware(self.hardware, **self.changes)
 
     @property
     def behaves(self) -> "Engine | None":

@@ -366,6 +366,24 @@ ON_MISS = [
         "value == every[name].default and name not in mine)", "False)",
         f"{ASKED}a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked"),
 ]  # fmt: skip
+MACHINE = "tests/test_hardware_flags.py::test_"
+HARDWARE = [
+    fault("a pageable link stays as it was", "sim/catalog/changed.py", '("link", "pageable_link")', '("link",)',
+        f"{MACHINE}a_curve_becomes_flat_and_pageable_links_go_along"),
+    fault("a host's other rates stay as they were", "sim/catalog/changed.py", "rate * by for", "rate for",
+        f"{MACHINE}what_else_a_host_reads_goes_along_in_proportion"),
+    fault("durations given outright are changed in silence", "sim/catalog/changed.py",
+        "if value is not None:\n            w", "if value is None:\n            w",
+        f"{MACHINE}what_is_wrong_is_one_line[run-a link that is none]"),
+    fault("a scaled link is set back to the rate asked for", "sim/experiments/engines.py",
+        'fields.pop("link_gbps", None)', "pass", f"{MACHINE}flags_say_what_a_file_would[engines by ratio]"),
+    fault("a memo forgets what is changed", "sim/prepare.py",
+        'tuple(spec.changes.items()) if kind == "hardware" else ()', "()",
+        f"{MACHINE}half_the_rate_of_the_host_is_twice_the_time_of_its_experts"),
+    fault("what is replaced keeps the source of what it was", "sim/catalog/load.py",
+        "for key in kept if key not in Entry", "for key in base if key not in Entry",
+        f"{MACHINE}what_is_like_an_entry_keeps_the_sources_of_what_it_keeps"),
+]  # fmt: skip
 NAMED = "tests/test_engines.py::test_"
 ENGINES = [
     fault("an engine sets what was given otherwise", "sim/engines.py", 'not in (*given, "set")', '!= "set"',
@@ -727,4 +745,4 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
-FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *ENGINES, *FIT, *FIGURES, *READ, *PORT]
+FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *ENGINES, *FIT, *FIGURES, *READ, *PORT]

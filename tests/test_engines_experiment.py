@@ -272,7 +272,8 @@ def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, caps
     table = made.panels[0].table
     own = {row["engine"]: row for row in rows_of(kept)[:6] if row["engine"] != NO_ENGINE}
     assert table is not None and table[0][:3] == ["engine", "decode tokens/s", "prompts tokens/s"]
-    assert {row[0]: row[1] for row in table[1]} == {e: f"{float(row['tokens_per_s']):,.2f}" for e, row in own.items()}
+    shown = {row[0]: row[1].partition(" ")[0] for row in table[1]}
+    assert shown == {engine: f"{float(row['tokens_per_s']):,.2f}" for engine, row in own.items()}
     best = max(own, key=lambda name: float(own[name]["tokens_per_s"]))
     title = made.panels[0].title
     assert title.startswith("t (synthetic), 8GB of rtx4090, experts in q4: ") and f"{best} fastest in decode" in title

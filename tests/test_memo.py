@@ -87,6 +87,9 @@ VALUES: dict[str, list[Any]] = {
     "override_tensor": [None, "exps=CPU"],
     "dense_on_host": [None, "layers:1", "layers:first:2"],
     "ram": [None, "64GB"],
+    "host": [None, "xeon-6126", "2x-epyc-9654"],
+    "host_gbps": [None, 20.0],
+    "link_gbps": [None, 6.0],
 }
 PARAMETERS: dict[str, list[Any]] = {
     "decayed.decay": [0.5, 0.9], "window-score.window": [2, 3], "popular.distance": [1, 2],

@@ -21,7 +21,7 @@ from sim.core.plan import ADMIT_PARAMS, OnMiss
 from sim.costs.memory_split import Card, split
 from sim.costs.roofline import costs, cpu_visit_ns, run_ns, transfer_ns
 from sim.errors import SpecError
-from sim.flags import GROUPS, spec_of
+from sim.flags import GROUPS, OF_THE_HARDWARE, spec_of
 from sim.on_miss import distinct, staged
 from sim.prepare import Setting, prepare
 from sim.search.judging import command
@@ -324,14 +324,15 @@ def test_a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked
     assert {name: asked[name] for name in asked if name not in old} == {"n_cpu_moe": 0, "beside": False}
     assert "machine" not in asked
     later = {name for name in RunSpec.model_fields if came_later(name)}
-    assert later == {*GROUPS["on a miss"], "ram", "vram", "context", "engine_as_costs", "kv_precision"}
+    assert later == {*GROUPS["on a miss"], *OF_THE_HARDWARE, "vram", "context", "engine_as_costs", "kv_precision"}
 
 
 VALUES: dict[str, Any] = {
     "bulk": "stream", "bulk_rows": "32E", "bulk_touch": False, "stages": 3, "serial": True, "merge": "runs",
     "whole_layer": True, "ahead": 2, "beside": False, "defer": 1, "link_share": 0.35, "cpu_visit_us": 43.5,
     "n_cpu_moe": 8, "override_tensor": "a=CPU,b=CUDA0", "dense_on_host": "layers:first:2", "ram": "64GB",
-    "vram": "24GB", "context": 8192, "engine_as_costs": True, "kv_precision": "q8",
+    "vram": "24GB", "context": 8192, "engine_as_costs": True, "kv_precision": "q8", "host": "epyc-9355",
+    "host_gbps": 300.0, "link_gbps": 12.5,
 }  # fmt: skip
 
 

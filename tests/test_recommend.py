@@ -457,7 +457,7 @@ def test_one_request_alone_has_no_fitted_policy_and_no_interval(tmp_path: Path) 
     npz.write(tmp_path / "t.npz", generate(replace(PRESETS["mixtral-8x7b"], requests=1, generation=(20, 20)), 1))
     wish = Wish({"trace": str(tmp_path / "t.npz"), "hardware": "rtx4090"}, context=4096, candidates=12)
     out = Recommendation(wish).search(here)
-    assert out["best"]["tokens_per_s_interval"] is None and out["spec"]["calibration"] is None
+    assert out["best"]["tokens_per_s_over_requests"] is None and out["spec"]["calibration"] is None
     assert any("one request" in note for note in out["notes"])
 
 

@@ -203,7 +203,8 @@ OF_RULES = {
     "streamed", "remote", "deferred", "link_busy_ns_by_cause", "link_transfers", "admission", "stages", "host",
     "remote_reads",
 }  # fmt: skip
-OF_ENGINES = {"engine", "prompt_tokens_per_s"}
+UNKNOWN = {"calibrated": None, "catalog_costs": None}  # of a summary without marks
+OF_ENGINES = {"engine", "prompt_tokens_per_s", "prompt_tokens_per_s_interval"}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_marks_are_told_of_a_summary_without_them(tmp_path: Path) -> None:
         marks = found.pop("marks")
         assert {name for name in ("open_loop", "oracle") if marks[name]} == ({mark} if mark else set())
         assert marks["synthetic"] is True and marks["calibrated"] is False
-        assert marks_without(found) == marks | {"calibrated": None}
+        assert marks_without(found) == marks | UNKNOWN
         found["spec"]["miss"] = "own.py:mine"  # of which nobody knows
         assert marks_without(found)["open_loop"] is True
 
@@ -237,4 +238,4 @@ def test_a_summary_whose_marks_are_null_has_none(tmp_path: Path) -> None:
     npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
     found = result(tmp_path, miss="drop")
     (tmp_path / "summary.json").write_text(json.dumps(found | {"marks": None}))
-    assert load([tmp_path / "summary.json"])[0].summary["marks"] == found["marks"] | {"calibrated": None}
+    assert load([tmp_path / "summary.json"])[0].summary["marks"] == found["marks"] | UNKNOWN

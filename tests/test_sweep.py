@@ -38,7 +38,7 @@ from sim.sweeps.answer import COLUMNS_READ, answer
 from sim.sweeps.config import Configuration, expand, identity
 from sim.sweeps.dispatch import KILLED, Dispatcher, Queue, Seconds, WorkerEvent
 from sim.sweeps.local import LocalPool
-from sim.sweeps.rows import COLUMNS, Row
+from sim.sweeps.rows import COLUMNS, Row, pair_of
 from sim.sweeps.worker import Done, Setup, Task, Worker
 from tests.gen import random_trace
 from traces.errors import UserError
@@ -209,8 +209,9 @@ def test_rows_are_what_each_run_alone_comes_to(folder: Path) -> None:
         assert (
             not {name for name in flat if not name.startswith(("spec.", "marks."))}
             - set(COLUMNS)
-            - {"trace.assumptions", "machine"}
+            - {"trace.assumptions", "machine", "tokens_per_s_interval"}
         )
+        assert pair_of(row, "tokens_per_s_interval") == summary["tokens_per_s_interval"]
         assert row["spec.cache"] == str(each.spec.cache) and row["spec.machine"] == "compiled"
         assert row["open_loop"] == (each.spec.miss == "buddy") and row["synthetic"] is not None
         assert row["oracle"] == (each.spec.eviction == "belady")

@@ -26,7 +26,7 @@ whose order may change.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -297,29 +297,73 @@ _LIKE_MIXTRAL = (
     *_MODEL,
 )
 
-PRESETS: dict[str, Preset] = {
-    "mixtral-8x7b": Preset(
-        model="mixtral-8x7b",
-        n_experts=8,
-        top_k=2,
-        n_layers=32,
-        moe_layers=tuple(range(32)),
-        memory=((0, 0.025, 0.0), (15, 0.34, 0.0), (31, 0.35, 0.35)),
-        offset_sd=0.12,
-        noise=(0.24, 0.45),
-        facts=(
-            "consecutive-token repeats at layers 0 / 15 / 31, mean of eight datasets: first choice "
-            "14.1 / 26.4 / 22.7 %, either choice 48.0 / 63.7 / 50.9 % (arXiv 2401.04088 Table 5)",
-            "popularity: sd / mean of an expert's share 0.16 over 7 MMLU subjects, 0.14 rms of one from "
-            "all (github.com/efeslab/fiddler@5e5ed673, benchmarks/results/popularity/mixtral_8x7b_instruct)",
-        ),
-        assumptions=(
-            "predictor recall@2 of 0.86 at distance 1, 0.76 at distance 2: an assumption, not a measurement "
-            "(published one layer ahead, other models and methods: 71.6 % colibri GLM-5.2, 78.8 % Fate gate, "
-            "88-89 % SP-MoE, 96 % HOBBIT top-1)",
-            *_MODEL,
-        ),
+_COUNTED = (
+    "memory, popularity and topic share: one set for all layers, fitted to all of the counted figures together",
+    "a request is a text of its own, and the popular experts of a text do not drift",
+    "prediction noise as for mixtral-8x7b: predictor recall is an assumption, not a measurement",
+    *_MODEL[:-1],
+    "requests: 4 with prompts of 24 and generations of 256 tokens",
+)
+_STUDY = (
+    "(harshithkantamneni/moe-speed-of-light@3a74200, prereg/policy_study_outcome.md: the model's own text, a token's "
+    "experts one request, decayed frequency of half-life 16 tokens without a margin)"
+)
+_DEPLOYED = (
+    "not fitted: an engine with this eviction, whose CPU computes misses that are admitted behind it, counted {} "
+    "(harshithkantamneni/moe-speed-of-light@ccd1a07, prereg/a10_mb/scored.md)"
+)
+
+_MIXTRAL = Preset(
+    model="mixtral-8x7b",
+    n_experts=8,
+    top_k=2,
+    n_layers=32,
+    moe_layers=tuple(range(32)),
+    memory=((0, 0.025, 0.0), (15, 0.34, 0.0), (31, 0.35, 0.35)),
+    offset_sd=0.12,
+    noise=(0.24, 0.45),
+    facts=(
+        "consecutive-token repeats at layers 0 / 15 / 31, mean of eight datasets: first choice "
+        "14.1 / 26.4 / 22.7 %, either choice 48.0 / 63.7 / 50.9 % (arXiv 2401.04088 Table 5)",
+        "popularity: sd / mean of an expert's share 0.16 over 7 MMLU subjects, 0.14 rms of one from "
+        "all (github.com/efeslab/fiddler@5e5ed673, benchmarks/results/popularity/mixtral_8x7b_instruct)",
     ),
+    assumptions=(
+        "predictor recall@2 of 0.86 at distance 1, 0.76 at distance 2: an assumption, not a measurement "
+        "(published one layer ahead, other models and methods: 71.6 % colibri GLM-5.2, 78.8 % Fate gate, "
+        "88-89 % SP-MoE, 96 % HOBBIT top-1)",
+        *_MODEL,
+    ),
+)
+
+_QWEN3 = Preset(
+    model="qwen3-30b-a3b",
+    n_experts=128,
+    top_k=8,
+    n_layers=48,
+    moe_layers=tuple(range(48)),
+    memory=((0, 0.57, 0.7),),
+    offset_sd=0.4,
+    topic=0.62,
+    noise=(0.24, 0.45),
+    lookahead_m=16,
+    requests=4,
+    prompt=(24, 24),
+    generation=(256, 256),
+    facts=(
+        "hit rate at 16 / 32 / 48 slots a layer: decayed frequency 62.8 / 82.3 / 91.5 %, LRU 61.5 / 80.9 / 90.8 %; "
+        f"the most popular 16 / 32 / 48 experts of many texts take 26 / 43 / 58 % {_STUDY}",
+        _DEPLOYED.format("60.0 / 77.2 / 90.9 % at 16 / 32 / 64"),
+    ),
+    assumptions=(
+        "hit rates at 48 slots come out 2 points below the count; an engine that admits behind hits 1 to 3 points more "
+        "than its counters",
+        *_COUNTED,
+    ),
+)
+
+PRESETS: dict[str, Preset] = {
+    "mixtral-8x7b": _MIXTRAL,
     "olmoe-1b-7b": Preset(
         model="olmoe-1b-7b",
         n_experts=64,
@@ -347,6 +391,93 @@ PRESETS: dict[str, Preset] = {
         lookahead_m=12,
         facts=("LRU hit rate 47.7 % with a quarter of the experts resident (arXiv 2504.05897)",),
         assumptions=("all layers alike", *_LIKE_MIXTRAL),
+    ),
+    "qwen3-30b-a3b": _QWEN3,
+    "qwen3-235b-a22b": replace(
+        _QWEN3,
+        model="qwen3-235b-a22b",
+        n_layers=94,
+        moe_layers=tuple(range(94)),
+        facts=(),
+        assumptions=("no hit rate is published: routing as fitted for qwen3-30b-a3b", *_COUNTED),
+    ),
+    "gpt-oss-120b": Preset(
+        model="gpt-oss-120b",
+        n_experts=128,
+        top_k=4,
+        n_layers=36,
+        moe_layers=tuple(range(36)),
+        memory=((0, 0.4, 0.3),),
+        offset_sd=0.62,
+        topic=0.52,
+        noise=(0.24, 0.45),
+        lookahead_m=8,
+        requests=4,
+        prompt=(24, 24),
+        generation=(256, 256),
+        facts=(
+            "hit rate at 16 / 32 / 48 slots a layer: decayed frequency 65.1 / 82.1 / 89.9 %, LRU 62.8 / 80.4 / 89.4 %; "
+            f"the most popular 16 / 32 / 48 experts of many texts take 36 / 56 / 71 % {_STUDY}",
+            _DEPLOYED.format("62.6 / 78.3 % at 16 / 32"),
+        ),
+        assumptions=_COUNTED,
+    ),
+    "gpt-oss-20b": Preset(
+        model="gpt-oss-20b",
+        n_experts=32,
+        top_k=4,
+        n_layers=24,
+        moe_layers=tuple(range(24)),
+        memory=((0, 0.5, 0.0),),
+        offset_sd=0.65,
+        topic=0.4,
+        noise=(0.24, 0.45),
+        lookahead_m=8,
+        requests=4,
+        prompt=(24, 24),
+        generation=(256, 256),
+        facts=(
+            "counted on a public capture (tzpranto/expert_scheduler@e90f5f5): hit rate at 4 / 8 / 16 slots a layer, "
+            "decayed frequency of half-life 16 tokens 44.2 / 68.2 / 91.3 %, LRU 44.2 / 64.3 / 89.2 %; overlap of "
+            "consecutive tokens 43.9 %; the most popular 4 / 8 / 16 experts take 37 / 58 / 86 %",
+        ),
+        assumptions=(
+            "no hit rate is published; the capture is one question asked three ways, and other texts may differ more",
+            *_COUNTED,
+        ),
+    ),
+    "mixtral-8x22b": replace(
+        _MIXTRAL,
+        model="mixtral-8x22b",
+        n_layers=56,
+        moe_layers=tuple(range(56)),
+        memory=((0, 0.025, 0.0), (27, 0.34, 0.0), (55, 0.35, 0.35)),
+        facts=(),
+        assumptions=("no statistics are published: first, middle and last layer as mixtral-8x7b's", *_LIKE_MIXTRAL),
+    ),
+    "deepseek-v3": Preset(
+        model="deepseek-v3",
+        n_experts=256,
+        top_k=8,
+        n_layers=61,
+        moe_layers=tuple(range(3, 61)),
+        memory=((0, 0.35, 0.0),),
+        offset_sd=0.3,
+        topic=0.12,
+        noise=(0.24, 0.45),
+        lookahead_m=16,
+        requests=4,
+        prompt=(24, 24),
+        generation=(256, 256),
+        facts=(
+            "of DeepSeek-V4-Flash, 256 experts, top 6: LRU hit rate 53 / 76 / 80.6 % with 962 / 2408 / 2956 of 5504 "
+            "experts of a device in one pool, misses admitted behind the step (ggml-org/llama.cpp#24528)",
+        ),
+        assumptions=(
+            "no hit rate of DeepSeek-V3 is published: as V4-Flash's, as if of 45 / 112 / 138 slots a layer",
+            "chosen by softmax over all experts: no sigmoid, no groups, no scaling of the weights",
+            *_COUNTED,
+        ),
     ),
     "uniform": Preset("uniform-8x2", 8, 2, 4, tuple(range(4)), pattern="uniform"),
     "cyclic": Preset("cyclic-8x2", 8, 2, 4, tuple(range(4)), pattern="cyclic"),

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from analysis.reading.run import Run
 from sim.experiments.fastest import TIE, fastest
 from sim.experiments.scaled import is_scaled
+from sim.outcome.marks import machine_words
 
 SETTING = ("vram", "precision", "context")  # of a run's spec: what engines are only compared within
 PHASES = {"tokens_per_s": "decode", "prompt_tokens_per_s": "prompts"}  # key of the summary -> word
@@ -77,8 +78,8 @@ def setting_of(run: Run) -> tuple[str, ...]:
 
 def told_setting(runs: Sequence[Run]) -> str:
     """`16GB of an rtx4090, experts in q4-k-m`, of runs of one setting."""
-    machines = dict.fromkeys(str(run.spec["hardware"]) for run in runs if not scaled(run))
-    names = [PurePath(name).stem for name in machines] or ["a machine with its link scaled"]
+    named = [run.spec | {"hardware": PurePath(str(run.spec["hardware"])).stem} for run in runs if not scaled(run)]
+    names = [*dict.fromkeys(machine_words(spec) for spec in named)] or ["a machine with its link scaled"]
     vram, precision = runs[0].spec.get("vram"), runs[0].spec.get("precision")
     return f"{f'{vram} of ' * bool(vram)}{' and '.join(names)}{f', experts in {precision}' * bool(precision)}"
 

@@ -8,8 +8,9 @@ from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, agains
 from analysis.reading.run import Run, by_cause, differing, settings, share
 from analysis.showing.words import listed
 from sim.core.plan import CAUSES
-from sim.outcome.marks import START, starts_free
+from sim.outcome.marks import START, UNSURE, starts_free
 from sim.outcome.per_request import LEVEL
+from sim.spec import CHANGES
 from traces.command import did_you_mean
 from traces.errors import UserError
 
@@ -19,6 +20,7 @@ CONDITIONS = (
     VERSION,
     "model",
     "hardware",
+    *CHANGES,
     "engine",
     "precision",
     "batch",
@@ -36,6 +38,7 @@ MARKS = {
     "does not fit": "DOES NOT FIT into the GPU's memory; times as if it did",
     "does not fit the host": "DOES NOT FIT into the host's memory; times as if it did",
     "measured": "MEASURED on a device",
+    "not calibrated": UNSURE,
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
 ANSWERED = ("streamed", "remote", "deferred", "cpu")
@@ -93,11 +96,14 @@ def row_of(run: Run, base: Run, pair: Paired | str | None) -> dict[str, Any]:
     found = pair if isinstance(pair, Paired) else None
     ratio = found.ratio_interval if found else None
     tpot = found.tpot_interval if found else None
+    sure = s.get("tokens_per_s_interval") or (None, None)
     means = s["tpot_ms"]["mean"], b["tpot_ms"]["mean"]
     return {
         "policy": run.policy,
         "machine": s["machine"],
         "tokens_per_s": s["tokens_per_s"],
+        "tokens_per_s_low": sure[0],
+        "tokens_per_s_high": sure[1],
         "tokens_per_s_change": _change(s["tokens_per_s"], b["tokens_per_s"]) if alike else None,
         "tokens_per_s_change_low": ratio[0] - 1 if ratio else None,
         "tokens_per_s_change_high": ratio[1] - 1 if ratio else None,

@@ -9,6 +9,8 @@ from typing import Any
 from analysis.comparing.comparison import PARETO, Comparison
 from analysis.comparing.svg import svg
 from analysis.showing.words import plain
+from sim.catalog.intervals import LEVEL as SURE
+from sim.outcome.how_sure import between
 
 Row = dict[str, Any]
 NONE = "-"
@@ -48,6 +50,7 @@ def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         ("run", lambda row: plain(row["run"])),
         *settings,
         ("tokens/s", lambda row: figure(row["tokens_per_s"])),
+        *([(f"{100 * SURE:g} % between", _between)] if any(row["tokens_per_s_low"] for row in found.rows) else []),
         (f"against {base}", lambda row: change(row, "tokens_per_s_change", signed_percent)),
         ("TPOT ms", lambda row: figure(row["tpot_ms"], 1)),
         ("change ms", lambda row: change(row, "tpot_ms_change", signed)),
@@ -61,6 +64,11 @@ def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         ("best", lambda row: "*" if row["pareto_best"] else ""),
         ("marks", lambda row: ", ".join(row["marks"])),
     ]
+
+
+def _between(row: Row) -> str:
+    pair = (row["tokens_per_s_low"], row["tokens_per_s_high"])
+    return NONE if None in pair else between(pair)
 
 
 def _percent_of(key: str) -> Callable[[Row], str]:

@@ -15,6 +15,7 @@ LEGEND = (
     "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
     "&#9733; Pareto-best"
 )
+NOTED = ("synthetic", "not calibrated")  # marks that stand below, and hold for all bars or most
 STYLE = """
   .back { fill: #ffffff; }
   text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1c2733; }
@@ -105,7 +106,7 @@ def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: 
         end = max(end, x1)
     lost = "lost weight unknown" if row["lost_weight"] is None else f"lost {row['lost_weight']:.1%}"
     star = " \u2605" if row["pareto_best"] else ""
-    marks = [mark for mark in row["marks"] if mark != "synthetic"]
+    marks = [mark for mark in row["marks"] if mark not in NOTED]
     tail = f'<tspan class="soft">  {markup("; ".join([lost, *marks]))}</tspan>'
     shown = "-" if speed is None else f"{speed:,.2f}"
     return [*parts, f'<text x="{end + 8:.1f}" y="{middle + 4:.1f}">{shown}{star}{tail}</text>']

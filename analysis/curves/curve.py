@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core.plan import GROUPS
+from sim.flags import OF_THE_HARDWARE
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.errors import UserError
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 Int = npt.NDArray[np.int64]
 Row = dict[str, Any]
 FLAGS = (
-    "model", "hardware", "engine", "precision", "cache_scope", "placement", "expert_group", "batch", "prefill_chunk",
-    "as_decode", "context_offset", "max_steps", "seed",
+    "model", "hardware", *OF_THE_HARDWARE, "engine", "precision", "cache_scope", "placement", "expert_group", "batch",
+    "prefill_chunk", "as_decode", "context_offset", "max_steps", "seed",
 )  # fmt: skip
 PLACEMENTS = ("first", "random", "empty")  # those whose first residents at c slots are the first c of one order
 DECODE, PREFILL = range(2)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.curves.curve import DECODE, FLAGS, Curve, Row
-from sim.outcome.marks import START, SYNTHETIC
+from sim.catalog.intervals import DECODE as DECODING
+from sim.catalog.intervals import LEVEL, stated
+from sim.outcome.marks import START, SYNTHETIC, UNSURE, machine_words, short_of_ram
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
@@ -21,7 +23,16 @@ HARDLY = 0.1  # sharpness of a knee that is none
 def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
     starts_full = [] if setting.spec.placement == "empty" else [START]
-    return [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
+    always = [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
+    return [*always, *short_of_ram(setting.memory), *_how_sure(setting)]
+
+
+def _how_sure(setting: "Setting") -> list[str]:
+    """Of an engine's costs alone, beside which every size of one LRU runs: what a file states, or that nobody knows."""
+    found = stated(setting.spec.engine, setting.hardware, DECODING)
+    if found is not None:
+        return [f"{100 * LEVEL:g} %: between {found.low:g} and {found.high:g} times these tokens/s"]
+    return [UNSURE] if setting.hardware.durations is None else []
 
 
 def headlines(setting: "Setting") -> list[str]:
@@ -31,7 +42,8 @@ def headlines(setting: "Setting") -> list[str]:
     return [
         f"{spec.trace}: {setting.trace.model}, {plan.experts.shape[1]} MoE layers x {plan.n_experts} experts, "
         f"top-{plan.experts.shape[2]}; {int(np.diff(plan.step_offset)[~plan.step_prefill].sum()):,} generated tokens",
-        f"{spec.hardware}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, batch {spec.batch}",
+        f"{machine_words(spec.model_dump())}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, "
+        f"batch {spec.batch}",
     ]
 
 

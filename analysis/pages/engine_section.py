@@ -11,6 +11,8 @@ from analysis.pages.panels import Cells, Panel, Section
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import plain
 from sim.experiments.fastest import fastest
+from sim.outcome.how_sure import how_sure, key_of
+from sim.outcome.marks import machine_words
 
 CAPTION = (
     "The fastest first, and which experts are where. Shares of the whole run's time; bytes over the link of all of it."
@@ -40,7 +42,7 @@ def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
     for run in runs:
         machines = groups.setdefault((run.trace["hash"], *setting_of(run)), {})
-        machines.setdefault(str(run.spec["hardware"]), []).append(run)
+        machines.setdefault(machine_words(run.spec), []).append(run)
     out = []
     for machines in groups.values():
         real = [found for found in machines.values() if not scaled(found[0])]
@@ -96,7 +98,7 @@ def _row(run: Run, name: str) -> list[str]:
     fit = " (as fits)" if told.get("chosen_by_fit") else ""
     return [
         plain(name) + ("" if _fits(run) else " (does not fit)"),
-        *(figure(s.get(key), 2) for key in PHASES),
+        *(figure(s.get(key), 2) + how_sure(s.get(key_of(key)), None) for key in PHASES),
         *(f"{100 * share(s['breakdown_ns'][part], s['time_ns']):.1f}" for part in PARTS),
         f"{sum(by_cause(s['h2d_bytes']).values()) / 1e9:,.1f}",
         plain(told.get("residents")) + fit,

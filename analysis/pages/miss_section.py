@@ -8,7 +8,8 @@ from analysis.pages import figures, tables
 from analysis.pages.panels import Panel, Section, cells, percent_range
 from analysis.reading.run import Run, share
 from analysis.timelines import series
-from sim.outcome.report import FITS, HOST_PARTS
+from sim.outcome.marks import HOST_PARTS
+from sim.outcome.report import FITS
 
 ANSWERS = {
     "fetched": "fetched",

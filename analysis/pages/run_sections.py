@@ -1,6 +1,7 @@
 """The sections of a report that summaries and records give, in the order in which they are read."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from analysis.pages import compare_figures, figures, tables
 from analysis.pages.panels import Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
 from analysis.timelines import series
+from sim.outcome.how_sure import how_sure
 from sim.outcome.per_request import per_request
 from sim.outcome.report import LIMITS, cache_words
 from sim.outcome.summary import STALLS
@@ -83,7 +85,7 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
     section.panels.append(
         Panel(
             "speed",
-            f"{best['run']} generates the most: {best['tokens_per_s']:,.2f} tokens/s{ratio}",
+            f"{best['run']} generates the most: {best['tokens_per_s']:,.2f} tokens/s{_sure(best)}{ratio}",
             f"Generated tokens per second of decode time.{_whiskers(found)}",
             compare_figures.speed(found),
             (["run", "tokens/s"], [[row["run"], formats.figure(row["tokens_per_s"], 3)] for row in found.rows]),
@@ -104,6 +106,11 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
     section.panels.extend(_steps(runs))
     section.remarks.extend(remark(NEEDS_RECORD, [run for run in runs if run.record is None]))
     return section
+
+
+def _sure(row: dict[str, Any]) -> str:
+    pair = (row["tokens_per_s_low"], row["tokens_per_s_high"])
+    return how_sure(None if None in pair else pair, "not calibrated" in row["marks"])
 
 
 def _whiskers(found: Comparison) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sim.core.plan import CAUSES
 from sim.machines.record import RunRecord
+from sim.outcome.how_sure import any_interval
 
 MEASURED = "torch"  # the machine whose times are measured, not modelled
 POLICY_FIELDS = ("eviction", "prefetch", "miss", "rerank")
@@ -46,6 +47,11 @@ class Run:
     def measured(self) -> bool:
         """Whether its times are a device's, not a model's."""
         return str(self.summary["machine"]) == MEASURED
+
+    @property
+    def unsure(self) -> bool:
+        """Whether its speed is from catalog costs, and nobody knows how far off those are."""
+        return bool(self.summary["marks"].get("catalog_costs")) and not any_interval(self.summary)
 
     @property
     def synthetic(self) -> bool:
@@ -101,7 +107,8 @@ class Run:
             "does not fit": self.summary["marks"]["fits"] is False,
             "does not fit the host": (self.summary["memory"].get("host") or {}).get("fits") is False,
         }
-        return [mark for mark, holds in (marks | {"measured": self.measured}).items() if holds]
+        marks |= {"measured": self.measured, "not calibrated": self.unsure}
+        return [mark for mark, holds in marks.items() if holds]
 
 
 def settings(run: Run) -> dict[str, Any]:

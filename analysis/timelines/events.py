@@ -16,6 +16,7 @@ from analysis.timelines.tracks import ADMISSION, Slices, Tracks, tracks, window
 from sim import __version__
 from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.machines.record import RunRecord
+from sim.outcome.marks import machine_words
 from sim.outcome.summary import STALLS
 
 Int = npt.NDArray[np.int64]
@@ -58,7 +59,7 @@ class Context:
             "notes": run.summary["notes"],
         }
         sizes = run.trace["moe_layers"], run.trace["n_experts"]
-        return Context(first, *sizes, f"{spec['hardware']}, {how}", other, Asked.of(spec, run.measured))
+        return Context(first, *sizes, f"{machine_words(spec)}, {how}", other, Asked.of(spec, run.measured))
 
 
 def events(record: RunRecord, context: Context, first: int = 0, last: int | None = None) -> Iterator[str]:

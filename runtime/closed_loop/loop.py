@@ -44,6 +44,7 @@ from sim.core.plan import FORGETS_ROWS, Costs, Leaving, Low, Plan
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
+from sim.flags import OF_THE_HARDWARE
 from sim.machines.record import RunRecord
 from sim.on_miss import OWN
 from sim.policies.registry import find
@@ -56,7 +57,9 @@ FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled wheneve
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
 
 
-NO_MATTER = ("ram", "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs")  # to what comes on a miss
+NO_MATTER = (
+    *OF_THE_HARDWARE, "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs",
+)  # fmt: skip  # to what comes on a miss
 COSTS_ALONE = "; --engine-as-costs takes an engine's costs alone"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.experiments.tables import Column, Report
+from sim.outcome.marks import machine_words
 from traces.command import write_bytes
 
 NAME = "closed_loop"
@@ -110,7 +111,7 @@ def report(result: dict[str, Any]) -> Report:
         f"{100 * base['base_accuracy']['value']:.2f} %",
         f"fitted on {result['calibration_tokens']:,} tokens of other files; seed {settings['seed']}; "
         f"{result['interval']}",
-        f"charged as {settings['charge']} in {settings['precision']} on {settings['hardware']}, engine "
+        f"charged as {settings['charge']} in {settings['precision']} on {machine_words(settings)}, engine "
         f"{settings['engine']}; eviction {settings['eviction']}, no prefetch, first residents: {settings['placement']}",
     ]
     return Report("Closed loop: what a policy costs in quality", head, COLUMNS, rows, FOOT)

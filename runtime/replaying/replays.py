@@ -22,6 +22,7 @@ from runtime.replaying.opened import Opened, Options, at_scale
 from sim.errors import SpecError
 from sim.flags import spec_of
 from sim.machines.record import RunRecord, load
+from sim.outcome.how_sure import PHASES, key_of
 from sim.outcome.report import result
 from sim.outcome.report import table as simulated
 from sim.prepare import Setting, prepare
@@ -99,7 +100,8 @@ def summary_of(
     """The simulator's summary object, with machine "torch", no bounds, and `device`: the port's facts, the options,
     what the link moved while it was busy, and the time of every repeat."""
     out = result(setting, record)
-    out |= {"machine": "torch", "bounds": {}}
+    out |= {"machine": "torch", "bounds": {}, **{key: None for key in map(key_of, PHASES) if key in out}}
+    out["marks"]["catalog_costs"] = False
     spread = (max(times) - min(times)) / sorted(times)[len(times) // 2] if times else None
     moved, busy = sum(out["h2d_bytes"].values()), out["link_busy_ns"]
     measured = {"h2d_gb_per_s": moved / busy if busy else None, "repeat_time_ns": list(times), "spread": spread}

@@ -13,10 +13,10 @@ from sim.errors import CatalogError
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
-    from sim.catalog.hardware_spec import Hardware
+    from sim.catalog.hardware_spec import Hardware, Host
     from sim.catalog.model_spec import ModelSpec
 
-__all__ = ["KINDS", "CatalogError", "engine", "entries", "find", "hardware", "model", "names", "precision"]
+__all__ = ["KINDS", "CatalogError", "engine", "entries", "find", "hardware", "host", "model", "names", "precision"]
 
 
 def model(name: str) -> "ModelSpec":
@@ -26,11 +26,21 @@ def model(name: str) -> "ModelSpec":
     return load_model(name)
 
 
-def hardware(name: str) -> "Hardware":
-    """The hardware of that name or file; CatalogError if unknown or wrong."""
+def hardware(
+    name: str, *, host: str | None = None, host_gbps: float | None = None, link_gbps: float | None = None
+) -> "Hardware":
+    """The hardware of that name or file, with these in the place of its own: a host by name or file, the rates in GB/s
+    that it reads and its links send; CatalogError if unknown or wrong."""
     from sim.catalog.load import load_hardware
 
-    return load_hardware(name)
+    return load_hardware(name, host, host_gbps, link_gbps)
+
+
+def host(name: str) -> "Host":
+    """The host of that name or file; CatalogError if unknown or wrong."""
+    from sim.catalog.load import load_host
+
+    return load_host(name)
 
 
 def engine(name: str) -> "Engine":

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sim.catalog.parts import Count, Entry, Ns, Positive, Rate, Share
+from sim.catalog.parts import Count, Entry, Factors, Ns, Positive, Rate, Share
 
 ANY, LAYERS, SLOTS = "any", "layers", "slots"  # options: every value; of `cache`, whole layers or slots alone
 PRINTABLE = r"^[ -~]{0,100}$"  # of a name that a header prints
@@ -63,14 +63,16 @@ class Behaviour(Entry):
 class Engine(Behaviour):
     """An engine's own costs, all zero by default, how it handles experts, and (Behaviour) what it does on a miss.
 
-    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given); group_ns:
-    once per expert group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
+    dispatch: how its operations are launched: by compiled code or a CUDA graph, or by calls from Python.
+    layer_ns: once per layer and step (`mla_layer_ns` instead for models with MLA, where given; host_layer_ns,
+    mla_host_layer_ns in their place where the host computes the dense part, where given); group_ns: once per expert
+    group; expert_ns: once per expert executed on the GPU; transfer_ns: once per transfer
     (synchronisation); step_ns: once per step; decide_ns: once per visit, beside what the hardware's host
     takes; cpu_visit_ns: once per visit that computes any expert on the host, cpu_expert_ns: once per expert there;
     cpu_read_share, cpu_compute_share: of the host's sustained read rate, and of the arithmetic of the precision's
-    kernels, that its own reach. host_work: which of these durations are work of one host thread, which are divided by
-    the host's `single_thread`. launches_per_*: kernel launches
-    that the GPU waits for, times the GPU's kernel_launch_ns.
+    kernels, that its own reach. numa: whether its threads read the memory of all sockets, each its own, or of one.
+    host_work: which of these durations are work of one host thread, which are divided by the host's `single_thread`.
+    launches_per_*: kernel launches that the GPU waits for, times the GPU's kernel_launch_ns.
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;
     else the hardware's pageable link is used. write_back: a victim is copied back, which doubles the
     transfer. staging_experts: GPU buffers of one expert each, beside the slots. dense_precision,
@@ -79,11 +81,16 @@ class Engine(Behaviour):
     reserve_mib, memory_share: what its fit leaves free of a GPU (CUDA context, margin), and the share of it that it
     takes. buffered_logits: it has a buffer for the logits of every row of a step.
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
-    replaces the GPU's hbm_efficiency.
+    times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode
+    steps reaches on the entries of the KV cache. interval: factors on tokens/s between which 80 % of what the engine
+    really does lies, in place of what published measurements say (intervals.toml).
     """
 
+    dispatch: Literal["", "compiled", "python"] = ""
     layer_ns: Ns = 0
     mla_layer_ns: Ns | None = None
+    host_layer_ns: Ns | None = None
+    mla_host_layer_ns: Ns | None = None
     group_ns: Ns = 0
     expert_ns: Ns = 0
     transfer_ns: Ns = 0
@@ -92,6 +99,7 @@ class Engine(Behaviour):
     cpu_visit_ns: Ns = 0
     cpu_expert_ns: Ns = 0
     cpu_read_share: Rate = 1.0
+    numa: Literal["all", "one"] = "all"
     cpu_compute_share: Rate = 1.0
     host_work: tuple[str, ...] = Field(default=(), strict=False)
     launches_per_layer: Count = 0
@@ -110,7 +118,9 @@ class Engine(Behaviour):
     stored_beside: dict[str, str] = Field(default_factory=dict)
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
-    memory_efficiency: Share | None = None
+    memory_efficiency: Rate = 1.0
+    kv_read_share: Share = 1.0
+    interval: Factors | None = None
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at

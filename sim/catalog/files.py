@@ -17,6 +17,7 @@ KINDS = {
     "ssd": "ssds.toml",
     "host": "hosts.toml",
     "hardware": "hardware.toml",
+    "machine": "machines.toml",
     "engine": "engines.toml",
     "precision": "precisions.toml",
 }
@@ -64,13 +65,19 @@ def _sound(kind: str) -> tuple[Table, dict[str, str]]:
     """(entries, by name what is wrong with the others)."""
     if kind not in KINDS:
         raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    table, sound, faults = read_toml(FOLDER / KINDS[kind]), {}, {}
+    table, sound, faults = _written(kind), {}, {}
     for name in table:
         try:
             sound[name] = _over(table, name)
         except CatalogError as error:
             faults[name] = str(error)
     return sound, faults
+
+
+@cache
+def _written(kind: str) -> Table:
+    """All entries of one kind as they are written, with their `like`."""
+    return read_toml(FOLDER / KINDS[kind])
 
 
 def _over(table: Table, name: str, *above: str) -> Table:
@@ -160,3 +167,15 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
             if not Path(name).is_file():
                 raise
     return name, Path(name).stem, read_toml(name)
+
+
+def lineage(kind: str, name: str) -> tuple[str, ...]:
+    """What `name` stands for (a file: as it is given), the entry that it is `like`, and so on; CatalogError if
+    unknown."""
+    label, canonical, table = entry_or_file(kind, name)
+    is_file, written = label == name, _written(kind)
+    out, at = ([name], table.get("like")) if is_file else ([], canonical)
+    while at:
+        out.append(find(kind, at))
+        at = written[out[-1]].get("like")
+    return tuple(out)

@@ -1,13 +1,17 @@
 """GPU, link, host, and the three together. GB = 1e9 bytes, and GB/s is bytes per ns, which keeps the
 arithmetic short."""
 
+import math
+from typing import Literal
+
 from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
-from sim.catalog.parts import Entry, Ns, Positive, Rate, Share, Sized
+from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
+CORES_IN_STEP = 16  # beyond so many each operation's barriers cost: an assumption, as the square root
 CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
 
 
@@ -52,9 +56,9 @@ class Gpu(Sized):
             raise ValueError("tflops: needs bf16, the dtype that the others fall back to")
         return self
 
-    def memory_rate(self, efficiency: float | None = None) -> float:
-        """Bytes per ns that kernels read."""
-        return self.hbm_gb_per_s * (self.hbm_efficiency if efficiency is None else efficiency)
+    def memory_rate(self) -> float:
+        """Bytes per ns that kernels of few tokens read."""
+        return self.hbm_gb_per_s * self.hbm_efficiency
 
     def compute_rate(self, precision: str) -> float:
         """Operations per ns; a precision without a figure of its own computes in bf16."""
@@ -96,17 +100,20 @@ class Host(Entry):
         where neither tflops nor cores is known, as many as a desktop has beside each byte that it reads."""
         if self.tflops is not None:
             return self.tflops * 1e3
-        return per_core * (self.cores if self.cores is not None else self.read_rate() * CORES_PER_GB_PER_S)
+        cores = self.cores if self.cores is not None else self.read_rate() * CORES_PER_GB_PER_S
+        return per_core * min(cores, math.sqrt(cores * CORES_IN_STEP))
 
     @property
     def ram_bytes(self) -> int | None:
         """Memory that a run may use, in bytes; None where it is not said."""
         return None if self.ram_gb is None else round(self.ram_gb * 1e9)
 
-    def read_rate(self, link_rate: float = 0.0) -> float:
+    def read_rate(self, link_rate: float = 0.0, one_socket: bool = False) -> float:
         """Bytes per ns that the CPU reads while a link takes `link_rate`: what is left of the total, at least
         half of it (results/059: CPU 37 and link 38 of 75), at most what it reads alone."""
         alone = self.read_gb_per_s or NOMINAL_SHARE * (self.peak_gb_per_s or 0)
+        if one_socket and self.sockets > 1:
+            alone = self.one_socket_gb_per_s or alone / self.sockets
         total = self.total_gb_per_s or 1.2 * alone
         return alone if link_rate == 0 else min(alone, max(total - link_rate, total / 2))
 
@@ -142,8 +149,10 @@ class Hardware(Entry):
     readback_ns 9000: routed ids to the host, a 4-byte copy of 6.6 us (NVIDIA forum 56270) and a call of 2.3
     us (FlexKV). policy_ns 1000: a compiled policy. predictor_ns 0: predictions come with the trace.
     commit_depth 1: the engine queues on the host; a plain CUDA stream is a large depth. commit_gap_ns: from a
-    commit to its start on an idle link. unified: GPU and host have one memory, so that experts lie on an SSD, which is
-    the link, and what the host computes is read from it first; the memory is the GPU's, no word of the host's.
+    commit to its start on an idle link. compute: `host` is a machine whose CPU computes everything, from its own
+    memory (a GPU that it may have is idle); a decision then takes no time. unified: GPU and host have one memory, so
+    that experts lie on an SSD, which is the link, and what the host computes is read from it first; the memory is the
+    GPU's, no word of the host's. interval: as an engine's, of every engine on this machine; not beside [fixed].
     """
 
     gpu: Gpu | None = None
@@ -155,18 +164,21 @@ class Hardware(Entry):
     predictor_ns: Ns = 0
     commit_depth: Positive = 1
     commit_gap_ns: Ns = 0
+    compute: Literal["gpu", "host"] = "gpu"
     unified: bool = False
     fixed: Fixed | None = None
     measured: Measured | None = None
+    interval: Factors | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Hardware":
         parts = {"gpu": self.gpu, "link": self.link, "host": self.host}
         for alone in ("fixed", "measured"):
-            given = self.model_fields_set - set(Entry.model_fields) - {alone}
+            beside = {"interval"} if alone == "measured" else set()
+            given = self.model_fields_set - set(Entry.model_fields) - {alone} - beside
             if getattr(self, alone) is not None and given:
                 raise ValueError(f"{min(given)}: not beside [{alone}], which replaces every other cost")
-        missing = [name for name, part in parts.items() if part is None]
+        missing = [name for name, part in parts.items() if part is None and not (name == "gpu" and self.on_host)]
         if self.durations is None and missing:
             raise ValueError(f"{missing[0]}: missing; give gpu, link and host, or [fixed] or [measured] alone")
         return self
@@ -180,13 +192,22 @@ class Hardware(Entry):
     def decide_ns(self) -> int:
         """From the end of the dense part to the routed instant, the engine's own time apart."""
         given = self.durations
+        if self.on_host:
+            return 0
         return given.decide_ns if given else self.readback_ns + self.policy_ns + self.predictor_ns
 
     @property
     def mem_bytes(self) -> int | None:
         """GPU memory that a run may use; None when only [fixed] or [measured] is given and does not say it."""
+        if self.on_host:
+            return None if self.host is None else self.host.ram_bytes
         part = self.durations or self.gpu
         return None if part is None else part.mem_bytes
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the CPU computes everything."""
+        return self.compute == "host"
 
     @property
     def shrunk(self) -> bool:

@@ -46,6 +46,12 @@ class Link(Entry):
                     raise ValueError(f"curve: at {next_size:g} bytes: size must rise, and time must not fall")
         return self
 
+    def scaled(self, factor: float) -> "Link":
+        """The same link at so many times its rate."""
+        if self.h2d_gb_per_s is not None:
+            return self.model_copy(update={"h2d_gb_per_s": self.h2d_gb_per_s * factor})
+        return self.model_copy(update={"curve": tuple((size, rate * factor) for size, rate in self.curve or ())})
+
     def rate(self, size: float) -> float:
         """Bytes per ns of one copy of `size` bytes. Between the points of a curve the rate is a power of the
         size (a straight line in log-log, so that time never falls with size); outside them it is that of the

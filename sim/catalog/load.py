@@ -3,14 +3,17 @@ use."""
 
 from typing import Any
 
+from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
 from sim.catalog.files import Table, entry_or_file, find, over_sourced, precision_bits, shipped
-from sim.catalog.hardware_spec import Hardware
+from sim.catalog.hardware_spec import Hardware, Host
+from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
-from sim.catalog.parts import build
+from sim.catalog.parts import E, Entry, build
 from sim.errors import CatalogError
 
 PARTS = {"gpu": "gpu", "link": "link", "pageable_link": "link", "host": "host"}
+WITHOUT_GPU = "/cpu"  # behind a name: that machine, its CPU computing everything
 SSD = "ssd:"  # in front of the name of a link: an entry of ssds.toml
 # one of these keys, given beside `like`, replaces all of them and what qualifies them: a link's rate, a GPU's memory
 TOGETHER = (
@@ -43,27 +46,70 @@ def load_engine(name: str) -> Engine:
     return engine
 
 
-def load_hardware(name: str) -> Hardware:
-    label, canonical, table = entry_or_file("hardware", name)
-    table = {"name": canonical, **table}
+def load_host(name: str) -> Host:
+    return _load_part(Host, "host", name)
+
+
+def load_link(name: str) -> Link:
+    return _load_part(Link, "link", name)
+
+
+def _load_part(kind: type[E], word: str, name: str) -> E:
+    label, canonical, table = entry_or_file(word, name)
+    return build(kind, label, {**_over_like(label, word, table), "name": table.get("name", canonical)})
+
+
+def load_hardware(
+    name: str, host: str | None = None, host_gbps: float | None = None, link_gbps: float | None = None
+) -> Hardware:
+    """host: in the place of the hardware's; host_gbps, link_gbps: GB/s in the place of their rates (`changed`)."""
+    base, host_alone = (name[: -len(WITHOUT_GPU)], True) if name.endswith(WITHOUT_GPU) else (name, False)
+    label, canonical, table = _machine(base) or entry_or_file("hardware", base)
+    refuse_changes(label, table, {"host": host, "host_gbps": host_gbps, "link_gbps": link_gbps})
+    table = {"name": canonical, **table, **({} if host is None else {"host": load_host(host)})}
+    table |= {"name": name, "compute": "host"} if host_alone else {}
     for key, kind in PARTS.items():
         if key in table:
             table[key] = _part(label, key, kind, table[key])
-    return build(Hardware, label, table)
+    return at_rates(build(Hardware, label, table), host_gbps, link_gbps)
+
+
+def _machine(name: str) -> tuple[str, str, Table] | None:
+    """A machine of the evidence (`machines.toml`), if that is its exact name."""
+    table = shipped("machine").get(name)
+    return None if table is None else (f"machine {name}", name, dict(table))
 
 
 def _part(label: str, key: str, kind: str, value: Any) -> Any:
     """A GPU, link or host: a name, a table, or a table that starts from a named entry with `like`."""
+    if isinstance(value, dict):
+        return _over_like(f"{label}: {key}", kind, value)
     try:
-        if isinstance(value, str):
-            return _named(kind, value)
-        if isinstance(value, dict) and isinstance(value.get("like"), str):
-            rest = {k: v for k, v in value.items() if k != "like"}
-            gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)}
-            return {k: v for k, v in _named(kind, value["like"]).items() if k not in gone} | rest
+        return _named(kind, value) if isinstance(value, str) else value
     except CatalogError as error:
         raise CatalogError(f"{label}: {key}: {error}") from None
-    return value
+
+
+def _over_like(label: str, kind: str, table: Table) -> Table:
+    """A GPU, link or host whose table may start from a named entry with `like`."""
+    if not isinstance(table.get("like"), str):
+        return table
+    rest = {key: value for key, value in table.items() if key != "like"}
+    gone = {key for keys, more in TOGETHER for key in (*keys, *more) if rest.keys() & set(keys)} | rest.keys()
+    try:
+        base = _named(kind, table["like"])
+    except CatalogError as error:
+        raise CatalogError(f"{label}: {error}") from None
+    kept = {key: value for key, value in base.items() if key not in gone}
+    return kept | {"source": label, **rest, "sources": _sources(base, kept, rest.get("sources", {}))}
+
+
+def _sources(base: Table, kept: Table, mine: Any) -> Any:
+    """Of what is `like` an entry: what is kept of that keeps its source."""
+    if not isinstance(mine, dict):  # who checks the table says so
+        return mine
+    told, other = base.get("sources", {}), base.get("source", "")
+    return {key: told.get(key, other) for key in kept if key not in Entry.model_fields} | mine
 
 
 def _named(kind: str, name: str) -> Table:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.catalog.files import did_you_mean
 from sim.errors import CatalogError
@@ -16,6 +16,15 @@ Positive = Annotated[int, Field(gt=0, le=10**15)]
 # GB/s, GB, TFLOP/s; the lower bounds keep every duration far inside int64
 Rate = Annotated[float, Field(ge=1e-6, le=1e12)]
 Share = Annotated[float, Field(ge=1e-3, le=1)]
+
+
+def _rising(factors: tuple[float, float]) -> tuple[float, float]:
+    if factors[0] > factors[1]:
+        raise ValueError("must be [low, high], factors on tokens/s")
+    return factors
+
+
+Factors = Annotated[tuple[Rate, Rate], Field(strict=False), AfterValidator(_rising)]  # low, high: on tokens/s
 
 
 class Entry(BaseModel):

@@ -119,7 +119,7 @@ def low_copies(
 
 def group_ns(hardware: "Hardware", engine: "Engine") -> int:
     """Once per expert group: the engine's own time and the kernel launches that the GPU waits for."""
-    return engine.group_ns + engine.launches_per_group * _gpu(hardware).kernel_launch_ns
+    return engine.group_ns + engine.launches_per_group * _launch_ns(hardware)
 
 
 def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precision: str, max_tokens: int) -> Int:
@@ -133,7 +133,7 @@ def expert_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", precis
     weights = model.expert_bytes(precision)
     activations = tokens * (ACTIVATION_BYTES * 2 * (model.hidden + model.expert_intermediate))
     ns = _roofline(hardware, engine, precision, weights + activations, 2.0 * tokens * model.expert_params)
-    ns += _own_ns(hardware, engine, "expert_ns") + engine.launches_per_expert * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "expert_ns") + engine.launches_per_expert * _launch_ns(hardware)
     if engine.dequant_gb_per_s is not None and weights < model.expert_params * 2:
         ns += weights / engine.dequant_gb_per_s
     ns[0] = 0
@@ -171,9 +171,15 @@ def cpu_terms_ns(
     host, size = hardware.host, model.expert_bytes(precision)
     assert host is not None
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
-    read = np.array([size / host.read_rate(), size / host.read_rate(link_rate)]) / engine.cpu_read_share
-    read = np.maximum(read, size / link_rate) if hardware.unified else read  # it comes from the SSD first
+    rates = np.array([host_read_rate(hardware, engine), host_read_rate(hardware, engine, link_rate)])
+    read = np.maximum(size / rates, size / link_rate if hardware.unified else 0.0)  # it comes from the SSD first
     return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+
+
+def host_read_rate(hardware: "Hardware", engine: "Engine", link_rate: float = 0.0) -> float:
+    """Bytes per ns that an engine's threads read on the host while a link takes `link_rate`."""
+    assert hardware.host is not None
+    return hardware.host.read_rate(link_rate, engine.numa == "one") * engine.cpu_read_share
 
 
 def host_compute_rate(hardware: "Hardware", engine: "Engine", precision: str) -> float:
@@ -184,7 +190,7 @@ def host_compute_rate(hardware: "Hardware", engine: "Engine", precision: str) ->
 
 def _own_ns(hardware: "Hardware", engine: "Engine", field: str) -> float:
     """A duration of the engine's own, in ns; one of the host's work on a host of that speed."""
-    ns = getattr(engine, field)
+    ns = float(getattr(engine, field))
     return ns / hardware.host.single_thread if field in engine.host_work and hardware.host is not None else ns
 
 
@@ -236,7 +242,7 @@ def head_ns(
     weights = weight_bytes(model.head_params, stored) + ACTIVATION_BYTES * model.hidden
     size = weights + needed * (LOGIT_BYTES * model.vocab)
     ns = _roofline(hardware, engine, stored, size, 2.0 * needed * model.head_params)
-    ns += _own_ns(hardware, engine, "step_ns") + engine.launches_per_step * _gpu(hardware).kernel_launch_ns
+    ns += _own_ns(hardware, engine, "step_ns") + engine.launches_per_step * _launch_ns(hardware)
     return _rounded(ns)
 
 
@@ -270,24 +276,36 @@ def _layer_ns(
         size += 2.0 * sequences * model.linear_state_bytes
         operations += rows * model.linear_state_bytes
     elif attention != "none":
-        size += classes.read[attention] * float(model.kv_entry_bytes(attention))
+        entries = classes.read[attention] * float(model.kv_entry_bytes(attention))
         if attention == "sparse":
-            size += classes.read["full"] * float(model.index_bytes_per_token)
+            entries += classes.read["full"] * float(model.index_bytes_per_token)
+        size += entries / np.where(classes.prefill, 1.0, engine.kv_read_share)
         operations += classes.scored[attention] * (2.0 * model.n_heads * (model.qk_dim + model.v_dim))
-    mla = model.attention == "mla" and engine.mla_layer_ns is not None
-    own = _own_ns(hardware, engine, "mla_layer_ns" if mla else "layer_ns")
+    own = _layer_own_ns(model, hardware, engine, on_host or hardware.on_host)
     if on_host:
         return _rounded(own + _host_roofline(hardware, engine, stored, size, operations))
     ns = _roofline(hardware, engine, stored, size, operations)
-    return _rounded(ns + own + engine.launches_per_layer * _gpu(hardware).kernel_launch_ns)
+    return _rounded(ns + own + engine.launches_per_layer * _launch_ns(hardware))
+
+
+def _layer_own_ns(model: "ModelSpec", hardware: "Hardware", engine: "Engine", on_host: bool) -> float:
+    """The engine's own time of a layer, in ns: the most particular that it has."""
+    names = ["layer_ns"]
+    names += ["mla_layer_ns"] if model.attention == "mla" else []
+    names += ["host_layer_ns"] if on_host else []
+    names += ["mla_host_layer_ns"] if on_host and model.attention == "mla" else []
+    return _own_ns(hardware, engine, [name for name in names if getattr(engine, name) is not None][-1])
 
 
 def _host_roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
     """The slower of the host's reading `size` bytes, the link idle, and its operations on weights stored at a
     precision, in ns."""
-    assert hardware.host is not None
-    read = size / (hardware.host.read_rate() * engine.cpu_read_share)
+    read = size / host_read_rate(hardware, engine)
     return np.maximum(read, operations / host_compute_rate(hardware, engine, stored))
+
+
+def _launch_ns(hardware: "Hardware") -> int:
+    return 0 if hardware.on_host else _gpu(hardware).kernel_launch_ns
 
 
 def _gpu(hardware: "Hardware") -> "Gpu":
@@ -297,9 +315,11 @@ def _gpu(hardware: "Hardware") -> "Gpu":
 
 def _roofline(hardware: "Hardware", engine: "Engine", stored: str, size: Float, operations: Float) -> Float:
     """The slower of reading `size` bytes and doing `operations` on weights stored at a precision, in ns."""
+    if hardware.on_host:
+        return _host_roofline(hardware, engine, stored, size, operations)
     gpu = _gpu(hardware)
     return np.maximum(
-        size / gpu.memory_rate(engine.memory_efficiency),
+        size / min(gpu.hbm_gb_per_s, gpu.memory_rate() * engine.memory_efficiency),
         operations / gpu.compute_rate(find("precision", stored)),
     )
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.experiments.tables import Column, Report, Row, gain, parser
+from sim.flags import add_hardware, hardware_fields
+from sim.outcome.marks import machine_words, short_of_ram
 from sim.policies.kinds import Value
 from sim.simulation import simulate
 from sim.spec import RunSpec, number
@@ -47,7 +49,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags = parser("admission", __doc__ or "")
     flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
     flags.add_argument("--cache", nargs="+", default=["0.25", "0.5", "0.75"], metavar="C", help="as of sim.run")
-    flags.add_argument("--hardware", default="a100-pcie4")
+    add_hardware(flags, "a100-pcie4")
     flags.add_argument("--engine", default="fused")
     flags.add_argument("--precision", default="q4")
     flags.add_argument("--link-share", type=float, default=0.7, help="of the link's rate while the host computes")
@@ -58,7 +60,8 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
 
 def _head(args: Namespace) -> list[str]:
     share = f"the link moves at {args.link_share:g} of its rate while the host computes (an assumption, no measurement)"
-    settings = f"{args.hardware}, engine {args.engine}, experts in {args.precision}; eviction lru, placement first"
+    machine = machine_words(hardware_fields(args))
+    settings = f"{machine}, engine {args.engine}, experts in {args.precision}; eviction lru, placement first"
     told = [f"{settings}; {share}", "cpu-admit with its defaults but for `inserts`; tokens/s of decode steps"]
     for path in args.trace:
         trace = npz.read(npz.find(path))
@@ -81,10 +84,12 @@ def _arms(args: Namespace, path: str, cache: str) -> list[Row]:
 
 def _run(args: Namespace, path: str, cache: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The figures of one arm."""
-    common = {name: getattr(args, name) for name in ("hardware", "engine", "precision", "link_share", "max_steps")}
-    out, _ = simulate(RunSpec.of({"trace": path, "cache": cache, "engine_as_costs": True, **common, **fields}))
+    common = {name: getattr(args, name) for name in ("engine", "precision", "link_share", "max_steps")}
+    common |= {"trace": path, "cache": cache, "engine_as_costs": True, **hardware_fields(args)}
+    out, _ = simulate(RunSpec.of({**common, **fields}))
     time = out["time_ns"] or 1
     return {
+        "short_of_ram": "; ".join(short_of_ram(out["memory"])),
         "tokens_per_s": out["tokens_per_s"],
         "hit_percent": 100 * out["hits"] / (out["wanted"] or 1),
         "admitted": (out.get("admission") or {}).get("admitted"),
@@ -107,6 +112,7 @@ def _foot(rows: Sequence[Row]) -> list[str]:
             lost = gain(speed[f"{kind}, inserts {INSERTS[-1]}"], limited) or 0.0
             least, most = (min(least, lost), most) if kind == "cpu-admit" else (least, min(most, lost))
     return [
+        *sorted({f"`{row['trace']}`: {row['short_of_ram']}" for row in rows if row["short_of_ram"]}),
         f"admission is best in {best} of {len(settings)} settings: in {hesitant} of them after 2 misses where a slot "
         "is free and 8 where another must go (`cpu-admit`), in the others whatever is missed (`at once`)",
         f"without a limit against the best limit: {least:+.1f} % at worst with that hysteresis, {most:+.1f} % at once",

@@ -17,8 +17,10 @@ from sim.experiments.fastest import Known, fastest, why_fastest
 from sim.experiments.phases import PARTS, Phase, phase
 from sim.experiments.scaled import is_scaled, scaled
 from sim.experiments.tables import Column, More, Report, Row, parser, percent
+from sim.flags import add_hardware, hardware_fields
 from sim.memo import Kept
-from sim.outcome.marks import SYNTHETIC
+from sim.outcome.how_sure import key_of, overlap
+from sim.outcome.marks import SYNTHETIC, machine_words
 from sim.prepare import own_calibration
 from sim.simulation import simulate, write
 from sim.spec import RunSpec
@@ -37,6 +39,7 @@ OURS = "# python -m sim.experiments engines "  # how its engines.csv begins
 NO_ENGINE = "lru + fetch (no engine)"
 REFERENCE = {"engine": "ideal", "cache": FIT, "eviction": "lru", "miss": "fetch"}
 PHASES = {"decode": False, "prompt": True}  # whether its steps are prefill
+SPEED_OF = {"decode": "tokens_per_s", "prompt": "prompt_tokens_per_s"}  # the summary's key
 CAUSES = ("demand", "prefetch", "background", "admission", "stream")
 COLUMNS = (
     Column("trace", "trace"),
@@ -44,7 +47,11 @@ COLUMNS = (
     Column("engine", "engine"),
     Column("version", "version", csv_only=True),
     Column("tokens_per_s", "decode tokens/s", 2),
+    Column("tokens_per_s_low", "80 % from", 2),
+    Column("tokens_per_s_high", "80 % to", 2),
     Column("prompt_tokens_per_s", "prompt tokens/s", 2),
+    Column("prompt_tokens_per_s_low", "prompts: 80 % from", 2, csv_only=True),
+    Column("prompt_tokens_per_s_high", "prompts: 80 % to", 2, csv_only=True),
     *(Column(f"decode_{part}_percent", f"{part.replace('_', ' ')} %", 1) for part in PARTS),
     *(Column(f"prompt_{part}_percent", f"prompts: {part.replace('_', ' ')} %", 1, csv_only=True) for part in PARTS),
     Column("decode_hit_percent", "hits %", 1),
@@ -62,6 +69,8 @@ COLUMNS = (
     Column("note", "note"),
 )
 FOOT = (
+    "80 % from, to: between which 80 % of the engine's published speeds lie on machines that none of its costs came "
+    "from (sim/catalog/intervals.toml), or as the file of an engine or machine states; -: not calibrated",
     "stall % to rest %: where the time of decode steps went. stall: waiting for the link; cpu wait: for the host; "
     "experts: the GPU computes them (and reads them over the link meanwhile, where the engine does that); rest: dense "
     "parts, the engine's own time, decisions, head",
@@ -107,7 +116,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     args = _flags().parse_args(argv)
     if args.out is not None:
         _refuse_foreign(out_folder(args.out))
-    engines, hardware = _engines(args.engines), catalog.hardware(args.hardware)
+    engines, hardware = _engines(args.engines), RunSpec.of({"trace": "", **hardware_fields(args)}).described()
     asked = _asked(args, hardware)
     memo = Kept(MEMO_BYTES)
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +131,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     if args.out is not None:
         _keep(Path(args.out), arms, {name for each in machines.values() for name in each.values()})
     own = [arm.row for arm in arms if arm.row["own"]]
-    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware, args.hardware)]
+    foot = [*_reasons(asked, arms), *FOOT, _costs(hardware, args)]
     more = _by_ratio(asked, arms) if args.ratios else ()
     scaled = [arm.row for arm in arms if not arm.row["own"]]
     return Report("Engines side by side", _head(args, asked), COLUMNS, own, foot, more, scaled), args.out
@@ -157,7 +166,7 @@ def _flags() -> Any:
         "of this kind has left there goes; a DIR whose runs are not of this command is refused."
     )
     flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
-    flags.add_argument("--hardware", default="rtx4090", metavar="NAME|FILE")
+    add_hardware(flags, "rtx4090")
     flags.add_argument(
         "--vram",
         nargs="+",
@@ -200,7 +209,7 @@ def _engines(given: str | None) -> list[str]:
 
 
 def _asked(args: Namespace, hardware: "Hardware") -> list[Asked]:
-    common = {"hardware": args.hardware, "precision": catalog.precision(args.precision), "max_steps": args.max_steps}
+    common = {**hardware_fields(args), "precision": catalog.precision(args.precision), "max_steps": args.max_steps}
     out: dict[str, Asked] = {}
     for path, vram in zip(args.trace, _vram(args, hardware), strict=True):
         found = npz.find(path)
@@ -274,6 +283,8 @@ def _machines(args: Namespace, hardware: "Hardware", asked: Asked, folder: Path)
 
 def _arm(asked: Asked, engine: str, hardware: str, ratio: float | None, memo: Kept) -> Arm:
     fields = {**asked.fields, **(REFERENCE if engine == NO_ENGINE else {"engine": engine}), "hardware": hardware}
+    if hardware != asked.fields["hardware"]:  # its file has the links at the rates that they were asked for, scaled
+        fields.pop("link_gbps", None)
     shown = {"trace": asked.stem, "ratio": ratio, "own": hardware == asked.fields["hardware"], "engine": _label(engine)}
     try:
         spec = RunSpec.of(fields)
@@ -287,7 +298,7 @@ def _arm(asked: Asked, engine: str, hardware: str, ratio: float | None, memo: Ke
 
 def _known(spec: RunSpec, out: dict[str, Any], prefill: bool) -> Known:
     """What is known of a run beside its times."""
-    engine, hardware = catalog.engine(spec.engine), catalog.hardware(spec.hardware)
+    engine, hardware = catalog.engine(spec.engine), spec.described()
     own = [f"{key.split('.')[-1]} {value}" for key, value in spec.set.items() if spec.miss in key.split(".")[:-1]]
     bulk, dense = prefill and spec.bulk != "none", engine.precision_of("dense", spec.precision)
     known = Known(
@@ -320,6 +331,8 @@ def _figures(out: dict[str, Any], phases: dict[str, Phase]) -> dict[str, Any]:
     told = out.get("engine") or {}
     row: dict[str, Any] = {name: told.get(name) for name in ("version", "link_gb_per_s", "host_gb_per_s", "words")}
     row |= {"tokens_per_s": out["tokens_per_s"], "prompt_tokens_per_s": phases["prompt"].tokens_per_s}
+    for speed in SPEED_OF.values():
+        row[f"{speed}_low"], row[f"{speed}_high"] = out.get(key_of(speed)) or (None, None)
     for name, each in phases.items():
         row |= {f"{name}_{part}_percent": percent(each.share(part)) for part in PARTS}
         if each.tokens:
@@ -353,8 +366,9 @@ def _folder(row: Row) -> str:
 
 
 def _head(args: Namespace, asked: Sequence[Asked]) -> list[str]:
+    machine = machine_words(hardware_fields(args))
     told = [
-        f"the same for all: {args.hardware}, experts in {asked[0].fields['precision']}, batch 1, and of each trace the "
+        f"the same for all: {machine}, experts in {asked[0].fields['precision']}, batch 1, and of each trace the "
         "memory, context and requests named below; resident is what the engine's own knob makes of that memory, or its "
         "own default where it has none that fits itself to a card",
         *([f"each run ends after {args.max_steps} steps"] if args.max_steps else []),
@@ -376,14 +390,15 @@ def _calibrated_on(aside: str | None, path: str) -> str:
     return f"what is fitted is fitted on the sample {own}" if own else "nothing set aside: what is fitted cannot run"
 
 
-def _costs(hardware: "Hardware", name: str) -> str:
+def _costs(hardware: "Hardware", args: Namespace) -> str:
+    name, machine = args.hardware, machine_words(hardware_fields(args))
     if hardware.measured is not None:
         return (
             f"durations from a calibration on {hardware.measured.device}, as {name} has them; no engine's costs in them"
         )
     if hardware.fixed is not None:
         return f"NOT CALIBRATED: durations are those that [fixed] of {name} gives outright; no engine's costs in them"
-    rates = f"the rates that {name} gives" if name.lower().endswith(".toml") else f"the catalog's rates of {name}"
+    rates = f"the rates that {machine} gives" if name.lower().endswith(".toml") else f"the catalog's rates of {machine}"
     return f"NOT CALIBRATED: durations are computed from {rates} and the catalog's costs of each engine"
 
 
@@ -397,10 +412,18 @@ def _reasons(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[str]:
             phases = {arm.row["engine"]: arm.phases[name] for arm in mine if arm.phases}
             known = {arm.row["engine"]: arm.known[name] for arm in mine if arm.known}
             why = why_fastest(phases, words, known)
-            out += [f"`{each.stem}`: {why}"] if why else []
+            out += [f"`{each.stem}`: {why}{_tie(mine, SPEED_OF[name])}"] if why else []
         if not mine:
             out.append(f"`{each.stem}`: no engine ran: what each lacks stands in its note")
     return out
+
+
+def _tie(arms: Sequence[Arm], speed: str) -> str:
+    """Who cannot be told from the fastest."""
+    ran = [(arm.row["engine"], arm.summary[speed], arm.summary.get(key_of(speed))) for arm in arms if arm.summary]
+    (best, _, pair), *others = sorted(ran, key=lambda each: -(each[1] or 0))
+    found = [name for name, _, other in others if overlap(pair, other)]
+    return f". A tie, because their 80 % intervals overlap: {', '.join([best, *found])}" if found else ""
 
 
 def _by_ratio(asked: Sequence[Asked], arms: Sequence[Arm]) -> list[More]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.experiments.tables import Column, Report, Row, gain, parser, percent
+from sim.flags import add_hardware, hardware_fields
+from sim.outcome.marks import machine_words, short_of_ram
 from sim.policies.policy import Policy
 from sim.policies.registry import MISS
 from sim.simulation import simulate
@@ -60,7 +62,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
         "--cache", nargs="+", default=["0.75", "0.5", "0.375"], metavar="C", help="cache sizes, as of sim.run"
     )
     flags.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="batch sizes")
-    flags.add_argument("--hardware", default="a100-pcie4")
+    add_hardware(flags, "a100-pcie4")
     flags.add_argument("--engine", default="fused")
     flags.add_argument("--precision", default="q4")
     flags.add_argument(
@@ -81,8 +83,8 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
 
 def _settings(args: Namespace) -> list[str]:
     return [
-        f"{args.hardware}, engine {args.engine}, experts in {args.precision}; eviction lru, no prefetch, "
-        f"placement first, seed {args.seed}",
+        f"{machine_words(hardware_fields(args))}, engine {args.engine}, experts in {args.precision}; eviction lru, "
+        f"no prefetch, placement first, seed {args.seed}",
         f"calibration {args.calibration}: every arm sets the same requests aside and judges the same "
         "others; only fitted policies look at them",
     ]
@@ -116,15 +118,10 @@ def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> 
 
 def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dict[str, Any]:
     """The figures of one arm."""
-    fields = {
-        name: getattr(args, name) for name in ("hardware", "engine", "precision", "calibration", "seed", "max_steps")
-    }
-    out, _ = simulate(
-        RunSpec.of(
-            {"trace": path, "cache": cache, "batch": batch, "miss": miss.name, "engine_as_costs": True, **fields}
-        )
-    )
-    quality = out["quality"]
+    fields = {name: getattr(args, name) for name in ("engine", "precision", "calibration", "seed", "max_steps")}
+    fields |= {"trace": path, "cache": cache, "batch": batch, "miss": miss.name, "engine_as_costs": True}
+    out, _ = simulate(RunSpec.of({**hardware_fields(args), **fields}))
+    quality, gpu = out["quality"], ["does not fit the GPU's memory"] if out["memory"]["fits"] is False else []
     return {
         "replay": "open" if miss.lossy else "exact",
         "tokens_per_s": out["tokens_per_s"],
@@ -134,5 +131,5 @@ def run(args: Namespace, path: str, cache: str, batch: int, miss: Policy) -> dic
         "hit_percent": 100 * out["hits"] / (out["wanted"] or 1),
         "judged_requests": out["requests"],
         "judged_tokens": out["tokens"],
-        "note": "" if out["memory"]["fits"] is not False else "does not fit the GPU's memory",
+        "note": "; ".join([*gpu, *short_of_ram(out["memory"])]),
     }

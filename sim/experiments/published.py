@@ -1,195 +1,242 @@
-"""Figures that others published against predictions, no term fitted to the figure that it predicts."""
+"""Speeds that others published against predictions, by constants that no row of the judged machine had a part in."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
-from sim import catalog
-from sim.errors import SpecError, unknown
-from sim.experiments.cases import Figure, Published, published, run_spec
-from sim.experiments.fitting import WITHOUT, anchors_for, fit_terms
-from sim.experiments.tables import Column, Report, Row, gain, parser
-from sim.simulation import simulate
+from sim.errors import unknown
+from sim.experiments.tables import Cell, Column, More, Report, Row, parser
+from sim.timings.effects import Observed, fitted, owners
+from sim.timings.estimate import Estimate
+from sim.timings.judging import JUDGED, Judged, judge
+from sim.timings.rows import Timing, command, read, usable
+from sim.timings.terms import TERMS
 
-Terms = Mapping[str, float]
+WAYS: dict[str, Callable[[Judged], float | None]] = {
+    "before": lambda each: each.before,
+    "one_factor": lambda each: each.one_factor,
+    "left_out": lambda each: each.left_out,
+    "anchored": lambda each: each.anchored,
+}
+SAID = {
+    "before": "before any timing",
+    "one_factor": "one factor",
+    "left_out": "machine left out",
+    "anchored": "two anchors",
+}
 COLUMNS = (
-    Column("case", "case"),
-    Column("figure", "figure"),
+    Column("engine", "engine"),
+    Column("machine", "machine"),
+    Column("model", "model"),
+    Column("phase", "phase"),
     Column("settings", "settings"),
     Column("published", "published", 3),
+    Column("unit", "unit"),
     Column("predicted", "predicted", 3),
-    Column("metric", "unit"),
-    Column("error_percent", "error %", 1, signed=True),
-    Column("without_percent", "without fitted terms %", 1, signed=True),
-    Column("no_write_back_percent", "without write-back %", 1, signed=True),
-    Column("terms", "cost terms"),
-    Column("judged", "in the median"),
+    Column("low", "80 % from", 3),
+    Column("high", "to", 3),
+    *(Column(f"{way}_percent", f"{said} %", 1, signed=True) for way, said in SAID.items()),
+    Column("judged", "judged"),
+    Column("id", "id", csv_only=True),
+    Column("grade", "grade", csv_only=True),
+    Column("command", "command", csv_only=True),
     Column("assumed", "assumed", csv_only=True),
     Column("source", "source", csv_only=True),
 )
 HEAD = (
-    "A term is a property of an engine or a machine, never of one case. A fitted term is judged by leaving out: where "
-    "`cost terms` says `fitted`, it was fitted on other figures than the row's own (its whole machine left out where "
-    "several share one), and that prediction is shown.",
-    "`without fitted terms`: the error when the engine takes no time per layer and the host reads at its peak.",
-    "`without write-back`: the error when victims are not copied back, the engine's time per layer "
-    "fitted again under that assumption.",
-    "SYNTHETIC routing throughout: hit rates are the presets', except where the row's assumptions make "
-    "routing not matter.",
-    "error = predicted / published - 1, in the unit of the row. A figure that something was fitted to "
-    "is shown and not in the median.",
+    "Every row: a published speed, the run that it is, and what is predicted for it. error = predicted speed / "
+    "published speed - 1.",
+    "before any timing: each constant at its value from what an operation is known to take (sim/timings/terms.py). "
+    "one factor: that, times the median of measured over predicted time on the engine's other machines.",
+    "machine left out: the constants fitted to the rows of all other machines; no row, of any engine, of the judged "
+    "machine has a part. `predicted` and its 80 % interval are this one.",
+    "two anchors: of a group's rows the fastest and the slowest as predicted teach the machine's own constants; shown "
+    "are the others.",
+    "SYNTHETIC routing throughout, with hit rates as counted where they are published.",
+    f"judged: grade A or B, in a group of machine, engine and model with at least {JUDGED} such rows.",
 )
 
 
-class Runner:
-    """Runs figures, each setting once, with files in a folder of its own."""
-
-    def __init__(self, folder: Path, max_steps: int | None) -> None:
-        self.folder, self.max_steps = folder, max_steps
-        self.done: dict[tuple[Any, ...], dict[str, Any]] = {}
-
-    def summary(self, figure: Figure, terms: Terms) -> dict[str, Any]:
-        """The summary of a figure's run with these fitted terms."""
-        key = (figure.id, figure.name, repr(sorted(figure.engine.items())), tuple(terms.items()))
-        if key not in self.done:
-            self.done[key], _ = simulate(run_spec(figure, terms, self.folder, self.max_steps))
-        return self.done[key]
-
-    def value(self, figure: Figure, terms: Terms) -> float:
-        """The figure in its own metric."""
-        return value_of(figure, self.summary(figure, terms))
-
-    def seconds(self, figure: Figure, terms: Terms) -> float:
-        """The figure as seconds per token."""
-        return figure.seconds_per_token(self.value(figure, terms))
-
-
-def value_of(figure: Figure, out: Mapping[str, Any]) -> float:
-    """The published metric from a summary object. Raises SpecError if the run generated nothing."""
-    if not out["tokens"]:
-        raise SpecError(f"max_steps: {figure.id}: {figure.name} ends before it generates a token; must be more")
-    if figure.metric == "hit %":
-        return float(100 * out["hits"] / out["wanted"])
-    rate = out["tokens"] / (out["time_ns"] / 1e9) if figure.metric == "tokens/s end to end" else out["tokens_per_s"]
-    return float(1 / rate if figure.metric == "s/token" else rate)
-
-
 def report(argv: Sequence[str]) -> tuple[Report, str | None]:
-    """(the report, --out). Raises SpecError for an unknown case."""
-    flags = parser("published", __doc__ or "")
-    flags.add_argument(
-        "--case", nargs="+", metavar="ID", help="only these cases (what a fit needs of others still runs)"
-    )
+    """(the report, --out). Raises SpecError for an unknown engine or machine, or a row that cannot run."""
+    flags = parser("published", __doc__ or "", steps=False)
+    flags.add_argument("--engine", metavar="NAME", help="show only this engine, as the evidence names it")
+    flags.add_argument("--machine", metavar="NAME", help="show only this machine")
+    flags.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     args = flags.parse_args(argv)
-    data = published()
-    ids = list(dict.fromkeys(figure.id for figure in data.figures))
-    for case in args.case or ():
-        if case not in ids:
-            raise unknown("case", case, ids)
-    chosen = [figure for figure in data.figures if not args.case or figure.id in args.case]
-    with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(Path(folder), args.max_steps)
-        rows = [row(runner, data, figure) for figure in chosen]
-    return Report("Published figures, predicted", HEAD, COLUMNS, rows, _foot(rows, chosen, data)), args.out
+    every = read()
+    wanted = {"engine": args.engine, "machine": args.machine}
+    for kind, name in wanted.items():
+        known = list(dict.fromkeys(_of(kind, row) for row in every))
+        if name is not None and name not in known:
+            raise unknown(kind, name, known)
+    observed, found = fitted(usable(every), args.workers)
+    judged = judge(observed)
+    shown = [one for one in judged if all(n in (None, _of(kind, one.row.timing)) for kind, n in wanted.items())]
+    per_group = _group_sizes(judged)
+    rows = [_row(one, per_group) for one in sorted(shown, key=lambda one: one.row.timing.group)]
+    left = [row for row in every if row.not_set_up and all(n in (None, _of(k, row)) for k, n in wanted.items())]
+    more = [_by_engine_and_machine(shown, per_group), _constants(observed, found), _not_set_up(left)]
+    foot = _foot(shown, per_group)
+    return Report("Published speeds, predicted", HEAD, COLUMNS, rows, foot, more), args.out
 
 
-def row(runner: Runner, data: Published, figure: Figure) -> dict[str, Any]:
-    """One figure: predicted with the terms fitted without it."""
-    anchors = anchors_for(figure, data.figures)
-    terms = fit_terms(data.fits[figure.fit], anchors, runner.seconds) if figure.fit else {}
-    predicted = runner.value(figure, terms)
-    without = runner.value(figure, {term: WITHOUT[term] for term in terms}) if terms else None
+def _of(kind: str, row: Timing) -> str:
+    return row.published_engine if kind == "engine" else row.measured_on
+
+
+def _group_sizes(judged: Sequence[Judged]) -> Counter[tuple[str, str, str]]:
+    return Counter(one.row.timing.group for one in judged if one.row.timing.grade != "C")
+
+
+def _is_judged(one: Judged, per_group: Counter[tuple[str, str, str]]) -> bool:
+    return one.row.timing.grade != "C" and per_group[one.row.timing.group] >= JUDGED
+
+
+def _row(one: Judged, per_group: Counter[tuple[str, str, str]]) -> Row:
+    timing = one.row.timing
+    low, high = one.interval
+    ends = sorted((timing.in_metric(low), timing.in_metric(high)))
+    errors = {f"{way}_percent": _percent(one, of(one)) for way, of in WAYS.items()}
     return {
-        "case": figure.id,
-        "figure": figure.name,
-        "settings": _settings(figure),
-        "published": figure.published,
-        "predicted": predicted,
-        "metric": figure.metric,
-        "error_percent": gain(predicted, figure.published),
-        "without_percent": gain(without, figure.published),
-        "no_write_back_percent": _no_write_back(runner, data, figure, anchors),
-        "terms": _terms(figure, runner.summary(figure, terms), terms),
-        "judged": f"no: {figure.fitted}" if figure.fitted else "yes",
-        "assumed": "; ".join(figure.assumed),
-        "source": figure.source,
+        "engine": timing.published_engine,
+        "machine": timing.measured_on,
+        "model": timing.fields["model"],
+        "phase": "prefill" if timing.prefill else "decode",
+        "settings": _settings(timing),
+        "published": timing.value,
+        "unit": timing.metric,
+        "predicted": timing.in_metric(one.left_out),
+        "low": ends[0],
+        "high": ends[1],
+        **errors,
+        "judged": "yes"
+        if _is_judged(one, per_group)
+        else f"no: grade {timing.grade}"
+        if timing.grade == "C"
+        else "few",
+        "id": timing.id,
+        "grade": timing.grade,
+        "command": f"python -m sim.run --trace ROUTING {command(timing)}",
+        "assumed": timing.assumed,
+        "source": timing.source,
     }
 
 
-def _no_write_back(runner: Runner, data: Published, figure: Figure, anchors: Sequence[Figure]) -> float | None:
-    """The error with a fit in which no victim is written back; None where no engine of the row or its anchors does
-    that."""
-    if figure.fit is None or not any(_engine(part).get("write_back") for part in (figure, *anchors)):
+def _percent(one: Judged, seconds: float | None) -> float | None:
+    return None if seconds is None else 100 * one.error(seconds)
+
+
+def _settings(timing: Timing) -> str:
+    shown = ("precision", "n_cpu_moe", "cache", "miss", "eviction", "set", "prefill_chunk", "context_offset")
+    given = [f"{name.replace('_', '-')} {timing.fields[name]}" for name in shown if name in timing.fields]
+    return ", ".join([*given, *([f"prompt {timing.prompt}"] if timing.prefill and timing.prompt else [])])
+
+
+# --- tables ---
+
+
+def _figures(errors: Sequence[float]) -> tuple[float, float, float] | None:
+    """(median, nine tenths, bias) of errors, in percent."""
+    if not errors:
         return None
-    terms = fit_terms(data.fits[figure.fit], [anchor.without("write_back") for anchor in anchors], runner.seconds)
-    return gain(runner.value(figure.without("write_back"), terms), figure.published)
+    sizes = sorted(abs(error) for error in errors)
+    return tuple(100 * x for x in (median(sizes), sizes[math.ceil(0.9 * len(sizes)) - 1], median(errors)))  # type: ignore[return-value]
 
 
-def _engine(figure: Figure) -> Mapping[str, Any]:
-    return {**catalog.entries("engine")[catalog.find("engine", figure.spec["engine"])], **figure.engine}
+def _line(judged: Sequence[Judged], way: str) -> tuple[int, tuple[float, float, float] | None]:
+    errors = [one.error(seconds) for one in judged if (seconds := WAYS[way](one)) is not None]
+    return len(errors), _figures(errors)
 
 
-def _settings(figure: Figure) -> str:
-    spec = figure.spec
-    shown = [spec[key] for key in ("hardware", "engine", "precision") if key in spec]
-    shown += [f"{key} {spec[key]}" for key in ("cache", "miss", "prefetch", "eviction") if key in spec]
-    return ", ".join(map(str, shown))
-
-
-def _terms(figure: Figure, out: Mapping[str, Any], terms: Terms) -> str:
-    """What the prediction charged beside GPU memory and arithmetic, the fitted terms with their values."""
-    if figure.metric == "hit %":
-        return "none: routing and eviction alone"
-    engine = _engine(figure)
-    parts = ["link"] if sum(out["h2d_bytes"].values()) else []
-    parts += ["host read rate"] if out["cpu"] and "host_read_share" not in terms else []
-    parts += ["write-back"] if engine.get("write_back") and parts else []
-    parts += ["pageable memory"] if engine.get("page_locked") is False and "link" in parts else []
-    parts += [
-        f"{key} {engine[key] / 1e6:g} ms"
-        for key in ("layer_ns", "expert_ns", "transfer_ns")
-        if engine.get(key) and key not in terms
+def _by_engine_and_machine(shown: Sequence[Judged], per_group: Counter[tuple[str, str, str]]) -> More:
+    cells = defaultdict(list)
+    for one in shown:
+        timing = one.row.timing
+        cells[timing.published_engine, timing.measured_on, "prefill" if timing.prefill else "decode"].append(one)
+    columns = [
+        Column("engine", "engine"),
+        Column("machine", "machine"),
+        Column("phase", "phase"),
+        Column("n", "rows", 0),
     ]
-    if "layer_ns" in terms:
-        least = "" if terms["layer_ns"] else ", at its least"
-        parts.append(f"layer_ns {terms['layer_ns'] / 1e6:.2f} ms (fitted{least})")
-    if "host_read_share" in terms:
-        parts.append(f"host reads {1 / terms['host_read_share']:.2f} of peak (fitted)")
-    return ", ".join(parts)
+    for way, said in SAID.items():
+        columns += [Column(way, f"{said}: median %", 1), Column(f"{way}_bias", "bias %", 1, signed=True)]
+    columns.append(Column("judged", "judged rows", 0))
+    rows: list[dict[str, Cell]] = []
+    for (engine, machine, phase), ones in sorted(cells.items()):
+        row: dict[str, Cell] = {"engine": engine, "machine": machine, "phase": phase, "n": len(ones)}
+        for way in WAYS:
+            figures = _line(ones, way)[1]
+            row |= {} if figures is None else {way: figures[0], f"{way}_bias": figures[2]}
+        rows.append(row | {"judged": sum(_is_judged(one, per_group) for one in ones)})
+    return More("By engine and machine", columns, rows)
 
 
-def _foot(rows: Sequence[Row], figures: Sequence[Figure], data: Published) -> list[str]:
-    judged = [
-        (str(row["case"]), str(row["metric"]), abs(float(row["error_percent"] or 0)))
-        for row in rows
-        if row["judged"] == "yes"
-    ]
+def _constants(observed: Sequence[Observed], found: Estimate) -> More:
+    """What every engine's terms come to on all rows together, and whose rows told them."""
+    columns = (
+        Column("engine", "engine"), Column("term", "term"), Column("what", "what it is"),
+        Column("before", "before", 3), Column("fitted", "fitted", 3), Column("low", "80 % from", 3),
+        Column("high", "to", 3), Column("told_by", "machines whose rows depend on it"),
+    )  # fmt: skip
+    return More("Constants, fitted to all rows", columns, constants(observed, found))
+
+
+def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
+    """Of each engine of the catalog that has rows, each term's value: what stands in engines.toml."""
+    from sim import catalog
+
+    rows: list[Row] = []
+    for name in dict.fromkeys(str(one.timing.fields["engine"]) for one in observed):
+        engine = catalog.engine(name)
+        mine = [one for one in observed if one.timing.fields["engine"] == name]
+        for term in dict.fromkeys(term for one in mine for term in one.slopes):
+            told = [one for one in mine if term in one.slopes]
+            machine = catalog.hardware(told[0].timing.fields["hardware"])
+            names = [n for n in owners(term, machine, engine) if "gpu " not in n and " rate" not in n]
+            value, sd = found.of(dict.fromkeys(names, 1.0))
+            for field, before in zip(
+                TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True
+            ):
+                scale = 1e-3 if field.endswith("_ns") else 1.0
+                rows.append(
+                    {
+                        "engine": name,
+                        "term": f"{field[:-3]}_us" if field.endswith("_ns") else field or term,
+                        "what": TERMS[term].what,
+                        "before": before * scale,
+                        "fitted": before * scale * math.exp(value),
+                        "low": before * scale * math.exp(value - 1.2816 * sd),
+                        "high": before * scale * math.exp(value + 1.2816 * sd),
+                        "told_by": ", ".join(sorted({one.timing.measured_on for one in told})),
+                    }
+                )
+    return rows
+
+
+def _not_set_up(rows: Sequence[Timing]) -> More:
+    counts = Counter((row.published_engine, row.not_set_up) for row in rows)
+    columns = (Column("engine", "engine"), Column("n", "rows", 0), Column("why", "why there is no such run"))
+    listed: list[Row] = [{"engine": engine, "n": n, "why": why} for (engine, why), n in sorted(counts.items())]
+    return More("Not set up", columns, listed)
+
+
+def _foot(shown: Sequence[Judged], per_group: Counter[tuple[str, str, str]]) -> list[str]:
     lines = []
-    for label, part in (
-        ("all judged figures", judged),
-        ("speeds", [entry for entry in judged if entry[1] != "hit %"]),
-        ("hit rates", [entry for entry in judged if entry[1] == "hit %"]),
-    ):
-        if part:
-            cases = list(dict.fromkeys(case for case, _, _ in part))
-            of_cases = [median(error for case, _, error in part if case == name) for name in cases]
-            lines.append(
-                f"**median absolute error, {label}: {median(error for _, _, error in part):.1f} %** ({len(part)} "
-                f"figures); median of the {len(cases)} cases' own medians: {median(of_cases):.1f} %"
-            )
-    both = [row for row in rows if row["no_write_back_percent"] is not None]
-    if both:
-        errors = [
-            median(abs(float(row[key] or 0)) for row in both) for key in ("error_percent", "no_write_back_percent")
-        ]
-        lines.append(
-            f"the {len(both)} figures that depend on write-back: median {errors[0]:.1f} % with it, "
-            f"{errors[1]:.1f} % without"
-        )
-    for name in dict.fromkeys(figure.id for figure in figures):
-        first = next(figure for figure in figures if figure.id == name)
-        lines.append(f"{name} ({first.source}), assumed: {'; '.join(first.assumed)}")
-    lines += [f"fitted terms of {name} ({', '.join(fit.terms)}): {fit.source}" for name, fit in data.fits.items()]
-    return [*lines, *(f"not set up: {name}: {why}" for name, why in data.skipped.items())]
+    for phase in ("decode", "prefill"):
+        rows = [one for one in shown if one.row.timing.prefill == (phase == "prefill")]
+        rows = [one for one in rows if _is_judged(one, per_group)]
+        for way, said in SAID.items():
+            n, figures = _line(rows, way)
+            if figures is not None:
+                groups = len({one.row.timing.group for one in rows})
+                lines.append(
+                    f"**{phase}, {said}: median {figures[0]:.1f} %, nine tenths within {figures[1]:.1f} %, bias "
+                    f"{figures[2]:+.1f} %** ({n} judged rows of {groups} groups)"
+                )
+        if rows:
+            held = sum(one.held for one in rows) / len(rows)
+            lines.append(f"{phase}: the 80 % intervals hold {100 * held:.0f} % of the judged rows")
+    return lines

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.catalog.files import entry_or_file
-from sim.experiments.cases import toml
+from sim.catalog.writing import toml
 
 if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware

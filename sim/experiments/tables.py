@@ -89,11 +89,12 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     return lines + ["| " + " | ".join(column.text(row.get(column.key)) for column in shown) + " |" for row in rows]
 
 
-def parser(name: str, doc: str) -> Parser:
-    """A parser with the flags that every experiment has."""
+def parser(name: str, doc: str, steps: bool = True) -> Parser:
+    """A parser with the flags that every experiment has; steps: --max-steps, too."""
     out = Parser(prog=f"python -m sim.experiments {name}", description=doc)
     out.add_argument("--out", metavar="DIR", help=f"write {name}.md and {name}.csv there")
-    out.add_argument("--max-steps", type=int, metavar="N", help="stop each run after so many steps")
+    if steps:
+        out.add_argument("--max-steps", type=int, metavar="N", help="stop each run after so many steps")
     return out
 
 

@@ -16,7 +16,8 @@ from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
-from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, starts_free
+from sim.outcome.how_sure import NOT_CALIBRATED, any_interval, how_sure, intervals, key_of
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, machine_words, short_of_ram, starts_free
 from sim.outcome.summary import summarise
 from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
@@ -31,7 +32,6 @@ BOUNDS = {
 LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
-HOST_PARTS = ("experts", "page_locked", "rest")  # of memory.host, what must fit into ram
 ANSWERED = ("substituted", "dropped", "cpu", "low", "streamed", "remote", "deferred")  # shown where there are any
 FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
@@ -51,6 +51,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["machine"] = spec.machine
     if (engine := engine_told(setting)) is not None:
         out |= {"engine": engine, "prompt_tokens_per_s": prompt_rate(out)}
+    out |= intervals(setting, out)
     out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
@@ -71,6 +72,7 @@ def _marks(setting: Setting, fits: bool | None) -> dict[str, bool | None]:
         "oracle": any(find(kind, name).oracle for kind, name in setting.spec.policies.items()),
         "fits": fits,
         "calibrated": setting.hardware.measured is not None,
+        "catalog_costs": setting.hardware.durations is None,
     }
 
 
@@ -172,12 +174,7 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         need = needed(m) / 1e9
         sizes = f"needs {need:.1f} GB of GPU memory, has {m['gpu'] / 1e9:.1f} GB"
         notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
-    host = m.get("host") or {}
-    if host.get("fits") is False:
-        need = sum(host[part] for part in HOST_PARTS) / 1e9
-        sizes = f"needs {need:.1f} GB of the host's memory, has {host['ram'] / 1e9:.1f} GB"
-        notes.append(f"DOES NOT FIT: {sizes}; times as if it did")
-    return notes
+    return notes + short_of_ram(m)
 
 
 def _fitted_on_the_judged(setting: Setting, memo: Memo) -> bool:
@@ -202,7 +199,7 @@ def table(out: dict[str, Any]) -> str:
         f"{spec['trace']}: {trace['model']}, {trace['moe_layers']} MoE layers x {trace['n_experts']} experts, "
         f"top-{trace['top_k']}; {out['requests']} requests, "
         f"{out['prompt_tokens']} prompt + {out['tokens']} generated tokens",
-        f"{spec['hardware']}, engine {spec['engine']}{' (its costs alone)' * bool(spec.get('engine_as_costs'))}, "
+        f"{machine_words(spec)}, engine {spec['engine']}{' (its costs alone)' * bool(spec.get('engine_as_costs'))}, "
         f"{spec['precision']}; "
         f"cache {cache_words(out)}, eviction {spec['eviction']}, "
         f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
@@ -253,9 +250,7 @@ def _figure(value: float | None, digits: int = 2) -> str:
 
 
 def _speed(out: dict[str, Any]) -> list[str]:
-    generated, total = _figure(out["tokens_per_s"]), _figure(out["total_tokens_per_s"])
-    prompts = f", {_figure(out['prompt_tokens_per_s'])} of prompts" if "prompt_tokens_per_s" in out else ""
-    lines = [f"{'tokens/s':<12} {generated} generated{prompts}, {total} with prompts{_how_sure(out)}"]
+    lines = [f"{'tokens/s':<12} {_speeds(out)}, {_figure(out['total_tokens_per_s'])} with prompts{_unsure(out)}"]
     lines.append(f"{'ms':<12} {'mean':>12} {'p50':>12} {'p95':>12} {'p99':>12} {'n':>8}")
     for name in ("tpot", "itl", "ttft"):
         row = out[f"{name}_ms"]
@@ -264,10 +259,18 @@ def _speed(out: dict[str, Any]) -> list[str]:
     return lines + _free_start(out)
 
 
-def _how_sure(out: dict[str, Any]) -> str:
-    """Of a run of an engine whose costs are the catalog's: nobody has measured them on this machine."""
-    rates = "engine" in out and out["engine"]["host_gb_per_s"] is not None  # not durations that are given outright
-    return "; not calibrated" if rates and not out["marks"]["calibrated"] else ""
+def _speeds(out: dict[str, Any]) -> str:
+    """Each with its interval; where none has one that is said once, behind them."""
+    words = {"tokens_per_s": "generated", "prompt_tokens_per_s": "of prompts"}
+    said = [speed for speed in words if speed in out]
+    unsure = bool(out["marks"].get("catalog_costs")) and not _unsure(out)
+    sure = [how_sure(out.get(key_of(speed)), unsure and out[speed] is not None) for speed in said]
+    return ", ".join(f"{_figure(out[speed])} {words[speed]}{how}" for speed, how in zip(said, sure, strict=True))
+
+
+def _unsure(out: dict[str, Any]) -> str:
+    """Of a run of catalog costs of which no speed has an interval."""
+    return f"; {NOT_CALIBRATED}" if out["marks"].get("catalog_costs") and not any_interval(out) else ""
 
 
 def _free_start(out: dict[str, Any]) -> list[str]:

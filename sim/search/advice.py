@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.outcome.how_sure import NOT_CALIBRATED, between, how_sure
+from sim.outcome.marks import machine_words
 from sim.outcome.report import BOUNDS
 from sim.search.side_by_side import NOT_DONE
 
@@ -19,7 +21,7 @@ def _head(out: Mapping[str, Any]) -> list[str]:
     aside = f"; {j['set_aside_tokens']:,} tokens of others set aside to fit policies" if j["set_aside_tokens"] else ""
     return [
         *_fastest_engine(out),
-        f"{spec['trace']}: {j['model']} on {spec['hardware']}{engine}, {spec['precision']}, "
+        f"{spec['trace']}: {j['model']} on {machine_words(spec)}{engine}, {spec['precision']}, "
         f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
         *(f"! {note}" for note in (*out["notes"], *([] if search is None else _cut_short(search)))),
     ]
@@ -33,7 +35,7 @@ def _found(out: Mapping[str, Any]) -> list[str]:
         f"{'memory':<12} {_memory(out['memory'])}",
         "",
         f"{'best policy' if 'engines' in out else 'best':<12} {best['policy']}",
-        f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval)'}",
+        f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval over requests)'}",
         *_beaten(out),
         *_ranked(out),
         "",
@@ -58,11 +60,25 @@ def _fastest_engine(out: Mapping[str, Any]) -> list[str]:
         return []
     policy = "" if best is None else f"; best policy, on an engine without any overhead: {_plain_speed(best)}"
     first = f"fastest engine that exists: {row['name']}, {_plain_speed(row)}{_lossy(row | {'closed_loop': None})}"
-    return [f"{first}{policy}", f"  {row['command']}"]
+    return [f"{first}{policy}", f"  {row['command']}", *_tie(out)]
 
 
 def _plain_speed(told: Mapping[str, Any]) -> str:
-    return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s"
+    sure = how_sure(told["tokens_per_s_interval"], told["catalog_costs"])
+    return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s{sure}"
+
+
+def _tie(out: Mapping[str, Any]) -> list[str]:
+    """Who cannot be told from the fastest, and who is preferred."""
+    if (found := out["tie"]) is None:
+        return []
+    first, *others = found["between"]
+    command = next(row["command"] for row in out["engines"] if row["name"] == found["simplest"])
+    return [
+        f"a tie: the 80 % intervals of {first} and of {', '.join(others)} overlap; the simplest, nearest to its "
+        f"engine's default: {found['simplest']}",
+        *([] if found["simplest"] == first else [f"  {command}"]),
+    ]
 
 
 def _memory(m: Mapping[str, Any]) -> str:
@@ -94,11 +110,18 @@ def _figures(row: Mapping[str, Any]) -> str:
     return " ".join(f"{'-' if figure is None else format(figure, ',.2f'):>10}" for figure in both)
 
 
+def _sure(row: Mapping[str, Any]) -> str:
+    """Between what the generated tokens/s of a line of a table are."""
+    pair = row["tokens_per_s_interval"]
+    return f"{between(pair) if pair else NOT_CALIBRATED if row['catalog_costs'] else '-':>14}"
+
+
 def _side_by_side(out: Mapping[str, Any]) -> list[str]:
     """Engines that exist, as they come, and the best policies."""
     rows = out.get("engines", [])
     lines = [
-        f"{row['kind']:<12} {_figures(row)}  {row['name']}: {row['residents']}{_lossy(row | {'closed_loop': None})}"
+        f"{row['kind']:<12} {_figures(row)}  {_sure(row)}  {row['name']}: {row['residents']}"
+        f"{_lossy(row | {'closed_loop': None})}"
         for row in rows
         if row["error"] is None
     ]
@@ -110,7 +133,8 @@ def _side_by_side(out: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     what = "engine: exists, in its default setting; unreleased: a paper's; policy: on an engine without any overhead"
-    title = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  tokens/s with the same memory; {what}"
+    heads = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  {'80 % between':>14}"
+    title = f"{heads}  tokens/s with the same memory; {what}"
     return ["", title, *lines, f"{'':<12} recommend --engine NAME finds the best setting of one", ""]
 
 
@@ -122,9 +146,11 @@ def _refused(out: Mapping[str, Any]) -> list[str]:
 def _speed(told: Mapping[str, Any]) -> str:
     if told["tokens_per_s"] is None:
         return f"{told['total_tokens_per_s']:,.2f} tokens/s with prompts (the trace generates none)"
-    prompts = told["prompt_tokens_per_s"]
-    of_prompts = "" if prompts is None else f", {prompts:,.2f} of prompts"
-    return f"{told['tokens_per_s']:,.2f} tokens/s{_between(told['tokens_per_s_interval'], 2)}{of_prompts}"
+    prompts, sure = told["prompt_tokens_per_s"], how_sure(told["prompt_tokens_per_s_interval"], None)
+    of_prompts = "" if prompts is None else f", {prompts:,.2f} of prompts{sure}"
+    pair = told["tokens_per_s_over_requests"]
+    over_requests = "" if pair is None else f" [{pair[0]:,.2f}, {pair[1]:,.2f} over requests]"
+    return f"{_plain_speed(told)}{over_requests}{of_prompts}"
 
 
 def _between(pair: Sequence[float] | None, digits: int) -> str:

@@ -11,6 +11,7 @@ from sim.flags import flag_words
 from sim.memo import Kept
 from sim.outcome.bounds import bounds
 from sim.outcome.engine_words import residents
+from sim.outcome.how_sure import PHASES, key_of
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
 from sim.outcome.report import prompt_rate
 from sim.prepare import Setting, prepare
@@ -154,14 +155,17 @@ def _interval(rates: Any) -> tuple[float, float] | None:
 
 
 def told(judged: Rated, draws: Any) -> dict[str, Any]:
-    """The figures of a run, with the interval of its speed over requests; deferred: the share of the entries."""
+    """The figures of a run: tokens_per_s_over_requests, the interval that other requests of the kind span, beside that
+    of the costs (sim.outcome.how_sure); deferred: the share of the entries."""
     s = judged.summary
     return {
         "policy": judged.words,
         "tokens_per_s": s["tokens_per_s"],
         "total_tokens_per_s": s["total_tokens_per_s"],
         "prompt_tokens_per_s": prompt_rate(s),
-        "tokens_per_s_interval": None if draws is None else _interval(judged.requests.rates(draws)),
+        **{key_of(speed): s.get(key_of(speed)) for speed in PHASES},
+        "catalog_costs": s["marks"]["catalog_costs"],
+        "tokens_per_s_over_requests": None if draws is None else _interval(judged.requests.rates(draws)),
         "time_ns": s["time_ns"],
         "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),
         "deferred": s["deferred"] / s["slots_wanted"] if s.get("deferred") else 0.0,

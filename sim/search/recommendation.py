@@ -14,7 +14,7 @@ from sim.prepare import Setting
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
 from sim.search.measured_quality import measured
-from sim.search.side_by_side import SideBySide, fastest
+from sim.search.side_by_side import SideBySide, fastest_engine
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.spec import RunSpec
 
@@ -76,8 +76,7 @@ class Recommendation:
             out, policies = self._policies(beside)
         except (TooSmall, NoAnswer) as refusal:
             return beside.alone(self.lengths, refusal)
-        rows = beside.rows(policies)
-        return out | {"best_engine": fastest(rows), "engines": rows}
+        return out | fastest_engine(beside.rows(policies))
 
     def _policies(self, evaluate: Evaluate) -> tuple[dict[str, Any], dict[str, Rated]]:
         """The answer of the search among policies, and the best of them by name."""

@@ -11,14 +11,14 @@ from sim.engines import FREE, behaving
 from sim.errors import SpecError
 from sim.prepare import prepare
 from sim.search.judging import Case, Evaluate, Rated, command, told
+from sim.search.ties import ENGINE, POLICY, UNRELEASED, away, tie
 from sim.spec import RunSpec
 from sim.sweeps.answer import by_prompts, lost_weight, speed
 from sim.sweeps.config import Configuration, identity
-from sim.sweeps.rows import Row
+from sim.sweeps.rows import PAIRS, Row, pair_of
 from traces.errors import UserError
 
 TIES = 0.001  # generated tokens/s closer than this share are equal
-ENGINE, UNRELEASED, POLICY = "engine", "unreleased", "policy"
 NOT_DONE = "the time was over before it was done"
 
 
@@ -60,7 +60,7 @@ class SideBySide:
             if rows[0]["error"] is None:
                 rated = self.case.rate(self.specs[rows[0]["name"]].model_copy(update={"max_steps": steps}))
                 notes = [] if steps == whole else [f"the time was over: all here is of the first {steps} steps"]
-                mine = {"best": None, "refusal": str(refusal), "best_engine": fastest(rows), "engines": rows}
+                mine = {"best": None, "refusal": str(refusal), **fastest_engine(rows)}
                 return self.case.answer(rated, {}, notes) | {"search": None} | mine
         raise SpecError(f"{refusal}{self._least()}")
 
@@ -102,6 +102,12 @@ def fastest(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in rows if row["kind"] == ENGINE and row["error"] is None), None)
 
 
+def fastest_engine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a table says of it in an answer: `best_engine`, the table, and who cannot be told from it (`tie`)."""
+    best = fastest(rows)
+    return {"best_engine": best, "engines": rows, "tie": tie(best, [row for row in rows if row["error"] is None])}
+
+
 def why_not(row: Row | None, lossy: bool) -> str | None:
     """Why a run is no answer, in one line: it was not done, failed, does not fit, or is lossy where nothing may be."""
     if row is None or row["error"] is not None:
@@ -124,6 +130,10 @@ def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[st
         "tokens_per_s": row["tokens_per_s"],
         "total_tokens_per_s": row["total_tokens_per_s"],
         "prompt_tokens_per_s": row["prompt_tokens_per_s"],
+        **{key: pair_of(row, key) for key in PAIRS},
+        "catalog_costs": case.setting.hardware.durations is None,
+        "costs_of": name,
+        "away": away(spec),
         "residents": row["engine.residents"],
         "words": row["engine.words"],
         "lost_router_weight": lost_weight(row),
@@ -134,13 +144,16 @@ def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[st
 
 def _of_policy(name: str, rated: Rated) -> dict[str, Any]:
     figures = told(rated, None)
-    kept = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", "lost_router_weight", "open_loop")
+    speeds = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", "catalog_costs", *PAIRS)
+    kept = (*speeds, "lost_router_weight", "open_loop")
     return {
         "name": name,
         "kind": POLICY,
         "error": None,
         "residents": rated.residents,
         "words": rated.words,
+        "costs_of": rated.spec.engine,
+        "away": away(rated.spec),
         "command": command(rated.spec),
         **{key: figures[key] for key in kept},
     }

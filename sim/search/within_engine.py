@@ -16,7 +16,7 @@ from sim.search.side_by_side import TIES, why_not
 from sim.search.space import Candidate, name_of
 from sim.spec import RunSpec
 from sim.sweeps.config import Configuration
-from sim.sweeps.rows import Row, row_of
+from sim.sweeps.rows import PAIRS, Row, pair_of, row_of
 from traces.errors import UserError
 
 FEW = 32  # settings that all run all steps
@@ -151,4 +151,5 @@ def _told(row: Row) -> dict[str, Any]:
         "engine.words",
         "deferred",
     )
-    return {name.removeprefix("engine."): row[name] for name in names}
+    figures = {name.removeprefix("engine."): row[name] for name in names}
+    return figures | {key: pair_of(row, key) for key in PAIRS}

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
+from sim.outcome.how_sure import how_sure, key_of
+from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, UNSURE
 from sim.outcome.report import prompt_rate
-from sim.sweeps.rows import COLUMNS, Row
+from sim.sweeps.rows import COLUMNS, Row, pair_of
 
 SPEC = [name for name in COLUMNS if name.startswith("spec.")]
 POLICY = (
@@ -14,7 +15,8 @@ POLICY = (
     "cache_spread", "set", "seed",
 )  # fmt: skip
 COLUMNS_READ = [
-    "error", "synthetic", "open_loop", "oracle", "tokens_per_s", "total_tokens_per_s", "low",
+    "error", "synthetic", "open_loop", "oracle", "catalog_costs", "tokens_per_s", "total_tokens_per_s", "low",
+    "tokens_per_s_interval.low", "tokens_per_s_interval.high",
     "quality.substituted_weight", "quality.dropped_weight", *SPEC,
 ]  # fmt: skip
 MOST_LINES = 24
@@ -30,6 +32,8 @@ def answer(rows: Sequence[Row]) -> str:
         lines.append(f"! {SYNTHETIC}")
     if any(row["open_loop"] for row in good):
         lines.append(f"! {OPEN_LOOP}")
+    if any(row["catalog_costs"] and _sure(row) is None for row in good):
+        lines.append(f"! {UNSURE}")
     varying = [name for name in SPEC if len({row[name] for row in good}) > 1]
     setting = [name for name in varying if name.removeprefix("spec.") not in POLICY]
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -43,6 +47,10 @@ def answer(rows: Sequence[Row]) -> str:
 def speed(row: Mapping[str, Any]) -> float:
     """Generated tokens per second, or with prompts where none is generated."""
     return row["tokens_per_s"] or row["total_tokens_per_s"] or 0.0
+
+
+def _sure(row: Row) -> list[float] | None:
+    return pair_of(row, key_of("tokens_per_s"))
 
 
 def speeds(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -87,7 +95,7 @@ def _best(group: Sequence[Row], setting: Sequence[str], varying: Sequence[str]) 
 def _line(where: str, row: Row, setting: Sequence[str], varying: Sequence[str], tail: str) -> str:
     policies = _fields(row, [name for name in varying if name not in setting])
     oracle = "  ORACLE" if row["oracle"] else ""
-    return f"{where}: {speed(row):,.2f} tokens/s  {policies}{oracle}{tail}"
+    return f"{where}: {speed(row):,.2f} tokens/s{how_sure(_sure(row), None)}  {policies}{oracle}{tail}"
 
 
 def _fields(row: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -111,6 +111,7 @@ def _sharing(run: Configuration) -> tuple[Any, ...]:
     costed = (
         str(s.model),
         s.hardware,
+        repr(s.changes),
         s.engine,
         s.precision,
         s.context_offset,

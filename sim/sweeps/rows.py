@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.flags import TYPES, metavar
-from sim.outcome.summary import Summary, columns
-from sim.spec import YES_NO, RunSpec
+from sim.outcome.how_sure import PHASES, key_of
+from sim.outcome.summary import LOW_HIGH, Summary, columns
+from sim.spec import RATE, YES_NO, RunSpec
 from sim.sweeps.config import Configuration
 from traces.errors import UserError
 
@@ -19,12 +20,14 @@ Row = dict[str, Any]
 def _kind(name: str) -> str:
     """Of the column of a field."""
     word = metavar(name)
-    return "bool" if word in (None, YES_NO) else TYPES[word].__name__ if word in TYPES else "text"
+    kinds = {None: "bool", YES_NO: "bool", RATE: "float"} | {each: kind.__name__ for each, kind in TYPES.items()}
+    return kinds.get(word, "text")
 
 
-TOP_MARKS = ("synthetic", "open_loop", "oracle")  # of a summary's marks, those that are columns of the row itself
+TOP_MARKS = ("synthetic", "open_loop", "oracle", "catalog_costs")  # of a summary's marks, columns of the row itself
 OF_A_ROW = ("id", "error", "policy_files", *TOP_MARKS)  # what summary_of leaves out
 PARTS_OF_SOME = {name for name, field in Summary.model_fields.items() if not field.is_required()}
+PAIRS = tuple(key_of(speed) for speed in PHASES)
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("id", "error"), "text"),
     **dict.fromkeys(TOP_MARKS, "bool"),
@@ -39,6 +42,8 @@ def row_of(run: Configuration, summary: Mapping[str, Any]) -> Row:
     flat = _flat(summary, "")
     flat |= _bound(summary["bounds"], summary["time_ns"])
     flat |= summary["marks"]
+    for name in PAIRS:
+        flat[f"{name}.low"], flat[f"{name}.high"] = summary.get(name) or (None, None)
     flat["notes"] = " | ".join(summary["notes"])
     flat["policy_files"] = json.dumps(summary["policy_files"], sort_keys=True) if summary["policy_files"] else None
     return _row(run, flat)
@@ -55,9 +60,17 @@ def summary_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     spec["set"] = _json(spec.get("set"), where)
     spec["calibration"], spec["cache"] = (_number(spec.get(name)) for name in ("calibration", "cache"))
     summary["notes"] = [note for note in str(summary.get("notes") or "").split(" | ") if note]
+    for name in PAIRS:
+        summary[name] = pair_of(row, name)
     bounds = summary.get("bounds") or {}
     summary["bounds"] = {name: ns for name, ns in bounds.items() if ns is not None and not name.startswith("best_")}
     return {name: part for name, part in summary.items() if name not in PARTS_OF_SOME or _says(part)}
+
+
+def pair_of(row: Mapping[str, Any], name: str) -> list[float] | None:
+    """One of PAIRS of a row; None where it has none."""
+    low, high = (row.get(f"{name}.{end}") for end in LOW_HIGH)
+    return None if low is None or high is None else [low, high]
 
 
 def _says(part: Any) -> bool:

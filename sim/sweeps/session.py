@@ -8,13 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from sim import __version__, catalog
+from sim import __version__
 from sim.core.plan import LOOKS_BACK
 from sim.engines import FIT
+from sim.memo import afresh
 from sim.on_miss import OWN
 from sim.policies.kinds import KINDS as POLICIES
 from sim.policies.policy import is_user
 from sim.policies.registry import find
+from sim.prepare import Described, fitted
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec, per_layer
 from sim.sweeps.config import Configuration
@@ -25,7 +27,7 @@ from sim.sweeps.worker import Setup
 from traces.errors import UserError
 from traces.format import npz
 
-KINDS = ("hardware", "engine")  # of the catalog: sim.prepare asks for them by (kind, name)
+KINDS = ("hardware", "engine")  # of the catalog: what sim.prepare asks for
 
 
 class Session:
@@ -158,8 +160,6 @@ def _users(spec: RunSpec) -> list[str]:
 
 def _slow_to_prepare(run: Configuration) -> tuple[int, int]:
     """Sort key: last who asks a user's own function, before them who fits something."""
-    from sim.prepare import fitted
-
     users = 0 if run.spec is None else len(_users(run.spec))
     return users, 0 if run.spec is None or users else len(fitted(run.spec))
 
@@ -175,7 +175,7 @@ def _version(spec: RunSpec) -> Hashable:
         return "rules"
     chosen = (spec.prefetch, spec.miss, spec.rerank)
     lean = chosen == ("none", "fetch", "none") and not eviction.choice({}).marks & LOOKS_BACK
-    machine = (spec.hardware, spec.engine, spec.cpu_visit_us, spec.link_share)
+    machine = (spec.hardware, *spec.changes.items(), spec.engine, spec.cpu_visit_us, spec.link_share)
     on_host = miss.may_answer_cpu(spec.params("miss"))
     layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
     slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
@@ -194,16 +194,15 @@ def inspect(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
             hashes[name] = npz.content_hash(npz.read(npz.find(name)))
         except UserError:
             continue
-    parts: dict[tuple[str, str], Any] = {}
+    parts: dict[Described, Any] = {}
     files: set[str] = set()
-    for kind in KINDS:
-        for name in {getattr(s, kind) for s in specs}:
-            if os.path.isfile(name):
-                files.add(name)
-                try:
-                    parts[kind, name] = getattr(catalog, kind)(name)
-                except UserError:
-                    continue
+    for part in {Described.of(s, kind) for s in specs for kind in KINDS}:
+        found = [name for name in (part.name, dict(part.changes).get("host")) if name and os.path.isfile(name)]
+        files.update(found)
+        try:
+            parts |= {part: part.make(afresh)} if found else {}
+        except UserError:
+            continue
     for s in specs:
         named = [getattr(s, kind).rpartition(":")[0] for kind in POLICIES if is_user(getattr(s, kind))]
         named += [

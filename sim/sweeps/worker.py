@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.memo import Kept
 from sim.simulation import simulate
@@ -20,18 +20,21 @@ from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
+if TYPE_CHECKING:  # with it comes the core
+    from sim.prepare import Described
+
 MEMO_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Setup:
     """What every worker is told. folder: where relative paths begin; hashes: content hash by trace, as it is named in
-    the specs; parts: hardware and engines by (kind, name), as sim.prepare asks for them; check_traces: read a trace
-    through and compare its hash first (another machine may hold another file under that name)."""
+    the specs; parts: hardware and engines, as sim.prepare asks for them; check_traces: read a trace through and compare
+    its hash first (another machine may hold another file under that name)."""
 
     folder: str
     hashes: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    parts: Mapping["Described", Any] = field(default_factory=dict)
     check_traces: bool = False
 
 
@@ -107,8 +110,6 @@ class Worker:
             return error_row(run, f"{type(error).__name__}: {error}")
 
     def _summary(self, spec: RunSpec, warm_up: bool) -> Mapping[str, Any]:
-        from sim.prepare import Described
-
         if warm_up:
             spec = spec.model_copy(update={"max_steps": 1, "warmup_steps": 0})
         begin = time.perf_counter()
@@ -116,7 +117,7 @@ class Worker:
         if isinstance(spec.calibration, str):
             self._provide(spec.calibration)
         for key, part in self.setup.parts.items():
-            self.memo(Described(*key), lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
+            self.memo(key, lambda part=part: part)  # type: ignore[misc]  # bound now, not when it is called
 
         def reached(stage: str) -> None:
             nonlocal begin

@@ -1,0 +1,183 @@
+"""Timings seen as a mixed model: each row's simulated time, what each term of it counts, and whose the terms are.
+
+A term's logarithm is the sum of what all engines of one dispatch have in common, what the engine has, what the GPU has
+(of its memory), and what the machine has. A machine that gave no timing has 0 of its own, and the spread of the others.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.errors import SpecError
+from sim.timings.estimate import Estimate, estimate
+from sim.timings.rows import Timing
+from sim.timings.running import Runs
+from sim.timings.terms import TERMS, free, with_terms
+from traces.errors import UserError
+
+if TYPE_CHECKING:
+    from sim.catalog.engine_spec import Engine
+    from sim.catalog.hardware_spec import Hardware
+
+STEP = 0.1  # of a logarithm, for difference quotients
+LEAST = 1e-4  # derivative below which a term says nothing of a row
+NOISE = {"A": 0.06, "B": 0.1, "C": 0.3}  # of a row's logarithm, by how well its settings are known
+ENGINES_OWN = 0.5  # of a term's spread: how far engines of one dispatch are apart
+MACHINES_OWN = 0.3  # of it: how far machines are, beside what their rates say
+GPUS_OWN = 0.15
+WHOLE = 0.1  # of a machine's times, whatever the term
+FEW = 4  # rows of one group: more of them do not count more
+ROUNDS = 2  # of simulations, each around what the one before told
+STEPS = 6  # of Gauss-Newton
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A timing as simulated: `simulated_s` per token with the terms at `logs`. slopes: of each term the derivative of
+    that time's logarithm; owned: the effects that each term's logarithm is the sum of, the machine's left out.
+
+    A time is a sum of parts, each a duration or an amount over a rate, so that a term that is e^x times as large makes
+    its part, |slope| of the whole, e^x (of a rate e^-x) times as long: exact but where the longer of two things
+    changes.
+    """
+
+    timing: Timing
+    simulated_s: float
+    logs: Mapping[str, float]
+    slopes: Mapping[str, float]
+    owned: Mapping[str, tuple[str, ...]]
+
+    def effects(self, term: str) -> tuple[str, ...]:
+        """Those of a term, with its machine's."""
+        return (*self.owned[term], f"{term}: machine {self.timing.measured_on}")
+
+    @property
+    def whole(self) -> str:
+        """The effect of its machine on all times."""
+        return f"all: machine {self.timing.measured_on}"
+
+    def near(self, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """(logarithm of the seconds per token, what each effect counts in it) at these effects; others are 0."""
+        parts = {}
+        for term, slope in self.slopes.items():
+            log = sum(values.get(name, 0.0) for name in self.effects(term))
+            parts[term] = abs(slope) * math.exp(math.copysign(1.0, slope) * (log - self.logs.get(term, 0.0)))
+        rest = max(0.0, 1 - sum(map(abs, self.slopes.values())))
+        whole = rest + sum(parts.values())
+        counts = {self.whole: 1.0}
+        for term, part in parts.items():
+            share = math.copysign(part / whole, self.slopes[term])
+            counts |= dict.fromkeys(self.effects(term), share)
+        return math.log(self.simulated_s * whole) + values.get(self.whole, 0.0), counts
+
+    def seconds(self, found: Estimate) -> tuple[float, float]:
+        """(per token, standard deviation of its logarithm): effects that nobody has told have their spread."""
+        log, counts = self.near(found.by_name)
+        sd = found.of(counts)[1]
+        unknown = sum((count * spread(name)) ** 2 for name, count in counts.items() if name not in found.by_name)
+        return math.exp(log), math.sqrt(sd**2 + unknown)
+
+
+def owners(term: str, hardware: "Hardware", engine: "Engine") -> list[str]:
+    """The effects that a term's logarithm is the sum of, the machine's left out."""
+    names = [f"{term}: {engine.dispatch or 'compiled'}", f"{term}: engine {engine.name}"]
+    if term == "gpu_memory" and hardware.gpu is not None and hardware.gpu.name and not hardware.on_host:
+        names.append(f"{term}: gpu {hardware.gpu.name}")
+    if term == "cpu_read" and hardware.host is not None:
+        names.append(f"{term}: {'measured' if hardware.host.read_gb_per_s else 'nominal'} rate")
+    return names
+
+
+def spread(effect: str) -> float:
+    """Standard deviation of an effect before any timing."""
+    term, _, owner = effect.partition(": ")
+    if term == "all":
+        return WHOLE
+    whole = math.log(TERMS[term].factor)
+    if owner.startswith("gpu "):
+        return GPUS_OWN
+    if owner.startswith(("engine ", "measured ", "nominal ")):
+        return whole * ENGINES_OWN
+    return whole * MACHINES_OWN if owner.startswith("machine ") else whole
+
+
+def logs_of(found: Estimate | None, hardware: "Hardware", engine: "Engine", machine: str = "") -> dict[str, float]:
+    """The logarithm of each of an engine's terms on some hardware; machine: with its own effects."""
+    if found is None:
+        return {}
+    more = [f": machine {machine}"] if machine else []
+    return {
+        term: found.of(dict.fromkeys([*owners(term, hardware, engine), *(term + end for end in more)], 1.0))[0]
+        for term in free(engine)
+    }
+
+
+# --- from rows to a fit ---
+
+_runs: Runs | None = None  # of a worker process: its plans are made once
+
+
+def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
+    """A row at the terms that an estimate has for it; the text of what is wrong where it cannot run."""
+    global _runs
+    _runs = _runs or Runs()
+    timing, found = job
+    try:
+        setting = _runs.setting(timing)
+        hardware, engine = setting.hardware, setting.engine
+        logs = logs_of(found, hardware, engine)
+        here, *there = (
+            math.log(_runs.seconds(timing, *with_terms(hardware, engine, each)))
+            for each in (logs, *({**logs, term: logs.get(term, 0.0) + STEP} for term in free(engine)))
+        )
+    except UserError as error:
+        return f"{timing.id or 'row'}: {error}"
+    slopes = {term: (log - here) / STEP for term, log in zip(free(engine), there, strict=True)}
+    slopes = {term: slope for term, slope in slopes.items() if abs(slope) > LEAST}
+    owned = {term: tuple(owners(term, hardware, engine)) for term in slopes}
+    return Observed(timing, math.exp(here), logs, slopes, owned)
+
+
+def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None = None) -> list[Observed]:
+    """Every row, around an estimate. Raises SpecError for one that cannot run."""
+    jobs = [(row, found) for row in rows]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        out = list(pool.map(_simulated, jobs, chunksize=8))
+    wrong = [each for each in out if isinstance(each, str)]
+    if wrong:
+        raise SpecError(wrong[0])
+    return [each for each in out if isinstance(each, Observed)]
+
+
+def fit(observed: Iterable[Observed]) -> Estimate:
+    """The effects that the rows tell."""
+    rows = list(observed)
+    per_group = Counter((row.timing.group, row.timing.prefill) for row in rows)
+    many = [max(1.0, per_group[row.timing.group, row.timing.prefill] / FEW) for row in rows]
+    noise = np.array([NOISE[row.timing.grade] * math.sqrt(n) for row, n in zip(rows, many, strict=True)])
+    measured = [math.log(row.timing.seconds) for row in rows]
+    found = Estimate.nothing()
+    for _ in range(STEPS):
+        values = found.by_name
+        lines = [row.near(values) for row in rows]
+        design = [counts for _, counts in lines]
+        at = [sum(count * values.get(name, 0.0) for name, count in counts.items()) for counts in design]
+        residuals = np.array(measured) - np.array([log for log, _ in lines]) + np.array(at)
+        found = estimate(design, residuals, {name: spread(name) for each in design for name in each}, noise)
+    return found
+
+
+def fitted(rows: Sequence[Timing], workers: int | None = None, rounds: int = ROUNDS) -> tuple[list[Observed], Estimate]:
+    """Rows and their effects, each round simulated around what the one before found."""
+    found: Estimate | None = None
+    for _ in range(rounds):
+        observed = observe(rows, found, workers)
+        found = fit(observed)
+    assert found is not None
+    return observed, found

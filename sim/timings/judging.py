@@ -1,0 +1,138 @@
+"""How far predictions are off: each row by constants that no row of its machine had a part in, or by two anchors."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from sim.timings.effects import Observed, fit, spread
+from sim.timings.estimate import Estimate, estimate
+
+JUDGED = 4  # rows of grade A or B that a group needs to be judged
+EIGHTY = 1.2816  # standard deviations on each side that hold 80 % of a normal distribution
+ANCHOR_NOISE = 0.02  # of the logarithm of two timings made the same way on one machine
+LEAST_SD = 0.02
+ROUNDS = 6  # of Gauss-Newton
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with what was predicted for it, seconds per token: before any timing, with one factor of its engine, with
+    all terms (its machine left out of both), `sd` the standard deviation of the last one's logarithm; with two anchors
+    of its machine, None of an anchor and where there are none."""
+
+    row: Observed
+    before: float
+    one_factor: float
+    left_out: float
+    sd: float
+    anchored: float | None = None
+    anchor: bool = False
+
+    def error(self, seconds: float) -> float:
+        """Predicted over published speed, less 1."""
+        return self.row.timing.seconds / seconds - 1
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Seconds per token that should hold 80 % of such rows."""
+        factor = math.exp(EIGHTY * self.sd)
+        return self.left_out / factor, self.left_out * factor
+
+    @property
+    def held(self) -> bool:
+        """Whether the interval holds what was published."""
+        return abs(self.z) <= EIGHTY
+
+    @property
+    def z(self) -> float:
+        """Logarithm of measured over predicted time, in standard deviations."""
+        return math.log(self.row.timing.seconds / self.left_out) / self.sd
+
+
+def judge(observed: Sequence[Observed]) -> list[Judged]:
+    """Every row with its machine left out; grade C is judged, and taught by none."""
+    teach = [row for row in observed if row.timing.grade != "C"]
+    out: list[Judged] = []
+    for machine in dict.fromkeys(row.timing.measured_on for row in observed):
+        found = fit(row for row in teach if row.timing.measured_on != machine)
+        others = [row for row in teach if row.timing.measured_on != machine]
+        mine = [row for row in observed if row.timing.measured_on == machine]
+        anchors = _anchored(mine, found)
+        for row in mine:
+            seconds, sd = row.seconds(found)
+            before = math.exp(row.near({})[0])
+            anchored, is_anchor = anchors.get(row.timing.id, (None, False))
+            factor = _factor(others, row)
+            out.append(Judged(row, before, before * factor, seconds, max(sd, LEAST_SD), anchored, is_anchor))
+    return out
+
+
+def _factor(others: Sequence[Observed], row: Observed) -> float:
+    """Median of measured over predicted time before any timing, of the engine's other machines; 1 without any."""
+    theirs = defaultdict(list)
+    for other in others:
+        same = other.timing.published_engine == row.timing.published_engine
+        if same and other.timing.prefill == row.timing.prefill:
+            theirs[other.timing.measured_on].append(other.timing.seconds / math.exp(other.near({})[0]))
+    return median(median(each) for each in theirs.values()) if theirs else 1.0
+
+
+def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[float | None, bool]]:
+    """By id, (seconds per token, whether an anchor): of each group of one machine, engine, model and phase with at
+    least JUDGED rows, the fastest and the slowest by prediction are anchors, the others predicted from them."""
+    groups = defaultdict(list)
+    for row in mine:
+        groups[row.timing.group, row.timing.prefill, row.timing.fields["precision"]].append(row)
+    out: dict[str, tuple[float | None, bool]] = {}
+    for rows in groups.values():
+        ordered = sorted(rows, key=lambda row: row.seconds(found)[0])
+        anchors = [ordered[0], ordered[-1]]
+        if len(rows) >= JUDGED - 1:
+            learned = with_anchors(anchors, found)
+            out |= {row.timing.id: (row.seconds(learned)[0], False) for row in rows}
+            out |= {row.timing.id: (None, True) for row in anchors}
+    return out
+
+
+def with_anchors(anchors: Sequence[Observed], found: Estimate) -> Estimate:
+    """What a machine's own timings say, on top of `found`, which was found without them."""
+    start, moved = found.by_name, Estimate.nothing()
+    for _ in range(ROUNDS):
+        values = {**start, **{name: start.get(name, 0.0) + move for name, move in moved.by_name.items()}}
+        lines = [row.near(values) for row in anchors]
+        design = [counts for _, counts in lines]
+        at = [sum(count * moved.by_name.get(name, 0.0) for name, count in counts.items()) for counts in design]
+        off = [
+            math.log(row.timing.seconds) - log + back for row, (log, _), back in zip(anchors, lines, at, strict=True)
+        ]
+        moved = estimate(design, np.array(off), _left(design, found), np.full(len(anchors), ANCHOR_NOISE))
+    names = tuple(sorted({*found.names, *moved.names}))
+    sums = np.array([start.get(name, 0.0) + moved.by_name.get(name, 0.0) for name in names])
+    covariance = np.zeros((len(names), len(names)))
+    where = [names.index(name) for name in moved.names]
+    covariance[np.ix_(where, where)] = moved.covariance
+    return Estimate(names, sums, covariance, np.array([spread(name) for name in names]))
+
+
+def _left(design: Sequence[Mapping[str, float]], found: Estimate) -> dict[str, float]:
+    """Of each effect: what is left of its spread once all other machines have told theirs."""
+    every = {name for row in design for name in row}
+    return {name: found.of({name: 1.0})[1] if name in found.by_name else spread(name) for name in every}
+
+
+def of_groups(judged: Sequence[Judged], prefill: bool) -> dict[tuple[str, str, str], list[Judged]]:
+    """Rows of a phase by machine, engine and model, of grade A or B."""
+    out = defaultdict(list)
+    for each in judged:
+        if each.row.timing.grade != "C" and each.row.timing.prefill == prefill:
+            out[each.row.timing.group].append(each)
+    return dict(out)
+
+
+def errors(judged: Sequence[Judged], of: Callable[[Judged], float | None]) -> list[float]:
+    """Of those that have such a prediction."""
+    return [each.error(seconds) for each in judged if (seconds := of(each)) is not None]

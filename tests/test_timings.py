@@ -1,0 +1,203 @@
+"""Timings: reading them, the mixed model by hand, machines left out, and an engine's constants found again."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim import calibrate_engine, catalog
+from sim.errors import SpecError
+from sim.timings import effects
+from sim.timings.effects import Observed, fit, observe, spread
+from sim.timings.estimate import Estimate, estimate
+from sim.timings.judging import judge, with_anchors
+from sim.timings.own import calibrate
+from sim.timings.rows import HITS, Timing, command, read, usable
+from sim.timings.running import Runs
+from sim.timings.terms import TERMS, free, with_terms
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "evidence" / "published.json"
+ROWS = read()
+
+
+# --- rows ---
+
+
+def test_the_evidence_is_every_collected_row() -> None:
+    if not SHARED.exists():
+        pytest.skip("the collected evidence lies outside the checkout")
+    collected = json.loads(SHARED.read_text())["cases"]
+    same = {row.id: (row.measured_on, row.grade, row.published_engine, row.metric, row.value) for row in ROWS}
+    assert same == {r["id"]: (r["machine"], r["grade"], r["engine"], r["metric"], r["value"]) for r in collected}
+    assert {row.id: row.source for row in ROWS} == {r["id"]: r["source"] for r in collected}
+
+
+def test_each_row_is_a_run_or_says_why_not() -> None:
+    for row in ROWS:
+        assert bool(row.fields.get("hardware")) != bool(row.not_set_up), row.id
+    assert len(usable(ROWS)) > 350
+    assert all(row.not_set_up for row in ROWS if row.metric == HITS)
+
+
+def test_the_settings_of_a_row_are_flags() -> None:
+    row = next(row for row in ROWS if row.id == "msl-a10/llama_cpp/qwen3-30b-a3b/18")
+    assert command(row) == (
+        "--model qwen3-30b-a3b --hardware msl-a10 --engine llama.cpp --precision q4-k-m --n-cpu-moe 36"
+    )
+
+
+WRONG = {
+    "no rows": ("value\n", "no rows"),
+    "no value": ("engine,n_cpu_moe\nllama.cpp,3\n", "value"),
+    "a column that is no field": ("value,layers\n3,4\n", "layers"),
+    "no number": ("value\nfast\n", "value = 'fast'"),
+    "nothing": ("value\n0\n", "value = '0'"),
+    "not finite": ("value\ninf\n", "value = 'inf'"),
+    "a metric": ("value,metric\n3,tokens\n", "metric = 'tokens'"),
+    "too few columns": ("value,metric\n3\n", "as many columns"),
+    "too many columns": ("value\n3,4\n", "as many columns"),
+    "a field": ("value,n_cpu_moe\n3,many\n", "n_cpu_moe = 'many'"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_file_is_one_line(what: str, tmp_path: Path) -> None:
+    text, said = WRONG[what]
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=said.replace("'", ".")) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+# --- the model by hand ---
+
+
+def test_one_effect_is_drawn_to_zero_by_its_spread() -> None:
+    # one row, residual .3, noise .1, spread .2: value = .3 x .2^2 / (.2^2 + .1^2) = .24, variance 1 / (25 + 100)
+    found = estimate([{"a": 1.0}], np.array([0.3]), {"a": 0.2}, np.array([0.1]))
+    # 0.3 is within 1.5 sd of what is left (.06 = .6 sd), so Huber's weight is 1
+    assert found.of({"a": 1.0}) == pytest.approx((0.24, math.sqrt(1 / 125)))
+    assert found.of({"b": 1.0}) == (0.0, 0.0)
+
+
+def observed(value: float, **more: object) -> Observed:
+    """10 ms, .6 of it layers and .3 reading."""
+    timing = Timing(value=value, measured_on=str(more.get("on", "m")), published_engine="e", fields={"model": "x"})
+    owned = {"layer": ("layer: compiled",), "cpu_read": ("cpu_read: compiled",)}
+    return Observed(timing, 0.010, {}, {"layer": 0.6, "cpu_read": -0.3}, owned)
+
+
+def test_a_time_is_the_sum_of_its_parts() -> None:
+    # layers twice as long, reading twice as fast: 10 x (.1 + 2 x .6 + .3 / 2) = 14.5 ms; shares 1.2 and .15 of 1.45
+    log, counts = observed(100).near({"layer: compiled": math.log(2), "cpu_read: compiled": math.log(2)})
+    assert math.exp(log) == pytest.approx(0.0145)
+    assert counts == pytest.approx(
+        {
+            "all: machine m": 1.0,
+            "layer: compiled": 1.2 / 1.45,
+            "layer: machine m": 1.2 / 1.45,
+            "cpu_read: compiled": -0.15 / 1.45,
+            "cpu_read: machine m": -0.15 / 1.45,
+        }
+    )
+
+
+def test_a_machine_without_timings_has_the_spread_of_the_others() -> None:
+    nothing = Estimate.nothing()
+    seconds, sd = observed(100).seconds(nothing)
+    assert seconds == pytest.approx(0.010)
+    own = [0.6 * spread("layer: compiled"), 0.6 * spread("layer: machine m"), spread("all: machine m")]
+    own += [0.3 * spread("cpu_read: compiled"), 0.3 * spread("cpu_read: machine m")]
+    assert sd == pytest.approx(math.hypot(*own))
+
+
+# --- machines left out ---
+
+FEW = ("msl-089-9950x", "msl-B-9950x3d", "msl-091-i5", "u-7950x-4080")
+
+
+@pytest.fixture(scope="module")
+def some() -> list[Observed]:
+    rows = [row for row in usable(ROWS) if row.measured_on in FEW and row.fields["engine"] == "llama.cpp"]
+    return observe([row for row in rows if not row.prefill], None, workers=1)
+
+
+def test_no_row_has_a_part_in_its_own_prediction(some: list[Observed]) -> None:
+    """Whatever a machine's own figures are, what is predicted for it stays; two anchors of it do change it."""
+    lied = [
+        replace(row, timing=replace(row.timing, value=row.timing.value * 3))
+        if row.timing.measured_on == FEW[0]
+        else row
+        for row in some
+    ]
+    honest, other = judge(some), judge(lied)
+    for before, after in zip(honest, other, strict=True):
+        own = before.row.timing.measured_on == FEW[0]
+        assert (before.left_out == after.left_out) == own
+        assert (before.sd == after.sd) == own
+
+
+def test_anchors_are_met(some: list[Observed]) -> None:
+    mine = [row for row in some if row.timing.measured_on == FEW[0]]
+    found = fit(row for row in some if row not in mine)
+    learned = with_anchors([mine[0], mine[-1]], found)
+    for row in (mine[0], mine[-1]):
+        off = [abs(math.log(row.timing.seconds / row.seconds(each)[0])) for each in (found, learned)]
+        assert off[1] < 0.03 and off[1] <= off[0] + 1e-9
+
+
+# --- an engine's own timings ---
+
+
+def test_constants_are_found_again(tmp_path: Path) -> None:
+    """Timings of an engine whose layers take 1.4 times as long, on a host that it reads at .8: both come back."""
+    truth = {"layer": math.log(1.4), "cpu_read": math.log(0.8)}
+    base = {"engine": "llama.cpp", "hardware": "rtx4090", "model": "qwen3-30b-a3b", "precision": "q8"}
+    runs, rows = Runs(), []
+    for n in (0, 12, 24, 36, 48):
+        timing = Timing(value=1.0, fields={**base, "n_cpu_moe": n})
+        setting = runs.setting(timing)
+        made = with_terms(setting.hardware, setting.engine, truth, start="own")
+        rows.append(replace(timing, value=1 / runs.seconds(timing, *made)))
+    found = calibrate(rows)
+    for measured, seconds in zip(rows, found.seconds, strict=True):
+        assert seconds == pytest.approx(measured.seconds, rel=0.01)
+    told = {term.name: term for term in found.terms}
+    assert not told["link"].told  # nothing crosses it
+    assert found.without is not None
+    assert np.allclose([row.seconds for row in rows], found.without, rtol=0.03)
+    path = tmp_path / "t.csv"
+    with open(path, "w", newline="") as file:
+        write = csv.writer(file)
+        write.writerow(["n_cpu_moe", "value"])
+        write.writerows([row.fields["n_cpu_moe"], row.value] for row in rows)
+    flags = ["--engine", "llama.cpp", "--hardware", "rtx4090", "--model", "qwen3-30b-a3b", "--precision", "q8"]
+    out = tmp_path / "mine.toml"
+    assert calibrate_engine.main([str(path), *flags, "--out", str(out)]) == 0
+    engine, hardware = catalog.engine(str(out)), catalog.hardware(str(tmp_path / "mine.hardware.toml"))
+    assert engine.interval is not None and engine.interval[0] < 1 < engine.interval[1]
+    mine = {**base, "engine": str(out), "hardware": str(tmp_path / "mine.hardware.toml"), "n_cpu_moe": 30}
+    new = Timing(value=1.0, fields={**base, "n_cpu_moe": 30})
+    setting = runs.setting(new)
+    right = runs.seconds(new, *with_terms(setting.hardware, setting.engine, truth, start="own"))
+    assert Runs().seconds(Timing(value=1.0, fields=mine)) == pytest.approx(right, rel=0.01)
+    assert hardware.gpu is not None
+    assert calibrate_engine.main([str(path), *flags, "--out", str(out)]) == 2  # is there already
+
+
+def test_terms_are_those_of_what_an_engine_does() -> None:
+    assert "cpu_visit" in free(catalog.engine("llama.cpp"))
+    assert "transfer" in free(catalog.engine("mixtral-offloading"))
+    assert "cpu_visit" not in free(catalog.engine("mixtral-offloading"))
+    assert all(term in TERMS for term in free(catalog.engine("ideal")))
+
+
+def test_effects_of_a_row(some: list[Observed]) -> None:
+    row = some[0]
+    assert set(row.owned["cpu_read"]) == {"cpu_read: compiled", "cpu_read: engine llama.cpp", "cpu_read: measured rate"}
+    assert effects.spread("all: machine x") == effects.WHOLE
