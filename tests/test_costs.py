@@ -70,9 +70,9 @@ def test_low_precision_copies() -> None:
 
 
 def test_one_mixtral_expert_on_the_host() -> None:
-    # 21 us + 352,321,536 bytes at 62.3 GB/s; while the link takes 25.5 of the host's 75 GB/s, at 49.5
+    # 352,321,536 bytes at 62.3 GB/s; while the link takes 25.5 of the host's 75 GB/s, at 49.5
     table = costs(MIXTRAL, RTX4090, IDEAL, "bf16", decode(0)).cpu_expert_ns
-    assert table.tolist() == [[0, 21_000 + 5_655_241], [0, 21_000 + 7_117_607]]
+    assert table.tolist() == [[0, 5_655_241], [0, 7_117_607]]
 
 
 def test_a_mixtral_layer_and_the_head_at_one_token() -> None:
@@ -100,7 +100,7 @@ def test_the_link_s_rate_is_that_of_one_copy() -> None:
     half = Link(h2d_gb_per_s=10.0, n_half_bytes=1000, setup_ns=5, per_copy_ns=7)
     assert transfer_ns(on(half), Engine(copies_per_expert=3), 3000).tolist() == [5 + 21 + 600, 21 + 600]
     # and what a busy link takes from the host's memory bandwidth: 4 of its 62.4 GB/s total leave 58.4 to the host
-    host = Host(read_gb_per_s=60.0, total_gb_per_s=62.4, tflops=1e6, cpu_launch_ns=0)
+    host = Host(read_gb_per_s=60.0, total_gb_per_s=62.4, tflops=1e6)
     size = MIXTRAL.expert_bytes("bf16")
     link = Link(h2d_gb_per_s=8.0, n_half_bytes=size // 3, setup_ns=5)
     busy = costs(
@@ -248,8 +248,10 @@ def test_engine_precisions_memory_share_and_dequantisation() -> None:
     of_another = Engine(layer_ns=5, mla_layer_ns=9)  # Mixtral's attention is not latent
     plain, busy = (costs(MIXTRAL, RTX4090, e, "bf16", decode(0)).dense_ns[0, 0] for e in (IDEAL, of_another))
     assert busy - plain == 5
-    slow = expert_ns(MIXTRAL, RTX4090, Engine(memory_efficiency=0.35), "bf16", 1)[1]
-    assert slow == round((352_321_536 + 73_728) / (1008 * 0.35))
+    slow = expert_ns(MIXTRAL, RTX4090, Engine(memory_efficiency=0.5), "bf16", 1)[1]  # of the GPU's 0.7
+    assert slow == round((352_321_536 + 73_728) / (1008 * 0.7 * 0.5))
+    most = expert_ns(MIXTRAL, RTX4090, Engine(memory_efficiency=2.0), "bf16", 1)[1]  # never more than the peak
+    assert most == round((352_321_536 + 73_728) / 1008)
     expand = Engine(dequant_gb_per_s=100.0)
     added = expert_ns(MIXTRAL, RTX4090, expand, "q4", 1)[1] - expert_ns(MIXTRAL, RTX4090, IDEAL, "q4", 1)[1]
     assert added == pytest.approx(99_090_432 / 100, abs=1)
@@ -359,19 +361,6 @@ def test_near_a_published_fetch_of_one_to_four_copies_on_an_rtx5090() -> None:
     for copies, us in ((1, 51.4), (2, 102.0), (4, 203.3)):
         one = transfer_ns(catalog.hardware("rtx5090"), Engine(), 2_860_000)
         assert (one[0] + (copies - 1) * one[1]) / 1e3 == pytest.approx(us, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("host", "experts", "tokens_per_s"),
-    [("", 8, 8.73), ("", 6, 10.303), ("2x-", 8, 12.208), ("2x-", 6, 13.69)],
-)
-def test_near_ktransformers_on_deepseek_v3(host: str, experts: int, tokens_per_s: float) -> None:
-    # all routed experts on the host, Q4_K_M; the engine's layer_ns is fitted to the mean of these four runs
-    model, machine = catalog.model("deepseek-v3"), catalog.hardware(f"rtx4090-{host}xeon-6454s")
-    steps = decode(500, 61, list(model.moe_layers))
-    table = costs(model, machine, catalog.engine("ktransformers"), "q4_k_m", steps)
-    routed = 58 * (table.decide_ns + experts * int(table.cpu_expert_ns[0, 1]))
-    assert 1e9 / (table.dense_ns.sum() + table.head_ns[0] + routed) == pytest.approx(tokens_per_s, rel=0.05)
 
 
 # ---- laws

@@ -291,9 +291,11 @@ def on_host(folder: Path, read_gb_per_s: float, launch_ns: int, **fields: Any) -
     (folder / "h.toml").write_text(
         'gpu = "rtx4090"\n[link]\nh2d_gb_per_s = 25\nsetup_ns = 10000\n'
         f"[host]\nread_gb_per_s = {read_gb_per_s}\ntotal_gb_per_s = {read_gb_per_s}\n"
-        f"tflops = 1\ncpu_launch_ns = {launch_ns}\n"
+        "tflops = 1\n"
     )
-    base = {"trace": "mixtral.npz", "hardware": str(folder / "h.toml"), "precision": "q4", "miss": "cpu"}
+    (folder / "e.toml").write_text(f'like = "ideal"\ncpu_expert_ns = {launch_ns}\n')
+    named = {"hardware": str(folder / "h.toml"), "engine": str(folder / "e.toml")}
+    base = {"trace": "mixtral.npz", **named, "precision": "q4", "miss": "cpu"}
     return simulate(RunSpec.of({**base, **fields}))[0]
 
 

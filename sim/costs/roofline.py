@@ -173,7 +173,8 @@ def cpu_terms_ns(
     link_rate = hardware.link_for(engine.page_locked).rate(size / engine.copies_per_expert)
     rates = np.array([host_read_rate(hardware, engine), host_read_rate(hardware, engine, link_rate)])
     read = np.maximum(size / rates, size / link_rate if hardware.unified else 0.0)  # it comes from the SSD first
-    return read, tokens * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
+    weighed = np.minimum(tokens, 1) + np.maximum(tokens - 1, 0) / engine.cpu_batch_gain
+    return read, weighed * (2.0 * model.expert_params) / host_compute_rate(hardware, engine, precision)
 
 
 def host_read_rate(hardware: "Hardware", engine: "Engine", link_rate: float = 0.0) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sim.catalog.model_spec import ModelSpec
     from sim.machines.record import RunRecord
 
-STEPS, WARM = 440, 220  # of decode: in all, and those before anything is counted, where slots are filled and emptied
+STEPS, WARM = 300, 160  # of decode: in all, and those before anything is counted, where slots are filled and emptied
 FEW = 6  # of decode where nothing moves
 NO_CACHE = ("layers:", "1.0")  # of --cache: nothing moves in its layers
 PROMPT = 512  # tokens, where a row of prefill states none

@@ -65,11 +65,17 @@ TERMS: dict[str, Term] = {
         {COMPILED: (1.0,), PYTHON: (1.0,)},
         2.0,
     ),
+    "cpu_batch": Term(
+        "how much longer the first token's arithmetic takes than a further one's, on the host",
+        ("cpu_batch_gain",),
+        {COMPILED: (2.0,), PYTHON: (2.0,)},  # expanding a weight takes about what multiplying it does
+        2.0,
+    ),
     "gpu_memory": Term(
         "share of what kernels of one token read on that GPU",
         ("memory_efficiency",),
         {COMPILED: (1.0,), PYTHON: (1.0,)},
-        1.25,
+        1.15,
     ),
     "kv": Term(
         "share of that bandwidth that attention reaches on the KV cache",
@@ -116,7 +122,7 @@ def free(engine: "Engine") -> tuple[str, ...]:
     """The terms of an engine that timings may tell: those of what it does."""
     every = ("layer", "gpu_memory", "gpu_compute", "kv", "link")
     host = (
-        ("cpu_visit", "cpu_read", "cpu_compute", "host_layer")
+        ("cpu_visit", "cpu_read", "cpu_compute", "cpu_batch", "host_layer")
         if engine.dispatch == COMPILED or engine.cpu_visit_ns
         else ()
     )
