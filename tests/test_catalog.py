@@ -148,7 +148,7 @@ def numbers(table: dict[str, Any]) -> list[str]:
     for key, value in table.items():
         if isinstance(value, dict):
             out += [f"{key}.{inner}" for inner in numbers(value)]
-        elif isinstance(value, int | float | list) and not isinstance(value, bool) and key != "aliases":
+        elif any(type(each) in (int, float, list) for each in (value if isinstance(value, list) else [value])):
             out.append(key)
     return out
 
@@ -169,7 +169,7 @@ DIMENSIONLESS = {
     "expert_intermediate", "expert_matrices", "expert_biases", "n_shared_experts", "shared_intermediate", "n_heads",
     "dense_intermediate", "qk_dim", "v_dim", "window", "vocab", "routed_scaling_factor", "gen", "lanes", "sockets",
     "cores", "single_thread", "tflops", "curve", "copies_per_expert", "staging_experts", "memory_share",
-    "memory_efficiency", "hbm_efficiency", "cpu_read_share", "cpu_compute_share",
+    "memory_efficiency", "hbm_efficiency", "cpu_read_share", "cpu_compute_share", "link_share",
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_no_figure_is_without_a_source_or_a_unit(kind: str) -> None:
         for key in numbers({key: value for key, value in entry.items() if key not in ("sets", "options")}):
             first, last = key.split(".")[0], key.split(".")[-1]
             assert entry.get("sources", {}).get(first) or entry["source"], f"{kind} {name}: {key}: no source"
-            named = last.endswith(UNITS) or any(part in key for part in WITHIN) or first in DIMENSIONLESS
+            named = last.endswith(UNITS) or any(part in key for part in WITHIN) or set(key.split(".")) & DIMENSIONLESS
             assert named or first.startswith("launches_per_"), f"{kind} {name}: {key}: which unit?"
 
 
@@ -272,6 +272,16 @@ def test_importing_the_catalog_and_listing_names_does_not_import_pydantic() -> N
 # ---- one bad entry
 
 
+@pytest.fixture
+def own_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of the catalog's, and nothing read yet."""
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    for name, cached in vars(files).copy().items():
+        if hasattr(cached, "cache_info"):
+            monkeypatch.setattr(files, name, functools.cache(cached.__wrapped__))
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -282,26 +292,18 @@ def test_importing_the_catalog_and_listing_names_does_not_import_pydantic() -> N
         ("setup_ns = 1\nh2d_gb_per_s = 1\ncolour = 3", "link bad: colour: unknown key"),
     ],
 )
-def test_a_bad_entry_stops_itself_alone(
-    tmp_path: Path, bad: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_entry_stops_itself_alone(own_catalog: Path, bad: str, message: str) -> None:
     good = '[good]\naliases = ["fine"]\nsetup_ns = 1\nh2d_gb_per_s = 2\n'
     rest = '[round]\nlike = "bad"\n' if "round" in bad else ""
-    (tmp_path / "links.toml").write_text(f"{good}[bad]\n{bad}\n{rest}")
-    monkeypatch.setattr(files, "FOLDER", tmp_path)
-    for cached in (files.shipped, files._sound, files._index):
-        monkeypatch.setattr(files, cached.__name__, functools.cache(cached.__wrapped__))
+    (own_catalog / "links.toml").write_text(f"{good}[bad]\n{bad}\n{rest}")
     assert files.find("link", "Fine") == "good"
     assert build(Link, "good", files.shipped("link")["good"]).rate(1) == 2
     with pytest.raises(CatalogError, match="^" + re.escape(message)):
         build(Link, "link bad", files.shipped("link")[files.find("link", "bad")])
 
 
-def test_what_is_no_table_stops_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "links.toml").write_text("bad = 3\n[good]\nsetup_ns = 1\nh2d_gb_per_s = 2\n")
-    monkeypatch.setattr(files, "FOLDER", tmp_path)
-    for cached in (files.shipped, files._sound, files._index):
-        monkeypatch.setattr(files, cached.__name__, functools.cache(cached.__wrapped__))
+def test_what_is_no_table_stops_itself_alone(own_catalog: Path) -> None:
+    (own_catalog / "links.toml").write_text("bad = 3\n[good]\nsetup_ns = 1\nh2d_gb_per_s = 2\n")
     assert files.find("link", "good") == "good"
     with pytest.raises(CatalogError, match=r"^link bad: bad = 3: must be a table$"):
         files.find("link", "bad")

@@ -167,6 +167,35 @@ def test_a_linear_attention_layer_does_not_grow_with_position() -> None:
     assert few == round((weights + 2 * 2_146_304) / HBM)
 
 
+def test_layers_of_each_kind_have_their_own_weights_and_entries() -> None:
+    # at position 4999, 5000 entries. Gemma: a window of 1024 in layer 0, layer 5 is full, of other sizes
+    gemma = costs(catalog.model("gemma-4-26b-a4b"), RTX4090, IDEAL, "bf16", decode(4999, 30)).dense_ns[0]
+    rest = 2 * 2816 + 128 * 2816 + 3 * 2816 * 2112
+    assert gemma[0] == round((2 * (34_603_520 + rest) + 8192 * 1024) / HBM)
+    assert gemma[5] == round((2 * (49_021_952 + rest) + 4096 * 5000) / HBM)
+    # GLM-5: 2048 entries of 1152 bytes, chosen by the index keys of all 5000, 256 bytes each
+    sparse = costs(catalog.model("glm-5"), RTX4090, IDEAL, "bf16", decode(4999, 78, list(range(3, 78)))).dense_ns[0]
+    rest = 174_394_112 + 2 * 6144 + 256 * 6144 + 3 * 6144 * 2048
+    assert sparse[1] == round((2 * rest + 1152 * 2048 + 256 * 5000) / HBM)
+    # Nemotron: its second layer is an MoE layer without attention, in front of which a Mamba layer without an FFN
+    model = catalog.model("nemotron-3-nano")
+    nano = costs(model, RTX4090, IDEAL, "bf16", decode(4999, 52, list(model.moe_layers))).dense_ns[0]
+    mamba = round((2 * (38_742_208 + 2 * 2688) + 2 * 2_134_016) / HBM)
+    moe = round(2 * (2 * 2688 + 128 * 2688 + 2 * 2688 * 3712) / HBM)
+    full = round((2 * (23_396_352 + 2 * 2688) + 1024 * 5000) / HBM)
+    assert nano[:3].tolist() == [mamba + moe, mamba + moe, mamba + full + moe]  # MEMEM*E
+
+
+def test_a_host_reads_what_lies_on_the_ssd_of_a_machine_of_one_memory_from_there() -> None:
+    # one Mixtral expert, 352,321,536 bytes at 5.58 GB/s of the SSD, not at the 0.7 x 273 of the memory
+    gb10 = catalog.hardware("gb10")
+    apart = gb10.model_copy(update={"unified": False})
+    of_ssd, of_memory = (
+        costs(MIXTRAL, machine, IDEAL, "bf16", decode(0)).cpu_expert_ns[0, 1] for machine in (gb10, apart)
+    )
+    assert (of_ssd, of_memory) == (round(352_321_536 / 5.58), round(352_321_536 / (0.7 * 273)))
+
+
 def test_cross_attention_is_read_in_decoder_layers_only() -> None:
     switch = catalog.model("switch-large-128")
     both = costs(switch, RTX4090, IDEAL, "fp32", decode(0, 48, list(range(48)))).dense_ns[0]

@@ -32,7 +32,7 @@ from tests.runs_by_hand import FIXED, made
 pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "hardware.md").read_text()
-MINE, HOST = re.findall(r"^```toml\n(.*?)^```", PAGE, re.S | re.M)
+MINE, HOST, HALO = re.findall(r"^```toml\n(.*?)^```", PAGE, re.S | re.M)
 SAMPLE = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 20}
 EXPERT = 352_321_536  # bytes of one of Mixtral's in bf16: 3 x 4096 x 14336 x 2
 
@@ -49,7 +49,7 @@ host = { like = "epyc-9355", read_gb_per_s = 250.0, ram_gb = 16.0 }
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("mine", MINE), ("my-host", HOST), ("same", AS_A_FILE), ("fixed", FIXED)):
+    for name, text in (("mine", MINE), ("my-host", HOST), ("halo", HALO), ("same", AS_A_FILE), ("fixed", FIXED)):
         Path(f"{name}.toml").write_text(text)
     return tmp_path
 
@@ -278,7 +278,7 @@ def test_the_study_s_runs_are_on_the_machine_asked_for(capsys: pytest.CaptureFix
 def test_the_page_s_commands_print_what_stands_there(folder: Path, commands: Forks) -> None:
     """Each block as far as it is shown."""
     blocks = re.findall(r"^```console\n\$ python -m (.*?)\n(.*?)^```", PAGE, re.S | re.M)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for line, shown in blocks:
         done = commands.call(*shlex.split(line), cwd=folder)
         assert (done.stdout or done.stderr).startswith(shown), line

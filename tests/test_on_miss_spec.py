@@ -352,7 +352,7 @@ def test_a_comma_of_a_regular_expression_is_no_other_one(folder: Path) -> None:
 
 
 def test_dense_parts_on_the_host_stand_in_its_memory() -> None:
-    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 2}
+    given = {"trace": "mixtral.npz", "hardware": "a10", "max_steps": 2}  # whose host's memory the catalog does not say
     without, there = (prepare(RunSpec.of({**given, **more})).memory for more in ({}, {"dense_on_host": "layers:2"}))
     assert "host" not in without
     moved = sum(without[part] - there[part] for part in ("dense", "kv"))
@@ -586,7 +586,7 @@ def test_durations_and_digits_that_no_integer_holds(folder: Path) -> None:
 def test_host_memory_by_hand() -> None:
     # 32 layers x 8 experts of 352,321,536 bytes: 90.19 GB, page-locked by the ideal engine; 2 GB of the rest, and on
     # request two layers' 41,984,000 weights of 2 bytes, with their KV entries
-    given = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 2}
+    given = {"trace": "mixtral.npz", "hardware": "a10", "max_steps": 2}  # whose host's memory the catalog does not say
     every = 32 * 8 * 352_321_536
     assert "host" not in prepare(RunSpec.of(given)).memory  # nobody says how much there is
     line = prepare(RunSpec.of({**given, "ram": "96GB"})).memory["host"]
@@ -606,6 +606,16 @@ def test_host_memory_by_hand() -> None:
     assert prepare(RunSpec.of({**given, **low})).memory["host"]["rest"] == 2 * 10**9 + 32 * 8 * 99_090_432
     unknown = prepare(RunSpec.of({**given, "n_cpu_moe": 8})).memory["host"]
     assert (unknown["page_locked"], unknown["ram"], unknown["fits"]) == (every, None, None)  # all of them, said or not
+
+
+def test_a_machine_of_one_memory_says_nothing_of_the_host_s() -> None:
+    # its experts lie on the SSD; those in the GPU's memory are counted there
+    given = {"trace": "mixtral.npz", "hardware": "gb10", "max_steps": 2}
+    for more in ({}, {"n_cpu_moe": 8}, {"engine": "llama.cpp"}):
+        line = prepare(RunSpec.of({**given, **more})).memory
+        assert "host" not in line and line["gpu"] == 122_502 << 20
+    with pytest.raises(SpecError, match=r"^ram: 64GB: gb10 has one memory, the GPU's; give --vram$"):
+        prepare(RunSpec.of({**given, "ram": "64GB"}))
 
 
 def test_a_host_that_says_its_memory(tmp_path: Path) -> None:
