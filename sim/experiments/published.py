@@ -195,7 +195,7 @@ def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
         for term in dict.fromkeys(term for one in mine for term in one.slopes):
             told = [one for one in mine if term in one.slopes]
             machine = catalog.hardware(told[0].timing.fields["hardware"])
-            names = [n for n in owners(term, machine, engine) if "gpu " not in n and " rate" not in n]
+            names = [n for n in owners(term, machine, engine) if "gpu " not in n]
             value, sd = found.of(dict.fromkeys(names, 1.0))
             for field, before in zip(
                 TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True

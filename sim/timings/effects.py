@@ -10,28 +10,34 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.errors import SpecError
+from sim.prepare import Setting
 from sim.timings.estimate import Estimate, estimate
 from sim.timings.rows import Timing
 from sim.timings.running import Runs
-from sim.timings.terms import TERMS, free, with_terms
+from sim.timings.terms import COMPILED, TERMS, free, with_terms
 from traces.errors import UserError
-
-if TYPE_CHECKING:
-    from sim.catalog.engine_spec import Engine
-    from sim.catalog.hardware_spec import Hardware
 
 STEP = 0.1  # of a logarithm, for difference quotients
 LEAST = 1e-4  # derivative below which a term says nothing of a row
 NOISE = {"A": 0.06, "B": 0.1, "C": 0.3}  # of a row's logarithm, by how well its settings are known
 ENGINES_OWN = 0.5  # of a term's spread: how far engines of one dispatch are apart
-MACHINES_OWN = 0.5  # of it: how far machines are, beside what their rates say
-GPUS_OWN = 0.12
-WHOLE = 0.15  # of a machine's times, whatever the term
+MACHINES_OWN = 0.4  # of it: how far machines are, beside what their rates say
+SPREADS = {  # of effects by whom they belong to, whatever the term
+    "gpu ": 0.12,
+    "mla": 0.5,
+    "host measured": 0.1,
+    "host nominal": 0.15,
+    "host assumed": 0.3,
+    "copies from unknown": 0.4,
+    "copies from": 0.1,
+}
+WHOLE = "whole"  # of which a machine has an effect of its own, whatever the term
+MACHINES = 0.25  # its spread
+ASSUMED = 0.2  # noise that a row has beside, of a host that nobody stated or a setting that was assumed
 FEW = 4  # rows of one group: more of them do not count more
 ROUNDS = 2  # of simulations, each around what the one before told
 STEPS = 6  # of Gauss-Newton
@@ -40,7 +46,7 @@ STEPS = 6  # of Gauss-Newton
 @dataclass(frozen=True)
 class Observed:
     """A timing as simulated: `simulated_s` per token with the terms at `logs`. slopes: of each term the derivative of
-    that time's logarithm; owned: the effects that each term's logarithm is the sum of, the machine's left out.
+    that time's logarithm; owned: the effects that each term's logarithm is the sum of.
 
     A time is a sum of parts, each a duration or an amount over a rate, so that a term that is e^x times as large makes
     its part, |slope| of the whole, e^x (of a rate e^-x) times as long: exact but where the longer of two things
@@ -53,27 +59,23 @@ class Observed:
     slopes: Mapping[str, float]
     owned: Mapping[str, tuple[str, ...]]
 
-    def effects(self, term: str) -> tuple[str, ...]:
-        """Those of a term, with its machine's."""
-        return (*self.owned[term], f"{term}: machine {self.timing.measured_on}")
-
     @property
     def whole(self) -> str:
         """The effect of its machine on all times."""
-        return f"all: machine {self.timing.measured_on}"
+        return f"{WHOLE}: machine {self.timing.measured_on}"
 
     def near(self, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """(logarithm of the seconds per token, what each effect counts in it) at these effects; others are 0."""
         parts = {}
         for term, slope in self.slopes.items():
-            log = sum(values.get(name, 0.0) for name in self.effects(term))
+            log = sum(values.get(name, 0.0) for name in self.owned[term])
             parts[term] = abs(slope) * math.exp(math.copysign(1.0, slope) * (log - self.logs.get(term, 0.0)))
         rest = max(0.0, 1 - sum(map(abs, self.slopes.values())))
         whole = rest + sum(parts.values())
         counts = {self.whole: 1.0}
         for term, part in parts.items():
             share = math.copysign(part / whole, self.slopes[term])
-            counts |= dict.fromkeys(self.effects(term), share)
+            counts |= dict.fromkeys(self.owned[term], share)
         return math.log(self.simulated_s * whole) + values.get(self.whole, 0.0), counts
 
     def seconds(self, found: Estimate) -> tuple[float, float]:
@@ -84,38 +86,39 @@ class Observed:
         return math.exp(log), math.sqrt(sd**2 + unknown)
 
 
-def owners(term: str, hardware: "Hardware", engine: "Engine") -> list[str]:
-    """The effects that a term's logarithm is the sum of, the machine's left out."""
-    names = [f"{term}: {engine.dispatch or 'compiled'}", f"{term}: engine {engine.name}"]
+def owners(term: str, timing: Timing, setting: Setting) -> tuple[str, ...]:
+    """The effects that a term's logarithm is the sum of in a row: what engines launched alike have in common, the
+    engine's own, what is known of the machine, and the machine's own."""
+    hardware, engine, model = setting.hardware, setting.engine, setting.model
+    whose = ["all", f"engine {engine.name}"]
     if term == "gpu_memory" and hardware.gpu is not None and hardware.gpu.name and not hardware.on_host:
-        names.append(f"{term}: gpu {hardware.gpu.name}")
-    if term == "cpu_read" and hardware.host is not None:
-        names.append(f"{term}: {'measured' if hardware.host.read_gb_per_s else 'nominal'} rate")
-    return names
+        whose.append(f"gpu {hardware.gpu.name}")
+    if term == "cpu_read":
+        whose.append(f"host {timing.host_rate}")
+    if term == "link":
+        whose.append(f"copies from {timing.copies_from}")
+    if term in ("layer", "host_layer") and model is not None and model.attention == "mla":
+        whose.append("mla")
+    of = f"{term} {engine.dispatch or COMPILED}"
+    return tuple(f"{of}: {owner}" for owner in (*whose, f"machine {timing.measured_on}"))
 
 
 def spread(effect: str) -> float:
     """Standard deviation of an effect before any timing."""
-    term, _, owner = effect.partition(": ")
-    if term == "all":
-        return WHOLE
-    whole = math.log(TERMS[term].factor)
-    if owner.startswith("gpu "):
-        return GPUS_OWN
-    if owner.startswith(("engine ", "measured ", "nominal ")):
-        return whole * ENGINES_OWN
-    return whole * MACHINES_OWN if owner.startswith("machine ") else whole
+    of, _, owner = effect.partition(": ")
+    if of == WHOLE:
+        return MACHINES
+    for start, given in SPREADS.items():
+        if owner.startswith(start):
+            return given
+    term, _, dispatch = of.partition(" ")
+    whole = math.log(TERMS[term].factor[dispatch])
+    return whole * (ENGINES_OWN if owner.startswith("engine ") else MACHINES_OWN if owner.startswith("machine ") else 1)
 
 
-def logs_of(found: Estimate | None, hardware: "Hardware", engine: "Engine", machine: str = "") -> dict[str, float]:
-    """The logarithm of each of an engine's terms on some hardware; machine: with its own effects."""
-    if found is None:
-        return {}
-    more = [f": machine {machine}"] if machine else []
-    return {
-        term: found.of(dict.fromkeys([*owners(term, hardware, engine), *(term + end for end in more)], 1.0))[0]
-        for term in free(engine)
-    }
+def logs_of(found: Estimate | None, names: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """The logarithm of each term, by the effects that it is the sum of."""
+    return {} if found is None else {term: found.of(dict.fromkeys(owned, 1.0))[0] for term, owned in names.items()}
 
 
 # --- from rows to a fit ---
@@ -131,7 +134,8 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
     try:
         setting = _runs.setting(timing)
         hardware, engine = setting.hardware, setting.engine
-        logs = logs_of(found, hardware, engine)
+        owned = {term: (*owners(term, hardware, engine), *known(term, timing, setting.model)) for term in free(engine)}
+        logs = logs_of(found, owned)
         here, *there = (
             math.log(_runs.seconds(timing, *with_terms(hardware, engine, each)))
             for each in (logs, *({**logs, term: logs.get(term, 0.0) + STEP} for term in free(engine)))
@@ -140,8 +144,7 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
         return f"{timing.id or 'row'}: {error}"
     slopes = {term: (log - here) / STEP for term, log in zip(free(engine), there, strict=True)}
     slopes = {term: slope for term, slope in slopes.items() if abs(slope) > LEAST}
-    owned = {term: tuple(owners(term, setting)) + known(term, timing) for term in slopes}
-    return Observed(timing, math.exp(here), logs, slopes, owned)
+    return Observed(timing, math.exp(here), logs, slopes, {term: owned[term] for term in slopes})
 
 
 def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None = None) -> list[Observed]:
@@ -160,7 +163,7 @@ def fit(observed: Iterable[Observed]) -> Estimate:
     rows = list(observed)
     per_group = Counter((row.timing.group, row.timing.prefill) for row in rows)
     many = [max(1.0, per_group[row.timing.group, row.timing.prefill] / FEW) for row in rows]
-    noise = np.array([NOISE[row.timing.grade] * math.sqrt(n) for row, n in zip(rows, many, strict=True)])
+    noise = np.array([_noise(row.timing) * math.sqrt(n) for row, n in zip(rows, many, strict=True)])
     measured = [math.log(row.timing.seconds) for row in rows]
     found = Estimate.nothing()
     for _ in range(STEPS):
@@ -171,6 +174,11 @@ def fit(observed: Iterable[Observed]) -> Estimate:
         residuals = np.array(measured) - np.array([log for log, _ in lines]) + np.array(at)
         found = estimate(design, residuals, {name: spread(name) for each in design for name in each}, noise)
     return found
+
+
+def _noise(timing: Timing) -> float:
+    assumed = bool(timing.assumed) or timing.host_rate == "assumed"
+    return math.hypot(NOISE[timing.grade], ASSUMED if assumed else 0.0)
 
 
 def fitted(rows: Sequence[Timing], workers: int | None = None, rounds: int = ROUNDS) -> tuple[list[Observed], Estimate]:

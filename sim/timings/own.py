@@ -14,7 +14,7 @@ from sim.timings.estimate import Estimate, estimate
 from sim.timings.judging import EIGHTY
 from sim.timings.rows import Timing
 from sim.timings.running import Runs
-from sim.timings.terms import TERMS, free, with_terms
+from sim.timings.terms import COMPILED, TERMS, free, with_terms
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -79,7 +79,8 @@ class Model:
     def __init__(self, timings: Sequence[Timing]) -> None:
         """Raises SpecError or CatalogError for a row that cannot run."""
         self.timings, self.runs = timings, Runs()
-        self.names = free(catalog.engine(timings[0].fields["engine"]))
+        engine = catalog.engine(timings[0].fields["engine"])
+        self.names, self.dispatch = free(engine), engine.dispatch or COMPILED
         for timing in timings:
             self.runs.setting(timing)
 
@@ -113,7 +114,10 @@ def calibrate(timings: Sequence[Timing]) -> Calibrated:
         terms = moved
         if arrived:
             break
-    told = [Told(name, *found.of({name: 1.0})[:1], _spread(name), found.of({name: 1.0})[1]) for name in model.names]
+    told = [
+        Told(name, *found.of({name: 1.0})[:1], _spread(name, model.dispatch), found.of({name: 1.0})[1])
+        for name in model.names
+    ]
     rows = [dict(zip(model.names, slope.tolist(), strict=True)) for slope in slopes]
     final = [math.exp(log) for log in model.logs(terms)]
     return Calibrated(
@@ -122,8 +126,8 @@ def calibrate(timings: Sequence[Timing]) -> Calibrated:
     )  # fmt: skip
 
 
-def _spread(term: str) -> float:
-    return SPREAD * math.log(TERMS[term].factor)
+def _spread(term: str, dispatch: str) -> float:
+    return SPREAD * math.log(TERMS[term].factor[dispatch])
 
 
 def _noise(timing: Timing) -> float:
@@ -133,7 +137,7 @@ def _noise(timing: Timing) -> float:
 def _found(model: Model, timings: Sequence[Timing], slopes: Floats, residuals: Floats) -> Estimate:
     design = [dict(zip(model.names, row.tolist(), strict=True)) for row in slopes]
     noise = np.array([_noise(timing) for timing in timings])
-    return estimate(design, residuals, {name: _spread(name) for name in model.names}, noise)
+    return estimate(design, residuals, {name: _spread(name, model.dispatch) for name in model.names}, noise)
 
 
 def _without(model: Model, timings: Sequence[Timing], slopes: Floats, residuals: Floats) -> list[float] | None:
