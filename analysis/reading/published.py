@@ -14,7 +14,8 @@ from traces.errors import UserError
 
 UNITS = {"decode": (DECODE, MS), "prefill": (PREFILL,)}  # of each phase
 SPEEDS = ("published", "predicted", "low", "high")
-COLUMNS = ("engine", "machine", "model", "phase", "settings", "unit", "judged", *SPEEDS)
+TEXTS = ("engine", "machine", "model", "judged")  # never empty
+COLUMNS = (*TEXTS, "phase", "settings", "unit", *SPEEDS)
 LEAST, MOST = 1e-9, 1e12  # of a figure
 
 
@@ -41,6 +42,7 @@ class Speed:
 
     @property
     def is_judged(self) -> bool:
+        """Whether it counts in what is claimed."""
         return self.judged == "yes"
 
 
@@ -76,17 +78,17 @@ def _speed(where: str, row: dict[str, str]) -> Speed:
     phase = one_of(f"{where}: phase", row["phase"], tuple(UNITS))
     unit = one_of(f"{where}: unit of {phase}", row["unit"], UNITS[phase])
     values = [_number(f"{where}: {name}", row[name]) for name in SPEEDS]
-    texts = {name: _text(f"{where}: {name}", row[name]) for name in ("engine", "machine", "model", "judged")}
     speeds = dict(zip(SPEEDS, _tokens_per_s(values) if unit == MS else values, strict=True))
     if speeds["low"] > speeds["high"]:
         raise UserError(f"{where}: low = {row['low']}: must not exceed high, which is {row['high']}")
-    return Speed(phase=phase, settings=row["settings"], **texts, **speeds)
+    engine, machine, model, judged = (_text(f"{where}: {name}", row[name]) for name in TEXTS)
+    return Speed(engine, machine, model, phase, row["settings"], judged, **speeds)
 
 
 def _tokens_per_s(ms: Sequence[float]) -> list[float]:
     """SPEEDS of ms a token: the ends of the interval change places."""
-    published_, predicted, low, high = (1e3 / each for each in ms)
-    return [published_, predicted, high, low]
+    measured, predicted, low, high = (1e3 / each for each in ms)
+    return [measured, predicted, high, low]
 
 
 def _number(where: str, text: str) -> float:
