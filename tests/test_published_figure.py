@@ -65,8 +65,12 @@ def middle(path: str) -> tuple[float, float]:
 
 def legend(drawn: str) -> list[str]:
     """The lines of all legends: `name rows median`."""
-    texts = [(each.attrib["y"], said(each)) for each in nodes(drawn, "text") if each.get("class") is None]
-    return [" ".join(texts[i + j][1] for j in range(3)) for i in range(0, len(texts), 3)]
+    return [" ".join(map(said, row)) for row in legend_rows(drawn)]
+
+
+def legend_rows(drawn: str) -> list[list[ElementTree.Element]]:
+    texts = [each for each in nodes(drawn, "text") if each.get("class") is None]
+    return [texts[i : i + 3] for i in range(0, len(texts), 3)]
 
 
 # --- reading ---
@@ -135,6 +139,13 @@ def test_every_mark_lies_in_its_panel_and_every_axis_has_a_tick(
         assert any(begin[phase] <= x <= begin[phase] + SIDE for x in ticks)
 
 
+def test_a_lone_speed_has_a_tick() -> None:
+    # none of 1, 2, 5 lies within a factor of 1.28 of 3.2; within 1.65, half of 2.72 in logarithms, 2 and 5 do
+    lone = speed(published=3.2, predicted=3.2, low=3.2, high=3.2)
+    drawn = published_svg([lone], phases=["decode"])
+    assert [said(each) for each in nodes(drawn, "text") if said(each) in ("2", "5")] == ["2", "2", "5", "5"]
+
+
 def test_marks_differ_and_keep_to_their_places() -> None:
     drawn = {symbol: mark(symbol, 100, 50) for symbol in SYMBOLS}
     assert len(set(drawn.values())) == len(SYMBOLS)
@@ -200,6 +211,8 @@ def test_nothing_is_clipped_and_both_themes_have_their_colours(phases: list[str]
         begin = x - length * {"end": 1, "middle": 0.5}.get(each.get("text-anchor", ""), 0)
         assert left <= begin and begin + length <= left + wide, said(each)
         assert top < float(each.attrib["y"]) < top + high
+    for name, count, _ in legend_rows(drawn):
+        assert float(name.attrib["x"]) + 6.5 * len(said(name)) < float(count.attrib["x"]) - 6.5 * len(said(count))
     light, dark = (said(nodes(drawn, "style")[0]).split("@media")[i] for i in (1, 2))
     assert ".hollow { fill: #ffffff" in light and ".hollow { fill: #161e27" in dark
 
