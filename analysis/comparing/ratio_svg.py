@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from analysis.comparing.by_ratio import PHASES, ByRatio
-from analysis.comparing.svg import EDGE, STYLE
-from analysis.showing.palette import GREY, SEQUENCE
+from analysis.showing.drawing import EDGE, log_scale, log_ticks, opened
+from analysis.showing.palette import SHADES
 from analysis.showing.words import markup, shortened
 
 LEFT, PLOT, NAMES, HIGH, HEAD, ROW_HEAD, LABEL = 52, 250, 168, 280, 44, 66, 13
-SHADES = [shade for shade in SEQUENCE if shade != GREY]
 APART = 30  # of two labels under the line
 PANEL, ROW = LEFT + PLOT + NAMES, ROW_HEAD + HIGH + 40
 LINES = (
@@ -29,15 +28,9 @@ HOW = (
 
 def ratio_svg(found: Sequence[ByRatio]) -> str:
     """Equal tables give equal bytes."""
-    wide, height = 2 * PANEL + 2 * EDGE, HEAD + ROW * len(found) + EDGE
     spoken = "; ".join(f"{_name(each)}, {each.setting}: {each.told(phase)}" for each in found for phase in PHASES)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{height + EDGE}" role="img"'
-        f' aria-labelledby="t d" viewBox="{-EDGE} {-EDGE} {wide} {height + EDGE}">',
-        f'<title id="t">{markup(TITLE)}</title>',
-        f'<desc id="d">{markup(spoken)}</desc>',
-        f"<style>{STYLE}{LINES}</style>",
-        f'<path class="back" d="M{-EDGE} {-EDGE}H{wide - EDGE}V{height}H{-EDGE}z"/>',
+        *opened(TITLE, spoken, 2 * PANEL, HEAD + ROW * len(found) + EDGE, LINES),
         f'<text x="0" y="14" class="title">{markup(TITLE)}</text>',
         f'<text x="0" y="34" class="soft">{HOW}</text>',
     ]
@@ -65,13 +58,7 @@ def _panel(found: ByRatio, phase: str, x: int, y: int, colour: Mapping[str, str]
         return [*parts, f'<text x="{x + LEFT}" y="{top + 20}" class="soft">no engine ran</text>']
     low, high = math.log(min(values)) - 0.05, math.log(max(values)) + 0.05
     first, last = math.log(found.ratios[0]), math.log(found.ratios[-1])
-
-    def across(ratio: float) -> float:
-        return x + LEFT + PLOT * (math.log(ratio) - first) / (last - first)
-
-    def up(speed: float) -> float:
-        return top + HIGH * (high - math.log(speed)) / (high - low)
-
+    across, up = log_scale(first, last, x + LEFT, PLOT), log_scale(high, low, top, HIGH)
     labelled = -math.inf
     for ratio in found.ratios:
         here = across(ratio)
@@ -79,7 +66,7 @@ def _panel(found: ByRatio, phase: str, x: int, y: int, colour: Mapping[str, str]
         if here - labelled >= APART:
             label = f'<text x="{here:.1f}" y="{top + HIGH + 18}" text-anchor="middle" class="soft">{ratio:.2g}</text>'
             parts, labelled = [*parts, label], here
-    for tick in _ticks(math.exp(low), math.exp(high)):
+    for tick in log_ticks(math.exp(low), math.exp(high)):
         parts.append(f'<path class="tick" d="M{x + LEFT} {up(tick):.1f}H{x + LEFT + PLOT}"/>')
         parts.append(f'<text x="{x + LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" class="soft">{tick:g}</text>')
     for name, at in sorted(speeds.items(), key=lambda item: item[0] in colour):  # winners above the others
@@ -105,9 +92,3 @@ def _names(at: Mapping[str, float], colour: Mapping[str, str], x: int, top: int)
         look = "" if name in colour else ' class="soft"'
         parts.append(f'<text x="{x}" y="{place:.1f}"{look}>{dot}{markup(shortened(name, 22))}</text>')
     return parts
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between the two."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [tick for p in powers for m in (1, 2, 5) if low <= (tick := m * 10.0**p) <= high]

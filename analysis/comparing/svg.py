@@ -1,34 +1,19 @@
-"""A comparison as a small SVG for a page that runs no script: tokens/s as bars, with intervals and lost weight.
-
-Written by hand because plotly draws in a browser only. It follows the reader's light or dark theme.
-"""
+"""A comparison as a small SVG for a page that runs no script: tokens/s as bars, with intervals and lost weight."""
 
 import textwrap
 from typing import Any
 
 from analysis.comparing.comparison import Comparison
+from analysis.showing.drawing import opened
 from analysis.showing.palette import colours
 from analysis.showing.words import markup, shortened
 
-WIDTH, EDGE, LEFT, RIGHT, ROW, TOP = 760, 16, 190, 250, 34, 64
+WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 250, 34, 64
 LEGEND = (
     "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
     "&#9733; Pareto-best"
 )
 NOTED = ("synthetic", "not calibrated")  # marks that stand below, and hold for all bars or most
-STYLE = """
-  .back { fill: #ffffff; }
-  text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1c2733; }
-  .title { font-size: 16px; font-weight: 600; }
-  .soft { fill: #5b6773; font-size: 12px; }
-  .loud { fill: #a33b00; font-size: 12px; font-weight: 600; }
-  .line { stroke: #1c2733; stroke-width: 1.5; fill: none; }
-  .base { stroke: #8a949e; stroke-dasharray: 3 3; }
-  @media (prefers-color-scheme: dark) {
-    .back { fill: #161e27; }
-    text { fill: #e6edf3; } .soft { fill: #9aa7b4; } .loud { fill: #ffa657; } .line { stroke: #e6edf3; }
-  }
-"""
 
 
 def svg(found: Comparison) -> str:
@@ -38,14 +23,8 @@ def svg(found: Comparison) -> str:
     top = max([_high(row, base) for row in found.rows] + [1e-12])
     notes = _wrapped(found.notes)
     height = TOP + ROW * len(found.rows) + 22 + 16 * len(notes)
-    wide, high = WIDTH + 2 * EDGE, height + EDGE
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" role="img" aria-labelledby="t d"'
-        f' viewBox="{-EDGE} {-EDGE} {wide} {high}">',
-        f'<title id="t">{markup(_title(found))}</title>',
-        f'<desc id="d">{markup(_spoken(found))}</desc>',
-        f"<style>{STYLE}</style>",
-        f'<path class="back" d="M{-EDGE} {-EDGE}H{WIDTH + EDGE}V{height}H{-EDGE}z"/>',
+        *opened(_title(found), _spoken(found), WIDTH, height),
         f'<text x="0" y="20" class="title">{markup(_title(found))}</text>',
         f'<text x="0" y="42" class="soft">{LEGEND}</text>',
     ]

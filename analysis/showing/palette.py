@@ -48,6 +48,7 @@ ANSWER = {
     "remote": YELLOW,
 }
 SEQUENCE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY)
+SHADES = tuple(shade for shade in SEQUENCE if shade != GREY)  # where grey is for the others
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagram")
 SCALE = "Cividis"  # one hue from dark to light, made for colour-blind readers (Nunez et al. 2018)
 

@@ -1,0 +1,107 @@
+"""Published speeds beside their predictions, as `python -m sim.experiments published --out DIR` keeps them:
+DIR/published.csv. It may have been written by anybody: what is used is checked, text is shown and never run.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sim.timings.rows import DECODE, MS, PREFILL
+from traces.command import one_of
+from traces.errors import UserError
+
+UNITS = {"decode": (DECODE, MS), "prefill": (PREFILL,)}  # of each phase
+SPEEDS = ("published", "predicted", "low", "high")
+TEXTS = ("engine", "machine", "model", "judged")  # never empty
+COLUMNS = (*TEXTS, "phase", "settings", "unit", *SPEEDS)
+LEAST, MOST = 1e-9, 1e12  # of a figure
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A published speed and what is predicted for it; published, predicted, low, high (its interval): tokens/s.
+    judged: `yes`, or why not."""
+
+    engine: str
+    machine: str
+    model: str
+    phase: str
+    settings: str
+    judged: str
+    published: float
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """As a share of what is published."""
+        return self.predicted / self.published - 1
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it counts in what is claimed."""
+        return self.judged == "yes"
+
+
+def published(path: str) -> list[Speed]:
+    """The rows of a CSV file with at least COLUMNS; a first line that begins with # is a comment.
+
+    Raises UserError, one line that names file, line, column and value.
+    """
+    rows = _rows(path)
+    missing = [name for name in COLUMNS if rows and name not in rows[0][1]]
+    if missing:
+        made = "python -m sim.experiments published --out DIR writes a published.csv that has it"
+        raise UserError(f"{path}: column {missing[0]!r}: missing; {made}")
+    if not rows:
+        raise UserError(f"{path}: no rows; needs a line of column names and a line per published speed")
+    return [_speed(f"{path}: line {line}", row) for line, row in rows]
+
+
+def _rows(path: str) -> list[tuple[int, dict[str, str]]]:
+    """(line on which it ends, row by column) of each."""
+    try:
+        text = io.StringIO(Path(path).read_text(encoding="utf-8-sig"))
+        above = 1 if text.readline().startswith("#") else text.seek(0)
+        reader = csv.DictReader(text, strict=True)
+        return [(above + reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _speed(where: str, row: dict[str, str]) -> Speed:
+    if None in row or None in row.values():
+        raise UserError(f"{where}: has not as many columns as the line of names")
+    phase = one_of(f"{where}: phase", row["phase"], tuple(UNITS))
+    unit = one_of(f"{where}: unit of {phase}", row["unit"], UNITS[phase])
+    values = [_number(f"{where}: {name}", row[name]) for name in SPEEDS]
+    speeds = dict(zip(SPEEDS, _tokens_per_s(values) if unit == MS else values, strict=True))
+    if speeds["low"] > speeds["high"]:
+        raise UserError(f"{where}: low = {row['low']}: must not exceed high, which is {row['high']}")
+    engine, machine, model, judged = (_text(f"{where}: {name}", row[name]) for name in TEXTS)
+    return Speed(engine, machine, model, phase, row["settings"], judged, **speeds)
+
+
+def _tokens_per_s(ms: Sequence[float]) -> list[float]:
+    """SPEEDS of ms a token: the ends of the interval change places."""
+    measured, predicted, low, high = (1e3 / each for each in ms)
+    return [measured, predicted, high, low]
+
+
+def _number(where: str, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = float("nan")
+    if not LEAST <= found <= MOST:
+        raise UserError(f"{where} = {text!r}: must be a number in [{LEAST:g}, {MOST:g}]")
+    return found
+
+
+def _text(where: str, text: str) -> str:
+    if not text.strip():
+        raise UserError(f"{where} = {text!r}: must not be empty")
+    return text
