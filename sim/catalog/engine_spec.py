@@ -71,7 +71,8 @@ class Engine(Behaviour):
     takes; cpu_visit_ns: once per visit that computes any expert on the host, cpu_expert_ns: once per expert there;
     cpu_read_share, cpu_compute_share: of the host's sustained read rate, and of the arithmetic of the precision's
     kernels, that its own reach. cpu_batch_gain: how many times as long the arithmetic of an expert's first token takes
-    as that of each further one, whose weights are expanded already. numa: whether its threads read the memory of all sockets, each its own, or of one.
+    as that of each further one, whose weights are expanded already. numa: whether its threads read the memory of all
+    sockets, each its own, or of one.
     host_work: which of these durations are work of one host thread, which are divided by the host's `single_thread`.
     launches_per_*: kernel launches that the GPU waits for, times the GPU's kernel_launch_ns.
     copies_per_expert: copies that one transfer is made of. page_locked: experts lie in page-locked memory;

@@ -7,7 +7,7 @@ from statistics import median
 
 from sim.errors import unknown
 from sim.experiments.tables import Cell, Column, More, Report, Row, parser
-from sim.timings.effects import Observed, fitted, owners
+from sim.timings.effects import Observed, fitted
 from sim.timings.estimate import Estimate
 from sim.timings.judging import JUDGED, Judged, judge
 from sim.timings.rows import Timing, command, read, usable
@@ -194,8 +194,7 @@ def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
         mine = [one for one in observed if one.timing.fields["engine"] == name]
         for term in dict.fromkeys(term for one in mine for term in one.slopes):
             told = [one for one in mine if term in one.slopes]
-            machine = catalog.hardware(told[0].timing.fields["hardware"])
-            names = [n for n in owners(term, machine, engine) if "gpu " not in n]
+            names = told[0].owned[term][:2]  # of all engines launched alike, and of this one
             value, sd = found.of(dict.fromkeys(names, 1.0))
             for field, before in zip(
                 TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True

@@ -134,7 +134,7 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
     try:
         setting = _runs.setting(timing)
         hardware, engine = setting.hardware, setting.engine
-        owned = {term: (*owners(term, hardware, engine), *known(term, timing, setting.model)) for term in free(engine)}
+        owned = {term: owners(term, timing, setting) for term in free(engine)}
         logs = logs_of(found, owned)
         here, *there = (
             math.log(_runs.seconds(timing, *with_terms(hardware, engine, each)))
