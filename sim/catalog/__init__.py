@@ -8,7 +8,7 @@ for, not with this module.
 
 from typing import TYPE_CHECKING, Any
 
-from sim.catalog.files import KINDS, find, shipped
+from sim.catalog.files import KINDS, find, shipped, written
 from sim.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware, Host
     from sim.catalog.model_spec import ModelSpec
 
-__all__ = ["KINDS", "CatalogError", "engine", "entries", "find", "hardware", "host", "model", "names", "precision"]
+__all__ = [
+    "KINDS",
+    "CatalogError",
+    "engine",
+    "entries",
+    "find",
+    "hardware",
+    "host",
+    "model",
+    "names",
+    "precision",
+    "written",
+]
 
 
 def model(name: str) -> "ModelSpec":

@@ -122,7 +122,7 @@ class Engine(Behaviour):
     head_precision: str = "bf16"
     dequant_gb_per_s: Rate | None = None
     memory_efficiency: Rate = 1.0
-    kv_read_share: Share = 1.0
+    kv_read_share: Rate = 1.0
     interval: Factors | None = None
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:

@@ -22,6 +22,7 @@ KINDS = {
     "precision": "precisions.toml",
 }
 FOLDER = Path(__file__).parent
+TOLD = "fitted to published speeds: analysis/results/published.md"  # of what constants.toml has
 MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
 
 Table = dict[str, Any]
@@ -65,17 +66,32 @@ def _sound(kind: str) -> tuple[Table, dict[str, str]]:
     """(entries, by name what is wrong with the others)."""
     if kind not in KINDS:
         raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    table, sound, faults = _written(kind), {}, {}
+    table, sound, faults = written(kind), {}, {}
     for name in table:
         try:
-            sound[name] = _over(table, name)
+            entry, more = _over(table, name), told(kind, name)
+            sound[name] = over_sourced(entry, more) if more else entry
         except CatalogError as error:
             faults[name] = str(error)
     return sound, faults
 
 
+CONSTANTS = "constants.toml"
+
+
 @cache
-def _written(kind: str) -> Table:
+def _constants() -> Table:
+    return read_toml(FOLDER / CONSTANTS) if (FOLDER / CONSTANTS).is_file() else {}
+
+
+def told(kind: str, name: str) -> Table:
+    """What published speeds tell of an entry (constants.toml), with their source; nothing of most."""
+    fields = _constants().get(kind, {}).get(name, {})
+    return {**fields, "sources": dict.fromkeys(fields, TOLD)} if fields else {}
+
+
+@cache
+def written(kind: str) -> Table:
     """All entries of one kind as they are written, with their `like`."""
     return read_toml(FOLDER / KINDS[kind])
 
@@ -173,9 +189,9 @@ def lineage(kind: str, name: str) -> tuple[str, ...]:
     """What `name` stands for (a file: as it is given), the entry that it is `like`, and so on; CatalogError if
     unknown."""
     label, canonical, table = entry_or_file(kind, name)
-    is_file, written = label == name, _written(kind)
+    is_file, entries = label == name, written(kind)
     out, at = ([name], table.get("like")) if is_file else ([], canonical)
     while at:
         out.append(find(kind, at))
-        at = written[out[-1]].get("like")
+        at = entries[out[-1]].get("like")
     return tuple(out)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
 from sim.errors import unknown
@@ -11,7 +12,9 @@ from sim.timings.effects import Observed, fitted
 from sim.timings.estimate import Estimate
 from sim.timings.judging import JUDGED, Judged, judge
 from sim.timings.rows import Timing, command, read, usable
+from sim.timings.shipping import constants_toml, intervals_toml
 from sim.timings.terms import TERMS
+from traces.command import out_folder, write_bytes
 
 WAYS: dict[str, Callable[[Judged], float | None]] = {
     "before": lambda each: each.before,
@@ -63,6 +66,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags = parser("published", __doc__ or "", steps=False)
     flags.add_argument("--engine", metavar="NAME", help="show only this engine, as the evidence names it")
     flags.add_argument("--machine", metavar="NAME", help="show only this machine")
+    flags.add_argument("--catalog", metavar="DIR", help="write constants.toml and intervals.toml there")
     flags.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     args = flags.parse_args(argv)
     every = read()
@@ -73,6 +77,8 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
             raise unknown(kind, name, known)
     observed, found = fitted(usable(every), args.workers)
     judged = judge(observed)
+    if args.catalog is not None:
+        _ship(out_folder(args.catalog), found, judged)
     shown = [one for one in judged if all(n in (None, _of(kind, one.row.timing)) for kind, n in wanted.items())]
     per_group = _group_sizes(judged)
     rows = [_row(one, per_group) for one in sorted(shown, key=lambda one: one.row.timing.group)]
@@ -80,6 +86,12 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     more = [_by_engine_and_machine(shown, per_group), _constants(observed, found), _not_set_up(left)]
     foot = _foot(shown, per_group)
     return Report("Published speeds, predicted", HEAD, COLUMNS, rows, foot, more), args.out
+
+
+def _ship(folder: Path, found: Estimate, judged: Sequence[Judged]) -> None:
+    """What the catalog has of all this, in its two files."""
+    for name, text in (("constants.toml", constants_toml(found)), ("intervals.toml", intervals_toml(judged))):
+        write_bytes(folder / name, text.encode())
 
 
 def _of(kind: str, row: Timing) -> str:
@@ -223,10 +235,16 @@ def _not_set_up(rows: Sequence[Timing]) -> More:
 
 
 def _foot(shown: Sequence[Judged], per_group: Counter[tuple[str, str, str]]) -> list[str]:
+    judged = [one for one in shown if _is_judged(one, per_group)]
+    parts = {
+        "decode": [one for one in judged if not one.row.timing.prefill],
+        "prefill": [one for one in judged if one.row.timing.prefill],
+        "prefill where the kind of link is known": [
+            one for one in judged if one.row.timing.prefill and one.row.timing.copies_from != "unknown"
+        ],
+    }
     lines = []
-    for phase in ("decode", "prefill"):
-        rows = [one for one in shown if one.row.timing.prefill == (phase == "prefill")]
-        rows = [one for one in rows if _is_judged(one, per_group)]
+    for phase, rows in parts.items():
         for way, said in SAID.items():
             n, figures = _line(rows, way)
             if figures is not None:

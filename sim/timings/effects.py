@@ -27,7 +27,7 @@ NOISE = {"A": 0.06, "B": 0.1, "C": 0.3}  # of a row's logarithm, by how well its
 ENGINES_OWN = 0.5  # of a term's spread: how far engines of one dispatch are apart
 MACHINES_OWN = 0.4  # of it: how far machines are, beside what their rates say
 SPREADS = {  # of effects by whom they belong to, whatever the term
-    "gpu ": 0.12,
+    "gpu ": 0.08,
     "mla": 0.5,
     "host measured": 0.1,
     "host nominal": 0.15,
@@ -36,7 +36,9 @@ SPREADS = {  # of effects by whom they belong to, whatever the term
     "copies from": 0.1,
 }
 WHOLE = "whole"  # of which a machine has an effect of its own, whatever the term
-MACHINES = 0.25  # its spread
+MACHINES = 0.12  # its spread
+# of a machine's own: what an operating system, a driver and a generation of GPUs make of a layer and of attention
+PLATFORMS = {("layer", "compiled"): 0.6, ("kv", "compiled"): 0.8}
 ASSUMED = 0.2  # noise that a row has beside, of a host that nobody stated or a setting that was assumed
 FEW = 4  # rows of one group: more of them do not count more
 ROUNDS = 2  # of simulations, each around what the one before told
@@ -97,7 +99,7 @@ def owners(term: str, timing: Timing, setting: Setting) -> tuple[str, ...]:
         whose.append(f"host {timing.host_rate}")
     if term == "link":
         whose.append(f"copies from {timing.copies_from}")
-    if term in ("layer", "host_layer") and model is not None and model.attention == "mla":
+    if term in ("layer", "host_layer", "kv") and model is not None and model.attention == "mla":
         whose.append("mla")
     of = f"{term} {engine.dispatch or COMPILED}"
     return tuple(f"{of}: {owner}" for owner in (*whose, f"machine {timing.measured_on}"))
@@ -113,7 +115,9 @@ def spread(effect: str) -> float:
             return given
     term, _, dispatch = of.partition(" ")
     whole = math.log(TERMS[term].factor[dispatch])
-    return whole * (ENGINES_OWN if owner.startswith("engine ") else MACHINES_OWN if owner.startswith("machine ") else 1)
+    if owner.startswith("machine "):
+        return PLATFORMS.get((term, dispatch), whole * MACHINES_OWN)
+    return whole * ENGINES_OWN if owner.startswith("engine ") else whole
 
 
 def logs_of(found: Estimate | None, names: Mapping[str, Sequence[str]]) -> dict[str, float]:

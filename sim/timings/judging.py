@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -12,6 +12,7 @@ from sim.timings.effects import Observed, fit, spread
 from sim.timings.estimate import Estimate, estimate
 
 JUDGED = 4  # rows of grade A or B that a group needs to be judged
+HELD = 0.8  # of rows, what an interval should hold
 EIGHTY = 1.2816  # standard deviations on each side that hold 80 % of a normal distribution
 ANCHOR_NOISE = 0.02  # of the logarithm of two timings made the same way on one machine
 LEAST_SD = 0.02
@@ -68,7 +69,21 @@ def judge(observed: Sequence[Observed]) -> list[Judged]:
             anchored, is_anchor = anchors.get(row.timing.id, (None, False))
             factor = _factor(others, row)
             out.append(Judged(row, before, before * factor, seconds, max(sd, LEAST_SD), anchored, is_anchor))
-    return out
+    return [replace(one, sd=one.sd * _scale(one, out)) for one in out]
+
+
+def _scale(one: Judged, every: Sequence[Judged]) -> float:
+    """By how much the standard deviations of the other machines' rows of its phase would have had to be larger for
+    their intervals to hold 80 %."""
+    timing = one.row.timing
+    others = [
+        abs(other.z)
+        for other in every
+        if other.row.timing.measured_on != timing.measured_on
+        and other.row.timing.prefill == timing.prefill
+        and other.row.timing.grade != "C"
+    ]
+    return float(np.quantile(others, HELD)) / EIGHTY if others else 1.0
 
 
 def _factor(others: Sequence[Observed], row: Observed) -> float:
@@ -82,16 +97,16 @@ def _factor(others: Sequence[Observed], row: Observed) -> float:
 
 
 def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[float | None, bool]]:
-    """By id, (seconds per token, whether an anchor): of each group of one machine, engine, model and phase with at
-    least JUDGED rows, the fastest and the slowest by prediction are anchors, the others predicted from them."""
+    """By id, (seconds per token, whether an anchor): of each series with more than two rows, the fastest and the
+    slowest by prediction are anchors, the others predicted from them."""
     groups = defaultdict(list)
     for row in mine:
-        groups[row.timing.group, row.timing.prefill, row.timing.fields["precision"]].append(row)
+        groups[row.timing.series].append(row)
     out: dict[str, tuple[float | None, bool]] = {}
     for rows in groups.values():
         ordered = sorted(rows, key=lambda row: row.seconds(found)[0])
         anchors = [ordered[0], ordered[-1]]
-        if len(rows) >= JUDGED - 1:
+        if len(rows) > len(anchors):
             learned = with_anchors(anchors, found)
             out |= {row.timing.id: (row.seconds(learned)[0], False) for row in rows}
             out |= {row.timing.id: (None, True) for row in anchors}

@@ -63,6 +63,12 @@ class Timing:
         return seconds * 1e3 if self.metric == MS else 1 / seconds
 
     @property
+    def series(self) -> tuple[str, ...]:
+        """What is timed alike: the same software on the same parts of the same machine, other settings."""
+        of = (self.fields.get("hardware", ""), self.fields.get("precision", ""))
+        return (*self.group, self.version, *map(str, of), self.metric)
+
+    @property
     def group(self) -> tuple[str, str, str]:
         """Machine, engine, model: what is judged together."""
         return self.measured_on, self.published_engine, str(self.fields.get("model", ""))

@@ -31,7 +31,7 @@ TERMS: dict[str, Term] = {
         ("layer_ns", "mla_layer_ns"),
         # a dozen kernels at CUDA's 4.5 us, four dozen with MLA; 30 to 200 PyTorch operations at 20 us
         {COMPILED: (50e3, 220e3), PYTHON: (1.5e6, 3e6)},
-        {COMPILED: 1.6, PYTHON: 2.5},
+        {COMPILED: 1.3, PYTHON: 2.5},
     ),
     "host_layer": Term(
         "once per layer whose dense part the host computes",
@@ -45,7 +45,7 @@ TERMS: dict[str, Term] = {
         ("cpu_visit_ns",),
         # two copies of activations with a synchronisation each, and waking the threads
         {COMPILED: (100e3,), PYTHON: (200e3,)},
-        {COMPILED: 1.5, PYTHON: 2.0},
+        {COMPILED: 1.3, PYTHON: 2.0},
     ),
     "transfer": Term(
         "once per transfer beside the link's own set-up",
@@ -75,13 +75,13 @@ TERMS: dict[str, Term] = {
         "share of what kernels of one token read on that GPU",
         ("memory_efficiency",),
         {COMPILED: (1.0,), PYTHON: (1.0,)},
-        {COMPILED: 1.1, PYTHON: 1.2},
+        {COMPILED: 1.05, PYTHON: 1.2},
     ),
     "kv": Term(
         "share of that bandwidth that attention reaches on the KV cache",
         ("kv_read_share",),
         {COMPILED: (0.5,), PYTHON: (0.5,)},  # heads of a group read the same entries, once each without sharing
-        {COMPILED: 1.6, PYTHON: 1.6},
+        {COMPILED: 1.3, PYTHON: 1.3},
     ),
     "gpu_compute": Term(
         "share of the GPU's peak operations",
@@ -112,10 +112,10 @@ def with_terms(hardware: "Hardware", engine: "Engine", logs: Logs, start: str = 
 
 
 def _kept(field: str, value: float) -> float | int:
-    """As the field holds it: whole ns, or a share, of the GPU's bandwidth at most all."""
+    """As the field holds it: whole ns, or a share."""
     if field.endswith("_ns"):
         return round(value)
-    return min(value, 1.0) if field == "kv_read_share" else value
+    return value
 
 
 def _linked(hardware: "Hardware", factor: float) -> "Hardware":
