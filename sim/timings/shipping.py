@@ -66,10 +66,9 @@ def _rounded(field: str, value: float) -> float | int:
 def constants_toml(found: Estimate) -> str:
     """constants.toml."""
     lines = [
-        "# Constants that published speeds tell, made by `"
-        + FROM
-        + " --catalog sim/catalog`: of all rows together, whose",
-        "# predictions are judged with each machine left out (analysis/results/published.md). Keys: of engines.toml and gpus.toml.",
+        f"# Constants that published speeds tell, made by `{FROM} --catalog sim/catalog`: of all rows",
+        "# together; predictions are judged with each machine left out (analysis/results/published.md).",
+        "# Keys: of engines.toml and gpus.toml.",
     ]
     for kind, entries in constants(found).items():
         for name, fields in entries.items():
