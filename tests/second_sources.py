@@ -564,31 +564,28 @@ SAME_SSD = {
 }  # fmt: skip
 
 
-# ---- engines: the sums that their terms came from, in us
+# ---- engines: what they are, and the constants that published speeds tell
 
-OPERATION = 20  # one PyTorch elementwise operation
+OPERATION = 20  # us of one PyTorch elementwise operation
 CONTEXT = 300  # MiB of a CUDA context
-FUSED: Figures = {  # llama.cpp's: measured less 0.7 x bandwidth: 16 to 84 a layer, 190 and 290 with MLA; the middle
-    "layer_ns": 1000 * (16 + 84) // 2,
-    "mla_layer_ns": 1000 * (190 + 290) // 2,
-    "expert_group": "all",
-    "dense_precision": "experts",
-    "head_precision": "q6",
-}
+WORK = ("layer_ns", "mla_layer_ns", "expert_ns", "transfer_ns", "step_ns")  # of one host thread, in Python
+COMPILED: Figures = {"dispatch": "compiled"}
+FUSED = COMPILED | {"expert_group": "all", "dense_precision": "experts", "head_precision": "q6"}
 LLAMA = FUSED | {
     "copies_per_expert": 3, "page_locked": False, "reserve_mib": 1024 + CONTEXT, "buffered_logits": True,
     "stored_beside": {"mxfp4": "q8"}, "host_copy": False,
 }  # fmt: skip
-PYTHON: Figures = {  # transformers code: three matrices, activation, product an expert
-    "layer_ns": 1000 * 30 * OPERATION,
+PYTHON: Figures = {"dispatch": "python", "host_work": WORK}
+TRANSFORMERS = PYTHON | {  # three matrices, activation, product an expert
     "expert_ns": 1000 * 5 * OPERATION,
     "page_locked": False,
 }
-HF = PYTHON | {"host_copy": False, "copies_per_expert": 2, "reserve_mib": CONTEXT, "memory_share": 0.9}
-INFINITY: Figures = {"layer_ns": 3 * 10**6, "reserve_mib": CONTEXT, "memory_share": 0.75}
-NO_MEASUREMENT: Figures = {"layer_ns": FUSED["layer_ns"], "reserve_mib": CONTEXT}
-VLLM = NO_MEASUREMENT | {"host_copy": False, "expert_group": "all", "memory_share": 0.92}
-TOKEN = NO_MEASUREMENT | {"expert_group": "ready"}
+HF = TRANSFORMERS | {"host_copy": False, "copies_per_expert": 2, "reserve_mib": CONTEXT, "memory_share": 0.9}
+INFINITY = PYTHON | {"reserve_mib": CONTEXT, "memory_share": 0.75}
+PLAIN = COMPILED | {"reserve_mib": CONTEXT}
+VLLM = PLAIN | {"host_copy": False, "expert_group": "all", "memory_share": 0.92}
+TOKEN = PLAIN | {"expert_group": "ready"}
+IMP = COMPILED | {"copies_per_expert": 3, "page_locked": False}
 ENGINES: dict[str, Figures] = {
     "ideal": {},
     "fused": FUSED,
@@ -601,24 +598,28 @@ ENGINES: dict[str, Figures] = {
     "hf-v4": HF | {"copies_per_expert": 3},
     "moe-infinity": INFINITY,
     "moe-infinity-paper": INFINITY,
-    "pre-gated": {"transfer_ns": 10**6 // 4},
-    "mixtral-offloading": {"layer_ns": 2_700_000, "write_back": True, "staging_experts": 4},
-    "fiddler": PYTHON | {"memory_share": 0.95},
-    "ktransformers": {  # 45 ms a token less dense weights, CPU launches and decisions, over 61 layers
-        "layer_ns": 10_000 * round(100 * (45 - 13.9 - 58 * 8 * 0.021 - 58 * 0.010) / 61),
-        "expert_group": "all",
-        "dense_precision": "experts",
-        "reserve_mib": CONTEXT,
-    },
+    "pre-gated": COMPILED,
+    "mixtral-offloading": PYTHON | {"write_back": True, "staging_experts": 4},
+    "mixtral-offloading-without-cache": PYTHON | {"staging_experts": 4},
+    "fiddler": TRANSFORMERS | {"memory_share": 0.95},
+    "ktransformers": PLAIN | {"expert_group": "all", "dense_precision": "experts"},
     "ollama": LLAMA | {"reserve_mib": 457 + CONTEXT},
     "vllm-uva": VLLM,
     "vllm-prefetch": VLLM | {"copies_per_expert": 2},
     "freetoken": TOKEN | {"memory_share": 0.9},
     "hybrimoe": TOKEN,
-    "moe-speed-of-light": {key: value for key, value in LLAMA.items() if "mla" not in key}
-    | {"page_locked": True, "host_copy": True},
-    "imp-wsl2": {"step_ns": 1000 * (12_600 + 16_400) // 2},
+    "moe-speed-of-light": LLAMA | {"page_locked": True, "host_copy": True},
+    "imp": IMP,
+    "imp-wsl2": COMPILED | {"step_ns": 1000 * (12_600 + 16_400) // 2},
 }
+RESULTS = Path(__file__).parents[1] / "analysis" / "results" / "published.md"
+
+
+def fitted(entry: str) -> Figures:
+    """Constants of an engine or a GPU as the results have them: rows `| entry | constant | before | fitted | ...`."""
+    table = RESULTS.read_text().split("## Constants", 1)[1].split("\n## ", 1)[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    return {row[1]: float(row[3]) if "." in row[3] else int(row[3]) for row in cells if row[0] == entry}
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
@@ -663,6 +664,10 @@ BLOCKS: dict[str, tuple[float, int]] = {
     "int4-g64": (64 // 2 + 4, 64),
     "fp8-block": (128 * 128 + 4, 128 * 128),
     "iq3-m": (3.7628, 8), "iq2-m": (2.9294, 8),  # of a whole file, as its table has it
+}  # fmt: skip
+KERNELS = {  # 1e9 operations a second of one core
+    "bf16": 40, "fp32": 20, "q8": 60, "int8": 60, "q6": 35, "q5": 40, "q4": 45, "q4-k-m": 45, "iq4-xs": 35,
+    "q3-k-m": 35, "mxfp4": 30, "q3": 30, "q2": 30,
 }  # fmt: skip
 OTHER_BLOCKS = {"q4_k": (144, 256), "q5_0": (22, 32), "iq4_nl": (18, 32)}  # that an alias stands for
 

@@ -10,9 +10,9 @@ from sim.errors import unknown
 from sim.experiments.tables import Cell, Column, More, Report, Row, parser
 from sim.timings.effects import Observed, fitted
 from sim.timings.estimate import Estimate
-from sim.timings.judging import JUDGED, Judged, judge
+from sim.timings.judging import EIGHTY, JUDGED, Judged, judge
 from sim.timings.rows import Timing, command, read, usable
-from sim.timings.shipping import constants_toml, intervals_toml
+from sim.timings.shipping import constants, constants_toml, effects_of, intervals_toml
 from sim.timings.terms import TERMS
 from traces.command import out_folder, write_bytes
 
@@ -90,6 +90,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
 
 def _ship(folder: Path, found: Estimate, judged: Sequence[Judged]) -> None:
     """What the catalog has of all this, in its two files."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("constants.toml", constants_toml(found)), ("intervals.toml", intervals_toml(judged))):
         write_bytes(folder / name, text.encode())
 
@@ -187,44 +188,34 @@ def _by_engine_and_machine(shown: Sequence[Judged], per_group: Counter[tuple[str
 
 
 def _constants(observed: Sequence[Observed], found: Estimate) -> More:
-    """What every engine's terms come to on all rows together, and whose rows told them."""
+    """What the catalog ships: each constant as rounded there, and whose rows told it."""
     columns = (
-        Column("engine", "engine"), Column("term", "term"), Column("what", "what it is"),
-        Column("before", "before", 3), Column("fitted", "fitted", 3), Column("low", "80 % from", 3),
-        Column("high", "to", 3), Column("told_by", "machines whose rows depend on it"),
+        Column("entry", "engine or GPU"), Column("field", "constant"), Column("before", "before any timing"),
+        Column("value", "fitted"), Column("range", "80 % between"),
+        Column("told_by", "machines whose rows depend on it"),
     )  # fmt: skip
-    return More("Constants, fitted to all rows", columns, constants(observed, found))
+    rows: list[Row] = [
+        {"entry": entry, "field": field, **_constant(kind, entry, field, value, observed, found)}
+        for kind, entries in constants(found).items()
+        for entry, fields in entries.items()
+        for field, value in fields.items()
+    ]
+    return More("Constants, fitted to all rows", columns, rows)
 
 
-def constants(observed: Sequence[Observed], found: Estimate) -> list[Row]:
-    """Of each engine of the catalog that has rows, each term's value: what stands in engines.toml."""
-    from sim import catalog
-
-    rows: list[Row] = []
-    for name in dict.fromkeys(str(one.timing.fields["engine"]) for one in observed):
-        engine = catalog.engine(name)
-        mine = [one for one in observed if one.timing.fields["engine"] == name]
-        for term in dict.fromkeys(term for one in mine for term in one.slopes):
-            told = [one for one in mine if term in one.slopes]
-            names = told[0].owned[term][:2]  # of all engines launched alike, and of this one
-            value, sd = found.of(dict.fromkeys(names, 1.0))
-            for field, before in zip(
-                TERMS[term].fields or ("",), TERMS[term].value[engine.dispatch or "compiled"], strict=True
-            ):
-                scale = 1e-3 if field.endswith("_ns") else 1.0
-                rows.append(
-                    {
-                        "engine": name,
-                        "term": f"{field[:-3]}_us" if field.endswith("_ns") else field or term,
-                        "what": TERMS[term].what,
-                        "before": before * scale,
-                        "fitted": before * scale * math.exp(value),
-                        "low": before * scale * math.exp(value - 1.2816 * sd),
-                        "high": before * scale * math.exp(value + 1.2816 * sd),
-                        "told_by": ", ".join(sorted({one.timing.measured_on for one in told})),
-                    }
-                )
-    return rows
+def _constant(
+    kind: str, entry: str, field: str, value: float, observed: Sequence[Observed], found: Estimate
+) -> dict[str, Cell]:
+    term = "gpu_memory" if kind == "gpu" else next(name for name, each in TERMS.items() if field in each.fields)
+    owner = f"{kind} {entry}"
+    rows = [one for one in observed if any(name.endswith(f": {owner}") for name in one.owned.get(term, ()))]
+    log, sd = found.of(dict.fromkeys(effects_of(kind, entry, field), 1.0))
+    return {
+        "value": str(value),
+        "before": f"{value / math.exp(log):.3g}",
+        "range": f"{value * math.exp(-EIGHTY * sd):.3g}-{value * math.exp(EIGHTY * sd):.3g}",
+        "told_by": ", ".join(sorted({one.timing.measured_on for one in rows})) or "none of its own",
+    }
 
 
 def _not_set_up(rows: Sequence[Timing]) -> More:

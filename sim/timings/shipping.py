@@ -8,7 +8,6 @@ from typing import Any
 
 from sim import catalog
 from sim.catalog.writing import toml
-from sim.timings.effects import Observed
 from sim.timings.estimate import Estimate
 from sim.timings.judging import EIGHTY, JUDGED, Judged
 from sim.timings.terms import COMPILED, TERMS, free
@@ -33,18 +32,25 @@ def constants(found: Estimate) -> dict[str, dict[str, dict[str, Any]]]:
 def _of_engine(name: str, dispatch: str, terms: Sequence[str], found: Estimate) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for term in terms:
-        whose = [f"{term} {dispatch}: all", f"{term} {dispatch}: engine {name}"]
         for field, before in zip(TERMS[term].fields, TERMS[term].value[dispatch], strict=bool(TERMS[term].fields)):
-            more = [f"{term} {dispatch}: mla"] if field.startswith("mla_") else []
-            log, _ = found.of(dict.fromkeys([*whose, *more], 1.0))
+            log, _ = found.of(dict.fromkeys(effects_of("engine", name, field), 1.0))
             out[field] = _rounded(field, before * math.exp(log))
     return out
+
+
+def effects_of(kind: str, entry: str, field: str) -> list[str]:
+    """The effects that an entry's constant is the sum of."""
+    if kind == "gpu":
+        return [f"gpu_memory {COMPILED}: gpu {entry}"]
+    term = next(name for name, each in TERMS.items() if field in each.fields)
+    of = f"{term} {catalog.engine(entry).dispatch}"
+    return [f"{of}: all", f"{of}: engine {entry}", *([f"{of}: mla"] if field.startswith("mla_") else [])]
 
 
 def _of_gpus(found: Estimate) -> dict[str, dict[str, Any]]:
     out = {}
     for name in catalog.names("gpu"):
-        log, _ = found.of({f"gpu_memory {COMPILED}: gpu {name}": 1.0})
+        log, _ = found.of(dict.fromkeys(effects_of("gpu", name, ""), 1.0))
         if abs(log) > NOTICED:
             out[name] = {"hbm_efficiency": _rounded("", catalog_share(name) * math.exp(log))}
     return out
@@ -107,11 +113,3 @@ def _by_engine(judged: Sequence[Judged]) -> dict[tuple[str, str, str], list[Judg
         for host in ("", "measured" if timing.host_rate == "measured" else "nominal"):
             out[engine, phase, host].append(one)
     return {key: ones for key, ones in out.items() if len(ones) >= JUDGED}
-
-
-def used(observed: Sequence[Observed]) -> dict[str, list[Observed]]:
-    """Rows by the catalog's engine."""
-    out = defaultdict(list)
-    for one in observed:
-        out[catalog.find("engine", one.timing.fields["engine"])].append(one)
-    return dict(out)
