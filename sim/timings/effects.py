@@ -36,9 +36,9 @@ SPREADS = {  # of effects by whom they belong to, whatever the term
     "copies from": 0.1,
 }
 WHOLE = "whole"  # of which a machine has an effect of its own, whatever the term
-MACHINES = 0.12  # its spread
+MACHINES = 0.2  # its spread
 # of a machine's own: what an operating system, a driver and a generation of GPUs make of a layer and of attention
-PLATFORMS = {("layer", "compiled"): 0.6, ("kv", "compiled"): 0.8}
+PLATFORMS = {("layer", "compiled"): 0.8, ("kv", "compiled"): 0.8}
 ASSUMED = 0.2  # noise that a row has beside, of a host that nobody stated or a setting that was assumed
 FEW = 4  # rows of one group: more of them do not count more
 ROUNDS = 2  # of simulations, each around what the one before told

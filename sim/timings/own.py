@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
+from sim.timings.effects import PLATFORMS
 from sim.timings.estimate import Estimate, estimate
 from sim.timings.judging import EIGHTY
 from sim.timings.rows import Timing
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 STEP = 0.05  # of a logarithm, for difference quotients
 NOISE = 0.02  # of the logarithm of a timing, where its row states no uncertainty
-SPREAD = 0.5  # of a term's own: what is left of it once its engine is known
+LEAST = 0.3  # spread of a term's logarithm on a machine that gave no timing yet
 TOLD = 0.5  # of the spread before: a term with less left of it than this was told by the timings
+UNTOLD = 0.95  # of which they say nothing, with more left than this
 SAME = 0.9  # correlation from which two terms were told together only
 ROUNDS, STILL = 8, 1e-3  # of Gauss-Newton, at most; logarithms that move less have arrived
 
@@ -43,6 +45,11 @@ class Told:
         """Whether the timings say what it is."""
         return self.after < TOLD * self.before
 
+    @property
+    def untold(self) -> bool:
+        """Whether they say nothing of it."""
+        return self.after > UNTOLD * self.before
+
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -58,8 +65,8 @@ class Calibrated:
 
     @property
     def logs(self) -> dict[str, float]:
-        """Of every term."""
-        return {term.name: term.log for term in self.terms}
+        """Of every term of which the timings say anything."""
+        return {term.name: term.log for term in self.terms if not term.untold}
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -127,7 +134,7 @@ def calibrate(timings: Sequence[Timing]) -> Calibrated:
 
 
 def _spread(term: str, dispatch: str) -> float:
-    return SPREAD * math.log(TERMS[term].factor[dispatch])
+    return max(LEAST, math.log(TERMS[term].factor[dispatch]), PLATFORMS.get((term, dispatch), 0.0))
 
 
 def _noise(timing: Timing) -> float:
