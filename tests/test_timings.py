@@ -88,21 +88,20 @@ def test_one_effect_is_drawn_to_zero_by_its_spread() -> None:
 def observed(value: float, **more: object) -> Observed:
     """10 ms, .6 of it layers and .3 reading."""
     timing = Timing(value=value, measured_on=str(more.get("on", "m")), published_engine="e", fields={"model": "x"})
-    owned = {"layer": ("layer: compiled",), "cpu_read": ("cpu_read: compiled",)}
+    owned = {"layer": ("layer compiled: all", "layer compiled: machine m"), "cpu_read": ("cpu_read compiled: all",)}
     return Observed(timing, 0.010, {}, {"layer": 0.6, "cpu_read": -0.3}, owned)
 
 
 def test_a_time_is_the_sum_of_its_parts() -> None:
     # layers twice as long, reading twice as fast: 10 x (.1 + 2 x .6 + .3 / 2) = 14.5 ms; shares 1.2 and .15 of 1.45
-    log, counts = observed(100).near({"layer: compiled": math.log(2), "cpu_read: compiled": math.log(2)})
+    log, counts = observed(100).near({"layer compiled: all": math.log(2), "cpu_read compiled: all": math.log(2)})
     assert math.exp(log) == pytest.approx(0.0145)
     assert counts == pytest.approx(
         {
-            "all: machine m": 1.0,
-            "layer: compiled": 1.2 / 1.45,
-            "layer: machine m": 1.2 / 1.45,
-            "cpu_read: compiled": -0.15 / 1.45,
-            "cpu_read: machine m": -0.15 / 1.45,
+            "whole: machine m": 1.0,
+            "layer compiled: all": 1.2 / 1.45,
+            "layer compiled: machine m": 1.2 / 1.45,
+            "cpu_read compiled: all": -0.15 / 1.45,
         }
     )
 
@@ -111,8 +110,8 @@ def test_a_machine_without_timings_has_the_spread_of_the_others() -> None:
     nothing = Estimate.nothing()
     seconds, sd = observed(100).seconds(nothing)
     assert seconds == pytest.approx(0.010)
-    own = [0.6 * spread("layer: compiled"), 0.6 * spread("layer: machine m"), spread("all: machine m")]
-    own += [0.3 * spread("cpu_read: compiled"), 0.3 * spread("cpu_read: machine m")]
+    own = [0.6 * spread("layer compiled: all"), 0.6 * spread("layer compiled: machine m"), spread("whole: machine m")]
+    own += [0.3 * spread("cpu_read compiled: all")]
     assert sd == pytest.approx(math.hypot(*own))
 
 
@@ -135,11 +134,10 @@ def test_no_row_has_a_part_in_its_own_prediction(some: list[Observed]) -> None:
         else row
         for row in some
     ]
-    honest, other = judge(some), judge(lied)
+    honest, other = judge(some, 1), judge(lied, 1)
     for before, after in zip(honest, other, strict=True):
         own = before.row.timing.measured_on == FEW[0]
         assert (before.left_out == after.left_out) == own
-        assert (before.sd == after.sd) == own
 
 
 def test_anchors_are_met(some: list[Observed]) -> None:
@@ -198,6 +196,10 @@ def test_terms_are_those_of_what_an_engine_does() -> None:
 
 
 def test_effects_of_a_row(some: list[Observed]) -> None:
-    row = some[0]
-    assert set(row.owned["cpu_read"]) == {"cpu_read: compiled", "cpu_read: engine llama.cpp", "cpu_read: measured rate"}
-    assert effects.spread("all: machine x") == effects.WHOLE
+    row = next(row for row in some if row.timing.measured_on == FEW[0])
+    whose = ("all", "engine llama.cpp", "host measured", f"machine {FEW[0]}")
+    assert row.owned["cpu_read"] == tuple(f"cpu_read compiled: {owner}" for owner in whose)
+    assert row.owned["gpu_memory"][2] == "gpu_memory compiled: gpu rtx-5090"
+    assert effects.spread("whole: machine x") == effects.MACHINES
+    assert effects.spread("layer compiled: machine x") == effects.PLATFORMS["layer", "compiled"]
+    assert effects.spread("cpu_read compiled: engine x") == math.log(1.12) * effects.ENGINES_OWN
