@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sim import calibrate_engine, catalog
+from sim.catalog.files import read_toml
 from sim.errors import SpecError
 from sim.timings import effects
 from sim.timings.effects import Observed, fit, observe, spread
@@ -140,6 +141,19 @@ def test_no_row_has_a_part_in_its_own_prediction(some: list[Observed]) -> None:
         assert (before.left_out == after.left_out) == own
 
 
+def test_nothing_that_the_catalog_learned_is_known_before_any_timing() -> None:
+    """Constants of the catalog came from all rows: a prediction that starts before them sees none."""
+    told = read_toml(Path(catalog.__file__).parent / "constants.toml")
+    for name in ("llama.cpp", "mixtral-offloading"):
+        for hardware in (catalog.hardware("msl-a10"), catalog.hardware("rtx5090")):
+            machine, engine = with_terms(hardware, catalog.engine(name), {})
+            for field in told["engine"][name]:
+                term = next(each for each in TERMS.values() if field in each.fields)
+                assert getattr(engine, field) == term.value[engine.dispatch][term.fields.index(field)]
+            assert machine.gpu is not None and machine.gpu.hbm_efficiency == 0.7
+            assert hardware.gpu is not None and hardware.gpu.hbm_efficiency != 0.7  # what the catalog ships
+
+
 def test_anchors_are_met(some: list[Observed]) -> None:
     mine = [row for row in some if row.timing.measured_on == FEW[0]]
     found = fit(row for row in some if row not in mine)
@@ -186,6 +200,42 @@ def test_constants_are_found_again(tmp_path: Path) -> None:
     assert Runs().seconds(Timing(value=1.0, fields=mine)) == pytest.approx(right, rel=0.01)
     assert hardware.gpu is not None
     assert calibrate_engine.main([str(path), *flags, "--out", str(out)]) == 2  # is there already
+
+
+def test_timings_of_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Speeds of Qwen3-30B said to be Mixtral's."""
+    path, out = tmp_path / "t.csv", tmp_path / "mine.toml"
+    path.write_text("n_cpu_moe,value\n0,145.6\n24,90.7\n32,63.8\n")
+    flags = ["--engine", "llama.cpp", "--hardware", "a10", "--precision", "q4-k-m", "--out", str(out)]
+    assert calibrate_engine.main([str(path), *flags, "--model", "mixtral-8x7b"]) == 2
+    error = capsys.readouterr().err
+    assert "t.csv: off by" in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+COMMANDS = {
+    "no such file": (["nothing.csv"], "nothing.csv: no such file"),
+    "no model": (["t.csv", "--precision", "q8"], "row 2: model: missing"),
+    "another engine in a row": (["two.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "engine = 'ideal'"),
+    "one timing": (["one.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "needs at least two"),
+    "no TOML": (["t.csv", "--out", "x.txt"], "must end in .toml"),
+    "a hit rate": (["hits.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "needs at least two"),
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_a_wrong_command_is_one_line(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("value\n1\n2\n")
+    Path("two.csv").write_text("value,engine\n1,llama.cpp\n2,ideal\n")
+    Path("one.csv").write_text("value\n1\n")
+    Path("hits.csv").write_text("value,metric\n50,hit %\n2,decode tok/s\n")
+    words, said = COMMANDS[what]
+    assert calibrate_engine.main([*words, "--engine", "llama.cpp", "--hardware", "a10"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 def test_terms_are_those_of_what_an_engine_does() -> None:

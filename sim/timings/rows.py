@@ -82,7 +82,9 @@ def read(path: Path = EVIDENCE) -> list[Timing]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise SpecError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path}: cannot be read as CSV: {error}") from None
     if not rows:
         raise SpecError(f"{path}: no rows; needs a line of column names and one line per timing")
