@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -127,13 +129,16 @@ def logs_of(found: Estimate | None, names: Mapping[str, Sequence[str]]) -> dict[
 
 # --- from rows to a fit ---
 
-_runs: Runs | None = None  # of a worker process: its plans are made once
+_runs: Runs  # of a worker process: its plans are made once
+
+
+def _start(folder: Path) -> None:
+    global _runs
+    _runs = Runs(folder)
 
 
 def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
     """A row at the terms that an estimate has for it; the text of what is wrong where it cannot run."""
-    global _runs
-    _runs = _runs or Runs()
     timing, found = job
     try:
         setting = _runs.setting(timing)
@@ -154,7 +159,10 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
 def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None = None) -> list[Observed]:
     """Every row, around an estimate. Raises SpecError for one that cannot run."""
     jobs = [(row, found) for row in rows]
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start, initargs=(Path(folder),)) as pool,
+    ):
         out = list(pool.map(_simulated, jobs, chunksize=8))
     wrong = [each for each in out if isinstance(each, str)]
     if wrong:
