@@ -121,7 +121,7 @@ def _interval(term: "Told") -> str:
 
 
 def _verdict(term: "Told") -> str:
-    return "yes" if term.told else "no "
+    return "yes   " if term.told else "no    " if term.untold else "partly"
 
 
 def _files(flags: argparse.Namespace, found: "Calibrated") -> tuple[str, str]:

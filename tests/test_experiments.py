@@ -357,9 +357,9 @@ def timing(id_: str) -> Timing:
     return next(row for row in EVIDENCE if row.id == id_)
 
 
-def test_naive_offloading_is_bytes_over_rate(tmp_path: Path) -> None:
+def test_naive_offloading_is_bytes_over_rate() -> None:
     # 32 layers x 8 experts of 68.5 MB at 25.5 GB/s: 0.688 s a token; set-ups and compute take the rest
-    row, runs = timing("em-a100sxm/mixtral-offloading/mixtral-8x7b/04"), Runs(tmp_path)
+    row, runs = timing("em-a100sxm/mixtral-offloading/mixtral-8x7b/04"), Runs()
     hardware = runs.setting(row).hardware
     assert hardware.link.h2d_gb_per_s == 25.5
     least = 32 * 8 * 68.5e6 / 25.5e9
@@ -367,9 +367,9 @@ def test_naive_offloading_is_bytes_over_rate(tmp_path: Path) -> None:
     assert least < runs.seconds(row, hardware, free) < least * 1.03
 
 
-def test_experts_on_the_cpu_are_read_at_the_share_that_is_asked_for(tmp_path: Path) -> None:
+def test_experts_on_the_cpu_are_read_at_the_share_that_is_asked_for() -> None:
     # 58 layers x 8 experts of 26.7 MB, read at half of the host's rate instead of all
-    row, runs = timing("kt-6454s-4090d/ktransformers/deepseek-v3/09"), Runs(tmp_path)
+    row, runs = timing("kt-6454s-4090d/ktransformers/deepseek-v3/09"), Runs()
     setting = runs.setting(row)
     engine = setting.engine.model_copy(update={"cpu_compute_share": 1e6})
     times = [

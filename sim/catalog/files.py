@@ -175,6 +175,8 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
 
     A name that ends in .toml is a file; any other is looked up first and taken as a file when there is one.
     """
+    if kind == "hardware" and name in shipped("machine"):  # one of the evidence, by its exact name
+        return f"machine {name}", name, dict(shipped("machine")[name])
     if not name.lower().endswith(".toml"):
         try:
             canonical = find(kind, name)

@@ -64,7 +64,7 @@ def load_hardware(
 ) -> Hardware:
     """host: in the place of the hardware's; host_gbps, link_gbps: GB/s in the place of their rates (`changed`)."""
     base, host_alone = (name[: -len(WITHOUT_GPU)], True) if name.endswith(WITHOUT_GPU) else (name, False)
-    label, canonical, table = _machine(base) or entry_or_file("hardware", base)
+    label, canonical, table = entry_or_file("hardware", base)
     refuse_changes(label, table, {"host": host, "host_gbps": host_gbps, "link_gbps": link_gbps})
     table = {"name": canonical, **table, **({} if host is None else {"host": load_host(host)})}
     table |= {"name": name, "compute": "host"} if host_alone else {}
@@ -72,12 +72,6 @@ def load_hardware(
         if key in table:
             table[key] = _part(label, key, kind, table[key])
     return at_rates(build(Hardware, label, table), host_gbps, link_gbps)
-
-
-def _machine(name: str) -> tuple[str, str, Table] | None:
-    """A machine of the evidence (`machines.toml`), if that is its exact name."""
-    table = shipped("machine").get(name)
-    return None if table is None else (f"machine {name}", name, dict(table))
 
 
 def _part(label: str, key: str, kind: str, value: Any) -> Any:

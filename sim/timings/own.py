@@ -4,20 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
+from sim.timings.effects import PLATFORMS
 from sim.timings.estimate import Estimate, estimate
-from sim.timings.effects import owners, spread
 from sim.timings.judging import EIGHTY
 from sim.timings.rows import Timing
 from sim.timings.running import Runs
-from sim.timings.terms import free, with_terms
+from sim.timings.terms import COMPILED, TERMS, free, with_terms
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 STEP = 0.05  # of a logarithm, for difference quotients
 NOISE = 0.02  # of the logarithm of a timing, where its row states no uncertainty
+LEAST = 0.3  # spread of a term's logarithm on a machine that gave no timing yet
 TOLD = 0.5  # of the spread before: a term with less left of it than this was told by the timings
+UNTOLD = 0.95  # of which they say nothing, with more left than this
 SAME = 0.9  # correlation from which two terms were told together only
 ROUNDS, STILL = 8, 1e-3  # of Gauss-Newton, at most; logarithms that move less have arrived
 
@@ -45,6 +45,11 @@ class Told:
         """Whether the timings say what it is."""
         return self.after < TOLD * self.before
 
+    @property
+    def untold(self) -> bool:
+        """Whether they say nothing of it."""
+        return self.after > UNTOLD * self.before
+
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -60,8 +65,8 @@ class Calibrated:
 
     @property
     def logs(self) -> dict[str, float]:
-        """Of every term."""
-        return {term.name: term.log for term in self.terms}
+        """Of every term of which the timings say anything."""
+        return {term.name: term.log for term in self.terms if not term.untold}
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -78,19 +83,13 @@ class Calibrated:
 class Model:
     """Timings of one engine on one machine as functions of the terms."""
 
-    def __init__(self, timings: Sequence[Timing], runs: Runs) -> None:
+    def __init__(self, timings: Sequence[Timing]) -> None:
         """Raises SpecError or CatalogError for a row that cannot run."""
-        self.timings, self.runs = timings, runs
+        self.timings, self.runs = timings, Runs()
         engine = catalog.engine(timings[0].fields["engine"])
-        self.names = free(engine)
+        self.names, self.dispatch = free(engine), engine.dispatch or COMPILED
         for timing in timings:
             self.runs.setting(timing)
-        self.spreads = {name: self._spread(name) for name in self.names}
-
-    def _spread(self, term: str) -> float:
-        """What is left of a term once what all engines launched alike have in common is known."""
-        every = owners(term, self.timings[0], self.runs.setting(self.timings[0]))
-        return math.hypot(*(spread(effect) for effect in every if not effect.endswith(": all")))
 
     def logs(self, terms: Floats) -> Floats:
         """Logarithms of the seconds per token [rows] with these logarithms of the terms [terms]."""
@@ -109,12 +108,7 @@ class Model:
 
 def calibrate(timings: Sequence[Timing]) -> Calibrated:
     """The terms that timings of one engine and machine tell. Raises SpecError or CatalogError, one line."""
-    with TemporaryDirectory() as folder:
-        return _calibrated(Model(timings, Runs(Path(folder))))
-
-
-def _calibrated(model: Model) -> Calibrated:
-    timings = model.timings
+    model = Model(timings)
     terms = np.zeros(len(model.names))
     measured = np.array([math.log(timing.seconds) for timing in timings])
     for _ in range(ROUNDS):
@@ -128,7 +122,7 @@ def _calibrated(model: Model) -> Calibrated:
         if arrived:
             break
     told = [
-        Told(name, *found.of({name: 1.0})[:1], model.spreads[name], found.of({name: 1.0})[1])
+        Told(name, *found.of({name: 1.0})[:1], _spread(name, model.dispatch), found.of({name: 1.0})[1])
         for name in model.names
     ]
     rows = [dict(zip(model.names, slope.tolist(), strict=True)) for slope in slopes]
@@ -139,6 +133,10 @@ def _calibrated(model: Model) -> Calibrated:
     )  # fmt: skip
 
 
+def _spread(term: str, dispatch: str) -> float:
+    return max(LEAST, math.log(TERMS[term].factor[dispatch]), PLATFORMS.get((term, dispatch), 0.0))
+
+
 def _noise(timing: Timing) -> float:
     return max(NOISE, (timing.uncertainty or 0.0) / timing.value)
 
@@ -146,7 +144,7 @@ def _noise(timing: Timing) -> float:
 def _found(model: Model, timings: Sequence[Timing], slopes: Floats, residuals: Floats) -> Estimate:
     design = [dict(zip(model.names, row.tolist(), strict=True)) for row in slopes]
     noise = np.array([_noise(timing) for timing in timings])
-    return estimate(design, residuals, model.spreads, noise)
+    return estimate(design, residuals, {name: _spread(name, model.dispatch) for name in model.names}, noise)
 
 
 def _without(model: Model, timings: Sequence[Timing], slopes: Floats, residuals: Floats) -> list[float] | None:

@@ -1,6 +1,9 @@
 """A timing as a run: its routing, its plan made once, and its time per token under any costs."""
 
+import shutil
+import tempfile
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +28,11 @@ PROMPT = 512  # tokens, where a row of prefill states none
 
 
 class Runs:
-    """Plans of timings, each made once. folder: where their traces lie, which other processes may use, too."""
+    """Plans of timings, each made once; traces lie in a folder that goes with the object."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp())
+        Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)  # also where a process of a pool ends
         self._memo = Kept(1 << 30)
         self._settings: dict[str, Setting] = {}
 
