@@ -332,7 +332,7 @@ PLAN = [
     fault(
         "measured linear attention scores entries",
         "sim/costs/measured.py",
-        '0 if attention == "linear" else classes.scored[attention][where]',
+        '0 if attention in ("linear", "none") else classes.scored[attention][where]',
         'classes.scored["full"][where]',
         MEASURED,
     ),
@@ -355,7 +355,7 @@ ON_MISS = [
     fault("a run pays each expert's set-up", "sim/costs/roofline.py", "[transfer_ns(hardware, engine, n * size)",
         "[n * transfer_ns(hardware, engine, size)", f"{ASKED}a_run_of_experts_is_one_transfer_of_their_bytes"),
     fault("a dense part on the host is bound by reading alone", "sim/costs/roofline.py",
-        "np.maximum(size / host.read_rate(), operations / (host.tflops * 1e3))", "size / host.read_rate()",
+        "np.maximum(read, operations / host_compute_rate(hardware, engine, stored))", "read",
         f"{ASKED}a_dense_part_on_the_host_is_priced_as_its_experts"),
     fault("the host's rest takes no memory", "sim/costs/roofline.py", 'size + line["rest"] <= ram', "size <= ram",
         f"{ASKED}host_memory_by_hand"),
