@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,24 @@ def test_a_machine_without_timings_has_the_spread_of_the_others() -> None:
     assert sd == pytest.approx(math.hypot(*own))
 
 
+@pytest.mark.parametrize(
+    ("rows", "noise", "told"),
+    [
+        (1, 0.06, {"grade": "A"}),
+        (1, 0.1, {"grade": "B"}),
+        (1, math.hypot(0.1, 0.2), {"grade": "B", "assumed": "threads"}),
+        (1, math.hypot(0.06, 0.2), {"host_rate": "assumed"}),
+        (4, 0.06 / math.sqrt(4), {}),
+        (16, 0.06 / math.sqrt(4), {}),  # more rows of one group than four do not count more
+    ],
+)
+def test_a_row_counts_by_what_is_known_of_it(rows: int, noise: float, told: dict[str, str]) -> None:
+    # rows 5 % slower than the 10 ms simulated, the machine alone to blame, which is within .2: the mean of two normals
+    row = Observed(Timing(value=100 / math.exp(0.05), measured_on="m", **told), 0.010, {}, {}, {})  # type: ignore[arg-type]
+    found = fit([row] * rows).of({"whole: machine m": 1.0})
+    assert found == pytest.approx((0.05 * 0.2**2 / (0.2**2 + noise**2), 1 / math.sqrt(0.2**-2 + noise**-2)))
+
+
 # --- machines left out ---
 
 FEW = ("msl-089-9950x", "msl-B-9950x3d", "msl-091-i5", "u-7950x-4080")
@@ -161,6 +180,13 @@ def test_anchors_are_met(some: list[Observed]) -> None:
     for row in (mine[0], mine[-1]):
         off = [abs(math.log(row.timing.seconds / row.seconds(each)[0])) for each in (found, learned)]
         assert off[1] < 0.03 and off[1] <= off[0] + 1e-9
+
+
+def test_routing_that_was_made_for_timings_goes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = [row for row in ROWS if row.group == ("msl-091-i5", "llama.cpp", "qwen3-30b-a3b")]
+    assert len(observe(rows, None, workers=2)) == len(calibrate(rows).seconds) == 2
+    assert not list(tmp_path.iterdir())
 
 
 # --- an engine's own timings ---

@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-import weakref
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp())
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)  # also where a process of a pool ends
         self._memo = Kept(1 << 30)
         self._settings: dict[str, Setting] = {}
 
