@@ -169,7 +169,8 @@ DIMENSIONLESS = {
     "expert_intermediate", "expert_matrices", "expert_biases", "n_shared_experts", "shared_intermediate", "n_heads",
     "dense_intermediate", "qk_dim", "v_dim", "window", "vocab", "routed_scaling_factor", "gen", "lanes", "sockets",
     "cores", "single_thread", "tflops", "curve", "copies_per_expert", "staging_experts", "memory_share",
-    "memory_efficiency", "hbm_efficiency", "cpu_read_share", "cpu_compute_share", "link_share",
+    "memory_efficiency", "hbm_efficiency", "cpu_read_share", "cpu_compute_share", "cpu_batch_gain", "kv_read_share",
+    "link_share",
 }  # fmt: skip
 
 

@@ -78,7 +78,6 @@ def speed_line(out: dict[str, Any]) -> str:
 # --- which one ---
 
 
-@pytest.mark.skip(reason="the rows that published figures support are still to come: take this line away with them")
 def test_no_row_is_a_placeholder() -> None:
     assert [row for row in intervals.table() if "placeholder" in row.source or not row.rows or not row.machines] == []
 
