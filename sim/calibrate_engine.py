@@ -20,6 +20,7 @@ from traces.command import Parser, guarded, write_bytes
 
 if TYPE_CHECKING:
     from sim.timings.own import Calibrated, Told
+    from sim.timings.rows import Timing
 
 UNITS = {"_ns": ("us", 1e-3)}
 
@@ -48,16 +49,19 @@ def _parser() -> Parser:
 
 
 def _command(args: list[str]) -> int:
-    from sim.timings.own import calibrate, with_defaults
+    from sim.timings.own import UNEXPLAINED, calibrate, with_defaults
     from sim.timings.rows import HITS, read
 
     flags = _parser().parse_args(args)
     targets = _targets(flags)
     given = {name: getattr(flags, name) for name in ("engine", "hardware", "model", "precision")}
     rows = with_defaults(read(Path(flags.timings)), {name: value for name, value in given.items() if value is not None})
-    _refuse(flags.timings, rows)
     rows = [row for row in rows if row.metric != HITS]
+    _refuse(flags.timings, rows)
     found = calibrate(rows)
+    if found.off > UNEXPLAINED:
+        wrong = f"off by {100 * (math.exp(found.off) - 1):.0f} % whatever the constants of {flags.engine}"
+        raise SpecError(f"{flags.timings}: {wrong}; must be of that engine, model, precision and hardware")
     print(_told(found), end="")
     if targets:
         for path, text in zip(targets, _files(flags, found), strict=True):
@@ -79,7 +83,7 @@ def _targets(flags: argparse.Namespace) -> list[Path]:
     return targets
 
 
-def _refuse(name: str, rows: Sequence["Timing"]) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _refuse(name: str, rows: Sequence["Timing"]) -> None:
     """What no fit can be made of."""
     for number, row in enumerate(rows, 2):
         for field in ("model", "precision"):

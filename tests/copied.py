@@ -7,14 +7,16 @@ from py_compile import PycInvalidationMode
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("traces", "sim", "analysis", "runtime", "docs", "tests")
+LINKED = ("traces/samples", "analysis/results")
 
 
 def compiled_sources(folder: Path) -> Path:
-    """What tests import and read, bytecode too, in an empty folder; the shipped samples are the same files."""
-    left_out = shutil.ignore_patterns("__pycache__", "samples", "results")
+    """What tests import and read, bytecode too, in an empty folder; shipped samples and results are the same files."""
+    left_out = shutil.ignore_patterns("__pycache__", *(Path(name).name for name in LINKED))
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
-    (folder / "traces" / "samples").symlink_to(ROOT / "traces" / "samples")
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
     # told by contents: an edit may be of the same second and size
     compileall.compile_dir(folder, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)

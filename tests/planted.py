@@ -332,7 +332,7 @@ PLAN = [
     fault(
         "measured linear attention scores entries",
         "sim/costs/measured.py",
-        '0 if attention == "linear" else classes.scored[attention][where]',
+        '0 if attention in ("linear", "none") else classes.scored[attention][where]',
         'classes.scored["full"][where]',
         MEASURED,
     ),
@@ -355,7 +355,7 @@ ON_MISS = [
     fault("a run pays each expert's set-up", "sim/costs/roofline.py", "[transfer_ns(hardware, engine, n * size)",
         "[n * transfer_ns(hardware, engine, size)", f"{ASKED}a_run_of_experts_is_one_transfer_of_their_bytes"),
     fault("a dense part on the host is bound by reading alone", "sim/costs/roofline.py",
-        "np.maximum(size / host.read_rate(), operations / (host.tflops * 1e3))", "size / host.read_rate()",
+        "np.maximum(read, operations / host_compute_rate(hardware, engine, stored))", "read",
         f"{ASKED}a_dense_part_on_the_host_is_priced_as_its_experts"),
     fault("the host's rest takes no memory", "sim/costs/roofline.py", 'size + line["rest"] <= ram', "size <= ram",
         f"{ASKED}host_memory_by_hand"),
@@ -383,6 +383,47 @@ HARDWARE = [
     fault("what is replaced keeps the source of what it was", "sim/catalog/load.py",
         "for key in kept if key not in Entry", "for key in base if key not in Entry",
         f"{MACHINE}what_is_like_an_entry_keeps_the_sources_of_what_it_keeps"),
+]  # fmt: skip
+COSTS = "tests/test_cost_structure.py::test_"
+STRUCTURE = [
+    fault("cores beyond the first sixteen count whole", "sim/catalog/hardware_spec.py",
+        "min(cores, math.sqrt(cores * CORES_IN_STEP))", "cores",
+        f"{COSTS}an_expert_on_the_host_is_bound_by_reading_or_by_arithmetic"),
+    fault("an engine reads all sockets", "sim/costs/roofline.py", 'engine.numa == "one"', "False",
+        f"{COSTS}an_engine_reads_one_socket_or_all"),
+    fault("an engine's share of the read rate is left out", "sim/costs/roofline.py",
+        ' == "one") * engine.cpu_read_share', ' == "one")',
+        f"{COSTS}an_expert_on_the_host_is_bound_by_reading_or_by_arithmetic"),
+    fault("further tokens of an expert cost what the first does", "sim/costs/roofline.py",
+        "np.minimum(tokens, 1) + np.maximum(tokens - 1, 0) / engine.cpu_batch_gain", "1.0 * tokens",
+        f"{COSTS}further_tokens_of_an_expert_cost_less_arithmetic"),
+    fault("one thread's work takes as long on every host", "sim/costs/roofline.py",
+        "return ns / hardware.host.single_thread if", "return ns if",
+        f"{COSTS}work_of_one_host_thread_is_scaled_by_its_speed"),
+    fault("KV entries are read as weights are", "sim/costs/roofline.py",
+        "np.where(classes.prefill, 1.0, engine.kv_read_share)", "1.0",
+        f"{COSTS}kv_entries_are_read_at_a_share_of_their_own"),
+    fault("a layer on the host has the times of one on the GPU", "sim/costs/roofline.py",
+        'names += ["host_layer_ns"] if on_host else []', "pass", f"{COSTS}own_times_of_layers_on_the_host"),
+    fault("a nominal peak is read whole", "sim/catalog/hardware_spec.py", "NOMINAL_SHARE * (self", "1.0 * (self",
+        f"{COSTS}a_rate_that_nobody_measured_is_a_share_of_the_nominal_peak"),
+]  # fmt: skip
+TOLD = "tests/test_timings.py::test_"
+TIMINGS = [
+    fault("a machine is not left out", "sim/timings/judging.py", "found = fit(others)", "found = fit(teach)",
+        f"{TOLD}no_row_has_a_part_in_its_own_prediction"),
+    fault("more of a rate takes longer", "sim/timings/effects.py",
+        "share = math.copysign(part / whole, self.slopes[term])", "share = part / whole",
+        f"{TOLD}a_time_is_the_sum_of_its_parts"),
+    fault("a row whose setting was assumed counts like the others", "sim/timings/effects.py",
+        "ASSUMED if assumed else 0.0", "0.0", f"{TOLD}a_row_counts_by_what_is_known_of_it"),
+    fault("many rows of a group count as many", "sim/timings/effects.py", " * math.sqrt(n) for", " for",
+        f"{TOLD}a_row_counts_by_what_is_known_of_it"),
+    fault("an effect that nobody told has no spread", "sim/timings/effects.py", "if name not in found.by_name)",
+        "if name in found.by_name)", f"{TOLD}a_machine_without_timings_has_the_spread_of_the_others"),
+    fault("routing stays behind", "sim/timings/running.py",
+        "Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)", "pass",
+        f"{TOLD}routing_that_was_made_for_timings_goes_with_them"),
 ]  # fmt: skip
 NAMED = "tests/test_engines.py::test_"
 ENGINES = [
@@ -745,4 +786,4 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
-FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *ENGINES, *FIT, *FIGURES, *READ, *PORT]
+FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ, *PORT]

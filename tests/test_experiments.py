@@ -1,33 +1,35 @@
-"""The experiments' commands: well-formed tables, files with their command, and terms that never saw what
-they predict.
-"""
+"""The experiments' commands: well-formed tables, files with their command, and published speeds beside predictions."""
 
 import csv
 import io
-import json
-from collections.abc import Mapping
+import math
+import shlex
+import tomllib
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.errors import SpecError
-from sim.experiments import admission
+from sim import catalog
+from sim.experiments import admission, published
 from sim.experiments.__main__ import main
-from sim.experiments.cases import Figure, Fit, TraceShape, published, run_spec
-from sim.experiments.fitting import anchors_for, fit_terms, least_squares
 from sim.experiments.policies import ARMS
-from sim.experiments.published import Runner, row
+from sim.flags import spec_of
 from sim.policies.registry import MISS
+from sim.run import parser as run_parser
 from sim.simulation import simulate
 from sim.spec import RunSpec
+from sim.timings import effects
+from sim.timings.rows import HITS, MS, Timing, command, read, usable
+from sim.timings.running import Runs
 from tests.gen import random_trace
 from traces.format import npz
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "published.json"
 FIXED = "[fixed]\ndense_ns = 10\nexpert_ns = 5\ntransfer_ns = 100\ndecide_ns = 0\ncpu_expert_ns = 7\n"
-DATA = published()
+CONSTANTS = "Constants, fitted to all rows"
 
 
 def call(folder: Path, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[str, list[dict[str, str]], list[str]]:
@@ -173,132 +175,210 @@ def test_buddymoe_of_another_model_says_so(tmp_path: Path, capsys: pytest.Captur
 
 # ---- published
 
-
-def toy(name: str, figure: float, **more: Any) -> Figure:
-    fields: dict[str, Any] = {
-        "id": "toy",
-        "source": "-",
-        "metric": "s/token",
-        "trace": TraceShape(),
-        "spec": {},
-    }
-    return Figure(name=name, published=figure, fit="toy", **{"group": name, "anchor": True, **fields, **more})
-
-
-def straight(figure: Figure, terms: Mapping[str, float]) -> float:
-    """One second, and one more per ms of layer time."""
-    return 1 + terms["layer_ns"] / 1e6
-
-
-FIT = Fit(terms=("layer_ns",), source="-")
+EVIDENCE = read()
+# llama.cpp on two machines, six rows of grade B in one group (one of them two layouts and a prompt each), two of grade
+# A, two of grade C; Ollama in ms/token; one that has no run, two that are no speed.
+GROUPS = (
+    ("u-7950x-4080", "llama.cpp", "qwen3-30b-a3b"),
+    ("msl-091-i5", "llama.cpp", "qwen3-30b-a3b"),
+    ("u-gh200-f16", "llama.cpp", "gpt-oss-20b"),
+    ("mi-a5000", "Ollama", "mixtral-8x7b"),
+    ("fiddler-q6000", "llama.cpp", "mixtral-8x7b"),
+    ("msl-a10", "MSL cache engine", "gpt-oss-120b"),
+)
+FEW = [row for row in EVIDENCE if row.group in GROUPS and (row.measured_on != "msl-a10" or row.metric == HITS)]
+BY_ID = {row.id: row for row in FEW}
+JUDGED_GROUP = GROUPS[0]  # the one with at least four rows of grade A or B
+WAYS = ("before", "one_factor", "left_out", "anchored")
+_fits: dict[tuple[str, ...], Any] = {}
 
 
-def test_leaving_one_out_by_hand() -> None:
-    # time 1 + x, with x in ms. a was measured at 2 s, b at 4 s, c at 3 s.
-    a, b, c = toy("a", 2), toy("b", 4), toy("c", 3)
-    others = anchors_for(c, [a, b, c])
-    assert others == [a, b]
-    # without c: least ((1 + x) / 2 - 1)^2 + ((1 + x) / 4 - 1)^2: with u = 1 + x, (u / 2 - 1) / 2 + (u / 4 -
-    # 1) / 4 = 0,
-    # 5 u / 16 = 3 / 4, u = 2.4. So x = 1.4, and c is predicted at 2.4 s, 20 % too fast.
-    terms = fit_terms(FIT, others, straight)
-    assert terms["layer_ns"] == pytest.approx(1.4e6)
-    assert straight(c, terms) / c.published - 1 == pytest.approx(-0.2)
-    # without b: 2 and 3 s: (u / 2 - 1) / 2 + (u / 3 - 1) / 3 = 0, 13 u / 36 = 5 / 6, u = 30 / 13
-    assert fit_terms(FIT, anchors_for(b, [a, b, c]), straight)["layer_ns"] == pytest.approx((30 / 13 - 1) * 1e6)
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evidence is FEW; what is fitted to the same rows again is kept."""
+
+    def once(rows: list[Timing], workers: int | None) -> Any:
+        ids = tuple(row.id for row in rows)
+        if ids not in _fits:
+            _fits[ids] = effects.fitted(rows, workers)
+        return _fits[ids]
+
+    monkeypatch.setattr(published, "read", lambda: FEW)
+    monkeypatch.setattr(published, "fitted", once)
 
 
-def test_a_whole_group_is_left_out_and_figures_that_are_no_anchors_never_count() -> None:
-    a, b = toy("a", 2, group="machine"), toy("b", 4, group="machine")
-    c, d = toy("c", 3), toy("d", 9, anchor=False)
-    assert anchors_for(a, [a, b, c, d]) == [c]
-    assert anchors_for(d, [a, b, c, d]) == [a, b, c]
-    with pytest.raises(SpecError, match="no figure is left"):
-        fit_terms(FIT, [], straight)
+Tables = dict[str, list[dict[str, str]]]
 
 
-def test_a_term_stops_at_its_least_value() -> None:
-    assert fit_terms(FIT, [toy("a", 0.5)], straight) == {"layer_ns": 0.0}
+def published_of(folder: Path, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[str, list[Any], Tables]:
+    """(markdown, rows of the CSV, rows of each further table by its title)."""
+    text, rows, _ = call(folder, capsys, "published", "--workers", 1, *args)
+    first, *more = text.split("\n## ")
+    table_is_well_formed(first, rows)
+    return text, rows, {part.split("\n", 1)[0]: cells(part) for part in more}
 
 
-def test_least_squares_meets_two_terms_and_a_curve() -> None:
-    # 3 x + y = 5 and x - y = -1: x = 1, y = 2; x^2 = 2
-    two = np.array([[3.0, 1.0], [1.0, -1.0]])
-    zero, ones = np.zeros(2), np.ones(2)
-    found = least_squares(lambda v: two @ v - np.array([5.0, -1.0]), zero, ones, zero)
-    assert found == pytest.approx([1, 2])
-    root = least_squares(lambda v: v * v - 2, np.array([1.0]), np.array([1e-3]), np.zeros(1))
-    assert root == pytest.approx([2**0.5], rel=1e-3)
+def cells(part: str) -> list[dict[str, str]]:
+    head, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")
+    ]
+    return [dict(zip(head, line, strict=True)) for line in lines]
 
 
-def test_a_prediction_does_not_depend_on_what_it_predicts(tmp_path: Path) -> None:
-    name = "eliseev-mazur-table2, no LRU, no preload"
-    figure = next(f for f in DATA.figures if f.id == name and f.name == "T4 2-bit")
-    lied = figure.model_copy(update={"published": figure.published / 3})
-    other = DATA.model_copy(update={"figures": tuple(lied if f is figure else f for f in DATA.figures)})
-    honest, false = (row(Runner(tmp_path, 4), data, f) for data, f in ((DATA, figure), (other, lied)))
-    assert honest["predicted"] == false["predicted"]
-    elsewhere = next(f for f in DATA.figures if f.id == name and f.name == "RTX 3060 2-bit")
-    seen, misled = (row(Runner(tmp_path, 4), data, elsewhere)["predicted"] for data in (DATA, other))
-    assert seen > misled  # a slower anchor makes the term larger where it may be looked at
-
-
-def test_naive_offloading_is_bytes_over_rate(tmp_path: Path) -> None:
-    # 32 layers x 8 experts of 68.5 MB at 25.5 GB/s: 0.688 s a token, 1.454 tokens/s; set-ups and compute
-    # take the rest
-    figure = next(f for f in DATA.figures if f.id.endswith("naive") and f.name == "A100-SXM 2-bit")
-    rate = Runner(tmp_path, 3).value(figure, {})
-    assert 0.98 * 25.5e9 / (256 * 68.5e6) < rate < 25.5e9 / (256 * 68.5e6)
-
-
-def test_experts_on_the_cpu_are_read_at_the_share_that_is_asked_for(tmp_path: Path) -> None:
-    # 58 layers x 8 experts of 26.7 MB, read at half of 307.2 GB/s instead of all: 58 x 8 x 26.7e6 / 307.2
-    # ns more
-    figure = next(f for f in DATA.figures if f.name == "1 socket, 8 experts")
-    runner = Runner(tmp_path, 4)
-    times = [runner.seconds(figure, {"layer_ns": 0.0, "host_read_share": inverse}) for inverse in (1.0, 2.0)]
-    assert times[1] - times[0] == pytest.approx(58 * 8 * 26.7e6 / 307.2e9, rel=1e-3)
-
-
-def test_published_rows_and_medians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text, rows, _ = call(
-        tmp_path, capsys, "published", "--case", "hybrimoe-hits", "ktransformers-dsv3", "--max-steps", 200
+def figures(errors: list[float]) -> tuple[float, float, float]:
+    """(median, nine tenths, bias)."""
+    return (
+        float(np.median(np.abs(errors))),
+        float(np.quantile(np.abs(errors), 0.9, method="inverted_cdf")),
+        float(np.median(errors)),
     )
-    table_is_well_formed(text, rows)
-    assert len(rows) == 7
+
+
+def errors_of(rows: list[Any], way: str) -> list[float]:
+    return [float(row[f"{way}_percent"]) for row in rows if row[f"{way}_percent"]]
+
+
+@pytest.mark.usefixtures("few")
+def test_published_has_a_row_for_every_speed_that_has_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, rows, _ = published_of(tmp_path, capsys)
+    assert {row["id"] for row in rows} == {row.id for row in usable(FEW)}
+    assert len(rows) == len(FEW) - 3 == 11  # without the one that has no run and the two shares of hits
     for row_ in rows:
-        error = 100 * (float(row_["predicted"]) / float(row_["published"]) - 1)
-        assert float(row_["error_percent"]) == pytest.approx(error, abs=1e-3)
-        assert row_["assumed"] and row_["source"] and row_["settings"]
-    judged = [abs(float(row["error_percent"])) for row in rows if row["judged"] == "yes"]
-    assert len(judged) == 6  # the figure that the preset was fitted to is shown and not judged
-    assert f"all judged figures: {np.median(judged):.1f} %** (6 figures)" in text
-    assert all(f"not set up: {name}: {why}" in text for name, why in DATA.skipped.items())
+        timing, predicted = BY_ID[row_["id"]], float(row_["predicted"])
+        assert float(row_["published"]) == timing.value and row_["unit"] == timing.metric
+        assert float(row_["low"]) < predicted < float(row_["high"])
+        ratio = timing.value / predicted if timing.metric == MS else predicted / timing.value
+        assert float(row_["left_out_percent"]) == pytest.approx(100 * (ratio - 1), abs=0.01)
+        assert row_["phase"] == ("prefill" if timing.prefill else "decode") and row_["source"] == timing.source
+        assert row_["command"] == f"python -m sim.run --trace ROUTING {command(timing)}"
+        said = "yes" if timing.group == JUDGED_GROUP else "no: grade C" if timing.grade == "C" else "few"
+        assert row_["judged"] == said
+    # of the series of llama.cpp's two layouts only the one of the GPU has three decode rows: its middle one
+    assert [row["id"][-3:] for row in rows if row["anchored_percent"]] == ["/03"]
 
 
-def test_every_figure_can_be_set_up_and_every_fit_has_anchors(tmp_path: Path) -> None:
-    assert len(DATA.figures) == len({(f.id, f.name) for f in DATA.figures})
-    for figure in DATA.figures:
-        run_spec(figure.model_copy(update={"trace": figure.trace.model_copy(update={"requests": 1})}), {}, tmp_path)
-        assert figure.assumed and figure.source
-        assert figure.fit is None or (anchors_for(figure, DATA.figures) and figure.metric != "hit %")
-        assert figure.fit is None or figure.fit in DATA.fits
+@pytest.mark.usefixtures("few")
+def test_published_tables_and_lines_follow_from_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, rows, tables = published_of(tmp_path, capsys)
+    of_machines = tables["By engine and machine"]
+    assert sum(int(line["rows"]) for line in of_machines) == len(rows)
+    for line in of_machines:
+        mine = [row for row in rows if all(row[key] == line[key] for key in ("engine", "machine", "phase"))]
+        assert len(mine) == int(line["rows"])
+        median, _, bias = figures(errors_of(mine, "left_out"))
+        assert line["machine left out: median %"] == f"{median:.1f}"
+        assert line["judged rows"] == str(sum(row["judged"] == "yes" for row in mine))
+        assert f"| {line['machine left out: median %']} | {bias:+.1f} |" in text
+    for phase in ("decode", "prefill"):
+        judged = [row for row in rows if row["phase"] == phase and row["judged"] == "yes"]
+        for way, said in zip(WAYS, ("before any timing", "one factor", "machine left out", "two anchors"), strict=True):
+            errors = errors_of(judged, way)
+            if errors:
+                median, most, bias = figures(errors)
+                of = f"median {median:.1f} %, nine tenths within {most:.1f} %, bias {bias:+.1f} %"
+                assert f"- **{phase}, {said}: {of}** ({len(errors)} judged rows of 1 groups)" in text
+            else:
+                assert f"**{phase}, {said}:" not in text
+        held = np.mean([float(row["low"]) <= float(row["published"]) <= float(row["high"]) for row in judged])
+        assert f"- {phase}: the 80 % intervals hold {100 * held:.0f} % of the judged rows" in text
+    assert "prefill where the kind of link is known" not in text  # nobody says it of these
+    absent = {line["why there is no such run"]: int(line["rows"]) for line in tables["Not set up"]}
+    assert absent == Counter(row.not_set_up for row in FEW if row.not_set_up) and sorted(absent.values()) == [1, 2]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the collected figures are not beside this checkout")
-def test_figures_are_those_that_were_collected() -> None:
-    numbers: dict[str, set[float]] = {}
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("flag", "name", "n", "absent"),
+    [("--engine", "Ollama", 1, 0), ("--machine", "u-7950x-4080", 6, 0), ("--machine", "fiddler-q6000", 0, 1)],
+)
+def test_published_shows_a_part_and_fits_all(
+    flag: str, name: str, n: int, absent: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is shown is what stands there without the flag: other rows still teach."""
+    _, every, whole = published_of(tmp_path / "all", capsys)
+    _, rows, tables = published_of(tmp_path / "part", capsys, flag, name)
+    assert rows == [row for row in every if row[flag[2:]] == name] and len(rows) == n
+    assert tables[CONSTANTS] == whole[CONSTANTS]
+    assert len(tables["Not set up"]) == absent
 
-    def collect(value: Any, into: set[float]) -> None:
-        if isinstance(value, (int, float)):
-            into.add(float(value))
-        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            collect(part, into)
 
-    for case in json.loads(SHARED.read_text())["cases"]:
-        collect(case, numbers.setdefault(case["id"], set()))
-    for figure in DATA.figures:
-        assert figure.published in numbers[figure.id.split(",")[0]], f"{figure.id}: {figure.name}"
+@pytest.mark.usefixtures("few")
+def test_published_writes_what_the_catalog_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, rows, tables = published_of(tmp_path, capsys, "--catalog", tmp_path / "catalog")
+    assert sorted(path.name for path in (tmp_path / "catalog").iterdir()) == ["constants.toml", "intervals.toml"]
+    written = tomllib.loads((tmp_path / "catalog/constants.toml").read_text())
+    said = {(line["engine or GPU"], line["constant"]): float(line["fitted"]) for line in tables[CONSTANTS]}
+    assert said == {
+        (entry, field): value
+        for entries in written.values()
+        for entry, fields in entries.items()
+        for field, value in fields.items()
+    }
+    assert written["engine"].keys() == {name for name in catalog.names("engine") if catalog.engine(name).dispatch}
+    # an engine and a phase have an interval from four rows of grade A or B on, of all hosts and of those known alike
+    intervals = tomllib.loads((tmp_path / "catalog/intervals.toml").read_text())["interval"]
+    told = ("engine", "phase", "host", "rows", "machines")
+    assert [[each.get(key) for key in told] for each in intervals] == [
+        ["llama.cpp", "decode", None, 6, 2],
+        ["llama.cpp", "decode", "nominal", 4, 1],
+    ]
+    factors = [
+        math.log(float(row["high"]) / float(row["predicted"]))
+        for row in rows
+        if (row["engine"], row["phase"]) == ("llama.cpp", "decode") and row["grade"] != "C"
+    ]
+    assert intervals[0]["high"] == pytest.approx(math.exp(np.median(factors)), abs=0.002)
+    assert intervals[0]["low"] == pytest.approx(math.exp(-np.median(factors)), abs=0.002)
+
+
+def test_a_row_that_cannot_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = next(row for row in FEW if row.fields.get("hardware"))
+    wrong = replace(one, fields={**one.fields, "hardware": "u-7950x-4090"})
+    monkeypatch.setattr(published, "read", lambda: [wrong])
+    assert main(["published", "--workers", "1", "--out", str(tmp_path / "o"), "--catalog", str(tmp_path / "c")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith(f"error: {wrong.id}: ") and "u-7950x-4090" in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what the runs of published rows are
+
+
+@pytest.mark.parametrize("row", usable(EVIDENCE)[::8], ids=lambda row: row.id)
+def test_the_command_of_a_row_is_its_run(row: Timing) -> None:
+    words = ["--trace", "mixtral.npz", *shlex.split(command(row))]
+    asked = spec_of(run_parser().parse_args(words))
+    assert asked.model_dump() == RunSpec.of({"trace": "mixtral.npz", **row.fields}).model_dump()
+
+
+def timing(id_: str) -> Timing:
+    return next(row for row in EVIDENCE if row.id == id_)
+
+
+def test_naive_offloading_is_bytes_over_rate() -> None:
+    # 32 layers x 8 experts of 68.5 MB at 25.5 GB/s: 0.688 s a token; set-ups and compute take the rest
+    row, runs = timing("em-a100sxm/mixtral-offloading/mixtral-8x7b/04"), Runs()
+    hardware = runs.setting(row).hardware
+    assert hardware.link.h2d_gb_per_s == 25.5
+    least = 32 * 8 * 68.5e6 / 25.5e9
+    free = catalog.engine("ideal").model_copy(update={"page_locked": True})
+    assert least < runs.seconds(row, hardware, free) < least * 1.03
+
+
+def test_experts_on_the_cpu_are_read_at_the_share_that_is_asked_for() -> None:
+    # 58 layers x 8 experts of 26.7 MB, read at half of the host's rate instead of all
+    row, runs = timing("kt-6454s-4090d/ktransformers/deepseek-v3/09"), Runs()
+    setting = runs.setting(row)
+    engine = setting.engine.model_copy(update={"cpu_compute_share": 1e6})
+    times = [
+        runs.seconds(row, setting.hardware, engine.model_copy(update={"cpu_read_share": share})) for share in (1.0, 0.5)
+    ]
+    assert setting.hardware.host is not None
+    rate = setting.hardware.host.read_rate() * 1e9
+    assert times[1] - times[0] == pytest.approx(58 * 8 * 26.7e6 / rate, rel=1e-3)
 
 
 # ---- bad input
@@ -306,13 +386,13 @@ def test_figures_are_those_that_were_collected() -> None:
 
 BAD = {
     "unknown experiment": (["polices"], "did you mean policies"),
-    "unknown case": (["published", "--case", "hybrimo-hits"], "hybrimoe-hits"),
-    "unknown flag": (["published", "--cases", "x"], "--cases"),
+    "unknown engine": (["published", "--engine", "llama.cp"], "llama.cpp"),
+    "unknown machine": (["published", "--machine", "msl-a100"], "msl-a10"),
+    "unknown flag": (["published", "--case", "x"], "--case"),
     "no trace": (["policies"], "--trace"),
     "missing trace": (["policies", "--trace", "mixtrall.npz"], "mixtral"),
     "unknown link": (["buddymoe", "--trace", "mixtral.npz", "--link", "pcie9"], "pcie9"),
     "unknown hardware": (["policies", "--trace", "mixtral.npz", "--hardware", "rtx409"], "rtx4090"),
-    "no token generated": (["published", "--case", "fiddler-v3, Fiddler", "--max-steps", "1"], "max_steps"),
     "out is a file": (["buddymoe", "--trace", "mixtral.npz", "--max-steps", "4", "--out", __file__], "out"),
 }  # fmt: skip
 

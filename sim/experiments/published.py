@@ -76,7 +76,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
         if name is not None and name not in known:
             raise unknown(kind, name, known)
     observed, found = fitted(usable(every), args.workers)
-    judged = judge(observed)
+    judged = judge(observed, args.workers)
     if args.catalog is not None:
         _ship(out_folder(args.catalog), found, judged)
     shown = [one for one in judged if all(n in (None, _of(kind, one.row.timing)) for kind, n in wanted.items())]

@@ -7,9 +7,10 @@ A term's logarithm is the sum of what all engines of one dispatch have in common
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from sim.timings.running import Runs
 from sim.timings.terms import COMPILED, TERMS, free, with_terms
 from traces.errors import UserError
 
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 STEP = 0.1  # of a logarithm, for difference quotients
 LEAST = 1e-4  # derivative below which a term says nothing of a row
 NOISE = {"A": 0.06, "B": 0.1, "C": 0.3}  # of a row's logarithm, by how well its settings are known
@@ -66,12 +69,17 @@ class Observed:
         """The effect of its machine on all times."""
         return f"{WHOLE}: machine {self.timing.measured_on}"
 
+    def at(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The logarithm of each of its terms at these effects."""
+        return {term: sum(values.get(name, 0.0) for name in owned) for term, owned in self.owned.items()}
+
     def near(self, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """(logarithm of the seconds per token, what each effect counts in it) at these effects; others are 0."""
         parts = {}
+        logs = self.at(values)
         for term, slope in self.slopes.items():
-            log = sum(values.get(name, 0.0) for name in self.owned[term])
-            parts[term] = abs(slope) * math.exp(math.copysign(1.0, slope) * (log - self.logs.get(term, 0.0)))
+            moved = logs[term] - self.logs.get(term, 0.0)
+            parts[term] = abs(slope) * math.exp(math.copysign(1.0, slope) * moved)
         rest = max(0.0, 1 - sum(map(abs, self.slopes.values())))
         whole = rest + sum(parts.values())
         counts = {self.whole: 1.0}
@@ -151,11 +159,37 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
     return Observed(timing, math.exp(here), logs, slopes, {term: owned[term] for term in slopes})
 
 
+def _each(function: Callable[[Job], Made], jobs: Sequence[Job], workers: int | None) -> list[Made]:
+    """What a function makes of each job, in as many processes as there are cores; one worker is this process."""
+    if workers == 1:
+        return [function(job) for job in jobs]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        return list(pool.map(function, jobs, chunksize=8))
+
+
+def _at(job: tuple[Timing, Sequence[Mapping[str, float]]]) -> list[float]:
+    """A row's seconds per token at some logarithms of its terms."""
+    global _runs
+    _runs = _runs or Runs()
+    timing, points = job
+    setting = _runs.setting(timing)
+    return [_runs.seconds(timing, *with_terms(setting.hardware, setting.engine, logs)) for logs in points]
+
+
+def simulated(
+    jobs: Sequence[tuple[Observed, Sequence[Mapping[str, float]]]], workers: int | None = None
+) -> list[list[float]]:
+    """Seconds per token of each row at each of its sets of effects, simulated, not on the line."""
+    points = [(row.timing, [row.at(values) for values in every]) for row, every in jobs]
+    found = _each(_at, points, workers)
+    whole = [[math.exp(values.get(row.whole, 0.0)) for values in every] for row, every in jobs]
+    return [[s * w for s, w in zip(times, factors, strict=True)] for times, factors in zip(found, whole, strict=True)]
+
+
 def observe(rows: Sequence[Timing], found: Estimate | None, workers: int | None = None) -> list[Observed]:
     """Every row, around an estimate. Raises SpecError for one that cannot run."""
     jobs = [(row, found) for row in rows]
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        out = list(pool.map(_simulated, jobs, chunksize=8))
+    out = _each(_simulated, jobs, workers)
     wrong = [each for each in out if isinstance(each, str)]
     if wrong:
         raise SpecError(wrong[0])

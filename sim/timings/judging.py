@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from sim.timings.effects import Observed, fit, spread
+from sim.timings.effects import Observed, fit, simulated, spread
 from sim.timings.estimate import Estimate, estimate
 
 JUDGED = 4  # rows of grade A or B that a group needs to be judged
@@ -54,22 +54,39 @@ class Judged:
         return math.log(self.row.timing.seconds / self.left_out) / self.sd
 
 
-def judge(observed: Sequence[Observed]) -> list[Judged]:
-    """Every row with its machine left out; grade C is judged, and taught by none."""
+def judge(observed: Sequence[Observed], workers: int | None = None) -> list[Judged]:
+    """Every row with its machine left out; grade C is judged, and taught by none. Each prediction is simulated."""
     teach = [row for row in observed if row.timing.grade != "C"]
-    out: list[Judged] = []
+    wanted: list[_Wanted] = []
     for machine in dict.fromkeys(row.timing.measured_on for row in observed):
-        found = fit(row for row in teach if row.timing.measured_on != machine)
         others = [row for row in teach if row.timing.measured_on != machine]
         mine = [row for row in observed if row.timing.measured_on == machine]
-        anchors = _anchored(mine, found)
-        for row in mine:
-            seconds, sd = row.seconds(found)
-            before = math.exp(row.near({})[0])
-            anchored, is_anchor = anchors.get(row.timing.id, (None, False))
-            factor = _factor(others, row)
-            out.append(Judged(row, before, before * factor, seconds, max(sd, LEAST_SD), anchored, is_anchor))
+        found = fit(others)
+        anchored = _anchored(mine, found)
+        wanted += [_Wanted(row, found, *anchored.get(row.timing.id, (None, False))) for row in mine]
+    jobs = [(each.row, [{}, each.found.by_name, (each.learned or each.found).by_name]) for each in wanted]
+    times = dict(zip((each.row.timing.id for each in wanted), simulated(jobs, workers), strict=True))
+    out = [_judged(each, times, teach) for each in wanted]
     return [replace(one, sd=one.sd * _scale(one, out)) for one in out]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A row, what all other machines tell, and what two anchors add; whether it is one of them."""
+
+    row: Observed
+    found: Estimate
+    learned: Estimate | None
+    anchor: bool
+
+
+def _judged(each: _Wanted, times: Mapping[str, Sequence[float]], teach: Sequence[Observed]) -> Judged:
+    before, left_out, anchored = times[each.row.timing.id]
+    theirs = [row for row in teach if row.timing.measured_on != each.row.timing.measured_on]
+    factor = _factor(theirs, each.row, {name: values[0] for name, values in times.items()})
+    sd = max(each.row.seconds(each.found)[1], LEAST_SD)
+    known = None if each.anchor or each.learned is None else anchored
+    return Judged(each.row, before, before * factor, left_out, sd, known, each.anchor)
 
 
 def _scale(one: Judged, every: Sequence[Judged]) -> float:
@@ -86,30 +103,29 @@ def _scale(one: Judged, every: Sequence[Judged]) -> float:
     return float(np.quantile(others, HELD)) / EIGHTY if others else 1.0
 
 
-def _factor(others: Sequence[Observed], row: Observed) -> float:
+def _factor(others: Sequence[Observed], row: Observed, before: Mapping[str, float]) -> float:
     """Median of measured over predicted time before any timing, of the engine's other machines; 1 without any."""
     theirs = defaultdict(list)
     for other in others:
         same = other.timing.published_engine == row.timing.published_engine
         if same and other.timing.prefill == row.timing.prefill:
-            theirs[other.timing.measured_on].append(other.timing.seconds / math.exp(other.near({})[0]))
+            theirs[other.timing.measured_on].append(other.timing.seconds / before[other.timing.id])
     return median(median(each) for each in theirs.values()) if theirs else 1.0
 
 
-def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[float | None, bool]]:
-    """By id, (seconds per token, whether an anchor): of each series with more than two rows, the fastest and the
-    slowest by prediction are anchors, the others predicted from them."""
+def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[Estimate, bool]]:
+    """By id, (what its series' anchors tell, whether it is one): of each series with more than two rows the fastest
+    and the slowest by prediction."""
     groups = defaultdict(list)
     for row in mine:
         groups[row.timing.series].append(row)
-    out: dict[str, tuple[float | None, bool]] = {}
+    out: dict[str, tuple[Estimate, bool]] = {}
     for rows in groups.values():
         ordered = sorted(rows, key=lambda row: row.seconds(found)[0])
         anchors = [ordered[0], ordered[-1]]
         if len(rows) > len(anchors):
             learned = with_anchors(anchors, found)
-            out |= {row.timing.id: (row.seconds(learned)[0], False) for row in rows}
-            out |= {row.timing.id: (None, True) for row in anchors}
+            out |= {row.timing.id: (learned, row in anchors) for row in rows}
     return out
 
 

@@ -51,6 +51,9 @@ class Told:
         return self.after > UNTOLD * self.before
 
 
+UNEXPLAINED = 0.2  # of a logarithm, from which timings are of something else
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """seconds [n]: per token, of each timing with the terms found; without [n]: with those found without it, None of a
@@ -67,6 +70,12 @@ class Calibrated:
     def logs(self) -> dict[str, float]:
         """Of every term of which the timings say anything."""
         return {term.name: term.log for term in self.terms if not term.untold}
+
+    @property
+    def off(self) -> float:
+        """By how much the timings are off with the terms found: the root mean square of the logarithms."""
+        logs = [math.log(row.seconds / each) for row, each in zip(self.timings, self.seconds, strict=True)]
+        return math.sqrt(float(np.mean(np.square(logs))))
 
     @property
     def interval(self) -> tuple[float, float]:

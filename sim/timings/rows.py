@@ -82,11 +82,14 @@ def read(path: Path = EVIDENCE) -> list[Timing]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise SpecError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path}: cannot be read as CSV: {error}") from None
     if not rows:
         raise SpecError(f"{path}: no rows; needs a line of column names and one line per timing")
-    unknown = [name for name in rows[0] if name not in (*NUMBERS, *TEXTS, *RunSpec.model_fields)]
+    known = (None, *NUMBERS, *TEXTS, *RunSpec.model_fields)  # None: of a row with more columns than the first line
+    unknown = [name for name in rows[0] if name not in known]
     if unknown:
         raise SpecError(
             f"{path}: column {unknown[0]!r}: is no field of a run (python -m sim.run --help), nor metric, value"

@@ -1,7 +1,9 @@
 """A timing as a run: its routing, its plan made once, and its time per token under any costs."""
 
+import shutil
 import tempfile
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ class Runs:
     """Plans of timings, each made once; traces lie in a folder that goes with the object."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = Path(tempfile.mkdtemp())
+        Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)  # also where a process of a pool ends
         self._memo = Kept(1 << 30)
         self._settings: dict[str, Setting] = {}
 
@@ -67,7 +70,7 @@ class Runs:
             own = Preset(name, of.n_experts, top_k, of.n_layers, of.moe_layers, pattern="uniform")
         prompt, generated = ((timing.prompt or PROMPT), 1) if timing.prefill else (1, STEPS if moves else FEW)
         shape = replace(own, requests=1, prompt=(prompt, prompt), generation=(generated, generated))
-        path = Path(self._folder.name) / f"{name}-{shape.pattern}-{top_k}-{prompt}-{generated}.npz"
+        path = self._folder / f"{name}-{shape.pattern}-{top_k}-{prompt}-{generated}.npz"
         if not path.exists():
             npz.write(path, generate(shape, 0))
         return path

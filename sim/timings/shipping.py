@@ -10,7 +10,7 @@ from sim import catalog
 from sim.catalog.writing import toml
 from sim.timings.estimate import Estimate
 from sim.timings.judging import EIGHTY, JUDGED, Judged
-from sim.timings.terms import COMPILED, TERMS, free
+from sim.timings.terms import COMPILED, TERMS, free, share_before
 
 FROM = "python -m sim.experiments published"
 DIGITS = 3  # significant ones of a constant
@@ -52,16 +52,8 @@ def _of_gpus(found: Estimate) -> dict[str, dict[str, Any]]:
     for name in catalog.names("gpu"):
         log, _ = found.of(dict.fromkeys(effects_of("gpu", name, ""), 1.0))
         if abs(log) > NOTICED:
-            out[name] = {"hbm_efficiency": _rounded("", catalog_share(name) * math.exp(log))}
+            out[name] = {"hbm_efficiency": _rounded("", share_before(name) * math.exp(log))}
     return out
-
-
-def catalog_share(gpu: str) -> float:
-    """What kernels of one token read of a GPU's bandwidth before any timing."""
-    from sim.catalog.hardware_spec import Gpu
-
-    entry = catalog.written("gpu")[gpu]
-    return float(entry.get("hbm_efficiency", Gpu.model_fields["hbm_efficiency"].default))
 
 
 def _rounded(field: str, value: float) -> float | int:

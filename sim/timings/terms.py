@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sim import catalog
+
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Hardware
@@ -103,12 +105,23 @@ def with_terms(hardware: "Hardware", engine: "Engine", logs: Logs, start: str = 
             base = own if start == "own" else prior if name in free(engine) else own
             if base is not None:
                 changes[field] = _kept(field, base * factor)
+    if start == "prior" and hardware.gpu is not None and hardware.gpu.name in catalog.written("gpu"):
+        before = hardware.gpu.model_copy(update={"hbm_efficiency": share_before(hardware.gpu.name)})
+        hardware = hardware.model_copy(update={"gpu": before})
     link, compute = (math.exp(logs.get(name, 0.0)) for name in ("link", "gpu_compute"))
     hardware = hardware if link == 1 else _linked(hardware, link)
     if compute != 1 and hardware.gpu is not None:
         share = min(1.0, hardware.gpu.flops_efficiency * compute)
         hardware = hardware.model_copy(update={"gpu": hardware.gpu.model_copy(update={"flops_efficiency": share})})
     return hardware, engine.model_copy(update=changes)
+
+
+def share_before(gpu: str) -> float:
+    """What kernels of one token read of a GPU's bandwidth before any timing."""
+    from sim.catalog.hardware_spec import Gpu
+
+    entry = catalog.written("gpu")[gpu]
+    return float(entry.get("hbm_efficiency", Gpu.model_fields["hbm_efficiency"].default))
 
 
 def _kept(field: str, value: float) -> float | int:
