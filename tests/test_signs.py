@@ -4,9 +4,10 @@ A sign is a function that sets up what its source measured, asserts the directio
 the page must repeat. How far it holds is its mark. HOLDS: the size, too (`tests.signs.sized`), in percentage points of
 a gain or the logarithm of a ratio. DIRECTION: not the size, which is asserted as well. OPEN: the direction or a part of
 it comes out wrong; what is right of it is asserted, and what is wrong. `by`: what of it is so by construction, because
-it was put in or because the machine has no other way; that agrees with the source and proves nothing. FITTED: published speeds of
-the sign's source are among those that the constants of its engine came from. What nothing here can show waits (WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes
-marks and figures into the page anew and, where the evidence lies beside the checkout, what is published.
+it was put in or because the machine has no other way; that agrees with the source and proves nothing. FITTED: published
+speeds of the sign's source are among those that the constants of its engine came from. What nothing here can show waits
+(WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes marks and
+figures into the page anew and, where the evidence lies beside the checkout, what is published.
 """
 
 import csv
