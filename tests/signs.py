@@ -166,6 +166,11 @@ class Machines:
         return self.desktop("rtx-5090", 56.2, 52.8, 66.1)
 
     @property
+    def msl_as_measured(self) -> str:
+        """The engine of listing B, whose CPU reads at the rate measured of the host: the fit has it read faster."""
+        return self.file("msl-as-measured", like='"moe-speed-of-light"', cpu_read_share="1.0")
+
+    @property
     def wsl2(self) -> str:
         """RTX 5090 under WSL2, small copies (kekzl/imp pull requests 1374, 1408)."""
         return self.file("wsl2", gpu='"rtx-5090"', link='"pcie5x16-wsl2-small-copies"', host='"desktop-ddr5"')
@@ -207,3 +212,7 @@ def sized_ratio(found: float, least: float, most: float | None = None) -> bool:
 
 def percent(gain: float) -> str:
     return f"{100 * gain:+.0f} %"
+
+
+def tenths(gain: float) -> str:
+    return f"{100 * gain:+.1f} %"

@@ -1,7 +1,9 @@
 """The README's commands run, and the output it shows is the output they give."""
 
+import csv
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -32,6 +34,18 @@ def test_the_first_screen_shows_what_the_command_prints(commands: Forks) -> None
 @pytest.mark.parametrize("line", [line.removeprefix("$ ") for line in USED.splitlines()])
 def test_every_command_runs(line: str, commands: Forks) -> None:
     assert call(commands, line)
+
+
+def test_the_errors_that_it_states_are_those_of_the_results() -> None:
+    with open(ROOT / "analysis" / "results" / "published.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(line for line in file if line[0] != "#") if row["judged"] == "yes"]
+    errors = {row["id"]: (row["phase"], abs(float(row["left_out_percent"]))) for row in rows}.values()
+    decode, prefill = ([error for of, error in errors if of == phase] for phase in ("decode", "prefill"))
+    stated = (
+        f"of {len(decode)} published decode speeds, each predicted with its machine left out, the median error is "
+        f"{median(decode):.0f} %, of {len(prefill)} prompt speeds {median(prefill):.0f} %"
+    )
+    assert stated in (ROOT / "README.md").read_text()
 
 
 def test_every_command_named_is_a_module() -> None:

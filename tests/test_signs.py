@@ -4,11 +4,13 @@ A sign is a function that sets up what its source measured, asserts the directio
 the page must repeat. How far it holds is its mark. HOLDS: the size, too (`tests.signs.sized`), in percentage points of
 a gain or the logarithm of a ratio. DIRECTION: not the size, which is asserted as well. OPEN: the direction or a part of
 it comes out wrong; what is right of it is asserted, and what is wrong. `by`: what of it is so by construction, because
-it was put in or because the machine has no other way; that agrees with the source and proves nothing. What nothing here
-can show waits (WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes
-marks and figures into the page anew and, where the evidence lies beside the checkout, what is published.
+it was put in or because the machine has no other way; that agrees with the source and proves nothing. FITTED: published
+speeds of the sign's source are among those that the constants of its engine came from. What nothing here can show waits
+(WAITS), the page says for what. After a change of costs or entries `python -m tests.test_signs` writes marks and
+figures into the page anew and, where the evidence lies beside the checkout, what is published.
 """
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +40,7 @@ from tests.signs import (
     sized,
     sized_ratio,
     speed,
+    tenths,
 )
 from traces.format.npz import find, read
 from traces.format.trace import RoutingTrace
@@ -47,6 +50,7 @@ PAGE = ROOT / "docs" / "signs.md"
 EVIDENCE = ROOT.parent / "shared" / "evidence"
 needs_evidence = pytest.mark.skipif(not EVIDENCE.exists(), reason="no evidence in ../shared")
 HOLDS, DIRECTION, OPEN, WAITING = "holds", "direction", "open", "waits"
+FITTED = "constants: fitted to these runs, too"
 WAITS = ("numa-small-experts", "numa-small-experts-2", "lookahead-worth")
 
 GPT, QWEN = ("gpt-oss-120b", "mxfp4"), ("qwen3-30b-a3b", "bf16")
@@ -55,6 +59,7 @@ ADMITTED = {"cpu-admit.inserts": 8, "cpu-admit.admit_after": 1, "cpu-admit.repla
 HIGHER_ADMITTED = {**ADMITTED, "cpu-admit.margin": 1.0}  # and scores more than what goes
 ALL_ADMITTED = {**MSL, "miss": "cpu-admit", "set": HIGHER_ADMITTED}
 QWEN_TABLE, GPT_TABLE = "0,0,1,1,2,3,3,4,5", "0,0,1,1,2"  # of listing B: of so many misses so many are copied
+ALL_COPIED = "0,1,2,3,4,5,6,7,8"
 STREAMED = {"bulk": "stream", "bulk_rows": "32", "serial": True, "merge": "runs"}  # llama.cpp's prompts
 
 # Reads of a static set x MIN at an eighth, a quarter and three eighths of the experts (moe-speed-of-light,
@@ -124,7 +129,7 @@ def static_affine(machines: Machines) -> str:
     return f"R2 {least:.4f}"
 
 
-@sign("static-host-scale", HOLDS)
+@sign("static-host-scale", HOLDS, FITTED)
 def static_host_scale(machines: Machines) -> str:
     (gpt, mxfp4), (qwen, bf16) = GPT, QWEN
     cases = {
@@ -167,7 +172,7 @@ def last_against_first(early: tuple[float, float], late: tuple[float, float]) ->
     return prompt_speed(last) / prompt_speed(first) - 1, last["tokens_per_s"] / first["tokens_per_s"] - 1
 
 
-@sign("context-slope", HOLDS)
+@sign("context-slope", HOLDS, FITTED)
 def context_slope(machines: Machines) -> str:
     how = {"engine": "ik_llama.cpp", "precision": "mxfp4", "n_cpu_moe": 24, "max_steps": 40}
     near, far = (speed(routed("gpt-oss-20b"), "rtx4090", context_offset=at, **how) for at in (0, 12_000))
@@ -175,7 +180,7 @@ def context_slope(machines: Machines) -> str:
     return f"{near:.1f} -> {far:.1f} tok/s"
 
 
-@sign("ik-against-mainline", OPEN)
+@sign("ik-against-mainline", OPEN, FITTED)
 def ik_against_mainline(machines: Machines) -> str:
     trace = routed("qwen3-235b-a22b", 512, 10, 1, n_layers=16)
     hardware = machines.server("rtx-3090", 500.0)
@@ -248,7 +253,7 @@ def prefill_threshold_ik(machines: Machines) -> str:
     return "DeepSeek-V3 1,024 rows, Qwen3-30B 512 rows"
 
 
-@sign("prefill-threshold-kt", DIRECTION, "the threshold, whole layers")
+@sign("prefill-threshold-kt", DIRECTION, f"the threshold, whole layers; {FITTED}")
 def prefill_threshold_kt(machines: Machines) -> str:
     """The step goes down: what crosses the link in the time of a copy, the CPU has computed before."""
     how = {"engine": "ktransformers", "precision": "q4-k-m", "cache": 16, "max_steps": 1}
@@ -272,7 +277,7 @@ def prefill_no_offload(machines: Machines) -> str:
     how = {"engine": "llama.cpp", "precision": "q4-k-m", "n_cpu_moe": 26}
     on, off = run(trace, "rtx3090", **how), run(trace, "rtx3090", bulk="none", **how)
     ratio = prompt_speed(on) / prompt_speed(off)
-    assert ratio > 1.2 and on["tokens_per_s"] == off["tokens_per_s"]
+    assert ratio > 1 and on["tokens_per_s"] == off["tokens_per_s"]
     assert not sized_ratio(ratio, 279 / 69.6)
     return f"{prompt_speed(off):.0f} against {prompt_speed(on):.0f} tok/s, decode equal"
 
@@ -301,18 +306,21 @@ def pinning(machines: Machines) -> str:
     return f"prefill {locked / pageable:.1f} x, decode {percent(after / before - 1)}"
 
 
-@sign("static-hot-prefill", DIRECTION)
+@sign("static-hot-prefill", OPEN, FITTED)
 def static_hot_prefill(machines: Machines) -> str:
     """Beside as many slots of whole layers; hot: by other requests, which have topics of their own."""
     trace = routed("qwen3.6-35b-a3b", 512, 60, 3, n_layers=16)
     how: dict[str, Any] = {"engine": "llama.cpp", "engine_as_costs": True, "precision": "q4-k-m", "miss": "cpu"}
     how |= {"beside": False, **STREAMED}
-    layers = run(trace, "rtx3060", cache=f"layers:{16 * 124 // 256}", calibration=0.5, **how)
-    hot = run(trace, "rtx3060", cache=124, eviction="static", placement="popular", calibration=0.5, **how)
-    prefill, decode = prompt_speed(hot) / prompt_speed(layers) - 1, hot["tokens_per_s"] / layers["tokens_per_s"] - 1
-    assert prefill > 0 and decode > 0
-    assert not (sized(prefill, 0.14) and sized(decode, 0.21))
-    return f"prefill {percent(prefill)}, decode {percent(decode)} (Qwen3.6)"
+
+    def gains(**more: Any) -> tuple[float, float]:
+        layers = run(trace, "rtx3060", cache=f"layers:{16 * 124 // 256}", calibration=0.5, **how, **more)
+        hot = run(trace, "rtx3060", cache=124, eviction="static", placement="popular", calibration=0.5, **how, **more)
+        return prompt_speed(hot) / prompt_speed(layers) - 1, hot["tokens_per_s"] / layers["tokens_per_s"] - 1
+
+    (prefill, decode), (_, free) = gains(), gains(cpu_visit_us=0.0)
+    assert sized(prefill, 0.14) and decode < 0 < free < 0.21 / 2  # every layer visits the CPU, not seven fewer
+    return f"prefill {percent(prefill)}, decode {percent(decode)}, {percent(free)} without a time per visit (Qwen3.6)"
 
 
 @sign("dead-band", HOLDS, "both limits")
@@ -344,46 +352,51 @@ def double_buffer_decode(machines: Machines) -> str:
 
 def split_gain(trace: RoutingTrace, hardware: str, text: str, **fields: Any) -> float:
     """What a copy table gains over the CPU alone where both miss the same: fixed residents, copies forgotten."""
-    how = {"engine": "moe-speed-of-light", "engine_as_costs": True, "eviction": "static", "max_steps": 60, **fields}
+    how = {"engine": MSL["engine"], "engine_as_costs": True, "eviction": "static", "max_steps": 60, **fields}
     by_table = {"split.by": "table", "split.table": text, "split.keep": 0}
     return speed(trace, hardware, miss="split", set=by_table, **how) / speed(trace, hardware, miss="cpu", **how) - 1
 
 
-@sign("copy-split-fast-link", OPEN)
+@sign("copy-split-fast-link", OPEN, FITTED)
 def copy_split_fast_link(machines: Machines) -> str:
     name, precision = QWEN
-    trace, whole, equal = routed(name), [], []
+    trace, whole, equal, measured = routed(name), [], [], []
     for slots in (56, 32):
         how = {"precision": precision, "cache": slots}
         cpu = speed(trace, machines.listing_b, **ALL_ADMITTED, **how)
         whole.append(speed(trace, machines.listing_b, **table(QWEN_TABLE), **how) / cpu - 1)
         equal.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how))
-    assert sized(equal[0], 0.072) and sized(equal[1], 0.16) and max(whole) < 0
-    return f"{' and '.join(map(percent, whole))}; with equal misses {' and '.join(map(percent, equal))}"
+        measured.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how, engine=machines.msl_as_measured))
+    assert max(whole) < 0 and all(-0.03 < each < 0 for each in equal)
+    assert min(measured) > 0 and not (sized(measured[0], 0.072) or sized(measured[1], 0.16))
+    words = [" and ".join(map(percent, gains)) for gains in (whole, equal, measured)]
+    return f"{words[0]}; with equal misses {words[1]}, of a CPU that reads as measured {words[2]}"
 
 
-@sign("copy-all-loses", DIRECTION)
+@sign("copy-all-loses", OPEN, FITTED)
 def copy_all_loses(machines: Machines) -> str:
     trace, how = routed(QWEN[0]), {"precision": QWEN[1], "cache": 56}
     tables = (QWEN_TABLE, "0,0,1,1,1,2,2,3,3", "0,1,1,2,3,3,4,5", "0,1,1,2,3,3,4,5,6")
     others = [speed(trace, machines.listing_b, **table(text), **how) for text in tables]
     cpu = speed(trace, machines.listing_b, **ALL_ADMITTED, **how)
-    every = speed(trace, machines.listing_b, **table("0,1,2,3,4,5,6,7,8"), **how)
-    assert every < min(*others, cpu)
-    assert sized_ratio(every / others[0], 98.7 / 108.0) and not sized_ratio(every / cpu, 98.7 / 100.7)
-    return f"{every:.1f} against {cpu:.1f} and {others[0]:.1f} tok/s"
+    every = speed(trace, machines.listing_b, **table(ALL_COPIED), **how)
+    assert others[0] < every < cpu
+    equal = [split_gain(trace, machines.listing_b, text, **how) for text in (*tables, ALL_COPIED)]
+    assert equal[-1] == min(equal)
+    return f"{every:.1f} against {cpu:.1f} and {others[0]:.1f} tok/s; with equal misses {percent(equal[-1])}, the worst"
 
 
-@sign("single-miss-cpu", HOLDS)
+@sign("single-miss-cpu", OPEN, FITTED)
 def single_miss_cpu(machines: Machines) -> str:
     trace, how = routed(QWEN[0]), {"precision": QWEN[1], "cache": 56}
     tables = ("0,1,1,2,3,3,4,5", QWEN_TABLE)
     copied, computed = (speed(trace, machines.listing_b, **table(text), **how) for text in tables)
-    assert sized(computed / copied - 1, 0.037)
-    return percent(computed / copied - 1)
+    one, none = (1 + split_gain(trace, machines.listing_b, text, **how) for text in tables)
+    assert computed < copied and none > one and not sized(none / one - 1, 0.037)
+    return f"{percent(computed / copied - 1)}; with equal misses {percent(none / one - 1)}"
 
 
-@sign("split-follows-ratio", HOLDS)
+@sign("split-follows-ratio", HOLDS, FITTED)
 def split_follows_ratio(machines: Machines) -> str:
     best = []
     for slots in (14, 32):
@@ -408,15 +421,15 @@ def layer_ahead_copy(machines: Machines) -> str:
         gains.append(ahead["tokens_per_s"] / speed(routed(GPT[0]), hardware, **how))
         used = 1 - ahead["prefetched"]["wasted"] / ahead["transfers"]["prefetch"]
     assert gains[0] > 1 > max(gains[1:]) and falls(gains)
-    assert sized(used, 0.84) and all(sized(1 - gain, 1 - 0.91, 1 - 0.72) for gain in gains[1:])
-    assert not sized_ratio(gains[0], 1.04)
+    assert sized(used, 0.84) and all(sized(1 - gain, 1 - 0.91, 1 - 0.72) for gain in gains[2:])
+    assert not (sized_ratio(gains[0], 1.04) or sized(1 - gains[1], 1 - 0.81))
     return f"{' / '.join(f'{gain:.2f}' for gain in gains)}; {100 * used:.0f} % used"
 
 
-@sign("admit-less", DIRECTION)
+@sign("admit-less", OPEN)
 def admit_less(machines: Machines) -> str:
     out = []
-    for slots, margin, least, most in ((14, 3.0, 0.04, 0.06), (32, 2.0, 0.06, 0.10)):
+    for slots, margin, least, most, ours in ((14, 3.0, 0.04, 0.06, (0.9, 1.0)), (32, 2.0, 0.06, 0.10, (1.0, 1.06))):
         fewer, speeds = 0.0, []
         for hardware in (machines.listing_b, machines.even, machines.stock, machines.half):
             how = {**MSL, "miss": "cpu-admit", "precision": GPT[1], "cache": slots}
@@ -426,12 +439,12 @@ def admit_less(machines: Machines) -> str:
             fewer = 1 - reads[1] / reads[0]
             assert sized(fewer, least, most)
             speeds.append(held["tokens_per_s"] / free["tokens_per_s"])
-        assert all(0.95 < each < 1.08 for each in speeds)
+        assert ours[0] < min(speeds) and max(speeds) < ours[1]  # published is 1.00-1.06 of both
         out.append(f"reads {percent(-fewer)}, speed {min(speeds):.2f}-{max(speeds):.2f}")
     return "; ".join(out)
 
 
-@sign("lru-against-decayed", DIRECTION)
+@sign("lru-against-decayed", DIRECTION, FITTED)
 def lru_against_decayed(machines: Machines) -> str:
     """With what missed admitted behind: the engine's own table leaves that out here (docs/signs.md)."""
     out, sizes = [], []
@@ -449,7 +462,7 @@ def lru_against_decayed(machines: Machines) -> str:
     return "; ".join(out)
 
 
-@sign("cache-over-static", OPEN)
+@sign("cache-over-static", OPEN, FITTED)
 def cache_over_static(machines: Machines) -> str:
     """By the engine's entry, and with what missed admitted behind, which its table leaves out here (docs/signs.md)."""
     gpt = ((14, 4, 2.00), (32, 9, 2.73), (51, 14, 3.20))  # slots, whole layers of as much memory, published
@@ -479,7 +492,7 @@ def free_token(trace: RoutingTrace, hardware: str, slots: int, **fields: Any) ->
     return {name: speed(trace, hardware, miss=miss, **how) for name, miss in ways.items()}
 
 
-@sign("fetch-or-hybrid", OPEN)
+@sign("fetch-or-hybrid", OPEN, FITTED)
 def fetch_or_hybrid(machines: Machines) -> str:
     def leads(model: tuple[str, str], *shares: int, **fields: Any) -> list[float]:
         fields |= {"precision": model[1]}
@@ -487,14 +500,13 @@ def fetch_or_hybrid(machines: Machines) -> str:
         return [each["hybrid"] / each["offload"] - 1 for each in found]
 
     qwen, gpt = leads(QWEN, 32, 56), leads(GPT, 14, 32, 51)
-    assert falls(qwen) and falls(gpt) and min(*qwen, *gpt) > 0  # it should turn at the largest shares
-    for model, small, large in ((QWEN, 32, 56), (GPT, 14, 51)):  # a time per layer on the CPU turns it where it should
-        first, last = leads(model, small, large, cpu_visit_us=200.0)
-        assert first > 0 > last
-    return f"hybrid leads by {' / '.join(map(percent, qwen))}; {' / '.join(map(percent, gpt))}; 200 us a layer turn it"
+    assert falls(qwen) and falls(gpt) and min(qwen[0], *gpt[:2]) > 0
+    assert max(map(abs, (qwen[1], gpt[2]))) < 0.01  # neither leads at the largest share, where offload should
+    assert gpt[2] > 0 > leads(GPT, 51, cpu_visit_us=150.0)[0]
+    return f"hybrid leads by {' / '.join(map(tenths, qwen))}; {' / '.join(map(tenths, gpt))}; 150 us a layer turn both"
 
 
-@sign("cpu-equals-link", OPEN)
+@sign("cpu-equals-link", OPEN, FITTED)
 def cpu_equals_link(machines: Machines) -> str:
     leads = []
     for slots in (14, 32, 51):
@@ -504,7 +516,7 @@ def cpu_equals_link(machines: Machines) -> str:
     return " / ".join(map(percent, leads))
 
 
-@sign("cache-prefill-msl", OPEN)
+@sign("cache-prefill-msl", OPEN, FITTED)
 def cache_prefill_msl(machines: Machines) -> str:
     def ratio(stock: str, **rows: int) -> float:
         """Of the cache's speed to the stock engine's, in prompts or, of several sequences, in decode."""
@@ -522,27 +534,26 @@ def cache_prefill_msl(machines: Machines) -> str:
     return f"prefill {prefill[0]:.2f}, {prefill[1]:.2f} of page-locked stock; decode {words}"
 
 
-@sign("leloch-curve", DIRECTION)
+@sign("leloch-curve", HOLDS, FITTED)
 def leloch_curve(machines: Machines) -> str:
-    """DeepSeek-V2 stands for DeepSeek-V4-Flash, which the catalog lacks."""
     hits, speeds = pool_of(machines.server("rtx-3090", 100.0))
     misses = (1 - hits[0]) / (1 - hits[-1])
     gain = speeds[-1] / speeds[0]
-    assert falls(-each for each in speeds) and gain < misses / 2 and not sized_ratio(gain, 17.58 / 13.61)
+    assert falls(-each for each in speeds) and gain < misses / 2 and sized_ratio(gain, 17.58 / 13.61)
     at = " / ".join(f"{100 * each:.0f}" for each in hits)
     return f"hit {at} %: {' / '.join(f'{each:.1f}' for each in speeds)} tok/s"
 
 
 def pool_of(hardware: str) -> tuple[list[float], list[float]]:
     """Hit shares and tokens/s of one pool of next to nothing, a tenth, and a third of the experts."""
-    trace = routed("deepseek-v2", 4, 100, 1)
+    trace = routed("deepseek-v4-flash", 4, 100, 1)
     experts = trace.n_moe_layers * trace.n_experts
     how = {"engine": "llama.cpp+pool", "precision": "mxfp4", "warmup_steps": 60}
     found = [run(trace, hardware, cache=slots, **how) for slots in (8, experts // 10, experts // 3)]
     return [hit_share(each) for each in found], [each["tokens_per_s"] for each in found]
 
 
-@sign("leloch-ram", OPEN)
+@sign("leloch-ram", OPEN, FITTED)
 def leloch_ram(machines: Machines) -> str:
     (_, four), (hits, eight) = (pool_of(machines.server("rtx-3090", read)) for read in (50.0, 100.0))
     gains = [fast / slow - 1 for fast, slow in zip(eight, four, strict=True)]
@@ -571,8 +582,10 @@ def dram_shared(machines: Machines) -> str:
     out = []
     for cpu, link, both in ((71.6, 53.2, 77.7), (33.5, 25.2, 36.5), (46.2, 47.3, 51.8)):
         hardware = machines.desktop("rtx-5090", cpu, link, both)
-        spec = RunSpec(trace="in memory", hardware=hardware, engine="moe-speed-of-light", precision="q8", cache=8)
-        plan = prepare(spec, trace=routed("mixtral-8x7b", 4, 8, 1)).plan
+        how = {"engine": machines.msl_as_measured, "precision": "q8", "cache": 8}
+        plan = prepare(
+            RunSpec.of({"trace": "in memory", "hardware": hardware, **how}), trace=routed("mixtral-8x7b", 4, 8, 1)
+        ).plan
         alone, busy = (plan.expert_bytes / plan.costs.cpu_expert_ns[:, 1]).tolist()
         assert plan.on_miss is not None
         share, of = plan.on_miss.link_share
@@ -606,7 +619,7 @@ def deepseek_of(k: int) -> RoutingTrace:
 KT = {"engine": "ktransformers", "precision": "q4-k-m", "cache": 1}  # all but nothing on the GPU
 
 
-@sign("kt-sockets", HOLDS, "the CPU's rates, derived from these runs")
+@sign("kt-sockets", HOLDS, f"the CPU's rates, derived from these runs; {FITTED}")
 def kt_sockets(machines: Machines) -> str:
     gains = []
     for k, published in ((8, 1.40), (6, 1.33)):
@@ -616,7 +629,7 @@ def kt_sockets(machines: Machines) -> str:
     return f"{gains[0]:.2f} x with 8 experts, {gains[1]:.2f} x with 6"
 
 
-@sign("kt-context", DIRECTION)
+@sign("kt-context", DIRECTION, FITTED)
 def kt_context(machines: Machines) -> str:
     near, far = (speed(deepseek_of(8), "rtx4090-2x-xeon-6454s", context_offset=at, **KT) for at in (1000, 7700))
     assert near * 0.9 < far < near and not sized(far / near - 1, 12.4 / 13.5 - 1)
@@ -626,25 +639,29 @@ def kt_context(machines: Machines) -> str:
 # --- engines that fetch ---
 
 
-@sign("imp-budget", DIRECTION, "the fixed term, derived from these runs")
+@sign("imp-budget", DIRECTION, f"the fixed term, derived from these runs; {FITTED}")
 def imp_budget(machines: Machines) -> str:
-    misses, times, words = [], [], []
-    for share in (0.05, 0.15, 0.30, 0.50):
-        how = {"engine": "imp-wsl2", "precision": "q4-k-m", "cache": int(128 * share), "warmup_steps": 120}
-        summary = run(routed("qwen3-30b-a3b"), machines.wsl2, **how)
-        misses.append(summary["misses"] / summary["tokens"])
-        times.append(1e3 / summary["tokens_per_s"])
-        words.append(f"{summary['tokens_per_s']:.1f}")
-    slope, fixed, r2 = line(misses, times)
+    """By imp-wsl2, which has the fixed term, and by imp, which has the three copies."""
     published = {0.366: 10.5, 0.741: 21.0, 0.894: 30.5, 0.962: 51.9}  # hit share of 48 x 8 a token: tok/s
     theirs = line([384 * (1 - hit) for hit in published], [1e3 / each for each in published.values()])
+    (misses, times), of_copies = imp_times("imp-wsl2", machines.wsl2), imp_times("imp", "imp-5090-wsl2")
+    (slope, fixed, r2), (each, rest, _) = line(misses, times), line(*of_copies)
     assert r2 > 0.99 and sized(fixed, theirs[1]) and fixed > times[-1] / 2
     assert slope > 0 and not sized(slope, theirs[0])
+    assert sized(each, theirs[0]) and not sized(rest, theirs[1])
     said = f"{fixed:.0f} ms + {slope:.2f} ms a miss (published: {theirs[1]:.0f} + {theirs[0]:.2f})"
-    return f"{' / '.join(words)} tok/s: {said}"
+    return f"{' / '.join(f'{1e3 / ms:.1f}' for ms in times)} tok/s: {said}; imp: {rest:.0f} + {each:.2f}"
 
 
-@sign("imp-prefill-bypass", DIRECTION)
+def imp_times(engine: str, hardware: str) -> tuple[list[float], list[float]]:
+    """Misses and ms a token at its four budgets."""
+    how = {"engine": engine, "precision": "q4-k-m", "warmup_steps": 120}
+    budgets = (int(128 * share) for share in (0.05, 0.15, 0.30, 0.50))
+    found = [run(routed("qwen3-30b-a3b"), hardware, **how, cache=slots) for slots in budgets]
+    return [each["misses"] / each["tokens"] for each in found], [1e3 / each["tokens_per_s"] for each in found]
+
+
+@sign("imp-prefill-bypass", DIRECTION, FITTED)
 def imp_prefill_bypass(machines: Machines) -> str:
     """What an expert's landing in the cache counts there; hardly: less than a tenth."""
     how = {"engine": "imp-wsl2", "precision": "q4-k-m", "cache": 0.3}
@@ -661,7 +678,7 @@ def imp_prefill_bypass(machines: Machines) -> str:
 SWAPS = {"engine": "mixtral-offloading", "precision": "hqq2"}
 
 
-@sign("h39s-affine", HOLDS, "that it is straight, and the slope: misses wait for their copies")
+@sign("h39s-affine", HOLDS, f"that it is straight: misses wait for their copies; {FITTED}")
 def h39s_affine(machines: Machines) -> str:
     misses, times, copies = [], [], set()
     for slots in (4, 3, 2):
@@ -697,17 +714,17 @@ def h39s_policy(machines: Machines) -> str:
     return "; ".join(f"{slots} slots {' / '.join(f'{each:.1f}' for each in hits[slots])}" for slots in hits)
 
 
-@sign("em-preload", DIRECTION, "the time of a layer, derived from these runs")
+@sign("em-preload", DIRECTION, FITTED)
 def em_preload(machines: Machines) -> str:
     out = []
     for hardware in ("a100-sxm", "rtx3060", "rtx3080-mobile", "t4-pcie3"):
         how = {**SWAPS, "max_steps": 400}
-        bare_ = speed(sample(), hardware, **how, engine_as_costs=True, miss="stream", cache="layers:0")
+        bare_ = speed(sample(), hardware, **how | {"engine": "mixtral-offloading-without-cache"})
         lru = speed(sample(), hardware, **how)
         both = speed(sample(), hardware, **how, prefetch="gate-lookahead")
         assert bare_ < lru < both and lru / bare_ > both / lru
         out.append((bare_, lru, both))
-    assert not sized_ratio(out[0][1] / out[0][0], 2.92 / 2.27)
+    assert sized_ratio(out[0][1] / out[0][0], 2.92 / 2.27) and not sized_ratio(out[0][2] / out[0][1], 3.06 / 2.92)
     return " < ".join(f"{each:.2f}" for each in out[0]) + " tok/s"
 
 
@@ -852,6 +869,22 @@ def test_the_page_has_every_published_sign_in_the_words_of_the_evidence() -> Non
     assert {name: row[:2] for name, row in rows_of_the_page().items()} == published()
 
 
+REFERENCE = r"@[0-9a-f]{7}|(?:PR|arXiv|issue) [0-9.]+"
+HITS_ALONE = {"h39s-policy", "dram-shared"}  # of the same sources, of which speeds say nothing
+
+
+@needs_evidence
+def test_a_sign_is_marked_whose_source_taught_a_constant() -> None:
+    """Of leloch-curve the speeds are collected by another source, too."""
+    with open(ROOT / "analysis" / "results" / "published.csv", newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        taught = {each for row in rows for each in re.findall(REFERENCE, row["source"])}
+    entries = json.loads((EVIDENCE / "sign_tests.json").read_text())["tests"]
+    theirs = {entry["id"] for entry in entries if taught & set(re.findall(REFERENCE, entry["source"]))}
+    marked = {name for name, (_, by, _) in SIGNS.items() if FITTED in by}
+    assert marked == (theirs & SIGNS.keys() | {"leloch-curve"}) - HITS_ALONE
+
+
 @needs_evidence
 def test_figures_of_one_model_are_the_published() -> None:
     tables = json.loads((EVIDENCE / "hit_rates.json").read_text())["tables"]
@@ -883,14 +916,16 @@ def test_min_is_below_belady_who_may_not_read_past_the_slots(name: str) -> None:
 def test_copying_some_misses_gains_where_the_link_is_as_fast_as_dram_and_loses_beside_dual_channel(
     machines: Machines,
 ) -> None:
-    """Listing B; and PCIe 4, 25.5 GB/s, beside the desktop of hosts.toml, 62.3 alone and 75 together."""
+    """Listing B, of Qwen3 alone and where the CPU reads as was measured, not as the constants have it; and PCIe 4, 25.5
+    GB/s, beside the desktop of hosts.toml, 62.3 alone and 75 together."""
     slow = machines.desktop("rtx-4090", 62.3, 25.5, 75.0)
     for (name, precision), text in ((QWEN, QWEN_TABLE), (GPT, GPT_TABLE)):
         for share in (8, 4):
             how = {"precision": precision, "cache": 128 // share}
-            neither = (name, share) == (GPT[0], 4)  # the page says so
-            assert split_gain(routed(name), machines.listing_b, text, **how) > (-0.01 if neither else 0.02)
-            assert split_gain(routed(name), slow, text, **how) < 0
+            as_measured = split_gain(routed(name), machines.listing_b, text, **how, engine=machines.msl_as_measured)
+            assert as_measured > 0.02 if name == QWEN[0] else -0.04 < as_measured < 0  # the page says so
+            assert -0.04 < split_gain(routed(name), machines.listing_b, text, **how) < 0
+            assert split_gain(routed(name), slow, text, **how) < -0.05
 
 
 @pytest.mark.parametrize("hardware", ["gtx1080-ti", "rtx3060", "rtx3090", "rtx4060", "rtx4090", "rtx5090"])
