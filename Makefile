@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench digests figure engines gpu clean
+.PHONY: run test check lint types bench digests figure engines published gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -50,6 +50,10 @@ engines: $(VENV)/.ready  # analysis/results/engines.*, of the sample and of two 
 	    --vram 16GB 3GB 8GB --hardware rtx4090 --precision q4-k-m --ratios 0.25 0.5 1 2 --out out/engines > /dev/null
 	cp out/engines/engines.md out/engines/engines.csv analysis/results/
 	$(BIN)/python -m analysis.engines out/engines/runs/* > analysis/results/engines.svg
+
+published: $(VENV)/.ready  # analysis/results/published.*, constants and intervals of the catalog; one thread: small matrices, equal bits
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m sim.experiments published --out analysis/results --catalog sim/catalog > /dev/null
+	$(BIN)/python -m analysis.published analysis/results/published.csv --out analysis/results/published.svg
 
 DEVICE ?= cuda
 gpu:  # nothing is installed: a rented machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run
