@@ -278,4 +278,4 @@ def test_effects_of_a_row(some: list[Observed]) -> None:
     assert row.owned["gpu_memory"][2] == "gpu_memory compiled: gpu rtx-5090"
     assert effects.spread("whole: machine x") == effects.MACHINES
     assert effects.spread("layer compiled: machine x") == effects.PLATFORMS["layer", "compiled"]
-    assert effects.spread("cpu_read compiled: engine x") == math.log(1.12) * effects.ENGINES_OWN
+    assert effects.spread("cpu_read compiled: engine x") == math.log(1.05) * effects.ENGINES_OWN

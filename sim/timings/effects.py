@@ -31,8 +31,8 @@ ENGINES_OWN = 0.5  # of a term's spread: how far engines of one dispatch are apa
 MACHINES_OWN = 0.4  # of it: how far machines are, beside what their rates say
 SPREADS = {  # of effects by whom they belong to, whatever the term
     "gpu ": 0.08,
-    "mla": 0.5,
-    "host measured": 0.1,
+    "mla": 0.1,
+    "host measured": 0.03,
     "host nominal": 0.15,
     "host assumed": 0.3,
     "copies from unknown": 0.4,
