@@ -92,8 +92,8 @@ def _refuse(name: str, rows: Sequence["Timing"]) -> None:
         for field in ("engine", "hardware"):
             if row.fields[field] != rows[0].fields[field]:
                 raise SpecError(f"{name}: row {number}: {field} = {row.fields[field]!r}: must be one in all rows")
-    if len(rows) < 2:
-        raise SpecError(f"{name}: {len(rows)} timing; needs at least two, of settings that differ")
+    if len({repr((sorted(row.fields.items(), key=str), row.metric, row.prompt)) for row in rows}) < 2:
+        raise SpecError(f"{name}: {len(rows)} timings; needs at least two, of settings that differ")
 
 
 def _told(found: "Calibrated") -> str:
@@ -135,7 +135,9 @@ def _files(flags: argparse.Namespace, found: "Calibrated") -> tuple[str, str]:
 
     hardware, engine = changed(found)
     source = f"fitted to {len(found.timings)} timings of {Path(flags.timings).name}"
-    return engine_toml(flags.engine, engine, source, found.interval), hardware_toml(flags.hardware, hardware, source)
+    phases = sorted({"prefill" if row.prefill else "decode" for row in found.timings})
+    told = (source, found.interval, hardware.name, phases)
+    return engine_toml(flags.engine, engine, *told), hardware_toml(flags.hardware, hardware, source)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def test_an_expert_on_the_host_is_bound_by_reading_or_by_arithmetic() -> None:
     # mxfp4's kernels are slower: 30 a ns and core; 4 cores: 352,321,536 / 120 = 2.94 ms against 1.87 ms of reading
     four = on(Host(read_gb_per_s=50.0, cores=4))
     assert cpu_expert_ns(MIXTRAL, four, Engine(), "mxfp4", 1)[0, 1] == round(352_321_536 / 120)
-    # 64 cores are as fast as sqrt(64 x 16) = 32; a stated arithmetic wins over cores
-    assert CORES_IN_STEP == 16
-    assert Host(read_gb_per_s=50.0, cores=64).compute_rate(30.0) == 32 * 30
+    # 128 cores are as fast as sqrt(128 x 32) = 64; a stated arithmetic wins over cores
+    assert CORES_IN_STEP == 32
+    assert Host(read_gb_per_s=50.0, cores=128).compute_rate(30.0) == 64 * 30
     assert Host(read_gb_per_s=50.0, cores=64, tflops=2.0).compute_rate(30.0) == 2000
     # an engine's share of either
     half = Engine(cpu_read_share=0.5, cpu_compute_share=0.5)

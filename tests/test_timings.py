@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import re
+import shlex
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +17,7 @@ import pytest
 
 from sim import calibrate_engine, catalog
 from sim.catalog.files import read_toml
+from sim.catalog.intervals import DECODE, PREFILL, stated
 from sim.errors import SpecError
 from sim.timings import effects
 from sim.timings.effects import Observed, fit, observe, spread
@@ -219,6 +225,10 @@ def test_constants_are_found_again(tmp_path: Path) -> None:
     assert calibrate_engine.main([str(path), *flags, "--out", str(out)]) == 0
     engine, hardware = catalog.engine(str(out)), catalog.hardware(str(tmp_path / "mine.hardware.toml"))
     assert engine.interval is not None and engine.interval[0] < 1 < engine.interval[1]
+    assert (engine.interval_on, engine.interval_phases) == ("rtx4090", ("decode",))  # elsewhere the published ones
+    found_on = {(phase, name): stated(str(out), catalog.hardware(name), phase) for phase in (DECODE, PREFILL)
+                for name in ("rtx4090", "rtx3090")}  # fmt: skip
+    assert {where for where, own in found_on.items() if own is not None} == {(DECODE, "rtx4090")}
     mine = {**base, "engine": str(out), "hardware": str(tmp_path / "mine.hardware.toml"), "n_cpu_moe": 30}
     new = Timing(value=1.0, fields={**base, "n_cpu_moe": 30})
     setting = runs.setting(new)
@@ -245,6 +255,7 @@ COMMANDS = {
     "another engine in a row": (["two.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "engine = 'ideal'"),
     "one timing": (["one.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "needs at least two"),
     "no TOML": (["t.csv", "--out", "x.txt"], "must end in .toml"),
+    "twice the same": (["same.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "needs at least two"),
     "a hit rate": (["hits.csv", "--model", "mixtral-8x7b", "--precision", "q8"], "needs at least two"),
 }
 
@@ -257,6 +268,7 @@ def test_a_wrong_command_is_one_line(
     Path("t.csv").write_text("value\n1\n2\n")
     Path("two.csv").write_text("value,engine\n1,llama.cpp\n2,ideal\n")
     Path("one.csv").write_text("value\n1\n")
+    Path("same.csv").write_text("n_cpu_moe,value\n4,60\n4,61\n")
     Path("hits.csv").write_text("value,metric\n50,hit %\n2,decode tok/s\n")
     words, said = COMMANDS[what]
     assert calibrate_engine.main([*words, "--engine", "llama.cpp", "--hardware", "a10"]) == 2
@@ -279,3 +291,29 @@ def test_effects_of_a_row(some: list[Observed]) -> None:
     assert effects.spread("whole: machine x") == effects.MACHINES
     assert effects.spread("layer compiled: machine x") == effects.PLATFORMS["layer", "compiled"]
     assert effects.spread("cpu_read compiled: engine x") == math.log(1.05) * effects.ENGINES_OWN
+
+
+# --- the page ---
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
+    """docs/timings.md: each command of a console block, in order; `...` stands for lines that it leaves out."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "out").mkdir()
+    page = (ROOT / "docs" / "timings.md").read_text()
+    for block in re.findall(r"```console\n(.*?)```", page, re.S):
+        for part in re.split(r"(?m)^\$ ", block)[1:]:
+            line, _, shown = part.partition("\n")
+            words = [sys.executable, *shlex.split(line)[1:]]
+            done = subprocess.run(
+                words,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            printed = [text.rstrip() for text in done.stdout.splitlines()]
+            assert [text for text in shown.splitlines() if text not in (*printed, "...")] == []

@@ -85,7 +85,8 @@ class Engine(Behaviour):
     dequant_gb_per_s: rate at which a separate kernel expands quantised experts, if any. memory_efficiency:
     times the GPU's hbm_efficiency, what its kernels reach. kv_read_share: of that bandwidth, what attention of decode
     steps reaches on the entries of the KV cache. interval: factors on tokens/s between which 80 % of what the engine
-    really does lies, in place of what published measurements say (intervals.toml).
+    really does lies, in place of what published measurements say (intervals.toml); interval_on, interval_phases: the
+    machine (its name; empty: any) and the phases that it was found on.
     """
 
     dispatch: Literal["", "compiled", "python"] = ""
@@ -124,6 +125,8 @@ class Engine(Behaviour):
     memory_efficiency: Rate = 1.0
     kv_read_share: Rate = 1.0
     interval: Factors | None = None
+    interval_on: str = ""
+    interval_phases: tuple[str, ...] = Field(default=("decode", "prefill"), strict=False)
 
     def precision_of(self, part: Literal["dense", "head"], experts: str) -> str:
         """Precision of the dense weights or of the LM head and embedding, when experts are stored at

@@ -11,7 +11,7 @@ from sim.catalog.measured_spec import Measured
 from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
-CORES_IN_STEP = 16  # beyond so many each operation's barriers cost: an assumption, as the square root
+CORES_IN_STEP = 32  # beyond so many each operation's barriers cost: an assumption, as the square root
 CORES_PER_GB_PER_S = 16 / 62.3  # of a desktop with DDR5: what a host has whose cores nobody stated
 
 

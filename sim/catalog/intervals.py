@@ -55,7 +55,9 @@ def interval(engine: str, hardware: "Hardware", phase: str) -> Interval | None:
 def stated(engine: str, hardware: "Hardware", phase: str) -> Interval | None:
     """What an engine's file or a machine's says of itself; the machine's alone where all durations are measured ones,
     none where they are [fixed]."""
-    own = catalog.engine(engine).interval if hardware.durations is None else None
+    described = catalog.engine(engine)
+    here = described.interval_on in ("", hardware.name) and phase in described.interval_phases
+    own = described.interval if here and hardware.durations is None else None
     own = own or hardware.interval
     return None if own is None else Interval(engine, phase, *own, rows=0, machines=0, source="as its file states")
 

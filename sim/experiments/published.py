@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from sim.errors import unknown
+from sim.errors import SpecError, unknown
 from sim.experiments.tables import Cell, Column, More, Report, Row, parser
 from sim.timings.effects import Observed, fitted
 from sim.timings.estimate import Estimate
@@ -75,6 +75,8 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
         known = list(dict.fromkeys(_of(kind, row) for row in every))
         if name is not None and name not in known:
             raise unknown(kind, name, known)
+    if not any(all(name in (None, _of(kind, row)) for kind, name in wanted.items()) for row in every):
+        raise SpecError(f"engine, machine: {args.engine} on {args.machine}: no such row; must be a pair that has one")
     observed, found = fitted(usable(every), args.workers)
     judged = judge(observed, args.workers)
     if args.catalog is not None:

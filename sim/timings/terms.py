@@ -34,7 +34,7 @@ TERMS: dict[str, Term] = {
         # a dozen kernels at CUDA's 4.5 us; with MLA what DeepSeek-V2-Lite all on GH200 and A100 takes beside its bytes
         # (190 and 290 us; two machines that the evidence has not); 30 to 200 PyTorch operations at 20 us
         {COMPILED: (50e3, 240e3), PYTHON: (1.5e6, 3e6)},
-        {COMPILED: 1.15, PYTHON: 2.5},
+        {COMPILED: 1.08, PYTHON: 2.5},
     ),
     "host_layer": Term(
         "once per layer whose dense part the host computes",

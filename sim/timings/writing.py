@@ -1,5 +1,6 @@
 """Engines and hardware with changed constants, as the TOML files that stand in the place of their names."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim import catalog
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware
 
 
-def engine_toml(name: str, engine: "Engine", source: str, interval: tuple[float, float]) -> str:
-    """What an engine of the catalog, or a file, comes to: `like` it where it has a name there."""
+def engine_toml(
+    name: str, engine: "Engine", source: str, interval: tuple[float, float], hardware: str, phases: Sequence[str]
+) -> str:
+    """What an engine of the catalog, or a file, comes to: `like` it where it has a name there. interval: of its speeds
+    in these phases on that hardware."""
     _, canonical, table = entry_or_file("engine", name)
     own = catalog.engine(name)
     fields = [field for term in TERMS.values() for field in term.fields]
@@ -21,7 +25,8 @@ def engine_toml(name: str, engine: "Engine", source: str, interval: tuple[float,
     changed = {field: round(value, 4) if isinstance(value, float) else value for field, value in changed.items()}
     base: dict[str, Any] = table if name.lower().endswith(".toml") else {"like": canonical}
     sources = {**base.get("sources", {}), **dict.fromkeys(changed, source)}
-    entry = {**base, **changed, "interval": [round(end, 4) for end in interval], "source": source, "sources": sources}
+    found = {"interval": [round(end, 4) for end in interval], "interval_on": hardware, "interval_phases": list(phases)}
+    entry = {**base, **changed, **found, "source": source, "sources": sources}
     return _text(entry)
 
 
