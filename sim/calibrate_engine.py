@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.errors import SpecError
+from sim.flags import add_hardware, hardware_fields
 from traces.command import Parser, guarded, write_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _parser() -> Parser:
     )
     out.add_argument("timings", metavar="TIMINGS.csv")
     out.add_argument("--engine", required=True, metavar="NAME|FILE", help="whose constants")
-    out.add_argument("--hardware", required=True, metavar="NAME|FILE", help="the machine that was timed")
+    add_hardware(out, "")
     out.add_argument("--model", metavar="NAME|FILE", help="of rows that name none")
     out.add_argument("--precision", metavar="NAME", help="of rows that name none")
     out.add_argument("--out", metavar="FILE.toml", help="write the engine there, and FILE.hardware.toml beside it")
@@ -54,7 +55,9 @@ def _command(args: list[str]) -> int:
 
     flags = _parser().parse_args(args)
     targets = _targets(flags)
-    given = {name: getattr(flags, name) for name in ("engine", "hardware", "model", "precision")}
+    if not flags.hardware:
+        raise SpecError("hardware: missing; give --hardware NAME|FILE, the machine that was timed")
+    given = {name: getattr(flags, name) for name in ("engine", "model", "precision")} | hardware_fields(flags)
     rows = with_defaults(read(Path(flags.timings)), {name: value for name, value in given.items() if value is not None})
     rows = [row for row in rows if row.metric != HITS]
     _refuse(flags.timings, rows)

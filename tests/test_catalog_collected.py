@@ -253,7 +253,6 @@ def test_engines() -> None:
     assert catalog.engine("imp-wsl2").step_ns == 1e6 * sum(launches) / 2
 
 
-@pytest.mark.xfail(strict=True, reason="the fit's 580 us: DeepSeek-V2-Lite on the GPU alone is none of its rows")
 def test_a_layer_with_mla_takes_less_than_was_published_all_in_all() -> None:
     said = {(record["runtime"], record["what"]): record["value"] for record in read("hardware")["runtime_overheads"]}
     all_in_all = said["llama.cpp all-in-VRAM", "per layer, MLA model (DS-V2-Lite Q8)"]

@@ -65,6 +65,7 @@ class Calibrated:
     seconds: Sequence[float]
     without: Sequence[float] | None
     sd: Sequence[float]
+    hardware: "Hardware"
 
     @property
     def logs(self) -> dict[str, float]:
@@ -138,7 +139,7 @@ def calibrate(timings: Sequence[Timing]) -> Calibrated:
     final = [math.exp(log) for log in model.logs(terms)]
     return Calibrated(
         timings, told, _together(found, told), final, _without(model, timings, slopes, residuals),
-        [found.of(row)[1] for row in rows],
+        [found.of(row)[1] for row in rows], model.runs.setting(timings[0]).hardware,
     )  # fmt: skip
 
 
@@ -177,10 +178,8 @@ def _together(found: Estimate, told: Sequence[Told]) -> list[tuple[str, str]]:
 
 
 def changed(found: Calibrated) -> "tuple[Hardware, Engine]":
-    """Hardware and engine with the terms found."""
-    fields = found.timings[0].fields
-    hardware, engine = catalog.hardware(fields["hardware"]), catalog.engine(fields["engine"])
-    return with_terms(hardware, engine, found.logs, start="own")
+    """Hardware and engine, as the command line has them, with the terms found."""
+    return with_terms(found.hardware, catalog.engine(found.timings[0].fields["engine"]), found.logs, start="own")
 
 
 def with_defaults(timings: Sequence[Timing], defaults: dict[str, object]) -> list[Timing]:

@@ -31,9 +31,9 @@ def engine_toml(
 
 
 def hardware_toml(name: str, hardware: "Hardware", source: str) -> str:
-    """The hardware, its links and GPU as they came out."""
+    """The hardware, its parts as they came out."""
     _, canonical, table = entry_or_file("hardware", name)
-    parts = {key: _part(getattr(hardware, key)) for key in ("link", "pageable_link", "gpu")}
+    parts = {key: _part(getattr(hardware, key)) for key in ("link", "pageable_link", "gpu", "host")}
     kept = {key: value for key, value in table.items() if key not in ("aliases", "sources", "note")}
     changed = {key: part for key, part in parts.items() if part is not None}
     return _text({**kept, **changed, "name": canonical, "source": source})
