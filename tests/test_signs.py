@@ -367,8 +367,8 @@ def copy_split_fast_link(machines: Machines) -> str:
         whole.append(speed(trace, machines.listing_b, **table(QWEN_TABLE), **how) / cpu - 1)
         equal.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how))
         measured.append(split_gain(trace, machines.listing_b, QWEN_TABLE, **how, engine=machines.msl_as_measured))
-    assert max(whole) < 0 and all(-0.03 < each < 0 for each in equal)
-    assert min(measured) > 0 and not (sized(measured[0], 0.072) or sized(measured[1], 0.16))
+    assert max(whole) < 0 and all(0 < fitted < read for fitted, read in zip(equal, measured, strict=True))
+    assert not (sized(measured[0], 0.072) or sized(measured[1], 0.16))
     words = [" and ".join(map(percent, gains)) for gains in (whole, equal, measured)]
     return f"{words[0]}; with equal misses {words[1]}, of a CPU that reads as measured {words[2]}"
 
@@ -392,20 +392,26 @@ def single_miss_cpu(machines: Machines) -> str:
     tables = ("0,1,1,2,3,3,4,5", QWEN_TABLE)
     copied, computed = (speed(trace, machines.listing_b, **table(text), **how) for text in tables)
     one, none = (1 + split_gain(trace, machines.listing_b, text, **how) for text in tables)
-    assert computed < copied and none > one and not sized(none / one - 1, 0.037)
+    assert computed < copied and sized(none / one - 1, 0.037)
     return f"{percent(computed / copied - 1)}; with equal misses {percent(none / one - 1)}"
 
 
-@sign("split-follows-ratio", HOLDS, FITTED)
+@sign("split-follows-ratio", OPEN, FITTED)
 def split_follows_ratio(machines: Machines) -> str:
+    """On the host of half the rates; with equal misses on listing B, too."""
+    theirs, rival = "0,0,1,2,2", "0,1,1,2,3"
+    tables = (GPT_TABLE, theirs, rival, "0,1,2,3,4", "0,0,0,0,0")
     best = []
     for slots in (14, 32):
         how = {"precision": GPT[1], "cache": slots}
-        tables = (GPT_TABLE, "0,0,1,2,2", "0,1,1,2,3", "0,1,2,3,4", "0,0,0,0,0")
         speeds = {text: speed(routed(GPT[0]), machines.half, **table(text), **how) for text in tables}
-        best.append(max(speeds, key=lambda text: speeds[text]))
-    assert set(best) <= {GPT_TABLE, "0,0,1,2,2"}
-    return " and ".join(best)
+        best.append(max(tables, key=lambda text: speeds[text]))
+        assert speeds[theirs] > 0.99 * max(speeds.values())
+        for hardware in (machines.half, machines.listing_b):
+            equal = {text: split_gain(routed(GPT[0]), hardware, text, **how) for text in tables}
+            assert max(tables, key=lambda text: equal[text]) == theirs
+    assert best == [theirs, rival]  # published is one that copies no single miss
+    return f"{' and '.join(best)}; with equal misses {theirs} on both hosts"
 
 
 @sign("layer-ahead-copy", DIRECTION, "the share used")
@@ -500,10 +506,11 @@ def fetch_or_hybrid(machines: Machines) -> str:
         return [each["hybrid"] / each["offload"] - 1 for each in found]
 
     qwen, gpt = leads(QWEN, 32, 56), leads(GPT, 14, 32, 51)
-    assert falls(qwen) and falls(gpt) and min(qwen[0], *gpt[:2]) > 0
-    assert max(map(abs, (qwen[1], gpt[2]))) < 0.01  # neither leads at the largest share, where offload should
-    assert gpt[2] > 0 > leads(GPT, 51, cpu_visit_us=150.0)[0]
-    return f"hybrid leads by {' / '.join(map(tenths, qwen))}; {' / '.join(map(tenths, gpt))}; 150 us a layer turn both"
+    assert falls(qwen) and falls(gpt) and min(qwen[0], *gpt[:2]) > 0.01
+    slower = *leads(QWEN, 56, cpu_visit_us=300.0), *leads(GPT, 51, cpu_visit_us=300.0)
+    assert max(map(abs, (qwen[1], gpt[2], *slower))) < 0.01  # a tie at the largest share, where offload should lead
+    words = "; ".join(" / ".join(map(tenths, found)) for found in (qwen, gpt))
+    return f"hybrid leads by {words}; with 300 us a layer, at the largest shares, {' and '.join(map(tenths, slower))}"
 
 
 @sign("cpu-equals-link", OPEN, FITTED)
@@ -916,23 +923,24 @@ def test_min_is_below_belady_who_may_not_read_past_the_slots(name: str) -> None:
 def test_copying_some_misses_gains_where_the_link_is_as_fast_as_dram_and_loses_beside_dual_channel(
     machines: Machines,
 ) -> None:
-    """Listing B, of Qwen3 alone and where the CPU reads as was measured, not as the constants have it; and PCIe 4, 25.5
-    GB/s, beside the desktop of hosts.toml, 62.3 alone and 75 together."""
+    """Listing B, of Qwen3 alone, and more where the CPU reads as measured, not as the constants have it; and PCIe 4,
+    25.5 GB/s, beside the desktop of hosts.toml, 62.3 alone and 75 together."""
     slow = machines.desktop("rtx-4090", 62.3, 25.5, 75.0)
     for (name, precision), text in ((QWEN, QWEN_TABLE), (GPT, GPT_TABLE)):
         for share in (8, 4):
             how = {"precision": precision, "cache": 128 // share}
+            fitted = split_gain(routed(name), machines.listing_b, text, **how)
             as_measured = split_gain(routed(name), machines.listing_b, text, **how, engine=machines.msl_as_measured)
-            assert as_measured > 0.02 if name == QWEN[0] else -0.04 < as_measured < 0  # the page says so
-            assert -0.04 < split_gain(routed(name), machines.listing_b, text, **how) < 0
-            assert split_gain(routed(name), slow, text, **how) < -0.05
+            assert 0 < fitted < as_measured if name == QWEN[0] else -0.05 < fitted < 0 > as_measured  # the page says so
+            assert split_gain(routed(name), slow, text, **how) < -0.02
 
 
 @pytest.mark.parametrize("hardware", ["gtx1080-ti", "rtx3060", "rtx3090", "rtx4060", "rtx4090", "rtx5090"])
 @pytest.mark.parametrize("share", [0.125, 0.25])
 def test_admission_wants_a_limit_and_hysteresis(hardware: str, share: float) -> None:
-    """On desktops: what admits whatever missed, and keeps all that waits for the link, is slower than two a visit; what
-    replaces only after eight misses is faster than LRU that fetches, from the same pageable memory."""
+    """On desktops: what admits whatever missed, and keeps all that waits for the link, is slower than two a visit, and
+    at best as fast as what replaces only after eight misses, which is faster than LRU that fetches, from the same
+    pageable memory."""
     assert_admission(routed("qwen3-30b-a3b"), hardware, share)
 
 
@@ -943,7 +951,7 @@ def assert_admission(trace: RoutingTrace, hardware: str, share: float) -> None:
     cached = {**how, "engine": "llama.cpp+cache"}
     limited = speed(trace, hardware, **cached, set=at_once | {"cpu-admit.inserts": 2})
     hysteresis = speed(trace, hardware, **cached)
-    assert speed(trace, hardware, **cached, set=unlimited) < min(limited, hysteresis)
+    assert speed(trace, hardware, **cached, set=unlimited) < min(limited, 1.01 * hysteresis)
     assert speed(trace, hardware, **how, engine="llama.cpp", engine_as_costs=True, miss="fetch") < hysteresis
 
 
