@@ -19,13 +19,15 @@ from traces.command import guarded
 
 def arguments() -> argparse.ArgumentParser:
     """The flags of sim.run and of the device."""
-    out = parser()
+    out = parser(("link_gbps",))  # a device has its own
     out.prog, out.description = "python -m runtime.replay", "Replay a trace on a device."
     group = out.add_argument_group("the device")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"
     )
-    group.add_argument("--link-gbps", type=float, metavar="N", help="pace of --device cpu's link (default: 25)")
+    group.add_argument(
+        "--link-gbps", dest="paced_gbps", type=float, metavar="N", help="pace of --device cpu's link (default: 25)"
+    )
     group.add_argument("--link-latency-us", type=float, default=10.0, metavar="N", help="its set-up (default: 10)")
     group.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the model's widths (default: 1)")
     group.add_argument(
@@ -48,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     args = arguments().parse_args(argv)
     for what in LISTS:
-        if getattr(args, f"list_{what}"):
-            return simulate([f"--list-{what}"])
+        name = getattr(args, f"list_{what}")
+        if name not in (None, False):
+            return simulate([f"--list-{what}", *([name] if isinstance(name, str) and name else [])])
     if args.machine is not None:
         raise SpecError(f"machine: {args.machine}: the replay is the torch machine; leave it out")
     for name, value, low in (("scale", args.scale, 0), ("repeat", args.repeat, 0), ("alias-host", args.alias_host, 0)):

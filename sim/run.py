@@ -23,10 +23,10 @@ LISTS = {
 }
 
 
-def parser() -> Parser:
-    """One flag per field of RunSpec, in groups, and the flags of the command itself."""
+def parser(leave_out: Sequence[str] = ()) -> Parser:
+    """One flag per field of RunSpec but some, in groups, and the flags of the command itself."""
     out = Parser(prog="python -m sim.run", description="Simulate one run.")
-    add_groups(out)
+    add_groups(out, leave_out)
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
     group.add_argument("--out", metavar="DIR", help="write summary.json and record.npz there")

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     setting, options = prepare(spec_of(args)), options_of(args)
     recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
     checked: dict[str, Outcome] = {}
-    with Opened(choose(args.device, args.link_gbps, args.link_latency_us), [setting], options) as device:
+    with Opened(choose(args.device, args.paced_gbps, args.link_latency_us), [setting], options) as device:
         device.warm_up(setting)
         if recorded is None:
             records = [device.machine(setting).run() for _ in range(options.repeat)]

@@ -24,7 +24,7 @@ def profiled(argv: list[str]) -> Any:
     """The profile of one run, after a warm-up that is not profiled."""
     args = arguments().parse_args(argv)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    setting, port = prepare(spec_of(args)), choose(args.device, args.link_gbps, args.link_latency_us)
+    setting, port = prepare(spec_of(args)), choose(args.device, args.paced_gbps, args.link_latency_us)
     with Opened(port, [setting], options_of(args)) as here:
         here.warm_up(setting)
         with profile(activities=activities) as found:
