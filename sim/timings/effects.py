@@ -16,7 +16,7 @@ import numpy as np
 
 from sim.errors import SpecError
 from sim.prepare import Setting
-from sim.timings.estimate import Estimate, estimate
+from sim.timings.estimate import Estimate, Floats, estimate
 from sim.timings.rows import Timing
 from sim.timings.running import Runs
 from sim.timings.terms import COMPILED, TERMS, free, with_terms
@@ -71,7 +71,7 @@ class Observed:
 
     def at(self, values: Mapping[str, float]) -> dict[str, float]:
         """The logarithm of each of its terms at these effects."""
-        return {term: sum(values.get(name, 0.0) for name in owned) for term, owned in self.owned.items()}
+        return logs_at(self.owned, values)
 
     def near(self, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """(logarithm of the seconds per token, what each effect counts in it) at these effects; others are 0."""
@@ -128,9 +128,9 @@ def spread(effect: str) -> float:
     return whole * ENGINES_OWN if owner.startswith("engine ") else whole
 
 
-def logs_of(found: Estimate | None, names: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The logarithm of each term, by the effects that it is the sum of."""
-    return {} if found is None else {term: found.of(dict.fromkeys(owned, 1.0))[0] for term, owned in names.items()}
+def logs_at(owned: Mapping[str, Sequence[str]], values: Mapping[str, float]) -> dict[str, float]:
+    """The logarithm of each term, the sum of its effects; those without a value are 0."""
+    return {term: sum(values.get(name, 0.0) for name in names) for term, names in owned.items()}
 
 
 # --- from rows to a fit ---
@@ -147,7 +147,7 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
         setting = _runs.setting(timing)
         hardware, engine = setting.hardware, setting.engine
         owned = {term: owners(term, timing, setting) for term in free(engine)}
-        logs = logs_of(found, owned)
+        logs = logs_at(owned, (found or Estimate.nothing()).by_name)
         here, *there = (
             math.log(_runs.seconds(timing, *with_terms(hardware, engine, each)))
             for each in (logs, *({**logs, term: logs.get(term, 0.0) + STEP} for term in free(engine)))
@@ -202,16 +202,22 @@ def fit(observed: Iterable[Observed]) -> Estimate:
     per_group = Counter((row.timing.group, row.timing.prefill) for row in rows)
     many = [max(1.0, per_group[row.timing.group, row.timing.prefill] / FEW) for row in rows]
     noise = np.array([_noise(row.timing) * math.sqrt(n) for row, n in zip(rows, many, strict=True)])
-    measured = [math.log(row.timing.seconds) for row in rows]
-    found = Estimate.nothing()
+    return solved(rows, noise, spread)
+
+
+def solved(
+    rows: Sequence[Observed], noise: Floats, spreads: Callable[[str], float], start: Mapping[str, float] | None = None
+) -> Estimate:
+    """By Gauss-Newton, what moves the effects from `start` (None: from 0) to where the rows want them."""
+    start, moved = start or {}, Estimate.nothing()
     for _ in range(STEPS):
-        values = found.by_name
+        values = {**start, **{name: start.get(name, 0.0) + by for name, by in moved.by_name.items()}}
         lines = [row.near(values) for row in rows]
         design = [counts for _, counts in lines]
-        at = [sum(count * values.get(name, 0.0) for name, count in counts.items()) for counts in design]
-        residuals = np.array(measured) - np.array([log for log, _ in lines]) + np.array(at)
-        found = estimate(design, residuals, {name: spread(name) for each in design for name in each}, noise)
-    return found
+        at = [sum(count * moved.by_name.get(name, 0.0) for name, count in counts.items()) for counts in design]
+        off = [math.log(row.timing.seconds) - log + back for row, (log, _), back in zip(rows, lines, at, strict=True)]
+        moved = estimate(design, np.array(off), {name: spreads(name) for each in design for name in each}, noise)
+    return moved
 
 
 def _noise(timing: Timing) -> float:

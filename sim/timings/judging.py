@@ -2,21 +2,20 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
-from sim.timings.effects import Observed, fit, simulated, spread
-from sim.timings.estimate import Estimate, estimate
+from sim.catalog.intervals import LEVEL
+from sim.timings.effects import Observed, fit, simulated, solved, spread
+from sim.timings.estimate import Estimate
 
 JUDGED = 4  # rows of grade A or B that a group needs to be judged
-HELD = 0.8  # of rows, what an interval should hold
 EIGHTY = 1.2816  # standard deviations on each side that hold 80 % of a normal distribution
 ANCHOR_NOISE = 0.02  # of the logarithm of two timings made the same way on one machine
 LEAST_SD = 0.02
-ROUNDS = 6  # of Gauss-Newton
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def judge(observed: Sequence[Observed], workers: int | None = None) -> list[Judg
         wanted += [_Wanted(row, found, *anchored.get(row.timing.id, (None, False))) for row in mine]
     jobs = [(each.row, [{}, each.found.by_name, (each.learned or each.found).by_name]) for each in wanted]
     times = dict(zip((each.row.timing.id for each in wanted), simulated(jobs, workers), strict=True))
-    out = [_judged(each, times, teach) for each in wanted]
+    before = {name: values[0] for name, values in times.items()}
+    out = [_judged(each, times[each.row.timing.id], teach, before) for each in wanted]
     return [replace(one, sd=one.sd * _scale(one, out)) for one in out]
 
 
@@ -80,10 +80,12 @@ class _Wanted:
     anchor: bool
 
 
-def _judged(each: _Wanted, times: Mapping[str, Sequence[float]], teach: Sequence[Observed]) -> Judged:
-    before, left_out, anchored = times[each.row.timing.id]
+def _judged(
+    each: _Wanted, times: Sequence[float], teach: Sequence[Observed], every_before: Mapping[str, float]
+) -> Judged:
+    before, left_out, anchored = times
     theirs = [row for row in teach if row.timing.measured_on != each.row.timing.measured_on]
-    factor = _factor(theirs, each.row, {name: values[0] for name, values in times.items()})
+    factor = _factor(theirs, each.row, every_before)
     sd = max(each.row.seconds(each.found)[1], LEAST_SD)
     known = None if each.anchor or each.learned is None else anchored
     return Judged(each.row, before, before * factor, left_out, sd, known, each.anchor)
@@ -100,7 +102,7 @@ def _scale(one: Judged, every: Sequence[Judged]) -> float:
         and other.row.timing.prefill == timing.prefill
         and other.row.timing.grade != "C"
     ]
-    return float(np.quantile(others, HELD)) / EIGHTY if others else 1.0
+    return float(np.quantile(others, LEVEL)) / EIGHTY if others else 1.0
 
 
 def _factor(others: Sequence[Observed], row: Observed, before: Mapping[str, float]) -> float:
@@ -131,16 +133,8 @@ def _anchored(mine: Sequence[Observed], found: Estimate) -> dict[str, tuple[Esti
 
 def with_anchors(anchors: Sequence[Observed], found: Estimate) -> Estimate:
     """What a machine's own timings say, on top of `found`, which was found without them."""
-    start, moved = found.by_name, Estimate.nothing()
-    for _ in range(ROUNDS):
-        values = {**start, **{name: start.get(name, 0.0) + move for name, move in moved.by_name.items()}}
-        lines = [row.near(values) for row in anchors]
-        design = [counts for _, counts in lines]
-        at = [sum(count * moved.by_name.get(name, 0.0) for name, count in counts.items()) for counts in design]
-        off = [
-            math.log(row.timing.seconds) - log + back for row, (log, _), back in zip(anchors, lines, at, strict=True)
-        ]
-        moved = estimate(design, np.array(off), _left(design, found), np.full(len(anchors), ANCHOR_NOISE))
+    start, noise = found.by_name, np.full(len(anchors), ANCHOR_NOISE)
+    moved = solved(anchors, noise, lambda name: _left(name, found), start)
     names = tuple(sorted({*found.names, *moved.names}))
     sums = np.array([start.get(name, 0.0) + moved.by_name.get(name, 0.0) for name in names])
     covariance = np.zeros((len(names), len(names)))
@@ -149,21 +143,6 @@ def with_anchors(anchors: Sequence[Observed], found: Estimate) -> Estimate:
     return Estimate(names, sums, covariance, np.array([spread(name) for name in names]))
 
 
-def _left(design: Sequence[Mapping[str, float]], found: Estimate) -> dict[str, float]:
-    """Of each effect: what is left of its spread once all other machines have told theirs."""
-    every = {name for row in design for name in row}
-    return {name: found.of({name: 1.0})[1] if name in found.by_name else spread(name) for name in every}
-
-
-def of_groups(judged: Sequence[Judged], prefill: bool) -> dict[tuple[str, str, str], list[Judged]]:
-    """Rows of a phase by machine, engine and model, of grade A or B."""
-    out = defaultdict(list)
-    for each in judged:
-        if each.row.timing.grade != "C" and each.row.timing.prefill == prefill:
-            out[each.row.timing.group].append(each)
-    return dict(out)
-
-
-def errors(judged: Sequence[Judged], of: Callable[[Judged], float | None]) -> list[float]:
-    """Of those that have such a prediction."""
-    return [each.error(seconds) for each in judged if (seconds := of(each)) is not None]
+def _left(name: str, found: Estimate) -> float:
+    """What is left of an effect's spread once all other machines have told theirs."""
+    return found.of({name: 1.0})[1] if name in found.by_name else spread(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sim import catalog
 from sim.errors import SpecError
-from sim.flags import TYPES, metavar
+from sim.flags import TYPES, flag_words, metavar, settings
 from sim.spec import RunSpec
 
 DECODE, PREFILL, MS, HITS = "decode tok/s", "prefill tok/s", "ms/token", "hit %"
@@ -128,8 +128,6 @@ def _field(where: str, name: str, text: str) -> Any:
     """As the flag of that name would give it."""
     word = metavar(name)
     if name == "set":
-        from sim.flags import settings
-
         return settings(text.split(";"))
     if word is None:
         return text == "yes"
@@ -141,8 +139,6 @@ def _field(where: str, name: str, text: str) -> Any:
 
 def command(timing: Timing) -> str:
     """The settings as flags of `python -m sim.run`, the trace left out."""
-    from sim.flags import flag_words
-
     return " ".join(flag_words(timing.fields))
 
 
