@@ -42,6 +42,22 @@ class Steps:
         return len(self.prefill)
 
     @property
+    def fresh(self) -> npt.NDArray[np.bool_]:
+        """bool [S]: the first step of a request (of several, their first) that is admitted while no other is served."""
+        out = np.zeros(len(self), np.bool_)
+        before = np.concatenate([[-1], np.maximum.accumulate(self._last_step())[:-1]])
+        out[self.admitted[self.admitted > before]] = True
+        return out
+
+    def _last_step(self) -> Int:
+        """int64 [n]: of each request; the run's last where it ends before the prompt does."""
+        decode, last = np.flatnonzero(~self.prefill), self.last_prefill.copy()
+        last[last == -2] = len(self) - 1
+        some = self.generated > 0
+        last[some] = decode[(self.first_decode + self.generated - 1)[some]]
+        return last
+
+    @property
     def requests(self) -> Int:
         """int64 [n, 5]: request, admitted, last_prefill, first_decode, generated."""
         return np.stack([getattr(self, name) for name in _OF_REQUESTS], axis=1)

@@ -24,13 +24,20 @@ GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nob
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
 # its own code does. `sim.policies.policy.Policy` says them in words, once; nobody lists codes or names.
-MARKS = ("landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu")
-BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
-    1 << i for i in range(len(MARKS))
+MARKS = (
+    "landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu",
+    "told", "lists", "history", "logits", "fresh", "bypass", "fixed", "by-id", "listed", "one-by-one",
+)  # fmt: skip
+BY_LANDING, BY_SCORE, TOLD_OF_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
+    1 << i for i in range(9)
 )
-LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS
-NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE  # nobody asks for the order of touches: it is not kept
+TOLD_OF_LANDINGS, OWN_LISTS, REMEMBERS, BY_LOGITS, FROM_FRESH, BYPASSES, FIXED, BY_ID, LISTED, ONE_BY_ONE = (
+    1 << i for i in range(9, len(MARKS))
+)
+LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS | BY_LOGITS | FROM_FRESH
+NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE | OWN_LISTS  # nobody asks for the order of touches: it is not kept
 NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
+KEEPS_OUT = FIXED | BYPASSES  # what a visit fetches may have to be streamed instead
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
@@ -125,10 +132,15 @@ class Choice:
     """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order.
 
     marks: bits of MARKS. Of evictions: landings: the ring of residents stays in the order of landings, else of touches;
-    scores: the resident of the least score goes (eviction._worth); uses: an execution adds to the score; window,
-    requests: the score looks back on what was routed, the rows of the last steps or of the requests being served, by
-    router weight (weights) or by count; next-use: the next visit that wants each expert is looked up. Of miss policies:
-    lossy: a wanted expert may be left out or replaced; cpu: the host may compute it.
+    scores: the resident of the least score goes (core.worth); uses: it is told of executions (told: of landings, too);
+    window, requests: the score looks back on what was routed, the rows of the last steps or of the requests being
+    served, by router weight (weights) or by count; logits: on the router's logits; fresh: it begins again with a
+    request that is served alone; next-use: the next visit that wants each expert is looked up; lists: it keeps lists of
+    its own (core.queues); history: it remembers its last uses, as many as its first parameter says; bypass: a newcomer
+    worth less than every resident is not kept; fixed: no visit's newcomer is. Of how it counts: by-id: of equals the
+    larger id goes, and a visit is one instant; listed: a visit's experts are touched in the router's order; one-by-one:
+    they are served one after another, and the others may go meanwhile. Of miss policies: lossy: a wanted expert may be
+    left out or replaced; cpu: the host may compute it.
     """
 
     name: str
@@ -218,6 +230,7 @@ class Plan:
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
+    fresh       bool [S]: the first step of a request that is admitted while no other is served.
     on_miss     what an engine does beyond one rule and slots everywhere (layers may then have no slots).
     """
 
@@ -251,3 +264,4 @@ class Plan:
     low: Low | None = None
     leaving: Leaving | None = None
     on_miss: OnMiss | None = None
+    fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
