@@ -17,7 +17,7 @@ from sim.core.jit import apart, inlined, inner
 from sim.core.plan import BY_ID, BY_SCORE, BYPASSES, OWN_LISTS
 from sim.core.queues import victim as from_lists
 from sim.core.state import NEVER, State
-from sim.core.worth import BELADY, LFU, RANDOM, USER, WINDOW_SWAP, frequency, worth
+from sim.core.worth import BELADY, LFRU, LFU, RANDOM, USER, WINDOW_SWAP, clock_of, worth
 
 DEMAND = 0  # plan.CAUSES
 DEMANDS = -1  # in the place of a list to spare: a demand, which spares nobody (candidates.ADMITS: an admission)
@@ -38,7 +38,7 @@ def _key(s: State, g: int) -> int:
     """What lfu and belady keep an expert for."""
     if s.run.eviction != LFU:
         return -s.expert[g].next_use
-    return s.expert[g].uses if len(s.kept) == 0 else frequency(s, g)
+    return s.expert[g].uses if len(s.kept) == 0 else s.kept[g].count
 
 
 @inlined
@@ -72,6 +72,24 @@ def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
         key, tied = worth(s, g), _tied(s, g)
         if best < 0 or key < best_key or (key == best_key and tied < best_tied):
             best, best_key, best_tied = g, key, tied
+    return best
+
+
+@apart
+def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """_least_score of lfru, without a division: uses / (age + 1), compared crosswise."""
+    best, uses, ages, best_tied = -1, 0, 1, NEVER
+    base = s.scope[scope].base
+    now = clock_of(s, s.slot[base]) + 1
+    for i in range(base, base + s.scope[scope].used):
+        mine, age = s.in_slot[i].count, now - s.in_slot[i].clock
+        less = mine * ages - uses * age
+        if best >= 0 and less > 0:
+            continue
+        g = s.slot[i]
+        tied = _tied(s, g)
+        if (best < 0 or less < 0 or tied < best_tied) and evictable(s, rules, g, spare_from):
+            best, uses, ages, best_tied = g, mine, age, tied
     return best
 
 
@@ -137,6 +155,8 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
         return from_lists(s, rules, scope, spare_from, g)
     if rules is not None and s.run.eviction_marks & BYPASSES:
         return _worth_it(s, g, _least_score(s, rules, scope, spare_from), spare_from)
+    if kind == LFRU:
+        return _least_uses_by_age(s, rules, scope, spare_from)
     if s.run.eviction_marks & BY_SCORE:
         return _least_score(s, rules, scope, spare_from)
     if kind == RANDOM:

@@ -26,12 +26,12 @@ GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nob
 # its own code does. `sim.policies.policy.Policy` says them in words, once; nobody lists codes or names.
 MARKS = (
     "landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu",
-    "told", "lists", "history", "logits", "fresh", "bypass", "fixed", "by-id", "listed", "one-by-one",
+    "told", "lists", "history", "logits", "slots", "fresh", "bypass", "fixed", "by-id", "listed", "one-by-one",
 )  # fmt: skip
 BY_LANDING, BY_SCORE, TOLD_OF_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
     1 << i for i in range(9)
 )
-TOLD_OF_LANDINGS, OWN_LISTS, REMEMBERS, BY_LOGITS, FROM_FRESH, BYPASSES, FIXED, BY_ID, LISTED, ONE_BY_ONE = (
+TOLD_OF_LANDINGS, OWN_LISTS, REMEMBERS, BY_LOGITS, BY_SLOT, FROM_FRESH, BYPASSES, FIXED, BY_ID, LISTED, ONE_BY_ONE = (
     1 << i for i in range(9, len(MARKS))
 )
 LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS | BY_LOGITS | FROM_FRESH
@@ -136,7 +136,8 @@ class Choice:
     window, requests: the score looks back on what was routed, the rows of the last steps or of the requests being
     served, by router weight (weights) or by count; logits: on the router's logits; fresh: it begins again with a
     request that is served alone; next-use: the next visit that wants each expert is looked up; lists: it keeps lists of
-    its own (core.queues); history: it remembers its last uses, as many as its first parameter says; bypass: a newcomer
+    its own (core.queues); history: it remembers its last uses, as many as its first parameter says; slots: what it
+    compares of residents stands by slot, too; bypass: a newcomer
     worth less than every resident is not kept; fixed: no visit's newcomer is. Of how it counts: by-id: of equals the
     larger id goes, and a visit is one instant; listed: a visit's experts are touched in the router's order; one-by-one:
     they are served one after another, and the others may go meanwhile. Of miss policies: lossy: a wanted expert may be

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import (
+    BY_SLOT,
     GATES,
     REMEMBERS,
     SUBSTITUTE_PARAMS,
@@ -73,13 +74,18 @@ class Expert(Struct):
 class Kept(Struct):  # of an expert, for evictions that are told of uses and landings
     list: int  # which of its scope's lists it stands in (core.queues); -1 none
     enters: int  # which one it enters when it lands
-    count: int  # re-uses, or a bit, or a frequency
+    count: int  # uses, or re-uses, or a bit, or a frequency
+    clock: int  # visits of its scope routed at its last use (lfru)
     used: int  # visits routed at its last use, 0 never
     touched: int  # visits routed at its last touch,
     landed: int  # and at its last landing
     used_stamp: int  # 1 + running number of its last use, 0 never
-    uses_before: int  # its uses when it landed
     mean: float  # interval between uses, in visits routed; -1 none yet
+
+
+class InSlot(Struct):  # of a resident, by slot: what lfru compares, side by side
+    count: int  # Kept.count
+    clock: int  # Kept.clock
 
 
 class Lists(Struct):  # of a scope (core.queues)
@@ -237,6 +243,7 @@ class State(Memory):
     older: Ids  # [G + 4 scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it. Of core.queues four rings a scope
     kept: MutableSequence[Kept]  # [G] where the eviction is told of uses or landings, else [0]
+    in_slot: MutableSequence[InSlot]  # [slots] where the eviction is lfru, else [0]
     lists: MutableSequence[Lists]  # [scopes]
     history: Int  # [G, k] running numbers of the last k uses, the newest first; -1 none (lru-k)
     queue: MutableSequence[Queued]  # [G + 1] in order
@@ -279,6 +286,7 @@ def new_state(plan: Plan) -> State:
         older=ring,
         newer=ring.copy(),
         kept=_kept(plan, n),
+        in_slot=zeros(int(slots.sum()) if plan.eviction.marks & BY_SLOT else 0, dtype=InSlot),
         lists=_lists(slots),
         history=_history(plan, n),
         queue=zeros(n + 1, dtype=Queued),

@@ -19,7 +19,7 @@ import numpy as np
 from sim.core.half import half_to_float
 from sim.core.jit import apart, inlined, inner
 from sim.core.plan import BY_ID, BY_LOGITS, BY_WEIGHT, FORGETS_ROWS, FROM_FRESH
-from sim.core.state import NEVER, State
+from sim.core.state import NEVER, RESIDENT, State
 
 (
     LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LAYER_DISTANCE, WINDOW_SCORE, ACTIVATION, STATIC, LFRU, LRU_K, SIEVE,
@@ -58,18 +58,10 @@ def original(s: State, g: int) -> int:
     return g if g < s.run.n_full else g - s.run.n_full
 
 
-@inner
-def age(s: State, g: int) -> int:
-    """Visits of its scope since its last use: of its layer, or all of them where there is one pool."""
-    if s.run.pooled == 1:
-        return s.run.routed - s.kept[g].used
-    return visits_of_layer(s, g) - visits_at(s, g, s.kept[g].used)
-
-
-@inner
-def frequency(s: State, g: int) -> int:
-    """Uses over the run, or since it landed."""
-    return s.expert[g].uses - s.kept[g].uses_before
+@inlined
+def clock_of(s: State, g: int) -> int:
+    """Visits routed of expert g's scope: of its layer, or all of them where there is one pool."""
+    return s.run.routed if s.run.pooled == 1 else visits_of_layer(s, g)
 
 
 @inner
@@ -79,7 +71,7 @@ def worth(s: State, g: int) -> float:
     if kind == DECAYED:
         return decayed_score(s, g)
     if kind == LFRU:
-        return float(frequency(s, g)) / float(age(s, g) + 1)
+        return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
     return _other_worth(s, g)
 
 
@@ -106,7 +98,7 @@ def _other_worth(s: State, g: int) -> float:
     if kind in (MIN, BELADY):
         return -float(s.expert[whose].next_use)
     if kind == LFU:
-        return float(frequency(s, g)) if len(s.kept) > 0 else float(s.expert[g].uses)
+        return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)
     return float(s.kept[g].touched if kind == LRU else s.kept[g].landed)
 
 
@@ -155,6 +147,11 @@ def count_use(s: State, g: int) -> None:
     if s.run.eviction in (DECAYED, BELADY_W):
         s.expert[g].score = decayed_score(s, g) + 1.0
         s.expert[g].scored = visits_of_layer(s, g)
+    elif s.run.eviction == LFRU:
+        s.kept[g].count += 1
+        s.kept[g].clock = clock_of(s, g)
+        if s.expert[g].state == RESIDENT:
+            _beside_its_slot(s, g)
     else:
         _note_use(s, g)
 
@@ -171,8 +168,15 @@ def _note_use(s: State, g: int) -> None:
         whose = original(s, g)
         s.expert[whose].score += 1.0 if whose == g else s.params[0]
         s.kept[whose].used = s.run.routed
+    kept.count += 1
     kept.used = kept.touched = s.run.routed
     kept.used_stamp = s.expert[g].stamp + 1
+
+
+@inlined
+def _beside_its_slot(s: State, g: int) -> None:
+    here = s.in_slot[s.expert[g].slot]
+    here.count, here.clock = s.kept[g].count, s.kept[g].clock
 
 
 @apart
@@ -189,9 +193,11 @@ def note_landing(s: State, g: int) -> None:
     kept = s.kept[g]
     kept.touched = kept.landed = s.run.routed
     if s.run.eviction in (LFU, LFRU, LRU_K) and s.params[len(s.params) - 1] == 0.0:  # since=landing
-        kept.uses_before = s.expert[g].uses
+        kept.count = 0
         if s.run.eviction == LRU_K:
             s.history[g, :] = -1
+    if s.run.eviction == LFRU:
+        _beside_its_slot(s, g)
 
 
 # --- told of what is routed ---

@@ -36,8 +36,8 @@ def _counting(*by_visit: str) -> Callable[[Mapping[str, float]], Iterable[str]]:
     def adds(values: Mapping[str, float]) -> Iterable[str]:
         asked = {
             "by-id": values.get("ties") == 1, "one-by-one": values.get("atomic") == 0,
-            "listed": values.get("touches") == 1, "told": values.get("since") == 0,
-            "bypass": values.get("kappa", -1) >= 0,
+            "listed": values.get("touches") == 1,
+            **dict.fromkeys(("told", "uses"), values.get("since") == 0), "bypass": values.get("kappa", -1) >= 0,
         }  # fmt: skip
         return [*(mark for mark, is_so in asked.items() if is_so), *(by_visit if asked["by-id"] else ())]
 
@@ -62,7 +62,7 @@ EVICTION = _table(
     _eviction(
         "lfru", worth.LFRU, "the least uses / (age + 1) goes: uses `since` it landed, age in visits of its scope",
         "least frequently and recently used, as public comparisons of expert caches have it", {"since": 0},
-        keeps=("scores", "uses", "told"), search={},
+        keeps=("scores", "uses", "told", "slots"), search={},
     ),
     _eviction(
         "fifo", worth.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={},
