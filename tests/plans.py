@@ -18,6 +18,7 @@ from sim.core.plan import (
     Plan,
     Prefetch,
 )
+from sim.core.worth import LFRU
 from sim.on_miss import OWN
 from sim.policies.policy import Policy
 from sim.policies.registry import EVICTION, MISS, RERANK
@@ -32,7 +33,8 @@ def codes(table: dict[str, Policy]) -> dict[str, int]:
     return {policy.name: policy.kind for policy in sorted(known, key=lambda policy: policy.kind)}
 
 
-EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)
+MISSES, RERANKERS = codes(MISS), codes(RERANK)
+EVICTIONS = {name: code for name, code in codes(EVICTION).items() if code < LFRU}  # tests.eviction_plans has the others
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
 SUBSTITUTES = [name for name, code in MISSES.items() if code == SUBSTITUTION]
 OPEN = {
@@ -116,6 +118,14 @@ def leaving_of(eviction: str, steps: list[list[int]]) -> Leaving | None:
             gone[s] = [row for rows in steps[:s] for row in rows if last[row // 3] == s - 1]
     else:
         return None
+    return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))
+
+
+def leaving_within(made: Plan, window: int) -> Leaving:
+    """Of a plan whose eviction forgets the rows of `window` steps ago."""
+    bounds = made.step_offset
+    first = range(-window, len(bounds) - 1 - window)
+    gone = [made.step_row[bounds[s] : bounds[s + 1]] if s >= 0 else [] for s in first]
     return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))
 
 

@@ -105,7 +105,6 @@ class Ruled(Struct):  # an expert
     deferred: int  # (token, slot) entries of this visit that may be deferred
     joined: int  # the visit for which its copy was queued
     next: int  # the copy behind it in one transfer, NOBODY
-    bypassed: int  # 1: a miss of this visit that is not kept
     owed: int  # 1: its copy is among Served.copies_left
 
 
@@ -225,12 +224,6 @@ def keeps_out(s: State, rules: Any, layer: int) -> bool:
 
 
 @inlined
-def kept_out(s: State, rules: Any, g: int) -> bool:
-    """Expert g, if it is fetched in this visit, takes no slot."""
-    return keeps_out(s, rules, s.expert[g].layer) or rules.expert[g].bypassed == 1
-
-
-@inlined
 def rule_of(rules: Any, step: int) -> int:
     """The kind of the rule of a step's visits."""
     return rules.run.bulk if rules.bulk[step] == 1 else rules.run.miss
@@ -272,7 +265,7 @@ def _keep_left_over(s: State) -> None:
 def class_of(s: State, rules: Any, g: int) -> int:
     """HIT, LATE or MISS of a wanted expert, and where it will run: in its slot, or in a stage."""
     own, copy = s.expert[g], s.expert[stage_of(s, g)]
-    rules.expert[g].at, rules.expert[g].answer, rules.expert[g].bypassed = g, NOBODY, 0
+    rules.expert[g].at, rules.expert[g].answer = g, NOBODY
     if own.state == RESIDENT:
         return HIT
     rules.expert[g].at = stage_of(s, g)
