@@ -64,8 +64,8 @@ def serve(plan: Plan, cache: Cache | None = None) -> Served:
         cache.routed(step, layer)
         for experts in [[expert] for expert in wanted] if is_marked(plan, "one-by-one") else [wanted]:
             _serve_at_once(cache, layer, experts, served)
-        for expert in wanted if is_marked(plan, "listed") else []:
-            cache.touch(expert)
+        if is_marked(plan, "listed"):
+            _touch_again(cache, wanted)
     return served
 
 
@@ -82,6 +82,12 @@ def _serve_at_once(cache: Cache, layer: int, experts: list[int], served: Served)
     for expert in [*hits, *kept]:
         cache.touch(expert)
         cache.use(expert, first=expert in kept)
+
+
+def _touch_again(cache: Cache, wanted: list[int]) -> None:
+    for expert in wanted:
+        if expert in cache.landed_at:
+            cache.touch(expert)
 
 
 def _swapped(cache: Cache, layer: int) -> list[int]:
