@@ -42,6 +42,22 @@ class Steps:
         return len(self.prefill)
 
     @property
+    def fresh(self) -> npt.NDArray[np.bool_]:
+        """bool [S]: the first step of a request (of several, their first) that is admitted while no other is served."""
+        out = np.zeros(len(self), np.bool_)
+        before = np.concatenate([[-1], np.maximum.accumulate(self._last_step())[:-1]])
+        out[self.admitted[self.admitted > before]] = True
+        return out
+
+    def _last_step(self) -> Int:
+        """int64 [n]: of each request; the run's last where it ends before the prompt does."""
+        decode, last = np.flatnonzero(~self.prefill), self.last_prefill.copy()
+        last[last == -2] = len(self) - 1
+        some = self.generated > 0
+        last[some] = decode[(self.first_decode + self.generated - 1)[some]]
+        return last
+
+    @property
     def requests(self) -> Int:
         """int64 [n, 5]: request, admitted, last_prefill, first_decode, generated."""
         return np.stack([getattr(self, name) for name in _OF_REQUESTS], axis=1)
@@ -138,22 +154,39 @@ def first_steps(steps: Steps, n: int) -> Steps:
     return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)
 
 
-def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> Leaving | None:
+def resets(reset: str, steps: Steps) -> npt.NDArray[np.bool_] | None:
+    """bool [S]: the steps at whose begin all is as at time 0 again; None where that is never. `request`: each admission
+    but the first, of a run that serves one request at a time."""
+    if reset == "none":
+        return None
+    out = steps.fresh.copy()
+    out[:1] = False
+    return out
+
+
+def leaving(
+    steps: Steps,
+    eviction: Choice,
+    sequence: npt.NDArray[np.int32],
+    resets: npt.NDArray[np.bool_] | None = None,
+) -> Leaving | None:
     """What an eviction policy that looks back forgets at each step (sim.core.eviction).
 
     A window (its first parameter): at step s the rows of step s - window. Requests: every row of those whose last row
-    ran in step s - 1; sequence int32 [tokens] says whose a row is. None for a policy that does not look back.
-    Raises SpecError for a window that is no whole number from 1.
+    ran in step s - 1; sequence int32 [tokens] says whose a row is. A reset has forgotten what lies before it. None for
+    a policy that does not look back. Raises SpecError for a window that is no whole number from 1.
     """
     n = len(steps)
+    since = np.maximum.accumulate(np.where(resets if resets is not None else np.zeros(n, np.bool_), np.arange(n), 0))
     if eviction.marks & FORGETS_ROWS:
         window = eviction.params[0]
         if not 1 <= window < 2**31 or window != int(window):
             raise SpecError(f"set: {eviction.name}.window={window:g}: must be a whole number from 1")
         gone = np.arange(n) - int(window)
-        sizes = np.where(gone >= 0, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
+        sizes = np.where(gone >= since, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
         offset = np.concatenate([[0], np.cumsum(sizes)])
-        return Leaving(offset, steps.row[: int(offset[-1])])
+        first = np.repeat(steps.offset[np.maximum(gone, 0)] - offset[:-1], sizes)
+        return Leaving(offset, steps.row[first + np.arange(int(offset[-1]))])
     if not eviction.marks & FORGETS_REQUESTS:
         return None
     step_of = np.repeat(np.arange(n), np.diff(steps.offset))
@@ -162,6 +195,7 @@ def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> 
     np.maximum.at(last, whose, step_of)
     at = last[whose] + 1
     rows = np.flatnonzero(at < n)
+    rows = rows[step_of[rows] >= since[at[rows]]]
     rows = rows[np.argsort(at[rows], kind="stable")]
     offset = np.concatenate([[0], np.cumsum(np.bincount(at[rows], minlength=n))])
     return Leaving(offset, steps.row[rows])

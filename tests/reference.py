@@ -138,6 +138,7 @@ class Cache:
         self.numbers = 0
         self.visits_routed = 0
         self.layer_routed = [0] * plan.experts.shape[1]
+        self.begun = 0  # the step of time 0, or of the last reset
         self.draws = 0
         self.wanted_at = wanted_visits(plan) if plan.eviction.name == "belady" else {}
         for expert in map(int, plan.residents):
@@ -241,7 +242,7 @@ class Cache:
         """In 2^-24ths, the router weight of the last `window` visits of its layer."""
         layer, within = self.layer(expert), self.original(expert) % self.plan.n_experts
         window, routed, total = int(self.plan.eviction.params[0]), self.layer_routed[layer], 0
-        for step in range(max(0, routed - window), routed):
+        for step in range(max(self.begun, routed - window), routed):
             for row in step_rows(self.plan, step):
                 for slot, wanted in enumerate(self.plan.experts[row, layer]):
                     if wanted == within and self.plan.weights is not None:
@@ -254,9 +255,9 @@ class Cache:
         layers, step = self.plan.experts.shape[1], (self.visits_routed - 1) // self.plan.experts.shape[1]
         leaving = self.plan.leaving
         assert leaving is not None
-        gone = Counter(int(row) for row in leaving.row[: leaving.offset[step + 1]])
+        gone = Counter(int(row) for row in leaving.row[leaving.offset[self.begun] : leaving.offset[step + 1]])
         own = everyone = 0
-        for earlier in range(self.layer_routed[layer]):
+        for earlier in range(self.begun, self.layer_routed[layer]):
             for row in step_rows(self.plan, earlier):
                 if gone[row]:
                     gone[row] -= 1
@@ -467,7 +468,25 @@ class Machine:
         self.record["steps"].append({"event": self.event(), "prefill": prefill, "rows": rows, **times})
         self.step, self.step_begin, self.layer = self.step + 1, self.now, 0
         if self.step < len(self.plan.step_prefill):
+            if self.plan.resets is not None and self.plan.resets[self.step]:
+                self.reset()
             self.begin_dense()
+
+    def reset(self) -> None:
+        """All is as at time 0, but for what is counted on: events, visits, transfers. Nobody is evicted."""
+        self.leave_unfinished()
+        self.link = []
+        for queue in (self.demands, self.streams, self.prefetches, self.admissions, self.backgrounds):
+            queue.clear()
+        old, self.cache = self.cache, Cache(self.plan)
+        self.cache.visits_routed, self.cache.layer_routed = old.visits_routed, old.layer_routed
+        self.cache.begun = self.step
+        self.reranker = Reranker(self.plan)
+        self.stages, self.admission = Stages(self.plan), Admissions(self.plan)
+        self.brought.clear()
+        self.joined_ahead.clear()
+        for ahead in range(self.on.ahead):
+            self.join_ahead(self.step * self.layers + ahead)
 
     def leave_layer(self) -> bool:
         visit = self.visit
@@ -1100,7 +1119,7 @@ class Machine:
 
     # The end
 
-    def finish(self) -> None:
+    def leave_unfinished(self) -> None:
         queued = [*self.demands, *self.streams, *self.prefetches_in_line(), *self.backgrounds, *self.admissions]
         for transfer in [*self.on_link(), *queued]:
             self.close(transfer, UNFINISHED)
@@ -1109,6 +1128,9 @@ class Machine:
         for shipment in self.link:
             if shipment.transfers[0].row["started_ns"] >= 0:
                 self.was_busy(shipment)
+
+    def finish(self) -> None:
+        self.leave_unfinished()
         for transfer in self.prefetched:
             fate = "late" if transfer.was_late else "used" if transfer.was_hit else "wasted"
             self.totals[f"prefetched_{fate}"] += 1
