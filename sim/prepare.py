@@ -203,9 +203,11 @@ class Scheduled:
     batch: int
     prefill_chunk: int
     as_decode: bool
+    skip_prompts: bool
 
     def make(self, memo: Memo) -> Steps:
-        return schedule(self.judged.judged(memo), self.batch, self.prefill_chunk, self.as_decode)
+        how = self.batch, self.prefill_chunk, self.as_decode, self.skip_prompts
+        return schedule(self.judged.judged(memo), *how)
 
 
 @dataclass(frozen=True)
@@ -485,7 +487,8 @@ def prepare(
     aside, trace, repeated = made(judged, memo)
     _refuse_what_is_missing(trace, opened.path, spec, policies.values())
     _refuse_the_host(spec, policies["miss"], machine)
-    stepped = Stepped(Scheduled(judged, spec.batch, spec.prefill_chunk, spec.as_decode), spec.max_steps)
+    rows = spec.batch, spec.prefill_chunk, spec.as_decode, spec.skip_prompts
+    stepped = Stepped(Scheduled(judged, *rows), spec.max_steps)
     steps = stepped.make(memo)
     warmup = _warmup_steps(spec, len(steps))
     size = expert_bytes(known, machine, spec.precision)

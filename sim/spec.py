@@ -159,6 +159,7 @@ class RunSpec(BaseModel):
     )
     kv_precision: str = later("NAME", "precision of KV entries", "bf16")
     reset: Literal["none", "request"] = later("none|request", "each request begins as the first one did", "none")
+    skip_prompts: bool = later(None, "prompt rows are not run: what a decoder alone sees", False)
     requests: str | None = later(
         "A:B|0,3,5|KEY=VALUE", "the requests of the trace, from 0, or a group of its meta; the rest is not there", None
     )
@@ -257,6 +258,8 @@ class RunSpec(BaseModel):
     def _counting(self) -> "RunSpec":
         if self.reset == "request" and self.batch > 1:
             raise SpecError(f"reset: request: with --batch {self.batch} requests share the cache; must be --batch 1")
+        if self.skip_prompts and self.as_decode:
+            raise SpecError("skip_prompts: with --as-decode prompt rows are run; give one of the two")
         if self.warmup_share is not None and self.warmup_steps:
             raise SpecError(
                 f"warmup_share: {self.warmup_share}: says what --warmup-steps does, too; give one of the two"

@@ -109,16 +109,23 @@ class _Builder:
         offset = np.zeros(self.steps + 1, np.int64)
         np.cumsum(np.repeat(np.array(rows, np.int32), steps), out=offset[1:])
         requests = dict(zip(_OF_REQUESTS, np.array(self.requests, np.int64).T, strict=True))
-        return Steps(offset, self.row, np.repeat(np.array(kinds), steps), **requests)
+        return Steps(offset, self.row[: self.laid], np.repeat(np.array(kinds), steps), **requests)
 
 
-def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False) -> Steps:
-    """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps."""
+def schedule(
+    trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False, skip_prompts: bool = False
+) -> Steps:
+    """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps, `skip_prompts` does not run
+    them, nor requests without another row. Raises SpecError where that leaves nothing."""
     starts, ends = trace.requests()
     prompts = np.zeros(len(starts), np.int64)
     if not as_decode:
         np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
-    build, waiting, decoded = _Builder(trace.n_tokens), deque(range(len(starts))), 0
+    if skip_prompts:
+        starts, prompts = starts + prompts, np.zeros_like(prompts)
+        if (starts == ends).all():
+            raise SpecError("skip_prompts: the trace has no generated tokens; must be run with its prompts")
+    build, waiting, decoded = _Builder(trace.n_tokens), deque(np.flatnonzero(starts < ends).tolist()), 0
     active: list[list[int]] = []  # [next row, end] of each
     while waiting or active:
         while waiting and len(active) < batch:

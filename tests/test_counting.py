@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Prefetch
+from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.prepare import prepare
 from sim.run import main
 from sim.spec import RunSpec
 from sim.steps import Steps, leaving, resets, schedule
+from tests.captures import FOLDER as CAPTURES
 from tests.gen import random_trace
 from tests.plans import plan
 from tests.runs_by_hand import FIXED
+from traces.__main__ import main as traces
+from traces.errors import TraceError
 from traces.format import npz
 
 MACHINES = (compiled, discrete)
@@ -128,6 +132,16 @@ def test_what_looks_back_forgets_nothing_of_before_a_reset() -> None:
     assert requests is not None and requests.offset.tolist() == [0] * 6
 
 
+def test_without_prompts_the_others_are_run_and_nobody_without_one() -> None:
+    """Rows 0 .. 6; prompts are 0, 1, 3 and 6, the third request has nothing else."""
+    steps = steps_of("ppd pdd p", 2, skip_prompts=True)
+    assert (steps.offset.tolist(), steps.row.tolist()) == ([0, 2, 3], [2, 4, 5])
+    assert not steps.prefill.any()
+    assert steps.requests.tolist() == [[0, 0, -1, 0, 1], [1, 0, -1, 0, 2]]
+    with pytest.raises(SpecError, match="skip_prompts: the trace has no generated tokens"):
+        steps_of("p pp", 1, skip_prompts=True)
+
+
 # --- which requests, how many steps
 
 
@@ -183,6 +197,7 @@ def test_a_share_of_the_steps_warms_up(folder: Path, share: float, steps: int, w
         ("--requests 2:2", "requests: 2:2: chooses none; the trace has 5, from 0 (t.npz)"),
         ("--requests 1,1", "requests: 1,1: names a request twice (t.npz)"),
         ("--requests one", "must be A:B, ordinals from 0 (0,3,5) or KEY=VALUE of a group"),
+        ("--skip-prompts --as-decode", "skip_prompts: with --as-decode prompt rows are run; give one of the two"),
         ("--requests domain=code", "requests: domain=code: no group domain; the trace has none (t.npz)"),
         ("--warmup-share 1", "warmup_share: 1.0: Input should be less than 1"),
         ("--warmup-share 0.2 --warmup-steps 3", "warmup_share: 0.2: says what --warmup-steps does, too"),
@@ -206,3 +221,117 @@ def test_a_reset_run_is_its_requests_one_by_one(folder: Path, capsys: Any) -> No
         parts.append(json.loads(capsys.readouterr().out))
     for name in ("hits", "misses", "tokens", "steps"):
         assert whole[name] == sum(part[name] for part in parts), name
+
+
+# --- groups
+
+
+def grouped(folder: Path, words: Any) -> None:
+    trace = npz.read(folder / "t.npz")
+    npz.write(folder / "t.npz", replace(trace, meta=trace.meta | {"groups": words}))
+
+
+DOMAINS = {"domain": ["code", "prose", "code", "prose", "code"], "text": ["a", "b", "c", "d", "e"]}
+
+
+def test_a_group_of_requests(folder: Path) -> None:
+    """Its requests run, the others are not there; those that are set aside keep their words."""
+    grouped(folder, DOMAINS)
+    setting = prepared(requests="domain=code", calibration=0.4)
+    every = {**setting.trace.meta["groups"]}
+    every["text"] = sorted(every["text"] + setting.calibration.meta["groups"]["text"])
+    assert every == {"domain": ["code", "code"], "text": ["a", "c", "e"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["code"], "meta.groups is ['code']; lists by key are required"),
+        ({"domain": "code"}, "meta.groups.domain is 'code'; a list of words, one a request, is required"),
+        ({"domain": ["code"] * 4 + [1]}, "a list of words, one a request, is required"),
+        ({"domain": ["code"] * 4}, "meta.groups.domain has 4 words; the trace has 5 requests"),
+        ({"a=b": ["code"] * 5}, "meta.groups has the key 'a=b'; a word without = is required"),
+    ],
+)
+def test_groups_that_cannot_be(folder: Path, words: Any, said: str) -> None:
+    with pytest.raises(TraceError) as refused:
+        grouped(folder, words)
+    assert str(refused.value).endswith(said)
+
+
+def test_a_file_for_each_group(folder: Path, capsys: Any) -> None:
+    grouped(folder, DOMAINS)
+    assert traces(["split", "t.npz", "--by", "domain", "--out", "parts"]) == 0
+    whole, code, prose = (npz.read(Path(name)) for name in ("t.npz", "parts/t-code.npz", "parts/t-prose.npz"))
+    first, last = whole.requests()
+    for part, chosen, word in ((code, [0, 2, 4], "code"), (prose, [1, 3], "prose")):
+        rows = np.concatenate([np.arange(first[i], last[i]) for i in chosen])
+        assert np.array_equal(part.experts, whole.experts[rows]) and np.array_equal(part.weights, whole.weights[rows])
+        assert part.meta["part"] == {"by": "domain", "is": word, "requests": chosen}
+        assert part.meta["groups"] == {key: [of[i] for i in chosen] for key, of in DOMAINS.items()}
+    assert "t-code.npz: 3 requests" in capsys.readouterr().out
+    assert traces(["split", "t.npz", "--by", "request", "--out", "each"]) == 0
+    assert sorted(path.name for path in Path("each").iterdir()) == [f"t-{i}.npz" for i in range(5)]
+    assert traces(["info", "t.npz"]) == 0
+    assert "domain             code 3, prose 2 requests" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--by task --out parts", "no group task; must be one of domain, text"),
+        ("--by domain", "--by: writes a file for each value; --out DIR is required"),
+        ("--by domain --out parts a.npz", "a.npz: unknown argument"),
+        ("--by domain --fraction 0.5 --out parts", "argument --fraction: not allowed with argument --by"),
+        ("--by domain --out nowhere/parts", "--out: nowhere/parts: must be a folder, or a new one in a folder"),
+        ("--by same --out parts", "two values make the name t-a-b.npz; they must differ in letters"),
+        ("--fraction 0.5 --out parts a.npz b.npz", "--out: parts: goes with --by; --fraction writes OUT_A and OUT_B"),
+    ],
+)
+def test_a_split_that_cannot_be_writes_nothing(folder: Path, flags: str, said: str, capsys: Any) -> None:
+    grouped(folder, DOMAINS | ({"same": ["a b", "a/b", "a b", "a b", "a b"]} if "same" in flags else {}))
+    there = sorted(folder.iterdir())
+    assert traces(["split", "t.npz", *flags.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+    assert sorted(folder.iterdir()) == there
+
+
+# --- published counts of one capture
+
+GRANITE = {"prose": "0", "code": "1", "math": "2"}
+PAGED_IN = [  # shared/traces/README.md: prompt, slots of one pool, misses of the oracle, of LRU
+    ("prose", 77, 8395, 12288), ("prose", 192, 4547, 6590), ("prose", 384, 1978, 4459), ("code", 192, 4724, 7949),
+    ("code", 384, 1367, 3221), ("math", 192, 4876, 6886), ("math", 384, 2107, 4800),
+]  # fmt: skip
+
+
+def paged_in(prompt: str, slots: int, **more: Any) -> int:
+    """Experts fetched for the generated tokens of a prompt: one pool, empty at first, a layer's own experts protected
+    until all of them have run."""
+    spec = RunSpec.of({
+        "trace": str(CAPTURES / "granite-3.0-1b.npz"), "requests": GRANITE[prompt], "skip_prompts": True,
+        "cache": slots, "cache_scope": "global", "placement": "empty", "expert_group": "all", **more,
+    })  # fmt: skip
+    record = compiled.run(prepare(spec).plan)
+    assert record.counters["slots_wanted"] == 12_288
+    return int(record.counters["fetched"])
+
+
+captured = pytest.mark.skipif(not CAPTURES.is_dir(), reason="no captures in ../shared/traces")
+
+
+@captured
+@pytest.mark.parametrize(("prompt", "slots", "oracle", "lru"), PAGED_IN)
+def test_published_page_ins_of_the_oracle(prompt: str, slots: int, oracle: int, lru: int) -> None:
+    assert paged_in(prompt, slots, eviction="belady") == oracle
+
+
+@captured
+def test_published_page_ins_one_prompt_after_another() -> None:
+    """With --reset request a run of all prompts is the sum of the three: 192 slots, 4,547 + 4,724 + 4,876."""
+    spec = RunSpec.of({
+        "trace": str(CAPTURES / "granite-3.0-1b.npz"), "skip_prompts": True, "cache": 192, "cache_scope": "global",
+        "placement": "empty", "expert_group": "all", "eviction": "belady", "reset": "request",
+    })  # fmt: skip
+    assert compiled.run(prepare(spec).plan).counters["fetched"] == 14_147

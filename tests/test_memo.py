@@ -69,6 +69,7 @@ VALUES: dict[str, list[Any]] = {
     "warmup_steps": [0, 1],
     "warmup_share": [None, 0.4],
     "reset": ["none", "request"],
+    "skip_prompts": [False, True],
     "requests": [None, "1:", "3,0,2"],
     "max_steps": [None, 4, 9],
     "calibration": [None, 0.25, 0.5, "c.npz", "d.npz"],

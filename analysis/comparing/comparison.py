@@ -29,6 +29,7 @@ CONDITIONS = (
     "warmup_steps",
     "warmup_share",
     "requests",
+    "skip_prompts",
     "reset",
     "max_steps",
 )

@@ -1,12 +1,15 @@
 """Which requests of a trace: by their places in it, or by what `groups` of its meta says of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
 from traces.format.trace import RoutingTrace
+
+REQUEST = "request"  # in the place of a key: every request is a group of its own
 
 
 def groups(trace: RoutingTrace) -> dict[str, list[str]]:
@@ -43,3 +46,14 @@ def ordinals(trace: RoutingTrace, asked: slice | Sequence[int] | tuple[str, str]
     if len(set(found)) < len(found):
         raise TraceError("names a request twice")
     return np.array(found, np.int64)
+
+
+def parts(trace: RoutingTrace, by: str) -> Iterator[tuple[str, RoutingTrace]]:
+    """(value, its requests) of each value of a group, in order of appearance; by `request`: each by its place. The meta
+    of a part says which of whose requests it holds. Raises TraceError for a group that is not there."""
+    n = len(trace.requests()[0])
+    of = [str(i).zfill(len(str(n - 1))) for i in range(n)] if by == REQUEST else group(trace, by)
+    for value in dict.fromkeys(of):
+        chosen = [i for i in range(n) if of[i] == value]
+        part = trace.take(chosen)
+        yield value, replace(part, meta=part.meta | {"part": {"by": by, "is": value, "requests": chosen}})
