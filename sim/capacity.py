@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.catalog.engine_spec import LAYERS
-from sim.core.eviction import STATIC
-from sim.core.plan import Choice
+from sim.core.plan import KEEPS_OUT, Choice
 from sim.costs.memory_split import Card, split, whole_layers
 from sim.costs.roofline import needed
 from sim.engines import FIT, KNOBS
@@ -61,7 +60,7 @@ class Fits:
         return np.where(held, most, 0).astype(np.int64)
 
     def _stages(self, layers_without_slots: bool) -> int:
-        lacks = np.array([layers_without_slots or self.eviction.kind == STATIC])
+        lacks = np.array([layers_without_slots or bool(self.eviction.marks & KEEPS_OUT)])
         few, many = self.rules.streaming(self.miss, lacks)
         sizes = (self.trace.n_experts, self.trace.top_k, largest_step(self.spec, self.steps))
         return self.rules.stages_for(*sizes) if (few | many).any() else 0

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sim.core import eviction, miss
-from sim.core.plan import SPLIT_PARAMS, Choice, OnMiss, Plan
+from sim.core import miss
+from sim.core.plan import FIXED, KEEPS_OUT, SPLIT_PARAMS, Choice, OnMiss, Plan
 from sim.costs.roofline import cpu_visit_ns, run_ns
 from sim.errors import SpecError
 from sim.policies.kinds import BULK, SPLIT, Value
@@ -106,9 +106,9 @@ def may_stream(rule: Choice | None, lacks: npt.NDArray[np.bool_]) -> npt.NDArray
 
 
 def layers_lacking(plan: Plan) -> npt.NDArray[np.bool_]:
-    """bool [L]: the layers whose slots, if they have any, a newcomer never takes."""
-    static = plan.eviction.kind == eviction.STATIC
-    return np.full(plan.experts.shape[1], static) | (False if plan.pooled else plan.slots == 0)
+    """bool [L]: the layers whose slots, if they have any, a newcomer never takes, or not every one."""
+    keeps_out = bool(plan.eviction.marks & KEEPS_OUT)
+    return np.full(plan.experts.shape[1], keeps_out) | (False if plan.pooled else plan.slots == 0)
 
 
 def on_miss(rules: Rules, plan: Plan, hardware: "Hardware", engine: "Engine") -> OnMiss | None:
@@ -190,8 +190,8 @@ def _table(rules: Rules) -> Int:
 
 def _refuse_streaming(rules: Rules, plan: Plan, bulk: npt.NDArray[np.bool_]) -> None:
     """How copies into stages go, where there are none, or too few stages for them."""
-    if plan.low is not None and (rules.serial or rules.eviction == "static"):
-        what = "serial: true" if rules.serial else "eviction: static"
+    if plan.low is not None and (rules.serial or plan.eviction.marks & FIXED):
+        what = "serial: true" if rules.serial else f"eviction: {rules.eviction}"
         raise SpecError(f"{what}: the copies of low precision of miss {rules.miss} want slots meanwhile; leave one out")
     few, many = rules.streaming(plan.miss, layers_lacking(plan))
     asked = [name for name in STREAMING if getattr(rules, name) not in (0, "none")]

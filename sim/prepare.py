@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from sim import catalog
 from sim.capacity import Fits, largest_step, longest_context, shares, slots_by_layer, vram_bytes
-from sim.core.plan import GROUPS, ORDERS, Costs, Leaving, Low, Plan, Prefetch
+from sim.core.miss import FETCH
+from sim.core.plan import BY_LOGITS, FROM_FRESH, GROUPS, ONE_BY_ONE, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
 from sim.engines import FIT
@@ -358,12 +359,14 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Answered:
-    """The plan's fields that answers depend on (sim.fit.answers); weighs: the eviction reads router weights."""
+    """The plan's fields that answers depend on (sim.fit.answers); weighs: the eviction reads router weights, by_logits:
+    logits."""
 
     judged: Judged
     miss: Chosen
     rerank: Chosen
     weighs: bool
+    by_logits: bool
     expert_bytes: int
     seed: int
 
@@ -379,6 +382,7 @@ class Answered:
             expert_bytes=self.expert_bytes,
             seed=self.seed,
             weighs=self.weighs,
+            by_logits=self.by_logits,
             fit=lambda profile: made(Buddies(self.judged, profile), memo),
         )
 
@@ -495,7 +499,8 @@ def prepare(
     _refuse_context(spec, trace, steps)
     weighs = "weights" in policies["eviction"].keeps or spec.defer > 0
     eviction = policies["eviction"].choice(spec.params("eviction"))
-    answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, size, spec.seed), memo)
+    by_logits = bool(eviction.marks & BY_LOGITS)
+    answers = made(Answered(judged, chosen["miss"], chosen["rerank"], weighs, by_logits, size, spec.seed), memo)
     rules = Rules.of(spec)
     fits = Fits(spec, trace, steps, known, machine, served, rules, answers["miss"], eviction)
     slots = _slots(spec, trace, size, judged, chosen["placement"], fits, memo)
@@ -521,13 +526,14 @@ def prepare(
         seed=spec.seed,
         warmup_steps=warmup,
         requests=steps.requests,
-        fresh=steps.fresh,
         resets=resets(spec.reset, steps),
         low=_low(spec, trace, policies["miss"], known, machine, served, steps, size),
         leaving=made(Forgotten(stepped, chosen["eviction"], spec.reset), memo),
+        fresh=steps.fresh if eviction.marks & FROM_FRESH else np.zeros(0, np.bool_),
         **answers,
     )
     plan = replace(plan, on_miss=on_miss(rules, plan, machine, served))
+    _refuse_one_by_one(spec, plan)
     files = {policy.name: policy.sha256 for policy in policies.values() if policy.user}
     return Setting(spec, plan, trace, trace_hash, aside, steps, known, machine, served, files, costed, rules, repeated)
 
@@ -597,6 +603,16 @@ def _warmup_steps(spec: RunSpec, steps: int) -> int:
     if spec.warmup_steps >= steps:
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {steps} steps; must be fewer")
     return spec.warmup_steps
+
+
+def _refuse_one_by_one(spec: RunSpec, plan: Plan) -> None:
+    """What an eviction needs of the rest of the run: one after another all misses must be fetched, and swaps are of a
+    layer's own slots."""
+    if plan.eviction.marks & ONE_BY_ONE and (plan.miss.kind != FETCH or plan.rerank or plan.on_miss):
+        others = "no re-ranking, and nothing that an engine does beyond it"
+        raise SpecError(f"set: {spec.eviction}.atomic=no: needs --miss fetch, {others}")
+    if plan.pooled and "swap" in find("eviction", spec.eviction).params:
+        raise SpecError(f"eviction: {spec.eviction}: keeps a set per layer; --cache-scope layer is required")
 
 
 def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware", slots: Int) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
 from tests.groups import global_id, lines, rising, rows, scope_of
-from tests.reference import merged_list, step_rows
+from tests.reference import merged_list
+from tests.reference_eviction import step_rows
 
 Result = dict[str, Any]
 FETCH, SUBSTITUTE, DROP, CPU, LOW, STREAM, REMOTE = range(len(ANSWERS))

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.core import eviction, miss
-from sim.core.plan import ADMIT_PARAMS, ANSWERS_CPU, SPLIT_PARAMS, SUBSTITUTE_PARAMS, Choice, Costs, OnMiss, Plan
+from sim.core import miss, worth
+from sim.core.plan import ADMIT_PARAMS, ANSWERS_CPU, MARKS, SPLIT_PARAMS, SUBSTITUTE_PARAMS, Choice, Costs, OnMiss, Plan
 from sim.policies.registry import MISS
 from tests.plans import EVICTIONS, SUBSTITUTES, low_of, named, plan, prefetch_of, scored, substitute_of
 
-STATIC = Choice("static", eviction.STATIC)
+STATIC = Choice("static", worth.STATIC, marks=1 << MARKS.index("fixed"))
 SCORED = ("lfu", "decayed", "window-score", "activation-matrix")  # evictions that have a score to compare
 OLD_RULES = ("fetch", "cpu", "drop", "drop-by-weight", "substitution")
 NEW_RULES = ("stream", "remote", "cpu-admit", "split")

@@ -1,10 +1,10 @@
 """The independent reference: the simulated machine of the design, spelled as plainly as Python allows.
 
 It shares nothing with the machines but the plan (`sim.core.plan`). The answers to missing experts are in
-`tests.reference_miss`, re-ranking is in `tests.reference_rerank`, the parts of what engines do beyond one rule
-for every visit (stages, admissions, splits, host work) in `tests.reference_on_miss`. It is a discrete-event
-simulation over dicts and lists. At one instant the first thing in this list that can happen does, and the list
-is then read again from its top:
+`tests.reference_miss`, re-ranking is in `tests.reference_rerank`, evictions are in `tests.reference_eviction`, the
+parts of what engines do beyond one rule for every visit (stages, admissions, splits, host work) in
+`tests.reference_on_miss`. It is a discrete-event simulation over dicts and lists. At one instant the first thing in
+this list that can happen does, and the list is then read again from its top:
 
 1. the transfer at the head of the link lands;
 2. the GPU work that ends takes effect (a group; a step);
@@ -16,11 +16,10 @@ is then read again from its top:
 When nothing in it can happen the clock moves on to the next thing due.
 """
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, pow
+from math import inf
 from typing import Any
 
 from sim.core.plan import (
@@ -35,8 +34,19 @@ from sim.core.plan import (
     Prefetch,
 )
 from tests import reference_miss, reference_on_miss
-from tests.reference_miss import GATES, Answer, Token, hash64
-from tests.reference_on_miss import Admissions, Stages, is_bulk, on_miss_of, rule_of, slowed, streams, takes_no_slot
+from tests.reference_eviction import Eviction, Past, Scored, WindowSwap, eviction_of, is_marked, step_rows
+from tests.reference_miss import GATES, Answer, Token
+from tests.reference_on_miss import (
+    Admissions,
+    Stages,
+    is_bulk,
+    may_take_a_slot,
+    on_miss_of,
+    rule_of,
+    slowed,
+    streams,
+    takes_no_slot,
+)
 from tests.reference_rerank import Reranker
 
 Row = dict[str, Any]
@@ -121,167 +131,71 @@ class Shipment:
     land_ns: float = inf
 
 
-class Cache:
+class Cache(Past):
     """Who is resident, who is on the way, and who must go. Experts are global ids here."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.slots = [int(n) for n in plan.slots]
-        if plan.low is not None:  # copies: experts behind all others, in scopes behind all others
-            self.slots += [int(n) for n in plan.low.slots]
+        super().__init__(plan)
         self.claimed = [0] * len(self.slots)  # slots of each scope that hold a resident or await a transfer
-        self.landed_at: dict[int, int] = {}  # resident -> number of its landing
-        self.seen_at: dict[int, int] = {}  # resident -> number of its last touch or landing
-        self.uses: dict[int, int] = {}
-        self.score: dict[int, float] = {}
-        self.score_at: dict[int, int] = {}
-        self.numbers = 0
-        self.visits_routed = 0
-        self.layer_routed = [0] * plan.experts.shape[1]
-        self.begun = 0  # the step of time 0, or of the last reset
-        self.draws = 0
-        self.wanted_at = wanted_visits(plan) if plan.eviction.name == "belady" else {}
+        self.evictions = [eviction_of(self, scope) for scope in range(len(self.slots))]
         for expert in map(int, plan.residents):
-            self.claimed[self.scope(expert)] += 1
+            self.claim(expert)
             self.land(expert)
 
-    def is_copy(self, expert: int) -> bool:
-        return expert >= self.plan.experts.shape[1] * self.plan.n_experts
-
-    def original(self, expert: int) -> int:
-        return expert % (self.plan.experts.shape[1] * self.plan.n_experts)
-
-    def layer(self, expert: int) -> int:
-        return self.original(expert) // self.plan.n_experts
-
-    def scope(self, expert: int) -> int:
-        among = 0 if self.plan.pooled else self.layer(expert)
-        return among + (len(self.plan.slots) if self.is_copy(expert) else 0)
+    def eviction(self, expert: int) -> Eviction:
+        """That of its scope."""
+        return self.evictions[self.scope(expert)]
 
     def has_free_slot(self, scope: int) -> bool:
         return self.claimed[scope] < self.slots[scope]
 
-    def residents_of(self, scope: int) -> list[int]:
-        return sorted(expert for expert in self.landed_at if self.scope(expert) == scope)
-
-    def routed(self, layer: int) -> None:
+    def routed(self, step: int, layer: int) -> None:
         self.visits_routed += 1
         self.layer_routed[layer] += 1
         self.draws = 0
+        first = layer * self.plan.n_experts
+        copies = [first + self.layers * self.plan.n_experts] if self.plan.low is not None else []
+        for expert in [first, *copies]:
+            self.eviction(expert).routed(step, layer)
+
+    def claim(self, expert: int) -> None:
+        """A slot, for one that is committed."""
+        self.claimed[self.scope(expert)] += 1
+        self.eviction(expert).committed(expert)
 
     def land(self, expert: int) -> None:
-        self.landed_at[expert] = self.seen_at[expert] = self.numbers
-        self.numbers += 1
+        self.landed_at[expert] = self.seen_at[expert] = self.now(expert)
+        self.uses_before[expert] = len(self.uses_of(expert))
+        self.eviction(expert).landed(expert)
 
-    def touch_and_use(self, expert: int) -> None:
-        """The end of one execution from a slot."""
-        self.seen_at[expert] = self.numbers
-        self.numbers += 1
-        self.use(expert)
+    def touch(self, expert: int) -> None:
+        self.seen_at[expert] = self.now(expert)
 
-    def use(self, expert: int) -> None:
-        self.uses[expert] = self.uses.get(expert, 0) + 1
-        if self.plan.eviction.name == "decayed":
-            self.score[expert] = self.decayed(expert) + 1.0
-            self.score_at[expert] = self.layer_routed[self.layer(expert)]
+    def use(self, expert: int, first: bool) -> None:
+        self.uses.setdefault(expert, []).append(self.now(expert))
+        self.eviction(expert).used(expert, first)
+
+    def victim(self, newcomer: int, candidates: list[int], demanded: bool) -> int | None:
+        """Which of the candidates (ascending, at least one) goes; None where nobody does."""
+        return self.eviction(newcomer).victim(newcomer, candidates, demanded)
 
     def evict(self, expert: int) -> None:
         del self.landed_at[expert], self.seen_at[expert]
         self.claimed[self.scope(expert)] -= 1
 
-    def decayed(self, expert: int) -> float:
-        params = self.plan.eviction.params
-        decay = float(params[0]) if len(params) else 0.9
-        age = self.layer_routed[self.layer(expert)] - self.score_at.get(expert, 0)
-        return self.score.get(expert, 0.0) * pow(decay, float(age))
-
-    def next_wanted(self, expert: int) -> float:
-        visits = self.wanted_at.get(self.original(expert), [])
-        place = bisect_left(visits, self.visits_routed)
-        return visits[place] if place < len(visits) else inf
-
     def worth(self, expert: int) -> float:
         """The score of an eviction policy that keeps one, of anybody, resident or not."""
-        scores: dict[str, Callable[[int], float]] = {
-            "lfu": lambda expert: self.uses.get(expert, 0),
-            "decayed": self.decayed,
-            "window-score": self.window_weight,
-            "activation-matrix": self.activation,
-        }
-        return float(scores[self.plan.eviction.name](expert))
+        eviction = self.eviction(expert)
+        assert isinstance(eviction, Scored)
+        return float(eviction.score(expert))
 
-    def victim(self, candidates: list[int]) -> int:
-        """Which of the candidates (ascending, at least one) goes."""
-        name = self.plan.eviction.name
-        if name == "random":
-            drawn = hash64(self.plan.seed, self.visits_routed, self.draws) % len(candidates)
-            self.draws += 1
-            return candidates[drawn]
-        goes_first: dict[str, Callable[[int], tuple[float, int]]] = {
-            "lru": lambda expert: (0, self.seen_at[expert]),
-            "fifo": lambda expert: (0, self.landed_at[expert]),
-            "lfu": lambda expert: (self.uses.get(expert, 0), self.seen_at[expert]),
-            "decayed": lambda expert: (self.decayed(expert), self.seen_at[expert]),
-            "belady": lambda expert: (-self.next_wanted(expert), self.seen_at[expert]),
-            "least-stale": lambda expert: (-self.steps_away(expert), self.seen_at[expert]),
-            "window-score": lambda expert: (self.window_weight(expert), self.seen_at[expert]),
-            "activation-matrix": lambda expert: (self.activation(expert), self.seen_at[expert]),
-        }
-        return min(candidates, key=goes_first[name])
-
-    # Policies that look back. The visit being served is number visits_routed - 1.
-
-    def steps_away(self, expert: int) -> int:
-        """Visits until the expert's layer comes again, 1 for the layer behind the one being served."""
-        layers, away = self.plan.experts.shape[1], 1
-        while (self.visits_routed - 1 + away) % layers != self.layer(expert):
-            away += 1
-        return away
-
-    def window_weight(self, expert: int) -> int:
-        """In 2^-24ths, the router weight of the last `window` visits of its layer."""
-        layer, within = self.layer(expert), self.original(expert) % self.plan.n_experts
-        window, routed, total = int(self.plan.eviction.params[0]), self.layer_routed[layer], 0
-        for step in range(max(self.begun, routed - window), routed):
-            for row in step_rows(self.plan, step):
-                for slot, wanted in enumerate(self.plan.experts[row, layer]):
-                    if wanted == within and self.plan.weights is not None:
-                        total += round(float(self.plan.weights[row, layer, slot]) * 2**24)
-        return total
-
-    def activation(self, expert: int) -> float:
-        """Its share of its layer's tokens so far, of rows that have not left, early layers worth more."""
-        layer, within = self.layer(expert), self.original(expert) % self.plan.n_experts
-        layers, step = self.plan.experts.shape[1], (self.visits_routed - 1) // self.plan.experts.shape[1]
-        leaving = self.plan.leaving
-        assert leaving is not None
-        gone = Counter(int(row) for row in leaving.row[leaving.offset[self.begun] : leaving.offset[step + 1]])
-        own = everyone = 0
-        for earlier in range(self.begun, self.layer_routed[layer]):
-            for row in step_rows(self.plan, earlier):
-                if gone[row]:
-                    gone[row] -= 1
-                    continue
-                own += sum(int(wanted) == within for wanted in self.plan.experts[row, layer])
-                everyone += sum(int(wanted) >= 0 for wanted in self.plan.experts[row, layer])
-        return ((own / everyone if everyone else 0.0) + 1e-6) * (1.0 - layer / layers)
-
-
-def step_rows(plan: Plan, step: int) -> list[int]:
-    """The trace tokens of a step, in order."""
-    return [int(row) for row in plan.step_row[plan.step_offset[step] : plan.step_offset[step + 1]]]
-
-
-def wanted_visits(plan: Plan) -> dict[int, list[int]]:
-    """For each expert the visits, ascending, in which the trace wants it."""
-    layers = plan.experts.shape[1]
-    visits: dict[int, list[int]] = {}
-    for step in range(len(plan.step_prefill)):
-        for layer in range(layers):
-            named = {int(e) for row in step_rows(plan, step) for e in plan.experts[row, layer] if e >= 0}
-            for expert in named:
-                visits.setdefault(layer * plan.n_experts + expert, []).append(step * layers + layer)
-    return visits
+    def left_out(self, misses: list[int], wanted: set[int]) -> set[int]:
+        """Who of those that a visit would fetch, all of one layer, gets no slot and is streamed."""
+        if not misses or not self.eviction(misses[0]).bypasses:
+            return set()
+        scope = self.scope(misses[0])
+        others = [expert for expert in self.residents_of(scope) if expert not in wanted]
+        return self.evictions[scope].left_out(misses, others, self.slots[scope] - self.claimed[scope])
 
 
 def merged_list(prefetch: Prefetch, distance: int, rows: list[int], layer: int) -> dict[int, int]:
@@ -311,6 +225,9 @@ class Visit:
     stand_in_tokens: dict[int, int] = field(default_factory=dict)  # how many of them it serves as a stand-in
     ready: list[int] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
+    wanted: list[int] = field(default_factory=list)  # distinct, in order of first appearance
+    turns: list[list[Token]] = field(default_factory=list)  # one by one: what is wanted of each that is still to come
+    brought: set[int] = field(default_factory=set)  # experts that were not there: their use is a first one
     on_cpu: list[Row] = field(default_factory=list)
     cpu_end_ns: int = 0  # the layer ends no earlier
     gpu_from_ns: int = 0  # nothing of it runs on the GPU before
@@ -330,7 +247,7 @@ class Machine:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.cache, self.on = plan, Cache(plan), on_miss_of(plan)
-        self.layers = plan.experts.shape[1]
+        self.layers = self.cache.layers
         self.visits = len(plan.step_prefill) * self.layers
         self.copies = self.layers * plan.n_experts  # the number of the first low-precision copy
         self.now = self.events = 0
@@ -453,13 +370,24 @@ class Machine:
             elif row["place"] == STAGE:
                 self.stages.holding.remove(expert)
             self.visit.work.pop(expert, None)
+        if not self.visit.work and not self.visit.remotes and not self.visit.turns:
+            self.touch_as_listed()
 
     def ran_from_slot(self, expert: int, row: Row) -> None:
-        if self.visit.bulk and not self.on.bulk_touch:
-            return
-        if row["tokens"] > row["stand_in_tokens"] or self.param("touch"):
-            self.cache.touch_and_use(expert)
+        if self.touches() and (row["tokens"] > row["stand_in_tokens"] or self.param("touch")):
+            self.cache.touch(expert)
+            self.cache.use(expert, first=expert in self.visit.brought)
             self.admission.executed_at[expert] = self.cache.layer_routed[self.layer]
+
+    def touches(self) -> bool:
+        return self.on.bulk_touch or not self.visit.bulk
+
+    def touch_as_listed(self) -> None:
+        """The last group has run: recency within the visit is to be the router's order."""
+        if is_marked(self.plan, "listed") and self.touches():
+            for expert in self.visit.wanted:
+                if expert in self.cache.landed_at:
+                    self.cache.touch(expert)
 
     def end_step(self) -> None:
         rows = len(step_rows(self.plan, self.step))
@@ -490,7 +418,9 @@ class Machine:
 
     def leave_layer(self) -> bool:
         visit = self.visit
-        if self.gpu != "nothing" or visit.work or visit.remotes or visit.cpu_end_ns > self.now or self.is_held_back():
+        if self.gpu != "nothing" or visit.work or visit.turns or visit.remotes:
+            return False
+        if visit.cpu_end_ns > self.now or self.is_held_back():
             return False
         for row in visit.on_cpu:
             row["event"] = self.event()
@@ -591,26 +521,44 @@ class Machine:
         return self.layer * self.plan.n_experts + expert
 
     def decide(self) -> bool:
+        """A visit; or one by one, whose turn it is, when the one before has run."""
+        if self.visit.turns and not self.visit.work and self.gpu == "nothing":
+            self.serve(self.visit.turns.pop(0))
+            return True
         if self.gpu != "dense" or self.gpu_ns != self.now:
             return False
         self.gpu = "nothing"
-        self.cache.routed(self.layer)
+        self.cache.routed(self.step, self.layer)
         tokens = self.routed_tokens()
-        experts = [self.global_id(expert) for token in tokens for expert in token.ids if expert >= 0]
-        self.begin_visit()
-        self.withdraw_unwanted(set(experts))
+        self.begin_visit(tokens)
+        self.withdraw_unwanted(set(self.visit.wanted))
+        if is_marked(self.plan, "one-by-one"):
+            self.visit.turns = [self.only(expert, tokens) for expert in self.visit.wanted]
+        self.serve(self.visit.turns.pop(0) if self.visit.turns else tokens)
+        self.join_ahead(self.visit.number + self.on.ahead)
+        self.queue_prefetches()
+        self.visit.awaited = self.copies_of_visit() if self.on.serial else []
+        return True
+
+    def only(self, expert: int, tokens: list[Token]) -> list[Token]:
+        """What the tokens want of one expert."""
+        return [t._replace(ids=[e if e >= 0 and self.global_id(e) == expert else -1 for e in t.ids]) for t in tokens]
+
+    def serve(self, tokens: list[Token]) -> None:
+        """What happens at once to what the tokens want."""
+        experts = self.experts_in(tokens)
         kinds = self.classify(experts)
         by_link = self.split(kinds, Counter(experts))
         answered = self.answer(tokens, kinds, Counter(experts), by_link)
         self.visit.ready = [expert for expert in self.visit.work if self.is_there(expert)]
         self.queue_demands({expert: answered[expert] for expert in answered if kinds.get(expert) != "late"}, by_link)
         self.queue_backgrounds(answered)
+        self.queue_swaps()
         self.count_uses(kinds)
         self.queue_admissions(kinds)
-        self.join_ahead(self.visit.number + self.on.ahead)
-        self.queue_prefetches()
-        self.visit.awaited = self.copies_of_visit() if self.on.serial else []
-        return True
+
+    def experts_in(self, tokens: list[Token]) -> list[int]:
+        return [self.global_id(expert) for token in tokens for expert in token.ids if expert >= 0]
 
     def rule(self) -> str:
         return rule_of(self.plan, self.step).name
@@ -642,11 +590,12 @@ class Machine:
         self.totals["wanted_before"] += len({e for token in tokens for e in token.ids if e >= 0})
         return self.reranker.rerank(self.layer, tokens, self.residents_here())
 
-    def begin_visit(self) -> None:
+    def begin_visit(self, tokens: list[Token]) -> None:
         row: Row = dict.fromkeys(COLUMNS["visits"].split(), 0)
         row |= {"event": self.event(), "step": self.step, "layer": self.layer, "routed_ns": self.now}
         self.record["visits"].append(row)
         self.visit = Visit(self.step * self.layers + self.layer, row, is_bulk(self.plan, self.step))
+        self.visit.wanted = list(dict.fromkeys(self.experts_in(tokens)))
 
     def withdraw_unwanted(self, wanted: set[int]) -> None:
         for transfer in self.prefetches_in_line():
@@ -666,8 +615,9 @@ class Machine:
             kinds[expert] = self.classify_one(expert)
             self.visit.row[kinds[expert]] += 1
             self.visit.row["wanted"] += 1
-            if kinds[expert] == "misses" and self.admission.counts(self.visit.bulk):
-                self.admission.misses[expert] += 1
+            if kinds[expert] == "misses":
+                self.visit.brought.add(expert)
+                self.admission.misses[expert] += self.admission.counts(self.visit.bulk)
         return kinds
 
     def classify_one(self, expert: int) -> str:
@@ -710,8 +660,8 @@ class Machine:
         answered: dict[int, set[str]] = {}
         on_cpu: list[list[tuple[int, int, float]]] = []  # of each token: slot, expert, weight
         asked = self.asked(kinds, entries, by_link)
-        for token in tokens:
-            answers = asked.answers(token)
+        given = self.bypass(kinds, tokens, [asked.answers(token) for token in tokens])
+        for token, answers in zip(tokens, given, strict=True):
             on_cpu.append([])
             for slot, within in enumerate(token.ids):
                 if within < 0:
@@ -728,6 +678,21 @@ class Machine:
                 self.count(kinds[expert], answer.answer if answer else "", token.weights[slot])
         self.start_cpu(on_cpu, busy=bool(self.link or by_link))
         return answered
+
+    def bypass(
+        self, kinds: dict[int, str], tokens: list[Token], answers: list[dict[int, Answer]]
+    ) -> list[dict[int, Answer]]:
+        """The answers to each token by slot, after the eviction has said whose fetching is not worth a slot."""
+        pairs = list(zip(tokens, answers, strict=True))
+        fetched = [self.global_id(t.ids[slot]) for t, of in pairs for slot, a in of.items() if a.answer == "fetch"]
+        misses = [expert for expert, kind in kinds.items() if kind == "misses" and expert in fetched]
+        out = self.cache.left_out(misses, set(kinds))
+
+        def changed(token: Token, slot: int, answer: Answer) -> Answer:
+            streamed = answer.answer == "fetch" and self.global_id(token.ids[slot]) in out
+            return answer._replace(answer="stream") if streamed else answer
+
+        return [{slot: changed(token, slot, answer) for slot, answer in of.items()} for token, of in pairs]
 
     def asked(self, kinds: dict[int, str], entries: dict[int, int], by_link: list[int]) -> reference_miss.Visit:
         """The visit as the miss policies see it. Of late experts only the plan's own (a lossy one) is asked."""
@@ -762,6 +727,7 @@ class Machine:
             copy = self.copies + expert
             visit.work[copy] = visit.work.get(copy, 0) + 1
             visit.place[copy] = SLOT
+            visit.brought |= set() if copy in self.cache.landed_at else {copy}
         elif answer.answer == "remote":
             visit.remotes[expert] = visit.remotes.get(expert, 0) + 1
 
@@ -872,12 +838,22 @@ class Machine:
             if self.param("background") and "substitute" in answers and not self.has_slot_or_will(expert):
                 self.backgrounds.append(Transfer(expert, self.transfer_row(expert, BACKGROUND)))
 
+    def queue_swaps(self) -> None:
+        """Of an eviction that swaps, whoever outside is to replace a resident."""
+        eviction = self.cache.eviction(self.global_id(0))
+        if not isinstance(eviction, WindowSwap):
+            return
+        outsiders = [expert for expert in self.experts_of(self.layer) if not self.has_slot_or_will(expert)]
+        residents, free = self.cache.residents_of(self.layer), self.free(self.global_id(0), self.backgrounds)
+        for expert in eviction.outsiders_to_queue(self.layer, outsiders, residents, max(0, free)):
+            self.backgrounds.append(Transfer(expert, self.transfer_row(expert, BACKGROUND)))
+
     def count_uses(self, kinds: dict[int, str]) -> None:
         """Behind cpu-admit a wanted expert is used wherever it runs; from a slot, when it has run."""
-        if self.admission.on and (self.on.bulk_touch or not self.visit.bulk):
+        if self.admission.on and self.touches():
             for expert in kinds:
                 if self.visit.place.get(expert) != SLOT:
-                    self.cache.use(expert)
+                    self.cache.use(expert, first=expert in self.visit.brought)
 
     def queue_admissions(self, kinds: dict[int, str]) -> None:
         rule, joined = self.admission, 0
@@ -887,14 +863,16 @@ class Machine:
         for expert, kind in kinds.items():
             if joined >= rule.limit("inserts") or len(self.admissions) >= rule.limit("queue"):
                 return
-            if kind == "misses" and not self.has_slot_or_will(expert) and rule.is_candidate(expert, self.free(expert)):
+            if kind != "misses" or self.has_slot_or_will(expert):
+                continue
+            if rule.is_candidate(expert, self.free(expert, self.admissions)):
                 self.admissions.append(Transfer(expert, self.transfer_row(expert, ADMISSION)))
                 joined += 1
 
-    def free(self, expert: int) -> int:
-        """Slots of its scope that nobody has and that no queued admission may take."""
+    def free(self, expert: int, queue: list[Transfer]) -> int:
+        """Slots of its scope that nobody has and that nobody in the queue may take."""
         scope = self.cache.scope(expert)
-        queued = sum(self.cache.scope(transfer.expert) == scope for transfer in self.admissions)
+        queued = sum(self.cache.scope(transfer.expert) == scope for transfer in queue)
         return self.cache.slots[scope] - self.cache.claimed[scope] - queued
 
     def join_ahead(self, visit: int) -> None:
@@ -1021,7 +999,7 @@ class Machine:
         """Whether there is a free slot for it, somebody evicted if need be."""
         expert, cause = transfer.expert, transfer.row["cause"]
         scope = self.cache.scope(expert)
-        if cause != DEMAND and takes_no_slot(self.plan, self.cache.layer(expert)):
+        if not may_take_a_slot(self.plan, self.cache.layer(expert), CAUSES[cause]):
             return False
         if self.cache.has_free_slot(scope):
             return True
@@ -1031,9 +1009,7 @@ class Machine:
         candidates = [other for other in self.cache.residents_of(scope) if other not in kept]
         if cause == ADMISSION:
             candidates = [other for other in candidates if self.may_go_for(expert, other)]
-        if candidates:
-            self.evict_for(transfer, candidates)
-        return bool(candidates)
+        return bool(candidates) and self.evict_for(transfer, candidates)
 
     def may_go_for(self, newcomer: int, resident: int) -> bool:
         """Whether a resident is a victim for an admission: neither spared nor worth too much."""
@@ -1043,20 +1019,24 @@ class Machine:
             return True
         return self.admission.params["margin"] * self.cache.worth(resident) < self.cache.worth(newcomer)
 
-    def evict_for(self, transfer: Transfer, candidates: list[int]) -> None:
-        victim = self.cache.victim(candidates)
+    def evict_for(self, transfer: Transfer, candidates: list[int]) -> bool:
+        """Whether somebody went."""
+        victim = self.cache.victim(transfer.expert, candidates, demanded=transfer.row["cause"] == DEMAND)
+        if victim is None:
+            return False
         self.cache.evict(victim)
         self.brought.pop(victim, None)
         transfer.row["victim"] = victim
         self.totals["evictions"] += 1
         self.totals["admission_replaced"] += transfer.row["cause"] == ADMISSION
+        return True
 
     def claim_for(self, shipment: Shipment) -> None:
         for transfer in shipment.transfers:
             if transfer.goes_to_stage():
                 self.stages.claim()
             else:
-                self.cache.claimed[self.cache.scope(transfer.expert)] += 1
+                self.cache.claim(transfer.expert)
 
     def put_on_link(self, shipment: Shipment) -> None:
         for transfer in shipment.transfers:

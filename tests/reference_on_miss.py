@@ -40,7 +40,18 @@ def takes_no_slot(plan: Plan, layer: int) -> bool:
     """Whether nobody new gets a slot in a layer, because it has none or because residents are static."""
     if plan.on_miss is None:
         return False
-    return plan.eviction.name == "static" or int(plan.slots[0 if plan.pooled else layer]) == 0
+    return plan.eviction.name in ("static", "window-swap") or has_no_slots(plan, layer)
+
+
+def has_no_slots(plan: Plan, layer: int) -> bool:
+    return int(plan.slots[0 if plan.pooled else layer]) == 0
+
+
+def may_take_a_slot(plan: Plan, layer: int, cause: str) -> bool:
+    """Whether a transfer of that cause (one of CAUSES) may come in. What is to be swapped is background."""
+    if cause == "background" and plan.eviction.name == "window-swap":
+        return not has_no_slots(plan, layer)
+    return cause == "demand" or not takes_no_slot(plan, layer)
 
 
 def streams(plan: Plan, step: int, layer: int) -> bool:

@@ -108,7 +108,7 @@ RUNS: list[dict[str, Any]] = [
     {"miss": "mixed", "cache_scope": "global", "cache": 17, "expert_group": "all", "eviction": "decayed"},
     {"eviction": "window-score", "set": {"window-score.window": 3}, "miss": "buddy", "prefetch": "previous-token"},
     {"eviction": "activation-matrix", "cache_scope": "global", "cache": 11},
-    {"miss": "hobbit", "set": {"hobbit.slots": 2, "hobbit.full": 0.3}, "cache": 3, "eviction": "least-stale"},
+    {"miss": "hobbit", "set": {"hobbit.slots": 2, "hobbit.full": 0.3}, "cache": 3, "eviction": "layer-distance"},
     {"rerank": "adapmoe", "set": {"adapmoe.threshold": 0.04}, "warmup_steps": 3},
 ]
 

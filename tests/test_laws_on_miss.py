@@ -183,8 +183,9 @@ def merges_whatever_is_queued(patch: Patch) -> None:
 
 
 def newcomers_under_static(patch: Patch) -> None:
-    patch.setattr(reference.Cache, "victim", lambda self, candidates: candidates[0])
-    patch.setattr(reference, "takes_no_slot", lambda plan, layer: not plan.pooled and plan.slots[layer] == 0)
+    patch.setattr(reference.Cache, "victim", lambda self, newcomer, candidates, demanded: candidates[0])
+    for module in (reference, reference_on_miss):
+        patch.setattr(module, "takes_no_slot", lambda plan, layer: not plan.pooled and plan.slots[layer] == 0)
 
 
 FAULTS = (

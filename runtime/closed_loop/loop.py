@@ -35,12 +35,11 @@ from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
 from sim.catalog.model_spec import ModelSpec
-from sim.core import eviction
 from sim.core import log as lg
 from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
-from sim.core.plan import FORGETS_ROWS, Costs, Leaving, Low, Plan
+from sim.core.plan import FORGETS_ROWS, KEEPS_OUT, Costs, Leaving, Low, Plan
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, low_copies
 from sim.errors import SpecError
@@ -76,7 +75,7 @@ def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
     asked = {name: getattr(spec, name) != field.default for name, field in RunSpec.model_fields.items()}
     because = {name: asked[name] for name in asked if came_later(name) and name not in NO_MATTER} | {
         "miss": plan.miss.kind in OWN,
-        "eviction": plan.eviction.kind == eviction.STATIC,
+        "eviction": bool(plan.eviction.marks & KEEPS_OUT),
         "cache": bool((plan.slots == 0).any()),
         "hardware": True,  # what its host costs
     }

@@ -176,7 +176,7 @@ class _Core:
             end_visit(self.s, self.rules)
 
     def _run(self, n: int) -> None:
-        finish_group(self.s, self.log, n, self.rules)
+        finish_group(self.s, self.log, self.route, n, self.rules)
         self._number(n, self.group)
         self.group += 1
 

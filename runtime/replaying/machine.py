@@ -347,14 +347,18 @@ class Machine:
                 for g, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
                     self.copies[g].declare(ns)
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
-            for row in log.transfers[first : s.rows.transfers]:
-                row.queued_ns = self.routed_ns
+            self._queued(first)
             self.order.done(VISIT)
         self.jobs, host_jobs = self._jobs(layer, answer)
         on_host = s.on_host[: s.visit.n_host].tolist()
         with failing("the device"):
             self.work.routed(self.jobs, host_jobs, on_host[len(on_host) - self.host.n_later :])
         self.host.give([host_jobs[g] for g in on_host], planned, self.routed_ns)
+
+    def _queued(self, first: int) -> None:
+        """Transfers from row `first` of the log on were queued at the last mark."""
+        for row in self.log.transfers[first : self.s.rows.transfers]:
+            row.queued_ns = self.mark
 
     def _jobs(self, layer: int, answer: int) -> tuple[dict[int, Job], dict[int, Job]]:
         """Who executes each (row, slot): its own expert, its copy in a stage, a stand-in, the CPU or nobody; in the
@@ -425,10 +429,12 @@ class Machine:
         marks[-1].wait()
         self.order.turn(GROUP)
         with self.port.lock:
-            finish_group(s, self.log, n, self.rules)
+            first = int(s.rows.transfers)
+            finish_group(s, self.log, self.route, n, self.rules)
             self._give_back(ids)
             self.lap("experts_ns")
             self._time_executions(marks, n, group, began)
+            self._queued(first)
             self.order.done(GROUP)
 
     def _time_executions(self, marks: list[Event], n: int, group: int, began: int) -> None:
@@ -563,7 +569,7 @@ def warm(plan: Plan) -> None:
         decide(s, log, route, miss, ahead, 0, 0, hooks, rules)
         next_commit(s, log, hooks, rules)
         take_group(s, plan.group, rules)
-        finish_group(s, log, 0, rules)
+        finish_group(s, log, route, 0, rules)
         finish_host(s, log, rules)
         if rules is not None:
             visit_lasts(s, rules)

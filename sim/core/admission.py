@@ -7,11 +7,10 @@ free, after `replace_after` where another must go; the defaults are theirs.
 from typing import Any
 
 from sim.core import log as lg
-from sim.core.eviction import ADMISSION as FOR_ADMISSION
-from sim.core.eviction import count_use
+from sim.core.candidates import ADMITS
 from sim.core.jit import apart, inlined
-from sim.core.plan import ANSWERS, SCORES_USES
-from sim.core.residency import claim, move, scope_of
+from sim.core.plan import ANSWERS, OWN_LISTS, TOLD_OF_USES
+from sim.core.residency import claim, move, scope_of, tell_of_use
 from sim.core.rules import ADMISSION, keeps_out
 from sim.core.state import ABSENT, MISS, QUEUED, State
 
@@ -36,8 +35,8 @@ def count_uses(s: State, rules: Any) -> None:
         g, answer = s.wanted[i], rules.expert[s.wanted[i]].answer
         if rules.expert[g].at != g or answer in (CPU, REMOTE):
             s.expert[g].uses += 1
-            if s.run.eviction_marks & SCORES_USES:
-                count_use(s, g)
+            if s.run.eviction_marks & TOLD_OF_USES and s.run.eviction_marks & OWN_LISTS == 0:
+                tell_of_use(s, g)
 
 
 @apart
@@ -94,6 +93,6 @@ def claim_admitted(s: State, log: Any, rules: Any, hooks: Any, g: int) -> bool:
     if not free and rules.expert[g].misses < rules.admission.replace_after:
         return False
     rules.admission.newcomer = g
-    claimed = claim(s, log, g, FOR_ADMISSION, hooks, rules)
+    claimed = claim(s, log, g, ADMITS, hooks, rules)
     rules.count.admission_replaced += claimed and not free
     return claimed

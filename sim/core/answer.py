@@ -35,7 +35,7 @@ from sim.core.miss import (
 )
 from sim.core.remote import queue_remote
 from sim.core.residency import PREFETCH
-from sim.core.rules import keeps_out, stage_of
+from sim.core.rules import kept_out, stage_of
 from sim.core.split import over_the_link
 from sim.core.stages import demand_copy, demand_in_order
 from sim.core.state import (
@@ -71,13 +71,14 @@ def _wait_for_late(s: State, g: int) -> None:
 
 
 @inner
-def _log_fetches(s: State, log: Any, route: Any, visit: int, step: int, layer: int) -> None:
-    """Without a miss policy every entry of a missing expert is answered `fetch`."""
+def _log_fetches(s: State, log: Any, route: Any, only: int, visit: int, step: int, layer: int) -> None:
+    """Without a miss policy every entry of a missing expert is answered `fetch`; of one expert (`only`), or of all."""
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         t = route.step_row[i]
         for k in range(route.experts.shape[2]):
             e = route.experts[t, layer, k]
-            if e >= 0 and s.expert[layer * s.run.n_experts + e].kind == MISS:
+            g = layer * s.run.n_experts + e
+            if e >= 0 and (only < 0 or g == only) and s.expert[g].kind == MISS:
                 lg.answered(s, log, visit, t, k, e, ANSWER_FETCH, -1, 0)
 
 
@@ -85,19 +86,31 @@ def _log_fetches(s: State, log: Any, route: Any, visit: int, step: int, layer: i
 def fetch_all(s: State, log: Any, route: Route, visit: int, step: int, layer: int) -> None:
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
-        _log_fetches(s, log, route, visit, step, layer)
+        _log_fetches(s, log, route, -1, visit, step, layer)
     for i in range(s.visit.n_wanted):
-        g = s.wanted[i]
-        tokens, kind = s.expert[g].tokens, s.expert[g].kind
-        _work(s, g, tokens)
-        if kind == HIT:
-            s.count.slots_hit += tokens
-        elif kind == LATE:
-            s.count.slots_late += tokens
-            _wait_for_late(s, g)
-        else:
-            s.count.fetched += tokens
-            demand(s, log, g, visit, None)
+        _fetch(s, log, s.wanted[i], visit)
+
+
+@inlined
+def _fetch(s: State, log: Any, g: int, visit: int) -> None:
+    tokens, kind = s.expert[g].tokens, s.expert[g].kind
+    _work(s, g, tokens)
+    if kind == HIT:
+        s.count.slots_hit += tokens
+    elif kind == LATE:
+        s.count.slots_late += tokens
+        _wait_for_late(s, g)
+    else:
+        s.count.fetched += tokens
+        demand(s, log, g, visit, None)
+
+
+@apart
+def fetch(s: State, log: Any, route: Any, g: int, visit: int, step: int, layer: int) -> None:
+    """The same for one expert whose turn has come."""
+    if log is not None:
+        _log_fetches(s, log, route, g, visit, step, layer)
+    _fetch(s, log, g, visit)
 
 
 @inner
@@ -160,7 +173,7 @@ def _reply(
         s.visit.n_answered += 1
     s.expert[g].asked |= ANSWERED | 1 << reply
     s.count.stopped[gate] += 1
-    copied = reply == ANSWER_FETCH and rules is not None and keeps_out(s, rules, layer)
+    copied = reply == ANSWER_FETCH and rules is not None and kept_out(s, rules, g)
     lg.answered(s, log, visit, t, k, e, ANSWER_STREAM if copied else reply, other, gate)
     if reply == ANSWER_FETCH:
         _work(s, at, 1)
@@ -293,7 +306,7 @@ def answer_by_rule(s: State, log: Any, route: Any, miss: Any, rules: Any, visit:
         if s.expert[s.wanted[i]].kind == MISS:
             rules.expert[s.wanted[i]].answer = _by_rule(s, rules, s.wanted[i])
     for i in range(over):
-        _over_the_link(s, rules, rules.order[i], layer)
+        _over_the_link(s, rules, rules.order[i])
     _log_answers(s, log, route, rules, visit, step, layer)
     for i in range(s.visit.n_wanted):
         _give(s, log, rules, s.wanted[i], visit, over == 0)
@@ -315,9 +328,9 @@ def _by_rule(s: State, rules: Any, g: int) -> int:
 
 
 @inlined
-def _over_the_link(s: State, rules: Any, g: int, layer: int) -> None:
+def _over_the_link(s: State, rules: Any, g: int) -> None:
     """An expert of a split is fetched, or copied where it is not kept or cannot be."""
-    copied = rules.split[rules.visit.bulk].keep == 0 or keeps_out(s, rules, layer)
+    copied = rules.split[rules.visit.bulk].keep == 0 or kept_out(s, rules, g)
     rules.expert[g].answer = ANSWER_STREAM if copied else ANSWER_FETCH
     rules.expert[g].at = stage_of(s, g) if copied else g
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.jit import choice, frozen
 from sim.core.miss import Miss
-from sim.core.plan import BY_NEXT_USE, LOOKS_BACK, Leaving, Plan
+from sim.core.plan import BY_NEXT_USE, LOOKS_BACK, ONE_BY_ONE, Leaving, Plan
 from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
@@ -16,7 +16,7 @@ Int = npt.NDArray[np.int64]
 
 class Route(NamedTuple):
     """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
-    same expert, -1 never (evictions by next use only, else empty). resets bool [S], empty: never."""
+    same expert, -1 never (evictions by next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
 
     experts: npt.NDArray[np.int16]
     step_offset: Int
@@ -25,6 +25,7 @@ class Route(NamedTuple):
     next_use: npt.NDArray[np.int32]
     leaving_offset: Int
     leaving_row: npt.NDArray[np.int32]
+    fresh: npt.NDArray[np.bool_]
     resets: npt.NDArray[np.bool_]
 
 
@@ -69,9 +70,9 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
     wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
     resets = np.zeros(0, np.bool_) if plan.resets is None else plan.resets
-    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, resets)))
+    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, plan.fresh, resets)))
     miss = Miss.of(plan)
-    plain = plan.eviction.function is None and not plan.eviction.marks & LOOKS_BACK
+    plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE)
     if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:
         return route, None, None
     return route, miss, _ahead(plan)

@@ -21,6 +21,7 @@ from sim.core.state import (
     QUEUED,
     State,
 )
+from sim.core.worth import WINDOW_SWAP
 
 LAST_KEY: Any = np.int64(2**62)  # of background transfers
 WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
@@ -119,7 +120,9 @@ def _next_by_rules(s: State, log: Any, hooks: Any, rules: Any) -> int:
         else:
             g, which = s.queue[0].expert, s.queue[0].list
             _remove(s, 0)
-            claimed = not keeps_out(s, rules, s.expert[g].layer) and claim(s, log, g, which, hooks, rules)
+            swapped = s.run.eviction == WINDOW_SWAP and s.expert[g].origin == BACKGROUND
+            out = keeps_out(s, rules, s.expert[g].layer) and not swapped
+            claimed = not out and claim(s, log, g, which, hooks, rules)
         if claimed:
             return g
         _reject(s, log, g)

@@ -24,13 +24,20 @@ GATES = ("prefill", "tae", "margin", "distribution", "rho", "nobody")  # why nob
 
 # Marks of a policy, bits of `Choice.marks`: all that the core, the record and the bounds know of a policy beside what
 # its own code does. `sim.policies.policy.Policy` says them in words, once; nobody lists codes or names.
-MARKS = ("landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu")
-BY_LANDING, BY_SCORE, SCORES_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
-    1 << i for i in range(len(MARKS))
+MARKS = (
+    "landings", "scores", "uses", "window", "requests", "weights", "next-use", "lossy", "cpu",
+    "told", "lists", "history", "logits", "slots", "fresh", "bypass", "fixed", "by-id", "listed", "one-by-one",
+)  # fmt: skip
+BY_LANDING, BY_SCORE, TOLD_OF_USES, FORGETS_ROWS, FORGETS_REQUESTS, BY_WEIGHT, BY_NEXT_USE, LOSSY, ANSWERS_CPU = (
+    1 << i for i in range(9)
 )
-LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS
-NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE  # nobody asks for the order of touches: it is not kept
+TOLD_OF_LANDINGS, OWN_LISTS, REMEMBERS, BY_LOGITS, BY_SLOT, FROM_FRESH, BYPASSES, FIXED, BY_ID, LISTED, ONE_BY_ONE = (
+    1 << i for i in range(9, len(MARKS))
+)
+LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS | BY_LOGITS | FROM_FRESH
+NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE | OWN_LISTS  # nobody asks for the order of touches: it is not kept
 NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
+KEEPS_OUT = FIXED | BYPASSES  # what a visit fetches may have to be streamed instead
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.
@@ -125,10 +132,16 @@ class Choice:
     """One policy as the core takes it: `name` of the registry, integer `kind`, float64 `params` in declared order.
 
     marks: bits of MARKS. Of evictions: landings: the ring of residents stays in the order of landings, else of touches;
-    scores: the resident of the least score goes (eviction._worth); uses: an execution adds to the score; window,
-    requests: the score looks back on what was routed, the rows of the last steps or of the requests being served, by
-    router weight (weights) or by count; next-use: the next visit that wants each expert is looked up. Of miss policies:
-    lossy: a wanted expert may be left out or replaced; cpu: the host may compute it.
+    scores: the resident of the least score goes (core.worth); uses: it is told of executions (told: of landings, too);
+    window, requests: the score looks back on what was routed, the rows of the last steps or of the requests being
+    served, by router weight (weights) or by count; logits: on the router's logits; fresh: it begins again with a
+    request that is served alone; next-use: the next visit that wants each expert is looked up; lists: it keeps lists of
+    its own (core.queues); history: it remembers its last uses, as many as its first parameter says; slots: what it
+    compares of residents stands by slot, too; bypass: a newcomer
+    worth less than every resident is not kept; fixed: no visit's newcomer is. Of how it counts: by-id: of equals the
+    larger id goes, and a visit is one instant; listed: a visit's experts are touched in the router's order; one-by-one:
+    they are served one after another, and the others may go meanwhile. Of miss policies: lossy: a wanted expert may be
+    left out or replaced; cpu: the host may compute it.
     """
 
     name: str
@@ -204,8 +217,8 @@ class Plan:
     slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before
     time 0; group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode,
     generated of sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps;
-    warmup_steps: steps no figure counts; fresh bool [S]: the first steps of requests that are admitted while no other
-    is served; resets bool [S], None never: steps at whose begin all is as at time 0 again (sim.core.reset).
+    warmup_steps: steps no figure counts; resets bool [S], None never: steps at whose begin all is as at time 0 again
+    (sim.core.reset).
 
     What lossy answers and re-ranking read, empty or None where the policies of the run need none of it:
 
@@ -219,6 +232,7 @@ class Plan:
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
+    fresh       bool [S]: the first step of a request that is admitted while no other is served.
     on_miss     what an engine does beyond one rule and slots everywhere (layers may then have no slots).
     """
 
@@ -242,7 +256,6 @@ class Plan:
     warmup_steps: int = 0
     late_counts_as_missing: bool = False
     requests: Int = field(default_factory=lambda: np.zeros((0, 5), np.int64))
-    fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     resets: npt.NDArray[np.bool_] | None = None
     logits: npt.NDArray[np.float16] | None = None
     tau: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -254,3 +267,4 @@ class Plan:
     low: Low | None = None
     leaving: Leaving | None = None
     on_miss: OnMiss | None = None
+    fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))

@@ -31,6 +31,7 @@ def as_at_start(s: State, log: Any, hooks: Any, rules: Any, steps: int) -> None:
     for g in range(len(s.expert)):  # the future is what it was
         s.first[g].next_use = s.expert[g].next_use
     _put_back(s.forgotten, s.at_start)
+    s.run.fresh_step = s.run.routed // s.run.n_layers
     if hooks is not None:
         for kind in range(len(KINDS)):
             hooks.floats[STATES + kind, :] = 0.0

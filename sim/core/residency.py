@@ -6,9 +6,11 @@ Every change of an expert's state goes through `move`, which knows the table of 
 from typing import Any
 
 from sim.core import log as lg
-from sim.core.eviction import count_use, victim
-from sim.core.jit import choice, inlined, inner
-from sim.core.plan import NOT_BY_TOUCH, SCORES_USES
+from sim.core import queues
+from sim.core.eviction import victim
+from sim.core.jit import apart, choice, inlined, inner
+from sim.core.plan import NOT_BY_TOUCH, OWN_LISTS, TOLD_OF_LANDINGS, TOLD_OF_USES
+from sim.core.rings import end_of, join, leave
 from sim.core.state import (
     ABSENT,
     COMMITTED,
@@ -19,6 +21,7 @@ from sim.core.state import (
     IllegalTransition,
     State,
 )
+from sim.core.worth import count_use, note_landing
 
 DEMAND, PREFETCH, BACKGROUND = range(3)  # plan.CAUSES
 
@@ -83,18 +86,30 @@ def _touch(s: State, g: int) -> None:
 
 
 @inlined
-def _join_order(s: State, g: int) -> None:
-    """Expert g becomes the newest of its scope."""
-    end = len(s.expert) + scope_of(s, g)
-    newest = s.older[end]
-    s.newer[newest] = s.older[end] = g
-    s.older[g], s.newer[g] = newest, end
+def _stand_in_order(s: State, g: int) -> None:
+    """Expert g has landed: the newest of its scope, in a ring of touches or landings or in a list of the policy's."""
+    if s.run.eviction_marks & TOLD_OF_LANDINGS:
+        _tell_of_landing(s, g)
+    else:
+        join(s, g, end_of(s, scope_of(s, g), 0))
 
 
-@inlined
-def _leave_order(s: State, g: int) -> None:
-    older, newer = s.older[g], s.newer[g]
-    s.newer[older], s.older[newer] = newer, older
+@apart
+def _tell_of_landing(s: State, g: int) -> None:
+    if s.run.eviction_marks & OWN_LISTS:
+        queues.entered(s, g)
+    else:
+        note_landing(s, g)
+        join(s, g, end_of(s, scope_of(s, g), 0))
+
+
+@apart
+def tell_of_use(s: State, g: int) -> None:
+    """Expert g was used, for a policy that wants to know."""
+    if s.run.eviction_marks & OWN_LISTS:
+        queues.used(s, g)
+    else:
+        count_use(s, g)
 
 
 @choice
@@ -109,7 +124,9 @@ def place(s: State, residents: Any) -> None:
         s.expert[g].state = RESIDENT
         s.expert[g].landed = s.run.stamps
         _touch(s, g)
-        _join_order(s, g)
+        if s.run.eviction_marks & OWN_LISTS:
+            queues.expected(s, g)
+        _stand_in_order(s, g)
 
 
 @inlined
@@ -117,7 +134,8 @@ def _evict(s: State, g: int) -> None:
     if s.expert[g].work > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
-    _leave_order(s, g)
+    if s.run.eviction_marks & OWN_LISTS == 0:
+        leave(s, g)
     s.count.evictions += 1
     if s.expert[g].fresh == 1:
         s.count.prefetch_wasted += 1
@@ -141,6 +159,8 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any, rules: Any) -
         _evict(s, gone)
         slot = s.expert[gone].slot
     move(s, g, COMMITTED)
+    if s.run.eviction_marks & OWN_LISTS:
+        queues.expected(s, g)
     s.slot[slot] = g
     s.expert[g].slot = slot
     s.expert[g].fresh = 0
@@ -181,11 +201,26 @@ def land_in_slot(s: State, log: Any, g: int) -> None:
     s.scope[scope_of(s, g)].arriving -= 1
     s.expert[g].landed = s.run.stamps
     _touch(s, g)
-    _join_order(s, g)
+    _stand_in_order(s, g)
     s.count.landed_low += g >= s.run.n_full
     _count_landing(s, g)
     arrived(s, g)
     lg.ended(s, log, g, 0)
+
+
+@inlined
+def _to_the_new_end(s: State, g: int) -> None:
+    leave(s, g)
+    join(s, g, end_of(s, scope_of(s, g), 0))
+
+
+@inner
+def touch_as_listed(s: State) -> None:
+    """A visit's residents once more, in the order in which the router wants them and not in which they ran."""
+    for i in range(s.visit.n_wanted):
+        if s.expert[s.wanted[i]].state == RESIDENT:
+            _touch(s, s.wanted[i])
+            _to_the_new_end(s, s.wanted[i])
 
 
 @inlined
@@ -196,10 +231,9 @@ def executed(s: State, g: int) -> None:
         _touch(s, g)
         s.expert[g].uses += 1
         if s.run.eviction_marks & NOT_BY_TOUCH == 0:
-            _leave_order(s, g)
-            _join_order(s, g)
-        if s.run.eviction_marks & SCORES_USES:
-            count_use(s, g)
+            _to_the_new_end(s, g)
+        if s.run.eviction_marks & TOLD_OF_USES:
+            tell_of_use(s, g)
     release(s, g)
 
 

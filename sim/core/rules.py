@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.core import eviction
 from sim.core import miss as ms
 from sim.core.jit import apart, choice, inlined
 from sim.core.memory import Memory, Struct, together, zeros
-from sim.core.plan import ADMIT_PARAMS, CAUSES, SPLIT_PARAMS, OnMiss, Plan
+from sim.core.plan import ADMIT_PARAMS, CAUSES, FIXED, SPLIT_PARAMS, OnMiss, Plan
 from sim.core.state import ABSENT, COMMITTED, HIT, LATE, MISS, RESIDENT, State
 
 Int = npt.NDArray[np.int64]
@@ -106,6 +105,7 @@ class Ruled(Struct):  # an expert
     deferred: int  # (token, slot) entries of this visit that may be deferred
     joined: int  # the visit for which its copy was queued
     next: int  # the copy behind it in one transfer, NOBODY
+    bypassed: int  # 1: a miss of this visit that is not kept
     owed: int  # 1: its copy is among Served.copies_left
 
 
@@ -190,7 +190,7 @@ def _copied(values: Any) -> Int:
 def _run(plan: Plan, on: OnMiss) -> Any:
     run = zeros(dtype=OfRules)
     run["miss"], run["bulk"] = plan.miss.kind, -1 if on.bulk is None else on.bulk.kind
-    run["static"] = plan.eviction.kind == eviction.STATIC
+    run["static"] = bool(plan.eviction.marks & FIXED)
     run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
     run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
@@ -237,6 +237,12 @@ def keeps_out(s: State, rules: Any, layer: int) -> bool:
 
 
 @inlined
+def kept_out(s: State, rules: Any, g: int) -> bool:
+    """Expert g, if it is fetched in this visit, takes no slot."""
+    return keeps_out(s, rules, s.expert[g].layer) or rules.expert[g].bypassed == 1
+
+
+@inlined
 def rule_of(rules: Any, step: int) -> int:
     """The kind of the rule of a step's visits."""
     return rules.run.bulk if rules.bulk[step] == 1 else rules.run.miss
@@ -278,7 +284,7 @@ def _keep_left_over(s: State) -> None:
 def class_of(s: State, rules: Any, g: int) -> int:
     """HIT, LATE or MISS of a wanted expert, and where it will run: in its slot, or in a stage."""
     own, copy = s.expert[g], s.expert[stage_of(s, g)]
-    rules.expert[g].at, rules.expert[g].answer = g, NOBODY
+    rules.expert[g].at, rules.expert[g].answer, rules.expert[g].bypassed = g, NOBODY, 0
     if own.state == RESIDENT:
         return HIT
     rules.expert[g].at = stage_of(s, g)

@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core.memory import Memory, Struct, together, zeros
-from sim.core.plan import GATES, SUBSTITUTE_PARAMS, SUBSTITUTION, Plan
+from sim.core.plan import (
+    BY_SLOT,
+    GATES,
+    REMEMBERS,
+    SUBSTITUTE_PARAMS,
+    SUBSTITUTION,
+    TOLD_OF_LANDINGS,
+    TOLD_OF_USES,
+    Plan,
+)
 
 Int = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint32]
@@ -24,6 +33,7 @@ Float = npt.NDArray[np.float64]
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
 HIT, LATE, MISS = range(3)
+LISTS = 4  # rings of a scope, at most (core.queues)
 NEVER = np.iinfo(np.int64).max
 
 LEGAL = np.zeros((5, 5), np.bool_)
@@ -61,6 +71,30 @@ class Expert(Struct):
     spare: Annotated[Int, 2]  # whole cache lines
 
 
+class Kept(Struct):  # of an expert, for evictions that are told of uses and landings
+    list: int  # which of its scope's lists it stands in (core.queues); -1 none
+    enters: int  # which one it enters when it lands
+    count: int  # uses, or re-uses, or a bit, or a frequency
+    clock: int  # visits of its scope routed at its last use (lfru)
+    used: int  # visits routed at its last use, 0 never
+    touched: int  # visits routed at its last touch,
+    landed: int  # and at its last landing
+    used_stamp: int  # 1 + running number of its last use, 0 never
+    mean: float  # interval between uses, in visits routed; -1 none yet
+
+
+class InSlot(Struct):  # of a resident, by slot: what lfru compares, side by side
+    count: int  # Kept.count
+    clock: int  # Kept.clock
+
+
+class Lists(Struct):  # of a scope (core.queues)
+    size: Annotated[Int, 4]  # experts of each list, those on their way to it included
+    hand: int  # where a walk goes on; -1: at the old end
+    uses: int  # since the frequencies were halved
+    target: float  # of arc
+
+
 class OfRun(Struct):
     n_layers: int
     n_experts: int  # of a layer
@@ -68,6 +102,7 @@ class OfRun(Struct):
     stage_base: int  # and from here on those without a slot (core.rules)
     eviction: int  # its kind
     eviction_marks: int  # bits of plan.MARKS
+    pooled: int  # 1: one pool of slots for all layers
     seed: int
     depth: int  # transfers that may be under way at once
     budget: int  # prefetches that may join per visit, -1 no limit
@@ -77,6 +112,8 @@ class OfRun(Struct):
     routed: int  # visits routed
     stamps: int  # touches and landings
     events: int  # event numbers given
+    step_stamp: int  # stamps when the first visit of the step was routed
+    fresh_step: int  # the step at which a policy began again
     token: int  # tokens planned by a miss policy
 
 
@@ -88,6 +125,7 @@ class OfVisit(Struct):  # the one being served
     n_work: int  # experts with GPU work, ready or not
     n_run: int  # of the ready ones, those that ran
     n_waited: int  # late ones that are waited for
+    n_turns: int  # of the wanted ones, those whose turn it has been, where they are served one by one
     draws: int  # random draws of the eviction
     miss_draws: int  # and of the miss policy
     host_ns: int  # what the cheaper rule has given the host
@@ -202,8 +240,12 @@ class State(Memory):
     answered: Ids  # in the order first answered,
     on_host: Ids  # with work on the CPU
     flight: Ids  # [G] a ring: committed, and not landed
-    older: Ids  # [G + scopes] the residents of each scope in a ring, by last touch (lru) or landing:
-    newer: Ids  # the neighbours of each; entry G + scope begins and ends it
+    older: Ids  # [G + 4 scopes] the residents of each scope in a ring, by last touch (lru) or landing:
+    newer: Ids  # the neighbours of each; entry G + scope begins and ends it. Of core.queues four rings a scope
+    kept: MutableSequence[Kept]  # [G] where the eviction is told of uses or landings, else [0]
+    in_slot: MutableSequence[InSlot]  # [slots] where the eviction is lfru, else [0]
+    lists: MutableSequence[Lists]  # [scopes]
+    history: Int  # [G, k] running numbers of the last k uses, the newest first; -1 none (lru-k)
     queue: MutableSequence[Queued]  # [G + 1] in order
     merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
     params: Float  # of the eviction
@@ -213,6 +255,7 @@ class State(Memory):
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
+    chances: Float  # [E] scratch: probabilities
     forgotten: Int  # the memory of all of this but of what is KEPT
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
     first: MutableSequence[Expert]  # [G] and the experts in it
@@ -241,7 +284,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
     counters = Count.dtype.itemsize // 8
     totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
     ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
-    ring = np.arange(n + len(slots), dtype=np.uint32)
+    ring = np.arange(n + LISTS * len(slots), dtype=np.uint32)
     return dict(
         run=_run(plan, n, with_slots),
         visit=zeros(dtype=OfVisit),
@@ -257,6 +300,10 @@ def _arrays(plan: Plan) -> dict[str, Any]:
         **ids,
         older=ring,
         newer=ring.copy(),
+        kept=_kept(plan, n),
+        in_slot=zeros(int(slots.sum()) if plan.eviction.marks & BY_SLOT else 0, dtype=InSlot),
+        lists=_lists(slots),
+        history=_history(plan, n),
         queue=zeros(n + 1, dtype=Queued),
         merged=zeros(distances * (distances + 1), plan.n_experts + 1),
         params=np.array(plan.eviction.params, np.float64),
@@ -266,6 +313,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
         loss=zeros(tokens, dtype=np.float64),
         marked=zeros(n),
         order=zeros(n),
+        chances=zeros(plan.n_experts, dtype=np.float64),
     )
 
 
@@ -275,6 +323,7 @@ def _run(plan: Plan, n: int, with_slots: int) -> Any:
     run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
     run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
     run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
+    run["pooled"] = plan.pooled
     run["seed"], run["depth"], run["no_touch"] = plan.seed, min(plan.costs.commit_depth, n), not touch
     if plan.prefetch is not None:
         run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order
@@ -289,6 +338,25 @@ def _experts(plan: Plan, n: int) -> Any:
     expert["layer"] = g // plan.n_experts % layers
     expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)  # of ids with slots
     return expert
+
+
+def _kept(plan: Plan, n: int) -> Any:
+    kept = zeros(n if plan.eviction.marks & (TOLD_OF_USES | TOLD_OF_LANDINGS) else 0, dtype=Kept)
+    kept["list"] = kept["mean"] = -1
+    return kept
+
+
+def _lists(slots: Int) -> Any:
+    lists = zeros(len(slots), dtype=Lists)
+    lists["hand"] = -1
+    return lists
+
+
+def _history(plan: Plan, n: int) -> Any:
+    k = int(plan.eviction.params[0]) if plan.eviction.marks & REMEMBERS else 0
+    history = zeros(n if k else 0, k)
+    history[:] = -1
+    return history
 
 
 def _scopes(slots: Int) -> Any:

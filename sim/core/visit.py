@@ -13,16 +13,16 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core.admission import admit, count_misses, count_uses
 from sim.core.ahead import predict, withdraw_unwanted
-from sim.core.answer import answer_by_rule, answer_each, defer, fetch_all
-from sim.core.eviction import look_back, visits_of_layer
+from sim.core.answer import answer_by_rule, answer_each, defer, fetch, fetch_all
+from sim.core.bypass import bypass
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import apart, choice, inlined, inner
-from sim.core.plan import BY_NEXT_USE, GROUPS, LOOKS_BACK
+from sim.core.plan import BY_NEXT_USE, BYPASSES, GROUPS, LISTED, LOOKS_BACK, ONE_BY_ONE
 from sim.core.remote import remotes_left
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
-from sim.core.residency import executed, release, scope_of
+from sim.core.residency import executed, release, scope_of, touch_as_listed
 from sim.core.rules import NOBODY, begin_visit, behind, class_of
 from sim.core.stages import executed_copy, owe, stream_ahead
 from sim.core.state import (
@@ -34,16 +34,28 @@ from sim.core.state import (
     RESIDENT,
     State,
 )
+from sim.core.swap import swap
+from sim.core.worth import WINDOW_SWAP, look_back, visits_of_layer
 
 Int = npt.NDArray[np.int64]
 ONE, ALL = (GROUPS.index(mode) for mode in ("one", "all"))
 
 
 @inlined
-def _want(s: State, rules: Any, g: int, visit: int, layer: int) -> None:
-    """The first entry of this visit that wants expert g: classify it, once."""
+def _want(s: State, miss: Any, rules: Any, g: int, visit: int, layer: int) -> None:
+    """The first entry of this visit that wants expert g: classify it, once; where experts are served one by one, when
+    its turn has come."""
     s.expert[g].seen = visit + 1
     s.expert[g].tokens = 1
+    s.wanted[s.visit.n_wanted] = g
+    s.visit.n_wanted += 1
+    if miss is None or s.run.eviction_marks & ONE_BY_ONE == 0:
+        _class(s, rules, g, layer)
+
+
+@inlined
+def _class(s: State, rules: Any, g: int, layer: int) -> None:
+    """Hit, late or miss."""
     now = s.expert[g].state
     kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
     if rules is not None:
@@ -55,8 +67,6 @@ def _want(s: State, rules: Any, g: int, visit: int, layer: int) -> None:
         s.count.prefetch_used += 1
         s.expert[g].fresh = 0
     _count_kind(s.layer[layer], kind)
-    s.wanted[s.visit.n_wanted] = g
-    s.visit.n_wanted += 1
 
 
 @inlined
@@ -125,9 +135,11 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
 def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.run.routed = visit + 1
+    if layer == 0:
+        s.run.step_stamp = s.run.stamps
     new = s.visit
     new.n_wanted = new.n_ready = new.n_answered = new.n_host = new.n_work = new.n_run = new.n_waited = 0
-    new.draws = new.miss_draws = new.host_ns = new.link_ns = 0
+    new.n_turns = new.draws = new.miss_draws = new.host_ns = new.link_ns = 0
     base = layer * s.run.n_experts
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         for k in range(route.experts.shape[2]):
@@ -139,7 +151,7 @@ def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: i
             if s.expert[g].seen == visit + 1:
                 s.expert[g].tokens += 1
                 continue
-            _want(s, rules, g, visit, layer)
+            _want(s, miss, rules, g, visit, layer)
     if s.run.eviction_marks & BY_NEXT_USE:
         _note_next_uses(s, route, step, layer)
 
@@ -162,7 +174,9 @@ def decide(
     if rules is not None:
         count_misses(s, rules)
     if miss is not None and s.run.eviction_marks & LOOKS_BACK:
-        look_back(s, route, miss.weights, step, layer)
+        look_back(s, route, miss, step, layer)
+    if rules is not None and s.run.eviction_marks & BYPASSES:
+        bypass(s, rules, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.link.n_queued > 0:
@@ -171,12 +185,30 @@ def decide(
         answer_by_rule(s, log, route, miss, rules, visit, step, layer)
     elif miss is not None and asks:
         answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
+    elif miss is not None and s.run.eviction_marks & ONE_BY_ONE:
+        _next_turn(s, log, route)
     else:
         fetch_all(s, log, route, visit, step, layer)
     if rules is not None:
         _behind_the_answers(s, log, route, rules, visit, step, layer)
     if ahead is not None:
         predict(s, log, route, ahead, rules, visit)
+
+
+@apart
+def _next_turn(s: State, log: Any, route: Any) -> None:
+    """Where a visit's experts are served one by one, the next one's turn has come, if there is one: it is classified,
+    and fetched or waited for."""
+    if s.visit.n_turns == s.visit.n_wanted:
+        return
+    visit = s.run.routed - 1
+    step, layer = visit // s.run.n_layers, visit % s.run.n_layers
+    g: Any = np.int64(s.wanted[s.visit.n_turns])
+    s.visit.n_turns += 1
+    _class(s, None, g, layer)
+    if log is not None:
+        _count_kind(log.visits[s.rows.visits - 1], s.expert[g].kind)
+    fetch(s, log, route, g, visit, step, layer)
 
 
 @apart
@@ -191,6 +223,8 @@ def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, 
     admit(s, log, rules, visit, layer, rows)
     if rules.run.ahead > 0:
         stream_ahead(s, log, rules, visit, visit + rules.run.ahead, len(route.step_prefill))
+    if s.run.eviction == WINDOW_SWAP:
+        swap(s, log, visit, layer)
 
 
 @inner
@@ -199,8 +233,9 @@ def _log_visit(s: State, log: Any, step: int, layer: int) -> None:
     s.rows.visits += 1
     row.event, row.step, row.layer = lg.next_event(s), step, layer
     row.wanted = s.visit.n_wanted
-    for i in range(s.visit.n_wanted):
-        _count_kind(row, s.expert[s.wanted[i]].kind)
+    if s.run.eviction_marks & ONE_BY_ONE == 0:
+        for i in range(s.visit.n_wanted):
+            _count_kind(row, s.expert[s.wanted[i]].kind)
 
 
 @apart
@@ -262,7 +297,7 @@ def visit_lasts(s: State, rules: Any) -> bool:
 
 
 @choice
-def finish_group(s: State, log: Any, n: int, rules: Any) -> None:
+def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
     """The group of the next n ready experts has run: touched and released in its order."""
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
@@ -273,6 +308,16 @@ def finish_group(s: State, log: Any, n: int, rules: Any) -> None:
         else:
             _executed(s, rules, g)
     s.visit.n_run += n
+    if s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
+        _all_have_run(s, log, route)
+
+
+@apart
+def _all_have_run(s: State, log: Any, route: Any) -> None:
+    if s.run.eviction_marks & ONE_BY_ONE:
+        _next_turn(s, log, route)
+    else:
+        touch_as_listed(s)
 
 
 @inlined

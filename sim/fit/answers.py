@@ -31,10 +31,11 @@ def answer_fields(
     expert_bytes: int,
     seed: int,
     weighs: bool,
+    by_logits: bool,
     fit: Fit,
 ) -> dict[str, Any]:
-    """The fields of a Plan that answers depend on. weighs: something else reads router weights; fit: buddy lists of the
-    calibration trace. Raises SpecError or TraceError, one line, for what does not fit."""
+    """The fields of a Plan that answers depend on. weighs: something else reads router weights, by_logits: logits;
+    fit: buddy lists of the calibration trace. Raises SpecError or TraceError, one line, for what does not fit."""
     values = miss.values(given)
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
@@ -53,6 +54,8 @@ def answer_fields(
     if chosen.marks & NOT_ALL_FETCHED or rerank is not NONE or weighs:
         fields["weights"] = trace.weights
         fields["logits"] = _logits(miss, rerank, chosen.params, trace)
+    if by_logits:
+        fields["logits"] = trace.logits
     if miss.lists:
         lists = _lists(miss, values, trace, seed, fit)
         fields |= {"peers": lists.peers, "peer_q": lists.q}

@@ -262,6 +262,13 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
         row.begin_ns, row.end_ns, row.group = now, now + ns, group
 
 
+@inner
+def _log_queued(s: State, log: Any, first: int, now: int) -> None:
+    """When the transfers from row `first` on were queued."""
+    for i in range(first, s.rows.transfers):
+        log.transfers[i].queued_ns = now
+
+
 @inlined
 def _visit(
     s: State,
@@ -283,8 +290,7 @@ def _visit(
     routed, row = clock.time.now_ns, 1 if s.link.n_flight > 0 else 0  # of cpu_expert_ns: the link is idle, or busy
     if log is not None:
         log.visits[s.rows.visits - 1].routed_ns = routed
-        for i in range(first_transfer, s.rows.transfers):
-            log.transfers[i].queued_ns = routed
+        _log_queued(s, log, first_transfer, routed)
     host_begin, host_done = routed, routed
     if rules is not None:
         row = max(row, rules.visit.busy)
@@ -312,8 +318,10 @@ def _visit(
             _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
         if n > 0:
             clock.time.experts_ns += ns
-            finish_group(s, log, n, rules)
+            first_transfer = s.rows.transfers
+            finish_group(s, log, route, n, rules)
             if log is not None:
+                _log_queued(s, log, first_transfer, clock.time.now_ns)
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
             group += 1
     if miss is not None and (s.visit.n_host > 0 or rules is not None):

@@ -230,9 +230,7 @@ class Machine:
             begin, done = self.host_work(row)
         if log is not None:
             log.visits[s.rows.visits - 1].routed_ns = routed
-            for each in log.transfers[first : s.rows.transfers]:
-                each.queued_ns = routed
-        self.kick()
+        self.queued(first)
         if rules is not None and not self.on_miss.beside and s.visit.n_host > self.deferred():
             yield from self.wait_for_host(done)
         group = 0
@@ -258,6 +256,13 @@ class Machine:
         if log is not None:
             log.visits[s.rows.visits - 1].end_ns = self.env.now
 
+    def queued(self, first: int) -> None:
+        """Transfers from row `first` of the log on were queued now, if any were."""
+        if self.log is not None:
+            for each in self.log.transfers[first : self.s.rows.transfers]:
+                each.queued_ns = self.env.now
+        self.kick()
+
     def stall(self) -> Process:
         """The GPU finds nothing to take and waits for the next landing."""
         self.wake, self.stalled_since = simpy.Event(self.env), self.env.now
@@ -271,9 +276,10 @@ class Machine:
         begin = self.env.now + self.costs.group_ns
         ns = sum(int(self.expert_ns[self.is_low(g)][s.expert[g].work]) for g in group_of)
         yield from self.busy(self.costs.group_ns + ns, "experts_ns")
-        finish_group(s, self.log, n, self.rules)
+        first = s.rows.transfers
+        finish_group(s, self.log, self.route, n, self.rules)
         self.time_executions(self.expert_ns, begin, n, group)
-        self.kick()
+        self.queued(first)
 
     def wait_for_host(self, until: int) -> Process:
         """The GPU waits until the host is done."""

@@ -1,5 +1,6 @@
 """What a policy is: one object, which says all that anybody knows of it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,20 +25,29 @@ WORDS: Mapping[str, Mapping[str, float]] = {
     "by": _numbered(*SPLITS),
     **dict.fromkeys(("warm", "keep"), _numbered("no", "yes")),
     **{key: {"unlimited": -1.0} for key in ("inserts", "queue", "max_rows")},
+    "since": _numbered("landing", "ever"),
+    "ties": _numbered("older", "id"),
+    "atomic": _numbered("no", "yes"),
+    "touches": _numbered("run", "listed"),
+    "kappa": {"none": -1.0},
 }
 
 
 class From(NamedTuple):
-    """The numbers that a parameter may be: from `least`, whole ones unless it says otherwise."""
+    """The numbers that a parameter may be: from `least` to `most`, whole ones unless it says otherwise."""
 
     least: float
     whole: bool = True
+    most: float = math.inf
 
     def holds(self, value: Value) -> bool:
-        return not isinstance(value, str) and value >= self.least and (float(value).is_integer() or not self.whole)
+        if isinstance(value, str) or not self.least <= value <= self.most:
+            return False
+        return float(value).is_integer() or not self.whole
 
     def __str__(self) -> str:
-        return f"a {'whole ' if self.whole else ''}number from {self.least:g}"
+        to = "" if self.most == math.inf else f" to {self.most:g}"
+        return f"a {'whole ' if self.whole else ''}number from {self.least:g}{to}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class Policy:
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS. ranges: the numbers that a parameter may be, where not any. weighs: of an eviction,
+    eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. ranges: the numbers that a
+    parameter may be, where not any. weighs: of an eviction,
     whether what it keeps a resident for is known of a newcomer, too. spreads: of a placement, whether it sets the slots
     of each layer, too. search: what sim.recommend tries of it: by
     parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
@@ -70,6 +81,7 @@ class Policy:
     lossy: bool = False
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
+    adds: Callable[[Mapping[str, float]], Iterable[str]] | None = None
     ranges: Mapping[str, From] = field(default_factory=dict)
     weighs: bool = False
     spreads: bool = False
@@ -143,7 +155,9 @@ class Policy:
         """As the core takes it."""
         values = self.values(given)
         lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
-        marks = (*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else []))
+        marks = {*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else [])}
+        if self.adds is not None:
+            marks |= {*self.adds({key: self._number(key, value) for key, value in values.items()})}
         params = np.array([self._number(key, values[key]) for key in self.params], np.float64)
         return Choice(self.name, self.kind, params, self.hook, sum(1 << MARKS.index(mark) for mark in marks))
 

@@ -5,10 +5,10 @@ sim.fit.predictors, which lists it. CONTRIBUTING.md has the recipes, with what t
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sim.core import eviction, miss, rerank
+from sim.core import miss, rerank, worth
 from sim.core.plan import ADMIT_PARAMS, SPLIT_PARAMS, SPLITS, SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
@@ -23,79 +23,153 @@ def _table(*policies: Policy) -> dict[str, Policy]:
     return {policy.name: policy for policy in policies}
 
 
+# how an eviction is told to count, beside its own parameters: what `adds` makes of them
+_BY_ID: dict[str, Value] = {"ties": "older"}
+_IN_TURN: dict[str, Value] = {"atomic": "yes"}
+_COUNTED = {**_BY_ID, **_IN_TURN}
+_SHARE, _PLACES = From(0, whole=False, most=1), From(1)
+
+
+def _counting(*by_visit: str) -> Callable[[Mapping[str, float]], Iterable[str]]:
+    """The marks that an eviction's parameters add; by_visit: more of them with ties=id."""
+
+    def adds(values: Mapping[str, float]) -> Iterable[str]:
+        asked = {
+            "by-id": values.get("ties") == 1, "one-by-one": values.get("atomic") == 0,
+            "listed": values.get("touches") == 1,
+            **dict.fromkeys(("told", "uses"), values.get("since") == 0), "bypass": values.get("kappa", -1) >= 0,
+        }  # fmt: skip
+        return [*(mark for mark, is_so in asked.items() if is_so), *(by_visit if asked["by-id"] else ())]
+
+    return adds
+
+
+def _eviction(name: str, kind: int, doc: str, source: str, params: Any = None, **more: Any) -> Policy:
+    """An eviction; `counted`: the ways of counting that it has (default: all)."""
+    counted, by_visit = more.pop("counted", _COUNTED), more.pop("by_visit", ())
+    return Policy(name, kind, doc, source, params or {}, prepared=counted, adds=_counting(*by_visit), **more)
+
+
 EVICTION = _table(
-    Policy("lru", eviction.LRU, "the least recent touch or landing goes", "Mattson et al. 1970", search={}),
-    Policy(
-        "lfu",
-        eviction.LFU,
-        "the fewest executions over the whole run go",
-        "Mattson et al. 1970",
-        keeps=("landings",),
-        weighs=True,
-        search={},
+    _eviction(
+        "lru", worth.LRU, "the least recent touch or landing goes", "Mattson et al. 1970", search={},
+        counted={**_COUNTED, "touches": "run"}, by_visit=("scores", "uses", "told"),
     ),
-    Policy("fifo", eviction.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={}),
-    Policy(
-        "random",
-        eviction.RANDOM,
-        "any evictable resident, by a hash of seed, visit and draw",
-        "Belady 1966",
-        keeps=("landings",),
+    _eviction(
+        "lfu", worth.LFU, "the fewest executions over the whole run (or `since` it landed) go", "Mattson et al. 1970",
+        {"since": 1}, keeps=("landings",), weighs=True, search={},
     ),
-    Policy(
-        "decayed",
-        eviction.DECAYED,
-        "the lowest score goes: uses, each multiplied by `decay` per visit of the layer since",
-        "LRFU, Lee et al. 2001; decayed counts as in several offloading engines",
-        {"decay": 0.9},
-        keeps=("scores", "uses"),
-        weighs=True,
-        search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
+    _eviction(
+        "lfru", worth.LFRU, "the least uses / (age + 1) goes: uses `since` it landed, age in visits of its scope",
+        "least frequently and recently used, as public comparisons of expert caches have it", {"since": 0},
+        keeps=("scores", "uses", "told", "slots"), search={},
     ),
-    Policy(
-        "least-stale",
-        eviction.LEAST_STALE,
+    _eviction(
+        "fifo", worth.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={},
+        by_visit=("scores", "told"),
+    ),
+    _eviction(
+        "random", worth.RANDOM, "any evictable resident, by a hash of seed, visit and draw", "Belady 1966",
+        keeps=("landings",), counted=_IN_TURN,
+    ),
+    _eviction(
+        "decayed", worth.DECAYED,
+        "the lowest score goes: uses, each multiplied by `decay` per visit of the layer since; with `kappa` a newcomer "
+        "whose score does not exceed the lowest by more is not kept",
+        "LRFU, Lee et al. 2001; decayed counts as in several offloading engines", {"decay": 0.9, "kappa": -1},
+        keeps=("scores", "uses"), weighs=True, search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
+        ranges={"kappa": From(0, whole=False)},
+    ),
+    _eviction(
+        "lru-k", worth.LRU_K, "the oldest `k`-th last use goes, and before it whoever was used less often",
+        "O'Neil et al. 1993", {"k": 2, "since": 1}, keeps=("scores", "uses", "told", "history"),
+        ranges={"k": From(1, most=8)},
+    ),
+    _eviction(
+        "sieve", worth.SIEVE, "a hand walks over landings, clears the bits of what was used again, and takes the first "
+        "without one", "SIEVE, Zhang et al. 2024", keeps=("lists", "uses", "told"), counted=_IN_TURN, search={},
+    ),
+    _eviction(
+        "clock", worth.CLOCK, "the oldest goes; one that was used again moves to the new end instead, once",
+        "second chance, Corbato 1968", keeps=("lists", "uses", "told"), counted=_IN_TURN,
+    ),
+    _eviction(
+        "s3-fifo", worth.S3_FIFO, "newcomers stand in a `small` queue, go on to main if used twice there, else out and "
+        "are remembered; main is a clock that counts to 3", "Yang et al. 2023", {"small": 0.1},
+        keeps=("lists", "uses", "told"), counted=_IN_TURN, search={}, ranges={"small": _SHARE},
+    ),
+    _eviction(
+        "arc", worth.ARC, "recent ones and frequent ones, with ghosts of both; their hits move the target between them",
+        "Megiddo and Modha 2003", keeps=("lists", "uses", "told"), counted=_IN_TURN,
+    ),
+    _eviction(
+        "w-tinylfu", worth.W_TINYLFU, "a `window`, a segmented LRU behind it (`protected` of it for what was used "
+        "again), and the more frequent of their oldest two stays", "Einziger et al. 2017",
+        {"window": 0.01, "protected": 0.8}, keeps=("lists", "uses", "told"), counted={},
+        ranges={"window": _SHARE, "protected": _SHARE},
+    ),
+    _eviction(
+        "layer-distance", worth.LAYER_DISTANCE,
         "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
-        "by layer distance, after SpecMD, arXiv 2602.03921",
-        keeps=("scores",),
-        search={},
+        "by layer distance, as several layer-wise engines do", keeps=("scores",), counted=_BY_ID, search={},
     ),
-    Policy(
-        "activation-matrix",
-        eviction.ACTIVATION,
+    _eviction(
+        "least-stale", worth.LEAST_STALE, "who was not touched in this forward pass goes first, then the older use",
+        "after SpecMD, arXiv 2603.07506, whose own text was not found", keeps=("scores", "uses"), counted={},
+    ),
+    _eviction(
+        "reuse-interval", worth.REUSE_INTERVAL,
+        "the furthest predicted next use goes, by a moving mean (`alpha` for the last) of the intervals between uses",
+        "predicted reuse intervals, as in several expert caches", {"alpha": 0.5}, keeps=("scores", "uses"), counted={},
+        ranges={"alpha": _SHARE},
+    ),
+    _eviction(
+        "activation-matrix", worth.ACTIVATION,
         "the least (share of its layer's tokens in the requests being served) x (1 - layer / layers) goes",
-        "MoE-Infinity, arXiv 2401.14361",
-        keeps=("scores", "requests"),
-        weighs=True,
-        search={},
+        "MoE-Infinity, arXiv 2401.14361", keeps=("scores", "requests"), weighs=True, counted=_BY_ID, search={},
     ),
-    Policy(
-        "window-score",
-        eviction.WINDOW_SCORE,
-        "the least router weight in the last `window` visits of its layer goes",
-        "score-averaged window, as in engines that keep router scores",
-        {"window": 16},
-        needs=("weights",),
-        keeps=("scores", "window", "weights"),
-        weighs=True,
-        search={"window": (16, 4, 8, 32, 64)},
+    _eviction(
+        "window-score", worth.WINDOW_SCORE, "the least router weight in the last `window` visits of its layer goes",
+        "score-averaged window, as in engines that keep router scores", {"window": 16}, needs=("weights",),
+        keeps=("scores", "window", "weights"), weighs=True, counted=_BY_ID, search={"window": (16, 4, 8, 32, 64)},
     ),
-    Policy(
-        "belady",
-        eviction.BELADY,
-        "the expert wanted furthest ahead goes (reads the future)",
-        "Belady 1966",
-        oracle=True,
-        keeps=("next-use",),
+    _eviction(
+        "mrs", worth.MRS, "the least moving mean (`alpha` for this visit) goes, of the router's probability where it "
+        "is among the 2 x top-k highest", "HybriMoE, arXiv 2504.05897", {"alpha": 0.3}, needs=("logits",),
+        keeps=("scores", "logits"), weighs=True, counted=_BY_ID, search={"alpha": (0.3, 0.1, 0.5)},
+        ranges={"alpha": _SHARE},
     ),
-    Policy(
-        "static",
-        eviction.STATIC,
+    _eviction(
+        "hobbit-priority", worth.HOBBIT, "the least (uses + `low` x those of its small copy) / steps + used lately / "
+        "layers until it comes again goes, counted anew per request", "HOBBIT, arXiv 2411.01433", {"low": 0.25},
+        keeps=("scores", "uses", "fresh"), counted=_BY_ID, ranges={"low": _SHARE},
+    ),
+    _eviction(
+        "belady", worth.BELADY, "the expert wanted furthest ahead goes (reads the future)", "Belady 1966",
+        oracle=True, keeps=("next-use",),
+    ),
+    _eviction(
+        "min", worth.MIN, "the expert wanted furthest ahead goes, and a newcomer wanted later than all is not kept "
+        "(reads the future)", "Belady 1966, with bypass", oracle=True, keeps=("scores", "next-use", "bypass"),
+        counted={},
+    ),
+    _eviction(
+        "belady-w", worth.BELADY_W, "as min where the next use lies within `w` steps, else by decayed uses: what so "
+        "much foresight is worth", "Belady 1966, over a window", {"w": 4, "half_life": 16}, oracle=True,
+        keeps=("scores", "uses", "next-use", "bypass"), counted={},
+        ranges={"w": From(0), "half_life": From(1e-3, whole=False)},
+    ),
+    _eviction(
+        "static", worth.STATIC,
         "nobody: the first residents stay, a newcomer takes no slot, free or not, and is streamed",
-        "fixed expert placements: KTransformers, llama.cpp -ot",
-        search={},
+        "fixed expert placements: KTransformers, llama.cpp -ot", keeps=("fixed",), counted={}, search={},
     ),
-)
+    _eviction(
+        "window-swap", worth.WINDOW_SWAP, "as static, but every `window` visits of a layer its `swap` most wanted "
+        "outsiders of late come for the least wanted", "DALI, arXiv 2602.03495", {"window": 8, "swap": 2},
+        keeps=("scores", "window", "fixed"), counted={}, ranges={"window": _PLACES, "swap": _PLACES},
+    ),
+)  # fmt: skip
 
 # --- miss policies ---
 BUDDYMOE = "BuddyMoE, arXiv 2511.10054"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core import eviction, miss, rerank
+from sim.core import miss, rerank, worth
 from sim.core.hooks import compile_hook
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Prediction
@@ -26,7 +26,7 @@ from sim.steps import Steps
 from traces.errors import UserError
 from traces.format.trace import RoutingTrace
 
-KINDS = {"eviction": eviction.USER, "miss": miss.USER, "rerank": rerank.USER}
+KINDS = {"eviction": worth.USER, "miss": miss.USER, "rerank": rerank.USER}
 OPTIONAL = ("weights", "logits", "lookahead", "token_ids")  # arrays that a trace may lack
 OF_EVERY_MISS_POLICY = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts are asked about
 

@@ -1,0 +1,90 @@
+"""Who is not kept: a newcomer that is worth less than every resident that could make room (Belady with bypass).
+
+Decided at the routed instant for all misses of a visit together, as if each were fetched; those that are not kept are
+copied into a stage instead.
+"""
+
+from typing import Any
+
+from sim.core.jit import apart
+from sim.core.rules import stage_of
+from sim.core.state import MISS, NEVER, RESIDENT, State
+from sim.core.worth import BELADY_W, DECAYED, KNOWN, worth
+
+NOBODY = -1
+
+
+@apart
+def bypass(s: State, rules: Any, layer: int) -> None:
+    """The misses of this visit, best first, take free slots, then the places of the worst residents that the visit does
+    not want, as long as they are worth more."""
+    scope = s.expert[layer * s.run.n_experts].scope
+    free = s.scope[scope].capacity - s.scope[scope].used
+    goes = s.marked
+    _clear(s, scope, goes)
+    for _ in range(s.visit.n_wanted):
+        g = _best(s, rules, goes)
+        if g == NOBODY:
+            return
+        goes[g] = 1
+        if free > 0:
+            free -= 1
+            continue
+        gone = _worst(s, scope, goes)
+        if gone != NOBODY and _outweighs(s, g, gone):
+            goes[gone] = 1
+        else:
+            rules.expert[g].bypassed = 1
+            rules.expert[g].at = stage_of(s, g)
+
+
+@apart
+def _clear(s: State, scope: int, marks: Any) -> None:
+    base = s.scope[scope].base
+    for i in range(base, base + s.scope[scope].used):
+        marks[s.slot[i]] = 0
+    for i in range(s.visit.n_wanted):
+        marks[s.wanted[i]] = 0
+
+
+@apart
+def _best(s: State, rules: Any, done: Any) -> int:
+    """The miss that is worth most and has not had its turn (ties: the first wanted), or NOBODY."""
+    best, most = NOBODY, 0.0
+    for i in range(s.visit.n_wanted):
+        g = s.wanted[i]
+        mine = _of_newcomer(s, g)
+        if s.expert[g].kind == MISS and rules.expert[g].at == g and done[g] == 0 and (best < 0 or mine > most):
+            best, most = g, mine
+    return best
+
+
+@apart
+def _of_newcomer(s: State, g: int) -> float:
+    """Worth after this visit's use."""
+    value = worth(s, g)
+    counts = s.run.eviction == DECAYED or (s.run.eviction == BELADY_W and value < KNOWN / 2.0)
+    return value + 1.0 if counts else value
+
+
+@apart
+def _worst(s: State, scope: int, gone: Any) -> int:
+    """The resident of a scope that this visit does not want and that is worth least (ties: the older touch)."""
+    worst, least, oldest = NOBODY, 0.0, NEVER
+    base = s.scope[scope].base
+    for i in range(base, base + s.scope[scope].used):
+        g = s.slot[i]
+        if s.expert[g].state != RESIDENT or gone[g] == 1 or s.expert[g].seen == s.run.routed:
+            continue
+        mine, stamp = worth(s, g), s.expert[g].stamp
+        if worst < 0 or mine < least or (mine == least and stamp < oldest):
+            worst, least, oldest = g, mine, stamp
+    return worst
+
+
+@apart
+def _outweighs(s: State, g: int, gone: int) -> bool:
+    """Whether newcomer g is kept in the place of a resident."""
+    if s.run.eviction == DECAYED:
+        return _of_newcomer(s, g) > worth(s, gone) + s.params[1]
+    return _of_newcomer(s, g) >= worth(s, gone)

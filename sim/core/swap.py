@@ -1,0 +1,49 @@
+"""window-swap (DALI, arXiv 2602.03495): a fixed set per layer, a few of which change places every `window` visits."""
+
+from typing import Any
+
+from sim.core.jit import apart
+from sim.core.link import LAST_KEY, join
+from sim.core.rules import BACKGROUND
+from sim.core.state import ABSENT, NEVER, RESIDENT, State
+from sim.core.worth import visits_of_layer, worth
+
+NOBODY = -1
+
+
+@apart
+def swap(s: State, log: Any, visit: int, layer: int) -> None:
+    """In every `window`-th visit of a layer the best outsiders are sent for, each while it is worth more than the
+    resident that it would replace: the best for the worst, the next for the next."""
+    first = layer * s.run.n_experts
+    if visits_of_layer(s, first) % int(s.params[0]) != 0:
+        return
+    paired = s.marked
+    paired[first : first + s.run.n_experts] = 0
+    for _ in range(int(s.params[1])):
+        best, worst = _best_outside(s, first), _worst_inside(s, first, paired)
+        if best == NOBODY or worst == NOBODY or worth(s, best) <= worth(s, worst):
+            return
+        paired[worst] = 1
+        join(s, log, best, visit, BACKGROUND, LAST_KEY, -1)
+
+
+@apart
+def _best_outside(s: State, first: int) -> int:
+    best = NOBODY
+    for g in range(first, first + s.run.n_experts):
+        if s.expert[g].state == ABSENT and (best < 0 or worth(s, g) > worth(s, best)):
+            best = g
+    return best
+
+
+@apart
+def _worst_inside(s: State, first: int, paired: Any) -> int:
+    worst, least, oldest = NOBODY, 0.0, NEVER
+    for g in range(first, first + s.run.n_experts):
+        if s.expert[g].state != RESIDENT or paired[g] == 1:
+            continue
+        mine, stamp = worth(s, g), s.expert[g].stamp
+        if worst < 0 or mine < least or (mine == least and stamp < oldest):
+            worst, least, oldest = g, mine, stamp
+    return worst

@@ -1,0 +1,282 @@
+"""What evictions that keep a score keep an expert for: the resident that is worth least goes.
+
+decayed: uses, each multiplied by `decay` per visit of its layer since. lfru: uses / (age + 1). lru-k: when the k-th
+last use was (O'Neil et al. 1993). layer-distance: minus how many layers away its next visit is. least-stale: touched in
+this step, then its last use. reuse-interval: minus the visits until its predicted next use, by a mean of intervals.
+window-score: its router weight in the last `window` visits of its layer; window-swap: its entries. activation-matrix:
+(share of its layer's tokens + EPSILON) x (1 - layer / layers), over the requests being served (MoE-Infinity). mrs: a
+moving mean of its probability where it is among the 2 K highest (HybriMoE). hobbit-priority: uses / steps + recent /
+layers until it comes again (HOBBIT). belady-w: the next use where it is near, else decayed uses. With --set ties=id lru
+and fifo are scores, too: the visit of the last touch or landing. A low-precision copy is worth what its original is
+where routing makes the score.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sim.core.half import half_to_float
+from sim.core.jit import apart, inlined, inner
+from sim.core.plan import BY_ID, BY_LOGITS, BY_WEIGHT, FORGETS_ROWS, FROM_FRESH
+from sim.core.state import NEVER, RESIDENT, State
+
+(
+    LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LAYER_DISTANCE, WINDOW_SCORE, ACTIVATION, STATIC, LFRU, LRU_K, SIEVE,
+    CLOCK, S3_FIFO, ARC, W_TINYLFU, MRS, HOBBIT, LEAST_STALE, REUSE_INTERVAL, WINDOW_SWAP, MIN, BELADY_W,
+) = range(25)  # fmt: skip
+EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
+WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
+KNOWN = 1e12  # worth of a next use that is known: above any decayed score
+IN_THIS_STEP = 1e15  # above any running number
+SOON = 0.1  # of hobbit-priority: in layers, added to the distance
+
+
+@inlined
+def visits_at(s: State, g: int, routed: int) -> int:
+    """How many visits of expert g's layer were among the first `routed` visits."""
+    layers = s.run.n_layers
+    return (routed + layers - 1 - s.expert[g].layer) // layers
+
+
+@inlined
+def visits_of_layer(s: State, g: int) -> int:
+    """How many visits of expert g's layer have been routed so far."""
+    return visits_at(s, g, s.run.routed)
+
+
+@inner
+def decayed_score(s: State, g: int) -> float:
+    """score * decay ** (visits of its layer since the score was brought up to date)."""
+    decay = s.params[0] if s.run.eviction == DECAYED else math.pow(0.5, 1.0 / s.params[1])
+    return s.expert[g].score * math.pow(decay, float(visits_of_layer(s, g) - s.expert[g].scored))
+
+
+@inlined
+def original(s: State, g: int) -> int:
+    """Whose low-precision copy g is; itself."""
+    return g if g < s.run.n_full else g - s.run.n_full
+
+
+@inlined
+def clock_of(s: State, g: int) -> int:
+    """Visits routed of expert g's scope: of its layer, or all of them where there is one pool."""
+    return s.run.routed if s.run.pooled == 1 else visits_of_layer(s, g)
+
+
+@inner
+def worth(s: State, g: int) -> float:
+    """What expert g is worth, resident or not."""
+    kind = s.run.eviction
+    if kind == DECAYED:
+        return decayed_score(s, g)
+    if kind == LFRU:
+        return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
+    return _other_worth(s, g)
+
+
+@apart
+def _other_worth(s: State, g: int) -> float:
+    kind, layers, whose = s.run.eviction, s.run.n_layers, original(s, g)
+    if kind == LAYER_DISTANCE:  # the one being served comes last
+        return -float((s.expert[g].layer - s.run.routed) % layers)
+    if kind == ACTIVATION:
+        return _activation(s, whose)
+    if kind == HOBBIT:
+        return _hobbit(s, whose)
+    if kind in (WINDOW_SCORE, WINDOW_SWAP, MRS):
+        return s.expert[whose].score
+    if kind == LRU_K:
+        return float(s.history[g, s.history.shape[1] - 1])
+    if kind == LEAST_STALE:
+        now = IN_THIS_STEP if s.expert[g].stamp >= s.run.step_stamp else 0.0
+        return now + float(s.kept[g].used_stamp)
+    if kind == REUSE_INTERVAL:
+        return -_until_reuse(s, g)
+    if kind == BELADY_W:
+        return _within(s, g)
+    if kind in (MIN, BELADY):
+        return -float(s.expert[whose].next_use)
+    if kind == LFU:
+        return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)
+    return float(s.kept[g].touched if kind == LRU else s.kept[g].landed)
+
+
+@inlined
+def _activation(s: State, g: int) -> float:
+    layer, layers = s.expert[g].layer, s.run.n_layers
+    total = s.past[layer].score
+    share = s.expert[g].score / total if total > 0.0 else 0.0
+    return (share + EPSILON) * (1.0 - float(layer) / float(layers))
+
+
+@inlined
+def _hobbit(s: State, g: int) -> float:
+    layers, layer = s.run.n_layers, s.expert[g].layer
+    steps = (s.run.routed - 1) // layers - s.run.fresh_step + 1
+    away = (layer - s.run.routed) % layers + 1
+    since = visits_of_layer(s, g) - visits_at(s, g, s.kept[g].used)
+    recent = s.kept[g].used > 0 and since <= (1 if away == layers else 0)
+    return s.expert[g].score / float(steps) + (1.0 if recent else 0.0) / (float(away) + SOON)
+
+
+@inlined
+def _until_reuse(s: State, g: int) -> float:
+    """An overdue one is expected after as long again as it has waited."""
+    mean, waited = s.kept[g].mean, float(s.run.routed - s.kept[g].used)
+    if mean < 0.0:
+        return math.inf
+    return mean - waited if mean >= waited else waited
+
+
+@inlined
+def _within(s: State, g: int) -> float:
+    after, layers = s.expert[original(s, g)].next_use, s.run.n_layers
+    served = (s.run.routed - 1) // layers
+    if after != NEVER and float(after // layers - served) <= s.params[0]:
+        return KNOWN - float(after - s.run.routed)
+    return decayed_score(s, g)
+
+
+# --- told of uses and landings ---
+
+
+@inner
+def count_use(s: State, g: int) -> None:
+    """Expert g was used: what its score is made of is brought up to date."""
+    if s.run.eviction in (DECAYED, BELADY_W):
+        s.expert[g].score = decayed_score(s, g) + 1.0
+        s.expert[g].scored = visits_of_layer(s, g)
+    elif s.run.eviction == LFRU:
+        s.kept[g].count += 1
+        s.kept[g].clock = clock_of(s, g)
+        if s.expert[g].state == RESIDENT:
+            _beside_its_slot(s, g)
+    else:
+        _note_use(s, g)
+
+
+@apart
+def _note_use(s: State, g: int) -> None:
+    kind, kept = s.run.eviction, s.kept[g]
+    if kind == LRU_K:
+        _remember(s, g, s.run.routed if s.run.eviction_marks & BY_ID else s.expert[g].stamp)
+    elif kind == REUSE_INTERVAL and kept.used > 0:
+        interval, share = float(s.run.routed - kept.used), s.params[0]
+        kept.mean = interval if kept.mean < 0.0 else share * interval + (1.0 - share) * kept.mean
+    elif kind == HOBBIT:
+        whose = original(s, g)
+        s.expert[whose].score += 1.0 if whose == g else s.params[0]
+        s.kept[whose].used = s.run.routed
+    kept.count += 1
+    kept.used = kept.touched = s.run.routed
+    kept.used_stamp = s.expert[g].stamp + 1
+
+
+@inlined
+def _beside_its_slot(s: State, g: int) -> None:
+    here = s.in_slot[s.expert[g].slot]
+    here.count, here.clock = s.kept[g].count, s.kept[g].clock
+
+
+@apart
+def _remember(s: State, g: int, number: int) -> None:
+    """One more use of expert g, in front of those before."""
+    for i in range(s.history.shape[1] - 1, 0, -1):
+        s.history[g, i] = s.history[g, i - 1]
+    s.history[g, 0] = number
+
+
+@apart
+def note_landing(s: State, g: int) -> None:
+    """Expert g has landed in a slot."""
+    kept = s.kept[g]
+    kept.touched = kept.landed = s.run.routed
+    if s.run.eviction in (LFU, LFRU, LRU_K) and s.params[len(s.params) - 1] == 0.0:  # since=landing
+        kept.count = 0
+        if s.run.eviction == LRU_K:
+            s.history[g, :] = -1
+    if s.run.eviction == LFRU:
+        _beside_its_slot(s, g)
+
+
+# --- told of what is routed ---
+
+
+@inner
+def look_back(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
+    """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
+    window layer by layer, a request leaves all at once."""
+    if s.run.eviction_marks & FROM_FRESH:
+        _begin_again(s, route, step, layer)
+    elif s.run.eviction_marks & BY_LOGITS:
+        _by_probability(s, route, miss, step, layer)
+    else:
+        _by_entries(s, route, miss.weights, step, layer)
+
+
+@inner
+def _by_entries(s: State, route: Any, weights: Any, step: int, layer: int) -> None:
+    if s.run.eviction_marks & FORGETS_ROWS:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            _add(s, route, weights, route.leaving_row[i], layer, -1.0)
+    elif layer == 0:
+        for i in range(route.leaving_offset[step], route.leaving_offset[step + 1]):
+            for each in range(s.run.n_layers):
+                _add(s, route, weights, route.leaving_row[i], each, -1.0)
+    for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        _add(s, route, weights, route.step_row[i], layer, 1.0)
+
+
+@inner
+def _add(s: State, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
+    for k in range(route.experts.shape[2]):
+        e = route.experts[t, layer, k]
+        if e >= 0:
+            by_weight = s.run.eviction_marks & BY_WEIGHT
+            amount = sign * np.rint(float(weights[t, layer, k]) * WEIGHT_UNIT) if by_weight else sign
+            s.expert[layer * s.run.n_experts + e].score += amount
+            s.past[layer].score += amount
+
+
+@apart
+def _begin_again(s: State, route: Any, step: int, layer: int) -> None:
+    """The first step of a request that is served alone: nothing was used before."""
+    if layer == 0 and route.fresh[step]:
+        s.run.fresh_step = step
+        for g in range(len(s.kept)):
+            s.expert[g].score = 0.0
+            s.kept[g].used = 0
+
+
+@apart
+def _by_probability(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
+    """mrs: alpha x mean over the rows of TopP(softmax) + (1 - alpha) x score; P the 2 K highest, ties the lower id."""
+    n, base, alpha = s.run.n_experts, layer * s.run.n_experts, s.params[0]
+    first, last = route.step_offset[step], route.step_offset[step + 1]
+    for e in range(n):
+        s.expert[base + e].score *= 1.0 - alpha
+    sums, most = s.chances, min(n, 2 * route.experts.shape[2])
+    sums[:n] = 0.0
+    for i in range(first, last):
+        _add_highest(s, miss.logits, route.step_row[i], layer, most)
+    for e in range(n):
+        s.expert[base + e].score += alpha * (sums[e] / float(last - first))
+
+
+@apart
+def _add_highest(s: State, logits: Any, t: int, layer: int, most: int) -> None:
+    """To State.chances, the softmax of a token's logits at its `most` highest."""
+    n, order = logits.shape[2], s.order
+    for e in range(n):
+        place = e
+        while place > 0 and half_to_float(logits[t, layer, order[place - 1]]) < half_to_float(logits[t, layer, e]):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = e
+    top, total = half_to_float(logits[t, layer, order[0]]), 0.0
+    for e in range(n):
+        total += math.exp(half_to_float(logits[t, layer, e]) - top)
+    for r in range(most):
+        e = order[r]
+        s.chances[e] += math.exp(half_to_float(logits[t, layer, e]) - top) / total
