@@ -32,10 +32,11 @@ from sim.on_miss import Rules, on_miss, staged, whole_there
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import WITHOUT_SLOTS, RunSpec, memory_bytes, parse_cache
-from sim.steps import Steps, first_steps, leaving, schedule
+from sim.spec import WITHOUT_SLOTS, RunSpec, exact, memory_bytes, parse_cache, parse_requests
+from sim.steps import Steps, first_steps, leaving, resets, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
+from traces.format.groups import ordinals
 from traces.format.trace import RoutingTrace, split
 from traces.statistics.overlap import shared_requests
 
@@ -140,15 +141,19 @@ class Modelled:
 @dataclass(frozen=True)
 class Judged:
     """What is judged and what is set aside to fit on, by --calibration and the seed alone, whatever the policies; seed:
-    of a fraction, else 0. Makes (calibration trace or None, judged trace, requests that the two share)."""
+    of a fraction, else 0; requests: those of the trace that are there, None: all. Makes (calibration trace or None,
+    judged trace, requests that the two share)."""
 
     trace: Opened
     calibration: Opened | float | None
     seed: int
+    requests: str | None = None
 
     def make(self, memo: Memo) -> tuple[RoutingTrace | None, RoutingTrace, int]:
-        """Raises SpecError for a file that shares any request."""
+        """Raises SpecError for a file that shares any request, and for requests that are not there."""
         trace = made(self.trace, memo)[0]
+        if self.requests is not None:
+            trace = _of_requests(trace, self.requests, self.trace.path.name)
         if self.calibration is None:
             return None, trace, 0
         if isinstance(self.calibration, float):
@@ -168,6 +173,14 @@ class Judged:
         calibration = made(self, memo)[0]
         assert calibration is not None
         return calibration
+
+
+def _of_requests(trace: RoutingTrace, asked: str, name: str) -> RoutingTrace:
+    """The requests that --requests asks for, alone."""
+    try:
+        return trace.take(ordinals(trace, parse_requests(asked)))
+    except TraceError as error:
+        raise SpecError(f"requests: {asked}: {error} ({name})") from None
 
 
 def _refuse_calibration(name: str, other: RoutingTrace, trace: RoutingTrace) -> None:
@@ -191,9 +204,11 @@ class Scheduled:
     batch: int
     prefill_chunk: int
     as_decode: bool
+    skip_prompts: bool
 
     def make(self, memo: Memo) -> Steps:
-        return schedule(self.judged.judged(memo), self.batch, self.prefill_chunk, self.as_decode)
+        how = self.batch, self.prefill_chunk, self.as_decode, self.skip_prompts
+        return schedule(self.judged.judged(memo), *how)
 
 
 @dataclass(frozen=True)
@@ -378,10 +393,11 @@ class Forgotten:
 
     steps: Stepped
     eviction: Chosen
+    reset: str
 
     def make(self, memo: Memo) -> Leaving | None:
-        choice = self.eviction.policy.choice(dict(self.eviction.given))
-        return leaving(self.steps.make(memo), choice, self.steps.judged.judged(memo).sequence)
+        choice, steps = self.eviction.policy.choice(dict(self.eviction.given)), self.steps.make(memo)
+        return leaving(steps, choice, self.steps.judged.judged(memo).sequence, resets(self.reset, steps))
 
 
 @dataclass(frozen=True)
@@ -475,10 +491,10 @@ def prepare(
     aside, trace, repeated = made(judged, memo)
     _refuse_what_is_missing(trace, opened.path, spec, policies.values())
     _refuse_the_host(spec, policies["miss"], machine)
-    stepped = Stepped(Scheduled(judged, spec.batch, spec.prefill_chunk, spec.as_decode), spec.max_steps)
+    rows = spec.batch, spec.prefill_chunk, spec.as_decode, spec.skip_prompts
+    stepped = Stepped(Scheduled(judged, *rows), spec.max_steps)
     steps = stepped.make(memo)
-    if spec.warmup_steps >= len(steps):
-        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
+    warmup = _warmup_steps(spec, len(steps))
     size = expert_bytes(known, machine, spec.precision)
     _refuse_context(spec, trace, steps)
     weighs = "weights" in policies["eviction"].keeps or spec.defer > 0
@@ -508,10 +524,11 @@ def prepare(
         prefetch=_prefetch(spec, Predicted(stepped, chosen["prefetch"]), memo),
         group=GROUPS.index(spec.expert_group or served.expert_group),
         seed=spec.seed,
-        warmup_steps=spec.warmup_steps,
+        warmup_steps=warmup,
         requests=steps.requests,
+        resets=resets(spec.reset, steps),
         low=_low(spec, trace, policies["miss"], known, machine, served, steps, size),
-        leaving=made(Forgotten(stepped, chosen["eviction"]), memo),
+        leaving=made(Forgotten(stepped, chosen["eviction"], spec.reset), memo),
         fresh=steps.fresh if eviction.marks & FROM_FRESH else np.zeros(0, np.bool_),
         **answers,
     )
@@ -525,10 +542,10 @@ def _judged(spec: RunSpec, trace: Opened, calibration: RoutingTrace | None) -> J
     """The stage; a calibration trace in memory takes the place of what the spec names."""
     given = spec.calibration
     if calibration is not None:
-        return Judged(trace, Opened.of(str(given), calibration), 0)
+        return Judged(trace, Opened.of(str(given), calibration), 0, spec.requests)
     if isinstance(given, str):
-        return Judged(trace, Opened(given), 0)
-    return Judged(trace, given, 0 if given is None else spec.seed)
+        return Judged(trace, Opened(given), 0, spec.requests)
+    return Judged(trace, given, 0 if given is None else spec.seed, spec.requests)
 
 
 def _with_own_calibration(spec: RunSpec, path: Path) -> RunSpec:
@@ -577,6 +594,15 @@ def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:
         raise SpecError(f"{wrong} miss {miss.name} needs")
     if spec.bulk != NONE.name and find(BULK, spec.bulk).answers_cpu and not hardware.answers_cpu:
         raise SpecError(f"{wrong} bulk {spec.bulk} needs")
+
+
+def _warmup_steps(spec: RunSpec, steps: int) -> int:
+    """The first of so many steps, which no figure counts: as many as asked for, or the whole ones of a share."""
+    if spec.warmup_share is not None:
+        return int(exact(spec.warmup_share) * steps)
+    if spec.warmup_steps >= steps:
+        raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {steps} steps; must be fewer")
+    return spec.warmup_steps
 
 
 def _refuse_one_by_one(spec: RunSpec, plan: Plan) -> None:

@@ -38,6 +38,8 @@ CHANGES = ("host", "host_gbps", "link_gbps")  # arguments of catalog.hardware be
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _ROWS = re.compile(r"^[1-9]\d{0,9}E?$", re.ASCII)
 _LAYERS = re.compile(r"^layers:(first:)?(\d{1,9})$", re.ASCII)
+_SLICE = re.compile(r"^(-?\d{1,18})?:(-?\d{1,18})?$", re.ASCII)
+_ORDINALS = re.compile(r"^\d{1,18}(,\d{1,18})*$", re.ASCII)
 _FILE = re.compile(r"(^|[\w)\]])\.[A-Za-z][A-Za-z0-9]*$")
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -156,6 +158,14 @@ class RunSpec(BaseModel):
         le=MOST,
     )
     kv_precision: str = later("NAME", "precision of KV entries", "bf16")
+    reset: Literal["none", "request"] = later("none|request", "each request begins as the first one did", "none")
+    skip_prompts: bool = later(None, "prompt rows are not run: what a decoder alone sees", False)
+    requests: str | None = later(
+        "A:B|0,3,5|KEY=VALUE", "the requests of the trace, from 0, or a group of its meta; the rest is not there", None
+    )
+    warmup_share: float | None = later(
+        NUMBER, "share of the steps that no figure counts, in the place of --warmup-steps", None, gt=0, lt=1
+    )
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
     host: str | None = later("NAME|FILE", "a host in the place of the hardware's (sim.run --list-hosts)", None)
     host_gbps: float | None = later(
@@ -202,6 +212,13 @@ class RunSpec(BaseModel):
             raise ValueError(f"must be {WITHOUT_SLOTS}, layers:N, layers:first:N or a file of 0 or 1 per MoE layer")
         return value
 
+    @field_validator("requests")
+    @classmethod
+    def _requests(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_requests(value)
+        return value
+
     @field_validator("ram", "vram")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
@@ -236,6 +253,18 @@ class RunSpec(BaseModel):
             if not isinstance(given, str) and not abs(given) <= LARGEST:  # NaN is not either
                 raise ValueError(f"{key}: must be a number of at most {LARGEST:g}")
         return value
+
+    @model_validator(mode="after")
+    def _counting(self) -> "RunSpec":
+        if self.reset == "request" and self.batch > 1:
+            raise SpecError(f"reset: request: with --batch {self.batch} requests share the cache; must be --batch 1")
+        if self.skip_prompts and self.as_decode:
+            raise SpecError("skip_prompts: with --as-decode prompt rows are run; give one of the two")
+        if self.warmup_share is not None and self.warmup_steps:
+            raise SpecError(
+                f"warmup_share: {self.warmup_share}: says what --warmup-steps does, too; give one of the two"
+            )
+        return self
 
     @model_validator(mode="wrap")
     @classmethod
@@ -382,6 +411,18 @@ def parse_cache(value: Any) -> int | float | str:
     if isinstance(value, float) and not 0 < value <= 1:
         raise ValueError("a fraction must lie in (0, 1]; slots are whole numbers")
     return value.strip() if isinstance(value, str) else value
+
+
+def parse_requests(text: str) -> slice | list[int] | tuple[str, str]:
+    """A:B as Python's slice, ordinals with commas between, or (key, value) of a group. Raises ValueError."""
+    key, equals, value = text.partition("=")
+    if equals and key and value:
+        return key, value
+    if found := _SLICE.match(text):
+        return slice(*(int(end) if end else None for end in found.groups()))
+    if _ORDINALS.match(text):
+        return [int(ordinal) for ordinal in text.split(",")]
+    raise ValueError("must be A:B, ordinals from 0 (0,3,5) or KEY=VALUE of a group, such as domain=code")
 
 
 def slots_of(cache: int | float, experts: int) -> int:

@@ -109,16 +109,23 @@ class _Builder:
         offset = np.zeros(self.steps + 1, np.int64)
         np.cumsum(np.repeat(np.array(rows, np.int32), steps), out=offset[1:])
         requests = dict(zip(_OF_REQUESTS, np.array(self.requests, np.int64).T, strict=True))
-        return Steps(offset, self.row, np.repeat(np.array(kinds), steps), **requests)
+        return Steps(offset, self.row[: self.laid], np.repeat(np.array(kinds), steps), **requests)
 
 
-def schedule(trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False) -> Steps:
-    """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps."""
+def schedule(
+    trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False, skip_prompts: bool = False
+) -> Steps:
+    """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps, `skip_prompts` does not run
+    them, nor requests without another row. Raises SpecError where that leaves nothing."""
     starts, ends = trace.requests()
     prompts = np.zeros(len(starts), np.int64)
     if not as_decode:
         np.add.at(prompts, np.searchsorted(starts, np.flatnonzero(trace.prefill), side="right") - 1, 1)
-    build, waiting, decoded = _Builder(trace.n_tokens), deque(range(len(starts))), 0
+    if skip_prompts:
+        starts, prompts = starts + prompts, np.zeros_like(prompts)
+        if (starts == ends).all():
+            raise SpecError("skip_prompts: the trace has no generated tokens; must be run with its prompts")
+    build, waiting, decoded = _Builder(trace.n_tokens), deque(np.flatnonzero(starts < ends).tolist()), 0
     active: list[list[int]] = []  # [next row, end] of each
     while waiting or active:
         while waiting and len(active) < batch:
@@ -154,22 +161,39 @@ def first_steps(steps: Steps, n: int) -> Steps:
     return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)
 
 
-def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> Leaving | None:
+def resets(reset: str, steps: Steps) -> npt.NDArray[np.bool_] | None:
+    """bool [S]: the steps at whose begin all is as at time 0 again; None where that is never. `request`: each admission
+    but the first, of a run that serves one request at a time."""
+    if reset == "none":
+        return None
+    out = steps.fresh.copy()
+    out[:1] = False
+    return out
+
+
+def leaving(
+    steps: Steps,
+    eviction: Choice,
+    sequence: npt.NDArray[np.int32],
+    resets: npt.NDArray[np.bool_] | None = None,
+) -> Leaving | None:
     """What an eviction policy that looks back forgets at each step (sim.core.eviction).
 
     A window (its first parameter): at step s the rows of step s - window. Requests: every row of those whose last row
-    ran in step s - 1; sequence int32 [tokens] says whose a row is. None for a policy that does not look back.
-    Raises SpecError for a window that is no whole number from 1.
+    ran in step s - 1; sequence int32 [tokens] says whose a row is. A reset has forgotten what lies before it. None for
+    a policy that does not look back. Raises SpecError for a window that is no whole number from 1.
     """
     n = len(steps)
+    since = np.maximum.accumulate(np.where(resets if resets is not None else np.zeros(n, np.bool_), np.arange(n), 0))
     if eviction.marks & FORGETS_ROWS:
         window = eviction.params[0]
         if not 1 <= window < 2**31 or window != int(window):
             raise SpecError(f"set: {eviction.name}.window={window:g}: must be a whole number from 1")
         gone = np.arange(n) - int(window)
-        sizes = np.where(gone >= 0, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
+        sizes = np.where(gone >= since, np.diff(steps.offset)[np.maximum(gone, 0)], 0)
         offset = np.concatenate([[0], np.cumsum(sizes)])
-        return Leaving(offset, steps.row[: int(offset[-1])])
+        first = np.repeat(steps.offset[np.maximum(gone, 0)] - offset[:-1], sizes)
+        return Leaving(offset, steps.row[first + np.arange(int(offset[-1]))])
     if not eviction.marks & FORGETS_REQUESTS:
         return None
     step_of = np.repeat(np.arange(n), np.diff(steps.offset))
@@ -178,6 +202,7 @@ def leaving(steps: Steps, eviction: Choice, sequence: npt.NDArray[np.int32]) -> 
     np.maximum.at(last, whose, step_of)
     at = last[whose] + 1
     rows = np.flatnonzero(at < n)
+    rows = rows[step_of[rows] >= since[at[rows]]]
     rows = rows[np.argsort(at[rows], kind="stable")]
     offset = np.concatenate([[0], np.cumsum(np.bincount(at[rows], minlength=n))])
     return Leaving(offset, steps.row[rows])

@@ -51,7 +51,11 @@ def totals_by_rules(record: RunRecord) -> dict[str, Any]:
 def _last_residents(plan: Plan, result: dict[str, Any]) -> list[int]:
     """Who is resident at the end (global ids), the least recently touched or landed first."""
     first = [(place - len(plan.residents), int(expert), True) for place, expert in enumerate(plan.residents)]
-    changes = first + [(event, expert, there) for event, expert, there in _changes(plan, result)]
+    began = 0  # the last event before all was as at time 0
+    for step in range(1, len(plan.step_prefill)):
+        if plan.resets is not None and plan.resets[step]:
+            began = result["steps"]["event"][step - 1]
+    changes = first + [change for change in _changes(plan, result) if change[0] > began or not began]
     recency: dict[int, int] = {}
     for event, expert, there in sorted(changes):
         recency.pop(expert, None)

@@ -67,9 +67,12 @@ def moments(plan: Plan, result: Result) -> list[Moment]:
 
 def walk(plan: Plan, result: Result) -> Iterator[tuple[Moment, Cache]]:
     """Each moment with the cache as it was just before it."""
-    cache = Cache(set(map(int, plan.residents)))
+    cache, step = Cache(set(map(int, plan.residents))), 0
     for moment in moments(plan, result):
         yield moment, cache
+        step += moment.what == "step"
+        if moment.what == "step" and begins_again(plan, step):
+            cache.resident, cache.on_link, cache.landed_ns = set(map(int, plan.residents)), [], {}
         if moment.what == "visit":
             cache.visit += 1
         elif moment.what == "committed":
@@ -79,6 +82,11 @@ def walk(plan: Plan, result: Result) -> Iterator[tuple[Moment, Cache]]:
             cache.on_link.remove(moment.expert)
             cache.resident.add(moment.expert)
             cache.landed_ns[moment.expert] = moment.row["landed_ns"]
+
+
+def begins_again(plan: Plan, step: int) -> bool:
+    """Whether all is as at time 0 when a step begins."""
+    return plan.resets is not None and step < len(plan.resets) and bool(plan.resets[step])
 
 
 def entries(plan: Plan, visit: int) -> list[tuple[int, int, int]]:

@@ -311,3 +311,21 @@ def low_of(rng: np.random.Generator, base: Plan) -> Low:
 def any_plan(seed: int) -> Plan:
     """A plan of either kind, for the laws; nothing is re-ranked: the laws read what is wanted from the trace."""
     return random_plan(seed) if seed % 2 else replace(random_lossy_plan(seed), rerank=None)
+
+
+def with_resets(plan: Plan, seed: int) -> Plan:
+    """The plan, begun again at some of its steps; what looks back forgets only what has come since."""
+    rng, steps = np.random.default_rng([seed, 1]), len(plan.step_prefill)
+    resets = rng.random(steps) < rng.choice([0.2, 0.5, 1.0])
+    resets[:1] = False
+    since = np.maximum.accumulate(np.where(resets, np.arange(steps), 0))
+    leaving = plan.leaving
+    if leaving is not None:
+        step_of = dict(zip(plan.step_row.tolist(), np.repeat(np.arange(steps), np.diff(plan.step_offset)), strict=True))
+        kept = [
+            [row for row in leaving.row[first:last].tolist() if step_of[row] >= since[s]]
+            for s, (first, last) in enumerate(zip(leaving.offset[:-1], leaving.offset[1:], strict=True))
+        ]
+        rows = np.array([row for each in kept for row in each], np.int32)
+        leaving = Leaving(np.cumsum([0, *map(len, kept)]), rows)
+    return replace(plan, resets=resets, leaving=leaving)

@@ -12,7 +12,7 @@ import numpy as np
 from sim.core.plan import ANSWERS, CAUSES, GATES, OUTCOMES, Plan
 from sim.machines.record import COUNTERS, LAYER, RunRecord
 from tests.groups import as_groups, rows
-from tests.laws import FETCH, PREFETCH, Cache, Moment, classes, entries, walk
+from tests.laws import FETCH, PREFETCH, Cache, Moment, begins_again, classes, entries, walk
 
 Result = dict[str, Any]
 COUNTED_AS = dict(
@@ -47,6 +47,10 @@ class Recount:
 
     def see(self, moment: Moment, cache: Cache) -> None:
         counted = moment.event >= self.first_event
+        step = self.steps["event"].index(moment.event) + 1 if moment.what == "step" else 0
+        if step and begins_again(self.plan, step):
+            self.add("prefetch_wasted", len(self.fresh), moment.event + 1 >= self.first_event)
+            self.fresh, self.late = set(), set()
         if moment.what == "visit":
             self.see_visit(cache, moment.row, counted)
         elif moment.what == "committed":
@@ -59,7 +63,7 @@ class Recount:
             self.add("landed_low", moment.row["low"], counted)
             self.see_prefetch(moment, counted)
         elif moment.what in OUTCOMES:
-            self.add(moment.what, 1, counted or moment.what == "unfinished")
+            self.add(moment.what, 1, counted)
 
     def see_prefetch(self, moment: Moment, counted: bool) -> None:
         if moment.row["cause"] == PREFETCH:
@@ -113,10 +117,10 @@ class Recount:
                 groups.add((row["visit"], row["group"]))
                 self.count["experts_ns"] += row["end_ns"] - row["begin_ns"]
         self.count["experts_ns"] += costs.group_ns * len(groups)
-        end = self.steps["end_ns"][-1]
         for row in rows(self.result, "transfers"):
             if row["started_ns"] >= 0:
-                ends = row["landed_ns"] if row["landed_ns"] >= 0 else end
+                step = sum(event < row["event"] for event in self.steps["event"]) - 1  # at whose end it is unfinished
+                ends = row["landed_ns"] if row["landed_ns"] >= 0 else self.steps["end_ns"][step]
                 self.count["link_busy_ns"] += max(0, ends - max(row["started_ns"], self.first_ns))
 
 

@@ -396,7 +396,25 @@ class Machine:
         self.record["steps"].append({"event": self.event(), "prefill": prefill, "rows": rows, **times})
         self.step, self.step_begin, self.layer = self.step + 1, self.now, 0
         if self.step < len(self.plan.step_prefill):
+            if self.plan.resets is not None and self.plan.resets[self.step]:
+                self.reset()
             self.begin_dense()
+
+    def reset(self) -> None:
+        """All is as at time 0, but for what is counted on: events, visits, transfers. Nobody is evicted."""
+        self.leave_unfinished()
+        self.link = []
+        for queue in (self.demands, self.streams, self.prefetches, self.admissions, self.backgrounds):
+            queue.clear()
+        old, self.cache = self.cache, Cache(self.plan)
+        self.cache.visits_routed, self.cache.layer_routed = old.visits_routed, old.layer_routed
+        self.cache.begun = self.step
+        self.reranker = Reranker(self.plan)
+        self.stages, self.admission = Stages(self.plan), Admissions(self.plan)
+        self.brought.clear()
+        self.joined_ahead.clear()
+        for ahead in range(self.on.ahead):
+            self.join_ahead(self.step * self.layers + ahead)
 
     def leave_layer(self) -> bool:
         visit = self.visit
@@ -1081,7 +1099,7 @@ class Machine:
 
     # The end
 
-    def finish(self) -> None:
+    def leave_unfinished(self) -> None:
         queued = [*self.demands, *self.streams, *self.prefetches_in_line(), *self.backgrounds, *self.admissions]
         for transfer in [*self.on_link(), *queued]:
             self.close(transfer, UNFINISHED)
@@ -1090,6 +1108,9 @@ class Machine:
         for shipment in self.link:
             if shipment.transfers[0].row["started_ns"] >= 0:
                 self.was_busy(shipment)
+
+    def finish(self) -> None:
+        self.leave_unfinished()
         for transfer in self.prefetched:
             fate = "late" if transfer.was_late else "used" if transfer.was_hit else "wasted"
             self.totals[f"prefetched_{fate}"] += 1

@@ -41,6 +41,7 @@ class Past:
         self.numbers = 0
         self.visits_routed = 0
         self.layer_routed = [0] * self.layers
+        self.begun = 0  # the step of time 0, or of the last reset
         self.draws = 0
 
     def is_copy(self, expert: int) -> bool:
@@ -104,7 +105,7 @@ class Past:
     def rows_of_last(self, visits: int, layer: int) -> Iterable[int]:
         """The trace tokens of the last so many visits of a layer."""
         routed = self.layer_routed[layer]
-        for step in range(max(0, routed - visits), routed):
+        for step in range(max(self.begun, routed - visits), routed):
             yield from step_rows(self.plan, step)
 
 
@@ -381,7 +382,8 @@ class ActivationMatrix(Scored):
         layer, within = self.past.layer(expert), self.past.within(expert)
         leaving = self.plan.leaving
         assert leaving is not None
-        gone = Counter(int(row) for row in leaving.row[: leaving.offset[self.past.step + 1]])
+        begun, end = (leaving.offset[step] for step in (self.past.begun, self.past.step + 1))
+        gone = Counter(int(row) for row in leaving.row[begun:end])
         own = everyone = 0
         for row in self.past.rows_of_last(self.past.layer_routed[layer], layer):
             if gone[row]:
@@ -433,7 +435,7 @@ class HobbitPriority(Scored):
     @property
     def last_reset(self) -> int:
         """The step, the first where there was none."""
-        return max((step for step in fresh_steps(self.plan) if step <= self.past.step), default=0)
+        return max(self.past.begun, *(step for step in fresh_steps(self.plan) if step <= self.past.step), 0)
 
     def uses_since_reset(self, expert: int) -> list[Moment]:
         return [use for use in self.past.uses_of(expert) if use.visit > self.last_reset * self.past.layers]

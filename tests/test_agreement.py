@@ -10,7 +10,7 @@ from sim.machines.record import RunRecord
 from tests.eviction_plans import plan_of_eviction
 from tests.groups import totals_by_rules
 from tests.on_miss_plans import plan_of, plan_with_low_copies_of
-from tests.plans import random_lossy_plan, random_plan
+from tests.plans import random_lossy_plan, random_plan, with_resets
 from tests.reference import simulate
 
 RENAMED = {
@@ -73,3 +73,10 @@ def test_they_agree_on_what_engines_do_on_a_miss(chunk: int) -> None:
 def test_they_agree_where_copies_of_low_precision_stand_beside_those_in_stages() -> None:
     for seed in range(2000):
         assert check(plan_with_low_copies_of(seed)) is None, seed
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_they_agree_where_requests_begin_as_the_first_one_did(chunk: int) -> None:
+    for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
+        for made in (random_plan(seed), random_lossy_plan(seed), plan_of(seed)):
+            assert check(with_resets(made, seed)) is None, seed

@@ -90,7 +90,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["info", ""], "no such file"),
         (["info", "."], "not a regular file"),
         (["info", "FILE", "--jsno"], "--jsno: unknown argument; did you mean --json?"),
-        (["split", "FILE", "a", "b"], "required: --fraction"),
+        (["split", "FILE", "a", "b"], "one of the arguments --fraction --by is required"),
         (["split", "FILE", "--fraction", "x", "a", "b"], "invalid float"),
         (["split", "FILE", "--fraction", "1.0", "a", "b"], "fraction 1.0 is outside"),
         (["split", "FILE", "--fraction", "nan", "a", "b"], "fraction nan is outside"),

@@ -6,14 +6,17 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from traces.capturing import command as capturing
 from traces.command import Parser, guarded, one_of
 from traces.errors import TraceError
 from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
+from traces.format.groups import parts
 from traces.format.trace import split
 from traces.statistics.describe import LOUD, describe, describe_profile, size
 from traces.statistics.stats import info, info_of_profile
@@ -25,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> None:
-    options = _parser().parse_args(_known_command(arguments))
+    by = any(word.partition("=")[0] == "--by" for word in arguments)
+    options = _parser(by).parse_args(_known_command(arguments))
     COMMANDS[options.command](options)
 
 
@@ -38,7 +42,8 @@ def _known_command(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _parser() -> Parser:
+def _parser(by: bool) -> Parser:
+    """by: `split` is asked for a file for each group, and so takes no names of two."""
     parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate, capture.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
@@ -47,12 +52,16 @@ def _parser() -> Parser:
     command.add_argument("file", help=file_help)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
-    command = commands.add_parser("split", help="divide a trace into two by request")
+    command = commands.add_parser("split", help="divide a trace by request: into two, or a file for each group")
     command.add_argument("file", help=file_help)
-    command.add_argument("--fraction", type=float, required=True, help="share of the requests for OUT_A")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("out_a", metavar="OUT_A")
-    command.add_argument("out_b", metavar="OUT_B")
+    how = command.add_mutually_exclusive_group(required=True)
+    how.add_argument("--fraction", type=float, help="share of the requests for OUT_A")
+    how.add_argument("--by", metavar="KEY", help="a group of the trace's meta, such as domain; or request, for each")
+    command.add_argument("--seed", type=int, default=0, help="of --fraction")
+    command.add_argument("--out", metavar="DIR", help="of --by: FILE-VALUE.npz for each value")
+    if not by:
+        command.add_argument("out_a", metavar="OUT_A")
+        command.add_argument("out_b", metavar="OUT_B")
 
     command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
     add_arguments(command)
@@ -80,12 +89,40 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
+    if options.by is not None:
+        _split_by(options)
+        return
+    if options.out is not None:
+        raise TraceError(f"--out: {options.out}: goes with --by; --fraction writes OUT_A and OUT_B")
     if os.path.realpath(options.out_a) == os.path.realpath(options.out_b):
         raise TraceError(f"OUT_A and OUT_B are the same file, {options.out_a}; two are required")
     path = npz.find(options.file)
     first, second = split(npz.read(path), options.fraction, options.seed)
     npz.write_all([(options.out_a, first), (options.out_b, second)])
     print(f"{options.out_a}: {size(first)}\n{options.out_b}: {size(second)}")
+
+
+def _split_by(options: argparse.Namespace) -> None:
+    if options.out is None:
+        raise TraceError("--by: writes a file for each value; --out DIR is required")
+    path, folder = npz.find(options.file), Path(options.out)
+    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise TraceError(f"--out: {folder}: must be a folder, or a new one in a folder that is there")
+    files = {}
+    for value, part in parts(npz.read(path), options.by):
+        name = folder / f"{path.stem}-{re.sub(r'[^A-Za-z0-9._-]+', '-', value)}.npz"
+        if name in files:
+            raise TraceError(f"--by: {options.by}: two values make the name {name.name}; they must differ in letters")
+        files[name] = part
+    new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        npz.write_all(list(files.items()))
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+    print("\n".join(f"{name}: {size(part)}" for name, part in files.items()))
 
 
 def _synth(options: argparse.Namespace) -> None:

@@ -27,6 +27,10 @@ CONDITIONS = (
     "prefill_chunk",
     "context_offset",
     "warmup_steps",
+    "warmup_share",
+    "requests",
+    "skip_prompts",
+    "reset",
     "max_steps",
 )
 # What each mark of a run means, and how the notes begin that a summary has of it already.

@@ -115,6 +115,8 @@ def curve(setting: "Setting") -> Curve:
     plan = setting.plan
     if (plan.eviction.name, plan.miss.name) != ("lru", "fetch") or plan.prefetch or plan.rerank or plan.warmup_steps:
         raise UserError("the curve is LRU's: eviction lru, miss fetch, no prefetch, re-ranking or warm-up are required")
+    if plan.resets is not None:
+        raise UserError("the curve is of one cache from the first request to the last: no --reset")
     layers, n_experts = plan.experts.shape[1], plan.n_experts
     wants = Wants.of(plan)
     kind = np.repeat(plan.step_prefill.astype(np.int64), layers)

@@ -56,8 +56,14 @@ FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled wheneve
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
 
 
+OF_A_TRACE = (
+    "requests",
+    "reset",
+    "skip_prompts",
+    "warmup_share",
+)  # what is asked of requests that are known beforehand
 NO_MATTER = (
-    *OF_THE_HARDWARE, "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs",
+    *OF_THE_HARDWARE, "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs", *OF_A_TRACE,
 )  # fmt: skip  # to what comes on a miss
 COSTS_ALONE = "; --engine-as-costs takes an engine's costs alone"
 
@@ -80,6 +86,13 @@ def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
     )
 
 
+def _refuse_of_a_trace(spec: RunSpec) -> None:
+    """Raises SpecError for what is asked of a whole trace."""
+    for name in OF_A_TRACE:
+        if (given := getattr(spec, name)) != RunSpec.model_fields[name].default:
+            raise SpecError(f"{name}: {given}: needs all requests beforehand, which a closed loop learns as it goes")
+
+
 class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
@@ -100,6 +113,7 @@ class ClosedLoop:
     ) -> None:
         if find("eviction", spec.eviction).oracle:
             raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")
+        _refuse_of_a_trace(spec)
         self.spec, self.shape = spec, shape
         self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}

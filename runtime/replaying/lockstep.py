@@ -41,7 +41,7 @@ from sim.core.rules import Rules
 from sim.core.stages import end_visit
 from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
 from sim.errors import SpecError
-from sim.machines.clock import begin_run, close, forget
+from sim.machines.clock import begin_run, close, forget, reset
 from sim.machines.record import RunRecord
 
 LAND, COMMITS = 5, 6  # beside the kinds of turn
@@ -191,6 +191,8 @@ class _Core:
         self.steps += 1
         if self.steps == self.plan.warmup_steps:
             forget(self.s, self.clock, self.rules)
+        if self.plan.resets is not None and self.plan.resets[self.steps :][:1].any():
+            reset(self.s, self.log, self.clock, self.hooks, self.rules, len(self.plan.step_prefill))
 
     def commit(self) -> None:
         """Until there is no more to commit."""
@@ -289,6 +291,10 @@ class LockStep:
         self.arrived[g] = (started_ns, landed_ns)
         self._go_on()
         self.machine.port.notify()
+
+    def begin_again(self) -> None:
+        """A reset: what has arrived and has not landed is nobody's."""
+        self.arrived.clear()
 
     def _next(self) -> Entry:
         if self.at == len(self.order):

@@ -67,7 +67,7 @@ from sim.core.stages import end_visit
 from sim.core.state import NEVER, IllegalTransition
 from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
 from sim.errors import SpecError
-from sim.machines.clock import begin_run, busy, close, forget
+from sim.machines.clock import begin_run, busy, close, forget, reset
 from sim.machines.record import RunRecord
 
 
@@ -91,6 +91,9 @@ class AsTheyCome:
     def done(self, kind: int) -> None:
         if kind != STEP:
             self.machine.kick()
+
+    def begin_again(self) -> None:
+        self.machine.kick()
 
     def take(self) -> int:
         return int(take_group(self.machine.s, self.machine.plan.group, self.machine.rules))
@@ -281,7 +284,8 @@ class Machine:
     def start(self) -> None:
         """Time 0: the first residents are in their slots, every choice is compiled, nothing runs."""
         warm(self.plan)
-        self.store.place({int(g): int(self.s.expert[g].slot) for g in self.plan.residents})
+        self.first = {int(g): int(self.s.expert[g].slot) for g in self.plan.residents}
+        self.store.place(self.first)
         self.port.sync()
         self.origin, self.mark = self.port.now_ns(), 0
         with self.port.lock:
@@ -289,9 +293,6 @@ class Machine:
 
     def begin_step(self, step: int) -> None:
         """A step begins where the last one ended."""
-        if step == self.plan.warmup_steps and step > 0:
-            with self.port.lock:
-                self._forget()
         self.clock.begin[step] = self.mark
         with failing("the device"):
             self.work.begin_step(step)
@@ -486,28 +487,60 @@ class Machine:
             self.clock.end[step] = self.latest = self.lap("head_ns")
             self.clock.event[step] = self.s.run.events
             self.s.run.events += 1
+            if step + 1 == self.plan.warmup_steps:
+                self._forget()
+            again = self.plan.resets is not None and bool(self.plan.resets[step + 1 :][:1].any())
+            if again:
+                self.ended = True  # what lands from now on is nobody's, until the next request begins
+            else:
+                self.order.done(STEP)
+        if again:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """The next request begins as the first one did, and that takes no time: the clock stands while copies under
+        way, which are nobody's now, end, and the first residents are put back."""
+        since, compute, link = self.port.now_ns(), self.port.compute, self.port.link
+        with self.port.lock:
+            self._note_starts()
+        compute.wait(link.record())  # slots are safe by events: what is put back is behind all that went before,
+        self.store.place(self.first)
+        link.wait(compute.record())  # and what comes is behind that
+        with self.port.lock:
+            self.clock.time.now_ns = self.mark
+            reset(self.s, self.log, self.clock, self.hooks, self.rules, len(self.plan.step_prefill))
+            self.copies.clear()
+            for copy in list(self.stages.of):
+                self.stages.give_back(copy)
+            self.origin += self.port.now_ns() - since
+            self.ended = False
+            self.order.begin_again()
             self.order.done(STEP)
 
     def finish(self) -> RunRecord:
         """The run has ended: what is queued or under way is unfinished."""
         with self.port.lock:
             s, self.clock.time.now_ns = self.s, self.mark
-            for i in range(s.link.n_flight):
-                g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
-                self._note_start(g)
+            self._note_starts()
             close(s, self.log, self.clock, self.rules)
             self.ended = True
         self.port.sync()
         return RunRecord.of(self.plan, s, self.log, self.clock, self.rules)
 
+    def _note_starts(self) -> None:
+        """When transfers began that are still under way; what ends them counts what of it lies before that."""
+        s = self.s
+        for i in range(s.link.n_flight):
+            self._note_start(int(s.flight[(s.link.flight_head + i) % len(s.expert)]))
+
     def _note_start(self, g: int) -> None:
-        """When the transfer of expert g, still under way, began; `close` counts what of it lies in the run."""
         started = self.copies[g].started_ns
         if started is None:
             return
         started = max(started - self.origin, int(self.log.transfers[self.s.expert[g].transfer].committed_ns))
         self.log.transfers[self.s.expert[g].transfer].started_ns = started
-        self.clock.starts[g] = max(started, self.counted_from)
+        self.clock.starts[g] = started
+        busy(self.s, self.clock, self.rules, g, min(0, started - self.counted_from))
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
@@ -543,6 +576,8 @@ def warm(plan: Plan) -> None:
             behind(s, rules, 0)
             end_visit(s, rules)
         forget(s, clock, rules)
+        if plan.resets is not None:
+            reset(s, log, clock, hooks, rules, len(plan.step_prefill))
         busy(s, clock, rules, 0, 0)
         land(s, log, rules)  # of a copy that may not be: refused, and compiled
 

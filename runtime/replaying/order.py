@@ -14,6 +14,9 @@ class Order(Protocol):
     def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
         """The copy of expert g has ended (with the lock held, from any thread)."""
 
+    def begin_again(self) -> None:
+        """A reset (with the lock held): as at time 0, and what has arrived and not landed is nobody's."""
+
     def turn(self, kind: int) -> None:
         """The host waits until it may let this take effect."""
 

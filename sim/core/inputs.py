@@ -16,7 +16,7 @@ Int = npt.NDArray[np.int64]
 
 class Route(NamedTuple):
     """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
-    same expert, -1 never (evictions by next use only, else empty). fresh: plan.Plan's."""
+    same expert, -1 never (evictions by next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
 
     experts: npt.NDArray[np.int16]
     step_offset: Int
@@ -26,6 +26,7 @@ class Route(NamedTuple):
     leaving_offset: Int
     leaving_row: npt.NDArray[np.int32]
     fresh: npt.NDArray[np.bool_]
+    resets: npt.NDArray[np.bool_]
 
 
 class Ahead(NamedTuple):
@@ -68,7 +69,8 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
         s.arrays["expert"]["next_use"] = np.resize(first, len(s.expert))  # a low-precision copy's as its original's
     leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
     wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
-    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, plan.fresh)))
+    resets = np.zeros(0, np.bool_) if plan.resets is None else plan.resets
+    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, plan.fresh, resets)))
     miss = Miss.of(plan)
     plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE)
     if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:

@@ -228,7 +228,8 @@ def land(s: State, log: Any, rules: Any) -> int:
 
 @choice
 def abandon(s: State, log: Any, rules: Any) -> int:
-    """The run has ended: what is under way or queued is unfinished (in that order). Returns of how many experts."""
+    """The run, or a request of a run with resets, has ended: what is under way or queued is unfinished (in that order).
+    Returns of how many experts."""
     left = s.link.demand_tail - s.link.demand_head + s.link.n_queued
     for i in range(s.link.n_flight):
         left += _abandon(s, log, s.flight[(s.link.flight_head + i) % len(s.expert)], rules)

@@ -101,7 +101,9 @@ def new_log(plan: Plan) -> Log:
         prefetches = distances * layers * min(steps * plan.n_experts, len(plan.step_row) * width)
     copies = 0
     if plan.on_miss is not None:
-        copies = 3 * slots + steps * layers * plan.n_experts * (plan.on_miss.whole_layer or plan.on_miss.ahead > 0)
+        resets = 0 if plan.resets is None else int(plan.resets.sum())
+        whole = steps * layers * (plan.on_miss.whole_layer or plan.on_miss.ahead > 0) + resets * plan.on_miss.ahead
+        copies = 3 * slots + whole * plan.n_experts
     return Log(
         visits=np.zeros(steps * layers, VisitRow),
         executions=np.empty(2 * slots, ExecutionRow),

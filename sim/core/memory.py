@@ -30,6 +30,18 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
+def together(arrays: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
+    """Copies of arrays in one piece of memory, each from a cache line on, and that memory as int64."""
+    lines = [-(-array.nbytes // 64) for array in arrays.values()]
+    words = zeros(8 * sum(lines))
+    begins = np.cumsum([0, *lines])[:-1] * 64
+    laid = {}
+    for (name, array), begin in zip(arrays.items(), begins.tolist(), strict=True):
+        laid[name] = np.ndarray(array.shape, array.dtype, words, begin)
+        laid[name][...] = array
+    return laid, words
+
+
 class Struct:
     """One record: a subclass names its fields, int64 where it says int, float64 where it says float, and n int64 where
     it says `Annotated[Int, n]`. It stands for its structured dtype wherever numpy takes one."""

@@ -217,7 +217,8 @@ class Plan:
     slots int64 [L] (or [1], one pool, when `pooled`); residents int64 [n]: global ids in the order they land before
     time 0; group: index into GROUPS; requests int64 [n, 5]: the columns request, admitted, last_prefill, first_decode,
     generated of sim.steps.Steps (for the record only); lossy_prefill: lossy answers allowed in prefill steps;
-    warmup_steps: steps no figure counts.
+    warmup_steps: steps no figure counts; resets bool [S], None never: steps at whose begin all is as at time 0 again
+    (sim.core.reset).
 
     What lossy answers and re-ranking read, empty or None where the policies of the run need none of it:
 
@@ -255,6 +256,7 @@ class Plan:
     warmup_steps: int = 0
     late_counts_as_missing: bool = False
     requests: Int = field(default_factory=lambda: np.zeros((0, 5), np.int64))
+    resets: npt.NDArray[np.bool_] | None = None
     logits: npt.NDArray[np.float16] | None = None
     tau: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     peers: npt.NDArray[np.int16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.int16))

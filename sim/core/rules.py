@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.core import miss as ms
 from sim.core.jit import apart, choice, inlined
-from sim.core.memory import Memory, Struct, zeros
+from sim.core.memory import Memory, Struct, together, zeros
 from sim.core.plan import ADMIT_PARAMS, CAUSES, FIXED, SPLIT_PARAMS, OnMiss, Plan
 from sim.core.state import ABSENT, COMMITTED, HIT, LATE, MISS, RESIDENT, State
 
@@ -136,16 +136,28 @@ class Rules(Memory):
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
     bulk: Int  # [S] 1: the step's visits use the bulk rule
     table: Int  # plan.OnMiss.table
+    forgotten: Int  # the memory of all of this but of what is KEPT
+    at_start: Int  # the same as it was at time 0; empty in a run that is never reset
+
+
+# What a reset leaves alone: figures, which visits have begun and ended, and what never changes.
+KEPT = ("count", "totals", "busy_ns", "host_ns", "remote_ns", "layer", "bulk", "table")
 
 
 def new_rules(plan: Plan, s: State) -> Rules | None:
     """What a plan with `on_miss` counts with, before anything."""
-    on = plan.on_miss
-    if on is None:
+    if plan.on_miss is None:
         return None
+    arrays = _arrays(plan, plan.on_miss, s)
+    forgotten, words = together({name: array for name, array in arrays.items() if name not in KEPT})
+    start = words.copy() if plan.resets is not None else zeros(0)
+    return Rules(**arrays | forgotten, forgotten=words, at_start=start)
+
+
+def _arrays(plan: Plan, on: OnMiss, s: State) -> dict[str, Any]:
     experts, rows = s.run.n_full, s.arrays["routed"].shape[0]
     count = zeros(RuleCount.dtype.itemsize // 8)
-    return Rules(
+    return dict(
         run=_run(plan, on),
         admission=_admission(plan),
         split=_split(plan, on),

@@ -85,8 +85,8 @@ def owe(s: State, rules: Any, visit: int, layer: int) -> None:
 
 @apart
 def stream_ahead(s: State, log: Any, rules: Any, visit: int, target: int, steps: int) -> None:
-    """What the layer of visit `target` lacks joins the stream queue, if that visit streams; visit: the one being served
-    (-1: time 0)."""
+    """What the layer of visit `target` lacks joins the stream queue, if that visit streams; visit: the last one that
+    was routed (-1: none)."""
     step, layer = target // s.run.n_layers, target % s.run.n_layers
     if step >= steps or not streams(s, rules, step, layer):
         return
@@ -105,9 +105,9 @@ def stream_ahead(s: State, log: Any, rules: Any, visit: int, target: int, steps:
 
 @choice
 def stream_first(s: State, log: Any, rules: Any, steps: int) -> None:
-    """Time 0: the first visits have their copies queued."""
-    for target in range(rules.run.ahead):
-        stream_ahead(s, log, rules, -1, target, steps)
+    """Time 0, or a reset: the coming visits have their copies queued."""
+    for target in range(s.run.routed, s.run.routed + rules.run.ahead):
+        stream_ahead(s, log, rules, s.run.routed - 1, target, steps)
 
 
 # --- over the link ---

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.memory import Memory, Struct, zeros
+from sim.core.memory import Memory, Struct, together, zeros
 from sim.core.plan import (
     BY_SLOT,
     GATES,
@@ -256,10 +256,25 @@ class State(Memory):
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
     chances: Float  # [E] scratch: probabilities
+    forgotten: Int  # the memory of all of this but of what is KEPT
+    at_start: Int  # the same as it was at time 0; empty in a run that is never reset
+    first: MutableSequence[Expert]  # [G] and the experts in it
+
+
+# What a reset leaves alone (sim.core.reset): what the run is, what goes on counting, and figures.
+KEPT = ("run", "rows", "count", "layer", "totals", "loss")
 
 
 def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
+    arrays = _arrays(plan)
+    forgotten, words = together({name: array for name, array in arrays.items() if name not in KEPT})
+    again = plan.resets is not None
+    image, start = together(forgotten) if again else ({"expert": zeros(0, dtype=Expert)}, zeros(0))
+    return State(**arrays | forgotten, forgotten=words, at_start=start, first=image["expert"])
+
+
+def _arrays(plan: Plan) -> dict[str, Any]:
     tokens, layers, top_k = plan.experts.shape
     slots = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
     with_slots = layers * plan.n_experts * (1 if plan.low is None else 2)
@@ -270,7 +285,7 @@ def new_state(plan: Plan) -> State:
     totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
     ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
     ring = np.arange(n + LISTS * len(slots), dtype=np.uint32)
-    return State(
+    return dict(
         run=_run(plan, n, with_slots),
         visit=zeros(dtype=OfVisit),
         link=zeros(dtype=OfLink),

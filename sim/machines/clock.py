@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.jit import choice, inner
+from sim.core.jit import apart, choice, inner
 from sim.core.link import abandon
 from sim.core.memory import Memory, Struct, zeros
 from sim.core.plan import Plan
+from sim.core.reset import as_at_start, remember_start
 from sim.core.residency import place
 from sim.core.rules import NOBODY, Rules, behind, new_rules
 from sim.core.stages import stream_first
@@ -59,6 +60,7 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     """Time 0: the first residents have landed; nothing is queued but what layers ahead stream."""
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
+    remember_start(s)
     time, experts, steps = zeros(Time.dtype.itemsize // 8), len(s.expert), len(plan.step_prefill)
     clock = Clock(
         time=time.view(Time.dtype).reshape(()),
@@ -115,13 +117,29 @@ def _log_start(s: State, log: Any, clock: Clock, rules: Any, g: Any) -> None:
 @choice
 def close(s: State, log: Any, clock: Clock, rules: Any) -> None:
     """The end of the run: what is queued or under way stays unfinished."""
+    _leave_unfinished(s, log, clock, rules)
+
+
+@choice
+def reset(s: State, log: Any, clock: Clock, hooks: Any, rules: Any, steps: int) -> None:
+    """A request begins as the first one did, with the link idle; what is queued or under way stays unfinished."""
+    _leave_unfinished(s, log, clock, rules)
+    first = s.rows.transfers
+    as_at_start(s, log, hooks, rules, steps)
+    if log is not None:
+        for i in range(first, s.rows.transfers):
+            log.transfers[i].queued_ns = clock.time.now_ns
+
+
+@apart
+def _leave_unfinished(s: State, log: Any, clock: Clock, rules: Any) -> None:
     now = clock.time.now_ns
     for i in range(s.link.n_flight):
         g: Any = np.int64(s.flight[(s.link.flight_head + i) % len(s.expert)])
         busy(s, clock, rules, g, max(0, now - clock.starts[g]))
         if log is not None:
             _log_start(s, log, clock, rules, g)
-    clock.time.unfinished = abandon(s, log, rules)
+    clock.time.unfinished += abandon(s, log, rules)
     for g in range(len(s.expert)):
         s.count.prefetch_wasted += s.expert[g].state == st.RESIDENT and s.expert[g].fresh == 1
 

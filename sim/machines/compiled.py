@@ -21,7 +21,7 @@ from sim.core.rules import NOBODY, behind
 from sim.core.stages import end_visit
 from sim.core.state import NEVER, State
 from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
-from sim.machines.clock import Clock, begin_run, busy, close, forget, slow_the_link, slowed
+from sim.machines.clock import Clock, begin_run, busy, close, forget, reset, slow_the_link, slowed
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
@@ -351,6 +351,8 @@ def _loop(
     for step in range(len(route.step_prefill)):
         if step == warmup and warmup > 0:
             forget(s, clock, rules)
+        if len(route.resets) > 0 and route.resets[step]:
+            reset(s, log, clock, hooks, rules, len(route.step_prefill))
         clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         for layer in range(layers + 1):

@@ -19,7 +19,7 @@ from sim.core.remote import next_remote
 from sim.core.rules import NOBODY, behind
 from sim.core.stages import end_visit
 from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
-from sim.machines.clock import begin_run, busy, close, forget, slow_the_link, slowed
+from sim.machines.clock import begin_run, busy, close, forget, reset, slow_the_link, slowed
 from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
@@ -82,7 +82,7 @@ class Machine:
             starts = now + self.costs.commit_gap_ns if last is None else int(clock.lands[last])
             if self.rules is None:
                 lands = starts + int(self.transfer_ns[self.is_low(g)][0 if last is None else 1])
-                self.at(lands - now, LANDING, self.landed)
+                self.at(lands - now, LANDING, self.landed if self.plan.resets is None else self.landing)
             else:
                 lands = self.timed(g, starts, last)
             clock.starts[g], clock.lands[g] = starts, lands
@@ -116,7 +116,8 @@ class Machine:
         return int(self.s.flight[self.s.link.flight_head]) if self.s.link.n_flight else -1
 
     def landing(self, _: Any) -> None:
-        """The oldest transfer lands if it is due; a busy host may have put that off since it was announced."""
+        """The oldest transfer lands if it is due; since it was announced a busy host may have put that off, or a reset
+        have ended it."""
         if self.s.link.n_flight and self.clock.lands[self.oldest()] == self.env.now:
             self.landed()
 
@@ -188,8 +189,16 @@ class Machine:
         if step == self.plan.warmup_steps and step > 0:
             self.clock.time.now_ns = self.env.now
             forget(self.s, self.clock, self.rules)
+        if self.plan.resets is not None and self.plan.resets[step]:
+            self.reset()
         self.clock.begin[step] = self.env.now
         self.dense, self.head = self.durations(step)
+
+    def reset(self) -> None:
+        """A request begins as the first one did; landings that were announced are nobody's (`landing`)."""
+        self.clock.time.now_ns = self.env.now
+        reset(self.s, self.log, self.clock, self.hooks, self.rules, len(self.plan.step_prefill))
+        self.kick()
 
     def layer_of(self, step: int, layer: int) -> Process:
         """The dense part in front of an MoE layer, the decision, the visit."""

@@ -93,10 +93,13 @@ def applicable(plan: Plan) -> tuple[str, ...]:
 
     Whoever brings every miss over the link, to a slot or a stage: all, `demand_ns` only where nothing comes before the
     visit that wants it (no prefetcher, no layers ahead, no copies that a visit leaves to the next). Others (drop, cpu,
-    stand-ins, reads of host memory) leave out or move work: executed ones only, and what the host did.
+    stand-ins, reads of host memory) leave out or move work: executed ones only, and what the host did. So with resets,
+    at each of which the first residents come free of charge.
     """
     on = plan.on_miss
     any_run = ANY if on is None else (*ANY, *HOST)
+    if plan.resets is not None:
+        return any_run
     rules = [plan.miss] if on is None or on.bulk is None else [plan.miss, on.bulk]
     if any(rule.marks & NOT_ALL_FETCHED or rule.kind == REMOTE for rule in rules) or plan.rerank is not None:
         return any_run

@@ -41,7 +41,9 @@ def starts_free(out: Mapping[str, Any]) -> bool:
     start, ttft = out["start"], out["ttft_ms"]
     waited_ns = (ttft["mean"] or 0.0) * 1e6 * ttft["n"]
     flatters = start["load_ns"] >= NOTICEABLE * waited_ns > 0 or start["residents"] >= NOTICEABLE * out["hits"] > 0
-    return bool(start["residents"] and flatters and not out["spec"].get("warmup_steps"))
+    return bool(
+        start["residents"] and flatters and not (out["spec"].get("warmup_steps") or out["spec"].get("warmup_share"))
+    )
 
 
 def marks_without(summary: Mapping[str, Any]) -> dict[str, bool | None]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from traces.command import Parser
 from traces.errors import UserError
 from traces.format import npz
+from traces.format.groups import groups
 from traces.format.trace import RoutingTrace, hash64
 
 Ids = npt.NDArray[np.int64]
@@ -134,15 +135,19 @@ def open_source(name: str, device: str) -> Source:
 def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], dict[str, Any]]:
     """Token ids of each request's prompt, and what the trace says of where they come from."""
     about: dict[str, Any] = {}
+    of: dict[str, list[str]] = {}
     if options.prompts_from:
         path = npz.find(options.prompts_from)
         trace = npz.read(path)
         found = prompts_of(trace, path.name)
         about = {name: trace.meta[name] for name in ("data", "licence") if name in trace.meta}
+        of = groups(trace)
     elif options.text:
-        texts = [_read(Path(name)) for name in options.text]
-        found = windows([source.encode(text) for text in texts], options.prompt_tokens, options.generate, options.seed)
-        about = {"data": ", ".join(Path(name).name for name in options.text)}
+        texts, names = [_read(Path(name)) for name in options.text], [Path(name).name for name in options.text]
+        streams = [source.encode(text) for text in texts]
+        drawn = _windows(streams, options.prompt_tokens, options.generate, options.seed)
+        found, of = [window for _, window in drawn], {"text": [names[n] for n, _ in drawn]}
+        about = {"data": ", ".join(names)}
     else:
         found = windows(source.heldout(), options.prompt_tokens, options.generate, options.seed)
     wanted = options.requests or (len(found) if options.prompts_from else 16)
@@ -150,6 +155,8 @@ def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], di
     if len(chosen) < wanted or not chosen:
         have = f"{len(found)} prompts are there"
         raise UserError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
+    if of:
+        about["groups"] = {key: words[options.skip : options.skip + wanted] for key, words in of.items()}
     return chosen, about
 
 
@@ -165,7 +172,13 @@ def windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> li
 
     Each is followed in its text by `generate` tokens that are in no other prompt, or by the text's end.
     """
-    found = [s[i : i + prompt] for s in streams for i in range(0, len(s) - prompt + 1, prompt + generate)]
+    return [window for _, window in _windows(streams, prompt, generate, seed)]
+
+
+def _windows(streams: Sequence[Ids], prompt: int, generate: int, seed: int) -> list[tuple[int, Ids]]:
+    """The same, each with the number of its stream."""
+    every = [(n, s, range(0, len(s) - prompt + 1, prompt + generate)) for n, s in enumerate(streams)]
+    found = [(n, s[i : i + prompt]) for n, s, places in every for i in places]
     order = np.argsort(hash64(seed, np.arange(len(found)), 0), kind="stable")
     return [found[i] for i in order]
 

@@ -97,7 +97,19 @@ def check_meta(meta: object, name: str) -> dict[str, Any]:
     if not isinstance(meta["model"], str) or not meta["model"]:
         raise TraceError(f"{name}: meta.model is {_short(meta['model'])}; a name is required")
     _check_meta_counts(meta, name)
+    _check_groups(meta.get("groups", {}), name)
     return meta
+
+
+def _check_groups(groups: object, name: str) -> None:
+    """Lists of words by key; how many there must be, the rows say."""
+    if not isinstance(groups, dict):
+        raise TraceError(f"{name}: meta.groups is {_short(groups)}; lists by key are required")
+    for key, of in groups.items():
+        if not key or "=" in key:
+            raise TraceError(f"{name}: meta.groups has the key {_short(key)}; a word without = is required")
+        if not isinstance(of, list) or not all(isinstance(each, str) and each for each in of):
+            raise TraceError(f"{name}: meta.groups.{key} is {_short(of)}; a list of words, one a request, is required")
 
 
 def _check_meta_counts(meta: dict[str, Any], name: str) -> None:
@@ -185,6 +197,9 @@ def _check_rows(trace: RoutingTrace, name: str) -> None:
         again = int(first[np.flatnonzero(trace.sequence[first] == ids[counts > 1][0])[1]])
         where = f"sequence[{again}] = {trace.sequence[again]}"
         raise TraceError(f"{name}: {where} comes back after another request; a request's rows stand together")
+    for key, of in trace.meta.get("groups", {}).items():
+        if len(of) != len(first):
+            raise TraceError(f"{name}: meta.groups.{key} has {len(of)} words; the trace has {len(first)} requests")
     starts = trace.position[first]
     if starts.min() < 0:
         row = int(first[np.argmax(starts < 0)])

@@ -25,7 +25,8 @@ class RoutingTrace:
     position   int32 [T]: its place in that request, from any start >= 0, rising by one.
     prefill    bool [T]: prompt token (true) or generated token.
     meta       what the format asks for (format_version, model, n_experts, top_k, n_layers, moe_layers, real)
-               and more: unknown keys are kept.
+               and more: unknown keys are kept. groups: {"domain": ["code", ...]} what each request is, in order
+               of appearance; optional.
     weights    float16 or float32 [T, L, K]: router weights as the model applies them; optional.
     logits     float16 [T, L, E]: raw router logits of all experts; optional.
     lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state
@@ -114,7 +115,20 @@ class RoutingTrace:
         lo, hi = int(index[0]), int(index[-1]) + 1
         take: Any = slice(lo, hi) if np.array_equal(index, np.arange(lo, hi)) else index
         parts = {n: a[:, take] if n == "lookahead" else a[take] for n, a in self.arrays().items()}
-        return RoutingTrace(meta=self.meta, **parts)
+        return RoutingTrace(meta=self._meta_of(index), **parts)
+
+    def _meta_of(self, index: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """meta of whole requests, whose rows are given: groups have an entry per request."""
+        if "groups" not in self.meta:
+            return self.meta
+        first = self.requests()[0]
+        kept = np.searchsorted(first, index[np.isin(index, first)])
+        return self.meta | {"groups": {key: [of[i] for i in kept] for key, of in self.meta["groups"].items()}}
+
+    def take(self, ordinals: npt.ArrayLike) -> "RoutingTrace":
+        """The trace of some requests, by their places in it from 0, in the order given. Raises TraceError."""
+        first, last = self.requests()
+        return self.select(np.concatenate([np.arange(first[i], last[i]) for i in np.asarray(ordinals, np.int64)]))
 
 
 def _refuse_cut_requests(index: npt.NDArray[np.int64], first: Array, last: Array) -> None:

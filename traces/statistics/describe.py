@@ -18,7 +18,7 @@ def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
-    rows |= _shape(facts["shape"]) | _statistics(facts)
+    rows |= _shape(facts["shape"]) | _groups(facts.get("groups", {})) | _statistics(facts)
     return _lines(f"{name}: {facts['model']}, {kind}", rows)
 
 
@@ -55,6 +55,11 @@ def _shape(size: dict[str, Any]) -> dict[str, str]:
         "arrays": ", ".join(f"{name} {dtype}" for name, dtype in size["arrays"].items()),
         "missing slots": f"{size['missing_slots']:,}",
     }
+
+
+def _groups(groups: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """How many requests are of which group."""
+    return {key: ", ".join(f"{value} {n:,}" for value, n in of.items()) + " requests" for key, of in groups.items()}
 
 
 def _statistics(facts: dict[str, Any]) -> dict[str, str]:

@@ -4,12 +4,14 @@ Every figure takes all rows, prompt and generated, in the order of the file, and
 unless it says otherwise. Sizes: T tokens, L MoE layers, K top-k, E experts per layer.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from traces.format.groups import groups
 from traces.format.layout import CHUNK_ELEMENTS, Array, chunks
 from traces.format.npz import content_hash
 from traces.format.profile import KIND, VERSION, Profile
@@ -32,6 +34,7 @@ def info(trace: RoutingTrace) -> dict[str, Any]:
         "provenance": {key: trace.meta[key] for key in PROVENANCE if key in trace.meta},
         "content_hash": content_hash(trace),
         "shape": shape(trace),
+        **({"groups": {key: dict(Counter(of)) for key, of in found.items()}} if (found := groups(trace)) else {}),
         "popularity": popularity(trace),
         "overlap": overlap(trace),
         "reuse_distance": reuse_distance(trace),
