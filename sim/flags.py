@@ -30,8 +30,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "link_share", "cpu_visit_us", "n_cpu_moe", "override_tensor", "dense_on_host",
     ),
     "how it runs": (
-        "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "context_offset", "warmup_steps",
-        "warmup_share", "max_steps", "seed", "machine",
+        "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept", "draft_ns",
+        "context_offset", "warmup_steps", "warmup_share", "max_steps", "seed", "machine",
     ),
 }  # fmt: skip
 TYPES = {WHOLE: int, NUMBER: float}  # of a flag's value, by its metavar; text without one

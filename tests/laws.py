@@ -182,8 +182,9 @@ def spared(plan: Plan, row: dict[str, int]) -> set[int]:
     assert plan.prefetch is not None
     layers = plan.experts.shape[1]
     distance = (row["layer"] - row["visit"] - 1) % layers + 1
-    rows_of_target = step_rows(plan, (row["visit"] + distance) // layers)
-    listed = merged_list(plan.prefetch, distance, rows_of_target, row["layer"])
+    step = (row["visit"] + distance) // layers
+    places = range(int(plan.step_offset[step]), int(plan.step_offset[step + 1]))
+    listed = merged_list(plan.prefetch, distance, places, row["layer"])
     return {row["layer"] * plan.n_experts + expert for expert in listed}
 
 

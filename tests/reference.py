@@ -19,6 +19,7 @@ When nothing in it can happen the clock moves on to the next thing due.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from math import inf
 from typing import Any
 
@@ -35,7 +36,7 @@ from sim.core.plan import (
 )
 from tests import reference_miss, reference_on_miss
 from tests.reference_eviction import Eviction, Past, Scored, WindowSwap, eviction_of, is_marked, step_rows
-from tests.reference_miss import GATES, Answer, Token
+from tests.reference_miss import GATES, Answer, Token, mix
 from tests.reference_on_miss import (
     Admissions,
     Stages,
@@ -66,7 +67,7 @@ COLUMNS = {
 }
 ON_MISS_COLUMNS = {"transfers": " place run", "executions": " place"}  # of plans with `on_miss`
 TOTALS = (
-    "time_ns evictions decide_ns dense_ns experts_ns stall_ns cpu_wait_ns head_ns link_busy_ns"
+    "time_ns evictions draft_ns decide_ns dense_ns experts_ns stall_ns cpu_wait_ns head_ns link_busy_ns"
     " prefetched_used prefetched_late prefetched_wasted"
     " slots_wanted slots_hit slots_late fetched substituted dropped cpu low wanted_before"
 )
@@ -78,6 +79,31 @@ def reference_steps(
     sequence: Sequence[int], prefill: Sequence[bool], batch: int, prefill_chunk: int, as_decode: bool = False
 ) -> list[tuple[bool, list[int]]]:
     """The steps of a trace: (is prefill, trace rows in order). One entry of the arguments per trace row."""
+    return reference_windows(sequence, prefill, batch, prefill_chunk, as_decode, 1, lambda request, window, rows: 1)[0]
+
+
+def guessed(seed: int, chance: Fraction, request: int, window: int, rows: int) -> int:
+    """Rows accepted of a window: the first, and each behind it as long as those before it are and its draw says so."""
+    accepted = 1
+    while accepted < rows:
+        drawn = mix(mix(mix(mix(seed % 2**64) ^ request) ^ window) ^ accepted)
+        if Fraction(drawn, 2**64) >= chance:
+            break
+        accepted += 1
+    return accepted
+
+
+def reference_windows(
+    sequence: Sequence[int],
+    prefill: Sequence[bool],
+    batch: int,
+    prefill_chunk: int,
+    as_decode: bool,
+    n: int,
+    accepts: Callable[[int, int, int], int],
+) -> tuple[list[tuple[bool, list[int]]], list[tuple[int, int, int, int]]]:
+    """The steps, and the windows of its decode steps: step, which request (in order of admission), rows, accepted. A
+    request gives its next n answers at most; accepts(request, window, rows): how many it need not give again."""
     prompts: dict[int, list[int]] = {}
     answers: dict[int, list[int]] = {}
     for row, request in enumerate(sequence):
@@ -86,6 +112,7 @@ def reference_steps(
         is_prompt = bool(prefill[row]) and not as_decode
         (prompts if is_prompt else answers)[int(request)].append(row)
     waiting, active, steps = list(prompts), list[int](), list[tuple[bool, list[int]]]()
+    windows, order, had = list[tuple[int, int, int, int]](), list(prompts), Counter[int]()
     while waiting or active:
         admitted, waiting = waiting[: batch - len(active)], waiting[batch - len(active) :]
         for request in admitted:
@@ -94,10 +121,18 @@ def reference_steps(
         active += [request for request in admitted if answers[request]]
         if waiting and len(active) < batch:
             continue  # one of the admitted had nothing to decode: its place is filled again first
+        together: list[int] = []
+        for request in active:
+            window = answers[request][:n]
+            accepted = accepts(order.index(request), had[request], len(window))
+            windows.append((len(steps), order.index(request), len(window), accepted))
+            had[request] += 1
+            together += window
+            answers[request] = answers[request][accepted:]
         if active:
-            steps.append((False, [answers[request].pop(0) for request in active]))
+            steps.append((False, together))
         active = [request for request in active if answers[request]]
-    return steps
+    return steps, windows
 
 
 @dataclass(eq=False)
@@ -198,10 +233,11 @@ class Cache(Past):
         return self.evictions[scope].left_out(misses, others, self.slots[scope] - self.claimed[scope])
 
 
-def merged_list(prefetch: Prefetch, distance: int, rows: list[int], layer: int) -> dict[int, int]:
-    """Expert within the layer -> the rank in which it was first seen; in order: rank by rank, row by row."""
+def merged_list(prefetch: Prefetch, distance: int, places: Sequence[int], layer: int) -> dict[int, int]:
+    """Expert within the layer -> the rank in which it was first seen; in order: rank by rank, row by row. places: of a
+    step's rows among all that the plan runs."""
     lists = prefetch.lists[min(distance, len(prefetch.lists)) - 1]
-    lines = [int(prefetch.row[distance - 1, row]) for row in rows]
+    lines = [int(prefetch.row[distance - 1, i]) for i in places]
     first_rank: dict[int, int] = {}
     for rank in range(lists.shape[2]):
         for line in lines:
@@ -344,7 +380,14 @@ class Machine:
         dense = int(self.plan.costs.dense_ns[self.cost_class(), self.layer])
         self.totals["dense_ns"] += dense
         self.totals["decide_ns"] += self.plan.costs.decide_ns
-        self.gpu, self.gpu_ns = "dense", self.now + dense + self.plan.costs.decide_ns
+        begin = self.now + self.draft() if self.layer == 0 else self.now
+        self.gpu, self.gpu_ns = "dense", begin + dense + self.plan.costs.decide_ns
+
+    def draft(self) -> int:
+        """What the draft model takes in front of this step."""
+        ns = int(self.plan.costs.draft_ns[self.step]) if len(self.plan.costs.draft_ns) else 0
+        self.totals["draft_ns"] += ns
+        return ns
 
     def begin_tail(self) -> None:
         dense = int(self.plan.costs.dense_ns[self.cost_class(), self.layers])
@@ -902,12 +945,13 @@ class Machine:
             step, layer = divmod(here + distance, self.layers)
             if step >= len(self.plan.step_prefill):
                 return
-            first_rank = merged_list(prefetch, distance, step_rows(self.plan, step), layer)
+            places = range(int(self.plan.step_offset[step]), int(self.plan.step_offset[step + 1]))
+            first_rank = merged_list(prefetch, distance, places, layer)
             listed = {layer * self.plan.n_experts + expert: rank for expert, rank in first_rank.items()}
             for expert, rank in listed.items():
                 if left == 0:
                     return
-                if self.is_here_or_coming(expert):
+                if self.is_here_or_coming(expert) or self.comes_too_late(prefetch, distance):
                     continue
                 key = {"fifo": 0, "nearest-layer": here + distance}.get(ORDERS[prefetch.order])
                 if key is None:
@@ -915,6 +959,14 @@ class Machine:
                 row = self.transfer_row(expert, PREFETCH)
                 self.prefetches.append(Transfer(expert, row, key, frozenset(listed)))
                 left -= 1
+
+    def comes_too_late(self, prefetch: Prefetch, distance: int) -> bool:
+        """Whether one more cannot land before the target is routed, behind all that is waiting and all that is sent."""
+        if prefetch.within_ns is None:
+            return False
+        waiting = len(self.demands) + len(self.streams) + len(self.prefetches) + len(self.backgrounds)
+        last_ns = (waiting + len(self.link) + 1) * int(self.plan.costs.transfer_ns[1])
+        return last_ns > int(prefetch.within_ns[distance - 1, self.layer])
 
     def experts_of(self, layer: int) -> range:
         return range(layer * self.plan.n_experts, (layer + 1) * self.plan.n_experts)

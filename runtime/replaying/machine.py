@@ -3,6 +3,7 @@
 It is the third machine beside sim.machines.compiled and discrete, and reads like the latter: one host thread walks
 through steps and layers, the link lands and commits beside it. What differs is where durations come from.
 
+    draft           of speculative windows: as long as the plan says, before the first layer          -> draft
     dense part      kernels; then the router's ids are copied to the host, which waits for them   -> dense, decide
     routed          sim.core decides (under the port's lock), and commits: copies go onto the link
     experts         the GPU takes a group, runs it from its slots, the host waits for its end       -> experts
@@ -11,7 +12,7 @@ through steps and layers, the link lands and commits beside it. What differs is 
                     (runtime.replaying.host_work)
     end of step     final norm, LM head, the next tokens to the host                                 -> head
 
-Every interval of the host's clock belongs to exactly one of the six: the machine puts marks, and what lies between two
+Every interval of the host's clock belongs to exactly one of these: the machine puts marks, and what lies between two
 marks goes to one part (`lap`). The parts add up to the time because nothing else is ever measured. What the host does
 between two kernels is in the part that the GPU waits in: that is what an engine pays. The dense part ends where its
 kernels end, by the device's clock; reading back and deciding is `decide`.
@@ -306,8 +307,16 @@ class Machine:
         forget(self.s, self.clock, self.rules)
         self.clock.time.link_busy_ns = 0  # `landed` leaves out what lies before
 
+    def _draft(self, step: int) -> None:
+        """The draft model's time before a step. Nobody drafts here: so much time passes, on every device."""
+        if len(self.costs.draft_ns) and self.costs.draft_ns[step]:
+            self.port.let_pass(int(self.costs.draft_ns[step]))
+            self.lap("draft_ns")
+
     def dense(self, step: int, layer: int) -> None:
         """The dense part of one MoE layer, and its router's ids on the host."""
+        if layer == 0:
+            self._draft(step)
         planned = int(self.costs.dense_ns[self.costs.cost_class[step], layer])
         self.port.compute.launch(lambda: self.work.dense(layer), Declared(planned))
         ended = self.port.compute.record()

@@ -260,6 +260,8 @@ def answer_each(
         s.expert[s.wanted[i]].asked = 0
     first = route.step_offset[step]
     for i in range(first, route.step_offset[step + 1]):
+        if layer == 0:
+            s.loss[route.step_row[i]] = 0.0  # a rejected row runs again
         _answer_token(s, log, miss, hooks, rules, visit, route.step_row[i], layer, i - first, lossless)
     if rules is not None and s.run.eviction_marks & BYPASSES:
         _restage(s, log, rules, layer, logged)

@@ -97,8 +97,8 @@ def new_log(plan: Plan) -> Log:
     slots = len(plan.step_row) * layers * top_k
     prefetches = 0
     if plan.prefetch is not None:
-        distances, width = plan.prefetch.row.shape[0], plan.prefetch.lists.shape[3]
-        prefetches = distances * layers * min(steps * plan.n_experts, len(plan.step_row) * width)
+        listed, width = np.count_nonzero(plan.prefetch.row >= 0, axis=1), plan.prefetch.lists.shape[3]
+        prefetches = layers * int(np.minimum(steps * plan.n_experts, listed * width).sum())
     copies = 0
     if plan.on_miss is not None:
         resets = 0 if plan.resets is None else int(plan.resets.sum())

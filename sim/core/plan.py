@@ -82,6 +82,7 @@ class Costs:
     expert_ns     int64 [max rows in a step + 1]: one expert, by the tokens it executes.
     cpu_expert_ns int64 [2, max rows + 1]: one expert on the host; row 0 link idle, 1 link busy at the routed instant.
     transfer_ns   int64 [2]: one expert over the link; [0] with the idle set-up, [1] following on.
+    draft_ns      int64 [S]: of each step, the draft model's time before the dense part; empty where nobody drafts.
     """
 
     dense_ns: Int
@@ -94,6 +95,7 @@ class Costs:
     transfer_ns: Int
     commit_gap_ns: int = 0
     commit_depth: int = 1
+    draft_ns: Int = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def in_a_row_ns(self) -> tuple[int, int]:
@@ -195,12 +197,15 @@ PLAIN = OnMiss(np.zeros((2, 0), np.int64), np.zeros(0, np.bool_))  # what it com
 class Prefetch:
     """Ranked lists of predicted experts, best first, -1 = no entry.
 
-    lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, t], l]` is what is predicted, d MoE layers ahead, for
-            trace token t at MoE layer l (t is a token of the *target* step); one entry in front serves all distances.
-    row     int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
+    lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, i], l]` is what is predicted, d MoE layers ahead, for
+            row i of the plan at MoE layer l (i is a row of the *target* step); one entry in front serves all distances.
+    row     int32 [D, R]: which row of the lists of that distance belongs to a row of the plan; -1 = none.
     budget  transfers that may join the prefetch queue per visit, over all targets; -1 = no limit.
     order   index into ORDERS.
     rank_key int64 [D, m]: for order `probability`, the key of list rank r at distance d (lower goes first).
+    within_ns int64 [D, L]: the least from the routed instant of a visit of that layer to that of the target at that
+            distance, no expert's time in it; an entry joins only where what is queued and under way and itself, at
+            transfer_ns[1] each, take no longer. None: whatever is listed joins.
     """
 
     lists: npt.NDArray[np.int16]
@@ -208,6 +213,31 @@ class Prefetch:
     budget: int = -1
     order: int = 0
     rank_key: Int = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    within_ns: Int | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Speculative windows of the decode steps, int32 [W] each, in run order: within a step by order of admission. The
+    rows of a decode step are those of its windows, one window after another.
+
+    step      its step.
+    request   whose it is: a line of Plan.requests.
+    rows      that it runs.
+    accepted  of these, from the first on, so many count, one at least; the others run again in the next window.
+    """
+
+    step: npt.NDArray[np.int32]
+    request: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
+    accepted: npt.NDArray[np.int32]
+
+    def accepted_rows(self, step_offset: Int, step_prefill: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool [R]: the rows that count; all of a prefill step do."""
+        out = np.ones(int(step_offset[-1]), np.bool_)
+        place = np.arange(int(self.rows.sum())) - np.repeat(np.cumsum(self.rows) - self.rows, self.rows)
+        out[np.repeat(~step_prefill, np.diff(step_offset))] = place < np.repeat(self.accepted, self.rows)
+        return out
 
 
 @dataclass(frozen=True)
@@ -233,6 +263,7 @@ class Plan:
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
     fresh       bool [S]: the first step of a request that is admitted while no other is served.
+    windows     of runs that speculate: a decode step then runs several rows of a request, and rows may run again.
     on_miss     what an engine does beyond one rule and slots everywhere (layers may then have no slots).
     """
 
@@ -268,3 +299,16 @@ class Plan:
     leaving: Leaving | None = None
     on_miss: OnMiss | None = None
     fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    windows: Windows | None = None
+
+    @property
+    def accepted(self) -> npt.NDArray[np.bool_]:
+        """bool [R]: the rows that count."""
+        if self.windows is None:
+            return np.ones(len(self.step_row), np.bool_)
+        return self.windows.accepted_rows(self.step_offset, self.step_prefill)
+
+    @property
+    def generated(self) -> int:
+        """Rows of decode steps that count: the tokens that the run generates."""
+        return int(self.accepted.sum()) - int(np.diff(self.step_offset)[self.step_prefill].sum())

@@ -252,7 +252,7 @@ class State(Memory):
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
-    loss: Float  # [T] router weight that others answered for, or nobody, by trace token
+    loss: Float  # [T] router weight that others answered for, or nobody, by trace token, when it last ran
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
     chances: Float  # [E] scratch: probabilities

@@ -24,6 +24,7 @@ class Time(Struct):
     now_ns: int
     # where it went since the warm-up
     link_busy_ns: int
+    draft_ns: int
     dense_ns: int
     decide_ns: int
     experts_ns: int

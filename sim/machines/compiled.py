@@ -37,6 +37,7 @@ class Durations(NamedTuple):
     expert_ns: Int
     cpu_expert_ns: Int
     transfer_ns: Int
+    draft_ns: Int
     low_expert_ns: Int
     low_transfer_ns: Int
     run_ns: Int  # plan.OnMiss
@@ -355,8 +356,11 @@ def _loop(
             reset(s, log, clock, hooks, rules, len(route.step_prefill))
         clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
+        draft = d.draft_ns[step] if len(d.draft_ns) > 0 else 0
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
+            if layer == 0:
+                then += draft
             if rules is None:
                 _advance(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
             else:
@@ -364,6 +368,7 @@ def _loop(
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
+        clock.time.draft_ns += draft
         clock.time.dense_ns += dense.sum()
         clock.time.decide_ns += layers * d.decide_ns
         clock.time.head_ns += head
@@ -376,7 +381,7 @@ def durations(plan: Plan) -> Durations:
     """The plan's costs as one flat tuple of one type."""
     c = plan.costs
     low = plan.low or c
-    arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns)
+    arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns, c.draft_ns)
     on = plan.on_miss or PLAIN
     host = (on.cpu_visit_ns, on.beside, *on.link_share)
     return Durations(

@@ -201,7 +201,10 @@ class Machine:
         self.kick()
 
     def layer_of(self, step: int, layer: int) -> Process:
-        """The dense part in front of an MoE layer, the decision, the visit."""
+        """The dense part in front of an MoE layer (before the first one's, what the draft model takes), the decision,
+        the visit."""
+        if layer == 0 and len(self.costs.draft_ns):
+            yield from self.busy(int(self.costs.draft_ns[step]), "draft_ns")
         yield from self.busy(self.dense[layer], "dense_ns")
         yield from self.busy(self.costs.decide_ns, "decide_ns")
         yield from self.visit(step, layer)

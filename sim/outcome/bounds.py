@@ -205,6 +205,8 @@ def _before_ns(plan: Plan, first: int, last: int) -> Int:
     before = costs.dense_ns[costs.cost_class[first:last], :-1] + costs.decide_ns
     behind = max(first, plan.warmup_steps + 1)  # the first step that comes after another's end
     before[behind - first :, 0] += _step_end_ns(plan, slice(behind - 1, last - 1))
+    if len(costs.draft_ns):
+        before[:, 0] += costs.draft_ns[first:last]
     return before.reshape(-1)
 
 
@@ -216,7 +218,9 @@ def _step_end_ns(plan: Plan, steps: slice) -> Int:
 
 def _routed_ns(plan: Plan) -> int:
     """From the span's begin to its first routed instant."""
-    return int(plan.costs.dense_ns[plan.costs.cost_class[plan.warmup_steps], 0]) + plan.costs.decide_ns
+    costs, first = plan.costs, plan.warmup_steps
+    draft = int(costs.draft_ns[first]) if len(costs.draft_ns) else 0
+    return draft + int(costs.dense_ns[costs.cost_class[first], 0]) + costs.decide_ns
 
 
 def _first_commit_ns(plan: Plan) -> int:
@@ -312,14 +316,14 @@ def executed_bounds(plan: Plan, record: "RunRecord") -> dict[str, int]:
     """executed_gpu_ns, executed_link_ns and their maximum executed_ns (class any): this run's own transfers and
     kernels, perfectly overlapped.
 
-    Proof. Dense parts, decisions, groups and step ends are never two at a time, so the time is at least the
+    Proof. Drafts, dense parts, decisions, groups and step ends are never two at a time, so the time is at least the
     sum of those of this run (executed_gpu_ns): the time with the same work and no waiting. The link carries
     one transfer at a time and, without a warm-up, none before the first routed instant, so the time is at
     least that instant and the link's busy time (executed_link_ns). What the host computed is in neither; where it
     is counted (plan.on_miss), it does one thing at a time, too (executed_host_ns). Needs no full record.
     """
     k = record.counters
-    gpu_ns = k["dense_ns"] + k["decide_ns"] + k["experts_ns"] + k["head_ns"]
+    gpu_ns = k["dense_ns"] + k["decide_ns"] + k["experts_ns"] + k["head_ns"] + k.get("draft_ns", 0)
     link_ns = k["link_busy_ns"]
     if link_ns and not plan.warmup_steps:
         link_ns += _first_commit_ns(plan)

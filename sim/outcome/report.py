@@ -44,6 +44,8 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["memory"] = setting.memory
     out["slots"] = _slots(setting.plan)
     out["start"] = _start(setting.plan)
+    if record.windows:
+        out["speculation"] = _speculation(setting, record, out)
     out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(facts_of(setting, out, memo))
     marks = _marks(setting, out["memory"]["fits"])
@@ -85,6 +87,21 @@ def _slots(plan: Plan) -> dict[str, int]:
 def _start(plan: Plan) -> dict[str, int]:
     n, (first, each) = len(plan.residents), plan.costs.in_a_row_ns
     return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
+
+
+def _speculation(setting: Setting, record: RunRecord, out: Mapping[str, Any]) -> dict[str, Any]:
+    """What the counted windows gave; see summary._Speculation."""
+    columns = {name: column[record.windows["step"] >= record.warmup_steps] for name, column in record.windows.items()}
+    windows, tokens = len(columns["rows"]), int(columns["accepted"].sum())
+    each = {"distinct_experts": out["wanted"], "h2d_bytes": sum(out["h2d_bytes"].values())}
+    return {
+        "n": setting.spec.speculate,
+        "windows": windows,
+        "rows": int(columns["rows"].sum()),
+        "accepted": tokens,
+        "accepted_per_window": tokens / windows if windows else None,
+        **{f"{name}_per_token": count / tokens if tokens else None for name, count in each.items()},
+    }
 
 
 def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
@@ -133,7 +150,8 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
     if not record.tokens:
         return None
     plan = setting.plan
-    rows = plan.step_row[plan.step_offset[plan.warmup_steps] :]
+    first = int(plan.step_offset[plan.warmup_steps])
+    rows = plan.step_row[first:][plan.accepted[first:]]
     assert setting.trace.weights is not None  # the plan's weights are the trace's
     weights = setting.trace.weights[rows].astype(np.float64)
     wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
@@ -207,6 +225,7 @@ def table(out: dict[str, Any]) -> str:
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
+        *_windows(out),
         "",
         *_time(out),
         "",
@@ -271,6 +290,22 @@ def _speeds(out: dict[str, Any]) -> str:
 def _unsure(out: dict[str, Any]) -> str:
     """Of a run of catalog costs of which no speed has an interval."""
     return f"; {NOT_CALIBRATED}" if out["marks"].get("catalog_costs") and not any_interval(out) else ""
+
+
+def _windows(out: dict[str, Any]) -> list[str]:
+    """Of a run that speculates."""
+    if (found := out.get("speculation")) is None:
+        return []
+    per = (
+        "{accepted_per_window:.2f} of {rows:,} rows in {windows:,} windows".format(**found) if found["windows"] else "-"
+    )
+    each = f"{_figure(found['distinct_experts_per_token'])} distinct experts and "
+    sent = "-" if found["h2d_bytes_per_token"] is None else f"{found['h2d_bytes_per_token'] / 1e6:,.1f} MB"
+    return [
+        f"{'speculation':<12} windows of {found['n']}: {found['accepted']:,} tokens accepted, {per}",
+        f"{'':<12} a token: {each}{sent} to the GPU; what rejected rows would have been routed to nobody recorded: "
+        "the trace's own next rows stand for it",
+    ]
 
 
 def _free_start(out: dict[str, Any]) -> list[str]:

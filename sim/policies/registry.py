@@ -431,6 +431,7 @@ def _prefetcher(predictor: type[Predictor]) -> Policy:
         oracle=predictor.oracle,
         search=predictor.search,
         make=predictor,
+        drafts=predictor.drafts,
     )
 
 
