@@ -101,6 +101,9 @@ class RunSpec(BaseModel):
     transfer_order: Literal["fifo", "nearest-layer", "probability"] = flag(
         "NAME", "fifo, nearest-layer or probability, among prefetches", "fifo"
     )
+    transfer_chunk: str | None = later(
+        "256KB", "bytes after which a demand may pass what is fetched ahead (default: a whole transfer)", None
+    )
     expert_group: Literal["one", "ready", "all"] | None = flag(
         "one|ready|all", "how the GPU takes experts (default: the engine's)", None
     )
@@ -234,7 +237,7 @@ class RunSpec(BaseModel):
             parse_requests(value)
         return value
 
-    @field_validator("ram", "vram")
+    @field_validator("ram", "vram", "transfer_chunk")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         if value is not None:

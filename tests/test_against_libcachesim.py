@@ -181,7 +181,8 @@ class S3FifoOfTheirs(S3Fifo):
 
 
 def xxh64(number: int, seed: int) -> int:
-    """XXH64 of eight bytes, the low half (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+    """ The window fills the cache, and empties into what is behind it not before the first eviction. Probation has
+    a size, what protected leaves, beyond which whoever comes from the window is protected at once."""
     primes = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
     first, second, third, fourth, fifth = primes
     end = 2**64
@@ -216,7 +217,7 @@ class Sketch:
 class WTinyLfuOfTheirs(WTinyLfu):
     """Four things are not ours. Uses are counted by a sketch, without a cap, and halved at every 32 hits per slot
     behind the window. Counted are landings, hits behind the window but none in it, and once more whoever leaves the
-    window. The window fills the cache, and empties into what is behind it not before the first eviction. Probation has a size,
+    window. XX
     what protected leaves, beyond which whoever comes from the window is protected at once."""
 
     def __init__(self, past: Past, scope: int) -> None:
