@@ -181,7 +181,7 @@ class S3FifoOfTheirs(S3Fifo):
 
 
 def xxh64(number: int, seed: int) -> int:
-    """ The window fills the cache, and empties into what is behind it not before the first eviction. Probation has
+    """The window fills the cache, and empties into what is behind it not before the first eviction. Probation has
     a size, what protected leaves, beyond which whoever comes from the window is protected at once."""
     primes = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
     first, second, third, fourth, fifth = primes
@@ -217,8 +217,8 @@ class Sketch:
 class WTinyLfuOfTheirs(WTinyLfu):
     """Four things are not ours. Uses are counted by a sketch, without a cap, and halved at every 32 hits per slot
     behind the window. Counted are landings, hits behind the window but none in it, and once more whoever leaves the
-    window. XX
-    what protected leaves, beyond which whoever comes from the window is protected at once."""
+    window. The window fills the cache, and empties into what is behind it not before the first eviction. Probation has
+    a size, what protected leaves, beyond which whoever comes from the window is protected at once."""
 
     def __init__(self, past: Past, scope: int) -> None:
         super().__init__(past, scope)
