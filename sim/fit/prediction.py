@@ -87,6 +87,11 @@ class FittedPredictor(Predictor):
 
     def fit(self, trace: RoutingTrace) -> Self:
         """Learns from a calibration trace, and rank_key_ int64 [D, m] from its first requests (`leading_requests`)."""
+        for array in self.needs:
+            if not trace.has(array):
+                raise SpecError(
+                    f"{self.name}: the calibration trace has no array {array}; this predictor learns from it"
+                )
         Predictor.check(self, trace)
         self.shape_ = _shape(trace)
         self._learn(trace)

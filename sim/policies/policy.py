@@ -1,5 +1,6 @@
 """What a policy is: one object, which says all that anybody knows of it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,16 +29,20 @@ WORDS: Mapping[str, Mapping[str, float]] = {
 
 
 class From(NamedTuple):
-    """The numbers that a parameter may be: from `least`, whole ones unless it says otherwise."""
+    """The numbers that a parameter may be: from `least` to `most`, whole ones unless it says otherwise."""
 
     least: float
     whole: bool = True
+    most: float = math.inf
 
     def holds(self, value: Value) -> bool:
-        return not isinstance(value, str) and value >= self.least and (float(value).is_integer() or not self.whole)
+        if isinstance(value, str) or not self.least <= value <= self.most:
+            return False
+        return float(value).is_integer() or not self.whole
 
     def __str__(self) -> str:
-        return f"a {'whole ' if self.whole else ''}number from {self.least:g}"
+        end = f" to {self.most:g}" if self.most < math.inf else ""
+        return f"a {'whole ' if self.whole else ''}number from {self.least:g}{end}"
 
 
 @dataclass(frozen=True)
