@@ -73,7 +73,7 @@ def _predicted(name: str, distance: int, trace: RoutingTrace) -> npt.NDArray[np.
     some for layers that no earlier layer of the token could foretell."""
     there = trace.lookahead_distances
     if distance not in there:
-        raise SpecError(f"{name}: distance {distance} needs lookahead at that distance; the trace has {list(there)}")
+        raise SpecError(f"set: {name}.distance={distance}: must be a distance of the trace's lookahead, {list(there)}")
     assert trace.lookahead is not None  # it has such a distance
     found = np.ascontiguousarray(trace.lookahead[there.index(distance), :, :, : trace.top_k], np.int16)
     if (found[:, :distance] >= 0).any():

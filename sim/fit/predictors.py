@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from sim.errors import SpecError
 from sim.fit.activation import ActivationMatrix
+from sim.fit.map_store import MapStore
+from sim.fit.popular_per_request import PopularPerRequest
 from sim.fit.prediction import (
     CHUNK_ELEMENTS,
     FittedPredictor,
@@ -243,5 +245,6 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
     return (hashed & ~_ID) | (expert.astype(np.uint64) & _ID)
 
 
-EVERY = (PreviousToken, Popular, Transition, ActivationMatrix, GateLookahead, Learned, Oracle, NoisyOracle)
+EVERY = (PreviousToken, Popular, PopularPerRequest, Transition, ActivationMatrix, MapStore, GateLookahead, Learned,
+         Oracle, NoisyOracle)  # fmt: skip
 PREDICTORS: dict[str, type[Any]] = {each.name: each for each in EVERY}

@@ -265,8 +265,7 @@ MISS = _table(
     Policy(
         "speculate",
         miss.SPECULATE,
-        "where all that was predicted `distance` layers before is resident, its unused experts run in the missing ones' "
-        "place, else fetch",
+        "if all that was predicted `distance` layers before is there, it runs in place of what is missing; else fetch",
         "Speculating Experts, arXiv 2603.19289",
         prepared={**_COMMON, "distance": 1},
         needs=("lookahead",),
