@@ -198,7 +198,7 @@ def test_popular_per_request_by_hand() -> None:
     run = trace_of(experts, 4, sequence=[0, 0, 0, 0, 0, 1], prefill=[1, 1, 1, 0, 0, 0])
     p = PREDICTORS["popular-per-request"](distance=2).predict(run, schedule(run, prefill_chunk=2))
     assert p.row.tolist() == [[-1, -1, -1, 0, -1, -1]] * 2  # its first generated token alone, not its second chunk
-    assert p.lists.tolist() == [[[[2, 1, -1, -1], [3, 0, -1, -1]]]]
+    assert p.lists.tolist() == [[[[2, 1], [3, 0]]]]  # twice top-k
     more = PREDICTORS["popular-per-request"](tokens=2, width=1).predict(run, schedule(run))
     assert (more.row.tolist(), more.lists.tolist()) == ([[-1, -1, -1, 0, 0, -1]], [[[[2], [3]]]])
 
@@ -219,4 +219,5 @@ def test_popular_per_request_in_plain_python(trace: RoutingTrace, batch: int, ch
                 continue
             used = [e for e in trace.experts[prompt, layer].reshape(-1).tolist() if e >= 0]
             best = sorted(set(used), key=lambda e: (-used.count(e), e))
-            assert of(p, d, t, layer) == best + [-1] * (trace.n_experts - len(best))
+            m = min(2 * trace.top_k, trace.n_experts)
+            assert of(p, d, t, layer) == (best + [-1] * m)[:m]

@@ -97,6 +97,13 @@ def test_cache_prior_by_mass(run: Run, always: int, mass: float, expected: list[
     assert sorted(result["executions"]["expert"]) == expected
 
 
+def test_the_window_by_mass_ends_where_the_mass_is_reached(run: Run) -> None:
+    # Four of p = 1/4 each, 2 and 3 resident. At .5 the window is 0 and 1, .25 + .25: no resident, so by rank.
+    given: dict[str, Any] = {"policy": "cpu", "rerank": ("cache-prior-mass", 1, 0.5)}
+    result = run(lossy([[[0, 1]]], 4, [2], [2, 3], logits=[[[0, 0, 0, 0]]], **given))
+    assert sorted(result["executions"]["expert"]) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("tolerance", "expected"),
     [

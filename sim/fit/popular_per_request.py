@@ -15,7 +15,8 @@ from traces.statistics.counts import count_experts
 class PopularPerRequest(Predictor):
     """What the request's prompt used at each layer, most used first: the cache warmed up from prefill.
 
-    width      entries of a list; None = all that the prompt used.
+    width      entries of a list; None = twice the trace's top-k. Best as many as a layer has slots: a prefetch spares
+               residents that are on its list, so of a longer one nobody may make room for the first.
     tokens     so many generated tokens of a request, from its first on, have the list: with 1 the prompt's favourites
                are brought once, and the eviction is left alone with them.
 
@@ -43,7 +44,7 @@ class PopularPerRequest(Predictor):
 
     def _lists(self, trace: RoutingTrace, prompts: Prompts, requests: Int) -> Ids:
         """int16 [1, requests, L, m]."""
-        m = min(self.width or trace.n_experts, trace.n_experts)
+        m = min(self.width or 2 * trace.top_k, trace.n_experts)
         lists = np.empty((1, len(requests), trace.n_moe_layers, m), np.int16)
         for i, r in enumerate(requests):
             prompt = trace.experts[prompts.start[r] : prompts.end[r]]
