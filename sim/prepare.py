@@ -209,7 +209,7 @@ class Scheduled:
     speculation: Speculation | None
 
     def make(self, memo: Memo) -> Steps:
-        how = self.batch, self.prefill_chunk, self.as_decode, self.skip_prompts, self.speculation
+        how = self.batch, self.prefill_chunk, self.as_decode, self.speculation, self.skip_prompts
         return schedule(self.judged.judged(memo), *how)
 
 

@@ -154,8 +154,8 @@ def schedule(
     batch: int = 1,
     prefill_chunk: int = 512,
     as_decode: bool = False,
-    skip_prompts: bool = False,
     speculation: Speculation | None = None,
+    skip_prompts: bool = False,
 ) -> Steps:
     """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps, `skip_prompts` does not run
     them, nor requests without another row. Raises SpecError where that leaves nothing, and for a file of counts that

@@ -256,6 +256,8 @@ def rerank_of(rng: np.random.Generator) -> Choice:
     params = {
         "cache-prior": [some(0, 0.2, 0.5, 1, 10)],
         "max-rank": [some(0, 1, 2, 4), some(0, 2, 4, 12)],
+        "cache-prior-mass": [some(0, 1, 2, 4), some(0, 0.3, 0.6, 0.9, 1)],
+        "tolerance": [some(0, 0.1, 0.35, 0.7, 1)],
         "smoe": [some(0, 0.25, 0.9, 1)],
         "adapmoe": [some(0, 0.005, 0.04, 0.3, 1)],
         "sere": [some(0, 0.3, 0.6, 2), some(0, 1, 1, 2)],
@@ -295,9 +297,18 @@ def scored(rng: np.random.Generator, base: Plan) -> Plan:
         peer_q=q,
         rerank=rerank_of(rng) if rng.random() < 0.25 else None,
         similarity=alike,
+        predicted=predicted_of(rng, base) if miss.name == "speculate" else None,
         norm_topk=norm_topk,
         late_counts_as_missing=bool(rng.random() < 0.4),
     )
+
+
+def predicted_of(rng: np.random.Generator, base: Plan) -> Any:
+    """Lists of K experts, now and then shorter or none, in half of the plans of the first few experts alone, which are
+    often all resident."""
+    n = int(base.n_experts if rng.random() < 0.5 else min(base.n_experts, base.experts.shape[2] + 1))
+    lists = np.argsort(rng.random((*base.experts.shape[:2], n)), axis=-1)[..., : base.experts.shape[2]]
+    return np.where(rng.random(lists.shape) < float(rng.choice([0, 0, 0.3])), -1, lists).astype(np.int16)
 
 
 def low_of(rng: np.random.Generator, base: Plan) -> Low:

@@ -106,7 +106,8 @@ PARAMETERS: dict[str, list[Any]] = {
     "hobbit.precision": ["q4", "q2"], "similarity.matrix": ["s.npz", "r.npz"], "sere.matrix": ["s.npz", "r.npz"],
     "max-rank.among": [3, 4], "profile.file": ["p.npz", "q.npz"],
     "cpu-admit.inserts": [1, "unlimited"], "split.by": ["makespan", "table"], "split.table": ["0,1", "1"],
-    "global-popular.file": ["p.npz", "q.npz"],
+    "global-popular.file": ["p.npz", "q.npz"], "map-store.maps": [3, 9], "popular-per-request.tokens": [1, 4],
+    "speculate.distance": [1, 2], "cache-prior-mass.mass": [0.5, 0.9], "tolerance.tolerance": [0.2, 0.6],
 }  # fmt: skip
 KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")  # of policies, which have parameters
 NEEDED = {"hobbit.slots": "2", "similarity.matrix": "s.npz", "sere.matrix": "s.npz", "profile.file": "p.npz"}

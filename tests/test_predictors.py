@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from sim.errors import SpecError
-from sim.fit import activation, prediction, predictors, transition
+from sim.fit import activation, map_store, prediction, predictors, transition
 from sim.fit.prediction import CERTAIN, Prediction, measured, ranked
 from sim.fit.predictors import PREDICTORS
 from sim.speculation import Speculation
@@ -46,7 +46,7 @@ def fitted(name: str, trace: RoutingTrace, seed: int, **options: Any) -> Any:
     predictor = PREDICTORS[name](**options)
     if predictor.fitted:
         shape = {"layers": trace.n_moe_layers, "experts": trace.n_experts, "k": trace.top_k}
-        predictor.fit(random_trace(np.random.default_rng(seed), tokens=20, requests=4, **shape))
+        predictor.fit(random_trace(np.random.default_rng(seed), tokens=20, requests=4, logits=True, **shape))
     return predictor
 
 
@@ -218,11 +218,12 @@ def first_step_of_rows(steps: Steps, tokens: int) -> np.ndarray:
 
 
 def looking(**fixed: Any) -> some.SearchStrategy[RoutingTrace]:
-    return traces(lookahead=2, distances=(1, 2, 3, 4), lookahead_source="learned: by chance", **fixed)
+    ahead = {"lookahead": 2, "distances": (1, 2, 3, 4), "lookahead_source": "learned: by chance"}
+    return traces(logits=True, **ahead, **fixed)
 
 
 def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> RoutingTrace:
-    """Another future: routing of visits after `visit` is drawn anew, and so is what gates say after it."""
+    """Another future: routing of visits after `visit` is drawn anew, and so is what routers and gates say after it."""
     layers, rng = trace.n_moe_layers, np.random.default_rng(seed)
     number = step[:, None] * layers + np.arange(layers)
     order = np.argsort(rng.random((trace.n_tokens, layers, trace.n_experts)), axis=2)
@@ -232,7 +233,10 @@ def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> R
     for d in range(1, len(lookahead) + 1):
         after = (number - d > visit) & (np.arange(layers) >= d)
         lookahead[d - 1][after] = rng.integers(-1, trace.n_experts, (int(after.sum()), lookahead.shape[3]))
+    assert trace.logits is not None
+    drawn = rng.normal(0, 3, trace.logits.shape).astype(np.float16)
     parts = {
+        "logits": np.where((number > visit)[..., None], drawn, trace.logits),
         "sequence": trace.sequence,
         "position": trace.position,
         "prefill": trace.prefill,
@@ -277,7 +281,7 @@ def test_no_list_depends_on_the_future(
 
 
 def test_an_oracle_breaks_that_law() -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1)
+    run = random_trace(np.random.default_rng(0), lookahead=1, logits=True)
     steps = schedule(run)
     other = scrambled(run, first_step_of_rows(steps, run.n_tokens), 5, 1)
     for name in ("oracle", "noisy-oracle"):
@@ -305,7 +309,7 @@ def test_lists_are_lists(name: str, trace: RoutingTrace, batch: int, seed: int, 
     assert len(p.lists) in (1, distance) and p.lists.shape[2] == distance and m <= min(width, trace.n_experts)
     assert p.row.shape == (distance, len(steps.row)) and p.rank_key.shape == (distance, m)
     assert p.row.min() >= -1 and p.row.max() < p.lists.shape[1]
-    assert p.lists.min() >= -1 and p.lists.max() < trace.n_experts
+    assert p.lists.min(initial=-1) >= -1 and p.lists.max(initial=-1) < trace.n_experts
     if name not in ("gate-lookahead", "learned"):  # the trace's own lists are what they are
         line = np.sort(p.lists, axis=3)
         assert not ((np.diff(line, axis=3) == 0) & (line[..., 1:] >= 0)).any()
@@ -320,13 +324,15 @@ def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypa
         lookahead=2,
         distances=(1, 2),
         missing=0.1,
+        logits=True,
         lookahead_source="learned: by chance",
     )
     steps = first_steps(schedule(run, batch=3, prefill_chunk=4), 40)
     p = fitted(name, run, 1, distance=2).predict(run, steps)
     for module in (prediction, predictors, transition):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(activation, "_CHUNK_ELEMENTS", 1)
+    for module in (activation, map_store):
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(transition, "_MOST_SETS", 0)
     q = fitted(name, run, 1, distance=2).predict(run, steps)
     assert np.array_equal(p.lists, q.lists) and np.array_equal(p.row, q.row)
@@ -417,7 +423,7 @@ def test_measured_keys_follow_the_shares_of_right_entries() -> None:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-RUN = random_trace(np.random.default_rng(0))  # 3 layers, 8 experts, top-2
+RUN = random_trace(np.random.default_rng(0), logits=True)  # 3 layers, 8 experts, top-2
 
 
 @pytest.mark.parametrize("name", AHEAD)
@@ -444,6 +450,9 @@ def test_options_are_checked(name: str, options: dict[str, Any], message: str) -
         ("noisy-oracle", {"precision": 0}, "precision is 0; a number in (0, 1] is required"),
         ("noisy-oracle", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
         ("activation-matrix", {"capacity": 0}, "capacity is 0; a whole number from 1 is required"),
+        ("map-store", {"maps": 0}, "maps is 0; a whole number from 1 is required"),
+        ("map-store", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
+        ("popular-per-request", {"tokens": 0}, "tokens is 0; a whole number from 1 is required"),
         ("transition", {"smoothing": -0.5}, "smoothing is -0.5; a finite number from 0 is required"),
         ("transition", {"smoothing": math.inf}, "smoothing is inf; a finite number from 0 is required"),
     ],
@@ -456,7 +465,7 @@ def test_own_options_are_checked(name: str, options: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", AHEAD)
 def test_no_distance_beyond_the_layers(name: str) -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance")
+    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance", logits=True)
     message = f"^{name}: distance 4; the trace has 3 MoE layers$"
     with pytest.raises(SpecError, match=message):
         predictor = PREDICTORS[name](distance=4)
@@ -470,7 +479,7 @@ def test_what_is_fitted_says_so(name: str) -> None:
     predictor = PREDICTORS[name]()
     with pytest.raises(SpecError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
         predictor.predict(RUN, schedule(RUN))
-    predictor.fit(random_trace(np.random.default_rng(0), experts=9))
+    predictor.fit(random_trace(np.random.default_rng(0), experts=9, logits=True))
     with pytest.raises(SpecError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
         predictor.predict(RUN, schedule(RUN))
 

@@ -19,14 +19,14 @@ from tests.on_torch import fixed_hardware
 from traces.format import npz, profile
 from traces.statistics.stats import profile_of
 
-MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
-RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE")
+MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION", "SPECULATE")
+RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
 # (file, text that stands there once, the same with the twin's branch)
 RECIPE = [
     (
         "sim/core/miss.py",
-        "SPLIT = range(11)",
-        f"SPLIT, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({11 + len(MISSES)})",
+        "SPECULATE = range(12)",
+        f"SPECULATE, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({12 + len(MISSES)})",
     ),
     *(
         (
@@ -34,12 +34,18 @@ RECIPE = [
             f"if miss.kind == {name}{end}",
             f"if (miss.kind == {name} or miss.kind == TWIN_{name}){end}",
         )
-        for name, end in (("DROP", ":"), ("CPU", ":"), ("DROP_BY_WEIGHT", " and"), ("PRECISION", ":"))
+        for name, end in (
+            ("DROP", ":"),
+            ("CPU", ":"),
+            ("DROP_BY_WEIGHT", " and"),
+            ("PRECISION", ":"),
+            ("SPECULATE", ":"),
+        )
     ),
     (
         "sim/core/rerank.py",
-        "USER = range(6)",
-        f"USER, {', '.join(f'TWIN_{name}' for name in RERANKERS)} = range({6 + len(RERANKERS)})",
+        "TOLERANCE = range(8)",
+        f"TOLERANCE, {', '.join(f'TWIN_{name}' for name in RERANKERS)} = range({8 + len(RERANKERS)})",
     ),
     *(
         (
@@ -47,7 +53,7 @@ RECIPE = [
             f"if miss.rerank == {name}:",
             f"if miss.rerank == {name} or miss.rerank == TWIN_{name}:",
         )
-        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE")
+        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
     ),
     ("sim/fit/placement.py", 'kind == "random":', 'kind in ("random", "twin-random"):'),
     ("sim/fit/placement.py", 'kind in ("first", "empty"):', 'kind in ("first", "empty", "twin-first", "twin-empty"):'),

@@ -266,6 +266,7 @@ class Plan:
     peer_q      float32 [L, E, n]: their q(j|i).
     rerank      the re-ranking policy.
     similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
+    predicted   int16 [T, L, K]: experts predicted for a token some layers before, best first, -1 = no entry.
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
@@ -301,6 +302,7 @@ class Plan:
     peer_q: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     rerank: Choice | None = None
     similarity: npt.NDArray[np.float32] | None = None
+    predicted: npt.NDArray[np.int16] | None = None
     norm_topk: bool = True
     low: Low | None = None
     leaving: Leaving | None = None

@@ -46,7 +46,7 @@ class ActivationMatrix(FittedPredictor):
         self.collection_: Int = request_counts(trace, np.sort(order[: self.capacity]))  # [C, L, E]
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        turns = _Turns.of(trace, steps)
+        turns = Turns.of(trace, steps)
         match = _matches(self.collection_, trace, turns)
         best = ranked(self.collection_, length(self.width, trace))
         best = np.concatenate([best, np.full_like(best[:1], -1)])  # the last line, also number -1, is no match
@@ -66,7 +66,7 @@ def request_counts(trace: RoutingTrace, requests: Int) -> Int:
 
 
 @dataclass(frozen=True)
-class _Turns:
+class Turns:
     """A turn is the rows of one request that count in one step; turns in trace order, so a request's follow one
     another.
 
@@ -80,7 +80,7 @@ class _Turns:
     first: Int
 
     @staticmethod
-    def of(trace: RoutingTrace, steps: Steps) -> "_Turns":
+    def of(trace: RoutingTrace, steps: Steps) -> "Turns":
         row, request = np.full(trace.n_tokens, -1, np.int64), trace.sequence
         counts = np.flatnonzero(steps.accepted)
         row[steps.row[counts]] = counts
@@ -88,7 +88,7 @@ class _Turns:
         start = np.flatnonzero(np.append(True, (step[1:] != step[:-1]) | (request[1:] != request[:-1])))
         new = np.append(True, request[start[1:]] != request[start[:-1]])
         first = np.maximum.accumulate(np.where(new, np.arange(len(start)), 0))
-        return _Turns(np.append(start, trace.n_tokens), step[start], row[start], first)
+        return Turns(np.append(start, trace.n_tokens), step[start], row[start], first)
 
     def chunks(self, rows: int) -> Iterator[tuple[int, int]]:
         """(first turn, last + 1), about `rows` rows at a time."""
@@ -110,7 +110,7 @@ def _unit_vectors(collection: Int) -> Int:
     return out
 
 
-def _matches(collection: Int, trace: RoutingTrace, turns: _Turns) -> Rows:
+def _matches(collection: Int, trace: RoutingTrace, turns: Turns) -> Rows:
     """int32 [G, L]: the most similar matrix once that layer is routed; -1 while nothing of the request is."""
     table = _unit_vectors(collection)
     layers, _, width = table.shape
@@ -140,7 +140,7 @@ def _gains(table: Int, trace: RoutingTrace, start: Int) -> Int:
     return out
 
 
-def _look_up(best: Ids, match: Rows, turns: _Turns, d: int, out: Ids) -> None:
+def _look_up(best: Ids, match: Rows, turns: Turns, d: int, out: Ids) -> None:
     """out int16 [G, L, m]: the lists at distance d.
 
     A target layer from d on is foretold within the step. One below d is foretold in the step before, at layer

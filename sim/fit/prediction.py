@@ -89,6 +89,9 @@ class FittedPredictor(Predictor):
 
     def fit(self, trace: RoutingTrace) -> Self:
         """Learns from a calibration trace, and rank_key_ int64 [D, m] from its first requests (`leading_requests`)."""
+        for array in self.needs:
+            if not trace.has(array):
+                raise SpecError(f"{self.name}: the calibration trace has no array {array}; it is fitted on that")
         Predictor.check(self, trace)
         self.shape_ = _shape(trace)
         self._learn(trace)

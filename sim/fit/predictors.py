@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from sim.errors import SpecError
 from sim.fit.activation import ActivationMatrix
+from sim.fit.map_store import MapStore
+from sim.fit.popular_per_request import PopularPerRequest
 from sim.fit.prediction import (
     CHUNK_ELEMENTS,
     FittedPredictor,
@@ -290,6 +292,7 @@ class DraftWindow(Predictor):
 
 
 EVERY = (
-    PreviousToken, Popular, Transition, ActivationMatrix, GateLookahead, Learned, Oracle, NoisyOracle, DraftWindow,
+    PreviousToken, Popular, PopularPerRequest, Transition, ActivationMatrix, MapStore, GateLookahead, Learned, Oracle,
+    NoisyOracle, DraftWindow,
 )  # fmt: skip
 PREDICTORS: dict[str, type[Any]] = {each.name: each for each in EVERY}

@@ -168,8 +168,8 @@ def _lossless(setting: Setting) -> bool:
 def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown. m: bytes of memory."""
     notes = [SYNTHETIC] if marks["synthetic"] else []
-    prefetch = find("prefetch", setting.spec.prefetch)
-    if marks["synthetic"] and "lookahead" in prefetch.needs:
+    prefetch, miss = find("prefetch", setting.spec.prefetch), find("miss", setting.spec.miss)
+    if marks["synthetic"] and "lookahead" in (*prefetch.needs, *miss.needs):
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if marks["open_loop"]:
         notes.append(OPEN_LOOP)
