@@ -49,9 +49,9 @@ def may_stream(chosen: Choice) -> bool:
 
 @dataclass
 class Served:
-    """What came of it: misses, and global ids in the order in which they went."""
+    """What came of it: for each miss its visit, and global ids in the order in which they went."""
 
-    misses: int = 0
+    missed: list[int] = field(default_factory=list)
     victims: list[int] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ def _serve_at_once(cache: Cache, layer: int, experts: list[int], served: Served)
     misses = [expert for expert in experts if expert not in hits]
     out = set(misses) if takes_no_slot(cache.plan, layer) else cache.left_out(misses, set(experts))
     kept = [expert for expert in misses if expert not in out]
-    served.misses += len(misses)
+    served.missed += [cache.visits_routed - 1] * len(misses)
     for expert in kept:
         _bring(cache, expert, set(experts), True, served)
     for expert in _swapped(cache, layer):
