@@ -14,7 +14,7 @@ from sim.core.plan import MARKS, Choice, OnMiss, Plan
 from sim.policies.registry import EVICTION
 from tests.plans import plan as plan_with
 from tests.reference import Cache
-from tests.reference_eviction import WindowSwap, is_marked, wanted_of
+from tests.reference_eviction import WindowSwap, bypasses, is_marked, wanted_of
 from tests.reference_on_miss import takes_no_slot
 
 timeless = {"transfer": 1, "expert": 100, "dense": 10}
@@ -36,15 +36,10 @@ def plan_of(
     wanted = np.array([[*visit, *[-1] * (width - len(visit))] for visit in visits]).reshape(-1, layers, width)
     scopes = [slots] if rest.get("pooled") else [slots] * layers
     on_miss = OnMiss(np.arange(n_experts + 1) * np.ones((2, 1), np.int64), np.zeros(len(wanted), np.bool_))
-    rest.setdefault("on_miss", on_miss if may_stream(chosen) else None)
+    streams = bypasses(chosen) or chosen.name in ("static", "window-swap")
+    rest.setdefault("on_miss", on_miss if streams else None)
     made = plan_with(wanted, n_experts, scopes, residents=rest.pop("residents", ()), **timeless, **rest)
     return replace(made, eviction=chosen)
-
-
-def may_stream(chosen: Choice) -> bool:
-    """Whether a plan with it says what is done on a miss."""
-    kappa = chosen.params[1] if chosen.name == "decayed" and len(chosen.params) > 1 else -1
-    return chosen.name in ("static", "min", "belady-w", "window-swap") or kappa >= 0
 
 
 @dataclass

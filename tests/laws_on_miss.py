@@ -15,7 +15,8 @@ from sim.core.plan import ADMIT_PARAMS, ANSWERS, CAUSES, OUTCOMES, PLACES, SPLIT
 from tests import laws
 from tests.groups import global_id, rows, scope_of
 from tests.laws import CPU, DROP, FETCH, LANDED, LOW, PREFETCH, REMOTE, STREAM, SUBSTITUTE, Moment, entries, moments
-from tests.reference_on_miss import is_bulk, rule_of, slowed, streams, takes_no_slot
+from tests.reference_eviction import bypasses
+from tests.reference_on_miss import is_bulk, may_take_a_slot, rule_of, slowed, streams, takes_no_slot
 from tests.variants import compute_ns, everything_resident, without_transfer_time
 
 Result = dict[str, Any]
@@ -214,8 +215,9 @@ def may_answer(story: Story, visit: int) -> set[int]:
     may = family.get(rule.name, {FETCH, SUBSTITUTE, DROP, CPU})
     if plan.step_prefill[visit // story.layers] and not plan.lossy_prefill:
         may = (may | {FETCH}) & LOSSLESS
-    no_slot = takes_no_slot(plan, visit % story.layers)
-    return {STREAM if no_slot and answer == FETCH else answer for answer in may}
+    if takes_no_slot(plan, visit % story.layers):
+        return {STREAM if answer == FETCH else answer for answer in may}
+    return may | ({STREAM} if bypasses(plan.eviction) and FETCH in may else set())
 
 
 def check_order_of_split(story: Story, visit: int, misses: list[int]) -> None:
@@ -236,7 +238,7 @@ def check_order_of_split(story: Story, visit: int, misses: list[int]) -> None:
 
 def check_residency(story: Story) -> None:
     """Slots and stages suffice; victims are there, not held, not spared; nothing is loaded twice; whoever takes no slot
-    evicts nobody, and no newcomer takes one under static or where there is none."""
+    evicts nobody, and no newcomer takes one under static or where there is none, or by more than swaps."""
     plan = story.plan
     done = [row for row in story.executions if row["place"] == SLOT]
     ends = {(row["visit"], global_id(plan, row["visit"] % story.layers, row)): row["event"] for row in done}
@@ -257,7 +259,8 @@ def check_residency(story: Story) -> None:
             assert victim == -1
             continue
         scope = scope_of(plan, expert)
-        assert not takes_no_slot(plan, row["layer"])
+        assert row["cause"] != DEMAND or not takes_no_slot(plan, row["layer"])
+        assert may_take_a_slot(plan, row["layer"], CAUSES[row["cause"]])
         coming = [story.gid(other) for other in world.link if other["place"] == SLOT]
         taken = [other for other in [*world.resident, *coming] if scope_of(plan, other) == scope]
         assert (victim >= 0) == (len(taken) == slots[scope]), "a free slot is taken before anyone goes"

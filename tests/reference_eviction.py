@@ -13,7 +13,7 @@ from itertools import pairwise, takewhile
 from math import inf, pow
 from typing import Any, NamedTuple
 
-from sim.core.plan import MARKS, Plan
+from sim.core.plan import MARKS, Choice, Plan
 from tests.reference_miss import hash64, logits_of, softmax
 
 
@@ -136,11 +136,16 @@ def is_marked(plan: Plan, word: str) -> bool:
     return word in MARKS and bool(plan.eviction.marks >> MARKS.index(word) & 1)
 
 
+def bypasses(chosen: Choice) -> bool:
+    """Whether it may refuse a newcomer a slot: a miss is then streamed, anything else rejected."""
+    kappa = chosen.params[1] if chosen.name == "decayed" and len(chosen.params) > 1 else -1
+    return chosen.name in ("min", "belady-w") or kappa >= 0
+
+
 class Eviction:
     """Who goes, in one scope. It is told of everything in the order in which it happens."""
 
     defaults: tuple[float, ...] = ()  # of its parameters, those that a plan may leave out
-    bypasses = False  # whether a newcomer may be refused a slot
 
     def __init__(self, past: Past, scope: int) -> None:
         self.past, self.plan = past, past.plan
@@ -148,6 +153,7 @@ class Eviction:
         given = [float(value) for value in past.plan.eviction.params]
         self.params = [*given, *self.defaults[len(given) :]]
         self.by_id = is_marked(past.plan, "by-id")
+        self.bypasses = bypasses(past.plan.eviction)
 
     def routed(self, step: int, layer: int) -> None:
         """A visit of a layer of its scope."""
@@ -273,10 +279,6 @@ class Decayed(Scored):
 
     defaults = (0.9, -1.0)
 
-    def __init__(self, past: Past, scope: int) -> None:
-        super().__init__(past, scope)
-        self.bypasses = self.params[1] >= 0
-
     def score(self, expert: int) -> float:
         return faded(self.past, expert, self.params[0])
 
@@ -302,13 +304,12 @@ class Belady(Scored):
 
 
 class Min(Belady):
-    bypasses = True
+    """Belady's, with bypass."""
 
 
 class BeladyW(Scored):
     """w steps of foresight; beyond them a half life in visits of the layer, and whoever is known is better."""
 
-    bypasses = True
     defaults = (4.0, 16.0)
 
     def score(self, expert: int) -> tuple[bool, float]:

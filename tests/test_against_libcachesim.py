@@ -181,8 +181,7 @@ class S3FifoOfTheirs(S3Fifo):
 
 
 def xxh64(number: int, seed: int) -> int:
-    """The window fills the cache, and empties into what is behind it not before the first eviction. Probation has
-    a size, what protected leaves, beyond which whoever comes from the window is protected at once."""
+    """XXH64 of eight bytes, the low half (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
     primes = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
     first, second, third, fourth, fifth = primes
     end = 2**64

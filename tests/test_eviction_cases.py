@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from sim.core.plan import MARKS, Low, OnMiss, Plan
+from sim.core.plan import ADMIT_PARAMS, MARKS, Choice, Low, OnMiss, Plan
 from sim.policies.registry import EVICTION
-from tests import groups, reference_eviction
+from tests import groups, laws, laws_on_miss, reference_eviction
 from tests.accesses import WORDS, eviction, plan_of, serve
 from tests.groups import lines, run_groups
+from tests.on_miss_plans import plan_of as on_miss_plan
+from tests.plans import random_plan
 from tests.reference import BACKGROUND, DEMAND, LANDED, REJECTED, SLOT, STAGE, Cache, simulate
-from tests.reference_eviction import fresh_steps
+from tests.reference_eviction import bypasses, fresh_steps
 from tests.test_reference import make, predicted, top1
 
 
@@ -476,3 +478,57 @@ def test_a_swap_is_rejected_where_nobody_has_fewer(machine: str) -> None:
     result = MACHINES[machine](replace(plan, eviction=eviction("window-swap", (1, 2))))
     swaps = [row for row in lines(result, "transfers", "cause", "expert", "outcome", "victim") if row[0] == BACKGROUND]
     assert swaps == [(BACKGROUND, 2, LANDED, 0), (BACKGROUND, 3, REJECTED, -1)]
+
+
+# --- laws ---
+
+
+def fewest_misses(string: Sequence[int], slots: int, bypass: bool) -> int:
+    """Of every way to serve one expert a visit, from empty slots."""
+    after = {frozenset[int](): 0}
+    for expert in string:
+        before, after = after, {}
+        for residents, misses in before.items():
+            choices = {residents} if bypass or expert in residents else set()
+            if expert not in residents:
+                room = len(residents) < slots
+                choices |= {residents | {expert}} if room else {residents - {e} | {expert} for e in residents}
+            for chosen in choices:
+                found = misses + (expert not in residents)
+                after[chosen] = min(found, after.get(chosen, found))
+    return min(after.values())
+
+
+@pytest.mark.parametrize(("name", "bypass"), [("belady", False), ("min", True)])
+def test_nobody_misses_less(name: str, bypass: bool) -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        slots, string = int(rng.integers(1, 4)), rng.integers(0, 6, 16).tolist()
+        served = serve(plan_of([(expert,) for expert in string], slots, eviction(name), 6))
+        assert len(served.missed) == fewest_misses(string, slots, bypass), seed
+
+
+def under(plan: Plan, chosen: Choice, seed: int) -> Plan:
+    """The plan with that eviction and what it looks at."""
+    logits = np.random.default_rng(seed).normal(size=(*plan.experts.shape[:2], plan.n_experts)).astype(np.float16)
+    margin = ADMIT_PARAMS.index("margin")
+    if plan.miss.name == "cpu-admit":  # an eviction that keeps no score has none to compare
+        params = np.where(np.arange(len(ADMIT_PARAMS)) == margin, 0, plan.miss.params)
+        plan = replace(plan, miss=replace(plan.miss, params=params))
+    return replace(plan, eviction=chosen, rerank=None, logits=logits if plan.logits is None else plan.logits)
+
+
+ANY = sorted({(c.name, c.params, c.marks) for c in CASES.values() if c.marks != ONE_BY_ONE})  # laws classify at once
+
+
+@pytest.mark.parametrize("chosen", ANY, ids=str)
+def test_the_laws_hold_on_any_plan(chosen: tuple[str, tuple[float, ...], tuple[str, ...]]) -> None:
+    policy = eviction(*chosen)
+    streams = bypasses(policy) or policy.name in ("static", "window-swap")
+    for seed in range(6):
+        new = under(on_miss_plan(seed), policy, seed)
+        if policy.name != "window-swap" or not new.pooled:
+            laws_on_miss.check_all(new, simulate(new))
+        if not streams:
+            old = under(random_plan(seed), policy, seed)
+            laws.check_all(old, simulate(old))
