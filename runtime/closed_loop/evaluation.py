@@ -19,7 +19,10 @@ from traces.format import npz
 from traces.format.trace import RoutingTrace
 
 # fields of RunSpec that a closed loop of one sequence at a time has no use for
-LEFT_OUT = ("trace", "model", "batch", "prefill_chunk", "as_decode", "max_steps", "machine", "config")
+LEFT_OUT = (
+    "trace", "model", "batch", "prefill_chunk", "as_decode", "speculate", "accept", "draft_ns", "max_steps", "machine",
+    "config",
+)  # fmt: skip
 CALIBRATION_TOKENS = 16384
 
 

@@ -101,6 +101,8 @@ class ClosedLoop:
     ) -> None:
         if find("eviction", spec.eviction).oracle:
             raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")
+        if spec.speculate is not None:
+            raise SpecError(f"speculate: {spec.speculate}: a closed loop's model says one token after another")
         self.spec, self.shape = spec, shape
         self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
