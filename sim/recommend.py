@@ -13,7 +13,7 @@ from typing import Any
 from sim.errors import SpecError
 from sim.flags import OF_THE_HARDWARE, add_flags, given
 from sim.simulation import announce_compiling
-from sim.spec import RunSpec, cache_bytes
+from sim.spec import ALL, RunSpec, cache_bytes
 from traces.command import Parser, guarded
 
 ALWAYS = (
@@ -33,6 +33,7 @@ SEARCHED = (
     "placement",
     "transfer_order",
 )
+OF_WINDOWS = ("accept", "draft_ns")
 OF_AN_ENGINE = ("n_cpu_moe", "override_tensor", "dense_on_host", "defer")
 
 
@@ -49,6 +50,10 @@ def parser() -> Parser:
         help="share of the router weight that may be substituted or dropped (default: 0, nothing)",
     )  # fmt: skip
     add_flags(group, ALWAYS)
+    group.add_argument(
+        "--speculate", action="store_true", help="say whether windows of 2, 3 or 4 rows pay with the best"
+    )
+    add_flags(group, OF_WINDOWS)
     group = out.add_argument_group("not to be searched, but as given")
     add_flags(group, SEARCHED)
     group = out.add_argument_group("of an engine (--engine) that has them: not to be searched, but as given")
@@ -108,7 +113,18 @@ def _wish(args: argparse.Namespace) -> Any:
     if not 0 <= args.time_limit < math.inf:
         raise SpecError(f"time-limit: {args.time_limit}: must be seconds, or 0 for no limit")
     vram, limit_s = _vram(args.vram), args.time_limit or None
-    return Wish(base, args.context, vram, args.max_lossy_weight, args.candidates, fixed, limit_s)
+    windows = _windows(args.speculate, given(args, OF_WINDOWS))
+    return Wish(base, args.context, vram, args.max_lossy_weight, args.candidates, fixed, limit_s, windows)
+
+
+def _windows(asked: bool, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """What is said of speculative windows, None where they are not asked about."""
+    fields = {name: getattr(RunSpec.of({"trace": "", **fields}), name) for name in fields}
+    for name, value in fields.items() if not asked else ():
+        raise SpecError(f"{name}: {value}: is of speculative windows; needs --speculate")
+    if isinstance(accept := fields.get("accept", ALL), str) and accept != ALL:
+        raise SpecError(f"accept: {accept}: counts are of windows of one size; must be a share from 0 to 1, or {ALL}")
+    return fields if asked else None
 
 
 def _refuse_without_an_engine(spec: RunSpec, fixed: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
         name: {column: np.asarray(values).tolist() for column, values in group.items()}
         for name, group in groups.items()
     }
-    totals = {name: record.counters[RENAMED.get(name, name)] for name in TOTALS.split() if name != "time_ns"}
+    totals = {name: record.counters.get(RENAMED.get(name, name), 0) for name in TOTALS.split() if name != "time_ns"}
     steps = result["steps"]["end_ns"]
     totals |= {name: record.counters[name] for name in ("wanted_before", *WEIGHTS)}
     if plan.on_miss is not None:

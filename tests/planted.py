@@ -885,7 +885,55 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
+
+# --- speculative windows ---
+WINDOWS = "tests/test_speculation.py::"
+SPECULATION = [
+    fault(
+        "a window accepts too many",
+        "sim/speculation.py",
+        "np.logical_and.accumulate(right, axis=1).sum(axis=1)",
+        "right.sum(axis=1)",
+        f"{WINDOWS}test_the_reference_lays_the_same_windows",
+    ),
+    fault(
+        "a window moves on behind all its rows",
+        "sim/steps.py",
+        "one.head, one.window = one.head + accepted, one.window + 1",
+        "one.head, one.window = one.head + len(window), one.window + 1",
+        f"{WINDOWS}test_windows_by_hand",
+        f"{WINDOWS}test_the_reference_lays_the_same_windows",
+    ),
+    fault(
+        "rejected rows are tokens",
+        "sim/outcome/summary.py",
+        'steps.get("accepted", steps["rows"])',
+        'steps["rows"]',
+        f"{WINDOWS}test_a_run_by_hand",
+    ),
+    fault(
+        "the first row of a window is drafted, too",
+        "sim/speculation.py",
+        "(windows.rows.astype(np.int64) - 1) * each_ns",
+        "windows.rows.astype(np.int64) * each_ns",
+        f"{WINDOWS}test_windows_by_hand",
+    ),
+    fault(
+        "a draft that lands too late joins",
+        "sim/core/ahead.py",
+        "return (before + 1) * ahead.each_ns",
+        "return before * ahead.each_ns",
+        f"{WINDOWS}test_what_cannot_land_in_time_does_not_join",
+    ),
+    fault(
+        "what a rejected row lost is kept",
+        "sim/core/answer.py",
+        "            s.loss[route.step_row[i]] = 0.0  # a rejected row runs again\n",
+        "            pass\n",
+        f"{WINDOWS}test_a_token_loses_what_it_lost_when_it_last_ran",
+    ),
+]
 FAULTS = [
     *CORE, *EVICTIONS, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ,
-    *PORT,
+    *PORT, *SPECULATION,
 ]  # fmt: skip

@@ -193,6 +193,7 @@ def test_half_precision_logits_keep_their_order(seed: int, n: int, scale: float)
     ("fields", "message"),
     [
         ({"eviction": "belady"}, "eviction: belady: reads the future"),
+        ({"speculate": 2}, "speculate: 2: a closed loop's model says one token after another"),
         ({"prefetch": "oracle"}, "prefetch: oracle: reads the future; a closed loop has previous-token, popular"),
         ({"prefetch": "learned"}, "prefetch: learned: is made from a whole trace"),
         ({"prefetch": "popular"}, "popular: is fitted and needs --calibration"),

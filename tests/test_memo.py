@@ -159,9 +159,9 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
 
 
 def bases() -> list[dict[str, Any]]:
-    """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; one whose budget in MB
-    depends on the size of an expert; one whose seed sets nothing aside; one that speculates; and two that leave the
-    model to the trace, one of which names an unknown one."""
+    """Specs in which every policy occurs, with what it needs; one that spreads slots; one whose budget in MB depends on
+    the size of an expert; one whose seed sets nothing aside; one that speculates; and two that leave the model to the
+    trace, one of which names an unknown one."""
     plain = {name: values[0] for name, values in VALUES.items()}
     plain |= {"model": "m.toml", "hardware": "rtx4090", "calibration": 0.25}
     n = max(len(VALUES[kind]) for kind in KINDS)

@@ -23,6 +23,7 @@ MORE = {
     "streams": ["--miss", "stream", "--merge", "runs", "--whole-layer", "--record", "full", "--ram", "64GB"],
     "admits": ["--miss", "cpu-admit", "--link-share", "0.5", "--cpu-visit-us", "1", "--record", "full"],
     "engine": ["--engine", "llama.cpp+cache"],
+    "windows": ["--speculate", "3", "--accept", "0.6", "--draft-ns", "4", "--record", "full"],
     "prefetch": ["--prefetch", "gate-lookahead", "--record", "full", "--warmup-steps", "5"],
 }
 KINDS = {
@@ -31,6 +32,7 @@ KINDS = {
     "rows of a sweep": ["lru", "prefetch"],
     "rules in a sweep": ["admits", "lru"],
     "engine in a sweep": ["engine", "lru"],
+    "windows in a sweep": ["windows", "lru"],
     "measured": ["lru"],
     "many": ["lru", *MORE],
 }
@@ -45,7 +47,7 @@ def of_kind(kind: str, runs: dict[str, Path]) -> list[Run]:
     found = load([runs[name] for name in KINDS[kind]], DETAILED)
     if kind == "without a record":
         return [replace(run, record=None, full=False) for run in found]
-    if kind in ("rows of a sweep", "rules in a sweep", "engine in a sweep"):
+    if kind.endswith("a sweep"):
         lacking = {"by_layer": None, "bounds": {}, "quality": {"substituted_weight": None, "dropped_weight": None}}
         return [Run(run.name, "", run.summary | lacking) for run in found]
     if kind == "measured":
@@ -64,6 +66,7 @@ def test_every_section_renders_on_every_kind_of_run(section: str, kind: str, run
             "measured": ("measured",),
             "misses": ("streams", "admits", "many", "rules in a sweep", "engine", "engine in a sweep"),
             "engines": ("engine", "engine in a sweep", "many"),
+            "speculation": ("windows", "windows in a sweep", "many"),
         }
         assert kind not in shown[section]
         return

@@ -208,7 +208,15 @@ OF_ENGINES = {"engine", "prompt_tokens_per_s", "prompt_tokens_per_s_interval"}
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"miss": "drop"}, {"rerank": "adapmoe"}, {"eviction": "belady"}, {"miss": "stream", "ram": "64GB"}]
+    "fields",
+    [
+        {},
+        {"miss": "drop"},
+        {"rerank": "adapmoe"},
+        {"eviction": "belady"},
+        {"miss": "stream", "ram": "64GB"},
+        {"speculate": 2, "as_decode": True},
+    ],
 )
 def test_the_typed_summary_names_every_key_that_a_run_writes(tmp_path: Path, fields: dict[str, Any]) -> None:
     npz.write(tmp_path / "t.npz", trace_of(EXPERTS, 4, WEIGHTS))
@@ -219,7 +227,8 @@ def test_the_typed_summary_names_every_key_that_a_run_writes(tmp_path: Path, fie
     # what a sweep shows of it has a column, and no column is of a key that nobody writes
     written = {f"bounds.{name}" for name in ("best_ns", "best_share")}
     lacking = {name for name in columns() if name.split(".")[0] not in found} - written
-    assert {name.split(".")[0] for name in lacking} == (OF_ENGINES if "ram" in fields else OF_RULES | OF_ENGINES)
+    of_some = (OF_RULES if "ram" not in fields else set()) | ({"speculation"} if "speculate" not in fields else set())
+    assert {name.split(".")[0] for name in lacking} == OF_ENGINES | of_some
 
 
 def test_marks_are_told_of_a_summary_without_them(tmp_path: Path) -> None:

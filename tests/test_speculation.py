@@ -198,6 +198,15 @@ def test_a_run_by_hand() -> None:
     assert (warm["tokens"], warm["itl_ms"]["n"], warm["time_ns"]) == (3, 3, 237)
 
 
+def test_a_token_loses_what_it_lost_when_it_last_ran() -> None:
+    """Token 1 runs twice, and both times its expert is dropped: weight 0.5 of it is lost, not 1."""
+    windows = Windows(*np.array([[0, 0, 2, 1], [1, 0, 1, 1]], np.int32).T)
+    weights = np.full((2, 1, 1), 0.5, np.float32)
+    p = plan([[[0]], [[1]]], 2, [1], [[0, 1], [1]], miss="drop", weights=weights)
+    record = compiled.run(replace(p, windows=windows, requests=np.array([[0, 0, -1, 0, 2]])))
+    assert record.tokens["lost_weight"].tolist() == [0.0, 0.5] and record.counters["weight_dropped"] == 1.0
+
+
 @pytest.mark.parametrize("seed", range(0, 300, 3))
 def test_parts_add_up_and_no_bound_is_broken(seed: int) -> None:
     p = window_plan(seed)

@@ -27,6 +27,7 @@ from tests.groups import as_groups
 from tests.on_miss_plans import plan_in_chunks_of, plan_of, rule
 from tests.plans import plan, random_lossy_plan, random_plan
 from tests.timeline_laws import SLOWED, Timeline, check_whole, last, load, parse
+from tests.window_plans import window_plan
 from traces.errors import UserError
 
 RUN = "--trace mixtral.npz --cache 6 --prefetch gate-lookahead --prefetch-budget 2 --miss buddy --set buddy.tau=0.6"
@@ -424,3 +425,17 @@ def test_bad_input_is_one_line(long_run: Path, tmp_path: Path, capsys: pytest.Ca
         err = capsys.readouterr().err
         assert wrong in err and err.startswith("error: ") and err.count("\n") == 1, err
     assert sorted(path.name for path in (tmp_path / "thin").iterdir()) == ["record.npz", "summary.json"]
+
+
+def test_drafts_of_windows_hold_every_law() -> None:
+    seen = 0
+    for seed in range(150):
+        made = window_plan(seed)
+        warm = len(made.step_prefill) // 3 if seed % 4 == 0 else 0
+        if made.on_miss is None and made.windows is not None:
+            each = np.bincount(made.windows.step, made.windows.rows - 1, len(made.step_prefill)).astype(np.int64)
+            warm = warm if each[warm:].any() else 0  # what no counted step shows is taken for the dense part
+            made = replace(made, warmup_steps=warm, costs=replace(made.costs, draft_ns=3 * each))
+            check(made)
+            seen += int(each.sum())
+    assert seen > 100

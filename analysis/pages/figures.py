@@ -103,7 +103,8 @@ def _stacked(table: pd.DataFrame, x: str, parts: dict[str, tuple[str, str]], hov
 
 def time_parts(table: pd.DataFrame) -> go.Figure:
     """Where the time went: `tables.time_parts`."""
-    return _stacked(table, "time (s)", TIME, "%{x:,.3f} s")
+    parts = {part: TIME[part] for part in TIME if part in table.columns}
+    return _stacked(table, "time (s)", parts, "%{x:,.3f} s")
 
 
 def gigabytes(table: pd.DataFrame) -> go.Figure:
@@ -114,6 +115,30 @@ def gigabytes(table: pd.DataFrame) -> go.Figure:
 def link_times(table: pd.DataFrame) -> go.Figure:
     """How long the link moved data, by cause: `tables.link_times`."""
     return _stacked(table, "link busy (s)", _causes(table), "%{x:,.3f} s")
+
+
+def windows(table: pd.DataFrame) -> go.Figure:
+    """What windows take and give, by their rows, a plot each: `tables.windows`."""
+    shown = list(table.columns[1:])
+    fig = make_subplots(rows=1, cols=len(shown), horizontal_spacing=0.08)
+    fig.update_layout(canvas(300, "").layout.to_plotly_json() | {"xaxis": {}, "yaxis": {}, "showlegend": False})
+    ordered = table.sort_values("rows of a window", kind="stable")
+    for i, name in enumerate(shown):
+        fig.add_scatter(
+            x=ordered["rows of a window"],
+            y=ordered[name],
+            mode="markers",
+            marker={"size": 11, "color": CAUSE["prefetch"]},
+            hovertext=[label(str(run)) for run in ordered.index],
+            hovertemplate=f"%{{hovertext}}<br>windows of %{{x}}: %{{y:,.2f}} {label(name)}<extra></extra>",
+            row=1,
+            col=i + 1,
+        )
+        fig.update_xaxes(title={"text": "rows of a window", "font": SMALL}, dtick=1, row=1, col=i + 1)
+        fig.update_yaxes(
+            title={"text": name if name == "tokens/s" else f"{name} a token", "font": SMALL}, row=1, col=i + 1
+        )
+    return fig.update_xaxes(**AXIS).update_yaxes(**AXIS)
 
 
 def _causes(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -252,7 +277,7 @@ def bounds(table: pd.DataFrame) -> go.Figure:
 
 def errors(table: pd.DataFrame) -> go.Figure:
     """Simulated minus measured, by part of the time: `tables.errors`. A row per part, a bar per pair."""
-    parts = [part for part in TIME if np.any(table[part].to_numpy(np.float64))]
+    parts = [part for part in TIME if part in table.columns and np.any(table[part].to_numpy(np.float64))]
     fig = canvas(120 + ROW * (len(parts) + 1) * max(1, len(table)), "simulated - measured (% of the measured time)")
     texts = [TIME[part][0] for part in parts] + ["total"]
     colour = colours(map(str, table.index))

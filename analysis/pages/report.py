@@ -12,6 +12,7 @@ from analysis.pages.panels import Section
 from analysis.pages.policy_sections import cache, measured, prefetching, quality
 from analysis.pages.run_sections import in_short, speed, time, what_was_run
 from analysis.pages.trace_sections import find_trace, trace_section
+from analysis.pages.window_section import speculation
 from analysis.reading.run import Run
 from traces.format.trace import RoutingTrace
 
@@ -42,6 +43,7 @@ SECTIONS: dict[str, Callable[[Told], Section | None]] = {
     "prefetch": lambda told: prefetching(told.drawn),
     "engines": lambda told: engines(told.runs),
     "misses": lambda told: misses(told.drawn),
+    "speculation": lambda told: speculation(told.drawn),
     "quality": lambda told: quality(told.drawn, told.found),
     "measured": lambda told: measured(told.runs),
     "trace": lambda told: trace_section(*told.trace, told.buddies, told.similarity),

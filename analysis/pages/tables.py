@@ -19,12 +19,14 @@ def _frame(rows: Sequence[Mapping[str, object]], runs: Sequence[Run]) -> pd.Data
 
 
 def time_parts(runs: Sequence[Run]) -> pd.DataFrame:
-    """Seconds by part, columns as palette.TIME: the stall by its cause. Rows add up to `time_ns`."""
+    """Seconds by part, columns as palette.TIME (draft where any run has it): the stall by its cause. Rows add up to
+    `time_ns`."""
     rows = []
     for run in runs:
         parts = {**run.summary["breakdown_ns"], **run.summary["stall_ns_by_cause"]}
-        rows.append({part: parts[part] / 1e9 for part in TIME})
-    return _frame(rows, runs)
+        rows.append({part: parts[part] / 1e9 for part in TIME if parts.get(part) is not None})
+    found = _frame(rows, runs).fillna(0.0)
+    return found[[part for part in TIME if part in found.columns]]
 
 
 def latencies(runs: Sequence[Run]) -> pd.DataFrame:
@@ -72,6 +74,25 @@ def gigabytes(runs: Sequence[Run]) -> pd.DataFrame:
     """GB sent to the GPU by cause: demand, prefetch, background, and where there are any admission, stream."""
     sent = [by_cause(run.summary["h2d_bytes"]) for run in runs]
     return _frame([{cause: n / 1e9 for cause, n in each.items()} for each in sent], runs).fillna(0.0)
+
+
+def windows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Rows of a window, and by accepted token the rows, distinct experts of all visits and MB to the GPU; tokens/s.
+    Runs that do not speculate have windows of one row."""
+    rows = []
+    for run in runs:
+        s, found = run.summary, run.summary.get("speculation") or {}
+        tokens = s["tokens"] or float("nan")
+        rows.append(
+            {
+                "rows of a window": found.get("n") or 1,
+                "rows": (found["rows"] if found else s["tokens"]) / tokens,
+                "distinct experts": s["wanted"] / tokens,
+                "MB to the GPU": sum(by_cause(s["h2d_bytes"]).values()) / tokens / 1e6,
+                "tokens/s": float("nan") if s["tokens_per_s"] is None else s["tokens_per_s"],
+            }
+        )
+    return _frame(rows, runs)
 
 
 def link_times(runs: Sequence[Run]) -> pd.DataFrame:
@@ -169,7 +190,7 @@ def errors(found: Sequence[tuple[Run, Run]]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for mine, other in found:
         a, b = time_parts([mine]).iloc[0], time_parts([other]).iloc[0]
-        row: dict[str, object] = {part: share(b[part] - a[part], a.sum()) for part in TIME}
+        row: dict[str, object] = {part: share(b.get(part, 0.0) - a.get(part, 0.0), a.sum()) for part in a.index}
         speeds = mine.summary["tokens_per_s"], other.summary["tokens_per_s"]
         row["total"] = share(b.sum() - a.sum(), a.sum())
         row["tokens/s"] = speeds[1] / speeds[0] - 1 if all(speeds) else float("nan")

@@ -13,6 +13,7 @@ from traces.format.members import find_members, open_zip
 
 STEPS = ("prefill", "begin_ns", "end_ns", "rows")
 REQUESTS = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "first_decode", "generated", "last_prefill_step")
+WINDOWS = ("step", "request", "rows", "accepted")  # of runs that speculate
 EXTRA = {"transfers": ("layer", "bytes", "low"), "chunks": ("bytes",)}
 BY_RULES = {"transfers": ("place", "run"), "executions": ("place",)}  # of runs with plan.on_miss, all or none of them
 STAGE, REMOTE, HOST = (PLACES.index(name) for name in ("stage", "remote", "host"))
@@ -45,6 +46,8 @@ def _wrong(record: RunRecord, summary: dict[str, Any], meta: dict[str, Any]) -> 
         ("requests", record.requests, REQUESTS),
         ("layer", record.layer, LAYER),
     ]
+    if record.windows:
+        groups += [("steps", record.steps, (*STEPS, "accepted")), ("windows", record.windows, WINDOWS)]
     by_rules = any(column in record.groups.get(name, {}) for name in BY_RULES for column in BY_RULES[name])
     told = [name for name in COLUMNS if name != "chunks" or name in record.groups]  # which few runs have
     for name, written in [(name, COLUMNS[name]) for name in told] if record.groups else ():
@@ -112,6 +115,15 @@ def _outside(record: RunRecord, layers: int, experts: int, causes: int, answered
         ("requests.generated", r["generated"], 0, decode + 1),
         ("requests.generated", (r["first_decode"] + r["generated"])[r["generated"] > 0], 0, decode + 1),
     ]
+    if (w := record.windows) and len(w["step"]):
+        limits += [
+            ("windows.step", w["step"], 0, n_steps),
+            ("windows.request", w["request"], 0, len(r["request"])),
+            ("windows.rows", w["rows"], 1, 1 + int(record.steps["rows"].max())),
+            ("windows.accepted", w["accepted"], 1, 1 + int(w["rows"].max())),
+            ("windows.accepted", w["accepted"] - w["rows"], -int(w["rows"].max()), 1),
+            ("steps.rows of windows", record.steps["rows"][np.clip(w["step"], 0, n_steps - 1)], 1, 2**31),
+        ]
     if record.groups:
         visits, executions = record.groups["visits"], record.groups["executions"]
         transfers, answers = record.groups["transfers"], record.groups["answers"]

@@ -16,8 +16,9 @@ BLUE, SKY, GREEN, ORANGE, RED, PURPLE, YELLOW, GREY = (
     "#cdb82e",
     "#8a949e",
 )
-# parts of a run's time, in the order in which they are stacked; stall by its cause
+# parts of a run's time, in the order in which they are stacked; stall by its cause; draft of runs that speculate
 TIME = {
+    "draft": ("draft model", "#134a7c"),
     "dense": ("dense part", "#2f6db0"),
     "experts": ("experts", SKY),
     "decide": ("decision", GREY),

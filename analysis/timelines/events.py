@@ -125,6 +125,7 @@ def _annotations(shown: Tracks, record: RunRecord) -> Iterator[str]:
 def _compute(shown: Tracks, record: RunRecord) -> Iterator[str]:
     """Everything on the GPU but its experts. What lasts no time is left out."""
     kinds = (
+        ("draft", "kernel", "draft", shown.draft),
         ("dense", "kernel", "dense", shown.dense),
         ("decide", "decide", "decide", shown.decide),
         ("overhead", "kernel", "experts", shown.overhead),

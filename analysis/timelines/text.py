@@ -61,7 +61,13 @@ def _marked(names: Sequence[str], mark: str, where: npt.NDArray[np.bool_]) -> li
 
 
 def _gpu(shown: Tracks) -> list[Cell]:
-    plain = {"dense": shown.dense, "decide": shown.decide, "set-up": shown.overhead, "head": shown.head}
+    plain = {
+        "draft": shown.draft,
+        "dense": shown.dense,
+        "decide": shown.decide,
+        "set-up": shown.overhead,
+        "head": shown.head,
+    }
     out = [cell for word, part in plain.items() for cell in _words(part, [word] * len(part), "-")]
     out += _words(shown.cpu_wait, ["cpu"] * len(shown.cpu_wait), "~")
     out += _words(shown.stall, [STALLS[cause] for cause in shown.stall.of["cause"].tolist()], ".")

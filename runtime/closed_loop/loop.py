@@ -56,12 +56,9 @@ FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled wheneve
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
 
 
-OF_A_TRACE = (
-    "requests",
-    "reset",
-    "skip_prompts",
-    "warmup_share",
-)  # what is asked of requests that are known beforehand
+OF_A_TRACE = (  # what is asked of requests that are known beforehand
+    "requests", "reset", "skip_prompts", "warmup_share", "speculate", "accept", "draft_ns",
+)  # fmt: skip
 NO_MATTER = (
     *OF_THE_HARDWARE, "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs", *OF_A_TRACE,
 )  # fmt: skip  # to what comes on a miss

@@ -145,6 +145,7 @@ class Opened:
             step_row=steps.row,
             step_prefill=steps.prefill,
             requests=steps.requests,
+            windows=steps.windows,
             warmup_steps=0,
         )
         self.machine(replace(setting, plan=few)).run()

@@ -7,6 +7,7 @@ from sim.outcome.how_sure import NOT_CALIBRATED, between, how_sure
 from sim.outcome.marks import machine_words
 from sim.outcome.report import BOUNDS
 from sim.search.side_by_side import NOT_DONE
+from sim.search.windows import words
 
 
 def text(out: Mapping[str, Any]) -> str:
@@ -40,6 +41,7 @@ def _found(out: Mapping[str, Any]) -> list[str]:
         *_ranked(out),
         "",
         *_bounds(out),
+        *([f"{'speculation':<12} {words(out['speculation'])}"] if "speculation" in out else []),
         f"{'verdict':<12} {out['verdict']}",
         *_side_by_side(out),
         f"{'searched':<12} {_searched(out['search'])}",

@@ -36,7 +36,8 @@ class NoAnswer(SpecError):
 class Wish:
     """What is asked for. base: fields of RunSpec that hold for every candidate; fixed: fields that a search could
     choose, and shall not; vram None: all that the hardware has; candidates: different ones that are run at most;
-    time_limit_s: what `evaluate` is given, None for no limit (it is only told here)."""
+    time_limit_s: what `evaluate` is given, None for no limit (it is only told here); windows: fields of speculative
+    ones (accept, draft_ns) that are to be tried with the best, None: nobody asks."""
 
     base: Mapping[str, Any]
     context: int
@@ -45,6 +46,7 @@ class Wish:
     candidates: int = 640
     fixed: Mapping[str, Any] = field(default_factory=dict)
     time_limit_s: float | None = None
+    windows: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, s
 from sim.search.measured_quality import measured
 from sim.search.side_by_side import SideBySide, fastest_engine
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
+from sim.search.windows import windows
 from sim.spec import RunSpec
 from traces.format.layout import ARRAYS
 
@@ -113,6 +114,8 @@ class Recommendation:
         for judged, said in ((best, out["best"]), *((rivals[name], said) for name, said in out["beats"].items())):
             if said["open_loop"]:
                 said["closed_loop"] = self._closed_loop(judged)
+        if self.wish.windows is not None:
+            out["speculation"] = windows(self.case, best, self.wish.windows)
         return out | {"floor": FLOOR, "memory": asdict(self.split) | {"context": spec.context, "batch": spec.batch}}
 
     def _closed_loop(self, judged: Rated) -> dict[str, Any] | None:

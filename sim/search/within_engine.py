@@ -14,6 +14,7 @@ from sim.search.halving import Search, lengths_of
 from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
 from sim.search.side_by_side import TIES, why_not
 from sim.search.space import Candidate, name_of
+from sim.search.windows import windows
 from sim.spec import RunSpec
 from sim.sweeps.config import Configuration
 from sim.sweeps.rows import PAIRS, Row, pair_of, row_of
@@ -58,6 +59,7 @@ class WithinEngine:
         best = self._judge(ranked[0][0])
         rivals, floor_error = self._rivals(ranked)
         rows = [row for _, row in ranked[:BEST]]
+        asked = self.wish.windows
         return {
             "search": searched(search, self.wish),
             **self.case.answer(best, rivals, self._nothing_lossy()),
@@ -67,6 +69,7 @@ class WithinEngine:
             "memory": self._memory(best),
             "ranked": [_told(row) for row in rows],
             "refused": dict(Counter(self.space.left_out) + Counter(search.errors)),
+            **({} if asked is None else {"speculation": windows(self.case, best, asked)}),
         }
 
     def _fitting(self, evaluate: Evaluate) -> Evaluate:
