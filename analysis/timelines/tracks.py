@@ -37,7 +37,7 @@ from analysis.timelines.slowing import is_slowed
 from analysis.timelines.stalls import by_cause
 from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.errors import SpecError
-from sim.machines.record import Group, RunRecord
+from sim.machines.record import Group, RunRecord, left_ns
 
 Int = npt.NDArray[np.int64]
 
@@ -271,13 +271,13 @@ def _apart(x: Group) -> tuple[Int, Int]:
 
 
 def _copies(record: RunRecord) -> Slices:
-    """Every transfer over the link that started; one under way at the end of the run ends there."""
+    """Every transfer over the link that started; one under way at the end of the run, or at a reset, ends there."""
     t = record.groups["transfers"]
     started, landed, run = t["started_ns"], t["landed_ns"], runs(t)
     rows = np.flatnonzero((started >= 0) & heads(t))
     rows = rows[np.lexsort((t["event_committed"][rows], started[rows]))]
     begin, landed = started[rows], landed[rows]
-    end = np.where(landed >= 0, landed, np.maximum(begin, record.steps["end_ns"][-1]))
+    end = np.where(landed >= 0, landed, np.maximum(begin, left_ns(record)[rows]))
     begin = np.maximum(begin, np.append(0, np.maximum.accumulate(end))[:-1])
     end = np.maximum(begin, end)
     of = {name: t[name][rows] for name in ("layer", "expert", "low", "cause", "promoted", "victim", "outcome")}

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sim.core.plan import OUTCOMES
 from sim.costs.classes import StepShapes, layer_columns
-from sim.machines.record import RunRecord
+from sim.machines.record import RunRecord, left_ns
 from sim.prepare import Setting
 
 Int = npt.NDArray[np.int64]
@@ -164,7 +164,7 @@ def _link_ns(run: TimedRun, begin: int, end: int) -> int:
     """How long the link moved data between two instants."""
     sent = run.record.groups["transfers"]
     under_way = (sent["committed_ns"] >= 0) & (sent["started_ns"] >= 0)
-    landed = np.where(sent["outcome"] == LANDED, sent["landed_ns"], end)[under_way]
+    landed = np.where(sent["outcome"] == LANDED, sent["landed_ns"], left_ns(run.record))[under_way]
     started = np.maximum(sent["started_ns"][under_way], begin)
     return int(np.maximum(np.minimum(landed, end) - started, 0).sum())
 

@@ -80,6 +80,13 @@ class RunRecord:
         return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
 
 
+def left_ns(record: RunRecord) -> Int:
+    """int64 [transfers], of a full record: when what is unfinished was left, which is at the end of a step."""
+    ends, events = record.steps["end_ns"], record.groups["transfers"]["event"]
+    found: Int = ends[np.maximum(np.searchsorted(record.steps["event"], events) - 1, 0)]
+    return found
+
+
 def _of_rules(rules: Rules) -> dict[str, Any]:
     """What only a run with them counts."""
     found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name != "stages_used"}
