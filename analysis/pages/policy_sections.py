@@ -13,6 +13,7 @@ from analysis.pages.panels import MAX_TABLE_ROWS, Cells, Panel, Section, cells, 
 from analysis.reading.run import Run
 from analysis.showing.words import listed
 from analysis.timelines import series
+from analysis.timelines.asked import Asked
 
 NEEDS_FULL = "is not shown for {names}: it needs the full record (python -m sim.run --out DIR --record full)"
 
@@ -60,7 +61,7 @@ def _over_time(run: Run) -> Panel:
     assert record is not None  # of a full record
     at = series.edges(record)
     total = sum(tables.slots(run))
-    slots = series.occupancy(record, run.trace["n_experts"], run.summary["start"]["residents"], at)
+    slots = series.occupancy(record, run.trace["n_experts"], run.summary["start"]["residents"], at, Asked.of(run.spec))
     link = series.link_use(record, at)
     busy = sum(float(values.mean()) for values in link.values())
     filled = sum(float(values.mean()) for values in slots.values()) / max(total, 1)

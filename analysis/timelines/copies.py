@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from analysis.timelines.asked import Asked
 from sim.core.plan import PLACES
 from sim.machines.record import Group, RunRecord
 
@@ -23,6 +24,12 @@ def ids(record: RunRecord, n_experts: int) -> Int:
     before it."""
     t = record.groups["transfers"]
     return (kinds(t) * len(record.layer["hits"]) + t["layer"]) * n_experts + t["expert"]
+
+
+def begun_again(record: RunRecord, asked: Asked) -> Int:
+    """The steps, int64 [n] rising, at whose begin all was as at time 0 again."""
+    admitted = record.requests["admitted_step"]
+    return np.unique(admitted[admitted > 0]) if asked.reset else np.zeros(0, np.int64)
 
 
 def runs(transfers: Group) -> Int:

@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.timelines.asked import Asked
-from analysis.timelines.copies import STAGED, copy_of, heads, kinds
+from analysis.timelines.copies import STAGED, begun_again, copy_of, heads, kinds
 from analysis.timelines.host import by_rules
 from analysis.timelines.instants import group_ends, when
 from analysis.timelines.tracks import Tracks
 from sim.core.plan import CAUSES, OUTCOMES
-from sim.machines.record import RunRecord
+from sim.machines.record import RunRecord, left_ns
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-WITHDRAWN, REJECTED = OUTCOMES.index("withdrawn"), OUTCOMES.index("rejected")
+WITHDRAWN, REJECTED, UNFINISHED = (OUTCOMES.index(name) for name in ("withdrawn", "rejected", "unfinished"))
 ADMISSION, AHEAD = CAUSES.index("admission"), CAUSES.index("stream")
 
 
@@ -34,18 +34,28 @@ def counters(record: RunRecord, tracks: Tracks, first_slots: int, asked: Asked) 
     t = record.groups["transfers"]
     on_link, landed, one = t["committed_ns"] >= 0, t["landed_ns"] >= 0, heads(t)
     new_slot = on_link & (t["victim"] < 0) & (kinds(t) < STAGED)
-    gone = (t["outcome"] == WITHDRAWN) | (t["outcome"] == REJECTED)
-    at = t["committed_ns"]
-    full, low = ([(at[new_slot & (t["low"] == which)], 1)] for which in (0, 1))
+    left = left_ns(record)
+    cut = (t["outcome"] == UNFINISHED) & (left < record.steps["end_ns"][-1])  # by a reset
+    gone = (t["outcome"] == WITHDRAWN) | (t["outcome"] == REJECTED) | (cut & ~on_link)
+    full, low = (_new_slots(record, new_slot & (t["low"] == which), begun_again(record, asked)) for which in (0, 1))
+    over = [(t["landed_ns"][landed & one], -1), (left[cut & on_link & one], -1)]
     return [
         _running("slots used", full, first_slots),
         *([_running("slots of low-precision copies used", low)] if record.low_bytes else []),
-        _running("transfers in flight", [(at[on_link & one], 1), (t["landed_ns"][landed & one], -1)]),
-        _queue(record, "transfers queued", np.ones(len(at), bool), on_link, gone),
-        *(_by_rules(record, asked, on_link, gone) if by_rules(record) else []),
+        _running("transfers in flight", [(t["committed_ns"][on_link & one], 1), *over]),
+        _queue(record, "transfers queued", np.ones(len(left), bool), on_link, gone),
+        *(_by_rules(record, asked, on_link, gone, cut) if by_rules(record) else []),
         _wanted(record),
         _utilisation(record, tracks),
     ]
+
+
+def _new_slots(record: RunRecord, taken: Bool, begun: Int) -> list[tuple[Int, int]]:
+    """Slots taken by the transfers `taken`, and given back at each reset (begun: steps that begin with one)."""
+    t, steps = record.groups["transfers"], record.steps
+    before = np.searchsorted(steps["event"][begun - 1], t["event_committed"][taken])
+    back = steps["end_ns"][begun - 1][before[before < len(begun)]]
+    return [(t["committed_ns"][taken], 1), (back, -1)]
 
 
 def _queue(record: RunRecord, name: str, mine: Bool, on_link: Bool, gone: Bool) -> Counter:
@@ -55,14 +65,18 @@ def _queue(record: RunRecord, name: str, mine: Bool, on_link: Bool, gone: Bool) 
     return _running(name, [(t["queued_ns"][mine], 1), (t["committed_ns"][on_link & mine], -1), (left, -1)])
 
 
-def _by_rules(record: RunRecord, asked: Asked, on_link: Bool, gone: Bool) -> list[Counter]:
+def _by_rules(record: RunRecord, asked: Asked, on_link: Bool, gone: Bool, cut: Bool) -> list[Counter]:
     """Stages, and queued admissions (one that a demand took over is a demand from the begin: the record does not say
     what it was), where there are any."""
     t, out = record.groups["transfers"], []
     staged, admitted = on_link & (kinds(t) == STAGED), t["cause"] == ADMISSION
     if staged.any():
-        freed = _freed(record, np.flatnonzero(staged & (t["landed_ns"] >= 0)), asked)
-        out.append(_running("stages in use", [(t["committed_ns"][staged], 1), (freed, -1)]))
+        landed, begun = np.flatnonzero(staged & (t["landed_ns"] >= 0)), begun_again(record, asked)
+        resets = np.append(record.steps["end_ns"][begun - 1], np.iinfo(np.int64).max)
+        before = np.searchsorted(record.steps["event"][begun - 1], t["event"][landed])
+        freed = np.minimum(_freed(record, landed, asked), resets[before])
+        changes = [(t["committed_ns"][staged], 1), (freed, -1), (left_ns(record)[staged & cut], -1)]
+        out.append(_running("stages in use", changes))
     return out + ([_queue(record, "admissions queued", admitted, on_link, gone)] if admitted.any() else [])
 
 

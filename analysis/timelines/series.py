@@ -7,9 +7,10 @@ integral at the bin's two edges, so that bins add up to the record's own totals.
 import numpy as np
 import numpy.typing as npt
 
-from analysis.timelines.copies import STAGED, copy_of, first_uses, heads, ids, kinds, latest
+from analysis.timelines.asked import NOTHING, Asked
+from analysis.timelines.copies import STAGED, begun_again, copy_of, first_uses, heads, ids, kinds, latest
 from sim.core.plan import ANSWERS, CAUSES, OUTCOMES
-from sim.machines.record import RunRecord
+from sim.machines.record import RunRecord, left_ns
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
@@ -33,7 +34,7 @@ def link_use(record: RunRecord, at: Float) -> dict[str, Float]:
     """
     t = record.groups["transfers"]
     moved = heads(t) & (t["started_ns"] >= 0) & ((t["outcome"] == LANDED) | (t["outcome"] == UNFINISHED))
-    stop = np.where(t["outcome"] == LANDED, t["landed_ns"], record.steps["end_ns"][-1])
+    stop = np.where(t["outcome"] == LANDED, t["landed_ns"], left_ns(record))
     out = {}
     for code, cause in enumerate(CAUSES):
         mine = moved & (t["cause"] == code)
@@ -51,18 +52,19 @@ def _mean(times: Int, at: Float) -> Float:
     return mean
 
 
-def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[str, Float]:
+def occupancy(record: RunRecord, n_experts: int, first: int, at: Float, asked: Asked = NOTHING) -> dict[str, Float]:
     """Slots in use by what is in them, mean over each bin: float64 [bins] each.
 
-    first: slots that placement filled before time 0. An expert is resident from its landing to the commit of the
-    transfer that takes its slot; a prefetched one is used from its first execution on the GPU. Low-precision copies,
-    which have slots of their own, are counted with them.
+    first: slots that placement filled before time 0, and does at each reset. An expert is resident from its landing to
+    the commit of the transfer that takes its slot; a prefetched one is used from its first execution on the GPU.
+    Low-precision copies, which have slots of their own, are counted with them.
     """
     t, end = record.groups["transfers"], int(record.steps["end_ns"][-1])
     in_slot = kinds(t) < STAGED
     landed, low = (t["outcome"] == LANDED) & in_slot, t["low"] == 1
     on_link = (t["committed_ns"] >= 0) & in_slot
-    gone, first_gone = _evictions(record, n_experts, end)
+    begun = begun_again(record, asked)
+    gone, first_gone, first_back = _evictions(record, n_experts, end, begun)
     used, copy = gone.copy(), copy_of(record)
     first_used = first_uses(copy)
     begins = record.groups["executions"]["begin_ns"][first_used]
@@ -70,9 +72,9 @@ def occupancy(record: RunRecord, n_experts: int, first: int, at: Float) -> dict[
     fetched = landed & (t["cause"] == DEMAND) & ~low
     admitted = landed & (t["cause"] == ADMISSION)
     prefetched = landed & (t["cause"] != DEMAND) & ~admitted & ~low
-    arrives = np.where(landed, t["landed_ns"], end)
+    arrives = np.where(landed, t["landed_ns"], np.where(t["outcome"] == UNFINISHED, left_ns(record), end))
     out = {
-        "first residents": np.full(len(at) - 1, float(first)) - _mean(first_gone, at),
+        "first residents": np.full(len(at) - 1, float(first)) - _mean(first_gone, at) + _mean(first_back, at),
         "fetched on demand": _between(t["landed_ns"], gone, fetched, at),
         "prefetched, used": _between(used, gone, prefetched, at),
         "prefetched, not used yet": _between(t["landed_ns"], used, prefetched, at),
@@ -87,16 +89,22 @@ def _between(begin: Int, end: Int, mine: Bool, at: Float) -> Float:
     return _mean(begin[mine], at) - _mean(end[mine], at)
 
 
-def _evictions(record: RunRecord, n_experts: int, end: int) -> tuple[Int, Int]:
-    """(when each transfer's expert left its slot again, int64 [transfers], the run's end where it stayed; when first
-    residents left theirs)."""
-    t, brings = record.groups["transfers"], ids(record, n_experts)
+def _evictions(record: RunRecord, n_experts: int, end: int, begun: Int) -> tuple[Int, Int, Int]:
+    """(when each transfer's expert left its slot again, int64 [transfers], at the latest at the next reset or the run's
+    end; when first residents left theirs; when these came back, at a reset). begun: steps that begin with a reset."""
+    t, brings, steps = record.groups["transfers"], ids(record, n_experts), record.steps
     landed = np.flatnonzero(t["outcome"] == LANDED)
     takes = np.flatnonzero((t["victim"] >= 0) & (t["committed_ns"] >= 0))
     undone = latest(brings[landed], t["event"][landed], t["victim"][takes], t["event_committed"][takes])
+    resets, until = steps["event"][begun - 1], np.append(steps["end_ns"][begun - 1], end)
+    before = np.searchsorted(resets, t["event_committed"][takes])  # resets before each eviction,
+    since = np.searchsorted(resets, t["event"][landed])  # and before each landing
+    own = (undone >= 0) & (since[undone] == before)
     gone = np.full(len(brings), end)
-    gone[landed[undone[undone >= 0]]] = t["committed_ns"][takes][undone >= 0]
-    return gone, t["committed_ns"][takes][undone < 0]
+    gone[landed] = until[since]
+    gone[landed[undone[own]]] = t["committed_ns"][takes][own]
+    back = until[before[~own]]
+    return gone, t["committed_ns"][takes][~own], back[before[~own] < len(resets)]
 
 
 def answers_by_layer(record: RunRecord) -> dict[str, Int]:

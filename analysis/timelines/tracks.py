@@ -39,7 +39,7 @@ from analysis.timelines.slowing import is_slowed
 from analysis.timelines.stalls import by_cause
 from sim.core.plan import CAUSES, OUTCOMES, PLACES
 from sim.errors import SpecError
-from sim.machines.record import Group, RunRecord
+from sim.machines.record import Group, RunRecord, left_ns
 
 Int = npt.NDArray[np.int64]
 
@@ -288,13 +288,14 @@ def _apart(x: Group) -> tuple[Int, Int]:
 
 
 def _copies(record: RunRecord) -> Slices:
-    """Every transfer over the link, or chunk, that started; one under way at the end of the run ends there."""
+    """Every transfer over the link, or chunk, that started; one under way at the end of the run, or
+    at a reset, ends there."""
     t, sent, run = record.groups["transfers"], pieces(record), runs(record.groups["transfers"])
     sent = {name: column[sent["started_ns"] >= 0] for name, column in sent.items()}
     order = np.lexsort((sent["event_committed"], sent["started_ns"]))
     sent = {name: column[order] for name, column in sent.items()}
     rows, begin, landed = sent["transfer"], sent["started_ns"], sent["landed_ns"]
-    end = np.where(landed >= 0, landed, np.maximum(begin, record.steps["end_ns"][-1]))
+    end = np.where(landed >= 0, landed, np.maximum(begin, left_ns(record)[rows]))
     begin = np.maximum(begin, np.append(0, np.maximum.accumulate(end))[:-1])
     end = np.maximum(begin, end)
     of = {name: t[name][rows] for name in ("layer", "expert", "low", "cause", "promoted", "victim", "outcome")}

@@ -57,7 +57,7 @@ WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16
 
 
 OF_A_TRACE = (  # what is asked of requests that are known beforehand
-    "requests", "reset", "skip_prompts", "warmup_share", "speculate", "accept", "draft_ns",
+    "requests", "reset", "skip_prompts", "warmup_share",
 )  # fmt: skip
 NO_MATTER = (
     *OF_THE_HARDWARE, "dense_on_host", "vram", "context", "kv_precision", "engine_as_costs", *OF_A_TRACE,
@@ -85,6 +85,8 @@ def _refuse_on_miss(spec: RunSpec, plan: Plan) -> None:
 
 def _refuse_of_a_trace(spec: RunSpec) -> None:
     """Raises SpecError for what is asked of a whole trace."""
+    if spec.speculate is not None:
+        raise SpecError(f"speculate: {spec.speculate}: a closed loop's model says one token after another")
     for name in OF_A_TRACE:
         if (given := getattr(spec, name)) != RunSpec.model_fields[name].default:
             raise SpecError(f"{name}: {given}: needs all requests beforehand, which a closed loop learns as it goes")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sim.core.plan import OUTCOMES
 from sim.costs.classes import StepShapes, layer_columns
-from sim.machines.record import RunRecord
+from sim.machines.record import RunRecord, left_ns
 from sim.prepare import Setting
 
 Int = npt.NDArray[np.int64]
@@ -164,7 +164,8 @@ def _link_ns(run: TimedRun, begin: int, end: int) -> int:
     """How long the link moved data between two instants."""
     sent = run.record.on_link()
     under_way = sent["started_ns"] >= 0
-    landed = np.where(sent["landed_ns"] >= 0, sent["landed_ns"], end)[under_way]
+    left = left_ns(run.record)[sent["transfer"]]
+    landed = np.where(sent["landed_ns"] >= 0, sent["landed_ns"], left)[under_way]
     started = np.maximum(sent["started_ns"][under_way], begin)
     return int(np.maximum(np.minimum(landed, end) - started, 0).sum())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sim.errors import unknown
-from sim.experiments import admission, buddymoe, engines, policies, published
+from sim.experiments import admission, buddymoe, engines, hit_rates, policies, published
 from sim.experiments.tables import Report, command_line
 from traces.command import guarded
 
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
     "published": published.report,
     "admission": admission.report,
     "engines": engines.report,
+    "hit-rates": hit_rates.report,
 }
 USAGE = "usage: python -m sim.experiments NAME [flags], NAME one of\n" + "\n".join(
     f"  {name:<12} {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}" for name, run in EXPERIMENTS.items()

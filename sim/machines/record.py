@@ -99,6 +99,13 @@ class RunRecord:
         return whole if cut is None else {name: np.concatenate([whole[name], cut[name]]) for name in whole}
 
 
+def left_ns(record: RunRecord) -> Int:
+    """int64 [transfers], of a full record: when what is unfinished was left, which is at the end of a step."""
+    ends, events = record.steps["end_ns"], record.groups["transfers"]["event"]
+    found: Int = ends[np.maximum(np.searchsorted(record.steps["event"], events) - 1, 0)]
+    return found
+
+
 def _of_rules(rules: Rules) -> dict[str, Any]:
     """What only a run with them counts."""
     left_out = ("stages_used",) if rules.run.chunks > 1 else ("stages_used", "chunks")

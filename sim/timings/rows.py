@@ -110,7 +110,7 @@ def _timing(where: str, row: dict[str, Any]) -> Timing:
         numbers |= {name: int(numbers[name])} if name in numbers else {}
     if numbers.get("value", 0) <= 0:
         raise SpecError(f"{where}: value = {row['value']!r}: must be a measured speed or time, more than 0")
-    given = {name: _field(where, name, row[name].strip()) for name in RunSpec.model_fields if row.get(name)}
+    given = {name: run_field(where, name, row[name].strip()) for name in RunSpec.model_fields if row.get(name)}
     return Timing(fields=given, **texts, **numbers)  # type: ignore[arg-type]
 
 
@@ -124,7 +124,7 @@ def _number(where: str, name: str, text: str) -> float:
     return found
 
 
-def _field(where: str, name: str, text: str) -> Any:
+def run_field(where: str, name: str, text: str) -> Any:
     """As the flag of that name would give it."""
     word = metavar(name)
     if name == "set":
