@@ -1,7 +1,7 @@
 """Law 10, against others: libCacheSim counts the same misses, layer by layer; and misses the same ones.
 
 LRU is fed what the GPU executed, in that order (an eviction looks at recency when a transfer is committed,
-so the order in which a visit's experts ran is part of the answer). FIFO and Belady are compared with one
+so the order in which a visit's experts ran is part of the answer). The others are compared with one
 wanted expert per visit, where nothing is held and the order is the trace's.
 libCacheSim is GPL-3: an extra of the tests, imported nowhere else.
 
@@ -11,6 +11,7 @@ as libCacheSim's. Where it means something else by a name, a subclass here says 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import strategies as some
 
 from sim.core.plan import Plan
 from sim.machines import compiled
+from sim.policies.registry import EVICTION
 from tests.accesses import eviction, plan_of, serve
 from tests.captures import capture, capture_names, synthetic, whole_trace
 from tests.plans import plan, random_plan
@@ -30,7 +32,11 @@ from traces.format.trace import RoutingTrace
 
 lcs = pytest.importorskip("libcachesim", reason="the extra `test` is not installed")
 
-THEIRS = {"lru": "LRU", "fifo": "FIFO", "belady": "Belady"}
+THEIRS = {"lru": "LRU", "fifo": "FIFO", "belady": "Belady", "sieve": "Sieve", "clock": "Clock", "arc": "ARC"}
+FROM_EMPTY = {
+    "lfu": ("LFU", {"since": "landing"}),
+    "lru-k": ("LRUK", {"since": "landing"}),
+}  # not of first residents
 NEVER = 2**63 - 1
 SHARES = (0.1, 0.5, 0.8)
 SYNTHETIC = ["mixtral-8x7b", "olmoe-1b-7b", "uniform", "cyclic"]
@@ -49,7 +55,7 @@ def next_uses(ids: list[int]) -> list[int]:
 
 def their_misses(policy: str, slots: int, residents: list[int], order: list[int]) -> int:
     """libCacheSim's misses on `order`, with objects of size 1 and the first residents requested before."""
-    cache = getattr(lcs, THEIRS[policy])(slots, hashpower=10)
+    cache = getattr(lcs, THEIRS.get(policy) or FROM_EMPTY[policy][0])(slots, hashpower=10)
     ids, misses = residents + order, -len(residents)
     for place, (expert, following) in enumerate(zip(ids, next_uses(ids), strict=True)):
         request = lcs.Request(
@@ -115,6 +121,14 @@ def test_lru_on_synthetic_traces(preset: str, share: float, batch: int) -> None:
 @pytest.mark.parametrize("preset", SYNTHETIC)
 def test_the_first_choice_of_synthetic_traces(preset: str, policy: str) -> None:
     check(with_eviction(first_choice(synthetic(preset), 2), policy))
+
+
+@pytest.mark.parametrize("policy", FROM_EMPTY)
+@pytest.mark.parametrize("preset", SYNTHETIC)
+def test_counts_since_a_landing(preset: str, policy: str) -> None:
+    trace = synthetic(preset)
+    made = first_choice(trace, max(2, trace.n_experts // 3))
+    check(replace(made, residents=made.residents[:0], eviction=EVICTION[policy].choice(FROM_EMPTY[policy][1])))
 
 
 # --- the reference's evictions, one expert a visit ---
