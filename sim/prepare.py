@@ -483,6 +483,9 @@ def prepare(
     scheduled = Scheduled(judged, spec.batch, spec.prefill_chunk, spec.as_decode, _speculation(spec))
     stepped = Stepped(scheduled, spec.max_steps)
     steps = stepped.make(memo)
+    if spec.speculate is not None and made(scheduled, memo).prefill.all():
+        wrong = f"{opened.path.name} has no generated tokens; --as-decode runs its prompts as decode steps"
+        raise SpecError(f"speculate: {spec.speculate}: {wrong}")
     if spec.warmup_steps >= len(steps):
         raise SpecError(f"warmup_steps: {spec.warmup_steps}: the run has {len(steps)} steps; must be fewer")
     size = expert_bytes(known, machine, spec.precision)
