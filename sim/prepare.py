@@ -503,6 +503,9 @@ def prepare(
     stepped = Stepped(Scheduled(judged, *rows), spec.max_steps)
     steps = stepped.make(memo)
     warmup = _warmup_steps(spec, len(steps))
+    if spec.speculate is not None and made(stepped.scheduled, memo).prefill.all():
+        wrong = f"{opened.path.name} has no generated tokens; --as-decode runs its prompts as decode steps"
+        raise SpecError(f"speculate: {spec.speculate}: {wrong}")
     size = expert_bytes(known, machine, spec.precision)
     _refuse_context(spec, trace, steps)
     weighs = "weights" in policies["eviction"].keeps or spec.defer > 0

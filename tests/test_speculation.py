@@ -15,13 +15,15 @@ from hypothesis import strategies as some
 
 from runtime.device.virtual import shuffled, timed
 from runtime.replaying.lockstep import LockStep
-from sim import run
+from sim import recommend, run
 from sim.core.plan import Costs, Prefetch, Windows
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.outcome.bounds import bounds, executed_bounds
 from sim.outcome.per_request import per_request
 from sim.outcome.summary import summarise
+from sim.search.judging import Case, Wish
+from sim.search.windows import windows, words
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from sim.speculation import Speculation, draft_ns, within_ns
@@ -306,6 +308,13 @@ def test_what_cannot_be_is_refused(folder: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.strip().endswith(message) and not (folder / "out").exists()
 
 
+def test_a_trace_of_prompts_alone_has_no_windows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    npz.write(folder / "p.npz", trace_of([(4, 0)]))
+    assert run.main(["--trace", "p.npz", "--hardware", "h.toml", "--speculate", "2"]) == 2
+    message = "speculate: 2: p.npz has no generated tokens; --as-decode runs its prompts as decode steps"
+    assert capsys.readouterr().err.strip().endswith(message)
+
+
 # --- the prefetcher of drafts ---
 
 
@@ -357,3 +366,50 @@ def test_recall_is_the_share_of_what_is_listed() -> None:
     of_prefill = np.repeat(steps.prefill, np.diff(steps.offset))
     assert (whole.row[:-1] == -1).all() and (whole.row[-1][~of_prefill] == steps.row[~of_prefill]).all()
     assert (whole.row[-1][of_prefill] == -1).all()
+
+
+# --- recommend ---
+
+
+def test_whether_a_window_pays_in_a_line() -> None:
+    """Of 10 tokens/s without, 9 with two rows, 12.5 with three; four do not run."""
+    each = {"accepted_per_window": 1.8, "h2d_bytes_per_token": 25e6, "error": None}
+    rows = [{"n": 2, "tokens_per_s": 9.0} | each, {"n": 3, "tokens_per_s": 12.5} | each, {"n": 4, "error": "no"}]
+    found = {"accept": 0.7, "draft_ns": 1000, "without": 10.0, "rows": rows, "pays": 3}
+    assert words(found) == (
+        "a window of 3 pays (accept 0.7, draft 1,000 ns a row): 12.50 tokens/s; 2 rows 0.900 x, 3 rows 1.250 x as fast "
+        "as without; 1.80 accepted, 25.0 MB to the GPU a token"
+    )
+    slow = found | {"rows": rows[:1], "pays": None}
+    assert words(slow) == "no window pays (accept 0.7, draft 1,000 ns a row): 2 rows 0.900 x as fast as without"
+    assert words(found | {"rows": rows[2:], "pays": None}) == "no window could be judged: no"
+
+
+def test_each_size_is_run_at_the_chosen_settings(folder: Path) -> None:
+    fields = {"trace": "mixtral.npz", "hardware": "rtx4090", "precision": "q4", "as_decode": True, "max_steps": 20}
+    wish = Wish(fields, 8192, windows={"accept": 1.0, "draft_ns": 7})
+    case = Case(wish, fields)
+    best = case.rate(RunSpec.of({**fields, "cache": 6}), "the best")
+    found = windows(case, best, {"accept": 1.0, "draft_ns": 7})
+    for row in found["rows"]:
+        same = simulate(RunSpec.of({**fields, "cache": 6, "speculate": row["n"], "accept": 1.0, "draft_ns": 7}))[0]
+        assert row["tokens_per_s"] == same["tokens_per_s"] and row["accepted_per_window"] == row["n"]
+    speeds = {row["n"]: row["tokens_per_s"] for row in found["rows"]}
+    assert found["pays"] == max(speeds, key=speeds.__getitem__) and speeds[found["pays"]] > found["without"]
+    assert f"--speculate {found['pays']}" in found["command"] and "--draft-ns 7" in found["command"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--accept 0.5", "accept: 0.5: is of speculative windows; needs --speculate"),
+        ("--draft-ns 5", "draft_ns: 5: is of speculative windows; needs --speculate"),
+        (
+            "--speculate --accept n.txt",
+            "accept: n.txt: counts are of windows of one size; must be a share from 0 to 1, or all",
+        ),
+    ],
+)
+def test_what_recommend_cannot_be_asked(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+    assert recommend.main(["--trace", "mixtral.npz", *flags.split()]) == 2
+    assert capsys.readouterr().err.strip().endswith(message)
