@@ -93,7 +93,7 @@ def vram_bytes(spec: RunSpec, hardware: "Hardware") -> int | None:
 def largest_step(spec: RunSpec, steps: Steps) -> int:
     """Rows that memory is kept for: of an engine all that a step of it may have, else those of the run's largest."""
     if spec.behaves is not None:
-        return max(spec.prefill_chunk, spec.batch)
+        return max(spec.prefill_chunk, spec.batch * (spec.speculate or 1))
     return int(np.diff(steps.offset).max())
 
 

@@ -21,8 +21,8 @@ KNOBS = (
 FREE = (
     "trace", "model", "hardware", "host", "host_gbps", "link_gbps", "ram", "engine", "engine_as_costs", "precision",
     "kv_precision", "vram", "context", "calibration", "link_share", "cpu_visit_us", "batch", "prefill_chunk",
-    "as_decode", "context_offset", "warmup_steps", "max_steps", "seed", "machine", "set", "reset", "requests",
-    "warmup_share", "skip_prompts",
+    "as_decode", "speculate", "accept", "draft_ns", "context_offset", "warmup_steps", "max_steps", "seed", "machine",
+    "set", "reset", "requests", "warmup_share", "skip_prompts",
 )  # fmt: skip
 COSTS = ("cpu_visit_us",)  # free, and instead of what the engine costs
 OF_BULK = ("bulk_rows", "bulk_touch")  # of no use without a rule for many rows

@@ -23,15 +23,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
-        "placement", "transfer_order", "expert_group", "set", "calibration",
+        "placement", "transfer_order", "transfer_chunk", "expert_group", "set", "calibration",
     ),
     "on a miss": (
         "bulk", "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside", "defer",
         "link_share", "cpu_visit_us", "n_cpu_moe", "override_tensor", "dense_on_host",
     ),
     "how it runs": (
-        "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "context_offset", "warmup_steps",
-        "warmup_share", "max_steps", "seed", "machine",
+        "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept", "draft_ns",
+        "context_offset", "warmup_steps", "warmup_share", "max_steps", "seed", "machine",
     ),
 }  # fmt: skip
 TYPES = {WHOLE: int, NUMBER: float}  # of a flag's value, by its metavar; text without one

@@ -32,7 +32,8 @@ from sim.on_miss import Rules, on_miss, staged, whole_there
 from sim.policies.kinds import BULK, Value
 from sim.policies.policy import NONE, Policy
 from sim.policies.registry import find
-from sim.spec import WITHOUT_SLOTS, RunSpec, exact, memory_bytes, parse_cache, parse_requests
+from sim.spec import ALL, WITHOUT_SLOTS, RunSpec, exact, memory_bytes, parse_cache, parse_requests
+from sim.speculation import Speculation, draft_ns, within_ns
 from sim.steps import Steps, first_steps, leaving, resets, schedule
 from traces.errors import TraceError
 from traces.format import npz, profile
@@ -205,9 +206,10 @@ class Scheduled:
     prefill_chunk: int
     as_decode: bool
     skip_prompts: bool
+    speculation: Speculation | None
 
     def make(self, memo: Memo) -> Steps:
-        how = self.batch, self.prefill_chunk, self.as_decode, self.skip_prompts
+        how = self.batch, self.prefill_chunk, self.as_decode, self.speculation, self.skip_prompts
         return schedule(self.judged.judged(memo), *how)
 
 
@@ -238,6 +240,7 @@ class Costed:
     precision: str
     context_offset: int
     on_host: tuple[int, ...]
+    draft_ns: int
 
     def make(self, memo: Memo) -> Costs:
         parts = (made(self.model, memo), made(self.model.hardware, memo), made(self.engine, memo))
@@ -250,7 +253,8 @@ class Costed:
         positions = trace.position[steps.row].astype(np.int64) + self.context_offset
         moe_layers = np.asarray(trace.meta["moe_layers"], np.int64)
         shapes = StepShapes(steps.offset, positions, steps.prefill, trace.n_layers, moe_layers)
-        return costs(model, hardware, engine, self.precision, shapes, self.on_host)
+        found = costs(model, hardware, engine, self.precision, shapes, self.on_host)
+        return replace(found, draft_ns=draft_ns(self.draft_ns, steps.windows, len(steps)))
 
 
 @dataclass(frozen=True)
@@ -424,7 +428,11 @@ class Setting:
     def on(self, hardware: "Hardware", engine: "Engine") -> Plan:
         """The plan on other costs than the spec's: the same engine and hardware, durations and rates changed."""
         costs = self.costed.on(self.model, hardware, engine, self.trace, self.steps)
-        return replace(self.plan, costs=costs, on_miss=on_miss(self.rules, self.plan, hardware, engine))
+        prefetch = self.plan.prefetch
+        if prefetch is not None and prefetch.within_ns is not None:
+            prefetch = replace(prefetch, within_ns=_within(costs, self.steps, prefetch))
+        rules = on_miss(self.rules, self.plan, hardware, engine)
+        return replace(self.plan, costs=costs, on_miss=rules, prefetch=prefetch)
 
     @property
     def context(self) -> int:
@@ -491,7 +499,7 @@ def prepare(
     aside, trace, repeated = made(judged, memo)
     _refuse_what_is_missing(trace, opened.path, spec, policies.values())
     _refuse_the_host(spec, policies["miss"], machine)
-    rows = spec.batch, spec.prefill_chunk, spec.as_decode, spec.skip_prompts
+    rows = spec.batch, spec.prefill_chunk, spec.as_decode, spec.skip_prompts, _speculation(spec)
     stepped = Stepped(Scheduled(judged, *rows), spec.max_steps)
     steps = stepped.make(memo)
     warmup = _warmup_steps(spec, len(steps))
@@ -507,7 +515,7 @@ def prepare(
     if policies["miss"].user and not machine.answers_cpu:  # giving such an answer is an error
         answers |= {"miss": replace(answers["miss"], function=replace(answers["miss"].function, host=False))}
     on_host = _on_host(spec, trace, machine, slots)
-    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset, on_host)
+    costed = Costed(stepped, modelled, engine, spec.precision, spec.context_offset, on_host, spec.draft_ns)
     placed = Placed(judged, chosen["placement"], spec.seed, spec.cache_scope == "global", tuple(slots.tolist()))
     plan = Plan(
         experts=trace.experts,
@@ -521,12 +529,13 @@ def prepare(
         residents=made(placed, memo),
         expert_bytes=size,
         eviction=eviction,
-        prefetch=_prefetch(spec, Predicted(stepped, chosen["prefetch"]), memo),
+        prefetch=_prefetch(spec, Predicted(stepped, chosen["prefetch"]), costed, memo),
         group=GROUPS.index(spec.expert_group or served.expert_group),
         seed=spec.seed,
         warmup_steps=warmup,
         requests=steps.requests,
         resets=resets(spec.reset, steps),
+        windows=steps.windows,
         low=_low(spec, trace, policies["miss"], known, machine, served, steps, size),
         leaving=made(Forgotten(stepped, chosen["eviction"], spec.reset), memo),
         fresh=steps.fresh if eviction.marks & FROM_FRESH else np.zeros(0, np.bool_),
@@ -615,6 +624,18 @@ def _refuse_one_by_one(spec: RunSpec, plan: Plan) -> None:
         raise SpecError(f"eviction: {spec.eviction}: keeps a set per layer; --cache-scope layer is required")
 
 
+def _speculation(spec: RunSpec) -> Speculation | None:
+    """None where a run does not speculate. Raises SpecError for what is said of windows without any."""
+    if spec.speculate is not None:
+        chance = 1.0 if spec.accept == ALL else spec.accept
+        drawn = isinstance(chance, float) and 0 < chance < 1
+        return Speculation(spec.speculate, chance, spec.seed if drawn else 0)
+    for name, default in (("accept", ALL), ("draft_ns", 0)):
+        if (value := getattr(spec, name)) != default:
+            raise SpecError(f"{name}: {value}: is of speculative windows; needs --speculate N")
+    return None
+
+
 def _on_host(spec: RunSpec, trace: RoutingTrace, hardware: "Hardware", slots: Int) -> tuple[int, ...]:
     """Which layers, of all, have their dense part on the host; slots: of each scope."""
     if spec.dense_on_host is None:
@@ -687,10 +708,19 @@ def _low(
     return replace(low, slots=shares(field, cache, spec, trace, low.bytes))
 
 
-def _prefetch(spec: RunSpec, predicted: Predicted, memo: Memo) -> Prefetch | None:
-    """What is predicted, with the budget and the order of transfers."""
-    if predicted.prefetch.policy is NONE:
+def _prefetch(spec: RunSpec, predicted: Predicted, costed: Costed, memo: Memo) -> Prefetch | None:
+    """What is predicted, with the budget and the order of transfers, and what comes in time where that is asked."""
+    policy = predicted.prefetch.policy
+    if policy is NONE:
         return None
+    if policy.drafts and spec.speculate is None:
+        raise SpecError(f"prefetch: {policy.name}: lists what speculative windows want; needs --speculate N")
     found = made(predicted, memo)
     budget = -1 if spec.prefetch_budget is None else spec.prefetch_budget
-    return Prefetch(found.lists, found.row, budget, ORDERS.index(spec.transfer_order), found.rank_key)
+    order = ORDERS.index(spec.transfer_order)
+    within = _within(made(costed, memo), made(predicted.steps, memo), found) if policy.drafts else None
+    return Prefetch(found.lists, found.row, budget, order, found.rank_key, within)
+
+
+def _within(costs: Costs, steps: Steps, found: Prediction | Prefetch) -> Int:
+    return within_ns(costs, steps.prefill, len(found.row))

@@ -30,7 +30,9 @@ MOST = 2**31 - 1  # of whatever is counted in rows, steps or tokens
 LARGEST = 1e18  # of a parameter
 WHOLE = "N"  # the metavar of whatever is a whole number
 NUMBER = "X"  # of any other number
+MOST_WINDOW = 256  # rows of a speculative window
 WITHOUT_SLOTS = "without-slots"  # of dense_on_host: wherever there are none
+ALL = "all"  # of accept: every row of a window
 YES_NO = "yes|no"  # of what is true unless told otherwise
 RATE = "GB/S"  # the metavar of a rate, 1e9 bytes/s
 RATES = (1e-6, 1e9)  # of a host or a link; beyond, no duration would be an integer of ns
@@ -69,6 +71,7 @@ class RunSpec(BaseModel):
     `layers:first:N` of the first N, or a file of one number per MoE layer; n_cpu_moe and override_tensor say the same
     in llama.cpp's words (REGEX=CPU, several with commas between), and cache is None. What comes on a miss: bulk and
     what follows it, as in `sim.core.plan.OnMiss`; bulk_rows: so many rows, or `32E`: rows x top-k >= 32 x experts.
+    speculate None: one token of a request in a decode step; draft_ns int ns.
     None: as the engine (cpu_visit_us), the host (link_share, ram) or the hardware (CHANGES) has it.
     """
 
@@ -97,6 +100,9 @@ class RunSpec(BaseModel):
     placement: str = flag("NAME", "first residents", "first")
     transfer_order: Literal["fifo", "nearest-layer", "probability"] = flag(
         "NAME", "fifo, nearest-layer or probability, among prefetches", "fifo"
+    )
+    transfer_chunk: str | None = later(
+        "256KB", "bytes after which a demand may pass what is fetched ahead (default: a whole transfer)", None
     )
     expert_group: Literal["one", "ready", "all"] | None = flag(
         "one|ready|all", "how the GPU takes experts (default: the engine's)", None
@@ -171,6 +177,18 @@ class RunSpec(BaseModel):
     host_gbps: float | None = later(
         RATE, "what the host reads, sustained, 1e9 bytes/s (default: what the hardware says)", None
     )
+    speculate: int | None = later(
+        WHOLE, "rows of a request in a decode step, a window of which some are accepted", None, ge=1, le=MOST_WINDOW
+    )
+    accept: float | str = later(
+        "P|all|FILE",
+        "of a window: how likely each row behind the first is accepted; or a file of how many rows are, window by "
+        "window (default: all)",
+        ALL,
+    )
+    draft_ns: int = later(
+        WHOLE, "what the draft model takes for each row behind the first of a window, ns (default: 0)", 0, ge=0, le=MOST
+    )
     link_gbps: float | None = later(
         RATE, "what the links send to the GPU, whatever the size; their set-up stays (default: the hardware's)", None
     )
@@ -219,7 +237,7 @@ class RunSpec(BaseModel):
             parse_requests(value)
         return value
 
-    @field_validator("ram", "vram")
+    @field_validator("ram", "vram", "transfer_chunk")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         if value is not None:
@@ -237,6 +255,16 @@ class RunSpec(BaseModel):
         if not RATES[0] <= rate <= RATES[1]:
             raise ValueError(f"must be from {RATES[0]:g} to {RATES[1]:g}, in GB/s (1e9 bytes)")
         return float(rate)
+
+    @field_validator("accept", mode="before")
+    @classmethod
+    def _accept(cls, value: Any) -> Any:
+        share = number(value) if isinstance(value, str) else value
+        if value == ALL or share is None:
+            return value
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(f"must be a share from 0 to 1, {ALL}, or a file of counts")
+        return float(share)
 
     @field_validator("calibration", mode="before")
     @classmethod

@@ -3,7 +3,8 @@
 Requests are admitted in order of first appearance while fewer than `batch` are active, all free places at one instant;
 then their prompts run, one request after the other, in prefill steps of at most `prefill_chunk` tokens; a request
 without generated tokens leaves when its prompt is done. When no more can be admitted, every active request gives one
-token to a decode step, in order of admission.
+token to a decode step, in order of admission; a run that speculates, a window of tokens (sim.speculation), of which
+those that are not accepted run again in its next one.
 """
 
 from collections import deque
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Leaving
+from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Leaving, Windows
 from sim.errors import SpecError
+from sim.speculation import Accept, Speculation
 from traces.format.trace import RoutingTrace
 
 Int = npt.NDArray[np.int64]
@@ -26,7 +28,7 @@ class Steps:
     request int64 [n]: index of each request in the trace, in order of admission; admitted int64 [n]: the step at whose
     begin it is admitted; last_prefill int64 [n]: the step in which its prompt ends, -1 without one, -2 if the run ends
     before; first_decode int64 [n]: its first decode step, counted among decode steps; generated int64 [n]: its decode
-    steps, which follow one another.
+    steps, which follow one another. windows: of a run that speculates; a token may then run more than once.
     """
 
     offset: Int
@@ -37,6 +39,7 @@ class Steps:
     last_prefill: Int
     first_decode: Int
     generated: Int
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.prefill)
@@ -62,30 +65,38 @@ class Steps:
         """int64 [n, 5]: request, admitted, last_prefill, first_decode, generated."""
         return np.stack([getattr(self, name) for name in _OF_REQUESTS], axis=1)
 
+    @property
+    def accepted(self) -> npt.NDArray[np.bool_]:
+        """bool [R]: the rows that count: all of a prefill step, and of a window those that were accepted."""
+        if self.windows is None:
+            return np.ones(len(self.row), np.bool_)
+        return self.windows.accepted_rows(self.offset, self.prefill)
+
     def previous_rows(self, sequence: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """int32 [tokens], given the trace's `sequence` [tokens]: for the first row of each request in each step, that
-        request's last row in an earlier step; -1 for its other rows, for first steps, and for tokens that no step runs.
-        """
-        out = np.full(len(sequence), -1, np.int32)
-        step = np.full(len(sequence), -1, np.int64)
-        step[self.row] = np.repeat(np.arange(len(self)), np.diff(self.offset))
-        rows = self.row[self.row > 0]
-        rows = rows[sequence[rows] == sequence[rows - 1]]  # a request's rows stand together and run in order
-        out[rows] = np.where((step[rows - 1] >= 0) & (step[rows - 1] < step[rows]), rows - 1, -1)
-        return out
+        """int32 [R], given the trace's `sequence` [tokens]: for the first row of each request in each step, the trace
+        token before it: that request's last row in an earlier step that counts; -1 for its other rows and for first
+        steps."""
+        row, whose = self.row, sequence[self.row]
+        first = np.ones(len(row), np.bool_)
+        first[1:] = whose[1:] != whose[:-1]
+        first[self.offset[:-1]] = True
+        has = first & (row > 0) & (sequence[row - 1] == whose)  # a request's rows stand together and run in order
+        return np.where(has, row - 1, -1).astype(np.int32)
 
 
 _OF_REQUESTS = ("request", "admitted", "last_prefill", "first_decode", "generated")
 
 
 class _Builder:
-    """Steps as they are laid down, block by block: runs of (steps, rows of each, prefill or not)."""
+    """Steps as they are laid down, block by block: runs of (steps, rows of each, prefill or not). n: rows that a
+    request gives to a decode step, at most."""
 
-    def __init__(self, tokens: int) -> None:
-        self.row = np.empty(tokens, np.int32)
+    def __init__(self, tokens: int, n: int) -> None:
+        self.row, self.n = np.empty(tokens * n, np.int32), n
         self.laid = self.steps = 0
+        self.windows: list[tuple[int, int, int, int]] = []
         self.runs: list[tuple[int, int, bool]] = []
-        self.requests: list[tuple[int, int, int, int, int]] = []
+        self.requests: list[list[int]] = []
 
     def add(self, rows: Int, runs: list[tuple[int, int, bool]]) -> None:
         """Some runs, whose rows are given step after step."""
@@ -98,10 +109,24 @@ class _Builder:
         whole, rest = divmod(end - first, chunk)
         self.add(np.arange(first, end), [(whole, chunk, True), (int(rest > 0), rest, True)])
 
-    def decode(self, heads: list[int], n: int) -> None:
+    def decode(self, active: list["_Active"], n: int) -> None:
         """n decode steps in which every active request gives one token."""
-        rows = np.array(heads, np.int64)[None, :] + np.arange(n)[:, None]
-        self.add(rows.reshape(-1), [(n, len(heads), False)])
+        rows = np.array([one.head for one in active], np.int64)[None, :] + np.arange(n)[:, None]
+        self.add(rows.reshape(-1), [(n, len(active), False)])
+        for one in active:
+            one.head += n
+
+    def verify(self, active: list["_Active"], accept: Accept) -> None:
+        """One decode step in which every active request gives its next window, and moves on behind what is accepted of
+        it."""
+        rows: list[int] = []
+        for one in active:
+            window = range(one.head, min(one.head + self.n, one.end))
+            rows += window
+            accepted = accept(one.request, one.window, len(window))
+            self.windows.append((self.steps, one.request, len(window), accepted))
+            one.head, one.window = one.head + accepted, one.window + 1
+        self.add(np.array(rows, np.int64), [(1, len(rows), False)])
 
     def built(self) -> Steps:
         """All that was laid down."""
@@ -109,14 +134,32 @@ class _Builder:
         offset = np.zeros(self.steps + 1, np.int64)
         np.cumsum(np.repeat(np.array(rows, np.int32), steps), out=offset[1:])
         requests = dict(zip(_OF_REQUESTS, np.array(self.requests, np.int64).T, strict=True))
-        return Steps(offset, self.row[: self.laid], np.repeat(np.array(kinds), steps), **requests)
+        there = self.windows if self.n > 1 else []
+        windows = Windows(*np.array(there, np.int32).T.copy()) if there else None
+        return Steps(offset, self.row[: self.laid], np.repeat(np.array(kinds), steps), **requests, windows=windows)
+
+
+@dataclass
+class _Active:
+    """A request that decodes: its next row, its end, its number in order of admission, its next window."""
+
+    head: int
+    end: int
+    request: int
+    window: int = 0
 
 
 def schedule(
-    trace: RoutingTrace, batch: int = 1, prefill_chunk: int = 512, as_decode: bool = False, skip_prompts: bool = False
+    trace: RoutingTrace,
+    batch: int = 1,
+    prefill_chunk: int = 512,
+    as_decode: bool = False,
+    speculation: Speculation | None = None,
+    skip_prompts: bool = False,
 ) -> Steps:
     """Lay a trace's requests out in steps. `as_decode` runs prompt rows as decode steps, `skip_prompts` does not run
-    them, nor requests without another row. Raises SpecError where that leaves nothing."""
+    them, nor requests without another row. Raises SpecError where that leaves nothing, and for a file of counts that
+    does not say what is accepted of each window."""
     starts, ends = trace.requests()
     prompts = np.zeros(len(starts), np.int64)
     if not as_decode:
@@ -125,8 +168,10 @@ def schedule(
         starts, prompts = starts + prompts, np.zeros_like(prompts)
         if (starts == ends).all():
             raise SpecError("skip_prompts: the trace has no generated tokens; must be run with its prompts")
-    build, waiting, decoded = _Builder(trace.n_tokens), deque(np.flatnonzero(starts < ends).tolist()), 0
-    active: list[list[int]] = []  # [next row, end] of each
+    accept = None if speculation is None else speculation.rule()
+    build = _Builder(trace.n_tokens, 1 if speculation is None else speculation.n)
+    waiting, decoded = deque(np.flatnonzero(starts < ends).tolist()), 0
+    active: list[_Active] = []
     while waiting or active:
         while waiting and len(active) < batch:
             now = build.steps
@@ -138,14 +183,20 @@ def schedule(
                 if middle > first:
                     build.prompt(first, middle, prefill_chunk)
                 prompt_end = build.steps - 1 if middle > first else -1
-                build.requests.append((r, now, prompt_end, decoded, end - middle))
+                build.requests.append([r, now, prompt_end, decoded, 0])
                 if end > middle:
-                    active.append([middle, end])
+                    active.append(_Active(middle, end, len(build.requests) - 1))
+        if active and accept is not None:
+            steps = 1
+            build.verify(active, accept)
+        elif active:
+            steps = min(one.end - one.head for one in active)
+            build.decode(active, steps)
         if active:
-            n = min(end - head for head, end in active)
-            build.decode([head for head, _ in active], n)
-            decoded += n
-            active = [[head + n, end] for head, end in active if head + n < end]
+            decoded += steps
+            for one in active:
+                build.requests[one.request][-1] += steps
+            active = [one for one in active if one.head < one.end]
     return build.built()
 
 
@@ -157,8 +208,11 @@ def first_steps(steps: Steps, n: int) -> Steps:
     decoded = int((~steps.prefill[:n]).sum())
     requests["last_prefill"] = np.where(requests["last_prefill"] < n, requests["last_prefill"], -2)
     requests["generated"] = np.clip(decoded - requests["first_decode"], 0, requests["generated"])
-    offset = steps.offset[: n + 1]
-    return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests)
+    offset, windows = steps.offset[: n + 1], steps.windows
+    if windows is not None:
+        there = int(np.searchsorted(windows.step, n))
+        windows = Windows(*(column[:there] for column in vars(windows).values()))
+    return Steps(offset, steps.row[: offset[-1]], steps.prefill[:n], **requests, windows=windows)
 
 
 def resets(reset: str, steps: Steps) -> npt.NDArray[np.bool_] | None:

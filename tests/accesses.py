@@ -49,9 +49,9 @@ def may_stream(chosen: Choice) -> bool:
 
 @dataclass
 class Served:
-    """What came of it: misses, and global ids in the order in which they went."""
+    """What came of it: for each miss its visit, and global ids in the order in which they went."""
 
-    misses: int = 0
+    missed: list[int] = field(default_factory=list)
     victims: list[int] = field(default_factory=list)
 
 
@@ -64,8 +64,8 @@ def serve(plan: Plan, cache: Cache | None = None) -> Served:
         cache.routed(step, layer)
         for experts in [[expert] for expert in wanted] if is_marked(plan, "one-by-one") else [wanted]:
             _serve_at_once(cache, layer, experts, served)
-        for expert in wanted if is_marked(plan, "listed") else []:
-            cache.touch(expert)
+        if is_marked(plan, "listed"):
+            _touch_again(cache, wanted)
     return served
 
 
@@ -74,7 +74,7 @@ def _serve_at_once(cache: Cache, layer: int, experts: list[int], served: Served)
     misses = [expert for expert in experts if expert not in hits]
     out = set(misses) if takes_no_slot(cache.plan, layer) else cache.left_out(misses, set(experts))
     kept = [expert for expert in misses if expert not in out]
-    served.misses += len(misses)
+    served.missed += [cache.visits_routed - 1] * len(misses)
     for expert in kept:
         _bring(cache, expert, set(experts), True, served)
     for expert in _swapped(cache, layer):
@@ -82,6 +82,12 @@ def _serve_at_once(cache: Cache, layer: int, experts: list[int], served: Served)
     for expert in [*hits, *kept]:
         cache.touch(expert)
         cache.use(expert, first=expert in kept)
+
+
+def _touch_again(cache: Cache, wanted: list[int]) -> None:
+    for expert in wanted:
+        if expert in cache.landed_at:
+            cache.touch(expert)
 
 
 def _swapped(cache: Cache, layer: int) -> list[int]:

@@ -98,7 +98,7 @@ def difference(expected: RunRecord, found: RunRecord) -> Any:
         for column, values in expected.groups[name].items():
             if not np.array_equal(values, found.groups[name][column]):
                 return name, column
-    for name in ("steps", "requests", "layer", "tokens"):
+    for name in ("steps", "requests", "layer", "tokens", "windows"):
         for column, values in getattr(expected, name).items():
             if not np.array_equal(values, getattr(found, name)[column]):
                 return name, column

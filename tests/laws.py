@@ -182,8 +182,9 @@ def spared(plan: Plan, row: dict[str, int]) -> set[int]:
     assert plan.prefetch is not None
     layers = plan.experts.shape[1]
     distance = (row["layer"] - row["visit"] - 1) % layers + 1
-    rows_of_target = step_rows(plan, (row["visit"] + distance) // layers)
-    listed = merged_list(plan.prefetch, distance, rows_of_target, row["layer"])
+    step = (row["visit"] + distance) // layers
+    places = range(int(plan.step_offset[step]), int(plan.step_offset[step + 1]))
+    listed = merged_list(plan.prefetch, distance, places, row["layer"])
     return {row["layer"] * plan.n_experts + expert for expert in listed}
 
 
@@ -271,6 +272,10 @@ def check_events(result: Result) -> None:
         at += [(queued, queued_ns)] + [(committed, committed_ns)] * (committed >= 0)
         at += [(event, landed_ns)] * (landed_ns >= 0)
         numbers += [event] * (landed_ns < 0)
+    ends = set(result["transfers"]["event"])
+    for row in rows(result, "chunks") if "chunks" in result else []:
+        at += [(row["event_committed"], row["committed_ns"])] * (row["number"] > 0)
+        at += [(row["event"], row["landed_ns"])] * (row["landed_ns"] >= 0 and row["event"] not in ends)
     assert sorted(numbers + [event for event, _ in at]) == list(range(len(numbers) + len(at)))
     assert rising([time for _, time in sorted(at)])
 

@@ -18,6 +18,7 @@ from sim.core.plan import (
     Plan,
     Prefetch,
 )
+from sim.core.worth import LFRU
 from sim.on_miss import OWN
 from sim.policies.policy import Policy
 from sim.policies.registry import EVICTION, MISS, RERANK
@@ -32,7 +33,8 @@ def codes(table: dict[str, Policy]) -> dict[str, int]:
     return {policy.name: policy.kind for policy in sorted(known, key=lambda policy: policy.kind)}
 
 
-EVICTIONS, MISSES, RERANKERS = codes(EVICTION), codes(MISS), codes(RERANK)
+MISSES, RERANKERS = codes(MISS), codes(RERANK)
+EVICTIONS = {name: code for name, code in codes(EVICTION).items() if code < LFRU}  # tests.eviction_plans has the others
 LOSSLESS_OR_DROP = ("fetch", "drop", "cpu")
 SUBSTITUTES = [name for name, code in MISSES.items() if code == SUBSTITUTION]
 OPEN = {
@@ -116,6 +118,14 @@ def leaving_of(eviction: str, steps: list[list[int]]) -> Leaving | None:
             gone[s] = [row for rows in steps[:s] for row in rows if last[row // 3] == s - 1]
     else:
         return None
+    return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))
+
+
+def leaving_within(made: Plan, window: int) -> Leaving:
+    """Of a plan whose eviction forgets the rows of `window` steps ago."""
+    bounds = made.step_offset
+    first = range(-window, len(bounds) - 1 - window)
+    gone = [made.step_row[bounds[s] : bounds[s + 1]] if s >= 0 else [] for s in first]
     return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))
 
 
@@ -246,6 +256,8 @@ def rerank_of(rng: np.random.Generator) -> Choice:
     params = {
         "cache-prior": [some(0, 0.2, 0.5, 1, 10)],
         "max-rank": [some(0, 1, 2, 4), some(0, 2, 4, 12)],
+        "cache-prior-mass": [some(0, 1, 2, 4), some(0, 0.3, 0.6, 0.9, 1)],
+        "tolerance": [some(0, 0.1, 0.35, 0.7, 1)],
         "smoe": [some(0, 0.25, 0.9, 1)],
         "adapmoe": [some(0, 0.005, 0.04, 0.3, 1)],
         "sere": [some(0, 0.3, 0.6, 2), some(0, 1, 1, 2)],
@@ -285,9 +297,18 @@ def scored(rng: np.random.Generator, base: Plan) -> Plan:
         peer_q=q,
         rerank=rerank_of(rng) if rng.random() < 0.25 else None,
         similarity=alike,
+        predicted=predicted_of(rng, base) if miss.name == "speculate" else None,
         norm_topk=norm_topk,
         late_counts_as_missing=bool(rng.random() < 0.4),
     )
+
+
+def predicted_of(rng: np.random.Generator, base: Plan) -> Any:
+    """Lists of K experts, now and then shorter or none, in half of the plans of the first few experts alone, which are
+    often all resident."""
+    n = int(base.n_experts if rng.random() < 0.5 else min(base.n_experts, base.experts.shape[2] + 1))
+    lists = np.argsort(rng.random((*base.experts.shape[:2], n)), axis=-1)[..., : base.experts.shape[2]]
+    return np.where(rng.random(lists.shape) < float(rng.choice([0, 0, 0.3])), -1, lists).astype(np.int16)
 
 
 def low_of(rng: np.random.Generator, base: Plan) -> Low:

@@ -27,7 +27,7 @@ CORE = [
     Fault(
         "a held victim is allowed and the guard is gone",
         (
-            ("sim/core/eviction.py", " or s.expert[g].work > 0:\n        return False", ":\n        return False"),
+            ("sim/core/candidates.py", " or s.expert[g].work > 0:\n        return False", ":\n        return False"),
             ("sim/core/residency.py", 'raise RuntimeError("a held expert was chosen as victim")', "pass"),
         ),
         (REFERENCE, LAWS),
@@ -35,14 +35,14 @@ CORE = [
     fault(
         "ties are reversed",
         "sim/core/eviction.py",
-        "better = key < best_key or (key == best_key and stamp < best_stamp)",
-        "better = key < best_key or (key == best_key and stamp > best_stamp)",
+        "better = key < best_key or (key == best_key and tied < best_tied)",
+        "better = key < best_key or (key == best_key and tied > best_tied)",
     ),
     fault(
         "belady takes the nearest use",
         "sim/core/eviction.py",
-        "else -s.expert[g].next_use",
-        "else s.expert[g].next_use",
+        "return -s.expert[g].next_use",
+        "return s.expert[g].next_use",
     ),
     fault(
         "fifo goes by the last touch",
@@ -58,14 +58,17 @@ CORE = [
     ),
     fault(
         "the spared list is ignored",
-        "sim/core/eviction.py",
+        "sim/core/candidates.py",
         "return spare_from < 0 or not _listed(s, g, spare_from)",
         "return True",
         REFERENCE,
         LAWS,
     ),
     fault(
-        "a decayed score keeps its date", "sim/core/eviction.py", "    s.expert[g].scored = visits_of_layer(s, g)\n", ""
+        "a decayed score keeps its date",
+        "sim/core/worth.py",
+        "        s.expert[g].scored = visits_of_layer(s, g)\n",
+        "",
     ),
     fault(
         "the last free slot stays free",
@@ -84,8 +87,8 @@ CORE = [
     fault(
         "a landing is a use",
         "sim/core/residency.py",
-        "    _join_order(s, g)\n    s.count.landed_low",
-        "    _join_order(s, g)\n    s.expert[g].uses += 1\n    s.count.landed_low",
+        "    _stand_in_order(s, g)\n    s.count.landed_low",
+        "    _stand_in_order(s, g)\n    s.expert[g].uses += 1\n    s.count.landed_low",
     ),
     fault("an expert stays held after its group", "sim/core/residency.py", "    s.expert[g].work = 0\n", ""),
     fault(
@@ -159,20 +162,69 @@ CORE = [
     ),
     fault("a resident gets no bonus", "sim/core/rerank.py", "(bonus if _resident(s, layer, e) else 0.0)", "0.0"),
     fault(
-        "least-stale takes the layer that comes next",
-        "sim/core/eviction.py",
-        "return -float((layer",
-        "return float((layer",
+        "the window ends one expert too late",
+        "sim/core/rerank.py",
+        "and sum_p < mass",
+        "and sum_p <= mass",
+        "tests/test_reference_rerank.py::test_the_window_by_mass_ends_where_the_mass_is_reached",
+    ),
+    fault(
+        "a resident at the tolerance does not do",
+        "sim/core/rerank.py",
+        "if p < least:",
+        "if p <= least:",
+        "tests/test_reference_rerank.py::test_tolerance_takes_a_resident_of_the_same_probability_and_the_best_if_it_is_one",
+    ),
+    fault(
+        "some of what was predicted will do",
+        "sim/core/miss.py",
+        "            return False\n        n += e >= 0",
+        "            continue\n        n += e >= 0",
+        "tests/test_reference_lossy.py::test_the_whole_predicted_set_must_be_there",
+    ),
+    fault(
+        "what was predicted runs twice for a token",
+        "sim/core/miss.py",
+        "ANSWER_SUBSTITUTE, other, OPEN\n            s.expert[base + other].used_by = s.run.token",
+        "ANSWER_SUBSTITUTE, other, OPEN",
+        "tests/test_reference_lossy.py::test_what_was_predicted_runs_in_place_of_what_is_missing",
+    ),
+    fault(
+        "a prompt is known before it was routed",
+        "sim/fit/map_store.py",
+        "np.arange(d) - d + layers, layers - 1",
+        "layers - 1, layers - 1",
+        "tests/test_map_store.py::test_in_front_of_what_is_seen_the_request_with_the_most_alike_prompt_foretells",
+    ),
+    fault(
+        "the list gets longer the more alike",
+        "sim/fit/map_store.py",
+        "np.clip(1 - cosine[",
+        "np.clip(cosine[",
+        "tests/test_map_store.py::test_the_less_alike_the_longer_the_list",
+    ),
+    fault(
+        "the warm-up lasts a token longer",
+        "sim/fit/popular_per_request.py",
+        "since < self.tokens",
+        "since <= self.tokens",
+        "tests/test_map_store.py::test_popular_per_request_by_hand",
+    ),
+    fault(
+        "layer-distance takes the layer that comes next",
+        "sim/core/worth.py",
+        "return -float((s.expert[g].layer",
+        "return float((s.expert[g].layer",
     ),
     fault(
         "a window never forgets",
-        "sim/core/eviction.py",
+        "sim/core/worth.py",
         "route.leaving_row[i], layer, -1.0)",
         "route.leaving_row[i], layer, 0.0)",
     ),
     fault(
         "a request's tokens stay",
-        "sim/core/eviction.py",
+        "sim/core/worth.py",
         "route.leaving_row[i], each, -1.0)",
         "route.leaving_row[i], each, 0.0)",
     ),
@@ -190,6 +242,49 @@ CORE = [
     ),
     fault("all never gives up waiting", "sim/core/visit.py", " and not _stuck(s, rules):", ":"),
 ]
+
+# --- evictions, each against its spelling ---
+BY_EVICTION = "tests/planted_watch.py::test_equals_the_reference_by_eviction"
+EVICTIONS = [
+    fault("a ghost is never forgotten", "sim/core/queues.py",
+        "        _forget_oldest(s, scope, GHOSTS)\n", "        break\n", f"{BY_EVICTION}[s3-fifo]"),
+    fault("a newcomer's ghost stays", "sim/core/queues.py",
+        "  # a ghost\n        _drop(s, g)\n", "  # a ghost\n        pass\n", f"{BY_EVICTION}[arc]"),
+    fault("the hand does not move", "sim/core/queues.py",
+        "NOBODY if after == end else after", "NOBODY", f"{BY_EVICTION}[sieve]"),
+    fault("a second chance is for good", "sim/core/queues.py",
+        "            s.kept[g].count = 0\n            _move(s, g, 0)\n",
+        "            _move(s, g, 0)\n            return NOBODY\n", f"{BY_EVICTION}[clock]"),
+    fault("the target only rises", "sim/core/queues.py",
+        "max(0.0, here.target - max(1.0, size[B1] / size[B2]))", "here.target", f"{BY_EVICTION}[arc]"),
+    fault("frequencies never halve", "sim/core/queues.py",
+        "                s.kept[i].count //= 2\n", "                pass\n",
+        "tests/test_eviction_cases.py::test_on_a_machine[w-tinylfu halved-discrete]"),
+    fault("an equal candidate is admitted", "sim/core/queues.py",
+        "s.kept[newer].count <= s.kept[older].count", "s.kept[newer].count < s.kept[older].count",
+        f"{BY_EVICTION}[w-tinylfu]"),
+    fault("the first use counts as another", "sim/core/queues.py",
+        "s.kept[g].landed == s.run.routed and", "False and", f"{BY_EVICTION}[s3-fifo]"),
+    fault("a history is a use short", "sim/core/worth.py",
+        "s.history[g, s.history.shape[1] - 1]", "s.history[g, 0]", f"{BY_EVICTION}[lru-k]"),
+    fault("uses are those of earlier stays, too", "sim/core/worth.py",
+        "        kept.count = 0\n", "        pass\n", f"{BY_EVICTION}[lfru]"),
+    fault("ties go the other way", "sim/core/eviction.py", "return -g if", "return g if", f"{BY_EVICTION}[lfu]"),
+    fault("a newcomer that is no better is kept", "sim/core/bypass.py",
+        "worth(s, gone) > s.params[1]", "worth(s, gone) >= s.params[1]", f"{BY_EVICTION}[decayed]"),
+    fault("what is known a step too far is known", "sim/core/worth.py",
+        "<= s.params[0]:\n        return KNOWN",
+        "<= s.params[0] + 1:\n        return KNOWN", f"{BY_EVICTION}[belady-w]"),
+    fault("a set changes at every visit", "sim/core/swap.py",
+        "% int(s.params[0]) != 0", "% 1 != 0", f"{BY_EVICTION}[window-swap]"),
+    fault("a request goes on with the counts of the last", "sim/core/worth.py",
+        "            s.expert[g].score = 0.0\n", "            pass\n", f"{BY_EVICTION}[hobbit-priority]"),
+    fault("experts served one by one are told apart at once", "sim/core/visit.py",
+        "    if miss is None or s.run.eviction_marks & ONE_BY_ONE == 0:\n        _class",
+        "    if True:\n        _class", f"{BY_EVICTION}[fifo]"),
+    fault("touches stay in the order of running", "sim/core/visit.py",
+        "        touch_as_listed(s)\n", "        pass\n", f"{BY_EVICTION}[lru]"),
+]  # fmt: skip
 
 # --- what a run is made from ---
 MEASURED = "tests/test_measured.py::test_layers_without_experts_and_with_linear_attention_have_tables_of_their_own"
@@ -241,7 +336,7 @@ PLAN = [
     fault(
         "what reads the future is no oracle",
         "sim/policies/registry.py",
-        '        oracle=True,\n        keeps=("next-use",),',
+        '        oracle=True, keeps=("next-use",),',
         '        keeps=("next-use",),',
         "tests/test_policy_contract.py::test_only_an_oracle_knows_the_future[eviction-belady]",
     ),
@@ -674,7 +769,7 @@ EVICTS = """
 STAGES, LANDED = "sim/core/stages.py", "        move(s, copy, RESIDENT)\n"
 FREED = "    rules.run.stages_free += 1\n"
 SERIAL = "    if rules is not None and rules.run.serial == 1 and rules.visit.copies_left > 0:\n        return 0\n    if"
-MARGIN = "_score(s, may.newcomer)"
+MARGIN = "worth(s, may.newcomer)"
 BY_RULES = [
     fault(
         "an admitted expert is waited for",
@@ -748,11 +843,15 @@ BY_RULES = [
         REFERENCE_BY_RULES,
     ),
     fault(
-        "an admission spares one visit more", "sim/core/eviction.py", "< may.spare", "<= may.spare", REFERENCE_BY_RULES
+        "an admission spares one visit more",
+        "sim/core/candidates.py",
+        "< may.spare",
+        "<= may.spare",
+        REFERENCE_BY_RULES,
     ),
     fault(
         "a margin asks for worse",
-        "sim/core/eviction.py",
+        "sim/core/candidates.py",
         f"* may.margin < {MARGIN}",
         f"* may.margin > {MARGIN}",
         REFERENCE_BY_RULES,
@@ -786,4 +885,7 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
-FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ, *PORT]
+FAULTS = [
+    *CORE, *EVICTIONS, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ,
+    *PORT,
+]  # fmt: skip

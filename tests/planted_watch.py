@@ -6,8 +6,11 @@ fault is enough, and the core runs as plain Python.
 
 from dataclasses import replace
 
+import pytest
+
 from sim.machines import compiled
 from tests import laws_on_miss
+from tests.eviction_plans import EVERY, plan_of_eviction
 from tests.groups import as_groups
 from tests.laws import check_all
 from tests.on_miss_plans import plan_of
@@ -21,6 +24,13 @@ PLANS = 150  # a fault must show within so many; all of tests/planted.py do with
 def test_equals_the_reference() -> None:
     for seed in range(PLANS):
         plan = random_lossy_plan(seed // 2) if seed % 2 == 0 else any_plan(seed)
+        assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_equals_the_reference_by_eviction(name: str) -> None:
+    for seed in range(60):
+        plan = plan_of_eviction(seed, name)
         assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
 
 

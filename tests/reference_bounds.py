@@ -70,7 +70,8 @@ def reference_bounds(p: Plan) -> dict[str, int]:
         kind = c.cost_class[p.warmup_steps + v // layers]
         behind = c.cost_class[p.warmup_steps + v // layers - 1]
         end = int(c.dense_ns[behind, -1] + c.head_ns[behind]) if v and v % layers == 0 else 0
-        before.append(end + int(c.dense_ns[kind, v % layers]) + c.decide_ns)
+        draft = int(c.draft_ns[p.warmup_steps + v // layers]) if len(c.draft_ns) and v % layers == 0 else 0
+        before.append(end + draft + int(c.dense_ns[kind, v % layers]) + c.decide_ns)
         ns = [int(c.expert_ns[n]) for n in wanted.values()]
         experts.append(sum(ns) + c.group_ns * (len(ns) if one else min(1, len(ns))))
         least.append(min(ns) + c.group_ns if ns else None)

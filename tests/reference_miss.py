@@ -136,11 +136,24 @@ class Visit:
         if name == "drop-by-weight":
             light = {slot: token.weights[slot] < float(params[0]) for slot in missing}
             return {slot: Answer("drop" if light[slot] else "fetch") for slot in missing}
+        if name == "speculate":
+            return self.speculated(token, missing)
         if name == "hobbit":
             return {slot: Answer(self.precision_of(token, slot)) for slot in missing}
         if len(params) != len(SUBSTITUTE_PARAMS):
             raise ValueError(f"the reference knows no miss policy {name}")
         return Substitution(self, token).answers(missing) if missing else {}
+
+    def speculated(self, token: Token, missing: list[int]) -> dict[int, Answer]:
+        """Speculating Experts: the predicted ones that the token lacks, one after another, if all are there."""
+        if self.plan.predicted is None:
+            raise ValueError("speculate needs what was predicted, the plan has none")
+        listed = [int(expert) for expert in self.plan.predicted[token.row, self.layer] if expert >= 0]
+        if not listed or not set(listed) <= self.resident:
+            return {slot: Answer("fetch", -1, GATES.index("nobody")) for slot in missing}
+        spare = [expert for expert in dict.fromkeys(listed) if expert not in token.ids]
+        found = {slot: Answer("substitute", other) for slot, other in zip(missing, spare, strict=False)}
+        return {slot: found.get(slot, Answer("fetch", -1, GATES.index("nobody"))) for slot in missing}
 
     def precision_of(self, token: Token, slot: int) -> str:
         """HOBBIT: how much of the token's weight is served before this slot, the heavier and the earlier first."""

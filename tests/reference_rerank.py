@@ -37,6 +37,10 @@ class Reranker:
             return [self.cache_prior(layer, token, resident, *params) for token in tokens]
         if choice.name == "max-rank":
             return [self.max_rank(layer, token, resident, *params) for token in tokens]
+        if choice.name == "cache-prior-mass":
+            return [self.cache_prior_mass(layer, token, resident, *params) for token in tokens]
+        if choice.name == "tolerance":
+            return [self.tolerance(layer, token, resident, *params) for token in tokens]
         if choice.name == "smoe":
             return [self.smoe(layer, token, resident, *params) for token in tokens]
         if choice.name == "adapmoe":
@@ -72,6 +76,25 @@ class Reranker:
         near = [expert for expert in ranked[: int(among)] if expert in resident]
         experts = list(dict.fromkeys([*ranked[: int(always)], *near, *ranked]))
         return self.chosen(layer, token, experts[: len(token.ids)])
+
+    def cache_prior_mass(self, layer: int, token: Token, resident: set[int], always: float, mass: float) -> Token:
+        """arXiv 2412.00099: max-rank whose window is the fewest experts that have so much of the probability."""
+        logits = logits_of(self.plan, token.row, layer)
+        probability, sums = softmax(logits), [0.0]
+        for expert in ranking(logits):
+            sums.append(sums[-1] + probability[expert])
+        among = next((n for n, so_far in enumerate(sums) if so_far >= mass), len(logits))
+        return self.max_rank(layer, token, resident, always, among)
+
+    def tolerance(self, layer: int, token: Token, resident: set[int], share: float) -> Token:
+        """arXiv 2608.18261: each choice may fall on a resident that is not much less probable than the best one."""
+        logits, chosen = logits_of(self.plan, token.row, layer), list[int]()
+        probability = softmax(logits)
+        for _ in token.ids:
+            left = [expert for expert in ranking(logits) if expert not in chosen]
+            near = [e for e in left if e in resident and probability[e] >= (1 - share) * probability[left[0]]]
+            chosen.append((near or left)[0])
+        return self.chosen(layer, token, chosen)
 
     def smoe(self, layer: int, token: Token, resident: set[int], share: float) -> Token:
         """arXiv 2508.18983: a missing expert that scores low gives way to a resident just below it."""

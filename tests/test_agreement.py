@@ -7,6 +7,7 @@ import pytest
 from sim.core.plan import Plan
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
+from tests.eviction_plans import plan_of_eviction
 from tests.groups import totals_by_rules
 from tests.on_miss_plans import plan_of, plan_with_low_copies_of
 from tests.plans import random_lossy_plan, random_plan, with_resets
@@ -55,6 +56,12 @@ def test_the_machines_agree_with_the_reference(chunk: int) -> None:
     for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
         assert check(random_plan(seed)) is None, seed
         assert check(random_lossy_plan(seed)) is None, seed
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_they_agree_on_every_eviction_and_how_it_counts(chunk: int) -> None:
+    for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
+        assert check(plan_of_eviction(seed)) is None, seed
 
 
 @pytest.mark.parametrize("chunk", range(2 * CHUNKS))

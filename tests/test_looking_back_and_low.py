@@ -71,7 +71,7 @@ def test_least_stale_takes_the_layer_that_comes_again_last(run: Run) -> None:
     # One pool of three; ids 0 1 | 2 3 | 4 5 by layer; 0 is the most recent. At layer 0 who is of layer 0 comes again
     # last: 0 goes for 1. At layer 2, 4 goes for 5. lru would have begun with 4, the oldest.
     experts = [[[1], [0], [1]]]
-    result = run(make(experts, 2, [3], [4, 2, 0], pooled=True, eviction="least-stale"))
+    result = run(make(experts, 2, [3], [4, 2, 0], pooled=True, eviction="layer-distance"))
     assert [victim for (victim,) in lines(result, "transfers", "victim")] == [0, 4]
     assert lines(run(make(experts, 2, [3], [4, 2, 0], pooled=True)), "transfers", "victim")[0] == (4,)
 
@@ -141,7 +141,7 @@ def test_hobbit_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert "open-loop" in json.dumps(found).lower() or found["quality"] is not None
 
 
-@pytest.mark.parametrize("name", ["least-stale", "window-score", "activation-matrix"])
+@pytest.mark.parametrize("name", ["layer-distance", "window-score", "activation-matrix"])
 def test_the_evictions_run_on_the_sample(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--cache", "64", "--cache-scope", "global", "--eviction", name)
     both = [summary(capsys, *flags, "--machine", machine) for machine in ("compiled", "simpy")]

@@ -65,6 +65,9 @@ VALUES: dict[str, list[Any]] = {
     "batch": [1, 2],
     "prefill_chunk": [512, 2],
     "as_decode": [False, True],
+    "speculate": [None, 1, 2, 3],
+    "accept": ["all", 0.5, 0.0],
+    "draft_ns": [0, 1000],
     "context_offset": [0, 10_000],
     "warmup_steps": [0, 1],
     "warmup_share": [None, 0.4],
@@ -103,7 +106,8 @@ PARAMETERS: dict[str, list[Any]] = {
     "hobbit.precision": ["q4", "q2"], "similarity.matrix": ["s.npz", "r.npz"], "sere.matrix": ["s.npz", "r.npz"],
     "max-rank.among": [3, 4], "profile.file": ["p.npz", "q.npz"],
     "cpu-admit.inserts": [1, "unlimited"], "split.by": ["makespan", "table"], "split.table": ["0,1", "1"],
-    "global-popular.file": ["p.npz", "q.npz"],
+    "global-popular.file": ["p.npz", "q.npz"], "map-store.maps": [3, 9], "popular-per-request.tokens": [1, 4],
+    "speculate.distance": [1, 2], "cache-prior-mass.mass": [0.5, 0.9], "tolerance.tolerance": [0.2, 0.6],
 }  # fmt: skip
 KINDS = ("eviction", "prefetch", "miss", "rerank", "placement")  # of policies, which have parameters
 NEEDED = {"hobbit.slots": "2", "similarity.matrix": "s.npz", "sere.matrix": "s.npz", "profile.file": "p.npz"}
@@ -156,16 +160,17 @@ def spec_of(values: Mapping[str, Any]) -> RunSpec:
 
 def bases() -> list[dict[str, Any]]:
     """Specs in which every policy occurs, with the trace that it needs; one that spreads slots; one whose budget in MB
-    depends on the size of an expert; one whose seed sets nothing aside; and two that leave the model to the trace, one
-    of which names an unknown one."""
+    depends on the size of an expert; one whose seed sets nothing aside; one that speculates; and two that leave the
+    model to the trace, one of which names an unknown one."""
     plain = {name: values[0] for name, values in VALUES.items()}
     plain |= {"model": "m.toml", "hardware": "rtx4090", "calibration": 0.25}
     n = max(len(VALUES[kind]) for kind in KINDS)
     each = [plain | {kind: VALUES[kind][i % len(VALUES[kind])] for kind in KINDS} for i in range(n)]
     each = [base | ({"trace": "learned.npz"} if base["prefetch"] == "learned" else {}) for base in each]
+    each = [base | ({"speculate": 2} if base["prefetch"] == "draft-window" else {}) for base in each]
     each += [plain | {"cache_spread": "marginal"}, plain | {"miss": "buddy", "buddy.budget_mb": 1.0}]
     each += [plain | {"miss": "buddy", "placement": "random", "calibration": "c.npz"}]
-    each += [plain | {"miss": "cpu", "bulk": "stream", "bulk_rows": "2"}]
+    each += [plain | {"miss": "cpu", "bulk": "stream", "bulk_rows": "2"}, plain | {"speculate": 3, "accept": 0.5}]
     return [*each, plain | {"model": None}, plain | {"model": None, "hardware": "h.toml", "trace": "unknown.npz"}]
 
 

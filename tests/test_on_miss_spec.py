@@ -512,7 +512,7 @@ BAD: dict[str, tuple[str, str]] = {
     "a margin below 0": (f"{ADMIT} --eviction lfu --set cpu-admit.margin=-1", "margin=-1: must be a number"),
     **{f"a margin of {name}": (f"{ADMIT} --eviction {name} --set cpu-admit.margin=2",
         f"set: cpu-admit.margin=2: eviction {name} gives no score")
-        for name in ("lru", "fifo", "random", "belady", "least-stale", "static")},
+        for name in ("lru", "fifo", "random", "belady", "layer-distance", "static")},
     "a margin of a user's own": (f"{ADMIT} --eviction own.py:first --set cpu-admit.margin=2", "gives no score"),
     "defer without a host": ("--defer 1", "defer: 1: nothing is computed on the host"),
     "defer without weights": ("--trace no-weights.npz --miss cpu --defer 1", "defer: 1: needs `weights`"),

@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from sim.errors import SpecError
-from sim.fit import activation, prediction, predictors, transition
+from sim.fit import activation, map_store, prediction, predictors, transition
 from sim.fit.prediction import CERTAIN, Prediction, measured, ranked
 from sim.fit.predictors import PREDICTORS
+from sim.speculation import Speculation
 from sim.steps import Steps, first_steps, schedule
 from tests.gen import random_trace, traces
 from traces.format.trace import RoutingTrace
 
 CAUSAL = sorted(name for name, each in PREDICTORS.items() if not each.oracle)
+AHEAD = sorted(name for name, each in PREDICTORS.items() if not each.drafts)  # how far is theirs to say
 FITTED = sorted(name for name, each in PREDICTORS.items() if each.fitted)
 
 
@@ -33,9 +35,9 @@ def trace_of(experts: Any, n_experts: int, sequence: Any = None, prefill: Any = 
     return RoutingTrace(array, sequence, position, prompt, meta, **more)
 
 
-def of(p: Prediction, d: int, token: int, layer: int) -> list[int]:
-    """The list the machine reads."""
-    row = int(p.row[d - 1, token])
+def of(p: Prediction, d: int, at: int, layer: int) -> list[int]:
+    """The list the machine reads for a row of the steps."""
+    row = int(p.row[d - 1, at])
     return [] if row < 0 else p.lists[min(d, len(p.lists)) - 1, row, layer].tolist()
 
 
@@ -44,7 +46,7 @@ def fitted(name: str, trace: RoutingTrace, seed: int, **options: Any) -> Any:
     predictor = PREDICTORS[name](**options)
     if predictor.fitted:
         shape = {"layers": trace.n_moe_layers, "experts": trace.n_experts, "k": trace.top_k}
-        predictor.fit(random_trace(np.random.default_rng(seed), tokens=20, requests=4, **shape))
+        predictor.fit(random_trace(np.random.default_rng(seed), tokens=20, requests=4, logits=True, **shape))
     return predictor
 
 
@@ -67,8 +69,8 @@ def test_previous_token_is_the_requests_last_row_of_an_earlier_step() -> None:
     # requests a (rows 0 to 3, two of them prompt) and b (row 4), side by side: steps 0 1 | 2 4 | 3
     run = trace_of([[[t % 4, 3]] for t in range(5)], 4, [0, 0, 0, 0, 1], [1, 1, 0, 0, 0])
     p = PREDICTORS["previous-token"]().predict(run, schedule(run, batch=2))
-    assert p.row.tolist() == [[-1, -1, 1, 2, -1]]
-    assert [of(p, 1, t, 0) for t in range(5)] == [[], [], [1, 3], [2, 3], []]
+    assert p.row.tolist() == [[-1, -1, 1, -1, 2]]
+    assert [of(p, 1, i, 0) for i in range(5)] == [[], [], [1, 3], [], [2, 3]]
     assert p.rank_key.tolist() == [[0, 1]]
 
 
@@ -115,7 +117,7 @@ def test_activation_matrix_knows_all_of_a_turn_that_lies_more_than_a_step_back()
     none = np.zeros(0, np.int64)
     apart = trace_of([[[0], [1]], [[0], [0]], [[1], [1]]], 3, [0, 0, 1])
     steps = Steps(np.arange(4), np.array([0, 2, 1], np.int32), np.zeros(3, bool), *[none] * 5)
-    assert of(predictor.predict(apart, steps), 2, 1, 0) == [2, 0]
+    assert of(predictor.predict(apart, steps), 2, 2, 0) == [2, 0]
 
 
 def test_activation_matrix_collects_the_requests_of_lowest_hash() -> None:
@@ -208,12 +210,20 @@ def test_noisy_oracle_is_its_documented_draw(monkeypatch: pytest.MonkeyPatch) ->
 # --- laws ---------------------------------------------------------------------------------------------------
 
 
+def first_step_of_rows(steps: Steps, tokens: int) -> np.ndarray:
+    """int64 [T]: the first step that runs each token, -1 where none does."""
+    step, out = np.repeat(np.arange(len(steps)), np.diff(steps.offset)), np.full(tokens, -1, np.int64)
+    out[steps.row[::-1]] = step[::-1]
+    return out
+
+
 def looking(**fixed: Any) -> some.SearchStrategy[RoutingTrace]:
-    return traces(lookahead=2, distances=(1, 2, 3, 4), lookahead_source="learned: by chance", **fixed)
+    ahead = {"lookahead": 2, "distances": (1, 2, 3, 4), "lookahead_source": "learned: by chance"}
+    return traces(logits=True, **ahead, **fixed)
 
 
 def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> RoutingTrace:
-    """Another future: routing of visits after `visit` is drawn anew, and so is what gates say after it."""
+    """Another future: routing of visits after `visit` is drawn anew, and so is what routers and gates say after it."""
     layers, rng = trace.n_moe_layers, np.random.default_rng(seed)
     number = step[:, None] * layers + np.arange(layers)
     order = np.argsort(rng.random((trace.n_tokens, layers, trace.n_experts)), axis=2)
@@ -223,7 +233,10 @@ def scrambled(trace: RoutingTrace, step: np.ndarray, visit: int, seed: int) -> R
     for d in range(1, len(lookahead) + 1):
         after = (number - d > visit) & (np.arange(layers) >= d)
         lookahead[d - 1][after] = rng.integers(-1, trace.n_experts, (int(after.sum()), lookahead.shape[3]))
+    assert trace.logits is not None
+    drawn = rng.normal(0, 3, trace.logits.shape).astype(np.float16)
     parts = {
+        "logits": np.where((number > visit)[..., None], drawn, trace.logits),
         "sequence": trace.sequence,
         "position": trace.position,
         "prefill": trace.prefill,
@@ -239,8 +252,7 @@ def used(p: Prediction, steps: Steps, layers: int, until: int) -> list[list[int]
         for d in range(1, len(p.row) + 1):
             step, layer = divmod(visit + d, layers)
             if step < len(steps):
-                rows = steps.row[steps.offset[step] : steps.offset[step + 1]]
-                out += [of(p, d, int(t), layer) for t in rows]
+                out += [of(p, d, i, layer) for i in range(steps.offset[step], steps.offset[step + 1])]
     return out
 
 
@@ -256,28 +268,29 @@ def used(p: Prediction, steps: Steps, layers: int, until: int) -> list[list[int]
 def test_no_list_depends_on_the_future(
     name: str, data: Any, trace: RoutingTrace, batch: int, chunk: int, seed: int
 ) -> None:
-    steps = schedule(trace, batch, chunk, data.draw(some.booleans()))
+    speculation = None if name == "learned" else data.draw(some.sampled_from([None, Speculation(3, 0.5, seed)]))
+    steps = schedule(trace, batch, chunk, data.draw(some.booleans()), speculation)
     layers = trace.n_moe_layers
     distance = data.draw(some.integers(1, layers))
     predictor = fitted(name, trace, seed, distance=distance, width=data.draw(some.sampled_from([None, 1, 3])))
     visit = data.draw(some.integers(0, len(steps) * layers - 1))
-    other = scrambled(trace, prediction.step_of_rows(steps, trace.n_tokens), visit, seed)
+    other = scrambled(trace, first_step_of_rows(steps, trace.n_tokens), visit, seed)
     p, q = predictor.predict(trace, steps), predictor.predict(other, steps)
     assert np.array_equal(p.row, q.row)
     assert used(p, steps, layers, visit) == used(q, steps, layers, visit)
 
 
 def test_an_oracle_breaks_that_law() -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1)
+    run = random_trace(np.random.default_rng(0), lookahead=1, logits=True)
     steps = schedule(run)
-    other = scrambled(run, prediction.step_of_rows(steps, run.n_tokens), 5, 1)
+    other = scrambled(run, first_step_of_rows(steps, run.n_tokens), 5, 1)
     for name in ("oracle", "noisy-oracle"):
         p, q = (PREDICTORS[name]().predict(each, steps) for each in (run, other))
         assert used(p, steps, 3, 4) == used(q, steps, 3, 4)  # one layer ahead of visit 4 is visit 5, unchanged
         assert used(p, steps, 3, 9) != used(q, steps, 3, 9)
 
 
-@pytest.mark.parametrize("name", sorted(PREDICTORS))
+@pytest.mark.parametrize("name", AHEAD)
 @settings(max_examples=40)
 @given(
     trace=looking(max_experts=6),
@@ -294,15 +307,15 @@ def test_lists_are_lists(name: str, trace: RoutingTrace, batch: int, seed: int, 
     assert (p.lists.dtype, p.row.dtype, p.rank_key.dtype) == (np.int16, np.int32, np.int64)
     m = p.lists.shape[3]
     assert len(p.lists) in (1, distance) and p.lists.shape[2] == distance and m <= min(width, trace.n_experts)
-    assert p.row.shape == (distance, trace.n_tokens) and p.rank_key.shape == (distance, m)
+    assert p.row.shape == (distance, len(steps.row)) and p.rank_key.shape == (distance, m)
     assert p.row.min() >= -1 and p.row.max() < p.lists.shape[1]
-    assert p.lists.min() >= -1 and p.lists.max() < trace.n_experts
+    assert p.lists.min(initial=-1) >= -1 and p.lists.max(initial=-1) < trace.n_experts
     if name not in ("gate-lookahead", "learned"):  # the trace's own lists are what they are
         line = np.sort(p.lists, axis=3)
         assert not ((np.diff(line, axis=3) == 0) & (line[..., 1:] >= 0)).any()
 
 
-@pytest.mark.parametrize("name", sorted(PREDICTORS))
+@pytest.mark.parametrize("name", AHEAD)
 def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     run = random_trace(
@@ -311,19 +324,19 @@ def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypa
         lookahead=2,
         distances=(1, 2),
         missing=0.1,
+        logits=True,
         lookahead_source="learned: by chance",
     )
     steps = first_steps(schedule(run, batch=3, prefill_chunk=4), 40)
     p = fitted(name, run, 1, distance=2).predict(run, steps)
     for module in (prediction, predictors, transition):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(activation, "_CHUNK_ELEMENTS", 1)
+    for module in (activation, map_store):
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(transition, "_MOST_SETS", 0)
     q = fitted(name, run, 1, distance=2).predict(run, steps)
     assert np.array_equal(p.lists, q.lists) and np.array_equal(p.row, q.row)
     assert np.array_equal(p.rank_key, q.rank_key)
-    if name in ("previous-token", "activation-matrix", "popular"):  # tokens that no step runs have no list
-        assert (p.row[:, np.setdiff1d(np.arange(90), steps.row)] == -1).all()
 
 
 # --- plain spellings ----------------------------------------------------------------------------------------
@@ -332,7 +345,7 @@ def test_predicting_twice_is_the_same_and_chunks_do_not_show(name: str, monkeypa
 def earlier_row(steps: Steps, trace: RoutingTrace, t: int) -> tuple[int, int, bool]:
     """(the request's last row of an earlier step or -1, steps between, whether t is its first row in its own
     step)."""
-    step = prediction.step_of_rows(steps, trace.n_tokens)
+    step = first_step_of_rows(steps, trace.n_tokens)
     own = [u for u in range(trace.n_tokens) if trace.sequence[u] == trace.sequence[t]]
     before = [u for u in own if step[u] < step[t]]
     first = t == min(u for u in own if step[u] == step[t])
@@ -366,7 +379,7 @@ def test_transition_in_plain_python(trace: RoutingTrace, batch: int, seed: int, 
                 ((counts[i] + smoothing * prior) / g for i, g in zip(named, given_i, strict=True)),
                 np.zeros(n),
             )
-            found = [e for e in of(p, d, t, layer) if e >= 0]
+            found = [e for e in of(p, d, steps.row.tolist().index(t), layer) if e >= 0]
             best = np.sort(score[score > 0])[::-1][:width]
             assert len(set(found)) == len(best)
             assert np.abs(score[found] - best).max(initial=0) < 1e-9
@@ -378,7 +391,7 @@ def test_activation_matrix_in_plain_python(trace: RoutingTrace, batch: int, seed
     layers, n, d = trace.n_moe_layers, trace.n_experts, data.draw(some.integers(1, trace.n_moe_layers))
     predictor = fitted("activation-matrix", trace, seed, distance=d)
     steps = schedule(trace, batch, data.draw(some.integers(1, 4)))
-    step = prediction.step_of_rows(steps, trace.n_tokens)
+    step = first_step_of_rows(steps, trace.n_tokens)
     p, collection = predictor.predict(trace, steps), predictor.collection_.astype(float)
     for t in range(trace.n_tokens):
         _, _, first = earlier_row(steps, trace, t)
@@ -390,7 +403,7 @@ def test_activation_matrix_in_plain_python(trace: RoutingTrace, batch: int, seed
                     if step[u] * layers + at <= asked:
                         for e in trace.experts[u, at]:
                             so_far[at, e] += e >= 0
-            found = of(p, d, t, layer)
+            found = of(p, d, steps.row.tolist().index(t), layer)
             if not first or not so_far.any():
                 assert set(found) <= {-1}
                 continue
@@ -404,16 +417,16 @@ def test_measured_keys_follow_the_shares_of_right_entries() -> None:
     lists = np.array([[[[0, 1]], [[2, -1]], [[1, 0]], [[2, 1]]]], np.int16)
     row = np.array([[0, 1, 2, -1]], np.int32)
     # rank 0: 0 right, 2 right, 1 wrong; rank 1: 1 right, none, 0 right
-    assert measured(Prediction(lists, row), run).tolist() == [[CERTAIN - CERTAIN * 2 // 3, 0]]
+    assert measured(Prediction(lists, row), run, schedule(run)).tolist() == [[CERTAIN - CERTAIN * 2 // 3, 0]]
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-RUN = random_trace(np.random.default_rng(0))  # 3 layers, 8 experts, top-2
+RUN = random_trace(np.random.default_rng(0), logits=True)  # 3 layers, 8 experts, top-2
 
 
-@pytest.mark.parametrize("name", sorted(PREDICTORS))
+@pytest.mark.parametrize("name", AHEAD)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -437,6 +450,9 @@ def test_options_are_checked(name: str, options: dict[str, Any], message: str) -
         ("noisy-oracle", {"precision": 0}, "precision is 0; a number in (0, 1] is required"),
         ("noisy-oracle", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
         ("activation-matrix", {"capacity": 0}, "capacity is 0; a whole number from 1 is required"),
+        ("map-store", {"maps": 0}, "maps is 0; a whole number from 1 is required"),
+        ("map-store", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
+        ("popular-per-request", {"tokens": 0}, "tokens is 0; a whole number from 1 is required"),
         ("transition", {"smoothing": -0.5}, "smoothing is -0.5; a finite number from 0 is required"),
         ("transition", {"smoothing": math.inf}, "smoothing is inf; a finite number from 0 is required"),
     ],
@@ -447,9 +463,9 @@ def test_own_options_are_checked(name: str, options: dict[str, Any], message: st
     assert str(raised.value) == f"{name}: {message}"
 
 
-@pytest.mark.parametrize("name", sorted(PREDICTORS))
+@pytest.mark.parametrize("name", AHEAD)
 def test_no_distance_beyond_the_layers(name: str) -> None:
-    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance")
+    run = random_trace(np.random.default_rng(0), lookahead=1, lookahead_source="learned: by chance", logits=True)
     message = f"^{name}: distance 4; the trace has 3 MoE layers$"
     with pytest.raises(SpecError, match=message):
         predictor = PREDICTORS[name](distance=4)
@@ -463,7 +479,7 @@ def test_what_is_fitted_says_so(name: str) -> None:
     predictor = PREDICTORS[name]()
     with pytest.raises(SpecError, match=rf"^{name}: not fitted; it needs a calibration trace$"):
         predictor.predict(RUN, schedule(RUN))
-    predictor.fit(random_trace(np.random.default_rng(0), experts=9))
+    predictor.fit(random_trace(np.random.default_rng(0), experts=9, logits=True))
     with pytest.raises(SpecError, match=r"calibration trace has 3 MoE layers, 9 experts, top-2; the trace has 3 .* 8 "):
         predictor.predict(RUN, schedule(RUN))
 

@@ -533,6 +533,54 @@ def test_drop_by_weight(run: Run) -> None:
     )
 
 
+# What was predicted runs: p = what was predicted for each token at the one layer
+
+
+def speculating(experts: Sequence[Any], residents: Sequence[int], p: Sequence[Sequence[int]], **given: Any) -> Plan:
+    """Five experts and as many slots as residents; `p` are the predicted ids of each token."""
+    plan = lossy(experts, 5, [len(residents)], residents, policy="speculate", **given)
+    return replace(plan, predicted=np.array(p, np.int16)[:, None])
+
+
+def test_what_was_predicted_runs_in_place_of_what_is_missing(run: Run) -> None:
+    # The token wants 3, 0 and 4; 1, 0 and 2 were predicted and are there: 0 is a hit, so 1 runs for 3 and 2 for 4, in
+    # the order of the list. Routed at 10, one expert after another: 0 to 15, 1 to 20, 2 to 25.
+    result = run(speculating([[[3, 0, 4]]], [0, 1, 2], [[1, 0, 2]]))
+    assert answers(result) == [(3, SUBSTITUTE, 1, 0), (4, SUBSTITUTE, 2, 0)]
+    assert sorted(executed(result)) == [(0, 1, 0), (1, 1, 1), (2, 1, 1)]
+    assert (result["transfers"]["event"], result["totals"]["time_ns"]) == ([], 25)
+
+
+def test_a_hit_that_was_not_predicted_runs_all_the_same(run: Run) -> None:
+    # 2 is resident and no one foretold it: it runs; 3 gives way to 0, the first of the list, and 1 has no part.
+    result = run(speculating([[[2, 3]]], [0, 1, 2], [[0, 1]]))
+    assert answers(result) == [(3, SUBSTITUTE, 0, 0)] and sorted(executed(result)) == [(0, 1, 1), (2, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("predicted_ids", "expected"),
+    [
+        ([0, 4], (3, FETCH, -1, NOBODY)),  # 4 is not there: the whole set must be
+        ([-1, -1], (3, FETCH, -1, NOBODY)),  # nothing was predicted
+        ([-1, 1], (3, SUBSTITUTE, 1, 0)),  # a shorter list is a set, too
+    ],
+)
+def test_the_whole_predicted_set_must_be_there(run: Run, predicted_ids: list[int], expected: tuple[int, ...]) -> None:
+    assert answers(run(speculating([[[3, 2]]], [0, 1, 2], [predicted_ids]))) == [expected]
+
+
+def test_a_short_list_serves_as_many_slots_as_it_can(run: Run) -> None:
+    # One was predicted, two are missing: the first slot gets it, the second waits 100 for its own.
+    result = run(speculating([[[3, 4]]], [0, 1], [[1, -1]]))
+    assert answers(result) == [(3, SUBSTITUTE, 1, 0), (4, FETCH, -1, NOBODY)]
+
+
+def test_each_token_has_its_own_prediction(run: Run) -> None:
+    # Both want 3. For the first 0 and 1 were predicted, for the second 1 and 4: it waits, and 3 runs for it alone.
+    result = run(speculating([[[3, 0]], [[3, 0]]], [0, 1, 2], [[0, 1], [1, 4]], steps=[[0, 1]]))
+    assert answers(result) == [(3, SUBSTITUTE, 1, 0), (3, FETCH, -1, NOBODY)]
+
+
 @pytest.mark.parametrize(
     ("given", "lossy_answer"),
     [

@@ -81,6 +81,56 @@ def test_max_rank_writes_in_the_order_chosen(run: Run) -> None:
     assert result["totals"]["weight_dropped"] == pytest.approx(2 * exp(2) / (2 * exp(2) + 1))
 
 
+@pytest.mark.parametrize(
+    ("always", "mass", "expected"),
+    [
+        (1, 0.8, [0, 2]),  # .4 + .3 + .2 = .9 is the first sum from .8 on: among 0, 1 and 2, of which 2 is resident
+        (1, 0.6, [0, 1]),  # .4 + .3 = .7: no resident among 0 and 1, by rank
+        (0, 0.95, [2, 3]),  # all four: the residents alone
+        (0, 0, [0, 1]),  # no window
+        (2, 1, [0, 1]),  # no more than K
+    ],
+)
+def test_cache_prior_by_mass(run: Run, always: int, mass: float, expected: list[int]) -> None:
+    given: dict[str, Any] = {"policy": "cpu", "rerank": ("cache-prior-mass", always, mass)}
+    result = run(lossy([[[0, 1]]], 4, [2], [3, 2], logits=logs(0.4, 0.3, 0.2, 0.1), **given))
+    assert sorted(result["executions"]["expert"]) == expected
+
+
+def test_the_window_by_mass_ends_where_the_mass_is_reached(run: Run) -> None:
+    # Four of p = 1/4 each, 2 and 3 resident. At .5 the window is 0 and 1, .25 + .25: no resident, so by rank.
+    given: dict[str, Any] = {"policy": "cpu", "rerank": ("cache-prior-mass", 1, 0.5)}
+    result = run(lossy([[[0, 1]]], 4, [2], [2, 3], logits=[[[0, 0, 0, 0]]], **given))
+    assert sorted(result["executions"]["expert"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "expected"),
+    [
+        (0.4, [0, 2]),  # 0: nobody resident from .4 x .6 = .24 on; then 1: 2 (.2) from .3 x .6 = .18 on
+        (0.3, [0, 1]),  # .3 x .7 = .21: 2 is too far below
+        (0.55, [2, 0]),  # .4 x .45 = .18: 2; then the best left is 0 again, and 3 (.1) is below .18
+        (0.8, [2, 3]),  # .4 x .2 = .08: 2 is the better of the two residents, then 3
+        (0, [0, 1]),
+    ],
+)
+def test_tolerance(run: Run, tolerance: float, expected: list[int]) -> None:
+    given: dict[str, Any] = {"policy": "drop", "rerank": ("tolerance", tolerance)}
+    result = run(lossy([[[0, 1]]], 4, [2], [2, 3], logits=logs(0.4, 0.3, 0.2, 0.1), **given))
+    p = (0.4, 0.3, 0.2, 0.1)
+    gone = [p[e] for e in expected if e < 2]
+    assert result["totals"]["weight_dropped"] == pytest.approx(sum(gone) / sum(p[e] for e in expected), abs=2e-3)
+    assert sorted(result["executions"]["expert"]) == sorted(e for e in expected if e >= 2)
+
+
+def test_tolerance_takes_a_resident_of_the_same_probability_and_the_best_if_it_is_one(run: Run) -> None:
+    # p = .3 .3 .3 .1, 1 and 2 resident. Slot 0: 0 is best, and at tolerance 0 residents of .3 may stand for it: 1, the
+    # lower id. Slot 1: the best left is 0 again, and 2 has its .3. Nothing is missing.
+    given: dict[str, Any] = {"policy": "drop", "rerank": ("tolerance", 0)}
+    result = run(lossy([[[0, 1]]], 4, [2], [1, 2], logits=logs(0.3, 0.3, 0.3, 0.1), **given))
+    assert wanted(result) == [(2, 2, 0)] and sorted(result["executions"]["expert"]) == [1, 2]
+
+
 def logs(*probabilities: float) -> list[list[list[float]]]:
     return [[[log(p) for p in probabilities]]]
 

@@ -25,7 +25,8 @@ def test_previous_rows_lie_in_an_earlier_step_of_the_same_request(trace: Routing
     steps = schedule(trace, batch, chunk)
     of_row = np.zeros(trace.n_tokens, np.int64)
     of_row[steps.row] = np.repeat(np.arange(len(steps)), np.diff(steps.offset))
-    previous = steps.previous_rows(trace.sequence)
+    previous = np.empty(trace.n_tokens, np.int32)
+    previous[steps.row] = steps.previous_rows(trace.sequence)
     for t in range(trace.n_tokens):
         earlier = [u for u in range(t) if trace.sequence[u] == trace.sequence[t] and of_row[u] < of_row[t]]
         first = not any(trace.sequence[u] == trace.sequence[t] and of_row[u] == of_row[t] for u in range(t))

@@ -4,11 +4,14 @@ In a copy of the sources each policy gets a twin by the written recipe: its bran
 nothing else. The twin must run like its original: with and without a record, on all machines, summary and bounds too.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sim.core import worth
+from sim.policies.registry import EVICTION
 from tests.copied import copied
 from tests.forked import Forks
 from tests.gen import random_trace
@@ -16,29 +19,14 @@ from tests.on_torch import fixed_hardware
 from traces.format import npz, profile
 from traces.statistics.stats import profile_of
 
-EVICTIONS = ("LRU", "LFU", "FIFO", "RANDOM", "DECAYED", "BELADY", "LEAST_STALE", "WINDOW_SCORE", "ACTIVATION")
-MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION")
-RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE")
+MISSES = ("FETCH", "DROP", "CPU", "DROP_BY_WEIGHT", "PRECISION", "SPECULATE")
+RERANKERS = ("CACHE_PRIOR", "MAX_RANK", "SMOE", "ADAPMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
 # (file, text that stands there once, the same with the twin's branch)
 RECIPE = [
     (
-        "sim/core/eviction.py",
-        "STATIC = range(11)",
-        f"STATIC, {', '.join(f'TWIN_{name}' for name in EVICTIONS)} = range({11 + len(EVICTIONS)})",
-    ),
-    *(
-        ("sim/core/eviction.py", f"if kind == {name}:", f"if kind == {name} or kind == TWIN_{name}:")
-        for name in ("RANDOM", "DECAYED", "LEAST_STALE", "WINDOW_SCORE")
-    ),
-    *(
-        ("sim/core/eviction.py", f"{uses} if s.run.eviction == LFU", f"{uses} if s.run.eviction in (LFU, TWIN_LFU)")
-        for uses in ("return float(s.expert[g].uses)", "return s.expert[g].uses")
-    ),
-    ("sim/core/eviction.py", "if kind in (LFU, BELADY):", "if kind in (LFU, BELADY, TWIN_LFU, TWIN_BELADY):"),
-    (
         "sim/core/miss.py",
-        "SPLIT = range(11)",
-        f"SPLIT, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({11 + len(MISSES)})",
+        "SPECULATE = range(12)",
+        f"SPECULATE, {', '.join(f'TWIN_{name}' for name in MISSES)} = range({12 + len(MISSES)})",
     ),
     *(
         (
@@ -46,12 +34,18 @@ RECIPE = [
             f"if miss.kind == {name}{end}",
             f"if (miss.kind == {name} or miss.kind == TWIN_{name}){end}",
         )
-        for name, end in (("DROP", ":"), ("CPU", ":"), ("DROP_BY_WEIGHT", " and"), ("PRECISION", ":"))
+        for name, end in (
+            ("DROP", ":"),
+            ("CPU", ":"),
+            ("DROP_BY_WEIGHT", " and"),
+            ("PRECISION", ":"),
+            ("SPECULATE", ":"),
+        )
     ),
     (
         "sim/core/rerank.py",
-        "USER = range(6)",
-        f"USER, {', '.join(f'TWIN_{name}' for name in RERANKERS)} = range({6 + len(RERANKERS)})",
+        "TOLERANCE = range(8)",
+        f"TOLERANCE, {', '.join(f'TWIN_{name}' for name in RERANKERS)} = range({8 + len(RERANKERS)})",
     ),
     *(
         (
@@ -59,7 +53,7 @@ RECIPE = [
             f"if miss.rerank == {name}:",
             f"if miss.rerank == {name} or miss.rerank == TWIN_{name}:",
         )
-        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE")
+        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
     ),
     ("sim/fit/placement.py", 'kind == "random":', 'kind in ("random", "twin-random"):'),
     ("sim/fit/placement.py", 'kind in ("first", "empty"):', 'kind in ("first", "empty", "twin-first", "twin-empty"):'),
@@ -69,6 +63,27 @@ RECIPE = [
     ("sim/fit/placement.py", 'if kind == "buddy-coverage":', 'if kind in ("buddy-coverage", "twin-buddy-coverage"):'),
     ("sim/fit/placement.py", '(*BY_USES, "buddy-coverage")', '(*BY_USES, "buddy-coverage", "twin-buddy-coverage")'),
 ]
+CODES = [name for name, code in vars(worth).items() if name.isupper() and code in {p.kind for p in EVICTION.values()}]
+ASKS = (
+    "worth",
+    "eviction",
+    "queues",
+    "bypass",
+    "swap",
+    "link",
+    "visit",
+)  # files of the core that know an eviction's code
+
+
+def with_twins(source: str) -> str:
+    """An eviction's code wherever it is asked for, and its twin's."""
+    known = "|".join(sorted(CODES, key=len, reverse=True))
+    more = lambda found: f"in ({found[1]}, {', '.join(f'TWIN_{each}' for each in found[1].split(', '))})"  # noqa: E731
+    source = re.sub(rf"\bin \(((?:{known})(?:, (?:{known}))*)\)", more, source)
+    source = re.sub(rf"(eviction|kind) != ({known})\b", r"\1 not in (\2, TWIN_\2)", source)
+    return re.sub(rf"(eviction|kind) == ({known})\b", r"\1 in (\2, TWIN_\2)", source)
+
+
 LINES = """
 from dataclasses import replace as _replace
 from sim.core import rerank as _rerank
@@ -76,7 +91,7 @@ def _line(table, policy, module):
     codes = {vars(module)[name.removeprefix("TWIN_")]: code for name, code in vars(module).items() if "TWIN_" in name}
     name = f"twin-{policy.name}"
     table[name] = _replace(policy, name=name, kind=codes.get(policy.kind, policy.kind))
-for _table_of, _module in ((EVICTION, eviction), (MISS, miss), (RERANK, _rerank), (PLACEMENT, object)):
+for _table_of, _module in ((EVICTION, worth), (MISS, miss), (RERANK, _rerank), (PLACEMENT, object)):
     for _policy in list(_table_of.values()):
         _line(_table_of, _policy, _module)
 """
@@ -124,7 +139,8 @@ for kind in sys.argv[1:]:
     for name in names:
         twins(kind, name)
         if kind == "eviction":
-            twins(kind, name, cache_scope="global", cache=5, as_decode=True, prefetch="gate-lookahead")
+            scope = {} if name == "window-swap" else {"cache_scope": "global", "cache": 5}
+            twins(kind, name, **scope, as_decode=True, prefetch="gate-lookahead")
     print(kind, len(names))
 """
 
@@ -138,6 +154,12 @@ def copy(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = path.read_text()
         assert source.count(right) == 1, f"{file} has changed: the recipe stands elsewhere for {right!r}"
         path.write_text(source.replace(right, with_twin))
+    for name in ASKS:
+        path = folder / "sim" / "core" / f"{name}.py"
+        path.write_text(with_twins(path.read_text()))
+    path = folder / "sim" / "core" / "worth.py"
+    names = ", ".join(f"TWIN_{name}" for name in CODES)
+    path.write_text(path.read_text().replace(") = range(25)", f"    {names},\n) = range({25 + len(CODES)})"))
     for file, more in (("sim/policies/registry.py", LINES), ("sim/fit/predictors.py", CLASSES)):
         (folder / file).write_text((folder / file).read_text() + more)
     rng = np.random.default_rng(11)

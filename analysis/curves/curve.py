@@ -131,7 +131,7 @@ def curve(setting: "Setting") -> Curve:
         slots=np.arange(1, size + 1),
         misses=np.concatenate([misses, np.zeros_like(misses)])[:2, :, 1:],
         wanted=np.bincount(kind, wide, 2).astype(np.int64),
-        tokens=int(np.diff(plan.step_offset)[~plan.step_prefill].sum()),
+        tokens=plan.generated,
         fixed_ns=_fixed_ns(setting) + int((experts_ns + groups * plan.costs.group_ns)[kind == DECODE].sum()),
         transfer_ns=transfer_ns,
         beside_ns=beside[DECODE, :, 1:].sum(axis=0),

@@ -42,7 +42,7 @@ def headlines(setting: "Setting") -> list[str]:
     what = "of the pool" if plan.pooled else "per layer"
     return [
         f"{spec.trace}: {setting.trace.model}, {plan.experts.shape[1]} MoE layers x {plan.n_experts} experts, "
-        f"top-{plan.experts.shape[2]}; {int(np.diff(plan.step_offset)[~plan.step_prefill].sum()):,} generated tokens",
+        f"top-{plan.experts.shape[2]}; {plan.generated:,} generated tokens",
         f"{machine_words(spec.model_dump())}, engine {spec.engine}, {spec.precision}; LRU, slots {what}, "
         f"batch {spec.batch}",
     ]

@@ -148,6 +148,9 @@ class Port(Protocol):
     def now_ns(self) -> int:
         """The port's clock."""
 
+    def let_pass(self, ns: int) -> None:
+        """The host waits so long for what the device is not given to do, as behind a kernel that lasts so long."""
+
     def soon(self, call: Callable[[], None]) -> None:
         """Call (with the lock held) before time goes on: at once where time is real."""
 

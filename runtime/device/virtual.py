@@ -179,6 +179,10 @@ class VirtualPort:
     def now_ns(self) -> int:
         return self.now
 
+    def let_pass(self, ns: int) -> None:
+        self.compute.launch(lambda: None, Declared(ns))
+        self.compute.record().wait()
+
     def soon(self, call: Callable[[], None]) -> None:
         self.calls.append(call)
 

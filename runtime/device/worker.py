@@ -53,6 +53,12 @@ class RealPort:
     def now_ns(self) -> int:
         return time.perf_counter_ns()
 
+    def let_pass(self, ns: int) -> None:
+        until = self.now_ns() + ns
+        while self.now_ns() < until:
+            self.poll()
+            give_way()
+
     def soon(self, call: Callable[[], None]) -> None:
         call()
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
+from sim.core.bypass import bypass
 from sim.core.hooks import ask_miss
 from sim.core.inputs import Route
 from sim.core.jit import apart, inlined, inner
@@ -33,9 +34,10 @@ from sim.core.miss import (
     asked,
     plan_token,
 )
+from sim.core.plan import BYPASSES
 from sim.core.remote import queue_remote
 from sim.core.residency import PREFETCH
-from sim.core.rules import kept_out, stage_of
+from sim.core.rules import keeps_out, stage_of
 from sim.core.split import over_the_link
 from sim.core.stages import demand_copy, demand_in_order
 from sim.core.state import (
@@ -173,7 +175,7 @@ def _reply(
         s.visit.n_answered += 1
     s.expert[g].asked |= ANSWERED | 1 << reply
     s.count.stopped[gate] += 1
-    copied = reply == ANSWER_FETCH and rules is not None and kept_out(s, rules, g)
+    copied = reply == ANSWER_FETCH and rules is not None and keeps_out(s, rules, s.expert[g].layer)
     lg.answered(s, log, visit, t, k, e, ANSWER_STREAM if copied else reply, other, gate)
     if reply == ANSWER_FETCH:
         _work(s, at, 1)
@@ -182,9 +184,9 @@ def _reply(
             _wait_for_late(s, at)
         else:
             s.count.fetched += not copied
-            if rules is not None and copied:
-                rules.count.streamed += 1
-                rules.expert[g].answer = ANSWER_STREAM
+            if rules is not None:
+                rules.count.streamed += copied
+                rules.expert[g].answer = ANSWER_STREAM if copied else ANSWER_FETCH
     elif reply == ANSWER_CPU:
         s.count.cpu += 1
         _give_host(s, g)
@@ -253,12 +255,16 @@ def answer_each(
     s: State, log: Any, route: Any, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int
 ) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
-    lossless = route.step_prefill[step] and not miss.lossy_prefill
+    lossless, logged = route.step_prefill[step] and not miss.lossy_prefill, s.rows.answers
     for i in range(s.visit.n_wanted):
         s.expert[s.wanted[i]].asked = 0
     first = route.step_offset[step]
     for i in range(first, route.step_offset[step + 1]):
+        if layer == 0:
+            s.loss[route.step_row[i]] = 0.0  # a rejected row runs again
         _answer_token(s, log, miss, hooks, rules, visit, route.step_row[i], layer, i - first, lossless)
+    if rules is not None and s.run.eviction_marks & BYPASSES:
+        _restage(s, log, rules, layer, logged)
     for i in range(s.visit.n_answered):
         g = s.answered[i]
         if g >= s.run.n_full:
@@ -276,6 +282,27 @@ def answer_each(
         demand_in_order(s, log, rules, visit, layer)
     if miss.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
         _fetch_in_background(s, log, visit)
+
+
+@apart
+def _restage(s: State, log: Any, rules: Any, layer: int, logged: int) -> None:
+    """What is not kept runs from a stage, and was answered `stream`; logged: the first answer of this visit."""
+    bypass(s, rules, layer)
+    for i in range(s.visit.n_wanted):
+        g, copy = s.wanted[i], rules.expert[s.wanted[i]].at
+        if copy != g and s.expert[g].work > 0:
+            s.count.fetched -= s.expert[g].work
+            rules.count.streamed += s.expert[g].work
+            s.expert[copy].work, s.expert[g].work = s.expert[g].work, 0
+            if log is not None:
+                _log_stream(s, log, g % s.run.n_experts, logged)
+
+
+@inner
+def _log_stream(s: State, log: Any, e: int, first: int) -> None:
+    for i in range(first, s.rows.answers):
+        if log.answers[i].wanted == e and log.answers[i].answer == ANSWER_FETCH:
+            log.answers[i].answer = ANSWER_STREAM
 
 
 @inlined
@@ -307,6 +334,8 @@ def answer_by_rule(s: State, log: Any, route: Any, miss: Any, rules: Any, visit:
             rules.expert[s.wanted[i]].answer = _by_rule(s, rules, s.wanted[i])
     for i in range(over):
         _over_the_link(s, rules, rules.order[i])
+    if s.run.eviction_marks & BYPASSES:
+        bypass(s, rules, layer)
     _log_answers(s, log, route, rules, visit, step, layer)
     for i in range(s.visit.n_wanted):
         _give(s, log, rules, s.wanted[i], visit, over == 0)
@@ -330,7 +359,7 @@ def _by_rule(s: State, rules: Any, g: int) -> int:
 @inlined
 def _over_the_link(s: State, rules: Any, g: int) -> None:
     """An expert of a split is fetched, or copied where it is not kept or cannot be."""
-    copied = rules.split[rules.visit.bulk].keep == 0 or kept_out(s, rules, g)
+    copied = rules.split[rules.visit.bulk].keep == 0 or keeps_out(s, rules, s.expert[g].layer)
     rules.expert[g].answer = ANSWER_STREAM if copied else ANSWER_FETCH
     rules.expert[g].at = stage_of(s, g) if copied else g
 

@@ -1,22 +1,23 @@
 """Who is not kept: a newcomer that is worth less than every resident that could make room (Belady with bypass).
 
-Decided at the routed instant for all misses of a visit together, as if each were fetched; those that are not kept are
-copied into a stage instead.
+Decided at the routed instant for all that a visit fetches, together; what is not kept is copied into a stage instead.
 """
 
 from typing import Any
 
 from sim.core.jit import apart
+from sim.core.plan import ANSWERS
 from sim.core.rules import stage_of
 from sim.core.state import MISS, NEVER, RESIDENT, State
 from sim.core.worth import BELADY_W, DECAYED, KNOWN, worth
 
 NOBODY = -1
+FETCH, STREAM = ANSWERS.index("fetch"), ANSWERS.index("stream")
 
 
 @apart
 def bypass(s: State, rules: Any, layer: int) -> None:
-    """The misses of this visit, best first, take free slots, then the places of the worst residents that the visit does
+    """What this visit fetches, best first, takes free slots, then the places of the worst residents that the visit does
     not want, as long as they are worth more."""
     scope = s.expert[layer * s.run.n_experts].scope
     free = s.scope[scope].capacity - s.scope[scope].used
@@ -34,8 +35,7 @@ def bypass(s: State, rules: Any, layer: int) -> None:
         if gone != NOBODY and _outweighs(s, g, gone):
             goes[gone] = 1
         else:
-            rules.expert[g].bypassed = 1
-            rules.expert[g].at = stage_of(s, g)
+            rules.expert[g].answer, rules.expert[g].at = STREAM, stage_of(s, g)
 
 
 @apart
@@ -49,12 +49,13 @@ def _clear(s: State, scope: int, marks: Any) -> None:
 
 @apart
 def _best(s: State, rules: Any, done: Any) -> int:
-    """The miss that is worth most and has not had its turn (ties: the first wanted), or NOBODY."""
+    """The one that is worth most and has not had its turn (ties: the first wanted), or NOBODY."""
     best, most = NOBODY, 0.0
     for i in range(s.visit.n_wanted):
         g = s.wanted[i]
         mine = _of_newcomer(s, g)
-        if s.expert[g].kind == MISS and rules.expert[g].at == g and done[g] == 0 and (best < 0 or mine > most):
+        fetched = s.expert[g].kind == MISS and rules.expert[g].answer == FETCH and done[g] == 0
+        if fetched and (best < 0 or mine > most):
             best, most = g, mine
     return best
 
@@ -86,5 +87,5 @@ def _worst(s: State, scope: int, gone: Any) -> int:
 def _outweighs(s: State, g: int, gone: int) -> bool:
     """Whether newcomer g is kept in the place of a resident."""
     if s.run.eviction == DECAYED:
-        return _of_newcomer(s, g) > worth(s, gone) + s.params[1]
+        return _of_newcomer(s, g) - worth(s, gone) > s.params[1]
     return _of_newcomer(s, g) >= worth(s, gone)

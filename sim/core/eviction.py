@@ -14,7 +14,7 @@ from sim.core.candidates import evictable
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import apart, inlined, inner
-from sim.core.plan import BY_ID, BY_SCORE, BYPASSES, OWN_LISTS
+from sim.core.plan import BY_ID, BY_SCORE, KEEPS_OUT, OWN_LISTS
 from sim.core.queues import victim as from_lists
 from sim.core.state import NEVER, State
 from sim.core.worth import BELADY, LFRU, LFU, RANDOM, USER, WINDOW_SWAP, clock_of, worth
@@ -153,7 +153,7 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
         return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
     if s.run.eviction_marks & OWN_LISTS:
         return from_lists(s, rules, scope, spare_from, g)
-    if rules is not None and s.run.eviction_marks & BYPASSES:
+    if rules is not None and s.run.eviction_marks & KEEPS_OUT:
         return _worth_it(s, g, _least_score(s, rules, scope, spare_from), spare_from)
     if kind == LFRU:
         return _least_uses_by_age(s, rules, scope, spare_from)

@@ -35,6 +35,9 @@ class Ahead(NamedTuple):
     lists: npt.NDArray[np.int16]
     row: npt.NDArray[np.int32]
     rank_key: Int
+    within_ns: Int  # empty: no such rule
+    each_ns: int  # of a transfer that follows another
+    nearest: int  # distance, less one, that any list is for
 
 
 @choice
@@ -80,8 +83,11 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
 
 def _ahead(plan: Plan) -> Ahead:
     if plan.prefetch is None:
-        none = np.zeros((0, 0), np.int64)
-        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), frozen(none))
+        none = frozen(np.zeros((0, 0), np.int64))
+        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), none, none, 0, 0)
     p = plan.prefetch
     key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
-    return Ahead(frozen(p.lists), frozen(p.row), frozen(key))
+    within_ns = np.zeros((0, 0), np.int64) if p.within_ns is None else p.within_ns
+    nearest = next((d for d, row in enumerate(p.row) if (row >= 0).any()), 0)
+    each_ns = int(plan.costs.transfer_ns[1])
+    return Ahead(frozen(p.lists), frozen(p.row), frozen(key), frozen(within_ns), each_ns, nearest)

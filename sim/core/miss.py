@@ -24,7 +24,7 @@ from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
 from sim.core.state import HIT, RESIDENT, State
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW, ANSWER_STREAM, ANSWER_REMOTE = range(7)
-FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION, STREAM, REMOTE, ADMIT, SPLIT = range(11)
+FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION, STREAM, REMOTE, ADMIT, SPLIT, SPECULATE = range(12)
 # SUBSTITUTE is plan.SUBSTITUTION, REMOTE plan.REMOTE
 # plan.GATES
 OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY = range(1 + len(GATES))
@@ -44,7 +44,8 @@ class Miss(NamedTuple):
     empty; logits uint16 [T, L, E] (float16 bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists,
     best first, -1 = end; cpu_ns int64 [2, tokens], expert_ns [tokens], transfer_ns [2]: what the cheaper answer
     compares; rerank: kind of the re-ranking policy (core.rerank), -1 none, with its parameters; similarity float32
-    [L, E, E] or empty; norm_topk: chosen experts' weights add up to 1.
+    [L, E, E] or empty; predicted int16 [T, L, K] or empty: what speculate runs instead, best first, -1 = no entry;
+    norm_topk: chosen experts' weights add up to 1.
     """
 
     kind: int
@@ -63,6 +64,7 @@ class Miss(NamedTuple):
     rerank: int
     rerank_params: npt.NDArray[np.float64]
     similarity: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.int16]
     norm_topk: bool
 
     @staticmethod
@@ -94,6 +96,7 @@ class Miss(NamedTuple):
             rerank=-1 if plan.rerank is None else plan.rerank.kind,
             rerank_params=frozen(np.zeros(0) if plan.rerank is None else plan.rerank.params),
             similarity=frozen(similarity),
+            predicted=frozen(np.zeros((0, 0, 0), np.int16) if plan.predicted is None else plan.predicted),
             norm_topk=plan.norm_topk,
         )
 
@@ -109,6 +112,9 @@ def plan_token(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) 
         return
     if miss.kind == PRECISION:
         _by_precision(s, miss, ids, weights)
+        return
+    if miss.kind == SPECULATE:
+        _speculate(s, miss, ids, t, layer)
         return
     for k in range(len(ids)):
         reply = ANSWER_FETCH
@@ -138,6 +144,45 @@ def _by_precision(s: State, miss: Any, ids: Any, weights: Any) -> None:
         s.reply[k].answer = reply
         before += weights[k]
         k = _next_slot(s, weights, ids, False)
+
+
+@inner
+def _speculate(s: State, miss: Any, ids: Any, t: int, layer: int) -> None:
+    """Speculating Experts (arXiv 2603.19289): where all experts that were predicted for the token are resident, those
+    of them that it does not use run in place of its missing ones, in their order; else it waits for its own."""
+    base, there = layer * s.run.n_experts, _all_predicted_are_there(s, miss, t, layer)
+    s.run.token += 1
+    for k in range(len(ids)):
+        if ids[k] >= 0:
+            s.expert[base + ids[k]].used_by = s.run.token
+    for k in range(len(ids)):
+        s.reply[k].answer, s.reply[k].other, s.reply[k].gate = ANSWER_FETCH, -1, NOBODY
+        other = _unused_predicted(s, miss, t, layer) if there and ids[k] >= 0 and asked(s, miss, base + ids[k]) else -1
+        if other >= 0:
+            s.reply[k].answer, s.reply[k].other, s.reply[k].gate = ANSWER_SUBSTITUTE, other, OPEN
+            s.expert[base + other].used_by = s.run.token
+
+
+@inner
+def _all_predicted_are_there(s: State, miss: Any, t: int, layer: int) -> bool:
+    """Whether anything was predicted for the token, and all of it is resident."""
+    n = 0
+    for r in range(miss.predicted.shape[2]):
+        e = miss.predicted[t, layer, r]
+        if e >= 0 and s.expert[layer * s.run.n_experts + e].state != RESIDENT:
+            return False
+        n += e >= 0
+    return n > 0
+
+
+@inner
+def _unused_predicted(s: State, miss: Any, t: int, layer: int) -> int:
+    """The first of the predicted experts that is resident and not in the token's set U; -1 if there is none."""
+    for r in range(miss.predicted.shape[2]):
+        e = miss.predicted[t, layer, r]
+        if e >= 0 and _free(s, layer * s.run.n_experts, e):
+            return e
+    return -1
 
 
 @inner

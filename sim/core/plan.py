@@ -68,6 +68,8 @@ ADMIT_PARAMS = ("inserts", "queue", "admit_after", "replace_after", "max_rows", 
 SPLIT_PARAMS = ("by", "least", "keep")
 SPLITS = ("share", "makespan", "table")
 
+MOST_CHUNKS = 1 << 16  # of one expert
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -82,6 +84,7 @@ class Costs:
     expert_ns     int64 [max rows in a step + 1]: one expert, by the tokens it executes.
     cpu_expert_ns int64 [2, max rows + 1]: one expert on the host; row 0 link idle, 1 link busy at the routed instant.
     transfer_ns   int64 [2]: one expert over the link; [0] with the idle set-up, [1] following on.
+    draft_ns      int64 [S]: of each step, the draft model's time before the dense part; empty where nobody drafts.
     """
 
     dense_ns: Int
@@ -94,6 +97,7 @@ class Costs:
     transfer_ns: Int
     commit_gap_ns: int = 0
     commit_depth: int = 1
+    draft_ns: Int = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def in_a_row_ns(self) -> tuple[int, int]:
@@ -170,6 +174,9 @@ class OnMiss:
     beside        whether the GPU computes while the host does.
     defer         entries of each token, answered `cpu`, that wait until the visit's other host work is done.
     link_share    (n, d): the link moves at n / d of its rate while the host computes; (1, 1) at all of it.
+    chunk_bytes   what a demand may pass crosses the link in chunks of so many bytes (core.chunks); 0: whole.
+    chunk_ns      int64 [2, 2]: a chunk, [0] with the idle set-up, [1] following on; [:, 0] a full one, [:, 1] an
+                  expert's last.
     """
 
     run_ns: Int
@@ -186,6 +193,8 @@ class OnMiss:
     beside: bool = True
     defer: int = 0
     link_share: tuple[int, int] = (1, 1)
+    chunk_bytes: int = 0
+    chunk_ns: Int = field(default_factory=lambda: np.zeros((2, 2), np.int64))
 
 
 PLAIN = OnMiss(np.zeros((2, 0), np.int64), np.zeros(0, np.bool_))  # what it comes to where a run uses none of it
@@ -195,12 +204,15 @@ PLAIN = OnMiss(np.zeros((2, 0), np.int64), np.zeros(0, np.bool_))  # what it com
 class Prefetch:
     """Ranked lists of predicted experts, best first, -1 = no entry.
 
-    lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, t], l]` is what is predicted, d MoE layers ahead, for
-            trace token t at MoE layer l (t is a token of the *target* step); one entry in front serves all distances.
-    row     int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
+    lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, i], l]` is what is predicted, d MoE layers ahead, for
+            row i of the plan at MoE layer l (i is a row of the *target* step); one entry in front serves all distances.
+    row     int32 [D, R]: which row of the lists of that distance belongs to a row of the plan; -1 = none.
     budget  transfers that may join the prefetch queue per visit, over all targets; -1 = no limit.
     order   index into ORDERS.
     rank_key int64 [D, m]: for order `probability`, the key of list rank r at distance d (lower goes first).
+    within_ns int64 [D, L]: the least from the routed instant of a visit of that layer to that of the target at that
+            distance, no expert's time in it; an entry joins only where what is queued and under way and itself, at
+            transfer_ns[1] each, take no longer. None: whatever is listed joins.
     """
 
     lists: npt.NDArray[np.int16]
@@ -208,6 +220,31 @@ class Prefetch:
     budget: int = -1
     order: int = 0
     rank_key: Int = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    within_ns: Int | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Speculative windows of the decode steps, int32 [W] each, in run order: within a step by order of admission. The
+    rows of a decode step are those of its windows, one window after another.
+
+    step      its step.
+    request   whose it is: a line of Plan.requests.
+    rows      that it runs.
+    accepted  of these, from the first on, so many count, one at least; the others run again in the next window.
+    """
+
+    step: npt.NDArray[np.int32]
+    request: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
+    accepted: npt.NDArray[np.int32]
+
+    def accepted_rows(self, step_offset: Int, step_prefill: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool [R]: the rows that count; all of a prefill step do."""
+        out = np.ones(int(step_offset[-1]), np.bool_)
+        place = np.arange(int(self.rows.sum())) - np.repeat(np.cumsum(self.rows) - self.rows, self.rows)
+        out[np.repeat(~step_prefill, np.diff(step_offset))] = place < np.repeat(self.accepted, self.rows)
+        return out
 
 
 @dataclass(frozen=True)
@@ -229,10 +266,12 @@ class Plan:
     peer_q      float32 [L, E, n]: their q(j|i).
     rerank      the re-ranking policy.
     similarity  float32 [L, E, E]: of the outputs of two experts of a layer.
+    predicted   int16 [T, L, K]: experts predicted for a token some layers before, best first, -1 = no entry.
     norm_topk   whether the model renormalises the weights of the experts it chose.
     low         the low-precision copies, None where no answer is `low`.
     leaving     of evictions that look back.
     fresh       bool [S]: the first step of a request that is admitted while no other is served.
+    windows     of runs that speculate: a decode step then runs several rows of a request, and rows may run again.
     on_miss     what an engine does beyond one rule and slots everywhere (layers may then have no slots).
     """
 
@@ -263,8 +302,28 @@ class Plan:
     peer_q: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     rerank: Choice | None = None
     similarity: npt.NDArray[np.float32] | None = None
+    predicted: npt.NDArray[np.int16] | None = None
     norm_topk: bool = True
     low: Low | None = None
     leaving: Leaving | None = None
     on_miss: OnMiss | None = None
     fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    windows: Windows | None = None
+
+    @property
+    def accepted(self) -> npt.NDArray[np.bool_]:
+        """bool [R]: the rows that count."""
+        if self.windows is None:
+            return np.ones(len(self.step_row), np.bool_)
+        return self.windows.accepted_rows(self.step_offset, self.step_prefill)
+
+    @property
+    def generated(self) -> int:
+        """Rows of decode steps that count: the tokens that the run generates."""
+        return int(self.accepted.sum()) - int(np.diff(self.step_offset)[self.step_prefill].sum())
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks a transfer of one expert is cut that a demand may pass; 1: it goes whole."""
+        size = 0 if self.on_miss is None else self.on_miss.chunk_bytes
+        return 1 if size == 0 else -(-self.expert_bytes // size)

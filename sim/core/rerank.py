@@ -5,6 +5,8 @@ State.weight) in place. Ranks are by router logit, ties by the lower id; p is th
 
 cache-prior (arXiv 2412.00099): logit + strength * D * resident, D the running mean of max - min logit of the layer.
 max-rank (same): the first `always` by rank, then residents among the first `among`, then by rank.
+cache-prior-mass (same): as max-rank among the first whose p add up to `mass`, however many that are.
+tolerance (2608.18261): slot by slot the best of those left, or the best resident left with p >= (1 - tolerance) its p.
 smoe (2508.18983): with m the (K+1)-th p, a missing slot with p < m (1 + margin) takes the best unused resident with p
 in (m (1 - margin), m). adapmoe (2408.10284): no slot but the strongest where weight^2 < threshold.
 sere (2602.07616): in a batch, a secondary expert that is nobody's primary goes to the most similar primary one.
@@ -17,7 +19,7 @@ from sim.core.half import half_to_float
 from sim.core.jit import inner
 from sim.core.state import RESIDENT, State
 
-CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER = range(6)
+CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER, CACHE_PRIOR_MASS, TOLERANCE = range(8)
 
 
 @inner
@@ -31,7 +33,13 @@ def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
         if miss.rerank == CACHE_PRIOR:
             _cache_prior(s, miss, t, layer, row)
         elif miss.rerank == MAX_RANK:
-            _max_rank(s, miss, t, layer, row)
+            _by_rank(s, miss, t, layer)
+            _residents_first(s, miss, t, layer, row, int(miss.rerank_params[1]))
+        elif miss.rerank == CACHE_PRIOR_MASS:
+            _by_rank(s, miss, t, layer)
+            _residents_first(s, miss, t, layer, row, _rank_of_mass(s, miss, t, layer, miss.rerank_params[1]))
+        elif miss.rerank == TOLERANCE:
+            _tolerance(s, miss, t, layer, row)
         elif miss.rerank == SMOE:
             _smoe(s, miss, t, layer, row)
         else:
@@ -109,10 +117,21 @@ def _cache_prior(s: State, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _max_rank(s: State, miss: Any, t: int, layer: int, row: int) -> None:
-    always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
+def _rank_of_mass(s: State, miss: Any, t: int, layer: int, mass: float) -> int:
+    """How many of State.order, from the front, it takes for their p to add up to `mass`."""
+    top, total = _mass(miss, t, layer)
+    n, sum_p = 0, 0.0
+    while n < s.run.n_experts and sum_p < mass:
+        sum_p += math.exp(_logit(miss, t, layer, s.order[n]) - top) / total
+        n += 1
+    return n
+
+
+@inner
+def _residents_first(s: State, miss: Any, t: int, layer: int, row: int, among: int) -> None:
+    """Of State.order the first `always`, then residents among the first `among`, then the others."""
+    always = int(miss.rerank_params[0])
     order, n, top_k = s.order, 0, s.routed.shape[1]
-    _by_rank(s, miss, t, layer)
     for turn in range(3):
         for r in range(s.run.n_experts):
             e = order[r]
@@ -125,6 +144,30 @@ def _max_rank(s: State, miss: Any, t: int, layer: int, row: int) -> None:
     while n < top_k:
         s.routed[row, n] = -1
         n += 1
+    _weigh(s, miss, t, layer, row)
+
+
+@inner
+def _tolerance(s: State, miss: Any, t: int, layer: int, row: int) -> None:
+    _by_rank(s, miss, t, layer)
+    top, total = _mass(miss, t, layer)
+    for k in range(s.routed.shape[1]):
+        best, least = -1, 0.0
+        for r in range(s.run.n_experts):
+            e = s.order[r]
+            if e < 0:
+                continue
+            p = math.exp(_logit(miss, t, layer, e) - top) / total
+            if best < 0:
+                best, least = r, (1.0 - miss.rerank_params[0]) * p
+            if p < least:
+                break
+            if _resident(s, layer, e):
+                best = r
+                break
+        s.routed[row, k] = s.order[best] if best >= 0 else -1
+        if best >= 0:
+            s.order[best] = -1
     _weigh(s, miss, t, layer, row)
 
 

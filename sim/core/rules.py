@@ -42,6 +42,9 @@ class OfRules(Struct):
     n_streams: int  # queued copies: Rules.streams[: n_streams]
     n_admits: int  # queued admissions
     runs: int  # link transfers committed
+    chunks: int  # of an expert that goes in chunks; 1: all go whole
+    rest: int  # the expert of which chunks are not committed yet, NOBODY,
+    sent: int  # and how many are
 
 
 class OfAdmission(Struct):  # plan.ADMIT_PARAMS
@@ -93,6 +96,7 @@ class RuleCount(Struct):  # of the summary
     unwanted: int  # of these nobody's
     remotes: int  # experts read where they lie,
     host_experts: int  # and those that the host computed
+    chunks: int  # landed, of transfers that go in chunks
     stage_peak: int  # stages in use at once
     stages_used: int  # now (counts on)
 
@@ -105,7 +109,6 @@ class Ruled(Struct):  # an expert
     deferred: int  # (token, slot) entries of this visit that may be deferred
     joined: int  # the visit for which its copy was queued
     next: int  # the copy behind it in one transfer, NOBODY
-    bypassed: int  # 1: a miss of this visit that is not kept
     owed: int  # 1: its copy is among Served.copies_left
 
 
@@ -113,6 +116,12 @@ class RuledLayer(Struct):
     slots: int  # 1: it has any
     joined: int  # the last visit that has begun, or that copies were queued for
     ended: int  # the last one that has ended
+
+
+class Part(Struct):  # what one entry of State.flight is of its transfer
+    number: int  # which chunk, from 0 on; -1: all of it
+    last: int  # 1: it lands with this
+    row: int  # in the record's chunks, -1 none
 
 
 class Rules(Memory):
@@ -132,6 +141,7 @@ class Rules(Memory):
     queued: Int  # [scopes] queued admissions
     streams: Int  # [G] the stream queue: ids of copies
     admits: Int  # [G] the admission queue
+    part: MutableSequence[Part]  # [as State.flight]
     remote: Int  # [E] experts of this visit that are read where they lie
     order: Int  # [E] scratch: the misses of a split
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
@@ -173,6 +183,7 @@ def _arrays(plan: Plan, on: OnMiss, s: State) -> dict[str, Any]:
         queued=zeros(len(s.arrays["scope"])),
         streams=zeros(experts),
         admits=zeros(experts),
+        part=zeros(len(s.arrays["flight"]), dtype=Part),
         remote=zeros(plan.n_experts),
         order=zeros(plan.n_experts),
         on_cpu=zeros(rows, plan.experts.shape[2]),
@@ -194,6 +205,7 @@ def _run(plan: Plan, on: OnMiss) -> Any:
     run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
     run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
+    run["chunks"], run["rest"] = plan.chunks, NOBODY
     run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
     return run
 
@@ -234,12 +246,6 @@ def stage_of(s: State, g: int) -> int:
 def keeps_out(s: State, rules: Any, layer: int) -> bool:
     """No newcomer may take a slot here: the layer has none, or the residents are fixed."""
     return rules.run.static == 1 or rules.layer[layer].slots == 0
-
-
-@inlined
-def kept_out(s: State, rules: Any, g: int) -> bool:
-    """Expert g, if it is fetched in this visit, takes no slot."""
-    return keeps_out(s, rules, s.expert[g].layer) or rules.expert[g].bypassed == 1
 
 
 @inlined
@@ -284,7 +290,7 @@ def _keep_left_over(s: State) -> None:
 def class_of(s: State, rules: Any, g: int) -> int:
     """HIT, LATE or MISS of a wanted expert, and where it will run: in its slot, or in a stage."""
     own, copy = s.expert[g], s.expert[stage_of(s, g)]
-    rules.expert[g].at, rules.expert[g].answer, rules.expert[g].bypassed = g, NOBODY, 0
+    rules.expert[g].at, rules.expert[g].answer = g, NOBODY
     if own.state == RESIDENT:
         return HIT
     rules.expert[g].at = stage_of(s, g)

@@ -138,6 +138,7 @@ class OfLink(Struct):
     n_queued: int  # prefetches in State.queue
     flight_head: int  # where in State.flight the oldest is
     n_flight: int
+    n_behind: int  # of transfers in chunks: how many more are under way than n_flight says, or (below 0) fewer
 
 
 class Written(Struct):  # written to each table of the log
@@ -145,6 +146,7 @@ class Written(Struct):  # written to each table of the log
     executions: int
     transfers: int
     answers: int
+    chunks: int
 
 
 class Count(Struct):  # of the summary
@@ -239,7 +241,7 @@ class State(Memory):
     demand: Ids  # demanded,
     answered: Ids  # in the order first answered,
     on_host: Ids  # with work on the CPU
-    flight: Ids  # [G] a ring: committed, and not landed
+    flight: Ids  # [G, or more of transfers in chunks] a ring: committed, and not landed
     older: Ids  # [G + 4 scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it. Of core.queues four rings a scope
     kept: MutableSequence[Kept]  # [G] where the eviction is told of uses or landings, else [0]
@@ -252,7 +254,7 @@ class State(Memory):
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
-    loss: Float  # [T] router weight that others answered for, or nobody, by trace token
+    loss: Float  # [T] router weight that others answered for, or nobody, by trace token, when it last ran
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
     chances: Float  # [E] scratch: probabilities
@@ -283,7 +285,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
     rows = int(np.diff(plan.step_offset).max(initial=0))
     counters = Count.dtype.itemsize // 8
     totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
-    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
+    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host")}
     ring = np.arange(n + LISTS * len(slots), dtype=np.uint32)
     return dict(
         run=_run(plan, n, with_slots),
@@ -298,6 +300,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
         scope=_scopes(slots),
         slot=zeros(int(slots.sum()), dtype=np.uint32),
         **ids,
+        flight=zeros(max(n, _depth(plan, n)), dtype=np.uint32),
         older=ring,
         newer=ring.copy(),
         kept=_kept(plan, n),
@@ -324,10 +327,15 @@ def _run(plan: Plan, n: int, with_slots: int) -> Any:
     run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
     run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
     run["pooled"] = plan.pooled
-    run["seed"], run["depth"], run["no_touch"] = plan.seed, min(plan.costs.commit_depth, n), not touch
+    run["seed"], run["depth"], run["no_touch"] = plan.seed, _depth(plan, n), not touch
     if plan.prefetch is not None:
         run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order
     return run
+
+
+def _depth(plan: Plan, n: int) -> int:
+    """What may be under way at once: at most all that there is to send."""
+    return min(plan.costs.commit_depth, n * plan.chunks)
 
 
 def _experts(plan: Plan, n: int) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 from sim.core.jit import apart
 from sim.core.link import LAST_KEY, join
 from sim.core.rules import BACKGROUND
-from sim.core.state import ABSENT, NEVER, RESIDENT, State
+from sim.core.state import ABSENT, NEVER, QUEUED, RESIDENT, State
 from sim.core.worth import visits_of_layer, worth
 
 NOBODY = -1
@@ -14,18 +14,32 @@ NOBODY = -1
 @apart
 def swap(s: State, log: Any, visit: int, layer: int) -> None:
     """In every `window`-th visit of a layer the best outsiders are sent for, each while it is worth more than the
-    resident that it would replace: the best for the worst, the next for the next."""
+    resident that it would replace: the best for the worst, the next for the next, behind slots that are free."""
     first = layer * s.run.n_experts
     if visits_of_layer(s, first) % int(s.params[0]) != 0:
         return
-    paired = s.marked
+    free, paired = _free(s, layer, first), s.marked
     paired[first : first + s.run.n_experts] = 0
-    for _ in range(int(s.params[1])):
-        best, worst = _best_outside(s, first), _worst_inside(s, first, paired)
-        if best == NOBODY or worst == NOBODY or worth(s, best) <= worth(s, worst):
+    for i in range(int(s.params[1])):
+        best, least = _best_outside(s, first), 0.0
+        if i >= free:
+            worst = _worst_inside(s, first, paired)
+            if worst == NOBODY:
+                return
+            paired[worst] = 1
+            least = worth(s, worst)
+        if best == NOBODY or worth(s, best) <= least:
             return
-        paired[worst] = 1
         join(s, log, best, visit, BACKGROUND, LAST_KEY, -1)
+
+
+@apart
+def _free(s: State, layer: int, first: int) -> int:
+    """Slots that nobody has and nobody is sent for."""
+    sent = 0
+    for g in range(first, first + s.run.n_experts):
+        sent += s.expert[g].state == QUEUED and s.expert[g].origin == BACKGROUND
+    return s.scope[layer].capacity - s.scope[layer].used - sent
 
 
 @apart

@@ -14,11 +14,10 @@ from sim.core import log as lg
 from sim.core.admission import admit, count_misses, count_uses
 from sim.core.ahead import predict, withdraw_unwanted
 from sim.core.answer import answer_by_rule, answer_each, defer, fetch, fetch_all
-from sim.core.bypass import bypass
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import apart, choice, inlined, inner
-from sim.core.plan import BY_NEXT_USE, BYPASSES, GROUPS, LISTED, LOOKS_BACK, ONE_BY_ONE
+from sim.core.plan import BY_NEXT_USE, GROUPS, LISTED, LOOKS_BACK, ONE_BY_ONE
 from sim.core.remote import remotes_left
 from sim.core.rerank import USER as USER_RERANKS
 from sim.core.rerank import rerank
@@ -175,8 +174,6 @@ def decide(
         count_misses(s, rules)
     if miss is not None and s.run.eviction_marks & LOOKS_BACK:
         look_back(s, route, miss, step, layer)
-    if rules is not None and s.run.eviction_marks & BYPASSES:
-        bypass(s, rules, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.link.n_queued > 0:
@@ -215,6 +212,8 @@ def _next_turn(s: State, log: Any, route: Any) -> None:
 def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """What follows from the answers: deferred host work, whom a serial visit waits for, admissions, layers ahead."""
     rows, layers = route.step_offset[step + 1] - route.step_offset[step], s.run.n_layers
+    if s.run.eviction == WINDOW_SWAP:
+        swap(s, log, visit, layer)
     if rules.run.defer > 0 and not route.step_prefill[step] and layer < layers - 1:
         defer(s, rules, rows, rules.run.defer)
     if rules.run.serial == 1:
@@ -223,8 +222,6 @@ def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, 
     admit(s, log, rules, visit, layer, rows)
     if rules.run.ahead > 0:
         stream_ahead(s, log, rules, visit, visit + rules.run.ahead, len(route.step_prefill))
-    if s.run.eviction == WINDOW_SWAP:
-        swap(s, log, visit, layer)
 
 
 @inner
@@ -243,12 +240,12 @@ def _work_under_way(s: State, rules: Any) -> bool:
     """Whether what is on the link brings an expert that the visit has work for."""
     for i in range(s.link.n_flight):
         place = s.link.flight_head + i
-        g: Any = np.int64(s.flight[place if place < len(s.expert) else place - len(s.expert)])
+        g: Any = np.int64(s.flight[place if place < len(s.flight) else place - len(s.flight)])
         while g != NOBODY:
             if s.expert[g].work > 0:
                 return True
             g = behind(s, rules, g)
-    return False
+    return rules.run.rest >= 0 and s.expert[rules.run.rest].work > 0
 
 
 @inner

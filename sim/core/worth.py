@@ -23,7 +23,8 @@ from sim.core.state import NEVER, RESIDENT, State
 
 (
     LRU, LFU, FIFO, RANDOM, DECAYED, BELADY, USER, LAYER_DISTANCE, WINDOW_SCORE, ACTIVATION, STATIC, LFRU, LRU_K, SIEVE,
-    CLOCK, S3_FIFO, ARC, W_TINYLFU, MRS, HOBBIT, LEAST_STALE, REUSE_INTERVAL, WINDOW_SWAP, MIN, BELADY_W,
+    CLOCK, S3_FIFO, ARC, W_TINYLFU, MRS, HOBBIT, LEAST_STALE,
+    REUSE_INTERVAL, WINDOW_SWAP, MIN, BELADY_W,
 ) = range(25)  # fmt: skip
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
 WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order

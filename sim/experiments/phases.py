@@ -63,7 +63,7 @@ def phase(record: RunRecord, prefill: bool) -> Phase:
         "experts": int(ran[at & ~on_host].sum()),
     }
     return Phase(
-        tokens=int(steps["rows"][mine].sum()),
+        tokens=int(steps.get("accepted", steps["rows"])[mine].sum()),
         time_ns=time_ns,
         parts_ns=parts | {"rest": time_ns - sum(parts.values())},
         wanted=int(visits["wanted"][seen].sum()),

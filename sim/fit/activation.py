@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked, step_of_rows, whole
+from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked, whole
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.counts import expert_counts
@@ -26,7 +26,7 @@ class ActivationMatrix(FittedPredictor):
     the highest cosine similarity (both flattened; unit vectors in units of 2^-30; ties to the earlier
     calibration request), and it predicts its own most used experts of the target layer, ties to the lower id,
     without those it never used. A request has one list per step, held by its first row there; before anything
-    of it is routed, none.
+    of it is routed, none. Of a speculative window the rows that are accepted count.
 
     Beside the paper: the collection is a sample, not k-means centres, and is not updated during the run;
     MoE-Infinity's code averages a cosine per layer.
@@ -46,16 +46,16 @@ class ActivationMatrix(FittedPredictor):
         self.collection_: Int = request_counts(trace, np.sort(order[: self.capacity]))  # [C, L, E]
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        turns = _Turns.of(trace, steps)
+        turns = Turns.of(trace, steps)
         match = _matches(self.collection_, trace, turns)
         best = ranked(self.collection_, length(self.width, trace))
         best = np.concatenate([best, np.full_like(best[:1], -1)])  # the last line, also number -1, is no match
         lists = np.empty((self.distance, *match.shape, best.shape[2]), np.int16)
         for d in range(1, self.distance + 1):
             _look_up(best, match, turns, d, lists[d - 1])
-        row = np.full(trace.n_tokens, -1, np.int32)
+        row = np.full(len(steps.row), -1, np.int32)
         run = np.flatnonzero(turns.step >= 0)
-        row[turns.start[run]] = run
+        row[turns.row[run]] = run
         return Prediction(lists, np.broadcast_to(row, (self.distance, len(row))))
 
 
@@ -66,24 +66,29 @@ def request_counts(trace: RoutingTrace, requests: Int) -> Int:
 
 
 @dataclass(frozen=True)
-class _Turns:
-    """A turn is the rows of one request in one step; turns in trace order, so a request's follow one another.
+class Turns:
+    """A turn is the rows of one request that count in one step; turns in trace order, so a request's follow one
+    another.
 
-    start int64 [G + 1]: first trace row, and the end; step int64 [G]: -1 where no step runs it;
-    first int64 [G]: first turn of the same request.
+    start int64 [G + 1]: first trace row, and the end; step int64 [G], and row int64 [G], its first of the steps: -1
+    where no step runs it; first int64 [G]: first turn of the same request.
     """
 
     start: Int
     step: Int
+    row: Int
     first: Int
 
     @staticmethod
-    def of(trace: RoutingTrace, steps: Steps) -> "_Turns":
-        step, request = step_of_rows(steps, trace.n_tokens), trace.sequence
+    def of(trace: RoutingTrace, steps: Steps) -> "Turns":
+        row, request = np.full(trace.n_tokens, -1, np.int64), trace.sequence
+        counts = np.flatnonzero(steps.accepted)
+        row[steps.row[counts]] = counts
+        step = np.append(np.repeat(np.arange(len(steps)), np.diff(steps.offset)), -1)[row]
         start = np.flatnonzero(np.append(True, (step[1:] != step[:-1]) | (request[1:] != request[:-1])))
         new = np.append(True, request[start[1:]] != request[start[:-1]])
         first = np.maximum.accumulate(np.where(new, np.arange(len(start)), 0))
-        return _Turns(np.append(start, trace.n_tokens), step[start], first)
+        return Turns(np.append(start, trace.n_tokens), step[start], row[start], first)
 
     def chunks(self, rows: int) -> Iterator[tuple[int, int]]:
         """(first turn, last + 1), about `rows` rows at a time."""
@@ -105,7 +110,7 @@ def _unit_vectors(collection: Int) -> Int:
     return out
 
 
-def _matches(collection: Int, trace: RoutingTrace, turns: _Turns) -> Rows:
+def _matches(collection: Int, trace: RoutingTrace, turns: Turns) -> Rows:
     """int32 [G, L]: the most similar matrix once that layer is routed; -1 while nothing of the request is."""
     table = _unit_vectors(collection)
     layers, _, width = table.shape
@@ -135,7 +140,7 @@ def _gains(table: Int, trace: RoutingTrace, start: Int) -> Int:
     return out
 
 
-def _look_up(best: Ids, match: Rows, turns: _Turns, d: int, out: Ids) -> None:
+def _look_up(best: Ids, match: Rows, turns: Turns, d: int, out: Ids) -> None:
     """out int16 [G, L, m]: the lists at distance d.
 
     A target layer from d on is foretold within the step. One below d is foretold in the step before, at layer

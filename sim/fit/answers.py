@@ -61,12 +61,27 @@ def answer_fields(
         fields |= {"peers": lists.peers, "peer_q": lists.q}
     if "tau" in values:
         fields["tau"] = _tau(miss, values, trace, calibration)
+    if "lookahead" in miss.needs and not miss.user:
+        fields["predicted"] = _predicted(miss.name, int(values["distance"]), trace)
     if rerank is not NONE:
         fields["rerank"] = rerank.choice(given_rerank)
     matrix = str(values.get("matrix", "")) or _matrix_of(rerank, given_rerank)
     if matrix:
         fields["similarity"] = _similarity(matrix, trace)
     return fields
+
+
+def _predicted(name: str, distance: int, trace: RoutingTrace) -> npt.NDArray[np.int16]:
+    """int16 [T, L, K]: the first entries of the trace's lookahead at a distance. Raises SpecError where it has none, or
+    some for layers that no earlier layer of the token could foretell."""
+    there = trace.lookahead_distances
+    if distance not in there:
+        raise SpecError(f"set: {name}.distance={distance}: must be a distance of the trace's lookahead, {list(there)}")
+    assert trace.lookahead is not None  # it has such a distance
+    found = np.ascontiguousarray(trace.lookahead[there.index(distance), :, :, : trace.top_k], np.int16)
+    if (found[:, :distance] >= 0).any():
+        raise SpecError(f"{name}: lookahead at distance {distance} has entries at layers below it; -1 is needed")
+    return found
 
 
 def _matrix_of(rerank: Policy, given: Given) -> str:

@@ -1,6 +1,7 @@
 """What a predictor hands over, and what all predictors check, count and measure alike.
 
-Sizes: T trace tokens, L MoE layers, K top-k, E experts per layer, D distances, m entries of a list.
+Sizes: T trace tokens, R rows of the steps, L MoE layers, K top-k, E experts per layer, D distances, m entries of a
+list.
 """
 
 from collections.abc import Mapping
@@ -29,9 +30,9 @@ CERTAIN = 10**9  # rank keys of fitted predictors: CERTAIN x (1 - share of entri
 class Prediction:
     """Ranked lists of predicted experts, best first, -1 = no entry: a plan's Prefetch but for its policy.
 
-    lists     int16 [D or 1, rows, L, m]: `lists[min(d, n) - 1, row[d - 1, t], l]` is what is predicted, d MoE
-              layers ahead, for trace token t at MoE layer l (t is a token of the target step).
-    row       int32 [D, T]: which row of the lists of that distance belongs to a token; -1 = none.
+    lists     int16 [D or 1, rows, L, m]: `lists[min(d, n) - 1, row[d - 1, i], l]` is what is predicted, d MoE
+              layers ahead, for row i of the steps at MoE layer l (i is a row of the target step).
+    row       int32 [D, R]: which row of the lists of that distance belongs to a row of the steps; -1 = none.
     rank_key  int64 [D, m]: lower = more probable, for list rank r at distance d.
     """
 
@@ -42,7 +43,7 @@ class Prediction:
 
 class Predictor:
     """What every predictor has. `needs`: optional arrays of the trace that it reads; `oracle`: it reads the future;
-    `search`: see sim.policies.policy.Policy.
+    `drafts`: its lists are of speculative windows; `search`: see sim.policies.policy.Policy.
 
     distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k.
@@ -56,6 +57,7 @@ class Predictor:
     needs: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[bool] = False
     oracle: ClassVar[bool] = False
+    drafts: ClassVar[bool] = False
     search: ClassVar[Mapping[str, tuple[Any, ...]] | None] = {"distance": DISTANCES}
 
     def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
@@ -87,11 +89,15 @@ class FittedPredictor(Predictor):
 
     def fit(self, trace: RoutingTrace) -> Self:
         """Learns from a calibration trace, and rank_key_ int64 [D, m] from its first requests (`leading_requests`)."""
+        for array in self.needs:
+            if not trace.has(array):
+                raise SpecError(f"{self.name}: the calibration trace has no array {array}; it is fitted on that")
         Predictor.check(self, trace)
         self.shape_ = _shape(trace)
         self._learn(trace)
         part = leading_requests(trace)
-        self.rank_key_: Int = measured(self._predict(part, schedule(part, as_decode=True)), part)
+        steps = schedule(part, as_decode=True)
+        self.rank_key_: Int = measured(self._predict(part, steps), part, steps)
         return self
 
     def _learn(self, trace: RoutingTrace) -> None:
@@ -141,16 +147,9 @@ def ids(array: Array) -> Ids:
     return np.asarray(array).astype(np.int16, copy=False)
 
 
-def identity_rows(distance: int, tokens: int) -> Rows:
-    """int32 [D, T]: every token reads its own row, at every distance (a read-only view of one row)."""
-    return np.broadcast_to(np.arange(tokens, dtype=np.int32), (distance, tokens))
-
-
-def step_of_rows(steps: Steps, tokens: int) -> Int:
-    """int64 [T]: the step that runs each token, -1 where none does."""
-    out = np.full(tokens, -1, np.int64)
-    out[steps.row] = np.repeat(np.arange(len(steps)), np.diff(steps.offset))
-    return out
+def own_rows(distance: int, steps: Steps) -> Rows:
+    """int32 [D, R]: every row reads its token's own list, at every distance (a read-only view of one row)."""
+    return np.broadcast_to(steps.row, (distance, len(steps.row)))
 
 
 def ranked(counts: Int, m: int) -> Ids:
@@ -176,7 +175,7 @@ def leading_requests(trace: RoutingTrace, rows: int = MEASURED_ROWS) -> RoutingT
     return trace.select(np.arange(ends[n - 1]))
 
 
-def measured(prediction: Prediction, trace: RoutingTrace) -> Int:
+def measured(prediction: Prediction, trace: RoutingTrace, steps: Steps) -> Int:
     """int64 [D, m]: by distance and rank, CERTAIN x (1 - right entries / entries).
 
     An entry is right when its own token is routed to that expert at that layer; CERTAIN: none is listed.
@@ -185,11 +184,11 @@ def measured(prediction: Prediction, trace: RoutingTrace) -> Int:
     right, listed = np.zeros((2, distance, m), np.int64)
     size = max(1, CHUNK_ELEMENTS // (trace.n_moe_layers * m * trace.top_k))
     for d in range(distance):
-        tokens = np.flatnonzero(prediction.row[d] >= 0)
-        for lo in range(0, len(tokens), size):
-            t = tokens[lo : lo + size]
-            guess = prediction.lists[min(d, len(prediction.lists) - 1), prediction.row[d, t]]
-            hit = (guess[..., None] == trace.experts[t][:, :, None, :]).any(axis=3) & (guess >= 0)
+        rows = np.flatnonzero(prediction.row[d] >= 0)
+        for lo in range(0, len(rows), size):
+            i = rows[lo : lo + size]
+            guess = prediction.lists[min(d, len(prediction.lists) - 1), prediction.row[d, i]]
+            hit = (guess[..., None] == trace.experts[steps.row[i]][:, :, None, :]).any(axis=3) & (guess >= 0)
             right[d] += hit.sum(axis=(0, 1))
             listed[d] += (guess >= 0).sum(axis=(0, 1))
     return CERTAIN - CERTAIN * right // np.maximum(listed, 1)

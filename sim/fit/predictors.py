@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from sim.errors import SpecError
 from sim.fit.activation import ActivationMatrix
+from sim.fit.map_store import MapStore
+from sim.fit.popular_per_request import PopularPerRequest
 from sim.fit.prediction import (
     CHUNK_ELEMENTS,
     FittedPredictor,
@@ -27,9 +29,9 @@ from sim.fit.prediction import (
     Int,
     Prediction,
     Predictor,
-    identity_rows,
     ids,
     length,
+    own_rows,
     ranked,
     share,
     unfitted,
@@ -63,8 +65,8 @@ class Popular(FittedPredictor):
         self.ranking_: Ids = ranked(expert_counts(trace), length(self.width, trace))
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        row = np.full(trace.n_tokens, -1, np.int32)
-        row[steps.row[steps.offset[:-1]]] = 0
+        row = np.full(len(steps.row), -1, np.int32)
+        row[steps.offset[:-1]] = 0
         return Prediction(self.ranking_[None, None], np.broadcast_to(row, (self.distance, len(row))))
 
 
@@ -93,7 +95,7 @@ class GateLookahead(Predictor):
         for d in wanted:
             if (lists[d - 1, :, :d] >= 0).any():
                 raise SpecError(f"{self.name}: lookahead at distance {d} has entries at layers below {d}; -1 is needed")
-        return unfitted(lists, identity_rows(self.distance, trace.n_tokens))
+        return unfitted(lists, own_rows(self.distance, steps))
 
 
 class Learned(GateLookahead):
@@ -102,7 +104,8 @@ class Learned(GateLookahead):
     The same as gate-lookahead on a trace whose meta.lookahead_source begins with "learned", and on no other.
     It was fitted on a calibration trace of its own (meta.lookahead_model names it), which should share no
     request with this one; the run's --calibration does not matter to it. Lists made for decode steps (`--as-decode`)
-    see the previous prompt token: they are refused in a run with prefill steps.
+    see the previous prompt token: they are refused in a run with prefill steps; all see the previous token, so they
+    are in one with speculative windows.
     """
 
     name = "learned"
@@ -117,6 +120,9 @@ class Learned(GateLookahead):
         if isinstance(about, dict) and about.get("as_decode") and steps.prefill.any():
             made = "the lists were made --as-decode and the run has prefill steps"
             raise SpecError(f"{self.name}: {made}; run it --as-decode, or make them without")
+        if steps.windows is not None:
+            seen = "its lists see the routing of the token before, which a window of --speculate runs at the same time"
+            raise SpecError(f"{self.name}: {seen}")
         return super()._predict(trace, steps)
 
 
@@ -152,7 +158,7 @@ class Oracle(Predictor):
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         lists = ids(trace.experts)[None, :, :, : self.width]
-        return unfitted(lists, identity_rows(self.distance, trace.n_tokens))
+        return unfitted(lists, own_rows(self.distance, steps))
 
 
 class NoisyOracle(Predictor):
@@ -206,7 +212,7 @@ class NoisyOracle(Predictor):
             visit = np.arange(lo * layers, (lo + len(experts)) * layers).reshape(-1, layers)
             found = self._noisy(experts, visit, trace.n_experts, per_right, most)
             lists[0, lo : lo + size] = found[:, :, : lists.shape[3]]
-        return unfitted(lists, identity_rows(self.distance, tokens))
+        return unfitted(lists, own_rows(self.distance, steps))
 
     def _noisy(self, experts: Ids, visit: Int, n: int, per_right: float, most: int) -> Ids:
         """int16 [N, L, K + most] for experts [N, L, K] and their hash numbers [N, L]."""
@@ -243,5 +249,50 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
     return (hashed & ~_ID) | (expert.astype(np.uint64) & _ID)
 
 
-EVERY = (PreviousToken, Popular, Transition, ActivationMatrix, GateLookahead, Learned, Oracle, NoisyOracle)
+class DraftWindow(Predictor):
+    """What a draft model lists of the next window, one window ahead; it stands for one, and so reads the future.
+
+    recall     chance of each expert that a row of the window is routed to (by the trace) to be listed, in [0, 1].
+    seed       of these chances.
+    width      entries of a list; None = the trace's top-k, which it never exceeds.
+
+    Lists of a visit's layer in the next decode step, as many visits ahead as there are MoE layers, and of no nearer
+    visit. Token t's expert e at MoE layer l is listed where hash64(seed, t L + l, e) / 2^64 < recall (in the 53 high
+    bits). What cannot land before the window's verification reaches its layer does not join (plan.Prefetch.within_ns).
+    """
+
+    name = "draft-window"
+    oracle = True
+    drafts = True
+    search = None
+    source = "speculative decoding and offloading: SP-MoE, arXiv 2510.10302; MoE-SpeQ, arXiv 2511.14102"
+
+    def __init__(self, *, recall: float = 1.0, seed: int = 0, width: int | None = None) -> None:
+        super().__init__(width=width)
+        self.recall = share(self.name, "recall", recall)
+        self.seed = whole(self.name, "seed", seed, least=0)
+
+    def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
+        layers = trace.n_moe_layers
+        row = np.full((layers, len(steps.row)), -1, np.int32)
+        row[-1] = np.where(np.repeat(steps.prefill, np.diff(steps.offset)), -1, steps.row)
+        lists = ids(trace.experts)[None, :, :, : self.width]
+        return unfitted(lists if self.recall == 1 else self._recalled(lists), row)
+
+    def _recalled(self, lists: Ids) -> Ids:
+        """What is left of lists [1, T, L, m]; -1 in the place of what is not listed."""
+        _, tokens, layers, width = lists.shape
+        out, size = np.empty_like(lists), max(1, CHUNK_ELEMENTS // (layers * width))
+        for lo in range(0, tokens, size):
+            part = lists[0, lo : lo + size]
+            visit = np.arange(lo * layers, (lo + len(part)) * layers).reshape(-1, layers, 1)
+            listed = _chance(hash64(self.seed, visit, part.astype(np.int64))) < self.recall
+            out[0, lo : lo + size] = np.where((part >= 0) & listed, part, -1)
+        return out
+
+
+EVERY = (
+    PreviousToken, Popular, PopularPerRequest, Transition, ActivationMatrix, MapStore, GateLookahead, Learned, Oracle,
+    NoisyOracle, DraftWindow,
+)  # fmt: skip
 PREDICTORS: dict[str, type[Any]] = {each.name: each for each in EVERY}

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import SpecError
-from sim.fit.prediction import CHUNK_ELEMENTS, FittedPredictor, Ids, Int, Prediction, identity_rows, length
+from sim.fit.prediction import CHUNK_ELEMENTS, FittedPredictor, Ids, Int, Prediction, length
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace
 
@@ -42,19 +42,20 @@ class Transition(FittedPredictor):
         self.counts_ = np.stack([each.astype(np.int32) for each in counts])  # [D, L, E, E]
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        tokens, layers, m = trace.n_tokens, trace.n_moe_layers, length(self.width, trace)
-        lists = np.full((self.distance, tokens, layers, m), -1, np.int16)
+        tokens, layers, m = steps.row, trace.n_moe_layers, length(self.width, trace)
+        lists = np.full((self.distance, len(tokens), layers, m), -1, np.int16)
         previous = steps.previous_rows(trace.sequence)
         rows = np.flatnonzero(previous >= 0)
         for d in range(1, self.distance + 1):
             for layer in range(layers):
                 at, earlier = source_layer(layer, d, layers)
-                ranker = self.ranker(d, layer, m, tokens)
+                ranker = self.ranker(d, layer, m, len(tokens))
                 if earlier:
                     lists[d - 1, rows, layer] = ranker(trace.experts[previous[rows], at])
                 else:
-                    lists[d - 1, :, layer] = ranker(trace.experts[:, at])
-        return Prediction(lists, identity_rows(self.distance, tokens))
+                    lists[d - 1, :, layer] = ranker(trace.experts[tokens, at])
+        every = np.arange(len(tokens), dtype=np.int32)
+        return Prediction(lists, np.broadcast_to(every, (self.distance, len(tokens))))
 
     def ranker(self, d: int, layer: int, m: int, tokens: int = 0) -> "_Ranker":
         """What ranks the m best experts of MoE layer `layer`, given those d layers earlier, for some tokens."""

@@ -24,6 +24,7 @@ class Time(Struct):
     now_ns: int
     # where it went since the warm-up
     link_busy_ns: int
+    draft_ns: int
     dense_ns: int
     decide_ns: int
     experts_ns: int
@@ -44,9 +45,9 @@ class Clock(Memory):
     time: Time
     host: Host
     totals: Int  # the memory of time but for now, to be set to zero
-    starts: Int  # [G] when each committed expert's transfer starts
-    lands: Int  # [G] and lands
-    full_ns: Int  # [G] what it lasts with the whole link to itself
+    starts: Int  # [as State.flight] when what is committed there starts
+    lands: Int  # and lands
+    full_ns: Int  # what it lasts with the whole link to itself
     begin: Int  # [S] of each step
     end: Int  # [S]
     event: Int  # [S] its number, with a log
@@ -61,14 +62,14 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
     remember_start(s)
-    time, experts, steps = zeros(Time.dtype.itemsize // 8), len(s.expert), len(plan.step_prefill)
+    time, entries, steps = zeros(Time.dtype.itemsize // 8), len(s.flight), len(plan.step_prefill)
     clock = Clock(
         time=time.view(Time.dtype).reshape(()),
         host=zeros(dtype=Host),
         totals=time[1:],
-        starts=zeros(experts),
-        lands=zeros(experts),
-        full_ns=zeros(experts),
+        starts=zeros(entries),
+        lands=zeros(entries),
+        full_ns=zeros(entries),
         begin=zeros(steps),
         end=zeros(steps),
         event=zeros(steps),
@@ -93,23 +94,69 @@ def forget(s: State, clock: Clock, rules: Any) -> None:
         rules.host_ns[:] = 0
         rules.remote_ns[:] = 0
     if s.link.n_flight > 0:
-        g = s.flight[s.link.flight_head]
-        busy(s, clock, rules, g, min(0, clock.starts[g] - clock.time.now_ns))
+        head = s.link.flight_head
+        busy(s, clock, rules, s.flight[head], min(0, clock.starts[head] - clock.time.now_ns))
 
 
 @choice
 def busy(s: State, clock: Clock, rules: Any, g: int, ns: int) -> None:
-    """The link has moved data for ns, in the transfer that begins with expert g."""
+    """The link has moved data for ns, in the transfer (or a chunk of it) that begins with expert g."""
     clock.time.link_busy_ns += ns
     if rules is not None:
         rules.busy_ns[s.expert[g].origin] += ns
 
 
-@inner
-def _log_start(s: State, log: Any, clock: Clock, rules: Any, g: Any) -> None:
-    """When a transfer that has not landed has started, in the rows of the experts that it brings; -1 it has not."""
-    started = clock.starts[g] if clock.starts[g] <= clock.time.now_ns else -1
+@choice
+def last_place(s: State) -> int:
+    """Where in State.flight what was committed last stands."""
+    tail = s.link.flight_head + s.link.n_flight - 1
+    return tail if tail < len(s.flight) else tail - len(s.flight)
+
+
+@choice
+def log_commit(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """When what stands at a place of State.flight was committed (now) and starts, in the rows of the experts that it
+    brings, and of its chunk; the start of a transfer is that of its first."""
+    g: Any = np.int64(s.flight[place])
+    number = -1 if rules is None else rules.part[place].number
+    if rules is not None and number >= 0:
+        chunk = log.chunks[rules.part[place].row]
+        chunk.committed_ns, chunk.started_ns = clock.time.now_ns, clock.starts[place]
+    while number <= 0 and g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        row.committed_ns, row.started_ns = clock.time.now_ns, clock.starts[place]
+        g = NOBODY if rules is None else behind(s, rules, g)
+
+
+@choice
+def log_landing(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """What stood at a place of State.flight has landed now; when it started a busy host may have put off."""
+    g: Any = np.int64(s.flight[place])
+    number, last = -1, 1
+    if rules is not None:
+        number, last = rules.part[place].number, rules.part[place].last
+        if number >= 0:
+            chunk = log.chunks[rules.part[place].row]
+            chunk.started_ns, chunk.landed_ns = clock.starts[place], clock.time.now_ns
     while g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        if number <= 0:
+            row.started_ns = clock.starts[place]
+        if last == 1:
+            row.landed_ns = clock.time.now_ns
+        g = NOBODY if rules is None else behind(s, rules, g)
+
+
+@inner
+def _log_start(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """When what has not landed has started, in the rows of the experts that it brings, and of its chunk; -1 it has
+    not."""
+    g: Any = np.int64(s.flight[place])
+    started = clock.starts[place] if clock.starts[place] <= clock.time.now_ns else -1
+    number = -1 if rules is None else rules.part[place].number
+    if rules is not None and number >= 0:
+        log.chunks[rules.part[place].row].started_ns = started
+    while number <= 0 and g != NOBODY:
         log.transfers[s.expert[g].transfer].started_ns = started
         g = NOBODY if rules is None else behind(s, rules, g)
 
@@ -135,10 +182,10 @@ def reset(s: State, log: Any, clock: Clock, hooks: Any, rules: Any, steps: int) 
 def _leave_unfinished(s: State, log: Any, clock: Clock, rules: Any) -> None:
     now = clock.time.now_ns
     for i in range(s.link.n_flight):
-        g: Any = np.int64(s.flight[(s.link.flight_head + i) % len(s.expert)])
-        busy(s, clock, rules, g, max(0, now - clock.starts[g]))
+        place = (s.link.flight_head + i) % len(s.flight)
+        busy(s, clock, rules, s.flight[place], max(0, now - clock.starts[place]))
         if log is not None:
-            _log_start(s, log, clock, rules, g)
+            _log_start(s, log, clock, rules, place)
     clock.time.unfinished += abandon(s, log, rules)
     for g in range(len(s.expert)):
         s.count.prefetch_wasted += s.expert[g].state == st.RESIDENT and s.expert[g].fresh == 1
@@ -164,10 +211,10 @@ def slow_the_link(s: State, clock: Clock, until: int, n: int, d: int) -> None:
     now, clock.host.until_ns = clock.time.now_ns, until
     lands = now
     for i in range(s.link.n_flight):
-        g = s.flight[(s.link.flight_head + i) % len(s.expert)]
+        place = (s.link.flight_head + i) % len(s.flight)
         if i == 0:
-            lands = now + slowed(clock.lands[g] - now, until - now, n, d)
+            lands = now + slowed(clock.lands[place] - now, until - now, n, d)
         else:
-            clock.starts[g] = lands
-            lands += slowed(clock.full_ns[g], until - lands, n, d)
-        clock.lands[g] = lands
+            clock.starts[place] = lands
+            lands += slowed(clock.full_ns[place], until - lands, n, d)
+        clock.lands[place] = lands

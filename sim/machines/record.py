@@ -35,12 +35,14 @@ LAYER = tuple(name for name in st.OfLayer.fields() if name not in QUALITY)
 class RunRecord:
     """What one run decided and when. Counters and layer count what came after the warm-up; times in ns.
 
-    steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`). requests {request, admitted_ns, first_ns,
-    last_ns, tokens, ...}, one row per admitted request: tokens counts its token times (from its last prefill step on),
-    first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step, first_decode, generated say which
-    steps they are. counters: name -> number. layer: name -> [L], int64, router weights float64. groups: visits,
-    executions, transfers, answers, or empty. tokens {lost_weight} float64 [T], of lossy miss policies only: router
-    weight that others answered for, or nobody, by trace token.
+    steps {prefill, begin_ns, end_ns, rows} [S] (and event with `full`; accepted, the rows that count, of runs that
+    speculate). requests {request, admitted_ns, first_ns, last_ns, tokens, ...}, one row per admitted request: tokens
+    counts its token times (from its last prefill step on), first_ns and last_ns are -1 where there is none;
+    admitted_step, last_prefill_step, first_decode, generated say which steps they are. counters: name -> number. layer:
+    name -> [L], int64, router weights float64. groups: visits, executions, transfers, answers, and chunks where
+    transfers are cut, or empty. tokens {lost_weight} float64 [T], of lossy miss policies only: router weight that
+    others answered for, or nobody, by trace token, when it last ran. windows {step, request, rows, accepted}, of runs
+    that speculate only: plan.Windows.
     """
 
     steps: Group
@@ -52,18 +54,22 @@ class RunRecord:
     expert_bytes: int
     low_bytes: int = 0  # of a low-precision copy, 0 where there are none
     tokens: Group = field(default_factory=dict)
+    windows: Group = field(default_factory=dict)
 
     @staticmethod
     def of(plan: Plan, s: st.State, log: Log | None, clock: Clock, rules: Rules | None = None) -> "RunRecord":
         """From what a machine ends with."""
         counters: dict[str, Any] = {name: getattr(s.count, name) for name in COUNTERS}
-        counters |= {name: getattr(clock.time, name) for name in CLOCK}
+        speculates = plan.windows is not None
+        counters |= {name: getattr(clock.time, name) for name in CLOCK if speculates or name != "draft_ns"}
         steps: Group = {
             "prefill": plan.step_prefill.view(np.int8),
             "begin_ns": clock.begin,
             "end_ns": clock.end,
             "rows": np.diff(plan.step_offset).astype(np.int32),
         }
+        if speculates:
+            steps["accepted"] = np.add.reduceat(plan.accepted, plan.step_offset[:-1], dtype=np.int32)
         if log is not None:
             steps["event"] = clock.event
         counters |= {f"stopped_{gate}": s.count.stopped[1 + i] for i, gate in enumerate(GATES)}
@@ -77,7 +83,20 @@ class RunRecord:
         requests = requests_of(plan, clock.begin, clock.end)
         tokens = {"lost_weight": s.loss} if plan.miss.marks & LOSSY else {}
         low = 0 if plan.low is None else plan.low.bytes
-        return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
+        sizes = plan.warmup_steps, plan.expert_bytes, low
+        windows = dict(vars(plan.windows)) if plan.windows is not None else {}
+        return RunRecord(steps, requests, counters, layer, groups, *sizes, tokens, windows)
+
+    def on_link(self) -> Group:
+        """What crossed the link, of a full record: the columns of `chunks`, a row for each chunk and for each transfer
+        that went whole (`number` -1; several experts in one have a row each)."""
+        sent, cut = self.groups["transfers"], self.groups.get("chunks")
+        rows = np.flatnonzero(sent["event_committed"] >= 0)
+        if cut is not None:
+            rows = rows[~np.isin(rows, cut["transfer"])]
+        whole = {"transfer": rows, "number": np.full(len(rows), -1)}
+        whole |= {name: sent[name][rows] for name in (*COLUMNS["chunks"], "bytes") if name not in whole}
+        return whole if cut is None else {name: np.concatenate([whole[name], cut[name]]) for name in whole}
 
 
 def left_ns(record: RunRecord) -> Int:
@@ -89,7 +108,8 @@ def left_ns(record: RunRecord) -> Int:
 
 def _of_rules(rules: Rules) -> dict[str, Any]:
     """What only a run with them counts."""
-    found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name != "stages_used"}
+    left_out = ("stages_used",) if rules.run.chunks > 1 else ("stages_used", "chunks")
+    found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name not in left_out}
     busy = {f"busy_{cause}_ns": int(ns) for cause, ns in zip(CAUSES, rules.busy_ns, strict=True)}
     return {**found, **busy, "host_ns": int(rules.host_ns[0]), "remote_ns": int(rules.remote_ns[0])}
 
@@ -104,12 +124,16 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
     began, decode_only = last.copy(), has_decode & (prompt_end == -1)
     began[decode_only] = decode_ends[first[decode_only]]
     last[has_decode] = decode_ends[(first + generated - 1)[has_decode]]
+    tokens = generated
+    if plan.windows is not None:
+        tokens = np.zeros(len(request), np.int64)
+        np.add.at(tokens, plan.windows.request, plan.windows.accepted)
     return {
         "request": request,
         "admitted_ns": begin[admitted],
         "first_ns": began,
         "last_ns": last,
-        "tokens": generated + has_prompt,
+        "tokens": tokens + has_prompt,
         "admitted_step": admitted,
         "last_prefill_step": prompt_end,
         "first_decode": first,
@@ -119,6 +143,10 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
 
 def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
     out: dict[str, Group] = {name: dict(log.columns(name, 0, getattr(s.rows, name))) for name in COLUMNS}
+    if plan.chunks == 1:
+        del out["chunks"]
+    else:
+        out["chunks"]["bytes"] = _chunk_bytes(plan, out["chunks"]["number"])
     for name in ("executions", "transfers"):
         ids = out[name]["expert"]
         out[name]["expert"] = ids % plan.n_experts
@@ -141,6 +169,13 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
     return out
 
 
+def _chunk_bytes(plan: Plan, number: Int) -> Int:
+    """Of chunks, by number: the last is what remains."""
+    assert plan.on_miss is not None
+    size = plan.on_miss.chunk_bytes
+    return np.minimum(size, plan.expert_bytes - number * size)
+
+
 def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     """Write a record as `.npz`: one member `group.column` per column, counters and `meta` as JSON in member `meta`."""
     ruled = "link_transfers" in record.counters
@@ -157,7 +192,7 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
         **meta,
     }
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
-    fixed = {"steps": record.steps, "requests": record.requests, "layer": record.layer, "tokens": record.tokens}
+    fixed = {name: getattr(record, name) for name in ("steps", "requests", "layer", "tokens", "windows")}
     for name, group in (record.groups | fixed).items():
         for column, values in group.items():
             members[f"{name}.{column}"] = values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
@@ -177,9 +212,9 @@ def load(path: Path) -> tuple[RunRecord, dict[str, Any]]:
             group, _, column = name.partition(".")
             groups.setdefault(group, {})[column] = values
         steps, requests, layer = (groups.pop(name) for name in ("steps", "requests", "layer"))
-        tokens = groups.pop("tokens", {})
-        sizes = meta["expert_bytes"], meta["low_bytes"]
-        return RunRecord(steps, requests, meta["counters"], layer, groups, meta["warmup_steps"], *sizes, tokens), meta
+        more = groups.pop("tokens", {}), groups.pop("windows", {})
+        sizes = meta["warmup_steps"], meta["expert_bytes"], meta["low_bytes"]
+        return RunRecord(steps, requests, meta["counters"], layer, groups, *sizes, *more), meta
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SpecError):
             raise

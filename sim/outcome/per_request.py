@@ -1,8 +1,8 @@
 """What each request of a run took: the one definition under every interval over requests.
 
 A request's decode time is the sum, over the counted decode steps it takes part in, of the step's time divided by the
-rows that share the step; its tokens are those steps. Over all requests both add up exactly to the summary's `decode_ns`
-and `tokens`, so that tokens/s = sum_i tokens_i / sum_i time_i, whatever the batch.
+rows that share the step, times its own; its tokens are its rows there that count. Over all requests both add up exactly
+to the summary's `decode_ns` and `tokens`, so that tokens/s = sum_i tokens_i / sum_i time_i, whatever the batch.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DRAWS = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class PerRequest:
-    """One row per request of a run, ascending in `request`. tokens int64: counted decode steps; time_ns float64: its
+    """One row per request of a run, ascending in `request`. tokens int64: of counted decode steps; time_ns float64: its
     share of them; tpot_ms float64: as the summary takes it, NaN where it has none."""
 
     request: Int
@@ -59,13 +59,20 @@ def per_request(record: RunRecord) -> PerRequest:
     whole = begun(record) & (r["tokens"] > 1)
     gaps = np.maximum(r["tokens"] - 1, 1)
     tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
+    tokens, mine = upto_steps[last] - upto_steps[first], upto_time[last] - upto_time[first]
+    if record.windows:
+        tokens, mine = _of_windows(record, len(none))
     order = np.argsort(r["request"], kind="stable")
-    return PerRequest(
-        r["request"][order],
-        (upto_steps[last] - upto_steps[first])[order],
-        (upto_time[last] - upto_time[first])[order],
-        tpot[order],
-    )
+    return PerRequest(r["request"][order], tokens[order], mine[order], tpot[order])
+
+
+def _of_windows(record: RunRecord, requests: int) -> tuple[Int, Float]:
+    """(tokens, ns) of each admitted request, from its windows in counted steps."""
+    step, whose, rows, accepted = (record.windows[name] for name in ("step", "request", "rows", "accepted"))
+    counted, steps = step >= record.warmup_steps, record.steps
+    each_ns = (steps["end_ns"] - steps["begin_ns"])[step] / steps["rows"][step]
+    tokens = np.bincount(whose, accepted * counted, requests).astype(np.int64)
+    return tokens, np.bincount(whose, each_ns * rows * counted, requests).astype(np.float64)
 
 
 def interval(values: Float) -> tuple[float, float]:

@@ -44,6 +44,8 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["memory"] = setting.memory
     out["slots"] = _slots(setting.plan)
     out["start"] = _start(setting.plan)
+    if record.windows:
+        out["speculation"] = _speculation(setting, record, out)
     out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(facts_of(setting, out, memo))
     marks = _marks(setting, out["memory"]["fits"])
@@ -85,6 +87,21 @@ def _slots(plan: Plan) -> dict[str, int]:
 def _start(plan: Plan) -> dict[str, int]:
     n, (first, each) = len(plan.residents), plan.costs.in_a_row_ns
     return {"residents": n, "bytes": n * plan.expert_bytes, "load_ns": first + (n - 1) * each if n else 0}
+
+
+def _speculation(setting: Setting, record: RunRecord, out: Mapping[str, Any]) -> dict[str, Any]:
+    """What the counted windows gave; see summary._Speculation."""
+    columns = {name: column[record.windows["step"] >= record.warmup_steps] for name, column in record.windows.items()}
+    windows, tokens = len(columns["rows"]), int(columns["accepted"].sum())
+    each = {"distinct_experts": out["wanted"], "h2d_bytes": sum(out["h2d_bytes"].values())}
+    return {
+        "n": setting.spec.speculate,
+        "windows": windows,
+        "rows": int(columns["rows"].sum()),
+        "accepted": tokens,
+        "accepted_per_window": tokens / windows if windows else None,
+        **{f"{name}_per_token": count / tokens if tokens else None for name, count in each.items()},
+    }
 
 
 def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
@@ -133,7 +150,8 @@ def _per_token(setting: Setting, record: RunRecord) -> float | None:
     if not record.tokens:
         return None
     plan = setting.plan
-    rows = plan.step_row[plan.step_offset[plan.warmup_steps] :]
+    first = int(plan.step_offset[plan.warmup_steps])
+    rows = plan.step_row[first:][plan.accepted[first:]]
     assert setting.trace.weights is not None  # the plan's weights are the trace's
     weights = setting.trace.weights[rows].astype(np.float64)
     wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
@@ -150,8 +168,8 @@ def _lossless(setting: Setting) -> bool:
 def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown. m: bytes of memory."""
     notes = [SYNTHETIC] if marks["synthetic"] else []
-    prefetch = find("prefetch", setting.spec.prefetch)
-    if marks["synthetic"] and "lookahead" in prefetch.needs:
+    prefetch, miss = find("prefetch", setting.spec.prefetch), find("miss", setting.spec.miss)
+    if marks["synthetic"] and "lookahead" in (*prefetch.needs, *miss.needs):
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if marks["open_loop"]:
         notes.append(OPEN_LOOP)
@@ -207,6 +225,7 @@ def table(out: dict[str, Any]) -> str:
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
+        *_windows(out),
         "",
         *_time(out),
         "",
@@ -273,6 +292,22 @@ def _unsure(out: dict[str, Any]) -> str:
     return f"; {NOT_CALIBRATED}" if out["marks"].get("catalog_costs") and not any_interval(out) else ""
 
 
+def _windows(out: dict[str, Any]) -> list[str]:
+    """Of a run that speculates."""
+    if (found := out.get("speculation")) is None:
+        return []
+    per = (
+        "{accepted_per_window:.2f} of {rows:,} rows in {windows:,} windows".format(**found) if found["windows"] else "-"
+    )
+    each = f"{_figure(found['distinct_experts_per_token'])} distinct experts and "
+    sent = "-" if found["h2d_bytes_per_token"] is None else f"{found['h2d_bytes_per_token'] / 1e6:,.1f} MB"
+    return [
+        f"{'speculation':<12} windows of {found['n']}: {found['accepted']:,} tokens accepted, {per}",
+        f"{'':<12} a token: {each}{sent} to the GPU; what rejected rows would have been routed to nobody recorded: "
+        "the trace's own next rows stand for it",
+    ]
+
+
 def _free_start(out: dict[str, Any]) -> list[str]:
     if not starts_free(out):
         return []
@@ -332,6 +367,8 @@ def _by_rules(out: dict[str, Any]) -> list[str]:
     if (reads := out["remote_reads"])["experts"]:
         share = f"{reads['ns'] / (out['time_ns'] or 1):.1%} of the time"
         lines.append(f"{'remote':<12} {reads['experts']:,} experts read where they lie in host memory, {share}")
+    if out.get("chunks"):
+        lines.append(f"{'chunks':<12} {out['chunks']:,} parts of transfers that a demand may pass")
     if any(admission.values()):
         lines.append(f"{'admission':<12} " + ", ".join(f"{name} {n:,}" for name, n in admission.items()))
     if host["experts"]:

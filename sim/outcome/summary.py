@@ -57,8 +57,9 @@ class _Spread(_Part):
 
 
 class _Breakdown(_Part):
-    """ns; the parts add up to time_ns."""
+    """ns; the parts add up to time_ns. draft: of runs that speculate."""
 
+    draft: Count | None = None
     dense: Count
     decide: Count
     experts: Count
@@ -189,6 +190,19 @@ class _Slots(_Part):
     low: Count
 
 
+class _Speculation(_Part):
+    """Windows of at most n rows: how many there were, their rows, and the rows accepted, which are the tokens; distinct
+    experts wanted by a visit and bytes to the GPU, of all counted steps, by such a token (None: there is none)."""
+
+    n: Count
+    windows: Count
+    rows: Count
+    accepted: Count
+    accepted_per_window: Number | None
+    distinct_experts_per_token: Number | None
+    h2d_bytes_per_token: Number | None
+
+
 class _Start(_Part):
     """What is there at time 0, free of charge: residents, their bytes, and the ns that the idle link would have taken
     to load them, one after another."""
@@ -269,8 +283,8 @@ class Summary(_Part):
     sets what they do; an interval: between which 80 % of what the real engine does lies (sim.outcome.how_sure), null
     where nobody knows; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
     what comes after the warm-up. streamed, remote, deferred, link_busy_ns_by_cause, link_transfers (one that brings
-    several experts counts once), admission, stages, host and remote_reads: of runs
-    with plan.on_miss."""
+    several experts counts once), chunks (landed; where transfers are cut), admission, stages, host and remote_reads: of
+    runs with plan.on_miss; speculation: of runs with speculative windows."""
 
     tokens_per_s: Number | None
     total_tokens_per_s: Number | None
@@ -311,10 +325,12 @@ class Summary(_Part):
     link_busy_ns: Count
     link_busy_ns_by_cause: _Causes | None = None
     link_transfers: Count | None = None
+    chunks: Count | None = None
     admission: _Admission | None = None
     stages: _Stages | None = None
     host: _Spent | None = None
     remote_reads: _Spent | None = None
+    speculation: _Speculation | None = None
     by_layer: _ByLayer | None = _column(None, None)
     quality: _Quality
     memory: _Memory
@@ -377,7 +393,12 @@ def check_summary(summary: dict[str, Any], where: str, version: str, by_layer: b
 def _check_sums(s: dict[str, Any], where: str) -> None:
     """The laws that stacked figures rest on."""
     sums = [
-        ("breakdown_ns", sum(s["breakdown_ns"][part] for part in _Breakdown.model_fields), s["time_ns"], "time_ns"),
+        (
+            "breakdown_ns",
+            sum(s["breakdown_ns"].get(part) or 0 for part in _Breakdown.model_fields),
+            s["time_ns"],
+            "time_ns",
+        ),
         (
             "stall_ns_by_cause",
             sum(s["stall_ns_by_cause"][part] for part in STALLS),
@@ -430,7 +451,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     steps = {name: column[warm:] for name, column in record.steps.items()}
     prefill = steps["prefill"].astype(bool)
     decode_ns, prefill_ns = _by_kind(steps["end_ns"] - steps["begin_ns"], prefill)
-    tokens, prompt = _by_kind(steps["rows"], prefill)
+    tokens, prompt = _by_kind(steps.get("accepted", steps["rows"]), prefill)
     time_ns = int(steps["end_ns"][-1] - steps["begin_ns"][0])
     return {
         "time_ns": time_ns,
@@ -487,12 +508,13 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     return {
         "tpot_ms": spread_ms(tpot),
         "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[waited]),
-        "itl_ms": spread_ms(_gaps(record)),
+        "itl_ms": spread_ms(np.concatenate([_gaps(record), np.zeros(_at_once(record), np.int64)])),
     }
 
 
 def _gaps(record: RunRecord) -> Int:
-    """int64 [n], ns: from each token of a request to its next, where the former ends the warm-up or comes after it."""
+    """int64 [n], ns: from each token of a request to its next, where the former ends the warm-up or comes after it; of
+    windows, from each one's tokens to the next one's."""
     r, prefill, ends = record.requests, record.steps["prefill"], record.steps["end_ns"]
     ends = ends[prefill == 0] if prefill.any() else ends
     earliest, last_warm = _decoded(record, record.warmup_steps - 1), record.warmup_steps - 1
@@ -508,6 +530,13 @@ def _gaps(record: RunRecord) -> Int:
             np.subtract(ends[first + 1 : end], ends[first : end - 1], out=out[n : n + end - first - 1])
             n += end - first - 1
     return out[:n]
+
+
+def _at_once(record: RunRecord) -> int:
+    """Tokens that their request got at the same instant as the one before, in counted steps."""
+    if not record.windows:
+        return 0
+    return int((record.windows["accepted"] - 1)[record.windows["step"] >= record.warmup_steps].sum())
 
 
 def _bytes(record: RunRecord, landed: dict[str, int]) -> dict[str, int]:
@@ -526,7 +555,7 @@ def _counts(record: RunRecord) -> dict[str, Any]:
     totals = {name: int(each.sum()) for name, each in found.items()}
     by_layer = found | {"stall_ns": np.sum(list(stall.values()), axis=0)}
     return {
-        "breakdown_ns": {part: c[f"{part}_ns"] for part in _Breakdown.model_fields},
+        "breakdown_ns": {part: c[f"{part}_ns"] for part in _Breakdown.model_fields if f"{part}_ns" in c},
         "stall_ns_by_cause": {cause: int(each.sum()) for cause, each in stall.items()},
         "wanted": sum(totals.values()),
         **totals,
@@ -549,6 +578,7 @@ def _by_rules(c: dict[str, Any]) -> dict[str, Any]:
         **{name: c[name] for name in SLOTS_BY_RULES},
         "link_busy_ns_by_cause": {cause: c[f"busy_{cause}_ns"] for cause in _Causes.model_fields},
         "link_transfers": c["link_transfers"],
+        **({"chunks": c["chunks"]} if "chunks" in c else {}),
         "admission": {name: c[counter] for name, counter in ends.items()},
         "stages": {name: c[counter] for name, counter in stages.items()},
         "host": {"experts": c["host_experts"], "ns": c["host_ns"]},

@@ -64,7 +64,8 @@ class Policy:
     of each layer, too. search: what sim.recommend tries of it: by
     parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
     ("" none, "buddies", "similarity").
-    make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters.
+    make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters; drafts: whether its lists are
+    of speculative windows, and what joins is what comes in time.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
     file.
     """
@@ -88,6 +89,7 @@ class Policy:
     search: Mapping[str, tuple[Any, ...]] | None = None
     lists: str = ""
     make: Callable[..., Any] | None = None
+    drafts: bool = False
     hook: Hook | None = None
     sha256: str = ""
 

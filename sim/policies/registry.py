@@ -336,6 +336,17 @@ MISS = _table(
         "similarity",
         **_GATED,
     ),
+    Policy(
+        "speculate",
+        miss.SPECULATE,
+        "if all that was predicted `distance` layers before is there, it runs in place of what is missing; else fetch",
+        "Speculating Experts, arXiv 2603.19289",
+        prepared={**_COMMON, "distance": 1},
+        needs=("lookahead",),
+        lossy=True,
+        ranges={"distance": From(1)},
+        search={},
+    ),
     _substitution(
         "random",
         "any resident stands in, no gate",
@@ -362,6 +373,18 @@ RERANK = _table(
     Policy(
         "max-rank", rerank.MAX_RANK, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
         {"always": 1, "among": 12}, needs=("logits",), lossy=True,
+    ),
+    Policy(
+        "cache-prior-mass", rerank.CACHE_PRIOR_MASS,
+        "the first `always`, then residents among the first whose probabilities add up to `mass`", "arXiv 2412.00099",
+        {"always": 1, "mass": 0.9}, needs=("logits",), lossy=True,
+        ranges={"always": From(0), "mass": From(0, whole=False, most=1)},
+    ),
+    Policy(
+        "tolerance", rerank.TOLERANCE,
+        "slot by slot a resident whose probability is at most the share `tolerance` below the best one left",
+        "arXiv 2608.18261", {"tolerance": 0.35}, needs=("logits",), lossy=True,
+        ranges={"tolerance": From(0, whole=False, most=1)},
     ),
     Policy(
         "smoe", rerank.SMOE, "a missing low-score expert gives way to a resident just below the cut",
@@ -431,6 +454,7 @@ def _prefetcher(predictor: type[Predictor]) -> Policy:
         oracle=predictor.oracle,
         search=predictor.search,
         make=predictor,
+        drafts=predictor.drafts,
     )
 
 

@@ -49,21 +49,21 @@ class UserPredictor:
             if not isinstance(found, tuple) or len(found) not in (2, 3):
                 raise SpecError(f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)")
             found = Prediction(*map(np.asarray, found))
-        wrong = _wrong(found, trace)
+        wrong = _wrong(found, trace, len(steps.row))
         if wrong:
             raise SpecError(f"prefetch: {self.name}: {wrong}")
         return Prediction(found.lists.astype(np.int16), found.row.astype(np.int32), found.rank_key.astype(np.int64))
 
 
-def _wrong(found: Prediction, trace: RoutingTrace) -> str | None:
-    """What a prediction has that no run can use, or None."""
-    layers, experts, tokens = trace.n_moe_layers, trace.n_experts, trace.n_tokens
+def _wrong(found: Prediction, trace: RoutingTrace, rows: int) -> str | None:
+    """What a prediction for so many rows has that no run can use, or None."""
+    layers, experts = trace.n_moe_layers, trace.n_experts
     for name, array in (("lists", found.lists), ("row", found.row), ("rank_key", found.rank_key)):
         if not np.issubdtype(array.dtype, np.integer):
             return f"{name}: dtype is {array.dtype}; must be a whole-number type"
     distance = len(found.row) if found.row.ndim == 2 else 0
-    if found.row.shape != (distance, tokens) or not 1 <= distance <= layers:
-        return f"row: shape is {found.row.shape}; must be (distances 1 .. {layers}, {tokens} tokens)"
+    if found.row.shape != (distance, rows) or not 1 <= distance <= layers:
+        return f"row: shape is {found.row.shape}; must be (distances 1 .. {layers}, {rows} rows)"
     shape = found.lists.shape
     if len(shape) != 4 or shape[0] not in (1, distance) or shape[2] != layers:
         return f"lists: shape is {shape}; must be (1 or {distance}, rows, {layers} layers, entries)"

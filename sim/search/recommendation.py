@@ -17,6 +17,7 @@ from sim.search.measured_quality import measured
 from sim.search.side_by_side import SideBySide, fastest_engine
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.spec import RunSpec
+from traces.format.layout import ARRAYS
 
 STREAMS = {"eviction": "static", "miss": "stream"}  # who copies into stages
 CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
@@ -61,9 +62,9 @@ class Recommendation:
             raise SpecError(f"max-lossy-weight: {limit}: needs `weights`, which {setting.spec.trace} does not have")
         other = setting.calibration
         decodes = other is not None and (setting.spec.as_decode or not other.prefill.all())
-        return Space.of(
-            trace, other is not None, setting.hardware.answers_cpu, limit > 0, self.wish.fixed, decodes=bool(decodes)
-        )
+        lacking = () if other is None else [name for name in ARRAYS if not other.has(name)]
+        what = (trace, other is not None, setting.hardware.answers_cpu, limit > 0, self.wish.fixed)
+        return Space.of(*what, decodes=bool(decodes), lacking=lacking)
 
     def search(self, evaluate: Evaluate) -> dict[str, Any]:
         """The answer as one JSON object. evaluate: see sim.search.halving. Where no engine is asked for, every one that

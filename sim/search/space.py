@@ -6,7 +6,7 @@ Left out on purpose: oracles and `random` (nobody would build them), re-ranking 
 that they cost is not counted as lost), policies that need a file of their own (similarity, sere).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -44,12 +44,20 @@ class Space:
 
     @staticmethod
     def of(
-        trace: RoutingTrace, calibrated: bool, host: bool, lossy: bool, fixed: Mapping[str, Any], decodes: bool = True
+        trace: RoutingTrace,
+        calibrated: bool,
+        host: bool,
+        lossy: bool,
+        fixed: Mapping[str, Any],
+        decodes: bool = True,
+        lacking: Collection[str] = (),
     ) -> "Space":
         """Everything that the trace has the arrays for. calibrated: fitted policies have something to be fitted on;
         host: answers by the CPU have a cost; lossy: wanted experts may be replaced or left out; fixed: field -> its one
-        value; decodes: the calibration has decode steps, which the marginal spread counts hits of."""
+        value; decodes: the calibration has decode steps, which the marginal spread counts hits of; lacking: arrays that
+        the calibration does not have, which a fitted prefetcher may need."""
         named = {kind: _searched(kind, trace, calibrated, host, lossy) for kind in POLICIES}
+        named["prefetch"] = {name: values for name, values in named["prefetch"].items() if not _unfit(name, lacking)}
         knobs: dict[str, Values] = {
             "cache_scope": ("layer", "global"),
             "eviction": tuple(named["eviction"]),
@@ -127,6 +135,12 @@ def _searched(
     if kind == "prefetch":
         found = {name: values for name, values in found.items() if name not in AHEAD} | _ahead(trace)
     return found
+
+
+def _unfit(prefetch: str, lacking: Collection[str]) -> bool:
+    """Whether a prefetcher is fitted on arrays that the calibration lacks."""
+    policy = TABLES["prefetch"][prefetch]
+    return policy.fitted and not set(lacking).isdisjoint(policy.needs)
 
 
 def _ahead(trace: RoutingTrace) -> dict[str, dict[str, Values]]:

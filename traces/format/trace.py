@@ -153,11 +153,13 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def hash64(seed: int, visit: npt.ArrayLike, ordinal: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Counter-based hash mix(mix(mix(seed) ^ visit) ^ ordinal), uint64 [broadcast shape, at least 1-d]."""
-    start = np.array([seed % 2**64], np.uint64)
-    v, o = np.atleast_1d(visit).astype(np.uint64), np.atleast_1d(ordinal).astype(np.uint64)
-    return _mix(_mix(_mix(start) ^ v) ^ o)
+def hash64(seed: int, visit: npt.ArrayLike, ordinal: npt.ArrayLike, *more: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Counter-based hash mix(mix(mix(seed) ^ visit) ^ ordinal), and so on with further numbers, uint64 [broadcast
+    shape, at least 1-d]."""
+    out = _mix(np.array([seed % 2**64], np.uint64))
+    for number in (visit, ordinal, *more):
+        out = _mix(out ^ np.atleast_1d(number).astype(np.uint64))
+    return out
 
 
 def split(trace: RoutingTrace, fraction: float, seed: int) -> tuple[RoutingTrace, RoutingTrace]:
