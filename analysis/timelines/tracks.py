@@ -272,7 +272,7 @@ def _apart(x: Group) -> tuple[Int, Int]:
 
 
 def _copies(record: RunRecord) -> Slices:
-    """Every transfer over the link, or chunk, that started; one under way at a reset or the end of the run ends there."""
+    """Every transfer over the link, or chunk, that started; what is under way at a reset or the end ends there."""
     t, sent, run = record.groups["transfers"], pieces(record), runs(record.groups["transfers"])
     sent = {name: column[sent["started_ns"] >= 0] for name, column in sent.items()}
     order = np.lexsort((sent["event_committed"], sent["started_ns"]))
