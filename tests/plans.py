@@ -8,6 +8,7 @@ import numpy as np
 
 from sim.core.plan import (
     ANSWERS_CPU,
+    FORGETS_ROWS,
     LOSSY,
     SUBSTITUTE_PARAMS,
     SUBSTITUTION,
@@ -329,14 +330,20 @@ def with_resets(plan: Plan, seed: int) -> Plan:
     rng, steps = np.random.default_rng([seed, 1]), len(plan.step_prefill)
     resets = rng.random(steps) < rng.choice([0.2, 0.5, 1.0])
     resets[:1] = False
-    since = np.maximum.accumulate(np.where(resets, np.arange(steps), 0))
-    leaving = plan.leaving
-    if leaving is not None:
-        step_of = dict(zip(plan.step_row.tolist(), np.repeat(np.arange(steps), np.diff(plan.step_offset)), strict=True))
-        kept = [
-            [row for row in leaving.row[first:last].tolist() if step_of[row] >= since[s]]
-            for s, (first, last) in enumerate(zip(leaving.offset[:-1], leaving.offset[1:], strict=True))
-        ]
-        rows = np.array([row for each in kept for row in each], np.int32)
-        leaving = Leaving(np.cumsum([0, *map(len, kept)]), rows)
+    leaving = None if plan.leaving is None else _leaving_since(plan, plan.leaving, resets)
     return replace(plan, resets=resets, leaving=leaving)
+
+
+def _leaving_since(plan: Plan, leaving: Leaving, resets: Any) -> Leaving:
+    """What leaves and has come since the last reset: a window forgets a step, others every run of a row."""
+    rows_of = [plan.step_row[a:b].tolist() for a, b in zip(plan.step_offset[:-1], plan.step_offset[1:], strict=True)]
+    gone, since = list[list[int]](), 0
+    for step, (first, last) in enumerate(zip(leaving.offset[:-1], leaving.offset[1:], strict=True)):
+        since = step if resets[step] else since
+        rows = leaving.row[first:last].tolist()
+        if plan.eviction.marks & FORGETS_ROWS:
+            gone.append(rows if step - int(plan.eviction.params[0]) >= since else [])
+        else:
+            ran = [row for rows in rows_of[since:step] for row in rows]
+            gone.append([row for row in dict.fromkeys(rows) for _ in range(ran.count(row))])
+    return Leaving(np.cumsum([0, *map(len, gone)]), np.array([row for rows in gone for row in rows], np.int32))

@@ -460,7 +460,7 @@ class Machine:
         """All is as at time 0, but for what is counted on: events, visits, transfers. Nobody is evicted."""
         self.leave_unfinished()
         self.link = []
-        for queue in (self.demands, self.streams, self.prefetches, self.admissions, self.backgrounds):
+        for queue in (self.demands, self.rests, self.streams, self.prefetches, self.admissions, self.backgrounds):
             queue.clear()
         old, self.cache = self.cache, Cache(self.plan)
         self.cache.visits_routed, self.cache.layer_routed = old.visits_routed, old.layer_routed

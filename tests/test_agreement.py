@@ -9,9 +9,10 @@ from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
 from tests.eviction_plans import plan_of_eviction
 from tests.groups import totals_by_rules
-from tests.on_miss_plans import plan_of, plan_with_low_copies_of
+from tests.on_miss_plans import plan_in_chunks_of, plan_of, plan_with_low_copies_of
 from tests.plans import random_lossy_plan, random_plan, with_resets
 from tests.reference import simulate
+from tests.window_plans import window_plan
 
 RENAMED = {
     "prefetched_used": "prefetch_used",
@@ -75,8 +76,8 @@ def test_they_agree_where_copies_of_low_precision_stand_beside_those_in_stages()
         assert check(plan_with_low_copies_of(seed)) is None, seed
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", range(2 * CHUNKS))
 def test_they_agree_where_requests_begin_as_the_first_one_did(chunk: int) -> None:
-    for seed in range(chunk * SEEDS // CHUNKS, (chunk + 1) * SEEDS // CHUNKS):
-        for made in (random_plan(seed), random_lossy_plan(seed), plan_of(seed)):
-            assert check(with_resets(made, seed)) is None, seed
+    for seed in range(chunk * SEEDS // CHUNKS // 2, (chunk + 1) * SEEDS // CHUNKS // 2):
+        for kind in (random_lossy_plan, plan_of_eviction, plan_of, plan_in_chunks_of, window_plan):
+            assert check(with_resets(kind(seed), seed)) is None, (kind.__name__, seed)

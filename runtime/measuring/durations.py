@@ -164,8 +164,7 @@ def _link_ns(run: TimedRun, begin: int, end: int) -> int:
     """How long the link moved data between two instants."""
     sent = run.record.on_link()
     under_way = sent["started_ns"] >= 0
-    left = left_ns(run.record)[sent["transfer"]]
-    landed = np.where(sent["landed_ns"] >= 0, sent["landed_ns"], left)[under_way]
+    landed = np.where(sent["landed_ns"] >= 0, sent["landed_ns"], left_ns(run.record)[sent["transfer"]])[under_way]
     started = np.maximum(sent["started_ns"][under_way], begin)
     return int(np.maximum(np.minimum(landed, end) - started, 0).sum())
 

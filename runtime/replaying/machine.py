@@ -599,6 +599,8 @@ def warm(plan: Plan) -> None:
     route, miss, ahead = inputs(plan, s, True)
     hooks = None if miss is None else new_hooks(plan)
     with suppress(IllegalTransition):
+        if plan.resets is not None:
+            reset(s, log, clock, hooks, rules, len(plan.step_prefill))
         decide(s, log, route, miss, ahead, 0, 0, hooks, rules)
         next_commit(s, log, hooks, rules)
         take_group(s, plan.group, rules)
@@ -610,8 +612,6 @@ def warm(plan: Plan) -> None:
             last_place(s)
             end_visit(s, rules)
         forget(s, clock, rules)
-        if plan.resets is not None:
-            reset(s, log, clock, hooks, rules, len(plan.step_prefill))
         busy(s, clock, rules, 0, 0)
         land(s, log, rules)  # of a copy that may not be: refused, and compiled
 

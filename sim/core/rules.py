@@ -183,13 +183,21 @@ def _arrays(plan: Plan, on: OnMiss, s: State) -> dict[str, Any]:
         queued=zeros(len(s.arrays["scope"])),
         streams=zeros(experts),
         admits=zeros(experts),
-        part=zeros(len(s.arrays["flight"]), dtype=Part),
+        part=_parts(len(s.arrays["flight"])),
         remote=zeros(plan.n_experts),
         order=zeros(plan.n_experts),
         on_cpu=zeros(rows, plan.experts.shape[2]),
         bulk=_copied(on.step_bulk if on.bulk is not None else np.zeros(len(plan.step_prefill))),
         table=_copied(on.table),
     )
+
+
+def _parts(n: int) -> Any:
+    """Nothing under way is a chunk."""
+    parts = zeros(n, dtype=Part)
+    parts["number"] = parts["row"] = NOBODY
+    parts["last"] = 1
+    return parts
 
 
 def _copied(values: Any) -> Int:
