@@ -274,6 +274,8 @@ def run_of(tiny: JudgedModel, text: TextWindows, fitted: RoutingTrace | None, **
         )),
         {"cache": 1.0, "rerank": "cache-prior"},
         {"cache": 1.0, "rerank": "max-rank"},
+        {"cache": 1.0, "rerank": "cache-prior-mass"},
+        {"cache": 1.0, "rerank": "tolerance"},
         {"cache": 1.0, "rerank": "smoe"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
