@@ -181,6 +181,8 @@ def test_low_precision_copies_are_computed_rounded(hardware: str) -> None:
         {"miss": "cpu"},
         {"rerank": "cache-prior"},
         {"rerank": "max-rank"},
+        {"rerank": "cache-prior-mass"},
+        {"rerank": "tolerance"},
     ],
 )
 def test_with_everything_resident_no_policy_changes_anything(fields: dict[str, str], hardware: str) -> None:

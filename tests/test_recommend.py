@@ -142,10 +142,19 @@ def test_candidates_are_what_the_trace_and_the_limits_allow() -> None:
     bare = Space.of(
         replace(trace, lookahead=None), calibrated=False, host=False, lossy=False, fixed={"eviction": "lfu"}
     )
-    few = bare.sample(400, 0)
+    few = bare.sample(1000, 0)
     assert {c["miss"] for c in few} == {"fetch", "stream"} and {c["eviction"] for c in few} == {"lfu"}
-    assert {c["prefetch"] for c in few} == {"none", "previous-token"} and {c["placement"] for c in few} == {"first"}
-    assert len(few) == 2 * 2 * (1 + 3 * 4 * 3)  # miss x scope x (none, or distance x budget x order): all
+    assert {c["prefetch"] for c in few} == {"none", "previous-token", "popular-per-request"}
+    assert {c["placement"] for c in few} == {"first"}
+    # miss x scope x (none, or distance x budget x order, of popular-per-request x tokens): all
+    assert len(few) == 2 * 2 * (1 + 3 * 4 * 3 * (1 + 2))
+
+
+def test_what_is_fitted_is_left_out_where_the_calibration_lacks_what_it_learns_from() -> None:
+    trace = random_trace(np.random.default_rng(0), logits=True)
+    given: dict[str, Any] = {"calibrated": True, "host": True, "lossy": False, "fixed": {}}
+    whole, part = Space.of(trace, **given), Space.of(trace, **given, lacking=["logits", "lookahead"])
+    assert set(whole.knobs["prefetch"]) - set(part.knobs["prefetch"]) == {"map-store"}
 
 
 def test_neighbours_differ_in_one_knob_and_in_what_hangs_on_it() -> None:

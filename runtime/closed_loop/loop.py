@@ -51,7 +51,8 @@ from sim.prepare import Setting, low_precision, prepare
 from sim.spec import RunSpec, came_later
 from traces.format.trace import RoutingTrace
 
-BY_RANK = ("cache-prior", "max-rank")  # re-ranking policies that choose all of a token's experts anew, by logit
+# re-ranking policies that choose all of a token's experts anew, by logit
+BY_RANK = ("cache-prior", "max-rank", "cache-prior-mass", "tolerance")
 FIRST_ROOM = 256  # tokens and steps there is room for at first; doubled whenever it is used up
 WEIGHT_TOLERANCE = 0.01  # between a router's weights and a softmax over float16 logits
 

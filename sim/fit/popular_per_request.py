@@ -26,7 +26,7 @@ class PopularPerRequest(Predictor):
 
     name = "popular-per-request"
     source = "the cache warmed up from prefill, as several offloading engines do"
-    search: ClassVar[Any] = {"distance": DISTANCES, "tokens": (1, 8, 64)}
+    search: ClassVar[Any] = {"distance": DISTANCES, "tokens": (1, 16)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None, tokens: int = 1) -> None:
         super().__init__(distance=distance, width=width)
