@@ -175,9 +175,10 @@ def _chunk(rules: Rules, plan: Plan, hardware: "Hardware") -> int:
     if rules.transfer_chunk is None:
         return 0
     size, what = memory_bytes(rules.transfer_chunk), f"transfer_chunk: {rules.transfer_chunk}"
-    if hardware.durations is not None and (hardware.measured is None or hardware.measured.link is None):
-        known = "[fixed]" if hardware.measured is None else "[measured] without a link"
-        raise SpecError(f"{what}: {known} does not say how long a part of an expert takes; needs hardware with a link")
+    if hardware.fixed is not None and hardware.fixed.transfer_setup_ns is None:
+        raise SpecError(f"{what}: [fixed] does not say what a part of a transfer takes; needs transfer_setup_ns there")
+    if hardware.measured is not None and hardware.measured.link is None:
+        raise SpecError(f"{what}: [measured] does not say what a part of a transfer takes; needs a link there")
     if size * MOST_CHUNKS < plan.expert_bytes:
         least = -(-plan.expert_bytes // MOST_CHUNKS)
         wrong = f"cuts an expert of {plan.expert_bytes} bytes into more than {MOST_CHUNKS} chunks"

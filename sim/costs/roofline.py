@@ -218,12 +218,17 @@ def chunk_ns(hardware: "Hardware", engine: "Engine", size: int, chunk: int, tran
     """A chunk of an expert of `size` bytes, int64 [2, 2]: on an idle link, following on; a full one of `chunk` bytes,
     and the last, of the remainder. Zeros where chunk is 0: nothing is cut.
 
-    Each is a transfer of one copy. Beside [measured] transfers (transfer_ns_, int64 [2]), each chunk takes beyond a
-    bare copy of its bytes what a transfer took beyond one of the expert's.
+    Each is a transfer of one copy. Of [fixed] transfers (transfer_ns_, int64 [2]) what is not set-up is in proportion
+    to the bytes. Beside [measured] ones each chunk takes beyond a bare copy of its bytes what a transfer took beyond one
+    of the expert's.
     """
     if chunk == 0:
         return np.zeros((2, 2), np.int64)
     sizes = (chunk, size - (-(-size // chunk) - 1) * chunk)
+    if hardware.fixed is not None:
+        set_up = hardware.fixed.transfer_setup_ns or 0
+        moving: Float = (transfer_ns_ - set_up)[:, None] * np.array(sizes) / size
+        return _rounded(set_up + moving)
     if hardware.measured is None:
         one = engine.model_copy(update={"copies_per_expert": 1})
         return np.stack([transfer_ns(hardware, one, part) for part in sizes], axis=1)
