@@ -209,7 +209,8 @@ def test_the_drawn_lines_are_the_rows(folder: Path) -> None:
     for name, line in hits.items():
         assert [*line.y] == [100 * row["hit_rate"] for row in table if row["policy"] == name]
     assert [*drawn.layout.xaxis3.tickvals] == [3, 6, 9] and drawn.layout.xaxis3.matches == "x"
-    marks = [t for t in drawn.data if t.mode == "markers" and t.yaxis == "y"]
+    marks = [t for t in drawn.data if t.mode == "markers" and t.yaxis == "y" and t.xaxis == "x"]
+    assert [t.name for t in drawn.data if t.showlegend] == [*NAMES.split(","), FLOOR]
     assert [[*t.x] for t in marks] == 5 * [[3, 6]]
 
 

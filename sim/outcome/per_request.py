@@ -47,25 +47,27 @@ def drawn(n: int, seed: int) -> Int:
 
 def per_request(record: RunRecord) -> PerRequest:
     """What each request took: decode steps after the warm-up only."""
-    decode = np.flatnonzero(record.steps["prefill"] == 0)
-    spent = (record.steps["end_ns"] - record.steps["begin_ns"])[decode]
-    counted = decode >= record.warmup_steps
-    time = np.where(counted, spent / np.maximum(record.steps["rows"][decode], 1), 0.0)
-    upto_time, upto_steps = np.append(0.0, np.cumsum(time)), np.append(0, np.cumsum(counted))
-    r = record.requests
-    first, last = r["first_decode"], r["first_decode"] + r["generated"]
-    none = r["generated"] == 0
-    first, last = np.where(none, 0, first), np.where(none, 0, last)
+    r, steps = record.requests, record.steps
     whole = begun(record) & (r["tokens"] > 1)
     gaps = np.maximum(r["tokens"] - 1, 1)
     tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
     order = np.argsort(r["request"], kind="stable")
-    return PerRequest(
-        r["request"][order],
-        (upto_steps[last] - upto_steps[first])[order],
-        (upto_time[last] - upto_time[first])[order],
-        tpot[order],
-    )
+    tokens = shares(record, np.maximum(steps["rows"], 1)).round().astype(np.int64)
+    return PerRequest(r["request"][order], tokens, shares(record, steps["end_ns"] - steps["begin_ns"]), tpot[order])
+
+
+def shares(record: RunRecord, by_step: Float | Int) -> Float:
+    """What each request has of amounts by step, [requests], ascending in `request`: over the counted decode steps that
+    it takes part in, the step's amount divided by the rows that share it."""
+    decode = np.flatnonzero(record.steps["prefill"] == 0)
+    counted = decode >= record.warmup_steps
+    each = np.where(counted, by_step[decode] / np.maximum(record.steps["rows"][decode], 1), 0.0)
+    upto, r = np.append(0.0, np.cumsum(each)), record.requests
+    first, last = r["first_decode"], r["first_decode"] + r["generated"]
+    none = r["generated"] == 0
+    first, last = np.where(none, 0, first), np.where(none, 0, last)
+    found: Float = (upto[last] - upto[first])[np.argsort(r["request"], kind="stable")]
+    return found
 
 
 def interval(values: Float) -> tuple[float, float]:
