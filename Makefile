@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench digests figure engines published gpu clean
+.PHONY: run test check lint types bench digests figure engines policies published gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -50,6 +50,16 @@ engines: $(VENV)/.ready  # analysis/results/engines.*, of the sample and of two 
 	    --vram 16GB 3GB 8GB --hardware rtx4090 --precision q4-k-m --ratios 0.25 0.5 1 2 --out out/engines > /dev/null
 	cp out/engines/engines.md out/engines/engines.csv analysis/results/
 	$(BIN)/python -m analysis.engines out/engines/runs/* > analysis/results/engines.svg
+
+CAPTURES := $(addprefix ../shared/traces/,mixtral-8x7b.npz gpt-oss-20b.npz olmoe-1b-7b.npz qwen1.5-moe.npz)
+
+policies: $(VENV)/.ready  # analysis/results/policies.* and miss_policies.*, of captures beside the checkout
+	$(BIN)/python -m sim.experiments policies --trace $(CAPTURES) ../shared/traces/granite-3.0-1b.npz \
+	    --policies eviction prefetch --out out/policies > /dev/null
+	cp out/policies/policies.md out/policies/policies.csv analysis/results/
+	$(BIN)/python -m analysis.policies out/policies/policies.csv --out analysis/results/policies.svg
+	$(BIN)/python -m sim.experiments policies --trace $(CAPTURES) --out out/miss_policies > /dev/null
+	for kind in md csv; do cp out/miss_policies/policies.$$kind analysis/results/miss_policies.$$kind || exit 1; done
 
 published: $(VENV)/.ready  # analysis/results/published.*, constants and intervals of the catalog; one thread: small matrices, equal bits
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m sim.experiments published --out analysis/results --catalog sim/catalog > /dev/null

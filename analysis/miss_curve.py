@@ -1,10 +1,13 @@
-"""python -m analysis.miss_curve TRACE: how large a cache must be: LRU's hits and tokens/s at every capacity at once.
+"""python -m analysis.miss_curve TRACE: how large a cache must be: hits and tokens/s at every capacity at once.
 
-What the curve says and how it is found: analysis.curves.curve. Exit status 0 done, 2 bad input, 1 a failure of ours.
+LRU alone: what its curve says and how it is found is in analysis.curves.curve. With --eviction NAME,NAME or all, or
+with --slots, policies beside each other and the floor below which nobody gets: analysis.curves.policies. Exit status 0
+done, 2 bad input, 1 a failure of ours.
 """
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis.curves.curve import FLAGS, Curve, curve, rows, setting_of, to_check
 from analysis.curves.formats import FORMATS, findings, headlines, notes
@@ -13,15 +16,29 @@ from sim.simulation import announce_compiling
 from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
 
+LRU = "lru"
+
 
 def parser() -> Parser:
     """The command line: the flags of sim.run that a curve can depend on, and its own."""
-    out = Parser(prog="python -m analysis.miss_curve", description="LRU's hits and tokens/s at every capacity.")
+    out = Parser(prog="python -m analysis.miss_curve", description="Hits and tokens/s at every capacity.")
     out.add_argument("trace", metavar="TRACE", help="routing trace; a name that is no file is a shipped sample")
     add_flags(out, FLAGS)
     out.add_argument("--check", metavar="N,N", help="capacities at which the simulator runs too (default: four; none)")
     out.add_argument("--format", metavar="table|csv|json", default="table", help="how to print it (default: table)")
     out.add_argument("--out", metavar="FILE.html", help="also draw it, as one page that needs no network")
+    many = out.add_argument_group("many policies", "each beside the floor, the fewest misses that any choice has")
+    many.add_argument(
+        "--eviction",
+        metavar="NAME,NAME|all",
+        default=LRU,
+        help="evictions side by side; lru and static take one pass, each other one a run of the simulator for each of "
+        "--slots (default: lru, alone)",
+    )
+    many.add_argument(
+        "--slots", metavar="N,N", help="capacities (default: what a step wants, an eighth to three quarters of all)"
+    )
+    add_flags(many, ("calibration",))
     return out
 
 
@@ -44,20 +61,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    show = FORMATS[one_of("format", args.format, tuple(FORMATS))]
+    one_of("format", args.format, tuple(FORMATS))
     announce_compiling()
+    if args.eviction == LRU and args.slots is None:
+        _lru(args)
+    else:
+        _many(args)
+
+
+def _lru(args: argparse.Namespace) -> None:
+    """LRU alone, at every capacity."""
+    if args.calibration is not None:
+        raise UserError(f"calibration: {args.calibration}: lru alone has no use for it; name further --eviction")
     setting = setting_of(given(args, ("trace", *FLAGS)))
     found = curve(setting)
     lines = rows(setting, found, _checked(args.check, found))
-    if args.out:
+
+    def page() -> str:
         from analysis.pages.curve import page
 
         what, *rest = headlines(setting)
-        said = [f"{' '.join(line.split())}." for line in (*rest, *findings(found))]
-        write_bytes(args.out, page(what, said, notes(setting), lines).encode())
-    print(show(setting, found, lines))
+        return page(what, _sentences([*rest, *findings(found)]), notes(setting), lines)
+
+    _show(args, FORMATS[args.format](setting, found, lines), notes(setting), page)
+
+
+def _many(args: argparse.Namespace) -> None:
+    """Policies side by side."""
+    from analysis.curves import policies, policy_formats
+
+    if args.check is not None:
+        raise UserError(f"check: {args.check}: is for lru alone; the simulator runs at all --slots")
+    fields, slots = given(args, ("trace", "calibration", *FLAGS)), policies.slots_of(args.slots)
+    found = policies.policies(fields, args.eviction, slots, _progress)
+    lines, said = policies.rows(found), policy_formats.all_notes(found)
+
+    def page() -> str:
+        from analysis.pages.policy_curve import page
+
+        what, *rest = policy_formats.what(found)
+        return page(what, _sentences([*rest, *policy_formats.findings(found)]), said, found, lines)
+
+    _show(args, policy_formats.FORMATS[args.format](found, lines), said, page)
+
+
+def _progress(policy: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{policy:<24}", end="\r", file=sys.stderr)
+
+
+def _sentences(lines: Sequence[str]) -> list[str]:
+    return [f"{' '.join(line.split())}." for line in lines]
+
+
+def _show(args: argparse.Namespace, text: str, said: Sequence[str], page: Callable[[], str]) -> None:
+    if args.out:
+        write_bytes(args.out, page().encode())
+    print(text)
     if args.format == "csv":  # what a machine reads holds rows only
-        for note in notes(setting):
+        for note in said:
             print(f"! {note}", file=sys.stderr)
 
 

@@ -885,6 +885,28 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
+FLOORS, STOOD = "tests/test_floor.py::test_", "tests/test_side_by_side.py::test_"
+COMPARED = [
+    fault("the floor has no bypass", "analysis/curves/floor.py", "._replace(stages=True)", "",
+        f"{FLOORS}bypass_by_hand"),
+    fault("hits of prompts compete with those of decode steps", "analysis/curves/floor.py",
+        "if visits.prefill[begin]:", "if False:", f"{FLOORS}a_run_of_prompts_does_not_compete_with_decode_steps"),
+    fault("the floor forgets in the wrong layer", "analysis/curves/floor.py",
+        "* scopes // len(walk.last)", "* 0", f"{FLOORS}it_is_the_best_of_all_choices[0]"),
+    fault("static keeps one expert more", "analysis/curves/policies.py",
+        "rank[order] = place if", "rank[order] = place - 1 if",
+        "tests/test_policy_curve.py::test_static_by_hand"),
+    fault("each capacity counts as a capture", "sim/experiments/side_by_side.py",
+        "traces = dict.fromkeys(cell[0] for cell in cells)", "traces = [cell[0] for cell in cells]",
+        f"{STOOD}mean_ranks_by_hand"),
+    fault("an oracle is ranked", "sim/experiments/side_by_side.py", ' and not row["oracle"]', "",
+        f"{STOOD}an_oracle_is_shown_and_never_ranked"),
+    fault("policies of a cell have draws of their own", "sim/experiments/side_by_side.py",
+        "drawn(n, self._seed)", "drawn(n, self._seed + len(name))",
+        f"{STOOD}a_row_is_a_plain_run_with_the_intervals_of_its_requests"),
+    fault("captures are shuffled together", "sim/experiments/ranks.py", "axis=2).mean", "axis=1).mean",
+        "tests/test_ranks.py::test_against_every_permutation"),
+]  # fmt: skip
 REFERENCE_IN_CHUNKS = "tests/planted_watch.py::test_equals_the_brute_force_in_chunks"
 LAWS_IN_CHUNKS = "tests/planted_watch.py::test_keeps_the_laws_in_chunks"
 CHUNKS = [
@@ -1026,6 +1048,5 @@ SPECULATION = [
     ),
 ]
 FAULTS = [
-    *CORE, *EVICTIONS, *BY_RULES, *CHUNKS, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES,
-    *READ, *PORT, *SPECULATION,
-]  # fmt: skip
+    *CORE, *EVICTIONS, *BY_RULES, *CHUNKS, *COMPARED, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT,
+    *FIGURES, *READ, *PORT, *SPECULATION,

@@ -14,7 +14,10 @@ SEMANTICS = ("stream ", "..4=", "5x", "remote ", "cpu~", "+=", "admit ", "not ad
 
 
 def test_every_picture_is_what_its_commands_print(tmp_path: Path, commands: Forks) -> None:
-    assert set(PAGE.files) == {"small-machine.toml", "small.jsonl", "small.toml", "slow-link.toml"} and len(PAGE.blocks) == 20
+    assert (
+        set(PAGE.files) == {"small-machine.toml", "small.jsonl", "small.toml", "slow-link.toml"}
+        and len(PAGE.blocks) == 20
+    )
     PAGE.check(PAGE.write(tmp_path), commands)
 
 

@@ -18,7 +18,7 @@ compute no longer than one transfer lasts and have one token each; elsewhere it 
 simulator runs, too: its figure stands beside the predicted one, and its misses must equal the curve's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from sim.spec import RunSpec
 from traces.errors import UserError
 
 if TYPE_CHECKING:
+    from sim.outcome.packing import Wants
     from sim.prepare import Setting
 
 Int = npt.NDArray[np.int64]
@@ -91,14 +92,54 @@ class Curve:
         return int(x[best]), float(above[best])
 
 
-def setting_of(fields: dict[str, Any]) -> "Setting":
+@dataclass(frozen=True)
+class Visits:
+    """What a run's V visits want, and what the decode steps among them take beside their misses.
+
+    wants; prefill bool [V]; wide int64 [V]: distinct experts; weight int64 [V] ns: what a visit that misses at all
+    takes less than its misses one after another. fixed_ns, transfer_ns, tokens: as of a Curve.
+    """
+
+    wants: "Wants"
+    prefill: npt.NDArray[np.bool_]
+    wide: Int
+    weight: Int
+    fixed_ns: int
+    transfer_ns: int
+    tokens: int
+
+    @staticmethod
+    def of(setting: "Setting") -> "Visits":
+        from sim.outcome.packing import Wants
+
+        plan = setting.plan
+        wants, prefill = Wants.of(plan), np.repeat(plan.step_prefill, plan.experts.shape[1])
+        wide, (idle_ns, transfer_ns) = np.diff(wants.offset), plan.costs.in_a_row_ns
+        experts_ns, groups = _experts_ns(setting, wants.tokens, wants.offset)
+        weight = _beside_ns(setting, experts_ns, groups, wide, idle_ns) - (idle_ns - transfer_ns)
+        fixed_ns = _fixed_ns(setting) + int((experts_ns + groups * plan.costs.group_ns)[~prefill].sum())
+        tokens = plan.generated
+        return Visits(wants, prefill, wide, weight, fixed_ns, transfer_ns, tokens)
+
+    @property
+    def wanted(self) -> int:
+        """Distinct experts of decode visits, summed."""
+        return int(self.wide[~self.prefill].sum())
+
+    def tokens_per_s(self, misses: Int, beside_ns: Int) -> npt.NDArray[np.float64]:
+        """Predicted, of so many misses in decode steps; beside_ns: the weight of the visits that miss."""
+        ns = self.fixed_ns + misses * self.transfer_ns - beside_ns
+        return np.asarray(self.tokens / (np.maximum(ns, 1) / 1e9))
+
+
+def setting_of(fields: dict[str, Any], placements: Sequence[str] = PLACEMENTS) -> "Setting":
     """The run that the curve is about, at one slot. Raises UserError for what is wrong with it."""
     from sim.prepare import prepare
 
     placement = fields.get("placement", "first")
-    if placement not in PLACEMENTS:
+    if placement not in placements:
         raise UserError(
-            f"placement {placement}: must be one of {', '.join(PLACEMENTS)}: their residents do not depend on slots"
+            f"placement {placement}: must be one of {', '.join(placements)}: their residents do not depend on slots"
         )
     # every size of one LRU, whoever has it: of an engine its costs alone
     setting = prepare(RunSpec.of({**fields, "engine_as_costs": True, "cache": 1}))
@@ -110,7 +151,6 @@ def setting_of(fields: dict[str, Any]) -> "Setting":
 def curve(setting: "Setting") -> Curve:
     """One pass over the run's visits. Raises UserError for a setting with other policies than lru and fetch."""
     from analysis.curves.stack_distances import lru_misses
-    from sim.outcome.packing import Wants
 
     plan = setting.plan
     if (plan.eviction.name, plan.miss.name) != ("lru", "fetch") or plan.prefetch or plan.rerank or plan.warmup_steps:
@@ -118,26 +158,28 @@ def curve(setting: "Setting") -> Curve:
     if plan.resets is not None:
         raise UserError("the curve is of one cache from the first request to the last: no --reset")
     layers, n_experts = plan.experts.shape[1], plan.n_experts
-    wants = Wants.of(plan)
-    kind = np.repeat(plan.step_prefill.astype(np.int64), layers)
-    rank = _ranks(setting)
-    wide, (idle_ns, transfer_ns) = np.diff(wants.offset), plan.costs.in_a_row_ns
-    experts_ns, groups = _experts_ns(setting, wants.tokens, wants.offset)
-    weight = _beside_ns(setting, experts_ns, groups, wide, idle_ns) - (idle_ns - transfer_ns)
-    misses, beside = lru_misses(wants.offset, wants.expert, kind, weight, n_experts, layers, plan.pooled, rank)
-    decode = wide.reshape(-1, layers)[~plan.step_prefill]
+    visits, rank = Visits.of(setting), _ranks(setting)
+    kind, wants = visits.prefill.astype(np.int64), visits.wants
+    misses, beside = lru_misses(wants.offset, wants.expert, kind, visits.weight, n_experts, layers, plan.pooled, rank)
     size = misses.shape[2] - 1
     return Curve(
         slots=np.arange(1, size + 1),
         misses=np.concatenate([misses, np.zeros_like(misses)])[:2, :, 1:],
-        wanted=np.bincount(kind, wide, 2).astype(np.int64),
-        tokens=plan.generated,
-        fixed_ns=_fixed_ns(setting) + int((experts_ns + groups * plan.costs.group_ns)[kind == DECODE].sum()),
-        transfer_ns=transfer_ns,
+        wanted=np.bincount(kind, visits.wide, 2).astype(np.int64),
+        tokens=visits.tokens,
+        fixed_ns=visits.fixed_ns,
+        transfer_ns=visits.transfer_ns,
         beside_ns=beside[DECODE, :, 1:].sum(axis=0),
-        cliff=max(1, int((decode.sum(axis=1) if plan.pooled else decode).max())),
-        fits=_fits(setting, size),
+        cliff=cliff(setting, visits),
+        fits=fits(setting, size),
     )
+
+
+def cliff(setting: "Setting", visits: Visits) -> int:
+    """The most experts that a decode step wants of one scope."""
+    plan = setting.plan
+    decode = visits.wide.reshape(-1, plan.experts.shape[1])[~plan.step_prefill]
+    return max(1, int((decode.sum(axis=1) if plan.pooled else decode).max()))
 
 
 def residents(setting: "Setting", slots: int) -> Int:
@@ -183,7 +225,7 @@ def _beside_ns(setting: "Setting", experts_ns: Int, groups: Int, wide: Int, tran
     return np.minimum(busy * np.maximum(wide - 1, 0) // np.maximum(wide, 1), transfer_ns)
 
 
-def _fits(setting: "Setting", size: int) -> int | None:
+def fits(setting: "Setting", size: int) -> int | None:
     """The most slots of each scope that fit the GPU's memory beside the rest, at most `size`."""
     line, expert = setting.memory, setting.plan.expert_bytes
     if line["fits"] is None or not expert:

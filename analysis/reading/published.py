@@ -2,12 +2,10 @@
 DIR/published.csv. It may have been written by anybody: what is used is checked, text is shown and never run.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from analysis.reading.csv_rows import rows_of
 from sim.timings.rows import DECODE, MS, PREFILL
 from traces.command import one_of
 from traces.errors import UserError
@@ -51,7 +49,7 @@ def published(path: str) -> list[Speed]:
 
     Raises UserError, one line that names file, line, column and value.
     """
-    rows = _rows(path)
+    rows = rows_of(path)
     missing = [name for name in COLUMNS if rows and name not in rows[0][1]]
     if missing:
         made = "python -m sim.experiments published --out DIR writes a published.csv that has it"
@@ -59,17 +57,6 @@ def published(path: str) -> list[Speed]:
     if not rows:
         raise UserError(f"{path}: no rows; needs a line of column names and a line per published speed")
     return [_speed(f"{path}: line {line}", row) for line, row in rows]
-
-
-def _rows(path: str) -> list[tuple[int, dict[str, str]]]:
-    """(line on which it ends, row by column) of each."""
-    try:
-        text = io.StringIO(Path(path).read_text(encoding="utf-8-sig"))
-        above = 1 if text.readline().startswith("#") else text.seek(0)
-        reader = csv.DictReader(text, strict=True)
-        return [(above + reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _speed(where: str, row: dict[str, str]) -> Speed:

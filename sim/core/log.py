@@ -137,7 +137,9 @@ def _room_for_chunks(rows: int) -> npt.NDArray[Any]:
         return np.empty(rows, ChunkRow)
     except (MemoryError, ValueError):  # more than there is, or than can be addressed
         wrong = f"up to {rows} chunks have no room in memory"
-        raise SpecError(f"record: full: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)") from None
+        raise SpecError(
+            f"record: full: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)"
+        ) from None
 
 
 @inlined

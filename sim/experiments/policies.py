@@ -1,10 +1,11 @@
-"""Miss policies side by side: buddy, its matched controls, drop and cpu against fetch."""
+"""Policies side by side: miss policies against fetch; with --policies those of any kind, with intervals and ranks."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.experiments.side_by_side import BASES, CACHES, CALIBRATION, asked_of, side_by_side
 from sim.experiments.tables import Column, Report, Row, gain, parser, percent
 from sim.flags import add_hardware, hardware_fields
 from sim.outcome.marks import machine_words, short_of_ram
@@ -34,6 +35,7 @@ COLUMNS = (
     Column("judged_tokens", "judged tokens"),
     Column("note", "note"),
 )
+OWN_CACHES, OWN_BATCHES = ("0.75", "0.5", "0.375"), (1, 8)  # where --policies is not given
 FOOT = (
     "replay `exact`: the policy changes no result of the model, so the routing stays true. `open`: OPEN LOOP, the "
     "policy is lossy but the routing stays the trace's; a real model would route differently afterwards. Weight "
@@ -59,17 +61,40 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags = parser("policies", __doc__ or "")
     flags.add_argument("--trace", nargs="+", required=True, metavar="FILE", help="routing traces, or names of samples")
     flags.add_argument(
-        "--cache", nargs="+", default=["0.75", "0.5", "0.375"], metavar="C", help="cache sizes, as of sim.run"
+        "--policies",
+        nargs="+",
+        metavar="KIND[=NAME,NAME]",
+        help=f"of {', '.join(BASES)}: each kind's own comparison, with intervals and ranks; all of the kind where no "
+        "names are given (of miss those of the comparison without this flag)",
     )
-    flags.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="batch sizes")
+    flags.add_argument(
+        "--cache",
+        nargs="+",
+        metavar="C",
+        help=f"cache sizes, as of sim.run (default: {' '.join(OWN_CACHES)}; with --policies {' '.join(CACHES)})",
+    )
+    flags.add_argument(
+        "--batch", nargs="+", type=int, metavar="N", help="batch sizes (default: 1 8; with --policies 1)"
+    )
     add_hardware(flags, "a100-pcie4")
     flags.add_argument("--engine", default="fused")
     flags.add_argument("--precision", default="q4")
     flags.add_argument(
-        "--calibration", default="0.5", metavar="FRACTION|FILE", help="set aside for every arm, never judged"
+        "--calibration",
+        metavar="FRACTION|FILE",
+        help=f"set aside for every arm, never judged (default: {CALIBRATION}; with --policies if one is fitted)",
     )
     flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args(argv)
+    if args.policies is not None:
+        return side_by_side(args, asked_of(args.policies, ARMS)), args.out
+    args.cache, args.batch = args.cache or OWN_CACHES, args.batch or OWN_BATCHES
+    args.calibration = args.calibration or CALIBRATION
+    return _miss(args), args.out
+
+
+def _miss(args: Namespace) -> Report:
+    """Miss policies with fetch in front, by capacity and batch size."""
     head = _settings(args)
     rows: list[Row] = []
     for path in args.trace:
@@ -78,7 +103,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
         for cache in args.cache:
             for batch in args.batch:
                 rows += _arms(args, path, cache, batch, has)
-    return Report("Miss policies compared", head, COLUMNS, rows, FOOT), args.out
+    return Report("Miss policies compared", head, COLUMNS, rows, FOOT)
 
 
 def _settings(args: Namespace) -> list[str]:

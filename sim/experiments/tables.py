@@ -16,13 +16,14 @@ Row = Mapping[str, Cell]
 @dataclass(frozen=True)
 class Column:
     """One column: its key in rows and in the CSV, its heading in markdown, digits after the point (None: as it is).
-    csv_only: too long for the markdown table."""
+    csv_only: too long for the markdown table; markdown_only: made of other columns."""
 
     key: str
     title: str
     digits: int | None = None
     signed: bool = False
     csv_only: bool = False
+    markdown_only: bool = False
 
     def text(self, value: Cell) -> str:
         """A cell for people; `-` is what is not known or does not apply."""
@@ -45,7 +46,8 @@ class More:
 @dataclass(frozen=True)
 class Report:
     """A finished experiment: title, lines above the table, the table, lines below it, further tables; csv_rows: rows
-    that follow the table's in the CSV and are too many for the markdown. Rows may lack keys."""
+    that follow the table's in the CSV and are too many for the markdown; first: tables of the markdown that stand above
+    the table. Rows may lack keys."""
 
     title: str
     head: Sequence[str]
@@ -54,10 +56,13 @@ class Report:
     foot: Sequence[str] = ()
     more: Sequence[More] = ()
     csv_rows: Sequence[Row] = ()
+    first: Sequence[More] = ()
 
     def markdown(self, command: str) -> str:
         """The whole report, the command that made it first."""
         lines = [f"# {self.title}", "", f"    {command}", "", *(f"- {line}" for line in self.head), ""]
+        for table in self.first:
+            lines += [f"## {table.title}", "", *_table(table.columns, table.rows), ""]
         lines += [*_table(self.columns, self.rows), "", *(f"- {line}" for line in self.foot)]
         for table in self.more:
             lines += ["", f"## {table.title}", "", *_table(table.columns, table.rows)]
@@ -68,9 +73,10 @@ class Report:
         text = io.StringIO()
         text.write(f"# {command}\n")
         write = csv.writer(text, lineterminator="\n")
-        write.writerow([column.key for column in self.columns])
+        columns = [column for column in self.columns if not column.markdown_only]
+        write.writerow([column.key for column in columns])
         for row in (*self.rows, *self.csv_rows):
-            cells = [row.get(column.key) for column in self.columns]
+            cells = [row.get(column.key) for column in columns]
             write.writerow(["" if c is None else f"{c:.6g}" if isinstance(c, float) else c for c in cells])
         return text.getvalue()
 

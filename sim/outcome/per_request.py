@@ -47,32 +47,35 @@ def drawn(n: int, seed: int) -> Int:
 
 def per_request(record: RunRecord) -> PerRequest:
     """What each request took: decode steps after the warm-up only."""
-    decode = np.flatnonzero(record.steps["prefill"] == 0)
-    spent = (record.steps["end_ns"] - record.steps["begin_ns"])[decode]
-    counted = decode >= record.warmup_steps
-    time = np.where(counted, spent / np.maximum(record.steps["rows"][decode], 1), 0.0)
-    upto_time, upto_steps = np.append(0.0, np.cumsum(time)), np.append(0, np.cumsum(counted))
-    r = record.requests
-    first, last = r["first_decode"], r["first_decode"] + r["generated"]
-    none = r["generated"] == 0
-    first, last = np.where(none, 0, first), np.where(none, 0, last)
+    r, steps = record.requests, record.steps
     whole = begun(record) & (r["tokens"] > 1)
     gaps = np.maximum(r["tokens"] - 1, 1)
     tpot = np.where(whole, (r["last_ns"] - r["first_ns"]) / gaps / 1e6, np.nan)
-    tokens, mine = upto_steps[last] - upto_steps[first], upto_time[last] - upto_time[first]
-    if record.windows:
-        tokens, mine = _of_windows(record, len(none))
     order = np.argsort(r["request"], kind="stable")
-    return PerRequest(r["request"][order], tokens[order], mine[order], tpot[order])
+    tokens = shares(record, steps["rows"], accepted=True).round().astype(np.int64)
+    return PerRequest(r["request"][order], tokens, shares(record, steps["end_ns"] - steps["begin_ns"]), tpot[order])
 
 
-def _of_windows(record: RunRecord, requests: int) -> tuple[Int, Float]:
-    """(tokens, ns) of each admitted request, from its windows in counted steps."""
-    step, whose, rows, accepted = (record.windows[name] for name in ("step", "request", "rows", "accepted"))
-    counted, steps = step >= record.warmup_steps, record.steps
-    each_ns = (steps["end_ns"] - steps["begin_ns"])[step] / steps["rows"][step]
-    tokens = np.bincount(whose, accepted * counted, requests).astype(np.int64)
-    return tokens, np.bincount(whose, each_ns * rows * counted, requests).astype(np.float64)
+def shares(record: RunRecord, by_step: Float | Int, accepted: bool = False) -> Float:
+    """What each request has of amounts by step, [requests], ascending in `request`: over the counted decode steps that
+    it takes part in, by its rows among those that share the step; or by those that are `accepted` alone."""
+    step, whose, rows = _taken(record, accepted)
+    each = np.where(step >= record.warmup_steps, by_step[step] / np.maximum(record.steps["rows"][step], 1), 0.0)
+    request = record.requests["request"]
+    found: Float = np.bincount(whose, each * rows, len(request))[np.argsort(request, kind="stable")]
+    return found
+
+
+def _taken(record: RunRecord, accepted: bool) -> tuple[Int, Int, Int]:
+    """(step, request in order of admission, rows) of each time that a request takes part in a decode step."""
+    if record.windows:
+        rows = record.windows["accepted" if accepted else "rows"]
+        return record.windows["step"], record.windows["request"], rows
+    r, decode = record.requests, np.flatnonzero(record.steps["prefill"] == 0)
+    n = r["generated"]
+    whose = np.repeat(np.arange(len(n)), n)
+    at = np.arange(len(whose)) - np.repeat(np.cumsum(n) - n, n) + np.repeat(r["first_decode"], n)
+    return decode[at], whose, np.ones(len(whose), np.int64)
 
 
 def interval(values: Float) -> tuple[float, float]:
