@@ -12,6 +12,8 @@ the GPU did in between follows from it, because in a visit the GPU does one thin
   Where the decision takes the same time in every visit, as on the virtual machines, that figure is the counter
   `decide_ns` shared equally, exactly. On a device, where every visit measures its own, the record does not tell them
   apart: the counter is shared out in proportion to those spans, so that the sum is right and a single one may not be.
+- **draft**: in runs that speculate, before the first dense part of a step: alike for each row that is guessed, which is
+  exact on the virtual machines, so the counter and the rows tell it.
 - **head** and dense layers behind the last MoE layer share the time after the last visit of a step. Without such layers
   (the usual case) it is all head; with them, the record has only their sums, shared out in proportion again.
 - **between routed and end**: `analysis.timelines.gaps`; why the GPU stalled: `analysis.timelines.stalls`; what the
@@ -67,8 +69,8 @@ class Slices:
 class Tracks:
     """Every interval of a run.
 
-    steps {step, prefill, rows}, layers {step, layer, hits, late, misses}; the GPU's dense {step, layer: L is what
-    follows the last MoE layer}, decide, overhead, cpu_wait {step, layer}, stall {step, layer, cause: of
+    steps {step, prefill, rows}, draft {step}, layers {step, layer, hits, late, misses}; the GPU's dense {step, layer: L
+    is what follows the last MoE layer}, decide, overhead, cpu_wait {step, layer}, stall {step, layer, cause: of
     STALLS}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
     run (its number over the link), cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first
@@ -81,6 +83,7 @@ class Tracks:
     """
 
     steps: Slices
+    draft: Slices
     layers: Slices
     dense: Slices
     decide: Slices
@@ -105,7 +108,9 @@ def tracks(record: RunRecord, asked: Asked = NOTHING) -> Tracks:
     n_steps, n_layers = len(record.steps["begin_ns"]), len(record.layer["hits"])
     visits, x = record.groups["visits"], record.groups["executions"]
     before = np.concatenate([record.steps["begin_ns"][:, None], visits["end_ns"].reshape(n_steps, n_layers)], axis=1)
-    begins, here = before[:, :-1].reshape(-1), {"step": visits["step"], "layer": visits["layer"]}
+    since, here = before[:, :-1].flatten(), {"step": visits["step"], "layer": visits["layer"]}
+    drafted = before[:, 0] = _drafted(record, before[:, 0])
+    begins = before[:, :-1].reshape(-1)
     tail, head, tail_ns = _ends(record, before[:, -1])
     # what of the decisions comes before the routed instants: all that is neither dense part nor comes after
     counted = visits["step"] >= record.warmup_steps
@@ -131,7 +136,8 @@ def tracks(record: RunRecord, asked: Asked = NOTHING) -> Tracks:
             record.steps["end_ns"],
             {"step": np.arange(n_steps)} | {name: record.steps[name] for name in ("prefill", "rows")},
         ),
-        layers=Slices(begins, visits["end_ns"], here | {name: visits[name] for name in classes}),
+        draft=Slices(record.steps["begin_ns"], drafted, {"step": np.arange(n_steps)}),
+        layers=Slices(since, visits["end_ns"], here | {name: visits[name] for name in classes}),
         dense=_merged(Slices(begins, decided, here), tail),
         decide=decide,
         overhead=between["overhead"],
@@ -178,6 +184,16 @@ def _check(record: RunRecord) -> None:
         wrong = np.flatnonzero(column[1:] < column[:-1])
         if len(wrong):
             raise SpecError(f"record: {name}: falls from {column[wrong[0]]} to {column[wrong[0] + 1]}; it must rise")
+
+
+def _drafted(record: RunRecord, begins: Int) -> Int:
+    """int64 [S]: when the draft of each step, which begins at `begins`, is done."""
+    if not record.windows:
+        return begins.copy()
+    guessed = np.bincount(record.windows["step"], record.windows["rows"] - 1, len(begins)).astype(np.int64)
+    counted = max(1, int(guessed[record.warmup_steps :].sum()))
+    routed = record.groups["visits"]["routed_ns"][:: len(record.layer["hits"])]
+    return np.asarray(np.minimum(begins + guessed * record.counters.get("draft_ns", 0) // counted, routed), np.int64)
 
 
 def _ends(record: RunRecord, after: Int) -> tuple[Slices, Slices, int]:

@@ -62,7 +62,7 @@ def shares(record: RunRecord, by_step: Float | Int, accepted: bool = False) -> F
     step, whose, rows = _taken(record, accepted)
     each = np.where(step >= record.warmup_steps, by_step[step] / np.maximum(record.steps["rows"][step], 1), 0.0)
     request = record.requests["request"]
-    found: Float = np.bincount(whose, each * rows, len(request))[np.argsort(request, kind="stable")]
+    found: Float = np.bincount(whose, each * rows, len(request)).astype(np.float64)[np.argsort(request, kind="stable")]
     return found
 
 
