@@ -234,13 +234,17 @@ class Cache(Past):
         assert isinstance(eviction, Scored)
         return float(eviction.score(expert))
 
-    def left_out(self, misses: list[int], wanted: set[int]) -> set[int]:
-        """Who of those that a visit would fetch, all of one layer, gets no slot and is streamed."""
+    def left_out(self, misses: list[int], wanted: set[int], counts: bool = True) -> set[int]:
+        """Who of those that a visit would fetch, all of one layer, gets no slot and is streamed, which is a use of it
+        (where the visit `counts` uses so)."""
         if not misses or not self.eviction(misses[0]).bypasses:
             return set()
         scope = self.scope(misses[0])
         others = [expert for expert in self.residents_of(scope) if expert not in wanted]
-        return self.evictions[scope].left_out(misses, others, self.slots[scope] - self.claimed[scope])
+        out = self.evictions[scope].left_out(misses, others, self.slots[scope] - self.claimed[scope])
+        for expert in sorted(out) if counts else []:
+            self.use(expert, first=True)
+        return out
 
 
 def merged_list(prefetch: Prefetch, distance: int, places: Sequence[int], layer: int) -> dict[int, int]:
@@ -742,7 +746,7 @@ class Machine:
         pairs = list(zip(tokens, answers, strict=True))
         fetched = [self.global_id(t.ids[slot]) for t, of in pairs for slot, a in of.items() if a.answer == "fetch"]
         misses = [expert for expert, kind in kinds.items() if kind == "misses" and expert in fetched]
-        out = self.cache.left_out(misses, set(kinds))
+        out = self.cache.left_out(misses, set(kinds), self.touches() and not self.admission.on)
 
         def changed(token: Token, slot: int, answer: Answer) -> Answer:
             streamed = answer.answer == "fetch" and self.global_id(token.ids[slot]) in out

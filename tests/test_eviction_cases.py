@@ -221,6 +221,8 @@ CASES = {
     "decayed kappa 0": Case("decayed", (0.5, 0.0), 1, [0, 0, 1, 1], [0], 2),
     # v4: 0 is 2.71 x .9: more than 1 would be.
     "decayed bypass": Case("decayed", (0.9, 0.0), 1, [0, 0, 0, 1], [], 2),
+    # 0: 1, 1.9, 2.71, then 2.439, 2.195, 1.975; 1 is not kept at 1 and 1.9, and at 0.9 x 1.9 + 1 = 2.71 it is
+    "decayed streamed": Case("decayed", (0.9, 0.0), 1, [0, 0, 0, 1, 1, 1], [0], 4),
     "decayed none": Case("decayed", (0.9, -1.0), 1, [0, 0, 0, 1], [0], 2),
     "static": Case("static", (), 1, [1, 0, 1], [], 2, residents=(0,)),
 }  # fmt: skip

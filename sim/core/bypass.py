@@ -9,7 +9,7 @@ from sim.core.jit import apart
 from sim.core.plan import ANSWERS
 from sim.core.rules import stage_of
 from sim.core.state import MISS, NEVER, RESIDENT, State
-from sim.core.worth import BELADY_W, DECAYED, KNOWN, worth
+from sim.core.worth import BELADY_W, DECAYED, KNOWN, count_use, worth
 
 NOBODY = -1
 FETCH, STREAM = ANSWERS.index("fetch"), ANSWERS.index("stream")
@@ -36,6 +36,16 @@ def bypass(s: State, rules: Any, layer: int) -> None:
             goes[gone] = 1
         else:
             rules.expert[g].answer, rules.expert[g].at = STREAM, stage_of(s, g)
+            _count(s, rules, g)
+
+
+@apart
+def _count(s: State, rules: Any, g: int) -> None:
+    """What is not kept is used all the same: else nobody who was left out once would ever be worth more. (Behind
+    cpu-admit a visit counts uses itself: core.admission.)"""
+    counts = rules.admission.on == 0 and (rules.visit.bulk == 0 or rules.run.bulk_touch == 1)
+    if counts and s.run.eviction in (DECAYED, BELADY_W):
+        count_use(s, g)
 
 
 @apart
