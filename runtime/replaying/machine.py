@@ -507,24 +507,26 @@ class Machine:
         """The run has ended: what is queued or under way is unfinished."""
         with self.port.lock:
             s, self.clock.time.now_ns = self.s, self.mark
-            for i in range(s.link.n_flight):
-                self._note_start((s.link.flight_head + i) % len(s.flight))
+            places = [(s.link.flight_head + i) % len(s.flight) for i in range(s.link.n_flight)]
+            begun = [self._begun(place) for place in places]
             close(s, self.log, self.clock, self.rules)
+            for rows, started in begun:
+                for row in rows:
+                    row.started_ns = started
             self.ended = True
         self.port.sync()
         return RunRecord.of(self.plan, s, self.log, self.clock, self.rules)
 
-    def _note_start(self, place: int) -> None:
-        """When what stands at a place of State.flight, still under way, began; `close` counts what of it lies in the
-        run."""
+    def _begun(self, place: int) -> tuple[list[Any], int]:
+        """(rows of what stands at a place of State.flight, still under way, when it began); `close` counts what of it
+        lies behind the warm-up."""
         started = self.copies[place].started_ns
         if started is None:
-            return
-        rows = self._rows([int(self.s.flight[place])], place, first=True)
+            return [], -1
+        rows = self._rows(self._brought(int(self.s.flight[place])), place, first=True)
         started = max(started - self.origin, int(rows[0].committed_ns))
-        for row in rows:
-            row.started_ns = started
         self.clock.starts[place] = max(started, self.counted_from)
+        return rows, started
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""

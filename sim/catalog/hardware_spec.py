@@ -147,7 +147,9 @@ class Fixed(Sized):
     @model_validator(mode="after")
     def _set_up_within(self) -> "Fixed":
         if (self.transfer_setup_ns or 0) > self.transfer_ns:
-            raise ValueError(f"transfer_setup_ns = {self.transfer_setup_ns}: is part of transfer_ns; must be at most that")
+            raise ValueError(
+                f"transfer_setup_ns = {self.transfer_setup_ns}: is a part of transfer_ns; must not exceed it"
+            )
         return self
 
 

@@ -172,7 +172,7 @@ def new_rules(plan: Plan, s: State) -> Rules | None:
         queued=zeros(len(s.arrays["scope"])),
         streams=zeros(experts),
         admits=zeros(experts),
-        part=zeros(len(s.arrays["flight"]), dtype=Part),
+        part=_parts(len(s.arrays["flight"])),
         remote=zeros(plan.n_experts),
         order=zeros(plan.n_experts),
         on_cpu=zeros(rows, plan.experts.shape[2]),
@@ -215,6 +215,12 @@ def _split(plan: Plan, on: OnMiss) -> Any:
             for name, value in zip(SPLIT_PARAMS, rule.params, strict=True):
                 out[name][i] = value
     out["cpu_visit_ns"] = on.cpu_visit_ns
+    return out
+
+
+def _parts(entries: int) -> Any:
+    out = zeros(entries, dtype=Part)
+    out["number"], out["last"], out["row"] = NOBODY, 1, NOBODY
     return out
 
 

@@ -219,8 +219,8 @@ def chunk_ns(hardware: "Hardware", engine: "Engine", size: int, chunk: int, tran
     and the last, of the remainder. Zeros where chunk is 0: nothing is cut.
 
     Each is a transfer of one copy. Of [fixed] transfers (transfer_ns_, int64 [2]) what is not set-up is in proportion
-    to the bytes. Beside [measured] ones each chunk takes beyond a bare copy of its bytes what a transfer took beyond one
-    of the expert's.
+    to the bytes. Beside [measured] ones each chunk takes beyond a bare copy of its bytes what a transfer took beyond
+    one of the expert's.
     """
     if chunk == 0:
         return np.zeros((2, 2), np.int64)
