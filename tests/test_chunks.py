@@ -440,7 +440,7 @@ def test_fixed_durations_say_what_is_set_up() -> None:
     ):
         prepare(asked(hardware="h.toml", transfer_chunk="4B"))
     Path("more.toml").write_text(FIXED + "transfer_setup_ns = 101\n")
-    with pytest.raises(Exception, match="transfer_setup_ns = 101: is part of transfer_ns; must be at most that"):
+    with pytest.raises(Exception, match="transfer_setup_ns = 101: is a part of transfer_ns; must not exceed it"):
         prepare(asked(hardware="more.toml"))
 
 

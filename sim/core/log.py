@@ -136,10 +136,8 @@ def _room_for_chunks(rows: int) -> npt.NDArray[Any]:
     try:
         return np.empty(rows, ChunkRow)
     except (MemoryError, ValueError):  # more than there is, or than can be addressed
-        wrong = f"up to {rows} chunks have no room in memory"
-        raise SpecError(
-            f"record: full: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)"
-        ) from None
+        wrong = f"full: up to {rows} chunks have no room in memory"
+        raise SpecError(f"record: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)") from None
 
 
 @inlined
