@@ -237,12 +237,6 @@ def _split(plan: Plan, on: OnMiss) -> Any:
     return out
 
 
-def _parts(entries: int) -> Any:
-    out = zeros(entries, dtype=Part)
-    out["number"], out["last"], out["row"] = NOBODY, 1, NOBODY
-    return out
-
-
 def _layers(plan: Plan) -> Any:
     out = zeros(plan.experts.shape[1], dtype=RuledLayer)
     out["slots"] = np.broadcast_to(plan.slots > 0, len(out))
