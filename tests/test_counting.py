@@ -323,8 +323,10 @@ captured = pytest.mark.skipif(not CAPTURES.is_dir(), reason="no captures in ../s
 
 @captured
 @pytest.mark.parametrize(("prompt", "slots", "oracle", "lru"), PAGED_IN)
-def test_published_page_ins_of_the_oracle(prompt: str, slots: int, oracle: int, lru: int) -> None:
+def test_published_page_ins(prompt: str, slots: int, oracle: int, lru: int) -> None:
+    """LRU with experts of a visit touched in the router's order."""
     assert paged_in(prompt, slots, eviction="belady") == oracle
+    assert paged_in(prompt, slots, set={"lru.touches": "listed"}) == lru
 
 
 @captured
