@@ -496,7 +496,7 @@ def test_a_full_record_too_large_for_memory_is_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(log.np, "empty", empty)
     with pytest.raises(
-        SpecError, match=r"^record: full: up to .* chunks have no room in memory; give a larger --transfer"
+        SpecError, match=r"^record: full: experts in 4 chunks have no room in memory; give a larger --transfer"
     ):
         compiled.run(passing(), True)
 
