@@ -1040,7 +1040,66 @@ SPECULATION = [
         f"{WINDOWS}test_a_token_loses_what_it_lost_when_it_last_ran",
     ),
 ]
+COUNTS = "tests/test_counting.py::"
+COUNTING = [
+    fault(
+        "what a request uses is known to the next",
+        "sim/core/state.py",
+        'KEPT = ("run",',
+        'KEPT = ("expert", "run",',
+        f"{COUNTS}test_a_request_finds_the_first_residents",
+    ),
+    fault(
+        "a landing announced before a reset lands something",
+        "sim/machines/discrete.py",
+        "self.landed if self.plan.resets is None else self.landing)",
+        "self.landed)",
+        f"{COUNTS}test_what_is_under_way_ends_unfinished_and_the_link_is_idle",
+    ),
+    fault(
+        "a user's own state outlives its request",
+        "sim/core/reset.py",
+        "            hooks.floats[STATES + kind, :] = 0.0\n",
+        "            pass\n",
+        f"{COUNTS}test_a_users_own_state_is_zero_again",
+    ),
+    fault(
+        "the future is forgotten, too",
+        "sim/core/reset.py",
+        "        s.first[g].next_use = s.expert[g].next_use\n",
+        "        pass\n",
+        f"{COUNTS}test_the_future_is_what_it_was",
+    ),
+    fault(
+        "a window forgets what a reset has forgotten",
+        "sim/steps.py",
+        "np.where(gone >= since,",
+        "np.where(gone >= 0,",
+        f"{COUNTS}test_what_looks_back_forgets_nothing_of_before_a_reset",
+    ),
+    fault(
+        "a share of the steps is taken in binary",
+        "sim/prepare.py",
+        "int(exact(spec.warmup_share) * steps)",
+        "int(spec.warmup_share * steps)",
+        f"{COUNTS}test_a_share_of_the_steps_warms_up",
+    ),
+    fault(
+        "groups stay those of the whole trace",
+        "traces/format/trace.py",
+        "[of[i] for i in kept]",
+        "of",
+        f"{COUNTS}test_a_group_of_requests",
+    ),
+    fault(
+        "pairs within their rounding are told apart",
+        "sim/experiments/hit_rates.py",
+        "> a.figure.rounding + b.figure.rounding]",
+        ">= 0]",
+        "tests/test_hit_rates.py::test_pairs_that_change_places",
+    ),
+]
 FAULTS = [
     *CORE, *EVICTIONS, *BY_RULES, *CHUNKS, *COMPARED, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT,
-    *FIGURES, *READ, *PORT, *SPECULATION,
+    *FIGURES, *READ, *PORT, *SPECULATION, *COUNTING,
 ]  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.core.hooks import compile_hook
 from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Prefetch
+from sim.core.worth import USER
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.prepare import prepare
@@ -83,6 +85,33 @@ def test_uses_are_forgotten(machine: Any) -> None:
     record = machine.run(begun_again(wanted, [2], eviction="lfu"), full=True)
     assert record.groups["transfers"]["victim"].tolist() == [1]
     assert machine.run(begun_again(wanted, [], eviction="lfu"), full=True).groups["transfers"]["victim"].tolist() == [0]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_future_is_what_it_was(machine: Any) -> None:
+    """belady with residents 0, 1; 0 is wanted in steps 0 and 2, 1 in step 3. At the reset, step 1, both are there and 2
+    is wanted: 1 goes, so step 2 hits and step 3 does not. If nobody's next use were known, 0 would go, the older touch.
+    """
+    record = machine.run(begun_again([[[0]], [[2]], [[0]], [[1]]], [1], eviction="belady"), full=True)
+    assert record.groups["transfers"]["victim"].tolist()[0] == 1
+    assert record.groups["visits"]["hits"].tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_users_own_state_is_zero_again(machine: Any) -> None:
+    """A user's eviction takes candidate number 0 at first and 1 ever after, as its state says. Without the reset the
+    second request would begin with candidate 1."""
+    hook = compile_hook(alternating, 1)
+    made = begun_again([[[2]], [[0]], [[2]]], [2])
+    own = Choice("alternating", USER, np.zeros(0), hook)
+    record = machine.run(replace(made, eviction=own), full=True)
+    assert record.groups["transfers"]["victim"].tolist() == [0, 1, 0]
+
+
+def alternating(view: Any, state: Any, params: Any) -> int:
+    """0, then 1."""
+    state[0] += 1
+    return 0 if state[0] == 1 else 1
 
 
 # --- which steps
