@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "cache and policies": (
         "cache", "cache_scope", "cache_spread", "eviction", "prefetch", "prefetch_budget", "miss", "rerank",
-        "placement", "transfer_order", "expert_group", "set", "calibration",
+        "placement", "transfer_order", "transfer_chunk", "expert_group", "set", "calibration",
     ),
     "on a miss": (
         "bulk", "bulk_rows", "bulk_touch", "stages", "serial", "merge", "whole_layer", "ahead", "beside", "defer",

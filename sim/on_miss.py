@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import eviction, miss
-from sim.core.plan import SPLIT_PARAMS, Choice, OnMiss, Plan
-from sim.costs.roofline import cpu_visit_ns, run_ns
+from sim.core.plan import MOST_CHUNKS, SPLIT_PARAMS, Choice, OnMiss, Plan
+from sim.costs.roofline import chunk_ns, cpu_visit_ns, run_ns
 from sim.errors import SpecError
 from sim.policies.kinds import BULK, SPLIT, Value
 from sim.policies.policy import Policy
 from sim.policies.registry import find
-from sim.spec import RunSpec, exact
+from sim.spec import RunSpec, exact, memory_bytes
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -51,6 +51,7 @@ class Rules:
     defer: int
     link_share: float | None
     cpu_visit_us: float | None
+    transfer_chunk: str | None
     miss: str
     eviction: str
     rerank: bool
@@ -117,10 +118,11 @@ def on_miss(rules: Rules, plan: Plan, hardware: "Hardware", engine: "Engine") ->
     _refuse_half_a_rule(rules)
     share, visit_ns = _share(rules, hardware), cpu_visit_ns(hardware, engine, rules.cpu_visit_us)
     bulk = _bulk(rules, plan)
+    chunk = _chunk(rules, plan, hardware)
     _refuse_streaming(rules, plan, bulk)
     own = rules.many is not None or plan.miss.kind in OWN or layers_lacking(plan).any()
     slowed = rules.on_host and (visit_ns > 0 or share < 1)
-    if not (own or slowed or not rules.beside or rules.defer):
+    if not (own or slowed or not rules.beside or rules.defer or chunk):
         return None
     found = OnMiss(
         run_ns=run_ns(hardware, engine, plan.expert_bytes, plan.n_experts, plan.costs.transfer_ns),
@@ -137,6 +139,8 @@ def on_miss(rules: Rules, plan: Plan, hardware: "Hardware", engine: "Engine") ->
         beside=rules.beside,
         defer=rules.defer,
         link_share=share.as_integer_ratio(),
+        chunk_bytes=chunk,
+        chunk_ns=chunk_ns(hardware, engine, plan.expert_bytes, chunk, plan.costs.transfer_ns),
     )
     _refuse_beyond_integers(rules, found, plan)
     return found
@@ -164,6 +168,22 @@ def _share(rules: Rules, hardware: "Hardware") -> Fraction:
     if rules.link_share is not None:
         return exact(rules.link_share)
     return Fraction(1) if hardware.host is None else exact(hardware.host.link_share)
+
+
+def _chunk(rules: Rules, plan: Plan, hardware: "Hardware") -> int:
+    """Bytes of a chunk; 0 where transfers go whole, for no expert is larger."""
+    if rules.transfer_chunk is None:
+        return 0
+    size, what = memory_bytes(rules.transfer_chunk), f"transfer_chunk: {rules.transfer_chunk}"
+    if hardware.fixed is not None and hardware.fixed.transfer_setup_ns is None:
+        raise SpecError(f"{what}: [fixed] does not say what a part of a transfer takes; needs transfer_setup_ns there")
+    if hardware.measured is not None and hardware.measured.link is None:
+        raise SpecError(f"{what}: [measured] does not say what a part of a transfer takes; needs a link there")
+    if size * MOST_CHUNKS < plan.expert_bytes:
+        least = -(-plan.expert_bytes // MOST_CHUNKS)
+        wrong = f"cuts an expert of {plan.expert_bytes} bytes into more than {MOST_CHUNKS} chunks"
+        raise SpecError(f"{what}: {wrong}; must be at least {least}B")
+    return size if size < plan.expert_bytes else 0
 
 
 def _bulk(rules: Rules, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -242,7 +262,8 @@ def distinct(plan: Plan) -> Int:
 def _refuse_beyond_integers(rules: Rules, found: OnMiss, plan: Plan) -> None:
     """Of durations times the share's numbers."""
     host = found.cpu_visit_ns + int(plan.costs.cpu_expert_ns.max(initial=0)) * plan.n_experts
-    if (int(found.run_ns.max()) + plan.costs.commit_gap_ns + host) * found.link_share[1] > MOST:
+    longest = max(int(found.run_ns.max()), int(found.chunk_ns.max()))
+    if (longest + plan.costs.commit_gap_ns + host) * found.link_share[1] > MOST:
         raise SpecError(f"link_share: {rules.link_share}: has too many digits beside such durations; give fewer")
 
 

@@ -96,6 +96,9 @@ class RunSpec(BaseModel):
     transfer_order: Literal["fifo", "nearest-layer", "probability"] = flag(
         "NAME", "fifo, nearest-layer or probability, among prefetches", "fifo"
     )
+    transfer_chunk: str | None = later(
+        "256KB", "bytes after which a demand may pass what is fetched ahead (default: a whole transfer)", None
+    )
     expert_group: Literal["one", "ready", "all"] | None = flag(
         "one|ready|all", "how the GPU takes experts (default: the engine's)", None
     )
@@ -202,7 +205,7 @@ class RunSpec(BaseModel):
             raise ValueError(f"must be {WITHOUT_SLOTS}, layers:N, layers:first:N or a file of 0 or 1 per MoE layer")
         return value
 
-    @field_validator("ram", "vram")
+    @field_validator("ram", "vram", "transfer_chunk")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         if value is not None:

@@ -44,7 +44,7 @@ def as_groups(plan: Plan, record: RunRecord) -> dict[str, Any]:
 def totals_by_rules(record: RunRecord) -> dict[str, Any]:
     """What the reference counts only of plans with on_miss."""
     busy = [record.counters[f"busy_{cause}_ns"] for cause in CAUSES]
-    counted = {name: record.counters[name] for name in BY_RULES}
+    counted = {name: record.counters[name] for name in (*BY_RULES, "chunks") if name in record.counters}
     return counted | {"admitted": record.counters["landed_admission"], "busy_ns_by_cause": busy}
 
 

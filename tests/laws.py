@@ -262,6 +262,10 @@ def check_events(result: Result) -> None:
         at += [(queued, queued_ns)] + [(committed, committed_ns)] * (committed >= 0)
         at += [(event, landed_ns)] * (landed_ns >= 0)
         numbers += [event] * (landed_ns < 0)
+    ends = set(result["transfers"]["event"])
+    for row in rows(result, "chunks") if "chunks" in result else []:
+        at += [(row["event_committed"], row["committed_ns"])] * (row["number"] > 0)
+        at += [(row["event"], row["landed_ns"])] * (row["landed_ns"] >= 0 and row["event"] not in ends)
     assert sorted(numbers + [event for event, _ in at]) == list(range(len(numbers) + len(at)))
     assert rising([time for _, time in sorted(at)])
 

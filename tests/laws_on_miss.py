@@ -55,6 +55,7 @@ class Story:
         self.answers = {(row["visit"], row["row"], row["slot"]): row for row in rows(result, "answers")}
         self.asked = {(row["visit"], row["wanted"]) for row in rows(result, "answers")}
         self.visits, self.executions = rows(result, "visits"), rows(result, "executions")
+        self.crossings = crossings(plan, result)
         self.from_stage = {(row["visit"], row["expert"]) for row in self.executions if row["place"] == STAGE}
         self.moments = moments(plan, result)
 
@@ -107,6 +108,11 @@ class Story:
     def counts_misses(self, visit: int) -> bool:
         return self.plan.miss.name == "cpu-admit" and (not self.bulk(visit) or bool(self.admit("warm")))
 
+    def in_flight(self, event: int) -> int:
+        """Transfers and chunks committed and not landed just before an event."""
+        first = [(own[0]["event_committed"], own[0]["landed_ns"], own[0]["event"]) for own in self.crossings]
+        return sum(committed < event and (landed_ns < 0 or landed >= event) for committed, landed_ns, landed in first)
+
     def admit(self, name: str) -> float:
         return float(self.plan.miss.params[ADMIT_PARAMS.index(name)])
 
@@ -136,6 +142,19 @@ class Story:
             admission = self.rule(visit) == "cpu-admit" and coming[SLOT] == ADMISSION
             return ("misses", -1) if admission else ("late", SLOT)
         return ("late", STAGE) if STAGE in coming else ("misses", -1)
+
+
+def crossings(plan: Plan, result: Result) -> list[list[Row]]:
+    """What crosses the link as one, in order: transfers with the rows of all that they bring, and chunks, each a row of
+    its transfer with its own times and events, its `number` and whether it is the `last`."""
+    transfers = rows(result, "transfers")
+    chunks = rows(result, "chunks") if "chunks" in result else []
+    cut = {row["transfer"] for row in chunks}
+    out = [[transfers[row["transfer"]] | row | {"last": row["number"] == plan.chunks - 1}] for row in chunks]
+    whole = [row for number, row in enumerate(transfers) if row["run"] >= 0 and number not in cut]
+    by_run = sorted(whole, key=lambda row: row["event_committed"])
+    out += [list(own) for _, own in groupby(by_run, key=lambda row: row["run"])]
+    return sorted(out, key=lambda own: own[0]["event_committed"])
 
 
 # Law 1
@@ -227,13 +246,13 @@ def check_residency(story: Story) -> None:
             continue
         row, expert, victim = moment.row, moment.expert, moment.row["victim"]
         first = not world.link or world.link[-1]["run"] != row["run"]
-        assert not first or len({other["run"] for other in world.link}) < plan.costs.commit_depth
+        assert not first or story.in_flight(moment.event) < plan.costs.commit_depth
         assert all((other["place"], story.gid(other)) != (row["place"], expert) for other in world.link)
         assert row["place"] != SLOT or expert not in world.resident
         if row["place"] == STAGE:
             check_stage(story, world, moment)
         if row["place"] == AFAR:
-            assert not world.link
+            assert not story.in_flight(moment.event)
         if row["place"] != SLOT:
             assert victim == -1
             continue
@@ -421,7 +440,7 @@ def is_cpu(row: Row) -> bool:
 def busy_when_routed(story: Story) -> list[int]:
     """Of each visit, whether the host's work counts as beside the link's: something is under way, or a split sends
     something over it."""
-    busy = [int(bool(world.link)) for moment, world in story.walk() if moment.what == "visit"]
+    busy = [int(story.in_flight(visit["event"]) > 0) for visit in story.visits]
     for (visit, _, _), row in story.answers.items():
         if story.rule(visit) == "split" and row["answer"] != CPU:
             busy[visit] = 1
@@ -446,16 +465,15 @@ def phases_of(story: Story) -> list[Phase]:
 
 
 def check_link(story: Story) -> None:
-    """The link carries one transfer at a time, first in, first out; each lasts as long as its size, what it follows and
-    the host's work make it. The copies of a run are consecutive ids, committed and landed together."""
+    """The link carries one transfer (or chunk) at a time, first in, first out; each lasts as long as its size, what it
+    follows and the host's work make it. The copies of a run are consecutive ids, committed and landed together."""
     phases, before = phases_of(story), None
-    transfers = sorted(
-        (row for row in rows(story.result, "transfers") if row["run"] >= 0), key=lambda row: row["event_committed"]
-    )
     busy = [0] * len(CAUSES)
     end = story.result["totals"]["time_ns"]
-    for number, group in enumerate(list(own) for _, own in groupby(transfers, key=lambda row: row["run"])):
+    starts = [group for group in story.crossings if group[0].get("number", 0) == 0]
+    for number, group in enumerate(starts):
         check_run(story, number, group)
+    for group in story.crossings:
         head, last = group[0], group[-1]
         follows = before is not None and (before["landed_ns"] < 0 or before["event"] > head["event_committed"])
         if before is None or not follows:
@@ -489,6 +507,7 @@ def landing(
     at, event = started
     plan, head = story.plan, group[0]
     lasts = plan.low.transfer_ns if plan.low and head["low"] else story.on.run_ns[:, len(group)]
+    lasts = story.on.chunk_ns[:, int(head["last"])] if "number" in head else lasts
     until = max((phase.until_ns for phase in phases if phase.event < event), default=0)
     land = at + slowed(plan, gap + int(lasts[1 if follows else 0]), until - at)
     for phase in phases:
@@ -498,6 +517,30 @@ def landing(
         tokens = [row["tokens"] for row in story.executions if row["place"] == AFAR and reads(row, head)]
         land = max(land, at + int(plan.costs.expert_ns[tokens[0]]))
     return land
+
+
+def check_chunks(story: Story) -> None:
+    """Cut is what a demand may pass, but for copies that may share a transfer. Chunks go in order, the slot is claimed
+    with the first, the expert lands with the last; and from the first commit to the last only demands go between."""
+    plan, transfers = story.plan, rows(story.result, "transfers")
+    parts: dict[int, list[Row]] = {number: [] for number in range(len(transfers))}
+    for chunk in rows(story.result, "chunks") if plan.chunks > 1 else []:
+        parts[chunk["transfer"]].append(chunk)
+    for number, row in enumerate(transfers):
+        own, in_runs = parts[number], row["place"] == STAGE and story.on.merge_runs
+        assert bool(own) == (plan.chunks > 1 and row["run"] >= 0 and row["cause"] != DEMAND and not in_runs)
+        if not own:
+            continue
+        assert [chunk["number"] for chunk in own] == list(range(len(own))) and len(own) <= plan.chunks
+        times = ("event_committed", "committed_ns", "started_ns")
+        assert all(own[0][name] == row[name] for name in times)
+        assert (row["outcome"] == LANDED) == (len(own) == plan.chunks and own[-1]["landed_ns"] >= 0)
+        if row["outcome"] == LANDED:
+            assert all(own[-1][name] == row[name] for name in ("event", "landed_ns"))
+        first, last = own[0]["event_committed"], own[-1]["event_committed"]
+        last = last if len(own) == plan.chunks else inf
+        between = [group[0] for group in story.crossings if first < group[0]["event_committed"] < last]
+        assert all(other["cause"] == DEMAND or other.get("transfer") == number for other in between)
 
 
 def reads(row: Row, transfer: Row) -> bool:
@@ -511,6 +554,8 @@ def check_sums(story: Story) -> None:
     """Parts add up to the whole, and the totals are what the record says."""
     laws.check_sums(story.plan, story.result)
     totals, transfers = story.result["totals"], rows(story.result, "transfers")
+    chunks = story.result.get("chunks", {"landed_ns": []})["landed_ns"]
+    assert totals.get("chunks", 0) == sum(ns >= 0 for ns in chunks)
     landed = [row for row in transfers if row["outcome"] == LANDED]
     assert all(row["landed_ns"] >= 0 for row in landed)
     by_cause = Counter(CAUSES[row["cause"]] for row in landed)
@@ -568,5 +613,6 @@ def check_all(plan: Plan, result: Result) -> None:
     check_causality(story)
     check_host(story)
     check_link(story)
+    check_chunks(story)
     check_sums(story)
     laws.check_events(result)

@@ -209,3 +209,18 @@ def _run_ns(rng: np.random.Generator, costs: Costs, n_experts: int) -> Any:
     more = rng.choice([0, 1, 7, int(costs.transfer_ns[1])], (2, 1)) * np.ones((2, n_experts), np.int64)
     more[:, 0] = costs.transfer_ns
     return np.cumsum(np.concatenate([np.zeros((2, 1), np.int64), more], axis=1), axis=1)
+
+
+def plan_in_chunks_of(seed: int) -> Plan:
+    """The same where what a demand may pass is cut, mostly with a prefetcher."""
+    made, rng = plan_with_low_copies_of(seed) if seed % 4 == 0 else plan_of(seed), np.random.default_rng([seed, 18])
+    some = lambda *values: int(rng.choice(values))  # noqa: E731 - a def would say no more
+    assert made.on_miss is not None
+    if made.prefetch is None and rng.random() < 0.7:
+        tokens, layers, _ = made.experts.shape
+        made = replace(made, prefetch=prefetch_of(rng, tokens, layers, made.n_experts))
+    size, chunks = some(5, 8, 12), some(2, 2, 3, 4, 7)
+    full = np.array([[some(0, 1, 5, 20, 60)], [some(0, 1, 4, 20, 50)]], np.int64)
+    chunk_ns = np.concatenate([full, np.maximum(full - some(0, 0, 1, 9), 0)], axis=1)
+    on = replace(made.on_miss, chunk_bytes=size, chunk_ns=chunk_ns)
+    return replace(made, expert_bytes=size * chunks - some(0, 0, size - 1), on_miss=on)

@@ -94,8 +94,8 @@ CORE = [
     fault(
         "prefetch goes before demand",
         "sim/core/link.py",
-        "    if s.link.demand_head < s.link.demand_tail:\n",
-        "    if s.link.n_queued == 0:\n",
+        "    elif s.link.demand_head < s.link.demand_tail:\n",
+        "    elif s.link.n_queued == 0:\n",
     ),
     fault(
         "the link takes one too many",
@@ -767,8 +767,8 @@ BY_RULES = [
     fault(
         "a remote begins while the link is busy",
         "sim/core/remote.py",
-        "if s.link.n_flight > 0 or (",
-        "if s.link.n_flight > 1 or (",
+        "under_way = s.link.n_flight > 0 or",
+        "under_way = s.link.n_flight > 1 or",
         *BOTH,
     ),
     fault(
@@ -786,4 +786,91 @@ BY_RULES = [
         "tests/test_reference_on_miss.py::test_a_tie_of_a_makespan_goes_to_the_host",
     ),
 ]
-FAULTS = [*CORE, *BY_RULES, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ, *PORT]
+REFERENCE_IN_CHUNKS = "tests/planted_watch.py::test_equals_the_brute_force_in_chunks"
+LAWS_IN_CHUNKS = "tests/planted_watch.py::test_keeps_the_laws_in_chunks"
+CHUNKS = [
+    fault(
+        "a rest that is waited for goes behind the demand",
+        "sim/core/link.py",
+        "        g = awaited_rest(s, rules)\n",
+        "        g = NOBODY\n",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "a rest goes before the demand though nobody waits for it",
+        "sim/core/chunks.py",
+        "    return g if awaited else NOBODY",
+        "    return g",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "a serial visit's copies are not waited for in chunks",
+        "sim/core/chunks.py",
+        " or (copy >= 0 and rules.expert[copy].owed == 1)",
+        "",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "the next prefetch goes before the rest",
+        "sim/core/link.py",
+        "    if rules.run.rest >= 0 or s.link.demand_head < s.link.demand_tail:\n        return rules.run.rest\n",
+        "    if s.link.demand_head < s.link.demand_tail or (s.link.n_queued == 0 and rules.run.rest >= 0):\n"
+        "        return rules.run.rest\n",
+        REFERENCE_IN_CHUNKS,
+        LAWS_IN_CHUNKS,
+    ),
+    fault(
+        "a demand that finds no room keeps the rest waiting",
+        "sim/core/link.py",
+        "    if rules is not None and g < 0:\n",
+        "    if rules is not None and g < 0 and s.link.demand_head >= s.link.demand_tail:\n",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "a rest goes while a remote waits",
+        "sim/core/link.py",
+        "    if rules.visit.remote_waits == 1:\n",
+        "    if rules.visit.remote_waits == 1 and rules.run.rest < 0:\n",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "an expert lands with its first chunk",
+        "sim/core/chunks.py",
+        "    if part.last == 1:\n        return False\n",
+        "    if part.number <= 0:\n        return False\n",
+        REFERENCE_IN_CHUNKS,
+    ),
+    fault(
+        "merged copies are cut",
+        "sim/core/chunks.py",
+        " and (g < s.run.stage_base or rules.run.merge_runs == 0)",
+        "",
+        REFERENCE_IN_CHUNKS,
+        LAWS_IN_CHUNKS,
+    ),
+    fault(
+        "the last chunk lasts as long as a full one",
+        "sim/machines/compiled.py",
+        "d.chunk_ns[follows, rules.part[place].last]",
+        "d.chunk_ns[follows, 0]",
+        REFERENCE_IN_CHUNKS,
+        LAWS_IN_CHUNKS,
+    ),
+    fault(
+        "a chunk of another expert's bytes",
+        "runtime/replaying/machine.py",
+        "return part.number * share,",
+        "return 0 * share,",
+        "tests/test_chunks.py::test_bytes_go_where_they_belong",
+    ),
+    fault(
+        "bounds take a transfer in chunks for whole at a cut",
+        "sim/outcome/bounds.py",
+        "loads - 1 - link.partly",
+        "loads - 1",
+        "tests/test_chunks.py::test_after_a_warm_up_one_may_be_sent_in_part",
+    ),
+]
+FAULTS = [
+    *CORE, *BY_RULES, *CHUNKS, *PLAN, *ON_MISS, *HARDWARE, *STRUCTURE, *TIMINGS, *ENGINES, *FIT, *FIGURES, *READ, *PORT,
+]  # fmt: skip

@@ -10,8 +10,8 @@ is then read again from its top:
 2. the GPU work that ends takes effect (a group; a step);
 3. a visit is decided;
 4. the free GPU leaves a layer whose work is done, or takes its next group or a remote expert;
-5. transfers are committed (or rejected) as far as the link, the slots and the stages allow;
-6. with `all`: a group of what is ready, as nothing more can land while it is held.
+5. with `all`: it takes a group of what is ready, as nothing more can land while it is held;
+6. transfers are committed (or rejected) as far as the link, the slots and the stages allow.
 
 When nothing in it can happen the clock moves on to the next thing due.
 """
@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, pow
+from math import ceil, inf, pow
 from typing import Any
 
 from sim.core.plan import (
@@ -54,6 +54,7 @@ COLUMNS = {
     " victim outcome event_queued event_committed event",
     "answers": "event visit row slot wanted answer stand_in gate",
 }
+CHUNK_COLUMNS = "event event_committed transfer number committed_ns started_ns landed_ns"  # where transfers are cut
 ON_MISS_COLUMNS = {"transfers": " place run", "executions": " place"}  # of plans with `on_miss`
 TOTALS = (
     "time_ns evictions decide_ns dense_ns experts_ns stall_ns cpu_wait_ns head_ns link_busy_ns"
@@ -103,6 +104,7 @@ class Transfer:
     joined_for: tuple[int, bool] = (-1, False)
     was_late: bool = False
     was_hit: bool = False
+    chunks_left: int = 0  # not committed yet, of one that is cut
 
     def goes_to_stage(self) -> bool:
         return bool(self.row["place"] == STAGE)
@@ -115,10 +117,18 @@ class Transfer:
 
 @dataclass(eq=False)
 class Shipment:
-    """What crosses the link as one: one expert, or copies of consecutive ids."""
+    """What crosses the link as one: one expert, or copies of consecutive ids, or (`chunk`, its line of the record) a
+    part of one expert."""
 
     transfers: list[Transfer]
     land_ns: float = inf
+    chunk: Row | None = None
+
+    def is_first(self) -> bool:
+        return self.chunk is None or self.chunk["number"] == 0
+
+    def is_last(self, of: int) -> bool:
+        return self.chunk is None or self.chunk["number"] == of - 1
 
 
 class Cache:
@@ -331,9 +341,11 @@ class Machine:
         self.plan, self.cache, self.on = plan, Cache(plan), on_miss_of(plan)
         self.layers = plan.experts.shape[1]
         self.visits = len(plan.step_prefill) * self.layers
+        size = self.on.chunk_bytes
+        self.chunks = 1 if size == 0 else ceil(plan.expert_bytes / size)  # of an expert that is cut
         self.copies = self.layers * plan.n_experts  # the number of the first low-precision copy
         self.now = self.events = 0
-        self.record: dict[str, list[Row]] = {group: [] for group in COLUMNS}
+        self.record: dict[str, list[Row]] = {group: [] for group in (*COLUMNS, "chunks")}
         self.totals: Row = dict.fromkeys((TOTALS + " " + reference_on_miss.TOTALS).split(), 0)
         self.busy_ns = [0] * len(CAUSES)  # of the link, by cause
         self.quality = {name: [0.0] * plan.experts.shape[1] for name in QUALITY}  # by layer
@@ -346,6 +358,7 @@ class Machine:
         self.admissions: list[Transfer] = []
         self.backgrounds: list[Transfer] = []
         self.link: list[Shipment] = []  # committed, not yet landed
+        self.rests: list[Transfer] = []  # of which chunks are not committed, in the order of their first ones
         self.shipped = 0
         self.joined_ahead: set[int] = set()  # visits that have not ended
         self.brought: dict[int, Transfer] = {}  # resident -> the prefetch it came with
@@ -379,8 +392,8 @@ class Machine:
             or self.leave_layer()
             or self.take_group()
             or self.take_remote()
-            or self.commit()
             or self.take_what_is_ready()
+            or self.commit()
         )
 
     def wait(self) -> None:
@@ -505,7 +518,7 @@ class Machine:
     def take_remote(self) -> bool:
         """Behind all that is ready (at `all`, behind all other work), once nothing is committed."""
         visit = self.visit
-        if not self.remotes_wait() or self.link or self.is_held_back():
+        if not self.remotes_wait() or self.link or self.awaited_rest() or self.is_held_back():
             return False
         if GROUPS[self.plan.group] == "all" and visit.work:
             return False
@@ -950,7 +963,9 @@ class Machine:
     # The link
 
     def on_link(self) -> list[Transfer]:
-        return [transfer for shipment in self.link for transfer in shipment.transfers]
+        """Committed, if only in part, and not landed; each once."""
+        sent = [transfer for shipment in self.link for transfer in shipment.transfers]
+        return list(dict.fromkeys([*sent, *self.rests]))
 
     def prefetches_in_line(self) -> list[Transfer]:
         return sorted(self.prefetches, key=lambda transfer: transfer.key)
@@ -963,14 +978,70 @@ class Machine:
         return something
 
     def commit_one(self) -> bool:
-        """Commits the first transfer in line, or rejects it; False when the link is full, idle or blocked."""
+        """Commits the first transfer or chunk in line, or rejects it; False when the link is full, idle or blocked.
+
+        In line: the rest of what this visit waits for; demand; other rests; what else is queued. Nothing but a rest
+        passes a demand that finds no room."""
+        if len(self.link) >= self.plan.costs.commit_depth:
+            return False
+        rest = self.awaited_rest()
+        if rest is None and not self.demands and not self.remotes_wait():
+            rest = next(iter(self.rests), None)
+        if rest is not None:
+            self.send_chunk(rest)
+            return True
+        if self.commit_queued():
+            return True
+        if self.demands and self.rests and not self.remotes_wait():
+            self.send_chunk(self.rests[0])
+            return True
+        return False
+
+    def awaited_rest(self) -> Transfer | None:
+        """The first rest that the visit being served waits for: of a late expert, or (serial) a copy of its layer."""
+        visit = self.visit
+        for transfer in self.rests:
+            late = transfer.expert in visit.late and visit.place[transfer.expert] == transfer.row["place"]
+            if (late and transfer.expert in visit.work) or transfer in visit.awaited:
+                return transfer
+        return None
+
+    def is_cut(self, transfer: Transfer) -> bool:
+        """What a demand may pass goes in chunks, but for copies that may share a transfer."""
+        in_a_run = transfer.goes_to_stage() and self.on.merge_runs
+        return self.chunks > 1 and transfer.row["cause"] != DEMAND and not in_a_run
+
+    def send_chunk(self, transfer: Transfer) -> None:
+        """Its next chunk is committed; the first one, whose slot or stage is claimed, with the transfer."""
+        number = self.chunks - transfer.chunks_left
+        transfer.chunks_left -= 1
+        row: Row = dict.fromkeys(CHUNK_COLUMNS.split(), -1)
+        row |= {"transfer": self.record["transfers"].index(transfer.row), "number": number, "committed_ns": self.now}
+        shipment = Shipment([transfer], chunk=row)
+        if number == 0:
+            self.claim_for(shipment)
+            self.rests.append(transfer)
+        if transfer.chunks_left == 0:
+            self.rests.remove(transfer)
+        self.put_on_link(shipment)
+        self.record["chunks"].append(row)
+        if len(self.link) == 1:
+            self.start_copying(shipment, self.plan.costs.commit_gap_ns, follows_on=False)
+
+    def commit_queued(self) -> bool:
+        """The same of the first in the queues."""
         queues = [self.demands, self.streams, self.prefetches, self.admissions, self.backgrounds]
         queue = next(filter(None, queues[:1] if self.remotes_wait() else queues), None)
-        if queue is None or len(self.link) >= self.plan.costs.commit_depth:
+        if queue is None:
             return False
         head = min(queue, key=lambda transfer: transfer.key)
         has_room = self.stages.free() > 0 if head.goes_to_stage() else self.find_slot(head)
         if has_room:
+            if self.is_cut(head):
+                queue.remove(head)
+                head.chunks_left = self.chunks
+                self.send_chunk(head)
+                return True
             shipment = Shipment(self.run_from(queue) if head.goes_to_stage() else [head])
             for transfer in shipment.transfers:
                 queue.remove(transfer)
@@ -1040,20 +1111,30 @@ class Machine:
                 self.cache.claimed[self.cache.scope(transfer.expert)] += 1
 
     def put_on_link(self, shipment: Shipment) -> None:
-        for transfer in shipment.transfers:
-            transfer.row |= {"committed_ns": self.now, "event_committed": self.event(), "run": self.shipped}
-        self.shipped += 1
+        if shipment.is_first():
+            for transfer in shipment.transfers:
+                transfer.row |= {"committed_ns": self.now, "event_committed": self.event(), "run": self.shipped}
+            self.shipped += 1
+        if shipment.chunk is not None:
+            own = shipment.transfers[0].row["event_committed"] if shipment.is_first() else self.event()
+            shipment.chunk["event_committed"] = own
         self.link.append(shipment)
 
     def start(self, shipment: Shipment, gap_ns: int, lasts_ns: int) -> None:
         """It is under way from now on, for so long, the gap included."""
-        for transfer in shipment.transfers:
-            transfer.row["started_ns"] = self.now + gap_ns
+        for row in self.rows_that_start(shipment):
+            row["started_ns"] = self.now + gap_ns
         shipment.land_ns = self.now + lasts_ns
+
+    def rows_that_start(self, shipment: Shipment) -> list[Row]:
+        own = [transfer.row for transfer in shipment.transfers] if shipment.is_first() else []
+        return own + ([shipment.chunk] if shipment.chunk is not None else [])
 
     def start_copying(self, shipment: Shipment, gap_ns: int, follows_on: bool) -> None:
         low = self.plan.low if self.cache.is_copy(shipment.transfers[0].expert) else None
         lasts = low.transfer_ns if low else self.on.run_ns[:, len(shipment.transfers)]
+        if shipment.chunk is not None:
+            lasts = self.on.chunk_ns[:, 1 if shipment.is_last(self.chunks) else 0]
         self.start(shipment, gap_ns, self.slowed(gap_ns + int(lasts[1 if follows_on else 0]), self.now))
 
     def land(self) -> bool:
@@ -1061,12 +1142,17 @@ class Machine:
             return False
         shipment = self.link.pop(0)
         self.was_busy(shipment)
-        self.totals["link_transfers"] += 1
-        for transfer in shipment.transfers:
-            transfer.row["landed_ns"] = self.now
-            self.close(transfer, LANDED)
-            self.totals[f"landed_{CAUSES[transfer.row['cause']]}"] += 1
-            self.arrive(transfer)
+        if shipment.is_last(self.chunks):
+            self.totals["link_transfers"] += 1
+            for transfer in shipment.transfers:
+                transfer.row["landed_ns"] = self.now
+                self.close(transfer, LANDED)
+                self.totals[f"landed_{CAUSES[transfer.row['cause']]}"] += 1
+                self.arrive(transfer)
+        if shipment.chunk is not None:
+            self.totals["chunks"] += 1
+            event = shipment.transfers[0].row["event"] if shipment.is_last(self.chunks) else self.event()
+            shipment.chunk |= {"landed_ns": self.now, "event": event}
         if self.link:
             self.start_copying(self.link[0], 0, follows_on=True)
         return True
@@ -1095,19 +1181,21 @@ class Machine:
     def was_busy(self, shipment: Shipment) -> None:
         """The link was, with this one, until now."""
         row = shipment.transfers[0].row
-        self.totals["link_busy_ns"] += self.now - row["started_ns"]
-        self.busy_ns[row["cause"]] += self.now - row["started_ns"]
+        started = self.rows_that_start(shipment)[0]["started_ns"]
+        self.totals["link_busy_ns"] += self.now - started
+        self.busy_ns[row["cause"]] += self.now - started
 
     # The end
 
     def finish(self) -> None:
         queued = [*self.demands, *self.streams, *self.prefetches_in_line(), *self.backgrounds, *self.admissions]
-        for transfer in [*self.on_link(), *queued]:
+        committed = [transfer for transfer in self.on_link() if transfer not in self.rests]
+        for transfer in [*committed, *self.rests, *queued]:
             self.close(transfer, UNFINISHED)
-            if transfer.row["started_ns"] > self.now:
-                transfer.row["started_ns"] = -1
         for shipment in self.link:
-            if shipment.transfers[0].row["started_ns"] >= 0:
+            for row in self.rows_that_start(shipment):
+                row["started_ns"] = -1 if row["started_ns"] > self.now else row["started_ns"]
+            if self.rows_that_start(shipment)[0]["started_ns"] >= 0:
                 self.was_busy(shipment)
         for transfer in self.prefetched:
             fate = "late" if transfer.was_late else "used" if transfer.was_hit else "wasted"
@@ -1140,9 +1228,11 @@ def simulate(plan: Plan) -> dict[str, Any]:
     machine.run()
     further = ON_MISS_COLUMNS if plan.on_miss is not None else {}
     names = {group: (names + further.get(group, "")).split() for group, names in COLUMNS.items()}
-    result: dict[str, Any] = {group: columns(machine.record[group], names[group]) for group in COLUMNS}
+    names |= {"chunks": CHUNK_COLUMNS.split()} if machine.chunks > 1 else {}
+    result: dict[str, Any] = {group: columns(machine.record[group], names[group]) for group in names}
     recency = machine.cache.seen_at
-    left_out = [] if plan.on_miss is not None else reference_on_miss.TOTALS.split()
+    left_out = ["chunks"] if machine.chunks == 1 else []
+    left_out += [] if plan.on_miss is not None else reference_on_miss.TOTALS.split()
     totals: Row = {name: plain(value) for name, value in machine.totals.items() if name not in left_out}
     totals |= {name: sum(by_layer) for name, by_layer in machine.quality.items()}
     lists: Row = {"gates": machine.gates, "by_layer": machine.quality}

@@ -13,7 +13,7 @@ from sim.core.plan import ADMIT_PARAMS, SPLIT_PARAMS, SPLITS, Choice, OnMiss, Pl
 
 TOTALS = (
     "streamed remote admitted admission_replaced admission_rejected link_transfers"
-    " landed_demand landed_prefetch landed_background landed_admission landed_stream staged host_ns"
+    " landed_demand landed_prefetch landed_background landed_admission landed_stream staged host_ns chunks"
 )
 
 

@@ -61,6 +61,7 @@ VALUES: dict[str, list[Any]] = {
     "rerank": ["none", *TABLES["rerank"]],
     "placement": list(TABLES["placement"]),
     "transfer_order": ["fifo", "nearest-layer", "probability"],
+    "transfer_chunk": [None, "4KB", "40KB"],
     "expert_group": [None, "one", "all"],
     "batch": [1, 2],
     "prefill_chunk": [512, 2],

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_picture_is_what_its_commands_print(folder: Path, commands: Forks) -> None:
-    assert set(FILES) == {"small-machine.toml", "small.jsonl", "small.toml"} and len(BLOCKS) == 17
+    assert set(FILES) == {"small-machine.toml", "small.jsonl", "small.toml", "slow-link.toml"} and len(BLOCKS) == 20
     for block in BLOCKS:
         lines = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
         shown = "".join(line + "\n" for line in block.splitlines() if not line.startswith("$ "))

@@ -96,7 +96,8 @@ class Timeline:
             runs = [s[2] for s in begun if s[2]["args"].get("experts", 1) > 1 and s[1] <= target["at"]]
             uses = [s[2] for s in at[target["track"], target["at"]] if s[2]["name"].startswith("L")]
             pairs = [(copy, use) for copy in copies or runs for use in uses if use["name"] in brings(copy)]
-            assert pairs and (len(copies) == 1 or runs)
+            chunks = [copy for copy in copies if "chunk" in copy["args"]]  # the last, or others that took no time
+            assert pairs and (len(copies) == 1 or runs or len(chunks) == len(copies))
             out.append(pairs[0])
             self.brought.append(target["id"])
         assert not starts
@@ -196,13 +197,25 @@ def check_link(t: Timeline, record: RunRecord) -> None:
     assert busy.total() == record.counters["link_busy_ns"]
     if by_rules(record):
         assert {cause: busy[cause] for cause in CAUSES} == {c: record.counters[f"busy_{c}_ns"] for c in CAUSES}
-    copies = {e["args"]["correlation"]: e for *_, e in t.slices["H2D link 0"]}
+    copies: dict[int, list[Event]] = defaultdict(list)
+    for *_, e in t.slices["H2D link 0"]:
+        copies[e["args"]["correlation"]].append(e)
     started = [rows for rows in over_the_link(record) if rows[0][1]["started_ns"] >= 0]
     assert sorted(copies) == sorted(rows[0][0] for rows in started)
-    assert len(copies) == len(t.slices["H2D link 0"])
     ran = {row for _, row in uses_of(record)}
     for rows in started:
-        check_copy(copies[rows[0][0]], rows, record, ran)
+        own = copies[rows[0][0]]
+        for e in own:
+            check_copy(e, rows, record, ran)
+        check_pieces(own, len(rows) * (record.low_bytes if rows[0][1]["low"] else record.expert_bytes))
+
+
+def check_pieces(own: list[Event], size: int) -> None:
+    """A transfer is one slice, or one for each of its chunks that started; they bring all its bytes where it landed."""
+    numbers = [e["args"]["chunk"] for e in own if "chunk" in e["args"]]
+    assert len(own) == 1 or numbers == list(range(len(own)))
+    brought = sum(e["args"]["bytes"] for e in own)
+    assert brought == size or (numbers and brought < size and own[0]["args"]["outcome"] == "unfinished")
 
 
 def check_copy(e: Event, rows: list[tuple[int, dict[str, int]]], record: RunRecord, ran: set[int]) -> None:
@@ -214,7 +227,6 @@ def check_copy(e: Event, rows: list[tuple[int, dict[str, int]]], record: RunReco
     tail = f"..E{last['expert']}" * (len(rows) > 1) + " low" * first["low"]
     tail += " remote" * (kind(first) == "remote") + " unwanted" * (kind(first) == "stage" and unwanted == len(rows))
     assert e["name"] == f"{front}L{first['layer']}.E{first['expert']}{tail}"
-    assert e["args"]["bytes"] == len(rows) * (record.low_bytes if first["low"] else record.expert_bytes)
     assert e["args"]["outcome"] in ("landed", "unfinished")
     if kind(first) == "stage":
         assert (e["args"]["experts"], e["args"]["unwanted"]) == (len(rows), unwanted)
@@ -270,10 +282,12 @@ def check_host(t: Timeline, record: RunRecord) -> None:
 
 def check_slowed(t: Timeline, record: RunRecord) -> None:
     """The link is slowed only while it carries something, beside the host."""
-    copies = {e["args"]["correlation"]: (begin, end) for begin, end, e in t.slices["H2D link 0"]}
+    copies = defaultdict(list)
+    for begin, end, e in t.slices["H2D link 0"]:
+        copies[e["args"]["correlation"]].append((begin, end))
     for begin, end, e in t.slices[SLOWED]:
-        whole = copies[e["args"]["correlation"]]
-        assert whole[0] <= begin < end <= whole[1]
+        own = copies[e["args"]["correlation"]]
+        assert begin < end and any(first <= begin and end <= last for first, last in own)
 
 
 def check_curves(t: Timeline, record: RunRecord) -> None:

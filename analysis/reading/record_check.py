@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from sim.core.log import COLUMNS
-from sim.core.plan import ANSWERS, CAUSES, OUTCOMES, PLACES
+from sim.core.plan import ANSWERS, CAUSES, MOST_CHUNKS, OUTCOMES, PLACES
 from sim.machines.record import LAYER, Group, RunRecord, load
 from traces.errors import UserError
 from traces.format.members import find_members, open_zip
 
 STEPS = ("prefill", "begin_ns", "end_ns", "rows")
 REQUESTS = ("request", "admitted_ns", "first_ns", "last_ns", "tokens", "first_decode", "generated", "last_prefill_step")
-EXTRA = {"transfers": ("layer", "bytes", "low")}
+EXTRA = {"transfers": ("layer", "bytes", "low"), "chunks": ("bytes",)}
 BY_RULES = {"transfers": ("place", "run"), "executions": ("place",)}  # of runs with plan.on_miss, all or none of them
 STAGE, REMOTE, HOST = (PLACES.index(name) for name in ("stage", "remote", "host"))
 
@@ -46,7 +46,8 @@ def _wrong(record: RunRecord, summary: dict[str, Any], meta: dict[str, Any]) -> 
         ("layer", record.layer, LAYER),
     ]
     by_rules = any(column in record.groups.get(name, {}) for name in BY_RULES for column in BY_RULES[name])
-    for name, written in COLUMNS.items() if record.groups else ():
+    told = [name for name in COLUMNS if name != "chunks" or name in record.groups]  # which few runs have
+    for name, written in [(name, COLUMNS[name]) for name in told] if record.groups else ():
         own = BY_RULES.get(name, ())
         always = (*(column for column in written if column not in own), *EXTRA.get(name, ()))
         groups.append((name, record.groups.get(name, {}), (*always, *(own if by_rules else ()))))
@@ -130,6 +131,11 @@ def _outside(record: RunRecord, layers: int, experts: int, causes: int, answered
             ("answers.visit", answers["visit"], 0, n),
             ("answers.answer", answers["answer"], 0, answered),
         ]
+        if "chunks" in record.groups:
+            limits += [
+                ("chunks.transfer", record.groups["chunks"]["transfer"], 0, len(transfers["event"])),
+                ("chunks.number", record.groups["chunks"]["number"], 0, MOST_CHUNKS),
+            ]
         if "run" in transfers:
             on_host = executions["cpu"] == 1
             limits += [

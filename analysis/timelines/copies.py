@@ -41,6 +41,13 @@ def heads(transfers: Group) -> npt.NDArray[np.bool_]:
     return out
 
 
+def pieces(record: RunRecord) -> Group:
+    """What crossed the link one after another, as RunRecord.on_link has it, of several experts in one the first."""
+    sent = record.on_link()
+    one = heads(record.groups["transfers"])[sent["transfer"]]
+    return {name: column[one] for name, column in sent.items()}
+
+
 def latest(expert: Int, event: Int, of: Int, before: Int) -> Int:
     """For each (of, before) the place in (expert, event) of that expert's last event before; -1 where there is none."""
     order = np.lexsort((event, expert))

@@ -162,6 +162,12 @@ def _experts(x: Slices, place: tuple[int, int], category: str, record: RunRecord
 
 def _copies(c: Slices, context: Context) -> Iterator[str]:
     """Transfers that moved data. A victim is named like the expert it was."""
+    for part in (c.where(c.of["chunk"] < 0), c.where(c.of["chunk"] >= 0)):
+        yield from _pieces(part, context)
+
+
+def _pieces(c: Slices, context: Context) -> Iterator[str]:
+    """The same of those that went whole, or in chunks."""
     admitted, place = c.of["cause"] == ADMISSION, c.of["place"]
     for word, mine in (("", (place == SLOT) & ~admitted), ("admit ", admitted)):
         found = c.where(mine)
@@ -187,6 +193,7 @@ def _copied(c: Slices, more: Args) -> Args:
         "promoted": _word(("no", "yes"), c.of["promoted"]),
         "queue_wait_us": ("%.3f", (c.begin - c.of["queued"]) / 1000),
         **more,
+        **(_ids(c, "chunk") if len(c) and c.of["chunk"][0] >= 0 else {}),
         "outcome": _word(OUTCOMES, c.of["outcome"]),
     }
 
@@ -232,9 +239,9 @@ def _arrows(shown: Tracks) -> Iterator[str]:
     uses = shown.experts.where(
         (shown.experts.of["first"] == 1) & np.isin(shown.experts.of["run"], shown.copies.of["run"])
     )
-    order = np.argsort(shown.copies.of["run"])
+    order = np.argsort(shown.copies.of["run"], kind="stable")  # of one in chunks from the last
     run = shown.copies.of["run"][order]
-    left = shown.copies.begin[order][np.searchsorted(run, uses.of["run"])]
+    left = shown.copies.begin[order][np.searchsorted(run, uses.of["run"], "right") - 1]
     yield from arrows(LINK, COMPUTE, uses.of["copy"], left, uses.begin)
 
 

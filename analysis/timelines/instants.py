@@ -12,13 +12,13 @@ def when(record: RunRecord, events: Int) -> Int:
     """ns of events that carry no time of their own: what is withdrawn or rejected goes at the instant of the event
     before it that has one (a decision, a commit, a landing, the end of a group)."""
     groups, steps = record.groups, record.steps
-    v, x, t = groups["visits"], groups["executions"], groups["transfers"]
-    on_gpu, on_link, landed = x["cpu"] == 0, t["committed_ns"] >= 0, t["landed_ns"] >= 0
-    numbers = (v["event"], x["event"][on_gpu], t["event_committed"][on_link], t["event"][landed], steps["event"])
+    v, x, t = groups["visits"], groups["executions"], record.on_link()
+    on_gpu, landed = x["cpu"] == 0, t["landed_ns"] >= 0
+    numbers = (v["event"], x["event"][on_gpu], t["event_committed"], t["event"][landed], steps["event"])
     times = (
         v["routed_ns"],
         group_ends(record)[on_gpu],
-        t["committed_ns"][on_link],
+        t["committed_ns"],
         t["landed_ns"][landed],
         steps["end_ns"],
     )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from analysis.timelines.asked import Asked
 from sim.core.plan import PLACES
-from sim.machines.record import RunRecord
+from sim.machines.record import Group
 
 Int = npt.NDArray[np.int64]
 REMOTE = PLACES.index("remote")  # lasts as long as the GPU computes, too
@@ -22,19 +22,16 @@ def how_sure(asked: Asked) -> str:
     return "asked for; what the device did is not known" if asked.measured else "exact: the spec says so"
 
 
-def is_slowed(
-    record: RunRecord, asked: Asked, rows: Int, lasts: Int, sizes: Int, touched: npt.NDArray[np.bool_]
-) -> bool:
-    """Of all transfers over the link, in order, [n] each: their first row, ns, bytes, and whether the host computed
-    meanwhile."""
+def is_slowed(asked: Asked, sent: Group, lasts: Int, sizes: Int, place: Int, touched: npt.NDArray[np.bool_]) -> bool:
+    """Of all transfers over the link, or chunks, in order, [n] each: their events (copies.pieces), ns, bytes, place,
+    and whether the host computed meanwhile."""
     if asked.link_share is not None:
         return asked.link_share < 1
     if asked.measured or not touched.any() or touched.all():
         return False
-    t = record.groups["transfers"]
-    after = np.append(False, t["event_committed"][rows[1:]] < t["event"][rows[:-1]])
+    after = np.append(False, sent["event_committed"][1:] < sent["event"][:-1])
     kind = 2 * sizes + after
-    alike = t["place"][rows] != REMOTE
+    alike = place != REMOTE
     order = np.unique(kind)
     longest = np.full(len(order), np.iinfo(np.int64).max)
     for i, one in enumerate(order):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.timelines.asked import Asked
-from analysis.timelines.copies import READ, STAGED, heads, kinds
+from analysis.timelines.copies import READ, STAGED, kinds, pieces
 from sim.core.plan import CAUSES
 from sim.machines.record import Group, RunRecord
 from sim.outcome.summary import STALLS
@@ -44,13 +44,13 @@ class Stalls(NamedTuple):
 def by_cause(record: RunRecord, begin: Int, end: Int, visit: Int, asked: Asked) -> Stalls:
     """The gaps `begin` to `end` ns in which the GPU stalled, [n] each, cut where the cause changes; per visit and cause
     they add up to the record's figures."""
-    visits, transfers = record.groups["visits"], record.groups["transfers"]
+    visits, transfers, sent = record.groups["visits"], record.groups["transfers"], pieces(record)
     said = np.stack([visits[f"stall_{cause}_ns"] for cause in STALLS], axis=1)
-    cut = _cut_at_landings(begin, end, visit, transfers)
+    cut = _cut_at_landings(begin, end, visit, sent)
     late = cut.end <= _last_late_landing(record)[cut.visit]
     waits = (_last_demand_commit(visits, transfers)[cut.visit] > cut.begin) & ~_reads_alone(record, cut)
     serial = cut.end <= _last_owed_landing(visits, transfers, asked)[cut.visit]
-    in_flight, most = _in_flight(transfers, cut.begin)
+    in_flight, most = _in_flight(sent, cut.begin)
     best = cut
     fewest = len(said) + 1
     for room in (in_flight < most, np.ones(len(in_flight), bool)):
@@ -61,11 +61,11 @@ def by_cause(record: RunRecord, begin: Int, end: Int, visit: Int, asked: Asked) 
     return _joined(best if not fewest else _laid_out(best, said, odd))
 
 
-def _cut_at_landings(begin: Int, end: Int, visit: Int, transfers: Group) -> Stalls:
+def _cut_at_landings(begin: Int, end: Int, visit: Int, sent: Group) -> Stalls:
     """Each gap in pieces between which something landed, the cause yet open; empty gaps are left out."""
     keep = end > begin
     begin, end, visit = begin[keep], end[keep], visit[keep]
-    landed = np.unique(transfers["landed_ns"][transfers["landed_ns"] >= 0])
+    landed = np.unique(sent["landed_ns"][sent["landed_ns"] >= 0])
     first, last = np.searchsorted(landed, begin, "right"), np.searchsorted(landed, end, "left")
     pieces = 1 + np.maximum(0, last - first)
     owner = np.repeat(np.arange(len(begin)), pieces)
@@ -140,15 +140,12 @@ def _reads_alone(record: RunRecord, cut: Stalls) -> npt.NDArray[np.bool_]:
     return np.asarray((remote >= cut.end) & (others < cut.end), np.bool_)
 
 
-def _in_flight(transfers: Group, at: Int) -> tuple[Int, int]:
-    """(transfers committed and not landed just after each instant `at`, the most there ever were); several experts in
-    one transfer are one."""
-    one = heads(transfers)
-    committed = (transfers["committed_ns"] >= 0) & one
-    landed = (transfers["landed_ns"] >= 0) & one
-    begins, ends = np.sort(transfers["committed_ns"][committed]), np.sort(transfers["landed_ns"][landed])
+def _in_flight(sent: Group, at: Int) -> tuple[Int, int]:
+    """(transfers, or chunks, committed and not landed just after each instant `at`, the most there ever were)."""
+    landed = sent["landed_ns"] >= 0
+    begins, ends = np.sort(sent["committed_ns"]), np.sort(sent["landed_ns"][landed])
     now = np.searchsorted(begins, at, "right") - np.searchsorted(ends, at, "right")
-    events = np.concatenate([transfers["event_committed"][committed], transfers["event"][landed]])
+    events = np.concatenate([sent["event_committed"], sent["event"][landed]])
     steps = np.concatenate([np.ones(len(begins), np.int64), np.full(len(ends), -1)])
     return now, int(np.cumsum(steps[np.argsort(events)]).max(initial=0))
 

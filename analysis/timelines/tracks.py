@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.timelines.asked import NOTHING, Asked
-from analysis.timelines.copies import STAGED, copy_of, first_uses, heads, kinds, runs
+from analysis.timelines.copies import STAGED, copy_of, first_uses, kinds, pieces, runs
 from analysis.timelines.gaps import Ran, changes, gaps, shared
 from analysis.timelines.host import HostWork, beside, by_rules, host_work, slow_spans, waits
 from analysis.timelines.instants import when
@@ -72,7 +72,8 @@ class Tracks:
     STALLS}, head {step}; experts (on the GPU) and host (on the CPU) {visit, group, step, layer, expert, low,
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
     run (its number over the link), cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first
-    use of its copy, and not while it was read), place (of PLACES)}; copies, one for each transfer over the link {row
+    use of its copy, and not while it was read), place (of PLACES)}; copies, one for each transfer over the link,
+    or chunk of one {chunk (its number, -1: all of it), event_committed, event (it landed), row
     (of the first expert it brings), run, queued, layer, expert, n (experts, from that one on), unwanted (of these so
     many landed and were never run), low, cause, promoted, bytes, victim, outcome, place}. Of runs with plan.on_miss,
     else empty: visits of the host {step, layer}, rejected admissions {row, layer, expert; they take no time}, and
@@ -271,22 +272,24 @@ def _apart(x: Group) -> tuple[Int, Int]:
 
 
 def _copies(record: RunRecord) -> Slices:
-    """Every transfer over the link that started; one under way at the end of the run ends there."""
-    t = record.groups["transfers"]
-    started, landed, run = t["started_ns"], t["landed_ns"], runs(t)
-    rows = np.flatnonzero((started >= 0) & heads(t))
-    rows = rows[np.lexsort((t["event_committed"][rows], started[rows]))]
-    begin, landed = started[rows], landed[rows]
+    """Every transfer over the link, or chunk, that started; one under way at the end of the run ends there."""
+    t, sent, run = record.groups["transfers"], pieces(record), runs(record.groups["transfers"])
+    sent = {name: column[sent["started_ns"] >= 0] for name, column in sent.items()}
+    order = np.lexsort((sent["event_committed"], sent["started_ns"]))
+    sent = {name: column[order] for name, column in sent.items()}
+    rows, begin, landed = sent["transfer"], sent["started_ns"], sent["landed_ns"]
     end = np.where(landed >= 0, landed, np.maximum(begin, record.steps["end_ns"][-1]))
     begin = np.maximum(begin, np.append(0, np.maximum.accumulate(end))[:-1])
     end = np.maximum(begin, end)
     of = {name: t[name][rows] for name in ("layer", "expert", "low", "cause", "promoted", "victim", "outcome")}
-    of |= {"row": rows, "run": run[rows], "queued": t["queued_ns"][rows]}
+    of |= {"row": rows, "run": run[rows], "queued": t["queued_ns"][rows], "chunk": sent["number"]}
+    of |= {name: sent[name] for name in ("event_committed", "event")}
     of["place"] = t["place"][rows] if by_rules(record) else np.zeros_like(rows)
     for name, values in (("n", np.ones_like(run)), ("bytes", t["bytes"]), ("unwanted", _unwanted(record))):
         of[name] = np.zeros(1 + run.max(initial=0), np.int64)
         np.add.at(of[name], run, values)
         of[name] = of[name][run[rows]]
+    of["bytes"] = np.where(sent["number"] < 0, of["bytes"], sent["bytes"])
     return Slices(begin, end, of)
 
 
@@ -314,6 +317,7 @@ def _slowed(record: RunRecord, asked: Asked, copies: Slices, work: HostWork) -> 
     owner, begin, end = beside(slow_spans(record, work), copies.begin, copies.end)
     owner, begin, end = (column[end > begin] for column in (owner, begin, end))
     touched = np.isin(np.arange(len(copies)), owner)
-    slow = is_slowed(record, asked, copies.of["row"], copies.end - copies.begin, copies.of["bytes"], touched)
-    pieces = Slices(begin, end, {name: copies.of[name][owner] for name in names})
-    return pieces.where(np.full(len(begin), slow))
+    lasts, (sizes, place) = copies.end - copies.begin, (copies.of[name] for name in ("bytes", "place"))
+    slow = is_slowed(asked, copies.of, lasts, sizes, place, touched)
+    slower = Slices(begin, end, {name: copies.of[name][owner] for name in names})
+    return slower.where(np.full(len(begin), slow))

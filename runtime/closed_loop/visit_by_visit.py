@@ -66,7 +66,7 @@ class VisitByVisit(Machine):
         s, before = self.s, int(self.s.link.n_flight)
         super().commit(event)
         for i in range(before, int(s.link.n_flight)):
-            g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
+            g = int(s.flight[(s.link.flight_head + i) % len(s.flight)])
             self.ops.append(Committed(g, int(s.expert[g].slot)))
 
     def run_group(self, n: int, group: int) -> Process:

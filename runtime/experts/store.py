@@ -199,8 +199,10 @@ class ExpertStore(Generic[W]):
         landed: Landed | None = None,
         planned_ns: int = 0,
         gap_ns: int = 0,
+        part: tuple[float, float] | None = None,
     ) -> Copy:
-        """The same for several as one transfer, each into its own slot: they land together."""
+        """The same for several as one transfer, each into its own slot: they land together. part: from which share of
+        the bytes to which, of a chunk (None: all of them); the chunks of an expert go one after another."""
         for slot in slots:
             read = self.last_read[slot]
             if read is not None:
@@ -208,9 +210,12 @@ class ExpertStore(Generic[W]):
                 self.last_read[slot] = None
         touched = [self.host_access(g) for g in experts], [self.slot_access(slot) for slot in slots]
         parts = [(self.target(slot), self.source(g)) for g, slot in zip(experts, slots, strict=True)]
+        if part is not None:
+            parts = [(piece(dst, *part), piece(src, *part)) for dst, src in parts]
         copy = self.port.link.transfer(parts, landed, Declared(planned_ns, gap_ns, *touched))
         for g, slot in zip(experts, slots, strict=True):
-            self.arrived[slot], self.holds[slot] = copy, self.where(g)
+            self.arrived[slot] = copy
+            self.holds[slot] = self.where(g) if part is None or part[1] == 1 else None
         return copy
 
     def reading(self, slots: Iterable[int]) -> list[Access]:
@@ -258,6 +263,12 @@ class ExpertStore(Generic[W]):
                 self.port.free(buffer)
         if self.staging is not None:
             self.port.free(self.staging)
+
+
+def piece(data: torch.Tensor, begin: float, end: float) -> torch.Tensor:
+    """What of bytes [n] lies between two shares of them; pieces that share a border leave nothing out."""
+    first, last = (round(share * len(data)) for share in (begin, end))
+    return data[first:last]
 
 
 # --- does it fit ---

@@ -162,9 +162,9 @@ def components(run: TimedRun) -> dict[str, int]:
 
 def _link_ns(run: TimedRun, begin: int, end: int) -> int:
     """How long the link moved data between two instants."""
-    sent = run.record.groups["transfers"]
-    under_way = (sent["committed_ns"] >= 0) & (sent["started_ns"] >= 0)
-    landed = np.where(sent["outcome"] == LANDED, sent["landed_ns"], end)[under_way]
+    sent = run.record.on_link()
+    under_way = sent["started_ns"] >= 0
+    landed = np.where(sent["landed_ns"] >= 0, sent["landed_ns"], end)[under_way]
     started = np.maximum(sent["started_ns"][under_way], begin)
     return int(np.maximum(np.minimum(landed, end) - started, 0).sum())
 

@@ -10,6 +10,7 @@ import numpy as np
 from sim.core import log as lg
 from sim.core import state as st
 from sim.core.plan import PLACES, Plan
+from sim.errors import SpecError
 from sim.machines.record import RunRecord
 
 # columns of each group that hold decisions; the others hold times, or are made of these
@@ -29,9 +30,11 @@ DECISIONS = {
     ),
     "executions": ("event", "visit", "expert", "tokens", "stand_in_tokens", "group", "cpu", "low"),
 }
+CHUNKS = ("event", "event_committed", "transfer", "number")  # of a plan that cuts transfers
 RUN = ("run",)  # of transfers too, where the record has it
 STAGE, DEFERRED = PLACES.index("stage"), PLACES.index("deferred")
-AT_ONCE = ("visit", "expert", "event_queued")  # of a transfer, what is known when it is queued
+# what is known of a transfer when it is queued, and of a chunk when it is committed
+AT_ONCE = {"transfers": ("visit", "expert", "event_queued"), "chunks": ("event_committed", "transfer", "number")}
 
 
 def global_ids(plan: Plan, record: RunRecord, name: str) -> Any:
@@ -90,9 +93,15 @@ class DecisionCheck:
     """Rows that a running log has, against the record's, as they are written."""
 
     def __init__(self, plan: Plan, record: RunRecord) -> None:
+        """Raises SpecError for a record of other groups than the plan's."""
         self.decisions = dict(DECISIONS)
         if plan.on_miss is not None:
             self.decisions["transfers"] += RUN
+        if plan.chunks > 1:
+            self.decisions["chunks"] = CHUNKS
+        if record.groups.keys() != self.decisions.keys():
+            have, want = ", ".join(record.groups), ", ".join(self.decisions)
+            raise SpecError(f"lock-step: the record has {have}; a run of the plan has {want}")
         self.recorded: dict[str, dict[str, Any]] = {}
         for name, group in record.groups.items():
             columns = {column: group[column] for column in self.decisions[name]}
@@ -101,14 +110,14 @@ class DecisionCheck:
             if name == "executions" and plan.on_miss is not None:
                 columns["cpu"] = group["cpu"] + (group["place"] == DEFERRED)  # as the log has it
             self.recorded[name] = columns
-        self.rows = dict.fromkeys(DECISIONS, 0)
+        self.rows = dict.fromkeys(self.decisions, 0)
         self.outcome = Outcome()
 
     def look(self, s: st.State, log: lg.Log) -> None:
         """The rows written since the last look, but for what of a transfer is not known yet. Raises Unequal."""
         for name, every in self.decisions.items():
             first, last = self.rows[name], getattr(s.rows, name)
-            columns = AT_ONCE if name == "transfers" else every
+            columns = AT_ONCE.get(name, every)
             if last > first:
                 self._compare(name, first, last, columns, log)
                 self.rows[name] = last

@@ -69,11 +69,23 @@ def entries(record: RunRecord, plan: Plan) -> list[Entry]:
     out += [Entry(int(sent["event"][i]), LAND, g=int(ids[i]), ns=int(sent["landed_ns"][i])) for i in _landings(sent)]
     for i in np.flatnonzero(sent["event_committed"] >= 0):
         out.append(Entry(int(sent["event_committed"][i]), COMMITS, ns=int(sent["committed_ns"][i])))
+    out += _chunks(record, sent, ids)
     out += [Entry(int(e), COMMITS, ns=-1) for e in sent["event"][sent["outcome"] == 2]]  # rejected: tried in a phase
     out += [
         Entry(int(e), STEP, ns=int(ns)) for e, ns in zip(record.steps["event"], record.steps["end_ns"], strict=True)
     ]
     return _phases(sorted(out), plan.on_miss is None)
+
+
+def _chunks(record: RunRecord, sent: dict[str, Any], ids: Any) -> Iterator[Entry]:
+    """Commits and landings of chunks, but for the first commit and the last landing of each transfer, which are its
+    own."""
+    cut = record.groups.get("chunks", {})
+    for i, transfer in enumerate(cut.get("transfer", ())):
+        if cut["number"][i] > 0:
+            yield Entry(int(cut["event_committed"][i]), COMMITS, ns=int(cut["committed_ns"][i]))
+        if cut["landed_ns"][i] >= 0 and cut["event"][i] != sent["event"][transfer]:
+            yield Entry(int(cut["event"][i]), LAND, g=int(ids[transfer]), ns=int(cut["landed_ns"][i]))
 
 
 def _landings(sent: dict[str, Any]) -> Any:
@@ -268,7 +280,7 @@ class LockStep:
         self.order, self.at = entries(record, plan), 0
         self.comparison, self.offers = DecisionCheck(plan, record), Offers(plan.group, machine.rules)
         self.ends = Ends(record, machine.rules)
-        self.arrived: dict[int, tuple[int, int]] = {}
+        self.arrived: dict[int, list[tuple[int, int]]] = {}  # of each expert what has ended, and not landed
         self.why: str | None = None
 
     @staticmethod
@@ -286,7 +298,7 @@ class LockStep:
 
     def arrive(self, g: int, started_ns: int, landed_ns: int) -> None:
         """A copy has ended; it lands when it is its turn."""
-        self.arrived[g] = (started_ns, landed_ns)
+        self.arrived.setdefault(g, []).append((started_ns, landed_ns))
         self._go_on()
         self.machine.port.notify()
 
@@ -302,8 +314,8 @@ class LockStep:
                 entry = self.order[self.at]
                 if self.ends.come_before(entry, self.machine.s):
                     return
-                if entry.kind == LAND and entry.g in self.arrived:
-                    self.machine.landed(entry.g, *self.arrived.pop(entry.g))
+                if entry.kind == LAND and self.arrived.get(entry.g):
+                    self.machine.landed(entry.g, *self.arrived[entry.g].pop(0))
                 elif entry.kind == COMMITS:
                     self.machine.commit()
                 else:

@@ -67,7 +67,7 @@ from sim.core.stages import end_visit
 from sim.core.state import NEVER, IllegalTransition
 from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
 from sim.errors import SpecError
-from sim.machines.clock import begin_run, busy, close, forget
+from sim.machines.clock import begin_run, busy, close, forget, last_place
 from sim.machines.record import RunRecord
 
 
@@ -173,15 +173,31 @@ class Machine:
             g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 return
-            experts = self._brought(g)
+            experts, place = self._brought(g), int(last_place(s))
             self.latest = self.now()
-            for each in experts:
-                self.log.transfers[s.expert[each].transfer].committed_ns = self.latest
-            self.clock.starts[g] = NEVER
+            for row in self._rows(experts, place, first=True):
+                row.committed_ns = self.latest
+            self.clock.starts[place] = NEVER
             gap = 0 if follows else self.costs.commit_gap_ns
-            places = [self._claimed(each) for each in experts]
-            planned = self._planned_ns(g, follows, gap)
-            self.copies[g] = self.store.fetch_together(experts, places, self._observer(g), planned, gap)
+            slots = [self._claimed(each) for each in experts]
+            planned, part = self._planned_ns(g, place, follows, gap), self._part(place)
+            self.copies[place] = self.store.fetch_together(experts, slots, self._observer(g), planned, gap, part)
+
+    def _part(self, place: int) -> tuple[float, float] | None:
+        """Of a chunk, at that place of State.flight, from which share of its expert's bytes to which it goes."""
+        if self.rules is None or (part := self.rules.part[place]).number < 0:
+            return None
+        share = self.on_miss.chunk_bytes / self.plan.expert_bytes
+        return part.number * share, 1.0 if part.last else (part.number + 1) * share
+
+    def _rows(self, experts: Sequence[int], place: int, first: bool = False, last: bool = False) -> list[Any]:
+        """Rows of the record that tell of what stands at a place of State.flight: of its chunk, and of its transfers
+        where that is their first, or their last."""
+        own = [self.log.transfers[self.s.expert[each].transfer] for each in experts]
+        if self.rules is None or (part := self.rules.part[place]).number < 0:
+            return own
+        told = (first and part.number == 0) or (last and part.last == 1)
+        return [self.log.chunks[part.row], *(own if told else [])]
 
     def _brought(self, g: int) -> list[int]:
         """The experts that a transfer brings; g: the first."""
@@ -192,16 +208,20 @@ class Machine:
 
     def _claimed(self, g: int) -> int:
         """Where an expert that was committed goes: the slot that the core took for it, or a stage."""
+        if g in self.stages.of:  # its first chunk did
+            return self.stages.of[g]
         return self.stages.claim(g) if self.is_copy(g) else int(self.s.expert[g].slot)
 
-    def _planned_ns(self, g: int, follows: int, gap_ns: int) -> int:
-        """How long the transfer committed last lasts by the plan; g: its first expert."""
-        if self.is_copy(g):
+    def _planned_ns(self, g: int, place: int, follows: int, gap_ns: int) -> int:
+        """How long what was committed last, at that place of State.flight, lasts by the plan; g: its first expert."""
+        if self.rules is not None and self.rules.part[place].number >= 0:
+            ns = int(self.on_miss.chunk_ns[follows, self.rules.part[place].last])
+        elif self.is_copy(g):
             assert self.rules is not None
             ns = int(self.on_miss.run_ns[follows, self.rules.visit.run])
         else:
             ns = self.transfer_ns[self.is_low(g)][follows]
-        return ns if self.shared is None else self.shared.committed(g, ns, gap_ns, follows, self.latest)
+        return ns if self.shared is None else self.shared.committed(place, ns, gap_ns, follows, self.latest)
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
@@ -226,9 +246,9 @@ class Machine:
         return ended
 
     def landed(self, g: int, started_ns: int, landed_ns: int) -> None:
-        """The oldest committed transfer has landed; g: its first expert."""
-        s, experts = self.s, self._brought(g)
-        committed = int(self.log.transfers[s.expert[g].transfer].committed_ns)
+        """The oldest committed transfer, or chunk, has landed; g: its first expert."""
+        s, experts, place = self.s, self._brought(g), int(self.s.link.flight_head)
+        committed = int(self._rows(experts, place)[0].committed_ns)
         landed_ns = self.latest = max(min(landed_ns, self.now()), self.latest)
         started_ns = min(max(started_ns, committed, self.link_free), landed_ns)
         self.link_free = landed_ns
@@ -237,12 +257,13 @@ class Machine:
         found = int(land(s, self.log, self.rules))
         if found != g:
             raise RuntimeError(f"expert {g} landed, but expert {found} was committed first")
-        del self.copies[g]
-        self.clock.starts[g], self.clock.lands[g] = started_ns, landed_ns
+        del self.copies[place]
+        self.clock.starts[place], self.clock.lands[place] = started_ns, landed_ns
         busy(s, self.clock, self.rules, g, landed_ns - max(started_ns, self.counted_from))
-        for each in experts:
-            row = self.log.transfers[s.expert[each].transfer]
-            row.started_ns, row.landed_ns = started_ns, landed_ns
+        for row in self._rows(experts, place, first=True):
+            row.started_ns = started_ns
+        for row in self._rows(experts, place, last=True):
+            row.landed_ns = landed_ns
         self._give_back(experts)
 
     def _why(self) -> int:
@@ -343,8 +364,8 @@ class Machine:
             self.routed_ns = self.latest = self.lap("decide_ns")
             planned = self.host.routed(s, self.rules, int(link_busy))
             if self.shared is not None and planned:
-                for g, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
-                    self.copies[g].declare(ns)
+                for place, ns in self.shared.host_begins(self.routed_ns, planned, self.host.n_later):
+                    self.copies[place].declare(ns)
             log.visits[s.rows.visits - 1].routed_ns = self.routed_ns
             for row in log.transfers[first : s.rows.transfers]:
                 row.queued_ns = self.routed_ns
@@ -486,22 +507,26 @@ class Machine:
         """The run has ended: what is queued or under way is unfinished."""
         with self.port.lock:
             s, self.clock.time.now_ns = self.s, self.mark
-            for i in range(s.link.n_flight):
-                g = int(s.flight[(s.link.flight_head + i) % len(s.expert)])
-                self._note_start(g)
+            places = [(s.link.flight_head + i) % len(s.flight) for i in range(s.link.n_flight)]
+            begun = [self._begun(place) for place in places]
             close(s, self.log, self.clock, self.rules)
+            for rows, started in begun:
+                for row in rows:
+                    row.started_ns = started
             self.ended = True
         self.port.sync()
         return RunRecord.of(self.plan, s, self.log, self.clock, self.rules)
 
-    def _note_start(self, g: int) -> None:
-        """When the transfer of expert g, still under way, began; `close` counts what of it lies in the run."""
-        started = self.copies[g].started_ns
+    def _begun(self, place: int) -> tuple[list[Any], int]:
+        """(rows of what stands at a place of State.flight, still under way, when it began); `close` counts what of it
+        lies behind the warm-up."""
+        started = self.copies[place].started_ns
         if started is None:
-            return
-        started = max(started - self.origin, int(self.log.transfers[self.s.expert[g].transfer].committed_ns))
-        self.log.transfers[self.s.expert[g].transfer].started_ns = started
-        self.clock.starts[g] = max(started, self.counted_from)
+            return [], -1
+        rows = self._rows(self._brought(int(self.s.flight[place])), place, first=True)
+        started = max(started - self.origin, int(rows[0].committed_ns))
+        self.clock.starts[place] = max(started, self.counted_from)
+        return rows, started
 
     def residents(self) -> dict[int, int]:
         """{expert: slot} of what is resident now."""
@@ -535,6 +560,7 @@ def warm(plan: Plan) -> None:
         if rules is not None:
             visit_lasts(s, rules)
             behind(s, rules, 0)
+            last_place(s)
             end_visit(s, rules)
         forget(s, clock, rules)
         busy(s, clock, rules, 0, 0)

@@ -17,27 +17,28 @@ class SharedMemory:
 
     def __init__(self, on: OnMiss, s: State, clock: Clock) -> None:
         self.s, self.visit_ns, self.share, self.last = s, on.cpu_visit_ns, on.link_share, -1
-        own = {name: zeros(len(s.expert)) for name in ("starts", "lands", "full_ns")}
+        own = {name: zeros(len(s.flight)) for name in ("starts", "lands", "full_ns")}
         self.clock: Clock = clock.replaced(time=zeros(dtype=Time), host=zeros(dtype=Host), **own)
 
-    def committed(self, g: int, ns: int, gap_ns: int, follows: int, now_ns: int) -> int:
-        """Transfer g is committed and needs ns with the link to itself: how long it lasts from its start on."""
+    def committed(self, place: int, ns: int, gap_ns: int, follows: int, now_ns: int) -> int:
+        """What is committed at a place of State.flight needs ns with the link to itself: how long it lasts from its
+        start on."""
         clock = self.clock
         begin = int(clock.lands[self.last]) if follows else now_ns
-        clock.full_ns[g], clock.starts[g], self.last = ns, begin + gap_ns, g
-        clock.lands[g] = begin + slowed(gap_ns + ns, clock.host.until_ns - begin, *self.share)
-        return self._lasts(g)
+        clock.full_ns[place], clock.starts[place], self.last = ns, begin + gap_ns, place
+        clock.lands[place] = begin + slowed(gap_ns + ns, clock.host.until_ns - begin, *self.share)
+        return self._lasts(place)
 
-    def _lasts(self, g: int) -> int:
-        return int(self.clock.lands[g] - self.clock.starts[g])
+    def _lasts(self, place: int) -> int:
+        return int(self.clock.lands[place] - self.clock.starts[place])
 
     def host_begins(self, now_ns: int, experts_ns: Sequence[int], n_later: int) -> Iterator[tuple[int, int]]:
         """A visit gives the host experts of such durations, the last `n_later` of them deferred. Of each transfer under
-        way (by its first expert) how long it now lasts."""
+        way (by its place in State.flight) how long it now lasts."""
         host, flight = self.clock.host, self.s.link
         last = max(now_ns, host.deferred_ns) + self.visit_ns + sum(experts_ns)
         self.clock.time.now_ns, host.deferred_ns = now_ns, last if n_later else 0
         slow_the_link(self.s, self.clock, last, *self.share)
         for i in range(flight.n_flight):
-            g = int(self.s.flight[(flight.flight_head + i) % len(self.s.expert)])
-            yield g, self._lasts(g)
+            place = (flight.flight_head + i) % len(self.s.flight)
+            yield place, self._lasts(place)

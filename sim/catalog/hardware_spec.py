@@ -123,7 +123,8 @@ class Fixed(Sized):
 
     dense_ns: each layer of the model; expert_ns, cpu_expert_ns: each executed expert, whatever its tokens (no
     cpu_expert_ns: no cpu answers); cpu_visit_ns: each visit that computes any on the host; transfer_ns: idle
-    and following; decide_ns: each visit; head_ns: each step; group_ns: each expert group. low_*: of a
+    and following (of it transfer_setup_ns whatever the bytes, without which no transfer is cut into chunks); decide_ns:
+    each visit; head_ns: each step; group_ns: each expert group. low_*: of a
     low-precision copy (none: no answer can be `low`).
     """
 
@@ -141,6 +142,15 @@ class Fixed(Sized):
     low_transfer_ns: Ns | None = None
     low_expert_ns: Ns | None = None
     low_bytes: Positive = 1
+    transfer_setup_ns: Ns | None = None
+
+    @model_validator(mode="after")
+    def _set_up_within(self) -> "Fixed":
+        if (self.transfer_setup_ns or 0) > self.transfer_ns:
+            raise ValueError(
+                f"transfer_setup_ns = {self.transfer_setup_ns}: is a part of transfer_ns; must not exceed it"
+            )
+        return self
 
 
 class Hardware(Entry):

@@ -226,7 +226,7 @@ _call: Any = _call_address if compiles() else _call_function
 @inner
 def _backlog(s: State, expert: int) -> int:
     """Transfers under way, demanded, or yet to be queued by this visit, but for `expert`'s (a global id)."""
-    n = s.link.n_flight
+    n = s.link.n_flight + s.link.n_behind
     for i in range(s.link.demand_head, s.link.demand_tail):
         n += s.demand[i] != expert
     if s.link.demand_tail == 0:  # while answers are given nothing is queued yet
@@ -263,7 +263,7 @@ def _ask(
     asked.kind, asked.visit, asked.token, asked.slot, asked.wrong = kind, visit, token, slot, 0
     layers, busy = s.run.n_layers, 1 if s.link.n_flight > 0 else 0
     tokens = s.expert[g].tokens if kind == MISS else 1
-    backlog = s.link.n_flight if kind == RERANK else _backlog(s, g)
+    backlog = s.link.n_flight + s.link.n_behind if kind == RERANK else _backlog(s, g)
     host = 0 if kind == RERANK else _host_backlog(s, hooks, busy)
     k = 0 if kind == EVICTION else s.routed.shape[1]
     view = View(

@@ -10,6 +10,7 @@ import numpy as np
 
 from sim.core import log as lg
 from sim.core.admission import claim_admitted, leave
+from sim.core.chunks import awaited_rest, is_cut, land_part, landed_with, put
 from sim.core.jit import apart, choice, inlined, inner
 from sim.core.remote import land_remote
 from sim.core.residency import claim, land_in_slot, move
@@ -103,10 +104,8 @@ def _reject(s: State, log: Any, g: int) -> None:
 
 @apart
 def _next_by_rules(s: State, log: Any, hooks: Any, rules: Any) -> int:
-    """What goes when nothing is demanded: a copy ahead (nothing passes one that finds no stage), else the first
-    prefetch, then admission, then background that finds room. -1 where none does."""
-    if rules.visit.remote_waits == 1:
-        return -1
+    """What goes when nothing is demanded and there is no rest: a copy ahead (nothing passes one that finds no stage),
+    else the first prefetch, then admission, then background that finds room. -1 where none does."""
     if rules.run.n_streams > 0:
         copy = rules.streams[0]
         return copy if commit_streamed(s, log, rules) else -1
@@ -131,7 +130,7 @@ def waiting(s: State, rules: Any) -> bool:
     """Something is queued and the link may take it."""
     queued = s.link.demand_head < s.link.demand_tail or s.link.n_queued > 0
     if rules is not None:
-        queued = s.link.demand_head < s.link.demand_tail
+        queued = s.link.demand_head < s.link.demand_tail or rules.run.rest >= 0
         if rules.visit.remote_waits == 0:
             queued |= s.link.n_queued > 0 or rules.run.n_streams > 0 or rules.run.n_admits > 0
     return queued and s.link.n_flight < s.run.depth
@@ -168,67 +167,100 @@ def _add_stall(row: Any, why: int, ns: int) -> None:
         row.stall_held_ns += ns
 
 
+@apart
+def _next_behind_demand(s: State, log: Any, hooks: Any, rules: Any) -> int:
+    """What goes where no demand does, or one finds no room: a rest; else, where nothing is demanded, the next by rules.
+    While an expert waits to be read where it lies, none."""
+    if rules.visit.remote_waits == 1:
+        return NOBODY
+    if rules.run.rest >= 0 or s.link.demand_head < s.link.demand_tail:
+        return rules.run.rest
+    return _next_by_rules(s, log, hooks, rules)
+
+
 @choice
 def next_commit(s: State, log: Any, hooks: Any, rules: Any) -> int:
-    """Commit one transfer and return its (first) expert, or -1: nothing is queued, or a demand waits for room.
+    """Commit one transfer, or one chunk, and return its (first) expert, or -1: nothing is queued, or a demand waits for
+    room. A rest waits for no demand that finds none: its landing may be what brings the room.
 
     hooks (core.hooks.Hooks): the run's own policies of a user, None where it cannot have any; rules: core.rules."""
-    if s.link.demand_head < s.link.demand_tail:
-        g = s.demand[s.link.demand_head]
-        if rules is not None and g >= s.run.stage_base:
-            if not commit_demanded(s, log, rules):
-                return -1
-        elif claim(s, log, g, -1, hooks, rules):
+    g, cut = NOBODY, False
+    if rules is not None:
+        g = awaited_rest(s, rules)
+        cut = g >= 0
+    if rules is not None and cut:
+        pass
+    elif s.link.demand_head < s.link.demand_tail:
+        first = s.demand[s.link.demand_head]
+        if rules is not None and first >= s.run.stage_base:
+            if commit_demanded(s, log, rules):
+                g = first
+        elif claim(s, log, first, -1, hooks, rules):
             s.link.demand_head += 1
-        else:
-            return -1
-    else:
-        g = _next_prefetch(s, log, hooks) if rules is None else _next_by_rules(s, log, hooks, rules)
-        if g < 0:
-            return -1
-    _take_off(s, g, rules)
+            g = first
+    elif rules is None:
+        g = _next_prefetch(s, log, hooks)
+    if rules is not None and g < 0:
+        g = _next_behind_demand(s, log, hooks, rules)
+        cut = is_cut(s, rules, g)
+    if g < 0:
+        return -1
+    _take_off(s, log, g, rules, cut)
     return g
 
 
 @inlined
-def _take_off(s: State, g: int, rules: Any) -> None:
-    """A transfer is under way; g: its first expert."""
-    if rules is not None:
-        rules.run.runs += 1
+def _take_off(s: State, log: Any, g: int, rules: Any, cut: bool) -> None:
+    """A transfer, or a chunk of one, is under way; g: its first expert."""
     tail = s.link.flight_head + s.link.n_flight
-    s.flight[tail if tail < len(s.expert) else tail - len(s.expert)] = g
+    place = tail if tail < len(s.flight) else tail - len(s.flight)
+    if rules is not None:
+        put(s, log, rules, place, g, cut)
+    s.flight[place] = g
     s.link.n_flight += 1
 
 
 @choice
 def land(s: State, log: Any, rules: Any) -> int:
-    """The oldest committed transfer has landed. Returns its (first) expert."""
+    """The oldest committed transfer, or chunk, has landed. Returns its (first) expert."""
     head = s.link.flight_head
     g = s.flight[head]
-    s.link.flight_head = head + 1 if head + 1 < len(s.expert) else 0
+    s.link.flight_head = head + 1 if head + 1 < len(s.flight) else 0
     s.link.n_flight -= 1
     if rules is None:
         land_in_slot(s, log, g)
-    else:
-        rules.count.link_transfers += 1
-        if g < s.run.stage_base:
-            land_in_slot(s, log, g)
-            rules.count.landed_admission += s.expert[g].origin == ADMISSION
-            if g < s.run.n_full:
-                rules.expert[g].misses = 0
-        elif g < s.run.stage_base + s.run.n_full:
-            land_copies(s, log, rules, g)
-        else:
-            land_remote(s, log, rules, g)
+    elif not land_part(s, log, rules, head):
+        _land_whole(s, log, rules, g)
+        landed_with(s, log, rules, head)
     return g
+
+
+@apart
+def _land_whole(s: State, log: Any, rules: Any, g: Any) -> None:
+    """All of a transfer has landed."""
+    rules.count.link_transfers += 1
+    if g < s.run.stage_base:
+        land_in_slot(s, log, g)
+        rules.count.landed_admission += s.expert[g].origin == ADMISSION
+        if g < s.run.n_full:
+            rules.expert[g].misses = 0
+    elif g < s.run.stage_base + s.run.n_full:
+        land_copies(s, log, rules, g)
+    else:
+        land_remote(s, log, rules, g)
 
 
 @choice
 def abandon(s: State, log: Any, rules: Any) -> int:
-    """The run has ended: what is under way or queued is unfinished (in that order). Returns of how many experts."""
+    """The run has ended: what is under way or queued is unfinished (in that order, one that has a rest behind the
+    others under way). Returns of how many experts."""
     left = s.link.demand_tail - s.link.demand_head + s.link.n_queued
     for i in range(s.link.n_flight):
-        left += _abandon(s, log, s.flight[(s.link.flight_head + i) % len(s.expert)], rules)
+        place = (s.link.flight_head + i) % len(s.flight)
+        if rules is None or rules.part[place].last == 1:
+            left += _abandon(s, log, s.flight[place], rules)
+    if rules is not None and rules.run.rest >= 0:
+        left += _abandon(s, log, rules.run.rest, rules)
     for i in range(s.link.demand_head, s.link.demand_tail):
         lg.ended(s, log, s.demand[i], UNFINISHED)
     if rules is not None:

@@ -1,6 +1,6 @@
 """The rows of the record that the choices write: what was decided, in one running order.
 
-A log is four tables, long enough for the run, or None: numba then removes every line that writes one. The columns of
+A log is five tables, long enough for the run, or None: numba then removes every line that writes one. The columns of
 times are left to the machine, which knows them.
 """
 
@@ -62,6 +62,16 @@ class TransferRow(Struct):  # from its queue to its outcome; what has not happen
     event_committed: int
 
 
+class ChunkRow(Struct):  # of a transfer that goes in chunks; of one that has not landed event and landed_ns are -1
+    event: int  # it landed
+    event_committed: int
+    transfer: int  # its row
+    number: int  # from 0
+    committed_ns: int
+    started_ns: int
+    landed_ns: int
+
+
 class AnswerRow(Struct):  # of the miss policy to one (token, slot)
     event: int
     visit: int
@@ -73,17 +83,24 @@ class AnswerRow(Struct):  # of the miss policy to one (token, slot)
     gate: int
 
 
-TABLES = {"visits": VisitRow, "executions": ExecutionRow, "transfers": TransferRow, "answers": AnswerRow}
+TABLES = {
+    "visits": VisitRow,
+    "executions": ExecutionRow,
+    "transfers": TransferRow,
+    "answers": AnswerRow,
+    "chunks": ChunkRow,
+}
 COLUMNS = {name: row.fields() for name, row in TABLES.items()}
 
 
 class Log(Memory):
-    """The four tables; `State.rows` says how long each is."""
+    """The five tables; `State.rows` says how long each is."""
 
     visits: MutableSequence[VisitRow]
     executions: MutableSequence[ExecutionRow]
     transfers: MutableSequence[TransferRow]
     answers: MutableSequence[AnswerRow]
+    chunks: MutableSequence[ChunkRow]
 
     def columns(self, table: str, first: int, last: int) -> dict[str, npt.NDArray[np.int64]]:
         """Some rows of one table, by column."""
@@ -107,6 +124,7 @@ def new_log(plan: Plan) -> Log:
         executions=np.empty(2 * slots, ExecutionRow),
         transfers=np.empty(2 * slots + prefetches + copies, TransferRow),
         answers=np.empty(slots, AnswerRow),
+        chunks=np.empty((prefetches + copies) * plan.chunks if plan.chunks > 1 else 0, ChunkRow),
     )
 
 
@@ -151,6 +169,26 @@ def committed(s: State, log: Any, g: int, victim: int, run: int) -> None:
     if log is not None:
         row = log.transfers[s.expert[g].transfer]
         row.victim, row.run, row.event_committed = victim, run, next_event(s)
+
+
+@inlined
+def chunk_committed(s: State, log: Any, part: Any, g: int) -> None:
+    """The next chunk of expert g goes on the link; the first with its transfer."""
+    if log is not None:
+        part.row = s.rows.chunks
+        row = log.chunks[s.rows.chunks]
+        s.rows.chunks += 1
+        row.transfer, row.number = s.expert[g].transfer, part.number
+        row.event_committed = next_event(s) if part.number > 0 else log.transfers[row.transfer].event_committed
+        row.event = row.committed_ns = row.started_ns = row.landed_ns = -1
+
+
+@inlined
+def chunk_landed(s: State, log: Any, part: Any) -> None:
+    """A chunk has landed, the last one with its transfer."""
+    if log is not None:
+        row = log.chunks[part.row]
+        row.event = log.transfers[row.transfer].event if part.last == 1 else next_event(s)
 
 
 @inlined

@@ -61,6 +61,8 @@ ADMIT_PARAMS = ("inserts", "queue", "admit_after", "replace_after", "max_rows", 
 SPLIT_PARAMS = ("by", "least", "keep")
 SPLITS = ("share", "makespan", "table")
 
+MOST_CHUNKS = 1 << 16  # of one expert
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -157,6 +159,9 @@ class OnMiss:
     beside        whether the GPU computes while the host does.
     defer         entries of each token, answered `cpu`, that wait until the visit's other host work is done.
     link_share    (n, d): the link moves at n / d of its rate while the host computes; (1, 1) at all of it.
+    chunk_bytes   what a demand may pass crosses the link in chunks of so many bytes (core.chunks); 0: whole.
+    chunk_ns      int64 [2, 2]: a chunk, [0] with the idle set-up, [1] following on; [:, 0] a full one, [:, 1] an
+                  expert's last.
     """
 
     run_ns: Int
@@ -173,6 +178,8 @@ class OnMiss:
     beside: bool = True
     defer: int = 0
     link_share: tuple[int, int] = (1, 1)
+    chunk_bytes: int = 0
+    chunk_ns: Int = field(default_factory=lambda: np.zeros((2, 2), np.int64))
 
 
 PLAIN = OnMiss(np.zeros((2, 0), np.int64), np.zeros(0, np.bool_))  # what it comes to where a run uses none of it
@@ -251,3 +258,9 @@ class Plan:
     low: Low | None = None
     leaving: Leaving | None = None
     on_miss: OnMiss | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks a transfer of one expert is cut that a demand may pass; 1: it goes whole."""
+        size = 0 if self.on_miss is None else self.on_miss.chunk_bytes
+        return 1 if size == 0 else -(-self.expert_bytes // size)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sim.core import log as lg
+from sim.core.chunks import awaited_rest, put
 from sim.core.jit import apart, choice, inlined
 from sim.core.residency import move
 from sim.core.rules import DEMAND, NOBODY
@@ -38,14 +39,15 @@ def next_remote(s: State, log: Any, rules: Any, group: int) -> int:
     rules.visit.remote_waits = 0
     if group > 0 or not remotes_left(rules) or s.visit.n_ready > s.visit.n_run:
         return NOBODY
-    if s.link.n_flight > 0 or (rules.run.serial == 1 and rules.visit.copies_left > 0):
+    under_way = s.link.n_flight > 0 or awaited_rest(s, rules) != NOBODY
+    if under_way or (rules.run.serial == 1 and rules.visit.copies_left > 0):
         rules.visit.remote_waits = 1
         return NOBODY
     g = rules.remote[rules.visit.remote_run]
     there = _id(s, g)
     move(s, there, COMMITTED)
     lg.committed(s, log, there, NOBODY, rules.run.runs)
-    rules.run.runs += 1
+    put(s, log, rules, s.link.flight_head, there, False)
     s.flight[s.link.flight_head] = there
     s.link.n_flight = 1
     return there

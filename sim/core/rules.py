@@ -43,6 +43,9 @@ class OfRules(Struct):
     n_streams: int  # queued copies: Rules.streams[: n_streams]
     n_admits: int  # queued admissions
     runs: int  # link transfers committed
+    chunks: int  # of an expert that goes in chunks; 1: all go whole
+    rest: int  # the expert of which chunks are not committed yet, NOBODY,
+    sent: int  # and how many are
 
 
 class OfAdmission(Struct):  # plan.ADMIT_PARAMS
@@ -94,6 +97,7 @@ class RuleCount(Struct):  # of the summary
     unwanted: int  # of these nobody's
     remotes: int  # experts read where they lie,
     host_experts: int  # and those that the host computed
+    chunks: int  # landed, of transfers that go in chunks
     stage_peak: int  # stages in use at once
     stages_used: int  # now (counts on)
 
@@ -115,6 +119,12 @@ class RuledLayer(Struct):
     ended: int  # the last one that has ended
 
 
+class Part(Struct):  # what one entry of State.flight is of its transfer
+    number: int  # which chunk, from 0 on; -1: all of it
+    last: int  # 1: it lands with this
+    row: int  # in the record's chunks, -1 none
+
+
 class Rules(Memory):
     """E experts of a layer, G of all."""
 
@@ -132,6 +142,7 @@ class Rules(Memory):
     queued: Int  # [scopes] queued admissions
     streams: Int  # [G] the stream queue: ids of copies
     admits: Int  # [G] the admission queue
+    part: MutableSequence[Part]  # [as State.flight]
     remote: Int  # [E] experts of this visit that are read where they lie
     order: Int  # [E] scratch: the misses of a split
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
@@ -161,6 +172,7 @@ def new_rules(plan: Plan, s: State) -> Rules | None:
         queued=zeros(len(s.arrays["scope"])),
         streams=zeros(experts),
         admits=zeros(experts),
+        part=_parts(len(s.arrays["flight"])),
         remote=zeros(plan.n_experts),
         order=zeros(plan.n_experts),
         on_cpu=zeros(rows, plan.experts.shape[2]),
@@ -182,6 +194,7 @@ def _run(plan: Plan, on: OnMiss) -> Any:
     run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
     run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
+    run["chunks"], run["rest"] = plan.chunks, NOBODY
     run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
     return run
 
@@ -202,6 +215,12 @@ def _split(plan: Plan, on: OnMiss) -> Any:
             for name, value in zip(SPLIT_PARAMS, rule.params, strict=True):
                 out[name][i] = value
     out["cpu_visit_ns"] = on.cpu_visit_ns
+    return out
+
+
+def _parts(entries: int) -> Any:
+    out = zeros(entries, dtype=Part)
+    out["number"], out["last"], out["row"] = NOBODY, 1, NOBODY
     return out
 
 

@@ -100,6 +100,7 @@ class OfLink(Struct):
     n_queued: int  # prefetches in State.queue
     flight_head: int  # where in State.flight the oldest is
     n_flight: int
+    n_behind: int  # of transfers in chunks: how many more are under way than n_flight says, or (below 0) fewer
 
 
 class Written(Struct):  # written to each table of the log
@@ -107,6 +108,7 @@ class Written(Struct):  # written to each table of the log
     executions: int
     transfers: int
     answers: int
+    chunks: int
 
 
 class Count(Struct):  # of the summary
@@ -201,7 +203,7 @@ class State(Memory):
     demand: Ids  # demanded,
     answered: Ids  # in the order first answered,
     on_host: Ids  # with work on the CPU
-    flight: Ids  # [G] a ring: committed, and not landed
+    flight: Ids  # [G, or more of transfers in chunks] a ring: committed, and not landed
     older: Ids  # [G + scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it
     queue: MutableSequence[Queued]  # [G + 1] in order
@@ -225,7 +227,7 @@ def new_state(plan: Plan) -> State:
     rows = int(np.diff(plan.step_offset).max(initial=0))
     counters = Count.dtype.itemsize // 8
     totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
-    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host", "flight")}
+    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host")}
     ring = np.arange(n + len(slots), dtype=np.uint32)
     return State(
         run=_run(plan, n, with_slots),
@@ -240,6 +242,7 @@ def new_state(plan: Plan) -> State:
         scope=_scopes(slots),
         slot=zeros(int(slots.sum()), dtype=np.uint32),
         **ids,
+        flight=zeros(max(n, _depth(plan, n)), dtype=np.uint32),
         older=ring,
         newer=ring.copy(),
         queue=zeros(n + 1, dtype=Queued),
@@ -260,10 +263,15 @@ def _run(plan: Plan, n: int, with_slots: int) -> Any:
     run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
     run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
     run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
-    run["seed"], run["depth"], run["no_touch"] = plan.seed, min(plan.costs.commit_depth, n), not touch
+    run["seed"], run["depth"], run["no_touch"] = plan.seed, _depth(plan, n), not touch
     if plan.prefetch is not None:
         run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order
     return run
+
+
+def _depth(plan: Plan, n: int) -> int:
+    """What may be under way at once: at most all that there is to send."""
+    return min(plan.costs.commit_depth, n * plan.chunks)
 
 
 def _experts(plan: Plan, n: int) -> Any:

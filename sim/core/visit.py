@@ -208,12 +208,12 @@ def _work_under_way(s: State, rules: Any) -> bool:
     """Whether what is on the link brings an expert that the visit has work for."""
     for i in range(s.link.n_flight):
         place = s.link.flight_head + i
-        g: Any = np.int64(s.flight[place if place < len(s.expert) else place - len(s.expert)])
+        g: Any = np.int64(s.flight[place if place < len(s.flight) else place - len(s.flight)])
         while g != NOBODY:
             if s.expert[g].work > 0:
                 return True
             g = behind(s, rules, g)
-    return False
+    return False  # nor has it a rest: that would have gone before the demand that finds no stage
 
 
 @inner

@@ -27,6 +27,7 @@ from sim.errors import CatalogError
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
     from sim.catalog.hardware_spec import Fixed, Gpu, Hardware
+    from sim.catalog.link_spec import Link
     from sim.catalog.model_spec import Kind, ModelSpec
 
 Float = npt.NDArray[np.float64]
@@ -202,11 +203,39 @@ def transfer_ns(hardware: "Hardware", engine: "Engine", size: int) -> Int:
     set-up + copies x per-copy cost + bytes / rate(bytes of one copy); twice that when the engine writes
     victims back; plus the engine's synchronisation.
     """
-    link, copies = hardware.link_for(engine.page_locked), engine.copies_per_expert
-    moving = copies * link.per_copy_ns + size / link.rate(size / copies)
-    ways = 2 if engine.write_back else 1
+    link, ways = hardware.link_for(engine.page_locked), 2 if engine.write_back else 1
+    moving = _copying_ns(link, size, engine.copies_per_expert)
+    return _rounded(ways * moving + _own_ns(hardware, engine, "transfer_ns"))
+
+
+def _copying_ns(link: "Link", size: int, copies: int) -> Float:
+    """`size` bytes in so many copies, float64 [2]: on an idle link, following on."""
     set_ups = np.array([link.setup_ns, link.follow_setup_ns], np.float64)
-    return _rounded(ways * (set_ups + moving) + _own_ns(hardware, engine, "transfer_ns"))
+    return set_ups + (copies * link.per_copy_ns + size / link.rate(size / copies))
+
+
+def chunk_ns(hardware: "Hardware", engine: "Engine", size: int, chunk: int, transfer_ns_: Int) -> Int:
+    """A chunk of an expert of `size` bytes, int64 [2, 2]: on an idle link, following on; a full one of `chunk` bytes,
+    and the last, of the remainder. Zeros where chunk is 0: nothing is cut.
+
+    Each is a transfer of one copy. Of [fixed] transfers (transfer_ns_, int64 [2]) what is not set-up is in proportion
+    to the bytes. Beside [measured] ones each chunk takes beyond a bare copy of its bytes what a transfer took beyond
+    one of the expert's.
+    """
+    if chunk == 0:
+        return np.zeros((2, 2), np.int64)
+    sizes = (chunk, size - (-(-size // chunk) - 1) * chunk)
+    if hardware.fixed is not None:
+        set_up = hardware.fixed.transfer_setup_ns or 0
+        moving: Float = (transfer_ns_ - set_up)[:, None] * np.array(sizes) / size
+        return _rounded(set_up + moving)
+    if hardware.measured is None:
+        one = engine.model_copy(update={"copies_per_expert": 1})
+        return np.stack([transfer_ns(hardware, one, part) for part in sizes], axis=1)
+    link = hardware.measured.link
+    assert link is not None
+    beyond = transfer_ns_ - _copying_ns(link, size, 1)
+    return _rounded(np.stack([np.maximum(0.0, beyond + _copying_ns(link, part, 1)) for part in sizes], axis=1))
 
 
 def run_ns(hardware: "Hardware", engine: "Engine", size: int, n_experts: int, transfer_ns_: Int) -> Int:

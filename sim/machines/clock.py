@@ -15,6 +15,7 @@ from sim.core.residency import place
 from sim.core.rules import NOBODY, Rules, behind, new_rules
 from sim.core.stages import stream_first
 from sim.core.state import State
+from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
 
@@ -43,9 +44,9 @@ class Clock(Memory):
     time: Time
     host: Host
     totals: Int  # the memory of time but for now, to be set to zero
-    starts: Int  # [G] when each committed expert's transfer starts
-    lands: Int  # [G] and lands
-    full_ns: Int  # [G] what it lasts with the whole link to itself
+    starts: Int  # [as State.flight] when what is committed there starts
+    lands: Int  # and lands
+    full_ns: Int  # what it lasts with the whole link to itself
     begin: Int  # [S] of each step
     end: Int  # [S]
     event: Int  # [S] its number, with a log
@@ -59,24 +60,35 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     """Time 0: the first residents have landed; nothing is queued but what layers ahead stream."""
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
-    time, experts, steps = zeros(Time.dtype.itemsize // 8), len(s.expert), len(plan.step_prefill)
+    time, entries, steps = zeros(Time.dtype.itemsize // 8), len(s.flight), len(plan.step_prefill)
     clock = Clock(
         time=time.view(Time.dtype).reshape(()),
         host=zeros(dtype=Host),
         totals=time[1:],
-        starts=zeros(experts),
-        lands=zeros(experts),
-        full_ns=zeros(experts),
+        starts=zeros(entries),
+        lands=zeros(entries),
+        full_ns=zeros(entries),
         begin=zeros(steps),
         end=zeros(steps),
         event=zeros(steps),
     )
-    log, rules = lg.new_log(plan) if full else None, new_rules(plan, s)
+    log, rules = _log(plan) if full else None, new_rules(plan, s)
     if rules is not None:
         stream_first(s, log, rules, steps)
         if log is not None:
             log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
     return s, log, clock, rules
+
+
+def _log(plan: Plan) -> lg.Log:
+    """Raises SpecError where its chunks have no room."""
+    try:
+        return lg.new_log(plan)
+    except (MemoryError, ValueError):  # more than there is, or than can be addressed
+        if plan.chunks == 1:
+            raise
+        wrong = f"full: experts in {plan.chunks} chunks have no room in memory"
+        raise SpecError(f"record: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)") from None
 
 
 @choice
@@ -91,23 +103,69 @@ def forget(s: State, clock: Clock, rules: Any) -> None:
         rules.host_ns[:] = 0
         rules.remote_ns[:] = 0
     if s.link.n_flight > 0:
-        g = s.flight[s.link.flight_head]
-        busy(s, clock, rules, g, min(0, clock.starts[g] - clock.time.now_ns))
+        head = s.link.flight_head
+        busy(s, clock, rules, s.flight[head], min(0, clock.starts[head] - clock.time.now_ns))
 
 
 @choice
 def busy(s: State, clock: Clock, rules: Any, g: int, ns: int) -> None:
-    """The link has moved data for ns, in the transfer that begins with expert g."""
+    """The link has moved data for ns, in the transfer (or a chunk of it) that begins with expert g."""
     clock.time.link_busy_ns += ns
     if rules is not None:
         rules.busy_ns[s.expert[g].origin] += ns
 
 
-@inner
-def _log_start(s: State, log: Any, clock: Clock, rules: Any, g: Any) -> None:
-    """When a transfer that has not landed has started, in the rows of the experts that it brings; -1 it has not."""
-    started = clock.starts[g] if clock.starts[g] <= clock.time.now_ns else -1
+@choice
+def last_place(s: State) -> int:
+    """Where in State.flight what was committed last stands."""
+    tail = s.link.flight_head + s.link.n_flight - 1
+    return tail if tail < len(s.flight) else tail - len(s.flight)
+
+
+@choice
+def log_commit(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """When what stands at a place of State.flight was committed (now) and starts, in the rows of the experts that it
+    brings, and of its chunk; the start of a transfer is that of its first."""
+    g: Any = np.int64(s.flight[place])
+    number = -1 if rules is None else rules.part[place].number
+    if rules is not None and number >= 0:
+        chunk = log.chunks[rules.part[place].row]
+        chunk.committed_ns, chunk.started_ns = clock.time.now_ns, clock.starts[place]
+    while number <= 0 and g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        row.committed_ns, row.started_ns = clock.time.now_ns, clock.starts[place]
+        g = NOBODY if rules is None else behind(s, rules, g)
+
+
+@choice
+def log_landing(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """What stood at a place of State.flight has landed now; when it started a busy host may have put off."""
+    g: Any = np.int64(s.flight[place])
+    number, last = -1, 1
+    if rules is not None:
+        number, last = rules.part[place].number, rules.part[place].last
+        if number >= 0:
+            chunk = log.chunks[rules.part[place].row]
+            chunk.started_ns, chunk.landed_ns = clock.starts[place], clock.time.now_ns
     while g != NOBODY:
+        row = log.transfers[s.expert[g].transfer]
+        if number <= 0:
+            row.started_ns = clock.starts[place]
+        if last == 1:
+            row.landed_ns = clock.time.now_ns
+        g = NOBODY if rules is None else behind(s, rules, g)
+
+
+@inner
+def _log_start(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
+    """When what has not landed has started, in the rows of the experts that it brings, and of its chunk; -1 it has
+    not."""
+    g: Any = np.int64(s.flight[place])
+    started = clock.starts[place] if clock.starts[place] <= clock.time.now_ns else -1
+    number = -1 if rules is None else rules.part[place].number
+    if rules is not None and number >= 0:
+        log.chunks[rules.part[place].row].started_ns = started
+    while number <= 0 and g != NOBODY:
         log.transfers[s.expert[g].transfer].started_ns = started
         g = NOBODY if rules is None else behind(s, rules, g)
 
@@ -117,10 +175,10 @@ def close(s: State, log: Any, clock: Clock, rules: Any) -> None:
     """The end of the run: what is queued or under way stays unfinished."""
     now = clock.time.now_ns
     for i in range(s.link.n_flight):
-        g: Any = np.int64(s.flight[(s.link.flight_head + i) % len(s.expert)])
-        busy(s, clock, rules, g, max(0, now - clock.starts[g]))
+        place = (s.link.flight_head + i) % len(s.flight)
+        busy(s, clock, rules, s.flight[place], max(0, now - clock.starts[place]))
         if log is not None:
-            _log_start(s, log, clock, rules, g)
+            _log_start(s, log, clock, rules, place)
     clock.time.unfinished = abandon(s, log, rules)
     for g in range(len(s.expert)):
         s.count.prefetch_wasted += s.expert[g].state == st.RESIDENT and s.expert[g].fresh == 1
@@ -146,10 +204,10 @@ def slow_the_link(s: State, clock: Clock, until: int, n: int, d: int) -> None:
     now, clock.host.until_ns = clock.time.now_ns, until
     lands = now
     for i in range(s.link.n_flight):
-        g = s.flight[(s.link.flight_head + i) % len(s.expert)]
+        place = (s.link.flight_head + i) % len(s.flight)
         if i == 0:
-            lands = now + slowed(clock.lands[g] - now, until - now, n, d)
+            lands = now + slowed(clock.lands[place] - now, until - now, n, d)
         else:
-            clock.starts[g] = lands
-            lands += slowed(clock.full_ns[g], until - lands, n, d)
-        clock.lands[g] = lands
+            clock.starts[place] = lands
+            lands += slowed(clock.full_ns[place], until - lands, n, d)
+        clock.lands[place] = lands

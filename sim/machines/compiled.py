@@ -17,11 +17,21 @@ from sim.core.jit import apart, choice, inlined, inner
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.plan import PLAIN, Plan
 from sim.core.remote import next_remote
-from sim.core.rules import NOBODY, behind
 from sim.core.stages import end_visit
 from sim.core.state import NEVER, State
 from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
-from sim.machines.clock import Clock, begin_run, busy, close, forget, slow_the_link, slowed
+from sim.machines.clock import (
+    Clock,
+    begin_run,
+    busy,
+    close,
+    forget,
+    last_place,
+    log_commit,
+    log_landing,
+    slow_the_link,
+    slowed,
+)
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
@@ -40,6 +50,7 @@ class Durations(NamedTuple):
     low_expert_ns: Int
     low_transfer_ns: Int
     run_ns: Int  # plan.OnMiss
+    chunk_ns: Int
     decide_ns: int
     group_ns: int
     commit_gap_ns: int
@@ -50,9 +61,11 @@ class Durations(NamedTuple):
 
 
 @inlined
-def _transfer_ns(s: State, hooks: Any, rules: Any, d: Durations, g: int, follows: int) -> int:
-    """Of expert g, on an idle link or following on; only a version with hooks can have low-precision copies, only one
-    with rules several experts in one transfer."""
+def _transfer_ns(s: State, hooks: Any, rules: Any, d: Durations, g: int, place: int, follows: int) -> int:
+    """Of expert g, at that place of State.flight, on an idle link or following on; only a version with hooks can have
+    low-precision copies, only one with rules chunks, or several experts in one transfer."""
+    if rules is not None and rules.part[place].number >= 0:
+        return d.chunk_ns[follows, rules.part[place].last]
     if rules is not None and g >= s.run.stage_base:
         return d.run_ns[follows, rules.visit.run]
     if hooks is not None and g >= s.run.n_full:
@@ -65,57 +78,37 @@ def _commit_all(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.time.now_ns
     while waiting(s, rules):
-        follows = s.link.n_flight > 0
-        if follows:
-            tail = s.link.flight_head + s.link.n_flight - 1
-            last = s.flight[tail if tail < len(s.expert) else tail - len(s.expert)]
+        follows, last = s.link.n_flight > 0, last_place(s)
         g = next_commit(s, log, hooks, rules)
         if g < 0:
             return
-        clock.starts[g] = clock.lands[last] if follows else now + d.commit_gap_ns
-        ns = _transfer_ns(s, hooks, rules, d, g, 1 if follows else 0)
-        clock.lands[g] = clock.starts[g] + ns
+        place = last_place(s)
+        clock.starts[place] = clock.lands[last] if follows else now + d.commit_gap_ns
+        ns = _transfer_ns(s, hooks, rules, d, g, place, 1 if follows else 0)
+        clock.lands[place] = clock.starts[place] + ns
         if rules is not None:
-            clock.full_ns[g] = ns
+            clock.full_ns[place] = ns
             begin = clock.lands[last] if follows else now
             beside = clock.host.until_ns - begin
-            clock.lands[g] = begin + slowed(clock.lands[g] - begin, beside, d.share_n, d.share_d)
+            clock.lands[place] = begin + slowed(clock.lands[place] - begin, beside, d.share_n, d.share_d)
         if log is not None:
-            _log_commit(s, log, rules, clock, g)
-
-
-@inner
-def _log_commit(s: State, log: Any, rules: Any, clock: Clock, g: Any) -> None:
-    """When a transfer was committed and starts, in the rows of all the experts it brings."""
-    starts = clock.starts[g]
-    while g != NOBODY:
-        row = log.transfers[s.expert[g].transfer]
-        row.committed_ns, row.started_ns = clock.time.now_ns, starts
-        g = NOBODY if rules is None else behind(s, rules, g)
+            log_commit(s, log, clock, rules, place)
 
 
 @inlined
 def _next_landing(s: State, clock: Clock) -> int:
     """When the oldest committed transfer lands; NEVER where nothing is under way."""
-    return clock.lands[s.flight[s.link.flight_head]] if s.link.n_flight > 0 else NEVER
+    return clock.lands[s.link.flight_head] if s.link.n_flight > 0 else NEVER
 
 
 @inlined
 def _land(s: State, log: Any, rules: Any, clock: Clock) -> None:
     """The oldest committed transfer lands now."""
+    head = s.link.flight_head
     g = land(s, log, rules)
-    busy(s, clock, rules, g, clock.time.now_ns - clock.starts[g])
+    busy(s, clock, rules, g, clock.time.now_ns - clock.starts[head])
     if log is not None:
-        _log_landing(s, log, rules, clock, g)
-
-
-@inner
-def _log_landing(s: State, log: Any, rules: Any, clock: Clock, g: Any) -> None:
-    starts = clock.starts[g]
-    while g != NOBODY:
-        row = log.transfers[s.expert[g].transfer]
-        row.started_ns, row.landed_ns = starts, clock.time.now_ns  # a busy host may have put the start off
-        g = NOBODY if rules is None else behind(s, rules, g)
+        log_landing(s, log, clock, rules, head)
 
 
 @inlined
@@ -248,9 +241,10 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
     tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
     read = slowed(d.transfer_ns[0], clock.host.until_ns - now, d.share_n, d.share_d)
     ns = max(d.expert_ns[tokens], read)
-    clock.starts[there], clock.lands[there] = now, now + ns
+    place = last_place(s)
+    clock.starts[place], clock.lands[place] = now, now + ns
     if log is not None:
-        _log_commit(s, log, rules, clock, there)
+        log_commit(s, log, clock, rules, place)
     _advance_by_rules(s, log, hooks, rules, d, clock, ns, s.run.routed)
     if ns == 0:
         _land(s, log, rules, clock)
@@ -370,7 +364,7 @@ def durations(plan: Plan) -> Durations:
     on = plan.on_miss or PLAIN
     host = (on.cpu_visit_ns, on.beside, *on.link_share)
     return Durations(
-        *arrays, low.expert_ns, low.transfer_ns, on.run_ns, c.decide_ns, c.group_ns, c.commit_gap_ns, *host
+        *arrays, low.expert_ns, low.transfer_ns, on.run_ns, on.chunk_ns, c.decide_ns, c.group_ns, c.commit_gap_ns, *host
     )
 
 

@@ -16,10 +16,20 @@ from sim.core.inputs import inputs
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.plan import PLAIN, Plan
 from sim.core.remote import next_remote
-from sim.core.rules import NOBODY, behind
+from sim.core.rules import NOBODY
 from sim.core.stages import end_visit
 from sim.core.visit import decide, finish_group, finish_host, finish_remote, take_group, visit_lasts
-from sim.machines.clock import begin_run, busy, close, forget, slow_the_link, slowed
+from sim.machines.clock import (
+    begin_run,
+    busy,
+    close,
+    forget,
+    last_place,
+    log_commit,
+    log_landing,
+    slow_the_link,
+    slowed,
+)
 from sim.machines.record import RunRecord
 
 LANDING, GPU, COMMIT = range(3)  # one instant, one order
@@ -75,33 +85,36 @@ class Machine:
         self.commit_due = False
         s, clock, now = self.s, self.clock, self.env.now
         while self.may_commit():
-            last = self.last_committed() if s.link.n_flight else None
+            last = int(last_place(s)) if s.link.n_flight else None
             g = int(next_commit(s, self.log, self.hooks, self.rules))
             if g < 0:
                 break
+            place = int(last_place(s))
             starts = now + self.costs.commit_gap_ns if last is None else int(clock.lands[last])
             if self.rules is None:
                 lands = starts + int(self.transfer_ns[self.is_low(g)][0 if last is None else 1])
                 self.at(lands - now, LANDING, self.landed)
             else:
-                lands = self.timed(g, starts, last)
-            clock.starts[g], clock.lands[g] = starts, lands
+                lands = self.timed(g, place, starts, last)
+            clock.starts[place], clock.lands[place] = starts, lands
             if self.log is not None:
-                self.note(g, committed_ns=now, started_ns=starts)
+                self.note(log_commit, place)
         if self.rules is None or self.wake is None or self.wake.triggered:
             return
         if take_group(s, self.plan.group, self.rules) > 0:
             self.at(0, GPU, event=self.wake)  # what is committed now leaves it nothing to wait for
 
-    def timed(self, g: int, starts: int, last: int | None) -> int:
-        """When the transfer committed last lands, which may bring several experts and share the host's memory; `last`
-        was committed before it."""
+    def timed(self, g: int, place: int, starts: int, last: int | None) -> int:
+        """When what was committed last lands, at that place of State.flight: a chunk, or a transfer that may bring
+        several experts, and may share the host's memory; `last`: the place of what was committed before it."""
         assert self.rules is not None
+        part = self.rules.part[place]
         ns_of = self.on_miss.run_ns[:, self.rules.visit.run] if g >= self.s.run.stage_base else None
+        ns_of = self.on_miss.chunk_ns[:, part.last] if part.number >= 0 else ns_of
         ns = int((self.transfer_ns[self.is_low(g)] if ns_of is None else ns_of)[0 if last is None else 1])
         begin = self.env.now if last is None else starts
         lands = begin + self.slowed(starts + ns - begin, begin)
-        self.clock.full_ns[g] = ns
+        self.clock.full_ns[place] = ns
         if last is None:
             self.at(lands - self.env.now, LANDING, self.landing)
         return lands
@@ -111,45 +124,38 @@ class Machine:
         share = self.on_miss.link_share
         return ns if share == (1, 1) else int(slowed(ns, self.clock.host.until_ns - begin, *share))
 
-    def oldest(self) -> int:
-        """The oldest committed transfer, -1 where none is under way."""
-        return int(self.s.flight[self.s.link.flight_head]) if self.s.link.n_flight else -1
+    def next_landing(self) -> int:
+        """When the oldest committed transfer, or chunk, lands; -1 where none is under way."""
+        return int(self.clock.lands[self.s.link.flight_head]) if self.s.link.n_flight else -1
 
     def landing(self, _: Any) -> None:
         """The oldest transfer lands if it is due; a busy host may have put that off since it was announced."""
-        if self.s.link.n_flight and self.clock.lands[self.oldest()] == self.env.now:
+        if self.next_landing() == self.env.now:
             self.landed()
 
-    def note(self, g: int, **times: int) -> None:
-        """Into the rows of the experts that a transfer brings; g: the first."""
-        assert self.log is not None
-        while g != NOBODY:
-            row = self.log.transfers[self.s.expert[g].transfer]
-            for name, ns in times.items():
-                setattr(row, name, int(ns))
-            g = NOBODY if self.rules is None else int(behind(self.s, self.rules, g))
+    def note(self, what: Callable[..., None], place: int) -> None:
+        """The time of a commit or a landing, into the record."""
+        self.clock.time.now_ns = self.env.now
+        what(self.s, self.log, self.clock, self.rules, place)
 
     def is_low(self, g: int) -> bool:
         """Whether a global id is that of a low-precision copy."""
         return bool(self.s.run.n_full <= g < self.s.run.stage_base)
 
-    def last_committed(self) -> int:
-        place = (self.s.link.flight_head + self.s.link.n_flight - 1) % len(self.s.expert)
-        return int(self.s.flight[place])
-
     def landed(self, _: Any = None) -> None:
         """The oldest committed transfer has landed, and the next one begins."""
         if self.wake is not None:
             self.count_stall()
+        head = self.s.link.flight_head
         g = int(land(self.s, self.log, self.rules))
         if self.rules is None:
-            self.clock.spend("link_busy_ns", self.env.now - self.clock.starts[g])
+            self.clock.spend("link_busy_ns", self.env.now - self.clock.starts[head])
         else:
-            busy(self.s, self.clock, self.rules, g, self.env.now - self.clock.starts[g])
+            busy(self.s, self.clock, self.rules, g, self.env.now - self.clock.starts[head])
         if self.log is not None:
-            self.note(g, started_ns=self.clock.starts[g], landed_ns=self.env.now)
+            self.note(log_landing, head)
         if self.rules is not None and self.s.link.n_flight:
-            self.at(int(self.clock.lands[self.oldest()]) - self.env.now, LANDING, self.landing)
+            self.at(self.next_landing() - self.env.now, LANDING, self.landing)
         if self.wake is not None and not self.wake.triggered:
             self.at(0, GPU, event=self.wake)
         self.kick()
@@ -297,11 +303,10 @@ class Machine:
         """The host computes until then: transfers take longer."""
         if self.on_miss.link_share == (1, 1):
             return
-        self.clock.time.now_ns, oldest = self.env.now, self.oldest()
-        was = int(self.clock.lands[oldest])
+        self.clock.time.now_ns, was = self.env.now, self.next_landing()
         slow_the_link(self.s, self.clock, until, *self.on_miss.link_share)
-        if oldest >= 0 and self.clock.lands[oldest] != was:
-            self.at(int(self.clock.lands[oldest]) - self.env.now, LANDING, self.landing)
+        if self.next_landing() != was:
+            self.at(self.next_landing() - self.env.now, LANDING, self.landing)
 
     def run_remote(self, there: int, group: int) -> Process:
         """The GPU reads an expert over the idle link while it computes it."""
@@ -309,9 +314,10 @@ class Machine:
         assert rules is not None
         tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
         ns = max(int(self.costs.expert_ns[tokens]), self.slowed(int(self.costs.transfer_ns[0]), now))
-        self.clock.starts[there], self.clock.lands[there] = now, now + ns
+        place = last_place(s)
+        self.clock.starts[place], self.clock.lands[place] = now, now + ns
         if self.log is not None:
-            self.note(there, committed_ns=now, started_ns=now)
+            self.note(log_commit, place)
         self.at(ns, LANDING, self.landing)
         self.clock.spend("experts_ns", ns)
         rules.remote_ns[0] += ns

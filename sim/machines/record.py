@@ -39,8 +39,8 @@ class RunRecord:
     last_ns, tokens, ...}, one row per admitted request: tokens counts its token times (from its last prefill step on),
     first_ns and last_ns are -1 where there is none; admitted_step, last_prefill_step, first_decode, generated say which
     steps they are. counters: name -> number. layer: name -> [L], int64, router weights float64. groups: visits,
-    executions, transfers, answers, or empty. tokens {lost_weight} float64 [T], of lossy miss policies only: router
-    weight that others answered for, or nobody, by trace token.
+    executions, transfers, answers, and chunks where transfers are cut, or empty. tokens {lost_weight} float64 [T], of
+    lossy miss policies only: router weight that others answered for, or nobody, by trace token.
     """
 
     steps: Group
@@ -79,10 +79,22 @@ class RunRecord:
         low = 0 if plan.low is None else plan.low.bytes
         return RunRecord(steps, requests, counters, layer, groups, plan.warmup_steps, plan.expert_bytes, low, tokens)
 
+    def on_link(self) -> Group:
+        """What crossed the link, of a full record: the columns of `chunks`, a row for each chunk and for each transfer
+        that went whole (`number` -1; several experts in one have a row each)."""
+        sent, cut = self.groups["transfers"], self.groups.get("chunks")
+        rows = np.flatnonzero(sent["event_committed"] >= 0)
+        if cut is not None:
+            rows = rows[~np.isin(rows, cut["transfer"])]
+        whole = {"transfer": rows, "number": np.full(len(rows), -1)}
+        whole |= {name: sent[name][rows] for name in (*COLUMNS["chunks"], "bytes") if name not in whole}
+        return whole if cut is None else {name: np.concatenate([whole[name], cut[name]]) for name in whole}
+
 
 def _of_rules(rules: Rules) -> dict[str, Any]:
     """What only a run with them counts."""
-    found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name != "stages_used"}
+    left_out = ("stages_used",) if rules.run.chunks > 1 else ("stages_used", "chunks")
+    found = {name: getattr(rules.count, name) for name in RuleCount.fields() if name not in left_out}
     busy = {f"busy_{cause}_ns": int(ns) for cause, ns in zip(CAUSES, rules.busy_ns, strict=True)}
     return {**found, **busy, "host_ns": int(rules.host_ns[0]), "remote_ns": int(rules.remote_ns[0])}
 
@@ -112,6 +124,10 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
 
 def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
     out: dict[str, Group] = {name: dict(log.columns(name, 0, getattr(s.rows, name))) for name in COLUMNS}
+    if plan.chunks == 1:
+        del out["chunks"]
+    else:
+        out["chunks"]["bytes"] = _chunk_bytes(plan, out["chunks"]["number"])
     for name in ("executions", "transfers"):
         ids = out[name]["expert"]
         out[name]["expert"] = ids % plan.n_experts
@@ -132,6 +148,13 @@ def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
         executions["place"] = np.where(on_host, HOST - 1 + executions["cpu"], executions["place"])
         executions["cpu"] = on_host.astype(np.int64)
     return out
+
+
+def _chunk_bytes(plan: Plan, number: Int) -> Int:
+    """Of chunks, by number: the last is what remains."""
+    assert plan.on_miss is not None
+    size = plan.on_miss.chunk_bytes
+    return np.minimum(size, plan.expert_bytes - number * size)
 
 
 def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:

@@ -73,19 +73,37 @@ class _Landings(NamedTuple):
     and so at least that after the landing before it. Any other, possible with commit_depth > 1 only, starts
     when its predecessor lands. One transfer of several experts (merge_runs) takes at least so many times the least
     share of one of them in a transfer of any length, so with both figures that share, m experts take m of them.
+
+    Transfers in chunks (plan.chunks > 1) take their chunks' times, each with its own set-up, whatever goes between
+    them: so m experts still take first_ns + (m - 1) each_ns of the link, with the least of both ways. But at an instant
+    within the run one of them may be sent in part, beside the one that is under way: `partly` more of them may then
+    land at once.
     """
 
     first_ns: int
     each_ns: int
+    partly: int = 0
 
     @staticmethod
     def of(plan: Plan) -> "_Landings":
         first, each = plan.costs.in_a_row_ns
+        if plan.chunks > 1:
+            in_chunks = _in_chunks_ns(plan)
+            first, each = min(first, in_chunks[0]), min(first, each, in_chunks[1])
         if plan.on_miss is not None and plan.on_miss.merge_runs:
             run_ns = plan.on_miss.run_ns[:, 1:]
             least = int((run_ns // np.arange(1, run_ns.shape[1] + 1)).min())
-            return _Landings(min(first, least), min(first, each, least))
-        return _Landings(first, min(first, each))
+            first, each = min(first, least), min(each, least)
+        return _Landings(first, min(first, each), int(plan.chunks > 1))
+
+
+def _in_chunks_ns(plan: Plan) -> tuple[int, int]:
+    """The least that the chunks of one expert take, the first of them on an idle link from its commit on; and any."""
+    assert plan.on_miss is not None
+    idle, following = plan.on_miss.chunk_ns + np.array([[plan.costs.commit_gap_ns], [0]])
+    full, last = idle if plan.costs.commit_depth == 1 else np.minimum(idle, following)
+    others = int((plan.chunks - 2) * full + last)
+    return int(idle[0]) + others, int(full) + others
 
 
 def applicable(plan: Plan) -> tuple[str, ...]:
@@ -230,8 +248,16 @@ def _link_ns(plan: Plan, link: _Landings, span: _Span, loads: Int) -> Int:
     committed before the run's first routed instant, where the queues are first filled. The last one to land
     executes after it has landed. After a warm-up the first may be about to land at the span's begin.
     """
-    begin = 0 if plan.warmup_steps else _first_commit_ns(plan) + link.first_ns
+    if plan.warmup_steps:
+        return np.where(loads > 0, _from_within_ns(link, loads) + span.shortest_ns, 0)
+    begin = _first_commit_ns(plan) + link.first_ns
     return np.where(loads > 0, begin + (loads - 1) * link.each_ns + span.shortest_ns, 0)
+
+
+def _from_within_ns(link: _Landings, loads: Int) -> Int:
+    """int64, as `loads`: the least until so many landings, all behind one instant within the run: the first may come at
+    once."""
+    return np.asarray(np.maximum(0, loads - 1 - link.partly) * link.each_ns, np.int64)
 
 
 def _best_cut_ns(plan: Plan, link: _Landings, span: _Span, begins: list[tuple[int, int, "Walk"]]) -> int:
@@ -241,8 +267,8 @@ def _best_cut_ns(plan: Plan, link: _Landings, span: _Span, begins: list[tuple[in
     Proof. Cut the span at the end of any visit's predecessor. Each part takes at least its own compute; the
     first part also at least its link time (_link_ns). The second part too: whoever is resident at the
     cut, at most what fits, m of its wants have to land after it (packing.Walk, backward), the first perhaps
-    at once, the others each_ns after one another, and the last of them then executes, with what follows the
-    last visit behind it. So time >= the sum of both for every cut.
+    at once (_from_within_ns), the others each_ns after one another, and the last of them then executes, with what
+    follows the last visit behind it. So time >= the sum of both for every cut.
     """
     from sim.outcome.packing import Walk, Wants
 
@@ -255,7 +281,7 @@ def _best_cut_ns(plan: Plan, link: _Landings, span: _Span, begins: list[tuple[in
         compute = compute_behind + _from_each(work.before_ns + work.experts_ns)
         behind = loads_behind + _from_each(back.over(wants)[1])
         before = loads_before - _from_each(work.missing)
-        right_ns = np.where(behind > 0, (behind - 1) * link.each_ns + span.shortest_ns + span.after_ns, 0)
+        right_ns = np.where(behind > 0, _from_within_ns(link, behind) + span.shortest_ns + span.after_ns, 0)
         left = np.maximum(span.compute_ns - compute, _link_ns(plan, link, span, before))
         best = max(best, int((left + np.maximum(compute, right_ns)).max()))
         compute_behind, loads_behind, loads_before = int(compute[0]), int(behind[0]), int(before[0])

@@ -332,6 +332,8 @@ def _by_rules(out: dict[str, Any]) -> list[str]:
     if (reads := out["remote_reads"])["experts"]:
         share = f"{reads['ns'] / (out['time_ns'] or 1):.1%} of the time"
         lines.append(f"{'remote':<12} {reads['experts']:,} experts read where they lie in host memory, {share}")
+    if out.get("chunks"):
+        lines.append(f"{'chunks':<12} {out['chunks']:,} parts of transfers that a demand may pass")
     if any(admission.values()):
         lines.append(f"{'admission':<12} " + ", ".join(f"{name} {n:,}" for name, n in admission.items()))
     if host["experts"]:

@@ -269,8 +269,8 @@ class Summary(_Part):
     sets what they do; an interval: between which 80 % of what the real engine does lies (sim.outcome.how_sure), null
     where nobody knows; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
     what comes after the warm-up. streamed, remote, deferred, link_busy_ns_by_cause, link_transfers (one that brings
-    several experts counts once), admission, stages, host and remote_reads: of runs
-    with plan.on_miss."""
+    several experts counts once), chunks (landed; where transfers are cut), admission, stages, host and remote_reads: of
+    runs with plan.on_miss."""
 
     tokens_per_s: Number | None
     total_tokens_per_s: Number | None
@@ -311,6 +311,7 @@ class Summary(_Part):
     link_busy_ns: Count
     link_busy_ns_by_cause: _Causes | None = None
     link_transfers: Count | None = None
+    chunks: Count | None = _column(None, None)
     admission: _Admission | None = None
     stages: _Stages | None = None
     host: _Spent | None = None
@@ -549,6 +550,7 @@ def _by_rules(c: dict[str, Any]) -> dict[str, Any]:
         **{name: c[name] for name in SLOTS_BY_RULES},
         "link_busy_ns_by_cause": {cause: c[f"busy_{cause}_ns"] for cause in _Causes.model_fields},
         "link_transfers": c["link_transfers"],
+        **({"chunks": c["chunks"]} if "chunks" in c else {}),
         "admission": {name: c[counter] for name, counter in ends.items()},
         "stages": {name: c[counter] for name, counter in stages.items()},
         "host": {"experts": c["host_experts"], "ns": c["host_ns"]},
