@@ -53,7 +53,7 @@ def plan_of_eviction(seed: int, name: str | None = None) -> Plan:
     rng = np.random.default_rng([seed, 18])
     policy = EVICTION[name or EVERY[int(rng.integers(len(EVERY)))]]
     choice = policy.choice(settings(rng, policy))
-    base = _base(rng, seed, bool(choice.marks & KEEPS_OUT))
+    base = _base(rng, seed, bool(choice.marks & KEEPS_OUT), bool(choice.marks & ONE_BY_ONE))
     if choice.marks & FIXED and base.pooled:
         return plan_of_eviction(seed + 100_000, policy.name)
     if base.miss.name == "cpu-admit" and not policy.weighs:
@@ -68,8 +68,8 @@ def plan_of_eviction(seed: int, name: str | None = None) -> Plan:
     return _plain(made) if choice.marks & ONE_BY_ONE else made
 
 
-def _base(rng: np.random.Generator, seed: int, keeps_out: bool) -> Plan:
-    if keeps_out:
+def _base(rng: np.random.Generator, seed: int, keeps_out: bool, one_by_one: bool) -> Plan:
+    if keeps_out or (rng.random() < 0.3 and not one_by_one):
         made = plan_of(seed)
         return replace(made, on_miss=replace(made.on_miss or _nothing(made), stages=0), low=None)
     return random_lossy_plan(seed) if rng.random() < 0.4 else random_plan(seed)

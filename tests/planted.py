@@ -978,13 +978,6 @@ CHUNKS = [
         LAWS_IN_CHUNKS,
     ),
     fault(
-        "what is sent in part is forgotten when a group is taken early",
-        "sim/core/visit.py",
-        "rules.run.rest >= 0 and s.expert[rules.run.rest].work > 0",
-        "False",
-        REFERENCE_IN_CHUNKS,
-    ),
-    fault(
         "a chunk of another expert's bytes",
         "runtime/replaying/machine.py",
         "return part.number * share,",

@@ -19,6 +19,7 @@ from tests.reference import simulate
 from tests.test_agreement import difference
 
 PLANS = 150  # a fault must show within so many; all of tests/planted.py do within 130
+IN_CHUNKS = range(200, 200 + PLANS)  # one of these has a serial visit that waits for a copy nobody wants
 
 
 def test_equals_the_reference() -> None:
@@ -53,12 +54,12 @@ def test_keeps_the_laws_by_rules() -> None:
 
 
 def test_equals_the_brute_force_in_chunks() -> None:
-    for seed in range(PLANS):
+    for seed in IN_CHUNKS:
         plan = plan_in_chunks_of(seed)
         assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
 
 
 def test_keeps_the_laws_in_chunks() -> None:
-    for seed in range(PLANS):
+    for seed in IN_CHUNKS:
         plan = replace(plan_in_chunks_of(seed), rerank=None)
         laws_on_miss.check_all(plan, as_groups(plan, compiled.run(plan, full=True)))

@@ -440,7 +440,7 @@ def test_fixed_durations_say_what_is_set_up() -> None:
     ):
         prepare(asked(hardware="h.toml", transfer_chunk="4B"))
     Path("more.toml").write_text(FIXED + "transfer_setup_ns = 101\n")
-    with pytest.raises(Exception, match="transfer_setup_ns = 101: is part of transfer_ns; must be at most that"):
+    with pytest.raises(Exception, match="transfer_setup_ns = 101: is a part of transfer_ns; must not exceed it"):
         prepare(asked(hardware="more.toml"))
 
 
@@ -496,7 +496,7 @@ def test_a_full_record_too_large_for_memory_is_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(log.np, "empty", empty)
     with pytest.raises(
-        SpecError, match=r"^record: full: up to .* chunks have no room in memory; give a larger --transfer"
+        SpecError, match=r"^record: full: experts in 4 chunks have no room in memory; give a larger --transfer"
     ):
         compiled.run(passing(), True)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sim.core.plan import ADMIT_PARAMS, MARKS, Choice, Low, OnMiss, Plan
-from sim.policies.registry import EVICTION
+from sim.policies.registry import EVICTION, MISS
 from tests import groups, laws, laws_on_miss, reference_eviction
 from tests.accesses import WORDS, eviction, plan_of, serve
 from tests.groups import lines, run_groups
@@ -22,6 +22,7 @@ from tests.on_miss_plans import plan_of as on_miss_plan
 from tests.plans import random_plan
 from tests.reference import BACKGROUND, DEMAND, LANDED, REJECTED, SLOT, STAGE, Cache, simulate
 from tests.reference_eviction import bypasses, fresh_steps
+from tests.test_looking_back_and_low import hobbit
 from tests.test_reference import make, predicted, top1
 
 
@@ -129,6 +130,12 @@ CASES = {
     "s3-fifo": Case(
         "s3-fifo", (0.25,), 4, [0, 1, 2, 3, 4, 0, 2, 2, 5, 6, 7, 1, 4, 5, 0, 8, 2], [0, 1, 3, 4, 5, 6, 7, 1, 2, 8], 14
     ),
+    # A slot for small, one for main, one ghost. v3, v4: 0 counts two. v5: it moves to main; 1 goes. v6 to v9: 0 counts
+    # three. From v10 on a ghost comes back to main, for small's one, and a stranger to small, for main's other one,
+    # while 0 goes round: v11 with two left, v13 one, v15 none. v17: 0.
+    "s3-fifo three": Case(
+        "s3-fifo", (0.5,), 2, [0, 1, 0, 0, 2, 0, 0, 0, 0, 1, 3, 2, 4, 3, 5, 4, 6], [1, 2, 1, 3, 2, 4, 3, 5, 0], 11
+    ),
     # One slot: small has it, nobody is remembered. 0 counts two, moves to main and goes from there; then 1 from small.
     "s3-fifo alone": Case("s3-fifo", (0.1,), 1, [0, 0, 0, 1, 0], [0, 1], 3),
     # v6: small 1 is its oldest evictable, for 0 is held.
@@ -139,6 +146,8 @@ CASES = {
     # goes, no ghost. v11: 0 in B2: p = 0; 4 to B1; T1 5, T2 0, B2 2. v12: T1 and B1 have two: 4 is forgotten; 5 to B1.
     # v13: so 4 is no ghost: 5 is forgotten, 6 to B1.
     "arc": Case("arc", (), 2, [0, 1, 0, 2, 1, 0, 2, 3, 4, 5, 0, 6, 4], [1, 0, 2, 1, 0, 2, 3, 4, 5, 6], 12),
+    # To v9 as above: 1 is forgotten; T1 3 4. v10: so 1 is no ghost, and 3 no ghost either: v11: 4.
+    "arc forgets": Case("arc", (), 2, [0, 1, 0, 2, 1, 0, 2, 3, 4, 1, 3], [1, 0, 2, 1, 0, 2, 3, 4], 10),
     # v4: T1 3 1, T2 0. v5: 3 to B1; T1 1 2. v6: 3 in B1: p = 1; T1 is above: 1 to B1; T1 2, T2 0 3. v7: 1 in B1: p = 2;
     # 0 to B2; T2 3 1. v8: 0 in B2: p = 1; T1 is no more than that, but the same, and 0 was in B2: so 2.
     "arc tie": Case("arc", (), 3, [0, 3, 0, 1, 2, 3, 1, 0], [3, 1, 0, 2], 7),
@@ -155,11 +164,17 @@ CASES = {
     # Window 1, probation 0. v6: 1 is held, so 0 goes though it was used thrice and 1 twice.
     "w-tinylfu held": Case("w-tinylfu", (0.5, 0.0), 2, [0, 1, 0, 0, 1, (1, 2)], [0], 3),
     # Probation 0, window 1, nothing protected. v3 to v19: 0 is used 18 times and counts 15. v20 is the 20th use: all
-    # halve: 0 7, 1 1. v21 to v27: 1 8. v28: 8 > 7: 0 goes, 1 to probation; 2 once, the 18th. v30 is the 20th: 0 3, 1 4,
-    # 2 1. v31: 2 1, 1 4: 2 goes; 0 4, which it kept while it was away. v32: 0 5. v33: 5 > 4: 1 goes.
+    # halve: 0 7, 1 1. v21 to v28: 1 9. v29: 9 > 7: 0 goes, 1 to probation; 2 once, the 19th. v30 is the 20th, for the
+    # halving counted ten: 0 3, 1 4, 2 1. v31: 2 1, 1 4: 2 goes; 0 4, for it kept its 3. v32: 0 5. v33: 5 > 4: 1 goes.
     "w-tinylfu halved": Case(
-        "w-tinylfu", (0.01, 0.8), 2, [0, 1, *[0] * 17, *[1] * 8, 2, 2, 2, 0, 0, 3], [0, 2, 1], 5
+        "w-tinylfu", (0.01, 0.8), 2, [0, 1, *[0] * 17, *[1] * 9, 2, 2, 0, 0, 3], [0, 2, 1], 5
     ),
+    # v1, v2: window 3, probation 0 1 2: that they are used first behind the window protects nobody. v3: 3 once, 0 once:
+    # 3. v5: 4 twice: 0.
+    "w-tinylfu first": Case("w-tinylfu", (0.25, 0.67), 4, [(0, 1), (2, 3), 4, 4, 5], [3, 0], 6),
+    # Window 4, probation 0 1 2 3. v6, v7: 0 and 1 are protected; v8: 2, for 0: probation 3 0. v9: 4 once, 3 once: 4.
+    # v11: 5 twice: 3.
+    "w-tinylfu demoted": Case("w-tinylfu", (0.2, 0.5), 5, [0, 1, 2, 3, 4, 0, 1, 2, 5, 5, 6], [4, 3], 7),
     # Of 0 1 2 3 the scores, with alpha 1/2: v1 .5. v2 .25 .5. v3 (0 and 2 share) .375 .25 .25: 1 goes. v4 .19 .63 .13:
     # 2 goes. v5 .09 .31 .06 .5: 0 goes.
     "mrs": Case(
@@ -174,6 +189,11 @@ CASES = {
     "hobbit-priority reset": Case(
         "hobbit-priority", (0.25,), 3, [0, 0, 0, 1, 2, 2, 3], [0], 4,
         more={"requests": np.array([[0, 0, -1, 0, 3], [1, 3, -1, 3, 4]])},
+    ),
+    # A request begins at v11. v52: 0 40/42, 1 1/42 + .91: 1.
+    "hobbit-priority since reset": Case(
+        "hobbit-priority", (0.25,), 2, [*[0] * 50, 1, 2], [1], 3,
+        more={"requests": np.array([[0, 0, -1, 0, 10], [1, 10, -1, 10, 42]])},
     ),
     # Global ids 0 1 | 2 3 | 4 5 in one pool of three. v4 serves layer 0: layer 1 comes next, then 2, then 0: 0 goes. v5
     # hits 2. v6 serves layer 2: 1 is one away, 2 two, 4 three: 4. v7 serves layer 0: 2 one, 5 two, 1 three: 1.
@@ -196,8 +216,9 @@ CASES = {
     "window-swap two": Case(
         "window-swap", (2, 2), 2, [(2, 0), (2, 3), (3, 4), (3, 1)], [1, 0, 2], 7, residents=(0, 1)
     ),
-    # v1: 1 has one entry and takes the free slot; 2, without any, joins nobody. v3: 2 takes 0, older than 1.
-    "window-swap free": Case("window-swap", (1, 2), 2, [1, 1, 2], [0], 2, residents=(0,)),
+    # v1: 1 has one entry and takes the free slot, though 0 has as many; 2, without any, joins nobody. v3: 2 takes 0,
+    # older than 1.
+    "window-swap free": Case("window-swap", (1, 2), 2, [(0, 1), 1, 2], [0], 2, residents=(0,)),
     # v3: 0 comes at v4, 1 at v5: 1. v5: neither comes again: 2 is older than 0.
     "belady": Case("belady", (), 2, [0, 1, 2, 0, 1], [1, 2], 4),
     # Neither 1 nor 0 comes again, and 0 is older; by id 1 goes.
@@ -210,14 +231,16 @@ CASES = {
     # v1: 3 comes at v2, 2 at v4; 0 at v3, 1 at v5. First 3: better than 1, kept; then 2: worse than 0, the only one
     # left. v4: 2, 0 and 3 never: kept; 3 (v2). v5: 1, 0 and 2 never: kept; 0 (v3).
     "min best first": Case("min", (), 2, [(2, 3), 3, 0, 2, 1], [1, 3, 0], 4, residents=(0, 1)),
+    # v1: one slot is free: for 1 (v2); 2 (v4) is worse than 0 (v3). v4: 2, 0 and 1 never: kept; 1 (v2).
+    "min free": Case("min", (), 2, [(1, 2), 1, 0, 2], [1], 3, residents=(0,)),
     # One step of foresight, half gone each visit. v3: 2 comes at v6, unknown, after its use 1; 0 at v5, unknown, 1/4; 1
     # at v4: known. 0 goes. v5: 0 never, 1/16 + 1; 1 never, (1/4 + 1) / 2; 2 at v6, known. 1 goes.
     "belady-w": Case("belady-w", (1, 1), 2, [0, 1, 2, 1, 0, 2], [0, 1], 4),
     # v3: 0 is known for v4: 1 is not kept.
     "belady-w bypass": Case("belady-w", (1, 1), 1, [0, 0, 1, 0], [], 2),
-    # v2: 0 1 1/2. v3: 1 would be 1, 0 is 3/4: no more than 1/2 more: not kept, and not used from a slot. v4: 1 against
+    # v2: 0 1 1/2. v3: 1 would be 1, 0 is 3/4: no more than 1/4 more: not kept, and not used from a slot. v4: against
     # 3/8.
-    "decayed kappa": Case("decayed", (0.5, 0.5), 1, [0, 0, 1, 1], [0], 3),
+    "decayed kappa": Case("decayed", (0.5, 0.25), 1, [0, 0, 1, 1], [0], 3),
     "decayed kappa 0": Case("decayed", (0.5, 0.0), 1, [0, 0, 1, 1], [0], 2),
     # v4: 0 is 2.71 x .9: more than 1 would be.
     "decayed bypass": Case("decayed", (0.9, 0.0), 1, [0, 0, 0, 1], [], 2),
@@ -324,6 +347,39 @@ def test_who_is_on_its_way_to_t1_counts_there() -> None:
     assert commit(cache, 2, [0, 1]) == 1
     assert commit(cache, 3, [0]) == 0
     assert (cache.evictions[0].b1, cache.evictions[0].b2) == ([], [0])
+
+
+def test_p_moves_by_how_many_more_ghosts_the_other_list_has() -> None:
+    # T1 0 1 2 3, p = 0. 4 of B1: p = 3/1; T1 is above, 0 joins B1 and 4 leaves it. Then with two in B1, 5 of B2: p = 3
+    # - 2/1.
+    cache = cache_of("arc", (), 4, (0, 1, 2, 3), n_experts=12)
+    arc = cache.evictions[0]
+    arc.b1, arc.b2 = [4], [5, 6, 7]
+    assert commit(cache, 4, [0, 1, 2, 3]) == 0
+    assert (arc.p, arc.b1, arc.b2) == (3, [0], [5, 6, 7])
+    arc.b1, arc.b2 = [0, 8], [5]
+    assert commit(cache, 5, [1, 2, 3]) == 1
+    assert (arc.p, arc.b1, arc.b2) == (1, [0, 8, 1], [])
+
+
+def test_whoever_is_let_in_leaves_the_window_at_the_commit() -> None:
+    # Window 3, probation 0 1 2, nothing protected; 3 counts two, 1 and 2 three. 4: 3 > 0: 0 goes, 3 to probation. 5:
+    # nobody is left in the window: 1.
+    cache = cache_of("w-tinylfu", (0.25, 0.0), 4, (0, 1, 2, 3))
+    use(cache, 3, 3, 1, 1, 1, 2, 2, 2)
+    assert commit(cache, 4, [0, 1, 2, 3]) == 0
+    assert commit(cache, 5, [1, 2, 3]) == 1
+
+
+def test_reuse_interval_is_a_moving_mean() -> None:
+    # Used at 1, 2 and 7: every 5/4 + 3/4 = 2. At 8 in 1 more; at 10 it waited 3, beyond that.
+    cache, scores = cache_of("reuse-interval", (0.25,), 1, (0,)), {}
+    for visit in range(1, 11):
+        cache.routed(visit - 1, 0)
+        if visit in (1, 2, 7):
+            use(cache, 0)
+        scores[visit] = cache.evictions[0].score(0)
+    assert (scores[8], scores[9], scores[10]) == (-1, 0, -3)
 
 
 def test_who_is_on_its_way_to_the_window_counts_there() -> None:
@@ -434,6 +490,28 @@ def test_one_by_one_waits_for_a_prefetch_and_promotes_one(machine: str) -> None:
     result = MACHINES[machine](replace(plan, eviction=eviction("lru", marks=ONE_BY_ONE)))
     assert lines(result, "visits", "end_ns", "hits", "misses", "late") == [(15, 1, 0, 0), (220, 1, 1, 0)]
     assert lines(result, "transfers", "expert", "promoted", "landed_ns") == [(1, 0, 110), (2, 1, 210)]
+
+
+@pytest.mark.parametrize("machine", machines("sieve"))
+def test_a_copy_that_a_visit_brought_is_used_first(machine: str) -> None:
+    # 0 is there in full. Copies of 1 and 2 are brought, that of 1 is used again: |1* 2. For that of 3: 1 is cleared, 2
+    # goes.
+    plan = hobbit([[[0, each]] for each in (1, 2, 1, 3)], [[[0.75, 0.25]]] * 4)
+    assert plan.low is not None
+    plan = replace(plan, eviction=eviction("sieve"), low=replace(plan.low, slots=np.array([2])))
+    assert lines(MACHINES[machine](plan), "transfers", "expert", "low", "victim") == [
+        (1, 1, -1),
+        (2, 1, -1),
+        (3, 1, 4 + 2),
+    ]
+
+
+@pytest.mark.parametrize("machine", machines("lru", marks=LISTED))
+def test_bulk_visits_that_do_not_touch_do_not_touch_as_listed(machine: str) -> None:
+    # {0, 1, 2}. Visit 0, bulk, uses 0 and does not touch it: it is still the oldest, and goes for 3.
+    on = OnMiss(np.array([[0, 100, 200, 300, 400]] * 2), np.array([True, False]), MISS["fetch"].choice({}), False)
+    plan = replace(make(top1(0, 3), 4, [3], [0, 1, 2], on_miss=on), eviction=eviction("lru", marks=LISTED))
+    assert lines(MACHINES[machine](plan), "transfers", "expert", "victim") == [(3, 0)]
 
 
 @pytest.mark.parametrize("machine", machines("min"))

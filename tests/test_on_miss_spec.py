@@ -132,6 +132,7 @@ def test_each_flag_is_its_field(folder: Path) -> None:
     given = {"stages": 9, "serial": True, "merge": "runs", "bulk_touch": "no", "beside": "no", "cpu_visit_us": 0.5}
     found = beyond(**STREAM, **given, miss="cpu", defer=2, link_share=0.35, ahead=1)
     told = {each.name: getattr(found, each.name) for each in fields(OnMiss) if each.name not in ("run_ns", "table")}
+    assert told.pop("chunk_ns").tolist() == [[0, 0], [0, 0]] and told.pop("chunk_bytes") == 0
     assert told.pop("bulk").name == "stream" and told.pop("step_bulk").tolist() == [True, False, False]
     assert told == {
         "bulk_touch": False, "stages": 9, "serial": True, "merge_runs": True, "whole_layer": True, "ahead": 1,
@@ -324,7 +325,10 @@ def test_a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked
     assert {name: asked[name] for name in asked if name not in old} == {"n_cpu_moe": 0, "beside": False}
     assert "machine" not in asked
     later = {name for name in RunSpec.model_fields if came_later(name)}
-    assert later == {*GROUPS["on a miss"], *OF_THE_HARDWARE, "vram", "context", "engine_as_costs", "kv_precision"}
+    windows = {"speculate", "accept", "draft_ns"}
+    counting = {"reset", "requests", "warmup_share", "skip_prompts"}
+    beside = {*OF_THE_HARDWARE, "vram", "context", "engine_as_costs", "kv_precision", "transfer_chunk"}
+    assert later == {*GROUPS["on a miss"]} | beside | windows | counting
 
 
 VALUES: dict[str, Any] = {
@@ -332,7 +336,8 @@ VALUES: dict[str, Any] = {
     "whole_layer": True, "ahead": 2, "beside": False, "defer": 1, "link_share": 0.35, "cpu_visit_us": 43.5,
     "n_cpu_moe": 8, "override_tensor": "a=CPU,b=CUDA0", "dense_on_host": "layers:first:2", "ram": "64GB",
     "vram": "24GB", "context": 8192, "engine_as_costs": True, "kv_precision": "q8", "host": "epyc-9355",
-    "host_gbps": 300.0, "link_gbps": 12.5,
+    "host_gbps": 300.0, "link_gbps": 12.5, "speculate": 3, "accept": 0.7, "draft_ns": 900, "transfer_chunk": "4MB",
+    "reset": "request", "requests": "0:2", "warmup_share": 0.1, "skip_prompts": True,
 }  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(out)
     npz.write("c.npz", trace_of(100))
     Path("h.toml").write_text(HARDWARE)
+    Path("fast.toml").write_text(HARDWARE.replace("transfer_ns = 100", "transfer_ns = 12"))
     alike = np.random.default_rng(1).random((2, 6, 6))
     np.savez("matrix.npz", similarity=alike)
     profile.write(Path("counts.npz"), profile_of(trace_of(100)))
@@ -75,6 +76,7 @@ def setting(kind: str, name: str, trace: RoutingTrace, **more: Any) -> Setting:
     """A run of plain policies and this one, on a trace in memory."""
     policy = TABLES[kind][name]
     more |= {"cache_scope": "layer"} if policy.spreads else {}  # refused in one pool
+    more |= {"speculate": 1, "hardware": "fast.toml"} if policy.drafts else {}  # whose lists come in time
     needs = {f"{name}.{key}": FILES[key] for key in FILES if key in policy.parameters and not policy.parameters[key]}
     return prepare(RunSpec.of({**BASE, kind: name, "set": needs, **more}), trace=trace)
 

@@ -2,7 +2,7 @@
 in any order, in lock-step, and for real on the CPU; and what it cannot do it refuses by name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sim.run import main as simulate
 from sim.spec import RunSpec
 from tests import laws_on_miss
 from tests.devices import SMALL, Checked, Numbered, difference, machine_on, store_for
+from tests.eviction_plans import EVERY, plan_of_eviction
 from tests.groups import as_groups
 from tests.on_miss_plans import plan_of, rule
 from tests.on_torch import fixed_hardware
@@ -45,10 +46,10 @@ SHUFFLED = 400
 SLOT, STAGE, _, HOST, DEFERRED = range(len(PLACES))
 
 
-def replayed(seeds: range) -> Iterator[tuple[int, Plan]]:
+def replayed(seeds: range, draw: Callable[[int], Plan] = plan_of) -> Iterator[tuple[int, Plan]]:
     """Plans that the torch machine does not refuse, whole ones."""
     for seed in seeds:
-        found = plan_of(seed)
+        found = draw(seed)
         try:
             refuse(found)
         except SpecError:
@@ -78,6 +79,15 @@ def test_in_simulated_time_the_torch_machine_equals_the_compiled_one(chunk: int)
         assert machine.store.wrong_slots(machine.residents()) == [], seed
         held += 1
     assert held >= 100
+
+
+def test_it_does_so_with_every_eviction_and_however_it_counts() -> None:
+    """Lists, ghosts, visits one by one, newcomers that are not kept; and in another order the core alone agrees."""
+    held = list(replayed(range(150), plan_of_eviction))
+    for seed, each in held:
+        assert difference(compiled.run(each, True), machine_on(each, timed()).run()) is None, seed
+        assert check(each, machine_on(each, shuffled(seed)).run()).equal, seed
+    assert len(held) >= 120 and {each.eviction.name for _, each in held} >= {*EVERY}
 
 
 def test_with_a_warm_up_too() -> None:

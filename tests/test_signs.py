@@ -51,7 +51,7 @@ EVIDENCE = ROOT.parent / "shared" / "evidence"
 needs_evidence = pytest.mark.skipif(not EVIDENCE.exists(), reason="no evidence in ../shared")
 HOLDS, DIRECTION, OPEN, WAITING = "holds", "direction", "open", "waits"
 FITTED = "constants: fitted to these runs, too"
-WAITS = ("numa-small-experts", "numa-small-experts-2", "lookahead-worth")
+WAITS = ("numa-small-experts", "numa-small-experts-2")
 
 GPT, QWEN = ("gpt-oss-120b", "mxfp4"), ("qwen3-30b-a3b", "bf16")
 MSL = {"engine": "moe-speed-of-light", "warmup_steps": 120}
@@ -755,7 +755,8 @@ def reads(trace: RoutingTrace, slots: int, **fields: Any) -> int:
 
 
 DECAYED = {"eviction": "decayed", "set": {"decayed.decay": 0.9576}}
-ONLINE: tuple[dict[str, Any], ...] = (*({"eviction": each} for each in ("lru", "lfu", "fifo", "random")), DECAYED)
+OTHERS = ("lru", "lfu", "fifo", "random", "lfru", "lru-k", "sieve", "clock", "s3-fifo", "arc")
+ONLINE: tuple[dict[str, Any], ...] = (*({"eviction": each} for each in OTHERS), DECAYED)
 
 
 def first_tenth(trace: RoutingTrace) -> RoutingTrace:
@@ -781,7 +782,7 @@ def policies_tie_at_k(machines: Machines) -> str:
     read an expert past the slots, keeps others."""
     ratios = [assert_a_tie(routed(name)) for name in ("qwen3-30b-a3b", "gpt-oss-120b", "gpt-oss-20b", "mixtral-8x7b")]
     assert all(sized_ratio(ratio, 1.35, 1.65) for ratio in ratios)
-    return f"LRU, LFU, FIFO, random, decayed equal, {min(ratios):.2f}-{max(ratios):.2f} x MIN"
+    return f"LRU, LFU, ARC, S3-FIFO, decayed and six others equal, {min(ratios):.2f}-{max(ratios):.2f} x MIN"
 
 
 @sign("lfu-locks-in", HOLDS, "LRU's hits, to which the routing is fitted")
@@ -820,10 +821,12 @@ def in_words(ratios: Mapping[str, Iterable[float | None]]) -> str:
 
 
 def both_counts(trace: RoutingTrace) -> tuple[float, float]:
-    """LRU's hit shares with two slots, a token's experts as one request and one after another."""
+    """LRU's hit shares with two slots, a token's experts as one request and one after another; each expert as a token
+    of its own is the same as the latter."""
     how = {"engine": "fused", "as_decode": True, "cache": 2}
-    flat = one_by_one(trace)
-    return hit_share(run(trace, "rtx4090", **how)), hit_share(run(flat, "rtx4090", **how))
+    single = run(trace, "rtx4090", **how, set={"lru.atomic": "no"})
+    assert single["misses"] == run(one_by_one(trace), "rtx4090", **how)["misses"]
+    return hit_share(run(trace, "rtx4090", **how)), hit_share(single)
 
 
 @sign("event-atomic", DIRECTION)
@@ -831,6 +834,25 @@ def event_atomic(machines: Machines) -> str:
     atomic, single = both_counts(sample())
     assert single < atomic and not sized(atomic - single, 0.37 - 0.21)
     return f"hit {100 * atomic:.0f} against {100 * single:.0f} %"
+
+
+@sign("lookahead-worth", HOLDS)
+def lookahead_worth(machines: Machines) -> str:
+    """Of five models, as above: the reads of so many tokens of foresight x MIN, at a quarter of the experts."""
+    ratios = [foresight_over_min(routed(name)) for name in PER_MODEL]
+    medians = [float(np.median(found)) for found in zip(*ratios, strict=True)]
+    assert medians == sorted(medians, reverse=True) and medians[-1] < 1.05
+    assert all(sized_ratio(*pair) for pair in zip(medians, (1.45, 1.32, 1.13, 1.01), strict=True))
+    return "W = " + ", ".join(f"{w} {each:.2f}" for w, each in zip(FORESIGHT, medians, strict=True))
+
+
+FORESIGHT = (1, 2, 4, 8)  # tokens
+
+
+def foresight_over_min(trace: RoutingTrace) -> list[float]:
+    slots = trace.n_experts // 4
+    found = [reads(trace, slots, eviction="belady-w", set={"belady-w.w": w}) for w in FORESIGHT]
+    return [each / least_reads(trace, slots) for each in found]
 
 
 # --- the page, and what must hold everywhere ---

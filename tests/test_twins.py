@@ -121,6 +121,7 @@ def plain(summary):
 
 def setting_of(kind, name, **more):
     needs = {f"{name}.{key}": file for key, file in FILES.items() if key in find(kind, name).parameters}
+    more |= {"speculate": 2} if find(kind, name).drafts else {}
     return prepare(RunSpec.of({**BASE, **more, kind: name, "set": needs}))
 
 def twins(kind, name, **more):

@@ -242,7 +242,7 @@ def test_a_wrong_answer_names_the_function(machine: ModuleType, kind: str, name:
     [
         ("three_axes", "lists: shape is (40, 3, 2); must be (1 or 1, rows, 3 layers, entries)"),
         ("too_high", "lists: 8 .. 15; must lie in -1 .. 7"),
-        ("too_many_ahead", "row: shape is (4, 40); must be (distances 1 .. 3, 40 tokens)"),
+        ("too_many_ahead", "row: shape is (4, 40); must be (distances 1 .. 3, 40 rows)"),
         ("fractions", "lists: dtype is float64; must be a whole-number type"),
         ("nothing", "returns NoneType; must return (lists, row)"),
         ("fails", "raised AttributeError: 'RoutingTrace' object has no attribute 'no_such_array'"),

@@ -11,6 +11,7 @@ from analysis.curves.policies import FLOOR, ONE_PASS, SIMULATED, Line, Policies,
 from analysis.showing.words import listed
 from sim.outcome.how_sure import between
 
+NAME = 18  # characters of a policy's name, at least
 MANY = 3  # policies that miss alike: said in words
 ORACLE = "ORACLE: {} reads the future, which no engine can; it is no policy to choose"
 FLOORED = (
@@ -69,17 +70,18 @@ def table(found: Policies, lines: Sequence[Row]) -> str:
     """The chosen capacities, one after another, each with every policy, the fewest misses first."""
     heads = ("slots", "share", "GB", "hit rate", "misses/token", "x floor", "tokens/s")
     loud = [f"! {note}" for note in all_notes(found)]
-    head = f"{'policy':<18}" + " ".join(f"{each:>12}" for each in heads)
+    width = max(NAME, *(len(line.policy) + 1 for line in found.lines))  # a user's own is a path
+    head = f"{'policy':<{width}}" + " ".join(f"{each:>12}" for each in heads)
     text = [*what(found), *loud, "", *findings(found), "", head]
     shown = sorted((row for row in lines if row["slots"] in found.slots), key=lambda row: (row["slots"], row["misses"]))
     for i, row in enumerate(shown):
         if i and row["slots"] != shown[i - 1]["slots"]:
             text.append("")
-        text.append(_shown(row))
+        text.append(_shown(row, width))
     return "\n".join(text)
 
 
-def _shown(row: Row) -> str:
+def _shown(row: Row, width: int) -> str:
     cells = (
         f"{row['slots']}", f"{row['share']:.1%}", f"{row['gb']:,.2f}", f"{row['hit_rate']:.2%}",
         f"{row['misses_per_token']:.2f}", "" if row["over_floor"] is None else f"{row['over_floor']:.2f}",
@@ -89,7 +91,7 @@ def _shown(row: Row) -> str:
     said += [f"= {listed(row['tied_with'], 2)}"] if row["tied_with"] else []
     sure = [] if row["tokens_per_s_low"] is None else [between((row["tokens_per_s_low"], row["tokens_per_s_high"]))]
     numbers = " ".join(f"{cell:>12}" for cell in cells)
-    return f"{row['policy']:<18}{numbers}  {'; '.join([*sure, *said])}".rstrip()
+    return f"{row['policy']:<{width}}{numbers}  {'; '.join([*sure, *said])}".rstrip()
 
 
 def as_csv(found: Policies, lines: Sequence[Row]) -> str:

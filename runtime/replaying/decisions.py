@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.core import log as lg
 from sim.core import state as st
-from sim.core.plan import PLACES, Plan
+from sim.core.plan import ONE_BY_ONE, PLACES, Plan
 from sim.errors import SpecError
 from sim.machines.record import RunRecord
 
@@ -33,8 +33,10 @@ DECISIONS = {
 CHUNKS = ("event", "event_committed", "transfer", "number")  # of a plan that cuts transfers
 RUN = ("run",)  # of transfers too, where the record has it
 STAGE, DEFERRED = PLACES.index("stage"), PLACES.index("deferred")
-# what is known of a transfer when it is queued, and of a chunk when it is committed
+# what is known of a transfer when it is queued, of a chunk when it is committed, and of a visit that serves its experts
+# one by one when it is routed
 AT_ONCE = {"transfers": ("visit", "expert", "event_queued"), "chunks": ("event_committed", "transfer", "number")}
+ONE_BY_ONE_AT_ONCE = {"visits": ("event", "step", "layer", "wanted")}
 
 
 def global_ids(plan: Plan, record: RunRecord, name: str) -> Any:
@@ -110,6 +112,7 @@ class DecisionCheck:
             if name == "executions" and plan.on_miss is not None:
                 columns["cpu"] = group["cpu"] + (group["place"] == DEFERRED)  # as the log has it
             self.recorded[name] = columns
+        self.at_once = AT_ONCE | (ONE_BY_ONE_AT_ONCE if plan.eviction.marks & ONE_BY_ONE else {})
         self.rows = dict.fromkeys(self.decisions, 0)
         self.outcome = Outcome()
 
@@ -117,7 +120,7 @@ class DecisionCheck:
         """The rows written since the last look, but for what of a transfer is not known yet. Raises Unequal."""
         for name, every in self.decisions.items():
             first, last = self.rows[name], getattr(s.rows, name)
-            columns = AT_ONCE.get(name, every)
+            columns = self.at_once.get(name, every)
             if last > first:
                 self._compare(name, first, last, columns, log)
                 self.rows[name] = last

@@ -148,7 +148,7 @@ class Fixed(Sized):
     def _set_up_within(self) -> "Fixed":
         if (self.transfer_setup_ns or 0) > self.transfer_ns:
             raise ValueError(
-                f"transfer_setup_ns = {self.transfer_setup_ns}: is part of transfer_ns; must be at most that"
+                f"transfer_setup_ns = {self.transfer_setup_ns}: is a part of transfer_ns; must not exceed it"
             )
         return self
 

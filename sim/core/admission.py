@@ -9,7 +9,7 @@ from typing import Any
 from sim.core import log as lg
 from sim.core.candidates import ADMITS
 from sim.core.jit import apart, inlined
-from sim.core.plan import ANSWERS, OWN_LISTS, TOLD_OF_USES
+from sim.core.plan import ANSWERS, TOLD_OF_USES
 from sim.core.residency import claim, move, scope_of, tell_of_use
 from sim.core.rules import ADMISSION, keeps_out
 from sim.core.state import ABSENT, MISS, QUEUED, State
@@ -35,7 +35,7 @@ def count_uses(s: State, rules: Any) -> None:
         g, answer = s.wanted[i], rules.expert[s.wanted[i]].answer
         if rules.expert[g].at != g or answer in (CPU, REMOTE):
             s.expert[g].uses += 1
-            if s.run.eviction_marks & TOLD_OF_USES and s.run.eviction_marks & OWN_LISTS == 0:
+            if s.run.eviction_marks & TOLD_OF_USES:
                 tell_of_use(s, g)
 
 

@@ -14,7 +14,6 @@ from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
 from sim.core.state import State
-from sim.errors import SpecError
 
 
 class VisitRow(Struct):  # one routed visit
@@ -127,19 +126,8 @@ def new_log(plan: Plan) -> Log:
         executions=np.empty(2 * slots, ExecutionRow),
         transfers=np.empty(2 * slots + prefetches + copies, TransferRow),
         answers=np.empty(slots, AnswerRow),
-        chunks=_room_for_chunks((prefetches + copies) * plan.chunks if plan.chunks > 1 else 0),
+        chunks=np.empty((prefetches + copies) * plan.chunks if plan.chunks > 1 else 0, ChunkRow),
     )
-
-
-def _room_for_chunks(rows: int) -> npt.NDArray[Any]:
-    """Raises SpecError where there is not as much."""
-    try:
-        return np.empty(rows, ChunkRow)
-    except (MemoryError, ValueError):  # more than there is, or than can be addressed
-        wrong = f"up to {rows} chunks have no room in memory"
-        raise SpecError(
-            f"record: full: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)"
-        ) from None
 
 
 @inlined

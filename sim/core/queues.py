@@ -19,7 +19,7 @@ import numpy as np
 from sim.core.candidates import evictable
 from sim.core.jit import apart
 from sim.core.rings import end_of, join, leave
-from sim.core.state import State
+from sim.core.state import RESIDENT, State
 from sim.core.worth import ARC, CLOCK, S3_FIFO, SIEVE, W_TINYLFU, note_landing
 
 NOBODY = -1
@@ -93,10 +93,13 @@ def entered(s: State, g: int) -> None:
 
 @apart
 def used(s: State, g: int) -> None:
-    """Expert g was used."""
+    """Expert g was used; behind cpu-admit, which counts what runs elsewhere, perhaps without being here."""
     first = s.kept[g].landed == s.run.routed and s.expert[g].origin == DEMAND
     if s.run.eviction == W_TINYLFU:
         _count_frequency(s, g)
+    if s.expert[g].state != RESIDENT:
+        return
+    if s.run.eviction == W_TINYLFU:
         _used_in_segments(s, g, first)
     elif s.run.eviction == ARC:
         _move(s, g, s.kept[g].list if first else T2)

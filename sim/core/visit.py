@@ -245,7 +245,7 @@ def _work_under_way(s: State, rules: Any) -> bool:
             if s.expert[g].work > 0:
                 return True
             g = behind(s, rules, g)
-    return rules.run.rest >= 0 and s.expert[rules.run.rest].work > 0
+    return False  # nor has it a rest: that would have gone before the demand that finds no stage
 
 
 @inner

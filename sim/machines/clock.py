@@ -16,6 +16,7 @@ from sim.core.residency import place
 from sim.core.rules import NOBODY, Rules, behind, new_rules
 from sim.core.stages import stream_first
 from sim.core.state import State
+from sim.errors import SpecError
 
 Int = npt.NDArray[np.int64]
 
@@ -74,12 +75,23 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
         end=zeros(steps),
         event=zeros(steps),
     )
-    log, rules = lg.new_log(plan) if full else None, new_rules(plan, s)
+    log, rules = _log(plan) if full else None, new_rules(plan, s)
     if rules is not None:
         stream_first(s, log, rules, steps)
         if log is not None:
             log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
     return s, log, clock, rules
+
+
+def _log(plan: Plan) -> lg.Log:
+    """Raises SpecError where its chunks have no room."""
+    try:
+        return lg.new_log(plan)
+    except (MemoryError, ValueError):  # more than there is, or than can be addressed
+        if plan.chunks == 1:
+            raise
+        wrong = f"full: experts in {plan.chunks} chunks have no room in memory"
+        raise SpecError(f"record: {wrong}; give a larger --transfer-chunk, or fewer steps (--max-steps)") from None
 
 
 @choice

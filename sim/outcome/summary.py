@@ -325,7 +325,7 @@ class Summary(_Part):
     link_busy_ns: Count
     link_busy_ns_by_cause: _Causes | None = None
     link_transfers: Count | None = None
-    chunks: Count | None = None
+    chunks: Count | None = _column(None, None)
     admission: _Admission | None = None
     stages: _Stages | None = None
     host: _Spent | None = None
