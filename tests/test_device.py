@@ -11,13 +11,13 @@ from runtime.device.port import Declared, DeviceError
 from runtime.device.races import Race
 from runtime.device.virtual import VirtualPort, every_order, shuffled, timed
 from runtime.experts.store import ExpertStore
-from runtime.replaying.lockstep import LockStep, Unequal, check
+from runtime.replaying.lockstep import LockStep, Unequal, check, in_lock_step
 from sim.core.plan import Plan
 from sim.machines import compiled
 from tests.devices import difference, machine_on, some_plan
 from tests.groups import as_groups
 from tests.laws import check_all
-from tests.plans import evicting
+from tests.plans import evicting, with_resets
 from tests.plans import plan as plan_of
 
 SIMULATED = 400  # plans in simulated time
@@ -35,6 +35,18 @@ def test_in_simulated_time_the_torch_machine_equals_the_compiled_one(chunk: int)
         machine = machine_on(plan, timed())
         assert difference(compiled.run(plan, True), machine.run()) is None, seed
         assert machine.store.wrong_slots(machine.residents()) == [], seed
+
+
+def test_requests_that_begin_as_the_first_one_did() -> None:
+    """In simulated time as on the compiled machine; in any order the core alone decides the same; and a device follows
+    a simulated run in lock-step."""
+    for seed in range(60):
+        plan = with_resets(some_plan(seed), seed)
+        simulated, machine = compiled.run(plan, True), machine_on(plan, timed())
+        assert difference(simulated, machine.run()) is None, seed
+        assert machine.store.wrong_slots(machine.residents()) == [], seed
+        assert check(plan, machine_on(plan, shuffled(seed)).run()).equal, seed
+        assert in_lock_step(machine_on(plan, shuffled(seed + 1), order=LockStep.of(simulated)))[1].equal, seed
 
 
 def test_the_worked_check_of_the_specification() -> None:

@@ -27,7 +27,7 @@ from sim.machines.record import RunRecord
 from tests.captures import capture, capture_names, whole_trace
 from tests.groups import MACHINES, as_groups, fingerprint, rising, run_groups
 from tests.laws import check_all, moments
-from tests.plans import EVICTIONS, MISSES, any_plan, plan, random_plan
+from tests.plans import EVICTIONS, MISSES, any_plan, plan, random_plan, with_resets
 from tests.recount import check_counters
 from tests.variants import (
     compute_ns,
@@ -87,6 +87,15 @@ def test_the_same_under_each_eviction(eviction: str, plan: Plan) -> None:
 @given(PLANS, some.floats(0, 1, exclude_max=True))
 def test_counters_are_what_the_record_says(machine: str, plan: Plan, warm: float) -> None:
     plan = replace(plan, warmup_steps=int(warm * len(plan.step_prefill)))
+    check_counters(plan, MACHINES[machine].run(plan, full=True))
+
+
+@machines
+@few_plans
+@given(PLANS, some.integers(0, 1000))
+def test_both_hold_where_requests_begin_as_the_first_one_did(machine: str, plan: Plan, seed: int) -> None:
+    plan = with_resets(plan, seed)
+    check_all(plan, run_groups(machine, plan))
     check_counters(plan, MACHINES[machine].run(plan, full=True))
 
 
