@@ -231,3 +231,16 @@ def test_a_host_thread_that_fails_ends_the_next_wait_with_one_line(name: str) ->
         port.host.launch(fail)
         with pytest.raises(DeviceError, match=r"^the host thread failed: ValueError: odd$"):
             port.host.record().wait()
+
+
+# --- time that nobody spends ---
+
+
+@ports
+def test_time_passes_and_what_was_given_before_is_done_first(name: str) -> None:
+    """On simulated clocks exactly so much passes; on others no less; in any order, a step of the device."""
+    with PORTS[name]() as port:
+        before = port.now_ns()
+        port.let_pass(40_000)
+        spent = port.now_ns() - before
+        assert spent == 40_000 if name == "timed" else spent >= (1 if name == "shuffled" else 40_000)
