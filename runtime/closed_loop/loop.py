@@ -311,6 +311,7 @@ class ClosedLoop:
             warmup_steps=self.spec.warmup_steps,
             low=self._low(),
             leaving=None if plan.leaving is None else Leaving(room.leaving_offset, room.leaving_row),
+            fresh=room.fresh,
         )
 
     def _adopt(self, rows: int = 1) -> None:

@@ -92,6 +92,7 @@ class Room:
         self.row, self.request, self.position = (np.zeros(0, np.int32) for _ in range(3))
         self.offset, self.prefill = np.zeros(1, np.int64), np.zeros(0, np.bool_)
         self.leaving_offset, self.leaving_row = np.zeros(1, np.int64), np.zeros(0, np.int32)
+        self.fresh = np.zeros(0, np.bool_)
 
     def grow(self, tokens: int, steps: int) -> bool:
         """Room for at least so many; False where there was."""
@@ -108,11 +109,13 @@ class Room:
             longer(self.leaving_row, tokens),
         )
         self.offset, self.prefill = longer(self.offset, steps + 1), longer(self.prefill, steps)
+        self.fresh = longer(self.fresh, steps)
         if self.live_prefetch is not None:
             self.live_prefetch.grow(tokens)
         return True
 
     def begin(self, step: int, rows: slice, requests: Sequence[int], positions: Sequence[int], prefill: bool) -> None:
+        self.fresh[step] = not np.isin(requests, self.request[: rows.start]).any()  # one sequence after another
         self.request[rows], self.position[rows] = requests, positions
         self.offset[step], self.offset[step + 1], self.prefill[step] = rows.start, rows.stop, prefill
 
