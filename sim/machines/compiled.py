@@ -149,7 +149,7 @@ def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Cl
 
 @apart
 def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
-    """The same where there are rules: compiled once, and not wherever it is called."""
+    """The same where there are rules, or a draft: compiled once, and not wherever it is called."""
     _advance(s, log, hooks, rules, d, clock, ns, layer)
 
 
@@ -351,11 +351,11 @@ def _loop(
             reset(s, log, clock, hooks, rules, len(route.step_prefill))
         clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
-        draft = d.draft_ns[step] if len(d.draft_ns) > 0 else 0
+        if len(d.draft_ns) > 0:
+            _advance_by_rules(s, log, hooks, rules, d, clock, d.draft_ns[step], 0)
+            clock.time.draft_ns += d.draft_ns[step]
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
-            if layer == 0:
-                then += draft
             if rules is None:
                 _advance(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
             else:
@@ -363,7 +363,6 @@ def _loop(
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
-        clock.time.draft_ns += draft
         clock.time.dense_ns += dense.sum()
         clock.time.decide_ns += layers * d.decide_ns
         clock.time.head_ns += head
