@@ -10,22 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.plan import MARKS, Choice, OnMiss, Plan
+from sim.core.plan import FORGETS_ROWS, MARKS, Choice, OnMiss, Plan
 from sim.policies.registry import EVICTION
+from tests.plans import leaving_within
 from tests.plans import plan as plan_with
 from tests.reference import Cache
-from tests.reference_eviction import WindowSwap, bypasses, is_marked, wanted_of
+from tests.reference_eviction import WindowSwap, bypasses, fresh_steps, is_marked, wanted_of
 from tests.reference_on_miss import takes_no_slot
 
 timeless = {"transfer": 1, "expert": 100, "dense": 10}
-WORDS = (*MARKS, *(word for word in ("by-id", "listed", "one-by-one") if word not in MARKS))
+WORDS = MARKS
+COUNTED = {"by-id": ("ties", 1.0), "listed": ("touches", 1.0), "one-by-one": ("atomic", 0.0)}  # marks, as parameters
 
 
 def eviction(name: str, params: Sequence[float] = (), marks: Sequence[str] = ()) -> Choice:
-    """A policy with parameters in declared order and the marks that its settings add."""
-    known = EVICTION[name].choice({}) if name in EVICTION else Choice(name, -1)
-    bits = sum(1 << WORDS.index(mark) for mark in marks)
-    return replace(known, params=np.array(params, np.float64), marks=known.marks | bits)
+    """A policy with parameters in declared order, counted as `marks` say, with the marks that all of this adds."""
+    policy = EVICTION[name]
+    given = dict(zip(policy.params, params, strict=False)) | {COUNTED[mark][0]: COUNTED[mark][1] for mark in marks}
+    added = () if policy.adds is None else policy.adds(given)
+    bits = sum(1 << WORDS.index(mark) for mark in {*added, *marks, *policy.keeps})
+    return replace(policy.choice({}), params=np.array(params, np.float64), marks=bits)
 
 
 def plan_of(
@@ -39,7 +43,9 @@ def plan_of(
     streams = bypasses(chosen) or chosen.name in ("static", "window-swap")
     rest.setdefault("on_miss", on_miss if streams else None)
     made = plan_with(wanted, n_experts, scopes, residents=rest.pop("residents", ()), **timeless, **rest)
-    return replace(made, eviction=chosen)
+    made = replace(made, eviction=chosen)
+    looks_back = leaving_within(made, int(chosen.params[0])) if chosen.marks & FORGETS_ROWS else None
+    return replace(made, leaving=looks_back, fresh=np.isin(np.arange(len(made.step_prefill)), fresh_steps(made)))
 
 
 @dataclass

@@ -28,6 +28,13 @@ def test_equals_the_reference() -> None:
         assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
 
 
+def test_equals_the_reference_with_low_precision_copies() -> None:
+    for seed in range(800):
+        plan = random_lossy_plan(seed)
+        if plan.low is not None:
+            assert difference(simulate(plan), compiled.run(plan, full=True)) is None, seed
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_equals_the_reference_by_eviction(name: str) -> None:
     for seed in range(60):

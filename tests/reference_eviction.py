@@ -449,7 +449,7 @@ class HobbitPriority(Scored):
 
 def fresh_steps(plan: Plan) -> list[int]:
     """First steps of requests that are admitted while no other is being served."""
-    if hasattr(plan, "fresh"):
+    if len(plan.fresh):
         return [step for step, fresh in enumerate(plan.fresh) if fresh]
     decodes = [step for step, prefill in enumerate(plan.step_prefill) if not prefill]
     served: list[tuple[int, int]] = []  # first and last step of each

@@ -206,7 +206,7 @@ def test_half_precision_logits_keep_their_order(seed: int, n: int, scale: float)
         ({"prefetch": "map-store"}, "prefetch: map-store: "),
         ({"miss": "speculate"}, "speculate: needs `lookahead`, which loop does not have"),
         ({"miss": "buddy"}, "buddy: is fitted and needs --calibration"),
-        ({"set": {"lru.x": 1}}, "set: lru.x: lru has no parameters"),
+        ({"set": {"lru.x": 1}}, "set: parameter of lru: 'x' is unknown; known: atomic, ties, touches"),
         ({"set": {"random.x": 1}}, "set: random.x: must be POLICY.PARAM"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.plan import LOOKS_BACK, MARKS
+from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, MARKS
 from sim.errors import SpecError
 from sim.machines import compiled, discrete
 from sim.machines.record import RunRecord
@@ -75,7 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def setting(kind: str, name: str, trace: RoutingTrace, **more: Any) -> Setting:
     """A run of plain policies and this one, on a trace in memory."""
     policy = TABLES[kind][name]
-    more |= {"cache_scope": "layer"} if policy.spreads else {}  # refused in one pool
+    by_layer = policy.spreads or "swap" in policy.parameters
+    more |= {"cache_scope": "layer"} if by_layer else {}  # refused in one pool
     more |= {"speculate": 1, "hardware": "fast.toml"} if policy.drafts else {}  # whose lists come in time
     needs = {f"{name}.{key}": FILES[key] for key in FILES if key in policy.parameters and not policy.parameters[key]}
     return prepare(RunSpec.of({**BASE, kind: name, "set": needs, **more}), trace=trace)
@@ -200,7 +201,9 @@ PLAIN = {"eviction": "lru", "prefetch": "none", "miss": "fetch", "rerank": "none
 @every_policy
 def test_it_does_something_of_its_own(kind: str, name: str) -> None:
     """Some run is not the plain policy's; one whose code the core does not ask for, for want of a mark, is."""
-    variants = ({}, {"cache_scope": "global", "cache": 5}, {"cache": 2, "batch": 3})
+    variants: tuple[dict[str, Any], ...] = ({}, {"cache_scope": "global", "cache": 5}, {"cache": 2, "batch": 3})
+    if kind == "eviction":  # least-stale is lru without prefetches
+        variants = (*variants, {"cache_scope": "global", "cache": 4, "prefetch": "oracle"})
     differs = any(own(kind, name, seed, more) for seed in SEEDS for more in variants)
     assert differs == (name != PLAIN[kind])
 
@@ -231,7 +234,7 @@ def test_what_looks_back_says_so_and_forgets() -> None:
     """Marks of an eviction in the core follow from its words alone."""
     for name, policy in TABLES["eviction"].items():
         plan = run("eviction", name, 0)[0].plan
-        assert (plan.leaving is not None) == bool(plan.eviction.marks & LOOKS_BACK)
+        assert (plan.leaving is not None) == bool(plan.eviction.marks & (FORGETS_ROWS | FORGETS_REQUESTS))
         assert {mark for i, mark in enumerate(MARKS) if plan.eviction.marks >> i & 1} == set(policy.keeps)
 
 

@@ -491,7 +491,7 @@ def test_the_documentation_s_commands_are_ours() -> None:
 
     read, written = set(), set()
     for words in commands("traces"):
-        options = _parser().parse_args(words)
+        options = _parser(by=False).parse_args(words)
         if options.command != "convert":
             continue
         if options.to is not None:

@@ -224,7 +224,7 @@ def test_lengths_of_the_trace_by_hand() -> None:
     assert lengths_of(1700, 1700, warmup=100) == [200, 300, 500, 900, 1700]  # parts of what counts
 
 
-@pytest.mark.parametrize("most", [1, 2, 6, 16, 40, 300])
+@pytest.mark.parametrize("most", [1, 2, 6, 16, 40, 3000])
 def test_the_number_of_candidates_bounds_what_is_ever_run(most: int) -> None:
     space = Space.of(random_trace(np.random.default_rng(0)), calibrated=True, host=True, lossy=False, fixed={})
     evaluate, _ = invented(space, {"fetch": 1, "cpu": 2, "fiddler": 3, "lfu": 0.5}, {})

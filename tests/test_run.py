@@ -328,7 +328,10 @@ choose.params = {"reach": 1.0}
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--eviction", "random", "--set", "random.late=1"], "set: random.late: random has no parameters"),
+        (
+            ["--eviction", "random", "--set", "random.late=1"],
+            "set: parameter of random: 'late' is unknown; known: atomic",
+        ),
         (
             ["--eviction", "random", "--miss", "random", "--set", "random.lte=1"],
             "set: parameter of random: 'lte' is unknown; did you mean late?",

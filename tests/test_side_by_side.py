@@ -80,6 +80,7 @@ def test_shares_by_hand() -> None:
         steps={"prefill": np.zeros(3), "rows": np.array([2, 2, 1])},
         requests={"request": np.array([1, 0]), "first_decode": np.array([0, 0]), "generated": np.array([2, 3])},
         warmup_steps=0,
+        windows={},
     )
     amounts: Any = np.array([6, 2, 5])
     assert shares(record, amounts).tolist() == [3 + 1 + 5, 3 + 1]  # type: ignore[arg-type]

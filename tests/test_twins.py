@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from sim.core import worth
-from sim.policies.registry import EVICTION
 from tests.copied import copied
 from tests.forked import Forks
 from tests.gen import random_trace
@@ -63,16 +62,11 @@ RECIPE = [
     ("sim/fit/placement.py", 'if kind == "buddy-coverage":', 'if kind in ("buddy-coverage", "twin-buddy-coverage"):'),
     ("sim/fit/placement.py", '(*BY_USES, "buddy-coverage")', '(*BY_USES, "buddy-coverage", "twin-buddy-coverage")'),
 ]
-CODES = [name for name, code in vars(worth).items() if name.isupper() and code in {p.kind for p in EVICTION.values()}]
-ASKS = (
-    "worth",
-    "eviction",
-    "queues",
-    "bypass",
-    "swap",
-    "link",
-    "visit",
-)  # files of the core that know an eviction's code
+WORTH = Path(worth.__file__).read_text()
+CODES = re.findall(r"[A-Z][A-Z_0-9]*", re.search(r"^\((.*?)\) = range", WORTH, re.S | re.M)[1])  # type: ignore[index]
+TWINS = ", ".join(f"TWIN_{name}" for name in CODES)
+IMPORT = "\nfrom sim.core.worth import"
+ASKS = ("eviction", "queues", "bypass", "swap", "link", "visit", "worth")  # of the core, who know an eviction's code
 
 
 def with_twins(source: str) -> str:
@@ -157,10 +151,10 @@ def copy(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(source.replace(right, with_twin))
     for name in ASKS:
         path = folder / "sim" / "core" / f"{name}.py"
-        path.write_text(with_twins(path.read_text()))
+        source = with_twins(path.read_text())
+        path.write_text(source.replace(IMPORT, f"{IMPORT} {TWINS}{IMPORT}", 1))
     path = folder / "sim" / "core" / "worth.py"
-    names = ", ".join(f"TWIN_{name}" for name in CODES)
-    path.write_text(path.read_text().replace(") = range(25)", f"    {names},\n) = range({25 + len(CODES)})"))
+    path.write_text(path.read_text().replace(") = range(25)", f"    {TWINS},\n) = range({25 + len(CODES)})"))
     for file, more in (("sim/policies/registry.py", LINES), ("sim/fit/predictors.py", CLASSES)):
         (folder / file).write_text((folder / file).read_text() + more)
     rng = np.random.default_rng(11)

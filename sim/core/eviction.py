@@ -44,7 +44,7 @@ def _key(s: State, g: int) -> int:
 @inlined
 def _tied(s: State, g: int) -> int:
     """Of equals the least goes."""
-    return -g if s.run.eviction_marks & BY_ID else s.expert[g].stamp
+    return -np.int64(g) if s.run.eviction_marks & BY_ID else s.expert[g].stamp  # type: ignore[return-value]
 
 
 @inlined

@@ -73,7 +73,8 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
     wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
     resets = np.zeros(0, np.bool_) if plan.resets is None else plan.resets
-    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, plan.fresh, resets)))
+    fresh = plan.fresh if len(plan.fresh) else np.zeros(len(plan.step_prefill), np.bool_)
+    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, fresh, resets)))
     miss = Miss.of(plan)
     plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE)
     if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:

@@ -306,14 +306,14 @@ def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
             _executed(s, rules, g)
     s.visit.n_run += n
     if s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
-        _all_have_run(s, log, route)
+        _all_have_run(s, log, route, rules)
 
 
 @apart
-def _all_have_run(s: State, log: Any, route: Any) -> None:
+def _all_have_run(s: State, log: Any, route: Any, rules: Any) -> None:
     if s.run.eviction_marks & ONE_BY_ONE:
         _next_turn(s, log, route)
-    else:
+    elif rules is None or rules.visit.bulk == 0 or rules.run.bulk_touch == 1:
         touch_as_listed(s)
 
 
