@@ -68,18 +68,19 @@ def repeated(trace: RoutingTrace, requests: float, prefetch: bool = False) -> Pl
         expert_bytes=1,
         eviction=Choice("lru", 0),
         miss=Choice("fetch", 0),
-        prefetch=_lookahead(trace) if prefetch else None,
+        prefetch=_lookahead(trace, row) if prefetch else None,
     )
 
 
-def _lookahead(trace: RoutingTrace) -> Prefetch:
-    """What gate-lookahead hands over: the trace's, else (captures have none) its experts with every third wrong."""
+def _lookahead(trace: RoutingTrace, row: np.ndarray) -> Prefetch:
+    """What gate-lookahead hands over for these rows: the trace's, else (captures have none) its experts with every
+    third wrong."""
     if trace.lookahead is not None:
         lists = np.ascontiguousarray(trace.lookahead[:1])
     else:
         wrong = (np.arange(trace.experts.size).reshape(trace.experts.shape) % 3) == 0
         lists = np.where(wrong, (trace.experts + 1) % trace.n_experts, trace.experts)[None].astype(np.int16)
-    return Prefetch(lists, np.arange(trace.n_tokens, dtype=np.int32)[None], budget=2)
+    return Prefetch(lists, row[None], budget=2)
 
 
 def with_buddies(plan: Plan, trace: RoutingTrace) -> Plan:

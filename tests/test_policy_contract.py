@@ -203,7 +203,7 @@ def test_it_does_something_of_its_own(kind: str, name: str) -> None:
     """Some run is not the plain policy's; one whose code the core does not ask for, for want of a mark, is."""
     variants: tuple[dict[str, Any], ...] = ({}, {"cache_scope": "global", "cache": 5}, {"cache": 2, "batch": 3})
     if kind == "eviction":  # least-stale is lru without prefetches
-        variants = (*variants, {"cache_scope": "global", "cache": 4, "prefetch": "oracle"})
+        variants = (*variants, {"cache_scope": "global", "cache": 5, "prefetch": "noisy-oracle"})
     differs = any(own(kind, name, seed, more) for seed in SEEDS for more in variants)
     assert differs == (name != PLAIN[kind])
 

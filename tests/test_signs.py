@@ -836,13 +836,14 @@ def event_atomic(machines: Machines) -> str:
     return f"hit {100 * atomic:.0f} against {100 * single:.0f} %"
 
 
-@sign("lookahead-worth", HOLDS)
+@sign("lookahead-worth", DIRECTION)
 def lookahead_worth(machines: Machines) -> str:
-    """Of five models, as above: the reads of so many tokens of foresight x MIN, at a quarter of the experts."""
+    """Of five models, as above: the reads of so many tokens of foresight x MIN, at a quarter of the experts. Eight
+    leave a tenth here, which the published figures do not: synthetic routing comes back later."""
     ratios = [foresight_over_min(routed(name)) for name in PER_MODEL]
     medians = [float(np.median(found)) for found in zip(*ratios, strict=True)]
-    assert medians == sorted(medians, reverse=True) and medians[-1] < 1.05
-    assert all(sized_ratio(*pair) for pair in zip(medians, (1.45, 1.32, 1.13, 1.01), strict=True))
+    assert medians == sorted(medians, reverse=True) and sized_ratio(medians[0], 1.45)
+    assert medians[-1] < 1.1 and not sized_ratio(medians[-1], 1.01)
     return "W = " + ", ".join(f"{w} {each:.2f}" for w, each in zip(FORESIGHT, medians, strict=True))
 
 

@@ -35,6 +35,7 @@ def count_uses(s: State, rules: Any) -> None:
         g, answer = s.wanted[i], rules.expert[s.wanted[i]].answer
         if rules.expert[g].at != g or answer in (CPU, REMOTE):
             s.expert[g].uses += 1
+            s.run.stamps += 1  # no touch, but after all that was before
             if s.run.eviction_marks & TOLD_OF_USES:
                 tell_of_use(s, g)
 

@@ -14,10 +14,9 @@ from sim.core.candidates import evictable
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import apart, inlined, inner
-from sim.core.plan import BY_ID, BY_SCORE, KEEPS_OUT, OWN_LISTS
-from sim.core.queues import victim as from_lists
+from sim.core.plan import BY_ID, BY_SCORE, KEEPS_OUT, TOLD_OF_USES
 from sim.core.state import NEVER, State
-from sim.core.worth import BELADY, LFRU, LFU, RANDOM, USER, WINDOW_SWAP, clock_of, worth
+from sim.core.worth import BELADY, FIFO, LFRU, LFU, LRU, RANDOM, USER, WINDOW_SWAP, clock_of, worth
 
 DEMAND = 0  # plan.CAUSES
 DEMANDS = -1  # in the place of a list to spare: a demand, which spares nobody (candidates.ADMITS: an admission)
@@ -34,42 +33,49 @@ def _oldest(s: State, rules: Any, scope: int, spare_from: int) -> int:
 
 
 @inlined
-def _key(s: State, g: int) -> int:
-    """What lfu and belady keep an expert for."""
-    if s.run.eviction != LFU:
+def _key(s: State, g: int, lfu: bool, since: bool) -> int:
+    """What lfu (perhaps since a landing) and belady keep an expert for."""
+    if not lfu:
         return -s.expert[g].next_use
-    return s.expert[g].uses if len(s.kept) == 0 else s.kept[g].count
+    return s.kept[g].count if since else s.expert[g].uses
 
 
 @inlined
-def _tied(s: State, g: int) -> int:
+def _tied(s: State, g: int, by_id: bool) -> int:
     """Of equals the least goes."""
-    return -np.int64(g) if s.run.eviction_marks & BY_ID else s.expert[g].stamp  # type: ignore[return-value]
+    return -np.int64(g) if by_id else s.expert[g].stamp  # type: ignore[return-value]
 
 
 @inlined
-def _least(s: State, rules: Any, scope: int, spare_from: int) -> int:
+def _least(s: State, rules: Any, scope: int, spare_from: int, since: bool, by_id: bool) -> int:
     """The evictable expert with the least key, then of the equals the first to go, or -1."""
     best, best_key, best_tied = -1, NEVER, NEVER
-    base = s.scope[scope].base
+    base, lfu = s.scope[scope].base, s.run.eviction == LFU
     for i in range(base, base + s.scope[scope].used):
         g = s.slot[i]
-        key, tied = _key(s, g), _tied(s, g)
+        key, tied = _key(s, g, lfu, since), _tied(s, g, by_id)
         better = key < best_key or (key == best_key and tied < best_tied)
         if better and evictable(s, rules, g, spare_from):
             best, best_key, best_tied = g, key, tied
     return best
 
 
+@apart
+def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """The same where uses count since a landing, or of equals the larger id goes."""
+    marks = s.run.eviction_marks
+    return _least(s, rules, scope, spare_from, marks & TOLD_OF_USES != 0, marks & BY_ID != 0)
+
+
 @inner
 def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_tied = -1, 0.0, NEVER
-    base = s.scope[scope].base
+    base, by_id = s.scope[scope].base, s.run.eviction_marks & BY_ID != 0
     for i in range(base, base + s.scope[scope].used):
         g = s.slot[i]
         if not evictable(s, rules, g, spare_from):
             continue
-        key, tied = worth(s, g), _tied(s, g)
+        key, tied = worth(s, g), _tied(s, g, by_id)
         if best < 0 or key < best_key or (key == best_key and tied < best_tied):
             best, best_key, best_tied = g, key, tied
     return best
@@ -79,7 +85,7 @@ def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """_least_score of lfru, without a division: uses / (age + 1), compared crosswise."""
     best, uses, ages, best_tied = -1, 0, 1, NEVER
-    base = s.scope[scope].base
+    base, by_id = s.scope[scope].base, s.run.eviction_marks & BY_ID != 0
     now = clock_of(s, s.slot[base]) + 1
     for i in range(base, base + s.scope[scope].used):
         mine, age = s.in_slot[i].count, now - s.in_slot[i].clock
@@ -87,7 +93,7 @@ def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int
         if best >= 0 and less > 0:
             continue
         g = s.slot[i]
-        tied = _tied(s, g)
+        tied = _tied(s, g, by_id)
         if (best < 0 or less < 0 or tied < best_tied) and evictable(s, rules, g, spare_from):
             best, uses, ages, best_tied = g, mine, age, tied
     return best
@@ -149,18 +155,17 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
     """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, DEMANDS, or
     candidates.ADMITS."""
     kind = s.run.eviction
+    marks = s.run.eviction_marks
+    if kind in (LRU, FIFO) and marks & BY_SCORE == 0:
+        return _oldest(s, rules, scope, spare_from)
+    if kind in (LFU, BELADY):
+        if marks & (BY_ID | TOLD_OF_USES):
+            return _least_as_counted(s, rules, scope, spare_from)
+        return _least(s, rules, scope, spare_from, False, False)
     if hooks is not None and kind == USER:
         return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
-    if s.run.eviction_marks & OWN_LISTS:
-        return from_lists(s, rules, scope, spare_from, g)
-    if rules is not None and s.run.eviction_marks & KEEPS_OUT:
+    if rules is not None and marks & KEEPS_OUT:
         return _worth_it(s, g, _least_score(s, rules, scope, spare_from), spare_from)
     if kind == LFRU:
         return _least_uses_by_age(s, rules, scope, spare_from)
-    if s.run.eviction_marks & BY_SCORE:
-        return _least_score(s, rules, scope, spare_from)
-    if kind == RANDOM:
-        return _random(s, rules, scope, spare_from)
-    if kind in (LFU, BELADY):
-        return _least(s, rules, scope, spare_from)
-    return _oldest(s, rules, scope, spare_from)
+    return _random(s, rules, scope, spare_from) if kind == RANDOM else _least_score(s, rules, scope, spare_from)

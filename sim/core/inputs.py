@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.jit import choice, frozen
 from sim.core.miss import Miss
-from sim.core.plan import BY_NEXT_USE, LOOKS_BACK, ONE_BY_ONE, Leaving, Plan
+from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, Leaving, Plan
 from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     fresh = plan.fresh if len(plan.fresh) else np.zeros(len(plan.step_prefill), np.bool_)
     route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, fresh, resets)))
     miss = Miss.of(plan)
-    plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE)
+    plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
     if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:
         return route, None, None
     return route, miss, _ahead(plan)

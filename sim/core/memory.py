@@ -31,8 +31,10 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
 
 
 def together(arrays: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
-    """Copies of arrays in one piece of memory, each from a cache line on, and that memory as int64."""
-    lines = [-(-array.nbytes // 64) for array in arrays.values()]
+    """Copies of arrays in one piece of memory, each from a cache line on, and that memory as int64. Between two lies a
+    line of nothing: arrays a page apart are taken for each other by a processor that looks at addresses within pages
+    (seven in a hundred of the speed where lists of ids are a page long)."""
+    lines = [1 - (-array.nbytes // 64) for array in arrays.values()]
     words = zeros(8 * sum(lines))
     begins = np.cumsum([0, *lines])[:-1] * 64
     laid = {}

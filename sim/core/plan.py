@@ -138,14 +138,14 @@ class Choice:
     marks: bits of MARKS. Of evictions: landings: the ring of residents stays in the order of landings, else of touches;
     scores: the resident of the least score goes (core.worth); uses: it is told of executions (told: of landings, too);
     window, requests: the score looks back on what was routed, the rows of the last steps or of the requests being
-    served, by router weight (weights) or by count; logits: on the router's logits; fresh: it begins again with a
-    request that is served alone; next-use: the next visit that wants each expert is looked up; lists: it keeps lists of
-    its own (core.queues); history: it remembers its last uses, as many as its first parameter says; slots: what it
-    compares of residents stands by slot, too; bypass: a newcomer
-    worth less than every resident is not kept; fixed: no visit's newcomer is. Of how it counts: by-id: of equals the
-    larger id goes, and a visit is one instant; listed: a visit's experts are touched in the router's order; one-by-one:
-    they are served one after another, and the others may go meanwhile. Of miss policies: lossy: a wanted expert may be
-    left out or replaced; cpu: the host may compute it.
+    served, by router weight (weights) or by count; logits: on the router's logits; fresh: it is told of steps, and
+    whether one begins a request that is served alone; next-use: the next visit that wants each expert is looked up;
+    lists: it keeps lists of its own (core.queues); history: it remembers its last uses, as many as its first parameter
+    says; slots: what it compares of residents stands by slot, too; bypass: a newcomer worth less than every resident is
+    not kept; fixed: no visit's newcomer is. Of how it counts: by-id: of equals the larger id goes, and a visit is one
+    instant; listed: a visit's experts are touched in the router's order; one-by-one: they are served one after another,
+    and the others may go meanwhile. Of miss policies: lossy: a wanted expert may be left out or replaced; cpu: the host
+    may compute it.
     """
 
     name: str

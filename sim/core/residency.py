@@ -134,8 +134,6 @@ def _evict(s: State, g: int) -> None:
     if s.expert[g].work > 0:
         raise RuntimeError("a held expert was chosen as victim")
     move(s, g, ABSENT)
-    if s.run.eviction_marks & OWN_LISTS == 0:
-        leave(s, g)
     s.count.evictions += 1
     if s.expert[g].fresh == 1:
         s.count.prefetch_wasted += 1
@@ -147,6 +145,8 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any, rules: Any) -
 
     On success g is COMMITTED and the victim is gone. Raises IllegalTransition if g was not queued.
     """
+    if s.run.eviction_marks & OWN_LISTS:
+        return _claim_with_lists(s, log, g, spare_from, rules)
     scope = scope_of(s, g)
     gone = -1
     if s.scope[scope].used < s.scope[scope].capacity:
@@ -156,17 +156,40 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any, rules: Any) -
         gone = victim(s, scope, spare_from, g, hooks, rules)
         if gone < 0:
             return False
+        leave(s, gone)
         _evict(s, gone)
         slot = s.expert[gone].slot
+    _commit(s, log, rules, g, gone, slot)
+    return True
+
+
+@apart
+def _claim_with_lists(s: State, log: Any, g: int, spare_from: int, rules: Any) -> bool:
+    """The same where the eviction keeps lists of its own, which the victim left when it was chosen."""
+    scope, gone = scope_of(s, g), -1
+    if s.scope[scope].used < s.scope[scope].capacity:
+        slot = s.scope[scope].base + s.scope[scope].used
+        s.scope[scope].used += 1
+    else:
+        gone = queues.victim(s, rules, scope, spare_from, g)
+        if gone < 0:
+            return False
+        _evict(s, gone)
+        slot = s.expert[gone].slot
+    queues.expected(s, g)
+    _commit(s, log, rules, g, gone, slot)
+    return True
+
+
+@inlined
+def _commit(s: State, log: Any, rules: Any, g: int, gone: int, slot: int) -> None:
+    """Expert g is on its way to a slot, which `gone` has left (-1: it was free)."""
     move(s, g, COMMITTED)
-    if s.run.eviction_marks & OWN_LISTS:
-        queues.expected(s, g)
     s.slot[slot] = g
     s.expert[g].slot = slot
     s.expert[g].fresh = 0
-    s.scope[scope].arriving += 1
+    s.scope[scope_of(s, g)].arriving += 1
     lg.committed(s, log, g, gone, -1 if rules is None else rules.run.runs)
-    return True
 
 
 @inlined

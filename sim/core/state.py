@@ -79,7 +79,7 @@ class Kept(Struct):  # of an expert, for evictions that are told of uses and lan
     used: int  # visits routed at its last use, 0 never
     touched: int  # visits routed at its last touch,
     landed: int  # and at its last landing
-    used_stamp: int  # 1 + running number of its last use, 0 never
+    used_stamp: int  # running number behind its last use, 0 never
     mean: float  # interval between uses, in visits routed; -1 none yet
 
 

@@ -134,11 +134,9 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
 def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.run.routed = visit + 1
-    if layer == 0:
-        s.run.step_stamp = s.run.stamps
     new = s.visit
     new.n_wanted = new.n_ready = new.n_answered = new.n_host = new.n_work = new.n_run = new.n_waited = 0
-    new.n_turns = new.draws = new.miss_draws = new.host_ns = new.link_ns = 0
+    new.draws = new.miss_draws = new.host_ns = new.link_ns = 0
     base = layer * s.run.n_experts
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         for k in range(route.experts.shape[2]):
@@ -183,6 +181,7 @@ def decide(
     elif miss is not None and asks:
         answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
     elif miss is not None and s.run.eviction_marks & ONE_BY_ONE:
+        s.visit.n_turns = 0
         _next_turn(s, log, route)
     else:
         fetch_all(s, log, route, visit, step, layer)
@@ -295,7 +294,8 @@ def visit_lasts(s: State, rules: Any) -> bool:
 
 @choice
 def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
-    """The group of the next n ready experts has run: touched and released in its order."""
+    """The group of the next n ready experts has run: touched and released in its order. route: None in a version
+    without the evictions that have more to do then."""
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
         if log is not None:
@@ -305,7 +305,7 @@ def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
         else:
             _executed(s, rules, g)
     s.visit.n_run += n
-    if s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
+    if route is not None and s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
         _all_have_run(s, log, route, rules)
 
 

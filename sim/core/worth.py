@@ -47,9 +47,8 @@ def visits_of_layer(s: State, g: int) -> int:
 
 
 @inner
-def decayed_score(s: State, g: int) -> float:
+def decayed_score(s: State, g: int, decay: float) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
-    decay = s.params[0] if s.run.eviction == DECAYED else math.pow(0.5, 1.0 / s.params[1])
     return s.expert[g].score * math.pow(decay, float(visits_of_layer(s, g) - s.expert[g].scored))
 
 
@@ -70,7 +69,7 @@ def worth(s: State, g: int) -> float:
     """What expert g is worth, resident or not."""
     kind = s.run.eviction
     if kind == DECAYED:
-        return decayed_score(s, g)
+        return decayed_score(s, g, s.params[0])
     if kind == LFRU:
         return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
     return _other_worth(s, g)
@@ -136,7 +135,13 @@ def _within(s: State, g: int) -> float:
     served = (s.run.routed - 1) // layers
     if after != NEVER and float(after // layers - served) <= s.params[0]:
         return KNOWN - float(after - s.run.routed)
-    return decayed_score(s, g)
+    return decayed_score(s, g, _half(s))
+
+
+@inlined
+def _half(s: State) -> float:
+    """What belady-w multiplies by per visit."""
+    return math.pow(0.5, 1.0 / s.params[1])
 
 
 # --- told of uses and landings ---
@@ -146,7 +151,7 @@ def _within(s: State, g: int) -> float:
 def count_use(s: State, g: int) -> None:
     """Expert g was used: what its score is made of is brought up to date."""
     if s.run.eviction in (DECAYED, BELADY_W):
-        s.expert[g].score = decayed_score(s, g) + 1.0
+        s.expert[g].score = decayed_score(s, g, s.params[0] if s.run.eviction == DECAYED else _half(s)) + 1.0
         s.expert[g].scored = visits_of_layer(s, g)
     elif s.run.eviction == LFRU:
         s.kept[g].count += 1
@@ -161,7 +166,7 @@ def count_use(s: State, g: int) -> None:
 def _note_use(s: State, g: int) -> None:
     kind, kept = s.run.eviction, s.kept[g]
     if kind == LRU_K:
-        _remember(s, g, s.run.routed if s.run.eviction_marks & BY_ID else s.expert[g].stamp)
+        _remember(s, g, s.run.routed if s.run.eviction_marks & BY_ID else s.run.stamps)
     elif kind == REUSE_INTERVAL and kept.used > 0:
         interval, share = float(s.run.routed - kept.used), s.params[0]
         kept.mean = interval if kept.mean < 0.0 else share * interval + (1.0 - share) * kept.mean
@@ -171,7 +176,7 @@ def _note_use(s: State, g: int) -> None:
         s.kept[whose].used = s.run.routed
     kept.count += 1
     kept.used = kept.touched = s.run.routed
-    kept.used_stamp = s.expert[g].stamp + 1
+    kept.used_stamp = s.run.stamps
 
 
 @inlined
@@ -242,8 +247,10 @@ def _add(s: State, route: Any, weights: Any, t: int, layer: int, sign: float) ->
 
 @apart
 def _begin_again(s: State, route: Any, step: int, layer: int) -> None:
-    """The first step of a request that is served alone: nothing was used before."""
-    if layer == 0 and route.fresh[step]:
+    """A step begins; where it is the first of a request that is served alone, nothing was used before."""
+    if layer == 0:
+        s.run.step_stamp = s.run.stamps
+    if layer == 0 and s.run.eviction == HOBBIT and route.fresh[step]:
         s.run.fresh_step = step
         for g in range(len(s.kept)):
             s.expert[g].score = 0.0

@@ -315,7 +315,7 @@ def _visit(
         if n > 0:
             clock.time.experts_ns += ns
             first_transfer = s.rows.transfers
-            finish_group(s, log, route, n, rules)
+            finish_group(s, log, None if miss is None else route, n, rules)
             if log is not None:
                 _log_queued(s, log, first_transfer, clock.time.now_ns)
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
@@ -351,11 +351,11 @@ def _loop(
             reset(s, log, clock, hooks, rules, len(route.step_prefill))
         clock.begin[step] = clock.time.now_ns
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
-        if len(d.draft_ns) > 0:
-            _advance_by_rules(s, log, hooks, rules, d, clock, d.draft_ns[step], 0)
-            clock.time.draft_ns += d.draft_ns[step]
+        draft = d.draft_ns[step] if len(d.draft_ns) > 0 else 0
         for layer in range(layers + 1):
             then = d.decide_ns if layer < layers else head
+            if layer == 0:
+                then += draft
             if rules is None:
                 _advance(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
             else:
@@ -363,6 +363,7 @@ def _loop(
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
+        clock.time.draft_ns += draft
         clock.time.dense_ns += dense.sum()
         clock.time.decide_ns += layers * d.decide_ns
         clock.time.head_ns += head

@@ -115,7 +115,8 @@ EVICTION = _table(
     ),
     _eviction(
         "least-stale", worth.LEAST_STALE, "who was not touched in this forward pass goes first, then the older use",
-        "after SpecMD, arXiv 2603.07506, whose own text was not found", keeps=("scores", "uses"), counted={},
+        "after SpecMD, arXiv 2603.07506, whose own text was not found", keeps=("scores", "uses", "fresh"),
+        counted={},
     ),
     _eviction(
         "reuse-interval", worth.REUSE_INTERVAL,
