@@ -74,8 +74,8 @@ CORE = [
     fault(
         "the last free slot stays free",
         "sim/core/residency.py",
-        "if s.scope[scope].used < s.scope[scope].capacity:",
-        "if s.scope[scope].used < s.scope[scope].capacity - 1 or s.scope[scope].used == 0:",
+        "    gone = -1\n    if s.scope[scope].used < s.scope[scope].capacity:",
+        "    gone = -1\n    if s.scope[scope].used < s.scope[scope].capacity - 1 or s.scope[scope].used == 0:",
         REFERENCE,
         LAWS,
     ),
