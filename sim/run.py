@@ -63,13 +63,17 @@ def _list_policies() -> str:
         for name, policy in policies.items():
             marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
             needs = [f"needs {array}" for array in policy.needs]
-            tail = "; ".join([*marks, *needs, *(f"{key}={_short(value)}" for key, value in policy.parameters.items())])
+            parameters = (f"{key}={_short(policy, key)}" for key in policy.parameters)
+            tail = "; ".join([*marks, *needs, *parameters])
             lines.append(f"  {name:<18} {policy.doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _short(policy: Any, key: str) -> str:
+    """A parameter's default, as --set takes it."""
+    value = policy.parameters[key]
+    said = [word for word, number in policy.words(key).items() if number == value]
+    return said[0] if said else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.pages import figures, tables
 from analysis.reading.run import Run
-from sim.outcome.report import BOUNDS, LIMITS, table
+from sim.outcome.report import BOUNDS, KEEPING, LIMITS, keeping, table
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace
@@ -143,7 +143,11 @@ def test_a_card_is_told_as_its_driver_names_it(folder: Path) -> None:
 def test_bounds_are_called_the_same_everywhere_and_its_own_work_is_no_bound_of_others(folder: Path) -> None:
     out = ran(folder, cache=3)
     printed = [line for line in table(out).splitlines() if ") for " in line]
-    assert [line.partition(") for ")[2] for line in printed] == list(LIMITS.values())
+    kept = [name for name in LIMITS if keeping(name, out["bounds"])]  # without stages what runs is kept for a while
+    assert kept == list(BOUNDS)
+    assert [line.partition(") for ")[2].removesuffix(KEEPING) for line in printed] == list(LIMITS.values())
+    assert [line.endswith(KEEPING) for line in printed] == [name in kept for name in LIMITS]
+    assert KEEPING not in table(ran(folder, cache=3, eviction="min"))
     assert [line.startswith("bound ") for line in printed] == [True, True, False]  # its own work is none
     drawn = figures.bounds(tables.bounds([Run("r", "", out)]))
     assert [trace.name for trace in drawn.data[1:]] == list(LIMITS.values())

@@ -419,7 +419,7 @@ def test_lossless_unless_asked_and_the_same_twice(small: str) -> None:
     told = text(out)
     assert "beats        lru + fetch" in told and "x as fast" in told and out["command"] in told
     assert "SYNTHETIC" in told and "answers misses otherwise" not in told
-    assert "any lossless policy on the GPU, oracles included" in told
+    assert "any lossless policy on the GPU, oracles included, that keeps what it fetches" in told
     assert told.count("as fast is possible: at least") == sum(name in bounds["own_class"] for name in BOUNDS)
     assert "24 different candidates of at most 24" in told
 

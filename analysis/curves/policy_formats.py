@@ -13,7 +13,7 @@ from sim.outcome.how_sure import between
 
 NAME = 18  # characters of a policy's name, at least
 MANY = 3  # policies that miss alike: said in words
-ORACLE = "ORACLE: {} reads the future, which no engine can; it is no policy to choose"
+ORACLE = "ORACLE: {} {} the future, which no engine can; no policy to choose"
 FLOORED = (
     f"{FLOOR}: the fewest misses of decode steps that any choice of residents has, with bypass (Belady's MIN): a "
     "bound, not a policy; its tokens/s are predicted, those of a perfect policy that copies nothing ahead"
@@ -24,7 +24,9 @@ EXACT = "no eviction changes what the model computes, so its routing, and every 
 def all_notes(found: Policies) -> list[str]:
     """What must be said wherever these figures are shown."""
     oracles = [line.policy for line in found.lines if line.oracle and line.policy != FLOOR]
-    return [*notes(found.setting), *([ORACLE.format(listed(oracles))] if oracles else []), FLOORED, EXACT]
+    reads = "reads" if len(oracles) == 1 else "read"
+    oracle = [ORACLE.format(listed(oracles), reads)] if oracles else []
+    return [*notes(found.setting), *oracle, FLOORED, EXACT]
 
 
 def what(found: Policies) -> list[str]:

@@ -155,7 +155,8 @@ def time(runs: Sequence[Run]) -> Section:
             Panel(
                 "bounds",
                 _bound_title(limits),
-                "A lossless mark at 60 % says: no such policy takes less than 60 % of the run's time on this machine. "
+                "A lossless mark at 60 % says: no such policy takes less than 60 % of the run's time on this machine "
+                "(where a run has no stages: none that keeps what it fetches). "
                 "The mark of the run's own transfers and kernels is no limit for other policies.",
                 figures.bounds(limits),
                 cells(100 * limits.rename(columns=LIMITS), "{:.1f} %"),

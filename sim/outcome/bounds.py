@@ -1,11 +1,13 @@
 """What no policy can beat: bounds on a run's time, each for a class of policies.
 
 Classes. *Lossless*: every wanted expert executes on the GPU in the visit that wants it (miss policy fetch),
-with any eviction, any prefetch and any transfer order: oracles included. *Demand*: lossless, and nothing is
-transferred before the visit that wants it is routed (no prefetch). *Any*: whatever the policy, by this
-run's own transfers and kernels, perfectly overlapped; it bounds no other run, for another policy may need less
-of them. The plan's machine is given: costs, slots, first residents (each placement has bounds of its own),
-`group` and `commit_depth`. A policy that changes the routing (a re-ranker) is in neither of the first two.
+with any eviction, any prefetch and any transfer order: oracles included; on a machine without stages
+(plan.on_miss is None) of policies that keep what they fetch, on one with them of those, too, that do not.
+*Demand*: lossless, and nothing is transferred before the visit that wants it is routed (no prefetch). *Any*:
+whatever the policy, by this run's own transfers and kernels, perfectly overlapped; it bounds no other run, for
+another policy may need less of them. The plan's machine is given: costs, slots, first residents (each placement
+has bounds of its own), `group` and `commit_depth`. A policy that changes the routing (a re-ranker) is in neither
+of the first two.
 
 Span. Everything is about what the figures are about: the time from the begin of step `plan.warmup_steps` to
 the end of the run. After a warm-up it is not known who is resident or under way, so the bounds allow anything

@@ -29,9 +29,12 @@ BOUNDS = {
     "lossless_ns": "any lossless policy on the GPU, oracles included",
     "demand_ns": "any lossless policy on the GPU without prefetch",
 }
+KEEPING = ", that keeps what it fetches"
 LIMITS = BOUNDS | {
     "executed_ns": "this run's own transfers and kernels, perfectly overlapped; another policy may need less"
 }
+COUNTING = ("requests", "reset", "warmup_share", "transfer_chunk")
+WINDOWS = ("speculate", "accept", "draft_ns")
 ANSWERED = ("substituted", "dropped", "cpu", "low", "streamed", "remote", "deferred")  # shown where there are any
 FITS = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}
 
@@ -222,6 +225,7 @@ def table(out: dict[str, Any]) -> str:
         f"cache {cache_words(out)}, eviction {spec['eviction']}, "
         f"prefetch {spec['prefetch']}, miss {spec['miss']}{rerank}, batch {spec['batch']}; {out['machine']} machine",
         *([out["engine"]["words"]] if "engine" in out else []),
+        *_counting(spec),
         *(f"! {note}" for note in out["notes"]),
         "",
         *_speed(out),
@@ -236,6 +240,14 @@ def table(out: dict[str, Any]) -> str:
         f"{'verdict':<12} {out['verdict']}",
     ]
     return "\n".join(lines)
+
+
+def _counting(spec: Mapping[str, Any]) -> list[str]:
+    """What else makes a run count otherwise than another of the same choices."""
+    names = COUNTING + WINDOWS * (spec.get("speculate") is not None)
+    said = [f"--{name.replace('_', '-')} {spec[name]}" for name in names if spec.get(name) not in (None, "none")]
+    said += [f"--set {name}={value}" for name, value in (spec.get("set") or {}).items()]
+    return [f"with {' '.join(said)}"] if said else []
 
 
 def cache_words(out: Mapping[str, Any]) -> str:
@@ -296,15 +308,15 @@ def _windows(out: dict[str, Any]) -> list[str]:
     """Of a run that speculates."""
     if (found := out.get("speculation")) is None:
         return []
-    per = (
-        "{accepted_per_window:.2f} of {rows:,} rows in {windows:,} windows".format(**found) if found["windows"] else "-"
-    )
+    per = ", {accepted_per_window:.2f} a window".format(**found) if found["windows"] else ""
     each = f"{_figure(found['distinct_experts_per_token'])} distinct experts and "
     sent = "-" if found["h2d_bytes_per_token"] is None else f"{found['h2d_bytes_per_token'] / 1e6:,.1f} MB"
+    prompts = ", prompts included" if out["prompt_tokens"] else ""
     return [
-        f"{'speculation':<12} windows of {found['n']}: {found['accepted']:,} tokens accepted, {per}",
-        f"{'':<12} a token: {each}{sent} to the GPU; what rejected rows would have been routed to nobody recorded: "
-        "the trace's own next rows stand for it",
+        f"{'speculation':<12} windows of {found['n']}: {found['rows']:,} rows in {found['windows']:,} windows, "
+        f"{found['accepted']:,} accepted{per}",
+        f"{'':<12} a token: {each}{sent} to the GPU{prompts}; what rejected rows would have been routed to nobody "
+        "recorded: the trace's own next rows stand for it",
     ]
 
 
@@ -397,7 +409,13 @@ def _bounds(out: dict[str, Any]) -> list[str]:
     time = out["time_ns"] or 1
     return [
         f"{'bound' if name in BOUNDS else 'own work':<12} {out['bounds'][name] / 1e9:.3f} s "
-        f"({out['bounds'][name] / time:.1%} of the time) for {what}"
+        f"({out['bounds'][name] / time:.1%} of the time) for {what}{keeping(name, out['bounds'])}"
         for name, what in LIMITS.items()
         if name in out["bounds"]
     ]
+
+
+def keeping(name: str, bounds: Mapping[str, Any]) -> str:
+    """What else a bound's class has where the machine has no stages (runs with them say what the host did): to run an
+    expert is to keep it for a while."""
+    return KEEPING if name in BOUNDS and "executed_host_ns" not in bounds else ""

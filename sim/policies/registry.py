@@ -151,7 +151,8 @@ EVICTION = _table(
     ),
     _eviction(
         "min", worth.MIN, "the expert wanted furthest ahead goes, and a newcomer wanted later than all is not kept "
-        "(reads the future)", "Belady 1966, with bypass", oracle=True, keeps=("scores", "next-use", "bypass"),
+        "(reads the future; a visit's hits keep their places in it)", "Belady 1966, with bypass",
+        oracle=True, keeps=("scores", "next-use", "bypass"),
         counted={},
     ),
     _eviction(

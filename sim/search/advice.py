@@ -5,7 +5,7 @@ from typing import Any
 
 from sim.outcome.how_sure import NOT_CALIBRATED, between, how_sure
 from sim.outcome.marks import machine_words
-from sim.outcome.report import BOUNDS
+from sim.outcome.report import BOUNDS, keeping
 from sim.search.side_by_side import NOT_DONE
 from sim.search.windows import words
 
@@ -47,6 +47,7 @@ def _found(out: Mapping[str, Any]) -> list[str]:
         f"{'searched':<12} {_searched(out['search'])}",
         *_refused(out),
         f"{'again':<12} {out['command']}",
+        *([f"{'with windows':<12} {pays}"] if (pays := out.get("speculation", {}).get("command")) else []),
     ]
 
 
@@ -225,10 +226,8 @@ def _searched(search: Mapping[str, Any]) -> str:
 
 def _bounds(out: Mapping[str, Any]) -> list[str]:
     """How much is left to gain in its own classes; how it stands to lossless GPU runs, where it is none itself."""
-    bounds, time = out["bounds"], out["bounds"]["time_ns"]
-    lines = [
-        _possible(bounds["own_class"][name], time, what) for name, what in BOUNDS.items() if name in bounds["own_class"]
-    ]
+    bounds, own, time = out["bounds"], out["bounds"]["own_class"], out["bounds"]["time_ns"]
+    lines = [_possible(own[name], time, what + keeping(name, own)) for name, what in BOUNDS.items() if name in own]
     return lines if bounds["is_lossless_gpu"] else [*lines, _beside(bounds["lossless_gpu_ns"], time)]
 
 

@@ -42,7 +42,8 @@ def _row(case: Case, best: Rated, n: int, asked: Mapping[str, Any]) -> dict[str,
 def words(found: Mapping[str, Any]) -> str:
     """The answer in a line."""
     ran = [row for row in found["rows"] if row["error"] is None and row["tokens_per_s"]]
-    of = f"accept {found['accept']}, draft {found['draft_ns']:,} ns a row"
+    draft = f"draft {found['draft_ns']:,} ns a row" if found["draft_ns"] else "a draft that takes no time"
+    of = f"accept {found['accept']}, {draft}"
     if not ran or not found["without"]:
         why = next((row["error"] for row in found["rows"] if row["error"]), "the trace generates no token")
         return f"no window could be judged: {why}"
