@@ -1,6 +1,6 @@
 """make bench: the figures of the README, interleaved in one run, median with the least and the most.
 
-    python -m tests.bench [--requests 1e7] [--runs 5] [--most 1e8] [--scaling]
+    python -m tests.bench [--requests 1e7] [--runs 5] [--most 1e8] [--scaling | --evictions]
 
 Requests are the decode rows of a real capture where one lies beside the checkout, else of the shipped sample, repeated.
 Machines are shared and noisy: read the ratios, which come from the same minutes.
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sim.core.plan import Choice, Costs, Plan, Prefetch
 from sim.fit.buddies import BuddyProfile
 from sim.machines import compiled, discrete
 from sim.outcome.bounds import bounds
-from sim.policies.registry import MISS
+from sim.policies.registry import EVICTION, MISS
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
@@ -165,6 +166,20 @@ def throughput(name: str, trace: RoutingTrace, requests: float, runs: int) -> No
     print(f"  {'simulated tokens/s, lru + fetch':<34} {np.median(rates['compiled, lru + fetch']) * steps / n:12,.0f}")
 
 
+CAUSAL = ("fifo", "random", "lfu", "decayed", "lfru", "sieve", "clock", "s3-fifo", "arc", "lru-k", "w-tinylfu")
+
+
+def evictions(name: str, trace: RoutingTrace, requests: float, runs: int) -> None:
+    """How long each takes beside lru, in rounds of all of them."""
+    plan = repeated(trace, requests)
+    plans = {each: replace(plan, eviction=EVICTION[each].choice({})) for each in ("lru", *CAUSAL)}
+    rates = interleaved({each: (partial(compiled.run, one), requests_of(plan)) for each, one in plans.items()}, runs)
+    print(f"{name}: {requests_of(plan):,} expert requests, {plan.slots[0]} of {plan.n_experts} slots; times lru's")
+    for each in CAUSAL:
+        ratio = rates["lru"] / rates[each]
+        print(f"  {each:<34} {np.median(ratio):8.2f}  ({ratio.min():.2f} .. {ratio.max():.2f})")
+
+
 def start_up(runs: int) -> None:
     command = [sys.executable, "-m", "sim.run", "--trace", "mixtral.npz", "--json"]
     took = []
@@ -215,10 +230,15 @@ def main() -> None:
     flags.add_argument("--runs", type=int, default=5)
     flags.add_argument("--most", type=float, default=1e8, help="largest size of the scaling")
     flags.add_argument("--scaling", action="store_true", help="the scaling alone: times and peak memory by size")
+    flags.add_argument("--evictions", action="store_true", help="the evictions alone: time beside lru")
     flags.add_argument("--one-size", type=float, help=argparse.SUPPRESS)  # what the scaling starts
     args = flags.parse_args()
     if args.one_size:
         one_size(args.one_size)
+        return
+    if args.evictions:
+        for name, trace in captures().items():
+            evictions(name, trace, args.requests, args.runs)
         return
     if not args.scaling:
         for name, trace in captures().items():
