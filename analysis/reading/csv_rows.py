@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from traces.errors import UserError
@@ -17,3 +18,21 @@ def rows_of(path: str) -> list[tuple[int, dict[str, str]]]:
         return [(above + reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
+
+
+def text_in(where: str, text: str) -> str:
+    """A text that must be there. Raises UserError."""
+    if not text.strip():
+        raise UserError(f"{where} = {text!r}: must not be empty")
+    return text
+
+
+def number_in(where: str, text: str, least: float, most: float) -> float:
+    """A figure from `least` to `most`. Raises UserError."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not least <= found <= most:
+        raise UserError(f"{where} = {text!r}: must be a number in [{least:g}, {most:g}]")
+    return found

@@ -2,10 +2,9 @@
 It may have been written by anybody: what is used is checked, text is shown and never run.
 """
 
-import math
 from typing import Any
 
-from analysis.reading.csv_rows import rows_of
+from analysis.reading.csv_rows import number_in, rows_of, text_in
 from sim.experiments.side_by_side import BASES, CAPTURED, LOSS, MADE, TIE, WIN
 from traces.command import one_of
 from traces.errors import UserError
@@ -42,8 +41,8 @@ def _row(where: str, row: dict[str, str]) -> Row:
         raise UserError(f"{where}: has not as many columns as the line of names")
     marks = [one_of(f"{where}: marks", word, MARKS) for word in row["marks"].split(", ") if word]
     found: Row = {"kind": one_of(f"{where}: kind", row["kind"], tuple(BASES)), "marks": row["marks"]}
-    found |= {name: _text(f"{where}: {name}", row[name]) for name in TEXTS}
-    found |= {name: _number(f"{where}: {name}", row[name]) for name in NUMBERS}
+    found |= {name: text_in(f"{where}: {name}", row[name]) for name in TEXTS}
+    found |= {name: number_in(f"{where}: {name}", row[name], LEAST, MOST) for name in NUMBERS}
     found["routing"] = one_of(f"{where}: routing", row["routing"], (CAPTURED, MADE))
     if row["verdict"] not in VERDICTS:
         raise UserError(f"{where}: verdict = {row['verdict']!r}: must be one of {', '.join(VERDICTS[:-1])}, or empty")
@@ -57,19 +56,3 @@ def _refuse_twice(path: str, rows: list[Row]) -> None:
         if key in seen:
             raise UserError(f"{path}: {row['kind']} {row['policy']}: stands twice in one cell of {row['trace']}")
         seen.add(key)
-
-
-def _number(where: str, text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not LEAST <= found <= MOST:
-        raise UserError(f"{where} = {text!r}: must be a number in [{LEAST:g}, {MOST:g}]")
-    return found
-
-
-def _text(where: str, text: str) -> str:
-    if not text.strip():
-        raise UserError(f"{where} = {text!r}: must not be empty")
-    return text

@@ -5,7 +5,7 @@ DIR/published.csv. It may have been written by anybody: what is used is checked,
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.reading.csv_rows import rows_of
+from analysis.reading.csv_rows import number_in, rows_of, text_in
 from sim.timings.rows import DECODE, MS, PREFILL
 from traces.command import one_of
 from traces.errors import UserError
@@ -64,11 +64,11 @@ def _speed(where: str, row: dict[str, str]) -> Speed:
         raise UserError(f"{where}: has not as many columns as the line of names")
     phase = one_of(f"{where}: phase", row["phase"], tuple(UNITS))
     unit = one_of(f"{where}: unit of {phase}", row["unit"], UNITS[phase])
-    values = [_number(f"{where}: {name}", row[name]) for name in SPEEDS]
+    values = [number_in(f"{where}: {name}", row[name], LEAST, MOST) for name in SPEEDS]
     speeds = dict(zip(SPEEDS, _tokens_per_s(values) if unit == MS else values, strict=True))
     if speeds["low"] > speeds["high"]:
         raise UserError(f"{where}: low = {row['low']}: must not exceed high, which is {row['high']}")
-    engine, machine, model, judged = (_text(f"{where}: {name}", row[name]) for name in TEXTS)
+    engine, machine, model, judged = (text_in(f"{where}: {name}", row[name]) for name in TEXTS)
     return Speed(engine, machine, model, phase, row["settings"], judged, **speeds)
 
 
@@ -76,19 +76,3 @@ def _tokens_per_s(ms: Sequence[float]) -> list[float]:
     """SPEEDS of ms a token: the ends of the interval change places."""
     measured, predicted, low, high = (1e3 / each for each in ms)
     return [measured, predicted, high, low]
-
-
-def _number(where: str, text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = float("nan")
-    if not LEAST <= found <= MOST:
-        raise UserError(f"{where} = {text!r}: must be a number in [{LEAST:g}, {MOST:g}]")
-    return found
-
-
-def _text(where: str, text: str) -> str:
-    if not text.strip():
-        raise UserError(f"{where} = {text!r}: must not be empty")
-    return text

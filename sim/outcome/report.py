@@ -12,6 +12,7 @@ from sim.capacity import vram_bytes
 from sim.core.plan import LOSSY, Plan
 from sim.costs.roofline import needed
 from sim.engines import KNOBS
+from sim.flags import flag_words
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome.bounds import applicable, bounds, executed_bounds
@@ -245,8 +246,8 @@ def table(out: dict[str, Any]) -> str:
 def _counting(spec: Mapping[str, Any]) -> list[str]:
     """What else makes a run count otherwise than another of the same choices."""
     names = COUNTING + WINDOWS * (spec.get("speculate") is not None)
-    said = [f"--{name.replace('_', '-')} {spec[name]}" for name in names if spec.get(name) not in (None, "none")]
-    said += [f"--set {name}={value}" for name, value in (spec.get("set") or {}).items()]
+    fields = {name: spec[name] for name in names if spec.get(name) not in (None, "none")}
+    said = flag_words(fields | {"set": spec.get("set") or {}})
     return [f"with {' '.join(said)}"] if said else []
 
 
