@@ -1,13 +1,15 @@
 """From a spec to a plan, worked by hand: slots for a cache of so many bytes, memory, and who may ask the host."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.core.plan import GROUPS, ORDERS
+from sim.core.plan import GROUPS, ORDERS, Prefetch
 from sim.errors import SpecError
+from sim.machines import discrete
 from sim.machines.compiled import run
 from sim.memo import Kept
 from sim.policies.policy import WORDS
@@ -15,6 +17,7 @@ from sim.policies.registry import MISS
 from sim.prepare import prepare
 from sim.spec import RunSpec
 from tests.gen import random_trace
+from tests.plans import plan
 from traces.format import npz
 
 # An expert costs nothing on the host and an age over the link: whoever may answer cpu does.
@@ -174,3 +177,34 @@ def test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs(
             prepare(without)
     else:
         assert run(prepare(without).plan).counters["cpu"] == 0
+
+
+# ---- made by hand
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("row", np.zeros((1, 1), np.int32), "Prefetch.row: has 1 rows in place of the run's 2"),
+        ("row", np.full((1, 2), 2, np.int32), "Prefetch.row: names a row of lists beyond the last, 1"),
+        ("lists", np.zeros((2, 2, 1, 1), np.int16), "Prefetch.lists: are for 2 distances in place of 1 or 1"),
+        ("lists", np.zeros((1, 2, 2, 1), np.int16), "Prefetch.lists: are of 2 MoE layers in place of 1"),
+        ("lists", np.full((1, 2, 1, 1), 3, np.int16), "Prefetch.lists: name an expert beyond the last, 2"),
+        ("rank_key", np.zeros((1, 2), np.int64), "Prefetch.rank_key: is not [1, 1]"),
+        ("within_ns", np.zeros((1, 2), np.int64), "Prefetch.within_ns: is not [1, 1]"),
+    ],
+)
+@pytest.mark.parametrize("machine", [run, discrete.run])
+def test_lists_that_do_not_fit_the_plan_are_refused(machine: Any, field: str, value: Any, message: str) -> None:
+    right = Prefetch(
+        np.zeros((1, 2, 1, 1), np.int16),
+        np.array([[-1, 1]], np.int32),
+        order=ORDERS.index("probability"),
+        rank_key=np.zeros((1, 1), np.int64),
+        within_ns=np.array([[250]]),
+    )
+    made = plan([[[0]], [[1]]], 3, [2], prefetch=right)
+    machine(made)
+    with pytest.raises(ValueError) as wrong:
+        machine(replace(made, prefetch=replace(right, **{field: value})))
+    assert str(wrong.value) == message

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sim.core.jit import inner
+from sim.core.jit import inlined, inner
 from sim.core.link import join, withdraw
 from sim.core.rules import anywhere
 from sim.core.state import (
@@ -26,23 +26,22 @@ def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
 
 
 @inner
-def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> int:
-    """Several tokens' lists for one target: rank by rank, then token by token, duplicates once. Returns the length."""
+def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> None:
+    """Several tokens' lists for one target: rank by rank, then token by token, duplicates once."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
     base, n = layer * s.run.n_experts, 0
-    listed, ranks, merged = s.marked, s.order, s.merged[which]
-    listed[: s.run.n_experts] = 0
+    ranks, merged = s.order, s.merged[which]
+    s.run.lists += 1
     for r in range(lists.shape[2]):
         for i in range(route.step_offset[step], route.step_offset[step + 1]):
             row = ahead.row[d, i]
             e = lists[row, layer, r] if row >= 0 else -1
-            if e >= 0 and listed[e] == 0:
-                listed[e] = 1
+            if e >= 0 and s.expert[base + e].listed != s.run.lists:
+                s.expert[base + e].listed = s.run.lists
                 ranks[n] = r
                 n += 1
                 merged[n] = base + e
     merged[0] = n
-    return n
 
 
 @inner
@@ -57,22 +56,35 @@ def _in_time(s: State, ahead: Any, rules: Any, d: int, layer: int) -> bool:
     return (before + 1) * ahead.each_ns <= ahead.within_ns[d, layer]
 
 
+@inlined
+def _queue(s: State, log: Any, ahead: Any, rules: Any, d: int, visit: int, layer: int, which: int, left: int) -> int:
+    """Who is listed and nowhere joins the queue, until nothing is left of the budget. Returns what is."""
+    for i in range(s.merged[which, 0]):
+        if left == 0:
+            break
+        g = s.merged[which, i + 1]
+        there = s.expert[g].state != ABSENT or (rules is not None and anywhere(s, g))
+        if not there and _in_time(s, ahead, rules, d, layer):
+            order = s.run.order
+            key = visit + d + 1 if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
+            join(s, log, g, visit, 1, key, which)
+            left -= 1
+    return left
+
+
 @inner
-def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, visit: int) -> None:
+def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, step: int, layer: int) -> None:
     """2g: the ranked lists for coming layers join the prefetch queue, nearest layer first, within the budget."""
     layers, distances = s.run.n_layers, ahead.row.shape[0]
     left = s.run.budget if s.run.budget >= 0 else NEVER
-    for d in range(ahead.nearest, distances):
-        target = visit + d + 1
-        if target >= layers * len(route.step_prefill):
+    visit, to_step, to_layer = step * layers + layer, step, layer
+    for d in range(distances):
+        to_layer += 1
+        if to_layer == layers:
+            to_step, to_layer = to_step + 1, 0
+        if to_step == len(route.step_prefill) or left == 0:
             return
-        which = (visit % (distances + 1)) * distances + d
-        n = _merge(s, route, ahead, d, target // layers, target % layers, which)
-        for i in range(n):
-            g = s.merged[which, i + 1]
-            there = s.expert[g].state != ABSENT or (rules is not None and anywhere(s, g))
-            if left > 0 and not there and _in_time(s, ahead, rules, d, visit % layers):
-                order = s.run.order
-                key = target if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
-                join(s, log, g, visit, 1, key, which)
-                left -= 1
+        if d >= ahead.nearest:
+            which = (visit % (distances + 1)) * distances + d
+            _merge(s, route, ahead, d, to_step, to_layer, which)
+            left = _queue(s, log, ahead, rules, d, visit, layer, which, left)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.candidates import evictable
+from sim.core.candidates import evictable, slots_of
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import apart, inlined, inner
@@ -50,8 +50,8 @@ def _tied(s: State, g: int, by_id: bool) -> int:
 def _least(s: State, rules: Any, scope: int, spare_from: int, since: bool, by_id: bool) -> int:
     """The evictable expert with the least key, then of the equals the first to go, or -1."""
     best, best_key, best_tied = -1, NEVER, NEVER
-    base, lfu = s.scope[scope].base, s.run.eviction == LFU
-    for i in range(base, base + s.scope[scope].used):
+    lfu = s.run.eviction == LFU
+    for i in slots_of(s, scope):
         g = s.slot[i]
         key, tied = _key(s, g, lfu, since), _tied(s, g, by_id)
         better = key < best_key or (key == best_key and tied < best_tied)
@@ -67,11 +67,11 @@ def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
     return _least(s, rules, scope, spare_from, marks & TOLD_OF_USES != 0, marks & BY_ID != 0)
 
 
-@inner
+@apart
 def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_tied = -1, 0.0, NEVER
-    base, by_id = s.scope[scope].base, s.run.eviction_marks & BY_ID != 0
-    for i in range(base, base + s.scope[scope].used):
+    by_id = s.run.eviction_marks & BY_ID != 0
+    for i in slots_of(s, scope):
         g = s.slot[i]
         if not evictable(s, rules, g, spare_from):
             continue
@@ -84,17 +84,17 @@ def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
 @apart
 def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """_least_score of lfru, without a division: uses / (age + 1), compared crosswise."""
-    best, uses, ages, best_tied = -1, 0, 1, NEVER
-    base, by_id = s.scope[scope].base, s.run.eviction_marks & BY_ID != 0
-    now = clock_of(s, s.slot[base]) + 1
-    for i in range(base, base + s.scope[scope].used):
+    best, uses, ages, best_tied = -1, 1, 0, NEVER  # anybody is worth less
+    by_id = s.run.eviction_marks & BY_ID != 0
+    now = clock_of(s, s.slot[s.scope[scope].base]) + 1
+    for i in slots_of(s, scope):
         mine, age = s.in_slot[i].count, now - s.in_slot[i].clock
         less = mine * ages - uses * age
-        if best >= 0 and less > 0:
+        if less > 0:
             continue
         g = s.slot[i]
         tied = _tied(s, g, by_id)
-        if (best < 0 or less < 0 or tied < best_tied) and evictable(s, rules, g, spare_from):
+        if (less < 0 or tied < best_tied) and evictable(s, rules, g, spare_from):
             best, uses, ages, best_tied = g, mine, age, tied
     return best
 
@@ -111,13 +111,12 @@ def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
     return -1
 
 
-@inner
+@apart
 def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
-    base = s.scope[scope].base
     candidates = s.marked
     n = 0
-    for i in range(base, base + s.scope[scope].used):
+    for i in slots_of(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             candidates[n] = s.slot[i]
             n += 1
@@ -128,11 +127,11 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 
-@inner
+@apart
 def _by_user(s: State, rules: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
-    base, n = s.scope[scope].base, np.int64(0)
-    for i in range(base, base + s.scope[scope].used):
+    n = np.int64(0)
+    for i in slots_of(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]
             n += 1

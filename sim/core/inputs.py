@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.jit import choice, frozen
 from sim.core.miss import Miss
-from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, Leaving, Plan
+from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, ORDERS, Leaving, Plan, Prefetch
 from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
@@ -61,6 +61,8 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
 def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
     """The plan as `decide` takes it. For an eviction by next use, each expert's is looked up (its first, in the state).
 
+    Raises ValueError where the lists of a prefetcher do not fit the plan.
+
     A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
     without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
     """
@@ -87,8 +89,28 @@ def _ahead(plan: Plan) -> Ahead:
         none = frozen(np.zeros((0, 0), np.int64))
         return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), none, none, 0, 0)
     p = plan.prefetch
+    _refuse_misfit(plan, p)
     key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
     within_ns = np.zeros((0, 0), np.int64) if p.within_ns is None else p.within_ns
     nearest = next((d for d, row in enumerate(p.row) if (row >= 0).any()), 0)
     each_ns = int(plan.costs.transfer_ns[1])
     return Ahead(frozen(p.lists), frozen(p.row), frozen(key), frozen(within_ns), each_ns, nearest)
+
+
+def _refuse_misfit(plan: Plan, p: Prefetch) -> None:
+    """Compiled code asks no array how long it is: what somebody made by hand must be what plan.Prefetch says."""
+    layers, (distances, rows), listed = plan.experts.shape[1], p.row.shape, p.lists.shape
+    fits = {
+        f"row: has {rows} rows in place of the run's {len(plan.step_row)}": rows == len(plan.step_row),
+        f"row: names a row of lists beyond the last, {listed[1] - 1}": p.row.max(initial=-1) < listed[1],
+        f"lists: are for {listed[0]} distances in place of 1 or {distances}": listed[0] in (1, distances),
+        f"lists: are of {listed[2]} MoE layers in place of {layers}": listed[2] == layers,
+        f"lists: name an expert beyond the last, {plan.n_experts - 1}": p.lists.max(initial=-1) < plan.n_experts,
+        f"rank_key: is not [{distances}, {listed[3]}]": (
+            ORDERS[p.order] != "probability" or p.rank_key.shape == (distances, listed[3])
+        ),
+        f"within_ns: is not [{distances}, {layers}]": p.within_ns is None or p.within_ns.shape == (distances, layers),
+    }
+    for wrong, right in fits.items():
+        if not right:
+            raise ValueError(f"Prefetch.{wrong}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.candidates import evictable
+from sim.core.candidates import evictable, slots_of
 from sim.core.jit import apart
 from sim.core.rings import end_of, join, leave
 from sim.core.state import RESIDENT, State
@@ -129,8 +129,7 @@ def victim(s: State, rules: Any, scope: int, spare_from: int, g: int) -> int:
 
 @apart
 def _anybody(s: State, rules: Any, scope: int, spare_from: int) -> bool:
-    base = s.scope[scope].base
-    for i in range(base, base + s.scope[scope].used):
+    for i in slots_of(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             return True
     return False

@@ -21,7 +21,7 @@ from sim.core.state import (
     IllegalTransition,
     State,
 )
-from sim.core.worth import count_use, note_landing
+from sim.core.worth import begin_decay, count_use, note_landing
 
 DEMAND, PREFETCH, BACKGROUND = range(3)  # plan.CAUSES
 
@@ -115,6 +115,7 @@ def tell_of_use(s: State, g: int) -> None:
 @choice
 def place(s: State, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
+    begin_decay(s)
     for g in residents:
         scope = scope_of(s, g)
         slot = s.scope[scope].base + s.scope[scope].used

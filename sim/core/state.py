@@ -33,6 +33,7 @@ Float = npt.NDArray[np.float64]
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
 HIT, LATE, MISS = range(3)
+POWERS = 256  # looked up, not computed
 LISTS = 4  # rings of a scope, at most (core.queues)
 NEVER = np.iinfo(np.int64).max
 
@@ -52,9 +53,10 @@ class Expert(Struct):
     kind: int  # HIT, LATE or MISS in that visit
     fresh: int  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
     work: int  # tokens of GPU work given by the visit being served; > 0 means held
-    stand_in: int  # of these, tokens executed in another expert's place
+    listed: int  # the last of the merged lists (run.lists) that names it
     stamp: int  # running number of its last touch or landing
     uses: int  # executions on the GPU over the whole run, kept across evictions (lfu)
+    stand_in: int  # of the work, tokens executed in another expert's place
     scope: int  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
     slot: int  # its slot while COMMITTED or RESIDENT
     origin: int  # cause of its transfer: index into plan.CAUSES
@@ -68,7 +70,7 @@ class Expert(Struct):
     landed: int  # running number of its last landing (for a user's own eviction)
     layer: int  # its MoE layer (fixed for the run)
     score: float  # decayed uses; or router weight x 2**24, or tokens, of what an eviction looks back on
-    spare: Annotated[Int, 2]  # whole cache lines
+    spare: int  # whole cache lines
 
 
 class Kept(Struct):  # of an expert, for evictions that are told of uses and landings
@@ -115,6 +117,7 @@ class OfRun(Struct):
     step_stamp: int  # stamps when the first visit of the step was routed
     fresh_step: int  # the step at which a policy began again
     token: int  # tokens planned by a miss policy
+    lists: int  # ranked lists merged
 
 
 class OfVisit(Struct):  # the one being served
@@ -251,6 +254,7 @@ class State(Memory):
     queue: MutableSequence[Queued]  # [G + 1] in order
     merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
     params: Float  # of the eviction
+    powers: Float  # [POWERS] of the factor by which its scores decay per visit, or zeros
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
@@ -310,6 +314,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
         queue=zeros(n + 1, dtype=Queued),
         merged=zeros(distances * (distances + 1), plan.n_experts + 1),
         params=np.array(plan.eviction.params, np.float64),
+        powers=zeros(POWERS, dtype=np.float64),
         routed=zeros(rows, top_k),
         weight=zeros(rows, top_k, dtype=np.float64),
         reply=zeros(top_k, dtype=Reply),

@@ -14,6 +14,7 @@ from sim.core import log as lg
 from sim.core.admission import admit, count_misses, count_uses
 from sim.core.ahead import predict, withdraw_unwanted
 from sim.core.answer import answer_by_rule, answer_each, defer, fetch, fetch_all
+from sim.core.candidates import slots_of
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import apart, choice, inlined, inner
@@ -76,7 +77,7 @@ def _count_kind(row: Any, kind: int) -> None:
     row.misses += kind == MISS
 
 
-@inner
+@apart
 def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> None:
     """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
     first, last = route.step_offset[step], route.step_offset[step + 1]
@@ -188,7 +189,7 @@ def decide(
     if rules is not None:
         _behind_the_answers(s, log, route, rules, visit, step, layer)
     if ahead is not None:
-        predict(s, log, route, ahead, rules, visit)
+        predict(s, log, route, ahead, rules, step, layer)
 
 
 @apart
@@ -264,8 +265,7 @@ def _stuck(s: State, rules: Any) -> bool:
         twin = (scope + len(s.scope) // 2) % len(s.scope)
     if s.scope[scope].arriving > 0 or s.scope[twin].arriving > 0:
         return False
-    base = s.scope[scope].base
-    for i in range(base, base + s.scope[scope].used):
+    for i in slots_of(s, scope):
         if s.expert[s.slot[i]].work == 0:
             return False
     return True

@@ -36,8 +36,8 @@ SOON = 0.1  # of hobbit-priority: in layers, added to the distance
 @inlined
 def visits_at(s: State, g: int, routed: int) -> int:
     """How many visits of expert g's layer were among the first `routed` visits."""
-    layers = s.run.n_layers
-    return (routed + layers - 1 - s.expert[g].layer) // layers
+    layers = s.run.n_layers  # nothing but the layer is the expert's: a loop over a scope divides once
+    return routed // layers + (s.expert[g].layer < routed % layers)
 
 
 @inlined
@@ -47,9 +47,24 @@ def visits_of_layer(s: State, g: int) -> int:
 
 
 @inner
-def decayed_score(s: State, g: int, decay: float) -> float:
+def decayed_score(s: State, g: int) -> float:
     """score * decay ** (visits of its layer since the score was brought up to date)."""
-    return s.expert[g].score * math.pow(decay, float(visits_of_layer(s, g) - s.expert[g].scored))
+    visits = visits_of_layer(s, g) - s.expert[g].scored
+    return s.expert[g].score * (s.powers[visits] if visits < len(s.powers) else math.pow(_decay(s), float(visits)))
+
+
+@inlined
+def _decay(s: State) -> float:
+    """Of belady-w a half in as many visits as it is told."""
+    return math.pow(0.5, 1.0 / s.params[1]) if s.run.eviction == BELADY_W else s.params[0]
+
+
+@apart
+def begin_decay(s: State) -> None:
+    """Before the first use: most powers are asked for again and again."""
+    if s.run.eviction in (DECAYED, BELADY_W):
+        for visits in range(len(s.powers)):
+            s.powers[visits] = math.pow(_decay(s), float(visits))
 
 
 @inlined
@@ -69,7 +84,7 @@ def worth(s: State, g: int) -> float:
     """What expert g is worth, resident or not."""
     kind = s.run.eviction
     if kind == DECAYED:
-        return decayed_score(s, g, s.params[0])
+        return decayed_score(s, g)
     if kind == LFRU:
         return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
     return _other_worth(s, g)
@@ -135,13 +150,7 @@ def _within(s: State, g: int) -> float:
     served = (s.run.routed - 1) // layers
     if after != NEVER and float(after // layers - served) <= s.params[0]:
         return KNOWN - float(after - s.run.routed)
-    return decayed_score(s, g, _half(s))
-
-
-@inlined
-def _half(s: State) -> float:
-    """What belady-w multiplies by per visit."""
-    return math.pow(0.5, 1.0 / s.params[1])
+    return decayed_score(s, g)
 
 
 # --- told of uses and landings ---
@@ -150,14 +159,14 @@ def _half(s: State) -> float:
 @inner
 def count_use(s: State, g: int) -> None:
     """Expert g was used: what its score is made of is brought up to date."""
-    if s.run.eviction in (DECAYED, BELADY_W):
-        s.expert[g].score = decayed_score(s, g, s.params[0] if s.run.eviction == DECAYED else _half(s)) + 1.0
-        s.expert[g].scored = visits_of_layer(s, g)
-    elif s.run.eviction == LFRU:
+    if s.run.eviction == LFRU:
         s.kept[g].count += 1
         s.kept[g].clock = clock_of(s, g)
         if s.expert[g].state == RESIDENT:
             _beside_its_slot(s, g)
+    elif s.run.eviction in (DECAYED, BELADY_W):
+        s.expert[g].score = decayed_score(s, g) + 1.0
+        s.expert[g].scored = visits_of_layer(s, g)
     else:
         _note_use(s, g)
 
@@ -193,7 +202,7 @@ def _remember(s: State, g: int, number: int) -> None:
     s.history[g, 0] = number
 
 
-@apart
+@inlined
 def note_landing(s: State, g: int) -> None:
     """Expert g has landed in a slot."""
     kept = s.kept[g]
@@ -209,7 +218,7 @@ def note_landing(s: State, g: int) -> None:
 # --- told of what is routed ---
 
 
-@inner
+@apart
 def look_back(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
     """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
     window layer by layer, a request leaves all at once."""
