@@ -185,7 +185,7 @@ def test_who_may_answer_cpu_is_refused_where_nothing_says_what_that_costs(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("row", np.zeros((1, 1), np.int32), "Prefetch.row: has 1 rows in place of the run's 2"),
+        ("row", np.zeros((1, 1), np.int32), "Prefetch.row: has 1 rows, fewer than the run's 2"),
         ("row", np.full((1, 2), 2, np.int32), "Prefetch.row: names a row of lists beyond the last, 1"),
         ("lists", np.zeros((2, 2, 1, 1), np.int16), "Prefetch.lists: are for 2 distances in place of 1 or 1"),
         ("lists", np.zeros((1, 2, 2, 1), np.int16), "Prefetch.lists: are of 2 MoE layers in place of 1"),

@@ -78,6 +78,7 @@ def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, step: int, l
     layers, distances = s.run.n_layers, ahead.row.shape[0]
     left = s.run.budget if s.run.budget >= 0 else NEVER
     visit, to_step, to_layer = step * layers + layer, step, layer
+    s.run.turn = s.run.turn + 1 if s.run.turn < distances else 0
     for d in range(distances):
         to_layer += 1
         if to_layer == layers:
@@ -85,6 +86,6 @@ def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, step: int, l
         if to_step == len(route.step_prefill) or left == 0:
             return
         if d >= ahead.nearest:
-            which = (visit % (distances + 1)) * distances + d
+            which = s.run.turn * distances + d
             _merge(s, route, ahead, d, to_step, to_layer, which)
             left = _queue(s, log, ahead, rules, d, visit, layer, which, left)

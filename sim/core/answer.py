@@ -250,7 +250,7 @@ def _answer_token(
             s.count.slots_hit += 1
 
 
-@apart
+@inner
 def answer_each(
     s: State, log: Any, route: Any, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int
 ) -> None:

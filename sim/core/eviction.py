@@ -6,6 +6,7 @@ that is wanted later than everybody is not kept. random: by hash64. What a score
 lists decide in core.queues. Ties: the older touch or landing, or (--set ties=id) the larger id.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,13 @@ def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
 
 @apart
 def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
-    best, best_key, best_tied = -1, 0.0, NEVER
+    best, best_key, best_tied = -1, math.inf, NEVER
     by_id = s.run.eviction_marks & BY_ID != 0
     for i in slots_of(s, scope):
         g = s.slot[i]
-        if not evictable(s, rules, g, spare_from):
-            continue
         key, tied = worth(s, g), _tied(s, g, by_id)
-        if best < 0 or key < best_key or (key == best_key and tied < best_tied):
+        less = key < best_key or (key == best_key and tied < best_tied)
+        if less and evictable(s, rules, g, spare_from):
             best, best_key, best_tied = g, key, tied
     return best
 
@@ -117,9 +117,8 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     candidates = s.marked
     n = 0
     for i in slots_of(s, scope):
-        if evictable(s, rules, s.slot[i], spare_from):
-            candidates[n] = s.slot[i]
-            n += 1
+        candidates[n] = s.slot[i]
+        n += evictable(s, rules, s.slot[i], spare_from)
     if n == 0:
         return -1
     drawn = hash64(s.run.seed, s.run.routed, s.visit.draws)
@@ -127,7 +126,7 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
 
 
-@apart
+@inner
 def _by_user(s: State, rules: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
     n = np.int64(0)

@@ -101,7 +101,7 @@ def _refuse_misfit(plan: Plan, p: Prefetch) -> None:
     """Compiled code asks no array how long it is: what somebody made by hand must be what plan.Prefetch says."""
     layers, (distances, rows), listed = plan.experts.shape[1], p.row.shape, p.lists.shape
     fits = {
-        f"row: has {rows} rows in place of the run's {len(plan.step_row)}": rows == len(plan.step_row),
+        f"row: has {rows} rows, fewer than the run's {len(plan.step_row)}": rows >= len(plan.step_row),
         f"row: names a row of lists beyond the last, {listed[1] - 1}": p.row.max(initial=-1) < listed[1],
         f"lists: are for {listed[0]} distances in place of 1 or {distances}": listed[0] in (1, distances),
         f"lists: are of {listed[2]} MoE layers in place of {layers}": listed[2] == layers,

@@ -206,7 +206,7 @@ class Prefetch:
 
     lists   int16 [D or 1, rows, L, m]: `lists[d - 1, row[d - 1, i], l]` is what is predicted, d MoE layers ahead, for
             row i of the plan at MoE layer l (i is a row of the *target* step); one entry in front serves all distances.
-    row     int32 [D, R]: which row of the lists of that distance belongs to a row of the plan; -1 = none.
+    row     int32 [D, R or more]: which row of the lists of that distance belongs to a row of the plan; -1 = none.
     budget  transfers that may join the prefetch queue per visit, over all targets; -1 = no limit.
     order   index into ORDERS.
     rank_key int64 [D, m]: for order `probability`, the key of list rank r at distance d (lower goes first).

@@ -118,6 +118,7 @@ class OfRun(Struct):
     fresh_step: int  # the step at which a policy began again
     token: int  # tokens planned by a miss policy
     lists: int  # ranked lists merged
+    turn: int  # of the visits whose lists State.merged has, the place of the last
 
 
 class OfVisit(Struct):  # the one being served
@@ -193,6 +194,7 @@ class Past(Struct):  # per MoE layer, over the whole run
     score: float  # sum of its experts' scores, of evictions that look back
     logit_range: float  # sum of max - min router logit (cache-prior)
     n_ranges: float  # of how many tokens
+    left: float  # 1 - layer / layers (fixed for the run)
 
 
 class Scope(Struct):
@@ -299,7 +301,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
         count=totals[:counters].view(Count).reshape(()),
         layer=totals[counters:].view(OfLayer),
         totals=totals,
-        past=zeros(layers, dtype=Past),
+        past=_past(layers),
         expert=_experts(plan, n),
         scope=_scopes(slots),
         slot=zeros(int(slots.sum()), dtype=np.uint32),
@@ -351,6 +353,12 @@ def _experts(plan: Plan, n: int) -> Any:
     expert["layer"] = g // plan.n_experts % layers
     expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)  # of ids with slots
     return expert
+
+
+def _past(layers: int) -> Any:
+    past = zeros(layers, dtype=Past)
+    past["left"] = 1.0 - np.arange(layers) / layers
+    return past
 
 
 def _kept(plan: Plan, n: int) -> Any:

@@ -77,7 +77,7 @@ def _count_kind(row: Any, kind: int) -> None:
     row.misses += kind == MISS
 
 
-@apart
+@inner
 def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) -> None:
     """2a: the visit's experts and weights, as the trace has them, then as the re-ranking policy wants them."""
     first, last = route.step_offset[step], route.step_offset[step + 1]
@@ -183,7 +183,7 @@ def decide(
         answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
     elif miss is not None and s.run.eviction_marks & ONE_BY_ONE:
         s.visit.n_turns = 0
-        _next_turn(s, log, route)
+        _next_turn(s, log, None if log is None else route)
     else:
         fetch_all(s, log, route, visit, step, layer)
     if rules is not None:
@@ -306,7 +306,7 @@ def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
             _executed(s, rules, g)
     s.visit.n_run += n
     if route is not None and s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
-        _all_have_run(s, log, route, rules)
+        _all_have_run(s, log, None if log is None else route, rules)
 
 
 @apart

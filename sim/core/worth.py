@@ -79,28 +79,28 @@ def clock_of(s: State, g: int) -> int:
     return s.run.routed if s.run.pooled == 1 else visits_of_layer(s, g)
 
 
-@inner
+@inlined
 def worth(s: State, g: int) -> float:
     """What expert g is worth, resident or not."""
     kind = s.run.eviction
     if kind == DECAYED:
         return decayed_score(s, g)
-    if kind == LFRU:
-        return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
+    if kind in (WINDOW_SCORE, WINDOW_SWAP, MRS):
+        return s.expert[original(s, g)].score
+    if kind == ACTIVATION:
+        return _activation(s, original(s, g))
+    if kind == LAYER_DISTANCE:  # the one being served comes last
+        return -float((s.expert[g].layer - s.run.routed) % s.run.n_layers)
     return _other_worth(s, g)
 
 
 @apart
 def _other_worth(s: State, g: int) -> float:
-    kind, layers, whose = s.run.eviction, s.run.n_layers, original(s, g)
-    if kind == LAYER_DISTANCE:  # the one being served comes last
-        return -float((s.expert[g].layer - s.run.routed) % layers)
-    if kind == ACTIVATION:
-        return _activation(s, whose)
+    kind, whose = s.run.eviction, original(s, g)
+    if kind == LFRU:
+        return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
     if kind == HOBBIT:
         return _hobbit(s, whose)
-    if kind in (WINDOW_SCORE, WINDOW_SWAP, MRS):
-        return s.expert[whose].score
     if kind == LRU_K:
         return float(s.history[g, s.history.shape[1] - 1])
     if kind == LEAST_STALE:
@@ -119,10 +119,9 @@ def _other_worth(s: State, g: int) -> float:
 
 @inlined
 def _activation(s: State, g: int) -> float:
-    layer, layers = s.expert[g].layer, s.run.n_layers
-    total = s.past[layer].score
-    share = s.expert[g].score / total if total > 0.0 else 0.0
-    return (share + EPSILON) * (1.0 - float(layer) / float(layers))
+    layer = s.past[s.expert[g].layer]
+    share = s.expert[g].score / layer.score if layer.score > 0.0 else 0.0
+    return (share + EPSILON) * layer.left
 
 
 @inlined
@@ -218,14 +217,15 @@ def note_landing(s: State, g: int) -> None:
 # --- told of what is routed ---
 
 
-@apart
+@inner
 def look_back(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
     """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
     window layer by layer, a request leaves all at once."""
     if s.run.eviction_marks & FROM_FRESH:
-        _begin_again(s, route, step, layer)
+        _begin_again(s, step, layer, route.fresh[step])
     elif s.run.eviction_marks & BY_LOGITS:
-        _by_probability(s, route, miss, step, layer)
+        first, last = route.step_offset[step], route.step_offset[step + 1]
+        _by_probability(s, route.step_row, miss.logits, first, last, layer, 2 * route.experts.shape[2])
     else:
         _by_entries(s, route, miss.weights, step, layer)
 
@@ -245,21 +245,22 @@ def _by_entries(s: State, route: Any, weights: Any, step: int, layer: int) -> No
 
 @inner
 def _add(s: State, route: Any, weights: Any, t: int, layer: int, sign: float) -> None:
+    base, by_weight, total = layer * s.run.n_experts, s.run.eviction_marks & BY_WEIGHT != 0, 0.0
     for k in range(route.experts.shape[2]):
         e = route.experts[t, layer, k]
         if e >= 0:
-            by_weight = s.run.eviction_marks & BY_WEIGHT
             amount = sign * np.rint(float(weights[t, layer, k]) * WEIGHT_UNIT) if by_weight else sign
-            s.expert[layer * s.run.n_experts + e].score += amount
-            s.past[layer].score += amount
+            s.expert[base + e].score += amount
+            total += amount
+    s.past[layer].score += total
 
 
 @apart
-def _begin_again(s: State, route: Any, step: int, layer: int) -> None:
+def _begin_again(s: State, step: int, layer: int, fresh: bool) -> None:
     """A step begins; where it is the first of a request that is served alone, nothing was used before."""
     if layer == 0:
         s.run.step_stamp = s.run.stamps
-    if layer == 0 and s.run.eviction == HOBBIT and route.fresh[step]:
+    if layer == 0 and s.run.eviction == HOBBIT and fresh:
         s.run.fresh_step = step
         for g in range(len(s.kept)):
             s.expert[g].score = 0.0
@@ -267,16 +268,15 @@ def _begin_again(s: State, route: Any, step: int, layer: int) -> None:
 
 
 @apart
-def _by_probability(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
+def _by_probability(s: State, tokens: Any, logits: Any, first: int, last: int, layer: int, most: int) -> None:
     """mrs: alpha x mean over the rows of TopP(softmax) + (1 - alpha) x score; P the 2 K highest, ties the lower id."""
     n, base, alpha = s.run.n_experts, layer * s.run.n_experts, s.params[0]
-    first, last = route.step_offset[step], route.step_offset[step + 1]
     for e in range(n):
         s.expert[base + e].score *= 1.0 - alpha
-    sums, most = s.chances, min(n, 2 * route.experts.shape[2])
+    sums, most = s.chances, min(n, most)
     sums[:n] = 0.0
     for i in range(first, last):
-        _add_highest(s, miss.logits, route.step_row[i], layer, most)
+        _add_highest(s, logits, tokens[i], layer, most)
     for e in range(n):
         s.expert[base + e].score += alpha * (sums[e] / float(last - first))
 
