@@ -129,7 +129,14 @@ CORE = [
         "        pass\n",
     ),
     fault("late is a miss", "sim/core/visit.py", "LATE if now == COMMITTED else MISS", "MISS"),
-    fault("the budget is one too large", "sim/core/ahead.py", "if left > 0 and", "if left >= 0 and", REFERENCE, LAWS),
+    fault(
+        "the budget is one too large",
+        "sim/core/ahead.py",
+        "left = s.run.budget if",
+        "left = s.run.budget + 1 if",
+        REFERENCE,
+        LAWS,
+    ),
     fault(
         "lists merge token by token",
         "sim/core/ahead.py",
