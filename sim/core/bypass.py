@@ -5,7 +5,7 @@ Decided at the routed instant for all that a visit fetches, together; what is no
 
 from typing import Any
 
-from sim.core.candidates import slots_of
+from sim.core.candidates import used_slots
 from sim.core.jit import apart
 from sim.core.plan import ANSWERS
 from sim.core.rules import stage_of
@@ -51,7 +51,7 @@ def _count(s: State, rules: Any, g: int) -> None:
 
 @apart
 def _clear(s: State, scope: int, marks: Any) -> None:
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         marks[s.slot[i]] = 0
     for i in range(s.visit.n_wanted):
         marks[s.wanted[i]] = 0
@@ -82,7 +82,7 @@ def _of_newcomer(s: State, g: int) -> float:
 def _worst(s: State, scope: int, gone: Any) -> int:
     """The resident of a scope that this visit does not want and that is worth least (ties: the older touch)."""
     worst, least, oldest = NOBODY, 0.0, NEVER
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         g = s.slot[i]
         if s.expert[g].state != RESIDENT or gone[g] == 1 or s.expert[g].seen == s.run.routed:
             continue

@@ -12,7 +12,7 @@ DEMANDS, ADMITS = -1, -2  # in the place of a list to spare
 
 
 @inlined
-def slots_of(s: State, scope: int) -> Any:
+def used_slots(s: State, scope: int) -> Any:
     """The used slots of a scope; of a number that has no sign nobody asks whether it counts from the end."""
     base = s.scope[scope].base
     return range(np.uint64(base), np.uint64(base + s.scope[scope].used))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.candidates import evictable, slots_of
+from sim.core.candidates import evictable, used_slots
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import apart, inlined, inner
@@ -52,7 +52,7 @@ def _least(s: State, rules: Any, scope: int, spare_from: int, since: bool, by_id
     """The evictable expert with the least key, then of the equals the first to go, or -1."""
     best, best_key, best_tied = -1, NEVER, NEVER
     lfu = s.run.eviction == LFU
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         g = s.slot[i]
         key, tied = _key(s, g, lfu, since), _tied(s, g, by_id)
         better = key < best_key or (key == best_key and tied < best_tied)
@@ -72,7 +72,7 @@ def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_tied = -1, math.inf, NEVER
     by_id = s.run.eviction_marks & BY_ID != 0
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         g = s.slot[i]
         key, tied = worth(s, g), _tied(s, g, by_id)
         less = key < best_key or (key == best_key and tied < best_tied)
@@ -87,7 +87,7 @@ def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int
     best, uses, ages, best_tied = -1, 1, 0, NEVER  # anybody is worth less
     by_id = s.run.eviction_marks & BY_ID != 0
     now = clock_of(s, s.slot[s.scope[scope].base]) + 1
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         mine, age = s.in_slot[i].count, now - s.in_slot[i].clock
         less = mine * ages - uses * age
         if less > 0:
@@ -116,7 +116,7 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
     candidates = s.marked
     n = 0
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         candidates[n] = s.slot[i]
         n += evictable(s, rules, s.slot[i], spare_from)
     if n == 0:
@@ -130,7 +130,7 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _by_user(s: State, rules: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
     n = np.int64(0)
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]
             n += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.candidates import evictable, slots_of
+from sim.core.candidates import evictable, used_slots
 from sim.core.jit import apart
 from sim.core.rings import end_of, join, leave
 from sim.core.state import RESIDENT, State
@@ -129,7 +129,7 @@ def victim(s: State, rules: Any, scope: int, spare_from: int, g: int) -> int:
 
 @apart
 def _anybody(s: State, rules: Any, scope: int, spare_from: int) -> bool:
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             return True
     return False

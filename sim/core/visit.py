@@ -14,7 +14,7 @@ from sim.core import log as lg
 from sim.core.admission import admit, count_misses, count_uses
 from sim.core.ahead import predict, withdraw_unwanted
 from sim.core.answer import answer_by_rule, answer_each, defer, fetch, fetch_all
-from sim.core.candidates import slots_of
+from sim.core.candidates import used_slots
 from sim.core.hooks import ask_rerank
 from sim.core.inputs import Route
 from sim.core.jit import apart, choice, inlined, inner
@@ -265,7 +265,7 @@ def _stuck(s: State, rules: Any) -> bool:
         twin = (scope + len(s.scope) // 2) % len(s.scope)
     if s.scope[scope].arriving > 0 or s.scope[twin].arriving > 0:
         return False
-    for i in slots_of(s, scope):
+    for i in used_slots(s, scope):
         if s.expert[s.slot[i]].work == 0:
             return False
     return True
