@@ -1056,8 +1056,8 @@ COUNTING = [
     fault(
         "what a request uses is known to the next",
         "sim/core/state.py",
-        'KEPT = ("run",',
-        'KEPT = ("expert", "run",',
+        "dict(**forgotten, **kept,",
+        'dict(**forgotten | {"expert": forgotten["expert"].copy()}, **kept,',
         f"{COUNTS}test_a_request_finds_the_first_residents",
     ),
     fault(

@@ -10,6 +10,7 @@ number.
 # mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, override"
 
 import math
+from ctypes import addressof, c_char
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,18 +31,25 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
-def together(arrays: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
-    """Copies of arrays in one piece of memory, each from a cache line on, and that memory as int64. Between two lies a
-    line of nothing: arrays a page apart are taken for each other by a processor that looks at addresses within pages
-    (seven in a hundred of the speed where lists of ids are a page long)."""
-    lines = [1 - (-array.nbytes // 64) for array in arrays.values()]
-    words = zeros(8 * sum(lines))
-    begins = np.cumsum([0, *lines])[:-1] * 64
-    laid = {}
-    for (name, array), begin in zip(arrays.items(), begins.tolist(), strict=True):
-        laid[name] = np.ndarray(array.shape, array.dtype, words, begin)
-        laid[name][...] = array
-    return laid, words
+def together(**kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
+    """Zeros of each (dtype, *shape) in one piece of memory, each from a cache line on, and that memory as int64.
+    Between two lies a line of nothing: arrays a page apart are taken for each other by a processor that looks at
+    addresses within pages (seven in a hundred of the speed where lists of ids are a page long)."""
+    dtypes = {name: np.dtype(kind) for name, (kind, *_) in kinds.items()}
+    line, begin = 0, {}
+    for name, (_, *shape) in kinds.items():
+        begin[name] = line
+        line += 1 - (-math.prod(shape) * dtypes[name].itemsize // 64)
+    words = zeros(8 * line)
+    return {
+        name: np.ndarray(shape, dtypes[name], words, 64 * begin[name]) for name, (_, *shape) in kinds.items()
+    }, words
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    """`array.ctypes.data`, by a way that takes a quarter of the time where there is one."""
+    plain = array.size and array.dtype.names is None
+    return addressof(c_char.from_buffer(array.data)) if plain else array.ctypes.data
 
 
 class Struct:
@@ -69,7 +77,7 @@ class Memory:
 
     def __init__(self, **arrays: npt.NDArray[Any]) -> None:
         self.arrays = arrays
-        self._table = np.array([(a.ctypes.data, *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
+        self._table = np.array([(_address(a), *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
         self.address = self._table.ctypes.data
 
     if not TYPE_CHECKING:  # a subclass says what there is

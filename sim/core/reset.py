@@ -1,7 +1,7 @@
 """Time 0 again, in the middle of a run: what a request of others' counting begins with (--reset request).
 
 Published hit rates are often those of one prompt after another, each on a cache that knows nothing of the last. So at a
-reset everything is as it was when the first residents had landed, but for what `KEPT` names (sim.core.state and
+reset everything is as it was when the first residents had landed, but for what `_kept` names (sim.core.state and
 sim.core.rules): what the run is, what goes on counting (visits, touches, events, rows of the record) and figures. It is
 put back as one piece of memory, so whatever a policy comes to remember is forgotten unless it is said here or there.
 """

@@ -147,67 +147,71 @@ class Rules(Memory):
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
     bulk: Int  # [S] 1: the step's visits use the bulk rule
     table: Int  # plan.OnMiss.table
-    forgotten: Int  # the memory of all of this but of what is KEPT
+    forgotten: Int  # the memory of all of this but of what is `_kept`
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
-
-
-# What a reset leaves alone: figures, which visits have begun and ended, and what never changes.
-KEPT = ("count", "totals", "busy_ns", "host_ns", "remote_ns", "layer", "bulk", "table")
 
 
 def new_rules(plan: Plan, s: State) -> Rules | None:
     """What a plan with `on_miss` counts with, before anything."""
-    if plan.on_miss is None:
+    on = plan.on_miss
+    if on is None:
         return None
-    arrays = _arrays(plan, plan.on_miss, s)
-    forgotten, words = together({name: array for name, array in arrays.items() if name not in KEPT})
+    (forgotten, words), (kept, _) = together(**_forgotten(plan, s)), together(**_kept(plan))
+    count = kept["totals"].view(RuleCount).reshape(())
+    arrays: dict[str, Any] = dict(**forgotten, **kept | {"totals": kept["totals"][:-1]}, count=count)
+    _begin(plan, on, arrays)
     start = words.copy() if plan.resets is not None else zeros(0)
-    return Rules(**arrays | forgotten, forgotten=words, at_start=start)
+    return Rules(**arrays, forgotten=words, at_start=start)
 
 
-def _arrays(plan: Plan, on: OnMiss, s: State) -> dict[str, Any]:
-    experts, rows = s.run.n_full, s.arrays["routed"].shape[0]
-    count = zeros(RuleCount.dtype.itemsize // 8)
+def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
+    """The dtype and shape of what a reset leaves alone: figures (count lies in totals), which visits have begun and
+    ended, and what never changes."""
     return dict(
-        run=_run(plan, on),
-        admission=_admission(plan),
-        split=_split(plan, on),
-        visit=zeros(dtype=Served),
-        count=count.view(RuleCount.dtype).reshape(()),
-        totals=count[:-1],
-        busy_ns=zeros(len(CAUSES)),
-        host_ns=zeros(1),
-        remote_ns=zeros(1),
-        expert=zeros(experts, dtype=Ruled),
-        layer=_layers(plan),
-        queued=zeros(len(s.arrays["scope"])),
-        streams=zeros(experts),
-        admits=zeros(experts),
-        part=_parts(len(s.arrays["flight"])),
-        remote=zeros(plan.n_experts),
-        order=zeros(plan.n_experts),
-        on_cpu=zeros(rows, plan.experts.shape[2]),
-        bulk=_copied(on.step_bulk if on.bulk is not None else np.zeros(len(plan.step_prefill))),
-        table=_copied(on.table),
+        totals=(np.int64, RuleCount.dtype.itemsize // 8),
+        busy_ns=(np.int64, len(CAUSES)),
+        host_ns=(np.int64, 1),
+        remote_ns=(np.int64, 1),
+        layer=(RuledLayer, plan.experts.shape[1]),
+        bulk=(np.int64, len(plan.step_prefill)),
+        table=(np.int64, 0 if plan.on_miss is None else len(plan.on_miss.table)),
     )
 
 
-def _parts(n: int) -> Any:
-    """Nothing under way is a chunk."""
-    parts = zeros(n, dtype=Part)
-    parts["number"] = parts["row"] = NOBODY
-    parts["last"] = 1
-    return parts
+def _forgotten(plan: Plan, s: State) -> dict[str, tuple[Any, ...]]:
+    """And of the rest."""
+    experts, rows = s.run.n_full, s.arrays["routed"].shape[0]
+    return dict(
+        run=(OfRules,),
+        admission=(OfAdmission,),
+        split=(OfSplit, 2),
+        visit=(Served,),
+        expert=(Ruled, experts),
+        queued=(np.int64, len(s.arrays["scope"])),
+        streams=(np.int64, experts),
+        admits=(np.int64, experts),
+        part=(Part, len(s.arrays["flight"])),
+        remote=(np.int64, plan.n_experts),
+        order=(np.int64, plan.n_experts),
+        on_cpu=(np.int64, rows, plan.experts.shape[2]),
+    )
 
 
-def _copied(values: Any) -> Int:
-    out: Int = zeros(len(values))
-    out[:] = values
-    return out
+def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
+    """What is not zero before anything; nothing under way is a chunk."""
+    _begin_run(plan, on, arrays["run"])
+    _begin_admission(plan, arrays["admission"])
+    _begin_split(plan, on, arrays["split"])
+    part, layer = arrays["part"], arrays["layer"]
+    part["number"] = part["row"] = NOBODY
+    part["last"] = 1
+    layer["slots"] = np.broadcast_to(plan.slots > 0, len(layer))
+    layer["joined"] = layer["ended"] = -1
+    arrays["bulk"][:] = 0 if on.bulk is None else on.step_bulk
+    arrays["table"][:] = on.table
 
 
-def _run(plan: Plan, on: OnMiss) -> Any:
-    run = zeros(dtype=OfRules)
+def _begin_run(plan: Plan, on: OnMiss, run: Any) -> None:
     run["miss"], run["bulk"] = plan.miss.kind, -1 if on.bulk is None else on.bulk.kind
     run["static"] = bool(plan.eviction.marks & FIXED)
     run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
@@ -215,33 +219,21 @@ def _run(plan: Plan, on: OnMiss) -> Any:
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
     run["chunks"], run["rest"] = plan.chunks, NOBODY
     run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
-    return run
 
 
-def _admission(plan: Plan) -> Any:
-    out = zeros(dtype=OfAdmission)
+def _begin_admission(plan: Plan, out: Any) -> None:
     out["on"] = plan.miss.kind == ms.ADMIT
     if out["on"]:
         for name, value in zip(ADMIT_PARAMS, plan.miss.params, strict=True):
             out[name] = UNLIMITED if value < 0 else value
-    return out
 
 
-def _split(plan: Plan, on: OnMiss) -> Any:
-    out = zeros(2, dtype=OfSplit)
+def _begin_split(plan: Plan, on: OnMiss, out: Any) -> None:
     for i, rule in enumerate((plan.miss, on.bulk)):
         if rule is not None and rule.kind == ms.SPLIT:
             for name, value in zip(SPLIT_PARAMS, rule.params, strict=True):
                 out[name][i] = value
     out["cpu_visit_ns"] = on.cpu_visit_ns
-    return out
-
-
-def _layers(plan: Plan) -> Any:
-    out = zeros(plan.experts.shape[1], dtype=RuledLayer)
-    out["slots"] = np.broadcast_to(plan.slots > 0, len(out))
-    out["joined"] = out["ended"] = -1
-    return out
 
 
 @inlined

@@ -264,71 +264,97 @@ class State(Memory):
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
     chances: Float  # [E] scratch: probabilities
-    forgotten: Int  # the memory of all of this but of what is KEPT
+    forgotten: Int  # the memory of all of this but of what is `_kept`
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
     first: MutableSequence[Expert]  # [G] and the experts in it
 
 
-# What a reset leaves alone (sim.core.reset): what the run is, what goes on counting, and figures.
-KEPT = ("run", "rows", "count", "layer", "totals", "loss")
-
-
 def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
-    arrays = _arrays(plan)
-    forgotten, words = together({name: array for name, array in arrays.items() if name not in KEPT})
+    forgets = _forgotten(plan)
+    (forgotten, words), (kept, _) = together(**forgets), together(**_kept(plan))
     again = plan.resets is not None
-    image, start = together(forgotten) if again else ({"expert": zeros(0, dtype=Expert)}, zeros(0))
-    return State(**arrays | forgotten, forgotten=words, at_start=start, first=image["expert"])
+    image, start = together(**forgets) if again else ({"expert": zeros(0, dtype=Expert)}, zeros(0))
+    totals = kept["totals"]
+    layer = totals[-(plan.experts.shape[1] * OfLayer.dtype.itemsize // 8) :].view(OfLayer)
+    count = totals[: Count.dtype.itemsize // 8].view(Count).reshape(())
+    arrays: dict[str, Any] = dict(**forgotten, **kept, count=count, layer=layer)
+    _begin(plan, arrays)
+    return State(**arrays, forgotten=words, at_start=start, first=image["expert"])
 
 
-def _arrays(plan: Plan) -> dict[str, Any]:
-    tokens, layers, top_k = plan.experts.shape
-    slots = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
-    with_slots = layers * plan.n_experts * (1 if plan.low is None else 2)
+def _sizes(plan: Plan) -> tuple[int, int, int]:
+    """Ids of experts with slots and of all, and how many scopes."""
+    layers, low = plan.experts.shape[1], plan.low is not None
+    with_slots = layers * plan.n_experts * (1 + low)
     n = with_slots + (0 if plan.on_miss is None else 2 * layers * plan.n_experts)
+    return with_slots, n, len(plan.slots) + (len(plan.low.slots) if plan.low is not None else 0)
+
+
+def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
+    """The dtype and shape of what a reset (sim.core.reset) leaves alone: what the run is, what goes on counting, and
+    figures (count and layer lie in totals)."""
+    tokens, layers, _ = plan.experts.shape
+    counters = (Count.dtype.itemsize + layers * OfLayer.dtype.itemsize) // 8
+    return dict(run=(OfRun,), rows=(Written,), totals=(np.int64, counters), loss=(np.float64, tokens))
+
+
+def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:
+    """And of the rest."""
+    _, layers, top_k = plan.experts.shape
+    _, n, scopes = _sizes(plan)
+    slots = int(plan.slots.sum()) + (0 if plan.low is None else int(plan.low.slots.sum()))
     distances = 0 if plan.prefetch is None else plan.prefetch.row.shape[0]
     rows = int(np.diff(plan.step_offset).max(initial=0))
-    counters = Count.dtype.itemsize // 8
-    totals = zeros(counters + layers * (OfLayer.dtype.itemsize // 8))
-    ids = {name: zeros(n, dtype=np.uint32) for name in ("wanted", "ready", "demand", "answered", "on_host")}
-    ring = np.arange(n + LISTS * len(slots), dtype=np.uint32)
+    marks, params = plan.eviction.marks, len(plan.eviction.params)
+    ids, ring = (np.uint32, n), (np.uint32, n + LISTS * scopes)
+    remembered = int(plan.eviction.params[0]) if marks & REMEMBERS else 0
     return dict(
-        run=_run(plan, n, with_slots),
-        visit=zeros(dtype=OfVisit),
-        link=zeros(dtype=OfLink),
-        rows=zeros(dtype=Written),
-        count=totals[:counters].view(Count).reshape(()),
-        layer=totals[counters:].view(OfLayer),
-        totals=totals,
-        past=_past(layers),
-        expert=_experts(plan, n),
-        scope=_scopes(slots),
-        slot=zeros(int(slots.sum()), dtype=np.uint32),
-        **ids,
-        flight=zeros(max(n, _depth(plan, n)), dtype=np.uint32),
+        visit=(OfVisit,),
+        link=(OfLink,),
+        past=(Past, layers),
+        expert=(Expert, n),
+        scope=(Scope, scopes),
+        slot=(np.uint32, slots),
+        **dict.fromkeys(("wanted", "ready", "demand", "answered", "on_host"), ids),
+        flight=(np.uint32, max(n, _depth(plan, n))),
         older=ring,
-        newer=ring.copy(),
-        kept=_kept(plan, n),
-        in_slot=zeros(int(slots.sum()) if plan.eviction.marks & BY_SLOT else 0, dtype=InSlot),
-        lists=_lists(slots),
-        history=_history(plan, n),
-        queue=zeros(n + 1, dtype=Queued),
-        merged=zeros(distances * (distances + 1), plan.n_experts + 1),
-        params=np.array(plan.eviction.params, np.float64),
-        powers=zeros(POWERS, dtype=np.float64),
-        routed=zeros(rows, top_k),
-        weight=zeros(rows, top_k, dtype=np.float64),
-        reply=zeros(top_k, dtype=Reply),
-        loss=zeros(tokens, dtype=np.float64),
-        marked=zeros(n),
-        order=zeros(n),
-        chances=zeros(plan.n_experts, dtype=np.float64),
+        newer=ring,
+        kept=(Kept, n if marks & (TOLD_OF_USES | TOLD_OF_LANDINGS) else 0),
+        in_slot=(InSlot, slots if marks & BY_SLOT else 0),
+        lists=(Lists, scopes),
+        history=(np.int64, n if remembered else 0, remembered),
+        queue=(Queued, n + 1),
+        merged=(np.int64, distances * (distances + 1), plan.n_experts + 1),
+        params=(np.float64, params),
+        powers=(np.float64, POWERS),
+        routed=(np.int64, rows, top_k),
+        weight=(np.float64, rows, top_k),
+        reply=(Reply, top_k),
+        marked=(np.int64, n),
+        order=(np.int64, n),
+        chances=(np.float64, plan.n_experts),
     )
 
 
-def _run(plan: Plan, n: int, with_slots: int) -> Any:
-    run = zeros(dtype=OfRun)
+def _begin(plan: Plan, arrays: dict[str, Any]) -> None:
+    """What is not zero before anything."""
+    _begin_run(plan, arrays["run"])
+    _begin_experts(plan, arrays["expert"])
+    layers, kept = plan.experts.shape[1], arrays["kept"]
+    arrays["past"]["left"] = 1.0 - np.arange(layers) / layers
+    arrays["older"][:] = arrays["newer"][:] = np.arange(len(arrays["older"]))
+    kept["list"] = kept["mean"] = -1
+    arrays["lists"]["hand"] = -1
+    arrays["history"][:] = -1
+    arrays["params"][:] = plan.eviction.params
+    scope = arrays["scope"]
+    scope["capacity"] = plan.slots if plan.low is None else np.concatenate((plan.slots, plan.low.slots))
+    scope["base"][1:] = np.cumsum(scope["capacity"])[:-1]
+
+
+def _begin_run(plan: Plan, run: Any) -> None:
+    with_slots, n, _ = _sizes(plan)
     touch = plan.miss.kind != SUBSTITUTION or plan.miss.params[SUBSTITUTE_PARAMS.index("touch")]
     run["n_layers"], run["n_experts"] = plan.experts.shape[1], plan.n_experts
     run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
@@ -337,7 +363,6 @@ def _run(plan: Plan, n: int, with_slots: int) -> Any:
     run["seed"], run["depth"], run["no_touch"] = plan.seed, _depth(plan, n), not touch
     if plan.prefetch is not None:
         run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order
-    return run
 
 
 def _depth(plan: Plan, n: int) -> int:
@@ -345,43 +370,9 @@ def _depth(plan: Plan, n: int) -> int:
     return min(plan.costs.commit_depth, n * plan.chunks)
 
 
-def _experts(plan: Plan, n: int) -> Any:
-    expert, g = zeros(n, dtype=Expert), np.arange(n)
-    layers = plan.experts.shape[1]
+def _begin_experts(plan: Plan, expert: Any) -> None:
+    g, layers = np.arange(len(expert)), plan.experts.shape[1]
     expert["slot"] = expert["transfer"] = -1
     expert["next_use"] = NEVER
     expert["layer"] = g // plan.n_experts % layers
     expert["scope"] = g // (layers * plan.n_experts if plan.pooled else plan.n_experts)  # of ids with slots
-    return expert
-
-
-def _past(layers: int) -> Any:
-    past = zeros(layers, dtype=Past)
-    past["left"] = 1.0 - np.arange(layers) / layers
-    return past
-
-
-def _kept(plan: Plan, n: int) -> Any:
-    kept = zeros(n if plan.eviction.marks & (TOLD_OF_USES | TOLD_OF_LANDINGS) else 0, dtype=Kept)
-    kept["list"] = kept["mean"] = -1
-    return kept
-
-
-def _lists(slots: Int) -> Any:
-    lists = zeros(len(slots), dtype=Lists)
-    lists["hand"] = -1
-    return lists
-
-
-def _history(plan: Plan, n: int) -> Any:
-    k = int(plan.eviction.params[0]) if plan.eviction.marks & REMEMBERS else 0
-    history = zeros(n if k else 0, k)
-    history[:] = -1
-    return history
-
-
-def _scopes(slots: Int) -> Any:
-    scope = zeros(len(slots), dtype=Scope)
-    scope["capacity"] = slots
-    scope["base"][1:] = np.cumsum(slots)[:-1]
-    return scope

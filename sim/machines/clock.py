@@ -9,7 +9,7 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.jit import apart, choice, inner
 from sim.core.link import abandon
-from sim.core.memory import Memory, Struct, zeros
+from sim.core.memory import Memory, Struct, together
 from sim.core.plan import Plan
 from sim.core.reset import as_at_start, remember_start
 from sim.core.residency import place
@@ -63,21 +63,18 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     s = st.new_state(plan)
     place(s, np.asarray(plan.residents, np.int64))
     remember_start(s)
-    time, entries, steps = zeros(Time.dtype.itemsize // 8), len(s.flight), len(plan.step_prefill)
-    clock = Clock(
-        time=time.view(Time.dtype).reshape(()),
-        host=zeros(dtype=Host),
-        totals=time[1:],
-        starts=zeros(entries),
-        lands=zeros(entries),
-        full_ns=zeros(entries),
-        begin=zeros(steps),
-        end=zeros(steps),
-        event=zeros(steps),
+    flights, of_steps = (np.int64, len(s.flight)), (np.int64, len(plan.step_prefill))
+    arrays, _ = together(
+        time=(np.int64, Time.dtype.itemsize // 8),
+        host=(Host,),
+        **dict.fromkeys(("starts", "lands", "full_ns"), flights),
+        **dict.fromkeys(("begin", "end", "event"), of_steps),
     )
+    words = arrays.pop("time")
+    clock = Clock(time=words.view(Time).reshape(()), totals=words[1:], **arrays)
     log, rules = _log(plan) if full else None, new_rules(plan, s)
     if rules is not None:
-        stream_first(s, log, rules, steps)
+        stream_first(s, log, rules, len(plan.step_prefill))
         if log is not None:
             log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
     return s, log, clock, rules
