@@ -12,7 +12,8 @@ from traces.foreign.models import Model
 from traces.format.layout import MAX_EXPERTS, Array
 
 PHASES = ("prefill", "decode", "by-batch")
-ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration")  # what a source may leave open
+# what a source may leave open
+ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration", "interleave", "columns")
 REQUESTS = ("one", "step", "prompt")  # or a number of tokens
 
 
@@ -24,6 +25,7 @@ class Ask:
     (rows that ran together with others are prompt rows). prompt_tokens: rows at positions below it are prompt rows.
     prompt_start: position of the first row. requests: one, step (each pass a request), prompt (a request begins where
     a prompt pass follows a generated one), or so many tokens each. iteration: which checkpoint of several.
+    interleave: so many sequences lie side by side, row by row. columns: a field of ours -> what the source calls it.
     scratch: folder for temporary files. meta: further keys (source, licence).
     """
 
@@ -34,6 +36,8 @@ class Ask:
     prompt_start: int | None = None
     requests: str | None = None
     iteration: int | None = None
+    interleave: int | None = None
+    columns: dict[str, str] | None = None
     scratch: Path | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # names of the flags that were asked for
@@ -50,6 +54,8 @@ class Ask:
         for flag, value in (("--prompt-tokens", self.prompt_tokens), ("--prompt-start", self.prompt_start)):
             if value is not None and not 0 <= value < 2**31:
                 raise TraceError(f"{flag} {value}: a number from 0 to {2**31 - 1} is required")
+        if self.interleave is not None and not 1 <= self.interleave < 2**20:
+            raise TraceError(f"--interleave {self.interleave}: a number from 1 to {2**20 - 1} is required")
 
     def asked(self, flag: str) -> Any:
         """What one of ASKED says, None where it was not given; the flag counts as used."""
@@ -128,6 +134,15 @@ class Ask:
             "real": self.real,
         }
         return known | meta | self.meta
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`token=token_pos,experts=topk_ids` by our names. Raises TraceError where it is no such list."""
+    named = [part.partition("=") for part in text.split(",")]
+    found = {ours.strip(): theirs.strip() for ours, _, theirs in named}
+    if len(found) < len(named) or not all(ours and theirs for ours, theirs in found.items()):
+        raise TraceError(f"--columns {text[:40]!r}: OURS=THEIRS,... is required, each once, such as experts=topk_ids")
+    return found
 
 
 def place_layers(path: Path, found: list[int], ask: Ask) -> list[int]:

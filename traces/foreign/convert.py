@@ -6,7 +6,7 @@ from typing import Any
 
 from traces.command import one_of
 from traces.errors import TraceError
-from traces.foreign.ask import ASKED, Ask
+from traces.foreign.ask import ASKED, Ask, parse_columns
 from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
 from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
@@ -36,6 +36,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     asked.add_argument("--prompt-start", type=int, metavar="N", help="position of a request's first row")
     asked.add_argument("--requests", metavar="RULE", help="one, step, prompt, or tokens each: what a request is")
     asked.add_argument("--iteration", type=int, metavar="N", help="which checkpoint of several")
+    asked.add_argument("--interleave", type=int, metavar="N", help="so many sequences lie side by side, row by row")
+    asked.add_argument("--columns", metavar="MAP", help="its names for ours, such as token=token_pos,experts=topk_ids")
     kept = command.add_argument_group("kept in the file")
     kept.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
     kept.add_argument("--source", help="where the log comes from")
@@ -81,7 +83,9 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
-    facts = given("n_experts", "top_k", "n_layers", "moe_layers")
+    facts, asked = given("n_experts", "top_k", "n_layers", "moe_layers"), given(*ASKED)
+    if "columns" in asked:
+        asked["columns"] = parse_columns(options.columns)
     if "moe_layers" in facts:
         facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
@@ -90,7 +94,7 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
         meta=given("source", "licence"),
-        **given(*ASKED),
+        **asked,
     )
 
 

@@ -22,7 +22,7 @@ class Rows:
     """Appends rows; `trace()` puts a request's rows together and checks everything.
 
     The first rows say the shape [MoE layers, top_k], and which of weights [n, L, K], logits [n, L, E] and token_ids [n]
-    every row brings. dropped: rows that were left out, by why.
+    every row brings. dropped: rows that were left out, by why. doubts: what a reader says is unlikely, a line each.
     """
 
     def __init__(self, path: Path, ask: Ask) -> None:
@@ -30,6 +30,7 @@ class Rows:
         self.facts = Spill([("sequence", "<i4"), ("position", "<i4"), ("prefill", "?")], (), ask.scratch)
         self.spills: dict[str, Spill] = {}
         self.dropped: Counter[str] = Counter()
+        self.doubts: list[str] = []
 
     def __len__(self) -> int:
         return self.facts.rows
@@ -61,6 +62,8 @@ class Rows:
         facts = np.asarray(self.facts.array())
         if self.dropped:
             meta["dropped"] = dict(self.dropped)
+        if self.doubts:
+            meta["doubts"] = list(self.doubts)
         described = self.ask.described(self.path, moe_layers, self.spills["experts"].tail[1], **meta)
         order = _order(facts["sequence"])
         arrays = {name: s.array() if order is None else s.gathered(order) for name, s in self.spills.items()}
