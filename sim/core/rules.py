@@ -207,7 +207,8 @@ def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
     part["last"] = 1
     layer["slots"] = np.broadcast_to(plan.slots > 0, len(layer))
     layer["joined"] = layer["ended"] = -1
-    arrays["bulk"][:] = 0 if on.bulk is None else on.step_bulk
+    steps = len(arrays["bulk"])  # of a plan that was cut short, not of the whole
+    arrays["bulk"][:] = 0 if on.bulk is None else on.step_bulk[:steps]
     arrays["table"][:] = on.table
 
 
