@@ -39,11 +39,11 @@ def one_layer(rows: list[list[int]], n_experts: int, sequence: list[int] | None 
 def test_overlap_by_hand() -> None:
     """Pairs inside requests: (0 1)-(1 2) share 1 of 2, (1 2)-(2 1) 2 of 2; the next crosses requests: 3 / 4.
 
-    Popularity: of 4 rows 0 is in 1, 1 in 3, 2 in 2, 3 in 1: (1 + 9 + 4 + 1) / 16 / 2 = 15 / 32.
+    Popularity: of 4 rows 0 is in 1, 1 in 3, 2 in 2, 3 in 1: (1 + 9 + 4 + 1) / 16 over (1 + 3 + 2 + 1) / 4 = 15 / 28.
     """
     facts = stats.overlap(one_layer([[0, 1], [1, 2], [2, 1], [3, -1]], 4, [0, 0, 0, 1]))
     assert facts["mean"] == facts["recorded"] == 3 / 4
-    assert facts["popularity"] == 15 / 32
+    assert facts["popularity"] == 15 / 28
     assert facts["random"] == 2 / 4
     assert facts["pairs"] == 2
 

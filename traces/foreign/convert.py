@@ -9,12 +9,13 @@ from traces.errors import TraceError
 from traces.foreign.ask import ASKED, Ask, parse_columns
 from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
+from traces.foreign.recorded import recorded
 from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
 from traces.format import npz, placement, profile
 from traces.format.placement import Placement
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
-from traces.statistics.describe import LOUD, size
+from traces.statistics.describe import LOUD, plain, size
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -50,7 +51,8 @@ def convert(options: argparse.Namespace) -> None:
         _write_to(options)
         return
     path, out = Path(options.file), Path(options.out)
-    name = one_of("format", options.format or detected(path), list(READERS))
+    ask = _ask(options, out)
+    name = one_of("format", options.format or detected(path, ask.model), list(READERS))
     reader = READERS[name]
     if options.model is None:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
@@ -61,8 +63,7 @@ def convert(options: argparse.Namespace) -> None:
         raise TraceError(f"{path}: No such file or directory")
     if out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
         raise TraceError(f"{out}: a trace or profile is a .npz; --to writes other formats")
-    ask = _ask(options, out)
-    found = reader.read(path, ask)
+    found = recorded(path, reader.read(path, ask), ask)
     for flag in ask.unused():
         raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
@@ -90,7 +91,7 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
     return Ask(
-        model(options.model, **facts),
+        model(options.model or "", **facts),
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
         meta=given("source", "licence"),
@@ -99,11 +100,11 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:
-    """What was left out, and what could not be told apart."""
+    """What was left out, what could not be told apart, and what is unlikely."""
     lines = [f"dropped {count:,} {what}" for what, count in meta.get("dropped", {}).items()]
     if meta.get("ambiguous_rows"):
         lines.append(f"{meta['ambiguous_rows']:,} rows could have been of another request at the same position")
-    return lines
+    return lines + [f"! {plain(line)}" for line in meta["doubts"]]
 
 
 def _write_to(options: argparse.Namespace) -> None:

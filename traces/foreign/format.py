@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.foreign.ask import Ask
+from traces.foreign.models import Model
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 
@@ -18,13 +19,15 @@ PASSES = (*PROMPTS, "requests")
 @dataclass(frozen=True)
 class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
-    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes."""
+    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. fits: whether what is known
+    of the model allows what `detect` takes a path for, asked where it could be something else."""
 
     name: str
     read: Callable[[Path, Ask], RoutingTrace | Profile]
     detect: Callable[[Path], bool]
     doc: str
     flags: tuple[str, ...] = SHAPE
+    fits: Callable[[Path, Model], bool] = lambda path, model: True
 
 
 @dataclass(frozen=True)

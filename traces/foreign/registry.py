@@ -8,6 +8,7 @@ from typing import TypeVar
 from traces.errors import TraceError
 from traces.foreign import formats
 from traces.foreign.format import Reader, Writer
+from traces.foreign.models import Model
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
@@ -28,12 +29,18 @@ WRITERS = _said(Writer, WRITTEN.split())
 FLAGS = tuple(sorted({flag for reader in READERS.values() for flag in reader.flags}))
 
 
-def detected(path: Path) -> str:
-    """The name of the one format that a path looks like. Raises TraceError where that is none, or several."""
+def detected(path: Path, model: Model) -> str:
+    """The name of the one format that a path looks like, of a model of which this much is known.
+
+    Raises TraceError where it looks like none, and where it could be several: what is ambiguous is not guessed."""
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
-    found = [name for name, reader in READERS.items() if reader.detect(path)]
-    if len(found) == 1:
-        return found[0]
-    which = f"looks like {' and like '.join(found)}" if found else "is in no format that can be told by its content"
-    raise TraceError(f"{path}: {which}; required: --from, one of {', '.join(READERS)}")
+    found = [reader for reader in READERS.values() if reader.detect(path)]
+    fitting = [reader for reader in found if reader.fits(path, model)] or found
+    if len(fitting) == 1:
+        return fitting[0].name
+    if not found:
+        wrong = "is in no format that can be told by its content"
+        raise TraceError(f"{path}: {wrong}; required: --from, one of {', '.join(READERS)}")
+    could_be = ", or ".join(f"{reader.doc} (--from {reader.name})" for reader in fitting)
+    raise TraceError(f"{path}: could be {could_be}; required: --from, which decides")

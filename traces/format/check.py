@@ -98,7 +98,17 @@ def check_meta(meta: object, name: str) -> dict[str, Any]:
         raise TraceError(f"{name}: meta.model is {_short(meta['model'])}; a name is required")
     _check_meta_counts(meta, name)
     _check_groups(meta.get("groups", {}), name)
+    _check_said(meta, name)
     return meta
+
+
+def _check_said(meta: dict[str, Any], name: str) -> None:
+    """What a reader said of the recording: lines, and how much it left out by why."""
+    said, dropped = meta.get("doubts", []), meta.get("dropped", {})
+    if not isinstance(said, list) or not all(isinstance(line, str) for line in said):
+        raise TraceError(f"{name}: meta.doubts is {_short(said)}; a list of lines is required")
+    if not isinstance(dropped, dict) or not all(map(is_int, dropped.values())):
+        raise TraceError(f"{name}: meta.dropped is {_short(dropped)}; numbers of rows by why are required")
 
 
 def _check_groups(groups: object, name: str) -> None:

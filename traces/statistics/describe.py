@@ -1,10 +1,11 @@
 """The statistics of a trace, or of a frequency profile, in words, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
+from traces.statistics.doubts import known_doubts
 
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
 
@@ -18,8 +19,10 @@ def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
-    rows |= _shape(facts["shape"]) | _groups(facts.get("groups", {})) | _statistics(facts)
-    return _lines(f"{name}: {facts['model']}, {kind}", rows)
+    rows |= (
+        _shape(facts["shape"]) | _left_out(facts["left_out"]) | _groups(facts.get("groups", {})) | _statistics(facts)
+    )
+    return _lines(f"{name}: {facts['model']}, {kind}", rows, facts["doubts"])
 
 
 def describe_profile(profile: Profile, name: str) -> str:
@@ -39,11 +42,12 @@ def describe_profile(profile: Profile, name: str) -> str:
         "used": f"{used.min()} to {used.max()} of a layer's {profile.n_experts} experts",
     }
     title = f"{name}: frequency profile of {profile.model}, {kind} (counts, no trace: it cannot be replayed)"
-    return _lines(title, rows)
+    return _lines(title, rows, known_doubts(profile))
 
 
-def _lines(title: str, rows: Mapping[str, object]) -> str:
-    return "\n".join([_plain(title), *(f"  {key:18} {_plain(value)}" for key, value in rows.items())])
+def _lines(title: str, rows: Mapping[str, object], doubts: Iterable[str]) -> str:
+    said = (f"! {plain(doubt)}" for doubt in doubts)
+    return "\n".join([plain(title), *said, *(f"  {key:18} {plain(value)}" for key, value in rows.items())])
 
 
 def _shape(size: dict[str, Any]) -> dict[str, str]:
@@ -57,6 +61,11 @@ def _shape(size: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _left_out(rows: Mapping[str, int]) -> dict[str, str]:
+    """What its reader left out."""
+    return {"left out": "; ".join(f"{n:,} {what}" for what, n in rows.items())} if rows else {}
+
+
 def _groups(groups: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """How many requests are of which group."""
     return {key: ", ".join(f"{value} {n:,}" for value, n in of.items()) + " requests" for key, of in groups.items()}
@@ -68,7 +77,7 @@ def _statistics(facts: dict[str, Any]) -> dict[str, str]:
     windows = {f"{n} tokens": mean for n, mean in facts["working_set"]["mean"].items()}
     return {
         "popularity": _named(spread),
-        "overlap": f"{_figure(common['mean'])} of a token's experts were used by the token before it"
+        "overlap": f"{_figure(common['recorded'])} of a token's experts were used by the token before it"
         f" (random {_figure(common['random'])}; from popularity alone {_figure(common['popularity'])})",
         "reuse distance": _named(facts["reuse_distance"]["quantiles"]) + " (other experts of the layer)",
         "working set": _named(windows) + " (experts of the layer)",
@@ -92,6 +101,6 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """One line of printable ASCII: meta is the file's author's."""
     return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in str(value))

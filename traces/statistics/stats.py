@@ -17,6 +17,7 @@ from traces.format.npz import content_hash
 from traces.format.profile import KIND, VERSION, Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.counts import expert_counts
+from traces.statistics.doubts import known_doubts
 from traces.statistics.reuse import reuse_distance
 
 Float = npt.NDArray[np.float64]
@@ -33,6 +34,8 @@ def info(trace: RoutingTrace) -> dict[str, Any]:
         "real": trace.real,
         "provenance": {key: trace.meta[key] for key in PROVENANCE if key in trace.meta},
         "content_hash": content_hash(trace),
+        "doubts": known_doubts(trace),
+        "left_out": trace.meta.get("dropped", {}),
         "shape": shape(trace),
         **({"groups": {key: dict(Counter(of)) for key, of in found.items()}} if (found := groups(trace)) else {}),
         "popularity": popularity(trace),
@@ -78,7 +81,7 @@ def info_of_profile(profile: Profile) -> dict[str, Any]:
         "top_share": share.max(axis=1).tolist(),
         "unused": (profile.counts == 0).sum(axis=1).tolist(),
     }
-    return {"meta": profile.meta, "by_layer": by_layer}
+    return {"meta": profile.meta, "doubts": known_doubts(profile), "by_layer": by_layer}
 
 
 def routed_tokens(trace: RoutingTrace) -> Int:
@@ -114,8 +117,8 @@ def overlap(trace: RoutingTrace) -> dict[str, Any]:
 
     mean: over all such pairs of rows and all layers, of the top_k slots, absent ones counting as no overlap;
     recorded: of the slots recorded where both rows are; random: K / E; popularity: what two tokens that draw
-    independently by each expert's popularity would share, (1 / K) sum_e p_e^2 with p_e the share of routed
-    tokens that use e. null: no pairs.
+    independently by each expert's popularity would share, sum_e p_e^2 / sum_e p_e with p_e the share of routed
+    tokens that use e (the sum is K where no slot is absent). null: no pairs.
     """
     layers, k = trace.n_moe_layers, trace.top_k
     common, recorded, pairs = np.zeros(layers, np.int64), np.zeros(layers, np.int64), 0
@@ -133,7 +136,7 @@ def overlap(trace: RoutingTrace) -> dict[str, Any]:
         "mean": float(common.sum() / (pairs * layers * k)) if pairs else None,
         "recorded": float(common.sum() / recorded.sum()) if recorded.any() else None,
         "random": k / trace.n_experts,
-        "popularity": float(((rate**2).sum(axis=1) / k).mean()),
+        "popularity": float(((rate**2).sum(axis=1) / np.maximum(rate.sum(axis=1), 1e-12)).mean()),
         "pairs": pairs,
         "by_layer": (common / (pairs * k)).tolist() if pairs else None,
     }

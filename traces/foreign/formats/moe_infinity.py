@@ -13,6 +13,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.counting import of_axis
 from traces.foreign.format import COUNTED, Reader, Writer
+from traces.foreign.models import Model
 from traces.foreign.npy import head_of, numbers
 from traces.format.members import npy_head
 from traces.format.profile import Profile
@@ -24,6 +25,12 @@ def detect(path: Path) -> bool:
     """Whether it is a `.npy` of three dimensions whose numbers are not the small unsigned ids of vLLM."""
     head = head_of(path)
     return head is not None and len(head[1]) == 3 and head[0].kind in "iuf" and head[0] not in (np.uint8, np.uint16)
+
+
+def fits(path: Path, model: Model) -> bool:
+    """Whether the last axis can be the model's experts."""
+    head = head_of(path)
+    return head is None or model.n_experts in (None, head[1][-1])
 
 
 def read(path: Path, ask: Ask) -> Profile:
@@ -58,5 +65,6 @@ def write(source: RoutingTrace | Profile, out: Path) -> str:
     return f"{list(shape)} [sequences, MoE layers, experts]"
 
 
-READER = Reader("moe-infinity", read, detect, "MoE-Infinity activation matrices")
+DOC = "MoE-Infinity activation matrices: counts [sequences, layers, experts]"
+READER = Reader("moe-infinity", read, detect, DOC, fits=fits)
 WRITER = Writer("moe-infinity", write, "MoE-Infinity's activation matrices: .npy", COUNTED)
