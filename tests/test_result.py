@@ -137,7 +137,7 @@ RECALL = "the recall of this trace's lookahead is an assumption of its generator
     ],
 )
 def test_what_must_be_said(tmp_path: Path, real: bool, fields: dict[str, Any], notes: list[str]) -> None:
-    trace = random_trace(np.random.default_rng(0), 6, 2, 4, 2, lookahead=2, prompt=0.0)
+    trace = random_trace(np.random.default_rng(0), 6, 2, 4, 2, lookahead=2, prompt=0.5)
     npz.write(tmp_path / "t.npz", replace(trace, meta=trace.meta | {"real": real}))
     assert result(tmp_path, **fields)["notes"] == notes
 
