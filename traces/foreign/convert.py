@@ -23,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
     command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
-    command.add_argument("--model", help="name of the model, looked up in the catalog; goes into the trace")
+    command.add_argument("--model", help="name of the model, looked up in the catalog; goes into the trace (default: the file's, if it has one)")
     asked = command.add_argument_group("what a source does not say")
     asked.add_argument("--n-experts", type=int, metavar="N", help="routed experts per layer (default: the catalog's)")
     asked.add_argument("--top-k", type=int, metavar="N", help="experts per token (default: the catalog's, the file's)")
@@ -52,7 +52,7 @@ def convert(options: argparse.Namespace) -> None:
     path, out = Path(options.file), Path(options.out)
     name = one_of("format", options.format or detected(path), list(READERS))
     reader = READERS[name]
-    if options.model is None:
+    if options.model is None and not reader.names_model:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
     for flag in FLAGS:
         if getattr(options, flag) is not None and flag not in reader.flags:
@@ -90,7 +90,7 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
     return Ask(
-        model(options.model, **facts),
+        model(options.model or "", **facts),
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
         meta=given("source", "licence"),

@@ -18,13 +18,15 @@ PASSES = (*PROMPTS, "requests")
 @dataclass(frozen=True)
 class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
-    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes."""
+    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. names_model: the file names
+    its model, so that --model may be left out (Ask.model.name is "" then)."""
 
     name: str
     read: Callable[[Path, Ask], RoutingTrace | Profile]
     detect: Callable[[Path], bool]
     doc: str
     flags: tuple[str, ...] = SHAPE
+    names_model: bool = False
 
 
 @dataclass(frozen=True)
