@@ -98,7 +98,8 @@ def _head(path: Path, lines: Iterator[tuple[int, str]]) -> Head:
     for number, line in lines:
         where = f"{path}: line {number}"
         if facts := FACTS.fullmatch(line):
-            head = Head(facts[1], facts[2], *(int(text) for text in facts.groups()[2:]))
+            n_layers, n_experts, top_k = (int(text) for text in facts.groups()[2:])
+            head = Head(facts[1], facts[2], n_layers, n_experts, top_k)
             _check_head(head, where)
         elif layer := LAYER.fullmatch(line):
             if head is None or int(layer[1]) >= head.n_layers or int(layer[1]) in head.bytes:
@@ -212,7 +213,8 @@ class _Rows:
             both = [head.bytes.get(layer, (0, 0)) for layer in range(head.n_layers)]
             meta |= {"expert_bytes": [experts for experts, _ in both], "dense_bytes": [dense for _, dense in both]}
         meta |= {"dropped": {"rows without a step": counts["no step"]}} if counts["no step"] else {}
-        return self.cells.build(**meta, **({"doubts": doubts} if doubts else {}))
+        meta |= {"doubts": doubts} if doubts else {}
+        return self.cells.build(**meta)
 
 
 def _integer(name: str, text: str, where: str, most: int) -> int:

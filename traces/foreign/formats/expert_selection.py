@@ -30,7 +30,7 @@ from traces.format.trace import RoutingTrace
 
 WINDOW = 1 << 16  # characters that are read at a time
 MOST_WINDOW = 32 << 20  # of one layer of one pass: about a million tokens of top-8
-SPACES = re.compile(r"[ \t\r\n]*+")
+SPACES = re.compile(r"[ \t\r\n]++")
 Ids = npt.NDArray[np.int64]
 
 
@@ -98,8 +98,8 @@ class _Rows:
         layers = place_layers(self.rows.path, self.layers, self.ask)
         if self.ask.model.n_layers is None:  # the file lists the dense layers too
             self.rows.ask = replace(self.ask, model=replace(self.ask.model, n_layers=self.n_layers))
-        kept = {"tool": "expert selection traces", "id_space": "logical", "slots_ordered_by_weight": False}
-        return self.rows.trace(layers, **kept, **meta)
+        meta |= {"tool": "expert selection traces", "id_space": "logical", "slots_ordered_by_weight": False}
+        return self.rows.trace(layers, **meta)
 
 
 def _passes(path: Path) -> Iterator[tuple[str, dict[int, Ids | None]]]:
@@ -159,7 +159,8 @@ class _Window:
     def next(self) -> str:
         """The next character that is no space, "" at the end; it stays."""
         while True:
-            self.at = SPACES.match(self.text, self.at).end()  # type: ignore[union-attr] - it matches "" too
+            if spaces := SPACES.match(self.text, self.at):
+                self.at = spaces.end()
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self._more():
