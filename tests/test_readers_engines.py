@@ -19,6 +19,7 @@ from tests.foreign_engines import COLUMNS, bigmoeonedge, expert_selection, head,
 from tests.gen import random_trace, traces
 from tests.test_readers import FIXED, convert, few, ids_agree, refused
 from traces.__main__ import main
+from traces.foreign.formats import expert_selection as selection
 from traces.format import npz, profile
 from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, generate
@@ -345,6 +346,24 @@ def test_a_damaged_selection_is_refused(name: str, tmp_path: Path, capsys: pytes
     command = ["convert", "--from", "expert-selection", str(tmp_path / "0.json"), str(tmp_path / "o.npz")]
     assert message in refused([*command, "--model", "m", "--n-experts", "8"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
+
+
+@few
+@given(window=st.integers(1, 40), indent=st.sampled_from([None, 0, 1, 2]), seed=st.integers(0, 10**6))
+def test_a_value_may_end_anywhere_in_the_window(
+    window: int, indent: int | None, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """However few characters are read at a time, the passes are those that json finds in the whole."""
+    path = tmp_path_factory.mktemp("window") / "0.json"
+    trace = random_trace(np.random.default_rng(seed), 5, 3, 200, 2, requests=1, prompt=0.5, dense_layers=1)
+    expert_selection(path, trace)
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole, indent=indent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "WINDOW", window)
+        found = [passed for _, passed in selection._passes(path)]
+    lists = [{str(n): None if ids is None else ids.tolist() for n, ids in passed.items()} for passed in found]
+    assert lists == whole
 
 
 def test_memory_does_not_grow_with_a_file_that_is_one_value(tmp_path: Path) -> None:
