@@ -131,7 +131,8 @@ class Modelled:
                 return None
             hint = "" if self.model else "; the trace names it, --model NAME|FILE replaces it"
             raise SpecError(f"model: {error}{hint}") from None
-        wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, trace.top_k)
+        top_k = max(trace.top_k, model.top_k)  # of fewer the notes say it: engines can be told to use fewer
+        wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, top_k)
         if wrong is None:
             return model
         if self.model is None and fixed:
@@ -340,10 +341,15 @@ def _counts(placement: Chosen, trace: RoutingTrace) -> npt.NDArray[np.float64] |
     if not isinstance(file, str):
         raise SpecError(f"placement {name}: needs --set {name}.file=P.npz, a frequency profile")
     found = profile.read(npz.find(file))
-    if found.counts.shape != (trace.n_moe_layers, trace.n_experts):
+    if found.counts.shape == (trace.n_moe_layers, trace.n_experts):
+        return found.counts
+    layers, counted = trace.meta["moe_layers"], found.meta["moe_layers"]
+    if found.n_experts != trace.n_experts or not set(counted) <= set(layers):
         have, want = list(found.counts.shape), [trace.n_moe_layers, trace.n_experts]
         raise SpecError(f"set: {name}.file={file}: counts {have}; the trace has [MoE layers, experts] {want}")
-    return found.counts
+    counts = np.zeros((trace.n_moe_layers, trace.n_experts))  # a layer that was not counted: nobody is more popular
+    counts[np.searchsorted(layers, counted)] = found.counts
+    return counts
 
 
 @dataclass(frozen=True)

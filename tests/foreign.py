@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.foreign_engines import bigmoeonedge, expert_selection
 from traces.format.trace import RoutingTrace
 
 Flags = list[str]
@@ -413,6 +414,8 @@ PER_TOKEN: dict[str, tuple[str, str, Builder, bool]] = {
     "megatron": ("megatron", "router_trace_rank0.jsonl", megatron, True),
     "flame": ("flame", "flame-moe-290m", flame, True),
     "trtllm-raw": ("trtllm-raw", "statistic", trtllm_raw, True),
+    "bigmoeonedge": ("bigmoeonedge", "route_trace.csv", bigmoeonedge, False),
+    "expert-selection": ("expert-selection", "0.json", expert_selection, True),
 }
 COUNTED: dict[str, tuple[str, str, Builder]] = {
     "trtllm": ("trtllm", "statistic", trtllm),

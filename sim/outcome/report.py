@@ -183,6 +183,9 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         notes.append(OPEN_LOOP)
     if _fitted_on_the_judged(setting, memo):
         notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
+    if setting.model is not None and setting.trace.top_k < setting.model.top_k and "doubts" not in setting.trace.meta:
+        few = f"{setting.trace.top_k} experts a token, the model {setting.model.top_k}"
+        notes.append(f"TRACE: reduced top-k: {few}")
     if setting.repeated:
         notes.append(f"{setting.repeated} requests set aside to fit on have the routing of a request that is judged")
     if str(setting.spec.calibration).removesuffix(".npz") in npz.sample_names() and fitted(setting.spec):

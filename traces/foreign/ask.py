@@ -13,7 +13,7 @@ from traces.format.layout import MAX_EXPERTS, Array
 
 PHASES = ("prefill", "decode", "by-batch")
 # what a source may leave open
-ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "iteration", "interleave", "columns")
+ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "verify", "iteration", "interleave", "columns")
 REQUESTS = ("one", "step", "prompt")  # or a number of tokens
 
 
@@ -24,7 +24,8 @@ class Ask:
     model: facts of the model. real: false for a log of a synthetic run. phase: prefill, decode (all rows), by-batch
     (rows that ran together with others are prompt rows). prompt_tokens: rows at positions below it are prompt rows.
     prompt_start: position of the first row. requests: one, step (each pass a request), prompt (a request begins where
-    a prompt pass follows a generated one), or so many tokens each. iteration: which checkpoint of several.
+    a prompt pass follows a generated one), or so many tokens each. verify: passes of at most so many tokens, but for
+    the first, verify drafts: their rows are generated ones (by-batch alone). iteration: which checkpoint of several.
     interleave: so many sequences lie side by side, row by row. columns: a field of ours -> what the source calls it.
     scratch: folder for temporary files. meta: further keys (source, licence).
     """
@@ -35,6 +36,7 @@ class Ask:
     prompt_tokens: int | None = None
     prompt_start: int | None = None
     requests: str | None = None
+    verify: int | None = None
     iteration: int | None = None
     interleave: int | None = None
     columns: dict[str, str] | None = None
@@ -49,6 +51,10 @@ class Ask:
             raise TraceError(f"--requests {self.requests[:40]!r}: {', '.join(REQUESTS)} or tokens each is required")
         if self.phase is not None and self.prompt_tokens is not None:
             raise TraceError("--phase and --prompt-tokens: one of the two is required, not both")
+        if self.verify is not None and self.phase != "by-batch":
+            raise TraceError("--verify: says which passes are no prompts; needs --phase by-batch")
+        if self.verify is not None and not 2 <= self.verify < 2**20:
+            raise TraceError(f"--verify {self.verify}: a number from 2 to {2**20 - 1} is required")
         if self.requests == "prompt" and self.phase != "by-batch":
             raise TraceError("--requests prompt: needs --phase by-batch, which says which passes are prompts")
         for flag, value in (("--prompt-tokens", self.prompt_tokens), ("--prompt-start", self.prompt_start)):

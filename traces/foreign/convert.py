@@ -24,7 +24,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
     command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
-    command.add_argument("--model", help="name of the model, looked up in the catalog; goes into the trace")
+    command.add_argument(
+        "--model",
+        help="name of the model, looked up in the catalog; goes into the trace (default: the file's, if it has one)",
+    )
     asked = command.add_argument_group("what a source does not say")
     asked.add_argument("--n-experts", type=int, metavar="N", help="routed experts per layer (default: the catalog's)")
     asked.add_argument("--top-k", type=int, metavar="N", help="experts per token (default: the catalog's, the file's)")
@@ -36,6 +39,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     asked.add_argument("--prompt-tokens", type=int, metavar="N", help="prompt tokens of every request")
     asked.add_argument("--prompt-start", type=int, metavar="N", help="position of a request's first row")
     asked.add_argument("--requests", metavar="RULE", help="one, step, prompt, or tokens each: what a request is")
+    asked.add_argument(
+        "--verify", type=int, metavar="N", help="passes of 2 to N tokens verify drafts, which are no prompts (by-batch)"
+    )
     asked.add_argument("--iteration", type=int, metavar="N", help="which checkpoint of several")
     asked.add_argument("--interleave", type=int, metavar="N", help="so many sequences lie side by side, row by row")
     asked.add_argument("--columns", metavar="MAP", help="its names for ours, such as token=token_pos,experts=topk_ids")
@@ -54,7 +60,7 @@ def convert(options: argparse.Namespace) -> None:
     ask = _ask(options, out)
     name = one_of("format", options.format or detected(path, ask.model), list(READERS))
     reader = READERS[name]
-    if options.model is None:
+    if options.model is None and not reader.names_model:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
     for flag in FLAGS:
         if getattr(options, flag) is not None and flag not in reader.flags:

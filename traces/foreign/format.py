@@ -20,7 +20,8 @@ PASSES = (*PROMPTS, "requests")
 class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
     trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. fits: whether what is known
-    of the model allows what `detect` takes a path for, asked where it could be something else."""
+    of the model allows what `detect` takes a path for, asked where it could be something else. names_model: the file
+    names its model, so that --model may be left out (Ask.model.name is "" then)."""
 
     name: str
     read: Callable[[Path, Ask], RoutingTrace | Profile]
@@ -28,6 +29,7 @@ class Reader:
     doc: str
     flags: tuple[str, ...] = SHAPE
     fits: Callable[[Path, Model], bool] = lambda path, model: True
+    names_model: bool = False
 
 
 @dataclass(frozen=True)

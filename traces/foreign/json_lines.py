@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from traces.format.limits import MOST_JSON_BYTES
 from traces.format.members import refuse_constant, refuse_irregular, refusing
 
 BOM = b"\xef\xbb\xbf"
+# A list of objects whose keys are numbers is passes by layer: one value of any size (formats.expert_selection).
+BY_LAYER = re.compile(rb'\s*+\[\s*+\{\s*+"[0-9]{1,4}"\s*+:')
+HEAD_BYTES = 256
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,9 +93,19 @@ def member(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return value[key]
 
 
+def by_layer(path: Path) -> bool:
+    """Whether a file begins as a list of passes by layer: the look before it is read."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return bool(BY_LAYER.match(file.read(HEAD_BYTES).removeprefix(BOM)))
+
+
 def first_object(path: Path) -> dict[str, Any]:
-    """The first object of a JSON file, {} where there is none: what detection looks at."""
+    """The first object of a JSON file, {} where there is none, or only passes by layer: what detection looks at."""
     try:
+        if by_layer(path):
+            return {}
         with path.open("rb") as file:
             if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
                 return {}

@@ -30,26 +30,28 @@ Int = npt.NDArray[np.int64]
 class Long:
     """Collects cells, then builds the trace.
 
-    width: ids per cell (from slot `rank` on). weights: whether cells bring router weights.
+    width: ids per cell (from slot `rank` on). weights: whether cells bring router weights; set to False after the last
+    of them, they are left out. resident: whether cells say which experts the engine had (RoutingTrace.resident).
     """
 
-    def __init__(self, path: Path, ask: Ask, width: int, weights: bool) -> None:
-        self.path, self.ask, self.width, self.weights = path, ask, width, weights
+    def __init__(self, path: Path, ask: Ask, width: int, weights: bool, resident: bool = False) -> None:
+        self.path, self.ask, self.width, self.weights, self.resident = path, ask, width, weights, resident
         fields: list[Any] = [("line", "<i8"), ("request", "<i4"), ("token", "<i4"), ("layer", "<i2"), ("rank", "<i2")]
         fields += [("prefill", "i1"), ("token_id", "<i4"), ("experts", "<i2", (width,))]
         fields += [("weights", "<f4", (width,))] if weights else []
+        fields += [("resident", "?", (width,))] if resident else []
         self.cells = Spill(fields, (), ask.scratch)
         self.names: dict[str, int] = {}
         self._buffer: list[tuple[Any, ...]] = []
 
     def add(
         self, line: int, request: str, token: int, layer: int, rank: int, prefill: int, experts: Any,
-        weights: Any = None, token_id: int = -1,
+        weights: Any = None, token_id: int = -1, resident: Any = None,
     ) -> None:  # fmt: skip
         """One cell, its values checked. prefill: 1, 0, or NOT_SAID. token_id: -1 = not said."""
         number = self.names.setdefault(request, len(self.names))
         cell = (line, number, token, layer, rank, prefill, token_id, experts)
-        self._buffer.append((*cell, weights) if self.weights else cell)
+        self._buffer.append((*cell, *(more for more in (weights, resident) if more is not None)))
         if len(self._buffer) >= BLOCK_ROWS:
             self._spill()
 
@@ -113,6 +115,7 @@ class Long:
         shape = (len(layers), k)
         experts = self._filled(np.int16, total, shape, EMPTY)
         weights = self._filled(np.float32, total, shape, 0.0) if self.weights else None
+        resident = self._filled(np.bool_, total, shape, False) if self.resident else None
         phase = np.full(total, NOT_SAID, np.int8)
         ids = np.full(total, -1, np.int32)
         for block in self._blocks():
@@ -123,6 +126,8 @@ class Long:
             experts[slots] = block["experts"]
             if weights is not None:
                 weights[slots] = block["weights"]
+            if resident is not None:
+                resident[slots] = block["resident"]
             phase[row] = np.maximum(phase[row], block["prefill"])
             ids[row] = np.maximum(ids[row], block["token_id"])
         for lo in range(0, len(experts), BLOCK_ROWS):
@@ -138,6 +143,7 @@ class Long:
             meta=meta,
             weights=None if weights is None else weights.reshape(total, *shape),
             token_ids=ids if (ids >= 0).all() else None,
+            resident=None if resident is None else resident.reshape(total, *shape),
         )
         validate(trace, str(self.path))
         return trace

@@ -19,6 +19,8 @@ from traces.format.layout import Array
 from traces.format.limits import MOST_IDS
 from traces.format.trace import RoutingTrace
 
+SMALL = 8  # tokens of a pass that could verify drafts
+
 
 @dataclass
 class Passes:
@@ -40,6 +42,8 @@ class Passes:
     _request: int = -1
     _position: int = 0
     _prompt: bool = False
+    _first: bool = True
+    _small: list[int] = field(default_factory=list)  # tokens of the passes that could verify drafts, or do
 
     def __post_init__(self) -> None:
         self.rows = Rows(self.path, self.ask)
@@ -80,6 +84,7 @@ class Passes:
     def _append(self, experts: Array, more: dict[str, Any]) -> None:
         """Give the pass's tokens their requests, positions and phases."""
         n, each, rule = len(experts), self.ask.tokens_each, self.ask.asked("requests")
+        together = self._together(n)
         if rule is None:
             raise TraceError(
                 f"{self.path}: the file does not say which tokens are one request; "
@@ -88,19 +93,37 @@ class Passes:
         if each:
             row = len(self.rows) + np.arange(n)
             sequence, position = row // each, row % each
-            prefill = self.ask.prefill(self.path, position, n)
+            prefill = self.ask.prefill(self.path, position, together)
         else:
             starts = self._request < 0 or rule == "step"
             if rule == "prompt":
-                prompt = bool(self.ask.prefill(self.path, np.zeros(1, np.int64), n)[0])
+                prompt = bool(self.ask.prefill(self.path, np.zeros(1, np.int64), together)[0])
                 starts = starts or (prompt and not self._prompt)
                 self._prompt = prompt
             if starts:
                 self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
             sequence, position = np.full(n, self._request), self._position + np.arange(n)
             self._position += n
-            prefill = self.ask.prefill(self.path, position, n)
+            prefill = self.ask.prefill(self.path, position, together)
         self.rows.add(experts, sequence, position, prefill, **more)
+
+    def _together(self, n: int) -> int:
+        """Tokens of a pass as a prompt's would be counted: 1 of one that verifies drafts."""
+        most, first, self._first = self.ask.asked("verify"), self._first, False
+        if first or not 1 < n <= (most or SMALL):
+            return n
+        self._small.append(n)
+        return n if most is None else 1
+
+    def _doubts(self) -> list[str]:
+        """What the sizes of the passes leave open."""
+        n, unknown = len(self._small), "which of their rows were rejected the file does not say"
+        if self.ask.verify is not None:
+            return [f"{n:,} passes verify drafts, their {sum(self._small):,} rows are generated ones; {unknown}"]
+        if self.ask.phase != "by-batch" or n < 2:
+            return []
+        what = f"{n:,} passes of 2 to {max(self._small)} tokens are taken for prompts"
+        return [f"{what}; if they verify drafts (speculative, MTP): --verify {max(self._small)}; {unknown}"]
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What was read. Raises TraceError for a file without a block and for an invalid trace."""
@@ -109,4 +132,5 @@ class Passes:
         if self._blocks:
             self.flush(f"{self.path}: at its end")
         layers = place_layers(self.path, self.layers, self.ask)
+        self.rows.doubts += self._doubts()
         return self.rows.trace(layers, requests_by=f"--requests {self.ask.requests}", **meta)

@@ -12,7 +12,10 @@ from traces.foreign.models import Model
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
-READ = "csv jsonl llamacpp vllm sglang sglang-routed megatron flame trtllm-raw trtllm imatrix sglang-stat moe-infinity"
+READ = (
+    "csv jsonl llamacpp vllm sglang sglang-routed megatron flame trtllm-raw bigmoeonedge expert-selection "
+    "trtllm imatrix sglang-stat moe-infinity"
+)
 WRITTEN = "sglang eplb moe-infinity flame vllm"
 
 

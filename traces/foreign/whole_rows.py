@@ -51,6 +51,9 @@ class Rows:
         if not self.spills:
             self.spills = {name: Spill(DTYPES[name], a.shape[1:], self.ask.scratch) for name, a in arrays.items()}
         for name, spill in self.spills.items():
+            if arrays[name].shape[1:] != spill.tail:
+                found = f"{name} {list(arrays[name].shape[1:])} a row"
+                raise TraceError(f"{where}: {found}; {list(spill.tail)}, as in the first, is required")
             spill.append(_narrowed(arrays[name], spill.dtype, f"{where}: {name}"))
         self.facts.append(facts)
 

@@ -65,7 +65,8 @@ def _check_shapes(headers: Mapping[str, Header], meta: dict[str, Any], name: str
     if top_k != meta["top_k"]:
         raise TraceError(f"{name}: experts has {top_k} slots per token; meta.top_k is {meta['top_k']}")
     want: dict[str, tuple[int, ...]] = {n: (tokens,) for n in ("sequence", "position", "prefill", "token_ids")}
-    want |= {"weights": (tokens, layers, top_k), "logits": (tokens, layers, meta["n_experts"])}
+    want |= {name: (tokens, layers, top_k) for name in ("weights", "resident")}
+    want["logits"] = (tokens, layers, meta["n_experts"])
     for array, shape in want.items():
         if array in headers and headers[array][1] != shape:
             raise TraceError(f"{name}: {array} has shape {headers[array][1]}; experts and meta ask for {shape}")

@@ -25,6 +25,7 @@ ARRAYS: dict[str, tuple[str, int, bool]] = {
     "logits": ("float16", 3, False),
     "lookahead": ("integer", 4, False),
     "token_ids": ("int32", 1, False),
+    "resident": ("bool", 3, False),
 }
 
 

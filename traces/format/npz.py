@@ -43,6 +43,7 @@ FILE_DTYPES = {
     "logits": "<f2",
     "lookahead": "<i2",
     "token_ids": "<i4",
+    "resident": "|b1",
 }
 
 

@@ -32,6 +32,7 @@ class RoutingTrace:
     lookahead  integer [D, T, L, m]: experts predicted for this token and layer from its hidden state
                `distance` MoE layers earlier, best first; -1 = none; optional.
     token_ids  int32 [T]; optional.
+    resident   bool [T, L, K]: what the engine that recorded it found in its own cache (a hit); optional.
     """
 
     experts: Array
@@ -43,6 +44,7 @@ class RoutingTrace:
     logits: Array | None = None
     lookahead: Array | None = None
     token_ids: Array | None = None
+    resident: Array | None = None
 
     def __post_init__(self) -> None:
         for name, array in self.arrays().items():

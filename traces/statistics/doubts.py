@@ -30,17 +30,26 @@ LIFT = 0.05  # what real routing has at least (five captures: .096 to .272)
 SAME = 0.9  # shared by chance, from which there is nothing more to share
 STRIDES = 64  # rows apart at most, where a stride is looked for
 SURE = 3.0  # standard errors
-SLOTS = 1 << 21  # whose rows, from the first on, tell overlap and repeats
-STRIDE_SLOTS = 1 << 20  # likewise, for each stride
+SLOTS = 1 << 19  # whose rows, from the first on, tell the overlap
+LOOKED_AT = 1 << 24  # slots of a trace that nobody converted, where it is used
+BLOCK = 1 << 17  # slots at a time
 PER_EXPERT = 4  # uses of an expert, on average, from which experts that never occur are a part of the model
 
 
 def known_doubts(trace: RoutingTrace | Profile) -> list[str]:
-    """What was said of it when it was made (`meta.doubts`), else `doubts` of it."""
+    """What was said of it when it was made (`meta.doubts`), else `doubts` of it, of a long trace's first requests."""
     said = trace.meta.get("doubts")
     if isinstance(said, list):
         return [str(line) for line in said]
-    return doubts(trace)
+    return doubts(_first_requests(trace) if isinstance(trace, RoutingTrace) else trace)
+
+
+def _first_requests(trace: RoutingTrace) -> RoutingTrace:
+    rows = LOOKED_AT // (trace.n_moe_layers * trace.top_k)
+    if trace.n_tokens <= rows:
+        return trace
+    ends = trace.requests()[1]
+    return trace.select(np.arange(ends[min(int(np.searchsorted(ends, rows)), len(ends) - 1)]))
 
 
 def doubts(found: RoutingTrace | Profile) -> list[str]:
@@ -49,8 +58,7 @@ def doubts(found: RoutingTrace | Profile) -> list[str]:
         return list(_one_part(found.counts))
     lines = [*_lost(found), *_variable(found), *_phases(found)]
     if found.real:
-        head = _head(found)
-        lines += [*_one_part(expert_counts(found)), *_repeats(head), *_overlap(head)]
+        lines += [*_one_part(expert_counts(found)), *_repeats(found), *_overlap(_head(found))]
     return lines
 
 
@@ -144,42 +152,45 @@ def _one_part(counts: Array) -> Iterator[str]:
         yield f"only {part} occur, in every layer: one rank of {ranks} or more, where experts are divided among ranks?"
 
 
+def _repeats(trace: RoutingTrace) -> Iterator[str]:
+    """Rows equal to the one before them in every layer: of experts and weights; or of experts, more of them than layers
+    that repeat by themselves make."""
+    pairs, whole, by_layer = 0, 0, np.zeros(trace.n_moe_layers, np.int64)
+    step = max(1, BLOCK // (trace.n_moe_layers * trace.top_k))
+    for lo in range(0, trace.n_tokens - 1, step):
+        rows = slice(lo, min(trace.n_tokens, lo + step + 1))
+        same = np.asarray(trace.sequence[rows][1:] == trace.sequence[rows][:-1])
+        equal = _equal(trace.experts[rows])[same]
+        pairs, by_layer = pairs + len(equal), by_layer + equal.sum(axis=0)
+        if trace.weights is not None:
+            equal &= _equal(trace.weights[rows])[same]
+        whole += int(equal.all(axis=1).sum())
+    expected = 0.0 if trace.weights is not None else pairs * float(np.prod(by_layer / max(pairs, 1)))
+    if whole > 2 + 3 * expected:
+        what = "a stale buffer, or rows written again?"
+        yield f"{whole:,} of {pairs:,} rows equal the row before them in every layer: {what}"
+
+
+def _equal(values: Array) -> Bool:
+    """bool [n - 1, L]: whether a row has the same as the next, in whatever order."""
+    ordered = np.sort(np.asarray(values), axis=2)
+    return np.asarray((ordered[1:] == ordered[:-1]).all(axis=2))
+
+
 class _Head(NamedTuple):
-    """The first rows of a trace. ids int16 [n, L, K], same bool [n - 1]: a row and the next are of one request."""
+    """The first rows of a trace: ids int16 [n, L, K], sequence [n]."""
 
     ids: Array
     sequence: Array
-    weights: Array | None
 
-    def same(self, stride: int = 1) -> Bool:
+    def same(self, stride: int) -> Bool:
         """bool [n - stride]: a row and the one `stride` rows on are of one request."""
         return np.asarray(self.sequence[stride:] == self.sequence[:-stride])
 
 
 def _head(trace: RoutingTrace) -> _Head:
-    rows = max(2, SLOTS // (trace.n_moe_layers * trace.top_k))
-    ids = np.asarray(trace.experts[:rows], np.int16)
-    weights = None if trace.weights is None else np.asarray(trace.weights[:rows])
-    return _Head(ids, np.asarray(trace.sequence[:rows]), weights)
-
-
-def _repeats(head: _Head) -> Iterator[str]:
-    """Rows equal to the one before them in every layer, more of them than layers that repeat by themselves make."""
-    if len(head.ids) < 2:
-        return
-    ids = np.sort(head.ids, axis=2)
-    equal = (ids[1:] == ids[:-1]).all(axis=2)[head.same()]
-    if head.weights is not None:  # then not by chance
-        weights = np.sort(head.weights, axis=2)
-        whole = equal.all(axis=1) & (weights[1:] == weights[:-1]).all(axis=(1, 2))[head.same()]
-        expected = 0.0
-    else:
-        whole, expected = equal.all(axis=1), len(equal) * float(np.prod(equal.mean(axis=0))) if len(equal) else 0.0
-    if whole.sum() > 2 + 3 * expected:
-        yield (
-            f"{int(whole.sum()):,} of {len(whole):,} rows equal the row before them in every layer: "
-            "a stale buffer, or a row written again?"
-        )
+    rows = max(2 * STRIDES, SLOTS // (trace.n_moe_layers * trace.top_k))
+    return _Head(np.asarray(trace.experts[:rows], np.int16), np.asarray(trace.sequence[:rows]))
 
 
 def _overlap(head: _Head) -> Iterator[str]:
@@ -204,9 +215,7 @@ def _overlap(head: _Head) -> Iterator[str]:
 def _best_stride(head: _Head, by_chance: float) -> tuple[float, int]:
     """(lift, stride) of 2 to STRIDES rows apart: the most, or the least divisor of that stride that does nearly as well
     (what holds for a stride holds for its multiples, too)."""
-    rows = max(2 * STRIDES, STRIDE_SLOTS // (head.ids.shape[1] * head.ids.shape[2]))
-    some = _Head(head.ids[:rows], head.sequence[:rows], None)
-    lifts = {s: _lift(some, s, by_chance)[0] for s in range(2, min(STRIDES, len(some.ids) - 1) + 1)}
+    lifts = {s: _lift(head, s, by_chance)[0] for s in range(2, min(STRIDES, len(head.ids) - 1) + 1)}
     most = max(lifts, key=lambda s: lifts[s])
     stride = next(s for s in lifts if most % s == 0 and lifts[s] >= 0.8 * lifts[most])
     return lifts[stride], stride

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.format import Reader
 from traces.foreign.long_rows import INTEGER, MOST, Long
+from traces.format.limits import MOST_LINE_BYTES
 from traces.format.members import refuse_irregular
 from traces.format.trace import RoutingTrace
 
@@ -67,7 +68,7 @@ def _open(path: Path) -> Iterator[Any]:
     refuse_irregular(path, "a CSV file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(_lines(file, path), strict=True)
             yield reader
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror or error}") from error
@@ -75,6 +76,14 @@ def _open(path: Path) -> Iterator[Any]:
         raise TraceError(f"{path}: not UTF-8 text; a CSV file is required") from error
     except csv.Error as error:
         raise TraceError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Its lines. Raises TraceError for an endless one: a file of another kind, which detection must not read whole."""
+    for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES + 1), ""), 1):
+        if len(line) > MOST_LINE_BYTES:
+            raise TraceError(f"{path}: line {number}: more than {MOST_LINE_BYTES} characters")
+        yield line
 
 
 def _add(cells: Long, fields: dict[str, str], n_experts: int, line: int, where: str) -> None:

@@ -1,8 +1,10 @@
 """llama.cpp's importance matrix (llama-imatrix, GGUF): how many tokens each expert of a layer saw.
 
 A GGUF file whose general.type is "imatrix" has, for each tensor of the model, `<name>.in_sum2` and `<name>.counts`
-(float32). For the fused experts of layer N, blk.N.ffn_{gate,up,down}_exps.weight, counts has one number per expert; the
-three see the same tokens, so the gate's alone are taken. The old .dat files add all experts up and are of no use here.
+(float32). For the experts of layer N, blk.N.ffn_{gate,up,down}_exps.weight, or gate and up fused in ffn_gate_up_exps,
+counts has one number per expert, 0 for one that no token reached; all of a layer see the same tokens, so one is taken,
+the gate's if there is one. A tensor that no token reached is not in the file: such a layer is left out of the profile
+and named. The old .dat files add all experts up and are of no use here.
 
 The file is read by hand, header first: gguf's own reader believes declared lengths, and a header that declares an
 array of 10^18 elements keeps it busy for ever. Layout: magic "GGUF", u32 version, u64 tensors, u64 keys; each key a
@@ -11,6 +13,7 @@ string, a u32 type and a value; each tensor a string, u32 rank, u64 sizes, u32 t
 
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,11 @@ from traces.format.members import refuse_irregular, refusing
 from traces.format.profile import Profile
 
 MAGIC, KIND_KEY, KIND, ALIGNMENT_KEY = b"GGUF", "general.type", "imatrix", "general.alignment"
-COUNTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_gate_exps\.weight\.counts")
+COUNTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_(gate|gate_up|up|down)(_exps)?\.weight\.counts")  # of experts, or dense
+ORDER = ("gate", "gate_up", "up", "down")
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by type
 UINT32, STRING, ARRAY, F32 = 4, 8, 9, 0
+Tensor = tuple[str, tuple[int, ...], int, int]  # name, sizes, type, offset
 
 
 def detect(path: Path) -> bool:
@@ -47,16 +52,44 @@ def read(path: Path, ask: Ask) -> Profile:
         keys, tensors, start = _header(data[:MOST_GGUF_BYTES].data)
         if keys.get(KIND_KEY) != KIND:
             raise TraceError(f"{path}: {KIND_KEY} is {ascii(keys.get(KIND_KEY))[:40]}; {KIND} is required")
-        counts = {}
-        for name, shape, kind, offset in tensors:
-            found = COUNTS.fullmatch(name)
-            if found:
-                counts[int(found[1])] = _counts(data, name, shape, kind, start + offset)
+        chosen, dense = _chosen(tensors)
+        counts = {layer: _counts(data, *tensor[:3], start + tensor[3]) for layer, tensor in chosen.items()}
+    counts = {layer: values for layer, values in counts.items() if values.any()}
     if not counts:
-        raise TraceError(f"{path}: no counts of blk.N.ffn_gate_exps: an importance matrix of a model without experts")
+        wrong = "no counts of blk.N.ffn_{gate,gate_up,up,down}_exps"
+        raise TraceError(f"{path}: {wrong}: an importance matrix of a model without experts")
     if len({len(values) for values in counts.values()}) != 1:
         raise TraceError(f"{path}: its layers have different numbers of experts")
-    return of_layers(path, counts, ask, tool="llama.cpp", layout="imatrix (ffn_gate_exps)")
+    used = sorted({tensor[0].split(".")[2] for tensor in chosen.values()})
+    ask, doubts = _without(ask, counts, dense)
+    return of_layers(path, counts, ask, tool="llama.cpp", layout=f"imatrix ({', '.join(used)})", **doubts)
+
+
+def _chosen(tensors: list[Tensor]) -> tuple[dict[int, Tensor], set[int]]:
+    """(the tensor of counts of each layer with experts, layers with a dense FFN)."""
+    chosen: dict[int, tuple[int, Tensor]] = {}
+    dense = set()
+    for tensor in tensors:
+        if found := COUNTS.fullmatch(tensor[0]):
+            layer, rank = int(found[1]), ORDER.index(found[2])
+            if not found[3]:
+                dense.add(layer)
+            elif layer not in chosen or rank < chosen[layer][0]:
+                chosen[layer] = rank, tensor
+    return {layer: tensor for layer, (_, tensor) in chosen.items()}, dense - chosen.keys()
+
+
+def _without(ask: Ask, counts: dict[int, Array], dense: set[int]) -> tuple[Ask, dict[str, Any]]:
+    """(what is asked of the layers that are there, meta that names the others): MoE layers by the model, else whatever
+    lies between the first and the last and has no dense FFN either."""
+    between = set(range(min(counts), max(counts) + 1)) - dense
+    expected = between if ask.model.moe_layers is None else set(ask.model.moe_layers)
+    empty = sorted(expected - counts.keys())
+    if not empty or not counts.keys() <= expected:
+        return ask, {}
+    listed = ", ".join(map(str, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+    line = f"no counts of MoE layer{'s' * (len(empty) > 1)} {listed}: no token reached them, or they were left out"
+    return replace(ask, model=replace(ask.model, moe_layers=tuple(sorted(counts)))), {"doubts": [line]}
 
 
 def _counts(data: Array, name: str, shape: tuple[int, ...], kind: int, at: int) -> Array:
@@ -120,8 +153,8 @@ class _Cursor:
         return number
 
 
-def _header(data: memoryview) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
-    """(keys, tensors as (name, sizes, type, offset), where the data begin)."""
+def _header(data: memoryview) -> tuple[dict[str, Any], list[Tensor], int]:
+    """(keys, tensors, where the data begin)."""
     cursor = _Cursor(data)
     if bytes(cursor.take(4)) != MAGIC:
         raise ValueError("it does not begin with GGUF")

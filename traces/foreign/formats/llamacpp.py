@@ -7,7 +7,8 @@
 
 Slots are in descending router weight (the tensor comes from an argsort). llama.cpp computes the last layer only for
 tokens whose output is wanted; which they are is in none of these files, so in passes where the last layer has fewer
-tokens its rows are left out (-1) and counted.
+tokens its rows are left out (-1) and counted. A pass that verifies drafts (speculative decoding, MTP) has several
+tokens and is no prompt: --verify N; which of them were rejected is in none of these files either.
 """
 
 import re
@@ -251,4 +252,4 @@ def _records(path: Path, ask: Ask) -> RoutingTrace:
     return passes.trace(layout="int32 records", **KEPT)
 
 
-READER = Reader("llamacpp", read, detect, "llama.cpp logs: four CSV and binary layouts", PASSES)
+READER = Reader("llamacpp", read, detect, "llama.cpp logs: four CSV and binary layouts", (*PASSES, "verify"))
