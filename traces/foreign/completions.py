@@ -18,6 +18,7 @@ from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array, is_int
 
 PROMPT_TOKENS, COMPLETION_TOKENS, PROMPT_IDS = "prompt_tokens", "completion_tokens", "prompt_token_ids"
+UNSHARED = "responses have several prompts and do not say whose tokens the prefix cache held; all rows are kept"
 CACHED = "prompt tokens taken from the prefix cache (not routed in this run)"
 
 
@@ -73,7 +74,7 @@ class Layers:
         self._first_zero = self._first_zero or f"{where}, row {first + int(zero.argmax())}"
         if rows.shape[2] < 2:
             return rows
-        rows = rows.astype(np.int64)
+        rows = rows.astype(np.promote_types(rows.dtype, np.int16))
         rows[zero] = -1
         return rows
 
@@ -119,13 +120,19 @@ def one_prompt(response: dict[str, Any], choices: list[dict[str, Any]]) -> bool:
     return len(choices) == 1 or same or response.get("object") == "chat.completion"
 
 
-def lengths(response: dict[str, Any], choice: dict[str, Any], alone: bool, one: bool, where: str) -> Lengths:
-    """What a response says of a completion. alone: it has no other; one: the others, if any, have the same prompt.
+def unshared(response: dict[str, Any], choices: list[dict[str, Any]], where: str) -> bool:
+    """Whether a response of several prompts says for all of them together that some came from a prefix cache."""
+    usage = response.get(USAGE)
+    return not one_prompt(response, choices) and cached_tokens(where, None, response, usage) > 0
+
+
+def lengths(response: dict[str, Any], choices: list[dict[str, Any]], choice: dict[str, Any], where: str) -> Lengths:
+    """What a response says of a completion, which is one of its choices.
 
     `usage` adds up what the completions generated, and the prompts.
     """
     prompt = next((p for p in (choice.get(PROMPT_IDS), response.get(PROMPT_IDS)) if isinstance(p, list)), None)
-    ids = choice.get(IDS)
+    alone, one, ids = len(choices) == 1, one_prompt(response, choices), choice.get(IDS)
     usage = response[USAGE] if isinstance(response.get(USAGE), dict) else {}
     in_prompt = len(prompt) if prompt is not None else None
     if in_prompt is None and one and usage.get(PROMPT_TOKENS) is not None:

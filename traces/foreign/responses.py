@@ -105,7 +105,8 @@ def _single(known: dict[str, Any]) -> dict[str, Any]:
 class Responses:
     """The responses of a log, one at a time, and the account of what failed.
 
-    failed: how many did. first: where the first one was, and what it says. model: whom the responses name.
+    failed: how many did. first: where the first one was, and what it says. model: whom the responses name. notes: what
+    else is to be said of responses -> how often, and where first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +114,9 @@ class Responses:
         self.failed, self.cut = 0, 0
         self.first = ""
         self.model = ""
+        self.notes: dict[str, tuple[int, str]] = {}
         self._open: dict[str, _Stream] = {}  # by id
+        self._held = 0  # of all of them
 
     def __iter__(self) -> Iterator[Response]:
         for where, value, streamed in self._values():
@@ -132,6 +135,11 @@ class Responses:
         self.failed += 1
         self.first = self.first or f"{where}: {why}"
 
+    def note(self, where: str, what: str) -> None:
+        """Say something of a response that is used."""
+        count, first = self.notes.get(what, (0, where))
+        self.notes[what] = (count + 1, first)
+
     def take(self, where: str, response: dict[str, Any]) -> None:
         """A response that is used. Raises TraceError where it names another model than those before."""
         name = response.get("model")
@@ -147,9 +155,9 @@ class Responses:
         for count, what in ((self.failed, FAILED), (self.cut, CUT)):
             if count:
                 rows.dropped[what] += count
-        if self.first:
-            first = self.first.removeprefix(f"{self.path}: ")
-            rows.doubts.append(f"{self.failed + self.cut} {FAILED} are left out; the first: {first}")
+        said = {f"{FAILED}; they are left out": (self.failed + self.cut, self.first)} if self.first else {}
+        for what, (count, first) in (said | self.notes).items():
+            rows.doubts.append(f"{count} {what} (the first: {first.removeprefix(f'{self.path}: ')})")
 
     # --- lines ---
 
@@ -161,10 +169,10 @@ class Responses:
             if broken:
                 raise broken
             text, streamed = _event(text)
+            page, markup = markup, text.startswith(b"<")
             if _is_body(text):
-                if not (markup and text.startswith(b"<")):  # the lines of one page count once
+                if not (page and markup):  # the lines of one page count once
                     self.fail(where, ascii(text[:60].decode(errors="replace")))
-                markup = text.startswith(b"<")
             elif text == DONE.encode():
                 yield where, DONE, True
             elif text or not streamed:
@@ -188,18 +196,22 @@ class Responses:
         choices = value.get(CHOICES)
         if not isinstance(choices, list):
             return False
-        named = str(value.get("object", "")).endswith(".chunk")
-        unfinished = any(isinstance(c, dict) and c.get("finish_reason", "") is None for c in choices)
-        return streamed or named or not choices or _id(value) in self._open or (unfinished and not value.get(USAGE))
+        if streamed or str(value.get("object", "")).endswith(".chunk"):
+            return True
+        unfinished = any(isinstance(c, dict) and c.get(FINISH, "") is None for c in choices)
+        begun = not value.get(USAGE) and (unfinished or _id(value) in self._open)
+        return bool(_id(value)) and (not choices or begun)
 
     def _chunk(self, where: str, value: dict[str, Any]) -> Iterator[Response]:
         name = _id(value)
         stream = self._open.setdefault(name, _Stream(where))
+        before = stream.held
         stream.add(where, value)
-        if sum(one.held for one in self._open.values()) > MOST_JSON_BYTES:
+        self._held += stream.held - before
+        if self._held > MOST_JSON_BYTES:
             wrong = f"more than {MOST_JSON_BYTES} bytes of streams that have not ended"
             raise TraceError(f"{where}: {wrong}; data: {DONE}, or a chunk with usage alone, ends one")
-        if not value[CHOICES] and value.get(USAGE) and stream.rows_at:
+        if not value[CHOICES] and value.get(USAGE):
             yield from self._close([name])
 
     def _ended(self) -> Iterator[Response]:
@@ -209,7 +221,9 @@ class Responses:
 
     def _close(self, names: list[str]) -> Iterator[Response]:
         for name in names:
-            yield self._open.pop(name).response()
+            stream = self._open.pop(name)
+            self._held -= stream.held
+            yield stream.response()
 
     def _broke(self, where: str, value: object, streamed: bool) -> None:
         """An error; in a stream it ends the stream that it came in, which is not counted once more."""
@@ -217,6 +231,7 @@ class Responses:
             raise TraceError(f"{where}: a {type(value).__name__}; a JSON object is required")
         if streamed and len(self._open) == 1:
             self._open.clear()
+            self._held = 0
         self.fail(where, _words(value))
 
 
@@ -225,7 +240,8 @@ def looks(path: Path, like: Callable[[dict[str, Any]], bool]) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(64).removeprefix(BOM).lstrip()
-        if not (head[:1] in (b"{", b"[", b"<", b":") or _event(head)[1]):
+        line = (head.splitlines() or [b""])[0]
+        if not (head.startswith((b"{", b"[", b'"', b"null")) or _is_body(line) or _event(line)[1]):
             return False
         for n, (_, value, _) in enumerate(Responses(path)):
             if like(value):
@@ -247,6 +263,8 @@ def _event(text: bytes) -> tuple[bytes, bool]:
 
 def _is_body(text: bytes) -> bool:
     """Whether a line is what a server or a proxy says in words where a response should be."""
+    if text.startswith((b"{", b"[")):  # the usual case, and long
+        return False
     said = text.lower().rstrip(b".")
     status = re.fullmatch(rb"(http/[\d.]+ )?[45]\d\d( [a-z ]+)?", said)
     return text.startswith(b"<") or said in PHRASES or said.startswith(UPSTREAM) or bool(status)
@@ -269,7 +287,9 @@ def _cut(text: bytes) -> bool:
 
 
 def _error(value: dict[str, Any]) -> bool:
-    return bool(value.get("error")) or value.get("object") == "error"
+    """Whether an object is an error, as OpenAI's interface, vLLM (`object`) and FastAPI (`detail`) write them."""
+    said = bool(value.get("error")) or value.get("object") == "error" or bool(value.get("detail"))
+    return said and not (value.get(CHOICES) or value.get(META))
 
 
 def _words(value: object) -> str:
@@ -277,7 +297,7 @@ def _words(value: object) -> str:
     if isinstance(value, dict):
         error = value.get("error")
         inside = error if isinstance(error, dict) else value
-        value = next((inside[key] for key in ("message", "error", "type") if inside.get(key)), "error")
+        value = next((inside[key] for key in ("message", "error", "detail", "type") if inside.get(key)), "error")
     return "null" if value is None else f"error {str(value)[:80]!a}"
 
 

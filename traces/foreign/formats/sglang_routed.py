@@ -20,13 +20,14 @@ from traces.foreign.completions import (
     CACHED,
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
+    UNSHARED,
     Layers,
     Lengths,
     by_index,
     cached_tokens,
     lengths,
-    one_prompt,
     shared_out,
+    unshared,
     whole,
 )
 from traces.foreign.format import PROMPTS, Reader
@@ -37,7 +38,9 @@ from traces.format.layout import Array, is_int
 from traces.format.trace import RoutingTrace
 
 ID = np.dtype("<i4")
+LENGTHS = (PROMPT_TOKENS, COMPLETION_TOKENS)
 START = "routed_experts_start_len"
+WITHOUT_LAST = "prompts without generation lack the row of their last token (SGLang's issue 20964)"
 FLAG = "the server writes it with --enable-return-routed-experts, for return_routed_experts: true"
 
 
@@ -115,7 +118,6 @@ class _Build:
         self.pieces: dict[tuple[str, int], _Piece] = {}
         self.superseded: set[int] = set()  # numbers of responses that are the begin of a later one
         self.sequence = 0
-        self.without_last = 0  # prompts whose last token has no row
 
     def response(self, number: int, response: Response) -> None:
         """The requests of a response: one, or one of each choice."""
@@ -136,10 +138,11 @@ class _Build:
 
     def _lengths(self, value: dict[str, Any], found: list[Found], where: str) -> list[Lengths]:
         choices = _choices(value) or [{}]
-        alone, one = len(choices) == 1, one_prompt(value, choices)
+        if unshared(value, choices, where):
+            self.log.note(where, UNSHARED)
         held = [f.choice.get(META, value.get(META)) for f in found]
         return [
-            _of_meta(meta, where) if isinstance(meta, dict) else lengths(value, f.choice, alone, one, where)
+            _of_meta(meta if isinstance(meta, dict) else {}, where, lengths(value, choices, f.choice, where))
             for meta, f in zip(held, found, strict=True)
         ]
 
@@ -181,7 +184,7 @@ class _Build:
         if length.generated == 0:
             if len(rows) == forwarded + 1 - (said or 0):
                 return said or 0
-            self.without_last += 1
+            self.log.note(where, WITHOUT_LAST)
         start = forwarded - len(rows)
         if start < 0:
             raise TraceError(
@@ -224,7 +227,7 @@ class _Build:
         """A failure, or a chunk before the one that has the rows."""
         where, value, streamed = response
         key, meta = _key(value), value.get(META)
-        length = _of_meta(meta, where) if isinstance(meta, dict) else Lengths(None, None)
+        length = _of_meta(meta if isinstance(meta, dict) else {}, where, Lengths(None, None))
         before = self._before(key, response, length)
         if before is not None and before.start is not None and streamed:
             return
@@ -237,20 +240,15 @@ class _Build:
     def trace(self) -> RoutingTrace:
         self.log.tell(self.rows)
         self.layers.tell(self.rows)
-        if self.without_last:
-            why = "the row of the last one is missing (SGLang cuts it in prompts without generation: issue 20964)"
-            self.rows.doubts.append(f"{self.without_last} prompts have a row less than tokens: {why}")
         kept = {"tool": "sglang", "layout": "routed_experts", "id_space": "logical", "slots_ordered_by_weight": False}
         return self.rows.trace(self.layers.axis.layers, "no responses in it", **kept)
 
 
-def _of_meta(meta: dict[str, Any], where: str) -> Lengths:
-    """Lengths as meta_info says them."""
-    prompt, generated = [
-        integer(meta[key], key, where) if meta.get(key) is not None else None
-        for key in (PROMPT_TOKENS, COMPLETION_TOKENS)
-    ]
-    return Lengths(prompt, generated, cached_tokens(where, prompt, meta))
+def _of_meta(meta: dict[str, Any], where: str, other: Lengths) -> Lengths:
+    """Lengths as meta_info says them, and where it does not, as something else says them."""
+    said = [integer(meta[key], key, where) if meta.get(key) is not None else None for key in LENGTHS]
+    prompt, generated = [own if own is not None else told for own, told in zip(said, other[:2], strict=True)]
+    return Lengths(prompt, generated, cached_tokens(where, prompt, meta) or other.cached)
 
 
 def _key(value: dict[str, Any]) -> tuple[str, int] | None:

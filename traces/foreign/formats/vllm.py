@@ -27,12 +27,13 @@ from traces.foreign.completions import (
     COMPLETION_TOKENS,
     PROMPT_IDS,
     PROMPT_TOKENS,
+    UNSHARED,
     Layers,
     Lengths,
     by_index,
     lengths,
-    one_prompt,
     shared_out,
+    unshared,
     whole,
 )
 from traces.foreign.format import PROMPTS, Reader, Writer
@@ -126,8 +127,9 @@ class _Build:
         if not have:
             return
         self.log.take(where, response)
-        one = one_prompt(response, choices)
-        told = [lengths(response, choice, len(choices) == 1, one, where) for _, choice in have]
+        if unshared(response, choices, where):
+            self.log.note(where, UNSHARED)
+        told = [lengths(response, choices, choice, where) for _, choice in have]
         if prompt is not None:
             shared = self._rows(prompt, (told[0].prompt,), f"{where}: {PROMPT_EXPERTS}")
             for i, (here, choice) in enumerate(have):
