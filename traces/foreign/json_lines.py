@@ -20,6 +20,15 @@ HEAD_BYTES = 256
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
+    for where, text in texts(path):
+        for here, value in values(text, where):
+            if not isinstance(value, dict):
+                raise TraceError(f"{here}: {_kind(value)}; a JSON object is required")
+            yield here, value
+
+
+def texts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(where, text) of each line that is not blank, or of the one value that a file is over several lines."""
     refuse_irregular(path, "JSON")
     with refusing(f"{path}: not readable"), path.open("rb") as file:
         first = True
@@ -28,15 +37,19 @@ def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if len(line) > MOST_JSON_BYTES:
                 raise TraceError(f"{where}: more than {MOST_JSON_BYTES} bytes; no response is that long")
             if line.strip():
-                if first and not _is_json(line):  # one value over several lines
+                if first and _begins_json(line) and not _is_json(line):  # one value over several lines
                     where, line = str(path), line + file.read(MOST_JSON_BYTES + 1 - len(line))
                 if len(line) > MOST_JSON_BYTES:
                     wrong = f"one JSON value of over {MOST_JSON_BYTES} bytes"
                     raise TraceError(f"{path}: {wrong}; one object a line has no limit")
-                yield from _objects_of(line, where)
+                yield where, line
                 first = False
         if first:
-            yield from _objects_of(b"", str(path))
+            yield str(path), b""
+
+
+def _begins_json(line: bytes) -> bool:
+    return line.removeprefix(BOM).lstrip()[:1] in (b"{", b"[")
 
 
 def _is_json(line: bytes) -> bool:
@@ -47,15 +60,11 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _objects_of(text: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object that a text is, or those of the list that it is."""
+def values(text: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    """(where, value): the value that a text is, or those of the list that it is. Raises TraceError for no JSON."""
     with refusing(f"{where}: not JSON"):
         value = json.loads(text.removeprefix(BOM), parse_constant=refuse_constant)
-    elements = [(f"{where}: [{i}]", v) for i, v in enumerate(value)] if isinstance(value, list) else [(where, value)]
-    for here, element in elements:
-        if not isinstance(element, dict):
-            raise TraceError(f"{here}: {_kind(element)}; a JSON object is required")
-        yield here, element
+    yield from [(f"{where}: [{i}]", v) for i, v in enumerate(value)] if isinstance(value, list) else [(where, value)]
 
 
 def small_json(path: Path, most_bytes: int, why: str = "") -> Any:

@@ -2,9 +2,11 @@
 
 0.33: one array per completion, [tokens - 1 - start, layers, top_k] (uint8, or uint16 for more than 256 experts): prompt
 and generated tokens together, the last sampled token never forwarded, *all* hidden layers with zeros for the dense
-ones. In JSON: choices[i].routed_experts, base64 of the .npy bytes.
+ones. In JSON: choices[i].routed_experts, base64 of the .npy bytes. Rows of prompt tokens that the prefix cache held are
+there as well; usage.prompt_tokens_details.cached_tokens says how many (server flag --enable-prompt-tokens-details).
 0.21: prompt_routed_experts [prompt tokens, MoE layers, top_k] in the response, shared by its completions, and
-choices[i].routed_experts [generated, MoE layers, top_k]; nested lists; -1 where the prompt came from the prefix cache.
+choices[i].routed_experts [generated, MoE layers, top_k]; nested lists, int16; -1 where the prompt came from the prefix
+cache. Only /inference/v1/generate streams routed experts, in the chunk that ends a completion.
 What is written is 0.33's: uint8 or uint16, and zeros for the dense layers.
 Ids are logical (taken before the expert-parallel map), in the order in which the router's kernel wrote them.
 """
@@ -19,32 +21,61 @@ import numpy as np
 
 from traces.command import replace
 from traces.errors import TraceError
-from traces.foreign.ask import Ask, Axis, pick_layers
+from traces.foreign.ask import Ask
+from traces.foreign.completions import (
+    CACHED,
+    COMPLETION_TOKENS,
+    PROMPT_IDS,
+    PROMPT_TOKENS,
+    UNSHARED,
+    Layers,
+    Lengths,
+    by_index,
+    lengths,
+    shared_out,
+    unshared,
+    whole,
+)
 from traces.foreign.format import PROMPTS, Reader, Writer
-from traces.foreign.json_lines import first_object, from_base64, integer, member, objects
+from traces.foreign.json_lines import from_base64, member
 from traces.foreign.npy import head_of, npy_of, read_npy
+from traces.foreign.responses import CHOICES, EXPERTS, IDS, PROMPT_EXPERTS, USAGE, Parts, Responses, looks
 from traces.foreign.spill import check_full
 from traces.foreign.whole_rows import Rows
-from traces.format.layout import Array, chunks, is_int
+from traces.format.layout import MAX_EXPERTS, Array, chunks, is_int
 from traces.format.members import npy_head, refusing
 from traces.format.trace import RoutingTrace
 
-CHOICES, EXPERTS, PROMPT_EXPERTS = "choices", "routed_experts", "prompt_routed_experts"
-USAGE, PROMPT_TOKENS, COMPLETION_TOKENS = "usage", "prompt_tokens", "completion_tokens"
-PROMPT_IDS, IDS = "prompt_token_ids", "token_ids"
-CACHED = "prompt tokens taken from the prefix cache (not routed in this run)"
+MISSING = f"{EXPERTS} is missing; vLLM writes it with --enable-return-routed-experts"
 
 
 def detect(path: Path) -> bool:
-    """Whether it is an array of small unsigned ids [tokens, layers, top_k], a folder of them, or a response."""
+    """Whether it is an array that can be ids [tokens, layers, top_k], a folder of them, or a response with them."""
     if path.is_dir():
         files = sorted(path.glob("*.npy"))
         return bool(files) and detect(files[0])
     head = head_of(path)
     if head is not None:
-        return len(head[1]) == 3 and head[0] in (np.uint8, np.uint16)
-    choices = first_object(path).get(CHOICES)
-    return isinstance(choices, list) and any(isinstance(c, dict) and c.get(EXPERTS) is not None for c in choices)
+        small = head[0] in (np.uint8, np.uint16)  # what vLLM itself writes; others write counts in the wider ones
+        return len(head[1]) == 3 and head[0].kind in "iu" and (small or _can_be_ids(path))
+    return looks(path, lambda response: any(c.get(EXPERTS) is not None for c in _choices(response)))
+
+
+def _can_be_ids(path: Path) -> bool:
+    """Whether the first rows of an array of integers hold what a token's slots can: different ids, or one and the same
+    where nothing was recorded."""
+    try:
+        _, rows = next(chunks(read_npy(path)))
+    except TraceError:
+        return False
+    slots = np.sort(rows.reshape(-1, rows.shape[-1]), axis=1)
+    different = (slots[:, 1:] != slots[:, :-1]).all(axis=1) | (slots[:, 0] == slots[:, -1])
+    return bool(different.all()) and int(slots.min()) >= -1 and int(slots.max()) < MAX_EXPERTS
+
+
+def _choices(response: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = response.get(CHOICES)
+    return by_index(choices) if isinstance(choices, list) else []
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
@@ -59,38 +90,9 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     elif head_of(path) is not None or path.suffix == ".npy":
         build.array(path)
     else:
-        for where, response in objects(path):
+        for where, response, _ in build.log:
             build.response(where, response)
     return build.trace()
-
-
-class Layers:
-    """Takes the MoE layers of [n, layers, K] arrays and refuses routing where there ought to be none."""
-
-    def __init__(self, path: Path, ask: Ask) -> None:
-        self.path, self.ask = path, ask
-        self.axis = Axis([], [], [])
-        self.shape: tuple[int, ...] = ()
-
-    def of(self, array: Array, where: str) -> Array:
-        """[n, MoE layers, K] of an integer array whose shape is that of the first one; a list without rows has none."""
-        if array.size == 0:
-            return np.zeros((0, len(self.axis.layers), self.shape[1]), np.int64) if self.shape else array
-        if array.ndim != 3 or array.dtype.kind not in "iu":
-            found = f"{array.dtype.name} {list(array.shape)}"
-            raise TraceError(f"{where}: {found}; integers [tokens, layers, top_k] needed")
-        if not self.shape:
-            self.shape = array.shape[1:]
-            self.axis = pick_layers(self.path, self.shape[0], self.ask, "the array")
-            if self.ask.model.top_k not in (None, self.shape[1]):
-                name, k = self.ask.model.name, self.ask.model.top_k
-                raise TraceError(f"{where}: {self.shape[1]} experts a token; {name} has {k}")
-        if array.shape[1:] != self.shape:
-            raise TraceError(f"{where}: shape {list(array.shape)}; the arrays before have {list(self.shape)} per token")
-        for layer in self.axis.dense:
-            if array[:, layer].any():
-                raise TraceError(f"{where}: layer {layer} has experts; {self.ask.model.name} has none there")
-        return array[:, self.axis.take]
 
 
 class _Build:
@@ -98,68 +100,96 @@ class _Build:
         self.path, self.ask = path, ask
         self.layers = Layers(path, ask)
         self.rows = Rows(path, ask)
+        self.log = Responses(path)
         self.sequence = 0
         self.layout = "0.33"
 
     def array(self, path: Path) -> None:
         """One request, of an array that knows no lengths: the flags say them."""
-        whole, start = read_npy(path), self.ask.asked("prompt_start") or 0
-        for lo, part in chunks(whole):
-            block = self.layers.of(part, str(path))
+        array, start = read_npy(path), self.ask.asked("prompt_start") or 0
+        for lo, part in chunks(array):
+            block = self.layers.recorded(self.layers.of(part, str(path)), str(path), lo)
             position = np.arange(start + lo, start + lo + len(block))
             self._add(block, position, self.ask.prefill(self.path, position))
         self.sequence += 1
 
     def response(self, where: str, response: dict[str, Any]) -> None:
         """All completions of one response, a request each."""
-        choices = member(response, CHOICES, list, where)
+        if response.get(CHOICES) is None:
+            self.log.fail(where, f"{CHOICES} is missing")
+            return
+        choices = by_index(member(response, CHOICES, list, where))
         prompt = response.get(PROMPT_EXPERTS)
-        for i, choice in enumerate(choices):
-            here = f"{where}: {CHOICES}[{i}]"
-            if not isinstance(choice, dict) or choice.get(EXPERTS) is None:
-                raise TraceError(f"{here}: {EXPERTS} is missing; vLLM writes it with --enable-return-routed-experts")
-            shared = None if prompt is None else self._rows(prompt, f"{where}: {PROMPT_EXPERTS}")
-            found = self._rows(choice[EXPERTS], f"{here}.{EXPERTS}")
-            if shared is not None:
-                self._split(shared if i == 0 else shared[:0], found, len(shared), here)
-            else:
-                self._joined(found, _lengths(response, choice, len(choices), where), here, _token_ids(response, choice))
-            self.sequence += 1
+        named = [(f"{where}: {CHOICES}[{i}]", choice) for i, choice in enumerate(choices)]
+        have = [(here, choice) for here, choice in named if prompt is not None or choice.get(EXPERTS) is not None]
+        if len(have) < len(choices) or not choices:
+            self.log.fail(where, MISSING)
+        if not have:
+            return
+        self.log.take(where, response)
+        if unshared(response, choices, where):
+            self.log.note(where, UNSHARED)
+        told = [lengths(response, choices, choice, where) for _, choice in have]
+        if prompt is not None:
+            shared = self._rows(prompt, (told[0].prompt,), f"{where}: {PROMPT_EXPERTS}")
+            for i, (here, choice) in enumerate(have):
+                self._split(shared if i == 0 else shared[:0], choice, told[i], len(shared), here)
+            return
+        found = [
+            self._rows(choice[EXPERTS], (length.forwarded,), f"{here}.{EXPERTS}")
+            for (here, choice), length in zip(have, told, strict=True)
+        ]
+        if len(have) == len(choices):
+            told = shared_out(response, told, [len(rows) for rows in found])
+        for (here, choice), rows, length in zip(have, found, told, strict=True):
+            self._joined(rows, length, here, _token_ids(response, choice))
 
-    def _rows(self, value: object, where: str) -> Array:
-        return self.layers.of(_decoded(value, where), where)
+    def _rows(self, value: object, forwarded: tuple[int | None, ...], where: str) -> Array:
+        parts = value if isinstance(value, Parts) else [value]
+        return whole([self.layers.of(_decoded(part, where), where) for part in parts], forwarded, where)
 
-    def _split(self, prompt: Array, generated: Array, prompt_tokens: int, here: str) -> None:
+    def _split(self, prompt: Array, choice: dict[str, Any], length: Lengths, prompt_tokens: int, here: str) -> None:
         """0.21: the prompt was run once, so its rows go to the first completion."""
         self.layout = "0.21"
-        parts = [part for part in (prompt, generated) if len(part)]
-        if not parts:
-            return
-        rows = np.concatenate(parts)
+        if length.prompt not in (None, prompt_tokens):
+            raise TraceError(f"{here}: {prompt_tokens} rows of {PROMPT_EXPERTS}; its prompt has {length.prompt} tokens")
+        most = length.generated
+        generated = self._rows(choice.get(EXPERTS) or [], (most, most and most - 1), f"{here}.{EXPERTS}")
+        rows = np.concatenate([part for part in (prompt, generated) if len(part)] or [prompt])
         position = prompt_tokens - len(prompt) + np.arange(len(rows))
-        routed = (rows >= 0).any(axis=(1, 2))
+        routed = (rows >= 0).any(axis=(1, 2)) if rows.size else np.zeros(len(rows), bool)
         cached = int(np.argmax(routed)) if routed.any() else len(rows)
         if cached > len(prompt):
             late = cached - len(prompt)
             raise TraceError(f"{here}: generated token {late} has no expert; only cached prompt rows may")
-        if cached:
-            self.rows.dropped[CACHED] += cached
-        self._add(rows[cached:], position[cached:], (position < prompt_tokens)[cached:])
+        told = min(len(prompt), length.cached)
+        self._computed(rows, position, position < prompt_tokens, max(cached, told), here)
 
-    def _joined(self, rows: Array, lengths: tuple[int | None, int | None], here: str, ids: Array | None) -> None:
+    def _joined(self, rows: Array, length: Lengths, here: str, ids: Array | None) -> None:
         """0.33: rows of a whole sequence from its start (or from where the request asked them to begin)."""
-        prompt, generated = lengths
-        said = prompt is not None and generated is not None
-        start = (prompt or 0) + (generated or 0) - 1 - len(rows) if said else self.ask.asked("prompt_start")
+        forwarded = length.forwarded
+        start = self.ask.asked("prompt_start") if forwarded is None else forwarded - len(rows)
         if start is None:
             wrong = f"{here}: the response does not say how many tokens this completion has"
             raise TraceError(f"{wrong}; required: --prompt-start N (0 if routed_experts_prompt_start was not set)")
-        if start < 0 or (prompt is not None and generated is not None and start + len(rows) > prompt + generated):
-            tokens = f"{prompt} prompt and {generated} generated tokens"
+        if start < 0:
+            tokens = f"{length.prompt} prompt and {length.generated} generated tokens"
             raise TraceError(f"{here}: {len(rows)} rows for {tokens}; one row per token but the last is right")
         position = start + np.arange(len(rows))
-        prefill = self.ask.prefill(self.path, position, prompt=prompt)
-        self._add(rows, position, prefill, None if ids is None else ids[start : start + len(rows)])
+        prefill = self.ask.prefill(self.path, position, prompt=length.prompt)
+        there = None if ids is None else ids[start : start + len(rows)]
+        self._computed(rows, position, prefill, max(0, length.cached - start), here, there)
+
+    def _computed(
+        self, rows: Array, position: Array, prefill: Array, cached: int, here: str, ids: Array | None = None
+    ) -> None:
+        """One request, without the first `cached` rows, which were not computed for it."""
+        cached = min(cached, len(rows))
+        if cached:
+            self.rows.dropped[CACHED] += cached
+        rows = self.layers.recorded(rows[cached:], here, cached)
+        self._add(rows, position[cached:], prefill[cached:], None if ids is None else ids[cached:])
+        self.sequence += 1
 
     def _add(self, rows: Array, position: Array, prefill: Array, ids: Array | None = None) -> None:
         there = ids is not None and len(ids) == len(rows)
@@ -170,6 +200,8 @@ class _Build:
         self.rows.add(rows, self.sequence, position, prefill, **more)
 
     def trace(self) -> RoutingTrace:
+        self.log.tell(self.rows)
+        self.layers.tell(self.rows)
         kept = {"tool": "vllm", "layout": self.layout, "id_space": "logical", "slots_ordered_by_weight": False}
         return self.rows.trace(self.layers.axis.layers, "no completions in it", **kept)
 
@@ -188,24 +220,6 @@ def _decoded(value: object, where: str) -> Array:
         found = f"{array.dtype.name} {list(array.shape)}"
         raise TraceError(f"{where}: {found}; integers [tokens, layers, top_k] are needed")
     return array.astype(np.int64)
-
-
-def _lengths(
-    response: dict[str, Any], choice: dict[str, Any], choices: int, where: str
-) -> tuple[int | None, int | None]:
-    """(prompt tokens, generated tokens) of a completion, None where the response does not say: `usage` adds up
-    what its completions generated, and, for several prompts in one request, the prompts."""
-    prompt = next((p for p in (choice.get(PROMPT_IDS), response.get(PROMPT_IDS)) if isinstance(p, list)), None)
-    ids, usage = choice.get(IDS), response.get(USAGE)
-    known = usage if isinstance(usage, dict) else {}
-    one_prompt = choices == 1 or response.get("object") == "chat.completion"
-    in_prompt = len(prompt) if prompt is not None else None
-    if in_prompt is None and one_prompt and PROMPT_TOKENS in known:
-        in_prompt = integer(known[PROMPT_TOKENS], f"{USAGE}.{PROMPT_TOKENS}", where)
-    generated = len(ids) if isinstance(ids, list) else None
-    if generated is None and choices == 1 and COMPLETION_TOKENS in known:
-        generated = integer(known[COMPLETION_TOKENS], f"{USAGE}.{COMPLETION_TOKENS}", where)
-    return in_prompt, generated
 
 
 def _token_ids(response: dict[str, Any], choice: dict[str, Any]) -> Array | None:
