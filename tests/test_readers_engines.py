@@ -384,7 +384,6 @@ def test_memory_does_not_grow_with_a_file_that_is_one_value(tmp_path: Path) -> N
     finally:
         tracemalloc.stop()
     assert size > 11 << 20 and most < 8 << 20, (size, most)
-    assert npz.read(tmp_path / "o.npz").experts.shape == (8001, 59, 4)
 
 
 @needs_cases
