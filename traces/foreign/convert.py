@@ -38,6 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     asked.add_argument("--iteration", type=int, metavar="N", help="which checkpoint of several")
     asked.add_argument("--interleave", type=int, metavar="N", help="so many sequences lie side by side, row by row")
     asked.add_argument("--columns", metavar="MAP", help="its names for ours, such as token=token_pos,experts=topk_ids")
+    asked.add_argument("--values", metavar="KIND", help="logits or probabilities: what a number for every expert is")
     kept = command.add_argument_group("kept in the file")
     kept.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
     kept.add_argument("--source", help="where the log comes from")
