@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from traces.command import replace
-from traces.errors import TraceError
+from traces.errors import TraceError, UserError
 from traces.foreign.extras import needed
 from traces.format.layout import Array
 from traces.format.members import refuse_irregular, refusing
@@ -67,6 +67,21 @@ def array(value: Any, what: str, path: Path, dims: int, kinds: str = "iu") -> Ar
     found = tensor(value, what, path, (dims,), kinds)
     with refusing(f"{path}: {what}"):
         return numbers(found)
+
+
+def look(path: Path) -> Any:
+    """What a `.pt` file holds, None for anything else: what detection looks at."""
+    if not words(path):
+        return None
+    try:
+        return load(path)
+    except UserError:  # torch may not be there
+        return None
+
+
+def is_tensor(value: object) -> bool:
+    """Whether something that `load` gave is a tensor."""
+    return isinstance(value, needed("torch", "a .pt file").Tensor)
 
 
 def words(path: Path) -> bytes:
