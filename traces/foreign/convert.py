@@ -53,7 +53,7 @@ def convert(options: argparse.Namespace) -> None:
     path, out = Path(options.file), Path(options.out)
     name = one_of("format", options.format or detected(path), list(READERS))
     reader = READERS[name]
-    if options.model is None:
+    if options.model is None and not reader.says_model:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
     for flag in FLAGS:
         if getattr(options, flag) is not None and flag not in reader.flags:
@@ -91,7 +91,7 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         facts["moe_layers"] = parse_layers(options.moe_layers)
     folder = out.resolve().parent
     return Ask(
-        model(options.model, **facts),
+        model(options.model or "", **facts),
         real=not options.synthetic,
         scratch=folder if folder.is_dir() else None,
         meta=given("source", "licence"),

@@ -18,13 +18,15 @@ PASSES = (*PROMPTS, "requests")
 @dataclass(frozen=True)
 class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
-    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes."""
+    trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. says_model: the file names
+    its model."""
 
     name: str
     read: Callable[[Path, Ask], RoutingTrace | Profile]
     detect: Callable[[Path], bool]
     doc: str
     flags: tuple[str, ...] = SHAPE
+    says_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from traces.foreign.format import Reader, Writer
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
-READ = "csv jsonl llamacpp vllm sglang sglang-routed megatron flame trtllm-raw trtllm imatrix sglang-stat moe-infinity"
-WRITTEN = "sglang eplb moe-infinity flame vllm"
+READ = (
+    "csv jsonl llamacpp vllm sglang sglang-routed hf megatron flame trtllm-raw parquet"
+    " trtllm imatrix sglang-stat moe-infinity"
+)
+WRITTEN = "parquet sglang eplb moe-infinity flame vllm"
 
 
 def _said(kind: type[Said], order: list[str]) -> dict[str, Said]:

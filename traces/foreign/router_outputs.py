@@ -1,7 +1,7 @@
 """The routing in what `.pt` and `.npz` files of router outputs hold, found by names and shapes.
 
-A file holds one recording or a list of them; a recording one forward pass, or those of a generation; a pass an array for
-each MoE layer, by place, by name or stacked.
+A file holds one recording or a list of them; a recording is one forward pass, or those of a generation; a pass has an
+array for each MoE layer, by place, by name or stacked.
 """
 
 import re
