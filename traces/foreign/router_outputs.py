@@ -47,7 +47,7 @@ def looks(value: Any) -> bool:
         arrays = [key for key, each in value.items() if _is_array(each)]
         numbered = [key for key in arrays if LAYER.fullmatch(str(key)) or NTH.fullmatch(str(key))]
         alone = len(arrays) == len(value) == 1 and value[arrays[0]].ndim == 3
-        return bool(known & set(value)) or alone or (len(numbered) == len(value) > 1 and _alike(list(value.values())))
+        return bool(known & set(value)) or alone or (len(numbered) == len(value) > 0 and _alike(list(value.values())))
     if not isinstance(value, list | tuple) or not value:
         return False
     first = next((each for each in value if each is not None), None)
@@ -147,17 +147,18 @@ class Finder:
 
     def _unnamed(self, value: Mapping[Any, Any], where: str) -> dict[str, Any]:
         """Routing under a name that says less: one array alone, one for each layer, or np.savez of a list."""
-        late = [name for name in LATE if name in value]
-        alone = late or [key for key, each in value.items() if not _is_array(each) or each.ndim > 2]
+        late = [value[name] for name in LATE if name in value]
         layers = [key for key in value if LAYER.fullmatch(str(key))]
         nth = sorted((int(m[1]), key) for key in value if (m := NTH.fullmatch(str(key))))
         found: Any = None
-        if len(value) == 1 or late:
-            found = value[alone[0]] if alone else None
-        elif len(nth) == len(value):
-            found = [value[key] for _, key in nth]
+        if late:
+            found = late[0]
         elif layers and _alike([value[key] for key in layers]):
             found = {key: value[key] for key in layers}
+        elif len(nth) == len(value) > 1:
+            found = [value[key] for _, key in nth]
+        elif len(value) == 1:
+            found = next(iter(value.values()))
         if found is None:
             right = "required: --columns logits=NAME or experts=NAME"
             raise TraceError(f"{where}: router_logits or expert_ids are not in it, but {_names(value)}; {right}")
@@ -193,8 +194,12 @@ class Finder:
             )
         elif isinstance(value, list | tuple) and value:
             axis = self._axis(len(value), what)
-            if any(value[i] is not None for i in axis.dense):
-                raise TraceError(f"{what}: router outputs of a layer that {self.ask.model.name} has no experts in")
+            used = [i for i in axis.dense if value[i] is not None]
+            if used:
+                wrong = (
+                    f"{len(value)} layers, with routing in layer {used[0]}; {self.ask.model.name} has no experts there"
+                )
+                raise TraceError(f"{what}: {wrong}; required: --model NAME, or --moe-layers LIST")
             value, layers = [value[i] for i in axis.take], axis.layers
         else:
             raise TraceError(f"{what}: {_kind(value)}; a tensor, or one for each layer, is required")
@@ -214,10 +219,11 @@ class Finder:
         if value.ndim not in (3, 4):
             raise TraceError(f"{what}: shape {list(value.shape)}; [layers, tokens, numbers] is required")
         known = {len(self.ask.moe_layers(self.path)), self.ask.model.n_layers}
-        fits = [axis for axis in range(2 if value.ndim == 3 else 1) if value.shape[axis] in known]
+        axes = (0, 1) if value.ndim == 3 else (0,)
+        fits = [axis for axis in axes if value.shape[axis] in known]
         said = self.columns.get(LAYERS)
         if said is not None:
-            fits = [int(said)] if said in ("0", "1")[: value.ndim - 2 or 1] else []
+            fits = [axis for axis in axes if str(axis) == said]
         if not fits:
             wrong = (
                 f"shape {list(value.shape)}; {self.ask.model.name} has {len(self.ask.moe_layers(self.path))} MoE layers"
@@ -263,9 +269,9 @@ def _of_ids(value: Any) -> bool:
     while isinstance(value, list | tuple | Mapping) and value:
         inner = value.values() if isinstance(value, Mapping) else value
         value = next((each for each in inner if each is not None), None)
-    return _is_array(value) and not (
-        value.dtype.kind == "f" if isinstance(value, np.ndarray) else value.is_floating_point()
-    )
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu"
+    return torch_file.is_tensor(value) and not (value.is_floating_point() or value.is_complex())
 
 
 def _names(value: Mapping[Any, Any]) -> str:
