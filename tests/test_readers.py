@@ -175,8 +175,8 @@ def without(flags: list[str], *names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [
-        *((name, "--n-experts", "required: --n-experts N") for name in PER_TOKEN),
-        *((name, "--model", "required: --model") for name in PER_TOKEN),
+        *((name, "--n-experts", "required: --n-experts N") for name in PER_TOKEN if name not in ("hf-logits", "parquet")),
+        *((name, "--model", "required: --model") for name in PER_TOKEN if name != "parquet"),
         *((name, "--moe-layers", "required: --moe-layers LIST") for name in
           ("vllm", "vllm-npy", "vllm-0.21", "sglang", "sglang-routed")),
         *((name, "--top-k", "required: --top-k N") for name in ("sglang", "sglang-routed", "llamacpp-pairs")),
