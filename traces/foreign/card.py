@@ -110,9 +110,9 @@ def _front(trace: RoutingTrace, name: str, to: str) -> str:
     licence = _licence(trace).lower()
     lines = [f"license: {licence if licence in LICENCES else 'other' if licence else 'unknown'}"]
     if licence and licence not in LICENCES:
-        lines.append(f"license_name: {json.dumps(_plain(_licence(trace)))}")
+        lines.append(f"license_name: {json.dumps(_licence(trace))}")
     tags = ["mixture-of-experts", "routing-traces", *([] if trace.real else ["synthetic"])]
-    lines += [f"pretty_name: {json.dumps(_plain(name))}", "tags:", *(f"- {tag}" for tag in tags)]
+    lines += [f"pretty_name: {json.dumps(name)}", "tags:", *(f"- {tag}" for tag in tags)]
     lines += ["size_categories:", f"- {SIZES[max(0, min(len(str(trace.n_tokens)) - 3, len(SIZES) - 1))]}"]
     if to == "parquet":
         files = ["  data_files:", "  - split: train", "    path: trace.parquet"]
