@@ -277,6 +277,69 @@ def flame(path: Path, trace: RoutingTrace) -> Flags:
     return [*shape_flags(trace), *prompt_flags(trace), "--requests", "one"]
 
 
+def flame_pt(path: Path, trace: RoutingTrace) -> Flags:
+    """actives/MODEL/RUN/ITERATION/LAYER/SHARD.pt, layers from 1: pairs (scores, indices), in two shards, 2 and 10."""
+    import torch
+
+    weights = np.zeros(trace.experts.shape) if trace.weights is None else trace.weights
+    cut = trace.n_tokens // 2
+    for i, layer in enumerate(trace.meta["moe_layers"]):
+        folder = path / "actives" / "flame-moe-290m" / "31066" / "540" / str(layer + 1)
+        folder.mkdir(parents=True)
+        for name, rows in (("2", slice(0, cut)), ("10", slice(cut, None))):
+            pair = (np.array(weights[rows, i], np.float32), np.array(trace.experts[rows, i], np.int64))
+            torch.save(tuple(map(torch.from_numpy, pair)), folder / f"{name}.pt")
+    return [*shape_flags(trace), *prompt_flags(trace), "--requests", "one"]
+
+
+def ranked_logits(trace: RoutingTrace) -> np.ndarray:
+    """float32 [T, L, E] whose highest are the trace's experts, slot by slot; all different, none like a count."""
+    order = np.array([[list(row) + [e for e in range(trace.n_experts) if e not in row] for row in of]
+                      for of in trace.experts.tolist()])  # fmt: skip
+    logits = np.zeros((*trace.experts.shape[:2], trace.n_experts), np.float32)
+    np.put_along_axis(logits, order, np.broadcast_to(-0.5 - np.arange(trace.n_experts), order.shape), axis=2)
+    return logits
+
+
+def hf_ids(path: Path, trace: RoutingTrace) -> Flags:
+    """A list with the top-k ids of each MoE layer."""
+    import torch
+
+    ids = [torch.from_numpy(np.array(trace.experts[:, i], np.int64)) for i in range(trace.n_moe_layers)]
+    torch.save({"expert_ids": ids, "prompt": "words"}, path)
+    return [*shape_flags(trace), *prompt_flags(trace), "--requests", "one"]
+
+
+def hf_logits(path: Path, trace: RoutingTrace) -> Flags:
+    """An array of router logits per MoE layer, by its name."""
+    logits = ranked_logits(trace)
+    names = [f"model.layers.{layer}.mlp.gate" for layer in trace.meta["moe_layers"]]
+    np.savez(path, **{name: logits[:, i] for i, name in enumerate(names)})
+    return [*shape_flags(trace), *prompt_flags(trace), "--requests", "one"]
+
+
+def parquet(path: Path, trace: RoutingTrace) -> Flags:
+    """One row per token, row groups of five, the meta in the schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    meta = dict(trace.meta) | {"real": True, "tool": "tests"}
+    columns = {"sequence": pa.int32(), "position": pa.int32(), "prefill": pa.bool_()}
+    columns["experts"] = pa.list_(pa.list_(pa.int16()))
+    if trace.weights is not None:
+        columns["weights"] = pa.list_(pa.list_(pa.float16()))
+    arrays = {}
+    for name, kind in columns.items():
+        values: Any = getattr(trace, name)
+        halves = [[list(map(np.float16, slots)) for slots in row] for row in values] if name == "weights" else None
+        arrays[name] = pa.array(values.tolist() if halves is None else halves, kind)
+    if trace.token_ids is not None:
+        arrays["token_id"] = pa.array(trace.token_ids.tolist(), pa.int32())
+    table = pa.table(arrays).replace_schema_metadata({"routing_trace_meta": json.dumps(meta)})
+    pq.write_table(table, path, row_group_size=5)
+    return shape_flags(trace)
+
+
 def trtllm_raw(path: Path, trace: RoutingTrace) -> Flags:
     from safetensors.numpy import save_file
 
@@ -413,6 +476,10 @@ PER_TOKEN: dict[str, tuple[str, str, Builder, bool]] = {
     "sglang-routed": ("sglang-routed", "responses.jsonl", sglang_routed, False),
     "megatron": ("megatron", "router_trace_rank0.jsonl", megatron, True),
     "flame": ("flame", "flame-moe-290m", flame, True),
+    "flame-pt": ("flame", "flame-moe-290m", flame_pt, True),
+    "hf-ids": ("hf", "topk.pt", hf_ids, True),
+    "hf-logits": ("hf", "router_logits.npz", hf_logits, True),
+    "parquet": ("parquet", "trace.parquet", parquet, False),
     "trtllm-raw": ("trtllm-raw", "statistic", trtllm_raw, True),
     "bigmoeonedge": ("bigmoeonedge", "route_trace.csv", bigmoeonedge, False),
     "expert-selection": ("expert-selection", "0.json", expert_selection, True),
@@ -430,6 +497,7 @@ COUNTED: dict[str, tuple[str, str, Builder]] = {
 FIXTURES: dict[str, tuple[str, str, Builder]] = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
 # What a writer can be asked for: file name -> the format that reads it; None: checked by hand in tests/test_writers.py.
 WRITTEN: dict[str, dict[str, str | None]] = {
+    "parquet": {"trace.parquet": "parquet"},
     "sglang": {"location.pt": "sglang-stat", "location.json": "sglang-stat"},
     "eplb": {"weight.pt": "eplb", "weight.npy": "eplb"},
     "moe-infinity": {"eam.npy": "moe-infinity"},

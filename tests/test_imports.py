@@ -74,7 +74,7 @@ def test_libraries_of_formats_are_imported_late_by_the_files_that_need_them() ->
         for path in files("traces")
         for name in imports(path) & {"torch", "pyarrow", "pyarrow.parquet", "pyarrow.types", "safetensors", "gguf"}
     }
-    wanted = {("torch_file.py", "torch"), ("flame.py", "pyarrow"), ("trtllm.py", "safetensors")}
+    wanted = {("torch_file.py", "torch"), ("parquet_file.py", "pyarrow"), ("trtllm.py", "safetensors")}
     live = {Path(name).name for name in CAPTURE}
     assert {user for user in users if user[0] not in live} == wanted
 

@@ -176,8 +176,9 @@ def without(flags: list[str], *names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [
-        *((name, "--n-experts", "required: --n-experts N") for name in PER_TOKEN if name != "bigmoeonedge"),
-        *((name, "--model", "required: --model") for name in PER_TOKEN if name != "bigmoeonedge"),
+        *((name, "--n-experts", "required: --n-experts N") for name in PER_TOKEN
+          if name not in ("hf-logits", "parquet", "bigmoeonedge")),
+        *((name, "--model", "required: --model") for name in PER_TOKEN if name not in ("parquet", "bigmoeonedge")),
         *((name, "--moe-layers", "required: --moe-layers LIST") for name in
           ("vllm", "vllm-npy", "vllm-0.21", "sglang", "sglang-routed")),
         *((name, "--top-k", "required: --top-k N") for name in ("sglang", "sglang-routed", "llamacpp-pairs")),

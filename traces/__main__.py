@@ -1,6 +1,6 @@
-"""Command line of the traces: `python -m traces info | split | convert | synth | capture`.
+"""Command line of the traces: `python -m traces info | split | convert | card | synth | capture`.
 
-`info` looks at frequency profiles too; `convert` is in traces.foreign.convert, `capture` in traces.capturing.
+`info` looks at frequency profiles too; `convert` and `card` are in traces.foreign, `capture` in traces.capturing.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from traces.capturing import command as capturing
 from traces.command import Parser, guarded, one_of
 from traces.errors import TraceError
+from traces.foreign import card
 from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
 from traces.format.groups import parts
@@ -65,6 +66,8 @@ def _parser(by: bool) -> Parser:
 
     command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
     add_arguments(command)
+
+    card.add_arguments(commands.add_parser("card", help="a trace as a data set, with its card, to publish"))
 
     command = commands.add_parser("synth", help="generate a synthetic trace")
     shape = command.add_mutually_exclusive_group(required=True)
@@ -149,6 +152,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "info": _info,
     "split": _split,
     "convert": convert,
+    "card": card.card,
     "synth": _synth,
     "capture": _capture,
 }

@@ -13,7 +13,8 @@ from traces.format.layout import MAX_EXPERTS, Array
 
 PHASES = ("prefill", "decode", "by-batch")
 # what a source may leave open
-ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "verify", "iteration", "interleave", "columns")
+ASKED = ("phase", "prompt_tokens", "prompt_start", "requests", "verify", "iteration", "interleave", "columns", "values")
+VALUES = ("logits", "probabilities")
 REQUESTS = ("one", "step", "prompt")  # or a number of tokens
 
 
@@ -27,6 +28,7 @@ class Ask:
     a prompt pass follows a generated one), or so many tokens each. verify: passes of at most so many tokens, but for
     the first, verify drafts: their rows are generated ones (by-batch alone). iteration: which checkpoint of several.
     interleave: so many sequences lie side by side, row by row. columns: a field of ours -> what the source calls it.
+    values: logits or probabilities, of numbers over all experts.
     scratch: folder for temporary files. meta: further keys (source, licence).
     """
 
@@ -40,6 +42,7 @@ class Ask:
     iteration: int | None = None
     interleave: int | None = None
     columns: dict[str, str] | None = None
+    values: str | None = None
     scratch: Path | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # names of the flags that were asked for
@@ -62,6 +65,10 @@ class Ask:
                 raise TraceError(f"{flag} {value}: a number from 0 to {2**31 - 1} is required")
         if self.interleave is not None and not 1 <= self.interleave < 2**20:
             raise TraceError(f"--interleave {self.interleave}: a number from 1 to {2**20 - 1} is required")
+        if self.interleave is not None and self.requests in ("one", "prompt"):
+            raise TraceError(f"--interleave: needs --requests step or tokens each, not {self.requests}")
+        if self.values is not None and self.values not in VALUES:
+            raise TraceError(f"--values {self.values[:40]!r}: one of {', '.join(VALUES)} is required")
 
     def asked(self, flag: str) -> Any:
         """What one of ASKED says, None where it was not given; the flag counts as used."""
@@ -77,6 +84,19 @@ class Ask:
         """Tokens of a request by --requests N, else 0."""
         found = re.fullmatch("[0-9]{1,9}", self.requests or "", re.ASCII)
         return int(found[0]) if found else 0
+
+    @property
+    def said_requests(self) -> str:
+        """How requests were told apart, for meta."""
+        return f"--requests {self.requests}" + (f" --interleave {self.interleave}" if self.interleave else "")
+
+    def places(self, row: Array) -> tuple[Array, Array]:
+        """(sequence, position) of rows [n] by their place in the source, with --requests N and --interleave M: every
+        N x M rows hold M requests of N tokens, of which row r is request r % M at position r // M. What is left after
+        the last whole block lies likewise: so many shorter requests."""
+        side = self.asked("interleave") or 1
+        block, within = np.divmod(row, self.tokens_each * side)
+        return block * side + within % side, within // side
 
     def n_experts(self, path: Path) -> int:
         value = self._known(path, "n_experts", "how many experts a layer has", "--n-experts N")

@@ -45,6 +45,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     asked.add_argument("--iteration", type=int, metavar="N", help="which checkpoint of several")
     asked.add_argument("--interleave", type=int, metavar="N", help="so many sequences lie side by side, row by row")
     asked.add_argument("--columns", metavar="MAP", help="its names for ours, such as token=token_pos,experts=topk_ids")
+    asked.add_argument("--values", metavar="KIND", help="logits or probabilities: what a number for every expert is")
     kept = command.add_argument_group("kept in the file")
     kept.add_argument("--synthetic", action="store_true", help="not a capture of a real model")
     kept.add_argument("--source", help="where the log comes from")
@@ -69,7 +70,9 @@ def convert(options: argparse.Namespace) -> None:
         raise TraceError(f"{path}: No such file or directory")
     if out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
         raise TraceError(f"{out}: a trace or profile is a .npz; --to writes other formats")
-    found = recorded(path, reader.read(path, ask), ask)
+    found = reader.read(path, ask)
+    if not reader.exact:
+        found = recorded(path, found, ask)
     for flag in ask.unused():
         raise TraceError(f"{path}: says by itself what --{flag.replace('_', '-')} says; without the flag it is read")
     if isinstance(found, Profile):
@@ -110,7 +113,7 @@ def _notes(meta: dict[str, Any]) -> list[str]:
     lines = [f"dropped {count:,} {what}" for what, count in meta.get("dropped", {}).items()]
     if meta.get("ambiguous_rows"):
         lines.append(f"{meta['ambiguous_rows']:,} rows could have been of another request at the same position")
-    return lines + [f"! {plain(line)}" for line in meta["doubts"]]
+    return lines + [f"! {plain(line)}" for line in meta.get("doubts", [])]
 
 
 def _write_to(options: argparse.Namespace) -> None:

@@ -21,7 +21,8 @@ class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
     trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. fits: whether what is known
     of the model allows what `detect` takes a path for, asked where it could be something else. names_model: the file
-    names its model, so that --model may be left out (Ask.model.name is "" then)."""
+    names its model, so that --model may be left out (Ask.model.name is "" then). exact: a trace of ours, kept as it
+    is."""
 
     name: str
     read: Callable[[Path, Ask], RoutingTrace | Profile]
@@ -30,6 +31,7 @@ class Reader:
     flags: tuple[str, ...] = SHAPE
     fits: Callable[[Path, Model], bool] = lambda path, model: True
     names_model: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)

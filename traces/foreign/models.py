@@ -4,6 +4,7 @@ They come from flags, or from the shipped catalog by the model's name. The catal
 this room reads the data and imports nothing of the simulator's.
 """
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -14,13 +15,15 @@ from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.format.limits import MOST_LAYERS
 
+ROUTER = ("score_function", "norm_topk", "routed_scaling_factor", "router")
 CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"
 
 
 @dataclass(frozen=True)
 class Model:
     """What is known of a model before its log is read; None: not known. moe_layers: indices from 0, ascending.
-    hint: said after what is asked for (that the catalog does not have the name, the nearest name)."""
+    hint: said after what is asked for (that the catalog does not have the name, the nearest name). The others, of the
+    catalog alone: how router logits become weights, and in words how experts are chosen."""
 
     name: str
     n_experts: int | None = None
@@ -28,6 +31,20 @@ class Model:
     n_layers: int | None = None
     moe_layers: tuple[int, ...] | None = None
     hint: str = ""
+    score_function: str | None = None
+    norm_topk: bool | None = None
+    routed_scaling_factor: float = 1.0
+    router: str = ""
+
+    @property
+    def chooses_by_score(self) -> bool:
+        """Whether the experts of a token are those of the highest router logits, for all that is known of the model."""
+        return re.search("bias|groups|SparseMixer|hash", self.router) is None
+
+    @property
+    def scaled_per_expert(self) -> bool:
+        """Whether weights are times a number that each expert has of its own, which no trace holds."""
+        return "scale" in self.router
 
 
 def model(name: str, **given: Any) -> Model:
@@ -39,6 +56,7 @@ def model(name: str, **given: Any) -> Model:
         facts["hint"] = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, names)})"
     else:
         facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
+        facts |= {key: entry[key] for key in ROUTER if key in entry}
         facts["moe_layers"] = tuple(range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1)))
     return Model(name, **(facts | given))
 

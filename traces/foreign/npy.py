@@ -11,6 +11,7 @@ from traces.format.layout import Array
 from traces.format.limits import MAX_HEADER_BYTES
 from traces.format.members import npy_header, refusing
 
+LOOK_NUMBERS = 1 << 16
 MAGIC = b"\x93NUMPY"
 
 
@@ -48,6 +49,15 @@ def _check_size(where: str, dtype: np.dtype[Any], shape: tuple[int, ...], held: 
     declared = math.prod(shape) * dtype.itemsize
     if declared != held:
         raise TraceError(f"{where} declares {declared} bytes, shape {shape}; there are {held}")
+
+
+def no_counts(path: Path) -> bool:
+    """Whether a `.npy` of floats begins with numbers that are no counts, negative or broken: for detection."""
+    try:
+        first = np.asarray(read_npy(path).ravel(order="K")[:LOOK_NUMBERS], np.float64)
+    except TraceError:
+        return False
+    return bool(((first < 0) | (first != np.floor(first))).any())
 
 
 def head_of(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]] | None:

@@ -91,8 +91,7 @@ class Passes:
                 "required: --requests one|step|prompt or tokens each"
             )
         if each:
-            row = len(self.rows) + np.arange(n)
-            sequence, position = row // each, row % each
+            sequence, position = self.ask.places(len(self.rows) + np.arange(n))
             prefill = self.ask.prefill(self.path, position, together)
         else:
             starts = self._request < 0 or rule == "step"
@@ -102,8 +101,10 @@ class Passes:
                 self._prompt = prompt
             if starts:
                 self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
-            sequence, position = np.full(n, self._request), self._position + np.arange(n)
-            self._position += n
+            side = (self.ask.asked("interleave") or 1) if rule == "step" else 1  # sequences of a pass, token by token
+            place, beside = np.divmod(np.arange(n), side)
+            sequence, position = self._request + beside, self._position + place
+            self._request, self._position = self._request + side - 1, self._position + n
             prefill = self.ask.prefill(self.path, position, together)
         self.rows.add(experts, sequence, position, prefill, **more)
 
@@ -133,4 +134,4 @@ class Passes:
             self.flush(f"{self.path}: at its end")
         layers = place_layers(self.path, self.layers, self.ask)
         self.rows.doubts += self._doubts()
-        return self.rows.trace(layers, requests_by=f"--requests {self.ask.requests}", **meta)
+        return self.rows.trace(layers, requests_by=self.ask.said_requests, **meta)

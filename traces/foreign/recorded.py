@@ -26,8 +26,8 @@ def recorded(path: Path, found: RoutingTrace | Profile, ask: Ask) -> RoutingTrac
 
     Raises TraceError where no row has an expert."""
     kept = found if isinstance(found, Profile) else _of_rows_with_experts(path, found, ask)
-    said = [*kept.meta.get("doubts", ()), *_reduced(kept), *doubts(kept)]
-    return replace(kept, meta=kept.meta | {"doubts": said})
+    said = dict.fromkeys([*kept.meta.get("doubts", ()), *_reduced(kept), *doubts(kept)])  # each once
+    return replace(kept, meta=kept.meta | {"doubts": list(said)})
 
 
 def _reduced(found: RoutingTrace | Profile) -> list[str]:

@@ -13,10 +13,10 @@ from traces.foreign.models import Model
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
 READ = (
-    "csv jsonl llamacpp vllm sglang sglang-routed megatron flame trtllm-raw bigmoeonedge expert-selection "
+    "csv jsonl llamacpp vllm sglang sglang-routed hf megatron flame trtllm-raw bigmoeonedge expert-selection parquet "
     "trtllm imatrix sglang-stat moe-infinity"
 )
-WRITTEN = "sglang eplb moe-infinity flame vllm"
+WRITTEN = "parquet sglang eplb moe-infinity flame vllm"
 
 
 def _said(kind: type[Said], order: list[str]) -> dict[str, Said]:
@@ -32,7 +32,10 @@ WRITERS = _said(Writer, WRITTEN.split())
 FLAGS = tuple(sorted({flag for reader in READERS.values() for flag in reader.flags}))
 
 
-def detected(path: Path, model: Model) -> str:
+UNKNOWN = Model("")
+
+
+def detected(path: Path, model: Model = UNKNOWN) -> str:
     """The name of the one format that a path looks like, of a model of which this much is known.
 
     Raises TraceError where it looks like none, and where it could be several: what is ambiguous is not guessed."""

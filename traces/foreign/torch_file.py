@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from traces.command import replace
-from traces.errors import TraceError
+from traces.errors import TraceError, UserError
 from traces.foreign.extras import needed
 from traces.format.layout import Array
 from traces.format.members import refuse_irregular, refusing
@@ -37,23 +37,51 @@ def _refuse_odd_zip(path: Path) -> None:
                 raise TraceError(f"{path}: {info.filename} is compressed; torch.save stores its members")
 
 
-def array(value: Any, what: str, path: Path, dims: int, kinds: str = "iu") -> Array:
-    """A tensor as a numpy array. Raises TraceError for anything else, another rank, another kind of number, and a
-    tensor that claims more than the file holds."""
+def tensor(value: Any, what: str, path: Path, dims: tuple[int, ...], kinds: str = "iu") -> Any:
+    """A tensor whose rows `numbers` may be asked for. Raises TraceError for anything else, another rank than one of
+    `dims`, another kind of number, and a tensor that claims more than the file holds."""
     torch = needed("torch", "a .pt file")
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         raise TraceError(f"{path}: {what} is a {type(value).__name__}; a tensor is required")
-    if value.dim() != dims or value.numel() * value.element_size() > path.stat().st_size:
+    if value.dim() not in dims or value.numel() * value.element_size() > path.stat().st_size:
         held = f"the file has {path.stat().st_size} bytes"
-        raise TraceError(f"{path}: {what} has shape {list(value.shape)}; {dims} dimensions are required, and {held}")
-    if value.dtype == torch.bfloat16:
-        value = value.float()
+        right = " or ".join(map(str, dims))
+        raise TraceError(f"{path}: {what} has shape {list(value.shape)}; {right} dimensions are required, and {held}")
     with refusing(f"{path}: {what}"):
-        out: Array = value.detach().numpy()
-    if out.dtype.kind not in kinds:
+        kind = numbers(value.reshape(-1)[:0]).dtype
+    if kind.kind not in kinds:
         names = "numbers" if "f" in kinds else "integers"
-        raise TraceError(f"{path}: {what} holds {out.dtype.name}; {names} are required")
+        raise TraceError(f"{path}: {what} holds {kind.name}; {names} are required")
+    return value
+
+
+def numbers(value: Any) -> Array:
+    """A tensor, or some rows of one, as a numpy array: a view, but for bf16, which becomes float32."""
+    torch = needed("torch", "a .pt file")
+    out: Array = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
     return out
+
+
+def array(value: Any, what: str, path: Path, dims: int, kinds: str = "iu") -> Array:
+    """All of `tensor` as a numpy array. Raises TraceError."""
+    found = tensor(value, what, path, (dims,), kinds)
+    with refusing(f"{path}: {what}"):
+        return numbers(found)
+
+
+def look(path: Path) -> Any:
+    """What a `.pt` file holds, None for anything else: what detection looks at."""
+    if not words(path):
+        return None
+    try:
+        return load(path)
+    except UserError:  # torch may not be there
+        return None
+
+
+def is_tensor(value: object) -> bool:
+    """Whether something that `load` gave is a tensor."""
+    return isinstance(value, needed("torch", "a .pt file").Tensor)
 
 
 def words(path: Path) -> bytes:

@@ -70,8 +70,8 @@ class Rows:
         described = self.ask.described(self.path, moe_layers, self.spills["experts"].tail[1], **meta)
         order = _order(facts["sequence"])
         arrays = {name: s.array() if order is None else s.gathered(order) for name, s in self.spills.items()}
-        facts = facts if order is None else facts[order]
-        columns = {name: np.ascontiguousarray(facts[name]) for name in ("sequence", "position", "prefill")}
+        names = ("sequence", "position", "prefill")
+        columns = {name: np.ascontiguousarray(facts[name] if order is None else facts[name][order]) for name in names}
         trace = RoutingTrace(meta=check_meta(described, str(self.path)), **arrays, **columns)
         validate(trace, str(self.path))
         return trace

@@ -16,12 +16,11 @@ from traces.format.trace import RoutingTrace
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a `.npy` of two dimensions, or a `.pt` that is a tensor alone (its pickle has no dict's words)."""
+    """Whether it is a `.npy`, or a `.pt` that is a tensor alone, of two dimensions."""
     head = head_of(path)
     if head is not None:
         return len(head[1]) == 2 and head[0].kind in "iuf"
-    words = torch_file.words(path)
-    return b"_rebuild_tensor" in words and not any(w in words for w in (b"logical_count", b"records", b"logical_map"))
+    return getattr(torch_file.look(path), "ndim", 0) == 2
 
 
 def read(path: Path, ask: Ask) -> Profile:

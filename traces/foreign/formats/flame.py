@@ -5,7 +5,11 @@
 
 iter_NNNN is a checkpoint of the model; the samples are the same for all. Layers are numbered by Megatron, from 1.
 scores are the router's softmax probabilities of the chosen experts, kept as weights. Which tokens are one request and
-which are a prompt is not said: the model read a stream of training text. What is written is one checkpoint, iter_0000.
+which are a prompt is not said: the model read a stream of training text. Megatron holds tokens as [position, sequence
+of the micro-batch], so sequences of a micro-batch lie row by row side by side: --interleave. What is written is one
+checkpoint, iter_0000. What the training wrote, before it was made into Parquet, is read, too:
+
+    actives/MODEL/RUN/ITERATION/LAYER/SHARD.pt   a pair (scores [rows, k], indices [rows, k]); shards by their number
 """
 
 import os
@@ -21,25 +25,26 @@ from typing import Any
 import numpy as np
 
 from traces.errors import TraceError
+from traces.foreign import torch_file
 from traces.foreign.ask import Ask, place_layers
-from traces.foreign.extras import needed
 from traces.foreign.format import PASSES, Reader, Writer
+from traces.foreign.parquet_file import BATCH_ROWS, batches, library, list_of, lists
 from traces.foreign.spill import BLOCK_ROWS, check_full
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array
-from traces.format.limits import BOMB_ROWS, BOMB_ROWS_PER_BYTE
 from traces.format.members import refusing
 from traces.format.trace import RoutingTrace
 
 ACTIVES, SAMPLES, INDICES, SCORES, TOKEN_ID = "actives", "samples", "indices", "scores", "token_id"
-ITERATION, LAYER = re.compile(r"iter_([0-9]{1,9})"), re.compile(r"layer_([0-9]{1,4})\.parquet")
-PARQUET = "a Parquet file"
-BATCH_ROWS = 8192
+ITERATION, LAYER = re.compile(r"(?:iter_)?([0-9]{1,9})"), re.compile(r"layer_([0-9]{1,4})\.parquet")
+LAYER_FOLDER = re.compile(r"(?:layer_)?([0-9]{1,4})")
+ABOVE = 4  # folders above an iteration's: RUN, MODEL, actives and what holds it
+Files = dict[int, list[Path]]  # of each layer, in the order of their rows
 
 
 def detect(path: Path) -> bool:
     """Whether it is the folder of a capture, or of one of its checkpoints."""
-    return path.is_dir() and bool(list(path.glob(f"{ACTIVES}/iter_*")) or list(path.glob("layer_*.parquet")))
+    return path.is_dir() and any(_found(path, ABOVE))
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
@@ -60,16 +65,47 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     if not len(rows):
         raise TraceError(f"{folder}: its files have no rows")
     kept = {"tool": "flame-moe", "layout": "FLAME-MoE-Traces", "checkpoint": folder.name, "id_space": "logical"}
-    return rows.trace(layers, slots_ordered_by_weight=True, requests_by=f"--requests {ask.requests}", **kept)
+    return rows.trace(layers, slots_ordered_by_weight=True, requests_by=ask.said_requests, **kept)
+
+
+def _found(folder: Path, deeper: int) -> Iterator[Path]:
+    """Folders of checkpoints in a folder, itself included, at most so many folders deeper."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return
+    if _files(folder):
+        yield folder
+    elif deeper:
+        for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
+            yield from _found(inner, deeper - 1)
+
+
+def _files(folder: Path) -> Files:
+    """Files of each layer of a checkpoint, by its number; none where the folder is no checkpoint's."""
+    parquet = {int(m[1]): [p] for p in folder.glob("layer_*") if (m := LAYER.fullmatch(p.name))}
+    inner = [(int(m[1]), p) for p in folder.iterdir() if p.is_dir() and (m := LAYER_FOLDER.fullmatch(p.name))]
+    shards = {layer: sorted(p.glob("*.pt"), key=_in_order) for layer, p in inner}
+    return parquet or {layer: files for layer, files in shards.items() if files}
+
+
+def _in_order(file: Path) -> list[tuple[int, str]]:
+    """Shards by the numbers in their names: 2 comes before 10."""
+    return [(int(part or 0), text) for text, part in re.findall(r"([^0-9]*)([0-9]{0,18})", file.stem)]
 
 
 def _checkpoint(path: Path, ask: Ask) -> Path:
     """The folder of the layers' files."""
     if not path.is_dir():
         raise TraceError(f"{path}: not a folder; {ACTIVES}/iter_NNNN/layer_LL.parquet is read from one")
-    found = {int(m[1]): p for p in path.glob(f"{ACTIVES}/*") if (m := ITERATION.fullmatch(p.name))}
-    if not found:
+    with refusing(f"{path}: not readable"):
+        folders = list(_found(path, ABOVE))
+    if path in folders or not folders:
         return path
+    runs = sorted({str(folder.parent) for folder in folders})
+    if len(runs) > 1:
+        raise TraceError(f"{path}: checkpoints of several runs; required: IN one of {', '.join(runs[:4])}")
+    found = {int(m[1]): p for p in folders if (m := ITERATION.fullmatch(p.name))}
+    if not found:
+        raise TraceError(f"{folders[0]}: a checkpoint's folder is named by its number, iter_NNNN")
     if ask.iteration is None and len(found) > 1:
         which = ", ".join(map(str, sorted(found)[:12]))
         raise TraceError(f"{path}: checkpoints {which}: each is another model; required: --iteration N")
@@ -80,89 +116,67 @@ def _checkpoint(path: Path, ask: Ask) -> Path:
     return found[wanted]
 
 
-def _layer_files(folder: Path) -> dict[int, Path]:
-    files = {int(m[1]): p for p in folder.glob("*") if (m := LAYER.fullmatch(p.name))}
+def _layer_files(folder: Path) -> Files:
+    files = _files(folder)
     if not files:
-        raise TraceError(f"{folder}: no layer_LL.parquet in it")
+        raise TraceError(f"{folder}: no layer_LL.parquet in it, and no LAYER/SHARD.pt")
     return files
 
 
 def _samples(path: Path, folder: Path) -> list[Path]:
     """Files of the token ids, in order; none where the capture was moved without them."""
-    root = path if (path / SAMPLES).is_dir() else folder.parent.parent
+    above = next((p.parent for p in folder.parents if p.name == ACTIVES), folder.parent.parent)
+    root = path if (path / SAMPLES).is_dir() else above
     return sorted((root / SAMPLES).glob("*.parquet"))
 
 
 def _requests(path: Path, ask: Ask) -> Any:
     """A function from row numbers to (sequence, position)."""
-    each = ask.tokens_each
     if ask.asked("requests") == "one":
         start = ask.asked("prompt_start") or 0
         return lambda row: (np.zeros(len(row), np.int64), start + row)
-    if not each:
+    if not ask.tokens_each:
         raise TraceError(
             f"{path}: the tokens are one stream, and which are one request is not said; "
             "required: --requests one, or tokens each (the model's training length, for one)"
         )
-    return lambda row: (row // each, row % each)
+    return ask.places
 
 
-def _open(file: Path, columns: tuple[str, ...]) -> Any:
-    """A pyarrow ParquetFile whose columns are there and whose row count its size can bear."""
-    parquet = needed("pyarrow.parquet", PARQUET)
-    with refusing(f"{file}: not a complete Parquet file"):
-        opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        names = opened.schema_arrow.names
-    for column in columns:
-        if column not in names:
-            opened.close()
-            raise TraceError(f"{file}: no column {column}; it has {', '.join(names[:8])[:80]}")
-    if opened.metadata.num_rows > BOMB_ROWS + BOMB_ROWS_PER_BYTE * file.stat().st_size:
-        opened.close()
-        raise TraceError(f"{file}: declares {opened.metadata.num_rows} rows in {file.stat().st_size} bytes")
-    return opened
+def _side_by_side(files: list[list[Path]]) -> Iterator[tuple[Array, Array]]:
+    """(experts [n, L, K], scores [n, L, K]) of the same rows of every layer's files, some at a time."""
+    for shards in zip_longest(*files):
+        if None in shards:
+            few = next(of[0].parent for of, shard in zip(files, shards, strict=True) if shard is None)
+            raise TraceError(f"{few}: fewer shards than another layer; row i is one token in every layer")
+        yield from _rows_of(list(shards))
 
 
-def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Array, ...]]:
-    """The columns, some rows at a time: lists as [n, k], numbers as [n]."""
-    opened = _open(file, columns)
-    try:
-        batches = opened.iter_batches(BATCH_ROWS, columns=list(columns))
-        while True:
-            with refusing(f"{file}: not a complete Parquet file"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield tuple(_values(batch.column(column), column, file) for column in columns)
-    finally:
-        opened.close()
-
-
-def _values(column: Any, name: str, file: Path) -> Array:
-    """[n] of a column of numbers, [n, k] of a column of lists, none ragged, none null."""
-    types = needed("pyarrow.types", PARQUET)
-    if not len(column):
-        return np.zeros((0, 0))
-    if column.null_count:
-        raise TraceError(f"{file}: {name} has a row without a value")
-    with refusing(f"{file}: {name}"):
-        if not any(is_one(column.type) for is_one in (types.is_list, types.is_fixed_size_list, types.is_large_list)):
-            return np.asarray(column.to_numpy(zero_copy_only=False))
-        flat = column.flatten()
-        if flat.null_count or len(flat) % len(column):
-            raise TraceError(f"{file}: {name} has rows of different lengths")
-        lengths = column.value_lengths()
-        if lengths.null_count or len(set(lengths.to_numpy(zero_copy_only=False).tolist())) != 1:
-            raise TraceError(f"{file}: {name} has rows of different lengths")
-        return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
-
-
-def _side_by_side(files: list[Path]) -> Iterator[tuple[Array, Array]]:
-    """(experts [n, L, K], scores [n, L, K]) of the same rows of every layer's file, some at a time."""
-    for parts in zip_longest(*(_batches(file, (INDICES, SCORES)) for file in files)):
+def _rows_of(files: list[Path]) -> Iterator[tuple[Array, Array]]:
+    """`_side_by_side` of one file per layer."""
+    parts_of = [_pair(file) if file.suffix == ".pt" else batches(file, (INDICES, SCORES)) for file in files]
+    for parts in zip_longest(*parts_of):
         for part, file in zip(parts, files, strict=True):
             _refuse_unlike(part, parts[0], file, files[0])
         yield np.stack([part[0] for part in parts], axis=1), np.stack([part[1] for part in parts], axis=1)
+
+
+def _pair(file: Path) -> Iterator[tuple[Array, Array]]:
+    """(indices, scores) of a shard, some rows at a time."""
+    value = torch_file.load(file)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise TraceError(f"{file}: a {type(value).__name__}; a pair of tensors, scores and indices, is required")
+    scores, indices = (
+        torch_file.tensor(part, name, file, (2,), kinds)
+        for part, name, kinds in zip(value, (SCORES, INDICES), ("f", "iu"), strict=True)
+    )
+    if scores.shape != indices.shape:
+        raise TraceError(
+            f"{file}: {SCORES} {list(scores.shape)} for {INDICES} {list(indices.shape)}; one each is right"
+        )
+    for lo in range(0, len(indices), BATCH_ROWS):
+        hi = lo + BATCH_ROWS
+        yield torch_file.numbers(indices[lo:hi]), torch_file.numbers(scores[lo:hi])
 
 
 def _refuse_unlike(part: Any, first: Any, file: Path, first_file: Path) -> None:
@@ -177,7 +191,7 @@ def _refuse_unlike(part: Any, first: Any, file: Path, first_file: Path) -> None:
 
 def _token_ids(files: list[Path]) -> Iterator[Array]:
     for file in files:
-        for (ids,) in _batches(file, (TOKEN_ID,)):
+        for (ids,) in batches(file, (TOKEN_ID,)):
             if ids.ndim != 1 or ids.dtype.kind not in "iu":
                 raise TraceError(f"{file}: {TOKEN_ID} is {ids.dtype.name}; integers are required")
             yield ids
@@ -223,9 +237,9 @@ def write(source: RoutingTrace, out: Path) -> str:
 
 
 def _write_layers(trace: RoutingTrace, folder: Path) -> None:
-    arrow, parquet = needed("pyarrow", PARQUET), needed("pyarrow.parquet", PARQUET)
+    arrow, parquet = library(), library("parquet")
     folder.mkdir(parents=True)
-    schema = arrow.schema([(INDICES, arrow.list_(arrow.int16())), (SCORES, arrow.list_(arrow.float16()))])
+    schema = arrow.schema([(INDICES, list_of(arrow.int16(), 2)), (SCORES, list_of(arrow.float16(), 2))])
     with ExitStack() as stack:
         files = [folder / f"layer_{layer + 1:02d}.parquet" for layer in trace.meta["moe_layers"]]
         writers = [stack.enter_context(parquet.ParquetWriter(file, schema)) for file in files]
@@ -240,17 +254,12 @@ def _table(trace: RoutingTrace, lo: int, layer: int, schema: Any, arrow: Any) ->
     ids = np.asarray(trace.experts[lo : lo + BLOCK_ROWS, layer])
     check_full(ids, lo, "the layout")
     scores = np.asarray(trace.weights[lo : lo + BLOCK_ROWS, layer], np.float16)
-    ends = np.arange(len(ids) + 1, dtype=np.int32) * trace.top_k
-    columns = [(ids.astype(np.int16), arrow.int16()), (scores, arrow.float16())]
-    lists = [
-        arrow.ListArray.from_arrays(ends, arrow.array(np.ascontiguousarray(flat).reshape(-1), kind))
-        for flat, kind in columns
-    ]
-    return arrow.Table.from_arrays(lists, schema=schema)
+    columns = [lists(ids.astype(np.int16), arrow.int16()), lists(scores, arrow.float16())]
+    return arrow.Table.from_arrays(columns, schema=schema)
 
 
 def _write_samples(trace: RoutingTrace, file: Path) -> None:
-    arrow, parquet = needed("pyarrow", PARQUET), needed("pyarrow.parquet", PARQUET)
+    arrow, parquet = library(), library("parquet")
     file.parent.mkdir()
     schema = arrow.schema([(TOKEN_ID, arrow.int32())])
     assert trace.token_ids is not None
@@ -260,5 +269,7 @@ def _write_samples(trace: RoutingTrace, file: Path) -> None:
             writer.write_table(arrow.Table.from_arrays([arrow.array(ids)], schema=schema))
 
 
-READER = Reader("flame", read, detect, "FLAME-MoE-Traces, a folder of Parquet", (*PASSES, "iteration"))
+READER = Reader(
+    "flame", read, detect, "FLAME-MoE-Traces, a folder of Parquet (or .pt)", (*PASSES, "iteration", "interleave")
+)
 WRITER = Writer("flame", write, "FLAME-MoE-Traces' layout: a new folder of Parquet")

@@ -4,7 +4,8 @@ One object per line: {step, stage, block: "decoder" | "mtp", layer, rank, num_to
 in the order in which layers ran; logit_offset, logit_bytes and logit_shape [tokens, experts] point into
 `logits_rank{r}.bin` beside it, raw bf16. On the path that routes by a boolean map the ids of a token are sorted by
 *id*, so slots stand in no order of weight, unless logits are there: then they are put into descending order of logit.
-Router weights are not recorded, nor is which tokens are a prompt or a request: rows are training tokens.
+Router weights are not recorded, nor is which tokens are a prompt or a request: rows are training tokens. Megatron holds
+them as [position, sequence of the micro-batch], so a micro-batch of several lies row by row side by side: --interleave.
 Lines of block `mtp` (heads that predict further tokens, no layers of the model) are left out and counted.
 """
 
@@ -97,4 +98,6 @@ def _by_logit(ids: Array, logits: Array, where: str) -> Array:
     return np.take_along_axis(ids, order, axis=1)
 
 
-READER = Reader("megatron", read, detect, "Megatron-LM's router trace (JSONL, logits beside it)", PASSES)
+READER = Reader(
+    "megatron", read, detect, "Megatron-LM's router trace (JSONL, logits beside it)", (*PASSES, "interleave")
+)

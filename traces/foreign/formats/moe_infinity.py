@@ -14,7 +14,7 @@ from traces.foreign.ask import Ask
 from traces.foreign.counting import of_axis
 from traces.foreign.format import COUNTED, Reader, Writer
 from traces.foreign.models import Model
-from traces.foreign.npy import head_of, numbers
+from traces.foreign.npy import head_of, no_counts, numbers
 from traces.format.members import npy_head
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
@@ -22,9 +22,11 @@ from traces.statistics.counts import count_experts
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a `.npy` of three dimensions whose numbers are not the small unsigned ids of vLLM."""
+    """Whether it is a `.npy` of three dimensions, but for the small unsigned ids of vLLM, and for router logits."""
     head = head_of(path)
-    return head is not None and len(head[1]) == 3 and head[0].kind in "iuf" and head[0] not in (np.uint8, np.uint16)
+    if head is None or len(head[1]) != 3 or head[0].kind not in "iuf" or head[0] in (np.uint8, np.uint16):
+        return False
+    return head[0].kind != "f" or not no_counts(path)
 
 
 def fits(path: Path, model: Model) -> bool:
