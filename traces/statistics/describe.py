@@ -6,6 +6,7 @@ from typing import Any
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 
+LONGEST_FACTS = 1000  # characters: a model has about 25 facts
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
 
 
@@ -18,6 +19,7 @@ def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
+    rows |= {"model facts": _facts(facts["model_facts"])} if "model_facts" in facts else {}
     rows |= _shape(facts["shape"]) | _groups(facts.get("groups", {})) | _statistics(facts)
     return _lines(f"{name}: {facts['model']}, {kind}", rows)
 
@@ -55,6 +57,13 @@ def _shape(size: dict[str, Any]) -> dict[str, str]:
         "arrays": ", ".join(f"{name} {dtype}" for name, dtype in size["arrays"].items()),
         "missing slots": f"{size['missing_slots']:,}",
     }
+
+
+def _facts(facts: object) -> str:
+    """What the meta says of the model, which nobody has checked, on one line."""
+    said = facts.items() if isinstance(facts, dict) else [("no table:", facts)]
+    text = ", ".join(f"{key} {value}" for key, value in said)
+    return text if len(text) <= LONGEST_FACTS else text[: LONGEST_FACTS - 3] + "..."
 
 
 def _groups(groups: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

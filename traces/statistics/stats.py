@@ -32,6 +32,7 @@ def info(trace: RoutingTrace) -> dict[str, Any]:
         "model": trace.model,
         "real": trace.real,
         "provenance": {key: trace.meta[key] for key in PROVENANCE if key in trace.meta},
+        **({"model_facts": trace.meta["model_facts"]} if "model_facts" in trace.meta else {}),
         "content_hash": content_hash(trace),
         "shape": shape(trace),
         **({"groups": {key: dict(Counter(of)) for key, of in found.items()}} if (found := groups(trace)) else {}),
