@@ -7,7 +7,7 @@ the file and named, so that it can be written there by hand: docs/models.md. Exi
 
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def _command(argv: list[str]) -> None:
     if not args.out.lower().endswith(".toml"):
         raise CatalogError(f"{args.out}: a name that ends in .toml is required: --model takes it for a file by that")
     facts, source = _told(args.source)
-    text = "".join(f"{key} = {toml(value)}\n" for key, value in (facts | {"source": source}).items())
+    text = _text(facts | {"source": source})
     said = _said(args.out, text)
     write_bytes(args.out, text.encode())
     print(f"{args.out}: {said}")
@@ -53,6 +53,15 @@ def _told(source: str) -> tuple[dict[str, Any], str]:
             f"{path.name}: its meta has no {FACTS}; a trace of `python -m traces capture`, or a config.json"
         )
     return facts, f"meta of {path.name}"
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    """As TOML, in the order of docs/models.md; what is no key stands last, and is refused."""
+    from sim.catalog.model_spec import ModelSpec
+
+    known = {key: facts[key] for key in ModelSpec.model_fields if key in facts}
+    other = {toml(key): value for key, value in facts.items() if key not in known}
+    return "".join(f"{key} = {toml(value)}\n" for key, value in (known | other).items())
 
 
 def _said(name: str, text: str) -> str:

@@ -142,7 +142,7 @@ def test_a_run_needs_no_entry_for_a_captured_model(
     assert sum(out["h2d_bytes"].values()) == sum(out["transfers"].values()) * 3 * 64 * 32 * 2
     assert traces_command(["info", path]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  model facts")]
-    assert "n_layers 3, moe_first 0, moe_step 1, n_experts 16, top_k 4, hidden 64, expert_intermediate 32" in line
+    assert "hidden 64," in line and "expert_intermediate 32," in line and "kv_bytes_per_token_per_layer 128," in line
 
 
 def test_the_flag_comes_first_then_the_catalog_then_the_trace(
@@ -235,6 +235,7 @@ def test_a_file_of_what_is_known_names_what_is_not(
         ("text.json", "text.json: "),
         ("bad.npz", "cannot be written as TOML"),
         ("wrong.npz", "hidden = 'wide': should be a valid integer"),
+        ("key.npz", "unknown key"),
     ],
 )
 def test_no_file_is_written_of_what_is_no_model(
@@ -243,7 +244,7 @@ def test_no_file_is_written_of_what_is_no_model(
     texts = {"dense.json": '{"model_type": "llama"}', "empty.json": "{}", "text.json": "what is this"}
     if source in texts:
         (tmp_path / source).write_text(texts[source])
-    said = {"bad.npz": {"hidden": None}, "wrong.npz": {"hidden": "wide"}}.get(source)
+    said = {"bad.npz": {"hidden": None}, "wrong.npz": {"hidden": "wide"}, "key.npz": {"a = 1\nwindow": 1}}.get(source)
     if said is not None:
         saved(tmp_path, trace, model_facts=trace.meta["model_facts"] | said)
         (tmp_path / "my.npz").rename(tmp_path / source)
