@@ -107,8 +107,8 @@ class Described:
 
 @dataclass(frozen=True)
 class Modelled:
-    """The model that the spec or the trace names, or one in memory, its KV entries at a precision. Makes a ModelSpec;
-    with fixed durations an unknown one is no matter, and None."""
+    """The model that the spec or the trace names (`model_of`), or one in memory, its KV entries at a precision. Makes a
+    ModelSpec; with fixed durations an unknown one is no matter, and None."""
 
     model: "str | ModelSpec | None"
     trace: Opened
@@ -125,12 +125,11 @@ class Modelled:
         trace = made(self.trace, memo)[0]
         fixed = made(self.hardware, memo).fixed is not None
         try:
-            model = catalog.model(self.model or trace.model)
+            model = model_of(trace, self.trace.path.name, self.model)
         except CatalogError as error:
             if self.model is None and fixed:
                 return None
-            hint = "" if self.model else "; the trace names it, --model NAME|FILE replaces it"
-            raise SpecError(f"model: {error}{hint}") from None
+            raise SpecError(f"model: {error}") from None
         top_k = max(trace.top_k, model.top_k)  # of fewer the notes say it: engines can be told to use fewer
         wrong = model.mismatch(trace.n_layers, tuple(trace.meta["moe_layers"]), trace.n_experts, top_k)
         if wrong is None:
@@ -138,6 +137,24 @@ class Modelled:
         if self.model is None and fixed:
             return None
         raise SpecError(f"model: {self.model or trace.model} does not match {self.trace.path.name}: {wrong}")
+
+
+def model_of(trace: RoutingTrace, where: str, asked: str | None = None) -> "ModelSpec":
+    """The model of a trace: as asked for, else the catalog's of the name that the trace gives, else what the trace's
+    meta says of it. where: names the trace. Raises CatalogError where nobody knows it, or what is said is wrong."""
+    try:
+        return catalog.model(asked or trace.model)
+    except CatalogError as error:
+        if asked is not None:
+            raise
+        unknown = str(error)
+    try:
+        found = catalog.captured(trace.meta, where)
+    except CatalogError as error:
+        raise CatalogError(f"{error}; --model NAME|FILE replaces it (docs/models.md)") from None
+    if found is None:
+        raise CatalogError(f"{unknown}; the trace names it, --model NAME|FILE replaces it")
+    return found
 
 
 @dataclass(frozen=True)

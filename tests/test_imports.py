@@ -18,7 +18,7 @@ NEVER = {
     "analysis": ("torch", "simpy"),
 }
 # the files of their room that need torch, late: one records from a live model, one reads and writes .pt files
-CAPTURE = ("capturing/recorder.py", "capturing/routers.py", "capturing/inputs.py", "capturing/hf.py")
+CAPTURE = tuple(f"capturing/{name}.py" for name in ("recorder", "routers", "inputs", "facts", "hf"))
 WITH_TORCH = (*(f"traces/{name}" for name in CAPTURE), "traces/foreign/torch_file.py")
 
 

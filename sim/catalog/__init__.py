@@ -6,9 +6,10 @@ engine. What is wrong raises CatalogError, one line. pydantic is imported when t
 for, not with this module.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sim.catalog.files import KINDS, find, shipped, written
+from sim.catalog.files import FACTS, KINDS, find, shipped, written
 from sim.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "CatalogError",
+    "captured",
     "engine",
     "entries",
     "find",
@@ -36,6 +38,14 @@ def model(name: str) -> "ModelSpec":
     from sim.catalog.load import load_model
 
     return load_model(name)
+
+
+def captured(meta: Mapping[str, Any], where: str) -> "ModelSpec | None":
+    """The model that a trace's meta describes, None where it describes none; CatalogError, which begins with `where`,
+    where that is wrong or something is missing."""
+    from sim.catalog.load import load_facts
+
+    return load_facts(meta[FACTS], str(meta["model"]), where) if FACTS in meta else None
 
 
 def hardware(

@@ -23,6 +23,8 @@ KINDS = {
 }
 FOLDER = Path(__file__).parent
 TOLD = "fitted to published speeds: analysis/results/published.md"  # of what constants.toml has
+FACTS = "model_facts"  # of a trace's meta (traces/capturing/facts.py)
+FROM_META = "what the trace's meta says"  # of a model so described
 MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
 
 Table = dict[str, Any]

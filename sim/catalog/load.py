@@ -5,7 +5,7 @@ from typing import Any
 
 from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
-from sim.catalog.files import Table, entry_or_file, find, over_sourced, precision_bits, shipped
+from sim.catalog.files import FACTS, FROM_META, Table, entry_or_file, find, over_sourced, precision_bits, shipped
 from sim.catalog.hardware_spec import Hardware, Host
 from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
@@ -25,6 +25,17 @@ TOGETHER = (
 def load_model(name: str) -> ModelSpec:
     label, canonical, table = entry_or_file("model", name)
     spec = build(ModelSpec, label, {"name": canonical, **table})
+    _check_precision(label, "native_precision", spec.native_precision)
+    return spec
+
+
+def load_facts(facts: Any, name: str, where: str) -> ModelSpec:
+    """A model that is in no catalog from what a trace's meta says of it (traces/capturing/facts.py); where: names the
+    trace. They are as little to be trusted as a file."""
+    label = f"{where}: meta.{FACTS}"
+    if not isinstance(facts, dict):
+        raise CatalogError(f"{label}: must be a table with the keys of a model file, not {type(facts).__name__}")
+    spec = build(ModelSpec, label, {**facts, "name": name, "source": FROM_META})
     _check_precision(label, "native_precision", spec.native_precision)
     return spec
 

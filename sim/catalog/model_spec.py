@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from sim.catalog.files import precision_bits, weight_bytes
 from sim.catalog.parts import Count, Entry, Positive
+from traces.format.limits import MOST_LAYERS
 
 Kind = Literal["full", "window", "sparse", "linear", "none"]
 KINDS: dict[str, Kind] = {"f": "full", "w": "window", "s": "sparse", "l": "linear", "-": "none"}
@@ -28,7 +29,7 @@ class ModelSpec(Entry):
     window_kv_bytes_per_token_per_layer is not given.
     """
 
-    n_layers: Positive
+    n_layers: int = Field(gt=0, le=MOST_LAYERS)
     encoder_layers: Count = 0
     moe_first: Count = 0
     moe_step: Positive = 1
@@ -78,6 +79,9 @@ class ModelSpec(Entry):
             self._listed(self.moe_layer_list)
         if self.window is None and set(self.attention_pattern) & set("ws"):
             raise ValueError(f'window: missing, and attention_pattern = "{self.attention_pattern}" has such layers')
+        if "l" in self.attention_pattern and "linear_state_bytes" not in self.model_fields_set:
+            where = f'attention_pattern = "{self.attention_pattern}" has such layers'
+            raise ValueError(f"linear_state_bytes: missing, and {where}")
         if self.n_moe_layers < self.n_layers and self.dense_intermediate is None:
             raise ValueError("dense_intermediate: missing, and some layers are not MoE layers")
         return self

@@ -21,7 +21,7 @@ from sim.flags import add_hardware, hardware_fields
 from sim.memo import Kept
 from sim.outcome.how_sure import key_of, overlap
 from sim.outcome.marks import SYNTHETIC, machine_words
-from sim.prepare import own_calibration
+from sim.prepare import model_of, own_calibration
 from sim.simulation import simulate, write
 from sim.spec import RunSpec
 from traces.command import out_folder
@@ -255,7 +255,7 @@ def _ratio(args: Namespace, hardware: "Hardware", trace: RoutingTrace) -> float 
         f"{args.hardware} has no rates of a link and a host" if hardware.link is None or hardware.host is None else ""
     )
     try:
-        size = 0 if wrong else catalog.model(trace.model).expert_bytes(catalog.precision(args.precision))
+        size = 0 if wrong else model_of(trace, "").expert_bytes(catalog.precision(args.precision))
     except CatalogError:
         wrong = f"the sizes of {trace.model} are not known"
     for ratio in args.ratios or ():

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim import __version__
 from sim.capacity import vram_bytes
+from sim.catalog.files import FROM_META
 from sim.core.plan import LOSSY, Plan
 from sim.costs.roofline import needed
 from sim.engines import KNOBS
@@ -181,6 +182,8 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if marks["open_loop"]:
         notes.append(OPEN_LOOP)
+    if setting.model is not None and setting.model.source == FROM_META:
+        notes.append(f"{setting.trace.model} is in no catalog: its sizes are {FROM_META}; --model replaces them")
     if _fitted_on_the_judged(setting, memo):
         notes.append(f"FITTED ON WHAT IS JUDGED: the lists of {setting.spec.params('miss')['lists']} are of this trace")
     if setting.model is not None and setting.trace.top_k < setting.model.top_k and "doubts" not in setting.trace.meta:

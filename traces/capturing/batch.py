@@ -82,9 +82,12 @@ class Batch:
             raise UserError(f"a batch of {len(self.held[0].valid)} rows went on as {len(new.valid)}")
         if self.prompt_columns is None and self.prompt_lengths is None:
             self.prompt_columns = new.last
-        if self.mask is not None:
-            new.valid = _told(self.mask, new)
+        new.valid = self.tokens_of(new)
         self.held.append(new)
+
+    def tokens_of(self, new: Columns) -> Bools:
+        """[B, S]: where a forward pass has tokens, by the mask if there is one."""
+        return new.valid if self.mask is None else _told(self.mask, new)
 
     def repeats(self, tokens: Array) -> bool:
         """Whether token ids [B, S] from column 0 on hold more than is held: the same computed anew, without a cache."""

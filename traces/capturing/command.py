@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,10 +133,20 @@ def open_source(name: str, device: str) -> Source:
     return made
 
 
+def facts_of_config(path: str) -> dict[str, Any]:
+    """What the model of a Hugging Face config.json is (`traces.capturing.facts`). Raises UserError, one line."""
+    try:
+        facts: dict[str, Any] = import_module(HUGGING_FACE.partition(":")[0]).facts_of_config(path)
+    except ModuleNotFoundError as error:
+        raise UserError(f"a config.json needs {error.name}, which is not installed; {EXTRAS}") from error
+    return facts
+
+
 def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], dict[str, Any]]:
     """Token ids of each request's prompt, and what the trace says of where they come from."""
     about: dict[str, Any] = {}
     of: dict[str, list[str]] = {}
+    streams: list[Ids] = []
     if options.prompts_from:
         path = npz.find(options.prompts_from)
         trace = npz.read(path)
@@ -149,15 +160,49 @@ def _prompts(options: argparse.Namespace, source: Source) -> tuple[list[Ids], di
         found, of = [window for _, window in drawn], {"text": [names[n] for n, _ in drawn]}
         about = {"data": ", ".join(names)}
     else:
-        found = windows(source.heldout(), options.prompt_tokens, options.generate, options.seed)
+        streams = source.heldout()
+        found = windows(streams, options.prompt_tokens, options.generate, options.seed)
     wanted = options.requests or (len(found) if options.prompts_from else 16)
     chosen = found[options.skip : options.skip + wanted]
     if len(chosen) < wanted or not chosen:
-        have = f"{len(found)} prompts are there"
-        raise UserError(f"--requests {wanted} after --skip {options.skip}: {have}; ask for fewer, or give more text")
+        have = f"--requests {wanted} after --skip {options.skip}: {len(found)} prompts are there"
+        would = _would_do(options, [len(s) for s in streams], len(chosen), wanted + options.skip)
+        raise UserError(f"{have}; {would} would do")
     if of:
         about["groups"] = {key: words[options.skip : options.skip + wanted] for key, words in of.items()}
     return chosen, about
+
+
+def _would_do(options: argparse.Namespace, lengths: list[int], left: int, needed: int) -> str:
+    """What would give as many prompts as are needed, the skipped ones too; lengths: tokens of each text, if any."""
+    prompt, generate = options.prompt_tokens, options.generate
+    ways = [f"--requests {left}"] if left else []
+    if not lengths:
+        return ways[0] if ways else "a smaller --skip"
+    fits = {
+        "--prompt-tokens": _largest(1, prompt, lambda n: _prompts_in(lengths, n, generate) >= needed),
+        "--generate": _largest(0, generate, lambda n: _prompts_in(lengths, prompt, n) >= needed),
+    }
+    ways += [f"{flag} {n}" for flag, n in fits.items() if n is not None]
+    missing = needed - _prompts_in(lengths, prompt, generate)
+    more = min(_tokens_for(_prompts_in([n], prompt, generate) + missing, prompt, generate) - n for n in lengths)
+    return f"{', '.join(ways)}{', ' if ways else ''}or {more:,} more tokens of text".removeprefix("or ")
+
+
+def _largest(least: int, below: int, enough: Callable[[int], bool]) -> int | None:
+    """The largest number in [least, below) that is enough, if any; fewer tokens never give fewer prompts."""
+    found = bisect_left(range(least, below), True, key=lambda n: not enough(n))
+    return least + found - 1 if found else None
+
+
+def _prompts_in(lengths: list[int], prompt: int, generate: int) -> int:
+    """How many prompts texts of so many tokens give (`_windows`)."""
+    return sum(max(0, (n - prompt) // (prompt + generate) + 1) for n in lengths)
+
+
+def _tokens_for(prompts: int, prompt: int, generate: int) -> int:
+    """Tokens that a text must have for so many prompts; the last one's continuation need not be there."""
+    return prompts * (prompt + generate) - generate
 
 
 def _read(path: Path) -> str:

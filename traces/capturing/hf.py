@@ -1,5 +1,6 @@
 """A Hugging Face causal model as a source of `python -m traces capture`: a repository's name, or a folder."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,38 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from traces.capturing.facts import model_facts
 from traces.capturing.inputs import made_with, pick_device
+from traces.capturing.routers import find_moe_layers
 from traces.errors import UserError
 
 Ids = npt.NDArray[np.int64]
+
+
+TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts", "num_experts_per_token", "moe_k", "moe_top_k")
+
+
+def facts_of_config(path: str) -> dict[str, Any]:
+    """Facts of the model that a config.json describes, laid out on no device: no weights are made, nothing is fetched.
+
+    Raises UserError for what transformers does not know, or is no Mixture of Experts.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; a config.json of a model is required")
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(path).get_text_config()
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path}: {first[:300]}; a config.json of a model that transformers knows is required"
+        ) from error
+    layers = find_moe_layers(model)
+    top_k = next((k for name in TOP_K if isinstance(k := getattr(config, name, None), int)), None)
+    if top_k is None:
+        raise UserError(f"{path}: none of {', '.join(TOP_K)}; how many experts a token has must be said")
+    return model_facts(model, layers, int(config.num_hidden_layers), top_k)
 
 
 class HuggingFace:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from traces.capturing.batch import Batch, Columns, joined, score_function
+from traces.capturing.facts import model_facts
 from traces.capturing.inputs import announced, refuse_packed, tokens_seen
 from traces.capturing.routers import MoeLayer, canonical, find_moe_layers, foretold, raw_logits, routed
 from traces.errors import UserError
@@ -70,6 +71,7 @@ class Recorder:
         self._requests: list[dict[str, Array]] = []
         self._batch: Batch | None = None
         self._generating = False
+        self._passes = 0
         self._parents: npt.NDArray[np.int64] | None = None
         self._watched: Any = None
         self._score: tuple[str, bool | None] | None = None
@@ -143,7 +145,8 @@ class Recorder:
             meta |= {} if norm is None else {"norm_topk": norm}
         if self.distances:
             meta |= {"lookahead_distances": list(range(1, self.distances + 1)), "lookahead_source": LOOKAHEAD}
-        return meta
+        facts = model_facts(self.model, self.layers, meta["n_layers"], meta["top_k"])
+        return meta | ({"model_facts": facts} if facts else {})
 
     # --- one forward pass, in the order in which its hooks are called
 
@@ -213,7 +216,7 @@ class Recorder:
 
         return hook
 
-    def _end_pass(self, *_: Any) -> None:
+    def _end_pass(self, _module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
         new, batch = self._pass, self._batch
         assert new is not None and batch is not None
         rows, columns = new.valid.shape
@@ -223,16 +226,44 @@ class Recorder:
                 f"{[len(ids) for ids in self._ids]} in its {len(self.layers)} MoE layers; all in each are required"
             )
         arrays = {"experts": _host(self._ids, torch.int16), "weights": _host(self._weights, torch.float16)}
-        if self._logits:
-            logits = _host(self._logits, torch.float16)
+        logits = [_host(self._logits, torch.float16)] if self._logits else []
+        self._passes += 1
+        self._refuse_no_numbers([arrays["weights"], *logits], out, batch.tokens_of(new).ravel())
+        if logits:
             if self._score is None:
-                self._score = _scored(logits, arrays, new.valid)
-            arrays |= {"logits": logits} if self.keep_logits else {}
+                self._score = _scored(logits[0], arrays, new.valid)
+            arrays |= {"logits": logits[0]} if self.keep_logits else {}
         if self.distances:
             arrays["lookahead"] = self._lists(arrays["experts"].shape)
         new.arrays |= {name: array.reshape(rows, columns, *array.shape[1:]) for name, array in arrays.items()}
         batch.add(new)
         self._clear()
+
+    def _refuse_no_numbers(self, routers: Sequence[Array], out: Any, valid: npt.NDArray[np.bool_]) -> None:
+        """Raise UserError where a token's router weights or logits [N, L, ...], or the decoder's output, that the next
+        token is chosen by, are nan or infinite. valid bool [N]: padding may be anything."""
+        for said in routers:
+            bad = ~(said < np.inf).all(axis=2) & valid[:, None]
+            if bad.any():
+                place = int(np.argmax(bad.any(axis=0)))
+                self._refuse_token(f"{self.layers[place].name}: its router", bad[:, place], said[:, place].max(axis=1))
+        last = out[0] if isinstance(out, tuple) or hasattr(out, "last_hidden_state") else out
+        if isinstance(last, Tensor) and last.shape[:-1].numel() == len(valid):
+            mean = last.detach().flatten(0, -2).float().mean(dim=-1).cpu().numpy()
+            bad = ~np.isfinite(mean) & valid
+            if bad.any():
+                self._refuse_token(f"{type(self.decoder).__name__}: its last layer", bad, mean)
+
+    def _refuse_token(self, who: str, bad: npt.NDArray[np.bool_], said: Array) -> None:
+        token = int(np.argmax(bad))
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        remedy = (
+            "float16 overflows, load it in bfloat16" if dtype == "float16" else "check the weights that were loaded"
+        )
+        raise UserError(
+            f"{who} says {said[token]} of token {token} of forward pass {self._passes}, which is no number; the model "
+            f"runs in {dtype}: {remedy}"
+        )
 
     def _lists(self, shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
         """Lookahead int16 [N, D, L, K], -1 where no earlier layer foretells."""

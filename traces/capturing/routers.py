@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,13 +118,32 @@ def raw_logits(layer: MoeLayer, hidden: Tensor, out: Any) -> Tensor:
     if layer.raw and shaped:
         own: Tensor = first.detach()
         return own
-    bias = getattr(router, "bias", None)
-    logits = F.linear(hidden.float(), router.weight.float(), None if bias is None else bias.float())
+    with _loaded(layer):
+        bias = getattr(router, "bias", None)
+        logits = F.linear(hidden.float(), router.weight.float(), None if bias is None else bias.float())
     if layer.raw is None:
-        near = shaped and torch.allclose(first.float(), logits, rtol=0.05, atol=0.05 * float(logits.abs().max()))
+        largest = float(logits.abs().nan_to_num(0.0, 0.0).max())  # padding may be no number
+        near = shaped and torch.allclose(first.float(), logits, rtol=0.05, atol=0.05 * largest, equal_nan=True)
         layer.raw = bool(near)
         return first.detach() if near else logits
     return logits
+
+
+@contextmanager
+def _loaded(layer: MoeLayer) -> Iterator[None]:
+    """With the weights of a router there, which accelerate's offloading drops before hooks are called."""
+    router: Any = layer.router
+    if not router.weight.is_meta:
+        yield
+        return
+    hook = getattr(router, "_hf_hook", None)
+    if hook is None:
+        raise UserError(f"{layer.name}: the weights of its router are nowhere; a device_map that keeps it on a device")
+    hook.pre_forward(router)
+    try:
+        yield
+    finally:
+        hook.post_forward(router, None)
 
 
 def foretold(layer: MoeLayer, hidden: Tensor) -> Tensor:
@@ -131,8 +152,9 @@ def foretold(layer: MoeLayer, hidden: Tensor) -> Tensor:
     The router's own hooks are not called.
     """
     router: Any = layer.router
-    out = router.forward(hidden.to(router.weight.device))
-    ids, weights = _chosen(layer, out)
+    with _loaded(layer):
+        out = router.forward(hidden.to(router.weight.device))
+        ids, weights = _chosen(layer, out)
     return canonical(ids, weights, layer.n_experts)[0]
 
 

@@ -7,6 +7,7 @@ from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.doubts import known_doubts
 
+LONGEST_FACTS = 1000  # characters: a model has about 25 facts
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
 
 
@@ -19,10 +20,9 @@ def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
     kind = "a real capture" if facts["real"] else LOUD
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
-    rows |= (
-        _shape(facts["shape"]) | _left_out(facts["left_out"]) | _groups(facts.get("groups", {})) | _statistics(facts)
-    )
-    return _lines(f"{name}: {facts['model']}, {kind}", rows, facts["doubts"])
+    rows |= {"model facts": _facts(facts["model_facts"])} if "model_facts" in facts else {}
+    rows |= _shape(facts["shape"]) | _left_out(facts["left_out"]) | _groups(facts.get("groups", {}))
+    return _lines(f"{name}: {facts['model']}, {kind}", rows | _statistics(facts), facts["doubts"])
 
 
 def describe_profile(profile: Profile, name: str) -> str:
@@ -64,6 +64,13 @@ def _shape(size: dict[str, Any]) -> dict[str, str]:
 def _left_out(rows: Mapping[str, int]) -> dict[str, str]:
     """What its reader left out."""
     return {"left out": "; ".join(f"{n:,} {what}" for what, n in rows.items())} if rows else {}
+
+
+def _facts(facts: object) -> str:
+    """What the meta says of the model, which nobody has checked, on one line."""
+    said = facts.items() if isinstance(facts, dict) else [("no table:", facts)]
+    text = ", ".join(f"{key} {value}" for key, value in said)
+    return text if len(text) <= LONGEST_FACTS else text[: LONGEST_FACTS - 3] + "..."
 
 
 def _groups(groups: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

@@ -33,6 +33,7 @@ def info(trace: RoutingTrace) -> dict[str, Any]:
         "model": trace.model,
         "real": trace.real,
         "provenance": {key: trace.meta[key] for key in PROVENANCE if key in trace.meta},
+        **({"model_facts": trace.meta["model_facts"]} if "model_facts" in trace.meta else {}),
         "content_hash": content_hash(trace),
         "doubts": known_doubts(trace),
         "left_out": trace.meta.get("dropped", {}),
