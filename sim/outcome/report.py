@@ -24,6 +24,7 @@ from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
 from sim.prepare import Setting, fitted
 from traces.format import npz
+from traces.statistics.describe import marked
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
 BOUNDS = {
@@ -171,7 +172,7 @@ def _lossless(setting: Setting) -> bool:
 
 def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown. m: bytes of memory."""
-    notes = [SYNTHETIC] if marks["synthetic"] else []
+    notes = [SYNTHETIC + marked(setting.trace.meta)] if marks["synthetic"] else []
     prefetch, miss = find("prefetch", setting.spec.prefetch), find("miss", setting.spec.miss)
     if marks["synthetic"] and "lookahead" in (*prefetch.needs, *miss.needs):
         notes.append("the recall of this trace's lookahead is an assumption of its generator")

@@ -7,6 +7,15 @@ from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
+MARKS = {  # of meta, by its key: what must be said of a synthetic trace besides
+    "generic": "GENERIC: of a model of that shape, not fitted to that model",
+    "uniform": "the UNIFORM control: every token draws anew, no expert is liked",
+}
+
+
+def marked(meta: Mapping[str, Any]) -> str:
+    """` (GENERIC: ...)`, or nothing: to be said behind the loud words."""
+    return "".join(f" ({words})" for key, words in MARKS.items() if meta.get(key) is True)
 
 
 def size(trace: RoutingTrace) -> str:
@@ -16,7 +25,7 @@ def size(trace: RoutingTrace) -> str:
 
 def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
-    kind = "a real capture" if facts["real"] else LOUD
+    kind = "a real capture" if facts["real"] else LOUD + marked(facts)
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
     rows |= _shape(facts["shape"]) | _groups(facts.get("groups", {})) | _statistics(facts)
     return _lines(f"{name}: {facts['model']}, {kind}", rows)
