@@ -104,7 +104,7 @@ def test_the_largest_fit_into_300_mb(name: str) -> None:
 
 
 def test_logits_are_left_out_where_they_were_too_many() -> None:
-    long = _longer(generic("kimi-k2"), 64)
+    long = _longer(generic("kimi-k2"), 32)
     assert not long.logits and any(text.startswith("no logits: ") for text in long.assumptions)
     trace = generate(short(long), 0)
     assert trace.logits is None and trace.weights is not None
@@ -138,7 +138,7 @@ def test_two_layers_are_the_same_everywhere(name: str, digest: str) -> None:
 # --- what they aim at
 
 
-@pytest.mark.parametrize(("k", "n"), SHAPES)
+@pytest.mark.parametrize(("k", "n"), FITTED)
 def test_overlap_and_popularity_are_the_interpolated(k: int, n: int) -> None:
     """Within 0.02; another seed, other layers than those of the fit. Popularity of top-1 has a floor: in four requests
     that remember, some experts are wanted more whatever is liked."""
@@ -155,9 +155,9 @@ def test_a_model_with_figures_of_its_own_has_them(name: str) -> None:
         assert abs(got - wanted) < 0.02
 
 
-def test_the_constants_are_of_the_catalog_s_shapes() -> None:
-    """A shape that is not there gets the nearest's, and says so; the shipped catalog has none."""
-    assert sorted(FITTED) == SHAPES and set(OWN) == {row.model for row in ROWS} & set(GENERIC)
+def test_the_constants_are_of_shapes_in_the_catalog() -> None:
+    """Not of all: a new model may have a new shape, which gets the nearest's."""
+    assert set(FITTED) <= set(SHAPES) and set(OWN) == {row.model for row in ROWS} & set(GENERIC)
 
 
 def test_a_shape_that_was_not_fitted_gets_the_nearest_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +250,8 @@ def test_the_list_has_every_model_once(capsys: pytest.CaptureFixture[str]) -> No
         (["--like", "kimi-k3"], "did you mean kimi-k2?"),
         (["--like", "x" * 500], "no preset, and no model of the catalog; --list shows both"),
         (["--like", "mixtral-8x7b", "--requests", "3"], "--requests: the preset mixtral-8x7b has its own"),
-        (["--like", "kimi-k2", "--requests", "0"], "--requests: 0; from 1 to 78 of kimi-k2"),
-        (["--like", "kimi-k2", "--requests", "79"], "--requests: 79; from 1 to 78 of kimi-k2"),
+        (["--like", "kimi-k2", "--requests", "0"], "--requests: 0; from 1 to 39 of kimi-k2"),
+        (["--like", "kimi-k2", "--requests", "40"], "--requests: 40; from 1 to 39 of kimi-k2"),
         (["--like", "kimi-k2", "--tokens", "3"], "--tokens: goes with --like-profile"),
         (["--like", "kimi-k2", "--seed", "-1"], "seed: -1"),
         (["--like-profile", "p.npz", "--uniform"], "--uniform: goes with --like"),

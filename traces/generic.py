@@ -28,7 +28,7 @@ from traces.synthetic import PRESETS, Preset, generate
 TOPIC = 0.25  # share of memory that lasts for a whole request: between what single models were fitted with, 0.1 to 0.6
 LENGTHS: dict[str, Any] = {"requests": 4, "prompt": (24, 24), "generation": (256, 256)}
 MOST_LOGITS = 1 << 26  # in a trace: 128 MiB of float16
-MOST_AT_ONCE = 1 << 23  # logits of one layer, made in float64
+MOST_AT_ONCE = 1 << 22  # logits of one layer, made in float64: some 400 MB
 
 
 class Row(NamedTuple):
@@ -142,7 +142,7 @@ def synthesise(like: str, seed: int, requests: int | None = None, uniform: bool 
     """
     name = find(like)
     if name is None:
-        near = did_you_mean(like, [*PRESETS, *names()])
+        near = did_you_mean(like.lower(), [*PRESETS, *names()])
         raise TraceError(f"--like {like[:60]!r}: no preset, and no model of the catalog{near}; --list shows both")
     preset = PRESETS[name] if name in PRESETS else generic(name)
     if uniform:
