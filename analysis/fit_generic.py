@@ -189,6 +189,7 @@ def _head(rows: list[Off]) -> list[str]:
         "- Each captured model as if nothing were known of it: a generic trace by the other eight rows of "
         "`traces/generic.py`, as long as the capture.",
         "- own row: the same by the model's own overlap and popularity: what is off there, the generator is.",
+        "- The topic share (0.25) was chosen with these captures in view: of four tried, nearest to their LRU hit rates.",
         "- LRU: share of hits, each layer its own slots, a token's experts at once, the first request not counted.",
         f"- Mean distance without the own row: {_means(rows, 'interpolated')}. With it: {_means(rows, 'own')}.",
         f"- Interpolated from the other four captures alone: {_from_captures()}.",
