@@ -25,7 +25,7 @@ from traces.foreign.models import entry_of, model, names
 from traces.format.trace import RoutingTrace
 from traces.synthetic import PRESETS, Preset, generate
 
-TOPIC = 0.25  # share of memory that lasts for a whole request: between what single models were fitted with, 0.1 to 0.6
+TOPIC = 0.25  # share of memory that lasts for a whole request: analysis/results/generic.md says why
 LENGTHS: dict[str, Any] = {"requests": 4, "prompt": (24, 24), "generation": (256, 256)}
 MOST_LOGITS = 1 << 26  # in a trace: 128 MiB of float16
 MOST_AT_ONCE = 1 << 22  # logits of one layer, made in float64: some 400 MB
