@@ -19,7 +19,7 @@ from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
 from traces.format.groups import parts
 from traces.format.trace import split
-from traces.statistics.describe import LOUD, describe, describe_profile, size
+from traces.statistics.describe import LOUD, describe, describe_profile, marked, size
 from traces.statistics.stats import info, info_of_profile
 
 
@@ -71,11 +71,14 @@ def _parser(by: bool) -> Parser:
 
     command = commands.add_parser("synth", help="generate a synthetic trace")
     shape = command.add_mutually_exclusive_group(required=True)
-    shape.add_argument("--like", metavar="NAME", help="which preset")
+    shape.add_argument("--like", metavar="NAME", help="a preset, or any model of the catalog: generic without a preset")
     shape.add_argument("--like-profile", metavar="FILE", help="a frequency profile, whose popularity it gets")
+    shape.add_argument("--list", action="store_true", help="which models are fitted, and which generic")
+    command.add_argument("--uniform", action="store_true", help="the control: that shape, every token draws anew")
+    command.add_argument("--requests", type=int, metavar="N", help="of a generic or a uniform trace")
     command.add_argument("--tokens", type=int, metavar="N", help="of a profile's trace (default: 1024)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", required=True, metavar="FILE")
+    command.add_argument("--out", metavar="FILE", help="required, but for --list")
 
     capturing.add_arguments(commands.add_parser("capture", help="record the routing of a live model"))
     return parser
@@ -129,17 +132,25 @@ def _split_by(options: argparse.Namespace) -> None:
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from traces.synthetic import PRESETS, from_profile, synthesise
+    from traces.generic import listing, synthesise
+    from traces.synthetic import from_profile
 
+    if options.list:
+        print(listing())
+        return
+    if options.out is None:
+        raise TraceError("--out: required: --out FILE")
     if options.like_profile is not None:
+        if options.uniform or options.requests is not None:
+            raise TraceError(f"--{'uniform' if options.uniform else 'requests'}: goes with --like")
         tokens = 1024 if options.tokens is None else options.tokens
         trace = from_profile(profile.read(npz.find(options.like_profile)), tokens, options.seed)
     elif options.tokens is not None:
         raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
     else:
-        trace = synthesise(one_of("preset", options.like, sorted(PRESETS)), options.seed)
+        trace = synthesise(options.like, options.seed, options.requests, options.uniform)
     npz.write(options.out, trace)
-    print(f"{options.out}: {size(trace)}; {LOUD}")
+    print(f"{options.out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
 
 
 def _capture(options: argparse.Namespace) -> None:

@@ -60,6 +60,8 @@ class Preset:
     lookahead_m  length of a lookahead list.
     prompt, generation   shortest and longest, evenly spread over the requests, in tokens.
     pattern      "model", or "uniform" / "cyclic", which use the shape alone.
+    logits       whether the trace has them.
+    mark         what meta says besides that it is synthetic: "generic" or "uniform" (traces/generic.py), or nothing.
     facts        what was fitted, with sources; assumptions: what was not published and was chosen.
     """
 
@@ -79,6 +81,8 @@ class Preset:
     prompt: tuple[int, int] = (24, 144)
     generation: tuple[int, int] = (100, 260)
     pattern: Literal["model", "uniform", "cyclic"] = "model"
+    logits: bool = True
+    mark: Literal["", "generic", "uniform"] = ""
     facts: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
@@ -90,13 +94,13 @@ def synthesise(like: str, seed: int) -> RoutingTrace:
     """
     if like not in PRESETS:
         raise TraceError(f"like: no preset {like!r}; there are {', '.join(sorted(PRESETS))}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise TraceError(f"seed: {seed!r} is not an integer from 0 to 2^64 - 1")
     return generate(PRESETS[like], seed)
 
 
 def generate(preset: Preset, seed: int) -> RoutingTrace:
     """As `synthesise`, for a preset of your own."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise TraceError(f"seed: {seed!r} is not an integer from 0 to 2^64 - 1")
     prompts, lengths = _lengths(preset, seed)
     sequence = np.repeat(np.arange(preset.requests, dtype=np.int32), lengths)
     position = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
@@ -184,19 +188,21 @@ def _ranked(scores: npt.NDArray[Any], m: int) -> npt.NDArray[np.int16]:
 
 def _model(preset: Preset, seed: int, lengths: npt.NDArray[np.int64]) -> dict[str, Any]:
     tokens, layers, k, m = int(lengths.sum()), len(preset.moe_layers), preset.top_k, preset.lookahead_m
-    logits = np.empty((tokens, layers, preset.n_experts), np.float16)
+    logits = np.empty((tokens, layers, preset.n_experts), np.float16) if preset.logits else None
     experts = np.empty((tokens, layers, k), np.int16)
     weights = np.empty((tokens, layers, k), np.float16)
     lookahead = np.full((len(preset.noise), tokens, layers, m), -1, np.int16)
     for layer in range(layers):
-        logits[:, layer] = _logits(preset, seed, layer, lengths)
-        z = logits[:, layer].astype(np.float64)
+        rounded = _logits(preset, seed, layer, lengths)
+        if logits is not None:
+            logits[:, layer] = rounded
+        z = rounded.astype(np.float64)
         experts[:, layer] = _ranked(z, k)
         weights[:, layer] = _weights(z, experts[:, layer], preset.norm_topk)
         for distance, sd in enumerate(preset.noise[:layer], start=1):
             error = preset.scale * sd * _bell(seed, PREDICTION + distance, layer, tokens, preset.n_experts)
             lookahead[distance - 1, :, layer] = _ranked(z + error, m)
-    arrays: dict[str, Any] = {"experts": experts, "weights": weights, "logits": logits}
+    arrays: dict[str, Any] = {"experts": experts, "weights": weights} | ({"logits": logits} if preset.logits else {})
     return arrays | ({"lookahead": lookahead} if preset.noise else {})
 
 
@@ -270,7 +276,7 @@ def _systematic(share: Floats, k: int, at: npt.NDArray[Any], seed: int, layer: i
 
 
 def _meta(preset: Preset, seed: int) -> dict[str, Any]:
-    name = next((key for key, value in PRESETS.items() if value == preset), "own preset")
+    name: str = next((key for key, value in PRESETS.items() if value == preset), preset.mark or "own preset")
     meta: dict[str, Any] = {
         "format_version": 1,
         **{key: getattr(preset, key) for key in ("model", "n_experts", "top_k", "n_layers", "norm_topk")},
@@ -282,6 +288,7 @@ def _meta(preset: Preset, seed: int) -> dict[str, Any]:
         "facts": list(preset.facts),
         "assumptions": list(preset.assumptions),
     }
+    meta |= {preset.mark: True} if preset.mark else {}
     return meta | ({"lookahead_distances": list(range(1, len(preset.noise) + 1))} if preset.noise else {})
 
 

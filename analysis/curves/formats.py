@@ -12,6 +12,7 @@ from analysis.curves.curve import DECODE, FLAGS, Curve, Row
 from sim.catalog.intervals import DECODE as DECODING
 from sim.catalog.intervals import LEVEL, stated
 from sim.outcome.marks import START, SYNTHETIC, UNSURE, machine_words, short_of_ram
+from traces.statistics.describe import marked
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
@@ -24,7 +25,8 @@ SAID = ("trace", "eviction", "miss", "prefetch", *FLAGS)  # of the spec
 def notes(setting: "Setting") -> list[str]:
     """What must be said wherever these figures are shown."""
     starts_full = [] if setting.spec.placement == "empty" else [START]
-    always = [*([] if setting.trace.real else [SYNTHETIC]), *starts_full]
+    made = [] if setting.trace.real else [SYNTHETIC + marked(setting.trace.meta)]
+    always = [*made, *starts_full]
     return [*always, *short_of_ram(setting.memory), *_how_sure(setting)]
 
 

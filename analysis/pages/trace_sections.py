@@ -15,6 +15,7 @@ from sim.fit import buddies_file
 from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.statistics.describe import marked
 
 Float = npt.NDArray[np.float64]
 MAX_DRAWN = 120_000  # cells of all layers that one heatmap can show
@@ -66,7 +67,7 @@ def trace_section(trace: RoutingTrace | None, why: str, buddies: str | None, sim
 def _skew(trace: RoutingTrace) -> Panel:
     found = trace_tables.skew(trace)
     top = max(1, round(0.2 * trace.n_experts))
-    kind = "real capture" if trace.real else "SYNTHETIC trace"
+    kind = "real capture" if trace.real else "SYNTHETIC trace" + marked(trace.meta)
     return Panel(
         "skew",
         f"The busiest fifth of a layer's experts takes {100 * found.middle[:top].sum():.3g} % of its uses",

@@ -345,7 +345,7 @@ def _figures(out: dict[str, Any], phases: dict[str, Phase]) -> dict[str, Any]:
         told.get("residents") or f"{slots:,} slots for {trace['moe_layers'] * trace['n_experts']:,} experts"
     )
     row |= {"requests": out["requests"], "tokens": out["tokens"]}
-    return row | {"note": "; ".join(note for note in out["notes"] if note != SYNTHETIC)}
+    return row | {"note": "; ".join(note for note in out["notes"] if not note.startswith(SYNTHETIC))}
 
 
 def _sorted(arms: Sequence[Arm]) -> list[Arm]:

@@ -25,7 +25,7 @@ from sim.outcome.verdict import facts_of, verdict
 from sim.policies.registry import find
 from sim.prepare import Setting, fitted
 from traces.format import npz
-from traces.statistics.describe import plain
+from traces.statistics.describe import marked, plain
 from traces.statistics.doubts import known_doubts
 
 # What each bound is about, wherever it is shown; and the one figure beside them that bounds no other run.
@@ -174,7 +174,7 @@ def _lossless(setting: Setting) -> bool:
 
 def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
     """What must be said wherever these figures are shown. m: bytes of memory."""
-    notes = [SYNTHETIC] if marks["synthetic"] else []
+    notes = [SYNTHETIC + marked(setting.trace.meta)] if marks["synthetic"] else []
     said = memo(("doubts of", setting.trace_hash, setting.trace.n_tokens), lambda: known_doubts(setting.trace))
     notes += [f"TRACE: {plain(doubt)}" for doubt in said]
     prefetch, miss = find("prefetch", setting.spec.prefetch), find("miss", setting.spec.miss)

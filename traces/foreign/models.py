@@ -50,15 +50,25 @@ class Model:
 def model(name: str, **given: Any) -> Model:
     """The model of that name; `given` (fields of Model) goes before what the catalog says."""
     facts: dict[str, Any] = {}
-    entry = _entries().get(_normal(name)) or _entries().get(_normal(name.rsplit("/", 1)[-1]))
+    entry = entry_of(name)
     if entry is None:
-        names = dict.fromkeys(known["name"] for known in _entries().values())
-        facts["hint"] = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, names)})"
+        facts["hint"] = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, names())})"
     else:
         facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
         facts |= {key: entry[key] for key in ROUTER if key in entry}
-        facts["moe_layers"] = tuple(range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1)))
+        every = range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1))
+        facts["moe_layers"] = tuple(entry.get("moe_layer_list", every))
     return Model(name, **(facts | given))
+
+
+def entry_of(name: str) -> dict[str, Any] | None:
+    """All that the catalog has under a name or an alias, with its `name`; None: nothing. `org/model` is `model`."""
+    return _entries().get(_normal(name)) or _entries().get(_normal(name.rsplit("/", 1)[-1]))
+
+
+def names() -> list[str]:
+    """The catalog's models, in its order."""
+    return list(dict.fromkeys(known["name"] for known in _entries().values()))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

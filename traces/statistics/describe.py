@@ -9,6 +9,15 @@ from traces.statistics.doubts import known_doubts
 
 LONGEST_FACTS = 1000  # characters: a model has about 25 facts
 LOUD = "*** SYNTHETIC: generated, not captured from a model ***"
+MARKS = {  # of meta, by its key: what must be said of a synthetic trace besides
+    "generic": "GENERIC: of a model of that shape, not fitted to that model",
+    "uniform": "the UNIFORM control: every token draws anew, no expert is liked",
+}
+
+
+def marked(meta: Mapping[str, Any]) -> str:
+    """` (GENERIC: ...)`, or nothing: to be said behind the loud words."""
+    return "".join(f" ({words})" for key, words in MARKS.items() if meta.get(key) is True)
 
 
 def size(trace: RoutingTrace) -> str:
@@ -18,7 +27,7 @@ def size(trace: RoutingTrace) -> str:
 
 def describe(facts: dict[str, Any], name: str) -> str:
     """What `traces.statistics.stats.info` returned, as lines without a final newline. name: of the file."""
-    kind = "a real capture" if facts["real"] else LOUD
+    kind = "a real capture" if facts["real"] else LOUD + marked(facts)
     rows = dict(facts["provenance"]) | {"content hash": facts["content_hash"]}
     rows |= {"model facts": _facts(facts["model_facts"])} if "model_facts" in facts else {}
     rows |= _shape(facts["shape"]) | _left_out(facts["left_out"]) | _groups(facts.get("groups", {}))

@@ -17,6 +17,7 @@ from traces.format.npz import content_hash
 from traces.format.profile import KIND, VERSION, Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.counts import expert_counts
+from traces.statistics.describe import MARKS
 from traces.statistics.doubts import known_doubts
 from traces.statistics.reuse import reuse_distance
 
@@ -32,6 +33,7 @@ def info(trace: RoutingTrace) -> dict[str, Any]:
     return {
         "model": trace.model,
         "real": trace.real,
+        **{mark: True for mark in MARKS if trace.meta.get(mark) is True},
         "provenance": {key: trace.meta[key] for key in PROVENANCE if key in trace.meta},
         **({"model_facts": trace.meta["model_facts"]} if "model_facts" in trace.meta else {}),
         "content_hash": content_hash(trace),
