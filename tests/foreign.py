@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import foreign_home_made
 from traces.format.trace import RoutingTrace
 
 Flags = list[str]
@@ -413,6 +414,7 @@ PER_TOKEN: dict[str, tuple[str, str, Builder, bool]] = {
     "megatron": ("megatron", "router_trace_rank0.jsonl", megatron, True),
     "flame": ("flame", "flame-moe-290m", flame, True),
     "trtllm-raw": ("trtllm-raw", "statistic", trtllm_raw, True),
+    **foreign_home_made.PER_TOKEN,
 }
 COUNTED: dict[str, tuple[str, str, Builder]] = {
     "trtllm": ("trtllm", "statistic", trtllm),
@@ -423,6 +425,7 @@ COUNTED: dict[str, tuple[str, str, Builder]] = {
     "moe-infinity": ("moe-infinity", "eam.npy", moe_infinity),
     "eplb-pt": ("eplb", "weight.pt", eplb_pt),
     "eplb-npy": ("eplb", "weight.npy", eplb_npy),
+    **foreign_home_made.COUNTED,
 }
 FIXTURES: dict[str, tuple[str, str, Builder]] = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
 # What a writer can be asked for: file name -> the format that reads it; None: checked by hand in tests/test_writers.py.
@@ -433,4 +436,5 @@ WRITTEN: dict[str, dict[str, str | None]] = {
     "flame": {"capture": "flame"},
     "vllm": {"routed.npy": "vllm", "responses.jsonl": "vllm"},
     "oracle-general": {"t.oracleGeneral": None},
+    **foreign_home_made.WRITTEN,
 }

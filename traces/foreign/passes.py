@@ -52,7 +52,7 @@ class Passes:
         self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None,
         weights: Array | None = None, request: str | None = None, prefill: int | None = None,
     ) -> None:  # fmt: skip
-        """One block: ids [n, K], logits [n, E], weights [n, K] (all blocks or none). where: file and line, for messages.
+        """One block: ids [n, K], logits [n, E], weights [n, K] (all blocks or none). where: file and line.
 
         request, prefill (1, 0): of a log that says them by itself; a pass is of one request and phase.
         """

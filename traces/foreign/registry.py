@@ -11,7 +11,10 @@ from traces.foreign.format import Reader, Writer
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
-READ = "csv jsonl npz nested-json moe-cache-lab moearc counts-csv counts-json llamacpp vllm sglang sglang-routed megatron flame trtllm-raw trtllm imatrix sglang-stat moe-infinity"
+READ = (
+    "csv jsonl npz nested-json moe-cache-lab moearc counts-csv counts-json"
+    " llamacpp vllm sglang sglang-routed megatron flame trtllm-raw trtllm imatrix sglang-stat moe-infinity"
+)
 WRITTEN = "sglang eplb moe-infinity flame vllm"
 
 

@@ -121,6 +121,8 @@ class Columns:
     def _refuse_missing(self, where: str) -> None:
         if [name.lower() for name in self.header] == PAIR:
             raise TraceError(f"{where} is {','.join(PAIR)}: a log of llama.cpp; required: --from llamacpp")
+        if "token" not in self.at and any(normal(name) in KNOWN["count"] for name in self.header):
+            raise TraceError(f"{where}: {listed(self.header)}: uses are counted here; required: --from counts-csv")
         if "layer" in self.at and ("experts" in self.at or self.experts):
             return
         what = "experts (or one for each: e0, e1, ...)" if "layer" in self.at else "layer"

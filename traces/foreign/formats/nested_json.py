@@ -20,7 +20,7 @@ import numpy as np
 from traces.errors import TraceError
 from traces.foreign.ask import Ask, pick_layers
 from traces.foreign.columns import normal
-from traces.foreign.format import Reader
+from traces.foreign.format import SHAPE, Reader
 from traces.foreign.formats.csv import ALSO, PHASES
 from traces.foreign.header import facts, told
 from traces.foreign.json_lines import integer
@@ -39,6 +39,7 @@ LENGTH = frozenset(
     map(normal, ("prompt_len", "prompt_length", "prompt_tokens", "n_prompt_tokens", "num_prompt_tokens"))
 )
 HEAD_BYTES = 1 << 20
+FLAGS = (*SHAPE, "prompt_start")
 ROWS = 1 << 12  # at a time
 LISTS = re.compile(rb'"(%s)"\s*:\s*\[\s*\[\s*\[' % "|".join(WORDS).encode())
 
@@ -157,20 +158,21 @@ class _Lists:
         axis, k = pick_layers(self.path, layers, ask, "a token"), ask.model.top_k or width
         ids, out = self.rows.array(), Rows(self.path, ask)
         out.doubts += doubts
+        start = ask.asked("prompt_start") or 0
         prompts = Counter({part.request: part.hi - part.lo for part in self.parts if part.prefill})
-        self._check_lengths(prompts)
+        self._check_lengths(prompts, start)
         for part in sorted(self.parts, key=lambda part: (part.request, 1 - part.prefill)):
-            first = 0 if part.prefill else prompts[part.request]
+            first = start + (0 if part.prefill else prompts[part.request])
             self._add(out, ids, part, first, axis.take, k)
         groups: dict[str, Any] = {"groups": {"prompt": self._kept_names()}} if self.names else {}
         return out.trace(axis.layers, tool="nested-json", slots_ordered_by_weight=False, **groups)
 
-    def _check_lengths(self, prompts: Counter[int]) -> None:
+    def _check_lengths(self, prompts: Counter[int], start: int) -> None:
         for request, said in self.lengths.items():
-            if said != prompts[request] and any(part.request == request for part in self.parts):
+            if said != start + prompts[request] and any(part.request == request for part in self.parts):
                 name = self.names[request] if self.names else f"request {request}"
                 found = f"{ascii(name)[:40]} has {prompts[request]} prompt rows"
-                raise TraceError(f"{self.path}: {found}; its length says {said}")
+                raise TraceError(f"{self.path}: {found}; its length says {said} (--prompt-start N: of the first)")
 
     def _add(self, out: Rows, ids: Array, part: _Part, first: int, take: list[int], k: int) -> None:
         """The rows of a part, the first of them at position `first`."""
@@ -205,4 +207,6 @@ def _ids(value: list[Any], width: int, where: str) -> Array:
     return ids.astype(np.int32)
 
 
-READER = Reader("nested-json", read, detect, "one JSON value with lists [tokens][layers][k] per request and phase")
+READER = Reader(
+    "nested-json", read, detect, "one JSON value with lists [tokens][layers][k] per request and phase", FLAGS
+)
