@@ -1,6 +1,7 @@
 """One JSON value of any size, read piece by piece: an object's members and a list's elements, one after the other."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from traces.format.members import refuse_constant, refuse_irregular, refusing
 
 CHUNK, MOST_PIECE = 1 << 16, 1 << 24  # characters at a time, and of a piece that is taken whole
 DEPTH = 4  # of lists whose elements are passed over one by one
+GOES_ON = re.compile(r"[-+.0-9eE]*")  # of a number, at the end of a piece
 WHITE = " \t\r\n"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Stream:
@@ -87,7 +93,7 @@ class Stream:
                 with refusing(f"{self.path}: not JSON"):
                     value, end = self._decoder.raw_decode(self._text, self._at)
                 start = self._at
-                if end < len(self._text):
+                if end < len(self._text) and not (is_number(value) and GOES_ON.fullmatch(self._text, end)):
                     self._at = end
                     return value
                 if not self._more():  # a number could have gone on

@@ -106,7 +106,8 @@ class _Arrays:
     def _axis(self, shape: tuple[int, ...]) -> int:
         """Which of the first two axes is the layers'."""
         by_token = {n[0] for n in self.lengths}
-        fit = [axis for axis in (0, 1) if self._fits(shape[axis]) and by_token <= {shape[1 - axis]}]
+        may = [axis for axis in (0, 1) if by_token <= {shape[1 - axis]}]
+        fit = [axis for axis in may if self._is_whole(shape[axis])] or [a for a in may if self._fits(shape[a])]
         if len(fit) == 2:
             wrong = f"either axis of {list(shape)} could be the layers'"
             raise TraceError(f"{self.path}: {wrong}; required: --columns layer=0 or layer=1")
@@ -114,11 +115,17 @@ class _Arrays:
             pick_layers(self.path, shape[1], self.ask, f"{self.at['experts']} {list(shape)}")
         return fit[0] if fit else 1
 
+    def _is_whole(self, length: int) -> bool:
+        """Whether an axis is as long as the MoE layers or as all layers."""
+        return length in (len(self.ask.moe_layers(self.path)), self.ask.model.n_layers)
+
     def _fits(self, length: int) -> bool:
-        model = self.ask.model
-        if model.moe_layers is None:
-            self.ask.moe_layers(self.path)
-        return length in (len(model.moe_layers or ()), model.n_layers)
+        """Whether it could be all layers of a model whose number of layers is not known."""
+        try:
+            pick_layers(self.path, length, self.ask, "")
+        except TraceError:
+            return False
+        return True
 
     def trace(self) -> RoutingTrace:
         experts = self.arrays["experts"]

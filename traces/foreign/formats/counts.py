@@ -220,7 +220,7 @@ def read_json(path: Path, ask: Ask) -> Profile:
         raise TraceError(f"{path}: {wrong}; {{layer: {{expert: count}}}} or {{layer: [counts]}} is required")
     table = _Table(path, ask)
     for key, of in layers.items():
-        where = f"{path}: layer {ascii(key)[1:41]}"
+        where = f"{path}: layer {ascii(key)[1:-1][:40]}"
         layer = _integer("layer", _layer(key), 0, MOST_LAYERS - 1, where)
         if not isinstance(of, list | dict):
             raise TraceError(f"{where} has {ascii(of)[:40]}; {{expert: count}} or a list of counts is required")

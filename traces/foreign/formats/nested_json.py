@@ -113,7 +113,7 @@ class _Lists:
 
     def _member(self, key: str, stream: Stream) -> bool:
         """Take a member of a request, if it is one."""
-        where = f"{self.path}: {self._name()}.{ascii(key)[1:41]}"
+        where = f"{self.path}: {self._name()}.{ascii(key)[1:-1][:40]}"
         if key.lower() in WORDS and stream.next() == "[":
             lo = 0 if self.rows is None else self.rows.rows
             for place in stream.elements():
@@ -128,7 +128,7 @@ class _Lists:
         return True
 
     def _name(self) -> str:
-        return ascii(self.names[-1])[1:41] if self.names else f"request {self.requests}"
+        return ascii(self.names[-1])[1:-1][:40] if self.names else f"request {self.requests}"
 
     def _row(self, value: Any, where: str) -> None:
         """One token: a list per layer of ids."""
