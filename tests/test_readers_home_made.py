@@ -65,7 +65,8 @@ def test_a_column_map_for_names_in_no_list(tmp_path: Path, capsys: pytest.Captur
     trace = convert(path, tmp_path / "o.npz", flags)
     assert trace.experts.tolist() == [[[1, 2], [3, 4]]] and trace.position.tolist() == [3]
     command = ["convert", "--from", "jsonl", str(path), str(tmp_path / "o.npz"), *M8]
-    assert "no objects in it" in refused(command, capsys)  # all of them could be headers
+    wrong = "no object of it has a layer or experts; the last has where, when, who; required: layer and experts by"
+    assert wrong in refused(command, capsys)
     assert "where" in refused([*command, "--columns", "experts=who"], capsys)
 
 
@@ -140,6 +141,27 @@ def test_objects_that_are_no_cells(tmp_path: Path, capsys: pytest.CaptureFixture
     jsonl(path, [{"type": "meta", "num_experts": 10**30}, route])
     wrong = refused(["convert", str(path), str(tmp_path / "o.npz"), "--model", "m"], capsys)
     assert "line 1: num_experts = a longer integer" in wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('0,0,"[1, 2",.5 .5', "line 3: topk_ids = '[1, 2'; a list of expert ids such as [8, 26]"),
+        ("0,0,1 x,.5 .5", "line 3: topk_ids = '1 x'"),
+        ("0,0,1 9,.5 .5", "line 3: topk_ids = '9'; an integer from -1 to 7"),
+        ("0,0,1 2,.5", "line 3: probs has 1 numbers; 2 experts are there"),
+        ("0,0,1 2,.5 nan", "line 3: probs = 'nan'"),
+        ("0,0,1 1,.5 .5", "already in slot 0"),
+        ("0,10000,1 2,.5 .5", "line 3: layer_id = '10000'"),
+        ("9,0,1 2,.5 .5", "line 3: token 9, layer 0, rank 0 is there already"),
+        ("0,0,1 2", "line 3 has 3 fields; line 1 has 4"),
+    ],
+)
+def test_bad_lists(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text(f"tok,layer_id,topk_ids,probs\n9,0,1 2,.5 .5\n{line}\n")
+    command = ["convert", "--from", "csv", str(tmp_path / "t.csv"), str(tmp_path / "o.npz"), *M8, "--phase", "decode"]
+    assert message in refused(command, capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
 # --- top-k that varies ---

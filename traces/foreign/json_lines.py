@@ -11,6 +11,7 @@ from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
 from traces.format.members import refuse_constant, refuse_irregular, refusing
 
+MOST_RECORD_BYTES = 1 << 20  # of a record of a log, or its header
 BOM = b"\xef\xbb\xbf"
 
 
@@ -87,6 +88,16 @@ def member(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
         names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
         raise TraceError(f"{where}: {key} {found}; {names.get(kind, kind.__name__)} is required")
     return value[key]
+
+
+def begins_with_record(path: Path) -> bool:
+    """Whether a file begins as JSON with a line that a record could be: what detection of records looks at, so that it
+    never parses a value of hundreds of megabytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.readline(MOST_RECORD_BYTES + 1).removeprefix(BOM).lstrip()
+    return head[:1] == b"[" or (head[:1] == b"{" and len(head) <= MOST_RECORD_BYTES)
 
 
 def first_object(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ FIELDS = ("layer", "experts", "count")
 HEADER = "layer,expert,count"
 TOTAL = re.compile(r"#?\s*total\b[^0-9]*([0-9]+(?:\.[0-9]+)?)\D*", re.ASCII | re.IGNORECASE)
 PLACES = ("e", "expert", "expertid", "")
+LOOK_BYTES = 8 << 20  # of counts, to tell the format: a model of 100 layers of 512 experts has a tenth
 NOTHING = "counts nothing"
 WRAPPED = frozenset(("counts", "expertcounts", "layers", "activations", "frequencies", "usage", "profile"))
 
@@ -200,7 +201,7 @@ def detect_json(path: Path) -> bool:
         with path.open("rb") as file:
             if file.read(64).removeprefix(BOM).lstrip()[:1] != b"{":
                 return False
-        layers = _by_layer(small_json(path, MOST_COUNTS_BYTES))
+        layers = _by_layer(small_json(path, LOOK_BYTES))
     except (OSError, ValueError):
         return False
     first = _first_layer(layers)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from traces.foreign.cells import Cell, Cells
 from traces.foreign.columns import KNOWN, find, listed, normal, numbered
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.long_rows import INTEGER, MOST, NOT_SAID
+from traces.format.limits import MOST_LINE_BYTES
 from traces.format.members import refuse_irregular
 from traces.format.trace import RoutingTrace
 
@@ -38,7 +39,8 @@ EXPERTS, WEIGHTS = ("e", "expert", "expertid"), ("w", "weight", "score", "prob",
 PAIR = ["layer", "expert"]  # llama.cpp's, which has a reader of its own
 OF_OTHERS = b"# route_trace"  # the same
 LOOK = 64  # lines that tell lists from single ids, and numbers of tokens from their texts
-LIST = re.compile(r"[\[(]?([-0-9,;|\s]*)[\])]?", re.ASCII)
+INSIDE = r"([-0-9,;|\s]*)"
+LIST = re.compile(rf"\[{INSIDE}\]|\({INSIDE}\)|{INSIDE}", re.ASCII)
 
 
 def detect(path: Path) -> bool:
@@ -188,7 +190,7 @@ def opened(path: Path) -> Iterator[Any]:
     refuse_irregular(path, "a CSV file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(("\n" if line.startswith("#") else line for line in file), strict=True)
+            reader = csv.reader(_lines(path, file), strict=True)
             yield reader
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror or error}") from error
@@ -196,6 +198,14 @@ def opened(path: Path) -> Iterator[Any]:
         raise TraceError(f"{path}: not UTF-8 text; a CSV file is required") from error
     except csv.Error as error:
         raise TraceError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+    """Lines, of which none is so long that it is no log's; comments as empty ones."""
+    for line in iter(lambda: file.readline(MOST_LINE_BYTES + 1), ""):
+        if len(line) > MOST_LINE_BYTES:
+            raise TraceError(f"{path}: a line of over {MOST_LINE_BYTES} characters; a CSV file is required")
+        yield "\n" if line.startswith("#") else line
 
 
 def phase(found: Mapping[str, Any], where: str) -> int:
@@ -219,7 +229,7 @@ def _split(text: str, name: str, where: str) -> list[str]:
     inside = LIST.fullmatch(text)
     if inside is None:
         raise TraceError(f"{where}: {name} = {text[:40]!r}; a list of expert ids such as [8, 26] is required")
-    return [part for part in re.split(r"[,;|\s]+", inside[1]) if part]
+    return [part for part in re.split(r"[,;|\s]+", "".join(filter(None, inside.groups()))) if part]
 
 
 def _integer(name: str, text: str, least: int, most: int, where: str) -> int:

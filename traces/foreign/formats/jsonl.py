@@ -29,7 +29,7 @@ from traces.foreign.columns import KNOWN, TRACED, find, listed, normal
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.formats.csv import phase
 from traces.foreign.header import told
-from traces.foreign.json_lines import BOM, integer, member, objects
+from traces.foreign.json_lines import begins_with_record, integer, member, objects
 from traces.foreign.long_rows import MOST
 from traces.format.layout import is_int
 from traces.format.trace import RoutingTrace
@@ -42,9 +42,8 @@ KINDS = ("type", "record_type", "kind", "event", "record")  # keys that say what
 def detect(path: Path) -> bool:
     """Whether one of its first objects has a layer and a list of experts, and none before it names a format."""
     try:
-        with path.open("rb") as file:
-            if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
-                return False
+        if not begins_with_record(path):
+            return False
         for _, found in islice(objects(path), LOOK):
             if "format" in found:
                 return False
@@ -65,18 +64,21 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
     build: _Build | None = None
     dropped: Counter[str] = Counter()
     doubts: list[str] = []
+    last: dict[str, Any] = {}
     for number, (where, found) in enumerate(objects(path), 1):
         if build is None and _is_header(found, ask):
             ask, more = told(path, ask, found, where)
             doubts += more
             dropped[_called(found)] += 1
+            last = found
         elif build is not None and build.is_other(found):
             dropped[_called(found)] += 1
         else:
             build = build or _Build(path, ask, where, found)
             build.add(number, where, found)
     if build is None:
-        raise TraceError(f"{path}: no objects in it; a trace needs at least one")
+        there = f"no object of it has a layer or experts; the last has {listed(last)}" if last else "no objects in it"
+        raise TraceError(f"{path}: {there}; required: layer and experts by a known name, or --columns")
     return build.cells.trace("object", doubts, dropped, tool="jsonl", slots_ordered_by_weight=False)
 
 

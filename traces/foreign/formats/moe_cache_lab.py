@@ -24,7 +24,7 @@ from traces.foreign.cells import Cell, Cells
 from traces.foreign.format import Reader, Writer
 from traces.foreign.formats.jsonl import weights_of
 from traces.foreign.header import told
-from traces.foreign.json_lines import first_object, integer, member, objects
+from traces.foreign.json_lines import begins_with_record, first_object, integer, member, objects
 from traces.foreign.long_rows import MOST
 from traces.foreign.spill import check_full
 from traces.format.trace import RoutingTrace
@@ -36,7 +36,7 @@ STAGE = "routing_stage"
 
 def detect(path: Path) -> bool:
     """Whether its first object says so."""
-    return first_object(path).get("format") == FORMAT
+    return begins_with_record(path) and first_object(path).get("format") == FORMAT
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:

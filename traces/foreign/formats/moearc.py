@@ -18,7 +18,7 @@ from traces.foreign.cells import Cell, Cells
 from traces.foreign.format import Reader
 from traces.foreign.formats.csv import phase
 from traces.foreign.header import told
-from traces.foreign.json_lines import first_object, integer, member, objects
+from traces.foreign.json_lines import begins_with_record, first_object, integer, member, objects
 from traces.foreign.long_rows import MOST
 from traces.format.trace import RoutingTrace
 
@@ -28,7 +28,7 @@ STEPS = {"prefill": "n_prefill_steps", "decode": "n_decode_steps"}
 
 def detect(path: Path) -> bool:
     """Whether its first object says so."""
-    return first_object(path).get("format") == FORMAT
+    return begins_with_record(path) and first_object(path).get("format") == FORMAT
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
