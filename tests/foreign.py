@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import foreign_home_made
 from tests.foreign_engines import bigmoeonedge, expert_selection
 from traces.format.trace import RoutingTrace
 
@@ -483,6 +484,7 @@ PER_TOKEN: dict[str, tuple[str, str, Builder, bool]] = {
     "trtllm-raw": ("trtllm-raw", "statistic", trtllm_raw, True),
     "bigmoeonedge": ("bigmoeonedge", "route_trace.csv", bigmoeonedge, False),
     "expert-selection": ("expert-selection", "0.json", expert_selection, True),
+    **foreign_home_made.PER_TOKEN,
 }
 COUNTED: dict[str, tuple[str, str, Builder]] = {
     "trtllm": ("trtllm", "statistic", trtllm),
@@ -493,6 +495,7 @@ COUNTED: dict[str, tuple[str, str, Builder]] = {
     "moe-infinity": ("moe-infinity", "eam.npy", moe_infinity),
     "eplb-pt": ("eplb", "weight.pt", eplb_pt),
     "eplb-npy": ("eplb", "weight.npy", eplb_npy),
+    **foreign_home_made.COUNTED,
 }
 FIXTURES: dict[str, tuple[str, str, Builder]] = {**{name: entry[:3] for name, entry in PER_TOKEN.items()}, **COUNTED}
 # What a writer can be asked for: file name -> the format that reads it; None: checked by hand in tests/test_writers.py.
@@ -504,4 +507,5 @@ WRITTEN: dict[str, dict[str, str | None]] = {
     "flame": {"capture": "flame"},
     "vllm": {"routed.npy": "vllm", "responses.jsonl": "vllm"},
     "oracle-general": {"t.oracleGeneral": None},
+    **foreign_home_made.WRITTEN,
 }

@@ -173,11 +173,14 @@ def without(flags: list[str], *names: str) -> list[str]:
     return [word for pair in pairs if pair[0] not in names for word in pair]
 
 
+SAY_THEIR_EXPERTS = ("nested-json", "moe-cache-lab", "moearc")
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "message"),
     [
         *((name, "--n-experts", "required: --n-experts N") for name in PER_TOKEN
-          if name not in ("hf-logits", "parquet", "bigmoeonedge")),
+          if name not in (*SAY_THEIR_EXPERTS, "hf-logits", "parquet", "bigmoeonedge")),
         *((name, "--model", "required: --model") for name in PER_TOKEN if name not in ("parquet", "bigmoeonedge")),
         *((name, "--moe-layers", "required: --moe-layers LIST") for name in
           ("vllm", "vllm-npy", "vllm-0.21", "sglang", "sglang-routed")),

@@ -243,7 +243,7 @@ def test_weights_that_are_none(name: str, value: float, tmp_path: Path, capsys: 
 
 
 def ragged_jsonl(path: Path) -> None:
-    path.write_text('{"token": 0, "layer": 0, "experts": [1, 2]}\n{"token": 1, "layer": 0, "experts": [1]}\n')
+    path.write_text('{"token": 0, "layer": 0, "experts": [1, 2]}\n{"token": 1, "layer": 0, "experts": [1, 2, 3]}\n')
 
 
 def ragged_lists(path: Path) -> None:
@@ -291,7 +291,7 @@ def ragged_passes(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("jsonl", ragged_jsonl, "line 2: experts has 1 slots; the first object has 2"),
+        ("jsonl", ragged_jsonl, "line 2: experts has 3 slots; with --top-k 2 there are at most 2"),
         ("vllm", ragged_lists, "inhomogeneous"),
         ("megatron", ragged_indices, "inhomogeneous"),
         ("sglang-routed", ragged_bytes, "28 bytes are not whole rows of 8 ids of 4 bytes"),

@@ -179,7 +179,7 @@ GOOD = "decode,0,0,0,1,0.5\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "line 1 has no column phase"),
+        ("", "line 1 has no column layer; its columns are none"),
         ("phase,token,layer,rank\n", "line 1 has no column expert"),
         (HEAD, "no rows"),
         (HEAD + "decode,0,0,0\n", "line 2 has 4 fields; line 1 has 6"),

@@ -12,6 +12,7 @@ from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
 from traces.format.members import refuse_constant, refuse_irregular, refusing
 
+MOST_RECORD_BYTES = 1 << 20  # of a record of a log, or its header
 BOM = b"\xef\xbb\xbf"
 # A list of objects whose keys are numbers is passes by layer: one value of any size (formats.expert_selection).
 BY_LAYER = re.compile(rb'\s*+\[\s*+\{\s*+"[0-9]{1,4}"\s*+:')
@@ -108,6 +109,16 @@ def by_layer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return bool(BY_LAYER.match(file.read(HEAD_BYTES).removeprefix(BOM)))
+
+
+def begins_with_record(path: Path) -> bool:
+    """Whether a file begins as JSON with a line that a record could be: what detection of records looks at, so that it
+    never parses a value of hundreds of megabytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.readline(MOST_RECORD_BYTES + 1).removeprefix(BOM).lstrip()
+    return head[:1] == b"[" or (head[:1] == b"{" and len(head) <= MOST_RECORD_BYTES)
 
 
 def first_object(path: Path) -> dict[str, Any]:

@@ -55,6 +55,23 @@ class Long:
         if len(self._buffer) >= BLOCK_ROWS:
             self._spill()
 
+    def wider(self, width: int) -> "Long":
+        """The same cells with room for more ids each; those that are there have none (-1, weight 0) in the new places.
+
+        Disk for twice the cells is needed for a moment; a log widens but a few times, to its widest cell.
+        """
+        self._spill()
+        wide = Long(self.path, self.ask, width, self.weights)
+        wide.names = self.names
+        for block in self._blocks():
+            cells = np.zeros(len(block), wide.cells.dtype)
+            cells["experts"] = -1
+            for name in cells.dtype.names or ():
+                many = cells[name].ndim == 2
+                cells[name][(slice(None), slice(self.width)) if many else slice(None)] = block[name]
+            wide.cells.append(cells)
+        return wide
+
     def _spill(self) -> None:
         if self._buffer:
             self.cells.append(np.array(self._buffer, self.cells.dtype))

@@ -39,6 +39,10 @@ class Passes:
     _step: int | None = None
     _blocks: dict[int, Array] = field(default_factory=dict)
     _logits: dict[int, Array] = field(default_factory=dict)
+    _weights: dict[int, Array] = field(default_factory=dict)
+    _said: tuple[str | None, int | None] = (None, None)
+    _named: dict[str, int] = field(default_factory=dict)
+    _following: list[int] = field(default_factory=list)
     _request: int = -1
     _position: int = 0
     _prompt: bool = False
@@ -48,17 +52,25 @@ class Passes:
     def __post_init__(self) -> None:
         self.rows = Rows(self.path, self.ask)
 
-    def add(self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None) -> None:
-        """One block: ids [n, K], logits [n, E]. where: file and line, for messages."""
+    def add(
+        self, layer: int, ids: Array, where: str, step: int | None = None, logits: Array | None = None,
+        weights: Array | None = None, request: str | None = None, prefill: int | None = None,
+    ) -> None:  # fmt: skip
+        """One block: ids [n, K], logits [n, E], weights [n, K] (all blocks or none). where: file and line.
+
+        request, prefill (1, 0): of a log that says them by itself; a pass is of one request and phase.
+        """
         if ids.size > MOST_IDS:
             raise TraceError(f"{where}: {ids.size} ids in one pass of layer {layer}; at most {MOST_IDS} are read")
         check_ids(ids, self.ask.n_experts(self.path), where)
-        if self._blocks and (layer <= max(self._blocks) or step != self._step):
+        if self._blocks and (layer <= max(self._blocks) or step != self._step or (request, prefill) != self._said):
             self.flush(where)
-        self._step = step
+        self._step, self._said = step, (request, prefill)
         self._blocks[layer] = ids
         if logits is not None:
             self._logits[layer] = logits
+        if weights is not None:
+            self._weights[layer] = weights
 
     def flush(self, where: str) -> None:
         """Append the tokens of the pass. Raises TraceError where its layers are not alike."""
@@ -78,40 +90,63 @@ class Passes:
             else:
                 raise TraceError(f"{where}: layer {layer} has {list(ids.shape)} ids; its pass has {[n, k]}")
         more = {"logits": np.stack([self._logits[layer] for layer in found], axis=1)} if self.logits else {}
+        if self._weights:
+            more["weights"] = np.zeros(experts.shape, np.float32)
+            for place, layer in enumerate(found):
+                if len(self._weights[layer]) == n:
+                    more["weights"][:, place] = self._weights[layer]
         self._append(experts, more)
-        self._blocks, self._logits = {}, {}
+        self._blocks, self._logits, self._weights = {}, {}, {}
 
     def _append(self, experts: Array, more: dict[str, Any]) -> None:
         """Give the pass's tokens their requests, positions and phases."""
-        n, each, rule = len(experts), self.ask.tokens_each, self.ask.asked("requests")
+        n = len(experts)
         together = self._together(n)
+        sequence, position = self._places(n, together)
+        self.rows.add(experts, sequence, position, self._prefill(position, together), **more)
+
+    def _places(self, n: int, together: int) -> tuple[Array, Array]:
+        """(sequence, position) of the next n tokens, which ran together."""
+        rule, request = self.ask.asked("requests"), self._said[0]
+        if self.ask.tokens_each:
+            return self.ask.places(len(self.rows) + np.arange(n))
+        if rule is None and request is not None:
+            return self._of_named(request, n)
         if rule is None:
             raise TraceError(
                 f"{self.path}: the file does not say which tokens are one request; "
                 "required: --requests one|step|prompt or tokens each"
             )
-        if each:
-            sequence, position = self.ask.places(len(self.rows) + np.arange(n))
-            prefill = self.ask.prefill(self.path, position, together)
-        else:
-            starts = self._request < 0 or rule == "step"
-            if rule == "prompt":
-                prompt = bool(self.ask.prefill(self.path, np.zeros(1, np.int64), together)[0])
-                starts = starts or (prompt and not self._prompt)
-                self._prompt = prompt
-            if starts:
-                self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
-            side = (self.ask.asked("interleave") or 1) if rule == "step" else 1  # sequences of a pass, token by token
-            place, beside = np.divmod(np.arange(n), side)
-            sequence, position = self._request + beside, self._position + place
-            self._request, self._position = self._request + side - 1, self._position + n
-            prefill = self.ask.prefill(self.path, position, together)
-        self.rows.add(experts, sequence, position, prefill, **more)
+        starts = self._request < 0 or rule == "step"
+        if rule == "prompt":
+            prompt = bool(self._prefill(np.zeros(1, np.int64), together)[0])
+            starts = starts or (prompt and not self._prompt)
+            self._prompt = prompt
+        if starts:
+            self._request, self._position = self._request + 1, self.ask.asked("prompt_start") or 0
+        side = (self.ask.asked("interleave") or 1) if rule == "step" else 1  # sequences of a pass, token by token
+        place, beside = np.divmod(np.arange(n), side)
+        sequence, position = self._request + beside, self._position + place
+        self._request, self._position = self._request + side - 1, self._position + n
+        return sequence, position
+
+    def _of_named(self, request: str, n: int) -> tuple[Array, Array]:
+        """(sequence, position) of so many tokens more of a request that the log names."""
+        number = self._named.setdefault(request, len(self._named))
+        if number == len(self._following):
+            self._following.append(self.ask.asked("prompt_start") or 0)
+        self._following[number] += n
+        return np.full(n, number), self._following[number] - n + np.arange(n)
+
+    def _prefill(self, position: Array, together: int) -> Array:
+        """bool [len(position)]: as the log says, else as the flags do."""
+        said = self._said[1]
+        return self.ask.prefill(self.path, position, together) if said is None else np.full(len(position), said == 1)
 
     def _together(self, n: int) -> int:
         """Tokens of a pass as a prompt's would be counted: 1 of one that verifies drafts."""
         most, first, self._first = self.ask.asked("verify"), self._first, False
-        if first or not 1 < n <= (most or SMALL):
+        if self._said[1] is not None or first or not 1 < n <= (most or SMALL):
             return n
         self._small.append(n)
         return n if most is None else 1
@@ -134,4 +169,5 @@ class Passes:
             self.flush(f"{self.path}: at its end")
         layers = place_layers(self.path, self.layers, self.ask)
         self.rows.doubts += self._doubts()
-        return self.rows.trace(layers, requests_by=self.ask.said_requests, **meta)
+        by = "its own names" if self.ask.requests is None else self.ask.said_requests
+        return self.rows.trace(layers, requests_by=by, **meta)

@@ -13,8 +13,8 @@ from traces.foreign.models import Model
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
 READ = (
-    "csv jsonl llamacpp vllm sglang sglang-routed hf megatron flame trtllm-raw bigmoeonedge expert-selection parquet "
-    "trtllm imatrix sglang-stat moe-infinity"
+    "csv jsonl npz nested-json moe-cache-lab moearc llamacpp vllm sglang sglang-routed hf megatron flame trtllm-raw "
+    "bigmoeonedge expert-selection parquet counts-csv counts-json trtllm imatrix sglang-stat moe-infinity"
 )
 WRITTEN = "parquet sglang eplb moe-infinity flame vllm"
 

@@ -27,6 +27,7 @@ import numpy as np
 from traces.errors import TraceError
 from traces.foreign import torch_file
 from traces.foreign.ask import Ask
+from traces.foreign.columns import OF_A_ROW, normal
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.npy import head_of, no_counts, read_npy
 from traces.foreign.router_outputs import Finder, Part, Recording, looks, one_by_one
@@ -50,7 +51,8 @@ def detect(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            members = find_members(archive, path, tuple(names)) if names and "meta" not in names else {}
+            rows = any(normal(name) in OF_A_ROW for name in names)  # a log's: formats.arrays
+            members = find_members(archive, path, tuple(names)) if names and "meta" not in names and not rows else {}
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
     return looks({name: np.broadcast_to(np.zeros((), m.dtype), m.shape) for name, m in members.items()})

@@ -45,7 +45,7 @@ def detect(path: Path) -> bool:
     if not path.is_file():
         return False
     head = _head(path)
-    return head == PAIR.encode() or head.startswith(BY_POSITION.encode())
+    return head == PAIR.encode() or head.startswith(f"{BY_POSITION}e0".encode())
 
 
 def read(path: Path, ask: Ask) -> RoutingTrace:
