@@ -21,6 +21,7 @@ from traces.__main__ import main
 from traces.errors import TraceError
 from traces.format import npz
 from traces.format.check import validate
+from traces.format.layout import give_back
 from traces.format.trace import RoutingTrace, hash64, split
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "traces"
@@ -616,3 +617,14 @@ def test_captures_open(name: str, tmp_path: Path) -> None:
     assert trace.real
     npz.write(tmp_path / "t.npz", trace)
     assert npz.content_hash(npz.read(tmp_path / "t.npz")) == npz.content_hash(trace)
+
+
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_pages_given_back_come_from_the_file_again(mode: str, tmp_path: Path) -> None:
+    """What is written to a shared map stays, and so does what a private one holds, which no file has."""
+    (tmp_path / "f").write_bytes(bytes(4 * 4096))
+    mapped = np.memmap(tmp_path / "f", np.uint8, mode, shape=(4, 4096))  # type: ignore[call-overload]
+    mapped[:] = np.arange(4, dtype=np.uint8)[:, None]
+    for view in (mapped, mapped[1:], mapped.view(np.ndarray).reshape(-1), np.zeros(3)):
+        give_back(view)
+    assert np.array_equal(mapped[:, 7], [0, 1, 2, 3])

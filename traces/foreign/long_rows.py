@@ -17,7 +17,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.spill import BLOCK_ROWS, Spill
 from traces.format.check import check_meta, validate
-from traces.format.layout import Array
+from traces.format.layout import Array, give_back
 from traces.format.limits import MOST_LAYERS, MOST_SLOTS, MOST_SLOTS_PER_CELL
 from traces.format.trace import RoutingTrace
 
@@ -81,6 +81,7 @@ class Long:
         cells = self.cells.array()
         for lo in range(0, len(cells), BLOCK_ROWS):
             yield np.asarray(cells[lo : lo + BLOCK_ROWS])
+            give_back(cells)
 
     def build(self, what: str = "line", **meta: Any) -> RoutingTrace:
         """The trace. Raises TraceError for cells out of range, two for one place, gaps, phases out of order."""
@@ -147,8 +148,11 @@ class Long:
                 resident[slots] = block["resident"]
             phase[row] = np.maximum(phase[row], block["prefill"])
             ids[row] = np.maximum(ids[row], block["token_id"])
+            for array in (experts, weights, resident):
+                give_back(array)
         for lo in range(0, len(experts), BLOCK_ROWS):
             np.maximum(experts[lo : lo + BLOCK_ROWS], -1, out=experts[lo : lo + BLOCK_ROWS])
+            give_back(experts)
         position = (np.arange(total) + np.repeat(low - first[:-1], np.diff(first))).astype(np.int32)
         if weights is not None:
             meta["slots_ordered_by_weight"] = _descending(weights.reshape(-1, k))
@@ -209,6 +213,7 @@ def _descending(weights: Array) -> bool:
     """Whether slots of every token stand in descending weight: [n, K]."""
     for lo in range(0, len(weights), BLOCK_ROWS):
         block = weights[lo : lo + BLOCK_ROWS]
+        give_back(weights)
         if (block[:, 1:] > block[:, :-1]).any():
             return False
     return True

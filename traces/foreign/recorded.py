@@ -12,7 +12,7 @@ from traces.foreign.ask import Ask
 from traces.foreign.models import model
 from traces.foreign.spill import BLOCK_ROWS, Spill
 from traces.format.check import validate
-from traces.format.layout import Array, chunks
+from traces.format.layout import Array, chunks, give_back
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.doubts import doubts
@@ -68,6 +68,7 @@ def _kept(array: Array, rows: Bool, ask: Ask) -> Any:
     spill = Spill(array.dtype, array.shape[1:], ask.scratch)
     for lo in range(0, len(array), BLOCK_ROWS):
         spill.append(np.asarray(array[lo : lo + BLOCK_ROWS])[rows[lo : lo + BLOCK_ROWS]])
+        give_back(array)
     return spill.array()
 
 

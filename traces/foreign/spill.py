@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
-from traces.format.layout import Array
+from traces.format.layout import Array, give_back
 
 BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 1 << 22
 
@@ -58,6 +58,7 @@ class Spill:
         source, out = self.array(), Spill(self.dtype, self.tail, None if self._scratch is None else Path(self._scratch))
         for lo in range(0, len(order), self.block):
             out.append(source[order[lo : lo + self.block]])
+            give_back(source)
         return out.array()
 
 

@@ -1,5 +1,6 @@
 """What a routing trace of format 1 is made of, and how its arrays are walked in bounded memory."""
 
+import mmap
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, TypeGuard
@@ -35,6 +36,17 @@ def chunks(array: Array) -> Iterator[tuple[int, Array]]:
     step = max(1, CHUNK_ELEMENTS // max(1, plain[:1].size))
     for lo in range(0, plain.shape[0], step):
         yield lo, plain[lo : lo + step]
+        give_back(array)
+
+
+def give_back(array: Any) -> None:
+    """Let the system have the pages of the file that an array maps, which it counts as ours while they are there: they
+    come from the file again where they are asked for. Other arrays are left alone."""
+    while isinstance(array, np.ndarray) and not isinstance(array.base, mmap.mmap):
+        array = array.base
+    shared = isinstance(array, np.memmap) and array.mode in ("r", "r+")  # what is private would be lost
+    if shared and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def is_int(value: object) -> TypeGuard[int]:

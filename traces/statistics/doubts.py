@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from traces.format.layout import Array, chunks
+from traces.format.layout import Array, chunks, give_back
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.counts import expert_counts
@@ -165,6 +165,7 @@ def _repeats(trace: RoutingTrace) -> Iterator[str]:
         if trace.weights is not None:
             equal &= _equal(trace.weights[rows])[same]
         whole += int(equal.all(axis=1).sum())
+        give_back(trace.experts)
     expected = 0.0 if trace.weights is not None else pairs * float(np.prod(by_layer / max(pairs, 1)))
     if whole > 2 + 3 * expected:
         what = "a stale buffer, or rows written again?"
