@@ -238,3 +238,18 @@ def test_cases_are_doubted(file: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["convert", str(CASES / file), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b", *more]) == 0
     (line,) = (line for line in npz.read(tmp_path / "o.npz").meta["doubts"] if CASE_DOUBTS[file] in line)
     assert f"\n  ! {line}\n" in capsys.readouterr().out
+
+
+def test_a_few_lost_cells_are_counted_and_no_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 of 400 cells: token 7 has no line of layer 2."""
+    lines = [
+        {"token": t, "layer": n, "experts": [t % 7, 7], "phase": "prefill" if t < 9 else "decode"}
+        for t in range(100)
+        for n in range(4)
+        if (t, n) != (7, 2)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model", "m", "--n-experts", "8", "--synthetic"]
+    assert main(["convert", str(tmp_path / "t.jsonl"), str(tmp_path / "o.npz"), *flags]) == 0
+    assert "\n  1 of 400 cells (a token in a layer) are lost, 0.2%" in capsys.readouterr().out
+    assert npz.read(tmp_path / "o.npz").meta["doubts"] == []

@@ -16,6 +16,7 @@ from traces.format.placement import Placement
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
 from traces.statistics.describe import LOUD, plain, size
+from traces.statistics.doubts import lost_cells, lost_words
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{out}: {said}" + ("" if found.meta["real"] else f"; {LOUD}"))
     if options.format is None:
         print(f"  read as {name}: {reader.doc}")
-    for line in _notes(found.meta):
+    for line in [*_lost(found), *_notes(found.meta)]:
         print(f"  {line}")
 
 
@@ -106,6 +107,16 @@ def _ask(options: argparse.Namespace, out: Path) -> Ask:
         meta=given("source", "licence"),
         **asked,
     )
+
+
+def _lost(found: RoutingTrace | Profile) -> list[str]:
+    """The cells that are lost, also where they are too few to be a doubt."""
+    if isinstance(found, Profile):
+        return []
+    lost, rows = lost_cells(found)
+    words = lost_words(found, lost, rows)
+    doubted = any(line.startswith(words) for line in found.meta.get("doubts", ()))
+    return [words] if lost.any() and not doubted else []
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:
