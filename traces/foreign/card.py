@@ -32,6 +32,7 @@ COLUMNS = {
     "token_ids": ("int32", "the token"),
     "experts": ("list of int16 [MoE layers][top-k]", "the experts that the router chose; -1 = none"),
     "weights": ("list of floats [MoE layers][top-k]", "their weights, as the model applies them"),
+    "resident": ("list of bool [MoE layers][top-k]", "what the engine that recorded it found in its cache"),
     "logits": ("list of float16 [MoE layers][experts]", "the router's logits"),
     "lookahead": ("list of int16 [distances][MoE layers][m]", "experts predicted from earlier layers; -1 = none"),
 }

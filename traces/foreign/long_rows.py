@@ -61,7 +61,7 @@ class Long:
         Disk for twice the cells is needed for a moment; a log widens but a few times, to its widest cell.
         """
         self._spill()
-        wide = Long(self.path, self.ask, width, self.weights)
+        wide = Long(self.path, self.ask, width, self.weights, self.resident)
         wide.names = self.names
         for block in self._blocks():
             cells = np.zeros(len(block), wide.cells.dtype)

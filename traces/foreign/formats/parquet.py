@@ -1,7 +1,7 @@
 """Routing traces as Parquet, one row per token: for data sets that others load (`python -m traces card`).
 
     sequence int32, position int32, prefill bool, [token_id int32]
-    experts list<list<int16>> [MoE layers][top_k]; weights and logits likewise, where the trace has them;
+    experts list<list<int16>> [MoE layers][top_k]; weights, resident and logits likewise, where the trace has them;
     lookahead [distances][MoE layers][m]
 
 The trace's meta, as JSON, is in the schema's metadata under routing_trace_meta, so that what is read back is the trace.
@@ -28,7 +28,7 @@ from traces.format.trace import RoutingTrace
 META = b"routing_trace_meta"
 MAGIC = b"PAR1"
 ID, IDS = "token_id", "token_ids"  # of one row, of all
-ORDER = ("sequence", "position", "prefill", IDS, "experts", "weights", "logits", "lookahead")
+ORDER = ("sequence", "position", "prefill", IDS, "experts", "weights", "resident", "logits", "lookahead")
 KINDS = {"integer": "iu", "int32": "i", "bool": "b", "float16 or float32": "f", "float16": "f"}
 
 
@@ -161,8 +161,9 @@ def _kind(name: str, array: Array) -> Any:
     arrow = library()
     if name == "weights":
         return arrow.float16() if array.dtype.itemsize == 2 else arrow.float32()
-    kinds = {"prefill": arrow.bool_(), "logits": arrow.float16(), "experts": arrow.int16(), "lookahead": arrow.int16()}
-    return kinds.get(name, arrow.int32())
+    if name in ("prefill", "resident"):
+        return arrow.bool_()
+    return {"logits": arrow.float16(), "experts": arrow.int16(), "lookahead": arrow.int16()}.get(name, arrow.int32())
 
 
 DOC = "a routing trace as Parquet, one row per token"
