@@ -125,7 +125,7 @@ def test_rows_side_by_side_and_the_stride(n: int) -> None:
     meta = made.meta | {"real": True}
     mixed = changed(made, experts=np.asarray(made.experts)[order], prefill=prefill, meta=meta, **one)
     line = only(mixed)
-    assert f"with the one {n} rows before" in line and f"--interleave {n})?" in line
+    assert f"with the one {n} rows before" in line and f"--interleave {n}, of formats" in line
 
 
 def test_ids_that_mean_nothing() -> None:
@@ -150,9 +150,20 @@ def test_no_prompts_and_prompts_that_begin_late() -> None:
     assert only(none) == "no prompt rows: all tokens of its 3 requests count as generated"
     later = np.array(clean().position)
     later[60:120] += 64
-    assert only(changed(clean(), position=later)).startswith(
-        "1 of 3 requests begin in the middle of their prompts: 64 p"
-    )
+    assert only(changed(clean(), position=later)).startswith("1 of 3 requests begin late: 64 tokens before")
+
+
+def test_a_whole_prompt_from_a_cache() -> None:
+    """A request has no prompt row at all: its 20 prompt tokens stand before its first row."""
+    kept = changed(clean().take([0]))
+    late = changed(kept, position=np.asarray(kept.position) + 20, prefill=np.zeros(60, np.bool_))
+    assert [line.split(":")[0] for line in doubts(late)] == ["no prompt rows", "1 of 1 requests begin late"]
+
+
+def test_a_reduced_top_k_of_every_token() -> None:
+    experts = np.array(clean().experts)
+    experts[:, :, 5:] = -1
+    assert only(changed(clean(), experts=experts)).startswith("every token has 5 experts where 8 are routed")
 
 
 def test_variable_top_k() -> None:

@@ -69,7 +69,10 @@ def test_told_by_content_and_refused_as_a_trace(name: str, tmp_path: Path, capsy
     assert "frequency profile" in refusal and refusal.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTED if name not in ("trtllm", "imatrix")])
+SAY_THEIR_LAYERS = ("trtllm", "imatrix", "counts-csv", "counts-wide", "counts-json", "counts-json-lists")
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if name not in SAY_THEIR_LAYERS])
 def test_which_layers_are_moe_layers_is_asked_for(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -309,13 +309,13 @@ def test_vllm_folder_of_arrays_and_wide_models(tmp_path: Path) -> None:
 
 
 def test_a_completion_without_rows_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One prompt token and nothing generated: its only token was never forwarded."""
+    """One prompt token and nothing generated: its only token was never forwarded. It is counted as one without rows."""
     empty = {"choices": [{"routed_experts": []}], "usage": {"prompt_tokens": 1, "completion_tokens": 0}}
     full = {"choices": [{"routed_experts": [[[3, 1]]]}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     command = ["convert", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), "--from", "vllm"]
     flags = ["--model", "m", "--n-experts", "8", "--moe-layers", "0"]
     (tmp_path / "r.jsonl").write_text(json.dumps(empty))
-    assert "r.jsonl: no completions in it" in refused([*command, *flags], capsys)
+    assert "no response has rows" in refused([*command, *flags], capsys)
     (tmp_path / "r.jsonl").write_text(json.dumps(empty) + "\n" + json.dumps(full))
     assert main([*command, *flags]) == 0
     assert npz.read(tmp_path / "o.npz").experts.tolist() == [[[3, 1]]]

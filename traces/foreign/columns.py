@@ -53,10 +53,14 @@ def find(
     """field -> the name that it has among `names`, for every field that has one.
 
     columns: what `--columns` says, which goes before. Raises TraceError that begins with `where` for a column of
-    `--columns` that is not there, and for two names that could both be one field.
+    `--columns` that is not there or that two fields have, and for two names that could both be one field.
     """
     there, wanted = list(dict.fromkeys(names)), tuple(fields)
     said = {_field(ours, wanted): _named(ours, theirs, there, where) for ours, theirs in (columns or {}).items()}
+    twice = next((theirs for theirs in said.values() if list(said.values()).count(theirs) > 1), None)
+    if twice is not None:
+        which = " and ".join(field for field, theirs in said.items() if theirs == twice)
+        raise TraceError(f"{where}: --columns says that {twice} is {which}; a column is one field")
     for field in wanted:
         if field in said:
             continue

@@ -20,7 +20,8 @@ PASSES = (*PROMPTS, "requests")
 class Reader:
     """name: of --from. read: path and flags to a trace or a profile. detect: whether a path looks like it, without
     trusting it. doc: of the file, for people. flags: of traces.foreign.ask, that it takes. fits: whether what is known
-    of the model allows what `detect` takes a path for, asked where it could be something else. names_model: the file
+    of the model allows what `detect` takes a path for, asked where it could be something else. could_be: what else, in
+    words and by a flag, its content could be of that model; "": nothing that is read. names_model: the file
     names its model, so that --model may be left out (Ask.model.name is "" then). exact: a trace of ours, kept as it
     is."""
 
@@ -30,6 +31,7 @@ class Reader:
     doc: str
     flags: tuple[str, ...] = SHAPE
     fits: Callable[[Path, Model], bool] = lambda path, model: True
+    could_be: Callable[[Path, Model], str] = lambda path, model: ""
     names_model: bool = False
     exact: bool = False
 

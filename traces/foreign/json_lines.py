@@ -78,7 +78,7 @@ def small_json(path: Path, most_bytes: int, why: str = "") -> Any:
 
 def from_base64(text: str, where: str) -> bytes:
     """The bytes that a string of a JSON file spells. Raises TraceError that begins with `where`."""
-    with refusing(f"{where}: not JSON"):
+    with refusing(f"{where}: not base64"):
         return base64.b64decode(text, validate=True)
 
 

@@ -43,10 +43,13 @@ def detected(path: Path, model: Model = UNKNOWN) -> str:
         raise TraceError(f"{path}: No such file or directory")
     found = [reader for reader in READERS.values() if reader.detect(path)]
     fitting = [reader for reader in found if reader.fits(path, model)] or found
+    could_be = [f"{reader.doc} (--from {reader.name})" for reader in fitting]
     if len(fitting) == 1:
-        return fitting[0].name
+        besides = fitting[0].could_be(path, model)
+        if not besides:
+            return fitting[0].name
+        could_be.append(besides)
     if not found:
         wrong = "is in no format that can be told by its content"
         raise TraceError(f"{path}: {wrong}; required: --from, one of {', '.join(READERS)}")
-    could_be = ", or ".join(f"{reader.doc} (--from {reader.name})" for reader in fitting)
-    raise TraceError(f"{path}: could be {could_be}; required: --from, which decides")
+    raise TraceError(f"{path}: could be {', or '.join(could_be)}; required: --from, which decides")

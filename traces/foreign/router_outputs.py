@@ -212,10 +212,13 @@ class Finder:
         try:
             return pick_layers(self.path, length, self.ask, what.rsplit(": ", 1)[-1])
         except TraceError as error:
-            raise TraceError(f"{error}; required: --model NAME, or --moe-layers LIST") from None
+            flags = "" if "required: " in str(error) else "; required: --model NAME, or --moe-layers LIST"
+            raise TraceError(f"{error}{flags}") from None
 
     def _split(self, value: Any, what: str) -> tuple[list[Any], list[int]]:
-        """A stacked array's parts: over axis 0 or 1, whichever the model has so many layers of."""
+        """A stacked array's parts: over axis 0 or 1, whichever the model has so many layers of; or the only layer's."""
+        if value.ndim == 2 and len(self.ask.moe_layers(self.path)) == 1:
+            return [value], list(self.ask.moe_layers(self.path))
         if value.ndim not in (3, 4):
             raise TraceError(f"{what}: shape {list(value.shape)}; [layers, tokens, numbers] is required")
         known = {len(self.ask.moe_layers(self.path)), self.ask.model.n_layers}

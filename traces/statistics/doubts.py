@@ -113,11 +113,13 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _variable(trace: RoutingTrace) -> Iterator[str]:
-    """Tokens that have some of their slots."""
+    """Tokens that have some of their slots alone."""
     width = np.zeros(trace.top_k + 1, np.int64)
     for _, chunk in chunks(trace.experts):
         width += np.bincount((chunk >= 0).sum(axis=2).ravel(), minlength=len(width))
     there = np.flatnonzero(width[1:]) + 1
+    if len(there) == 1 and there[0] < trace.top_k:
+        yield f"every token has {there[0]} experts where {trace.top_k} are routed: a reduced top-k, or slots lost"
     if len(there) > 1:
         partly = int(width[1:-1].sum()) / int(width[1:].sum())
         few = f"{there[0]} to {there[-1]} experts a token"
@@ -125,18 +127,15 @@ def _variable(trace: RoutingTrace) -> Iterator[str]:
 
 
 def _phases(trace: RoutingTrace) -> Iterator[str]:
-    """Requests that begin in the middle of their prompts, and a trace without a prompt."""
+    """Requests that begin later than at their first token, and a trace without a prompt."""
     first, _ = trace.requests()
-    at, prompt = trace.position[first].astype(np.int64), np.asarray(trace.prefill[first])
-    n = len(first)
-    if not prompt.any():
+    at, n = trace.position[first].astype(np.int64), len(first)
+    if not trace.prefill[first].any():
         yield f"no prompt rows: all tokens of its {n:,} requests count as generated"
-    later = prompt & (at > 0)
-    if later.any():
-        yield (
-            f"{int(later.sum()):,} of {n:,} requests begin in the middle of their prompts: {at[later].sum():,} prompt "
-            "tokens before them were not run here (a prefix cache's, or not recorded)"
-        )
+    if (at > 0).any():
+        late = f"{int((at > 0).sum()):,} of {n:,} requests begin late"
+        why = "a prefix cache's, or not recorded"
+        yield f"{late}: {at.sum():,} tokens before their first rows were not run here ({why})"
 
 
 def _one_part(counts: Array) -> Iterator[str]:
@@ -205,18 +204,23 @@ def _overlap(head: _Head) -> Iterator[str]:
     best, stride = _best_stride(head, by_chance)
     if best >= max(LIFT, 2 * lift):
         again = by_chance + best * (1 - by_chance)
-        words += (
-            f"; with the one {stride} rows before {again:.2f}: {stride} sequences side by side (--interleave {stride})?"
-        )
+        flag = f"--interleave {stride}, of formats that take it"
+        words += f"; with the one {stride} rows before {again:.2f}: {stride} sequences side by side ({flag})?"
     else:
         words += ": rows out of order, several requests in one, or ids that mean something else?"
     yield words
 
 
 def _best_stride(head: _Head, by_chance: float) -> tuple[float, int]:
-    """(lift, stride) of 2 to STRIDES rows apart: the most, or the least divisor of that stride that does nearly as well
-    (what holds for a stride holds for its multiples, too)."""
-    lifts = {s: _lift(head, s, by_chance)[0] for s in range(2, min(STRIDES, len(head.ids) - 1) + 1)}
+    """(lift, stride) of 2 to STRIDES rows apart: the most of those that are surely more than nothing, or the least
+    divisor of that stride that does nearly as well (what holds for a stride holds for its multiples, too)."""
+    lifts: dict[int, float] = {}
+    for stride in range(2, min(STRIDES, len(head.ids) - 1) + 1):
+        lift, error, _ = _lift(head, stride, by_chance)
+        if lift - SURE * error > LIFT / 2:
+            lifts[stride] = lift
+    if not lifts:
+        return 0.0, 0
     most = max(lifts, key=lambda s: lifts[s])
     stride = next(s for s in lifts if most % s == 0 and lifts[s] >= 0.8 * lifts[most])
     return lifts[stride], stride

@@ -10,6 +10,7 @@ from traces.foreign import torch_file
 from traces.foreign.ask import Ask
 from traces.foreign.counting import counts_of, of_axis
 from traces.foreign.format import COUNTED, Reader, Writer
+from traces.foreign.models import Model
 from traces.foreign.npy import head_of, numbers
 from traces.format.profile import Profile
 from traces.format.trace import RoutingTrace
@@ -21,6 +22,22 @@ def detect(path: Path) -> bool:
     if head is not None:
         return len(head[1]) == 2 and head[0].kind in "iuf"
     return getattr(torch_file.look(path), "ndim", 0) == 2
+
+
+def could_be(path: Path, model: Model) -> str:
+    """Ids, where nothing says that the last axis is the model's experts."""
+    shape = _shape(path)
+    if model.n_experts == shape[-1]:
+        return ""
+    head = head_of(path)
+    if head is not None and head[0].kind != "f":
+        return "ids of one layer's tokens (as [tokens, 1, top-k]: --from vllm)"
+    return f"numbers {list(shape)} of one layer's tokens, ids or router logits (--from hf)"
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    head = head_of(path)
+    return head[1] if head is not None else tuple(torch_file.look(path).shape)
 
 
 def read(path: Path, ask: Ask) -> Profile:
@@ -44,5 +61,6 @@ def write(source: RoutingTrace | Profile, out: Path) -> str:
     return f"weight {list(counts.shape)} [MoE layers, logical experts]"
 
 
-READER = Reader("eplb", read, detect, "DeepSeek EPLB weight tensor, .pt or .npy")
+DOC = "DeepSeek EPLB weight tensor [layers, experts], .pt or .npy"
+READER = Reader("eplb", read, detect, DOC, could_be=could_be)
 WRITER = Writer("eplb", write, "DeepSeek EPLB's weight tensor: .pt or .npy", COUNTED)

@@ -23,7 +23,7 @@ from traces.foreign.long_rows import MOST
 from traces.format.trace import RoutingTrace
 
 FORMAT = "moearc-trace-v1"
-STEPS = {"prefill": "n_prefill_steps", "decode": "n_decode_steps"}
+STEPS = {"prefill": ("n_prefill_steps", "n_prompt_tokens"), "decode": ("n_decode_steps",)}
 
 
 def detect(path: Path) -> bool:
@@ -62,8 +62,9 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
 
 def _declared(head: dict[str, Any], where: str) -> dict[str, int]:
     """How many lines a header announces, by the phase that it is of."""
-    key = STEPS.get(str(head.get("phase")))
-    return {str(head["phase"]): integer(head[key], key, where)} if key and head.get(key) is not None else {}
+    keys = STEPS.get(str(head.get("phase")), ())
+    said = next((integer(head[key], key, where) for key in keys if head.get(key) is not None), None)
+    return {} if said is None else {str(head["phase"]): said}
 
 
 def _add(cells: Cells, number: int, where: str, found: dict[str, Any], n_experts: int) -> None:

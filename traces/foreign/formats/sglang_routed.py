@@ -73,7 +73,7 @@ def _found(response: dict[str, Any]) -> list[Found]:
 def _in(holder: dict[str, Any]) -> tuple[str, object] | None:
     """(key, value) of the first object in `holder` that has routed experts."""
     parts = [(key, holder.get(key)) for key in (META, *EXTENSIONS)]
-    there = [(key, p[EXPERTS]) for key, p in parts if isinstance(p, dict) and p.get(EXPERTS) is not None]
+    there = [(key, p[EXPERTS]) for key, p in parts if isinstance(p, dict) and p.get(EXPERTS) not in (None, "")]
     return there[0] if there else None
 
 

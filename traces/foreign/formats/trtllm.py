@@ -78,6 +78,8 @@ def _files(path: Path, name: re.Pattern[str]) -> list[Path]:
 
 def _meta(path: Path) -> dict[str, int]:
     file = path / META
+    if not path.is_dir():
+        raise TraceError(f"{path}: not a folder; one with {META} and a rank's .safetensors is required")
     value = small_json(file, MOST_FACTS_BYTES)
     if not isinstance(value, dict):
         raise TraceError(f"{file}: a JSON object is required")

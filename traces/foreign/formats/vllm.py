@@ -121,7 +121,8 @@ class _Build:
         choices = by_index(member(response, CHOICES, list, where))
         prompt = response.get(PROMPT_EXPERTS)
         named = [(f"{where}: {CHOICES}[{i}]", choice) for i, choice in enumerate(choices)]
-        have = [(here, choice) for here, choice in named if prompt is not None or choice.get(EXPERTS) is not None]
+        there = [prompt is not None or choice.get(EXPERTS) not in (None, [], "") for choice in choices]
+        have = [each for each, is_there in zip(named, there, strict=True) if is_there]
         if len(have) < len(choices) or not choices:
             self.log.fail(where, MISSING)
         if not have:
