@@ -49,11 +49,11 @@ def detect(path: Path) -> bool:
     if value is not None:
         return looks(value)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             rows = any(normal(name) in OF_A_ROW for name in names)  # a log's: formats.arrays
             members = find_members(archive, path, tuple(names)) if names and "meta" not in names and not rows else {}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, TraceError):
         return False
     return looks({name: np.broadcast_to(np.zeros((), m.dtype), m.shape) for name, m in members.items()})
 

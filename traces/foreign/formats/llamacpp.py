@@ -82,6 +82,8 @@ def _runs(path: Path) -> Iterator[tuple[str, int, Array]]:
     held: list[Array] = []
     current, begin, length = -1, 0, 0
     for first, numbers in _numbers(path, 2, PAIR.encode()):
+        if not len(numbers):  # the header alone
+            continue
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers[:, 0])) + 1, [len(numbers)]])
         for lo, hi in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             layer = int(numbers[lo, 0])

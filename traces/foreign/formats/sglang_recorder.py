@@ -72,7 +72,7 @@ def parts(dump: Any, path: Path) -> tuple[list[Any], Array]:
     records = dump.get(RECORDS) if isinstance(dump, dict) else None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise TraceError(f"{path}: no {RECORDS} of forward passes; a dump of mode per_token is required")
-    return records, torch_file.array(dump.get(MAP), MAP, path, 2)
+    return records, torch_file.array(dump.get(MAP), MAP, path, 2).astype(np.int64)  # -1 is put beside
 
 
 def _pass(record: dict[str, Any], where: str, path: Path) -> Array:
