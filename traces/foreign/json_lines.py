@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ BOM = b"\xef\xbb\xbf"
 # A list of objects whose keys are numbers is passes by layer: one value of any size (formats.expert_selection).
 BY_LAYER = re.compile(rb'\s*+\[\s*+\{\s*+"[0-9]{1,4}"\s*+:')
 HEAD_BYTES = 256
+LOOK_BYTES = 8 << 20  # of one JSON value, where a format is told by its content
+MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
+MARKS_AND_COMMAS = re.compile(f"{MARKS.pattern}|,", re.DOTALL)
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -123,12 +127,65 @@ def begins_with_record(path: Path) -> bool:
 
 def first_object(path: Path) -> dict[str, Any]:
     """The first object of a JSON file, {} where there is none, or only passes by layer: what detection looks at."""
+    return next(first_objects(path), {})
+
+
+def first_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON file, as far as detection looks, up to what is none: of one value that is longer than
+    LOOK_BYTES, no more than is in its begin."""
     try:
         if by_layer(path):
-            return {}
+            return
+        begun = begin_of_long(path)
+        if begun is not None:
+            yield from begun
+            return
         with path.open("rb") as file:
             if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
-                return {}
-        return next((found for _, found in objects(path)), {})
+                return
+        yield from (found for _, found in objects(path))
     except (OSError, ValueError):
-        return {}
+        return
+
+
+def begin_of_long(path: Path) -> list[dict[str, Any]] | None:
+    """The objects that a file begins with, the last of them cut, where its first line with anything on it is the begin
+    of a JSON value that is longer than LOOK_BYTES; None: it is not."""
+    with path.open("rb") as file:
+        head = file.read(LOOK_BYTES + 1)
+    if len(head) <= LOOK_BYTES or not _begins_json(head):
+        return None
+    line, newline, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
+    if newline and _is_json(line):
+        return None
+    try:
+        value = json.loads(_closed(head.removeprefix(BOM).decode("utf-8", "ignore")))
+    except (ValueError, RecursionError):
+        return []
+    found = value if isinstance(value, list) else [value]
+    return list(takewhile(lambda each: isinstance(each, dict), found))
+
+
+def _closed(text: str) -> str:
+    """A JSON text that was cut, made whole: what was begun last is left out, but for a string that is a value, which
+    becomes empty; what is open is closed."""
+    closing: list[str] = []
+    cut = at = 0  # the text up to `cut`, with all that is open closed, is whole; up to `at` it was looked at
+    for found in MARKS.finditer(text):
+        mark, end = found[0][0], found.end()
+        if mark in "[{":
+            closing.append("]" if mark == "[" else "}")
+        elif mark in "]}" and closing:
+            closing.pop()
+        if mark != '"':
+            cut = end
+        elif end == len(text) and text[at : found.start()].rstrip().endswith(":"):
+            return text[: found.start()] + '""' + "".join(reversed(closing))
+        at = end
+    comma = text.rfind(",", cut) if '"' not in text[cut:] else _last_comma(text, cut)
+    return text[: max(comma, cut)] + "".join(reversed(closing))
+
+
+def _last_comma(text: str, start: int) -> int:
+    """Where the last comma outside of a string is, from `start` on; -1: there is none."""
+    return max((m.start() for m in MARKS_AND_COMMAS.finditer(text, start) if m[0] == ","), default=-1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from traces.errors import TraceError
-from traces.foreign.json_lines import BOM, first_object, texts, values
+from traces.foreign.json_lines import BOM, begin_of_long, first_object, texts, values
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
@@ -243,7 +243,10 @@ def looks(path: Path, like: Callable[[dict[str, Any]], bool]) -> bool:
         line = (head.splitlines() or [b""])[0]
         if not (head.startswith((b"{", b"[", b'"', b"null")) or _is_body(line) or _event(line)[1]):
             return False
-        if head.startswith(b"[") and not first_object(path):  # a list of something else, of any size
+        begun = begin_of_long(path)
+        if begun is not None:
+            return any(map(like, begun))
+        if head.startswith(b"[") and not first_object(path):  # a list of something else
             return False
         for n, (_, value, _) in enumerate(Responses(path)):
             if like(value):

@@ -61,6 +61,7 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
             rows.dropped[why] += found.shape[1]
         else:
             _add(rows, links, record, _logical(found, physical, axis, top_k, where), where)
+        torch_file.give_back(record[IDS])
     meta: dict[str, Any] = {"requests_by": "position continuity", "ambiguous_rows": links.ambiguous}
     kept = {"tool": "sglang", "layout": "expert distribution recorder, per_token", "id_space": "logical"}
     _set_phases(rows, links)
