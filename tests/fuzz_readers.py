@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,7 +68,8 @@ def failure(command: list[str], folder: Path) -> tuple[str, str] | None:
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(MOST_SECONDS)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong), warnings.catch_warnings():
+            warnings.simplefilter("always")  # a warning is a line on stderr
             status = traces([*command[:-1], str(out)])
     except (Exception, Late) as error:
         frames = traceback.extract_tb(error.__traceback__)
@@ -93,7 +95,9 @@ def failure(command: list[str], folder: Path) -> tuple[str, str] | None:
     return None if right else (f"status {status}, said {re.sub('[0-9/].*', '', err)[:60]!r}", err)
 
 
-def inputs(rng: np.random.Generator, name: str, folder: Path, spare: list[bytes]) -> Iterator[list[list[str]]]:
+def inputs(
+    rng: np.random.Generator, name: str, folder: Path, spare: list[bytes], each: int
+) -> Iterator[list[list[str]]]:
     """Commands over damaged files of a fixture, which lie in `folder` one after the other; `spare`: others' files."""
     format_name, file, build = FIXTURES[name]
     one = name in PER_TOKEN and PER_TOKEN[name][3]
@@ -105,7 +109,7 @@ def inputs(rng: np.random.Generator, name: str, folder: Path, spare: list[bytes]
     flags = build(good, trace)
     flags = flags[2:] if flags[0] == "--from" else flags
     spare[:] = [*spare[-40:], *(p.read_bytes() for p in good.parent.rglob("*") if p.is_file())]
-    for _ in range(PER_FIXTURE):
+    for _ in range(each):
         shutil.rmtree(folder / "bad", ignore_errors=True)
         shutil.copytree(good.parent, folder / "bad")
         damaged(rng, folder / "bad", spare)
@@ -117,27 +121,27 @@ def inputs(rng: np.random.Generator, name: str, folder: Path, spare: list[bytes]
         yield [["convert", "--from", format_name, *rest], ["convert", *rest]]
 
 
-def run(seconds: float, seed: int, names: list[str], keep: Path, examples: int = 10**9) -> tuple[dict[str, str], Counter]:
-    """(failures by what they are, how many readings of each fixture)."""
+def run(
+    seconds: float, seed: int, names: list[str], keep: Path, each: int = PER_FIXTURE
+) -> tuple[dict[str, str], Counter[str]]:
+    """(failures by what they are, how many readings of each fixture), after so many seconds; 0: each fixture once.
+    each: damaged files of a good one."""
     rng, found, done, spare = np.random.default_rng(seed), dict[str, str](), Counter[str](), list[bytes]()
     end, work = time.monotonic() + seconds, keep / "work"
-    warnings.simplefilter("always")  # a warning is a line on stderr
-    while time.monotonic() < end and done.total() < examples:
-        for name in names:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            for commands in inputs(rng, name, work, spare):
-                for command in commands:
-                    done[name] += 1
-                    wrong = failure(command, work)
-                    if wrong is not None and wrong[0] not in found:
-                        saved = Path(tempfile.mkdtemp(dir=keep, prefix=f"{name}-"))
-                        shutil.copytree(work / "bad", saved / "bad")
-                        (saved / "said.txt").write_text(json.dumps(command) + "\n" + wrong[1])
-                        found[wrong[0]] = f"{name}: {wrong[0]}: {saved}\n{wrong[1]}"
-                        print(found[wrong[0]][-1500:], flush=True)
-            if time.monotonic() > end:
-                break
+    for name in names if seconds == 0 else cycle(names):
+        if seconds and time.monotonic() > end:
+            break
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        for command in (command for commands in inputs(rng, name, work, spare, each) for command in commands):
+            done[name] += 1
+            wrong = failure(command, work)
+            if wrong is not None and wrong[0] not in found:
+                saved = Path(tempfile.mkdtemp(dir=keep, prefix=f"{name}-"))
+                shutil.copytree(work / "bad", saved / "bad")
+                (saved / "said.txt").write_text(json.dumps(command) + "\n" + wrong[1])
+                found[wrong[0]] = f"{name}: {wrong[0]}: {saved}\n{wrong[1]}"
+                print(found[wrong[0]][-1500:], flush=True)
     shutil.rmtree(work, ignore_errors=True)
     return found, done
 
