@@ -98,7 +98,7 @@ def _members(rng: Rng, data: bytes, spare: list[bytes]) -> bytes | None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if rng.random() < 0.2 else zipfile.ZIP_STORED) as archive:
         for name, held in members:
-            archive.writestr(name, held)
+            archive.writestr(name or "x", held)
     return out.getvalue()
 
 

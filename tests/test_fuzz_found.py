@@ -15,6 +15,7 @@ from tests.test_format_contract import built, either, model_of, trace_for
 from tests.test_readers import refused
 from traces.__main__ import main
 from traces.foreign import json_lines, torch_file
+from traces.foreign.formats import counts
 from traces.foreign.registry import READERS, detected
 
 JSON = [name for name, entry in FIXTURES.items() if entry[1].endswith(("json", "jsonl"))]
@@ -70,6 +71,18 @@ def test_a_map_of_unsigned_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "out.npz").read_bytes() == whole
 
 
+@pytest.mark.parametrize("mode", [[1], "1", None, 2**70])
+def test_modes_that_are_none(mode: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    path, command = built("sglang", tmp_path)
+    dump = torch.load(path, weights_only=True)
+    for record in dump["records"]:
+        record["forward_mode"] = mode
+    torch.save(dump, path)
+    assert "no rows; a trace needs at least one" in refused(command, capsys)
+
+
 @pytest.mark.parametrize("name", ["hf-logits", "hf-ids", "npz"])
 def test_a_zip_of_a_version_to_come(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, command = built(name, tmp_path)
@@ -107,10 +120,13 @@ def test_the_begin_tells_the_format(name: str, tmp_path: Path, monkeypatch: pyte
 def test_detection_parses_no_long_value(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = built(name, tmp_path)
     value = json.loads(path.read_text())
-    many = {"prompts": {f"p{i}": value["prompts"]["p0"] for i in range(4000)}} if name == "nested-json" else value * 4000
-    path.write_text(json.dumps(many, indent=1 if name == "vllm-0.21" else None))
+    many = (
+        {"prompts": {f"p{i}": value["prompts"]["p0"] for i in range(4000)}} if isinstance(value, dict) else value * 4000
+    )
+    path.write_text(json.dumps(many, indent=None if name == "expert-selection" else 1))
     assert path.stat().st_size > 1_000_000
-    monkeypatch.setattr(json_lines, "LOOK_BYTES", 1 << 15)
+    for module in (json_lines, counts):
+        monkeypatch.setattr(module, "LOOK_BYTES", 1 << 15)
     tracemalloc.start()
     try:
         found = [other for other, reader in READERS.items() if reader.detect(path)]

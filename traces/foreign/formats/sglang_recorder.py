@@ -88,9 +88,9 @@ def _unusable(record: dict[str, Any]) -> str:
     mode = record.get("forward_mode")
     if record.get("gatherer_key", PRIMARY) != PRIMARY:
         return f"rows of gatherer {str(record['gatherer_key'])[:20]!r} (a part of a pass)"
-    if mode in (EXTEND, DECODE, MIXED):
-        return ""
-    return f"rows of {MODES.get(mode, f'mode {ascii(mode)[:20]}')} passes"  # type: ignore[arg-type]
+    if not is_int(mode):
+        return f"rows of passes whose mode is a {type(mode).__name__}"
+    return "" if mode in (EXTEND, DECODE, MIXED) else f"rows of {MODES.get(mode, f'mode {str(mode)[:20]}')} passes"
 
 
 def _logical(ids: Array, physical: Array, axis: Axis, top_k: int, where: str) -> Array:
