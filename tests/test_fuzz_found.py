@@ -17,6 +17,7 @@ from traces.__main__ import main
 from traces.foreign import json_lines, torch_file
 from traces.foreign.formats import counts
 from traces.foreign.registry import READERS, detected
+from traces.format import npz
 
 JSON = [name for name, entry in FIXTURES.items() if entry[1].endswith(("json", "jsonl"))]
 
@@ -134,6 +135,25 @@ def test_detection_parses_no_long_value(name: str, tmp_path: Path, monkeypatch: 
     finally:
         tracemalloc.stop()
     assert found == [FIXTURES[name][0]] and most < 6 << 20, (found, most)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["vllm-0.21", "jsonl", "sglang-routed", "megatron"])
+def test_a_long_list_is_read_piece_by_piece(
+    name: str, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is read where it is short; cut short, it is refused."""
+    path, command = built(name, tmp_path)
+    text = path.read_text()
+    found = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+    path.write_text(json.dumps(found, indent=indent))
+    assert main(command) == 0
+    whole = npz.read(tmp_path / "out.npz").experts.copy()
+    monkeypatch.setattr(json_lines, "LOOK_BYTES", 200)
+    assert main(command) == 0
+    assert np.array_equal(npz.read(tmp_path / "out.npz").experts, whole)
+    path.write_text(path.read_text()[:-40])
+    assert "not JSON" in refused(command, capsys)
 
 
 def test_pages_of_a_pt_are_given_back_whole(tmp_path: Path) -> None:

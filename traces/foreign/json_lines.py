@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import TraceError
+from traces.foreign.json_stream import Stream
 from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
 from traces.format.members import refuse_constant, refuse_irregular, refusing
@@ -25,11 +26,11 @@ MARKS_AND_COMMAS = re.compile(f"{MARKS.pattern}|,", re.DOTALL)
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
-    for where, text in texts(path):
-        for here, value in values(text, where):
-            if not isinstance(value, dict):
-                raise TraceError(f"{here}: {_kind(value)}; a JSON object is required")
-            yield here, value
+    found = (each for where, text in texts(path) for each in values(text, where))
+    for here, value in each_of_long(path) if is_long_list(path) else found:
+        if not isinstance(value, dict):
+            raise TraceError(f"{here}: {_kind(value)}; a JSON object is required")
+        yield here, value
 
 
 def texts(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -148,18 +149,43 @@ def first_objects(path: Path) -> Iterator[dict[str, Any]]:
         return
 
 
-def begin_of_long(path: Path) -> list[dict[str, Any]] | None:
-    """The objects that a file begins with, the last of them cut, where its first line with anything on it is the begin
-    of a JSON value that is longer than LOOK_BYTES; None: it is not."""
+def _head_of_long(path: Path) -> bytes:
+    """The begin of a file whose first line with anything on it begins a JSON value that is longer than LOOK_BYTES; b"":
+    it does not."""
+    if not path.is_file():
+        return b""
     with path.open("rb") as file:
         head = file.read(LOOK_BYTES + 1)
     if len(head) <= LOOK_BYTES or not _begins_json(head):
-        return None
-    line, newline, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
-    if newline and _is_json(line):
+        return b""
+    head = head.removeprefix(BOM).lstrip()
+    line, newline, _ = head.partition(b"\n")
+    return b"" if newline and _is_json(line) else head
+
+
+def is_long_list(path: Path) -> bool:
+    """Whether a file is a list that is longer than LOOK_BYTES, so that `each_of_long` reads it."""
+    return _head_of_long(path).startswith(b"[")
+
+
+def each_of_long(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each element of a list of any size, which is never there as a whole."""
+    with Stream(path, MOST_JSON_BYTES) as stream:
+        while mark := stream.next():
+            if mark == "[":
+                yield from ((f"{path}: [{i}]", stream.value()) for i in stream.elements())
+            else:  # a line more, of a log of lists
+                yield str(path), stream.value()
+
+
+def begin_of_long(path: Path) -> list[dict[str, Any]] | None:
+    """The objects that a file begins with, the last of them cut, where its first value is longer than LOOK_BYTES; None:
+    it is not."""
+    head = _head_of_long(path)
+    if not head:
         return None
     try:
-        value = json.loads(_closed(head.removeprefix(BOM).decode("utf-8", "ignore")))
+        value = json.loads(_closed(head.decode("utf-8", "ignore")))
     except (ValueError, RecursionError):
         return []
     found = value if isinstance(value, list) else [value]
