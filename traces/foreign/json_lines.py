@@ -4,10 +4,12 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from traces.errors import TraceError
+from traces.foreign.json_stream import Stream
 from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
 from traces.format.members import refuse_constant, refuse_irregular, refusing
@@ -17,15 +19,18 @@ BOM = b"\xef\xbb\xbf"
 # A list of objects whose keys are numbers is passes by layer: one value of any size (formats.expert_selection).
 BY_LAYER = re.compile(rb'\s*+\[\s*+\{\s*+"[0-9]{1,4}"\s*+:')
 HEAD_BYTES = 256
+LOOK_BYTES = 8 << 20  # of one JSON value, where a format is told by its content
+MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
+MARKS_AND_COMMAS = re.compile(f"{MARKS.pattern}|,", re.DOTALL)
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object): where names file and line (or place in the list). Raises TraceError, one line."""
-    for where, text in texts(path):
-        for here, value in values(text, where):
-            if not isinstance(value, dict):
-                raise TraceError(f"{here}: {_kind(value)}; a JSON object is required")
-            yield here, value
+    found = (each for where, text in texts(path) for each in values(text, where))
+    for here, value in each_of_long(path) if is_long_list(path) else found:
+        if not isinstance(value, dict):
+            raise TraceError(f"{here}: {_kind(value)}; a JSON object is required")
+        yield here, value
 
 
 def texts(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -123,12 +128,90 @@ def begins_with_record(path: Path) -> bool:
 
 def first_object(path: Path) -> dict[str, Any]:
     """The first object of a JSON file, {} where there is none, or only passes by layer: what detection looks at."""
+    return next(first_objects(path), {})
+
+
+def first_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON file, as far as detection looks, up to what is none: of one value that is longer than
+    LOOK_BYTES, no more than is in its begin."""
     try:
         if by_layer(path):
-            return {}
+            return
+        begun = begin_of_long(path)
+        if begun is not None:
+            yield from begun
+            return
         with path.open("rb") as file:
             if file.read(64).removeprefix(BOM).lstrip()[:1] not in (b"{", b"["):
-                return {}
-        return next((found for _, found in objects(path)), {})
+                return
+        yield from (found for _, found in objects(path))
     except (OSError, ValueError):
-        return {}
+        return
+
+
+def _head_of_long(path: Path) -> bytes:
+    """The begin of a file whose first line with anything on it begins a JSON value that is longer than LOOK_BYTES; b"":
+    it does not."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        head = file.read(LOOK_BYTES + 1)
+    if len(head) <= LOOK_BYTES or not _begins_json(head):
+        return b""
+    head = head.removeprefix(BOM).lstrip()
+    line, newline, _ = head.partition(b"\n")
+    return b"" if newline and _is_json(line) else head
+
+
+def is_long_list(path: Path) -> bool:
+    """Whether a file is a list that is longer than LOOK_BYTES, so that `each_of_long` reads it."""
+    return _head_of_long(path).startswith(b"[")
+
+
+def each_of_long(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each element of a list of any size, which is never there as a whole."""
+    with Stream(path, MOST_JSON_BYTES) as stream:
+        while mark := stream.next():
+            if mark == "[":
+                yield from ((f"{path}: [{i}]", stream.value()) for i in stream.elements())
+            else:  # a line more, of a log of lists
+                yield str(path), stream.value()
+
+
+def begin_of_long(path: Path) -> list[dict[str, Any]] | None:
+    """The objects that a file begins with, the last of them cut, where its first value is longer than LOOK_BYTES; None:
+    it is not."""
+    head = _head_of_long(path)
+    if not head:
+        return None
+    try:
+        value = json.loads(_closed(head.decode("utf-8", "ignore")))
+    except (ValueError, RecursionError):
+        return []
+    found = value if isinstance(value, list) else [value]
+    return list(takewhile(lambda each: isinstance(each, dict), found))
+
+
+def _closed(text: str) -> str:
+    """A JSON text that was cut, made whole: what was begun last is left out, but for a string that is a value, which
+    becomes empty; what is open is closed."""
+    closing: list[str] = []
+    cut = at = 0  # the text up to `cut`, with all that is open closed, is whole; up to `at` it was looked at
+    for found in MARKS.finditer(text):
+        mark, end = found[0][0], found.end()
+        if mark in "[{":
+            closing.append("]" if mark == "[" else "}")
+        elif mark in "]}" and closing:
+            closing.pop()
+        if mark != '"':
+            cut = end
+        elif end == len(text) and text[at : found.start()].rstrip().endswith(":"):
+            return text[: found.start()] + '""' + "".join(reversed(closing))
+        at = end
+    comma = text.rfind(",", cut) if '"' not in text[cut:] else _last_comma(text, cut)
+    return text[: max(comma, cut)] + "".join(reversed(closing))
+
+
+def _last_comma(text: str, start: int) -> int:
+    """Where the last comma outside of a string is, from `start` on; -1: there is none."""
+    return max((m.start() for m in MARKS_AND_COMMAS.finditer(text, start) if m[0] == ","), default=-1)

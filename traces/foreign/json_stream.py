@@ -25,9 +25,9 @@ class Stream:
     A caller takes each value, by `value`, `skip`, `members` or `elements`, before it asks for the next.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = MOST_PIECE) -> None:
         refuse_irregular(path, "JSON")
-        self.path, self._text, self._at = path, "", 0
+        self.path, self._most, self._text, self._at = path, most, "", 0
         with refusing(f"{path}: not readable"):
             self._file = path.open(encoding="utf-8-sig")
         self._decoder = json.JSONDecoder(parse_constant=refuse_constant)
@@ -85,7 +85,7 @@ class Stream:
         self._take("]")
 
     def value(self) -> Any:
-        """The whole value that begins here. Raises TraceError for one of over MOST_PIECE characters."""
+        """The whole value that begins here. Raises TraceError for one of over `most` characters."""
         self.next()
         size = CHUNK
         while True:
@@ -101,8 +101,8 @@ class Stream:
                     return value
             except TraceError:
                 size *= 2
-                if len(self._text) - self._at > MOST_PIECE:
-                    wrong = f"a value of over {MOST_PIECE} characters that is not JSON or longer than any that is known"
+                if len(self._text) - self._at > self._most:
+                    wrong = f"a value of over {self._most} characters that is not JSON or longer than any that is known"
                     raise TraceError(f"{self.path}: {wrong}") from None
                 if not self._more(size):
                     raise

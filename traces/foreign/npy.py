@@ -1,7 +1,10 @@
 """Single `.npy` arrays, as files and inside JSON, whose declared size is never trusted."""
 
 import math
+import tempfile
+import zipfile
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ import numpy as np
 from traces.errors import TraceError
 from traces.format.layout import Array
 from traces.format.limits import MAX_HEADER_BYTES
-from traces.format.members import npy_header, refusing
+from traces.format.members import Member, load, npy_header, refusing
 
 LOOK_NUMBERS = 1 << 16
 MAGIC = b"\x93NUMPY"
@@ -26,6 +29,19 @@ def read_npy(path: Path) -> Array:
             raise TraceError(f"{path}: the array has no elements, shape {shape}")
         order: Any = "F" if fortran_order else "C"
         return np.memmap(path, dtype, "r", length, shape, order)
+
+
+def mapped(archive: zipfile.ZipFile, path: Path, name: str, member: Member, scratch: Path | None) -> Array:
+    """A member's array, mapped: from a temporary file where the zip has it compressed."""
+    if member.mappable:
+        return load(archive, path, name, member)
+    if 0 in member.shape:
+        raise TraceError(f"{path}: {name} has no elements, shape {member.shape}")
+    with tempfile.TemporaryFile(dir=scratch) as file, refusing(f"{path}: {name} is damaged"):
+        with archive.open(member.info) as stream:
+            copyfileobj(stream, file)
+        order: Any = "F" if member.fortran_order else "C"
+        return np.memmap(file, member.dtype, "r", len(member.head), member.shape, order)
 
 
 def numbers(path: Path, dims: int, right: str) -> Array:

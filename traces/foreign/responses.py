@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from traces.errors import TraceError
-from traces.foreign.json_lines import BOM, first_object, texts, values
+from traces.foreign.json_lines import BOM, begin_of_long, each_of_long, first_object, is_long_list, texts, values
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import is_int
 from traces.format.limits import MOST_JSON_BYTES
@@ -163,6 +163,9 @@ class Responses:
 
     def _values(self) -> Iterator[tuple[str, Any, bool]]:
         """(where, JSON value, whether an event of a stream); DONE at the end of a stream."""
+        if is_long_list(self.path):
+            yield from ((where, value, False) for where, value in each_of_long(self.path))
+            return
         broken: TraceError | None = None
         markup = False
         for where, text in texts(self.path):
@@ -243,7 +246,10 @@ def looks(path: Path, like: Callable[[dict[str, Any]], bool]) -> bool:
         line = (head.splitlines() or [b""])[0]
         if not (head.startswith((b"{", b"[", b'"', b"null")) or _is_body(line) or _event(line)[1]):
             return False
-        if head.startswith(b"[") and not first_object(path):  # a list of something else, of any size
+        begun = begin_of_long(path)
+        if begun is not None:
+            return any(map(like, begun))
+        if head.startswith(b"[") and not first_object(path):  # a list of something else
             return False
         for n, (_, value, _) in enumerate(Responses(path)):
             if like(value):

@@ -4,6 +4,9 @@ torch.load(weights_only=True) unpickles tensors, lists, dicts, strings and numbe
 mapped, not read. What a tensor claims (a view can repeat one byte a million times) is compared with the file's size.
 """
 
+import ctypes
+import mmap
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from traces.format.members import refuse_irregular, refusing
 
 PICKLE = "data.pkl"
 LOOK_BYTES = 1 << 20
+MADV_PAGEOUT = 21  # of Linux; Python has no name for it
 
 
 def load(path: Path) -> Any:
@@ -60,6 +64,17 @@ def numbers(value: Any) -> Array:
     torch = needed("torch", "a .pt file")
     out: Array = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
     return out
+
+
+def give_back(value: Any) -> None:
+    """As traces.format.layout.give_back, of a tensor of `load`. The system is told that its pages are not needed now:
+    none is lost, whether it is of the file or not."""
+    if not sys.platform.startswith("linux"):
+        return
+    storage, page = value.untyped_storage(), mmap.PAGESIZE
+    begin, end = -(-storage.data_ptr() // page) * page, (storage.data_ptr() + storage.nbytes()) // page * page
+    if end > begin:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_PAGEOUT)
 
 
 def array(value: Any, what: str, path: Path, dims: int, kinds: str = "iu") -> Array:

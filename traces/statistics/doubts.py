@@ -165,6 +165,7 @@ def _repeats(trace: RoutingTrace) -> Iterator[str]:
             equal &= _equal(trace.weights[rows])[same]
         whole += int(equal.all(axis=1).sum())
         give_back(trace.experts)
+        give_back(trace.weights)
     expected = 0.0 if trace.weights is not None else pairs * float(np.prod(by_layer / max(pairs, 1)))
     if whole > 2 + 3 * expected:
         what = "a stale buffer, or rows written again?"

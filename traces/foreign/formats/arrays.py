@@ -18,10 +18,11 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask, pick_layers
 from traces.foreign.columns import KNOWN, OF_A_ROW, find, listed, normal
 from traces.foreign.format import PASSES, Reader
+from traces.foreign.npy import mapped
 from traces.foreign.spill import check_ids
 from traces.foreign.whole_rows import Rows
-from traces.format.layout import Array
-from traces.format.members import Member, find_members, load, open_zip
+from traces.format.layout import Array, give_back
+from traces.format.members import Member, find_members, open_zip
 from traces.format.trace import RoutingTrace
 
 FIELDS = ("experts", "weights", "sequence", "token", "prefill", "token_id")  # token: positions
@@ -80,7 +81,7 @@ class _Arrays:
             members = find_members(archive, path, tuple(at.values()))
             self.lengths = {members[at[f]].shape[:1] for f in PER_TOKEN if f in at}
             self._check(members)
-            arrays = {field: load(archive, path, name, members[name]) for field, name in at.items()}
+            arrays = {field: mapped(archive, path, n, members[n], ask.scratch) for field, n in at.items()}
         self.axis = axis if axis is not None else self._axis(arrays["experts"].shape)
         whole = {f: np.moveaxis(a, self.axis, 1) for f, a in arrays.items() if f in ("experts", "weights")}
         self.arrays = arrays | whole
@@ -146,6 +147,8 @@ class _Arrays:
             ids = self._padded(self.arrays["experts"][part], layers.take, -1)
             check_ids(ids, self.ask.n_experts(self.path), f"{self.path}: {self.at['experts']}[{lo}] and after")
             rows.add(ids, sequence[part], position[part], self._prefill(position[part], part), **more)
+            for array in self.arrays.values():
+                give_back(array)
         return rows.trace(layers.layers, tool="npz", slots_ordered_by_weight=False)
 
     def _padded(self, block: Array, take: list[int], value: int) -> Array:
@@ -178,11 +181,11 @@ class _Arrays:
         return np.arange(n) // each if each else np.zeros(n, np.int64)
 
     def _narrow(self, field: str) -> Array:
-        values = np.asarray(self.arrays[field]).astype(np.int64)
+        values = np.asarray(self.arrays[field])
         if int(values.min()) < 0 or int(values.max()) >= 2**31:
             name, bad = self.at[field], int(values.min()) if int(values.min()) < 0 else int(values.max())
             raise TraceError(f"{self.path}: {name} holds {bad}; integers from 0 to {2**31 - 1} are required")
-        return values
+        return values.astype(np.int32)
 
     def _prefill(self, position: Array, part: slice) -> Any:
         if "prefill" in self.arrays:

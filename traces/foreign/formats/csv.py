@@ -134,7 +134,9 @@ class Columns:
 
     def _cells(self, looked: Sequence[tuple[int, list[str]]], field: str) -> list[str]:
         """What the first lines have in a column."""
-        i = self.header.index(self.at[field]) if field in self.at else len(self.header)
+        if field not in self.at:
+            return []
+        i = self.header.index(self.at[field])
         return [row[i].strip() for _, row in looked if i < len(row)]
 
     def _lists(self, looked: Sequence[tuple[int, list[str]]]) -> bool:

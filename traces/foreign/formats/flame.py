@@ -177,6 +177,8 @@ def _pair(file: Path) -> Iterator[tuple[Array, Array]]:
     for lo in range(0, len(indices), BATCH_ROWS):
         hi = lo + BATCH_ROWS
         yield torch_file.numbers(indices[lo:hi]), torch_file.numbers(scores[lo:hi])
+        torch_file.give_back(indices)
+        torch_file.give_back(scores)
 
 
 def _refuse_unlike(part: Any, first: Any, file: Path, first_file: Path) -> None:

@@ -14,12 +14,9 @@ people hold softmaxed numbers, so which of the two they are is told by the numbe
 Which of two axes is layers the model's number of layers says.
 """
 
-import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Any
 
 import numpy as np
@@ -29,12 +26,12 @@ from traces.foreign import torch_file
 from traces.foreign.ask import Ask
 from traces.foreign.columns import OF_A_ROW, normal
 from traces.foreign.format import PASSES, Reader
-from traces.foreign.npy import head_of, no_counts, read_npy
+from traces.foreign.npy import head_of, mapped, no_counts, read_npy
 from traces.foreign.router_outputs import Finder, Part, Recording, looks, one_by_one
 from traces.foreign.scores import LOGITS, PROBABILITIES, chosen, kind_of, weights_of
 from traces.foreign.whole_rows import Rows
-from traces.format.layout import CHUNK_ELEMENTS, MAX_EXPERTS, Array
-from traces.format.members import Member, find_members, load, open_zip, refusing
+from traces.format.layout import CHUNK_ELEMENTS, MAX_EXPERTS, Array, give_back
+from traces.format.members import find_members, open_zip
 from traces.format.trace import RoutingTrace
 
 PADDING = "rows of padding (attention_mask is 0)"
@@ -49,11 +46,11 @@ def detect(path: Path) -> bool:
     if value is not None:
         return looks(value)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             rows = any(normal(name) in OF_A_ROW for name in names)  # a log's: formats.arrays
             members = find_members(archive, path, tuple(names)) if names and "meta" not in names and not rows else {}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, TraceError):
         return False
     return looks({name: np.broadcast_to(np.zeros((), m.dtype), m.shape) for name, m in members.items()})
 
@@ -82,20 +79,7 @@ def _contents(path: Path, ask: Ask) -> Any:
         if "meta" in names or not names:
             raise TraceError(f"{path}: {'has meta: a file of this project' if names else 'no .pt, and no .npy in it'}")
         members = find_members(archive, path, names)
-        return {name: _mapped(archive, path, name, member, ask) for name, member in members.items()}
-
-
-def _mapped(archive: zipfile.ZipFile, path: Path, name: str, member: Member, ask: Ask) -> Array:
-    """A member's array, mapped: from a temporary file where the zip has it compressed."""
-    if member.mappable:
-        return load(archive, path, name, member)
-    if 0 in member.shape:
-        raise TraceError(f"{path}: {name} has no elements, shape {member.shape}")
-    with tempfile.TemporaryFile(dir=ask.scratch) as file, refusing(f"{path}: {name} is damaged"):
-        with archive.open(member.info) as stream:
-            copyfileobj(stream, file)
-        order: Any = "F" if member.fortran_order else "C"
-        return np.memmap(file, member.dtype, "r", len(member.head), member.shape, order)
+        return {name: mapped(archive, path, name, member, ask.scratch) for name, member in members.items()}
 
 
 class _Build:
@@ -153,6 +137,8 @@ class _Build:
                         for name, parts in passes.items()
                     },
                 )
+                for part in (part for parts in passes.values() for part in parts):
+                    torch_file.give_back(part) if torch_file.is_tensor(part) else give_back(part)
 
     def trace(self) -> RoutingTrace:
         """What was read."""

@@ -29,7 +29,7 @@ from traces.foreign.columns import KNOWN, TRACED, find, listed, normal
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.formats.csv import phase
 from traces.foreign.header import told
-from traces.foreign.json_lines import begins_with_record, integer, member, objects
+from traces.foreign.json_lines import begins_with_record, first_objects, integer, member, objects
 from traces.foreign.long_rows import MOST
 from traces.format.layout import is_int
 from traces.format.trace import RoutingTrace
@@ -44,7 +44,7 @@ def detect(path: Path) -> bool:
     try:
         if not begins_with_record(path):
             return False
-        for _, found in islice(objects(path), LOOK):
+        for found in islice(first_objects(path), LOOK):
             if "format" in found:
                 return False
             keys = {field: [key for key in found if normal(key) in KNOWN[field]] for field in ("layer", "experts")}

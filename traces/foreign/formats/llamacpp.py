@@ -24,7 +24,7 @@ from traces.foreign.format import PASSES, Reader
 from traces.foreign.formats import csv
 from traces.foreign.passes import Passes
 from traces.foreign.whole_rows import Rows
-from traces.format.layout import Array
+from traces.format.layout import Array, give_back
 from traces.format.limits import MOST_IDS, MOST_LAYERS, MOST_LINE_BYTES
 from traces.format.members import refuse_irregular, refusing
 from traces.format.trace import RoutingTrace
@@ -82,6 +82,8 @@ def _runs(path: Path) -> Iterator[tuple[str, int, Array]]:
     held: list[Array] = []
     current, begin, length = -1, 0, 0
     for first, numbers in _numbers(path, 2, PAIR.encode()):
+        if not len(numbers):  # the header alone
+            continue
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers[:, 0])) + 1, [len(numbers)]])
         for lo, hi in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             layer = int(numbers[lo, 0])
@@ -239,7 +241,7 @@ def _records(path: Path, ask: Ask) -> RoutingTrace:
         if size < 4 * RECORD.itemsize or size % RECORD.itemsize:
             raise TraceError(f"{path}: {size} bytes; CSV with a known header or int32 records are required")
         words = np.memmap(path, RECORD, "r")
-    at = 0
+    at = back = 0
     while at < len(words):
         where = f"{path}: byte {at * RECORD.itemsize}"
         if at + 3 > len(words):
@@ -249,6 +251,9 @@ def _records(path: Path, ask: Ask) -> RoutingTrace:
             raise TraceError(f"{where}: layer {layer}, {n} tokens, k {k}; the file has {len(words) - at - 3} ids more")
         passes.add(layer, np.array(words[at + 3 : at + 3 + n * k]).reshape(n, k), where)
         at += 3 + n * k
+        if at - back > CHUNK_BYTES:
+            back = at
+            give_back(words)
     return passes.trace(layout="int32 records", **KEPT)
 
 

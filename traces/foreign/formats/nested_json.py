@@ -28,7 +28,7 @@ from traces.foreign.json_stream import Stream
 from traces.foreign.long_rows import MOST
 from traces.foreign.spill import Spill
 from traces.foreign.whole_rows import Rows
-from traces.format.layout import Array
+from traces.format.layout import Array, give_back
 from traces.format.limits import MOST_LAYERS
 from traces.format.members import refusing
 from traces.format.trace import RoutingTrace
@@ -182,6 +182,7 @@ class _Lists:
                 raise TraceError(f"{self.path}: a token has more than {k} experts, which is the top-k")
             position = first + lo - part.lo + np.arange(len(block))
             out.add(block[:, :, :k], part.request, position, bool(part.prefill))
+            give_back(ids)
 
     def _kept_names(self) -> list[str]:
         """Names of the requests that have rows."""

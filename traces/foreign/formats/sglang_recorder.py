@@ -61,6 +61,7 @@ def read(path: Path, ask: Ask) -> RoutingTrace:
             rows.dropped[why] += found.shape[1]
         else:
             _add(rows, links, record, _logical(found, physical, axis, top_k, where), where)
+        torch_file.give_back(record[IDS])
     meta: dict[str, Any] = {"requests_by": "position continuity", "ambiguous_rows": links.ambiguous}
     kept = {"tool": "sglang", "layout": "expert distribution recorder, per_token", "id_space": "logical"}
     _set_phases(rows, links)
@@ -72,7 +73,7 @@ def parts(dump: Any, path: Path) -> tuple[list[Any], Array]:
     records = dump.get(RECORDS) if isinstance(dump, dict) else None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise TraceError(f"{path}: no {RECORDS} of forward passes; a dump of mode per_token is required")
-    return records, torch_file.array(dump.get(MAP), MAP, path, 2)
+    return records, torch_file.array(dump.get(MAP), MAP, path, 2).astype(np.int64)  # -1 is put beside
 
 
 def _pass(record: dict[str, Any], where: str, path: Path) -> Array:
@@ -87,9 +88,9 @@ def _unusable(record: dict[str, Any]) -> str:
     mode = record.get("forward_mode")
     if record.get("gatherer_key", PRIMARY) != PRIMARY:
         return f"rows of gatherer {str(record['gatherer_key'])[:20]!r} (a part of a pass)"
-    if mode in (EXTEND, DECODE, MIXED):
-        return ""
-    return f"rows of {MODES.get(mode, f'mode {ascii(mode)[:20]}')} passes"  # type: ignore[arg-type]
+    if not is_int(mode):
+        return f"rows of passes whose mode is a {type(mode).__name__}"
+    return "" if mode in (EXTEND, DECODE, MIXED) else f"rows of {MODES.get(mode, f'mode {str(mode)[:20]}')} passes"
 
 
 def _logical(ids: Array, physical: Array, axis: Axis, top_k: int, where: str) -> Array:

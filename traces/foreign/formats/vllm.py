@@ -38,7 +38,7 @@ from traces.foreign.completions import (
 )
 from traces.foreign.format import PROMPTS, Reader, Writer
 from traces.foreign.json_lines import from_base64, member
-from traces.foreign.npy import head_of, npy_of, read_npy
+from traces.foreign.npy import head_of, npy_of, numbers, read_npy
 from traces.foreign.responses import CHOICES, EXPERTS, IDS, PROMPT_EXPERTS, USAGE, Parts, Responses, looks
 from traces.foreign.spill import check_full
 from traces.foreign.whole_rows import Rows
@@ -106,7 +106,7 @@ class _Build:
 
     def array(self, path: Path) -> None:
         """One request, of an array that knows no lengths: the flags say them."""
-        array, start = read_npy(path), self.ask.asked("prompt_start") or 0
+        array, start = numbers(path, 3, "integers [tokens, layers, top_k]"), self.ask.asked("prompt_start") or 0
         for lo, part in chunks(array):
             block = self.layers.recorded(self.layers.of(part, str(path)), str(path), lo)
             position = np.arange(start + lo, start + lo + len(block))
