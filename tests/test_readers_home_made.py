@@ -564,3 +564,19 @@ def test_case_layer_expert_count(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_cases_are_told_by_their_content(name: str, format_name: str) -> None:
     assert detected(case(name)) == format_name
+
+
+@pytest.mark.parametrize("file", ["t.csv", "t.jsonl", "t.npz"])
+def test_names_that_nobody_knows_are_told_by_columns_alone(file: str, tmp_path: Path) -> None:
+    """No --from: what the content is made of says which of the three it is."""
+    ids = np.argsort(np.random.default_rng(3).random((4, 2, 8)), axis=2)[:, :, :2]
+    if file == "t.npz":
+        np.savez(tmp_path / file, a=ids, b=np.arange(4))
+    elif file == "t.jsonl":
+        jsonl(tmp_path / file, [{"b": t, "l": n, "a": ids[t, n].tolist()} for t in range(4) for n in range(2)])
+    else:
+        rows = [f"{t},{n},{ids[t, n, 0]} {ids[t, n, 1]}" for t in range(4) for n in range(2)]
+        (tmp_path / file).write_text("b,l,a\n" + "\n".join(rows))
+    layer = "layer=1" if file == "t.npz" else "layer=l"
+    flags = [*M8, "--moe-layers", "0-1", "--phase", "decode", "--columns", f"token=b,experts=a,{layer}"]
+    assert np.array_equal(convert(tmp_path / file, tmp_path / "o.npz", flags).experts, ids)

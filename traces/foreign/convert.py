@@ -60,7 +60,7 @@ def convert(options: argparse.Namespace) -> None:
         return
     path, out = Path(options.file), Path(options.out)
     ask = _ask(options, out)
-    name = one_of("format", options.format or detected(path, ask.model), list(READERS))
+    name = one_of("format", options.format or detected(path, ask.model, ask.columns is not None), list(READERS))
     reader = READERS[name]
     if options.model is None and not reader.names_model:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")

@@ -1,5 +1,6 @@
 """The formats that are read and written, as the modules of `formats` say them: a new one is a module there."""
 
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -35,13 +36,16 @@ FLAGS = tuple(sorted({flag for reader in READERS.values() for flag in reader.fla
 UNKNOWN = Model("")
 
 
-def detected(path: Path, model: Model = UNKNOWN) -> str:
-    """The name of the one format that a path looks like, of a model of which this much is known.
+def detected(path: Path, model: Model = UNKNOWN, columns: bool = False) -> str:
+    """The name of the one format that a path looks like, of a model of which this much is known; columns: its names are
+    told, so that it need not have known ones.
 
     Raises TraceError where it looks like none, and where it could be several: what is ambiguous is not guessed."""
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
     found = [reader for reader in READERS.values() if reader.detect(path)]
+    if columns and not found:
+        found = [READERS[_of_named_columns(path)]]
     fitting = [reader for reader in found if reader.fits(path, model)] or found
     could_be = [f"{reader.doc} (--from {reader.name})" for reader in fitting]
     if len(fitting) == 1:
@@ -53,3 +57,12 @@ def detected(path: Path, model: Model = UNKNOWN) -> str:
         wrong = "is in no format that can be told by its content"
         raise TraceError(f"{path}: {wrong}; required: --from, one of {', '.join(READERS)}")
     raise TraceError(f"{path}: could be {', or '.join(could_be)}; required: --from, which decides")
+
+
+def _of_named_columns(path: Path) -> str:
+    """Which of the formats with columns of anybody's names a file is: arrays, JSON, or else CSV."""
+    if not path.is_file() or zipfile.is_zipfile(path):
+        return "npz"
+    with path.open("rb") as file:
+        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return "jsonl" if begin[:1] in (b"{", b"[") else "csv"
