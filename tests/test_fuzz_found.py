@@ -3,6 +3,7 @@
 import json
 import struct
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_a_zip_of_a_version_to_come(name: str, tmp_path: Path, capsys: pytest.Ca
     data = bytearray(path.read_bytes())
     at = data.index(b"PK\x01\x02") + 6
     data[at : at + 2] = struct.pack("<H", 101)
+    path.write_bytes(data)
+    assert either(command, tmp_path, capsys) == 2
+    assert either(["convert", *command[3:]], tmp_path, capsys) == 2
+
+
+@pytest.mark.parametrize("name", ["sglang-stat", "sglang-location", "eplb-pt", "hf-ids"])
+def test_a_packed_pickle_that_is_damaged(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, command = built(name, tmp_path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", np.random.default_rng(0).bytes(500) + bytes(5000))
+    data = bytearray(path.read_bytes())
+    data[60:80] = b"\xff" * 20
     path.write_bytes(data)
     assert either(command, tmp_path, capsys) == 2
     assert either(["convert", *command[3:]], tmp_path, capsys) == 2
