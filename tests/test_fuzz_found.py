@@ -3,6 +3,7 @@
 import json
 import struct
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def test_a_zip_of_a_version_to_come(name: str, tmp_path: Path, capsys: pytest.Ca
     path.write_bytes(data)
     assert either(command, tmp_path, capsys) == 2
     assert either(["convert", *command[3:]], tmp_path, capsys) == 2
+
+
+def test_a_nan_that_signals_is_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr, though numpy warns of it."""
+    path, command = built("vllm-npy", tmp_path)
+    np.save(path, np.full((4, 3, 2), 0x7FF0000000000001, np.int64).view(np.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert either(["convert", *command[3:]], tmp_path, capsys) == 2
 
 
 @pytest.mark.parametrize("name", ["sglang-stat", "sglang-location", "eplb-pt", "hf-ids"])
