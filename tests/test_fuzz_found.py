@@ -3,6 +3,8 @@
 import json
 import struct
 import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,27 @@ def test_a_zip_of_a_version_to_come(name: str, tmp_path: Path, capsys: pytest.Ca
     assert either(["convert", *command[3:]], tmp_path, capsys) == 2
 
 
+def test_a_nan_that_signals_is_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr, though numpy warns of it."""
+    path, command = built("vllm-npy", tmp_path)
+    np.save(path, np.full((4, 3, 2), 0x7FF0000000000001, np.int64).view(np.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert either(["convert", *command[3:]], tmp_path, capsys) == 2
+
+
+@pytest.mark.parametrize("name", ["sglang-stat", "sglang-location", "eplb-pt", "hf-ids"])
+def test_a_packed_pickle_that_is_damaged(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, command = built(name, tmp_path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", np.random.default_rng(0).bytes(500) + bytes(5000))
+    data = bytearray(path.read_bytes())
+    data[60:80] = b"\xff" * 20
+    path.write_bytes(data)
+    assert either(command, tmp_path, capsys) == 2
+    assert either(["convert", *command[3:]], tmp_path, capsys) == 2
+
+
 # --- large files ---
 
 
@@ -149,7 +172,7 @@ def test_a_long_list_is_read_piece_by_piece(
     path.write_text(json.dumps(found, indent=indent))
     assert main(command) == 0
     whole = npz.read(tmp_path / "out.npz").experts.copy()
-    monkeypatch.setattr(json_lines, "LOOK_BYTES", 200)
+    monkeypatch.setattr(json_lines, "LOOK_BYTES", 300)  # over HEAD_BYTES
     assert main(command) == 0
     assert np.array_equal(npz.read(tmp_path / "out.npz").experts, whole)
     path.write_text(path.read_text()[:-40])

@@ -155,8 +155,11 @@ def _head_of_long(path: Path) -> bytes:
     if not path.is_file():
         return b""
     with path.open("rb") as file:
-        head = file.read(LOOK_BYTES + 1)
-    if len(head) <= LOOK_BYTES or not _begins_json(head):
+        head = file.read(HEAD_BYTES)
+        if not _begins_json(head):
+            return b""
+        head += file.read(LOOK_BYTES + 1 - len(head))
+    if len(head) <= LOOK_BYTES:
         return b""
     head = head.removeprefix(BOM).lstrip()
     line, newline, _ = head.partition(b"\n")

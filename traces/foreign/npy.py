@@ -73,7 +73,8 @@ def no_counts(path: Path) -> bool:
         first = np.asarray(read_npy(path).ravel(order="K")[:LOOK_NUMBERS], np.float64)
     except TraceError:
         return False
-    return bool(((first < 0) | (first != np.floor(first))).any())
+    with np.errstate(invalid="ignore"):  # of a NaN that signals
+        return bool(((first < 0) | (first != np.floor(first))).any())
 
 
 def head_of(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]] | None:

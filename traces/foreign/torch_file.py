@@ -102,11 +102,11 @@ def is_tensor(value: object) -> bool:
 def words(path: Path) -> bytes:
     """The begin of the pickle of a `.pt` file, unread: b"" where it is none. What detection looks at."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with refusing(f"{path}: not a .pt"), zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.split("/")[-1] == PICKLE)
             with archive.open(name) as file:
                 return file.read(LOOK_BYTES)
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except TraceError:
         return b""
 
 

@@ -11,7 +11,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask
 from traces.foreign.spill import Spill, check_ids
 from traces.format.check import check_meta, validate
-from traces.format.layout import Array
+from traces.format.layout import Array, give_back
 from traces.format.trace import RoutingTrace
 
 NO_ROWS = "no rows; a trace needs at least one"
@@ -72,6 +72,7 @@ class Rows:
         arrays = {name: s.array() if order is None else s.gathered(order) for name, s in self.spills.items()}
         names = ("sequence", "position", "prefill")
         columns = {name: np.ascontiguousarray(facts[name] if order is None else facts[name][order]) for name in names}
+        give_back(facts)
         trace = RoutingTrace(meta=check_meta(described, str(self.path)), **arrays, **columns)
         validate(trace, str(self.path))
         return trace
