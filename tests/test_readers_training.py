@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -740,3 +741,11 @@ def test_a_card_takes_no_place_of_others(tmp_path: Path, capsys: Any, monkeypatc
     with pytest.raises(ZeroDivisionError):
         main(["card", str(tmp_path / "t.npz"), "--out", str(tmp_path / "new")])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "t.npz"]  # nothing half written
+
+
+def test_arrays_are_told_where_torch_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a .npz is a tensor: a reader of .pt files does not ask for what they need."""
+    np.savez(tmp_path / "r.npz", topk_ids=np.arange(24).reshape(3, 4, 2), seq_id=np.zeros(3, int))
+    np.savez(tmp_path / "h.npz", router_logits=np.zeros((3, 4, 8), np.float32))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert (detected(tmp_path / "r.npz"), detected(tmp_path / "h.npz")) == ("npz", "hf")

@@ -9,6 +9,7 @@ from typing import TypeVar
 from traces.errors import TraceError
 from traces.foreign import formats
 from traces.foreign.format import Reader, Writer
+from traces.foreign.json_lines import BOM
 from traces.foreign.models import Model
 
 Said = TypeVar("Said", Reader, Writer)
@@ -64,5 +65,5 @@ def _of_named_columns(path: Path) -> str:
     if not path.is_file() or zipfile.is_zipfile(path):
         return "npz"
     with path.open("rb") as file:
-        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        begin = file.read(64).removeprefix(BOM).lstrip()
     return "jsonl" if begin[:1] in (b"{", b"[") else "csv"

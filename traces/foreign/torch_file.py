@@ -95,8 +95,9 @@ def look(path: Path) -> Any:
 
 
 def is_tensor(value: object) -> bool:
-    """Whether something that `load` gave is a tensor."""
-    return isinstance(value, needed("torch", "a .pt file").Tensor)
+    """Whether something is a tensor; nothing is where torch was never loaded, as `load` does."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def words(path: Path) -> bytes:

@@ -109,13 +109,13 @@ class _Table:
         if len(row) != len(header):
             raise TraceError(f"{where} has {len(row)} fields; its header has {len(header)}")
         value = dict(zip(header, (text.strip() for text in row), strict=True))
-        layer = _integer(at["layer"], value[at["layer"]], 0, MOST_LAYERS - 1, where)
+        layer = csv.integer(at["layer"], value[at["layer"]], 0, MOST_LAYERS - 1, where)
         if wide:
             for expert, name in enumerate(wide):
                 self.add(layer, expert, value[name], name, where, len(wide))
             return
         n = self.ask.n_experts(self.path)
-        expert = _integer(at["experts"], value[at["experts"]], -1, n - 1, where)
+        expert = csv.integer(at["experts"], value[at["experts"]], -1, n - 1, where)
         self.add(layer, expert, value[at["count"]], at["count"], where, n)
 
     def add(self, layer: int, expert: int, text: str, name: str, where: str, n: int) -> None:
@@ -150,12 +150,6 @@ def _total(path: Path) -> float | None:
             if line.startswith("#") and (last := TOTAL.fullmatch(line.strip())):
                 found = float(last[1])
     return found
-
-
-def _integer(name: str, text: str, least: int, most: int, where: str) -> int:
-    if not INTEGER.fullmatch(text) or not least <= int(text) <= most:
-        raise TraceError(f"{where}: {name} = {text[:40]!r}; an integer from {least} to {most} is required")
-    return int(text)
 
 
 def _count(text: str, name: str, where: str) -> float:
@@ -222,14 +216,14 @@ def read_json(path: Path, ask: Ask) -> Profile:
     table = _Table(path, ask)
     for key, of in layers.items():
         where = f"{path}: layer {ascii(key)[1:-1][:40]}"
-        layer = _integer("layer", _layer(key), 0, MOST_LAYERS - 1, where)
+        layer = csv.integer("layer", _layer(key), 0, MOST_LAYERS - 1, where)
         if not isinstance(of, list | dict):
             raise TraceError(f"{where} has {ascii(of)[:40]}; {{expert: count}} or a list of counts is required")
         n = len(of) if isinstance(of, list) else ask.n_experts(path)
         if n > MAX_EXPERTS:
             raise TraceError(f"{where} has {n} counts; at most {MAX_EXPERTS} are read")
         for name, value in of.items() if isinstance(of, dict) else enumerate(of):
-            expert = name if isinstance(name, int) else _integer("expert", _expert(name), -1, n - 1, where)
+            expert = name if isinstance(name, int) else csv.integer("expert", _expert(name), -1, n - 1, where)
             text = "nothing" if isinstance(value, bool) or not isinstance(value, int | float) else repr(value)
             table.add(layer, expert, text, f"expert {expert}", where, n)
     widths = {len(counts) for counts in table.counts.values()}

@@ -26,6 +26,7 @@ from traces.foreign.ask import Ask
 from traces.foreign.cells import Cell, Cells
 from traces.foreign.columns import KNOWN, find, listed, normal, numbered
 from traces.foreign.format import PASSES, Reader
+from traces.foreign.json_lines import BOM
 from traces.foreign.long_rows import INTEGER, MOST, NOT_SAID
 from traces.format.limits import MOST_LINE_BYTES
 from traces.format.members import refuse_irregular
@@ -63,7 +64,7 @@ def names(path: Path) -> list[str]:
     with opened(path) as reader:
         header: list[str] = next((row for row in reader if row), [])
     with path.open("rb") as file:
-        if file.read(64).removeprefix(b"\xef\xbb\xbf").startswith(OF_OTHERS):
+        if file.read(64).removeprefix(BOM).startswith(OF_OTHERS):
             raise TraceError(f"{path}: begins with {OF_OTHERS.decode()!r}: another format")
     return [name.strip() for name in header]
 
@@ -153,7 +154,7 @@ class Columns:
         if len(row) != len(self.header):
             raise TraceError(f"{where} has {len(row)} fields; line {self.line} has {len(self.header)}")
         text = {field: row[self.place[name]].strip() for field, name in self.at.items()}
-        number = {f: _integer(self.at[f], text[f], 0, MOST[f], where) for f in ("token", "layer", "rank") if f in text}
+        number = {f: integer(self.at[f], text[f], 0, MOST[f], where) for f in ("token", "layer", "rank") if f in text}
         experts = self._experts(row, text, where)
         return Cell(
             line, where, number["layer"], experts, self._weights(row, text, len(experts), where), number.get("token"),
@@ -162,13 +163,13 @@ class Columns:
 
     def _experts(self, row: list[str], text: Mapping[str, str], where: str) -> tuple[int, ...]:
         if self.single:
-            return (_integer(self.at["experts"], text["experts"], -1, self.n_experts - 1, where),)
+            return (integer(self.at["experts"], text["experts"], -1, self.n_experts - 1, where),)
         if self.experts:
             found = [row[self.place[name]].strip() for name in self.experts]
             pairs = zip(self.experts, found, strict=True)
-            return tuple(_integer(n, t, -1, self.n_experts - 1, where) if t else -1 for n, t in pairs)
+            return tuple(integer(n, t, -1, self.n_experts - 1, where) if t else -1 for n, t in pairs)
         name = self.at["experts"]
-        return tuple(_integer(name, t, -1, self.n_experts - 1, where) for t in _split(text["experts"], name, where))
+        return tuple(integer(name, t, -1, self.n_experts - 1, where) for t in _split(text["experts"], name, where))
 
     def _weights(self, row: list[str], text: Mapping[str, str], many: int, where: str) -> tuple[float, ...] | None:
         if "weights" not in self.at:
@@ -182,7 +183,7 @@ class Columns:
         return tuple(_weight(self.at["weights"], weight, where) for weight in found)
 
     def _token_id(self, text: Mapping[str, str], where: str) -> int:
-        return _integer("token_id", text["token_id"], 0, 10**9, where) if text.get("token_id") else -1
+        return integer("token_id", text["token_id"], 0, 10**9, where) if text.get("token_id") else -1
 
 
 @contextmanager
@@ -234,7 +235,8 @@ def _split(text: str, name: str, where: str) -> list[str]:
     return [part for part in re.split(r"[,;|\s]+", "".join(filter(None, inside.groups()))) if part]
 
 
-def _integer(name: str, text: str, least: int, most: int, where: str) -> int:
+def integer(name: str, text: str, least: int, most: int, where: str) -> int:
+    """The number of a field. Raises TraceError where it is none in that range."""
     if not INTEGER.fullmatch(text) or not least <= int(text) <= most:
         raise TraceError(f"{where}: {name} = {text[:40]!r}; an integer from {least} to {most} is required")
     return int(text)

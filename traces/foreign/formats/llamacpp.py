@@ -22,6 +22,7 @@ from traces.errors import TraceError
 from traces.foreign.ask import Ask, place_layers
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.formats import csv
+from traces.foreign.json_lines import BOM
 from traces.foreign.passes import Passes
 from traces.foreign.whole_rows import Rows
 from traces.format.layout import Array, give_back
@@ -37,7 +38,7 @@ KEPT: dict[str, Any] = {"tool": "llama.cpp", "id_space": "logical", "slots_order
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.readline(MOST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().lower()
+        return file.readline(MOST_LINE_BYTES).removeprefix(BOM).replace(b" ", b"").strip().lower()
 
 
 def detect(path: Path) -> bool:
@@ -120,7 +121,7 @@ def _numbers(path: Path, columns: int, header: bytes) -> Iterator[tuple[int, Arr
 def _parsed(path: Path, text: bytes, columns: int, number: int, header: bytes) -> Array:
     """int64 [lines, columns] of lines, empty ones left out, the first of which is the file's line `number`."""
     text = text.replace(b"\r\n", b"\n").replace(b" ", b"").removesuffix(b"\n") + b"\n"
-    if number == 1 and text.removeprefix(b"\xef\xbb\xbf").lower().startswith(header):
+    if number == 1 and text.removeprefix(BOM).lower().startswith(header):
         text = b"\n" + text.partition(b"\n")[2]
     row = b",".join([rb"-?[0-9]{1,9}+"] * columns)
     regular = re.match(rb"(?:%s\n|\n)*+" % row, text)

@@ -23,7 +23,7 @@ from traces.foreign.columns import normal
 from traces.foreign.format import SHAPE, Reader
 from traces.foreign.formats.csv import ALSO, PHASES
 from traces.foreign.header import facts, told
-from traces.foreign.json_lines import integer
+from traces.foreign.json_lines import BOM, integer
 from traces.foreign.json_stream import Stream
 from traces.foreign.long_rows import MOST
 from traces.foreign.spill import Spill
@@ -49,7 +49,7 @@ def detect(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = file.read(HEAD_BYTES).removeprefix(BOM).lstrip()
     return head.startswith(b"{") and LISTS.search(head) is not None
 
 
