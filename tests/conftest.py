@@ -15,6 +15,8 @@ from tests.machine import is_compiled, needs_the_machine
 
 # One thread of torch, before it is loaded: the workers share the cores, and sums of several threads differ.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nor does what a command prints hang on how long it took: no line every ten seconds, here or in processes of tests.
+os.environ["MOE_OFFLOAD_SIM_QUIET"] = "1"
 
 # No verdict hangs on how busy the computer is: no deadline, no health check that measures time. The same sources are
 # tried on the same examples everywhere, so that a red run is repeated by repeating it, and a planted fault that is

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from traces.errors import UserError
+from traces.progress import watched
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,10 +61,11 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     """Run a command with its arguments; returns the exit status. The last word of every `main`.
 
     UserError and OSError are one line on stderr and status 2; whoever stops reading our output early has seen enough;
-    any other exception is ours and goes through.
+    any other exception is ours and goes through. Meanwhile stderr says every ten seconds what is being done.
     """
     try:
-        status = command(list(sys.argv[1:] if argv is None else argv))
+        with watched():
+            status = command(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:  # None: whoever started us closed it
             sys.stdout.flush()
         return status or 0
