@@ -1,4 +1,4 @@
-"""Routing traces: what they are (`format`), what they say (`statistics`), where they come from (`foreign`, `capturing`).
+"""Routing traces: what they are (`format`), what they say (`statistics`), where they come from (the other rooms).
 
 `traces.open` and `traces.capture` are looked up when they are asked for: `import traces` stays light, and no name of
 this module takes the place of Python's own `open`.

@@ -1,11 +1,11 @@
 """Runs as pandas frames: one row each, or each against one of them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from analysis.api.result import Result
 from analysis.comparing.comparison import compare as compared
 from analysis.comparing.comparison import row_of
 from analysis.reading.run import Run, differing, settings
@@ -22,7 +22,7 @@ def frame_of(runs: Sequence[Run]) -> pd.DataFrame:
         found = {k: v for k, v in row_of(run, run, None).items() if "_change" not in k and k not in OF_A_PAIR}
         mine = settings(run)
         first = {field: mine.get(field) for field in fields} | {key: found[key] for key in FIRST}
-        rows.append(first | found | {"marks": ", ".join(run.marks), "result": Result.of(run)})
+        rows.append(first | found | {"marks": ", ".join(run.marks), "result": run})
     return pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
 
 
@@ -31,7 +31,7 @@ def runs_of(given: Any) -> list[Run]:
     if isinstance(given, Run):
         return [given]
     if isinstance(given, pd.DataFrame):
-        return [run.named(str(name)) for name, run in given["result"].items() if isinstance(run, Result)]
+        return [replace(run, name=str(name)) for name, run in given["result"].items() if isinstance(run, Run)]
     return list(given)
 
 

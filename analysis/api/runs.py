@@ -9,6 +9,7 @@ from analysis.api.extras import needed
 from analysis.api.result import Result
 from sim.errors import SpecError
 from sim.memo import Kept, Memo, afresh
+from sim.policies.kinds import KINDS
 from sim.simulation import simulate as run_spec
 from sim.spec import RunSpec
 from traces.format.trace import RoutingTrace
@@ -44,13 +45,29 @@ def _asked(fields: Mapping[str, Any], where: str) -> tuple[RunSpec, dict[str, An
             held[key], given[key] = value, value.name or f"{value.model} (in memory)"
         elif isinstance(value, Path):
             given[key] = str(value)
+    _hold_policies(given)
     if not given.get("trace"):
         raise SpecError(f"{where}trace: missing; give trace=FILE, or the name of a shipped sample such as mixtral.npz")
     return RunSpec.of(given, where), held
 
 
+def _hold_policies(given: dict[str, Any]) -> None:
+    """Functions and classes become names, under which the run finds them."""
+    for kind in KINDS[:-1]:
+        if kind in given and not isinstance(given[kind], str):
+            from sim.policies.in_memory import hold, parameters
+            from sim.policies.registry import TABLES
+
+            given[kind], mine = hold(kind, given[kind], TABLES[kind])
+            given["set"] = {**parameters(given[kind], mine), **given.get("set", {})}
+
+
 def simulate_many(
-    cases: Mapping[str, Mapping[str, Any]] | None = None, *, record: str = "summary", errors: str = "raise", **common: Any
+    cases: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    record: str = "summary",
+    errors: str = "raise",
+    **common: Any,
 ) -> "pd.DataFrame":
     """Many runs, a row each."""
     needed("simulate_many", "pandas")
