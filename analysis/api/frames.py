@@ -83,12 +83,13 @@ def runs_of(given: Any) -> list[Run]:
 def _each(given: Any) -> list[Any]:
     if isinstance(given, (Run, str, Path)):
         return [given]
-    if not isinstance(given, pd.DataFrame):
-        return list(given.values()) if isinstance(given, Mapping) else list(given)
-    if "result" not in given:
-        raise UserError("frame: has no column result; one of simulate_many or compare is required")
-    named = given["result"].items()
-    return [replace(run, name=str(name)) for name, run in named if isinstance(run, Run)]
+    if isinstance(given, pd.DataFrame):
+        if "result" not in given:
+            raise UserError("frame: has no column result; one of simulate_many or compare is required")
+        given = {name: run for name, run in given["result"].items() if isinstance(run, Run)}
+    if isinstance(given, Mapping):
+        return [replace(run, name=str(name)) if isinstance(run, Run) else run for name, run in given.items()]
+    return list(given)
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
