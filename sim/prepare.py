@@ -291,15 +291,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A policy of a run by name, with the parameters that were given it."""
+    """A policy of a run by name, with the parameters that were given it; sha256: of a user's own, which may change
+    under its name."""
 
     kind: str
     name: str
     given: tuple[tuple[str, Value], ...]
+    sha256: str = ""
 
     @classmethod
     def of(cls, spec: RunSpec, kind: str) -> "Chosen":
-        return cls(kind, getattr(spec, kind), tuple(sorted(spec.params(kind).items())))
+        name = getattr(spec, kind)
+        return cls(kind, name, tuple(sorted(spec.params(kind).items())), find(kind, name).sha256)
 
     @property
     def policy(self) -> Policy:
@@ -456,6 +459,12 @@ class Setting:
             prefetch = replace(prefetch, within_ns=_within(costs, self.steps, prefetch))
         rules = on_miss(self.rules, self.plan, hardware, engine)
         return replace(self.plan, costs=costs, on_miss=rules, prefetch=prefetch)
+
+    @property
+    def policy_from(self) -> dict[str, str]:
+        """Where the policies came from that are neither built in nor of a file that their name says."""
+        every = (find(kind, name) for kind, name in self.spec.policies.items())
+        return {policy.name: policy.origin for policy in every if policy.origin}
 
     @property
     def context(self) -> int:

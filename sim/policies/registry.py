@@ -474,9 +474,20 @@ def find(kind: str, name: str) -> Policy:
         from sim.policies.user import load  # late: few runs have one
 
         return load(name, kind)
-    if name not in TABLES[kind]:
-        raise unknown(kind, name, TABLES[kind])
-    return TABLES[kind][name]
+    if name in TABLES[kind]:
+        return TABLES[kind][name]
+    return _elsewhere(kind, name)
+
+
+def _elsewhere(kind: str, name: str) -> Policy:
+    """A function or class in memory, or a plug-in's. Raises SpecError with the nearest name where nobody has it."""
+    from sim.policies.in_memory import held  # late, both: few runs have one
+    from sim.policies.plugged import names, plugged
+
+    found = held(kind, name) or plugged(kind, name)
+    if found is None:
+        raise unknown(kind, name, {*TABLES[kind], *names(kind)})
+    return found
 
 
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:

@@ -241,6 +241,20 @@ def find(name: AnyPath) -> Path:
     raise TraceError(f"{name}: no such file or shipped sample; samples: {', '.join(samples) or 'none'}{hint}")
 
 
+def open_trace(name: AnyPath) -> RoutingTrace:
+    """The trace in a file, or the shipped sample of that name (with or without .npz): `traces.open`.
+
+    Its arrays are memory-mapped where they can be; every value is checked. Raises TraceError, one line, for what is not
+    there or is no trace.
+
+        trace = traces.open("mixtral.npz")
+        trace.experts.shape, trace.meta["model"]
+    """
+    trace = read(find(name))
+    object.__setattr__(trace, "name", os.fspath(name))  # nothing that a trace is made from
+    return trace
+
+
 def sample_names() -> list[str]:
     """Names of the shipped traces, sorted."""
     return sorted(p.stem for p in SAMPLES.glob("*.npz"))
