@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.errors import SpecError
 from sim.flags import add_groups, spec_of
 from sim.simulation import check_out, simulate, write
-from traces.command import Parser, guarded
+from traces.command import Parser, did_you_mean, guarded
 
 LISTS = {
-    "policies": "print the policies, their parameters and sources",
+    "policies": "print the policies, a line each; with --json all that is known of them",
     "models": "print the models: layers, experts, GB by precision; of one every figure and its source",
     "hardware": "print the hardware: memory, GB/s of GPU, link and host; of one every figure and its source",
     "hosts": "print the hosts: GB/s, memory, cores; of one every figure and its source",
@@ -38,13 +39,16 @@ def parser(leave_out: Sequence[str] = ()) -> Parser:
             {"action": "store_true"} if what == "policies" else {"nargs": "?", "const": "", "metavar": "NAME|FILE"}
         )
         group.add_argument(f"--list-{what}", help=text, **one)
+    group.add_argument("--describe", metavar="NAME", help="what a policy does and takes, or what a word here means")
     return out
 
 
 def _list(what: str, name: str, as_json: bool) -> str:
     """The list of a kind; with a name, or as JSON, every figure of the entry or the entries."""
     if what == "policies":
-        return _list_policies()
+        from sim.policies import describe
+
+        return json.dumps(describe.listed()) if as_json else describe.listing()
     from sim.catalog import listing
 
     kind = what.removesuffix("s")
@@ -54,26 +58,20 @@ def _list(what: str, name: str, as_json: bool) -> str:
     return json.dumps(found) if as_json else listing.told_text(found)
 
 
-def _list_policies() -> str:
-    from sim.policies.registry import TABLES
+def _describe(word: str, as_json: bool) -> str:
+    """What is known of a policy, or of a word of the glossary. Raises SpecError, with the nearest, for any other."""
+    from sim.outcome import glossary
+    from sim.policies import describe
 
-    lines = []
-    for kind, policies in TABLES.items():
-        lines.append(f"{kind}:")
-        for name, policy in policies.items():
-            marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
-            needs = [f"needs {array}" for array in policy.needs]
-            parameters = (f"{key}={_short(policy, key)}" for key in policy.parameters)
-            tail = "; ".join([*marks, *needs, *parameters])
-            lines.append(f"  {name:<18} {policy.doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
-    return "\n".join(lines)
-
-
-def _short(policy: Any, key: str) -> str:
-    """A parameter's default, as --set takes it."""
-    value = policy.parameters[key]
-    said = [word for word, number in policy.words(key).items() if number == value]
-    return said[0] if said else f"{value:g}" if isinstance(value, float) else str(value)
+    found, words = describe.named(word), glossary.named(word)
+    if not found and not words:
+        known = [*describe.names(), *glossary.WORDS]
+        wrong = f"is neither a policy (--list-policies) nor a word of the glossary{did_you_mean(word.lower(), known)}"
+        raise SpecError(f"describe: {word!r} {wrong}")
+    if as_json:
+        told: dict[str, Any] = {kind: {each.name: describe.facts(kind, each)} for kind, each in found.items()}
+        return json.dumps(told | ({"words": words} if words else {}))
+    return "\n\n".join([*(describe.text(*each) for each in found.items()), *glossary.lines(words)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +86,9 @@ def _command(argv: list[str]) -> None:
         if asked not in (None, False):
             print(_list(what, asked, args.json))
             return
+    if args.describe is not None:
+        print(_describe(args.describe, args.json))
+        return
     spec = spec_of(args)
     check_out(args)
     summary, record = simulate(spec, args.record == "full")

@@ -65,7 +65,7 @@ class Policy:
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
     eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. means: what each parameter means,
-    for people; ranges: the numbers that it may be, where not any. weighs: of an eviction, whether what it keeps a
+    more: what it does (of those of the registry that sim.policies.told knows nothing of); ranges: the numbers that it may be, where not any. weighs: of an eviction, whether what it keeps a
     resident for is known of a newcomer, too. spreads: of a placement, whether it sets the slots of each layer, too.
     search: what sim.recommend tries of it: by parameter the values that are worth it, the plainest first; None:
     nothing. lists: where its buddy lists come from ("" none, "buddies", "similarity").
@@ -90,6 +90,7 @@ class Policy:
     keeps: tuple[str, ...] = ()
     adds: Callable[[Mapping[str, float]], Iterable[str]] | None = None
     means: Mapping[str, str] = field(default_factory=dict)
+    more: str = ""
     ranges: Mapping[str, From] = field(default_factory=dict)
     weighs: bool = False
     spreads: bool = False

@@ -522,6 +522,7 @@ def _prefetcher(predictor: type[Predictor]) -> Policy:
         prepared={each.name: each.default for each in arguments},
         needs=predictor.needs,
         means=means,
+        more=meanings.paragraphs(predictor.__doc__, names),
         ranges={name: allowed for name, allowed in predictor.ranges.items() if name in names},
         fitted=predictor.fitted,
         oracle=predictor.oracle,
