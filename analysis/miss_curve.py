@@ -21,7 +21,8 @@ LRU = "lru"
 
 def parser() -> Parser:
     """The command line: the flags of sim.run that a curve can depend on, and its own."""
-    out = Parser(prog="python -m analysis.miss_curve", description="Hits and tokens/s at every capacity.")
+    prog, example = "python -m analysis.miss_curve", "mixtral.npz"
+    out = Parser(prog=prog, description="Hits and tokens/s at every capacity.", example=example)
     out.add_argument("trace", metavar="TRACE", help="routing trace; a name that is no file is a shipped sample")
     add_flags(out, FLAGS)
     out.add_argument("--check", metavar="N,N", help="capacities at which the simulator runs too (default: four; none)")

@@ -51,7 +51,8 @@ def steps_of(text: str | None, n: int) -> tuple[int, int]:
 
 def parser() -> Parser:
     """The command line."""
-    out = Parser(prog="python -m analysis.timeline", description="A run as a timeline for Perfetto.")
+    prog, example = "python -m analysis.timeline", "RUN --steps 10:20 (of: sim.run ... --out RUN --record full)"
+    out = Parser(prog=prog, description="A run as a timeline for Perfetto.", example=example)
     out.add_argument("run", metavar="RUN", help="folder written with --out RUN --record full")
     out.add_argument("--steps", metavar="10:20", help="which steps, the last one not (default: all)")
     out.add_argument("--text", action="store_true", help="print a few short steps as text instead of writing a file")

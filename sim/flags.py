@@ -127,7 +127,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(f"config: {path}: {(error.strerror or 'cannot be read').lower()}") from None
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"config: {path}: is no TOML: {error}") from None
+        right = (
+            "; write it as TOML: one `field = value` a line" if str(path).endswith((".json", ".yaml", ".yml")) else ""
+        )
+        raise SpecError(f"config: {path}: is no TOML: {error}{right}") from None
 
 
 def _flat(table: Mapping[str, Any], front: str = "") -> dict[str, Any]:
@@ -146,8 +149,8 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in every.items() if value is not None and value is not False}
 
 
-def spec_of(args: argparse.Namespace) -> RunSpec:
-    """The spec from the config file and the flags, which win. Raises SpecError."""
+def spec_of(args: argparse.Namespace, example: str = "--trace mixtral.npz") -> RunSpec:
+    """The spec from the config file and the flags, which win. example: what would be enough. Raises SpecError."""
     fields, flags = config(args.config), given(args, RunSpec.model_fields)
     if flags.keys() & {*KNOBS}:  # who is resident is said by one of them
         fields = {name: value for name, value in fields.items() if name not in KNOBS}
@@ -159,5 +162,5 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
     }
     fields |= flags | {"set": kept | parameters}
     if not fields.get("trace"):
-        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
+        raise SpecError(f"trace: missing; give --trace FILE, or the name of a shipped sample, such as: {example}")
     return RunSpec.of(fields)

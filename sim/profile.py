@@ -43,6 +43,7 @@ def _command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m sim.profile",
+        example="--trace mixtral.npz --out buddies.npz",
         description="Buddy lists of a model: which experts may stand in for which "
         "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, (I) what is ours.",
     )

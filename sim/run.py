@@ -26,7 +26,7 @@ LISTS = {
 
 def parser(leave_out: Sequence[str] = ()) -> Parser:
     """One flag per field of RunSpec but some, in groups, and the flags of the command itself."""
-    out = Parser(prog="python -m sim.run", description="Simulate one run.")
+    out = Parser(prog="python -m sim.run", description="Simulate one run.", example="--trace mixtral.npz")
     add_groups(out, leave_out)
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    args = parser().parse_args(argv)
+    flags = parser()
+    args = flags.parse_args(argv)
     for what in LISTS:
         asked = getattr(args, f"list_{what}")
         if asked not in (None, False):
@@ -89,7 +90,7 @@ def _command(argv: list[str]) -> None:
     if args.describe is not None:
         print(_describe(args.describe, args.json))
         return
-    spec = spec_of(args)
+    spec = spec_of(args, flags.example)
     check_out(args)
     summary, record = simulate(spec, args.record == "full")
     if args.out is not None:

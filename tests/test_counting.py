@@ -311,7 +311,7 @@ def test_a_file_for_each_group(folder: Path, capsys: Any) -> None:
         ("--by task --out parts", "no group task; must be one of domain, text"),
         ("--by domain", "--by: writes a file for each value; --out DIR is required"),
         ("--by domain --out parts a.npz", "a.npz: unknown argument"),
-        ("--by domain --fraction 0.5 --out parts", "argument --fraction: not allowed with argument --by"),
+        ("--by domain --fraction 0.5 --out parts", "--fraction: not allowed with argument --by"),
         ("--by domain --out nowhere/parts", "--out: nowhere/parts: must be a folder, or a new one in a folder"),
         ("--by same --out parts", "two values make the name t-a-b.npz; they must differ in letters"),
         ("--fraction 0.5 --out parts a.npz b.npz", "--out: parts: goes with --by; --fraction writes OUT_A and OUT_B"),

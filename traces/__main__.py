@@ -23,6 +23,9 @@ from traces.statistics.describe import LOUD, describe, describe_profile, marked,
 from traces.statistics.stats import info, info_of_profile
 
 
+EXAMPLE = "python -m traces info"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 2 bad input (one line on stderr)."""
     return guarded(_command, arguments)
@@ -37,8 +40,10 @@ def _command(arguments: list[str]) -> None:
 def _known_command(arguments: list[str]) -> list[str]:
     """The arguments, if they begin with a command or an option."""
     if not arguments:
-        raise TraceError(f"no command; one of {', '.join(COMMANDS)} is required")
-    if not arguments[0].startswith("-"):
+        raise TraceError(f"no command; one of {', '.join(COMMANDS)} is required, such as: {EXAMPLE} mixtral.npz")
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        if npz.is_name(arguments[0]):
+            raise TraceError(f"{arguments[0]}: is no command; did you mean {EXAMPLE} {arguments[0]}?")
         one_of("command", arguments[0], list(COMMANDS))
     return arguments
 
@@ -49,7 +54,7 @@ def _parser(by: bool) -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
 
-    command = commands.add_parser("info", help="shape, provenance and statistics of a trace")
+    command = commands.add_parser("info", help="shape, provenance and statistics of a trace", example="mixtral.npz")
     command.add_argument("file", help=file_help)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -561,6 +561,14 @@ def _of_this_process(kind: str, name: str) -> Policy:
     return found
 
 
+def canonical(kind: str, name: str) -> str:
+    """The registry's spelling of a policy's name, whatever its case and underscores; any other name as it is."""
+    meant = name.lower().replace("_", "-")
+    if kind in ("prefetch", "rerank") and meant == NONE.name:
+        return meant
+    return meant if name not in TABLES[kind] and meant in TABLES[kind] else name
+
+
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Which policy of a run each parameter goes to: by kind, name -> value.
 
@@ -590,7 +598,8 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
     known = meant(chosen, key)
     if not known:
         used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE.name}))
-        raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM")
+        wrong = f"must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM"
+        raise SpecError(f"set: {key}: {wrong}{_meant(chosen, name, param)}")
     owners = [kind for kind in known if param in known[kind]]
     if not owners:
         raise no_parameter(name, param, sorted({each for names in known.values() for each in names}))
@@ -598,3 +607,18 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
         ways = " or ".join(f"--set {kind}.{key}=..." for kind in owners)
         raise SpecError(f"set: {key}: {' and '.join(owners)} are both {name} and have it; say {ways}")
     return owners[0]
+
+
+def _meant(chosen: Mapping[str, str], name: str, param: str) -> str:
+    """What a `set` key of nobody was probably meant as: a chosen policy's parameter, or one of a policy to choose."""
+    mine = [called(policy) for kind, policy in chosen.items() if policy != NONE.name and _has(kind, policy, param)]
+    if mine and not name:
+        return f"; did you mean {mine[0]}.{param}?"
+    theirs = [(kind, each) for kind in KINDS for each in TABLES[kind].values() if param in each.parameters]
+    named = [(kind, each.name) for kind, each in theirs if each.name == name.lower().replace("_", "-")]
+    kind, other = (named or [(kind, each.name) for kind, each in theirs if not name] or [("", "")])[0]
+    return f"; did you mean --{kind} {other} --set {other}.{param}=...?" if other else ""
+
+
+def _has(kind: str, name: str, param: str) -> bool:
+    return param in find(kind, name).parameters

@@ -254,6 +254,11 @@ def open_trace(name: AnyPath) -> RoutingTrace:
     return replace(read(find(name)), name=os.fspath(name))
 
 
+def is_name(word: str) -> bool:
+    """Whether a word looks like a trace's: a file's, or a sample's."""
+    return word.endswith(".npz") or os.path.isfile(word) or word in sample_names()
+
+
 def sample_names() -> list[str]:
     """Names of the shipped traces, sorted."""
     return sorted(p.stem for p in SAMPLES.glob("*.npz"))
