@@ -613,7 +613,7 @@ _AGAIN = "python -m traces capture records it"
 _HOW_TO_GET = {  # an array that a trace lacks
     "weights": f"{_AGAIN}, python -m traces info FILE says what a trace has",
     "logits": f"{_AGAIN} (without --no-logits)",
-    "lookahead": "python -m runtime.predictor makes it of a trace with logits, or take --prefetch previous-token",
+    "lookahead": f"{_AGAIN}; --prefetch previous-token needs none",
     "token_ids": _AGAIN,
 }
 

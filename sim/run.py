@@ -12,7 +12,8 @@ from typing import Any
 from sim.errors import SpecError
 from sim.flags import add_groups, spec_of
 from sim.simulation import check_out, simulate, write
-from traces.command import Parser, did_you_mean, guarded
+from traces.command import Parser, guarded
+from traces.slips import did_you_mean
 
 LISTS = {
     "policies": "print the policies, a line each; with --json all that is known of them",

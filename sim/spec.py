@@ -408,10 +408,16 @@ class RunSpec(BaseModel):
 
 
 _MUST = {  # pydantic's kinds of errors, in the words of this project
-    "greater_than_equal": "must be at least {ge}", "greater_than": "must be above {gt}", "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}", "int_type": "must be a whole number", "float_type": "must be a number",
-    "string_type": "must be text", "bool_type": "must be true or false", "literal_error": "must be {expected}",
-}  # fmt: skip
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "literal_error": "must be {expected}",
+}
 
 
 def _wrong(error: Mapping[str, Any]) -> str:

@@ -228,7 +228,7 @@ def test_a_share_of_the_steps_warms_up(folder: Path, share: float, steps: int, w
         ("--requests one", "must be A:B, ordinals from 0 (0,3,5) or KEY=VALUE of a group"),
         ("--skip-prompts --as-decode", "skip_prompts: with --as-decode prompt rows are run; give one of the two"),
         ("--requests domain=code", "requests: domain=code: no group domain; the trace has none (t.npz)"),
-        ("--warmup-share 1", "warmup_share: 1.0: Input should be less than 1"),
+        ("--warmup-share 1", "warmup_share: 1.0: must be below 1"),
         ("--warmup-share 0.2 --warmup-steps 3", "warmup_share: 0.2: says what --warmup-steps does, too"),
     ],
 )

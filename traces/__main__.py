@@ -22,7 +22,6 @@ from traces.format.trace import split
 from traces.statistics.describe import LOUD, describe, describe_profile, marked, size
 from traces.statistics.stats import info, info_of_profile
 
-
 EXAMPLE = "python -m traces info"
 
 

@@ -17,7 +17,6 @@ from traces.errors import UserError
 from traces.progress import watched
 from traces.slips import did_you_mean
 
-
 INTERRUPTED = 130  # exit status of what Ctrl-C ended
 
 
@@ -34,14 +33,15 @@ class Parser(argparse.ArgumentParser):
         self.given: list[str] = []  # the words that are being parsed
 
     def error(self, message: str) -> NoReturn:
-        strange = slips.strange(self) if "required" in message else None
-        raise UserError(slips.told(self, message) if strange is None else slips.unknown(self, strange))
+        strange = slips.strange(self, self.given) if "required" in message else None
+        told = slips.told(self, message, self.example)
+        raise UserError(told if strange is None else slips.unknown(self, self.given, strange))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         found, rest = super().parse_known_args(args, namespace)
         if rest:
-            raise UserError(slips.unknown(self, str(rest[0])))
+            raise UserError(slips.unknown(self, self.given, str(rest[0])))
         return found, rest
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:

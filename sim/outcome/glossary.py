@@ -11,8 +11,9 @@ from sim.catalog.files import normal
 
 HEAD = """# Glossary
 
-The words that outputs, flags and pages here use, one line each. `python -m sim.run --describe WORD` says the same, and of a
-policy (`--describe buddy`) all that is known of it. Units: GB = 1e9 bytes, GiB = 2^30; times are simulated unless a page says measured.
+The words that outputs, flags and pages here use, one line each. `python -m sim.run --describe WORD` says the same,
+and of a policy (`--describe buddy`) all that is known of it. Units: GB = 1e9 bytes, GiB = 2^30; times are simulated
+unless a page says measured.
 
 | word | what it means | more in |
 |---|---|---|

@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.format.check import check_structure, check_values, validate
 from traces.format.layout import ARRAYS, Array, chunks
@@ -29,6 +28,7 @@ from traces.format.members import (
     refusing,
 )
 from traces.format.trace import RoutingTrace
+from traces.slips import did_you_mean
 
 AnyPath = str | os.PathLike[str]
 
