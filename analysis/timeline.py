@@ -30,7 +30,7 @@ from analysis.timelines.chrome_json import write
 from analysis.timelines.events import Context, events, head
 from analysis.timelines.text import picture
 from analysis.timelines.tracks import tracks, window
-from traces.command import Parser, guarded
+from traces.command import Parser, add_force, guarded, out_file
 from traces.errors import UserError
 
 
@@ -57,6 +57,7 @@ def parser() -> Parser:
     out.add_argument("--steps", metavar="10:20", help="which steps, the last one not (default: all)")
     out.add_argument("--text", action="store_true", help="print a few short steps as text instead of writing a file")
     out.add_argument("--out", metavar="FILE", help="where to write (default: RUN/timeline.json.gz)")
+    add_force(out)
     return out
 
 
@@ -79,7 +80,7 @@ def _command(argv: list[str]) -> None:
         shown = window(tracks(run.record, context.asked), run.record, first, last)
         print(picture(shown, int(run.record.steps["begin_ns"][first]), int(run.record.steps["end_ns"][last - 1])))
         return
-    out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
+    out = out_file(args.out or Path(args.run) / "timeline.json.gz", args.force)
     front = head(out.name, context, run.summary["memory"]["gpu"])
     written = write(out, front, events(run.record, context, first, last))
     for note in run.summary["notes"]:

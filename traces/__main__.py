@@ -8,11 +8,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from traces.capturing import command as capturing
-from traces.command import Parser, guarded, one_of
+from traces.command import Parser, add_force, guarded, one_of, out_file
 from traces.errors import TraceError
 from traces.foreign import card
 from traces.foreign.convert import add_arguments, convert
@@ -63,10 +63,11 @@ def _parser(by: bool) -> Parser:
     how.add_argument("--fraction", type=float, help="share of the requests for OUT_A")
     how.add_argument("--by", metavar="KEY", help="a group of the trace's meta, such as domain; or request, for each")
     command.add_argument("--seed", type=int, default=0, help="of --fraction")
-    command.add_argument("--out", metavar="DIR", help="of --by: FILE-VALUE.npz for each value")
+    command.add_argument("--out", metavar="DIR", help="of --by: FILE-VALUE.npz for each value (default: FILE-by-KEY)")
+    add_force(command)
     if not by:
-        command.add_argument("out_a", metavar="OUT_A")
-        command.add_argument("out_b", metavar="OUT_B")
+        command.add_argument("out_a", metavar="OUT_A", nargs="?", help="default: FILE-a.npz")
+        command.add_argument("out_b", metavar="OUT_B", nargs="?", help="default: FILE-b.npz")
 
     command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
     add_arguments(command)
@@ -82,7 +83,8 @@ def _parser(by: bool) -> Parser:
     command.add_argument("--requests", type=int, metavar="N", help="of a generic or a uniform trace")
     command.add_argument("--tokens", type=int, metavar="N", help="of a profile's trace (default: 1024)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", metavar="FILE", help="required, but for --list")
+    command.add_argument("--out", metavar="FILE", help="default: NAME-synthetic.npz")
+    add_force(command)
 
     capturing.add_arguments(commands.add_parser("capture", help="record the routing of a live model"))
     return parser
@@ -104,18 +106,28 @@ def _split(options: argparse.Namespace) -> None:
         return
     if options.out is not None:
         raise TraceError(f"--out: {options.out}: goes with --by; --fraction writes OUT_A and OUT_B")
-    if os.path.realpath(options.out_a) == os.path.realpath(options.out_b):
-        raise TraceError(f"OUT_A and OUT_B are the same file, {options.out_a}; two are required")
     path = npz.find(options.file)
+    if options.out_a is not None and options.out_b is None:
+        raise TraceError(f"OUT_B: missing; beside {options.out_a}, or give neither")
+    out_a, out_b = options.out_a or f"{path.stem}-a.npz", options.out_b or f"{path.stem}-b.npz"
+    if os.path.realpath(out_a) == os.path.realpath(out_b):
+        raise TraceError(f"OUT_A and OUT_B are the same file, {out_a}; two are required")
     first, second = split(npz.read(path), options.fraction, options.seed)
-    npz.write_all([(options.out_a, first), (options.out_b, second)])
-    print(f"{options.out_a}: {size(first)}\n{options.out_b}: {size(second)}")
+    _refuse_there((out_a, out_b), options.force)
+    npz.write_all([(out_a, first), (out_b, second)])
+    print(f"{out_a}: {size(first)}\n{out_b}: {size(second)}")
+
+
+def _refuse_there(files: Iterable[str | Path], force: bool) -> None:
+    """None of several files is replaced, but by --force; what else is wrong with a place the writer says."""
+    for file in files:
+        if not force and os.path.isfile(file):
+            out_file(file)
 
 
 def _split_by(options: argparse.Namespace) -> None:
-    if options.out is None:
-        raise TraceError("--by: writes a file for each value; --out DIR is required")
-    path, folder = npz.find(options.file), Path(options.out)
+    path = npz.find(options.file)
+    folder = Path(options.out or f"{path.stem}-by-{options.by}")
     if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise TraceError(f"--out: {folder}: must be a folder, or a new one in a folder that is there")
     files = {}
@@ -124,6 +136,7 @@ def _split_by(options: argparse.Namespace) -> None:
         if name in files:
             raise TraceError(f"--by: {options.by}: two values make the name {name.name}; they must differ in letters")
         files[name] = part
+    _refuse_there(files, options.force)
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -142,8 +155,8 @@ def _synth(options: argparse.Namespace) -> None:
     if options.list:
         print(listing())
         return
-    if options.out is None:
-        raise TraceError("--out: required: --out FILE")
+    name = Path(options.like_profile or options.like).stem
+    out = out_file(options.out or f"{name}-{'uniform' if options.uniform else 'synthetic'}.npz", options.force)
     if options.like_profile is not None:
         if options.uniform or options.requests is not None:
             raise TraceError(f"--{'uniform' if options.uniform else 'requests'}: goes with --like")
@@ -153,14 +166,15 @@ def _synth(options: argparse.Namespace) -> None:
         raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
     else:
         trace = synthesise(options.like, options.seed, options.requests, options.uniform)
-    npz.write(options.out, trace)
-    print(f"{options.out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
+    npz.write(out, trace)
+    print(f"{out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
 
 
 def _capture(options: argparse.Namespace) -> None:
+    out = out_file(options.out or f"{Path(options.model).name}-capture.npz", options.force)
     trace = capturing.run(options)
-    npz.write(options.out, trace)
-    print(f"{options.out}: {size(trace)} of {trace.model}")
+    npz.write(out, trace)
+    print(f"{out}: {size(trace)} of {trace.model}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
