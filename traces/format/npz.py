@@ -237,7 +237,10 @@ def find(name: AnyPath) -> Path:
     if text in samples:
         return SAMPLES / f"{text}.npz"
     if os.path.exists(name):
-        raise TraceError(f"{name}: not a regular file; a .npz is required")
+        of_engine = "; python -m traces convert reads folders that engines wrote" if os.path.isdir(name) else ""
+        raise TraceError(f"{name}: not a regular file; a .npz is required{of_engine}")
+    if "://" in str(name):
+        raise TraceError(f"{name}: is an address, no file; fetch it first, such as: curl -LO {name}")
     hint = did_you_mean(text, samples)
     raise TraceError(f"{name}: no such file or shipped sample; samples: {', '.join(samples) or 'none'}{hint}")
 
