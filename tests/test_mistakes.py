@@ -63,7 +63,7 @@ MISTAKES = {
     f"{RUN} --set buddy.tau=0.6": "did you mean --miss buddy --set buddy.tau=...?",
     f"{RUN} --miss buddy --calibration 0.3 --set buddy.tau=lots": "must be a number from 0 or none",
     f"{RUN} --miss buddy": "needs --calibration FILE|FRACTION, such as 0.3",
-    "sim.run --trace tiny-moe-calibration.npz --prefetch gate-lookahead": "python -m traces capture records it; --prefetch previous-token",
+    "sim.run --trace tiny-moe-calibration.npz --prefetch gate-lookahead": "capture records it; --prefetch previous",
     # --- files ---
     "sim.run --trace mixtrl.npz": "did you mean mixtral?",
     "sim.run --trace folder": "a .npz is required; python -m traces convert reads folders that engines wrote",

@@ -109,7 +109,8 @@ def _split(options: argparse.Namespace) -> None:
     path = npz.find(options.file)
     if options.out_a is not None and options.out_b is None:
         raise TraceError(f"OUT_B: missing; beside {options.out_a}, or give neither")
-    out_a, out_b = options.out_a or f"{path.stem}-a.npz", options.out_b or f"{path.stem}-b.npz"
+    both = zip((options.out_a, options.out_b), "ab", strict=True)
+    out_a, out_b = (f"{path.stem}-{part}.npz" if given is None else given for given, part in both)
     if os.path.realpath(out_a) == os.path.realpath(out_b):
         raise TraceError(f"OUT_A and OUT_B are the same file, {out_a}; two are required")
     first, second = split(npz.read(path), options.fraction, options.seed)
@@ -155,8 +156,6 @@ def _synth(options: argparse.Namespace) -> None:
     if options.list:
         print(listing())
         return
-    name = Path(options.like_profile or options.like).stem
-    out = out_file(options.out or f"{name}-{'uniform' if options.uniform else 'synthetic'}.npz", options.force)
     if options.like_profile is not None:
         if options.uniform or options.requests is not None:
             raise TraceError(f"--{'uniform' if options.uniform else 'requests'}: goes with --like")
@@ -166,6 +165,8 @@ def _synth(options: argparse.Namespace) -> None:
         raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
     else:
         trace = synthesise(options.like, options.seed, options.requests, options.uniform)
+    name = Path(options.like_profile or options.like).stem
+    out = out_file(options.out or f"{name}-{'uniform' if options.uniform else 'synthetic'}.npz", options.force)
     npz.write(out, trace)
     print(f"{out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
 

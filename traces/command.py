@@ -39,6 +39,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
+        if any(action.nargs == "?" and not action.option_strings for action in self._actions):
+            args = slips.gathered(self, self.given)
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             raise UserError(slips.unknown(self, self.given, str(rest[0])))

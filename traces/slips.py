@@ -80,6 +80,23 @@ def strange(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None
     return None
 
 
+def gathered(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
+    """The words of a command line, those that stand without a flag in front: argparse gives a positional that may be
+    left out up when a flag stands before it (`split FILE --fraction 0.5 OUT`)."""
+    front, behind, at = list[str](), list[str](), 0
+    while at < len(given):
+        word, at = given[at], at + 1
+        if word == "--":
+            return [*behind, word, *front, *given[at:]]
+        if word.startswith("-") and len(word) > 1 and not _is_number(word):
+            n = _values(parser, given, word.split("=")[0], "=" in word, at)
+            behind += [word, *given[at : at + n]]
+            at += n
+        else:
+            front.append(word)
+    return [*front, *behind]
+
+
 def _takes(action: argparse.Action) -> int:
     """How many words a positional argument takes at most."""
     many = action.nargs in ("+", "*", argparse.REMAINDER) or isinstance(action, argparse._SubParsersAction)
