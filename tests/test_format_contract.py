@@ -136,7 +136,7 @@ def test_every_other_format_is_refused_where_it_is_named(
 ) -> None:
     """Read as each of the other formats, with whatever flags that one could want."""
     _, command = built(name, tmp_path)
-    shape = [word for pair in zip(command[5::2], command[6::2], strict=True) for word in pair if pair[0] in SHAPE]
+    shape = [word for pair in zip(command[5:-1:2], command[6:-1:2], strict=True) for word in pair if pair[0] in SHAPE]
     for other, reader in READERS.items():
         if other == FIXTURES[name][0]:
             continue

@@ -100,7 +100,9 @@ def test_matrices_by_request(tmp_path: Path) -> None:
 # --- placements ---
 
 
-def test_the_simulator_s_placement_becomes_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simulator_s_placement_becomes_a_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """python -m sim.placement, then --to sglang: residents first, the most popular before the others."""
     import torch
 
@@ -125,8 +127,10 @@ def test_the_simulator_s_placement_becomes_a_map(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["convert", "--force", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "map.json")]) == 0
     assert json.loads((tmp_path / "map.json").read_text())["physical_to_logical_map"] == found.tolist()
+    monkeypatch.chdir(tmp_path)
+    assert sim_placement.main(run) == 0 and (tmp_path / "t-popular.npz").is_file()
     assert sim_placement.main(run) == 2
-    assert "--out FILE.npz is required" in capsys.readouterr().err
+    assert "t-popular.npz: is there already" in capsys.readouterr().err
 
 
 def test_one_pool_and_bad_placements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def strange(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None
         word = given[at]
         flag = word.split("=")[0]
         at += 1
-        if word.startswith("-") and len(word) > 1 and not _is_number(word):
+        if _is_flag(word):
             if flag not in known:
                 return word
             at += _values(parser, given, flag, "=" in word, at)
@@ -88,7 +88,7 @@ def gathered(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]
         word, at = given[at], at + 1
         if word == "--":
             return [*behind, word, *front, *given[at:]]
-        if word.startswith("-") and len(word) > 1 and not _is_number(word):
+        if _is_flag(word):
             n = _values(parser, given, word.split("=")[0], "=" in word, at)
             behind += [word, *given[at : at + n]]
             at += n
@@ -109,18 +109,18 @@ def _values(parser: argparse.ArgumentParser, given: Sequence[str], flag: str, sa
     if action is None or said or action.nargs == 0:
         return 0
     behind = 0
-    while at + behind < len(given) and not given[at + behind].startswith("-"):
+    while at + behind < len(given) and not _is_flag(given[at + behind]):
         behind += 1
     return behind if action.nargs in ("+", "*") else min(behind, action.nargs if isinstance(action.nargs, int) else 1)
 
 
-def _is_number(word: str) -> bool:
-    return re.fullmatch(r"-\d+(\.\d*)?", word) is not None
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and re.fullmatch(r"-\d+(\.\d*)?", word) is None
 
 
 def unknown(parser: argparse.ArgumentParser, given: Sequence[str], word: str) -> str:
     """Of a word that has no place on the command line."""
-    return (_flag if word.startswith("-") and not _is_number(word) else _stray)(parser, given, word)
+    return (_flag if _is_flag(word) else _stray)(parser, given, word)
 
 
 def _flag(parser: argparse.ArgumentParser, given: Sequence[str], word: str) -> str:
