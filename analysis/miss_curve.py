@@ -68,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     one_of("format", args.format, tuple(FORMATS))
+    if args.out == "":
+        args.out = f"{Path(args.trace).stem}-miss-curve.html"
+        print(f"page: {args.out}", file=sys.stderr)
     if args.out is not None:
-        args.out = out_file(args.out or f"{Path(args.trace).stem}-miss-curve.html", args.force)
+        out_file(args.out, args.force)
     announce_compiling()
     if args.eviction == LRU and args.slots is None:
         _lru(args)
@@ -125,7 +128,6 @@ def _sentences(lines: Sequence[str]) -> list[str]:
 def _show(args: argparse.Namespace, text: str, said: Sequence[str], page: Callable[[], str]) -> None:
     if args.out is not None:
         write_bytes(args.out, page().encode())
-        print(f"page: {args.out}", file=sys.stderr)
     print(text)
     if args.format == "csv":  # what a machine reads holds rows only
         for note in said:

@@ -33,11 +33,11 @@ def _command(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.out == "":
         options.out = f"{Path(options.trace or options.similarity).stem}-buddies.npz"
+        print(f"lists: {options.out}", file=sys.stderr)
     lists = _fit(options)
     facts = report(lists, options.pair_error)
     if options.out is not None:
         buddies_file.write(out_file(options.out, options.force), lists)
-        print(f"lists: {options.out}", file=sys.stderr)
     print(json.dumps(facts, allow_nan=False) if options.json else describe(facts))
     if facts["warning"]:
         print(f"warning: {facts['warning']}", file=sys.stderr)

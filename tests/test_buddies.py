@@ -638,7 +638,7 @@ def test_the_command_reads_samples_and_similarities(tmp_path: Path, capsys: pyte
         (["--trace", "CALIB", "--threshold", "1"], "--threshold is a least similarity"),
         (["--trace", "CALIB", "--pair-error", "0"], "--pair-error is 0.0"),
         (["--trace", "CALIB", "--out", "CALIB"], "is the input"),
-        (["--trace", "CALIB", "--out", "CALIB/b.npz"], "cannot write"),
+        (["--trace", "CALIB", "--out", "CALIB/b.npz"], "its folder is not there"),
         (["--trace", "CALIB", "--warmup", "1000", "--warmup-weight", "0"], "calib.npz: no token is left"),
         (["--similarity", "CALIB"], "similarity is missing"),
         (

@@ -309,7 +309,6 @@ def test_a_file_for_each_group(folder: Path, capsys: Any) -> None:
     ("flags", "said"),
     [
         ("--by task --out parts", "no group task; must be one of domain, text"),
-        ("--by domain", "--by: writes a file for each value; --out DIR is required"),
         ("--by domain --out parts a.npz", "a.npz: unknown argument"),
         ("--by domain --fraction 0.5 --out parts", "--fraction: not allowed with argument --by"),
         ("--by domain --out nowhere/parts", "--out: nowhere/parts: must be a folder, or a new one in a folder"),

@@ -281,7 +281,6 @@ MISS = _table(
             "slots": "slots of copies: a share of the experts (0.25), slots (8) or bytes (2GB)",
             **meanings.COMMON,
         },
-        ranges={"full": _SHARE, "low": _SHARE},
         needs=("weights",),
         lossy=True,
     ),
