@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench digests figure engines policies published gpu clean
+.PHONY: run test check lint types bench digests figure glossary engines policies published gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -44,6 +44,9 @@ figure: $(VENV)/.ready  # docs/compare.svg, the README's figure
 	    $(BIN)/python -m sim.run --trace mixtral.npz --calibration 0.3 --out out/readme/$$name --force "$$@" || exit 1; \
 	done
 	$(BIN)/python -m analysis.compare out/readme/fetch out/readme/buddy out/readme/cpu out/readme/belady --format svg > docs/compare.svg
+
+glossary: $(VENV)/.run
+	$(BIN)/python -c "from sim.outcome.glossary import page; print(page(), end='')" > docs/glossary.md
 
 engines: $(VENV)/.ready  # analysis/results/engines.*, of the sample and of two captures beside the checkout
 	$(BIN)/python -m sim.experiments engines --trace mixtral.npz ../shared/traces/olmoe-1b-7b.npz ../shared/traces/gpt-oss-20b.npz \

@@ -16,7 +16,8 @@ from traces.errors import UserError
 
 
 def parser() -> Parser:
-    out = Parser(prog="python -m analysis.compare", description="Runs side by side, each against a baseline.")
+    prog, example = "python -m analysis.compare", "out/lru out/buddy"
+    out = Parser(prog=prog, description="Runs side by side, each against a baseline.", example=example)
     out.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep, or a summary")
     out.add_argument("--baseline", metavar="NAME|INDEX", default="0", help="run to compare with (default: the first)")
     out.add_argument("--format", choices=sorted(FORMATS), default="table", help="default: table")

@@ -8,12 +8,13 @@ done, 2 bad input, 1 a failure of ours.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from analysis.curves.curve import FLAGS, Curve, curve, rows, setting_of, to_check
 from analysis.curves.formats import FORMATS, findings, headlines, notes
 from sim.flags import add_flags, given
 from sim.simulation import announce_compiling
-from traces.command import Parser, guarded, one_of, write_bytes
+from traces.command import Parser, add_force, guarded, one_of, out_file, write_bytes
 from traces.errors import UserError
 
 LRU = "lru"
@@ -21,12 +22,17 @@ LRU = "lru"
 
 def parser() -> Parser:
     """The command line: the flags of sim.run that a curve can depend on, and its own."""
-    out = Parser(prog="python -m analysis.miss_curve", description="Hits and tokens/s at every capacity.")
+    prog, example = "python -m analysis.miss_curve", "mixtral.npz"
+    out = Parser(prog=prog, description="Hits and tokens/s at every capacity.", example=example)
     out.add_argument("trace", metavar="TRACE", help="routing trace; a name that is no file is a shipped sample")
     add_flags(out, FLAGS)
     out.add_argument("--check", metavar="N,N", help="capacities at which the simulator runs too (default: four; none)")
     out.add_argument("--format", metavar="table|csv|json", default="table", help="how to print it (default: table)")
-    out.add_argument("--out", metavar="FILE.html", help="also draw it, as one page that needs no network")
+    out.add_argument(
+        "--out", metavar="FILE.html", nargs="?", const="",
+        help="also draw it, as one page that needs no network (--out alone: TRACE-miss-curve.html)",
+    )  # fmt: skip
+    add_force(out)
     many = out.add_argument_group("many policies", "each beside the floor, the fewest misses that any choice has")
     many.add_argument(
         "--eviction",
@@ -62,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     one_of("format", args.format, tuple(FORMATS))
+    if args.out == "":
+        args.out = f"{Path(args.trace).stem}-miss-curve.html"
+        print(f"page: {args.out}", file=sys.stderr)
+    if args.out is not None:
+        out_file(args.out, args.force)
     announce_compiling()
     if args.eviction == LRU and args.slots is None:
         _lru(args)
@@ -115,7 +126,7 @@ def _sentences(lines: Sequence[str]) -> list[str]:
 
 
 def _show(args: argparse.Namespace, text: str, said: Sequence[str], page: Callable[[], str]) -> None:
-    if args.out:
+    if args.out is not None:
         write_bytes(args.out, page().encode())
     print(text)
     if args.format == "csv":  # what a machine reads holds rows only

@@ -5,20 +5,24 @@ Exit status 0 done, 2 bad input (one line on stderr, nothing written), 1 a failu
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from analysis.pages.report import DETAILED, report
 from analysis.reading.load import load
-from traces.command import Parser, guarded, write_bytes
+from traces.command import Parser, add_force, guarded, out_file, write_bytes
 from traces.errors import UserError
 
 MAX_PAGE_BYTES = 8_000_000
 
 
 def parser() -> Parser:
-    out = Parser(prog="python -m analysis.report", description="Runs as one self-contained HTML page.")
+    out = Parser(
+        prog="python -m analysis.report",
+        description="Runs as one self-contained HTML page.",
+        example="out/lru out/buddy",
+    )
     out.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep, or a summary")
-    out.add_argument("--out", metavar="FILE", required=True, help="the page")
+    out.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    add_force(out)
     out.add_argument("--baseline", metavar="NAME|INDEX", default="0", help="run to compare with (default: the first)")
     out.add_argument("--trace", metavar="FILE", help="routing trace of the first run (default: where its spec says)")
     out.add_argument("--buddies", metavar="FILE", help="buddy lists (python -m sim.profile --out) for q mass over rank")
@@ -34,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
-    out = Path(args.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"out: {args.out}: must be a file in a folder that exists")
+    out = out_file(args.out, args.force)
     if args.seed < 0:
         raise UserError(f"seed: {args.seed}: must be >= 0")
     runs = load(args.runs, DETAILED)

@@ -30,7 +30,7 @@ from analysis.timelines.chrome_json import write
 from analysis.timelines.events import Context, events, head
 from analysis.timelines.text import picture
 from analysis.timelines.tracks import tracks, window
-from traces.command import Parser, guarded
+from traces.command import Parser, add_force, guarded, out_file
 from traces.errors import UserError
 
 
@@ -51,11 +51,13 @@ def steps_of(text: str | None, n: int) -> tuple[int, int]:
 
 def parser() -> Parser:
     """The command line."""
-    out = Parser(prog="python -m analysis.timeline", description="A run as a timeline for Perfetto.")
+    prog, example = "python -m analysis.timeline", "RUN --steps 10:20 (of: sim.run ... --out RUN --record full)"
+    out = Parser(prog=prog, description="A run as a timeline for Perfetto.", example=example)
     out.add_argument("run", metavar="RUN", help="folder written with --out RUN --record full")
     out.add_argument("--steps", metavar="10:20", help="which steps, the last one not (default: all)")
     out.add_argument("--text", action="store_true", help="print a few short steps as text instead of writing a file")
     out.add_argument("--out", metavar="FILE", help="where to write (default: RUN/timeline.json.gz)")
+    add_force(out)
     return out
 
 
@@ -78,7 +80,7 @@ def _command(argv: list[str]) -> None:
         shown = window(tracks(run.record, context.asked), run.record, first, last)
         print(picture(shown, int(run.record.steps["begin_ns"][first]), int(run.record.steps["end_ns"][last - 1])))
         return
-    out = Path(args.out) if args.out else Path(args.run) / "timeline.json.gz"
+    out = out_file(args.out or Path(args.run) / "timeline.json.gz", args.force)
     front = head(out.name, context, run.summary["memory"]["gpu"])
     written = write(out, front, events(run.record, context, first, last))
     for note in run.summary["notes"]:

@@ -41,7 +41,9 @@ from runtime.experts.store import ExpertStore
 from sim.flags import add_groups, spec_of
 from sim.machines.record import RunRecord
 from sim.outcome.how_sure import how_sure, intervals
+from sim.outcome.marks import machine_words
 from sim.outcome.summary import summarise
+from sim.prepare import Setting
 from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded
@@ -104,9 +106,9 @@ class OffloadedExperts:
         return self.loop.record()
 
     def summary(self) -> dict[str, Any]:
-        """The figures of `record()`, by the names of `sim.run --json`."""
-        out = summarise(self.record())
-        return out | intervals(self.loop.setting, out)
+        """The figures of `record()`, by the names of `sim.run --json`, and `priced`: by whose costs they are."""
+        out, setting = summarise(self.record()), self.loop.setting
+        return out | intervals(setting, out) | {"priced": priced(setting)}
 
     def trace(self) -> RoutingTrace:
         """What the routers said: replayed by sim.run with the same policies it gives the same decisions."""
@@ -144,6 +146,19 @@ class OffloadedExperts:
 
         model.generate = generate
         return lambda: model.__dict__.pop("generate", None)
+
+
+def priced(setting: Setting) -> dict[str, Any]:
+    """What simulated time is charged by: hardware, engine and model, in words; catalog_costs: from rates of the catalog
+    (calibrated: from durations measured on a device)."""
+    hardware = setting.hardware
+    return {
+        "hardware": machine_words(setting.spec.saved()),
+        "engine": setting.spec.engine,
+        "model": None if setting.model is None else setting.model.name,
+        "calibrated": hardware.measured is not None,
+        "catalog_costs": hardware.durations is None,
+    }
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -185,7 +200,7 @@ def _command(argv: list[str]) -> None:
         inputs = tokenizer(args.prompt, return_tensors="pt").to(model.device)
         out = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
         summary = {"text": tokenizer.decode(out[0]), **live.summary()}
-    sure = how_sure(summary["tokens_per_s_interval"], live.loop.setting.hardware.durations is None)
+    sure = how_sure(summary["tokens_per_s_interval"], summary["priced"]["catalog_costs"])
     print(json.dumps(summary) if args.json else told(summary, sure))
 
 
@@ -199,7 +214,8 @@ def told(summary: dict[str, Any], sure: str) -> str:
         + ", ".join(f"{kind} {summary[kind] / wanted:.1%}" for kind in ("hits", "late", "misses")),
         f"substituted {summary['substituted']}, dropped {summary['dropped']}, on the CPU {summary['cpu']} of "
         f"{summary['slots_wanted']} slots; {sum(summary['h2d_bytes'].values()) / 1e6:.3f} MB copied",
-        f"simulated: {summary['tokens_per_s'] or 0:.1f} tokens/s{sure}",
+        "simulated on {hardware}, engine {engine}, sizes of {model}: ".format(**summary["priced"])
+        + f"{summary['tokens_per_s'] or 0:.1f} tokens/s{sure}; what this machine takes, runtime.replay measures",
     ))  # fmt: skip
 
 

@@ -5,9 +5,15 @@ for, so that `import sim` stays light. This is the one door upward (ARCHITECTURE
 """
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for `python -m NAME`: one line where there is no such command
+    from traces.listing import refuse_unknown_module
+
+    refuse_unknown_module()
 
 _DOOR = {
     "simulate": "analysis.api.runs:simulate",

@@ -10,9 +10,10 @@ from importlib import import_module
 from pathlib import Path
 
 from sim import __version__
-from traces.command import SCRIPT, did_you_mean, guarded
+from traces.command import SCRIPT, guarded
 from traces.errors import UserError
 from traces.extras import not_installed
+from traces.slips import did_you_mean
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "simulate": {
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     me = SCRIPT if Path(sys.argv[0]).name != "__main__.py" else "python -m sim"
     if words[:1] in ([], ["-h"], ["--help"]):
         print(_help(me))
-        return 0 if words else 2
+        return 0 if words else guarded(lambda _: _no_command(f"{me} run --trace mixtral.npz"), words)
     if words[0] in ABOUT:
         print(ABOUT[words[0]]())
         return 0
@@ -86,6 +87,21 @@ def where() -> str:
 
 
 ABOUT = {"--version": lambda: f"{SCRIPT} {__version__}", "--where": where}
+
+
+def of_package(package: str, example: str, words: Sequence[str]) -> None:
+    """`python -m PACKAGE`, of one that has commands but is none: which there are, on stdout; then UserError."""
+    known = {module.removesuffix(".__main__"): what for g in COMMANDS.values() for module, what in g.values()}
+    for name, what in known.items():
+        if name.startswith(f"{package}."):
+            print(f"python -m {name:<24} {what}")
+    if words and (meant := f"{package}.{words[0]}") in known:
+        raise UserError(f"{words[0]}: did you mean python -m {' '.join([meant, *words[1:]])}?")
+    _no_command(f"python -m {example}")
+
+
+def _no_command(example: str) -> None:
+    raise UserError(f"no command; one of these is required, such as: {example}")
 
 
 def _refuse(name: str, me: str) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from traces.command import did_you_mean
 from traces.errors import UserError
+from traces.slips import did_you_mean
 
 
 class SpecError(UserError):

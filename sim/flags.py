@@ -45,23 +45,28 @@ def metavar(name: str) -> str | None:
     return str(word) if isinstance(shown, dict) and (word := shown["metavar"]) is not None else None
 
 
-def add_flags(group: Any, names: Iterable[str], defaults: bool = False) -> None:
-    """The flags of these fields to a parser or a group of one; None is what was not given. defaults: say them."""
+def add_flags(group: Any, names: Iterable[str], defaults: bool = False, lists: bool = False) -> None:
+    """The flags of these fields to a parser or a group of one; None is what was not given. defaults: say them. lists:
+    values are text, with commas between."""
     for name in names:
         field, word = RunSpec.model_fields[name], metavar(name)
         said = f" (default: {field.default})"
         told = "default" in str(field.description) or name in ("trace", "set") or field.default is None
         takes: dict[str, Any] = {"action": "store_true"} if word is None else {"metavar": word}
-        takes |= {"type": TYPES[word]} if word in TYPES else {"action": "append"} if name in REPEATED else {}
+        takes |= (
+            {"type": TYPES[word]} if word in TYPES and not lists else {"action": "append"} if name in REPEATED else {}
+        )
         text = f"{field.description}{said if defaults and not told else ''}"
         group.add_argument(f"--{name.replace('_', '-')}", *SHORT.get(name, ()), default=None, help=text, **takes)
 
 
-def add_groups(out: Parser, leave_out: Sequence[str] = ()) -> None:
-    """All fields' flags, in their groups; those that another command has no use for are None instead."""
+def add_groups(out: Parser, leave_out: Sequence[str] = (), lists: bool = False) -> None:
+    """All fields' flags, in their groups; those that another command has no use for are None instead. lists: see
+    `add_flags`."""
     out.set_defaults(**dict.fromkeys(leave_out))
     for title, names in GROUPS.items():
-        add_flags(out.add_argument_group(title), [name for name in names if name not in leave_out], defaults=True)
+        mine = [name for name in names if name not in leave_out]
+        add_flags(out.add_argument_group(title), mine, defaults=True, lists=lists)
 
 
 def add_hardware(group: Any, default: str) -> None:
@@ -127,7 +132,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(f"config: {path}: {(error.strerror or 'cannot be read').lower()}") from None
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"config: {path}: is no TOML: {error}") from None
+        right = (
+            "; write it as TOML: one `field = value` a line" if str(path).endswith((".json", ".yaml", ".yml")) else ""
+        )
+        raise SpecError(f"config: {path}: is no TOML: {error}{right}") from None
 
 
 def _flat(table: Mapping[str, Any], front: str = "") -> dict[str, Any]:
@@ -146,8 +154,8 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in every.items() if value is not None and value is not False}
 
 
-def spec_of(args: argparse.Namespace) -> RunSpec:
-    """The spec from the config file and the flags, which win. Raises SpecError."""
+def spec_of(args: argparse.Namespace, example: str = "--trace mixtral.npz") -> RunSpec:
+    """The spec from the config file and the flags, which win. example: what would be enough. Raises SpecError."""
     fields, flags = config(args.config), given(args, RunSpec.model_fields)
     if flags.keys() & {*KNOBS}:  # who is resident is said by one of them
         fields = {name: value for name, value in fields.items() if name not in KNOBS}
@@ -159,5 +167,5 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
     }
     fields |= flags | {"set": kept | parameters}
     if not fields.get("trace"):
-        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
+        raise SpecError(f"trace: missing; give --trace FILE, or the name of a shipped sample, such as: {example}")
     return RunSpec.of(fields)

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sim.errors import SpecError
 from sim.flags import spec_of
 from sim.prepare import Setting, prepare
 from sim.run import parser
-from traces.command import guarded, typed
+from traces.command import guarded, out_file, typed
 from traces.format import placement
 from traces.format.placement import KIND, VERSION, Placement
 
@@ -29,11 +28,11 @@ def _command(argv: list[str]) -> None:
         "Write the first residents of a run to --out FILE.",
     )
     args = flags.parse_args(argv)
-    if args.out is None:
-        raise SpecError("out: missing; --out FILE.npz is required")
-    chosen = of(prepare(spec_of(args)))
-    placement.write(Path(args.out), chosen)
-    print(f"{args.out}: {len(chosen.residents):,} residents of {len(chosen.meta['moe_layers'])} MoE layers")
+    spec = spec_of(args)
+    out = out_file(args.out or f"{Path(spec.trace).stem}-{spec.placement}.npz", args.force)
+    chosen = of(prepare(spec))
+    placement.write(out, chosen)
+    print(f"{out}: {len(chosen.residents):,} residents of {len(chosen.meta['moe_layers'])} MoE layers")
 
 
 def of(setting: Setting) -> Placement:

@@ -615,17 +615,27 @@ def fitted(spec: RunSpec) -> list[str]:
     return [*said, *(["cache_spread marginal"] if spec.cache_spread == "marginal" else [])]
 
 
+_AGAIN = "python -m traces capture records it"
+_HOW_TO_GET = {  # an array that a trace lacks
+    "weights": f"{_AGAIN}, python -m traces info FILE says what a trace has",
+    "logits": f"{_AGAIN} (without --no-logits)",
+    "lookahead": f"{_AGAIN}; --prefetch previous-token needs none",
+    "token_ids": _AGAIN,
+}
+
+
 def _refuse_what_is_missing(trace: RoutingTrace, path: Path, spec: RunSpec, policies: Iterable[Policy]) -> None:
     """Arrays that the trace lacks, and a calibration that the run lacks, by the name of the policy that needs them."""
     for policy in policies:
         for array in policy.needs:
             if not trace.has(array):
-                raise SpecError(f"{policy.name}: needs `{array}`, which {path.name} does not have")
+                wrong = f"needs `{array}`, which {path.name} does not have"
+                raise SpecError(f"{policy.name}: {wrong}; {_HOW_TO_GET[array]}")
     if spec.defer and not trace.has("weights"):
         raise SpecError(f"defer: {spec.defer}: needs `weights`, which {path.name} does not have")
     for name in fitted(spec) if spec.calibration is None else ():
         theirs = f"; engine {spec.engine} has it" if spec.behaves is not None else ""
-        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION{theirs}")
+        raise SpecError(f"{name}: is fitted and needs --calibration FILE|FRACTION, such as 0.3{theirs}")
 
 
 def _refuse_the_host(spec: RunSpec, miss: Policy, hardware: "Hardware") -> None:

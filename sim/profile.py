@@ -19,7 +19,7 @@ from sim.errors import SpecError
 from sim.fit import buddies_file
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
-from traces.command import Parser, guarded
+from traces.command import Parser, add_force, guarded, out_file
 from traces.format import npz
 from traces.statistics.describe import LOUD
 
@@ -31,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
+    if options.out == "":
+        options.out = f"{Path(options.trace or options.similarity).stem}-buddies.npz"
+        print(f"lists: {options.out}", file=sys.stderr)
     lists = _fit(options)
     facts = report(lists, options.pair_error)
     if options.out is not None:
-        buddies_file.write(options.out, lists)
+        buddies_file.write(out_file(options.out, options.force), lists)
     print(json.dumps(facts, allow_nan=False) if options.json else describe(facts))
     if facts["warning"]:
         print(f"warning: {facts['warning']}", file=sys.stderr)
@@ -43,6 +46,7 @@ def _command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m sim.profile",
+        example="--trace mixtral.npz --out buddies.npz",
         description="Buddy lists of a model: which experts may stand in for which "
         "(BuddyMoE, arXiv 2511.10054). (P) marks what the paper says, (N) what its readers report, (I) what is ours.",
     )
@@ -54,7 +58,10 @@ def _parser() -> Parser:
         metavar="FILE",
         help=".npz with `similarity` [MoE layers, experts, experts] instead (I)",
     )
-    group.add_argument("--out", metavar="FILE", help="write the lists here (.npz)")
+    group.add_argument(
+        "--out", metavar="FILE", nargs="?", const="", help="write the lists here (--out alone: TRACE-buddies.npz)"
+    )
+    add_force(group)
     group.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
     group = parser.add_argument_group("lists")

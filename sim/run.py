@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.errors import SpecError
 from sim.flags import add_groups, spec_of
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
+from traces.slips import did_you_mean
 
 LISTS = {
-    "policies": "print the policies, their parameters and sources",
+    "policies": "print the policies, a line each; with --json all that is known of them",
     "models": "print the models: layers, experts, GB by precision; of one every figure and its source",
     "hardware": "print the hardware: memory, GB/s of GPU, link and host; of one every figure and its source",
     "hosts": "print the hosts: GB/s, memory, cores; of one every figure and its source",
@@ -25,7 +27,7 @@ LISTS = {
 
 def parser(leave_out: Sequence[str] = ()) -> Parser:
     """One flag per field of RunSpec but some, in groups, and the flags of the command itself."""
-    out = Parser(prog="python -m sim.run", description="Simulate one run.")
+    out = Parser(prog="python -m sim.run", description="Simulate one run.", example="--trace mixtral.npz")
     add_groups(out, leave_out)
     group = out.add_argument_group("input and output")
     group.add_argument("--config", metavar="FILE", help="TOML with any of the fields above; flags win")
@@ -38,13 +40,16 @@ def parser(leave_out: Sequence[str] = ()) -> Parser:
             {"action": "store_true"} if what == "policies" else {"nargs": "?", "const": "", "metavar": "NAME|FILE"}
         )
         group.add_argument(f"--list-{what}", help=text, **one)
+    group.add_argument("--describe", metavar="NAME", help="what a policy does and takes, or what a word here means")
     return out
 
 
 def _list(what: str, name: str, as_json: bool) -> str:
     """The list of a kind; with a name, or as JSON, every figure of the entry or the entries."""
     if what == "policies":
-        return _list_policies()
+        from sim.policies import describe
+
+        return json.dumps(describe.listed()) if as_json else describe.listing()
     from sim.catalog import listing
 
     kind = what.removesuffix("s")
@@ -54,35 +59,20 @@ def _list(what: str, name: str, as_json: bool) -> str:
     return json.dumps(found) if as_json else listing.told_text(found)
 
 
-def _list_policies() -> str:
-    from sim.policies.plugged import listed, of_no_kind
-    from sim.policies.registry import TABLES
+def _describe(word: str, as_json: bool) -> str:
+    """What is known of a policy, or of a word of the glossary. Raises SpecError, with the nearest, for any other."""
+    from sim.outcome import glossary
+    from sim.policies import describe
 
-    lines = []
-    for kind, policies in TABLES.items():
-        lines.append(f"{kind}:")
-        lines += [_policy_line(name, policy) for name, policy in policies.items()]
-        lines += [_policy_line(name, found) for name, found in listed(kind, frozenset(policies))]
-    return "\n".join([*lines, *of_no_kind()])
-
-
-def _policy_line(name: str, policy: Any) -> str:
-    """What a policy does; of a plug-in that is of no use what is wrong with it."""
-    if isinstance(policy, str):
-        return f"  {name:<18} {policy}"
-    marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
-    needs = [f"needs {array}" for array in policy.needs]
-    parameters = (f"{key}={_short(policy, key)}" for key in policy.parameters)
-    tail = "; ".join([*marks, *needs, *parameters])
-    source = f"plug-in of {policy.origin}" if policy.origin else policy.source
-    return f"  {name:<18} {policy.doc} [{source}]" + (f" ({tail})" if tail else "")
-
-
-def _short(policy: Any, key: str) -> str:
-    """A parameter's default, as --set takes it."""
-    value = policy.parameters[key]
-    said = [word for word, number in policy.words(key).items() if number == value]
-    return said[0] if said else f"{value:g}" if isinstance(value, float) else str(value)
+    found, words = describe.named(word), glossary.named(word)
+    if not found and not words:
+        known = [*describe.names(), *glossary.WORDS]
+        wrong = f"is neither a policy (--list-policies) nor a word of the glossary{did_you_mean(word.lower(), known)}"
+        raise SpecError(f"describe: {word!r} {wrong}")
+    if as_json:
+        told: dict[str, Any] = {kind: {each.name: describe.facts(kind, each)} for kind, each in found.items()}
+        return json.dumps(told | ({"words": words} if words else {}))
+    return "\n\n".join([*(describe.text(*each) for each in found.items()), *glossary.lines(words)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,13 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    args = parser().parse_args(argv)
+    flags = parser()
+    args = flags.parse_args(argv)
     for what in LISTS:
         asked = getattr(args, f"list_{what}")
         if asked not in (None, False):
             print(_list(what, asked, args.json))
             return
-    spec = spec_of(args)
+    if args.describe is not None:
+        print(_describe(args.describe, args.json))
+        return
+    spec = spec_of(args, flags.example)
     check_out(args)
     summary, record = simulate(spec, args.record == "full")
     if args.out is not None:

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -20,6 +21,7 @@ from sim import catalog
 from sim.engines import FIT, behaving, cache_goes_without_saying, set_by_engine, told
 from sim.errors import SpecError, unknown
 from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
+from traces.slips import did_you_mean
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -37,11 +39,13 @@ YES_NO = "yes|no"  # of what is true unless told otherwise
 RATE = "GB/S"  # the metavar of a rate, 1e9 bytes/s
 RATES = (1e-6, 1e9)  # of a host or a link; beyond, no duration would be an integer of ns
 CHANGES = ("host", "host_gbps", "link_gbps")  # arguments of catalog.hardware beside its name
+WORDED = ("cache_scope", "cache_spread", "transfer_order", "expert_group", "machine", "bulk", "merge", "reset")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB)$", re.IGNORECASE | re.ASCII)
 _ROWS = re.compile(r"^[1-9]\d{0,9}E?$", re.ASCII)
 _LAYERS = re.compile(r"^layers:(first:)?(\d{1,9})$", re.ASCII)
 _SLICE = re.compile(r"^(-?\d{1,18})?:(-?\d{1,18})?$", re.ASCII)
 _ORDINALS = re.compile(r"^\d{1,18}(,\d{1,18})*$", re.ASCII)
+_PERCENT = re.compile(r"^\s*\d+(?:\.\d+)?\s*%\s*$", re.ASCII)
 _FILE = re.compile(r"(^|[\w)\]])\.[A-Za-z][A-Za-z0-9]*$")
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -170,7 +174,7 @@ class RunSpec(BaseModel):
         "A:B|0,3,5|KEY=VALUE", "the requests of the trace, from 0, or a group of its meta; the rest is not there", None
     )
     warmup_share: float | None = later(
-        NUMBER, "share of the steps that no figure counts, in the place of --warmup-steps", None, gt=0, lt=1
+        NUMBER, "share of the steps that no figure counts, in the place of --warmup-steps", None, ge=0, lt=1
     )
     ram: str | None = later("64GB", "memory of the host (default: what the hardware says)", None)
     host: str | None = later("NAME|FILE", "a host in the place of the hardware's (sim.run --list-hosts)", None)
@@ -192,6 +196,21 @@ class RunSpec(BaseModel):
     link_gbps: float | None = later(
         RATE, "what the links send to the GPU, whatever the size; their set-up stays (default: the hardware's)", None
     )
+
+    @field_validator(*KINDS, mode="before")
+    @classmethod
+    def _policy(cls, value: Any, info: ValidationInfo) -> Any:
+        """A policy's name as it is written here: `LRU` and `gate_lookahead` name no other."""
+        if not isinstance(value, str) or value == value.lower().replace("_", "-"):
+            return value
+        from sim.policies.registry import canonical  # late: with it comes the core
+
+        return canonical(str(info.field_name), value)
+
+    @field_validator(*WORDED, mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return value.lower().replace("_", "-") if isinstance(value, str) else value
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -271,7 +290,10 @@ class RunSpec(BaseModel):
     def _calibration(cls, value: Any) -> Any:
         fraction = number(value) if isinstance(value, str) else value
         if isinstance(fraction, (int, float)) and not 0 < fraction < 1:
-            raise ValueError(f"{value!r} must be a file, or a fraction between 0 and 1")
+            meant = f"; did you mean {fraction / 100:g}?" if 1 <= fraction < 100 else ""
+            raise ValueError(f"must be a file, or a fraction between 0 and 1{meant}")
+        if isinstance(value, str) and _PERCENT.match(value) and not _FILE.search(value):
+            raise ValueError(f"must be a file, or a fraction between 0 and 1; {of_percent(value)}")
         return value if fraction is None else float(fraction)
 
     @field_validator("set")
@@ -288,7 +310,7 @@ class RunSpec(BaseModel):
             raise SpecError(f"reset: request: with --batch {self.batch} requests share the cache; must be --batch 1")
         if self.skip_prompts and self.as_decode:
             raise SpecError("skip_prompts: with --as-decode prompt rows are run; give one of the two")
-        if self.warmup_share is not None and self.warmup_steps:
+        if self.warmup_share and self.warmup_steps:
             raise SpecError(
                 f"warmup_share: {self.warmup_share}: says what --warmup-steps does, too; give one of the two"
             )
@@ -326,9 +348,10 @@ class RunSpec(BaseModel):
             if not first["loc"]:  # of the whole: an engine's refusal
                 raise SpecError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None
             name = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "set" else 1])
-            wrong = first["msg"].removeprefix("Value error, ")
             given = repr(first["input"])
-            raise SpecError(f"{where}{name}: {given if len(given) <= 80 else given[:77] + '...'}: {wrong}") from None
+            raise SpecError(
+                f"{where}{name}: {given if len(given) <= 80 else given[:77] + '...'}: {_wrong(first)}"
+            ) from None
 
     @property
     def policies(self) -> dict[str, str]:
@@ -384,6 +407,28 @@ class RunSpec(BaseModel):
         return {name: fields[name] for name in said if name not in unsaid} | ({"set": parameters} if parameters else {})
 
 
+_MUST = {  # pydantic's kinds of errors, in the words of this project
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "literal_error": "must be {expected}",
+}
+
+
+def _wrong(error: Mapping[str, Any]) -> str:
+    """What pydantic says of a value: what it must be and, of a word, the nearest there is."""
+    context = error.get("ctx", {})
+    if error["type"] not in _MUST:
+        return str(error["msg"]).removeprefix("Value error, ")
+    known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+    return _MUST[error["type"]].format(**context) + did_you_mean(str(error["input"]).lower(), known)
+
+
 @cache
 def defaults() -> dict[str, Any]:
     """Of every field; of `trace`, which has none, an empty name."""
@@ -425,12 +470,18 @@ def parse_layers(text: str) -> tuple[bool, int] | None:
     return None if found is None else (found[1] is not None, int(found[2]))
 
 
+def of_percent(text: str) -> str:
+    """Of `30%`, what was meant."""
+    return f"did you mean {float(text.strip().rstrip('%')) / 100:g}?"
+
+
 def parse_cache(value: Any) -> int | float | str:
     """`0.5` a fraction, `24` slots, `20GB` bytes. Raises ValueError saying which of them a value should have been."""
     if isinstance(value, str) and not _SIZE.match(value.strip()):
         share = number(value)
         if share is None:
-            raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
+            meant = f"; {of_percent(value)}" if _PERCENT.match(value) else _with_unit(value)
+            raise ValueError(f"must be slots (24), a fraction of the experts (0.5) or bytes (20GB){meant}")
         value = share if not value.strip().lstrip("+-").isdigit() else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("must be slots (24), a fraction of the experts (0.5) or bytes (20GB)")
@@ -462,8 +513,14 @@ def cache_bytes(text: str) -> int:
     """Bytes of a size with a unit (GB = 1e9, GiB = 2**30). Raises ValueError for anything else."""
     found = _SIZE.match(text.strip())
     if found is None or len(text) > 40:
-        raise ValueError("must be bytes with a unit, such as 24GB")
+        raise ValueError(f"must be bytes with a unit, such as 24GB{_with_unit(text)}")
     return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _with_unit(text: str) -> str:
+    """Of `24` or `24G`, the size in GB that was probably meant."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])?", text.strip(), re.IGNORECASE | re.ASCII)
+    return "" if found is None or len(text) > 40 else f"; did you mean {found[1]}{(found[2] or 'G').upper()}B?"
 
 
 def memory_bytes(text: str) -> int:

@@ -9,8 +9,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sim.errors import SpecError
+from sim.flags import add_groups, read_toml
 from traces.command import Parser, guarded, one_of, typed
 
 ENGINES = ("local", "ray")
@@ -18,15 +20,25 @@ INTERRUPTED = 130
 
 
 def parser() -> Parser:
-    out = Parser(prog="python -m sim.sweep", description="Run every configuration of a sweep. See docs/sweeps.md.")
-    out.add_argument("--config", required=True, metavar="FILE", help="TOML: fields of a run, lists are axes")
-    out.add_argument("--out", metavar="DIR", help="the sweep's folder (default: the config's name with .sweep)")
-    out.add_argument("--engine", default="local", metavar="local|ray", help="who runs it (default: local)")
-    out.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster: local (default), auto, HOST:PORT")
-    out.add_argument(
+    """--config, every flag of sim.run with commas between its values, and who runs it all."""
+    example = "--trace mixtral.npz --cache 2,3,4 --eviction lru,lfu"
+    what = "Run every configuration of a sweep: of a file, of flags whose values have commas between, or of both."
+    out = Parser(prog="python -m sim.sweep", description=f"{what} See docs/sweeps.md.", example=example)
+    add_groups(out, lists=True)
+    group = out.add_argument_group("the sweep")
+    group.add_argument("--config", metavar="FILE", help="TOML: fields of a run, lists are axes; flags win")
+    group.add_argument("--repeats", type=int, metavar="N", help="seeds seed, seed + 1, ... of every configuration")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="the sweep's folder (default: the config's name with .sweep; with flags by content)",
+    )
+    group.add_argument("--pool", metavar="local|ray", help="who runs it (default: local)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster: local (default), auto, HOST:PORT")
+    group.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: every core, every CPU of the cluster)"
     )
-    out.add_argument("--retry-failed", action="store_true", help="run those again that ended in an error")
+    group.add_argument("--retry-failed", action="store_true", help="run those again that ended in an error")
     return out
 
 
@@ -36,19 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+    flags = parser()
+    args = flags.parse_args(argv)
     _check(args)
-    from sim.flags import read_toml
     from sim.sweeps.answer import COLUMNS_READ, answer
     from sim.sweeps.config import expand
+    from sim.sweeps.from_flags import folder_of, tables_of
     from sim.sweeps.session import Session
 
-    tables = read_toml(args.config)
-    runs = expand(tables, f"config: {args.config}")
-    folder = Path(args.out) if args.out else Path(Path(args.config).stem + ".sweep")
+    config = read_toml(args.config) if args.config else {}
+    tables = tables_of(args, argv, config)
+    if not tables:
+        raise SpecError(f"nothing to sweep: give --config FILE, or flags, such as: {flags.example}")
+    runs = expand(tables, f"config: {args.config}" if args.config else "sweep")
+    folder = Path(args.out) if args.out else folder_of(args.config, tables, tables != config)
+    if not args.out:
+        print(f"{folder}: {len(runs):,} runs{_axes(tables)}", file=sys.stderr)
     session = Session(folder, tables, runs, sys.stderr)
     try:
-        table = session.run(args.engine, args.ray_address or "local", args.workers, args.retry_failed)
+        table = session.run(args.pool, args.ray_address or "local", args.workers, args.retry_failed)
     except KeyboardInterrupt:
         again = f"{typed('python -m sim.sweep')} {shlex.join(argv)}"
         print(
@@ -62,10 +80,19 @@ def _command(argv: list[str]) -> int:
     return 2 if all(session.store.done.values()) else 0
 
 
+def _axes(tables: dict[str, Any]) -> str:
+    """Which fields have several values, in words."""
+    named = [name.removeprefix("set.") for name, value in tables.items() if isinstance(value, (list, dict))]
+    return f" over {', '.join(named)}" if named else ""
+
+
 def _check(args: argparse.Namespace) -> None:
-    one_of("engine", args.engine, ENGINES)
-    if args.ray_address and args.engine != "ray":
-        raise SpecError("ray-address: needs --engine ray")
+    """What is no field of a run. An --engine that runs sweeps, as that flag once named it, is the pool."""
+    if args.engine in ENGINES and args.pool is None:
+        args.pool, args.engine = args.engine, None
+    args.pool = one_of("pool", args.pool or "local", ENGINES)
+    if args.ray_address and args.pool != "ray":
+        raise SpecError("ray-address: needs --pool ray")
     if args.workers is not None and args.workers < 1:
         raise SpecError(f"workers: {args.workers}: must be at least 1")
 

@@ -118,7 +118,7 @@ def inputs(
             at = 2 * int(rng.integers(0, len(told) // 2))
             del told[at : at + 2]
         rest = [str(folder / "bad" / file), *told, str(folder / "out.npz")]
-        yield [["convert", "--from", format_name, *rest], ["convert", *rest]]
+        yield [["convert", "--force", "--from", format_name, *rest], ["convert", "--force", *rest]]
 
 
 def run(

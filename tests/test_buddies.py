@@ -634,11 +634,11 @@ def test_the_command_reads_samples_and_similarities(tmp_path: Path, capsys: pyte
         (["--trace", "CALIB", "--alpha", "1.5"], "alpha is 1.5"),
         (["--trace", "CALIB", "--alpha", ".5,.5,.5"], "alpha has 3 values; one, or one for each of 2"),
         (["--trace", "CALIB", "--k-max", "0"], "k_max is 0"),
-        (["--trace", "CALIB", "--count", "some"], "invalid choice: 'some'"),
+        (["--trace", "CALIB", "--count", "some"], "--count: 'some' is unknown"),
         (["--trace", "CALIB", "--threshold", "1"], "--threshold is a least similarity"),
         (["--trace", "CALIB", "--pair-error", "0"], "--pair-error is 0.0"),
         (["--trace", "CALIB", "--out", "CALIB"], "is the input"),
-        (["--trace", "CALIB", "--out", "CALIB/b.npz"], "cannot write"),
+        (["--trace", "CALIB", "--out", "CALIB/b.npz"], "its folder is not there"),
         (["--trace", "CALIB", "--warmup", "1000", "--warmup-weight", "0"], "calib.npz: no token is left"),
         (["--similarity", "CALIB"], "similarity is missing"),
         (

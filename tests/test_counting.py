@@ -228,7 +228,7 @@ def test_a_share_of_the_steps_warms_up(folder: Path, share: float, steps: int, w
         ("--requests one", "must be A:B, ordinals from 0 (0,3,5) or KEY=VALUE of a group"),
         ("--skip-prompts --as-decode", "skip_prompts: with --as-decode prompt rows are run; give one of the two"),
         ("--requests domain=code", "requests: domain=code: no group domain; the trace has none (t.npz)"),
-        ("--warmup-share 1", "warmup_share: 1.0: Input should be less than 1"),
+        ("--warmup-share 1", "warmup_share: 1.0: must be below 1"),
         ("--warmup-share 0.2 --warmup-steps 3", "warmup_share: 0.2: says what --warmup-steps does, too"),
     ],
 )
@@ -309,9 +309,8 @@ def test_a_file_for_each_group(folder: Path, capsys: Any) -> None:
     ("flags", "said"),
     [
         ("--by task --out parts", "no group task; must be one of domain, text"),
-        ("--by domain", "--by: writes a file for each value; --out DIR is required"),
         ("--by domain --out parts a.npz", "a.npz: unknown argument"),
-        ("--by domain --fraction 0.5 --out parts", "argument --fraction: not allowed with argument --by"),
+        ("--by domain --fraction 0.5 --out parts", "--fraction: not allowed with argument --by"),
         ("--by domain --out nowhere/parts", "--out: nowhere/parts: must be a folder, or a new one in a folder"),
         ("--by same --out parts", "two values make the name t-a-b.npz; they must differ in letters"),
         ("--fraction 0.5 --out parts a.npz b.npz", "--out: parts: goes with --by; --fraction writes OUT_A and OUT_B"),

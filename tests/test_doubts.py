@@ -246,7 +246,9 @@ def test_cases_are_doubted(file: str, tmp_path: Path, capsys: pytest.CaptureFixt
     if not (CASES / file).exists():
         pytest.skip(f"no {file} beside the checkout: its defect is made above")
     more = FLAME.split() if file == "flame_interleaved" else []
-    assert main(["convert", str(CASES / file), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b", *more]) == 0
+    assert (
+        main(["convert", "--force", str(CASES / file), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b", *more]) == 0
+    )
     (line,) = (line for line in npz.read(tmp_path / "o.npz").meta["doubts"] if CASE_DOUBTS[file] in line)
     assert f"\n  ! {line}\n" in capsys.readouterr().out
 
@@ -261,6 +263,6 @@ def test_a_few_lost_cells_are_counted_and_no_doubt(tmp_path: Path, capsys: pytes
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     flags = ["--model", "m", "--n-experts", "8", "--synthetic"]
-    assert main(["convert", str(tmp_path / "t.jsonl"), str(tmp_path / "o.npz"), *flags]) == 0
+    assert main(["convert", "--force", str(tmp_path / "t.jsonl"), str(tmp_path / "o.npz"), *flags]) == 0
     assert "\n  1 of 400 cells (a token in a layer) are lost, 0.2%" in capsys.readouterr().out
     assert npz.read(tmp_path / "o.npz").meta["doubts"] == []

@@ -37,7 +37,15 @@ def built(name: str, folder: Path) -> tuple[Path, list[str]]:
     """(path, whole command line) of a good fixture; the format is named, whatever detection thinks of the damage."""
     format_name, file, build = FIXTURES[name]
     flags = without(build(folder / file, trace_for(name)), "--from")
-    return folder / file, ["convert", "--from", format_name, str(folder / file), str(folder / "out.npz"), *flags]
+    return folder / file, [
+        "convert",
+        "--from",
+        format_name,
+        str(folder / file),
+        str(folder / "out.npz"),
+        *flags,
+        "--force",
+    ]
 
 
 def parts(path: Path) -> list[Path]:
@@ -105,7 +113,7 @@ def test_what_is_written_is_read_back(name: str, seed: int, tmp_path: Path) -> N
         outs = [tmp_path / str(turn) / file for turn in range(2)]
         for out in outs:
             out.parent.mkdir(exist_ok=True)
-            assert main(["convert", "--to", name, str(tmp_path / "in.npz"), str(out)]) == 0
+            assert main(["convert", "--force", "--to", name, str(tmp_path / "in.npz"), str(out)]) == 0
         assert [p.read_bytes() for p in parts(outs[0])] == [p.read_bytes() for p in parts(outs[1])]
         if format_name is None:
             continue
@@ -115,7 +123,7 @@ def test_what_is_written_is_read_back(name: str, seed: int, tmp_path: Path) -> N
         flags = [w for pair in pairs if pair[0][2:].replace("-", "_") in READERS[format_name].flags for w in pair]
         if file.endswith(".jsonl"):  # responses say their lengths
             flags = []
-        assert main(["convert", str(outs[0]), str(tmp_path / "out.npz"), *shape_flags(trace), *flags]) == 0
+        assert main(["convert", "--force", str(outs[0]), str(tmp_path / "out.npz"), *shape_flags(trace), *flags]) == 0
         if profile.is_profile(tmp_path / "out.npz"):
             assert np.array_equal(profile.read(tmp_path / "out.npz").counts, counts_of(trace))
         else:
@@ -128,13 +136,13 @@ def test_every_other_format_is_refused_where_it_is_named(
 ) -> None:
     """Read as each of the other formats, with whatever flags that one could want."""
     _, command = built(name, tmp_path)
-    shape = [word for pair in zip(command[5::2], command[6::2], strict=True) for word in pair if pair[0] in SHAPE]
+    shape = [word for pair in zip(command[5:-1:2], command[6:-1:2], strict=True) for word in pair if pair[0] in SHAPE]
     for other, reader in READERS.items():
         if other == FIXTURES[name][0]:
             continue
         guesses = [word for flag, guess in GUESSES.items() if flag in reader.flags for word in guess]
         flags = shape if (name, other) in ALSO else [*shape, *guesses]
-        forced = ["convert", "--from", other, *command[3:5], *flags]
+        forced = ["convert", "--from", other, *command[3:5], *flags, "--force"]
         assert either(forced, tmp_path, capsys) == (0 if (name, other) in ALSO else 2), (name, other)
 
 

@@ -699,7 +699,7 @@ def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
         ("--seconds 0", "error: seconds: 0: must be above 0"),
         ("--seconds nan", "error: seconds: nan: must be above 0"),
         ("--out {file}", "error: out: {file}: is a file; must be a folder"),
-        ("--device gpu", "error: argument --device: invalid choice: 'gpu'"),
+        ("--device gpu", "error: --device: 'gpu' is unknown"),
         ("--host-memory 100", "error: host-memory: 100: must be bytes with a unit, such as 24GB"),
         ("--host-memory 0GB", "error: host-memory: 0GB: must be above 0"),
         ("--host-memory 0.1B", "error: host-memory: 0.1B: must be above 0"),

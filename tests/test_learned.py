@@ -245,7 +245,7 @@ def test_the_command_writes_a_trace_that_a_run_takes(made: Any, tmp_path: Path) 
         ({"--threads": "0"}, "--threads 0: a whole number from 1 is required"),
         (
             {"--hidden": "x"},
-            "argument --hidden: invalid int value: 'x'; see python -m runtime.predictor --help",
+            "--hidden: 'x': must be a whole number; see python -m runtime.predictor --help",
         ),
         ({"--out": "b.npz"}, "--out b.npz is an input; another path is required"),
         ({"--out": "no/out.npz"}, "--out no/out.npz: no such folder"),

@@ -464,7 +464,7 @@ BAD: dict[str, tuple[str, str]] = {
     "an unknown bulk rule": ("--bulk drop --bulk-rows 3", "bulk: 'drop'"),
     "no touch without a bulk rule": ("--bulk-touch no", "bulk_touch: no: needs --bulk"),
     "yes or no": ("--beside maybe", "beside: 'maybe': must be yes or no"),
-    "share 0": ("--miss cpu --link-share 0", "link_share: 0.0: Input should be greater than 0"),
+    "share 0": ("--miss cpu --link-share 0", "link_share: 0.0: must be above 0"),
     "share above 1": ("--miss cpu --link-share 1.01", "link_share: 1.01"),
     "share nan": ("--miss cpu --link-share nan", "link_share: nan"),
     "share of many digits": ("--miss cpu --link-share 0.1234567", "at most six digits"),

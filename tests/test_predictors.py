@@ -445,16 +445,16 @@ def test_options_are_checked(name: str, options: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("noisy-oracle", {"recall": 1.1}, "recall is 1.1; a number in [0, 1] is required"),
-        ("noisy-oracle", {"recall": math.nan}, "recall is nan; a number in [0, 1] is required"),
-        ("noisy-oracle", {"precision": 0}, "precision is 0; a number in (0, 1] is required"),
+        ("noisy-oracle", {"recall": 1.1}, "recall is 1.1; a number from 0 to 1 is required"),
+        ("noisy-oracle", {"recall": math.nan}, "recall is nan; a number from 0 to 1 is required"),
+        ("noisy-oracle", {"precision": 0}, "precision is 0; a number above 0, at most 1 is required"),
         ("noisy-oracle", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
         ("activation-matrix", {"capacity": 0}, "capacity is 0; a whole number from 1 is required"),
         ("map-store", {"maps": 0}, "maps is 0; a whole number from 1 is required"),
         ("map-store", {"seed": -1}, "seed is -1; a whole number from 0 is required"),
         ("popular-per-request", {"tokens": 0}, "tokens is 0; a whole number from 1 is required"),
-        ("transition", {"smoothing": -0.5}, "smoothing is -0.5; a finite number from 0 is required"),
-        ("transition", {"smoothing": math.inf}, "smoothing is inf; a finite number from 0 is required"),
+        ("transition", {"smoothing": -0.5}, "smoothing is -0.5; a number from 0 is required"),
+        ("transition", {"smoothing": math.inf}, "smoothing is inf; a number from 0 is required"),
     ],
 )
 def test_own_options_are_checked(name: str, options: dict[str, Any], message: str) -> None:

@@ -43,7 +43,7 @@ def test_round_trip(name: str, trace: RoutingTrace, tmp_path_factory: pytest.Tem
     _, file, build = COUNTED[name]
     folder = tmp_path_factory.mktemp("counts")
     flags = build(folder / file, trace)
-    assert main(["convert", str(folder / file), str(folder / "p.npz"), *flags]) == 0
+    assert main(["convert", "--force", str(folder / file), str(folder / "p.npz"), *flags]) == 0
     found = profile.read(folder / "p.npz")
     assert np.array_equal(found.counts, counts_of(trace)) and np.array_equal(found.counts, profile_of(trace).counts)
     for key in ("n_experts", "top_k", "n_layers", "moe_layers"):
@@ -57,7 +57,7 @@ def test_told_by_content_and_refused_as_a_trace(name: str, tmp_path: Path, capsy
     trace = some_trace()
     flags = build(tmp_path / file, trace)
     out = tmp_path / "p.npz"
-    assert main(["convert", str(tmp_path / file), str(out), *flags]) == 0
+    assert main(["convert", "--force", str(tmp_path / file), str(out), *flags]) == 0
     said = capsys.readouterr().out
     assert "counts, no trace" in said and f"read as {format_name}:" in said
     assert main(["info", str(out)]) == 0
@@ -78,7 +78,7 @@ def test_which_layers_are_moe_layers_is_asked_for(
 ) -> None:
     _, file, build = COUNTED[name]
     flags = without(build(tmp_path / file, some_trace()), "--moe-layers")
-    command = ["convert", str(tmp_path / file), str(tmp_path / "p.npz"), *flags]
+    command = ["convert", "--force", str(tmp_path / file), str(tmp_path / "p.npz"), *flags]
     assert "required: --moe-layers LIST" in refused(command, capsys)
     assert "--phase: " in refused([*command, "--phase", "decode"], capsys)
 

@@ -288,7 +288,7 @@ def test_no_file_no_such_phase_and_unknown_words_are_one_line(
     assert "cannot be read as CSV: No such file or directory" in refused(capsys, f"{path}x")
     assert "cannot be read as CSV: Is a directory" in refused(capsys, str(tmp_path))
     assert f"phase: prefill: {path} has no row of it" in refused(capsys, path, "--phase", "prefill")
-    assert "--by: invalid choice: 'card'" in refused(capsys, path, "--by", "card")
+    assert "--by: 'card' is unknown" in refused(capsys, path, "--by", "card")
 
 
 def test_the_file_of_the_command_lines_is_as_the_experiment_writes_it() -> None:

@@ -21,7 +21,7 @@ KEPT = ("experts", "position", "prefill")
 
 
 def convert(path: Path, out: Path, flags: list[str]) -> RoutingTrace:
-    assert main(["convert", str(path), str(out), *flags]) == 0
+    assert main(["convert", "--force", str(path), str(out), *flags]) == 0
     return npz.read(out)
 
 
@@ -149,7 +149,7 @@ def test_each_is_told_by_its_content_and_then_replayed(
     format_name, file, build, _ = PER_TOKEN[name]
     trace = small(name)
     flags = build(tmp_path / file, trace)
-    assert main(["convert", str(tmp_path / file), str(tmp_path / "out.npz"), *flags]) == 0
+    assert main(["convert", "--force", str(tmp_path / file), str(tmp_path / "out.npz"), *flags]) == 0
     said = capsys.readouterr().out
     assert f"{trace.n_tokens} tokens" in said
     assert ("--from" in flags) or f"read as {format_name}:" in said
@@ -159,7 +159,7 @@ def test_each_is_told_by_its_content_and_then_replayed(
     result = json.loads(capsys.readouterr().out)
     assert result["slots_wanted"] == trace.experts.size
     assert result["tokens"] == int((~trace.prefill).sum())
-    given = ["convert", "--from", format_name, str(tmp_path / file), str(tmp_path / "again.npz")]
+    given = ["convert", "--force", "--from", format_name, str(tmp_path / file), str(tmp_path / "again.npz")]
     rest = flags[2:] if flags[0] == "--from" else flags
     assert main([*given, *rest]) == 0
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "out.npz").read_bytes()
@@ -200,7 +200,7 @@ def test_what_the_source_does_not_say_is_asked_for(
     _, file, build, _ = PER_TOKEN[name]
     flags = without(build(tmp_path / file, small(name)), flag)
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert message in refused(["convert", str(tmp_path / file), str(tmp_path / "out.npz"), *flags], capsys)
+    assert message in refused(["convert", "--force", str(tmp_path / file), str(tmp_path / "out.npz"), *flags], capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -232,7 +232,7 @@ def test_the_catalog_knows_the_model(tmp_path: Path) -> None:
 def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, file, build, _ = PER_TOKEN["megatron"]
     good = build(tmp_path / file, small("megatron"))
-    command = ["convert", str(tmp_path / file), str(tmp_path / "out.npz"), *good, *flags]
+    command = ["convert", "--force", str(tmp_path / file), str(tmp_path / "out.npz"), *good, *flags]
     if flags[0] == "--top-k":  # said twice, the last one counts; the file says top-2 all the same
         assert main(command) == 0
         return
@@ -241,10 +241,14 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
 
 def test_unknown_and_ambiguous_content_asks_for_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").write_text("hello\n")
-    assert "required: --from, one of csv" in refused(["convert", str(tmp_path / "x"), "o.npz", "--model", "m"], capsys)
-    assert "No such file" in refused(["convert", str(tmp_path / "none"), "o.npz", "--model", "m"], capsys)
-    assert "looks like" not in refused(["convert", str(tmp_path), str(tmp_path / "o.npz"), "--model", "m"], capsys)
-    good = ["convert", str(tmp_path / "x"), str(tmp_path / "o.pt"), "--from", "csv", "--model", "m"]
+    assert "required: --from, one of csv" in refused(
+        ["convert", "--force", str(tmp_path / "x"), "o.npz", "--model", "m"], capsys
+    )
+    assert "No such file" in refused(["convert", "--force", str(tmp_path / "none"), "o.npz", "--model", "m"], capsys)
+    assert "looks like" not in refused(
+        ["convert", "--force", str(tmp_path), str(tmp_path / "o.npz"), "--model", "m"], capsys
+    )
+    good = ["convert", "--force", str(tmp_path / "x"), str(tmp_path / "o.pt"), "--from", "csv", "--model", "m"]
     assert "--to writes other formats" in refused(good, capsys)
 
 
@@ -312,7 +316,7 @@ def test_a_completion_without_rows_is_left_out(tmp_path: Path, capsys: pytest.Ca
     """One prompt token and nothing generated: its only token was never forwarded. It is counted as one without rows."""
     empty = {"choices": [{"routed_experts": []}], "usage": {"prompt_tokens": 1, "completion_tokens": 0}}
     full = {"choices": [{"routed_experts": [[[3, 1]]]}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
-    command = ["convert", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), "--from", "vllm"]
+    command = ["convert", "--force", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), "--from", "vllm"]
     flags = ["--model", "m", "--n-experts", "8", "--moe-layers", "0"]
     (tmp_path / "r.jsonl").write_text(json.dumps(empty))
     assert "no response has rows" in refused([*command, *flags], capsys)
@@ -329,7 +333,7 @@ def test_vllm_needs_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         response.pop(key)
     response["choices"][0].pop("token_ids")
     (tmp_path / "r.jsonl").write_text(json.dumps(response))
-    command = ["convert", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", str(tmp_path / "r.jsonl"), str(tmp_path / "o.npz"), *flags]
     assert "required: --prompt-start N" in refused(command, capsys)
     assert "required: --phase" in refused([*command, "--prompt-start", "3"], capsys)
     prompt = 3 + int(trace.prefill.sum())
@@ -343,7 +347,7 @@ def test_dense_layers_hold_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     array[3, 0, 1] = 2
     np.save(tmp_path / "r.npy", array)
     flags = [*foreign.shape_flags(trace), *foreign.prompt_flags(trace)]
-    command = ["convert", str(tmp_path / "r.npy"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", str(tmp_path / "r.npy"), str(tmp_path / "o.npz"), *flags]
     assert "layer 0 has experts; test-model has none there" in refused(command, capsys)
 
 
@@ -414,7 +418,17 @@ def test_flame_checkpoints_and_requests(tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "actives" / "iter_0540").rename(folder / "actives" / "iter_1080")
     foreign.flame(tmp_path / "other", trace)
     (tmp_path / "other" / "actives" / "iter_0540").rename(folder / "actives" / "iter_0540")
-    command = ["convert", str(folder), str(tmp_path / "o.npz"), *flags, "--phase", "prefill", "--requests", "5"]
+    command = [
+        "convert",
+        "--force",
+        str(folder),
+        str(tmp_path / "o.npz"),
+        *flags,
+        "--phase",
+        "prefill",
+        "--requests",
+        "5",
+    ]
     assert "checkpoints 540, 1080: each is another model; required: --iteration N" in refused(command, capsys)
     assert "no actives/iter_7; there are 540, 1080" in refused([*command, "--iteration", "7"], capsys)
     assert main([*command, "--iteration", "1080"]) == 0
@@ -470,7 +484,7 @@ def test_a_large_source_is_read_in_bounded_memory(name: str, tmp_path: Path) -> 
     size = path.stat().st_size
     tracemalloc.start()
     try:
-        assert main(["convert", str(path), str(tmp_path / "out.npz"), *flags]) == 0
+        assert main(["convert", "--force", str(path), str(tmp_path / "out.npz"), *flags]) == 0
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -159,7 +159,7 @@ def test_a_damaged_route_trace_is_refused(name: str, tmp_path: Path, capsys: pyt
     text, message = BAD_ROUTES[name]
     top = "# route_trace v1\n# model=m arch=a n_layer=1 n_expert=4 n_expert_used=2"
     (tmp_path / "r.csv").write_text(text.replace("{head}", f"{top}\n{COLUMNS}").replace("{top}", top))
-    command = ["convert", str(tmp_path / "r.csv"), str(tmp_path / "o.npz")]
+    command = ["convert", "--force", str(tmp_path / "r.csv"), str(tmp_path / "o.npz")]
     assert message in refused(command, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
 
@@ -345,7 +345,7 @@ BAD_SELECTIONS = {
 def test_a_damaged_selection_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, message = BAD_SELECTIONS[name]
     (tmp_path / "0.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    command = ["convert", "--from", "expert-selection", str(tmp_path / "0.json"), str(tmp_path / "o.npz")]
+    command = ["convert", "--force", "--from", "expert-selection", str(tmp_path / "0.json"), str(tmp_path / "o.npz")]
     assert message in refused([*command, "--model", "m", "--n-experts", "8"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
 
@@ -413,7 +413,7 @@ def imatrix(path: Path, counts: dict[str, Any]) -> list[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return ["convert", str(path), str(path.with_suffix(".npz")), "--model", "m"]
+    return ["convert", "--force", str(path), str(path.with_suffix(".npz")), "--model", "m"]
 
 
 @pytest.mark.parametrize("parts", [["gate_up", "down"], ["up", "down"], ["down"], ["down", "gate_up"], ["up", "gate"]])
@@ -472,7 +472,14 @@ def test_who_is_placed_by_a_profile_with_gaps() -> None:
     [("fused_gate_up", 48, "gate_up"), ("layers_missing", 46, "gate"), ("gate", 48, "gate")],
 )
 def test_the_importance_matrices(name: str, layers: int, tensor: str, tmp_path: Path) -> None:
-    command = ["convert", str(CASES / f"imatrix_{name}.gguf"), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b"]
+    command = [
+        "convert",
+        "--force",
+        str(CASES / f"imatrix_{name}.gguf"),
+        str(tmp_path / "o.npz"),
+        "--model",
+        "qwen3-30b-a3b",
+    ]
     assert main(command) == 0
     found = profile.read(tmp_path / "o.npz")
     assert found.counts.shape == (layers, 128) and found.counts[0].sum() == 3343
@@ -531,7 +538,16 @@ def test_without_the_flag_small_passes_that_come_again_are_doubted(tmp_path: Pat
 )
 def test_bad_verify(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = pairs(tmp_path / "t.csv", SIZES)[:-2]
-    command = ["convert", str(tmp_path / "t.csv"), str(tmp_path / "o.npz"), *rest, "--requests", "one", *flags]
+    command = [
+        "convert",
+        "--force",
+        str(tmp_path / "t.csv"),
+        str(tmp_path / "o.npz"),
+        *rest,
+        "--requests",
+        "one",
+        *flags,
+    ]
     assert message in refused(command, capsys)
 
 
@@ -540,7 +556,7 @@ def test_passes_of_another_top_k_are_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "t.bin").write_bytes(b"".join(np.array(words, "<i4").tobytes() for words in records))
     flags = ["--from", "llamacpp", "--model", "m", "--n-experts", "8", "--phase", "decode", "--requests", "one"]
     assert "experts [1, 1] a row; [1, 2], as in the first" in refused(
-        ["convert", str(tmp_path / "t.bin"), str(tmp_path / "o.npz"), *flags], capsys
+        ["convert", "--force", str(tmp_path / "t.bin"), str(tmp_path / "o.npz"), *flags], capsys
     )
 
 
@@ -568,7 +584,7 @@ def test_the_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     # layers 0 to 25 are not those of the model, counted from 0 or from 1
     path = str(CASES / "llamacpp_dsv2lite_0based_moe.csv")
     assert "its MoE layers are 0,1,2" in refused(
-        ["convert", path, str(out), "--model", "deepseek-v2-lite", *by_batch], capsys
+        ["convert", "--force", path, str(out), "--model", "deepseek-v2-lite", *by_batch], capsys
     )
     # the last layer of the prompt has one token of three, which is left out
     trace = convert(CASES / "moe_trace_pr28544.csv", out, ["--model", "qwen3-30b-a3b", *by_batch])
@@ -581,12 +597,23 @@ def test_the_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not trace.prefill.any() and (trace.experts >= 0).all()
     # [layers, tokens, k] is no layout of vLLM: its tokens stand where layers would
     path = str(CASES / "layer_major.npy")
-    command = ["convert", path, str(out), "--model", "qwen3-30b-a3b", "--prompt-tokens", "8", "--from", "vllm"]
+    command = [
+        "convert",
+        "--force",
+        path,
+        str(out),
+        "--model",
+        "qwen3-30b-a3b",
+        "--prompt-tokens",
+        "8",
+        "--from",
+        "vllm",
+    ]
     assert "the array has 11 layers; qwen3-30b-a3b has 48" in refused(command, capsys)
 
 
 def test_an_importance_matrix_of_all_layers_has_no_doubts(tmp_path: Path) -> None:
     trace = random_trace(np.random.default_rng(0), 20, requests=1, dense_layers=1)
     flags = foreign.imatrix(tmp_path / "i.gguf", trace)
-    assert main(["convert", str(tmp_path / "i.gguf"), str(tmp_path / "o.npz"), *flags]) == 0
+    assert main(["convert", "--force", str(tmp_path / "i.gguf"), str(tmp_path / "o.npz"), *flags]) == 0
     assert profile.read(tmp_path / "o.npz").meta["doubts"] == []

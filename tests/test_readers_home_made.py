@@ -26,7 +26,7 @@ def case(name: str) -> Path:
 
 
 def counted(path: Path, out: Path, flags: list[str]) -> profile.Profile:
-    assert main(["convert", str(path), str(out), *flags]) == 0
+    assert main(["convert", "--force", str(path), str(out), *flags]) == 0
     return profile.read(out)
 
 
@@ -49,7 +49,7 @@ def test_names_compare_without_case_and_marks() -> None:
 def test_two_names_of_one_field_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
     path.write_text("token_idx,position,layer,expert_ids,phase\n7,0,0,1 2,decode\n9,1,0,3 4,decode\n")
-    command = ["convert", str(path), str(tmp_path / "o.npz"), *M8]
+    command = ["convert", "--force", str(path), str(tmp_path / "o.npz"), *M8]
     wrong = "line 1: token_idx and position could each be the token; required: --columns token=token_idx or token=pos"
     assert wrong in refused(command, capsys)
     trace = convert(path, tmp_path / "o.npz", [*M8, "--columns", "token=position"])
@@ -64,7 +64,7 @@ def test_a_column_map_for_names_in_no_list(tmp_path: Path, capsys: pytest.Captur
     flags = [*M8, "--from", "jsonl", "--columns", "layer=where,token=when,experts=who", "--phase", "decode"]
     trace = convert(path, tmp_path / "o.npz", flags)
     assert trace.experts.tolist() == [[[1, 2], [3, 4]]] and trace.position.tolist() == [3]
-    command = ["convert", "--from", "jsonl", str(path), str(tmp_path / "o.npz"), *M8]
+    command = ["convert", "--force", "--from", "jsonl", str(path), str(tmp_path / "o.npz"), *M8]
     wrong = "no object of it has a layer or experts; the last has where, when, who; required: layer and experts by"
     assert wrong in refused(command, capsys)
     assert "where" in refused([*command, "--columns", "experts=who"], capsys)
@@ -72,7 +72,7 @@ def test_a_column_map_for_names_in_no_list(tmp_path: Path, capsys: pytest.Captur
 
 def test_from_csv_on_something_else_names_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
-    command = ["convert", "--from", "csv", str(path), str(tmp_path / "o.npz"), *M8]
+    command = ["convert", "--force", "--from", "csv", str(path), str(tmp_path / "o.npz"), *M8]
     for text, message in (
         ("time,loss\n1,2\n", "line 1 has no column layer; its columns are time, loss; required: layer by a known name"),
         ("layer,loss\n1,2\n", "no column expert; its columns are layer, loss; required: experts"),
@@ -120,7 +120,9 @@ def test_the_order_of_lines_says_the_token(tmp_path: Path, capsys: pytest.Captur
     one = [*M8, "--phase", "decode", "--requests", "one"]
     trace = convert(tmp_path / "t.csv", tmp_path / "o.npz", one)
     assert trace.sequence.tolist() == [0] * 6 and trace.position.tolist() == list(range(6))
-    assert "required: --phase" in refused(["convert", str(tmp_path / "t.csv"), str(tmp_path / "o.npz"), *M8], capsys)
+    assert "required: --phase" in refused(
+        ["convert", "--force", str(tmp_path / "t.csv"), str(tmp_path / "o.npz"), *M8], capsys
+    )
 
 
 def test_objects_that_are_no_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +138,10 @@ def test_objects_that_are_no_cells(tmp_path: Path, capsys: pytest.CaptureFixture
     assert trace.meta["doubts"][0] == "the file says 8 experts a layer, m has 16: the file's number is kept"
     jsonl(path, [*lines[:2], {"type": "route", "layer": 3, "token_idx": 1}])
     assert "line 3: topk_ids is missing" in refused(
-        ["convert", str(path), str(tmp_path / "o.npz"), "--model", "m"], capsys
+        ["convert", "--force", str(path), str(tmp_path / "o.npz"), "--model", "m"], capsys
     )
     jsonl(path, [{"type": "meta", "num_experts": 10**30}, route])
-    wrong = refused(["convert", str(path), str(tmp_path / "o.npz"), "--model", "m"], capsys)
+    wrong = refused(["convert", "--force", str(path), str(tmp_path / "o.npz"), "--model", "m"], capsys)
     assert "line 1: num_experts = a longer integer" in wrong
 
 
@@ -159,7 +161,17 @@ def test_objects_that_are_no_cells(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 def test_bad_lists(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.csv").write_text(f"tok,layer_id,topk_ids,probs\n9,0,1 2,.5 .5\n{line}\n")
-    command = ["convert", "--from", "csv", str(tmp_path / "t.csv"), str(tmp_path / "o.npz"), *M8, "--phase", "decode"]
+    command = [
+        "convert",
+        "--force",
+        "--from",
+        "csv",
+        str(tmp_path / "t.csv"),
+        str(tmp_path / "o.npz"),
+        *M8,
+        "--phase",
+        "decode",
+    ]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
@@ -185,7 +197,9 @@ def test_fewer_ids_are_padded(flags: list[str], top_k: int, tmp_path: Path) -> N
 
 def test_more_ids_than_the_model_has_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = jsonl(tmp_path / "t.jsonl", [{"token": 0, "layer": 0, "experts": [1, 2, 3]}])
-    wrong = refused(["convert", str(path), str(tmp_path / "o.npz"), *M8, "--top-k", "2", "--phase", "decode"], capsys)
+    wrong = refused(
+        ["convert", "--force", str(path), str(tmp_path / "o.npz"), *M8, "--top-k", "2", "--phase", "decode"], capsys
+    )
     assert "line 1: experts has 3 slots; with --top-k 2 there are at most 2" in wrong
 
 
@@ -241,7 +255,7 @@ def test_counts_of_shared_experts_and_totals_that_differ(tmp_path: Path) -> None
 def test_bad_counts(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.csv").write_text(text)
     flags = ["--model", "m", "--n-experts", "8"]
-    command = ["convert", "--from", "counts-csv", str(tmp_path / "c.csv"), str(tmp_path / "p.npz"), *flags]
+    command = ["convert", "--force", "--from", "counts-csv", str(tmp_path / "c.csv"), str(tmp_path / "p.npz"), *flags]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["c.csv"]
 
@@ -261,7 +275,7 @@ def test_bad_counts(text: str, message: str, tmp_path: Path, capsys: pytest.Capt
 )
 def test_bad_json_counts(value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.json").write_text(json.dumps(value))
-    command = ["convert", "--from", "counts-json", str(tmp_path / "c.json"), str(tmp_path / "p.npz"), *M8]
+    command = ["convert", "--force", "--from", "counts-json", str(tmp_path / "c.json"), str(tmp_path / "p.npz"), *M8]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
 
@@ -270,7 +284,7 @@ def test_a_profile_goes_out_and_comes_back(tmp_path: Path) -> None:
     trace = small("csv")
     foreign_home_made.counts_csv(tmp_path / "a.csv", trace)
     first = counted(tmp_path / "a.csv", tmp_path / "p.npz", foreign_home_made.shape(trace))
-    assert main(["convert", "--to", "counts-csv", str(tmp_path / "p.npz"), str(tmp_path / "b.csv")]) == 0
+    assert main(["convert", "--force", "--to", "counts-csv", str(tmp_path / "p.npz"), str(tmp_path / "b.csv")]) == 0
     again = counted(tmp_path / "b.csv", tmp_path / "q.npz", foreign_home_made.shape(trace))
     assert np.array_equal(first.counts, again.counts)
 
@@ -316,7 +330,16 @@ def test_nested_lists_of_several_prompts(tmp_path: Path) -> None:
 )
 def test_bad_nested_lists(more: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nested(tmp_path / "n.json", **more)
-    command = ["convert", "--from", "nested-json", str(tmp_path / "n.json"), str(tmp_path / "o.npz"), "--model", "m"]
+    command = [
+        "convert",
+        "--force",
+        "--from",
+        "nested-json",
+        str(tmp_path / "n.json"),
+        str(tmp_path / "o.npz"),
+        "--model",
+        "m",
+    ]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["n.json"]
 
@@ -324,7 +347,16 @@ def test_bad_nested_lists(more: Any, message: str, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": [1,,2]}', '{"a" 1}', '{"a": NaN}', "{}x", '{"a": 1,}'])
 def test_what_is_no_json(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "n.json").write_text(text)
-    command = ["convert", "--from", "nested-json", str(tmp_path / "n.json"), str(tmp_path / "o.npz"), "--model", "m"]
+    command = [
+        "convert",
+        "--force",
+        "--from",
+        "nested-json",
+        str(tmp_path / "n.json"),
+        str(tmp_path / "o.npz"),
+        "--model",
+        "m",
+    ]
     assert "n.json" in refused(command, capsys)
 
 
@@ -359,7 +391,7 @@ def test_arrays_tell_their_axes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     trace = convert(tmp_path / "a.npz", tmp_path / "o.npz", flags)
     assert np.array_equal(trace.experts, ids) and np.array_equal(trace.weights, weights.swapaxes(0, 1))
     np.savez(tmp_path / "a.npz", selected_experts=ids[:3])
-    command = ["convert", str(tmp_path / "a.npz"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", str(tmp_path / "a.npz"), str(tmp_path / "o.npz"), *flags]
     assert "could be the layers'; required: --columns layer=0 or layer=1" in refused(command, capsys)
     trace = convert(tmp_path / "a.npz", tmp_path / "o.npz", [*flags, "--columns", "layer=0"])
     assert np.array_equal(trace.experts, ids[:3].swapaxes(0, 1))
@@ -399,7 +431,7 @@ def test_bad_arrays(arrays: Any, message: str, tmp_path: Path, capsys: pytest.Ca
     np.savez(tmp_path / "a.npz", **arrays)
     flags = [*M8, "--moe-layers", "0-2", "--requests", "one", "--phase", "decode"]
     flags = flags[:-4] + flags[-2:] if "position" in arrays else flags
-    command = ["convert", "--from", "npz", str(tmp_path / "a.npz"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", "--from", "npz", str(tmp_path / "a.npz"), str(tmp_path / "o.npz"), *flags]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
@@ -458,7 +490,16 @@ def test_bad_moe_cache_lab(
     lines = case_lines(tmp_path / "a.jsonl")
     lines[line] |= change
     jsonl(tmp_path / "a.jsonl", lines)
-    command = ["convert", "--from", "moe-cache-lab", str(tmp_path / "a.jsonl"), str(tmp_path / "o.npz"), "--model", "m"]
+    command = [
+        "convert",
+        "--force",
+        "--from",
+        "moe-cache-lab",
+        str(tmp_path / "a.jsonl"),
+        str(tmp_path / "o.npz"),
+        "--model",
+        "m",
+    ]
     assert message in refused(command, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
@@ -466,7 +507,7 @@ def test_bad_moe_cache_lab(
 def test_moe_cache_lab_is_written_for_one_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = small("csv")
     npz.write(tmp_path / "in.npz", trace)
-    command = ["convert", "--to", "moe-cache-lab", str(tmp_path / "in.npz"), str(tmp_path / "o.jsonl")]
+    command = ["convert", "--force", "--to", "moe-cache-lab", str(tmp_path / "in.npz"), str(tmp_path / "o.jsonl")]
     assert "holds one request, the trace has 3" in refused(command, capsys)
     assert not (tmp_path / "o.jsonl").exists()
 
@@ -487,7 +528,7 @@ def test_moearc_says_what_is_cut_short(tmp_path: Path, capsys: pytest.CaptureFix
         ({"step": 0, "pos": 0}, "line 2: e is missing"),
     ):
         jsonl(path, [head, bad])
-        assert message in refused(["convert", str(path), str(tmp_path / "p.npz"), "--model", "m"], capsys)
+        assert message in refused(["convert", "--force", str(path), str(tmp_path / "p.npz"), "--model", "m"], capsys)
 
 
 # --- the files beside the project ---
@@ -508,11 +549,11 @@ def test_cases_that_stay_as_they_were(
     name: str, right: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = case(f"jsonl_{name}.jsonl")
-    command = ["convert", str(path), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b"]
+    command = ["convert", "--force", str(path), str(tmp_path / "o.npz"), "--model", "qwen3-30b-a3b"]
     if not right:
         assert "token 0, layer 0, rank 0 is there already" in refused(command, capsys)
         return
-    trace = convert(path, tmp_path / "o.npz", command[3:])
+    trace = convert(path, tmp_path / "o.npz", command[4:])
     have = {(line["token"], line["layer"]): line["experts"] for line in map(json.loads, path.read_text().splitlines())}
     for t, layer in np.ndindex(trace.experts.shape[:2]):
         assert trace.experts[t, layer].tolist() == have.get((t, layer), [-1] * 8)
@@ -550,7 +591,7 @@ def test_case_layer_expert_count(tmp_path: Path) -> None:
     path = case("layer_expert_count.csv")
     found = counted(path, tmp_path / "p.npz", ["--model", "qwen3-30b-a3b"])
     assert found.counts[0, :3].tolist() == [64, 59, 85] and found.counts[47, 127] == 74
-    assert main(["convert", "--to", "counts-csv", str(tmp_path / "p.npz"), str(tmp_path / "c.csv")]) == 0
+    assert main(["convert", "--force", "--to", "counts-csv", str(tmp_path / "p.npz"), str(tmp_path / "c.csv")]) == 0
     assert (tmp_path / "c.csv").read_text() == path.read_text()
 
 

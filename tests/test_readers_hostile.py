@@ -229,7 +229,7 @@ def test_ids_out_of_range_and_twice(name: str, tmp_path: Path, capsys: pytest.Ca
         folder = tmp_path / str(experts[1])
         folder.mkdir()
         flags = build(folder / file, bad_trace(experts=experts))
-        assert message in refused(["convert", str(folder / file), str(folder / "out.npz"), *flags], capsys)
+        assert message in refused(["convert", "--force", str(folder / file), str(folder / "out.npz"), *flags], capsys)
         assert not (folder / "out.npz").exists()
 
 
@@ -238,7 +238,7 @@ def test_ids_out_of_range_and_twice(name: str, tmp_path: Path, capsys: pytest.Ca
 def test_weights_that_are_none(name: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, file, build, _ = PER_TOKEN[name]
     flags = build(tmp_path / file, bad_trace(weights=value))
-    message = refused(["convert", str(tmp_path / file), str(tmp_path / "out.npz"), *flags], capsys)
+    message = refused(["convert", "--force", str(tmp_path / file), str(tmp_path / "out.npz"), *flags], capsys)
     assert "not a JSON number" in message or "finite" in message
 
 
@@ -334,5 +334,5 @@ def test_bad_records(change: dict[str, Any], message: str, tmp_path: Path, capsy
 def test_per_pass_dumps_are_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = small("csv")
     flags = foreign.sglang_per_pass(tmp_path / "d.pt", trace)
-    command = ["convert", "--from", "sglang", str(tmp_path / "d.pt"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", "--from", "sglang", str(tmp_path / "d.pt"), str(tmp_path / "o.npz"), *flags]
     assert "a trace needs recorder mode per_token (this is per_pass)" in refused(command, capsys)

@@ -84,7 +84,7 @@ def read(path: Path, *flags: str) -> RoutingTrace:
 
 
 def refusal(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    message = refused(["convert", str(path), str(path.with_suffix(".npz")), *FLAGS, *flags], capsys)
+    message = refused(["convert", "--force", str(path), str(path.with_suffix(".npz")), *FLAGS, *flags], capsys)
     assert not path.with_suffix(".npz").exists()
     return message
 
@@ -637,7 +637,7 @@ def test_case_is_read(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_case_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert REFUSED[name] in refused(["convert", str(case(name)), str(tmp_path / "o.npz"), *QWEN], capsys)
+    assert REFUSED[name] in refused(["convert", "--force", str(case(name)), str(tmp_path / "o.npz"), *QWEN], capsys)
 
 
 def test_the_last_chunk_of_the_case_is_what_is_read(tmp_path: Path) -> None:
@@ -648,5 +648,5 @@ def test_the_last_chunk_of_the_case_is_what_is_read(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(case("vllm_cached_tokens_033.jsonl")), str(tmp_path / "o.npz"), *QWEN]) == 0
+    assert main(["convert", "--force", str(case("vllm_cached_tokens_033.jsonl")), str(tmp_path / "o.npz"), *QWEN]) == 0
     assert f"dropped 64 {CACHED}" in capsys.readouterr().out

@@ -118,6 +118,7 @@ def test_interleave_is_told_well(flags: list[str], words: str, tmp_path: Path, c
     foreign.flame(tmp_path / "f", trace)
     command = [
         "convert",
+        "--force",
         str(tmp_path / "f"),
         str(tmp_path / "o.npz"),
         *shape_flags(trace),
@@ -153,7 +154,7 @@ def test_a_run_and_an_iteration_are_asked_for(tmp_path: Path, capsys: Any) -> No
         ids_agree(convert(folder, tmp_path / "o.npz", flags), trace)
     (run / "1080").mkdir()
     (run / "540" / "2").rename(run / "1080" / "2")
-    command = ["convert", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags]
+    command = ["convert", "--force", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags]
     assert "checkpoints 540, 1080" in refused(command, capsys)
     assert "no actives/iter_7" in refused([*command, "--iteration", "7"], capsys)
     (run.parent / "9").mkdir()
@@ -185,7 +186,7 @@ def test_a_damaged_shard_is_refused(name: str, tmp_path: Path, capsys: Any) -> N
     flags = foreign.flame_pt(tmp_path / "f", trace)
     value, words = SHARDS[name]
     torch.save(value, tmp_path / "f" / "actives" / "flame-moe-290m" / "31066" / "540" / "1" / "2.pt")
-    found = refused(["convert", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags], capsys)
+    found = refused(["convert", "--force", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags], capsys)
     assert words.split(" is ")[0] in found and (words in found or name == "turned round"), found
     assert not (tmp_path / "o.npz").exists()
 
@@ -194,7 +195,9 @@ def test_a_layer_without_a_shard_is_refused(tmp_path: Path, capsys: Any) -> None
     trace = equal_requests(18, 1, 1)
     flags = foreign.flame_pt(tmp_path / "f", trace)
     (tmp_path / "f" / "actives" / "flame-moe-290m" / "31066" / "540" / "2" / "10.pt").unlink()
-    assert "fewer shards" in refused(["convert", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags], capsys)
+    assert "fewer shards" in refused(
+        ["convert", "--force", str(tmp_path / "f"), str(tmp_path / "o.npz"), *flags], capsys
+    )
 
 
 # --- router outputs ---
@@ -275,7 +278,7 @@ def test_a_batch_says_its_requests(name: str, tmp_path: Path, capsys: Any) -> No
     assert (trace.token_ids.tolist() if with_ids else trace.token_ids) == (
         IDS.reshape(-1).tolist() if with_ids else None
     )
-    command = ["convert", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
+    command = ["convert", "--force", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
     assert "says by itself what --requests says" in refused(command, capsys)
 
 
@@ -299,7 +302,9 @@ def test_logits_in_npy(order: Any, tmp_path: Path, capsys: Any) -> None:
     assert detected(tmp_path / "r.npy") == "hf"
     assert np.array_equal(convert(tmp_path / "r.npy", tmp_path / "o.npz", [*SHAPE, *ONE]).experts, best(X))
     np.save(tmp_path / "r.npy", best(X))
-    assert "--from vllm" in refused(["convert", "--from", "hf", str(tmp_path / "r.npy"), "o.npz", *SHAPE, *ONE], capsys)
+    assert "--from vllm" in refused(
+        ["convert", "--force", "--from", "hf", str(tmp_path / "r.npy"), "o.npz", *SHAPE, *ONE], capsys
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -333,7 +338,7 @@ def test_ids_beside_logits_are_the_choice(tmp_path: Path) -> None:
 
 def test_two_axes_of_as_many_ask(tmp_path: Path, capsys: Any) -> None:
     path = saved(torch.from_numpy(X[:L]), tmp_path)
-    command = ["convert", str(path), str(tmp_path / "o.npz"), *SHAPE, *ONE]
+    command = ["convert", "--force", str(path), str(tmp_path / "o.npz"), *SHAPE, *ONE]
     assert "required: --columns layers=0 or layers=1" in refused(command, capsys)
     for axis in (0, 1):
         trace = convert(path, tmp_path / "o.npz", [*SHAPE, *ONE, "--columns", f"layers={axis}"])
@@ -379,7 +384,7 @@ def test_layers_without_experts_are_none_or_absent(tmp_path: Path, capsys: Any) 
         trace = convert(saved(value, tmp_path), tmp_path / "o.npz", flags)
         assert np.array_equal(trace.experts, best(X)) and trace.meta["moe_layers"] == [1, 2, 3]
     path = saved((per_layer(X)[0], *per_layer(X)), tmp_path)
-    assert "has no experts there" in refused(["convert", str(path), str(tmp_path / "p.npz"), *flags], capsys)
+    assert "has no experts there" in refused(["convert", "--force", str(path), str(tmp_path / "p.npz"), *flags], capsys)
 
 
 # --- what the numbers are, and the weights ---
@@ -396,17 +401,17 @@ def test_values_are_told_or_asked_for(tmp_path: Path, capsys: Any) -> None:
     assert np.array_equal(trace.experts, best(X)) and trace.logits is None
     assert trace.meta["layout"] == "router probabilities"
     path = saved(per_layer(X + 0.5), tmp_path)
-    command = ["convert", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
+    command = ["convert", "--force", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
     assert "required: --values logits|probabilities" in refused(command, capsys)
     assert "--values 'scores': one of logits, probabilities" in refused([*command, "--values", "scores"], capsys)
     for kind in ("logits", "probabilities"):
         trace = convert(path, tmp_path / "o.npz", [*SHAPE, *ONE, "--values", kind])
         assert np.array_equal(trace.experts, best(X)) and (trace.logits is None) == (kind == "probabilities")
     path = saved(per_layer(X + 1.5), tmp_path)
-    command = ["convert", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
+    command = ["convert", "--force", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
     assert "probabilities lie in [0, 1]" in refused([*command, "--values", "probabilities"], capsys)
     path = saved(per_layer(X), tmp_path)
-    command = ["convert", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
+    command = ["convert", "--force", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE]
     assert "says by itself what --values says" in refused([*command, "--values", "logits"], capsys)
 
 
@@ -558,7 +563,18 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 def test_hostile_router_outputs(name: str, tmp_path: Path, capsys: Any) -> None:
     value, words = HOSTILE[name]
     path = saved(value, tmp_path)
-    command = ["convert", "--from", "hf", str(path), str(tmp_path / "o.npz"), "--n-experts", "8", *SHAPE, *ONE]
+    command = [
+        "convert",
+        "--force",
+        "--from",
+        "hf",
+        str(path),
+        str(tmp_path / "o.npz"),
+        "--n-experts",
+        "8",
+        *SHAPE,
+        *ONE,
+    ]
     found = refused(command, capsys)
     assert words in found and str(path) in found, found
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.pt"]
@@ -569,7 +585,7 @@ def test_columns_name_what_is_meant(tmp_path: Path, capsys: Any) -> None:
     path = saved(value, tmp_path)
     flags = [*SHAPE, *ONE, "--columns", "logits=decoder_router_logits"]
     assert np.array_equal(convert(path, tmp_path / "o.npz", flags).experts, best(X))
-    command = ["convert", "--from", "hf", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE, "--columns"]
+    command = ["convert", "--force", "--from", "hf", str(path), str(tmp_path / "p.npz"), *SHAPE, *ONE, "--columns"]
     assert "no 'x' (--columns logits=x)" in refused([*command, "logits=x"], capsys)
     assert "--columns colour: one of" in refused([*command, "colour=x"], capsys)
 
@@ -580,7 +596,7 @@ def test_objects_are_never_unpickled(tmp_path: Path, capsys: Any) -> None:
     torch.save({"router_logits": [Touch(mark)]}, tmp_path / "r.pt")
     (tmp_path / "s.pt").write_bytes(pickle.dumps([Touch(mark)]))
     for name, words in (("r.npz", "never unpickled"), ("r.pt", "weights_only"), ("s.pt", "zip")):
-        command = ["convert", "--from", "hf", str(tmp_path / name), str(tmp_path / "o.npz"), *SHAPE, *ONE]
+        command = ["convert", "--force", "--from", "hf", str(tmp_path / name), str(tmp_path / "o.npz"), *SHAPE, *ONE]
         assert words in refused(command, capsys)
     assert not mark.exists()
 
@@ -588,7 +604,7 @@ def test_objects_are_never_unpickled(tmp_path: Path, capsys: Any) -> None:
 def test_an_npz_of_this_project_is_none(tmp_path: Path, capsys: Any) -> None:
     npz.write(tmp_path / "t.npz", equal_requests(4, 1, 1))
     assert "a file of this project" in refused(
-        ["convert", "--from", "hf", str(tmp_path / "t.npz"), "o.npz", *SHAPE], capsys
+        ["convert", "--force", "--from", "hf", str(tmp_path / "t.npz"), "o.npz", *SHAPE], capsys
     )
 
 
@@ -596,7 +612,7 @@ def test_an_npz_of_this_project_is_none(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize("name", ["hf_router_logits.pt", "hf_topk.npz", "hf_topk_tensor.pt"])
 def test_the_cases_are_read_or_ask(name: str, tmp_path: Path, capsys: Any) -> None:
     """12 tokens, 16 layers, 64 experts, top-8: OLMoE's, and not those of Qwen3."""
-    command = ["convert", str(CASES / name), str(tmp_path / "o.npz"), "--model"]
+    command = ["convert", "--force", str(CASES / name), str(tmp_path / "o.npz"), "--model"]
     found = refused([*command, "qwen3-30b-a3b"], capsys)
     assert "required: --model NAME, or --moe-layers LIST" in found
     assert "required: --requests one" in refused([*command, "olmoe-1b-7b"], capsys)
@@ -615,9 +631,9 @@ def test_parquet_is_the_trace(trace: RoutingTrace, recorded: bool, tmp_path_fact
     folder = tmp_path_factory.mktemp("parquet")
     trace = replace(trace, resident=trace.experts % 2 == 0) if recorded else trace
     npz.write(folder / "in.npz", trace)
-    assert main(["convert", "--to", "parquet", str(folder / "in.npz"), str(folder / "t.parquet")]) == 0
+    assert main(["convert", "--force", "--to", "parquet", str(folder / "in.npz"), str(folder / "t.parquet")]) == 0
     assert detected(folder / "t.parquet") == "parquet"
-    assert main(["convert", str(folder / "t.parquet"), str(folder / "out.npz")]) == 0
+    assert main(["convert", "--force", str(folder / "t.parquet"), str(folder / "out.npz")]) == 0
     assert (folder / "out.npz").read_bytes() == (folder / "in.npz").read_bytes()
 
 
@@ -662,7 +678,9 @@ BROKEN: dict[str, tuple[Callable[[Any, Any, dict[str, Any]], Any], str]] = {
 def test_a_broken_parquet_is_refused(name: str, tmp_path: Path, capsys: Any) -> None:
     change, words = BROKEN[name]
     table(tmp_path / "t.parquet", random_trace(np.random.default_rng(0), 12), change)
-    found = refused(["convert", "--from", "parquet", str(tmp_path / "t.parquet"), str(tmp_path / "o.npz")], capsys)
+    found = refused(
+        ["convert", "--force", "--from", "parquet", str(tmp_path / "t.parquet"), str(tmp_path / "o.npz")], capsys
+    )
     assert words in found and str(tmp_path) in found, found
     assert not (tmp_path / "o.npz").exists()
 
@@ -673,11 +691,11 @@ def test_another_parquet_and_other_flags_are_refused(tmp_path: Path, capsys: Any
 
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "a.parquet")
     assert "no routing_trace_meta" in refused(
-        ["convert", "--from", "parquet", str(tmp_path / "a.parquet"), "o.npz"], capsys
+        ["convert", "--force", "--from", "parquet", str(tmp_path / "a.parquet"), "o.npz"], capsys
     )
-    assert "in no format" in refused(["convert", str(tmp_path / "a.parquet"), "o.npz"], capsys)
+    assert "in no format" in refused(["convert", "--force", str(tmp_path / "a.parquet"), "o.npz"], capsys)
     foreign.parquet(tmp_path / "t.parquet", random_trace(np.random.default_rng(0), 12))
-    command = ["convert", str(tmp_path / "t.parquet"), str(tmp_path / "o.npz")]
+    command = ["convert", "--force", str(tmp_path / "t.parquet"), str(tmp_path / "o.npz")]
     assert "top_k is 2; without --top-k" in refused([*command, "--top-k", "3"], capsys)
     assert "model is 'test-model'; without --model" in refused([*command, "--model", "m"], capsys)
     assert "--requests: parquet does not take it" in refused([*command, "--requests", "one"], capsys)
@@ -704,7 +722,7 @@ def test_a_card(to: str, tmp_path: Path, capsys: Any) -> None:
     assert "overlap" in card and ('load_dataset("FOLDER"' in card) == (to == "parquet")
     assert "unknown" not in capsys.readouterr().out
     if to == "parquet":
-        assert main(["convert", str(tmp_path / "d"), str(tmp_path / "o.npz")]) == 0
+        assert main(["convert", "--force", str(tmp_path / "d"), str(tmp_path / "o.npz")]) == 0
         assert (tmp_path / "o.npz").read_bytes() == (tmp_path / "t.npz").read_bytes()
     else:
         assert (tmp_path / "d" / "trace.npz").read_bytes() == (tmp_path / "t.npz").read_bytes()

@@ -97,7 +97,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "a share above one": (["--max-lossy-weight", "5"], "max-lossy-weight: 5.0: must be a share"),
     "no workers": (["--workers", "0"], "workers: 0"),
     "no candidates": (["--candidates", "0"], "candidates: 0: must be at least 1"),
-    "no batch": (["--batch", "0"], "batch: 0: Input should be greater than or equal to 1"),
+    "no batch": (["--batch", "0"], "batch: 0: must be at least 1"),
     "time backwards": (["--time-limit", "-1"], "time-limit: -1.0: must be seconds, or 0"),
     "no time at all": (["--time-limit", "nan"], "time-limit: nan: must be seconds, or 0"),
     "an oracle": (["--eviction", "belady"], "eviction: belady is an oracle"),

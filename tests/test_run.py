@@ -415,7 +415,7 @@ def test_a_run_takes_nobodys_place_unless_told(folder: Path, capsys: pytest.Capt
         ),
         (["--eviction", "decayed", "--set", "decayed.decay=" + "1" * 5000], "decayed.decay="),
         (["--eviction", "decayed", "--set", "decayed.decay=" + "[" * 100_000], "decayed.decay="),
-        (["--miss", "random", "--set", "random.temperature=0"], "random.temperature=0: must be above 0"),
+        (["--miss", "random", "--set", "random.temperature=0"], "random.temperature=0: must be a number above 0"),
         (["--prefill-chunk", "9" * 23], "prefill_chunk: "),
         (["--context-offset", "9000000000000000000"], "context_offset: "),
         (["--prefetch", "previous-token", "--prefetch-budget", "9" * 23], "prefetch_budget: "),

@@ -293,8 +293,8 @@ def test_what_a_command_says_of_windows(folder: Path, capsys: pytest.CaptureFixt
         ("--accept 0.5", "accept: 0.5: is of speculative windows; needs --speculate N"),
         ("--draft-ns 5", "draft_ns: 5: is of speculative windows; needs --speculate N"),
         ("--prefetch draft-window", "prefetch: draft-window: lists what speculative windows want; needs --speculate N"),
-        ("--speculate 0", "speculate: 0: Input should be greater than or equal to 1"),
-        ("--speculate 257", "speculate: 257: Input should be less than or equal to 256"),
+        ("--speculate 0", "speculate: 0: must be at least 1"),
+        ("--speculate 257", "speculate: 257: must be at most 256"),
         ("--speculate 2 --accept 1.5", "accept: '1.5': must be a share from 0 to 1, all, or a file of counts"),
         ("--speculate 2 --accept nan", "accept: 'nan': must be a share from 0 to 1, all, or a file of counts"),
         (

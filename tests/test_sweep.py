@@ -675,11 +675,11 @@ def test_no_cluster_where_there_should_be_one(folder: Path, capsys: pytest.Captu
     pytest.importorskip("ray", reason="ray is not installed: pip install 'moe-offload-sim[ray]'")
     (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"')
     for address, hint in (("127.0.0.1:1", "no cluster there"), ("nowhere:port", "no cluster there")):
-        assert sweep.main(["--config", "s.toml", "--engine", "ray", "--ray-address", address]) == 2
+        assert sweep.main(["--config", "s.toml", "--pool", "ray", "--ray-address", address]) == 2
         assert hint in capsys.readouterr().err
     assert sweep.main(["--config", "s.toml", "--ray-address", "auto"]) == 2
-    assert "ray-address: needs --engine ray" in capsys.readouterr().err
-    assert sweep.main(["--config", "s.toml", "--engine", "rai"]) == 2
+    assert "ray-address: needs --pool ray" in capsys.readouterr().err
+    assert sweep.main(["--config", "s.toml", "--pool", "rai"]) == 2
     assert "did you mean ray" in capsys.readouterr().err
 
 
@@ -710,7 +710,7 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
         'trace = ["t.npz", "mixtral.npz"]\nhardware = "h.toml"\nmax_steps = 300\ncache = [2, "9B"]\nrepeats = 40'
     )
     try:
-        flags = ["--config", "s.toml", "--engine", "ray", "--ray-address", cluster.address, "--out", "ray"]
+        flags = ["--config", "s.toml", "--pool", "ray", "--ray-address", cluster.address, "--out", "ray"]
         assert sweep.main(flags) == 0
     finally:
         cluster.shutdown()

@@ -32,7 +32,7 @@ def some_trace(seed: int = 0, **options: object) -> RoutingTrace:
 
 def written(trace: RoutingTrace, to: str, out: Path) -> Path:
     npz.write(out.parent / "in.npz", trace)
-    assert main(["convert", "--to", to, str(out.parent / "in.npz"), str(out)]) == 0
+    assert main(["convert", "--force", "--to", to, str(out.parent / "in.npz"), str(out)]) == 0
     return out
 
 
@@ -73,8 +73,8 @@ def test_counts_of_a_profile(name: str, tmp_path: Path) -> None:
     trace = some_trace()
     profile.write(tmp_path / "in.npz", profile_of(trace))
     for file in WRITTEN[name]:
-        assert main(["convert", "--to", name, str(tmp_path / "in.npz"), str(tmp_path / file)]) == 0
-        assert main(["convert", str(tmp_path / file), str(tmp_path / "p.npz"), *shape_flags(trace)]) == 0
+        assert main(["convert", "--force", "--to", name, str(tmp_path / "in.npz"), str(tmp_path / file)]) == 0
+        assert main(["convert", "--force", str(tmp_path / file), str(tmp_path / "p.npz"), *shape_flags(trace)]) == 0
         assert np.array_equal(profile.read(tmp_path / "p.npz").counts, counts_of(trace))
 
 
@@ -100,7 +100,9 @@ def test_matrices_by_request(tmp_path: Path) -> None:
 # --- placements ---
 
 
-def test_the_simulator_s_placement_becomes_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simulator_s_placement_becomes_a_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """python -m sim.placement, then --to sglang: residents first, the most popular before the others."""
     import torch
 
@@ -110,7 +112,7 @@ def test_the_simulator_s_placement_becomes_a_map(tmp_path: Path, capsys: pytest.
     run = ["--trace", str(tmp_path / "t.npz"), "--hardware", str(tmp_path / "h.toml"), "--cache", "2"]
     run += ["--placement", "popular", "--calibration", "0.4"]
     assert sim_placement.main([*run, "--out", str(tmp_path / "p.npz")]) == 0
-    assert main(["convert", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "map.pt")]) == 0
+    assert main(["convert", "--force", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "map.pt")]) == 0
     found = torch.load(tmp_path / "map.pt", weights_only=True)["physical_to_logical_map"].numpy()
     assert found.shape == (4, 6) and found[0].tolist() == list(range(6))
     assert (np.sort(found, axis=1) == np.arange(6)).all()
@@ -123,10 +125,12 @@ def test_the_simulator_s_placement_becomes_a_map(tmp_path: Path, capsys: pytest.
         assert found[i + 1, 2:].tolist() == sorted(ranked[2:])
     assert np.array_equal(placement.read(tmp_path / "p.npz").residents, of(setting).residents)
     capsys.readouterr()
-    assert main(["convert", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "map.json")]) == 0
+    assert main(["convert", "--force", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "map.json")]) == 0
     assert json.loads((tmp_path / "map.json").read_text())["physical_to_logical_map"] == found.tolist()
+    monkeypatch.chdir(tmp_path)
+    assert sim_placement.main(run) == 0 and (tmp_path / "t-popular.npz").is_file()
     assert sim_placement.main(run) == 2
-    assert "--out FILE.npz is required" in capsys.readouterr().err
+    assert "t-popular.npz: is there already" in capsys.readouterr().err
 
 
 def test_one_pool_and_bad_placements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +138,7 @@ def test_one_pool_and_bad_placements(tmp_path: Path, capsys: pytest.CaptureFixtu
     pooled = Placement(np.array([4, 0, 3], np.int64), meta)
     assert pooled.by_layer() == [[0], [0, 1]]
     placement.write(tmp_path / "p.npz", pooled)
-    assert main(["convert", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "m.json")]) == 0
+    assert main(["convert", "--force", "--to", "sglang", str(tmp_path / "p.npz"), str(tmp_path / "m.json")]) == 0
     found = json.loads((tmp_path / "m.json").read_text())["physical_to_logical_map"]
     assert found == [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
     for residents, change, message in (
@@ -144,7 +148,7 @@ def test_one_pool_and_bad_placements(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([1], {"n_experts": 0}, "integers from 1"),
     ):
         npz.write_arrays(tmp_path / "q.npz", meta | change, {"residents": np.array(residents, np.int64)})
-        command = ["convert", "--to", "sglang", str(tmp_path / "q.npz"), str(tmp_path / "n.json")]
+        command = ["convert", "--force", "--to", "sglang", str(tmp_path / "q.npz"), str(tmp_path / "n.json")]
         assert message in refused(command, capsys)
     assert not (tmp_path / "n.json").exists()
 
@@ -217,7 +221,7 @@ def test_oracle_general_in_libcachesim(policy: str, tmp_path: Path) -> None:
 def test_bad_targets(to: str, out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     npz.write(tmp_path / "in.npz", some_trace(missing=0.2))
     (tmp_path / "folder").mkdir()
-    command = ["convert", "--to", to, str(tmp_path / "in.npz"), str(tmp_path / out)]
+    command = ["convert", "--force", "--to", to, str(tmp_path / "in.npz"), str(tmp_path / out)]
     assert message in refused(command, capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "in.npz"]
 
@@ -225,10 +229,10 @@ def test_bad_targets(to: str, out: str, message: str, tmp_path: Path, capsys: py
 def test_wrong_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile.write(tmp_path / "p.npz", profile_of(some_trace()))
     for to in ("vllm", "flame", "oracle-general"):
-        command = ["convert", "--to", to, str(tmp_path / "p.npz"), str(tmp_path / "o.x")]
+        command = ["convert", "--force", "--to", to, str(tmp_path / "p.npz"), str(tmp_path / "o.x")]
         assert f"is a frequency profile; {to} is written from a trace" in refused(command, capsys)
     npz.write(tmp_path / "t.npz", some_trace(weights=False))
-    command = ["convert", "--to", "flame", str(tmp_path / "t.npz"), str(tmp_path / "o")]
+    command = ["convert", "--force", "--to", "flame", str(tmp_path / "t.npz"), str(tmp_path / "o")]
     assert "needs `weights`" in refused(command, capsys)
     assert "--model: not with --to" in refused([*command, "--model", "m"], capsys)
     assert "--from: not with --to" in refused([*command, "--from", "csv"], capsys)
@@ -240,6 +244,6 @@ def test_without_the_extra_one_line_names_it(
     npz.write(tmp_path / "t.npz", some_trace())
     for name, to, out in (("torch", "sglang", "o.pt"), ("pyarrow", "flame", "o")):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-        message = refused(["convert", "--to", to, str(tmp_path / "t.npz"), str(tmp_path / out)], capsys)
+        message = refused(["convert", "--force", "--to", to, str(tmp_path / "t.npz"), str(tmp_path / out)], capsys)
         assert f"needs {name}, which is not installed: pip install 'moe-offload-sim[" in message
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]

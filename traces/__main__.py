@@ -8,11 +8,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from traces.capturing import command as capturing
-from traces.command import Parser, guarded, one_of
+from traces.command import Parser, add_force, guarded, one_of, out_file
 from traces.errors import TraceError
 from traces.foreign import card
 from traces.foreign.convert import add_arguments, convert
@@ -21,6 +21,8 @@ from traces.format.groups import parts
 from traces.format.trace import split
 from traces.statistics.describe import LOUD, describe, describe_profile, marked, size
 from traces.statistics.stats import info, info_of_profile
+
+EXAMPLE = "python -m traces info"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +40,10 @@ def _command(arguments: list[str]) -> None:
 def _known_command(arguments: list[str]) -> list[str]:
     """The arguments, if they begin with a command or an option."""
     if not arguments:
-        raise TraceError(f"no command; one of {', '.join(COMMANDS)} is required")
-    if not arguments[0].startswith("-"):
+        raise TraceError(f"no command; one of {', '.join(COMMANDS)} is required, such as: {EXAMPLE} mixtral.npz")
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        if npz.is_name(arguments[0]):
+            raise TraceError(f"{arguments[0]}: is no command; did you mean {EXAMPLE} {arguments[0]}?")
         one_of("command", arguments[0], list(COMMANDS))
     return arguments
 
@@ -50,7 +54,7 @@ def _parser(by: bool, helps: bool = False) -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
 
-    command = commands.add_parser("info", help="shape, provenance and statistics of a trace")
+    command = commands.add_parser("info", help="shape, provenance and statistics of a trace", example="mixtral.npz")
     command.add_argument("file", help=file_help)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -60,10 +64,11 @@ def _parser(by: bool, helps: bool = False) -> Parser:
     how.add_argument("--fraction", type=float, help="share of the requests for OUT_A")
     how.add_argument("--by", metavar="KEY", help="a group of the trace's meta, such as domain; or request, for each")
     command.add_argument("--seed", type=int, default=0, help="of --fraction")
-    command.add_argument("--out", metavar="DIR", help="of --by: FILE-VALUE.npz for each value")
+    command.add_argument("--out", metavar="DIR", help="of --by: FILE-VALUE.npz for each value (default: FILE-by-KEY)")
+    add_force(command)
     if not by:
-        command.add_argument("out_a", metavar="OUT_A")
-        command.add_argument("out_b", metavar="OUT_B")
+        command.add_argument("out_a", metavar="OUT_A", nargs="?", help="default: FILE-a.npz")
+        command.add_argument("out_b", metavar="OUT_B", nargs="?", help="default: FILE-b.npz")
 
     command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
     add_arguments(command, helps)
@@ -79,7 +84,8 @@ def _parser(by: bool, helps: bool = False) -> Parser:
     command.add_argument("--requests", type=int, metavar="N", help="of a generic or a uniform trace")
     command.add_argument("--tokens", type=int, metavar="N", help="of a profile's trace (default: 1024)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", metavar="FILE", help="required, but for --list")
+    command.add_argument("--out", metavar="FILE", help="default: NAME-synthetic.npz")
+    add_force(command)
 
     capturing.add_arguments(commands.add_parser("capture", help="record the routing of a live model"))
     return parser
@@ -101,18 +107,29 @@ def _split(options: argparse.Namespace) -> None:
         return
     if options.out is not None:
         raise TraceError(f"--out: {options.out}: goes with --by; --fraction writes OUT_A and OUT_B")
-    if os.path.realpath(options.out_a) == os.path.realpath(options.out_b):
-        raise TraceError(f"OUT_A and OUT_B are the same file, {options.out_a}; two are required")
     path = npz.find(options.file)
+    if options.out_a is not None and options.out_b is None:
+        raise TraceError(f"OUT_B: missing; beside {options.out_a}, or give neither")
+    both = zip((options.out_a, options.out_b), "ab", strict=True)
+    out_a, out_b = (f"{path.stem}-{part}.npz" if given is None else given for given, part in both)
+    if os.path.realpath(out_a) == os.path.realpath(out_b):
+        raise TraceError(f"OUT_A and OUT_B are the same file, {out_a}; two are required")
     first, second = split(npz.read(path), options.fraction, options.seed)
-    npz.write_all([(options.out_a, first), (options.out_b, second)])
-    print(f"{options.out_a}: {size(first)}\n{options.out_b}: {size(second)}")
+    _refuse_there((out_a, out_b), options.force)
+    npz.write_all([(out_a, first), (out_b, second)])
+    print(f"{out_a}: {size(first)}\n{out_b}: {size(second)}")
+
+
+def _refuse_there(files: Iterable[str | Path], force: bool) -> None:
+    """None of several files is replaced, but by --force; what else is wrong with a place the writer says."""
+    for file in files:
+        if not force and os.path.isfile(file):
+            out_file(file)
 
 
 def _split_by(options: argparse.Namespace) -> None:
-    if options.out is None:
-        raise TraceError("--by: writes a file for each value; --out DIR is required")
-    path, folder = npz.find(options.file), Path(options.out)
+    path = npz.find(options.file)
+    folder = Path(options.out or f"{path.stem}-by-{options.by}")
     if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise TraceError(f"--out: {folder}: must be a folder, or a new one in a folder that is there")
     files = {}
@@ -121,6 +138,7 @@ def _split_by(options: argparse.Namespace) -> None:
         if name in files:
             raise TraceError(f"--by: {options.by}: two values make the name {name.name}; they must differ in letters")
         files[name] = part
+    _refuse_there(files, options.force)
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -139,8 +157,6 @@ def _synth(options: argparse.Namespace) -> None:
     if options.list:
         print(listing())
         return
-    if options.out is None:
-        raise TraceError("--out: required: --out FILE")
     if options.like_profile is not None:
         if options.uniform or options.requests is not None:
             raise TraceError(f"--{'uniform' if options.uniform else 'requests'}: goes with --like")
@@ -150,14 +166,17 @@ def _synth(options: argparse.Namespace) -> None:
         raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
     else:
         trace = synthesise(options.like, options.seed, options.requests, options.uniform)
-    npz.write(options.out, trace)
-    print(f"{options.out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
+    name = Path(options.like_profile or options.like).stem
+    out = out_file(options.out or f"{name}-{'uniform' if options.uniform else 'synthetic'}.npz", options.force)
+    npz.write(out, trace)
+    print(f"{out}: {size(trace)}; {LOUD}{marked(trace.meta)}")
 
 
 def _capture(options: argparse.Namespace) -> None:
+    out = out_file(options.out or f"{Path(options.model).name}-capture.npz", options.force)
     trace = capturing.run(options)
-    npz.write(options.out, trace)
-    print(f"{options.out}: {size(trace)} of {trace.model}")
+    npz.write(out, trace)
+    print(f"{out}: {size(trace)} of {trace.model}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

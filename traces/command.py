@@ -5,7 +5,6 @@ ours (a traceback).
 """
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -14,9 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from traces import slips
 from traces.errors import UserError
 from traces.extras import not_installed
 from traces.progress import watched
+from traces.slips import did_you_mean
+
+INTERRUPTED = 130  # exit status of what Ctrl-C ended
 
 SCRIPT = "moe-offload-sim"  # the console script; `python -m sim` is the same (sim.__main__)
 STARTED_BY = (f"{SCRIPT} ", "python -m sim ")  # begins sys.argv[0] where one of these runs a command
@@ -30,37 +33,45 @@ def typed(command: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad arguments raise UserError like every other bad input; an unknown one is told the nearest that exists."""
+    """Bad arguments raise UserError like every other bad input, with what was probably meant (`traces.slips`).
 
-    def __init__(self, **options: Any) -> None:
+    example: words behind `prog` that make a command, shown in the help and where something is missing.
+    """
+
+    def __init__(self, *, example: str = "", **options: Any) -> None:
         name = {"prog": typed(options["prog"])} if options.get("prog") else {}
         super().__init__(**{"allow_abbrev": False, **options, **name})
+        self.example = f"{self.prog} {example}" if example else ""
+        self.epilog = self.epilog or (f"such as: {self.example}" if example else None)
+        self.given: list[str] = []  # the words that are being parsed
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        strange = slips.strange(self, self.given) if "required" in message else None
+        told = slips.told(self, message, self.example)
+        raise UserError(told if strange is None else slips.unknown(self, self.given, strange))
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, rest = self.parse_known_args(args, namespace)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = list(sys.argv[1:] if args is None else args)
+        if any(action.nargs == "?" and not action.option_strings for action in self._actions):
+            args = slips.gathered(self, self.given)
+        found, rest = super().parse_known_args(args, namespace)
         if rest:
-            flag = str(rest[0]).split("=")[0]
-            self.error(f"{flag}: unknown argument{did_you_mean(flag, self._flags())}")
-        return found
+            raise UserError(slips.unknown(self, self.given, str(rest[0])))
+        return found, rest
 
-    def _flags(self) -> list[str]:
-        """Every option, those of the commands below this one too."""
-        out: list[str] = []
-        for action in self._actions:
-            out += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    out += command._flags()
-        return out
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        try:
+            return super()._get_value(action, text)
+        except argparse.ArgumentError:
+            if action.type not in (int, float):
+                raise
+            raise argparse.ArgumentError(action, slips.no_number(text, action.type is int)) from None
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(each) for each in action.choices]
+            wrong = f"{value!r} is unknown{did_you_mean(str(value), known)}; one of {', '.join(known)} is required"
+            raise argparse.ArgumentError(action, wrong)
 
 
 def one_of(what: str, name: str, names: Sequence[str]) -> str:
@@ -89,9 +100,34 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     except ModuleNotFoundError as error:
         print(f"error: {not_installed(error, 'what is asked for')}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename is not None and not error.filename2
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
+
+
+def out_file(path: str | Path, force: bool = False) -> Path:
+    """Where a file goes that a command writes. Raises UserError where it is there already (unless `force`), where a
+    folder is in its place, or where there is no folder to hold it."""
+    file = Path(path)
+    if not str(path).strip() or file.is_dir():
+        raise UserError(f"out: {str(path)!r}: must name a file")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"out: {path}: its folder is not there (No such file or directory); make {file.parent} first")
+    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"out: {path}: its folder is not ours to write to; give another --out")
+    if file.exists() and not force:
+        raise UserError(f"out: {path}: is there already; give another name, or --force to replace it")
+    return file
+
+
+def add_force(command: Any) -> None:
+    """--force of a command that writes files: without it none is replaced."""
+    command.add_argument("--force", action="store_true", help="replace what is there under the name")
 
 
 def out_folder(path: str | Path, keep: Iterable[str] = ()) -> Path:

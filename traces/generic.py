@@ -19,10 +19,10 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.foreign.models import entry_of, model, names
 from traces.format.trace import RoutingTrace
+from traces.slips import did_you_mean
 from traces.synthetic import PRESETS, Preset, generate
 
 TOPIC = 0.25  # share of memory that lasts for a whole request: analysis/results/generic.md says why

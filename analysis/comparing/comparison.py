@@ -11,8 +11,8 @@ from sim.core.plan import CAUSES
 from sim.outcome.marks import START, UNSURE, starts_free
 from sim.outcome.per_request import LEVEL
 from sim.spec import CHANGES
-from traces.command import did_you_mean
 from traces.errors import UserError
+from traces.slips import did_you_mean
 
 # What the work and the machine are. Runs that differ here are no alternatives of each other.
 VERSION = "spec version"

@@ -1,11 +1,13 @@
 """A request's expert activations so far, matched against those of whole requests seen before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked, whole
+from sim.fit.prediction import FittedPredictor, Ids, Int, Prediction, Rows, length, ranked
+from sim.policies.policy import From
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.counts import expert_counts
@@ -34,11 +36,12 @@ class ActivationMatrix(FittedPredictor):
 
     name = "activation-matrix"
     source = "MoE-Infinity, arXiv 2401.14361"
+    ranges: ClassVar[Mapping[str, From]] = {**FittedPredictor.ranges, "capacity": From(1)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None, capacity: int = 64, seed: int = 0) -> None:
         super().__init__(distance=distance, width=width)
-        self.capacity = whole(self.name, "capacity", capacity)
-        self.seed = whole(self.name, "seed", seed, least=0)
+        self.capacity = int(self.in_range("capacity", capacity))
+        self.seed = int(self.in_range("seed", seed))
 
     def _learn(self, trace: RoutingTrace) -> None:
         """The key is measured on requests whose own matrices may be in the collection."""

@@ -40,15 +40,13 @@ def answer_fields(
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
         values = {key: values[key] for key in miss.prepared}
-    if not float(values.get("temperature", 1)) > 0:
-        raise SpecError(f"set: {miss.name}.temperature={values['temperature']}: must be above 0")
     if values.get("budget_mb"):
         index = list(miss.params).index("budget")
         chosen.params[index] = float(values["budget_mb"]) * 1e6 / expert_bytes
     fields: dict[str, Any] = {
         "miss": chosen,
-        "lossy_prefill": bool(values.get("prefill", 0)),
-        "late_counts_as_missing": bool(values.get("late", 0)),
+        "lossy_prefill": bool(miss.number("prefill", values.get("prefill", 0))),
+        "late_counts_as_missing": bool(miss.number("late", values.get("late", 0))),
         "norm_topk": bool(trace.meta.get("norm_topk", True)),
     }
     if chosen.marks & NOT_ALL_FETCHED or rerank is not NONE or weighs:
@@ -130,13 +128,11 @@ def _lists(miss: Policy, values: dict[str, Any], trace: RoutingTrace, seed: int,
 
 def _tau(miss: Policy, values: Given, trace: RoutingTrace, calibration: RoutingTrace | None) -> Any:
     """float64 [L]: one threshold, or each layer's percentile on the calibration trace (never on the judged one)."""
-    percentile = float(values["percentile"])
+    percentile = miss.number("percentile", values["percentile"])
     if percentile < 0:
-        return np.full(trace.n_moe_layers, float(values["tau"]))
+        return np.full(trace.n_moe_layers, miss.number("tau", values["tau"]))
     if calibration is None or calibration.weights is None:
         raise SpecError(f"{miss.name}: percentile needs --calibration with router weights")
-    if percentile > 100:
-        raise SpecError(f"set: {miss.name}.percentile={percentile:g}: must lie in 0..100, or be negative for none")
     return thresholds(calibration, percentile, float(values["temperature"]))
 
 

@@ -4,15 +4,17 @@ Everything is compared in whole numbers: a probability is so many units of 2^-20
 float64 whatever order they are taken in, and equal input gives equal lists on any machine and in chunks of any size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.fit.activation import Turns
-from sim.fit.prediction import CERTAIN, FittedPredictor, Ids, Int, Prediction, Rows, whole
+from sim.fit.prediction import CERTAIN, FittedPredictor, Ids, Int, Prediction, Rows
 from sim.fit.prompts import Prompts
+from sim.policies.policy import From
 from sim.steps import Steps, schedule
 from traces.format.trace import RoutingTrace, hash64
 
@@ -47,11 +49,12 @@ class MapStore(FittedPredictor):
     name = "map-store"
     needs = ("logits",)
     source = "FineMoE, arXiv 2502.05370"
+    ranges: ClassVar[Mapping[str, From]] = {**FittedPredictor.ranges, "maps": From(1)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None, maps: int = 1000, seed: int = 0) -> None:
         super().__init__(distance=distance, width=width)
-        self.maps = whole(self.name, "maps", maps)
-        self.seed = whole(self.name, "seed", seed, least=0)
+        self.maps = int(self.in_range("maps", maps))
+        self.seed = int(self.in_range("seed", seed))
 
     def fit(self, trace: RoutingTrace) -> "MapStore":
         """As every fitted predictor, the key divided by the layers ahead."""

@@ -1,12 +1,14 @@
 """What a request's own prompt used most: the experts to have when its decode steps begin."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sim.fit.activation import Turns
-from sim.fit.prediction import DISTANCES, Ids, Int, Prediction, Predictor, ranked, unfitted, whole
+from sim.fit.prediction import DISTANCES, Ids, Int, Prediction, Predictor, ranked, unfitted
 from sim.fit.prompts import Prompts
+from sim.policies.policy import From
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace
 from traces.statistics.counts import count_experts
@@ -27,10 +29,11 @@ class PopularPerRequest(Predictor):
     name = "popular-per-request"
     source = "the cache warmed up from prefill, as several offloading engines do"
     search: ClassVar[Any] = {"distance": DISTANCES, "tokens": (1, 16)}
+    ranges: ClassVar[Mapping[str, From]] = {**Predictor.ranges, "tokens": From(1)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None, tokens: int = 1) -> None:
         super().__init__(distance=distance, width=width)
-        self.tokens = whole(self.name, "tokens", tokens)
+        self.tokens = int(self.in_range("tokens", tokens))
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         turns, prompts = Turns.of(trace, steps), Prompts.of(trace)

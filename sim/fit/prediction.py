@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.errors import SpecError
+from sim.policies.policy import From
 from sim.steps import Steps, schedule
 from traces.format.trace import RoutingTrace
 
@@ -43,7 +44,7 @@ class Prediction:
 
 class Predictor:
     """What every predictor has. `needs`: optional arrays of the trace that it reads; `oracle`: it reads the future;
-    `drafts`: its lists are of speculative windows; `search`: see sim.policies.policy.Policy.
+    `drafts`: its lists are of speculative windows; `search`, `ranges`: see sim.policies.policy.Policy.
 
     distance   look 1 .. distance MoE layers ahead; at most the MoE layers of the trace.
     width      entries of a list; None = the trace's top-k.
@@ -59,10 +60,20 @@ class Predictor:
     oracle: ClassVar[bool] = False
     drafts: ClassVar[bool] = False
     search: ClassVar[Mapping[str, tuple[Any, ...]] | None] = {"distance": DISTANCES}
+    ranges: ClassVar[Mapping[str, From]] = {"distance": From(1), "width": From(1), "seed": From(0)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None) -> None:
-        self.distance = whole(self.name, "distance", distance)
-        self.width = None if width is None else whole(self.name, "width", width)
+        self.distance = int(self.in_range("distance", distance))
+        self.width = None if width is None else int(self.in_range("width", width))
+
+    def in_range(self, parameter: str, value: Any) -> int | float:
+        """`value`, if it lies in the parameter's range (a whole one is an int). Raises SpecError."""
+        allowed = self.ranges[parameter]
+        kinds: tuple[type, ...] = (int, np.integer) if allowed.whole else (int, float, np.number)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not number or not allowed.holds(float(value)):
+            raise SpecError(f"{self.name}: {parameter} is {value}; {allowed} is required")
+        return int(value) if allowed.whole else float(value)
 
     def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         """The lists for these steps. Raises SpecError where the trace lacks what they are made of."""
@@ -115,21 +126,6 @@ class FittedPredictor(Predictor):
             there, here = (f"{n} MoE layers, {e} experts, top-{k}" for n, e, k in (self.shape_, _shape(trace)))
             raise SpecError(f"{self.name}: the calibration trace has {there}; the trace has {here}")
         super().check(trace)
-
-
-def whole(name: str, parameter: str, value: Any, least: int = 1) -> int:
-    """`value` as an int. Raises SpecError unless it is a whole number from `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise SpecError(f"{name}: {parameter} is {value}; a whole number from {least} is required")
-    return int(value)
-
-
-def share(name: str, parameter: str, value: Any, zero: bool = True) -> float:
-    """`value` as a float. Raises SpecError unless it lies in [0, 1], or (0, 1] without `zero`."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not (0 <= value <= 1) or (value == 0 and not zero):
-        raise SpecError(f"{name}: {parameter} is {value}; a number in {'[' if zero else '('}0, 1] is required")
-    return float(value)
 
 
 def _shape(trace: RoutingTrace) -> tuple[int, int, int]:

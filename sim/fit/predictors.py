@@ -13,6 +13,7 @@ on routing up to v alone.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,11 +34,10 @@ from sim.fit.prediction import (
     length,
     own_rows,
     ranked,
-    share,
     unfitted,
-    whole,
 )
 from sim.fit.transition import Transition
+from sim.policies.policy import From
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace, hash64
 from traces.statistics.counts import expert_counts
@@ -164,8 +164,8 @@ class Oracle(Predictor):
 class NoisyOracle(Predictor):
     """An oracle of set recall and precision: what would such a predictor be worth? Reads the future.
 
-    recall     chance of each wanted expert to be listed, in [0, 1].
-    precision  expected share of right entries among all entries of the trace, in (0, 1].
+    recall     chance of each wanted expert to be listed.
+    precision  expected share of right entries among all entries of the trace.
     seed       of the noise.
     width      None = lists are whole; a number cuts them, and then they no longer have the quality asked for.
 
@@ -177,6 +177,10 @@ class NoisyOracle(Predictor):
     """
 
     name = "noisy-oracle"
+    ranges: ClassVar[Mapping[str, From]] = {
+        **Predictor.ranges, "recall": From(0, whole=False, most=1),
+        "precision": From(0, whole=False, most=1, above=True),
+    }  # fmt: skip
     oracle = True
     search = None
     source = "this project"
@@ -191,9 +195,9 @@ class NoisyOracle(Predictor):
         width: int | None = None,
     ) -> None:
         super().__init__(distance=distance, width=width)
-        self.recall = share(self.name, "recall", recall)
-        self.precision = share(self.name, "precision", precision, zero=False)
-        self.seed = whole(self.name, "seed", seed, least=0)
+        self.recall = float(self.in_range("recall", recall))
+        self.precision = float(self.in_range("precision", precision))
+        self.seed = int(self.in_range("seed", seed))
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         tokens, layers, k = trace.experts.shape
@@ -252,7 +256,7 @@ def _keyed(hashed: npt.NDArray[np.uint64], expert: Int) -> npt.NDArray[np.uint64
 class DraftWindow(Predictor):
     """What a draft model lists of the next window, one window ahead; it stands for one, and so reads the future.
 
-    recall     chance of each expert that a row of the window is routed to (by the trace) to be listed, in [0, 1].
+    recall     chance of each expert that a row of the window is routed to (by the trace) to be listed.
     seed       of these chances.
     width      entries of a list; None = the trace's top-k, which it never exceeds.
 
@@ -262,6 +266,7 @@ class DraftWindow(Predictor):
     """
 
     name = "draft-window"
+    ranges: ClassVar[Mapping[str, From]] = {**Predictor.ranges, "recall": From(0, whole=False, most=1)}
     oracle = True
     drafts = True
     search = None
@@ -269,8 +274,8 @@ class DraftWindow(Predictor):
 
     def __init__(self, *, recall: float = 1.0, seed: int = 0, width: int | None = None) -> None:
         super().__init__(width=width)
-        self.recall = share(self.name, "recall", recall)
-        self.seed = whole(self.name, "seed", seed, least=0)
+        self.recall = float(self.in_range("recall", recall))
+        self.seed = int(self.in_range("seed", seed))
 
     def _predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
         layers = trace.n_moe_layers

@@ -1,13 +1,13 @@
 """Experts at layer l foretell those at layer l + d: a table of conditional probabilities."""
 
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.errors import SpecError
 from sim.fit.prediction import CHUNK_ELEMENTS, FittedPredictor, Ids, Int, Prediction, length
+from sim.policies.policy import From
 from sim.steps import Steps
 from traces.format.trace import RoutingTrace
 
@@ -30,12 +30,11 @@ class Transition(FittedPredictor):
 
     name = "transition"
     source = "inter-layer expert affinity: ExFlow, arXiv 2401.08383"
+    ranges: ClassVar[Mapping[str, From]] = {**FittedPredictor.ranges, "smoothing": From(0, whole=False)}
 
     def __init__(self, *, distance: int = 1, width: int | None = None, smoothing: float = 1.0) -> None:
         super().__init__(distance=distance, width=width)
-        if not isinstance(smoothing, int | float) or not 0 <= smoothing < math.inf:
-            raise SpecError(f"{self.name}: smoothing is {smoothing}; a finite number from 0 is required")
-        self.smoothing = float(smoothing)
+        self.smoothing = float(self.in_range("smoothing", smoothing))
 
     def _learn(self, trace: RoutingTrace) -> None:
         counts = (transition_counts(trace, d + 1) for d in range(self.distance))

@@ -18,36 +18,42 @@ def _numbered(*words: str) -> dict[str, float]:
     return {word: float(i) for i, word in enumerate(words)}
 
 
-# parameters that are said in words, each with its words and their numbers in the core
+MANY = 1e9  # no limit
+_YES_NO = ("warm", "keep", "atomic", "prefill", "late", "matched", "lowest_first", "background", "touch", "backlog")
+# parameters that are said in words, each with its words and their numbers in the core; POLICY.PARAM: of one policy
 WORDS: Mapping[str, Mapping[str, float]] = {
+    "selector": _numbered("list", "random", "next", "drop", "nobody"),
     "fallback": _numbered("fetch", "drop", "cpu", "cheaper"),
     "count": _numbered("binary", "weighted", "mixed"),
     "by": _numbered(*SPLITS),
-    **dict.fromkeys(("warm", "keep"), _numbered("no", "yes")),
+    **dict.fromkeys(_YES_NO, _numbered("no", "yes")),
     **{key: {"unlimited": -1.0} for key in ("inserts", "queue", "max_rows")},
+    **{key: {"unlimited": MANY} for key in ("rho", "search")},
+    **{key: {"none": -1.0} for key in ("tau", "percentile", "decayed.kappa")},
+    **{key: {"none": 2.0} for key in ("beta", "gamma")},
     "since": _numbered("landing", "ever"),
     "ties": _numbered("older", "id"),
-    "atomic": _numbered("no", "yes"),
     "touches": _numbered("run", "listed"),
-    "kappa": {"none": -1.0},
 }
 
 
 class From(NamedTuple):
-    """The numbers that a parameter may be: from `least` to `most`, whole ones unless it says otherwise."""
+    """The numbers that a parameter may be: from `least` (above it, with `above`) to `most`, whole ones unless it says
+    otherwise."""
 
     least: float
     whole: bool = True
     most: float = math.inf
+    above: bool = False
 
     def holds(self, value: Value) -> bool:
-        if isinstance(value, str) or not self.least <= value <= self.most:
+        if isinstance(value, str) or not self.least <= value <= self.most or not math.isfinite(value):
             return False
-        return float(value).is_integer() or not self.whole
+        return (float(value).is_integer() or not self.whole) and not (self.above and value == self.least)
 
     def __str__(self) -> str:
-        to = "" if self.most == math.inf else f" to {self.most:g}"
-        return f"a {'whole ' if self.whole else ''}number from {self.least:g}{to}"
+        to = "" if self.most == math.inf else f", at most {self.most:g}" if self.above else f" to {self.most:g}"
+        return f"a {'whole ' if self.whole else ''}number {'above' if self.above else 'from'} {self.least:g}{to}"
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,12 @@ class Policy:
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
     lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. ranges: the numbers that a
-    parameter may be, where not any. weighs: of an eviction,
-    whether what it keeps a resident for is known of a newcomer, too. spreads: of a placement, whether it sets the slots
-    of each layer, too. search: what sim.recommend tries of it: by
-    parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy lists come from
-    ("" none, "buddies", "similarity").
+    eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. means: what each parameter means;
+    more: what it does (of those of the registry that sim.policies.told does not tell); ranges: the numbers that a
+    parameter may be, where not any. weighs: of an eviction, whether what it keeps a resident for is known of a
+    newcomer, too. spreads: of a placement, whether it sets the slots of each layer, too. search: what sim.recommend
+    tries of it: by parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy
+    lists come from ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters; drafts: whether its lists are
     of speculative windows, and what joins is what comes in time.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; numbers: of a
@@ -84,6 +90,8 @@ class Policy:
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
     adds: Callable[[Mapping[str, float]], Iterable[str]] | None = None
+    means: Mapping[str, str] = field(default_factory=dict)
+    more: str = ""
     ranges: Mapping[str, From] = field(default_factory=dict)
     weighs: bool = False
     spreads: bool = False
@@ -118,14 +126,27 @@ class Policy:
 
     def words(self, key: str) -> Mapping[str, float]:
         """The words for a parameter, with their numbers; what a user's own means by that name only it knows."""
-        return {} if self.user else WORDS.get(key, {})
+        return {} if self.user else WORDS.get(f"{self.name}.{key}") or WORDS.get(key, {})
+
+    def allowed(self, key: str) -> str:
+        """What a parameter may be, in words."""
+        words = self.words(key)
+        if key in self.ranges:
+            return " or ".join([str(self.ranges[key]), *words])
+        return ", ".join(words) or ("text" if isinstance(self.parameters[key], str) else "any number")
+
+    def said(self, key: str) -> str:
+        """A parameter's default, as --set takes it; None: as its meaning says."""
+        value = self.parameters[key]
+        words = [word for word, number in self.words(key).items() if number == value]
+        return words[0] if words else f"{value:g}" if isinstance(value, float) else str(value)
 
     def _refuse_unless_number(self, key: str, value: Value) -> None:
         """Of a value that is no word for the parameter."""
         field, words = f"set: {self.name}.{key}", self.words(key)
         if key in self.ranges:
-            if not self.ranges[key].holds(value):
-                raise SpecError(f"{field}={value}: must be {' or '.join([str(self.ranges[key]), *words])}")
+            if not self.ranges[key].holds(value) and value not in words.values():
+                raise SpecError(f"{field}={value}: must be {self.allowed(key)}")
         elif words and (isinstance(value, str) or value not in words.values()):
             raise unknown(field, str(value), words)
         elif isinstance(value, str) and not isinstance(self.parameters[key], str):
@@ -150,7 +171,7 @@ class Policy:
 
     def _falls(self, given: Mapping[str, Value]) -> float:
         """What the substitution family answers where nobody stands in."""
-        return self._number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
+        return self.number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
 
     def _substitutes(self, key: str, given: Mapping[str, Value], otherwise: Value) -> Value:
         """A parameter of the substitution family; what a user's own means by that name only it knows."""
@@ -162,13 +183,14 @@ class Policy:
         lossy, cpu = self.may_be_lossy(given), self.may_answer_cpu(given)
         marks = {*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else [])}
         if self.adds is not None:
-            marks |= {*self.adds({key: self._number(key, value) for key, value in values.items()})}
+            marks |= {*self.adds({key: self.number(key, value) for key, value in values.items()})}
         mine = {key: values[key] for key in self.params}
-        numbers = [self._number(*each) for each in mine.items()] if self.numbers is None else self.numbers(mine)
+        numbers = [self.number(*each) for each in mine.items()] if self.numbers is None else self.numbers(mine)
         params = np.array(numbers, np.float64)
         return Choice(self.name, self.kind, params, self.hook, sum(1 << MARKS.index(mark) for mark in marks))
 
-    def _number(self, key: str, value: Value) -> float:
+    def number(self, key: str, value: Value) -> float:
+        """A parameter's value as a number: of a word, the core's."""
         return self.words(key)[value] if isinstance(value, str) else float(value)
 
 

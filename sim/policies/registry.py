@@ -13,10 +13,9 @@ from sim.core.plan import ADMIT_PARAMS, SPLIT_PARAMS, SPLITS, SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
 from sim.fit.predictors import PREDICTORS
+from sim.policies import meanings
 from sim.policies.kinds import BULK, KINDS, Value
-from sim.policies.policy import NONE, From, Policy, called, is_user, no_parameter
-
-MANY = 1e9  # no limit
+from sim.policies.policy import MANY, NONE, From, Policy, called, is_user, no_parameter
 
 
 def _table(*policies: Policy) -> dict[str, Policy]:
@@ -28,6 +27,8 @@ _BY_ID: dict[str, Value] = {"ties": "older"}
 _IN_TURN: dict[str, Value] = {"atomic": "yes"}
 _COUNTED = {**_BY_ID, **_IN_TURN}
 _SHARE, _PLACES = From(0, whole=False, most=1), From(1)
+_PART, _FROM_0, _WHOLE_FROM_0 = From(0, whole=False, most=1, above=True), From(0, whole=False), From(0)
+_SINCE = {"since": "uses are counted since it landed, or over the whole run"}
 
 
 def _counting(*by_visit: str) -> Callable[[Mapping[str, float]], Iterable[str]]:
@@ -47,7 +48,8 @@ def _counting(*by_visit: str) -> Callable[[Mapping[str, float]], Iterable[str]]:
 def _eviction(name: str, kind: int, doc: str, source: str, params: Any = None, **more: Any) -> Policy:
     """An eviction; `counted`: the ways of counting that it has (default: all)."""
     counted, by_visit = more.pop("counted", _COUNTED), more.pop("by_visit", ())
-    return Policy(name, kind, doc, source, params or {}, prepared=counted, adds=_counting(*by_visit), **more)
+    means = {key: meanings.COUNTED[key] for key in counted} | more.pop("means", {})
+    return Policy(name, kind, doc, source, params or {}, counted, means=means, adds=_counting(*by_visit), **more)
 
 
 EVICTION = _table(
@@ -57,12 +59,12 @@ EVICTION = _table(
     ),
     _eviction(
         "lfu", worth.LFU, "the fewest executions over the whole run (or `since` it landed) go", "Mattson et al. 1970",
-        {"since": 1}, keeps=("landings",), weighs=True, search={},
+        {"since": 1}, keeps=("landings",), weighs=True, search={}, means=_SINCE,
     ),
     _eviction(
         "lfru", worth.LFRU, "the least uses / (age + 1) goes: uses `since` it landed, age in visits of its scope",
         "least frequently and recently used, as public comparisons of expert caches have it", {"since": 0},
-        keeps=("scores", "uses", "told", "slots"), search={},
+        keeps=("scores", "uses", "told", "slots"), search={}, means=_SINCE,
     ),
     _eviction(
         "fifo", worth.FIFO, "the earliest landing goes", "Belady 1966", keeps=("landings",), search={},
@@ -78,12 +80,16 @@ EVICTION = _table(
         "whose score does not exceed the lowest by more is not kept",
         "LRFU, Lee et al. 2001; decayed counts as in several offloading engines", {"decay": 0.9, "kappa": -1},
         keeps=("scores", "uses"), weighs=True, search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
-        ranges={"kappa": From(0, whole=False)},
+        ranges={"decay": _SHARE, "kappa": _FROM_0},
+        means={
+            "decay": "what a use still counts after one more visit of its layer",
+            "kappa": "a newcomer is kept only if its score exceeds the lowest by more; none: each is kept",
+        },
     ),
     _eviction(
         "lru-k", worth.LRU_K, "the oldest `k`-th last use goes, and before it whoever was used less often",
         "O'Neil et al. 1993", {"k": 2, "since": 1}, keeps=("scores", "uses", "told", "history"),
-        ranges={"k": From(1, most=8)},
+        ranges={"k": From(1, most=8)}, means={"k": "which of the last uses decides (2: the one before it)", **_SINCE},
     ),
     _eviction(
         "sieve", worth.SIEVE, "a hand walks over landings, clears the bits of what was used again, and takes the first "
@@ -97,6 +103,7 @@ EVICTION = _table(
         "s3-fifo", worth.S3_FIFO, "newcomers stand in a `small` queue, go on to main if used twice there, else out and "
         "are remembered; main is a clock that counts to 3", "Yang et al. 2023", {"small": 0.1},
         keeps=("lists", "uses", "told"), counted=_IN_TURN, search={}, ranges={"small": _SHARE},
+        means={"small": "share of the slots that the small queue has"},
     ),
     _eviction(
         "arc", worth.ARC, "recent ones and frequent ones, with ghosts of both; their hits move the target between them",
@@ -107,6 +114,7 @@ EVICTION = _table(
         "again), and the more frequent of their oldest two stays", "Einziger et al. 2017",
         {"window": 0.01, "protected": 0.8}, keeps=("lists", "uses", "told"), counted={},
         ranges={"window": _SHARE, "protected": _SHARE},
+        means={"window": "share of the slots that are the window", "protected": "share of the rest that is protected"},
     ),
     _eviction(
         "layer-distance", worth.LAYER_DISTANCE,
@@ -122,7 +130,7 @@ EVICTION = _table(
         "reuse-interval", worth.REUSE_INTERVAL,
         "the furthest predicted next use goes, by a moving mean (`alpha` for the last) of the intervals between uses",
         "predicted reuse intervals, as in several expert caches", {"alpha": 0.5}, keeps=("scores", "uses"), counted={},
-        ranges={"alpha": _SHARE},
+        ranges={"alpha": _SHARE}, means={"alpha": "weight of the newest interval in the moving mean"},
     ),
     _eviction(
         "activation-matrix", worth.ACTIVATION,
@@ -133,17 +141,19 @@ EVICTION = _table(
         "window-score", worth.WINDOW_SCORE, "the least router weight in the last `window` visits of its layer goes",
         "score-averaged window, as in engines that keep router scores", {"window": 16}, needs=("weights",),
         keeps=("scores", "window", "weights"), weighs=True, counted=_BY_ID, search={"window": (16, 4, 8, 32, 64)},
+        ranges={"window": _PLACES}, means={"window": "visits of its layer that count"},
     ),
     _eviction(
         "mrs", worth.MRS, "the least moving mean (`alpha` for this visit) goes, of the router's probability where it "
         "is among the 2 x top-k highest", "HybriMoE, arXiv 2504.05897", {"alpha": 0.3}, needs=("logits",),
         keeps=("scores", "logits"), weighs=True, counted=_BY_ID, search={"alpha": (0.3, 0.1, 0.5)},
-        ranges={"alpha": _SHARE},
+        ranges={"alpha": _SHARE}, means={"alpha": "weight of this visit in the moving mean"},
     ),
     _eviction(
         "hobbit-priority", worth.HOBBIT, "the least (uses + `low` x those of its small copy) / steps + used lately / "
         "layers until it comes again goes, counted anew per request", "HOBBIT, arXiv 2411.01433", {"low": 0.25},
         keeps=("scores", "uses", "fresh"), counted=_BY_ID, ranges={"low": _SHARE},
+        means={"low": "what a use of its low-precision copy counts"},
     ),
     _eviction(
         "belady", worth.BELADY, "the expert wanted furthest ahead goes (reads the future)", "Belady 1966",
@@ -159,7 +169,8 @@ EVICTION = _table(
         "belady-w", worth.BELADY_W, "as min where the next use lies within `w` steps, else by decayed uses: what so "
         "much foresight is worth", "Belady 1966, over a window", {"w": 4, "half_life": 16}, oracle=True,
         keeps=("scores", "uses", "next-use", "bypass"), counted={},
-        ranges={"w": From(0), "half_life": From(1e-3, whole=False)},
+        ranges={"w": _WHOLE_FROM_0, "half_life": From(1e-3, whole=False)},
+        means={"w": "steps that it sees ahead", "half_life": "visits in which a use comes to count half"},
     ),
     _eviction(
         "static", worth.STATIC,
@@ -170,6 +181,7 @@ EVICTION = _table(
         "window-swap", worth.WINDOW_SWAP, "as static, but every `window` visits of a layer its `swap` most wanted "
         "outsiders of late come for the least wanted", "DALI, arXiv 2602.03495", {"window": 8, "swap": 2},
         keeps=("scores", "window", "fixed"), counted={}, ranges={"window": _PLACES, "swap": _PLACES},
+        means={"window": "visits of a layer from one swap to the next", "swap": "experts that are swapped at most"},
     ),
 )  # fmt: skip
 
@@ -181,6 +193,14 @@ _OPEN = dict(
 )  # every gate open, no limit, list order, fetch what nobody stands in for
 _GATED = {"beta": 1.0, "rho": 3.0}
 _GATE_SETTINGS: dict[str, Value] = {"tau": 0.95, "percentile": -1.0, "budget_mb": 0.0}
+_GATE_RANGES = {
+    "tau": _FROM_0, "percentile": From(0, whole=False, most=100), "budget_mb": _FROM_0, "alpha": _PART,
+    "k_max": From(1), "mix": _SHARE, "eps": _FROM_0, "warmup": _WHOLE_FROM_0,
+}  # fmt: skip
+_OPEN_RANGES = {
+    "temperature": From(0, whole=False, above=True), "gamma": _FROM_0, "beta": _FROM_0, "budget": _FROM_0,
+    "rho": _WHOLE_FROM_0, "search": _WHOLE_FROM_0, "partitions": From(1),
+}  # fmt: skip
 _GATES = {"tau": (0.95, 0.9, 0.8, 0.7, 0.5, 0.3), "beta": (1.0, 0.5, 0.8), "rho": (3, 1, 2)}  # worth trying
 _LISTS: dict[str, Value] = {
     "lists": "", "alpha": 0.9, "k_max": 16, "count": "binary", "mix": 0.5, "eps": 1e-6, "warmup": 0,
@@ -191,7 +211,7 @@ def _substitution(
     name: str, doc: str, source: str, selector: int, prepared: Mapping[str, Value], lists: str = "", **params: Any
 ) -> Policy:
     needs: tuple[str, ...] = params.pop("needs", ("weights",))
-    lossy, search = params.pop("lossy", True), params.pop("search", None)
+    lossy, search, means = params.pop("lossy", True), params.pop("search", None), params.pop("means", {})
     return Policy(
         name,
         miss.SUBSTITUTE,
@@ -200,6 +220,8 @@ def _substitution(
         params={**_OPEN, **params, "selector": selector},
         prepared={**_COMMON, **prepared},
         needs=needs,
+        means={**meanings.SUBSTITUTION, **means},
+        ranges=_OPEN_RANGES | {key: allowed for key, allowed in _GATE_RANGES.items() if key in prepared},
         lossy=lossy,
         search=search,
         fitted=lists == "buddies",
@@ -211,7 +233,8 @@ def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = 
     """A policy under the buddy's gates and budget; `more` may hold core parameters and prepared ones."""
     settings = {**_GATE_SETTINGS, **_LISTS}
     prepared = {**settings, **{key: more.pop(key) for key in list(more) if key in settings}}
-    return _substitution(name, doc, source, selector, prepared, "buddies", **{**_GATED, **more})
+    means = {**meanings.GATES, **meanings.LISTS}
+    return _substitution(name, doc, source, selector, prepared, "buddies", means=means, **{**_GATED, **more})
 
 
 _ADMIT = dict(zip(ADMIT_PARAMS, (2, 8, 2, 8, 8, 0, 0, 0), strict=True))
@@ -222,7 +245,15 @@ _SPLIT = dict(zip(SPLIT_PARAMS, (SPLITS.index("share"), 0, 1), strict=True))
 NULLS = "matched null: the buddy's gates and budget, another selector (the control that the paper lacks)"
 MISS = _table(
     Policy("fetch", miss.FETCH, "wait until it has crossed the link", "every lossless engine", search={}),
-    Policy("drop", miss.DROP, "leave the missing expert out", "the zero-fill baseline", prepared=_COMMON, lossy=True),
+    Policy(
+        "drop",
+        miss.DROP,
+        "leave the missing expert out",
+        "the zero-fill baseline",
+        prepared=_COMMON,
+        means=meanings.COMMON,
+        lossy=True,
+    ),
     Policy(
         "drop-by-weight",
         miss.DROP_BY_WEIGHT,
@@ -230,6 +261,8 @@ MISS = _table(
         "zero-fill by weight, as several engines do",
         {"threshold": 0.08},
         _COMMON,
+        means={"threshold": "router weight below which it is left out", **meanings.COMMON},
+        ranges={"threshold": _FROM_0},
         needs=("weights",),
         lossy=True,
         search={"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
@@ -241,6 +274,13 @@ MISS = _table(
         "HOBBIT, arXiv 2411.01433",
         {"full": 0.6, "low": 0.9},
         {**_COMMON, "precision": "q4", "slots": "0.25"},
+        means={
+            "full": "share of the token's router weight in front of it up to which the expert itself is fetched",
+            "low": "and up to which its low-precision copy is; beyond, nobody runs",
+            "precision": "of the copies (sim.catalog/precisions.toml)",
+            "slots": "slots of copies: a share of the experts (0.25), slots (8) or bytes (2GB)",
+            **meanings.COMMON,
+        },
         needs=("weights",),
         lossy=True,
     ),
@@ -250,6 +290,7 @@ MISS = _table(
         "compute the missing expert on the host, beside the GPU",
         "Fiddler, arXiv 2402.07033",
         prepared={"late": 0},
+        means={"late": meanings.COMMON["late"]},
         answers_cpu=True,
         search={},
     ),
@@ -273,6 +314,7 @@ MISS = _table(
         "free slot, after `replace_after` in a resident's place",
         "public llama.cpp forks and pull requests with an expert cache",
         _ADMIT,
+        means=meanings.ADMIT,
         answers_cpu=True,
         ranges=_ADMIT_RANGES,
         search={"inserts": (2, 1, 8)},
@@ -285,6 +327,7 @@ MISS = _table(
         "FreeToken (share); HybriMoE, arXiv 2504.05897 (makespan); cache engines that publish a table",
         _SPLIT,
         {"table": "0,0,1,1,2"},
+        means=meanings.SPLIT,
         answers_cpu=True,
         ranges={"least": From(0)},
         search={"by": ("share", "makespan")},
@@ -336,6 +379,12 @@ MISS = _table(
         miss.SELECT_LIST,
         {**_GATE_SETTINGS, "matrix": "", "k_max": 16, "alpha": 1.0},
         "similarity",
+        means={
+            **meanings.GATES,
+            **meanings.MATRIX,
+            "k_max": meanings.LISTS["k_max"],
+            "alpha": "a list ends where it covers this share of the positive similarity",
+        },
         **_GATED,
     ),
     Policy(
@@ -344,6 +393,7 @@ MISS = _table(
         "if all that was predicted `distance` layers before is there, it runs in place of what is missing; else fetch",
         "Speculating Experts, arXiv 2603.19289",
         prepared={**_COMMON, "distance": 1},
+        means={"distance": "MoE layers ahead that the trace's lookahead was asked", **meanings.COMMON},
         needs=("lookahead",),
         lossy=True,
         ranges={"distance": From(1)},
@@ -367,38 +417,51 @@ MISS = _table(
     ),
 )
 
+_ALWAYS = "ranks that stay, resident or not"
 RERANK = _table(
     Policy(
         "cache-prior", rerank.CACHE_PRIOR, "logits of residents rise by strength x mean logit range",
         "arXiv 2412.00099", {"strength": 0.3}, needs=("logits",), lossy=True,
+        means={"strength": "what being resident adds to a logit, in mean ranges of the layer's logits"},
     ),
     Policy(
         "max-rank", rerank.MAX_RANK, "the first `always`, then residents among the first `among`", "arXiv 2412.00099",
         {"always": 1, "among": 12}, needs=("logits",), lossy=True,
+        ranges={"always": _WHOLE_FROM_0, "among": _WHOLE_FROM_0},
+        means={"always": _ALWAYS, "among": "ranks within which a resident comes before whoever is not"},
     ),
     Policy(
         "cache-prior-mass", rerank.CACHE_PRIOR_MASS,
         "the first `always`, then residents among the first whose probabilities add up to `mass`", "arXiv 2412.00099",
         {"always": 1, "mass": 0.9}, needs=("logits",), lossy=True,
-        ranges={"always": From(0), "mass": From(0, whole=False, most=1)},
+        ranges={"always": _WHOLE_FROM_0, "mass": _SHARE},
+        means={"always": _ALWAYS, "mass": "probability of the ranks within which a resident comes first"},
     ),
     Policy(
         "tolerance", rerank.TOLERANCE,
         "slot by slot a resident whose probability is at most the share `tolerance` below the best one left",
         "arXiv 2608.18261", {"tolerance": 0.35}, needs=("logits",), lossy=True,
-        ranges={"tolerance": From(0, whole=False, most=1)},
+        ranges={"tolerance": _SHARE},
+        means={"tolerance": "how far below the best one's probability a resident's may lie, as a share of it"},
     ),
     Policy(
         "smoe", rerank.SMOE, "a missing low-score expert gives way to a resident just below the cut",
         "SMoE, arXiv 2508.18983", {"margin": 0.25}, needs=("weights", "logits"), lossy=True,
+        ranges={"margin": _FROM_0}, means={"margin": "how near the cut, as a share of its probability, both must lie"},
     ),
     Policy(
         "adapmoe", rerank.ADAPMOE, "no second expert where weight^2 < threshold", "AdapMoE, arXiv 2408.10284",
         {"threshold": 0.005}, needs=("weights",), lossy=True,
+        ranges={"threshold": _FROM_0}, means={"threshold": "squared router weight below which it is left out"},
     ),
     Policy(
         "sere", rerank.SERE, "in a batch, secondary experts go to the most similar primary one",
         "SERE, arXiv 2602.07616", {"threshold": 0.5, "primary": 1}, {"matrix": ""}, needs=("weights",), lossy=True,
+        ranges={"threshold": From(-1, whole=False, most=1), "primary": _WHOLE_FROM_0},
+        means={
+            "threshold": "least similarity of the two", "primary": "strongest experts of a token that stay",
+            **meanings.MATRIX,
+        },
     ),
 )  # fmt: skip
 
@@ -419,6 +482,7 @@ PLACEMENT = _table(
         "(--set global-popular.file=P.npz), as many as there are slots: they set each layer's slots",
         "KTransformers: a flat mask of the most activated experts over all layers",
         prepared={"file": ""},
+        means=meanings.FILE,
         fitted=True,
         spreads=True,
     ),
@@ -428,6 +492,7 @@ PLACEMENT = _table(
         "the most popular of a frequency profile (--set profile.file=P.npz), the most popular the most recent",
         "the counts that engines write: docs/formats.md",
         prepared={"file": ""},
+        means={"file": "the frequency profile (.npz, docs/formats.md); required"},
     ),
     Policy("random", 0, "by a hash of seed, layer and expert", "this project"),
     Policy(
@@ -445,6 +510,9 @@ PLACEMENT = _table(
 def _prefetcher(predictor: type[Predictor]) -> Policy:
     """What a predictor's class says of it, as a policy; its parameters are its arguments."""
     arguments = inspect.signature(predictor).parameters.values()
+    names, means = {each.name for each in arguments}, dict[str, str]()
+    for each in reversed(predictor.__mro__):  # the nearest class has the last word
+        means |= meanings.told(each.__doc__, names)
     return Policy(
         predictor.name,
         0,
@@ -452,6 +520,9 @@ def _prefetcher(predictor: type[Predictor]) -> Policy:
         predictor.source,
         prepared={each.name: each.default for each in arguments},
         needs=predictor.needs,
+        means=means,
+        more=meanings.paragraphs(predictor.__doc__, names),
+        ranges={name: allowed for name, allowed in predictor.ranges.items() if name in names},
         fitted=predictor.fitted,
         oracle=predictor.oracle,
         search=predictor.search,
@@ -490,6 +561,14 @@ def _elsewhere(kind: str, name: str) -> Policy:
     return found
 
 
+def canonical(kind: str, name: str) -> str:
+    """The registry's spelling of a policy's name, whatever its case and underscores; any other name as it is."""
+    meant = name.lower().replace("_", "-")
+    if kind in ("prefetch", "rerank") and meant == NONE.name:
+        return meant
+    return meant if name not in TABLES[kind] and meant in TABLES[kind] else name
+
+
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Which policy of a run each parameter goes to: by kind, name -> value.
 
@@ -519,7 +598,8 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
     known = meant(chosen, key)
     if not known:
         used = ", ".join(sorted({called(policy) for policy in chosen.values() if policy != NONE.name}))
-        raise SpecError(f"set: {key}: must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM")
+        wrong = f"must be POLICY.PARAM with a policy of this run ({used}), or KIND.POLICY.PARAM"
+        raise SpecError(f"set: {key}: {wrong}{_meant(chosen, name, param)}")
     owners = [kind for kind in known if param in known[kind]]
     if not owners:
         raise no_parameter(name, param, sorted({each for names in known.values() for each in names}))
@@ -527,3 +607,18 @@ def _owner(chosen: Mapping[str, str], key: str) -> str:
         ways = " or ".join(f"--set {kind}.{key}=..." for kind in owners)
         raise SpecError(f"set: {key}: {' and '.join(owners)} are both {name} and have it; say {ways}")
     return owners[0]
+
+
+def _meant(chosen: Mapping[str, str], name: str, param: str) -> str:
+    """What a `set` key of nobody was probably meant as: a chosen policy's parameter, or one of a policy to choose."""
+    mine = [called(policy) for kind, policy in chosen.items() if policy != NONE.name and _has(kind, policy, param)]
+    if mine and not name:
+        return f"; did you mean {mine[0]}.{param}?"
+    theirs = [(kind, each) for kind in KINDS for each in TABLES[kind].values() if param in each.parameters]
+    named = [(kind, each.name) for kind, each in theirs if each.name == name.lower().replace("_", "-")]
+    kind, other = (named or [(kind, each.name) for kind, each in theirs if not name] or [("", "")])[0]
+    return f"; did you mean --{kind} {other} --set {other}.{param}=...?" if other else ""
+
+
+def _has(kind: str, name: str, param: str) -> bool:
+    return param in find(kind, name).parameters

@@ -21,6 +21,7 @@ import numpy as np
 from sim.core import miss, rerank, worth
 from sim.errors import SpecError, unknown
 from sim.policies.compiled import arguments, compiled, of_class
+from sim.policies.meanings import COMMON, paragraphs, told
 from sim.policies.policy import Policy
 from sim.policies.user_prefetch import UserPredictor, parameters_of
 from traces.errors import UserError
@@ -108,6 +109,8 @@ def _in_the_core(name: str, kind: str, made: Any, kept: bool) -> Policy:
         source=name,
         params=dict(params),
         prepared=common,
+        means=told(made.__doc__, params) | {key: COMMON[key] for key in common},
+        more=paragraphs(made.__doc__, params),
         needs=_needs(made),
         lossy=kind != "eviction",
         answers_cpu=kind == "miss",
@@ -123,6 +126,8 @@ def _prefetcher(name: str, made: Any) -> Policy:
         _doc(made),
         source=name,
         prepared=parameters_of(made),
+        means=told(made.__doc__, parameters_of(made)),
+        more=paragraphs(made.__doc__, parameters_of(made)),
         needs=_needs(made),
         fitted=inspect.isclass(made) and hasattr(made, "fit"),
         oracle=bool(getattr(made, "oracle", False)),

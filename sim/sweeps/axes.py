@@ -50,6 +50,19 @@ def axes_of(tables: Mapping[str, Any]) -> list[Axis]:
     return axes
 
 
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's tables with each field under its one name, parameters as set.POLICY.PARAM, zips alike. Raises
+    SpecError."""
+    out: dict[str, Any] = {}
+    for key, value in tables.items():
+        name = key.replace("-", "_")
+        if name == "zip":
+            out[name] = [flat(table) for table in _tables(value)]
+        else:
+            out |= {name: value} if name == "repeats" else dict(_named(name, value))
+    return out
+
+
 def _tables(value: Any) -> list[Mapping[str, Any]]:
     tables = value if isinstance(value, list) else [value]
     if not tables or not all(isinstance(table, Mapping) for table in tables):

@@ -20,7 +20,7 @@ from sim.sweeps.dispatch import WorkerEvent
 from sim.sweeps.worker import Setup, Task, Worker
 from traces.format import npz
 
-NO_RAY = "engine ray: is not installed: pip install 'moe-offload-sim[ray]'"
+NO_RAY = "pool ray: is not installed: pip install 'moe-offload-sim[ray]'"
 PATIENCE_S = 120.0  # without a single worker
 REACH_S = 10.0
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from traces.command import Parser
+from traces.command import Parser, add_force
 from traces.errors import UserError
 from traces.extras import not_installed
 from traces.format import npz
@@ -55,7 +55,8 @@ class Source(Protocol):
 def add_arguments(command: Parser) -> None:
     """The flags of `capture`."""
     command.add_argument("--model", required=True, metavar="NAME|PATH", help="tiny-moe, or a Hugging Face model")
-    command.add_argument("--out", required=True, metavar="FILE", help="the trace to write (.npz)")
+    command.add_argument("--out", metavar="FILE", help="the trace to write (default: MODEL-capture.npz)")
+    add_force(command)
     command.add_argument("--text", nargs="+", metavar="FILE", help="prompts from these (tiny-moe: held-out text)")
     command.add_argument("--prompts-from", metavar="TRACE", help="the prompts of a trace that holds token_ids")
     command.add_argument("--requests", type=_count, metavar="N", help="default 16; all with --prompts-from")
@@ -96,8 +97,6 @@ def run(options: argparse.Namespace) -> RoutingTrace:
         raise UserError("--text and --prompts-from both give prompts; one of them is required")
     if min(options.batch, options.prompt_tokens) < 1 or options.requests == 0:
         raise UserError("--batch, --prompt-tokens and --requests are at least 1")
-    if not Path(options.out).absolute().parent.is_dir():
-        raise UserError(f"--out {options.out}: its folder is not there")
     source = open_source(options.model, options.device)
     if not options.prompts_from:
         _refuse_too_long(source, options.prompt_tokens + options.generate)

@@ -6,8 +6,8 @@ Names compare without case, spaces, underscores and hyphens: `Layer ID` is `laye
 import re
 from collections.abc import Iterable, Mapping
 
-from traces.command import did_you_mean
 from traces.errors import TraceError
+from traces.slips import did_you_mean
 
 # field of ours -> names that it has elsewhere; the first is the one that docs/formats.md uses
 ALIASES = {

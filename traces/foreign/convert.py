@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from traces.command import one_of
+from traces.command import add_force, one_of, out_file
 from traces.errors import TraceError
 from traces.foreign.ask import ASKED, Ask, parse_columns
 from traces.foreign.format import Writer
@@ -25,7 +25,8 @@ def add_arguments(command: argparse.ArgumentParser, helps: bool = False) -> None
     command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {known}")
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
-    command.add_argument("out", metavar="OUT", help="a .npz; with --to, what its format says")
+    command.add_argument("out", metavar="OUT", nargs="?", help="a .npz (default: IN's name); with --to, what it says")
+    add_force(command)
     command.add_argument(
         "--model",
         help="name of the model, looked up in the catalog; goes into the trace (default: the file's, if it has one)",
@@ -59,7 +60,8 @@ def convert(options: argparse.Namespace) -> None:
     if options.to is not None:
         _write_to(options)
         return
-    path, out = Path(options.file), Path(options.out)
+    path = Path(options.file)
+    out = Path(options.out or f"{path.stem}.npz")
     ask = _ask(options, out)
     name = options.format or detected(path, ask.model, ask.columns is not None)
     reader = READERS[name] if name in READERS else reader_of(one_of("format", name, names()))
@@ -72,6 +74,8 @@ def convert(options: argparse.Namespace) -> None:
         raise TraceError(f"{path}: No such file or directory")
     if out.suffix in (".pt", ".npy", ".json", ".jsonl", ".parquet", ".bin", ".csv"):
         raise TraceError(f"{out}: a trace or profile is a .npz; --to writes other formats")
+    if out.is_file():
+        out_file(out, options.force)
     found = reader.read(path, ask)
     if not reader.exact:
         found = recorded(path, found, ask)
@@ -135,7 +139,11 @@ def _write_to(options: argparse.Namespace) -> None:
         if getattr(options, flag):
             name = "from" if flag == "format" else flag.replace("_", "-")
             raise TraceError(f"--{name}: not with --to, whose IN is a file of this project")
+    if options.out is None:
+        raise TraceError(f"OUT: missing; {writer.name} writes {writer.doc}")
     out = Path(options.out)
+    if out.is_file():
+        out_file(out, options.force)
     if out.suffix == ".npz":
         raise TraceError(f"{out}: {writer.name} writes {writer.doc}; another name is required")
     print(f"{out}: {writer.write(_source(npz.find(options.file), writer), out)}")

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.format.limits import MOST_LAYERS
+from traces.slips import did_you_mean
 
 ROUTER = ("score_function", "norm_topk", "routed_scaling_factor", "router")
 CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"

@@ -24,6 +24,9 @@ from traces.errors import TraceError
 from traces.format.layout import Array
 from traces.format.limits import BOMB_BYTES, BOMB_RATIO, MAX_HEADER_BYTES
 
+# what other tools write, which `traces convert` may read
+FOREIGN = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".pt", ".npy", ".bin", ".gguf", ".safetensors", ".gz")
+_CONVERT = "; python -m traces convert {} {}.npz --model NAME reads what other tools wrote"
 BLOCK_BYTES = 1 << 20
 LOCAL_HEADER = struct.Struct("<4s22x2H")
 
@@ -76,7 +79,8 @@ def refuse_irregular(path: Path, right: str) -> None:
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """The zip file at `path`. Raises TraceError where there is none, or it is cut short."""
     refuse_irregular(path, "a .npz")
-    with refusing(f"{path}: not a complete .npz (zip) file"):
+    convert = _CONVERT.format(path, path.stem) if path.suffix.lower() in FOREIGN else ""
+    with refusing(f"{path}: not a complete .npz (zip) file{convert}"):
         archive = zipfile.ZipFile(path)
     with archive:
         yield archive

@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from traces.command import did_you_mean
 from traces.errors import TraceError
 from traces.format.check import check_structure, check_values, validate
 from traces.format.layout import ARRAYS, Array, chunks
@@ -28,6 +27,7 @@ from traces.format.members import (
     refusing,
 )
 from traces.format.trace import RoutingTrace
+from traces.slips import did_you_mean
 
 AnyPath = str | os.PathLike[str]
 
@@ -236,7 +236,10 @@ def find(name: AnyPath) -> Path:
     if text in samples:
         return SAMPLES / f"{text}.npz"
     if os.path.exists(name):
-        raise TraceError(f"{name}: not a regular file; a .npz is required")
+        of_engine = "; python -m traces convert reads folders that engines wrote" if os.path.isdir(name) else ""
+        raise TraceError(f"{name}: not a regular file; a .npz is required{of_engine}")
+    if "://" in str(name):
+        raise TraceError(f"{name}: is an address, no file; fetch it first, such as: curl -LO {name}")
     hint = did_you_mean(text, samples)
     raise TraceError(f"{name}: no such file or shipped sample; samples: {', '.join(samples) or 'none'}{hint}")
 
@@ -253,6 +256,11 @@ def open_trace(name: AnyPath) -> RoutingTrace:
     trace = read(find(name))
     object.__setattr__(trace, "name", os.fspath(name))  # nothing that a trace is made from
     return trace
+
+
+def is_name(word: str) -> bool:
+    """Whether a word looks like a trace's: a file's, or a sample's."""
+    return word.endswith(".npz") or os.path.isfile(word) or word in sample_names()
 
 
 def sample_names() -> list[str]:
