@@ -291,15 +291,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A policy of a run by name, with the parameters that were given it."""
+    """A policy of a run by name, with the parameters that were given it; sha256: of a user's own, which may change
+    under its name."""
 
     kind: str
     name: str
     given: tuple[tuple[str, Value], ...]
+    sha256: str = ""
 
     @classmethod
     def of(cls, spec: RunSpec, kind: str) -> "Chosen":
-        return cls(kind, getattr(spec, kind), tuple(sorted(spec.params(kind).items())))
+        name = getattr(spec, kind)
+        return cls(kind, name, tuple(sorted(spec.params(kind).items())), find(kind, name).sha256)
 
     @property
     def policy(self) -> Policy:

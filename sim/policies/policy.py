@@ -66,8 +66,9 @@ class Policy:
     ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters; drafts: whether its lists are
     of speculative windows, and what joins is what comes in time.
-    Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; sha256: of its
-    file.
+    Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; numbers: of a
+    class, what an instance of these parameters holds, as the core takes it; sha256: of its file, or of what is in
+    memory; origin: where that, or a plug-in's, came from.
     """
 
     name: str
@@ -91,7 +92,9 @@ class Policy:
     make: Callable[..., Any] | None = None
     drafts: bool = False
     hook: Hook | None = None
+    numbers: Callable[[Mapping[str, Any]], list[float]] | None = None
     sha256: str = ""
+    origin: str = ""
 
     @property
     def user(self) -> bool:
@@ -160,7 +163,9 @@ class Policy:
         marks = {*self.keeps, *(["lossy"] if lossy else []), *(["cpu"] if cpu else [])}
         if self.adds is not None:
             marks |= {*self.adds({key: self._number(key, value) for key, value in values.items()})}
-        params = np.array([self._number(key, values[key]) for key in self.params], np.float64)
+        mine = {key: values[key] for key in self.params}
+        numbers = [self._number(*each) for each in mine.items()] if self.numbers is None else self.numbers(mine)
+        params = np.array(numbers, np.float64)
         return Choice(self.name, self.kind, params, self.hook, sum(1 << MARKS.index(mark) for mark in marks))
 
     def _number(self, key: str, value: Value) -> float:

@@ -474,9 +474,19 @@ def find(kind: str, name: str) -> Policy:
         from sim.policies.user import load  # late: few runs have one
 
         return load(name, kind)
-    if name not in TABLES[kind]:
+    if name in TABLES[kind]:
+        return TABLES[kind][name]
+    return _of_this_process(kind, name)
+
+
+def _of_this_process(kind: str, name: str) -> Policy:
+    """A function or class in memory. Raises SpecError with the nearest name where nothing is called so."""
+    from sim.policies.in_memory import held  # late: few runs have one
+
+    found = held(kind, name)
+    if found is None:
         raise unknown(kind, name, TABLES[kind])
-    return TABLES[kind][name]
+    return found
 
 
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:

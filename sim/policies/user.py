@@ -1,7 +1,9 @@
-"""A user's own policies: `FILE.py:FUNCTION` where a policy's name may stand. How to: docs/policies.md.
+"""A user's own policies: `FILE.py:NAME` where a policy's name may stand, or the function or class itself from Python
+(`sim.policies.in_memory`). How to: docs/policies.md.
 
-What the function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order
-in which it finds them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace).
+What a function needs is said beside it, as attributes: `f.params = {"reach": 2.0}` (numbers, in the order
+in which it finds them), `f.state = 16` (length of its array), `f.needs = ("logits",)` (arrays of the trace). A class
+says the last two as its own attributes; its parameters are its constructor's arguments.
 """
 
 import hashlib
@@ -19,67 +21,21 @@ import numpy as np
 from sim.core import miss, rerank, worth
 from sim.core.hooks import compile_hook
 from sim.errors import SpecError, unknown
-from sim.fit.prediction import Prediction
-from sim.policies.kinds import Value
+from sim.policies.compiled import afresh, arguments, of_class
 from sim.policies.policy import Policy
-from sim.steps import Steps
+from sim.policies.user_prefetch import UserPredictor, parameters_of
 from traces.errors import UserError
-from traces.format.trace import RoutingTrace
 
 KINDS = {"eviction": worth.USER, "miss": miss.USER, "rerank": rerank.USER}
 OPTIONAL = ("weights", "logits", "lookahead", "token_ids")  # arrays that a trace may lack
 OF_EVERY_MISS_POLICY = {"prefill": 0, "late": 0}  # lossy answers in prefill steps too; late experts are asked about
 
 
-class UserPredictor:
-    """A predictor that is one function of the user: `f(trace, steps, **given)`, trace in, lists out."""
-
-    fitted = False
-
-    def __init__(self, name: str, function: Callable[..., Any], **given: Value) -> None:
-        self.name, self.function, self.given = name, function, given
-
-    def predict(self, trace: RoutingTrace, steps: Steps) -> Prediction:
-        """What the function returns, checked. Raises SpecError where it fails or that is no use, one line."""
-        try:
-            found = self.function(trace, steps, **self.given)
-        except Exception as error:
-            raise SpecError(f"prefetch: {self.name}: raised {type(error).__name__}: {error}") from None
-        if not isinstance(found, Prediction):
-            if not isinstance(found, tuple) or len(found) not in (2, 3):
-                raise SpecError(f"prefetch: {self.name}: returns {type(found).__name__}; must return (lists, row)")
-            found = Prediction(*map(np.asarray, found))
-        wrong = _wrong(found, trace, len(steps.row))
-        if wrong:
-            raise SpecError(f"prefetch: {self.name}: {wrong}")
-        return Prediction(found.lists.astype(np.int16), found.row.astype(np.int32), found.rank_key.astype(np.int64))
-
-
-def _wrong(found: Prediction, trace: RoutingTrace, rows: int) -> str | None:
-    """What a prediction for so many rows has that no run can use, or None."""
-    layers, experts = trace.n_moe_layers, trace.n_experts
-    for name, array in (("lists", found.lists), ("row", found.row), ("rank_key", found.rank_key)):
-        if not np.issubdtype(array.dtype, np.integer):
-            return f"{name}: dtype is {array.dtype}; must be a whole-number type"
-    distance = len(found.row) if found.row.ndim == 2 else 0
-    if found.row.shape != (distance, rows) or not 1 <= distance <= layers:
-        return f"row: shape is {found.row.shape}; must be (distances 1 .. {layers}, {rows} rows)"
-    shape = found.lists.shape
-    if len(shape) != 4 or shape[0] not in (1, distance) or shape[2] != layers:
-        return f"lists: shape is {shape}; must be (1 or {distance}, rows, {layers} layers, entries)"
-    for name, array, end in (("lists", found.lists, experts), ("row", found.row, shape[1])):
-        if array.size and (array.min() < -1 or array.max() >= end):
-            return f"{name}: {array.min()} .. {array.max()}; must lie in -1 .. {end - 1}"
-    if found.rank_key.size and found.rank_key.shape != (distance, shape[3]):
-        return f"rank_key: shape is {found.rank_key.shape}; must be ({distance}, {shape[3]})"
-    return None
-
-
-# --- loading ---
+# --- from a file ---
 
 
 def load(text: str, kind: str) -> Policy:
-    """The policy FILE.py:FUNCTION of a kind (eviction, miss, rerank, prefetch). Raises SpecError."""
+    """The policy FILE.py:NAME of a kind (eviction, miss, rerank, prefetch). Raises SpecError."""
     path = Path(text.rpartition(":")[0])
     try:
         source = path.read_bytes()
@@ -92,8 +48,8 @@ def load(text: str, kind: str) -> Policy:
 def _load(text: str, kind: str, path: Path, source: bytes) -> Policy:
     """Remembered for as long as the file stays as it is: a run looks its policies up more than once."""
     try:
-        function = _function(_module(path, source), text.rpartition(":")[2])
-        made = _prefetcher(text, function) if kind == "prefetch" else _policy(text, kind, function)
+        found = _named(_module(path, source), text.rpartition(":")[2])
+        made = policy_of(text, kind, found, kept=True)
         return replace(made, sha256=hashlib.sha256(source).hexdigest())
     except UserError as error:
         raise SpecError(f"{kind}: {text}: {error}") from None
@@ -111,64 +67,77 @@ def _module(path: Path, source: bytes) -> ModuleType:
     return module
 
 
-def _function(module: ModuleType, name: str) -> Callable[..., Any]:
-    """Raises SpecError where the file has no function of that name."""
+def _named(module: ModuleType, name: str) -> Callable[..., Any]:
+    """Raises SpecError where the file has no function or class of that name."""
     found = getattr(module, name, None)
-    if not inspect.isfunction(getattr(found, "py_func", found)):
-        names = [key for key, value in vars(module).items() if inspect.isfunction(getattr(value, "py_func", value))]
-        raise unknown("function", name, names)
+    if not is_policy(found):
+        raise unknown("function", name, [key for key, value in vars(module).items() if is_policy(value)])
     return found  # type: ignore[return-value]
 
 
-def _policy(text: str, kind: str, function: Any) -> Policy:
-    params, size = getattr(function, "params", {}), getattr(function, "state", 0)
-    if not isinstance(params, Mapping) or not all(isinstance(v, int | float | np.number) for v in params.values()):
-        raise SpecError(f"params: {params!r}: must be a dict of names and numbers")
+# --- from a function or a class ---
+
+
+def is_policy(thing: Any) -> bool:
+    """Whether it is what a policy may be written as: a function (numba's too), or a class."""
+    return inspect.isfunction(getattr(thing, "py_func", thing)) or inspect.isclass(thing)
+
+
+def policy_of(name: str, kind: str, thing: Any, kept: bool = False) -> Policy:
+    """A function or a class as a policy; kept: what numba compiles may be kept on disk, beside its file. Raises
+    UserError, one line without its name, where it is none."""
+    made = getattr(thing, "py_func", thing)
+    return _prefetcher(name, made) if kind == "prefetch" else _compiled(name, kind, made, kept)
+
+
+def _compiled(name: str, kind: str, made: Any, kept: bool) -> Policy:
+    size = getattr(made, "state", 0)
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise SpecError(f"state: {size!r}: must be a whole number, the length of the state array")
+    params = arguments(made) if inspect.isclass(made) else getattr(made, "params", {})
+    if not isinstance(params, Mapping) or not all(isinstance(v, int | float | np.number) for v in params.values()):
+        raise SpecError(f"params: {params!r}: must be a dict of names and numbers")
     common = OF_EVERY_MISS_POLICY if kind == "miss" else {}
     taken = sorted(set(params) & set(common))
     if taken:
         raise SpecError(f"params: {taken[0]}: every miss policy has this one; name yours otherwise")
+    function, numbers = of_class(made) if inspect.isclass(made) else (made, None)
     return Policy(
-        text,
+        name,
         KINDS[kind],
-        _doc(function),
-        source=text,
+        _doc(made),
+        source=name,
         params=dict(params),
         prepared=common,
-        needs=_needs(function),
+        needs=_needs(made),
         lossy=kind != "eviction",
         answers_cpu=kind == "miss",
-        hook=compile_hook(getattr(function, "py_func", function), size),
+        hook=(compile_hook if kept and numbers is None else afresh)(function, size),
+        numbers=numbers,
     )
 
 
-def _prefetcher(text: str, function: Any) -> Policy:
-    function = getattr(function, "py_func", function)
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    if len(parameters) < 2 or any(p.default is p.empty for p in parameters[2:]):
-        raise SpecError(f"takes {signature}; must take (trace, steps) and then parameters with defaults")
+def _prefetcher(name: str, made: Any) -> Policy:
     return Policy(
-        text,
+        name,
         0,
-        _doc(function),
-        source=text,
-        prepared={p.name: p.default for p in parameters[2:]},
-        needs=_needs(function),
-        oracle=bool(getattr(function, "oracle", False)),
-        make=partial(UserPredictor, text, function),
+        _doc(made),
+        source=name,
+        prepared=parameters_of(made),
+        needs=_needs(made),
+        fitted=inspect.isclass(made) and hasattr(made, "fit"),
+        oracle=bool(getattr(made, "oracle", False)),
+        make=partial(UserPredictor, name, made),
     )
 
 
-def _needs(function: Any) -> tuple[str, ...]:
-    needs = tuple(getattr(function, "needs", ()))
+def _needs(made: Any) -> tuple[str, ...]:
+    needs = tuple(getattr(made, "needs", ()))
     for name in needs:
         if name not in OPTIONAL:
             raise unknown("needs", str(name), OPTIONAL)
     return needs
 
 
-def _doc(function: Any) -> str:
-    return (inspect.getdoc(function) or "a user's own").splitlines()[0]
+def _doc(made: Any) -> str:
+    return (inspect.getdoc(made) or "a user's own").splitlines()[0]

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -239,6 +240,18 @@ def find(name: AnyPath) -> Path:
         raise TraceError(f"{name}: not a regular file; a .npz is required")
     hint = did_you_mean(text, samples)
     raise TraceError(f"{name}: no such file or shipped sample; samples: {', '.join(samples) or 'none'}{hint}")
+
+
+def open_trace(name: AnyPath) -> RoutingTrace:
+    """The trace in a file, or the shipped sample of that name (with or without .npz): `traces.open`.
+
+    Its arrays are memory-mapped where they can be; every value is checked. Raises TraceError, one line, for what is not
+    there or is no trace.
+
+        trace = traces.open("mixtral.npz")
+        trace.experts.shape, trace.meta["model"]
+    """
+    return replace(read(find(name)), name=os.fspath(name))
 
 
 def sample_names() -> list[str]:

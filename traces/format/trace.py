@@ -33,6 +33,7 @@ class RoutingTrace:
                `distance` MoE layers earlier, best first; -1 = none; optional.
     token_ids  int32 [T]; optional.
     resident   bool [T, L, K]: what the engine that recorded it found in its own cache (a hit); optional.
+    name       what `traces.open` was asked for, no part of the content; empty of a part, or of what no file is.
     """
 
     experts: Array
@@ -45,6 +46,7 @@ class RoutingTrace:
     lookahead: Array | None = None
     token_ids: Array | None = None
     resident: Array | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         for name, array in self.arrays().items():

@@ -1,0 +1,1 @@
+"""The project from Python: what `import sim` offers (docs/python.md)."""

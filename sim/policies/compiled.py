@@ -1,0 +1,99 @@
+"""A user's function or class as the core takes it: one compiled function of (view, state, params).
+
+A class is `__call__(self, view, state)`, whose `self` is a tuple of the numbers that its instance holds: its
+constructor runs as Python once a run, with the run's parameters, and what it leaves behind is the params array.
+"""
+
+import inspect
+import keyword
+import tempfile
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+
+from sim.core.hooks import Hook, compile_hook
+from sim.errors import SpecError
+from traces.errors import UserError
+
+NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # bool is an int
+
+
+def afresh(function: Callable[..., Any], size: int) -> Hook:
+    """As sim.core.hooks.compile_hook, but nothing of it is kept on disk: numba tells functions apart by file and line
+    there, and a function typed in has no file, and another body each time. For as long as it takes it is given one."""
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "policy.py"
+        place.write_text("# in memory\n")
+        config.CACHE_DIR = folder
+        try:
+            return compile_hook(_in_file(function, str(place)), size)
+        finally:
+            config.CACHE_DIR = before
+
+
+def _in_file(function: Any, path: str) -> FunctionType:
+    parts = function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    return FunctionType(function.__code__.replace(co_filename=path), *parts)
+
+
+def arguments(made: type) -> dict[str, Any]:
+    """A class's parameters and their defaults: what its constructor takes. Raises SpecError for one without."""
+    parameters = inspect.signature(made).parameters.values()
+    for each in parameters:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or each.default is each.empty:
+            raise SpecError(f"__init__: {each}: a parameter needs a name and a default")
+    return {each.name: each.default for each in parameters}
+
+
+def built(made: type, given: Mapping[str, Any]) -> Any:
+    """An instance. Raises SpecError, one line, for whatever its constructor raises."""
+    try:
+        return made(**given)
+    except UserError:
+        raise
+    except Exception as error:
+        raise SpecError(f"__init__ raised {type(error).__name__}: {error}") from None
+
+
+def of_class(made: type) -> tuple[FunctionType, Callable[[Mapping[str, Any]], list[float]]]:
+    """(function of view, state and params; the params of an instance from its parameters). Raises SpecError."""
+    call: Any = vars(made).get("__call__") or getattr(made, "__call__", None)  # noqa: B004  # the function, to compile it
+    taken = list(inspect.signature(call).parameters) if inspect.isfunction(call) else []
+    if len(taken) != 3:
+        raise SpecError("has no __call__(self, view, state), which answers")
+    names = list(_held(built(made, {})))
+    code: Any = numba.njit(boundscheck=True, error_model="numpy")(call)
+    self = namedtuple("Self", names)  # type: ignore[misc]  # the names are the instance's
+    scope: dict[str, Any] = {"call": code, "Self": self}
+    values = ", ".join(f"params[{i}]" for i in range(len(names)))
+    exec(f"def {made.__name__}(view, state, params):\n    return call(Self({values}), view, state)\n", scope)
+    return scope[made.__name__], partial(_numbers, made, names)
+
+
+def _numbers(made: type, names: list[str], given: Mapping[str, Any]) -> list[float]:
+    held = _held(built(made, given))
+    if list(held) != names:
+        raise SpecError(
+            f"{made.__name__}: holds {', '.join(held)} with these parameters, by default {', '.join(names)}"
+        )
+    return list(held.values())
+
+
+def _held(instance: Any) -> dict[str, float]:
+    """The numbers of an instance, by name. Raises SpecError for one that holds anything else."""
+    out = {}
+    for name, value in vars(instance).items():
+        if not isinstance(value, NUMBERS):
+            raise SpecError(f"self.{name} is {type(value).__name__}; must be a number (what changes goes into `state`)")
+        if name.startswith("_") or keyword.iskeyword(name):
+            raise SpecError(f"self.{name}: must not begin with _")
+        out[name] = float(value)
+    return out

@@ -1,0 +1,67 @@
+"""What a function or a class in memory does, as a sha256: its source, and what it uses that is written elsewhere."""
+
+import hashlib
+import inspect
+import marshal
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+
+def fingerprint(thing: Any) -> str:
+    """sha256 (hex) of its source text, and then, where there are any, of the values that it takes from around it:
+    variables of an enclosing function, globals, the functions and classes of its module that it calls. Of one that has
+    no text (typed at a prompt that keeps none), of its bytecode."""
+    digest = hashlib.sha256(source_of(thing).encode())
+    for name, text in _around(thing, {id(thing)}):
+        digest.update(f"\n{name} = {text}".encode())
+    return digest.hexdigest()
+
+
+def source_of(thing: Any) -> str:
+    """The text of a function or a class; where nobody has it, its bytecode."""
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return "\n".join(f"{function.__qualname__}: {bytecode(function)}" for function in functions(thing))
+
+
+def bytecode(function: FunctionType) -> str:
+    """What tells two bodies apart, whatever their text."""
+    return marshal.dumps(function.__code__).hex()
+
+
+def functions(thing: Any) -> list[FunctionType]:
+    """A function itself, or the methods of a class that are written in it."""
+    made = getattr(thing, "py_func", thing)
+    return [made] if inspect.isfunction(made) else [v for v in vars(made).values() if inspect.isfunction(v)]
+
+
+def _around(thing: Any, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """(name, text) of all that its functions use from around them, and what those use."""
+    for function in functions(thing):
+        found = inspect.getclosurevars(function)
+        for name, value in sorted({**found.globals, **found.nonlocals}.items()):
+            if id(value) in seen:
+                continue
+            inner = getattr(value, "py_func", value)
+            if inspect.isfunction(inner) or inspect.isclass(inner):
+                seen.add(id(value))
+                yield name, source_of(inner)
+                if inner.__module__ == function.__module__:
+                    yield from _around(inner, seen)
+            else:
+                yield name, _text(value)
+        yield from [("defaults", repr(function.__defaults__))] if function.__defaults__ else []
+
+
+def _text(value: Any) -> str:
+    """A value as text: an array's bytes, a module's name; of an object without a spelling of its own, its type."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text
