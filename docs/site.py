@@ -1,8 +1,8 @@
 """What mkdocs is told of the site (mkdocs.yml): which files it has, and that no page of them is forgotten.
 
-The site has the checkout's own layout, so a relative link is right in both: README.md is its first page, a page of docs
-links to `../VALIDATION.md`. FILES are all that it has: a link to any other file is refused (`mkdocs build --strict`), so
-code is named and not linked.
+The site has the checkout's own layout, so a relative link is right in both: README.md is its first page, a page of
+docs links to `../VALIDATION.md`. FILES are all that it has: a link to any other file is refused (`mkdocs build
+--strict`), so code is named and not linked.
 """
 
 from pathlib import Path

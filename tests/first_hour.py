@@ -76,13 +76,11 @@ def walk(page: Path, place: Place, run: Run, judge: Callable[[Block, str, str, D
             for line, shown in block.commands:
                 judge(block, line, shown, run(line, place))
             if block.kind == "python":
-                judge(block, "a snippet", _printed(found[i + 1 : i + 2]), snippets.run(block.text))
+                behind = (
+                    found[i + 1] if found[i + 1 : i + 2] and found[i + 1].kind == "text" else block._replace(text="")
+                )
+                judge(behind, "a snippet", behind.text, snippets.run(block.text))
     snippets.end()
-
-
-def _printed(behind: list[Block]) -> str:
-    """What a snippet prints, by the block behind it."""
-    return "".join(block.text for block in behind if block.kind == "text" and not block.name)
 
 
 # --- the two environments ---
@@ -145,16 +143,22 @@ def all_pages(folder: Path, hour: Hour) -> None:
 
 def rewrite(page: Path, place: Place, hour: Hour) -> None:
     """Replaces what stands behind each command and snippet by what it prints now; one `...` is kept."""
-    text = page.read_text()
+    now: dict[Block, str] = {}
+
+    def run(line: str, place: Place) -> Done:
+        return Done(0, "", "", 0, 0) if line.startswith("pip ") else as_typed(line, place)
 
     def judge(block: Block, line: str, shown: str, done: Done) -> None:
-        nonlocal text
-        hour.judge(block, line, "error: " if shown.startswith("error: ") else "", done)
-        now = shortened(done.out or done.err, shown)
-        text = text.replace(f"$ {line}\n{shown}", f"$ {line}\n{now}") if block.commands else text.replace(shown, now)
+        hour.judge(block, line, shown[:7] if shown.startswith("error: ") else "", done)
+        printed = shortened(done.out or done.err, shown) if shown else ""
+        now[block] = now.get(block, "") + ("" if line == "a snippet" else f"$ {line}\n") + printed
 
-    walk(page, place, as_typed, judge)
-    page.write_text(text)
+    walk(page, place, run, judge)
+    lines = page.read_text().splitlines(keepends=True)
+    for block in sorted(now, key=lambda block: -block.line):
+        if block.kind in ("console", "text"):
+            lines[block.line - 1 : block.line - 1 + block.text.count("\n")] = [now[block]]
+    page.write_text("".join(lines))
 
 
 def main() -> int:

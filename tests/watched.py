@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-BOUND_S = 120.0  # of a command or a snippet, the ones that compile the machine included
+BOUND_S = 240.0  # of a command or a snippet, the ones that compile the machine included
 SILENT_S = 12.0  # of any: a line every ten seconds is promised (traces/progress.py), and the computer may be busy
 END = "\0end"  # a snippet's last line on both streams
 
@@ -62,8 +62,9 @@ class Watched:
         return self.process.stdin
 
     def _read(self, stream: int, pipe: IO[str]) -> None:
-        for line in pipe:
-            self.lines.put((stream, line))
+        with pipe:
+            for line in pipe:
+                self.lines.put((stream, line))
         self.lines.put((stream, ""))
 
     def follow(self) -> Done:
@@ -76,6 +77,7 @@ class Watched:
                 stream, line = self.lines.get(timeout=max(0.0, begin + BOUND_S - time.monotonic()))
             except queue.Empty:
                 os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
                 status = 124
                 break
             silent, last = max(silent, time.monotonic() - last), time.monotonic()
