@@ -119,7 +119,7 @@ def test_what_is_shown_anew_keeps_its_length() -> None:
     [
         (Done(0, "a\n", "", 1, 1), ""),
         (Done(1, "a\n", "why", 1, 1), "exit status 1, not 0: why"),
-        (Done(0, "a\n", "", 60, 12.5), "silent for 12.5 s"),
+        (Done(0, "a\n", "", 60, 15.5), "silent for 15.5 s"),
         (Done(0, "a\n", "", 241, 10), "more than 240 s"),
         (Done(0, "b\n", "", 1, 1), "the page shows"),
     ],

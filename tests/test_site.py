@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.blocks import DOCS, ROOT
+from tests.test_report_browser import CHROMIUM
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra: docs)")
 import yaml
@@ -88,6 +89,27 @@ def test_the_search_reads_from_files_and_knows_the_pages(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text()
     assert index.startswith("var __index = ") and "docs/policies.html" in index
     assert "iframe-worker.js" in (site / "index.html").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium at /usr/bin/chromium or on the path")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_from_disk_a_search_finds_and_nobody_is_asked(site: Path, width: int) -> None:
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        said: list[str] = []
+        asked: list[str] = []
+        tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto((site / "docs" / "first-hour.html").as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        tab.evaluate("document.querySelector('[data-md-toggle=search]').click()")
+        tab.locator("[data-md-component=search-query]").focus()
+        tab.keyboard.type("belady")
+        tab.wait_for_selector(".md-search-result__item", state="attached")
+        browser.close()
+    assert not said and not [url for url in asked if not url.startswith("file:")]
 
 
 def hook() -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 BOUND_S = 240.0  # of a command or a snippet, the ones that compile the machine included
-SILENT_S = 12.0  # of any: a line every ten seconds is promised (traces/progress.py), and the computer may be busy
+SILENT_S = 15.0  # of any: a line every ten (traces/progress.py) is promised, once Python is there, on an idle computer
 END = "\0end"  # a snippet's last line on both streams
 
 # Runs files of Python one after the other in one namespace, as the cells of a notebook are.
