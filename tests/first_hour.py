@@ -19,6 +19,7 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,8 +135,7 @@ def all_pages(folder: Path, hour: Hour) -> None:
     say(f"a wheel of {built.stat().st_size / 1e6:.1f} MB: {built.name}")
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(who, empty_place(folder / who.__name__), built, hour) for who in (new_user, reader)]
-    for end in ends:
-        end.result()
+    hour.wrong += ["".join(traceback.format_exception(error)) for end in ends if (error := end.exception())]
 
 
 # --- what the page shows ---

@@ -157,7 +157,7 @@ def test_snippets_share_what_they_define(tmp_path: Path, monkeypatch: pytest.Mon
     snippets = Snippets(tmp_path, dict(os.environ))
     assert snippets.run("x = 1").out == "" and snippets.run("print(x)\nprint()").out == "1\n\n"
     failed = snippets.run("y")
-    assert failed.status == 1 and "NameError" in failed.err
+    assert failed.status == 1 and "NameError" in failed.err and snippets.run("x").status == 1
     snippets.end()
 
 

@@ -76,8 +76,7 @@ class Watched:
             try:
                 stream, line = self.lines.get(timeout=max(0.0, begin + BOUND_S - time.monotonic()))
             except queue.Empty:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                self.end()
                 status = 124
                 break
             silent, last = max(silent, time.monotonic() - last), time.monotonic()
@@ -87,6 +86,12 @@ class Watched:
             else:
                 said = tuple(text + line if i == stream else text for i, text in enumerate(said))
         return Done(status, *said, time.monotonic() - begin, silent)
+
+    def end(self) -> None:
+        """Whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def command(line: str, cwd: Path, env: dict[str, str]) -> Done:
@@ -109,11 +114,12 @@ class Snippets:
         self.watched = self.watched or Watched(("python", "-c", SNIPPETS), self.cwd, self.env)
         path = self.cwd / f"snippet_{self.number}.py"
         path.write_text(text)
-        with contextlib.suppress(BrokenPipeError):  # an earlier one has ended it
-            print(path.name, file=self.watched.pipe, flush=True)
+        if self.watched.process.poll() is not None:
+            return Done(1, "", "an earlier snippet has ended their Python", 0, 0)
+        print(path.name, file=self.watched.pipe, flush=True)
         return self.watched.follow()
 
     def end(self) -> None:
         if self.watched:
             self.watched.pipe.close()
-            self.watched.process.wait()
+            self.watched.end()
