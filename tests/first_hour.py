@@ -43,7 +43,8 @@ class Hour:
         self.ran, self.silent = 0, 0.0
 
     def judge(self, block: Block, line: str, shown: str, done: Done) -> None:
-        """A line in the log, and a fault for each thing that is not as it must be."""
+        """A line in the log, and a fault for each thing that is not as it must be. pip may be silent."""
+        done = done._replace(silent=0.0) if line.startswith("pip ") else done
         self.ran, self.silent = self.ran + 1, max(self.silent, done.silent)
         say(f"{done.seconds:6.1f} s, {done.silent:4.1f} s silent  {block.page}:{block.line}  {line}")
         status, printed = 2 if shown.startswith("error: ") else 0, done.out or done.err

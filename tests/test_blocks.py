@@ -1,6 +1,7 @@
 """README.md and docs/: nothing is shown that nobody runs; what a block is, and when a command prints what is shown."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_the_first_hour_is_one() -> None:
 def test_ci_runs_the_first_hour() -> None:
     assert "make first-hour" in (ROOT / ".ci" / "run").read_text()
     assert "python -m tests.first_hour\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = ("traces", "sim", "runtime", "analysis")
+    there = {path.parent.relative_to(ROOT) for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert {str(path).replace("/", ".") for path in there} - set(listed) <= {"analysis.notebooks"}
 
 
 PAGE = """text
