@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from analysis.api.runs import simulate_many
+from analysis.reading.run import Run
 from sim.errors import SpecError
 from traces.extras import needed
 
@@ -30,7 +31,7 @@ def compare(results: Any, /, *, baseline: str | int = 0, seed: int = 0, **common
     needed("pandas", "compare")
     from analysis.api.compared import compared
 
-    if isinstance(results, Mapping):
+    if isinstance(results, Mapping) and not any(isinstance(each, Run) for each in results.values()):
         results = simulate_many(results, **common)
     elif common:
         raise SpecError(f"{next(iter(common))}: is for cases that are to be run; these runs are done")
