@@ -1,10 +1,11 @@
-# One entry point for people and for CI. `make run`, `make test`, `make check`, `make bench`, `make digests`, `make gpu`.
+# One entry point for people and for CI. `make run`, `make test`, `make first-hour`, `make check`, `make docs`, `make bench`,
+# `make digests`, `make gpu`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test check lint types bench digests figure glossary engines policies published gpu clean
+.PHONY: run test first-hour check lint types docs bench digests figure glossary engines policies published gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -22,6 +23,12 @@ run: $(VENV)/.run
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+first-hour: $(VENV)/.ready  # a wheel in an empty environment, and what README.md and docs/ show run there
+	$(BIN)/python -m tests.first_hour
+
+docs: $(VENV)/.ready  # the documentation as a site: out/site/index.html, to be read without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class Forks:
     """Runs code as `python -c CODE ARGUMENTS` in a folder, one after the other; in use `with Forks() as forks:`.
-    compiled: the core is, and whatever commands load is there."""
+    compiled: the core is, and whatever commands load is there. python, env: another one, and what it finds in its
+    environment."""
 
-    def __init__(self, compiled: bool = False) -> None:
-        self.compiled = compiled
+    def __init__(
+        self, compiled: bool = False, python: str = sys.executable, env: Mapping[str, str] = os.environ
+    ) -> None:
+        self.compiled, self.python, self.env = compiled, python, env
 
     def __enter__(self) -> "Forks":
-        command = [sys.executable, str(Path(__file__).resolve()), *(OF_COMMANDS if self.compiled else LIBRARIES)]
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [self.python, str(Path(__file__).resolve()), *(OF_COMMANDS if self.compiled else LIBRARIES)]
+        env = {name: value for name, value in self.env.items() if name != "PYTHONPATH"}
         env |= {} if self.compiled else OFF
         self.server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self

@@ -1,23 +1,21 @@
 """A page of docs whose commands are run: its files, its blocks, and whether they print what it shows."""
 
-import re
 import shlex
 from pathlib import Path
 
+from tests.blocks import DOCS, blocks, prints
 from tests.forked import Forks
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 class DocPage:
-    """text: all of it. files: name -> content, of blocks behind "`name`...:". blocks: of commands and what the last of
-    them prints. commands: indented lines, of which nothing is shown."""
+    """text: all of it. files: name -> content. blocks: of commands and what they print. commands: indented lines, of
+    which nothing is shown."""
 
     def __init__(self, name: str) -> None:
-        self.text = (DOCS / name).read_text()
-        self.files = dict(re.findall(r"^`([\w.-]+)`[^\n]*:\n\n```\w+\n(.*?)^```", self.text, re.S | re.M))
-        self.blocks = re.findall(r"^```console\n(.*?)^```", self.text, re.S | re.M)
-        self.commands = re.findall(r"^    (python -m .*)$", self.text, re.M)
+        self.text, found = (DOCS / name).read_text(), blocks(DOCS / name)
+        self.files = {block.name: block.text for block in found if block.name}
+        self.blocks = [block for block in found if block.kind == "console"]
+        self.commands = [each.line for block in found if block.kind == "indented" for each in block.commands]
 
     def write(self, folder: Path) -> Path:
         """The page's files."""
@@ -28,15 +26,15 @@ class DocPage:
     def check(self, folder: Path, commands: Forks) -> None:
         """Every block prints what the page shows, in the files' folder."""
         for block in self.blocks:
-            lines = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
-            shown = "".join(line + "\n" for line in block.splitlines() if not line.startswith("$ "))
-            assert [run(line, folder, commands) for line in lines][-1] == shown, lines
+            for line, shown in block.commands:
+                printed = run(line, folder, commands, 2 if shown.startswith("error: ") else 0)
+                assert not shown or prints(shown, printed), (line, shown, printed)
 
 
-def run(line: str, folder: Path, commands: Forks) -> str:
-    """What a command prints."""
-    python, m, *words = shlex.split(line)
+def run(line: str, folder: Path, commands: Forks, status: int = 0) -> str:
+    """What a command prints; of an error, what stands on stderr."""
+    python, m, *words = shlex.split(line, comments=True)
     assert (python, m) == ("python", "-m")
     done = commands.call(*words, cwd=folder)
-    assert done.returncode == 0, f"{line}: {done.stderr}"
-    return str(done.stdout)
+    assert done.returncode == status, f"{line}: {done.stderr}"
+    return str(done.stderr if status else done.stdout)

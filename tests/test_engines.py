@@ -4,7 +4,6 @@ docs/engines.md is the second source of what each engine sets: the flags that st
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from sim.spec import RunSpec, defaults
 from sim.sweeps.config import expand
 from tests.captures import FOLDER, capture_names
 from tests.forked import Forks
-from tests.second_sources import PAGE, SECTIONS, as_written
+from tests.pages import DocPage
+from tests.second_sources import SECTIONS, as_written
 from traces.errors import UserError
 
 pytestmark = pytest.mark.machine
@@ -67,14 +67,9 @@ def test_every_engine_has_its_section_and_nobody_else() -> None:
 
 
 def test_the_page_s_commands_print_what_stands_there(tmp_path: Path, commands: Forks) -> None:
-    """Each block as far as it is shown."""
-    (mine,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.S | re.M)
-    (tmp_path / "mine.toml").write_text(mine)
-    blocks = re.findall(r"^```console\n\$ python -m (.*?)\n(.*?)^```", PAGE, re.S | re.M)
-    assert len(blocks) == 4
-    for line, shown in blocks:
-        done = commands.call(*shlex.split(line), cwd=tmp_path)
-        assert (done.stdout or done.stderr).startswith(shown), line
+    page = DocPage("engines.md")
+    assert len(page.blocks) == 4
+    page.check(page.write(tmp_path), commands)
 
 
 def test_the_list_says_in_a_line_each_what_is_done_on_a_miss(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -27,12 +26,12 @@ from sim.sweeps.rows import COLUMNS
 from sim.sweeps.session import inspect
 from sim.sweeps.worker import Task, Worker
 from tests.forked import Forks
+from tests.pages import DocPage
 from tests.runs_by_hand import FIXED, made
 
 pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "hardware.md").read_text()
-MINE, HOST, HALO = re.findall(r"^```toml\n(.*?)^```", PAGE, re.S | re.M)
+PAGE = DocPage("hardware.md")
 SAMPLE = {"trace": "mixtral.npz", "hardware": "rtx4090", "max_steps": 20}
 EXPERT = 352_321_536  # bytes of one of Mixtral's in bf16: 3 x 4096 x 14336 x 2
 
@@ -49,9 +48,9 @@ host = { like = "epyc-9355", read_gb_per_s = 250.0, ram_gb = 16.0 }
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("mine", MINE), ("my-host", HOST), ("halo", HALO), ("same", AS_A_FILE), ("fixed", FIXED)):
+    for name, text in (("same", AS_A_FILE), ("fixed", FIXED)):
         Path(f"{name}.toml").write_text(text)
-    return tmp_path
+    return PAGE.write(tmp_path)
 
 
 # --- the arithmetic, by hand ---
@@ -275,17 +274,13 @@ def test_the_study_s_runs_are_on_the_machine_asked_for(capsys: pytest.CaptureFix
 # --- the page ---
 
 
-def test_the_page_s_commands_print_what_stands_there(folder: Path, commands: Forks) -> None:
-    """Each block as far as it is shown."""
-    blocks = re.findall(r"^```console\n\$ python -m (.*?)\n(.*?)^```", PAGE, re.S | re.M)
-    assert len(blocks) == 6
-    for line, shown in blocks:
-        done = commands.call(*shlex.split(line), cwd=folder)
-        assert (done.stdout or done.stderr).startswith(shown), line
+def test_the_page_s_commands_print_what_stands_there(tmp_path: Path, commands: Forks) -> None:
+    assert set(PAGE.files) == {"mine.toml", "my-host.toml", "halo.toml"} and len(PAGE.blocks) == 6
+    PAGE.check(PAGE.write(tmp_path), commands)
 
 
 def test_the_page_has_every_flag() -> None:
-    assert all(f"`--{name.replace('_', '-')} " in PAGE for name in OF_THE_HARDWARE)
+    assert all(f"`--{name.replace('_', '-')} " in PAGE.text for name in OF_THE_HARDWARE)
 
 
 def test_what_is_like_an_entry_keeps_the_sources_of_what_it_keeps(folder: Path) -> None:

@@ -23,7 +23,7 @@ def test_every_picture_is_what_its_commands_print(tmp_path: Path, commands: Fork
 
 def test_the_pictures_show_all_that_there_is() -> None:
     for mark in SEMANTICS:
-        assert any(mark in block.partition("\nns")[2] for block in PAGE.blocks), mark
+        assert any(mark in block.text.partition("\nns")[2] for block in PAGE.blocks), mark
 
 
 def test_every_flag_on_a_miss_is_on_the_page(commands: Forks) -> None:
