@@ -4,7 +4,7 @@ from importlib import import_module
 
 from traces.errors import UserError
 
-EXTRAS = {"pandas": "report", "plotly": "report"}  # of pyproject.toml
+EXTRAS = {"pandas": "report", "plotly": "report", "marimo": "notebooks", "nbformat": "notebooks"}  # of pyproject.toml
 
 
 def needed(what: str, *modules: str) -> None:

@@ -20,6 +20,12 @@ with app.setup:
 
 @app.cell(hide_code=True)
 def _():
+    mo.Html(OFFLINE)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
     mo.md(r"""
     # The buddy trade-off
 
@@ -202,4 +208,6 @@ def _(SIZES, speeds):
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -25,6 +25,12 @@ with app.setup:
 
 @app.cell(hide_code=True)
 def _():
+    mo.Html(OFFLINE)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
     mo.md(r"""
     # Check the simulator on your machine
 
@@ -229,4 +235,6 @@ def _():
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -20,6 +20,12 @@ with app.setup:
 
 @app.cell(hide_code=True)
 def _():
+    mo.Html(OFFLINE)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
     mo.md(r"""
     # Design your own miss policy
 
@@ -164,4 +170,6 @@ def _():
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

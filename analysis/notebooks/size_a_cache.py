@@ -19,6 +19,12 @@ with app.setup:
 
 @app.cell(hide_code=True)
 def _():
+    mo.Html(OFFLINE)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
     mo.md(r"""
     # Size a cache for your GPU
 
@@ -159,4 +165,6 @@ def _():
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))
