@@ -11,9 +11,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from analysis.api.extras import needed
 from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
+from traces.extras import needed
 from traces.format import npz
 from traces.progress import doing
 
@@ -51,7 +51,8 @@ def _command(argv: list[str], app: Any, own: Path | None) -> None:
             raise UserError(f"{name}: must be a file in a folder that exists")
     if args.trace:
         npz.find(args.trace)
-    needed("a notebook", "marimo", "pandas", "plotly", *["nbformat"] * bool(args.ipynb))
+    for module in ("marimo", "pandas", "plotly", *["nbformat"] * bool(args.ipynb)):
+        needed(module, "a notebook")
     doing(f"running {path.stem}")
     if args.ipynb:
         _keep(args.ipynb, _jupyter(path, args.trace))
@@ -70,7 +71,8 @@ def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
         return _keep(html, page(_title(path), outputs).encode())
     print(text(outputs))
     if figures(outputs):
-        print(f"\n{figures(outputs)} figures: python -m analysis.notebook {path.stem} --html {path.stem}.html")
+        again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
+        print(f"\nIts {figures(outputs)} figures: python -m analysis.notebook {again} --html {path.stem}.html")
 
 
 def _keep(name: str, content: bytes) -> None:

@@ -55,18 +55,27 @@ def _list(what: str, name: str, as_json: bool) -> str:
 
 
 def _list_policies() -> str:
+    from sim.policies.plugged import listed, of_no_kind
     from sim.policies.registry import TABLES
 
     lines = []
     for kind, policies in TABLES.items():
         lines.append(f"{kind}:")
-        for name, policy in policies.items():
-            marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
-            needs = [f"needs {array}" for array in policy.needs]
-            parameters = (f"{key}={_short(policy, key)}" for key in policy.parameters)
-            tail = "; ".join([*marks, *needs, *parameters])
-            lines.append(f"  {name:<18} {policy.doc} [{policy.source}]" + (f" ({tail})" if tail else ""))
-    return "\n".join(lines)
+        lines += [_policy_line(name, policy) for name, policy in policies.items()]
+        lines += [_policy_line(name, found) for name, found in listed(kind, frozenset(policies))]
+    return "\n".join([*lines, *of_no_kind()])
+
+
+def _policy_line(name: str, policy: Any) -> str:
+    """What a policy does; of a plug-in that is of no use what is wrong with it."""
+    if isinstance(policy, str):
+        return f"  {name:<18} {policy}"
+    marks = [word for word in ("oracle", "fitted", "lossy") if getattr(policy, word)]
+    needs = [f"needs {array}" for array in policy.needs]
+    parameters = (f"{key}={_short(policy, key)}" for key in policy.parameters)
+    tail = "; ".join([*marks, *needs, *parameters])
+    source = f"plug-in of {policy.origin}" if policy.origin else policy.source
+    return f"  {name:<18} {policy.doc} [{source}]" + (f" ({tail})" if tail else "")
 
 
 def _short(policy: Any, key: str) -> str:

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.api.extras import needed
 from analysis.reading.load import load
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import markup, plain
@@ -14,6 +13,7 @@ from sim.outcome.how_sure import how_sure
 from sim.outcome.report import table
 from sim.simulation import FILES, write
 from traces.command import out_folder
+from traces.extras import needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,15 +81,16 @@ class Result(Run):
         return table(self.summary)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row, as `simulate_many` has it. Needs pandas."""
-        needed("to_frame", "pandas")
-        from analysis.api.frames import frame_of
+        """One row, as `simulate_many` has it, with every setting that is not the default. Needs pandas."""
+        needed("pandas", "to_frame")
+        from analysis.api.frames import one_row
 
-        return frame_of([self])
+        return one_row(self)
 
     def figure(self, kind: str = "speed") -> "go.Figure":
         """A figure of this run: one of `sim.figure`'s kinds. Needs pandas and plotly."""
-        needed("figure", "pandas", "plotly")
+        needed("pandas", "figure")
+        needed("plotly", "figure")
         from analysis.api.drawn import figure
 
         return figure([self], kind)
