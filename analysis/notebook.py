@@ -28,8 +28,10 @@ def parser(own: Path | None) -> Parser:
         out.add_argument("notebook", metavar="NAME|FILE.py", nargs="?", help="one of --list, or a copy of yours")
         out.add_argument("--list", action="store_true", help="the notebooks there are, and exit")
     out.add_argument("--trace", metavar="FILE", help="a trace of yours, or a shipped sample (default: the notebook's)")
-    out.add_argument("--html", metavar="FILE", help="write it as one page that needs no network, and print nothing")
-    out.add_argument("--ipynb", metavar="FILE", help="write it as a Jupyter notebook with its outputs")
+    out.add_argument("--html", metavar="FILE", help="keep it as one page that needs no network, too")
+    out.add_argument(
+        "--ipynb", metavar="FILE", help="keep it as a Jupyter notebook with its outputs (this alone prints nothing)"
+    )
     return out
 
 
@@ -61,16 +63,16 @@ def _command(argv: list[str], app: Any, own: Path | None) -> None:
 
 
 def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
-    """Run it; print what it found, or write it as a page."""
+    """Run it, print what it found and, if asked, keep it as a page."""
     from analysis.pages.notebook import figures, page, text
 
     outputs, defs = app.run(defs={"TRACE": trace} if trace else {})
     if trace and "TRACE" not in defs:
         raise UserError(f"{path}: no cell of it is called TRACE, so --trace changes nothing")
-    if html:
-        return _keep(html, page(_title(path), outputs).encode())
     print(text(outputs))
-    if figures(outputs):
+    if html:
+        _keep(html, page(_title(path), outputs).encode())
+    elif figures(outputs):
         again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
         print(f"\nIts {figures(outputs)} figures: python -m analysis.notebook {again} --html {path.stem}.html")
 

@@ -94,7 +94,7 @@ def _(grid):
         labels={"share": "experts on the GPU (%)", "tokens_per_s": "generated tokens/s"},
         color_discrete_sequence=[GREY, BLUE, ORANGE, GREEN],
     )
-    lines.update_layout(height=380)
+    lines.update_layout(height=380, margin={"l": 12, "r": 18, "t": 12, "b": 12})
     return
 
 

@@ -60,7 +60,11 @@ def _indented(lines: str) -> str:
 
 def _html(output: Any) -> str:
     shown = getattr(output, "_repr_html_", None)
-    return safe(shown()) if shown else f"<pre>{markup(output)}</pre>"
+    return (
+        safe(shown()).replace("<p><strong>! ", '<p class="loud"><strong>! ')
+        if shown
+        else f"<pre>{markup(output)}</pre>"
+    )
 
 
 def figures(outputs: Iterable[Any]) -> int:

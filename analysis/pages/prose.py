@@ -9,7 +9,7 @@ KEPT = ("p", "ul", "ol", "li", "strong", "em", "code", "pre", "h2", "h3", "h4", 
         "table", "thead", "tbody", "tr", "th", "td")  # fmt: skip
 EMPTY = ("hr", "br")
 SILENT = ("script", "style", "template", "title")  # what stands in them is no text
-FRAME = '<div class="frame" tabindex="0" role="region" aria-label="table">'  # a wide table scrolls in it, by keys too
+FRAME = '<div class="scroll" tabindex="0" role="region" aria-label="table">'  # a wide table scrolls in it, by keys too
 
 
 class _Kept(HTMLParser):
