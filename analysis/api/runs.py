@@ -1,6 +1,7 @@
 """Runs from Python: one, or many side by side."""
 
 import inspect
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ MEMO_BYTES = 1_000_000_000
 Record = Literal["summary", "full"]
 
 
-def simulate(trace: Any = None, /, *, name: str = "", record: Record = "summary", **flags: Any) -> Result:
+def simulate(trace: Any = None, *, name: str = "", record: Record = "summary", **flags: Any) -> Result:
     """Simulate one run: `python -m sim.run` from Python. A flag is an argument, with underscores for hyphens.
 
         run = sim.simulate(trace="mixtral.npz", cache=6, miss="buddy", calibration=0.3, set={"buddy.tau": 0.6})
@@ -39,8 +40,6 @@ def simulate(trace: Any = None, /, *, name: str = "", record: Record = "summary"
     Times are simulated; what is lossy, synthetic or not calibrated stands in `marks` and `notes`. Raises UserError, one
     line, for whatever is wrong: SpecError for a field, TraceError for a trace, CatalogError for a description.
     """
-    if trace is not None and "trace" in flags:
-        raise SpecError("trace: given twice")
     given = Given()
     with watched():
         spec = RunSpec.of(_plain({"trace": trace, **flags}, given))
@@ -124,7 +123,17 @@ def _signature() -> inspect.Signature:
     own = [each for each in shown.parameters.values() if each.kind is not each.VAR_KEYWORD]
     kind, fields = inspect.Parameter.KEYWORD_ONLY, RunSpec.model_fields.items()
     flags = [inspect.Parameter(name, kind, default=None if f.is_required() else f.default) for name, f in fields]
-    return shown.replace(parameters=[*own[1:], *flags])
+    return shown.replace(parameters=[*own, *flags[1:]])
+
+
+def _fields() -> str:
+    """A line for each field of a run: its name, what it is, and its default."""
+    fields = RunSpec.model_fields.items()
+    told = {name: "" if f.is_required() or f.default is None else f" (default: {f.default!r})" for name, f in fields}
+    lines = (f"{name}: {f.description}{'' if 'default' in str(f.description) else told[name]}" for name, f in fields)
+    wrapped = (textwrap.fill(line, 112, initial_indent=" " * 8, subsequent_indent=" " * 12) for line in lines)
+    return "\n".join(["    Fields:", *wrapped, ""])
 
 
 simulate.__signature__ = _signature()  # type: ignore[attr-defined]  # for people; RunSpec checks what is given
+simulate.__doc__ = f"{simulate.__doc__}\n{_fields()}"

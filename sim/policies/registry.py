@@ -480,7 +480,7 @@ def find(kind: str, name: str) -> Policy:
 
 
 def _elsewhere(kind: str, name: str) -> Policy:
-    """A function or class in memory, or a plug-in. Raises SpecError with the nearest name where nothing is called so."""
+    """A function or class in memory, or a plug-in's. Raises SpecError with the nearest name where nobody has it."""
     from sim.policies.in_memory import held  # late, both: few runs have one
     from sim.policies.plugged import names, plugged
 
