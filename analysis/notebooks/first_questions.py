@@ -12,13 +12,11 @@ with app.setup:
     import marimo as mo
     import numpy as np
     import pandas as pd
-    import plotly.express as px
 
     import analysis
     import sim
     import traces
     from analysis.pages.notebook import OFFLINE, trace_asked
-    from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE
 
 
 @app.cell(hide_code=True)
@@ -85,16 +83,7 @@ def _(SIZES, grid):
 
 @app.cell
 def _(grid):
-    lines = px.line(
-        grid.assign(share=100 * grid["cache"]),
-        x="share",
-        y="tokens_per_s",
-        color="eviction",
-        markers=True,
-        labels={"share": "experts on the GPU (%)", "tokens_per_s": "generated tokens/s"},
-        color_discrete_sequence=[GREY, BLUE, ORANGE, GREEN],
-    )
-    lines.update_layout(height=380, margin={"l": 12, "r": 18, "t": 12, "b": 12})
+    sim.figure(grid, "along", x="cache")
     return
 
 
@@ -153,18 +142,11 @@ def _():
         vocab_size=512, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         num_experts=16, num_experts_per_tok=4, moe_intermediate_size=32,
     )  # fmt: skip
-    # yours: transformers.AutoModelForCausalLM.from_pretrained("..."), and prompts of its tokenizer
+    # yours: transformers.AutoModelForCausalLM.from_pretrained("...")
     model = transformers.Qwen3MoeForCausalLM(config).eval()
-    words = np.random.default_rng(0).integers(2, 512, (12, 16))
-    prompts = transformers.BatchEncoding({"input_ids": words, "attention_mask": np.ones_like(words)}, tensor_type="pt")
-    return model, prompts
+    prompts = np.random.default_rng(0).integers(2, 512, (12, 16))  # token ids; or texts, with tokenizer=...
+    captured = traces.capture(model, prompts, generate=32, temperature=0, lookahead=1)
 
-
-@app.cell
-def _(model, prompts):
-    with traces.capture(model, lookahead=1) as _recorder:
-        model.generate(**prompts, max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)
-    captured = _recorder.trace(licence="made in this notebook")
     tiny = sim.simulate_many(eviction=["lru", "lfu", "belady"], cache=0.5, hardware="rtx4090", trace=captured)
     return captured, tiny
 

@@ -2,9 +2,8 @@
 
 import hashlib
 import inspect
-import marshal
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,13 @@ def source_of(thing: Any) -> str:
 
 def bytecode(function: FunctionType) -> str:
     """What tells two bodies apart, whatever their text."""
-    return marshal.dumps(function.__code__).hex()
+    return _code(function.__code__)
+
+
+def _code(code: CodeType) -> str:
+    """Not marshal's bytes: they change with the references that there are to its constants."""
+    inner = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, inner))
 
 
 def functions(thing: Any) -> list[FunctionType]:
