@@ -13,16 +13,10 @@ with app.setup:
     from analysis.comparing.comparison import compare
     from analysis.pages import compare_figures
     from analysis.pages.figures import canvas
-    from analysis.pages.notebook import OFFLINE, trace_asked
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
     from traces.format.trace import split
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
 
 
 @app.cell(hide_code=True)
@@ -89,7 +83,7 @@ def _(TAUS, runs, table):
 
 @app.cell
 def _(table):
-    compare_figures.pareto(table)
+    shown(compare_figures.pareto(table))
     return
 
 
@@ -164,7 +158,7 @@ def _(lifts):
     for (_name, _found), _colour in zip(lifts.items(), (GREY, BLUE), strict=True):
         _fig.add_bar(x=list(_found), y=list(_found.values()), name=_name, marker={"color": _colour})
     _fig.add_hline(y=1, line={"dash": "dot", "color": RED})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
     return
 
 
@@ -210,7 +204,7 @@ def _(SIZES, speeds):
     for _miss, _colour in (("drop", ORANGE), ("buddy", GREEN), ("fetch", GREY)):
         _y = [speeds[f"{_miss}, {size:g}"] for size in SIZES]
         _fig.add_scatter(x=list(SIZES), y=_y, mode="lines+markers", name=_miss, line={"color": _colour, "width": 2.2})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
     return
 
 

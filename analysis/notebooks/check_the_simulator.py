@@ -16,18 +16,12 @@ with app.setup:
     from analysis.curves.curve import curve, setting_of, simulated
     from analysis.pages import tables
     from analysis.pages.figures import bounds
-    from analysis.pages.notebook import OFFLINE, trace_asked
+    from analysis.pages.notebook import shown, trace_asked
     from sim.machines import compiled, discrete
     from sim.prepare import prepare
     from sim.spec import RunSpec
     from traces.format import npz
     from traces.format.trace import RoutingTrace
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
 
 
 @app.cell(hide_code=True)
@@ -184,7 +178,7 @@ def _(TRACE):
         assert all(
             bound <= run.summary["time_ns"] for name, bound in run.summary["bounds"].items() if name.endswith("_ns")
         )
-    bounds(tables.bounds(bounded))
+    shown(bounds(tables.bounds(bounded)))
     return
 
 

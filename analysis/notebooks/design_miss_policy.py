@@ -15,15 +15,9 @@ with app.setup:
     from analysis.comparing.comparison import compare
     from analysis.pages import compare_figures, tables
     from analysis.pages.figures import answers_by_layer, time_parts
-    from analysis.pages.notebook import OFFLINE, trace_asked
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.timelines import series
     from sim.core.view import FETCH
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
 
 
 @app.cell(hide_code=True)
@@ -105,7 +99,7 @@ def _(MINE, table):
 
 @app.cell
 def _(table):
-    compare_figures.pareto(table)
+    shown(compare_figures.pareto(table))
     return
 
 
@@ -131,7 +125,7 @@ def _(MINE, runs):
 
 @app.cell
 def _(parts):
-    time_parts(parts)
+    shown(time_parts(parts))
     return
 
 
@@ -149,7 +143,7 @@ def _():
 @app.cell
 def _(MINE, runs):
     _mine = next(run for run in runs if run.name == f"{MINE}, 0.5")
-    answers_by_layer(series.answers_by_layer(_mine.record))
+    shown(answers_by_layer(series.answers_by_layer(_mine.record)))
     return
 
 
@@ -184,7 +178,7 @@ def _(MINE, runs):
 
 @app.cell
 def _(duel):
-    compare_figures.speed(duel)
+    shown(compare_figures.speed(duel))
     return
 
 

@@ -9,18 +9,12 @@ with app.setup:
 
     from analysis.pages import trace_figures, trace_tables
     from analysis.pages.figures import canvas
-    from analysis.pages.notebook import OFFLINE, trace_asked
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from traces.format import npz
     from traces.statistics.describe import LOUD, describe
     from traces.statistics.reuse import reuse_histogram
     from traces.statistics.stats import info
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
 
 
 @app.cell(hide_code=True)
@@ -77,7 +71,7 @@ def _(trace):
 
 @app.cell
 def _(skew):
-    trace_figures.skew(skew)
+    shown(trace_figures.skew(skew))
     return
 
 
@@ -106,7 +100,7 @@ def _(overlap, trace):
     for _name, _colour, _dash in (("popularity", GREEN, "dash"), ("random", GREY, "dot")):
         _line = [100 * overlap[_name]] * len(_layers)
         _fig.add_scatter(x=_layers, y=_line, mode="lines", name=_name, line={"color": _colour, "dash": _dash})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
     return
 
 
@@ -139,7 +133,7 @@ def _(reused, trace):
     for _name, _values, _width in _lines:
         _fig.add_scatter(x=_slots, y=100 * _values, mode="lines", name=_name, line={"width": _width, "color": BLUE})
     _fig.add_vline(x=trace.top_k, line={"dash": "dot", "color": RED})
-    _fig.update_yaxes(range=[0, 102])
+    shown(_fig.update_yaxes(range=[0, 102]))
     return
 
 
@@ -163,13 +157,13 @@ def _(trace):
 
 @app.cell
 def _(together):
-    trace_figures.pairs(together, "j wanted too (%)")
+    shown(trace_figures.pairs(together, "j wanted too (%)"))
     return
 
 
 @app.cell
 def _(mass):
-    trace_figures.q_mass(mass)
+    shown(trace_figures.q_mass(mass))
     return
 
 
@@ -214,7 +208,7 @@ def _(named, trace):
     for (_best, _shares), _colour in zip(named.items(), (BLUE, ORANGE), strict=False):
         _values = [100 * share for share in _shares]
         _fig.add_bar(x=_ahead, y=_values, name=f"first {_best} of the list", marker={"color": _colour})
-    _fig.update_yaxes(range=[0, 102])
+    shown(_fig.update_yaxes(range=[0, 102]))
     return
 
 

@@ -16,13 +16,7 @@ with app.setup:
     import analysis
     import sim
     import traces
-    from analysis.pages.notebook import OFFLINE, trace_asked
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
+    from analysis.pages.notebook import shown, trace_asked
 
 
 @app.cell(hide_code=True)
@@ -83,7 +77,7 @@ def _(SIZES, grid):
 
 @app.cell
 def _(grid):
-    sim.figure(grid, "along", x="cache")
+    shown(sim.figure(grid, "along", x="cache"))
     return
 
 
@@ -124,7 +118,7 @@ def _(TRACE, marked, settled):
 
 @app.cell
 def _(mine):
-    sim.figure(mine, "speed")
+    shown(sim.figure(mine, "speed"))
     return
 
 
@@ -173,7 +167,7 @@ def _(captured, marked, tiny):
 
 @app.cell
 def _(tiny):
-    sim.figure(tiny, "time")
+    shown(sim.figure(tiny, "time"))
     return
 
 
@@ -196,7 +190,7 @@ def _(marked):
 
 @app.cell
 def _(lossy):
-    sim.figure(lossy, "speed")
+    shown(sim.figure(lossy, "speed"))
     return
 
 

@@ -15,13 +15,7 @@ with app.setup:
     from analysis.pages import compare_figures, tables
     from analysis.pages.curve import figure
     from analysis.pages.figures import by_layer, time_parts
-    from analysis.pages.notebook import OFFLINE, trace_asked
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.Html(OFFLINE)
-    return
+    from analysis.pages.notebook import shown, trace_asked
 
 
 @app.cell(hide_code=True)
@@ -87,7 +81,7 @@ def _(found, knee, lines, sharpness):
 
 @app.cell
 def _(lines):
-    figure(lines)
+    shown(figure(lines))
     return
 
 
@@ -107,7 +101,7 @@ def _(found):
     _sizes = sorted({found.cliff, len(found.slots) // 2, max(1, len(found.slots) - 1)})
     _each = max(found.wanted[0] / found.misses.shape[1], 1)  # wanted of a layer: as many in each
     _shares = [1 - found.misses[0, :, slots - 1] / _each for slots in _sizes]
-    by_layer([f"{slots} slots" for slots in _sizes], np.array(_shares), "hits (%)")
+    shown(by_layer([f"{slots} slots" for slots in _sizes], np.array(_shares), "hits (%)"))
     return
 
 
@@ -146,13 +140,13 @@ def _(runs, size, table):
 
 @app.cell
 def _(table):
-    compare_figures.speed(table)
+    shown(compare_figures.speed(table))
     return
 
 
 @app.cell
 def _(runs):
-    time_parts(tables.time_parts(runs))
+    shown(time_parts(tables.time_parts(runs)))
     return
 
 

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from analysis.pages.notebook import MATHJAX
 from traces.errors import UserError
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -27,15 +26,14 @@ def exported(path: Path, trace: str | None) -> bytes:
 
 
 def adapted(notebook: dict[str, Any], trace: str | None) -> dict[str, Any]:
-    """Without the cell that is for marimo's page alone, with figures as plotly's JSON, and TRACE as it was."""
-    cells = [cell for cell in notebook["cells"] if MATHJAX not in json.dumps(cell.get("outputs", []))]
-    for cell in cells:
+    """With figures as plotly's JSON, and TRACE as it was."""
+    for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             figure = _figure("".join(output.get("data", {}).get("text/html", "")))
             output["data"] = {PLOTLY: figure} if figure else output.get("data", {})
         if trace and "".join(cell["source"]).startswith("TRACE = "):
             cell["source"] = f"TRACE = {trace!r}"
-    return notebook | {"cells": cells}
+    return notebook
 
 
 class _Drawn(HTMLParser):

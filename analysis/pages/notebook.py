@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from html import unescape
 from typing import Any
-from urllib.parse import quote
 
 import plotly.graph_objects as go
 
@@ -19,13 +18,22 @@ from analysis.showing.words import markup
 
 INTRODUCTION = "What it answers"
 # marimo's page asks a CDN for MathJax as soon as it draws a plotly figure, whether or not it has formulas, unless a
-# script of that address is in the page: this one puts an element there that no browser runs. Shown by a first cell.
+# script of that address is in the page. This puts one there that no browser runs.
 MATHJAX = "https://cdn.jsdelivr.net/npm/mathjax-full@3.2.2/es5/tex-mml-svg.min.js"
-_ELEMENT = (
-    'const s = document.createElement("script"); s.type = "text/plain"; s.dataset.status = "error"; '
-    f's.src = "{MATHJAX}"; document.head.append(s)'
-)
-OFFLINE = f'<script src="data:text/javascript,{quote(_ELEMENT)}"></script>'
+OFFLINE = f"""<iframe hidden onload="const s = document.createElement('script'); s.type = 'text/plain';
+s.dataset.status = 'error'; s.src = '{MATHJAX}'; document.head.append(s)"></iframe>"""
+
+
+def shown(figure: go.Figure) -> Any:
+    """The figure as a cell shows it. What stands before it `marimo edit` shows once it trusts the cells, which have run by
+    the time that a lazy element gets its content."""
+    import marimo
+
+    if not marimo.running_in_notebook():
+        return figure
+    late = marimo.app_meta().mode == "edit"
+    drawn = marimo.lazy(figure) if late else marimo.as_html(figure)
+    return marimo.Html(OFFLINE + drawn.text)
 
 
 def trace_asked(sample: str) -> str:
