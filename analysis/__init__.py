@@ -1,0 +1,5 @@
+"""What runs came to, side by side: tables, figures, pages. Figures need pandas and plotly (extra `report`)."""
+
+from traces.extras import refuse_what_is_missing
+
+refuse_what_is_missing(__name__)

@@ -1,8 +1,5 @@
 """The same replay on a real device, and the small model: everything here needs torch (extra `runtime`)."""
 
-import importlib.util
-import sys
+from traces.extras import refuse_what_is_missing
 
-if sys.argv[:1] == ["-m"] and importlib.util.find_spec("torch") is None:  # a command line: one line, no traceback
-    print("error: python -m runtime needs torch; pip install -e '.[runtime]'", file=sys.stderr)
-    raise SystemExit(2)
+refuse_what_is_missing(__name__)

@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 _DOOR = {
     "simulate": "analysis.api.runs:simulate",
     "simulate_many": "analysis.api.runs:simulate_many",
-    "compare": "analysis.api.compared:compare",
-    "figure": "analysis.api.drawn:figure",
+    "compare": "analysis.api.offered:compare",
+    "figure": "analysis.api.offered:figure",
     "open_run": "analysis.api.result:open_run",
     "Result": "analysis.api.result:Result",
     "UserError": "traces.errors:UserError",

@@ -271,7 +271,7 @@ def compare(
     relative, 0.1 = a tenth more; tpot in ms), their `*_low` and `*_high` (95 % interval, paired over requests; NaN
     where runs cannot be paired, and `not_paired` says why), pareto_best, conditions (runs of one number are
     alternatives of each other), marks. `.attrs` has notes, which must be read with it, baseline and statistic.
-    Raises UserError, one line.
+    Needs pandas. Raises UserError, one line.
     """
 
 def figure(results: pd.DataFrame | Run | Iterable[Run], kind: str = "speed", **options: Any) -> go.Figure:

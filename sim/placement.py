@@ -12,7 +12,7 @@ from sim.errors import SpecError
 from sim.flags import spec_of
 from sim.prepare import Setting, prepare
 from sim.run import parser
-from traces.command import guarded
+from traces.command import guarded, typed
 from traces.format import placement
 from traces.format.placement import KIND, VERSION, Placement
 
@@ -24,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     flags = parser()
-    flags.prog, flags.description = "python -m sim.placement", "Write the first residents of a run to --out FILE."
+    flags.prog, flags.description = (
+        typed("python -m sim.placement"),
+        "Write the first residents of a run to --out FILE.",
+    )
     args = flags.parse_args(argv)
     if args.out is None:
         raise SpecError("out: missing; --out FILE.npz is required")

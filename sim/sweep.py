@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.errors import SpecError
-from traces.command import Parser, guarded, one_of
+from traces.command import Parser, guarded, one_of, typed
 
 ENGINES = ("local", "ray")
 INTERRUPTED = 130
@@ -50,7 +50,7 @@ def _command(argv: list[str]) -> int:
     try:
         table = session.run(args.engine, args.ray_address or "local", args.workers, args.retry_failed)
     except KeyboardInterrupt:
-        again = shlex.join(["python", "-m", "sim.sweep", *argv])
+        again = f"{typed('python -m sim.sweep')} {shlex.join(argv)}"
         print(
             f"interrupted: {session.safe:,} of {len(runs):,} runs are safe in {folder}; go on: {again}", file=sys.stderr
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from analysis.api import compared, drawn, result, runs
+from analysis.api import offered, result, runs
 from sim.spec import RunSpec
 
 STUB = Path(__file__).parent.parent / "sim" / "__init__.pyi"
@@ -101,9 +101,9 @@ def stub() -> str:
             text(runs.simulate_many),
             f"def compare({what} | {cases}, /, *, baseline: str | int = 0, seed: int = 0, **common: Any)",
             " -> pd.DataFrame:\n",
-            text(compared.compare),
+            text(offered.compare),
             f'def figure({what}, kind: str = "speed", **options: Any) -> go.Figure:\n',
-            text(drawn.figure),
+            text(offered.figure),
             "def open_run(path: File) -> Result:\n",
             text(result.open_run),
         ]

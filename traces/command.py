@@ -7,6 +7,7 @@ ours (a traceback).
 import argparse
 import difflib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,14 +15,26 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from traces.errors import UserError
+from traces.extras import not_installed
 from traces.progress import watched
+
+SCRIPT = "moe-offload-sim"  # the console script; `python -m sim` is the same (sim.__main__)
+STARTED_BY = (f"{SCRIPT} ", "python -m sim ")  # begins sys.argv[0] where one of these runs a command
+
+
+def typed(command: str) -> str:
+    """`python -m sim.run` as the user typed it: perhaps `moe-offload-sim run`. What follows stays."""
+    if not sys.argv[0].startswith(STARTED_BY) or command.startswith(sys.argv[0]):
+        return command
+    return re.sub(r"^python -m \S+", lambda _: sys.argv[0], command)
 
 
 class Parser(argparse.ArgumentParser):
     """Bad arguments raise UserError like every other bad input; an unknown one is told the nearest that exists."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        name = {"prog": typed(options["prog"])} if options.get("prog") else {}
+        super().__init__(**{"allow_abbrev": False, **options, **name})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -60,8 +73,9 @@ def one_of(what: str, name: str, names: Sequence[str]) -> str:
 def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command with its arguments; returns the exit status. The last word of every `main`.
 
-    UserError and OSError are one line on stderr and status 2; whoever stops reading our output early has seen enough;
-    any other exception is ours and goes through. Meanwhile stderr says every ten seconds what is being done.
+    UserError, OSError and a missing library of an extra are one line on stderr and status 2; whoever stops reading our
+    output early has seen enough; any other exception is ours and goes through. Meanwhile stderr says every ten seconds
+    what is being done.
     """
     try:
         with watched():
@@ -72,6 +86,9 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        print(f"error: {not_installed(error, 'what is asked for')}", file=sys.stderr)
+        return 2
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """Libraries that not everybody has installed: which extra brings one, in one line."""
 
 import importlib
+import sys
 from typing import Any
 
 from traces.errors import UserError
@@ -36,3 +37,19 @@ def not_installed(error: ModuleNotFoundError, what: str) -> UserError:
     if name not in EXTRAS:
         raise error
     return UserError(f"{what} needs {name}, which is not installed: pip install 'moe-offload-sim[{EXTRAS[name]}]'")
+
+
+def refuse_what_is_missing(package: str) -> None:
+    """Called by a package whose commands import libraries of extras where they begin, when it is imported: where that
+    is for `python -m PACKAGE.COMMAND`, a library that the command lacks is one line and exit status 2."""
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
+        return
+    command = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if not command.startswith(f"{package}."):
+        return
+    try:
+        importlib.import_module(command)
+    except ModuleNotFoundError as error:
+        print(f"error: {not_installed(error, f'python -m {command}')}", file=sys.stderr)
+        raise SystemExit(2) from None
+    del sys.modules[command]  # it is about to run as __main__

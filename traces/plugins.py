@@ -50,7 +50,7 @@ class Plugin:
 
 
 def plugins(group: str) -> dict[str, Plugin]:
-    """The plug-ins of a group by name, sorted. A distribution whose metadata cannot be read has none."""
+    """The plug-ins of a group by name, sorted."""
     return _found(group, tuple(sys.path))
 
 
@@ -69,15 +69,12 @@ def _twice(plugin: Plugin, of: str) -> Plugin:
 
 
 def _entries(group: str) -> Iterator[tuple[str, "EntryPoint"]]:
-    """(distribution, entry point); of several of one distribution's name the first that Python finds counts."""
+    """(distribution, entry point); of several copies of one distribution the first that Python finds counts."""
     from importlib.metadata import distributions  # late: nobody pays for it who asks for no plug-in
 
     seen = set()
     for each in distributions():
-        try:
-            name, found = str(each.metadata["Name"]), list(each.entry_points.select(group=group))
-        except Exception:  # somebody else's metadata, damaged
-            continue
-        if name not in seen:
-            seen.add(name)
-            yield from ((f"{name} {each.version}", entry) for entry in found)
+        found = each.entry_points.select(group=group)
+        if found and each.metadata["Name"] not in seen:
+            seen.add(each.metadata["Name"])
+            yield from ((f"{each.metadata['Name']} {each.version}", entry) for entry in found)

@@ -29,14 +29,15 @@ def along(runs: Sequence[Run], x: str | None = None, y: str = "tokens_per_s", by
     fig, colour = canvas(380, label(x), AXES.get(y, label(y))), colours(list(lines))
     for name, places in lines.items():
         order = sorted(places, key=lambda i: at[i])
-        oracle = any(runs[i].oracle for i in order)
+        oracles = sum(runs[i].oracle for i in order)
+        told = " (oracle)" if oracles == len(order) else " (oracles among them)" if oracles else ""
         whiskers = {"error_y": _whiskers([figures[i] for i in order])} if y == "tokens_per_s" else {}
         fig.add_scatter(
             x=[at[i] for i in order],
             y=[figures[i][y] for i in order],
             mode="lines+markers",
-            name=label(f"{name} (oracle)" if oracle else name),
-            line={"color": colour[name], "width": 2.2, "dash": "dot" if oracle else "solid"},
+            name=label(f"{name}{told}"),
+            line={"color": colour[name], "width": 2.2, "dash": "dot" if oracles else "solid"},
             hovertext=[label(runs[i].name) for i in order],
             hovertemplate="%{hovertext}: %{y:,.4g}<extra></extra>",
             **whiskers,

@@ -39,7 +39,7 @@ def cases_of(cases: Mapping[str, Fields] | None, common: Fields, given: Given) -
     flat = {str(name): _flat({**rest, **fields}) for name, fields in named.items()}
     for parameter, value in shared.items():
         for name in _users(flat, parameter, given):
-            flat[name] = {parameter: value, **flat[name]}
+            flat[name] = {**flat[name], parameter: flat[name].get(parameter, value)}
     return _unique(case for name, fields in flat.items() for case in _grid(name, fields, given))
 
 
@@ -67,29 +67,28 @@ def _grid(name: str, fields: Fields, given: Given) -> Iterator[Case]:
 
     refuse_no_trace(fields)
     tables = _tables(fields, given)
-    brought = [key for each in tables.get("zip", ()) for key in each if key not in fields and len(each[key]) > 1]
-    axes = [*(field for field, value in fields.items() if isinstance(value, AXIS)), *brought]
+    together = {next(iter(each)): each for each in tables.get("zip", ())}  # by the policy that brings parameters
+    axes = [each for field, value in fields.items() if isinstance(value, AXIS) for each in together.get(field, [field])]
     for run in expand(tables, name or "simulate_many"):
         asked = dict(run.fields) if run.spec is None else run.spec.model_dump()
         values = asked | {f"set.{key}": value for key, value in asked.get("set", {}).items()}
         said = [name, *(_label(axis, values.get(axis)) for axis in axes)]
-        yield Case(", ".join(part for part in said if part) or "run", run.spec or run.error, asked)
+        yield Case(", ".join(filter(None, said)) or "run", run.spec or run.error, asked)
 
 
 def _tables(fields: Fields, given: Given) -> dict[str, Any]:
     """As sim.sweeps.axes takes them: a policy that brings parameters is an axis together with these."""
     tables: dict[str, Any] = {}
-    zipped: list[dict[str, list[Any]]] = []
     for field, value in fields.items():
         pairs = [given.plain(field, each) for each in (value if isinstance(value, AXIS) else [value])]
         more = dict.fromkeys(key for _, mine in pairs for key in mine)
         together = {field: [each for each, _ in pairs]}
         together |= {f"set.{key}": [mine.get(key, "default") for _, mine in pairs] for key in more}
         if more:
-            zipped.append(together)
+            tables.setdefault("zip", []).append(together)
         else:
             tables[field] = together[field] if isinstance(value, AXIS) else together[field][0]
-    return {**tables, **({"zip": zipped} if zipped else {})}
+    return tables
 
 
 def _label(axis: str, value: Any) -> str:

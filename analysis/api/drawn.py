@@ -94,16 +94,8 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 
 
-def figure(results: Any, kind: str = "speed", **options: Any) -> go.Figure:
-    """A figure of runs: those of the report, by the name of its kind (an unknown one lists them).
-
-        sim.figure(frame, "along", x="cache")    sim.figure([run, other], "time")
-
-    results: a frame of `simulate_many` or `compare`, results, or folders of `python -m sim.run --out`. options: of
-    "speed" and "pareto" the baseline (a name, or a place from 0); of "along" x (the setting along the axis, default:
-    the first number that differs), y (a column, default tokens_per_s) and by (what has a line of its own, default: the
-    policies). What must be said of the runs stands above the figure. Needs pandas and plotly. Raises UserError.
-    """
+def drawn(results: Any, kind: str, options: Mapping[str, Any]) -> go.Figure:
+    """See analysis.api.offered.figure."""
     if kind not in KINDS:
         raise unknown("figure", kind, KINDS)
     runs, chosen = runs_of(results), KINDS[kind]

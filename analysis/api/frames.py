@@ -24,7 +24,7 @@ def frame_of(found: Sequence[Run | Failed], errors: bool = False) -> pd.DataFram
     """A row per run, index its name; columns: the settings that differ, FIRST, more figures, marks, result; errors:
     and `error`, None of a run that is done. attrs: notes."""
     runs = [each for each in found if isinstance(each, Run)]
-    fields = differing(runs)
+    fields = _differing(found)
     rows = [_row(each, fields) if isinstance(each, Run) else _failed(each, fields) for each in found]
     kept = {"error": [each.error if isinstance(each, Failed) else None for each in found]} if errors else {}
     index = pd.Index([each.name for each in found], name="run")
@@ -57,8 +57,26 @@ def figures_of(run: Run) -> dict[str, Any]:
 
 
 def _failed(run: Failed, fields: Iterable[str]) -> dict[str, Any]:
-    mine = {**run.fields, **run.fields.get("set", {})}
+    mine = _asked(run)
     return {field: mine.get(field) for field in fields} | {"marks": "", "result": None}
+
+
+def _asked(found: Run | Failed) -> dict[str, Any]:
+    """The settings of a run; of one that failed what was asked for, as far as it can stand beside these."""
+    if isinstance(found, Run):
+        return settings(found)
+    return {
+        name: v for name, v in {**found.fields, **found.fields.get("set", {})}.items() if name not in ("set", "trace")
+    }
+
+
+def _differing(found: Sequence[Run | Failed]) -> list[str]:
+    """Settings that are not the same in all runs; what one that failed does not say does not differ."""
+    if all(isinstance(each, Run) for each in found):
+        return differing([each for each in found if isinstance(each, Run)])
+    every = [_asked(each) for each in found]
+    fields = dict.fromkeys(field for asked in every for field in asked)
+    return [field for field in fields if len({repr(asked[field]) for asked in every if field in asked}) > 1]
 
 
 def notes_of(runs: Sequence[Run]) -> list[str]:
@@ -83,12 +101,13 @@ def runs_of(given: Any) -> list[Run]:
 def _each(given: Any) -> list[Any]:
     if isinstance(given, (Run, str, Path)):
         return [given]
-    if not isinstance(given, pd.DataFrame):
-        return list(given.values()) if isinstance(given, Mapping) else list(given)
-    if "result" not in given:
-        raise UserError("frame: has no column result; one of simulate_many or compare is required")
-    named = given["result"].items()
-    return [replace(run, name=str(name)) for name, run in named if isinstance(run, Run)]
+    if isinstance(given, pd.DataFrame):
+        if "result" not in given:
+            raise UserError("frame: has no column result; one of simulate_many or compare is required")
+        given = {name: run for name, run in given["result"].items() if isinstance(run, Run)}
+    if isinstance(given, Mapping):
+        return [replace(run, name=str(name)) if isinstance(run, Run) else run for name, run in given.items()]
+    return list(given)
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

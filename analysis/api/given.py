@@ -77,11 +77,14 @@ class Given:
         return found, parameters(found, mine)
 
     def _described(self, kind: str, thing: Any) -> str:
-        table = dict(thing) if isinstance(thing, Mapping) else thing
-        if isinstance(table, dict) and "name" not in table:
-            table["name"] = self._name(kind, f"my-{kind}", repr(table))
-        name = catalog.hold(kind, table)
-        if self._name(kind, name, repr(table)) != name:
+        """Tables without a name are told apart; two with one name are not."""
+        if not isinstance(thing, Mapping):
+            name = catalog.hold(kind, thing)
+        elif "name" not in thing:
+            name = catalog.hold(kind, {**thing, "name": self._name(kind, f"my-{kind}", repr(thing))})
+        else:
+            name = catalog.hold(kind, thing)
+        if self._known.setdefault((kind, name), repr(thing)) != repr(thing):
             raise catalog.CatalogError(f"{kind}: two different ones are called {name}; give each a `name` of its own")
         return name
 

@@ -97,9 +97,9 @@ class Result(Run):
         plotly. Raises UserError."""
         needed("pandas", "figure")
         needed("plotly", "figure")
-        from analysis.api.drawn import figure
+        from analysis.api.drawn import drawn
 
-        return figure([self], kind, **options)
+        return drawn([self], kind, options)
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write `summary.json` and `record.npz` into a folder, as `python -m sim.run --out` does; force: in the place

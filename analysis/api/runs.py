@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.api.cases import Case, Fields, cases_of, refuse_no_trace
+from analysis.api.cases import AXIS, Case, Fields, cases_of, refuse_no_trace
 from analysis.api.given import Failed, Given
 from analysis.api.result import Result
 from sim.errors import SpecError
@@ -51,6 +51,8 @@ def _plain(fields: Fields, given: Given) -> dict[str, Any]:
     out: dict[str, Any] = {}
     brought: dict[str, Any] = {}
     for field, value in fields.items():
+        if isinstance(value, AXIS):
+            raise SpecError(f"{field}: {value!r}: a list is an axis of sim.simulate_many; one value is required here")
         if value is not None:
             out[field], mine = given.plain(field, value)
             brought |= mine

@@ -48,7 +48,7 @@ def held(kind: str, name: str) -> Policy | None:
 def own_name(kind: str, thing: Any) -> str:
     """What a function, a class or an instance of one is called. Raises SpecError for what is none."""
     made = _made(thing)
-    if made.__module__ == "builtins" or not is_policy(made):
+    if not is_policy(made) or (inspect.isclass(made) and made.__module__ == "builtins"):
         raise SpecError(f"{kind}: {thing!r}: must be a policy's name, FILE.py:NAME, a function or a class")
     return str(made.__name__)
 
@@ -56,7 +56,7 @@ def own_name(kind: str, thing: Any) -> str:
 def identity(thing: Any) -> str:
     """What tells it from another of its name: what it does."""
     made = _made(thing)
-    return fingerprint(made) + "".join(map(bytecode, functions(made)))
+    return fingerprint(made) + "".join(bytecode(function.__code__) for function in functions(made))
 
 
 def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tuple[str, dict[str, Value]]:
@@ -106,7 +106,9 @@ def _origin(made: Any) -> str:
         lines: Any = inspect.getsourcefile(made)
     except TypeError:
         lines = None
-    return f"{file}:{made.__qualname__}" if lines and file.endswith(".py") else f"in memory ({made.__module__})"
+    if lines and file.endswith(".py"):
+        return f"{file}:{made.__qualname__}"
+    return f"in memory ({made.__module__})" if made.__module__ else "in memory"
 
 
 def parameters(name: str, given: Mapping[str, Value]) -> dict[str, Value]:

@@ -486,7 +486,7 @@ def _elsewhere(kind: str, name: str) -> Policy:
 
     found = held(kind, name) or plugged(kind, name)
     if found is None:
-        raise unknown(kind, name, [*TABLES[kind], *names(kind)])
+        raise unknown(kind, name, {*TABLES[kind], *names(kind)})
     return found
 
 
