@@ -1,13 +1,20 @@
-"""Every notebook runs from top to bottom as a plain script, is one that marimo takes, and says what is synthetic."""
+"""Every notebook prints what it finds, judges enough requests, becomes a page and a Jupyter notebook that need no
+network, and is one that marimo takes."""
 
 import importlib.util
 import json
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import captures
+from tests.browsers import Tab, browser
 from tests.forked import Forks
 from tests.gen import random_trace
 from traces.format import npz
@@ -18,20 +25,64 @@ pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "analysis" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
-NAMES = ("buddy_tradeoff", "check_the_simulator", "design_miss_policy", "explore_trace", "size_a_cache")
+NAMES = (
+    "buddy_tradeoff",
+    "check_the_simulator",
+    "design_miss_policy",
+    "explore_trace",
+    "first_questions",
+    "size_a_cache",
+)
+# what each finds: sentences with figures in them, whatever the figures are
+FINDS = {
+    "buddy_tradeoff": r"With tau at 0\.95 buddies take\s+\d+\.\d% of the weight",
+    "check_the_simulator": r"It says 245 ns, stall 200, hits 1, misses 2",
+    "design_miss_policy": r"\*\*buddy\*\*, \d+\.\d% of the weight lost, does [+-]\d+\.\d% \.\. [+-]\d+\.\d%: \w+",
+    "explore_trace": r"shares \*\*\d+%\*\* of its experts with the\s+token before it",
+    "first_questions": r"- belady: \d+\.\d+ tokens/s, \+\d+\.\d% \(\+\d+\.\d% \.\. \+\d+\.\d%\): faster than mine",
+    "size_a_cache": r"There is \*\*no knee\*\*",
+}
+COMPARED = ("buddy_tradeoff", "design_miss_policy", "first_questions", "size_a_cache")
 
 
 def test_the_notebooks_are_there() -> None:
-    assert tuple(path.stem for path in NOTEBOOKS) == NAMES
+    assert tuple(path.stem for path in NOTEBOOKS) == NAMES == tuple(FINDS)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, commands: Forks) -> None:
-    """From another folder, on the shipped sample; nothing is left beside it."""
+def test_it_prints_what_it_finds_and_becomes_a_page(path: Path, tmp_path: Path, commands: Forks, chromium: Any) -> None:
+    """From another folder, on the shipped sample; nothing is left beside it, and nobody is asked for anything."""
     before = sorted(FOLDER.iterdir())
-    done = commands.call(path, cwd=tmp_path)
+    done = commands.call(path, "--html", "page.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(FOLDER.iterdir()) == before and not list(tmp_path.iterdir())
+    assert sorted(FOLDER.iterdir()) == before and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    said = done.stdout
+    assert said.startswith("# ") and re.search(FINDS[path.stem], said), said
+    assert re.search(r"^    python -m analysis\.notebook|`python -m analysis\.notebook", said, re.M), (
+        "how to run it again"
+    )
+    if path.stem in COMPARED:
+        assert "SYNTHETIC" in said and "FEW requests" not in said, "at least 8 requests are judged"
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<div class="plot"') == said.count("\n(figure: ") > 0
+    for width in (1280, 390) if chromium else ():
+        tab = Tab(chromium, width)
+        tab.page.goto((tmp_path / "page.html").as_uri())
+        tab.page.wait_for_selector("html[data-drawn]", timeout=120_000)
+        drawn, wide = tab.page.evaluate(SEEN)
+        assert drawn == said.count("\n(figure: ") and wide <= width
+        assert (tab.errors, tab.refused, len(tab.asked)) == ([], [], 1)
+        tab.page.close()
+
+
+SEEN = """() => [Array.from(document.querySelectorAll('.plot .main-svg:first-child')).length,
+                 document.documentElement.scrollWidth]"""
 
 
 def test_marimo_finds_nothing_wrong(commands: Forks) -> None:
@@ -42,24 +93,89 @@ def test_marimo_finds_nothing_wrong(commands: Forks) -> None:
 def test_another_trace_is_one_word_away(tmp_path: Path, commands: Forks) -> None:
     """Here one without logits, lookahead and a model that the catalog knows."""
     npz.write(tmp_path / "t.npz", random_trace(np.random.default_rng(4), tokens=120, layers=2, requests=6))
-    done = commands.call(FOLDER / "explore_trace.py", "--trace", tmp_path / "t.npz")
-    assert done.returncode == 0, done.stderr
+    done = commands.call("analysis.notebook", "explore_trace", "--trace", "t.npz", cwd=tmp_path)
+    assert done.returncode == 0 and "t.npz: test-model" in done.stdout, done.stderr
+    assert "## 5. Foresight\n\nNo `lookahead` here" in done.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_all_of_them_take_it_in_one_cell(path: Path) -> None:
+    """Which `--trace` replaces; and its figures are shown so that marimo's page asks no CDN."""
+    cells = [cell.split("def _(", 1)[1] for cell in path.read_text().split("@app.cell")[1:]]
+    assert "shown(" in path.read_text()
+    assert (
+        sum(bool(re.search(r"^    TRACE = trace_asked\(.*\n    return \(TRACE,\)$", cell, re.M)) for cell in cells) == 1
+    )
+    assert "torch" not in path.read_text() and path.read_text().endswith(GUARD)
+
+
+GUARD = """if __name__ == "__main__":
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))
+"""
 
 
 def test_a_capture_without_logits_leaves_out_what_needs_them(commands: Forks) -> None:
     capture = captures.FOLDER / "olmoe-1b-7b.npz"
     if not capture.exists():
         pytest.skip("no captures in ../shared/traces")
-    done = commands.call(FOLDER / "buddy_tradeoff.py", "--trace", capture)
+    done = commands.call("analysis.notebook", "buddy_tradeoff", "--trace", capture)
     assert done.returncode == 0, done.stderr
+    assert "matched-next-ranked" not in done.stdout and "SYNTHETIC" not in done.stdout
+
+
+def test_a_policy_of_ones_own_is_kept_by_what_the_notebook_prints(tmp_path: Path, commands: Forks) -> None:
+    """The file and the commands that it ends with, carried out."""
+    done = commands.call("analysis.notebook", "design_miss_policy", "--trace", "tiny-moe.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = done.stdout.split("## Keep it")[1]
+    source, lines = kept.split("writes it):\n\n")[1].split("\n\nThen:\n\n")
+    (tmp_path / "thrifty.py").write_text(textwrap.dedent(source))
+    asked = [line.split()[2:] for line in textwrap.dedent(lines.split("\n\n")[0]).splitlines()]
+    assert [words[0] for words in asked] == ["sim.run", "sim.run", "analysis.compare", "analysis.notebook"]
+    for module, *words in asked[:3]:
+        done = commands.call(module, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "thrifty" in done.stdout and "/tmp" not in done.stdout
 
 
 def test_it_becomes_a_jupyter_notebook(tmp_path: Path, commands: Forks) -> None:
-    """With its outputs, and the loud word on a synthetic trace among them."""
+    """With its outputs, figures as plotly's JSON, the trace by name, and cells that run where marimo does not."""
     pytest.importorskip("nbformat")
-    out = tmp_path / "explore_trace.ipynb"
-    done = commands.call("marimo", "export", "ipynb", FOLDER / "explore_trace.py", "-o", out, "--include-outputs")
+    words = ("analysis.notebook", "explore_trace", "--trace", "tiny-moe.npz", "--ipynb", "made.ipynb")
+    done = commands.call(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    notebook = json.loads(out.read_text())
-    shown = json.dumps([cell.get("outputs", []) for cell in notebook["cells"]])
-    assert "SYNTHETIC" in shown and "Traceback" not in shown
+    notebook = json.loads((tmp_path / "made.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    figures = [output["data"]["application/vnd.plotly.v1+json"] for output in outputs if len(output["data"]) == 1
+               and "application/vnd.plotly.v1+json" in output["data"]]  # fmt: skip
+    shown = json.dumps(outputs)
+    assert len(figures) == 6 and all(figure["data"] and figure["layout"] for figure in figures)
+    assert "a real capture" in shown and "Traceback" not in shown and "marimo-plotly" not in shown
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert "TRACE = 'tiny-moe.npz'" in code
+    done = commands.run(ROOT, "\n".join([*code, "print(TRACE, len(named))"]))
+    assert done == (0, "tiny-moe.npz 2\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("analysis.notebook explore_trac", "notebook 'explore_trac' is unknown; did you mean explore_trace?"),
+        ("analysis.notebook", "NAME: missing; one of buddy_tradeoff,"),
+        ("analysis.notebook no.py", "no.py: no such file"),
+        ("analysis.notebook explore_trace --trace mixtal.npz", "mixtal.npz: no such file or shipped sample"),
+        ("analysis.notebook explore_trace --html none/page.html", "none/page.html: must be a file in a folder that"),
+        ("analysis.notebook plain.py", "plain.py: is no notebook: it has no `app`"),
+        ("analysis.notebook bare.py --trace mixtral.npz", "bare.py: no cell of it is called TRACE"),
+        (f"{FOLDER / 'explore_trace.py'} --trce t.npz", "--trce: unknown argument; did you mean --trace?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: str, error: str, tmp_path: Path, commands: Forks) -> None:
+    (tmp_path / "plain.py").write_text("x = 1\n")
+    bare = "import marimo\napp = marimo.App()\n\n\n@app.cell\ndef _():\n    x = 1\n    return (x,)\n"
+    (tmp_path / "bare.py").write_text(bare)
+    done = commands.call(*shlex.split(words), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {error}")

@@ -7,14 +7,15 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
+    import sim
+    import traces
     from analysis.comparing import formats
     from analysis.comparing.comparison import compare
-    from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures
     from analysis.pages.figures import canvas
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
-    from traces.format import npz
     from traces.format.trace import split
 
 
@@ -22,6 +23,8 @@ with app.setup:
 def _():
     mo.md(r"""
     # The buddy trade-off
+
+    How much faster is a run that lets other experts answer, what does it give away, and does it matter *who* answers?
 
     BuddyMoE (arXiv 2511.10054) lets a resident *buddy* stand in for a missing expert: one that often serves the same
     tokens. Three knobs decide how often:
@@ -31,23 +34,27 @@ def _():
     - `beta`, the share of what a visit wants that may be away before nothing is substituted at all;
     - `rho`, how many of a token's experts may be replaced.
 
-    Every copy avoided is time won, every stand-in is weight given to another expert. And there is a question that the
-    paper leaves open: does it matter *who* stands in?
+    Every copy avoided is time won, every stand-in is weight given to another expert.
     """)
     return
 
 
 @app.cell
 def _():
-    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
+    TRACE = trace_asked("mixtral.npz")  # or a file of yours: --trace FILE, or its name here
+    return (TRACE,)
+
+
+@app.cell
+def _(TRACE):
     CALIBRATION, SEED = 0.3, 0  # the share of the requests that the buddy lists are learned from; never judged
 
-    trace = npz.read(npz.find(TRACE))
-    common = {"trace": TRACE, "cache": 0.5, "calibration": CALIBRATION, "seed": SEED, "max_steps": 150}
+    trace = traces.open(TRACE)
+    common = {"trace": TRACE, "cache": 0.5, "calibration": CALIBRATION, "seed": SEED}
     TAUS = (0.95, 0.8, 0.6, 0.4, 0.0)
     cases = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
     cases |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
-    runs = race(cases, **common)
+    runs = list(sim.simulate_many(cases, **common)["result"])
     table = compare(runs)
     mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
     return CALIBRATION, SEED, TAUS, common, runs, table, trace
@@ -76,7 +83,7 @@ def _(TAUS, runs, table):
 
 @app.cell
 def _(table):
-    compare_figures.pareto(table)
+    shown(compare_figures.pareto(table))
     return
 
 
@@ -94,7 +101,7 @@ def _(common, trace):
     if trace.has("logits"):
         names.insert(2, "matched-next-ranked")
     chosen = {name: {"miss": name, "set": {f"{name}.tau": TAU}} for name in names}
-    controls = race(chosen, full=True, **common)
+    controls = list(sim.simulate_many(chosen, record="full", **common)["result"])
     return TAU, controls
 
 
@@ -151,7 +158,7 @@ def _(lifts):
     for (_name, _found), _colour in zip(lifts.items(), (GREY, BLUE), strict=True):
         _fig.add_bar(x=list(_found), y=list(_found.values()), name=_name, marker={"color": _colour})
     _fig.add_hline(y=1, line={"dash": "dot", "color": RED})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
     return
 
 
@@ -170,7 +177,7 @@ def _(common):
         for size in SIZES
         for miss in ("fetch", "buddy", "drop")
     }
-    sized = race(grid, **common)
+    sized = list(sim.simulate_many(grid, **common)["result"])
     return SIZES, sized
 
 
@@ -197,9 +204,26 @@ def _(SIZES, speeds):
     for _miss, _colour in (("drop", ORANGE), ("buddy", GREEN), ("fetch", GREY)):
         _y = [speeds[f"{_miss}, {size:g}"] for size in SIZES]
         _fig.add_scatter(x=list(SIZES), y=_y, mode="lines+markers", name=_miss, line={"color": _colour, "width": 2.2})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
+    return
+
+
+@app.cell(hide_code=True)
+def _(TRACE):
+    mo.md(f"""
+    ## The same from the command line
+
+        python -m analysis.notebook buddy_tradeoff --trace {TRACE} --html buddy_tradeoff.html
+        python -m sim.run --trace {TRACE} --cache 0.5 --miss buddy --set buddy.tau=0.6 --calibration 0.3
+        python -m sim.profile --trace {TRACE}
+        python -m runtime.evaluate --model tiny-moe --miss buddy --cache 0.5
+
+    The third prints how long buddy lists are and what they cover, the last what a stand-in costs a model in quality.
+    """)
     return
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -12,10 +12,11 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
-    from analysis.comparing.side_by_side import race
+    import sim
     from analysis.curves.curve import curve, setting_of, simulated
     from analysis.pages import tables
     from analysis.pages.figures import bounds
+    from analysis.pages.notebook import shown, trace_asked
     from sim.machines import compiled, discrete
     from sim.prepare import prepare
     from sim.spec import RunSpec
@@ -28,8 +29,8 @@ def _():
     mo.md(r"""
     # Check the simulator on your machine
 
-    A simulator is believed too easily. Here is what you can check yourself in a few seconds, without trusting any test
-    of ours, from small to large. Every check stops the notebook where it fails. The last section says what only your
+    Does the simulator compute what it says? What you can check yourself in a few seconds, without trusting any test of
+    ours, from small to large. Every check stops the notebook where it fails. The last section says what only your
     GPU can tell.
     """)
     return
@@ -77,7 +78,7 @@ def _():
     )
     npz.write(folder / "paper.npz", three)
     paper = {"trace": str(folder / "paper.npz"), "hardware": str(folder / "paper.toml")}
-    said = race({"paper": {"cache": 2}}, **paper)[0].summary
+    said = sim.simulate(cache=2, **paper).summary
 
     assert said["time_ns"] == 245 and said["breakdown_ns"]["stall"] == 200
     assert (said["hits"], said["misses"], said["evictions"]) == (1, 2, 2)
@@ -100,8 +101,13 @@ def _():
 
 @app.cell
 def _():
-    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
-    STEPS = 40
+    TRACE = trace_asked("mixtral.npz")  # or a file of yours: --trace FILE, or its name here
+    return (TRACE,)
+
+
+@app.cell
+def _(TRACE):
+    STEPS = 40  # the simpy machine is slow
 
     policies = {
         "lru, fetch": {},
@@ -143,7 +149,7 @@ def _():
             ]
         )
     )
-    return STEPS, TRACE
+    return (STEPS,)
 
 
 @app.cell(hide_code=True)
@@ -159,7 +165,7 @@ def _():
 
 
 @app.cell
-def _(STEPS, TRACE):
+def _(TRACE):
     racers = {
         "lru": {},
         "fifo": {"eviction": "fifo"},
@@ -167,12 +173,12 @@ def _(STEPS, TRACE):
         "oracle prefetch": {"prefetch": "oracle"},
         "noisy oracle": {"prefetch": "noisy-oracle"},
     }
-    bounded = race(racers, trace=TRACE, cache=0.5, max_steps=4 * STEPS)
+    bounded = list(sim.simulate_many(racers, trace=TRACE, cache=0.5)["result"])
     for run in bounded:
         assert all(
             bound <= run.summary["time_ns"] for name, bound in run.summary["bounds"].items() if name.endswith("_ns")
         )
-    bounds(tables.bounds(bounded))
+    shown(bounds(tables.bounds(bounded)))
     return
 
 
@@ -191,7 +197,7 @@ def _():
 
 @app.cell
 def _(STEPS, TRACE, paper):
-    whole = race({"all": {"cache": 1.0}}, trace=TRACE, max_steps=STEPS)[0].summary
+    whole = sim.simulate(TRACE, cache=1.0, max_steps=STEPS).summary
     assert whole["misses"] == 0 and whole["breakdown_ns"]["stall"] == 0
 
     setting = prepare(RunSpec.of({**paper, "cache": 1}))
@@ -207,15 +213,15 @@ def _(STEPS, TRACE, paper):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(r"""
+def _(TRACE):
+    mo.md(f"""
     ## 5. Against your GPU
 
     All this says that the simulator does what it says, not that your machine does. For that the same trace is replayed
     on the device, with the same policy code, real memory, real copies and kernels, and every part of the time is
     compared:
 
-        python -m runtime.validate --trace mixtral.npz --device cuda
+        python -m runtime.validate --trace {TRACE} --device cuda
 
     It measures, fits a hardware file, simulates and replays a grid of policies and capacities, and prints the signed
     error of each component beside the spread of the replays: exit status 0 within tolerance, 1 outside, 3 where the
@@ -224,9 +230,13 @@ def _():
     replay's record (`runtime.replay --record full --out run`) opens in the timeline beside the simulated one:
 
         python -m analysis.timeline run --steps 10:20
+
+    All of this again, as a page: `python -m analysis.notebook check_the_simulator --trace {TRACE} --html check.html`.
     """)
     return
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -4,18 +4,20 @@ __generated_with = "0.25.2"
 app = marimo.App(app_title="Design your own miss policy")
 
 with app.setup:
-    import tempfile
+    import inspect
     import textwrap
     from pathlib import Path
 
     import marimo as mo
 
+    import sim
     from analysis.comparing import formats
     from analysis.comparing.comparison import compare
-    from analysis.comparing.side_by_side import race
     from analysis.pages import compare_figures, tables
     from analysis.pages.figures import answers_by_layer, time_parts
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.timelines import series
+    from sim.core.view import FETCH
 
 
 @app.cell(hide_code=True)
@@ -23,9 +25,9 @@ def _():
     mo.md(r"""
     # Design your own miss policy
 
-    An expert is wanted and not on the GPU. Wait for it, leave it out, let a resident one stand in: that choice is one
-    small function. Write it in the next cell; it is compiled, and raced against fetch, buddy and drop on the same
-    requests.
+    An expert is wanted and not on the GPU. Wait for it, leave it out, let a resident one stand in: is a rule of yours
+    better than the ones there are? The rule is one small function. Write it in the cell below; it is compiled, and
+    raced against fetch, buddy and drop on the same requests.
 
     What it sees is `view` (every field with its unit in `sim/core/view.py`): who is resident, the router's logits and
     weights, what waits on the link already, what a copy would cost. What it answers is the id of a resident expert, or
@@ -38,10 +40,6 @@ def _():
 
 @app.cell
 def _():
-    POLICY = textwrap.dedent('''
-    from sim.core.view import FETCH
-
-
     def thrifty(view, state, params):
         """Much weight: wait. Little: the resident that was used most stands in."""
         if view.weight >= params[0]:
@@ -52,38 +50,38 @@ def _():
                 best = e
         return best
 
-
     thrifty.params, thrifty.needs = {"below": 0.5}, ("weights",)
-    ''')
-
-    file = Path(tempfile.mkdtemp()) / "mine.py"
-    file.write_text(POLICY)
-    mine = f"{file}:thrifty"
-    return (mine,)
+    return (thrifty,)
 
 
 @app.cell
-def _(mine):
-    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
+def _():
+    TRACE = trace_asked("mixtral.npz")  # or a file of yours: --trace FILE, or its name here
+    return (TRACE,)
 
+
+@app.cell
+def _(TRACE, thrifty):
+    MINE = thrifty.__name__
+    common = {"trace": TRACE, "cache": 0.5, "calibration": 0.3}
     cases = {
         "fetch": {"miss": "fetch"},
         "drop": {"miss": "drop"},
         "buddy": {"miss": "buddy", "set": {"buddy.tau": 0.6}},
-        "mine, 0.3": {"miss": mine, "set": {"thrifty.below": 0.3}},
-        "mine, 0.5": {"miss": mine},
-        "mine, always": {"miss": mine, "set": {"thrifty.below": 2}},
+        f"{MINE}, 0.3": {"miss": thrifty, "set": {f"{MINE}.below": 0.3}},
+        f"{MINE}, 0.5": {"miss": thrifty},
+        f"{MINE}, always": {"miss": thrifty, "set": {f"{MINE}.below": 2}},
     }
-    runs = race(cases, full=True, trace=TRACE, cache=0.5, calibration=0.3, max_steps=200)
+    runs = list(sim.simulate_many(cases, record="full", **common)["result"])
     table = compare(runs)
     mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
-    return runs, table
+    return MINE, runs, table
 
 
 @app.cell(hide_code=True)
-def _(table):
+def _(MINE, table):
     _row = {row["run"]: row for row in table.rows}
-    _mine = _row["mine, 0.5"]
+    _mine = _row[f"{MINE}, 0.5"]
     mo.md(f"""
     ## Quality against speed
 
@@ -101,7 +99,7 @@ def _(table):
 
 @app.cell
 def _(table):
-    compare_figures.pareto(table)
+    shown(compare_figures.pareto(table))
     return
 
 
@@ -112,14 +110,14 @@ def _(table):
 
 
 @app.cell(hide_code=True)
-def _(runs):
+def _(MINE, runs):
     parts = tables.time_parts(runs)
-    _left = parts.loc["mine, 0.5", ["demand", "late", "held"]].sum() / parts.loc["mine, 0.5"].sum()
+    _left = parts.loc[f"{MINE}, 0.5", ["demand", "late", "held"]].sum() / parts.loc[f"{MINE}, 0.5"].sum()
     mo.md(f"""
     ## Where the time went
 
     **Look at** what stays red. Ours at 0.5 still stalls for {_left:.0%} of its time: misses that it chose to wait for,
-    and prompts, where lossy answers are off unless `thrifty.prefill=1`. If red is thin, a better policy is worth
+    and prompts, where lossy answers are off unless `{MINE}.prefill=1`. If red is thin, a better policy is worth
     nothing more; if it is not, ask which misses those were, below.
     """)
     return (parts,)
@@ -127,7 +125,7 @@ def _(runs):
 
 @app.cell
 def _(parts):
-    time_parts(parts)
+    shown(time_parts(parts))
     return
 
 
@@ -143,25 +141,81 @@ def _():
 
 
 @app.cell
-def _(runs):
-    _mine = next(run for run in runs if run.name == "mine, 0.5")
-    answers_by_layer(series.answers_by_layer(_mine.record))
+def _(MINE, runs):
+    _mine = next(run for run in runs if run.name == f"{MINE}, 0.5")
+    shown(answers_by_layer(series.answers_by_layer(_mine.record)))
     return
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(r"""
-    ## Next
+def _(MINE, runs):
+    duel = compare(runs, f"{MINE}, 0.5")
+    _row = {row["run"]: row for row in duel.rows}
+    _mine = _row[f"{MINE}, 0.5"]
 
-    - Keep the function in a file, and use it anywhere: `python -m sim.run --trace TRACE --miss mine.py:thrifty
-      --set thrifty.below=0.4 --record full --out run`.
-    - See single visits: `python -m analysis.timeline run --steps 10:20`, and open the file at ui.perfetto.dev.
-    - `NUMBA_DISABLE_JIT=1` runs it as plain Python: `print` and a debugger work inside.
-    - `buddy_tradeoff.py` looks closer at the policy to beat.
+    def _against(other):
+        low, high = (_row[other][f"tokens_per_s_change_{end}"] for end in ("low", "high"))
+        if low is None:
+            return f"{other}: too few requests to tell"
+        ahead = "a tie" if low <= 0 <= high else "ahead of ours" if low > 0 else "behind ours"
+        return (
+            f"**{other}**, {_row[other]['lost_weight']:.1%} of the weight lost, does {low:+.1%} .. {high:+.1%}: {ahead}"
+        )
+
+    _said = "\n".join(f"    - {_against(other)}" for other in ("fetch", "buddy", "drop"))
+    mo.md(f"""
+    ## So: is it better?
+
+    Tokens/s against ours at 0.5 ({_mine["tokens_per_s"]:,.2f}, {_mine["lost_weight"]:.1%} of the weight lost), 95 %
+    intervals over the same {_row["fetch"]["paired_requests"]} requests:
+
+{_said}
+
+    Faster is better only where the loss is no larger. The whiskers of the figure are the same intervals.
+    """)
+    return (duel,)
+
+
+@app.cell
+def _(duel):
+    shown(compare_figures.speed(duel))
+    return
+
+
+@app.cell(hide_code=True)
+def _(MINE, TRACE, thrifty):
+    KEEP = None  # a file, such as "thrifty.py": the policy is written there, for the commands below
+
+    source = f"from sim.core.view import FETCH\n\n\n{textwrap.dedent(inspect.getsource(thrifty))}\n\n\n"
+    source += f"{MINE}.params, {MINE}.needs = {thrifty.params!r}, {thrifty.needs!r}\n"
+    if KEEP:
+        Path(KEEP).write_text(source)
+    _shown = textwrap.indent(source, 8 * " ").rstrip()
+    mo.md(f"""
+    ## Keep it, and run it again
+
+    From Python, with the function as it stands in this notebook:
+
+        sim.simulate("{TRACE}", miss={MINE}, cache=0.5, calibration=0.3, set={{"{MINE}.below": 0.4}})
+
+    From the command line, with this in a file `{MINE}.py` (`KEEP` in this cell writes it):
+
+{_shown}
+
+    Then:
+
+        python -m sim.run --trace {TRACE} --cache 0.5 --calibration 0.3 --miss {MINE}.py:{MINE} --out mine
+        python -m sim.run --trace {TRACE} --cache 0.5 --calibration 0.3 --miss buddy --set buddy.tau=0.6 --out buddy
+        python -m analysis.compare mine buddy
+        python -m analysis.notebook design_miss_policy --trace {TRACE} --html design_miss_policy.html
+
+    `NUMBA_DISABLE_JIT=1` runs it as plain Python: `print` and a debugger work inside. `docs/policies.md` has the other
+    kinds; `buddy_tradeoff.py` looks closer at the policy to beat.
     """)
     return
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -9,6 +9,7 @@ with app.setup:
 
     from analysis.pages import trace_figures, trace_tables
     from analysis.pages.figures import canvas
+    from analysis.pages.notebook import shown, trace_asked
     from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from traces.format import npz
     from traces.statistics.describe import LOUD, describe
@@ -21,28 +22,30 @@ def _():
     mo.md(r"""
     # Explore a trace
 
-    Before anything is simulated, the routing itself says how hard the problem is. Five questions, each with a figure:
+    What does the routing alone say of how hard the problem is? Five questions, before anything is simulated:
 
     1. Are some experts used far more than others? Then a small cache goes a long way.
     2. Does a token use what the one before it used? Then recency is worth something.
     3. How many experts does a stretch of text touch? Then you know what a cache has to hold.
     4. Are experts used together? Then one may stand in for another.
     5. Are they known in advance? Then there is something to prefetch.
-
-    `marimo edit analysis/notebooks/explore_trace.py` opens it to play with; `python` runs it from top to bottom.
     """)
     return
 
 
 @app.cell
 def _():
-    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
+    TRACE = trace_asked("mixtral.npz")  # or a file of yours: --trace FILE, or its name here
+    return (TRACE,)
 
+
+@app.cell
+def _(TRACE):
     trace = npz.read(npz.find(TRACE))
     facts = info(trace)
     kind = "a capture of a real model" if trace.real else LOUD
     mo.md(f"## {TRACE}: {kind}")
-    return TRACE, facts, trace
+    return facts, trace
 
 
 @app.cell(hide_code=True)
@@ -68,7 +71,7 @@ def _(trace):
 
 @app.cell
 def _(skew):
-    trace_figures.skew(skew)
+    shown(trace_figures.skew(skew))
     return
 
 
@@ -97,7 +100,7 @@ def _(overlap, trace):
     for _name, _colour, _dash in (("popularity", GREEN, "dash"), ("random", GREY, "dot")):
         _line = [100 * overlap[_name]] * len(_layers)
         _fig.add_scatter(x=_layers, y=_line, mode="lines", name=_name, line={"color": _colour, "dash": _dash})
-    _fig.update_yaxes(rangemode="tozero")
+    shown(_fig.update_yaxes(rangemode="tozero"))
     return
 
 
@@ -130,7 +133,7 @@ def _(reused, trace):
     for _name, _values, _width in _lines:
         _fig.add_scatter(x=_slots, y=100 * _values, mode="lines", name=_name, line={"width": _width, "color": BLUE})
     _fig.add_vline(x=trace.top_k, line={"dash": "dot", "color": RED})
-    _fig.update_yaxes(range=[0, 102])
+    shown(_fig.update_yaxes(range=[0, 102]))
     return
 
 
@@ -154,13 +157,13 @@ def _(trace):
 
 @app.cell
 def _(together):
-    trace_figures.pairs(together, "j wanted too (%)")
+    shown(trace_figures.pairs(together, "j wanted too (%)"))
     return
 
 
 @app.cell
 def _(mass):
-    trace_figures.q_mass(mass)
+    shown(trace_figures.q_mass(mass))
     return
 
 
@@ -205,20 +208,26 @@ def _(named, trace):
     for (_best, _shares), _colour in zip(named.items(), (BLUE, ORANGE), strict=False):
         _values = [100 * share for share in _shares]
         _fig.add_bar(x=_ahead, y=_values, name=f"first {_best} of the list", marker={"color": _colour})
-    _fig.update_yaxes(range=[0, 102])
+    shown(_fig.update_yaxes(range=[0, 102]))
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    ## Next
+    ## The same from the command line
 
-    - `size_a_cache.py`: what these curves mean in tokens/s on your GPU.
-    - `design_miss_policy.py`: what to do when the expert is not there.
+        python -m traces info TRACE
+        python -m analysis.notebook explore_trace --trace TRACE --html explore_trace.html
+        python -m analysis.notebook size_a_cache --trace TRACE
+        python -m analysis.notebook design_miss_policy --trace TRACE
+
+    The third says what these curves mean in tokens/s on your GPU, the last what to do when an expert is not there.
     """)
     return
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

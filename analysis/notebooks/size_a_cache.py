@@ -7,14 +7,15 @@ with app.setup:
     import marimo as mo
     import numpy as np
 
+    import sim
     from analysis.comparing import formats
     from analysis.comparing.comparison import compare
-    from analysis.comparing.side_by_side import race
     from analysis.curves.curve import curve, rows, setting_of, to_check
-    from analysis.curves.formats import headlines, notes
+    from analysis.curves.formats import HARDLY, headlines, notes
     from analysis.pages import compare_figures, tables
     from analysis.pages.curve import figure
     from analysis.pages.figures import by_layer, time_parts
+    from analysis.pages.notebook import shown, trace_asked
 
 
 @app.cell(hide_code=True)
@@ -22,37 +23,46 @@ def _():
     mo.md(r"""
     # Size a cache for your GPU
 
-    Every slot costs memory that the KV cache could use, and the first slots pay differently from the last. Here LRU is
-    looked at with every number of slots at once, in tokens/s on a GPU of your choice; then, at one size, how much a
-    better policy would add. Change the next cell and run again.
+    How many experts should lie in GPU memory, and would a better policy or more slots add more? Every slot costs memory
+    that the KV cache could use, and the first slots pay differently from the last. LRU is looked at with every number
+    of slots at once, in tokens/s on a GPU of your choice; then, at one size, how much a better policy would add.
     """)
     return
 
 
 @app.cell
 def _():
-    TRACE = mo.cli_args().get("trace") or "mixtral.npz"  # a file of yours, or the name of a shipped sample
+    TRACE = trace_asked("mixtral.npz")  # or a file of yours: --trace FILE, or its name here
+    return (TRACE,)
+
+
+@app.cell
+def _(TRACE):
     HARDWARE = "a100-pcie4"  # python -m sim.run --list-hardware, or a TOML file of your own
     ENGINE = "ideal"  # python -m sim.run --list-engines
     PRECISION = "bf16"  # of the experts: bf16, q8, q4, ...
-    STEPS = 300  # of the trace; None: all
+    STEPS = None  # of the trace; None: all
 
     fields = {"trace": TRACE, "hardware": HARDWARE, "engine": ENGINE, "precision": PRECISION, "max_steps": STEPS}
-    setting = setting_of(fields)
+    setting = setting_of({name: value for name, value in fields.items() if value is not None})
     found = curve(setting)
+    knee, sharpness = found.knee()
     lines = rows(setting, found, to_check(found))
-    mo.md("\n\n".join([*headlines(setting), *(f"**{note}**" for note in notes(setting))]))
-    return fields, found, lines
+    if sharpness < HARDLY:  # none is drawn where every slot pays about alike
+        lines = [row | {"marks": [mark for mark in row["marks"] if mark != "knee"]} for row in lines]
+    mo.md("\n\n".join([*headlines(setting), *(f"**! {note}**" for note in notes(setting))]))
+    return fields, found, knee, lines, sharpness
 
 
 @app.cell(hide_code=True)
-def _(found, lines):
-    _knee, _sharp = found.knee()
+def _(found, knee, lines, sharpness):
     _cliff, _all = (lines[slots - 1]["tokens_per_s"] for slots in (found.cliff, len(lines)))
-    _real = "a real knee" if _sharp >= 0.1 else "hardly a knee: every slot pays about alike, so buy what you can"
-    _fits = "of this hardware file no memory size is known"
+    _bend = "There is **no knee**: every slot pays about alike, so buy what you can."
+    if sharpness >= HARDLY:
+        _bend = f"The **knee**, {knee} slots: furthest above the straight line from the cliff to all experts."
+    _fits = "What **fits**: of this hardware file no memory size is known."
     if found.fits is not None:
-        _fits = f"**{found.fits} slots** fit into the GPU beside everything else"
+        _fits = f"What **fits** into the GPU beside everything else: {found.fits} slots."
     mo.md(f"""
     ## All sizes at once
 
@@ -60,8 +70,8 @@ def _(found, lines):
 
     - The **cliff**, {found.cliff} slots: as many as one step wants of a layer. Below it a token's own experts do not
       fit; no policy repairs that. At the cliff you get {_cliff:,.2f} tokens/s, with everything resident {_all:,.2f}.
-    - The **knee**, {_knee} slots: furthest above the straight line (by {_sharp:.2f}): {_real}.
-    - What **fits**: {_fits}.
+    - {_bend}
+    - {_fits}
 
     Tokens/s bend upward where hits rise evenly: time goes with the *misses*, and the last misses are the largest
     share of those left. Diamonds are full simulations; the line must go through them.
@@ -71,7 +81,7 @@ def _(found, lines):
 
 @app.cell
 def _(lines):
-    figure(lines)
+    shown(figure(lines))
     return
 
 
@@ -88,10 +98,10 @@ def _():
 
 @app.cell
 def _(found):
-    _sizes = sorted({found.cliff, len(found.slots) // 2, found.knee()[0]})
+    _sizes = sorted({found.cliff, len(found.slots) // 2, max(1, len(found.slots) - 1)})
     _each = max(found.wanted[0] / found.misses.shape[1], 1)  # wanted of a layer: as many in each
     _shares = [1 - found.misses[0, :, slots - 1] / _each for slots in _sizes]
-    by_layer([f"{slots} slots" for slots in _sizes], np.array(_shares), "hits (%)")
+    shown(by_layer([f"{slots} slots" for slots in _sizes], np.array(_shares), "hits (%)"))
     return
 
 
@@ -105,21 +115,23 @@ def _(fields, found):
         "oracle eviction": {"eviction": "belady"},
         "oracle prefetch": {"prefetch": "oracle"},
     }
-    runs = race(cases, **fields, cache=int(size))
+    runs = list(sim.simulate_many(cases, cache=int(size), **fields)["result"])
     table = compare(runs)
     return runs, size, table
 
 
 @app.cell(hide_code=True)
 def _(runs, size, table):
-    _by = {row["run"]: row["tokens_per_s"] for row in table.rows}
+    _row = {row["run"]: row for row in table.rows}
     _bound = runs[0].summary["bounds"]["lossless_ns"] / runs[0].summary["time_ns"]
-    _gain = _by["oracle eviction"] / _by["lru"] - 1
+    _future = _row["oracle eviction"]
+    _gain, _low, _high = (_future[f"tokens_per_s_change{end}"] for end in ("", "_low", "_high"))
+    _sure = "" if _low is None else f" ({_low:+.1%} .. {_high:+.1%} over {_future['paired_requests']} requests)"
     mo.md(f"""
     ## At {size} slots: is it the policy or the size?
 
-    **Look at** how little or how much the future helps. An eviction that knows the whole trace is {_gain:+.0%} against
-    LRU: about all that any eviction could add. And no lossless policy at all, oracles included, takes less than
+    **Look at** how little or how much the future helps. An eviction that knows the whole trace is {_gain:+.1%}{_sure}
+    against LRU: about all that any eviction could add. And no lossless policy at all, oracles included, takes less than
     **{_bound:.0%}** of LRU's time. Where that is near 100 %, do not look for a better policy: find slots (a lower
     precision), a faster link, or answers that need no copy (`design_miss_policy.py`).
     """)
@@ -128,13 +140,13 @@ def _(runs, size, table):
 
 @app.cell
 def _(table):
-    compare_figures.speed(table)
+    shown(compare_figures.speed(table))
     return
 
 
 @app.cell
 def _(runs):
-    time_parts(tables.time_parts(runs))
+    shown(time_parts(tables.time_parts(runs)))
     return
 
 
@@ -145,12 +157,13 @@ def _(table):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(r"""
+def _(TRACE):
+    mo.md(f"""
     ## The same from the command line
 
-        python -m analysis.miss_curve TRACE --hardware a100-pcie4 --precision q4 --out curve.html
-        python -m sim.run --trace TRACE --hardware a100-pcie4 --precision q4 --cache 20GB
+        python -m analysis.notebook size_a_cache --trace {TRACE} --html size_a_cache.html
+        python -m analysis.miss_curve {TRACE} --hardware a100-pcie4 --precision q4 --out curve.html
+        python -m sim.run --trace {TRACE} --hardware a100-pcie4 --precision q4 --cache 20GB
 
     Misses are exact (`analysis/curves/stack_distances.py` says for what). A cache in bytes, `--cache 20GB`, is shared
     over the layers for you.
@@ -159,4 +172,6 @@ def _():
 
 
 if __name__ == "__main__":
-    app.run()
+    from analysis.notebook import main
+
+    raise SystemExit(main(app=app, file=__file__))

@@ -41,7 +41,7 @@ def _swatch(trace: dict[str, Any]) -> str:
         name = str(marker.get("symbol", "circle"))
         full = name.removesuffix("-open")
         return _sign("glyph", marker.get("color"), GLYPHS.get(full, "●○")[name.endswith("-open")])
-    return _sign("dotted" if line.get("dash") else "stroke", line.get("color"), "")
+    return _sign("stroke" if line.get("dash", "solid") == "solid" else "dotted", line.get("color"), "")
 
 
 def _sign(kind: str, colour: Any, glyph: str) -> str:

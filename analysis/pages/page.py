@@ -78,6 +78,8 @@ def _section(section: Section, ids: dict[str, str], figures: dict[str, dict[str,
 
 
 def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
+    if panel.prose:
+        return f'<div class="prose">{panel.prose}</div>'
     wide = " wide" if panel.wide else ""
     caption = f'<p class="caption" id="{key}-c">{markup(panel.caption)}</p>' if panel.caption else ""
     if figure is None:

@@ -21,7 +21,7 @@ MAX_TABLE_ROWS = 60
 class Panel:
     """key: its id on the page. title: what is seen. caption: how to read it. choices: (label, z [n, m]) of a heatmap
     that shows one of several; the figure holds the one that is `chosen`. facts: (name, value) to be listed. wide: it
-    takes the whole width."""
+    takes the whole width. prose: HTML of `analysis.pages.prose`, shown as it is instead of title and rest."""
 
     key: str
     title: str
@@ -32,6 +32,7 @@ class Panel:
     chosen: int = 0
     facts: Sequence[tuple[str, str]] = ()
     wide: bool = False
+    prose: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def axes_of(tables: Mapping[str, Any]) -> list[Axis]:
     """The axes of a sweep's file, in its order, seeds last. Raises SpecError, one line, without the file's name."""
     axes: list[Axis] = []
     for key, value in tables.items():
-        name = key.replace("-", "_")
+        name = _field(key)
         if name == "zip":
             axes += [_zipped(i, table) for i, table in enumerate(_tables(value), 1)]
         elif name != "repeats":
@@ -55,12 +55,17 @@ def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     SpecError."""
     out: dict[str, Any] = {}
     for key, value in tables.items():
-        name = key.replace("-", "_")
+        name = _field(key)
         if name == "zip":
             out[name] = [flat(table) for table in _tables(value)]
         else:
             out |= {name: value} if name == "repeats" else dict(_named(name, value))
     return out
+
+
+def _field(key: str) -> str:
+    """A field may be spelt as its flag is; a policy's name in a parameter's is its own."""
+    return key if key.startswith("set.") else key.replace("-", "_")
 
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:
@@ -74,7 +79,7 @@ def _zipped(number: int, table: Mapping[str, Any]) -> Axis:
     """One [[zip]] table as an axis of several fields."""
     columns = {}
     for key, value in table.items():
-        for field, given in _named(key.replace("-", "_"), value):
+        for field, given in _named(_field(key), value):
             columns[field] = _values(field, given)
     lengths = {field: len(values) for field, values in columns.items()}
     if not lengths or len(set(lengths.values())) > 1:
