@@ -13,6 +13,7 @@ from analysis.reading.load import load
 from analysis.showing.words import plain
 from traces.command import Parser, guarded
 from traces.errors import UserError
+from traces.progress import doing
 
 
 def parser() -> Parser:
@@ -38,7 +39,9 @@ def _command(argv: list[str]) -> None:
         raise UserError(f"resamples: {args.resamples}: must lie in [10, 1000000]")
     if args.seed < 0:
         raise UserError(f"seed: {args.seed}: must be >= 0")
-    found = compare(load(args.runs), args.baseline, args.seed, args.resamples)
+    runs = load(args.runs)
+    doing(f"comparing {len(runs)} runs", at_once=False)
+    found = compare(runs, args.baseline, args.seed, args.resamples)
     print(FORMATS[args.format](found))
     if args.format in ("csv", "svg"):  # what a machine reads holds rows only
         print("\n".join(f"! {plain(note)}" for note in found.notes), file=sys.stderr)

@@ -21,6 +21,7 @@ from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
 from traces.command import Parser, guarded
 from traces.format import npz
+from traces.progress import doing
 from traces.statistics.describe import LOUD
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
+    doing(f"fitting buddies of {options.trace or options.similarity}", at_once=False)
     lists = _fit(options)
     facts = report(lists, options.pair_error)
     if options.out is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from sim.flags import add_groups, spec_of
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
+from traces.progress import doing
 
 LISTS = {
     "policies": "print the policies, their parameters and sources",
@@ -21,6 +22,8 @@ LISTS = {
     "links": "print the links: GB/s, set-up; of one every figure and its source",
     "engines": "print the engines, and what each does on a miss; of one every figure and its source",
 }
+
+NEXT = {"prepared": "simulating", "run": "summing up, and finding bounds"}
 
 
 def parser(leave_out: Sequence[str] = ()) -> Parser:
@@ -90,7 +93,8 @@ def _command(argv: list[str]) -> None:
             return
     spec = spec_of(args)
     check_out(args)
-    summary, record = simulate(spec, args.record == "full")
+    doing(f"reading {spec.trace}, fitting and pricing", at_once=False)
+    summary, record = simulate(spec, args.record == "full", reached=lambda stage: doing(NEXT[stage], at_once=False))
     if args.out is not None:
         write(Path(args.out), summary, record, args.record or "summary")
     if args.json:

@@ -8,7 +8,7 @@ from runtime.closed_loop.judged_model import JudgedModel
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import figures
-from runtime.closed_loop.runs import Baseline, JudgedRun, Progress, calibrate, judge, quiet
+from runtime.closed_loop.runs import Baseline, JudgedRun, calibrate, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim.outcome.summary import summarise
 from sim.policies.registry import find
@@ -33,11 +33,10 @@ def evaluated(
     base: Baseline,
     calibration: RoutingTrace | None = None,
     like: str | None = None,
-    progress: Progress = quiet,
 ) -> tuple[dict[str, Any], JudgedRun]:
     """(the figures of one teacher-forced closed-loop run, the run). Raises UserError, one line."""
     loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, like))
-    run = judge(model, text, loop, base, progress)
+    run = judge(model, text, loop, base)
     summary, tokens = summarise(run.record), run.trace.n_tokens
     out = {
         "quality": figures(run.sums, spec.seed),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import sim.compiling  # noqa: F401  # a function that takes long to compile says so
 from sim.core import miss, rerank, worth
 from sim.core.hooks import compile_hook
 from sim.errors import SpecError, unknown
