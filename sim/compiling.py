@@ -33,8 +33,11 @@ CPU_S = {
     "the machine: caches alone": 24.0,
     "the machine: prefetch, and any answer to a miss": 48.0,
     "the machine: engines' own ways on a miss": 75.0,
-    "bounds": 8.0,
-    "miss curve": 6.0,
+    "link.next_commit, one choice": 11.0,
+    "visit.decide, one choice": 12.0,
+    "visit.finish_group, one choice": 2.0,
+    "bounds": 2.0,
+    "miss curve": 2.5,
 }
 A_CHOICE_S, FULL_RECORD = 1.0, ", full record"
 

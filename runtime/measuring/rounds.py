@@ -6,6 +6,7 @@ far. The deadline is looked at before every replay: a round that would not be fi
 is complete. What is under way is never cut: by one replay, at most, the rounds miss the deadline.
 """
 
+import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 
 from runtime.device.port import DeviceError
 from runtime.measuring.durations import TimedRun
-from traces.progress import counted, doing, show
+from traces.progress import counted, doing
 
 A = TypeVar("A", bound=Hashable)
 MOST = 25  # rounds
@@ -62,7 +63,7 @@ class Budget:
 
 def progress(text: str) -> None:
     """On stderr, also where nobody looks: the log of a rented machine must say where a run was."""
-    show(text)
+    print(text, file=sys.stderr, flush=True)
     doing("", at_once=False)
 
 
