@@ -36,7 +36,7 @@ CPU_S = {
     "link.next_commit, one choice": 11.0,
     "visit.decide, one choice": 12.0,
     "visit.finish_group, one choice": 2.0,
-    "bounds": 2.0,
+    "bounds": 1.0,
     "miss curve": 2.5,
 }
 A_CHOICE_S, FULL_RECORD = 1.0, ", full record"
