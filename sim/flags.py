@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept", "draft_ns",
         "context_offset", "warmup_steps", "warmup_share", "max_steps", "seed", "machine",
     ),
+    "cost and energy": ("price_per_hour", "watts", "idle_watts"),
 }  # fmt: skip
 TYPES = {WHOLE: int, NUMBER: float}  # of a flag's value, by its metavar; text without one
 REPEATED = ("set", "override_tensor")

@@ -21,7 +21,7 @@ from traces.format.trace import RoutingTrace
 # fields of RunSpec that a closed loop of one sequence at a time has no use for
 LEFT_OUT = (
     "trace", "model", "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept",
-    "draft_ns", "warmup_share", "max_steps", "machine", "config",
+    "draft_ns", "warmup_share", "max_steps", "machine", "price_per_hour", "watts", "idle_watts", "config",
 )  # fmt: skip
 CALIBRATION_TOKENS = 16384
 

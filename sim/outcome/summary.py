@@ -212,6 +212,19 @@ class _Start(_Part):
     load_ns: Count
 
 
+class _Cost(_Part):
+    """In the currency of --price-per-hour; None: no tokens."""
+
+    per_1k_tokens: Number | None
+
+
+class _Energy(_Part):
+    """idle_ns: of the time, that the GPU waits or is told what comes next; None: no tokens."""
+
+    wh_per_1k_tokens: Number | None
+    idle_ns: Count
+
+
 class _Spec(_Part):
     """Of RunSpec's fields those that a reader uses."""
 
@@ -284,7 +297,8 @@ class Summary(_Part):
     where nobody knows; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
     what comes after the warm-up. streamed, remote, deferred, link_busy_ns_by_cause, link_transfers (one that brings
     several experts counts once), chunks (landed; where transfers are cut), admission, stages, host and remote_reads: of
-    runs with plan.on_miss; speculation: of runs with speculative windows."""
+    runs with plan.on_miss; speculation: of runs with speculative windows; cost, energy: of runs that say a price or
+    watts."""
 
     tokens_per_s: Number | None
     total_tokens_per_s: Number | None
@@ -331,6 +345,8 @@ class Summary(_Part):
     host: _Spent | None = None
     remote_reads: _Spent | None = None
     speculation: _Speculation | None = None
+    cost: _Cost | None = None
+    energy: _Energy | None = None
     by_layer: _ByLayer | None = _column(None, None)
     quality: _Quality
     memory: _Memory
