@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.errors import SpecError
 from sim.flags import add_groups, spec_of
+from sim.outcome import interchange
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
 from traces.progress import doing
@@ -41,6 +43,16 @@ def parser(leave_out: Sequence[str] = ()) -> Parser:
             {"action": "store_true"} if what == "policies" else {"nargs": "?", "const": "", "metavar": "NAME|FILE"}
         )
         group.add_argument(f"--list-{what}", help=text, **one)
+    return out
+
+
+def _parser() -> Parser:
+    """With what this command alone writes."""
+    out = parser()
+    group = out.add_argument_group("formats of other tools (docs/interchange.md)")
+    what = "print what serving benchmarks and monitoring read: AIPerf's JSON, OpenTelemetry's"
+    group.add_argument("--format", choices=interchange.FORMATS, help=what)
+    interchange.goodput_flag(group)
     return out
 
 
@@ -85,19 +97,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    args = parser().parse_args(argv)
+    args = _parser().parse_args(argv)
     for what in LISTS:
         asked = getattr(args, f"list_{what}")
         if asked not in (None, False):
             print(_list(what, asked, args.json))
             return
+    if args.format is not None and args.json:
+        raise SpecError(f"format: {args.format}: is JSON, and another one than --json; give one of the two")
+    interchange.check(args, args.format)
     spec = spec_of(args)
     check_out(args)
     doing(f"reading {spec.trace}, fitting and pricing", at_once=False)
     summary, record = simulate(spec, args.record == "full", reached=lambda stage: doing(NEXT[stage], at_once=False))
     if args.out is not None:
         write(Path(args.out), summary, record, args.record or "summary")
-    if args.json:
+    if args.format is not None:
+        print(interchange.text([(Path(spec.trace).stem, summary, record)], args.format, args.goodput))
+    elif args.json:
         print(json.dumps(summary))
     else:
         from sim.outcome.report import table

@@ -524,11 +524,11 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     return {
         "tpot_ms": spread_ms(tpot),
         "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[waited]),
-        "itl_ms": spread_ms(np.concatenate([_gaps(record), np.zeros(_at_once(record), np.int64)])),
+        "itl_ms": spread_ms(np.concatenate([gaps(record), np.zeros(_at_once(record), np.int64)])),
     }
 
 
-def _gaps(record: RunRecord) -> Int:
+def gaps(record: RunRecord) -> Int:
     """int64 [n], ns: from each token of a request to its next, where the former ends the warm-up or comes after it; of
     windows, from each one's tokens to the next one's."""
     r, prefill, ends = record.requests, record.steps["prefill"], record.steps["end_ns"]
