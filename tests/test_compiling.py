@@ -234,7 +234,7 @@ def test_make_keeps_what_commands_compile_where_python_looks_for_it(tmp_path: Pa
     for name in (".run", ".ready"):
         (tmp_path / name).touch()
     env = {"PATH": "/usr/bin:/bin"}
-    for target, cache in (("run", ""), ("figure", ""), ("test", str(ROOT / ".numba_cache"))):
+    for target, cache in (("run", ""), ("gpu", ""), ("test", str(ROOT / ".numba_cache"))):
         command = ["make", "-s", target, f"VENV={tmp_path}", f"CURDIR={ROOT}"]
         made = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert f"cache={cache}\n" in made.stdout, made

@@ -54,21 +54,13 @@ def test_aiperf_by_hand() -> None:
         "time_to_first_token": ("ms", 17.5), "request_latency": ("ms", 40.0), "time_to_second_token": ("ms", 15.0),
         "inter_chunk_latency": ("ms", 15.0), "decode_duration": ("ms", 22.5)}  # fmt: skip
     itl = found["inter_token_latency"]
-    assert (itl["min"], itl["max"], itl["p50"], itl["std"], itl["count"], itl["sum"]) == (
-        12.5,
-        20,
-        16.25,
-        3.75,
-        2,
-        32.5,
-    )
+    assert [itl[key] for key in ("min", "max", "p50", "std", "count", "sum")] == [12.5, 20, 16.25, 3.75, 2, 32.5]
     assert itl["p90"] == pytest.approx(19.25)
     assert found["output_sequence_length"]["avg"] == 2.5 and found["input_sequence_length"]["sum"] == 7
     assert found["output_token_throughput_per_user"]["max"] == 80  # of 12.5 ms
     assert found["prefill_throughput_per_user"]["min"] == 150  # 3 in 20 ms; 4 in 15 are 267
-    of_all = {
-        name: block["avg"] for name, block in found.items() if isinstance(block, dict) and set(block) == {"unit", "avg"}
-    }
+    blocks = {name: block for name, block in found.items() if isinstance(block, dict)}
+    of_all = {name: block["avg"] for name, block in blocks.items() if set(block) == {"unit", "avg"}}
     assert of_all == {
         "request_count": 2, "total_isl": 7, "total_osl": 5, "total_output_tokens": 5, "benchmark_duration": 0.08,
         "request_throughput": 25, "output_token_throughput": 62.5, "total_token_throughput": pytest.approx(150),
