@@ -3,13 +3,15 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import SpecError
-from sim.machines.record import RunRecord
+
+if TYPE_CHECKING:  # with it comes the core
+    from sim.machines.record import RunRecord
 
 FORMATS = ("aiperf", "otel")
-Run = tuple[str, Mapping[str, Any], RunRecord]  # name, summary, record
+Run = tuple[str, Mapping[str, Any], "RunRecord"]  # name, summary, record
 
 
 def goodput_flag(group: Any) -> None:
