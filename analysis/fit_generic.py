@@ -20,6 +20,7 @@ from traces.foreign.models import model, names
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 from traces.generic import LENGTHS, ROWS, TOPIC, Row, aim, interpolated
+from traces.progress import doing
 from traces.statistics.stats import overlap
 from traces.synthetic import PRESETS, Preset, generate
 
@@ -54,6 +55,7 @@ def _command(argv: list[str]) -> None:
     absent = [file for file, *_ in LEFT_OUT.values() if not (CAPTURES / f"{file}.npz").is_file()]
     if absent:
         raise UserError(f"{CAPTURES}: no {', '.join(absent)}; the page compares with captures beside the checkout")
+    doing("generating and comparing with captures", at_once=False)
     text = page()
     print(text, end="")
     if args.out is not None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from analysis.curves.curve import FLAGS, Curve, curve, rows, setting_of, to_check
 from analysis.curves.formats import FORMATS, findings, headlines, notes
 from sim.flags import add_flags, given
-from sim.simulation import announce_compiling
 from traces.command import Parser, add_force, guarded, one_of, out_file, write_bytes
 from traces.errors import UserError
+from traces.progress import doing
 
 LRU = "lru"
 
@@ -73,7 +73,6 @@ def _command(argv: list[str]) -> None:
         print(f"page: {args.out}", file=sys.stderr)
     if args.out is not None:
         out_file(args.out, args.force)
-    announce_compiling()
     if args.eviction == LRU and args.slots is None:
         _lru(args)
     else:
@@ -85,7 +84,9 @@ def _lru(args: argparse.Namespace) -> None:
     if args.calibration is not None:
         raise UserError(f"calibration: {args.calibration}: lru alone has no use for it; name further --eviction")
     setting = setting_of(given(args, ("trace", *FLAGS)))
+    doing("one pass over all visits", at_once=False)
     found = curve(setting)
+    doing("checking some sizes against the simulator", at_once=False)
     lines = rows(setting, found, _checked(args.check, found))
 
     def page() -> str:
@@ -104,7 +105,7 @@ def _many(args: argparse.Namespace) -> None:
     if args.check is not None:
         raise UserError(f"check: {args.check}: is for lru alone; the simulator runs at all --slots")
     fields, slots = given(args, ("trace", "calibration", *FLAGS)), policies.slots_of(args.slots)
-    found = policies.policies(fields, args.eviction, slots, _progress)
+    found = policies.policies(fields, args.eviction, slots)
     lines, said = policies.rows(found), policy_formats.all_notes(found)
 
     def page() -> str:
@@ -114,11 +115,6 @@ def _many(args: argparse.Namespace) -> None:
         return page(what, _sentences([*rest, *policy_formats.findings(found)]), said, found, lines)
 
     _show(args, policy_formats.FORMATS[args.format](found, lines), said, page)
-
-
-def _progress(policy: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{policy:<24}", end="\r", file=sys.stderr)
 
 
 def _sentences(lines: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from analysis.pages.report import DETAILED, report
 from analysis.reading.load import load
 from traces.command import Parser, add_force, guarded, out_file, write_bytes
 from traces.errors import UserError
+from traces.progress import doing
 
 MAX_PAGE_BYTES = 8_000_000
 
@@ -42,6 +43,7 @@ def _command(argv: list[str]) -> None:
     if args.seed < 0:
         raise UserError(f"seed: {args.seed}: must be >= 0")
     runs = load(args.runs, DETAILED)
+    doing("comparing and drawing", at_once=False)
     page = report(runs, args.baseline, args.trace, args.buddies, args.similarity, args.seed).encode()
     if len(page) > MAX_PAGE_BYTES:
         raise UserError(f"out: the page would have {len(page):,} bytes, more than {MAX_PAGE_BYTES:,}; give fewer runs")

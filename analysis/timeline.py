@@ -32,6 +32,7 @@ from analysis.timelines.text import picture
 from analysis.timelines.tracks import tracks, window
 from traces.command import Parser, add_force, guarded, out_file
 from traces.errors import UserError
+from traces.progress import doing
 
 
 def steps_of(text: str | None, n: int) -> tuple[int, int]:
@@ -82,6 +83,7 @@ def _command(argv: list[str]) -> None:
         return
     out = out_file(args.out or Path(args.run) / "timeline.json.gz", args.force)
     front = head(out.name, context, run.summary["memory"]["gpu"])
+    doing(f"writing {out}", at_once=False)
     written = write(out, front, events(run.record, context, first, last))
     for note in run.summary["notes"]:
         print(f"! {note}")

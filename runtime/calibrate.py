@@ -37,11 +37,11 @@ from runtime.measuring.rounds import Budget, Deadline, complete, measured
 from runtime.measuring.terms import fitted
 from sim.errors import SpecError
 from sim.prepare import Setting
-from sim.simulation import announce_compiling
 from sim.spec import slots_of
 from traces.command import Parser, guarded
 from traces.errors import UserError
 from traces.format import npz
+from traces.progress import doing
 
 CACHES = (0.375, 0.75)
 QUICK_S, LONG_S = 90.0, 600.0  # of everything
@@ -82,7 +82,6 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"out: {args.out}: its folder does not exist")
     if args.trace is None and args.model is None:
         raise UserError("trace: missing; give --trace FILE, or --model NAME to calibrate on a synthetic trace")
-    announce_compiling()
     with tempfile.TemporaryDirectory() as folder:
         return _calibrate(args, Path(folder))
 
@@ -99,8 +98,10 @@ def _calibrate(args: argparse.Namespace, folder: Path) -> int:
             f"caches: all {experts} experts of a layer are there, and none would cross the link; give fewer"
         )
     asked = args.repeats or (3 if args.quick else 5)
+    doing("opening the device")
     with flags.open_bench(args, list(settings.values()), options) as bench:
         runs = rounds_of(bench, settings, deadline, asked, args.seed)
+        doing("fitting, and copying without anything else")
         found = fitted(runs)
         words, bare = cross_check(bench, runs[-1][0], deadline)
         table = section_of(found, bench, settings[cases[0]], options.scale, bare)

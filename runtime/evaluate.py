@@ -22,16 +22,16 @@ from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import LEVEL
-from runtime.closed_loop.runs import Baseline, JudgedRun, Progress, free_running, quiet
+from runtime.closed_loop.runs import Baseline, JudgedRun, free_running
 from runtime.closed_loop.text_windows import text_windows
 from sim import __version__
 from sim.flags import add_groups, spec_of
 from sim.outcome.marks import machine_words
-from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 from traces.format import npz
+from traces.progress import doing
 
 SHOWN = ("bits_per_byte", "bits_per_byte_delta", "perplexity", "perplexity_ratio", "accuracy", "accuracy_delta",
          "kl_nats", "agreement")  # fmt: skip
@@ -79,7 +79,6 @@ def _command(argv: list[str]) -> None:
     model = judged_model(args.judged_model, args.device)
     if args.length > model.context:
         raise UserError(f"--length is {args.length}; the model has {model.context} positions")
-    announce_compiling()
     result, run = _run(args, spec, model)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,12 +89,13 @@ def _command(argv: list[str]) -> None:
 
 def _run(args: argparse.Namespace, spec: RunSpec, model: JudgedModel) -> tuple[dict[str, Any], JudgedRun]:
     text = text_windows(model.tokens, args.sequences, args.length, spec.seed, args.text, True, model.lead)
+    doing("capturing a calibration trace", at_once=False)
     calibration = calibration_of(model, spec, args.calibration_tokens, args.text)
-    base, progress = Baseline(model, text), _progress()
-    result, run = evaluated(model, spec, text, base, calibration, args.charge, progress)
+    doing("judging")
+    result, run = evaluated(model, spec, text, Baseline(model, text), calibration, args.charge)
     if args.free_running:
         loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
-        result["free_running"] = free_running(model, text, loop, progress)
+        result["free_running"] = free_running(model, text, loop)
     result["text"] = {"source": text.source, "sequences": args.sequences, "length": args.length,
                       "predicted_bytes": int(text.n_bytes.sum())}  # fmt: skip
     result["calibration_tokens"] = None if calibration is None else calibration.n_tokens
@@ -104,13 +104,6 @@ def _run(args: argparse.Namespace, spec: RunSpec, model: JudgedModel) -> tuple[d
     result["interval"] = f"{LEVEL} % percentile bootstrap over sequences, paired, seed {spec.seed}"
     result["version"] = __version__
     return result, run
-
-
-def _progress() -> Progress:
-    """Text windows done, on a terminal only."""
-    if not sys.stderr.isatty():
-        return quiet
-    return lambda done, of: print(f"\r{done}/{of} passages", end="\n" if done == of else "", file=sys.stderr)
 
 
 def table(result: dict[str, Any]) -> str:

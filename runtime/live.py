@@ -44,12 +44,12 @@ from sim.outcome.how_sure import how_sure, intervals
 from sim.outcome.marks import machine_words
 from sim.outcome.summary import summarise
 from sim.prepare import Setting
-from sim.simulation import announce_compiling
 from sim.spec import RunSpec
 from traces.command import Parser, guarded
 from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.progress import doing
 
 
 class OffloadedExperts:
@@ -193,9 +193,10 @@ def _command(argv: list[str]) -> None:
     if isinstance(spec.calibration, float):
         raise UserError("calibration: a fraction is of a trace's requests; give a FILE")
     calibration = None if spec.calibration is None else npz.read(npz.find(spec.calibration))
+    doing(f"loading {args.judged_model}", at_once=False)
     model, tokenizer = load_model(args.judged_model)
-    announce_compiling()
     fields = {name: getattr(spec, name) for name in spec.model_fields_set if name not in (*LEFT_OUT, "calibration")}
+    doing("generating", at_once=False)
     with OffloadedExperts(model, device=args.device, calibration=calibration, charge=args.charge, **fields) as live:
         inputs = tokenizer(args.prompt, return_tensors="pt").to(model.device)
         out = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)

@@ -24,9 +24,9 @@ from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.runs import forwarded
 from sim.flags import add_groups, spec_of
 from sim.outcome.summary import summarise
-from sim.simulation import announce_compiling
 from traces.command import Parser, guarded
 from traces.errors import UserError
+from traces.progress import doing
 
 NEEDED = "lm-evaluation-harness is not installed: pip install 'moe-offload-sim[lm-eval]'"
 MOST_NEW_TOKENS = 256
@@ -158,10 +158,11 @@ def _command(argv: list[str]) -> None:
         raise UserError(NEEDED) from None
     args.trace = args.judged_model
     spec, model = spec_of(args), judged_model(args.judged_model)
-    announce_compiling()
+    doing("capturing a calibration trace", at_once=False)
     calibration = calibration_of(model, spec, args.calibration_tokens, None)
     loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
     with model.looped(loop) as driver:
+        doing(f"evaluating {args.tasks}", at_once=False)
         found = simple_evaluate(
             model=language_model(Scorer(model, driver)),
             tasks=args.tasks.split(","),

@@ -36,6 +36,7 @@ from traces.command import Parser, guarded
 from traces.errors import UserError
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.progress import counted
 
 Ids = npt.NDArray[np.int16]
 
@@ -152,7 +153,7 @@ def learn(calibration: RoutingTrace, distance: int, options: LearnOptions) -> We
 
 
 def _batches(tokens: int, options: LearnOptions, random: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    for _ in range(options.epochs):
+    for _ in counted(range(options.epochs), "epoch", at_once=False):
         order = torch.randperm(tokens, generator=random).numpy()
         for lo in range(0, tokens, options.batch):
             yield order[lo : lo + options.batch]
@@ -185,7 +186,10 @@ def with_predictions(
     """
     options = options or LearnOptions()
     _check(calibration, trace, options)
-    lists = [foretell(trace, learn(calibration, d, options), d, options) for d in range(1, options.distances + 1)]
+    lists = [
+        foretell(trace, learn(calibration, d, options), d, options)
+        for d in counted(range(1, options.distances + 1), "distance")
+    ]
     digest = npz.content_hash(calibration)
     meta = trace.meta | {
         "lookahead_distances": list(range(1, options.distances + 1)),

@@ -13,7 +13,7 @@ from runtime.replaying.layers import KERNELS
 from sim.errors import SpecError
 from sim.run import LISTS, parser
 from sim.run import main as simulate
-from sim.simulation import announce_compiling, check_out
+from sim.simulation import check_out
 from traces.command import guarded, typed
 
 
@@ -61,7 +61,6 @@ def _command(argv: list[str]) -> int:
     if args.lock_step and args.repeat != 1:
         raise SpecError(f"repeat: {args.repeat}: a lock-step runs once")
     check_out(args)
-    announce_compiling()
     return with_device(lambda: _replayed(args))
 
 

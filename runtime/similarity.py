@@ -28,6 +28,7 @@ from sim.experiments.tables import Column, Report, Row
 from traces.capturing.command import open_source, windows
 from traces.command import Parser, guarded
 from traces.errors import UserError
+from traces.progress import doing
 
 PERMUTATIONS = 999
 COLUMNS = (
@@ -174,7 +175,9 @@ def _command(argv: list[str]) -> None:
         raise UserError(f"--requests {given.requests}: the text gives {len(prompts)}; fewer, or more text is needed")
     whence = ", ".join(path.name for path in given.text) if given.text else "held-out files of the standard library"
     source.meta["data"] = f"{len(prompts)} pieces of {given.prompt_tokens} tokens of {whence}"
+    doing("running every expert on every token")
     found = measure(source, prompts, given.batch, given.states)
+    doing("correlating", at_once=False)
     made = report(found)
     command = shlex.join(["python", "-m", "runtime.similarity", *argv])
     if given.out is not None:

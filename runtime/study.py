@@ -27,12 +27,13 @@ from runtime.closed_loop.runs import Baseline, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim import __version__
 from sim.flags import add_hardware, hardware_fields
-from sim.simulation import announce_compiling, simulate
+from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.capturing.command import open_source
 from traces.command import Parser, guarded, out_folder
 from traces.errors import UserError
 from traces.format.trace import RoutingTrace
+from traces.progress import counted, doing
 
 CACHES = (0.75, 0.5, 0.375)
 MATRIX = "MATRIX"  # stands for the similarity matrix's file
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if sequences < 2 or not 3 <= length <= model.context:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 3 .. {model.context} are required")
     text = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
+    doing("capturing a calibration trace")
     calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
     common = {"trace": args.judged_model, **hardware_fields(args), "engine": args.engine, "precision": args.precision,
               "engine_as_costs": True, "seed": args.seed}  # fmt: skip
@@ -156,15 +158,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "similarity.npz"
         other = text_windows(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
+        doing("comparing the experts with each other")
         measure(open_source(args.judged_model, "cpu"), list(other.tokens)).write(matrix)
+        doing("routing of the unmodified model")
         study = Study(model, text, base, calibration, _routed(model, text, base, common, args.charge), common,
                       args.charge, str(matrix))  # fmt: skip
+        doing("", at_once=False)
         rows = []
         caches = CACHES[1:2] if args.quick else CACHES
-        for cache in caches:
-            for variant in VARIANTS:
-                rows.append(row(study, variant, cache))
-                _say(len(rows), len(caches) * len(VARIANTS), variant, cache)
+        arms = [(variant, cache) for cache in caches for variant in VARIANTS]
+        for variant, cache in counted(arms, "arm", lambda arm: f"{arm[0].name} at {arm[1]}"):
+            rows.append(row(study, variant, cache))
     return {
         "model": args.judged_model,
         "loop": "closed, teacher-forced, one sequence at a time, every token a decode step, cache carried on",
@@ -190,11 +194,6 @@ def _routed(model: JudgedModel, text: TextWindows, base: Baseline, common: dict[
     return judge(model, text, loop, base).trace
 
 
-def _say(done: int, of: int, variant: Variant, cache: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done}/{of} {variant.name} at {cache}".ljust(60), end="\n" if done == of else "", file=sys.stderr)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     return guarded(_command, argv)
@@ -205,7 +204,6 @@ def _command(argv: list[str]) -> None:
     if args.out:
         out_folder(args.out)
     torch.set_num_threads(args.threads)
-    announce_compiling()
     result = run(args)
     command = study_report.command_line(argv)
     if args.out:

@@ -34,6 +34,7 @@ from runtime.small_model.optimise import TrainOptions, batch_at, make_optimizer,
 from traces.capturing.inputs import pick_device
 from traces.command import Parser, guarded, write_bytes
 from traces.errors import UserError
+from traces.progress import doing
 
 RECORD_VERSION = 1
 CURVE_EVERY = 50
@@ -129,6 +130,7 @@ def advance(run: Training, minutes: float | None = None, save_every_s: float = 3
     before = run.progress.seconds
     sums = torch.zeros(2, device=run.device)
     while not run.finished:
+        doing(f"step {run.progress.step + 1:,} of {run.options.steps:,}", at_once=False)
         sums += _one_step(run)
         if run.progress.step % CURVE_EVERY and not run.finished:
             continue
@@ -304,6 +306,7 @@ def _command(argv: list[str]) -> None:
     config = ModelConfig(**{name: given[name] for name in asdict(ModelConfig())})
     if not given["resume"] and (given["out"] / "resume.safetensors").exists():
         raise UserError(f"--out {given['out']} holds a run; go on with --resume, or name another folder")
+    doing("reading text, fitting a tokenizer and the order-2 models")
     run = start(config, options, given["out"], pick_device(given["device"]))
     if given["resume"]:
         resume(run)

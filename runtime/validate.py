@@ -29,7 +29,6 @@ from runtime.measuring.flags import capacity, device_flags, listed, measuring_fl
 from runtime.measuring.pacing import TARGETS
 from runtime.measuring.table import markdown
 from runtime.measuring.validation import Validation
-from sim.simulation import announce_compiling
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 
@@ -65,7 +64,6 @@ def _command(argv: list[str]) -> int:
     folder = out_folder(args.out)
     if not 0 < args.calibration < 1:
         raise UserError(f"calibration: {args.calibration:g}: must be a fraction between 0 and 1")
-    announce_compiling()
     with tempfile.TemporaryDirectory() as scratch:
         out = Validation(args, Path(scratch)).run() | {"command": "python -m runtime.validate " + " ".join(argv)}
         save(out, folder, Path(scratch))

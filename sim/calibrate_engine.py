@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sim.errors import SpecError
 from sim.flags import add_hardware, hardware_fields
 from traces.command import Parser, guarded, write_bytes
+from traces.progress import doing
 
 if TYPE_CHECKING:
     from sim.timings.own import Calibrated, Told
@@ -61,6 +62,7 @@ def _command(args: list[str]) -> int:
     rows = with_defaults(read(Path(flags.timings)), {name: value for name, value in given.items() if value is not None})
     rows = [row for row in rows if row.metric != HITS]
     _refuse(flags.timings, rows)
+    doing(f"fitting {flags.engine} to {len(rows)} timings")
     found = calibrate(rows)
     if found.off > UNEXPLAINED:
         wrong = f"off by {100 * (math.exp(found.off) - 1):.0f} % whatever the constants of {flags.engine}"

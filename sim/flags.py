@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept", "draft_ns",
         "context_offset", "warmup_steps", "warmup_share", "max_steps", "seed", "machine",
     ),
+    "cost and energy": ("price_per_hour", "watts", "idle_watts"),
 }  # fmt: skip
 TYPES = {WHOLE: int, NUMBER: float}  # of a flag's value, by its metavar; text without one
 REPEATED = ("set", "override_tensor")
@@ -115,12 +116,17 @@ def config(path: str | None) -> dict[str, Any]:
     asked for: what its engine set gives way with it. Raises SpecError."""
     if path is None:
         return {}
-    fields = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
-    version = fields.pop("version", None)
+    return asked_of({key.replace("-", "_"): value for key, value in read_toml(path).items()}, f"config: {path}: ")
+
+
+def asked_of(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields themselves; of a saved spec, which says its `version`, those that were asked for. Raises SpecError,
+    one line that begins with `where`."""
+    version, fields = fields.get("version"), {name: value for name, value in fields.items() if name != "version"}
     if version not in (None, VERSION):
-        raise SpecError(f"config: {path}: version: must be {VERSION}; what the fields of another mean may differ")
+        raise SpecError(f"{where}version: must be {VERSION}; what the fields of another mean may differ")
     fields |= {"set": _flat(fields["set"])} if isinstance(fields.get("set"), Mapping) else {}
-    spec = RunSpec.of({"trace": "", **fields}, f"config: {path}: ")
+    spec = RunSpec.of({"trace": "", **fields}, where)
     return fields if version is None else spec.asked()
 
 

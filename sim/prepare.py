@@ -454,11 +454,14 @@ class Setting:
     def on(self, hardware: "Hardware", engine: "Engine") -> Plan:
         """The plan on other costs than the spec's: the same engine and hardware, durations and rates changed."""
         costs = self.costed.on(self.model, hardware, engine, self.trace, self.steps)
+        return replace(self.priced(costs), on_miss=on_miss(self.rules, self.plan, hardware, engine))
+
+    def priced(self, costs: Costs) -> Plan:
+        """The plan with other durations, and with what a prefetcher expects of them."""
         prefetch = self.plan.prefetch
         if prefetch is not None and prefetch.within_ns is not None:
             prefetch = replace(prefetch, within_ns=_within(costs, self.steps, prefetch))
-        rules = on_miss(self.rules, self.plan, hardware, engine)
-        return replace(self.plan, costs=costs, on_miss=rules, prefetch=prefetch)
+        return replace(self.plan, costs=costs, prefetch=prefetch)
 
     @property
     def policy_from(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.coactivation import COUNTS
 from traces.command import Parser, add_force, guarded, out_file
 from traces.format import npz
+from traces.progress import doing
 from traces.statistics.describe import LOUD
 
 
@@ -34,6 +35,7 @@ def _command(arguments: list[str]) -> None:
     if options.out == "":
         options.out = f"{Path(options.trace or options.similarity).stem}-buddies.npz"
         print(f"lists: {options.out}", file=sys.stderr)
+    doing(f"fitting buddies of {options.trace or options.similarity}", at_once=False)
     lists = _fit(options)
     facts = report(lists, options.pair_error)
     if options.out is not None:

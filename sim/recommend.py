@@ -12,9 +12,9 @@ from typing import Any
 
 from sim.errors import SpecError
 from sim.flags import OF_THE_HARDWARE, add_flags, given
-from sim.simulation import announce_compiling
 from sim.spec import ALL, RunSpec, cache_bytes
 from traces.command import Parser, guarded
+from traces.progress import doing
 
 ALWAYS = (
     "trace", "model", "hardware", *OF_THE_HARDWARE, "engine", "engine_as_costs", "precision", "batch", "prefill_chunk",
@@ -80,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     wish = _wish(args)
-    announce_compiling()
     from sim.search.advice import text
     from sim.search.evaluate import Evaluator
     from sim.search.recommendation import Recommendation
@@ -88,7 +87,7 @@ def _command(argv: list[str]) -> None:
     from sim.sweeps.session import cores
 
     within = RunSpec.of({**wish.base, **wish.fixed}).behaves is not None
-    recommendation = (WithinEngine if within else Recommendation)(wish, _tell)
+    recommendation = (WithinEngine if within else Recommendation)(wish, doing)
     evaluate = Evaluator(args.workers or cores(), wish.time_limit_s, sys.stderr)
     try:
         out = recommendation.search(evaluate)
@@ -162,12 +161,6 @@ def _vram(text: str | None) -> int | None:
         return cache_bytes(text)
     except ValueError as error:
         raise SpecError(f"vram: {text}: {error}") from None
-
-
-def _tell(line: str) -> None:
-    """Progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

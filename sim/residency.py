@@ -20,10 +20,11 @@ from sim.flags import spec_of
 from sim.machines.record import RunRecord
 from sim.prepare import prepare
 from sim.run import parser
-from sim.simulation import announce_compiling, machine
+from sim.simulation import machine
 from traces.command import guarded, typed
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.progress import doing
 
 Kinds = npt.NDArray[np.int8]
 NOT_COUNTED, KINDS = -1, ("both_miss", "engine_only", "simulated_only", "both_hit")  # as engine's hit + 2 * simulated
@@ -39,10 +40,11 @@ def _command(argv: list[str]) -> None:
     flags.prog = typed("python -m sim.residency")
     flags.description = "Compare the hits of a run with those that the engine of its trace recorded."
     args = flags.parse_args(argv)
-    setting = prepare(spec_of(args))
+    spec = spec_of(args)
+    doing(f"simulating {spec.trace}", at_once=False)
+    setting = prepare(spec)
     if setting.trace.resident is None:
         raise SpecError(f"{setting.spec.trace}: has no `resident`: it does not say what its engine found in its cache")
-    announce_compiling()
     kinds = compare(setting.trace, setting.plan, machine(setting.spec.machine)(setting.plan, True))
     if args.out is not None:
         meta = {"kind": "residency-comparison", "format_version": 1, "kinds": KINDS, "spec": setting.spec.saved(())}

@@ -11,8 +11,10 @@ from typing import Any
 
 from sim.errors import SpecError
 from sim.flags import add_groups, spec_of
+from sim.outcome import interchange
 from sim.simulation import check_out, simulate, write
 from traces.command import Parser, guarded
+from traces.progress import doing
 from traces.slips import did_you_mean
 
 LISTS = {
@@ -23,6 +25,8 @@ LISTS = {
     "links": "print the links: GB/s, set-up; of one every figure and its source",
     "engines": "print the engines, and what each does on a miss; of one every figure and its source",
 }
+
+NEXT = {"prepared": "simulating", "run": "summing up, and finding bounds"}
 
 
 def parser(leave_out: Sequence[str] = ()) -> Parser:
@@ -41,6 +45,16 @@ def parser(leave_out: Sequence[str] = ()) -> Parser:
         )
         group.add_argument(f"--list-{what}", help=text, **one)
     group.add_argument("--describe", metavar="NAME", help="what a policy does and takes, or what a word here means")
+    return out
+
+
+def _parser() -> Parser:
+    """With what this command alone writes."""
+    out = parser()
+    group = out.add_argument_group("formats of other tools (docs/interchange.md)")
+    what = "print what serving benchmarks and monitoring read: AIPerf's JSON, OpenTelemetry's"
+    group.add_argument("--format", choices=interchange.FORMATS, help=what)
+    interchange.goodput_flag(group)
     return out
 
 
@@ -81,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> None:
-    flags = parser()
+    flags = _parser()
     args = flags.parse_args(argv)
     for what in LISTS:
         asked = getattr(args, f"list_{what}")
@@ -91,12 +105,18 @@ def _command(argv: list[str]) -> None:
     if args.describe is not None:
         print(_describe(args.describe, args.json))
         return
+    if args.format is not None and args.json:
+        raise SpecError(f"format: {args.format}: is JSON, and another one than --json; give one of the two")
+    interchange.check(args, args.format)
     spec = spec_of(args, flags.example)
     check_out(args)
-    summary, record = simulate(spec, args.record == "full")
+    doing(f"reading {spec.trace}, fitting and pricing", at_once=False)
+    summary, record = simulate(spec, args.record == "full", reached=lambda stage: doing(NEXT[stage], at_once=False))
     if args.out is not None:
         write(Path(args.out), summary, record, args.record or "summary")
-    if args.json:
+    if args.format is not None:
+        print(interchange.text([(Path(spec.trace).stem, summary, record)], args.format, args.goodput))
+    elif args.json:
         print(json.dumps(summary))
     else:
         from sim.outcome.report import table

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +27,11 @@ def machine(name: str) -> "Callable[[Plan, bool], RunRecord]":
     return run
 
 
-def announce_compiling(stage: str = "prepared") -> None:
-    """The first run ever compiles the machine: say so, or it looks as if it hung."""
-    from sim.core.jit import CACHE_DIR, compiles
-
-    if stage == "prepared" and compiles() and not any(CACHE_DIR.rglob("*.nbi")):
-        message = "compiling the machine for the first time, about half a minute; later runs start at once"
-        print(message, file=sys.stderr)
-
-
 def simulate(
     spec: RunSpec,
     full: bool = False,
     memo: Memo = afresh,
-    reached: Callable[[str], None] = announce_compiling,
+    reached: Callable[[str], None] = lambda stage: None,
     **in_memory: Any,
 ) -> "tuple[dict[str, Any], RunRecord]":
     """(summary object, record) of one spec. Raises SpecError, TraceError or CatalogError for what is wrong with it.

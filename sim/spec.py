@@ -196,6 +196,13 @@ class RunSpec(BaseModel):
     link_gbps: float | None = later(
         RATE, "what the links send to the GPU, whatever the size; their set-up stays (default: the hardware's)", None
     )
+    price_per_hour: float | None = later(
+        NUMBER, "of the machine, in any currency: says what 1,000 tokens cost", None, gt=0, le=1e9
+    )
+    watts: float | None = later(
+        NUMBER, "that the GPU takes while it computes: says Wh per 1,000 tokens", None, gt=0, le=1e6
+    )
+    idle_watts: float | None = later(NUMBER, "that it takes while it waits (default: as --watts)", None, ge=0, le=1e6)
 
     @field_validator(*KINDS, mode="before")
     @classmethod
@@ -303,6 +310,12 @@ class RunSpec(BaseModel):
             if not isinstance(given, str) and not abs(given) <= LARGEST:  # NaN is not either
                 raise ValueError(f"{key}: must be a number of at most {LARGEST:g}")
         return value
+
+    @model_validator(mode="after")
+    def _power(self) -> "RunSpec":
+        if self.idle_watts is not None and self.watts is None:
+            raise SpecError(f"idle_watts: {self.idle_watts:g}: goes with --watts, which is missing")
+        return self
 
     @model_validator(mode="after")
     def _counting(self) -> "RunSpec":

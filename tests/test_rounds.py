@@ -77,8 +77,8 @@ def test_a_first_round_that_cannot_be_done_is_not_begun(clock: Clock) -> None:
 
 def test_a_sweep_ends_with_the_time(clock: Clock) -> None:
     deadline = Deadline(5.0)
-    assert list(sweep(CASES, taking(clock, 2.0), deadline)) == ["a", "b", "c"] and clock.now == 6
-    assert sweep(CASES, taking(clock, 2.0), deadline) == {}
+    assert list(sweep(CASES, taking(clock, 2.0), deadline, "the test")) == ["a", "b", "c"] and clock.now == 6
+    assert sweep(CASES, taking(clock, 2.0), deadline, "the test") == {}
     with pytest.raises(DeviceError, match="after 0 of the 4 replays of the warm-up"):
         complete(CASES, taking(clock, 2.0), deadline, "the warm-up")
     clock.now = 0

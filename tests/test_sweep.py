@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -724,16 +725,21 @@ def test_ray_with_a_node_killed_in_the_middle_gives_the_rows_of_the_local_engine
     assert len(parts_of(folder / "ray")) == len(set(parts_of(folder / "ray"))) == 160
 
 
-def test_progress_is_for_terminals() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    for out, told in ((Terminal(), "10/10 runs"), (io.StringIO(), "")):
-        progress = dispatch.Progress(out, 10, 2)
-        progress.show(10)
-        progress.end()
-        assert told in out.getvalue() and bool(out.getvalue()) == bool(told)
+def test_a_terminal_is_told_every_few_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [100.0], list[tuple[str, bool]]()
+    monkeypatch.setattr(dispatch, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(dispatch, "doing", lambda what, at_once: told.append((what, at_once)))
+    progress = dispatch.Progress(10, 2)
+    for second, done in ((101.0, 1), (104.0, 4), (105.0, 9), (105.5, 10)):
+        clock[0] = second
+        progress.show(done)
+    assert told == [
+        ("0/10 runs on 2 workers", False),
+        ("1/10 runs on 2 workers, 1.0 runs/s, 9 s left", False),
+        ("4/10 runs on 2 workers, 1.0 runs/s, 6 s left", True),
+        ("9/10 runs on 2 workers, 1.8 runs/s, 1 s left", False),
+        ("10/10 runs on 2 workers, 1.8 runs/s, 0 s left", True),
+    ]
 
 
 # --- the page ---

@@ -19,6 +19,7 @@ from traces.foreign.convert import add_arguments, convert
 from traces.format import npz, profile
 from traces.format.groups import parts
 from traces.format.trace import split
+from traces.progress import doing
 from traces.statistics.describe import LOUD, describe, describe_profile, marked, size
 from traces.statistics.stats import info, info_of_profile
 
@@ -34,6 +35,7 @@ def _command(arguments: list[str]) -> None:
     by = any(word.partition("=")[0] == "--by" for word in arguments)
     helps = "-h" in arguments or "--help" in arguments
     options = _parser(by, helps).parse_args(_known_command(arguments))
+    doing(f"traces {options.command} {getattr(options, 'file', None) or ''}".rstrip(), at_once=False)
     COMMANDS[options.command](options)
 
 

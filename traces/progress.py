@@ -10,10 +10,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 EVERY_S = 10.0
 QUIET = "MOE_OFFLOAD_SIM_QUIET"  # in the environment: no line but errors and what is asked for
+
+T = TypeVar("T")
 
 
 class _Told:
@@ -26,18 +29,39 @@ class _Told:
 _told = _Told()
 
 
-def doing(what: str) -> None:
-    """What the command does now (`round 3 of 15: lru`). On a terminal it is shown at once."""
+def doing(what: str, at_once: bool = True) -> None:
+    """What the command does now (`round 3 of 15: lru`). On a terminal it is shown at once.
+
+    at_once: False for what changes many times a second, or is over before anybody has read it: only whoever has heard
+    nothing for long is told."""
     _told.what = what
-    if sys.stderr is not None and sys.stderr.isatty() and QUIET not in os.environ:
+    if at_once and sys.stderr is not None and sys.stderr.isatty():
         show(what)
 
 
+def now_doing() -> str:
+    """What the command does; nothing where it has not said so."""
+    return _told.what
+
+
 def show(line: str) -> None:
-    """A line on stderr, at once, terminal or not."""
-    if sys.stderr is not None:
+    """A line on stderr, at once, terminal or not; none where nobody wants it."""
+    if sys.stderr is not None and QUIET not in os.environ:
         print(line, file=sys.stderr, flush=True)
     _told.shown = time.monotonic()
+
+
+def counted(
+    things: Sequence[T], what: str, name: Callable[[T], object] | None = None, at_once: bool = True
+) -> Iterator[T]:
+    """The things, one after another, each told as it begins: `run 3 of 15: lru`, behind what is done already. name: of
+    a thing; at_once: see `doing`."""
+    outer = now_doing()
+    for number, thing in enumerate(things, 1):
+        named = "" if name is None else f": {name(thing)}"
+        doing(f"{outer}{', ' if outer else ''}{what} {number:,} of {len(things):,}{named}", at_once)
+        yield thing
+    doing(outer, at_once=False)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ MARKS = {
     "not calibrated": UNSURE,
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
+PRICED = {"cost": "per_1k_tokens", "energy": "wh_per_1k_tokens"}  # of summaries, where one of the runs has it
 ANSWERED = ("streamed", "remote", "deferred", "cpu")
 PARETO = (
     "best: no other run of the same work and hardware is better in tokens/s or in lost router weight (substituted + "
@@ -70,11 +71,12 @@ def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resampl
     pairs = against(list(runs), base, seed, resamples)
     fields = differing(runs)
     best, groups = pareto_best(runs), conditions(runs)
-    ruled = any(run.by_rules for run in runs)
+    ruled, priced = any(run.by_rules for run in runs), any(run.summary.get(part) for run in runs for part in PRICED)
     rows = []
     for i, (run, pair) in enumerate(zip(runs, pairs, strict=True)):
         row = {"index": i, "run": run.name, "settings": {field: settings(run).get(field) for field in fields}}
         row |= row_of(run, base, pair) | (on_a_miss(run) if ruled else {})
+        row |= {key: (run.summary.get(part) or {}).get(key) for part, key in PRICED.items()} if priced else {}
         rows.append(row | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks})
     statistic = STATISTIC.format(level=LEVEL, resamples=resamples, seed=seed)
     return Comparison(rows, base.name, fields, _notes(runs, base, pairs), statistic)

@@ -79,13 +79,16 @@ def _number_of(key: str) -> Callable[[Row], str]:
     return lambda row: figure(row.get(key), 0)
 
 
-# Columns of what some runs do on a miss, where one of those compared does: key, title, text of a cell.
+# Columns of what some runs do on a miss, or say of a price, where one of those compared does: key, title, text of a
+# cell.
 BY_RULES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("streamed_share", "streamed", _percent_of("streamed_share")),
     ("remote_share", "read remotely", _percent_of("remote_share")),
     ("admitted", "admitted", _number_of("admitted")),
     ("host_share", "host busy", _percent_of("host_share")),
     ("deferred_share", "deferred", _percent_of("deferred_share")),
+    ("per_1k_tokens", "cost of 1,000 tokens", lambda row: figure(row.get("per_1k_tokens"), 4)),
+    ("wh_per_1k_tokens", "Wh of 1,000 tokens", lambda row: figure(row.get("wh_per_1k_tokens"))),
 )
 
 

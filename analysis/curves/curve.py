@@ -150,6 +150,7 @@ def setting_of(fields: dict[str, Any], placements: Sequence[str] = PLACEMENTS) -
 
 def curve(setting: "Setting") -> Curve:
     """One pass over the run's visits. Raises UserError for a setting with other policies than lru and fetch."""
+    import sim.compiling  # noqa: F401  # what is compiled now says so
     from analysis.curves.stack_distances import lru_misses
 
     plan = setting.plan

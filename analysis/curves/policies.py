@@ -27,6 +27,7 @@ from sim.policies.registry import EVICTION, find
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.errors import UserError
+from traces.progress import counted, doing
 
 if TYPE_CHECKING:
     from sim.machines.record import RunRecord
@@ -94,10 +95,8 @@ def names_of(text: str) -> list[str]:
     return names
 
 
-def policies(
-    fields: dict[str, Any], asked: str, slots: Sequence[int] | None, told: Callable[[str], None] = lambda _: None
-) -> Policies:
-    """The floor and each eviction that was asked for. told: what is simulated next.
+def policies(fields: dict[str, Any], asked: str, slots: Sequence[int] | None) -> Policies:
+    """The floor and each eviction that was asked for.
 
     Raises UserError for a setting that is wrong, slots that are not there, and a named policy that cannot run in it;
     of `all` those are left out, with the reason.
@@ -107,14 +106,14 @@ def policies(
     wanted = cliff(setting, visits)
     chosen = default_slots(wanted, size) if slots is None else _within(slots, size)
     runs, lines, left_out = _Runs(setting, visits), [], {}
-    for name in names_of(asked):
-        told(name)
+    for name in counted([*names_of(asked)], "eviction", str):
         try:
             lines.append(_line(runs, name, chosen))
         except UserError as error:
             if asked != ALL:
                 raise
             left_out[name] = str(error)
+    doing("the floor", at_once=False)
     lines.append(_floor(runs, chosen))
     return Policies(setting, visits, chosen, size, lines, left_out, wanted, fits(setting, size))
 

@@ -18,6 +18,7 @@ from sim import __version__
 from sim.outcome.marks import marks_without
 from sim.outcome.summary import check_summary
 from traces.errors import UserError
+from traces.progress import counted
 
 MAX_JSON_BYTES = 64 << 20
 SUMMARY, RECORD, SWEEP = "summary.json", "record.npz", "results.parquet"
@@ -31,7 +32,7 @@ def load(paths: Iterable[str | os.PathLike[str]], detail: int = 0) -> list[Run]:
     Raises UserError for the first path that is no run.
     """
     found: list[tuple[list[str], Run]] = []
-    for path in map(Path, paths):
+    for path in counted([*map(Path, paths)], "reading run", str, at_once=False):
         if (path / SWEEP).is_file() and not (path / SUMMARY).exists():
             path = path / SWEEP
         if path.suffix == ".parquet":

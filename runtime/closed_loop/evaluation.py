@@ -8,7 +8,7 @@ from runtime.closed_loop.judged_model import JudgedModel
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import figures
-from runtime.closed_loop.runs import Baseline, JudgedRun, Progress, calibrate, judge, quiet
+from runtime.closed_loop.runs import Baseline, JudgedRun, calibrate, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim.outcome.summary import summarise
 from sim.policies.registry import find
@@ -21,7 +21,7 @@ from traces.format.trace import RoutingTrace
 # fields of RunSpec that a closed loop of one sequence at a time has no use for
 LEFT_OUT = (
     "trace", "model", "requests", "reset", "batch", "prefill_chunk", "as_decode", "skip_prompts", "speculate", "accept",
-    "draft_ns", "warmup_share", "max_steps", "machine", "config",
+    "draft_ns", "warmup_share", "max_steps", "machine", "price_per_hour", "watts", "idle_watts", "config",
 )  # fmt: skip
 CALIBRATION_TOKENS = 16384
 
@@ -33,11 +33,10 @@ def evaluated(
     base: Baseline,
     calibration: RoutingTrace | None = None,
     like: str | None = None,
-    progress: Progress = quiet,
 ) -> tuple[dict[str, Any], JudgedRun]:
     """(the figures of one teacher-forced closed-loop run, the run). Raises UserError, one line."""
     loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, like))
-    run = judge(model, text, loop, base, progress)
+    run = judge(model, text, loop, base)
     summary, tokens = summarise(run.record), run.trace.n_tokens
     out = {
         "quality": figures(run.sums, spec.seed),

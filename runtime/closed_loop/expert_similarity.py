@@ -17,6 +17,7 @@ from traces.capturing.command import Source
 from traces.capturing.recorder import Recorder
 from traces.capturing.routers import MoeLayer
 from traces.format.npz import write_arrays
+from traces.progress import counted
 
 Float = npt.NDArray[np.float64]
 BLOCK_BYTES = 128 << 20  # of the outputs of all experts that are held at once
@@ -83,7 +84,7 @@ def measure(
         for layer, total in zip(recorder.layers, sums, strict=True)
     ]
     try:
-        for first in range(0, len(prompts), batch):
+        for first in counted(range(0, len(prompts), batch), "batch", at_once=False):
             source.run(recorder, np.stack(prompts[first : first + batch]), 0, 0.0, 0, first)
     finally:
         for hook in hooks:

@@ -8,7 +8,7 @@ serves decoding is judged on decoding. Free-running, the first half of a window 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,7 @@ from sim.machines.record import RunRecord
 from sim.outcome.summary import summarise
 from traces.capturing.recorder import Recorder
 from traces.format.trace import RoutingTrace
-
-Progress = Callable[[int, int], None]
-
-
-def quiet(done: int, of: int) -> None:
-    """No progress."""
+from traces.progress import counted
 
 
 def forwarded(
@@ -95,17 +90,14 @@ class JudgedRun:
     reranked: tuple[int, float]
 
 
-def judge(
-    model: JudgedModel, text: TextWindows, loop: ClosedLoop, base: Baseline, progress: Progress = quiet
-) -> JudgedRun:
+def judge(model: JudgedModel, text: TextWindows, loop: ClosedLoop, base: Baseline) -> JudgedRun:
     """Run all text windows through a fresh closed loop, teacher-forced."""
     rows, n = [], len(text.tokens)
     with model.looped(loop) as driver:
-        for i, tokens in enumerate(map(torch.from_numpy, text.tokens)):
+        for i, tokens in enumerate(counted([*map(torch.from_numpy, text.tokens)], "passage", at_once=False)):
             unmodified = base[i]
             logits = stepwise(model, tokens, driver, i, i == n - 1)
             rows.append(compared(unmodified, logits, tokens[1:], int(text.n_bytes[i])))
-            progress(i + 1, n)
     record = loop.record()
     return JudgedRun(Sums.of(rows), record, loop.trace(), (loop.slots_reranked, loop.weight_reranked))
 
@@ -128,14 +120,16 @@ def generate(
     return torch.cat(out)
 
 
-def free_running(model: JudgedModel, text: TextWindows, loop: ClosedLoop, progress: Progress = quiet) -> dict[str, Any]:
+def free_running(model: JudgedModel, text: TextWindows, loop: ClosedLoop) -> dict[str, Any]:
     """Greedy generations beside the unmodified model's: how long they agree, and how likely the unmodified model finds
     either (perplexity of its own generations, and of the modified model's)."""
     n, length = text.tokens.shape
     prompt = length // 2
     same, first, whole, nats = [], [], 0, np.zeros(2)
     with model.looped(loop) as driver:
-        for i, tokens in enumerate(map(torch.from_numpy, text.tokens)):
+        for i, tokens in enumerate(
+            counted([*map(torch.from_numpy, text.tokens)], "free-running passage", at_once=False)
+        ):
             own = generate(model, tokens, prompt)
             other = generate(model, tokens, prompt, driver, i, i == n - 1)
             equal = (own == other).numpy()
@@ -143,7 +137,6 @@ def free_running(model: JudgedModel, text: TextWindows, loop: ClosedLoop, progre
             first.append(len(equal) if equal.all() else int(equal.argmin()))
             whole += bool(equal.all())
             nats += [_nats(model, tokens[:prompt], continued) for continued in (own, other)]
-            progress(i + 1, n)
     summary = summarise(loop.record())
     generated = n * (length - prompt)
     return {

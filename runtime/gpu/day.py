@@ -26,6 +26,7 @@ from runtime.gpu.parts import NOT_HERE
 from runtime.gpu.project import project
 from runtime.gpu.table import Part, filled
 from traces.command import write_bytes
+from traces.progress import doing
 
 DONE, FAILED, TIMED_OUT, SKIPPED, INTERRUPTED = STATUSES = ("done", "failed", "timed out", "skipped", "interrupted")
 VERDICTS = {0: "within", 1: "outside", 3: "inconclusive"}  # of runtime.validate, by exit status
@@ -99,6 +100,7 @@ class Day:
             for part in todo:
                 while waiting and not part.early:
                     self._ended(waiting[0][0], waiting.pop(0)[1].result())
+                doing(f"part {part.name}", at_once=False)
                 self.say(f"--- {part.name}: {part.shows} (at most {part.box_s:.0f} s; {self.left():.0f} s left)")
                 if part.beside:
                     waiting.append((part, beside.submit(self.run_part, part)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.device.port import DeviceError
 from runtime.measuring.durations import TimedRun
+from traces.progress import counted, doing
 
 A = TypeVar("A", bound=Hashable)
 MOST = 25  # rounds
@@ -63,6 +64,7 @@ class Budget:
 def progress(text: str) -> None:
     """On stderr, also where nobody looks: the log of a rented machine must say where a run was."""
     print(text, file=sys.stderr, flush=True)
+    doing("", at_once=False)
 
 
 def measured(
@@ -82,7 +84,9 @@ def measured(
         if not rounds:
             found = complete(order, replay, deadline, "the first round", round_s)
         else:
-            found = sweep(order, replay, deadline, round_s / len(cases), budget.after_s(round_s))
+            found = sweep(
+                order, replay, deadline, f"round {len(rounds) + 1}", round_s / len(cases), budget.after_s(round_s)
+            )
         if len(found) < len(cases):
             break
         rounds.append(found)
@@ -95,13 +99,14 @@ def sweep(
     order: Sequence[A],
     replay: Callable[[A], TimedRun],
     deadline: Deadline,
+    what: str,
     each_s: float = 0.0,
     reserved_s: float = 0.0,
 ) -> dict[A, TimedRun]:
-    """One replay of each case; those that were done when the time that is left, but for the reserved, does not do for
-    the rest at `each_s` (0: is over)."""
+    """One replay of each case, of `what`; those that were done when the time that is left, but for the reserved, does
+    not do for the rest at `each_s` (0: is over)."""
     out: dict[A, TimedRun] = {}
-    for done, case in enumerate(order):
+    for done, case in enumerate(counted(order, f"{what}: replay", str, at_once=False)):
         if each_s * (len(order) - done) + reserved_s >= deadline.left_s:
             break
         out[case] = replay(case)
@@ -113,7 +118,7 @@ def complete(
 ) -> dict[A, TimedRun]:
     """One replay of each case. Raises DeviceError, which says how many were done, when the deadline comes before the
     last one, or before it could."""
-    found = {} if expected_s > deadline.left_s else sweep(order, replay, deadline)
+    found = {} if expected_s > deadline.left_s else sweep(order, replay, deadline, what)
     if len(found) < len(order):
         took = f", which would take about {expected_s:.0f} s" if expected_s else ""
         raise DeviceError(

@@ -36,6 +36,7 @@ from sim.prepare import Setting
 from sim.spec import slots_of
 from traces.format import npz
 from traces.format.trace import split
+from traces.progress import counted, doing
 
 V = TypeVar("V")
 POLICIES = ("lru", "belady", "lru+{ahead}")  # a prefetcher that the trace allows
@@ -137,13 +138,16 @@ class Validation:
         probe_cases = self.probe_cases(cases)
         room = [self.setting(case) for case in (cases + probe_cases if self.chosen else cases)]
         most_rows = max(int(np.diff(setting.steps.offset).max()) for setting in room)
+        doing(f"opening the device, with room for {len(room)} cases")
         with flags.open_bench(self.args, room, self.options) as bench:
             progress(f"the device is open: {self.deadline}")
             probe = probed(bench, self.probing, probe_cases, self.deadline)
             if not self.chosen:
                 self.say_expected(bench, cases)
+            doing("timing kernels")
             kernels = bench.kernels([n for n in TOKENS if n < 4 * most_rows])
             replay_s = probe.replay_s(REPLAY_S if self.chosen else REAL_S[self.args.quick], cases, self.deadline)
+            doing("choosing the steps of replays", at_once=False)
             if self.chosen:
                 steps = self.choose_paces(bench, probe, replay_s)
                 cases = self.cases()
@@ -201,7 +205,7 @@ class Validation:
         settings = {case: self.setting(case, steps[case.link.name].count) for case in cases}
         rounds = measured(cases, replaying(bench, settings), budget, self.args.repeats, self.args.seed)
         sections, told, rows = {}, [], {}
-        for link in self.links:
+        for link in counted(self.links, "fitting and simulating: link", lambda link: link.name, at_once=False):
             of_link = [case for case in cases if case.link == link]
             sections[link.name] = self.calibrate(bench, of_link, rounds)
             for case in of_link:
@@ -241,7 +245,7 @@ class Validation:
     def lock_steps(self, bench: Any, rows: dict[Case, dict[str, Any]], steps: dict[str, ReplaySteps]) -> None:
         """Replay every judged case in lock-step over a part of its steps, as long as there is time for another one."""
         slowest_s, done = 0.0, 0
-        for case, row in rows.items():
+        for case, row in counted([*rows.items()], "lock-step", lambda each: str(each[0]), at_once=False):
             if self.deadline.left_s <= slowest_s:
                 row["lock_step"] = no_time()
                 continue

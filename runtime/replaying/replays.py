@@ -27,6 +27,7 @@ from sim.outcome.report import result
 from sim.outcome.report import table as simulated
 from sim.prepare import Setting, prepare
 from sim.simulation import write
+from traces.progress import counted, doing
 
 
 def replay(setting: Setting, port: Port, options: Options) -> list[RunRecord]:
@@ -46,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     setting, options = prepare(spec_of(args)), options_of(args)
     recorded = None if args.lock_step is None else recorded_run(Path(args.lock_step), setting)
     checked: dict[str, Outcome] = {}
+    doing("opening the device, filling host memory with experts", at_once=False)
     with Opened(choose(args.device, args.paced_gbps, args.link_latency_us), [setting], options) as device:
+        doing("warming up", at_once=False)
         device.warm_up(setting)
+        doing("", at_once=False)
         if recorded is None:
-            records = [device.machine(setting).run() for _ in range(options.repeat)]
+            repeats = counted(range(options.repeat), "replaying, run")
+            records = [device.machine(setting).run() for _ in repeats]
         else:
             found, outcome = in_lock_step(device.machine(setting, order=LockStep.of(recorded)))
             records, checked["the recorded order, on the device"] = [found] if found else [], outcome

@@ -12,6 +12,7 @@ from sim.policies.kinds import Value
 from sim.simulation import simulate
 from sim.spec import RunSpec, number
 from traces.format import npz
+from traces.progress import counted
 
 INSERTS: tuple[Value, ...] = (1, 2, 8, "unlimited")
 AT_ONCE: dict[str, Value] = {"cpu-admit.admit_after": 1, "cpu-admit.replace_after": 1}  # whatever is missed
@@ -54,7 +55,8 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     flags.add_argument("--precision", default="q4")
     flags.add_argument("--link-share", type=float, default=0.7, help="of the link's rate while the host computes")
     args = flags.parse_args(argv)
-    rows = [row for path in args.trace for cache in args.cache for row in _arms(args, path, cache)]
+    cells = [(path, cache) for path in args.trace for cache in args.cache]
+    rows = [row for cell in counted(cells, "setting", " ".join) for row in _arms(args, *cell)]
     return Report("Admission behind the host's work", _head(args), COLUMNS, rows, _foot(rows)), args.out
 
 
@@ -74,7 +76,8 @@ def _arms(args: Namespace, path: str, cache: str) -> list[Row]:
     share = number(cache)
     shown = {"trace": Path(path).stem, "cache": cache if share is None else share}
     rows: list[dict[str, Any]] = [
-        {**shown, "arm": arm, **_run(args, path, cache, fields)} for arm, fields in ARMS.items()
+        {**shown, "arm": arm, **_run(args, path, cache, fields)}
+        for arm, fields in counted([*ARMS.items()], "arm", at_once=False)
     ]
     for row in rows:
         for base, other in (("fetch", rows[0]), ("cpu", rows[1])):

@@ -16,6 +16,7 @@ from sim.simulation import simulate
 from sim.spec import RunSpec, number
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.progress import counted
 from traces.synthetic import synthesise
 
 PUBLISHED = Path(catalog.__file__).parent / "buddymoe.toml"
@@ -65,7 +66,7 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     args = flags.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         (path, trace), hardware = _trace(args, Path(folder)), _hardware(args, Path(folder))
-        rows = [row for cache in CACHES for row in _grid(args, path, hardware, cache)]
+        rows = [row for cache in counted(CACHES, "share cached", str) for row in _grid(args, path, hardware, cache)]
         return Report("BuddyMoE's grid, predicted", _head(args, trace), COLUMNS, rows, _foot(rows)), args.out
 
 
@@ -129,7 +130,7 @@ def _grid(args: Namespace, path: str, hardware: str, cache: str) -> list[Row]:
     rows: list[Row] = []
     published = _published()[cache]
     base: dict[str, Any] = {}
-    for name, miss, settings, beside in ARMS:
+    for name, miss, settings, beside in counted(ARMS, "arm", at_once=False):
         row: dict[str, Any] = {"cache": float(cache), "arm": name} | _run(args, path, hardware, cache, miss, settings)
         base = base or row
         row["gain_percent"] = gain(row["tokens_per_s"], base["tokens_per_s"])

@@ -27,6 +27,7 @@ from sim.spec import RunSpec
 from traces.command import out_folder
 from traces.format import npz
 from traces.format.trace import RoutingTrace
+from traces.progress import counted
 
 if TYPE_CHECKING:
     from sim.catalog.hardware_spec import Hardware
@@ -122,12 +123,11 @@ def report(argv: Sequence[str]) -> tuple[Report, str | None]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch if args.out is None else args.out) / "hardware"
         machines = {each.stem: _machines(args, hardware, each, folder) for each in asked}
-        arms = [
-            arm
-            for each in asked
-            for ratio, name in machines[each.stem].items()
-            for arm in _sorted([_arm(each, engine, name, ratio, memo) for engine in (*engines, NO_ENGINE)])
-        ]
+        cells = [(each, ratio, name) for each in asked for ratio, name in machines[each.stem].items()]
+        arms = []
+        for each, ratio, name in counted(cells, "setting", lambda cell: cell[0].stem):
+            some = counted((*engines, NO_ENGINE), "engine", str, at_once=False)
+            arms += _sorted([_arm(each, engine, name, ratio, memo) for engine in some])
     if args.out is not None:
         _keep(Path(args.out), arms, {name for each in machines.values() for name in each.values()})
     own = [arm.row for arm in arms if arm.row["own"]]

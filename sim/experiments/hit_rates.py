@@ -26,6 +26,7 @@ from sim.spec import RunSpec
 from sim.timings.rows import run_field
 from traces.errors import UserError
 from traces.format import npz
+from traces.progress import counted
 from traces.synthetic import PRESETS, synthesise
 
 EVIDENCE = Path(catalog.__file__).parent / "hit_rates.csv"
@@ -219,7 +220,7 @@ def _is_compared(figure: Figure) -> bool:
 def _on(path: Path, kind: str, figures: Iterable[Figure], more: dict[str, Any]) -> Iterator[Case]:
     """Figures on one trace; runs that are alike once."""
     memo, had = Kept(KEPT_BYTES), dict[str, tuple[float | None, str]]()
-    for figure in figures:
+    for figure in counted([*figures], f"{path.stem}, figure"):
         fields = {**figure.fields, **more}
         key = repr(sorted(fields.items()))
         if key not in had:

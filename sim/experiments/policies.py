@@ -14,6 +14,7 @@ from sim.policies.registry import MISS
 from sim.simulation import simulate
 from sim.spec import RunSpec, number
 from traces.format import npz
+from traces.progress import counted
 
 ARMS = (
     "fetch", "buddy", "matched-random", "matched-next-ranked", "matched-drop",
@@ -100,9 +101,9 @@ def _miss(args: Namespace) -> Report:
     for path in args.trace:
         source, has = _facts(path)
         head.append(f"`{Path(path).stem}`: {source}")
-        for cache in args.cache:
-            for batch in args.batch:
-                rows += _arms(args, path, cache, batch, has)
+        cells = [(cache, batch) for cache in args.cache for batch in args.batch]
+        for cache, batch in counted(cells, Path(path).stem + ", setting", "cache {0[0]}, batch {0[1]}".format):
+            rows += _arms(args, path, cache, batch, has)
     return Report("Miss policies compared", head, COLUMNS, rows, FOOT)
 
 
@@ -128,7 +129,7 @@ def _arms(args: Namespace, path: str, cache: str, batch: int, has: set[str]) -> 
     base: float | None = None
     share = number(cache)
     shown = {"trace": Path(path).stem, "cache": cache if share is None else share, "batch": batch}
-    for arm in ARMS:
+    for arm in counted(ARMS, "arm", at_once=False):
         row: dict[str, Any] = {**shown, "arm": arm}
         lacks = [array for array in MISS[arm].needs if array not in has]
         if lacks:

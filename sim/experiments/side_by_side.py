@@ -30,6 +30,7 @@ from sim.simulation import simulate
 from sim.spec import RunSpec, number
 from traces.errors import UserError
 from traces.format import npz
+from traces.progress import counted
 
 if TYPE_CHECKING:
     from sim.machines.record import RunRecord
@@ -185,7 +186,9 @@ def side_by_side(args: Namespace, asked: Sequence[Asked]) -> Report:
     """Every policy in every cell. Raises UserError for what is wrong with a cell itself."""
     runs = _Runs(args)
     cells = [Cell(t, c, b) for t in args.trace for c in args.cache or CACHES for b in args.batch or (1,)]
-    rows = [row for each in asked for cell in cells for row in runs.cell(cell, each)]
+    work = [(cell, each) for each in asked for cell in cells]
+    told = counted(work, "setting", lambda job: f"{job[1].kind}, {' '.join(map(str, job[0].shown.values()))}")
+    rows = [row for cell, each in told for row in runs.cell(cell, each)]
     first = [table for each in asked for table in standings(each, rows, args.seed)]
     foot = [*FOOT, *_requests(rows), *_left_out(rows)]
     ran = [row for row in rows if "left_out" not in row]
@@ -231,7 +234,7 @@ class _Runs:
         """A row for each policy; of one that cannot run why it is left out."""
         rows: list[dict[str, Any]] = []
         base: Float | None = None
-        for name in asked.names:
+        for name in counted(asked.names, "policy", str, at_once=False):
             row = {"kind": asked.kind, **cell.shown, "policy": name}
             try:
                 found, speeds = self._run(cell, asked, name)

@@ -16,6 +16,7 @@ from sim.engines import KNOBS
 from sim.flags import flag_words
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
+from sim.outcome import price
 from sim.outcome.bounds import applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
 from sim.outcome.how_sure import NOT_CALIBRATED, any_interval, how_sure, intervals, key_of
@@ -60,7 +61,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["machine"] = spec.machine
     if (engine := engine_told(setting)) is not None:
         out |= {"engine": engine, "prompt_tokens_per_s": prompt_rate(out)}
-    out |= intervals(setting, out)
+    out |= intervals(setting, out) | price.priced(spec, out)
     out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
@@ -245,6 +246,7 @@ def table(out: dict[str, Any]) -> str:
         *_windows(out),
         "",
         *_time(out),
+        *price.told(out),
         "",
         *_cache(out),
         "",

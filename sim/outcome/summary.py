@@ -212,6 +212,19 @@ class _Start(_Part):
     load_ns: Count
 
 
+class _Cost(_Part):
+    """In the currency of --price-per-hour; None: no tokens."""
+
+    per_1k_tokens: Number | None
+
+
+class _Energy(_Part):
+    """idle_ns: of the time, that the GPU waits or is told what comes next; None: no tokens."""
+
+    wh_per_1k_tokens: Number | None
+    idle_ns: Count
+
+
 class _Spec(_Part):
     """Of RunSpec's fields those that a reader uses."""
 
@@ -284,8 +297,9 @@ class Summary(_Part):
     where nobody knows; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
     what comes after the warm-up. streamed, remote, deferred, link_busy_ns_by_cause, link_transfers (one that brings
     several experts counts once), chunks (landed; where transfers are cut), admission, stages, host and remote_reads: of
-    runs with plan.on_miss; speculation: of runs with speculative windows. policy_files: sha256 of a user's own
-    policies; policy_from: where those came from whose name is no file: a file or a session of Python, a plug-in."""
+    runs with plan.on_miss; speculation: of runs with speculative windows; cost, energy: of runs that say a price or
+    watts. policy_files: sha256 of a user's own policies; policy_from: where those came from whose name is no file: a
+    file or a session of Python, a plug-in."""
 
     tokens_per_s: Number | None
     total_tokens_per_s: Number | None
@@ -332,6 +346,8 @@ class Summary(_Part):
     host: _Spent | None = None
     remote_reads: _Spent | None = None
     speculation: _Speculation | None = None
+    cost: _Cost | None = None
+    energy: _Energy | None = None
     by_layer: _ByLayer | None = _column(None, None)
     quality: _Quality
     memory: _Memory
@@ -510,11 +526,11 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     return {
         "tpot_ms": spread_ms(tpot),
         "ttft_ms": spread_ms((r["first_ns"] - r["admitted_ns"])[waited]),
-        "itl_ms": spread_ms(np.concatenate([_gaps(record), np.zeros(_at_once(record), np.int64)])),
+        "itl_ms": spread_ms(np.concatenate([gaps(record), np.zeros(_at_once(record), np.int64)])),
     }
 
 
-def _gaps(record: RunRecord) -> Int:
+def gaps(record: RunRecord) -> Int:
     """int64 [n], ns: from each token of a request to its next, where the former ends the warm-up or comes after it; of
     windows, from each one's tokens to the next one's."""
     r, prefill, ends = record.requests, record.steps["prefill"], record.steps["end_ns"]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import sim.compiling  # noqa: F401  # a function that takes long to compile says so
 from sim.core import miss, rerank, worth
 from sim.errors import SpecError, unknown
 from sim.policies.compiled import arguments, compiled, of_class

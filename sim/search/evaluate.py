@@ -35,7 +35,7 @@ class Evaluator:
         return rows
 
     def _begin(self, runs: Sequence[Configuration]) -> Dispatcher:
-        self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers, self.out)
+        self._dispatcher = Dispatcher(LocalPool(inspect(runs)[0]), self.workers)
         self._dispatcher.warm_up(to_compile(runs), self.workers)
         if self.limit_s is not None:
             self._deadline = time.monotonic() + self.limit_s

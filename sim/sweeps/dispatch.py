@@ -14,14 +14,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from sim.errors import SpecError
 from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, error_row
 from sim.sweeps.worker import Done, Task
+from traces.progress import doing
 
 TASK_S = 0.5
+APART_S = 2.0  # lines of progress on a terminal
 MOST_RUNS = 1_000  # of a task
 STILLBORN = 3  # workers that die one after another before they are ready: something is wrong with all of them
 KILLED = "the worker died twice while it ran this (out of memory?)"
@@ -144,11 +146,10 @@ def _kind(run: Configuration) -> tuple[str, int]:
 
 
 class Dispatcher:
-    """Runs batches of configurations on the workers of a pool, which it keeps until `close`. out: where a terminal is
-    shown how far a batch is."""
+    """Runs batches of configurations on the workers of a pool, which it keeps until `close`."""
 
-    def __init__(self, pool: Pool, workers: int, out: IO[str] | None = None) -> None:
-        self.pool, self.workers, self.out = pool, workers, out
+    def __init__(self, pool: Pool, workers: int) -> None:
+        self.pool, self.workers = pool, workers
         self.totals = Totals()
         self.seconds = Seconds()
         self._idle: list[int] = []
@@ -166,6 +167,7 @@ class Dispatcher:
     def warm_up(self, samples: Sequence[Configuration], ready: int = 1) -> None:
         """Compile what these runs need, each on a worker of its own, and wait: the others then find it on the disk.
         Returns when so many workers are ready for work."""
+        doing(f"starting {self.workers} workers; what they run is compiled where it is not", at_once=False)
         queue = deque(Task([run], warm_up=True) for run in samples)
         while queue or self._tasks or len(self._idle) < ready:
             while queue and self._idle:
@@ -181,14 +183,13 @@ class Dispatcher:
         deadline, by time.monotonic(): what is not done by then is left undone, workers that are at it included: there
         is nothing to do with them then but `close`. piece: so many are given out before any later one (default: all).
         """
-        progress, done = Progress(self.out, len(runs), self.workers), 0
+        progress, done = Progress(len(runs), self.workers), 0
         size = piece or max(1, len(runs))
         for first in range(0, len(runs), size):
             for rows in self._batch(runs[first : first + size], deadline):
                 yield rows
                 done += len(rows)
                 progress.show(done)
-        progress.end()
 
     def _batch(self, runs: Sequence[Configuration], deadline: float) -> Iterator[list[Row]]:
         queue = Queue.of(runs, max(1, len(self._places)))
@@ -251,22 +252,17 @@ class Dispatcher:
 
 
 class Progress:
-    """Rate and time left, on a terminal only."""
+    """Rate and time left, told every few seconds."""
 
-    def __init__(self, out: IO[str] | None, runs: int, workers: int) -> None:
-        self.out = out if out is not None and out.isatty() else None
+    def __init__(self, runs: int, workers: int) -> None:
         self.runs, self.workers = runs, workers
         self.begin = self.shown = time.monotonic()
+        self.show(0)
 
     def show(self, done: int) -> None:
         now = time.monotonic()
-        if self.out and (now - self.shown > 0.2 or done == self.runs):
-            self.shown = now
-            rate = done / (now - self.begin)
-            left = (self.runs - done) / rate if rate else 0.0
-            line = f"{done:,}/{self.runs:,} runs, {rate:.1f} runs/s on {self.workers} workers, {left:,.0f} s left"
-            print(f"\r{line:<78}", end="", file=self.out, flush=True)
-
-    def end(self) -> None:
-        if self.out:
-            print(file=self.out)
+        due = now - self.shown > APART_S or done == self.runs
+        self.shown = now if due else self.shown
+        rate = done / (now - self.begin) if done else 0.0
+        left = f", {rate:.1f} runs/s, {(self.runs - done) / rate:,.0f} s left" if rate else ""
+        doing(f"{done:,}/{self.runs:,} runs on {self.workers} workers{left}", at_once=due)

@@ -17,7 +17,6 @@ from sim.policies.kinds import KINDS as POLICIES
 from sim.policies.policy import is_user
 from sim.policies.registry import find
 from sim.prepare import Described, fitted
-from sim.simulation import announce_compiling
 from sim.spec import RunSpec, per_layer
 from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
@@ -69,8 +68,7 @@ class Session:
         begin = time.monotonic()
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
         try:
-            dispatcher = Dispatcher(pool, workers, self.out)
-            announce_compiling()
+            dispatcher = Dispatcher(pool, workers)
             dispatcher.warm_up([] if compiled() else to_compile(missing))
             for rows in dispatcher.run(missing):
                 self.store.add(rows)

@@ -21,6 +21,7 @@ from sim.timings.rows import Timing
 from sim.timings.running import Runs
 from sim.timings.terms import COMPILED, TERMS, free, with_terms
 from traces.errors import UserError
+from traces.progress import counted
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -162,9 +163,10 @@ def _simulated(job: tuple[Timing, Estimate | None]) -> Observed | str:
 def _each(function: Callable[[Job], Made], jobs: Sequence[Job], workers: int | None) -> list[Made]:
     """What a function makes of each job, in as many processes as there are cores; one worker is this process."""
     if workers == 1:
-        return [function(job) for job in jobs]
+        return [function(job) for job in counted(jobs, "timing", at_once=False)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(pool.map(function, jobs, chunksize=8))
+        done = pool.map(function, jobs, chunksize=8)
+        return [next(done) for _ in counted(jobs, "timing", at_once=False)]
 
 
 def _at(job: tuple[Timing, Sequence[Mapping[str, float]]]) -> list[float]:
@@ -228,7 +230,7 @@ def _noise(timing: Timing) -> float:
 def fitted(rows: Sequence[Timing], workers: int | None = None, rounds: int = ROUNDS) -> tuple[list[Observed], Estimate]:
     """Rows and their effects, each round simulated around what the one before found."""
     found: Estimate | None = None
-    for _ in range(rounds):
+    for _ in counted(range(rounds), "fitting, round"):
         observed = observe(rows, found, workers)
         found = fit(observed)
     assert found is not None

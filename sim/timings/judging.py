@@ -11,6 +11,7 @@ import numpy as np
 from sim.catalog.intervals import LEVEL
 from sim.timings.effects import Observed, fit, simulated, solved, spread
 from sim.timings.estimate import Estimate
+from traces.progress import counted
 
 JUDGED = 4  # rows of grade A or B that a group needs to be judged
 EIGHTY = 1.2816  # standard deviations on each side that hold 80 % of a normal distribution
@@ -57,7 +58,8 @@ def judge(observed: Sequence[Observed], workers: int | None = None) -> list[Judg
     """Every row with its machine left out; grade C is judged, and taught by none. Each prediction is simulated."""
     teach = [row for row in observed if row.timing.grade != "C"]
     wanted: list[_Wanted] = []
-    for machine in dict.fromkeys(row.timing.measured_on for row in observed):
+    machines = [*dict.fromkeys(row.timing.measured_on for row in observed)]
+    for machine in counted(machines, "leaving out machine", str):
         others = [row for row in teach if row.timing.measured_on != machine]
         mine = [row for row in observed if row.timing.measured_on == machine]
         found = fit(others)

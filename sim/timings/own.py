@@ -16,6 +16,7 @@ from sim.timings.judging import EIGHTY
 from sim.timings.rows import Timing
 from sim.timings.running import Runs
 from sim.timings.terms import COMPILED, TERMS, free, with_terms
+from traces.progress import counted
 
 if TYPE_CHECKING:
     from sim.catalog.engine_spec import Engine
@@ -113,7 +114,8 @@ class Model:
     def slopes(self, terms: Floats, here: Floats) -> Floats:
         """float64 [rows, terms]."""
         steps = STEP * np.eye(len(terms))
-        return np.stack([(self.logs(terms + step) - here) / STEP for step in steps], axis=1)
+        each = counted([*steps], "constant", at_once=False)
+        return np.stack([(self.logs(terms + step) - here) / STEP for step in each], axis=1)
 
 
 def calibrate(timings: Sequence[Timing]) -> Calibrated:
@@ -121,7 +123,7 @@ def calibrate(timings: Sequence[Timing]) -> Calibrated:
     model = Model(timings)
     terms = np.zeros(len(model.names))
     measured = np.array([math.log(timing.seconds) for timing in timings])
-    for _ in range(ROUNDS):
+    for _ in counted(range(ROUNDS), "at most, round", at_once=False):
         here = model.logs(terms)
         slopes = model.slopes(terms, here)
         residuals = measured - here + slopes @ terms

@@ -1,7 +1,6 @@
 """`python -m traces capture`: prompts in, a model run under the recorder, a trace out. torch comes with the model."""
 
 import argparse
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -17,6 +16,7 @@ from traces.extras import not_installed
 from traces.format import npz
 from traces.format.groups import groups
 from traces.format.trace import RoutingTrace, hash64
+from traces.progress import doing
 
 Ids = npt.NDArray[np.int64]
 
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> RoutingTrace:
         raise UserError("--text and --prompts-from both give prompts; one of them is required")
     if min(options.batch, options.prompt_tokens) < 1 or options.requests == 0:
         raise UserError("--batch, --prompt-tokens and --requests are at least 1")
+    doing(f"opening {options.model}", at_once=False)
     source = open_source(options.model, options.device)
     if not options.prompts_from:
         _refuse_too_long(source, options.prompt_tokens + options.generate)
@@ -107,9 +108,7 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     recorder = Recorder(source.model, not options.no_logits, options.lookahead)
     for first, rows in batches(prompts, options.batch):
         source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
-        if sys.stderr.isatty():
-            done = first + len(rows)
-            print(f"\rcaptured {done} of {len(prompts)} requests", end="\n" * (done == len(prompts)), file=sys.stderr)
+        doing(f"captured {first + len(rows)} of {len(prompts)} requests")
     own = {"model": options.name, "licence": options.licence}
     asked = {name: getattr(options, name) for name in ("seed", "skip", "generate", "batch", "temperature")}
     capture = {**source.meta.get("capture", {}), **asked, "requests": len(prompts)}
