@@ -1,8 +1,7 @@
-"""Reads records: compares, draws, shows."""
+"""What runs came to, side by side: tables, figures, pages. Figures need pandas and plotly (extra `report`)."""
 
-import sys
+from traces.extras import refuse_what_is_missing
+from traces.listing import refuse_unknown_module
 
-if sys.argv[:1] == ["-m"]:  # Python is looking for `python -m NAME`: one line where there is no such command
-    from traces.listing import refuse_unknown_module
-
-    refuse_unknown_module()
+refuse_unknown_module()
+refuse_what_is_missing(__name__)

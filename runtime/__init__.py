@@ -1,13 +1,7 @@
 """The same replay on a real device, and the small model: everything here needs torch (extra `runtime`)."""
 
-import importlib.util
-import sys
+from traces.extras import refuse_what_is_missing
+from traces.listing import refuse_unknown_module
 
-if sys.argv[:1] == ["-m"] and importlib.util.find_spec("torch") is None:  # a command line: one line, no traceback
-    print("error: python -m runtime needs torch; pip install -e '.[runtime]'", file=sys.stderr)
-    raise SystemExit(2)
-
-if sys.argv[:1] == ["-m"]:  # Python is looking for `python -m NAME`: one line where there is no such command
-    from traces.listing import refuse_unknown_module
-
-    refuse_unknown_module()
+refuse_unknown_module()
+refuse_what_is_missing(__name__)

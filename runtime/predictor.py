@@ -28,16 +28,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-try:
-    import torch
-    from torch import Tensor
-    from torch.nn import functional
-except ModuleNotFoundError:
-    if __name__ != "__main__":
-        raise
-    print("error: runtime.predictor needs torch, which is not installed", file=sys.stderr)
-    sys.exit(2)
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from traces.command import Parser, guarded
 from traces.errors import UserError

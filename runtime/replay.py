@@ -14,13 +14,13 @@ from sim.errors import SpecError
 from sim.run import LISTS, parser
 from sim.run import main as simulate
 from sim.simulation import announce_compiling, check_out
-from traces.command import guarded
+from traces.command import guarded, typed
 
 
 def arguments() -> argparse.ArgumentParser:
     """The flags of sim.run and of the device."""
     out = parser(("link_gbps",))  # a device has its own
-    out.prog, out.description = "python -m runtime.replay", "Replay a trace on a device."
+    out.prog, out.description = typed("python -m runtime.replay"), "Replay a trace on a device."
     group = out.add_argument_group("the device")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|xpu|mps", help="where it runs (default: auto)"

@@ -18,8 +18,8 @@ if sys.argv[:1] == ["-m"]:  # Python is looking for `python -m NAME`: one line w
 _DOOR = {
     "simulate": "analysis.api.runs:simulate",
     "simulate_many": "analysis.api.runs:simulate_many",
-    "compare": "analysis.api.frames:compare",
-    "figure": "analysis.api.drawn:figure",
+    "compare": "analysis.api.offered:compare",
+    "figure": "analysis.api.offered:figure",
     "open_run": "analysis.api.result:open_run",
     "Result": "analysis.api.result:Result",
     "UserError": "traces.errors:UserError",

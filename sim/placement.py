@@ -11,7 +11,7 @@ from pathlib import Path
 from sim.flags import spec_of
 from sim.prepare import Setting, prepare
 from sim.run import parser
-from traces.command import guarded, out_file
+from traces.command import guarded, out_file, typed
 from traces.format import placement
 from traces.format.placement import KIND, VERSION, Placement
 
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     flags = parser()
-    flags.prog, flags.description = "python -m sim.placement", "Write the first residents of a run to --out FILE."
+    flags.prog, flags.description = (
+        typed("python -m sim.placement"),
+        "Write the first residents of a run to --out FILE.",
+    )
     args = flags.parse_args(argv)
     spec = spec_of(args)
     out = out_file(args.out or f"{Path(spec.trace).stem}-{spec.placement}.npz", args.force)

@@ -461,6 +461,12 @@ class Setting:
         return replace(self.plan, costs=costs, on_miss=rules, prefetch=prefetch)
 
     @property
+    def policy_from(self) -> dict[str, str]:
+        """Where the policies came from that are neither built in nor of a file that their name says."""
+        every = (find(kind, name) for kind, name in self.spec.policies.items())
+        return {policy.name: policy.origin for policy in every if policy.origin}
+
+    @property
     def context(self) -> int:
         """Tokens of KV entries that each sequence has memory for: as asked, else of the longest request at any step."""
         return self.spec.context or longest_context(self.spec, self.trace, self.steps)

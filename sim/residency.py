@@ -21,7 +21,7 @@ from sim.machines.record import RunRecord
 from sim.prepare import prepare
 from sim.run import parser
 from sim.simulation import announce_compiling, machine
-from traces.command import guarded
+from traces.command import guarded, typed
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     flags = parser()
-    flags.prog = "python -m sim.residency"
+    flags.prog = typed("python -m sim.residency")
     flags.description = "Compare the hits of a run with those that the engine of its trace recorded."
     args = flags.parse_args(argv)
     setting = prepare(spec_of(args))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.errors import SpecError
 from sim.flags import add_groups, read_toml
-from traces.command import Parser, guarded, one_of
+from traces.command import Parser, guarded, one_of, typed
 
 ENGINES = ("local", "ray")
 INTERRUPTED = 130
@@ -68,7 +68,7 @@ def _command(argv: list[str]) -> int:
     try:
         table = session.run(args.pool, args.ray_address or "local", args.workers, args.retry_failed)
     except KeyboardInterrupt:
-        again = shlex.join(["python", "-m", "sim.sweep", *argv])
+        again = f"{typed('python -m sim.sweep')} {shlex.join(argv)}"
         print(
             f"interrupted: {session.safe:,} of {len(runs):,} runs are safe in {folder}; go on: {again}", file=sys.stderr
         )

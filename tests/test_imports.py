@@ -27,7 +27,7 @@ def imports(path: Path) -> set[str]:
     out = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "needed":
-            out |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}  # traces.foreign.extras.needed
+            out |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}  # traces.extras.needed
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -30,7 +30,7 @@ MISTAKES = {
     "traces mixtral.npz": "did you mean python -m traces info mixtral.npz?",
     "traces infos mixtral.npz": "did you mean info?",
     "traces": "one of info, split, convert, card, synth, capture is required, such as: python -m traces info",
-    "sim run --trace mixtral.npz": "did you mean python -m sim.run --trace mixtral.npz?",
+    "sim rum --trace mixtral.npz": "rum: no such command; did you mean run?",
     # --- flags ---
     f"{RUN} --max_steps 5": "did you mean --max-steps?",
     f"{RUN} --evict lru": "did you mean --eviction?",
@@ -138,7 +138,7 @@ def test_what_names_one_thing_alone_is_taken(line: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-m", "sim"], "such as: python -m sim.run --trace mixtral.npz"),
+        (["-m", "sim"], "such as: python -m sim run --trace mixtral.npz"),
         (["-m", "analysis"], "such as: python -m analysis.report"),
         (["-m", "sim.rum"], "did you mean sim.run?"),
         (["-m", "analysis.reports"], "did you mean analysis.report?"),

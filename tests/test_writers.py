@@ -245,5 +245,5 @@ def test_without_the_extra_one_line_names_it(
     for name, to, out in (("torch", "sglang", "o.pt"), ("pyarrow", "flame", "o")):
         monkeypatch.setitem(__import__("sys").modules, name, None)
         message = refused(["convert", "--force", "--to", to, str(tmp_path / "t.npz"), str(tmp_path / out)], capsys)
-        assert f"needs {name}, which is not installed: pip install -e .[formats]" in message
+        assert f"needs {name}, which is not installed: pip install 'moe-offload-sim[" in message
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]

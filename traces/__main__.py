@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> None:
     by = any(word.partition("=")[0] == "--by" for word in arguments)
-    options = _parser(by).parse_args(_known_command(arguments))
+    helps = "-h" in arguments or "--help" in arguments
+    options = _parser(by, helps).parse_args(_known_command(arguments))
     COMMANDS[options.command](options)
 
 
@@ -47,8 +48,8 @@ def _known_command(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _parser(by: bool) -> Parser:
-    """by: `split` is asked for a file for each group, and so takes no names of two."""
+def _parser(by: bool, helps: bool = False) -> Parser:
+    """by: `split` is asked for a file for each group, and so takes no names of two; helps: help is asked for."""
     parser = Parser(prog="python -m traces", description="Routing traces: look at, divide, import, generate, capture.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     file_help = "a .npz file, or the name of a shipped sample"
@@ -70,7 +71,7 @@ def _parser(by: bool) -> Parser:
         command.add_argument("out_b", metavar="OUT_B", nargs="?", help="default: FILE-b.npz")
 
     command = commands.add_parser("convert", help="from and to the files of other tools: docs/formats.md")
-    add_arguments(command)
+    add_arguments(command, helps)
 
     card.add_arguments(commands.add_parser("card", help="a trace as a data set, with its card, to publish"))
 

@@ -6,6 +6,7 @@ ours (a traceback).
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +15,21 @@ from typing import IO, Any, NoReturn
 
 from traces import slips
 from traces.errors import UserError
+from traces.extras import not_installed
 from traces.progress import watched
 from traces.slips import did_you_mean
 
 INTERRUPTED = 130  # exit status of what Ctrl-C ended
+
+SCRIPT = "moe-offload-sim"  # the console script; `python -m sim` is the same (sim.__main__)
+STARTED_BY = (f"{SCRIPT} ", "python -m sim ")  # begins sys.argv[0] where one of these runs a command
+
+
+def typed(command: str) -> str:
+    """`python -m sim.run` as the user typed it: perhaps `moe-offload-sim run`. What follows stays."""
+    if not sys.argv[0].startswith(STARTED_BY) or command.startswith(sys.argv[0]):
+        return command
+    return re.sub(r"^python -m \S+", lambda _: sys.argv[0], command)
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +39,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        name = {"prog": typed(options["prog"])} if options.get("prog") else {}
+        super().__init__(**{"allow_abbrev": False, **options, **name})
         self.example = f"{self.prog} {example}" if example else ""
         self.epilog = self.epilog or (f"such as: {self.example}" if example else None)
         self.given: list[str] = []  # the words that are being parsed
@@ -71,8 +84,9 @@ def one_of(what: str, name: str, names: Sequence[str]) -> str:
 def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command with its arguments; returns the exit status. The last word of every `main`.
 
-    UserError and OSError are one line on stderr and status 2; whoever stops reading our output early has seen enough;
-    any other exception is ours and goes through. Meanwhile stderr says every ten seconds what is being done.
+    UserError, OSError and a missing library of an extra are one line on stderr and status 2; whoever stops reading our
+    output early has seen enough; any other exception is ours and goes through. Meanwhile stderr says every ten seconds
+    what is being done.
     """
     try:
         with watched():
@@ -86,6 +100,9 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        print(f"error: {not_installed(error, 'what is asked for')}", file=sys.stderr)
+        return 2
     except (UserError, OSError) as error:
         named = isinstance(error, OSError) and error.filename is not None and not error.filename2
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)

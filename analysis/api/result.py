@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.api.extras import needed
+from analysis.api.told import Told
+from analysis.comparing.comparison import MARKS, NOTED
 from analysis.reading.load import load
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import markup, plain
@@ -14,6 +15,7 @@ from sim.outcome.how_sure import how_sure
 from sim.outcome.report import table
 from sim.simulation import FILES, write
 from traces.command import out_folder
+from traces.extras import needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,9 @@ class Result(Run):
     parts has (`run.substituted_weight`). It does not change, and it can be pickled. Two are equal whose name and
     summary are.
     """
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summary", Told(self.summary))
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -81,18 +86,20 @@ class Result(Run):
         return table(self.summary)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row, as `simulate_many` has it. Needs pandas."""
-        needed("to_frame", "pandas")
-        from analysis.api.frames import frame_of
+        """One row, as `simulate_many` has it, with every setting that is not the default. Needs pandas."""
+        needed("pandas", "to_frame")
+        from analysis.api.frames import one_row
 
-        return frame_of([self])
+        return one_row(self)
 
-    def figure(self, kind: str = "speed") -> "go.Figure":
-        """A figure of this run: one of `sim.figure`'s kinds. Needs pandas and plotly."""
-        needed("figure", "pandas", "plotly")
-        from analysis.api.drawn import figure
+    def figure(self, kind: str = "speed", **options: Any) -> "go.Figure":
+        """A figure of this run, of one of the kinds of `sim.figure` (an unknown one lists them). Needs pandas and
+        plotly. Raises UserError."""
+        needed("pandas", "figure")
+        needed("plotly", "figure")
+        from analysis.api.drawn import drawn
 
-        return figure([self], kind)
+        return drawn([self], kind, options)
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write `summary.json` and `record.npz` into a folder, as `python -m sim.run --out` does; force: in the place
@@ -119,17 +126,22 @@ class Result(Run):
         """The same under another name, which tables and legends show."""
         return replace(self, name=name)
 
-    def __repr__(self) -> str:
-        said = "no tokens" if self.tokens_per_s is None else f"{self.tokens_per_s:,.2f} tokens/s{self._sure}"
-        return plain(f"<Result {self.name}: {said}{'; ' * bool(self.marks)}{', '.join(self.marks)}>")
+    def _repr_html_(self) -> str:
+        """In a notebook: what must be said of it first, then the speed, then the table. Whatever came from files is
+        escaped."""
+        said = [MARKS[mark] for mark in self.marks] + [note for note in self.notes if not note.startswith(NOTED)]
+        notes = "".join(f"<div><strong>! {markup(note)}</strong></div>" for note in said)
+        text = "\n".join(map(markup, self.table().splitlines()))
+        return f"{notes}<div>{markup(self.name)}: <strong>{markup(self._speed)}</strong></div><pre>{text}</pre>"
 
     @property
-    def _sure(self) -> str:
-        return how_sure(self.interval, self.summary["marks"].get("catalog_costs"))
+    def _speed(self) -> str:
+        sure = how_sure(self.interval, self.summary["marks"].get("catalog_costs"))
+        return "no token was generated" if self.tokens_per_s is None else f"{self.tokens_per_s:,.2f} tokens/s{sure}"
 
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<div><strong>! {markup(note)}</strong></div>" for note in self.notes)
-        return f"{notes}<pre>{markup(self.name)}\n\n{_escaped(self.table())}</pre>"
+    def __repr__(self) -> str:
+        marks = [mark for mark in self.marks if mark != "not calibrated"]  # the speed says that
+        return plain(f"<Result {self.name}: {'; '.join([self._speed, *marks])}>")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and (self.name, self.summary) == (other.name, other.summary)
@@ -140,10 +152,6 @@ class Result(Run):
     def __dir__(self) -> list[str]:
         leaves = (name for name, parts in self._leaves.items() if len(parts) == 1)
         return sorted({*super().__dir__(), *self.summary, *leaves})
-
-
-def _escaped(text: str) -> str:
-    return "\n".join(map(markup, text.splitlines()))
 
 
 def open_run(path: str | Path) -> Result:

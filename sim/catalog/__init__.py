@@ -25,6 +25,7 @@ __all__ = [
     "entries",
     "find",
     "hardware",
+    "hold",
     "host",
     "model",
     "names",
@@ -70,6 +71,14 @@ def engine(name: str) -> "Engine":
     from sim.catalog.load import load_engine
 
     return load_engine(name)
+
+
+def hold(kind: str, described: Any) -> str:
+    """The name under which this process finds a model, hardware or an engine that is a table, or an object that these
+    functions gave; CatalogError where the catalog has another of its name."""
+    from sim.catalog.load import hold
+
+    return hold(kind, described)
 
 
 def precision(name: str) -> str:

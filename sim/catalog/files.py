@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sim.catalog.held import held
 from sim.errors import CatalogError
 
 KINDS = {
@@ -175,7 +176,8 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
     """What `name` stands for, as (label for messages, name, table): an entry, or a TOML file of the same
     keys.
 
-    A name that ends in .toml is a file; any other is looked up first and taken as a file when there is one.
+    A name that ends in .toml is a file; any other is looked up first, then among what is in memory and what plug-ins
+    bring, and taken as a file when there is one.
     """
     if kind == "hardware" and name in shipped("machine"):  # one of the evidence, by its exact name
         return f"machine {name}", name, dict(shipped("machine")[name])
@@ -184,6 +186,9 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
             canonical = find(kind, name)
             return f"{kind} {canonical}", canonical, dict(shipped(kind)[canonical])
         except CatalogError:
+            if (found := held(kind, name)) is not None:
+                label, table = found
+                return label, name, read_toml(table) if isinstance(table, Path) else dict(table)
             if not Path(name).is_file():
                 raise
     return name, Path(name).stem, read_toml(name)
@@ -193,8 +198,8 @@ def lineage(kind: str, name: str) -> tuple[str, ...]:
     """What `name` stands for (a file: as it is given), the entry that it is `like`, and so on; CatalogError if
     unknown."""
     label, canonical, table = entry_or_file(kind, name)
-    is_file, entries = label == name, written(kind)
-    out, at = ([name], table.get("like")) if is_file else ([], canonical)
+    is_entry, entries = label == f"{kind} {canonical}" and canonical in written(kind), written(kind)
+    out, at = ([], canonical) if is_entry else ([name], table.get("like"))
     while at:
         out.append(find(kind, at))
         at = entries[out[-1]].get("like")

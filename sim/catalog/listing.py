@@ -7,6 +7,7 @@ from typing import Any
 from sim.catalog.engine_spec import Engine
 from sim.catalog.files import entry_or_file, normal, shipped
 from sim.catalog.hardware_spec import Hardware, Host
+from sim.catalog.held import names as plugged
 from sim.catalog.link_spec import Link
 from sim.catalog.load import load_engine, load_hardware, load_host, load_link, load_model
 from sim.catalog.model_spec import ModelSpec
@@ -94,8 +95,9 @@ def table(kind: str) -> str:
 
 
 def names(kind: str) -> list[str]:
-    """Of all entries, in the order in which they are listed."""
-    return sorted(shipped(kind)) if KINDS[kind].sorted else [*shipped(kind)]
+    """Of all entries, in the order in which they are listed; plug-ins last, of use or not."""
+    more = [name for name in plugged(kind) if name not in shipped(kind)]
+    return [*(sorted(shipped(kind)) if KINDS[kind].sorted else shipped(kind)), *more]
 
 
 def _row(kind: Kind, name: str) -> tuple[Cells, str]:

@@ -1,12 +1,14 @@
 """From a name or a file to a validated description. Imports pydantic; `sim.catalog` loads this on first
 use."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
 from sim.catalog.files import FACTS, FROM_META, Table, entry_or_file, find, over_sourced, precision_bits, shipped
 from sim.catalog.hardware_spec import Hardware, Host
+from sim.catalog.held import as_table, put
 from sim.catalog.link_spec import Link
 from sim.catalog.model_spec import ModelSpec
 from sim.catalog.parts import E, Entry, build
@@ -57,6 +59,21 @@ def load_engine(name: str) -> Engine:
     return engine
 
 
+def hold(kind: str, described: Any) -> str:
+    """Make a table, or an object of the catalog, findable by its name in this process; returns that. Raises
+    CatalogError where the catalog has another of this name."""
+    table = as_table(kind, described)
+    name = str(table.get("name") or f"my-{kind}")
+    try:
+        find(kind, name)
+    except CatalogError:
+        put(kind, name, {**table, "name": name})
+        return name
+    if described == LOADS[kind](name):
+        return name
+    raise CatalogError(f"{kind}: {name}: the catalog has one of this name; give yours another `name`")
+
+
 def load_host(name: str) -> Host:
     return _load_part(Host, "host", name)
 
@@ -83,6 +100,9 @@ def load_hardware(
         if key in table:
             table[key] = _part(label, key, kind, table[key])
     return at_rates(build(Hardware, label, table), host_gbps, link_gbps)
+
+
+LOADS: dict[str, Callable[[str], Entry]] = {"model": load_model, "hardware": load_hardware, "engine": load_engine}
 
 
 def _part(label: str, key: str, kind: str, value: Any) -> Any:

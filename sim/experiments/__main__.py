@@ -9,7 +9,7 @@ from pathlib import Path
 from sim.errors import unknown
 from sim.experiments import admission, buddymoe, engines, hit_rates, policies, published
 from sim.experiments.tables import Report, command_line
-from traces.command import guarded
+from traces.command import guarded, typed
 
 EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
     "policies": policies.report,
@@ -19,7 +19,7 @@ EXPERIMENTS: dict[str, Callable[[Sequence[str]], tuple[Report, str | None]]] = {
     "engines": engines.report,
     "hit-rates": hit_rates.report,
 }
-USAGE = "usage: python -m sim.experiments NAME [flags], NAME one of\n" + "\n".join(
+NAMES = "\n".join(
     f"  {name:<12} {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}" for name, run in EXPERIMENTS.items()
 )
 
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stdout if args else sys.stderr)
+        usage = f"usage: {typed('python -m sim.experiments')} NAME [flags], NAME one of\n{NAMES}"
+        print(usage, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     if args[0] not in EXPERIMENTS:
         raise unknown("experiment", args[0], EXPERIMENTS)

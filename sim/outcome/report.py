@@ -64,6 +64,8 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["spec"] = spec.saved(("machine",))
     out["trace"] = _trace(setting)
     out["policy_files"] = setting.policy_files
+    if setting.policy_from:
+        out["policy_from"] = setting.policy_from
     out["version"] = __version__
     return out | {"marks": marks}
 

@@ -284,7 +284,8 @@ class Summary(_Part):
     where nobody knows; bounds: in ns, loads in transfers, of the classes that the run belongs to; what counts is
     what comes after the warm-up. streamed, remote, deferred, link_busy_ns_by_cause, link_transfers (one that brings
     several experts counts once), chunks (landed; where transfers are cut), admission, stages, host and remote_reads: of
-    runs with plan.on_miss; speculation: of runs with speculative windows."""
+    runs with plan.on_miss; speculation: of runs with speculative windows. policy_files: sha256 of a user's own
+    policies; policy_from: where those came from whose name is no file: a file or a session of Python, a plug-in."""
 
     tokens_per_s: Number | None
     total_tokens_per_s: Number | None
@@ -344,6 +345,7 @@ class Summary(_Part):
     spec: _Spec = _column(None)
     trace: _Trace
     policy_files: dict[Text, Text] = _column("text", {})
+    policy_from: dict[Text, Text] = _column(None, {})
     version: Text
     marks: Marks | None = _column(None, None)
 

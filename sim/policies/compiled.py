@@ -6,6 +6,7 @@ constructor runs as Python once a run, with the run's parameters, and what it le
 
 import inspect
 import keyword
+import re
 import tempfile
 from collections import namedtuple
 from collections.abc import Callable, Mapping
@@ -21,12 +22,22 @@ from sim.core.hooks import Hook, compile_hook
 from sim.errors import SpecError
 from traces.errors import UserError
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # bool is an int
 
 
-def afresh(function: Callable[..., Any], size: int) -> Hook:
-    """As sim.core.hooks.compile_hook, but nothing of it is kept on disk: numba tells functions apart by file and line
-    there, and a function typed in has no file, and another body each time. For as long as it takes it is given one."""
+def compiled(function: Callable[..., Any], size: int, kept: bool) -> Hook:
+    """As the core calls it (sim.core.hooks.compile_hook); kept: numba may keep it on disk, beside its file. Raises
+    SpecError, one line without its name: what numba says, less its colours, which it has where colorama is there."""
+    try:
+        return compile_hook(function, size) if kept else _afresh(function, size)
+    except UserError as error:
+        raise SpecError(_COLOUR.sub("", str(error)).replace(":)", ")")) from None
+
+
+def _afresh(function: Callable[..., Any], size: int) -> Hook:
+    """With nothing kept on disk: numba tells functions apart by file and line there, and a function typed in has no
+    file, and another body each time. For as long as it takes it is given one."""
     config: Any = numba.config
     before = config.CACHE_DIR
     with tempfile.TemporaryDirectory() as folder:

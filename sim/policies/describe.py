@@ -6,6 +6,7 @@ from typing import Any
 
 from sim.catalog.files import normal
 from sim.errors import SpecError
+from sim.policies import plugged
 from sim.policies.kinds import KINDS
 from sim.policies.policy import Policy, called, is_user
 from sim.policies.registry import TABLES, find
@@ -35,14 +36,30 @@ def listing() -> str:
     for kind, policies in TABLES.items():
         lines.append(f"{kind}:")
         lines += [_line(policy) for policy in policies.values()]
-    return "\n".join([*lines, "python -m sim.run --describe NAME says more: parameters, what it needs, its source"])
+        lines += [_plugged(name, found) for name, found in plugged.listed(kind, frozenset(policies))]
+    return "\n".join(
+        [
+            *lines,
+            *plugged.of_no_kind(),
+            "python -m sim.run --describe NAME says more: parameters, what it needs, its source",
+        ]
+    )
 
 
 def _line(policy: Policy) -> str:
-    marks = [*_marks(policy), *([f"needs {' and '.join(policy.needs)}"] if policy.needs else [])]
+    marks = [
+        *([f"plug-in of {policy.origin}"] if policy.origin else []),
+        *_marks(policy),
+        *([f"needs {' and '.join(policy.needs)}"] if policy.needs else []),
+    ]
     tail = f" [{', '.join(marks)}]" if marks else ""
     head = f"  {policy.name:<19} "
     return head + textwrap.shorten(policy.doc, WIDTH - len(head) - len(tail), placeholder=" ...") + tail
+
+
+def _plugged(name: str, found: Policy | str) -> str:
+    """Of a plug-in that is of no use what is wrong with it, whole."""
+    return f"  {name:<19} {found}" if isinstance(found, str) else _line(found)
 
 
 def _marks(policy: Policy) -> list[str]:
@@ -58,7 +75,10 @@ def named(word: str) -> dict[str, Policy]:
     if is_user(name):
         return _users(name, kind)
     kinds = [kind] if kind else KINDS
-    return {each: policy for each in kinds for policy in TABLES[each].values() if normal(policy.name) == normal(name)}
+    built_in = {
+        each: policy for each in kinds for policy in TABLES[each].values() if normal(policy.name) == normal(name)
+    }
+    return built_in or {each: found for each in kinds if (found := plugged.plugged(each, name)) is not None}
 
 
 def _users(name: str, kind: str) -> dict[str, Policy]:
@@ -83,7 +103,7 @@ def facts(kind: str, policy: Policy) -> dict[str, Any]:
         "more": policy.more or paragraph(kind, policy.name),
         "marks": _marks(policy),
         "needs": [*policy.needs],
-        "source": policy.source,
+        "source": f"plug-in of {policy.origin}" if policy.origin else policy.source,
         "parameters": {
             key: {"default": policy.said(key), "may_be": policy.allowed(key), "means": policy.means.get(key, "")}
             for key in _order(policy)

@@ -2,9 +2,8 @@
 
 import hashlib
 import inspect
-import marshal
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,13 @@ def source_of(thing: Any) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):
-        return "\n".join(f"{function.__qualname__}: {bytecode(function)}" for function in functions(thing))
+        return "\n".join(f"{function.__qualname__}: {bytecode(function.__code__)}" for function in functions(thing))
 
 
-def bytecode(function: FunctionType) -> str:
-    """What tells two bodies apart, whatever their text."""
-    return marshal.dumps(function.__code__).hex()
+def bytecode(code: CodeType) -> str:
+    """What tells two bodies apart, whatever their text. (marshal's bytes hang on who else holds a constant.)"""
+    consts = [bytecode(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return repr((code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, consts))
 
 
 def functions(thing: Any) -> list[FunctionType]:

@@ -6,7 +6,7 @@ process that runs share: the last function of a name is the one that runs, as it
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.errors import SpecError
@@ -18,12 +18,45 @@ from sim.policies.user import is_policy, policy_of
 from traces.errors import UserError
 
 LAMBDA = "<lambda>"
-_held: dict[tuple[str, str], tuple[str, Policy]] = {}  # by kind and name: what it was made from, and the policy
+
+
+@dataclass
+class Held:
+    """A function or class, what tells it from another of its name, and the policy, once it has been asked for."""
+
+    made: Any
+    identity: str
+    policy: Policy | None = None
+
+
+_held: dict[tuple[str, str], Held] = {}
 
 
 def held(kind: str, name: str) -> Policy | None:
-    """The policy in memory of that kind and name."""
-    return _held[kind, name][1] if (kind, name) in _held else None
+    """The policy in memory of that kind and name, compiled when it is first asked for. Raises SpecError, one line,
+    where it cannot be."""
+    found = _held.get((kind, name))
+    if found is not None and found.policy is None:
+        try:
+            made = policy_of(name, kind, found.made)
+        except UserError as error:
+            raise SpecError(f"{kind}: {name}: {error}") from None
+        found.policy = replace(made, sha256=fingerprint(found.made), origin=_origin(found.made))
+    return None if found is None else found.policy
+
+
+def own_name(kind: str, thing: Any) -> str:
+    """What a function, a class or an instance of one is called. Raises SpecError for what is none."""
+    made = _made(thing)
+    if not is_policy(made) or (inspect.isclass(made) and made.__module__ == "builtins"):
+        raise SpecError(f"{kind}: {thing!r}: must be a policy's name, FILE.py:NAME, a function or a class")
+    return str(made.__name__)
+
+
+def identity(thing: Any) -> str:
+    """What tells it from another of its name: what it does."""
+    made = _made(thing)
+    return fingerprint(made) + "".join(bytecode(function.__code__) for function in functions(made))
 
 
 def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tuple[str, dict[str, Value]]:
@@ -32,24 +65,24 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
     Returns its name, and the parameters in which an instance differs from what its class has by default. Raises
     SpecError, one line, for what is no policy of that kind.
     """
-    made = thing if is_policy(thing) else type(thing)
-    name = name or str(getattr(made, "__name__", ""))
+    made, name = _made(thing), name or own_name(kind, thing)
     try:
-        if made.__module__ == "builtins" or not is_policy(made):
-            raise SpecError("must be a policy's name, FILE.py:NAME, a function or a class")
         if name in built_in:
             raise SpecError("is the name of a built-in policy; name yours otherwise")
-        if name != LAMBDA and not name.replace("-", "_").isidentifier():
+        if not name.removeprefix(LAMBDA).replace("-", "_").isidentifier() and name != LAMBDA:
             raise SpecError("its __name__ must be a word")
-        given = {} if made is thing else _given(thing, made)
-        of = fingerprint(made)
-        key = of + "".join(map(bytecode, functions(made)))
-        if _held.get((kind, name), ("",))[0] != key:
-            policy = replace(policy_of(name, kind, made), sha256=of, origin=_origin(made))
-            _held[kind, name] = key, policy
-    except UserError as error:
-        raise SpecError(f"{kind}: {name if made.__module__ != 'builtins' else repr(thing)}: {error}") from None
+        given, mine = {} if made is thing else _given(thing, made), identity(made)
+    except SpecError as error:
+        raise SpecError(f"{kind}: {name}: {error}") from None
+    before = _held.get((kind, name))
+    if before is None or before.identity != mine:
+        _held[kind, name] = Held(made, mine)
     return name, given
+
+
+def _made(thing: Any) -> Any:
+    """The function or class itself, of an instance its class."""
+    return thing if is_policy(thing) else type(thing)
 
 
 def _given(instance: Any, made: type) -> dict[str, Value]:
@@ -58,7 +91,10 @@ def _given(instance: Any, made: type) -> dict[str, Value]:
     for name, default in arguments(made).items():
         if not hasattr(instance, name):
             raise SpecError(f"__init__: {name}: is not kept as self.{name}, so its value is not known")
-        if (value := getattr(instance, name)) != default:
+        value = getattr(instance, name)
+        if not isinstance(value, (str, int, float)):
+            raise SpecError(f"self.{name} is {type(value).__name__}; a parameter is a number or text")
+        if value != default:
             out[name] = value
     return out
 
@@ -70,7 +106,9 @@ def _origin(made: Any) -> str:
         lines: Any = inspect.getsourcefile(made)
     except TypeError:
         lines = None
-    return f"{file}:{made.__qualname__}" if lines and file.endswith(".py") else f"in memory ({made.__module__})"
+    if lines and file.endswith(".py"):
+        return f"{file}:{made.__qualname__}"
+    return f"in memory ({made.__module__})" if made.__module__ else "in memory"
 
 
 def parameters(name: str, given: Mapping[str, Value]) -> dict[str, Value]:

@@ -547,16 +547,17 @@ def find(kind: str, name: str) -> Policy:
         return load(name, kind)
     if name in TABLES[kind]:
         return TABLES[kind][name]
-    return _of_this_process(kind, name)
+    return _elsewhere(kind, name)
 
 
-def _of_this_process(kind: str, name: str) -> Policy:
-    """A function or class in memory. Raises SpecError with the nearest name where nothing is called so."""
-    from sim.policies.in_memory import held  # late: few runs have one
+def _elsewhere(kind: str, name: str) -> Policy:
+    """A function or class in memory, or a plug-in's. Raises SpecError with the nearest name where nobody has it."""
+    from sim.policies.in_memory import held  # late, both: few runs have one
+    from sim.policies.plugged import names, plugged
 
-    found = held(kind, name)
+    found = held(kind, name) or plugged(kind, name)
     if found is None:
-        raise unknown(kind, name, TABLES[kind])
+        raise unknown(kind, name, {*TABLES[kind], *names(kind)})
     return found
 
 

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from sim.core import miss, rerank, worth
-from sim.core.hooks import compile_hook
 from sim.errors import SpecError, unknown
-from sim.policies.compiled import afresh, arguments, of_class
+from sim.policies.compiled import arguments, compiled, of_class
 from sim.policies.meanings import COMMON, paragraphs, told
 from sim.policies.policy import Policy
 from sim.policies.user_prefetch import UserPredictor, parameters_of
@@ -88,10 +87,10 @@ def policy_of(name: str, kind: str, thing: Any, kept: bool = False) -> Policy:
     """A function or a class as a policy; kept: what numba compiles may be kept on disk, beside its file. Raises
     UserError, one line without its name, where it is none."""
     made = getattr(thing, "py_func", thing)
-    return _prefetcher(name, made) if kind == "prefetch" else _compiled(name, kind, made, kept)
+    return _prefetcher(name, made) if kind == "prefetch" else _in_the_core(name, kind, made, kept)
 
 
-def _compiled(name: str, kind: str, made: Any, kept: bool) -> Policy:
+def _in_the_core(name: str, kind: str, made: Any, kept: bool) -> Policy:
     size = getattr(made, "state", 0)
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise SpecError(f"state: {size!r}: must be a whole number, the length of the state array")
@@ -115,7 +114,7 @@ def _compiled(name: str, kind: str, made: Any, kept: bool) -> Policy:
         needs=_needs(made),
         lossy=kind != "eviction",
         answers_cpu=kind == "miss",
-        hook=(compile_hook if kept and numbers is None else afresh)(function, size),
+        hook=compiled(function, size, kept and numbers is None),
         numbers=numbers,
     )
 

@@ -12,7 +12,6 @@ from sim.fit.prediction import Prediction
 from sim.policies.compiled import arguments, built
 from sim.policies.kinds import Value
 from sim.steps import Steps
-from traces.errors import UserError
 from traces.format.trace import RoutingTrace
 
 
@@ -22,7 +21,7 @@ class UserPredictor:
 
     def __init__(self, name: str, made: Callable[..., Any], **given: Value) -> None:
         self.name, self.is_class = name, inspect.isclass(made)
-        self.made = built(made, given) if isinstance(made, type) else partial(made, **given)
+        self.made: Any = built(made, given) if isinstance(made, type) else partial(made, **given)
         self.fitted = self.is_class and hasattr(made, "fit")
 
     def fit(self, calibration: RoutingTrace) -> None:

@@ -49,6 +49,11 @@ def expand(tables: Mapping[str, Any], where: str = "config") -> list[Configurati
     return list(runs.values())
 
 
+def uses(tables: Mapping[str, Any], parameter: str) -> bool:
+    """Whether some configuration of these tables uses the policy that a parameter (set.POLICY.PARAM) is of."""
+    return any(_look(_chosen(given), parameter) != UNUSED for given in _points(axes_of(tables)))
+
+
 def _points(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
     """Each point of the grid: field -> value."""
     for values in itertools.product(*(axis.values for axis in axes)):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from traces.command import Parser, add_force
 from traces.errors import UserError
+from traces.extras import not_installed
 from traces.format import npz
 from traces.format.groups import groups
 from traces.format.trace import RoutingTrace, hash64
@@ -22,7 +23,6 @@ Ids = npt.NDArray[np.int64]
 # Models of this project by name, as `module:class` of a Source. Named, not imported: their room builds on this one.
 OWN = {"tiny-moe": "runtime.small_model.capture_source:TinyMoe"}
 HUGGING_FACE = "traces.capturing.hf:HuggingFace"
-EXTRAS = "pip install 'moe-offload-sim[hf,train]'"
 
 
 class Source(Protocol):
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> RoutingTrace:
     from traces.capturing.recorder import Recorder  # torch: the model has brought it
 
     recorder = Recorder(source.model, not options.no_logits, options.lookahead)
-    for first, rows in _batches(prompts, options.batch):
+    for first, rows in batches(prompts, options.batch):
         source.run(recorder, np.stack(rows), options.generate, options.temperature, options.seed, first + options.skip)
         if sys.stderr.isatty():
             done = first + len(rows)
@@ -128,7 +128,7 @@ def open_source(name: str, device: str) -> Source:
     try:
         made: Source = getattr(import_module(module), attribute)(name, device)
     except ModuleNotFoundError as error:
-        raise UserError(f"capture needs {error.name}, which is not installed; {EXTRAS}") from error
+        raise not_installed(error, "capture") from error
     return made
 
 
@@ -137,7 +137,7 @@ def facts_of_config(path: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = import_module(HUGGING_FACE.partition(":")[0]).facts_of_config(path)
     except ModuleNotFoundError as error:
-        raise UserError(f"a config.json needs {error.name}, which is not installed; {EXTRAS}") from error
+        raise not_installed(error, "a config.json") from error
     return facts
 
 
@@ -240,7 +240,7 @@ def prompts_of(trace: RoutingTrace, name: str) -> list[Ids]:
     return out
 
 
-def _batches(prompts: Sequence[Ids], size: int) -> Iterator[tuple[int, list[Ids]]]:
+def batches(prompts: Sequence[Ids], size: int) -> Iterator[tuple[int, list[Ids]]]:
     """(number of the first, prompts): up to `size` neighbours of equal length, so that none is padded."""
     first = 0
     while first < len(prompts):

@@ -42,36 +42,36 @@ def facts_of_config(path: str) -> dict[str, Any]:
     return model_facts(model, layers, int(config.num_hidden_layers), top_k)
 
 
-class HuggingFace:
-    """The model in the precision of its checkpoint, on one device, and its tokenizer."""
+class Loaded:
+    """A causal model that is there, and its tokenizer: Hugging Face's, or of `tokenizers`; None: token ids alone.
+    context, vocabulary: its limits, None where it does not say."""
 
-    def __init__(self, name: str, device: str) -> None:
-        chosen = pick_device(device)
-        try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise UserError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
-        self.model: Any = model.to(chosen).eval()
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.context = None if limit is None else int(limit)
-        self.meta: dict[str, Any] = {
-            "source": name,
-            "tokenizer": name,
-            "capture": {**made_with(self.model), "transformers": transformers.__version__},
-        }
+    def __init__(self, model: Any, tokenizer: Any = None) -> None:
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        limits = (getattr(text, name, None) for name in ("max_position_embeddings", "vocab_size"))
+        self.context, self.vocabulary = (None if limit is None else int(limit) for limit in limits)
+        self.meta: dict[str, Any] = {"capture": {**made_with(model), "transformers": transformers.__version__}}
 
     def heldout(self) -> list[Ids]:
         raise UserError("--text FILE: missing; prompts come from a text, or with --prompts-from from a trace")
 
     def encode(self, text: str) -> Ids:
+        if self.tokenizer is None:
+            raise UserError("a prompt is text; tokenizer=... makes token ids of it")
+        if not callable(self.tokenizer):
+            return np.asarray(self.tokenizer.encode(text).ids, np.int64)
         return np.asarray(self.tokenizer(text, verbose=False)["input_ids"], np.int64)
 
     def run(self, recorder: Any, prompts: Ids, generate: int, temperature: float, seed: int, first: int) -> None:
         """Seeded by request number and seed; one batch's samples depend on which requests it holds."""
         tokens = torch.from_numpy(prompts).to(self.model.device)
         mask = torch.ones_like(tokens)
+        if generate and not hasattr(self.model, "generate"):
+            wrong = "has no generate(); generate=0, or `with traces.capture(model) as recorder:` around a loop of yours"
+            raise UserError(f"{type(self.model).__name__}: {wrong}")
         if not generate:
             with recorder, torch.no_grad():
                 self.model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
@@ -86,3 +86,18 @@ class HuggingFace:
             how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
         with recorder:
             self.model.generate(tokens, attention_mask=mask, max_new_tokens=generate, pad_token_id=pad, **how)
+
+
+class HuggingFace(Loaded):
+    """The model of a repository or a folder in the precision of its checkpoint, on one device, and its tokenizer."""
+
+    def __init__(self, name: str, device: str) -> None:
+        chosen = pick_device(device)
+        try:
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise UserError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
+        super().__init__(model.to(chosen).eval(), tokenizer)
+        self.meta |= {"source": name, "tokenizer": name}

@@ -10,7 +10,7 @@ from traces.foreign.ask import ASKED, Ask, parse_columns
 from traces.foreign.format import Writer
 from traces.foreign.models import model, parse_layers
 from traces.foreign.recorded import recorded
-from traces.foreign.registry import FLAGS, READERS, WRITERS, detected
+from traces.foreign.registry import FLAGS, READERS, WRITERS, detected, names, reader_of
 from traces.format import npz, placement, profile
 from traces.format.placement import Placement
 from traces.format.profile import Profile
@@ -19,9 +19,10 @@ from traces.statistics.describe import LOUD, plain, size
 from traces.statistics.doubts import lost_cells, lost_words
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """What `convert` takes."""
-    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {', '.join(READERS)}")
+def add_arguments(command: argparse.ArgumentParser, helps: bool = False) -> None:
+    """What `convert` takes; helps: its help is asked for, which lists plug-ins, too."""
+    known = ", ".join(names() if helps else READERS)
+    command.add_argument("--from", dest="format", metavar="FORMAT", help=f"told by content; {known}")
     command.add_argument("--to", metavar="FORMAT", help=f"write instead: {', '.join(WRITERS)}")
     command.add_argument("file", metavar="IN")
     command.add_argument("out", metavar="OUT", nargs="?", help="a .npz (default: IN's name); with --to, what it says")
@@ -62,8 +63,8 @@ def convert(options: argparse.Namespace) -> None:
     path = Path(options.file)
     out = Path(options.out or f"{path.stem}.npz")
     ask = _ask(options, out)
-    name = one_of("format", options.format or detected(path, ask.model, ask.columns is not None), list(READERS))
-    reader = READERS[name]
+    name = options.format or detected(path, ask.model, ask.columns is not None)
+    reader = READERS[name] if name in READERS else reader_of(one_of("format", name, names()))
     if options.model is None and not reader.names_model:
         raise TraceError(f"{path}: a trace names its model; required: --model NAME")
     for flag in FLAGS:

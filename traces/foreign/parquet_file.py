@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from traces.errors import TraceError
-from traces.foreign.extras import needed
+from traces.extras import needed
 from traces.format.layout import Array
 from traces.format.limits import BOMB_ROWS, BOMB_ROWS_PER_BYTE
 from traces.format.members import refusing

@@ -1,16 +1,20 @@
 """The formats that are read and written, as the modules of `formats` say them: a new one is a module there."""
 
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TypeVar
 
-from traces.errors import TraceError
+from traces.errors import TraceError, UserError
 from traces.foreign import formats
 from traces.foreign.format import Reader, Writer
 from traces.foreign.json_lines import BOM
 from traces.foreign.models import Model
+from traces.plugins import Plugin, plugins
+from traces.progress import show
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
@@ -34,7 +38,38 @@ WRITERS = _said(Writer, WRITTEN.split())
 FLAGS = tuple(sorted({flag for reader in READERS.values() for flag in reader.flags}))
 
 
+GROUP = "readers"
 UNKNOWN = Model("")
+
+
+def names() -> list[str]:
+    """Of all readers: ours, and those that other distributions bring, of use or not."""
+    return [*READERS, *(name for name in plugins(GROUP) if name not in READERS)]
+
+
+def reader_of(name: str) -> Reader:
+    """The reader of one of `names`. Raises TraceError, one line that names its distribution, for a plug-in that is
+    wrong."""
+    return READERS[name] if name in READERS else _plugged(plugins(GROUP)[name])
+
+
+def _plugged(plugin: Plugin) -> Reader:
+    try:
+        found = plugin.load()
+        if not isinstance(found, Reader):
+            raise plugin.wrong(f"is {type(found).__name__}; must be a traces.foreign.format.Reader")
+    except UserError as error:
+        raise TraceError(str(error)) from None
+    return replace(found, name=plugin.name)
+
+
+def _all() -> Iterator[Reader]:
+    """Every reader that can be used; of a plug-in that cannot a line says why, and the others go on."""
+    for name in names():
+        try:
+            yield reader_of(name)
+        except TraceError as error:
+            show(f"! {error}")
 
 
 def detected(path: Path, model: Model = UNKNOWN, columns: bool = False) -> str:
@@ -44,7 +79,7 @@ def detected(path: Path, model: Model = UNKNOWN, columns: bool = False) -> str:
     Raises TraceError where it looks like none, and where it could be several: what is ambiguous is not guessed."""
     if not path.exists():
         raise TraceError(f"{path}: No such file or directory")
-    found = [reader for reader in READERS.values() if reader.detect(path)]
+    found = [reader for reader in _all() if reader.detect(path)]
     if columns and not found:
         found = [READERS[_of_named_columns(path)]]
     fitting = [reader for reader in found if reader.fits(path, model)] or found
@@ -56,7 +91,7 @@ def detected(path: Path, model: Model = UNKNOWN, columns: bool = False) -> str:
         could_be.append(besides)
     if not found:
         wrong = "is in no format that can be told by its content"
-        raise TraceError(f"{path}: {wrong}; required: --from, one of {', '.join(READERS)}")
+        raise TraceError(f"{path}: {wrong}; required: --from, one of {', '.join(names())}")
     raise TraceError(f"{path}: could be {', or '.join(could_be)}; required: --from, which decides")
 
 

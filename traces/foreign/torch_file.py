@@ -15,7 +15,7 @@ import numpy as np
 
 from traces.command import replace
 from traces.errors import TraceError, UserError
-from traces.foreign.extras import needed
+from traces.extras import needed
 from traces.format.layout import Array
 from traces.format.members import refuse_irregular, refusing
 

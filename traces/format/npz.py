@@ -7,7 +7,6 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -254,7 +253,9 @@ def open_trace(name: AnyPath) -> RoutingTrace:
         trace = traces.open("mixtral.npz")
         trace.experts.shape, trace.meta["model"]
     """
-    return replace(read(find(name)), name=os.fspath(name))
+    trace = read(find(name))
+    object.__setattr__(trace, "name", os.fspath(name))  # nothing that a trace is made from
+    return trace
 
 
 def is_name(word: str) -> bool:

@@ -6,7 +6,7 @@ m entries of a lookahead list.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class RoutingTrace:
     lookahead: Array | None = None
     token_ids: Array | None = None
     resident: Array | None = None
-    name: str = ""
+    name: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         for name, array in self.arrays().items():

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from traces.errors import TraceError
+from traces.extras import needed
 from traces.foreign.ask import Ask
 from traces.foreign.counting import of_layers
-from traces.foreign.extras import needed
 from traces.foreign.format import PASSES, Reader
 from traces.foreign.json_lines import integer, small_json
 from traces.foreign.passes import Passes
