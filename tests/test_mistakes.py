@@ -30,6 +30,7 @@ MISTAKES = {
     "traces mixtral.npz": "did you mean python -m traces info mixtral.npz?",
     "traces infos mixtral.npz": "did you mean info?",
     "traces": "one of info, split, convert, card, synth, capture is required, such as: python -m traces info",
+    "sim rum --trace mixtral.npz": "rum: no such command; did you mean run?",
     # --- flags ---
     f"{RUN} --max_steps 5": "did you mean --max-steps?",
     f"{RUN} --evict lru": "did you mean --eviction?",

@@ -19,7 +19,9 @@ def commands(package: str) -> list[str]:
 def refuse_unknown_module() -> None:
     """While `python -m NAME` looks for NAME, which is in the package that calls this: one line where it is not there,
     in the place of Python's own, with the nearest command. Ends the process with status 2."""
-    asked = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv[:-1]:
+        return
+    asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
     package, _, name = asked.partition(".")
     folder = Path(__file__).parents[1] / package
     if (

@@ -36,7 +36,7 @@ def listing() -> str:
     for kind, policies in TABLES.items():
         lines.append(f"{kind}:")
         lines += [_line(policy) for policy in policies.values()]
-        lines += [_plugged(*found) for found in plugged.listed(kind, frozenset(policies))]
+        lines += [_plugged(name, found) for name, found in plugged.listed(kind, frozenset(policies))]
     return "\n".join(
         [
             *lines,
@@ -47,15 +47,19 @@ def listing() -> str:
 
 
 def _line(policy: Policy) -> str:
-    marks = [*_marks(policy), *([f"needs {' and '.join(policy.needs)}"] if policy.needs else [])]
+    marks = [
+        *([f"plug-in of {policy.origin}"] if policy.origin else []),
+        *_marks(policy),
+        *([f"needs {' and '.join(policy.needs)}"] if policy.needs else []),
+    ]
     tail = f" [{', '.join(marks)}]" if marks else ""
     head = f"  {policy.name:<19} "
     return head + textwrap.shorten(policy.doc, WIDTH - len(head) - len(tail), placeholder=" ...") + tail
 
 
 def _plugged(name: str, found: Policy | str) -> str:
-    """A plug-in; of one that is of no use what is wrong with it."""
-    return f"  {name:<19} {found}" if isinstance(found, str) else f"{_line(found)} (plug-in of {found.origin})"
+    """Of a plug-in that is of no use what is wrong with it, whole."""
+    return f"  {name:<19} {found}" if isinstance(found, str) else _line(found)
 
 
 def _marks(policy: Policy) -> list[str]:
@@ -71,9 +75,10 @@ def named(word: str) -> dict[str, Policy]:
     if is_user(name):
         return _users(name, kind)
     kinds = [kind] if kind else KINDS
-    found = {each: policy for each in kinds for policy in TABLES[each].values() if normal(policy.name) == normal(name)}
-    brought = {each: policy for each in kinds if each not in found and (policy := plugged.plugged(each, name))}
-    return found | brought
+    built_in = {
+        each: policy for each in kinds for policy in TABLES[each].values() if normal(policy.name) == normal(name)
+    }
+    return built_in or {each: found for each in kinds if (found := plugged.plugged(each, name)) is not None}
 
 
 def _users(name: str, kind: str) -> dict[str, Policy]:
@@ -98,7 +103,7 @@ def facts(kind: str, policy: Policy) -> dict[str, Any]:
         "more": policy.more or paragraph(kind, policy.name),
         "marks": _marks(policy),
         "needs": [*policy.needs],
-        "source": policy.source,
+        "source": f"plug-in of {policy.origin}" if policy.origin else policy.source,
         "parameters": {
             key: {"default": policy.said(key), "may_be": policy.allowed(key), "means": policy.means.get(key, "")}
             for key in _order(policy)
