@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.comparing.comparison import Comparison
 from analysis.comparing.leading import NO_CHOICE
-from analysis.showing.words import figure, listed, plain, shortened
+from analysis.showing.words import listed, plain, rate, shortened
 from sim.outcome.how_sure import how_sure
 
 Row = dict[str, Any]
@@ -29,7 +29,8 @@ def answer(found: Comparison, most: int = 80) -> str:
     if len({row["conditions"] for row in found.rows}) > 1:
         return _of_each(found, heads, most)
     best = heads[0]
-    said = _alone(best, most) if len(found.rows) == 1 else _won(found, best, most)
+    others = [row for row in rows if row["against_best"] is not None and row is not best]
+    said = _won(found, best, most) if others else _alone(best, most)
     tail = [_gives_up(rows, best, most), _limits(rows, most, best)]
     return f"{said}{''.join(f'; {each}' for each in tail if each)}."
 
@@ -58,7 +59,7 @@ def held_back(found: Comparison, most: int = 80) -> str:
 
 
 def _alone(row: Row, most: int) -> str:
-    """One run."""
+    """One run, or the only one that can be had."""
     return f"{name_of(row, most)} generates {_speed(row)}{_marks([row])}: it is {_kind(row)}"
 
 
@@ -67,7 +68,7 @@ def _won(found: Comparison, best: Row, most: int) -> str:
     said = _marks(tied, [NO_INTERVAL] if _unpaired(found) else [])
     if len(tied) == 1:
         return f"{name_of(best, most)} wins: {_speed(best)}{lead}{said}"
-    named = [f"{name_of(row, most)} at {_speed(row) if row is best else figure(row['tokens_per_s'])}" for row in tied]
+    named = [f"{name_of(row, most)} at {_speed(row) if row is best else rate(row['tokens_per_s'])}" for row in tied]
     tail = f"; {name_of(best, most)} is{lead.removeprefix(',')}" if lead else ""
     return f"No winner: {listed(named, 2)} cannot be told apart{tail}{said}"
 
@@ -85,14 +86,15 @@ def _tied(found: Comparison, best: Row) -> list[Row]:
 
 
 def _lead(found: Comparison, best: Row, most: int) -> str:
-    """Over the baseline, if that is another run that can be had and no part of a tie, and over the next."""
+    """Over the baseline, if that is another run that can be had and no part of a tie, and over the next; of a lossy
+    winner the fastest that loses nothing is named later, and the next says little."""
     base = next(row for row in found.rows if row["run"] == found.baseline)
     behind = [row for row in found.rows if row["against_best"] is not None and not row["leads"]]
     following = max(behind, key=lambda row: row["against_best"], default=None)
     said = []
     if base in behind:
         said.append(f"{_over(base, best)}{name_of(base, most)}")
-    if following is not None and following is not base:
+    if following is not None and following is not base and not (said and _lossy(best)):
         said.append(f"{_over(following, best)}{'the next, ' * bool(said)}{name_of(following, most)}")
     return "".join(f", {each}" for each in said)
 
@@ -123,14 +125,18 @@ def _gives_up(rows: Sequence[Row], best: Row, most: int) -> str:
     """What a lossy winner loses, and who is the fastest that loses nothing."""
     if not _lossy(best):
         return ""
-    lost = "an unknown share" if best["lost_weight"] is None else f"{best['lost_weight']:.1%}"
-    least = "at least " * ("loss partly unseen" in best["marks"] and best["lost_weight"] is not None)
-    said = f"it loses {least}{lost} of the router weight"
+    said = f"it loses {_loss(best)}"
     whole = [row for row in rows if row["against_best"] is not None and not _lossy(row)]
     if not whole:
         return said
     first = max(whole, key=lambda row: row["tokens_per_s"])
-    return f"{said}, and {name_of(first, most)} is the fastest that loses nothing, {figure(first['tokens_per_s'])}"
+    return f"{said}, and {name_of(first, most)} is the fastest that loses nothing, {rate(first['tokens_per_s'])}"
+
+
+def _loss(row: Row) -> str:
+    if row["lost_weight"] is None:
+        return "an unknown share of the router weight"
+    return f"{'at least ' * ('loss partly unseen' in row['marks'])}{row['lost_weight']:.1%} of the router weight"
 
 
 def _lossy(row: Row) -> bool:
@@ -138,13 +144,16 @@ def _lossy(row: Row) -> bool:
 
 
 def _limits(rows: Sequence[Row], most: int, best: Row | None = None) -> str:
-    """The fastest of those that cannot be had, if it is faster than the winner."""
-    out = [row for row in rows if set(row["marks"]) & set(NO_CHOICE)]
-    first = max(out, key=lambda row: row["tokens_per_s"], default=None)
-    if first is None or (best is not None and first["tokens_per_s"] <= best["tokens_per_s"] and not _oracle(first)):
-        return ""
-    speed = f"{name_of(first, most)}, {figure(first['tokens_per_s'])} tokens/s"
-    return f"the limit is {speed}" if _oracle(first) else f"{speed}, does not fit into its memory"
+    """The fastest oracle, and the fastest that does not fit its memory if it is faster than the winner."""
+    said = []
+    least = best["tokens_per_s"] if best else 0.0
+    out = sorted((row for row in rows if set(row["marks"]) & set(NO_CHOICE)), key=lambda row: -row["tokens_per_s"])
+    for first in [row for row in out if _oracle(row)][:1]:
+        beyond = "the limit is {}, {}" if first["tokens_per_s"] >= least else "{} reaches {}"
+        said.append(beyond.format(name_of(first, most), f"{rate(first['tokens_per_s'])} tokens/s"))
+    for first in [row for row in out if not _oracle(row) and row["tokens_per_s"] > least][:1]:
+        said.append(f"{name_of(first, most)}, {rate(first['tokens_per_s'])} tokens/s, does not fit into its memory")
+    return "; ".join(said)
 
 
 def _oracle(row: Row) -> bool:
@@ -157,7 +166,8 @@ def _of_each(found: Comparison, heads: Sequence[Row], most: int) -> str:
         tied = _tied(found, row)
         several = f"{listed([name_of(each, most) for each in tied], NAMED)} tie at"
         names = several if len(tied) > 1 else f"{name_of(row, most)},"
-        said.append(f"{shortened(plain(row['work']), most)}: {names} {_speed(row)}{_marks(tied)}")
+        loss = f", losing {_loss(row)}" * _lossy(row)
+        said.append(f"{shortened(plain(row['work']), most)}: {names} {_speed(row)}{loss}{_marks(tied)}")
     more = f"; and {len(said) - NAMED} more kinds" if len(said) > NAMED + 1 else ""
     named = said[:NAMED] if more else said
     return f"These runs are no alternatives of each other; the fastest of each kind: {'; '.join(named)}{more}."
@@ -173,7 +183,7 @@ def name_of(row: Row, most: int = 80) -> str:
 
 def _speed(row: Row) -> str:
     pair = (row["tokens_per_s_low"], row["tokens_per_s_high"])
-    return f"{figure(row['tokens_per_s'])} tokens/s{how_sure(None if None in pair else pair, False)}"
+    return f"{rate(row['tokens_per_s'])} tokens/s{how_sure(None if None in pair else pair, False)}"
 
 
 def _marks(rows: Sequence[Row], more: Sequence[str] = ()) -> str:

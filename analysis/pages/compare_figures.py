@@ -10,9 +10,10 @@ from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
 from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, rows_canvas, short_labels
 from analysis.showing.palette import GREY, colours, symbols
-from analysis.showing.words import figure, label, plain, shortened
+from analysis.showing.words import label, plain, rate, shortened
 from sim.catalog.intervals import LEVEL
 
+Row = dict[str, Any]
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 # what kind of a run a bar is: a word, its pattern. The first that holds is a bar's own.
 KINDS = {
@@ -22,6 +23,8 @@ KINDS = {
     "open-loop": ("lossy, open loop", "."),
     "loss partly unseen": ("lossy, open loop", "."),
 }
+SIDES = ("top right", "bottom right", "bottom left", "top left")  # of a point, for its name
+SIDES_LAST = ("top left", "bottom left")
 COMPACT = 22  # px of a bar's row where it must be low
 HEAD = 38  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
@@ -122,7 +125,7 @@ def _error(above: Float, below: Float) -> dict[str, Any]:
 
 def _beside(row: dict[str, Any]) -> str:
     """What stands behind a bar: its figure, and what it is paid with."""
-    said = figure(row["tokens_per_s"])
+    said = rate(row["tokens_per_s"])
     if "oracle" in row["marks"]:
         return f"{said} (oracle)"
     return f"{said} (-{row['lost_weight']:.1%})" if row["lost_weight"] else said
@@ -186,9 +189,7 @@ def pareto(found: Comparison) -> go.Figure:
     colour, symbol = colours([row["policy"] for row in found.rows]), symbols([row["policy"] for row in found.rows])
     low, high = whiskers(found)
     reach = {row["run"]: (low[i], high[i]) for i, row in enumerate(found.rows)}
-    far = max((row["lost_weight"] for row in rows), default=0.0)
-    # above the front, which comes from below and leaves to the right; the last ones have their room to the left
-    side = {row["run"]: f"top {'left' if row['lost_weight'] > 0.75 * far else 'right'}" for row in rows}
+    side, names = _sides(rows), dict(zip([r["run"] for r in rows], short_labels([r["run"] for r in rows]), strict=True))
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
         above, below = [reach[row["run"]][1] for row in mine], [reach[row["run"]][0] for row in mine]
@@ -197,14 +198,14 @@ def pareto(found: Comparison) -> go.Figure:
             x=[100 * row["lost_weight"] for row in mine],
             y=[row["tokens_per_s"] for row in mine],
             mode="markers+text" if len(rows) <= LABELLED else "markers",
-            text=short_labels([row["run"] for row in mine]),
-            textposition=[side[row["run"]] for row in mine],
+            text=[names[row["run"]] if row["run"] in side else "" for row in mine],
+            textposition=[side.get(row["run"], SIDES[0]) for row in mine],
             cliponaxis=False,
             name=label(shortened(policy, 40)),
             marker={"symbol": shape, "size": 12, "color": colour[policy], "line": {"width": 1.5}},
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1},
-            customdata=[label(", ".join(row["marks"])) for row in mine],
-            hovertemplate="%{text}<br>%{y:,.3f} tokens/s, %{x:.2f} % lost<br>%{customdata}<extra></extra>",
+            customdata=[[names[row["run"]], label(", ".join(row["marks"]))] for row in mine],
+            hovertemplate="%{customdata[0]}<br>%{y:,.3f} tokens/s, %{x:.2f} % lost<br>%{customdata[1]}<extra></extra>",
         )
     speeds = [row["tokens_per_s"] for row in rows if row["tokens_per_s"] > 0]
     if speeds and max(speeds) > MANY_TIMES * min(speeds):
@@ -212,7 +213,28 @@ def pareto(found: Comparison) -> go.Figure:
     return fig
 
 
-def _fronts(fig: go.Figure, rows: Sequence[dict[str, Any]]) -> None:
+def _sides(rows: Sequence[Row]) -> dict[str, str]:
+    """Where each point's name stands: above the front, which comes from below and leaves to the right, the last ones to
+    the left, where their room is; of points near each other on different sides, and of more than four only some."""
+    far = max((row["lost_weight"] for row in rows), default=0.0) or 1.0
+    top = max((row["tokens_per_s"] for row in rows), default=0.0) or 1.0
+    taken: list[tuple[Row, str]] = []
+    for row in rows:
+        near = {side for other, side in taken if _near(row, other, far, top)}
+        order = SIDES if row["lost_weight"] <= 0.75 * far else SIDES_LAST
+        if free := [side for side in order if side not in near]:
+            taken.append((row, free[0]))
+    return {row["run"]: side for row, side in taken}
+
+
+def _near(a: Row, b: Row, far: float, top: float) -> bool:
+    """Whether names on one side of both would lie on each other."""
+    ratio = abs(np.log(max(a["tokens_per_s"], 1e-300) / max(b["tokens_per_s"], 1e-300)))
+    level = min(ratio, abs(a["tokens_per_s"] - b["tokens_per_s"]) / top)
+    return abs(a["lost_weight"] - b["lost_weight"]) < 0.3 * far and level < 0.07
+
+
+def _fronts(fig: go.Figure, rows: Sequence[Row]) -> None:
     """The Pareto-best rows of each set of conditions, joined from the least loss on."""
     for conditions in dict.fromkeys(row["conditions"] for row in rows):
         best = [row for row in rows if row["pareto_best"] and row["conditions"] == conditions]

@@ -24,7 +24,8 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 AXIS: dict[str, Any] = dict.fromkeys(("gridcolor", "zerolinecolor"), "rgba(128,140,152,0.28)") | {"automargin": True}
 SMALL = {"size": 13}
 ROW = 30  # pixels of a bar
-BAR_ROOM = 64  # px of a horizontal colour bar with its title
+BAR_ROOM = 42  # px of a horizontal colour bar with its ticks
+LOWEST = 112  # px of a figure
 LANES = 42  # px of a row with marks above dots
 LANE = 0.3  # how far from a row's middle the others of its three lanes are
 TPOT_MARKS = {
@@ -92,7 +93,7 @@ def _shared(names: Sequence[str]) -> int:
 
 def rows_canvas(names: Sequence[str], x: str, extra: int = 66, row: int = ROW) -> go.Figure:
     """A canvas with one row per name, the first on top. extra, row: px beside the rows, and of each."""
-    fig, labels = canvas(extra + row * len(names), x), short_labels(names)
+    fig, labels = canvas(max(LOWEST, extra + row * len(names)), x), short_labels(names)
     fig.update_layout(meta={"narrow": {"yaxis": _ticks(labels, short_labels(names, NARROW))}})
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, type="category")
     return fig.update_yaxes(range=[-0.5, len(names) - 0.5])
@@ -263,8 +264,9 @@ def step_times(steps: dict[str, Float], policies: Sequence[str]) -> go.Figure:
 
 
 def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
-    """A heatmap of shares (of 1) [runs, L], layers along x. what: of what, for the colour bar, in percent."""
-    fig = canvas(BAR_ROOM + 60 + ROW * len(names), "MoE layer")
+    """A heatmap of shares (of 1) [runs, L], layers along x. what: of what they are shares, beside the colour bar."""
+    height = BAR_ROOM + 60 + ROW * max(2, len(names))  # of less plotly makes no plot beside the bar
+    fig = canvas(height, f"MoE layer; colour: {what}")
     labels = short_labels(names)
     fig.add_heatmap(
         z=(100 * shares).astype(np.float32),
@@ -273,7 +275,7 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
         colorscale=SCALE,
         xgap=1,
         ygap=2,
-        colorbar=_colorbar(what),
+        colorbar=_colorbar(),
         hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
         hoverongaps=False,
     )
@@ -283,11 +285,12 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
     return fig.update_xaxes(showgrid=False, zeroline=False)
 
 
-def _colorbar(title: str) -> dict[str, Any]:
-    """At the figure's upper edge: placed by the plot it would push it down, by more than it takes."""
+def _colorbar() -> dict[str, Any]:
+    """At the figure's upper edge. Placed by the plot it would push the plot down by more than it takes; a title of its
+    own would lie on it."""
     place = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "top"}
-    place |= {"xref": "container", "yref": "container", "xpad": 10, "ypad": 6}
-    return {"title": {"text": title, "side": "top", "font": {"size": 13}}, "lenmode": "pixels", "len": 240, **place}
+    place |= {"xref": "container", "yref": "container", "xpad": 24, "ypad": 2}
+    return {"ticksuffix": " %", "lenmode": "pixels", "len": 240, **place}
 
 
 def answers_by_layer(counts: dict[str, npt.NDArray[np.int64]]) -> go.Figure:
@@ -328,7 +331,7 @@ def bounds(table: pd.DataFrame) -> go.Figure:
 def errors(table: pd.DataFrame) -> go.Figure:
     """Simulated minus measured, by part of the time: `tables.errors`. A row per part, a bar per pair."""
     parts = [part for part in TIME if part in table.columns and np.any(table[part].to_numpy(np.float64))]
-    fig = canvas(120 + ROW * (len(parts) + 1) * max(1, len(table)), "simulated - measured (% of the measured time)")
+    fig = canvas(120 + ROW * (len(parts) + 1) * max(1, len(table)), "simulated - measured (%)")
     texts = [TIME[part][0] for part in parts] + ["total"]
     colour = colours(map(str, table.index))
     for (name, row), text in zip(table.iterrows(), short_labels(list(map(str, table.index))), strict=True):

@@ -9,8 +9,8 @@ from analysis.pages import compare_figures
 from analysis.pages.panels import First, Panel
 from analysis.showing.words import figure
 
-BARS = 10  # of the chart: as many as a phone shows beside the sentence
-LETTERS = 28  # of a run's name in the sentence
+BARS = 9  # of the chart: as many as a phone shows beside the sentence
+LETTERS = 24  # of a run's name in the sentence
 
 
 def first_screen(found: Comparison) -> First:

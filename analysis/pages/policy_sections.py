@@ -28,7 +28,7 @@ def cache(runs: Sequence[Run], most: int) -> Section:
                 "hits",
                 f"Hit rate by layer: {percent_range(rates.reshape(-1))}",
                 "Share of a visit's wanted experts that were resident when routed; late ones are no hits.",
-                figures.by_layer(names, rates, "hits (% of the wanted)"),
+                figures.by_layer(names, rates, "hits"),
                 wide=True,
             )
         )
@@ -157,7 +157,7 @@ def _substitutions(runs: Sequence[Run]) -> list[Panel]:
                 "lost",
                 f"Router weight lost by layer: {percent_range(shares.reshape(-1))}",
                 "Substituted and dropped router weight, of the layer's wanted weight, in counted steps.",
-                figures.by_layer(names, shares, "weight lost (%)"),
+                figures.by_layer(names, shares, "weight lost"),
                 wide=True,
             )
         )
@@ -189,7 +189,8 @@ def measured(runs: Sequence[Run]) -> Section | None:
         Panel(
             "errors",
             f"The simulation is off by at most {100 * worst:.3g} % of the measured time",
-            f"Simulated minus measured; parts of a row of errors may cancel in the total. Pairs: {names}.",
+            "Simulated minus measured, of the measured time; parts of a row of errors may cancel in the total. "
+            f"Pairs: {names}.",
             figures.errors(table),
             cells(100 * table, "{:+.2f} %"),
         ),

@@ -41,7 +41,10 @@
       layout.dragmode = false;
       layout.font = { ...layout.font, size: 11 };
       layout.margin = { ...layout.margin, l: 4, r: 8 };
-      for (const axis of axes(layout)) layout[axis] = { ...layout[axis], fixedrange: true };
+      for (const axis of axes(layout)) {
+        const title = { ...layout[axis].title, font: { ...layout[axis].title?.font, size: 11 } };
+        layout[axis] = { ...layout[axis], title, fixedrange: true };
+      }
       data = data.map((trace) => {
         const out = { ...trace };
         if (out.mode === "markers+text") out.mode = "markers";
@@ -59,7 +62,7 @@
     place[last] = value;
   };
 
-  const draw = (id) => {
+  const draw = async (id) => {
     const { data, layout } = fitted(figures[id]);
     for (const [path, value] of Object.entries(colours(layout))) set(layout, path, value);
     const plot = document.getElementById(id);
@@ -67,7 +70,8 @@
     return Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
   };
 
-  const drawAll = () => Promise.all(Object.keys(figures).map(draw));
+  // One that cannot be drawn takes none of the others with it.
+  const drawAll = () => Promise.all(Object.keys(figures).map((id) => draw(id).catch(console.error)));
 
   // The button says what it does.
   const name = () => {
