@@ -1,5 +1,6 @@
 """Figures of a comparison: how fast each run is against the baseline, and quality against speed."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -229,9 +230,9 @@ def _sides(rows: Sequence[Row]) -> dict[str, str]:
 
 def _near(a: Row, b: Row, far: float, top: float) -> bool:
     """Whether names on one side of both would lie on each other."""
-    ratio = abs(np.log(max(a["tokens_per_s"], 1e-300) / max(b["tokens_per_s"], 1e-300)))
-    level = min(ratio, abs(a["tokens_per_s"] - b["tokens_per_s"]) / top)
-    return abs(a["lost_weight"] - b["lost_weight"]) < 0.3 * far and level < 0.07
+    low, high = sorted(float(row["tokens_per_s"]) for row in (a, b))
+    beside = abs(float(a["lost_weight"] - b["lost_weight"])) < 0.3 * far
+    return beside and min(high - low, high - low if low <= 0 else top * math.log(high / low)) < 0.07 * top
 
 
 def _fronts(fig: go.Figure, rows: Sequence[Row]) -> None:
