@@ -657,6 +657,27 @@ FIGURES = [
         "tests/test_result.py::test_bytes_by_cause",
     ),
     fault(
+        "an oracle wins",
+        "analysis/comparing/leading.py",
+        '("oracle", ',
+        "(",
+        "tests/test_answer.py::test_an_oracle_never_wins_and_is_named_as_the_limit",
+    ),
+    fault(
+        "an interval that holds 1 is a lead",
+        "analysis/comparing/leading.py",
+        "interval[1] >= 1",
+        "False",
+        "tests/test_answer.py::test_an_interval_that_holds_one_is_a_tie",
+    ),
+    fault(
+        "a knee is drawn where there is none",
+        "analysis/curves/curve.py",
+        " and sharpness >= HARDLY",
+        "",
+        "tests/test_report_charts.py::test_a_knee_is_drawn_only_where_there_is_one",
+    ),
+    fault(
         "measured and modelled runs compete",
         "analysis/comparing/comparison.py",
         "run.judged, run.measured]",

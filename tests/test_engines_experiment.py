@@ -276,7 +276,8 @@ def test_the_kept_runs_are_a_section_of_the_report_and_a_figure(kept: Path, caps
     assert shown == {engine: f"{float(row['tokens_per_s']):,.2f}" for engine, row in own.items()}
     best = max(own, key=lambda name: float(own[name]["tokens_per_s"]))
     title = made.panels[0].title
-    assert title.startswith("t (synthetic), 8GB of rtx4090, experts in q4: ") and f"{best} fastest in decode" in title
+    assert title.startswith("t (synthetic), 8GB of rtx4090, experts in q4: ")
+    assert f"no winner in decode: {best} and llama.cpp cannot be told apart" in title  # by the intervals of their costs
     plotted = made.panels[1].figure
     assert plotted is not None
     axes = [plotted.layout[axis].type for axis in ("xaxis", "xaxis2", "yaxis", "yaxis2")]

@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.pages.figures import two_plots
+from analysis.pages.figures import SMALL, two_plots
 from analysis.pages.page import render
 from analysis.pages.panels import Panel, Section
 from analysis.showing.palette import BLUE, GREEN, GREY, RED
@@ -36,9 +36,9 @@ def figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
         if row["marks"]:
             _mark(fig, row["slots"], row["marks"])
     fig.update_yaxes(rangemode="tozero")
-    fig.update_xaxes(title={"text": "slots", "standoff": 8}, row=2, col=1)
-    fig.update_yaxes(title={"text": "generated tokens/s"}, row=1, col=1)
-    return fig.update_yaxes(title={"text": "hit rate (%)"}, row=2, col=1)
+    fig.update_xaxes(title={"text": "slots", "standoff": 8, "font": SMALL}, row=2, col=1)
+    fig.update_yaxes(title={"text": "generated tokens/s", "font": SMALL}, row=1, col=1)
+    return fig.update_yaxes(title={"text": "hit rate (%)", "font": SMALL}, row=2, col=1)
 
 
 def _line(fig: go.Figure, x: list[int], y: list[float], name: str, colour: str, row: int) -> None:
@@ -58,5 +58,6 @@ def _mark(fig: go.Figure, slots: int, names: list[str]) -> None:
 def page(what: str, text: Sequence[str], notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
     """One HTML page that asks no host for anything; equal input, equal page. what: its heading; text: what the curve
     says, in sentences; notes: what must be said before any figure."""
-    drawn = Panel("curve", "Hits and tokens/s by cache size", " ".join(text), figure(rows), wide=True)
+    shown = figure(rows).update_layout(margin={"t": 30})  # the page has the legend, its names need no room
+    drawn = Panel("curve", "Hits and tokens/s by cache size", " ".join(text), shown, wide=True)
     return render([Section("size", "How large a cache", [drawn])], list(notes), what)

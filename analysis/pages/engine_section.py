@@ -5,13 +5,12 @@ from pathlib import PurePath
 from typing import Any
 
 from analysis.comparing.by_ratio import PHASES, ByRatio, by_ratio, ratio_of, scaled, setting_of, tied, told_setting
-from analysis.comparing.formats import figure
 from analysis.pages import engine_figures
 from analysis.pages.panels import Cells, Panel, Section
 from analysis.reading.run import Run, by_cause, share
-from analysis.showing.words import plain
+from analysis.showing.words import figure, listed, plain
 from sim.experiments.fastest import fastest
-from sim.outcome.how_sure import how_sure, key_of
+from sim.outcome.how_sure import how_sure, key_of, overlap
 from sim.outcome.marks import machine_words
 
 CAPTION = (
@@ -71,6 +70,12 @@ def _fastest(runs: Sequence[Run], key: str) -> str:
     if len(speeds) == 1:
         return f"{PHASES[key]}: {next(iter(speeds.values())):,.2f} tokens/s"
     names = fastest(speeds)
+    pairs = {_label(run, runs): run.summary.get(key_of(key)) for run in runs}
+    unclear = [name for name in speeds if name in names or overlap(pairs[name], pairs[names[0]])]
+    if len(unclear) > len(names):
+        unclear.sort(key=lambda name: -speeds[name])
+        told = f"{listed(unclear, 3)} cannot be told apart"
+        return f"no winner in {PHASES[key]}: {told}, {speeds[names[0]]:,.2f} tokens/s"
     said = f"{names[0]} fastest in {PHASES[key]}" if len(names) == 1 else f"no winner in {PHASES[key]}: {tied(names)}"
     return f"{said}{':' if len(names) == 1 else ','} {speeds[names[0]]:,.2f} tokens/s"
 

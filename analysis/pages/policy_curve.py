@@ -26,7 +26,7 @@ def figure(found: Policies, rows: Sequence[Row]) -> go.Figure:
         look = _look(line, i)
         mine = [row for row in rows if row["policy"] == line.policy]
         for place, key, times in ((1, "tokens_per_s", 1), (2, "hit_rate", 100)):
-            _line(fig, _smooth(found, line, mine, key), times, label(line.policy), look, place)
+            _line(fig, _smooth(found, line, mine, key), times, _name(mine[0]), look, place)
             shown = [row for row in mine if row["slots"] in found.slots]
             mark = {"symbol": f"{marks[line.policy]}-open", "size": 7 + 2 * (i % NESTING), "color": look["color"]}
             _points(fig, shown, key, times, mark | {"line": {"width": 1.6}}, place)
@@ -71,7 +71,7 @@ def _line(fig: go.Figure, at: tuple[list[int], list[float]], times: int, name: s
 
 def _points(fig: go.Figure, rows: Sequence[Row], key: str, times: int, mark: Row, place: int) -> None:
     """A policy's chosen capacities."""
-    name, values = label(rows[0]["policy"]), [times * row[key] for row in rows]
+    name, values = _name(rows[0]), [times * row[key] for row in rows]
     fig.add_scatter(
         x=[row["slots"] for row in rows],
         y=values,
@@ -86,6 +86,11 @@ def _points(fig: go.Figure, rows: Sequence[Row], key: str, times: int, mark: Row
         row=place,
         col=1,
     )
+
+
+def _name(row: Row) -> str:
+    """In the legend; the floor says by its name that nobody can be there."""
+    return label(row["policy"] + " (oracle)" * (row["oracle"] and row["policy"] != FLOOR))
 
 
 def _said(row: Row) -> str:

@@ -11,7 +11,7 @@ from analysis.pages import compare_figures, figures, tables
 from analysis.pages.miss_section import answers
 from analysis.pages.panels import MAX_TABLE_ROWS, Cells, Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
-from analysis.showing.words import listed
+from analysis.showing.words import figure, listed
 from analysis.timelines import series
 from analysis.timelines.asked import Asked
 
@@ -28,7 +28,7 @@ def cache(runs: Sequence[Run], most: int) -> Section:
                 "hits",
                 f"Hit rate by layer: {percent_range(rates.reshape(-1))}",
                 "Share of a visit's wanted experts that were resident when routed; late ones are no hits.",
-                figures.by_layer(names, rates, "hits (% of the wanted)"),
+                figures.by_layer(names, rates, "hits"),
                 wide=True,
             )
         )
@@ -65,7 +65,9 @@ def _over_time(run: Run) -> Panel:
     link = series.link_use(record, at)
     busy = sum(float(values.mean()) for values in link.values())
     filled = sum(float(values.mean()) for values in slots.values()) / max(total, 1)
-    title = f"{run.name}: {total:,} slots, {100 * filled:.3g} % in use; the link is busy {100 * busy:.3g} % of the time"
+    title = (
+        f"{run.titled}: {total:,} slots, {100 * filled:.3g} % in use; the link is busy {100 * busy:.3g} % of the time"
+    )
     caption = (
         "Means over 400 equal spans of the run. A slot holds an expert from its landing to the commit that takes it. "
         "First residents are what placement put there before time 0."
@@ -81,10 +83,11 @@ def prefetching(runs: Sequence[Run]) -> Section:
         return section
     counts = table.drop(columns=["accuracy", "coverage", "timeliness"])
     best = table["coverage"].idxmax() if table["coverage"].notna().any() else table.index[0]
+    titled = {run.name: run.titled for run in runs}
     panels = [
         Panel(
             "prefetch-rates",
-            f"{best} takes away {100 * table.loc[best, 'coverage']:.3g} % of the misses; "
+            f"{titled[best]} takes away {100 * table.loc[best, 'coverage']:.3g} % of the misses; "
             f"{percent_range(table['accuracy'].to_numpy())} of what is prefetched is wanted",
             "Accuracy: wanted while resident or in flight, of all that landed. Coverage: would-be misses that had "
             "landed in time, of these and of late and missed experts. Timeliness: landed in time, of the wanted.",
@@ -109,7 +112,7 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
     """Speed against what it costs, and where the substitutions are."""
     section = Section("quality", "Quality against speed")
     known = [row for row in found.rows if row["tokens_per_s"] is not None and row["lost_weight"] is not None]
-    if known:
+    if any(row["lost_weight"] for row in known):
         best = [row["run"] for row in known if row["pareto_best"]]
         section.panels.append(
             Panel(
@@ -136,7 +139,7 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
 def _standings(rows: Sequence[formats.Row]) -> Cells | None:
     if len(rows) > MAX_TABLE_ROWS:
         return None
-    speeds = [formats.figure(row["tokens_per_s"], 3) for row in rows]
+    speeds = [figure(row["tokens_per_s"], 3) for row in rows]
     lost = [formats.percent(row["lost_weight"], 2) for row in rows]
     best = ["yes" if row["pareto_best"] else "" for row in rows]
     names = [row["run"] for row in rows]
@@ -154,7 +157,7 @@ def _substitutions(runs: Sequence[Run]) -> list[Panel]:
                 "lost",
                 f"Router weight lost by layer: {percent_range(shares.reshape(-1))}",
                 "Substituted and dropped router weight, of the layer's wanted weight, in counted steps.",
-                figures.by_layer(names, shares, "weight lost (%)"),
+                figures.by_layer(names, shares, "weight lost"),
                 wide=True,
             )
         )
@@ -186,7 +189,8 @@ def measured(runs: Sequence[Run]) -> Section | None:
         Panel(
             "errors",
             f"The simulation is off by at most {100 * worst:.3g} % of the measured time",
-            f"Simulated minus measured; parts of a row of errors may cancel in the total. Pairs: {names}.",
+            "Simulated minus measured, of the measured time; parts of a row of errors may cancel in the total. "
+            f"Pairs: {names}.",
             figures.errors(table),
             cells(100 * table, "{:+.2f} %"),
         ),

@@ -1,0 +1,80 @@
+"""The report's charts say what is there: no knee where there is none, no dot under a mark, no name on another."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.comparing.comparison import compare
+from analysis.curves.curve import HARDLY, Curve, rows
+from analysis.pages import compare_figures, curve, figures, tables
+from analysis.pages.page import render
+from analysis.pages.panels import Panel, Section
+from analysis.pages.policy_sections import quality
+from tests.runs_by_hand import made, record
+from tests.test_report import Page
+
+
+def a_curve(misses: list[int]) -> Curve:
+    both, zeros = np.array([[misses], [[0] * len(misses)]]), np.zeros(len(misses), np.int64)
+    return Curve(np.arange(1, len(misses) + 1), both, np.array([100, 0]), 10, 100, 5, zeros, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("misses", "marks"), [([100, 40, 20, 10, 0], ["cliff", "knee"]), ([100, 70, 47, 24, 0], ["cliff"])]
+)
+def test_a_knee_is_drawn_only_where_there_is_one(misses: list[int], marks: list[str]) -> None:
+    """Sharpness 0.35, and 0.05 (hits 30 where the straight line has 25)."""
+    found = a_curve(misses)
+    assert (found.knee()[1] >= HARDLY) == ("knee" in marks)
+    setting: Any = SimpleNamespace(plan=SimpleNamespace(slots=[1], expert_bytes=1))
+    lines = rows(setting, found, ())
+    assert [name for row in lines for name in row["marks"]] == marks
+    assert [note.text for note in curve.figure(lines).layout.annotations] == marks
+
+
+def test_dots_of_requests_lie_below_the_marks() -> None:
+    runs = [made("a", record([[100, 100], [200, 200]])), made("b", record([[50, 60]]))]
+    fig = figures.tpot(tables.latencies(runs), {"a": np.array([1e-4, 2e-4]), "b": np.array([5e-5])}, ["p", "q"])
+    dots = [trace for trace in fig.data if trace.showlegend is False]
+    marks = [trace for trace in fig.data if trace.showlegend is not False]
+    assert {trace.name for trace in marks} == {"mean", "p50", "p95", "p99"}
+    for row, trace in enumerate(dots):  # rows go downwards
+        assert all(y > mark.y[row] for y in trace.y for mark in marks)
+        assert all(abs(y - row) < 0.5 for y in trace.y)
+
+
+def test_nothing_lossy_has_no_front() -> None:
+    runs = [made("a", None, tokens_per_s=1.0), made("b", None, tokens_per_s=2.0)]
+    section = quality(runs, compare(runs))
+    assert section.panels == [] and section.remarks == ["No run is lossy: nothing is substituted or dropped."]
+
+
+def test_names_of_points_at_one_place_are_on_different_sides() -> None:
+    runs = [made(f"r{i}", None, tokens_per_s=1.0) for i in range(6)]
+    points = [trace for trace in compare_figures.pareto(compare(runs)).data if trace.mode != "lines"]
+    at = [side for trace in points for side, text in zip(trace.textposition, trace.text, strict=True) if text]
+    assert len(at) == len(set(at)) == 4  # of six, four have room
+
+
+def test_what_all_names_begin_with_is_left_out_where_they_are_long() -> None:
+    names = ["a-long-beginning-of-names/lru", "a-long-beginning-of-names/lfu"]
+    assert figures.short_labels(names) == ["…lru", "…lfu"]
+    assert figures.short_labels(["ab-lru", "ab-lfu"]) == ["ab-lru", "ab-lfu"]
+    assert figures.short_labels(["x" * 30, "x" * 30]) == [f"{'x' * 11}…{'x' * 10} #0", f"{'x' * 11}…{'x' * 10} #1"]
+
+
+def test_marks_are_seen_and_notes_one_click_away() -> None:
+    notes = [
+        "SYNTHETIC traces: all runs",
+        "MIXED traces: a, b",
+        "DOES NOT FIT into it: a",
+        "intervals of a are over few",
+    ]
+    page = Page(render([Section("s", "S", [Panel("p", "t", "c", table=(["run"], [["a"]]))])], notes, "title"))
+    summary, *_ = page.texts["summary"]
+    assert " ".join(summary.split()) == "SYNTHETIC MIXED traces DOES NOT FIT 1 more note in full"
+    assert all(note in page.texts["details"][0] for note in notes)
+    many = [f"MIXED {what}: a, b" for what in ("traces", "hardware", "precision")]
+    assert " ".join(Page(render([], many, "title")).texts["summary"][0].split()) == "MIXED settings in full"
