@@ -33,8 +33,10 @@ def legend(figure: dict[str, Any]) -> str:
 
 
 def _swatch(trace: dict[str, Any]) -> str:
-    """A small sign in the trace's colour: a square for areas, a stroke for lines, its symbol for markers."""
+    """A small sign in the trace's colour: a square for areas (some hatched), a stroke for lines, its symbol."""
     marker, line = trace.get("marker") or {}, trace.get("line") or {}
+    if (marker.get("pattern") or {}).get("shape"):
+        return _sign("hatched", marker.get("color"), "")
     if trace["type"] == "bar" or trace.get("stackgroup") or str(trace.get("fill", "none")) != "none":
         return _sign("area", trace.get("fillcolor") or marker.get("color"), "")
     if "markers" in str(trace.get("mode")) and "lines" not in str(trace.get("mode")):

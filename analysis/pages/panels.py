@@ -2,7 +2,7 @@
 table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ MAX_TABLE_ROWS = 60
 class Panel:
     """key: its id on the page. title: what is seen. caption: how to read it. choices: (label, z [n, m]) of a heatmap
     that shows one of several; the figure holds the one that is `chosen`. facts: (name, value) to be listed. wide: it
-    takes the whole width."""
+    takes the whole width. among: (id, what is chosen, this one's name) of panels that follow each other of which one is
+    shown, the first at first; without a script all are."""
 
     key: str
     title: str
@@ -32,6 +33,11 @@ class Panel:
     chosen: int = 0
     facts: Sequence[tuple[str, str]] = ()
     wide: bool = False
+    among: tuple[str, str, str] | None = None
+
+    def one_of(self, group: str, what: str, name: str) -> "Panel":
+        """The same as one of a group that a reader chooses from."""
+        return replace(self, among=(group, what, name))
 
 
 @dataclass(frozen=True)

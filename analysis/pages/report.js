@@ -65,12 +65,13 @@
     return Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
   };
 
-  const drawAll = () => Promise.all(Object.keys(figures).map(draw));
+  const shown = (id) => !document.getElementById(id).closest("[hidden]");
+  const drawAll = () => Promise.all(Object.keys(figures).filter(shown).map(draw));
 
   const paint = () => {
     button.setAttribute("aria-pressed", String(dark()));
     return Promise.all(
-      Object.keys(figures).map((id) => {
+      Object.keys(figures).filter(shown).map((id) => {
         const plot = document.getElementById(id);
         return Plotly.relayout(plot, colours(plot.layout));
       }),
@@ -90,8 +91,25 @@
       draw(select.dataset.for);
     });
   }
+  // Panels of which one is shown: a select before them, made here, because without a script all of them are there.
+  for (const first of document.querySelectorAll("[data-among]")) {
+    const group = [...document.querySelectorAll(`[data-among="${first.dataset.among}"]`)];
+    if (first !== group[0] || group.length < 2) continue;
+    const [line, text, select] = ["p", "label", "select"].map((tag) => document.createElement(tag));
+    line.className = "choice wide";
+    text.append(`${first.dataset.what}: `, select);
+    select.append(...group.map((panel, i) => new Option(panel.dataset.option, String(i))));
+    line.append(text);
+    first.before(line);
+    const show = (place) => group.forEach((panel, i) => (panel.hidden = i !== place));
+    select.addEventListener("change", () => {
+      show(Number(select.value));
+      for (const plot of group[Number(select.value)].querySelectorAll(".plot")) draw(plot.id);
+    });
+    show(0);
+  }
   button.setAttribute("aria-pressed", String(dark()));
   drawAll().then(() => {
-    root.dataset.drawn = String(Object.keys(figures).length);
+    root.dataset.drawn = String(Object.keys(figures).filter(shown).length);
   });
 })();
