@@ -21,8 +21,8 @@ MAX_TABLE_ROWS = 60
 class Panel:
     """key: its id on the page. title: what is seen. caption: how to read it. choices: (label, z [n, m]) of a heatmap
     that shows one of several; the figure holds the one that is `chosen`. facts: (name, value) to be listed. wide: it
-    takes the whole width. among: (id, what is chosen, this one's name) of panels that follow each other of which one is
-    shown, the first at first; without a script all are."""
+    takes the whole width. among: (id, what is chosen, an option) of panels that follow each other of which those of
+    one option are shown, of the first at first; without a script all are."""
 
     key: str
     title: str

@@ -91,22 +91,24 @@
       draw(select.dataset.for);
     });
   }
-  // Panels of which one is shown: a select before them, made here, because without a script all of them are there.
+  // Panels of which those of one option are shown: a select before them, made here, because without a script all are.
   for (const first of document.querySelectorAll("[data-among]")) {
     const group = [...document.querySelectorAll(`[data-among="${first.dataset.among}"]`)];
-    if (first !== group[0] || group.length < 2) continue;
+    const options = [...new Set(group.map((panel) => panel.dataset.option))];
+    if (first !== group[0] || options.length < 2) continue;
     const [line, text, select] = ["p", "label", "select"].map((tag) => document.createElement(tag));
     line.className = "choice wide";
     text.append(`${first.dataset.what}: `, select);
-    select.append(...group.map((panel, i) => new Option(panel.dataset.option, String(i))));
+    select.append(...options.map((option) => new Option(option)));
     line.append(text);
     first.before(line);
-    const show = (place) => group.forEach((panel, i) => (panel.hidden = i !== place));
+    const show = () => group.forEach((panel) => (panel.hidden = panel.dataset.option !== select.value));
     select.addEventListener("change", () => {
-      show(Number(select.value));
-      for (const plot of group[Number(select.value)].querySelectorAll(".plot")) draw(plot.id);
+      show();
+      for (const plot of group.flatMap((panel) => [...panel.querySelectorAll(".plot")]))
+        if (shown(plot.id)) draw(plot.id);
     });
-    show(0);
+    show();
   }
   button.setAttribute("aria-pressed", String(dark()));
   drawAll().then(() => {

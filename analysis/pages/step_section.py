@@ -14,8 +14,8 @@ from analysis.timelines.asked import Asked
 from analysis.timelines.fewer_pieces import fewer
 from analysis.timelines.one_step import WAITS, Step, one_step
 from analysis.timelines.tracks import Tracks, tracks
-from sim.experiments.fastest import TIE
 from sim.machines.record import RunRecord
+from sim.outcome.how_sure import TIE
 from traces.errors import UserError
 
 MOST_PIECES = 6_000  # of all runs in one figure: some 200 kB
