@@ -299,12 +299,15 @@ def test_every_format_tells_the_same(runs: dict[str, Path], capsys: pytest.Captu
         assert flat["pareto_best"] == str(row["pareto_best"]).lower()
     assert rows[1]["marks"] == "synthetic open-loop" and rows[1]["miss"] == "drop"
     text = call(capsys, *paths)
-    header, *lines = [line for line in text.split("\n\n")[0].splitlines() if not line.startswith("!")]
+    assert text.startswith(told["answer"] + "\n")
+    header, *lines = [line for line in text.split("\n\n")[1].splitlines() if not line.startswith("!")]
     assert all(
         line[header.index("run") :].startswith(name) for line, name in zip(lines, ("lru", "drop", "wide"), strict=True)
     )
     assert "SYNTHETIC" in text and "OPEN LOOP" in text and "bootstrap" in text and "seed 0" in text
-    table = [line for line in call(capsys, *paths, "--format", "markdown").splitlines() if line.startswith("|")]
+    marked = call(capsys, *paths, "--format", "markdown").splitlines()
+    assert marked[0].replace("\\", "") == told["answer"] and marked[1] == ""
+    table = [line for line in marked if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
 

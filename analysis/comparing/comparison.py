@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
+from analysis.comparing.leading import leading
 from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, against
 from analysis.reading.run import Run, by_cause, differing, settings, share
-from analysis.showing.words import listed
+from analysis.showing.words import listed, plain
 from sim.core.plan import CAUSES
 from sim.outcome.marks import START, UNSURE, starts_free
 from sim.outcome.per_request import LEVEL
@@ -14,17 +16,16 @@ from sim.spec import CHANGES
 from traces.command import did_you_mean
 from traces.errors import UserError
 
-# What the work and the machine are. Runs that differ here are no alternatives of each other.
+# What the work and the machine are. Runs that differ here are no alternatives of each other. An engine, and the chunks
+# in which it takes prompts, are a choice as a policy is.
 VERSION = "spec version"
 CONDITIONS = (
     VERSION,
     "model",
     "hardware",
     *CHANGES,
-    "engine",
     "precision",
     "batch",
-    "prefill_chunk",
     "context_offset",
     "warmup_steps",
     "warmup_share",
@@ -33,6 +34,7 @@ CONDITIONS = (
     "reset",
     "max_steps",
 )
+BARE = ("model", "hardware", "precision")  # conditions whose values say what they are
 # What each mark of a run means, and how the notes begin that a summary has of it already.
 MARKS = {
     "synthetic": "SYNTHETIC traces, made by a generator, not captured from a model",
@@ -70,12 +72,14 @@ def compare(runs: Sequence[Run], baseline: str | int = 0, seed: int = 0, resampl
     pairs = against(list(runs), base, seed, resamples)
     fields = differing(runs)
     best, groups = pareto_best(runs), conditions(runs)
+    leads, work = leading(runs, groups, seed, resamples), told_conditions(runs, groups)
     ruled = any(run.by_rules for run in runs)
     rows = []
     for i, (run, pair) in enumerate(zip(runs, pairs, strict=True)):
         row = {"index": i, "run": run.name, "settings": {field: settings(run).get(field) for field in fields}}
         row |= row_of(run, base, pair) | (on_a_miss(run) if ruled else {})
-        rows.append(row | {"conditions": groups[i], "pareto_best": best[i], "marks": run.marks})
+        row |= {"conditions": groups[i], "work": work[i], **leads[i], "verdict": run.summary["verdict"]}
+        rows.append(row | {"pareto_best": best[i], "marks": run.marks})
     statistic = STATISTIC.format(level=LEVEL, resamples=resamples, seed=seed)
     return Comparison(rows, base.name, fields, _notes(runs, base, pairs), statistic)
 
@@ -186,6 +190,31 @@ def conditions(runs: Sequence[Run]) -> list[int]:
     return out
 
 
+def told_conditions(runs: Sequence[Run], groups: Sequence[int]) -> list[str]:
+    """What tells the conditions of a run from those of the others, `rtx4090, q4-k-m, batch 4`; "" where all are one."""
+    every = [_told(run) for run in runs]
+    firsts = [every[groups.index(group)] for group in dict.fromkeys(groups)]
+    apart = [name for name in every[0] if len({told[name] for told in firsts}) > 1]
+    if "trace" in apart:
+        apart.remove("hash")  # its name is enough
+    return [", ".join(told[name] for name in apart) for told in every]
+
+
+def _told(run: Run) -> dict[str, str]:
+    """Everything that `conditions` looks at, in words that stand alone."""
+    spec = run.spec
+    aside = run.judged[1]
+    own = {"trace": PurePath(str(spec["trace"])).stem, "hash": run.trace["hash"][:8]}
+    own |= {"judged": "no calibration" if aside is None else f"calibration {aside[0]:g}, seed {aside[1]}"}
+    own |= {"as_decode": "prompts as decode steps" if run.judged[2] else "prompts as prompts"}
+    own |= {"measured": "measured" if run.measured else "simulated"}
+    values = {name: condition(run, name) for name in CONDITIONS}
+    return own | {
+        name: str(value) if name in BARE and value is not None else f"{name} {plain(value)}"
+        for name, value in values.items()
+    }
+
+
 def _standing(run: Run) -> tuple[float, float] | None:
     """(tokens/s, minus lost weight): more is better in both."""
     speed, lost = run.summary["tokens_per_s"], run.lost_weight
@@ -207,6 +236,9 @@ def _notes(runs: Sequence[Run], base: Run, pairs: Sequence[Paired | str | None])
         notes.append("MIXED requests: not the same ones are judged (calibration, seed or as_decode differ)")
     if len({run.measured for run in runs}) > 1:
         notes.append("MIXED machines: some times are measured on a device, others are modelled")
+    engines = list(dict.fromkeys(str(run.spec.get("engine")) for run in runs))
+    if len(engines) > 1:
+        notes.append(f"MIXED engines: {listed(engines)}: each has costs of its own, and errors of its own in them")
     notes += _marked(runs)
     few = [p for p in pairs if isinstance(p, Paired) and p.n < FEW]
     if few:

@@ -6,18 +6,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from analysis.comparing.answer import answer, held_back, name_of
 from analysis.comparing.comparison import PARETO, Comparison
 from analysis.comparing.svg import svg
-from analysis.showing.words import plain
+from analysis.showing.words import NONE, figure, plain
 from sim.catalog.intervals import LEVEL as SURE
 from sim.outcome.how_sure import between
 
 Row = dict[str, Any]
-NONE = "-"
-
-
-def figure(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -42,7 +38,7 @@ def signed(value: float) -> str:
 
 def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     """(title, text of a cell) of the table for people."""
-    base = plain(found.baseline)
+    base = name_of(next(row for row in found.rows if row["run"] == found.baseline))
     settings = [(field, _setting(field)) for field in found.differs]
     ruled = [(title, show) for key, title, show in BY_RULES if any(row.get(key) for row in found.rows)]
     return [
@@ -96,9 +92,9 @@ def _setting(field: str) -> Callable[[Row], str]:
 LEFT = ("run", "marks", "best")
 
 
-def cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(titles, rows) of the table for people; also what the report shows."""
-    columns = _columns(found)
+def cells(found: Comparison, settings: bool = True) -> tuple[list[str], list[list[str]]]:
+    """(titles, rows) of the table for people; without what each run was asked for, what the report shows."""
+    columns = [each for each in _columns(found) if settings or each[0] not in ("#", *found.differs)]
     return [title for title, _ in columns], [[text(row) for _, text in columns] for row in found.rows]
 
 
@@ -113,12 +109,17 @@ def remarks(found: Comparison) -> list[str]:
     return lines
 
 
+def _first(found: Comparison) -> list[str]:
+    """What is said first: the answer, and what holds the winner back."""
+    return [line for line in (answer(found), held_back(found)) if line]
+
+
 def table(found: Comparison) -> str:
-    """Aligned columns, the notes above them."""
+    """Aligned columns, the answer and the notes above them."""
     titles, rows = cells(found)
     widths = [max(len(line[i]) for line in [titles, *rows]) for i in range(len(titles))]
     left = [title in LEFT or title in found.differs for title in titles]
-    lines = [f"! {plain(note)}" for note in found.notes]
+    lines = [*_first(found), "", *(f"! {plain(note)}" for note in found.notes)]
     for line in [titles, *rows]:
         aligned = [t.ljust(w) if to_left else t.rjust(w) for t, w, to_left in zip(line, widths, left, strict=True)]
         lines.append("  ".join(aligned).rstrip())
@@ -132,7 +133,8 @@ def markdown(found: Comparison) -> str:
     lines = ["| " + " | ".join(map(_in_cell, line)) + " |" for line in (titles, rule, *rows)]
     lines[1] = "|" + "|".join(rule) + "|"
     notes = [f"- **{_in_cell(plain(note))}**" for note in found.notes]
-    return "\n".join([*lines, "", *notes, *(f"- {_in_cell(line)}" for line in remarks(found))])
+    first = [part for line in _first(found) for part in (_in_cell(line), "")]
+    return "\n".join([*first, *lines, "", *notes, *(f"- {_in_cell(line)}" for line in remarks(found))])
 
 
 def _in_cell(text: str) -> str:
@@ -165,7 +167,8 @@ def _csv(value: Any) -> Any:
 
 def as_json(found: Comparison) -> str:
     keys = ("baseline", "differs", "notes", "statistic", "rows")
-    return json.dumps({key: getattr(found, key) for key in keys}, indent=1, allow_nan=False)
+    told = {"answer": answer(found)} | {key: getattr(found, key) for key in keys}
+    return json.dumps(told, indent=1, allow_nan=False)
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

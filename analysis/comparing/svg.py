@@ -3,16 +3,18 @@
 import textwrap
 from typing import Any
 
+from analysis.comparing.answer import answer
 from analysis.comparing.comparison import Comparison
 from analysis.showing.drawing import opened
 from analysis.showing.palette import colours
 from analysis.showing.words import markup, shortened
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 250, 34, 64
+WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 250, 34, 44
 LEGEND = (
-    "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; share of router weight lost; "
-    "&#9733; Pareto-best"
+    "generated tokens/s; whisker: 95 % interval of the difference, paired over requests; &#9733; Pareto-best; pale: an "
+    "oracle"
 )
+TITLE_ROW, TITLE_LETTERS = 20, 84  # px of a line of the title, and how many letters fit into it
 NOTED = ("synthetic", "not calibrated")  # marks that stand below, and hold for all bars or most
 
 
@@ -21,21 +23,22 @@ def svg(found: Comparison) -> str:
     colour = colours([row["policy"] for row in found.rows])
     base = next(row for row in found.rows if row["run"] == found.baseline)
     top = max([_high(row, base) for row in found.rows] + [1e-12])
-    notes = _wrapped(found.notes)
-    height = TOP + ROW * len(found.rows) + 22 + 16 * len(notes)
+    notes, title = _wrapped(found.notes), textwrap.wrap(answer(found, 40), TITLE_LETTERS)
+    first = TOP + TITLE_ROW * len(title)
+    height = first + ROW * len(found.rows) + 22 + 16 * len(notes)
     parts = [
-        *opened(_title(found), _spoken(found), WIDTH, height),
-        f'<text x="0" y="20" class="title">{markup(_title(found))}</text>',
-        f'<text x="0" y="42" class="soft">{LEGEND}</text>',
+        *opened(" ".join(title), _spoken(found), WIDTH, height),
+        *(f'<text x="0" y="{TITLE_ROW * (i + 1)}" class="title">{markup(line)}</text>' for i, line in enumerate(title)),
+        f'<text x="0" y="{first - 22}" class="soft">{LEGEND}</text>',
     ]
     for i, row in enumerate(found.rows):
-        parts += _bar(row, base, TOP + ROW * i, top, colour[row["policy"]])
+        parts += _bar(row, base, first + ROW * i, top, colour[row["policy"]])
     scale = (WIDTH - LEFT - RIGHT) / top
     if base["tokens_per_s"]:
         x = LEFT + base["tokens_per_s"] * scale
-        parts.append(f'<path class="base" d="M{x:.1f} {TOP - 6}V{TOP + ROW * len(found.rows)}"/>')
+        parts.append(f'<path class="base" d="M{x:.1f} {first - 6}V{first + ROW * len(found.rows)}"/>')
     for i, note in enumerate(notes):
-        y = TOP + ROW * len(found.rows) + 22 + 16 * i
+        y = first + ROW * len(found.rows) + 22 + 16 * i
         parts.append(f'<text x="0" y="{y}" class="loud">{markup(note)}</text>')
     return "\n".join([*parts, "</svg>"])
 
@@ -45,16 +48,6 @@ def _high(row: dict[str, Any], base: dict[str, Any]) -> float:
     if row["tokens_per_s_change_high"] is not None and base["tokens_per_s"]:
         speeds.append(base["tokens_per_s"] * (1 + row["tokens_per_s_change_high"]))
     return max(speeds)
-
-
-def _title(found: Comparison) -> str:
-    known = [row for row in found.rows if row["tokens_per_s"] is not None]
-    if not known:
-        return "No run generated a token"
-    best = max(known, key=lambda row: row["tokens_per_s"])
-    gain = best["tokens_per_s_change"]
-    tail = f", {1 + gain:.2f} x {found.baseline}" if gain is not None and best["run"] != found.baseline else ""
-    return shortened(f"{best['run']} is the fastest: {best['tokens_per_s']:,.2f} tokens/s{tail}", 90)
 
 
 def _spoken(found: Comparison) -> str:
@@ -74,9 +67,9 @@ def _bar(row: dict[str, Any], base: dict[str, Any], y: int, top: float, colour: 
     end = float(LEFT)
     if speed is not None:
         end = LEFT + speed * scale
-        parts.append(
-            f'<rect x="{LEFT}" y="{y + 7}" width="{speed * scale:.1f}" height="{ROW - 14}" rx="2" fill="{colour}"/>'
-        )
+        limit = ' fill-opacity="0.4"' if "oracle" in row["marks"] else ""
+        size = f'width="{speed * scale:.1f}" height="{ROW - 14}"'
+        parts.append(f'<rect x="{LEFT}" y="{y + 7}" {size} rx="2" fill="{colour}"{limit}/>')
     low, high = row["tokens_per_s_change_low"], row["tokens_per_s_change_high"]
     if low is not None and base["tokens_per_s"]:
         x0, x1 = (LEFT + base["tokens_per_s"] * (1 + x) * scale for x in (low, high))

@@ -41,6 +41,7 @@ FLAGS = (
     "model", "hardware", *OF_THE_HARDWARE, "engine", "precision", "cache_scope", "placement", "expert_group", "batch",
     "prefill_chunk", "as_decode", "context_offset", "max_steps", "seed",
 )  # fmt: skip
+HARDLY = 0.1  # sharpness of a knee that is none
 PLACEMENTS = ("first", "random", "empty")  # those whose first residents at c slots are the first c of one order
 DECODE, PREFILL = range(2)
 ONE, READY, ALL = map(GROUPS.index, ("one", "ready", "all"))
@@ -252,11 +253,12 @@ def rows(setting: "Setting", found: Curve, checked: Iterable[int]) -> list[Row]:
     Raises RuntimeError if the simulator does not count the misses that the curve has: one of the two is wrong.
     """
     scopes, size = len(setting.plan.slots), setting.plan.expert_bytes
-    knee, _ = found.knee()
+    knee, sharpness = found.knee()
     each = zip(found.slots, found.hit_rate, found.decode_misses, found.tokens_per_s, strict=True)
     out = []
     for slots, hit_rate, misses, tokens_per_s in ((x.item() for x in row) for row in each):
-        marks = {"cliff": slots == found.cliff, "knee": slots == knee, "fits": slots == found.fits}
+        sharp = slots == knee and sharpness >= HARDLY  # where there is none, there is nothing to be marked
+        marks = {"cliff": slots == found.cliff, "knee": sharp, "fits": slots == found.fits}
         out.append(
             {
                 "slots": slots,

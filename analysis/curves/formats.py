@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.curves.curve import DECODE, FLAGS, Curve, Row
+from analysis.curves.curve import DECODE, FLAGS, HARDLY, Curve, Row
 from sim.catalog.intervals import DECODE as DECODING
 from sim.catalog.intervals import LEVEL, stated
 from sim.outcome.marks import START, SYNTHETIC, UNSURE, machine_words, short_of_ram
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sim.prepare import Setting
 
 SHOWN = 24  # lines of the table
-HARDLY = 0.1  # sharpness of a knee that is none
 SAID = ("trace", "eviction", "miss", "prefetch", *FLAGS)  # of the spec
 
 

@@ -6,49 +6,176 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
-from analysis.pages.figures import LABELLED, MANY_TIMES, Float, canvas, rows_canvas, short_labels
+from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, rows_canvas, short_labels
 from analysis.showing.palette import GREY, colours, symbols
-from analysis.showing.words import label, shortened
+from analysis.showing.words import figure, label, plain, shortened
+from sim.catalog.intervals import LEVEL
 
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
+# what kind of a run a bar is: a word, its pattern. The first that holds is a bar's own.
+KINDS = {
+    "oracle": ("an oracle: a limit, no choice", "/"),
+    "does not fit": ("does not fit: no choice", "x"),
+    "does not fit the host": ("does not fit: no choice", "x"),
+    "open-loop": ("lossy, open loop", "."),
+    "loss partly unseen": ("lossy, open loop", "."),
+}
+COMPACT = 22  # px of a bar's row where it must be low
+HEAD = 38  # letters of the line that names a kind of runs
+PLAIN = ("can be had, nothing lost", "")
 
 
-def speed(found: Comparison) -> go.Figure:
-    """Tokens/s, a bar per run; whiskers: the interval of the difference from the baseline, at the baseline's rate."""
-    rows = found.rows
-    names, colour = [row["run"] for row in rows], colours([row["policy"] for row in rows])
-    fig = rows_canvas(names, "generated tokens/s")
-    speeds = np.array([row["tokens_per_s"] or 0.0 for row in rows])
-    low, high = whiskers(found)
-    fig.add_bar(
-        y=short_labels(names),
-        x=speeds,
-        orientation="h",
-        marker={"color": [colour[row["policy"]] for row in rows]},
-        text=[f"{value:,.2f}" for value in speeds],
-        textposition="auto",
-        insidetextanchor="start",
-        error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.5, "color": GREY},
-        hovertext=[label(row["policy"]) for row in rows],
-        hovertemplate="%{y}: %{x:,.3f} tokens/s<br>%{hovertext}<extra></extra>",
+def speed(found: Comparison, compact: bool = False) -> go.Figure:
+    """Tokens/s, a bar per run, whiskers as `whiskers` finds them. Runs that are no alternatives of each other are not
+    on one scale: their bars are shares of the fastest of their kind. compact: lower rows."""
+    names, drawn, heads = _lines(found)
+    across = "share of the fastest of its kind (%)" if heads else "generated tokens/s"
+    fig = rows_canvas(names, across, row=COMPACT if compact else ROW)
+    labels = short_labels(names)
+    lines, unit, (low, high) = [labels[place] for place in drawn], _units(found), whiskers(found)
+    for kind in dict.fromkeys(map(_kind, found.rows)):
+        mine = [i for i, row in enumerate(found.rows) if _kind(row) == kind]
+        error = _error(high[mine] / unit[mine], low[mine] / unit[mine])
+        fig.add_bar(**_bars(found, mine, unit), y=[lines[i] for i in mine], error_x=error, **_look(found, mine, kind))
+    ends = (np.array([row["tokens_per_s"] or 0.0 for row in found.rows]) + high) / unit
+    fig.add_scatter(
+        x=ends,
+        y=lines,
+        mode="text",
+        text=[f" {_beside(row)}" for row in found.rows],
+        textposition="middle right",
+        cliponaxis=False,
+        showlegend=False,
+        hoverinfo="skip",
     )
-    return fig.update_layout(showlegend=False)
+    for place in heads:
+        at = {"x": 0, "xref": "paper", "xanchor": "left", "y": labels[place], "showarrow": False}
+        fig.add_annotation(text=label(shortened(names[place], HEAD)), font={"weight": 700}, **at)
+    if heads:
+        _nameless(fig, heads)
+    return _with_room(fig, float(ends.max(initial=0.0)) or 1.0, max(len(_beside(row)) for row in found.rows))
+
+
+def _bars(found: Comparison, mine: Sequence[int], unit: Float) -> dict[str, Any]:
+    rows = [found.rows[i] for i in mine]
+    return {
+        "x": [(row["tokens_per_s"] or 0.0) / unit[i] for i, row in zip(mine, rows, strict=True)],
+        "customdata": [[row["tokens_per_s"] or 0.0, label(row["policy"])] for row in rows],
+        "hovertemplate": "%{y}: %{customdata[0]:,.3f} tokens/s<br>%{customdata[1]}<extra></extra>",
+        "orientation": "h",
+    }
+
+
+def _look(found: Comparison, mine: Sequence[int], kind: tuple[str, str]) -> dict[str, Any]:
+    """Colours by policy, pattern and name by kind."""
+    colour, (name, shape) = colours([row["policy"] for row in found.rows]), kind
+    pattern = {"shape": shape, "fillmode": "replace", "size": 7, "solidity": 0.55} if shape else {}
+    return {"name": name, "marker": {"color": [colour[found.rows[i]["policy"]] for i in mine], "pattern": pattern}}
+
+
+def about_speed(found: Comparison) -> str:
+    """What the whiskers of `speed` are."""
+    if not any(map(np.any, whiskers(found))):
+        return "No intervals are known."
+    if _of_costs(found):
+        return f"Whiskers: {100 * LEVEL:g} % interval of the engine's costs."
+    base = next(row for row in found.rows if row["run"] == found.baseline)
+    other = "the fastest of its kind" if _several(found) else name_of(base)
+    return f"Whiskers: 95 % interval of the difference from {other}, paired over requests."
+
+
+def _lines(found: Comparison) -> tuple[list[str], list[int], list[int]]:
+    """(names of the lines, the line of each row, the lines that name a kind of runs)."""
+    names, drawn, heads = list[str](), list[int](), list[int]()
+    several = _several(found)
+    for i, row in enumerate(found.rows):
+        if several and (i == 0 or found.rows[i - 1]["conditions"] != row["conditions"]):
+            heads.append(len(names))
+            names.append(plain(row["work"]))
+        drawn.append(len(names))
+        names.append(row["run"])
+    return names, drawn, heads
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return next((look for mark, look in KINDS.items() if mark in row["marks"]), PLAIN)
+
+
+def _nameless(fig: go.Figure, places: Sequence[int]) -> None:
+    """No labels at the axis for these lines, neither on a phone."""
+    axis = fig.layout.meta["narrow"]["yaxis"]
+    values = axis["tickvals"]
+    for place in places:
+        axis["ticktext"][place] = ""
+    fig.update_yaxes(
+        tickmode="array",
+        tickvals=values,
+        ticktext=["" if i in places else value for i, value in enumerate(values)],
+    )
+
+
+def _error(above: Float, below: Float) -> dict[str, Any]:
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5, "color": GREY}
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """What stands behind a bar: its figure, and what it is paid with."""
+    said = figure(row["tokens_per_s"])
+    if "oracle" in row["marks"]:
+        return f"{said} (oracle)"
+    return f"{said} (-{row['lost_weight']:.1%})" if row["lost_weight"] else said
+
+
+def _units(found: Comparison) -> Float:
+    """What each row's tokens/s are divided by: 1, or of unlike runs a hundredth of the fastest of their kind."""
+    kinds = [row["conditions"] for row in found.rows]
+    speeds = [row["tokens_per_s"] or 0.0 for row in found.rows]
+    if not _several(found):
+        return np.ones(len(kinds))
+    tops = {kind: max(speed for speed, of in zip(speeds, kinds, strict=True) if of == kind) for kind in kinds}
+    return np.array([(tops[kind] or 1.0) / 100 for kind in kinds])
+
+
+def _with_room(fig: go.Figure, end: float, letters: int) -> go.Figure:
+    """Room behind the longest bar for so many letters in a plot of at least 400 px, or 200 on a phone."""
+    wide, narrow = (end / (1 - min(0.6, (letters + 1) * letter / px)) for letter, px in ((7.2, 400), (6.2, 200)))
+    changes = {"xaxis": {"range": [0, narrow], "nticks": 4}}
+    fig.update_layout(barmode="overlay", meta={"narrow": fig.layout.meta["narrow"] | changes})
+    return fig.update_xaxes(range=[0, wide])
 
 
 def whiskers(found: Comparison) -> tuple[Float, Float]:
-    """(below, above) tokens/s of each row: how far the interval of its difference reaches; 0 where there is none."""
-    base = next(row["tokens_per_s"] for row in found.rows if row["run"] == found.baseline)
+    """(below, above) tokens/s of each row; 0 where no interval is known: how far the interval of its difference from
+    the baseline reaches, at the baseline's rate; of runs that are no alternatives of each other, from the fastest of
+    its kind. Of several engines, and where requests are not paired, the interval of the engine's costs."""
+    if _of_costs(found):
+        pairs = [(row["tokens_per_s_low"], row["tokens_per_s_high"], row["tokens_per_s"]) for row in found.rows]
+        return _columns([(0.0, 0.0) if None in pair else (pair[2] - pair[0], pair[1] - pair[2]) for pair in pairs])
+    key = "against_best" if _several(found) else "tokens_per_s_change"
     reach = []
     for row in found.rows:
-        low, high = row["tokens_per_s_change_low"], row["tokens_per_s_change_high"]
-        if low is None or high is None or not base or row["tokens_per_s"] is None:
+        low, now, high = (row[name] for name in (f"{key}_low", key, f"{key}_high"))
+        if None in (low, now, high) or not row["tokens_per_s"]:
             reach.append((0.0, 0.0))
             continue
-        now = row["tokens_per_s"] / base - 1
-        reach.append((max(0.0, now - low) * base, max(0.0, high - now) * base))
+        rate = row["tokens_per_s"] / (1 + now)
+        reach.append((max(0.0, now - low) * rate, max(0.0, high - now) * rate))
+    return _columns(reach)
+
+
+def _columns(reach: Sequence[tuple[float, float]]) -> tuple[Float, Float]:
     below, above = np.array(reach, np.float64).reshape(-1, 2).T
     return below, above
+
+
+def _several(found: Comparison) -> bool:
+    return len({row["conditions"] for row in found.rows}) > 1
+
+
+def _of_costs(found: Comparison) -> bool:
+    return "engine" in found.differs or all(row["tokens_per_s_change_low"] is None for row in found.rows)
 
 
 def pareto(found: Comparison) -> go.Figure:
@@ -59,8 +186,9 @@ def pareto(found: Comparison) -> go.Figure:
     colour, symbol = colours([row["policy"] for row in found.rows]), symbols([row["policy"] for row in found.rows])
     low, high = whiskers(found)
     reach = {row["run"]: (low[i], high[i]) for i, row in enumerate(found.rows)}
-    ranked = sorted(rows, key=lambda row: (row["tokens_per_s"], row["lost_weight"]))
-    side = {row["run"]: f"middle {'left' if i % 2 else 'right'}" for i, row in enumerate(ranked)}
+    far = max((row["lost_weight"] for row in rows), default=0.0)
+    # above the front, which comes from below and leaves to the right; the last ones have their room to the left
+    side = {row["run"]: f"top {'left' if row['lost_weight'] > 0.75 * far else 'right'}" for row in rows}
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
         above, below = [reach[row["run"]][1] for row in mine], [reach[row["run"]][0] for row in mine]

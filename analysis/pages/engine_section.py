@@ -5,11 +5,10 @@ from pathlib import PurePath
 from typing import Any
 
 from analysis.comparing.by_ratio import PHASES, ByRatio, by_ratio, ratio_of, scaled, setting_of, tied, told_setting
-from analysis.comparing.formats import figure
 from analysis.pages import engine_figures
 from analysis.pages.panels import Cells, Panel, Section
 from analysis.reading.run import Run, by_cause, share
-from analysis.showing.words import plain
+from analysis.showing.words import figure, plain
 from sim.experiments.fastest import fastest
 from sim.outcome.how_sure import how_sure, key_of
 from sim.outcome.marks import machine_words

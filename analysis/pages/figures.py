@@ -4,6 +4,7 @@ No figure has a title: the page or the notebook says what is seen in its own tex
 are palette's, the background is the page's. Text that came from files is escaped for plotly's own markup.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,16 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 AXIS: dict[str, Any] = dict.fromkeys(("gridcolor", "zerolinecolor"), "rgba(128,140,152,0.28)") | {"automargin": True}
 SMALL = {"size": 13}
 ROW = 30  # pixels of a bar
+BAR_ROOM = 64  # px of a horizontal colour bar with its title
+LANES = 42  # px of a row with marks above dots
+LANE = 0.3  # how far from a row's middle the others of its three lanes are
+TPOT_MARKS = {
+    "mean": ("x-thin", 0.0),
+    "p50": ("line-ns", 0.0),
+    "p95": ("triangle-down", -LANE),
+    "p99": ("triangle-right", -LANE),
+}
+NARROW = 13  # letters of a name at an axis, on a phone
 MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a logarithmic axis
 LABELLED = 14  # points that carry their names
 RATES = {
@@ -49,6 +60,8 @@ def canvas(height: int, x: str, y: str = "", **layout: Any) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         hoverlabel={"align": "left", "namelength": -1},
         bargap=0.3,
+        minreducedheight=8,  # else plotly puts axis titles over tick labels where there are few rows
+        minreducedwidth=40,
         **layout,
     )
     fig.update_xaxes(title={"text": x, "standoff": 10, "font": SMALL}, **AXIS)
@@ -63,16 +76,30 @@ def two_plots(height: int, gap: float, shares: Sequence[float] | None = None, **
 
 
 def short_labels(names: Sequence[str], most: int = 22) -> list[str]:
-    """The names as axis labels: cut, told apart, escaped."""
-    cut = [shortened(name, most) for name in names]
+    """The names as axis labels: cut, told apart, escaped. What all begin with is left out where some must be cut."""
+    same = _shared(names) if max(map(len, names), default=0) > most else 0
+    cut = [shortened("…" * (same > 0) + name[same:], most) for name in names]
     return [label(f"{text} #{i}" if cut.count(text) > 1 else text) for i, text in enumerate(cut)]
 
 
-def rows_canvas(names: Sequence[str], x: str, extra: int = 96) -> go.Figure:
-    """A canvas with one row per name, the first on top."""
-    fig = canvas(extra + ROW * len(names), x)
-    fig.update_yaxes(categoryorder="array", categoryarray=short_labels(names)[::-1], showgrid=False, type="category")
-    return fig
+def _shared(names: Sequence[str]) -> int:
+    """How many letters all names begin with, up to the end of a word in them; 0 where that tells little."""
+    low, high = min(names), max(names)  # what these two share all do
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)
+    words = re.match(r".*[-_/ ]", low[:same])
+    return words.end() if words and words.end() > 3 else 0
+
+
+def rows_canvas(names: Sequence[str], x: str, extra: int = 66, row: int = ROW) -> go.Figure:
+    """A canvas with one row per name, the first on top. extra, row: px beside the rows, and of each."""
+    fig, labels = canvas(extra + row * len(names), x), short_labels(names)
+    fig.update_layout(meta={"narrow": {"yaxis": _ticks(labels, short_labels(names, NARROW))}})
+    fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, type="category")
+    return fig.update_yaxes(range=[-0.5, len(names) - 0.5])
+
+
+def _ticks(values: Sequence[Any], texts: Sequence[str]) -> dict[str, Any]:
+    return {"tickmode": "array", "tickvals": list(values), "ticktext": list(texts)}
 
 
 def _mark_rows(fig: go.Figure, x: Float, y: Sequence[str], name: str, hover: str, **marker: Any) -> None:
@@ -138,7 +165,18 @@ def windows(table: pd.DataFrame) -> go.Figure:
         fig.update_yaxes(
             title={"text": name if name == "tokens/s" else f"{name} a token", "font": SMALL}, row=1, col=i + 1
         )
+    fig.update_layout(meta={"narrow": _below_each_other(len(shown))})
     return fig.update_xaxes(**AXIS).update_yaxes(**AXIS)
+
+
+def _below_each_other(n: int) -> dict[str, Any]:
+    """Of n plots beside each other, what changes of the layout where there is no room for that."""
+    out: dict[str, Any] = {"height": 190 * n}
+    for i in range(n):
+        name = f"axis{i + 1}" if i else "axis"
+        out[f"x{name}"] = {"domain": [0, 1]}
+        out[f"y{name}"] = {"domain": [(n - 1 - i + 0.28) / n, (n - i) / n]}
+    return out
 
 
 def _causes(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -162,30 +200,37 @@ def prefetch_rates(table: pd.DataFrame) -> go.Figure:
 
 
 def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str]) -> go.Figure:
-    """TPOT: mean and percentiles of `tables.latencies`, and a dot per request where a record has them.
+    """TPOT: mean and percentiles of `tables.latencies`, and below them a dot per request where a record has them.
 
     requests: run -> float64 [requests] in ms. policies: of each row, for its colour.
     """
     names = list(map(str, table.index))
-    fig, short, colour = rows_canvas(names, "TPOT (ms per token)"), short_labels(names), colours(policies)
-    for name, text, policy in zip(names, short, policies, strict=True):
+    fig, short, colour = canvas(66 + LANES * len(names), "TPOT (ms per token)"), short_labels(names), colours(policies)
+    rows = np.arange(len(names))
+    for i, (name, text, policy) in enumerate(zip(names, short, policies, strict=True)):
         values = _thinned(requests.get(name, np.zeros(0)))
         if len(values):
             fig.add_scatter(
                 x=values,
-                y=[text] * len(values),
+                y=np.full(len(values), i + LANE),
                 mode="markers",
                 showlegend=False,
-                marker={"size": 9, "opacity": 0.35, "color": colour[policy]},
-                hovertemplate="%{y}: a request of %{x:.2f} ms per token<extra></extra>",
+                marker={"size": 9, "opacity": 0.45, "color": colour[policy]},
+                hovertemplate=f"{text}: a request of %{{x:.2f}} ms per token<extra></extra>",
             )
-    for key, symbol in (("mean", "x-thin"), ("p50", "line-ns"), ("p95", "triangle-down"), ("p99", "triangle-right")):
-        values = table[f"tpot_{key}"].to_numpy(np.float64)
-        pen = {"width": 2.5, "color": GREY}
-        _mark_rows(
-            fig, values, short, key, f": {key} %{{x:.2f}} ms", symbol=f"{symbol}-open", size=12, color=GREY, line=pen
+    for key, (symbol, lane) in TPOT_MARKS.items():
+        fig.add_scatter(
+            x=table[f"tpot_{key}"].to_numpy(np.float64),
+            y=rows + lane,
+            mode="markers",
+            name=key,
+            marker={"symbol": f"{symbol}-open", "size": 11, "color": GREY, "line": {"width": 2.2, "color": GREY}},
+            customdata=short,
+            hovertemplate=f"%{{customdata}}: {key} %{{x:.2f}} ms<extra></extra>",
         )
-    return fig.update_xaxes(rangemode="tozero")
+    fig.update_layout(meta={"narrow": {"yaxis": {"ticktext": short_labels(names, NARROW)}}})
+    fig.update_yaxes(_ticks(rows.tolist(), short), range=[len(names) - 0.5, -0.5])
+    return fig.update_yaxes(showgrid=False, zeroline=False)
 
 
 def _thinned(values: Float, most: int = 400) -> Float:
@@ -219,11 +264,12 @@ def step_times(steps: dict[str, Float], policies: Sequence[str]) -> go.Figure:
 
 def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
     """A heatmap of shares (of 1) [runs, L], layers along x. what: of what, for the colour bar, in percent."""
-    fig = canvas(112 + ROW * len(names), "MoE layer")
+    fig = canvas(BAR_ROOM + 60 + ROW * len(names), "MoE layer")
+    labels = short_labels(names)
     fig.add_heatmap(
         z=(100 * shares).astype(np.float32),
         x=np.arange(shares.shape[1]),
-        y=short_labels(names),
+        y=labels,
         colorscale=SCALE,
         xgap=1,
         ygap=2,
@@ -231,12 +277,16 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
         hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
         hoverongaps=False,
     )
+    narrow = {"yaxis": _ticks(labels, short_labels(names, NARROW))}
+    fig.update_layout(margin={"t": BAR_ROOM}, meta={"narrow": narrow})
     fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
     return fig.update_xaxes(showgrid=False, zeroline=False)
 
 
 def _colorbar(title: str) -> dict[str, Any]:
-    place = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
+    """At the figure's upper edge: placed by the plot it would push it down, by more than it takes."""
+    place = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "top"}
+    place |= {"xref": "container", "yref": "container", "xpad": 10, "ypad": 6}
     return {"title": {"text": title, "side": "top", "font": {"size": 13}}, "lenmode": "pixels", "len": 240, **place}
 
 

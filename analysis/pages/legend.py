@@ -18,6 +18,7 @@ GLYPHS = {
     "line-ns": "││",
     "x-thin": "✕✕",
 }
+PATTERNS = {".": "spotted"}  # of bars, the others are hatched
 
 
 def legend(figure: dict[str, Any]) -> str:
@@ -35,8 +36,11 @@ def legend(figure: dict[str, Any]) -> str:
 def _swatch(trace: dict[str, Any]) -> str:
     """A small sign in the trace's colour: a square for areas (some hatched), a stroke for lines, its symbol."""
     marker, line = trace.get("marker") or {}, trace.get("line") or {}
-    if (marker.get("pattern") or {}).get("shape"):
-        return _sign("hatched", marker.get("color"), "")
+    shape, colour = (marker.get("pattern") or {}).get("shape"), marker.get("color")
+    if shape:
+        return _sign(f"area {PATTERNS.get(shape, 'hatched')}", colour if isinstance(colour, str) else "inherit", "")
+    if isinstance(colour, list):
+        return _sign("area", "inherit", "")
     if trace["type"] == "bar" or trace.get("stackgroup") or str(trace.get("fill", "none")) != "none":
         return _sign("area", trace.get("fillcolor") or marker.get("color"), "")
     if "markers" in str(trace.get("mode")) and "lines" not in str(trace.get("mode")):

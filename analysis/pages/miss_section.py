@@ -61,8 +61,8 @@ def _most_common(run: Run) -> str:
     counts = {word: run.summary[key] for key, word in ANSWERS.items()}
     word, whole = max(counts, key=counts.__getitem__), sum(counts.values())
     if not whole:
-        return f"{run.name} misses nothing"
-    return f"{run.name}: {100 * counts[word] / whole:.3g} % of what is missing is {word}"
+        return f"{run.titled} misses nothing"
+    return f"{run.titled}: {100 * counts[word] / whole:.3g} % of what is missing is {word}"
 
 
 def _host_memory(run: Run) -> str:
@@ -79,5 +79,5 @@ def answers(run: Run) -> Panel:
     total = sum(int(values.sum()) for values in counts.values())
     told = ", ".join(f"{name} {100 * values.sum() / total:.3g} %" for name, values in counts.items() if values.any())
     caption = "Each (token, slot) whose expert was not on the GPU, by the answer of the miss policy."
-    title = f"{run.name} answers {total:,} times: {told}" if total else f"{run.name}: nothing was missing"
+    title = f"{run.titled} answers {total:,} times: {told}" if total else f"{run.titled}: nothing was missing"
     return Panel(f"answers-{run.name}", title, caption, figures.answers_by_layer(counts))

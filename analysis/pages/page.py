@@ -5,6 +5,7 @@ security policy forbids the page any request, should something have slipped thro
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,36 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from analysis.pages.legend import legend
-from analysis.pages.panels import Cells, Panel, Section
+from analysis.pages.panels import Cells, First, Panel, Section
 from analysis.showing.words import markup
 from sim import __version__
 
-LONG = 44  # characters that a cell may have on one line
+LONG = 44  # characters from which on a cell may break anywhere
+MARK = re.compile(r"(?:MIXED|FEW) \w+|[A-Z]{3,}(?: [A-Z]{3,})*")  # the word that a note begins with
+MOST_MIXED = 2  # kinds of mixed settings that have a mark each
 HERE = Path(__file__).parent
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
 
 
-def render(sections: list[Section], notes: list[str], title: str) -> str:
-    """The whole page. notes: what must be said before any figure."""
-    ids = {panel.key: f"p{i}" for i, panel in enumerate(panel for section in sections for panel in section.panels)}
-    figures = {ids[p.key]: _figure(p) for section in sections for p in section.panels if p.figure is not None}
-    body = "\n".join(_section(section, ids, figures) for section in sections)
-    for figure in figures.values():
-        figure["layout"]["showlegend"] = False  # the page has it
+def render(sections: list[Section], notes: list[str], title: str, first: First | None = None) -> str:
+    """The whole page. notes: what must be said with any figure; first: what is seen first."""
+    every = [*([first.panel] if first else []), *(panel for section in sections for panel in section.panels)]
+    ids = {panel.key: f"p{i}" for i, panel in enumerate(every)}
+    figures = {ids[panel.key]: _figure(panel) for panel in every if panel.figure is not None}
     parts = {
         "POLICY": POLICY,
         "TITLE": markup(title),
         "VERSION": markup(__version__),
         "STYLE": (HERE / "report.css").read_text(),
         "LINKS": "\n".join(f'<li><a href="#{s.key}">{markup(s.heading)}</a></li>' for s in sections),
-        "NOTES": "".join(f'<p class="loud">{markup(note)}</p>' for note in notes),
-        "BODY": body,
+        "FIRST": _first(first, notes, ids, figures) if first else _marks(notes),
+        "BODY": "\n".join(_section(section, ids, figures) for section in sections),
+    }
+    for figure in figures.values():
+        figure["layout"]["showlegend"] = False  # the page has it
+    parts |= {
         "FIGURES": _for_script(json.dumps(figures, separators=(",", ":"))),
         "PLOTLY": get_plotlyjs().replace("</script", "<\\/script"),
         "SCRIPT": (HERE / "report.js").read_text(),
@@ -46,6 +51,31 @@ def render(sections: list[Section], notes: list[str], title: str) -> str:
     # one pass over the template: what is put in is never looked at again
     pieces = (HERE / "report.html").read_text().split("@@")
     return "".join(piece if i % 2 == 0 else parts[piece] for i, piece in enumerate(pieces))
+
+
+def _first(first: First, notes: list[str], ids: dict[str, str], figures: dict[str, dict[str, Any]]) -> str:
+    key = ids[first.panel.key]
+    held = f'<p id="held-back">{markup(first.held_back)}</p>' if first.held_back else ""
+    return (
+        f'<section id="answer" aria-labelledby="answer-h"><h2 id="answer-h">{markup(first.sentence)}</h2>'
+        f"{_marks(notes)}{_panel(first.panel, key, figures.get(key), held)}</section>"
+    )
+
+
+def _marks(notes: list[str]) -> str:
+    """The notes, folded: their marks are seen."""
+    if not notes:
+        return ""
+    found = [MARK.match(note) for note in notes]
+    words = list(dict.fromkeys(each.group() for each in found if each))
+    mixed = [word for word in words if word.startswith("MIXED")]
+    if len(mixed) > MOST_MIXED:
+        words = ["MIXED settings", *(word for word in words if word not in mixed)]
+    others = sum(each is None for each in found)
+    words += [f"{others} more note{'s' * (others > 1)}"] if others else []
+    marks = "".join(f'<span class="mark">{markup(word)}</span> ' for word in words)
+    told = "".join(f'<p class="loud">{markup(note)}</p>' for note in notes)
+    return f'<details id="notes"><summary>{marks}<span class="more">in full</span></summary>{told}</details>'
 
 
 def _for_script(code: str) -> str:
@@ -70,14 +100,14 @@ def _figure(panel: Panel) -> dict[str, Any]:
 def _section(section: Section, ids: dict[str, str], figures: dict[str, dict[str, Any]]) -> str:
     panels = "\n".join(_panel(panel, ids[panel.key], figures.get(ids[panel.key])) for panel in section.panels)
     remarks = "".join(f'<p class="remark">{markup(remark)}</p>' for remark in section.remarks)
-    return (
-        f'<section id="{section.key}" aria-labelledby="{section.key}-h">'
-        f'<h2 id="{section.key}-h">{markup(section.heading)}</h2>'
-        f'{remarks}<div class="panels">{panels}</div></section>'
-    )
+    heading = f'<h2 id="{section.key}-h">{markup(section.heading)}</h2>'
+    told = f'{remarks}<div class="panels">{panels}</div>'
+    inside = f"<details><summary>{heading}</summary>{told}</details>" if section.folded else heading + told
+    return f'<section id="{section.key}" aria-labelledby="{section.key}-h">{inside}</section>'
 
 
-def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
+def _panel(panel: Panel, key: str, figure: dict[str, Any] | None, below: str = "") -> str:
+    """below: what stands right below a figure."""
     box = f'class="panel{" wide" * panel.wide}"{_among(panel)}'
     caption = f'<p class="caption" id="{key}-c">{markup(panel.caption)}</p>' if panel.caption else ""
     if figure is None:
@@ -93,7 +123,7 @@ def _panel(panel: Panel, key: str, figure: dict[str, Any] | None) -> str:
         table = f"<details><summary>The same as a table</summary>{shown}</details>"
     return (
         f'<figure {box}><h3 id="{key}-t">{markup(panel.title)}</h3>'
-        f"{_choices(panel, key)}{legend(figure)}{plot}"
+        f"{_choices(panel, key)}{legend(figure)}{plot}{below}"
         f"<figcaption>{caption}{table}</figcaption></figure>"
     )
 
@@ -116,26 +146,32 @@ def _choices(panel: Panel, key: str) -> str:
 
 
 def _table(cells: Cells, caption: str, key: str) -> str:
-    """A table that scrolls sideways in a frame of its own, reachable by keyboard. The row's name is its heading."""
+    """A table in a frame that is reachable by keyboard. The row's name is its heading. Where there is no room for its
+    columns the script stacks them, each cell below its title; roles say that it stays a table."""
     titles, rows = cells
     name = titles.index("run") if "run" in titles else 0
-    numbers = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(titles)
+    columns = list(zip(*rows, strict=True)) or [()] * len(titles)
+    numbers = [i != name and any(map(_is_number, column)) for i, column in enumerate(columns)]
     head = "".join(
-        f'<th scope="col"{" class=n" if number else ""}>{markup(title)}</th>'
+        f'<th scope="col" role="columnheader"{" class=n" if number else ""}>{markup(title)}</th>'
         for title, number in zip(titles, numbers, strict=True)
     )
-    body = "".join(f"<tr>{''.join(_cell(value, i == name) for i, value in enumerate(row))}</tr>" for row in rows)
+    body = "".join(
+        f'<tr role="row">{"".join(_cell(value, titles[i], i == name) for i, value in enumerate(row))}</tr>'
+        for row in rows
+    )
     return (
-        f'<div class="frame" tabindex="0" role="region" aria-labelledby="{key}-t"><table>'
-        f"<caption>{markup(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="frame" tabindex="0" role="region" aria-labelledby="{key}-t"><table role="table">'
+        f'<caption>{markup(caption)}</caption><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{body}</tbody></table></div>'
     )
 
 
-def _cell(value: str, heading: bool) -> str:
-    if heading:
-        return f'<th scope="row"{" class=long" if len(value) > LONG else ""}>{markup(value)}</th>'
-    kind = ' class="n"' if _is_number(value) else ' class="long"' if len(value) > LONG else ""
-    return f"<td{kind}>{markup(value)}</td>"
+def _cell(value: str, title: str, heading: bool) -> str:
+    kind = "n" if _is_number(value) and not heading else "long" if len(value) > LONG else ""
+    tag, role = ("th", 'scope="row" role="rowheader"') if heading else ("td", 'role="cell"')
+    look = f' class="{kind}"' if kind else ""
+    return f'<{tag} {role}{look} data-title="{markup(title)}">{markup(value)}</{tag}>'
 
 
 def _is_number(value: str) -> bool:

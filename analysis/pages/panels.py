@@ -42,12 +42,22 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """remarks: what is left out of it, and why."""
+    """remarks: what is left out of it, and why. folded: its heading alone is seen until it is opened; no figures."""
 
     key: str
     heading: str
     panels: list[Panel] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class First:
+    """The first screen: the answer in a sentence, one figure, and what holds the winner back ("": nobody won)."""
+
+    sentence: str
+    panel: Panel
+    held_back: str
 
 
 def cells(table: pd.DataFrame, show: str = "{:,.3f}") -> Cells | None:

@@ -11,7 +11,7 @@ from analysis.pages import compare_figures, figures, tables
 from analysis.pages.miss_section import answers
 from analysis.pages.panels import MAX_TABLE_ROWS, Cells, Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
-from analysis.showing.words import listed
+from analysis.showing.words import figure, listed
 from analysis.timelines import series
 from analysis.timelines.asked import Asked
 
@@ -65,7 +65,9 @@ def _over_time(run: Run) -> Panel:
     link = series.link_use(record, at)
     busy = sum(float(values.mean()) for values in link.values())
     filled = sum(float(values.mean()) for values in slots.values()) / max(total, 1)
-    title = f"{run.name}: {total:,} slots, {100 * filled:.3g} % in use; the link is busy {100 * busy:.3g} % of the time"
+    title = (
+        f"{run.titled}: {total:,} slots, {100 * filled:.3g} % in use; the link is busy {100 * busy:.3g} % of the time"
+    )
     caption = (
         "Means over 400 equal spans of the run. A slot holds an expert from its landing to the commit that takes it. "
         "First residents are what placement put there before time 0."
@@ -81,10 +83,11 @@ def prefetching(runs: Sequence[Run]) -> Section:
         return section
     counts = table.drop(columns=["accuracy", "coverage", "timeliness"])
     best = table["coverage"].idxmax() if table["coverage"].notna().any() else table.index[0]
+    titled = {run.name: run.titled for run in runs}
     panels = [
         Panel(
             "prefetch-rates",
-            f"{best} takes away {100 * table.loc[best, 'coverage']:.3g} % of the misses; "
+            f"{titled[best]} takes away {100 * table.loc[best, 'coverage']:.3g} % of the misses; "
             f"{percent_range(table['accuracy'].to_numpy())} of what is prefetched is wanted",
             "Accuracy: wanted while resident or in flight, of all that landed. Coverage: would-be misses that had "
             "landed in time, of these and of late and missed experts. Timeliness: landed in time, of the wanted.",
@@ -109,7 +112,7 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
     """Speed against what it costs, and where the substitutions are."""
     section = Section("quality", "Quality against speed")
     known = [row for row in found.rows if row["tokens_per_s"] is not None and row["lost_weight"] is not None]
-    if known:
+    if any(row["lost_weight"] for row in known):
         best = [row["run"] for row in known if row["pareto_best"]]
         section.panels.append(
             Panel(
@@ -136,7 +139,7 @@ def quality(runs: Sequence[Run], found: Comparison) -> Section:
 def _standings(rows: Sequence[formats.Row]) -> Cells | None:
     if len(rows) > MAX_TABLE_ROWS:
         return None
-    speeds = [formats.figure(row["tokens_per_s"], 3) for row in rows]
+    speeds = [figure(row["tokens_per_s"], 3) for row in rows]
     lost = [formats.percent(row["lost_weight"], 2) for row in rows]
     best = ["yes" if row["pareto_best"] else "" for row in rows]
     names = [row["run"] for row in rows]

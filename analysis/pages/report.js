@@ -35,6 +35,9 @@
     const layout = structuredClone(figure.layout);
     let data = structuredClone(figure.data);
     if (narrow.matches) {
+      for (const [key, value] of Object.entries(layout.meta?.narrow ?? {})) {
+        layout[key] = typeof value === "object" ? { ...layout[key], ...value } : value;
+      }
       layout.dragmode = false;
       layout.font = { ...layout.font, size: 11 };
       layout.margin = { ...layout.margin, l: 4, r: 8 };
@@ -42,7 +45,6 @@
       data = data.map((trace) => {
         const out = { ...trace };
         if (out.mode === "markers+text") out.mode = "markers";
-        if (out.colorbar && out.colorbar.len > 1) out.colorbar = { ...out.colorbar, len: 150 };
         return out;
       });
     }
@@ -68,8 +70,13 @@
   const shown = (id) => !document.getElementById(id).closest("[hidden]");
   const drawAll = () => Promise.all(Object.keys(figures).filter(shown).map(draw));
 
+  // The button says what it does.
+  const name = () => {
+    button.textContent = dark() ? "Switch to light" : "Switch to dark";
+  };
+
   const paint = () => {
-    button.setAttribute("aria-pressed", String(dark()));
+    name();
     return Promise.all(
       Object.keys(figures).filter(shown).map((id) => {
         const plot = document.getElementById(id);
@@ -105,12 +112,43 @@
     const show = () => group.forEach((panel) => (panel.hidden = panel.dataset.option !== select.value));
     select.addEventListener("change", () => {
       show();
+      fit();
       for (const plot of group.flatMap((panel) => [...panel.querySelectorAll(".plot")]))
         if (shown(plot.id)) draw(plot.id);
     });
     show();
   }
-  button.setAttribute("aria-pressed", String(dark()));
+
+  // A table that its frame is too narrow for is stacked.
+  const frames = Array.from(document.querySelectorAll(".frame"));
+  const fit = () => {
+    for (const frame of frames) frame.classList.remove("stacked");
+    const wide = frames.filter((frame) => frame.scrollWidth > frame.clientWidth);
+    for (const frame of wide) frame.classList.add("stacked");
+  };
+  addEventListener("resize", fit);
+
+  const folds = Array.from(document.querySelectorAll("details"));
+  for (const fold of folds) fold.addEventListener("toggle", fit);
+  // A link to a section that is folded opens it, and paper shows what is folded.
+  const unfold = () => {
+    const fold = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.querySelector(":scope > details");
+    if (fold) fold.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = folds.filter((fold) => !fold.open);
+    for (const fold of closed) fold.open = true;
+    fit();
+  });
+  addEventListener("afterprint", () => {
+    for (const fold of closed) fold.open = false;
+  });
+
+  name();
+  unfold();
+  fit();
   drawAll().then(() => {
     root.dataset.drawn = String(Object.keys(figures).filter(shown).length);
   });

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from analysis.comparing.comparison import Comparison, compare
 from analysis.pages.engine_section import engines
+from analysis.pages.first_screen import first_screen
 from analysis.pages.miss_section import misses
 from analysis.pages.page import render
 from analysis.pages.panels import Section
@@ -70,7 +71,7 @@ def report(
     notes = list(found.notes)
     if len(drawn) < len(runs):
         notes.append(f"{len(runs)} runs: the baseline, the best and the fastest {DRAWN} have rows; quality shows all")
-    return render(sections, notes, _title(runs))
+    return render(sections, notes, _title(runs), first_screen(found))
 
 
 def _drawn(runs: Sequence[Run], found: Comparison) -> tuple[list[Run], Comparison]:

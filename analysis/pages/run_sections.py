@@ -1,18 +1,19 @@
 """The sections of a report that summaries and records give, in the order in which they are read."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.comparing import formats
+from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
+from analysis.pages.first_screen import BARS
 from analysis.pages.panels import Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
+from analysis.showing.words import figure
 from analysis.timelines import series
-from sim.outcome.how_sure import how_sure
 from sim.outcome.per_request import per_request
 from sim.outcome.report import LIMITS, cache_words
 from sim.outcome.summary import STALLS
@@ -37,7 +38,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
         panels.append(Panel("runs", title, "", table=(["run", *apart], rows), wide=True))
     same = "The same in all runs" if apart else title
     panels.append(Panel("shared", same, "", facts=[(name, every[0][name]) for name in shared], wide=True))
-    return Section("what", "What was run", panels)
+    return Section("what", "What was run", panels, folded=True)
 
 
 def _told(run: Run) -> dict[str, str]:
@@ -64,9 +65,10 @@ def _told(run: Run) -> dict[str, str]:
 
 def in_short(runs: Sequence[Run], found: Comparison) -> Section:
     """The comparison as a table, and what holds each run back."""
-    title = f"Each run against {found.baseline}"
+    base = next(row for row in found.rows if row["run"] == found.baseline)
+    title = f"Each run against {name_of(base)}"
     caption = " ".join(f"{line[0].upper()}{line[1:]}." for line in formats.remarks(found))
-    panels = [Panel("comparison", title, caption, table=formats.cells(found), wide=True)]
+    panels = [Panel("comparison", title, caption, table=formats.cells(found, settings=False), wide=True)]
     rows = [[run.name, run.summary["verdict"]] for run in runs]
     panels.append(Panel("verdicts", "What holds each run back", "", table=(["run", "verdict"], rows), wide=True))
     return Section("short", "In short", panels)
@@ -78,19 +80,18 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
     if all(run.summary["tokens_per_s"] is None for run in runs):
         section.remarks.append("No run generated a token: there is no tokens/s and no TPOT.")
         return section
-    best = max(found.rows, key=lambda row: row["tokens_per_s"] or 0.0)
-    gain = best["tokens_per_s_change"]
-    ratio = f", {1 + gain:.2f} x {found.baseline}" if gain is not None and best["run"] != found.baseline else ""
     table = tables.latencies(runs)
-    section.panels.append(
-        Panel(
-            "speed",
-            f"{best['run']} generates the most: {best['tokens_per_s']:,.2f} tokens/s{_sure(best)}{ratio}",
-            f"Generated tokens per second of decode time.{_whiskers(found)}",
-            compare_figures.speed(found),
-            (["run", "tokens/s"], [[row["run"], formats.figure(row["tokens_per_s"], 3)] for row in found.rows]),
+    if len(found.rows) > BARS:  # else the first screen has it
+        section.panels.append(
+            Panel(
+                "speed",
+                f"Generated tokens per second of decode time, {len(found.rows)} runs",
+                compare_figures.about_speed(found),
+                compare_figures.speed(found),
+                (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in found.rows]),
+                wide=True,
+            )
         )
-    )
     requests = {run.name: per_request(run.record).tpot_ms for run in runs if run.record is not None}
     widest = table["tpot_p95"].fillna(0) / table["tpot_p50"].replace(0, np.nan)
     spread = f"; p95 is at most {widest.max():.2f} x the median" if widest.notna().any() else ""
@@ -98,9 +99,11 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
         Panel(
             "tpot",
             f"Mean time per token: {span(table['tpot_mean'].to_numpy())} ms{spread}",
-            "TPOT of a request: time from its first to its last token by the tokens between. A dot is a request.",
+            "TPOT of a request: time from its first to its last token by the tokens between. The dots below the marks "
+            "are requests.",
             figures.tpot(table, requests, [run.policy for run in runs]),
             cells(table),
+            wide=True,
         )
     )
     section.panels.extend(_steps(runs))
@@ -108,19 +111,8 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
     return section
 
 
-def _sure(row: dict[str, Any]) -> str:
-    pair = (row["tokens_per_s_low"], row["tokens_per_s_high"])
-    return how_sure(None if None in pair else pair, "not calibrated" in row["marks"])
-
-
-def _whiskers(found: Comparison) -> str:
-    if all(row["tokens_per_s_change_low"] is None for row in found.rows):
-        return ""
-    return f" Whiskers: 95 % interval of the difference from {found.baseline}, paired over requests."
-
-
 def _steps(runs: Sequence[Run]) -> list[Panel]:
-    steps = {run.name: series.decode_step_ms(run.record) for run in runs if run.record is not None}
+    steps = {run.titled: series.decode_step_ms(run.record) for run in runs if run.record is not None}
     steps = {name: spent for name, spent in steps.items() if len(spent)}
     if not steps:
         return []
@@ -131,7 +123,7 @@ def _steps(runs: Sequence[Run]) -> list[Panel]:
             "steps",
             f"One decode step in a hundred takes longer than {slow[worst]:,.1f} ms in {worst}",
             "Share of the decode steps that take at most the time across. Steep is even; a long tail is stutter.",
-            figures.step_times(steps, [run.policy for run in runs if run.name in steps]),
+            figures.step_times(steps, [run.policy for run in runs if run.titled in steps]),
             wide=True,
         )
     ]
@@ -154,7 +146,7 @@ def time(runs: Sequence[Run]) -> Section:
         panels.append(
             Panel(
                 "bounds",
-                _bound_title(limits),
+                _bound_title(limits.rename({run.name: run.titled for run in runs})),
                 "A lossless mark at 60 % says: no such policy takes less than 60 % of the run's time on this machine "
                 "(where a run has no stages: none that keeps what it fetches). "
                 "The mark of the run's own transfers and kernels is no limit for other policies.",

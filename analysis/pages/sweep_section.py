@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from analysis.comparing.formats import figure, percent
+from analysis.comparing.formats import percent
 from analysis.pages import sweep_figures
 from analysis.pages.panels import Cells, Panel, Section
 from analysis.pages.sweep_figures import drawn, has_interval, look_of
@@ -26,7 +26,7 @@ from analysis.pages.sweep_tables import (
     sweep_table,
 )
 from analysis.reading.run import Run
-from analysis.showing.words import listed, plain, shortened
+from analysis.showing.words import figure, listed, plain, shortened
 from sim.outcome.how_sure import TIE, between
 
 MOST_FACETS = 8  # plots of one axis

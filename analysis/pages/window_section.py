@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.comparing.comparison import conditions
 from analysis.pages import figures, tables
 from analysis.pages.panels import Panel, Section, cells
 from analysis.reading.run import Run
 
+SEVERAL = "What windows take and give, of runs that are no alternatives of each other"
 UNKNOWN = (
     "What rejected rows would have been routed to nobody recorded: the trace's own next rows stand for it. A window's "
     "distinct experts are therefore those of tokens that are accepted later."
@@ -23,7 +25,14 @@ def speculation(runs: Sequence[Run]) -> Section | None:
         "By the rows of a window; 1 is a run that does not speculate. Rows, distinct experts of all visits and bytes "
         "to the GPU, prompts included, are by accepted token."
     )
-    panel = Panel("windows", _best(table), caption, figures.windows(table), cells(table), wide=True)
+    panel = Panel(
+        "windows",
+        _best(table.loc[[run.name for run in runs if not run.oracle]]) if len(set(conditions(runs))) == 1 else SEVERAL,
+        caption,
+        figures.windows(table),
+        cells(table),
+        wide=True,
+    )
     return Section("speculation", "Speculative windows", [panel], [UNKNOWN])
 
 

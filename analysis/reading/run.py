@@ -78,6 +78,11 @@ class Run:
         return bool(self.summary["marks"]["oracle"])
 
     @property
+    def titled(self) -> str:
+        """Its name in a title: an oracle says so."""
+        return self.name + " (oracle)" * self.oracle
+
+    @property
     def lost_weight(self) -> float | None:
         """Router weight that another expert answered for, or nobody, as a share of the wanted; None: not known."""
         quality = self.summary["quality"]

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from html import escape
 
+NONE = "-"
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """`1,234.50`; `-` for None."""
+    return NONE if value is None else f"{value:,.{digits}f}"
+
 
 def plain(value: object) -> str:
     """One printable line; `-` for None. Other characters as they are written in Python."""
-    text = "-" if value is None else str(value)
+    text = NONE if value is None else str(value)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

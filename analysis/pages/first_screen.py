@@ -1,0 +1,44 @@
+"""The first screen of a report: the answer, one chart, and what holds the winner back."""
+
+from dataclasses import replace
+from typing import Any
+
+from analysis.comparing.answer import answer, held_back, leaders
+from analysis.comparing.comparison import Comparison
+from analysis.pages import compare_figures
+from analysis.pages.panels import First, Panel
+from analysis.showing.words import figure
+
+BARS = 10  # of the chart: as many as a phone shows beside the sentence
+LETTERS = 28  # of a run's name in the sentence
+
+
+def first_screen(found: Comparison) -> First:
+    """Of all runs."""
+    shown = fastest_first(found)
+    left = len(found.rows) - len(shown.rows)
+    rest = f" {left} slower runs are drawn under Speed." if left else ""
+    panel = Panel(
+        "first",
+        "Generated tokens per second",
+        compare_figures.about_speed(shown) + rest,
+        compare_figures.speed(shown, compact=True),
+        (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in shown.rows]),
+        wide=True,
+    )
+    return First(answer(found, LETTERS), panel, held_back(found, LETTERS))
+
+
+def fastest_first(found: Comparison, most: int = BARS) -> Comparison:
+    """At most `most` of the runs: the best of each kind, the baseline, then the fastest; the fastest first, runs that
+    are alternatives of each other together."""
+    kinds = list(dict.fromkeys(row["conditions"] for row in found.rows))
+    heads = [row["index"] for row in leaders(found)]
+
+    def standing(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        return row["run"] == found.baseline, row["index"] in heads, row["tokens_per_s"] or 0.0
+
+    room = most - (min(len(kinds), most // 2) if len(kinds) > 1 else 0)  # each kind has a line for its name
+    kept = sorted(found.rows, key=standing, reverse=True)[:room]
+    kept.sort(key=lambda row: (kinds.index(row["conditions"]), -(row["tokens_per_s"] or 0.0)))
+    return replace(found, rows=kept)
