@@ -1,5 +1,6 @@
 """Sweeps in a report: lines, facets, who is best where, by hand; what is left out is said; laws on made-up sweeps."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from sim.sweeps.config import expand
 from sim.sweeps.rows import error_row, row_of, table
 from tests.gen import random_trace
 from tests.runs_by_hand import FIXED, made
-from tests.test_report import Page
+from tests.test_report import HOSTILE, Page
 from traces.format import npz
 
 
@@ -198,6 +199,17 @@ def test_a_thousand_rows_make_a_small_page() -> None:
     assert len(page) < 6_000_000 and {panel.among for panel in section.panels if panel.among} == {
         ("sweep", "Tokens/s over", axis) for axis in ("cache", "batch", "prefetch_budget")
     }
+
+
+def test_text_of_files_stays_text() -> None:
+    runs = [ran(speed, hardware=HOSTILE, set={HOSTILE: x, "a.b": HOSTILE}) for speed, x in ((1.0, 1), (2.0, 2))]
+    section = swept([*runs, ran(3.0, hardware="b", set={HOSTILE: 1})])
+    assert section is not None and len(section.panels) == 2
+    page = Page(render([section], [], "sweep"))
+    assert len(page.with_tag("script")) == 3 and not page.with_tag("img") and not page.with_tag("b")
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    texts = json.dumps(page.figures)
+    assert "<script" not in texts and "<img" not in texts
 
 
 def test_a_figure_of_no_such_axis_is_refused() -> None:

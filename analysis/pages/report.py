@@ -43,7 +43,7 @@ SECTIONS: dict[str, Callable[[Told], Section | None]] = {
     "sweep": lambda told: swept(told.runs),
     "speed": lambda told: speed(told.drawn, told.rows),
     "time": lambda told: time(told.drawn),
-    "step": lambda told: steps(told.drawn, told.found.baseline),
+    "step": lambda told: steps(told.runs, told.found.baseline),
     "cache": lambda told: cache(told.drawn, DETAILED),
     "prefetch": lambda told: prefetching(told.drawn),
     "engines": lambda told: engines(told.runs),

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analysis.pages.figures import canvas
 from analysis.showing.palette import CAUSE, GREY, PURPLE, TIME
-from analysis.showing.words import label, shortened
+from analysis.showing.words import label
 from analysis.timelines.events import BROUGHT
 from analysis.timelines.one_step import ON_HOST, PARTS, Step
 from analysis.timelines.tracks import Slices
@@ -202,9 +202,15 @@ def _host(host: Slices) -> Iterator[Said]:
 def _named(fig: go.Figure, name: str, one: Step, rows: Mapping[str, int], scale: Scale) -> None:
     """The run's name above its rows, and a line where its step ends."""
     lasts = (one.end - one.begin) / scale.ns
-    text = f"<b>{label(shortened(name, 34))}</b> {lasts:,.2f} {scale.unit}"
+    text = f"{label(name)}: {lasts:,.2f} {scale.unit}"
     fig.add_annotation(
-        x=0, xref="paper", xanchor="left", y=rows["name"] - 2, text=text, showarrow=False, font={"size": 13}
+        x=0,
+        xref="paper",
+        xanchor="left",
+        y=rows["name"] - 2,
+        text=text,
+        showarrow=False,
+        font={"size": 13, "weight": 600},
     )
     line = {"color": GREY, "width": 1.5, "dash": "dot"}
     fig.add_shape(type="line", x0=lasts, x1=lasts, y0=rows["name"], y1=min(rows.values()) - 8, line=line)

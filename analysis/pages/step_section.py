@@ -9,7 +9,7 @@ from analysis.pages import step_figures
 from analysis.pages.panels import Cells, Panel, Section, remark
 from analysis.reading.run import Run, share
 from analysis.showing.palette import TIME
-from analysis.showing.words import listed, plain
+from analysis.showing.words import listed, plain, shortened
 from analysis.timelines.asked import Asked
 from analysis.timelines.fewer_pieces import fewer
 from analysis.timelines.one_step import WAITS, Step, one_step
@@ -20,6 +20,7 @@ from traces.errors import UserError
 
 MOST_PIECES = 6_000  # of all runs in one figure: some 200 kB
 PARTS = list(TIME)
+LONG = 34  # characters of a run's name
 MOST_NAMED = 3  # parts of a difference
 NEEDS = "A step is not drawn for {names}: it needs a full record (python -m sim.run --record full --out)."
 LEFT_BEHIND = "A step is drawn for the first full records only: not for {names}."
@@ -121,7 +122,7 @@ def _panel(key: str, runs: Sequence[Run], base: Run, shown: Mapping[str, Step]) 
 def _label(run: Run) -> str:
     """The name, and what must be said with it."""
     marks = ["oracle"] * run.oracle + ["lossy"] * run.lossy
-    return run.name + f" ({', '.join(marks)})" * bool(marks)
+    return shortened(run.name, LONG) + f" ({', '.join(marks)})" * bool(marks)
 
 
 def _title(runs: Sequence[Run], base: Run, shown: Mapping[str, Step]) -> str:

@@ -72,7 +72,7 @@ def look_of(plots: Sequence[Sequence[Line]]) -> dict[str, tuple[str, str]]:
 def title_of(table: pd.DataFrame, axis: str) -> str:
     """The axis in words."""
     if axis != "cache":
-        return UNITS.get(axis, axis)
+        return UNITS.get(axis, label(axis))
     share = any(isinstance(value, float) for value in table[axis])
     return "cache (share of the experts)" if share else "cache (slots per layer, or of the pool)"
 
