@@ -168,7 +168,7 @@ def _best_title(every: Sequence[Best], own: Sequence[str]) -> str:
         return f"The best of each group: {len(facets)} sets of conditions, which are no alternatives of each other"
     name = shortened(_name(facets[0].best, own), LONG)
     ties = f", tied with {facets[0].ties} more" if facets[0].ties else ""
-    return f"The best of each group; of all {name}: {facets[0].best['tokens_per_s']:,.2f} tokens/s{ties}"
+    return f"The best of all is {name}: {facets[0].best['tokens_per_s']:,.2f} tokens/s{ties}; below, of each group"
 
 
 def _name(row: Row, own: Sequence[str]) -> str:
