@@ -15,22 +15,25 @@ uploaded), in chrome://tracing, or with whatever reads torch.profiler's traces.
                           marks where an admission was rejected; below it, where the host slowed the link
     host  CPU experts       what the host computes beside the GPU, and what it pays once a visit
 
-With --text the same of a few short steps as text, GPU, link and host one below the other.
+With --text the same of a few short steps as text, GPU, link and host one below the other; with --html FILE one decode
+step as a page of its own, which needs neither Perfetto nor a network (`analysis.report` has it beside other runs).
 
 An arrow leads from a copy to the first execution that it serves. `L12` is the 13th MoE layer, `E37` an expert of it;
 `L12.E37 low` is its low-precision copy.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.reading.load import load
+from analysis.reading.run import Run
 from analysis.timelines.chrome_json import write
 from analysis.timelines.events import Context, events, head
 from analysis.timelines.text import picture
 from analysis.timelines.tracks import tracks, window
-from traces.command import Parser, add_force, guarded, out_file
+from traces.command import Parser, add_force, guarded, out_file, write_bytes
 from traces.errors import UserError
 from traces.progress import doing
 
@@ -57,6 +60,7 @@ def parser() -> Parser:
     out.add_argument("run", metavar="RUN", help="folder written with --out RUN --record full")
     out.add_argument("--steps", metavar="10:20", help="which steps, the last one not (default: all)")
     out.add_argument("--text", action="store_true", help="print a few short steps as text instead of writing a file")
+    out.add_argument("--html", metavar="FILE", help="one decode step as a page; --steps N says which")
     out.add_argument("--out", metavar="FILE", help="where to write (default: RUN/timeline.json.gz)")
     add_force(out)
     return out
@@ -74,6 +78,9 @@ def _command(argv: list[str]) -> None:
         raise UserError(f"{args.run}: has no record of every visit; run it again with --out and --record full")
     n = len(run.record.steps["begin_ns"])
     first, last = steps_of(args.steps, n)
+    if args.html:
+        _page(args, run, first if args.steps else None, last - first)
+        return
     context = Context.of(run)
     if args.text:
         if args.out:
@@ -88,6 +95,20 @@ def _command(argv: list[str]) -> None:
     for note in run.summary["notes"]:
         print(f"! {note}")
     print(f"{out}: steps {first} to {last - 1} of {n}, {written:,} events; open it at https://ui.perfetto.dev")
+
+
+def _page(args: Namespace, run: Run, step: int | None, n: int) -> None:
+    """One step as a page."""
+    if args.text or args.out:
+        raise UserError(f"html: {args.html}: is written instead of --{'text' if args.text else 'out'}; leave one out")
+    if step is not None and n > 1:
+        raise UserError(f"steps: {args.steps}: --html shows one step, such as {step}")
+    from analysis.pages.page import render  # late: plotly
+    from analysis.pages.step_section import steps
+
+    section = steps([run], run.name, step)
+    write_bytes(out_file(args.html, args.force), render([section], run.summary["notes"], f"A step of {run.name}").encode())
+    print(args.html)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def opened(request: pytest.FixtureRequest, browser: Any, page: Path) -> Iterator
 
 # Elements of a figure that show data: bars; points, lines and areas; the image that a heatmap is.
 DATA = ".barlayer .point path, .scatterlayer path, .heatmaplayer image"
-DRAWN = f"""() => Array.from(document.querySelectorAll('.plot')).map((plot) => {{
+DRAWN = f"""() => Array.from(document.querySelectorAll('.plot:not([hidden] *)')).map((plot) => {{
     const marks = Array.from(plot.querySelectorAll('{DATA}'));
     const size = (mark) => mark.getBoundingClientRect().width + mark.getBoundingClientRect().height;
     const seen = marks.filter((mark) => size(mark) > 0);
@@ -261,7 +261,7 @@ def test_the_keyboard_is_enough(opened: Opened) -> None:
     assert (skip, button) == ("Skip to the figures", "Switch to dark") and notes.startswith("MIXED")
     assert rest == ["The same as a table", "What was run", "In short"]
     assert all(outline == "solid" for _, outline in reached)
-    select = opened.tab.locator("select").first
+    select = opened.tab.locator("select[data-for]").first
     key, before = select.get_attribute("data-for"), select.input_value()
     shown = f"() => document.getElementById('{key}').querySelector('image').outerHTML"
     image = opened.js(shown)

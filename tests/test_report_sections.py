@@ -66,6 +66,7 @@ def test_every_section_renders_on_every_kind_of_run(section: str, kind: str, run
             "measured": ("measured",),
             "misses": ("streams", "admits", "many", "rules in a sweep", "engine", "engine in a sweep"),
             "engines": ("engine", "engine in a sweep", "many"),
+            "sweep": ("many",),
             "speculation": ("windows", "windows in a sweep", "many"),
         }
         assert kind not in shown[section]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from analysis.reading.run import Run
-from sim.experiments.fastest import TIE, fastest
+from sim.experiments.fastest import fastest
 from sim.experiments.scaled import is_scaled
+from sim.outcome.how_sure import TIE
 from sim.outcome.marks import machine_words
 
 SETTING = ("vram", "precision", "context")  # of a run's spec: what engines are only compared within

@@ -11,8 +11,7 @@ from typing import Any
 
 from analysis.comparing.pairing import Paired, against
 from analysis.reading.run import Run
-from sim.experiments.fastest import TIE
-from sim.outcome.how_sure import overlap
+from sim.outcome.how_sure import TIE, overlap
 
 NO_CHOICE = ("oracle", "does not fit", "does not fit the host")  # marks of what leads nobody
 

@@ -34,12 +34,12 @@ def legend(figure: dict[str, Any]) -> str:
 
 
 def _swatch(trace: dict[str, Any]) -> str:
-    """A small sign in the trace's colour: a square for areas, a stroke for lines, its symbol for markers."""
+    """A small sign in the trace's colour: a square for areas (some hatched), a stroke for lines, its symbol."""
     marker, line = trace.get("marker") or {}, trace.get("line") or {}
-    shape = (marker.get("pattern") or {}).get("shape")
+    shape, colour = (marker.get("pattern") or {}).get("shape"), marker.get("color")
     if shape:
-        return _sign(f"area {PATTERNS.get(shape, 'hatched')}", "inherit", "")
-    if isinstance(marker.get("color"), list):
+        return _sign(f"area {PATTERNS.get(shape, 'hatched')}", colour if isinstance(colour, str) else "inherit", "")
+    if isinstance(colour, list):
         return _sign("area", "inherit", "")
     if trace["type"] == "bar" or trace.get("stackgroup") or str(trace.get("fill", "none")) != "none":
         return _sign("area", trace.get("fillcolor") or marker.get("color"), "")

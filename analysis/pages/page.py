@@ -110,13 +110,13 @@ def _panel(panel: Panel, key: str, figure: dict[str, Any] | None, below: str = "
     """below: what stands right below a figure."""
     if panel.prose:
         return f'<div class="prose">{panel.prose}</div>'
-    wide = " wide" if panel.wide else ""
+    box = f'class="panel{" wide" * panel.wide}"{_among(panel)}'
     caption = f'<p class="caption" id="{key}-c">{markup(panel.caption)}</p>' if panel.caption else ""
     if figure is None:
         table = _table(panel.table, panel.title, key) if panel.table else ""
         facts = "".join(f"<div><dt>{markup(name)}</dt><dd>{markup(value)}</dd></div>" for name, value in panel.facts)
         table += f"<dl>{facts}</dl>" if facts else ""
-        return f'<div class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>{table}{caption}</div>'
+        return f'<div {box}><h3 id="{key}-t">{markup(panel.title)}</h3>{table}{caption}</div>'
     described = f' aria-describedby="{key}-c"' if panel.caption else ""
     plot = f'<div class="plot" id="{key}" role="img" aria-labelledby="{key}-t"{described}></div>'
     table = ""
@@ -124,10 +124,16 @@ def _panel(panel: Panel, key: str, figure: dict[str, Any] | None, below: str = "
         shown = _table(panel.table, panel.title, key)
         table = f"<details><summary>The same as a table</summary>{shown}</details>"
     return (
-        f'<figure class="panel{wide}"><h3 id="{key}-t">{markup(panel.title)}</h3>'
+        f'<figure {box}><h3 id="{key}-t">{markup(panel.title)}</h3>'
         f"{_choices(panel, key)}{legend(figure)}{plot}{below}"
         f"<figcaption>{caption}{table}</figcaption></figure>"
     )
+
+
+def _among(panel: Panel) -> str:
+    """Attributes of a panel of which one of several is shown: the script makes the select."""
+    names = ("among", "what", "option")
+    return "".join(f' data-{name}="{markup(value)}"' for name, value in zip(names, panel.among or (), strict=False))
 
 
 def _choices(panel: Panel, key: str) -> str:

@@ -2,7 +2,7 @@
 table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ MAX_TABLE_ROWS = 60
 class Panel:
     """key: its id on the page. title: what is seen. caption: how to read it. choices: (label, z [n, m]) of a heatmap
     that shows one of several; the figure holds the one that is `chosen`. facts: (name, value) to be listed. wide: it
-    takes the whole width. prose: HTML of `analysis.pages.prose`, shown as it is instead of title and rest."""
+    takes the whole width. prose: HTML of `analysis.pages.prose`, shown as it is instead of title and rest. among: (id,
+    what is chosen, an option) of panels that follow each other of which those of one option are shown, of the first at
+    first; without a script all are."""
 
     key: str
     title: str
@@ -33,6 +35,11 @@ class Panel:
     facts: Sequence[tuple[str, str]] = ()
     wide: bool = False
     prose: str = ""
+    among: tuple[str, str, str] | None = None
+
+    def one_of(self, group: str, what: str, name: str) -> "Panel":
+        """The same as one of a group that a reader chooses from."""
+        return replace(self, among=(group, what, name))
 
 
 @dataclass(frozen=True)

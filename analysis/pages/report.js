@@ -70,8 +70,10 @@
     return Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
   };
 
+  const shown = (id) => !document.getElementById(id).closest("[hidden]");
   // One that cannot be drawn takes none of the others with it.
-  const drawAll = () => Promise.all(Object.keys(figures).map((id) => draw(id).catch(console.error)));
+  const drawAll = () =>
+    Promise.all(Object.keys(figures).filter(shown).map((id) => draw(id).catch(console.error)));
 
   // The button says what it does.
   const name = () => {
@@ -81,7 +83,7 @@
   const paint = () => {
     name();
     return Promise.all(
-      Object.keys(figures).map((id) => {
+      Object.keys(figures).filter(shown).map((id) => {
         const plot = document.getElementById(id);
         return Plotly.relayout(plot, colours(plot.layout));
       }),
@@ -100,6 +102,26 @@
       figure.data[0].z = figure.choices[Number(select.value)];
       draw(select.dataset.for);
     });
+  }
+  // Panels of which those of one option are shown: a select before them, made here, because without a script all are.
+  for (const first of document.querySelectorAll("[data-among]")) {
+    const group = [...document.querySelectorAll(`[data-among="${first.dataset.among}"]`)];
+    const options = [...new Set(group.map((panel) => panel.dataset.option))];
+    if (first !== group[0] || options.length < 2) continue;
+    const [line, text, select] = ["p", "label", "select"].map((tag) => document.createElement(tag));
+    line.className = "choice wide";
+    text.append(`${first.dataset.what}: `, select);
+    select.append(...options.map((option) => new Option(option)));
+    line.append(text);
+    first.before(line);
+    const show = () => group.forEach((panel) => (panel.hidden = panel.dataset.option !== select.value));
+    select.addEventListener("change", () => {
+      show();
+      fit();
+      for (const plot of group.flatMap((panel) => [...panel.querySelectorAll(".plot")]))
+        if (shown(plot.id)) draw(plot.id);
+    });
+    show();
   }
 
   // A table that its frame is too narrow for is stacked.
@@ -133,6 +155,6 @@
   unfold();
   fit();
   drawAll().then(() => {
-    root.dataset.drawn = String(Object.keys(figures).length);
+    root.dataset.drawn = String(Object.keys(figures).filter(shown).length);
   });
 })();

@@ -12,6 +12,8 @@ from analysis.pages.page import render
 from analysis.pages.panels import Section
 from analysis.pages.policy_sections import cache, measured, prefetching, quality
 from analysis.pages.run_sections import in_short, speed, time, what_was_run
+from analysis.pages.step_section import steps
+from analysis.pages.sweep_section import swept
 from analysis.pages.trace_sections import find_trace, trace_section
 from analysis.pages.window_section import speculation
 from analysis.reading.run import Run
@@ -38,8 +40,10 @@ class Told(NamedTuple):
 SECTIONS: dict[str, Callable[[Told], Section | None]] = {
     "what": lambda told: what_was_run(told.drawn),
     "short": lambda told: in_short(told.drawn, told.rows),
+    "sweep": lambda told: swept(told.runs),
     "speed": lambda told: speed(told.drawn, told.rows),
     "time": lambda told: time(told.drawn),
+    "step": lambda told: steps(told.runs, told.found.baseline),
     "cache": lambda told: cache(told.drawn, DETAILED),
     "prefetch": lambda told: prefetching(told.drawn),
     "engines": lambda told: engines(told.runs),

@@ -113,7 +113,9 @@ def _no_constant(word: str) -> None:
 
 def read_rows(path: Path) -> list[Run]:
     """The runs of a sweep, in its order; rows of runs that failed are left out. Raises UserError, one line."""
-    runs = [run for i, row in enumerate(_rows(path)) if (run := _run(row, f"{path}: row {i}"))]
+    rows = _rows(path)
+    runs = [run for i, row in enumerate(rows) if (run := _run(row, f"{path}: row {i}"))]
+    failed = tuple(str(row["error"]) for row in rows if row.get("error"))
     if not runs:
         raise UserError(f"{path}: no row of it is a run that was done")
     fields = [field for field in differing(runs) if field != "machine"]
@@ -121,7 +123,7 @@ def read_rows(path: Path) -> list[Run]:
     for i, run in enumerate(runs):
         given = settings(run)
         name = " ".join("-" if given.get(field) is None else str(given[field]) for field in fields)
-        out.append(replace(run, name=name or f"row {i}"))
+        out.append(replace(run, name=name or f"row {i}", failed=failed))
     return out
 
 

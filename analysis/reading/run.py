@@ -18,7 +18,7 @@ class Run:
 
     summary: the JSON object of `python -m sim.run --json`. record: None without record.npz. full: whether the file has
     every visit, execution, transfer and answer; the record's groups may have been left behind all the same
-    (`load(detail=)`), and then they are empty.
+    (`load(detail=)`), and then they are empty. failed: of a row of a sweep, why others of its rows are none.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Run:
     summary: dict[str, Any]
     record: RunRecord | None = None
     full: bool = False
+    failed: tuple[str, ...] | None = None
 
     @property
     def spec(self) -> dict[str, Any]:

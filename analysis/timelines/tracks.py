@@ -75,10 +75,10 @@ class Tracks:
     tokens, stand_in (tokens that it executes in another's place), copy (row of the transfer that brought it, -1 none),
     run (its number over the link), cause (that of the copy, or RESIDENT), wanted (HIT, LATE, MISS), first (1: the first
     use of its copy, and not while it was read), place (of PLACES)}; copies, one for each transfer over the link,
-    or chunk of one {chunk (its number, -1: all of it), event_committed, event (it landed), row
-    (of the first expert it brings), run, queued, layer, expert, n (experts, from that one on), unwanted (of these so
-    many landed and were never run), low, cause, promoted, bytes, victim, outcome, place}. Of runs with plan.on_miss,
-    else empty: visits of the host {step, layer}, rejected admissions {row, layer, expert; they take no time}, and
+    or chunk of one {chunk (its number, -1: all of it), event_committed, event (it landed), row (of the first expert it
+    brings), run, queued and committed (ns), layer, expert, n (experts, from that one on), unwanted (of these so many
+    landed and were never run), low, cause, promoted, bytes, victim, outcome, place}. Of runs with plan.on_miss, else
+    empty: visits of the host {step, layer}, rejected admissions {row, layer, expert; they take no time}, and
     slowed {run, row, layer, expert}: pieces of copies in which the host took from the link.
     """
 
@@ -299,7 +299,7 @@ def _copies(record: RunRecord) -> Slices:
     end = np.maximum(begin, end)
     of = {name: t[name][rows] for name in ("layer", "expert", "low", "cause", "promoted", "victim", "outcome")}
     of |= {"row": rows, "run": run[rows], "queued": t["queued_ns"][rows], "chunk": sent["number"]}
-    of |= {name: sent[name] for name in ("event_committed", "event")}
+    of |= {name: sent[name] for name in ("event_committed", "event")} | {"committed": sent["committed_ns"]}
     of["place"] = t["place"][rows] if by_rules(record) else np.zeros_like(rows)
     for name, values in (("n", np.ones_like(run)), ("bytes", t["bytes"]), ("unwanted", _unwanted(record))):
         of[name] = np.zeros(1 + run.max(initial=0), np.int64)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import isclose, log
 
 from sim.experiments.phases import PARTS, Phase
+from sim.outcome.how_sure import TIE
 
-TIE = 0.01  # two speeds that differ by no more have no winner
 LITTLE = 0.1  # of a lead: parts that come to no more together are not named
 AS_MUCH = 0.01  # two amounts of work that differ by no more are the same
 NEAR = 1.5  # work explains a time if its ratio is that of the times within this factor,

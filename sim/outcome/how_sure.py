@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 PHASES = {"tokens_per_s": DECODE, "prompt_tokens_per_s": PREFILL}  # key of the summary -> phase
 NOT_CALIBRATED = "not calibrated"
+TIE = 0.01  # two speeds that differ by no more have no winner
 
 
 def key_of(speed: str) -> str:
