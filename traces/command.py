@@ -1,7 +1,7 @@
 """What every command line of this project shares: arguments, one-line errors, exit statuses, files written whole.
 
-Exit status 0 done, 2 bad input (one line on stderr that names what is wrong and what would be right), 1 a failure of
-ours (a traceback).
+Exit status 0 done, 2 bad input (one line on stderr that names what is wrong and what would be right), 130 interrupted,
+1 a failure of ours (a traceback).
 """
 
 import argparse
@@ -60,8 +60,9 @@ def one_of(what: str, name: str, names: Sequence[str]) -> str:
 def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command with its arguments; returns the exit status. The last word of every `main`.
 
-    UserError and OSError are one line on stderr and status 2; whoever stops reading our output early has seen enough;
-    any other exception is ours and goes through. Meanwhile stderr says every ten seconds what is being done.
+    UserError and OSError are one line on stderr and status 2, Ctrl-C is one and 130; whoever stops reading our output
+    early has seen enough; any other exception is ours and goes through. Meanwhile stderr says every ten seconds what is
+    being done.
     """
     try:
         with watched():
@@ -72,6 +73,9 @@ def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | No
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
