@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sim import catalog
 from sim.errors import SpecError
 from sim.flags import OF_THE_HARDWARE, add_flags, given
 from sim.simulation import announce_compiling
@@ -37,7 +38,7 @@ SEARCHED = (
     "transfer_order",
 )
 WITH_A_TRACE = {"candidates": 640, "time_limit": 120.0}
-WITHOUT = {"candidates": 96, "time_limit": 30.0}
+WITHOUT = {"candidates": 48, "time_limit": 30.0}
 OF_WINDOWS = ("accept", "draft_ns")
 OF_AN_ENGINE = ("n_cpu_moe", "override_tensor", "dense_on_host", "defer")
 
@@ -67,7 +68,7 @@ def parser() -> Parser:
     group = out.add_argument_group("the search")
     group.add_argument(
         "--candidates", type=int, metavar="N",
-        help="different candidates that are run, at most (640, without a trace 96); with very few, the plainest, lru + "
+        help="different candidates that are run, at most (640, without a trace 48); with very few, the plainest, lru + "
         "fetch among them",
     )  # fmt: skip
     group.add_argument(
@@ -95,7 +96,8 @@ def _command(argv: list[str]) -> None:
         if trace is None:
             out = _searched(wish, args.workers)
         else:
-            out = trace.told(_searched(replace(wish, base={**wish.base, "trace": trace.path}), args.workers))
+            found = replace(wish, base={**wish.base, "trace": trace.path}, straight=True)
+            out = trace.told(_searched(found, args.workers))
     print(json.dumps(out) if args.json else text(out))
 
 
@@ -106,7 +108,7 @@ def _searched(wish: Any, workers: int | None) -> dict[str, Any]:
     from sim.search.within_engine import WithinEngine
     from sim.sweeps.session import cores
 
-    doing(f"reading {wish.base['trace']}")
+    doing("reading the trace, the model and the machine")
     within = RunSpec.of({**wish.base, **wish.fixed}).behaves is not None
     recommendation = (WithinEngine if within else Recommendation)(wish, doing)
     evaluate = Evaluator(workers or cores(), wish.time_limit_s, sys.stderr)
@@ -130,7 +132,9 @@ def _wish(args: argparse.Namespace) -> Any:
     limits = WITH_A_TRACE if base["trace"] else WITHOUT
     for name, value in limits.items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
-    _refuse_without_an_engine(RunSpec.of({**base, **fixed}), fixed)
+    spec = RunSpec.of({**base, **fixed})
+    spec.described(), catalog.precision(spec.precision)  # before anything that takes time
+    _refuse_without_an_engine(spec, fixed)
     _refuse_unfit(fixed, args.max_lossy_weight)
     if not 0 <= args.max_lossy_weight <= 1:
         raise SpecError(f"max-lossy-weight: {args.max_lossy_weight}: must be a share from 0 to 1")

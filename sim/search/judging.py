@@ -39,7 +39,8 @@ class Wish:
     """What is asked for. base: fields of RunSpec that hold for every candidate; fixed: fields that a search could
     choose, and shall not; vram None: all that the hardware has; candidates: different ones that are run at most;
     time_limit_s: what `evaluate` is given, None for no limit (it is only told here); windows: fields of speculative
-    ones (accept, draft_ns) that are to be tried with the best, None: nobody asks."""
+    ones (accept, draft_ns) that are to be tried with the best, None: nobody asks; straight: everything runs over all
+    steps at once, for they are few."""
 
     base: Mapping[str, Any]
     context: int
@@ -49,6 +50,7 @@ class Wish:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     time_limit_s: float | None = None
     windows: Mapping[str, Any] | None = None
+    straight: bool = False
 
     def changed(self, changes: Mapping[str, Any]) -> "Wish":
         """The same with other fields of every candidate; `vram` among them is the wish's."""

@@ -43,7 +43,8 @@ class Recommendation:
         self.space = self._space(self.setting)
         self._found: dict[str, Way] = {}  # of the policies that are told, by name
         steps = self.setting.steps
-        self.lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
+        parts = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
+        self.lengths = parts[-1:] if wish.straight else parts
 
     @cached_property
     def split(self) -> Split:

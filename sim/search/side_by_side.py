@@ -21,6 +21,7 @@ from sim.sweeps.answer import by_prompts, lost_weight, speed
 from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import PAIRS, Row, pair_of
 from traces.errors import UserError
+from traces.progress import doing
 
 TIES = 0.001  # generated tokens/s closer than this share are equal
 NOT_DONE = "the time was over before it was done"
@@ -43,9 +44,9 @@ class SideBySide:
         lengths = {run.spec.max_steps for run in runs if run.spec is not None}
         new = lengths - self.found.keys()
         mine = {run.id: run for steps in new for run in self._runs(steps).values()}
-        rows = self.evaluate([*mine.values(), *runs])
-        self._keep(new, rows)
-        return [row for row in rows if row["id"] not in mine]
+        if mine:
+            self._keep(new, self.evaluate(list(mine.values())))
+        return self.evaluate(runs)
 
     def _keep(self, lengths: Iterable[int | None], rows: Sequence[Row]) -> None:
         for steps in lengths:
@@ -60,6 +61,7 @@ class SideBySide:
         whole = self.case.setting.spec.max_steps
         for steps in (*lengths[:-1][:1], whole):
             if steps not in self.found:
+                doing(f"{len(self.specs)} engines over {steps or lengths[-1]:,} of {lengths[-1]:,} steps")
                 self._keep([steps], self.evaluate(list(self._runs(steps).values())))
         for steps in (whole, *reversed(lengths[:-1])):
             rows = self._table(steps)
@@ -68,7 +70,8 @@ class SideBySide:
                 notes = [] if steps == whole else [f"the time was over: all here is of the first {steps} steps"]
                 mine = {"best": None, "refusal": str(refusal), **fastest_engine(rows)}
                 return self.case.answer(rated, {}, notes) | {"search": None} | mine
-        raise SpecError(f"{refusal}{self._least_ram() or self._least()}")
+        late = all(row["error"] == NOT_DONE for row in self._table(whole))
+        raise SpecError(f"{refusal}{'' if late else self._least_ram() or self._least()}")
 
     def _least_ram(self) -> str:
         """`; of the engines llama.cpp needs least: --ram 61.00GB`: of those that the host's memory is too small for."""
