@@ -17,7 +17,7 @@ TITLES = {
     UNWRITTEN: "nobody has built these: policies on an engine without any overhead, engines of papers",
 }
 POLICIES = {"best": "best policy", "next best": "next best policy"}
-WIDTH = 26  # of a row's name
+WIDTH = 24  # of a row's name
 Told = Mapping[str, Any]
 
 
