@@ -107,7 +107,9 @@ def _page(args: Namespace, run: Run, step: int | None, n: int) -> None:
     from analysis.pages.step_section import steps
 
     section = steps([run], run.name, step)
-    write_bytes(out_file(args.html, args.force), render([section], run.summary["notes"], f"A step of {run.name}").encode())
+    write_bytes(
+        out_file(args.html, args.force), render([section], run.summary["notes"], f"A step of {run.name}").encode()
+    )
     print(args.html)
 
 

@@ -76,8 +76,8 @@ class Fits:
                 f"vram: missing: {spec.hardware} does not say how much it has; give --vram 24GB, or --cache"
             )
         context = spec.context or longest_context(spec, self.trace, self.steps)
-        rows = largest_step(spec, self.steps)
-        return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, rows)
+        rows = largest_step(spec, self.steps), largest_run(self.steps)
+        return Card(self.model, self.hardware, self.engine, spec.precision, vram, context, spec.batch, *rows)
 
 
 def deals_out(spec: RunSpec) -> bool:
@@ -94,6 +94,11 @@ def largest_step(spec: RunSpec, steps: Steps) -> int:
     """Rows that memory is kept for: of an engine all that a step of it may have, else those of the run's largest."""
     if spec.behaves is not None:
         return max(spec.prefill_chunk, spec.batch * (spec.speculate or 1))
+    return largest_run(steps)
+
+
+def largest_run(steps: Steps) -> int:
+    """Rows of the run's largest step."""
     return int(np.diff(steps.offset).max())
 
 

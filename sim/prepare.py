@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import catalog
-from sim.capacity import Fits, largest_step, longest_context, shares, slots_by_layer, vram_bytes
+from sim.capacity import Fits, largest_run, largest_step, longest_context, shares, slots_by_layer, vram_bytes
 from sim.core.miss import FETCH
 from sim.core.plan import BY_LOGITS, FROM_FRESH, GROUPS, ONE_BY_ONE, ORDERS, Costs, Leaving, Low, Plan, Prefetch
 from sim.costs.classes import StepShapes
+from sim.costs.reserve import working_bytes
 from sim.costs.roofline import costs, expert_bytes, host_memory, layers_bytes, low_copies, memory
 from sim.engines import FIT
 from sim.errors import CatalogError, SpecError
@@ -483,13 +484,21 @@ class Setting:
         sizes = (self.spec.precision, total, self.context, self.spec.batch)
         rows, on_host = largest_step(self.spec, self.steps), self.costed.on_host
         stages, room = staged(self.rules, self.plan, rows), vram_bytes(self.spec, self.hardware)
-        line = memory(self.model, *sizes, self.hardware, self.engine, copies, stages, on_host, rows, room)
-        spec = self.spec
+        more: Any = (copies, stages, on_host, rows, room, self._working)
+        line, spec = memory(self.model, *sizes, self.hardware, self.engine, *more), self.spec
         asked = self.ram is not None or self.plan.on_miss is not None or spec.dense_on_host is not None or spec.behaves
-        return line | ({"host": self._host_memory} if asked and not self.hardware.unified else {})
+        return line | ({"host": self.host_memory} if asked and not self.hardware.unified else {})
 
     @property
-    def _host_memory(self) -> dict[str, Any]:
+    def _working(self) -> int:
+        """CUDA context and buffers, of a run that is to fit into memory: told its size, or filling it."""
+        if self.spec.vram is None and self.spec.cache != FIT:
+            return 0
+        return working_bytes(self.model, self.hardware, self.engine, largest_run(self.steps), self.context)
+
+    @property
+    def host_memory(self) -> dict[str, Any]:
+        """Bytes on the host (sim.costs.roofline.host_memory)."""
         spec, experts, low = self.spec, self.plan.experts.shape[1] * self.plan.n_experts, self.plan.low
         if spec.behaves is not None and not self.engine.host_copy:
             experts -= self.plan.n_experts * int(whole_there(self.plan).sum())

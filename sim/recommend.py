@@ -1,15 +1,18 @@
-"""python -m sim.recommend: which policies, or which setting of one engine, serve a model best within a GPU's memory.
+"""python -m sim.recommend: what to run to serve a model best within a GPU's memory: engines, one's settings, policies.
 
-Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says what would).
+Exit status 0 done, 2 bad input, or nothing fits (one line on stderr that says what would), 130 interrupted.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from sim import catalog
 from sim.errors import SpecError
 from sim.flags import OF_THE_HARDWARE, add_flags, given
 from sim.spec import ALL, RunSpec, cache_bytes
@@ -33,6 +36,8 @@ SEARCHED = (
     "placement",
     "transfer_order",
 )
+WITH_A_TRACE = {"candidates": 640, "time_limit": 120.0}
+WITHOUT = {"candidates": 48, "time_limit": 30.0}
 OF_WINDOWS = ("accept", "draft_ns")
 OF_AN_ENGINE = ("n_cpu_moe", "override_tensor", "dense_on_host", "defer")
 
@@ -40,7 +45,8 @@ OF_AN_ENGINE = ("n_cpu_moe", "override_tensor", "dense_on_host", "defer")
 def parser() -> Parser:
     """The flags of sim.run that hold for every candidate, those that fix what is searched, and its own."""
     out = Parser(
-        prog="python -m sim.recommend", description="Search for the fastest policies that fit, or within one engine."
+        prog="python -m sim.recommend",
+        description="What to run, and what would help: engines, one's settings, policies.",
     )
     group = out.add_argument_group("what is asked for")
     group.add_argument("--vram", metavar="24GB", help="GPU memory to use (default: all that the hardware has)")
@@ -60,12 +66,13 @@ def parser() -> Parser:
     add_flags(group, OF_AN_ENGINE)
     group = out.add_argument_group("the search")
     group.add_argument(
-        "--candidates", type=int, default=640, metavar="N",
-        help="different candidates that are run, at most (640); with very few, the plainest, lru + fetch among them",
+        "--candidates", type=int, metavar="N",
+        help="different candidates that are run, at most (640, without a trace 48); with very few, the plainest, lru + "
+        "fetch among them",
     )  # fmt: skip
     group.add_argument(
-        "--time-limit", type=float, default=120.0, metavar="SECONDS",
-        help="then the search ends and the best so far is the answer (120; 0: no limit)",
+        "--time-limit", type=float, metavar="SECONDS",
+        help="then the search ends and the best so far is the answer (120, without a trace 30; 0: no limit)",
     )  # fmt: skip
     group.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
@@ -81,28 +88,51 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     wish = _wish(args)
     from sim.search.advice import text
+    from sim.search.made import made
+
+    with contextlib.nullcontext() if args.trace else made(args.model, args.seed or 0) as trace:
+        if trace is None:
+            out = _searched(wish, args.workers)
+        else:
+            found = replace(wish, base={**wish.base, "trace": trace.path}, straight=True)
+            out = trace.told(_searched(found, args.workers))
+    print(json.dumps(out) if args.json else text(out))
+
+
+def _searched(wish: Any, workers: int | None) -> dict[str, Any]:
+    """The answer as one JSON object."""
     from sim.search.evaluate import Evaluator
     from sim.search.recommendation import Recommendation
     from sim.search.within_engine import WithinEngine
     from sim.sweeps.session import cores
 
+    doing("reading the trace, the model and the machine")
     within = RunSpec.of({**wish.base, **wish.fixed}).behaves is not None
     recommendation = (WithinEngine if within else Recommendation)(wish, doing)
-    evaluate = Evaluator(args.workers or cores(), wish.time_limit_s, sys.stderr)
+    evaluate = Evaluator(workers or cores(), wish.time_limit_s, sys.stderr)
     try:
-        out = recommendation.search(evaluate)
+        return recommendation.search(evaluate)
     finally:
         evaluate.close()
-    print(json.dumps(out) if args.json else text(out))
 
 
 def _wish(args: argparse.Namespace) -> Any:
+    """What is asked for; without a trace as much of a search as an answer in a minute leaves time for."""
     from sim.search.judging import Wish
 
     base, fixed = given(args, ALWAYS), given(args, (*SEARCHED, *OF_AN_ENGINE))
     if "trace" not in base:
-        raise SpecError("trace: missing; give --trace FILE, or the name of a shipped sample such as mixtral.npz")
-    _refuse_without_an_engine(RunSpec.of({**base, **fixed}), fixed)
+        if "model" not in base:
+            raise SpecError(
+                "trace: missing; give --trace FILE (mixtral.npz is a sample), or --model NAME for a made one"
+            )
+        base["trace"] = ""
+    limits = WITH_A_TRACE if base["trace"] else WITHOUT
+    for name, value in limits.items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    spec = RunSpec.of({**base, **fixed})
+    spec.described(), catalog.precision(spec.precision)  # before anything that takes time
+    _refuse_without_an_engine(spec, fixed)
     _refuse_unfit(fixed, args.max_lossy_weight)
     if not 0 <= args.max_lossy_weight <= 1:
         raise SpecError(f"max-lossy-weight: {args.max_lossy_weight}: must be a share from 0 to 1")

@@ -79,11 +79,13 @@ def _parser(by: bool, helps: bool = False) -> Parser:
 
     command = commands.add_parser("synth", help="generate a synthetic trace")
     shape = command.add_mutually_exclusive_group(required=True)
-    shape.add_argument("--like", metavar="NAME", help="a preset, or any model of the catalog: generic without a preset")
+    shape.add_argument("--like", metavar="NAME", help="a preset, any model of the catalog, or a model's file")
     shape.add_argument("--like-profile", metavar="FILE", help="a frequency profile, whose popularity it gets")
     shape.add_argument("--list", action="store_true", help="which models are fitted, and which generic")
     command.add_argument("--uniform", action="store_true", help="the control: that shape, every token draws anew")
-    command.add_argument("--requests", type=int, metavar="N", help="of a generic or a uniform trace")
+    command.add_argument("--requests", type=int, metavar="N", help="how many (default: the preset's)")
+    command.add_argument("--prompt", type=int, metavar="N", help="prompt tokens of each (default: the preset's)")
+    command.add_argument("--generated", type=int, metavar="N", help="generated tokens of each (default: the preset's)")
     command.add_argument("--tokens", type=int, metavar="N", help="of a profile's trace (default: 1024)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", metavar="FILE", help="default: NAME-synthetic.npz")
@@ -160,14 +162,16 @@ def _synth(options: argparse.Namespace) -> None:
         print(listing())
         return
     if options.like_profile is not None:
-        if options.uniform or options.requests is not None:
-            raise TraceError(f"--{'uniform' if options.uniform else 'requests'}: goes with --like")
+        for flag in ("uniform", "requests", "prompt", "generated"):
+            if getattr(options, flag) not in (None, False):
+                raise TraceError(f"--{flag}: goes with --like")
         tokens = 1024 if options.tokens is None else options.tokens
         trace = from_profile(profile.read(npz.find(options.like_profile)), tokens, options.seed)
     elif options.tokens is not None:
-        raise TraceError("--tokens: goes with --like-profile; a preset has its own lengths")
+        raise TraceError("--tokens: goes with --like-profile; --like has --requests, --prompt and --generated")
     else:
-        trace = synthesise(options.like, options.seed, options.requests, options.uniform)
+        lengths = {"prompt": options.prompt, "generated": options.generated}
+        trace = synthesise(options.like, options.seed, options.requests, options.uniform, **lengths)
     name = Path(options.like_profile or options.like).stem
     out = out_file(options.out or f"{name}-{'uniform' if options.uniform else 'synthetic'}.npz", options.force)
     npz.write(out, trace)

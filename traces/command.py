@@ -1,7 +1,7 @@
 """What every command line of this project shares: arguments, one-line errors, exit statuses, files written whole.
 
-Exit status 0 done, 2 bad input (one line on stderr that names what is wrong and what would be right), 1 a failure of
-ours (a traceback).
+Exit status 0 done, 2 bad input (one line on stderr that names what is wrong and what would be right), 130 interrupted,
+1 a failure of ours (a traceback).
 """
 
 import argparse
@@ -84,9 +84,9 @@ def one_of(what: str, name: str, names: Sequence[str]) -> str:
 def guarded(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command with its arguments; returns the exit status. The last word of every `main`.
 
-    UserError, OSError and a missing library of an extra are one line on stderr and status 2; whoever stops reading our
-    output early has seen enough; any other exception is ours and goes through. Meanwhile stderr says every ten seconds
-    what is being done.
+    UserError, OSError and a missing library of an extra are one line on stderr and status 2, Ctrl-C is one and 130;
+    whoever stops reading our output early has seen enough; any other exception is ours and goes through. Meanwhile
+    stderr says every ten seconds what is being done.
     """
     try:
         with watched():

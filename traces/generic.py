@@ -20,13 +20,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from traces.errors import TraceError
-from traces.foreign.models import entry_of, model, names
+from traces.foreign.models import entry_of, facts_of, from_file, names
 from traces.format.trace import RoutingTrace
 from traces.slips import did_you_mean
 from traces.synthetic import PRESETS, Preset, generate
 
 TOPIC = 0.25  # share of memory that lasts for a whole request: analysis/results/generic.md says why
 LENGTHS: dict[str, Any] = {"requests": 4, "prompt": (24, 24), "generation": (256, 256)}
+LRU_OFF = (0.117, 0.234)  # LRU hit rate of five captured models, each interpolated from the others: mean, most
 MOST_LOGITS = 1 << 26  # in a trace: 128 MiB of float16
 MOST_AT_ONCE = 1 << 22  # logits of one layer, made in float64: some 400 MB
 
@@ -120,8 +121,9 @@ def aim(name: str, top_k: int, n_experts: int) -> tuple[float, float]:
 
 
 def find(name: str) -> str | None:
-    """The preset or model of the catalog that a name or an alias means; None: there is none."""
-    if name in PRESETS:
+    """The preset or model of the catalog that a name or an alias means; a file of a model (docs/models.md) is its own
+    name; None: there is none."""
+    if name in PRESETS or name.lower().endswith(".toml"):
         return name
     entry = entry_of(name)
     return None if entry is None else str(entry["name"])
@@ -134,11 +136,19 @@ def listing() -> str:
     return "\n".join(f"{kind:9} {', '.join(found)}" for kind, found in (kinds | {"generic": rest}).items())
 
 
-def synthesise(like: str, seed: int, requests: int | None = None, uniform: bool = False) -> RoutingTrace:
-    """The trace of a preset, or of a model of the catalog, by name or alias; the same bytes everywhere.
+def synthesise(
+    like: str,
+    seed: int,
+    requests: int | None = None,
+    uniform: bool = False,
+    prompt: int | None = None,
+    generated: int | None = None,
+) -> RoutingTrace:
+    """The trace of a preset, of a model of the catalog by name or alias, or of a model's file; the same bytes
+    everywhere.
 
-    requests: how many, of a generic or a uniform trace. Raises TraceError for an unknown name, a bad seed, requests of
-    a fitted preset, which are part of what was fitted, and more requests than can be made at a time.
+    requests, prompt, generated: how many there are, and tokens of each, in place of the preset's. Raises TraceError for
+    an unknown name, a bad seed or file, and for more than can be made at a time.
     """
     name = find(like)
     if name is None:
@@ -147,24 +157,25 @@ def synthesise(like: str, seed: int, requests: int | None = None, uniform: bool 
     preset = PRESETS[name] if name in PRESETS else generic(name)
     if uniform:
         preset = control(preset)
-    if requests is not None:
-        preset = _longer(preset, requests)
+    if (requests, prompt, generated) != (None, None, None):
+        preset = _of_lengths(preset, requests, prompt, generated)
     return generate(preset, seed)
 
 
 def generic(name: str) -> Preset:
-    """The generic preset of a model of the catalog, by its name there."""
-    known, entry = model(name), entry_of(name)
-    assert entry is not None and known.top_k and known.n_experts and known.n_layers and known.moe_layers
-    k, n = known.top_k, known.n_experts
+    """The generic preset of a model: by its name in the catalog, or of its file."""
+    entry = from_file(name) if name.lower().endswith(".toml") else entry_of(name)
+    assert entry is not None  # `find` has seen to it
+    known, name = facts_of(entry), entry["name"]
+    k, n = known["top_k"], known["n_experts"]
     nearest = min(FITTED, key=lambda shape: apart(shape, (k, n)))
     c, offset_sd = OWN.get(name) or FITTED[nearest]
     return Preset(
         name,
         n,
         k,
-        known.n_layers,
-        known.moe_layers,
+        known["n_layers"],
+        known["moe_layers"],
         norm_topk=entry.get("norm_topk", False),
         memory=((0, c, 0.0),),
         offset_sd=offset_sd,
@@ -209,16 +220,21 @@ def control(preset: Preset) -> Preset:
     return replace(preset, pattern="uniform", mark="uniform", noise=(), facts=(), assumptions=said)
 
 
-def _longer(preset: Preset, requests: int) -> Preset:
-    """The preset with so many requests; without logits, where they would be too many."""
-    if not preset.mark:
-        raise TraceError(f"--requests: the preset {preset.model} has its own; with --uniform N, or of a generic one")
-    each = max(preset.prompt) + max(preset.generation)
+def _of_lengths(preset: Preset, requests: int | None, prompt: int | None, generated: int | None) -> Preset:
+    """The preset with so many requests, of so many tokens; without logits, where they would be too many."""
+    for flag, value in (("prompt", prompt), ("generated", generated)):
+        if value is not None and value < 1:
+            raise TraceError(f"--{flag}: {value}; must be at least 1 token")
+    made = preset if prompt is None else replace(preset, prompt=(prompt, prompt))
+    made = made if generated is None else replace(made, generation=(generated, generated))
+    each = max(made.prompt) + max(made.generation)
     most = MOST_AT_ONCE // (each * preset.n_experts)
-    if not 0 < requests <= most:
-        raise TraceError(f"--requests: {requests}; from 1 to {most} of {preset.model}")
-    size = requests * each * len(preset.moe_layers) * preset.n_experts
-    if preset.pattern != "model" or size <= MOST_LOGITS:
-        return replace(preset, requests=requests)
-    left = f"no logits: they would take {2 * size / 1e6:,.0f} MB"
-    return replace(preset, requests=requests, logits=False, assumptions=(*preset.assumptions, left))
+    made = replace(made, requests=preset.requests if requests is None else requests)
+    if not 0 < made.requests <= most:
+        of = f"of {each} tokens " if max(preset.prompt) + max(preset.generation) != each else ""
+        raise TraceError(f"--requests: {made.requests}; from 1 to {most} {of}of {preset.model}")
+    said = () if preset.mark else (f"but here {made.requests} requests of up to {each} tokens, not those of the fit",)
+    size = made.requests * each * len(made.moe_layers) * made.n_experts
+    if made.pattern == "model" and size > MOST_LOGITS:
+        made, said = replace(made, logits=False), (*said, f"no logits: they would take {2 * size / 1e6:,.0f} MB")
+    return replace(made, assumptions=(*preset.assumptions, *said))

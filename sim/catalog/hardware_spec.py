@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from sim.catalog.link_spec import Link
 from sim.catalog.measured_spec import Measured
-from sim.catalog.parts import Entry, Factors, Ns, Positive, Rate, Share, Sized
+from sim.catalog.parts import Count, Entry, Factors, Ns, Positive, Rate, Share, Sized
 
 NOMINAL_SHARE = 0.7  # of the nominal DRAM peak that an engine's threads read
 CORES_IN_STEP = 32  # beyond so many each operation's barriers cost: an assumption, as the square root
@@ -20,7 +20,8 @@ class Gpu(Sized):
 
     mem_mib: as nvidia-smi reports it; mem_cuda_mib: what CUDA shows to a process (cudaMemGetInfo, total_memory in
     torch), which is that less the driver's reserve. A run may use the latter where it is known, else all of the
-    former; what a CUDA context takes (some 0.3 GB with PyTorch) is not taken off.
+    former. context_mib: what of it a CUDA context takes, 500 where nothing is known: near the most of the cards that
+    have a figure; it is taken off where memory is to be filled (sim.costs.reserve).
 
     hbm_efficiency .7: the share of the memory bandwidth that batch-1 kernels reach, upper end of .38-.7 in
     the collected formulas (moe-speed-of-light fits .38 with launches and waits inside; here those are terms
@@ -30,6 +31,7 @@ class Gpu(Sized):
     """
 
     mem_cuda_mib: Positive | None = None
+    context_mib: Count = 500
     hbm_gb_per_s: Rate
     hbm_efficiency: Share = 0.7
     tflops: dict[str, Rate]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sim import catalog
 from sim.catalog.files import precision_bits
+from sim.costs.reserve import working_bytes
 from sim.costs.roofline import memory, needed
 from sim.errors import SpecError
 
@@ -31,7 +32,8 @@ class TooSmall(SpecError):
 @dataclass(frozen=True)
 class Card:
     """A GPU of `vram` bytes, of which an engine takes its share, and what is to lie in it: a model at a precision, KV
-    entries for `batch` sequences of `context` tokens, buffers for steps of `rows` rows."""
+    entries for `batch` sequences of `context` tokens, buffers for steps of `rows` rows; largest: rows of the largest
+    step that is run, by which the buffers of an engine without a reserve of its own are counted (sim.costs.reserve)."""
 
     model: "ModelSpec"
     hardware: "Hardware"
@@ -41,6 +43,7 @@ class Card:
     context: int
     batch: int
     rows: int = 0
+    largest: int = 0
 
     @property
     def room(self) -> int:
@@ -52,7 +55,9 @@ class Card:
     ) -> dict[str, Any]:
         """The memory line with so many slots and stages (on_host, and what the line holds: `memory`)."""
         sizes = (precision or self.precision, slots, self.context, self.batch, self.hardware, self.engine)
-        return memory(self.model, *sizes, stages=stages, on_host=on_host, rows=self.rows, vram=self.room)
+        working = working_bytes(self.model, self.hardware, self.engine, self.largest, self.context)
+        about: dict[str, Any] = {"rows": self.rows, "vram": self.room, "working": working}
+        return memory(self.model, *sizes, stages=stages, on_host=on_host, **about)
 
 
 @dataclass(frozen=True)

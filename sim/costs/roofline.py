@@ -384,12 +384,14 @@ def memory(
     on_host: Collection[int] = (),
     rows: int = 0,
     vram: int | None = None,
+    working: int = 0,
 ) -> dict[str, Any]:
     """GPU memory in bytes, the summary's memory line: dense (all weights but routed experts), kv (`batch` sequences
     of `context` tokens, bf16), slots (and `more` bytes: low-precision copies), staging (the engine's buffers, at least
     `stages` of one expert each), reserve (of an engine that leaves memory free, or buffers the logits of a step of
-    `rows` rows; else no such key), gpu (what there is, or `vram`), fits (whether all of it does). on_host: MoE layers,
-    among all, whose dense part and KV entries are the host's.
+    `rows` rows; of any other `working`, see sim.costs.reserve; where it is 0 no such key), gpu (what there is, or
+    `vram`), fits (whether all of it does). on_host: MoE layers, among all, whose dense part and KV entries are the
+    host's.
 
     None is what cannot be known: dense, kv, fits without a model or where it was measured with its sizes shrunk, gpu
     and fits without a GPU. Raises CatalogError for an unknown precision.
@@ -404,7 +406,7 @@ def memory(
         "slots": slots_total * size + more,
         "staging": max(engine.staging_experts, stages) * size,
     }
-    if reserve := _reserve(model, engine, rows):
+    if reserve := _reserve(model, engine, rows) or working:
         line["reserve"] = reserve
     line["gpu"] = hardware.mem_bytes if vram is None else vram
     known = all(part is not None for part in line.values())

@@ -36,6 +36,15 @@ def short_of_ram(memory: Mapping[str, Any]) -> list[str]:
     return [f"DOES NOT FIT: {sizes}; times as if it did"]
 
 
+def short_of_host(host: Mapping[str, Any]) -> str:
+    """Why what lies on the host is no answer, part by part; host: a summary's memory.host."""
+    need = sum(host[part] for part in HOST_PARTS) / 1e9
+    experts, locked = host["experts"] + host["page_locked"], "page-locked " if host["page_locked"] else ""
+    parts = f"{locked}experts {experts / 1e9:.2f}, the rest {host['rest'] / 1e9:.2f}"
+    ram = f"which has {host['ram'] / 1e9:.2f} (--ram; reading from disk is not modelled)"
+    return f"needs {need:.2f} GB of the host's memory ({parts}), {ram}"
+
+
 def starts_free(out: Mapping[str, Any]) -> bool:
     """Whether the first residents, which came free of charge, are a noticeable part of TTFT or of the hits."""
     start, ttft = out["start"], out["ttft_ms"]

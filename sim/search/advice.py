@@ -1,49 +1,51 @@
-"""The object of a recommendation as text."""
+"""The object of a recommendation as text: its first screen (sim.search.screen), then what it rests on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.outcome.how_sure import NOT_CALIBRATED, between, how_sure
+from sim.outcome.how_sure import how_sure
 from sim.outcome.marks import machine_words
 from sim.outcome.report import BOUNDS, keeping
+from sim.search.screen import first_screen
 from sim.search.side_by_side import NOT_DONE
 from sim.search.windows import words
 
 
 def text(out: Mapping[str, Any]) -> str:
-    """For people."""
-    return "\n".join([*_head(out), *(_engines_alone(out) if out["best"] is None else _found(out))])
+    """For people: what is asked most first, settings and the search at the end."""
+    return "\n".join([*first_screen(out), "", *_judged(out), *(_refusal(out) if out["best"] is None else _found(out))])
 
 
-def _head(out: Mapping[str, Any]) -> list[str]:
-    """What is judged, and what is to be said of it; first of all the fastest engine that exists."""
+def _judged(out: Mapping[str, Any]) -> list[str]:
+    """What is judged, on what."""
     j, spec, search = out["judged"], out["spec"], out["search"]
-    engine = f", engine {spec['engine']}" if out["best"] is not None else ""
+    engine = f", engine {spec['engine']}" if out["best"] is not None and "engines" not in out else ""
     aside = f"; {j['set_aside_tokens']:,} tokens of others set aside to fit policies" if j["set_aside_tokens"] else ""
     return [
-        *_fastest_engine(out),
         f"{spec['trace']}: {j['model']} on {machine_words(spec)}{engine}, {spec['precision']}, "
         f"batch {spec['batch']}; judged on {j['requests']} requests, {j['tokens']:,} generated tokens{aside}",
-        *(f"! {note}" for note in (*out["notes"], *([] if search is None else _cut_short(search)))),
+        *(f"! {note}" for note in (*_of_policies(out), *([] if search is None else _cut_short(search)))),
     ]
+
+
+def _of_policies(out: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the best policy that the answer's own notes do not say."""
+    said = (*out["answer"]["notes"], out.get("made", {}).get("said"))
+    return [note for note in out["notes"] if note not in said]
 
 
 def _found(out: Mapping[str, Any]) -> list[str]:
     """Of a search that has an answer."""
     best, why = out["best"], out["judged"]["no_interval"]
     return [
-        "",
         f"{'memory':<12} {_memory(out['memory'])}",
-        "",
         f"{'best policy' if 'engines' in out else 'best':<12} {best['policy']}",
         f"{'':<12} {_speed(best)}{_lossy(best)}{'' if why is None else f' ({why}: no interval over requests)'}",
         *_beaten(out),
-        *_ranked(out),
-        "",
         *_bounds(out),
         *([f"{'speculation':<12} {words(out['speculation'])}"] if "speculation" in out else []),
         f"{'verdict':<12} {out['verdict']}",
-        *_side_by_side(out),
+        *_not_run(out),
         f"{'searched':<12} {_searched(out['search'])}",
         *_refused(out),
         f"{'again':<12} {out['command']}",
@@ -51,37 +53,24 @@ def _found(out: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _engines_alone(out: Mapping[str, Any]) -> list[str]:
+def _refusal(out: Mapping[str, Any]) -> list[str]:
     """Where no policy can be recommended."""
-    return [f"{'policies':<12} none: {out['refusal']}", *_side_by_side(out), f"{'again':<12} {out['command']}"]
+    return [f"{'policies':<12} none: {out['refusal']}", *_not_run(out)]
 
 
-def _fastest_engine(out: Mapping[str, Any]) -> list[str]:
-    """Beside the best policy, whose engine has no overhead."""
-    row, best = out.get("best_engine"), out["best"]
-    if row is None:
-        return []
-    policy = "" if best is None else f"; best policy, on an engine without any overhead: {_plain_speed(best)}"
-    first = f"fastest engine that exists: {row['name']}, {_plain_speed(row)}{_lossy(row | {'closed_loop': None})}"
-    return [f"{first}{policy}", f"  {row['command']}", *_tie(out)]
+def _not_run(out: Mapping[str, Any]) -> list[str]:
+    """Engines that are no answer, and why; how to be told more of one."""
+    rows = out.get("engines", [])
+    late = [row["name"] for row in rows if row["error"] == NOT_DONE]
+    lines = [f"{'not run':<12} {', '.join(late)}: {NOT_DONE}"] if late else []
+    wrong = [row for row in rows if row["error"] not in (None, NOT_DONE)]
+    lines += [f"{'cannot run':<12} {row['name']}: {row['error']}" for row in wrong]
+    return [*lines, *([f"{'one engine':<12} --engine NAME finds the best setting of it"] if rows else [])]
 
 
 def _plain_speed(told: Mapping[str, Any]) -> str:
     sure = how_sure(told["tokens_per_s_interval"], told["catalog_costs"])
     return f"{told['tokens_per_s'] or told['total_tokens_per_s']:,.2f} tokens/s{sure}"
-
-
-def _tie(out: Mapping[str, Any]) -> list[str]:
-    """Who cannot be told from the fastest, and who is preferred."""
-    if (found := out["tie"]) is None:
-        return []
-    first, *others = found["between"]
-    command = next(row["command"] for row in out["engines"] if row["name"] == found["simplest"])
-    return [
-        f"a tie: the 80 % intervals of {first} and of {', '.join(others)} overlap; the simplest, nearest to its "
-        f"engine's default: {found['simplest']}",
-        *([] if found["simplest"] == first else [f"  {command}"]),
-    ]
 
 
 def _memory(m: Mapping[str, Any]) -> str:
@@ -92,53 +81,6 @@ def _memory(m: Mapping[str, Any]) -> str:
         f"{m['context']:,} tokens) + staging {m['staging'] / 1e9:.2f}{free} + experts {left:.2f}: {m['slots']:,} slots "
         f"for {m['experts']:,} experts of {m['expert_bytes'] / 1e6:.1f} MB ({m['slots'] / m['experts']:.1%})"
     )
-
-
-def _ranked(out: Mapping[str, Any]) -> list[str]:
-    """The few best settings of an engine."""
-    rows = out.get("ranked", [])
-    title = [f"{'ranked':<12} {'generated':>10} {'prompts':>10}  tokens/s; settings of one speed by their prompts"]
-    return (["", *title] if rows else []) + [f"{'':<12} {_figures(row)}  {_short(row['words'])}" for row in rows]
-
-
-def _short(words: str) -> str:
-    """What an engine's words say is where, and what its user set."""
-    does, _, yours = words.partition("; you set ")
-    return does.partition(": ")[2].partition(",")[0] + (f"; {yours}" if yours else "; as it comes")
-
-
-def _figures(row: Mapping[str, Any]) -> str:
-    """Generated and prompt tokens/s of a line of a table."""
-    both = (row["tokens_per_s"], row["prompt_tokens_per_s"])
-    return " ".join(f"{'-' if figure is None else format(figure, ',.2f'):>10}" for figure in both)
-
-
-def _sure(row: Mapping[str, Any]) -> str:
-    """Between what the generated tokens/s of a line of a table are."""
-    pair = row["tokens_per_s_interval"]
-    return f"{between(pair) if pair else NOT_CALIBRATED if row['catalog_costs'] else '-':>14}"
-
-
-def _side_by_side(out: Mapping[str, Any]) -> list[str]:
-    """Engines that exist, as they come, and the best policies."""
-    rows = out.get("engines", [])
-    lines = [
-        f"{row['kind']:<12} {_figures(row)}  {_sure(row)}  {row['name']}: {row['residents']}"
-        f"{_lossy(row | {'closed_loop': None})}"
-        for row in rows
-        if row["error"] is None
-    ]
-    late = [row["name"] for row in rows if row["error"] == NOT_DONE]
-    lines += [f"{'':<12} not run: {', '.join(late)}: {NOT_DONE}"] if late else []
-    lines += [
-        f"{'':<12} cannot run: {row['name']}: {row['error']}" for row in rows if row["error"] not in (None, NOT_DONE)
-    ]
-    if not rows:
-        return []
-    what = "engine: exists, in its default setting; unreleased: a paper's; policy: on an engine without any overhead"
-    heads = f"{'side by side':<12} {'generated':>10} {'prompts':>10}  {'80 % between':>14}"
-    title = f"{heads}  tokens/s with the same memory; {what}"
-    return ["", title, *lines, f"{'':<12} recommend --engine NAME finds the best setting of one", ""]
 
 
 def _refused(out: Mapping[str, Any]) -> list[str]:

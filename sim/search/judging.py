@@ -2,16 +2,18 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim import __version__
+from sim.costs.roofline import needed
 from sim.errors import SpecError
 from sim.flags import flag_words
-from sim.memo import Kept
+from sim.memo import Kept, Memo
 from sim.outcome.bounds import bounds
 from sim.outcome.engine_words import residents
 from sim.outcome.how_sure import PHASES, key_of
+from sim.outcome.marks import HOST_PARTS
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
 from sim.outcome.report import prompt_rate
 from sim.prepare import Setting, prepare
@@ -37,7 +39,8 @@ class Wish:
     """What is asked for. base: fields of RunSpec that hold for every candidate; fixed: fields that a search could
     choose, and shall not; vram None: all that the hardware has; candidates: different ones that are run at most;
     time_limit_s: what `evaluate` is given, None for no limit (it is only told here); windows: fields of speculative
-    ones (accept, draft_ns) that are to be tried with the best, None: nobody asks."""
+    ones (accept, draft_ns) that are to be tried with the best, None: nobody asks; straight: everything runs over all
+    steps at once, for they are few."""
 
     base: Mapping[str, Any]
     context: int
@@ -47,13 +50,20 @@ class Wish:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     time_limit_s: float | None = None
     windows: Mapping[str, Any] | None = None
+    straight: bool = False
+
+    def changed(self, changes: Mapping[str, Any]) -> "Wish":
+        """The same with other fields of every candidate; `vram` among them is the wish's."""
+        base = {name: value for name, value in changes.items() if name != "vram"}
+        vram = cache_bytes(changes["vram"]) if "vram" in changes else self.vram
+        return replace(self, base={**self.base, **base}, vram=vram)
 
 
 @dataclass(frozen=True)
 class Rated:
     """A run over the judged trace, and its requests one by one. words: what was chosen; residents: which experts are
     where; lossless_ns: what no run of the class lossless can take less than, with these slots and first residents
-    (sim.outcome.bounds), whatever this one's class."""
+    (sim.outcome.bounds), whatever this one's class; ram_bytes: what the host holds, None where it is not known."""
 
     words: str
     spec: RunSpec
@@ -61,16 +71,18 @@ class Rated:
     requests: PerRequest
     residents: str
     lossless_ns: int
+    ram_bytes: int | None = None
 
 
 class Case:
     """The trace of a wish on its GPU. base: the wish's fields and what is set aside; vram: bytes; notes: what is to be
-    said of all that. first: fields of the run that the case is prepared with, its cache whole.
+    said of all that. first: fields of the run that the case is prepared with, its cache whole; memo: another case's, to
+    share.
 
     Raises UserError, one line, where the trace, the model or the GPU lacks something."""
 
-    def __init__(self, wish: Wish, first: Mapping[str, Any]) -> None:
-        self.wish, self.memo = wish, Kept(MEMO_BYTES)
+    def __init__(self, wish: Wish, first: Mapping[str, Any], memo: Memo | None = None) -> None:
+        self.wish, self.memo = wish, memo or Kept(MEMO_BYTES)
         spec = RunSpec.of({**first, "cache": 1.0})
         calibration, why = self._calibration(spec)
         self.notes = [why] if why else []
@@ -116,7 +128,8 @@ class Case:
         plan = setting.plan
         where = residents(plan.slots, plan.experts.shape[1], plan.n_experts, plan.pooled)
         words = words or summary["engine"]["words"]
-        return Rated(words, spec, summary, per_request(record).with_tokens(), where, lossless_ns)
+        each = per_request(record).with_tokens()
+        return Rated(words, spec, summary, each, where, lossless_ns, _on_host(setting))
 
     def answer(self, best: Rated, rivals: Mapping[str, Rated], notes: Iterable[str] = ()) -> dict[str, Any]:
         """The best, what it beats (rivals by name, less the best itself), and what both are of, as one JSON object."""
@@ -141,6 +154,13 @@ class Case:
             "spec": spec.saved(),
             "version": __version__,
         }  # fmt: skip
+
+
+def _on_host(setting: Setting) -> int | None:
+    """Bytes of host memory; none of their own where there is one memory, or where sizes are not known."""
+    if setting.hardware.unified or setting.model is None:
+        return None
+    return int(sum(setting.host_memory[part] for part in HOST_PARTS))
 
 
 def _dependent(requests: int, batch: int) -> str | None:
@@ -171,6 +191,9 @@ def told(judged: Rated, draws: Any) -> dict[str, Any]:
         "time_ns": s["time_ns"],
         "lost_router_weight": lost_weight(row_of(Configuration("", judged.spec), s)),
         "deferred": s["deferred"] / s["slots_wanted"] if s.get("deferred") else 0.0,
+        "slots": s["slots"]["total"],
+        "vram_bytes": needed(s["memory"]),
+        "ram_bytes": judged.ram_bytes,
         "open_loop": s["marks"]["open_loop"],
         "closed_loop": None,
     }

@@ -1,27 +1,32 @@
 """The answer of `python -m sim.recommend`, as an object: a memory split, a search, and how the best compares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from sim.capacity import largest_step
+from sim.capacity import largest_run, largest_step
 from sim.costs.memory_split import Card, Split, TooSmall, split
 from sim.errors import SpecError
+from sim.memo import Memo
 from sim.on_miss import NEVER_FETCH, staged, visit_stages
+from sim.outcome.marks import short_of_host
 from sim.policies.registry import find
 from sim.prepare import Setting
+from sim.search.first_screen import Way, first_screen
 from sim.search.halving import Search, begin_with, lengths_of
 from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
 from sim.search.measured_quality import measured
-from sim.search.side_by_side import SideBySide, fastest_engine
+from sim.search.side_by_side import SideBySide, fastest_engine, of_policy
 from sim.search.space import BASELINE, POLICIES, Candidate, Space, fields_of
 from sim.search.windows import windows
 from sim.spec import RunSpec
+from sim.sweeps.answer import speed
 from traces.format.layout import ARRAYS
 
 STREAMS = {"eviction": "static", "miss": "stream"}  # who copies into stages
 CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
+WHOLE = "all experts fit the GPU: every policy is the same, none was searched"
 FLOOR, NEXT = "lru + fetch", "next best"
 
 
@@ -29,15 +34,17 @@ class Recommendation:
     """One search among policies, with the costs of one engine; from a wish. Raises UserError, one line, where the trace
     lacks something."""
 
-    def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None, memo: Memo | None = None) -> None:
         self.wish, self.tell = wish, tell
         streams = {kind: name for kind, name in STREAMS.items() if wish.fixed.get(kind) == name}
-        self.case = Case(wish, {**wish.base, **streams})
+        self.case = Case(wish, {**wish.base, **streams}, memo)
         self.setting = self.case.setting
         self.base = dict(self.case.base)
         self.space = self._space(self.setting)
+        self._found: dict[str, Way] = {}  # of the policies that are told, by name
         steps = self.setting.steps
-        self.lengths = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
+        parts = lengths_of(len(steps), len(steps.row), self.setting.spec.warmup_steps)
+        self.lengths = parts[-1:] if wish.straight else parts
 
     @cached_property
     def split(self) -> Split:
@@ -45,7 +52,7 @@ class Recommendation:
         setting = self.setting
         assert setting.model is not None  # the case has seen to it
         rows, spec = largest_step(setting.spec, setting.steps), setting.spec
-        sizes = (spec.precision, self.case.vram, self.wish.context, spec.batch, rows)
+        sizes = (spec.precision, self.case.vram, self.wish.context, spec.batch, rows, largest_run(setting.steps))
         card = Card(setting.model, setting.hardware, setting.engine, *sizes)
         return split(card, staged(setting.rules, setting.plan, card.rows))
 
@@ -72,18 +79,40 @@ class Recommendation:
         has a behaviour runs beside the candidates, `engines` ranks them and the best policies, and where no policy can
         be recommended they are the answer. Raises UserError, one line, where nothing fits."""
         if "engine" in self.wish.base:
-            return self._policies(evaluate)[0]
+            out, policies = self._policies(evaluate)
+            rows = sorted((of_policy(*each) for each in policies.items()), key=speed, reverse=True)
+            return out | self._answer(out, rows)
         beside = SideBySide(self.case, evaluate)
         try:
             out, policies = self._policies(beside)
         except (TooSmall, NoAnswer) as refusal:
-            return beside.alone(self.lengths, refusal)
-        return out | fastest_engine(beside.rows(policies))
+            out, policies = beside.alone(self.lengths, refusal), {}
+        else:
+            out |= fastest_engine(beside.rows(policies))
+        return out | self._answer(out, out["engines"], beside)
+
+    def _answer(
+        self, out: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], beside: SideBySide | None = None
+    ) -> dict[str, Any]:
+        """The first screen. beside: of the engines among the rows."""
+        steps = out["spec"]["max_steps"]
+        engines = {} if beside is None else beside.at(steps)
+        return first_screen(self.case, rows, lambda name: engines[name] if name in engines else self._found[name])
+
+    def _again(self, candidate: Candidate, changes: Mapping[str, Any]) -> RunSpec:
+        """The spec of a candidate with other memory, rates or precision, its cache filled anew."""
+        other = Recommendation(self.wish.changed(changes), memo=self.case.memo)
+        other.base |= {"cache": other.split.cache}
+        other.base |= {"max_steps": self.base["max_steps"]} if "max_steps" in self.base else {}
+        return other._spec(candidate)
 
     def _policies(self, evaluate: Evaluate) -> tuple[dict[str, Any], dict[str, Rated]]:
         """The answer of the search among policies, and the best of them by name."""
         limit, most = self.wish.max_lossy_weight, self.wish.candidates
         self.base["cache"] = self.split.cache
+        self._refuse_the_host()
+        if whole := self.split.slots == self.split.experts:
+            most = 1  # nothing is ever missing: every policy is the same
         search = Search(self.space, self.base, evaluate, self.lengths, most, limit, self.tell, self._room)
         ranked = search.run(begin_with(self.space, most, self.setting.spec.seed))
         if not ranked:
@@ -97,15 +126,25 @@ class Recommendation:
         judged = self._judge(best)
         if judged.summary["time_ns"] != row["time_ns"]:
             raise RuntimeError(f"{judged.spec}: {judged.summary['time_ns']} ns here, {row['time_ns']} ns in a worker")
-        rivals = {FLOOR: self._judge(BASELINE)}
+        rivals, chosen = {FLOOR: self._judge(BASELINE)}, {"best": best, FLOOR: BASELINE}
         if others:
-            rivals[NEXT] = self._judge(others[0])
+            rivals[NEXT], chosen[NEXT] = self._judge(others[0]), others[0]
+        self._found = {name: (self._spec(each), partial(self._again, each)) for name, each in chosen.items()}
         out = {"search": searched(search, self.wish), **self._object(judged, rivals)}
+        out["notes"] += [WHOLE] if whole else []
         return out, {"best": judged} | _others(judged, rivals)
 
+    def _refuse_the_host(self) -> None:
+        """Where the host does not hold the experts, no policy keeps them there."""
+        setting = self.setting
+        if not setting.hardware.unified and setting.host_memory["fits"] is False:
+            raise NoAnswer(f"ram: a policy {short_of_host(setting.host_memory)}")
+
+    def _spec(self, candidate: Candidate) -> RunSpec:
+        return RunSpec.of({**self.base, **fields_of(candidate), **self._room(candidate), **self.case.gpu})
+
     def _judge(self, candidate: Candidate) -> Rated:
-        spec = RunSpec.of({**self.base, **fields_of(candidate), **self._room(candidate), **self.case.gpu})
-        return self.case.rate(spec, words(candidate))
+        return self.case.rate(self._spec(candidate), words(candidate))
 
     def _object(self, best: Rated, rivals: dict[str, Rated]) -> dict[str, Any]:
         spec = best.spec

@@ -1,7 +1,9 @@
 """Engines that exist beside policies: every engine of the catalog that has a behaviour, in its default setting, over
 the same steps, with the same memory."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sim import catalog
@@ -9,7 +11,9 @@ from sim.costs.memory_split import TooSmall, vram_text
 from sim.costs.roofline import needed
 from sim.engines import FREE, behaving
 from sim.errors import SpecError
+from sim.outcome.marks import HOST_PARTS, short_of_host
 from sim.prepare import prepare
+from sim.search.first_screen import Way
 from sim.search.judging import Case, Evaluate, Rated, command, told
 from sim.search.ties import ENGINE, POLICY, UNRELEASED, away, tie
 from sim.spec import RunSpec
@@ -17,9 +21,12 @@ from sim.sweeps.answer import by_prompts, lost_weight, speed
 from sim.sweeps.config import Configuration, identity
 from sim.sweeps.rows import PAIRS, Row, pair_of
 from traces.errors import UserError
+from traces.progress import doing
 
 TIES = 0.001  # generated tokens/s closer than this share are equal
 NOT_DONE = "the time was over before it was done"
+RAM_GB = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # as it is sold
+ON_THE_GPU = ("dense", "kv", "slots", "staging", "reserve")
 
 
 class SideBySide:
@@ -37,9 +44,9 @@ class SideBySide:
         lengths = {run.spec.max_steps for run in runs if run.spec is not None}
         new = lengths - self.found.keys()
         mine = {run.id: run for steps in new for run in self._runs(steps).values()}
-        rows = self.evaluate([*mine.values(), *runs])
-        self._keep(new, rows)
-        return [row for row in rows if row["id"] not in mine]
+        if mine:
+            self._keep(new, self.evaluate(list(mine.values())))
+        return self.evaluate(runs)
 
     def _keep(self, lengths: Iterable[int | None], rows: Sequence[Row]) -> None:
         for steps in lengths:
@@ -54,6 +61,7 @@ class SideBySide:
         whole = self.case.setting.spec.max_steps
         for steps in (*lengths[:-1][:1], whole):
             if steps not in self.found:
+                doing(f"{len(self.specs)} engines over {steps or lengths[-1]:,} of {lengths[-1]:,} steps")
                 self._keep([steps], self.evaluate(list(self._runs(steps).values())))
         for steps in (whole, *reversed(lengths[:-1])):
             rows = self._table(steps)
@@ -62,7 +70,20 @@ class SideBySide:
                 notes = [] if steps == whole else [f"the time was over: all here is of the first {steps} steps"]
                 mine = {"best": None, "refusal": str(refusal), **fastest_engine(rows)}
                 return self.case.answer(rated, {}, notes) | {"search": None} | mine
-        raise SpecError(f"{refusal}{self._least()}")
+        late = all(row["error"] == NOT_DONE for row in self._table(whole))
+        raise SpecError(f"{refusal}{'' if late else self._least_ram() or self._least()}")
+
+    def _least_ram(self) -> str:
+        """`; of the engines llama.cpp needs least: --ram 61.00GB`: of those that the host's memory is too small for."""
+        needs: dict[str, int] = {}
+        for name, run in self._runs(self.case.setting.spec.max_steps).items():
+            row = self.found.get(self.case.setting.spec.max_steps, {}).get(run.id)
+            if row is not None and row["error"] is None and row["memory.host.fits"] is False:
+                needs[name] = on_the_host(row) or 0
+        if not needs:
+            return ""
+        name = min(needs, key=lambda each: needs[each])
+        return f"; of the engines {name} needs least: --ram {vram_text(needs[name])}"
 
     def _least(self) -> str:
         """`; llama.cpp needs --vram 3.20GB`: of the engines that the card is too small for the one that needs least."""
@@ -83,6 +104,11 @@ class SideBySide:
         specs = {name: spec.model_copy(update={"max_steps": steps}) for name, spec in self.specs.items()}
         return {name: Configuration(identity(spec), spec) for name, spec in specs.items()}
 
+    def at(self, steps: int | None) -> dict[str, Way]:
+        """By name, the run of each engine, and the same with other memory, rates or precision, as much as then fits."""
+        found = {name: run.spec for name, run in self._runs(steps).items()}
+        return {name: (spec, partial(_again, spec)) for name, spec in found.items() if spec is not None}
+
     def rows(self, policies: Mapping[str, Rated]) -> list[dict[str, Any]]:
         """The engines and these policies (by name, all over the same steps), the fastest first; last those that cannot
         run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an
@@ -92,9 +118,13 @@ class SideBySide:
     def _table(self, steps: int | None, policies: Mapping[str, Rated] | None = None) -> list[dict[str, Any]]:
         found, every = self.found.get(steps, {}), self._runs(steps)
         rows = [_of_engine(name, self.specs[name], found.get(run.id), self.case) for name, run in every.items()]
-        rows += [_of_policy(name, rated) for name, rated in (policies or {}).items()]
+        rows += [of_policy(name, rated) for name, rated in (policies or {}).items()]
         good = by_prompts((row for row in rows if row["error"] is None), _speeds, TIES)
         return [*good, *(row for row in rows if row["error"] is not None)]
+
+
+def _again(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
+    return RunSpec.of({**spec.asked(), **changes})
 
 
 def fastest(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -113,19 +143,56 @@ def why_not(row: Row | None, lossy: bool) -> str | None:
     if row is None or row["error"] is not None:
         return NOT_DONE if row is None else str(row["error"])
     if row["memory.fits"] is False:
-        need = needed({part: row[f"memory.{part}"] for part in ("dense", "kv", "slots", "staging", "reserve")})
-        return f"needs {need / 1e9:.2f} GB of the GPU, which has {row['memory.gpu'] / 1e9:.2f}"
+        return f"needs {on_the_gpu(row) / 1e9:.2f} GB of the GPU, which has {row['memory.gpu'] / 1e9:.2f}"
+    if row.get("memory.host.fits") is False:
+        parts = {part: row[f"memory.host.{part}"] for part in HOST_PARTS} | {"ram": row["memory.host.ram"]}
+        return short_of_host(parts)
     return "is lossy, and --max-lossy-weight is 0" if row["open_loop"] and not lossy else None
 
 
+def on_the_gpu(row: Row) -> int:
+    """Bytes of GPU memory that a run takes."""
+    return needed({part: row[f"memory.{part}"] for part in ON_THE_GPU})
+
+
+def on_the_host(row: Row) -> int | None:
+    """Bytes of host memory that a run takes; None where its summary does not say."""
+    parts = [row[f"memory.host.{part}"] for part in HOST_PARTS]
+    return None if None in parts else sum(parts)
+
+
 def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[str, Any]:
+    """An engine as it comes, or why it is no answer."""
     engine = behaving(name)
     assert engine is not None
-    out = {"name": name, "kind": ENGINE if engine.released else UNRELEASED}
+    kind = ENGINE if engine.released else UNRELEASED
+    out = {"name": name, "kind": kind}
     error = why_not(row, case.wish.max_lossy_weight > 0)
     if row is None or error is not None:
-        return out | {"error": error}
-    return out | {
+        return out | {"error": error} | _with_more_ram(name, kind, spec, row, case)
+    return of_engine(name, kind, spec, row, case)
+
+
+def _with_more_ram(name: str, kind: str, spec: RunSpec, row: Row | None, case: Case) -> dict[str, Any]:
+    """`with_ram`: the line of an engine that --ram alone is too small for, with the next size that holds it. The same
+    run: no duration hangs on that size."""
+    lossy = case.wish.max_lossy_weight > 0
+    if (
+        row is None
+        or why_not(row | {"memory.host.fits": None}, lossy) is not None
+        or (need := on_the_host(row)) is None
+    ):
+        return {}
+    size = next((size for size in RAM_GB if size * 1e9 >= need), math.ceil(need / 1e9))
+    more = spec.model_copy(update={"ram": f"{size}GB"})
+    return {"with_ram": of_engine(name, kind, more, row, case) | {"ram": more.ram}}
+
+
+def of_engine(name: str, kind: str, spec: RunSpec, row: Row, case: Case) -> dict[str, Any]:
+    """A run of an engine as a line of a table."""
+    return {
+        "name": name,
+        "kind": kind,
         "error": None,
         "tokens_per_s": row["tokens_per_s"],
         "total_tokens_per_s": row["total_tokens_per_s"],
@@ -135,17 +202,21 @@ def _of_engine(name: str, spec: RunSpec, row: Row | None, case: Case) -> dict[st
         "costs_of": name,
         "away": away(spec),
         "residents": row["engine.residents"],
+        "slots": row["slots.total"],
+        "vram_bytes": on_the_gpu(row),
+        "ram_bytes": on_the_host(row),
         "words": row["engine.words"],
+        "deferred": (row["deferred"] or 0) / row["slots_wanted"],
         "lost_router_weight": lost_weight(row),
         "open_loop": row["open_loop"],
         "command": command(spec.model_copy(update={"max_steps": row["spec.max_steps"]})),
     }
 
 
-def _of_policy(name: str, rated: Rated) -> dict[str, Any]:
+def of_policy(name: str, rated: Rated) -> dict[str, Any]:
     figures = told(rated, None)
     speeds = ("tokens_per_s", "total_tokens_per_s", "prompt_tokens_per_s", "catalog_costs", *PAIRS)
-    kept = (*speeds, "lost_router_weight", "open_loop")
+    kept = (*speeds, "lost_router_weight", "open_loop", "deferred", "slots", "vram_bytes", "ram_bytes")
     return {
         "name": name,
         "kind": POLICY,

@@ -1,19 +1,23 @@
 """The search for the best setting of one engine: all that its users may choose, each at what fits the card."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from sim.capacity import Fits
 from sim.costs.memory_split import Split
 from sim.engines import FREE
+from sim.memo import Memo
 from sim.prepare import prepare
 from sim.search.engine_space import OTHER, EngineSpace, may_lose, moved_by_number
+from sim.search.first_screen import first_screen, setting_words
 from sim.search.halving import Search, lengths_of
 from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
-from sim.search.side_by_side import TIES, why_not
+from sim.search.side_by_side import TIES, of_engine, why_not
 from sim.search.space import Candidate, name_of
+from sim.search.ties import ENGINE, UNRELEASED
 from sim.search.windows import windows
 from sim.spec import RunSpec
 from sim.sweeps.config import Configuration
@@ -29,7 +33,7 @@ class WithinEngine:
     """One search among the settings of an engine that has a behaviour; from a wish. Raises UserError, one line, where
     the trace lacks something."""
 
-    def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, wish: Wish, tell: Callable[[str], None] = lambda line: None, memo: Memo | None = None) -> None:
         self.wish, self.tell = wish, tell
         given = {**wish.base, **wish.fixed}
         engine = RunSpec.of(given).behaves
@@ -37,7 +41,7 @@ class WithinEngine:
         self.engine = engine
         work = {name: value for name, value in given.items() if name in FREE}
         chunk = {name: value for name, value in engine.sets.items() if name == "prefill_chunk"}
-        self.case = Case(wish, {**chunk, **work, "engine_as_costs": True})
+        self.case = Case(wish, {**chunk, **work, "engine_as_costs": True}, memo)
         self.base = {**self.case.base, **wish.fixed, **self.case.gpu}
         self.space = EngineSpace.within(engine, self.case.setting, given, wish.max_lossy_weight > 0)
         self._rooms: dict[str, dict[str, Any]] = {}
@@ -59,7 +63,11 @@ class WithinEngine:
         best = self._judge(ranked[0][0])
         rivals, floor_error = self._rivals(ranked)
         rows = [row for _, row in ranked[:BEST]]
-        asked = self.wish.windows
+        asked, ways = self.wish.windows, {}
+        for candidate, _ in ranked[:BEST]:
+            spec = self._spec(candidate)
+            ways[name_of(candidate)] = spec, partial(self._again, candidate)
+        table = [self._row(candidate, row, ways[name_of(candidate)][0]) for candidate, row in ranked[:BEST]]
         return {
             "search": searched(search, self.wish),
             **self.case.answer(best, rivals, self._nothing_lossy()),
@@ -70,7 +78,20 @@ class WithinEngine:
             "ranked": [_told(row) for row in rows],
             "refused": dict(Counter(self.space.left_out) + Counter(search.errors)),
             **({} if asked is None else {"speculation": windows(self.case, best, asked)}),
+            **first_screen(self.case, table, lambda name: ways[name]),
         }
+
+    def _row(self, candidate: Candidate, row: Row, spec: RunSpec) -> dict[str, Any]:
+        """A setting as a line of the first screen's table."""
+        kind = ENGINE if self.engine.released else UNRELEASED
+        told = of_engine(self.engine.name, kind, spec, row, self.case)
+        return told | {"key": name_of(candidate), "setting": setting_words(told["words"])}
+
+    def _again(self, candidate: Candidate, changes: Mapping[str, Any]) -> RunSpec:
+        """A setting with other memory, rates or precision, at what then fits."""
+        other = WithinEngine(self.wish.changed(changes), memo=self.case.memo)
+        other.base |= {"max_steps": self.base["max_steps"]} if "max_steps" in self.base else {}
+        return other._spec(candidate)
 
     def _fitting(self, evaluate: Evaluate) -> Evaluate:
         """What a run cannot be an answer for is its error."""

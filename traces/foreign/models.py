@@ -16,6 +16,7 @@ from traces.format.limits import MOST_LAYERS
 from traces.slips import did_you_mean
 
 ROUTER = ("score_function", "norm_topk", "routed_scaling_factor", "router")
+MOST_OF_A_SHAPE = 10_000  # experts of a layer, layers, of a file
 CATALOG = Path(__file__).resolve().parents[2] / "sim" / "catalog" / "models.toml"
 
 
@@ -54,11 +55,30 @@ def model(name: str, **given: Any) -> Model:
     if entry is None:
         facts["hint"] = f" (the catalog has no model {name[:60]!r}{did_you_mean(name, names())})"
     else:
-        facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
-        facts |= {key: entry[key] for key in ROUTER if key in entry}
-        every = range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1))
-        facts["moe_layers"] = tuple(entry.get("moe_layer_list", every))
+        facts = facts_of(entry)
     return Model(name, **(facts | given))
+
+
+def facts_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """Fields of Model that an entry of the catalog, or a file of one, says."""
+    facts = {key: entry[key] for key in ("n_experts", "top_k", "n_layers")}
+    facts |= {key: entry[key] for key in ROUTER if key in entry}
+    every = range(entry.get("moe_first", 0), entry["n_layers"], entry.get("moe_step", 1))
+    return facts | {"moe_layers": tuple(entry.get("moe_layer_list", every))}
+
+
+def from_file(path: str) -> dict[str, Any]:
+    """The entry that a file of a model is (docs/models.md), with its `name`; `sim.catalog` says more of what is wrong.
+    Raises TraceError where it cannot be read, or lacks what says the shape."""
+    try:
+        entry = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TraceError(f"--like {path}: cannot be read as a model's file: {error}") from None
+    for key in ("n_experts", "top_k", "n_layers"):
+        value = entry.get(key)
+        if not isinstance(value, int) or not 0 < value <= MOST_OF_A_SHAPE:
+            raise TraceError(f"--like {path}: {key}: {value!r}: must be a whole number from 1 to {MOST_OF_A_SHAPE:,}")
+    return {"name": Path(path).stem, **entry}
 
 
 def entry_of(name: str) -> dict[str, Any] | None:
