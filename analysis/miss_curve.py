@@ -15,6 +15,7 @@ from sim.flags import add_flags, given
 from sim.simulation import announce_compiling
 from traces.command import Parser, guarded, one_of, write_bytes
 from traces.errors import UserError
+from traces.extras import needed
 
 LRU = "lru"
 
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     one_of("format", args.format, tuple(FORMATS))
+    if args.out:
+        needed("plotly", "--out")  # said before the work, not after it
     announce_compiling()
     if args.eviction == LRU and args.slots is None:
         _lru(args)
