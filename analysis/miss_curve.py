@@ -15,6 +15,7 @@ from analysis.curves.formats import FORMATS, findings, headlines, notes
 from sim.flags import add_flags, given
 from traces.command import Parser, add_force, guarded, one_of, out_file, write_bytes
 from traces.errors import UserError
+from traces.extras import needed
 from traces.progress import doing
 
 LRU = "lru"
@@ -72,6 +73,7 @@ def _command(argv: list[str]) -> None:
         args.out = f"{Path(args.trace).stem}-miss-curve.html"
         print(f"page: {args.out}", file=sys.stderr)
     if args.out is not None:
+        needed("plotly", "--out")  # said before the work, not after it
         out_file(args.out, args.force)
     if args.eviction == LRU and args.slots is None:
         _lru(args)

@@ -155,8 +155,8 @@ def test_it_becomes_a_jupyter_notebook(tmp_path: Path, commands: Forks) -> None:
     assert "a real capture" in shown and "Traceback" not in shown and "marimo-plotly" not in shown
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert "TRACE = 'tiny-moe.npz'" in code
-    done = commands.run(ROOT, "\n".join([*code, "print(TRACE, len(named))"]))
-    assert done == (0, "tiny-moe.npz 2\n")
+    done = commands.run(ROOT, "\n".join([*code, "print(TRACE, trace.n_experts)"]))
+    assert done == (0, "tiny-moe.npz 32\n")
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,7 @@ def test_the_examples_of_the_page_run(
     page = (ROOT / "docs" / "policies.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     commands = re.findall(r"^    python -m sim\.run (.*)$", page, re.MULTILINE)
-    assert len(examples) == len(commands) == 4
+    assert len(examples) == len(commands) == 5
     (tmp_path / "my_policy.py").write_text("\n\n".join(examples))
     monkeypatch.chdir(tmp_path)
     plainly = run_json(capsys, "--trace mixtral.npz --max-steps 100")

@@ -23,20 +23,23 @@ EXTRAS = {
 }
 
 
-def needed(module: str, what: str) -> Any:
-    """The module. Raises UserError, one line that names the extra, where it is not installed."""
+def needed(module: str, what: str, extra: str = "") -> Any:
+    """The module. Raises UserError, one line that names the extra (of the library, or one that brings more that `what`
+    needs), where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise not_installed(error, what) from None
+        raise not_installed(error, what, extra) from None
 
 
-def not_installed(error: ModuleNotFoundError, what: str) -> UserError:
+def not_installed(error: ModuleNotFoundError, what: str, extra: str = "") -> UserError:
     """One line for a library that is missing. Raises the error again where no extra brings it: that is ours."""
     name = str(error.name).split(".")[0]
     if name not in EXTRAS:
         raise error
-    return UserError(f"{what} needs {name}, which is not installed: pip install 'moe-offload-sim[{EXTRAS[name]}]'")
+    return UserError(
+        f"{what} needs {name}, which is not installed: pip install 'moe-offload-sim[{extra or EXTRAS[name]}]'"
+    )
 
 
 def refuse_what_is_missing(package: str) -> None:

@@ -213,14 +213,14 @@ def _(named, trace):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(r"""
+def _(TRACE):
+    mo.md(f"""
     ## The same from the command line
 
-        python -m traces info TRACE
-        python -m analysis.notebook explore_trace --trace TRACE --html explore_trace.html
-        python -m analysis.notebook size_a_cache --trace TRACE
-        python -m analysis.notebook design_miss_policy --trace TRACE
+        python -m traces info {TRACE}
+        python -m analysis.notebook explore_trace --trace {TRACE} --html explore_trace.html
+        python -m analysis.notebook size_a_cache --trace {TRACE}
+        python -m analysis.notebook design_miss_policy --trace {TRACE}
 
     The third says what these curves mean in tokens/s on your GPU, the last what to do when an expert is not there.
     """)

@@ -25,8 +25,8 @@ s.dataset.status = 'error'; s.src = '{MATHJAX}'; document.head.append(s)"></ifra
 
 
 def shown(figure: go.Figure) -> Any:
-    """The figure as a cell shows it. What stands before it `marimo edit` shows once it trusts the cells, which have
-    run by the time that a lazy element gets its content."""
+    """The figure as a cell shows it. What stands before it `marimo edit` shows once it trusts the cells; they have run
+    by the time that a lazy element gets its content."""
     import marimo
 
     if not marimo.running_in_notebook():

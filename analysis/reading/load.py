@@ -18,6 +18,7 @@ from sim import __version__
 from sim.outcome.marks import marks_without
 from sim.outcome.summary import check_summary
 from traces.errors import UserError
+from traces.extras import needed
 from traces.progress import counted
 
 MAX_JSON_BYTES = 64 << 20
@@ -128,11 +129,8 @@ def read_rows(path: Path) -> list[Run]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: needs pyarrow: pip install moe-offload-sim[parquet]") from None
+    pyarrow = needed("pyarrow", str(path))
+    needed("pyarrow.parquet", str(path))
     try:
         file = pyarrow.parquet.ParquetFile(path)
         if file.metadata.num_rows > MAX_ROWS:

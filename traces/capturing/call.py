@@ -72,12 +72,12 @@ def capture(
 
 
 def _recorder(model: Any, logits: bool, lookahead: int) -> "Recorder":
-    made: Recorder = needed("traces.capturing.recorder", CAPTURE).Recorder(model, logits, lookahead)
+    made: Recorder = needed("traces.capturing.recorder", CAPTURE, "hf").Recorder(model, logits, lookahead)
     return made
 
 
 def _loaded(model: Any, tokenizer: Any) -> Any:
-    return needed("traces.capturing.hf", CAPTURE).Loaded(model, tokenizer)
+    return needed("traces.capturing.hf", CAPTURE, "hf").Loaded(model, tokenizer)
 
 
 def _ids(source: Any, number: int, prompt: Any) -> Ids:

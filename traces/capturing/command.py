@@ -127,7 +127,7 @@ def open_source(name: str, device: str) -> Source:
     try:
         made: Source = getattr(import_module(module), attribute)(name, device)
     except ModuleNotFoundError as error:
-        raise not_installed(error, "capture") from error
+        raise not_installed(error, "capture", "train" if name in OWN else "hf") from error
     return made
 
 
@@ -136,7 +136,7 @@ def facts_of_config(path: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = import_module(HUGGING_FACE.partition(":")[0]).facts_of_config(path)
     except ModuleNotFoundError as error:
-        raise not_installed(error, "a config.json") from error
+        raise not_installed(error, "a config.json", "hf") from error
     return facts
 
 
