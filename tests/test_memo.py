@@ -257,8 +257,9 @@ def test_a_memo_gives_what_is_made_afresh_after_any_other_runs(folder: Path, dat
 
 # --- no field of a key can be left out ---
 
-# Fields that no two specs can differ in alone: what is in memory (below), and what its neighbours say as well.
-SAID_ELSEWHERE = {"Opened.held", "Opened.content", "Described.kind", "Chosen.kind", "Placed.pooled"}
+# Fields that no two specs can differ in alone: what is in memory (below; a function: tests/test_policies_in_memory.py),
+# and what its neighbours say as well.
+SAID_ELSEWHERE = {"Opened.held", "Opened.content", "Chosen.sha256", "Described.kind", "Chosen.kind", "Placed.pooled"}
 
 
 def fields_of_keys() -> set[str]:

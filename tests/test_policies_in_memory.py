@@ -13,7 +13,11 @@ import pytest
 import sim
 from sim.core.view import DROP
 from sim.fit.prediction import Prediction
+from sim.memo import Kept
 from sim.policies.fingerprint import fingerprint
+from sim.policies.in_memory import hold
+from sim.prepare import prepare
+from sim.spec import RunSpec
 from tests.gen import random_trace
 from tests.test_run import FIXED
 from traces.format import npz
@@ -213,6 +217,19 @@ def test_the_last_of_a_name_is_the_one_that_runs(common: dict[str, Any]) -> None
     assert differs(runs[0], runs[1]) and same(runs[0], runs[2])
     assert runs[0].policy_files == runs[2].policy_files != runs[1].policy_files
     assert runs[0].policy_from == {"typed": "in memory"}
+
+
+def test_a_memo_tells_two_of_a_name_apart(common: dict[str, Any]) -> None:
+    """What a prefetcher says is kept between runs; not for another of its name."""
+    memo, spec = Kept(10**9), RunSpec(trace=str(common["trace"]), hardware=str(common["hardware"]), prefetch="listed")
+    for width in (1, 2, 1):
+
+        def listed(trace: Any, steps: Any, n: int = width) -> Any:
+            return trace.experts[None, :, :, :n], np.stack([steps.previous_rows(trace.sequence)])
+
+        hold("prefetch", listed, ())
+        found = prepare(spec, memo).plan.prefetch
+        assert found is not None and found.lists.shape[3] == width
 
 
 def test_what_a_function_uses_from_around_it_counts(common: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
