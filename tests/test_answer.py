@@ -129,8 +129,8 @@ def test_what_does_not_fit_never_wins() -> None:
     assert "big" not in said(fast("a", 1.0), fast("b", 1.5), slow)  # it would not have won
 
 
-def lossy(name: str, speed: float, lost: float | None) -> Run:
-    return fast(name, speed, quality={"substituted_weight": lost}, substituted=1)
+def lossy(name: str, speed: float, lost: float | None, **changes: Any) -> Run:
+    return fast(name, speed, quality={"substituted_weight": lost}, substituted=1, **changes)
 
 
 def test_a_lossy_winner_says_what_it_loses_and_who_loses_nothing() -> None:
@@ -160,8 +160,8 @@ def test_unlike_settings_are_never_set_against_each_other() -> None:
     ]
     found = compare(runs)
     assert answer(found) == (
-        "These runs are no alternatives of each other; the fastest of each kind: t, h.toml: b, 2.00 tokens/s; "
-        "t, h100: c, 9.00 tokens/s; other, h.toml: e and d tie at 5.02 tokens/s."
+        "No alternatives of each other, so the fastest of each kind: t, h: b, 2.00 tokens/s; "
+        "t, h100: c, 9.00 tokens/s; other, h: e and d tie at 5.02 tokens/s."
     )
     assert held_back(found) == "What holds them back: b -, c - and e -"
 
@@ -192,7 +192,14 @@ def test_engines_and_chunks_are_a_choice() -> None:
 
 def test_many_kinds_are_counted() -> None:
     runs = [fast(f"r{i}", 1.0, spec={"batch": i}) for i in range(9)]
-    assert answer(compare(runs)).endswith("batch 2: r2, 1.00 tokens/s; and 6 more kinds.")
+    assert answer(compare(runs)).endswith("batch 1: r1, 1.00 tokens/s; and 7 more kinds.")
+
+
+def test_marks_of_all_kinds_are_said_once() -> None:
+    made_up = {"trace": {"real": False}}
+    runs = [fast("a", 1.0, **made_up), lossy("b", 2.0, 0.5, **made_up, spec={"batch": 4})]
+    told = "batch 1: a, 1.00 tokens/s; batch 4: b, 2.00 tokens/s, losing 50.0% of the router weight (open-loop)"
+    assert said(*runs) == f"No alternatives of each other, so the fastest of each kind: {told}; all synthetic."
 
 
 # --- the first screen's chart ---

@@ -161,16 +161,23 @@ def _oracle(row: Row) -> bool:
 
 
 def _of_each(found: Comparison, heads: Sequence[Row], most: int) -> str:
-    said = []
-    for row in heads:
-        tied = _tied(found, row)
-        several = f"{listed([name_of(each, most) for each in tied], NAMED)} tie at"
-        names = several if len(tied) > 1 else f"{name_of(row, most)},"
-        loss = f", losing {_loss(row)}" * _lossy(row)
-        said.append(f"{shortened(plain(row['work']), most)}: {names} {_speed(row)}{loss}{_marks(tied)}")
-    more = f"; and {len(said) - NAMED} more kinds" if len(said) > NAMED + 1 else ""
-    named = said[:NAMED] if more else said
-    return f"These runs are no alternatives of each other; the fastest of each kind: {'; '.join(named)}{more}."
+    """The best of each kind of runs, side by side and never against each other; marks of all once, at the end."""
+    tied = [_tied(found, row) for row in heads]
+    named = tied if len(tied) <= NAMED else tied[: NAMED - 1]
+    shared = [mark for mark in heads[0]["marks"] if all(mark in row["marks"] for rows in tied for row in rows)]
+    said = [_best_of_kind(rows, most, shared) for rows in named]
+    said += [f"and {len(tied) - len(named)} more kinds"] if len(tied) > len(named) else []
+    said += [f"all {', '.join(shared)}"] if shared else []
+    return f"No alternatives of each other, so the fastest of each kind: {'; '.join(said)}."
+
+
+def _best_of_kind(tied: Sequence[Row], most: int, shared: Sequence[str]) -> str:
+    row, several = tied[0], len(tied) > 1
+    names = listed([name_of(each, most) for each in tied], 1 + (len(tied) == 2))
+    loss = f", losing {_loss(row)}" * _lossy(row)
+    own = [mark for mark in _all_marks(tied) if mark not in shared]
+    where = shortened(plain(row["work"]), most + most // 2)
+    return f"{where}: {names}{' tie at' if several else ','} {_speed(row)}{loss}{_in_brackets(own)}"
 
 
 # --- words ---
@@ -188,7 +195,14 @@ def _speed(row: Row) -> str:
 
 def _marks(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
     """Under which marks that holds, ` (synthetic, not calibrated)`."""
-    marks = [*dict.fromkeys(mark for row in rows for mark in row["marks"]), *more]
+    return _in_brackets([*_all_marks(rows), *more])
+
+
+def _all_marks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(mark for row in rows for mark in row["marks"]))
+
+
+def _in_brackets(marks: Sequence[str]) -> str:
     return f" ({', '.join(marks)})" if marks else ""
 
 

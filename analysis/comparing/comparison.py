@@ -210,7 +210,7 @@ def _told(run: Run) -> dict[str, str]:
     own |= {"judged": "no calibration" if aside is None else f"calibration {aside[0]:g}, seed {aside[1]}"}
     own |= {"as_decode": "prompts as decode steps" if run.judged[2] else "prompts as prompts"}
     own |= {"measured": "measured" if run.measured else "simulated"}
-    values = {name: condition(run, name) for name in CONDITIONS}
+    values = {name: condition(run, name) for name in CONDITIONS} | {"hardware": PurePath(str(spec["hardware"])).stem}
     return own | {
         name: str(value) if name in BARE and value is not None else f"{name} {plain(value)}"
         for name, value in values.items()

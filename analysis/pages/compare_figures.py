@@ -27,7 +27,7 @@ KINDS = {
 SIDES = ("top right", "bottom right", "bottom left", "top left")  # of a point, for its name
 SIDES_LAST = ("top left", "bottom left")
 COMPACT = 22  # px of a bar's row where it must be low
-HEAD = 38  # letters of the line that names a kind of runs
+HEAD = 30  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
 
