@@ -96,7 +96,7 @@ class Said(event.Listener):
         progress.doing(self.before, at_once=False)
         if told._exc_details is None:  # it is ours to say what went wrong with the run
             _keep(self.what, took)
-            if self.told or (took >= WORTH_A_LINE_S and self._first()):
+            if self.told:
                 progress.show(f"compiled {self.what} in {took:.1f} s")
         self._release()
 
@@ -130,6 +130,9 @@ def about_s(what: str) -> float:
 
 def _kept(dispatcher: Any) -> str:
     where = dispatcher._cache.cache_path
+    if not jit.KEPT:
+        mend = "NUMBA_CACHE_DIR names another folder"
+        return f"NOT KEPT: {jit.ASKED} cannot be written, so each process compiles it again; {mend}"
     return "not kept: the next process compiles it again" if where is None else f"kept in {Path(where).parent}"
 
 

@@ -1,6 +1,7 @@
 """What is compiled is said, exactly when it is, and no command is silent for long."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,30 @@ def test_what_is_compiled_inside_is_part_of_it(capsys: pytest.CaptureFixture[str
     begun, ended = heard(capsys)
     assert begun.startswith("compiling the machine: caches alone (about 24 s; not kept: the next process")
     assert ended.startswith("compiled the machine: caches alone in 0.0 s")
+
+
+# --- where it is kept ---
+
+
+def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    """Below a file is no folder, not even for root: a run goes on, with code that goes with its process."""
+    script = "from sim.core import jit; from sim import compiling; from types import SimpleNamespace as N; import os; "
+    script += "print(jit.KEPT, jit.CACHE_DIR.parent, os.environ['NUMBA_CACHE_DIR']); "
+    script += "print(compiling._kept(N(_cache=N(cache_path='x'))))"
+    (tmp_path / "file").touch()
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, told = done.stdout.splitlines()
+    kept, folder, shared = first.split()
+    assert kept == "False" and folder == shared and Path(folder).parent == tmp_path and not Path(folder).exists()
+    assert told.startswith(f"NOT KEPT: {tmp_path / 'file' / 'cache'} cannot be written, so each process compiles")
+    assert not list(tmp_path.glob("moe-offload-sim-*"))
+
+
+def test_a_run_lets_other_threads_go_on() -> None:
+    """Else nobody could say that a run of a minute is being done."""
+    assert compiled._loop.targetoptions["nogil"]
 
 
 # --- everybody ---

@@ -6,6 +6,7 @@ of every source file of the core and of the compiled machine: an edit anywhere t
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +19,40 @@ _MACHINES = _HERE.parent / "machines"
 _SOURCES = (*sorted(_HERE.glob("*.py")), _MACHINES / "clock.py", _MACHINES / "compiled.py")
 
 
-def _cache_dir() -> Path:
-    """`$NUMBA_CACHE_DIR` or the user's cache folder, then a name made of the hash of the sources."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-offload-sim"
-    root = Path(os.environ.get("NUMBA_CACHE_DIR", default))
+def _root() -> Path:
+    """`$NUMBA_CACHE_DIR` or the user's cache folder."""
+    if asked := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(asked)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-offload-sim"
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cache_dir(root: Path) -> Path:
+    """There, a name made of the hash of the sources."""
     digest = hashlib.sha256()
     for source in _SOURCES:
         digest.update(source.read_bytes())
     return root / f"core-{digest.hexdigest()[:16]}"
 
 
-CACHE_DIR = _cache_dir()
+ASKED = _root()
+KEPT = _is_ours(ASKED)  # else numba would keep code beside the sources, where no hash says of which core it is
+_scratch = None if KEPT else tempfile.TemporaryDirectory(prefix="moe-offload-sim-")  # goes with this process
+if _scratch is not None:
+    os.environ["NUMBA_CACHE_DIR"] = _scratch.name  # processes that this one starts share it
+CACHE_DIR = _cache_dir(ASKED if _scratch is None else Path(_scratch.name))
 _config: Any = numba.config  # Any: its settings are made when it is imported, where mypy does not see them
 _config.CACHE_DIR = str(CACHE_DIR)
 
@@ -50,6 +74,11 @@ _BARE: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapp
 def choice(function: F) -> F:
     """Compile a function that machines call: the compiled loop (which inlines it), simpy, torch, a test."""
     return numba.njit(forceinline=True, **_OPTIONS)(function)
+
+
+def whole(function: F) -> F:
+    """Compile a run from its first step to its last: other threads go on meanwhile (one says what is being done)."""
+    return numba.njit(forceinline=True, nogil=True, **_OPTIONS)(function)
 
 
 def inner(function: F) -> F:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sim.core import log as lg
 from sim.core.hooks import explained, new_hooks
 from sim.core.inputs import inputs
-from sim.core.jit import apart, choice, inlined, inner
+from sim.core.jit import apart, inlined, inner, whole
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.plan import PLAIN, Plan
 from sim.core.remote import next_remote
@@ -328,7 +328,7 @@ def _visit(
         log.visits[s.rows.visits - 1].end_ns = clock.time.now_ns
 
 
-@choice
+@whole
 def _loop(
     s: State,
     log: Any,
