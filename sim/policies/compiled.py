@@ -18,6 +18,7 @@ from typing import Any
 import numba
 import numpy as np
 
+import sim.compiling  # noqa: F401  # says it while numba compiles
 from sim.core.hooks import Hook, compile_hook
 from sim.errors import SpecError
 from traces.errors import UserError

@@ -1,5 +1,6 @@
 """The formats that are read and written, as the modules of `formats` say them: a new one is a module there."""
 
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,6 @@ from traces.foreign.format import Reader, Writer
 from traces.foreign.json_lines import BOM
 from traces.foreign.models import Model
 from traces.plugins import Plugin, plugins
-from traces.progress import show
 
 Said = TypeVar("Said", Reader, Writer)
 # The order in which help and errors list them; one that is not here comes after these, by name.
@@ -69,7 +69,7 @@ def _all() -> Iterator[Reader]:
         try:
             yield reader_of(name)
         except TraceError as error:
-            show(f"! {error}")
+            print(f"! {error}", file=sys.stderr)
 
 
 def detected(path: Path, model: Model = UNKNOWN, columns: bool = False) -> str:
