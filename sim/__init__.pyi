@@ -90,6 +90,9 @@ def simulate(
     accept: float | str = "all",
     draft_ns: int = 0,
     link_gbps: float | None = None,
+    price_per_hour: float | None = None,
+    watts: float | None = None,
+    idle_watts: float | None = None,
 ) -> Result:
     """Simulate one run: `python -m sim.run` from Python. A flag is an argument, with underscores for hyphens.
 
@@ -168,6 +171,9 @@ def simulate(
         draft_ns: what the draft model takes for each row behind the first of a window, ns (default: 0)
         link_gbps: what the links send to the GPU, whatever the size; their set-up stays (default: the
             hardware's)
+        price_per_hour: of the machine, in any currency: says what 1,000 tokens cost
+        watts: that the GPU takes while it computes: says Wh per 1,000 tokens
+        idle_watts: that it takes while it waits (default: as --watts)
     """
 
 def simulate_many(
@@ -233,6 +239,9 @@ def simulate_many(
     accept: Axis[float | str] = "all",
     draft_ns: Axis[int] = 0,
     link_gbps: Axis[float | None] = None,
+    price_per_hour: Axis[float | None] = None,
+    watts: Axis[float | None] = None,
+    idle_watts: Axis[float | None] = None,
 ) -> pd.DataFrame:
     """Many runs in one process, which shares what they have in common (the trace, its steps, what is fitted).
 

@@ -34,6 +34,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("analysis.report", "runs as one HTML page"),
         "timeline": ("analysis.timeline", "a run for Perfetto, or as text"),
         "miss-curve": ("analysis.miss_curve", "hits and tokens/s at every cache size"),
+        "against": ("analysis.against", "your own step or token times beside a run's, and which part may be wrong"),
+        "notebook": ("analysis.notebook", "a notebook's findings as text, a page or a Jupyter notebook"),
         "policies": ("analysis.policies", "policies ranked over captures, as an SVG"),
         "engines": ("analysis.engines", "engines over link/host ratios, as an SVG"),
         "published": ("analysis.published", "predicted against published speeds, as an SVG"),

@@ -7,6 +7,7 @@ process that runs share: the last function of a name is the one that runs, as it
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
@@ -102,11 +103,7 @@ def _given(instance: Any, made: type) -> dict[str, Value]:
 def _origin(made: Any) -> str:
     """`FILE.py:NAME` of one that a file has, else where it was typed."""
     file = str(functions(made)[0].__code__.co_filename) if functions(made) else ""
-    try:
-        lines: Any = inspect.getsourcefile(made)
-    except TypeError:
-        lines = None
-    if lines and file.endswith(".py"):
+    if file.endswith(".py") and Path(file).is_file():
         return f"{file}:{made.__qualname__}"
     return f"in memory ({made.__module__})" if made.__module__ else "in memory"
 
