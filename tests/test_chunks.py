@@ -463,7 +463,7 @@ def test_measured_transfers_keep_what_is_not_the_copy(tmp_path: Path) -> None:
     ("given", "wrong"),
     [
         ("1B", "cuts an expert of 352321536 bytes into more than 65536 chunks; must be at least 5376B"),
-        ("256", "must be bytes with a unit, such as 24GB"),
+        ("256", r"must be bytes with a unit, such as 24GB; did you mean 256GB\?"),
         ("0MB", "must be above 0"),
         ("some", "must be bytes with a unit, such as 24GB"),
     ],

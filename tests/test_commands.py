@@ -36,7 +36,7 @@ def test_every_command_of_a_package_is_there() -> None:
     found = {path for package in PACKAGES for path in (ROOT / package).glob("*.py") if _has_main(path)}
     found |= {path for package in PACKAGES for path in (ROOT / package).glob("*/__main__.py") if _has_main(path)}
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found}
-    assert names - {"sim.__main__"} == set(MODULES.values())
+    assert names - {f"{package}.__main__" for package in ("sim", "analysis", "runtime")} == set(MODULES.values())
 
 
 def _has_main(path: Path) -> bool:
@@ -79,7 +79,7 @@ def test_errors_say_what_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
         == "error: --trac: unknown argument; did you mean --trace?; see moe-offload-sim run --help\n"
     )
     assert main(["traces", "info"]) == 2
-    assert "see moe-offload-sim traces info --help" in capsys.readouterr().err
+    assert "file: missing; such as: moe-offload-sim traces info mixtral.npz" in capsys.readouterr().err
     assert main(["miss_curv"]) == 2
     told = "error: miss-curv: no such command; did you mean miss-curve?; moe-offload-sim --help lists them\n"
     assert capsys.readouterr().err == told

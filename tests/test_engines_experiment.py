@@ -222,7 +222,7 @@ def test_what_cannot_run_says_so_in_its_row(trace: Path, capsys: pytest.CaptureF
     assert main(["engines", *map(str, words)]) == 0
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("| one | fiddler |"))
-    assert row.endswith(" --calibration FILE\\|FRACTION; engine fiddler has it |")
+    assert row.endswith(" --calibration FILE\\|FRACTION, such as 0.3; engine fiddler has it |")
     assert "nothing set aside: what is fitted cannot run" in text
     assert re.search(r"llama.cpp is fastest in \w+, [\d.]+ tokens/s; nobody else ran", text)
 

@@ -677,7 +677,15 @@ def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
     device = ("runtime/device/__init__.py", "runtime/device/host_memory.py")
     others = [
         ROOT / name
-        for name in ("runtime/__init__.py", *device, "sim/__init__.py", "traces/command.py", "traces/progress.py")
+        for name in (
+            "runtime/__init__.py",
+            *device,
+            "sim/__init__.py",
+            "traces/command.py",
+            "traces/progress.py",
+            "traces/extras.py",
+            "traces/slips.py",
+        )
     ]
     for path in [*(ROOT / "runtime" / "gpu").glob("*.py"), *others]:
         for node in ast.parse(path.read_text()).body:  # late imports come after what is missing has been said
@@ -685,7 +693,16 @@ def test_the_rooms_of_the_driver_need_the_standard_library_alone() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
             ours = [name for name in names if name.split(".")[0] in ("runtime", "sim", "traces")]
-            may = ("sim", "traces.command", "traces.errors", "traces.progress", "runtime.device.host_memory")
+            may = (
+                "sim",
+                "traces.command",
+                "traces.errors",
+                "traces.progress",
+                "traces.extras",
+                "traces.slips",
+                "traces",
+                "runtime.device.host_memory",
+            )
             assert all(name.startswith("runtime.gpu") or name in may for name in ours)
 
 

@@ -107,7 +107,7 @@ def test_a_figure_is_what_its_run_counts(folder: Path, capsys: Any) -> None:
     layer = compiled.run(prepare(RunSpec.of(spec)).plan).layer
     share = 100 * layer["hits"].sum() / (layer["hits"].sum() + layer["misses"].sum())
     assert f"| lru | 40.0 | mine | {share:.1f} | {share - 40:+.1f} |" in out
-    assert "| mrs | 41.0 | mine | - | - | - | not run: mrs: needs `logits`, which mine.npz does not have |" in out
+    assert "| mrs | 41.0 | mine | - | - | - | not run: mrs: needs `logits`, which mine.npz does not have" in out
     assert "| t | mixtral-8x7b | 1 | its margin is not stated |" in out
     assert "| t | nobody's | 1 | no trace of the model |" in out
     rows = Path("out/hit-rates.csv").read_text().splitlines()[2:]

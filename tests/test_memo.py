@@ -78,6 +78,9 @@ VALUES: dict[str, list[Any]] = {
     "max_steps": [None, 4, 9],
     "calibration": [None, 0.25, 0.5, "c.npz", "d.npz"],
     "seed": [0, 1, 2],
+    "price_per_hour": [None, 1.5],  # of a summary alone, as the next two: what is prepared is the same
+    "watts": [None, 300.0],
+    "idle_watts": [None],  # goes with watts
     "machine": ["compiled", "simpy"],
     "bulk": ["none", "stream", "split"],
     "bulk_rows": [None, "2", "1E"],

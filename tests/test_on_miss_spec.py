@@ -328,7 +328,8 @@ def test_a_saved_spec_says_its_version_and_of_what_came_later_only_what_is_asked
     windows = {"speculate", "accept", "draft_ns"}
     counting = {"reset", "requests", "warmup_share", "skip_prompts"}
     beside = {*OF_THE_HARDWARE, "vram", "context", "engine_as_costs", "kv_precision", "transfer_chunk"}
-    assert later == {*GROUPS["on a miss"]} | beside | windows | counting
+    price = {"price_per_hour", "watts", "idle_watts"}
+    assert later == {*GROUPS["on a miss"]} | beside | windows | counting | price
 
 
 VALUES: dict[str, Any] = {
@@ -338,11 +339,13 @@ VALUES: dict[str, Any] = {
     "vram": "24GB", "context": 8192, "engine_as_costs": True, "kv_precision": "q8", "host": "epyc-9355",
     "host_gbps": 300.0, "link_gbps": 12.5, "speculate": 3, "accept": 0.7, "draft_ns": 900, "transfer_chunk": "4MB",
     "reset": "request", "requests": "0:2", "warmup_share": 0.1, "skip_prompts": True,
+    "price_per_hour": 0.79, "watts": 350.0, "idle_watts": 60.0,
 }  # fmt: skip
 
 
 @given(st.sets(st.sampled_from(sorted(VALUES))))
 def test_the_command_of_a_spec_gives_the_spec(names: set[str]) -> None:
+    names |= {"watts"} if "idle_watts" in names else set()  # which goes with it
     spec = RunSpec.of({"trace": "t.npz", **{name: VALUES[name] for name in names}})
     words = shlex.split(command(spec))
     assert spec_of(run.parser().parse_args(words[3:])) == spec

@@ -79,7 +79,7 @@ def test_a_row_of_a_sweep_has_it_and_gives_it_back() -> None:
     ("flags", "wrong"),
     [
         (["--idle-watts", "60"], "idle_watts: 60: goes with --watts"),
-        (["--watts", "0"], "watts: 0.0: Input should be greater than 0"),
+        (["--watts", "0"], "watts: 0.0: must be above 0"),
         (["--price-per-hour", "nan"], "price_per_hour: nan"),
     ],
 )

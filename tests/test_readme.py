@@ -7,33 +7,27 @@ from statistics import median
 
 import pytest
 
+from tests.blocks import blocks, prints
 from tests.forked import Forks
 
 pytestmark = pytest.mark.machine
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-SHOWN, USED = BLOCKS[0], BLOCKS[1]
+COMMANDS = [each for block in blocks(ROOT / "README.md") for each in block.commands]
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "VALIDATION.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def call(commands: Forks, line: str) -> str:
-    """The output of one `python -m ...` line of the README."""
+@pytest.mark.parametrize("line, shown", COMMANDS, ids=[line for line, _ in COMMANDS])
+def test_every_command_runs_and_prints_what_is_shown(line: str, shown: str, commands: Forks) -> None:
     python, m, *words = line.split("#")[0].split()
     assert (python, m) == ("python", "-m")
     done = commands.call(*words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert not shown or prints(shown, done.stdout), done.stdout
 
 
-def test_the_first_screen_shows_what_the_command_prints(commands: Forks) -> None:
-    line, _, shown = SHOWN.partition("\n")
-    assert call(commands, line.removeprefix("$ ")).split() == shown.split()
-
-
-@pytest.mark.parametrize("line", [line.removeprefix("$ ") for line in USED.splitlines()])
-def test_every_command_runs(line: str, commands: Forks) -> None:
-    assert call(commands, line)
+def test_the_first_screen_has_two_commands_with_what_they_print() -> None:
+    assert [line.split()[2] for line, shown in COMMANDS if shown] == ["sim.run", "sim.recommend"] and len(COMMANDS) > 8
 
 
 def test_the_errors_that_it_states_are_those_of_the_results() -> None:

@@ -339,6 +339,8 @@ def test_first_the_simplest_of_those_that_cannot_be_told_apart() -> None:
     assert [row["tie"] for row in table] == [True, True, True, False, False, False]
     assert [row["group"] for row in table] == [SURE] * 4 + [UNSURE, UNWRITTEN]
     assert [row["tie"] for row in ranked([rows[1], rows[4]])] == [False, False]
+    untyped = line("Z", 19.0, [14, 24], 0) | {"typed": False}  # as plain as C, and faster, but no command runs it
+    assert ranked([rows[1], untyped, rows[3]])[0]["name"] == "C" and ranked([untyped, rows[1]])[0]["name"] == "Z"
 
 
 def test_sizes_of_the_next_card() -> None:

@@ -196,6 +196,7 @@ UNREADABLE = """() => {
     const words = (seen) => seen.textContent.trim().slice(0, 40);
     const out = [];
     for (const frame of document.querySelectorAll('.frame')) {
+        if (frame.closest('[hidden]')) continue;  // of an option that is not chosen
         if (frame.clientWidth === 0 || frame.scrollWidth > frame.clientWidth) out.push(['table', words(frame)]);
         for (const cell of frame.querySelectorAll('td, th')) {
             const seen = !cell.closest('.stacked thead');

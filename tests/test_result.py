@@ -205,6 +205,7 @@ OF_RULES = {
 }  # fmt: skip
 UNKNOWN = {"calibrated": None, "catalog_costs": None}  # of a summary without marks
 OF_ENGINES = {"engine", "prompt_tokens_per_s", "prompt_tokens_per_s_interval"}
+OF_A_PRICE = {"cost", "energy"}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_the_typed_summary_names_every_key_that_a_run_writes(tmp_path: Path, fie
     written = {f"bounds.{name}" for name in ("best_ns", "best_share")}
     lacking = {name for name in columns() if name.split(".")[0] not in found} - written
     of_some = (OF_RULES if "ram" not in fields else set()) | ({"speculation"} if "speculate" not in fields else set())
-    assert {name.split(".")[0] for name in lacking} == OF_ENGINES | of_some
+    assert {name.split(".")[0] for name in lacking} == OF_ENGINES | OF_A_PRICE | of_some
 
 
 def test_marks_are_told_of_a_summary_without_them(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_shipped_file_is_of_the_shipped_sample() -> None:
         (["--prompt-tokens", "300"], "the model's context is 256"),
         (["--requests", "0"], "'0' is no whole number from 1 up"),
         (["--requests", "99999"], "fewer, or more text is needed"),
-        (["--states", "some"], "invalid choice: 'some'"),
+        (["--states", "some"], "'some' is unknown; one of routed, all is required"),
         (["--out", "no/such/folder/x.npz"], "its folder is not there"),
     ],
 )

@@ -39,7 +39,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=[(1280, "light"), (390, "dark")], ids=lambda param: str(param[0]))
+@pytest.fixture(
+    scope="module", params=[((1280, 900), "light"), ((390, 844), "dark")], ids=lambda param: str(param[0][0])
+)
 def opened(request: pytest.FixtureRequest, browser: Any, page: Path) -> Iterator[Opened]:  # noqa: F811
     found = Opened(browser, page, *request.param)
     yield found

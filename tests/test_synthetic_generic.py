@@ -228,7 +228,7 @@ def test_it_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out = str(tmp_path / "t.npz")
     for flags, mark in (([], "generic"), (["--uniform"], "uniform")):
         assert main(["synth", "--like", "lfm2-8b", "--requests", "2", *flags, "--out", out]) == 2
-        assert main(["synth", "--like", "lfm2-8b-a1b", "--requests", "2", *flags, "--out", out]) == 0
+        assert main(["synth", "--like", "lfm2-8b-a1b", "--requests", "2", *flags, "--out", out, "--force"]) == 0
         said = capsys.readouterr().out
         assert LOUD in said and MARKS[mark] in said and "2 requests, 560 tokens" in said
         assert main(["info", out]) == 0
@@ -268,9 +268,14 @@ def test_bad_requests_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["synth", "--like", "kimi-k2"]) == 2
-    assert "required: --out FILE" in capsys.readouterr().err
+def test_it_has_a_name_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["synth", "--like", "lfm2-8b-a1b", "--requests", "2"]) == 0
+    assert main(["synth", "--like", "lfm2-8b-a1b", "--requests", "2", "--uniform"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "lfm2-8b-a1b-synthetic.npz",
+        "lfm2-8b-a1b-uniform.npz",
+    ]
 
 
 def test_a_run_says_it_too(tmp_path: Path) -> None:

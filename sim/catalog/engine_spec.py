@@ -14,12 +14,12 @@ class Behaviour(Entry):
     """An engine's behaviour: which fields of a run it sets, and which its users may set otherwise.
 
     version: the release that is meant; released: there is code of it. does: in one line, what it does on a miss.
-    command: how the real thing is told so. sets: fields of `sim.run` and what this engine sets them to, each with
-    its source in `sources`; whatever a run can be asked for and does not stand here has its default. options:
-    fields that its users may set, too, and to what: `any`, a list of values, or of `cache` `layers` (whole ones
-    alone) or `slots`; of `set`, a list of those parameters that it sets. Nothing else of policies, cache and misses
-    can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots` in all,
-    `per-layer` as many in each layer, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe:
+    command: how the real thing is told so (`none: WHY` where nobody can type it). sets: fields of `sim.run` and what
+    this engine sets them to, each with its source in `sources`; whatever a run can be asked for and does not stand here
+    has its default. options: fields that its users may set, too, and to what: `any`, a list of values, or of `cache`
+    `layers` (whole ones alone) or `slots`; of `set`, a list of those parameters that it sets. Nothing else of policies,
+    cache and misses can be asked of it. `cache = "fit"` is as much as the card holds; `knob`: what of it: `slots` in
+    all, `per-layer` as many in each layer, or whole MoE layers, the `first` or the `last` ones of the model. cpu_moe:
     which layers its --n-cpu-moe puts on the CPU. host_copy: experts that never leave the GPU lie in host memory, too.
     """
 
@@ -33,6 +33,11 @@ class Behaviour(Entry):
     knob: Literal["slots", "per-layer", "first", "last"] = "slots"
     cpu_moe: Literal["first", "last"] = "first"
     host_copy: bool = True
+
+    @property
+    def typed(self) -> bool:
+        """Whether there is a command that runs it."""
+        return not self.command.startswith("none")
 
     @model_validator(mode="after")
     def _sourced(self) -> "Behaviour":

@@ -68,7 +68,7 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
     """
     made, name = _made(thing), name or own_name(kind, thing)
     try:
-        if name in built_in:
+        if name.lower().replace("_", "-") in built_in:  # whatever its case and underscores, as everywhere
             raise SpecError("is the name of a built-in policy; name yours otherwise")
         if not name.removeprefix(LAMBDA).replace("-", "_").isidentifier() and name != LAMBDA:
             raise SpecError("its __name__ must be a word")

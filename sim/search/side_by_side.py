@@ -201,6 +201,7 @@ def of_engine(name: str, kind: str, spec: RunSpec, row: Row, case: Case) -> dict
         "catalog_costs": case.setting.hardware.durations is None,
         "costs_of": name,
         "away": away(spec),
+        "typed": spec.behaves is not None and spec.behaves.typed,
         "residents": row["engine.residents"],
         "slots": row["slots.total"],
         "vram_bytes": on_the_gpu(row),

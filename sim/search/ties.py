@@ -37,8 +37,8 @@ def tie(best: Told | None, rows: Iterable[Told]) -> dict[str, Any] | None:
 
 def _simplest(rows: Sequence[Told]) -> Told:
     """The one nearest to its engine's default; of those as near an engine that exists, then one of a paper, then a
-    policy; of these who stands first."""
-    return min(rows, key=lambda row: (row["away"], KINDS.index(row["kind"])))
+    policy; of these one that a command runs (Behaviour.typed), and who stands first."""
+    return min(rows, key=lambda row: (row["away"], KINDS.index(row["kind"]), not row.get("typed", True)))
 
 
 def ranked(rows: Iterable[Told]) -> list[dict[str, Any]]:
