@@ -9,6 +9,7 @@ from analysis.comparing.comparison import compare, told_conditions
 from analysis.pages import compare_figures
 from analysis.pages.first_screen import BARS, fastest_first, first_screen
 from analysis.reading.run import Run
+from analysis.showing import palette
 from tests.runs_by_hand import made, record
 
 
@@ -232,3 +233,11 @@ def test_an_oracles_bar_is_hatched_and_says_so() -> None:
     patterns = {bar.name: bar.marker.pattern.shape for bar in found.panel.figure.data if bar.type == "bar"}
     assert patterns["an oracle: a limit, no choice"] == "/" and patterns["can be had, nothing lost"] is None
     assert " 9.00 (oracle)" in found.panel.figure.data[-1].text
+
+
+def test_a_policy_has_one_colour_wherever_it_is_drawn() -> None:
+    """The first screen's bars are sorted; colours are by the order of the runs, as in every other figure."""
+    found = compare([fast("a", 1.0), fast("b", 9.0, spec={"eviction": "lfu"})])
+    drawn = first_screen(found, [row["policy"] for row in found.rows]).panel.figure
+    assert drawn is not None and list(drawn.data[0].y) == ["b", "a"]
+    assert list(drawn.data[0].marker.color) == [*palette.SEQUENCE[1::-1]]

@@ -31,9 +31,11 @@ HEAD = 30  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
 
-def speed(found: Comparison, compact: bool = False) -> go.Figure:
+def speed(found: Comparison, compact: bool = False, policies: Sequence[str] = ()) -> go.Figure:
     """Tokens/s, a bar per run, whiskers as `whiskers` finds them. Runs that are no alternatives of each other are not
-    on one scale: their bars are shares of the fastest of their kind. compact: lower rows."""
+    on one scale: their bars are shares of the fastest of their kind. compact: lower rows; policies: those of other figures, in their
+    order, so that each has one colour (default: of these rows)."""
+    colour = colours([*policies, *(row["policy"] for row in found.rows)])
     names, drawn, heads = _lines(found)
     across = "share of the fastest of its kind (%)" if heads else "generated tokens/s"
     fig = rows_canvas(names, across, row=COMPACT if compact else ROW)
@@ -42,7 +44,8 @@ def speed(found: Comparison, compact: bool = False) -> go.Figure:
     for kind in dict.fromkeys(map(_kind, found.rows)):
         mine = [i for i, row in enumerate(found.rows) if _kind(row) == kind]
         error = _error(high[mine] / unit[mine], low[mine] / unit[mine])
-        fig.add_bar(**_bars(found, mine, unit), y=[lines[i] for i in mine], error_x=error, **_look(found, mine, kind))
+        look = _look([colour[found.rows[i]["policy"]] for i in mine], kind)
+        fig.add_bar(**_bars(found, mine, unit), y=[lines[i] for i in mine], error_x=error, **look)
     ends = (np.array([row["tokens_per_s"] or 0.0 for row in found.rows]) + high) / unit
     fig.add_scatter(
         x=ends,
@@ -72,11 +75,11 @@ def _bars(found: Comparison, mine: Sequence[int], unit: Float) -> dict[str, Any]
     }
 
 
-def _look(found: Comparison, mine: Sequence[int], kind: tuple[str, str]) -> dict[str, Any]:
-    """Colours by policy, pattern and name by kind."""
-    colour, (name, shape) = colours([row["policy"] for row in found.rows]), kind
+def _look(shades: Sequence[str], kind: tuple[str, str]) -> dict[str, Any]:
+    """Pattern and name by kind."""
+    name, shape = kind
     pattern = {"shape": shape, "fillmode": "replace", "size": 7, "solidity": 0.55} if shape else {}
-    return {"name": name, "marker": {"color": [colour[found.rows[i]["policy"]] for i in mine], "pattern": pattern}}
+    return {"name": name, "marker": {"color": [*shades], "pattern": pattern}}
 
 
 def about_speed(found: Comparison) -> str:

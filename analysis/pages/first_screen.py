@@ -1,5 +1,6 @@
 """The first screen of a report: the answer, one chart, and what holds the winner back."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,8 @@ BARS = 9  # of the chart: as many as a phone shows beside the sentence
 LETTERS = 24  # of a run's name in the sentence
 
 
-def first_screen(found: Comparison) -> First:
-    """Of all runs."""
+def first_screen(found: Comparison, policies: Sequence[str] = ()) -> First:
+    """Of all runs; policies: of the figures below, in their order, for the colours."""
     shown = fastest_first(found)
     left = len(found.rows) - len(shown.rows)
     rest = f" {left} slower runs are drawn under Speed." if left else ""
@@ -22,7 +23,7 @@ def first_screen(found: Comparison) -> First:
         "first",
         "Generated tokens per second",
         compare_figures.about_speed(shown) + rest,
-        compare_figures.speed(shown, compact=True),
+        compare_figures.speed(shown, True, policies),
         (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in shown.rows]),
         wide=True,
     )

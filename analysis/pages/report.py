@@ -71,7 +71,7 @@ def report(
     notes = list(found.notes)
     if len(drawn) < len(runs):
         notes.append(f"{len(runs)} runs: the baseline, the best and the fastest {DRAWN} have rows; quality shows all")
-    return render(sections, notes, _title(runs), first_screen(found))
+    return render(sections, notes, _title(runs), first_screen(found, [run.policy for run in drawn]))
 
 
 def _drawn(runs: Sequence[Run], found: Comparison) -> tuple[list[Run], Comparison]:
