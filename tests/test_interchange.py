@@ -113,6 +113,10 @@ def test_otel_by_hand() -> None:
             ("operation.name", "provider.name", "request.model")}  # fmt: skip
     marks = made["resource"]["attributes"][-1]["value"]["arrayValue"]["values"]
     assert [mark["stringValue"] for mark in marks] == ["synthetic", "does_not_fit", "simulated"]
+    unsure = {**SUMMARY, "marks": {**SUMMARY["marks"], "catalog_costs": True}}
+    for summary, said in ((unsure, True), ({**unsure, "tokens_per_s_interval": [1.0, 2.0]}, False)):
+        found = str(otel.resource("r", summary, requests_of(record()))["resource"])
+        assert ("'not calibrated'" in found) == said and "catalog_costs" not in found
     for name, point in points.items():  # one bucket more than boundaries, together as many as there are
         assert len(point["bucketCounts"]) == len(otel.BOUNDS[name]) + 1
         assert sum(map(int, point["bucketCounts"])) == int(point["count"])

@@ -6,7 +6,7 @@ of two engines, where the intervals of their costs overlap: each engine's costs 
 alone do not tell the two apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.comparing.pairing import Paired, against
@@ -33,6 +33,23 @@ def leading(runs: Sequence[Run], groups: Sequence[int], seed: int, resamples: in
     return out
 
 
+def alike(ratio: float, interval: tuple[float, float] | None) -> bool:
+    """Whether two speeds of one engine, of this ratio and its interval (None: not known), have no winner."""
+    if min(ratio, 1 / ratio) * (1 + TIE) >= 1:
+        return True
+    return interval is not None and (interval[0] <= 1 if ratio > 1 else interval[1] >= 1)
+
+
+def against_baseline(row: Mapping[str, Any]) -> str:
+    """A row of a comparison of one engine against its baseline, in words: `+2.1% (+1.3% .. +2.9%): faster`, or
+    `slower`, or `a tie`, by the rule above."""
+    change, low, high = (row[f"tokens_per_s_change{end}"] for end in ("", "_low", "_high"))
+    known = low is not None and low == low  # a frame has NaN for None
+    said = f"{change:+.1%} ({low:+.1%} .. {high:+.1%})" if known else f"{change:+.1%} (no interval)"
+    tie = alike(1 + change, (1 + low, 1 + high) if known else None)
+    return f"{said}: {'a tie' if tie else 'faster' if change > 0 else 'slower'}"
+
+
 def _row(ratio: float | None, interval: tuple[float, float] | None, leads: bool) -> dict[str, Any]:
     return {
         "against_best": None if ratio is None else ratio - 1,
@@ -48,9 +65,7 @@ def _can_lead(run: Run) -> bool:
 
 def _tied(run: Run, best: Run, ratio: float, interval: tuple[float, float] | None) -> bool:
     """A speed of which nobody knows how far it is off ties with another engine's whose interval it lies in."""
-    if ratio * (1 + TIE) >= 1:
-        return True
-    if run.spec.get("engine") == best.spec.get("engine"):
-        return interval is not None and interval[1] >= 1
+    if run.spec.get("engine") == best.spec.get("engine") or alike(ratio, None):
+        return alike(ratio, interval)
     mine, speed = run.summary.get("tokens_per_s_interval"), run.summary["tokens_per_s"]
     return overlap(mine or (speed, speed), best.summary.get("tokens_per_s_interval"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.outcome.how_sure import NOT_CALIBRATED, any_interval
 from sim.outcome.requests import Requests
 
 Float = npt.NDArray[np.float64]
@@ -27,10 +28,14 @@ BOUNDS = {
 
 def resource(name: str, summary: Mapping[str, Any], r: Requests) -> dict[str, Any]:
     """One run, as an entry of `resourceMetrics`. name: which run it is."""
-    held = {**summary["marks"], "does_not_fit": summary["marks"]["fits"] is False, "fits": None}
-    marks = [mark for mark, holds in held.items() if holds is True] + ["simulated"] * (summary["machine"] != "torch")
-    about = {"service.name": PROVIDER, "service.version": summary["version"], "service.instance.id": name}
-    attributes = [_attribute(key, value) for key, value in about.items()]
+    about = summary["marks"]
+    # an interval says how far off catalog costs are; what has none is not calibrated, here as everywhere
+    unsure = about.get("catalog_costs") is True and not any_interval(summary)
+    held = {**about, "catalog_costs": None, "fits": None, "does_not_fit": about["fits"] is False}
+    marks = [mark for mark, holds in {**held, NOT_CALIBRATED: unsure}.items() if holds is True]
+    marks += ["simulated"] * (summary["machine"] != "torch")
+    service = {"service.name": PROVIDER, "service.version": summary["version"], "service.instance.id": name}
+    attributes = [_attribute(key, value) for key, value in service.items()]
     attributes.append({"key": "moe_offload_sim.marks", "value": {"arrayValue": {"values": [
         {"stringValue": mark} for mark in marks]}}})  # fmt: skip
     seconds = {DURATION: r.latency_ns / 1e9, FIRST: r.ttft_ns / 1e9, PER_TOKEN: r.itl_ns / 1e9}
