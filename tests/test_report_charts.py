@@ -58,6 +58,20 @@ def test_names_of_points_at_one_place_are_on_different_sides() -> None:
     assert len(at) == len(set(at)) == 4  # of six, four have room
 
 
+def test_a_name_lies_on_no_other_name_and_no_other_marker() -> None:
+    """Three points nearly at one place, and one at their left: three names have room, none on the left one's side."""
+    losses, speeds = (0.0, 10.5, 20.7, 22.26, 22.25, 22.25, 29.7), (69.0, 180.0, 362.0, 371.0, 371.5, 372.0, 659.0)
+    names = ["fetch", "tau 0.95", "tau 0.8", "tau 0.6", "tau 0.4", "tau 0", "drop"]
+    rows = [
+        {"run": name, "lost_weight": loss / 100, "tokens_per_s": speed}
+        for name, loss, speed in zip(names, losses, speeds, strict=True)
+    ]
+    sides = compare_figures._sides(rows, dict(zip(names, names, strict=True)))
+    assert sides["tau 0.8"].endswith("left") and {"fetch", "tau 0.95", "drop"} <= set(sides)
+    near = [sides[name] for name in names[3:6] if name in sides]
+    assert near and all(side.endswith("right") for side in near)
+
+
 def test_what_all_names_begin_with_is_left_out_where_they_are_long() -> None:
     names = ["a-long-beginning-of-names/lru", "a-long-beginning-of-names/lfu"]
     assert figures.short_labels(names) == ["…lru", "…lfu"]

@@ -1,7 +1,6 @@
 """Figures of a comparison: how fast each run is against the baseline, and quality against speed."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from analysis.showing.words import label, plain, rate, shortened
 from sim.catalog.intervals import LEVEL
 
 Row = dict[str, Any]
+Box = tuple[float, float, float, float]
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 # what kind of a run a bar is: a word, its pattern. The first that holds is a bar's own.
 KINDS = {
@@ -26,6 +26,8 @@ KINDS = {
 }
 SIDES = ("top right", "bottom right", "bottom left", "top left")  # of a point, for its name
 SIDES_LAST = ("top left", "bottom left")
+PLOT = (420.0, 330.0)  # px across and up between the outermost points of a narrow plot; a wide one has more room
+LETTER, LINE, MARKER = 6.6, 15.0, 12.0  # px: a letter's width, a name's height, a marker with its edge
 COMPACT = 22  # px of a bar's row where it must be low
 HEAD = 30  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
@@ -193,7 +195,8 @@ def pareto(found: Comparison) -> go.Figure:
     colour, symbol = colours([row["policy"] for row in found.rows]), symbols([row["policy"] for row in found.rows])
     low, high = whiskers(found)
     reach = {row["run"]: (low[i], high[i]) for i, row in enumerate(found.rows)}
-    side, names = _sides(rows), dict(zip([r["run"] for r in rows], short_labels([r["run"] for r in rows]), strict=True))
+    names = dict(zip([row["run"] for row in rows], short_labels([row["run"] for row in rows]), strict=True))
+    side = _sides(rows, names)
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
         above, below = [reach[row["run"]][1] for row in mine], [reach[row["run"]][0] for row in mine]
@@ -217,25 +220,49 @@ def pareto(found: Comparison) -> go.Figure:
     return fig
 
 
-def _sides(rows: Sequence[Row]) -> dict[str, str]:
+def _sides(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, str]:
     """Where each point's name stands: above the front, which comes from below and leaves to the right, the last ones to
-    the left, where their room is; of points near each other on different sides, and of more than four only some."""
-    far = max((row["lost_weight"] for row in rows), default=0.0) or 1.0
-    top = max((row["tokens_per_s"] for row in rows), default=0.0) or 1.0
-    taken: list[tuple[Row, str]] = []
-    for row in rows:
-        near = {side for other, side in taken if _near(row, other, far, top)}
-        order = SIDES if row["lost_weight"] <= 0.75 * far else SIDES_LAST
-        if free := [side for side in order if side not in near]:
-            taken.append((row, free[0]))
-    return {row["run"]: side for row, side in taken}
+    the left, where their room is; on no other marker and no other name. What has no such side has no name there."""
+    at, far = _places(rows), max((row["lost_weight"] for row in rows), default=0.0)
+    markers = [(x - MARKER, y - LINE, x + MARKER, y + LINE) for x, y in at]  # with the room that keeps a name off
+    taken: list[Box] = []
+    out: dict[str, str] = {}
+    for i, row in enumerate(rows):
+        apart = [max(abs(x - at[i][0]), abs(y - at[i][1])) >= MARKER / 2 for x, y in at]
+        others = [*taken, *(box for box, far_off in zip(markers, apart, strict=True) if far_off)]
+        for side in SIDES if row["lost_weight"] <= 0.75 * (far or 1.0) else SIDES_LAST:
+            box = _box(*at[i], side, names[row["run"]])
+            if not any(_overlap(box, other) for other in others):
+                out[row["run"]] = side
+                taken.append(box)
+                break
+    return out
 
 
-def _near(a: Row, b: Row, far: float, top: float) -> bool:
-    """Whether names on one side of both would lie on each other."""
-    low, high = sorted(float(row["tokens_per_s"]) for row in (a, b))
-    beside = abs(float(a["lost_weight"] - b["lost_weight"])) < 0.3 * far
-    return beside and min(high - low, high - low if low <= 0 else top * math.log(high / low)) < 0.07 * top
+def _places(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """px of each point, from the left and from below, the speeds on the axis that `pareto` has."""
+    across = np.array([row["lost_weight"] for row in rows], np.float64)
+    up = np.array([row["tokens_per_s"] for row in rows], np.float64)
+    known = up[up > 0]
+    if len(known) and known.max() > MANY_TIMES * known.min():
+        up = np.log(np.maximum(up, known.min()))
+    ends = [np.ptp(values) if len(values) else 0.0 for values in (across, up)]
+    x, y = (
+        (v - v.min(initial=np.inf)) / (end or 1.0) * px for v, end, px in zip((across, up), ends, PLOT, strict=True)
+    )
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=True)]
+
+
+def _box(x: float, y: float, side: str, name: str) -> Box:
+    """(left, bottom, right, top), px, of the name of a point, past the corner of its marker."""
+    long, gap = LETTER * len(name), MARKER / 2
+    left = x + gap if side.endswith("right") else x - gap - long
+    low = y + gap if side.startswith("top") else y - gap - LINE
+    return left, low, left + long, low + LINE
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _fronts(fig: go.Figure, rows: Sequence[Row]) -> None:
