@@ -11,7 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from traces.command import Parser, guarded, one_of, write_bytes
+from traces.command import Parser, add_force, guarded, one_of, out_file, write_bytes
 from traces.errors import UserError
 from traces.extras import needed
 from traces.format import npz
@@ -32,6 +32,7 @@ def parser(own: Path | None) -> Parser:
     out.add_argument(
         "--ipynb", metavar="FILE", help="keep it as a Jupyter notebook with its outputs (this alone prints nothing)"
     )
+    add_force(out)
     return out
 
 
@@ -49,8 +50,7 @@ def _command(argv: list[str], app: Any, own: Path | None) -> None:
         raise UserError(f"NAME: missing; one of {', '.join(path.stem for path in notebooks())} is required")
     path = own or _found(args.notebook)
     for name in filter(None, (args.html, args.ipynb)):
-        if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
-            raise UserError(f"{name}: must be a file in a folder that exists")
+        out_file(name, args.force)
     if args.trace:
         npz.find(args.trace)
     for module in ("marimo", "pandas", "plotly", *["nbformat"] * bool(args.ipynb)):
@@ -72,9 +72,9 @@ def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
     print(text(outputs))
     if html:
         _keep(html, page(_title(path), outputs).encode())
-    elif figures(outputs):
+    elif count := figures(outputs):
         again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
-        print(f"\nIts {figures(outputs)} figures: python -m analysis.notebook {again} --html {path.stem}.html")
+        print(f"\nIts {count} figure{'s' * (count > 1)}: python -m analysis.notebook {again} --html {path.stem}.html")
 
 
 def _keep(name: str, content: bytes) -> None:

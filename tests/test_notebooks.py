@@ -5,14 +5,19 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import traces
+from analysis import notebook
+from analysis.comparing.leading import against_baseline, alike
 from tests import captures
 from tests.browsers import Tab, browser
 from tests.forked import Forks
@@ -33,13 +38,14 @@ NAMES = (
     "first_questions",
     "size_a_cache",
 )
+CHANGE = r"[+-]\d+\.\d% \([+-]\d+\.\d% \.\. [+-]\d+\.\d%\)"
 # what each finds: sentences with figures in them, whatever the figures are
 FINDS = {
     "buddy_tradeoff": r"With tau at 0\.95 buddies take\s+\d+\.\d% of the weight",
     "check_the_simulator": r"It says 245 ns, stall 200, hits 1, misses 2",
-    "design_miss_policy": r"\*\*buddy\*\*, \d+\.\d% of the weight lost, does [+-]\d+\.\d% \.\. [+-]\d+\.\d%: \w+",
+    "design_miss_policy": rf"\*\*buddy\*\*, \d+\.\d% of the weight lost, does {CHANGE}: \w+",
     "explore_trace": r"shares \*\*\d+%\*\* of its experts with the\s+token before it",
-    "first_questions": r"- belady: \d+\.\d+ tokens/s, \+\d+\.\d% \(\+\d+\.\d% \.\. \+\d+\.\d%\): faster than mine",
+    "first_questions": rf"- belady \(oracle\): \d+\.\d+ tokens/s, {CHANGE}: faster than mine",
     "size_a_cache": r"There is \*\*no knee\*\*",
 }
 COMPARED = ("buddy_tradeoff", "design_miss_policy", "first_questions", "size_a_cache")
@@ -125,6 +131,66 @@ def test_a_capture_without_logits_leaves_out_what_needs_them(commands: Forks) ->
     assert "matched-next-ranked" not in done.stdout and "SYNTHETIC" not in done.stdout
 
 
+def test_without_weights_what_can_run_is_raced_and_buddies_are_refused(tmp_path: Path, commands: Forks) -> None:
+    npz.write(tmp_path / "t.npz", replace(traces.open("tiny-moe.npz"), weights=None, logits=None))
+    done = commands.call("analysis.notebook", "design_miss_policy", "--trace", "t.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "LEFT OUT: buddy: buddy: needs `weights`" in done.stdout and re.search(r"1  drop +drop ", done.stdout)
+    assert "LEFT OUT: thrifty, 0.3, thrifty, 0.5, thrifty, always: thrifty: needs" in done.stdout
+    assert "## Yours was left out" in done.stdout and "## Keep it" not in done.stdout
+    done = commands.call("analysis.notebook", "buddy_tradeoff", "--trace", "t.npz", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: buddy_tradeoff: t.npz has no `weights`")
+
+
+def test_size_a_cache_prints_the_commands_of_its_figures(tmp_path: Path, commands: Forks) -> None:
+    """LRU's and min's tokens/s of its table, and the same size, from the commands that it ends with."""
+    done = commands.call("analysis.notebook", "size_a_cache", "--trace", "tiny-moe.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"^    python -m (sim\.run .*)$", done.stdout, re.M)
+    for name, line in zip(("lru", "min"), lines, strict=True):
+        row = re.search(rf"^    \d +{name} +{name} +none +([\d.,]+) ", done.stdout, re.M)
+        again = commands.call(*shlex.split(line), "--json", cwd=tmp_path)
+        assert row and f"{json.loads(again.stdout)['tokens_per_s']:,.2f}" == row[1], again.stderr
+    curve = re.search(r"^    python -m (analysis\.miss_curve .*) --out curve.html$", done.stdout, re.M)
+    assert (
+        curve
+        and "--hardware a100-pcie4 --engine ideal --precision bf16"
+        in curve[1]
+        == lines[0].replace("sim.run --trace", "analysis.miss_curve").partition(" --cache")[0]
+    )
+
+
+def test_without_marimo_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "marimo", None)
+    assert notebook.main(["explore_trace"]) == 2
+    assert capsys.readouterr().err.startswith("error: a notebook needs marimo, which is not installed: pip install")
+
+
+@pytest.mark.parametrize(
+    ("change", "low", "high", "said"),
+    [
+        (0.006, 0.002, 0.01, "a tie"),  # within 1 %, however sure
+        (-0.006, -0.008, -0.004, "a tie"),
+        (0.05, -0.01, 0.11, "a tie"),  # luck of the requests
+        (-0.05, -0.11, 0.01, "a tie"),
+        (0.05, 0.01, 0.09, "faster"),
+        (-0.05, -0.09, -0.01, "slower"),
+        (0.05, None, None, "faster"),
+    ],
+)
+def test_notebooks_call_a_tie_what_a_comparison_does(
+    change: float, low: float | None, high: float | None, said: str
+) -> None:
+    row = {"tokens_per_s_change": change, "tokens_per_s_change_low": low, "tokens_per_s_change_high": high}
+    assert against_baseline(row).endswith(f": {said}")
+    slow = 1 / (1 + change) if change > 0 else 1 + change  # the slower of the two against the faster
+    ends = None if low is None or high is None else (1 + low, 1 + high)
+    if ends and change > 0:
+        ends = (1 / ends[1], 1 / ends[0])
+    assert alike(slow, ends) == (said == "a tie")
+
+
 def test_a_policy_of_ones_own_is_kept_by_what_the_notebook_prints(tmp_path: Path, commands: Forks) -> None:
     """The file and the commands that it ends with, carried out."""
     done = commands.call("analysis.notebook", "design_miss_policy", "--trace", "tiny-moe.npz", cwd=tmp_path)
@@ -166,7 +232,15 @@ def test_it_becomes_a_jupyter_notebook(tmp_path: Path, commands: Forks) -> None:
         ("analysis.notebook", "NAME: missing; one of buddy_tradeoff,"),
         ("analysis.notebook no.py", "no.py: no such file"),
         ("analysis.notebook explore_trace --trace mixtal.npz", "mixtal.npz: no such file or shipped sample"),
-        ("analysis.notebook explore_trace --html none/page.html", "none/page.html: must be a file in a folder that"),
+        ("analysis.notebook explore_trace --html none/page.html", "out: none/page.html: its folder is not there"),
+        (
+            "analysis.notebook explore_trace --html plain.py",
+            "out: plain.py: is there already; give another name, or --f",
+        ),
+        (
+            "analysis.notebook explore_trace --ipynb bare.py",
+            "out: bare.py: is there already; give another name, or --f",
+        ),
         ("analysis.notebook plain.py", "plain.py: is no notebook: it has no `app`"),
         ("analysis.notebook bare.py --trace mixtral.npz", "bare.py: no cell of it is called TRACE"),
         (f"{FOLDER / 'explore_trace.py'} --trce t.npz", "--trce: unknown argument; did you mean --trace?"),

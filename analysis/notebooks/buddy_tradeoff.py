@@ -4,6 +4,8 @@ __generated_with = "0.25.2"
 app = marimo.App(app_title="The buddy trade-off")
 
 with app.setup:
+    import textwrap
+
     import marimo as mo
     import numpy as np
 
@@ -13,9 +15,10 @@ with app.setup:
     from analysis.comparing.comparison import compare
     from analysis.pages import compare_figures
     from analysis.pages.figures import canvas
-    from analysis.pages.notebook import shown, trace_asked
+    from analysis.pages.notebook import marked, shown, trace_asked
     from analysis.showing.palette import BLUE, GREEN, GREY, ORANGE, RED
     from sim.fit.coactivation import co_activation, conditional
+    from traces.errors import UserError
     from traces.format.trace import split
 
 
@@ -50,13 +53,17 @@ def _(TRACE):
     CALIBRATION, SEED = 0.3, 0  # the share of the requests that the buddy lists are learned from; never judged
 
     trace = traces.open(TRACE)
+    if not trace.has("weights"):  # every gate of a buddy weighs with them, and so does what a stand-in costs
+        raise UserError(
+            f"buddy_tradeoff: {TRACE} has no `weights`, the router's, without which no buddy can run; a capture by "
+            "`python -m traces capture` has them, and explore_trace, size_a_cache and first_questions need none"
+        )
     common = {"trace": TRACE, "cache": 0.5, "calibration": CALIBRATION, "seed": SEED}
     TAUS = (0.95, 0.8, 0.6, 0.4, 0.0)
     cases = {"fetch": {"miss": "fetch"}, "drop": {"miss": "drop"}}
     cases |= {f"buddy, tau {tau:g}": {"miss": "buddy", "set": {"buddy.tau": tau}} for tau in TAUS}
     runs = list(sim.simulate_many(cases, **common)["result"])
     table = compare(runs)
-    mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
     return CALIBRATION, SEED, TAUS, common, runs, table, trace
 
 
@@ -69,6 +76,8 @@ def _(TAUS, runs, table):
     _most = max(_stopped, key=_stopped.get) if _stopped else "nothing"
     mo.md(f"""
     ## From careful to careless
+
+{textwrap.indent(marked(table.notes), 4 * " ")}
 
     **Look at** the slope: tokens/s won for each per cent of weight lost. With tau at {TAUS[0]:g} buddies take
     {_tight["lost_weight"]:.1%} of the weight and the run does {_tight["tokens_per_s"]:,.2f} tokens/s; with the gate
@@ -102,7 +111,8 @@ def _(common, trace):
         names.insert(2, "matched-next-ranked")
     chosen = {name: {"miss": name, "set": {f"{name}.tau": TAU}} for name in names}
     controls = list(sim.simulate_many(chosen, record="full", **common)["result"])
-    return TAU, controls
+    controlled = compare(controls)
+    return TAU, controlled, controls
 
 
 @app.cell
@@ -129,11 +139,13 @@ def _(CALIBRATION, SEED, controls, trace):
 
 
 @app.cell(hide_code=True)
-def _(TAU, controls, lifts):
+def _(TAU, controlled, controls, lifts):
     _seen, _new = lifts.values()
     _speeds = [run.summary["tokens_per_s"] for run in controls]
     mo.md(f"""
     ## Does it matter who stands in?
+
+{textwrap.indent(marked(controlled.notes), 4 * " ")}
 
     The same gates (tau {TAU:g}), another stand-in: the buddy, any resident, the resident that the router ranks next
     (where the trace has its logits), nobody. They do {min(_speeds):,.2f} to {max(_speeds):,.2f} tokens/s and lose about
@@ -163,8 +175,8 @@ def _(lifts):
 
 
 @app.cell
-def _(controls):
-    mo.plain_text(formats.table(compare(controls)))
+def _(controlled):
+    mo.plain_text(formats.table(controlled))
     return
 
 
@@ -191,6 +203,8 @@ def _(SIZES, sized):
     _gains = "; ".join(f"with {size:.1%} in the cache {gain:.2f} x for {lost:.1%}" for size, gain, lost in _rows)
     mo.md(f"""
     ## When is it worth it?
+
+{textwrap.indent(marked(compare(sized).notes), 4 * " ")}
 
     **Look at** the space between grey (wait for everything) and orange (wait for nothing): it is about all that a lossy
     policy can win. Buddies at tau 0.6, against fetch and for how much of the weight: {_gains}.

@@ -13,11 +13,13 @@ with app.setup:
     import sim
     from analysis.comparing import formats
     from analysis.comparing.comparison import compare
+    from analysis.comparing.leading import against_baseline
     from analysis.pages import compare_figures, tables
     from analysis.pages.figures import answers_by_layer, time_parts
-    from analysis.pages.notebook import shown, trace_asked
+    from analysis.pages.notebook import marked, shown, trace_asked
     from analysis.timelines import series
     from sim.core.view import FETCH
+    from traces.errors import UserError
 
 
 @app.cell(hide_code=True)
@@ -72,34 +74,22 @@ def _(TRACE, thrifty):
         f"{MINE}, 0.5": {"miss": thrifty},
         f"{MINE}, always": {"miss": thrifty, "set": {f"{MINE}.below": 2}},
     }
-    runs = list(sim.simulate_many(cases, record="full", **common)["result"])
+    tried = sim.simulate_many(cases, record="full", errors="keep", **common)
+    left_out = tried["error"].dropna()
+    if len(left_out) == len(tried):
+        raise UserError(left_out.iloc[0])
+    runs = list(tried.loc[tried["error"].isna(), "result"])
+    ran = [run.name for run in runs]
     table = compare(runs)
-    mo.md("\n\n".join(f"**! {note}**" for note in table.notes))
-    return MINE, runs, table
-
-
-@app.cell(hide_code=True)
-def _(MINE, table):
-    _row = {row["run"]: row for row in table.rows}
-    _mine = _row[f"{MINE}, 0.5"]
-    mo.md(f"""
-    ## Quality against speed
-
-    **Look** up (faster) and left (nearer to the model); the line joins the runs that nothing beats in both. Ours at
-    0.5 generates {_mine["tokens_per_s"]:,.2f} tokens/s where fetch generates {_row["fetch"]["tokens_per_s"]:,.2f}, and
-    gives {_mine["lost_weight"]:.1%} of the router's weight to stand-ins; the buddy has
-    {_row["buddy"]["tokens_per_s"]:,.2f} for {_row["buddy"]["lost_weight"]:.1%}. From 0.3 to always ours is one curve,
-    drawn by one parameter: choose the point by what your model forgives.
-
-    Lost weight is all that a replay knows of quality. It counts a good stand-in and a bad one alike, and it cannot see
-    that the model would have routed differently afterwards; `python -m runtime.evaluate` asks a model.
-    """)
-    return
+    _why = [f"LEFT OUT: {', '.join(names)}: {why}" for why, names in left_out.index.groupby(left_out).items()]
+    mo.md(marked([*_why, *table.notes]))
+    return MINE, ran, runs, table
 
 
 @app.cell
 def _(table):
-    shown(compare_figures.pareto(table))
+    _known = [row for row in table.rows if row["lost_weight"] is not None]  # without `weights` fetch alone loses none
+    shown(compare_figures.pareto(table) if len(_known) > 1 else compare_figures.speed(table))
     return
 
 
@@ -110,9 +100,49 @@ def _(table):
 
 
 @app.cell(hide_code=True)
-def _(MINE, runs):
+def _(MINE, ran):
+    mo.stop(
+        f"{MINE}, 0.5" not in ran,
+        mo.md(f"""
+    ## Yours was left out
+
+    `{MINE}` did not run, for the reason above; the others are compared. A policy that does without an array that
+    the trace lacks (not in its code, not in `{MINE}.needs`) runs here. Without `weights` nobody can say how much its
+    answers lose.
+    """),
+    )
+    OURS = f"{MINE}, 0.5"
+    return (OURS,)
+
+
+@app.cell(hide_code=True)
+def _(OURS, ran, table):
+    def lost(row):
+        return "an unknown part" if row["lost_weight"] is None else f"{row['lost_weight']:.1%}"
+
+    _row = {row["run"]: row for row in table.rows}
+    _mine = _row[OURS]
+    _buddy = "The buddy was left out."
+    if "buddy" in ran:
+        _buddy = f"The buddy has {_row['buddy']['tokens_per_s']:,.2f} for {lost(_row['buddy'])}."
+    mo.md(f"""
+    ## Quality against speed
+
+    **Look** up (faster) and left (nearer to the model); the line joins the runs that nothing beats in both. Ours at
+    0.5 generates {_mine["tokens_per_s"]:,.2f} tokens/s where fetch generates {_row["fetch"]["tokens_per_s"]:,.2f}, and
+    gives {lost(_mine)} of the router's weight to stand-ins. {_buddy} From 0.3 to always ours is one curve,
+    drawn by one parameter: choose the point by what your model forgives.
+
+    Lost weight is all that a replay knows of quality. It counts a good stand-in and a bad one alike, and it cannot see
+    that the model would have routed differently afterwards; `python -m runtime.evaluate` asks a model.
+    """)
+    return (lost,)
+
+
+@app.cell(hide_code=True)
+def _(MINE, OURS, runs):
     parts = tables.time_parts(runs)
-    _left = parts.loc[f"{MINE}, 0.5", ["demand", "late", "held"]].sum() / parts.loc[f"{MINE}, 0.5"].sum()
+    _left = parts.loc[OURS, ["demand", "late", "held"]].sum() / parts.loc[OURS].sum()
     mo.md(f"""
     ## Where the time went
 
@@ -130,43 +160,37 @@ def _(parts):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(OURS):
+    mo.md(f"""
     ## What it answered
 
-    By layer, of the (token, slot) entries whose expert was not there, prompts included. **Look for** layers where it
-    never finds anybody, or always does: a parameter by layer may pay, and `view.layer` is there for it.
+    `{OURS}`, by layer: of the (token, slot) entries whose expert was not there, prompts included. **Look for** layers
+    where it never finds anybody, or always does: a parameter by layer may pay, and `view.layer` is there for it.
     """)
     return
 
 
 @app.cell
-def _(MINE, runs):
-    _mine = next(run for run in runs if run.name == f"{MINE}, 0.5")
+def _(OURS, runs):
+    _mine = next(run for run in runs if run.name == OURS)
     shown(answers_by_layer(series.answers_by_layer(_mine.record)))
     return
 
 
 @app.cell(hide_code=True)
-def _(MINE, runs):
-    duel = compare(runs, f"{MINE}, 0.5")
+def _(OURS, lost, ran, runs):
+    duel = compare(runs, OURS)
     _row = {row["run"]: row for row in duel.rows}
-    _mine = _row[f"{MINE}, 0.5"]
+    _mine = _row[OURS]
 
     def _against(other):
-        low, high = (_row[other][f"tokens_per_s_change_{end}"] for end in ("low", "high"))
-        if low is None:
-            return f"{other}: too few requests to tell"
-        ahead = "a tie" if low <= 0 <= high else "ahead of ours" if low > 0 else "behind ours"
-        return (
-            f"**{other}**, {_row[other]['lost_weight']:.1%} of the weight lost, does {low:+.1%} .. {high:+.1%}: {ahead}"
-        )
+        return f"**{other}**, {lost(_row[other])} of the weight lost, does {against_baseline(_row[other])}"
 
-    _said = "\n".join(f"    - {_against(other)}" for other in ("fetch", "buddy", "drop"))
+    _said = "\n".join(f"    - {_against(other)}" for other in ("fetch", "buddy", "drop") if other in ran)
     mo.md(f"""
     ## So: is it better?
 
-    Tokens/s against ours at 0.5 ({_mine["tokens_per_s"]:,.2f}, {_mine["lost_weight"]:.1%} of the weight lost), 95 %
+    Tokens/s against ours at 0.5 ({_mine["tokens_per_s"]:,.2f}, {lost(_mine)} of the weight lost), 95 %
     intervals over the same {_row["fetch"]["paired_requests"]} requests:
 
 {_said}
@@ -183,20 +207,21 @@ def _(duel):
 
 
 @app.cell(hide_code=True)
-def _(MINE, TRACE, thrifty):
+def _(MINE, OURS, TRACE, ran, thrifty):
     KEEP = None  # a file, such as "thrifty.py": the policy is written there, for the commands below
 
     source = f"from sim.core.view import FETCH\n\n\n{textwrap.dedent(inspect.getsource(thrifty))}\n\n\n"
     source += f"{MINE}.params, {MINE}.needs = {thrifty.params!r}, {thrifty.needs!r}\n"
     if KEEP:
         Path(KEEP).write_text(source)
+    _other = ("buddy", "buddy --set buddy.tau=0.6") if "buddy" in ran else ("drop", "drop")
     _shown = textwrap.indent(source, 8 * " ").rstrip()
     mo.md(f"""
     ## Keep it, and run it again
 
-    From Python, with the function as it stands in this notebook:
+    From Python, with the function as it stands in this notebook, which makes `{OURS}`:
 
-        sim.simulate("{TRACE}", miss={MINE}, cache=0.5, calibration=0.3, set={{"{MINE}.below": 0.4}})
+        sim.simulate("{TRACE}", miss={MINE}, cache=0.5, calibration=0.3, set={{"{MINE}.below": 0.5}})
 
     From the command line, with this in a file `{MINE}.py` (`KEEP` in this cell writes it):
 
@@ -205,8 +230,8 @@ def _(MINE, TRACE, thrifty):
     Then:
 
         python -m sim.run --trace {TRACE} --cache 0.5 --calibration 0.3 --miss {MINE}.py:{MINE} --out mine
-        python -m sim.run --trace {TRACE} --cache 0.5 --calibration 0.3 --miss buddy --set buddy.tau=0.6 --out buddy
-        python -m analysis.compare mine buddy
+        python -m sim.run --trace {TRACE} --cache 0.5 --calibration 0.3 --miss {_other[1]} --out {_other[0]}
+        python -m analysis.compare mine {_other[0]}
         python -m analysis.notebook design_miss_policy --trace {TRACE} --html design_miss_policy.html
 
     `NUMBA_DISABLE_JIT=1` runs it as plain Python: `print` and a debugger work inside. `docs/policies.md` has the other

@@ -4,18 +4,22 @@ __generated_with = "0.25.2"
 app = marimo.App(app_title="Size a cache for your GPU")
 
 with app.setup:
+    import shlex
+    import textwrap
+
     import marimo as mo
     import numpy as np
 
     import sim
     from analysis.comparing import formats
     from analysis.comparing.comparison import compare
+    from analysis.comparing.leading import against_baseline
     from analysis.curves.curve import curve, rows, setting_of, to_check
     from analysis.curves.formats import HARDLY, headlines, notes
     from analysis.pages import compare_figures, tables
     from analysis.pages.curve import figure
     from analysis.pages.figures import by_layer, time_parts
-    from analysis.pages.notebook import shown, trace_asked
+    from analysis.pages.notebook import marked, shown, trace_asked
 
 
 @app.cell(hide_code=True)
@@ -44,13 +48,14 @@ def _(TRACE):
     STEPS = None  # of the trace; None: all
 
     fields = {"trace": TRACE, "hardware": HARDWARE, "engine": ENGINE, "precision": PRECISION, "max_steps": STEPS}
-    setting = setting_of({name: value for name, value in fields.items() if value is not None})
+    fields = {name: value for name, value in fields.items() if value is not None}
+    setting = setting_of(fields)
     found = curve(setting)
     knee, sharpness = found.knee()
     lines = rows(setting, found, to_check(found))
     if sharpness < HARDLY:  # none is drawn where every slot pays about alike
         lines = [row | {"marks": [mark for mark in row["marks"] if mark != "knee"]} for row in lines]
-    mo.md("\n\n".join([*headlines(setting), *(f"**! {note}**" for note in notes(setting))]))
+    mo.md("\n\n".join([*headlines(setting), marked(notes(setting))]))
     return fields, found, knee, lines, sharpness
 
 
@@ -107,12 +112,13 @@ def _(found):
 
 @app.cell
 def _(fields, found):
-    # at one size: what would a better policy add? belady reads the future: no engine can do what it does
+    # at one size: what would a better policy add? belady and min read the future: no engine can do what they do
     size = found.fits if found.fits and found.fits < len(found.slots) else max(found.cliff, len(found.slots) // 2)
     cases = {
         "lru": {},
         "lfu": {"eviction": "lfu"},
-        "oracle eviction": {"eviction": "belady"},
+        "belady": {"eviction": "belady"},
+        "min": {"eviction": "min"},
         "oracle prefetch": {"prefetch": "oracle"},
     }
     runs = list(sim.simulate_many(cases, cache=int(size), **fields)["result"])
@@ -124,14 +130,15 @@ def _(fields, found):
 def _(runs, size, table):
     _row = {row["run"]: row for row in table.rows}
     _bound = runs[0].summary["bounds"]["lossless_ns"] / runs[0].summary["time_ns"]
-    _future = _row["oracle eviction"]
-    _gain, _low, _high = (_future[f"tokens_per_s_change{end}"] for end in ("", "_low", "_high"))
-    _sure = "" if _low is None else f" ({_low:+.1%} .. {_high:+.1%} over {_future['paired_requests']} requests)"
+    _belady, _min = (against_baseline(_row[name]) for name in ("belady", "min"))
     mo.md(f"""
     ## At {size} slots: is it the policy or the size?
 
-    **Look at** how little or how much the future helps. An eviction that knows the whole trace is {_gain:+.1%}{_sure}
-    against LRU: about all that any eviction could add. And no lossless policy at all, oracles included, takes less than
+{textwrap.indent(marked(table.notes), 4 * " ")}
+
+    **Look at** how little or how much the future helps. Against LRU two evictions that know the whole trace have, in
+    tokens/s: belady {_belady}; min, which may also use a newcomer without keeping it, {_min}. They are oracles, not
+    ceilings: they count misses, not time. No lossless policy at all, oracles included, takes less than
     **{_bound:.0%}** of LRU's time. Where that is near 100 %, do not look for a better policy: find slots (a lower
     precision), a faster link, or answers that need no copy (`design_miss_policy.py`).
     """)
@@ -157,16 +164,21 @@ def _(table):
 
 
 @app.cell(hide_code=True)
-def _(TRACE):
+def _(TRACE, fields, size):
+    _trace = shlex.quote(TRACE)
+    _flags = " ".join(
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in fields.items() if name != "trace"
+    )
     mo.md(f"""
     ## The same from the command line
 
-        python -m analysis.notebook size_a_cache --trace {TRACE} --html size_a_cache.html
-        python -m analysis.miss_curve {TRACE} --hardware a100-pcie4 --precision q4 --out curve.html
-        python -m sim.run --trace {TRACE} --hardware a100-pcie4 --precision q4 --cache 20GB
+        python -m analysis.notebook size_a_cache --trace {_trace} --html size_a_cache.html
+        python -m analysis.miss_curve {_trace} {_flags} --out curve.html
+        python -m sim.run --trace {_trace} {_flags} --cache {size}
+        python -m sim.run --trace {_trace} {_flags} --cache {size} --eviction min
 
-    Misses are exact (`analysis/curves/stack_distances.py` says for what). A cache in bytes, `--cache 20GB`, is shared
-    over the layers for you.
+    Misses are exact (`analysis/curves/stack_distances.py` says for what). `--cache` takes bytes, too (`--cache 20GB`),
+    and shares them over the layers for you.
     """)
     return
 

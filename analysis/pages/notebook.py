@@ -45,6 +45,11 @@ def trace_asked(sample: str) -> str:
     return str(marimo.cli_args().get("trace") or sample)
 
 
+def marked(notes: Iterable[str]) -> str:
+    """Markdown: what must be said with the figures of some runs (`notes` of a comparison), above them."""
+    return "\n\n".join(f"**! {note}**" for note in notes)
+
+
 def text(outputs: Iterable[Any]) -> str:
     """Markdown as it is, tables as they are printed, indented as code; of a figure what it shows."""
     return "\n\n".join(filter(None, map(_said, outputs)))
