@@ -138,9 +138,10 @@ def test_without_weights_what_can_run_is_raced_and_buddies_are_refused(tmp_path:
     assert "LEFT OUT: buddy: buddy: needs `weights`" in done.stdout and re.search(r"1  drop +drop ", done.stdout)
     assert "LEFT OUT: thrifty, 0.3, thrifty, 0.5, thrifty, always: thrifty: needs" in done.stdout
     assert "## Yours was left out" in done.stdout and "## Keep it" not in done.stdout
-    done = commands.call("analysis.notebook", "buddy_tradeoff", "--trace", "t.npz", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: buddy_tradeoff: t.npz has no `weights`")
+    for kept in ([], ["--ipynb", "made.ipynb"]):
+        done = commands.call("analysis.notebook", "buddy_tradeoff", "--trace", "t.npz", *kept, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: buddy_tradeoff: t.npz has no `weights`")
 
 
 def test_size_a_cache_prints_the_commands_of_its_figures(tmp_path: Path, commands: Forks) -> None:

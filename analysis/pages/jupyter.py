@@ -20,9 +20,17 @@ def exported(path: Path, trace: str | None) -> bytes:
         words = ["export", "ipynb", str(path.absolute()), "--include-outputs", "-o", str(made)]
         words += ["--", "--trace", trace] if trace else []
         done = subprocess.run([sys.executable, "-m", "marimo", *words], capture_output=True, text=True)
+        if done.returncode and made.is_file() and (told := _refused(json.loads(made.read_text()))):
+            raise UserError(told)
         if done.returncode or not made.is_file():
             raise UserError(f"{path}: marimo does not export it: {(done.stderr or done.stdout).strip()[-400:]}")
         return json.dumps(adapted(json.loads(made.read_text()), trace), indent=1).encode()
+
+
+def _refused(notebook: dict[str, Any]) -> str:
+    """What a cell of it raised as bad input; "" where none did."""
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", []))
+    return next((str(output["evalue"]) for output in outputs if output.get("ename") == UserError.__name__), "")
 
 
 def adapted(notebook: dict[str, Any], trace: str | None) -> dict[str, Any]:
