@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 # what kind of a run a bar is: a word, its pattern. The first that holds is a bar's own.
 KINDS = {
-    "oracle": ("an oracle: a limit, no choice", "/"),
+    "oracle": ("reads the future: no choice", "/"),
     "does not fit": ("does not fit: no choice", "x"),
     "does not fit the host": ("does not fit: no choice", "x"),
     "open-loop": ("lossy, open loop", "."),
@@ -27,14 +28,15 @@ KINDS = {
 SIDES = ("top right", "bottom right", "bottom left", "top left")  # of a point, for its name
 SIDES_LAST = ("top left", "bottom left")
 COMPACT = 22  # px of a bar's row where it must be low
-HEAD = 30  # letters of the line that names a kind of runs
+HEAD = 44  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
 
 def speed(found: Comparison, compact: bool = False, policies: Sequence[str] = ()) -> go.Figure:
     """Tokens/s, a bar per run, whiskers as `whiskers` finds them. Runs that are no alternatives of each other are not
     on one scale: their bars are shares of the fastest of their kind. compact: lower rows; policies: those of
-    other figures, in their order, so that each has one colour (default: of these rows)."""
+    other figures, in their order, so that each has one colour (default: of these rows). Runs of a kind stand together."""
+    found = replace(found, rows=sorted(found.rows, key=lambda row: row["conditions"]))
     colour = colours([*policies, *(row["policy"] for row in found.rows)])
     names, drawn, heads = _lines(found)
     across = "share of the fastest of its kind (%)" if heads else "generated tokens/s"
@@ -80,6 +82,11 @@ def _look(shades: Sequence[str], kind: tuple[str, str]) -> dict[str, Any]:
     name, shape = kind
     pattern = {"shape": shape, "fillmode": "replace", "size": 7, "solidity": 0.55} if shape else {}
     return {"name": name, "marker": {"color": [*shades], "pattern": pattern}}
+
+
+def title_of_speed(found: Comparison) -> str:
+    """What the bars of `speed` are."""
+    return "Generated tokens per second" + ", as shares of the fastest of their kind" * _several(found)
 
 
 def about_speed(found: Comparison) -> str:
