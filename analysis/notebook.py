@@ -74,7 +74,10 @@ def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
         _keep(html, page(_title(path), outputs).encode())
     elif figures(outputs):
         again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
-        print(f"\nIts {figures(outputs)} figures: python -m analysis.notebook {again} --html {path.stem}.html")
+        n = figures(outputs)
+        print(
+            f"\nIts {f'{n} figures' if n > 1 else 'figure'}: python -m analysis.notebook {again} --html {path.stem}.html"
+        )
 
 
 def _keep(name: str, content: bytes) -> None:

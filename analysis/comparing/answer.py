@@ -1,7 +1,7 @@
 """What a comparison comes to, in one sentence: who wins, by how much, and under which marks.
 
-Oracles, and what does not fit its memory, never win: they are named beside the winner. A tie is called one. Runs that are no
-alternatives of each other are never set against each other: the best of each kind is named.
+Oracles, and what does not fit its memory, never win: they are named beside the winner. A tie is called one.
+Runs that are no alternatives of each other are never set against each other: the best of each kind is named.
 """
 
 from collections.abc import Sequence
@@ -147,11 +147,11 @@ def _percent(ratio: float) -> str:
     return f"{ratio - 1:+.1%}"
 
 
-def _gives_up(rows: Sequence[Row], best: Row, most: int) -> str:
+def _gives_up(rows: Sequence[Row], best: Row, most: int, who: str = "it") -> str:
     """What a lossy winner loses, and who is the fastest that loses nothing."""
     if not _lossy(best):
         return ""
-    said = f"it loses {_loss(best)}"
+    said = f"{who} loses {_loss(best)}"
     whole = [row for row in rows if row["against_best"] is not None and not _lossy(row)]
     if not whole:
         return said
@@ -220,7 +220,7 @@ def _best_of_kind(tied: Sequence[Row], rows: Sequence[Row], most: int, shared: S
     names = listed([name_of(each, most) for each in tied], 1 + (len(tied) == 2))
     own = [mark for mark in _all_marks(tied) if mark not in shared]
     said = f"{where}: {names}{' tie at' if several else ','} {_speed(row)}{_in_brackets(own)}"
-    loss = _gives_up(rows, row, most)
+    loss = _gives_up(rows, row, most, "the first" if several else "it")
     return f"{said}, {loss}" if loss else said
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
-from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, rows_canvas, short_labels
+from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, log_said, rows_canvas, short_labels
 from analysis.showing.palette import GREY, colours, symbols
 from analysis.showing.words import label, plain, rate, shortened
 from sim.catalog.intervals import LEVEL
@@ -28,7 +28,7 @@ KINDS = {
 SIDES = ("top right", "bottom right", "bottom left", "top left")  # of a point, for its name
 SIDES_LAST = ("top left", "bottom left")
 COMPACT = 22  # px of a bar's row where it must be low
-HEAD = 44  # letters of the line that names a kind of runs
+HEAD = 34  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
 
@@ -221,7 +221,7 @@ def pareto(found: Comparison) -> go.Figure:
     speeds = [row["tokens_per_s"] for row in rows if row["tokens_per_s"] > 0]
     if speeds and max(speeds) > MANY_TIMES * min(speeds):
         fig.update_yaxes(type="log", dtick="D2")
-    return fig
+    return log_said(fig)
 
 
 def _sides(rows: Sequence[Row]) -> dict[str, str]:
