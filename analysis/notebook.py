@@ -75,9 +75,8 @@ def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
     elif figures(outputs):
         again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
         n = figures(outputs)
-        print(
-            f"\nIts {f'{n} figures' if n > 1 else 'figure'}: python -m analysis.notebook {again} --html {path.stem}.html"
-        )
+        what = f"{n} figures" if n > 1 else "figure"
+        print(f"\nIts {what}: python -m analysis.notebook {again} --html {path.stem}.html")
 
 
 def _keep(name: str, content: bytes) -> None:

@@ -19,8 +19,8 @@ NO_CHOICE = ("oracle", "does not fit", "does not fit the host")  # marks of what
 
 def leading(runs: Sequence[Run], groups: Sequence[int], seed: int, resamples: int) -> list[dict[str, Any]]:
     """Of each run: against_best, its tokens/s relative to the fastest of its group that can be had (-0.02: 2 % slower),
-    with the interval paired over requests and their number, None where not known; leads: whether it is that one or ties with it.
-    groups: a number for each run, equal for alternatives."""
+    with the interval paired over requests and their number, None where not known; leads: whether it is that one
+    or ties with it. groups: a number for each run, equal for alternatives."""
     out = [_row(None, None, None, False) for _ in runs]
     for group in dict.fromkeys(groups):
         mine = [i for i, run in enumerate(runs) if groups[i] == group and _can_lead(run)]

@@ -35,7 +35,8 @@ PLAIN = ("can be had, nothing lost", "")
 def speed(found: Comparison, compact: bool = False, policies: Sequence[str] = ()) -> go.Figure:
     """Tokens/s, a bar per run, whiskers as `whiskers` finds them. Runs that are no alternatives of each other are not
     on one scale: their bars are shares of the fastest of their kind. compact: lower rows; policies: those of
-    other figures, in their order, so that each has one colour (default: of these rows). Runs of a kind stand together."""
+    other figures, in their order, so that each has one colour (default: of these rows). Runs of a kind stand
+    together."""
     found = replace(found, rows=sorted(found.rows, key=lambda row: row["conditions"]))
     colour = colours([*policies, *(row["policy"] for row in found.rows)])
     names, drawn, heads = _lines(found)

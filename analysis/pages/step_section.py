@@ -26,8 +26,8 @@ NEEDS = "A step is not drawn for {names}: it needs a full record (python -m sim.
 LEFT_BEHIND = "A step is drawn for the first full records only: not for {names}."
 TOGETHER = "The same step of every run, each from its own begin to the dotted line. "
 HOW = (
-    "GPU: blue works, what is hatched waits for a copy{pink}; the parts add up to the step. Link: a copy from its start "
-    "to its landing, and thin above it what is committed and waits for the link. Steps count from 0, prompts and "
+    "GPU: blue works, what is hatched waits for a copy{pink}; the parts add up to the step. Link: a copy from its "
+    "start to its landing, and thin above it what is committed and waits for the link. Steps count from 0, prompts and "
     "warm-up too. Over a piece: what it is, from when to when, to the ns."
 )
 PINK = ", and pink for the experts on the CPU, which the host's row shows"
