@@ -72,9 +72,11 @@ def _shown(app: Any, path: Path, trace: str | None, html: str | None) -> None:
     print(text(outputs))
     if html:
         _keep(html, page(_title(path), outputs).encode())
-    elif count := figures(outputs):
+    elif figures(outputs):
         again = f"{path.stem if path.parent == FOLDER else path}{f' --trace {trace}' if trace else ''}"
-        print(f"\nIts {count} figure{'s' * (count > 1)}: python -m analysis.notebook {again} --html {path.stem}.html")
+        n = figures(outputs)
+        what = f"{n} figures" if n > 1 else "figure"
+        print(f"\nIts {what}: python -m analysis.notebook {again} --html {path.stem}.html")
 
 
 def _keep(name: str, content: bytes) -> None:

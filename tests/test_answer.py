@@ -105,20 +105,45 @@ def test_many_that_tie_are_counted() -> None:
     assert text == "No winner: a at 5.00 tokens/s, b at 5.00 and 3 more cannot be told apart."
 
 
+def test_a_small_lead_without_an_interval_is_no_win() -> None:
+    assert said(fast("a", 1.0), fast("b", 1.04)).endswith(
+        "b at 1.04 tokens/s and a at 1.00 cannot be told apart (no intervals)."
+    )
+    one = said(paired("a", 103, 1), paired("b", 100, 1))
+    assert one.startswith("No winner: b at") and one.endswith("cannot be told apart (on 1 request, no intervals).")
+    assert said(paired("a", 200, 1), paired("b", 100, 1)).endswith("2.00 x a (on 1 request, no intervals).")
+    assert said(paired("a", 200, 3), paired("b", 100, 3)).endswith("2.00 x [2.00 x, 2.00 x] a (on 3 requests).")
+
+
+def test_a_difference_that_is_sure_but_small_is_named_as_small() -> None:
+    """1,000 against 1,005 ns in each of 8 requests: the interval is a point that is not 1."""
+    assert said(paired("a", 1005), paired("b", 1000)).endswith(
+        "b at 1,000,000 tokens/s and a at 995,025 are within 1 %."
+    )
+
+
+def test_a_ratio_says_that_one_of_its_sides_is_not_calibrated() -> None:
+    unsure = fast("a", 1.0)
+    unsure.summary["marks"] = unsure.summary["marks"] | {"catalog_costs": True}
+    assert "not calibrated" in unsure.marks
+    sure = engine("b", 3.0, (2.5, 3.5))
+    assert said(unsure, sure).startswith("b wins: 3.00 tokens/s (80 %: 2.50-3.50), 3.00 x a (a not calibrated")
+
+
 # --- who cannot win ---
 
 
-def test_an_oracle_never_wins_and_is_named_as_the_limit() -> None:
+def test_an_oracle_never_wins_and_is_named_but_not_as_a_limit() -> None:
     oracle = fast("belady", 9.0, spec={"eviction": "belady"})
     text = said(fast("a", 1.0), fast("b", 1.5), oracle)
-    assert text == "b wins: 1.50 tokens/s, +50.0% over a (no intervals); the limit is belady (oracle), 9.00 tokens/s."
+    future = "belady (oracle), which no engine can be, reaches 9.00 tokens/s."
+    assert text == f"b wins: 1.50 tokens/s, +50.0% over a (no intervals); {future}"
     # an oracle as the baseline is no alternative either
     assert said(fast("a", 1.0), fast("b", 1.5), oracle, baseline="belady").startswith("b wins: 1.50 tokens/s, +50.0%")
-    assert (
-        said(fast("a", 1.0), oracle)
-        == "a generates 1.00 tokens/s: it is -; the limit is belady (oracle), 9.00 tokens/s."
-    )
-    assert said(oracle) == "No run here can win: the limit is belady (oracle), 9.00 tokens/s."
+    assert said(fast("a", 1.0), oracle) == f"a generates 1.00 tokens/s: it is -; {future}"
+    assert said(oracle) == f"No run here can win: {future}"
+    better = fast("min", 9.5, spec={"eviction": "min"})
+    assert "min (oracle), the best of 2 oracles here, which no engine can be, reaches 9.50" in said(oracle, better)
     assert held_back(compare([fast("a", 1.0), oracle])).startswith("What holds a back")
 
 
@@ -199,11 +224,39 @@ def test_many_kinds_are_counted() -> None:
 def test_marks_of_all_kinds_are_said_once() -> None:
     made_up = {"trace": {"real": False}}
     runs = [fast("a", 1.0, **made_up), lossy("b", 2.0, 0.5, **made_up, spec={"batch": 4})]
-    told = "batch 1: a, 1.00 tokens/s; batch 4: b, 2.00 tokens/s, losing 50.0% of the router weight (open-loop)"
+    told = "batch 1: a, 1.00 tokens/s; batch 4: b, 2.00 tokens/s (open-loop), it loses 50.0% of the router weight"
     assert said(*runs) == f"No alternatives of each other, so the fastest of each kind: {told}; all synthetic."
 
 
+def test_of_each_kind_the_fastest_that_loses_nothing_is_named_beside_a_lossy_one() -> None:
+    text = said(fast("a", 1.0), lossy("b", 2.0, 0.5), fast("c", 9.0, spec={"batch": 4}))
+    lossless = "it loses 50.0% of the router weight, and a is the fastest that loses nothing, 1.00"
+    assert f"batch 1: b, 2.00 tokens/s (open-loop), {lossless}; batch 4: c, 9.00 tokens/s." in text
+
+
+def test_a_kind_in_which_nobody_can_win_is_named() -> None:
+    big = fast("big", 9.0, memory={"slots": 1, "fits": False}, spec={"batch": 4})
+    tail = "batch 4: none can win: big, 9.00 tokens/s, does not fit into its memory."
+    assert said(fast("a", 1.0), big).endswith(f"batch 1: a, 1.00 tokens/s; {tail}")
+    assert said(big, fast("n", None)).endswith("batch 1: none can win: no run generated a token.")
+
+
 # --- the first screen's chart ---
+
+
+def test_what_the_first_chart_leaves_out_is_said_as_it_is() -> None:
+    runs = [fast(f"r{i}", 1.0 + i) for i in range(30)]
+    assert " 21 more runs are under Speed." in first_screen(compare(runs)).panel.caption
+    few = ["lru"] * 12  # of the 30 so many are drawn below
+    assert " Of all 30 runs 9 are drawn here and 12 under Speed." in first_screen(compare(runs), few).panel.caption
+
+
+def test_bars_stand_by_kind_and_a_kind_is_named_once() -> None:
+    runs = [fast(f"r{i}", 1.0 + i, spec={"batch": 1 + i % 2}) for i in range(6)]
+    drawn = compare_figures.speed(compare(runs))
+    assert list(drawn.data[0].y) == ["r0", "r2", "r4", "r1", "r3", "r5"]
+    assert [note.text for note in drawn.layout.annotations] == ["batch 1", "batch 2"]
+    assert "shares of the fastest of their kind" in first_screen(compare(runs)).panel.title
 
 
 def test_the_chart_holds_the_best_of_each_kind_and_the_baseline_the_fastest_first() -> None:
@@ -231,7 +284,7 @@ def test_an_oracles_bar_is_hatched_and_says_so() -> None:
     found = first_screen(compare([fast("a", 1.0), fast("belady", 9.0, spec={"eviction": "belady"})]))
     assert found.panel.figure is not None
     patterns = {bar.name: bar.marker.pattern.shape for bar in found.panel.figure.data if bar.type == "bar"}
-    assert patterns["an oracle: a limit, no choice"] == "/" and patterns["can be had, nothing lost"] is None
+    assert patterns["reads the future: no choice"] == "/" and patterns["can be had, nothing lost"] is None
     assert " 9.00 (oracle)" in found.panel.figure.data[-1].text
 
 

@@ -311,6 +311,15 @@ def test_every_format_tells_the_same(runs: dict[str, Path], capsys: pytest.Captu
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
 
+def test_runs_of_another_kind_have_no_change_in_the_table() -> None:
+    runs = [made("a", None, tokens_per_s=1.0), made("b", None, tokens_per_s=2.0)]
+    other = made("c", None, tokens_per_s=4.0, spec={"hardware": "h100"})
+    titles, rows = formats.cells(compare([*runs, other]))
+    assert [row[titles.index("against a")] for row in rows] == ["+0.0%", "+100.0%", "-"]
+    assert any("of its kind alone" in line for line in formats.remarks(compare([*runs, other])))
+    assert not any("of its kind alone" in line for line in formats.remarks(compare(runs)))
+
+
 def test_equal_input_gives_equal_bytes(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for name in FORMATS:
         first, again = (call(capsys, runs["lru"], runs["drop"], "--format", name) for _ in range(2))
@@ -369,6 +378,16 @@ def test_rows_of_a_sweep_are_runs(runs: dict[str, Path], tmp_path: Path) -> None
         assert {k: row[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")} == {
             k: right[k] for k in ("tokens_per_s", "hit_rate", "h2d_gb", "lost_weight", "pareto_best", "marks")
         }
+
+
+def test_numbers_of_a_sweeps_rows_say_what_they_are(runs: dict[str, Path], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    row = dict.fromkeys(COLUMNS) | flat(json.loads((runs["lru"] / "summary.json").read_text()))
+    key = next(name for name in row if name in ("cache", "spec.cache"))
+    rows = [row | {key: "2", "set": '{"lru.tau": 0.5}'}, row | {key: "0.5"}]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "results.parquet")
+    assert [run.name.split()[:2] for run in load([tmp_path])] == [["cache", "2"], ["cache", "0.5"]]
 
 
 BY_RULES: dict[str, Any] = {

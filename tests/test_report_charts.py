@@ -74,9 +74,35 @@ def test_a_name_lies_on_no_other_name_and_no_other_marker() -> None:
 
 def test_what_all_names_begin_with_is_left_out_where_they_are_long() -> None:
     names = ["a-long-beginning-of-names/lru", "a-long-beginning-of-names/lfu"]
-    assert figures.short_labels(names) == ["…lru", "…lfu"]
+    assert figures.short_labels(names, 22) == ["…lru", "…lfu"] and figures.short_labels(names) == names
     assert figures.short_labels(["ab-lru", "ab-lfu"]) == ["ab-lru", "ab-lfu"]
-    assert figures.short_labels(["x" * 30, "x" * 30]) == [f"{'x' * 11}…{'x' * 10} #0", f"{'x' * 11}…{'x' * 10} #1"]
+    assert figures.short_labels(["x" * 50, "x" * 50]) == [f"{'x' * 20}…{'x' * 19} #{i}" for i in range(2)]
+
+
+def test_a_name_at_an_axis_of_a_phone_has_two_lines() -> None:
+    names = ["a100-pcie4 0.25 belady drop", "a100-pcie4 0.25 lru drop"]
+    fig = figures.rows_canvas(names, "x", row=22)
+    assert list(fig.layout.yaxis.categoryarray) == names[::-1]
+    narrow = fig.layout.meta["narrow"]
+    assert narrow["yaxis"]["ticktext"] == ["a100-pcie4 0.25<br>belady drop", "a100-pcie4 0.25<br>lru drop"]
+    assert (
+        narrow["height"] >= 2 * figures.ROW
+        and "height" not in figures.rows_canvas(["a"], "x", row=22).layout.meta["narrow"]
+    )
+
+
+def test_a_logarithmic_axis_says_so() -> None:
+    steps = {"a": np.array([1.0, 100.0]), "b": np.array([1.0, 2.0])}
+    assert figures.step_times(steps, ["p", "q"]).layout.xaxis.title.text == "duration of a decode step (ms) (log)"
+    assert "(log)" not in figures.step_times({"b": steps["b"]}, ["q"]).layout.xaxis.title.text
+
+
+def test_a_run_without_copies_says_that_nothing_was_copied() -> None:
+    at, zeros = np.arange(4.0), np.zeros(3)
+    still = figures.over_time(at, {}, {"demand": zeros}, 2)
+    assert [note.text for note in still.layout.annotations] == ["nothing was copied"]
+    assert any(trace.yaxis == "y2" for trace in still.data), "else plotly draws no axes there"
+    assert not figures.over_time(at, {}, {"demand": zeros + 1}, 2).layout.annotations
 
 
 def test_marks_are_seen_and_notes_one_click_away() -> None:

@@ -85,7 +85,7 @@ def test_every_verdict_is_decided_above() -> None:
 
 def test_prompts_are_named_from_half_of_the_time_on() -> None:
     assert "prompts" not in verdict(BUSY._replace(prompts=0.4999))
-    assert "(prompts take 50.0% of it)" in verdict(BUSY._replace(prompts=0.5))
+    assert "(prompts take 50.0% of the time)" in verdict(BUSY._replace(prompts=0.5))
 
 
 LINES = [
@@ -320,7 +320,7 @@ def test_prompts_make_it_arithmetic(tmp_path: Path) -> None:
     # experts, gives each expert 21 on average
     out = on_host(tmp_path, 60, 21_000, max_steps=1)
     assert 10 < out["cpu"] / cpu_experts(out) < 40
-    assert out["verdict"].startswith("host-compute-bound: ") and "(prompts take 100.0% of it)" in out["verdict"]
+    assert out["verdict"].startswith("host-compute-bound: ") and "(prompts take 100.0% of the time)" in out["verdict"]
 
 
 def test_experts_on_the_cpu_are_the_misses_that_nothing_was_sent_for(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a comparison comes to, in one sentence: who wins, by how much, and under which marks.
 
-Oracles, and what does not fit its memory, never win: they are named as limits. A tie is called one. Runs that are no
-alternatives of each other are never set against each other: the best of each kind is named.
+Oracles, and what does not fit its memory, never win: they are named beside the winner. A tie is called one.
+Runs that are no alternatives of each other are never set against each other: the best of each kind is named.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from typing import Any
 
 from analysis.comparing.comparison import Comparison
 from analysis.comparing.leading import NO_CHOICE
+from analysis.comparing.pairing import FEW
 from analysis.showing.words import listed, plain, rate, shortened
-from sim.outcome.how_sure import how_sure
+from sim.outcome.how_sure import NOT_CALIBRATED, TIE, how_sure
 
 Row = dict[str, Any]
 NAMED = 3  # runs, or kinds of runs, that a sentence names
@@ -24,14 +25,14 @@ def answer(found: Comparison, most: int = 80) -> str:
     if not rows:
         return "No run generated a token: there is no tokens/s to compare."
     heads = leaders(found)
-    if not heads:
-        return f"No run here can win: {_limits(rows, most)}."
     if len({row["conditions"] for row in found.rows}) > 1:
         return _of_each(found, heads, most)
+    if not heads:
+        return f"No run here can win: {_no_choice(rows, most)}."
     best = heads[0]
     others = [row for row in rows if row["against_best"] is not None and row is not best]
     said = _won(found, best, most) if others else _alone(best, most)
-    tail = [_gives_up(rows, best, most), _limits(rows, most, best)]
+    tail = [_gives_up(rows, best, most), _no_choice(rows, most, best)]
     return f"{said}{''.join(f'; {each}' for each in tail if each)}."
 
 
@@ -64,13 +65,35 @@ def _alone(row: Row, most: int) -> str:
 
 
 def _won(found: Comparison, best: Row, most: int) -> str:
-    tied, lead = _tied(found, best), _lead(found, best, most)
-    said = _marks(tied, [NO_INTERVAL] if _unpaired(found) else [])
+    tied, behind = _tied(found, best), _behind(found, best)
+    lead = _lead(behind, best, most)
+    said = _marks(tied, [*_doubts(tied, behind, most), *_requests(tied, behind), *[NO_INTERVAL] * _unpaired(found)])
     if len(tied) == 1:
         return f"{name_of(best, most)} wins: {_speed(best)}{lead}{said}"
     named = [f"{name_of(row, most)} at {_speed(row) if row is best else rate(row['tokens_per_s'])}" for row in tied]
     tail = f"; {name_of(best, most)} is{lead.removeprefix(',')}" if lead else ""
-    return f"No winner: {listed(named, 2)} cannot be told apart{tail}{said}"
+    return f"No winner: {listed(named, 2)} {_alike(tied[1:])}{tail}{said}"
+
+
+def _alike(tied: Sequence[Row]) -> str:
+    """Why these are no worse than the best: too near, or, for all that is known, perhaps as fast."""
+    near = [row["against_best_high"] is not None and row["against_best_high"] < 0 for row in tied]
+    near = [each and (1 + row["against_best"]) * (1 + TIE) >= 1 for each, row in zip(near, tied, strict=True)]
+    within = f"are within {100 * TIE:g} %"
+    return within if all(near) else f"{within} or cannot be told apart" if any(near) else "cannot be told apart"
+
+
+def _doubts(tied: Sequence[Row], behind: Sequence[Row], most: int) -> list[str]:
+    """What else a ratio to these rests on: costs that nobody has calibrated."""
+    if NOT_CALIBRATED in _all_marks(tied):
+        return []
+    return [f"{name_of(row, most)} {NOT_CALIBRATED}" for row in behind if NOT_CALIBRATED in row["marks"]]
+
+
+def _requests(tied: Sequence[Row], behind: Sequence[Row]) -> list[str]:
+    """On how many requests the best is set against others, where those are few; tied: itself first."""
+    n = min((row["against_best_requests"] or FEW for row in [*tied[1:], *behind]), default=FEW)
+    return [f"on {n} request{'s' * (n > 1)}"] if n < FEW else []
 
 
 def _unpaired(found: Comparison) -> bool:
@@ -85,18 +108,21 @@ def _tied(found: Comparison, best: Row) -> list[Row]:
     return sorted(mine, key=lambda row: (row is not best, -row["tokens_per_s"]))
 
 
-def _lead(found: Comparison, best: Row, most: int) -> str:
-    """Over the baseline, if that is another run that can be had and no part of a tie, and over the next; of a lossy
-    winner the fastest that loses nothing is named later, and the next says little."""
+def _behind(found: Comparison, best: Row) -> list[Row]:
+    """The baseline, if that is another run that can be had and no part of a tie, and the next; of a lossy winner the
+    fastest that loses nothing is named later, and the next says little."""
     base = next(row for row in found.rows if row["run"] == found.baseline)
     behind = [row for row in found.rows if row["against_best"] is not None and not row["leads"]]
     following = max(behind, key=lambda row: row["against_best"], default=None)
-    said = []
-    if base in behind:
-        said.append(f"{_over(base, best)}{name_of(base, most)}")
-    if following is not None and following is not base and not (said and _lossy(best)):
-        said.append(f"{_over(following, best)}{'the next, ' * bool(said)}{name_of(following, most)}")
-    return "".join(f", {each}" for each in said)
+    out = [base] if base in behind else []
+    if following is not None and following is not base and not (out and _lossy(best)):
+        out.append(following)
+    return out
+
+
+def _lead(behind: Sequence[Row], best: Row, most: int) -> str:
+    words = [f"{_over(row, best)}{'the next, ' * (i > 0)}{name_of(row, most)}" for i, row in enumerate(behind)]
+    return "".join(f", {each}" for each in words)
 
 
 def _over(row: Row, best: Row) -> str:
@@ -121,11 +147,11 @@ def _percent(ratio: float) -> str:
     return f"{ratio - 1:+.1%}"
 
 
-def _gives_up(rows: Sequence[Row], best: Row, most: int) -> str:
+def _gives_up(rows: Sequence[Row], best: Row, most: int, who: str = "it") -> str:
     """What a lossy winner loses, and who is the fastest that loses nothing."""
     if not _lossy(best):
         return ""
-    said = f"it loses {_loss(best)}"
+    said = f"{who} loses {_loss(best)}"
     whole = [row for row in rows if row["against_best"] is not None and not _lossy(row)]
     if not whole:
         return said
@@ -143,14 +169,17 @@ def _lossy(row: Row) -> bool:
     return "open-loop" in row["marks"] or "loss partly unseen" in row["marks"]
 
 
-def _limits(rows: Sequence[Row], most: int, best: Row | None = None) -> str:
-    """The fastest oracle, and the fastest that does not fit its memory if it is faster than the winner."""
+def _no_choice(rows: Sequence[Row], most: int, best: Row | None = None) -> str:
+    """The fastest oracle, and the fastest that does not fit its memory if it is faster than the winner. No oracle is
+    called a limit: that one is the best of its kind is nowhere shown, and others may do better."""
     said = []
     least = best["tokens_per_s"] if best else 0.0
     out = sorted((row for row in rows if set(row["marks"]) & set(NO_CHOICE)), key=lambda row: -row["tokens_per_s"])
-    for first in [row for row in out if _oracle(row)][:1]:
-        beyond = "the limit is {}, {}" if first["tokens_per_s"] >= least else "{} reaches {}"
-        said.append(beyond.format(name_of(first, most), f"{rate(first['tokens_per_s'])} tokens/s"))
+    oracles = [row for row in out if _oracle(row)]
+    for first in oracles[:1]:
+        several = f" the best of {len(oracles)} oracles here," * (len(oracles) > 1)
+        name = f"{name_of(first, most)},{several} which no engine can be,"
+        said.append(f"{name} reaches {rate(first['tokens_per_s'])} tokens/s")
     for first in [row for row in out if not _oracle(row) and row["tokens_per_s"] > least][:1]:
         said.append(f"{name_of(first, most)}, {rate(first['tokens_per_s'])} tokens/s, does not fit into its memory")
     return "; ".join(said)
@@ -161,23 +190,38 @@ def _oracle(row: Row) -> bool:
 
 
 def _of_each(found: Comparison, heads: Sequence[Row], most: int) -> str:
-    """The best of each kind of runs, side by side and never against each other; marks of all once, at the end."""
-    tied = [_tied(found, row) for row in heads]
-    named = tied if len(tied) <= NAMED else tied[: NAMED - 1]
-    shared = [mark for mark in heads[0]["marks"] if all(mark in row["marks"] for rows in tied for row in rows)]
-    said = [_best_of_kind(rows, most, shared) for rows in named]
-    said += [f"and {len(tied) - len(named)} more kinds"] if len(tied) > len(named) else []
+    """The best of each kind of runs, side by side and never against each other; marks of all once, at the end. A kind
+    in which nobody can win is named, too."""
+    kinds = [[row for row in found.rows if row["conditions"] == kind] for kind in _kinds(found)]
+    best = {row["conditions"]: row for row in heads}
+    tied = [_tied(found, best[rows[0]["conditions"]]) if rows[0]["conditions"] in best else [] for rows in kinds]
+    told = [first or [row for row in rows if row["tokens_per_s"]] for first, rows in zip(tied, kinds, strict=True)]
+    every = [row for rows in told for row in rows]
+    common = [mark for mark in every[0]["marks"] if all(mark in row["marks"] for row in every)]
+    shared = [mark for mark in common if mark not in NO_CHOICE]
+    both = list(zip(tied, kinds, strict=True))[: NAMED if len(kinds) <= NAMED else NAMED - 1]
+    said = [_best_of_kind(first, rows, most, shared) for first, rows in both]
+    said += [f"and {len(kinds) - len(both)} more kinds"] if len(kinds) > len(both) else []
     said += [f"all {', '.join(shared)}"] if shared else []
     return f"No alternatives of each other, so the fastest of each kind: {'; '.join(said)}."
 
 
-def _best_of_kind(tied: Sequence[Row], most: int, shared: Sequence[str]) -> str:
+def _kinds(found: Comparison) -> list[int]:
+    return list(dict.fromkeys(row["conditions"] for row in found.rows))
+
+
+def _best_of_kind(tied: Sequence[Row], rows: Sequence[Row], most: int, shared: Sequence[str]) -> str:
+    """tied: who leads, the best first; rows: all of the kind."""
+    where = shortened(plain(rows[0]["work"]), most + most // 2)
+    if not tied:
+        silent = "no run generated a token"
+        return f"{where}: none can win: {_no_choice([row for row in rows if row['tokens_per_s']], most) or silent}"
     row, several = tied[0], len(tied) > 1
     names = listed([name_of(each, most) for each in tied], 1 + (len(tied) == 2))
-    loss = f", losing {_loss(row)}" * _lossy(row)
     own = [mark for mark in _all_marks(tied) if mark not in shared]
-    where = shortened(plain(row["work"]), most + most // 2)
-    return f"{where}: {names}{' tie at' if several else ','} {_speed(row)}{loss}{_in_brackets(own)}"
+    said = f"{where}: {names}{' tie at' if several else ','} {_speed(row)}{_in_brackets(own)}"
+    loss = _gives_up(rows, row, most, "the first" if several else "it")
+    return f"{said}, {loss}" if loss else said
 
 
 # --- words ---

@@ -38,7 +38,8 @@ def signed(value: float) -> str:
 
 def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     """(title, text of a cell) of the table for people."""
-    base = name_of(next(row for row in found.rows if row["run"] == found.baseline))
+    first = _baseline(found)
+    base, kind = name_of(first), first["conditions"]
     settings = [(field, _setting(field)) for field in found.differs]
     ruled = [(title, show) for key, title, show in BY_RULES if any(row.get(key) for row in found.rows)]
     return [
@@ -47,19 +48,28 @@ def _columns(found: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         *settings,
         ("tokens/s", lambda row: figure(row["tokens_per_s"])),
         *([(f"{100 * SURE:g} % between", _between)] if any(row["tokens_per_s_low"] for row in found.rows) else []),
-        (f"against {base}", lambda row: change(row, "tokens_per_s_change", signed_percent)),
+        (f"against {base}", lambda row: _of_kind(row, kind, "tokens_per_s_change", signed_percent)),
         ("TPOT ms", lambda row: figure(row["tpot_ms"], 1)),
-        ("change ms", lambda row: change(row, "tpot_ms_change", signed)),
+        ("change ms", lambda row: _of_kind(row, kind, "tpot_ms_change", signed)),
         ("p95", lambda row: figure(row["tpot_ms_p95"], 1)),
         ("waiting", lambda row: percent(row["stall_share"])),
         ("hits", lambda row: percent(row["hit_rate"])),
         ("H2D GB", lambda row: figure(row["h2d_gb"], 1)),
-        ("change", lambda row: change(row, "h2d_change", signed_percent)),
+        ("change", lambda row: _of_kind(row, kind, "h2d_change", signed_percent)),
         *ruled,
         ("lost weight", lambda row: percent(row["lost_weight"], 2)),
         ("best", lambda row: "*" if row["pareto_best"] else ""),
         ("marks", lambda row: ", ".join(row["marks"])),
     ]
+
+
+def _baseline(found: Comparison) -> Row:
+    return next(row for row in found.rows if row["run"] == found.baseline)
+
+
+def _of_kind(row: Row, kind: int, key: str, show: Callable[[float], str]) -> str:
+    """A difference from a baseline of that kind of runs; none of runs that are no alternatives of it."""
+    return change(row, key, show) if row["conditions"] == kind else NONE
 
 
 def _between(row: Row) -> str:
@@ -107,6 +117,10 @@ def remarks(found: Comparison) -> list[str]:
     lines = [f"* {PARETO}"]
     if any(row["tokens_per_s_change_low"] is not None for row in found.rows):
         lines.append(found.statistic)
+    if any(row["conditions"] != _baseline(found)["conditions"] for row in found.rows):
+        lines.append(
+            f"changes are against {name_of(_baseline(found))} and of its kind alone: others are no alternatives"
+        )
     if unpaired:
         lines.append(f"no intervals for some runs: {'; '.join(sorted(unpaired))}")
     return lines

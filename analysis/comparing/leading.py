@@ -3,7 +3,7 @@
 An oracle reads the future and a run that does not fit its memory is none: neither leads, whatever its speed. Two runs
 tie where their speeds differ by no more than TIE, where the interval of their ratio, paired over requests, holds 1, or,
 of two engines, where the intervals of their costs overlap: each engine's costs are off in their own way, so requests
-alone do not tell the two apart.
+alone do not tell the two apart. Where no interval is known they tie within UNSURE.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,15 @@ from analysis.comparing.pairing import Paired, against
 from analysis.reading.run import Run
 from sim.outcome.how_sure import TIE, overlap
 
+UNSURE = 0.05  # two speeds that differ by no more, and by nobody knows how surely, have no winner
 NO_CHOICE = ("oracle", "does not fit", "does not fit the host")  # marks of what leads nobody
 
 
 def leading(runs: Sequence[Run], groups: Sequence[int], seed: int, resamples: int) -> list[dict[str, Any]]:
     """Of each run: against_best, its tokens/s relative to the fastest of its group that can be had (-0.02: 2 % slower),
-    with the interval paired over requests, None where not known; leads: whether it is that one or ties with it.
-    groups: a number for each run, equal for alternatives."""
-    out = [_row(None, None, False) for _ in runs]
+    with the interval paired over requests and their number, None where not known; leads: whether it is that one
+    or ties with it. groups: a number for each run, equal for alternatives."""
+    out = [_row(None, None, None, False) for _ in runs]
     for group in dict.fromkeys(groups):
         mine = [i for i, run in enumerate(runs) if groups[i] == group and _can_lead(run)]
         if not mine:
@@ -28,16 +29,17 @@ def leading(runs: Sequence[Run], groups: Sequence[int], seed: int, resamples: in
         best = max((runs[i] for i in mine), key=lambda run: (run.summary["tokens_per_s"], not run.lossy))
         for i, pair in zip(mine, against([runs[i] for i in mine], best, seed, resamples), strict=True):
             ratio = runs[i].summary["tokens_per_s"] / best.summary["tokens_per_s"]
-            interval = pair.ratio_interval if isinstance(pair, Paired) else None
-            out[i] = _row(ratio, interval, runs[i] is best or _tied(runs[i], best, ratio, interval))
+            interval, n = (pair.ratio_interval, pair.n) if isinstance(pair, Paired) else (None, None)
+            out[i] = _row(ratio, interval, n, runs[i] is best or _tied(runs[i], best, ratio, interval))
     return out
 
 
 def alike(ratio: float, interval: tuple[float, float] | None) -> bool:
     """Whether two speeds of one engine, of this ratio and its interval (None: not known), have no winner."""
-    if min(ratio, 1 / ratio) * (1 + TIE) >= 1:
-        return True
-    return interval is not None and (interval[0] <= 1 if ratio > 1 else interval[1] >= 1)
+    least = min(ratio, 1 / ratio)
+    if interval is None or least * (1 + TIE) >= 1:
+        return least * (1 + TIE) >= 1 or least >= 1 - UNSURE
+    return interval[0] <= 1 if ratio > 1 else interval[1] >= 1
 
 
 def against_baseline(row: Mapping[str, Any]) -> str:
@@ -50,11 +52,12 @@ def against_baseline(row: Mapping[str, Any]) -> str:
     return f"{said}: {'a tie' if tie else 'faster' if change > 0 else 'slower'}"
 
 
-def _row(ratio: float | None, interval: tuple[float, float] | None, leads: bool) -> dict[str, Any]:
+def _row(ratio: float | None, interval: tuple[float, float] | None, n: int | None, leads: bool) -> dict[str, Any]:
     return {
         "against_best": None if ratio is None else ratio - 1,
         "against_best_low": interval[0] - 1 if interval else None,
         "against_best_high": interval[1] - 1 if interval else None,
+        "against_best_requests": n,
         "leads": leads,
     }
 
@@ -65,7 +68,8 @@ def _can_lead(run: Run) -> bool:
 
 def _tied(run: Run, best: Run, ratio: float, interval: tuple[float, float] | None) -> bool:
     """A speed of which nobody knows how far it is off ties with another engine's whose interval it lies in."""
-    if run.spec.get("engine") == best.spec.get("engine") or alike(ratio, None):
+    if run.spec.get("engine") == best.spec.get("engine") or ratio * (1 + TIE) >= 1:
         return alike(ratio, interval)
-    mine, speed = run.summary.get("tokens_per_s_interval"), run.summary["tokens_per_s"]
-    return overlap(mine or (speed, speed), best.summary.get("tokens_per_s_interval"))
+    mine, theirs = (each.summary.get("tokens_per_s_interval") for each in (run, best))
+    speed = run.summary["tokens_per_s"]
+    return alike(ratio, None) if mine is theirs is None else overlap(mine or (speed, speed), theirs)

@@ -1,6 +1,7 @@
 """Figures of a comparison: how fast each run is against the baseline, and quality against speed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import plotly.graph_objects as go
 
 from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
-from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, rows_canvas, short_labels
+from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, log_said, rows_canvas, short_labels
 from analysis.showing.palette import GREY, colours, symbols
 from analysis.showing.words import label, plain, rate, shortened
 from sim.catalog.intervals import LEVEL
@@ -18,7 +19,7 @@ Box = tuple[float, float, float, float]
 APART = {"oracle", "loss partly unseen"}  # drawn with open markers: no points of the front
 # what kind of a run a bar is: a word, its pattern. The first that holds is a bar's own.
 KINDS = {
-    "oracle": ("an oracle: a limit, no choice", "/"),
+    "oracle": ("reads the future: no choice", "/"),
     "does not fit": ("does not fit: no choice", "x"),
     "does not fit the host": ("does not fit: no choice", "x"),
     "open-loop": ("lossy, open loop", "."),
@@ -29,14 +30,16 @@ SIDES_LAST = ("top left", "bottom left")
 PLOT = (420.0, 330.0)  # px across and up between the outermost points of a narrow plot; a wide one has more room
 LETTER, LINE, MARKER = 6.6, 15.0, 12.0  # px: a letter's width, a name's height, a marker with its edge
 COMPACT = 22  # px of a bar's row where it must be low
-HEAD = 30  # letters of the line that names a kind of runs
+HEAD = 34  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
 
 def speed(found: Comparison, compact: bool = False, policies: Sequence[str] = ()) -> go.Figure:
     """Tokens/s, a bar per run, whiskers as `whiskers` finds them. Runs that are no alternatives of each other are not
     on one scale: their bars are shares of the fastest of their kind. compact: lower rows; policies: those of
-    other figures, in their order, so that each has one colour (default: of these rows)."""
+    other figures, in their order, so that each has one colour (default: of these rows). Runs of a kind stand
+    together."""
+    found = replace(found, rows=sorted(found.rows, key=lambda row: row["conditions"]))
     colour = colours([*policies, *(row["policy"] for row in found.rows)])
     names, drawn, heads = _lines(found)
     across = "share of the fastest of its kind (%)" if heads else "generated tokens/s"
@@ -82,6 +85,11 @@ def _look(shades: Sequence[str], kind: tuple[str, str]) -> dict[str, Any]:
     name, shape = kind
     pattern = {"shape": shape, "fillmode": "replace", "size": 7, "solidity": 0.55} if shape else {}
     return {"name": name, "marker": {"color": [*shades], "pattern": pattern}}
+
+
+def title_of_speed(found: Comparison) -> str:
+    """What the bars of `speed` are."""
+    return "Generated tokens per second" + ", as shares of the fastest of their kind" * _several(found)
 
 
 def about_speed(found: Comparison) -> str:
@@ -217,7 +225,7 @@ def pareto(found: Comparison) -> go.Figure:
     speeds = [row["tokens_per_s"] for row in rows if row["tokens_per_s"] > 0]
     if speeds and max(speeds) > MANY_TIMES * min(speeds):
         fig.update_yaxes(type="log", dtick="D2")
-    return fig
+    return log_said(fig)
 
 
 def _sides(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from analysis.comparing.by_ratio import PHASES, ByRatio
-from analysis.pages.figures import SMALL, two_plots
+from analysis.pages.figures import SMALL, log_said, two_plots
 from analysis.showing.palette import GREY, colours
 from analysis.showing.words import label
 
@@ -24,7 +24,7 @@ def by_ratio(found: ByRatio) -> go.Figure:
         fig.update_yaxes(title=title, type="log", dtick="D2", row=row, col=1)
     ticks = {"type": "log", "tickvals": list(found.ratios), "ticktext": [f"{ratio:.2g}" for ratio in found.ratios]}
     fig.update_xaxes(**ticks)
-    return fig.update_xaxes(title={"text": "link rate / host read rate", "font": SMALL}, row=2, col=1)
+    return log_said(fig.update_xaxes(title={"text": "link rate / host read rate", "font": SMALL}, row=2, col=1))
 
 
 def _line(name: str, at: dict[float, float], colour: str | None, first: bool) -> go.Scatter:

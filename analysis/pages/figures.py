@@ -34,7 +34,8 @@ TPOT_MARKS = {
     "p95": ("triangle-down", -LANE),
     "p99": ("triangle-right", -LANE),
 }
-NARROW = 13  # letters of a name at an axis, on a phone
+NARROW = 16  # letters of a line of a name at an axis, on a phone
+LOG = " (log)"
 MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a logarithmic axis
 LABELLED = 14  # points that carry their names
 RATES = {
@@ -76,7 +77,15 @@ def two_plots(height: int, gap: float, shares: Sequence[float] | None = None, **
     return fig.update_layout(**layout).update_xaxes(**AXIS).update_yaxes(**AXIS)
 
 
-def short_labels(names: Sequence[str], most: int = 22) -> list[str]:
+def log_said(fig: go.Figure) -> go.Figure:
+    """The same; titles of its logarithmic axes say so."""
+    for axis in [*fig.select_xaxes(), *fig.select_yaxes()]:
+        if axis.type == "log" and axis.title.text and not axis.title.text.endswith(LOG):
+            axis.title.text += LOG
+    return fig
+
+
+def short_labels(names: Sequence[str], most: int = 40) -> list[str]:
     """The names as axis labels: cut, told apart, escaped. What all begin with is left out where some must be cut."""
     same = _shared(names) if max(map(len, names), default=0) > most else 0
     cut = [shortened("…" * (same > 0) + name[same:], most) for name in names]
@@ -91,10 +100,24 @@ def _shared(names: Sequence[str]) -> int:
     return words.end() if words and words.end() > 3 else 0
 
 
+def _on_a_phone(names: Sequence[str]) -> list[str]:
+    """The same in at most two lines of NARROW letters."""
+    out = []
+    for text in short_labels(names, 2 * NARROW):
+        blanks = [m.end() for m in re.finditer(r"[-_/ ]", text[: NARROW + 1]) if m.end() >= len(text) - NARROW]
+        at = max(blanks, default=NARROW)
+        whole = len(text) <= NARROW or "&" in text  # no entity is broken
+        out.append(text if whole else f"{text[:at].rstrip()}<br>{text[at:]}")
+    return out
+
+
 def rows_canvas(names: Sequence[str], x: str, extra: int = 66, row: int = ROW) -> go.Figure:
     """A canvas with one row per name, the first on top. extra, row: px beside the rows, and of each."""
-    fig, labels = canvas(max(LOWEST, extra + row * len(names)), x), short_labels(names)
-    fig.update_layout(meta={"narrow": {"yaxis": _ticks(labels, short_labels(names, NARROW))}})
+    fig, labels, lines = canvas(max(LOWEST, extra + row * len(names)), x), short_labels(names), _on_a_phone(names)
+    tall = (
+        {"height": max(LOWEST, extra + ROW * len(names))} if row < ROW and any("<br>" in text for text in lines) else {}
+    )
+    fig.update_layout(meta={"narrow": {"yaxis": _ticks(labels, lines), **tall}})
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, type="category")
     return fig.update_yaxes(range=[-0.5, len(names) - 0.5])
 
@@ -229,7 +252,7 @@ def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str
             customdata=short,
             hovertemplate=f"%{{customdata}}: {key} %{{x:.2f}} ms<extra></extra>",
         )
-    fig.update_layout(meta={"narrow": {"yaxis": {"ticktext": short_labels(names, NARROW)}}})
+    fig.update_layout(meta={"narrow": {"yaxis": {"ticktext": _on_a_phone(names)}}})
     fig.update_yaxes(_ticks(rows.tolist(), short), range=[len(names) - 0.5, -0.5])
     return fig.update_yaxes(showgrid=False, zeroline=False)
 
@@ -260,7 +283,7 @@ def step_times(steps: dict[str, Float], policies: Sequence[str]) -> go.Figure:
     known = known[known > 0]
     if len(known) and known.max() > MANY_TIMES * known.min():
         fig.update_xaxes(type="log", dtick="D2")
-    return fig
+    return log_said(fig)
 
 
 def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
@@ -279,7 +302,7 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
         hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
         hoverongaps=False,
     )
-    narrow = {"yaxis": _ticks(labels, short_labels(names, NARROW))}
+    narrow = {"yaxis": _ticks(labels, _on_a_phone(names))}
     fig.update_layout(margin={"t": BAR_ROOM}, meta={"narrow": narrow})
     fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
     return fig.update_xaxes(showgrid=False, zeroline=False)
@@ -355,11 +378,12 @@ def over_time(at: Float, slots: dict[str, Float], link: dict[str, Float], total:
     for name, values in slots.items():
         if np.any(values > 1e-6):
             fig.add_trace(_area(seconds, values, name, SLOT[name], "%{y:.1f} slots", "slots"), row=1, col=1)
-    for name, values in link.items():
-        if np.any(values > 1e-9):
-            fig.add_trace(
-                _area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1
-            )
+    copied = {name: values for name, values in link.items() if np.any(values > 1e-9)}
+    if not copied:  # plotly draws no axes of an empty plot
+        fig.add_scatter(x=seconds, y=0 * seconds, mode="lines", line={"color": GREY}, showlegend=False, row=2, col=1)
+        fig.add_annotation(text="nothing was copied", x=0.5, y=0.5, xref="x2 domain", yref="y2 domain", showarrow=False)
+    for name, values in copied.items():
+        fig.add_trace(_area(seconds, 100 * values, f"link: {name}", CAUSE[name], "%{y:.1f} %", "link"), row=2, col=1)
     fig.update_xaxes(title={"text": "time (s)", "standoff": 8, "font": SMALL}, row=2, col=1)
     fig.update_yaxes(title={"text": "slots", "font": SMALL}, range=[0, max(total, 1) * 1.02], row=1, col=1)
     return fig.update_yaxes(title={"text": "link busy (%)", "font": SMALL}, range=[0, 102], row=2, col=1)

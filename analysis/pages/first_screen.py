@@ -11,17 +11,20 @@ from analysis.pages.panels import First, Panel
 from analysis.showing.words import figure
 
 BARS = 9  # of the chart: as many as a phone shows beside the sentence
-LETTERS = 24  # of a run's name in the sentence
+LETTERS = 40  # of a run's name in the sentence, which may wrap
 
 
 def first_screen(found: Comparison, policies: Sequence[str] = ()) -> First:
     """Of all runs; policies: of the figures below, in their order, for the colours."""
     shown = fastest_first(found)
     left = len(found.rows) - len(shown.rows)
-    rest = f" {left} slower runs are drawn under Speed." if left else ""
+    below, every = len(policies) or len(found.rows), len(found.rows)
+    rest = f" {left} more runs are under Speed." if left else ""
+    if below < every:
+        rest = f" Of all {every:,} runs {len(shown.rows)} are drawn here and {below} under Speed."
     panel = Panel(
         "first",
-        "Generated tokens per second",
+        compare_figures.title_of_speed(shown),
         compare_figures.about_speed(shown) + rest,
         compare_figures.speed(shown, True, policies),
         (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in shown.rows]),

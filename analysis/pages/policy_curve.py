@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analysis.curves.policies import FLOOR, ONE_PASS, Line, Policies
-from analysis.pages.figures import MANY_TIMES, SMALL, two_plots
+from analysis.pages.figures import MANY_TIMES, SMALL, log_said, two_plots
 from analysis.pages.page import render
 from analysis.pages.panels import Panel, Section
 from analysis.showing.palette import GREY, SHADES, symbols
@@ -36,7 +36,7 @@ def figure(found: Policies, rows: Sequence[Row]) -> go.Figure:
         fig.update_yaxes(type="log", dtick="D2", row=1, col=1)
     fig.update_yaxes(title={"text": "generated tokens/s", "font": SMALL}, row=1, col=1)
     fig.update_yaxes(title={"text": "hit rate (%)", "font": SMALL}, row=2, col=1)
-    return _both_axes(fig, found)
+    return log_said(_both_axes(fig, found))
 
 
 def _look(line: Line, i: int) -> Row:

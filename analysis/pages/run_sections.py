@@ -9,7 +9,7 @@ from analysis.comparing import formats
 from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
 from analysis.pages import compare_figures, figures, tables
-from analysis.pages.first_screen import BARS
+from analysis.pages.first_screen import fastest_first
 from analysis.pages.panels import Panel, Section, cells, percent_range, remark, span
 from analysis.reading.run import Run
 from analysis.showing.words import figure
@@ -81,11 +81,11 @@ def speed(runs: Sequence[Run], found: Comparison) -> Section:
         section.remarks.append("No run generated a token: there is no tokens/s and no TPOT.")
         return section
     table = tables.latencies(runs)
-    if len(found.rows) > BARS:  # else the first screen has it
+    if len(fastest_first(found).rows) < len(found.rows):  # else the first screen has it
         section.panels.append(
             Panel(
                 "speed",
-                f"Generated tokens per second of decode time, {len(found.rows)} runs",
+                f"{compare_figures.title_of_speed(found)}: {len(found.rows)} runs",
                 compare_figures.about_speed(found),
                 compare_figures.speed(found),
                 (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in found.rows]),

@@ -200,7 +200,7 @@ def _host(host: Slices) -> Iterator[Said]:
 
 
 def _named(fig: go.Figure, name: str, one: Step, rows: Mapping[str, int], scale: Scale) -> None:
-    """The run's name above its rows, and a line where its step ends."""
+    """The run's name above its rows, and beside these, not through it, a line where its step ends."""
     lasts = (one.end - one.begin) / scale.ns
     text = f"{label(name)}: {lasts:,.2f} {scale.unit}"
     fig.add_annotation(
@@ -213,4 +213,6 @@ def _named(fig: go.Figure, name: str, one: Step, rows: Mapping[str, int], scale:
         font={"size": 13, "weight": 600},
     )
     line = {"color": GREY, "width": 1.5, "dash": "dot"}
-    fig.add_shape(type="line", x0=lasts, x1=lasts, y0=rows["name"], y1=min(rows.values()) - 8, line=line)
+    fig.add_shape(
+        type="line", x0=lasts, x1=lasts, y0=rows["layers"] + ROWS["layers"] // 2, y1=min(rows.values()) - 8, line=line
+    )

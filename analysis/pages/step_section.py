@@ -26,10 +26,11 @@ NEEDS = "A step is not drawn for {names}: it needs a full record (python -m sim.
 LEFT_BEHIND = "A step is drawn for the first full records only: not for {names}."
 TOGETHER = "The same step of every run, each from its own begin to the dotted line. "
 HOW = (
-    "GPU: blue works, what is hatched waits for a copy; the parts add up to the step. Link: a copy from its start "
-    "to its landing, and thin above it what is committed and waits for the link. Steps count from 0, prompts and "
+    "GPU: blue works, what is hatched waits for a copy{pink}; the parts add up to the step. Link: a copy from its "
+    "start to its landing, and thin above it what is committed and waits for the link. Steps count from 0, prompts and "
     "warm-up too. Over a piece: what it is, from when to when, to the ns."
 )
+PINK = ", and pink for the experts on the CPU, which the host's row shows"
 MEASURED = " On a device the borders between stall and set-up are an estimate."
 
 
@@ -112,7 +113,8 @@ def _record(run: Run) -> RunRecord:
 def _panel(key: str, runs: Sequence[Run], base: Run, shown: Mapping[str, Step]) -> Panel:
     drawn = {name: fewer(step, MOST_PIECES // len(shown)) for name, step in shown.items()}
     labels = {run.name: _label(run) for run in runs}
-    caption = TOGETHER * (len(drawn) > 1) + HOW + MEASURED * any(run.measured for run in runs)
+    pink = PINK * any(step.parts()["cpu_wait"] or len(step.host) for step in drawn.values())
+    caption = TOGETHER * (len(drawn) > 1) + HOW.format(pink=pink) + MEASURED * any(run.measured for run in runs)
     for words in dict.fromkeys(step.merged for step in drawn.values() if step.merged):
         caption += f" {listed([name for name, step in drawn.items() if step.merged == words])}: {words}"
     figure = step_figures.step({labels[name]: step for name, step in drawn.items()})

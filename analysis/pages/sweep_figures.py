@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.pages.figures import AXIS, MANY_TIMES, SMALL, canvas
+from analysis.pages.figures import AXIS, MANY_TIMES, SMALL, canvas, log_said
 from analysis.pages.sweep_tables import SLOTS, Facet, Line, Row, axes, by_facet, lines
 from analysis.showing.palette import SEQUENCE, SYMBOLS
 from analysis.showing.words import label, shortened
@@ -42,9 +42,8 @@ def sweep(table: pd.DataFrame, axis: str | None = None) -> go.Figure:
     for name in shown:
         for again in [trace for trace in fig.data if trace.name == name][1:]:
             again.showlegend = False
-    return fig.update_xaxes(title={"text": title_of(table, axis), "font": SMALL}).update_yaxes(
-        title={"text": "tokens/s"}
-    )
+    fig.update_xaxes(title={"text": title_of(table, axis), "font": SMALL})
+    return log_said(fig.update_yaxes(title={"text": "tokens/s"}))
 
 
 def drawn(mine: Facet) -> list[Line]:
@@ -87,7 +86,7 @@ def facet(mine: Facet, axis: str, looks: Mapping[str, tuple[str, str]]) -> go.Fi
     for line in shown:
         fig.add_trace(_trace(line, axis, at, looks[line.name]))
     x, y = _scales(shown, at)
-    return fig.update_xaxes(**x).update_yaxes(**y)
+    return log_said(fig.update_xaxes(**x).update_yaxes(**y))
 
 
 def _scales(shown: Sequence[Line], at: Sequence[float]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.comparing.formats import percent
 from analysis.pages import sweep_figures
+from analysis.pages.figures import log_said
 from analysis.pages.panels import Cells, Panel, Section
 from analysis.pages.sweep_figures import drawn, has_interval, look_of
 from analysis.pages.sweep_tables import (
@@ -81,7 +82,7 @@ def _axis(table: pd.DataFrame, axis: str, beside: Sequence[str], remarks: list[s
 
 def _panel(key: str, mine: Facet, axis: str, title: str, looks: Mapping[str, tuple[str, str]], several: bool) -> Panel:
     shown = drawn(mine)
-    fig = sweep_figures.facet(mine, axis, looks).update_xaxes(title={"text": title})
+    fig = log_said(sweep_figures.facet(mine, axis, looks).update_xaxes(title={"text": title}))
     where = f"{mine.name}: " if mine.name else ""
     left = [line for line in mine.lines if not any(line is one for one in shown)]
     caption = CAPTION + _signs(shown, axis)

@@ -7,6 +7,7 @@ been written by anybody: figures are checked before they are used, text is shown
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,9 +124,19 @@ def read_rows(path: Path) -> list[Run]:
     out = []
     for i, run in enumerate(runs):
         given = settings(run)
-        name = " ".join("-" if given.get(field) is None else str(given[field]) for field in fields)
+        name = " ".join(_said(field, given.get(field), fields) for field in fields)
         out.append(replace(run, name=name or f"row {i}", failed=failed))
     return out
+
+
+def _said(field: str, value: Any, fields: Sequence[str]) -> str:
+    """A setting in a name: a word stands alone, a number behind the last word of its field, where that is one's alone:
+    `cache 2`, `tau 0.6`."""
+    if value is None or isinstance(value, str):
+        return "-" if value is None else value
+    last = [re.split(r"[._]", each)[-1] for each in fields]
+    word = re.split(r"[._]", field)[-1]
+    return f"{word if last.count(word) == 1 else field} {value}"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ def verdict(f: Facts) -> str:
     where = "the pool has" if f.pooled else f"{f.small} of {f.scopes} layers have"
     who = "a step" if f.pooled else "a visit"
     told = evidence.format(**f._asdict(), waits=f.waits, works=1 - f.waits, where=where, who=who)
-    prompts = f" (prompts take {f.prompts:.1%} of it)" if f.prompts >= PROMPTS else ""
+    prompts = f" (prompts take {f.prompts:.1%} of the time)" if f.prompts >= PROMPTS else ""
     return f"{chosen}: {told}{prompts}; {helps}"
 
 
