@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.api.cases import AXIS, Case, Fields, cases_of, refuse_no_trace
+from analysis.api.cases import Case, Fields, cases_of, refuse_no_trace
 from analysis.api.given import Failed, Given
+from analysis.api.fields import is_axis, refuse_no_field
 from analysis.api.result import Result
 from sim.errors import SpecError
 from sim.memo import Kept, Memo
@@ -50,14 +51,21 @@ def _plain(fields: Fields, given: Given) -> dict[str, Any]:
     """A run's fields as text and numbers. Raises SpecError for a name that is no field, and without a trace."""
     out: dict[str, Any] = {}
     brought: dict[str, Any] = {}
+    refuse_no_field(fields)
     for field, value in fields.items():
-        if isinstance(value, AXIS):
-            raise SpecError(f"{field}: {value!r}: a list is an axis of sim.simulate_many; one value is required here")
+        if is_axis(value):
+            right = _requests(value) if field == "requests" else "one value is required here"
+            raise SpecError(f"{field}: {value!r}: a list is an axis of sim.simulate_many; {right}")
         if value is not None:
             out[field], mine = given.plain(field, value)
             brought |= mine
     refuse_no_trace(out)
     return {**out, "set": {**brought, **out["set"]} if "set" in out else brought} if brought else out
+
+
+def _requests(value: Any) -> str:
+    """How the requests of a list are asked for in one run."""
+    return f"requests={','.join(map(str, value))!r} runs these"
 
 
 def _run(spec: RunSpec, given: Given, memo: Memo, name: str, record: str) -> Result:

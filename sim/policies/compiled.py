@@ -56,19 +56,48 @@ def _in_file(function: Any, path: str) -> FunctionType:
     return FunctionType(function.__code__.replace(co_filename=path), *parts)
 
 
-def arguments(made: type) -> dict[str, Any]:
-    """A class's parameters and their defaults: what its constructor takes. Raises SpecError for one without."""
-    parameters = inspect.signature(made).parameters.values()
+def constructor(made: type) -> dict[str, Any]:
+    """A class's parameters and their defaults (inspect's `empty`: none): what its constructor takes. Raises SpecError
+    for one without a name."""
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError) as error:  # of a class that is not Python's
+        raise SpecError(f"__init__: {error}") from None
     for each in parameters:
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or each.default is each.empty:
+        if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL, each.VAR_KEYWORD):
             raise SpecError(f"__init__: {each}: a parameter needs a name and a default")
     return {each.name: each.default for each in parameters}
+
+
+def arguments(made: type) -> dict[str, Any]:
+    """The same; raises SpecError for a parameter without a default, too."""
+    out = constructor(made)
+    for name in out:
+        if without_default(made, name):
+            right = "a parameter needs a name and a default, or an instance must be given"
+            raise SpecError(f"__init__: {name}: {right}")
+    return out
+
+
+def without_default(made: type, name: str) -> bool:
+    """Whether a constructor's argument has none."""
+    return constructor(made)[name] is inspect.Parameter.empty
+
+
+def with_defaults(made: Any, values: Mapping[str, Any]) -> Any:
+    """The class with defaults for arguments that have none; without values it itself."""
+    if not values:
+        return made
+    shown = inspect.signature(made)
+    parameters = [each.replace(default=values.get(each.name, each.default)) for each in shown.parameters.values()]
+    own = {"__module__": made.__module__, "__doc__": made.__doc__, "__signature__": shown.replace(parameters=parameters)}
+    return type(made.__name__, (made,), own)
 
 
 def built(made: type, given: Mapping[str, Any]) -> Any:
     """An instance. Raises SpecError, one line, for whatever its constructor raises."""
     try:
-        return made(**given)
+        return made(**{**arguments(made), **given})
     except UserError:
         raise
     except Exception as error:

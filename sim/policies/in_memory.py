@@ -5,13 +5,15 @@ process that runs share: the last function of a name is the one that runs, as it
 """
 
 import inspect
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies.compiled import arguments
+from sim.policies.compiled import constructor, with_defaults, without_default
 from sim.policies.fingerprint import bytecode, fingerprint, functions
 from sim.policies.kinds import Value
 from sim.policies.policy import Policy
@@ -23,10 +25,12 @@ LAMBDA = "<lambda>"
 
 @dataclass
 class Held:
-    """A function or class, what tells it from another of its name, and the policy, once it has been asked for."""
+    """A function or class, what tells it from another of its name, and the policy, once it has been asked for.
+    required: of an instance, the constructor's arguments without a default, which each of its runs gives."""
 
     made: Any
     identity: str
+    required: dict[str, Value]
     policy: Policy | None = None
 
 
@@ -39,7 +43,7 @@ def held(kind: str, name: str) -> Policy | None:
     found = _held.get((kind, name))
     if found is not None and found.policy is None:
         try:
-            made = policy_of(name, kind, found.made)
+            made = policy_of(name, kind, with_defaults(found.made, found.required))
         except UserError as error:
             raise SpecError(f"{kind}: {name}: {error}") from None
         found.policy = replace(made, sha256=fingerprint(found.made), origin=_origin(found.made))
@@ -49,9 +53,20 @@ def held(kind: str, name: str) -> Policy | None:
 def own_name(kind: str, thing: Any) -> str:
     """What a function, a class or an instance of one is called. Raises SpecError for what is none."""
     made = _made(thing)
-    if not is_policy(made) or (inspect.isclass(made) and made.__module__ == "builtins"):
-        raise SpecError(f"{kind}: {thing!r}: must be a policy's name, FILE.py:NAME, a function or a class")
+    no_class = inspect.isclass(made) and made.__module__ == "builtins"
+    if no_class or (made is not thing and not any(functions(each) for each in made.__mro__)):  # not of Python's making
+        said = "; ".join(["must be a policy's name, FILE.py:NAME, a function or a class", *_instead(thing)])
+        raise SpecError(f"{kind}: {textwrap.shorten(repr(thing), 80, placeholder='...')}: {said}")
     return str(made.__name__)
+
+
+def _instead(thing: Any) -> list[str]:
+    """What may be given for what is nearly a policy."""
+    if inspect.ismethod(thing):
+        return ["give the instance, whose __call__ (of a prefetcher predict) answers, in the place of its method"]
+    if isinstance(thing, partial):
+        return ["what is fixed goes into its params, or give an instance of a class that keeps it"]
+    return ["wrap it in a function of your own"] if callable(thing) else []
 
 
 def identity(thing: Any) -> str:
@@ -73,11 +88,12 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
         if not name.removeprefix(LAMBDA).replace("-", "_").isidentifier() and name != LAMBDA:
             raise SpecError("its __name__ must be a word")
         given, mine = {} if made is thing else _given(thing, made), identity(made)
+        required = {key: value for key, value in given.items() if without_default(made, key)}
     except SpecError as error:
         raise SpecError(f"{kind}: {name}: {error}") from None
     before = _held.get((kind, name))
-    if before is None or before.identity != mine:
-        _held[kind, name] = Held(made, mine)
+    if before is None or before.identity != mine or before.policy is None:  # one that failed is tried anew
+        _held[kind, name] = Held(made, mine, required)
     return name, given
 
 
@@ -87,9 +103,9 @@ def _made(thing: Any) -> Any:
 
 
 def _given(instance: Any, made: type) -> dict[str, Value]:
-    """The arguments of an instance's constructor, found under their names, that are not the default."""
+    """The arguments of an instance's constructor, found under their names, that are not the default or have none."""
     out = {}
-    for name, default in arguments(made).items():
+    for name, default in constructor(made).items():
         if not hasattr(instance, name):
             raise SpecError(f"__init__: {name}: is not kept as self.{name}, so its value is not known")
         value = getattr(instance, name)
