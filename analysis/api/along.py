@@ -24,7 +24,9 @@ def along(runs: Sequence[Run], x: str | None = None, y: str = "tokens_per_s", by
     at = [_number(run, x) for run in runs]
     figures = [figures_of(run) for run in runs]
     if not isinstance(figures[0].get(str(y)), int | float):
-        raise unknown("figure: along: y", str(y), [name for name, v in figures[0].items() if isinstance(v, int | float)])
+        raise unknown(
+            "figure: along: y", str(y), [name for name, v in figures[0].items() if isinstance(v, int | float)]
+        )
     lines = _lines(runs, x, by)
     fig, colour = canvas(380, label(x), AXES.get(y, label(y))), colours(list(lines))
     for name, places in lines.items():

@@ -12,11 +12,10 @@ SAID_OTHERWISE = {
     "out": "run.save(DIR) keeps a run",
     "force": "run.save(DIR, force=True) replaces a run that is there",
     "json": "json.dumps(run.summary)",
-    "format": "run.save(DIR), then python -m sim.run --format on the command line",
+    "format": "python -m sim.run --format prints what other tools read",
     "config": "**tomllib.load(file) gives a file's fields",
-    "goodput": "run.save(DIR), then python -m analysis.report",
+    "goodput": "python -m sim.run --format aiperf --goodput adds it to what other tools read",
     "describe": "python -m sim.run --describe NAME",
-    "quiet": "MOE_OFFLOAD_SIM_QUIET=1 in the environment",
     "baseline": "is of sim.compare",
 }
 
@@ -34,7 +33,9 @@ def refuse_no_field(fields: Mapping[str, Any], many: bool = False) -> None:
     for name in fields:
         if many and name in OF_SWEEPS:
             raise SpecError(f"{name}: is of a sweep's file; python -m sim.sweep takes it")
-        if name not in RunSpec.model_fields and (instead := _instead(str(name), many)):
+        if not isinstance(name, str):
+            raise SpecError(f"field: {name!r}: must be text")
+        if name not in RunSpec.model_fields and (instead := _instead(name, many)):
             raise SpecError(f"{name}: is no field of a run; {instead}")
     given = fields.get("set")
     if given is not None and not isinstance(given, Mapping):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.api.cases import Case, Fields, cases_of, refuse_no_trace
-from analysis.api.given import Failed, Given
 from analysis.api.fields import is_axis, refuse_no_field
+from analysis.api.given import Failed, Given
 from analysis.api.result import Result
 from sim.errors import SpecError
 from sim.memo import Kept, Memo
@@ -90,9 +90,10 @@ def simulate_many(
         sim.simulate_many(cache=[2, 3, 4], eviction=["lru", "lfu", my_eviction], trace="mixtral.npz")
         sim.simulate_many({"fetch": {}, "buddy": {"miss": "buddy"}}, trace="mixtral.npz", calibration=0.3)
 
-    cases: name -> fields of that run, which win over `common`. A list (tuple, range, array) is an axis, as in a file of
-    `python -m sim.sweep`: every combination is run, the last axis fastest; `set={"buddy.tau": [0.4, 0.6]}` is one, too,
-    and a parameter belongs to the runs that use its policy. Of functions with one name the second is NAME-2.
+    cases: name -> fields of that run, which win over `common`. A list (range, array, whatever can be gone through) is
+    an axis, as in a file of `python -m sim.sweep`: every combination is run, the last axis fastest; None in it is the
+    default. `set={"buddy.tau": [0.4, 0.6]}` is one, too, and a parameter belongs to the runs that use its policy. Of
+    functions with one name the second is NAME-2.
 
     Returns a row per run, its index the run's name: the settings that differ, tokens_per_s with its interval (what 80 %
     of real engines do, NaN where nobody knows), tpot_ms, hit_rate, lost_weight (of the router's, as a share), h2d_gb

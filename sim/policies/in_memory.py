@@ -15,7 +15,7 @@ from typing import Any
 from sim.errors import SpecError
 from sim.policies.compiled import constructor, with_defaults, without_default
 from sim.policies.fingerprint import bytecode, fingerprint, functions
-from sim.policies.kinds import Value
+from sim.policies.kinds import Value, plain
 from sim.policies.policy import Policy
 from sim.policies.user import is_policy, policy_of
 from traces.errors import UserError
@@ -48,6 +48,11 @@ def held(kind: str, name: str) -> Policy | None:
             raise SpecError(f"{kind}: {name}: {error}") from None
         found.policy = replace(made, sha256=fingerprint(found.made), origin=_origin(found.made))
     return None if found is None else found.policy
+
+
+def is_held(kind: str, name: str) -> bool:
+    """Whether there is one, whatever it is worth."""
+    return (kind, name) in _held
 
 
 def own_name(kind: str, thing: Any) -> str:
@@ -83,7 +88,7 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
     """
     made, name = _made(thing), name or own_name(kind, thing)
     try:
-        if name.lower().replace("_", "-") in built_in:  # whatever its case and underscores, as everywhere
+        if plain(name) in built_in:  # whatever its case and underscores, as everywhere
             raise SpecError("is the name of a built-in policy; name yours otherwise")
         if not name.removeprefix(LAMBDA).replace("-", "_").isidentifier() and name != LAMBDA:
             raise SpecError("its __name__ must be a word")
@@ -92,7 +97,8 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
     except SpecError as error:
         raise SpecError(f"{kind}: {name}: {error}") from None
     before = _held.get((kind, name))
-    if before is None or before.identity != mine or before.policy is None:  # one that failed is tried anew
+    same = before is not None and before.identity == mine and before.required.keys() == required.keys()
+    if before is None or before.policy is None or not same:  # one that failed is tried anew
         _held[kind, name] = Held(made, mine, required)
     return name, given
 
