@@ -1,6 +1,6 @@
 """What `import sim` offers (docs/python.md). Written by `python -m tests.stub`; not to be edited."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ class Predicts(Protocol):
     def predict(self, trace: RoutingTrace, steps: Steps, /) -> Prediction | tuple[Any, ...]: ...
 
 T = TypeVar("T")
-Axis = T | Sequence[T]
+Axis = T | Iterable[T | None]
 File = str | PathLike[str]
 Trace = File | RoutingTrace
 Policy = str | Callable[..., Any] | Predicts
@@ -248,9 +248,10 @@ def simulate_many(
         sim.simulate_many(cache=[2, 3, 4], eviction=["lru", "lfu", my_eviction], trace="mixtral.npz")
         sim.simulate_many({"fetch": {}, "buddy": {"miss": "buddy"}}, trace="mixtral.npz", calibration=0.3)
 
-    cases: name -> fields of that run, which win over `common`. A list (tuple, range, array) is an axis, as in a file of
-    `python -m sim.sweep`: every combination is run, the last axis fastest; `set={"buddy.tau": [0.4, 0.6]}` is one, too,
-    and a parameter belongs to the runs that use its policy. Of functions with one name the second is NAME-2.
+    cases: name -> fields of that run, which win over `common`. A list (range, array, whatever can be gone through) is
+    an axis, as in a file of `python -m sim.sweep`: every combination is run, the last axis fastest; None in it is the
+    default. `set={"buddy.tau": [0.4, 0.6]}` is one, too, and a parameter belongs to the runs that use its policy. Of
+    functions with one name the second is NAME-2.
 
     Returns a row per run, its index the run's name: the settings that differ, tokens_per_s with its interval (what 80 %
     of real engines do, NaN where nobody knows), tpot_ms, hit_rate, lost_weight (of the router's, as a share), h2d_gb

@@ -17,7 +17,7 @@ STUB = Path(__file__).parent.parent / "sim" / "__init__.pyi"
 POLICIES = ("eviction", "prefetch", "miss", "rerank")
 HEAD = '''"""What `import sim` offers (docs/python.md). Written by `python -m tests.stub`; not to be edited."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -37,7 +37,7 @@ class Predicts(Protocol):
     def predict(self, trace: RoutingTrace, steps: Steps, /) -> Prediction | tuple[Any, ...]: ...
 
 T = TypeVar("T")
-Axis = T | Sequence[T]
+Axis = T | Iterable[T | None]
 File = str | PathLike[str]
 Trace = File | RoutingTrace
 Policy = str | Callable[..., Any] | Predicts

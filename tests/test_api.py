@@ -1,6 +1,7 @@
 """Runs from Python: the same figures as the command line; frames, names, refusals."""
 
 import copy
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -160,6 +161,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+WRONG |= {
+    "no calibration": ({"calibration": {}}, "calibration: dict: must be a file"),
+    "another object": ({"calibration": object()}, "calibration: object: must be a file"),
+    "a list of requests": ({"requests": [0, 1]}, "requests='0,1' runs these"),
+    "a folder": ({"out": "x"}, r"out: is no field of a run; run.save\(DIR\)"),
+    "a flag of the command": ({"goodput": "x"}, "goodput: is no field of a run; python -m sim.run --format aiperf"),
+    "a policy's parameter": ({"tau": 0.6}, r"tau: .*set=\{'buddy.tau': ...\}"),
+    "a set that is none": ({"set": 3}, "set: 3: must be a table"),
+}
+
+
 @pytest.mark.parametrize(("fields", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_one_line(common: dict[str, Any], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(sim.UserError, match=message) as error:
@@ -184,6 +196,44 @@ def test_lists_are_axes_and_the_last_runs_fastest(common: dict[str, Any]) -> Non
     assert any(note.startswith("ORACLE") and "cache 2, belady" in note for note in frame.attrs["notes"])
     ranged = sim.simulate_many(**{**common, "cache": range(2, 4)})
     assert list(ranged["cache"]) == [2, 3] == list(sim.simulate_many(**{**common, "cache": np.arange(2, 4)})["cache"])
+
+
+def test_whatever_can_be_gone_through_is_an_axis(common: dict[str, Any]) -> None:
+    def named(**axes: Any) -> list[str]:
+        return list(sim.simulate_many(**{**common, **axes}).index)
+
+    two = ["cache 2", "cache 3"]
+    assert named(cache=pd.Series([2, 3])) == named(cache=(n for n in (2, 3))) == two == named(cache=np.arange(2, 4))
+    assert named(cache={"from": 2, "to": 3, "step": 1}) == two and named(cache=np.array(3)) == ["run"]
+    given = iter((2, 3))
+    assert list(sim.simulate_many({"a": {}, "b": {"miss": "drop"}}, **{**common, "cache": given}).index) == [
+        f"{case}, {each}" for case in "ab" for each in two
+    ]
+    frame = sim.simulate_many(**common, prefetch="oracle", prefetch_budget=[None, 2])
+    assert list(frame.index) == ["prefetch_budget None", "prefetch_budget 2"]
+    assert frame["result"].iloc[0].summary == sim.simulate(**common, prefetch="oracle").summary
+    with pytest.raises(sim.UserError, match=r"name: .*name runs as cases"):
+        named(name="x")
+
+
+def test_what_is_no_run_no_figure_and_no_folder_is_one_line(run: sim.Result, common: dict[str, Any]) -> None:
+    opened = traces.open(common["trace"])
+    frame = sim.simulate_many(**{**common, "cache": [2, 3]})
+    calls: list[Any] = [
+        *(functools.partial(run.figure, kind) for kind in (None, 3, {})),
+        *(functools.partial(call, thing) for call in (sim.compare, sim.figure, sim.open_run) for thing in (None, 3)),
+        *(functools.partial(sim.compare, frame, seed=seed) for seed in ("x", -1, None)),
+        *(functools.partial(sim.figure, frame, "along", **{word: "nope"}) for word in ("by", "x", "y")),
+        *(functools.partial(run.save, place) for place in (None, 3, "/proc/x", "a\0b")),
+        *(functools.partial(opened.take, places) for places in ([], [99], [-1], [0.5], [True], None, 3)),
+        *(functools.partial(traces.capture, model) for model in (None, 3, {})),
+        functools.partial(traces.capture, "tiny-moe", 3),
+        functools.partial(traces.open, None),
+    ]
+    for call in calls:
+        with pytest.raises(sim.UserError) as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 def test_a_parameter_is_of_the_runs_that_use_its_policy(common: dict[str, Any]) -> None:

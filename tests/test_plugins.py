@@ -17,6 +17,7 @@ eviction.mine = moe_mine:oldest
 eviction.Nth = moe_mine:Nth
 eviction.as_fifo = moe_mine:AS_FIFO
 eviction.lru = moe_mine:oldest
+eviction.Sieve = moe_mine:oldest
 eviction.gone = moe_gone:oldest
 eviction.leaves = moe_leaves:oldest
 eviction.narrow = moe_mine:narrow
@@ -25,6 +26,7 @@ odd = moe_mine:oldest
 
 [moe_offload_sim.engines]
 my-engine = moe_mine:ENGINE
+llama.cpp = moe_mine:ENGINE
 my-file = moe_mine:FILE
 wrong-key = moe_mine:WRONG
 gone = moe_gone:ENGINE
@@ -91,7 +93,8 @@ for name, (module, words) in CALLS.items():
         status = module.main(words)
     done[name] = [status, out.getvalue(), err.getvalue(), "moe_mine" in sys.modules]
 given = dict(trace="mixtral.npz", max_steps=12, cache=3)
-runs = [sim.simulate(eviction=name, **given) for name in ("fifo", "mine", "as_fifo")]
+runs = [sim.simulate(eviction=name, **given) for name in ("fifo", "mine", "as_fifo", "MINE", "AS-FIFO")]
+done["sieve"] = [sim.simulate(eviction=name, **given).policy_files for name in ("Sieve", "sieve")]
 runs += [sim.simulate(eviction="Nth", set={"Nth.n": n}, **given) for n in (0, 1)]
 done["runs"] = [(run.name, run.hits, run.policy_files, run.summary.get("policy_from")) for run in runs]
 print(json.dumps(done))
@@ -128,7 +131,8 @@ def test_nothing_is_loaded_before_it_is_asked_for(done: Done) -> None:
 
 
 def test_a_policy_is_found_by_its_name_and_says_where_it_came_from(done: Done) -> None:
-    fifo, mine, as_fifo, zero, one = done["runs"]
+    fifo, mine, as_fifo, *otherwise, zero, one = done["runs"]
+    assert otherwise == [mine, as_fifo] and done["sieve"] == [{}, {}]  # whatever the case; a built-in is a built-in
     assert fifo[1] == mine[1] == as_fifo[1] and zero[1] != one[1]
     assert mine[0] == "mine + fetch" and len(mine[2]["mine"]) == 64
     assert mine[3] == {"mine": "moe-mine 0.1 (moe_mine:oldest)"} and fifo[3] is None
@@ -156,7 +160,8 @@ def test_the_list_has_them_all_and_says_what_is_wrong(done: Done) -> None:
     for part in (
         "The earliest to land goes.",
         "plug-in of moe-mine 0.1 (moe_mine:oldest)",
-        "built in; the plug-in of moe-mine 0.1 (moe_mine:oldest) is not used",
+        "lru built in; the plug-in of moe-mine 0.1 (moe_mine:oldest) is not used",
+        "Sieve built in; the plug-in of moe-mine 0.1 (moe_mine:oldest) is not used",
         "plug-in eviction.gone of moe-mine 0.1 (moe_gone:oldest): ModuleNotFoundError",
         "plug-in prefetch.table of moe-mine 0.1 (moe_mine:ENGINE): is dict; must be a function, a class or a Policy",
         "plug-in odd of moe-mine 0.1 (moe_mine:oldest): its name must be KIND.NAME",
@@ -167,6 +172,7 @@ def test_the_list_has_them_all_and_says_what_is_wrong(done: Done) -> None:
 def test_engines(done: Done) -> None:
     status, listed, *_ = done["engines"]
     assert status == 0 and "as mine does" in listed and "from a file" in listed
+    assert "built in; the plug-in of moe-mine 0.1 (moe_mine:ENGINE) is not used" in listed
     assert "BROKEN: plug-in gone of moe-mine 0.1" in listed and "BROKEN: plug-in wrong-key of moe-mine 0.1" in listed
     for name in ("my-engine", "my-file"):
         assert json.loads(done[name][1])["spec"]["miss"] == "cpu"

@@ -1,5 +1,6 @@
 """Functions and classes as policies: like the same from a file, by their own names, the last of a name, digests."""
 
+import functools
 import hashlib
 import inspect
 import subprocess
@@ -253,6 +254,70 @@ def test_another_process_has_nothing_of_it(common: dict[str, Any]) -> None:
     assert hits[0] != hits[1]
 
 
+def placed(k: int) -> Any:
+    def pol(view, state, params):
+        return int(params[0]) % len(view.candidates)
+
+    pol.params = {"k": k}
+    return pol
+
+
+def test_what_is_said_beside_a_function_tells_it_from_another(common: dict[str, Any]) -> None:
+    """Equal sources, other params, state or needs: each runs as it is, and its digest says so."""
+    runs = [sim.simulate(**common, eviction=placed(k)) for k in (0, 3, 0)]
+    assert (
+        differs(runs[0], runs[1]) and same(runs[0], runs[2]) and same(runs[1], sim.simulate(**common, eviction=Nth(3)))
+    )
+    assert runs[0].policy_files == runs[2].policy_files != runs[1].policy_files
+    changed = placed(0)
+    assert same(runs[0], sim.simulate(**common, eviction=changed))
+    changed.params = {"k": 3}
+    assert same(runs[1], sim.simulate(**common, eviction=changed))
+    changed.needs = ("lookahead",)
+    with pytest.raises(sim.UserError, match="lookahead"):
+        sim.simulate(**common, eviction=changed)
+    frame = sim.simulate_many(**common, eviction=[placed(0), placed(3)])
+    assert list(frame.index) == ["pol", "pol-2"] and differs(*frame["result"])
+
+
+def test_one_that_failed_is_tried_anew(common: dict[str, Any]) -> None:
+    def late(view, state, params):
+        state[0] += 1
+        return int(state[0]) % len(view.candidates)
+
+    with pytest.raises(sim.UserError, match="index is out of bounds"):
+        sim.simulate(**common, eviction=late)
+    late.state = 1  # type: ignore[attr-defined]
+    assert same(sim.simulate(**common, eviction=late), sim.simulate(**common, eviction=counts))
+
+
+def test_the_digest_of_a_class_is_of_what_it_inherits_too() -> None:
+    def made(held: int, size: int, default: int) -> Any:
+        class Base:
+            offset = held
+
+        class Made(Base):
+            state = size
+
+            def __init__(self, *, n: int = default) -> None:
+                self.n = n + self.offset
+
+            def __call__(self, view: Any, state: Any) -> int:
+                return 0
+
+        return Made
+
+    digests = [fingerprint(made(*each)) for each in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))]
+    assert len(set(digests)) == 4 and digests[0] == digests[4]
+
+
+def test_an_instance_says_what_has_no_default(common: dict[str, Any]) -> None:
+    frame = sim.simulate_many(**common, eviction=[NoDefault(0), NoDefault(3)])
+    assert list(frame.index) == ["NoDefault, NoDefault.n 0", "NoDefault, NoDefault.n 3"]
+    assert [run.spec["set"] for run in frame["result"]] == [{"NoDefault.n": 0}, {"NoDefault.n": 3}]
+    assert same(frame["result"].iloc[1], sim.simulate(**common, eviction=Nth(3)))
+
+
 # --- honest ---
 
 
@@ -300,7 +365,7 @@ class NoDefault:
         self.n = n
 
     def __call__(self, view, state):
-        return 0
+        return int(self.n) % len(view.candidates)
 
 
 class Silent:
@@ -311,6 +376,36 @@ def unknown_field(view, state, params):
     return view.clock
 
 
+class Asks:
+    def helper(self):
+        return 0
+
+    def __call__(self, view, state):
+        return self.helper()
+
+
+class Writes:
+    def __init__(self, n=0):
+        self.n = n
+
+    def __call__(self, view, state):
+        self.n += 1
+        return 0
+
+
+class CallsPlain:
+    def __call__(self, view, state):
+        return plain_helper()
+
+
+def plain_helper():
+    return 0
+
+
+def calls_plain(view, state, params):
+    return plain_helper()
+
+
 def lru(view, state, params):
     return 0
 
@@ -318,6 +413,17 @@ def lru(view, state, params):
 REFUSED = [
     (max, "eviction: <built-in function max>: must be a policy's name, FILE.py:NAME, a function or a class"),
     (5, "eviction: 5: must be a policy's name"),
+    (functools.partial(oldest), "a function or a class; what is fixed goes into its params"),
+    (np.argmin, "argmin.*a function or a class; wrap it in a function of your own"),
+    (Nth(1).__call__, "a function or a class; give the instance"),
+    (functools.partial, "eviction: partial: __init__: no signature"),
+    (Asks, "eviction: Asks: __call__: self.helper: self is a tuple of numbers there"),
+    (Writes, "eviction: Writes: __call__: self.n = ...: self is a tuple of numbers there"),
+    (
+        calls_plain,
+        "eviction: calls_plain: cannot be compiled: plain_helper is plain Python; decorate it with @numba.njit",
+    ),
+    (CallsPlain, "plain_helper is plain Python; decorate it with @numba.njit"),
     (lru, "eviction: lru: is the name of a built-in policy; name yours otherwise"),
     (lambda view: 0, r"eviction: <lambda>: takes \(view\); must take \(view, state, params\)"),
     (unknown_field, "eviction: unknown_field: cannot be compiled: Unknown attribute 'clock' of type View"),

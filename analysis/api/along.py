@@ -23,8 +23,10 @@ def along(runs: Sequence[Run], x: str | None = None, y: str = "tokens_per_s", by
     x = _axis(runs) if x is None else x
     at = [_number(run, x) for run in runs]
     figures = [figures_of(run) for run in runs]
-    if not isinstance(figures[0].get(y), int | float):
-        raise unknown("figure: along: y", y, [name for name, v in figures[0].items() if isinstance(v, int | float)])
+    if not isinstance(figures[0].get(str(y)), int | float):
+        raise unknown(
+            "figure: along: y", str(y), [name for name, v in figures[0].items() if isinstance(v, int | float)]
+        )
     lines = _lines(runs, x, by)
     fig, colour = canvas(380, label(x), AXES.get(y, label(y))), colours(list(lines))
     for name, places in lines.items():
@@ -54,9 +56,9 @@ def _axis(runs: Sequence[Run]) -> str:
 
 
 def _number(run: Run, x: str) -> float:
-    value: Any = settings(run).get(x)
-    if x not in settings(run):
-        raise unknown("figure: along: x", x, settings(run))
+    value: Any = settings(run).get(str(x))
+    if str(x) not in settings(run):
+        raise unknown("figure: along: x", str(x), settings(run))
     if not _is_number(value):
         raise UserError(f"figure: along: x: {x} of {run.name} is {value!r}; must be a number in all runs")
     return float(value)
@@ -68,6 +70,9 @@ def _is_number(value: Any) -> bool:
 
 def _lines(runs: Sequence[Run], x: str, by: str | None) -> dict[str, list[int]]:
     """Which runs make one line: those equal in `by`; else in all policies, and in whatever else differs but x."""
+    known = {name: None for run in runs for name in settings(run)}
+    if by is not None and by not in known:
+        raise unknown("figure: along: by", str(by), known)
     rest = [name for name in differing(runs) if name not in (x, *POLICY_FIELDS)]
     out: dict[str, list[int]] = {}
     for i, run in enumerate(runs):

@@ -7,10 +7,13 @@ import pandas as pd
 
 from analysis.api.frames import runs_of
 from analysis.comparing import comparison
+from sim.errors import SpecError
 
 
 def compared(results: Any, baseline: str | int, seed: int) -> pd.DataFrame:
     """See analysis.api.offered.compare."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise SpecError(f"seed: {seed!r}: must be a whole number, at least 0")
     runs = runs_of(results)
     found = comparison.compare(runs, baseline, seed)
     rows = []

@@ -96,8 +96,8 @@ KINDS: Mapping[str, Kind] = {
 
 def drawn(results: Any, kind: str, options: Mapping[str, Any]) -> go.Figure:
     """See analysis.api.offered.figure."""
-    if kind not in KINDS:
-        raise unknown("figure", kind, KINDS)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise unknown("figure", str(kind), KINDS)
     runs, chosen = runs_of(results), KINDS[kind]
     if chosen.full and not all(run.full for run in runs):
         raise UserError(f"figure: {kind}: {NEEDS_FULL}")

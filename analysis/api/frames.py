@@ -18,6 +18,7 @@ from traces.errors import UserError
 
 FIRST = ("tokens_per_s", "tokens_per_s_low", "tokens_per_s_high", "tpot_ms", "hit_rate", "lost_weight", "h2d_gb")
 OF_A_PAIR = ("paired_requests", "not_paired")
+_RUNS = "results, a frame of simulate_many, or folders of python -m sim.run --out are required"
 
 
 def frame_of(found: Sequence[Run | Failed], errors: bool = False) -> pd.DataFrame:
@@ -90,12 +91,15 @@ def runs_of(given: Any) -> list[Run]:
     made unique. Raises UserError for anything else, and for none."""
     found = [run for each in _each(given) for run in (load([each], 1) if isinstance(each, (str, Path)) else [each])]
     wrong = [run for run in found if not isinstance(run, Run)]
-    if wrong or not found:
-        what = f"{type(wrong[0]).__name__} is no run" if wrong else "no run that is done"
-        raise UserError(
-            f"{what}; results, a frame of simulate_many, or folders of python -m sim.run --out are required"
-        )
+    if wrong:
+        raise _no_run(type(wrong[0]).__name__)
+    if not found:
+        raise UserError(f"no run that is done; {_RUNS}")
     return _told_apart(found)
+
+
+def _no_run(what: str) -> UserError:
+    return UserError(f"{what} is no run; {_RUNS}")
 
 
 def _each(given: Any) -> list[Any]:
@@ -107,6 +111,8 @@ def _each(given: Any) -> list[Any]:
         given = {name: run for name, run in given["result"].items() if isinstance(run, Run)}
     if isinstance(given, Mapping):
         return [replace(run, name=str(name)) if isinstance(run, Run) else run for name, run in given.items()]
+    if not isinstance(given, Iterable):
+        raise _no_run(type(given).__name__)
     return list(given)
 
 

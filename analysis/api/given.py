@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim import catalog
+from sim.errors import SpecError
 from sim.memo import Memo
 from sim.policies.kinds import KINDS, Value
 from sim.spec import RunSpec
@@ -43,12 +44,15 @@ class Given:
     def plain(self, field: str, value: Any) -> tuple[Any, dict[str, Value]]:
         """(a value of a field as text or number, parameters that it brings: of a policy's instance, as `set` has them).
         Raises SpecError or CatalogError, one line, for a thing that the field cannot be."""
-        if isinstance(value, np.generic):
+        if isinstance(value, np.generic | np.ndarray) and not value.ndim:
             value = value.item()
         if field in TRACES and isinstance(value, RoutingTrace):
             return self._trace(value), {}
         if isinstance(value, Path):
             return str(value), {}
+        if field in TRACES and not isinstance(value, str | int | float):
+            right = "a file, a sample's name, or a trace" + ("" if field == "trace" else ", or a fraction")
+            raise SpecError(f"{field}: {type(value).__name__}: must be {right}")
         if field in POLICIES and not isinstance(value, str):
             return self._policy(field, value)
         if field in DESCRIBED and not isinstance(value, str):

@@ -15,6 +15,7 @@ from sim.outcome.how_sure import how_sure
 from sim.outcome.report import table
 from sim.simulation import FILES, write
 from traces.command import out_folder
+from traces.errors import UserError
 from traces.extras import needed
 
 if TYPE_CHECKING:
@@ -104,17 +105,18 @@ class Result(Run):
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write `summary.json` and `record.npz` into a folder, as `python -m sim.run --out` does; force: in the place
         of a run that is there. `Result.open` reads it. Raises UserError."""
-        place = out_folder(folder, () if force else FILES)
-        if self.record is None:
-            write(place, self.summary, self.record, "none")  # type: ignore[arg-type]
-        else:
-            write(place, self.summary, self.record, "full" if self.full else "summary")
+        place = out_folder(a_path("save", folder), () if force else FILES)
+        keep: Any = "none" if self.record is None else "full" if self.full else "summary"
+        try:
+            write(place, self.summary, self.record, keep)  # type: ignore[arg-type]  # none of no record
+        except OSError as error:
+            raise UserError(f"save: {place}: {error.strerror}") from None
         return place
 
     @classmethod
     def open(cls, path: str | Path) -> "Result":
         """The run in a folder of `--out` or `save`, with all of its record. Raises UserError."""
-        found = load([path], detail=1)[0]
+        found = load([a_path("open_run", path)], detail=1)[0]
         return cls.of(found)
 
     @classmethod
@@ -152,6 +154,13 @@ class Result(Run):
     def __dir__(self) -> list[str]:
         leaves = (name for name, parts in self._leaves.items() if len(parts) == 1)
         return sorted({*super().__dir__(), *self.summary, *leaves})
+
+
+def a_path(what: str, path: Any) -> str | Path:
+    """Raises UserError for what names no folder or file."""
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise UserError(f"{what}: {path!r}: must be a folder")
+    return path
 
 
 def open_run(path: str | Path) -> Result:

@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.api.cases import AXIS, Case, Fields, cases_of, refuse_no_trace
+from analysis.api.cases import Case, Fields, cases_of, refuse_no_trace
+from analysis.api.fields import is_axis, refuse_no_field
 from analysis.api.given import Failed, Given
 from analysis.api.result import Result
 from sim.errors import SpecError
@@ -50,14 +51,21 @@ def _plain(fields: Fields, given: Given) -> dict[str, Any]:
     """A run's fields as text and numbers. Raises SpecError for a name that is no field, and without a trace."""
     out: dict[str, Any] = {}
     brought: dict[str, Any] = {}
+    refuse_no_field(fields)
     for field, value in fields.items():
-        if isinstance(value, AXIS):
-            raise SpecError(f"{field}: {value!r}: a list is an axis of sim.simulate_many; one value is required here")
+        if is_axis(value):
+            right = _requests(value) if field == "requests" else "one value is required here"
+            raise SpecError(f"{field}: {value!r}: a list is an axis of sim.simulate_many; {right}")
         if value is not None:
             out[field], mine = given.plain(field, value)
             brought |= mine
     refuse_no_trace(out)
     return {**out, "set": {**brought, **out["set"]} if "set" in out else brought} if brought else out
+
+
+def _requests(value: Any) -> str:
+    """How the requests of a list are asked for in one run."""
+    return f"requests={','.join(map(str, value))!r} runs these"
 
 
 def _run(spec: RunSpec, given: Given, memo: Memo, name: str, record: str) -> Result:
@@ -82,9 +90,10 @@ def simulate_many(
         sim.simulate_many(cache=[2, 3, 4], eviction=["lru", "lfu", my_eviction], trace="mixtral.npz")
         sim.simulate_many({"fetch": {}, "buddy": {"miss": "buddy"}}, trace="mixtral.npz", calibration=0.3)
 
-    cases: name -> fields of that run, which win over `common`. A list (tuple, range, array) is an axis, as in a file of
-    `python -m sim.sweep`: every combination is run, the last axis fastest; `set={"buddy.tau": [0.4, 0.6]}` is one, too,
-    and a parameter belongs to the runs that use its policy. Of functions with one name the second is NAME-2.
+    cases: name -> fields of that run, which win over `common`. A list (range, array, whatever can be gone through) is
+    an axis, as in a file of `python -m sim.sweep`: every combination is run, the last axis fastest; None in it is the
+    default. `set={"buddy.tau": [0.4, 0.6]}` is one, too, and a parameter belongs to the runs that use its policy. Of
+    functions with one name the second is NAME-2.
 
     Returns a row per run, its index the run's name: the settings that differ, tokens_per_s with its interval (what 80 %
     of real engines do, NaN where nobody knows), tpot_ms, hit_rate, lost_weight (of the router's, as a share), h2d_gb

@@ -24,8 +24,21 @@ def held(kind: str, name: str) -> tuple[str, Described] | None:
     nobody's. Raises CatalogError, one line that names the distribution, for a plug-in that is wrong."""
     if (kind, name) in _held:
         return f"{kind} {name}", _held[kind, name]
-    found = plugins(GROUP).get(name) if kind == "engine" else None
+    found = plugins(GROUP).get(_spelled(name)) if kind == "engine" else None
     return None if found is None else (f"plug-in {name} of {found.origin}", _of_plugin(found))
+
+
+def _spelled(name: str) -> str:
+    """The plug-in's spelling of a name, whatever its case, hyphens and underscores; any other as it is."""
+    from sim.catalog.files import normal  # late: it reads this file
+
+    every = names("engine")
+    return name if name in every else next((each for each in every if normal(each) == normal(name)), name)
+
+
+def origin(name: str) -> str:
+    """Of a plug-in: its distribution, and what it names there."""
+    return plugins(GROUP)[name].origin
 
 
 def _of_plugin(plugin: Plugin) -> Described:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.catalog.engine_spec import Engine
-from sim.catalog.files import entry_or_file, normal, shipped
+from sim.catalog.files import entry_or_file, find, normal, shipped
 from sim.catalog.hardware_spec import Hardware, Host
 from sim.catalog.held import names as plugged
+from sim.catalog.held import origin
 from sim.catalog.link_spec import Link
 from sim.catalog.load import load_engine, load_hardware, load_host, load_link, load_model
 from sim.catalog.model_spec import ModelSpec
@@ -91,13 +92,25 @@ def table(kind: str) -> str:
     wide = [max(len(text) for text in column) for column in zip(*heads, *texts.values(), strict=True)]
     first = max(map(len, rows))
     lines = [KINDS[kind].legend, *(_line("", first, head, wide, "") for head in heads)] if columns else []
-    return "\n".join([*lines, *(_line(name, first, texts[name], wide, rows[name][1]) for name in rows)])
+    lines += [_line(name, first, texts[name], wide, rows[name][1]) for name in rows]
+    unused = [name for name in plugged(kind) if _is_ours(kind, name)]
+    return "\n".join(
+        [*lines, *(f"{name.ljust(first)}  built in; the plug-in of {origin(name)} is not used" for name in unused)]
+    )
 
 
 def names(kind: str) -> list[str]:
     """Of all entries, in the order in which they are listed; plug-ins last, of use or not."""
-    more = [name for name in plugged(kind) if name not in shipped(kind)]
+    more = [name for name in plugged(kind) if not _is_ours(kind, name)]
     return [*(sorted(shipped(kind)) if KINDS[kind].sorted else shipped(kind)), *more]
+
+
+def _is_ours(kind: str, name: str) -> bool:
+    """Whether the catalog has an entry of that name, or alias."""
+    try:
+        return bool(find(kind, name))
+    except CatalogError:
+        return False
 
 
 def _row(kind: Kind, name: str) -> tuple[Cells, str]:

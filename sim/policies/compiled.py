@@ -4,12 +4,13 @@ A class is `__call__(self, view, state)`, whose `self` is a tuple of the numbers
 constructor runs as Python once a run, with the run's parameters, and what it leaves behind is the params array.
 """
 
+import dis
 import inspect
 import keyword
 import re
 import tempfile
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from types import FunctionType
@@ -23,6 +24,7 @@ from sim.core.hooks import Hook, compile_hook
 from sim.errors import SpecError
 from traces.errors import UserError
 
+_PLAIN = re.compile(r"Untyped global name '(\w+)':?\s+Cannot determine Numba type of <class 'function'>")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # bool is an int
 
@@ -33,7 +35,26 @@ def compiled(function: Callable[..., Any], size: int, kept: bool) -> Hook:
     try:
         return compile_hook(function, size) if kept else _afresh(function, size)
     except UserError as error:
-        raise SpecError(_COLOUR.sub("", str(error)).replace(":)", ")")) from None
+        said = _COLOUR.sub("", str(error)).replace(":)", ")")
+        plain = _PLAIN.search(_COLOUR.sub("", str(error.__context__)))  # numba buries what a class's __call__ calls
+        if plain is not None:
+            name = plain[1]
+            said = f"cannot be compiled: {name} is plain Python; decorate it with @numba.njit where it is defined"
+        raise SpecError(said) from None
+
+
+def _refuse_self(made: type, call: FunctionType, names: Container[str]) -> None:
+    """Raises SpecError where `__call__` wants more of `self` than the numbers that it has there."""
+    has = "self is a tuple of numbers there"
+    before = None
+    for each in dis.get_instructions(call):
+        if each.opname == "STORE_ATTR":
+            raise SpecError(f"__call__: self.{each.argval} = ...: {has}; what changes goes into `state`")
+        of_self = before is not None and before.argval == call.__code__.co_varnames[0]
+        if of_self and each.opname in ("LOAD_ATTR", "LOAD_METHOD") and each.argval not in names:
+            right = "a function with @numba.njit can be called" if callable(getattr(made, each.argval, None)) else ""
+            raise SpecError(f"__call__: self.{each.argval}: {has}, those that __init__ leaves; {right}".rstrip("; "))
+        before = each
 
 
 def _afresh(function: Callable[..., Any], size: int) -> Hook:
@@ -56,19 +77,52 @@ def _in_file(function: Any, path: str) -> FunctionType:
     return FunctionType(function.__code__.replace(co_filename=path), *parts)
 
 
-def arguments(made: type) -> dict[str, Any]:
-    """A class's parameters and their defaults: what its constructor takes. Raises SpecError for one without."""
-    parameters = inspect.signature(made).parameters.values()
+def constructor(made: type) -> dict[str, Any]:
+    """A class's parameters and their defaults (inspect's `empty`: none): what its constructor takes. Raises SpecError
+    for one without a name."""
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError) as error:  # of a class that is not Python's
+        raise SpecError(f"__init__: {error}") from None
     for each in parameters:
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or each.default is each.empty:
+        if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL, each.VAR_KEYWORD):
             raise SpecError(f"__init__: {each}: a parameter needs a name and a default")
     return {each.name: each.default for each in parameters}
+
+
+def arguments(made: type) -> dict[str, Any]:
+    """The same; raises SpecError for a parameter without a default, too."""
+    out = constructor(made)
+    for name in out:
+        if without_default(made, name):
+            right = "a parameter needs a name and a default, or an instance must be given"
+            raise SpecError(f"__init__: {name}: {right}")
+    return out
+
+
+def without_default(made: type, name: str) -> bool:
+    """Whether a constructor's argument has none."""
+    return constructor(made)[name] is inspect.Parameter.empty
+
+
+def with_defaults(made: Any, values: Mapping[str, Any]) -> Any:
+    """The class with defaults for arguments that have none; without values it itself."""
+    if not values:
+        return made
+    shown = inspect.signature(made)
+    parameters = [each.replace(default=values.get(each.name, each.default)) for each in shown.parameters.values()]
+    own = {
+        "__module__": made.__module__,
+        "__doc__": made.__doc__,
+        "__signature__": shown.replace(parameters=parameters),
+    }
+    return type(made.__name__, (made,), own)
 
 
 def built(made: type, given: Mapping[str, Any]) -> Any:
     """An instance. Raises SpecError, one line, for whatever its constructor raises."""
     try:
-        return made(**given)
+        return made(**{**arguments(made), **given})
     except UserError:
         raise
     except Exception as error:
@@ -82,6 +136,7 @@ def of_class(made: type) -> tuple[FunctionType, Callable[[Mapping[str, Any]], li
     if len(taken) != 3:
         raise SpecError("has no __call__(self, view, state), which answers")
     names = list(_held(built(made, {})))
+    _refuse_self(made, call, names)
     code: Any = numba.njit(boundscheck=True, error_model="numpy")(call)
     self = namedtuple("Self", names)  # type: ignore[misc]  # the names are the instance's
     scope: dict[str, Any] = {"call": code, "Self": self}

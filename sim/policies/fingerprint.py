@@ -1,4 +1,5 @@
-"""What a function or a class in memory does, as a sha256: its source, and what it uses that is written elsewhere."""
+"""What a function or a class in memory does, as a sha256: its source, what is said beside it, and what it uses that is
+written elsewhere."""
 
 import hashlib
 import inspect
@@ -8,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+# what is said beside a policy, as its attributes (sim.policies.user): what it is where nobody says it
+SAID: dict[str, Any] = {"params": {}, "state": 0, "needs": (), "oracle": False}
+
 
 def fingerprint(thing: Any) -> str:
-    """sha256 (hex) of its source text, and then, where there are any, of the values that it takes from around it:
-    variables of an enclosing function, globals, the functions and classes of its module that it calls. Of one that has
-    no text (typed at a prompt that keeps none), of its bytecode."""
+    """sha256 (hex) of its source text, and then, where there are any, of what is said beside it (SAID) and the values
+    that it takes from around it: variables of an enclosing function, globals, the functions and classes of its module
+    that it calls, what a class inherits. Of one that has no text (typed at a prompt that keeps none), of its bytecode.
+    """
     digest = hashlib.sha256(source_of(thing).encode())
-    for name, text in _around(thing, {id(thing)}):
+    for name, text in [*_said(thing), *_around(thing, {id(thing)})]:
         digest.update(f"\n{name} = {text}".encode())
     return digest.hexdigest()
 
@@ -39,8 +44,20 @@ def functions(thing: Any) -> list[FunctionType]:
     return [made] if inspect.isfunction(made) else [v for v in vars(made).values() if inspect.isfunction(v)]
 
 
+def _said(thing: Any) -> Iterator[tuple[str, str]]:
+    """(name, text) of what is said beside it, and is not what it is anyway: the text of a function has none of it."""
+    made = getattr(thing, "py_func", thing)
+    for name, unsaid in SAID.items():
+        value = getattr(made, name, unsaid)
+        if _text(value) != _text(unsaid):
+            yield name, _text(value)
+
+
 def _around(thing: Any, seen: set[int]) -> Iterator[tuple[str, str]]:
-    """(name, text) of all that its functions use from around them, and what those use."""
+    """(name, text) of all that its functions use from around them, and what those use; of a class its values and the
+    classes that it inherits from, too."""
+    if inspect.isclass(thing):
+        yield from _of_class(thing, seen)
     for function in functions(thing):
         found = inspect.getclosurevars(function)
         for name, value in sorted({**found.globals, **found.nonlocals}.items()):
@@ -54,7 +71,19 @@ def _around(thing: Any, seen: set[int]) -> Iterator[tuple[str, str]]:
                     yield from _around(inner, seen)
             else:
                 yield name, _text(value)
-        yield from [("defaults", repr(function.__defaults__))] if function.__defaults__ else []
+        for defaults in filter(None, (function.__defaults__, function.__kwdefaults__)):
+            yield "defaults", _text(defaults)
+
+
+def _of_class(made: type, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """Its attributes that are values, and its bases."""
+    values = ((name, value) for name, value in vars(made).items() if not name.startswith("__") and name not in SAID)
+    yield from ((name, _text(value)) for name, value in values if isinstance(value, str | int | float | np.ndarray))
+    for base in made.__bases__:
+        if base.__module__ != "builtins" and id(base) not in seen:
+            seen.add(id(base))
+            yield base.__qualname__, source_of(base)
+            yield from _around(base, seen)
 
 
 def _text(value: Any) -> str:

@@ -5,15 +5,17 @@ process that runs share: the last function of a name is the one that runs, as it
 """
 
 import inspect
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sim.errors import SpecError
-from sim.policies.compiled import arguments
+from sim.policies.compiled import constructor, with_defaults, without_default
 from sim.policies.fingerprint import bytecode, fingerprint, functions
-from sim.policies.kinds import Value
+from sim.policies.kinds import Value, plain
 from sim.policies.policy import Policy
 from sim.policies.user import is_policy, policy_of
 from traces.errors import UserError
@@ -23,10 +25,12 @@ LAMBDA = "<lambda>"
 
 @dataclass
 class Held:
-    """A function or class, what tells it from another of its name, and the policy, once it has been asked for."""
+    """A function or class, what tells it from another of its name, and the policy, once it has been asked for.
+    required: of an instance, the constructor's arguments without a default, which each of its runs gives."""
 
     made: Any
     identity: str
+    required: dict[str, Value]
     policy: Policy | None = None
 
 
@@ -39,19 +43,35 @@ def held(kind: str, name: str) -> Policy | None:
     found = _held.get((kind, name))
     if found is not None and found.policy is None:
         try:
-            made = policy_of(name, kind, found.made)
+            made = policy_of(name, kind, with_defaults(found.made, found.required))
         except UserError as error:
             raise SpecError(f"{kind}: {name}: {error}") from None
         found.policy = replace(made, sha256=fingerprint(found.made), origin=_origin(found.made))
     return None if found is None else found.policy
 
 
+def is_held(kind: str, name: str) -> bool:
+    """Whether there is one, whatever it is worth."""
+    return (kind, name) in _held
+
+
 def own_name(kind: str, thing: Any) -> str:
     """What a function, a class or an instance of one is called. Raises SpecError for what is none."""
     made = _made(thing)
-    if not is_policy(made) or (inspect.isclass(made) and made.__module__ == "builtins"):
-        raise SpecError(f"{kind}: {thing!r}: must be a policy's name, FILE.py:NAME, a function or a class")
+    no_class = inspect.isclass(made) and made.__module__ == "builtins"
+    if no_class or (made is not thing and not any(functions(each) for each in made.__mro__)):  # not of Python's making
+        said = "; ".join(["must be a policy's name, FILE.py:NAME, a function or a class", *_instead(thing)])
+        raise SpecError(f"{kind}: {textwrap.shorten(repr(thing), 80, placeholder='...')}: {said}")
     return str(made.__name__)
+
+
+def _instead(thing: Any) -> list[str]:
+    """What may be given for what is nearly a policy."""
+    if inspect.ismethod(thing):
+        return ["give the instance, whose __call__ (of a prefetcher predict) answers, in the place of its method"]
+    if isinstance(thing, partial):
+        return ["what is fixed goes into its params, or give an instance of a class that keeps it"]
+    return ["wrap it in a function of your own"] if callable(thing) else []
 
 
 def identity(thing: Any) -> str:
@@ -68,16 +88,18 @@ def hold(kind: str, thing: Any, built_in: Iterable[str], name: str = "") -> tupl
     """
     made, name = _made(thing), name or own_name(kind, thing)
     try:
-        if name.lower().replace("_", "-") in built_in:  # whatever its case and underscores, as everywhere
+        if plain(name) in built_in:  # whatever its case and underscores, as everywhere
             raise SpecError("is the name of a built-in policy; name yours otherwise")
         if not name.removeprefix(LAMBDA).replace("-", "_").isidentifier() and name != LAMBDA:
             raise SpecError("its __name__ must be a word")
         given, mine = {} if made is thing else _given(thing, made), identity(made)
+        required = {key: value for key, value in given.items() if without_default(made, key)}
     except SpecError as error:
         raise SpecError(f"{kind}: {name}: {error}") from None
     before = _held.get((kind, name))
-    if before is None or before.identity != mine:
-        _held[kind, name] = Held(made, mine)
+    same = before is not None and before.identity == mine and before.required.keys() == required.keys()
+    if before is None or before.policy is None or not same:  # one that failed is tried anew
+        _held[kind, name] = Held(made, mine, required)
     return name, given
 
 
@@ -87,9 +109,9 @@ def _made(thing: Any) -> Any:
 
 
 def _given(instance: Any, made: type) -> dict[str, Value]:
-    """The arguments of an instance's constructor, found under their names, that are not the default."""
+    """The arguments of an instance's constructor, found under their names, that are not the default or have none."""
     out = {}
-    for name, default in arguments(made).items():
+    for name, default in constructor(made).items():
         if not hasattr(instance, name):
             raise SpecError(f"__init__: {name}: is not kept as self.{name}, so its value is not known")
         value = getattr(instance, name)

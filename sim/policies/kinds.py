@@ -8,6 +8,11 @@ SPLIT = "split"  # the one bulk rule that has parameters; as miss policy and bul
 Value = float | int | str | bool
 
 
+def plain(name: str) -> str:
+    """A policy's name without case, underscores as hyphens: two names are the same when this is."""
+    return name.lower().replace("_", "-")
+
+
 def parametrised(chosen: Mapping[str, str], bulk: str) -> dict[str, str]:
     """The policies of a run that may be given parameters, by kind: those chosen, and a bulk rule split that is not the
     miss policy, too."""

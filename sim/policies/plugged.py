@@ -9,7 +9,7 @@ from functools import cache
 
 from sim.errors import SpecError
 from sim.policies.fingerprint import fingerprint
-from sim.policies.kinds import KINDS
+from sim.policies.kinds import KINDS, plain
 from sim.policies.policy import Policy
 from sim.policies.user import is_policy, policy_of
 from traces.errors import UserError
@@ -25,8 +25,15 @@ def names(kind: str) -> list[str]:
 
 def plugged(kind: str, name: str) -> Policy | None:
     """The plug-in of that kind and name. Raises SpecError, one line that names its distribution, where it is wrong."""
+    name = spelled(kind, name) or name
     found = plugins(GROUP).get(f"{kind}.{name}")
     return None if found is None else _policy(kind, name, found)
+
+
+def spelled(kind: str, name: str) -> str | None:
+    """The spelling of a plug-in's name, whatever its case and underscores; None where there is none of that name."""
+    every = names(kind)
+    return name if name in every else next((each for each in every if plain(each) == plain(name)), None)
 
 
 @cache
@@ -47,7 +54,7 @@ def _policy(kind: str, name: str, plugin: Plugin) -> Policy:
 def listed(kind: str, built_in: "frozenset[str]") -> Iterator[tuple[str, Policy | str]]:
     """(name, the policy or what is wrong with it, one line) of every plug-in of a kind."""
     for name in names(kind):
-        if name in built_in:
+        if plain(name) in built_in:
             yield name, f"built in; the plug-in of {plugins(GROUP)[f'{kind}.{name}'].origin} is not used"
             continue
         try:

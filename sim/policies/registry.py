@@ -14,7 +14,7 @@ from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
 from sim.fit.predictors import PREDICTORS
 from sim.policies import meanings
-from sim.policies.kinds import BULK, KINDS, Value
+from sim.policies.kinds import BULK, KINDS, Value, plain
 from sim.policies.policy import MANY, NONE, From, Policy, called, is_user, no_parameter
 
 
@@ -545,9 +545,8 @@ def find(kind: str, name: str) -> Policy:
         from sim.policies.user import load  # late: few runs have one
 
         return load(name, kind)
-    if name in TABLES[kind]:
-        return TABLES[kind][name]
-    return _elsewhere(kind, name)
+    name = canonical(kind, name)
+    return TABLES[kind][name] if name in TABLES[kind] else _elsewhere(kind, name)
 
 
 def _elsewhere(kind: str, name: str) -> Policy:
@@ -557,16 +556,21 @@ def _elsewhere(kind: str, name: str) -> Policy:
 
     found = held(kind, name) or plugged(kind, name)
     if found is None:
-        raise unknown(kind, name, {*TABLES[kind], *names(kind)})
+        theirs = [each for each in names(kind) if plain(each) not in TABLES[kind]]
+        raise unknown(kind, name, {*TABLES[kind], *theirs})
     return found
 
 
 def canonical(kind: str, name: str) -> str:
-    """The registry's spelling of a policy's name, whatever its case and underscores; any other name as it is."""
-    meant = name.lower().replace("_", "-")
-    if kind in ("prefetch", "rerank") and meant == NONE.name:
+    """The registry's spelling of a policy's name, whatever its case and underscores, or a plug-in's; of one in memory,
+    and any other, as it is."""
+    meant = plain(name)
+    if meant in TABLES[kind] or (kind in ("prefetch", "rerank") and meant == NONE.name):
         return meant
-    return meant if name not in TABLES[kind] and meant in TABLES[kind] else name
+    from sim.policies.in_memory import is_held  # late, both: few runs have one
+    from sim.policies.plugged import spelled
+
+    return name if is_user(name) or is_held(kind, name) else spelled(kind, name) or name
 
 
 def assigned(chosen: Mapping[str, str], given: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
@@ -615,7 +619,7 @@ def _meant(chosen: Mapping[str, str], name: str, param: str) -> str:
     if mine and not name:
         return f"; did you mean {mine[0]}.{param}?"
     theirs = [(kind, each) for kind in KINDS for each in TABLES[kind].values() if param in each.parameters]
-    named = [(kind, each.name) for kind, each in theirs if each.name == name.lower().replace("_", "-")]
+    named = [(kind, each.name) for kind, each in theirs if each.name == plain(name)]
     kind, other = (named or [(kind, each.name) for kind, each in theirs if not name] or [("", "")])[0]
     return f"; did you mean --{kind} {other} --set {other}.{param}=...?" if other else ""
 

@@ -1,6 +1,6 @@
 """`traces.capture`: the recorder from Python, open around a model's own code, or one call from prompts to a trace."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,9 +48,13 @@ def capture(
     the model's in the trace; meta: more that the trace says (`licence="..."`). Needs torch, and for prompts
     transformers. Raises UserError, one line.
     """
+    _refuse_no_model(model)
+    _refuse_no_number(lookahead=lookahead, generate=generate, batch=batch, seed=seed)
     if prompts is None and not isinstance(model, str):
         return _recorder(model, logits, lookahead)
-    if min(generate, lookahead, batch - 1, temperature) < 0:
+    if not isinstance(prompts, Iterable | None) or isinstance(prompts, Mapping | bytes):
+        raise UserError(f"capture: prompts: {prompts!r}: must be texts, or token ids of each")
+    if not isinstance(temperature, int | float) or min(generate, lookahead, batch - 1, temperature) < 0:
         raise UserError("capture: generate, lookahead and temperature are at least 0, batch at least 1")
     source: Any = open_source(model, device) if isinstance(model, str) else _loaded(model, tokenizer)
     recorder = _recorder(source.model, logits, lookahead)
@@ -69,6 +73,18 @@ def capture(
         source.model.train(training)
     said = source.meta | {"capture": source.meta.get("capture", {}) | asked} | ({"model": name} if name else {})
     return recorder.trace(**(said | meta))
+
+
+def _refuse_no_model(model: Any) -> None:
+    if not isinstance(model, str) and (isinstance(model, type) or not hasattr(model, "named_modules")):
+        right = "a torch module, or the name of a Hugging Face model, or tiny-moe"
+        raise UserError(f"capture: model: {type(model).__name__}: must be {right}")
+
+
+def _refuse_no_number(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, int | np.integer):
+            raise UserError(f"capture: {name}: {value!r}: must be a whole number")
 
 
 def _recorder(model: Any, logits: bool, lookahead: int) -> "Recorder":

@@ -253,6 +253,8 @@ def open_trace(name: AnyPath) -> RoutingTrace:
         trace = traces.open("mixtral.npz")
         trace.experts.shape, trace.meta["model"]
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TraceError(f"open: {name!r}: must be a file, or the name of a shipped sample")
     trace = read(find(name))
     object.__setattr__(trace, "name", os.fspath(name))  # nothing that a trace is made from
     return trace

@@ -132,7 +132,12 @@ class RoutingTrace:
     def take(self, ordinals: npt.ArrayLike) -> "RoutingTrace":
         """The trace of some requests, by their places in it from 0, in the order given. Raises TraceError."""
         first, last = self.requests()
-        return self.select(np.concatenate([np.arange(first[i], last[i]) for i in np.asarray(ordinals, np.int64)]))
+        places = np.asarray(ordinals)
+        if places.ndim != 1 or not places.size or places.dtype.kind not in "iu":
+            raise TraceError(f"take: {ordinals!r}: must be places of requests, whole numbers, at least one")
+        if places.min() < 0 or places.max() >= len(first):
+            raise TraceError(f"take: {places.min()} .. {places.max()}: the trace has requests 0 .. {len(first) - 1}")
+        return self.select(np.concatenate([np.arange(first[i], last[i]) for i in places]))
 
 
 def _refuse_cut_requests(index: npt.NDArray[np.int64], first: Array, last: Array) -> None:
