@@ -315,6 +315,8 @@ class RunSpec(BaseModel):
     def _power(self) -> "RunSpec":
         if self.idle_watts is not None and self.watts is None:
             raise SpecError(f"idle_watts: {self.idle_watts:g}: goes with --watts, which is missing")
+        if self.idle_watts is not None and self.watts is not None and self.idle_watts > self.watts:
+            raise SpecError(f"idle_watts: {self.idle_watts:g}: must be at most --watts, {self.watts:g}, at work")
         return self
 
     @model_validator(mode="after")

@@ -54,6 +54,8 @@ class Parser(argparse.ArgumentParser):
         self.given = list(sys.argv[1:] if args is None else args)
         if any(action.nargs == "?" and not action.option_strings for action in self._actions):
             args = slips.gathered(self, self.given)
+        if (twice := slips.repeated(self, self.given)) is not None:
+            raise UserError(twice)
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             raise UserError(slips.unknown(self, self.given, str(rest[0])))

@@ -97,6 +97,25 @@ def gathered(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]
     return [*front, *behind]
 
 
+def repeated(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
+    """Of a flag that takes one value and is given twice, of which argparse would take the last; or None. What is given
+    twice alike, and what a command below this one takes, is nobody's mistake here."""
+    had: dict[str, list[str]] = {}
+    at = 0
+    while at < len(given) and given[at] != "--":
+        word, at = given[at], at + 1
+        flag, equals, value = word.partition("=")
+        action = next((each for each in parser._actions if flag in each.option_strings), None)
+        if action is None:
+            continue
+        n = _values(parser, given, flag, bool(equals), at)
+        words = [value] if equals else [*given[at : at + n]]
+        if isinstance(action, argparse._StoreAction) and had.setdefault(action.dest, words) != words:
+            return f"{flag}: given twice ({' '.join(had[action.dest])}, {' '.join(words)}); it takes one value"
+        at += n
+    return None
+
+
 def _takes(action: argparse.Action) -> int:
     """How many words a positional argument takes at most."""
     many = action.nargs in ("+", "*", argparse.REMAINDER) or isinstance(action, argparse._SubParsersAction)
