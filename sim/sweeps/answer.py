@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sim.outcome.how_sure import TIE, how_sure, key_of
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, UNSURE
 from sim.outcome.report import prompt_rate
-from sim.spec import defaults
+from sim.spec import came_later, defaults
 from sim.sweeps.rows import COLUMNS, Row, pair_of
 
 SPEC = [name for name in COLUMNS if name.startswith("spec.")]
@@ -141,6 +141,6 @@ def _line(where: str, rows: Sequence[Row], setting: Sequence[str], varying: Sequ
 def _fields(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """Each with its value; of one that a spec is saved without, the default's."""
     shown = {name.removeprefix("spec."): row[name] for name in names}
-    unsaid = {name: defaults()[name] for name, value in shown.items() if value is None and name != "seed"}
+    unsaid = {name: defaults()[name] for name, value in shown.items() if value is None and came_later(name)}
     said = {name: unsaid.get(name, value) for name, value in shown.items()}
     return ", ".join(f"{name} {value}" for name, value in said.items() if value not in (None, "{}"))
