@@ -101,7 +101,10 @@ def test_the_folder_goes_by_content() -> None:
         ("--trace t.npz --batch 1,two", "batch: 'two': must be a whole number"),
         ("--trace t.npz --batch 1e1", "did you mean 10?"),
         ("--trace t.npz --set decayed.decay=0.9,0.8", "no configuration uses a policy 'decayed'"),
-        ("--trace t.npz --cache 2-4", "cache: '2-4': must be slots (24), a fraction of the experts (0.5) or bytes (20GB)"),
+        (
+            "--trace t.npz --cache 2-4",
+            "cache: '2-4': must be slots (24), a fraction of the experts (0.5) or bytes (20GB)",
+        ),
         ("--trace t.npz --cache 2:4 --eviction lru,lfu", "; did you mean 2,3,4?"),
         ("--trace t.npz --batch 1-3", "; did you mean 1,2,3?"),
         ("--trace t.npz --cache 0", "no configuration can be run: cache: '0': must be at least one slot"),

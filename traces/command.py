@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
         self.example = f"{self.prog} {example}" if example else ""
         self.epilog = self.epilog or (f"such as: {self.example}" if example else None)
         self.given: list[str] = []  # the words that are being parsed
+        self.named: dict[str, Callable[[str], bool]] = {}  # by flag: whether a word that stands alone was meant as it
 
     def error(self, message: str) -> NoReturn:
         strange = slips.strange(self, self.given) if "required" in message else None

@@ -182,7 +182,9 @@ def _parts(told: Mapping[str, Any]) -> list[str]:
     if told["compared"] == 1:
         lines[-1] = "if it were one part alone; one figure does not tell them apart"
     if not told["one_part_explains_it"]:
-        lines.insert(1, f"no part alone explains this: more than {MUCH:.0%} of a mean time is left with the best of them")
+        lines.insert(
+            1, f"no part alone explains this: more than {MUCH:.0%} of a mean time is left with the best of them"
+        )
     for row in told["parts"]:
         if row["why_not"]:
             lines.append(f"  {row['part']:<18} {row['why_not']}")

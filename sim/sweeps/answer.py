@@ -48,7 +48,9 @@ def answer(rows: Sequence[Row], swept: Container[str] | None = None) -> str:
     for row in good:
         groups.setdefault(tuple(row[name] for name in setting), []).append(row)
     if swept is not None:
-        setting, varying = ([name for name in some if name.removeprefix("spec.") in swept] for some in (setting, varying))
+        setting, varying = (
+            [name for name in some if name.removeprefix("spec.") in swept] for some in (setting, varying)
+        )
     found = [line for group in groups.values() for line in _best(_joined(group), setting, varying)]
     left = len(found) - MOST_LINES
     lines += [*found[:MOST_LINES], *([f"... and {left:,} more: python -m analysis.report DIR"] if left > 0 else [])]
