@@ -50,7 +50,7 @@ MISTAKES = {
     f"{RUN} --model model.gguf": "what python -m sim.model makes of a config.json",
     f"{RUN} --engine exllama": "not in the catalog; known: ",
     "sim.run --trace nope.npz": "samples: mixtral, tiny-moe, tiny-moe-calibration\n",
-    "sim.run --trace mixtral.npz --trace tiny-moe.npz": "--trace: given twice (mixtral.npz, tiny-moe.npz); it takes one value",
+    "sim.run --trace mixtral.npz --trace tiny-moe.npz": "--trace: given twice (mixtral.npz, tiny-moe.npz); it",
     # --- values ---
     f"{RUN} --vram 24000": "did you mean 24000MiB?",
     f"{RUN} --vram 0": "vram: '0': must be above 0",

@@ -7,10 +7,12 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 SAMPLES = Path(__file__).parent / "samples"
 NEAR = 0.6  # of difflib's ratio: a word that is less alike is no help
+ONCE = ("trace", "like")  # what a command is about: two of them are no correction
 _WITH_UNIT = re.compile(r"[$€£]?\s*(\d+(?:\.\d+)?)\s*(k?)\s*(?:[a-z/%]*)", re.IGNORECASE | re.ASCII)
 # what other tools call a flag: what is said of it where the flag behind it is known
 _ELSEWHERE = {
@@ -54,7 +56,7 @@ def told(parser: argparse.ArgumentParser, message: str, example: str) -> str:
     message = message.removeprefix("argument ")
     if (value := re.fullmatch(r"(\S+): expected one argument", message)) is not None:
         given = ["", *getattr(parser, "given", []), ""]
-        behind = next((after for word, after in zip(given, given[1:], strict=False) if word in value[1].split("/")), "")
+        behind = next((after for word, after in pairwise(given) if word in value[1].split("/")), "")
         if re.match(r"-\d", behind):
             return f"{value[1]}: {behind!r}: must be above 0"
         return f"{value[1]}: needs a value: {value[1]} {_metavar(parser, value[1])}"
@@ -121,8 +123,8 @@ def gathered(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]
 
 
 def repeated(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
-    """Of a flag that takes one value and is given twice, of which argparse would take the last; or None. What is given
-    twice alike, and what a command below this one takes, is nobody's mistake here."""
+    """Of a flag of ONCE that is given twice, each time another value, of which argparse would take the last; or None.
+    Of any other flag the last one wins, as scripts that add to a common line expect."""
     had: dict[str, list[str]] = {}
     at = 0
     while at < len(given) and given[at] != "--":
@@ -133,7 +135,11 @@ def repeated(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | Non
             continue
         n = _values(parser, given, flag, bool(equals), at)
         words = [value] if equals else [*given[at : at + n]]
-        if isinstance(action, argparse._StoreAction) and had.setdefault(action.dest, words) != words:
+        if (
+            isinstance(action, argparse._StoreAction)
+            and action.dest in ONCE
+            and had.setdefault(action.dest, words) != words
+        ):
             return f"{flag}: given twice ({' '.join(had[action.dest])}, {' '.join(words)}); it takes one value"
         at += n
     return None

@@ -3,7 +3,8 @@
 A CSV file with a column `ms` (or ns, us, s) and one or two of `step` (of the whole run, from 0), `token` (decode
 steps, from 0; with `request` of that request) and `request` (from its admission to its last token); or only the times,
 or a number of ms a line, of one decode step after another; or columns `metric` and `value` (FIGURES); or what
-llama.cpp prints of itself ("eval time = ... ms per token"; llama-bench's table, pp512 and tg128), or the JSON object of `vllm bench serve --save-result`.
+llama.cpp prints of itself ("eval time = ... ms per token"; llama-bench's table, pp512 and tg128), or the
+JSON object of `vllm bench serve --save-result`.
 It may have been written by anybody: what is used is checked.
 """
 

@@ -174,7 +174,8 @@ def _by_misses(setting: "Setting", compared: Seen, ms: Float) -> Explanation:
     runs = _BySlots(setting, compared)
     if (runs.total(own) - target) * (runs.total(1 if target > runs.total(own) else most) - target) > 0:
         end = 1 if target > runs.total(own) else most
-        told = f"{CANNOT}even {end} slots in place of {own} bring the sum to {runs.total(end) / target:.3f} of what was measured"
+        reached = runs.total(end) / target
+        told = f"{CANNOT}even {end} slots in place of {own} bring the sum to {reached:.3f} of what was measured"
         return Explanation(MISSES, None, why_not=told)
     few, many = (1, own) if target > runs.total(own) else (own, most)
     while many - few > 1:

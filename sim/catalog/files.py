@@ -158,7 +158,7 @@ def find(kind: str, name: str) -> str:
     guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
     if kind == "model" and name.endswith((".gguf", ".safetensors")):
         raise CatalogError(
-            f"model {name[-60:]!r}: is of weights; --model takes a name, or what python -m sim.model makes of a config.json"
+            f"model {name[-60:]!r}: is of weights; give a name, or what python -m sim.model makes of a config.json"
         )
     raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")
 
