@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from sim import catalog
-from sim.errors import SpecError
+from sim.errors import CatalogError, SpecError
 from sim.flags import OF_THE_HARDWARE, add_flags, given
-from sim.spec import ALL, RunSpec, cache_bytes
+from sim.spec import ALL, RunSpec, memory_bytes
 from traces.command import Parser, guarded
 from traces.progress import doing
 
@@ -48,6 +48,7 @@ def parser() -> Parser:
         prog="python -m sim.recommend",
         description="What to run, and what would help: engines, one's settings, policies.",
     )
+    out.named["--model"] = is_model
     group = out.add_argument_group("what is asked for")
     group.add_argument("--vram", metavar="24GB", help="GPU memory to use (default: all that the hardware has)")
     group.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of KV per sequence (8192)")
@@ -184,11 +185,21 @@ def _refuse_unfit(fixed: Mapping[str, Any], max_lossy_weight: float) -> None:
         raise SpecError(f"defer: {fixed['defer']}: is lossy; needs a --max-lossy-weight above 0")
 
 
+def is_model(word: str) -> bool:
+    """Whether the catalog has a model of that name."""
+    from sim.catalog import files
+
+    try:
+        return bool(files.find("model", word))
+    except CatalogError:
+        return False
+
+
 def _vram(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return cache_bytes(text)
+        return memory_bytes(text)
     except ValueError as error:
         raise SpecError(f"vram: {text}: {error}") from None
 

@@ -277,7 +277,9 @@ class RunSpec(BaseModel):
         if value is None:
             return None
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
-            raise ValueError("must be more than 0, in GB/s (1e9 bytes)")
+            plain = re.fullmatch(r"(\d+(?:\.\d+)?)\s*GB(?:/S|PS)?", str(value).strip(), re.IGNORECASE | re.ASCII)
+            meant = f"; did you mean {plain[1]}?" if plain else ""
+            raise ValueError(f"must be more than 0, in GB/s (1e9 bytes){meant}")
         if not RATES[0] <= rate <= RATES[1]:
             raise ValueError(f"must be from {RATES[0]:g} to {RATES[1]:g}, in GB/s (1e9 bytes)")
         return float(rate)
@@ -297,7 +299,7 @@ class RunSpec(BaseModel):
     def _calibration(cls, value: Any) -> Any:
         fraction = number(value) if isinstance(value, str) else value
         if isinstance(fraction, (int, float)) and not 0 < fraction < 1:
-            meant = f"; did you mean {fraction / 100:g}?" if 1 <= fraction < 100 else ""
+            meant = f"; did you mean {fraction / 100 if fraction > 1 else 0.3:g}?" if 1 <= fraction < 100 else ""
             raise ValueError(f"must be a file, or a fraction between 0 and 1{meant}")
         if isinstance(value, str) and _PERCENT.match(value) and not _FILE.search(value):
             raise ValueError(f"must be a file, or a fraction between 0 and 1; {of_percent(value)}")
@@ -315,6 +317,8 @@ class RunSpec(BaseModel):
     def _power(self) -> "RunSpec":
         if self.idle_watts is not None and self.watts is None:
             raise SpecError(f"idle_watts: {self.idle_watts:g}: goes with --watts, which is missing")
+        if self.idle_watts is not None and self.watts is not None and self.idle_watts > self.watts:
+            raise SpecError(f"idle_watts: {self.idle_watts:g}: must be at most --watts, {self.watts:g}, at work")
         return self
 
     @model_validator(mode="after")
@@ -533,12 +537,15 @@ def cache_bytes(text: str) -> int:
 def _with_unit(text: str) -> str:
     """Of `24` or `24G`, the size in GB that was probably meant."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])?", text.strip(), re.IGNORECASE | re.ASCII)
-    return "" if found is None or len(text) > 40 else f"; did you mean {found[1]}{(found[2] or 'G').upper()}B?"
+    if found is None or len(text) > 40:
+        return ""
+    usual = "MiB" if float(found[1]) >= 1000 else "GB"  # as drivers say it
+    return f"; did you mean {found[1]}{f'{found[2].upper()}B' if found[2] else usual}?"
 
 
 def memory_bytes(text: str) -> int:
     """Bytes of memory that is stated to be there. Raises ValueError for what is no size with a unit, and for none."""
-    size = cache_bytes(text)
+    size = 0 if number(text) == 0 else cache_bytes(text)
     if size == 0:
         raise ValueError("must be above 0")
     return size

@@ -52,8 +52,8 @@ def _command(argv: list[str]) -> int:
     args = flags.parse_args(argv)
     _check(args)
     from sim.sweeps.answer import COLUMNS_READ, answer
-    from sim.sweeps.config import expand
-    from sim.sweeps.from_flags import folder_of, tables_of
+    from sim.sweeps.config import expand, swept
+    from sim.sweeps.from_flags import folder_of, spelt_out, tables_of
     from sim.sweeps.session import Session
 
     config = read_toml(args.config) if args.config else {}
@@ -61,6 +61,8 @@ def _command(argv: list[str]) -> int:
     if not tables:
         raise SpecError(f"nothing to sweep: give --config FILE, or flags, such as: {flags.example}")
     runs = expand(tables, f"config: {args.config}" if args.config else "sweep")
+    if all(run.spec is None for run in runs):
+        raise SpecError(f"no configuration can be run: {runs[0].error}{spelt_out(runs[0].fields)}")
     folder = Path(args.out) if args.out else folder_of(args.config, tables, tables != config)
     if not args.out:
         print(f"{folder}: {len(runs):,} runs{_axes(tables)}", file=sys.stderr)
@@ -75,7 +77,7 @@ def _command(argv: list[str]) -> int:
         return INTERRUPTED
     finally:
         session.close()
-    print(answer(table.select(COLUMNS_READ).to_pylist()))
+    print(answer(table.select(COLUMNS_READ).to_pylist(), swept(tables)))
     print(f"{folder / 'results.parquet'}: {len(runs):,} rows")
     return 2 if all(session.store.done.values()) else 0
 

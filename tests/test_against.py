@@ -177,10 +177,38 @@ def test_what_no_factor_reaches_is_said_not_to_be_it() -> None:
     setting = setting_of(cache=4, batch=1)
     own = steps(simulated(setting.plan))
     found = {one.part.name: one for one in why(setting, replace(own, ms=own.ms * 3)).parts}
-    assert found["head"].factor is None and "even x 10 brings the sum to" in found["head"].why_not
+    assert found["head"].factor is None and found["head"].why_not.startswith("would have to be more than x 10, which")
     assert found["host memory rate"].factor is None and "has none of it" in found["host memory rate"].why_not
     less = {one.part.name: one for one in why(setting, replace(own, ms=own.ms * 0.9)).parts}
     assert less["per step"].factor is None and "less than nothing" in less["per step"].why_not
+
+
+@pytest.mark.parametrize(("name", "ms"), [("host visit", 0.5), ("per layer", 0.2), ("link set-up", 0.7)])
+def test_what_a_run_has_none_of_is_added_to(name: str, ms: float) -> None:
+    """`ideal` takes no time per layer, and going to the host takes none: no factor makes 500 us of nothing."""
+    setting = setting_of(cache=4, batch=1, max_steps=120, miss="cpu" if name == "host visit" else "fetch")
+    part = BY_NAME[name]
+    assert part.more is not None
+    found = why(setting, steps(simulated(part.more(setting, ms))))
+    mine = next(one for one in found.parts if one.part.name == name)
+    assert mine.part.added and mine.factor == pytest.approx(ms, rel=2e-3) and mine.left < 1e-4, found.parts
+    assert mine is found.parts[0] or mine.tied
+
+
+def test_times_that_no_part_explains_and_those_of_another_unit_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trace", "mixtral.npz", "--hardware", "rtx4090", "--max-steps", "80", "--out", str(tmp_path / "r")]
+    assert run.main([*flags, "--record", "full"]) == 0
+    record, _ = load(tmp_path / "r" / "record.npz")
+    us = ((record.steps["end_ns"] - record.steps["begin_ns"]) / 1e3)[record.steps["prefill"] == 0]
+    for name, each in (("us", us), ("wild", us / 1e3 * (1 + np.arange(len(us)) % 2 * 3))):
+        (tmp_path / name).write_text("".join(f"{value}\n" for value in each))
+        capsys.readouterr()
+        assert against.main([str(tmp_path / name), str(tmp_path / "r")]) == 0
+        told = capsys.readouterr().out
+        assert ("are these times in us?" in told) == (name == "us")
+        assert ("no part alone explains this" in told) or name == "us"
 
 
 def test_one_figure_tells_no_parts_apart(tmp_path: Path) -> None:
@@ -246,6 +274,8 @@ print:        eval time =    4000.00 ms /   100 runs   (   40.00 ms per token,  
     ("text", "figures"),
     [
         (LLAMA, {"prefill tok/s": 500.0, "ms/token": 40.0}),
+        ("| llama 8x7B | 26 GiB | 99 | pp512 | 80.21 ± 0.50 |\n| llama 8x7B | 26 GiB | 99 | tg128 | 12.50 ± 0.10 |\n",
+         {"prefill tok/s": 80.21, "decode tok/s": 12.5}),
         ('{"mean_ttft_ms": 2000, "median_tpot_ms": 41.5, "p99_itl_ms": 60}',
          {"ttft mean ms": 2000.0, "tpot p50 ms": 41.5, "itl p99 ms": 60.0}),
         ("metric,value\nprefill tok/s,80\ntpot p95 ms,50\n", {"prefill tok/s": 80.0, "tpot p95 ms": 50.0}),

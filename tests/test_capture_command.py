@@ -1,5 +1,6 @@
 """`python -m traces capture`: what it writes, from a Hugging Face folder and our own model; what it refuses."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,30 @@ def test_score_functions_are_told_apart(name: str, norm: bool) -> None:
     weights = 2.5 * (weights / weights.sum(1, keepdims=True) if norm else weights)
     assert score_function(logits.astype(np.float16), experts, weights.astype(np.float16)) == (name, norm)
     assert score_function(logits, experts, np.ones_like(weights) * [1, 0.5, 0.1]) == ("other", None)
+
+
+@pytest.mark.parametrize("room", ["traces.__main__", "runtime.live"])
+def test_a_model_that_is_nowhere_is_asked_for_once(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading would try for half a minute, with a line for each try."""
+    import huggingface_hub
+    import transformers
+
+    asked: list[str] = []
+
+    def offline(self: object, name: str, **how: object) -> None:
+        asked.append(name)
+        raise ConnectionError("no route to the hub")
+
+    def never(name: str, **how: object) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    for auto in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(auto, "from_pretrained", never)
+    words = ["capture", "--out", str(tmp_path / "t.npz")] if room == "traces.__main__" else ["--prompt", "x"]
+    assert importlib.import_module(room).main([*words, "--model", "team/no-such-moe"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "team/no-such-moe: is no folder" in line and "no route to the hub" in line
+    assert asked == ["team/no-such-moe"]

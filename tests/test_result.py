@@ -122,6 +122,7 @@ def test_what_is_said_of_the_trace_and_of_what_does_not_fit() -> None:
 
 
 RECALL = "the recall of this trace's lookahead is an assumption of its generator"
+FUTURE = "ORACLE: {} reads the future; no engine can"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,7 @@ RECALL = "the recall of this trace's lookahead is an assumption of its generator
         (False, {}, [SYNTHETIC]),
         (False, {"prefetch": "gate-lookahead", "miss": "drop"}, [SYNTHETIC, RECALL, OPEN_LOOP]),
         (False, {"prefetch": "previous-token"}, [SYNTHETIC]),
+        (True, {"eviction": "min", "prefetch": "oracle"}, [FUTURE.format("min"), FUTURE.format("oracle")]),
     ],
 )
 def test_what_must_be_said(tmp_path: Path, real: bool, fields: dict[str, Any], notes: list[str]) -> None:

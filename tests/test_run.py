@@ -252,7 +252,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize("needs", ["lookahead"])
 def test_a_trace_that_lacks_what_a_policy_needs(folder: Path, capsys: pytest.CaptureFixture[str], needs: str) -> None:
     path = _archive(folder, lambda members: members.pop(needs))
-    assert run.main([*map(str, small(folder)), "--trace", str(path), "--prefetch", "gate-lookahead"]) == 2
+    flags = ["--trace", str(path), *map(str, small(folder)[2:]), "--prefetch", "gate-lookahead"]
+    assert run.main(flags) == 2
     assert f"gate-lookahead: needs `{needs}`, which bad.npz does not have" in capsys.readouterr().err
 
 

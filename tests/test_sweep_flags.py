@@ -101,6 +101,13 @@ def test_the_folder_goes_by_content() -> None:
         ("--trace t.npz --batch 1,two", "batch: 'two': must be a whole number"),
         ("--trace t.npz --batch 1e1", "did you mean 10?"),
         ("--trace t.npz --set decayed.decay=0.9,0.8", "no configuration uses a policy 'decayed'"),
+        (
+            "--trace t.npz --cache 2-4",
+            "cache: '2-4': must be slots (24), a fraction of the experts (0.5) or bytes (20GB)",
+        ),
+        ("--trace t.npz --cache 2:4 --eviction lru,lfu", "; did you mean 2,3,4?"),
+        ("--trace t.npz --batch 1-3", "; did you mean 1,2,3?"),
+        ("--trace t.npz --cache 0", "no configuration can be run: cache: '0': must be at least one slot"),
         ("--trace t.npz --pool rai", "did you mean ray?"),
         ("t.npz", "did you mean --trace t.npz?"),
         ("grid.toml", "did you mean --config grid.toml?"),
@@ -127,3 +134,13 @@ def test_a_sweep_from_flags_runs_and_is_found_again(
     assert main(flags) == 0
     assert "2 of 2 runs are done; 0 to go" in capsys.readouterr().err
     assert (folder / "results.parquet").read_bytes() == first and [*tmp_path.iterdir()] == [folder]
+
+
+def test_the_answer_names_what_was_swept_with_its_defaults_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--trace mixtral.npz --max-steps 2 --workers 1 --engine ideal,llama.cpp --kv-precision bf16,q8 --ram 256GB"
+    assert main(shlex.split(flags)) == 0
+    lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("engine")]
+    assert lines == [f"engine {name}, kv_precision {of}" for name in ("ideal", "llama.cpp") for of in ("bf16", "q8")]

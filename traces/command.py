@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
         self.example = f"{self.prog} {example}" if example else ""
         self.epilog = self.epilog or (f"such as: {self.example}" if example else None)
         self.given: list[str] = []  # the words that are being parsed
+        self.named: dict[str, Callable[[str], bool]] = {}  # by flag: whether a word that stands alone was meant as it
 
     def error(self, message: str) -> NoReturn:
         strange = slips.strange(self, self.given) if "required" in message else None
@@ -54,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         self.given = list(sys.argv[1:] if args is None else args)
         if any(action.nargs == "?" and not action.option_strings for action in self._actions):
             args = slips.gathered(self, self.given)
+        if (twice := slips.repeated(self, self.given)) is not None:
+            raise UserError(twice)
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             raise UserError(slips.unknown(self, self.given, str(rest[0])))

@@ -7,9 +7,24 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 SAMPLES = Path(__file__).parent / "samples"
+NEAR = 0.6  # of difflib's ratio: a word that is less alike is no help
+ONCE = ("trace", "like")  # what a command is about: two of them are no correction
+_WITH_UNIT = re.compile(r"[$€£]?\s*(\d+(?:\.\d+)?)\s*(k?)\s*(?:[a-z/%]*)", re.IGNORECASE | re.ASCII)
+# what other tools call a flag: what is said of it where the flag behind it is known
+_ELSEWHERE = {
+    "gpu": ("--hardware", "did you mean --hardware?"),
+    **dict.fromkeys(
+        ("ngl", "n-gpu-layers", "gpu-layers"),
+        ("--n-cpu-moe", "did you mean --n-cpu-moe, the layers whose experts stay on the host (docs/engines.md)?"),
+    ),
+    "cache": ("--max-lossy-weight", "it is chosen for you, as large as --vram allows"),
+    "json": ("--repeats", "a sweep's rows are in its folder, results.csv and results.parquet: --out DIR"),
+    "version": ("--help", "moe-offload-sim --version, or python -m sim --version"),
+}
 _UNIT = re.compile(r"[KMGT]?i?B?|%", re.IGNORECASE)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 # what people call the one file that a command is about
@@ -18,7 +33,7 @@ _FILE_WORDS = {"trace", "traces", "file", "files", "input", "run", "runs"}
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.5)
+    near = difflib.get_close_matches(word, list(known), 1, NEAR)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -40,6 +55,10 @@ def told(parser: argparse.ArgumentParser, message: str, example: str) -> str:
         return f"{found[1]}: missing{such}"
     message = message.removeprefix("argument ")
     if (value := re.fullmatch(r"(\S+): expected one argument", message)) is not None:
+        given = ["", *getattr(parser, "given", []), ""]
+        behind = next((after for word, after in pairwise(given) if word in value[1].split("/")), "")
+        if re.match(r"-\d", behind):
+            return f"{value[1]}: {behind!r}: must be above 0"
         return f"{value[1]}: needs a value: {value[1]} {_metavar(parser, value[1])}"
     return f"{message}; see {parser.prog} --help"
 
@@ -52,10 +71,16 @@ def _metavar(parser: argparse.ArgumentParser, flag: str) -> str:
 def no_number(text: str, whole: bool) -> str:
     """Of a value that should have been a number."""
     try:
-        meant = f"; did you mean {int(float(text))}?" if whole and float(text).is_integer() else ""
+        number = float(text)
+        meant = f"; did you mean {int(number)}?" if whole and number.is_integer() else ""
     except (ValueError, OverflowError):
-        meant = ""
+        found = _WITH_UNIT.fullmatch(text.strip())
+        meant = "" if found is None else f"; did you mean {_plain(*found.groups())}?"
     return f"{text!r}: must be a {'whole ' if whole else ''}number{meant}"
+
+
+def _plain(number: str, thousands: str) -> str:
+    return f"{float(number) * 1000:.0f} (or {float(number) * 1024:.0f})" if thousands else number
 
 
 # --- words that nobody asked for ---
@@ -97,6 +122,29 @@ def gathered(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]
     return [*front, *behind]
 
 
+def repeated(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
+    """Of a flag of ONCE that is given twice, each time another value, of which argparse would take the last; or None.
+    Of any other flag the last one wins, as scripts that add to a common line expect."""
+    had: dict[str, list[str]] = {}
+    at = 0
+    while at < len(given) and given[at] != "--":
+        word, at = given[at], at + 1
+        flag, equals, value = word.partition("=")
+        action = next((each for each in parser._actions if flag in each.option_strings), None)
+        if action is None:
+            continue
+        n = _values(parser, given, flag, bool(equals), at)
+        words = [value] if equals else [*given[at : at + n]]
+        if (
+            isinstance(action, argparse._StoreAction)
+            and action.dest in ONCE
+            and had.setdefault(action.dest, words) != words
+        ):
+            return f"{flag}: given twice ({' '.join(had[action.dest])}, {' '.join(words)}); it takes one value"
+        at += n
+    return None
+
+
 def _takes(action: argparse.Action) -> int:
     """How many words a positional argument takes at most."""
     many = action.nargs in ("+", "*", argparse.REMAINDER) or isinstance(action, argparse._SubParsersAction)
@@ -126,7 +174,10 @@ def unknown(parser: argparse.ArgumentParser, given: Sequence[str], word: str) ->
 def _flag(parser: argparse.ArgumentParser, given: Sequence[str], word: str) -> str:
     """Of a flag that there is not: a name for what stands without one, or the nearest."""
     flag, _, value = word.partition("=")
-    name = flag.strip("-").lower()
+    name = flag.strip("-").lower().replace("_", "-")
+    needs, said = _ELSEWHERE.get(name, ("", ""))
+    if needs in flags_of(parser):
+        return f"{flag}: unknown argument; {said}"
     places = [each for each in parser._actions if not each.option_strings and not _commands(each)]
     named = [each for each in places if name in (each.dest, str(each.metavar or "").lower())]
     first = named or [each for each in places if name in _FILE_WORDS]
@@ -162,4 +213,7 @@ def _meant(parser: argparse.ArgumentParser, given: Sequence[str], word: str) -> 
     is_trace = word.endswith(".npz") or (SAMPLES / f"{word}.npz").is_file()
     if "--trace" in known and is_trace and "--trace" not in given:
         return f"--trace {word}"
+    for option, is_one in getattr(parser, "named", {}).items():
+        if option not in given and is_one(word):
+            return f"{option} {word}"
     return f"--{word}" if f"--{word}" in known else ""

@@ -3,7 +3,8 @@
 A CSV file with a column `ms` (or ns, us, s) and one or two of `step` (of the whole run, from 0), `token` (decode
 steps, from 0; with `request` of that request) and `request` (from its admission to its last token); or only the times,
 or a number of ms a line, of one decode step after another; or columns `metric` and `value` (FIGURES); or what
-llama.cpp prints of itself ("eval time = ... ms per token"), or the JSON object of `vllm bench serve --save-result`.
+llama.cpp prints of itself ("eval time = ... ms per token"; llama-bench's table, pp512 and tg128), or the
+JSON object of `vllm bench serve --save-result`.
 It may have been written by anybody: what is used is checked.
 """
 
@@ -32,6 +33,7 @@ VLLM = {"mean": "mean", "median": "p50", "p95": "p95", "p99": "p99"}
 LLAMA = re.compile(
     r"(prompt )?eval time =\s*[\d.]+ ms /\s*(\d+) (?:tokens|runs)\s*\(\s*([\d.]+) ms per token", re.ASCII
 )
+BENCH = re.compile(r"\|\s*(pp|tg)\d+[^|+]*\|\s*([\d.]+)\s*±", re.ASCII)  # | pp512 | 80.21 ± 0.50 | of llama-bench
 LEAST_MS, MOST_MS, MOST = 1e-6, 1e9, 2**31 - 1
 
 Int = npt.NDArray[np.int64]
@@ -56,6 +58,11 @@ def read(path: str) -> OwnTimes:
         return OwnTimes(path, np.zeros(0), figures=_vllm(path, text))
     if found := LLAMA.findall(text):
         return OwnTimes(path, np.zeros(0), figures=_llama(found))
+    if table := BENCH.findall(text):
+        rates = {PREFILL if test == "pp" else DECODE: float(rate) for test, rate in table}
+        if len(rates) < len(table):
+            raise UserError(f"{path}: several rows of pp or of tg; leave the one of each that the run is like")
+        return OwnTimes(path, np.zeros(0), figures=rates)
     numbers = _numbers(text)
     if numbers is not None:
         return _times(path, [(line, {"ms": ms}) for line, ms in numbers])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core.plan import Plan
+from sim.on_miss import on_miss
 
 if TYPE_CHECKING:
     from sim.prepare import Setting
@@ -18,13 +19,15 @@ Int = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Part:
     """One part. plan: of a setting and a factor on its times (of `once per step` ms that are added). rate: whether it
-    is told as a speed, whose factor is one over that of its times. added: the factor is ms."""
+    is told as a speed, whose factor is one over that of its times. added: the factor is ms. more: of a part that a run
+    may have next to nothing of, which no factor makes long: plan with ms added to each of it."""
 
     name: str
     what: str
     plan: Callable[["Setting", float], Plan]
     rate: bool = False
     added: bool = False
+    more: Callable[["Setting", float], Plan] | None = None
 
 
 def _times(values: Any, factor: float) -> Any:
@@ -87,11 +90,29 @@ def _gpu_experts(setting: "Setting", factor: float) -> Plan:
     )
 
 
-def _per_layer(setting: "Setting", factor: float) -> Plan:
-    plan = _of_costs("decide_ns", "group_ns")(setting, factor)
-    if plan.on_miss is None:
-        return plan
-    return replace(plan, on_miss=replace(plan.on_miss, cpu_visit_ns=_times(plan.on_miss.cpu_visit_ns, factor)))
+def _more_set_up(setting: "Setting", ms: float) -> Plan:
+    return _transfers(setting, lambda ns, up: ns + round(ms * 1e6))
+
+
+def _more_per_layer(setting: "Setting", ms: float) -> Plan:
+    costs = setting.plan.costs
+    return setting.priced(replace(costs, decide_ns=costs.decide_ns + round(ms * 1e6)))
+
+
+def _host_visit(setting: "Setting", factor: float) -> Plan:
+    on = setting.plan.on_miss
+    if on is None:
+        return setting.plan
+    return replace(setting.plan, on_miss=replace(on, cpu_visit_ns=_times(on.cpu_visit_ns, factor)))
+
+
+def _more_host_visit(setting: "Setting", ms: float) -> Plan:
+    """The same run where nothing was charged yet, and so no rules were needed."""
+    on, plan = setting.plan.on_miss, setting.plan
+    if on is None and setting.rules.on_host and ms:
+        rules = replace(setting.rules, cpu_visit_us=ms * 1e3)
+        return replace(plan, on_miss=on_miss(rules, plan, setting.hardware, setting.engine))
+    return plan if on is None else replace(plan, on_miss=replace(on, cpu_visit_ns=on.cpu_visit_ns + round(ms * 1e6)))
 
 
 def _per_step(setting: "Setting", ms: float) -> Plan:
@@ -101,11 +122,12 @@ def _per_step(setting: "Setting", ms: float) -> Plan:
 
 PARTS = (
     Part("link rate", "bytes per second over the link", _link_rate, rate=True),
-    Part("link set-up", "once per transfer, whatever its bytes", _link_set_up),
+    Part("link set-up", "once per transfer, whatever its bytes", _link_set_up, more=_more_set_up),
     Part("host memory rate", "experts that the host computes", _of_costs("cpu_expert_ns"), rate=True),
     Part("GPU expert time", "experts that the GPU computes", _gpu_experts),
     Part("dense part", "attention and what else every layer has", _of_costs("dense_ns")),
-    Part("per layer", "deciding, launching groups, going to the host and back", _per_layer),
+    Part("per layer", "deciding, launching groups", _of_costs("decide_ns", "group_ns"), more=_more_per_layer),
+    Part("host visit", "once per layer that goes to the host and back", _host_visit, more=_more_host_visit),
     Part("head", "the end of a step", _of_costs("head_ns")),
     Part("per step", "something once per step that is not modelled", _per_step, added=True),
 )

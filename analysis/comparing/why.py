@@ -32,6 +32,7 @@ ALIKE = 3.0  # natural logarithm of a ratio of likelihoods below which two parts
 ROUNDED = 1e-5  # of a mean time: what is left below it is rounding
 MISSES = Part("number of misses", "what is resident when it is wanted", lambda setting, factor: setting.plan)
 KEPT_BYTES = 500_000_000
+CANNOT = "cannot be it: "  # begins why a part is not it, whatever its size
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ def _ranked(found: Sequence[Explanation], compared: Seen) -> list[Explanation]:
 
 
 def _explained(setting: "Setting", compared: Seen, ms: Float, part: Part) -> Explanation:
+    """By a factor, else by ms that are added to a part that can have more."""
+    found = _scaled(setting, compared, ms, part)
+    if found.factor is None and part.more is not None and compared.weight @ compared.ms > compared.weight @ ms:
+        more = _scaled(setting, compared, ms, replace(part, plan=part.more, rate=False, added=True))
+        return found if more.factor is None else more
+    return found
+
+
+def _scaled(setting: "Setting", compared: Seen, ms: Float, part: Part) -> Explanation:
     target, begin = float(compared.weight @ compared.ms), float(compared.weight @ ms)
     had: dict[float, Float] = {0.0 if part.added else 1.0: ms}
 
@@ -113,7 +123,7 @@ def _explained(setting: "Setting", compared: Seen, ms: Float, part: Part) -> Exp
     if abs(reached - begin) <= CLOSE * begin:
         return Explanation(part, None, why_not=_no_effect(part, end))
     if (reached - target) * (begin - target) > 0:
-        return Explanation(part, None, why_not=_not_enough(part, end, reached / target))
+        return Explanation(part, None, why_not=_not_enough(part, end, target, total))
     factor = solved(total, target, min(start, end), max(start, end))
     total(factor)
     return Explanation(part, factor, had[factor], left(compared, had[factor]))
@@ -121,13 +131,17 @@ def _explained(setting: "Setting", compared: Seen, ms: Float, part: Part) -> Exp
 
 def _no_effect(part: Part, end: float) -> str:
     if part.added and end == 0:
-        return "the run is slower than what was measured already: it would have to be less than nothing"
-    return "this run has none of it, or hides all of it behind something else"
+        return f"{CANNOT}the run is slower than what was measured already: it would have to be less than nothing"
+    return f"{CANNOT}this run has none of it, or hides all of it behind something else"
 
 
-def _not_enough(part: Part, end: float, reached: float) -> str:
-    told = 1 / end if part.rate else end
-    return f"even x {told:g} brings the sum to {reached:.3f} of what was measured"
+def _not_enough(part: Part, end: float, target: float, total: Callable[[float], float]) -> str:
+    """What a part would have to be; where it is to be less, whether it could be at all."""
+    if end < 1 and total(0.0) > target:
+        return f"{CANNOT}with none of it the sum is still {total(0.0) / target:.3f} of what was measured"
+    told = f"{1 / end if part.rate else end:g}"
+    bound = "more" if (end > 1) != part.rate else "less"
+    return f"would have to be {bound} than x {told}, which brings the sum to {total(end) / target:.3f} of the measured"
 
 
 def solved(total: Callable[[float], float], target: float, low: float, high: float) -> float:
@@ -160,9 +174,8 @@ def _by_misses(setting: "Setting", compared: Seen, ms: Float) -> Explanation:
     runs = _BySlots(setting, compared)
     if (runs.total(own) - target) * (runs.total(1 if target > runs.total(own) else most) - target) > 0:
         end = 1 if target > runs.total(own) else most
-        told = (
-            f"even {end} slots in place of {own} bring the sum to {runs.total(end) / target:.3f} of what was measured"
-        )
+        reached = runs.total(end) / target
+        told = f"{CANNOT}even {end} slots in place of {own} bring the sum to {reached:.3f} of what was measured"
         return Explanation(MISSES, None, why_not=told)
     few, many = (1, own) if target > runs.total(own) else (own, most)
     while many - few > 1:
@@ -173,7 +186,7 @@ def _by_misses(setting: "Setting", compared: Seen, ms: Float) -> Explanation:
     mixed = (1 - share) * runs.ms(few) + share * runs.ms(many)
     misses = (1 - share) * runs.misses(few) + share * runs.misses(many)
     if not runs.misses(own) or not misses:
-        return Explanation(MISSES, None, why_not="this run, or the one that would agree, has no misses")
+        return Explanation(MISSES, None, why_not=f"{CANNOT}this run, or the one that would agree, has no misses")
     note = f"as with {few + share:.2f} slots in place of {own}, on a line between whole ones"
     return Explanation(MISSES, misses / runs.misses(own), mixed, left(compared, mixed), note=note)
 

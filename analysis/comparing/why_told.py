@@ -15,6 +15,8 @@ from analysis.showing.words import plain
 
 Float = npt.NDArray[np.float64]
 PERCENTILES = (("median", 50), ("p95", 95))
+MUCH = 0.1  # of a mean time: where more is left no part alone explains the times
+HINTS = {1e3: "us", 1e6: "ns", 1e-3: "s"}  # times as long as simulated: the unit that was probably meant by ms
 FEW = 8  # compared steps below which no part of them is looked at alone
 FEATURES = {"misses": "a miss", "H2D GB": "a GB", "context": "1,000 tokens of context", "rows": "a row"}
 PER = {"context": 1000.0}
@@ -35,7 +37,8 @@ def as_dict(run: Run, found: Why) -> dict[str, Any]:
         "measured_over_simulated": _ratio(compared, found.ms),
         "rows": table(found),
         "goes_with": goes_with(found),
-        "parts": [_part(one) for one in found.parts],
+        "parts": (parts := [_part(one) for one in found.parts]),
+        "one_part_explains_it": any(part["left_share"] is not None and part["left_share"] <= MUCH for part in parts),
         "marks": run.marks,
         "notes": run.summary["notes"],
     }
@@ -150,6 +153,9 @@ def _head(run: Run, own: OwnTimes, told: Mapping[str, Any]) -> list[str]:
     left = f" ({told['left_out']:,} more are not of this run)" if told["left_out"] else ""
     ratio = told["measured_over_simulated"]
     lines = [f"{plain(own.source)}: {count}{left}, {ratio:.3f} times as long as {plain(run.name)} simulates"]
+    unit = next((unit for off, unit in HINTS.items() if ratio and off / 3 < ratio < off * 3), None)
+    if unit and told["kind"] != "figure":
+        lines.append(f"! are these times in {unit}? A column says so: a first line `{unit}` above one number a line")
     return [*lines, *(f"! {plain(note)}" for note in run.summary["notes"])]
 
 
@@ -175,9 +181,13 @@ def _parts(told: Mapping[str, Any]) -> list[str]:
     lines = ["", "if it were one part alone (sums agree)      left, of a mean time"]
     if told["compared"] == 1:
         lines[-1] = "if it were one part alone; one figure does not tell them apart"
+    if not told["one_part_explains_it"]:
+        lines.insert(
+            1, f"no part alone explains this: more than {MUCH:.0%} of a mean time is left with the best of them"
+        )
     for row in told["parts"]:
         if row["why_not"]:
-            lines.append(f"  {row['part']:<18} cannot be it: {row['why_not']}")
+            lines.append(f"  {row['part']:<18} {row['why_not']}")
             continue
         value = f"{row['added_ms']:+.3f} ms" if row["added_ms"] is not None else f"x {row['factor']:.3f}"
         tied = "  not told apart from the first" if row["tied_with_the_best"] else ""

@@ -47,10 +47,13 @@ def load_model(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from traces.capturing.hf import reach
+
     logging.disable_progress_bar()
+    how = reach(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-        return model.eval(), AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **how)
+        return model.eval(), AutoTokenizer.from_pretrained(path, **how)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"model: {path}: {' '.join(str(error).split())[:300]}") from None
 

@@ -28,6 +28,7 @@ FACTS = "model_facts"  # of a trace's meta (traces/capturing/facts.py)
 FROM_META = "what the trace's meta says"  # of a model so described
 MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
 
+NEAR = 0.78  # of difflib's ratio: names of one kind are alike anyhow, as ollama and exllama
 Table = dict[str, Any]
 
 
@@ -38,7 +39,8 @@ def normal(name: str) -> str:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """`; did you mean X?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(normal(word), [normal(k) for k in known], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(normal(word), [normal(k) for k in known], n=1, cutoff=NEAR)
+    near = near or [normal(k) for k in known if len(word) > 2 and normal(k).startswith(normal(word))]
     return f"; did you mean {next(k for k in known if normal(k) == near[0])}?" if near else ""
 
 
@@ -154,6 +156,10 @@ def find(kind: str, name: str) -> str:
             raise CatalogError(f"{kind} {faulty}: {fault}")
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
     guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
+    if kind == "model" and name.endswith((".gguf", ".safetensors")):
+        raise CatalogError(
+            f"model {name[-60:]!r}: is of weights; give a name, or what python -m sim.model makes of a config.json"
+        )
     raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")
 
 

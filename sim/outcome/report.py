@@ -200,8 +200,11 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
     if measured is not None:
         shrunk = "" if measured.scale == 1 else f" with its sizes x {measured.scale:g}"
         notes.append(f"MEASURED: durations from a calibration on {measured.device}, of {measured.model}{shrunk}")
-    if prefetch.user and prefetch.oracle:
-        notes.append(f"ORACLE: {setting.spec.prefetch} reads the future, as it says itself; no engine can")
+    notes += [
+        f"ORACLE: {name} reads the future{', as it says itself' * policy.user}; no engine can"
+        for kind, name in setting.spec.policies.items()
+        if (policy := find(kind, name)).oracle
+    ]
     room, has = vram_bytes(setting.spec, setting.hardware), setting.hardware.mem_bytes
     if room is not None and has is not None and room > has:
         notes.append(f"{room / 1e9:.2f} GB is more than the {has / 1e9:.2f} GB that {setting.spec.hardware} has")

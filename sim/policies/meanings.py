@@ -39,7 +39,8 @@ SUBSTITUTION: Mapping[str, str] = {
     "backlog": "whether the cheaper answer counts what this visit has given each side already",
 }
 GATES: Mapping[str, str] = {
-    "tau": "TAE gate: stand-ins only for tokens whose router entropy (0 one expert, 1 all alike) is above this",
+    "tau": "TAE gate: stand-ins only for tokens whose router entropy (0 one expert, 1 all alike) is above this; "
+    "from 1 on nobody stands in",
     "percentile": "the TAE gate of each layer at this percentile of the calibration trace, in place of `tau`",
     "budget_mb": "`budget` as MB (1e6 bytes) of experts; 0: as `budget` says",
 }

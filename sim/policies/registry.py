@@ -556,6 +556,9 @@ def _elsewhere(kind: str, name: str) -> Policy:
 
     found = held(kind, name) or plugged(kind, name)
     if found is None:
+        others = [other for other in KINDS if other != kind and name in {*TABLES[other], *names(other)}]
+        if others:
+            raise SpecError(f"{kind}: {name!r} is no {kind}; {name} is a --{others[0]}")
         theirs = [each for each in names(kind) if plain(each) not in TABLES[kind]]
         raise unknown(kind, name, {*TABLES[kind], *theirs})
     return found

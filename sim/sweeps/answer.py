@@ -2,12 +2,13 @@
 (another trace, machine, model, batch, cache) are never set against each other."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sim.outcome.how_sure import TIE, how_sure, key_of
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, UNSURE
 from sim.outcome.report import prompt_rate
+from sim.spec import came_later, defaults
 from sim.sweeps.rows import COLUMNS, Row, pair_of
 
 SPEC = [name for name in COLUMNS if name.startswith("spec.")]
@@ -28,10 +29,11 @@ MOST_LINES = 24
 T = TypeVar("T")
 
 
-def answer(rows: Sequence[Row]) -> str:
+def answer(rows: Sequence[Row], swept: Container[str] | None = None) -> str:
     """For each setting (whatever varies beside CHOICES) the fastest policy that an engine could have, and the fastest
     lossy one where that is faster still, by the mean over seeds; who is within a hundredth of it ties. Oracles, and
-    what does not fit, compete only where there is nothing else."""
+    what does not fit, compete only where there is nothing else. swept: the fields that are named (None: all that
+    vary); what an engine sets goes without saying."""
     good = [row for row in rows if row["error"] is None]
     lines = []
     if any(row["synthetic"] for row in good):
@@ -45,6 +47,10 @@ def answer(rows: Sequence[Row]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in good:
         groups.setdefault(tuple(row[name] for name in setting), []).append(row)
+    if swept is not None:
+        setting, varying = (
+            [name for name in some if name.removeprefix("spec.") in swept] for some in (setting, varying)
+        )
     found = [line for group in groups.values() for line in _best(_joined(group), setting, varying)]
     left = len(found) - MOST_LINES
     lines += [*found[:MOST_LINES], *([f"... and {left:,} more: python -m analysis.report DIR"] if left > 0 else [])]
@@ -131,9 +137,12 @@ def _line(where: str, rows: Sequence[Row], setting: Sequence[str], varying: Sequ
         f"  TIE: {ties:,} more within {100 * TIE:g} %": ties,
     }
     marks = "".join(text for text, holds in said.items() if holds)
-    return f"{where}: {speed(row):,.2f} tokens/s{how_sure(_sure(row), None)}  {policies}{marks}{tail}"
+    return f"{where}: {speed(row):,.2f} tokens/s{how_sure(_sure(row), None)}  {policies}{marks}{tail}".rstrip()
 
 
 def _fields(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Each with its value; of one that a spec is saved without, the default's."""
     shown = {name.removeprefix("spec."): row[name] for name in names}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, "{}"))
+    unsaid = {name: defaults()[name] for name, value in shown.items() if value is None and came_later(name)}
+    said = {name: unsaid.get(name, value) for name, value in shown.items()}
+    return ", ".join(f"{name} {value}" for name, value in said.items() if value not in (None, "{}"))

@@ -49,6 +49,11 @@ def expand(tables: Mapping[str, Any], where: str = "config") -> list[Configurati
     return list(runs.values())
 
 
+def swept(tables: Mapping[str, Any]) -> set[str]:
+    """The fields that have several values, a parameter as `set`."""
+    return {name.split(".")[0] for axis in axes_of(tables) if len(axis.values) > 1 for name in axis.fields}
+
+
 def uses(tables: Mapping[str, Any], parameter: str) -> bool:
     """Whether some configuration of these tables uses the policy that a parameter (set.POLICY.PARAM) is of."""
     return any(_look(_chosen(given), parameter) != UNUSED for given in _points(axes_of(tables)))

@@ -7,6 +7,7 @@ a parameter whose default holds commas itself (split.table). `-ot` is never divi
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,8 @@ from sim.sweeps.axes import DEFAULT, flat
 from traces.slips import no_number
 
 Tables = dict[str, Any]
+_RANGE = re.compile(r"(\d{1,6})(?:-|:|\.\.)(\d{1,6})", re.ASCII)
+MOST_SPELT = 15  # values of a range that is spelt out
 
 
 def tables_of(args: argparse.Namespace, argv: Sequence[str], config: Mapping[str, Any]) -> Tables:
@@ -107,7 +110,15 @@ def _typed(name: str, word: Any) -> Any:
     try:
         return kind(word)
     except ValueError:
-        raise SpecError(f"{name}: {no_number(word, kind is int)}") from None
+        raise SpecError(f"{name}: {no_number(word, kind is int)}{spelt_out({name: word})}") from None
+
+
+def spelt_out(fields: Mapping[str, Any]) -> str:
+    """Of fields that make no run, one that may have been meant as a range: its values with commas, as is read here."""
+    found = next((at for value in fields.values() if (at := _RANGE.fullmatch(str(value)))), None)
+    if found is None or not int(found[1]) < int(found[2]) <= int(found[1]) + MOST_SPELT:
+        return ""
+    return f"; did you mean {','.join(str(n) for n in range(int(found[1]), int(found[2]) + 1))}?"
 
 
 def _parameters(pairs: Sequence[str]) -> Tables:

@@ -15,7 +15,7 @@ from traces.errors import UserError
 
 Ids = npt.NDArray[np.int64]
 
-
+ANSWER_S = 5.0  # the hub has to say whether it has a model
 TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts", "num_experts_per_token", "moe_k", "moe_top_k")
 
 
@@ -40,6 +40,37 @@ def facts_of_config(path: str) -> dict[str, Any]:
     if top_k is None:
         raise UserError(f"{path}: none of {', '.join(TOP_K)}; how many experts a token has must be said")
     return model_facts(model, layers, int(config.num_hidden_layers), top_k)
+
+
+def reach(name: str) -> dict[str, Any]:
+    """What `from_pretrained` is to be told for a model: nothing of a folder, nor where the hub has it; only what is
+    cached where the hub does not answer. Asked once, because loading would try again and again for half a minute.
+
+    Raises UserError for what is nowhere.
+    """
+    if Path(name).is_dir():
+        return {}
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=ANSWER_S)
+    except Exception as error:  # of whichever HTTP client it uses, and its own
+        if isinstance(cached(name), str):
+            return {"local_files_only": True}
+        first = str(error).strip().split("\n")[0][:200].rstrip(".")
+        wrong = f"is no folder, is not in the cache, and the Hugging Face hub does not give it ({first})"
+        raise UserError(f"model: {name}: {wrong}; tiny-moe, a folder, or a model that transformers loads") from None
+    return {}
+
+
+def cached(name: str) -> Any:
+    """Where the hub's cache has the config of a model; None where it has none, or the name cannot be one."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.try_to_load_from_cache(name, "config.json")
+    except ValueError:
+        return None
 
 
 class Loaded:
@@ -93,9 +124,10 @@ class HuggingFace(Loaded):
 
     def __init__(self, name: str, device: str) -> None:
         chosen = pick_device(device)
+        how = reach(name)
         try:
-            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, **how)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto", **how)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n")[0]
             raise UserError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
