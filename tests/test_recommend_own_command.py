@@ -47,23 +47,25 @@ def test_what_is_resident_is_what_the_run_had() -> None:
     assert f"--n-cpu-moe {int((setting.plan.slots == 0).sum())} " in said("ik_llama.cpp")  # of the last ones
     assert "--n-cpu-moe 20 " in said("llama.cpp", n_cpu_moe=20)
     whole = said("llama.cpp", vram="80GB")
+    assert r"|31)\.ffn_.*_exps=CPU" in said("llama.cpp", dense_on_host="without-slots")  # -ngl has the first alone
     assert "n-cpu-moe" not in whole and "-ot" not in whole and "cache" not in said("llama.cpp+cache", vram="80GB")
 
 
-SAID = {
+SAID: dict[str, tuple[str, dict[str, Any], str]] = {
     "off": ("llama.cpp", {"bulk": "none"}, " --no-op-offload"),
     "from other rows": ("llama.cpp", {"bulk_rows": "128"}, "GGML_OP_OFFLOAD_MIN_BATCH=128 llama-server"),
-    "which ik_llama.cpp is built with": ("ik_llama.cpp", {"bulk_rows": "128"}, "known here for what these say: --bulk-rows"),
-    "context and KV": ("llama.cpp", {"context": 131072, "kv_precision": "q8"}, "-c 131072 -np 1 -ub 512 -ctk q8_0 -ctv q8_0"),
+    "a number of its build": ("ik_llama.cpp", {"bulk_rows": "128"}, "what these say: --bulk-rows"),
+    "KV": ("llama.cpp", {"context": 131072, "kv_precision": "q8"}, "-c 131072 -np 1 -ub 512 -ctk q8_0 -ctv q8_0"),
     "of each sequence": ("llama.cpp", {"batch": 2}, "-c 8192 -np 2 "),
     "ubatch": ("llama.cpp", {"prefill_chunk": 1024}, "-ub 1024"),
     "dense parts": ("llama.cpp", {"n_cpu_moe": 5, "dense_on_host": "without-slots"}, "-ngl 28 -c"),
+    "those of the last layers": ("llama.cpp", {"dense_on_host": "without-slots"}, "what these say: --dense-on-host"),
     "a type that llama.cpp lacks": ("llama.cpp", {"kv_precision": "fp8"}, "what these say: --kv-precision"),
     "ktransformers": ("ktransformers", {"bulk": "none", "defer": 1}, "--kt-max-deferred-experts-per-token 1 "),
     "ollama": ("ollama", {"n_cpu_moe": 5, "cache": None}, "num_gpu 28, num_ctx 4096"),
     "vllm": ("vllm-uva", {"kv_precision": "fp8"}, "--kv-cache-dtype fp8"),
     "freetoken": ("freetoken", {"miss": "fetch"}, "--moe-strategy offload"),
-    "mixtral-offloading": ("mixtral-offloading", {"cache": 5}, "main_size=160, offload_size=96, buffer_size=4), offload_per_layer = 3"),
+    "mixtral-offloading": ("mixtral-offloading", {"cache": 5}, "(main_size=160, offload_size=96, buffer_size=4)"),
     "nothing known": ("fiddler", {"kv_precision": "q8"}, "what these say: --kv-precision"),
 }  # fmt: skip
 

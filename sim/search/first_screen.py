@@ -59,5 +59,9 @@ def _experts(case: Case) -> int:
 
 def setting_words(words: str) -> str:
     """What an engine's words say is where, and what its user set."""
-    does, _, yours = words.partition("; you set ")
-    return does.partition(": ")[2].partition(",")[0] + (f"; {yours}" if yours else "; as it comes")
+    return f"{words.partition(': ')[2].partition(',')[0].partition('; you set ')[0]}; {differing_words(words)}"
+
+
+def differing_words(words: str) -> str:
+    """What the user of an engine set, alone: by that the settings of a table differ."""
+    return words.partition("; you set ")[2] or "as it comes"

@@ -1,5 +1,5 @@
 """What to type so that an engine itself does what an answer ran: the `command` of its entry in the catalog, its letters
-filled in. A family of engines is known by the program that it starts. What no flag of the engine is known for is said."""
+filled in. A family of engines is known by the program that it starts. What no flag is known for is said."""
 
 import re
 import shlex
@@ -68,6 +68,7 @@ class _Run:
         moe = np.asarray(setting.trace.meta["moe_layers"])
         self.host = [] if self.plan.pooled else [int(layer) for layer in moe[self.plan.slots == 0]]
         self.dense = sorted(int(layer) for layer in setting.costed.on_host)
+        self.begins = self.dense == list(range(len(self.dense)))  # with them, as -ngl has it
         self.every = len(moe) * self.plan.n_experts
         self.slots = int(self.plan.slots.sum())
         self.each = int(self.plan.slots.min())  # of a layer
@@ -93,9 +94,8 @@ def _llama(run: _Run, command: str) -> tuple[str, set[str]]:
     words = words.replace("SLOTS", str(run.each)).replace("MIB", f"{int(run.size(run.slots, 1 << 20))}")
     words = words.replace(" --n-cpu-moe N", "" if cached else _on_the_cpu(run, engine.cpu_moe))
     if run.dense:  # the first ones: -ngl counts from the end, the output is one more
-        first = run.dense == list(range(len(run.dense)))
-        words = re.sub(r"-ngl \d+", f"-ngl {run.layers + 1 - len(run.dense)}", words) if first else words
-        said -= set() if first else {"dense_on_host"}
+        words = re.sub(r"-ngl \d+", f"-ngl {run.layers + 1 - len(run.dense)}", words) if run.begins else words
+        said -= set() if run.begins else {"dense_on_host"}
     words += f" -c {run.context * spec.batch} -np {spec.batch} -ub {run.chunk}"
     words += f" -b {run.chunk}" if run.chunk > 2048 else ""
     if run.kv in KV_TYPES:
@@ -112,7 +112,7 @@ def _llama(run: _Run, command: str) -> tuple[str, set[str]]:
 
 def _on_the_cpu(run: _Run, end: str) -> str:
     """--n-cpu-moe counts all layers, dense ones too, from one end; what it cannot say is said by names of tensors."""
-    host = [layer for layer in run.host if layer not in run.dense]
+    host = [layer for layer in run.host if not (run.begins and layer in run.dense)]
     if not host:
         return ""
     moe = run.setting.trace.meta["moe_layers"]
