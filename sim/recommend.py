@@ -75,7 +75,7 @@ def parser() -> Parser:
         "--time-limit", type=float, metavar="SECONDS",
         help="then the search ends and the best so far is the answer (120, without a trace 30; 0: no limit)",
     )  # fmt: skip
-    group.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes (default, and at most: every core)")
     group.add_argument("--json", action="store_true", help="print exactly one JSON object")
     return out
 
@@ -110,7 +110,9 @@ def _searched(wish: Any, workers: int | None) -> dict[str, Any]:
     doing("reading the trace, the model and the machine")
     within = RunSpec.of({**wish.base, **wish.fixed}).behaves is not None
     recommendation = (WithinEngine if within else Recommendation)(wish, doing)
-    evaluate = Evaluator(workers or cores(), wish.time_limit_s, sys.stderr)
+    if workers is not None and workers > cores():
+        print(f"workers: {workers:,}: this machine has {cores()} cores; {cores()} are used", file=sys.stderr)
+    evaluate = Evaluator(min(workers or cores(), cores()), wish.time_limit_s, sys.stderr)
     try:
         return recommendation.search(evaluate)
     finally:

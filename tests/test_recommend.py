@@ -464,7 +464,7 @@ def test_the_answer_after_the_time_limit_is_of_what_was_compared(small: str) -> 
 
     told = "7 s ended the search: the answer is the best of the 10 candidates that were done over the first 64 of "
     assert told + f"{len(steps)} steps; everything here is of those steps alone" in text(out)
-    with pytest.raises(SpecError, match="time-limit: 7 s: 0 runs were done over the first"):
+    with pytest.raises(SpecError, match="time-limit: 7 s: the time was over: 0 runs were done over the first"):
         Recommendation(wish).search(lambda runs: [])
 
 

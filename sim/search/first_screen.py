@@ -6,6 +6,7 @@ from typing import Any
 from sim.outcome.report import prompt_rate
 from sim.prepare import prepare
 from sim.search.judging import Case, Rated
+from sim.search.own_command import own_command
 from sim.search.ties import ranked
 from sim.search.what_if import Again, would_help
 from sim.spec import RunSpec
@@ -37,11 +38,10 @@ def _answer(case: Case, rated: Rated, row: Mapping[str, Any]) -> dict[str, Any]:
     summary, setting = rated.summary, prepare(rated.spec, case.memo)
     if summary["tokens_per_s"] != row["tokens_per_s"] or prompt_rate(summary) != row["prompt_tokens_per_s"]:
         raise RuntimeError(f"{rated.spec}: {summary['tokens_per_s']} tokens/s here, {row['tokens_per_s']} in the table")
-    engine = rated.spec.behaves
     return {
         **{name: value for name, value in row.items() if name not in ("key", "rank")},
         "whole": row["share"] >= 1,
-        "own_command": None if engine is None else engine.command,
+        "own_command": own_command(setting),
         "verdict": summary["verdict"],
         "notes": summary["notes"],
         "vram_given_bytes": case.vram,
@@ -59,5 +59,9 @@ def _experts(case: Case) -> int:
 
 def setting_words(words: str) -> str:
     """What an engine's words say is where, and what its user set."""
-    does, _, yours = words.partition("; you set ")
-    return does.partition(": ")[2].partition(",")[0] + (f"; {yours}" if yours else "; as it comes")
+    return f"{words.partition(': ')[2].partition(',')[0].partition('; you set ')[0]}; {differing_words(words)}"
+
+
+def differing_words(words: str) -> str:
+    """What the user of an engine set, alone: by that the settings of a table differ."""
+    return words.partition("; you set ")[2] or "as it comes"

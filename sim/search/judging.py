@@ -113,7 +113,7 @@ class Case:
         vram = setting.hardware.mem_bytes if wish.vram is None else wish.vram
         if vram is None:
             raise SpecError("vram: the hardware does not say how much it has; give --vram 24GB")
-        longest = int(setting.trace.position.max()) + 1 + spec.context_offset
+        longest = self.longest = int(setting.trace.position.max()) + 1 + spec.context_offset
         if wish.context < longest:
             raise SpecError(f"context: {wish.context}: the trace has requests of {longest} tokens; must be as many")
         return vram
@@ -239,7 +239,8 @@ def nothing(search: Search, wish: Wish) -> str:
     """Why there is no answer, in one line."""
     if search.ended == "time-limit":
         done = f"{search.runs} runs were done over the first {search.lengths[0]:,} of {search.steps:,} steps"
-        return f"time-limit: {wish.time_limit_s:g} s: {done}, none with an answer; needs more, or --max-steps"
+        over = f"time-limit: {wish.time_limit_s:g} s: the time was over"
+        return f"{over}: {done}, none with an answer; needs more, or --max-steps"
     errors = search.errors
     why = f": {min(errors)}" if errors else f" of at most {wish.max_lossy_weight:g} lost router weight"
     return f"no candidate could be run{why}"

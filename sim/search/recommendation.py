@@ -27,6 +27,7 @@ from traces.format.layout import ARRAYS
 STREAMS = {"eviction": "static", "miss": "stream"}  # who copies into stages
 CPU = "the best computes experts on the CPU beside the GPU, which not every engine can; --miss fetch asks for another"
 WHOLE = "all experts fit the GPU: every policy is the same, none was searched"
+FIRST = " (the engines ran first, within it)"
 FLOOR, NEXT = "lru + fetch", "next best"
 
 
@@ -87,6 +88,9 @@ class Recommendation:
             out, policies = self._policies(beside)
         except (TooSmall, NoAnswer) as refusal:
             out, policies = beside.alone(self.lengths, refusal), {}
+            out["refusal"] += FIRST if out["refusal"].startswith("time-limit") else ""
+            if isinstance(refusal, TooSmall):
+                out["refusal"] += f" ({self._dense_words}){beside.smaller_kv()}"
         else:
             out |= fastest_engine(beside.rows(policies))
         return out | self._answer(out, out["engines"], beside)
@@ -97,7 +101,16 @@ class Recommendation:
         """The first screen. beside: of the engines among the rows."""
         steps = out["spec"]["max_steps"]
         engines = {} if beside is None else beside.at(steps)
-        return first_screen(self.case, rows, lambda name: engines[name] if name in engines else self._found[name])
+        told = first_screen(self.case, rows, lambda name: engines[name] if name in engines else self._found[name])
+        if told["answer"]["whole"] and out["search"] is not None and WHOLE not in out["notes"]:
+            told["notes"] = [*out["notes"], f"policies were searched all the same: {self._dense_words}"]
+        return told
+
+    @property
+    def _dense_words(self) -> str:
+        """What policies lack room for where an engine has it."""
+        dense = self.setting.engine.precision_of("dense", self.setting.spec.precision)
+        return f"policies count dense weights in {dense}; engines that store them smaller have more room"
 
     def _again(self, candidate: Candidate, changes: Mapping[str, Any]) -> RunSpec:
         """The spec of a candidate with other memory, rates or precision, its cache filled anew."""

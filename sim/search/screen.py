@@ -1,22 +1,25 @@
 """The first screen of a recommendation as text: the answer, its command, the best few, what holds it back and what
 would help. What stands in the object at length is said here once; everything else is in `sim.search.advice`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.catalog.intervals import LEVEL
 from sim.outcome.how_sure import NOT_CALIBRATED
 from sim.outcome.marks import SYNTHETIC
-from sim.search.ties import GROUPS, SURE, UNSURE, UNWRITTEN
+from sim.search.ties import GROUPS, POLICY, SURE, UNSURE, UNWRITTEN
 from sim.search.what_if import helps, words_of
+from sim.sweeps.answer import speed
 
 SHOWN = {SURE: 6, UNSURE: 3, UNWRITTEN: 3}  # rows of the table, by group
 TITLES = {
     SURE: "",
     UNSURE: "not calibrated: nobody knows how far off these speeds are",
-    UNWRITTEN: "nobody has built these: policies on an engine without any overhead, engines of papers",
+    UNWRITTEN: "nobody has built these: {policies}engines of papers",
 }
 POLICIES = {"best": "best policy", "next best": "next best policy"}
+UNCHECKED = "not checked: whether an engine supports this GPU and this model"
 WIDTH = 24  # of a row's name
 Told = Mapping[str, Any]
 
@@ -27,6 +30,8 @@ def first_screen(out: Told) -> list[str]:
     return [
         _answer(answer),
         *_commands(out, answer),
+        *_of_the_tie(out["table"]),
+        *([f"  {UNCHECKED}"] if any(row["kind"] != POLICY for row in out["table"]) else []),
         *_loud(out),
         "",
         *_table(out["table"]),
@@ -57,11 +62,11 @@ def _speed(answer: Told) -> str:
     return f"{answer['tokens_per_s']:,.2f} tokens/s{_between(answer, 'tokens_per_s')}"
 
 
-def _between(answer: Told, speed: str) -> str:
-    pair = answer[f"{speed}_interval"]
+def _between(answer: Told, of: str) -> str:
+    pair = answer[f"{of}_interval"]
     if pair is not None:
         return f" [{100 * LEVEL:g} %: {_pair(pair)}]"
-    return f" [{NOT_CALIBRATED}]" if answer["catalog_costs"] and speed == "tokens_per_s" else ""
+    return f" [{NOT_CALIBRATED}]" if answer["catalog_costs"] and of == "tokens_per_s" else ""
 
 
 def _memory(answer: Told) -> str:
@@ -82,6 +87,22 @@ def _commands(out: Told, answer: Told) -> list[str]:
     return [*made, f"  {answer['command']}", *own, resident]
 
 
+def _of_the_tie(rows: Sequence[Told]) -> list[str]:
+    """Who is the fastest of those that tie, where that is not the answer."""
+    tied = [row for row in rows if row["tie"]]
+    row = max(tied, key=speed, default=rows[0])
+    return [] if row is rows[0] else [f"  fastest of the tie: {row['name']}, {_short(speed(row))}"]
+
+
+def _title(group: str, rows: Sequence[Told]) -> str:
+    """Of policies what is not an engine's: their speeds and sizes are no engine's that stores dense weights smaller."""
+    row = next((row for row in rows if row["kind"] == POLICY), None)
+    if row is None:
+        return TITLES[group].format(policies="")
+    costs = "no overhead" if row["costs_of"] == "ideal" else f"costs of {row['costs_of']}"
+    return TITLES[group].format(policies=f"policies ({costs}, dense weights in {row['dense_precision']}), ")
+
+
 def _loud(out: Told) -> list[str]:
     """What must not be missed of the answer: where the routing is from, what does not fit, what is lost."""
     made = [out["made"]["said"]] if "made" in out else []
@@ -94,24 +115,26 @@ def _table(rows: Sequence[Told]) -> list[str]:
     lines = [f"{head} {'on GPU':>6} {'VRAM':>5} {'RAM':>5} {'loss':>4}"]
     for group in GROUPS:
         mine = [row for row in rows if row["group"] == group]
-        lines += [f"    {TITLES[group]}"] if mine and TITLES[group] else []
-        lines += [_row(row) for row in mine[: SHOWN[group]]]
+        lines += [f"    {title}"] if mine and (title := _title(group, mine)) else []
+        lines += [line for row in mine[: SHOWN[group]] for line in _row(row)]
         lines += [f"    and {left} more (--json)"] if (left := len(mine) - SHOWN[group]) > 0 else []
     if any(row["tie"] for row in rows):
         lines.append("    = a tie: the intervals of these and of the fastest overlap; first the simplest of them")
     return lines
 
 
-def _row(row: Told) -> str:
-    name = str(row.get("setting") or POLICIES.get(row["name"], row["name"]))
-    name = name if len(name) <= WIDTH else f"{name[: WIDTH - 1]}~"
+def _row(row: Told) -> list[str]:
+    """The line; of a setting whose name is too long for it, that under it."""
+    whole = str(row.get("differs") or POLICIES.get(row["name"], row["name"]))
+    name = whole if len(whole) <= WIDTH else f"{whole[: WIDTH - 1]}~"
+    more = textwrap.wrap(whole, 94) if "differs" in row and name != whole else []
     mark = "=" if row["tie"] else " "
     figures = " ".join(
-        f"{_short(row[speed]):>9} {_pair(row[f'{speed}_interval']):>13}"
-        for speed in ("tokens_per_s", "prompt_tokens_per_s")
+        f"{_short(row[key]):>9} {_pair(row[f'{key}_interval']):>13}" for key in ("tokens_per_s", "prompt_tokens_per_s")
     )
     sizes = " ".join(f"{_gigabytes(row[key]):>5}" for key in ("vram_bytes", "ram_bytes"))
-    return f"{row['rank']:>2}{mark} {name:<{WIDTH}} {figures} {row['share']:>6.0%} {sizes} {_loss(row):>4}"
+    line = f"{row['rank']:>2}{mark} {name:<{WIDTH}} {figures} {row['share']:>6.0%} {sizes} {_loss(row):>4}"
+    return [line, *(f"{'':6}{part}" for part in more)]
 
 
 def _short(figure: float | None) -> str:

@@ -15,6 +15,7 @@ from sim.outcome.marks import HOST_PARTS, short_of_host
 from sim.prepare import prepare
 from sim.search.first_screen import Way
 from sim.search.judging import Case, Evaluate, Rated, command, told
+from sim.search.smaller_kv import smaller_kv
 from sim.search.ties import ENGINE, POLICY, UNRELEASED, away, tie
 from sim.spec import RunSpec
 from sim.sweeps.answer import by_prompts, lost_weight, speed
@@ -71,7 +72,13 @@ class SideBySide:
                 mine = {"best": None, "refusal": str(refusal), **fastest_engine(rows)}
                 return self.case.answer(rated, {}, notes) | {"search": None} | mine
         late = all(row["error"] == NOT_DONE for row in self._table(whole))
-        raise SpecError(f"{refusal}{'' if late else self._least_ram() or self._least()}")
+        if late:
+            raise SpecError(str(refusal))
+        raise SpecError(f"{refusal}{self._least_ram() or self._least()}{self.smaller_kv()}")
+
+    def smaller_kv(self) -> str:
+        """What of KV entries would make room for an engine that the card is too small for."""
+        return smaller_kv(self.specs.values(), self.case.longest, self.case.memo)
 
     def _least_ram(self) -> str:
         """`; of the engines llama.cpp needs least: --ram 61.00GB`: of those that the host's memory is too small for."""
@@ -112,7 +119,7 @@ class SideBySide:
     def rows(self, policies: Mapping[str, Rated]) -> list[dict[str, Any]]:
         """The engines and these policies (by name, all over the same steps), the fastest first; last those that cannot
         run, each with its `error`. kind: `engine`, `unreleased` (of a paper, no code does it), or `policy` (on an
-        engine without overhead)."""
+        engine without overhead, or with the costs of one)."""
         return self._table(next(iter(policies.values())).spec.max_steps, policies)
 
     def _table(self, steps: int | None, policies: Mapping[str, Rated] | None = None) -> list[dict[str, Any]]:
@@ -225,6 +232,7 @@ def of_policy(name: str, rated: Rated) -> dict[str, Any]:
         "residents": rated.residents,
         "words": rated.words,
         "costs_of": rated.spec.engine,
+        "dense_precision": catalog.engine(rated.spec.engine).precision_of("dense", rated.spec.precision),
         "away": away(rated.spec),
         "command": command(rated.spec),
         **{key: figures[key] for key in kept},

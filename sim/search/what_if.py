@@ -53,14 +53,16 @@ def changes(setting: Setting, vram: int) -> Iterator[Change]:
         return
     if not hardware.on_host:
         more = next((size for size in CARDS_GB if size * 1e9 > vram * NOTICED), None)
-        text = f"{more}GB" if more else f"{round(vram * 1.5 / 1e9)}GB"
-        yield Change(f"more VRAM, {text.removesuffix('GB')} GB", {"vram": text})
+        if more is not None:  # else no card is larger
+            yield Change(f"more VRAM, {more} GB", {"vram": f"{more}GB"})
     if hardware.host is not None:
         rate = round(hardware.host.read_rate() * RAM_FASTER, 1)
         yield Change(f"RAM {RAM_FASTER:g} x as fast, {rate:g} GB/s", {"host_gbps": rate})
     if hardware.link is not None and not hardware.on_host and not hardware.unified:
-        rate = round(_copies_at(setting) * LINK_FASTER, 1)
-        yield Change(f"a link {LINK_FASTER:g} x as fast, {rate:g} GB/s", {"link_gbps": rate})
+        now = _copies_at(setting)
+        rate = round(now * LINK_FASTER, 1)
+        what = f"a link {LINK_FASTER:g} x as fast, {rate:g} GB/s (of {now:.3g} that this engine's copies get)"
+        yield Change(what, {"link_gbps": rate})
     bits = precision_bits(spec.precision)
     if smaller := next((name for name in SMALLER if precision_bits(name) <= bits - A_BIT), None):
         yield Change(f"precision {smaller}", {"precision": smaller}, outputs=True)

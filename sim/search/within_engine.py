@@ -12,10 +12,11 @@ from sim.engines import FREE
 from sim.memo import Memo
 from sim.prepare import prepare
 from sim.search.engine_space import OTHER, EngineSpace, may_lose, moved_by_number
-from sim.search.first_screen import first_screen, setting_words
+from sim.search.first_screen import differing_words, first_screen, setting_words
 from sim.search.halving import Search, lengths_of
 from sim.search.judging import Case, Evaluate, NoAnswer, Rated, Wish, nothing, searched
-from sim.search.side_by_side import TIES, of_engine, why_not
+from sim.search.side_by_side import TIES, of_engine, on_the_gpu, on_the_host, why_not
+from sim.search.smaller_kv import smaller_kv
 from sim.search.space import Candidate, name_of
 from sim.search.ties import ENGINE, UNRELEASED
 from sim.search.windows import windows
@@ -57,7 +58,8 @@ class WithinEngine:
         )  # fmt: skip
         ranked = search.run(every)
         if not ranked:
-            raise NoAnswer(nothing(search, self.wish))
+            raise NoAnswer(f"{nothing(search, self.wish)}{self._smaller_kv(search)}")
+        ranked = distinct(ranked)
         if search.reached < search.steps:
             self.base["max_steps"] = search.reached
         best = self._judge(ranked[0][0])
@@ -81,11 +83,21 @@ class WithinEngine:
             **first_screen(self.case, table, lambda name: ways[name]),
         }
 
+    def _smaller_kv(self, search: Search) -> str:
+        """What of KV entries would make room, where the card is too small for every setting."""
+        if search.ended == "time-limit":
+            return ""
+        return smaller_kv([RunSpec.of(self.base)], self.case.longest, self.case.memo)
+
     def _row(self, candidate: Candidate, row: Row, spec: RunSpec) -> dict[str, Any]:
         """A setting as a line of the first screen's table."""
         kind = ENGINE if self.engine.released else UNRELEASED
         told = of_engine(self.engine.name, kind, spec, row, self.case)
-        return told | {"key": name_of(candidate), "setting": setting_words(told["words"])}
+        return (
+            told
+            | {"key": name_of(candidate), "setting": setting_words(told["words"])}
+            | {"differs": differing_words(told["words"])}
+        )
 
     def _again(self, candidate: Candidate, changes: Mapping[str, Any]) -> RunSpec:
         """A setting with other memory, rates or precision, at what then fits."""
@@ -164,6 +176,15 @@ class WithinEngine:
         held = (size, slots, setting.model.n_routed, line.get("reserve", 0))
         split = Split(room, line["dense"], line["kv"], line["staging"], *held)
         return asdict(split) | {"context": best.spec.context, "batch": best.spec.batch, "fits": line["fits"]}
+
+
+def distinct(ranked: Sequence[tuple[Candidate, Row]]) -> list[tuple[Candidate, Row]]:
+    """Of settings that come to the same figures the first, which is the nearest to the default."""
+    found: dict[Any, tuple[Candidate, Row]] = {}
+    for candidate, row in ranked:
+        figures = (row["time_ns"], row["tokens_per_s"], row["prompt_tokens_per_s"], row["slots.total"])
+        found.setdefault((*figures, on_the_gpu(row), on_the_host(row)), (candidate, row))
+    return list(found.values())
 
 
 def _told(row: Row) -> dict[str, Any]:
