@@ -155,7 +155,9 @@ def find(kind: str, name: str) -> str:
         if normal(faulty) == normal(name):
             raise CatalogError(f"{kind} {faulty}: {fault}")
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
-    guess = did_you_mean(name, known, NEAR_ENGINE if kind == "engine" else NEAR) or f"; known: {', '.join(shipped(kind))}"
+    guess = (
+        did_you_mean(name, known, NEAR_ENGINE if kind == "engine" else NEAR) or f"; known: {', '.join(shipped(kind))}"
+    )
     if kind == "model" and name.endswith((".gguf", ".safetensors")):
         raise CatalogError(
             f"model {name[-60:]!r}: is of weights; give a name, or what python -m sim.model makes of a config.json"
