@@ -28,7 +28,7 @@ FACTS = "model_facts"  # of a trace's meta (traces/capturing/facts.py)
 FROM_META = "what the trace's meta says"  # of a model so described
 MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is some other file
 
-NEAR = 0.78  # of difflib's ratio: names of one kind are alike anyhow, as ollama and exllama
+NEAR, NEAR_ENGINE = 0.7, 0.78  # of difflib's ratio; ollama and exllama, two engines, are alike anyhow
 Table = dict[str, Any]
 
 
@@ -37,9 +37,9 @@ def normal(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str], near_by: float = NEAR) -> str:
     """`; did you mean X?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(normal(word), [normal(k) for k in known], n=1, cutoff=NEAR)
+    near = difflib.get_close_matches(normal(word), [normal(k) for k in known], n=1, cutoff=near_by)
     near = near or [normal(k) for k in known if len(word) > 2 and normal(k).startswith(normal(word))]
     return f"; did you mean {next(k for k in known if normal(k) == near[0])}?" if near else ""
 
@@ -155,7 +155,9 @@ def find(kind: str, name: str) -> str:
         if normal(faulty) == normal(name):
             raise CatalogError(f"{kind} {faulty}: {fault}")
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
-    guess = did_you_mean(name, known) or f"; known: {', '.join(shipped(kind))}"
+    guess = (
+        did_you_mean(name, known, NEAR_ENGINE if kind == "engine" else NEAR) or f"; known: {', '.join(shipped(kind))}"
+    )
     if kind == "model" and name.endswith((".gguf", ".safetensors")):
         raise CatalogError(
             f"model {name[-60:]!r}: is of weights; give a name, or what python -m sim.model makes of a config.json"
