@@ -11,8 +11,8 @@ from analysis.pages.panels import First, Panel
 from analysis.showing.words import figure
 
 BARS = 9  # of the chart: as many as a phone shows beside the sentence
-LETTERS = 34  # of a run's name in the sentence, which may wrap; more leave no room for the chart on a phone
-AGAIN = 24  # of a name that the sentence has said
+LETTERS = 30  # of a run's name in the sentence, which may wrap; more leave no room for the chart on a phone
+AGAIN = 20  # of a name that the sentence has said
 
 
 def first_screen(found: Comparison, policies: Sequence[str] = ()) -> First:
