@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from analysis.comparing.answer import name_of
 from analysis.comparing.comparison import Comparison
-from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, log_said, rows_canvas, short_labels
+from analysis.pages.figures import LABELLED, MANY_TIMES, ROW, Float, canvas, log_said, rows_canvas
+from analysis.pages.labels import short_labels
 from analysis.showing.palette import GREY, colours, symbols
 from analysis.showing.words import label, plain, rate, shortened
 from sim.catalog.intervals import LEVEL
@@ -30,6 +31,7 @@ SIDES_LAST = ("top left", "bottom left")
 PLOT = (420.0, 330.0)  # px across and up between the outermost points of a narrow plot; a wide one has more room
 LETTER, LINE, MARKER = 6.6, 15.0, 12.0  # px: a letter's width, a name's height, a marker with its edge
 COMPACT = 22  # px of a bar's row where it must be low
+WHOLE = 40  # letters of a run's name in one line
 HEAD = 34  # letters of the line that names a kind of runs
 PLAIN = ("can be had, nothing lost", "")
 
@@ -43,7 +45,7 @@ def speed(found: Comparison, compact: bool = False, policies: Sequence[str] = ()
     colour = colours([*policies, *(row["policy"] for row in found.rows)])
     names, drawn, heads = _lines(found)
     across = "share of the fastest of its kind (%)" if heads else "generated tokens/s"
-    fig = rows_canvas(names, across, row=COMPACT if compact else ROW)
+    fig = rows_canvas(names, across, row=COMPACT if compact else ROW, line=WHOLE)
     labels = short_labels(names)
     lines, unit, (low, high) = [labels[place] for place in drawn], _units(found), whiskers(found)
     for kind in dict.fromkeys(map(_kind, found.rows)):
@@ -126,11 +128,8 @@ def _nameless(fig: go.Figure, places: Sequence[int]) -> None:
     values = axis["tickvals"]
     for place in places:
         axis["ticktext"][place] = ""
-    fig.update_yaxes(
-        tickmode="array",
-        tickvals=values,
-        ticktext=["" if i in places else value for i, value in enumerate(values)],
-    )
+    shown = ["" if i in places else text for i, text in enumerate(fig.layout.yaxis.ticktext)]
+    fig.update_yaxes(ticktext=shown, tickvals=values)
 
 
 def _error(above: Float, below: Float) -> dict[str, Any]:

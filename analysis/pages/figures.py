@@ -4,7 +4,6 @@ No figure has a title: the page or the notebook says what is seen in its own tex
 are palette's, the background is the page's. Text that came from files is escaped for plotly's own markup.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.pages.labels import short_labels, two_lines
 from analysis.showing.palette import ANSWER, CAUSE, GREEN, GREY, ORANGE, PREFETCHED, SCALE, SLOT, TIME, colours
-from analysis.showing.words import label, shortened
+from analysis.showing.words import label
 from sim.outcome.report import LIMITS
 
 Float = npt.NDArray[np.float64]
@@ -34,7 +34,9 @@ TPOT_MARKS = {
     "p95": ("triangle-down", -LANE),
     "p99": ("triangle-right", -LANE),
 }
-NARROW = 16  # letters of a line of a name at an axis, on a phone
+LINE = 24  # letters of a line of a name beside a figure of half the page
+TWO_LINES = 36  # px of a row with a name of two lines
+LOW = 26  # the same on a phone, whose letters are smaller
 LOG = " (log)"
 MANY_TIMES = 15  # a larger ratio of the fastest to the slowest is drawn on a logarithmic axis
 LABELLED = 14  # points that carry their names
@@ -85,41 +87,20 @@ def log_said(fig: go.Figure) -> go.Figure:
     return fig
 
 
-def short_labels(names: Sequence[str], most: int = 40) -> list[str]:
-    """The names as axis labels: cut, told apart, escaped. What all begin with is left out where some must be cut."""
-    same = _shared(names) if max(map(len, names), default=0) > most else 0
-    cut = [shortened("…" * (same > 0) + name[same:], most) for name in names]
-    return [label(f"{text} #{i}" if cut.count(text) > 1 else text) for i, text in enumerate(cut)]
-
-
-def _shared(names: Sequence[str]) -> int:
-    """How many letters all names begin with, up to the end of a word in them; 0 where that tells little."""
-    low, high = min(names), max(names)  # what these two share all do
-    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)
-    words = re.match(r".*[-_/ ]", low[:same])
-    return words.end() if words and words.end() > 3 else 0
-
-
-def _on_a_phone(names: Sequence[str]) -> list[str]:
-    """The same in at most two lines of NARROW letters."""
-    out = []
-    for text in short_labels(names, 2 * NARROW):
-        blanks = [m.end() for m in re.finditer(r"[-_/ ]", text[: NARROW + 1]) if m.end() >= len(text) - NARROW]
-        at = max(blanks, default=NARROW)
-        whole = len(text) <= NARROW or "&" in text  # no entity is broken
-        out.append(text if whole else f"{text[:at].rstrip()}<br>{text[at:]}")
-    return out
-
-
-def rows_canvas(names: Sequence[str], x: str, extra: int = 66, row: int = ROW) -> go.Figure:
-    """A canvas with one row per name, the first on top. extra, row: px beside the rows, and of each."""
-    fig, labels, lines = canvas(max(LOWEST, extra + row * len(names)), x), short_labels(names), _on_a_phone(names)
-    tall = (
-        {"height": max(LOWEST, extra + ROW * len(names))} if row < ROW and any("<br>" in text for text in lines) else {}
-    )
-    fig.update_layout(meta={"narrow": {"yaxis": _ticks(labels, lines), **tall}})
+def rows_canvas(names: Sequence[str], x: str, extra: int = 66, row: int = ROW, line: int = LINE) -> go.Figure:
+    """A canvas with one row per name, the first on top. extra, row: px beside the rows, and of each; line: letters of
+    a line of a name."""
+    labels, lines, narrow = short_labels(names), two_lines(names, line), two_lines(names)
+    fig = canvas(_height(lines, extra, row, TWO_LINES), x)
+    ticks = {"yaxis": _ticks(labels, narrow), "height": _height(narrow, extra, row, LOW)}
+    fig.update_layout(meta={"narrow": ticks})
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False, type="category")
-    return fig.update_yaxes(range=[-0.5, len(names) - 0.5])
+    return fig.update_yaxes(_ticks(labels, lines), range=[-0.5, len(names) - 0.5])
+
+
+def _height(texts: Sequence[str], extra: int, row: int, least: int) -> int:
+    """px; least: of a row where names have two lines."""
+    return max(LOWEST, extra + (max(row, least) if any("<br>" in text for text in texts) else row) * len(texts))
 
 
 def _ticks(values: Sequence[Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -252,7 +233,7 @@ def tpot(table: pd.DataFrame, requests: dict[str, Float], policies: Sequence[str
             customdata=short,
             hovertemplate=f"%{{customdata}}: {key} %{{x:.2f}} ms<extra></extra>",
         )
-    fig.update_layout(meta={"narrow": {"yaxis": {"ticktext": _on_a_phone(names)}}})
+    fig.update_layout(meta={"narrow": {"yaxis": {"ticktext": two_lines(names)}}})
     fig.update_yaxes(_ticks(rows.tolist(), short), range=[len(names) - 0.5, -0.5])
     return fig.update_yaxes(showgrid=False, zeroline=False)
 
@@ -302,7 +283,7 @@ def by_layer(names: Sequence[str], shares: Float, what: str) -> go.Figure:
         hovertemplate="%{y}, layer %{x}: %{z:.1f} %<extra></extra>",
         hoverongaps=False,
     )
-    narrow = {"yaxis": _ticks(labels, _on_a_phone(names))}
+    narrow = {"yaxis": _ticks(labels, two_lines(names))}
     fig.update_layout(margin={"t": BAR_ROOM}, meta={"narrow": narrow})
     fig.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
     return fig.update_xaxes(showgrid=False, zeroline=False)

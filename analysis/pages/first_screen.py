@@ -11,7 +11,8 @@ from analysis.pages.panels import First, Panel
 from analysis.showing.words import figure
 
 BARS = 9  # of the chart: as many as a phone shows beside the sentence
-LETTERS = 40  # of a run's name in the sentence, which may wrap
+LETTERS = 30  # of a run's name in the sentence, which may wrap; more leave no room for the chart on a phone
+AGAIN = 20  # of a name that the sentence has said
 
 
 def first_screen(found: Comparison, policies: Sequence[str] = ()) -> First:
@@ -30,7 +31,7 @@ def first_screen(found: Comparison, policies: Sequence[str] = ()) -> First:
         (["run", "tokens/s"], [[row["run"], figure(row["tokens_per_s"], 3)] for row in shown.rows]),
         wide=True,
     )
-    return First(answer(found, LETTERS), panel, held_back(found, LETTERS))
+    return First(answer(found, LETTERS), panel, held_back(found, AGAIN))
 
 
 def fastest_first(found: Comparison, most: int = BARS) -> Comparison:
