@@ -661,7 +661,7 @@ FIGURES = [
         "analysis/comparing/leading.py",
         '("oracle", ',
         "(",
-        "tests/test_answer.py::test_an_oracle_never_wins_and_is_named_as_the_limit",
+        "tests/test_answer.py::test_an_oracle_never_wins_and_is_named_but_not_as_a_limit",
     ),
     fault(
         "an interval that holds 1 is a lead",

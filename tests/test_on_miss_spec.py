@@ -554,7 +554,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         Path(file).write_text(text)
     flags, wrong = BAD[name]
     before = sorted(folder.rglob("*"))
-    assert run.main(["--trace", "t.npz", "--hardware", "h.toml", *flags.split(), "--out", "out", "--json"]) == 2
+    trace = [] if "--trace" in flags else ["--trace", "t.npz"]
+    assert run.main([*trace, "--hardware", "h.toml", *flags.split(), "--out", "out", "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: ")
     assert wrong in captured.err

@@ -111,7 +111,8 @@ FILES = {"matrix": "matrix.npz", "file": "counts.npz"}
 BASE = {"trace": "t.npz", "hardware": "fixed.toml", "calibration": 0.3, "batch": 2, "prefill_chunk": 5, "cache": 3}
 
 def plain(summary):
-    return {key: value for key, value in summary.items() if key not in ("spec", "machine")}
+    out = {key: value for key, value in summary.items() if key not in ("spec", "machine")}
+    return out | {"notes": [note.replace("twin-", "") for note in out["notes"]]}  # an oracle's names it
 
 def setting_of(kind, name, **more):
     needs = {f"{name}.{key}": file for key, file in FILES.items() if key in find(kind, name).parameters}

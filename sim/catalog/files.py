@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.catalog.held import held
+from sim.catalog.held import normal as normal  # of the files, too, for whoever asks here
 from sim.errors import CatalogError
 
 KINDS = {
@@ -30,11 +31,6 @@ MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is som
 
 NEAR, NEAR_ENGINE = 0.7, 0.78  # of difflib's ratio; ollama and exllama, two engines, are alike anyhow
 Table = dict[str, Any]
-
-
-def normal(name: str) -> str:
-    """`name` without case, hyphens, underscores and spaces: two names are the same when this is."""
-    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 def did_you_mean(word: str, known: list[str], near_by: float = NEAR) -> str:

@@ -19,6 +19,11 @@ def put(kind: str, name: str, table: Mapping[str, Any]) -> None:
     _held[kind, name] = table
 
 
+def normal(name: str) -> str:
+    """`name` without case, hyphens, underscores and spaces: two names are the same when this is."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def held(kind: str, name: str) -> tuple[str, Described] | None:
     """(label for messages, table or file of one) of what the catalog does not have: in memory, else a plug-in's; None:
     nobody's. Raises CatalogError, one line that names the distribution, for a plug-in that is wrong."""
@@ -30,8 +35,6 @@ def held(kind: str, name: str) -> tuple[str, Described] | None:
 
 def _spelled(name: str) -> str:
     """The plug-in's spelling of a name, whatever its case, hyphens and underscores; any other as it is."""
-    from sim.catalog.files import normal  # late: it reads this file
-
     every = names("engine")
     return name if name in every else next((each for each in every if normal(each) == normal(name)), name)
 
