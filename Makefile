@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # What tests compile lies in the checkout; commands keep it where `python -m` looks for it, too: the user's cache folder.
-test bench digests: export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
+test first-hour bench digests: export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
 .PHONY: run test first-hour check lint types docs bench digests figure glossary engines policies published gpu clean
 
