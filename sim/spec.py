@@ -20,7 +20,7 @@ from pydantic import (
 from sim import catalog
 from sim.engines import FIT, behaving, cache_goes_without_saying, set_by_engine, told
 from sim.errors import SpecError, unknown
-from sim.policies.kinds import KINDS, SPLIT, Value, parametrised
+from sim.policies.kinds import KINDS, SPLIT, Value, parametrised, plain
 from traces.slips import did_you_mean
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class RunSpec(BaseModel):
     @classmethod
     def _policy(cls, value: Any, info: ValidationInfo) -> Any:
         """A policy's name as it is written here: `LRU` and `gate_lookahead` name no other."""
-        if not isinstance(value, str) or value == value.lower().replace("_", "-"):
+        if not isinstance(value, str) or value == plain(value):
             return value
         from sim.policies.registry import canonical  # late: with it comes the core
 
@@ -217,7 +217,7 @@ class RunSpec(BaseModel):
     @field_validator(*WORDED, mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
-        return value.lower().replace("_", "-") if isinstance(value, str) else value
+        return plain(value) if isinstance(value, str) else value
 
     @field_validator("cache", mode="before")
     @classmethod
