@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core import types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.dispatcher import Dispatcher as CPUDispatcher
+from numba.core.registry import CPUDispatcher
 
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
@@ -66,36 +71,105 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 # Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 # What only compiled code calls needs no wrapper for Python, whose compile time is left out.
 _BARE: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-def choice(function: F) -> F:
+class _Part(JITCodeLibrary):
+    """What only compiled code calls: neither optimised nor made machine code by itself; whoever is called from Python
+    links all of its parts once (numba's own way does all of it again with each caller)."""
+
+    def add_llvm_module(self, ll_module):
+        self._optimize_functions(ll_module)
+        self._final_module.link_in(ll_module)
+
+    def finalize(self):
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        return 0
+
+    @property
+    def codegen(self):
+        return self
+
+    def set_env(self, name, env):
+        """Nothing here raises what has to be looked up."""
+
+
+def _parts(library, seen):
+    """Callers before whom they call: LLVM leaves out what nothing before it refers to."""
+    below = []
+    for each in library._linking_libraries:
+        if each not in seen:
+            seen.add(each)
+            if isinstance(each, _Part):
+                below = _parts(each, seen) + below
+            below = [each] + below
+    return below
+
+
+class _Root(JITCodeLibrary):
+    def finalize(self):
+        self._linking_libraries = _parts(self, set())
+        super().finalize()
+
+
+class _Compiler(Compiler):
+    kind: Any
+
+    def define_pipelines(self):
+        state = self.state
+        state.library = self.kind(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().define_pipelines()
+
+
+class _PartCompiler(_Compiler):
+    kind = _Part
+
+
+class _RootCompiler(_Compiler):
+    kind = _Root
+
+
+class _Choice(CPUDispatcher):
+    @property
+    def _numba_type_(self):
+        return types.Dispatcher(self.part)
+
+
+def choice(function: F, **more) -> F:
     """Compile a function that machines call: the compiled loop (which inlines it), simpy, torch, a test."""
-    return numba.njit(forceinline=True, **_OPTIONS)(function)
+    root = numba.njit(forceinline=True, cache=True, pipeline_class=_RootCompiler, **_OPTIONS, **more)(function)
+    if not compiles():
+        return root
+    root.__class__ = _Choice
+    root.part = inlined(function)
+    return root
 
 
 def whole(function: F) -> F:
     """Compile a run from its first step to its last: other threads go on meanwhile (one says what is being done)."""
-    return numba.njit(forceinline=True, nogil=True, **_OPTIONS)(function)
+    return choice(function, nogil=True)
 
 
 def inner(function: F) -> F:
     """Compile a function that only compiled code calls, as part of it where that is (numba lets it inherit that)."""
-    return numba.njit(**_BARE)(function)
+    return numba.njit(pipeline_class=_PartCompiler, **_BARE)(function)
 
 
 def apart(function: F) -> F:
     """The same, never part of its caller unless LLVM thinks so: for what runs with core.rules alone call. It costs
     little speed and halves what there is to compile, for numba compiles what a function holds again with each caller.
     """
-    return numba.njit(forceinline=False, **_BARE)(function)
+    return numba.njit(forceinline=False, pipeline_class=_PartCompiler, **_BARE)(function)
 
 
 def inlined(function: F) -> F:
     """The same for the few on the path of every request: always part of their caller."""
-    return numba.njit(forceinline=True, **_BARE)(function)
+    return numba.njit(forceinline=True, pipeline_class=_PartCompiler, **_BARE)(function)
 
 
 def wrapping(function: F) -> F:
