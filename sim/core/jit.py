@@ -134,10 +134,30 @@ class _RootCompiler(_Compiler):
     kind = _Root
 
 
+def _wide(kind):
+    kind = types.unliteral(kind)
+    return types.int64 if isinstance(kind, types.Integer) else kind
+
+
+class _Once(CPUDispatcher):
+    """Compiled once whatever integers it is called with (numba's own way: once for each kind, and for each number
+    spelled out): a call widens them, which costs nothing where it becomes part of its caller."""
+
+    def get_call_template(self, args, kws):
+        return super().get_call_template(tuple(map(_wide, args)), {n: _wide(k) for n, k in kws.items()})
+
+
 class _Choice(CPUDispatcher):
     @property
     def _numba_type_(self):
         return types.Dispatcher(self.part)
+
+
+def _part(function, options):
+    made = numba.njit(pipeline_class=_PartCompiler, **options)(function)
+    if compiles():
+        made.__class__ = _Once
+    return made
 
 
 def choice(function: F, **more) -> F:
@@ -157,19 +177,19 @@ def whole(function: F) -> F:
 
 def inner(function: F) -> F:
     """Compile a function that only compiled code calls, as part of it where that is (numba lets it inherit that)."""
-    return numba.njit(pipeline_class=_PartCompiler, **_BARE)(function)
+    return _part(function, _BARE)
 
 
 def apart(function: F) -> F:
     """The same, never part of its caller unless LLVM thinks so: for what runs with core.rules alone call. It costs
     little speed and halves what there is to compile, for numba compiles what a function holds again with each caller.
     """
-    return numba.njit(forceinline=False, pipeline_class=_PartCompiler, **_BARE)(function)
+    return _part(function, {**_BARE, "forceinline": False})
 
 
 def inlined(function: F) -> F:
     """The same for the few on the path of every request: always part of their caller."""
-    return numba.njit(forceinline=True, pipeline_class=_PartCompiler, **_BARE)(function)
+    return _part(function, {**_BARE, "forceinline": True})
 
 
 def wrapping(function: F) -> F:
