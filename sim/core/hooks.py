@@ -112,6 +112,11 @@ def new_hooks(plan: Plan) -> Hooks:
     return Hooks(functions=functions, asked=asked, of_each=of_each, floats=floats, ns=_durations(plan))
 
 
+def hooked(plan: Plan) -> bool:
+    """Whether any of its policies is a user's function."""
+    return any(choice is not None for choice in _choices(plan))
+
+
 def _durations(plan: Plan) -> Int:
     costs = plan.costs
     ns = np.zeros((4, max(2, len(costs.expert_ns))), np.int64)

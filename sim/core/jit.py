@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba.core import types
@@ -114,6 +115,22 @@ class _Root(JITCodeLibrary):
     def finalize(self):
         self._linking_libraries = _parts(self, set())
         super().finalize()
+
+    def _optimize_final_module(self):
+        o = os.environ.get("JITO", "2,0,0,0").split(",")
+        tuning = llvm.create_pipeline_tuning_options(speed_level=int(o[0]))
+        tuning.loop_unrolling, tuning.loop_vectorization, tuning.slp_vectorization = (each == "1" for each in o[1:4])
+        if len(o) > 4:
+            tuning.inlining_threshold = int(o[4])
+        builder = llvm.create_pass_builder(self._codegen._tm, tuning)
+        if len(o) > 5:
+            m = builder.getModulePassManager()
+            m.add_loop_rotate_pass()
+            m.add_instruction_combine_pass()
+            m.add_jump_threading_pass()
+            m.run(self._final_module, builder)
+            builder = llvm.create_pass_builder(self._codegen._tm, tuning)
+        builder.getModulePassManager().run(self._final_module, builder)
 
 
 class _Compiler(Compiler):

@@ -25,22 +25,22 @@ CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER, CACHE_PRIOR_MASS, TOLERANCE = 
 @inner
 def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
     """Every token of the visit, in row order; tokens [rows]: their places in the trace."""
-    if miss.rerank == SERE:
+    if miss.policy.rerank == SERE:
         _sere(s, miss, len(tokens), layer)
         return
     for row in range(len(tokens)):
         t = tokens[row]
-        if miss.rerank == CACHE_PRIOR:
+        if miss.policy.rerank == CACHE_PRIOR:
             _cache_prior(s, miss, t, layer, row)
-        elif miss.rerank == MAX_RANK:
+        elif miss.policy.rerank == MAX_RANK:
             _by_rank(s, miss, t, layer)
             _residents_first(s, miss, t, layer, row, int(miss.rerank_params[1]))
-        elif miss.rerank == CACHE_PRIOR_MASS:
+        elif miss.policy.rerank == CACHE_PRIOR_MASS:
             _by_rank(s, miss, t, layer)
             _residents_first(s, miss, t, layer, row, _rank_of_mass(s, miss, t, layer, miss.rerank_params[1]))
-        elif miss.rerank == TOLERANCE:
+        elif miss.policy.rerank == TOLERANCE:
             _tolerance(s, miss, t, layer, row)
-        elif miss.rerank == SMOE:
+        elif miss.policy.rerank == SMOE:
             _smoe(s, miss, t, layer, row)
         else:
             _adapmoe(s, miss, row)
@@ -88,7 +88,7 @@ def _weigh(s: State, miss: Any, t: int, layer: int, row: int) -> None:
         e = s.routed[row, k]
         s.weight[row, k] = math.exp(_logit(miss, t, layer, e) - top) / total if e >= 0 else 0.0
         chosen += s.weight[row, k]
-    if miss.norm_topk and chosen > 0.0:
+    if miss.policy.norm_topk and chosen > 0.0:
         for k in range(s.routed.shape[1]):
             s.weight[row, k] /= chosen
 
