@@ -57,12 +57,12 @@ def heard(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_policy_of_a_user_is_said_when_it_is_compiled_and_not_when_it_is_read(
     tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     begun, ended = heard(capsys)
     assert begun == f"compiling your policy nearest (about 1 s; kept in {own_cache}) ..."
     assert ended.startswith("compiled your policy nearest in ") and ended.endswith(" s")
     assert compiling.about_s("your policy nearest") == pytest.approx(float(ended.split()[-2]), abs=0.06)
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     assert heard(capsys) == []
 
 
@@ -81,7 +81,7 @@ def test_a_policy_that_cannot_be_compiled_has_its_one_line_and_no_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="cannot be compiled"):
-        hooks.compile_hook(policy(tmp_path, "return view.nothing"), 1)
+        user_code.compile_hook(policy(tmp_path, "return view.nothing"), 1)
     assert [line.split()[0] for line in heard(capsys)] == ["compiling"]
     assert compiling._seconds() == {}
 
@@ -90,7 +90,7 @@ def test_nobody_hears_what_is_compiled_quietly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(progress.QUIET, "1")
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     assert heard(capsys) == []
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sim.core import state as st
 from sim.core.hooks import Hooks, hooked, new_hooks
-from sim.core.jit import choice
+from sim.core.jit import whole
 from sim.core.memory import Memory, Struct, packed, record
 from sim.core.miss import NONE, Miss, asks
 from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, ORDERS, Leaving, Plan, Prefetch
@@ -49,7 +49,7 @@ class Ahead(Memory):
     within_ns: Int  # empty: no such rule
 
 
-@choice
+@whole
 def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_experts: int, out: Any) -> None:
     """Walk the visits backwards; `last` [G] ends as the first visit that wants each expert."""
     layers, top_k = experts.shape[1], experts.shape[2]
