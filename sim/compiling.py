@@ -36,6 +36,7 @@ WALL_S = {
     "the machine: caches alone": 9.0,
     "the machine: prefetch": 11.0,
     "the machine: evictions that look back, or of your own": 11.0,
+    "the machine: prefetch, evictions that look back, or of your own": 13.0,
     "the machine: prefetch, and any answer to a miss": 25.0,
     "the machine: engines' own ways on a miss": 35.0,
     "link.next_commit, one choice": 5.0,
