@@ -138,7 +138,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_what_is_kept_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert run(monkeypatch, "stub", "--json", str(tmp_path / "b.json")) == 0
     kept = json.loads((tmp_path / "b.json").read_text())
-    assert {"commit", "versions", "cpu", "cores", "caches", "load at first", "load at last"} < {*kept}
+    assert {"commit", "versions", "asked", "cpu", "cores", "caches", "load at first", "load at last"} < {*kept}
     assert kept["versions"]["numpy"] == np.__version__
     for figure in kept["figures"]:
         values = figure["values"]
@@ -152,7 +152,8 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     [
         (["nope"], "section 'nope' is unknown"),
         (["compare"], "base: None: is of compare"),
-        (["stub", "--base", "HEAD"], "base: HEAD: is of compare"),
+        (["compare", "--base", ""], "base: '': is of compare"),
+        (["stub", "--base", "HEAD"], "base: 'HEAD': is of compare"),
         (["stub", "--runs", "0"], "runs: 0: must be at least 1"),
         (["stub", "--each", "nan"], "each: nan: must be at least 1"),
         (["stub", "--json", "no/such/folder/b.json"], "its folder is not there"),

@@ -22,6 +22,7 @@ from tests.bench.sweeps import sweep
 from tests.bench.throughput import full, throughput
 from traces.command import Parser, guarded, one_of, out_file
 from traces.errors import UserError
+from traces.progress import doing
 
 Section = Callable[[Ask], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Section] = {
 }  # fmt: skip
 MINUTES = ("cold", "sweep")  # take minutes each, and are run where they are asked for
 COMPARE = "compare"
+LEAST = {"requests": 1, "each": 1, "runs": 1, "most": 1e4, "workers": 1}
 
 
 def parser() -> Parser:
@@ -57,15 +59,15 @@ def chosen(args: argparse.Namespace) -> dict[str, Section]:
     """The sections that are asked for. Raises UserError for one that is not there, or that lacks what it needs."""
     names = args.sections or [name for name in SECTIONS if name not in MINUTES]
     names = list(SECTIONS) if "all" in names else [one_of("section", name, (*SECTIONS, COMPARE)) for name in names]
-    if (COMPARE in names) != (args.base is not None):
-        raise UserError(f"base: {args.base}: is of {COMPARE}; give both: python -m tests.bench compare --base COMMIT")
+    if (COMPARE in names) != bool(args.base):
+        raise UserError(f"base: {args.base!r}: is of {COMPARE}; give both: python -m tests.bench compare --base COMMIT")
     there = {COMPARE: partial(compare, base=args.base, only=args.only, starts=not args.no_starts)}
     return {name: (SECTIONS | there)[name] for name in names}
 
 
 def asked(args: argparse.Namespace) -> Ask:
     """Raises UserError for numbers that mean nothing."""
-    for name, least in {"requests": 1, "each": 1, "runs": 1, "most": 1e4, "workers": 1}.items():
+    for name, least in LEAST.items():
         if not getattr(args, name) >= least:
             raise UserError(f"{name}: {getattr(args, name):g}: must be at least {least:g}")
     return Ask(captures(), args.requests, args.each, args.runs, args.most, args.workers)
@@ -74,6 +76,7 @@ def asked(args: argparse.Namespace) -> Ask:
 def told(name: str, section: Section, ask: Ask) -> Iterator[Figure]:
     """The section's figures, each printed as it comes, below a heading where there is a new one."""
     print(f"{name}: {' '.join(str(getattr(section, 'func', section).__doc__).split())}", flush=True)
+    doing(f"measuring {name}", at_once=False)
     heading = name
     for figure in section(ask):
         above = figure.name.rpartition("/")[0]
@@ -92,7 +95,8 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     sections, ask = chosen(args), asked(args)
     kept = None if args.json is None else out_file(args.json, force=True)
-    about = {**machine(), "load at first": load()}
+    numbers = {name: getattr(args, name) for name in LEAST}
+    about = {**machine(), "asked": numbers, "load at first": load()}
     print(f"{about['commit']} on {about['cores']} cores of {about['cpu']}, caches {about['caches']}; {load()}")
     figures = [figure for name, section in sections.items() for figure in told(name, section, ask)]
     about["load at last"] = load()

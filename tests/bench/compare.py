@@ -18,6 +18,7 @@ from tests.bench.figures import Ask, Figure, commit, ratio
 from tests.bench.plans import ROOT
 from tests.bench.starts import FURTHER, Spent, Starts
 from traces.errors import UserError
+from traces.progress import doing
 
 # this package in front of the other checkout's of that name
 BOOT = "import sys, tests; tests.__path__.insert(0, sys.argv.pop(1)); from tests.bench import worker; worker.main()"
@@ -100,6 +101,7 @@ def jobs_compared(jobs: Sequence[str], sides: Sequence[Any], runs: int) -> Itera
     found: dict[str, list[list[dict[str, Any]]]] = {job: [[], []] for job in jobs}
     for round_ in range(runs + 1):
         for job in jobs:
+            doing(f"round {round_} of {runs}: {job}", at_once=False)
             for side in (0, 1) if round_ % 2 else (1, 0):
                 found[job][side].append(sides[side].ask(job))
     for job, answers in found.items():
@@ -127,6 +129,7 @@ def starts_compared(sides: Sequence[Starts], runs: int) -> Iterator[Figure]:
     yield from _spent("warm/the default run", [each[0] for each in warm], [each[1] for each in warm])
     first: list[tuple[Spent, Spent]] = []
     for name, further in FURTHER.items():
+        doing(f"cold starts: {name}", at_once=False)
         here, there = (side.cold(further) for side in sides)
         first.append((here[0], there[0]))
         yield from _spent(f"cold/{name}", [here[1]], [there[1]])

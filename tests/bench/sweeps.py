@@ -1,5 +1,6 @@
 """The sweep of README: 1,000 configurations of a million requests each, and what each policy of its grid costs."""
 
+import csv
 import json
 import os
 import subprocess
@@ -80,6 +81,9 @@ def swept(
     told = {"cwd": ROOT, "env": environment, "check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([sys.executable, *command], **told)
     wall_s = time.perf_counter() - begin
+    with (out / "results.csv").open(newline="") as rows:
+        wrong = [row["error"] for row in csv.DictReader(rows) if row["error"]]
+    assert not wrong, f"{len(wrong):,} configurations did not run: {wrong[0]}"
     found: dict[str, Any] = json.loads((out / "sweep.json").read_text())["last"]
     return {**found, "command_s": wall_s}
 
