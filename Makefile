@@ -1,12 +1,12 @@
 # One entry point for people and for CI. `make run`, `make test`, `make first-hour`, `make check`, `make docs`, `make bench`,
-# `make digests`, `make gpu`.
+# `make bench-compare`, `make digests`, `make gpu`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # What tests compile lies in the checkout; commands keep it where `python -m` looks for it, too: the user's cache folder.
-test first-hour bench digests: export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
+test first-hour bench bench-compare digests: export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache
 
-.PHONY: run test first-hour check lint types docs bench digests figure glossary engines policies published gpu clean
+.PHONY: run test first-hour check lint types docs bench bench-compare digests figure glossary engines policies published gpu clean
 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -40,8 +40,11 @@ types: $(VENV)/.ready
 
 check: lint types test
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/.ready  # SECTIONS="policies cold": some of them; JSON=FILE: every round of every figure
+	$(BIN)/python -m tests.bench $(SECTIONS) $(if $(JSON),--json $(JSON))
+
+bench-compare: $(VENV)/.ready  # BASE=COMMIT or a checkout's folder: this one and that one, interleaved
+	$(BIN)/python -m tests.bench compare --base "$(BASE)" $(if $(ONLY),--only "$(ONLY)") $(if $(JSON),--json $(JSON))
 
 digests: $(VENV)/.ready  # ROOT=CHECKOUT: of another checkout
 	$(BIN)/python -m tests.digests $(if $(ROOT),--root $(ROOT))
