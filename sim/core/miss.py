@@ -71,7 +71,7 @@ class Miss(NamedTuple):
     def of(plan: Plan) -> "Miss":
         """As the plan has it."""
         layers, n = plan.experts.shape[1], plan.n_experts
-        weights = np.zeros((0, 0, 0), np.float32) if plan.weights is None else plan.weights.astype(np.float32)
+        weights = np.zeros((0, 0, 0), np.float32) if plan.weights is None else np.asarray(plan.weights, np.float32)
         logits = np.zeros((0, 0, 0), np.uint16) if plan.logits is None else plan.logits.view(np.uint16)
         similarity = np.zeros((0, 0, 0), np.float32) if plan.similarity is None else plan.similarity
         peers = plan.peers if plan.peers.size else np.zeros((layers, n, 0), np.int16)
