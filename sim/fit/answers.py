@@ -36,8 +36,8 @@ def answer_fields(
     fit: Fit,
 ) -> dict[str, Any]:
     """The fields of a Plan that answers depend on. weighs: something else reads router weights, by_logits: logits;
-    weights: those of the trace; fit: buddy lists of the calibration trace. Raises SpecError or TraceError, one line, for
-    what does not fit."""
+    weights: those of the trace; fit: buddy lists of the calibration trace. Raises SpecError or TraceError, one line,
+    for what does not fit."""
     values = miss.values(given)
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
