@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sim.core.inputs import inputs
 from sim.core.rules import new_rules
 from sim.core.state import new_state
 from sim.engines import behaving
+from sim.flags import read_toml
 from sim.memo import Kept
 from sim.policies.registry import TABLES
 from sim.prepare import prepare
@@ -194,3 +196,12 @@ def test_runs_that_are_called_of_one_version_are() -> None:
     for chosen in (runs, *itertools.combinations(some, 2)):
         compiled = {needed[run.id] for run in to_compile(chosen)}
         assert compiled >= {needed[run.id] for run in chosen} - {None}
+
+
+# --- the sweep that is measured ---
+
+
+def test_the_measured_sweep_has_a_thousand_configurations_of_two_versions() -> None:
+    runs, versions = expand(read_toml(str(Path(__file__).parent / "grid.toml"))), Versions()
+    assert len(runs) == 1000 and all(run.spec for run in runs)
+    assert len({versions.of(run) for run in runs}) == 2  # lean, and with everything
