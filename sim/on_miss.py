@@ -121,8 +121,7 @@ def on_miss(rules: Rules, plan: Plan, hardware: "Hardware", engine: "Engine") ->
     chunk = _chunk(rules, plan, hardware)
     _refuse_streaming(rules, plan, bulk)
     own = rules.many is not None or plan.miss.kind in OWN or layers_lacking(plan).any()
-    slowed = rules.on_host and (visit_ns > 0 or share < 1)
-    if not (own or slowed or not rules.beside or rules.defer or chunk):
+    if not (own or slowed(rules, hardware, engine) or not rules.beside or rules.defer or chunk):
         return None
     found = OnMiss(
         run_ns=run_ns(hardware, engine, plan.expert_bytes, plan.n_experts, plan.costs.transfer_ns),
@@ -144,6 +143,12 @@ def on_miss(rules: Rules, plan: Plan, hardware: "Hardware", engine: "Engine") ->
     )
     _refuse_beyond_integers(rules, found, plan)
     return found
+
+
+def slowed(rules: Rules, hardware: "Hardware", engine: "Engine") -> bool:
+    """Whether a visit that computes on the host pays more than the times of its experts there."""
+    visit_ns = cpu_visit_ns(hardware, engine, rules.cpu_visit_us)
+    return rules.on_host and (visit_ns > 0 or _share(rules, hardware) < 1)
 
 
 def _refuse_half_a_rule(rules: Rules) -> None:

@@ -389,6 +389,17 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """The judged trace's router weights as the core reads them, float32 [T, L, K]; None where it has none."""
+
+    judged: Judged
+
+    def make(self, memo: Memo) -> npt.NDArray[np.float32] | None:
+        weights = self.judged.judged(memo).weights
+        return None if weights is None else np.ascontiguousarray(weights, np.float32)
+
+
+@dataclass(frozen=True)
 class Answered:
     """The plan's fields that answers depend on (sim.fit.answers); weighs: the eviction reads router weights, by_logits:
     logits."""
@@ -414,6 +425,7 @@ class Answered:
             seed=self.seed,
             weighs=self.weighs,
             by_logits=self.by_logits,
+            weights=lambda: made(Weighed(self.judged), memo),
             fit=lambda profile: made(Buddies(self.judged, profile), memo),
         )
 

@@ -51,7 +51,6 @@ def _command(argv: list[str]) -> int:
     flags = parser()
     args = flags.parse_args(argv)
     _check(args)
-    from sim.sweeps.answer import COLUMNS_READ, answer
     from sim.sweeps.config import expand, swept
     from sim.sweeps.from_flags import folder_of, spelt_out, tables_of
     from sim.sweeps.session import Session
@@ -77,6 +76,8 @@ def _command(argv: list[str]) -> int:
         return INTERRUPTED
     finally:
         session.close()
+    from sim.sweeps.answer import COLUMNS_READ, answer  # once the workers have what they need
+
     print(answer(table.select(COLUMNS_READ).to_pylist(), swept(tables)))
     print(f"{folder / 'results.parquet'}: {len(runs):,} rows")
     return 2 if all(session.store.done.values()) else 0

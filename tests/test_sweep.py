@@ -1,7 +1,6 @@
 """Sweeps: what a file expands to, that nothing is lost or repeated whatever is killed, that rows say all and agree."""
 
 import io
-import itertools
 import math
 import os
 import shutil
@@ -22,27 +21,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import catalog, run, sweep
-from sim.core.inputs import inputs
-from sim.core.rules import new_rules
-from sim.core.state import new_state
-from sim.engines import behaving
+from sim import run, sweep
 from sim.errors import SpecError
 from sim.flags import read_toml as read
 from sim.memo import Kept
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC
-from sim.prepare import prepare
 from sim.search.evaluate import Evaluator
-from sim.spec import RunSpec
 from sim.sweeps import dispatch, session, store
 from sim.sweeps.answer import COLUMNS_READ, answer
-from sim.sweeps.config import Configuration, expand, identity
+from sim.sweeps.config import Configuration, expand
 from sim.sweeps.dispatch import KILLED, Dispatcher, Queue, Seconds, WorkerEvent
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import COLUMNS, Row, pair_of
+from sim.sweeps.versions import Versions
 from sim.sweeps.worker import Done, Setup, Task, Worker
 from tests.gen import random_trace
-from traces.errors import UserError
 from traces.format import npz
 
 ROOT = Path(__file__).parent.parent
@@ -339,54 +332,6 @@ def test_a_run_that_kills_its_worker_is_tried_again_alone_then_a_row_with_an_err
     assert dispatcher.totals.runs == 60
 
 
-def test_while_nothing_is_compiled_one_worker_compiles_each_version_first(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "s.toml").write_text('trace = "t.npz"\nhardware = "h.toml"\nmiss = ["fetch", "drop", "cpu"]\nrepeats = 2')
-    runs = expand(read("s.toml"))
-    assert session.compiled()
-    from sim.core import jit
-
-    monkeypatch.setattr(jit, "CACHE_DIR", folder / "empty")
-    assert not session.compiled()
-    samples = session.to_compile(runs)
-    assert [each.spec.miss for each in samples if each.spec] == ["fetch", "drop", "cpu"]  # cpu: may slow the link
-    pool = FakePool(session.inspect(runs)[0])
-    dispatcher = Dispatcher(pool, 2)
-    dispatcher.warm_up(samples)
-    assert pool.tasks == [[0], [0], [0]] and dispatcher.totals.runs == 0
-    assert len([row for rows in dispatcher.run(runs) for row in rows]) == 6
-
-
-def version(spec: RunSpec) -> tuple[bool, bool] | None:
-    """Which compiled version a run takes (sim.machines.compiled.run): without what only some ask for, without rules on
-    a miss. None: it does not run."""
-    try:
-        plan = prepare(spec).plan
-    except UserError:
-        return None
-    state = new_state(plan)
-    return inputs(plan, state, False)[1] is None, new_rules(plan, state) is None
-
-
-def test_every_version_of_the_machine_that_runs_need_is_compiled_first() -> None:
-    """Among the samples is a run of each version, also where it is an engine's name alone that brings rules."""
-    shared = {"trace": "mixtral.npz", "hardware": "rtx4090", "calibration": 0.25, "max_steps": 4}
-    policies: list[dict[str, Any]] = [{"miss": miss} for miss in ("fetch", "cpu", "stream", "drop")]
-    policies += [{"eviction": "static"}, {"prefetch": "popular"}, {"cache": "layers:3"}, {"n_cpu_moe": 30}]
-    names = [name for name in catalog.names("engine") if behaving(name)]
-    engines = [{"engine": name, "vram": "30GB", "precision": "q4-k-m"} for name in names]
-    runs = [
-        Configuration(identity(spec), spec)
-        for spec in (RunSpec.of({**shared, **more}) for more in (*policies, *engines))
-    ]
-    needed = {run.id: version(run.spec) for run in runs if run.spec}
-    assert set(needed.values()) >= {(True, True), (False, True), (False, False)}
-    for chosen in (runs, *itertools.combinations(runs, 2)):
-        compiled = {needed[run.id] for run in session.to_compile(chosen)}
-        assert compiled >= {needed[run.id] for run in chosen} - {None}
-
-
 def test_the_time_begins_when_every_worker_is_ready(folder: Path) -> None:
     dispatcher = Dispatcher(FakePool(seeded(folder, 1)[1]), 2)
     dispatcher.warm_up([], ready=2)
@@ -444,7 +389,9 @@ def test_a_killed_worker_loses_nothing(folder: Path) -> None:
 def test_tasks_are_of_useful_size_and_what_shares_much_stands_together(folder: Path) -> None:
     (folder / "s.toml").write_text('trace = ["b", "a"]\ncache = [3, 2]\nmiss = ["fetch", "drop"]\nrepeats = 50')
     runs = expand(read("s.toml"))
-    seconds, queue = Seconds(), Queue.of(runs, 2)
+    seconds, queue = Seconds(), Queue.of(runs, 2, Versions())
+    for seen in (runs[0], runs[-1]):
+        queue.versions.end(seen, done=True)
     assert [len(stretch) for stretch in queue.stretches] == [200, 200]
     assert {r.spec.trace for r in queue.stretches[0] if r.spec} == {"a"}
     assert len(queue.take(0, seconds)) == 1  # nothing is known yet

@@ -32,10 +32,12 @@ def answer_fields(
     seed: int,
     weighs: bool,
     by_logits: bool,
+    weights: Callable[[], npt.NDArray[np.float32] | None],
     fit: Fit,
 ) -> dict[str, Any]:
     """The fields of a Plan that answers depend on. weighs: something else reads router weights, by_logits: logits;
-    fit: buddy lists of the calibration trace. Raises SpecError or TraceError, one line, for what does not fit."""
+    weights: those of the trace; fit: buddy lists of the calibration trace. Raises SpecError or TraceError, one line,
+    for what does not fit."""
     values = miss.values(given)
     chosen = miss.choice(given)
     if miss.user:  # whatever its own parameters are called
@@ -50,7 +52,7 @@ def answer_fields(
         "norm_topk": bool(trace.meta.get("norm_topk", True)),
     }
     if chosen.marks & NOT_ALL_FETCHED or rerank is not NONE or weighs:
-        fields["weights"] = trace.weights
+        fields["weights"] = weights()
         fields["logits"] = _logits(miss, rerank, chosen.params, trace)
     if by_logits:
         fields["logits"] = trace.logits

@@ -160,8 +160,9 @@ def nearest_first(distance: int, m: int) -> Int:
 
 
 def unfitted(lists: Ids, row: Rows) -> Prediction:
-    """A prediction with the key of predictors that measure nothing."""
-    return Prediction(lists, row, nearest_first(len(row), lists.shape[3]))
+    """A prediction with the key of predictors that measure nothing; lists that are cut out of longer ones copied, once
+    for all the runs that share it."""
+    return Prediction(np.ascontiguousarray(lists), row, nearest_first(len(row), lists.shape[3]))
 
 
 def leading_requests(trace: RoutingTrace, rows: int = MEASURED_ROWS) -> RoutingTrace:

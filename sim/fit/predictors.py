@@ -77,8 +77,8 @@ class GateLookahead(Predictor):
     width      entries of a list; None = the trace's top-k; never more than the trace's lists hold.
 
     Who wrote them, before the run, meta.lookahead_source says. A layer below the distance must have no entries: no
-    hidden state of that token could foretell it. Lists are a view of the array, memory-mapped if it is; cutting them
-    shorter makes them strided.
+    hidden state of that token could foretell it. Lists are a view of the array, memory-mapped if it is, but where they
+    are cut shorter.
     """
 
     name = "gate-lookahead"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sim import __version__
 from sim.capacity import vram_bytes
@@ -17,7 +18,7 @@ from sim.flags import flag_words
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
 from sim.outcome import price
-from sim.outcome.bounds import applicable, bounds, executed_bounds
+from sim.outcome.bounds import LOSSLESS, applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
 from sim.outcome.how_sure import NOT_CALIBRATED, any_interval, how_sure, intervals, key_of
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, machine_words, short_of_ram, starts_free
@@ -48,7 +49,7 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     """The summary object: figures, bounds, verdict, memory, and everything the run depended on."""
     spec = setting.spec
     out = summarise(record)
-    out["quality"] = _quality(setting, record, out["wanted"])
+    out["quality"] = _quality(setting, record, out["wanted"], memo)
     out["memory"] = setting.memory
     out["slots"] = _slots(setting.plan)
     out["start"] = _start(setting.plan)
@@ -115,12 +116,16 @@ def _speculation(setting: Setting, record: RunRecord, out: Mapping[str, Any]) ->
 
 
 def _bounds_of(setting: Setting, record: RunRecord, memo: Memo) -> dict[str, int]:
-    """The bounds of the classes that this run belongs to, in ns (loads: transfers)."""
-    plan = setting.plan
-    places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
-    key = ("bounds", setting.costed, setting.rules, plan.warmup_steps, plan.group, *places)
-    every = memo(key, lambda: bounds(plan)) | executed_bounds(plan, record)
-    return {name: every[name] for name in applicable(plan) if name in every}
+    """The bounds of the classes that this run belongs to, in ns (loads: transfers). What runs of other policies have in
+    common with it, none of whom has rules on a miss, is found once for all of them."""
+    plan, names = setting.plan, applicable(setting.plan)
+    every = executed_bounds(plan, record)
+    if LOSSLESS[0] in names:
+        rules = None if plan.on_miss is None else setting.rules
+        places = (plan.pooled, *(sha256(array.tobytes()).hexdigest() for array in (plan.slots, plan.residents)))
+        key = ("bounds", setting.costed, rules, plan.warmup_steps, plan.group, *places)
+        every |= memo(key, lambda: bounds(plan))
+    return {name: every[name] for name in names if name in every}
 
 
 def _trace(setting: Setting) -> dict[str, Any]:
@@ -139,7 +144,7 @@ def _trace(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _quality(setting: Setting, record: RunRecord, wanted: int) -> dict[str, Any]:
+def _quality(setting: Setting, record: RunRecord, wanted: int, memo: Memo) -> dict[str, Any]:
     c, layer = record.counters, record.layer
     out: dict[str, Any] = {"wanted_before_rerank": c["wanted_before"], "wanted": wanted}
     if _lossless(setting):
@@ -150,23 +155,29 @@ def _quality(setting: Setting, record: RunRecord, wanted: int) -> dict[str, Any]
         out[f"{name}_weight"] = c[f"weight_{name}"] / total if known else None
         share = np.divide(layer[f"weight_{name}"], by_layer, out=np.zeros_like(by_layer), where=by_layer > 0)
         out[f"{name}_weight_by_layer"] = share.tolist() if known else None
-    out["per_token_p95"] = _per_token(setting, record) if known else None
+    out["per_token_p95"] = _per_token(setting, record, memo) if known else None
     out["expected_error"] = c["weight_missed"] / total if known and setting.plan.similarity is not None else None
     return out | {"stopped": {name.removeprefix("stopped_"): n for name, n in c.items() if name.startswith("stopped_")}}
 
 
-def _per_token(setting: Setting, record: RunRecord) -> float | None:
+def _per_token(setting: Setting, record: RunRecord, memo: Memo) -> float | None:
     """The 95th percentile, over the counted tokens, of the share of a token's router weight that was lost."""
     if not record.tokens:
         return None
+    key = ("router weight", setting.costed.steps, setting.plan.warmup_steps)
+    rows, wanted = memo(key, lambda: _router_weight(setting))
+    share = np.divide(record.tokens["lost_weight"][rows], wanted, out=np.zeros(len(rows)), where=wanted > 0)
+    return float(np.percentile(share, 95, method="inverted_cdf", overwrite_input=True))
+
+
+def _router_weight(setting: Setting) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """(trace rows [n] of the counted tokens, the router weight that each wants [n])."""
     plan = setting.plan
     first = int(plan.step_offset[plan.warmup_steps])
     rows = plan.step_row[first:][plan.accepted[first:]]
     assert setting.trace.weights is not None  # the plan's weights are the trace's
     weights = setting.trace.weights[rows].astype(np.float64)
-    wanted = np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
-    share = np.divide(record.tokens["lost_weight"][rows], wanted, out=np.zeros(len(rows)), where=wanted > 0)
-    return float(np.percentile(share, 95, method="inverted_cdf"))
+    return rows, np.where(plan.experts[rows] >= 0, weights, 0.0).sum(axis=(1, 2))
 
 
 def _lossless(setting: Setting) -> bool:

@@ -161,7 +161,7 @@ def _streamed(out: dict[str, Any]) -> float:
 def _rooms(setting: Setting, prefill: bool, memo: Memo) -> dict[str, Any]:
     """The scopes, and which of them are small for the visits of one phase."""
     plan = setting.plan
-    key = ("wants", setting.costed, plan.warmup_steps, prefill)
+    key = ("wants", setting.costed.steps, plan.warmup_steps, prefill)
     wanted = memo(key, lambda: wants_per_visit(plan, prefill))
     wanted = wanted.sum(keepdims=True) if plan.pooled else wanted
     small = plan.slots < wanted

@@ -9,7 +9,8 @@ from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher
 from sim.sweeps.local import LocalPool
 from sim.sweeps.rows import Row
-from sim.sweeps.session import inspect, to_compile
+from sim.sweeps.session import inspect
+from sim.sweeps.versions import to_compile
 
 PIECE = 64  # runs given out together: those of the first pieces are done when time is over
 

@@ -2,7 +2,9 @@
 
 Runs that share much stand beside each other and are cut into one stretch per worker, so that each worker makes what
 they share once; who is done takes from the far end of the longest stretch left. A task holds as many runs as take about
-half a second, by what the runs of the same trace took so far.
+half a second, by what the runs of the same trace took so far. The first run of each version of the machine is a task of
+its own, for it may have to be compiled; who would need the same version meanwhile does something else (sim.sweeps.
+versions).
 
 A worker that dies takes no other with it: its runs are tried again, each alone; one that kills a worker a second time
 becomes a row with an error.
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 from sim.errors import SpecError
 from sim.sweeps.config import Configuration
 from sim.sweeps.rows import Row, error_row
+from sim.sweeps.versions import Versions
 from sim.sweeps.worker import Done, Task
 from traces.progress import doing
 
@@ -77,31 +80,42 @@ class Queue:
     """Runs that wait: one stretch per worker, and those to be tried again alone."""
 
     stretches: list[deque[Configuration]]
+    versions: Versions
     again: deque[Configuration] = field(default_factory=deque)
 
     @staticmethod
-    def of(runs: Sequence[Configuration], workers: int) -> "Queue":
+    def of(runs: Sequence[Configuration], workers: int, versions: Versions) -> "Queue":
         ordered = sorted(runs, key=_sharing)
         cuts = [len(ordered) * i // workers for i in range(workers + 1)]
-        return Queue([deque(ordered[a:b]) for a, b in pairwise(cuts)])
+        return Queue([deque(ordered[a:b]) for a, b in pairwise(cuts)], versions)
 
     def __len__(self) -> int:
         return sum(map(len, self.stretches)) + len(self.again)
 
     def take(self, place: int, seconds: "Seconds") -> Sequence[Configuration]:
-        """The next runs for the worker at a place: one to try again, of its own stretch, or of the longest."""
+        """The next runs for the worker at a place: one to try again, of its own stretch, or of the longest; none where
+        all that is left needs what others compile."""
         if self.again:
             return [self.again.popleft()]
-        own = self.stretches[place % len(self.stretches)]
-        longest = max(self.stretches, key=len)
-        if not longest:
+        own, longest = self.stretches[place % len(self.stretches)], max(self.stretches, key=len)
+        return self._drawn(own, seconds) or self._drawn(longest, seconds, far=True)
+
+    def _drawn(self, source: deque[Configuration], seconds: "Seconds", far: bool = False) -> list[Configuration]:
+        """From the near or the far end: what can be run at once, or a run of what nobody compiles."""
+        place = self.versions.next(reversed(source) if far else source)
+        if place is None:
             return []
-        source, draw = (own, own.popleft) if own else (longest, longest.pop)
-        first = draw()
-        most = min(
-            seconds.fitting(first), 1 + len(source) // 2, MOST_RUNS
-        )  # the last ones stay small: all end together
-        return [first, *(draw() for _ in range(most - 1))]
+        at = len(source) - 1 - place if far else place
+        most = min(seconds.fitting(source[at]), 1 + len(source) // 2, MOST_RUNS)  # at last few: all end together
+        if not self.versions.there(source[at]):
+            self.versions.begin(source[at])
+            most = 1
+        taken = [source[at]]
+        del source[at]
+        while len(taken) < most and 0 <= (at := at - far) < len(source) and self.versions.there(source[at]):
+            taken.append(source[at])
+            del source[at]
+        return taken
 
 
 def _sharing(run: Configuration) -> tuple[Any, ...]:
@@ -152,6 +166,7 @@ class Dispatcher:
         self.pool, self.workers = pool, workers
         self.totals = Totals()
         self.seconds = Seconds()
+        self.versions = Versions()
         self._idle: list[int] = []
         self._places: dict[int, int] = {}  # of workers that live: which stretch is theirs
         self._tasks: dict[int, Task] = {}
@@ -192,7 +207,7 @@ class Dispatcher:
                 progress.show(done)
 
     def _batch(self, runs: Sequence[Configuration], deadline: float) -> Iterator[list[Row]]:
-        queue = Queue.of(runs, max(1, len(self._places)))
+        queue = Queue.of(runs, max(1, len(self._places)), self.versions)
         while (queue or self._tasks) and (left := deadline - time.monotonic()) > 0:
             rows: list[Row] = []
             self._hand_out(queue)
@@ -218,6 +233,8 @@ class Dispatcher:
     def _seen(self, event: WorkerEvent) -> Task | None:
         """Keep account of an event; gives the task that its worker had."""
         task = self._tasks.pop(event.worker, None)
+        for run in task.runs if task else ():
+            self.versions.end(run, done=not event.dead)
         if not event.dead:
             self._starting.discard(event.worker)
             self._stillborn = 0

@@ -2,22 +2,17 @@
 
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
 from sim import __version__
-from sim.core.plan import LOOKS_BACK
-from sim.engines import FIT
 from sim.memo import afresh
-from sim.on_miss import OWN
 from sim.policies.kinds import KINDS as POLICIES
 from sim.policies.policy import is_user
-from sim.policies.registry import find
-from sim.prepare import Described, fitted
-from sim.spec import RunSpec, per_layer
+from sim.prepare import Described
 from sim.sweeps.config import Configuration
 from sim.sweeps.dispatch import Dispatcher, Pool, Totals
 from sim.sweeps.local import LocalPool
@@ -69,7 +64,6 @@ class Session:
         pool, workers = _pool(self.setup, engine, address, workers, len(missing))
         try:
             dispatcher = Dispatcher(pool, workers)
-            dispatcher.warm_up([] if compiled() else to_compile(missing))
             for rows in dispatcher.run(missing):
                 self.store.add(rows)
         finally:
@@ -133,51 +127,6 @@ def _core() -> str:
     from sim.core.jit import CACHE_DIR
 
     return CACHE_DIR.name
-
-
-def compiled() -> bool:
-    """Whether any version of the machine is."""
-    from sim.core.jit import CACHE_DIR
-
-    return any(CACHE_DIR.rglob("compiled._loop*.nbc"))
-
-
-def to_compile(runs: Sequence[Configuration]) -> list[Configuration]:
-    """A run of each version of the machine that these runs may need: what is compiled already only has to be read."""
-    versions: dict[Hashable, Configuration] = {}
-    for run in sorted(runs, key=_slow_to_prepare):
-        if run.spec is not None and run.spec.machine == "compiled":
-            versions.setdefault(_version(run.spec), run)
-    return list(versions.values())
-
-
-def _users(spec: RunSpec) -> list[str]:
-    """The policies that are a user's own."""
-    return [name for kind in POLICIES if is_user(name := getattr(spec, kind))]
-
-
-def _slow_to_prepare(run: Configuration) -> tuple[int, int]:
-    """Sort key: last who asks a user's own function, before them who fits something."""
-    users = 0 if run.spec is None else len(_users(run.spec))
-    return users, 0 if run.spec is None or users else len(fitted(run.spec))
-
-
-def _version(spec: RunSpec) -> Hashable:
-    """Equal for specs that are surely of one compiled version (sim.core.inputs, sim.on_miss): those that have rules on
-    a miss whatever the machine; of the others those that share what decides on sizes and durations."""
-    if _users(spec):
-        return tuple(_users(spec))
-    miss, eviction = find("miss", spec.miss), find("eviction", spec.eviction)
-    by_rules = spec.bulk != "none" or spec.defer > 0 or not spec.beside or spec.eviction == "static"
-    if by_rules or miss.kind in OWN:
-        return "rules"
-    chosen = (spec.prefetch, spec.miss, spec.rerank)
-    lean = chosen == ("none", "fetch", "none") and not eviction.choice({}).marks & LOOKS_BACK
-    machine = (spec.hardware, *spec.changes.items(), spec.engine, spec.cpu_visit_us, spec.link_share)
-    on_host = miss.may_answer_cpu(spec.params("miss"))
-    layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
-    slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
-    return lean, machine if on_host else None, slots
 
 
 def inspect(runs: Sequence[Configuration]) -> tuple[Setup, dict[str, str]]:
