@@ -72,8 +72,8 @@ def bounds(plan: Plan, block: int | None = None) -> dict[str, int]:
     The span is walked forward, a block of steps at a time, adding up; then, for the best cut, from the end back to
     the first block in which there may be one. A cut asks for what lies before it and behind it at once; what lies
     before the visits of a block is found again there, from where the first walk stood at its begin. So memory is that
-    of one block, and of one such state for each. block: expert requests of a block, about (default: block_size's); no
-    value depends on it.
+    of one block, and of one such state for each. block: wants of a block, at most (default: block_size's); no value
+    depends on it.
     """
     if plan.warmup_steps >= len(plan.step_prefill):
         return dict.fromkeys(LOSSLESS + DEMAND, 0)

@@ -1,5 +1,5 @@
-"""The work of a run's span, from the begin of step `plan.warmup_steps` on, a block of steps at a time: what any lossless
-run has to do in it, and how long the link takes for so many loads. What `sim.outcome.bounds` are made of.
+"""The work of a run's span, which begins with step `plan.warmup_steps`, a block of steps at a time: what any lossless run
+has to do in it, and how long the link takes for so many loads. What `sim.outcome.bounds` are made of.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # both import numba, which takes its time
 
 Int = npt.NDArray[np.int64]
 
-BLOCK = 1 << 16  # distinct experts, at most, that a block of steps wants: its arrays stay in a core's own cache
+BLOCK = 1 << 16  # wants of a block of steps, at most: its arrays stay in a core's own cache
 BYTES = 64  # that a block's arrays have for each of them, about
 
 
@@ -99,21 +99,23 @@ def _in_chunks_ns(plan: Plan) -> tuple[int, int]:
 
 
 def block_size(plan: Plan, walk: "Walk") -> int:
-    """Expert requests of a block; more than BLOCK where the rows of a step want the same experts, and where a walk's
-    state is large and the span long: all states together are then as large as a block's arrays, and both grow as the
-    square root of the span."""
+    """Wants of a block, at most; more than BLOCK where a walk's state is large and the span long: all states together
+    are then as large as a block's arrays, and both grow as the square root of the span."""
+    steps = len(plan.step_prefill) - plan.warmup_steps
     rows = int(plan.step_offset[-1] - plan.step_offset[plan.warmup_steps])
-    layers, top_k = plan.experts.shape[1:]
-    alike = max(1, rows // (len(plan.step_prefill) - plan.warmup_steps) * top_k // plan.n_experts)
-    return max(BLOCK, isqrt(rows * layers * top_k // alike * walk.nbytes // BYTES)) * alike
+    wants = min(rows * plan.experts.shape[2], steps * plan.n_experts) * plan.experts.shape[1]
+    return max(BLOCK, isqrt(wants * walk.nbytes // BYTES))
 
 
 def blocks(plan: Plan, block: int) -> Iterator[tuple[int, int]]:
-    """The span's steps in blocks, first and last + 1, of at most `block` expert requests or one step."""
-    offset, first = plan.step_offset, plan.warmup_steps
-    rows = block // (plan.experts.shape[1] * plan.experts.shape[2])
+    """The span's steps in blocks, first and last + 1, that want at most `block` experts, a visit each of them at most
+    once, in no more visits; or of one step."""
+    layers, top_k = plan.experts.shape[1:]
+    first, most = plan.warmup_steps, block // layers
     while first < len(plan.step_prefill):
-        last = max(first + 1, int(np.searchsorted(offset, offset[first] + rows, "right")) - 1)
+        rows = np.diff(plan.step_offset[first : first + most + 1])
+        wants = np.cumsum(np.minimum(rows * top_k, plan.n_experts))
+        last = first + max(1, int(np.searchsorted(wants, most, "right")))
         yield first, last
         first = last
 
