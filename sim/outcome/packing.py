@@ -17,24 +17,24 @@ Nothing else is asked, so the largest set of intervals under these limits is at 
 slots are claimed at the commit, that held experts stay, that a group releases its experts together, only
 takes sets away.
 
-The limits in slots. At most C intervals are open anywhere if and only if they fit into C slots, none of which
-holds two at a time. So: each kept interval has a slot from after u to before w, and each visit that wants
-something has one while it lasts, perhaps the one of an interval that ends or begins in it.
-
-Greedy. Visit after visit, nothing looks ahead. An interval (u, w) is decided in w: it is kept if a slot has
-been free since u or before, in the one of these that has been free for the shortest time. Then w takes, for
-itself, the slot that has been free for the shortest time; any will do, all are free then. This keeps the
-most. Proof: take a largest set, in slots, that agrees with ours for as long as one can, and look at the first
-decision in which it differs. Everything decided later ends later, or at the same visit.
-    We do not keep (u, w): every slot is taken after u, so the other set does not either.
-    We give slot a, the other set slot b: b has been free for at least as long as a. Exchange, in the other
-    set, all that a and b hold from here on: what begins after a is free begins after b is.
-    We keep (u, w) in slot a, the other set nowhere: of what it puts into a from here on, one interval at most
-    overlaps (u, w), for all of these end in w or later. Put (u, w) in its place: as many as before.
+Greedy. Visit after visit, nothing looks ahead: an interval (u, w) is accepted when it ends, in w, if nothing that it
+covers is full. This keeps the most. Proof: take a largest set that agrees with ours for as long as one can, and look
+at the first decision in which it differs. Everything decided later ends in w or later.
+    We do not accept (u, w): both have what fills a place that it covers, so the other set does not either.
+    We do, the other set does not: add it there. In the first place that is now too full there is an interval decided
+    later, for ours fit. It covers all that (u, w) does from there on, so without it nothing is too full: as many as
+    before.
 Each time it agrees longer, so ours is a largest set. And it is one for *every* prefix of the run at once, for
-the decisions up to there are those of the prefix alone. From the end backwards: for every suffix. (Carlisle
-and Lloyd 1995, Faigle and Nawijn 1995; that the past alone tells what Belady's optimum hits: Jain and Lin
-2016.)
+the decisions up to there are those of the prefix alone. From the end backwards: for every suffix. (Yannakakis and
+Gavril 1987, who take the vertices of a chordal graph in such an order; Carlisle and Lloyd 1995, Faigle and Nawijn 1995;
+that the past alone tells what Belady's optimum hits: Jain and Lin 2016.)
+
+How it is known what is full. Think of C slots, and of since when each has been free: as many have been free since u
+or before as there is least room anywhere from u to now. So (u, w) fits if there is such a slot; it takes, until w,
+the one of these that has been free for the shortest time. That keeps it so: from u on there is less room by one;
+before u, at t, there is if no place between t and u had less room than all from u on, and then no slot became free
+between t and u, so the one taken had been free since t. At most C - 1 pass over a visit that wants something: where no
+interval ends in it, it takes the slot that has been free for the shortest time itself.
 
 Open intervals. Of a suffix we ask how many wants have to land whoever is resident when it begins: intervals
 that its begin cuts off may be kept too. Belady's greedy (1966) decides those as well: where too many are
@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import choice, frozen, inner, wrapping
+from sim.core.jit import choice, frozen, inlined, inner, wrapping
 from sim.core.plan import Costs, Plan
 
 Int = npt.NDArray[np.int64]
@@ -252,6 +252,33 @@ def _one(words: Any, first: int, place: int) -> None:
     words[word] &= words[word] - 1
 
 
+@inlined
+def _accept(
+    expert: Any, begin: int, end: int, last: Any, words: Any, first: int, here: int, oldest: int
+) -> tuple[int, int]:
+    """(how many intervals that end in a visit are accepted, the word beyond which no bit is set any more)."""
+    kept, word = 0, here >> SHIFT
+    bits = words[np.uint64(first + word)]
+    for j in range(begin, end):
+        g = np.uint64(expert[np.uint64(j)])
+        since = last[g] >> SHIFT
+        if since != word:
+            words[np.uint64(first + word)], word = bits, since
+            bits = words[np.uint64(first + word)]
+        older = bits & (-1 << (last[g] & (WORD - 1)))
+        while older == 0 and word < oldest:
+            words[np.uint64(first + word)], word = bits, word + 1
+            bits = words[np.uint64(first + word)]
+            older = bits
+        if older == 0:  # something that it covers is full
+            oldest = min(oldest, since)
+        bits ^= older & -older
+        kept += older != 0
+        last[g] = here
+    words[np.uint64(first + word)] = bits
+    return kept, oldest
+
+
 @wrapping
 def _keep(
     offset: Any,
@@ -278,31 +305,13 @@ def _keep(
             _renumber(last, words, above, first, base[scope + 1], scope, experts, slots[scope])
             oldest[scope] = base[scope + 1] - first - 1
             top[scope] = (oldest[scope] + 1) * WORD - 1 - slots[scope]
-        here, far, kept = top[scope] - room, oldest[scope], 0
-        word = here >> SHIFT
-        bits = words[np.uint64(first + word)]
-        for j in range(begin, end):
-            g = np.uint64(expert[np.uint64(j)])
-            since = last[g] >> SHIFT
-            if since != word:
-                words[np.uint64(first + word)], word = bits, since
-                bits = words[np.uint64(first + word)]
-            older = bits & (-1 << (last[g] & (WORD - 1)))
-            while older == 0 and word < far:
-                words[np.uint64(first + word)], word = bits, word + 1
-                bits = words[np.uint64(first + word)]
-                older = bits
-            if older == 0:
-                far = min(far, since)
-            bits ^= older & -older
-            kept += older != 0
-            last[g] = here
-        words[np.uint64(first + word)] = bits
+        here = top[scope] - room
+        kept, oldest[scope] = _accept(expert, begin, end, last, words, first, here, oldest[scope])
         own = begin < end and kept == 0 and not stages
         if own:  # for the visit itself; else it has one of theirs
             _one(words, first, here)
         _free(words, first, here, kept + own)
-        top[scope], oldest[scope] = here, far
+        top[scope] = here
         loads[v] = end - begin - kept
         if backward:
             asked = opened[scope] + loads[v]

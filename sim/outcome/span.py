@@ -1,5 +1,5 @@
-"""The work of a run's span, which begins with step `plan.warmup_steps`, a block of steps at a time: what any lossless run
-has to do in it, and how long the link takes for so many loads. What `sim.outcome.bounds` are made of.
+"""The work of a run's span, which begins with step `plan.warmup_steps`, a block of steps at a time: what any lossless
+run has to do in it, and how long the link takes for so many loads. What `sim.outcome.bounds` are made of.
 """
 
 from collections import Counter
