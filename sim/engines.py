@@ -38,7 +38,7 @@ def _shipped(name: str) -> Engine:
 def behaving(name: str) -> Engine | None:
     """The engine, if it has a behaviour; None of one that is costs alone, or is not known (who opens it says so)."""
     try:
-        engine = _shipped(name) if name in catalog.names("engine") else catalog.engine(name)
+        engine = _shipped(name) if name in catalog.written("engine") else catalog.engine(name)
     except CatalogError:
         return None
     return engine if engine.sets or engine.options else None

@@ -1018,7 +1018,7 @@ CHUNKS = [
     ),
     fault(
         "bounds take a transfer in chunks for whole at a cut",
-        "sim/outcome/bounds.py",
+        "sim/outcome/span.py",
         "loads - 1 - link.partly",
         "loads - 1",
         "tests/test_chunks.py::test_after_a_warm_up_one_may_be_sent_in_part",

@@ -17,20 +17,9 @@ from sim.core import miss
 from sim.core.plan import CAUSES, REMOTE, Choice, Costs, OnMiss, Plan, Prefetch
 from sim.machines import compiled
 from sim.machines.record import RunRecord
-from sim.outcome.bounds import (
-    ANY,
-    BLOCK,
-    BYTES,
-    DEMAND,
-    HOST,
-    LOSSLESS,
-    _block,
-    applicable,
-    blocks,
-    bounds,
-    executed_bounds,
-)
+from sim.outcome.bounds import ANY, DEMAND, HOST, LOSSLESS, applicable, bounds, executed_bounds
 from sim.outcome.packing import Walk, Wants
+from sim.outcome.span import BLOCK, BYTES, block_size, blocks
 from tests.on_miss_plans import plan_of
 from tests.plans import EVICTIONS, MISSES, plan, random_plan
 from tests.reference_bounds import long_plan, reference_bounds
@@ -181,8 +170,8 @@ def test_greedy_packs_as_many_intervals_as_the_best_of_all_sets_for_every_prefix
     for seed in range(250):
         p = tiny(seed)
         visits, first, slots = visits_of(p), set(p.residents.tolist()), int(p.slots[0])
-        missing, _ = Walk.begin(p, p.residents).over(Wants.of(p))
-        _, dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
+        missing = Walk.begin(p, p.residents).over(Wants.of(p))
+        dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
         for b in range(len(visits) + 1):
             assert missing[:b].sum() == loads_of(visits[:b], first, slots), (seed, b)
             assert dropped[b:].sum() == loads_of(visits[b:], set(range(p.n_experts)), slots), (seed, b)
@@ -231,7 +220,7 @@ def test_after_a_warm_up_forward_and_backward_count_the_same_loads() -> None:
         p = random_plan(seed)
         p = replace(p, warmup_steps=len(p.step_prefill) // 2)
         if p.warmup_steps:
-            _, dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
+            dropped = Walk.begin(p, NOBODY, backward=True).over(Wants.of(p))
             assert bounds(p)["loads"] == dropped.sum()
 
 
@@ -295,7 +284,8 @@ def test_every_step_of_the_span_is_in_one_block() -> None:
                 *range(p.warmup_steps, len(p.costs.cost_class))
             ]
             for first, last in steps:
-                assert last == first + 1 or (p.step_offset[last] - p.step_offset[first]) * row <= block
+                wants = np.minimum(np.diff(p.step_offset[first : last + 1]) * p.experts.shape[2], p.n_experts).sum()
+                assert last == first + 1 or wants * p.experts.shape[1] <= block
 
 
 def test_a_walk_taken_up_again_goes_the_same_way() -> None:
@@ -311,9 +301,7 @@ def test_a_walk_taken_up_again_goes_the_same_way() -> None:
             ahead = walk.over(parts[0])
             np.testing.assert_array_equal(again.over(parts[0]), ahead)
             whole = (ahead, behind) if backward else (behind, ahead)
-            np.testing.assert_array_equal(
-                np.concatenate(whole, axis=1), Walk.begin(p, NOBODY, backward).over(Wants.of(p))
-            )
+            np.testing.assert_array_equal(np.concatenate(whole), Walk.begin(p, NOBODY, backward).over(Wants.of(p)))
 
 
 def test_memory_does_not_grow_with_the_steps() -> None:
@@ -340,9 +328,9 @@ def test_a_large_state_makes_the_blocks_larger() -> None:
     """10^8 requests of 61 layers of 256 experts in one pool: as much in all states as in one block, below 50 MB."""
     layers, top_k, rows = 61, 8, 10**8 // (61 * 8)
     p = plan(np.zeros((1, layers, top_k)), 256, [layers * 128], pooled=True)
-    p = replace(p, step_offset=np.array([0, rows]))
+    p = replace(p, step_offset=np.array([0, rows]), step_prefill=np.broadcast_to(False, rows))
     walk = Walk.begin(p, p.residents)
-    block = _block(p, walk)
+    block = block_size(p, walk)
     assert 10**8 / block * walk.nbytes == pytest.approx(block * BYTES, rel=0.01)
     assert block * BYTES < 50e6
 

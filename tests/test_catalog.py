@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,16 @@ def test_every_preset_engine_and_precision_is_valid() -> None:
 
 
 # ---- names
+
+
+@pytest.mark.parametrize("kind", list(catalog.KINDS))
+def test_entries_read_one_by_one_are_those_of_the_file_read_at_once(kind: str) -> None:
+    at_once = tomllib.loads((files.FOLDER / files.KINDS[kind]).read_text())
+    entries = files.Written(files.FOLDER / files.KINDS[kind])
+    assert list(entries) == list(at_once) and len(entries) == len(at_once)
+    for name in reversed(at_once):
+        assert entries[name] == at_once[name], name
+    assert dict(entries) == at_once
 
 
 def test_no_name_or_alias_means_two_things() -> None:

@@ -345,7 +345,7 @@ def test_a_broken_entry_stops_nobody_else(monkeypatch: pytest.MonkeyPatch, capsy
     good = shipped("host")
     bad = {**good, "mended": {"read_gb_per_s": -3.0}}
     monkeypatch.setattr(listing, "shipped", lambda kind: bad)
-    monkeypatch.setattr("sim.catalog.files.shipped", lambda kind: bad)
+    monkeypatch.setattr("sim.catalog.files.entry", lambda kind, name: bad[name])
     monkeypatch.setattr("sim.catalog.files.find", lambda kind, name: name)
     assert run.main(["--list-hosts"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,8 @@
 """The rule of the house and who may import whom, held against the sources."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +102,37 @@ def test_who_asks_for_help_does_not_wait_for_the_core(call: str) -> None:
     caller = f"import atexit, sys; atexit.register(lambda: print('numba' in sys.modules)); {script}"
     done = subprocess.run([sys.executable, "-c", caller, *call.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("False\n"), done.stdout + done.stderr
+
+
+PLAIN = "--trace mixtral.npz --as-decode --max-steps 1 --json"
+# what a plain run does without, and the words with which a run needs it
+ONLY_WITH = {
+    "simpy": f"{PLAIN} --machine simpy",
+    "sim.outcome.aiperf": PLAIN.replace("--json", "--format aiperf"),
+    "sim.outcome.otel": PLAIN.replace("--json", "--format otel"),
+    "sim.policies.describe": "--list-policies",
+    "sim.catalog.listing": "--list-links",
+    "sim.outcome.glossary": "--describe hit",
+}
+OF_OTHERS = ("pandas", "plotly", "pyarrow", "ray", "torch", "sim.experiments", "sim.search", "sim.sweeps",
+             "traces.capturing", "traces.foreign", "traces.synthetic")  # fmt: skip
+
+
+def test_a_plain_run_imports_nothing_that_only_others_need() -> None:
+    """Each line: the modules that are there after a command, one process running them one after another."""
+    script = """if True:
+        import contextlib, io, json, sys
+        from sim import run
+        for words in sys.argv[1:]:
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert run.main(words.split()) == 0, words
+            print(json.dumps(sorted(sys.modules)))"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, PLAIN, *ONLY_WITH.values()], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plain, *others = map(json.loads, done.stdout.splitlines())
+    assert not {*OF_OTHERS, *ONLY_WITH} & set(plain)
+    for module, there in zip(ONLY_WITH, others, strict=True):
+        assert module in there, f"{module}: no longer what the words beside it need"

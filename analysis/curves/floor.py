@@ -20,7 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from analysis.curves.curve import Visits
     from sim.core.plan import Plan
-    from sim.outcome.packing import Walk, Wants
+    from sim.outcome.packing import Wants
 
 Int = npt.NDArray[np.int64]
 
@@ -38,8 +38,8 @@ def least_misses(plan: "Plan", visits: "Visits", initial: Int) -> Int:
         begin, end = first * layers, last * layers
         wants = _part(visits.wants, begin, end)
         if visits.prefill[begin]:
-            _forget(walk, wants, len(plan.slots))
-        missing[begin:end] = walk.over(wants)[0]
+            walk.forget(wants.expert)
+        missing[begin:end] = walk.over(wants)
     missing[visits.prefill] = 0
     return missing
 
@@ -54,8 +54,3 @@ def _part(wants: "Wants", begin: int, end: int) -> "Wants":
     offset = wants.offset[begin : end + 1]
     part: Any = slice(offset[0], offset[-1])
     return wants._replace(offset=offset - offset[0], expert=wants.expert[part], tokens=wants.tokens[part])
-
-
-def _forget(walk: "Walk", wants: "Wants", scopes: int) -> None:
-    """Nobody that this step wants has stayed: the node of what was never there, of its scope."""
-    walk.last[wants.expert] = walk.base[wants.expert.astype(np.int64) * scopes // len(walk.last)]

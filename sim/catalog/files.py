@@ -3,7 +3,9 @@ cheap."""
 
 import difflib
 import math
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ MAX_BYTES = 1_000_000  # a description is a page of text; anything larger is som
 
 NEAR, NEAR_ENGINE = 0.7, 0.78  # of difflib's ratio; ollama and exllama, two engines, are alike anyhow
 Table = dict[str, Any]
+HEAD = re.compile(r"^(?=\[)", re.MULTILINE)  # where the next table of a file begins
+NAME = re.compile(r'\[(?:"([^"]+)"|([\w-]+))')  # of the entry that it is of
 
 
 def did_you_mean(word: str, known: list[str], near_by: float = NEAR) -> str:
@@ -42,6 +46,10 @@ def did_you_mean(word: str, known: list[str], near_by: float = NEAR) -> str:
 
 def read_toml(path: str | Path) -> Table:
     """The tables of a TOML file. Raises CatalogError when it cannot be read, is too large, or is not TOML."""
+    return _parsed(path, _text(path))
+
+
+def _text(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -50,31 +58,68 @@ def read_toml(path: str | Path) -> Table:
     if len(data) > MAX_BYTES:
         raise CatalogError(f"{path}: more than {MAX_BYTES} bytes; a description in TOML is far smaller")
     try:
-        return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from None
+
+
+def _parsed(path: str | Path, text: str) -> Table:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise CatalogError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from None
+
+
+class Written(Mapping[str, Any]):
+    """The entries of a file of ours by name, each parsed when it is asked for: a run names four of hundreds.
+
+    Every line that begins with a bracket begins a table (a test holds each file against all of it parsed at once).
+    """
+
+    def __init__(self, path: Path) -> None:
+        before, *tables = HEAD.split(_text(path))
+        self._path, self._known, self._texts = path, _parsed(path, before), dict[str, str]()
+        for table in tables:
+            name = NAME.match(table)
+            key = "" if name is None else name[1] or name[2]
+            self._texts[key] = self._texts.get(key, "") + table
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            self._known |= _parsed(self._path, self._texts[name])
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._known, *self._texts)))
+
+    def __len__(self) -> int:
+        return len({*self._known, *self._texts})
 
 
 @cache
 def shipped(kind: str) -> Table:
     """All entries of one kind, as in its file, but for those with a fault that no description shows; not to be written
     to."""
-    return _sound(kind)[0]
+    return {name: entry(kind, name) for name in written(kind) if name not in _faults(kind)}
 
 
 @cache
-def _sound(kind: str) -> tuple[Table, dict[str, str]]:
-    """(entries, by name what is wrong with the others)."""
-    if kind not in KINDS:
-        raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-    table, sound, faults = written(kind), {}, {}
-    for name in table:
+def entry(kind: str, name: str) -> Table:
+    """One entry, by the catalog's spelling of its name. Raises CatalogError for a fault that no description shows."""
+    found, more = _over(written(kind), name), told(kind, name)
+    return over_sourced(found, more) if more else found
+
+
+@cache
+def _faults(kind: str) -> dict[str, str]:
+    """By name what is wrong with the entries that are left out."""
+    faults = {}
+    for name in written(kind):
         try:
-            entry, more = _over(table, name), told(kind, name)
-            sound[name] = over_sourced(entry, more) if more else entry
+            entry(kind, name)
         except CatalogError as error:
             faults[name] = str(error)
-    return sound, faults
+    return faults
 
 
 CONSTANTS = "constants.toml"
@@ -92,12 +137,14 @@ def told(kind: str, name: str) -> Table:
 
 
 @cache
-def written(kind: str) -> Table:
+def written(kind: str) -> Mapping[str, Any]:
     """All entries of one kind as they are written, with their `like`."""
-    return read_toml(FOLDER / KINDS[kind])
+    if kind not in KINDS:
+        raise CatalogError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
+    return Written(FOLDER / KINDS[kind])
 
 
-def _over(table: Table, name: str, *above: str) -> Table:
+def _over(table: Mapping[str, Any], name: str, *above: str) -> Table:
     """An entry over the one that it is `like`: its keys, and those of its tables, in the place of that one's."""
     if not isinstance(table[name], dict):
         raise CatalogError(f"{name} = {table[name]!r}: must be a table")
@@ -132,6 +179,11 @@ def over(base: Table, entry: Table) -> Table:
 
 
 @cache
+def _own_names(kind: str) -> dict[str, str]:
+    return {normal(name): name for name in written(kind)}
+
+
+@cache
 def _index(kind: str) -> dict[str, str]:
     index = {}
     for name, entry in shipped(kind).items():
@@ -143,11 +195,14 @@ def _index(kind: str) -> dict[str, str]:
 def find(kind: str, name: str) -> str:
     """The catalog's spelling of `name`, an organisation in front (`org/name`) ignored; CatalogError if
     unknown."""
+    own = _own_names(kind).get(normal(name))  # no two entries have a name or an alias in common
+    if own is not None and _is_sound(kind, own):
+        return own
     index = _index(kind)
     for word in (name, name.rsplit("/", 1)[-1]):
         if normal(word) in index:
             return index[normal(word)]
-    for faulty, fault in _sound(kind)[1].items():
+    for faulty, fault in _faults(kind).items():
         if normal(faulty) == normal(name):
             raise CatalogError(f"{kind} {faulty}: {fault}")
     known = [*shipped(kind), *(a for e in shipped(kind).values() for a in e.get("aliases", ()))]
@@ -161,14 +216,22 @@ def find(kind: str, name: str) -> str:
     raise CatalogError(f"{kind} {name[:60]!r}: not in the catalog{guess}")
 
 
+def _is_sound(kind: str, name: str) -> bool:
+    try:
+        entry(kind, name)
+    except CatalogError:
+        return False
+    return True
+
+
 def precision_bits(precision: str) -> float:
     """Bits per weight, scales counted, of a named precision (`precisions.toml`); CatalogError if unknown."""
-    return float(shipped("precision")[find("precision", precision)]["bits"])
+    return float(entry("precision", find("precision", precision))["bits"])
 
 
 def cpu_gops_per_core(precision: str) -> float:
     """Operations of one core on weights of a named precision, 1e9 a second at `single_thread` 1."""
-    return float(shipped("precision")[find("precision", precision)].get("cpu_gops_per_core", 30.0))
+    return float(entry("precision", find("precision", precision)).get("cpu_gops_per_core", 30.0))
 
 
 def weight_bytes(params: int, precision: str) -> int:
@@ -183,12 +246,14 @@ def entry_or_file(kind: str, name: str) -> tuple[str, str, Table]:
     A name that ends in .toml is a file; any other is looked up first, then among what is in memory and what plug-ins
     bring, and taken as a file when there is one.
     """
-    if kind == "hardware" and name in shipped("machine"):  # one of the evidence, by its exact name
-        return f"machine {name}", name, dict(shipped("machine")[name])
+    if (
+        kind == "hardware" and name in written("machine") and _is_sound("machine", name)
+    ):  # of the evidence, to the letter
+        return f"machine {name}", name, dict(entry("machine", name))
     if not name.lower().endswith(".toml"):
         try:
             canonical = find(kind, name)
-            return f"{kind} {canonical}", canonical, dict(shipped(kind)[canonical])
+            return f"{kind} {canonical}", canonical, dict(entry(kind, canonical))
         except CatalogError:
             if (found := held(kind, name)) is not None:
                 label, table = found

@@ -6,7 +6,7 @@ from typing import Any
 
 from sim.catalog.changed import at_rates, refuse_changes
 from sim.catalog.engine_spec import Engine
-from sim.catalog.files import FACTS, FROM_META, Table, entry_or_file, find, over_sourced, precision_bits, shipped
+from sim.catalog.files import FACTS, FROM_META, Table, entry, entry_or_file, find, over_sourced, precision_bits
 from sim.catalog.hardware_spec import Hardware, Host
 from sim.catalog.held import as_table, put
 from sim.catalog.link_spec import Link
@@ -50,8 +50,8 @@ def load_engine(name: str) -> Engine:
     if like.lower().endswith(".toml"):
         raise CatalogError(f"{label}: like = {like!r}: must be an engine of the catalog, not a file")
     if like:
-        entry = {key: value for key, value in table.items() if key != "like"}
-        table = over_sourced(shipped("engine")[find("engine", like)], entry)
+        mine = {key: value for key, value in table.items() if key != "like"}
+        table = over_sourced(entry("engine", find("engine", like)), mine)
     engine = build(Engine, label, {"name": canonical, **table})
     for field in ("dense_precision", "head_precision"):
         if getattr(engine, field) != "experts":
@@ -141,7 +141,7 @@ def _named(kind: str, name: str) -> Table:
     if kind == "link" and name.startswith(SSD):
         kind, name = "ssd", name.removeprefix(SSD)
     canonical = find(kind, name)
-    return {"name": canonical, **shipped(kind)[canonical]}
+    return {"name": canonical, **entry(kind, canonical)}
 
 
 def _check_precision(label: str, field: str, precision: str) -> None:

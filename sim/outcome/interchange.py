@@ -22,10 +22,12 @@ def goodput_flag(group: Any) -> None:
 
 def check(args: argparse.Namespace, chosen: str | None) -> None:
     """Before anything runs. Raises SpecError for objectives that are none, or that nobody asks about."""
+    if args.goodput is None:
+        return
+    if chosen != "aiperf":
+        raise SpecError(f"goodput: {args.goodput}: goes with --format aiperf")
     from sim.outcome.aiperf import parse_goodput
 
-    if args.goodput is not None and chosen != "aiperf":
-        raise SpecError(f"goodput: {args.goodput}: goes with --format aiperf")
     parse_goodput(args.goodput)
 
 

@@ -17,24 +17,24 @@ Nothing else is asked, so the largest set of intervals under these limits is at 
 slots are claimed at the commit, that held experts stay, that a group releases its experts together, only
 takes sets away.
 
-The limits in slots. At most C intervals are open anywhere if and only if they fit into C slots, none of which
-holds two at a time. So: each kept interval has a slot from after u to before w, and each visit that wants
-something has one while it lasts, perhaps the one of an interval that ends or begins in it.
-
-Greedy. Visit after visit, nothing looks ahead. An interval (u, w) is decided in w: it is kept if a slot has
-been free since u or before, in the one of these that has been free for the shortest time. Then w takes, for
-itself, the slot that has been free for the shortest time; any will do, all are free then. This keeps the
-most. Proof: take a largest set, in slots, that agrees with ours for as long as one can, and look at the first
-decision in which it differs. Everything decided later ends later, or at the same visit.
-    We do not keep (u, w): every slot is taken after u, so the other set does not either.
-    We give slot a, the other set slot b: b has been free for at least as long as a. Exchange, in the other
-    set, all that a and b hold from here on: what begins after a is free begins after b is.
-    We keep (u, w) in slot a, the other set nowhere: of what it puts into a from here on, one interval at most
-    overlaps (u, w), for all of these end in w or later. Put (u, w) in its place: as many as before.
+Greedy. Visit after visit, nothing looks ahead: an interval (u, w) is accepted when it ends, in w, if nothing that it
+covers is full. This keeps the most. Proof: take a largest set that agrees with ours for as long as one can, and look
+at the first decision in which it differs. Everything decided later ends in w or later.
+    We do not accept (u, w): both have what fills a place that it covers, so the other set does not either.
+    We do, the other set does not: add it there. In the first place that is now too full there is an interval decided
+    later, for ours fit. It covers all that (u, w) does from there on, so without it nothing is too full: as many as
+    before.
 Each time it agrees longer, so ours is a largest set. And it is one for *every* prefix of the run at once, for
-the decisions up to there are those of the prefix alone. From the end backwards: for every suffix. (Carlisle
-and Lloyd 1995, Faigle and Nawijn 1995; that the past alone tells what Belady's optimum hits: Jain and Lin
-2016.)
+the decisions up to there are those of the prefix alone. From the end backwards: for every suffix. (Yannakakis and
+Gavril 1987, who take the vertices of a chordal graph in such an order; Carlisle and Lloyd 1995, Faigle and Nawijn 1995;
+that the past alone tells what Belady's optimum hits: Jain and Lin 2016.)
+
+How it is known what is full. Think of C slots, and of since when each has been free: as many have been free since u
+or before as there is least room anywhere from u to now. So (u, w) fits if there is such a slot; it takes, until w,
+the one of these that has been free for the shortest time. That keeps it so: from u on there is less room by one;
+before u, at t, there is if no place between t and u had less room than all from u on, and then no slot became free
+between t and u, so the one taken had been free since t. At most C - 1 pass over a visit that wants something: where no
+interval ends in it, it takes the slot that has been free for the shortest time itself.
 
 Open intervals. Of a suffix we ask how many wants have to land whoever is resident when it begins: intervals
 that its begin cuts off may be kept too. Belady's greedy (1966) decides those as well: where too many are
@@ -50,13 +50,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import choice, frozen, inlined, inner
-from sim.core.plan import Plan
+from sim.core.jit import choice, frozen, inlined, inner, wrapping
+from sim.core.plan import Costs, Plan
 
 Int = npt.NDArray[np.int64]
 
-SPARE = 16  # nodes of a scope beyond twice its slots: how often a walk numbers them anew
-MOVING = ("last", "free", "below", "top", "opened")  # what of a walk changes as it goes on
+SHIFT = 6
+WORD = 1 << SHIFT  # bits
+MOVING = ("last", "words", "top", "oldest", "opened")  # what of a walk changes as it goes on
 
 
 class Wants(NamedTuple):
@@ -74,7 +75,7 @@ class Wants(NamedTuple):
         steps = len(plan.step_prefill)
         first = min(plan.warmup_steps, steps) if first is None else first
         step_offset = plan.step_offset[first : (steps if last is None else last) + 1]
-        most = int(step_offset[-1] - step_offset[0]) * layers * top_k
+        most = int(np.minimum(np.diff(step_offset) * top_k, plan.n_experts).sum()) * layers
         offset = np.zeros((len(step_offset) - 1) * layers + 1, np.int64)
         expert, tokens = np.empty(most, np.int32), np.empty(most, np.int32)
         seen = np.full(layers * plan.n_experts, -1, np.int64)
@@ -82,11 +83,11 @@ class Wants(NamedTuple):
         n = _distinct(experts, step_offset, step_row, plan.n_experts, seen, offset, expert, tokens)
         return Wants(offset, expert[:n], tokens[:n])
 
-    def spent(self, expert_ns: Int) -> tuple[Int, Int]:
-        """int64 [n] each, ns: the executions of each visit's experts, and the shortest of them; 0 where it wants
-        nothing. expert_ns: by tokens."""
+    def spent(self, costs: Costs, one: bool) -> tuple[Int, Int]:
+        """int64 [n] each, ns: the executions of each visit's experts in as few groups as may be, and the least that one
+        group lasts; 0 where it wants nothing. one: each expert has a group of its own."""
         total, least = np.zeros((2, len(self.offset) - 1), np.int64)
-        _spent(frozen(self.offset), frozen(self.tokens), frozen(expert_ns), total, least)
+        _spent(frozen(self.offset), frozen(self.tokens), frozen(costs.expert_ns), costs.group_ns, one, total, least)
         return total, least
 
 
@@ -107,13 +108,14 @@ def _distinct(
     n, v = 0, 0
     for step in range(len(step_offset) - 1):
         for layer in range(layers):
+            begin, base = n, np.int64(layer * n_experts)
             for i in range(step_offset[step], step_offset[step + 1]):
+                row = experts[np.uint64(step_row[np.uint64(i)]), np.uint64(layer)]
                 for k in range(top_k):
-                    g = experts[step_row[i], layer, k]
-                    if g < 0:
+                    if row[k] < 0:
                         continue
-                    g += layer * n_experts
-                    if seen[g] >= offset[v]:
+                    g = np.uint64(base + row[k])
+                    if seen[g] >= begin:
                         tokens[seen[g]] += 1
                     else:
                         seen[g], expert[n], tokens[n] = n, g, 1
@@ -124,48 +126,63 @@ def _distinct(
 
 
 @choice
-def _spent(offset: Any, tokens: Any, expert_ns: Any, total: Any, least: Any) -> None:
+def _spent(offset: Any, tokens: Any, expert_ns: Any, group_ns: int, one: bool, total: Any, least: Any) -> None:
     for v in range(len(total)):
         for j in range(offset[v], offset[v + 1]):
-            ns = expert_ns[tokens[j]]
-            total[v] += ns
-            least[v] = ns if j == offset[v] else min(least[v], ns)
+            ns = expert_ns[tokens[np.uint64(j)]]
+            if j == offset[v]:
+                total[v], least[v] = ns + group_ns, ns + group_ns
+            else:
+                total[v] += ns + group_ns * one
+                least[v] = min(least[v], ns + group_ns)
 
 
 class Walk(NamedTuple):
     """Where the greedy stands: all that it has to know of what lies behind it, so much for any number of visits.
 
-    A scope s has room for nodes from base[s] to before base[s + 1], and some to before top[s]: visits behind the walk
-    that wanted something, oldest first. free int32 [nodes]: slots that have been free since then. below int32 [nodes]:
-    the node itself if it has any; else an older one, not beyond the nearest that has (union-find: Tarjan 1975). The
-    first node never has any and ends a search, the second is the begin of the walk. last int32 [G]: the node of the
-    visit that wanted each expert last. slots, opened int64 [scopes]: how many, and how many intervals Belady's greedy
-    has open. stages: a visit needs no slot for itself.
+    A scope s has places, the bits of words[base[s]] to before words[base[s + 1]] (int64 each). Visits take theirs from
+    the topmost down, so a set bit is a slot, and the higher it stands the longer it has been free. The topmost is never
+    set; from top[s] on places are taken; beyond word oldest[s] of the scope none is set. last int64 [G]: the lowest
+    place of the visit that wanted each expert last, the topmost for one that cannot be resident. opened int64
+    [scopes]: how many intervals Belady's greedy has open. above int64 [words of a scope]: room to count in.
+    stages: a visit needs no slot for itself.
     """
 
-    last: npt.NDArray[np.int32]
-    free: npt.NDArray[np.int32]
-    below: npt.NDArray[np.int32]
-    base: Int
+    last: Int
+    words: Int
     top: Int
-    slots: Int
+    oldest: Int
     opened: Int
+    slots: Int
+    base: Int
+    above: Int
     backward: bool
     stages: bool
 
     @staticmethod
     def begin(plan: Plan, initial: Int, backward: bool = False) -> "Walk":
         """A walk that has not begun. initial: global ids, each at most once, that may be resident then."""
-        scope_of = np.arange(plan.experts.shape[1] * plan.n_experts) // plan.n_experts * (not plan.pooled)
         slots = np.array(plan.slots, np.int64)
-        base = np.concatenate([[0], np.cumsum(2 * slots + SPARE)])
-        last, free = base[scope_of].astype(np.int32), np.zeros(base[-1], np.int32)
-        last[initial] += 1
-        free[base[:-1] + 1] = slots
-        opened = np.minimum(slots, np.bincount(scope_of[initial], minlength=len(slots)))
-        below = np.arange(base[-1], dtype=np.int32)
-        below[base[:-1] + 1] -= slots == 0
-        return Walk(last, free, below, base, base[:-1] + 2, slots, opened, backward, plan.on_miss is not None)
+        experts, scopes = plan.experts.shape[1] * plan.n_experts, len(slots)
+        scope = np.arange(experts) * scopes // experts
+        words = (2 * slots + experts // scopes) // WORD + 1
+        base, topmost = np.append(0, np.cumsum(words)), words * WORD - 1
+        last = topmost[scope]
+        last[initial] -= slots[scope[initial]]
+        opened = np.minimum(slots, np.bincount(scope[initial], minlength=scopes))
+        free = np.concatenate([np.arange(-n, 0) + end * WORD - 1 for n, end in zip(slots, base[1:], strict=True)])
+        bits = np.zeros(base[-1] * WORD, np.bool_)
+        bits[free] = True
+        set_bits = np.packbits(bits, bitorder="little").view("<i8")
+        room = np.zeros(words.max(), np.int64)
+        return Walk(
+            last, set_bits, topmost - slots, words - 1, opened, slots, base, room, backward, plan.on_miss is not None
+        )
+
+    def forget(self, experts: npt.NDArray[np.int32]) -> None:
+        """None of these (global ids) can have stayed."""
+        scope = experts.astype(np.int64) * len(self.slots) // len(self.last)
+        self.last[experts] = np.diff(self.base)[scope] * WORD - 1
 
     @property
     def nbytes(self) -> int:
@@ -176,80 +193,130 @@ class Walk(NamedTuple):
         """The same place, to walk on from later."""
         return self._replace(**{name: getattr(self, name).copy() for name in MOVING})
 
-    def over(self, wants: Wants) -> tuple[Int, Int]:
+    def over(self, wants: Wants) -> Int:
         """Walk on over the n visits of some whole steps; backward, over the last of them first.
 
-        Returns (missing, dropped), int64 [n] each. missing[v]: wants of visit v before which no interval is kept;
-        dropped[v]: open intervals given up when the walk was at visit v or had just left it. Forward, the sum of
-        missing over all visits behind the walk is the least number of loads for them. Backward (initial empty), the
-        sum of dropped is the least number for them whoever is resident when they begin.
+        Returns int64 [n]. Forward, the wants of each visit before which no interval is kept: their sum over all visits
+        behind the walk is the least number of loads for them. Backward (initial empty), the open intervals given up
+        when the walk was at a visit or had just left it: their sum is the least number of loads for all visits behind
+        the walk, whoever is resident when they begin.
         """
-        missing, dropped = np.zeros((2, len(wants.offset) - 1), np.int64)
-        _keep(frozen(wants.offset), frozen(wants.expert), self, missing, dropped)
-        return missing, dropped
-
-
-@inlined
-def _find(below: Any, node: int) -> int:
-    """The nearest node, not newer, that has a free slot; the first of its scope if there is none."""
-    while below[node] != node:
-        below[node] = below[below[node]]
-        node = below[node]
-    return node
-
-
-@inlined
-def _take(free: Any, below: Any, node: int) -> None:
-    """One of the slots that have been free since then."""
-    free[node] -= 1
-    below[node] = node - (free[node] == 0)
+        loads = np.empty(len(wants.offset) - 1, np.int64)
+        _keep(frozen(wants.offset), frozen(wants.expert), loads, *self)
+        return loads
 
 
 @inner
-def _renumber(walk: Any, scope: int) -> None:
-    """Only nodes with free slots are told apart any more: at most as many as slots."""
-    first, experts = walk.base[scope], len(walk.last) // len(walk.slots)
-    to = first
-    for node in range(first + 1, walk.top[scope]):
-        if walk.free[node] > 0:
-            to += 1
-            walk.free[to] = walk.free[node]
-        walk.below[node] = to
-    for g in range(scope * experts, (scope + 1) * experts):
-        walk.last[g] = walk.below[walk.last[g]]
-    for node in range(first, to + 1):
-        walk.below[node] = node
-    walk.top[scope] = to + 1
+def _free(words: Any, first: int, place: int, n: int) -> None:
+    """Set the n bits from a place on, of places that begin with word `first`."""
+    while n > 0:
+        at = place & (WORD - 1)
+        more = min(n, WORD - at)
+        bits = -1 << at
+        if at + more < WORD:
+            bits ^= -1 << (at + more)
+        words[np.uint64(first + (place >> SHIFT))] |= bits
+        place, n = place + more, n - more
 
 
-@choice
-def _keep(offset: Any, expert: Any, walk: Any, missing: Any, dropped: Any) -> None:
+@inner
+def _count(bits: int) -> int:
+    """How many are set (Warren, Hacker's Delight, 2002, section 5-1)."""
+    bits = bits - ((bits >> 1) & 0x5555555555555555)
+    bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)
+    return (((bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F) * 0x0101010101010101) >> 56
+
+
+@inner
+def _renumber(last: Any, words: Any, above: Any, first: int, end: int, scope: int, experts: int, slots: int) -> None:
+    """The set bits of a scope, one for each slot, go to the top side by side, and its experts with them: only what lies
+    between two of them is told apart."""
+    n = 0
+    for word in range(end - 1, first - 1, -1):
+        above[word - first] = n
+        n += _count(words[word])
+    topmost = (end - first) * WORD - 1
+    for g in range(scope * experts, scope * experts + experts):
+        word, bits = last[g] >> SHIFT, -1 << (last[g] & (WORD - 1))
+        last[g] = topmost - above[word] - _count(words[np.uint64(first + word)] & bits)
+    words[first:end] = 0
+    _free(words, first, topmost - slots, slots)
+
+
+@inner
+def _one(words: Any, first: int, place: int) -> None:
+    """The slot that has been free for the shortest time is taken; some is."""
+    word = np.uint64(first + (place >> SHIFT))
+    while words[word] == 0:
+        word += np.uint64(1)
+    words[word] &= words[word] - 1
+
+
+@inlined
+def _accept(
+    expert: Any, begin: int, end: int, last: Any, words: Any, first: int, here: int, oldest: int
+) -> tuple[int, int]:
+    """(how many intervals that end in a visit are accepted, the word beyond which no bit is set any more)."""
+    kept, word = 0, here >> SHIFT
+    bits = words[np.uint64(first + word)]
+    for j in range(begin, end):
+        g = np.uint64(expert[np.uint64(j)])
+        since = last[g] >> SHIFT
+        if since != word:
+            words[np.uint64(first + word)], word = bits, since
+            bits = words[np.uint64(first + word)]
+        older = bits & (-1 << (last[g] & (WORD - 1)))
+        while older == 0 and word < oldest:
+            words[np.uint64(first + word)], word = bits, word + 1
+            bits = words[np.uint64(first + word)]
+            older = bits
+        if older == 0:  # something that it covers is full
+            oldest = min(oldest, since)
+        bits ^= older & -older
+        kept += older != 0
+        last[g] = here
+    words[np.uint64(first + word)] = bits
+    return kept, oldest
+
+
+@wrapping
+def _keep(
+    offset: Any,
+    expert: Any,
+    loads: Any,
+    last: Any,
+    words: Any,
+    top: Any,
+    oldest: Any,
+    opened: Any,
+    slots: Any,
+    base: Any,
+    above: Any,
+    backward: bool,
+    stages: bool,
+) -> None:
     """The greedy over some visits; see Walk.over."""
-    last, free, below, slots, opened = walk.last, walk.free, walk.below, walk.slots, walk.opened
-    n, scope = len(missing), len(slots) - 1 if walk.backward else 0
-    for i in range(n):
-        v = n - 1 - i if walk.backward else i
-        begin, end, kept = offset[v], offset[v + 1], 0
-        if begin < end:
-            if walk.top[scope] == walk.base[scope + 1]:
-                _renumber(walk, scope)
-            here, none = walk.top[scope], walk.base[scope]
-            for j in range(begin, end):
-                node = _find(below, last[expert[j]])
-                if node != none:
-                    _take(free, below, node)
-                    kept += 1
-                last[expert[j]] = here
-            own = kept == 0 and not walk.stages
-            if own:  # for the visit itself; else it has one of theirs
-                _take(free, below, _find(below, here - 1))
-            free[here] = kept + own
-            below[here] = here - (free[here] == 0)
-            walk.top[scope] = here + 1
-            missing[v] = end - begin - kept
-            asked = opened[scope] + missing[v]
+    scopes, experts = len(slots), len(last) // len(slots)
+    v, by, scope = (len(loads) - 1, -1, scopes - 1) if backward else (0, 1, 0)
+    for _ in range(len(loads)):
+        begin, end, first = offset[v], offset[v + 1], base[scope]
+        room = min(end - begin, slots[scope])
+        if top[scope] < room:
+            _renumber(last, words, above, first, base[scope + 1], scope, experts, slots[scope])
+            oldest[scope] = base[scope + 1] - first - 1
+            top[scope] = (oldest[scope] + 1) * WORD - 1 - slots[scope]
+        here = top[scope] - room
+        kept, oldest[scope] = _accept(expert, begin, end, last, words, first, here, oldest[scope])
+        own = begin < end and kept == 0 and not stages
+        if own:  # for the visit itself; else it has one of theirs
+            _one(words, first, here)
+        _free(words, first, here, kept + own)
+        top[scope] = here
+        loads[v] = end - begin - kept
+        if backward:
+            asked = opened[scope] + loads[v]
             opened[scope] = min(asked, slots[scope])
-            dropped[v] = asked - opened[scope]
-        scope += -1 if walk.backward else 1
-        if scope < 0 or scope == len(slots):
-            scope = len(slots) - 1 if walk.backward else 0
+            loads[v] = asked - opened[scope]
+        v, scope = v + by, scope + by
+        if scope < 0 or scope == scopes:
+            scope = scopes - 1 if backward else 0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sim.core.plan import Plan
 from sim.costs.roofline import cpu_terms_ns
 from sim.memo import Memo, afresh
-from sim.outcome.bounds import BLOCK, blocks
+from sim.outcome.span import BLOCK, blocks
 from sim.prepare import Setting
 
 GPU_WAITS = 0.1  # waiting less than this share of the time, the GPU is what takes it
