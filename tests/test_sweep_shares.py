@@ -101,9 +101,9 @@ def test_router_weights_and_lists_are_handed_to_the_core_without_a_copy() -> Non
         for miss in ("buddy", "drop-by-weight")
     ]
     for plan in plans:
-        _, miss, ahead = inputs(plan, new_state(plan), False)
-        assert miss is not None and ahead is not None and plan.prefetch is not None and plan.weights is not None
-        assert np.shares_memory(miss.weights, plans[0].weights) and miss.weights.dtype == np.float32
+        route, _, ahead, _ = inputs(plan, new_state(plan))
+        assert ahead is not None and plan.prefetch is not None and plan.weights is not None
+        assert np.shares_memory(route.weights, plans[0].weights) and route.weights.dtype == np.float32
         assert np.shares_memory(ahead.lists, plan.prefetch.lists)
 
 
@@ -152,15 +152,15 @@ def test_what_cannot_be_run_waits_for_nobody() -> None:
     assert len(queue.take(0, seconds)) == 3  # half of what is left, and one
 
 
-def version(spec: RunSpec) -> tuple[bool, bool] | None:
-    """Which compiled version a run takes (sim.machines.compiled.run): without what only some ask for, without rules on
-    a miss. None: it does not run."""
+def version(spec: RunSpec) -> tuple[bool, ...] | None:
+    """Which compiled version a run takes (sim.machines.compiled.run): without answers, without predictions, without what
+    some evictions are told, without rules on a miss. None: it does not run."""
     try:
         plan = prepare(spec, MEMO).plan
     except UserError:
         return None
     state = new_state(plan)
-    return inputs(plan, state, False)[1] is None, new_rules(plan, state) is None
+    return *(each is None for each in inputs(plan, state)[1:]), new_rules(plan, state) is None
 
 
 MEMO = Kept(10**9)
@@ -185,13 +185,13 @@ def test_runs_that_are_called_of_one_version_are() -> None:
     """And every version is among the samples that are compiled beforehand, whatever the runs."""
     runs, versions = configurations(), Versions()
     needed = {run.id: version(run.spec) for run in runs if run.spec}
-    assert set(needed.values()) >= {(True, True), (False, True), (False, False)}
+    assert set(needed.values()) >= {(True, True, True, True), (True, False, True, True), (True, True, False, True), (False,) * 3 + (True,), (False,) * 4}
     found: dict[Any, set[Any]] = {}
     for run in runs:
         if needed[run.id] is not None:
             found.setdefault(versions.of(run), set()).add(needed[run.id])
     assert all(len(each) == 1 for each in found.values()), found
-    assert len([key for key, each in found.items() if each == {(False, True)}]) <= 3  # hardly any is told apart in vain
+    assert len([key for key, each in found.items() if each == {(False, False, False, True)}]) <= 3  # hardly any is told apart in vain
     some = runs[:: max(1, len(runs) // 30)]
     for chosen in (runs, *itertools.combinations(some, 2)):
         compiled = {needed[run.id] for run in to_compile(chosen)}
@@ -201,7 +201,7 @@ def test_runs_that_are_called_of_one_version_are() -> None:
 # --- the sweep that is measured ---
 
 
-def test_the_measured_sweep_has_a_thousand_configurations_of_two_versions() -> None:
+def test_the_measured_sweep_has_a_thousand_configurations_of_a_few_versions() -> None:
     runs, versions = expand(read_toml(str(Path(__file__).parent / "grid.toml"))), Versions()
     assert len(runs) == 1000 and all(run.spec for run in runs)
-    assert len({versions.of(run) for run in runs}) == 2  # lean, and with everything
+    assert len({versions.of(run) for run in runs}) == 5  # lean, with prefetch, told of more, both, and with everything

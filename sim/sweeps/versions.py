@@ -78,7 +78,7 @@ def _users(spec: RunSpec) -> list[str]:
 
 
 def _version(spec: RunSpec, memo: Memo) -> Hashable:
-    """What decides (sim.core.inputs, sim.on_miss): whether there are rules on a miss, else whether it is lean; and what
+    """What decides (sim.core.inputs, sim.on_miss): whether there are rules on a miss, else what it has parts for; and what
     may bring rules, which slots and sizes alone tell. A spec that is wrong needs nothing: its run says so."""
     if users := _users(spec):
         return (spec.machine, *users)
@@ -88,11 +88,11 @@ def _version(spec: RunSpec, memo: Memo) -> Hashable:
             return spec.machine, "rules"
     except UserError:
         return None
-    chosen = (spec.prefetch, spec.miss, spec.rerank)
-    lean = chosen == ("none", "fetch", "none") and not marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
+    asks = (spec.miss, spec.rerank) != ("fetch", "none")  # and then with everything
+    parts = asks or (spec.prefetch != "none", bool(marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)))
     layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
     slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
-    return spec.machine, lean, slots, spec.transfer_chunk
+    return spec.machine, parts, slots, spec.transfer_chunk
 
 
 def _by_rules(spec: RunSpec, memo: Memo) -> bool:
