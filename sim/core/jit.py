@@ -131,7 +131,7 @@ def whole(function: F) -> F:
     """Compile a run from its first step to its last. It takes what core.memory knows, arrays, integers and None, and
     returns nothing; other threads go on meanwhile (one says what is being done)."""
     if not compiles():
-        return function
+        return np.errstate(over="ignore")(function)  # integers wrap around, as compiled
     made: Any = import_module("sim.core.kept").Whole(function)
     return made  # type: ignore[no-any-return]
 
@@ -141,10 +141,3 @@ def wrapping(function: F) -> F:
     if compiles():
         return choice(function)
     return np.errstate(over="ignore")(function)
-
-
-def frozen(array: Any) -> Any:
-    """Read-only and contiguous, whatever it came as: one type for numba, one compiled version."""
-    out = np.ascontiguousarray(array).view()
-    out.flags.writeable = False
-    return out

@@ -87,6 +87,8 @@ def _kind(arg: Any) -> Any:
     if isinstance(arg, Memory):
         return arg.kind
     if isinstance(arg, np.ndarray):
+        if not arg.flags.c_contiguous:
+            raise TypeError("an array that is not contiguous")
         return arg.dtype, arg.ndim
     return None if arg is None else int
 
@@ -181,7 +183,7 @@ def _c_values(arg: Any) -> tuple[Any, ...]:
         return (arg.address,)
     if isinstance(arg, np.ndarray):
         return None, None, arg.size, arg.itemsize, arg.ctypes.data, *arg.shape, *arg.strides
-    return (arg,)
+    return (arg if arg is None else int(arg),)
 
 
 class _Raised(ctypes.Structure):  # numba.core.callconv.excinfo_t

@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.jit import choice, frozen, inlined, inner, wrapping
+from sim.core.jit import inlined, inner, whole
 from sim.core.plan import Costs, Plan
 
 Int = npt.NDArray[np.int64]
@@ -79,19 +79,19 @@ class Wants(NamedTuple):
         offset = np.zeros((len(step_offset) - 1) * layers + 1, np.int64)
         expert, tokens = np.empty(most, np.int32), np.empty(most, np.int32)
         seen = np.full(layers * plan.n_experts, -1, np.int64)
-        experts, step_offset, step_row = map(frozen, (plan.experts, step_offset, plan.step_row))
-        n = _distinct(experts, step_offset, step_row, plan.n_experts, seen, offset, expert, tokens)
-        return Wants(offset, expert[:n], tokens[:n])
+        experts, step_offset, step_row = map(np.ascontiguousarray, (plan.experts, step_offset, plan.step_row))
+        _distinct(experts, step_offset, step_row, plan.n_experts, seen, offset, expert, tokens)
+        return Wants(offset, expert[: offset[-1]], tokens[: offset[-1]])
 
     def spent(self, costs: Costs, one: bool) -> tuple[Int, Int]:
         """int64 [n] each, ns: the executions of each visit's experts in as few groups as may be, and the least that one
         group lasts; 0 where it wants nothing. one: each expert has a group of its own."""
         total, least = np.zeros((2, len(self.offset) - 1), np.int64)
-        _spent(frozen(self.offset), frozen(self.tokens), frozen(costs.expert_ns), costs.group_ns, one, total, least)
+        _spent(self.offset, self.tokens, np.ascontiguousarray(costs.expert_ns), costs.group_ns, one, total, least)
         return total, least
 
 
-@choice
+@whole
 def _distinct(
     experts: Any,
     step_offset: Any,
@@ -101,8 +101,8 @@ def _distinct(
     offset: Any,
     expert: Any,
     tokens: Any,
-) -> int:
-    """Fill offset, expert and tokens; returns how many wants. seen [G]: where each expert's latest want
+) -> None:
+    """Fill offset, expert and tokens. seen [G]: where each expert's latest want
     stands."""
     layers, top_k = experts.shape[1], experts.shape[2]
     n, v = 0, 0
@@ -122,10 +122,9 @@ def _distinct(
                         n += 1
             v += 1
             offset[v] = n
-    return n
 
 
-@choice
+@whole
 def _spent(offset: Any, tokens: Any, expert_ns: Any, group_ns: int, one: bool, total: Any, least: Any) -> None:
     for v in range(len(total)):
         for j in range(offset[v], offset[v + 1]):
@@ -202,7 +201,7 @@ class Walk(NamedTuple):
         the walk, whoever is resident when they begin.
         """
         loads = np.empty(len(wants.offset) - 1, np.int64)
-        _keep(frozen(wants.offset), frozen(wants.expert), loads, *self)
+        _keep(wants.offset, wants.expert, loads, *self)
         return loads
 
 
@@ -279,7 +278,7 @@ def _accept(
     return kept, oldest
 
 
-@wrapping
+@whole
 def _keep(
     offset: Any,
     expert: Any,
