@@ -196,7 +196,10 @@ def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left_behind(tmp_
 
 # --- everybody ---
 
-COMPILES = tuple(f"sim.core.{name}" for name in ("hooks", "inputs", "jit", "kept", "link", "residency", "stages", "user_code", "visit"))
+COMPILES = tuple(
+    f"sim.core.{name}"
+    for name in ("hooks", "inputs", "jit", "kept", "link", "residency", "stages", "user_code", "visit")
+)
 # through sim.machines, or with sim.prepare: imported by who has a plan before anything of theirs is compiled
 THROUGH = {"sim/policies/policy.py", "sim/compiling.py", "sim/outcome/packing.py", "sim/sweeps/session.py",
            "analysis/curves/stack_distances.py"}  # fmt: skip

@@ -141,9 +141,7 @@ def test_a_damaged_or_foreign_file_is_ignored_and_written_anew(
         assert run() == RIGHT and len(counted) == 2
 
 
-def test_a_file_of_somebody_else_is_ignored(
-    folder: Path, counted: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_somebody_else_is_ignored(folder: Path, counted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     monkeypatch.setattr(os, "geteuid", lambda: only(folder).stat().st_uid + 1)
     assert run() == RIGHT and len(counted) == 2

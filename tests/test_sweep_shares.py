@@ -185,13 +185,21 @@ def test_runs_that_are_called_of_one_version_are() -> None:
     """And every version is among the samples that are compiled beforehand, whatever the runs."""
     runs, versions = configurations(), Versions()
     needed = {run.id: version(run.spec) for run in runs if run.spec}
-    assert set(needed.values()) >= {(True, True, True, True), (True, False, True, True), (True, True, False, True), (False,) * 3 + (True,), (False,) * 4}
+    assert set(needed.values()) >= {
+        (True, True, True, True),
+        (True, False, True, True),
+        (True, True, False, True),
+        (False,) * 3 + (True,),
+        (False,) * 4,
+    }
     found: dict[Any, set[Any]] = {}
     for run in runs:
         if needed[run.id] is not None:
             found.setdefault(versions.of(run), set()).add(needed[run.id])
     assert all(len(each) == 1 for each in found.values()), found
-    assert len([key for key, each in found.items() if each == {(False, False, False, True)}]) <= 3  # hardly any is told apart in vain
+    assert (
+        len([key for key, each in found.items() if each == {(False, False, False, True)}]) <= 3
+    )  # hardly any is told apart in vain
     some = runs[:: max(1, len(runs) // 30)]
     for chosen in (runs, *itertools.combinations(some, 2)):
         compiled = {needed[run.id] for run in to_compile(chosen)}

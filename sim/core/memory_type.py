@@ -32,6 +32,7 @@ class MemoryType(types.Type):
 @cache
 def memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int]) -> MemoryType:
     """Of a Memory of that kind."""
+
     def kind(dtype: np.dtype[Any], ndim: int) -> Any:
         item = from_dtype(dtype)
         return types.Array(item, ndim, "C") if ndim else item
