@@ -134,11 +134,8 @@ def about_s(what: str) -> float:
 
 
 def _kept(dispatcher: Any) -> str:
-    where = (
-        jit.CACHE_DIR / "kept"
-        if str(dispatcher.py_func.__module__).startswith("sim.")
-        else dispatcher._cache.cache_path
-    )
+    ours = str(dispatcher.py_func.__module__).startswith("sim.")
+    where = jit.CACHE_DIR / "ours" if ours else dispatcher._cache.cache_path
     if not jit.KEPT:
         mend = "NUMBA_CACHE_DIR names another folder"
         return f"NOT KEPT: {jit.ASKED} cannot be written, so each process compiles it again; {mend}"

@@ -153,8 +153,8 @@ def test_what_cannot_be_run_waits_for_nobody() -> None:
 
 
 def version(spec: RunSpec) -> tuple[bool, ...] | None:
-    """Which compiled version a run takes (sim.machines.compiled.run): without answers, without predictions, without what
-    some evictions are told, without rules on a miss. None: it does not run."""
+    """Which compiled version a run takes (sim.machines.compiled.run): without answers, predictions, what some evictions
+    are told, rules on a miss. None: it does not run."""
     try:
         plan = prepare(spec, MEMO).plan
     except UserError:

@@ -96,8 +96,8 @@ class _RootCompiler(_Into):
 
 
 class _Once(CPUDispatcher):
-    """Compiled once whatever integers it is called with (numba: once for each kind, and each number spelled out): a call
-    widens them, which costs nothing where it becomes part of its caller."""
+    """Compiled once whatever integers it is called with (numba's own: once for each kind, and each number spelled out):
+    a call widens them, which costs nothing where it becomes part of its caller."""
 
     def get_call_template(self, args, kws):
         """As numba has it, of wider types."""
@@ -111,7 +111,8 @@ def _wide(kind: Any) -> Any:
 
 def part(function: Callable[..., Any], options: dict[str, bool]) -> Any:
     """numba's dispatcher of a function that compiled code calls."""
-    made: Any = numba.njit(pipeline_class=_PartCompiler, **BARE, **options)(function)
+    njit: Any = numba.njit
+    made = njit(pipeline_class=_PartCompiler, **BARE, **options)(function)
     made.__class__ = _Once
     return made
 

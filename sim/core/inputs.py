@@ -17,9 +17,9 @@ Int = npt.NDArray[np.int64]
 
 
 class Route(Memory):
-    """What the router says: see plan.Plan and plan.Leaving. weights float32 [T, L, K], empty where nobody asks; logits uint16 [T, L, E]
-    (float16 bits) or empty; next_use int32 [R, L, K]: the next visit that wants the same expert, -1 never (evictions by
-    next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
+    """What the router says: see plan.Plan and plan.Leaving. weights float32 [T, L, K], empty where nobody asks; logits
+    uint16 [T, L, E] (float16 bits) or empty; next_use int32 [R, L, K]: the next visit that wants the same expert, -1
+    never (evictions by next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
 
     experts: npt.NDArray[np.int16]
     weights: npt.NDArray[np.float32]

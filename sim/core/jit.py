@@ -3,8 +3,8 @@
 Nothing here imports numba: it is loaded when something must be compiled (sim.core.compiler), which a run whose machine
 code is kept (sim.core.kept) does not need.
 
-The cache folder carries a hash of every source file of the core and of the compiled machine: an edit anywhere there is a
-new folder. (numba notices edits in the file of a cached function but not in the files it calls.)
+The cache folder carries a hash of every source file of the core and of the compiled machine: an edit anywhere there is
+a new folder. (numba notices edits in the file of a cached function but not in the files it calls.)
 """
 
 import functools
@@ -81,7 +81,7 @@ class _Part:
     """A function that compiled code calls. numba asks for its type when it compiles who calls it."""
 
     def __init__(self, function: Callable[..., Any], **options: bool) -> None:
-        functools.update_wrapper(self, function)
+        self.__doc__, self.__name__, self.__module__ = function.__doc__, function.__name__, function.__module__
         self.py_func, self.options = function, options
 
     @functools.cached_property
@@ -133,7 +133,7 @@ def whole(function: F) -> F:
     if not compiles():
         return np.errstate(over="ignore")(function)  # integers wrap around, as compiled
     made: Any = import_module("sim.core.kept").Whole(function)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def wrapping(function: F) -> F:

@@ -19,6 +19,7 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,9 +97,7 @@ def _kind(arg: Any) -> Any:
 @functools.cache
 def _llvm() -> tuple[Any, Any]:
     """llvmlite, and what loads object code; with it the functions of this process are known."""
-    import llvmlite.binding as module
-
-    llvm: Any = module
+    llvm: Any = import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine()
@@ -178,7 +177,7 @@ def _c_types(kind: Any) -> tuple[Any, ...]:
 
 
 def _c_values(arg: Any) -> tuple[Any, ...]:
-    """As numba passes it: of an array (numba.core.datamodel) its owners, length, size of an item, place, shape, strides."""
+    """As numba passes it: of an array (numba.core.datamodel) owners, length, size of an item, place, shape, strides."""
     if isinstance(arg, Memory):
         return (arg.address,)
     if isinstance(arg, np.ndarray):
@@ -198,13 +197,12 @@ class _Raised(ctypes.Structure):  # numba.core.callconv.excinfo_t
 
 def _raise(address: int | None) -> NoReturn:
     """What compiled code raised, a user's own included."""
-    from numba.core.serialize import cloudpickle, runtime_build_excinfo_struct
-
+    numbas: Any = import_module("numba.core.serialize")
     told = _Raised.from_address(address or 0)
     pickled = ctypes.string_at(told.pickled, told.size)
     if told.dynamic:
         values = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(told.unwrap)(told.values)
-        kind, args, _ = runtime_build_excinfo_struct(pickled, values)
+        kind, args, _ = numbas.runtime_build_excinfo_struct(pickled, values)
     else:
-        kind, args, _ = cloudpickle.loads(pickled)
+        kind, args, _ = numbas.cloudpickle.loads(pickled)
     raise kind(*(args or ()))

@@ -48,10 +48,11 @@ class OfMiss(Struct):
 class Miss(Memory):
     """The miss policy as the core takes it, of a plan that `asks`.
 
-    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; logits: core.inputs.Route's; peers int16 [L, E, n] and q
-    float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens], expert_ns [tokens], transfer_ns [2]:
-    what the cheaper answer compares; rerank_params: of the re-ranking policy; similarity float32 [L, E, E] or empty;
-    predicted int16 [T, L, K] or empty: what speculate runs instead, best first, -1 = no entry.
+    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; logits: core.inputs.Route's;
+    peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens],
+    expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank_params: of the re-ranking policy;
+    similarity float32 [L, E, E] or empty; predicted int16 [T, L, K] or empty: what speculate runs instead, best first,
+    -1 = no entry.
     """
 
     policy: OfMiss

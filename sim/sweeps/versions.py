@@ -78,8 +78,8 @@ def _users(spec: RunSpec) -> list[str]:
 
 
 def _version(spec: RunSpec, memo: Memo) -> Hashable:
-    """What decides (sim.core.inputs, sim.on_miss): whether there are rules on a miss, else what it has parts for; and what
-    may bring rules, which slots and sizes alone tell. A spec that is wrong needs nothing: its run says so."""
+    """What decides (sim.core.inputs, sim.on_miss): whether there are rules on a miss, else what it has parts for; and
+    what may bring rules, which slots and sizes alone tell. A spec that is wrong needs nothing: its run says so."""
     if users := _users(spec):
         return (spec.machine, *users)
     try:
