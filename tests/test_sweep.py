@@ -366,7 +366,7 @@ def version(spec: RunSpec) -> tuple[bool, bool] | None:
     except UserError:
         return None
     state = new_state(plan)
-    return inputs(plan, state, False)[1] is None, new_rules(plan, state) is None
+    return inputs(plan, state)[1] is None, new_rules(plan, state) is None
 
 
 def test_every_version_of_the_machine_that_runs_need_is_compiled_first() -> None:

@@ -118,7 +118,7 @@ class Machine:
         self.s, found, self.clock, self.rules = begin_run(plan, True)
         assert found is not None
         self.log, self.n_full, self.stage_base = found, int(self.s.run.n_full), int(self.s.run.stage_base)
-        self.route, self.miss, self.ahead = inputs(plan, self.s, True)
+        self.route, self.miss, self.ahead = inputs(plan, self.s)
         self.asks = self.miss is not None and self.miss.asks
         self.hooks = None if self.miss is None else new_hooks(plan)
         low = plan.low or plan.costs
@@ -596,7 +596,7 @@ def refuse(plan: Plan) -> None:
 def warm(plan: Plan) -> None:
     """Compile every choice for this plan's types, or load it from the cache, on a state that is thrown away."""
     s, log, clock, rules = begin_run(plan, True)
-    route, miss, ahead = inputs(plan, s, True)
+    route, miss, ahead = inputs(plan, s)
     hooks = None if miss is None else new_hooks(plan)
     with suppress(IllegalTransition):
         if plan.resets is not None:

@@ -58,13 +58,13 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
                         last[layer * n_experts + e] = step * layers + layer
 
 
-def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
+def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None]:
     """The plan as `decide` takes it. For an eviction by next use, each expert's is looked up (its first, in the state).
 
     Raises ValueError where the lists of a prefetcher do not fit the plan.
 
-    A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
-    without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
+    A run that fetches every miss and predicts nothing has None for the other two, and is compiled without any of it.
+    Every other run takes the one version that has everything: a few versions, not one per feature.
     """
     next_use = np.zeros((0, 0, 0), np.int32)
     if plan.eviction.marks & BY_NEXT_USE:
@@ -79,7 +79,7 @@ def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahe
     route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, fresh, resets)))
     miss = Miss.of(plan)
     plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
-    if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:
+    if plain and not miss.asks and plan.prefetch is None and plan.on_miss is None:
         return route, None, None
     return route, miss, _ahead(plan)
 

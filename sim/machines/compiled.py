@@ -387,7 +387,7 @@ def durations(plan: Plan) -> Durations:
 def run(plan: Plan, full: bool = False) -> RunRecord:
     """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
     s, log, clock, rules = begin_run(plan, full)
-    route, miss, ahead = inputs(plan, s, full)
+    route, miss, ahead = inputs(plan, s)
     hooks = None if miss is None else new_hooks(plan)
     with explained(plan, hooks):
         _loop(s, log, route, miss, ahead, hooks, rules, durations(plan), clock, plan.group, plan.warmup_steps)

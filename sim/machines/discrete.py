@@ -48,7 +48,7 @@ class Machine:
         self.expert_ns = (plan.costs.expert_ns, low.expert_ns)  # by whether it is a low-precision copy
         self.transfer_ns = (plan.costs.transfer_ns, low.transfer_ns)
         self.s, self.log, self.clock, self.rules = begin_run(plan, full)
-        self.route, self.miss, self.ahead = inputs(plan, self.s, full)
+        self.route, self.miss, self.ahead = inputs(plan, self.s)
         self.hooks = None if self.miss is None else new_hooks(plan)
         self.depth = int(self.s.run.depth)
         self.commit_due = False
