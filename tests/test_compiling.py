@@ -130,6 +130,7 @@ def dispatcher(room: str, name: str) -> Any:
         (NONE, NONE, NONE, "the machine: caches alone"),
         (NONE, SOME, NONE, "the machine: prefetch, and any answer to a miss"),
         (NONE, SOME, SOME, "the machine: engines' own ways on a miss"),
+        (SOME, NONE, NONE, "the machine: caches alone, full record"),
         (SOME, SOME, NONE, "the machine: prefetch, and any answer to a miss, full record"),
         (SOME, SOME, SOME, "the machine: engines' own ways on a miss, full record"),
     ],

@@ -2,7 +2,7 @@
 
 A log is five tables, long enough for the run, or None: numba then removes every line that writes one. The columns of
 times are left to the machine, which knows them. Memory that is touched for the first time is what a row costs, so a
-number takes no more of it than a run of this size needs: see `_fits`.
+number takes no more of it than a run of ordinary size needs: see `largest`.
 """
 
 from collections.abc import MutableSequence
@@ -13,6 +13,7 @@ import numpy as np
 from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
+from sim.core.spare import lent
 from sim.core.state import State
 
 Number = Annotated[int, np.int32]  # of events, of rows, of ids, of tokens
@@ -109,21 +110,24 @@ class Log(Memory):
 
 
 def new_log(plan: Plan) -> Log:
-    """Room for the longest record this plan can make; pages that stay untouched cost no memory. A run whose numbers
-    might not fit has int64 for each, for which numba compiles a version of its own."""
-    rows = _rows(plan)
-    narrow = _fits(plan, rows)
-    return Log(**{name: np.empty(rows[name], row if narrow else _wide(row)) for name, row in TABLES.items()})
+    """Room for the longest record this plan can make, with anything in it; pages that stay untouched cost no memory. A
+    run whose numbers might not fit has int64 for each, for which numba compiles a version of its own."""
+    rows, (number, few) = most_rows(plan), largest(plan)
+    narrow = number <= MOST_NUMBER and few <= MOST_FEW
+    return Log(**{name: lent(name, rows[name], row if narrow else _wide(row)) for name, row in TABLES.items()})
 
 
-def _rows(plan: Plan) -> dict[str, int]:
-    """The most that each table may need."""
+def most_rows(plan: Plan) -> dict[str, int]:
+    """The most that each table may need: an entry (token, slot) of the routing gives work to one expert at most, and
+    has one transfer at most; copies in stages, admissions and what is swapped come on top."""
     steps, layers, top_k = len(plan.step_prefill), plan.experts.shape[1], plan.experts.shape[2]
     slots = len(plan.step_row) * layers * top_k
     prefetches = 0
     if plan.prefetch is not None:
         listed, width = np.count_nonzero(plan.prefetch.row >= 0, axis=1), plan.prefetch.lists.shape[3]
         prefetches = layers * int(np.minimum(steps * plan.n_experts, listed * width).sum())
+        if plan.prefetch.budget >= 0:
+            prefetches = min(prefetches, steps * layers * plan.prefetch.budget)
     copies = 0
     if plan.on_miss is not None:
         resets = 0 if plan.resets is None else int(plan.resets.sum())
@@ -131,19 +135,19 @@ def _rows(plan: Plan) -> dict[str, int]:
         copies = 3 * slots + whole * plan.n_experts
     return {
         "visits": steps * layers,
-        "executions": 2 * slots,
-        "transfers": 2 * slots + prefetches + copies,
+        "executions": slots,
+        "transfers": slots + prefetches + copies,
         "answers": slots,
         "chunks": (prefetches + copies) * plan.chunks if plan.chunks > 1 else 0,
     }
 
 
-def _fits(plan: Plan, rows: dict[str, int]) -> bool:
-    """Whether every number of the record does. The largest are those of events (a transfer has three, a chunk two), and
-    the four ids of each expert; a layer has so many ids too, each of which runs at most once in a visit."""
-    n, (_, layers, top_k) = plan.n_experts, plan.experts.shape
+def largest(plan: Plan) -> tuple[int, int]:
+    """What no Number and no Few of the record is above. The largest are the numbers of events, of which a transfer has
+    three and a chunk two, and the four ids of each expert; a visit has no more groups than its layer has ids."""
+    n, (_, layers, top_k), rows = plan.n_experts, plan.experts.shape, most_rows(plan)
     events = len(plan.step_prefill) + sum(rows.values()) + 2 * rows["transfers"] + rows["chunks"]
-    return max(events, 4 * layers * n, plan.chunks) <= MOST_NUMBER and max(4 * n, top_k, layers) <= MOST_FEW
+    return max(events, 4 * layers * n, plan.chunks), max(4 * n, top_k, layers)
 
 
 def _wide(row: type[Struct]) -> np.dtype[Any]:
