@@ -1,7 +1,7 @@
 """The tables of a full record as columns, each made when it is first read.
 
 A log has narrow rows (sim.core.log), because memory costs more than what is written to it. Who reads a record computes
-with its columns, for which int32 would be a trap: they are int64.
+with its columns, for which int32 would be a trap: they are int64, those of times views of the rows.
 """
 
 from collections import UserDict
@@ -27,10 +27,13 @@ class Columns(UserDict[str, Array]):
     """Columns of one table by name, int64 [rows]; in `data` what has not been read is the function that makes it."""
 
     def __getitem__(self, name: str) -> Array:
-        found: Any = self.data[name]
-        if callable(found):
-            found = self.data[name] = np.ascontiguousarray(found(), np.int64)
+        found = self.data[name] = self.once(name)
         return found
+
+    def once(self, name: str) -> Array:
+        """The same for who reads it once: it is not kept."""
+        found: Any = self.data[name]
+        return np.asarray(found() if callable(found) else found, np.int64)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,18 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
     }
 
 
+class _Member:
+    """A column of a file, which is made when it is written: all of them at once would be twice the record."""
+
+    def __init__(self, group: Group, column: str) -> None:
+        self.group, self.column = group, column
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
+        group, column = self.group, self.column
+        values = group.once(column) if isinstance(group, Columns) else group[column]
+        return values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
+
+
 def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     """Write a record as `.npz`: one member `group.column` per column, counters and `meta` as JSON in member `meta`."""
     ruled = "link_transfers" in record.counters
@@ -160,8 +172,7 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
     fixed = {name: getattr(record, name) for name in ("steps", "requests", "layer", "tokens", "windows")}
     for name, group in (record.groups | fixed).items():
-        for column, values in group.items():
-            members[f"{name}.{column}"] = values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
+        members |= {f"{name}.{column}": _Member(group, column) for column in group}
     replace(path, lambda file: np.savez(file, **members))
 
 
