@@ -1,4 +1,4 @@
-"""python -m tests.warm lean|everything|log|rules|rules-log: compile one version of the machine into numba's cache."""
+"""python -m tests.warm [VERSION ...]: compile these versions of the machine, or all, into numba's cache."""
 
 import sys
 
@@ -6,12 +6,12 @@ from sim.machines import compiled, discrete
 from tests.on_miss_plans import plan_of
 from tests.plans import plan
 
-VERSIONS = ("lean", "everything", "log", "rules", "rules-log")
+VERSIONS = ("lean", "everything", "rules", "log", "everything-log", "rules-log")
 
 
 def compile_version(name: str) -> None:
     """A tiny run is enough: what it needs is compiled, and kept."""
-    full, miss = name.endswith("log"), "drop" if name == "everything" else "fetch"
+    full, miss = name.endswith("log"), "drop" if name.startswith("everything") else "fetch"
     tiny = plan([[[0, 1]], [[2, 1]]], 3, [2], miss=miss)
     if name.startswith("rules"):
         tiny = plan_of(0)

@@ -1,5 +1,6 @@
 """A record read for analysis: of a bounded size, of the run that the summary tells of, and safe to index with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _torn(transfers: Group) -> str | None:
     return None
 
 
-def _uneven(name: str, group: dict[str, Any], columns: tuple[str, ...]) -> str | None:
+def _uneven(name: str, group: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
     sizes = set()
     for column in columns:
         if column not in group:

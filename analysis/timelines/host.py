@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core.plan import PLACES
-from sim.machines.record import RunRecord
+from sim.machines.record import Group, RunRecord
 
 Int = npt.NDArray[np.int64]
 DEFERRED = PLACES.index("deferred")
@@ -53,7 +53,7 @@ def host_work(record: RunRecord) -> HostWork:
     return HostWork(begin, np.where(works, first, NONE), at_once, np.maximum(at_once, deferred))
 
 
-def _latest(x: dict[str, npt.NDArray[np.int64]], mine: npt.NDArray[np.bool_], visits: int) -> Int:
+def _latest(x: Group, mine: npt.NDArray[np.bool_], visits: int) -> Int:
     out = np.full(visits, NONE)
     np.maximum.at(out, x["visit"][mine], x["end_ns"][mine])
     return out

@@ -215,7 +215,7 @@ class ClosedLoop:
                 new_weights = scattered(slot, s.weight[:n].copy())
         answers = np.full(got.shape, HIT, np.int8)
         if s.rows.answers > before:
-            given = log.columns("answers", before, s.rows.answers)
+            given = log.arrays["answers"][before : s.rows.answers]
             at = (given["row"] - self.rows.start, given["slot"])
             answers[at] = given["answer"]
             got[at] = np.where(given["answer"] == SUBSTITUTE, given["stand_in"], got[at])
@@ -317,13 +317,13 @@ class ClosedLoop:
         machine = getattr(self, "machine", None)
         if machine is None:
             return
-        plan, s = self._plan(), machine.s
+        plan, s, had = self._plan(), machine.s, machine.log.arrays
         low = plan.low or plan.costs
         rows = max(rows, len(s.routed), len(self._costs.expert_ns) - 1)
         wide = {name: longer(getattr(s, name), rows) for name in ("routed", "weight")}
         machine.s = s.replaced(loss=longer(s.loss, len(plan.experts)), **wide)
         machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
-        log = {name: longer(machine.log.arrays[name], len(new)) for name, new in lg.new_log(plan).arrays.items()}
+        log = {name: longer(had[name].astype(new.dtype), len(new)) for name, new in lg.new_log(plan).arrays.items()}
         machine.log = lg.Log(**log)
         n = len(plan.step_prefill)
         machine.clock = machine.clock.replaced(

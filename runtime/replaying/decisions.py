@@ -135,7 +135,7 @@ class DecisionCheck:
             self.outcome.compared[name] = rows * len(columns)
 
     def _compare(self, name: str, first: int, last: int, columns: tuple[str, ...], log: lg.Log) -> None:
-        written, recorded = log.columns(name, first, last), self.recorded[name]
+        written, recorded = log.arrays[name][first:last], self.recorded[name]
         for column in columns:
             here = written[column]
             there = recorded[column][first:last]

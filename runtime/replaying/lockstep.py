@@ -23,7 +23,7 @@ something it is when that counts; else it stands where its time has it: landings
 behind (`Ends`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def entries(record: RunRecord, plan: Plan) -> list[Entry]:
     return _phases(sorted(out), plan.on_miss is None)
 
 
-def _chunks(record: RunRecord, sent: dict[str, Any], ids: Any) -> Iterator[Entry]:
+def _chunks(record: RunRecord, sent: Mapping[str, Any], ids: Any) -> Iterator[Entry]:
     """Commits and landings of chunks, but for the first commit and the last landing of each transfer, which are its
     own."""
     cut = record.groups.get("chunks", {})
@@ -88,7 +88,7 @@ def _chunks(record: RunRecord, sent: dict[str, Any], ids: Any) -> Iterator[Entry
             yield Entry(int(cut["event"][i]), LAND, g=int(ids[transfer]), ns=int(cut["landed_ns"][i]))
 
 
-def _landings(sent: dict[str, Any]) -> Any:
+def _landings(sent: Mapping[str, Any]) -> Any:
     """Rows of the transfers that landed; of several experts in one the first that did."""
     landed = np.flatnonzero(sent["outcome"] == 0)
     if "run" not in sent:
@@ -97,7 +97,7 @@ def _landings(sent: dict[str, Any]) -> Any:
     return landed[np.unique(sent["run"][landed], return_index=True)[1]]
 
 
-def _executions(runs: dict[str, Any], visit_end_ns: Any) -> Iterator[Entry]:
+def _executions(runs: Mapping[str, Any], visit_end_ns: Any) -> Iterator[Entry]:
     """One entry per group, and one per visit for what the host computed, which counts when the visit ends."""
     begins = np.ones(len(runs["event"]), np.bool_)
     begins[1:] = (np.diff(runs["visit"]) != 0) | (np.diff(runs["group"]) != 0) | (np.diff(runs["cpu"]) != 0)

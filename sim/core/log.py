@@ -1,31 +1,36 @@
 """The rows of the record that the choices write: what was decided, in one running order.
 
 A log is five tables, long enough for the run, or None: numba then removes every line that writes one. The columns of
-times are left to the machine, which knows them.
+times are left to the machine, which knows them. Memory that is touched for the first time is what a row costs, so a
+number takes no more of it than a run of ordinary size needs: see `largest`.
 """
 
 from collections.abc import MutableSequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
+from sim.core.spare import lent
 from sim.core.state import State
+
+Number = Annotated[int, np.int32]  # of events, of rows, of ids, of tokens
+Few = Annotated[int, np.int16]  # what one layer, or one token, has
+Word = Annotated[int, np.int8]  # a place in one of plan's lists of words, or a yes
 
 
 class VisitRow(Struct):  # one routed visit
-    event: int
-    step: int
-    layer: int
+    event: Number
+    step: Number
+    layer: Few
     routed_ns: int
     end_ns: int
-    wanted: int
-    hits: int
-    late: int
-    misses: int
+    wanted: Few
+    hits: Few
+    late: Few
+    misses: Few
     stall_demand_ns: int
     stall_late_ns: int
     stall_held_ns: int
@@ -33,54 +38,54 @@ class VisitRow(Struct):  # one routed visit
 
 
 class ExecutionRow(Struct):  # one expert executed in one visit
-    event: int
-    visit: int
-    expert: int  # a global id
-    tokens: int
-    stand_in_tokens: int
+    event: Number
+    visit: Number
+    expert: Number  # a global id
+    tokens: Number
+    stand_in_tokens: Number
     begin_ns: int
     end_ns: int
-    group: int  # number in the visit, -1 on the CPU
-    cpu: int  # 1 on the host; 2 there too, deferred
-    low: int
+    group: Few  # number in the visit, -1 on the CPU
+    cpu: Word  # 1 on the host; 2 there too, deferred
+    low: Word
 
 
 class TransferRow(Struct):  # from its queue to its outcome; what has not happened is -1
-    event: int
-    visit: int
-    expert: int  # a global id
-    cause: int
-    promoted: int
+    event: Number
+    visit: Number
+    expert: Number  # a global id
+    cause: Word
+    promoted: Word
     queued_ns: int
     committed_ns: int
     started_ns: int
     landed_ns: int
-    victim: int
-    run: int  # number of the link transfer, which may bring several experts (runs with core.rules)
-    outcome: int
-    event_queued: int
-    event_committed: int
+    victim: Number
+    run: Number  # number of the link transfer, which may bring several experts (runs with core.rules)
+    outcome: Word
+    event_queued: Number
+    event_committed: Number
 
 
 class ChunkRow(Struct):  # of a transfer that goes in chunks; of one that has not landed event and landed_ns are -1
-    event: int  # it landed
-    event_committed: int
-    transfer: int  # its row
-    number: int  # from 0
+    event: Number  # it landed
+    event_committed: Number
+    transfer: Number  # its row
+    number: Number  # from 0
     committed_ns: int
     started_ns: int
     landed_ns: int
 
 
 class AnswerRow(Struct):  # of the miss policy to one (token, slot)
-    event: int
-    visit: int
-    row: int  # of the trace
-    slot: int
-    wanted: int
-    answer: int
-    stand_in: int
-    gate: int
+    event: Number
+    visit: Number
+    row: Number  # of the trace
+    slot: Few
+    wanted: Few
+    answer: Word
+    stand_in: Few
+    gate: Word
 
 
 TABLES = {
@@ -91,6 +96,7 @@ TABLES = {
     "chunks": ChunkRow,
 }
 COLUMNS = {name: row.fields() for name, row in TABLES.items()}
+MOST_NUMBER, MOST_FEW = 2**31 - 1, 2**15 - 1
 
 
 class Log(Memory):
@@ -102,32 +108,50 @@ class Log(Memory):
     answers: MutableSequence[AnswerRow]
     chunks: MutableSequence[ChunkRow]
 
-    def columns(self, table: str, first: int, last: int) -> dict[str, npt.NDArray[np.int64]]:
-        """Some rows of one table, by column."""
-        rows = self.arrays[table][first:last]
-        return {name: rows[name] for name in COLUMNS[table]}
-
 
 def new_log(plan: Plan) -> Log:
-    """Room for the longest record this plan can make; pages that stay untouched cost no memory."""
+    """Room for the longest record this plan can make, with anything in it; pages that stay untouched cost no memory. A
+    run whose numbers might not fit has int64 for each, for which numba compiles a version of its own."""
+    rows, (number, few) = most_rows(plan), largest(plan)
+    narrow = number <= MOST_NUMBER and few <= MOST_FEW
+    return Log(**{name: lent(name, rows[name], row if narrow else _wide(row)) for name, row in TABLES.items()})
+
+
+def most_rows(plan: Plan) -> dict[str, int]:
+    """The most that each table may need: an entry (token, slot) of the routing gives work to one expert at most, and
+    has one transfer at most; copies in stages, admissions and what is swapped come on top."""
     steps, layers, top_k = len(plan.step_prefill), plan.experts.shape[1], plan.experts.shape[2]
     slots = len(plan.step_row) * layers * top_k
     prefetches = 0
     if plan.prefetch is not None:
         listed, width = np.count_nonzero(plan.prefetch.row >= 0, axis=1), plan.prefetch.lists.shape[3]
         prefetches = layers * int(np.minimum(steps * plan.n_experts, listed * width).sum())
+        if plan.prefetch.budget >= 0:
+            prefetches = min(prefetches, steps * layers * plan.prefetch.budget)
     copies = 0
     if plan.on_miss is not None:
         resets = 0 if plan.resets is None else int(plan.resets.sum())
         whole = steps * layers * (plan.on_miss.whole_layer or plan.on_miss.ahead > 0) + resets * plan.on_miss.ahead
         copies = 3 * slots + whole * plan.n_experts
-    return Log(
-        visits=np.zeros(steps * layers, VisitRow),
-        executions=np.empty(2 * slots, ExecutionRow),
-        transfers=np.empty(2 * slots + prefetches + copies, TransferRow),
-        answers=np.empty(slots, AnswerRow),
-        chunks=np.empty((prefetches + copies) * plan.chunks if plan.chunks > 1 else 0, ChunkRow),
-    )
+    return {
+        "visits": steps * layers,
+        "executions": slots,
+        "transfers": slots + prefetches + copies,
+        "answers": slots,
+        "chunks": (prefetches + copies) * plan.chunks if plan.chunks > 1 else 0,
+    }
+
+
+def largest(plan: Plan) -> tuple[int, int]:
+    """What no Number and no Few of the record is above. The largest are the numbers of events, of which a transfer has
+    three and a chunk two, and the four ids of each expert; a visit has no more groups than its layer has ids."""
+    n, (_, layers, top_k), rows = plan.n_experts, plan.experts.shape, most_rows(plan)
+    events = len(plan.step_prefill) + sum(rows.values()) + 2 * rows["transfers"] + rows["chunks"]
+    return max(events, 4 * layers * n, plan.chunks), max(4 * n, top_k, layers)
+
+
+def _wide(row: type[Struct]) -> np.dtype[Any]:
+    return np.dtype([(name, np.int64) for name in row.fields()])
 
 
 @inlined

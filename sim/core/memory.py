@@ -47,14 +47,15 @@ def _address(array: npt.NDArray[Any]) -> int:
 
 
 class Struct:
-    """One record: a subclass names its fields, int64 where it says int, float64 where it says float, and n int64 where
-    it says `Annotated[Int, n]`. It stands for its structured dtype wherever numpy takes one."""
+    """One record: a subclass names its fields, int64 where it says int, float64 where it says float, n int64 where it
+    says `Annotated[Int, n]`, and int32 where it says `Annotated[int, np.int32]`; the narrow ones lie behind the others,
+    so that nothing lies between. It stands for its structured dtype wherever numpy takes one."""
 
     dtype: ClassVar[np.dtype[Any]]
 
     def __init_subclass__(cls) -> None:
         fields = [(name, *_field(kind)) for name, kind in cls.__annotations__.items()]
-        cls.dtype = np.dtype(fields, align=True)
+        cls.dtype = np.dtype(sorted(fields, key=lambda field: -np.dtype(field[1]).itemsize), align=True)
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
@@ -63,7 +64,10 @@ class Struct:
 
 
 def _field(kind: Any) -> tuple[Any, ...]:
-    return (kind,) if isinstance(kind, type) else (np.int64, *kind.__metadata__)
+    if isinstance(kind, type):
+        return (kind,)
+    (said,) = kind.__metadata__
+    return (said,) if isinstance(said, type) else (np.int64, said)
 
 
 def record(kind: type[Struct], /, **fields: Any) -> npt.NDArray[Any]:

@@ -229,6 +229,8 @@ def _log_visit(s: State, log: Any, step: int, layer: int) -> None:
     s.rows.visits += 1
     row.event, row.step, row.layer = lg.next_event(s), step, layer
     row.wanted = s.visit.n_wanted
+    row.hits = row.late = row.misses = 0
+    row.stall_demand_ns = row.stall_late_ns = row.stall_held_ns = row.cpu_wait_ns = 0
     if s.run.eviction_marks & ONE_BY_ONE == 0:
         for i in range(s.visit.n_wanted):
             _count_kind(row, s.expert[s.wanted[i]].kind)

@@ -1,7 +1,7 @@
 """The record: what one run decided and when, the same from every machine; and the summary computed from it alone.
 
 A record always has its steps, its requests and its counters. With `full` it has every visit, execution, transfer and
-answer too, as parallel int64 columns with one event number over all groups.
+answer too, as parallel int64 columns (made when they are read) with one event number over all groups.
 """
 
 import json
@@ -19,12 +19,13 @@ from sim.core.plan import ANSWERS, CAUSES, GATES, LOSSY, OUTCOMES, PLACES, Plan
 from sim.core.rules import RuleCount, Rules
 from sim.errors import SpecError
 from sim.machines.clock import Clock, Time
+from sim.machines.columns import Columns, tables
 from traces.command import replace
 
 Int = npt.NDArray[np.int64]
-Group = dict[str, npt.NDArray[Any]]  # int64; float64 where it is router weight; int8 and int32 by step, int64 in a file
+# int64; float64 where it is router weight; int8 and int32 by step, int64 in a file
+Group = dict[str, npt.NDArray[Any]] | Columns
 VERSION = 1
-HOST = PLACES.index("host")
 COUNTERS = tuple(name for name in st.Count.fields() if name != "stopped")
 CLOCK = Time.fields()[1:]
 QUALITY = tuple(name for name in st.OfLayer.fields() if name.startswith("weight_"))  # router weight, by layer
@@ -79,7 +80,7 @@ class RunRecord:
         counters |= {name: float(layer[name].sum()) for name in QUALITY}
         if plan.rerank is None:
             counters["wanted_before"] = int(sum(layer[name].sum() for name in ("hits", "late", "misses")))
-        groups = {} if log is None else _groups(plan, s, log)
+        groups: dict[str, Group] = {} if log is None else dict(tables(plan, s, log))
         requests = requests_of(plan, clock.begin, clock.end)
         tokens = {"lost_weight": s.loss} if plan.miss.marks & LOSSY else {}
         low = 0 if plan.low is None else plan.low.bytes
@@ -141,39 +142,16 @@ def requests_of(plan: Plan, begin: Int, end: Int) -> Group:
     }
 
 
-def _groups(plan: Plan, s: st.State, log: Log) -> dict[str, Group]:
-    out: dict[str, Group] = {name: dict(log.columns(name, 0, getattr(s.rows, name))) for name in COLUMNS}
-    if plan.chunks == 1:
-        del out["chunks"]
-    else:
-        out["chunks"]["bytes"] = _chunk_bytes(plan, out["chunks"]["number"])
-    for name in ("executions", "transfers"):
-        ids = out[name]["expert"]
-        out[name]["expert"] = ids % plan.n_experts
-        if name == "transfers":
-            layers = plan.experts.shape[1]
-            out[name]["layer"] = ids // plan.n_experts % layers
-            out[name]["low"] = ((ids >= s.run.n_full) & (ids < s.run.stage_base)).astype(np.int64)
-            low = plan.expert_bytes if plan.low is None else plan.low.bytes
-            out[name]["bytes"] = np.where(out[name]["low"], low, plan.expert_bytes)
-        if plan.on_miss is not None:
-            kinds = 1 + (ids - s.run.stage_base) // s.run.n_full  # 0 or less: in a slot
-            out[name]["place"] = np.maximum(kinds, 0)
-    executions = out["executions"]
-    if plan.on_miss is None:
-        del out["transfers"]["run"]
-    else:
-        on_host = executions["cpu"] > 0
-        executions["place"] = np.where(on_host, HOST - 1 + executions["cpu"], executions["place"])
-        executions["cpu"] = on_host.astype(np.int64)
-    return out
+class _Member:
+    """A column of a file, which is made when it is written: all of them at once would be twice the record."""
 
+    def __init__(self, group: Group, column: str) -> None:
+        self.group, self.column = group, column
 
-def _chunk_bytes(plan: Plan, number: Int) -> Int:
-    """Of chunks, by number: the last is what remains."""
-    assert plan.on_miss is not None
-    size = plan.on_miss.chunk_bytes
-    return np.minimum(size, plan.expert_bytes - number * size)
+    def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
+        group, column = self.group, self.column
+        values = group.once(column) if isinstance(group, Columns) else group[column]
+        return values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
 
 
 def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
@@ -194,8 +172,7 @@ def save(record: RunRecord, path: Path, meta: dict[str, Any]) -> None:
     members: dict[str, Any] = {"meta": np.array(json.dumps(facts, sort_keys=True))}
     fixed = {name: getattr(record, name) for name in ("steps", "requests", "layer", "tokens", "windows")}
     for name, group in (record.groups | fixed).items():
-        for column, values in group.items():
-            members[f"{name}.{column}"] = values if values.dtype.kind == "f" else values.astype(np.int64, copy=False)
+        members |= {f"{name}.{column}": _Member(group, column) for column in group}
     replace(path, lambda file: np.savez(file, **members))
 
 
