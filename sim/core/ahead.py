@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sim.core.jit import apart, inlined, inner
+from sim.core.jit import inlined, inner
 from sim.core.link import join, withdraw
 from sim.core.rules import anywhere
 from sim.core.state import (
@@ -12,7 +12,7 @@ from sim.core.state import (
 )
 
 
-@apart
+@inner
 def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
     """2b: prefetches queued for this layer whose expert this visit does not want."""
     unwanted, n = s.marked, 0

@@ -46,7 +46,7 @@ def demand(s: State, log: Any, g: int, visit: int, rules: Any) -> None:
     s.link.demand_tail += 1
 
 
-@apart
+@inner
 def join(s: State, log: Any, g: int, visit: int, cause: int, key: int, which: int) -> None:
     """Expert g (absent) joins the prefetch queue behind every entry whose key is not greater."""
     move(s, g, QUEUED)
@@ -75,7 +75,7 @@ def _remove(s: State, i: int) -> None:
         s.queue[j] = s.queue[j + 1]
 
 
-@apart
+@inner
 def withdraw(s: State, log: Any, g: int) -> None:
     """The queued prefetch of expert g is not wanted any more."""
     _remove(s, _place_of(s, g))
@@ -84,7 +84,7 @@ def withdraw(s: State, log: Any, g: int) -> None:
     lg.ended(s, log, g, WITHDRAWN)
 
 
-@apart
+@inner
 def _next_prefetch(s: State, log: Any, hooks: Any) -> int:
     """The first queued prefetch that finds room; those before it are rejected. -1 where none does."""
     while s.link.n_queued > 0:
