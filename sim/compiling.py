@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from numba.core import event, types
 
-from sim.core import hooks, jit
+from sim.core import jit, user_code
 from traces import progress
 from traces.command import write_bytes
 
@@ -27,16 +27,21 @@ WORTH_A_LINE_S = 1.0
 SECONDS = "compile-seconds.json"  # beside the cache: what each part took last
 
 LOOP = ("sim.machines.compiled", "_loop")
-LOG, MISS, RULES = 1, 3, 6  # of its arguments, None where a version does without
+LOG, MISS, AHEAD, HOOKS, RULES = 1, 3, 4, 5, 6  # of its arguments, None where a version does without
+EVERYTHING = {RULES: "engines' own ways on a miss", MISS: "prefetch, and any answer to a miss"}
+PARTS = {AHEAD: "prefetch", HOOKS: "evictions that look back, or of your own"}
 # seconds on two shared cores of a server of 2021, numba 0.68 (1.4 times those of the CPU alone); only where nothing is
 # known of this machine
 WALL_S = {
-    "the machine: caches alone": 33.5,
-    "the machine: prefetch, and any answer to a miss": 67.0,
-    "the machine: engines' own ways on a miss": 105.0,
-    "link.next_commit, one choice": 15.5,
-    "visit.decide, one choice": 17.0,
-    "visit.finish_group, one choice": 3.0,
+    "the machine: caches alone": 9.0,
+    "the machine: prefetch": 11.0,
+    "the machine: evictions that look back, or of your own": 11.0,
+    "the machine: prefetch, evictions that look back, or of your own": 13.0,
+    "the machine: prefetch, and any answer to a miss": 25.0,
+    "the machine: engines' own ways on a miss": 35.0,
+    "link.next_commit, one choice": 5.0,
+    "visit.decide, one choice": 12.0,
+    "visit.finish_group, one choice": 1.0,
     "bounds": 1.5,
     "miss curve": 3.5,
 }
@@ -47,7 +52,7 @@ def part(dispatcher: Any, args: Any) -> str:
     """What compiling this is called; nothing for what is not ours."""
     function = dispatcher.py_func
     room, name = function.__module__, function.__name__
-    if tuple(args) == (hooks.VIEW, hooks.FLOATS, hooks.FLOATS):
+    if tuple(args) == (user_code.VIEW, user_code.FLOATS, user_code.FLOATS):
         return f"your policy {name}"
     if (room, name) == LOOP:
         return _version(args)
@@ -59,11 +64,10 @@ def part(dispatcher: Any, args: Any) -> str:
 
 
 def _version(args: Any) -> str:
-    has = [not isinstance(args[place], types.NoneType) for place in (LOG, MISS, RULES)]
-    what = (
-        "engines' own ways on a miss" if has[2] else "prefetch, and any answer to a miss" if has[1] else "caches alone"
-    )
-    return f"the machine: {what}" + (FULL_RECORD if has[0] else "")
+    has = {place for place in (LOG, MISS, AHEAD, HOOKS, RULES) if not isinstance(args[place], types.NoneType)}
+    whole = next((what for place, what in EVERYTHING.items() if place in has), "")
+    parts = [what for place, what in PARTS.items() if place in has]
+    return f"the machine: {whole or ', '.join(parts) or 'caches alone'}" + (FULL_RECORD if LOG in has else "")
 
 
 class Said(event.Listener):
@@ -130,7 +134,7 @@ def about_s(what: str) -> float:
 
 
 def _kept(dispatcher: Any) -> str:
-    where = dispatcher._cache.cache_path
+    where = jit.CACHE_DIR / "kept" if dispatcher.py_func.__module__.startswith("sim.") else dispatcher._cache.cache_path
     if not jit.KEPT:
         mend = "NUMBA_CACHE_DIR names another folder"
         return f"NOT KEPT: {jit.ASKED} cannot be written, so each process compiles it again; {mend}"

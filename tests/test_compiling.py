@@ -14,7 +14,7 @@ import pytest
 from numba.core import event
 
 from sim import compiling
-from sim.core import hooks, jit
+from sim.core import jit, user_code
 from sim.machines import compiled
 from traces import progress
 from traces.command import guarded
@@ -57,12 +57,12 @@ def heard(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_policy_of_a_user_is_said_when_it_is_compiled_and_not_when_it_is_read(
     tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     begun, ended = heard(capsys)
     assert begun == f"compiling your policy nearest (about 1 s; kept in {own_cache}) ..."
     assert ended.startswith("compiled your policy nearest in ") and ended.endswith(" s")
     assert compiling.about_s("your policy nearest") == pytest.approx(float(ended.split()[-2]), abs=0.06)
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     assert heard(capsys) == []
 
 
@@ -81,7 +81,7 @@ def test_a_policy_that_cannot_be_compiled_has_its_one_line_and_no_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="cannot be compiled"):
-        hooks.compile_hook(policy(tmp_path, "return view.nothing"), 1)
+        user_code.compile_hook(policy(tmp_path, "return view.nothing"), 1)
     assert [line.split()[0] for line in heard(capsys)] == ["compiling"]
     assert compiling._seconds() == {}
 
@@ -90,7 +90,7 @@ def test_nobody_hears_what_is_compiled_quietly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(progress.QUIET, "1")
-    hooks.compile_hook(policy(tmp_path), 1)
+    user_code.compile_hook(policy(tmp_path), 1)
     assert heard(capsys) == []
 
 
@@ -125,20 +125,25 @@ def dispatcher(room: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("log", "miss", "rules", "called"),
+    ("has", "called"),
     [
-        (NONE, NONE, NONE, "the machine: caches alone"),
-        (NONE, SOME, NONE, "the machine: prefetch, and any answer to a miss"),
-        (NONE, SOME, SOME, "the machine: engines' own ways on a miss"),
-        (SOME, SOME, NONE, "the machine: prefetch, and any answer to a miss, full record"),
-        (SOME, SOME, SOME, "the machine: engines' own ways on a miss, full record"),
+        ("", "the machine: caches alone"),
+        ("ahead", "the machine: prefetch"),
+        ("hooks", "the machine: evictions that look back, or of your own"),
+        ("ahead hooks", "the machine: prefetch, evictions that look back, or of your own"),
+        ("miss ahead hooks", "the machine: prefetch, and any answer to a miss"),
+        ("miss ahead hooks rules", "the machine: engines' own ways on a miss"),
+        ("log", "the machine: caches alone, full record"),
+        ("log ahead", "the machine: prefetch, full record"),
+        ("log miss ahead hooks rules", "the machine: engines' own ways on a miss, full record"),
     ],
 )
-def test_each_version_of_the_machine_has_a_name(log: Any, miss: Any, rules: Any, called: str) -> None:
-    names = compiled._loop.py_func.__code__.co_varnames
-    given = {"log": log, "miss": miss, "rules": rules}
-    args = [given.get(name, SOME) for name in names[: compiled._loop.py_func.__code__.co_argcount]]
+def test_each_version_of_the_machine_has_a_name(has: str, called: str) -> None:
+    code = compiled._loop.py_func.__code__
+    left_out = {"log", "miss", "ahead", "hooks", "rules"} - set(has.split())
+    args = [NONE if name in left_out else SOME for name in code.co_varnames[: code.co_argcount]]
     assert compiling.part(compiled._loop, args) == called
+    assert compiling.about_s(called) > compiling.A_CHOICE_S
     assert called.removesuffix(compiling.FULL_RECORD) in compiling.WALL_S
 
 
@@ -166,7 +171,7 @@ def test_what_is_compiled_inside_is_part_of_it(capsys: pytest.CaptureFixture[str
     assert progress.now_doing() == "round 1"
     progress.doing("", at_once=False)
     begun, ended = heard(capsys)
-    assert begun.startswith("compiling the machine: caches alone (about 34 s; not kept: the next process")
+    assert begun.startswith("compiling the machine: caches alone (about 9 s; kept in ")
     assert ended.startswith("compiled the machine: caches alone in 0.0 s")
 
 
@@ -177,7 +182,7 @@ def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left_behind(tmp_
     """Below a file is no folder, not even for root: a run goes on, with code that goes with its process."""
     script = "from sim.core import jit; from sim import compiling; from types import SimpleNamespace as N; import os; "
     script += "print(jit.KEPT, jit.CACHE_DIR.parent, os.environ['NUMBA_CACHE_DIR']); "
-    script += "print(compiling._kept(N(_cache=N(cache_path='x'))))"
+    script += "print(compiling._kept(N(py_func=print, _cache=N(cache_path='x'))))"
     (tmp_path / "file").touch()
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
@@ -189,14 +194,9 @@ def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left_behind(tmp_
     assert not list(tmp_path.glob("moe-offload-sim-*"))
 
 
-def test_a_run_lets_other_threads_go_on() -> None:
-    """Else nobody could say that a run of a minute is being done."""
-    assert compiled._loop.targetoptions["nogil"]
-
-
 # --- everybody ---
 
-COMPILES = tuple(f"sim.core.{name}" for name in ("hooks", "inputs", "jit", "link", "residency", "stages", "visit"))
+COMPILES = tuple(f"sim.core.{name}" for name in ("hooks", "inputs", "jit", "kept", "link", "residency", "stages", "user_code", "visit"))
 # through sim.machines, or with sim.prepare: imported by who has a plan before anything of theirs is compiled
 THROUGH = {"sim/policies/policy.py", "sim/compiling.py", "sim/outcome/packing.py", "sim/sweeps/session.py",
            "analysis/curves/stack_distances.py"}  # fmt: skip

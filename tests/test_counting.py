@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.hooks import compile_hook
+from sim.core.user_code import compile_hook
 from sim.core.plan import FORGETS_REQUESTS, FORGETS_ROWS, Choice, Prefetch
 from sim.core.worth import USER
 from sim.errors import SpecError

@@ -36,7 +36,6 @@ from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ord
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
-from sim.core.hooks import new_hooks
 from sim.core.inputs import inputs
 from sim.core.jit import frozen
 from sim.core.plan import FORGETS_ROWS, KEEPS_OUT, Costs, Leaving, Low, Plan
@@ -159,7 +158,7 @@ class ClosedLoop:
         if self.live_prefetch is not None:
             self.live_prefetch.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
         known = self.step + (1 if then is None else 2)
-        self.machine.route = self.machine.route._replace(step_prefill=frozen(room.prefill[:known]))
+        self.machine.route = self.machine.route.replaced(step_prefill=room.prefill[:known])
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
 
@@ -334,11 +333,11 @@ class ClosedLoop:
         machine.clock = machine.clock.replaced(
             **{name: longer(getattr(machine.clock, name), n) for name in ("begin", "end", "event")}
         )
-        machine.route, miss, machine.ahead = inputs(plan, machine.s, True)
-        assert miss is not None  # a full record always has it
-        # Miss.of copies the weights; what is filled in later must be seen
-        machine.miss = miss if plan.weights is None else miss._replace(weights=frozen(self._room.weights))
-        machine.hooks = machine.hooks.replaced(ns=new_hooks(plan).ns)
+        route, machine.miss, machine.ahead, hooks = inputs(plan, machine.s)
+        # it has copied the weights; what is filled in later must be seen
+        machine.route = route if plan.weights is None else route.replaced(weights=self._room.weights)
+        if hooks is not None:
+            machine.hooks = machine.hooks.replaced(ns=hooks.ns)
 
     # --- what came of the run ------------------------------------------------------------------------------------
 

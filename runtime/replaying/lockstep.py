@@ -33,7 +33,7 @@ from runtime.replaying.decisions import DecisionCheck, Outcome, Unequal, global_
 from runtime.replaying.machine import Machine, refuse
 from runtime.replaying.order import END, GROUP, HOST, STEP, VISIT
 from sim.core import state as st
-from sim.core.hooks import explained, new_hooks
+from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.link import land, next_commit, waiting
 from sim.core.plan import Plan
@@ -154,8 +154,7 @@ class _Core:
         self.s, log, self.clock, self.rules = begin_run(plan, True)
         assert log is not None
         self.log = log
-        self.route, self.miss, self.ahead = inputs(plan, self.s, True)
-        self.hooks = None if self.miss is None else new_hooks(plan)
+        self.route, self.miss, self.ahead, self.hooks = inputs(plan, self.s)
         self.visits = self.steps = self.group = 0
 
     def apply(self, entry: Entry) -> None:

@@ -58,7 +58,7 @@ from runtime.replaying.shared_memory import SharedMemory
 from runtime.replaying.stages import Stages, stages_of
 from runtime.replaying.work import Job, Work, by_expert
 from sim.core import state as st
-from sim.core.hooks import explained, new_hooks
+from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE, REMOTE
@@ -118,9 +118,7 @@ class Machine:
         self.s, found, self.clock, self.rules = begin_run(plan, True)
         assert found is not None
         self.log, self.n_full, self.stage_base = found, int(self.s.run.n_full), int(self.s.run.stage_base)
-        self.route, self.miss, self.ahead = inputs(plan, self.s, True)
-        self.asks = self.miss is not None and self.miss.asks
-        self.hooks = None if self.miss is None else new_hooks(plan)
+        self.route, self.miss, self.ahead, self.hooks = inputs(plan, self.s)
         low = plan.low or plan.costs
         # both by whether it is a low-precision copy
         self.expert_ns = (plan.costs.expert_ns.tolist(), low.expert_ns.tolist())
@@ -395,7 +393,7 @@ class Machine:
         order work was given."""
         s, n, base = self.s, len(self.tokens), layer * self.plan.n_experts
         known = self.plan.weights
-        if self.asks:
+        if self.miss is not None:
             ids, weights = s.routed[:n].copy(), s.weight[:n].astype(np.float32)
         else:
             ids = self.plan.experts[self.tokens, layer].astype(np.int64)
@@ -406,7 +404,7 @@ class Machine:
         own = ids + base
         runs_as = own if self.rules is None else self.rules.arrays["expert"]["at"][own]
         experts = np.where(ids >= 0, runs_as, -1)
-        if self.asks:
+        if self.miss is not None:
             for row in self.log.answers[answer : s.rows.answers]:
                 at = self.row_of[row.row], row.slot
                 if row.answer == ANSWER_SUBSTITUTE:
@@ -596,8 +594,7 @@ def refuse(plan: Plan) -> None:
 def warm(plan: Plan) -> None:
     """Compile every choice for this plan's types, or load it from the cache, on a state that is thrown away."""
     s, log, clock, rules = begin_run(plan, True)
-    route, miss, ahead = inputs(plan, s, True)
-    hooks = None if miss is None else new_hooks(plan)
+    route, miss, ahead, hooks = inputs(plan, s)
     with suppress(IllegalTransition):
         if plan.resets is not None:
             reset(s, log, clock, hooks, rules, len(plan.step_prefill))

@@ -53,7 +53,7 @@ def _in_time(s: State, ahead: Any, rules: Any, d: int, layer: int) -> bool:
     before = s.link.demand_tail - s.link.demand_head + s.link.n_queued + s.link.n_flight
     if rules is not None:
         before += rules.run.n_streams
-    return (before + 1) * ahead.each_ns <= ahead.within_ns[d, layer]
+    return (before + 1) * ahead.run.each_ns <= ahead.within_ns[d, layer]
 
 
 @inlined
@@ -85,7 +85,7 @@ def predict(s: State, log: Any, route: Any, ahead: Any, rules: Any, step: int, l
             to_step, to_layer = to_step + 1, 0
         if to_step == len(route.step_prefill) or left == 0:
             return
-        if d >= ahead.nearest:
+        if d >= ahead.run.nearest:
             which = s.run.turn * distances + d
             _merge(s, route, ahead, d, to_step, to_layer, which)
             left = _queue(s, log, ahead, rules, d, visit, layer, which, left)

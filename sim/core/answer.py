@@ -238,7 +238,7 @@ def _answer_token(
         g = base + ids[k]
         s.layer[layer].weight_wanted += weights[k]
         if asked(s, miss, g):
-            if hooks is not None and miss.kind == USER:
+            if hooks is not None and miss.policy.kind == USER:
                 _ask_user(s, miss, hooks, visit, t, layer, row, k)
             _reply(s, log, miss, rules, visit, t, layer, row, k, ids[k], weights[k], lossless)
             continue
@@ -255,7 +255,7 @@ def answer_each(
     s: State, log: Any, route: Any, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int
 ) -> None:
     """2d to 2f with a miss policy: token by token, then the queues in the order first answered."""
-    lossless, logged = route.step_prefill[step] and not miss.lossy_prefill, s.rows.answers
+    lossless, logged = route.step_prefill[step] and not miss.policy.lossy_prefill, s.rows.answers
     for i in range(s.visit.n_wanted):
         s.expert[s.wanted[i]].asked = 0
     first = route.step_offset[step]
@@ -280,7 +280,7 @@ def answer_each(
                 demand_copy(s, log, rules, g, visit)
     if rules is not None and rules.visit.gathers == 1:
         demand_in_order(s, log, rules, visit, layer)
-    if miss.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
+    if miss.policy.kind == SUBSTITUTE and miss.params[BACKGROUND] != 0.0:
         _fetch_in_background(s, log, visit)
 
 

@@ -16,7 +16,7 @@ _B = np.uint64(0x94D049BB133111EB)
 @wrapping
 def mix64(z: np.uint64) -> np.uint64:
     """One round of splitmix64: a bijection of 64-bit integers."""
-    z = np.uint64(z) + _GOLDEN
+    z = z + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * _A
     z = (z ^ (z >> np.uint64(27))) * _B
     return z ^ (z >> np.uint64(31))

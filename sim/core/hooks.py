@@ -5,17 +5,14 @@ version takes None in the place of Hooks and has none of this. The user's functi
 runtime (it may allocate) and with bounds checks (a wrong index is an error and no ruined memory).
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
-import numba
 import numpy as np
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from sim.core import state as st
 from sim.core.half import half_to_float
@@ -27,8 +24,7 @@ from sim.core.view import CPU, Float, Int, View
 from traces.errors import UserError
 
 KINDS = ("eviction", "miss", "rerank")
-# numba compiles a function anew for every number that is spelled out in a call, but not for an np.int64
-EVICTION, MISS, RERANK = np.arange(3)
+EVICTION, MISS, RERANK = range(3)
 NONE = np.int64(-1)
 # rows of Hooks.of_each: the view's arrays over experts, in its order, and the token's ids
 CANDIDATES, IS_RESIDENT, IS_COMMITTED, IS_HELD, IS_USED, RECENCY, LANDINGS, USED_TIMES, IDS, ROWS = range(10)
@@ -112,6 +108,11 @@ def new_hooks(plan: Plan) -> Hooks:
     return Hooks(functions=functions, asked=asked, of_each=of_each, floats=floats, ns=_durations(plan))
 
 
+def hooked(plan: Plan) -> bool:
+    """Whether any of its policies is a user's function."""
+    return any(choice is not None for choice in _choices(plan))
+
+
 def _durations(plan: Plan) -> Int:
     costs = plan.costs
     ns = np.zeros((4, max(2, len(costs.expert_ns))), np.int64)
@@ -147,77 +148,28 @@ def _explanation(plan: Plan, hooks: Hooks, error: Exception) -> str:
     return f"{KINDS[asked.kind]}: {choice.name}: {why.replace('{answer}', str(asked.answer))} (at {where})"
 
 
-# --- compiling and calling ---
-
-
-def _types() -> tuple[Any, Any]:
-    """numba's types of a view and of the other two arguments."""
-    ints, floats = np.zeros(1, np.int64), np.zeros(1, np.float64)
-    kinds: Any = {Int: ints, Float: floats, int: 1, float: 1.0}
-    typeof: Any = numba.typeof
-    return typeof(View(*(kinds[kind] for kind in View.__annotations__.values()))), typeof(floats)
-
-
-VIEW, FLOATS = _types()
-NAMES = ("view", "state", "params")
-
-
-def compile_hook(function: Callable[..., Any], size: int) -> Hook:
-    """Compile a user's function alone. Raises UserError, one line without its name, if it cannot be."""
-    if len(inspect.signature(function).parameters) != len(NAMES):
-        raise UserError(f"takes {inspect.signature(function)}; must take (view, state, params)")
-    if not compiles():
-        return Hook(function, size, 0, None)
-    dispatcher = numba.njit(cache=True, boundscheck=True, error_model="numpy")(function)
-    try:
-        dispatcher.compile((VIEW, FLOATS, FLOATS))  # without a return type: numba would convert to the one it is given
-        found: Any = dispatcher.overloads[(VIEW, FLOATS, FLOATS)]
-    except Exception as error:  # numba raises more than its own classes
-        raise UserError(f"cannot be compiled: {_essence(error)}") from None
-    returned: Any = types.unliteral(found.signature.return_type)  # type: ignore[no-untyped-call]
-    if returned != types.int64:
-        raise UserError(f"returns {returned}; must return an int on every path")
-    address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
-    return Hook(function, size, address, dispatcher)
-
-
-def _essence(error: Exception) -> str:
-    """What numba has to say, without its pipeline, its candidates and the spelling of the view's type."""
-    text = str(error).replace(str(VIEW), "View")
-    lines = [line.strip() for line in text.splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Failed in", "File ", "During:", "- "))]
-    places = [line for line in lines if line.startswith("File ")]
-    where = f" ({places[-1].rpartition(', ')[2].rstrip(':')})" if places else ""
-    return (said[0] if said else type(error).__name__) + where
-
-
-@intrinsic
-def _call_address(context: Any, address: Any, view: Any, state: Any, params: Any) -> Any:
-    """Call compiled code by its address, as numba calls its own functions: what it raises goes on here."""
-    if (view, state, params) != (VIEW, FLOATS, FLOATS):
-        raise numba.TypingError(f"a view of another type: {view}, {state}, {params}")
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args[1:]
-        kind = context.call_conv.get_function_type(signature.return_type, kinds)
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        status, answer = context.call_conv.call_function(builder, function, signature.return_type, kinds, args[1:])
-        with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]
-            context.call_conv.return_status_propagate(builder, status)
-        return answer
-
-    return types.int64(types.int64, VIEW, FLOATS, FLOATS), code
+# --- calling ---
 
 
 def _call_function(function: Any, view: View, state: Float, params: Float) -> int:
-    """The same where numba is switched off."""
+    """Where numba is switched off."""
     answer = function(view, state, params)
     if not isinstance(answer, int | np.integer) or isinstance(answer, bool):
         raise TypeError(f"it returns {type(answer).__name__}; must return an int")
     return int(answer)
 
 
-_call: Any = _call_address if compiles() else _call_function
+class _ByAddress:
+    """What stands for sim.core.user_code.call_address until something is compiled."""
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from sim.core.user_code import type_of_call
+
+        return type_of_call()
+
+
+_call: Any = _ByAddress() if compiles() else _call_function
 
 
 # --- asking ---

@@ -1,24 +1,29 @@
 """What `visit.decide` is handed beside the state: the plan's arrays, frozen, and None for what a run does not use."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.core import state as st
-from sim.core.jit import choice, frozen
-from sim.core.miss import Miss
+from sim.core.hooks import Hooks, hooked, new_hooks
+from sim.core.jit import whole
+from sim.core.memory import Memory, Struct, packed, record
+from sim.core.miss import NONE, Miss, asks
 from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, ORDERS, Leaving, Plan, Prefetch
 from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
 
 
-class Route(NamedTuple):
-    """What the router wants: see plan.Plan and plan.Leaving. next_use int32 [R, L, K]: the next visit that wants the
-    same expert, -1 never (evictions by next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
+class Route(Memory):
+    """What the router says: see plan.Plan and plan.Leaving. weights float32 [T, L, K], empty where nobody asks; logits uint16 [T, L, E]
+    (float16 bits) or empty; next_use int32 [R, L, K]: the next visit that wants the same expert, -1 never (evictions by
+    next use only, else empty). fresh, resets: plan.Plan's, empty: never."""
 
     experts: npt.NDArray[np.int16]
+    weights: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.uint16]
     step_offset: Int
     step_row: npt.NDArray[np.int32]
     step_prefill: npt.NDArray[np.bool_]
@@ -29,18 +34,22 @@ class Route(NamedTuple):
     resets: npt.NDArray[np.bool_]
 
 
-class Ahead(NamedTuple):
-    """What the prefetcher predicts: see plan.Prefetch."""
-
-    lists: npt.NDArray[np.int16]
-    row: npt.NDArray[np.int32]
-    rank_key: Int
-    within_ns: Int  # empty: no such rule
+class OfAhead(Struct):
     each_ns: int  # of a transfer that follows another
     nearest: int  # distance, less one, that any list is for
 
 
-@choice
+class Ahead(Memory):
+    """What the prefetcher predicts: see plan.Prefetch."""
+
+    run: OfAhead
+    lists: npt.NDArray[np.int16]
+    row: npt.NDArray[np.int32]
+    rank_key: Int
+    within_ns: Int  # empty: no such rule
+
+
+@whole
 def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_experts: int, out: Any) -> None:
     """Walk the visits backwards; `last` [G] ends as the first visit that wants each expert."""
     layers, top_k = experts.shape[1], experts.shape[2]
@@ -58,43 +67,66 @@ def _next_uses(experts: Any, step_offset: Any, step_row: Any, last: Any, n_exper
                         last[layer * n_experts + e] = step * layers + layer
 
 
-def inputs(plan: Plan, s: st.State, full: bool) -> tuple[Route, Miss | None, Ahead | None]:
+def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None, Hooks | None]:
     """The plan as `decide` takes it. For an eviction by next use, each expert's is looked up (its first, in the state).
 
     Raises ValueError where the lists of a prefetcher do not fit the plan.
 
-    A run that fetches every miss, predicts nothing and keeps no full record has None for the other two, and is compiled
-    without any of it. Every other run takes the one version that has everything: a few versions, not one per feature.
+    What a run does not use is None, and is not compiled; with hooks come the evictions that are told more than who ran,
+    whose tests alone would slow the others. A run that asks a miss policy, or re-ranks, takes the one version that has
+    everything: it compiles long enough as it is.
     """
-    next_use = np.zeros((0, 0, 0), np.int32)
+    everything = asks(plan)
+    miss = Miss.of(plan) if everything else None
+    ahead = _ahead(plan) if everything or plan.prefetch is not None else None
+    told = everything or hooked(plan) or plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
+    return _route(plan, s), miss, ahead, new_hooks(plan) if told else None
+
+
+def _route(plan: Plan, s: st.State) -> Route:
+    next_use = NONE
     if plan.eviction.marks & BY_NEXT_USE:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
         first = np.full(plan.experts.shape[1] * plan.n_experts, NEVER)
         _next_uses(plan.experts, plan.step_offset, plan.step_row, first, plan.n_experts, next_use)
         s.arrays["expert"]["next_use"] = np.resize(first, len(s.expert))  # a low-precision copy's as its original's
-    leaving = plan.leaving or Leaving(np.zeros(len(plan.step_prefill) + 1, np.int64), np.zeros(0, np.int32))
-    wanted = (plan.experts, plan.step_offset, plan.step_row, plan.step_prefill)
-    resets = np.zeros(0, np.bool_) if plan.resets is None else plan.resets
-    fresh = plan.fresh if len(plan.fresh) else np.zeros(len(plan.step_prefill), np.bool_)
-    route = Route(*map(frozen, (*wanted, next_use, leaving.offset, leaving.row, fresh, resets)))
-    miss = Miss.of(plan)
-    plain = plan.eviction.function is None and not plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
-    if plain and not full and not miss.asks and plan.prefetch is None and plan.on_miss is None:
-        return route, None, None
-    return route, miss, _ahead(plan)
+    steps, weighed = len(plan.step_prefill), asks(plan) or plan.eviction.marks & LOOKS_BACK
+    leaving = plan.leaving or Leaving(np.zeros(steps + 1, np.int64), np.zeros(0, np.int32))
+    return Route(
+        **packed(
+            experts=(np.int16, plan.experts),
+            weights=(np.float32, plan.weights if plan.weights is not None and weighed else NONE),
+            logits=(np.uint16, NONE if plan.logits is None else plan.logits.view(np.uint16)),
+            step_offset=(np.int64, plan.step_offset),
+            step_row=(np.int32, plan.step_row),
+            step_prefill=(np.bool_, plan.step_prefill),
+            next_use=(np.int32, next_use),
+            leaving_offset=(np.int64, leaving.offset),
+            leaving_row=(np.int32, leaving.row),
+            fresh=(np.bool_, plan.fresh if len(plan.fresh) else np.zeros(steps)),
+            resets=(np.bool_, np.zeros(0) if plan.resets is None else plan.resets),
+        )
+    )
 
 
 def _ahead(plan: Plan) -> Ahead:
+    """Of a run that predicts nothing: no list for any row."""
+    none = np.zeros((0, 0))
     if plan.prefetch is None:
-        none = frozen(np.zeros((0, 0), np.int64))
-        return Ahead(frozen(np.zeros((1, 0, 0, 0), np.int16)), frozen(none.astype(np.int32)), none, none, 0, 0)
+        given = dict(lists=(np.int16, NONE[None]), row=(np.int32, none), rank_key=(np.int64, none))
+        return Ahead(run=record(OfAhead), **packed(**given, within_ns=(np.int64, none)))
     p = plan.prefetch
     _refuse_misfit(plan, p)
-    key = p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]), np.int64)
-    within_ns = np.zeros((0, 0), np.int64) if p.within_ns is None else p.within_ns
     nearest = next((d for d, row in enumerate(p.row) if (row >= 0).any()), 0)
-    each_ns = int(plan.costs.transfer_ns[1])
-    return Ahead(frozen(p.lists), frozen(p.row), frozen(key), frozen(within_ns), each_ns, nearest)
+    return Ahead(
+        run=record(OfAhead, each_ns=plan.costs.transfer_ns[1], nearest=nearest),
+        **packed(
+            lists=(np.int16, p.lists),
+            row=(np.int32, p.row),
+            rank_key=(np.int64, p.rank_key if p.rank_key.size else np.zeros((p.row.shape[0], p.lists.shape[3]))),
+            within_ns=(np.int64, none if p.within_ns is None else p.within_ns),
+        ),
+    )
 
 
 def _refuse_misfit(plan: Plan, p: Prefetch) -> None:

@@ -1,23 +1,22 @@
-"""How the choices are compiled: one decorator, and where numba may keep its cache.
+"""How the choices are compiled: a few decorators, and where what is compiled is kept.
 
-numba notices edits in the file of a cached function but not in the files it calls, so the cache folder carries a hash
-of every source file of the core and of the compiled machine: an edit anywhere there is a new folder.
+Nothing here imports numba: it is loaded when something must be compiled (sim.core.compiler), which a run whose machine
+code is kept (sim.core.kept) does not need.
+
+The cache folder carries a hash of every source file of the core and of the compiled machine: an edit anywhere there is a
+new folder. (numba notices edits in the file of a cached function but not in the files it calls.)
 """
 
+import functools
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
-from numba.core import types
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
-from numba.core.dispatcher import Dispatcher as CPUDispatcher
-from numba.core.registry import CPUDispatcher
 
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
@@ -58,143 +57,90 @@ _scratch = None if KEPT else tempfile.TemporaryDirectory(prefix="moe-offload-sim
 if _scratch is not None:
     os.environ["NUMBA_CACHE_DIR"] = _scratch.name  # processes that this one starts share it
 CACHE_DIR = _cache_dir(ASKED if _scratch is None else Path(_scratch.name))
-_config: Any = numba.config  # Any: its settings are made when it is imported, where mypy does not see them
-_config.CACHE_DIR = str(CACHE_DIR)
+BESIDE_NUMBA: list[str] = []  # modules to be imported as soon as numba is
 
 
 def compiles() -> bool:
     """Whether the choices are compiled at all (NUMBA_DISABLE_JIT=1 runs them as plain Python)."""
-    return not _config.DISABLE_JIT
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-# What only compiled code calls needs no wrapper for Python, whose compile time is left out.
-_BARE: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-
-class _Part(JITCodeLibrary):
-    """What only compiled code calls: neither optimised nor made machine code by itself; whoever is called from Python
-    links all of its parts once (numba's own way does all of it again with each caller)."""
-
-    def add_llvm_module(self, ll_module):
-        self._optimize_functions(ll_module)
-        self._final_module.link_in(ll_module)
-
-    def finalize(self):
-        self._finalized = True
-
-    def get_pointer_to_function(self, name):
-        return 0
-
-    @property
-    def codegen(self):
-        return self
-
-    def set_env(self, name, env):
-        """Nothing here raises what has to be looked up."""
-
-
-def _parts(library, seen):
-    """Callers before whom they call: LLVM leaves out what nothing before it refers to."""
-    below = []
-    for each in library._linking_libraries:
-        if each not in seen:
-            seen.add(each)
-            if isinstance(each, _Part):
-                below = _parts(each, seen) + below
-            below = [each] + below
-    return below
-
-
-class _Root(JITCodeLibrary):
-    def finalize(self):
-        self._linking_libraries = _parts(self, set())
-        super().finalize()
-
-
-class _Compiler(Compiler):
-    kind: Any
-
-    def define_pipelines(self):
-        state = self.state
-        state.library = self.kind(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()
-        return super().define_pipelines()
-
-
-class _PartCompiler(_Compiler):
-    kind = _Part
-
-
-class _RootCompiler(_Compiler):
-    kind = _Root
-
-
-def _wide(kind):
-    kind = types.unliteral(kind)
-    return types.int64 if isinstance(kind, types.Integer) else kind
-
-
-class _Once(CPUDispatcher):
-    """Compiled once whatever integers it is called with (numba's own way: once for each kind, and for each number
-    spelled out): a call widens them, which costs nothing where it becomes part of its caller."""
-
-    def get_call_template(self, args, kws):
-        return super().get_call_template(tuple(map(_wide, args)), {n: _wide(k) for n, k in kws.items()})
-
-
-class _Choice(CPUDispatcher):
-    @property
-    def _numba_type_(self):
-        return types.Dispatcher(self.part)
-
-
-def _part(function, options):
-    made = numba.njit(pipeline_class=_PartCompiler, **options)(function)
-    if compiles():
-        made.__class__ = _Once
+@functools.cache
+def compiler() -> Any:
+    """sim.core.compiler, and with it numba."""
+    made = import_module("sim.core.compiler")
+    for name in BESIDE_NUMBA:
+        import_module(name)
     return made
 
 
-def choice(function: F, **more) -> F:
-    """Compile a function that machines call: the compiled loop (which inlines it), simpy, torch, a test."""
-    root = numba.njit(forceinline=True, cache=True, pipeline_class=_RootCompiler, **_OPTIONS, **more)(function)
-    if not compiles():
-        return root
-    root.__class__ = _Choice
-    root.part = inlined(function)
-    return root
+class _Part:
+    """A function that compiled code calls. numba asks for its type when it compiles who calls it."""
+
+    def __init__(self, function: Callable[..., Any], **options: bool) -> None:
+        functools.update_wrapper(self, function)
+        self.py_func, self.options = function, options
+
+    @functools.cached_property
+    def part(self) -> Any:
+        """numba's dispatcher of it, as part of others."""
+        return compiler().part(self.py_func, self.options)
+
+    @property
+    def _numba_type_(self) -> Any:
+        return self.part._numba_type_
+
+
+class _Choice(_Part):
+    """One that Python calls, too: compiled by itself at its first call, and then as fast as numba's own."""
+
+    __slots__ = ("__call__",)  # what a call looks up: numba's dispatcher once it is there
+
+    def __init__(self, function: Callable[..., Any], **options: bool) -> None:
+        super().__init__(function, **options)
+        self.__call__ = self._first_call
+
+    def _first_call(self, *args: Any) -> Any:
+        self.__call__ = self.dispatcher
+        return self.dispatcher(*args)
+
+    @functools.cached_property
+    def dispatcher(self) -> Any:
+        """numba's, as called from Python."""
+        return compiler().root(self.py_func)
+
+
+def _if_compiled(make: Callable[..., Any], **options: bool) -> Callable[[F], F]:
+    return lambda function: make(function, **options) if compiles() else function
+
+
+# what machines call: the compiled loop (which inlines it), simpy, torch, a test
+choice = _if_compiled(_Choice, forceinline=True)
+# what only compiled code calls, as part of it where that is (numba lets it inherit that)
+inner = _if_compiled(_Part)
+# the same, never part of its caller unless LLVM thinks so: what few runs call, or is called in many places
+apart = _if_compiled(_Part, forceinline=False)
+# the same for the few on the path of every request: always part of their caller
+inlined = _if_compiled(_Part, forceinline=True)
 
 
 def whole(function: F) -> F:
-    """Compile a run from its first step to its last: other threads go on meanwhile (one says what is being done)."""
-    return choice(function, nogil=True)
-
-
-def inner(function: F) -> F:
-    """Compile a function that only compiled code calls, as part of it where that is (numba lets it inherit that)."""
-    return _part(function, _BARE)
-
-
-def apart(function: F) -> F:
-    """The same, never part of its caller unless LLVM thinks so: for what runs with core.rules alone call. It costs
-    little speed and halves what there is to compile, for numba compiles what a function holds again with each caller.
-    """
-    return _part(function, {**_BARE, "forceinline": False})
-
-
-def inlined(function: F) -> F:
-    """The same for the few on the path of every request: always part of their caller."""
-    return _part(function, {**_BARE, "forceinline": True})
+    """Compile a run from its first step to its last. It takes what core.memory knows, arrays, integers and None, and
+    returns nothing; other threads go on meanwhile (one says what is being done)."""
+    if not compiles():
+        return function
+    made: Any = import_module("sim.core.kept").Whole(function)
+    return made  # type: ignore[no-any-return]
 
 
 def wrapping(function: F) -> F:
     """A choice whose integers wrap around: numpy, which runs it when the JIT is off, must not warn of that."""
-    return choice(function) if compiles() else np.errstate(over="ignore")(function)
+    if compiles():
+        return choice(function)
+    return np.errstate(over="ignore")(function)
 
 
 def frozen(array: Any) -> Any:

@@ -7,8 +7,6 @@ arrays are seen through ctypes and lists of ids through memoryview, because nump
 number.
 """
 
-# mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, override"
-
 import math
 from ctypes import addressof, c_char
 from functools import cache, cached_property
@@ -16,13 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.typing.templates import AttributeTemplate
-from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, models, register_model, unbox
 
 Int = npt.NDArray[np.int64]
-MOST_DIMENSIONS = 3
+MOST_DIMENSIONS = 4
 
 
 def zeros(*shape: int, dtype: Any = np.int64) -> Any:
@@ -48,7 +42,7 @@ def together(**kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int
 
 def _address(array: npt.NDArray[Any]) -> int:
     """`array.ctypes.data`, by a way that takes a quarter of the time where there is one."""
-    plain = array.size and array.dtype.names is None
+    plain = array.size and array.dtype.names is None and array.flags.writeable
     return addressof(c_char.from_buffer(array.data)) if plain else array.ctypes.data
 
 
@@ -72,6 +66,20 @@ def _field(kind: Any) -> tuple[Any, ...]:
     return (kind,) if isinstance(kind, type) else (np.int64, *kind.__metadata__)
 
 
+def record(kind: type[Struct], /, **fields: Any) -> npt.NDArray[Any]:
+    """One record with these values; the rest is 0."""
+    out = zeros(dtype=kind)
+    for name, value in fields.items():
+        out[name] = value
+    return out
+
+
+def packed(**kinds: tuple[Any, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Each (dtype, array) contiguous and of its dtype, copied only where it is not yet: a Memory of one type, so one
+    compiled version of what is given it."""
+    return {name: np.ascontiguousarray(array, dtype) for name, (dtype, array) in kinds.items()}
+
+
 class Memory:
     """Contiguous arrays by name, of at most MOST_DIMENSIONS: `arrays` has them as numpy's, attributes as said above."""
 
@@ -89,8 +97,15 @@ class Memory:
             return made
 
     @cached_property
-    def _numba_type_(self) -> "MemoryType":
-        return _memory_type(type(self).__name__, *((name, a.dtype, a.ndim) for name, a in self.arrays.items()))
+    def kind(self) -> tuple[Any, ...]:
+        """What compiled code must know of it beforehand: its class, and each array's name, dtype and dimensions."""
+        return type(self).__name__, *((name, a.dtype, a.ndim) for name, a in self.arrays.items())
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from sim.core.memory_type import memory_type  # late: with it comes numba
+
+        return memory_type(*self.kind)
 
     def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
         """The same with other arrays in the place of some; the rest is shared."""
@@ -108,77 +123,3 @@ def _in_python(array: npt.NDArray[Any]) -> Any:
         return array.data if array.dtype.kind == "u" else array
     kind = _record_of(array.dtype)
     return kind.from_buffer(array.data) if array.ndim == 0 else (kind * len(array)).from_buffer(array.data)
-
-
-# --- in compiled code -----------------------------------------------------------------------------------------------
-
-
-class MemoryType(types.Type):
-    """numba's type of a subclass of Memory; members: (name, type) in the order of its table."""
-
-    def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
-        self.members = members
-        super().__init__(name)
-
-    @property
-    def key(self) -> Any:
-        """What makes two of them the same."""
-        return self.name, self.members
-
-
-@cache
-def _memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int]) -> MemoryType:
-    from numba.np.numpy_support import from_dtype  # late, as below
-
-    def kind(dtype: np.dtype[Any], ndim: int) -> Any:
-        item = from_dtype(dtype)
-        return types.Array(item, ndim, "C") if ndim else item
-
-    return MemoryType(name, tuple((each, kind(dtype, ndim)) for each, dtype, ndim in arrays))
-
-
-@register_model(MemoryType)
-class _Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.IntType(64).as_pointer())
-
-
-@unbox(MemoryType)
-def _unbox(kind: Any, memory: Any, c: Any) -> Any:
-    address = c.pyapi.object_getattr_string(memory, "address")
-    value = c.pyapi.long_as_ulonglong(address)
-    c.pyapi.decref(address)
-    return NativeValue(c.builder.inttoptr(value, c.context.get_value_type(kind)))
-
-
-@infer_getattr
-class _Members(AttributeTemplate):
-    key = MemoryType
-
-    def generic_resolve(self, memory: Any, name: str) -> Any:
-        return dict(memory.members).get(name)
-
-
-@lower_getattr_generic(MemoryType)
-def _member(context: Any, builder: Any, memory: Any, table: Any, name: str) -> Any:
-    """A record: where it lies. An array: as numba knows arrays, made of where it lies and how long it is."""
-    from numba.np.arrayobj import populate_array  # late: a twentieth of a second that --help does not need
-
-    row = [each for each, _ in memory.members].index(name) * (1 + MOST_DIMENSIONS)
-    kind = memory.members[row // (1 + MOST_DIMENSIONS)][1]
-
-    def load(column: int) -> Any:
-        loaded = builder.load(builder.gep(table, [ir.IntType(64)(row + column)]))
-        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))  # a table never changes
-        return loaded
-
-    place = builder.inttoptr(load(0), cgutils.voidptr_t)
-    if isinstance(kind, types.Record):
-        return builder.bitcast(place, context.get_value_type(kind))
-    item = ir.IntType(64)(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
-    shape, strides = [load(1 + i) for i in range(kind.ndim)], [item]
-    for length in reversed(shape[1:]):
-        strides.insert(0, builder.mul(strides[0], length))
-    array = context.make_array(kind)(context, builder)
-    populate_array(array, builder.bitcast(place, array.data.type), shape, strides, item, None)
-    return array._getvalue()

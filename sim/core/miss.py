@@ -11,7 +11,7 @@ method with parameters (arXiv 2511.10054; what the paper leaves open is a parame
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ import numpy.typing as npt
 from sim.core import state as st
 from sim.core.half import half_to_float
 from sim.core.hashing import hash64
-from sim.core.jit import frozen, inlined, inner
+from sim.core.jit import inlined, inner
+from sim.core.memory import Memory, Struct, packed, record
 from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
 from sim.core.softmax import read_logits, read_odds
 from sim.core.state import HIT, RESIDENT, State
@@ -37,69 +38,81 @@ COST_CPU, COST_FETCH = 1 << 9, 1 << 10  # in ASKED: what the cheaper rule has sa
 MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those of evictions
 
 
-class Miss(NamedTuple):
-    """The miss policy as the core takes it.
+class OfMiss(Struct):
+    kind: int
+    ask_late: int  # 1: late experts are asked about too
+    lossy_prefill: int
+    rerank: int  # kind of the re-ranking policy (core.rerank), -1 none
+    norm_topk: int  # 1: chosen experts' weights add up to 1
 
-    asks: False where every miss is fetched and nothing is re-ranked; ask_late: late experts are asked about too;
-    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; weights float32 [T, L, K] or
-    empty; logits uint16 [T, L, E] (float16 bits) or empty; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists,
-    best first, -1 = end; cpu_ns int64 [2, tokens], expert_ns [tokens], transfer_ns [2]: what the cheaper answer
-    compares; rerank: kind of the re-ranking policy (core.rerank), -1 none, with its parameters; similarity float32
-    [L, E, E] or empty; predicted int16 [T, L, K] or empty: what speculate runs instead, best first, -1 = no entry;
-    norm_topk: chosen experts' weights add up to 1.
+
+class Miss(Memory):
+    """The miss policy as the core takes it, of a plan that `asks`.
+
+    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; logits: core.inputs.Route's; peers int16 [L, E, n] and q
+    float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens], expert_ns [tokens], transfer_ns [2]:
+    what the cheaper answer compares; rerank_params: of the re-ranking policy; similarity float32 [L, E, E] or empty;
+    predicted int16 [T, L, K] or empty: what speculate runs instead, best first, -1 = no entry.
     """
 
-    kind: int
-    asks: bool
-    ask_late: bool
-    lossy_prefill: bool
+    policy: OfMiss
     params: npt.NDArray[np.float64]
     tau: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float32]
     logits: npt.NDArray[np.uint16]
     peers: npt.NDArray[np.int16]
     q: npt.NDArray[np.float32]
     cpu_ns: npt.NDArray[np.int64]
     expert_ns: npt.NDArray[np.int64]
     transfer_ns: npt.NDArray[np.int64]
-    rerank: int
     rerank_params: npt.NDArray[np.float64]
     similarity: npt.NDArray[np.float32]
     predicted: npt.NDArray[np.int16]
-    norm_topk: bool
 
     @staticmethod
     def of(plan: Plan) -> "Miss":
         """As the plan has it."""
         layers, n = plan.experts.shape[1], plan.n_experts
-        weights = np.zeros((0, 0, 0), np.float32) if plan.weights is None else plan.weights.astype(np.float32)
-        logits = np.zeros((0, 0, 0), np.uint16) if plan.logits is None else plan.logits.view(np.uint16)
-        similarity = np.zeros((0, 0, 0), np.float32) if plan.similarity is None else plan.similarity
-        peers = plan.peers if plan.peers.size else np.zeros((layers, n, 0), np.int16)
-        q = plan.peer_q if plan.peer_q.size else np.zeros((layers, n, 0), np.float32)
+        none = np.zeros((layers, n, 0))
         return Miss(
-            kind=plan.miss.kind,
-            asks=bool(plan.miss.marks & NOT_ALL_FETCHED)
-            or plan.late_counts_as_missing
-            or plan.rerank is not None
-            or plan.on_miss is not None,
-            ask_late=plan.late_counts_as_missing,
-            lossy_prefill=plan.lossy_prefill,
-            params=frozen(plan.miss.params),
-            tau=frozen(plan.tau if plan.tau.size else np.full(layers, -1.0)),
-            weights=frozen(weights),
-            logits=frozen(logits),
-            peers=frozen(peers),
-            q=frozen(q),
-            cpu_ns=frozen(plan.costs.cpu_expert_ns),
-            expert_ns=frozen(plan.costs.expert_ns),
-            transfer_ns=frozen(plan.costs.transfer_ns),
-            rerank=-1 if plan.rerank is None else plan.rerank.kind,
-            rerank_params=frozen(np.zeros(0) if plan.rerank is None else plan.rerank.params),
-            similarity=frozen(similarity),
-            predicted=frozen(np.zeros((0, 0, 0), np.int16) if plan.predicted is None else plan.predicted),
-            norm_topk=plan.norm_topk,
+            policy=_policy(plan),
+            **packed(
+                params=(np.float64, plan.miss.params),
+                tau=(np.float64, plan.tau if plan.tau.size else np.full(layers, -1.0)),
+                logits=(np.uint16, NONE if plan.logits is None else plan.logits.view(np.uint16)),
+                peers=(np.int16, plan.peers if plan.peers.size else none),
+                q=(np.float32, plan.peer_q if plan.peer_q.size else none),
+                cpu_ns=(np.int64, plan.costs.cpu_expert_ns),
+                expert_ns=(np.int64, plan.costs.expert_ns),
+                transfer_ns=(np.int64, plan.costs.transfer_ns),
+                rerank_params=(np.float64, np.zeros(0) if plan.rerank is None else plan.rerank.params),
+                similarity=(np.float32, NONE if plan.similarity is None else plan.similarity),
+                predicted=(np.int16, NONE if plan.predicted is None else plan.predicted),
+            ),
         )
+
+
+NONE = np.zeros((0, 0, 0))
+
+
+def asks(plan: Plan) -> bool:
+    """Whether a plan has anything but fetches of what the router wants, by no rule."""
+    return (
+        bool(plan.miss.marks & NOT_ALL_FETCHED)
+        or plan.late_counts_as_missing
+        or plan.rerank is not None
+        or plan.on_miss is not None
+    )
+
+
+def _policy(plan: Plan) -> Any:
+    return record(
+        OfMiss,
+        kind=plan.miss.kind,
+        ask_late=plan.late_counts_as_missing,
+        lossy_prefill=plan.lossy_prefill,
+        rerank=-1 if plan.rerank is None else plan.rerank.kind,
+        norm_topk=plan.norm_topk,
+    )
 
 
 @inner
@@ -108,22 +121,22 @@ def plan_token(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) 
 
     ids int64 [K], weights float64 [K]: the token's routed experts (-1 none) and router weights, after re-ranking.
     """
-    if miss.kind == SUBSTITUTE:
+    if miss.policy.kind == SUBSTITUTE:
         _substitute(s, miss, ids, weights, t, layer)
         return
-    if miss.kind == PRECISION:
+    if miss.policy.kind == PRECISION:
         _by_precision(s, miss, ids, weights)
         return
-    if miss.kind == SPECULATE:
+    if miss.policy.kind == SPECULATE:
         _speculate(s, miss, ids, t, layer)
         return
     for k in range(len(ids)):
         reply = ANSWER_FETCH
-        if miss.kind == DROP:
+        if miss.policy.kind == DROP:
             reply = ANSWER_DROP
-        elif miss.kind == CPU:
+        elif miss.policy.kind == CPU:
             reply = ANSWER_CPU
-        elif miss.kind == DROP_BY_WEIGHT and ids[k] >= 0 and weights[k] < miss.params[0]:
+        elif miss.policy.kind == DROP_BY_WEIGHT and ids[k] >= 0 and weights[k] < miss.params[0]:
             reply = ANSWER_DROP
         s.reply[k].answer, s.reply[k].other, s.reply[k].gate = reply, -1, OPEN
 
@@ -189,7 +202,7 @@ def _unused_predicted(s: State, miss: Any, t: int, layer: int) -> int:
 @inner
 def asked(s: State, miss: Any, g: int) -> bool:
     """Whether the miss policy answers for expert g in this visit."""
-    return s.expert[g].kind > HIT and (s.expert[g].kind == st.MISS or miss.ask_late)
+    return s.expert[g].kind > HIT and (s.expert[g].kind == st.MISS or miss.policy.ask_late)
 
 
 @inlined

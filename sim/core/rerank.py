@@ -24,11 +24,11 @@ CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER, CACHE_PRIOR_MASS, TOLERANCE = 
 @inner
 def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
     """Every token of the visit, in row order; tokens [rows]: their places in the trace."""
-    if miss.rerank == SERE:
+    if miss.policy.rerank == SERE:
         _sere(s, miss, len(tokens), layer)
         return
     for row in range(len(tokens)):
-        if miss.rerank == ADAPMOE:
+        if miss.policy.rerank == ADAPMOE:
             _adapmoe(s, miss, row)
         else:
             read_logits(s, miss.logits, tokens[row], layer)
@@ -38,18 +38,18 @@ def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
 @inner
 def _by_logits(s: State, miss: Any, layer: int, row: int, total: float) -> None:
     """One token, its logits and odds read; total: of the odds."""
-    if miss.rerank == CACHE_PRIOR:
+    if miss.policy.rerank == CACHE_PRIOR:
         _cache_prior(s, miss, layer, row, total)
-    elif miss.rerank == MAX_RANK:
+    elif miss.policy.rerank == MAX_RANK:
         always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
         needed = min(s.run.n_experts, max(always, among, s.routed.shape[1]))
         put_in_order(s, s.logit, needed)
         _residents_first(s, miss, layer, row, among, needed, total)
-    elif miss.rerank == CACHE_PRIOR_MASS:
+    elif miss.policy.rerank == CACHE_PRIOR_MASS:
         put_in_order(s, s.logit, s.run.n_experts)
         among = _rank_of_mass(s, miss.rerank_params[1], total)
         _residents_first(s, miss, layer, row, among, s.run.n_experts, total)
-    elif miss.rerank == TOLERANCE:
+    elif miss.policy.rerank == TOLERANCE:
         _tolerance(s, miss, layer, row, total)
     else:
         _smoe(s, miss, layer, row, total)
@@ -68,7 +68,7 @@ def _weigh(s: State, miss: Any, row: int, total: float) -> None:
         e = s.routed[row, k]
         s.weight[row, k] = s.odds[e] / total if e >= 0 else 0.0
         chosen += s.weight[row, k]
-    if miss.norm_topk and chosen > 0.0:
+    if miss.policy.norm_topk and chosen > 0.0:
         for k in range(s.routed.shape[1]):
             s.weight[row, k] /= chosen
 

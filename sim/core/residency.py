@@ -8,7 +8,7 @@ from typing import Any
 from sim.core import log as lg
 from sim.core import queues
 from sim.core.eviction import newer_than, victim
-from sim.core.jit import apart, choice, inlined, inner
+from sim.core.jit import apart, choice, inlined, inner, whole
 from sim.core.plan import NOT_BY_TOUCH, OWN_LISTS, TOLD_OF_LANDINGS, TOLD_OF_USES
 from sim.core.rings import end_of, join, leave, to_the_new_end
 from sim.core.state import (
@@ -112,7 +112,7 @@ def tell_of_use(s: State, g: int) -> None:
         count_use(s, g)
 
 
-@choice
+@whole
 def place(s: State, residents: Any) -> None:
     """First residents: they land one after another before time 0, in free slots."""
     begin_decay(s)

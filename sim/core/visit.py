@@ -42,14 +42,14 @@ ONE, ALL = (GROUPS.index(mode) for mode in ("one", "all"))
 
 
 @inlined
-def _want(s: State, miss: Any, rules: Any, g: int, visit: int, layer: int) -> None:
+def _want(s: State, hooks: Any, rules: Any, g: int, visit: int, layer: int) -> None:
     """The first entry of this visit that wants expert g: classify it, once; where experts are served one by one, when
     its turn has come."""
     s.expert[g].seen = visit + 1
     s.expert[g].tokens = 1
     s.wanted[s.visit.n_wanted] = g
     s.visit.n_wanted += 1
-    if miss is None or s.run.eviction_marks & ONE_BY_ONE == 0:
+    if hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0:
         _class(s, rules, g, layer)
 
 
@@ -85,10 +85,10 @@ def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) ->
         t = route.step_row[i]
         for k in range(route.experts.shape[2]):
             s.routed[i - first, k] = route.experts[t, layer, k]
-            s.weight[i - first, k] = miss.weights[t, layer, k] if len(miss.weights) > 0 else 0.0
-    if miss.rerank >= 0:
+            s.weight[i - first, k] = route.weights[t, layer, k] if len(route.weights) > 0 else 0.0
+    if miss.policy.rerank >= 0:
         _count_before(s, last - first, layer)
-        if miss.rerank != USER_RERANKS:
+        if miss.policy.rerank != USER_RERANKS:
             rerank(s, miss, route.step_row[first:last], layer)
         elif hooks is not None:
             visit = step * s.run.n_layers + layer
@@ -112,7 +112,7 @@ def _count_before(s: State, rows: int, layer: int) -> None:
 @inlined
 def _expert(s: State, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
     """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
-    if miss is not None and miss.asks:
+    if miss is not None:
         return s.routed[i - route.step_offset[step], k]
     return route.experts[route.step_row[i], layer, k]
 
@@ -132,7 +132,7 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
 
 
 @inlined
-def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
+def _classify(s: State, route: Route, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
     s.run.routed, s.run.step, s.run.layer = visit + 1, step, layer
     new = s.visit
@@ -149,7 +149,7 @@ def _classify(s: State, route: Route, miss: Any, rules: Any, visit: int, step: i
             if s.expert[g].seen == visit + 1:
                 s.expert[g].tokens += 1
                 continue
-            _want(s, miss, rules, g, visit, layer)
+            _want(s, hooks, rules, g, visit, layer)
     if s.run.eviction_marks & BY_NEXT_USE:
         _note_next_uses(s, route, step, layer)
 
@@ -165,23 +165,22 @@ def decide(
         s.link.demand_tail = 0
     else:
         begin_visit(s, rules, visit, step, layer, route.step_offset[step + 1] - route.step_offset[step])
-    asks = miss is not None and miss.asks
-    if miss is not None and asks:
+    if miss is not None:
         _load(s, route, miss, hooks, step, layer)
-    _classify(s, route, miss, rules, visit, step, layer)
+    _classify(s, route, miss, hooks, rules, visit, step, layer)
     if rules is not None:
         count_misses(s, rules)
-    if miss is not None and s.run.eviction_marks & LOOKS_BACK:
-        look_back(s, route, miss, step, layer)
+    if hooks is not None and s.run.eviction_marks & LOOKS_BACK:
+        look_back(s, route, step, layer)
     if log is not None:
         _log_visit(s, log, step, layer)
     if ahead is not None and s.link.n_queued > 0:
         withdraw_unwanted(s, log, visit, layer)
     if rules is not None and rules.visit.by_token == 0:
         answer_by_rule(s, log, route, miss, rules, visit, step, layer)
-    elif miss is not None and asks:
+    elif miss is not None:
         answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
-    elif miss is not None and s.run.eviction_marks & ONE_BY_ONE:
+    elif hooks is not None and s.run.eviction_marks & ONE_BY_ONE:
         s.visit.n_turns = 0
         _next_turn(s, log, None if log is None else route)
     else:

@@ -215,16 +215,16 @@ def note_landing(s: State, g: int) -> None:
 
 
 @inner
-def look_back(s: State, route: Any, miss: Any, step: int, layer: int) -> None:
+def look_back(s: State, route: Any, step: int, layer: int) -> None:
     """At a routed instant: what this visit's rows add to the scores, and what those that leave take away: rows leave a
     window layer by layer, a request leaves all at once."""
     if s.run.eviction_marks & FROM_FRESH:
         _begin_again(s, step, layer, route.fresh[step])
     elif s.run.eviction_marks & BY_LOGITS:
         first, last = route.step_offset[step], route.step_offset[step + 1]
-        _by_probability(s, route.step_row, miss.logits, first, last, layer, 2 * route.experts.shape[2])
+        _by_probability(s, route.step_row, route.logits, first, last, layer, 2 * route.experts.shape[2])
     else:
-        _by_entries(s, route, miss.weights, step, layer)
+        _by_entries(s, route, route.weights, step, layer)
 
 
 @inner

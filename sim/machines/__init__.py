@@ -1,3 +1,5 @@
 """The virtual machines and the record that they write. What running one compiles is said (sim.compiling)."""
 
-import sim.compiling  # noqa: F401  # whoever imports it has it said
+from sim.core import jit
+
+jit.BESIDE_NUMBA.append("sim.compiling")  # whoever compiles has it said

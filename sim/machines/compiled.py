@@ -5,16 +5,17 @@ It asks the core what happens and knows only how long it takes. One rule orders 
 and where the GPU has nothing to do but wait (`_stall`).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.core import log as lg
-from sim.core.hooks import explained, new_hooks
+from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.jit import apart, inlined, inner, whole
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
+from sim.core.memory import Memory, Struct, packed, record
 from sim.core.plan import PLAIN, Plan
 from sim.core.remote import next_remote
 from sim.core.stages import end_visit
@@ -39,9 +40,20 @@ Int = npt.NDArray[np.int64]
 UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
 
 
-class Durations(NamedTuple):
+class Each(Struct):
+    decide_ns: int
+    group_ns: int
+    commit_gap_ns: int
+    cpu_visit_ns: int  # plan.OnMiss
+    beside: int
+    share_n: int
+    share_d: int
+
+
+class Durations(Memory):
     """plan.Costs as the loop takes it, and plan.Low's (the same again where there is none)."""
 
+    each: Each
     dense_ns: Int
     head_ns: Int
     cost_class: npt.NDArray[np.int32]
@@ -53,13 +65,6 @@ class Durations(NamedTuple):
     low_transfer_ns: Int
     run_ns: Int  # plan.OnMiss
     chunk_ns: Int
-    decide_ns: int
-    group_ns: int
-    commit_gap_ns: int
-    cpu_visit_ns: int
-    beside: bool
-    share_n: int
-    share_d: int
 
 
 @inlined
@@ -85,14 +90,14 @@ def _commit_all(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock:
         if g < 0:
             return
         place = last_place(s)
-        clock.starts[place] = clock.lands[last] if follows else now + d.commit_gap_ns
+        clock.starts[place] = clock.lands[last] if follows else now + d.each.commit_gap_ns
         ns = _transfer_ns(s, hooks, rules, d, g, place, 1 if follows else 0)
         clock.lands[place] = clock.starts[place] + ns
         if rules is not None:
             clock.full_ns[place] = ns
             begin = clock.lands[last] if follows else now
             beside = clock.host.until_ns - begin
-            clock.lands[place] = begin + slowed(clock.lands[place] - begin, beside, d.share_n, d.share_d)
+            clock.lands[place] = begin + slowed(clock.lands[place] - begin, beside, d.each.share_n, d.each.share_d)
         if log is not None:
             log_commit(s, log, clock, rules, place)
 
@@ -161,7 +166,7 @@ def _commit_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: 
 @inlined
 def _group_ns(s: State, hooks: Any, d: Durations, n: int) -> int:
     """The next n ready experts, one after another behind one group set-up."""
-    ns = d.group_ns
+    ns = d.each.group_ns
     for i in range(s.visit.n_run, s.visit.n_run + n):
         g = s.ready[i]
         if hooks is not None and s.run.n_full <= g < s.run.stage_base:
@@ -224,15 +229,15 @@ def _host_work(s: State, rules: Any, d: Any, clock: Clock, row: int) -> tuple[in
     clock.host.deferred_ns = 0
     if s.visit.n_host == 0:
         return routed, before
-    begin = max(routed, before) + d.cpu_visit_ns
+    begin = max(routed, before) + d.each.cpu_visit_ns
     at_once = s.visit.n_host - rules.visit.n_later
     done = begin + _host_ns(s, d, row, 0, at_once)
     last = done + _host_ns(s, d, row, at_once, s.visit.n_host)
     if rules.visit.n_later > 0:
         clock.host.deferred_ns = last
     rules.host_ns[0] += last - max(routed, before)
-    if d.share_n < d.share_d:
-        slow_the_link(s, clock, last, d.share_n, d.share_d)
+    if d.each.share_n < d.each.share_d:
+        slow_the_link(s, clock, last, d.each.share_n, d.each.share_d)
     return begin, done if at_once > 0 else before
 
 
@@ -241,7 +246,7 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
     """The GPU reads an expert over the idle link while it computes it."""
     now = clock.time.now_ns
     tokens = s.expert[rules.remote[rules.visit.remote_run]].tokens
-    read = slowed(d.transfer_ns[0], clock.host.until_ns - now, d.share_n, d.share_d)
+    read = slowed(d.transfer_ns[0], clock.host.until_ns - now, d.each.share_n, d.each.share_d)
     ns = max(d.expert_ns[tokens], read)
     place = last_place(s)
     clock.starts[place], clock.lands[place] = now, now + ns
@@ -291,7 +296,7 @@ def _visit(
     if rules is not None:
         row = max(row, rules.visit.busy)
         host_begin, host_done = _host_work(s, rules, d, clock, row)
-        if not d.beside and s.visit.n_host > rules.visit.n_later:
+        if not d.each.beside and s.visit.n_host > rules.visit.n_later:
             _wait_for_host(s, log, hooks, rules, d, clock, host_done)
     elif miss is not None:
         host_done += _host_ns(s, d, row, 0, s.visit.n_host)
@@ -315,10 +320,10 @@ def _visit(
         if n > 0:
             clock.time.experts_ns += ns
             first_transfer = s.rows.transfers
-            finish_group(s, log, None if miss is None else route, n, rules)
+            finish_group(s, log, None if hooks is None else route, n, rules)
             if log is not None:
                 _log_queued(s, log, first_transfer, clock.time.now_ns)
-                _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.group_ns, n, group)
+                _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
             group += 1
     if miss is not None and (s.visit.n_host > 0 or rules is not None):
         _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
@@ -353,7 +358,7 @@ def _loop(
         dense, head = d.dense_ns[d.cost_class[step]], d.head_ns[d.cost_class[step]]
         draft = d.draft_ns[step] if len(d.draft_ns) > 0 else 0
         for layer in range(layers + 1):
-            then = d.decide_ns if layer < layers else head
+            then = d.each.decide_ns if layer < layers else head
             if layer == 0:
                 then += draft
             if rules is None:
@@ -365,7 +370,7 @@ def _loop(
         clock.end[step] = clock.time.now_ns
         clock.time.draft_ns += draft
         clock.time.dense_ns += dense.sum()
-        clock.time.decide_ns += layers * d.decide_ns
+        clock.time.decide_ns += layers * d.each.decide_ns
         clock.time.head_ns += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
@@ -373,22 +378,32 @@ def _loop(
 
 
 def durations(plan: Plan) -> Durations:
-    """The plan's costs as one flat tuple of one type."""
-    c = plan.costs
-    low = plan.low or c
-    arrays = (c.dense_ns, c.head_ns, c.cost_class, c.expert_ns, c.cpu_expert_ns, c.transfer_ns, c.draft_ns)
-    on = plan.on_miss or PLAIN
-    host = (on.cpu_visit_ns, on.beside, *on.link_share)
+    """The plan's costs, each array of its type whatever it came as."""
+    c, on = plan.costs, plan.on_miss or PLAIN
+    low, (share_n, share_d) = plan.low or c, on.link_share
+    one = dict(decide_ns=c.decide_ns, group_ns=c.group_ns, commit_gap_ns=c.commit_gap_ns, cpu_visit_ns=on.cpu_visit_ns)
     return Durations(
-        *arrays, low.expert_ns, low.transfer_ns, on.run_ns, on.chunk_ns, c.decide_ns, c.group_ns, c.commit_gap_ns, *host
+        each=record(Each, **one, beside=on.beside, share_n=share_n, share_d=share_d),
+        **packed(
+            dense_ns=(np.int64, c.dense_ns),
+            head_ns=(np.int64, c.head_ns),
+            cost_class=(np.int32, c.cost_class),
+            expert_ns=(np.int64, c.expert_ns),
+            cpu_expert_ns=(np.int64, c.cpu_expert_ns),
+            transfer_ns=(np.int64, c.transfer_ns),
+            draft_ns=(np.int64, c.draft_ns),
+            low_expert_ns=(np.int64, low.expert_ns),
+            low_transfer_ns=(np.int64, low.transfer_ns),
+            run_ns=(np.int64, on.run_ns),
+            chunk_ns=(np.int64, on.chunk_ns),
+        ),
     )
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:
     """Simulate a plan; `full` keeps the detail of every visit, execution, transfer and answer."""
     s, log, clock, rules = begin_run(plan, full)
-    route, miss, ahead = inputs(plan, s, full)
-    hooks = None if miss is None else new_hooks(plan)
+    route, miss, ahead, hooks = inputs(plan, s)
     with explained(plan, hooks):
         _loop(s, log, route, miss, ahead, hooks, rules, durations(plan), clock, plan.group, plan.warmup_steps)
     return RunRecord.of(plan, s, log, clock, rules)

@@ -11,7 +11,7 @@ from typing import Any
 
 import simpy
 
-from sim.core.hooks import explained, new_hooks
+from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
 from sim.core.plan import PLAIN, Plan
@@ -48,8 +48,7 @@ class Machine:
         self.expert_ns = (plan.costs.expert_ns, low.expert_ns)  # by whether it is a low-precision copy
         self.transfer_ns = (plan.costs.transfer_ns, low.transfer_ns)
         self.s, self.log, self.clock, self.rules = begin_run(plan, full)
-        self.route, self.miss, self.ahead = inputs(plan, self.s, full)
-        self.hooks = None if self.miss is None else new_hooks(plan)
+        self.route, self.miss, self.ahead, self.hooks = inputs(plan, self.s)
         self.depth = int(self.s.run.depth)
         self.commit_due = False
         self.wake: simpy.Event | None = None  # what a stalled GPU waits for

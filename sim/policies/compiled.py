@@ -20,7 +20,8 @@ import numba
 import numpy as np
 
 import sim.compiling  # noqa: F401  # says it while numba compiles
-from sim.core.hooks import Hook, compile_hook
+from sim.core.hooks import Hook
+from sim.core.user_code import compile_hook
 from sim.errors import SpecError
 from traces.errors import UserError
 
@@ -30,7 +31,7 @@ NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # bool is an int
 
 
 def compiled(function: Callable[..., Any], size: int, kept: bool) -> Hook:
-    """As the core calls it (sim.core.hooks.compile_hook); kept: numba may keep it on disk, beside its file. Raises
+    """As the core calls it (sim.core.user_code.compile_hook); kept: numba may keep it on disk, beside its file. Raises
     SpecError, one line without its name: what numba says, less its colours, which it has where colorama is there."""
     try:
         return compile_hook(function, size) if kept else _afresh(function, size)
