@@ -37,7 +37,6 @@ from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed,
 from sim.catalog.model_spec import ModelSpec
 from sim.core import log as lg
 from sim.core.inputs import inputs
-from sim.core.jit import frozen
 from sim.core.plan import FORGETS_ROWS, KEEPS_OUT, Costs, Leaving, Low, Plan
 from sim.costs.classes import StepShapes
 from sim.costs.roofline import costs, low_copies

@@ -39,6 +39,7 @@ from sim.core.worth import (
     original,
     visits_of_layer,
     worth,
+    worth_at_once,
 )
 
 NOBODY = -1
@@ -188,7 +189,7 @@ def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     by_id = s.run.eviction_marks & BY_ID != 0
     for i in used_slots(s, scope):
         g = s.slot[i]
-        key, tied = worth(s, g), _tied(s, g, by_id)
+        key, tied = worth_at_once(s, g), _tied(s, g, by_id)
         less = key < best_key or (key == best_key and tied < best_tied)
         if less and evictable(s, rules, g, spare_from):
             best, best_key, best_tied = g, key, tied

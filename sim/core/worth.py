@@ -79,9 +79,15 @@ def clock_of(s: State, g: int) -> int:
     return s.run.routed if s.run.pooled == 1 else visits_of_layer(s, g)
 
 
-@inlined
+@apart
 def worth(s: State, g: int) -> float:
     """What expert g is worth, resident or not."""
+    return worth_at_once(s, g)
+
+
+@inlined
+def worth_at_once(s: State, g: int) -> float:
+    """The same as part of a loop over many."""
     kind = s.run.eviction
     if kind == DECAYED:
         return decayed_score(s, g)
@@ -91,24 +97,24 @@ def worth(s: State, g: int) -> float:
         return _activation(s, original(s, g))
     if kind == LAYER_DISTANCE:  # the one being served comes last
         return -float(layers_away(s, g))
+    if kind == HOBBIT:
+        return _hobbit(s, original(s, g))
+    if kind in (MIN, BELADY):
+        return -float(s.expert[original(s, g)].next_use)
     return _other_worth(s, g)
 
 
 @apart
 def _other_worth(s: State, g: int) -> float:
-    kind, whose = s.run.eviction, original(s, g)
+    kind = s.run.eviction
     if kind == LFRU:
         return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
-    if kind == HOBBIT:
-        return _hobbit(s, whose)
     if kind == LRU_K:
         return float(s.history[g, s.history.shape[1] - 1])
     if kind == REUSE_INTERVAL:
         return -_until_reuse(s, g)
     if kind == BELADY_W:
         return _within(s, g)
-    if kind in (MIN, BELADY):
-        return -float(s.expert[whose].next_use)
     return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)  # lfu
 
 
@@ -139,7 +145,8 @@ def _until_reuse(s: State, g: int) -> float:
 @inlined
 def _within(s: State, g: int) -> float:
     after = s.expert[original(s, g)].next_use
-    if after != NEVER and float(after // s.run.n_layers - s.run.step) <= s.params[0]:
+    beyond = (float(s.run.step) + s.params[0] + 1.0) * float(s.run.n_layers)  # the first visit that it does not see
+    if after != NEVER and float(after) < beyond:
         return KNOWN - float(after - s.run.routed)
     return decayed_score(s, g)
 

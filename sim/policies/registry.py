@@ -119,7 +119,8 @@ EVICTION = _table(
     _eviction(
         "layer-distance", worth.LAYER_DISTANCE,
         "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
-        "by layer distance, as several layer-wise engines do", keeps=("scores", "uses", "told"), counted=_BY_ID, search={},
+        "by layer distance, as several layer-wise engines do", keeps=("scores", "uses", "told"), counted=_BY_ID,
+        search={},
     ),
     _eviction(
         "least-stale", worth.LEAST_STALE, "who was not touched in this forward pass goes first, then the older use",
