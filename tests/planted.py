@@ -28,7 +28,7 @@ CORE = [
     Fault(
         "a held victim is allowed and the guard is gone",
         (
-            ("sim/core/candidates.py", " or s.expert[g].work > 0:\n        return False", ":\n        return False"),
+            ("sim/core/candidates.py", " & (s.expert[g].work == 0)", ""),
             ("sim/core/residency.py", 'raise RuntimeError("a held expert was chosen as victim")', "pass"),
         ),
         (REFERENCE, LAWS),
@@ -221,8 +221,8 @@ CORE = [
     fault(
         "layer-distance takes the layer that comes next",
         "sim/core/worth.py",
-        "return -float((s.expert[g].layer",
-        "return float((s.expert[g].layer",
+        "away = s.expert[g].layer - s.run.layer\n",
+        "away = s.run.layer - s.expert[g].layer\n",
     ),
     fault(
         "a window never forgets",
@@ -284,8 +284,7 @@ EVICTIONS = [
     fault("a newcomer that is no better is kept", "sim/core/bypass.py",
         "worth(s, gone) > s.params[1]", "worth(s, gone) >= s.params[1]", f"{BY_EVICTION}[decayed]"),
     fault("what is known a step too far is known", "sim/core/worth.py",
-        "<= s.params[0]:\n        return KNOWN",
-        "<= s.params[0] + 1:\n        return KNOWN", f"{BY_EVICTION}[belady-w]"),
+        "s.params[0] + 1.0)", "s.params[0] + 2.0)", f"{BY_EVICTION}[belady-w]"),
     fault("a set changes at every visit", "sim/core/swap.py",
         "% int(s.params[0]) != 0", "% 1 != 0", f"{BY_EVICTION}[window-swap]"),
     fault("a request goes on with the counts of the last", "sim/core/worth.py",

@@ -321,7 +321,10 @@ class ClosedLoop:
         low = plan.low or plan.costs
         rows = max(rows, len(s.routed), len(self._costs.expert_ns) - 1)
         wide = {name: longer(getattr(s, name), rows) for name in ("routed", "weight")}
-        machine.s = s.replaced(loss=longer(s.loss, len(plan.experts)), **wide)
+        of_tokens = {
+            name: longer(s.arrays[name], len(plan.experts)) for name in ("loss", "gates") if len(s.arrays[name])
+        }
+        machine.s = s.replaced(**of_tokens, **wide)
         machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
         log = {name: longer(had[name].astype(new.dtype), len(new)) for name, new in lg.new_log(plan).arrays.items()}
         machine.log = lg.Log(**log)

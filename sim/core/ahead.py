@@ -41,7 +41,7 @@ def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, whic
                 ranks[n] = r
                 n += 1
                 merged[n] = base + e
-    merged[0] = n
+    merged[0], merged[len(merged) - 1] = n, s.run.lists
 
 
 @inner

@@ -10,7 +10,7 @@ from sim.core.jit import apart
 from sim.core.plan import ANSWERS
 from sim.core.rules import stage_of
 from sim.core.state import MISS, NEVER, RESIDENT, State
-from sim.core.worth import BELADY_W, DECAYED, KNOWN, count_use, worth
+from sim.core.worth import BELADY_W, DECAYED, KNOWN, count_use, worth, worth_at_once
 
 NOBODY = -1
 FETCH, STREAM = ANSWERS.index("fetch"), ANSWERS.index("stream")
@@ -63,9 +63,10 @@ def _best(s: State, rules: Any, done: Any) -> int:
     best, most = NOBODY, 0.0
     for i in range(s.visit.n_wanted):
         g = s.wanted[i]
+        if s.expert[g].kind != MISS or rules.expert[g].answer != FETCH or done[g] == 1:
+            continue
         mine = _of_newcomer(s, g)
-        fetched = s.expert[g].kind == MISS and rules.expert[g].answer == FETCH and done[g] == 0
-        if fetched and (best < 0 or mine > most):
+        if best < 0 or mine > most:
             best, most = g, mine
     return best
 
@@ -86,7 +87,7 @@ def _worst(s: State, scope: int, gone: Any) -> int:
         g = s.slot[i]
         if s.expert[g].state != RESIDENT or gone[g] == 1 or s.expert[g].seen == s.run.routed:
             continue
-        mine, stamp = worth(s, g), s.expert[g].stamp
+        mine, stamp = worth_at_once(s, g), s.expert[g].stamp
         if worst < 0 or mine < least or (mine == least and stamp < oldest):
             worst, least, oldest = g, mine, stamp
     return worst

@@ -19,9 +19,22 @@ def used_slots(s: State, scope: int) -> Any:
 
 
 @inlined
+def ids_of(s: State, scope: int) -> Any:
+    """The ids of all experts of a scope, resident or not."""
+    n = s.run.n_experts * (s.run.n_layers if s.run.pooled == 1 else 1)
+    return range(np.uint64(scope * n), np.uint64((scope + 1) * n))
+
+
+@inlined
+def at_rest(s: State, g: int) -> bool:
+    """Resident, and not held; without a branch."""
+    return (s.expert[g].state == RESIDENT) & (s.expert[g].work == 0)
+
+
+@inlined
 def evictable(s: State, rules: Any, g: int, spare_from: int) -> bool:
     """Resident, not held, and not on the list whose prefetch asks (DEMANDS: a demand, which spares nobody)."""
-    if s.expert[g].state != RESIDENT or s.expert[g].work > 0:
+    if not at_rest(s, g):
         return False
     if rules is not None and spare_from == ADMITS:
         return _gives_way(s, rules, g)
@@ -39,7 +52,9 @@ def _gives_way(s: State, rules: Any, g: int) -> bool:
 
 @inner
 def _listed(s: State, g: int, which: int) -> bool:
-    merged = s.merged[which]
+    merged, last = s.merged[which], s.expert[g].listed
+    if last <= merged[len(merged) - 1]:
+        return last == merged[len(merged) - 1]
     for i in range(1, merged[0] + 1):
         if merged[i] == g:
             return True

@@ -11,14 +11,38 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.candidates import evictable, used_slots
+from sim.core.candidates import at_rest, evictable, ids_of, used_slots
 from sim.core.hashing import hash64
 from sim.core.hooks import CANDIDATES, ask_victim
 from sim.core.jit import apart, inlined, inner
 from sim.core.plan import BY_ID, BY_SCORE, KEEPS_OUT, TOLD_OF_USES
-from sim.core.state import NEVER, State
-from sim.core.worth import BELADY, FIFO, LFRU, LFU, LRU, RANDOM, USER, WINDOW_SWAP, clock_of, worth
+from sim.core.rings import end_of
+from sim.core.state import NEVER, POWERS, State
+from sim.core.worth import (
+    ACTIVATION,
+    BELADY,
+    DECAYED,
+    FIFO,
+    LAYER_DISTANCE,
+    LEAST_STALE,
+    LFRU,
+    LFU,
+    LRU,
+    MRS,
+    RANDOM,
+    USER,
+    WINDOW_SCORE,
+    WINDOW_SWAP,
+    clock_of,
+    decayed_score,
+    layers_away,
+    original,
+    visits_of_layer,
+    worth,
+    worth_at_once,
+)
 
+NOBODY = -1
 DEMAND = 0  # plan.CAUSES
 DEMANDS = -1  # in the place of a list to spare: a demand, which spares nobody (candidates.ADMITS: an admission)
 
@@ -69,12 +93,103 @@ def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
 
 
 @apart
+def newer_than(s: State, g: int) -> int:
+    """The entry of the ring of g's scope that was last used after it: where it lands in a ring in the order of uses."""
+    end, used = end_of(s, s.expert[g].scope, 0), s.kept[g].used_stamp
+    newest: Any = np.int64(s.older[end])
+    if newest == end or s.kept[newest].used_stamp <= used:
+        return end
+    after: Any = np.int64(s.newer[end])
+    while s.kept[after].used_stamp <= used:
+        after = np.int64(s.newer[after])
+    return after  # type: ignore[no-any-return]
+
+
+@apart
+def _stalest(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """least-stale: the ring is in the order of uses, before it those never used by touch; who was touched in this step
+    goes last."""
+    end, fresh = end_of(s, scope, 0), NOBODY
+    g: Any = np.int64(s.newer[end])
+    while g != end:
+        stale = s.expert[g].stamp < s.run.step_stamp
+        if (stale or fresh == NOBODY) and evictable(s, rules, g, spare_from):
+            if stale:
+                return g  # type: ignore[no-any-return]
+            fresh = g
+        g = np.int64(s.newer[g])
+    return fresh
+
+
+@apart
+def _oldest_visit(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """lru and fifo where a visit is one instant: the ring is in its order; the largest id of the oldest goes."""
+    end, best, when = end_of(s, scope, 0), NOBODY, 0
+    g: Any = np.int64(s.newer[end])
+    while g != end:
+        mine = s.kept[g].touched if s.run.eviction == LRU else s.kept[g].landed
+        if best != NOBODY and mine != when:
+            break
+        if g > best and evictable(s, rules, g, spare_from):
+            best, when = g, mine
+        g = np.int64(s.newer[g])
+    return best
+
+
+@apart
+def _most_distant(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """layer-distance: the ring is in the order of touches, and the layer being served is the last to come again."""
+    end, best, most = end_of(s, scope, 0), NOBODY, 0
+    g: Any = np.int64(s.newer[end])
+    while g != end and most < s.run.n_layers:
+        away = layers_away(s, g)
+        if away > most and evictable(s, rules, g, spare_from):
+            best, most = g, away
+        g = np.int64(s.newer[g])
+    return best
+
+
+@apart
+def _least_noted(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """_least_score where the score that stands with an expert decides, of a window or of one layer."""
+    best, best_key, best_tied = NOBODY, math.inf, NEVER
+    by_id = s.run.eviction_marks & BY_ID != 0
+    for i in used_slots(s, scope):
+        g = s.slot[i]
+        key = s.expert[original(s, g)].score
+        if key > best_key:
+            continue
+        tied = _tied(s, g, by_id)
+        if (key < best_key or tied < best_tied) and evictable(s, rules, g, spare_from):
+            best, best_key, best_tied = g, key, tied
+    return best
+
+
+@apart
+def _least_decayed(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """_least_score of decayed, over what stands by slot, where a scope is a layer's."""
+    best, best_key, best_tied = NOBODY, math.inf, NEVER
+    by_id = s.run.eviction_marks & BY_ID != 0
+    now = visits_of_layer(s, s.slot[s.scope[scope].base])
+    for i in used_slots(s, scope):
+        visits = now - s.in_slot[i].clock
+        key = s.in_slot[i].score * s.powers[np.uint64(visits)] if visits < POWERS else decayed_score(s, s.slot[i])
+        if key > best_key:
+            continue
+        g = s.slot[i]
+        tied = _tied(s, g, by_id)
+        if (key < best_key or tied < best_tied) and evictable(s, rules, g, spare_from):
+            best, best_key, best_tied = g, key, tied
+    return best
+
+
+@apart
 def _least_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
     best, best_key, best_tied = -1, math.inf, NEVER
     by_id = s.run.eviction_marks & BY_ID != 0
     for i in used_slots(s, scope):
         g = s.slot[i]
-        key, tied = worth(s, g), _tied(s, g, by_id)
+        key, tied = worth_at_once(s, g), _tied(s, g, by_id)
         less = key < best_key or (key == best_key and tied < best_tied)
         if less and evictable(s, rules, g, spare_from):
             best, best_key, best_tied = g, key, tied
@@ -99,31 +214,38 @@ def _least_uses_by_age(s: State, rules: Any, scope: int, spare_from: int) -> int
     return best
 
 
-@inner
-def _smallest(candidates: Any, n: int, rank: int | np.int64) -> int:
-    """The candidate with `rank` smaller ones among the first n (all different)."""
-    for i in range(n):
-        smaller = 0
-        for j in range(n):
-            smaller += candidates[j] < candidates[i]
-        if smaller == rank:
-            return candidates[i]
-    return -1
+@apart
+def _by_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
+    """The evictable expert of least score, found in the order in which a policy keeps them, or among all of a scope."""
+    kind, by_id = s.run.eviction, s.run.eviction_marks & BY_ID != 0
+    if kind == LFRU:
+        return _least_uses_by_age(s, rules, scope, spare_from)
+    if kind == LEAST_STALE:
+        return _stalest(s, rules, scope, spare_from)
+    if kind in (LRU, FIFO):
+        return _oldest_visit(s, rules, scope, spare_from)
+    if kind == LAYER_DISTANCE and not by_id:
+        return _most_distant(s, rules, scope, spare_from)
+    if kind in (WINDOW_SCORE, WINDOW_SWAP, MRS) or (kind == ACTIVATION and s.run.pooled == 0):
+        return _least_noted(s, rules, scope, spare_from)
+    if kind == DECAYED and s.run.pooled == 0:
+        return _least_decayed(s, rules, scope, spare_from)
+    return _least_score(s, rules, scope, spare_from)
 
 
 @apart
 def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
-    candidates = s.marked
-    n = 0
-    for i in used_slots(s, scope):
-        candidates[n] = s.slot[i]
-        n += evictable(s, rules, s.slot[i], spare_from)
+    candidates, n = s.marked, 0
+    for each in ids_of(s, scope):
+        g: Any = np.uint32(each)
+        candidates[n] = g
+        n += at_rest(s, g) if spare_from == DEMANDS else evictable(s, rules, g, spare_from)
     if n == 0:
         return -1
     drawn = hash64(s.run.seed, s.run.routed, s.visit.draws)
     s.visit.draws += 1
-    return _smallest(candidates, n, np.int64(drawn % np.uint64(n)))
+    return candidates[drawn % np.uint64(n)]  # type: ignore[no-any-return]
 
 
 @inner
@@ -163,7 +285,5 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
     if hooks is not None and kind == USER:
         return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
     if rules is not None and marks & KEEPS_OUT:
-        return _worth_it(s, g, _least_score(s, rules, scope, spare_from), spare_from)
-    if kind == LFRU:
-        return _least_uses_by_age(s, rules, scope, spare_from)
-    return _random(s, rules, scope, spare_from) if kind == RANDOM else _least_score(s, rules, scope, spare_from)
+        return _worth_it(s, g, _by_score(s, rules, scope, spare_from), spare_from)
+    return _random(s, rules, scope, spare_from) if kind == RANDOM else _by_score(s, rules, scope, spare_from)

@@ -22,6 +22,7 @@ from sim.core.hashing import hash64
 from sim.core.jit import inlined, inner
 from sim.core.memory import Memory, Struct, packed, record
 from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
+from sim.core.softmax import read_logits, read_odds
 from sim.core.state import HIT, RESIDENT, State
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW, ANSWER_STREAM, ANSWER_REMOTE = range(7)
@@ -149,7 +150,7 @@ def _by_precision(s: State, miss: Any, ids: Any, weights: Any) -> None:
     for k in range(len(ids)):
         s.reply[k].answer, s.reply[k].other, s.reply[k].gate = -1, -1, OPEN
         total += weights[k] if ids[k] >= 0 else 0.0
-    k = _next_slot(s, weights, ids, False)
+    k = _next_slot(s, weights, ids)
     while k >= 0:
         share = before / total if total > 0.0 else 0.0
         reply = ANSWER_FETCH if share <= miss.params[0] else ANSWER_DROP
@@ -157,7 +158,7 @@ def _by_precision(s: State, miss: Any, ids: Any, weights: Any) -> None:
             reply = ANSWER_LOW
         s.reply[k].answer = reply
         before += weights[k]
-        k = _next_slot(s, weights, ids, False)
+        k = _next_slot(s, weights, ids)
 
 
 @inner
@@ -260,23 +261,32 @@ def _distribution_gate(s: State, params: Any) -> bool:
 
 
 @inner
-def _gate(s: State, miss: Any, ids: Any, weights: Any, layer: int) -> int:
-    """The first gate that is shut for this token, in the paper's order, or OPEN."""
+def _gate_by_weights(miss: Any, ids: Any, weights: Any, layer: int) -> int:
+    """The first gate that is shut for a token whatever is resident, or OPEN."""
     if miss.tau[layer] >= 0.0 and entropy(weights, ids, miss.params[TEMPERATURE]) <= miss.tau[layer]:
         return TAE
-    if miss.params[GAMMA] <= 1.0 and margin(weights, ids) >= miss.params[GAMMA]:
-        return MARGIN
-    return DISTRIBUTION if _distribution_gate(s, miss.params) else OPEN
+    return MARGIN if miss.params[GAMMA] <= 1.0 and margin(weights, ids) >= miss.params[GAMMA] else OPEN
 
 
 @inner
-def _score(s: State, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
+def _gate(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> int:
+    """The first gate that is shut for this token, in the paper's order, or OPEN. What its weights say is asked once."""
+    shut = s.gates[t, layer] - 1 if len(s.gates) > 0 else -1
+    if shut < 0:
+        shut = _gate_by_weights(miss, ids, weights, layer)
+        if len(s.gates) > 0:
+            s.gates[t, layer] = shut + 1
+    return DISTRIBUTION if shut == OPEN and _distribution_gate(s, miss.params) else shut
+
+
+@inner
+def _score(s: State, miss: Any, layer: int, i: int, rank: int, total: float) -> float:
     """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its
     normalisation is ours), hop the number of partitions between the two experts (E / partitions experts each)."""
     j, n = miss.peers[layer, i, rank], s.run.n_experts
     psi = float(miss.q[layer, i, rank])
     if miss.params[ETA] != 0.0:
-        psi *= 1.0 + miss.params[ETA] * _probability(miss.logits, t, layer, j)
+        psi *= 1.0 + miss.params[ETA] * (s.odds[j] / total)
     if miss.params[KAPPA] != 0.0:
         parts = np.int64(miss.params[PARTITIONS])
         psi *= 1.0 - miss.params[KAPPA] * abs(j * parts // n - i * parts // n)
@@ -284,45 +294,37 @@ def _score(s: State, miss: Any, t: int, layer: int, i: int, rank: int) -> float:
 
 
 @inner
-def _probability(logits: Any, t: int, layer: int, j: int) -> float:
-    top, total = half_to_float(logits[t, layer, 0]), 0.0
-    for e in range(1, logits.shape[2]):
-        top = max(top, half_to_float(logits[t, layer, e]))
-    for e in range(logits.shape[2]):
-        total += math.exp(half_to_float(logits[t, layer, e]) - top)
-    return math.exp(half_to_float(logits[t, layer, j]) - top) / total
-
-
-@inner
-def _in_order(s: State, miss: Any, t: int, layer: int, i: int) -> int:
-    """B(i) into State.order, by psi (list order when eta = kappa = 0; ties keep the list's order); its length."""
-    n, order = 0, s.order
-    plain = miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
+def _by_psi(s: State, miss: Any, t: int, layer: int, i: int) -> None:
+    """B(i) into State.order, by psi; ties keep the list's order."""
+    n, order, total = 0, s.order, 1.0
+    if miss.params[ETA] != 0.0:
+        read_logits(s, miss.logits, t, layer)
+        total = read_odds(s)
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
-        order[n] = n
-        place = n
-        while (
-            not plain and place > 0 and _score(s, miss, t, layer, i, n) > _score(s, miss, t, layer, i, order[place - 1])
-        ):
-            order[place] = order[place - 1]
+        mine, place = _score(s, miss, layer, i, n, total), n
+        while place > 0 and mine > s.chances[place - 1]:
+            order[place], s.chances[place] = order[place - 1], s.chances[place - 1]
             place -= 1
-        order[place] = n
+        order[place], s.chances[place] = n, mine
         n += 1
-    return n
 
 
 @inner
 def _free(s: State, base: int, j: int) -> bool:
-    """Resident now, and not in the token's set U."""
-    return s.expert[base + j].state == RESIDENT and s.expert[base + j].used_by != s.run.token
+    """Resident now, and not in the token's set U; without a branch."""
+    return (s.expert[base + j].state == RESIDENT) & (s.expert[base + j].used_by != s.run.token)
 
 
 @inner
 def _buddy(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
-    base, n = layer * s.run.n_experts, _in_order(s, miss, t, layer, i)
-    for r in range(min(n, int(miss.params[SEARCH]))):
-        j = miss.peers[layer, i, s.order[r]]
+    base, plain = layer * s.run.n_experts, miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
+    if not plain:
+        _by_psi(s, miss, t, layer, i)
+    for r in range(min(miss.peers.shape[2], int(miss.params[SEARCH]))):
+        if miss.peers[layer, i, r] < 0:
+            return -1
+        j = miss.peers[layer, i, r if plain else s.order[r]]
         if _free(s, base, j):
             return j
     return -1
@@ -331,19 +333,15 @@ def _buddy(s: State, miss: Any, t: int, layer: int, i: int) -> int:
 @inner
 def _any(s: State, layer: int) -> int:
     """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
-    n_experts, n = s.run.n_experts, 0
-    for j in range(n_experts):
-        n += _free(s, layer * n_experts, j)
+    free, n = s.order, 0
+    for j in range(s.run.n_experts):
+        free[n] = j
+        n += _free(s, layer * s.run.n_experts, j)
     if n == 0:
         return -1
-    rank = np.int64(hash64(s.run.seed, s.run.routed, MISS_DRAWS + s.visit.miss_draws) % np.uint64(n))
+    drawn = hash64(s.run.seed, s.run.routed, MISS_DRAWS + s.visit.miss_draws)
     s.visit.miss_draws += 1
-    for j in range(n_experts):
-        if _free(s, layer * n_experts, j):
-            if rank == 0:
-                return j
-            rank -= 1
-    return -1
+    return free[drawn % np.uint64(n)]
 
 
 @inner
@@ -364,10 +362,10 @@ def _select(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     selector = np.int64(miss.params[SELECTOR])
     if selector == SELECT_NOBODY:
         return -1
-    if (selector == SELECT_LIST or miss.params[MATCHED] != 0.0) and _buddy(s, miss, t, layer, i) < 0:
-        return -1
     if selector == SELECT_LIST:
         return _buddy(s, miss, t, layer, i)
+    if miss.params[MATCHED] != 0.0 and _buddy(s, miss, t, layer, i) < 0:
+        return -1
     if selector == SELECT_RANDOM:
         return _any(s, layer)
     return _best_ranked(s, miss, t, layer) if selector == SELECT_NEXT else -2
@@ -407,37 +405,47 @@ def _fall_back(s: State, miss: Any, g: int, gate: int) -> int:
 
 
 @inner
-def _next_slot(s: State, weights: Any, ids: Any, lowest_first: bool) -> int:
-    """The slot to look at next: descending router weight, ties by slot, or ascending; those done carry REPLY >= 0."""
+def _next_slot(s: State, weights: Any, ids: Any) -> int:
+    """The slot to look at next: descending router weight, ties by slot; those done have an answer."""
     best = -1
     for k in range(len(ids)):
-        if ids[k] < 0 or s.reply[k].answer >= 0:
-            continue
-        better = best >= 0 and (weights[k] < weights[best] if lowest_first else weights[k] > weights[best])
-        if best < 0 or better:
+        if ids[k] >= 0 and s.reply[k].answer < 0 and (best < 0 or weights[k] > weights[best]):
             best = k
     return best
 
 
 @inner
-def _substitute(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
-    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
-    base = layer * s.run.n_experts
+def _turns(s: State, miss: Any, ids: Any, weights: Any, base: int) -> int:
+    """How many slots are asked about, and in what order: descending router weight, ties by slot, or ascending. The
+    token's set goes into U."""
+    n, lowest_first = 0, miss.params[LOWEST_FIRST] != 0.0
     s.run.token += 1
-    gate, done = -1, 0
     for k in range(len(ids)):
-        s.reply[k].answer, s.reply[k].other, s.reply[k].gate = -1, -1, OPEN
-        if ids[k] >= 0:
-            s.expert[base + ids[k]].used_by = s.run.token
-    while True:
-        k = _next_slot(s, weights, ids, miss.params[LOWEST_FIRST] != 0.0)
-        if k < 0:
-            return
-        s.reply[k].answer = ANSWER_FETCH
+        if ids[k] < 0:
+            continue
+        s.expert[base + ids[k]].used_by = s.run.token
         if not asked(s, miss, base + ids[k]):
             continue
-        if gate < 0:
-            gate = _gate(s, miss, ids, weights, layer)
+        place, n = n, n + 1
+        while place > 0 and _before(weights, k, s.reply[place - 1].turn, lowest_first):
+            s.reply[place].turn = s.reply[place - 1].turn
+            place -= 1
+        s.reply[place].turn = k
+    return n
+
+
+@inlined
+def _before(weights: Any, k: int, other: int, lowest_first: bool) -> bool:
+    return weights[k] < weights[other] if lowest_first else weights[k] > weights[other]
+
+
+@inner
+def _substitute(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
+    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
+    base, done, gate = layer * s.run.n_experts, 0, _gate(s, miss, ids, weights, t, layer)
+    for turn in range(_turns(s, miss, ids, weights, base)):
+        k = s.reply[turn].turn
+        s.reply[k].other, s.reply[k].gate = -1, OPEN
         why = gate if gate > OPEN else (RHO if done >= miss.params[RHO_MAX] else OPEN)
         chosen = _select(s, miss, t, layer, ids[k]) if why == OPEN else -1
         if chosen == -1:

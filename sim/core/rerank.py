@@ -12,11 +12,10 @@ in (m (1 - margin), m). adapmoe (2408.10284): no slot but the strongest where we
 sere (2602.07616): in a batch, a secondary expert that is nobody's primary goes to the most similar primary one.
 """
 
-import math
 from typing import Any
 
-from sim.core.half import half_to_float
 from sim.core.jit import inner
+from sim.core.softmax import put_in_order, read_logits, read_odds
 from sim.core.state import RESIDENT, State
 
 CACHE_PRIOR, MAX_RANK, SMOE, ADAPMOE, SERE, USER, CACHE_PRIOR_MASS, TOLERANCE = range(8)
@@ -29,21 +28,31 @@ def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
         _sere(s, miss, len(tokens), layer)
         return
     for row in range(len(tokens)):
-        t = tokens[row]
-        if miss.policy.rerank == CACHE_PRIOR:
-            _cache_prior(s, miss, t, layer, row)
-        elif miss.policy.rerank == MAX_RANK:
-            _by_rank(s, miss, t, layer)
-            _residents_first(s, miss, t, layer, row, int(miss.rerank_params[1]))
-        elif miss.policy.rerank == CACHE_PRIOR_MASS:
-            _by_rank(s, miss, t, layer)
-            _residents_first(s, miss, t, layer, row, _rank_of_mass(s, miss, t, layer, miss.rerank_params[1]))
-        elif miss.policy.rerank == TOLERANCE:
-            _tolerance(s, miss, t, layer, row)
-        elif miss.policy.rerank == SMOE:
-            _smoe(s, miss, t, layer, row)
-        else:
+        if miss.policy.rerank == ADAPMOE:
             _adapmoe(s, miss, row)
+        else:
+            read_logits(s, miss.logits, tokens[row], layer)
+            _by_logits(s, miss, layer, row, read_odds(s))
+
+
+@inner
+def _by_logits(s: State, miss: Any, layer: int, row: int, total: float) -> None:
+    """One token, its logits and odds read; total: of the odds."""
+    if miss.policy.rerank == CACHE_PRIOR:
+        _cache_prior(s, miss, layer, row, total)
+    elif miss.policy.rerank == MAX_RANK:
+        always, among = int(miss.rerank_params[0]), int(miss.rerank_params[1])
+        needed = min(s.run.n_experts, max(always, among, s.routed.shape[1]))
+        put_in_order(s, s.logit, needed)
+        _residents_first(s, miss, layer, row, among, needed, total)
+    elif miss.policy.rerank == CACHE_PRIOR_MASS:
+        put_in_order(s, s.logit, s.run.n_experts)
+        among = _rank_of_mass(s, miss.rerank_params[1], total)
+        _residents_first(s, miss, layer, row, among, s.run.n_experts, total)
+    elif miss.policy.rerank == TOLERANCE:
+        _tolerance(s, miss, layer, row, total)
+    else:
+        _smoe(s, miss, layer, row, total)
 
 
 @inner
@@ -52,41 +61,12 @@ def _resident(s: State, layer: int, e: int) -> bool:
 
 
 @inner
-def _logit(miss: Any, t: int, layer: int, e: Any) -> float:
-    return half_to_float(miss.logits[t, layer, e])
-
-
-@inner
-def _by_rank(s: State, miss: Any, t: int, layer: int) -> None:
-    """All experts of the layer into State.order, by logit descending, ties by id."""
-    order = s.order
-    for e in range(s.run.n_experts):
-        place = e
-        while place > 0 and _logit(miss, t, layer, order[place - 1]) < _logit(miss, t, layer, e):
-            order[place] = order[place - 1]
-            place -= 1
-        order[place] = e
-
-
-@inner
-def _mass(miss: Any, t: int, layer: int) -> tuple[float, float]:
-    """(largest logit, sum of exp(logit - largest)): what the softmax over all experts is made of."""
-    top, total = _logit(miss, t, layer, 0), 0.0
-    for e in range(1, miss.logits.shape[2]):
-        top = max(top, _logit(miss, t, layer, e))
-    for e in range(miss.logits.shape[2]):
-        total += math.exp(_logit(miss, t, layer, e) - top)
-    return top, total
-
-
-@inner
-def _weigh(s: State, miss: Any, t: int, layer: int, row: int) -> None:
+def _weigh(s: State, miss: Any, row: int, total: float) -> None:
     """Weights of the chosen set: its own p, renormalised where the model does."""
-    top, total = _mass(miss, t, layer)
     chosen = 0.0
     for k in range(s.routed.shape[1]):
         e = s.routed[row, k]
-        s.weight[row, k] = math.exp(_logit(miss, t, layer, e) - top) / total if e >= 0 else 0.0
+        s.weight[row, k] = s.odds[e] / total if e >= 0 else 0.0
         chosen += s.weight[row, k]
     if miss.policy.norm_topk and chosen > 0.0:
         for k in range(s.routed.shape[1]):
@@ -94,46 +74,38 @@ def _weigh(s: State, miss: Any, t: int, layer: int, row: int) -> None:
 
 
 @inner
-def _cache_prior(s: State, miss: Any, t: int, layer: int, row: int) -> None:
-    high, low = _logit(miss, t, layer, 0), _logit(miss, t, layer, 0)
-    for e in range(1, miss.logits.shape[2]):
-        high, low = max(high, _logit(miss, t, layer, e)), min(low, _logit(miss, t, layer, e))
+def _cache_prior(s: State, miss: Any, layer: int, row: int, total: float) -> None:
+    high, low, n = s.logit[0], s.logit[0], s.run.n_experts
+    for e in range(1, n):
+        high, low = max(high, s.logit[e]), min(low, s.logit[e])
     s.past[layer].logit_range += high - low
     s.past[layer].n_ranges += 1.0
     bonus = miss.rerank_params[0] * (s.past[layer].logit_range / s.past[layer].n_ranges)
-    taken = s.marked
-    for e in range(s.run.n_experts):
-        taken[e] = 0
+    for e in range(n):
+        s.chances[e] = s.logit[e] + (bonus if _resident(s, layer, e) else 0.0)
+    put_in_order(s, s.chances, min(n, s.routed.shape[1]))
     for k in range(s.routed.shape[1]):
-        best, best_score = -1, 0.0
-        for e in range(s.run.n_experts):
-            score = _logit(miss, t, layer, e) + (bonus if _resident(s, layer, e) else 0.0)
-            if taken[e] == 0 and (best < 0 or score > best_score):
-                best, best_score = e, score
-        s.routed[row, k] = best
-        if best >= 0:
-            taken[best] = 1
-    _weigh(s, miss, t, layer, row)
+        s.routed[row, k] = s.order[k] if k < n else -1
+    _weigh(s, miss, row, total)
 
 
 @inner
-def _rank_of_mass(s: State, miss: Any, t: int, layer: int, mass: float) -> int:
+def _rank_of_mass(s: State, mass: float, total: float) -> int:
     """How many of State.order, from the front, it takes for their p to add up to `mass`."""
-    top, total = _mass(miss, t, layer)
     n, sum_p = 0, 0.0
     while n < s.run.n_experts and sum_p < mass:
-        sum_p += math.exp(_logit(miss, t, layer, s.order[n]) - top) / total
+        sum_p += s.odds[s.order[n]] / total
         n += 1
     return n
 
 
 @inner
-def _residents_first(s: State, miss: Any, t: int, layer: int, row: int, among: int) -> None:
-    """Of State.order the first `always`, then residents among the first `among`, then the others."""
-    always = int(miss.rerank_params[0])
-    order, n, top_k = s.order, 0, s.routed.shape[1]
+def _residents_first(s: State, miss: Any, layer: int, row: int, among: int, needed: int, total: float) -> None:
+    """Of State.order the first `always`, then residents among the first `among`, then the others; needed: how many ranks
+    there are."""
+    always, order, n, top_k = int(miss.rerank_params[0]), s.order, 0, s.routed.shape[1]
     for turn in range(3):
-        for r in range(s.run.n_experts):
+        for r in range(needed):
             e = order[r]
             if e < 0 or n == top_k:
                 continue
@@ -144,20 +116,19 @@ def _residents_first(s: State, miss: Any, t: int, layer: int, row: int, among: i
     while n < top_k:
         s.routed[row, n] = -1
         n += 1
-    _weigh(s, miss, t, layer, row)
+    _weigh(s, miss, row, total)
 
 
 @inner
-def _tolerance(s: State, miss: Any, t: int, layer: int, row: int) -> None:
-    _by_rank(s, miss, t, layer)
-    top, total = _mass(miss, t, layer)
+def _tolerance(s: State, miss: Any, layer: int, row: int, total: float) -> None:
+    put_in_order(s, s.logit, s.run.n_experts)
     for k in range(s.routed.shape[1]):
         best, least = -1, 0.0
         for r in range(s.run.n_experts):
             e = s.order[r]
             if e < 0:
                 continue
-            p = math.exp(_logit(miss, t, layer, e) - top) / total
+            p = s.odds[e] / total
             if best < 0:
                 best, least = r, (1.0 - miss.rerank_params[0]) * p
             if p < least:
@@ -168,39 +139,36 @@ def _tolerance(s: State, miss: Any, t: int, layer: int, row: int) -> None:
         s.routed[row, k] = s.order[best] if best >= 0 else -1
         if best >= 0:
             s.order[best] = -1
-    _weigh(s, miss, t, layer, row)
+    _weigh(s, miss, row, total)
 
 
 @inner
-def _smoe(s: State, miss: Any, t: int, layer: int, row: int) -> None:
+def _smoe(s: State, miss: Any, layer: int, row: int, total: float) -> None:
     top_k, n = s.routed.shape[1], s.run.n_experts
     if top_k >= n:
         return
-    _by_rank(s, miss, t, layer)
-    top, total = _mass(miss, t, layer)
-    a = miss.rerank_params[0]
-    m = math.exp(_logit(miss, t, layer, s.order[top_k]) - top) / total
+    put_in_order(s, s.logit, top_k + 1)
+    a, m = miss.rerank_params[0], s.odds[s.order[top_k]] / total
     for k in range(top_k):
         e = s.routed[row, k]
         if e < 0 or _resident(s, layer, e):
             continue
-        p = math.exp(_logit(miss, t, layer, e) - top) / total
+        p = s.odds[e] / total
         if p >= m * (1.0 + a):
             continue
-        other = _stand_in(s, miss, t, layer, row, m, a, top, total)
+        other = _stand_in(s, layer, row, m, a, total)
         if other >= 0:
-            p_new = math.exp(_logit(miss, t, layer, other) - top) / total
-            s.weight[row, k] = s.weight[row, k] * p_new / p
+            s.weight[row, k] = s.weight[row, k] * (s.odds[other] / total) / p
             s.routed[row, k] = other
 
 
 @inner
-def _stand_in(s: State, miss: Any, t: int, layer: int, row: int, m: float, a: float, top: float, total: float) -> int:
+def _stand_in(s: State, layer: int, row: int, m: float, a: float, total: float) -> int:
     """The resident with the highest p in (m (1 - a), m) that the token does not use; -1 if there is none."""
     best, best_p = -1, 0.0
     for e in range(s.run.n_experts):
-        p = math.exp(_logit(miss, t, layer, e) - top) / total
-        if _resident(s, layer, e) and m * (1.0 - a) < p < m and (best < 0 or p > best_p) and not _uses(s, row, e):
+        p = s.odds[e] / total
+        if m * (1.0 - a) < p < m and (best < 0 or p > best_p) and _resident(s, layer, e) and not _uses(s, row, e):
             best, best_p = e, p
     return best
 

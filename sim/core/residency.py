@@ -7,21 +7,21 @@ from typing import Any
 
 from sim.core import log as lg
 from sim.core import queues
-from sim.core.eviction import victim
+from sim.core.eviction import newer_than, victim
 from sim.core.jit import apart, choice, inlined, inner, whole
 from sim.core.plan import NOT_BY_TOUCH, OWN_LISTS, TOLD_OF_LANDINGS, TOLD_OF_USES
-from sim.core.rings import end_of, join, leave
+from sim.core.rings import end_of, join, leave, to_the_new_end
 from sim.core.state import (
     ABSENT,
     COMMITTED,
     DEMANDED,
-    LEGAL,
     QUEUED,
     RESIDENT,
     IllegalTransition,
     State,
+    may_become,
 )
-from sim.core.worth import begin_decay, count_use, note_landing
+from sim.core.worth import LEAST_STALE, begin_decay, count_use, note_landing
 
 DEMAND, PREFETCH, BACKGROUND = range(3)  # plan.CAUSES
 
@@ -68,7 +68,7 @@ def _refuse(was: int, to: int) -> None:
 def move(s: State, g: int, to: Any) -> None:
     """Raises IllegalTransition when the table does not allow it."""
     was = s.expert[g].state
-    if not LEGAL[was, to]:
+    if not may_become(was, to):
         _refuse(was, to)
     s.expert[g].state = to
 
@@ -100,7 +100,7 @@ def _tell_of_landing(s: State, g: int) -> None:
         queues.entered(s, g)
     else:
         note_landing(s, g)
-        join(s, g, end_of(s, scope_of(s, g), 0))
+        join(s, g, newer_than(s, g) if s.run.eviction == LEAST_STALE else end_of(s, scope_of(s, g), 0))
 
 
 @apart
@@ -232,19 +232,13 @@ def land_in_slot(s: State, log: Any, g: int) -> None:
     lg.ended(s, log, g, 0)
 
 
-@inlined
-def _to_the_new_end(s: State, g: int) -> None:
-    leave(s, g)
-    join(s, g, end_of(s, scope_of(s, g), 0))
-
-
 @inner
 def touch_as_listed(s: State) -> None:
     """A visit's residents once more, in the order in which the router wants them and not in which they ran."""
     for i in range(s.visit.n_wanted):
         if s.expert[s.wanted[i]].state == RESIDENT:
             _touch(s, s.wanted[i])
-            _to_the_new_end(s, s.wanted[i])
+            to_the_new_end(s, s.wanted[i])
 
 
 @inlined
@@ -255,7 +249,7 @@ def executed(s: State, g: int) -> None:
         _touch(s, g)
         s.expert[g].uses += 1
         if s.run.eviction_marks & NOT_BY_TOUCH == 0:
-            _to_the_new_end(s, g)
+            to_the_new_end(s, g)
         if s.run.eviction_marks & TOLD_OF_USES:
             tell_of_use(s, g)
     release(s, g)

@@ -27,3 +27,10 @@ def leave(s: State, g: int) -> None:
     """Expert g stands in no ring."""
     older, newer = s.older[g], s.newer[g]
     s.newer[older], s.older[newer] = newer, older
+
+
+@inlined
+def to_the_new_end(s: State, g: int) -> None:
+    """Expert g, which stands in the first ring of its scope, becomes its newest."""
+    leave(s, g)
+    join(s, g, end_of(s, s.expert[g].scope, 0))

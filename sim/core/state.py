@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct, together, zeros
 from sim.core.plan import (
     BY_SLOT,
@@ -43,6 +44,13 @@ LEGAL[QUEUED, [ABSENT, DEMANDED, COMMITTED]] = True  # withdrawn or rejected, pr
 LEGAL[DEMANDED, COMMITTED] = True
 LEGAL[COMMITTED, RESIDENT] = True
 LEGAL[RESIDENT, ABSENT] = True  # evicted
+_BEFORE = LEGAL.T @ (1 << np.arange(5))  # of each state those that may become it, a bit each: one test, and no look-up
+
+
+@inlined
+def may_become(was: int, to: Any) -> bool:
+    """Whether the table allows a step."""
+    return _BEFORE[to] >> was & 1 == 1
 
 
 class Expert(Struct):
@@ -77,7 +85,7 @@ class Kept(Struct):  # of an expert, for evictions that are told of uses and lan
     list: int  # which of its scope's lists it stands in (core.queues); -1 none
     enters: int  # which one it enters when it lands
     count: int  # uses, or re-uses, or a bit, or a frequency
-    clock: int  # visits of its scope routed at its last use (lfru)
+    clock: int  # visits of its scope routed at its last use (lfru), or of its layer (hobbit-priority)
     used: int  # visits routed at its last use, 0 never
     touched: int  # visits routed at its last touch,
     landed: int  # and at its last landing
@@ -85,9 +93,10 @@ class Kept(Struct):  # of an expert, for evictions that are told of uses and lan
     mean: float  # interval between uses, in visits routed; -1 none yet
 
 
-class InSlot(Struct):  # of a resident, by slot: what lfru compares, side by side
+class InSlot(Struct):  # of a resident, by slot: what lfru and decayed compare, side by side
     count: int  # Kept.count
-    clock: int  # Kept.clock
+    clock: int  # Kept.clock, or Expert.scored
+    score: float  # Expert.score
 
 
 class Lists(Struct):  # of a scope (core.queues)
@@ -111,7 +120,9 @@ class OfRun(Struct):
     order: int  # of prefetches: index into plan.ORDERS
     no_touch: int  # 1: standing in is no touch
     # and what counts on over the whole run
-    routed: int  # visits routed
+    routed: int  # visits routed, the last of them
+    step: int  # in this step,
+    layer: int  # at this MoE layer
     stamps: int  # touches and landings
     events: int  # event numbers given
     step_stamp: int  # stamps when the first visit of the step was routed
@@ -214,6 +225,7 @@ class Reply(Struct):
     answer: int  # index into plan.ANSWERS; -1 not yet
     other: int  # who stands in, -1 nobody
     gate: int  # what stopped a substitution
+    turn: int  # [i] of the slots asked about, the one whose turn is i-th
 
 
 class IllegalTransition(RuntimeError):
@@ -250,20 +262,23 @@ class State(Memory):
     older: Ids  # [G + 4 scopes] the residents of each scope in a ring, by last touch (lru) or landing:
     newer: Ids  # the neighbours of each; entry G + scope begins and ends it. Of core.queues four rings a scope
     kept: MutableSequence[Kept]  # [G] where the eviction is told of uses or landings, else [0]
-    in_slot: MutableSequence[InSlot]  # [slots] where the eviction is lfru, else [0]
+    in_slot: MutableSequence[InSlot]  # [slots] where the eviction compares what stands there, else [0]
     lists: MutableSequence[Lists]  # [scopes]
     history: Int  # [G, k] running numbers of the last k uses, the newest first; -1 none (lru-k)
     queue: MutableSequence[Queued]  # [G + 1] in order
-    merged: Int  # [lists, E + 1] the ranked lists of the last visits (length in column 0)
+    merged: Int  # [lists, E + 2] the ranked lists of the last visits (in front how long, behind which: run.lists)
     params: Float  # of the eviction
     powers: Float  # [POWERS] of the factor by which its scores decay per visit, or zeros
     routed: Int  # [rows, K] of runs that ask a miss policy or re-rank: the visit's experts by row of the step
     weight: Float  # [rows, K] and their router weights
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
+    gates: Any  # int8 [T, L] 1 + the gate that a token's own weights shut; 0: not asked yet. Else [0, 0]
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token, when it last ran
     marked: Int  # [G] scratch: flags, or ids
     order: Int  # [G] scratch: ranks
-    chances: Float  # [E] scratch: probabilities
+    chances: Float  # [E] scratch: probabilities, or other figures
+    logit: Float  # [E] scratch: a token's router logits
+    odds: Float  # [E] scratch: their exponentials (core.softmax)
     forgotten: Int  # the memory of all of this but of what is `_kept`
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
     first: MutableSequence[Expert]  # [G] and the experts in it
@@ -296,7 +311,10 @@ def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
     figures (count and layer lie in totals)."""
     tokens, layers, _ = plan.experts.shape
     counters = (Count.dtype.itemsize + layers * OfLayer.dtype.itemsize) // 8
-    return dict(run=(OfRun,), rows=(Written,), totals=(np.int64, counters), loss=(np.float64, tokens))
+    gates = (tokens, layers) if plan.miss.kind == SUBSTITUTION and plan.rerank is None else (0, 0)
+    return dict(
+        run=(OfRun,), rows=(Written,), totals=(np.int64, counters), loss=(np.float64, tokens), gates=(np.int8, *gates)
+    )
 
 
 def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:
@@ -325,7 +343,7 @@ def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:
         lists=(Lists, scopes),
         history=(np.int64, n if remembered else 0, remembered),
         queue=(Queued, n + 1),
-        merged=(np.int64, distances * (distances + 1), plan.n_experts + 1),
+        merged=(np.int64, distances * (distances + 1), plan.n_experts + 2),
         params=(np.float64, params),
         powers=(np.float64, POWERS),
         routed=(np.int64, rows, top_k),
@@ -333,7 +351,7 @@ def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:
         reply=(Reply, top_k),
         marked=(np.int64, n),
         order=(np.int64, n),
-        chances=(np.float64, plan.n_experts),
+        **dict.fromkeys(("chances", "logit", "odds"), (np.float64, plan.n_experts)),
     )
 
 
@@ -360,6 +378,7 @@ def _begin_run(plan: Plan, run: Any) -> None:
     run["n_full"], run["stage_base"] = plan.experts.shape[1] * plan.n_experts, with_slots
     run["eviction"], run["eviction_marks"] = plan.eviction.kind, plan.eviction.marks
     run["pooled"] = plan.pooled
+    run["step"], run["layer"] = -1, plan.experts.shape[1] - 1
     run["seed"], run["depth"], run["no_touch"] = plan.seed, _depth(plan, n), not touch
     if plan.prefetch is not None:
         run["budget"], run["order"] = plan.prefetch.budget, plan.prefetch.order

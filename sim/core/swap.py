@@ -6,7 +6,7 @@ from sim.core.jit import apart
 from sim.core.link import LAST_KEY, join
 from sim.core.rules import BACKGROUND
 from sim.core.state import ABSENT, NEVER, QUEUED, RESIDENT, State
-from sim.core.worth import visits_of_layer, worth
+from sim.core.worth import visits_of_layer, worth, worth_at_once
 
 NOBODY = -1
 
@@ -44,10 +44,11 @@ def _free(s: State, layer: int, first: int) -> int:
 
 @apart
 def _best_outside(s: State, first: int) -> int:
-    best = NOBODY
+    best, most = NOBODY, 0.0
     for g in range(first, first + s.run.n_experts):
-        if s.expert[g].state == ABSENT and (best < 0 or worth(s, g) > worth(s, best)):
-            best = g
+        mine = worth_at_once(s, g)
+        if s.expert[g].state == ABSENT and (best < 0 or mine > most):
+            best, most = g, mine
     return best
 
 
@@ -57,7 +58,7 @@ def _worst_inside(s: State, first: int, paired: Any) -> int:
     for g in range(first, first + s.run.n_experts):
         if s.expert[g].state != RESIDENT or paired[g] == 1:
             continue
-        mine, stamp = worth(s, g), s.expert[g].stamp
+        mine, stamp = worth_at_once(s, g), s.expert[g].stamp
         if worst < 0 or mine < least or (mine == least and stamp < oldest):
             worst, least, oldest = g, mine, stamp
     return worst

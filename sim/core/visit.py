@@ -134,7 +134,7 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
 @inlined
 def _classify(s: State, route: Route, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
-    s.run.routed = visit + 1
+    s.run.routed, s.run.step, s.run.layer = visit + 1, step, layer
     new = s.visit
     new.n_wanted = new.n_ready = new.n_answered = new.n_host = new.n_work = new.n_run = new.n_waited = 0
     new.draws = new.miss_draws = new.host_ns = new.link_ns = 0

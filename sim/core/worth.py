@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.half import half_to_float
 from sim.core.jit import apart, inlined, inner
-from sim.core.plan import BY_ID, BY_LOGITS, BY_WEIGHT, FORGETS_ROWS, FROM_FRESH
+from sim.core.plan import BY_ID, BY_LOGITS, BY_SLOT, BY_WEIGHT, FORGETS_ROWS, FROM_FRESH
+from sim.core.rings import to_the_new_end
+from sim.core.softmax import put_in_order, read_logits, read_odds
 from sim.core.state import NEVER, RESIDENT, State
 
 (
@@ -29,21 +30,20 @@ from sim.core.state import NEVER, RESIDENT, State
 EPSILON = 1e-6  # of the activation matrix: an expert nobody asked for is still worth more in an early layer
 WEIGHT_UNIT = 2.0**24  # the window's sums are whole multiples of 1 / WEIGHT_UNIT: exact in any order
 KNOWN = 1e12  # worth of a next use that is known: above any decayed score
-IN_THIS_STEP = 1e15  # above any running number
 SOON = 0.1  # of hobbit-priority: in layers, added to the distance
-
-
-@inlined
-def visits_at(s: State, g: int, routed: int) -> int:
-    """How many visits of expert g's layer were among the first `routed` visits."""
-    layers = s.run.n_layers  # nothing but the layer is the expert's: a loop over a scope divides once
-    return routed // layers + (s.expert[g].layer < routed % layers)
 
 
 @inlined
 def visits_of_layer(s: State, g: int) -> int:
     """How many visits of expert g's layer have been routed so far."""
-    return visits_at(s, g, s.run.routed)
+    return s.run.step + (s.expert[g].layer <= s.run.layer)
+
+
+@inlined
+def layers_away(s: State, g: int) -> int:
+    """How many visits from the one being served the next one of expert g's layer is."""
+    away = s.expert[g].layer - s.run.layer
+    return away if away > 0 else away + s.run.n_layers
 
 
 @inner
@@ -79,9 +79,15 @@ def clock_of(s: State, g: int) -> int:
     return s.run.routed if s.run.pooled == 1 else visits_of_layer(s, g)
 
 
-@inlined
+@apart
 def worth(s: State, g: int) -> float:
     """What expert g is worth, resident or not."""
+    return worth_at_once(s, g)
+
+
+@inlined
+def worth_at_once(s: State, g: int) -> float:
+    """The same as part of a loop over many."""
     kind = s.run.eviction
     if kind == DECAYED:
         return decayed_score(s, g)
@@ -90,31 +96,26 @@ def worth(s: State, g: int) -> float:
     if kind == ACTIVATION:
         return _activation(s, original(s, g))
     if kind == LAYER_DISTANCE:  # the one being served comes last
-        return -float((s.expert[g].layer - s.run.routed) % s.run.n_layers)
+        return -float(layers_away(s, g))
+    if kind == HOBBIT:
+        return _hobbit(s, original(s, g))
+    if kind in (MIN, BELADY):
+        return -float(s.expert[original(s, g)].next_use)
     return _other_worth(s, g)
 
 
 @apart
 def _other_worth(s: State, g: int) -> float:
-    kind, whose = s.run.eviction, original(s, g)
+    kind = s.run.eviction
     if kind == LFRU:
         return float(s.kept[g].count) / float(clock_of(s, g) - s.kept[g].clock + 1)
-    if kind == HOBBIT:
-        return _hobbit(s, whose)
     if kind == LRU_K:
         return float(s.history[g, s.history.shape[1] - 1])
-    if kind == LEAST_STALE:
-        now = IN_THIS_STEP if s.expert[g].stamp >= s.run.step_stamp else 0.0
-        return now + float(s.kept[g].used_stamp)
     if kind == REUSE_INTERVAL:
         return -_until_reuse(s, g)
     if kind == BELADY_W:
         return _within(s, g)
-    if kind in (MIN, BELADY):
-        return -float(s.expert[whose].next_use)
-    if kind == LFU:
-        return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)
-    return float(s.kept[g].touched if kind == LRU else s.kept[g].landed)
+    return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)  # lfu
 
 
 @inlined
@@ -126,11 +127,9 @@ def _activation(s: State, g: int) -> float:
 
 @inlined
 def _hobbit(s: State, g: int) -> float:
-    layers, layer = s.run.n_layers, s.expert[g].layer
-    steps = (s.run.routed - 1) // layers - s.run.fresh_step + 1
-    away = (layer - s.run.routed) % layers + 1
-    since = visits_of_layer(s, g) - visits_at(s, g, s.kept[g].used)
-    recent = s.kept[g].used > 0 and since <= (1 if away == layers else 0)
+    steps, away = s.run.step - s.run.fresh_step + 1, layers_away(s, g)
+    since = visits_of_layer(s, g) - s.kept[g].clock
+    recent = s.kept[g].used > 0 and since <= (1 if away == s.run.n_layers else 0)
     return s.expert[g].score / float(steps) + (1.0 if recent else 0.0) / (float(away) + SOON)
 
 
@@ -145,9 +144,9 @@ def _until_reuse(s: State, g: int) -> float:
 
 @inlined
 def _within(s: State, g: int) -> float:
-    after, layers = s.expert[original(s, g)].next_use, s.run.n_layers
-    served = (s.run.routed - 1) // layers
-    if after != NEVER and float(after // layers - served) <= s.params[0]:
+    after = s.expert[original(s, g)].next_use
+    beyond = (float(s.run.step) + s.params[0] + 1.0) * float(s.run.n_layers)  # the first visit that it does not see
+    if after != NEVER and float(after) < beyond:
         return KNOWN - float(after - s.run.routed)
     return decayed_score(s, g)
 
@@ -161,13 +160,13 @@ def count_use(s: State, g: int) -> None:
     if s.run.eviction == LFRU:
         s.kept[g].count += 1
         s.kept[g].clock = clock_of(s, g)
-        if s.expert[g].state == RESIDENT:
-            _beside_its_slot(s, g)
     elif s.run.eviction in (DECAYED, BELADY_W):
         s.expert[g].score = decayed_score(s, g) + 1.0
         s.expert[g].scored = visits_of_layer(s, g)
     else:
         _note_use(s, g)
+    if s.run.eviction_marks & BY_SLOT and s.expert[g].state == RESIDENT:
+        _beside_its_slot(s, g)
 
 
 @apart
@@ -181,16 +180,21 @@ def _note_use(s: State, g: int) -> None:
     elif kind == HOBBIT:
         whose = original(s, g)
         s.expert[whose].score += 1.0 if whose == g else s.params[0]
-        s.kept[whose].used = s.run.routed
+        s.kept[whose].used, s.kept[whose].clock = s.run.routed, visits_of_layer(s, g)
     kept.count += 1
     kept.used = kept.touched = s.run.routed
     kept.used_stamp = s.run.stamps
+    if kind in (LRU, LEAST_STALE, LAYER_DISTANCE) and s.expert[g].state == RESIDENT:  # in the order of uses
+        to_the_new_end(s, g)
 
 
 @inlined
 def _beside_its_slot(s: State, g: int) -> None:
     here = s.in_slot[s.expert[g].slot]
-    here.count, here.clock = s.kept[g].count, s.kept[g].clock
+    if s.run.eviction == LFRU:
+        here.count, here.clock = s.kept[g].count, s.kept[g].clock
+    else:
+        here.score, here.clock = s.expert[g].score, s.expert[g].scored
 
 
 @apart
@@ -210,7 +214,7 @@ def note_landing(s: State, g: int) -> None:
         kept.count = 0
         if s.run.eviction == LRU_K:
             s.history[g, :] = -1
-    if s.run.eviction == LFRU:
+    if s.run.eviction_marks & BY_SLOT:
         _beside_its_slot(s, g)
 
 
@@ -271,29 +275,20 @@ def _begin_again(s: State, step: int, layer: int, fresh: bool) -> None:
 def _by_probability(s: State, tokens: Any, logits: Any, first: int, last: int, layer: int, most: int) -> None:
     """mrs: alpha x mean over the rows of TopP(softmax) + (1 - alpha) x score; P the 2 K highest, ties the lower id."""
     n, base, alpha = s.run.n_experts, layer * s.run.n_experts, s.params[0]
-    for e in range(n):
-        s.expert[base + e].score *= 1.0 - alpha
     sums, most = s.chances, min(n, most)
     sums[:n] = 0.0
     for i in range(first, last):
         _add_highest(s, logits, tokens[i], layer, most)
     for e in range(n):
-        s.expert[base + e].score += alpha * (sums[e] / float(last - first))
+        s.expert[base + e].score = (1.0 - alpha) * s.expert[base + e].score + alpha * (sums[e] / float(last - first))
 
 
 @apart
 def _add_highest(s: State, logits: Any, t: int, layer: int, most: int) -> None:
     """To State.chances, the softmax of a token's logits at its `most` highest."""
-    n, order = logits.shape[2], s.order
-    for e in range(n):
-        place = e
-        while place > 0 and half_to_float(logits[t, layer, order[place - 1]]) < half_to_float(logits[t, layer, e]):
-            order[place] = order[place - 1]
-            place -= 1
-        order[place] = e
-    top, total = half_to_float(logits[t, layer, order[0]]), 0.0
-    for e in range(n):
-        total += math.exp(half_to_float(logits[t, layer, e]) - top)
+    read_logits(s, logits, t, layer)
+    total = read_odds(s)
+    put_in_order(s, s.logit, most)
     for r in range(most):
-        e = order[r]
-        s.chances[e] += math.exp(half_to_float(logits[t, layer, e]) - top) / total
+        e = s.order[r]
+        s.chances[e] += s.odds[e] / total

@@ -79,7 +79,7 @@ EVICTION = _table(
         "the lowest score goes: uses, each multiplied by `decay` per visit of the layer since; with `kappa` a newcomer "
         "whose score does not exceed the lowest by more is not kept",
         "LRFU, Lee et al. 2001; decayed counts as in several offloading engines", {"decay": 0.9, "kappa": -1},
-        keeps=("scores", "uses"), weighs=True, search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
+        keeps=("scores", "uses", "told", "slots"), weighs=True, search={"decay": (0.9, 0.5, 0.7, 0.8, 0.95, 0.98)},
         ranges={"decay": _SHARE, "kappa": _FROM_0},
         means={
             "decay": "what a use still counts after one more visit of its layer",
@@ -119,11 +119,12 @@ EVICTION = _table(
     _eviction(
         "layer-distance", worth.LAYER_DISTANCE,
         "the expert whose layer comes again last goes (one pool; within a layer it is lru)",
-        "by layer distance, as several layer-wise engines do", keeps=("scores",), counted=_BY_ID, search={},
+        "by layer distance, as several layer-wise engines do", keeps=("scores", "uses", "told"), counted=_BY_ID,
+        search={},
     ),
     _eviction(
         "least-stale", worth.LEAST_STALE, "who was not touched in this forward pass goes first, then the older use",
-        "after SpecMD, arXiv 2603.07506, whose own text was not found", keeps=("scores", "uses", "fresh"),
+        "after SpecMD, arXiv 2603.07506, whose own text was not found", keeps=("scores", "uses", "told", "fresh"),
         counted={},
     ),
     _eviction(
