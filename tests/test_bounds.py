@@ -277,7 +277,6 @@ def test_the_bounds_are_those_of_the_reference_whatever_the_blocks(chunk: int) -
 def test_every_step_of_the_span_is_in_one_block() -> None:
     for seed in range(50):
         p = long_plan(seed)
-        row = p.experts.shape[1] * p.experts.shape[2]
         for block in blocks_of(p):
             steps = list(blocks(p, block))
             assert [s for first, last in steps for s in range(first, last)] == [
