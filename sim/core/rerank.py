@@ -101,7 +101,7 @@ def _rank_of_mass(s: State, mass: float, total: float) -> int:
 
 @inner
 def _residents_first(s: State, miss: Any, layer: int, row: int, among: int, needed: int, total: float) -> None:
-    """Of State.order the first `always`, then residents among the first `among`, then the others; needed: how many ranks
+    """Of State.order the first `always`, then residents among the first `among`, then the others; needed: how many
     there are."""
     always, order, n, top_k = int(miss.rerank_params[0]), s.order, 0, s.routed.shape[1]
     for turn in range(3):

@@ -117,12 +117,10 @@ def _forward(plan: Plan, link: Landings, span: Span, pairs: Pairs, best: int) ->
     """(the best, how many blocks hold no better cut) by the cuts with the link before them and compute behind, which
     need nothing from behind; and by what the others do not exceed: the loads behind a cut are no more than those of the
     span that are not before it (_twice_ns)."""
-    from sim.outcome.packing import Wants
-
     for done, (block, end) in enumerate(pairs):
         if _most_ns(plan, link, span, block, end, span.loads - block.loads) <= best:
             continue
-        before_ns, before = before_each(plan, Wants.of(plan, block.first, block.last), block)
+        before_ns, before = before_each(plan, link, block)
         left_ns = left_link_ns(plan, link, span, before)
         best = max(best, int((left_ns + span.compute_ns - before_ns).max()))
         others_ns = np.maximum(before_ns, left_ns) + right_link_ns(link, span, span.loads - before)
@@ -137,11 +135,11 @@ def _backward(plan: Plan, link: Landings, span: Span, pairs: Pairs, best: int) -
 
     back, loads_behind = Walk.begin(plan, np.zeros(0, np.int64), backward=True), 0
     for block, end in reversed(pairs):
-        wants = Wants.of(plan, block.first, block.last)
-        behind = loads_behind + np.cumsum(back.over(wants)[::-1])[::-1]
+        dropped = back.over(Wants.of(plan, block.first, block.last))
+        behind = loads_behind + np.cumsum(dropped[::-1])[::-1]
         loads_behind = int(behind[0])
         if _most_ns(plan, link, span, block, end, loads_behind) > best:
-            before_ns, before = before_each(plan, wants, block)
+            before_ns, before = before_each(plan, link, block)
             left_ns = np.maximum(before_ns, left_link_ns(plan, link, span, before))
             right_ns = np.maximum(span.compute_ns - before_ns, right_link_ns(link, span, behind))
             best = max(best, int((left_ns + right_ns).max()))

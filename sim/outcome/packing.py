@@ -83,12 +83,31 @@ class Wants(NamedTuple):
         _distinct(experts, step_offset, step_row, plan.n_experts, seen, offset, expert, tokens)
         return Wants(offset, expert[: offset[-1]], tokens[: offset[-1]])
 
-    def spent(self, costs: Costs, one: bool) -> tuple[Int, Int]:
-        """int64 [n] each, ns: the executions of each visit's experts in as few groups as may be, and the least that one
-        group lasts; 0 where it wants nothing. one: each expert has a group of its own."""
-        total, least = np.zeros((2, len(self.offset) - 1), np.int64)
-        _spent(self.offset, self.tokens, np.ascontiguousarray(costs.expert_ns), costs.group_ns, one, total, least)
-        return total, least
+    def spent(self, costs: Costs, one: bool, each_ns: int, lag_ns: int) -> "Spent":
+        """What the visits' experts take, in as few groups as may be. one: each expert has a group of its own; each_ns,
+        lag_ns: see Spent; no each_ns, no parts."""
+        n = len(self.offset) - 1
+        total, sums, (ns, visits) = np.zeros(n, np.int64), np.zeros(3, np.int64), np.empty((2, n), np.int64)
+        offset, tokens, expert_ns = map(np.ascontiguousarray, (self.offset, self.tokens, costs.expert_ns))
+        _spent(offset, tokens, expert_ns, costs.group_ns, one, each_ns, lag_ns, total, ns, visits, sums)
+        shortest, hidden, parts = sums.tolist()
+        return Spent(total, shortest, hidden, ns[:parts], visits[:parts])
+
+
+class Spent(NamedTuple):
+    """experts_ns int64 [n]: the executions of each visit and its groups, 0 where it wants nothing. shortest_ns: the
+    shortest group that any of them can run, 2^62 where none wants anything.
+
+    What visits can hide of transfers of each_ns: room for all but the shortest group, less lag_ns. hidden: whole
+    transfers, at most one for each wanted expert; of those visits that could need one more, what it takes beyond the
+    room: part_ns [parts], of part_visits [parts] visits that follow each other.
+    """
+
+    experts_ns: Int
+    shortest_ns: int
+    hidden: int
+    part_ns: Int
+    part_visits: Int
 
 
 @whole
@@ -125,15 +144,42 @@ def _distinct(
 
 
 @whole
-def _spent(offset: Any, tokens: Any, expert_ns: Any, group_ns: int, one: bool, total: Any, least: Any) -> None:
+def _spent(
+    offset: Any,
+    tokens: Any,
+    expert_ns: Any,
+    group_ns: int,
+    one: bool,
+    each_ns: int,
+    lag_ns: int,
+    total: Any,
+    part_ns: Any,
+    part_visits: Any,
+    sums: Any,
+) -> None:
+    """Fill total, part_ns, part_visits, and sums: the shortest group, what is hidden, how many parts."""
+    shortest, hidden, parts = 2**62, 0, 0
     for v in range(len(total)):
-        for j in range(offset[v], offset[v + 1]):
-            ns = expert_ns[tokens[np.uint64(j)]]
-            if j == offset[v]:
-                total[v], least[v] = ns + group_ns, ns + group_ns
-            else:
-                total[v] += ns + group_ns * one
-                least[v] = min(least[v], ns + group_ns)
+        begin, end = offset[v], offset[v + 1]
+        if begin == end:
+            continue
+        ns, least = group_ns * (end - begin if one else 1), 2**62
+        for j in range(begin, end):
+            expert = expert_ns[tokens[np.uint64(j)]]
+            ns += expert
+            least = min(least, expert)
+        total[v], shortest = ns, min(shortest, least + group_ns)
+        room = ns - least - group_ns - lag_ns
+        if each_ns > 0:
+            whole = min(room // each_ns, end - begin) if room >= each_ns else 0  # a division takes its time
+            hidden += whole
+            if whole < end - begin:
+                ns = (whole + 1) * each_ns - max(room, 0)
+                if parts == 0 or part_ns[parts - 1] != ns:
+                    part_ns[parts], part_visits[parts] = ns, 0
+                    parts += 1
+                part_visits[parts - 1] += 1
+    sums[0], sums[1], sums[2] = shortest, hidden, parts
 
 
 class Walk(NamedTuple):

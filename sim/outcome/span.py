@@ -14,30 +14,29 @@ import numpy.typing as npt
 from sim.core.plan import GROUPS, Plan
 
 if TYPE_CHECKING:  # both import numba, which takes its time
-    from sim.outcome.packing import Walk, Wants
+    from sim.outcome.packing import Spent, Walk, Wants
 
 Int = npt.NDArray[np.int64]
 
 BLOCK = 1 << 16  # wants of a block of steps, at most: its arrays stay in a core's own cache
+KEPT = 2  # blocks whose work is remembered: all of a short run
 BYTES = 64  # that a block's arrays have for each of them, about
 
 
 class Work(NamedTuple):
-    """The work of the n visits of some steps, int64 [n] each. ns: before_ns from the end of the visit before to the
-    routed instant; experts_ns the least its experts phase lasts; last_ns the least one group of it lasts, 0 where
-    nothing is wanted. wanted: distinct experts; missing: packing.Walk.over's, forward."""
+    """The work of the n visits of some steps, int64 [n] each: ns from the end of the visit before to its own end, if
+    nothing is waited for; how many of its wants are not kept (packing.Walk.over, forward); what its experts take."""
 
-    before_ns: Int
-    experts_ns: Int
-    last_ns: Int
-    wanted: Int
+    ns: Int
     missing: Int
+    spent: "Spent"
 
 
 @dataclass
 class Span:
     """What the work of the span adds up to. after_ns: from the end of the last visit to the end of the run; compute_ns
-    and loads: see work_of; shortest_ns: the shortest group any visit can run; hidden, partly: see _exposed_ns."""
+    and loads: see work_of; shortest_ns: the shortest group any visit can run; hidden, partly: see
+    sim.outcome.bounds._exposed_ns."""
 
     after_ns: int
     compute_ns: int
@@ -48,13 +47,15 @@ class Span:
 
 
 class Block(NamedTuple):
-    """Steps first .. last - 1, and what lies before them in the span: where the walk stands, compute, loads."""
+    """Steps first .. last - 1, and what lies before them in the span: where the walk stands, compute, loads. work: None
+    of all but the last (KEPT), found again from there."""
 
     first: int
     last: int
     walk: "Walk"
     compute_ns: int
     loads: int
+    work: Work | None = None
 
 
 class Landings(NamedTuple):
@@ -129,18 +130,27 @@ def span_of(plan: Plan, link: Landings, block: int | None) -> tuple[Span, list[B
     after_ns = int(_step_end_ns(plan, slice(-1, None))[0])
     span, found = Span(after_ns, 0), []
     for first, last in blocks(plan, block or block_size(plan, walk)):
-        found.append(Block(first, last, walk.copy(), span.compute_ns, span.loads))
-        work = work_of(plan, Wants.of(plan, first, last), first, last, walk)
-        span.compute_ns += int(work.before_ns.sum() + work.experts_ns.sum())
-        span.loads += int(work.missing.sum())
-        span.shortest_ns = int(work.last_ns.min(initial=span.shortest_ns, where=work.wanted > 0))
-        _spread(plan, link, work, span)
+        here = Block(first, last, walk.copy(), span.compute_ns, span.loads)
+        work = work_of(plan, link, Wants.of(plan, first, last), here, walk)
+        found.append(here._replace(work=work))
+        found[:-KEPT] = [each._replace(work=None) for each in found[:-KEPT]]
+        _add(span, work)
     span.compute_ns += after_ns
     return span, found
 
 
-def work_of(plan: Plan, wants: "Wants", first: int, last: int, walk: "Walk") -> Work:
-    """What any lossless run has to do in the steps first .. last - 1; the walk goes on over them.
+def _add(span: Span, work: Work) -> None:
+    """A block's work to the span's."""
+    span.compute_ns += int(work.ns.sum())
+    span.loads += int(work.missing.sum())
+    span.shortest_ns = min(span.shortest_ns, work.spent.shortest_ns)
+    span.hidden += work.spent.hidden
+    for ns, visits in zip(work.spent.part_ns.tolist(), work.spent.part_visits.tolist(), strict=True):
+        span.partly[ns] += visits
+
+
+def work_of(plan: Plan, link: Landings, wants: "Wants", block: Block, walk: "Walk") -> Work:
+    """What any lossless run has to do in a block; the walk goes on over it.
 
     compute_ns, class lossless. The GPU runs every dense part, waits out every decision and runs every step's
     end; and each visit executes each distinct wanted expert once, with all its tokens, in at least one group,
@@ -151,8 +161,9 @@ def work_of(plan: Plan, wants: "Wants", first: int, last: int, walk: "Walk") -> 
     or it has landed since then. So every want that is not kept has a landing of its own, and sim.outcome.packing
     says how many wants can be kept at most.
     """
-    experts_ns, last_ns = wants.spent(plan.costs, GROUPS[plan.group] == "one")
-    return Work(_before_ns(plan, first, last), experts_ns, last_ns, np.diff(wants.offset), walk.over(wants))
+    lag_ns = 2**62 if GROUPS[plan.group] == "all" else link.first_ns - link.each_ns
+    spent = wants.spent(plan.costs, GROUPS[plan.group] == "one", link.each_ns, lag_ns)
+    return Work(_before_ns(plan, block.first, block.last) + spent.experts_ns, walk.over(wants), spent)
 
 
 def _before_ns(plan: Plan, first: int, last: int) -> Int:
@@ -173,25 +184,12 @@ def _step_end_ns(plan: Plan, steps: slice) -> Int:
     return np.asarray(costs.dense_ns[classes, -1] + costs.head_ns[classes], np.int64)
 
 
-def before_each(plan: Plan, wants: "Wants", block: Block) -> tuple[Int, Int]:
+def before_each(plan: Plan, link: Landings, block: Block) -> tuple[Int, Int]:
     """int64 [n] each: compute (ns) and loads that lie before each of a block's visits."""
-    work = work_of(plan, wants, block.first, block.last, block.walk.copy())
-    ns, loads = work.before_ns + work.experts_ns, work.missing
-    return block.compute_ns + np.cumsum(ns) - ns, block.loads + np.cumsum(loads) - loads
+    from sim.outcome.packing import Wants
 
-
-def _spread(plan: Plan, link: Landings, work: Work, span: Span) -> None:
-    """Add what a block's visits can hide to the span's `hidden` and `partly`: see _exposed_ns."""
-    if link.each_ns == 0:
-        return
-    room = np.maximum(0, work.experts_ns - work.last_ns - (link.first_ns - link.each_ns))
-    if GROUPS[plan.group] == "all":
-        room[:] = 0
-    hidden = np.minimum(room // link.each_ns, work.wanted)
-    partly = ((hidden + 1) * link.each_ns - room)[hidden < work.wanted]
-    span.hidden += int(hidden.sum())
-    values, counts = np.unique(partly, return_counts=True)
-    span.partly.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    work = block.work or work_of(plan, link, Wants.of(plan, block.first, block.last), block, block.walk.copy())
+    return block.compute_ns + np.cumsum(work.ns) - work.ns, block.loads + np.cumsum(work.missing) - work.missing
 
 
 def _routed_ns(plan: Plan) -> int:
