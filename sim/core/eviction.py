@@ -102,7 +102,7 @@ def newer_than(s: State, g: int) -> int:
     after: Any = np.int64(s.newer[end])
     while s.kept[after].used_stamp <= used:
         after = np.int64(s.newer[after])
-    return after  # type: ignore[no-any-return]
+    return after
 
 
 @apart
@@ -115,7 +115,7 @@ def _stalest(s: State, rules: Any, scope: int, spare_from: int) -> int:
         stale = s.expert[g].stamp < s.run.step_stamp
         if (stale or fresh == NOBODY) and evictable(s, rules, g, spare_from):
             if stale:
-                return g  # type: ignore[no-any-return]
+                return g
             fresh = g
         g = np.int64(s.newer[g])
     return fresh
@@ -245,7 +245,7 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
         return -1
     drawn = hash64(s.run.seed, s.run.routed, s.visit.draws)
     s.visit.draws += 1
-    return candidates[drawn % np.uint64(n)]  # type: ignore[no-any-return]
+    return candidates[drawn % np.uint64(n)]
 
 
 @inner

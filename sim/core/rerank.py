@@ -101,8 +101,8 @@ def _rank_of_mass(s: State, mass: float, total: float) -> int:
 
 @inner
 def _residents_first(s: State, miss: Any, layer: int, row: int, among: int, needed: int, total: float) -> None:
-    """Of State.order the first `always`, then residents among the first `among`, then the others; needed: how many
-    there are."""
+    """Of State.order the first `always`, then residents among the first `among`, then the others; needed: so many ranks
+    are there."""
     always, order, n, top_k = int(miss.rerank_params[0]), s.order, 0, s.routed.shape[1]
     for turn in range(3):
         for r in range(needed):
@@ -148,7 +148,7 @@ def _smoe(s: State, miss: Any, layer: int, row: int, total: float) -> None:
     if top_k >= n:
         return
     put_in_order(s, s.logit, top_k + 1)
-    a, m = miss.rerank_params[0], s.odds[s.order[top_k]] / total
+    a, m = miss.rerank_params[0], float(s.odds[s.order[top_k]]) / total
     for k in range(top_k):
         e = s.routed[row, k]
         if e < 0 or _resident(s, layer, e):
