@@ -114,7 +114,7 @@ ONLY_WITH = {
     "sim.catalog.listing": "--list-links",
     "sim.outcome.glossary": "--describe hit",
 }
-OF_OTHERS = ("pandas", "plotly", "pyarrow", "ray", "torch", "sim.experiments", "sim.search", "sim.sweeps",
+OF_OTHERS = ("numba", "scipy", "numpy.f2py", "pandas", "plotly", "pyarrow", "ray", "torch", "sim.experiments", "sim.search", "sim.sweeps",
              "traces.capturing", "traces.foreign", "traces.synthetic")  # fmt: skip
 
 

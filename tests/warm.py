@@ -3,6 +3,7 @@
 import sys
 
 from sim.machines import compiled, discrete
+from sim.outcome.bounds import bounds
 from tests.on_miss_plans import plan_of
 from tests.plans import plan
 
@@ -17,6 +18,8 @@ def compile_version(name: str) -> None:
         tiny = plan_of(0)
     compiled.run(tiny, full)
     discrete.run(tiny, full)
+    if name == VERSIONS[0]:
+        bounds(tiny)
 
 
 if __name__ == "__main__":
