@@ -147,7 +147,7 @@ CORE = [
     fault(
         "prompts are answered lossily",
         "sim/core/answer.py",
-        "route.step_prefill[step] and not miss.lossy_prefill",
+        "route.step_prefill[step] and not miss.policy.lossy_prefill",
         "False",
         REFERENCE,
         LAWS,
@@ -290,7 +290,7 @@ EVICTIONS = [
     fault("a request goes on with the counts of the last", "sim/core/worth.py",
         "            s.expert[g].score = 0.0\n", "            pass\n", f"{BY_EVICTION}[hobbit-priority]"),
     fault("experts served one by one are told apart at once", "sim/core/visit.py",
-        "    if miss is None or s.run.eviction_marks & ONE_BY_ONE == 0:\n        _class",
+        "    if hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0:\n        _class",
         "    if True:\n        _class", f"{BY_EVICTION}[fifo]"),
     fault("touches stay in the order of running", "sim/core/visit.py",
         "        touch_as_listed(s)\n", "        pass\n", f"{BY_EVICTION}[lru]"),
@@ -1059,8 +1059,8 @@ SPECULATION = [
     fault(
         "a draft that lands too late joins",
         "sim/core/ahead.py",
-        "return (before + 1) * ahead.each_ns",
-        "return before * ahead.each_ns",
+        "return (before + 1) * ahead.run.each_ns",
+        "return before * ahead.run.each_ns",
         f"{WINDOWS}test_what_cannot_land_in_time_does_not_join",
     ),
     fault(
