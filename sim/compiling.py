@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from numba.core import event, types
 
-from sim.core import jit, user_code
+from sim.core import jit, view_type
 from traces import progress
 from traces.command import write_bytes
 
@@ -52,7 +52,7 @@ def part(dispatcher: Any, args: Any) -> str:
     """What compiling this is called; nothing for what is not ours."""
     function = dispatcher.py_func
     room, name = function.__module__, function.__name__
-    if tuple(args) == (user_code.VIEW, user_code.FLOATS, user_code.FLOATS):
+    if tuple(args) == (view_type.VIEW, view_type.FLOATS, view_type.FLOATS):
         return f"your policy {name}"
     if (room, name) == LOOP:
         return _version(args)

@@ -114,8 +114,8 @@ ONLY_WITH = {
     "sim.catalog.listing": "--list-links",
     "sim.outcome.glossary": "--describe hit",
 }
-OF_OTHERS = ("numba", "scipy", "numpy.f2py", "pandas", "plotly", "pyarrow", "ray", "torch", "sim.experiments", "sim.search", "sim.sweeps",
-             "traces.capturing", "traces.foreign", "traces.synthetic")  # fmt: skip
+OF_OTHERS = ("numba", "scipy", "numpy.f2py", "pandas", "plotly", "pyarrow", "ray", "torch", "sim.experiments",
+             "sim.search", "sim.sweeps", "traces.capturing", "traces.foreign", "traces.synthetic")  # fmt: skip
 
 
 def test_a_plain_run_imports_nothing_that_only_others_need() -> None:

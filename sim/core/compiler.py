@@ -79,8 +79,8 @@ def _callers_first(library: Any, seen: set[Any]) -> list[Any]:
 
 @contextmanager
 def _from_the_front() -> Iterator[None]:
-    """No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does, the
-    loop takes a tenth less time. numba compiles under a lock of its own."""
+    """No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does,
+    the loop takes a tenth less time. numba compiles under a lock of its own."""
     before = arrayobj.fix_integer_index
     arrayobj.fix_integer_index = _as_it_is
     try:

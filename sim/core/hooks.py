@@ -160,11 +160,11 @@ def _call_function(function: Any, view: View, state: Float, params: Float) -> in
 
 
 class _ByAddress:
-    """What stands for sim.core.user_code.call_address until something is compiled."""
+    """What stands for sim.core.view_type.call_address until something is compiled."""
 
     @cached_property
     def _numba_type_(self) -> Any:
-        from sim.core.user_code import type_of_call
+        from sim.core.view_type import type_of_call
 
         return type_of_call()
 
