@@ -630,8 +630,8 @@ FIGURES = [
     fault(
         "a token's p95 is its median",
         "sim/outcome/report.py",
-        'np.percentile(share, 95, method="inverted_cdf")',
-        'np.percentile(share, 50, method="inverted_cdf")',
+        'np.percentile(share, 95, method="inverted_cdf",',
+        'np.percentile(share, 50, method="inverted_cdf",',
         "tests/test_result.py::test_of_twenty_tokens_the_p95_is_the_nineteenth",
     ),
     fault(
@@ -922,8 +922,8 @@ COMPARED = [
         f"{FLOORS}bypass_by_hand"),
     fault("hits of prompts compete with those of decode steps", "analysis/curves/floor.py",
         "if visits.prefill[begin]:", "if False:", f"{FLOORS}a_run_of_prompts_does_not_compete_with_decode_steps"),
-    fault("the floor forgets in the wrong layer", "analysis/curves/floor.py",
-        "* scopes // len(walk.last)", "* 0", f"{FLOORS}it_is_the_best_of_all_choices[0]"),
+    fault("the floor forgets in the wrong layer", "sim/outcome/packing.py",
+        "* len(self.slots) // len(self.last)", "* 0", f"{FLOORS}it_is_the_best_of_all_choices[0]"),
     fault("static keeps one expert more", "analysis/curves/policies.py",
         "rank[order] = place if", "rank[order] = place - 1 if",
         "tests/test_policy_curve.py::test_static_by_hand"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.flags import read_toml
 from sim.machines import compiled
 from sim.policies.registry import EVICTION, MISS, PREFETCH, RERANK
 from sim.sweeps.config import expand
@@ -235,10 +236,9 @@ def test_warm_starts_stand_beside_their_floors(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_grid_is_a_thousand_configurations_of_a_million_requests(tmp_path: Path) -> None:
-    assert int(np.prod([len(values) for values in sweeps.GRID.values()])) == 1000
-    tables = sweeps.written(tmp_path, {axis: values[:2] for axis, values in sweeps.GRID.items()}, sweeps.REQUESTS)
-    runs = expand(tables)
-    assert len(runs) == 16 and all(run.spec is not None for run in runs)
+    runs = expand(sweeps.written(tmp_path, sweeps.GRID, sweeps.REQUESTS))
+    assert len(runs) == 1000 and all(run.spec is not None for run in runs)
+    assert runs == expand(read_toml(str(tmp_path / "sweep.toml")))
     longer = sweeps.longer(RICH, 5 * (RICH.experts >= 0).sum())
     validate(longer)
     assert longer.n_tokens == 5 * RICH.n_tokens and len(longer.requests()[0]) == 5 * len(RICH.requests()[0])
@@ -253,10 +253,10 @@ def test_a_sweep_is_told_warm_and_cold_and_by_policy(monkeypatch: pytest.MonkeyP
         return {**_account(totals, 2.0, workers), "command_s": 3.0}
 
     monkeypatch.setattr(sweeps, "swept", swept)
-    grid = {"cache": (2, 6), "miss": ("fetch", "drop")}
+    grid = {"calibration": 0.25, "cache": [2, 6], "zip": [{"prefetch": ["none"] * 2, "miss": ["fetch", "drop"]}]}
     found = figures_of(sweeps.sweep(replace(ASK, runs=1), grid, requests=1e4))
     assert [bool(each) for each in where] == [False, False, True]
     assert found["sweep/warm: each worker"].median == 7 and found["sweep/cold: per CPU second"].median == 20
     assert {name.split("/")[-1] for name in found if "one by one" in name} == {
-        "cache 2", "cache 6", "miss fetch", "miss drop",
+        "cache 2", "cache 6", "miss fetch", "miss drop", "prefetch none",
     }  # fmt: skip

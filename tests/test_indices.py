@@ -1,4 +1,4 @@
-"""No index in the core counts from the end: compiled code (sim.core.compiler) does not look, it would read elsewhere."""
+"""No index in the core counts from the end: compiled code does not ask (sim.core.compiler), it would read elsewhere."""
 
 from tests.copied import ROOT
 from tests.forked import Forks

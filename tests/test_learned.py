@@ -62,7 +62,8 @@ def test_learned_is_gate_lookahead_on_a_trace_that_a_model_made() -> None:
         p, q = (PREDICTORS[name](**options).predict(run, steps) for name in ("learned", "gate-lookahead"))
         assert np.array_equal(p.lists, q.lists) and np.array_equal(p.row, q.row)
         assert np.array_equal(p.rank_key, q.rank_key)
-        assert run.lookahead is not None and np.shares_memory(p.lists, run.lookahead)
+        assert run.lookahead is not None and p.lists.flags.c_contiguous  # as the core takes them
+        assert p.lists.shape[-1] < 3 or np.shares_memory(p.lists, run.lookahead)
 
 
 @pytest.mark.parametrize(

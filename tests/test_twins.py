@@ -30,8 +30,8 @@ RECIPE = [
     *(
         (
             "sim/core/miss.py",
-            f"if miss.kind == {name}{end}",
-            f"if (miss.kind == {name} or miss.kind == TWIN_{name}){end}",
+            f"if miss.policy.kind == {name}{end}",
+            f"if (miss.policy.kind == {name} or miss.policy.kind == TWIN_{name}){end}",
         )
         for name, end in (
             ("DROP", ":"),
@@ -49,10 +49,10 @@ RECIPE = [
     *(
         (
             "sim/core/rerank.py",
-            f"if miss.rerank == {name}:",
-            f"if miss.rerank == {name} or miss.rerank == TWIN_{name}:",
+            f"if miss.policy.rerank == {name}:",
+            f"if miss.policy.rerank == {name} or miss.policy.rerank == TWIN_{name}:",
         )
-        for name in ("CACHE_PRIOR", "MAX_RANK", "SMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
+        for name in ("CACHE_PRIOR", "MAX_RANK", "ADAPMOE", "SERE", "CACHE_PRIOR_MASS", "TOLERANCE")
     ),
     ("sim/fit/placement.py", 'kind == "random":', 'kind in ("random", "twin-random"):'),
     ("sim/fit/placement.py", 'kind in ("first", "empty"):', 'kind in ("first", "empty", "twin-first", "twin-empty"):'),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from sim.core.jit import compiler
+
 Int = npt.NDArray[np.int64]
 MOST_DIMENSIONS = 4
 
@@ -107,9 +109,7 @@ class Memory:
 
     @cached_property
     def _numba_type_(self) -> Any:
-        from sim.core.memory_type import memory_type  # late: with it comes numba
-
-        return memory_type(*self.kind)
+        return compiler().memory_type(*self.kind)
 
     def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
         """The same with other arrays in the place of some; the rest is shared."""

@@ -61,7 +61,7 @@ class Clock(Memory):
 def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, Rules | None]:
     """Time 0: the first residents have landed; nothing is queued but what layers ahead stream."""
     s = st.new_state(plan)
-    place(s, np.asarray(plan.residents, np.int64))
+    place(s, np.ascontiguousarray(plan.residents, np.int64))
     remember_start(s)
     flights, of_steps = (np.int64, len(s.flight)), (np.int64, len(plan.step_prefill))
     arrays, _ = together(

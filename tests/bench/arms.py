@@ -116,7 +116,7 @@ class Arms:
         fit = lambda profile: profile.fit(self.fed).lists_  # noqa: E731 - a def would say no more
         return answer_fields(
             miss, given[0], rerank, given[1], trace=self.fed, calibration=self.fed, expert_bytes=1, seed=0,
-            weighs=False, by_logits=False, fit=fit,
+            weighs=False, by_logits=False, weights=lambda: self.fed.weights, fit=fit,
         )  # fmt: skip
 
     def _matrix(self) -> Path:

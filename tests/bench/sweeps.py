@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,7 @@ from tests.bench.starts import nothing_compiled
 from traces.format import npz
 from traces.format.trace import RoutingTrace
 
-GRID: dict[str, Sequence[Any]] = {  # 5 x 4 x 5 x 10 = 1,000
-    "cache": (2, 3, 4, 5, 6),
-    "prefetch": ("none", "previous-token", "popular", "gate-lookahead"),
-    "miss": ("fetch", "cpu", "drop", "fiddler", "buddy"),
-    "eviction": ("lru", "lfu", "fifo", "random", "decayed", "lru-k", "sieve", "clock", "s3-fifo", "least-stale"),
-}
-CALIBRATION = 0.25  # of the requests, set aside for what is fitted
+GRID = tomllib.loads((ROOT / "tests" / "grid.toml").read_text())
 REQUESTS = 1e6  # that are judged
 
 
@@ -47,12 +42,12 @@ def longer(trace: RoutingTrace, requests: float) -> RoutingTrace:
 KEPT = ("experts", "position", "prefill", "weights")
 
 
-def sweep(ask: Ask, grid: Mapping[str, Sequence[Any]] = GRID, requests: float = REQUESTS) -> Iterator[Figure]:
+def sweep(ask: Ask, grid: Mapping[str, Any] = GRID, requests: float = REQUESTS) -> Iterator[Figure]:
     """M requests/s of each worker and the wall, warm and with nothing compiled; then the policies one by one. It takes
     minutes."""
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as folder:
         config = written(Path(folder), grid, requests)
-        yield from one_by_one(ask, config, grid)
+        yield from one_by_one(ask, config)
         swept(
             config, Path(folder) / "small", ask.workers, {}, ("--max-steps", "1")
         )  # compiles what there is to compile
@@ -61,12 +56,15 @@ def sweep(ask: Ask, grid: Mapping[str, Sequence[Any]] = GRID, requests: float = 
             yield from _told("cold", swept(config, Path(folder) / "cold", ask.workers, where), "< 60 s")
 
 
-def written(folder: Path, grid: Mapping[str, Sequence[Any]], requests: float) -> dict[str, Any]:
+def written(folder: Path, grid: Mapping[str, Any], requests: float) -> dict[str, Any]:
     """The sweep's tables; its file `sweep.toml` and its trace lie in the folder."""
     sample = npz.read(npz.find("mixtral.npz"))
-    npz.write(folder / "trace.npz", longer(sample, requests / (1 - CALIBRATION)))
-    tables = {"trace": str(folder / "trace.npz"), "calibration": CALIBRATION, **{k: list(v) for k, v in grid.items()}}
-    (folder / "sweep.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in tables.items()))
+    npz.write(folder / "trace.npz", longer(sample, requests / (1 - grid["calibration"])))
+    tables = {**grid, "trace": str(folder / "trace.npz")}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if key != "zip"]
+    for together in tables.get("zip", ()):
+        lines += ["[[zip]]", *(f"{key} = {json.dumps(value)}" for key, value in together.items())]
+    (folder / "sweep.toml").write_text("\n".join(lines) + "\n")
     return tables
 
 
@@ -99,12 +97,15 @@ def _told(how: str, found: Mapping[str, Any], asked: str) -> Iterator[Figure]:
     yield Figure(f"sweep/{how}: per CPU second", "M requests/s", (cpu / 1e6,), warm)
 
 
-def one_by_one(ask: Ask, tables: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> Iterator[Figure]:
+def one_by_one(ask: Ask, tables: Mapping[str, Any]) -> Iterator[Figure]:
     """CPU time of a configuration with each value of the grid, over that of the first of each axis, run just before."""
-    plain = {axis: values[len(values) // 2] if axis == "cache" else values[0] for axis, values in grid.items()}
+    axes = {axis: values for axis, values in tables.items() if axis != "zip" and isinstance(values, list)}
+    for together in tables.get("zip", ()):
+        axes |= {axis: tuple(dict.fromkeys(values)) for axis, values in together.items()}
+    plain = {axis: values[len(values) // 2] if axis == "cache" else values[0] for axis, values in axes.items()}
     common = {"trace": tables["trace"], "calibration": tables["calibration"]}
     memo = Kept(1_000_000_000)
-    specs = {f"{axis} {value}": {**common, **plain, axis: value} for axis, values in grid.items() for value in values}
+    specs = {f"{axis} {value}": {**common, **plain, axis: value} for axis, values in axes.items() for value in values}
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in specs}
     base: dict[str, list[tuple[float, float]]] = {name: [] for name in specs}
     for _ in range(ask.runs + 1):
