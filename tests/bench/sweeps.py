@@ -29,7 +29,7 @@ REQUESTS = 1e6  # that are judged
 
 def longer(trace: RoutingTrace, requests: float) -> RoutingTrace:
     """The trace's requests over and over until there are so many expert requests, each time as requests of their own,
-    without what only lookahead at a distance beyond the first, or logits, would tell."""
+    groups left out."""
     times = max(1, round(requests / (trace.experts >= 0).sum()))
     first = np.cumsum(np.diff(trace.sequence, prepend=trace.sequence[0]) != 0)
     sequence = np.concatenate([first + i * (1 + first[-1]) for i in range(times)]).astype(np.int32)
@@ -39,7 +39,7 @@ def longer(trace: RoutingTrace, requests: float) -> RoutingTrace:
     return RoutingTrace(meta=dict(trace.meta) | {"groups": {}}, **{**arrays, "sequence": sequence})
 
 
-KEPT = ("experts", "position", "prefill", "weights")
+KEPT = ("experts", "position", "prefill", "weights", "logits")
 
 
 def sweep(ask: Ask, grid: Mapping[str, Any] = GRID, requests: float = REQUESTS) -> Iterator[Figure]:
