@@ -66,7 +66,16 @@ WORTH = Path(worth.__file__).read_text()
 CODES = re.findall(r"[A-Z][A-Z_0-9]*", re.search(r"^\(\n(.*?)\) = range", WORTH, re.S | re.M)[1])  # type: ignore[index]
 TWINS = ", ".join(f"TWIN_{name}" for name in CODES)
 IMPORT = "\nfrom sim.core.worth import"
-ASKS = ("eviction", "queues", "bypass", "swap", "link", "visit", "residency", "worth")  # of the core, who know an eviction's code
+ASKS = (
+    "eviction",
+    "queues",
+    "bypass",
+    "swap",
+    "link",
+    "visit",
+    "residency",
+    "worth",
+)  # of the core, who know an eviction's code
 
 
 def with_twins(source: str) -> str:

@@ -88,8 +88,8 @@ def _route(plan: Plan, s: st.State) -> Route:
     if plan.eviction.marks & BY_NEXT_USE:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
         first = np.full(plan.experts.shape[1] * plan.n_experts, NEVER)
-        wanted = map(np.ascontiguousarray, (plan.experts, plan.step_offset, plan.step_row))
-        _next_uses(*wanted, first, plan.n_experts, next_use)
+        experts, offset, row = map(np.ascontiguousarray, (plan.experts, plan.step_offset, plan.step_row))
+        _next_uses(experts, offset, row, first, plan.n_experts, next_use)
         s.arrays["expert"]["next_use"] = np.resize(first, len(s.expert))  # a low-precision copy's as its original's
     steps, weighed = len(plan.step_prefill), asks(plan) or plan.eviction.marks & LOOKS_BACK
     leaving = plan.leaving or Leaving(np.zeros(steps + 1, np.int64), np.zeros(0, np.int32))
