@@ -80,6 +80,9 @@ def compile_as_here(place: Place) -> None:
 
     assert is_compiled()
     cache = Path(place.env["XDG_CACHE_HOME"]) / "moe-offload-sim" / CACHE_DIR.name
+    for file in CACHE_DIR.glob("*.o"):  # ours (sim.core.kept): by its name, wherever the sources lie
+        cache.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, cache)
     for room in ("core", "machines"):
         ours, theirs = ROOT / "sim" / room, place.packages / "sim" / room
         shutil.copytree(CACHE_DIR / _cached(ours), cache / _cached(theirs), dirs_exist_ok=True)
