@@ -209,6 +209,7 @@ def test_entries_read_one_by_one_are_those_of_the_file_read_at_once(kind: str) -
     assert list(entries) == list(at_once) and len(entries) == len(at_once)
     for name in reversed(at_once):
         assert entries[name] == at_once[name], name
+        assert list(entries) == list(at_once)  # whatever has been read
     assert dict(entries) == at_once
 
 

@@ -83,6 +83,7 @@ class Written(Mapping[str, Any]):
             name = NAME.match(table)
             key = "" if name is None else name[1] or name[2]
             self._texts[key] = self._texts.get(key, "") + table
+        self._names = tuple(dict.fromkeys((*self._known, *self._texts)))  # in the order of the file
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._known:
@@ -90,10 +91,10 @@ class Written(Mapping[str, Any]):
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._known, *self._texts)))
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len({*self._known, *self._texts})
+        return len(self._names)
 
 
 @cache
