@@ -167,14 +167,17 @@ def _spent(
         for j in range(begin, end):
             expert = expert_ns[tokens[np.uint64(j)]]
             ns += expert
-            least = min(least, expert)
-        total[v], shortest = ns, min(shortest, least + group_ns)
+            if expert < least:
+                least = expert
+        total[v] = ns
+        if least + group_ns < shortest:
+            shortest = least + group_ns
         room = ns - least - group_ns - lag_ns
         if each_ns > 0:
-            whole = min(room // each_ns, end - begin) if room >= each_ns else 0  # a division takes its time
+            whole = 0 if room < each_ns else min(room // each_ns, end - begin)  # a division takes its time
             hidden += whole
             if whole < end - begin:
-                ns = (whole + 1) * each_ns - max(room, 0)
+                ns = (whole + 1) * each_ns - (room if room > 0 else 0)
                 if parts == 0 or part_ns[parts - 1] != ns:
                     part_ns[parts], part_visits[parts] = ns, 0
                     parts += 1
@@ -189,7 +192,7 @@ class Walk(NamedTuple):
     the topmost down, so a set bit is a slot, and the higher it stands the longer it has been free. The topmost is never
     set; from top[s] on places are taken; beyond word oldest[s] of the scope none is set. last int64 [G]: the lowest
     place of the visit that wanted each expert last, the topmost for one that cannot be resident. opened int64
-    [scopes]: how many intervals Belady's greedy has open. above int64 [words of a scope]: room to count in.
+    [scopes]: how many intervals Belady's greedy has open. above int32 [places of a scope]: room to count in.
     stages: a visit needs no slot for itself.
     """
 
@@ -200,7 +203,7 @@ class Walk(NamedTuple):
     opened: Int
     slots: Int
     base: Int
-    above: Int
+    above: npt.NDArray[np.int32]
     backward: bool
     stages: bool
 
@@ -219,7 +222,7 @@ class Walk(NamedTuple):
         bits = np.zeros(base[-1] * WORD, np.bool_)
         bits[free] = True
         set_bits = np.packbits(bits, bitorder="little").view("<i8")
-        room = np.zeros(words.max(), np.int64)
+        room = np.zeros(words.max() * WORD, np.int32)
         return Walk(
             last, set_bits, topmost - slots, words - 1, opened, slots, base, room, backward, plan.on_miss is not None
         )
@@ -265,25 +268,15 @@ def _free(words: Any, first: int, place: int, n: int) -> None:
 
 
 @inner
-def _count(bits: int) -> int:
-    """How many are set (Warren, Hacker's Delight, 2002, section 5-1)."""
-    bits = bits - ((bits >> 1) & 0x5555555555555555)
-    bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)
-    return (((bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F) * 0x0101010101010101) >> 56
-
-
-@inner
 def _renumber(last: Any, words: Any, above: Any, first: int, end: int, scope: int, experts: int, slots: int) -> None:
     """The set bits of a scope, one for each slot, go to the top side by side, and its experts with them: only what lies
     between two of them is told apart."""
-    n = 0
-    for word in range(end - 1, first - 1, -1):
-        above[word - first] = n
-        n += _count(words[word])
-    topmost = (end - first) * WORD - 1
+    n, topmost = 0, (end - first) * WORD - 1
+    for place in range(topmost, -1, -1):
+        n += (words[np.uint64(first + (place >> SHIFT))] >> (place & (WORD - 1))) & 1
+        above[np.uint64(place)] = n
     for g in range(scope * experts, scope * experts + experts):
-        word, bits = last[g] >> SHIFT, -1 << (last[g] & (WORD - 1))
-        last[g] = topmost - above[word] - _count(words[np.uint64(first + word)] & bits)
+        last[g] = topmost - above[last[g]]
     words[first:end] = 0
     _free(words, first, topmost - slots, slots)
 
