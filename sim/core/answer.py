@@ -89,22 +89,26 @@ def fetch_all(s: State, log: Any, route: Route, visit: int, step: int, layer: in
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
         _log_fetches(s, log, route, -1, visit, step, layer)
+    hit = 0
     for i in range(s.visit.n_wanted):
-        _fetch(s, log, s.wanted[i], visit)
+        hit += _fetch(s, log, s.wanted[i], visit)
+    s.count.slots_hit += hit
 
 
 @inlined
-def _fetch(s: State, log: Any, g: int, visit: int) -> None:
+def _fetch(s: State, log: Any, g: int, visit: int) -> int:
+    """Returns the hit (token, slot) entries: what most are is counted once a visit."""
     tokens, kind = s.expert[g].tokens, s.expert[g].kind
     _work(s, g, tokens)
     if kind == HIT:
-        s.count.slots_hit += tokens
-    elif kind == LATE:
+        return tokens
+    if kind == LATE:
         s.count.slots_late += tokens
         _wait_for_late(s, g)
     else:
         s.count.fetched += tokens
         demand(s, log, g, visit, None)
+    return 0
 
 
 @apart
@@ -112,7 +116,7 @@ def fetch(s: State, log: Any, route: Any, g: int, visit: int, step: int, layer: 
     """The same for one expert whose turn has come."""
     if log is not None:
         _log_fetches(s, log, route, g, visit, step, layer)
-    _fetch(s, log, g, visit)
+    s.count.slots_hit += _fetch(s, log, g, visit)
 
 
 @inner

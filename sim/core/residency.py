@@ -242,15 +242,15 @@ def touch_as_listed(s: State) -> None:
 
 
 @inlined
-def executed(s: State, g: int) -> None:
+def executed(s: State, g: int, marks: int) -> None:
     """Expert g has run on the GPU: one touch, one use (unless it only stood in and that is not to count), and it is no
-    longer held."""
-    if s.run.no_touch == 0 or s.expert[g].stand_in < s.expert[g].work:
+    longer held. marks: run.eviction_marks."""
+    if s.expert[g].stand_in == 0 or s.run.no_touch == 0 or s.expert[g].stand_in < s.expert[g].work:
         _touch(s, g)
         s.expert[g].uses += 1
-        if s.run.eviction_marks & NOT_BY_TOUCH == 0:
+        if marks & NOT_BY_TOUCH == 0:
             to_the_new_end(s, g)
-        if s.run.eviction_marks & TOLD_OF_USES:
+        if marks & TOLD_OF_USES:
             tell_of_use(s, g)
     release(s, g)
 

@@ -42,19 +42,7 @@ ONE, ALL = (GROUPS.index(mode) for mode in ("one", "all"))
 
 
 @inlined
-def _want(s: State, hooks: Any, rules: Any, g: int, visit: int, layer: int) -> None:
-    """The first entry of this visit that wants expert g: classify it, once; where experts are served one by one, when
-    its turn has come."""
-    s.expert[g].seen = visit + 1
-    s.expert[g].tokens = 1
-    s.wanted[s.visit.n_wanted] = g
-    s.visit.n_wanted += 1
-    if hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0:
-        _class(s, rules, g, layer)
-
-
-@inlined
-def _class(s: State, rules: Any, g: int, layer: int) -> None:
+def _class(s: State, rules: Any, g: int) -> int:
     """Hit, late or miss."""
     now = s.expert[g].state
     kind = HIT if now == RESIDENT else (LATE if now == COMMITTED else MISS)
@@ -66,7 +54,7 @@ def _class(s: State, rules: Any, g: int, layer: int) -> None:
     elif s.expert[g].fresh == 1 and kind == HIT and now == RESIDENT:
         s.count.prefetch_used += 1
         s.expert[g].fresh = 0
-    _count_kind(s.layer[layer], kind)
+    return kind
 
 
 @inlined
@@ -133,23 +121,39 @@ def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
 
 @inlined
 def _classify(s: State, route: Route, miss: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int) -> None:
-    """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss."""
+    """2c: the distinct wanted experts, in order of first appearance, each a hit, late or a miss; where experts are
+    served one by one, not before its turn has come."""
     s.run.routed, s.run.step, s.run.layer = visit + 1, step, layer
     new = s.visit
     new.n_wanted = new.n_ready = new.n_answered = new.n_host = new.n_work = new.n_run = new.n_waited = 0
     new.draws = new.miss_draws = new.host_ns = new.link_ns = 0
-    base = layer * s.run.n_experts
+    base, at_once = layer * s.run.n_experts, hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0
+    n = slots = hits = late = 0
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
         for k in range(route.experts.shape[2]):
             e = _expert(s, route, miss, step, i, layer, k)
             if e < 0:
                 continue
             g = base + e
-            s.count.slots_wanted += 1
+            slots += 1
             if s.expert[g].seen == visit + 1:
                 s.expert[g].tokens += 1
                 continue
-            _want(s, hooks, rules, g, visit, layer)
+            s.expert[g].seen = visit + 1
+            s.expert[g].tokens = 1
+            s.wanted[n] = g
+            n += 1
+            if at_once:
+                kind = _class(s, rules, g)
+                hits += kind == HIT
+                late += kind == LATE
+    new.n_wanted = n
+    s.count.slots_wanted += slots
+    if at_once:
+        row = s.layer[layer]
+        row.hits += hits
+        row.late += late
+        row.misses += n - hits - late
     if s.run.eviction_marks & BY_NEXT_USE:
         _note_next_uses(s, route, step, layer)
 
@@ -201,9 +205,10 @@ def _next_turn(s: State, log: Any, route: Any) -> None:
     step, layer = visit // s.run.n_layers, visit % s.run.n_layers
     g: Any = np.int64(s.wanted[s.visit.n_turns])
     s.visit.n_turns += 1
-    _class(s, None, g, layer)
+    kind = _class(s, None, g)
+    _count_kind(s.layer[layer], kind)
     if log is not None:
-        _count_kind(log.visits[s.rows.visits - 1], s.expert[g].kind)
+        _count_kind(log.visits[s.rows.visits - 1], kind)
     fetch(s, log, route, g, visit, step, layer)
 
 
@@ -297,16 +302,17 @@ def visit_lasts(s: State, rules: Any) -> bool:
 def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
     """The group of the next n ready experts has run: touched and released in its order. route: None in a version
     without the evictions that have more to do then."""
-    for i in range(s.visit.n_run, s.visit.n_run + n):
+    first, marks = s.visit.n_run, s.run.eviction_marks
+    for i in range(first, first + n):
         g = s.ready[i]
         if log is not None:
             _log_execution(s, log, g, s.expert[g].work, s.expert[g].stand_in, 0)
         if rules is None:
-            executed(s, g)
+            executed(s, g, marks)
         else:
-            _executed(s, rules, g)
-    s.visit.n_run += n
-    if route is not None and s.run.eviction_marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
+            _executed(s, rules, g, marks)
+    s.visit.n_run = first + n
+    if route is not None and marks & (LISTED | ONE_BY_ONE) and s.visit.n_run == s.visit.n_work:
         _all_have_run(s, log, None if log is None else route, rules)
 
 
@@ -319,13 +325,13 @@ def _all_have_run(s: State, log: Any, route: Any, rules: Any) -> None:
 
 
 @inlined
-def _executed(s: State, rules: Any, g: int) -> None:
+def _executed(s: State, rules: Any, g: int, marks: int) -> None:
     if g >= s.run.stage_base:
         executed_copy(s, rules, g)
     elif rules.visit.bulk == 1 and rules.run.bulk_touch == 0:
         release(s, g)
     else:
-        executed(s, g)
+        executed(s, g, marks)
         if g < s.run.n_full:
             rules.expert[g].ran = visits_of_layer(s, g)
 

@@ -135,7 +135,7 @@ def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Cl
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
     to = clock.time.now_ns + ns
-    if ns > 0 and s.link.n_flight == 0 and not waiting(s, rules):
+    if ns > 0 and not waiting(s, rules) and _next_landing(s, clock) > to:
         clock.time.now_ns = to
         return
     while ns != 0:
