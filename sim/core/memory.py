@@ -2,9 +2,9 @@
 
 A `Memory` is a few named numpy arrays. One of a structured dtype is read by its fields, everywhere with the same words:
 `s.expert[g].state`, and without dimensions, one record, `s.count.evictions`. In compiled code they are plain loads and
-stores: it is passed the address of a table of where each array lies and how long it is. In plain Python structured
-arrays are seen through ctypes and lists of ids through memoryview, because numpy takes many times as long for one
-number.
+stores: it is passed the address of a table of where each array lies and how long it is. Records that lie behind the
+table in one piece of memory are found without it, so many bytes on. In plain Python structured arrays are seen through
+ctypes and lists of ids through memoryview, because numpy takes many times as long for one number.
 """
 
 import math
@@ -19,6 +19,7 @@ from sim.core.jit import compiler
 
 Int = npt.NDArray[np.int64]
 MOST_DIMENSIONS = 4
+ROW = 1 + MOST_DIMENSIONS  # words of a table's row: where an array lies, and its shape
 
 
 def zeros(*shape: int, dtype: Any = np.int64) -> Any:
@@ -27,12 +28,12 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
-def together(**kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
-    """Zeros of each (dtype, *shape) in one piece of memory, each from a cache line on, and that memory as int64.
-    Between two lies a line of nothing: arrays a page apart are taken for each other by a processor that looks at
+def together(table: int = 0, **kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
+    """Zeros of each (dtype, *shape) in one piece of memory, each from a cache line on, and that memory as int64. In
+    front, room for the table of a Memory of so many arrays. Between two lies a line of nothing: arrays a page apart are taken for each other by a processor that looks at
     addresses within pages (seven in a hundred of the speed where lists of ids are a page long)."""
     dtypes = {name: np.dtype(kind) for name, (kind, *_) in kinds.items()}
-    line, begin = 0, {}
+    line, begin = -(-table * ROW // 8), {}
     for name, (_, *shape) in kinds.items():
         begin[name] = line
         line += 1 - (-math.prod(shape) * dtypes[name].itemsize // 64)
@@ -40,6 +41,12 @@ def together(**kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int
     return {
         name: np.ndarray(shape, dtypes[name], words, 64 * begin[name]) for name, (_, *shape) in kinds.items()
     }, words
+
+
+def between(words: Int, first: npt.NDArray[Any], behind: npt.NDArray[Any]) -> Int:
+    """Of memory the part from where one array begins to where another does."""
+    begin, end = ((_address(each) - words.ctypes.data) // 8 for each in (first, behind))
+    return words[begin:end]
 
 
 def _address(array: npt.NDArray[Any]) -> int:
@@ -87,11 +94,14 @@ def packed(**kinds: tuple[Any, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]
 
 
 class Memory:
-    """Contiguous arrays by name, of at most MOST_DIMENSIONS: `arrays` has them as numpy's, attributes as said above."""
+    """Contiguous arrays by name, of at most MOST_DIMENSIONS: `arrays` has them as numpy's, attributes as said above.
+    front: memory with room for their table before some of them (`together`)."""
 
-    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+    def __init__(self, front: Int | None = None, /, **arrays: npt.NDArray[Any]) -> None:
         self.arrays = arrays
-        self._table = np.array([(_address(a), *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
+        rows = np.array([(_address(a), *a.shape, *(0,) * (MOST_DIMENSIONS - a.ndim)) for a in arrays.values()])
+        self._table = rows.reshape(-1) if front is None else front
+        self._table[: rows.size] = rows.reshape(-1)
         self.address = self._table.ctypes.data
 
     if not TYPE_CHECKING:  # a subclass says what there is
@@ -104,16 +114,28 @@ class Memory:
 
     @cached_property
     def kind(self) -> tuple[Any, ...]:
-        """What compiled code must know of it beforehand: its class, and each array's name, dtype and dimensions."""
-        return type(self).__name__, *((name, a.dtype, a.ndim) for name, a in self.arrays.items())
+        """What compiled code must know of it beforehand: its class, and each array's name, dtype and dimensions, or of
+        a record behind the table how far from its begin."""
+        return type(self).__name__, *((name, a.dtype, a.ndim, self._behind(a)) for name, a in self.arrays.items())
+
+    def _behind(self, array: npt.NDArray[Any]) -> int | None:
+        far = _address(array) - self.address
+        return far if array.ndim == 0 and 0 < far < self._table.nbytes else None
 
     @cached_property
     def _numba_type_(self) -> Any:
         return compiler().memory_type(*self.kind)
 
-    def replaced(self, **arrays: npt.NDArray[Any]) -> Any:
-        """The same with other arrays in the place of some; the rest is shared."""
-        return type(self)(**self.arrays | arrays)
+    def replace(self, **arrays: npt.NDArray[Any]) -> None:
+        """Other arrays in the place of some, of the same dtype and dimensions."""
+        names = list(self.arrays)
+        for name, a in arrays.items():
+            if (a.dtype, a.ndim) != (self.arrays[name].dtype, self.arrays[name].ndim):
+                raise TypeError(f"{name}: {a.dtype} of {a.ndim} dimensions in the place of another kind")
+            at = ROW * names.index(name)
+            self._table[at : at + 1 + a.ndim] = _address(a), *a.shape
+            self.arrays[name] = a
+            self.__dict__.pop(name, None)
 
 
 # --- in plain Python ------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, m
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
-from sim.core.memory import MOST_DIMENSIONS
+from sim.core.memory import ROW
 
 
 class MemoryType(types.Type):
-    """numba's type of a subclass of Memory; members: (name, type) in the order of its table."""
+    """numba's type of a subclass of Memory; members: (name, type, how far behind the table) in the order of its
+    table."""
 
-    def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
+    def __init__(self, name: str, members: tuple[tuple[str, Any, int | None], ...]) -> None:
         self.members = members
         super().__init__(name)
 
@@ -30,14 +31,14 @@ class MemoryType(types.Type):
 
 
 @cache
-def memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int]) -> MemoryType:
+def memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int, int | None]) -> MemoryType:
     """Of a Memory of that kind."""
 
     def kind(dtype: np.dtype[Any], ndim: int) -> Any:
         item = from_dtype(dtype)
         return types.Array(item, ndim, "C") if ndim else item
 
-    return MemoryType(name, tuple((each, kind(dtype, ndim)) for each, dtype, ndim in arrays))
+    return MemoryType(name, tuple((each, kind(dtype, ndim), far) for each, dtype, ndim, far in arrays))
 
 
 @register_model(MemoryType)
@@ -59,27 +60,30 @@ class _Members(AttributeTemplate):
     key = MemoryType
 
     def generic_resolve(self, memory: Any, name: str) -> Any:
-        return dict(memory.members).get(name)
+        return next((kind for each, kind, _ in memory.members if each == name), None)
 
 
 @lower_getattr_generic(MemoryType)
 def _member(context: Any, builder: Any, memory: Any, table: Any, name: str) -> Any:
     """A record: where it lies. An array: as numba knows arrays, made of where it lies and how long it is."""
-    row = [each for each, _ in memory.members].index(name) * (1 + MOST_DIMENSIONS)
-    kind = memory.members[row // (1 + MOST_DIMENSIONS)][1]
+    place = [each for each, _, _ in memory.members].index(name)
+    _, kind, far = memory.members[place]
+    if far is not None:
+        behind = builder.gep(builder.bitcast(table, cgutils.voidptr_t), [ir.IntType(64)(far)])
+        return builder.bitcast(behind, context.get_value_type(kind))
 
     def load(column: int) -> Any:
-        loaded = builder.load(builder.gep(table, [ir.IntType(64)(row + column)]))
+        loaded = builder.load(builder.gep(table, [ir.IntType(64)(place * ROW + column)]))
         loaded.set_metadata("invariant.load", builder.module.add_metadata([]))  # a table never changes
         return loaded
 
-    place = builder.inttoptr(load(0), cgutils.voidptr_t)
+    begin = builder.inttoptr(load(0), cgutils.voidptr_t)
     if isinstance(kind, types.Record):
-        return builder.bitcast(place, context.get_value_type(kind))
+        return builder.bitcast(begin, context.get_value_type(kind))
     item = ir.IntType(64)(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
     shape, strides = [load(1 + i) for i in range(kind.ndim)], [item]
     for length in reversed(shape[1:]):
         strides.insert(0, builder.mul(strides[0], length))
     array = context.make_array(kind)(context, builder)
-    populate_array(array, builder.bitcast(place, array.data.type), shape, strides, item, None)
+    populate_array(array, builder.bitcast(begin, array.data.type), shape, strides, item, None)
     return array._getvalue()

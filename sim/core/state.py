@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core.jit import inlined
-from sim.core.memory import Memory, Struct, together, zeros
+from sim.core.memory import Memory, Struct, between, together, zeros
 from sim.core.plan import (
     BY_SLOT,
     GATES,
@@ -248,7 +248,8 @@ class State(Memory):
     rows: Written
     count: Count
     layer: MutableSequence[OfLayer]  # [L]
-    totals: Int  # the memory of count and layer, to be set to zero
+    totals: Int  # the memory of count,
+    of_layers: Int  # and of layer, to be set to zero
     past: MutableSequence[Past]  # [L]
     expert: MutableSequence[Expert]  # [G]
     scope: MutableSequence[Scope]  # [scopes]
@@ -284,18 +285,20 @@ class State(Memory):
     first: MutableSequence[Expert]  # [G] and the experts in it
 
 
+ALWAYS: dict[str, Any] = dict(run=(OfRun,), rows=(Written,), count=(Count,))  # not to be forgotten, of one size
+
+
 def new_state(plan: Plan) -> State:
     """The state before anything: empty slots, empty queues (first residents are landed by `residency.place`)."""
     forgets = _forgotten(plan)
-    (forgotten, words), (kept, _) = together(**forgets), together(**_kept(plan))
+    arrays, words = together(len(State.__annotations__), **ALWAYS, **forgets, **_kept(plan))
+    arrays["forgotten"] = between(words, arrays["visit"], arrays["layer"])
+    arrays["totals"] = between(words, arrays["count"], arrays["visit"])
+    arrays["of_layers"] = between(words, arrays["layer"], arrays["loss"])
     again = plan.resets is not None
     image, start = together(**forgets) if again else ({"expert": zeros(0, dtype=Expert)}, zeros(0))
-    totals = kept["totals"]
-    layer = totals[-(plan.experts.shape[1] * OfLayer.dtype.itemsize // 8) :].view(OfLayer)
-    count = totals[: Count.dtype.itemsize // 8].view(Count).reshape(())
-    arrays: dict[str, Any] = dict(**forgotten, **kept, count=count, layer=layer)
     _begin(plan, arrays)
-    return State(**arrays, forgotten=words, at_start=start, first=image["expert"])
+    return State(words, **arrays, at_start=start, first=image["expert"])
 
 
 def _sizes(plan: Plan) -> tuple[int, int, int]:
@@ -307,14 +310,10 @@ def _sizes(plan: Plan) -> tuple[int, int, int]:
 
 
 def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
-    """The dtype and shape of what a reset (sim.core.reset) leaves alone: what the run is, what goes on counting, and
-    figures (count and layer lie in totals)."""
+    """The dtype and shape of what a reset (sim.core.reset) leaves alone beside ALWAYS: figures."""
     tokens, layers, _ = plan.experts.shape
-    counters = (Count.dtype.itemsize + layers * OfLayer.dtype.itemsize) // 8
     gates = (tokens, layers) if plan.miss.kind == SUBSTITUTION and plan.rerank is None else (0, 0)
-    return dict(
-        run=(OfRun,), rows=(Written,), totals=(np.int64, counters), loss=(np.float64, tokens), gates=(np.int8, *gates)
-    )
+    return dict(layer=(OfLayer, layers), loss=(np.float64, tokens), gates=(np.int8, *gates))
 
 
 def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:

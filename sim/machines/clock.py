@@ -9,7 +9,7 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.jit import apart, choice, inner
 from sim.core.link import abandon
-from sim.core.memory import Memory, Struct, together
+from sim.core.memory import Memory, Struct, between, together
 from sim.core.plan import Plan
 from sim.core.reset import as_at_start, remember_start
 from sim.core.residency import place
@@ -58,20 +58,26 @@ class Clock(Memory):
         setattr(self.time, what, getattr(self.time, what) + ns)
 
 
+def new_clock(flights: int, steps: int) -> Clock:
+    """Time 0, of so many places in State.flight."""
+    of_flights, of_steps = (np.int64, flights), (np.int64, steps)
+    arrays, words = together(
+        len(Clock.__annotations__),
+        time=(Time,),
+        host=(Host,),
+        **dict.fromkeys(("starts", "lands", "full_ns"), of_flights),
+        **dict.fromkeys(("begin", "end", "event"), of_steps),
+    )
+    arrays["totals"] = between(words, arrays["time"], arrays["host"])[1:]
+    return Clock(words, **arrays)
+
+
 def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, Rules | None]:
     """Time 0: the first residents have landed; nothing is queued but what layers ahead stream."""
     s = st.new_state(plan)
     place(s, np.ascontiguousarray(plan.residents, np.int64))
     remember_start(s)
-    flights, of_steps = (np.int64, len(s.flight)), (np.int64, len(plan.step_prefill))
-    arrays, _ = together(
-        time=(np.int64, Time.dtype.itemsize // 8),
-        host=(Host,),
-        **dict.fromkeys(("starts", "lands", "full_ns"), flights),
-        **dict.fromkeys(("begin", "end", "event"), of_steps),
-    )
-    words = arrays.pop("time")
-    clock = Clock(time=words.view(Time).reshape(()), totals=words[1:], **arrays)
+    clock = new_clock(len(s.flight), len(plan.step_prefill))
     log, rules = _log(plan) if full else None, new_rules(plan, s)
     if rules is not None:
         stream_first(s, log, rules, len(plan.step_prefill))
@@ -95,6 +101,7 @@ def _log(plan: Plan) -> lg.Log:
 def forget(s: State, clock: Clock, rules: Any) -> None:
     """Warm-up is over: every counter starts here, and a transfer under way counts for what is left of it."""
     s.totals[:] = 0
+    s.of_layers[:] = 0
     s.loss[:] = 0.0
     clock.totals[:] = 0
     if rules is not None:
