@@ -89,8 +89,8 @@ def fetch_all(s: State, log: Any, route: Route, visit: int, step: int, layer: in
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
         _log_fetches(s, log, route, -1, visit, step, layer)
-    hit = 0
-    for i in range(s.visit.n_wanted):
+    hit, n = 0, s.visit.n_wanted
+    for i in range(n):
         hit += _fetch(s, log, s.wanted[i], visit)
     s.count.slots_hit += hit
 

@@ -64,7 +64,7 @@ class Struct:
 
     def __init_subclass__(cls) -> None:
         fields = [(name, *_field(kind)) for name, kind in cls.__annotations__.items()]
-        cls.dtype = np.dtype(sorted(fields, key=lambda field: -np.dtype(field[1]).itemsize), align=True)
+        cls.dtype = np.dtype(fields if cls.__name__ == 'Expert' else sorted(fields, key=lambda field: -np.dtype(field[1]).itemsize), align=True)
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:

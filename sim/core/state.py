@@ -47,6 +47,10 @@ LEGAL[RESIDENT, ABSENT] = True  # evicted
 _BEFORE = LEGAL.T @ (1 << np.arange(5))  # of each state those that may become it, a bit each: one test, and no look-up
 
 
+Number = Annotated[int, np.int32]
+Few = Annotated[int, np.int8]
+
+
 @inlined
 def may_become(was: int, to: Any) -> bool:
     """Whether the table allows a step."""
@@ -54,29 +58,28 @@ def may_become(was: int, to: Any) -> bool:
 
 
 class Expert(Struct):
-    # what most visits touch first, so that it shares a cache line or two
-    state: int  # ABSENT ... RESIDENT
     seen: int  # 1 + the last visit that wanted it
-    tokens: int  # (token, slot) entries of that visit that wanted it
-    kind: int  # HIT, LATE or MISS in that visit
-    fresh: int  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
-    work: int  # tokens of GPU work given by the visit being served; > 0 means held
-    listed: int  # the last of the merged lists (run.lists) that names it
     stamp: int  # running number of its last touch or landing
     uses: int  # executions on the GPU over the whole run, kept across evictions (lfu)
-    stand_in: int  # of the work, tokens executed in another expert's place
-    scope: int  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
-    slot: int  # its slot while COMMITTED or RESIDENT
-    origin: int  # cause of its transfer: index into plan.CAUSES
-    waited: int  # late in the visit being served, and waited for
+    tokens: Number  # (token, slot) entries of that visit that wanted it
+    work: Number  # tokens of GPU work given by the visit being served; > 0 means held
+    stand_in: Number  # of the work, tokens executed in another expert's place
+    host: Number  # tokens of CPU work given by the visit being served
+    scope: Number  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
+    slot: Number  # its slot while COMMITTED or RESIDENT
+    layer: Number  # its MoE layer (fixed for the run)
+    state: Few  # ABSENT ... RESIDENT
+    kind: Few  # HIT, LATE or MISS in that visit
+    fresh: Few  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
+    origin: Few  # cause of its transfer: index into plan.CAUSES
+    waited: Few  # late in the visit being served, and waited for
+    asked: Annotated[int, np.int16]  # bits of the answers it got in the visit being served
+    listed: int  # the last of the merged lists (run.lists) that names it
     transfer: int  # its row in the record's transfers (record only)
-    host: int  # tokens of CPU work given by the visit being served
-    asked: int  # bits of the answers it got in the visit being served
     scored: int  # visits of its layer routed when its decayed score was last brought up to date
     next_use: int  # next visit that wants it (belady only)
     used_by: int  # the last token (run.token) whose set U it was in
     landed: int  # running number of its last landing (for a user's own eviction)
-    layer: int  # its MoE layer (fixed for the run)
     score: float  # decayed uses; or router weight x 2**24, or tokens, of what an eviction looks back on
     spare: int  # whole cache lines
 

@@ -97,14 +97,6 @@ def _count_before(s: State, rows: int, layer: int) -> None:
                 s.count.wanted_before += 1
 
 
-@inlined
-def _expert(s: State, route: Route, miss: Any, step: int, i: int, layer: int, k: int) -> int:
-    """The expert of slot k of row i of the plan: the trace's, or what re-ranking made of it."""
-    if miss is not None:
-        return s.routed[i - route.step_offset[step], k]
-    return route.experts[route.step_row[i], layer, k]
-
-
 @inner
 def _note_next_uses(s: State, route: Any, step: int, layer: int) -> None:
     """Every expert that the trace wants here is next wanted later."""
@@ -130,8 +122,12 @@ def _classify(s: State, route: Route, miss: Any, hooks: Any, rules: Any, visit: 
     base, at_once = layer * s.run.n_experts, hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0
     n = slots = hits = late = 0
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        if miss is None:
+            experts = route.experts[route.step_row[i], layer]
+        else:  # what re-ranking made of them
+            experts = s.routed[i - route.step_offset[step]]
         for k in range(route.experts.shape[2]):
-            e = _expert(s, route, miss, step, i, layer, k)
+            e = experts[k]
             if e < 0:
                 continue
             g = base + e

@@ -300,7 +300,7 @@ def _visit(
             _wait_for_host(s, log, hooks, rules, d, clock, host_done)
     elif miss is not None:
         host_done += _host_ns(s, d, row, 0, s.visit.n_host)
-    group = 0
+    group = gpu_ns = 0
     while visit_lasts(s, rules):
         n, begin = take_group(s, mode, rules), clock.time.now_ns
         if rules is not None:
@@ -318,13 +318,14 @@ def _visit(
         else:
             _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
         if n > 0:
-            clock.time.experts_ns += ns
+            gpu_ns += ns
             first_transfer = s.rows.transfers
             finish_group(s, log, None if hooks is None else route, n, rules)
             if log is not None:
                 _log_queued(s, log, first_transfer, clock.time.now_ns)
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
             group += 1
+    clock.time.experts_ns += gpu_ns
     if miss is not None and (s.visit.n_host > 0 or rules is not None):
         _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
     if rules is not None:
