@@ -89,17 +89,21 @@ def fetch_all(s: State, log: Any, route: Route, visit: int, step: int, layer: in
     """2d to 2f where every miss is fetched and every late expert waited for."""
     if log is not None:
         _log_fetches(s, log, route, -1, visit, step, layer)
-    hit, n = 0, s.visit.n_wanted
-    for i in range(n):
-        hit += _fetch(s, log, s.wanted[i], visit)
+    ready = hit = 0
+    for i in range(s.visit.n_wanted):
+        s.ready[ready] = s.wanted[i]  # counts only when it is hit, without a branch
+        tokens = _fetch(s, log, s.wanted[i], visit)
+        ready += tokens > 0
+        hit += tokens
+    s.visit.n_work, s.visit.n_ready = s.visit.n_wanted, ready
     s.count.slots_hit += hit
 
 
 @inlined
 def _fetch(s: State, log: Any, g: int, visit: int) -> int:
-    """Returns the hit (token, slot) entries: what most are is counted once a visit."""
+    """All the work of expert g in this visit, and what it waits for. Returns how many (token, slot) entries are hit."""
     tokens, kind = s.expert[g].tokens, s.expert[g].kind
-    _work(s, g, tokens)
+    s.expert[g].work = tokens
     if kind == HIT:
         return tokens
     if kind == LATE:
@@ -116,7 +120,11 @@ def fetch(s: State, log: Any, route: Any, g: int, visit: int, step: int, layer: 
     """The same for one expert whose turn has come."""
     if log is not None:
         _log_fetches(s, log, route, g, visit, step, layer)
-    s.count.slots_hit += _fetch(s, log, g, visit)
+    s.ready[s.visit.n_ready] = g
+    tokens = _fetch(s, log, g, visit)
+    s.visit.n_work += 1
+    s.visit.n_ready += tokens > 0
+    s.count.slots_hit += tokens
 
 
 @inner

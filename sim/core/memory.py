@@ -81,10 +81,14 @@ def _field(kind: Any) -> tuple[Any, ...]:
 
 def record(kind: type[Struct], /, **fields: Any) -> npt.NDArray[Any]:
     """One record with these values; the rest is 0."""
-    out = zeros(dtype=kind)
+    return fill(zeros(dtype=kind), **fields)
+
+
+def fill(record: npt.NDArray[Any], **fields: Any) -> npt.NDArray[Any]:
+    """The same record, with these values."""
     for name, value in fields.items():
-        out[name] = value
-    return out
+        record[name] = value
+    return record
 
 
 def packed(**kinds: tuple[Any, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

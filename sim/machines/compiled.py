@@ -15,7 +15,7 @@ from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.jit import apart, inlined, inner, whole
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
-from sim.core.memory import Memory, Struct, packed, record
+from sim.core.memory import Memory, Struct, fill, packed, together
 from sim.core.plan import PLAIN, Plan
 from sim.core.remote import next_remote
 from sim.core.stages import end_visit
@@ -382,9 +382,12 @@ def durations(plan: Plan) -> Durations:
     """The plan's costs, each array of its type whatever it came as."""
     c, on = plan.costs, plan.on_miss or PLAIN
     low, (share_n, share_d) = plan.low or c, on.link_share
+    arrays, front = together(len(Durations.__annotations__), each=(Each,))
     one = dict(decide_ns=c.decide_ns, group_ns=c.group_ns, commit_gap_ns=c.commit_gap_ns, cpu_visit_ns=on.cpu_visit_ns)
+    fill(arrays["each"], **one, beside=on.beside, share_n=share_n, share_d=share_d)
     return Durations(
-        each=record(Each, **one, beside=on.beside, share_n=share_n, share_d=share_d),
+        front,
+        **arrays,
         **packed(
             dense_ns=(np.int64, c.dense_ns),
             head_ns=(np.int64, c.head_ns),
