@@ -14,11 +14,9 @@ from sim.core.jit import inlined
 from sim.core.memory import Memory, Struct
 from sim.core.plan import Plan
 from sim.core.spare import lent
-from sim.core.state import State
+from sim.core.state import Number, State, Word
 
-Number = Annotated[int, np.int32]  # of events, of rows, of ids, of tokens
 Few = Annotated[int, np.int16]  # what one layer, or one token, has
-Word = Annotated[int, np.int8]  # a place in one of plan's lists of words, or a yes
 
 
 class VisitRow(Struct):  # one routed visit

@@ -30,8 +30,9 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
 
 def together(table: int = 0, **kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
     """Zeros of each (dtype, *shape) in one piece of memory, each from a cache line on, and that memory as int64. In
-    front, room for the table of a Memory of so many arrays. Between two lies a line of nothing: arrays a page apart are taken for each other by a processor that looks at
-    addresses within pages (seven in a hundred of the speed where lists of ids are a page long)."""
+    front, room for the table of a Memory of so many arrays. Between two lies a line of nothing: arrays a page apart are
+    taken for each other by a processor that looks at addresses within pages (seven in a hundred of the speed where
+    lists of ids are a page long)."""
     dtypes = {name: np.dtype(kind) for name, (kind, *_) in kinds.items()}
     line, begin = -(-table * ROW // 8), {}
     for name, (_, *shape) in kinds.items():
@@ -57,14 +58,15 @@ def _address(array: npt.NDArray[Any]) -> int:
 
 class Struct:
     """One record: a subclass names its fields, int64 where it says int, float64 where it says float, n int64 where it
-    says `Annotated[Int, n]`, and int32 where it says `Annotated[int, np.int32]`; the narrow ones lie behind the others,
-    so that nothing lies between. It stands for its structured dtype wherever numpy takes one."""
+    says `Annotated[Int, n]`, and int32 or narrower where it says `Annotated[int, np.int32]`. They lie in that order
+    where it takes no more memory than the widest first. It stands for its structured dtype wherever numpy takes one."""
 
     dtype: ClassVar[np.dtype[Any]]
 
     def __init_subclass__(cls) -> None:
         fields = [(name, *_field(kind)) for name, kind in cls.__annotations__.items()]
-        cls.dtype = np.dtype(fields if cls.__name__ == 'Expert' else sorted(fields, key=lambda field: -np.dtype(field[1]).itemsize), align=True)
+        tight = np.dtype(sorted(fields, key=lambda field: -np.dtype(field[1]).itemsize), align=True)
+        cls.dtype = min(np.dtype(fields, align=True), tight, key=lambda dtype: dtype.itemsize)
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:

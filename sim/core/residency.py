@@ -226,7 +226,8 @@ def land_in_slot(s: State, log: Any, g: int) -> None:
     s.expert[g].landed = s.run.stamps
     _touch(s, g)
     _stand_in_order(s, g)
-    s.count.landed_low += g >= s.run.n_full
+    if g >= s.run.n_full:
+        s.count.landed_low += 1
     _count_landing(s, g)
     arrived(s, g)
     lg.ended(s, log, g, 0)

@@ -29,6 +29,8 @@ from sim.core.plan import (
 Int = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint32]
 Float = npt.NDArray[np.float64]
+Number = Annotated[int, np.int32]  # of events, of rows, of ids, of tokens
+Word = Annotated[int, np.int8]  # a place in one of plan's lists of words, or a yes
 
 # not literals: numba compiles a function anew for every number spelled out in a call, but not for an np.int64
 ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
@@ -47,10 +49,6 @@ LEGAL[RESIDENT, ABSENT] = True  # evicted
 _BEFORE = LEGAL.T @ (1 << np.arange(5))  # of each state those that may become it, a bit each: one test, and no look-up
 
 
-Number = Annotated[int, np.int32]
-Few = Annotated[int, np.int8]
-
-
 @inlined
 def may_become(was: int, to: Any) -> bool:
     """Whether the table allows a step."""
@@ -58,6 +56,7 @@ def may_become(was: int, to: Any) -> bool:
 
 
 class Expert(Struct):
+    # what every visit touches, in a cache line of its own
     seen: int  # 1 + the last visit that wanted it
     stamp: int  # running number of its last touch or landing
     uses: int  # executions on the GPU over the whole run, kept across evictions (lfu)
@@ -68,12 +67,13 @@ class Expert(Struct):
     scope: Number  # whose slots it lives in: its layer's, or the one pool's (fixed for the run)
     slot: Number  # its slot while COMMITTED or RESIDENT
     layer: Number  # its MoE layer (fixed for the run)
-    state: Few  # ABSENT ... RESIDENT
-    kind: Few  # HIT, LATE or MISS in that visit
-    fresh: Few  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
-    origin: Few  # cause of its transfer: index into plan.CAUSES
-    waited: Few  # late in the visit being served, and waited for
+    state: Word  # ABSENT ... RESIDENT
+    kind: Word  # HIT, LATE or MISS in that visit
+    fresh: Word  # 1 landed by a prefetch and not wanted since; 2 wanted on its way
+    origin: Word  # cause of its transfer: index into plan.CAUSES
+    waited: Word  # late in the visit being served, and waited for
     asked: Annotated[int, np.int16]  # bits of the answers it got in the visit being served
+    # and what fewer do, in another
     listed: int  # the last of the merged lists (run.lists) that names it
     transfer: int  # its row in the record's transfers (record only)
     scored: int  # visits of its layer routed when its decayed score was last brought up to date

@@ -85,17 +85,18 @@ def _commit_all(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock:
     """The commits of this instant, as far as the depth of the link and the slots allow."""
     now = clock.time.now_ns
     while waiting(s, rules):
-        follows, last = s.link.n_flight > 0, last_place(s)
+        follows, begin = s.link.n_flight > 0, now
+        if follows:
+            begin = clock.lands[last_place(s)]
         g = next_commit(s, log, hooks, rules)
         if g < 0:
             return
         place = last_place(s)
-        clock.starts[place] = clock.lands[last] if follows else now + d.each.commit_gap_ns
+        clock.starts[place] = begin if follows else now + d.each.commit_gap_ns
         ns = _transfer_ns(s, hooks, rules, d, g, place, 1 if follows else 0)
         clock.lands[place] = clock.starts[place] + ns
         if rules is not None:
             clock.full_ns[place] = ns
-            begin = clock.lands[last] if follows else now
             beside = clock.host.until_ns - begin
             clock.lands[place] = begin + slowed(clock.lands[place] - begin, beside, d.each.share_n, d.each.share_d)
         if log is not None:
