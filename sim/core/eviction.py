@@ -274,16 +274,21 @@ def _worth_it(s: State, g: int, gone: int, spare_from: int) -> int:
 def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any) -> int:
     """The expert that goes from a full scope for expert g, or -1. spare_from: the merged list to spare, DEMANDS, or
     candidates.ADMITS."""
-    kind = s.run.eviction
-    marks = s.run.eviction_marks
-    if kind in (LRU, FIFO) and marks & BY_SCORE == 0:
+    if s.run.eviction in (LRU, FIFO) and s.run.eviction_marks & BY_SCORE == 0:
         return _oldest(s, rules, scope, spare_from)
+    return _of_another_order(s, scope, spare_from, g, hooks, rules)
+
+
+@apart
+def _of_another_order(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any) -> int:
+    """The same where the ring says nothing of who goes."""
+    kind, marks = s.run.eviction, s.run.eviction_marks
     if kind in (LFU, BELADY):
         if marks & (BY_ID | TOLD_OF_USES):
             return _least_as_counted(s, rules, scope, spare_from)
         return _least(s, rules, scope, spare_from, False, False)
     if hooks is not None and kind == USER:
-        return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
+        return _by_user(s, rules, hooks, scope, spare_from, g)
     if rules is not None and marks & KEEPS_OUT:
         return _worth_it(s, g, _by_score(s, rules, scope, spare_from), spare_from)
     return _random(s, rules, scope, spare_from) if kind == RANDOM else _by_score(s, rules, scope, spare_from)
