@@ -135,22 +135,24 @@ def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Cl
 
     Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
     """
-    to = clock.time.now_ns + ns
-    if ns > 0 and not waiting(s, rules) and _next_landing(s, clock) > to:
+    to, queued = clock.time.now_ns + ns, waiting(s, rules)
+    if ns > 0 and not queued and _next_landing(s, clock) > to:
         clock.time.now_ns = to
         return
     while ns != 0:
-        if waiting(s, rules):
+        if queued:
             _commit_all(s, log, hooks, rules, d, clock)
         due = _next_landing(s, clock)
         if ns == UNTIL_LANDING:
             _stalled(s, log, rules, clock, layer, due)
             to = due
-        clock.time.now_ns = min(due, to)
-        while _next_landing(s, clock) == clock.time.now_ns:
+        now = clock.time.now_ns = min(due, to)
+        while due == now:
             _land(s, log, rules, clock)
-        if due >= to:
+            due = _next_landing(s, clock)
+        if now == to:
             return
+        queued = waiting(s, rules)
 
 
 @apart
