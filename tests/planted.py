@@ -1075,9 +1075,9 @@ COUNTS = "tests/test_counting.py::"
 COUNTING = [
     fault(
         "what a request uses is known to the next",
-        "sim/core/state.py",
-        "dict(**forgotten, **kept,",
-        'dict(**forgotten | {"expert": forgotten["expert"].copy()}, **kept,',
+        "sim/core/reset.py",
+        "for i in range(len(now)):",
+        "for i in range(min(len(now), 64)):",
         f"{COUNTS}test_a_request_finds_the_first_residents",
     ),
     fault(

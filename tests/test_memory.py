@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.core.jit import choice, compiles
-from sim.core.memory import Int, Memory, Struct, zeros
+from sim.core.memory import Int, Memory, Struct, between, together, zeros
 
 
 class Small(Struct):
@@ -62,18 +62,60 @@ def test_numbers_in_plain_python_are_its_own() -> None:
         m.one.n = 1.5
 
 
-def test_replaced_shares_the_rest() -> None:
-    """A longer list in the place of one: the two have everything else in common."""
+def test_another_array_takes_a_place() -> None:
+    """A longer list in the place of one: what compiled code then writes goes there, and the one before keeps its own.
+    Another kind is refused, and so is a record."""
     m = two()
-    wide = m.replaced(ids=zeros(9, dtype=np.uint32))
-    _write(wide)
-    assert (m.one.n, m.ids[4], len(m.ids)) == (7, 0, 5)
-    assert (wide.one.n, wide.ids[4], len(wide.ids)) == (7, 29, 9)
+    _write(m)
+    before = m.ids
+    wide = zeros(9, dtype=np.uint32)
+    m.replace(ids=wide)
+    _write(m)
+    assert (m.one.n, m.ids[4], len(m.ids), before[4]) == (14, 29, 9, 29)
+    before[4] = 0
+    assert wide[4] == 29
+    for kind in (zeros(5, dtype=np.uint64), zeros(5, 1, dtype=np.uint32)):
+        with pytest.raises(TypeError, match="ids"):
+            m.replace(ids=kind)
+    with pytest.raises(TypeError, match="one"):
+        m.replace(one=zeros(dtype=Small))
+
+
+def test_records_behind_the_table_are_the_same_record() -> None:
+    """Found by how far they lie behind it, and not by where it says they are; arrays are found through it."""
+    arrays, front = together(4, one=(Small,), ids=(np.uint32, 5), many=(Small, 4))
+    m = Two(front, **arrays, table=np.arange(6).reshape(2, 3))
+    assert m.kind[1][3] is not None and m.kind[1][3] % 64 == 0 and {far for *_, far in m.kind[2:]} == {None}
+    assert m._numba_type_ != two()._numba_type_ if compiles() else True
+    _write(m)
+    assert (m.one.n, m.one.each[2], m.many[3].share, m.ids[4], m.table[0, 1]) == (7, 5, 3.5, 29, -1)
+    assert arrays["one"]["n"] == 7 and front.ctypes.data == m.address
+    words = between(front, arrays["one"], arrays["ids"])
+    words[0] = 90
+    assert m.one.n == 90
 
 
 def test_there_are_no_other_names() -> None:
     with pytest.raises(AttributeError, match="three"):
         two().three  # noqa: B018
+
+
+class Mixed(Struct):
+    few: Annotated[int, np.int8]
+    n: int
+    number: Annotated[int, np.int32]
+
+
+class Even(Struct):
+    number: Annotated[int, np.int32]
+    other: Annotated[int, np.int32]
+    n: int
+
+
+def test_narrow_fields_take_their_place_or_lie_behind() -> None:
+    """As written 8 + 8 + 8 bytes, the widest first 8 + 4 + 1 in 16; two halves before a whole are as small as behind."""
+    assert Mixed.dtype.itemsize == 16 and [Mixed.dtype.fields[name][1] for name in Mixed.fields()] == [12, 0, 8]
+    assert Even.dtype.itemsize == 16 and [Even.dtype.fields[name][1] for name in Even.fields()] == [0, 4, 8]
 
 
 def test_fields_lie_one_after_another_in_the_order_they_are_written() -> None:
@@ -88,7 +130,7 @@ def test_fields_lie_one_after_another_in_the_order_they_are_written() -> None:
 def test_another_layout_is_another_type() -> None:
     """Compiled code believes its types: with a narrower table it must be compiled anew."""
     m = two()
-    narrow = m.replaced(ids=zeros(5, dtype=np.uint64))
+    narrow = Two(**m.arrays | {"ids": zeros(5, dtype=np.uint64)})
     assert m._numba_type_ == two()._numba_type_
     assert m._numba_type_ != narrow._numba_type_
     _write(narrow)

@@ -157,7 +157,7 @@ class ClosedLoop:
         if self.live_prefetch is not None:
             self.live_prefetch.begin(self.rows, requests, {r: self.tokens + i for i, r in enumerate(ahead)})
         known = self.step + (1 if then is None else 2)
-        self.machine.route = self.machine.route.replaced(step_prefill=room.prefill[:known])
+        self.machine.route.replace(step_prefill=room.prefill[:known])
         self.machine.step_ns = self._price(tuple(positions), prefill)
         self.machine.begin_step(self.step)
 
@@ -324,19 +324,19 @@ class ClosedLoop:
         of_tokens = {
             name: longer(s.arrays[name], len(plan.experts)) for name in ("loss", "gates") if len(s.arrays[name])
         }
-        machine.s = s.replaced(**of_tokens, **wide)
+        s.replace(**of_tokens, **wide)
         machine.plan, machine.costs, machine.expert_ns = plan, plan.costs, (plan.costs.expert_ns, low.expert_ns)
         log = {name: longer(had[name].astype(new.dtype), len(new)) for name, new in lg.new_log(plan).arrays.items()}
         machine.log = lg.Log(**log)
         n = len(plan.step_prefill)
-        machine.clock = machine.clock.replaced(
-            **{name: longer(getattr(machine.clock, name), n) for name in ("begin", "end", "event")}
-        )
+        machine.clock.replace(**{name: longer(getattr(machine.clock, name), n) for name in ("begin", "end", "event")})
         route, machine.miss, machine.ahead, hooks = inputs(plan, machine.s)
         # it has copied the weights; what is filled in later must be seen
-        machine.route = route if plan.weights is None else route.replaced(weights=self._room.weights)
+        if plan.weights is not None:
+            route.replace(weights=self._room.weights)
+        machine.route = route
         if hooks is not None:
-            machine.hooks = machine.hooks.replaced(ns=hooks.ns)
+            machine.hooks.replace(ns=hooks.ns)
 
     # --- what came of the run ------------------------------------------------------------------------------------
 
@@ -360,9 +360,10 @@ class ClosedLoop:
             step_prefill=room.prefill[:steps],
             requests=room.requests(self.tokens, steps),
         )
-        clock = machine.clock
-        clock = clock.replaced(begin=clock.begin[:steps], end=clock.end[:steps], event=clock.event[:steps])
-        return RunRecord.of(plan, machine.s.replaced(loss=machine.s.loss[: self.tokens]), machine.log, clock)
+        s, clock = machine.s, machine.clock
+        clock.replace(begin=clock.begin[:steps], end=clock.end[:steps], event=clock.event[:steps])
+        s.replace(loss=s.loss[: self.tokens])
+        return RunRecord.of(plan, s, machine.log, clock)
 
     def trace(self, **meta: Any) -> RoutingTrace:
         """What the routers said, as a routing trace (before re-ranking): request by request."""

@@ -129,7 +129,7 @@ class Machine:
         self.host = HostWork(plan, port, store, work)
         self.shared = None  # how the host slows the link by the plan
         if plan.on_miss is not None and plan.on_miss.link_share != (1, 1):
-            self.shared = SharedMemory(plan.on_miss, self.s, self.clock)
+            self.shared = SharedMemory(plan.on_miss, self.s)
         self.order: Order = order(self)
         self.commit_due = self.ended = False
         self.stalled_since = -1  # -1: the GPU does not stall

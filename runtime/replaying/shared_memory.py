@@ -6,19 +6,17 @@ A device shares its memory by itself; a port whose time is simulated is told. Th
 
 from collections.abc import Iterator, Sequence
 
-from sim.core.memory import zeros
 from sim.core.plan import OnMiss
 from sim.core.state import State
-from sim.machines.clock import Clock, Host, Time, slow_the_link, slowed
+from sim.machines.clock import new_clock, slow_the_link, slowed
 
 
 class SharedMemory:
     """The transfers under way, as planned; ns since time 0."""
 
-    def __init__(self, on: OnMiss, s: State, clock: Clock) -> None:
+    def __init__(self, on: OnMiss, s: State) -> None:
         self.s, self.visit_ns, self.share, self.last = s, on.cpu_visit_ns, on.link_share, -1
-        own = {name: zeros(len(s.flight)) for name in ("starts", "lands", "full_ns")}
-        self.clock: Clock = clock.replaced(time=zeros(dtype=Time), host=zeros(dtype=Host), **own)
+        self.clock = new_clock(len(s.flight), 0)
 
     def committed(self, place: int, ns: int, gap_ns: int, follows: int, now_ns: int) -> int:
         """What is committed at a place of State.flight needs ns with the link to itself: how long it lasts from its

@@ -28,7 +28,7 @@ def zeros(*shape: int, dtype: Any = np.int64) -> Any:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
-def together(table: int = 0, **kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
+def together(table: int = 0, /, **kinds: tuple[Any, ...]) -> tuple[dict[str, npt.NDArray[Any]], Int]:
     """Zeros of each (dtype, *shape) in one piece of memory, each from a cache line on, and that memory as int64. In
     front, room for the table of a Memory of so many arrays. Between two lies a line of nothing: arrays a page apart are
     taken for each other by a processor that looks at addresses within pages (seven in a hundred of the speed where
@@ -133,11 +133,12 @@ class Memory:
         return compiler().memory_type(*self.kind)
 
     def replace(self, **arrays: npt.NDArray[Any]) -> None:
-        """Other arrays in the place of some, of the same dtype and dimensions."""
+        """Other arrays in the place of some, of the same dtype and dimensions. Raises TypeError for another kind, and
+        for a record: compiled code may know where it lies."""
         names = list(self.arrays)
         for name, a in arrays.items():
-            if (a.dtype, a.ndim) != (self.arrays[name].dtype, self.arrays[name].ndim):
-                raise TypeError(f"{name}: {a.dtype} of {a.ndim} dimensions in the place of another kind")
+            if (a.dtype, a.ndim) != (self.arrays[name].dtype, self.arrays[name].ndim) or a.ndim == 0:
+                raise TypeError(f"{name}: {a.dtype} of {a.ndim} dimensions cannot take this place")
             at = ROW * names.index(name)
             self._table[at : at + 1 + a.ndim] = _address(a), *a.shape
             self.arrays[name] = a
