@@ -284,6 +284,6 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
         return _least(s, rules, scope, spare_from, False, False)
     if hooks is not None and kind == USER:
         return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
-    if rules is not None and marks & KEEPS_OUT:
+    if hooks is not None and rules is not None and marks & KEEPS_OUT:
         return _worth_it(s, g, _by_score(s, rules, scope, spare_from), spare_from)
     return _random(s, rules, scope, spare_from) if kind == RANDOM else _by_score(s, rules, scope, spare_from)

@@ -22,7 +22,7 @@ Int = npt.NDArray[np.int64]
 DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAM = range(len(CAUSES))
 NOBODY = -1
 UNLIMITED = 2**62
-BY_RULE = (ms.FETCH, ms.STREAM, ms.REMOTE, ms.ADMIT, ms.SPLIT)  # answered by expert; others token by token
+BY_RULE = (ms.FETCH, ms.CPU, ms.STREAM, ms.REMOTE, ms.ADMIT, ms.SPLIT)  # answered by expert; others token by token
 
 
 class OfRules(Struct):
@@ -147,6 +147,9 @@ class Rules(Memory):
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
     bulk: Int  # [S] 1: the step's visits use the bulk rule
     table: Int  # plan.OnMiss.table
+    cpu_ns: Int  # [2, tokens] plan.Costs, which a split weighs
+    expert_ns: Int  # [tokens]
+    transfer_ns: Int  # [2]
     forgotten: Int  # the memory of all of this but of what is `_kept`
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
 
@@ -175,6 +178,7 @@ def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
         layer=(RuledLayer, plan.experts.shape[1]),
         bulk=(np.int64, len(plan.step_prefill)),
         table=(np.int64, 0 if plan.on_miss is None else len(plan.on_miss.table)),
+        **{name: (np.int64, *ns.shape) for name, ns in _weighed(plan).items()},
     )
 
 
@@ -197,6 +201,12 @@ def _forgotten(plan: Plan, s: State) -> dict[str, tuple[Any, ...]]:
     )
 
 
+def _weighed(plan: Plan) -> dict[str, Int]:
+    """The durations that a split weighs."""
+    c = plan.costs
+    return dict(cpu_ns=c.cpu_expert_ns, expert_ns=c.expert_ns, transfer_ns=c.transfer_ns)
+
+
 def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
     """What is not zero before anything; nothing under way is a chunk."""
     _begin_run(plan, on, arrays["run"])
@@ -210,16 +220,23 @@ def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
     steps = len(arrays["bulk"])  # of a plan that was cut short, not of the whole
     arrays["bulk"][:] = 0 if on.bulk is None else on.step_bulk[:steps]
     arrays["table"][:] = on.table
+    for name, ns in _weighed(plan).items():
+        arrays[name][:] = ns
 
 
 def _begin_run(plan: Plan, on: OnMiss, run: Any) -> None:
     run["miss"], run["bulk"] = plan.miss.kind, -1 if on.bulk is None else on.bulk.kind
     run["static"] = bool(plan.eviction.marks & FIXED)
-    run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
+    run["by_token"] = asked_by_token(plan)
     run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
     run["chunks"], run["rest"] = plan.chunks, NOBODY
     run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
+
+
+def asked_by_token(plan: Plan) -> bool:
+    """Whether the miss policy is asked about every token, and not about every expert of a visit."""
+    return plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
 
 
 def _begin_admission(plan: Plan, out: Any) -> None:

@@ -14,7 +14,7 @@ from sim.core.plan import Plan
 from sim.core.reset import as_at_start, remember_start
 from sim.core.residency import place
 from sim.core.rules import NOBODY, Rules, behind, new_rules
-from sim.core.stages import stream_first
+from sim.core.stages import begin_streams
 from sim.core.state import State
 from sim.errors import SpecError
 
@@ -73,8 +73,8 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     words = arrays.pop("time")
     clock = Clock(time=words.view(Time).reshape(()), totals=words[1:], **arrays)
     log, rules = _log(plan) if full else None, new_rules(plan, s)
-    if rules is not None:
-        stream_first(s, log, rules, len(plan.step_prefill))
+    if rules is not None and rules.run.ahead > 0:
+        begin_streams(s, log, rules, len(plan.step_prefill))
         if log is not None:
             log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
     return s, log, clock, rules

@@ -325,7 +325,7 @@ def _visit(
                 _log_queued(s, log, first_transfer, clock.time.now_ns)
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
             group += 1
-    if miss is not None and (s.visit.n_host > 0 or rules is not None):
+    if rules is not None or (miss is not None and s.visit.n_host > 0):
         _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
     if rules is not None:
         end_visit(s, rules)

@@ -4,7 +4,7 @@ they can."""
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
-from sim.core.plan import KEEPS_OUT, LISTED, LOOKS_BACK, ONE_BY_ONE
+from sim.core.plan import KEEPS_OUT, TOLD_MORE
 from sim.engines import FIT
 from sim.memo import Kept, Memo
 from sim.on_miss import OWN, Rules, slowed
@@ -89,7 +89,7 @@ def _version(spec: RunSpec, memo: Memo) -> Hashable:
     except UserError:
         return None
     asks = (spec.miss, spec.rerank) != ("fetch", "none")  # and then with everything
-    parts = asks or (spec.prefetch != "none", bool(marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)))
+    parts = asks or (spec.prefetch != "none", bool(marks & TOLD_MORE))
     layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
     slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
     return spec.machine, parts, slots, spec.transfer_chunk
