@@ -16,6 +16,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from numba.core import types
+from numba.core.base import BaseContext
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
@@ -52,6 +53,14 @@ class _PartLibrary(JITCodeLibrary):
     def set_env(self, name: str, env: Any) -> None:
         """It has none: without machine code there is nowhere to keep it, and nothing here looks it up."""
 
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """numba's own, which does not spare what is only declared: two of three."""
+        ll_module.data_layout = self._codegen._data_layout
+        for function in ll_module.functions:
+            if not function.is_declaration:
+                passes, builder = self._codegen._function_pass_manager()
+                passes.run(function, builder)
+
 
 class _RootLibrary(JITCodeLibrary):
     """What Python calls, and all of its parts."""
@@ -79,32 +88,36 @@ def _callers_first(library: Any, seen: set[Any]) -> list[Any]:
 
 
 @contextmanager
-def _from_the_front() -> Iterator[None]:
-    """No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does,
-    the loop takes a tenth less time. numba compiles under a lock of its own."""
-    before = arrayobj.fix_integer_index
-    arrayobj.fix_integer_index = _as_it_is
+def _as_ours() -> Iterator[None]:
+    """numba as the core needs it, for as long as it compiles something of the core, under a lock of its own.
+
+    No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does, the
+    loop takes a tenth less time. How large a type is LLVM is asked once, and not for every variable. And Python's
+    collector would walk over all that numba has made again and again: a tenth of the time; what it would have found
+    stays until then, a hundred MB or two.
+    """
+    collects, index, size = gc.isenabled(), arrayobj.fix_integer_index, BaseContext.get_abi_sizeof
+    gc.disable()
+    arrayobj.fix_integer_index, BaseContext.get_abi_sizeof = _as_it_is, _size
     try:
         yield
     finally:
-        arrayobj.fix_integer_index = before
+        arrayobj.fix_integer_index, BaseContext.get_abi_sizeof = index, size
+        if collects:
+            gc.enable()
 
 
 def _as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
     return context.cast(builder, index, kind, types.intp)
 
 
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Python's collector would walk over all that numba has made again and again: a tenth of the time. What it would
-    have found stays until then, a hundred MB or two."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+_sizes: dict[Any, int] = {}
+
+
+def _size(context: Any, kind: Any) -> int:
+    if kind not in _sizes:
+        _sizes[kind] = kind.get_abi_size(context.target_data)
+    return _sizes[kind]
 
 
 # Passes of numba's that cost time and change nothing here: the core has no function within a function.
@@ -117,7 +130,7 @@ class _Into(Compiler):
     library: Any
 
     def _compile_core(self) -> Any:
-        with _from_the_front(), _without_collecting():
+        with _as_ours():
             return super()._compile_core()
 
     def define_pipelines(self) -> Any:
