@@ -282,6 +282,8 @@ def victim(s: State, scope: int, spare_from: int, g: int, hooks: Any, rules: Any
         if marks & (BY_ID | TOLD_OF_USES):
             return _least_as_counted(s, rules, scope, spare_from)
         return _least(s, rules, scope, spare_from, False, False)
+    if rules is not None and hooks is None:
+        return _random(s, rules, scope, spare_from)
     if hooks is not None and kind == USER:
         return _by_user(s, rules, hooks, scope, np.int64(spare_from), np.int64(g))
     if hooks is not None and rules is not None and marks & KEEPS_OUT:

@@ -10,7 +10,7 @@ from sim.core.hooks import Hooks, hooked, new_hooks
 from sim.core.jit import whole
 from sim.core.memory import Memory, Struct, packed, record
 from sim.core.miss import NONE, Miss, asks
-from sim.core.plan import BY_NEXT_USE, LOOKS_BACK, ORDERS, TOLD_MORE, Leaving, Plan, Prefetch
+from sim.core.plan import BY_NEXT_USE, BY_WORTH, LOOKS_BACK, ORDERS, TOLD_MORE, Leaving, Plan, Prefetch
 from sim.core.rules import asked_by_token
 from sim.core.state import NEVER
 
@@ -73,19 +73,29 @@ def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None, H
 
     Raises ValueError where the lists of a prefetcher do not fit the plan.
 
-    What a run does not use is None, and is not compiled; with hooks come the evictions that are told more than who ran,
-    whose tests alone would slow the others. A run whose miss policy is asked about tokens, or that re-ranks, takes the
-    one version that has everything: it compiles long enough as it is.
+    What a run does not use is None, and is not compiled (`parts`).
     """
-    asked = asks(plan)
-    everything = asked and (plan.on_miss is None or plan.rerank is not None or asked_by_token(plan))
-    miss = Miss.of(plan) if everything else None
-    ahead = _ahead(plan) if everything or plan.prefetch is not None else None
-    told = everything or hooked(plan) or plan.eviction.marks & TOLD_MORE
-    return _route(plan, s, asked), miss, ahead, new_hooks(plan) if told else None
+    answers, predicts, told = parts(plan)
+    miss, ahead = Miss.of(plan) if answers else None, _ahead(plan) if predicts else None
+    return _route(plan, s), miss, ahead, new_hooks(plan) if told else None
 
 
-def _route(plan: Plan, s: st.State, asked: bool) -> Route:
+def parts(plan: Plan) -> tuple[bool, bool, bool]:
+    """Whether its version answers misses token by token or re-ranks, predicts, and tells evictions more than who ran,
+    whose tests alone would slow the others: with an answer all of it, which compiles long enough as it is.
+
+    Of rules there are two versions: what answers by expert and evicts by the order of touches or landings, by uses or
+    at random, and all of it.
+    """
+    told = hooked(plan) or bool(plan.eviction.marks & TOLD_MORE)
+    if plan.on_miss is None:
+        answers = asks(plan)
+        return answers, answers or plan.prefetch is not None, answers or told
+    everything = told or plan.rerank is not None or asked_by_token(plan) or bool(plan.eviction.marks & BY_WORTH)
+    return everything, True, everything
+
+
+def _route(plan: Plan, s: st.State) -> Route:
     next_use = NONE
     if plan.eviction.marks & BY_NEXT_USE:
         next_use = np.full((len(plan.step_row), *plan.experts.shape[1:]), -1, np.int32)
@@ -93,7 +103,7 @@ def _route(plan: Plan, s: st.State, asked: bool) -> Route:
         experts, offset, row = map(np.ascontiguousarray, (plan.experts, plan.step_offset, plan.step_row))
         _next_uses(experts, offset, row, first, plan.n_experts, next_use)
         s.arrays["expert"]["next_use"] = np.resize(first, len(s.expert))  # a low-precision copy's as its original's
-    steps, weighed = len(plan.step_prefill), asked or plan.eviction.marks & LOOKS_BACK
+    steps, weighed = len(plan.step_prefill), asks(plan) or plan.eviction.marks & LOOKS_BACK
     leaving = plan.leaving or Leaving(np.zeros(steps + 1, np.int64), np.zeros(0, np.int32))
     return Route(
         **packed(

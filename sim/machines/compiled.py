@@ -55,6 +55,7 @@ class Durations(Memory):
 
     each: Each
     dense_ns: Int
+    dense_in_all_ns: Int  # of all layers
     head_ns: Int
     cost_class: npt.NDArray[np.int32]
     expert_ns: Int
@@ -369,7 +370,7 @@ def _loop(
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
         clock.time.draft_ns += draft
-        clock.time.dense_ns += dense.sum()
+        clock.time.dense_ns += d.dense_in_all_ns[d.cost_class[step]]
         clock.time.decide_ns += layers * d.each.decide_ns
         clock.time.head_ns += head
         if log is not None:
@@ -386,6 +387,7 @@ def durations(plan: Plan) -> Durations:
         each=record(Each, **one, beside=on.beside, share_n=share_n, share_d=share_d),
         **packed(
             dense_ns=(np.int64, c.dense_ns),
+            dense_in_all_ns=(np.int64, c.dense_ns.sum(axis=1)),
             head_ns=(np.int64, c.head_ns),
             cost_class=(np.int32, c.cost_class),
             expert_ns=(np.int64, c.expert_ns),
