@@ -136,11 +136,12 @@ def about_s(what: str) -> float:
 
 
 def _kept(dispatcher: Any) -> str:
-    ours = str(dispatcher.py_func.__module__).startswith("sim.")
-    where = jit.CACHE_DIR / "ours" if ours else dispatcher._cache.cache_path
     if not jit.KEPT:
         mend = "NUMBA_CACHE_DIR names another folder"
         return f"NOT KEPT: {jit.ASKED} cannot be written, so each process compiles it again; {mend}"
+    if str(dispatcher.py_func.__module__).startswith("sim."):
+        return f"kept in {jit.CACHE_DIR}"
+    where = dispatcher._cache.cache_path
     return "not kept: the next process compiles it again" if where is None else f"kept in {Path(where).parent}"
 
 

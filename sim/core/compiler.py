@@ -28,6 +28,7 @@ from sim.core.memory_type import memory_type
 
 _config: Any = numba.config  # its settings are made when it is imported, where mypy does not see them
 _config.CACHE_DIR = str(jit.CACHE_DIR)
+_contexts: Any = BaseContext
 
 # Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
@@ -96,13 +97,13 @@ def _as_ours() -> Iterator[None]:
     collector would walk over all that numba has made again and again: a tenth of the time; what it would have found
     stays until then, a hundred MB or two.
     """
-    collects, index, size = gc.isenabled(), arrayobj.fix_integer_index, BaseContext.get_abi_sizeof
+    collects, index, size = gc.isenabled(), arrayobj.fix_integer_index, _contexts.get_abi_sizeof
     gc.disable()
-    arrayobj.fix_integer_index, BaseContext.get_abi_sizeof = _as_it_is, _size
+    arrayobj.fix_integer_index, _contexts.get_abi_sizeof = _as_it_is, _size
     try:
         yield
     finally:
-        arrayobj.fix_integer_index, BaseContext.get_abi_sizeof = index, size
+        arrayobj.fix_integer_index, _contexts.get_abi_sizeof = index, size
         if collects:
             gc.enable()
 

@@ -15,8 +15,7 @@ from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.jit import apart, inlined, inner, whole
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
-from sim.core.memory import Memory, Struct, packed, record
-from sim.core.plan import PLAIN, Plan
+from sim.core.plan import Plan
 from sim.core.remote import next_remote
 from sim.core.stages import end_visit
 from sim.core.state import NEVER, State
@@ -34,38 +33,11 @@ from sim.machines.clock import (
     slow_the_link,
     slowed,
 )
+from sim.machines.durations import Durations, durations
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
 UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
-
-
-class Each(Struct):
-    decide_ns: int
-    group_ns: int
-    commit_gap_ns: int
-    cpu_visit_ns: int  # plan.OnMiss
-    beside: int
-    share_n: int
-    share_d: int
-
-
-class Durations(Memory):
-    """plan.Costs as the loop takes it, and plan.Low's (the same again where there is none)."""
-
-    each: Each
-    dense_ns: Int
-    dense_in_all_ns: Int  # of all layers
-    head_ns: Int
-    cost_class: npt.NDArray[np.int32]
-    expert_ns: Int
-    cpu_expert_ns: Int
-    transfer_ns: Int
-    draft_ns: Int
-    low_expert_ns: Int
-    low_transfer_ns: Int
-    run_ns: Int  # plan.OnMiss
-    chunk_ns: Int
 
 
 @inlined
@@ -376,30 +348,6 @@ def _loop(
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock, rules)
-
-
-def durations(plan: Plan) -> Durations:
-    """The plan's costs, each array of its type whatever it came as."""
-    c, on = plan.costs, plan.on_miss or PLAIN
-    low, (share_n, share_d) = plan.low or c, on.link_share
-    one = dict(decide_ns=c.decide_ns, group_ns=c.group_ns, commit_gap_ns=c.commit_gap_ns, cpu_visit_ns=on.cpu_visit_ns)
-    return Durations(
-        each=record(Each, **one, beside=on.beside, share_n=share_n, share_d=share_d),
-        **packed(
-            dense_ns=(np.int64, c.dense_ns),
-            dense_in_all_ns=(np.int64, c.dense_ns.sum(axis=1)),
-            head_ns=(np.int64, c.head_ns),
-            cost_class=(np.int32, c.cost_class),
-            expert_ns=(np.int64, c.expert_ns),
-            cpu_expert_ns=(np.int64, c.cpu_expert_ns),
-            transfer_ns=(np.int64, c.transfer_ns),
-            draft_ns=(np.int64, c.draft_ns),
-            low_expert_ns=(np.int64, low.expert_ns),
-            low_transfer_ns=(np.int64, low.transfer_ns),
-            run_ns=(np.int64, on.run_ns),
-            chunk_ns=(np.int64, on.chunk_ns),
-        ),
-    )
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:
