@@ -39,7 +39,7 @@ WALL_S = {
     "the machine: prefetch, evictions that look back, or of your own": 13.0,
     "the machine: prefetch, and any answer to a miss": 25.0,
     "the machine: engines' own ways on a miss, prefetch": 12.0,
-    "the machine: engines' own ways on a miss, any eviction, prefetch, and any answer to a miss": 22.0,
+    "the machine: engines' own ways on a miss, any eviction, prefetch, and any answer to a miss": 25.0,
     "link.next_commit, one choice": 5.0,
     "visit.decide, one choice": 12.0,
     "visit.finish_group, one choice": 1.0,
