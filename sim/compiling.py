@@ -28,7 +28,7 @@ SECONDS = "compile-seconds.json"  # beside the cache: what each part took last
 
 LOOP = ("sim.machines.compiled", "_loop")
 LOG, MISS, AHEAD, HOOKS, RULES = 1, 3, 4, 5, 6  # of its arguments, None where a version does without
-EVERYTHING = {RULES: "engines' own ways on a miss", MISS: "prefetch, and any answer to a miss"}
+ENGINES, EVERYTHING = "engines' own ways on a miss", "prefetch, and any answer to a miss"
 PARTS = {AHEAD: "prefetch", HOOKS: "evictions that look back, or of your own"}
 # seconds on two shared cores of a server of 2021, numba 0.68 (1.4 times those of the CPU alone); only where nothing is
 # known of this machine
@@ -38,7 +38,8 @@ WALL_S = {
     "the machine: evictions that look back, or of your own": 11.0,
     "the machine: prefetch, evictions that look back, or of your own": 13.0,
     "the machine: prefetch, and any answer to a miss": 25.0,
-    "the machine: engines' own ways on a miss": 35.0,
+    "the machine: engines' own ways on a miss, prefetch": 12.0,
+    "the machine: engines' own ways on a miss, any eviction, prefetch, and any answer to a miss": 25.0,
     "link.next_commit, one choice": 5.0,
     "visit.decide, one choice": 12.0,
     "visit.finish_group, one choice": 1.0,
@@ -65,9 +66,10 @@ def part(dispatcher: Any, args: Any) -> str:
 
 def _version(args: Any) -> str:
     has = {place for place in (LOG, MISS, AHEAD, HOOKS, RULES) if not isinstance(args[place], types.NoneType)}
-    whole = next((what for place, what in EVERYTHING.items() if place in has), "")
-    parts = [what for place, what in PARTS.items() if place in has]
-    return f"the machine: {whole or ', '.join(parts) or 'caches alone'}" + (FULL_RECORD if LOG in has else "")
+    parts = [EVERYTHING] if MISS in has else [what for place, what in PARTS.items() if place in has]
+    if RULES in has:
+        parts = [ENGINES, *(["any eviction"] if MISS in has else []), *parts]
+    return f"the machine: {', '.join(parts) or 'caches alone'}" + (FULL_RECORD if LOG in has else "")
 
 
 class Said(event.Listener):
@@ -134,11 +136,12 @@ def about_s(what: str) -> float:
 
 
 def _kept(dispatcher: Any) -> str:
-    ours = str(dispatcher.py_func.__module__).startswith("sim.")
-    where = jit.CACHE_DIR / "ours" if ours else dispatcher._cache.cache_path
     if not jit.KEPT:
         mend = "NUMBA_CACHE_DIR names another folder"
         return f"NOT KEPT: {jit.ASKED} cannot be written, so each process compiles it again; {mend}"
+    if str(dispatcher.py_func.__module__).startswith("sim."):
+        return f"kept in {jit.CACHE_DIR}"
+    where = dispatcher._cache.cache_path
     return "not kept: the next process compiles it again" if where is None else f"kept in {Path(where).parent}"
 
 

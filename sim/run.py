@@ -119,7 +119,7 @@ def _command(argv: list[str]) -> None:
     elif args.json:
         print(json.dumps(summary))
     else:
-        from sim.outcome.report import table
+        from sim.outcome.table import table
 
         print(table(summary))
 

@@ -12,7 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("traces", "sim", "runtime", "analysis", "tests")
 COMPILED = ROOT / "sim" / "core" / "visit.py"  # every machine calls it, and it calls the rest of the core
-BATCHES = (("lean", "everything", "rules"), ("log", "everything-log", "rules-log"))  # of tests.warm, side by side
+BATCHES = (
+    ("lean", "everything", "rules", "rules-everything"),
+    ("log", "everything-log", "rules-log", "rules-everything-log"),
+)  # of tests.warm, side by side
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.pages import figures, tables
 from analysis.reading.run import Run
-from sim.outcome.report import BOUNDS, KEEPING, LIMITS, keeping, table
+from sim.outcome.table import BOUNDS, KEEPING, LIMITS, keeping, table
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace

@@ -1,12 +1,29 @@
 """What is used of numba's inside: parts are compiled once and linked once, whoever calls them with what integers."""
 
+# mypy: disable-error-code="attr-defined, no-untyped-call"
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
 import numba
 import numpy as np
 import pytest
+from numba.core.compiler import DefaultPassBuilder
 
 from sim.core import jit
+from sim.core.memory import Memory
 
 pytestmark = pytest.mark.skipif(not jit.compiles(), reason="nothing is compiled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an earlier run compiled tells nothing."""
+    jit.compiler()
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(tmp_path_factory.mktemp("cache"))
+    yield
+    numba.config.CACHE_DIR = before
 
 
 @jit.inner
@@ -70,3 +87,52 @@ def test_a_part_has_no_machine_code_and_a_root_has() -> None:
     assert part.library.get_pointer_to_function(part.fndesc.llvm_func_name) == 0
     (root,) = both.dispatcher.overloads.values()
     assert root.entry_point(np.zeros(1, np.uint32), 1) == by_hand([0])
+
+
+class Some(Memory):
+    """What a version may do without."""
+
+    n: Any  # int64 [1]
+
+
+@jit.inner
+def _without(x: int) -> int:
+    return x + 1
+
+
+@jit.inner
+def _with(some: Any, x: int) -> int:
+    return some.n[0] + x
+
+
+@jit.choice
+def with_it(some: Any, x: int) -> int:
+    """One part where there is something, another where there is nothing."""
+    return _without(x) if some is None else _with(some, x)
+
+
+def test_what_a_version_does_without_is_not_compiled_either_way() -> None:
+    assert with_it(Some(n=np.full(1, 7)), 2) == 9 and not _without.part.overloads
+    (only,) = _with.part.overloads
+    assert with_it(None, 2) == 3 and [*_with.part.overloads] == [only] and len(_without.part.overloads) == 1
+
+
+def test_what_is_left_out_of_numbas_passes_is_there_to_be_left_out() -> None:
+    names = {each.name() for each, _ in DefaultPassBuilder.define_nopython_pipeline(_state()).passes}
+    assert {*jit.compiler().NEEDLESS} <= names
+
+
+def _state() -> Any:
+    """As much of a compilation's as a pipeline looks at."""
+
+    class State(dict[str, Any]):
+        __getattr__ = dict.__getitem__
+
+    flags = numba.core.compiler.Flags()
+    return State(flags=flags, func_ir=None)
+
+
+def test_pythons_collector_collects_again() -> None:
+    assert gc.isenabled()
+    with_it(None, 5)
+    assert gc.isenabled()

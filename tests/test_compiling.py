@@ -132,10 +132,14 @@ def dispatcher(room: str, name: str) -> Any:
         ("hooks", "the machine: evictions that look back, or of your own"),
         ("ahead hooks", "the machine: prefetch, evictions that look back, or of your own"),
         ("miss ahead hooks", "the machine: prefetch, and any answer to a miss"),
-        ("miss ahead hooks rules", "the machine: engines' own ways on a miss"),
+        ("ahead rules", "the machine: engines' own ways on a miss, prefetch"),
+        (
+            "miss ahead hooks rules",
+            "the machine: engines' own ways on a miss, any eviction, prefetch, and any answer to a miss",
+        ),
         ("log", "the machine: caches alone, full record"),
         ("log ahead", "the machine: prefetch, full record"),
-        ("log miss ahead hooks rules", "the machine: engines' own ways on a miss, full record"),
+        ("log ahead rules", "the machine: engines' own ways on a miss, prefetch, full record"),
     ],
 )
 def test_each_version_of_the_machine_has_a_name(has: str, called: str) -> None:

@@ -19,7 +19,7 @@ from sim.costs.roofline import needed
 from sim.engines import FREE, behaving
 from sim.errors import CatalogError, SpecError
 from sim.flags import flag_words, spec_of
-from sim.outcome.report import table
+from sim.outcome.table import table
 from sim.policies.registry import TABLES
 from sim.prepare import Setting, prepare
 from sim.simulation import simulate

@@ -6,7 +6,7 @@ from typing import get_args
 
 from sim.catalog.files import normal
 from sim.flags import GROUPS
-from sim.outcome import report
+from sim.outcome import table
 from sim.outcome.glossary import WORDS, named, page
 from sim.outcome.summary import Marks, columns
 from sim.policies.describe import named as policies
@@ -45,7 +45,7 @@ def test_every_key_of_the_summary_has_an_entry() -> None:
 
 def test_every_head_of_the_printed_lines_has_an_entry() -> None:
     """`f"{'stall by':<12} ..."` in the source of the printed report."""
-    text = Path(report.__file__).read_text()
+    text = Path(table.__file__).read_text()
     heads = set(re.findall(r"\{'([^']+)':<12\}", text)) | {"bound", "own work", "TPOT", "ITL", "TTFT"}
     assert len(heads) > 15 and missing({"stall" if head == "stall by" else head for head in heads}) == []
 

@@ -164,6 +164,26 @@ def test_it_is_of_its_sources_its_types_and_numbas_settings(
     assert len(names) == 6
 
 
+def test_what_numbas_own_file_says_counts_until_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    for said, compiles in (
+        ("disable_jit: 1", 0),
+        ("disable_jit: true", 0),
+        ("disable_jit: 0", 1),
+        ("opt: 1", 1),
+        ("", 1),
+    ):
+        (tmp_path / ".numba_config.yaml").write_text(said)
+        assert jit.compiles.__wrapped__() == compiles
+    assert "NUMBA_OPT" not in jit.settings()
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert not jit.compiles.__wrapped__()
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_it_raises_is_raised(loaded: bool) -> None:
     if loaded:

@@ -113,7 +113,7 @@ class Even(Struct):
 
 
 def test_narrow_fields_take_their_place_or_lie_behind() -> None:
-    """As written 8 + 8 + 8 bytes, the widest first 8 + 4 + 1 in 16; two halves before a whole are as small as behind."""
+    """As written 8 + 8 + 8 bytes, widest first 8 + 4 + 1 in 16; two halves before a whole are as small as behind."""
     assert Mixed.dtype.itemsize == 16 and [Mixed.dtype.fields[name][1] for name in Mixed.fields()] == [12, 0, 8]
     assert Even.dtype.itemsize == 16 and [Even.dtype.fields[name][1] for name in Even.fields()] == [0, 4, 8]
 

@@ -17,8 +17,8 @@ from sim.costs.roofline import memory
 from sim.errors import SpecError
 from sim.machines.compiled import run as simulate
 from sim.outcome.per_request import PerRequest, drawn, interval, per_request
-from sim.outcome.report import BOUNDS
 from sim.outcome.summary import summarise
+from sim.outcome.table import BOUNDS
 from sim.prepare import prepare
 from sim.search.halving import LENGTHS, Search, begin_with, lengths_of
 from sim.search.judging import Wish, command

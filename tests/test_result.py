@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from analysis.reading.load import load
 from sim import __version__
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, marks_without
-from sim.outcome.report import table
 from sim.outcome.summary import Summary, check_summary, columns
+from sim.outcome.table import table
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from tests.gen import random_trace, trace_of

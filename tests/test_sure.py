@@ -23,7 +23,7 @@ from sim.errors import CatalogError
 from sim.experiments.__main__ import main as experiment
 from sim.outcome.how_sure import NOT_CALIBRATED, overlap
 from sim.outcome.marks import UNSURE
-from sim.outcome.report import table
+from sim.outcome.table import table
 from sim.prepare import prepare
 from sim.search.advice import text
 from sim.search.judging import Wish

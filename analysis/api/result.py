@@ -12,7 +12,7 @@ from analysis.reading.load import load
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.words import markup, plain
 from sim.outcome.how_sure import how_sure
-from sim.outcome.report import table
+from sim.outcome.table import table
 from sim.simulation import FILES, write
 from traces.command import out_folder
 from traces.errors import UserError

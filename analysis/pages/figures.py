@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from analysis.pages.labels import short_labels, two_lines
 from analysis.showing.palette import ANSWER, CAUSE, GREEN, GREY, ORANGE, PREFETCHED, SCALE, SLOT, TIME, colours
 from analysis.showing.words import label
-from sim.outcome.report import LIMITS
+from sim.outcome.table import LIMITS
 
 Float = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from analysis.pages.panels import Panel, Section, cells, percent_range
 from analysis.reading.run import Run, share
 from analysis.timelines import series
 from sim.outcome.marks import HOST_PARTS
-from sim.outcome.report import FITS
+from sim.outcome.table import FITS
 
 ANSWERS = {
     "fetched": "fetched",

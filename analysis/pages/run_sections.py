@@ -15,8 +15,8 @@ from analysis.reading.run import Run
 from analysis.showing.words import figure
 from analysis.timelines import series
 from sim.outcome.per_request import per_request
-from sim.outcome.report import LIMITS, cache_words
 from sim.outcome.summary import STALLS
+from sim.outcome.table import LIMITS, cache_words
 
 NEEDS_RECORD = (
     "The distribution over requests and steps is not shown for {names}: it needs record.npz (python -m sim.run --out)."

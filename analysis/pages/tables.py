@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.reading.run import Run, by_cause, share
 from analysis.showing.palette import TIME
-from sim.outcome.report import LIMITS
+from sim.outcome.table import LIMITS
 
 
 def _frame(rows: Sequence[Mapping[str, object]], runs: Sequence[Run]) -> pd.DataFrame:

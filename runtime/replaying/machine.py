@@ -404,7 +404,7 @@ class Machine:
         own = ids + base
         runs_as = own if self.rules is None else self.rules.arrays["expert"]["at"][own]
         experts = np.where(ids >= 0, runs_as, -1)
-        if self.miss is not None:
+        if self.miss is not None or self.rules is not None:
             for row in self.log.answers[answer : s.rows.answers]:
                 at = self.row_of[row.row], row.slot
                 if row.answer == ANSWER_SUBSTITUTE:

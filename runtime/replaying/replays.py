@@ -24,7 +24,7 @@ from sim.flags import spec_of
 from sim.machines.record import RunRecord, load
 from sim.outcome.how_sure import PHASES, key_of
 from sim.outcome.report import result
-from sim.outcome.report import table as simulated
+from sim.outcome.table import table as simulated
 from sim.prepare import Setting, prepare
 from sim.simulation import write
 from traces.progress import counted, doing

@@ -337,16 +337,16 @@ def _fetch_in_background(s: State, log: Any, visit: int) -> None:
 
 
 @apart
-def answer_by_rule(s: State, log: Any, route: Any, miss: Any, rules: Any, visit: int, step: int, layer: int) -> None:
+def answer_by_rule(s: State, log: Any, route: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int) -> None:
     """2d to 2f where every token that misses an expert gets the same answer."""
-    over = over_the_link(s, miss, rules) if rules.visit.rule == SPLIT else 0
+    over = over_the_link(s, rules) if rules.visit.rule == SPLIT else 0
     rules.visit.busy = 1 if over > 0 else 0
     for i in range(s.visit.n_wanted):
         if s.expert[s.wanted[i]].kind == MISS:
             rules.expert[s.wanted[i]].answer = _by_rule(s, rules, s.wanted[i])
     for i in range(over):
         _over_the_link(s, rules, rules.order[i])
-    if s.run.eviction_marks & BYPASSES:
+    if hooks is not None and s.run.eviction_marks & BYPASSES:
         bypass(s, rules, layer)
     _log_answers(s, log, route, rules, visit, step, layer)
     for i in range(s.visit.n_wanted):

@@ -8,6 +8,7 @@ numba.core is not an interface that it promises to keep, so tests/test_compiler.
 
 # mypy: disable-error-code="import-untyped, no-untyped-call, untyped-decorator, no-untyped-def"
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from numba.core import types
+from numba.core.base import BaseContext
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
@@ -26,6 +28,7 @@ from sim.core.memory_type import memory_type
 
 _config: Any = numba.config  # its settings are made when it is imported, where mypy does not see them
 _config.CACHE_DIR = str(jit.CACHE_DIR)
+_contexts: Any = BaseContext
 
 # Without numba's runtime nothing allocates and nothing counts references: 50 times faster here. See ARCHITECTURE.md.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
@@ -50,6 +53,14 @@ class _PartLibrary(JITCodeLibrary):
 
     def set_env(self, name: str, env: Any) -> None:
         """It has none: without machine code there is nowhere to keep it, and nothing here looks it up."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """numba's own, which does not spare what is only declared: two of three."""
+        ll_module.data_layout = self._codegen._data_layout
+        for function in ll_module.functions:
+            if not function.is_declaration:
+                passes, builder = self._codegen._function_pass_manager()
+                passes.run(function, builder)
 
 
 class _RootLibrary(JITCodeLibrary):
@@ -78,19 +89,40 @@ def _callers_first(library: Any, seen: set[Any]) -> list[Any]:
 
 
 @contextmanager
-def _from_the_front() -> Iterator[None]:
-    """No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does,
-    the loop takes a tenth less time. numba compiles under a lock of its own."""
-    before = arrayobj.fix_integer_index
-    arrayobj.fix_integer_index = _as_it_is
+def _as_ours() -> Iterator[None]:
+    """numba as the core needs it, for as long as it compiles something of the core, under a lock of its own.
+
+    No index in the core counts from the end (tests/test_indices.py): without asking each of them whether it does, the
+    loop takes a tenth less time. How large a type is LLVM is asked once, and not for every variable. And Python's
+    collector would walk over all that numba has made again and again: a tenth of the time; what it would have found
+    stays until then, a hundred MB or two.
+    """
+    collects, index, size = gc.isenabled(), arrayobj.fix_integer_index, _contexts.get_abi_sizeof
+    gc.disable()
+    arrayobj.fix_integer_index, _contexts.get_abi_sizeof = _as_it_is, _size
     try:
         yield
     finally:
-        arrayobj.fix_integer_index = before
+        arrayobj.fix_integer_index, _contexts.get_abi_sizeof = index, size
+        if collects:
+            gc.enable()
 
 
 def _as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
     return context.cast(builder, index, kind, types.intp)
+
+
+_sizes: dict[Any, int] = {}
+
+
+def _size(context: Any, kind: Any) -> int:
+    if kind not in _sizes:
+        _sizes[kind] = kind.get_abi_size(context.target_data)
+    return _sizes[kind]
+
+
+# Passes of numba's that cost time and change nothing here: the core has no function within a function.
+NEEDLESS = ("inline_closure_likes", "inline_overloads")
 
 
 class _Into(Compiler):
@@ -99,14 +131,16 @@ class _Into(Compiler):
     library: Any
 
     def _compile_core(self) -> Any:
-        with _from_the_front():
+        with _as_ours():
             return super()._compile_core()
 
     def define_pipelines(self) -> Any:
         state = self.state
         state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
-        return super().define_pipelines()
+        (passes,) = super().define_pipelines()
+        passes.passes = [each for each in passes.passes if each[0].name() not in NEEDLESS]
+        return [passes]
 
 
 class _PartCompiler(_Into):

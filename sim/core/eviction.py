@@ -287,8 +287,10 @@ def _of_another_order(s: State, scope: int, spare_from: int, g: int, hooks: Any,
         if marks & (BY_ID | TOLD_OF_USES):
             return _least_as_counted(s, rules, scope, spare_from)
         return _least(s, rules, scope, spare_from, False, False)
+    if rules is not None and hooks is None:
+        return _random(s, rules, scope, spare_from)
     if hooks is not None and kind == USER:
         return _by_user(s, rules, hooks, scope, spare_from, g)
-    if rules is not None and marks & KEEPS_OUT:
+    if hooks is not None and rules is not None and marks & KEEPS_OUT:
         return _worth_it(s, g, _by_score(s, rules, scope, spare_from), spare_from)
     return _random(s, rules, scope, spare_from) if kind == RANDOM else _by_score(s, rules, scope, spare_from)

@@ -10,7 +10,8 @@ from sim.core.hooks import Hooks, hooked, new_hooks
 from sim.core.jit import whole
 from sim.core.memory import Memory, Struct, packed, record
 from sim.core.miss import NONE, Miss, asks
-from sim.core.plan import BY_NEXT_USE, LISTED, LOOKS_BACK, ONE_BY_ONE, ORDERS, Leaving, Plan, Prefetch
+from sim.core.plan import BY_NEXT_USE, BY_WORTH, LOOKS_BACK, ORDERS, TOLD_MORE, Leaving, Plan, Prefetch
+from sim.core.rules import asked_by_token
 from sim.core.state import NEVER
 
 Int = npt.NDArray[np.int64]
@@ -72,15 +73,26 @@ def inputs(plan: Plan, s: st.State) -> tuple[Route, Miss | None, Ahead | None, H
 
     Raises ValueError where the lists of a prefetcher do not fit the plan.
 
-    What a run does not use is None, and is not compiled; with hooks come the evictions that are told more than who ran,
-    whose tests alone would slow the others. A run that asks a miss policy, or re-ranks, takes the one version that has
-    everything: it compiles long enough as it is.
+    What a run does not use is None, and is not compiled (`parts`).
     """
-    everything = asks(plan)
-    miss = Miss.of(plan) if everything else None
-    ahead = _ahead(plan) if everything or plan.prefetch is not None else None
-    told = everything or hooked(plan) or plan.eviction.marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)
+    answers, predicts, told = parts(plan)
+    miss, ahead = Miss.of(plan) if answers else None, _ahead(plan) if predicts else None
     return _route(plan, s), miss, ahead, new_hooks(plan) if told else None
+
+
+def parts(plan: Plan) -> tuple[bool, bool, bool]:
+    """Whether its version answers misses token by token or re-ranks, predicts, and tells evictions more than who ran,
+    whose tests alone would slow the others: with an answer all of it, which compiles long enough as it is.
+
+    Of rules there are two versions: what answers by expert and evicts by the order of touches or landings, by uses or
+    at random, and all of it.
+    """
+    told = hooked(plan) or bool(plan.eviction.marks & TOLD_MORE)
+    if plan.on_miss is None:
+        answers = asks(plan)
+        return answers, answers or plan.prefetch is not None, answers or told
+    everything = told or plan.rerank is not None or asked_by_token(plan) or bool(plan.eviction.marks & BY_WORTH)
+    return everything, True, everything
 
 
 def _route(plan: Plan, s: st.State) -> Route:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,8 @@ import numpy as np
 
 _HERE = Path(__file__).resolve().parent
 _MACHINES = _HERE.parent / "machines"
-_SOURCES = (*sorted(_HERE.glob("*.py")), _MACHINES / "clock.py", _MACHINES / "compiled.py")
+_SOURCES = (*sorted(_HERE.glob("*.py")), *(_MACHINES / f"{name}.py" for name in ("clock", "compiled", "durations")))
+_SETTINGS = Path(".numba_config.yaml")
 
 
 def _root() -> Path:
@@ -60,9 +62,21 @@ CACHE_DIR = _cache_dir(ASKED if _scratch is None else Path(_scratch.name))
 BESIDE_NUMBA: list[str] = []  # modules to be imported as soon as numba is
 
 
+def settings() -> dict[str, str]:
+    """numba's, as it takes them when it is imported: NUMBA_* of the environment, and before them what its own file in
+    the working folder says, which it reads if PyYAML is there."""
+    said: dict[str, Any] = {}
+    if _SETTINGS.is_file():
+        with suppress(ImportError):
+            said = import_module("yaml").safe_load(_SETTINGS.read_text()) or {}
+    of_file = {f"NUMBA_{name.upper()}": str(int(x) if isinstance(x, bool) else x) for name, x in said.items()}
+    return of_file | {name: x for name, x in os.environ.items() if name.startswith("NUMBA_")}
+
+
+@functools.cache
 def compiles() -> bool:
     """Whether the choices are compiled at all (NUMBA_DISABLE_JIT=1 runs them as plain Python)."""
-    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+    return settings().get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,7 +145,7 @@ def whole(function: F) -> F:
     """Compile a run from its first step to its last. It takes what core.memory knows, arrays, integers and None, and
     returns nothing; other threads go on meanwhile (one says what is being done)."""
     if not compiles():
-        return np.errstate(over="ignore")(function)  # integers wrap around, as compiled
+        return wrapping(function)
     made: Any = import_module("sim.core.kept").Whole(function)
     return made
 

@@ -108,7 +108,7 @@ def _llvm() -> tuple[Any, Any]:
 def _circumstances() -> tuple[str, ...]:
     """All that machine code depends on beside its sources."""
     llvm, _ = _llvm()
-    settings = {k: v for k, v in os.environ.items() if k.startswith("NUMBA_") and k != "NUMBA_CACHE_DIR"}
+    settings = {name: x for name, x in jit.settings().items() if name != "NUMBA_CACHE_DIR"}
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     return version("numba"), version("llvmlite"), llvm.get_process_triple(), *processor, json.dumps(settings)
 

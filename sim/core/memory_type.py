@@ -29,6 +29,12 @@ class MemoryType(types.Type):
         """What makes two of them the same."""
         return self.name, self.members
 
+    @property
+    def literal_type(self) -> Any:
+        """What numba compares with None where it prunes branches (numba.core.analysis): a memory is never None, so
+        what a version does without is not even looked at."""
+        return self
+
 
 @cache
 def memory_type(name: str, *arrays: tuple[str, np.dtype[Any], int, int | None]) -> MemoryType:

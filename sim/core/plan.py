@@ -38,6 +38,8 @@ LOOKS_BACK = FORGETS_ROWS | FORGETS_REQUESTS | BY_LOGITS | FROM_FRESH
 NOT_BY_TOUCH = BY_LANDING | BY_SCORE | BY_NEXT_USE | OWN_LISTS  # nobody asks for the order of touches: it is not kept
 NOT_ALL_FETCHED = LOSSY | ANSWERS_CPU
 KEEPS_OUT = FIXED | BYPASSES  # what a visit fetches may have to be streamed instead
+TOLD_MORE = LOOKS_BACK | LISTED | ONE_BY_ONE | BYPASSES  # evictions that do more at a visit than choose a victim
+BY_WORTH = BY_SCORE | OWN_LISTS  # those that keep more than an order or a count of uses
 
 # What `Plan.miss.params` holds, in this order, for every miss policy of the substitution family.
 # selector: 0 list, 1 random, 2 next-ranked, 3 drop, 4 nobody; fallback: 0 fetch, 1 drop, 2 cpu, 3 cheaper.

@@ -146,7 +146,7 @@ def claim(s: State, log: Any, g: int, spare_from: int, hooks: Any, rules: Any) -
 
     On success g is COMMITTED and the victim is gone. Raises IllegalTransition if g was not queued.
     """
-    if s.run.eviction_marks & OWN_LISTS:
+    if (rules is None or hooks is not None) and s.run.eviction_marks & OWN_LISTS:
         return _claim_with_lists(s, log, g, spare_from, rules)
     scope = scope_of(s, g)
     gone = -1

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sim.core import miss as ms
 from sim.core.jit import apart, choice, inlined
-from sim.core.memory import Memory, Struct, together, zeros
+from sim.core.memory import Memory, Struct, between, together, zeros
 from sim.core.plan import ADMIT_PARAMS, CAUSES, FIXED, SPLIT_PARAMS, OnMiss, Plan
 from sim.core.state import ABSENT, COMMITTED, HIT, LATE, MISS, RESIDENT, State
 
@@ -22,7 +22,7 @@ Int = npt.NDArray[np.int64]
 DEMAND, PREFETCH, BACKGROUND, ADMISSION, STREAM = range(len(CAUSES))
 NOBODY = -1
 UNLIMITED = 2**62
-BY_RULE = (ms.FETCH, ms.STREAM, ms.REMOTE, ms.ADMIT, ms.SPLIT)  # answered by expert; others token by token
+BY_RULE = (ms.FETCH, ms.CPU, ms.STREAM, ms.REMOTE, ms.ADMIT, ms.SPLIT)  # answered by expert; others token by token
 
 
 class OfRules(Struct):
@@ -147,6 +147,9 @@ class Rules(Memory):
     on_cpu: Int  # [rows, K] 1: answered `cpu` in this visit
     bulk: Int  # [S] 1: the step's visits use the bulk rule
     table: Int  # plan.OnMiss.table
+    cpu_ns: Int  # [2, tokens] plan.Costs, which a split weighs
+    expert_ns: Int  # [tokens]
+    transfer_ns: Int  # [2]
     forgotten: Int  # the memory of all of this but of what is `_kept`
     at_start: Int  # the same as it was at time 0; empty in a run that is never reset
 
@@ -156,25 +159,24 @@ def new_rules(plan: Plan, s: State) -> Rules | None:
     on = plan.on_miss
     if on is None:
         return None
-    (forgotten, words), (kept, _) = together(**_forgotten(plan, s)), together(**_kept(plan))
-    count = kept["totals"].view(RuleCount).reshape(())
-    arrays: dict[str, Any] = dict(**forgotten, **kept | {"totals": kept["totals"][:-1]}, count=count)
+    arrays, words = together(len(Rules.__annotations__), count=(RuleCount,), **_forgotten(plan, s), **_kept(plan))
+    arrays["totals"] = arrays["count"].reshape(1).view(np.int64)[:-1]  # stages in use are no figure
+    arrays["forgotten"] = forgotten = between(words, arrays["run"], arrays["busy_ns"])
     _begin(plan, on, arrays)
-    start = words.copy() if plan.resets is not None else zeros(0)
-    return Rules(**arrays, forgotten=words, at_start=start)
+    return Rules(words, **arrays, at_start=forgotten.copy() if plan.resets is not None else zeros(0))
 
 
 def _kept(plan: Plan) -> dict[str, tuple[Any, ...]]:
-    """The dtype and shape of what a reset leaves alone: figures (count lies in totals), which visits have begun and
-    ended, and what never changes."""
+    """The dtype and shape of what a reset leaves alone beside the count: figures, which visits have begun and ended,
+    and what never changes."""
     return dict(
-        totals=(np.int64, RuleCount.dtype.itemsize // 8),
         busy_ns=(np.int64, len(CAUSES)),
         host_ns=(np.int64, 1),
         remote_ns=(np.int64, 1),
         layer=(RuledLayer, plan.experts.shape[1]),
         bulk=(np.int64, len(plan.step_prefill)),
         table=(np.int64, 0 if plan.on_miss is None else len(plan.on_miss.table)),
+        **{name: (np.int64, *ns.shape) for name, ns in _weighed(plan).items()},
     )
 
 
@@ -184,8 +186,8 @@ def _forgotten(plan: Plan, s: State) -> dict[str, tuple[Any, ...]]:
     return dict(
         run=(OfRules,),
         admission=(OfAdmission,),
-        split=(OfSplit, 2),
         visit=(Served,),
+        split=(OfSplit, 2),
         expert=(Ruled, experts),
         queued=(np.int64, len(s.arrays["scope"])),
         streams=(np.int64, experts),
@@ -195,6 +197,12 @@ def _forgotten(plan: Plan, s: State) -> dict[str, tuple[Any, ...]]:
         order=(np.int64, plan.n_experts),
         on_cpu=(np.int64, rows, plan.experts.shape[2]),
     )
+
+
+def _weighed(plan: Plan) -> dict[str, Int]:
+    """The durations that a split weighs."""
+    c = plan.costs
+    return dict(cpu_ns=c.cpu_expert_ns, expert_ns=c.expert_ns, transfer_ns=c.transfer_ns)
 
 
 def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
@@ -210,16 +218,23 @@ def _begin(plan: Plan, on: OnMiss, arrays: dict[str, Any]) -> None:
     steps = len(arrays["bulk"])  # of a plan that was cut short, not of the whole
     arrays["bulk"][:] = 0 if on.bulk is None else on.step_bulk[:steps]
     arrays["table"][:] = on.table
+    for name, ns in _weighed(plan).items():
+        arrays[name][:] = ns
 
 
 def _begin_run(plan: Plan, on: OnMiss, run: Any) -> None:
     run["miss"], run["bulk"] = plan.miss.kind, -1 if on.bulk is None else on.bulk.kind
     run["static"] = bool(plan.eviction.marks & FIXED)
-    run["by_token"] = plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
+    run["by_token"] = asked_by_token(plan)
     run["bulk_touch"], run["serial"], run["merge_runs"] = on.bulk_touch, on.serial, on.merge_runs
     run["whole_layer"], run["ahead"], run["defer"] = on.whole_layer or on.ahead > 0, on.ahead, on.defer
     run["chunks"], run["rest"] = plan.chunks, NOBODY
     run["stages_free"] = on.stages or ((on.ahead + 1) * plan.n_experts if on.ahead else UNLIMITED)
+
+
+def asked_by_token(plan: Plan) -> bool:
+    """Whether the miss policy is asked about every token, and not about every expert of a visit."""
+    return plan.miss.kind not in BY_RULE or plan.late_counts_as_missing
 
 
 def _begin_admission(plan: Plan, out: Any) -> None:

@@ -16,7 +16,7 @@ BUSY, FOLLOWING = 1, 1  # rows of cpu_expert_ns and transfer_ns: the link is at 
 
 
 @apart
-def over_the_link(s: State, miss: Any, rules: Any) -> int:
+def over_the_link(s: State, rules: Any) -> int:
     """Fill Rules.order with the visit's misses, most tokens first; the first so many, returned, go over the link.
 
     (By makespan the link takes from the front and the host from the back, so that is a front part too.)"""
@@ -24,8 +24,8 @@ def over_the_link(s: State, miss: Any, rules: Any) -> int:
     if rules.split[rules.visit.bulk].by == TABLE:
         return min(m, rules.table[min(m, len(rules.table) - 1)])
     if rules.split[rules.visit.bulk].by == SHARE:
-        return _by_share(s, miss, rules, m)
-    return _by_makespan(s, miss, rules, m)
+        return _by_share(s, rules, m)
+    return _by_makespan(s, rules, m)
 
 
 @apart
@@ -46,35 +46,35 @@ def _sorted_misses(s: State, rules: Any) -> int:
 
 
 @apart
-def _by_share(s: State, miss: Any, rules: Any, m: int) -> int:
+def _by_share(s: State, rules: Any, m: int) -> int:
     host = rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(m):
-        host += miss.cpu_ns[BUSY, s.expert[rules.order[i]].tokens]
+        host += rules.cpu_ns[BUSY, s.expert[rules.order[i]].tokens]
     best, least = -1, 0
     for q in range(m + 1):
-        cost = max(q * miss.transfer_ns[FOLLOWING], 0 if q == m else host)
+        cost = max(q * rules.transfer_ns[FOLLOWING], 0 if q == m else host)
         if q >= min(rules.split[rules.visit.bulk].least, m) and (best < 0 or cost < least):
             best, least = q, cost
         if q < m:
-            host -= miss.cpu_ns[BUSY, s.expert[rules.order[q]].tokens]
+            host -= rules.cpu_ns[BUSY, s.expert[rules.order[q]].tokens]
     return best
 
 
 @apart
-def _by_makespan(s: State, miss: Any, rules: Any, m: int) -> int:
+def _by_makespan(s: State, rules: Any, m: int) -> int:
     gpu, link, host = 0, 0, rules.split[rules.visit.bulk].cpu_visit_ns
     for i in range(s.visit.n_wanted):
         if s.expert[s.wanted[i]].kind == HIT:
-            gpu += miss.expert_ns[s.expert[s.wanted[i]].tokens]
+            gpu += rules.expert_ns[s.expert[s.wanted[i]].tokens]
     first, last = 0, m - 1
     while first <= last:
         most, fewest = s.expert[rules.order[first]].tokens, s.expert[rules.order[last]].tokens
-        by_link = max(link + miss.transfer_ns[FOLLOWING], gpu) + miss.expert_ns[most]
-        by_host = host + miss.cpu_ns[BUSY, fewest]
+        by_link = max(link + rules.transfer_ns[FOLLOWING], gpu) + rules.expert_ns[most]
+        by_host = host + rules.cpu_ns[BUSY, fewest]
         if by_host <= by_link:
             host = by_host
             last -= 1
         else:
-            link, gpu = link + miss.transfer_ns[FOLLOWING], by_link
+            link, gpu = link + rules.transfer_ns[FOLLOWING], by_link
             first += 1
     return first

@@ -7,7 +7,7 @@ A copy is an id of its own behind those of the slots (core.rules), with the life
 from typing import Any
 
 from sim.core import log as lg
-from sim.core.jit import apart, choice, inlined
+from sim.core.jit import apart, choice, inlined, whole
 from sim.core.plan import ANSWERS
 from sim.core.residency import arrived, move
 from sim.core.rules import DEMAND, NOBODY, STREAM, anywhere, stage_of, streams
@@ -103,7 +103,13 @@ def stream_ahead(s: State, log: Any, rules: Any, visit: int, target: int, steps:
         rules.run.n_streams += 1
 
 
-@choice
+@whole
+def begin_streams(s: State, log: Any, rules: Any, steps: int) -> None:
+    """Time 0, as Python calls it."""
+    stream_first(s, log, rules, steps)
+
+
+@apart
 def stream_first(s: State, log: Any, rules: Any, steps: int) -> None:
     """Time 0, or a reset: the coming visits have their copies queued."""
     for target in range(s.run.routed, s.run.routed + rules.run.ahead):

@@ -296,8 +296,8 @@ def new_state(plan: Plan) -> State:
     forgets = _forgotten(plan)
     arrays, words = together(len(State.__annotations__), **ALWAYS, **forgets, **_kept(plan))
     arrays["forgotten"] = between(words, arrays["visit"], arrays["layer"])
-    arrays["totals"] = between(words, arrays["count"], arrays["visit"])
-    arrays["of_layers"] = between(words, arrays["layer"], arrays["loss"])
+    arrays["totals"] = arrays["count"].reshape(1).view(np.int64)
+    arrays["of_layers"] = arrays["layer"].view(np.int64)
     again = plan.resets is not None
     image, start = together(**forgets) if again else ({"expert": zeros(0, dtype=Expert)}, zeros(0))
     _begin(plan, arrays)

@@ -74,7 +74,7 @@ def _load(s: State, route: Any, miss: Any, hooks: Any, step: int, layer: int) ->
         for k in range(route.experts.shape[2]):
             s.routed[i - first, k] = route.experts[t, layer, k]
             s.weight[i - first, k] = route.weights[t, layer, k] if len(route.weights) > 0 else 0.0
-    if miss.policy.rerank >= 0:
+    if miss is not None and miss.policy.rerank >= 0:
         _count_before(s, last - first, layer)
         if miss.policy.rerank != USER_RERANKS:
             rerank(s, miss, route.step_row[first:last], layer)
@@ -122,10 +122,8 @@ def _classify(s: State, route: Route, miss: Any, hooks: Any, rules: Any, visit: 
     base, at_once = layer * s.run.n_experts, hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0
     n = slots = hits = late = 0
     for i in range(route.step_offset[step], route.step_offset[step + 1]):
-        if miss is None:
-            experts = route.experts[route.step_row[i], layer]
-        else:  # what re-ranking made of them
-            experts = s.routed[i - route.step_offset[step]]
+        # the trace's, or what re-ranking made of them
+        experts = route.experts[route.step_row[i], layer] if miss is None else s.routed[i - route.step_offset[step]]
         for k in range(route.experts.shape[2]):
             e = experts[k]
             if e < 0:
@@ -165,7 +163,7 @@ def decide(
         s.link.demand_tail = 0
     else:
         begin_visit(s, rules, visit, step, layer, route.step_offset[step + 1] - route.step_offset[step])
-    if miss is not None:
+    if miss is not None or rules is not None:
         _load(s, route, miss, hooks, step, layer)
     _classify(s, route, miss, hooks, rules, visit, step, layer)
     if rules is not None:
@@ -176,8 +174,8 @@ def decide(
         _log_visit(s, log, step, layer)
     if ahead is not None and s.link.n_queued > 0:
         withdraw_unwanted(s, log, visit, layer)
-    if rules is not None and rules.visit.by_token == 0:
-        answer_by_rule(s, log, route, miss, rules, visit, step, layer)
+    if rules is not None and (miss is None or rules.visit.by_token == 0):
+        answer_by_rule(s, log, route, hooks, rules, visit, step, layer)
     elif miss is not None:
         answer_each(s, log, route, miss, hooks, rules, visit, step, layer)
     elif hooks is not None and s.run.eviction_marks & ONE_BY_ONE:
@@ -186,7 +184,7 @@ def decide(
     else:
         fetch_all(s, log, route, visit, step, layer)
     if rules is not None:
-        _behind_the_answers(s, log, route, rules, visit, step, layer)
+        _behind_the_answers(s, log, route, hooks, rules, visit, step, layer)
     if ahead is not None:
         predict(s, log, route, ahead, rules, step, layer)
 
@@ -209,10 +207,12 @@ def _next_turn(s: State, log: Any, route: Any) -> None:
 
 
 @apart
-def _behind_the_answers(s: State, log: Any, route: Any, rules: Any, visit: int, step: int, layer: int) -> None:
+def _behind_the_answers(
+    s: State, log: Any, route: Any, hooks: Any, rules: Any, visit: int, step: int, layer: int
+) -> None:
     """What follows from the answers: deferred host work, whom a serial visit waits for, admissions, layers ahead."""
     rows, layers = route.step_offset[step + 1] - route.step_offset[step], s.run.n_layers
-    if s.run.eviction == WINDOW_SWAP:
+    if hooks is not None and s.run.eviction == WINDOW_SWAP:
         swap(s, log, visit, layer)
     if rules.run.defer > 0 and not route.step_prefill[step] and layer < layers - 1:
         defer(s, rules, rows, rules.run.defer)
@@ -314,7 +314,7 @@ def finish_group(s: State, log: Any, route: Any, n: int, rules: Any) -> None:
 
 @apart
 def _all_have_run(s: State, log: Any, route: Any, rules: Any) -> None:
-    if s.run.eviction_marks & ONE_BY_ONE:
+    if rules is None and s.run.eviction_marks & ONE_BY_ONE:
         _next_turn(s, log, route)
     elif rules is None or rules.visit.bulk == 0 or rules.run.bulk_touch == 1:
         touch_as_listed(s)

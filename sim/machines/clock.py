@@ -9,12 +9,12 @@ from sim.core import log as lg
 from sim.core import state as st
 from sim.core.jit import apart, choice, inner
 from sim.core.link import abandon
-from sim.core.memory import Memory, Struct, between, together
+from sim.core.memory import Memory, Struct, together
 from sim.core.plan import Plan
 from sim.core.reset import as_at_start, remember_start
 from sim.core.residency import place
 from sim.core.rules import NOBODY, Rules, behind, new_rules
-from sim.core.stages import stream_first
+from sim.core.stages import begin_streams
 from sim.core.state import State
 from sim.errors import SpecError
 
@@ -68,7 +68,7 @@ def new_clock(flights: int, steps: int) -> Clock:
         **dict.fromkeys(("starts", "lands", "full_ns"), of_flights),
         **dict.fromkeys(("begin", "end", "event"), of_steps),
     )
-    arrays["totals"] = between(words, arrays["time"], arrays["host"])[1:]
+    arrays["totals"] = arrays["time"].reshape(1).view(np.int64)[1:]
     return Clock(words, **arrays)
 
 
@@ -79,8 +79,8 @@ def begin_run(plan: Plan, full: bool) -> tuple[st.State, lg.Log | None, Clock, R
     remember_start(s)
     clock = new_clock(len(s.flight), len(plan.step_prefill))
     log, rules = _log(plan) if full else None, new_rules(plan, s)
-    if rules is not None:
-        stream_first(s, log, rules, len(plan.step_prefill))
+    if rules is not None and rules.run.ahead > 0:
+        begin_streams(s, log, rules, len(plan.step_prefill))
         if log is not None:
             log.arrays["transfers"]["queued_ns"][: s.rows.transfers] = 0
     return s, log, clock, rules

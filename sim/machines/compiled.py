@@ -15,8 +15,7 @@ from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.jit import apart, inlined, inner, whole
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
-from sim.core.memory import Memory, Struct, fill, packed, together
-from sim.core.plan import PLAIN, Plan
+from sim.core.plan import Plan
 from sim.core.remote import next_remote
 from sim.core.stages import end_visit
 from sim.core.state import NEVER, State
@@ -34,37 +33,11 @@ from sim.machines.clock import (
     slow_the_link,
     slowed,
 )
+from sim.machines.durations import Durations, durations
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
 UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
-
-
-class Each(Struct):
-    decide_ns: int
-    group_ns: int
-    commit_gap_ns: int
-    cpu_visit_ns: int  # plan.OnMiss
-    beside: int
-    share_n: int
-    share_d: int
-
-
-class Durations(Memory):
-    """plan.Costs as the loop takes it, and plan.Low's (the same again where there is none)."""
-
-    each: Each
-    dense_ns: Int
-    head_ns: Int
-    cost_class: npt.NDArray[np.int32]
-    expert_ns: Int
-    cpu_expert_ns: Int
-    transfer_ns: Int
-    draft_ns: Int
-    low_expert_ns: Int
-    low_transfer_ns: Int
-    run_ns: Int  # plan.OnMiss
-    chunk_ns: Int
 
 
 @inlined
@@ -329,7 +302,7 @@ def _visit(
                 _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
             group += 1
     clock.time.experts_ns += gpu_ns
-    if miss is not None and (s.visit.n_host > 0 or rules is not None):
+    if rules is not None or (miss is not None and s.visit.n_host > 0):
         _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
     if rules is not None:
         end_visit(s, rules)
@@ -373,38 +346,12 @@ def _loop(
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
         clock.time.draft_ns += draft
-        clock.time.dense_ns += dense.sum()
+        clock.time.dense_ns += d.dense_in_all_ns[d.cost_class[step]]
         clock.time.decide_ns += layers * d.each.decide_ns
         clock.time.head_ns += head
         if log is not None:
             clock.event[step] = lg.next_event(s)
     close(s, log, clock, rules)
-
-
-def durations(plan: Plan) -> Durations:
-    """The plan's costs, each array of its type whatever it came as."""
-    c, on = plan.costs, plan.on_miss or PLAIN
-    low, (share_n, share_d) = plan.low or c, on.link_share
-    arrays, front = together(len(Durations.__annotations__), each=(Each,))
-    one = dict(decide_ns=c.decide_ns, group_ns=c.group_ns, commit_gap_ns=c.commit_gap_ns, cpu_visit_ns=on.cpu_visit_ns)
-    fill(arrays["each"], **one, beside=on.beside, share_n=share_n, share_d=share_d)
-    return Durations(
-        front,
-        **arrays,
-        **packed(
-            dense_ns=(np.int64, c.dense_ns),
-            head_ns=(np.int64, c.head_ns),
-            cost_class=(np.int32, c.cost_class),
-            expert_ns=(np.int64, c.expert_ns),
-            cpu_expert_ns=(np.int64, c.cpu_expert_ns),
-            transfer_ns=(np.int64, c.transfer_ns),
-            draft_ns=(np.int64, c.draft_ns),
-            low_expert_ns=(np.int64, low.expert_ns),
-            low_transfer_ns=(np.int64, low.transfer_ns),
-            run_ns=(np.int64, on.run_ns),
-            chunk_ns=(np.int64, on.chunk_ns),
-        ),
-    )
 
 
 def run(plan: Plan, full: bool = False) -> RunRecord:

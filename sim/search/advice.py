@@ -5,7 +5,7 @@ from typing import Any
 
 from sim.outcome.how_sure import how_sure
 from sim.outcome.marks import machine_words
-from sim.outcome.report import BOUNDS, keeping
+from sim.outcome.table import BOUNDS, keeping
 from sim.search.screen import first_screen
 from sim.search.side_by_side import NOT_DONE
 from sim.search.windows import words

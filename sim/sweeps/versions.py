@@ -4,7 +4,8 @@ they can."""
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
-from sim.core.plan import KEEPS_OUT, LISTED, LOOKS_BACK, ONE_BY_ONE
+from sim.core.plan import BY_WORTH, KEEPS_OUT, TOLD_MORE
+from sim.core.rules import BY_RULE
 from sim.engines import FIT
 from sim.memo import Kept, Memo
 from sim.on_miss import OWN, Rules, slowed
@@ -84,15 +85,18 @@ def _version(spec: RunSpec, memo: Memo) -> Hashable:
         return (spec.machine, *users)
     try:
         marks = find("eviction", spec.eviction).choice(spec.params("eviction")).marks
+        by_token = find("miss", spec.miss).kind not in BY_RULE
+        everything = by_token or spec.rerank != "none" or bool(marks & (TOLD_MORE | BY_WORTH))
         if marks & KEEPS_OUT or _by_rules(spec, memo):
-            return spec.machine, "rules"
+            return spec.machine, "rules", everything
     except UserError:
         return None
     asks = (spec.miss, spec.rerank) != ("fetch", "none")  # and then with everything
-    parts = asks or (spec.prefetch != "none", bool(marks & (LOOKS_BACK | ONE_BY_ONE | LISTED)))
+    parts = asks or (spec.prefetch != "none", bool(marks & TOLD_MORE))
     layers = (spec.n_cpu_moe, spec.override_tensor, spec.cache if spec.cache == FIT else per_layer(spec.cache))
     slots = (spec.engine, spec.vram, *layers) if any(each is not None for each in layers) else None
-    return spec.machine, parts, slots, spec.transfer_chunk
+    ruled = (slots, spec.transfer_chunk, everything) if slots or spec.transfer_chunk else None
+    return spec.machine, parts, ruled
 
 
 def _by_rules(spec: RunSpec, memo: Memo) -> bool:
