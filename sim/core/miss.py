@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.core import state as st
-from sim.core.half import half_to_float
 from sim.core.hashing import hash64
 from sim.core.jit import inlined, inner
 from sim.core.memory import Memory, Struct, packed, record
 from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
-from sim.core.softmax import read_logits, read_odds
+from sim.core.softmax import expert_of, insert, rank_of, read_odds
 from sim.core.state import HIT, RESIDENT, State
 
 ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW, ANSWER_STREAM, ANSWER_REMOTE = range(7)
@@ -298,8 +297,7 @@ def _by_psi(s: State, miss: Any, t: int, layer: int, i: int) -> None:
     """B(i) into State.order, by psi; ties keep the list's order."""
     n, order, total = 0, s.order, 1.0
     if miss.params[ETA] != 0.0:
-        read_logits(s, miss.logits, t, layer)
-        total = read_odds(s)
+        total = read_odds(s, miss.logits, t, layer)
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
         mine, place = _score(s, miss, layer, i, n, total), n
         while place > 0 and mine > s.chances[place - 1]:
@@ -331,34 +329,61 @@ def _buddy(s: State, miss: Any, t: int, layer: int, i: int) -> int:
 
 
 @inner
-def _any(s: State, layer: int) -> int:
-    """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
-    free, n = s.order, 0
+def _list_free(s: State, layer: int) -> None:
+    """The residents not in U into State.marked, ascending; in front how many."""
+    free, n = s.marked, 0
     for j in range(s.run.n_experts):
-        free[n] = j
+        free[n + 1] = j
         n += _free(s, layer * s.run.n_experts, j)
+    free[0] = n
+
+
+@inner
+def _any(s: State, layer: int, done: int) -> int:
+    """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none.
+    They are listed for the first stand-in of a token; each leaves the list."""
+    free = s.marked
+    if done == 0:
+        _list_free(s, layer)
+    n = free[0]
     if n == 0:
         return -1
     drawn = hash64(s.run.seed, s.run.routed, MISS_DRAWS + s.visit.miss_draws)
     s.visit.miss_draws += 1
-    return free[drawn % np.uint64(n)]
+    at = 1 + np.int64(drawn % np.uint64(n))
+    chosen = free[at]
+    for i in range(at, n):
+        free[i] = free[i + 1]
+    free[0] = n - 1
+    return chosen
 
 
 @inner
-def _best_ranked(s: State, miss: Any, t: int, layer: int) -> int:
-    """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
-    best, best_logit = -1, 0.0
+def _rank_free(s: State, miss: Any, t: int, layer: int, most: int) -> None:
+    """Of the residents not in U the `most` with the highest router logits into State.marked, ties by the lower id; in
+    front how many."""
+    free, n = s.marked, 0
     for j in range(s.run.n_experts):
-        if _free(s, layer * s.run.n_experts, j):
-            logit = half_to_float(miss.logits[t, layer, j])
-            if best < 0 or logit > best_logit:
-                best, best_logit = j, logit
-    return best
+        rank = rank_of(miss.logits, t, layer, j)
+        if (n < most or rank > free[n]) and _free(s, layer * s.run.n_experts, j):
+            n += n < most
+            insert(free, rank, 1, n)
+    free[0] = n
 
 
 @inner
-def _select(s: State, miss: Any, t: int, layer: int, i: int) -> int:
-    """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control)."""
+def _best_ranked(s: State, miss: Any, t: int, layer: int, done: int, left: int) -> int:
+    """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none. As many as are
+    left to be asked about are ranked for the first stand-in of a token, and taken in that order."""
+    if done == 0:
+        _rank_free(s, miss, t, layer, left)
+    return expert_of(s.marked[done + 1]) if done < s.marked[0] else -1
+
+
+@inner
+def _select(s: State, miss: Any, t: int, layer: int, i: int, done: int, left: int) -> int:
+    """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control). done: slots that
+    somebody stands in for; left: those to be asked about, this one among them."""
     selector = np.int64(miss.params[SELECTOR])
     if selector == SELECT_NOBODY:
         return -1
@@ -367,8 +392,8 @@ def _select(s: State, miss: Any, t: int, layer: int, i: int) -> int:
     if miss.params[MATCHED] != 0.0 and _buddy(s, miss, t, layer, i) < 0:
         return -1
     if selector == SELECT_RANDOM:
-        return _any(s, layer)
-    return _best_ranked(s, miss, t, layer) if selector == SELECT_NEXT else -2
+        return _any(s, layer, done)
+    return _best_ranked(s, miss, t, layer, done, left) if selector == SELECT_NEXT else -2
 
 
 @inner
@@ -443,11 +468,12 @@ def _before(weights: Any, k: int, other: int, lowest_first: bool) -> bool:
 def _substitute(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
     """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
     base, done, gate = layer * s.run.n_experts, 0, _gate(s, miss, ids, weights, t, layer)
-    for turn in range(_turns(s, miss, ids, weights, base)):
+    turns = _turns(s, miss, ids, weights, base)
+    for turn in range(turns):
         k = s.reply[turn].turn
         s.reply[k].other, s.reply[k].gate = -1, OPEN
         why = gate if gate > OPEN else (RHO if done >= miss.params[RHO_MAX] else OPEN)
-        chosen = _select(s, miss, t, layer, ids[k]) if why == OPEN else -1
+        chosen = _select(s, miss, t, layer, ids[k], done, turns - turn) if why == OPEN else -1
         if chosen == -1:
             s.reply[k].gate = why if why > OPEN else NOBODY
             s.reply[k].answer = _fall_back(s, miss, base + ids[k], s.reply[k].gate)
