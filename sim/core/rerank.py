@@ -105,8 +105,8 @@ def _cache_prior(s: State, miss: Any, layer: int, row: int, total: float) -> Non
 
 @inner
 def _take_highest(s: State, row: int) -> None:
-    """The token gets the K experts of the highest State.chances, descending, ties by the lower id: none of them is below
-    the least of those that it has."""
+    """The token gets the K experts of the highest State.chances, descending, ties by the lower id: none is below the
+    least of those that it has."""
     order, chances, top_k, n, least = s.order, s.chances, s.routed.shape[1], 0, math.inf
     for k in range(top_k):
         least = min(least, chances[s.routed[row, k]] if s.routed[row, k] >= 0 else -math.inf)
@@ -130,10 +130,10 @@ def _take_highest(s: State, row: int) -> None:
 
 @inner
 def _rank_of_mass(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> int:
-    """How many of State.order, from the front, it takes for their p to add up to `mass`. Twice as many are put in order
-    as are there already wherever those do not do."""
+    """How many of State.order, from the front, it takes for their p to add up to `mass`. Where those that are there do
+    not do, twice as many are put in order."""
     n, sum_p, mass = 0, 0.0, miss.rerank_params[1]
-    ordered = _rank(s, miss, t, layer, row, 2 * s.routed.shape[1])
+    ordered = _rank(s, miss, t, layer, row, 4 * s.routed.shape[1])
     while n < s.run.n_experts and sum_p < mass:
         if n == ordered:
             ordered = _rank_more(s, miss, t, layer, n, 2 * n)
@@ -145,17 +145,11 @@ def _rank_of_mass(s: State, miss: Any, t: int, layer: int, row: int, total: floa
 @inner
 def _residents_first(s: State, miss: Any, layer: int, row: int, among: int, total: float) -> None:
     """Of State.order the first `always`, then residents among the first `among`, then the others."""
-    always, order, n, top_k = int(miss.rerank_params[0]), s.order, 0, s.routed.shape[1]
+    top_k = s.routed.shape[1]
     ranks = min(s.run.n_experts, max(among, top_k))  # nobody behind them gets a slot
-    for turn in range(3):
-        for r in range(ranks):
-            e = order[r]
-            if e < 0 or n == top_k:
-                continue
-            if turn == 2 or (turn == 0 and r < always) or (turn == 1 and r < among and _resident(s, layer, e)):
-                s.routed[row, n] = e
-                n += 1
-                order[r] = -1
+    n = _take(s, layer, row, 0, min(int(miss.rerank_params[0]), ranks), True)
+    n = _take(s, layer, row, n, min(among, ranks), False)
+    n = _take(s, layer, row, n, ranks, True)
     while n < top_k:
         s.routed[row, n] = -1
         n += 1
@@ -163,9 +157,24 @@ def _residents_first(s: State, miss: Any, layer: int, row: int, among: int, tota
 
 
 @inner
+def _take(s: State, layer: int, row: int, n: int, ranks: int, anybody: bool) -> int:
+    """Behind the n experts that the token has, those left among the first ranks, anybody or residents, until it has K.
+    Returns how many it has."""
+    r = 0
+    while r < ranks and n < s.routed.shape[1]:
+        e = s.order[r]
+        if e >= 0 and (anybody or _resident(s, layer, e)):
+            s.routed[row, n] = e
+            n += 1
+            s.order[r] = -1
+        r += 1
+    return n
+
+
+@inner
 def _rank_of_least(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> int:
     """How many are put in order so that, of the rest, none does for any slot: the last slot's best has rank K."""
-    n = _rank(s, miss, t, layer, row, 2 * s.routed.shape[1])
+    n = _rank(s, miss, t, layer, row, s.routed.shape[1] + (s.routed.shape[1] + 1) // 2)
     least = (1.0 - miss.rerank_params[0]) * (s.odds[s.order[s.routed.shape[1] - 1]] / total)
     while n < s.run.n_experts and s.odds[s.order[n - 1]] / total >= least:
         n = _rank_more(s, miss, t, layer, n, 2 * n)
@@ -175,9 +184,12 @@ def _rank_of_least(s: State, miss: Any, t: int, layer: int, row: int, total: flo
 @inner
 def _tolerance(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> None:
     ranks = _rank_of_least(s, miss, t, layer, row, total)
+    first = 0
     for k in range(s.routed.shape[1]):
+        while first < ranks and s.order[first] < 0:
+            first += 1
         best, least = -1, 0.0
-        for r in range(ranks):
+        for r in range(first, ranks):
             e = s.order[r]
             if e < 0:
                 continue

@@ -55,18 +55,18 @@ def put_in_order(s: State, logits: Any, t: int, layer: int, n: int, most: int) -
 
     The first n of State.order, different experts in any order, are likely to be among them: the router's own, or those
     of a shorter order. Then few others come in, and most are passed over by one comparison that is easily foretold."""
-    order, there = s.order, s.marked  # bits, 64 to a number
-    for i in range(s.run.n_experts + 63 >> 6):
-        there[i] = 0
+    order, ranks = s.order, s.marked
+    for e in range(s.run.n_experts):
+        ranks[e] = rank_of(logits, t, layer, e)
     for i in range(n):
-        there[order[i] >> 6] |= 1 << (order[i] & 63)
-        insert(order, rank_of(logits, t, layer, order[i]), 0, i)
+        rank = ranks[order[i]]
+        ranks[order[i]] = _LEAST
+        insert(order, rank, 0, i)
     least = order[n - 1] if n == most else _LEAST
     for e in range(s.run.n_experts):
-        rank = rank_of(logits, t, layer, e)
-        if (rank > least) & (there[e >> 6] >> (e & 63) & 1 == 0):
+        if ranks[e] > least:
             n += n < most
-            insert(order, rank, 0, n - 1)
+            insert(order, ranks[e], 0, n - 1)
             least = order[n - 1] if n == most else _LEAST
     for i in range(most):
         order[i] = expert_of(order[i])

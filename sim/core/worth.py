@@ -279,8 +279,11 @@ def _by_probability(s: State, route: Any, first: int, last: int, layer: int) -> 
     sums[:n] = 0.0
     for i in range(first, last):
         _add_highest(s, route, route.step_row[i], layer)
+    if last - first > 1:
+        for e in range(n):
+            sums[e] /= float(last - first)
     for e in range(n):
-        s.expert[base + e].score = (1.0 - alpha) * s.expert[base + e].score + alpha * (sums[e] / float(last - first))
+        s.expert[base + e].score = (1.0 - alpha) * s.expert[base + e].score + alpha * sums[e]
 
 
 @apart
