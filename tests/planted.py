@@ -23,7 +23,7 @@ def fault(name: str, file: str, right: str, wrong: str, *caught_by: str) -> Faul
 
 
 RANKS = "for r in range(lists.shape[2]):\n"
-TOKENS = "for i in range(route.step_offset[step], route.step_offset[step + 1]):\n"
+TOKENS = "for i in range(first, last):\n"
 CORE = [
     Fault(
         "a held victim is allowed and the guard is gone",
