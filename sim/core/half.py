@@ -17,7 +17,7 @@ def half_to_float(bits: Any) -> float:
     Its exponent and fraction at their places in a double are that value / _BIAS, those without a leading 1 included."""
     wide = np.int64(bits)
     if wide & _LARGEST == _LARGEST:
-        return _infinite(wide)  # type: ignore[no-any-return]
+        return _infinite(wide)
     return np.int64((wide & 0x8000) << 48 | (wide & 0x7FFF) << 42).view(np.float64) * _BIAS
 
 

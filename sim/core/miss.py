@@ -287,7 +287,7 @@ def _score(s: State, miss: Any, layer: int, i: int, rank: int, total: float) -> 
     if miss.params[ETA] != 0.0:
         psi *= 1.0 + miss.params[ETA] * (s.odds[j] / total)
     if miss.params[KAPPA] != 0.0:
-        parts = np.int64(miss.params[PARTITIONS])
+        parts = int(miss.params[PARTITIONS])
         psi *= 1.0 - miss.params[KAPPA] * abs(j * parts // n - i * parts // n)
     return psi
 
@@ -297,7 +297,7 @@ def _by_psi(s: State, miss: Any, t: int, layer: int, i: int) -> None:
     """B(i) into State.order, by psi; ties keep the list's order."""
     n, order, total = 0, s.order, 1.0
     if miss.params[ETA] != 0.0:
-        total = read_odds(s, miss.logits, t, layer)
+        total = read_odds(s, miss.logits[t, layer])
     while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
         mine, place = _score(s, miss, layer, i, n, total), n
         while place > 0 and mine > s.chances[place - 1]:
@@ -362,9 +362,9 @@ def _any(s: State, layer: int, done: int) -> int:
 def _rank_free(s: State, miss: Any, t: int, layer: int, most: int) -> None:
     """Of the residents not in U the `most` with the highest router logits into State.marked, ties by the lower id; in
     front how many."""
-    free, n = s.marked, 0
+    free, n, logits = s.marked, 0, miss.logits[t, layer]
     for j in range(s.run.n_experts):
-        rank = rank_of(miss.logits, t, layer, j)
+        rank = rank_of(logits, j)
         if (n < most or rank > free[n]) and _free(s, layer * s.run.n_experts, j):
             n += n < most
             insert(free, rank, 1, n)
@@ -384,7 +384,7 @@ def _best_ranked(s: State, miss: Any, t: int, layer: int, done: int, left: int) 
 def _select(s: State, miss: Any, t: int, layer: int, i: int, done: int, left: int) -> int:
     """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control). done: slots that
     somebody stands in for; left: those to be asked about, this one among them."""
-    selector = np.int64(miss.params[SELECTOR])
+    selector = int(miss.params[SELECTOR])
     if selector == SELECT_NOBODY:
         return -1
     if selector == SELECT_LIST:
@@ -421,7 +421,7 @@ def _cheaper(s: State, miss: Any, g: int) -> int:
 @inner
 def _fall_back(s: State, miss: Any, g: int, gate: int) -> int:
     """The answer for a slot that nobody stands in for; a shut gate or rho makes `drop` a fetch."""
-    fallback = np.int64(miss.params[FALLBACK])
+    fallback = int(miss.params[FALLBACK])
     if fallback == FALL_CHEAPER:
         return _cheaper(s, miss, g)
     if fallback == FALL_CPU:

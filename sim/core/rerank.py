@@ -32,42 +32,43 @@ def rerank(s: State, miss: Any, tokens: Any, layer: int) -> None:
         if miss.policy.rerank == ADAPMOE:
             _adapmoe(s, miss, row)
         else:
-            _by_logits(s, miss, tokens[row], layer, row, read_odds(s, miss.logits, tokens[row], layer))
+            _by_logits(s, miss, miss.logits[tokens[row], layer], layer, row)
 
 
 @inner
-def _by_logits(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> None:
-    """Token t, its logits and odds read; total: of the odds."""
+def _by_logits(s: State, miss: Any, logits: Any, layer: int, row: int) -> None:
+    """One token; logits [E]. total: of the odds."""
+    total = read_odds(s, logits)
     if miss.policy.rerank == CACHE_PRIOR:
         _cache_prior(s, miss, layer, row, total)
     elif miss.policy.rerank == MAX_RANK:
         among = int(miss.rerank_params[1])
-        _rank(s, miss, t, layer, row, max(among, s.routed.shape[1]))
+        _rank(s, logits, row, max(among, s.routed.shape[1]))
         _residents_first(s, miss, layer, row, among, total)
     elif miss.policy.rerank == CACHE_PRIOR_MASS:
-        _residents_first(s, miss, layer, row, _rank_of_mass(s, miss, t, layer, row, total), total)
+        _residents_first(s, miss, layer, row, _rank_of_mass(s, logits, row, miss.rerank_params[1], total), total)
     elif miss.policy.rerank == TOLERANCE:
-        _tolerance(s, miss, t, layer, row, total)
+        _tolerance(s, miss, logits, layer, row, total)
     else:
-        _smoe(s, miss, t, layer, row, total)
+        _smoe(s, miss, logits, layer, row, total)
 
 
 @inner
-def _rank(s: State, miss: Any, t: int, layer: int, row: int, most: int) -> int:
+def _rank(s: State, logits: Any, row: int, most: int) -> int:
     """The experts of the `most` highest logits into State.order, as a rule the router's own and more. Returns how many
     there are."""
     n = 0
     for k in range(s.routed.shape[1]):
         s.order[n] = s.routed[row, k]
         n += s.routed[row, k] >= 0
-    return _rank_more(s, miss, t, layer, n, most)
+    return _rank_more(s, logits, n, most)
 
 
 @inner
-def _rank_more(s: State, miss: Any, t: int, layer: int, n: int, most: int) -> int:
+def _rank_more(s: State, logits: Any, n: int, most: int) -> int:
     """The same where the first n are there."""
     most = min(most, s.run.n_experts)
-    put_in_order(s, miss.logits, t, layer, n, most)
+    put_in_order(s, logits, n, most)
     return most
 
 
@@ -129,14 +130,14 @@ def _take_highest(s: State, row: int) -> None:
 
 
 @inner
-def _rank_of_mass(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> int:
+def _rank_of_mass(s: State, logits: Any, row: int, mass: float, total: float) -> int:
     """How many of State.order, from the front, it takes for their p to add up to `mass`. Where those that are there do
     not do, twice as many are put in order."""
-    n, sum_p, mass = 0, 0.0, miss.rerank_params[1]
-    ordered = _rank(s, miss, t, layer, row, 4 * s.routed.shape[1])
+    n, sum_p = 0, 0.0
+    ordered = _rank(s, logits, row, 4 * s.routed.shape[1])
     while n < s.run.n_experts and sum_p < mass:
         if n == ordered:
-            ordered = _rank_more(s, miss, t, layer, n, 2 * n)
+            ordered = _rank_more(s, logits, n, 2 * n)
         sum_p += s.odds[s.order[n]] / total
         n += 1
     return n
@@ -172,18 +173,18 @@ def _take(s: State, layer: int, row: int, n: int, ranks: int, anybody: bool) -> 
 
 
 @inner
-def _rank_of_least(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> int:
+def _rank_of_least(s: State, logits: Any, row: int, tolerance: float, total: float) -> int:
     """How many are put in order so that, of the rest, none does for any slot: the last slot's best has rank K."""
-    n = _rank(s, miss, t, layer, row, s.routed.shape[1] + (s.routed.shape[1] + 1) // 2)
-    least = (1.0 - miss.rerank_params[0]) * (s.odds[s.order[s.routed.shape[1] - 1]] / total)
+    n = _rank(s, logits, row, s.routed.shape[1] + (s.routed.shape[1] + 1) // 2)
+    least = (1.0 - tolerance) * (s.odds[s.order[s.routed.shape[1] - 1]] / total)
     while n < s.run.n_experts and s.odds[s.order[n - 1]] / total >= least:
-        n = _rank_more(s, miss, t, layer, n, 2 * n)
+        n = _rank_more(s, logits, n, 2 * n)
     return n
 
 
 @inner
-def _tolerance(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> None:
-    ranks = _rank_of_least(s, miss, t, layer, row, total)
+def _tolerance(s: State, miss: Any, logits: Any, layer: int, row: int, total: float) -> None:
+    ranks = _rank_of_least(s, logits, row, miss.rerank_params[0], total)
     first = 0
     for k in range(s.routed.shape[1]):
         while first < ranks and s.order[first] < 0:
@@ -208,11 +209,11 @@ def _tolerance(s: State, miss: Any, t: int, layer: int, row: int, total: float) 
 
 
 @inner
-def _smoe(s: State, miss: Any, t: int, layer: int, row: int, total: float) -> None:
+def _smoe(s: State, miss: Any, logits: Any, layer: int, row: int, total: float) -> None:
     top_k, n = s.routed.shape[1], s.run.n_experts
     if top_k >= n:
         return
-    _rank(s, miss, t, layer, row, top_k + 1)
+    _rank(s, logits, row, top_k + 1)
     a, m = miss.rerank_params[0], float(s.odds[s.order[top_k]]) / total
     for k in range(top_k):
         e = s.routed[row, k]

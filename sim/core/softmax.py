@@ -15,12 +15,12 @@ _LEAST = -(1 << 32)  # below every rank
 
 
 @apart
-def read_odds(s: State, logits: Any, t: int, layer: int) -> float:
-    """The logits of token t into State.logit, exp(logit - largest) of each into State.odds; returns the sum of these,
+def read_odds(s: State, logits: Any) -> float:
+    """Its logits [E] into State.logit, exp(logit - largest) of each into State.odds; returns the sum of these,
     so p is odds / sum."""
-    top, total = half_to_float(logits[t, layer, 0]), 0.0
+    top, total = half_to_float(logits[0]), 0.0
     for e in range(s.run.n_experts):
-        s.logit[e] = half_to_float(logits[t, layer, e])
+        s.logit[e] = half_to_float(logits[e])
         top = max(top, s.logit[e])
     for e in range(s.run.n_experts):
         s.odds[e] = math.exp(s.logit[e] - top)
@@ -29,9 +29,9 @@ def read_odds(s: State, logits: Any, t: int, layer: int) -> float:
 
 
 @inlined
-def rank_of(logits: Any, t: int, layer: int, e: int) -> int:
-    """Of expert e among a token's, as one integer."""
-    return half_rank(logits[t, layer, e]) << 16 | _LOW_ID - e
+def rank_of(logits: Any, e: int) -> int:
+    """Of expert e's, as one integer."""
+    return half_rank(logits[e]) << 16 | _LOW_ID - e
 
 
 @inlined
@@ -50,14 +50,14 @@ def insert(ranks: Any, rank: int, first: int, place: int) -> None:
 
 
 @apart
-def put_in_order(s: State, logits: Any, t: int, layer: int, n: int, most: int) -> None:
-    """The experts of the `most` highest of a token's logits into State.order, descending, ties by the lower id.
+def put_in_order(s: State, logits: Any, n: int, most: int) -> None:
+    """The experts of the `most` highest logits [E] into State.order, descending, ties by the lower id.
 
     The first n of State.order, different experts in any order, are likely to be among them: the router's own, or those
     of a shorter order. Then few others come in, and most are passed over by one comparison that is easily foretold."""
     order, ranks = s.order, s.marked
     for e in range(s.run.n_experts):
-        ranks[e] = rank_of(logits, t, layer, e)
+        ranks[e] = rank_of(logits, e)
     for i in range(n):
         rank = ranks[order[i]]
         ranks[order[i]] = _LEAST

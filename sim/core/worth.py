@@ -101,6 +101,8 @@ def worth_at_once(s: State, g: int) -> float:
         return _hobbit(s, original(s, g))
     if kind in (MIN, BELADY):
         return -float(s.expert[original(s, g)].next_use)
+    if kind == BELADY_W:
+        return _within(s, g)
     return _other_worth(s, g)
 
 
@@ -113,8 +115,6 @@ def _other_worth(s: State, g: int) -> float:
         return float(s.history[g, s.history.shape[1] - 1])
     if kind == REUSE_INTERVAL:
         return -_until_reuse(s, g)
-    if kind == BELADY_W:
-        return _within(s, g)
     return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)  # lfu
 
 
@@ -289,12 +289,13 @@ def _by_probability(s: State, route: Any, first: int, last: int, layer: int) -> 
 @apart
 def _add_highest(s: State, route: Any, t: int, layer: int) -> None:
     """To State.chances, the softmax of a token's logits at its 2 K highest: those that are routed, and more."""
-    total, n, top_k = read_odds(s, route.logits, t, layer), 0, route.experts.shape[2]
+    logits, n, top_k = route.logits[t, layer], 0, route.experts.shape[2]
+    total = read_odds(s, logits)
     for k in range(top_k):
         s.order[n] = route.experts[t, layer, k]
         n += route.experts[t, layer, k] >= 0
     most = min(2 * top_k, s.run.n_experts)
-    put_in_order(s, route.logits, t, layer, n, most)
+    put_in_order(s, logits, n, most)
     for r in range(most):
         e = s.order[r]
         s.chances[e] += s.odds[e] / total
