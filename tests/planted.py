@@ -178,6 +178,19 @@ CORE = [
         "tests/test_reference_rerank.py::test_the_window_by_mass_ends_where_the_mass_is_reached",
     ),
     fault(
+        "a window by mass ends with what was put in order first",
+        "sim/core/rerank.py",
+        "        if n == ordered:\n",
+        "        if False:\n",
+        "tests/test_reference_rerank.py::test_a_window_by_mass_is_as_long_as_it_takes",
+    ),
+    fault(
+        "the best ranked stands in again",
+        SUBSTITUTION,
+        "expert_of(s.marked[done + 1])",
+        "expert_of(s.marked[1])",
+    ),
+    fault(
         "a resident at the tolerance does not do",
         "sim/core/rerank.py",
         "if p < least:",
