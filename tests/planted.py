@@ -23,7 +23,8 @@ def fault(name: str, file: str, right: str, wrong: str, *caught_by: str) -> Faul
 
 
 RANKS = "for r in range(lists.shape[2]):\n"
-TOKENS = "for i in range(route.step_offset[step], route.step_offset[step + 1]):\n"
+TOKENS = "for i in range(first, last):\n"
+SUBSTITUTION = "sim/core/substitution.py"
 CORE = [
     Fault(
         "a held victim is allowed and the guard is gone",
@@ -154,13 +155,13 @@ CORE = [
     ),
     fault(
         "a stand-in serves a token twice",
-        "sim/core/miss.py",
+        SUBSTITUTION,
         "            s.expert[base + chosen].used_by = s.run.token\n",
         "",
     ),
-    fault("rho allows one more", "sim/core/miss.py", "done >= miss.params[RHO_MAX]", "done > miss.params[RHO_MAX]"),
-    fault("the TAE gate opens the wrong way", "sim/core/miss.py", "<= miss.tau[layer]", "> miss.tau[layer]"),
-    fault("the control is not matched", "sim/core/miss.py", "miss.params[MATCHED] != 0.0", "False"),
+    fault("rho allows one more", SUBSTITUTION, "done >= miss.params[RHO_MAX]", "done > miss.params[RHO_MAX]"),
+    fault("the TAE gate opens the wrong way", SUBSTITUTION, "<= miss.tau[layer]", "> miss.tau[layer]"),
+    fault("the control is not matched", SUBSTITUTION, "miss.params[MATCHED] != 0.0", "False"),
     fault("a use as stand-in always counts", "sim/core/residency.py", "s.run.no_touch == 0 or", "True or"),
     fault(
         "a background transfer is withdrawn like a prefetch",
@@ -175,6 +176,19 @@ CORE = [
         "and sum_p < mass",
         "and sum_p <= mass",
         "tests/test_reference_rerank.py::test_the_window_by_mass_ends_where_the_mass_is_reached",
+    ),
+    fault(
+        "a window by mass ends with what was put in order first",
+        "sim/core/rerank.py",
+        "        if n == ordered:\n",
+        "        if False:\n",
+        "tests/test_reference_rerank.py::test_a_window_by_mass_is_as_long_as_it_takes",
+    ),
+    fault(
+        "the best ranked stands in again",
+        SUBSTITUTION,
+        "expert_of(s.marked[done + 1])",
+        "expert_of(s.marked[1])",
     ),
     fault(
         "a resident at the tolerance does not do",
@@ -353,21 +367,21 @@ PLAN = [
     fault(
         "the cheaper of host and link is not known to use the host",
         "sim/policies/policy.py",
-        "in (miss.FALL_CPU, miss.FALL_CHEAPER)",
-        "in (miss.FALL_CPU,)",
+        "in (substitution.FALL_CPU, substitution.FALL_CHEAPER)",
+        "in (substitution.FALL_CPU,)",
         USES_THE_HOST,
     ),
     fault(
         "a fallback given by --set is not looked at",
         "sim/policies/policy.py",
-        'self._substitutes("fallback", given, miss.FALL_FETCH)',
-        'self._substitutes("fallback", {}, miss.FALL_FETCH)',
+        'self._substitutes("fallback", given, substitution.FALL_FETCH)',
+        'self._substitutes("fallback", {}, substitution.FALL_FETCH)',
         USES_THE_HOST,
     ),
     fault(
         "a selector given by --set makes nothing lossy",
         "sim/policies/policy.py",
-        "selector != miss.SELECT_NOBODY or",
+        "selector != substitution.SELECT_NOBODY or",
         "False or",
         "tests/test_run.py::test_what_a_parameter_makes_lossy_is_called_so",
     ),

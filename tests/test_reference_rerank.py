@@ -104,6 +104,26 @@ def test_the_window_by_mass_ends_where_the_mass_is_reached(run: Run) -> None:
     assert sorted(result["executions"]["expert"]) == [0, 1]
 
 
+@pytest.mark.parametrize(("mass", "expected"), [(0.7, [5]), (0.6, [0])])
+def test_a_window_by_mass_is_as_long_as_it_takes(run: Run, mass: float, expected: list[int]) -> None:
+    # Eight of p = 1/8 each, K = 1, the sixth resident: .75 is the first sum from .7 on, .625 (of five) that from .6 on.
+    given: dict[str, Any] = {"policy": "cpu", "rerank": ("cache-prior-mass", 0, mass)}
+    result = run(lossy([[[0]]], 8, [1], [5], logits=[[[0] * 8]], **given))
+    assert list(result["executions"]["expert"]) == expected
+
+
+def test_tolerance_looks_as_far_as_it_must(run: Run) -> None:
+    # Eight of p = 1/8 each, K = 1: the last of them, the one resident, is as good as the first.
+    given: dict[str, Any] = {"policy": "drop", "rerank": ("tolerance", 0)}
+    assert executed(run(lossy([[[0]]], 8, [1], [7], logits=[[[0] * 8]], **given))) == [(7, 1, 0)]
+
+
+def test_a_bonus_in_which_logits_get_lost_makes_residents_alike(run: Run) -> None:
+    # 3 is above 2 by 1, but not by anything with 3 x 10^20 added to both: of equals the lower id.
+    given: dict[str, Any] = {"policy": "drop", "rerank": ("cache-prior", 1e20)}
+    assert executed(run(lossy([[[0]]], 4, [2], [2, 3], logits=[[[3, 2, 0, 1]]], **given))) == [(2, 1, 0)]
+
+
 @pytest.mark.parametrize(
     ("tolerance", "expected"),
     [

@@ -61,11 +61,12 @@ from sim.core import state as st
 from sim.core.hooks import explained
 from sim.core.inputs import inputs
 from sim.core.link import count_stall, land, next_commit, waiting, why_stalled
-from sim.core.miss import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE, REMOTE
+from sim.core.miss import REMOTE
 from sim.core.plan import PLAIN, Plan
 from sim.core.rules import NOBODY, behind
 from sim.core.stages import end_visit
 from sim.core.state import NEVER, IllegalTransition
+from sim.core.substitution import ANSWER_CPU, ANSWER_DROP, ANSWER_LOW, ANSWER_SUBSTITUTE
 from sim.core.visit import decide, finish_group, finish_host, take_group, visit_lasts
 from sim.errors import SpecError
 from sim.machines.clock import begin_run, busy, close, forget, last_place, reset

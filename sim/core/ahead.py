@@ -29,19 +29,20 @@ def withdraw_unwanted(s: State, log: Any, visit: int, layer: int) -> None:
 def _merge(s: State, route: Any, ahead: Any, d: int, step: int, layer: int, which: int) -> None:
     """Several tokens' lists for one target: rank by rank, then token by token, duplicates once."""
     lists = ahead.lists[min(d, ahead.lists.shape[0] - 1)]
-    base, n = layer * s.run.n_experts, 0
+    base, n, number = layer * s.run.n_experts, 0, s.run.lists + 1
     ranks, merged = s.order, s.merged[which]
-    s.run.lists += 1
+    s.run.lists = number
+    first, last = route.step_offset[step], route.step_offset[step + 1]
     for r in range(lists.shape[2]):
-        for i in range(route.step_offset[step], route.step_offset[step + 1]):
+        for i in range(first, last):
             row = ahead.row[d, i]
             e = lists[row, layer, r] if row >= 0 else -1
-            if e >= 0 and s.expert[base + e].listed != s.run.lists:
-                s.expert[base + e].listed = s.run.lists
+            if e >= 0 and s.expert[base + e].listed != number:
+                s.expert[base + e].listed = number
                 ranks[n] = r
                 n += 1
                 merged[n] = base + e
-    merged[0], merged[len(merged) - 1] = n, s.run.lists
+    merged[0], merged[len(merged) - 1] = n, number
 
 
 @inner
@@ -59,13 +60,13 @@ def _in_time(s: State, ahead: Any, rules: Any, d: int, layer: int) -> bool:
 @inlined
 def _queue(s: State, log: Any, ahead: Any, rules: Any, d: int, visit: int, layer: int, which: int, left: int) -> int:
     """Who is listed and nowhere joins the queue, until nothing is left of the budget. Returns what is."""
-    for i in range(s.merged[which, 0]):
+    merged, order = s.merged[which], s.run.order
+    for i in range(merged[0]):
         if left == 0:
             break
-        g = s.merged[which, i + 1]
+        g = merged[i + 1]
         there = s.expert[g].state != ABSENT or (rules is not None and anywhere(s, g))
         if not there and _in_time(s, ahead, rules, d, layer):
-            order = s.run.order
             key = visit + d + 1 if order == 1 else (ahead.rank_key[d, s.order[i]] if order == 2 else 0)
             join(s, log, g, visit, 1, key, which)
             left -= 1

@@ -15,25 +15,7 @@ from sim.core.hooks import ask_miss
 from sim.core.inputs import Route
 from sim.core.jit import apart, inlined, inner
 from sim.core.link import LAST_KEY, demand, join, withdraw
-from sim.core.miss import (
-    ADMIT,
-    ANSWER_CPU,
-    ANSWER_DROP,
-    ANSWER_FETCH,
-    ANSWER_LOW,
-    ANSWER_REMOTE,
-    ANSWER_STREAM,
-    ANSWER_SUBSTITUTE,
-    BACKGROUND,
-    CPU,
-    PREFILL,
-    REMOTE,
-    SPLIT,
-    SUBSTITUTE,
-    USER,
-    asked,
-    plan_token,
-)
+from sim.core.miss import ADMIT, CPU, REMOTE, SPLIT, SUBSTITUTE, USER, plan_token
 from sim.core.plan import BYPASSES
 from sim.core.remote import queue_remote
 from sim.core.residency import PREFETCH
@@ -48,6 +30,18 @@ from sim.core.state import (
     QUEUED,
     RESIDENT,
     State,
+)
+from sim.core.substitution import (
+    ANSWER_CPU,
+    ANSWER_DROP,
+    ANSWER_FETCH,
+    ANSWER_LOW,
+    ANSWER_REMOTE,
+    ANSWER_STREAM,
+    ANSWER_SUBSTITUTE,
+    BACKGROUND,
+    PREFILL,
+    asked,
 )
 
 Int = npt.NDArray[np.int64]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from sim.core.jit import apart, inlined, inner
 from sim.core.state import RESIDENT, State
 from sim.core.worth import visits_of_layer, worth
@@ -13,16 +11,16 @@ DEMANDS, ADMITS = -1, -2  # in the place of a list to spare
 
 @inlined
 def used_slots(s: State, scope: int) -> Any:
-    """The used slots of a scope; of a number that has no sign nobody asks whether it counts from the end."""
+    """The used slots of a scope."""
     base = s.scope[scope].base
-    return range(np.uint64(base), np.uint64(base + s.scope[scope].used))
+    return range(base, base + s.scope[scope].used)
 
 
 @inlined
 def ids_of(s: State, scope: int) -> Any:
     """The ids of all experts of a scope, resident or not."""
     n = s.run.n_experts * (s.run.n_layers if s.run.pooled == 1 else 1)
-    return range(np.uint64(scope * n), np.uint64((scope + 1) * n))
+    return range(scope * n, (scope + 1) * n)
 
 
 @inlined

@@ -54,7 +54,7 @@ def _oldest(s: State, rules: Any, scope: int, spare_from: int) -> int:
     g = s.newer[end]
     while g != end and not evictable(s, rules, g, spare_from):
         g = s.newer[g]
-    return np.int64(g) if g != end else -1  # type: ignore[return-value]
+    return g if g != end else -1
 
 
 @inlined
@@ -96,12 +96,12 @@ def _least_as_counted(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def newer_than(s: State, g: int) -> int:
     """The entry of the ring of g's scope that was last used after it: where it lands in a ring in the order of uses."""
     end, used = end_of(s, s.expert[g].scope, 0), s.kept[g].used_stamp
-    newest: Any = np.int64(s.older[end])
+    newest = s.older[end]
     if newest == end or s.kept[newest].used_stamp <= used:
         return end
-    after: Any = np.int64(s.newer[end])
+    after = s.newer[end]
     while s.kept[after].used_stamp <= used:
-        after = np.int64(s.newer[after])
+        after = s.newer[after]
     return after
 
 
@@ -110,14 +110,14 @@ def _stalest(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """least-stale: the ring is in the order of uses, before it those never used by touch; who was touched in this step
     goes last."""
     end, fresh = end_of(s, scope, 0), NOBODY
-    g: Any = np.int64(s.newer[end])
+    g = s.newer[end]
     while g != end:
         stale = s.expert[g].stamp < s.run.step_stamp
         if (stale or fresh == NOBODY) and evictable(s, rules, g, spare_from):
             if stale:
                 return g
             fresh = g
-        g = np.int64(s.newer[g])
+        g = s.newer[g]
     return fresh
 
 
@@ -125,14 +125,14 @@ def _stalest(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _oldest_visit(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """lru and fifo where a visit is one instant: the ring is in its order; the largest id of the oldest goes."""
     end, best, when = end_of(s, scope, 0), NOBODY, 0
-    g: Any = np.int64(s.newer[end])
+    g = s.newer[end]
     while g != end:
         mine = s.kept[g].touched if s.run.eviction == LRU else s.kept[g].landed
         if best != NOBODY and mine != when:
             break
         if g > best and evictable(s, rules, g, spare_from):
             best, when = g, mine
-        g = np.int64(s.newer[g])
+        g = s.newer[g]
     return best
 
 
@@ -140,12 +140,12 @@ def _oldest_visit(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _most_distant(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """layer-distance: the ring is in the order of touches, and the layer being served is the last to come again."""
     end, best, most = end_of(s, scope, 0), NOBODY, 0
-    g: Any = np.int64(s.newer[end])
+    g = s.newer[end]
     while g != end and most < s.run.n_layers:
         away = layers_away(s, g)
         if away > most and evictable(s, rules, g, spare_from):
             best, most = g, away
-        g = np.int64(s.newer[g])
+        g = s.newer[g]
     return best
 
 
@@ -173,7 +173,7 @@ def _least_decayed(s: State, rules: Any, scope: int, spare_from: int) -> int:
     now = visits_of_layer(s, s.slot[s.scope[scope].base])
     for i in used_slots(s, scope):
         visits = now - s.in_slot[i].clock
-        key = s.in_slot[i].score * s.powers[np.uint64(visits)] if visits < POWERS else decayed_score(s, s.slot[i])
+        key = s.in_slot[i].score * s.powers[visits] if visits < POWERS else decayed_score(s, s.slot[i])
         if key > best_key:
             continue
         g = s.slot[i]
@@ -237,8 +237,7 @@ def _by_score(s: State, rules: Any, scope: int, spare_from: int) -> int:
 def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
     """Candidate number hash64(seed, visits routed, draws since) mod n, candidates in ascending id."""
     candidates, n = s.marked, 0
-    for each in ids_of(s, scope):
-        g: Any = np.uint32(each)
+    for g in ids_of(s, scope):
         candidates[n] = g
         n += at_rest(s, g) if spare_from == DEMANDS else evictable(s, rules, g, spare_from)
     if n == 0:
@@ -251,7 +250,7 @@ def _random(s: State, rules: Any, scope: int, spare_from: int) -> int:
 @inner
 def _by_user(s: State, rules: Any, hooks: Any, scope: int, spare_from: Any, g: Any) -> int:
     """The user's own function chooses, among the evictable in the order of their slots."""
-    n = np.int64(0)
+    n = 0
     for i in used_slots(s, scope):
         if evictable(s, rules, s.slot[i], spare_from):
             hooks.of_each[CANDIDATES, n] = s.slot[i]

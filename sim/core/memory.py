@@ -153,6 +153,6 @@ _record_of = cache(np.ctypeslib.as_ctypes_type)  # it makes a new class at every
 
 def _in_python(array: npt.NDArray[Any]) -> Any:
     if array.dtype.names is None:
-        return array.data if array.dtype.kind == "u" else array
+        return array.data if array.dtype.kind == "u" and array.ndim == 1 else array  # of several it gives no rows
     kind = _record_of(array.dtype)
     return kind.from_buffer(array.data) if array.ndim == 0 else (kind * len(array)).from_buffer(array.data)

@@ -1,41 +1,34 @@
 """What to do for a (token, slot) whose expert is not on the GPU: the miss policies.
 
 `plan_token` answers for all slots of one token at once (Algorithm 1 of BuddyMoE works token by token); `visit` then
-applies the answers in slot order. fetch, drop, cpu and drop-by-weight need no more than that. Everything else is one
-method with parameters (arXiv 2511.10054; what the paper leaves open is a parameter of ours):
-
-    gates      may anything be substituted for this token, in this visit
-    selector   which resident stands in: the buddy list, any, the best ranked by the live router, or nobody (drop)
-    matched    only where the buddy list has a resident: the same gates and budget, another selector
-    fallback   what the others get: fetch, drop, cpu, or the cheaper of cpu and fetch (Fiddler, arXiv 2402.07033)
+applies the answers in slot order. fetch, drop, cpu and drop-by-weight need no more than that; whatever has gates,
+stand-ins or a fallback is one method with parameters, in core.substitution.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.core import state as st
-from sim.core.half import half_to_float
-from sim.core.hashing import hash64
-from sim.core.jit import inlined, inner
+from sim.core.jit import inner
 from sim.core.memory import Memory, Struct, packed, record
-from sim.core.plan import GATES, NOT_ALL_FETCHED, SUBSTITUTE_PARAMS, Plan
-from sim.core.softmax import read_logits, read_odds
-from sim.core.state import HIT, RESIDENT, State
+from sim.core.plan import NOT_ALL_FETCHED, Plan
+from sim.core.state import RESIDENT, State
+from sim.core.substitution import (
+    ANSWER_CPU,
+    ANSWER_DROP,
+    ANSWER_FETCH,
+    ANSWER_LOW,
+    ANSWER_SUBSTITUTE,
+    NOBODY,
+    OPEN,
+    asked,
+    may_stand_in,
+    substitute,
+)
 
-ANSWER_FETCH, ANSWER_SUBSTITUTE, ANSWER_DROP, ANSWER_CPU, ANSWER_LOW, ANSWER_STREAM, ANSWER_REMOTE = range(7)
 FETCH, DROP, CPU, DROP_BY_WEIGHT, SUBSTITUTE, USER, PRECISION, STREAM, REMOTE, ADMIT, SPLIT, SPECULATE = range(12)
 # SUBSTITUTE is plan.SUBSTITUTION, REMOTE plan.REMOTE
-# plan.GATES
-OPEN, PREFILL, TAE, MARGIN, DISTRIBUTION, RHO, NOBODY = range(1 + len(GATES))
-SELECT_LIST, SELECT_RANDOM, SELECT_NEXT, SELECT_DROP, SELECT_NOBODY = range(5)
-FALL_FETCH, FALL_DROP, FALL_CPU, FALL_CHEAPER = range(4)
-(SELECTOR, MATCHED, TEMPERATURE, GAMMA, BETA, BUDGET, RHO_MAX, SEARCH, LOWEST_FIRST, FALLBACK) = range(10)
-ETA, KAPPA, PARTITIONS, BACKGROUND, TOUCH, BACKLOG = range(10, len(SUBSTITUTE_PARAMS))
-COST_CPU, COST_FETCH = 1 << 9, 1 << 10  # in ASKED: what the cheaper rule has said of this expert
-MISS_DRAWS = 2**32  # ordinals of the draws of miss policies, apart from those of evictions
 
 
 class OfMiss(Struct):
@@ -49,11 +42,11 @@ class OfMiss(Struct):
 class Miss(Memory):
     """The miss policy as the core takes it, of a plan that `asks`.
 
-    params float64 (SUBSTITUTE: as above; DROP_BY_WEIGHT: the threshold); tau float64 [L]; logits: core.inputs.Route's;
-    peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64 [2, tokens],
-    expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank_params: of the re-ranking policy;
-    similarity float32 [L, E, E] or empty; predicted int16 [T, L, K] or empty: what speculate runs instead, best first,
-    -1 = no entry.
+    params float64 (SUBSTITUTE: core.substitution's; DROP_BY_WEIGHT: the threshold); tau float64 [L]; logits:
+    core.inputs.Route's; peers int16 [L, E, n] and q float32 [L, E, n]: buddy lists, best first, -1 = end; cpu_ns int64
+    [2, tokens], expert_ns [tokens], transfer_ns [2]: what the cheaper answer compares; rerank_params: of the re-ranking
+    policy; similarity float32 [L, E, E] or empty; predicted int16 [T, L, K] or empty: what speculate runs instead, best
+    first, -1 = no entry.
     """
 
     policy: OfMiss
@@ -123,7 +116,7 @@ def plan_token(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) 
     ids int64 [K], weights float64 [K]: the token's routed experts (-1 none) and router weights, after re-ranking.
     """
     if miss.policy.kind == SUBSTITUTE:
-        _substitute(s, miss, ids, weights, t, layer)
+        substitute(s, miss, ids, weights, t, layer)
         return
     if miss.policy.kind == PRECISION:
         _by_precision(s, miss, ids, weights)
@@ -162,6 +155,16 @@ def _by_precision(s: State, miss: Any, ids: Any, weights: Any) -> None:
 
 
 @inner
+def _next_slot(s: State, weights: Any, ids: Any) -> int:
+    """The slot to look at next: descending router weight, ties by slot; those done have an answer."""
+    best = -1
+    for k in range(len(ids)):
+        if ids[k] >= 0 and s.reply[k].answer < 0 and (best < 0 or weights[k] > weights[best]):
+            best = k
+    return best
+
+
+@inner
 def _speculate(s: State, miss: Any, ids: Any, t: int, layer: int) -> None:
     """Speculating Experts (arXiv 2603.19289): where all experts that were predicted for the token are resident, those
     of them that it does not use run in place of its missing ones, in their order; else it waits for its own."""
@@ -195,265 +198,6 @@ def _unused_predicted(s: State, miss: Any, t: int, layer: int) -> int:
     """The first of the predicted experts that is resident and not in the token's set U; -1 if there is none."""
     for r in range(miss.predicted.shape[2]):
         e = miss.predicted[t, layer, r]
-        if e >= 0 and _free(s, layer * s.run.n_experts, e):
+        if e >= 0 and may_stand_in(s, layer * s.run.n_experts, e):
             return e
     return -1
-
-
-@inner
-def asked(s: State, miss: Any, g: int) -> bool:
-    """Whether the miss policy answers for expert g in this visit."""
-    return s.expert[g].kind > HIT and (s.expert[g].kind == st.MISS or miss.policy.ask_late)
-
-
-@inlined
-def _tempered(weight: float, temperature: float) -> float:
-    """weight ** (1 / temperature); at 1, the usual case, without the power, which would cost a fifth of the run."""
-    return weight if temperature == 1.0 else math.pow(weight, 1.0 / temperature)
-
-
-@inner
-def entropy(weights: Any, ids: Any, temperature: float) -> float:
-    """TAE (Eq. 1): -sum p ln p / ln k over the token's router weights, renormalised, in [0, 1]; 0 for k = 1.
-
-    p is proportional to weight ** (1 / temperature): the softmax of the logits at that temperature, on the chosen
-    experts.
-    """
-    total = 0.0
-    for k in range(len(ids)):
-        if ids[k] >= 0 and weights[k] > 0:
-            total += _tempered(weights[k], temperature)
-    if len(ids) < 2 or total <= 0.0:
-        return 0.0
-    out = 0.0
-    for k in range(len(ids)):
-        if ids[k] >= 0 and weights[k] > 0:
-            p = _tempered(weights[k], temperature) / total
-            if p > 0.0:
-                out -= p * math.log(p)
-    return out / math.log(float(len(ids)))
-
-
-@inner
-def margin(weights: Any, ids: Any) -> float:
-    """The difference of the two largest renormalised router weights."""
-    first, second, total = 0.0, 0.0, 0.0
-    for k in range(len(ids)):
-        if ids[k] < 0:
-            continue
-        total += weights[k]
-        if weights[k] > first:
-            first, second = weights[k], first
-        elif weights[k] > second:
-            second = weights[k]
-    return (first - second) / total if total > 0.0 else 0.0
-
-
-@inner
-def _distribution_gate(s: State, params: Any) -> bool:
-    """Eq. 2: too large a share of the wanted set is not on the GPU, or fetching it would pass the transfer budget."""
-    away = 0
-    for i in range(s.visit.n_wanted):
-        away += s.expert[s.wanted[i]].kind != HIT
-    if away >= params[BETA] * s.visit.n_wanted:
-        return True
-    return params[BUDGET] > 0 and away > params[BUDGET]
-
-
-@inner
-def _gate_by_weights(miss: Any, ids: Any, weights: Any, layer: int) -> int:
-    """The first gate that is shut for a token whatever is resident, or OPEN."""
-    if miss.tau[layer] >= 0.0 and entropy(weights, ids, miss.params[TEMPERATURE]) <= miss.tau[layer]:
-        return TAE
-    return MARGIN if miss.params[GAMMA] <= 1.0 and margin(weights, ids) >= miss.params[GAMMA] else OPEN
-
-
-@inner
-def _gate(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> int:
-    """The first gate that is shut for this token, in the paper's order, or OPEN. What its weights say is asked once."""
-    shut = s.gates[t, layer] - 1 if len(s.gates) > 0 else -1
-    if shut < 0:
-        shut = _gate_by_weights(miss, ids, weights, layer)
-        if len(s.gates) > 0:
-            s.gates[t, layer] = shut + 1
-    return DISTRIBUTION if shut == OPEN and _distribution_gate(s, miss.params) else shut
-
-
-@inner
-def _score(s: State, miss: Any, layer: int, i: int, rank: int, total: float) -> float:
-    """psi (Eq. 3): q(j|i) (1 + eta z_j) (1 - kappa hop_j); z the softmax of the token's router logits (its
-    normalisation is ours), hop the number of partitions between the two experts (E / partitions experts each)."""
-    j, n = miss.peers[layer, i, rank], s.run.n_experts
-    psi = float(miss.q[layer, i, rank])
-    if miss.params[ETA] != 0.0:
-        psi *= 1.0 + miss.params[ETA] * (s.odds[j] / total)
-    if miss.params[KAPPA] != 0.0:
-        parts = np.int64(miss.params[PARTITIONS])
-        psi *= 1.0 - miss.params[KAPPA] * abs(j * parts // n - i * parts // n)
-    return psi
-
-
-@inner
-def _by_psi(s: State, miss: Any, t: int, layer: int, i: int) -> None:
-    """B(i) into State.order, by psi; ties keep the list's order."""
-    n, order, total = 0, s.order, 1.0
-    if miss.params[ETA] != 0.0:
-        read_logits(s, miss.logits, t, layer)
-        total = read_odds(s)
-    while n < miss.peers.shape[2] and miss.peers[layer, i, n] >= 0:
-        mine, place = _score(s, miss, layer, i, n, total), n
-        while place > 0 and mine > s.chances[place - 1]:
-            order[place], s.chances[place] = order[place - 1], s.chances[place - 1]
-            place -= 1
-        order[place], s.chances[place] = n, mine
-        n += 1
-
-
-@inner
-def _free(s: State, base: int, j: int) -> bool:
-    """Resident now, and not in the token's set U; without a branch."""
-    return (s.expert[base + j].state == RESIDENT) & (s.expert[base + j].used_by != s.run.token)
-
-
-@inner
-def _buddy(s: State, miss: Any, t: int, layer: int, i: int) -> int:
-    """Algorithm 1: the first resident of B(i) not in U, within the first H entries; -1 if there is none."""
-    base, plain = layer * s.run.n_experts, miss.params[ETA] == 0.0 and miss.params[KAPPA] == 0.0
-    if not plain:
-        _by_psi(s, miss, t, layer, i)
-    for r in range(min(miss.peers.shape[2], int(miss.params[SEARCH]))):
-        if miss.peers[layer, i, r] < 0:
-            return -1
-        j = miss.peers[layer, i, r if plain else s.order[r]]
-        if _free(s, base, j):
-            return j
-    return -1
-
-
-@inner
-def _any(s: State, layer: int) -> int:
-    """A random resident not in U, by hash64(seed, visits routed, 2**32 + draws of this visit); -1 if there is none."""
-    free, n = s.order, 0
-    for j in range(s.run.n_experts):
-        free[n] = j
-        n += _free(s, layer * s.run.n_experts, j)
-    if n == 0:
-        return -1
-    drawn = hash64(s.run.seed, s.run.routed, MISS_DRAWS + s.visit.miss_draws)
-    s.visit.miss_draws += 1
-    return free[drawn % np.uint64(n)]
-
-
-@inner
-def _best_ranked(s: State, miss: Any, t: int, layer: int) -> int:
-    """The resident not in U with the highest router logit (ties: the lower id); -1 if there is none."""
-    best, best_logit = -1, 0.0
-    for j in range(s.run.n_experts):
-        if _free(s, layer * s.run.n_experts, j):
-            logit = half_to_float(miss.logits[t, layer, j])
-            if best < 0 or logit > best_logit:
-                best, best_logit = j, logit
-    return best
-
-
-@inner
-def _select(s: State, miss: Any, t: int, layer: int, i: int) -> int:
-    """The stand-in for expert i of this token: an id, -1 nobody, -2 leave it out (the drop control)."""
-    selector = np.int64(miss.params[SELECTOR])
-    if selector == SELECT_NOBODY:
-        return -1
-    if selector == SELECT_LIST:
-        return _buddy(s, miss, t, layer, i)
-    if miss.params[MATCHED] != 0.0 and _buddy(s, miss, t, layer, i) < 0:
-        return -1
-    if selector == SELECT_RANDOM:
-        return _any(s, layer)
-    return _best_ranked(s, miss, t, layer) if selector == SELECT_NEXT else -2
-
-
-@inner
-def _cheaper(s: State, miss: Any, g: int) -> int:
-    """Fiddler: the CPU where it is faster than transfer and GPU, once per expert and visit; with `backlog` each side
-    also waits for what this visit has already given it."""
-    if s.expert[g].asked & COST_CPU:
-        return ANSWER_CPU
-    if s.expert[g].asked & COST_FETCH:
-        return ANSWER_FETCH
-    tokens, busy = s.expert[g].tokens, 1 if s.link.n_flight > 0 else 0
-    cpu_ns, gpu_ns = miss.cpu_ns[busy, tokens], miss.transfer_ns[0] + miss.expert_ns[tokens]
-    if miss.params[BACKLOG] != 0.0:
-        cpu_ns += s.visit.host_ns
-        gpu_ns += s.visit.link_ns
-    if cpu_ns < gpu_ns:
-        s.visit.host_ns += miss.cpu_ns[busy, tokens]
-        s.expert[g].asked |= COST_CPU
-        return ANSWER_CPU
-    s.visit.link_ns += miss.transfer_ns[0]
-    s.expert[g].asked |= COST_FETCH
-    return ANSWER_FETCH
-
-
-@inner
-def _fall_back(s: State, miss: Any, g: int, gate: int) -> int:
-    """The answer for a slot that nobody stands in for; a shut gate or rho makes `drop` a fetch."""
-    fallback = np.int64(miss.params[FALLBACK])
-    if fallback == FALL_CHEAPER:
-        return _cheaper(s, miss, g)
-    if fallback == FALL_CPU:
-        return ANSWER_CPU
-    return ANSWER_DROP if fallback == FALL_DROP and gate == NOBODY else ANSWER_FETCH
-
-
-@inner
-def _next_slot(s: State, weights: Any, ids: Any) -> int:
-    """The slot to look at next: descending router weight, ties by slot; those done have an answer."""
-    best = -1
-    for k in range(len(ids)):
-        if ids[k] >= 0 and s.reply[k].answer < 0 and (best < 0 or weights[k] > weights[best]):
-            best = k
-    return best
-
-
-@inner
-def _turns(s: State, miss: Any, ids: Any, weights: Any, base: int) -> int:
-    """How many slots are asked about, and in what order: descending router weight, ties by slot, or ascending. The
-    token's set goes into U."""
-    n, lowest_first = 0, miss.params[LOWEST_FIRST] != 0.0
-    s.run.token += 1
-    for k in range(len(ids)):
-        if ids[k] < 0:
-            continue
-        s.expert[base + ids[k]].used_by = s.run.token
-        if not asked(s, miss, base + ids[k]):
-            continue
-        place, n = n, n + 1
-        while place > 0 and _before(weights, k, s.reply[place - 1].turn, lowest_first):
-            s.reply[place].turn = s.reply[place - 1].turn
-            place -= 1
-        s.reply[place].turn = k
-    return n
-
-
-@inlined
-def _before(weights: Any, k: int, other: int, lowest_first: bool) -> bool:
-    return weights[k] < weights[other] if lowest_first else weights[k] > weights[other]
-
-
-@inner
-def _substitute(s: State, miss: Any, ids: Any, weights: Any, t: int, layer: int) -> None:
-    """Gates, then Algorithm 1 over the token's missing slots, at most rho of them; U starts as the token's set."""
-    base, done, gate = layer * s.run.n_experts, 0, _gate(s, miss, ids, weights, t, layer)
-    for turn in range(_turns(s, miss, ids, weights, base)):
-        k = s.reply[turn].turn
-        s.reply[k].other, s.reply[k].gate = -1, OPEN
-        why = gate if gate > OPEN else (RHO if done >= miss.params[RHO_MAX] else OPEN)
-        chosen = _select(s, miss, t, layer, ids[k]) if why == OPEN else -1
-        if chosen == -1:
-            s.reply[k].gate = why if why > OPEN else NOBODY
-            s.reply[k].answer = _fall_back(s, miss, base + ids[k], s.reply[k].gate)
-            continue
-        done += 1
-        s.reply[k].answer = ANSWER_SUBSTITUTE if chosen >= 0 else ANSWER_DROP
-        if chosen >= 0:
-            s.reply[k].other = chosen
-            s.expert[base + chosen].used_by = s.run.token

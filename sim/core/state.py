@@ -278,7 +278,7 @@ class State(Memory):
     reply: MutableSequence[Reply]  # [K] the answers planned for one token
     gates: Any  # int8 [T, L] 1 + the gate that a token's own weights shut; 0: not asked yet. Else [0, 0]
     loss: Float  # [T] router weight that others answered for, or nobody, by trace token, when it last ran
-    marked: Int  # [G] scratch: flags, or ids
+    marked: Int  # [G + 1] scratch: flags, or ids, perhaps behind how many
     order: Int  # [G] scratch: ranks
     chances: Float  # [E] scratch: probabilities, or other figures
     logit: Float  # [E] scratch: a token's router logits
@@ -351,7 +351,7 @@ def _forgotten(plan: Plan) -> dict[str, tuple[Any, ...]]:
         routed=(np.int64, rows, top_k),
         weight=(np.float64, rows, top_k),
         reply=(Reply, top_k),
-        marked=(np.int64, n),
+        marked=(np.int64, n + 1),
         order=(np.int64, n),
         **dict.fromkeys(("chances", "logit", "odds"), (np.float64, plan.n_experts)),
     )

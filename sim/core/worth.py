@@ -19,7 +19,7 @@ import numpy as np
 from sim.core.jit import apart, inlined, inner
 from sim.core.plan import BY_ID, BY_LOGITS, BY_SLOT, BY_WEIGHT, FORGETS_ROWS, FROM_FRESH
 from sim.core.rings import to_the_new_end
-from sim.core.softmax import put_in_order, read_logits, read_odds
+from sim.core.softmax import put_in_order, read_odds
 from sim.core.state import NEVER, RESIDENT, State
 
 (
@@ -101,6 +101,8 @@ def worth_at_once(s: State, g: int) -> float:
         return _hobbit(s, original(s, g))
     if kind in (MIN, BELADY):
         return -float(s.expert[original(s, g)].next_use)
+    if kind == BELADY_W:
+        return _within(s, g)
     return _other_worth(s, g)
 
 
@@ -113,8 +115,6 @@ def _other_worth(s: State, g: int) -> float:
         return float(s.history[g, s.history.shape[1] - 1])
     if kind == REUSE_INTERVAL:
         return -_until_reuse(s, g)
-    if kind == BELADY_W:
-        return _within(s, g)
     return float(s.kept[g].count) if len(s.kept) > 0 else float(s.expert[g].uses)  # lfu
 
 
@@ -229,7 +229,7 @@ def look_back(s: State, route: Any, step: int, layer: int) -> None:
         _begin_again(s, step, layer, route.fresh[step])
     elif s.run.eviction_marks & BY_LOGITS:
         first, last = route.step_offset[step], route.step_offset[step + 1]
-        _by_probability(s, route.step_row, route.logits, first, last, layer, 2 * route.experts.shape[2])
+        _by_probability(s, route, first, last, layer)
     else:
         _by_entries(s, route, route.weights, step, layer)
 
@@ -272,23 +272,30 @@ def _begin_again(s: State, step: int, layer: int, fresh: bool) -> None:
 
 
 @apart
-def _by_probability(s: State, tokens: Any, logits: Any, first: int, last: int, layer: int, most: int) -> None:
+def _by_probability(s: State, route: Any, first: int, last: int, layer: int) -> None:
     """mrs: alpha x mean over the rows of TopP(softmax) + (1 - alpha) x score; P the 2 K highest, ties the lower id."""
     n, base, alpha = s.run.n_experts, layer * s.run.n_experts, s.params[0]
-    sums, most = s.chances, min(n, most)
+    sums = s.chances
     sums[:n] = 0.0
     for i in range(first, last):
-        _add_highest(s, logits, tokens[i], layer, most)
+        _add_highest(s, route, route.step_row[i], layer)
+    if last - first > 1:
+        for e in range(n):
+            sums[e] /= float(last - first)
     for e in range(n):
-        s.expert[base + e].score = (1.0 - alpha) * s.expert[base + e].score + alpha * (sums[e] / float(last - first))
+        s.expert[base + e].score = (1.0 - alpha) * s.expert[base + e].score + alpha * sums[e]
 
 
 @apart
-def _add_highest(s: State, logits: Any, t: int, layer: int, most: int) -> None:
-    """To State.chances, the softmax of a token's logits at its `most` highest."""
-    read_logits(s, logits, t, layer)
-    total = read_odds(s)
-    put_in_order(s, s.logit, most)
+def _add_highest(s: State, route: Any, t: int, layer: int) -> None:
+    """To State.chances, the softmax of a token's logits at its 2 K highest: those that are routed, and more."""
+    logits, n, top_k = route.logits[t, layer], 0, route.experts.shape[2]
+    total = read_odds(s, logits)
+    for k in range(top_k):
+        s.order[n] = route.experts[t, layer, k]
+        n += route.experts[t, layer, k] >= 0
+    most = min(2 * top_k, s.run.n_experts)
+    put_in_order(s, logits, n, most)
     for r in range(most):
         e = s.order[r]
         s.chances[e] += s.odds[e] / total

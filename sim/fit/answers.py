@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.core.miss import ETA
 from sim.core.plan import NOT_ALL_FETCHED
+from sim.core.substitution import ETA
 from sim.errors import SpecError
 from sim.fit.buddies import BuddyLists, BuddyProfile, from_similarity
 from sim.fit.buddies_file import read, read_similarity

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim.core import miss
+from sim.core import substitution
 from sim.core.hooks import Hook
 from sim.core.plan import MARKS, SPLITS, Choice
 from sim.errors import SpecError, unknown
@@ -162,16 +162,16 @@ class Policy:
 
     def may_answer_cpu(self, given: Mapping[str, Value]) -> bool:
         """Whether the host may compute an expert under these parameters."""
-        return self.answers_cpu or self._falls(given) in (miss.FALL_CPU, miss.FALL_CHEAPER)
+        return self.answers_cpu or self._falls(given) in (substitution.FALL_CPU, substitution.FALL_CHEAPER)
 
     def may_be_lossy(self, given: Mapping[str, Value]) -> bool:
         """Whether a wanted expert may be left out or replaced under these parameters."""
-        selector = self._substitutes("selector", given, miss.SELECT_NOBODY)
-        return self.lossy or selector != miss.SELECT_NOBODY or self._falls(given) == miss.FALL_DROP
+        selector = self._substitutes("selector", given, substitution.SELECT_NOBODY)
+        return self.lossy or selector != substitution.SELECT_NOBODY or self._falls(given) == substitution.FALL_DROP
 
     def _falls(self, given: Mapping[str, Value]) -> float:
         """What the substitution family answers where nobody stands in."""
-        return self.number("fallback", self._substitutes("fallback", given, miss.FALL_FETCH))
+        return self.number("fallback", self._substitutes("fallback", given, substitution.FALL_FETCH))
 
     def _substitutes(self, key: str, given: Mapping[str, Value], otherwise: Value) -> Value:
         """A parameter of the substitution family; what a user's own means by that name only it knows."""

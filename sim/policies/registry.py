@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sim.core import miss, rerank, worth
+from sim.core import miss, rerank, substitution, worth
 from sim.core.plan import ADMIT_PARAMS, SPLIT_PARAMS, SPLITS, SUBSTITUTE_PARAMS
 from sim.errors import SpecError, unknown
 from sim.fit.prediction import Predictor
@@ -230,7 +230,9 @@ def _substitution(
     )
 
 
-def _buddy(name: str, doc: str, selector: int = miss.SELECT_LIST, source: str = BUDDYMOE, **more: Any) -> Policy:
+def _buddy(
+    name: str, doc: str, selector: int = substitution.SELECT_LIST, source: str = BUDDYMOE, **more: Any
+) -> Policy:
     """A policy under the buddy's gates and budget; `more` may hold core parameters and prepared ones."""
     settings = {**_GATE_SETTINGS, **_LISTS}
     prepared = {**settings, **{key: more.pop(key) for key in list(more) if key in settings}}
@@ -337,11 +339,11 @@ MISS = _table(
         "fiddler",
         "per missing expert the cheaper of the CPU and transfer plus GPU; with `backlog` what waits counts too",
         "Fiddler, arXiv 2402.07033",
-        miss.SELECT_NOBODY,
+        substitution.SELECT_NOBODY,
         {},
         needs=(),
         lossy=False,
-        fallback=miss.FALL_CHEAPER,
+        fallback=substitution.FALL_CHEAPER,
         search={"backlog": (0, 1)},
     ),
     _buddy(
@@ -356,20 +358,26 @@ MISS = _table(
         percentile=15.0,
     ),
     _buddy("buddy-first-fit", "Algorithm 1 alone: no gate, no limit", tau=-1.0, beta=2.0, rho=MANY),
-    _buddy("matched-random", "any resident, only where a buddy would stand in", miss.SELECT_RANDOM, NULLS, matched=1.0),
+    _buddy(
+        "matched-random",
+        "any resident, only where a buddy would stand in",
+        substitution.SELECT_RANDOM,
+        NULLS,
+        matched=1.0,
+    ),
     _buddy(
         "matched-next-ranked",
         "the resident the live router ranks best, only where a buddy would stand in",
-        miss.SELECT_NEXT,
+        substitution.SELECT_NEXT,
         NULLS,
         matched=1.0,
         needs=("weights", "logits"),
     ),
-    _buddy("matched-drop", "nobody, only where a buddy would stand in", miss.SELECT_DROP, NULLS, matched=1.0),
+    _buddy("matched-drop", "nobody, only where a buddy would stand in", substitution.SELECT_DROP, NULLS, matched=1.0),
     _buddy(
         "mixed",
         "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each",
-        fallback=miss.FALL_CHEAPER,
+        fallback=substitution.FALL_CHEAPER,
         backlog=1.0,
         search=_GATES,
     ),
@@ -377,7 +385,7 @@ MISS = _table(
         "similarity",
         "the resident of most similar output stands in (lists from `matrix`, an .npz), under the buddy's gates",
         "functional similarity, Fig. 4 of arXiv 2511.10054",
-        miss.SELECT_LIST,
+        substitution.SELECT_LIST,
         {**_GATE_SETTINGS, "matrix": "", "k_max": 16, "alpha": 1.0},
         "similarity",
         means={
@@ -404,7 +412,7 @@ MISS = _table(
         "random",
         "any resident stands in, no gate",
         "the paper's baseline; whether gated is not known",
-        miss.SELECT_RANDOM,
+        substitution.SELECT_RANDOM,
         {},
         needs=(),
     ),
@@ -412,7 +420,7 @@ MISS = _table(
         "next-ranked",
         "the resident the live router ranks best stands in, no gate",
         "neighbours of arXiv 2511.10054",
-        miss.SELECT_NEXT,
+        substitution.SELECT_NEXT,
         {},
         needs=("logits",),
     ),
