@@ -1,7 +1,7 @@
 """The compiled machine: virtual time in int64 ns, one straight loop, compiled with numba.
 
 It asks the core what happens and knows only how long it takes. One rule orders an instant: nothing is committed at
-`now` while anything else is due at `now`; so commits happen in the one place where the clock moves on (`_link_until`)
+`now` while anything else is due at `now`; so commits happen in the one place where the clock moves on (`_advance`)
 and where the GPU has nothing to do but wait (`_stall`).
 """
 
@@ -37,7 +37,6 @@ from sim.machines.durations import Durations, durations
 from sim.machines.record import RunRecord
 
 Int = npt.NDArray[np.int64]
-UNTIL_LANDING = -1  # in the place of a duration: the GPU stalls
 
 
 @inlined
@@ -93,32 +92,17 @@ def _land(s: State, log: Any, rules: Any, clock: Clock) -> None:
 
 
 @inlined
-def _stalled(s: State, log: Any, rules: Any, clock: Clock, layer: int, due: int) -> None:
-    """The GPU has nothing to take and waits, after the commits of this instant, until `due`."""
-    if due == NEVER:
-        raise RuntimeError("deadlock: the GPU waits and nothing is under way")
-    waited = due - clock.time.now_ns
-    count_stall(s, log, layer, why_stalled(s, rules), waited)
-    clock.time.stall_ns += waited
-
-
-@inlined
-def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Clock, ns: int, layer: int) -> None:
-    """The GPU is busy for ns, or (UNTIL_LANDING) it waits at `layer` for the next landing; the link goes on beside it.
-
-    Commits before the clock leaves an instant, lands and commits at every instant on the way, only lands at the last.
-    """
+def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Clock, ns: int) -> None:
+    """The GPU is busy for ns; the link goes on beside it. Commits before the clock leaves an instant, lands and commits
+    at every instant on the way, only lands at the last."""
     to, queued = clock.time.now_ns + ns, waiting(s, rules)
     if ns > 0 and not queued and _next_landing(s, clock) > to:
         clock.time.now_ns = to
         return
-    while ns != 0:
+    while ns > 0:
         if queued:
             _commit_all(s, log, hooks, rules, d, clock)
         due = _next_landing(s, clock)
-        if ns == UNTIL_LANDING:
-            _stalled(s, log, rules, clock, layer, due)
-            to = due
         now = clock.time.now_ns = min(due, to)
         while due == now:
             _land(s, log, rules, clock)
@@ -129,14 +113,32 @@ def _advance(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Cl
 
 
 @apart
-def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int, layer: int) -> None:
+def _advance_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock, ns: int) -> None:
     """The same where there are rules, or a draft: compiled once, and not wherever it is called."""
-    _advance(s, log, hooks, rules, d, clock, ns, layer)
+    _advance(s, log, hooks, rules, d, clock, ns)
 
 
 @apart
 def _commit_by_rules(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock) -> None:
     _commit_all(s, log, hooks, rules, d, clock)
+
+
+@inlined
+def _stall(s: State, log: Any, hooks: Any, rules: Any, d: Durations, clock: Clock, layer: int) -> None:
+    """The GPU has nothing to take and waits at `layer`, after the commits of this instant (which a visit with rules has
+    made by now), for the next landing."""
+    if rules is None and waiting(s, rules):
+        _commit_all(s, log, hooks, rules, d, clock)
+    due = now = _next_landing(s, clock)
+    if due == NEVER:
+        raise RuntimeError("deadlock: the GPU waits and nothing is under way")
+    waited = due - clock.time.now_ns
+    count_stall(s, log, layer, why_stalled(s, rules), waited)
+    clock.time.stall_ns += waited
+    clock.time.now_ns = due
+    while due == now:
+        _land(s, log, rules, clock)
+        due = _next_landing(s, clock)
 
 
 @inlined
@@ -180,9 +182,9 @@ def _wait_for_host(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Cl
     if log is not None:
         log.visits[s.rows.visits - 1].cpu_wait_ns += wait
     if rules is None:
-        _advance(s, log, hooks, rules, d, clock, wait, s.run.routed)
+        _advance(s, log, hooks, rules, d, clock, wait)
     else:
-        _advance_by_rules(s, log, hooks, rules, d, clock, wait, s.run.routed)
+        _advance_by_rules(s, log, hooks, rules, d, clock, wait)
 
 
 @inner
@@ -228,7 +230,7 @@ def _run_remote(s: State, log: Any, hooks: Any, rules: Any, d: Any, clock: Clock
     clock.starts[place], clock.lands[place] = now, now + ns
     if log is not None:
         log_commit(s, log, clock, rules, place)
-    _advance_by_rules(s, log, hooks, rules, d, clock, ns, s.run.routed)
+    _advance_by_rules(s, log, hooks, rules, d, clock, ns)
     if ns == 0:
         _land(s, log, rules, clock)
     clock.time.experts_ns += ns
@@ -288,19 +290,21 @@ def _visit(
             if n == 0:  # what is committed now may leave it nothing to wait for
                 _commit_by_rules(s, log, hooks, rules, d, clock)
                 n = take_group(s, mode, rules)
-        ns = _group_ns(s, hooks, d, n) if n > 0 else UNTIL_LANDING
+        if n == 0:
+            _stall(s, log, hooks, rules, d, clock, layer)
+            continue
+        ns = _group_ns(s, hooks, d, n)
         if rules is None:
-            _advance(s, log, hooks, rules, d, clock, ns, layer)
+            _advance(s, log, hooks, rules, d, clock, ns)
         else:
-            _advance_by_rules(s, log, hooks, rules, d, clock, ns, layer)
-        if n > 0:
-            gpu_ns += ns
-            first_transfer = s.rows.transfers
-            finish_group(s, log, None if hooks is None else route, n, rules)
-            if log is not None:
-                _log_queued(s, log, first_transfer, clock.time.now_ns)
-                _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
-            group += 1
+            _advance_by_rules(s, log, hooks, rules, d, clock, ns)
+        gpu_ns += ns
+        first_transfer = s.rows.transfers
+        finish_group(s, log, None if hooks is None else route, n, rules)
+        if log is not None:
+            _log_queued(s, log, first_transfer, clock.time.now_ns)
+            _time_executions(s, log, d.expert_ns, d.low_expert_ns, begin + d.each.group_ns, n, group)
+        group += 1
     clock.time.experts_ns += gpu_ns
     if rules is not None or (miss is not None and s.visit.n_host > 0):
         _end_host(s, log, hooks, rules, d, clock, host_begin, row, host_done)
@@ -339,9 +343,9 @@ def _loop(
             if layer == 0:
                 then += draft
             if rules is None:
-                _advance(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
+                _advance(s, log, hooks, rules, d, clock, dense[layer] + then)
             else:
-                _advance_by_rules(s, log, hooks, rules, d, clock, dense[layer] + then, layer)
+                _advance_by_rules(s, log, hooks, rules, d, clock, dense[layer] + then)
             if layer < layers:
                 _visit(s, log, route, miss, ahead, hooks, rules, d, clock, mode, step, layer)
         clock.end[step] = clock.time.now_ns
