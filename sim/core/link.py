@@ -6,8 +6,6 @@ will go: by key (the plan's transfer order), then by joining. Background transfe
 
 from typing import Any
 
-import numpy as np
-
 from sim.core import log as lg
 from sim.core.admission import claim_admitted, leave
 from sim.core.chunks import awaited_rest, is_cut, land_part, landed_with, put
@@ -24,7 +22,7 @@ from sim.core.state import (
 )
 from sim.core.worth import WINDOW_SWAP
 
-LAST_KEY: Any = np.int64(2**62)  # of background transfers
+LAST_KEY = 2**62  # of background transfers
 WITHDRAWN, REJECTED, UNFINISHED = 1, 2, 3  # plan.OUTCOMES
 
 

@@ -14,8 +14,6 @@ admission by frequencies that halve (of each expert: there are too few of them f
 import math
 from typing import Any
 
-import numpy as np
-
 from sim.core.candidates import evictable, used_slots
 from sim.core.jit import apart
 from sim.core.rings import end_of, join, leave
@@ -64,7 +62,7 @@ def _oldest(s: State, rules: Any, scope: int, which: int, spare_from: int) -> in
     g = s.newer[end]
     while g != end and not evictable(s, rules, g, spare_from):
         g = s.newer[g]
-    return np.int64(g) if g != end else NOBODY  # type: ignore[return-value]
+    return g if g != end else NOBODY
 
 
 # --- what a policy is told ---
@@ -150,12 +148,12 @@ def _goes(s: State, g: int, ghosts: int) -> int:
 def _by_hand(s: State, rules: Any, scope: int, spare_from: int) -> int:
     end = end_of(s, scope, 0)
     hand = s.lists[scope].hand
-    g: Any = np.int64(hand if hand != NOBODY else s.newer[end])
+    g = hand if hand != NOBODY else s.newer[end]
     while g == end or s.kept[g].count > 0 or not evictable(s, rules, g, spare_from):
         if g != end and evictable(s, rules, g, spare_from):
             s.kept[g].count = 0
-        g = np.int64(s.newer[g])
-    after: Any = np.int64(s.newer[g])
+        g = s.newer[g]
+    after = s.newer[g]
     s.lists[scope].hand = NOBODY if after == end else after
     return _goes(s, g, NOBODY)
 
@@ -163,9 +161,9 @@ def _by_hand(s: State, rules: Any, scope: int, spare_from: int) -> int:
 @apart
 def _by_clock(s: State, rules: Any, scope: int, spare_from: int) -> int:
     end = end_of(s, scope, 0)
-    g: Any = np.int64(s.newer[end])
+    g = s.newer[end]
     while g == end or s.kept[g].count > 0 or not evictable(s, rules, g, spare_from):
-        after: Any = np.int64(s.newer[g])
+        after = s.newer[g]
         if g != end and evictable(s, rules, g, spare_from):
             s.kept[g].count = 0
             _move(s, g, 0)
@@ -204,7 +202,7 @@ def _make_room_for_a_ghost(s: State, scope: int, most: int) -> None:
 
 @apart
 def _forget_oldest(s: State, scope: int, which: int) -> None:
-    _forget(s, np.int64(s.newer[end_of(s, scope, which)]))  # type: ignore[arg-type]
+    _forget(s, s.newer[end_of(s, scope, which)])
 
 
 @apart
@@ -268,12 +266,12 @@ def _window(s: State, slots: int) -> int:
 def _shrink_window(s: State, scope: int) -> None:
     """Whoever is one too many in the window goes on to probation; those on their way are not there yet."""
     most, there, end = _window(s, s.scope[scope].capacity), 0, end_of(s, scope, WINDOW)
-    g: Any = np.int64(s.newer[end])
+    g = s.newer[end]
     while g != end:
         there += 1
-        g = np.int64(s.newer[g])
+        g = s.newer[g]
     for _ in range(there - most):
-        _move(s, np.int64(s.newer[end]), PROBATION)  # type: ignore[arg-type]
+        _move(s, s.newer[end], PROBATION)
 
 
 @apart
@@ -283,7 +281,7 @@ def _used_in_segments(s: State, g: int, first: bool) -> None:
     slots = s.scope[scope].capacity
     most = math.floor(s.params[1] * (slots - _window(s, slots)))
     while s.lists[scope].size[PROTECTED] > most:
-        _move(s, np.int64(s.newer[end_of(s, scope, PROTECTED)]), PROBATION)  # type: ignore[arg-type]
+        _move(s, s.newer[end_of(s, scope, PROTECTED)], PROBATION)
 
 
 @apart

@@ -32,8 +32,7 @@ Float = npt.NDArray[np.float64]
 Number = Annotated[int, np.int32]  # of events, of rows, of ids, of tokens
 Word = Annotated[int, np.int8]  # a place in one of plan's lists of words, or a yes
 
-# not literals: numba compiles a function anew for every number spelled out in a call, but not for an np.int64
-ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = np.arange(5)
+ABSENT, QUEUED, DEMANDED, COMMITTED, RESIDENT = range(5)
 STATES = ("absent", "queued", "demanded", "committed", "resident")
 HIT, LATE, MISS = range(3)
 POWERS = 256  # looked up, not computed

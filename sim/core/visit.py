@@ -197,7 +197,7 @@ def _next_turn(s: State, log: Any, route: Any) -> None:
         return
     visit = s.run.routed - 1
     step, layer = visit // s.run.n_layers, visit % s.run.n_layers
-    g: Any = np.int64(s.wanted[s.visit.n_turns])
+    g = s.wanted[s.visit.n_turns]
     s.visit.n_turns += 1
     kind = _class(s, None, g)
     _count_kind(s.layer[layer], kind)
@@ -242,7 +242,7 @@ def _work_under_way(s: State, rules: Any) -> bool:
     """Whether what is on the link brings an expert that the visit has work for."""
     for i in range(s.link.n_flight):
         place = s.link.flight_head + i
-        g: Any = np.int64(s.flight[place if place < len(s.flight) else place - len(s.flight)])
+        g = s.flight[place if place < len(s.flight) else place - len(s.flight)]
         while g != NOBODY:
             if s.expert[g].work > 0:
                 return True

@@ -133,7 +133,7 @@ def last_place(s: State) -> int:
 def log_commit(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
     """When what stands at a place of State.flight was committed (now) and starts, in the rows of the experts that it
     brings, and of its chunk; the start of a transfer is that of its first."""
-    g: Any = np.int64(s.flight[place])
+    g = s.flight[place]
     number = -1 if rules is None else rules.part[place].number
     if rules is not None and number >= 0:
         chunk = log.chunks[rules.part[place].row]
@@ -147,7 +147,7 @@ def log_commit(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None
 @choice
 def log_landing(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
     """What stood at a place of State.flight has landed now; when it started a busy host may have put off."""
-    g: Any = np.int64(s.flight[place])
+    g = s.flight[place]
     number, last = -1, 1
     if rules is not None:
         number, last = rules.part[place].number, rules.part[place].last
@@ -167,7 +167,7 @@ def log_landing(s: State, log: Any, clock: Clock, rules: Any, place: int) -> Non
 def _log_start(s: State, log: Any, clock: Clock, rules: Any, place: int) -> None:
     """When what has not landed has started, in the rows of the experts that it brings, and of its chunk; -1 it has
     not."""
-    g: Any = np.int64(s.flight[place])
+    g = s.flight[place]
     started = clock.starts[place] if clock.starts[place] <= clock.time.now_ns else -1
     number = -1 if rules is None else rules.part[place].number
     if rules is not None and number >= 0:
