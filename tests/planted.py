@@ -49,13 +49,13 @@ CORE = [
     fault(
         "fifo goes by the last touch",
         "sim/core/residency.py",
-        "        if s.run.eviction_marks & NOT_BY_TOUCH == 0:\n",
+        "        if marks & NOT_BY_TOUCH == 0:\n",
         "        if True:\n",
     ),
     fault(
         "lru goes by the landing",
         "sim/core/residency.py",
-        "        if s.run.eviction_marks & NOT_BY_TOUCH == 0:\n",
+        "        if marks & NOT_BY_TOUCH == 0:\n",
         "        if False:\n",
     ),
     fault(
@@ -89,8 +89,8 @@ CORE = [
     fault(
         "a landing is a use",
         "sim/core/residency.py",
-        "    _stand_in_order(s, g)\n    s.count.landed_low",
-        "    _stand_in_order(s, g)\n    s.expert[g].uses += 1\n    s.count.landed_low",
+        "    _stand_in_order(s, g)\n    if g >= s.run.n_full",
+        "    _stand_in_order(s, g)\n    s.expert[g].uses += 1\n    if g >= s.run.n_full",
     ),
     fault("an expert stays held after its group", "sim/core/residency.py", "    s.expert[g].work = 0\n", ""),
     fault(
@@ -304,8 +304,8 @@ EVICTIONS = [
     fault("a request goes on with the counts of the last", "sim/core/worth.py",
         "            s.expert[g].score = 0.0\n", "            pass\n", f"{BY_EVICTION}[hobbit-priority]"),
     fault("experts served one by one are told apart at once", "sim/core/visit.py",
-        "    if hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0:\n        _class",
-        "    if True:\n        _class", f"{BY_EVICTION}[fifo]"),
+        "hooks is None or s.run.eviction_marks & ONE_BY_ONE == 0\n    n = slots", "True\n    n = slots",
+        f"{BY_EVICTION}[fifo]"),
     fault("touches stay in the order of running", "sim/core/visit.py",
         "        touch_as_listed(s)\n", "        pass\n", f"{BY_EVICTION}[lru]"),
 ]  # fmt: skip
@@ -1091,7 +1091,7 @@ COUNTING = [
         "what a request uses is known to the next",
         "sim/core/reset.py",
         "for i in range(len(now)):",
-        "for i in range(min(len(now), 64)):",
+        "for i in range(min(len(now), 8)):",
         f"{COUNTS}test_a_request_finds_the_first_residents",
     ),
     fault(

@@ -1,11 +1,13 @@
 """Machine code that is kept: used if it is what was written and ours alone, else ignored and written anew."""
 
 import ctypes
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +128,21 @@ def a_folder(file: Path) -> None:
     file.mkdir()
 
 
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file, 0o600)
+
+
+def a_deep_header(file: Path) -> None:
+    file.write_bytes(b"[" * 200_000 + b"\n")
+
+
+def no_code(file: Path) -> None:
+    file.write_bytes(json.dumps({"needs": [], "name": "f", "sha256": hashlib.sha256(b"").hexdigest()}).encode() + b"\n")
+
+
 SPOILT = (flipped, without_its_end, empty, no_header, of_other_code, needs_what_is_not_there, another_name,
-          writable_by_others, writable_by_the_group, a_folder)  # fmt: skip
+          writable_by_others, writable_by_the_group, a_folder, a_pipe, a_deep_header, no_code)  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
@@ -197,6 +212,42 @@ def test_other_threads_go_on_meanwhile() -> None:
     code = kept._callable(ctypes.cast(ctypes.pythonapi.Py_IsInitialized, ctypes.c_void_p).value or 0, (), None)
     kind = type(code.__closure__[0].cell_contents)  # type: ignore[index]
     assert not kind._flags_ & ctypes.PYFUNCTYPE(None)._flags_ & 4
+
+
+def test_threads_that_need_it_at_once_compile_it_once(counted: list[Any]) -> None:
+    both, outs = Whole(powers), np.zeros((8, 4))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda out: both(out, 3), outs))
+    assert outs.tolist() == [RIGHT] * 8 and len(counted) == 1
+
+
+def test_threads_load_with_one_engine() -> None:
+    """In a process of its own, in which nothing is loaded yet: a second engine would take the first one's code along
+    when it goes."""
+    script = """
+from concurrent.futures import ThreadPoolExecutor
+from sim.machines import compiled
+from tests.plans import plan
+made = [plan([[[0, 1]], [[2, 1]]] * 50, 3, [n % 2 + 2]) for n in range(64)]
+if {alone}:
+    compiled.run(made[0])
+print(len(list(ThreadPoolExecutor(8).map(compiled.run, made))))
+"""
+    for alone in (True, False, False, False):  # the first may compile
+        command = [sys.executable, "-c", script.format(alone=alone)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "64\n"), done.stderr
+
+
+def test_an_interrupt_that_llvm_has_swallowed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba takes the object in a call back, and what is raised there goes no further than to a line on stderr."""
+
+    def nothing(self: Any) -> bytes:
+        raise RuntimeError("no compiled object yet")
+
+    monkeypatch.setattr(jit.compiler().JITCodeLibrary, "_get_compiled_object", nothing)
+    with pytest.raises(KeyboardInterrupt):
+        run()
 
 
 def test_where_nothing_can_be_kept_it_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

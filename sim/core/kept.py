@@ -17,6 +17,7 @@ import os
 import platform
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -32,6 +33,7 @@ from traces.command import write_bytes
 
 POSSIBLE = sys.platform == "linux" and platform.machine() == "x86_64"
 DONE = (0, -2)  # what compiled code returns (numba.core.callconv): done, None
+ONE = threading.RLock()  # one thread at a time loads or compiles: all of them take the code of the first
 LIBRARY = {"memset": "memset", "memcpy": "memcpy", "memmove": "memmove"}  # what LLVM's intrinsics may call
 
 
@@ -49,10 +51,14 @@ class Whole:
             self._by_numba(*args)
             return
         kinds = tuple(map(_kind, args))
-        code = self._code.get(kinds)
-        if code is None:
-            code = self._code[kinds] = self._kept(kinds) or self._compiled(kinds)
+        code = self._code.get(kinds) or self._first(kinds)
         code(*args)
+
+    def _first(self, kinds: tuple[Any, ...]) -> Callable[..., None]:
+        with ONE:
+            if kinds not in self._code:
+                self._code[kinds] = self._kept(kinds) or self._compiled(kinds)
+        return self._code[kinds]
 
     @functools.cached_property
     def _by_numba(self) -> Any:
@@ -66,7 +72,7 @@ class Whole:
 
     def _kept(self, kinds: tuple[Any, ...]) -> Callable[..., None] | None:
         """None: there is none that may be used."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             needs, name, code = _read(self._file(kinds))
             if all(_llvm()[0].address_of_symbol(each) for each in needs):
                 return _callable(_load(code, name), kinds, code)
@@ -79,8 +85,12 @@ class Whole:
         found = dispatcher.overloads[types]
         library, name = found.library, found.fndesc.llvm_func_name
         needs = _needs(library._final_module)
+        try:
+            code = library._get_compiled_object()
+        except RuntimeError:  # Ctrl-C within LLVM's call of Python is lost there, and the object with it
+            raise KeyboardInterrupt from None
         with suppress(OSError):
-            _write(self._file(kinds), needs, name, library._get_compiled_object())
+            _write(self._file(kinds), needs, name, code)
         return _callable(library.get_pointer_to_function(name), kinds, library)
 
 
@@ -96,7 +106,8 @@ def _kind(arg: Any) -> Any:
 
 @functools.cache
 def _llvm() -> tuple[Any, Any]:
-    """llvmlite, and what loads object code; with it the functions of this process are known."""
+    """llvmlite, and what loads object code; with it the functions of this process are known. Of one thread: an engine
+    that another one's took the place of would go, and the code that it loaded."""
     llvm: Any = import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -120,6 +131,7 @@ def _needs(module: Any) -> list[str]:
     return sorted(names - inside | {LIBRARY.get(part, part) for part in (n.split(".")[1] for n in inside)} & CALLED)
 
 
+ELF = b"\x7fELF"  # how object code begins
 CALLED = {*LIBRARY, "pow", "exp", "exp2", "log", "log2", "log10", "sin", "cos", "fma", "floor", "ceil", "rint", "round"}
 
 
@@ -132,13 +144,14 @@ def _write(file: Path, needs: list[str], name: str, code: bytes) -> None:
 
 def _read(file: Path) -> tuple[list[str], str, bytes]:
     """Raises OSError, ValueError, KeyError or TypeError where it is not what was written."""
-    with file.open("rb") as opened:
+    with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # of a pipe nobody waits for the other end
         about = os.fstat(opened.fileno())
-        if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError("not ours alone")
+        ours = about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if not ours or not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a file of ours alone")
         head, _, code = opened.read().partition(b"\n")
     said = json.loads(head)
-    if hashlib.sha256(code).hexdigest() != said["sha256"]:
+    if hashlib.sha256(code).hexdigest() != said["sha256"] or not code.startswith(ELF):
         raise ValueError("damaged")
     return [str(each) for each in said["needs"]], str(said["name"]), code
 
