@@ -151,11 +151,15 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     ("words", "wrong"),
     [
         (["nope"], "section 'nope' is unknown"),
-        (["compare"], "base: None: is of compare"),
+        (["compare"], "base: missing: is of compare"),
         (["compare", "--base", ""], "base: '': is of compare"),
         (["stub", "--base", "HEAD"], "base: 'HEAD': is of compare"),
-        (["stub", "--runs", "0"], "runs: 0: must be at least 1"),
-        (["stub", "--each", "nan"], "each: nan: must be at least 1"),
+        (["stub", "--runs", "0"], "runs: 0: must be from 1 to 1e+10"),
+        (["stub", "--each", "nan"], "each: nan: must be from 1 to"),
+        (["stub", "--requests", "inf"], "requests: inf: must be from 1 to"),
+        (["stub", "--only", "lru"], "only: is of compare alone"),
+        (["compare", "--base", "nosuch"], "base: 'nosuch': must be a commit"),
+        (["compare", "--base", "/"], "base: '/': must be a commit or the folder of a checkout"),
         (["stub", "--json", "no/such/folder/b.json"], "its folder is not there"),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.bench.compare import compare
+from tests.bench.compare import checked, compare
 from tests.bench.curve import curves
 from tests.bench.figures import Ask, Figure, keep, load, machine
 from tests.bench.plans import captures
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Section] = {
 }  # fmt: skip
 MINUTES = ("cold", "sweep")  # take minutes each, and are run where they are asked for
 COMPARE = "compare"
+MOST = 1e10  # of any number
 LEAST = {"requests": 1, "each": 1, "runs": 1, "most": 1e4, "workers": 1}
 
 
@@ -60,16 +61,21 @@ def chosen(args: argparse.Namespace) -> dict[str, Section]:
     names = args.sections or [name for name in SECTIONS if name not in MINUTES]
     names = list(SECTIONS) if "all" in names else [one_of("section", name, (*SECTIONS, COMPARE)) for name in names]
     if (COMPARE in names) != bool(args.base):
-        raise UserError(f"base: {args.base!r}: is of {COMPARE}; give both: python -m tests.bench compare --base COMMIT")
-    there = {COMPARE: partial(compare, base=args.base, only=args.only, starts=not args.no_starts)}
+        said = "missing" if args.base is None else repr(args.base)
+        raise UserError(f"base: {said}: is of {COMPARE}; give both: python -m tests.bench compare --base COMMIT")
+    for name, given in {"only": args.only, "no-starts": args.no_starts}.items():
+        if given and COMPARE not in names:
+            raise UserError(f"{name}: is of {COMPARE} alone; leave it out")
+    base = checked(args.base) if args.base else None
+    there = {COMPARE: partial(compare, base=base, only=args.only, starts=not args.no_starts)}
     return {name: (SECTIONS | there)[name] for name in names}
 
 
 def asked(args: argparse.Namespace) -> Ask:
     """Raises UserError for numbers that mean nothing."""
     for name, least in LEAST.items():
-        if not getattr(args, name) >= least:
-            raise UserError(f"{name}: {getattr(args, name):g}: must be at least {least:g}")
+        if not least <= getattr(args, name) <= MOST:
+            raise UserError(f"{name}: {getattr(args, name):g}: must be from {least:g} to {MOST:g}")
     return Ask(captures(), args.requests, args.each, args.runs, args.most, args.workers)
 
 

@@ -25,6 +25,15 @@ BOOT = "import sys, tests; tests.__path__.insert(0, sys.argv.pop(1)); from tests
 UNIT = "x the base's time"
 
 
+def checked(base: str, root: Path = ROOT) -> str:
+    """The same, if it is a commit or the folder of a checkout; else raises UserError."""
+    there = (Path(base) / "sim/machines/compiled.py").is_file()
+    git = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
+    if not there and (Path(base).is_dir() or subprocess.run(git, capture_output=True, check=False).returncode):
+        raise UserError(f"base: {base!r}: must be a commit or the folder of a checkout")
+    return base
+
+
 @contextmanager
 def checkout(base: str, root: Path = ROOT) -> Iterator[Path]:
     """The folder that `base` names, or the commit in a folder for the time being. Raises UserError where it is
@@ -91,6 +100,10 @@ def compare(ask: Ask, base: str, only: str = "", starts: bool = True) -> Iterato
         print(f"  here {commit(ROOT)}, base {commit(there)} in {there}")
         sides = [stack.enter_context(Worker(root, ask.each)) for root in (ROOT, there)]
         jobs = [job for job in sides[0].names if only in job]
+        if not jobs:
+            raise UserError(
+                f"only: {only!r}: is in no name of {len(sides[0].names)} jobs, such as {sides[0].names[0]!r}"
+            )
         yield from jobs_compared(jobs, sides, ask.runs)
         if starts:
             yield from starts_compared([Starts(root, cache=cache(root)) for root in (ROOT, there)], ask.runs)
