@@ -5,6 +5,7 @@ What they are fitted on is the trace itself: this is about time, not about hits.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ class Arms:
         matrix = {"matrix": str(self._matrix())}
         given = [matrix if "matrix" in policy.prepared else {} for policy in (miss, rerank)]
         fit = lambda profile: profile.fit(self.fed).lists_  # noqa: E731 - a def would say no more
+        # an older checkout, which this one is compared with, reads the weights from the trace
+        weights = {"weights": lambda: self.fed.weights} if "weights" in signature(answer_fields).parameters else {}
         return answer_fields(
             miss, given[0], rerank, given[1], trace=self.fed, calibration=self.fed, expert_bytes=1, seed=0,
-            weighs=False, by_logits=False, weights=lambda: self.fed.weights, fit=fit,
+            weighs=False, by_logits=False, fit=fit, **weights,
         )  # fmt: skip
 
     def _matrix(self) -> Path:
