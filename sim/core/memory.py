@@ -125,8 +125,10 @@ class Memory:
         return type(self).__name__, *((name, a.dtype, a.ndim, self._behind(a)) for name, a in self.arrays.items())
 
     def _behind(self, array: npt.NDArray[Any]) -> int | None:
+        if array.ndim:
+            return None
         far = _address(array) - self.address
-        return far if array.ndim == 0 and 0 < far < self._table.nbytes else None
+        return far if 0 < far < self._table.nbytes else None
 
     @cached_property
     def _numba_type_(self) -> Any:
