@@ -143,7 +143,7 @@ def _write(file: Path, needs: list[str], name: str, code: bytes) -> None:
 
 
 def _read(file: Path) -> tuple[list[str], str, bytes]:
-    """Raises OSError, ValueError, KeyError or TypeError where it is not what was written."""
+    """Raises OSError, ValueError, KeyError, TypeError or RecursionError where it is not what was written."""
     with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # of a pipe nobody waits for the other end
         about = os.fstat(opened.fileno())
         ours = about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -246,6 +246,7 @@ def touch_as_listed(s: State) -> None:
 def executed(s: State, g: int, marks: int) -> None:
     """Expert g has run on the GPU: one touch, one use (unless it only stood in and that is not to count), and it is no
     longer held. marks: run.eviction_marks."""
+    # the first follows from the last, and is read from a line that is there anyway: 2 % of lru + fetch
     if s.expert[g].stand_in == 0 or s.run.no_touch == 0 or s.expert[g].stand_in < s.expert[g].work:
         _touch(s, g)
         s.expert[g].uses += 1
