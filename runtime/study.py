@@ -1,197 +1,235 @@
 """`python -m runtime.study`: what every miss and re-ranking policy costs in quality, against what it saves.
 
-Each variant is a teacher-forced closed-loop run of `runtime.evaluate` on the same text, and beside it the open-loop
-replay of the unmodified model's routing on the same text: how far a replay is off. Kept: closed_loop.csv, .json, .md
-and .svg in `--out`.
+Each arm is a teacher-forced closed-loop run on the same text (layer by layer: `closed_loop.by_layer`), and beside it
+the open-loop replay of the unmodified model's routing: how far a replay is off. Kept in `--out`: closed_loop_MODEL.json,
+.csv and .svg, and closed_loop.md of all models that lie there. An arm that was run before, of the same model, text and
+settings, is taken from `--parts`: a study that was broken off goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from runtime.closed_loop import study_report
-from runtime.closed_loop.evaluation import captured, evaluated
+from runtime.closed_loop import open_loop, study_report
+from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
+from runtime.closed_loop.by_layer import LayerByLayer, forwarded
+from runtime.closed_loop.evaluation import captured, shares
 from runtime.closed_loop.expert_similarity import measure
-from runtime.closed_loop.judged_model import JudgedModel, judged_model
-from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.judged_model import JudgedModel, Own, judged_model
+from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
-from runtime.closed_loop.runs import Baseline, judge
-from runtime.closed_loop.text_windows import TextWindows, text_windows
+from runtime.closed_loop.tasks import Task, copying, tasks_of
+from runtime.closed_loop.text_windows import TextWindows, spelled, text_windows
 from sim import __version__
+from sim.fit import buddies_file
+from sim.fit.buddies import from_similarity
 from sim.flags import add_hardware, hardware_fields
+from sim.outcome.summary import summarise
 from sim.simulation import simulate
 from sim.spec import RunSpec
 from traces.capturing.command import open_source
-from traces.command import Parser, guarded, out_folder
+from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
+from traces.format import npz
 from traces.format.trace import RoutingTrace
 from traces.progress import counted, doing
 
 CACHES = (0.75, 0.5, 0.375)
-MATRIX = "MATRIX"  # stands for the similarity matrix's file
-B = {"alpha": 0.95, "percentile": 15.0}  # reading B of the paper's tau
+CHARGED = {"tiny-moe-8": "mixtral-8x7b"}  # whose sizes a model is charged for, where nobody says
+PARTS = Path("out/study")
+COPIES = 64  # windows in which a passage stands twice
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One line of the study: its name, the group it is drawn in, the policy and its parameters."""
+class Words:
+    """Passages and the unmodified model's routing of them, as a replay has it."""
 
-    name: str
-    group: str
-    miss: str = "fetch"
-    rerank: str = "none"
-    params: dict[str, Any] = field(default_factory=dict)
-
-    def spec(self, **common: Any) -> RunSpec:
-        """The run of this variant."""
-        policy = self.rerank if self.rerank != "none" else self.miss
-        given = {f"{policy}.{key}": value for key, value in self.params.items()}
-        return RunSpec.of({**common, "miss": self.miss, "rerank": self.rerank, "set": given})
-
-
-VARIANTS = (
-    Variant("fetch", "fetch"),
-    Variant("buddy, reading A", "buddy", "buddy"),
-    Variant("buddy, reading B, rho 1", "buddy", "buddy-b", params={"rho": 1}),
-    Variant("buddy, reading B, rho 2", "buddy", "buddy-b", params={"rho": 2}),
-    Variant("buddy, reading B, rho 3", "buddy", "buddy-b"),
-    Variant("buddy, reading B, rho 4", "buddy", "buddy-b", params={"rho": 4}),
-    Variant("matched-random, reading B", "matched", "matched-random", params=B),
-    Variant("matched-next-ranked, reading B", "matched", "matched-next-ranked", params=B),
-    Variant("matched-drop, reading B", "matched", "matched-drop", params=B),
-    Variant("buddy, first fit", "buddy", "buddy-first-fit"),
-    Variant("similarity, gates of B", "similarity", "similarity", params={"matrix": MATRIX, "percentile": 15.0}),
-    Variant("next-ranked, no gate", "ungated", "next-ranked"),
-    Variant("random, no gate", "ungated", "random"),
-    Variant("drop", "ungated", "drop"),
-    Variant("cache-prior 0.1", "re-ranking", rerank="cache-prior", params={"strength": 0.1}),
-    Variant("cache-prior 0.3", "re-ranking", rerank="cache-prior"),
-    Variant("max-rank 3 of 6", "re-ranking", rerank="max-rank", params={"always": 3, "among": 6}),
-    Variant("max-rank 1 of 12", "re-ranking", rerank="max-rank"),
-)
+    passages: Passages
+    routed: RoutingTrace
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all variants share."""
+    """What all arms share. judged: what the figures are of; copies: passages that stand twice in a window; other: text
+    on which policies are fitted, where the bracket of a replay is fitted too. files: what an arm's parameters may
+    stand for."""
 
-    model: JudgedModel
-    text: TextWindows
-    base: Baseline
+    model: Own
+    judged: Words
+    copies: Passages
+    other: Words
     calibration: RoutingTrace
-    routed: RoutingTrace
     common: dict[str, Any]
-    like: str
-    matrix: str
+    charge: str
+    files: dict[str, str]
+    weights: str
+
+    def spec(self, arm: Arm, cache: float) -> RunSpec:
+        return arm.spec(self.files, cache=cache, **self.common)
+
+    def row(self, arm: Arm, cache: float) -> dict[str, Any]:
+        """One arm's closed-loop figures, and how far its open-loop replay is from them."""
+        begun, spec = time.process_time(), self.spec(arm, cache)
+        made = self._closed(spec, self.judged.passages)
+        made["tasks"] |= self._closed(spec, self.copies)["tasks"]
+        made["open_loop"] = self._replayed(spec, self.judged.routed)
+        if not arm.seed:  # further draws say nothing new of it
+            fitted = self._closed(spec, self.other.passages)
+            made["elsewhere"] = {**open_loop.figures(fitted), "open_loop": self._replayed(spec, self.other.routed)}
+        about = {**asdict(arm), "params": {key: self._told(value) for key, value in arm.params.items()}}
+        return {"cache": cache, "arm": about.pop("name"), **about, **made, "seconds": time.process_time() - begun}
+
+    def _told(self, value: Any) -> Any:
+        return "of the model" if value in self.files else value
+
+    def _priced(self) -> Any:
+        return priced_as(self.model.model, self.model.shape, self.charge)
+
+    def _closed(self, spec: RunSpec, passages: Passages) -> dict[str, Any]:
+        windows, length = passages.text.tokens.shape
+        loop = LayerByLayer(spec, self.model.shape, windows, length - 1, self.calibration, self._priced())
+        made, record = passages.judged(self.model.model, loop), loop.record()
+        reranked = loop.slots_reranked, loop.weight_reranked
+        return {**made, "shares": shares(record, loop.trace(), reranked), **open_loop.costs(summarise(record))}
+
+    def _replayed(self, spec: RunSpec, routed: RoutingTrace) -> dict[str, Any]:
+        """The open-loop replay of the unmodified model's routing under the same policies."""
+        again = spec.model_copy(update={"calibration": "captured"})
+        summary, _ = simulate(again, trace=routed, calibration=self.calibration, model=self._priced())
+        return open_loop.costs(summary)
+
+    def key(self, arm: Arm, cache: float) -> str:
+        """What the arm's row depends on, as a file name."""
+        texts = (self.judged.passages, self.copies, self.other.passages)
+        asked = [each.content for each in texts]
+        calibration = npz.content_hash(self.calibration)
+        facts = [__version__, self.weights, asked, calibration, asdict(arm), cache, self.common, self.charge]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def row(study: Study, variant: Variant, cache: float) -> dict[str, Any]:
-    """One variant's closed-loop figures, and how far its open-loop replay is from them."""
-    params = {key: study.matrix if value == MATRIX else value for key, value in variant.params.items()}
-    spec = Variant(variant.name, variant.group, variant.miss, variant.rerank, params).spec(cache=cache, **study.common)
-    figures, _ = evaluated(study.model, spec, study.text, study.base, study.calibration, study.like)
-    return {
-        "cache": cache,
-        "arm": variant.name,
-        "group": variant.group,
-        "miss": variant.miss,
-        "rerank": variant.rerank,
-        "params": {key: "of the model" if value == MATRIX else value for key, value in variant.params.items()},
-        **{name: figures[name] for name in ("quality", "shares", "speed", "counts")},
-        "open_loop": replayed(study, spec),
-    }
-
-
-def replayed(study: Study, spec: RunSpec) -> dict[str, Any]:
-    """The open-loop replay of the unmodified model's routing under the same policies."""
-    model = priced_as(study.model.model, study.model.shape, study.like)
-    again = spec.model_copy(update={"as_decode": True, "calibration": "captured"})
-    summary, _ = simulate(again, trace=study.routed, calibration=study.calibration, model=model)
-    slots = summary["slots_wanted"]
-    return {
-        "wanted": summary["wanted"],
-        "misses": summary["misses"],
-        "h2d_bytes": sum(summary["h2d_bytes"].values()),
-        "time_ns_per_token": summary["time_ns"] / summary["tokens"],
-        "substituted_slots": summary["substituted"] / slots,
-        "dropped_slots": summary["dropped"] / slots,
-    }
+def rows(study: Study, wanted: Sequence[tuple[Arm, float]], parts: Path) -> list[dict[str, Any]]:
+    """A row for each arm and cache size; those that lie in `parts` are taken from there, others are put there."""
+    found = []
+    for arm, cache in counted(wanted, "arm", lambda pair: f"{pair[0].name} at {pair[1]}"):
+        part = parts / f"{study.key(arm, cache)}.json"
+        if not part.is_file():
+            parts.mkdir(parents=True, exist_ok=True)
+            write_bytes(part, json.dumps(study.row(arm, cache)).encode())
+        found.append(json.loads(part.read_text()))
+    return found
 
 
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.study", description="Quality against bytes and time, policy by policy.")
-    out.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH")
-    out.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")
-    out.add_argument("--length", type=int, default=128, metavar="M", help="tokens of a passage (default: 128)")
+    out.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|tiny-moe-8|FOLDER")
+    out.add_argument("--sequences", type=int, metavar="N", help="windows that are judged (default: all there are)")
+    out.add_argument("--length", type=int, default=256, metavar="M", help="tokens of a window (default: 256)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
+    out.add_argument("--seeds", type=int, default=5, metavar="N", help="of every arm that draws (default: 5)")
     add_hardware(out, "a100-pcie4")
     out.add_argument("--engine", default="fused")
     out.add_argument("--precision", default="q4")
-    out.add_argument("--charge", default="deepseek-v2-lite", metavar="NAME|FILE", help="whose sizes are charged")
+    charge = "whose sizes are charged (default: a model of that grain)"
+    out.add_argument("--charge", metavar="NAME|FILE", help=charge)
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--threads", type=int, default=1, metavar="N")
-    out.add_argument("--quick", action="store_true", help="one cache size, two short passages: a look at the machinery")
-    out.add_argument("--out", metavar="DIR", help="write closed_loop.{csv,json,md,svg} there")
+    out.add_argument("--quick", action="store_true", help="one cache size, few short windows: a look at the machinery")
+    out.add_argument("--parts", type=Path, default=PARTS, metavar="DIR", help=f"rows that are done ({PARTS})")
+    out.add_argument("--out", metavar="DIR", help="write closed_loop_MODEL.{json,csv,svg} and closed_loop.md there")
     return out
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All variants; the result as closed_loop.json has it. Raises UserError, one line, for bad input."""
+    """All arms; the result as closed_loop_MODEL.json has it. Raises UserError, one line, for bad input."""
     model = judged_model(args.judged_model)
-    sequences, length = (2, 24) if args.quick else (args.sequences, args.length)
-    if sequences < 2 or not 3 <= length <= model.context:
-        raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 3 .. {model.context} are required")
-    text = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
-    doing("capturing a calibration trace")
-    calibration = captured(model, min(args.calibration_tokens, 2048 if args.quick else 10**9), args.seed, None)
-    common = {"trace": args.judged_model, **hardware_fields(args), "engine": args.engine, "precision": args.precision,
-              "engine_as_costs": True, "seed": args.seed}  # fmt: skip
-    base = Baseline(model, text, keep=True)
+    if not isinstance(model, Own):
+        raise UserError(f"--model {args.judged_model}: must be a model of runtime.train, which is run layer by layer")
+    sequences, length = (4, 64) if args.quick else (args.sequences, args.length)
+    if (sequences is not None and sequences < 2) or not 16 <= length <= model.context:
+        raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 16 .. {model.context} are required")
+    if args.seeds < 1:
+        raise UserError(f"--seeds is {args.seeds}; it must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
-        matrix = Path(folder) / "similarity.npz"
-        other = text_windows(model.tokens, 2 if args.quick else 32, length, args.seed, judged=False, lead=model.lead)
-        doing("comparing the experts with each other")
-        measure(open_source(args.judged_model, "cpu"), list(other.tokens)).write(matrix)
-        doing("routing of the unmodified model")
-        study = Study(model, text, base, calibration, _routed(model, text, base, common, args.charge), common,
-                      args.charge, str(matrix))  # fmt: skip
-        doing("", at_once=False)
-        rows = []
+        study = _study(args, model, sequences, length, Path(folder))
         caches = CACHES[1:2] if args.quick else CACHES
-        arms = [(variant, cache) for cache in caches for variant in VARIANTS]
-        for variant, cache in counted(arms, "arm", lambda arm: f"{arm[0].name} at {arm[1]}"):
-            rows.append(row(study, variant, cache))
+        every = arms(model.shape.top_k, model.shape.n_experts, args.seeds)
+        found = rows(study, [(arm, cache) for cache in caches for arm in every], args.parts)
+    text = study.judged.passages.text
     return {
         "model": args.judged_model,
-        "loop": "closed, teacher-forced, one sequence at a time, every token a decode step, cache carried on",
+        "loop": "closed, teacher-forced, one window at a time, every token a decode step, cache carried on",
         "text": {
             "source": text.source,
-            "sequences": sequences,
+            "windows": len(text.tokens),
             "length": length,
             "predicted_bytes": int(text.n_bytes.sum()),
+            "files": list(text.files),
+            "windows_by_file": [int((text.file == place).sum()) for place in range(len(text.files))],
         },
-        "calibration_tokens": calibration.n_tokens,
-        "settings": {**common, "charge": args.charge, "eviction": "lru", "prefetch": "none", "placement": "first"},
-        "interval": f"95 % percentile bootstrap over sequences, paired, seed {args.seed}",
-        "rows": rows,
+        "calibration_tokens": study.calibration.n_tokens,
+        "settings": {**study.common, "charge": study.charge, "eviction": "lru", "prefetch": "none",
+                     "placement": "first", "seeds": args.seeds},
+        "seconds": sum(row["seconds"] for row in found),
+        "rows": found,
         "version": __version__,
-    }
+    }  # fmt: skip
 
 
-def _routed(model: JudgedModel, text: TextWindows, base: Baseline, common: dict[str, Any], like: str) -> RoutingTrace:
-    """The unmodified model's routing of the judged text, with its logits."""
-    loop = ClosedLoop(
-        RunSpec.of(common), model.shape, None, priced_as(model.model, model.shape, like), keep_logits=True
-    )
-    return judge(model, text, loop, base).trace
+def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: int, folder: Path) -> Study:
+    few = args.quick
+    common = {"trace": args.judged_model, **hardware_fields(args), "engine": args.engine, "precision": args.precision,
+              "engine_as_costs": True, "seed": args.seed}  # fmt: skip
+    doing("capturing a calibration trace")
+    calibration = captured(model, min(args.calibration_tokens, 2048 if few else 10**9), args.seed, None)
+    judged = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
+    other = text_windows(model.tokens, 4 if few else 96, length, args.seed, judged=False, lead=model.lead)
+    doing("comparing the experts with each other")
+    files = _files(args.judged_model, other, folder)
+    doing("the unmodified model's guesses")
+    words = [_words(model, text, common) for text in (judged, other)]
+    twice, task = _copies(model, judged, 4 if few else COPIES)
+    weights = hashlib.sha256((model.folder / "model.safetensors").read_bytes()).hexdigest()
+    charge = args.charge or CHARGED.get(args.judged_model, "deepseek-v2-lite")
+    copies = Passages.of(model.model, twice, [task])
+    return Study(model, words[0], copies, words[1], calibration, common, charge, files, weights)
+
+
+def _files(name: str, text: TextWindows, folder: Path) -> dict[str, str]:
+    """The model's similarity matrix, and buddy lists made of it, on text that is not judged."""
+    matrix, lists = folder / "similarity.npz", folder / "lists.npz"
+    similarity = measure(open_source(name, "cpu"), list(text.tokens[:32]))
+    similarity.write(matrix)
+    buddies_file.write(lists, from_similarity(buddies_file.read_similarity(matrix)[0]))
+    return {MATRIX: str(matrix), LISTS: str(lists)}
+
+
+def _copies(model: Own, text: TextWindows, n: int) -> tuple[TextWindows, Task]:
+    """Windows in which what half of one holds stands twice."""
+    chosen, half = slice(0, n), (text.tokens.shape[1] - 1) // 2
+    windows, task = copying(text.tokens[chosen], model.model.config.vocab_size, model.lead, half)
+    n_bytes = np.array([model.tokens.n_bytes(row[1:]) for row in windows.tolist()], np.int64)
+    return TextWindows(windows, n_bytes, text.source, text.file[chosen], text.files), task
+
+
+def _words(model: Own, text: TextWindows, common: dict[str, Any]) -> Words:
+    """The unmodified model's guesses, and its routing with its logits."""
+    spec = RunSpec.of({**common, "miss": "next-ranked"})  # whoever ranks by logits keeps them
+    (windows, length), vocabulary = text.tokens.shape, model.model.config.vocab_size
+    run = LayerByLayer(spec, model.shape, windows, length - 1, None, priced_as(model.model, model.shape))
+    forwarded(model.model, torch.from_numpy(text.tokens[:, :-1]), run.kept)
+    return Words(Passages.of(model.model, text, tasks_of(spelled(model.tokens, vocabulary), text.tokens)), run.trace())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,10 +243,10 @@ def _command(argv: list[str]) -> None:
         out_folder(args.out)
     torch.set_num_threads(args.threads)
     result = run(args)
-    command = study_report.command_line(argv)
+    result["command"] = study_report.command_line(argv)
     if args.out:
-        study_report.write(Path(args.out), result, command)
-    print(study_report.report(result).markdown(command), end="")
+        study_report.write(Path(args.out), result)
+    print(study_report.page([result]), end="")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import figures
 from runtime.closed_loop.runs import Baseline, JudgedRun, calibrate, judge
 from runtime.closed_loop.text_windows import TextWindows, text_windows
+from sim.machines.record import RunRecord
 from sim.outcome.summary import summarise
 from sim.policies.registry import find
 from sim.prepare import fitted
@@ -40,7 +41,7 @@ def evaluated(
     summary, tokens = summarise(run.record), run.trace.n_tokens
     out = {
         "quality": figures(run.sums, spec.seed),
-        "shares": _shares(run),
+        "shares": shares(run.record, run.trace, run.reranked),
         "speed": {
             "time_ns_per_token": summary["time_ns"] / summary["tokens"],
             "tokens_per_s": summary["tokens_per_s"],
@@ -54,10 +55,10 @@ def evaluated(
     return out, run
 
 
-def _shares(run: JudgedRun) -> dict[str, float]:
-    """Shares of all slots that the router filled, and of their router weight. Re-ranking comes first: what it
-    replaced is no miss any more."""
-    c, trace = run.record.counters, run.trace
+def shares(record: RunRecord, trace: RoutingTrace, reranked: tuple[int, float]) -> dict[str, float]:
+    """Shares of all slots that the router filled (trace), and of their router weight. Re-ranking comes first: what it
+    replaced (slots, weight) is no miss any more."""
+    c = record.counters
     assert trace.weights is not None
     slots, weight = int((trace.experts >= 0).sum()), float(trace.weights.sum())
     return {
@@ -67,8 +68,8 @@ def _shares(run: JudgedRun) -> dict[str, float]:
         "low_slots": c["low"] / slots,
         "substituted_weight": c["weight_substituted"] / weight,
         "dropped_weight": c["weight_dropped"] / weight,
-        "reranked_slots": run.reranked[0] / slots,
-        "reranked_weight": run.reranked[1] / weight,
+        "reranked_slots": reranked[0] / slots,
+        "reranked_weight": reranked[1] / weight,
     }
 
 

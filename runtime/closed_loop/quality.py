@@ -7,7 +7,7 @@ intervals (Efron 1979) over sequences, paired too: one draw of sequences serves 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from sim.outcome.per_request import drawn
 
 Float = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 LEVEL = 95
 
 
@@ -38,25 +39,26 @@ class Sums:
     agree: Float
 
     @staticmethod
-    def of(rows: list[dict[str, float]]) -> Sums:
-        return Sums(**{f.name: np.array([row[f.name] for row in rows], np.float64) for f in fields(Sums)})
+    def of(parts: Sequence[Sums]) -> Sums:
+        """One after another."""
+        return Sums(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sums)})
+
+    def by(self, group: Ints, n: int) -> dict[str, list[float]]:
+        """name -> sums [n] over the sequences of each group; group int [N]."""
+        return {f.name: np.bincount(group, getattr(self, f.name), n).tolist() for f in fields(Sums)}
 
 
-def compared(base: Tensor, logits: Tensor, targets: Tensor, n_bytes: int) -> dict[str, float]:
-    """One sequence's sums: logits [M, V] of both models, what came next [M]."""
-    a, b = base.double().log_softmax(-1), logits.double().log_softmax(-1)
-    own = torch.arange(len(targets))
-    best = a.argmax(-1)
-    return {
-        "tokens": len(targets),
-        "n_bytes": n_bytes,
-        "base_nats": -a[own, targets].sum().item(),
-        "nats": -b[own, targets].sum().item(),
-        "kl": max(0.0, (a.exp() * (a - b)).sum().item()),
-        "base_right": (best == targets).sum().item(),
-        "right": (b.argmax(-1) == targets).sum().item(),
-        "agree": (b.argmax(-1) == best).sum().item(),
-    }
+def compared(base: Tensor, logp: Tensor, targets: Tensor, n_bytes: Float) -> Sums:
+    """The sums of sequences: log-probabilities [N, M, V] of both models, what came next [N, M], bytes of that [N]."""
+    own, best, mine = targets[..., None], base.argmax(-1), logp.argmax(-1)
+    kl = (base.exp() * (base - logp)).sum((1, 2), dtype=torch.float64).clamp_min(0)
+    return Sums(
+        np.full(len(targets), targets.shape[1], np.float64),
+        np.asarray(n_bytes, np.float64),
+        *(-lp.gather(-1, own).sum((1, 2), dtype=torch.float64).numpy() for lp in (base, logp)),
+        kl.numpy(),
+        *((a == b).sum(1).double().numpy() for a, b in ((best, targets), (mine, targets), (mine, best))),
+    )
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {

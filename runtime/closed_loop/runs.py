@@ -97,7 +97,8 @@ def judge(model: JudgedModel, text: TextWindows, loop: ClosedLoop, base: Baselin
         for i, tokens in enumerate(counted([*map(torch.from_numpy, text.tokens)], "passage", at_once=False)):
             unmodified = base[i]
             logits = stepwise(model, tokens, driver, i, i == n - 1)
-            rows.append(compared(unmodified, logits, tokens[1:], int(text.n_bytes[i])))
+            a, b = (each.double().log_softmax(-1)[None] for each in (unmodified, logits))
+            rows.append(compared(a, b, tokens[None, 1:], text.n_bytes[i : i + 1]))
     record = loop.record()
     return JudgedRun(Sums.of(rows), record, loop.trace(), (loop.slots_reranked, loop.weight_reranked))
 

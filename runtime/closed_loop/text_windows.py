@@ -36,11 +36,13 @@ class Tokens(Protocol):
 @dataclass(frozen=True)
 class TextWindows:
     """tokens int64 [N, M]; n_bytes int64 [N], of the tokens that are predicted (all but the first); source: whose
-    text it is."""
+    text it is; file int64 [N]: of which of `files` each is."""
 
     tokens: Ids
     n_bytes: Ids
     source: str
+    file: Ids
+    files: tuple[str, ...]
 
 
 def is_judged(path: str) -> bool:
@@ -48,16 +50,16 @@ def is_judged(path: str) -> bool:
     return hashlib.sha256(f"judged {path}".encode()).digest()[0] % 2 == 0
 
 
-def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
+def _texts(path: str | None, judged: bool) -> tuple[dict[str, str], str]:
     if path is not None:
         try:
             whole = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{path}: is no UTF-8; a text file is required") from None
         half = len(whole) // 2  # the first half is judged, the second calibrates
-        return [whole[:half] if judged else whole[half:]], Path(path).name
+        return {Path(path).name: whole[:half] if judged else whole[half:]}, Path(path).name
     files = [f for f in _heldout() if is_judged(f.path) == judged]
-    return [f.data.decode() for f in files], "held-out sources of the Python standard library"
+    return {f.path: f.data.decode() for f in files}, "held-out sources of the Python standard library"
 
 
 @cache
@@ -68,30 +70,40 @@ def _heldout() -> tuple[text.SourceFile, ...]:
 
 def text_windows(
     tokenizer: Tokens,
-    n: int,
+    n: int | None,
     length: int,
     seed: int,
     path: str | None = None,
     judged: bool = True,
     lead: int | None = None,
 ) -> TextWindows:
-    """`n` windows of `length` tokens, drawn by `seed`; lead: a token that stands before every text. To calibrate on
-    (not `judged`) fewer will do.
+    """`n` windows of `length` tokens (None: all there are), drawn by `seed`; lead: a token that stands before every
+    text. To calibrate on (not `judged`) fewer will do.
 
     Raises UserError, one line, where there is too little text.
     """
     texts, source = _texts(path, judged)
-    windows = []
-    for each in texts:
+    windows, file = [], []
+    for place, each in enumerate(texts.values()):
         ids = ([] if lead is None else [lead]) + tokenizer.encode(each)
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
-    n = n if judged else min(n, len(windows) or 1)
+        file += [place] * (len(windows) - len(file))
+    most = len(windows) or 1
+    n = most if n is None else n if judged else min(n, most)
     if len(windows) < n:
         raise UserError(f"{source}: {len(windows)} passages of {length} tokens; {n} are asked for")
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
     tokens = np.array([windows[i] for i in chosen], np.int64).reshape(n, length)
     n_bytes = np.array([tokenizer.n_bytes(row[1:]) for row in tokens.tolist()], np.int64)
-    return TextWindows(tokens, n_bytes, source)
+    return TextWindows(tokens, n_bytes, source, np.array(file, np.int64)[chosen], tuple(texts))
+
+
+def spelled(tokens: Tokens, size: int) -> list[bytes]:
+    """What each of the vocabulary's `size` tokens spells where another stands before it (at a text's beginning some
+    tokenizers leave a blank out). A piece of a character is spelled U+FFFD."""
+    before = tokens.encode("a")[-1:]
+    known = len(tokens.decode(before))
+    return [tokens.decode([*before, i])[known:].encode() for i in range(size)]
 
 
 class OwnTokens:
