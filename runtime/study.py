@@ -27,11 +27,12 @@ from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded
 from runtime.closed_loop.evaluation import captured, shares
 from runtime.closed_loop.expert_similarity import measure
-from runtime.closed_loop.judged_model import JudgedModel, Own, judged_model
+from runtime.closed_loop.judged_model import Own, judged_model
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.tasks import Task, copying, tasks_of
 from runtime.closed_loop.text_windows import TextWindows, spelled, text_windows
+from runtime.small_model.capture_source import TinyMoe
 from sim import __version__
 from sim.fit import buddies_file
 from sim.fit.buddies import from_similarity
@@ -39,7 +40,6 @@ from sim.flags import add_hardware, hardware_fields
 from sim.outcome.summary import summarise
 from sim.simulation import simulate
 from sim.spec import RunSpec
-from traces.capturing.command import open_source
 from traces.command import Parser, guarded, out_folder, write_bytes
 from traces.errors import UserError
 from traces.format import npz
@@ -209,7 +209,7 @@ def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: 
 def _files(name: str, text: TextWindows, folder: Path) -> dict[str, str]:
     """The model's similarity matrix, and buddy lists made of it, on text that is not judged."""
     matrix, lists = folder / "similarity.npz", folder / "lists.npz"
-    similarity = measure(open_source(name, "cpu"), list(text.tokens[:32]))
+    similarity = measure(TinyMoe(name, "cpu"), list(text.tokens[:32]))
     similarity.write(matrix)
     buddies_file.write(lists, from_similarity(buddies_file.read_similarity(matrix)[0]))
     return {MATRIX: str(matrix), LISTS: str(lists)}

@@ -17,7 +17,7 @@ from runtime.closed_loop.driver import Driver, served, shape_of
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.routed import ModelShape
 from runtime.closed_loop.text_windows import HfTokens, OwnTokens, Tokens
-from runtime.small_model.model import FOLDER, KvCache, MoeDecoder, load_checkpoint
+from runtime.small_model.model import FOLDERS, KvCache, MoeDecoder, load_checkpoint
 from runtime.small_model.text import FILE_ID
 from traces.capturing.inputs import pick_device
 from traces.errors import UserError
@@ -101,16 +101,18 @@ class HuggingFace:
 
 
 def judged_model(name: str, device: str | None = None) -> JudgedModel:
-    """`tiny-moe`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None: the CPU).
+    """`tiny-moe`, `tiny-moe-8`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None:
+    the CPU).
 
     Raises UserError, one line."""
     if device is not None:
         pick_device(device)
-    folder = FOLDER if name == TINY else Path(name)
+    folder = FOLDERS.get(name, Path(name))
     if (folder / "record.json").is_file():
-        return Own(load_checkpoint(folder), folder, TINY if name == TINY else folder.name, device or "cpu")
-    if name == TINY or (not folder.exists() and "/" not in name):
-        raise UserError(f"model: {name}: no such folder; {TINY}, a folder of runtime.train or a Hugging Face model")
+        return Own(load_checkpoint(folder), folder, name if name in FOLDERS else folder.name, device or "cpu")
+    if name in FOLDERS or (not folder.exists() and "/" not in name):
+        known = ", ".join(FOLDERS)
+        raise UserError(f"model: {name}: no such folder; {known}, a folder of runtime.train or a Hugging Face model")
     from runtime.closed_loop.slotted import load_model
 
     model, tokenizer = load_model(name)

@@ -106,14 +106,6 @@ def spelled(tokens: Tokens, size: int) -> list[bytes]:
     return [tokens.decode([*before, i])[known:].encode() for i in range(size)]
 
 
-def spelled(tokens: Tokens, size: int) -> list[bytes]:
-    """What each of the vocabulary's `size` tokens spells where another stands before it (at a text's beginning some
-    tokenizers leave a blank out). A piece of a character is spelled U+FFFD."""
-    before = tokens.encode("a")[-1:]
-    known = len(tokens.decode(before))
-    return [tokens.decode([*before, i])[known:].encode() for i in range(size)]
-
-
 class OwnTokens:
     """The vocabulary of our own model (`tokenizers`), byte level: a token's characters are its bytes."""
 

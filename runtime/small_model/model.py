@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from traces.command import write_bytes
 from traces.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "tiny_moe"  # the shipped checkpoint, its vocabulary and how it was made
+# the shipped checkpoints, each with its vocabulary and how it was made
+FOLDERS = {name: Path(__file__).parents[1] / name.replace("-", "_") for name in ("tiny-moe", "tiny-moe-8")}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from traces.progress import doing
 Ids = npt.NDArray[np.int64]
 
 # Models of this project by name, as `module:class` of a Source. Named, not imported: their room builds on this one.
-OWN = {"tiny-moe": "runtime.small_model.capture_source:TinyMoe"}
+OWN = dict.fromkeys(("tiny-moe", "tiny-moe-8"), "runtime.small_model.capture_source:TinyMoe")
 HUGGING_FACE = "traces.capturing.hf:HuggingFace"
 
 
