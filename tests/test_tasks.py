@@ -14,7 +14,8 @@ from runtime.small_model.text import Ids
 from traces.errors import UserError
 
 V = [
-    b"<|file|>", b"f", b"x", b"0", b"'", b",", b"(", b"[", b"{", b")", b"]", b"}", b"'):", b"()", b"())", b"](", b" )",
+    b"<|file|>", b"f", b"x", b"0", b"'", b",",
+    b"(", b"[", b"{", b")", b"]", b"}", b"'):", b"()", b"())", b"](", b" )", b"])",
     b"\n", b"\n\n", b"\n   ", b"\n\n   ", b"\n       ", b"   ", b" y", b"\t", b"\n\t",
     b"run", b" run", b"_", b"all", b"all(", b"._", b"re", b"turn", b" ", b"2", "\u00ef".encode(), b"\xef\xbf\xbd",
 ]  # fmt: skip
@@ -71,8 +72,12 @@ def test_brackets_that_a_token_opens_and_closes_itself_are_passed_over() -> None
     assert items(task) == [[2, 3], [5, 6], [6, 7]]
     assert answers(task, window, p3=b"]") == [True] * 3 and answers(task, window, p7=b")") == [True] * 3
     assert answers(task, window, p7=b"()") == [True, True, False]
-    kind = task.kind[[ID[t] for t in (b"())", b")", b"]", b"](", b"()", b"x", b"}")]].tolist()
-    assert kind == [kind[0], kind[0], kind[2], kind[2], 0, 0, kind[6]] and len({kind[0], kind[2], 0, kind[6]}) == 4
+    kind = task.kind[[ID[t] for t in (b"())", b")", b"]", b"](", b"])", b"()", b"x", b"(", b"}")]].tolist()
+    assert kind == [kind[0]] * 2 + [kind[2]] * 3 + [0] * 3 + [kind[8]] and len({kind[0], kind[2], 0, kind[8]}) == 4
+
+
+def test_a_token_that_closes_two_brackets_is_one_item() -> None:
+    assert items(closing_bracket(V, of("f ( x ( [ 0 ]) )"))) == [[4, 5], [5, 6]]
 
 
 def test_what_no_pair_is_does_not_hide_the_pairs_behind_it() -> None:
@@ -131,7 +136,8 @@ def test_an_identifier_that_was_there_is_completed() -> None:
         (", run _ all , run _ all( ,", 0),
         (", _ all , ._ all ,", 0),
         (", 2 run _ , 2 run _ ,", 0),
-        (", run \u00ef , run \u00ef ,", 0),
+        (", run _ \u00ef , run _ \u00ef ,", 0),
+        (", \u00ef run _ , \u00ef run _ ,", 0),
     ],
 )
 def test_which_identifiers_are_items(text: str, n: int) -> None:
@@ -140,8 +146,8 @@ def test_which_identifiers_are_items(text: str, n: int) -> None:
 
 def test_copying_asks_for_the_second_copy_but_its_first_four() -> None:
     passages = np.array([[9, 1, 2, 3, 4, 5, 6, 7], [9, 8, 8, 8, 8, 8, 8, 1]])
-    windows, task = copying(passages, 10, 0, 6)
-    assert windows.tolist() == [[0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6], [0, *[8] * 12]]
+    windows, task = copying(passages, 10, 3, 6)
+    assert windows.tolist() == [[3, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6], [3, *[8] * 12]]
     assert items(task) == [[10], [11]] * 2 and task.window.tolist() == [0, 0, 1, 1]  # tokens 11 and 12
     best = windows[:, 1:].copy()
     best[0, :10], best[1, 11] = 9, 9
