@@ -115,8 +115,8 @@ def test_what_cannot_be_had_is_refused(fields: dict[str, Any], message: str, mod
 
 def test_an_answer_that_is_not_the_replays_is_found_out(model: Own) -> None:
     """The check of the whole can fail: computed with other answers than the core's, the record is refused."""
-    _, tokens = inputs(model)
-    run = LayerByLayer(RunSpec.of({**COMMON, "cache": 0.5, "miss": "drop"}), model.shape, WINDOWS, LENGTH - 1)
+    (_, tokens), fitted_on = inputs(model), captured(model, 2048, 0, None)
+    run = LayerByLayer(RunSpec.of({**COMMON, "cache": 0.5, "miss": "buddy-b"}), model.shape, WINDOWS, LENGTH - 1, fitted_on)
     plan = run.setting.plan
     run.setting = replace(run.setting, plan=replace(plan, slots=plan.slots + 1))
     forwarded(model.model, tokens, run.answer)
