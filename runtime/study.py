@@ -24,6 +24,8 @@ from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.runs import Baseline, judge
+from runtime.closed_loop.study_result import keep
+from runtime.closed_loop.study_statistics import Study as Judged
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from sim import __version__
 from sim.flags import add_hardware, hardware_fields
@@ -205,10 +207,12 @@ def _command(argv: list[str]) -> None:
         out_folder(args.out)
     torch.set_num_threads(args.threads)
     result = run(args)
-    command = study_report.command_line(argv)
+    result = {"command": study_report.command_line(argv), **result}
     if args.out:
-        study_report.write(Path(args.out), result, command)
-    print(study_report.report(result).markdown(command), end="")
+        keep(Path(args.out), result)
+        print(study_report.write(Path(args.out)), end="")
+    else:
+        print(study_report.made([Judged(result)])["closed_loop.md"], end="")
 
 
 if __name__ == "__main__":

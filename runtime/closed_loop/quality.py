@@ -1,24 +1,23 @@
 """How much worse a model has become: per token against the unmodified one, with intervals over sequences.
 
 The two models are given the same tokens step by step, so every figure is paired. Intervals are percentile bootstrap
-intervals (Efron 1979) over sequences, paired too: one draw of sequences serves both models.
+intervals (Efron 1979) over sequences, paired too: one draw of sequences serves both models. FIGURES are the one
+definition of each figure, of whatever sums: by sequence here, by file in the study (`study_statistics`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from sim.outcome.per_request import drawn
+from runtime.closed_loop.clusters import Figure, Files, Float
 
-Float = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LEVEL = 95
 
 
@@ -45,13 +44,13 @@ class Sums:
 def compared(base: Tensor, logits: Tensor, targets: Tensor, n_bytes: int) -> dict[str, float]:
     """One sequence's sums: logits [M, V] of both models, what came next [M]."""
     a, b = base.double().log_softmax(-1), logits.double().log_softmax(-1)
-    own = torch.arange(len(targets))
+    own = targets[:, None]
     best = a.argmax(-1)
     return {
         "tokens": len(targets),
         "n_bytes": n_bytes,
-        "base_nats": -a[own, targets].sum().item(),
-        "nats": -b[own, targets].sum().item(),
+        "base_nats": -a.gather(-1, own).sum().item(),
+        "nats": -b.gather(-1, own).sum().item(),
         "kl": max(0.0, (a.exp() * (a - b)).sum().item()),
         "base_right": (best == targets).sum().item(),
         "right": (b.argmax(-1) == targets).sum().item(),
@@ -59,13 +58,14 @@ def compared(base: Tensor, logits: Tensor, targets: Tensor, n_bytes: int) -> dic
     }
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
+FIGURES: dict[str, Figure] = {
     "perplexity": lambda s: np.exp(s["nats"] / s["tokens"]),
     "base_perplexity": lambda s: np.exp(s["base_nats"] / s["tokens"]),
     "perplexity_ratio": lambda s: np.exp((s["nats"] - s["base_nats"]) / s["tokens"]),
     "bits_per_byte": lambda s: s["nats"] / s["n_bytes"] / math.log(2),
     "base_bits_per_byte": lambda s: s["base_nats"] / s["n_bytes"] / math.log(2),
     "bits_per_byte_delta": lambda s: (s["nats"] - s["base_nats"]) / s["n_bytes"] / math.log(2),
+    "bits_per_byte_percent": lambda s: 100 * (s["nats"] - s["base_nats"]) / s["base_nats"],
     "accuracy": lambda s: s["right"] / s["tokens"],
     "base_accuracy": lambda s: s["base_right"] / s["tokens"],
     "accuracy_delta": lambda s: (s["right"] - s["base_right"]) / s["tokens"],
@@ -76,14 +76,9 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def figures(sums: Sums, seed: int) -> dict[str, dict[str, float]]:
     """name -> {value, low, high}: the figure over all sequences and its 95 % interval over draws of sequences."""
-    n = len(sums.tokens)
-    draws = drawn(n, seed)
-    names = [f.name for f in fields(Sums)]
-    whole = {name: getattr(sums, name).sum() for name in names}
-    sampled = {name: getattr(sums, name)[draws].sum(axis=1) for name in names}
-    edges = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
+    found = Files(len(sums.tokens), seed).estimates(FIGURES, asdict(sums))
     out = {}
-    for name, figure in FIGURES.items():
-        low, high = np.percentile(figure(sampled), edges)
-        out[name] = {"value": float(figure(whole)), "low": float(low), "high": float(high)}
+    for name, each in found.items():
+        low, high = each.percentile()
+        out[name] = {"value": each.value, "low": low, "high": high}
     return out
