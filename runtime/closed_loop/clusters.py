@@ -12,6 +12,10 @@ Two intervals are taken, and the wider one, end by end, decides:
   Bell & McCaffrey 2002, as in Cameron, Gelbach & Miller 2008, section II; CV3 of MacKinnon, Nielsen & Webb, Journal of
   Applied Econometrics 38(5), 2023, who advise it where clusters are of unequal size). It is symmetric, and honest
   about how few files there are.
+
+How often the wider one of 95 % held the truth, of 2,000 simulated texts of 17 files of lognormal sizes (sigma 1): 95 %
+where the loss of a file is normal, 85 % where it is lognormal like the sizes, which is very skewed (the percentile
+interval alone: 92 % and 84 %).
 """
 
 from __future__ import annotations

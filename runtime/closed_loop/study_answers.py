@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from runtime.closed_loop.clusters import effective_number
-from runtime.closed_loop.quality import FIGURES
 from runtime.closed_loop.study_statistics import (
     CLAIM_PERCENT,
     LIMITS,
@@ -58,7 +57,7 @@ def _named(found: Sequence[Decision]) -> str:
     ordered = sorted(found, key=lambda d: d.rise.value)
     parts = [
         f"{d.study.model}, {d.arm.name}, c = {d.arm.cache:g}: {d.rise.value:+.2f} % ({interval(d.rise.wider())}), "
-        f"{d.study.gain(d.arm):+.1f} % tokens/s"
+        f"accuracy {100 * d.arm.figure('accuracy_delta'):+.2f} points, {d.study.gain(d.arm):+.1f} % tokens/s"
         for d in ordered[:MOST_NAMED]
     ]
     more = len(ordered) - len(parts)
@@ -142,15 +141,14 @@ def _at_equal_bytes(equal: Sequence[Comparison]) -> str:
 def facts(study: Study) -> list[str]:
     """What was judged, by what, and how sure its intervals are."""
     text, settings = study.result["text"], study.result["settings"]
-    sums = study.arms[study.caches[0], "fetch"].sums
-    whole = {name: float(each.sum()) for name, each in sums.items()}
-    bits, right = (float(FIGURES[name](whole)) for name in ("base_bits_per_byte", "base_accuracy"))
+    fetch = study.arms[study.caches[0], "fetch"]
+    bits, right = (fetch.figure(name) for name in ("base_bits_per_byte", "base_accuracy"))
     seeds = max(len(arm.percents) for arm in study.arms.values())
     runs, minutes = len(study.result["rows"]), float(study.result["seconds"]) / 60
     return [
         f"{study.model}: {text['windows']} windows x {text['length']} tokens of {text['source']}, "
         f"{text['predicted_bytes']:,} bytes predicted; {study.files.n} files, which weigh as many as "
-        f"{effective_number(sums['tokens']):.1f} of equal size; unmodified {bits:.4f} bits per byte, next-token "
+        f"{effective_number(fetch.sums['tokens']):.1f} of equal size; unmodified {bits:.4f} bits per byte, next-token "
         f"accuracy {100 * right:.2f} %; fitted on {study.result['calibration_tokens']:,} tokens of other files",
         f"{study.model}: {runs} runs in {minutes:.0f} minutes of CPU time, arms that draw over {seeds} seeds; charged "
         f"as {settings['charge']} in {settings['precision']} on {machine_words(settings)}, engine "

@@ -95,8 +95,8 @@ def command_line(argv: Sequence[str]) -> str:
 
 def flat(study: Study, arm: Arm) -> dict[str, Any]:
     """One row of a model's table."""
-    whole, rise = {name: each.sum() for name, each in arm.sums.items()}, study.rise(arm)
-    seeds, (low, high) = arm.percents, rise.wider()
+    rise, seeds = study.rise(arm), arm.percents
+    low, high = rise.wider()
     spread = (sum((each - rise.value) ** 2 for each in seeds) / max(1, len(seeds) - 1)) ** 0.5
     drawn = {"seeds_least": min(seeds), "seeds_most": max(seeds), "seeds_sd": spread,
              "between_seeds": f"{interval((min(seeds), max(seeds)))} ({spread:.2f}, {len(seeds)})"}  # fmt: skip
@@ -107,8 +107,8 @@ def flat(study: Study, arm: Arm) -> dict[str, Any]:
         **dict(zip(("t_low", "t_high"), rise.t(), strict=True)),
         **(drawn if len(seeds) > 1 else {}),
         **_percent(study.files.estimate(FIGURES["accuracy_delta"], arm.sums), "accuracy_delta", "accuracy_interval"),
-        "kl": float(FIGURES["kl_nats"](whole)), "agreement": 100 * float(FIGURES["agreement"](whole)),
-        **{name: float(FIGURES[name](whole)) for name in ("bits_per_byte", "perplexity_ratio")},
+        "kl": arm.figure("kl_nats"), "agreement": 100 * arm.figure("agreement"),
+        **{name: arm.figure(name) for name in ("bits_per_byte", "perplexity_ratio")},
         "substituted": 100 * arm.shares["substituted_slots"], "dropped": 100 * arm.shares["dropped_slots"],
         "reranked": 100 * arm.shares["reranked_slots"], "substituted_weight": 100 * arm.shares["substituted_weight"],
         "dropped_weight": 100 * arm.shares["dropped_weight"],
@@ -164,7 +164,7 @@ def page(studies: Sequence[Study], tables: Sequence[Report]) -> Report:
         _pivot("At equal bytes: points of bits/byte % that every other policy costs more (**decided**; 95 % interval)",
                equal, lambda each: each.other, told=False),
         More("Speed at a loss: the fastest arm whose interval ends within it", SPEED, _speed(studies)),
-        More("Tasks: accuracy of the unmodified model, and by how many points it changes (95 % interval)",
+        More("Tasks: accuracy of the unmodified model, and by how many points it changes (all in the CSV)",
              *_task_table(studies)),
         *(More(f"{made.title}, every arm", made.columns, made.rows) for made in tables),
     ]  # fmt: skip

@@ -44,7 +44,9 @@ def keep(folder: Path, result: Mapping[str, Any]) -> Path:
         rise = study.rises[float(row["cache"]), row["arm"]]
         rows.append({**row, "quality": {RISE: [rise.value, *rise.wider()]}})
     path = folder / f"{file_name(study.model)}.json"
-    write_bytes(path, (json.dumps({**result, "rows": rows}, indent=1) + "\n").encode())
+    about = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
+    lines = ",\n  ".join(map(json.dumps, rows))  # a line each: they are long
+    write_bytes(path, f'{about[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'.encode())
     return path
 
 

@@ -59,6 +59,10 @@ class Arm:
         """Share of the slots whose expert another one answered, or none."""
         return self.shares["substituted_slots"] + self.shares["dropped_slots"]
 
+    def figure(self, name: str) -> float:
+        """One of FIGURES over all files."""
+        return float(FIGURES[name]({key: each.sum() for key, each in self.sums.items()}))
+
     @property
     def idle(self) -> bool:
         """Whether it never answered otherwise than the router asked."""
