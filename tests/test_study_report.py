@@ -132,6 +132,11 @@ def test_the_files_of_two_models(tmp_path: Path) -> None:
     assert "| small | 0.750 | buddy, reading A | -2.00 (-2.00 .. -2.00) |" in lines
 
 
+def test_models_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+    lines = kept(tmp_path, result(rows(), "tiny-moe-8"), result(rows(), "tiny-moe"))
+    assert [line.split()[-1] for line in lines[2:4]] == ["tiny-moe", "tiny-moe-8"]
+
+
 def test_made_again_the_files_are_the_same(tmp_path: Path) -> None:
     kept(tmp_path, result(rows()))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -203,6 +208,8 @@ def test_a_bad_result_is_told_with_its_file_and_field(spoil: Callable[[Any], Any
         study_report.write(tmp_path)
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value)
     assert [*tmp_path.iterdir()] == [path]  # nothing half written
+    with pytest.raises(UserError):
+        study_result.keep(tmp_path, bad)
 
 
 def test_no_result_and_no_json(tmp_path: Path) -> None:

@@ -157,6 +157,9 @@ def test_more_comparisons_and_more_models_decide_less() -> None:
     others = [row(f"b{i}", "buddy", 0.32 + 0.2 * NOISE) for i in range(20)]
     among = decisions([Study(result(rows)), Study(result([fetch(), *others], "large"))])[0]
     assert alone.verdict == "above" and among.verdict == "open" and among.p == pytest.approx(21 * (alone.p or 0))
+    # 21 are open: the first of them is decided at 5 % / 21, by an interval that much wider
+    found = among.rise
+    assert among.windows == math.ceil(60 * ((found.value - found.wider(1 - 0.05 / 21)[0]) / (found.value - 0.3)) ** 2)
 
 
 def test_a_loss_of_just_the_claim_is_never_decided() -> None:

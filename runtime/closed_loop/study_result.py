@@ -37,13 +37,13 @@ def file_name(model: str) -> str:
 
 def keep(folder: Path, result: Mapping[str, Any]) -> Path:
     """Write the result, whole or not at all; each row is given `quality`, the rise of bits per byte of its arm (over
-    its seeds) as [value, low, high] in %, for who reads rows alone (`sim.search.measured_quality`)."""
-    study = Study(result)
-    rows = []
+    its seeds) as [value, low, high] in %, for who reads rows alone (`sim.search.measured_quality`). Raises UserError,
+    one line, for what `read` would refuse."""
+    path = folder / f"{file_name(str(result.get('model')))}.json"
+    study, rows = Study(_checked(path, result)), []
     for row in result["rows"]:
         rise = study.rises[float(row["cache"]), row["arm"]]
         rows.append({**row, "quality": {RISE: [rise.value, *rise.wider()]}})
-    path = folder / f"{file_name(study.model)}.json"
     about = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
     lines = ",\n  ".join(map(json.dumps, rows))  # a line each: they are long
     write_bytes(path, f'{about[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'.encode())
@@ -55,17 +55,21 @@ def read(folder: Path) -> list[Study]:
     paths = sorted(folder.glob(f"{NAME}_*.json"))
     if not paths:
         raise UserError(f"{folder}: holds no {NAME}_*.json; `python -m runtime.study --out {folder}` writes one")
-    return sorted((Study(_checked(path)) for path in paths), key=lambda study: study.model)
+    return sorted((Study(_checked(path, _read(path))) for path in paths), key=lambda study: study.model)
 
 
-def _checked(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     try:
-        result = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); a result of runtime.study is required") from None
+
+
+def _checked(path: Path, result: Any) -> Any:
+    """The result, which is or goes to that file. Raises UserError with the first thing that is wrong."""
     for wrong in _wrong(result):
         raise UserError(f"{path}: {wrong}")
-    return dict(result)
+    return result
 
 
 def _wrong(result: Any) -> list[str]:
