@@ -30,6 +30,8 @@ from runtime.closed_loop.expert_similarity import measure
 from runtime.closed_loop.judged_model import Own, judged_model
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
+from runtime.closed_loop.study_result import keep
+from runtime.closed_loop.study_statistics import Study as Judged
 from runtime.closed_loop.tasks import Task, copying, tasks_of
 from runtime.closed_loop.text_windows import TextWindows, spelled, text_windows
 from runtime.small_model.capture_source import TinyMoe
@@ -108,7 +110,8 @@ class Study:
         """The open-loop replay of the unmodified model's routing under the same policies."""
         again = spec.model_copy(update={"calibration": "captured"})
         summary, _ = simulate(again, trace=routed, calibration=self.calibration, model=self._priced())
-        return open_loop.costs(summary)
+        costs = open_loop.costs(summary)
+        return {**costs["speed"], "counts": costs["counts"]}
 
     def key(self, arm: Arm, cache: float) -> str:
         """What the arm's row depends on, as a file name."""
@@ -243,10 +246,12 @@ def _command(argv: list[str]) -> None:
         out_folder(args.out)
     torch.set_num_threads(args.threads)
     result = run(args)
-    result["command"] = study_report.command_line(argv)
+    result = {"command": study_report.command_line(argv), **result}
     if args.out:
-        study_report.write(Path(args.out), result)
-    print(study_report.page([result]), end="")
+        keep(Path(args.out), result)
+        print(study_report.write(Path(args.out)), end="")
+    else:
+        print(study_report.made([Judged(result)])["closed_loop.md"], end="")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: tr
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
 from runtime import lm_eval_adapter, study  # noqa: E402
-from runtime.closed_loop import study_report  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, JudgedModel, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
 from runtime.closed_loop.priced_as import priced_as  # noqa: E402
@@ -65,42 +63,6 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert study.main(arguments) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: ") and message in err and err.count("\n") == 1
-
-
-def row(variant: str, group: str, delta: float, low: float, high: float, gain: float, **more: Any) -> dict[str, Any]:
-    facts = {"cache": 0.5, "delta_interval": f"{low:+.2f} .. {high:+.2f}", "accuracy_delta": -1.0,
-             "accuracy_interval": "-2 .. 0", "substituted": 10.0, "open_h2d": 0.0, "open_ms": 0.0,
-             "h2d_mb": 1.0}  # fmt: skip
-    return {**facts, "arm": variant, "group": group, "delta_percent": delta, "low": low, "high": high,
-            "gain_percent": gain, **more}  # fmt: skip
-
-
-def test_what_is_said_of_the_claim_follows_from_the_intervals() -> None:
-    fetch = row("fetch", "fetch", 0, 0, 0, 0)
-    good, bad = row("g", "buddy", 0.1, 0.05, 0.2, 5), row("b", "buddy", 9, 7, 12, 30, open_ms=-4.0, open_h2d=8.0)
-    said = study_report.findings([fetch, good, bad])
-    assert "is not settled on this model" in said[0] and "above 0.3 % in 1, below it in 1" in said[0]
-    assert "**The claim of a negligible loss (a web summary: < 0.3 %) holds" in study_report.findings([fetch, good])[0]
-    assert "does not hold" in study_report.findings([fetch, bad, bad])[0]
-    assert said[1].startswith("least: g") and said[2].startswith("most: b")
-    assert "within 1 %: g" in said[-2] and "within 20 %: b" in said[-2]
-    assert "at worst -4.0 % (b, c = 0.5)" in said[-1]
-    wrong = study_report.findings([row("fetch", "fetch", 0, 0, 0, 0, open_ms=1.0), good])[-1]
-    assert "something is wrong" in wrong
-
-
-def test_the_kept_study_is_the_programs_own() -> None:
-    """The table and the figure in the repository are what its JSON gives."""
-    folder = ROOT / "analysis" / "results"
-    result = json.loads((folder / "closed_loop.json").read_text())
-    command = result.pop("command")
-    made = study_report.report(result)
-    assert made.markdown(command) == (folder / "closed_loop.md").read_text()
-    assert made.csv(command) == (folder / "closed_loop.csv").read_text()
-    assert study_report.figure(result) == (folder / "closed_loop.svg").read_text()
-    caches = sorted({row["cache"] for row in result["rows"]})
-    assert caches == [0.375, 0.5, 0.75] and len(result["rows"]) == 3 * len(study.VARIANTS)
-    assert all(row["quality"]["kl_nats"]["value"] == 0 for row in result["rows"] if row["arm"] == "fetch")
 
 
 # --- the harness

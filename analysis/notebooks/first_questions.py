@@ -194,7 +194,7 @@ def _(lossy):
 
 @app.cell(hide_code=True)
 def _():
-    _file = Path(analysis.__file__).parent / "results" / "closed_loop.csv"
+    _file = Path(analysis.__file__).parent / "results" / "closed_loop_tiny-moe.csv"
     mo.stop(not _file.is_file(), mo.md("What it costs in quality: `analysis/results/closed_loop.md` of the sources."))
     _arms = {"buddy, reading A": "buddy, careful", "buddy, reading B, rho 3": "buddy, open"}
     _rows = pd.read_csv(_file, comment="#")
@@ -207,7 +207,7 @@ def _():
     )
     mo.md(f"""
     A replay cannot say what the stand-ins do to the answers. With the same model in the loop
-    (`analysis/results/closed_loop.csv`, 16 passages of held-out text, priced as deepseek-v2-lite) they cost:
+    (`analysis/results/closed_loop_tiny-moe.csv`, held-out text, priced as deepseek-v2-lite) they cost:
 
 {_said}
 

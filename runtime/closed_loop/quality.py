@@ -1,24 +1,25 @@
 """How much worse a model has become: per token against the unmodified one, with intervals over sequences.
 
 The two models are given the same tokens step by step, so every figure is paired. Intervals are percentile bootstrap
-intervals (Efron 1979) over sequences, paired too: one draw of sequences serves both models.
+intervals (Efron 1979) over sequences, paired too: one draw of sequences serves both models. FIGURES are the one
+definition of each figure, of whatever sums: by sequence here, by file in the study (`study_statistics`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from sim.outcome.per_request import drawn
+from runtime.closed_loop.clusters import Figure, Files, Float
 
-Float = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Ints = npt.NDArray[np.int64]
 LEVEL = 95
 
@@ -51,23 +52,24 @@ class Sums:
 def compared(base: Tensor, logp: Tensor, targets: Tensor, n_bytes: Float) -> Sums:
     """The sums of sequences: log-probabilities [N, M, V] of both models, what came next [N, M], bytes of that [N]."""
     own, best, mine = targets[..., None], base.argmax(-1), logp.argmax(-1)
-    kl = (base.exp() * (base - logp)).sum((1, 2), dtype=torch.float64).clamp_min(0)
+    kl = (base.exp() * (base - logp)).sum(-1).double().sum(-1).clamp_min(0)
     return Sums(
         np.full(len(targets), targets.shape[1], np.float64),
         np.asarray(n_bytes, np.float64),
-        *(-lp.gather(-1, own).sum((1, 2), dtype=torch.float64).numpy() for lp in (base, logp)),
+        *(-lp.gather(-1, own).double().sum((1, 2)).numpy() for lp in (base, logp)),
         kl.numpy(),
         *((a == b).sum(1).double().numpy() for a, b in ((best, targets), (mine, targets), (mine, best))),
     )
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
+FIGURES: dict[str, Figure] = {
     "perplexity": lambda s: np.exp(s["nats"] / s["tokens"]),
     "base_perplexity": lambda s: np.exp(s["base_nats"] / s["tokens"]),
     "perplexity_ratio": lambda s: np.exp((s["nats"] - s["base_nats"]) / s["tokens"]),
     "bits_per_byte": lambda s: s["nats"] / s["n_bytes"] / math.log(2),
     "base_bits_per_byte": lambda s: s["base_nats"] / s["n_bytes"] / math.log(2),
     "bits_per_byte_delta": lambda s: (s["nats"] - s["base_nats"]) / s["n_bytes"] / math.log(2),
+    "bits_per_byte_percent": lambda s: 100 * (s["nats"] - s["base_nats"]) / s["base_nats"],
     "accuracy": lambda s: s["right"] / s["tokens"],
     "base_accuracy": lambda s: s["base_right"] / s["tokens"],
     "accuracy_delta": lambda s: (s["right"] - s["base_right"]) / s["tokens"],
@@ -78,14 +80,9 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def figures(sums: Sums, seed: int) -> dict[str, dict[str, float]]:
     """name -> {value, low, high}: the figure over all sequences and its 95 % interval over draws of sequences."""
-    n = len(sums.tokens)
-    draws = drawn(n, seed)
-    names = [f.name for f in fields(Sums)]
-    whole = {name: getattr(sums, name).sum() for name in names}
-    sampled = {name: getattr(sums, name)[draws].sum(axis=1) for name in names}
-    edges = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
+    found = Files(len(sums.tokens), seed).estimates(FIGURES, asdict(sums))
     out = {}
-    for name, figure in FIGURES.items():
-        low, high = np.percentile(figure(sampled), edges)
-        out[name] = {"value": float(figure(whole)), "low": float(low), "high": float(high)}
+    for name, each in found.items():
+        low, high = each.percentile()
+        out[name] = {"value": each.value, "low": low, "high": high}
     return out

@@ -1,28 +1,45 @@
-"""The study's result as files: table (markdown, CSV), figure (SVG, drawn here), everything (JSON)."""
+"""The study's page of all models, closed_loop.md; and of each model its table (CSV) and its figure (SVG).
+
+Everything is made of the results in a folder (`study_result`): `write` makes them again without a run.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.experiments.tables import Column, Report
-from sim.outcome.marks import machine_words
-from traces.command import write_bytes
+from runtime.closed_loop.clusters import DRAWS, Estimate
+from runtime.closed_loop.quality import FIGURES
+from runtime.closed_loop.study_answers import CLAIM, answers, facts, interval, precision
+from runtime.closed_loop.study_figure import figure
+from runtime.closed_loop.study_result import NAME, file_name, read
+from runtime.closed_loop.study_statistics import (
+    LIMITS,
+    Arm,
+    Comparison,
+    Decision,
+    Study,
+    at_equal_bytes,
+    controls,
+    decisions,
+    fastest,
+)
+from sim.experiments.tables import Cell, Column, More, Report, Row
+from traces.command import out_folder, write_bytes
 
-NAME = "closed_loop"
+TITLE = "Closed loop: what a policy costs in quality"
 COLUMNS = (
     Column("cache", "c", 3),
     Column("arm", "arm"),
+    Column("group", "group", csv_only=True),
     Column("delta_percent", "bits/byte, % over unmodified", 2, signed=True),
     Column("delta_interval", "95 % interval"),
-    Column("kl", "KL, nats/token", 4),
+    Column("between_seeds", "between seeds"),
     Column("accuracy_delta", "next-token accuracy, points", 2, signed=True),
     Column("accuracy_interval", "95 % interval"),
+    Column("kl", "KL, nats/token", 4),
     Column("agreement", "same best guess %", 1),
     Column("substituted", "substituted slots %", 1),
     Column("dropped", "dropped slots %", 1),
@@ -32,25 +49,43 @@ COLUMNS = (
     Column("gain_percent", "tokens/s vs fetch %", 1, signed=True),
     Column("open_h2d", "replay's H2D, % off", 1, signed=True),
     Column("open_ms", "replay's ms, % off", 1, signed=True),
-    Column("open_substituted", "replay's substituted slots %", 1),
-    Column("bits_per_byte", "bits/byte", 5, csv_only=True),
-    Column("perplexity_ratio", "perplexity ratio", 5, csv_only=True),
-    Column("substituted_weight", "substituted weight %", 2, csv_only=True),
-    Column("dropped_weight", "dropped weight %", 2, csv_only=True),
-)
+    *(Column(name, name, csv_only=True) for name in (
+        "low", "high", "bootstrap_low", "bootstrap_high", "t_low", "t_high", "seeds", "seeds_least", "seeds_most",
+        "seeds_sd", "bits_per_byte", "perplexity_ratio", "substituted_weight", "dropped_weight",
+    )),
+)  # fmt: skip
+MODEL, CACHE, ARM = Column("model", "model"), Column("cache", "c", 3), Column("arm", "arm")
+SLOTS, MB = Column("slots", "slots answered otherwise %", 1), Column("h2d_mb", "H2D MB/token", 2)
+RISEN = (Column("rise", "bits/byte, %", 3, signed=True), Column("interval", "95 % interval"))
+DECIDED = (
+    MODEL, CACHE, ARM, SLOTS, *RISEN, Column("p", "p (Holm)"),
+    Column("verdict", f"against {CLAIM}"), Column("windows", "windows that would decide it"),
+)  # fmt: skip
+SPEED = (
+    MODEL, CACHE, Column("limit", "loss of at most %", 1), ARM, *RISEN, MB,
+    Column("gain", "tokens/s vs fetch %", 1, signed=True), Column("buddy", "the best buddy"),
+    Column("buddy_rise", "its bits/byte, %", 3, signed=True),
+    Column("buddy_gain", "its tokens/s vs fetch %", 1, signed=True),
+)  # fmt: skip
+TASK_GROUPS = ("buddy", "similarity", "re-ranking", "ours")  # whose tasks the page has; the CSV has everyone's
 FOOT = (
     "CLOSED LOOP: the model computed what the policy gave it, so routing, bytes and time are those of the changed "
-    "model. The last three columns are the OPEN-LOOP replay of the unmodified model's routing under the same policy: "
-    "what a replay would have said, as a difference to the closed loop.",
-    "Intervals: over passages, paired with the unmodified model; draws of `random` arms are one seed's.",
-    "A gated arm fetches what its gates or budget keep from substitution; `next-ranked`, `random`, `drop` and first "
-    "fit fetch nothing while somebody is there to stand in: their residents stay the first c of each layer, whatever "
-    "the text wants. All arms are lru from there; where nothing is fetched there is nothing to evict.",
-    "matched-*: the gates and budget of reading B (rho 3), a stand-in only where a buddy was there, chosen another "
-    "way; the ungated arms are that to first fit. A buddy list is worth what separates its row from its controls.",
-    "Time and bytes are simulated: layers and experts as wide as those of the model charged, as many as the live one "
-    "has.",
-)
+    "model. A replay is the OPEN-LOOP run of the unmodified model's routing under the same policy: what it would have "
+    "said, as a difference to the closed loop.",
+    "intervals: the wider, end by end, of two over files, paired with the unmodified model and between arms by one set "
+    f"of {DRAWS:,} draws: the percentile interval of the cluster bootstrap, and t with (files - 1) degrees of freedom "
+    "on the jackknife's standard error (Cameron, Gelbach & Miller 2008; MacKinnon, Nielsen & Webb 2023). Files are few "
+    "and unequal, where a percentile interval alone is too narrow. Both are in the CSV.",
+    "p: the larger of both tests', adjusted over the whole family, all models, by Holm's procedure at 5 %. Windows "
+    "that would decide: an interval shrinks with the root of the text, if as many files come with it.",
+    "at equal bytes: of another policy the setting, or the mixture of two (fetch is one), that loses least while it "
+    "moves as much as the arm (`-`: it moves more in any setting); chosen on the judged text, which flatters it.",
+    "an arm that draws is the mean of its seeds; its interval is over files at these seeds, and does not hold what a "
+    "seed changes in all files alike: that is `between seeds`, least .. most (standard deviation, seeds).",
+    "a gated arm fetches what its gates or budget keep from substitution; `next-ranked`, `random`, `drop` and first "
+    "fit fetch nothing while somebody is there to stand in: their residents stay the first c of each layer. Time and "
+    "bytes are simulated: layers and experts as wide as those of the model charged, as many as the live one has.",
+)  # fmt: skip
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -58,245 +93,172 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "runtime.study", *argv])
 
 
-def flat(row: dict[str, Any], fetch_ns: float) -> dict[str, Any]:
-    """One row of the table."""
-    quality, shares, speed, replay = (row[name] for name in ("quality", "shares", "speed", "open_loop"))
-    base = quality["base_bits_per_byte"]["value"]
-    delta, accuracy = quality["bits_per_byte_delta"], quality["accuracy_delta"]
-    low, high = (100 * delta[end] / base for end in ("low", "high"))
-    ns, h2d = speed["time_ns_per_token"], speed["h2d_bytes"]
+def flat(study: Study, arm: Arm) -> dict[str, Any]:
+    """One row of a model's table."""
+    rise, seeds = study.rise(arm), arm.percents
+    low, high = rise.wider()
+    spread = (sum((each - rise.value) ** 2 for each in seeds) / max(1, len(seeds) - 1)) ** 0.5
+    drawn = {"seeds_least": min(seeds), "seeds_most": max(seeds), "seeds_sd": spread,
+             "between_seeds": f"{interval((min(seeds), max(seeds)))} ({spread:.2f}, {len(seeds)})"}  # fmt: skip
     return {
-        "cache": row["cache"],
-        "arm": row["arm"],
-        "group": row["group"],
-        "delta_percent": 100 * delta["value"] / base,
-        "delta_interval": f"{low:+.2f} .. {high:+.2f}",
-        "low": low,
-        "high": high,
-        "kl": quality["kl_nats"]["value"],
-        "accuracy_delta": 100 * accuracy["value"],
-        "accuracy_interval": f"{100 * accuracy['low']:+.2f} .. {100 * accuracy['high']:+.2f}",
-        "agreement": 100 * quality["agreement"]["value"],
-        "substituted": 100 * shares["substituted_slots"],
-        "dropped": 100 * shares["dropped_slots"],
-        "reranked": 100 * shares["reranked_slots"],
-        "substituted_weight": 100 * shares["substituted_weight"],
-        "dropped_weight": 100 * shares["dropped_weight"],
-        "h2d_mb": speed["h2d_bytes_per_token"] / 1e6,
-        "ms": ns / 1e6,
-        "gain_percent": 100 * (fetch_ns / ns - 1),
-        "open_h2d": 100 * (replay["h2d_bytes"] / h2d - 1) if h2d else 0.0 if not replay["h2d_bytes"] else None,
-        "open_ms": 100 * (replay["time_ns_per_token"] / ns - 1),
-        "open_substituted": 100 * replay["substituted_slots"],
-        "bits_per_byte": quality["bits_per_byte"]["value"],
-        "perplexity_ratio": quality["perplexity_ratio"]["value"],
-    }
+        "cache": arm.cache, "arm": arm.name, "group": arm.group, "seeds": len(seeds),
+        "delta_percent": rise.value, "delta_interval": interval((low, high)), "low": low, "high": high,
+        **dict(zip(("bootstrap_low", "bootstrap_high"), rise.percentile(), strict=True)),
+        **dict(zip(("t_low", "t_high"), rise.t(), strict=True)),
+        **(drawn if len(seeds) > 1 else {}),
+        **_percent(study.files.estimate(FIGURES["accuracy_delta"], arm.sums), "accuracy_delta", "accuracy_interval"),
+        "kl": arm.figure("kl_nats"), "agreement": 100 * arm.figure("agreement"),
+        **{name: arm.figure(name) for name in ("bits_per_byte", "perplexity_ratio")},
+        "substituted": 100 * arm.shares["substituted_slots"], "dropped": 100 * arm.shares["dropped_slots"],
+        "reranked": 100 * arm.shares["reranked_slots"], "substituted_weight": 100 * arm.shares["substituted_weight"],
+        "dropped_weight": 100 * arm.shares["dropped_weight"],
+        "h2d_mb": arm.n_bytes / 1e6, "ms": arm.ns / 1e6, "gain_percent": study.gain(arm),
+        "open_h2d": _off(arm.open_loop["h2d_bytes_per_token"], arm.n_bytes),
+        "open_ms": _off(arm.open_loop["time_ns_per_token"], arm.ns),
+        **{key: cell for name in arm.tasks for key, cell in _task(study, arm, name).items()},
+    }  # fmt: skip
 
 
-def flattened(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the table."""
-    fetch = {row["cache"]: row["speed"]["time_ns_per_token"] for row in result["rows"] if row["arm"] == "fetch"}
-    return [flat(row, fetch[row["cache"]]) for row in result["rows"]]
+def _percent(found: Estimate, value: str, pair: str) -> dict[str, Cell]:
+    """A difference of shares in points, and its interval in words."""
+    low, high = found.wider()
+    return {value: 100 * found.value, pair: interval((100 * low, 100 * high))}
 
 
-def report(result: dict[str, Any]) -> Report:
-    """The whole report."""
-    rows, text, settings = flattened(result), result["text"], result["settings"]
-    base = result["rows"][0]["quality"]
-    head = [
-        *findings(rows),
-        f"model {result['model']}; {text['sequences']} passages x {text['length']} tokens of {text['source']}, "
-        f"{text['predicted_bytes']} bytes predicted; {result['loop']}",
-        f"unmodified: {base['base_bits_per_byte']['value']:.4f} bits per byte, next-token accuracy "
-        f"{100 * base['base_accuracy']['value']:.2f} %",
-        f"fitted on {result['calibration_tokens']:,} tokens of other files; seed {settings['seed']}; "
-        f"{result['interval']}",
-        f"charged as {settings['charge']} in {settings['precision']} on {machine_words(settings)}, engine "
-        f"{settings['engine']}; eviction {settings['eviction']}, no prefetch, first residents: {settings['placement']}",
-    ]
-    return Report("Closed loop: what a policy costs in quality", head, COLUMNS, rows, FOOT)
+def _off(replayed: float, closed: float) -> float | None:
+    """By how many percent a replay is off; None where only the replay has any."""
+    return 100 * (replayed / closed - 1) if closed else 0.0 if not replayed else None
 
 
-def findings(rows: list[dict[str, Any]]) -> list[str]:
-    """What is true on this model, in sentences made of the figures."""
-    made = (_on_the_claim(rows), _gated(rows), _against_controls(rows), [_cheapest(rows), _open_against_closed(rows)])
-    return [line for lines in made for line in lines]
+def _task(study: Study, arm: Arm, name: str) -> dict[str, Cell]:
+    """What an arm does to a task's accuracy; nothing where the text has no item of it."""
+    sums = arm.tasks[name]
+    if not sums["items"].sum():
+        return {}
+    found = study.files.estimate(FIGURES["accuracy_delta"], {**sums, "tokens": sums["items"]})
+    return _percent(found, f"{name}, points", f"{name}, interval")
 
 
-CLAIM_PERCENT = 0.3
+def _tasks(studies: Sequence[Study]) -> list[str]:
+    return list(dict.fromkeys(name for study in studies for arm in study.arms.values() for name in arm.tasks))
 
 
-def _on_the_claim(rows: list[dict[str, Any]]) -> list[str]:
-    """The paper's "negligible loss", and a web summary's "< 0.3 %"."""
-    buddies = [row for row in rows if row["group"] == "buddy" and row["substituted"] > 0]
-    if not buddies:
-        return ["no buddy stood in for anything: nothing can be said of the paper's claim"]
-    below = sum(row["high"] < CLAIM_PERCENT for row in buddies)
-    above = sum(row["low"] > CLAIM_PERCENT for row in buddies)
-    verdict = "does not hold" if above > len(buddies) / 2 else "holds" if below == len(buddies) else "is not settled"
-    parts = [
-        f"**The claim of a negligible loss (a web summary: < {CLAIM_PERCENT} %) {verdict} on this model.** Of "
-        f"{len(buddies)} buddy settings the rise of bits per byte lies above {CLAIM_PERCENT} % in {above}, below it in "
-        f"{below}, and the interval holds {CLAIM_PERCENT} % in {len(buddies) - above - below}"
-    ]
-    for what, row in (
-        ("least", min(buddies, key=lambda row: row["delta_percent"])),
-        ("most", max(buddies, key=lambda row: row["delta_percent"])),
-    ):
-        parts.append(
-            f"{what}: {row['arm']}, c = {row['cache']:g}: bits per byte {row['delta_percent']:+.2f} % "
-            f"({row['delta_interval']}), next-token accuracy {row['accuracy_delta']:+.2f} points "
-            f"({row['accuracy_interval']}), {row['substituted']:.1f} % of the slots substituted, "
-            f"{row['gain_percent']:+.1f} % tokens/s"
-        )
-    return parts
+def table(study: Study) -> Report:
+    """A model's table, whole, as its CSV has it."""
+    parts = [f"{name}, {part}" for name in _tasks([study]) for part in ("points", "interval")]
+    columns = [*COLUMNS, *(Column(part, part, csv_only=True) for part in parts)]
+    return Report(study.model, (), columns, [flat(study, arm) for arm in study.arms.values()])
 
 
-def _gated(rows: list[dict[str, Any]]) -> list[str]:
-    """The strictest reading of the paper's tables, at each cache size: it loses little because it does little."""
-    strict = [row for row in rows if row["arm"] == "buddy, reading A"]
-    parts = [
-        f"c = {row['cache']:g}: {row['substituted']:.1f} % of the slots, bits per byte {row['delta_percent']:+.2f} % "
-        f"({row['delta_interval']}), accuracy {row['accuracy_delta']:+.2f} points ({row['accuracy_interval']}), "
-        f"{row['gain_percent']:+.1f} % tokens/s"
-        for row in strict
-    ]
-    return (
-        ["reading A (tau = .95 is the TAE gate), which lets few tokens through: " + "; ".join(parts)] if parts else []
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page(studies: Sequence[Study], tables: Sequence[Report]) -> Report:
+    """The page of all models; tables: of each."""
+    decided, matched, equal = decisions(studies), controls(studies), at_equal_bytes(studies)
+    head = [*answers(studies, decided, matched, equal), *filter(None, [precision(decided)])]
+    more = [
+        _pivot("What the choice of the stand-in is worth: points of bits/byte % that each control costs more "
+               "(**decided**; 95 % interval; its slots answered otherwise, its H2D per token)", matched,
+               lambda each: each.mixed[0][1].policy.removeprefix("matched-"), told=True),
+        _pivot("At equal bytes: points of bits/byte % that every other policy costs more (**decided**; 95 % interval)",
+               equal, lambda each: each.other, told=False),
+        More("Speed at a loss: the fastest arm whose interval ends within it", SPEED, _speed(studies)),
+        More("Tasks: accuracy of the unmodified model, and by how many points it changes (all in the CSV)",
+             *_task_table(studies)),
+        *(More(f"{made.title}, every arm", made.columns, made.rows) for made in tables),
+    ]  # fmt: skip
+    told = [line for study in studies for line in facts(study)]
+    return Report(
+        TITLE, head, DECIDED, [_decision(d) for d in decided], [*told, *FOOT], [each for each in more if each.rows]
     )
 
 
-def _cheapest(rows: list[dict[str, Any]]) -> str:
-    """The best speed to be had for a given loss, whatever the policy."""
-    parts = []
-    for limit in (1, 5, 20):
-        within = [row for row in rows if row["high"] <= limit]
-        best = max(within, key=lambda row: row["gain_percent"])
-        parts.append(
-            f"within {limit} %: {best['arm']}, c = {best['cache']:g} ({best['delta_percent']:+.2f} %, "
-            f"{best['gain_percent']:+.1f} % tokens/s)"
-        )
-    return "the most speed over fetch whose rise of bits per byte lies, interval and all, " + "; ".join(parts)
+def _at(study: Study, arm: Arm) -> dict[str, Cell]:
+    rise = study.rise(arm)
+    return {"model": study.model, "cache": arm.cache, "arm": arm.name, "rise": rise.value,
+            "interval": interval(rise.wider(), 3), "slots": 100 * arm.answered_otherwise,
+            "h2d_mb": arm.n_bytes / 1e6}  # fmt: skip
 
 
-def _open_against_closed(rows: list[dict[str, Any]]) -> str:
-    """How far a replay would have been off."""
-    fetch = [row for row in rows if row["group"] == "fetch"]
-    lossy = [row for row in rows if row["group"] != "fetch"]
-    if any(abs(row["open_ms"]) > 1e-9 or row["open_h2d"] for row in fetch):
-        return "open and closed loop differ even with fetch: something is wrong"
-    worst = max(lossy, key=lambda row: abs(row["open_ms"]))
-    middle = sorted(abs(row["open_ms"]) for row in lossy)[len(lossy) // 2]
-    moved = [abs(row["open_h2d"]) for row in lossy if row["open_h2d"] is not None and row["h2d_mb"] > 0]
-    bytes_off = f", its bytes by {sorted(moved)[len(moved) // 2]:.1f} %" if moved else ""
-    return (
-        f"open loop against closed loop: with fetch a replay is exact; over the lossy arms its time per token is off "
-        f"by {middle:.1f} % (median){bytes_off}, at worst {worst['open_ms']:+.1f} % ({worst['arm']}, "
-        f"c = {worst['cache']:g})"
-    )
+def _decision(d: Decision) -> Row:
+    """A row; what the text holds is said where more would be needed than that."""
+    text = d.study.result["text"]
+    held = int(text.get("available", text["windows"]))
+    need = "none would" if d.verdict == "open" else None
+    if d.windows is not None:
+        need = f"{d.windows:,}" + (f" (the held-out text has {held:,})" if d.windows > held else "")
+    verdict = "nothing substituted" if d.verdict == "idle" else d.verdict
+    p = None if d.p is None else f"{d.p:.2g}"
+    return {**_at(d.study, d.arm), "p": p, "verdict": verdict, "windows": need}
 
 
-CONTROLS = {
-    "buddy, reading B, rho 3": [f"matched-{name}, reading B" for name in ("next-ranked", "random", "drop")],
-    "buddy, first fit": ["next-ranked, no gate", "random, no gate", "drop"],
-}
+def _pivot(title: str, found: Sequence[Comparison], column: Callable[[Comparison], str], told: bool) -> More:
+    """One row per arm; per other way what that costs more, points of the rise, bold where it is decided; told: and
+    what it does."""
+    rows: dict[tuple[str, float, str], dict[str, Cell]] = {}
+    for each in found:
+        row = rows.setdefault((each.study.model, each.arm.cache, each.arm.name), _at(each.study, each.arm))
+        bold = "" if each.verdict == "open" else "**"
+        row[column(each)] = f"{bold}{each.difference.value:+.2f}{bold} ({interval(each.difference.wider())})" + (
+            f"; {100 * each.of_other(lambda arm: arm.answered_otherwise):.1f} %, "
+            f"{each.of_other(lambda arm: arm.n_bytes) / 1e6:.2f} MB" if told else ""
+        )  # fmt: skip
+    others = list(dict.fromkeys(column(each) for each in found))
+    columns = [MODEL, CACHE, ARM, RISEN[0], SLOTS, MB, *(Column(name, name) for name in others)]
+    return More(title, columns, list(rows.values()))
 
 
-def _against_controls(rows: list[dict[str, Any]]) -> list[str]:
-    """Each buddy variant beside the controls that differ from it in the choice of the stand-in alone."""
-    out = []
-    for variant, controls in CONTROLS.items():
-        parts = []
-        for cache in dict.fromkeys(row["cache"] for row in rows):
-            here = {row["arm"]: row for row in rows if row["cache"] == cache}
-            if variant in here and all(name in here for name in controls):
-                others = ", ".join(f"{name} {here[name]['delta_percent']:+.1f} %" for name in controls)
-                parts.append(f"c = {cache:g}: {here[variant]['delta_percent']:+.1f} % against {others}")
-        if parts:
-            out.append(f"{variant} and its controls, rise of bits per byte: " + "; ".join(parts))
+def _speed(studies: Sequence[Study]) -> list[Row]:
+    out: list[Row] = []
+    for study, cache, limit in ((s, cache, limit) for s in studies for cache in s.caches for limit in LIMITS):
+        best, buddy = fastest(study, cache, limit), fastest(study, cache, limit, "buddy")
+        assert best is not None  # fetch loses nothing
+        row: dict[str, Cell] = {**_at(study, best), "limit": limit, "gain": study.gain(best), "buddy": "none"}
+        if buddy is not None:
+            row |= {"buddy": buddy.name, "buddy_rise": study.rise(buddy).value, "buddy_gain": study.gain(buddy)}
+        out.append(row)
     return out
 
 
-def write(folder: Path, result: dict[str, Any], command: str) -> None:
-    """closed_loop.md, .csv, .json and .svg in `folder`, each whole or not at all."""
-    made = report(result)
-    made.write(folder, NAME, command)
-    write_bytes(folder / f"{NAME}.json", (json.dumps({"command": command, **result}, indent=1) + "\n").encode())
-    write_bytes(folder / f"{NAME}.svg", figure(result).encode())
+def _task_table(studies: Sequence[Study]) -> tuple[list[Column], list[Row]]:
+    """At the middle capacity: the unmodified model's accuracy, and what the main arms lose of it."""
+    names = _tasks(studies)
+    rows: list[Row] = []
+    for study in studies if names else ():
+        cache = study.caches[len(study.caches) // 2]
+        base = study.arms[cache, "fetch"].tasks
+        known = [name for name in names if name in base and base[name]["items"].sum()]
+        share = {name: base[name]["base_right"].sum() / base[name]["items"].sum() for name in known}
+        counted = {name: f"{100 * share[name]:.1f} % of {base[name]['items'].sum():,.0f}" for name in known}
+        rows.append({"model": study.model, "cache": cache, "arm": "unmodified", **counted})
+        rows += [_lost(study, arm, known) for arm in study.at(cache, *TASK_GROUPS)]
+    return [MODEL, CACHE, ARM, *(Column(name, name) for name in names)], rows
 
 
-# --- the figure ------------------------------------------------------------------------------------------------------
-
-COLOURS = {"fetch": "#444444", "buddy": "#d62728", "matched": "#1f77b4", "similarity": "#9467bd", "ungated": "#8c564b",
-           "re-ranking": "#2ca02c"}  # fmt: skip
-PANEL, HEIGHT, LEFT, TOP, GAP = 330, 330, 64, 70, 30
-
-
-def figure(result: dict[str, Any]) -> str:
-    """One panel for each cache size: H2D MB per token against the rise of bits per byte, with intervals."""
-    rows = flattened(result)
-    caches = list(dict.fromkeys(row["cache"] for row in rows))
-    tall, wide = (_ticks(max(row[name] for row in rows)) for name in ("high", "h2d_mb"))
-    width = LEFT + len(caches) * (PANEL + GAP) + 10
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + 45}" '
-        'font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT}" y="20" font-size="14">{escape(result["model"])}, closed loop: what the bytes that are not '
-        "moved cost in quality</text>",
-    ]
-    for i, (group, colour) in enumerate(COLOURS.items()):
-        x = LEFT + i * 105
-        parts.append(f'<circle cx="{x + 5}" cy="38" r="4" fill="{colour}"/><text x="{x + 13}" y="42">{group}</text>')
-    for i, cache in enumerate(caches):
-        left = LEFT + i * (PANEL + GAP)
-        here = [row for row in rows if row["cache"] == cache]
-        parts += _panel(here, cache, left, tall, wide, first=i == 0)
-    return "\n".join([*parts, "</svg>\n"])
+def _lost(study: Study, arm: Arm, names: Sequence[str]) -> dict[str, Cell]:
+    row = _at(study, arm)
+    for name in names:
+        cells = _task(study, arm, name)
+        row[name] = f"{cells[f'{name}, points']:+.2f} ({cells[f'{name}, interval']})"
+    return row
 
 
-def _ticks(most: float) -> list[float]:
-    """Round numbers from 0 to at least `most`, five to eleven of them."""
-    step = 10.0 ** math.floor(math.log10(max(most, 1e-9)))
-    step *= next(part for part in (0.1, 0.2, 0.5, 1.0) if most <= 10 * step * part)
-    return [step * k for k in range(math.ceil(most / step - 1e-9) + 1)]
+def made(studies: Sequence[Study]) -> dict[str, str]:
+    """The files that are made of results, by name: the page, and of each model the table and the figure."""
+    out, tables = {}, [table(study) for study in studies]
+    for study, each in zip(studies, tables, strict=True):
+        name = file_name(study.model)
+        out[f"{name}.csv"] = each.csv(study.result["command"])
+        out[f"{name}.svg"] = figure(study.model, [dict(row) for row in each.rows])
+    commands = "\n    ".join(str(study.result["command"]) for study in studies)
+    return {f"{NAME}.md": page(studies, tables).markdown(commands), **out}
 
 
-def _panel(
-    rows: list[dict[str, Any]], cache: float, left: int, tall: list[float], wide: list[float], first: bool
-) -> list[str]:
-    def at(mb: float, percent: float) -> tuple[float, float]:
-        return left + PANEL * mb / wide[-1], TOP + HEIGHT * (1 - max(0.0, percent) / tall[-1])
-
-    floor = TOP + HEIGHT
-    parts = [
-        f'<rect x="{left}" y="{TOP}" width="{PANEL}" height="{HEIGHT}" fill="none" stroke="#999"/>',
-        f'<text x="{left + 6}" y="{TOP - 6}">cache {cache:g}</text>',
-        f'<text x="{left + PANEL / 2}" y="{floor + 34}" text-anchor="middle">H2D MB per token</text>',
-    ]
-    for tick in wide:
-        parts.append(f'<text x="{at(tick, 0)[0]:.1f}" y="{floor + 16}" text-anchor="middle">{tick:g}</text>')
-    for tick in tall:
-        y = at(0, tick)[1]
-        parts.append(f'<line x1="{left}" x2="{left + PANEL}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
-        if first:
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g} %</text>')
-    if first:
-        middle = TOP + HEIGHT / 2
-        parts.append(f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
-                     "rise of bits per byte</text>")  # fmt: skip
-    for row in rows:
-        parts += _point(row, at)
-    return parts
-
-
-def _point(row: dict[str, Any], at: Any) -> list[str]:
-    x, y = at(row["h2d_mb"], row["delta_percent"])
-    (_, low), (_, high) = at(row["h2d_mb"], row["low"]), at(row["h2d_mb"], row["high"])
-    colour = COLOURS[row["group"]]
-    told = f"{row['arm']}: {row['delta_percent']:+.2f} % ({row['delta_interval']}), {row['h2d_mb']:.2f} MB"
-    return [
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-opacity="0.5"/>',
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.85">'
-        f"<title>{escape(told)}</title></circle>",
-    ]
+def write(folder: Path) -> str:
+    """Make page, tables and figures of the results in a folder, each file whole or not at all; returns the page.
+    Raises UserError, one line, where there is no result or a bad one."""
+    files = made(read(out_folder(folder)))
+    for name, text in files.items():
+        write_bytes(folder / name, text.encode())
+    return files[f"{NAME}.md"]

@@ -1,7 +1,8 @@
 """What the closed-loop study measured of a lossy policy on a model, where it did: a replay cannot know quality.
 
-`python -m runtime.study` keeps its rows in analysis/results/closed_loop.json of the checkout. Only the very policy with
-the very parameters counts, at the study's largest capacity that is not above the run's: less room loses more.
+`python -m runtime.study` keeps a model's rows in analysis/results/closed_loop_<model>.json of the checkout. Only the
+very policy with the very parameters counts, at the study's largest capacity that is not above the run's: less room
+loses more.
 """
 
 import json
@@ -12,12 +13,13 @@ from typing import Any
 from sim.policies.registry import MISS, RERANK
 from sim.spec import RunSpec
 
-STUDY = Path(__file__).parents[2] / "analysis" / "results" / "closed_loop.json"
+RESULTS = Path(__file__).parents[2] / "analysis" / "results"
 
 
-def measured(model: str, spec: RunSpec, share: float, study: Path = STUDY) -> dict[str, Any] | None:
+def measured(model: str, spec: RunSpec, share: float, results: Path = RESULTS) -> dict[str, Any] | None:
     """{arm, cache, model, bits_per_byte_percent [value, low, high]} of the run's policies, with `share` of the experts
-    in slots; None where the study has no such row, is of another model, or is not there."""
+    in slots; None where there is no study of the model, or no such row in it."""
+    study = results / f"closed_loop_{Path(model).name}.json"
     if not study.is_file():
         return None
     found = json.loads(study.read_text())
@@ -29,10 +31,7 @@ def measured(model: str, spec: RunSpec, share: float, study: Path = STUDY) -> di
     if not rows:
         return None
     row = max(rows, key=lambda row: float(row["cache"]))
-    quality = row["quality"]
-    rise, base = quality["bits_per_byte_delta"], quality["base_bits_per_byte"]["value"]
-    percent = [100 * rise[key] / base for key in ("value", "low", "high")]
-    return {"arm": row["arm"], "cache": row["cache"], "model": model, "bits_per_byte_percent": percent}
+    return {"arm": row["arm"], "cache": row["cache"], "model": model, **row["quality"]}
 
 
 def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
