@@ -36,11 +36,13 @@ class Tokens(Protocol):
 @dataclass(frozen=True)
 class TextWindows:
     """tokens int64 [N, M]; n_bytes int64 [N], of the tokens that are predicted (all but the first); source: whose
-    text it is."""
+    text it is; files: the names of its files, file int64 [N]: which of them each window is of."""
 
     tokens: Ids
     n_bytes: Ids
     source: str
+    files: tuple[str, ...]
+    file: Ids
 
 
 def is_judged(path: str) -> bool:
@@ -48,16 +50,17 @@ def is_judged(path: str) -> bool:
     return hashlib.sha256(f"judged {path}".encode()).digest()[0] % 2 == 0
 
 
-def _texts(path: str | None, judged: bool) -> tuple[list[str], str]:
+def _texts(path: str | None, judged: bool) -> tuple[dict[str, str], str]:
+    """Text by file, and whose it is."""
     if path is not None:
         try:
             whole = Path(path).read_text("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{path}: is no UTF-8; a text file is required") from None
         half = len(whole) // 2  # the first half is judged, the second calibrates
-        return [whole[:half] if judged else whole[half:]], Path(path).name
-    files = [f for f in _heldout() if is_judged(f.path) == judged]
-    return [f.data.decode() for f in files], "held-out sources of the Python standard library"
+        return {Path(path).name: whole[:half] if judged else whole[half:]}, Path(path).name
+    files = {f.path: f.data.decode() for f in _heldout() if is_judged(f.path) == judged}
+    return files, "held-out sources of the Python standard library"
 
 
 @cache
@@ -81,17 +84,19 @@ def text_windows(
     Raises UserError, one line, where there is too little text.
     """
     texts, source = _texts(path, judged)
-    windows = []
-    for each in texts:
+    windows: list[list[int]] = []
+    file: list[int] = []
+    for place, each in enumerate(texts.values()):
         ids = ([] if lead is None else [lead]) + tokenizer.encode(each)
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+        file += [place] * (len(windows) - len(file))
     n = n if judged else min(n, len(windows) or 1)
     if len(windows) < n:
         raise UserError(f"{source}: {len(windows)} passages of {length} tokens; {n} are asked for")
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
     tokens = np.array([windows[i] for i in chosen], np.int64).reshape(n, length)
     n_bytes = np.array([tokenizer.n_bytes(row[1:]) for row in tokens.tolist()], np.int64)
-    return TextWindows(tokens, n_bytes, source)
+    return TextWindows(tokens, n_bytes, source, tuple(texts), np.array(file, np.int64)[chosen])
 
 
 class OwnTokens:
