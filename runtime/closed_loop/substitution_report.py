@@ -27,8 +27,8 @@ FOOT = (
     "over ln k. margin: between the two largest. error: |f_j(x) - f_i(x)| / |f_i(x)| and cosine at this very hidden "
     "state, mean cosine of the pair over the text. moved: w_i |f_j - f_i| over the length of the residual stream.",
     "Brackets: 95 % percentile bootstrap over files, one set of draws for all; none where all is of one file. Rank "
-    "correlations are of the ranks in the whole sample. Fits are least squares on log damage, each file's rows foretold "
-    "from all other files.",
+    "correlations are of the ranks in the whole sample. Fits are least squares on log damage, each file's rows "
+    "foretold from all other files.",
     "Text is that on which policies are fitted; nothing of the judged files is in this page.",
 )
 
