@@ -16,7 +16,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra: 
 
 from scipy.stats import spearmanr  # noqa: E402
 
-from runtime import substitutions  # noqa: E402
+from runtime import similarity, substitutions  # noqa: E402
 from runtime.closed_loop import one_at_a_time, substitution_report, substitution_statistics, substitution_svg  # noqa: E402
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, judged_model  # noqa: E402
@@ -70,6 +70,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.random.default_rng(seed).integers(0, n, (20, n))
 
     monkeypatch.setattr(substitution_statistics, "drawn", drawn)
+    monkeypatch.setattr(similarity, "PERMUTATIONS", 9)
 
 
 # --- the experiment
@@ -290,6 +291,23 @@ def test_every_row_is_in_one_bin_and_the_parts_make_the_whole(rows: Substitution
 
 def told(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_router_of_one_expert_has_a_page_too(text: TextWindows) -> None:
+    """Every weight is 1 and nothing is co-activated: what cannot be told is `-`, and a stand-in's own weight is 1."""
+    model = MoeDecoder(ModelConfig(40, 16, 2, 2, 4, 1, 8, 16), seed=3).eval()
+    found = experiment(model, text, *np.zeros((2, 2, 4, 4)), draws=2, seed=0)
+    assert np.array_equal(found["keep damage"], found["own damage"]) and (found["weight"] == 1).all()
+    each = [measure(DecoderRuns(model, {}), list(text.tokens[text.file == file])) for file in range(3)]
+    about = {"windows": 4, "length": LENGTH, "files": ["a", "b", "c"], "effective_files": 2.7, "source": "drawn"}
+    likeness = [{"layer": at, "p_cosine": None, "p_error": None, **row} for at, row in enumerate(pairs(each, 0))]
+    result = {"model": "one", "text": about, "substitutions": len(found), "seed": 0, "pairs": likeness,
+              **all_figures(found, 0)}  # fmt: skip
+    json.dumps(result, allow_nan=False)
+    page = substitution_report.report(result).markdown("command")
+    assert "in 0 of 2 layers and the other way round in 0;" in page and "| weight | router | - | - | - |" in page
+    assert ET.fromstring(substitution_svg.figure(result)) is not None
 
 
 def test_sentences_follow_from_the_figures() -> None:

@@ -192,6 +192,7 @@ def pooled(found: list[Similarity], times: Float) -> tuple[Float, Float, Float]:
             / total[:, :, None]
             for name in ("q", "cosine", "error")
         )
+    q, cosine, error = (matrix.round(12) for matrix in (q, cosine, error))  # equal is equal, whatever the sums' order
     return q, cosine, error
 
 

@@ -154,6 +154,7 @@ def explained(clusters: Clusters, said: Float, y: Float) -> Float:
 def quantile_bins(values: Float, n: int) -> tuple[npt.NDArray[np.int64], Float]:
     """(bin 0 .. n-1 of each value, the n + 1 edges), about as many in each; fewer bins where values are equal."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, n + 1)))
+    edges = edges if len(edges) > 1 else np.repeat(edges, 2)
     bins = np.searchsorted(edges[1:-1], values, side="right")
     return bins.astype(np.int64), edges
 

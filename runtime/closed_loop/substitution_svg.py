@@ -10,7 +10,15 @@ from typing import Any
 from runtime.closed_loop.one_at_a_time import WAYS
 
 COLOURS = {"keep": "#d62728", "own": "#1f77b4", "drop": "#444444"}
-SOURCES = {"router": "#2ca02c", "lists": "#d62728", "stand-in": "#9467bd"}
+SOURCES = {"router": "#2ca02c", "lists": "#e377c2", "stand-in": "#9467bd"}
+LEGEND = (
+    ("keep: stand-in, the slot's weight", COLOURS["keep"]),
+    ("own: stand-in, its own weight", COLOURS["own"]),
+    ("drop: nobody", COLOURS["drop"]),
+    ("known from the router", SOURCES["router"]),
+    ("from buddy lists", SOURCES["lists"]),
+    ("from running the stand-in", SOURCES["stand-in"]),
+)
 WIDE, HIGH, LEFT, TOP, ACROSS, DOWN = 250, 190, 130, 74, 400, 262
 Point = tuple[dict[str, float | None], str]  # a figure and its colour
 
@@ -27,10 +35,9 @@ def figure(result: dict[str, Any]) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="20" y="22" font-size="14">{text}</text>',
     ]
-    for i, (name, colour) in enumerate(COLOURS.items()):
-        told = {"keep": "stand-in with the slot's weight", "own": "stand-in with its own weight", "drop": "nobody"}
-        parts.append(f'<circle cx="{25 + i * 210}" cy="40" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{33 + i * 210}" y="44">{name}: {told[name]}</text>')
+    for i, (words, colour) in enumerate(LEGEND):
+        parts.append(f'<circle cx="{25 + i * 195}" cy="40" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{33 + i * 195}" y="44">{words}</text>')
     for number, panel in enumerate(_panels(result)):
         across, down = LEFT + number % 3 * ACROSS, TOP + number // 3 * DOWN
         parts += [f'<g transform="translate({across} {down})">', *panel, "</g>"]
@@ -95,7 +102,7 @@ def _list(title: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> list[str]:
         middle = step * (number + 0.5)
         parts.append(f'<text x="-5" y="{middle + 4:.1f}" text-anchor="end" font-size="9">{escape(label)}</text>')
         for i, point in enumerate(points):
-            parts += _mark(x, x, point, middle + 4 * (i - (len(points) - 1) / 2), False, label)
+            parts += _mark(x, x, point, middle + 3 * (i - (len(points) - 1) / 2), False, label)
     return parts
 
 
