@@ -123,7 +123,7 @@ def _columns(title: str, bins: Sequence[dict[str, Any]]) -> list[str]:
         parts.append(f'<text x="-5" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
     for number, entry in enumerate(bins):
         middle, label = step * (number + 0.5), span(entry["low"], entry["high"])
-        short = f"{entry['low']:.3g}" if entry["low"] == entry["high"] else f"{entry['low']:.2g}-{entry['high']:.2g}"
+        short = "-".join(f"{end:.{3 if end >= 10 else 2}g}" for end in dict.fromkeys((entry["low"], entry["high"])))
         parts.append(f'<text x="{middle:.1f}" y="{HIGH + 10}" text-anchor="end" font-size="8" '
                      f'transform="rotate(-35 {middle:.1f} {HIGH + 10})">{short}</text>')  # fmt: skip
         for i, way in enumerate(WAYS):
