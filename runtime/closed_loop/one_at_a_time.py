@@ -41,9 +41,9 @@ TINY = 1e-30  # no length is divided by less
 
 @dataclass(frozen=True, eq=False)
 class Substitutions:
-    """Columns float64 [S], one row for each substitution: see `COLUMNS` and, for each way, `damage` (nats of KL from
-    there on), `nats` (rise of what really came, from there on) and `here` (KL at the token itself); names:
-    `keep damage`."""
+    """Columns float64 [S], one row for each substitution: window, file, layer, near (1: of the NEAR ranks), those of
+    `predictors`, and of each way damage (`keep damage`: nats of KL from there on), nats (rise of what really came, from
+    there on) and here (KL at the token itself)."""
 
     columns: dict[str, Float]
 
