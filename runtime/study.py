@@ -1,9 +1,9 @@
 """`python -m runtime.study`: what every miss and re-ranking policy costs in quality, against what it saves.
 
 Each arm is a teacher-forced closed-loop run on the same text (layer by layer: `closed_loop.by_layer`), and beside it
-the open-loop replay of the unmodified model's routing: how far a replay is off. Kept in `--out`: closed_loop_MODEL.json,
-.csv and .svg, and closed_loop.md of all models that lie there. An arm that was run before, of the same model, text and
-settings, is taken from `--parts`: a study that was broken off goes on where it was.
+the open-loop replay of the unmodified model's routing: how far a replay is off. Kept in `--out`:
+closed_loop_MODEL.{json,csv,svg}, and closed_loop.md of all models that lie there. An arm that was run before, of the
+same model, text and settings, is taken from `--parts`: a study that was broken off goes on where it was.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _copies(model: Own, text: TextWindows, n: int) -> tuple[TextWindows, Task]:
     chosen, half = slice(0, n), (text.tokens.shape[1] - 1) // 2
     windows, task = copying(text.tokens[chosen], model.model.config.vocab_size, model.lead, half)
     n_bytes = np.array([model.tokens.n_bytes(row[1:]) for row in windows.tolist()], np.int64)
-    return TextWindows(windows, n_bytes, text.source, text.file[chosen], text.files), task
+    return TextWindows(windows, n_bytes, text.source, text.files, text.file[chosen]), task
 
 
 def _words(model: Own, text: TextWindows, common: dict[str, Any]) -> Words:

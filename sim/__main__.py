@@ -54,6 +54,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "lm-eval": ("runtime.lm_eval_adapter", "tasks of lm-evaluation-harness with a cache in the loop"),
         "study": ("runtime.study", "quality against bytes and time, policy by policy"),
         "similarity": ("runtime.similarity", "how alike the experts of a layer are"),
+        "substitutions": ("runtime.substitutions", "what one substitution costs, and what tells it"),
         "predictor": ("runtime.predictor", "learn a trace's lookahead from another trace"),
         "train": ("runtime.train", "train the small model"),
     },

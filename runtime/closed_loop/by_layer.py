@@ -156,9 +156,10 @@ class LayerByLayer:
         record = run(plan, full=True)
         for layer, (before, now) in enumerate(zip(self.answers, self._of_all(record), strict=True)):
             if not np.array_equal(before, now):
+                who = f"eviction {self.spec.eviction}, miss {self.spec.miss}, rerank {self.spec.rerank}"
                 raise SpecError(
-                    f"eviction {self.spec.eviction}, miss {self.spec.miss}, rerank {self.spec.rerank}: layer {layer} of "
-                    f"{layers} is answered otherwise once the others are routed; only `runtime.evaluate` can do this"
+                    f"{who}: layer {layer} of {layers} is answered otherwise once the others are routed; "
+                    "only `runtime.evaluate` can do this"
                 )
         return record
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from runtime.small_model.model import MoeDecoder
 from sim.fit.coactivation import co_activation, conditional
-from traces.capturing.command import Source
 from traces.capturing.recorder import Recorder
 from traces.capturing.routers import MoeLayer
 from traces.format.npz import write_arrays
@@ -73,8 +73,31 @@ class Similarity:
         write_arrays(path, self.meta, {name: array.astype(np.float32) for name, array in arrays.items()})
 
 
+class Runs(Protocol):
+    """What `measure` needs of a `traces.capturing.command.Source`."""
+
+    model: Any
+    meta: dict[str, Any]
+
+    def run(self, recorder: Any, prompts: Any, generate: int, temperature: float, seed: int, first: int) -> None: ...
+
+
+@dataclass
+class DecoderRuns:
+    """A decoder of ours, from whatever folder, as `measure` runs it: a prompt is one forward pass."""
+
+    model: MoeDecoder
+    meta: dict[str, Any]
+
+    @torch.inference_mode()
+    def run(self, recorder: Any, prompts: Any, generate: int, temperature: float, seed: int, first: int) -> None:
+        recorder.begin(prompt_lengths=[prompts.shape[1]] * len(prompts))
+        with recorder:
+            self.model(torch.from_numpy(prompts))
+
+
 def measure(
-    source: Source, prompts: Sequence[npt.NDArray[np.int64]], batch: int = 8, states: str = "routed"
+    source: Runs, prompts: Sequence[npt.NDArray[np.int64]], batch: int = 8, states: str = "routed"
 ) -> Similarity:
     """Run prompts of equal length through a model and compare its experts on every token. See `runtime.similarity`."""
     recorder = Recorder(source.model, logits=False, lookahead=0)

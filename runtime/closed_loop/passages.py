@@ -1,4 +1,4 @@
-"""The passages that a study judges: the unmodified model's guesses of them, and what another run's guesses are worth."""
+"""The passages that a study judges: the unmodified model's guesses of them, and what other guesses are worth."""
 
 from __future__ import annotations
 

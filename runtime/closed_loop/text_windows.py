@@ -36,13 +36,13 @@ class Tokens(Protocol):
 @dataclass(frozen=True)
 class TextWindows:
     """tokens int64 [N, M]; n_bytes int64 [N], of the tokens that are predicted (all but the first); source: whose
-    text it is; file int64 [N]: of which of `files` each is."""
+    text it is; files: the names of its files, file int64 [N]: which of them each window is of."""
 
     tokens: Ids
     n_bytes: Ids
     source: str
-    file: Ids
     files: tuple[str, ...]
+    file: Ids
 
 
 def is_judged(path: str) -> bool:
@@ -51,6 +51,7 @@ def is_judged(path: str) -> bool:
 
 
 def _texts(path: str | None, judged: bool) -> tuple[dict[str, str], str]:
+    """Text by file, and whose it is."""
     if path is not None:
         try:
             whole = Path(path).read_text("utf-8")
@@ -83,7 +84,8 @@ def text_windows(
     Raises UserError, one line, where there is too little text.
     """
     texts, source = _texts(path, judged)
-    windows, file = [], []
+    windows: list[list[int]] = []
+    file: list[int] = []
     for place, each in enumerate(texts.values()):
         ids = ([] if lead is None else [lead]) + tokenizer.encode(each)
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
@@ -95,7 +97,7 @@ def text_windows(
     chosen = np.random.default_rng(seed).permutation(len(windows))[:n]
     tokens = np.array([windows[i] for i in chosen], np.int64).reshape(n, length)
     n_bytes = np.array([tokenizer.n_bytes(row[1:]) for row in tokens.tolist()], np.int64)
-    return TextWindows(tokens, n_bytes, source, np.array(file, np.int64)[chosen], tuple(texts))
+    return TextWindows(tokens, n_bytes, source, tuple(texts), np.array(file, np.int64)[chosen])
 
 
 def spelled(tokens: Tokens, size: int) -> list[bytes]:
