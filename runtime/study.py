@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from runtime.closed_loop import open_loop, study_report
 from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded
 from runtime.closed_loop.evaluation import captured, shares
-from runtime.closed_loop.expert_similarity import measure
+from runtime.closed_loop.expert_similarity import DecoderRuns, measure
 from runtime.closed_loop.judged_model import Own, judged_model
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
@@ -34,7 +35,6 @@ from runtime.closed_loop.study_result import keep
 from runtime.closed_loop.study_statistics import Study as Judged
 from runtime.closed_loop.tasks import Task, copying, tasks_of
 from runtime.closed_loop.text_windows import TextWindows, spelled, text_windows
-from runtime.small_model.capture_source import TinyMoe
 from sim import __version__
 from sim.fit import buddies_file
 from sim.fit.buddies import from_similarity
@@ -122,16 +122,34 @@ class Study:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def rows(study: Study, wanted: Sequence[tuple[Arm, float]], parts: Path) -> list[dict[str, Any]]:
-    """A row for each arm and cache size; those that lie in `parts` are taken from there, others are put there."""
-    found = []
-    for arm, cache in counted(wanted, "arm", lambda pair: f"{pair[0].name} at {pair[1]}"):
-        part = parts / f"{study.key(arm, cache)}.json"
-        if not part.is_file():
-            parts.mkdir(parents=True, exist_ok=True)
-            write_bytes(part, json.dumps(study.row(arm, cache)).encode())
-        found.append(json.loads(part.read_text()))
-    return found
+Asked = tuple[Arm, float]
+
+
+def rows(study: Study, wanted: Sequence[Asked], parts: Path, workers: int) -> list[dict[str, Any]]:
+    """A row for each arm and cache size; those that lie in `parts` are taken from there, others are put there, by so
+    many processes."""
+    paths = [parts / f"{study.key(*pair)}.json" for pair in wanted]
+    missing = [(pair, path) for pair, path in zip(wanted, paths, strict=True) if not path.is_file()]
+    parts.mkdir(parents=True, exist_ok=True)
+    with multiprocessing.get_context("fork").Pool(workers, _of, (study,)) as pool:
+        told = counted(missing, "arm", lambda each: f"{each[0][0].name} at {each[0][1]}")
+        for _ in zip(told, pool.imap(_kept, missing), strict=True):
+            pass
+    return [json.loads(path.read_text()) for path in paths]
+
+
+_STUDY: list[Study] = []  # of a process that makes rows
+
+
+def _of(study: Study) -> None:
+    torch.set_num_threads(1)
+    _STUDY[:] = [study]
+
+
+def _kept(asked: tuple[Asked, Path]) -> None:
+    """Make a row and put it where it belongs."""
+    pair, path = asked
+    write_bytes(path, json.dumps(_STUDY[0].row(*pair)).encode())
 
 
 def parser() -> Parser:
@@ -147,7 +165,7 @@ def parser() -> Parser:
     charge = "whose sizes are charged (default: a model of that grain)"
     out.add_argument("--charge", metavar="NAME|FILE", help=charge)
     out.add_argument("--seed", type=int, default=0)
-    out.add_argument("--threads", type=int, default=1, metavar="N")
+    out.add_argument("--workers", type=int, default=1, metavar="N", help="processes, a thread each (default: 1)")
     out.add_argument("--quick", action="store_true", help="one cache size, few short windows: a look at the machinery")
     out.add_argument("--parts", type=Path, default=PARTS, metavar="DIR", help=f"rows that are done ({PARTS})")
     out.add_argument("--out", metavar="DIR", help="write closed_loop_MODEL.{json,csv,svg} and closed_loop.md there")
@@ -162,13 +180,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sequences, length = (4, 64) if args.quick else (args.sequences, args.length)
     if (sequences is not None and sequences < 2) or not 16 <= length <= model.context:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 16 .. {model.context} are required")
-    if args.seeds < 1:
-        raise UserError(f"--seeds is {args.seeds}; it must be at least 1")
+    for name in ("seeds", "workers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         study = _study(args, model, sequences, length, Path(folder))
         caches = CACHES[1:2] if args.quick else CACHES
         every = arms(model.shape.top_k, model.shape.n_experts, args.seeds)
-        found = rows(study, [(arm, cache) for cache in caches for arm in every], args.parts)
+        found = rows(study, [(arm, cache) for cache in caches for arm in every], args.parts, args.workers)
     text = study.judged.passages.text
     return {
         "model": args.judged_model,
@@ -199,7 +218,7 @@ def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: 
     judged = text_windows(model.tokens, sequences, length, args.seed, lead=model.lead)
     other = text_windows(model.tokens, 4 if few else 96, length, args.seed, judged=False, lead=model.lead)
     doing("comparing the experts with each other")
-    files = _files(args.judged_model, other, folder)
+    files = _files(model, args.judged_model, other, folder)
     doing("the unmodified model's guesses")
     words = [_words(model, text, common) for text in (judged, other)]
     twice, task = _copies(model, judged, 4 if few else COPIES)
@@ -209,10 +228,10 @@ def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: 
     return Study(model, words[0], copies, words[1], calibration, common, charge, files, weights)
 
 
-def _files(name: str, text: TextWindows, folder: Path) -> dict[str, str]:
+def _files(model: Own, name: str, text: TextWindows, folder: Path) -> dict[str, str]:
     """The model's similarity matrix, and buddy lists made of it, on text that is not judged."""
     matrix, lists = folder / "similarity.npz", folder / "lists.npz"
-    similarity = measure(TinyMoe(name, "cpu"), list(text.tokens[:32]))
+    similarity = measure(DecoderRuns(model.model, {"model": name, "data": text.source}), list(text.tokens[:32]))
     similarity.write(matrix)
     buddies_file.write(lists, from_similarity(buddies_file.read_similarity(matrix)[0]))
     return {MATRIX: str(matrix), LISTS: str(lists)}
@@ -244,7 +263,7 @@ def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     if args.out:
         out_folder(args.out)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     result = run(args)
     result = {"command": study_report.command_line(argv), **result}
     if args.out:

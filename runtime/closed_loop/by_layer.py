@@ -49,7 +49,7 @@ def forwarded(model: MoeDecoder, windows: Tensor, answer: Answer | None = None) 
     cos, sin = rotary_table(model.config, windows.device)
     rotary = cos[: windows.shape[1]], sin[: windows.shape[1]]
     hidden = [model.embed_tokens(piece) for piece in pieces]
-    for place, layer in enumerate(model.layers):
+    for place, layer in enumerate(model.decoder_layers):
         hidden = [h + layer.self_attn(layer.input_layernorm(h), rotary) for h in hidden]
         seen = [layer.post_attention_layernorm(h).flatten(0, 1) for h in hidden]
         routed = [layer.mlp.gate(x) for x in seen]
@@ -194,4 +194,5 @@ def _ran(record: RunRecord, layer: int, layers: int, rows: int, top_k: int) -> A
     ran = record.groups["executions"]
     here = ran["visit"] % layers == layer
     row, expert = ran["visit"][here] // layers, ran["expert"][here]
-    return expert[np.lexsort((expert, row))].reshape(rows, top_k)
+    ordered: Array = expert[np.lexsort((expert, row))].reshape(rows, top_k)
+    return ordered

@@ -58,7 +58,7 @@ class Own:
     def __init__(self, model: MoeDecoder, folder: Path, name: str, device: str = "cpu") -> None:
         self.model, self.shape = model.to(device), shape_of(model, name)
         self.device, self.folder = device, folder
-        self.tokens = OwnTokens(folder / "tokenizer.json")
+        self.tokens: Tokens = OwnTokens(folder / "tokenizer.json")
         self.lead: int | None = FILE_ID
         self.context = model.config.max_position_embeddings
 

@@ -49,16 +49,21 @@ class Sums:
         return {f.name: np.bincount(group, getattr(self, f.name), n).tolist() for f in fields(Sums)}
 
 
-def compared(base: Tensor, logp: Tensor, targets: Tensor, n_bytes: Float) -> Sums:
+def compared(base: Tensor, logp: Tensor, targets: Tensor, n_bytes: Ints) -> Sums:
     """The sums of sequences: log-probabilities [N, M, V] of both models, what came next [N, M], bytes of that [N]."""
     own, best, mine = targets[..., None], base.argmax(-1), logp.argmax(-1)
     kl = (base.exp() * (base - logp)).sum(-1).double().sum(-1).clamp_min(0)
+    nats = [-lp.gather(-1, own).double().sum((1, 2)) for lp in (base, logp)]
+    right, mine_right, agree = ((a == b).sum(1).double() for a, b in ((best, targets), (mine, targets), (mine, best)))
     return Sums(
-        np.full(len(targets), targets.shape[1], np.float64),
-        np.asarray(n_bytes, np.float64),
-        *(-lp.gather(-1, own).double().sum((1, 2)).numpy() for lp in (base, logp)),
-        kl.numpy(),
-        *((a == b).sum(1).double().numpy() for a, b in ((best, targets), (mine, targets), (mine, best))),
+        tokens=np.full(len(targets), targets.shape[1], np.float64),
+        n_bytes=n_bytes.astype(np.float64),
+        base_nats=nats[0].numpy(),
+        nats=nats[1].numpy(),
+        kl=kl.numpy(),
+        base_right=right.numpy(),
+        right=mine_right.numpy(),
+        agree=agree.numpy(),
     )
 
 

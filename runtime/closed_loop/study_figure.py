@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 COLOURS = {"fetch": "#444444", "buddy": "#d62728", "matched": "#1f77b4", "similarity": "#9467bd", "ungated": "#8c564b",
-           "re-ranking": "#2ca02c", "ours": "#ff7f0e"}  # fmt: skip
+           "by weight": "#e377c2", "re-ranking": "#2ca02c", "ours": "#ff7f0e"}  # fmt: skip
 PANEL, HEIGHT, LEFT, TOP, GAP, LEGEND = 330, 330, 64, 70, 30, 105
 
 

@@ -67,7 +67,13 @@ SPEED = (
     Column("buddy_rise", "its bits/byte, %", 3, signed=True),
     Column("buddy_gain", "its tokens/s vs fetch %", 1, signed=True),
 )  # fmt: skip
-TASK_GROUPS = ("buddy", "similarity", "re-ranking", "ours")  # whose tasks the page has; the CSV has everyone's
+TASK_GROUPS = (
+    "buddy",
+    "similarity",
+    "by weight",
+    "re-ranking",
+    "ours",
+)  # whose tasks the page has; the CSV has everyone's
 FOOT = (
     "CLOSED LOOP: the model computed what the policy gave it, so routing, bytes and time are those of the changed "
     "model. A replay is the OPEN-LOOP run of the unmodified model's routing under the same policy: what it would have "

@@ -273,9 +273,14 @@ class MoeDecoder(nn.Module):
             p.normal_(0.0, scale * (deep if into_residual else 1.0), generator=generator)
 
     @property
+    def decoder_layers(self) -> list[Layer]:
+        """Its layers in order."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    @property
     def moe_blocks(self) -> list[MoeBlock]:
         """The MoE layers in order: where to hook."""
-        return [layer.mlp for layer in self.layers if isinstance(layer, Layer)]
+        return [layer.mlp for layer in self.decoder_layers]
 
     def forward(self, tokens: Tensor, past: KvCache | None = None) -> tuple[Tensor, Tensor]:
         """`tokens` int `[B, T]` -> logits `[B, T, V]`, mean load-balancing loss over layers (a scalar).
