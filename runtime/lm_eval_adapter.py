@@ -134,7 +134,7 @@ def language_model(scorer: Scorer) -> Any:
 def parser() -> Parser:
     out = Parser(prog="python -m runtime.lm_eval_adapter", description="lm-evaluation-harness with the loop closed.")
     group = out.add_argument_group("model and tasks")
-    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|PATH")
+    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|tiny-moe-8|PATH")
     group.add_argument("--tasks", required=True, metavar="A[,B...]", help="tasks of the harness")
     group.add_argument("--limit", type=int, metavar="N", help="documents of each task")
     group.add_argument("--include-path", metavar="DIR", help="folder with tasks of one's own")

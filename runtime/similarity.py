@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 
 from runtime.closed_loop.expert_similarity import STATES, Float, Similarity, measure
 from sim.experiments.tables import Column, Report, Row
-from traces.capturing.command import open_source, windows
+from traces.capturing.command import NAMES, open_source, windows
 from traces.command import Parser, guarded
 from traces.errors import UserError
 from traces.progress import doing
@@ -136,11 +136,11 @@ def report(found: Similarity) -> Report:
 
 def arguments() -> Parser:
     out = Parser(prog="python -m runtime.similarity", description=(__doc__ or "").partition(": ")[2].partition("\n")[0])
-    out.add_argument("--model", required=True, metavar="NAME|PATH", help="tiny-moe, or a Hugging Face model")
+    out.add_argument("--model", required=True, metavar="NAME|PATH", help=f"{NAMES}, or a Hugging Face model")
     out.add_argument("--out", type=Path, metavar="FILE", help="write the matrices there (.npz)")
     out.add_argument("--report", type=Path, metavar="DIR", help="write similarity.md and similarity.csv there")
     out.add_argument(
-        "--text", nargs="+", type=Path, metavar="FILE", help="text to measure on (tiny-moe: held-out text)"
+        "--text", nargs="+", type=Path, metavar="FILE", help=f"text to measure on ({NAMES}: held-out text)"
     )
     out.add_argument("--requests", type=_positive, default=64, metavar="N", help="pieces of text (64)")
     out.add_argument("--prompt-tokens", type=_positive, default=256, metavar="P", help="tokens of each (256)")

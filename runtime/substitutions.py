@@ -31,7 +31,7 @@ from traces.progress import counted, doing
 
 def arguments() -> Parser:
     out = Parser(prog="python -m runtime.substitutions", description=(__doc__ or "").partition(": ")[2].split("\n")[0])
-    out.add_argument("--model", dest="judged_model", default=TINY, metavar="tiny-moe|PATH")
+    out.add_argument("--model", dest="judged_model", default=TINY, metavar="tiny-moe|tiny-moe-8|PATH")
     out.add_argument("--windows", type=int, metavar="N", help="of the calibration text (all)")
     out.add_argument("--length", type=int, default=256, metavar="M", help="tokens of each (256)")
     out.add_argument("--draws", type=int, default=6, metavar="D", help="substitutions by window and layer (6)")

@@ -113,6 +113,7 @@ switch-large-128     48     1024   16    16 64  128   1  4096  0      4096  1   
 nllb-moe-54b         48     2048   16    16 128 128   2  8192  0      8192  3     256206 softmax      -    54.5   -
 granite-3.0-1b-a400m 24     1024   16    8  64  32    8  512   0      0     0     49155  softmax-topk yes  1.3    0.4
 tiny-moe             6      160    5     5  32  32    4  48    0      0     0     2048   softmax      yes  0.0054 -
+tiny-moe-8           6      160    5     5  32  8     2  192   0      0     0     2048   softmax      yes  0.0054 -
 """)
 LATENT, ROTARY, HEAD = 512, 64, 128  # kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim = v_head_dim of every MLA model
 Q_RANK = {"deepseek-v2-lite": None, "deepseek-v2": 1536, "deepseek-v3": 1536, "kimi-k2": 1536}
@@ -136,7 +137,8 @@ PLACES: dict[str, tuple[str, str, Collection[int]]] = {
     "mimo-v2-flash": ("w", "f", (0, *range(5, 48, 6))),
     "ling-3.0-flash": ("l", "f", range(5, 42, 6)),
 }
-TIED = {*ENCODERS, "granite-3.0-1b-a400m", "tiny-moe"}
+OWN = {"tiny-moe", "tiny-moe-8"}  # this project's
+TIED = {*ENCODERS, "granite-3.0-1b-a400m", *OWN}
 GATED_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b", *HYBRID}
 ONE_WIDE_SHARED = {"qwen1.5-moe-a2.7b", "qwen2-57b-a14b"}  # 4 and 8 times as wide as an expert, but one
 BIASES = {"qwen1.5-moe-a2.7b": "qkv", "qwen2-57b-a14b": "qkv", "glm-4.5-air": "qkv", "phi-3.5-moe": "qkvo"}
@@ -148,7 +150,7 @@ SCALING = {"deepseek-v2": 16.0, "deepseek-v3": 2.5, "kimi-k2": 2.827}
 
 def attention(name: str, hidden: int, q: int, kv: int, dim: int) -> int:
     """Parameters of attention with separate heads: q and kv columns of queries, and of keys or values."""
-    norms = 2 * dim if name in HYBRID | {"tiny-moe"} else 0  # of queries and keys, where the catalog counts them
+    norms = 2 * dim if name in HYBRID | OWN else 0  # of queries and keys, where the catalog counts them
     queries = 2 * q if name in HYBRID else q  # and a gate for every column
     biases = {"qkv": q + 2 * kv, "qkvo": q + 2 * kv + hidden, "": 0}[BIASES.get(name, "")]
     full = hidden * (queries + 2 * kv) + q * hidden + norms + biases

@@ -32,6 +32,7 @@ from tests.second_sources import (
     LINKS,
     ONE_MEMORY_SSD,
     OTHER_BLOCKS,
+    OWN,
     OWN_LINKS,
     PHISON_US,
     SERVERS,
@@ -66,9 +67,10 @@ def test_a_model_is_its_checkpoint_s_config(name: str) -> None:
     check("model", name, model_figures(name))
 
 
-def test_the_small_model_s_parameters_are_counted_in_its_record() -> None:
-    record = json.loads((ROOT / "runtime" / "tiny_moe" / "record.json").read_text())
-    model = catalog.model("tiny-moe")
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_a_small_model_s_parameters_are_counted_in_its_record(name: str) -> None:
+    record = json.loads((ROOT / "runtime" / name.replace("-", "_") / "record.json").read_text())
+    model = catalog.model(name)
     assert model.total_params == record["parameters"] - model.hidden  # the last norm
 
 

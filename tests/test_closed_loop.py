@@ -27,7 +27,7 @@ from runtime.closed_loop.quality import Sums, compared, figures  # noqa: E402
 from runtime.closed_loop.routed import ModelShape, ordered_half  # noqa: E402
 from runtime.closed_loop.runs import Baseline, free_running, judge, stepwise  # noqa: E402
 from runtime.closed_loop.text_windows import TextWindows, is_judged, text_windows  # noqa: E402
-from runtime.small_model.model import KvCache, ModelConfig, MoeDecoder  # noqa: E402
+from runtime.small_model.model import FOLDERS, KvCache, ModelConfig, MoeDecoder  # noqa: E402
 from runtime.small_model.text import read_corpus  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
 from sim.machines.compiled import run as compiled  # noqa: E402
@@ -295,6 +295,16 @@ def test_what_takes_nothing_away_changes_no_bit(
     record = loop_.record()
     assert record.counters["slots_wanted"] == 13 * 6 * 4
     assert (record.layer["misses"].sum() > 0) == (fields["cache"] != 1.0)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_fetch_step_by_step_is_the_model_bitwise(name: str) -> None:
+    own = judged_model(name)
+    loop_ = ClosedLoop(RunSpec.of({"trace": name, "cache": 0.375}), own.shape, None, priced_as(own.model, own.shape))
+    tokens = torch.from_numpy(text_windows(own.tokens, 1, 40, 0, lead=own.lead).tokens[0])
+    with own.looped(loop_) as driver:
+        assert torch.equal(stepwise(own, tokens, driver), stepwise(own, tokens))
+    assert loop_.record().layer["misses"].sum() > 0
 
 
 def test_open_loop_is_closed_loop_for_fetch_and_not_for_a_lossy_policy(

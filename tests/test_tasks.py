@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.closed_loop.tasks import Task, closing_bracket, copying, indentation, repeated_identifier, right, tasks_of
 from runtime.closed_loop.text_windows import OwnTokens, spelled
-from runtime.small_model.model import FOLDER
+from runtime.small_model.model import FOLDERS
 from runtime.small_model.text import Ids
 from traces.errors import UserError
 
@@ -208,7 +208,7 @@ def test_windows_without_items() -> None:
 
 
 def test_what_our_tokens_spell() -> None:
-    tokens = OwnTokens(FOLDER / "tokenizer.json")
+    tokens = OwnTokens(FOLDERS["tiny-moe"] / "tokenizer.json")
     vocabulary = spelled(tokens, 2048)
     text = "#\ndef f_x(y):\n        return {'a': [y, f_x(y)]}\n\nz = 1\n"
     ids = tokens.encode(text)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from traces.capturing.command import Ids, batches, open_source
+from traces.capturing.command import NAMES, Ids, batches, open_source
 from traces.errors import UserError
 from traces.extras import needed
 from traces.format.trace import RoutingTrace
@@ -41,7 +41,7 @@ def capture(
         trace = recorder.trace(licence="...")
 
     model: a torch module, Hugging Face's or another whose experts are 3-D parameters; or the name of a Hugging Face
-    model, or tiny-moe. prompts: texts, or token ids (a sequence of whole numbers each); None: a recorder, to be opened
+    model, or tiny-moe or tiny-moe-8. prompts: texts, or token ids (a sequence of whole numbers each); None: a recorder, to be opened
     with `with`. tokenizer: of texts; a named model brings its own. generate: tokens after each prompt, 0: the prompts
     alone; batch: prompts of one length that run together; temperature 0: the likeliest token; seed: of sampling.
     logits: keep the raw router logits. lookahead: distances 1 .. lookahead, 0: none. device: of a named model. name:
@@ -77,7 +77,7 @@ def capture(
 
 def _refuse_no_model(model: Any) -> None:
     if not isinstance(model, str) and (isinstance(model, type) or not hasattr(model, "named_modules")):
-        right = "a torch module, or the name of a Hugging Face model, or tiny-moe"
+        right = f"a torch module, or the name of a Hugging Face model, or one of {NAMES}"
         raise UserError(f"capture: model: {type(model).__name__}: must be {right}")
 
 

@@ -22,6 +22,7 @@ Ids = npt.NDArray[np.int64]
 
 # Models of this project by name, as `module:class` of a Source. Named, not imported: their room builds on this one.
 OWN = dict.fromkeys(("tiny-moe", "tiny-moe-8"), "runtime.small_model.capture_source:TinyMoe")
+NAMES = ", ".join(OWN)
 HUGGING_FACE = "traces.capturing.hf:HuggingFace"
 
 
@@ -54,10 +55,10 @@ class Source(Protocol):
 
 def add_arguments(command: Parser) -> None:
     """The flags of `capture`."""
-    command.add_argument("--model", required=True, metavar="NAME|PATH", help="tiny-moe, or a Hugging Face model")
+    command.add_argument("--model", required=True, metavar="NAME|PATH", help=f"{NAMES}, or a Hugging Face model")
     command.add_argument("--out", metavar="FILE", help="the trace to write (default: MODEL-capture.npz)")
     add_force(command)
-    command.add_argument("--text", nargs="+", metavar="FILE", help="prompts from these (tiny-moe: held-out text)")
+    command.add_argument("--text", nargs="+", metavar="FILE", help=f"prompts from these ({NAMES}: held-out text)")
     command.add_argument("--prompts-from", metavar="TRACE", help="the prompts of a trace that holds token_ids")
     command.add_argument("--requests", type=_count, metavar="N", help="default 16; all with --prompts-from")
     command.add_argument("--skip", type=_count, default=0, metavar="N", help="leave out the first N prompts")

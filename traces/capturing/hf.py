@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from traces.capturing.command import NAMES
 from traces.capturing.facts import model_facts
 from traces.capturing.inputs import made_with, pick_device
 from traces.capturing.routers import find_moe_layers
@@ -59,7 +60,7 @@ def reach(name: str) -> dict[str, Any]:
             return {"local_files_only": True}
         first = str(error).strip().split("\n")[0][:200].rstrip(".")
         wrong = f"is no folder, is not in the cache, and the Hugging Face hub does not give it ({first})"
-        raise UserError(f"model: {name}: {wrong}; tiny-moe, a folder, or a model that transformers loads") from None
+        raise UserError(f"model: {name}: {wrong}; {NAMES}, a folder, or a model that transformers loads") from None
     return {}
 
 
@@ -130,6 +131,6 @@ class HuggingFace(Loaded):
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto", **how)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n")[0]
-            raise UserError(f"--model {name}: {first}; tiny-moe, or a model that transformers loads") from error
+            raise UserError(f"--model {name}: {first}; {NAMES}, or a model that transformers loads") from error
         super().__init__(model.to(chosen).eval(), tokenizer)
         self.meta |= {"source": name, "tokenizer": name}
