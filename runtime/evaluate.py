@@ -44,7 +44,8 @@ def parser() -> Parser:
     out = Parser(prog="python -m runtime.evaluate", description="Judge a model with its expert cache in the loop.")
     group = out.add_argument_group("model and text")
     which = "a model of our own, a folder of runtime.train, or a Hugging Face model (default: tiny-moe)"
-    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|tiny-moe-8|PATH", help=which)
+    names = "tiny-moe|tiny-moe-8|PATH"
+    group.add_argument("--model", dest="judged_model", default="tiny-moe", metavar=names, help=which)
     group.add_argument("--charge", metavar="NAME|FILE", help="charge layers and experts of this model's width instead")
     group.add_argument("--text", metavar="FILE", help="UTF-8 text (default: held-out sources of the standard library)")
     group.add_argument("--sequences", type=int, default=16, metavar="N", help="passages that are judged (default: 16)")

@@ -41,12 +41,12 @@ def capture(
         trace = recorder.trace(licence="...")
 
     model: a torch module, Hugging Face's or another whose experts are 3-D parameters; or the name of a Hugging Face
-    model, or tiny-moe or tiny-moe-8. prompts: texts, or token ids (a sequence of whole numbers each); None: a recorder, to be opened
-    with `with`. tokenizer: of texts; a named model brings its own. generate: tokens after each prompt, 0: the prompts
-    alone; batch: prompts of one length that run together; temperature 0: the likeliest token; seed: of sampling.
-    logits: keep the raw router logits. lookahead: distances 1 .. lookahead, 0: none. device: of a named model. name:
-    the model's in the trace; meta: more that the trace says (`licence="..."`). Needs torch, and for prompts
-    transformers. Raises UserError, one line.
+    model, or tiny-moe, or tiny-moe-8. prompts: texts, or token ids (a sequence of whole numbers each); None: a
+    recorder, to be opened with `with`. tokenizer: of texts; a named model brings its own. generate: tokens after each
+    prompt, 0: the prompts alone; batch: prompts of one length that run together; temperature 0: the likeliest token;
+    seed: of sampling. logits: keep the raw router logits. lookahead: distances 1 .. lookahead, 0: none. device: of a
+    named model. name: the model's in the trace; meta: more that the trace says (`licence="..."`). Needs torch, and for
+    prompts transformers. Raises UserError, one line.
     """
     _refuse_no_model(model)
     _refuse_no_number(lookahead=lookahead, generate=generate, batch=batch, seed=seed)
