@@ -62,7 +62,8 @@ class Policy:
 
     kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
     the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
-    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
+    lossy: may leave a wanted expert out, or another take its place. mean: for whom it leaves out a model is to add the
+    mean of what that expert says (the closed loop's doing; to a replay it is left out). answers_cpu: the host may compute an expert (of the
     substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
     eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. means: what each parameter means;
     more: what it does (of those of the registry that sim.policies.told does not tell); ranges: the numbers that a
@@ -87,6 +88,7 @@ class Policy:
     fitted: bool = False
     oracle: bool = False
     lossy: bool = False
+    mean: bool = False
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
     adds: Callable[[Mapping[str, float]], Iterable[str]] | None = None
