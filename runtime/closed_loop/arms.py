@@ -69,12 +69,8 @@ def _buddies(top_k: int, seeds: int) -> Iterator[Arm]:
 def _controls(of: str, where: str, params: dict[str, Any], seeds: int) -> Iterator[Arm]:
     """The controls of an arm, and what we would put in its place, the missing expert's mean output; the random one
     once for every seed."""
-    for name, seed in [
-        ("next-ranked", None),
-        ("drop", None),
-        ("mean", None),
-        *(("random", seed) for seed in range(seeds)),
-    ]:
+    drawn = [("random", seed) for seed in range(seeds)]
+    for name, seed in [("next-ranked", None), ("drop", None), ("mean", None), *drawn]:
         family = f"matched-{name}"
         yield Arm(f"{family}, {where}", "matched", family, family, params=params, of=of, seed=seed)
 

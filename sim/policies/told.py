@@ -65,10 +65,9 @@ MISS: Mapping[str, str] = {
     "summary as dropped. In prefill steps it fetches, unless `prefill` is yes.",
     "drop-by-weight": "As drop for slots of little router weight, as fetch for the others.",
     "mean-output": "A slot of little router weight is answered by one vector, the mean of what its expert says to the "
-    "tokens that are routed to it, which stays on the GPU: nothing crosses the link and no expert runs. As fetch for the "
-    "others. To a replay it is drop-by-weight (adding a vector is not timed); `runtime.evaluate` and `runtime.study` "
-    "measure the means on text that is not judged and add them, which costs less quality than leaving out or any "
-    "resident stand-in that was tried.",
+    "tokens that are routed to it, which stays on the GPU: nothing crosses the link and no expert runs. As fetch for "
+    "the others. To a replay it is drop-by-weight, for adding a vector is not timed; `runtime.evaluate` measures the "
+    "means on text that is not judged, and adds them.",
     "hobbit": "A token's slots in order of router weight: as long as the weight in front of a slot is at most the "
     "share `full` of all, the expert itself is fetched; up to `low` its low-precision copy, which has slots of its "
     "own; beyond that the slot is dropped. What copies of low precision cost in quality a replay does not know.",
