@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of, evaluated
+from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of, evaluated, means_of
 from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
@@ -92,10 +92,12 @@ def _run(args: argparse.Namespace, spec: RunSpec, model: JudgedModel) -> tuple[d
     text = text_windows(model.tokens, args.sequences, args.length, spec.seed, args.text, True, model.lead)
     doing("capturing a calibration trace", at_once=False)
     calibration = calibration_of(model, spec, args.calibration_tokens, args.text)
+    means = means_of(model, spec, args.calibration_tokens, args.text)
     doing("judging")
-    result, run = evaluated(model, spec, text, Baseline(model, text), calibration, args.charge)
+    result, run = evaluated(model, spec, text, Baseline(model, text), calibration, args.charge, means)
     if args.free_running:
-        loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
+        charged = priced_as(model.model, model.shape, args.charge)
+        loop = ClosedLoop(spec, model.shape, calibration, charged, means=means)
         result["free_running"] = free_running(model, text, loop)
     result["text"] = {"source": text.source, "sequences": args.sequences, "length": args.length,
                       "predicted_bytes": int(text.n_bytes.sum())}  # fmt: skip

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from runtime.closed_loop.driver import shape_of
 from runtime.closed_loop.evaluation import LEFT_OUT
 from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.mean_outputs import MeanOutputs
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.slotted import NEEDED, SlottedModel, load_model
 from runtime.device.port import Port
@@ -58,7 +59,8 @@ class OffloadedExperts:
     spec: any fields of sim.spec.RunSpec but `trace` and `model`: cache, miss, eviction, prefetch, rerank, hardware, ...
     device: of the slots and of everything but the experts: a name, an open port of runtime.device (whose link's pace
     then holds), or None, where the model is. calibration: what fitted policies are fitted on. charge: whose sizes are
-    charged in simulated time (default: the model's own).
+    charged in simulated time (default: the model's own). means: what --miss mean-output answers by
+    (runtime.closed_loop.mean_outputs).
     Raises UserError, one line, for what does not fit.
     """
 
@@ -69,13 +71,14 @@ class OffloadedExperts:
         device: str | Port | None = None,
         calibration: RoutingTrace | None = None,
         charge: str | None = None,
+        means: MeanOutputs | None = None,
         **spec: Any,
     ) -> None:
         if not hasattr(model, "set_experts_implementation"):
             raise UserError(f"{type(model).__name__}: is no model of transformers >= 5.0. {NEEDED}")
         self.model, self.shape = model, shape_of(model)
         run = RunSpec.of({"trace": self.shape.name, **spec})
-        self.loop = ClosedLoop(run, self.shape, calibration, priced_as(model, self.shape, charge))
+        self.loop = ClosedLoop(run, self.shape, calibration, priced_as(model, self.shape, charge), means=means)
         self._slotted = SlottedModel(model, self.loop, device)
         self._undo: list[Callable[[], Any]] = []
         self._prompt: int | None = None

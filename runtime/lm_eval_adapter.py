@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.closed_loop.driver import Driver
-from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of
+from runtime.closed_loop.evaluation import CALIBRATION_TOKENS, LEFT_OUT, calibration_of, means_of
 from runtime.closed_loop.judged_model import JudgedModel, judged_model
 from runtime.closed_loop.loop import ClosedLoop
 from runtime.closed_loop.priced_as import priced_as
@@ -160,7 +160,8 @@ def _command(argv: list[str]) -> None:
     spec, model = spec_of(args), judged_model(args.judged_model)
     doing("capturing a calibration trace", at_once=False)
     calibration = calibration_of(model, spec, args.calibration_tokens, None)
-    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge))
+    means = means_of(model, spec, args.calibration_tokens, None)
+    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, args.charge), means=means)
     with model.looped(loop) as driver:
         doing(f"evaluating {args.tasks}", at_once=False)
         found = simple_evaluate(

@@ -29,6 +29,7 @@ from runtime.closed_loop.by_layer import LayerByLayer, forwarded
 from runtime.closed_loop.evaluation import captured, shares
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure
 from runtime.closed_loop.judged_model import Own, judged_model
+from runtime.closed_loop.mean_outputs import MeanOutputs, measured
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.study_result import keep
@@ -76,6 +77,7 @@ class Study:
     common: dict[str, Any]
     charge: str
     files: dict[str, str]
+    means: MeanOutputs
     weights: str
 
     def spec(self, arm: Arm, cache: float) -> RunSpec:
@@ -101,7 +103,8 @@ class Study:
 
     def _closed(self, spec: RunSpec, passages: Passages) -> dict[str, Any]:
         windows, length = passages.text.tokens.shape
-        loop = LayerByLayer(spec, self.model.shape, windows, length - 1, self.calibration, self._priced())
+        about = self.calibration, self._priced(), self.means
+        loop = LayerByLayer(spec, self.model.shape, windows, length - 1, *about)
         made, record = passages.judged(self.model.model, loop), loop.record()
         reranked = loop.slots_reranked, loop.weight_reranked
         return {**made, "shares": shares(record, loop.trace(), reranked), **open_loop.costs(summarise(record))}
@@ -219,13 +222,14 @@ def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: 
     other = text_windows(model.tokens, 4 if few else 96, length, args.seed, judged=False, lead=model.lead)
     doing("comparing the experts with each other")
     files = _files(model, args.judged_model, other, folder)
+    means = measured(model, other)
     doing("the unmodified model's guesses")
     words = [_words(model, text, common) for text in (judged, other)]
     twice, task = _copies(model, judged, 4 if few else COPIES)
     weights = hashlib.sha256((model.folder / "model.safetensors").read_bytes()).hexdigest()
     charge = args.charge or CHARGED.get(args.judged_model, "deepseek-v2-lite")
     copies = Passages.of(model.model, twice, [task])
-    return Study(model, words[0], copies, words[1], calibration, common, charge, files, weights)
+    return Study(model, words[0], copies, words[1], calibration, common, charge, files, means, weights)
 
 
 def _files(model: Own, name: str, text: TextWindows, folder: Path) -> dict[str, str]:

@@ -28,7 +28,8 @@ RANK = [CAUSES.index(name) for name in ("demand", "stream", "prefetch", "admissi
 LOSSLESS = {FETCH, CPU, STREAM, REMOTE}
 MAY_ANSWER = {
     "fetch": {FETCH}, "cpu": {CPU}, "stream": {STREAM}, "remote": {REMOTE}, "cpu-admit": {CPU}, "drop": {DROP},
-    "drop-by-weight": {DROP, FETCH}, "hobbit": {FETCH, LOW, DROP}, "speculate": {SUBSTITUTE, FETCH},
+    "drop-by-weight": {DROP, FETCH}, "mean-output": {DROP, FETCH}, "hobbit": {FETCH, LOW, DROP},
+    "speculate": {SUBSTITUTE, FETCH},
 }  # fmt: skip
 
 

@@ -217,7 +217,7 @@ def miss_of(rng: np.random.Generator) -> Choice:
     some = lambda *values: float(rng.choice(values))  # noqa: E731 - a def would say no more
     others = [name for name in MISSES if name not in SUBSTITUTES]
     name = str(rng.choice(SUBSTITUTES if rng.random() < 0.75 else others))
-    if name == "drop-by-weight":
+    if name in ("drop-by-weight", "mean-output"):
         return named(MISS[name], [some(0, 0.1, 0.25, 0.5, 2)])
     if name == "hobbit":
         return named(MISS[name], sorted([some(0, 0.3, 0.6), some(0.3, 0.6, 0.9, 1)]))

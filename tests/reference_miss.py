@@ -133,7 +133,7 @@ class Visit:
             kept = params[SPLIT_PARAMS.index("keep")]
             copied = Answer("fetch" if kept else "stream")
             return {slot: copied if token.ids[slot] in self.by_link else Answer("cpu") for slot in missing}
-        if name == "drop-by-weight":
+        if name in ("drop-by-weight", "mean-output"):
             light = {slot: token.weights[slot] < float(params[0]) for slot in missing}
             return {slot: Answer("drop" if light[slot] else "fetch") for slot in missing}
         if name == "speculate":

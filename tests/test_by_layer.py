@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: tr
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded  # noqa: E402
-from runtime.closed_loop.evaluation import captured, shares  # noqa: E402
+from runtime.closed_loop.evaluation import captured, means_of, shares  # noqa: E402
 from runtime.closed_loop.judged_model import Own, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
 from runtime.closed_loop.runs import Baseline, judge  # noqa: E402
@@ -29,6 +29,8 @@ RUNS: list[dict[str, Any]] = [
     {"miss": "next-ranked", "cache": 0.5, "eviction": "lfu"},
     {"miss": "drop-by-weight", "cache": 0.5, "set": {"drop-by-weight.threshold": 0.2}},
     {"miss": "random", "cache": 0.75, "eviction": "decayed"},
+    {"miss": "mean-output", "cache": 0.375, "set": {"mean-output.threshold": 0.3}},
+    {"miss": "matched-mean", "cache": 0.5, "set": {"matched-mean.percentile": 15.0}},
     {"rerank": "max-rank", "cache": 0.5, "set": {"max-rank.always": 1, "max-rank.among": 6}},
     {"rerank": "tolerance", "cache": 0.5},
     {"rerank": "cache-prior", "cache": 0.375},
@@ -70,9 +72,10 @@ def test_it_is_the_loop_that_goes_visit_by_visit(fields: dict[str, Any], model: 
     text, tokens = inputs(model)
     calibration = captured(model, 2048, 0, None)
     spec = RunSpec.of({**COMMON, **fields})
-    run = LayerByLayer(spec, model.shape, WINDOWS, LENGTH - 1, calibration)
+    means = means_of(model, spec, 2048, None)
+    run = LayerByLayer(spec, model.shape, WINDOWS, LENGTH - 1, calibration, means=means)
     logp = torch.cat(forwarded(model.model, tokens, run.answer)).double().log_softmax(-1)
-    loop = ClosedLoop(spec, model.shape, calibration)
+    loop = ClosedLoop(spec, model.shape, calibration, means=means)
     visited = judge(model, text, loop, Baseline(model, text, keep=True))
     assert np.array_equal(run.trace().experts, visited.trace.experts)
     record = run.record()
@@ -116,7 +119,9 @@ def test_what_cannot_be_had_is_refused(fields: dict[str, Any], message: str, mod
 def test_an_answer_that_is_not_the_replays_is_found_out(model: Own) -> None:
     """The check of the whole can fail: computed with other answers than the core's, the record is refused."""
     (_, tokens), fitted_on = inputs(model), captured(model, 2048, 0, None)
-    run = LayerByLayer(RunSpec.of({**COMMON, "cache": 0.5, "miss": "buddy-b"}), model.shape, WINDOWS, LENGTH - 1, fitted_on)
+    run = LayerByLayer(
+        RunSpec.of({**COMMON, "cache": 0.5, "miss": "buddy-b"}), model.shape, WINDOWS, LENGTH - 1, fitted_on
+    )
     plan = run.setting.plan
     run.setting = replace(run.setting, plan=replace(plan, slots=plan.slots + 1))
     forwarded(model.model, tokens, run.answer)

@@ -67,8 +67,10 @@ def _buddies(top_k: int, seeds: int) -> Iterator[Arm]:
 
 
 def _controls(of: str, where: str, params: dict[str, Any], seeds: int) -> Iterator[Arm]:
-    """The three controls of an arm; the random one once for every seed."""
-    for name, seed in [("next-ranked", None), ("drop", None), *(("random", seed) for seed in range(seeds))]:
+    """The controls of an arm, and what we would put in its place, the missing expert's mean output; the random one
+    once for every seed."""
+    drawn = [("random", seed) for seed in range(seeds)]
+    for name, seed in [("next-ranked", None), ("drop", None), ("mean", None), *drawn]:
         family = f"matched-{name}"
         yield Arm(f"{family}, {where}", "matched", family, family, params=params, of=of, seed=seed)
 
@@ -83,10 +85,11 @@ def _ungated(seeds: int) -> Iterator[Arm]:
 
 def _others(top_k: int, n_experts: int) -> Iterator[Arm]:
     """What else gives up some of the router's choice for fewer transfers, from gentle to rough."""
-    for share in (0.2, 0.4, 0.6, 0.8):
-        threshold = share / top_k
-        name = f"drop below {threshold:g}"
-        yield Arm(name, "by weight", "drop-by-weight", "drop-by-weight", params={"threshold": threshold})
+    for share in (0.2, 0.4, 0.6, 0.8, 1.2):
+        given = {"threshold": share / top_k}
+        name = f"below {given['threshold']:g}"
+        yield Arm(f"drop {name}", "by weight", "drop-by-weight", "drop-by-weight", params=given)
+        yield Arm(f"mean output {name}", "ours", "mean-output", "mean-output", params=given)
     for strength in (0.05, 0.1, 0.2, 0.3, 0.5):
         name = f"cache-prior {strength}"
         yield Arm(name, "re-ranking", "cache-prior", rerank="cache-prior", params={"strength": strength})

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.closed_loop.loop import BY_RANK
+from runtime.closed_loop.loop import BY_RANK, means_for
+from runtime.closed_loop.mean_outputs import MeanOutputs
 from runtime.closed_loop.routed import Array, ModelShape, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, SUBSTITUTE
 from runtime.small_model.model import MoeDecoder, rotary_table
@@ -38,7 +39,9 @@ from traces.format.trace import RoutingTrace
 
 WINDOWS_AT_ONCE = 8
 Routed = tuple[Tensor, Tensor, Tensor]  # of a layer: logits [T, E], weights [T, K], ids [T, K], as Router has them
-Answer = Callable[[int, Routed], tuple[Tensor, Tensor]]  # (MoE layer, what was routed) -> ids, weights to compute with
+# ids [T, K] (-1: nobody) and weights [T, K] to compute with; what is added to the experts' sum [T, H], None nothing
+Given = tuple[Tensor, Tensor, Tensor | None]
+Answer = Callable[[int, Routed], Given]  # (MoE layer, what was routed) -> what to compute
 
 
 @torch.inference_mode()
@@ -53,15 +56,25 @@ def forwarded(model: MoeDecoder, windows: Tensor, answer: Answer | None = None) 
         hidden = [h + layer.self_attn(layer.input_layernorm(h), rotary) for h in hidden]
         seen = [layer.post_attention_layernorm(h).flatten(0, 1) for h in hidden]
         routed = [layer.mlp.gate(x) for x in seen]
-        if answer is None:
-            given = [(ids, weights) for _, weights, ids in routed]
-        else:
-            rows = [len(x) for x in seen]
-            ids, weights = answer(place, tuple(map(torch.cat, zip(*routed, strict=True))))  # type: ignore[arg-type]
-            given = list(zip(torch.split(ids, rows), torch.split(weights, rows), strict=True))
-        outs = [layer.mlp.experts(x, *to) for x, to in zip(seen, given, strict=True)]
+        given = [_as_routed(each) for each in routed] if answer is None else _answered(answer, place, routed)
+        outs = [layer.mlp.experts(x, ids, weights) for x, (ids, weights, _) in zip(seen, given, strict=True)]
+        outs = [out if more is None else out + more for out, (*_, more) in zip(outs, given, strict=True)]
         hidden = [h + out.view_as(h) for h, out in zip(hidden, outs, strict=True)]
     return [torch.nn.functional.linear(model.norm(h), model.embed_tokens.weight) for h in hidden]
+
+
+def _as_routed(routed: Routed) -> Given:
+    _, weights, ids = routed
+    return ids, weights, None
+
+
+def _answered(answer: Answer, place: int, routed: list[Routed]) -> list[Given]:
+    """A layer's answers, of all windows at once, piece by piece."""
+    rows = [len(ids) for *_, ids in routed]
+    logits, weights, ids = (torch.cat(parts) for parts in zip(*routed, strict=True))
+    ids, weights, more = answer(place, (logits, weights, ids))
+    added = [None] * len(rows) if more is None else torch.split(more, rows)
+    return list(zip(torch.split(ids, rows), torch.split(weights, rows), added, strict=True))
 
 
 class LayerByLayer:
@@ -81,8 +94,10 @@ class LayerByLayer:
         length: int,
         calibration: RoutingTrace | None = None,
         priced_as: ModelSpec | None = None,
+        means: MeanOutputs | None = None,
     ) -> None:
         _refuse(spec)
+        self.means = means_for(spec, means)
         self.spec = spec.model_copy(update={"calibration": None if calibration is None else "captured"})
         self.shape, self.calibration, self.priced_as = shape, calibration, priced_as
         blank = shape.blank(windows * length)
@@ -102,19 +117,18 @@ class LayerByLayer:
         arrays = (self.experts, self.sequence, self.position, np.zeros(len(self.sequence), np.bool_))
         return RoutingTrace(*arrays, self.shape.meta(), weights=self.weights, logits=self.logits)
 
-    def kept(self, layer: int, routed: Routed) -> tuple[Tensor, Tensor]:
-        """Keep what a layer's router says, which is computed as it is: ids [T, K] and weights."""
+    def kept(self, layer: int, routed: Routed) -> Given:
+        """Keep what a layer's router says, which is computed as it is."""
         logits, weights, ids = routed
         order = slot_order(ids.numpy(), weights.numpy())
         self.experts[:, layer], self.weights[:, layer] = taken(order, ids.numpy()), taken(order, weights.numpy())
         if self.setting.plan.logits is not None:
             self.logits[:, layer] = ordered_half(logits.numpy().astype(np.float64), ids.numpy())
-        return ids, weights
+        return ids, weights, None
 
-    def answer(self, layer: int, routed: Routed) -> tuple[Tensor, Tensor]:
-        """The core's answers to what a layer's router says: ids [T, K] (-1: nobody) and weights to compute with, the
-        very tensors where nothing is changed."""
-        ids, weights = self.kept(layer, routed)
+    def answer(self, layer: int, routed: Routed) -> Given:
+        """The core's answers to what a layer's router says; the very tensors where nothing is changed."""
+        ids, weights, _ = self.kept(layer, routed)
         record = run(self._alone(layer), full=True)
         if self.setting.plan.rerank is not None:
             return self._reranked(layer, record, ids, weights)
@@ -123,7 +137,9 @@ class LayerByLayer:
         row, slot, said, other = self.answers[-1].T
         got[row, slot] = np.where(said == SUBSTITUTE, other, np.where(said == DROP, -1, got[row, slot]))
         given = torch.from_numpy(scattered(order, got))
-        return (ids if given.equal(ids) else given), weights
+        if given.equal(ids):
+            return ids, weights, None
+        return given, weights, None if self.means is None else self.means.weighed(layer, ids, weights * (given < 0))
 
     def _alone(self, layer: int) -> Plan:
         """The plan in which this layer alone is asked for anything, in the same steps and visits."""
@@ -133,7 +149,7 @@ class LayerByLayer:
         alone |= {name: getattr(self, name) for name in ("weights", "logits") if getattr(plan, name) is not None}
         return replace(plan, **alone)
 
-    def _reranked(self, layer: int, record: RunRecord, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _reranked(self, layer: int, record: RunRecord, ids: Tensor, weights: Tensor) -> Given:
         """Re-ranked and then fetched, a token runs exactly the experts of its new set. A set that changed has its own
         p over all experts, renormalised where the model does; another is left alone, to the last bit."""
         ran = _ran(record, layer, len(self.shape.moe_layers), *ids.shape)
@@ -147,7 +163,7 @@ class LayerByLayer:
         self.slots_reranked += int((~kept).sum())
         self.weight_reranked += float(weights[~kept].double().sum())
         rows = torch.from_numpy(changed)[:, None]
-        return torch.where(rows, torch.from_numpy(ran), ids), torch.where(rows, own.to(weights), weights)
+        return torch.where(rows, torch.from_numpy(ran), ids), torch.where(rows, own.to(weights), weights), None
 
     def record(self) -> RunRecord:
         """The record of the whole routing's replay, every layer in it. Raises SpecError where its answers are not those

@@ -167,7 +167,7 @@ def served(model: nn.Module, loop: ClosedLoop) -> Iterator[Driver]:
     """While open, `runtime.small_model.model.MoeDecoder` computes what the loop's visits say (within `Driver.step`)."""
     driver, hooks = Driver(model, loop), []
     low = _LowCopies(driver.layers, loop.low_precision) if loop.setting.plan.low is not None else None
-    beside: dict[int, Tensor] = {}  # of the layer that runs: what low-precision copies add
+    beside: dict[int, Tensor] = {}  # of the layer that runs: what low-precision copies, or mean outputs, add
 
     def serve(place: int) -> Callable[..., Any]:
         def hook(_module: nn.Module, routed: tuple[Tensor, Tensor, Tensor]) -> Any:
@@ -175,6 +175,9 @@ def served(model: nn.Module, loop: ClosedLoop) -> Iterator[Driver]:
             if not driver.active:
                 return None
             result = driver.visit(place, ids, weights)
+            means = None if loop.means is None else loop.means.term(place, ids, weights, result.answers)
+            if means is not None:
+                beside[place] = means
             ids, weights = answered(result, ids, weights)
             rounded_slots = torch.from_numpy(result.answers == LOW).to(ids.device)
             if low is not None and rounded_slots.any():
@@ -190,7 +193,7 @@ def served(model: nn.Module, loop: ClosedLoop) -> Iterator[Driver]:
     with driver:
         for layer in driver.layers:
             hooks.append(layer.experts.register_forward_pre_hook(serve(layer.place)))
-            if low is not None:
+            if low is not None or loop.means is not None:
                 hooks.append(layer.experts.register_forward_hook(add(layer.place)))
         try:
             yield driver

@@ -6,6 +6,7 @@ from typing import Any
 
 from runtime.closed_loop.judged_model import JudgedModel
 from runtime.closed_loop.loop import ClosedLoop
+from runtime.closed_loop.mean_outputs import MeanOutputs, measured
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.quality import figures
 from runtime.closed_loop.runs import Baseline, JudgedRun, calibrate, judge
@@ -34,9 +35,10 @@ def evaluated(
     base: Baseline,
     calibration: RoutingTrace | None = None,
     like: str | None = None,
+    means: MeanOutputs | None = None,
 ) -> tuple[dict[str, Any], JudgedRun]:
     """(the figures of one teacher-forced closed-loop run, the run). Raises UserError, one line."""
-    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, like))
+    loop = ClosedLoop(spec, model.shape, calibration, priced_as(model.model, model.shape, like), means=means)
     run = judge(model, text, loop, base)
     summary, tokens = summarise(run.record), run.trace.n_tokens
     out = {
@@ -90,5 +92,15 @@ def calibration_of(model: JudgedModel, spec: RunSpec, tokens: int, text: str | N
 
 def captured(model: JudgedModel, tokens: int, seed: int, text: str | None) -> RoutingTrace:
     """A calibration trace of about so many tokens, from text that is not judged."""
+    return calibrate(model, _other_text(model, tokens, seed, text))
+
+
+def means_of(model: JudgedModel, spec: RunSpec, tokens: int, text: str | None) -> MeanOutputs | None:
+    """The mean outputs of the model's experts on that text, None where the miss policy has no use for them."""
+    return measured(model, _other_text(model, tokens, spec.seed, text)) if find("miss", spec.miss).mean else None
+
+
+def _other_text(model: JudgedModel, tokens: int, seed: int, text: str | None) -> TextWindows:
+    """Windows of about so many tokens that are not judged."""
     length = min(model.context, 256)
-    return calibrate(model, text_windows(model.tokens, max(1, tokens // length), length, seed, text, False, model.lead))
+    return text_windows(model.tokens, max(1, tokens // length), length, seed, text, False, model.lead)

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from runtime.closed_loop.live_prefetch import LivePrefetch, live_prefetch_of
+from runtime.closed_loop.mean_outputs import MeanOutputs
 from runtime.closed_loop.routed import Array, Int, ModelShape, Room, longer, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, HIT, SUBSTITUTE, Committed, Served, VisitByVisit
 from sim.catalog.model_spec import ModelSpec
@@ -91,11 +92,20 @@ def _refuse_of_a_trace(spec: RunSpec) -> None:
             raise SpecError(f"{name}: {given}: needs all requests beforehand, which a closed loop learns as it goes")
 
 
+def means_for(spec: RunSpec, means: MeanOutputs | None) -> MeanOutputs | None:
+    """The mean outputs, None where the miss policy has no use for them. Raises SpecError where it needs them."""
+    if not find("miss", spec.miss).mean:
+        return None
+    if means is None:
+        raise SpecError(f"miss: {spec.miss}: needs the mean outputs of the model's experts (means), which nobody gave")
+    return means
+
+
 class ClosedLoop:
     """One run: the machine, and room for what the router says. `spec.trace` is a label only.
 
     charged: the model whose sizes are charged (None: the catalog's of that name). calibration: what fitted policies are
-    fitted on. keep_logits: for `trace()`, also where no policy reads them.
+    fitted on. keep_logits: for `trace()`, also where no policy reads them. means: what some miss policies answer by.
 
     Raises SpecError, CatalogError or SpecError, one line, for what
     does not fit or cannot be had in a closed loop.
@@ -108,11 +118,12 @@ class ClosedLoop:
         calibration: RoutingTrace | None = None,
         priced_as: ModelSpec | None = None,
         keep_logits: bool = False,
+        means: MeanOutputs | None = None,
     ) -> None:
         if find("eviction", spec.eviction).oracle:
             raise SpecError(f"eviction: {spec.eviction}: reads the future, which a closed loop does not have")
         _refuse_of_a_trace(spec)
-        self.spec, self.shape = spec, shape
+        self.spec, self.shape, self.means = spec, shape, means_for(spec, means)
         self.live_prefetch: LivePrefetch | None = live_prefetch_of(spec, shape.blank(), calibration)
         own = {key: value for key, value in spec.set.items() if key.rpartition(".")[0] != spec.prefetch}
         used = calibration is not None and "calibration"

@@ -166,7 +166,11 @@ class SlottedModel:
                 work.run(e, work.ids == e, self.source.layout.weights(whole))
         else:
             self._carry_out(served, work, place)
-        return combined(out, used.to(hidden.device), hidden.dtype, self.eager)
+        result = combined(out, used.to(hidden.device), hidden.dtype, self.eager)
+        if served is None or self.loop.means is None:
+            return result
+        means = self.loop.means.term(place, ids, weights, served.answers)
+        return result if means is None else result + means.to(result)
 
     def _global(self, place: int, expert: int) -> int:
         return place * self.store.n_experts + expert

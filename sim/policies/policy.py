@@ -60,16 +60,17 @@ class From(NamedTuple):
 class Policy:
     """One named policy, and all that anybody knows of it.
 
-    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that
-    the plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future.
-    lossy: may leave a wanted expert out, or another take its place. answers_cpu: the host may compute an expert (of the
-    substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the core does for an
-    eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. means: what each parameter means;
-    more: what it does (of those of the registry that sim.policies.told does not tell); ranges: the numbers that a
-    parameter may be, where not any. weighs: of an eviction, whether what it keeps a resident for is known of a
-    newcomer, too. spreads: of a placement, whether it sets the slots of each layer, too. search: what sim.recommend
-    tries of it: by parameter the values that are worth it, the plainest first; None: nothing. lists: where its buddy
-    lists come from ("" none, "buddies", "similarity").
+    kind: its code in the core. params: name -> default, in the order the core takes them; prepared: parameters that the
+    plan uses up beforehand; needs: arrays of the trace. fitted: needs --calibration. oracle: reads the future. lossy:
+    may leave a wanted expert out, or another take its place. mean: for whom it leaves out a model is to add the mean of
+    what that expert says (the closed loop's doing; to a replay it is left out). answers_cpu: the host may compute an
+    expert (of the substitution family `selector` and `fallback` say both, whatever they are set to). keeps: what the
+    core does for an eviction, words of plan.MARKS; adds: those that its parameters, as numbers, add. means: what each
+    parameter means; more: what it does (of those of the registry that sim.policies.told does not tell); ranges: the
+    numbers that a parameter may be, where not any. weighs: of an eviction, whether what it keeps a resident for is
+    known of a newcomer, too. spreads: of a placement, whether it sets the slots of each layer, too. search: what
+    sim.recommend tries of it: by parameter the values that are worth it, the plainest first; None: nothing. lists:
+    where its buddy lists come from ("" none, "buddies", "similarity").
     make: of a prefetcher, its predictor (sim.fit.prediction.Predictor) from parameters; drafts: whether its lists are
     of speculative windows, and what joins is what comes in time.
     Of a user's own (sim.policies.user), which sees whatever the trace has: hook: its function, compiled; numbers: of a
@@ -87,6 +88,7 @@ class Policy:
     fitted: bool = False
     oracle: bool = False
     lossy: bool = False
+    mean: bool = False
     answers_cpu: bool = False
     keeps: tuple[str, ...] = ()
     adds: Callable[[Mapping[str, float]], Iterable[str]] | None = None

@@ -213,6 +213,7 @@ def _substitution(
 ) -> Policy:
     needs: tuple[str, ...] = params.pop("needs", ("weights",))
     lossy, search, means = params.pop("lossy", True), params.pop("search", None), params.pop("means", {})
+    mean = params.pop("mean", False)
     return Policy(
         name,
         miss.SUBSTITUTE,
@@ -224,6 +225,7 @@ def _substitution(
         means={**meanings.SUBSTITUTION, **means},
         ranges=_OPEN_RANGES | {key: allowed for key, allowed in _GATE_RANGES.items() if key in prepared},
         lossy=lossy,
+        mean=mean,
         search=search,
         fitted=lists == "buddies",
         lists=lists,
@@ -269,6 +271,19 @@ MISS = _table(
         needs=("weights",),
         lossy=True,
         search={"threshold": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)},
+    ),
+    Policy(
+        "mean-output",
+        miss.DROP_BY_WEIGHT,
+        "a missing expert's mean output stands in where its router weight is below `threshold`, else fetch",
+        "this project; measured: analysis/results/closed_loop.md",
+        {"threshold": 0.15},
+        _COMMON,
+        means={"threshold": "router weight below which the mean output stands in", **meanings.COMMON},
+        ranges={"threshold": _FROM_0},
+        needs=("weights",),
+        lossy=True,
+        mean=True,
     ),
     Policy(
         "hobbit",
@@ -374,6 +389,14 @@ MISS = _table(
         needs=("weights", "logits"),
     ),
     _buddy("matched-drop", "nobody, only where a buddy would stand in", substitution.SELECT_DROP, NULLS, matched=1.0),
+    _buddy(
+        "matched-mean",
+        "the missing expert's mean output, only where a buddy would stand in",
+        substitution.SELECT_DROP,
+        NULLS,
+        matched=1.0,
+        mean=True,
+    ),
     _buddy(
         "mixed",
         "a buddy, else the cheaper of CPU and fetch, counting what this visit has given each",

@@ -64,6 +64,10 @@ MISS: Mapping[str, str] = {
     "drop": "The slot adds nothing to the token's output. Lossy: how much router weight goes missing stands in the "
     "summary as dropped. In prefill steps it fetches, unless `prefill` is yes.",
     "drop-by-weight": "As drop for slots of little router weight, as fetch for the others.",
+    "mean-output": "A slot of little router weight is answered by one vector, the mean of what its expert says to the "
+    "tokens that are routed to it, which stays on the GPU: nothing crosses the link and no expert runs. As fetch for "
+    "the others. To a replay it is drop-by-weight, for adding a vector is not timed; `runtime.evaluate` measures the "
+    "means on text that is not judged, and adds them.",
     "hobbit": "A token's slots in order of router weight: as long as the weight in front of a slot is at most the "
     "share `full` of all, the expert itself is fetched; up to `low` its low-precision copy, which has slots of its "
     "own; beyond that the slot is dropped. What copies of low precision cost in quality a replay does not know.",
@@ -91,6 +95,8 @@ MISS: Mapping[str, str] = {
     "matched-next-ranked": "Where buddy would have a stand-in, the resident that the token's own router "
     "ranks best is taken. " + _GATED,
     "matched-drop": "Where buddy would have a stand-in, the slot is dropped instead. " + _GATED,
+    "matched-mean": "Where buddy would have a stand-in, the mean output of the missing expert stands in (see "
+    "mean-output). " + _GATED,
     "mixed": "buddy, and where nobody stands in the cheaper of the CPU and a fetch, each with what this "
     "visit has given it already. " + _GATED,
     "similarity": "buddy whose lists are in order of functional similarity, from a matrix that python -m "
